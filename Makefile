@@ -1,0 +1,72 @@
+# gpuswitch: `make` lists what can be done.
+
+PYTHON ?= python3
+PREFIX ?= /usr/local
+RELEASE ?= bookworm
+
+# The service runs with the system's own python3, not with a developer's that comes first on the PATH.
+SYSTEM_PYTHON := $(if $(filter file,$(origin PYTHON)),/usr/bin/python3,$(PYTHON))
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made-from-pyproject
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help venv need-develop need-vm demo test lint format types vm-test vm-shell bench docs install uninstall clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: venv ## switch GPUs of a simulated host, step by step (no hardware, no root)
+	@$(BIN)/gpuswitchctl demo
+
+test: lint types ## lint, types and the fast tests (no hardware, no root)
+	$(BIN)/pytest
+
+lint: venv ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: venv ## mypy, strict
+	$(BIN)/mypy
+
+format: venv ## let ruff put things in order
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+vm-test: venv need-vm ## the tests on a real kernel in a virtual machine (RELEASE=bookworm or trixie)
+	RELEASE=$(RELEASE) $(BIN)/pytest --timeout=1800 tests/vm
+
+vm-shell: venv need-vm ## a shell in such a machine, to play in
+	@RELEASE=$(RELEASE) $(BIN)/python -m tests.vm.shell
+
+bench: venv need-vm ## measure speed and size, and print them
+	@RELEASE=$(RELEASE) $(BIN)/python -m tests.bench
+
+docs: venv ## write the generated documents anew
+	$(BIN)/python docs/generate_states.py
+
+install: ## install on this system (root; PREFIX=/usr/local, PYTHON=/usr/bin/python3)
+	@PREFIX='$(PREFIX)' PYTHON='$(SYSTEM_PYTHON)' contrib/install.sh install
+
+uninstall: ## take away what install brought; /etc/gpuswitch stays
+	@PREFIX='$(PREFIX)' contrib/install.sh uninstall
+
+clean: ## remove what the other targets made here
+	rm -rf $(VENV) dist htmlcov .coverage .coverage.* .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml | need-develop
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+need-develop:
+	@contrib/need.sh '$(PYTHON)' develop
+
+need-vm:
+	@contrib/need.sh '$(PYTHON)' vm
