@@ -1,0 +1,119 @@
+"""Every error that leaves the program: its D-Bus name, its exit status in the CLI, and one sentence for a person.
+
+The sentence names the thing in the way and, where there is one, the next thing to do. Nothing below this module
+formats prose twice: an error is raised with its sentence and shown as it is.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+PREFIX = "org.gpuswitch1.Error."
+
+
+class GpuswitchError(Exception):
+    """An error with a D-Bus name (`dbus_name`) and the exit status `gpuswitchctl` ends with (`exit_code`)."""
+
+    name: ClassVar[str] = "Failed"
+    exit_code: ClassVar[int] = 1
+
+    @property
+    def dbus_name(self) -> str:
+        return PREFIX + self.name
+
+
+class Failed(GpuswitchError):
+    """The switch, or an operation of it, did not work."""
+
+
+class InvalidArgument(GpuswitchError):
+    """What was asked for makes no sense: a malformed address, an unknown option, an ambiguous name."""
+
+    name = "InvalidArgument"
+    exit_code = 2
+
+
+class NoSuchGpu(GpuswitchError):
+    """No GPU answers to that name or address."""
+
+    name = "NoSuchGpu"
+    exit_code = 2
+
+
+class NotViable(GpuswitchError):
+    """The host cannot give this GPU away: no IOMMU, a neighbour in its group, a missing driver."""
+
+    name = "NotViable"
+    exit_code = 3
+
+
+class Busy(GpuswitchError):
+    """Something has the GPU open."""
+
+    name = "Busy"
+    exit_code = 3
+
+
+class Owned(GpuswitchError):
+    """A virtual machine has the GPU."""
+
+    name = "Owned"
+    exit_code = 3
+
+
+class InProgress(GpuswitchError):
+    """Another switch of the same GPU is under way; the sentence carries its id."""
+
+    name = "InProgress"
+    exit_code = 3
+
+
+class NotAuthorized(GpuswitchError):
+    """The caller may not do this."""
+
+    name = "NotAuthorized"
+    exit_code = 4
+
+
+class Timeout(GpuswitchError):
+    """The answer did not come in the time that the caller allowed."""
+
+    name = "Timeout"
+    exit_code = 6
+
+
+class Wedged(GpuswitchError):
+    """A kernel operation on this GPU has not returned, so nothing more is written to it."""
+
+    name = "Wedged"
+    exit_code = 7
+
+
+class ConfigError(GpuswitchError):
+    """The configuration cannot be used; the sentence names file, key and reason."""
+
+    name = "InvalidArgument"
+    exit_code = 2
+
+
+EXIT_CODES: dict[str, int] = {
+    PREFIX + kind.name: kind.exit_code
+    for kind in (Failed, InvalidArgument, NoSuchGpu, NotViable, Busy, Owned, InProgress, NotAuthorized, Timeout, Wedged)
+}
+"""Exit status by D-Bus error name, for a client that knows nothing but the name."""
+EXIT_UNREACHABLE = 5
+"""The service does not answer on the bus."""
+
+
+class KernelError(Exception):
+    """The kernel refused one operation. `errno` is its reason, `operation` and `subject` say what was tried on what.
+
+    Never leaves the program by itself: a step turns it into the sentence of its failure.
+    """
+
+    def __init__(self, operation: str, subject: str, errno: int, message: str) -> None:
+        super().__init__(f"cannot {operation} {subject}: {message}")
+        self.operation = operation
+        self.subject = subject
+        self.errno = errno
+        self.message = message

@@ -1,0 +1,133 @@
+"""Facts: one frozen observation of the host. Guards and plans read nothing else.
+
+Everything here comes from reads that take no device lock and wake no sleeping device; `Captured` alone is read by a
+worker, since the kernel hands those values out under the device lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from gpuswitch.model.address import PciAddress
+
+VFIO_DRIVER = "vfio-pci"
+VFIO_MODULE = "vfio_pci"
+
+
+class Kind(StrEnum):
+    """What a function is to us, told by its PCI class code (pci.ids, `C` section)."""
+
+    DISPLAY = "display"
+    AUDIO = "audio"
+    USB = "usb"
+    UCSI = "ucsi"
+    BRIDGE = "bridge"
+    NETWORK = "network"
+    STORAGE = "storage"
+    OTHER = "other"
+
+    @classmethod
+    def of(cls, class_code: int) -> Kind:
+        """Kind of a 24-bit class code as sysfs' `class` shows it, for example 0x030000."""
+        base, sub = class_code >> 16, class_code >> 8 & 0xFF
+        match base, sub:
+            case 0x03, _:
+                return cls.DISPLAY
+            case 0x04, 0x01 | 0x03:
+                return cls.AUDIO
+            case 0x0C, 0x03:
+                return cls.USB
+            case 0x0C, 0x80:
+                return cls.UCSI
+            case 0x06, _:
+                return cls.BRIDGE
+            case 0x02, _:
+                return cls.NETWORK
+            case 0x01, _:
+                return cls.STORAGE
+        return cls.OTHER
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A bound driver: its name on the PCI bus and the module that brought it (None: built in). The two often differ."""
+
+    name: str
+    module: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PciFunction:
+    """One PCI function as sysfs shows it.
+
+    `maker` and `model` are the names of the hardware database, empty where it knows none.
+    `driver` is the bound driver's link: None while nothing is bound *and* from the moment an unbind starts, so it
+    alone never proves that an unbind is over. `nodes` are the device nodes (`/dev/dri/card0`) that the bound driver
+    made and that are ready for use; `nodes_pending`: some are still being made. `parent` is the bridge above, None on a
+    root bus. `asleep`: runtime power management has suspended it.
+    """
+
+    address: PciAddress
+    vendor: int
+    device: int
+    class_code: int
+    maker: str = ""
+    model: str = ""
+    modalias: str = ""
+    driver: Driver | None = None
+    iommu_group: int | None = None
+    parent: PciAddress | None = None
+    boot_display: bool = False
+    physical_function: PciAddress | None = None
+    virtual_functions: int = 0
+    mediated_devices: int = 0
+    nodes: tuple[str, ...] = ()
+    nodes_pending: bool = False
+    asleep: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.of(self.class_code)
+
+    @property
+    def driver_name(self) -> str | None:
+        return self.driver.name if self.driver else None
+
+    @property
+    def on_vfio(self) -> bool:
+        return self.driver_name == VFIO_DRIVER
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """The host at one instant.
+
+    `iommu`: the kernel put devices into IOMMU groups. `pci_drivers`: drivers registered on the PCI bus, by name, with
+    the module that brought each (None: built in). `vfio_available`: vfio-pci is registered, or its module is installed
+    for the running kernel. `vfio_nodes`: numbers of the groups that have a `/dev/vfio/GROUP` node.
+    """
+
+    functions: Mapping[PciAddress, PciFunction]
+    iommu: bool
+    vfio_available: bool
+    pci_drivers: Mapping[str, str | None] = field(default_factory=dict)
+    vfio_nodes: frozenset[int] = frozenset()
+
+    def group(self, number: int) -> tuple[PciFunction, ...]:
+        """The functions of one IOMMU group, in address order."""
+        return tuple(f for _, f in sorted(self.functions.items()) if f.iommu_group == number)
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What one function had before we touched it, and gets back: the baseline.
+
+    `driver` None: it had no driver. `override` is the text of sysfs' `driver_override` (None: not set).
+    `power_control` is `auto` or `on` (Documentation/ABI/testing/sysfs-devices-power).
+    """
+
+    driver: Driver | None
+    override: str | None
+    power_control: str

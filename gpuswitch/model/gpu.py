@@ -1,0 +1,121 @@
+"""Which functions make one GPU, and who else lives in its IOMMU groups. Pure: facts in, values out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import HostFacts, Kind, PciFunction
+
+_COMPANIONS = {Kind.AUDIO, Kind.USB, Kind.UCSI}
+# Drivers under which a neighbour does not stop a group from being given away: they do no DMA of their own
+# (`driver_managed_dma` in drivers/vfio/pci/vfio_pci.c and drivers/pci/pci-stub.c).
+_HARMLESS_DRIVERS = {None, "vfio-pci", "pci-stub"}
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU: the functions that move together.
+
+    `address` is its first display function and its name on the bus; `functions` are all of them in address order,
+    display functions included.
+    """
+
+    address: PciAddress
+    functions: tuple[PciAddress, ...]
+
+    def in_detach_order(self, facts: HostFacts) -> tuple[PciAddress, ...]:
+        """Companions first, display functions last: nothing of the GPU outlives the function that powers it."""
+        return tuple(sorted(self.functions, key=lambda a: (_kind(facts, a) is Kind.DISPLAY, a)))
+
+    def in_attach_order(self, facts: HostFacts) -> tuple[PciAddress, ...]:
+        """The reverse: display functions first."""
+        return tuple(reversed(self.in_detach_order(facts)))
+
+    def present(self, facts: HostFacts) -> tuple[PciFunction, ...]:
+        """Those of its functions that are on the bus."""
+        return tuple(facts.functions[a] for a in self.functions if a in facts.functions)
+
+    def missing(self, facts: HostFacts) -> tuple[PciAddress, ...]:
+        return tuple(a for a in self.functions if a not in facts.functions)
+
+    def groups(self, facts: HostFacts) -> tuple[int, ...]:
+        """The numbers of its IOMMU groups, sorted."""
+        return tuple(sorted({f.iommu_group for f in self.present(facts) if f.iommu_group is not None}))
+
+    def neighbours(self, facts: HostFacts) -> tuple[PciFunction, ...]:
+        """Every other endpoint in its IOMMU groups. Bridges are not endpoints."""
+        return tuple(
+            function
+            for number in self.groups(facts)
+            for function in facts.group(number)
+            if function.address not in self.functions and function.kind is not Kind.BRIDGE
+        )
+
+
+def harmless(neighbour: PciFunction) -> bool:
+    """Whether a group stays viable with this neighbour in it: on vfio-pci already, or with no driver."""
+    return neighbour.driver_name in _HARMLESS_DRIVERS
+
+
+def discover(facts: HostFacts, members: Mapping[PciAddress, Iterable[PciAddress]] | None = None) -> tuple[Gpu, ...]:
+    """Every GPU of the host, in address order.
+
+    `members` names, by a GPU's address, further functions that must move along; one that is the display function of
+    another GPU brings that whole GPU. A function belongs to exactly one GPU: a configured member beats a companion.
+    """
+    own = _own_functions(facts)
+    for address, named in sorted((members or {}).items()):
+        gpu = _holder_of(own, address)
+        if gpu is None:
+            continue
+        for member in named:
+            other = _holder_of(own, member)
+            if other is not None and other != gpu and _kind(facts, member) is Kind.DISPLAY:
+                own[gpu] |= own.pop(other)
+            elif other is not None:
+                own[other].discard(member)
+            own[gpu].add(member)
+    return tuple(Gpu(address, tuple(sorted(functions))) for address, functions in sorted(own.items()))
+
+
+def _own_functions(facts: HostFacts) -> dict[PciAddress, set[PciAddress]]:
+    """Each slot's GPU by its first display function, before the config has its say. Virtual functions are nobody's."""
+    slots: dict[str, list[PciFunction]] = {}
+    for address, function in sorted(facts.functions.items()):
+        if function.physical_function is None:
+            slots.setdefault(address.slot_name, []).append(function)
+    own = {}
+    for functions in slots.values():
+        displays = [f for f in functions if f.kind is Kind.DISPLAY]
+        if displays:
+            together = displays + _companions(displays[0], functions)
+            own[displays[0].address] = {f.address for f in together}
+    return own
+
+
+def _companions(display: PciFunction, slot: Iterable[PciFunction]) -> list[PciFunction]:
+    """The functions of the display's slot that belong to it.
+
+    A processor's graphics shares its slot with the host's own USB controllers and sound (an AMD APU puts its security
+    processor there too): of a root-complex device only the audio that its own maker built for it comes along.
+    """
+    siblings = [f for f in slot if f.kind is not Kind.DISPLAY]
+    if _root_complex(display, siblings):
+        return [f for f in siblings if f.kind is Kind.AUDIO and f.vendor == display.vendor]
+    return [f for f in siblings if f.kind in _COMPANIONS]
+
+
+def _root_complex(display: PciFunction, siblings: Iterable[PciFunction]) -> bool:
+    """On a root bus (Intel), or in a slot that also holds what no graphics card has (an AMD APU's)."""
+    return display.parent is None or any(f.kind not in _COMPANIONS for f in siblings)
+
+
+def _holder_of(own: Mapping[PciAddress, set[PciAddress]], function: PciAddress) -> PciAddress | None:
+    return next((gpu for gpu, functions in own.items() if function in functions), None)
+
+
+def _kind(facts: HostFacts, address: PciAddress) -> Kind:
+    function = facts.functions.get(address)
+    return function.kind if function else Kind.OTHER
