@@ -1,0 +1,316 @@
+"""The actor: one per GPU. It owns the GPU's state machine and its one switch at a time; nobody else moves either."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from typing import Protocol
+
+from gpuswitch.config import Config
+from gpuswitch.errors import Failed, GpuswitchError, InProgress, KernelError, Wedged
+from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.states import State
+from gpuswitch.switch.engine import Engine, StepEvent, StoppedError, StuckError
+from gpuswitch.switch.host import Host
+from gpuswitch.switch.journal import Journal
+from gpuswitch.switch.machine import GpuMachine
+from gpuswitch.switch.observe import explain, observe
+from gpuswitch.switch.plan import Plan
+from gpuswitch.switch.prepare import Preparation
+from gpuswitch.switch.record import Result, Switch
+from gpuswitch.switch.steps import Hands, Step, StepError
+
+_log = logging.getLogger(__name__)
+
+_START = {State.VFIO: "detach", State.HOST: "reattach"}
+_SEEN = {State.HOST: "seen_host", State.VFIO: "seen_vfio", State.ABSENT: "seen_gone", State.UNKNOWN: "seen_mixed"}
+_SETTLE = {
+    (State.DETACHING, State.VFIO): "detached",
+    (State.REATTACHING, State.HOST): "reattached",
+    (State.RECOVERING, State.HOST): "recovered_host",
+    (State.RECOVERING, State.VFIO): "recovered_vfio",
+    (State.RECOVERING, State.UNKNOWN): "give_up",
+}
+"""Which edge ends a switch or a recovery, by the state it ran in and what a look shows then."""
+
+
+class Observer(Protocol):
+    """Who hears of what happens to GPUs. Called on the event loop, in order; must return at once and not raise."""
+
+    def appeared(self, actor: Actor) -> None: ...
+    def vanished(self, actor: Actor) -> None: ...
+    def changed(self, actor: Actor) -> None: ...
+    def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None: ...
+    def finished(self, actor: Actor, switch: Switch) -> None: ...
+
+
+class Actor:
+    """One GPU: what it is (`gpu`, `facts`), where it is (`state`, `reason`, `since`), and its last `switch`.
+
+    `facts` is the last look; `reason` says why the GPU is where it is, when that is not where somebody wanted it;
+    `since` is when it came there, in seconds since the epoch. `recent` are its last switches, `switch` the last one;
+    `progress` is when anything last happened here, on the loop's clock.
+    """
+
+    def __init__(
+        self, gpu: Gpu, facts: HostFacts, *, host: Host, config: Config, journal: Journal, observer: Observer
+    ) -> None:
+        self.gpu = gpu
+        self.facts = facts
+        self.config = config
+        self.reason = ""
+        self.since = time.time()
+        self.switch: Switch | None = None
+        self.recent: deque[Switch] = deque(maxlen=16)
+        self.progress = asyncio.get_running_loop().time()
+        self._host = host
+        self._kernel = host.kernel(str(gpu.address))
+        self._journal = journal
+        self._observer = observer
+        self._machine = GpuMachine()
+        self._owed = journal.load(gpu.address)
+        self._deciding = asyncio.Lock()
+        self._engine: Engine | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._resting = asyncio.Event()
+        self._resting.set()
+        self._take_in(facts)
+
+    @property
+    def state(self) -> State:
+        return self._machine.state
+
+    @property
+    def busy(self) -> bool:
+        """A switch is under way, or the kernel has not returned from one."""
+        return self._task is not None
+
+    @property
+    def host_driver(self) -> str | None:
+        """The driver of the display function at home, None where it has none or nobody knows it yet."""
+        display = self.facts.functions.get(self.gpu.address)
+        if self._owed and (captured := self._owed.get(self.gpu.address)):
+            return captured.driver.name if captured.driver else None
+        if display is not None and not display.on_vfio:
+            return display.driver_name
+        return self.config.gpu(self.gpu.address).host_driver or None
+
+    # What others see and ask ----------------------------------------------------------------------------------------
+
+    def see(self, facts: HostFacts, gpu: Gpu | None = None) -> None:
+        """Take in a look at the host. Nothing follows from it while a switch runs or the kernel has not returned."""
+        if self._task is not None:
+            return
+        known = (self.gpu, self.gpu.present(self.facts), self.state)
+        if gpu is not None and not self._owed:
+            self.gpu = gpu
+        self._take_in(facts)
+        if known != (self.gpu, self.gpu.present(facts), self.state):
+            self._observer.changed(self)
+
+    def _take_in(self, facts: HostFacts) -> None:
+        self.facts = facts
+        seen = observe(self.gpu, facts, self._owed)
+        if seen is not self.state and self._machine.can(_SEEN[seen]):
+            self._fire(_SEEN[seen])
+            self.reason = explain(self.gpu, facts) if seen is State.UNKNOWN else ""
+        if seen is State.ABSENT:
+            # The overrides and power settings that we owed went with the device.
+            self._forget_debts()
+
+    async def plan(self, target: State) -> Plan:
+        """The plan of a switch to `target`, or the refusal with all blockers. Changes nothing."""
+        async with self._deciding:
+            preparation = self._preparation()
+            plan = await self._prepared(preparation, target)
+            await preparation.release()
+            return plan
+
+    async def request(self, target: State) -> Switch:
+        """Start a switch to State.VFIO or State.HOST, or join the one that goes there already.
+
+        Where the GPU is there already, the switch that comes back is finished and had no steps.
+
+        Raises:
+            GpuswitchError: refused, with every reason; nothing was changed.
+        """
+        async with self._deciding:
+            if self.state.moving and self.switch is not None:
+                if self.switch.target is target:
+                    return self.switch
+                raise InProgress(
+                    f"{self.gpu.address} cannot go to {target} while it is on its way to {self.switch.target} "
+                    f"(switch {self.switch.id}): wait for that first"
+                )
+            preparation = self._preparation()
+            if self.state is target and not (target is State.HOST and self._owed):
+                there = self._new_switch(target, 0)
+                self._end(there, Result.DONE, "")
+                return there
+            return self._start(await self._prepared(preparation, target))
+
+    async def adopt(self) -> None:
+        """First look after a start. What a dead daemon left half-way is brought home; a GPU at rest is left alone."""
+        self.see(self._host.look())
+        if not self._owed or self.state is State.VFIO:
+            return
+        _log.warning("%s was not at rest when the service ended: bringing it back to the host", self.gpu.address)
+        try:
+            switch = await self.request(State.HOST)
+            await switch.wait()
+        except GpuswitchError as error:
+            self.reason = f"cannot bring {self.gpu.address} back to the host: {error}"
+            self._observer.changed(self)
+
+    async def stop(self, reason: str) -> None:
+        """The service stops: a running switch ends its step and reverts. What the kernel has is left to it."""
+        if self._engine is not None:
+            self._engine.stop(reason)
+        await self._resting.wait()
+        if self._task is not None:
+            self._task.cancel()
+
+    # Deciding -------------------------------------------------------------------------------------------------------
+
+    def _preparation(self) -> Preparation:
+        self.see(self._host.look())
+        config = self.config.gpu(self.gpu.address)
+        return Preparation(self.gpu, self.state, self.facts, self._owed or {}, config, self._kernel)
+
+    async def _prepared(self, preparation: Preparation, target: State) -> Plan:
+        deadline = self.config.deadlines.capture
+        try:
+            async with asyncio.timeout(deadline):
+                return await preparation.plan(target)
+        except TimeoutError:
+            if (pending := self._kernel.pending) is None:
+                raise Failed(f"{self.gpu.address} did not answer within {deadline:g} s; nothing was changed") from None
+            stuck = StuckError(pending, deadline)
+            self._task = asyncio.create_task(self._run(None, self._new_engine(()), stuck))
+            raise Wedged(str(stuck)) from None
+        except KernelError as error:
+            await preparation.release()
+            raise Failed(f"{error}; nothing was changed") from error
+        except GpuswitchError:
+            await preparation.release()
+            raise
+
+    # Running --------------------------------------------------------------------------------------------------------
+
+    def _start(self, plan: Plan) -> Switch:
+        self._journal.save(self.gpu.address, plan.owed)
+        self._owed = plan.owed
+        switch = self._new_switch(plan.target, len(plan.steps))
+        self.reason = ""
+        self._resting.clear()
+        self._fire("recover" if self.state is State.FAILED else _START[plan.target])
+        self._observer.changed(self)
+        self._task = asyncio.create_task(self._run(switch, self._new_engine(plan.steps)))
+        return switch
+
+    def _new_switch(self, target: State, steps: int) -> Switch:
+        self.switch = Switch(target, steps)
+        self.recent.append(self.switch)
+        return self.switch
+
+    def _new_engine(self, steps: tuple[Step, ...]) -> Engine:
+        hands = Hands(self._host, self._kernel)
+        self._engine = Engine(hands, steps, self.config.deadlines.model_dump(), self._stepped)
+        return self._engine
+
+    async def _run(self, switch: Switch | None, engine: Engine, stuck: StuckError | None = None) -> None:
+        """One switch from its first step to a state of rest; with `stuck`, only the way there from `wedged`."""
+        result, reason = Result.DONE, ""
+        try:
+            try:
+                if stuck is not None:
+                    raise stuck
+                await engine.forward()
+            except StepError as failure:
+                result, reason = Result.REVERTED, str(failure)
+            except StoppedError as word:
+                result, reason = Result.CANCELLED, str(word)
+            except StuckError as where:
+                result, reason = Result.REVERTED, str(where)
+                await self._wait_out(where)
+            except Exception as fault:  # noqa: BLE001 -- whatever it was, the GPU must be brought back
+                _log.exception("a fault of gpuswitch itself while %s was switched", self.gpu.address)
+                result, reason = Result.REVERTED, f"a fault of gpuswitch itself: {fault!r}"
+            if result is not Result.DONE:
+                result, reason = await self._go_back(engine, result, reason)
+            result, reason = self._settle(switch, result, reason)
+        finally:
+            self._engine = self._task = None
+            self._resting.set()
+        if switch is not None and switch.result is None:
+            self._end(switch, result, reason)
+        self._observer.changed(self)
+
+    async def _go_back(self, engine: Engine, result: Result, reason: str) -> tuple[Result, str]:
+        if self.state is not State.RECOVERING:
+            self._fire("fault")
+            self._observer.changed(self)
+        while True:
+            try:
+                await engine.back()
+            except StepError as worse:
+                return Result.FAILED, f"{reason}; the way back failed too: {worse}"
+            except StuckError as stuck:
+                await self._wait_out(stuck)
+            else:
+                return result, reason
+
+    async def _wait_out(self, stuck: StuckError) -> None:
+        """The kernel has not returned: say so, write nothing more, and go on if ever it does."""
+        self._fire("stuck")
+        self.reason = f"{stuck}; nothing more is written to {self.gpu.address} until it does"
+        if self.switch is not None and self.switch.result is None:
+            self._end(self.switch, Result.WEDGED, str(stuck))
+        self._resting.set()
+        self._observer.changed(self)
+        await self._kernel.returned()
+        self._resting.clear()
+        self._fire("unstuck")
+        self._observer.changed(self)
+
+    def _settle(self, switch: Switch | None, result: Result, reason: str) -> tuple[Result, str]:
+        """Enter the state that a fresh look shows; what is owed is forgotten once all of it was given back."""
+        self.facts = self._host.look()
+        seen = observe(self.gpu, self.facts, self._owed)
+        if result is Result.DONE and switch is not None and seen is not switch.target:
+            result, reason = Result.FAILED, f"somebody else moved it meanwhile: {explain(self.gpu, self.facts)}"
+        if seen is State.ABSENT:
+            self._fire("seen_gone")
+        else:
+            if (self.state, seen) not in _SETTLE:
+                self._fire("fault")
+            self._fire(_SETTLE[self.state, seen])
+        if seen is State.ABSENT or (seen is State.HOST and result is not Result.FAILED):
+            self._forget_debts()
+        self.reason = reason
+        return result, reason
+
+    def _forget_debts(self) -> None:
+        if self._owed is not None:
+            self._owed = None
+            self._journal.drop(self.gpu.address)
+
+    # Telling --------------------------------------------------------------------------------------------------------
+
+    def _stepped(self, event: StepEvent) -> None:
+        self.progress = asyncio.get_running_loop().time()
+        if self.switch is not None and self.switch.result is None:
+            self.switch.at(event)
+            self._observer.stepped(self, self.switch, event)
+
+    def _end(self, switch: Switch, result: Result, reason: str) -> None:
+        switch.finish(result, reason)
+        self._observer.finished(self, switch)
+
+    def _fire(self, trigger: str) -> None:
+        self._machine.fire(trigger)
+        self.since = time.time()
+        self.progress = asyncio.get_running_loop().time()

@@ -1,0 +1,139 @@
+"""The engine: runs the steps of one plan, and takes them back when one fails.
+
+Forward, for each step: intent → apply → verify → done, under the deadline of its kind. Back: revert what was begun, in
+reverse, the failed step included, each under a deadline of its own. The engine knows no GPU, no state and no bus: the
+actor decides what a result means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gpuswitch.errors import KernelError
+from gpuswitch.switch.host import Pending
+from gpuswitch.switch.steps import Hands, Step, StepError
+
+
+class Status(StrEnum):
+    """What has just become of a step."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    REVERTING = "reverting"
+    REVERTED = "reverted"
+    REVERT_FAILED = "revert-failed"
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent:
+    """`index` counts from 1 to `count`; `seconds` is how long the step took, 0 while it runs."""
+
+    index: int
+    count: int
+    step: Step
+    status: Status
+    seconds: float = 0.0
+
+
+class StuckError(Exception):
+    """The kernel did not return from an operation within the step's deadline. Nothing more may be written."""
+
+    def __init__(self, pending: Pending, deadline: float) -> None:
+        where = f", waiting in {pending.kernel_wait}" if pending.kernel_wait else ""
+        who = f" (worker {pending.pid} is in state {pending.process_state}{where})" if pending.pid else ""
+        super().__init__(f"the kernel has not returned from '{pending.what}' within {deadline:g} s{who}")
+        self.pending = pending
+
+
+class StoppedError(Exception):
+    """The switch was asked to end, and the step that ran then is over."""
+
+
+class Engine:
+    """One run of one plan's steps; `deadlines` gives seconds by kind of step, `report` hears of every step."""
+
+    def __init__(
+        self,
+        hands: Hands,
+        steps: tuple[Step, ...],
+        deadlines: Mapping[str, float],
+        report: Callable[[StepEvent], None],
+    ) -> None:
+        self._hands = hands
+        self._steps = steps
+        self._deadlines = deadlines
+        self._report = report
+        self._begun: list[tuple[int, Step]] = []
+        self._stop = ""
+
+    def stop(self, reason: str) -> None:
+        """End before the next step. A step is never torn apart: the one that runs is finished first."""
+        self._stop = reason
+
+    async def forward(self) -> None:
+        """Run every step.
+
+        Raises:
+            StepError: a step did not work; `back` may follow.
+            StuckError: the kernel did not return; `back` may follow only once it has.
+            StoppedError: `stop` was called; `back` may follow.
+        """
+        for number, step in enumerate(self._steps, 1):
+            if self._stop:
+                raise StoppedError(self._stop)
+            self._begun.append((number, step))
+            started = self._tell(number, step, Status.RUNNING)
+            try:
+                await self._bounded(step, step.apply)
+                await self._bounded(step, step.verify)
+            except (StepError, StuckError):
+                self._tell(number, step, Status.FAILED, started)
+                raise
+            self._tell(number, step, Status.DONE, started)
+
+    async def back(self) -> None:
+        """Revert what was begun, last first. Goes on past a revert that fails, to bring home what it can.
+
+        Raises:
+            StepError: with the sentences of all reverts that failed.
+            StuckError: the kernel did not return; what is left is reverted by calling again once it has.
+        """
+        faults = []
+        while self._begun:
+            number, step = self._begun[-1]
+            started = self._tell(number, step, Status.REVERTING)
+            try:
+                await self._bounded(step, step.revert)
+            except StepError as fault:
+                faults.append(str(fault))
+                self._tell(number, step, Status.REVERT_FAILED, started)
+            except StuckError:
+                self._tell(number, step, Status.REVERT_FAILED, started)
+                raise
+            else:
+                self._tell(number, step, Status.REVERTED, started)
+            self._begun.pop()
+        if faults:
+            raise StepError("; ".join(faults))
+
+    async def _bounded(self, step: Step, work: Callable[[Hands], Awaitable[None]]) -> None:
+        deadline = self._deadlines[step.kind]
+        try:
+            async with asyncio.timeout(deadline):
+                await work(self._hands)
+        except TimeoutError:
+            if (pending := self._hands.kernel.pending) is not None:
+                raise StuckError(pending, deadline) from None
+            raise StepError(f"{self._hands.waiting_for} after {deadline:g} s") from None
+        except KernelError as error:
+            raise StepError(str(error)) from error
+
+    def _tell(self, number: int, step: Step, status: Status, started: float | None = None) -> float:
+        now = asyncio.get_running_loop().time()
+        seconds = 0.0 if started is None else now - started
+        self._report(StepEvent(number, len(self._steps), step, status, seconds))
+        return now

@@ -1,0 +1,106 @@
+"""The fleet: every GPU of the host, each with its actor; finds them, names them, follows them as they come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gpuswitch.config import Config
+from gpuswitch.errors import InvalidArgument, NoSuchGpu
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.gpu import discover
+from gpuswitch.switch.actor import Actor, Observer
+from gpuswitch.switch.host import Host
+from gpuswitch.switch.journal import Journal
+
+
+class Fleet:
+    """All actors by address; `facts` is the last look at the whole host."""
+
+    def __init__(self, host: Host, config: Config, journal: Journal, observer: Observer) -> None:
+        self.config = config
+        self.actors: dict[PciAddress, Actor] = {}
+        self.facts: HostFacts = host.look()
+        self._host = host
+        self._journal = journal
+        self._observer = observer
+        self._unwatch: Callable[[], None] | None = None
+
+    async def start(self) -> None:
+        """Find every GPU, bring home what a dead daemon left half-way, and follow the host from here on."""
+        self._unwatch = self._host.watch(self.look)
+        self.look()
+        await asyncio.gather(*(actor.adopt() for actor in self.actors.values()))
+
+    async def stop(self, reason: str) -> None:
+        """End every switch at the next safe point. A GPU that the kernel has is left to it."""
+        if self._unwatch is not None:
+            self._unwatch()
+        await asyncio.gather(*(actor.stop(reason) for actor in self.actors.values()))
+
+    def look(self) -> None:
+        """Look at the host and tell every actor what became of its GPU."""
+        self.facts = self._host.look()
+        found = {gpu.address: gpu for gpu in discover(self.facts, self.config.members)}
+        for address, actor in list(self.actors.items()):
+            if address not in found and address in self.facts.functions and not actor.busy:
+                # Not gone from the bus: the config gave its functions to another GPU.
+                del self.actors[address]
+                self._observer.vanished(actor)
+            else:
+                actor.see(self.facts, found.get(address))
+        for address, gpu in found.items():
+            if address not in self.actors:
+                actor = Actor(
+                    gpu,
+                    self.facts,
+                    host=self._host,
+                    config=self.config,
+                    journal=self._journal,
+                    observer=self._observer,
+                )
+                self.actors[address] = actor
+                self._observer.appeared(actor)
+
+    def reconfigure(self, config: Config) -> None:
+        """Follow a new configuration. A switch under way ends under the deadlines that it began with."""
+        self.config = config
+        for actor in self.actors.values():
+            actor.config = config
+        self.look()
+        for actor in self.actors.values():
+            self._observer.changed(actor)
+
+    def stalled(self) -> list[Actor]:
+        """Actors that are at work and have not moved for twice the longest deadline: a fault of the program."""
+        limit = asyncio.get_running_loop().time() - 2 * max(self.config.deadlines.model_dump().values())
+        return [actor for actor in self.actors.values() if actor.state.moving and actor.progress < limit]
+
+    def find(self, selector: str) -> Actor:
+        """The GPU by address, in any spelling, of any of its functions, or by configured name; "" is the only one.
+
+        Raises:
+            NoSuchGpu, InvalidArgument: with the names that would do.
+        """
+        if not selector:
+            if len(self.actors) == 1:
+                return next(iter(self.actors.values()))
+            if not self.actors:
+                raise NoSuchGpu("this host has no GPU")
+            raise InvalidArgument(f"this host has {len(self.actors)} GPUs; name one of {self._names()}")
+        for gpu in self.config.gpus:
+            if gpu.name == selector and gpu.address in self.actors:
+                return self.actors[gpu.address]
+        try:
+            address = PciAddress.parse(selector)
+        except InvalidArgument:
+            raise NoSuchGpu(f"no GPU is named {selector[:80]!r}; there is {self._names()}") from None
+        for actor in self.actors.values():
+            if address in actor.gpu.functions:
+                return actor
+        raise NoSuchGpu(f"{address} is not a GPU of this host; there is {self._names()}")
+
+    def _names(self) -> str:
+        named = ((address, self.config.gpu(address).name) for address in sorted(self.actors))
+        return ", ".join(f"{address} ({name})" if name else str(address) for address, name in named) or "none"

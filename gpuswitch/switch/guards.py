@@ -1,0 +1,131 @@
+"""The guards: every reason why a GPU must not be moved now, all at once, over frozen facts.
+
+A guard changes nothing and asks nobody; it says who is in the way and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from gpuswitch.errors import Busy, GpuswitchError, InProgress, NotViable, Owned, Wedged
+from gpuswitch.model.facts import HostFacts, Kind, PciFunction
+from gpuswitch.model.gpu import Gpu, harmless
+from gpuswitch.model.states import State
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """One reason to refuse. `reason` is its word in the metrics, `sentence` what a person reads."""
+
+    reason: str
+    sentence: str
+    error: type[GpuswitchError] = NotViable
+
+
+# Where several blockers meet, the first of these that occurs is the error's name; its text lists them all.
+_PRECEDENCE: tuple[type[GpuswitchError], ...] = (Wedged, InProgress, Owned, Busy, NotViable)
+
+
+def refusal(blockers: Iterable[Blocker]) -> GpuswitchError:
+    """One error that names all blockers, a line each."""
+    blockers = tuple(blockers)
+    kind = next(kind for kind in _PRECEDENCE if any(b.error is kind for b in blockers))
+    return kind("\n".join(b.sentence for b in blockers))
+
+
+def blockers(
+    gpu: Gpu, target: State, state: State, facts: HostFacts, *, allow_boot_display: bool = False
+) -> tuple[Blocker, ...]:
+    """Everything that keeps `gpu`, now in `state`, from going to `target` (State.HOST or State.VFIO)."""
+    found = [*_state(gpu, state), *_presence(gpu, facts)]
+    if target is State.VFIO:
+        found += [*_host_ready(gpu, facts), *_neighbours(gpu, facts), *_shared_out(gpu, facts)]
+        if not allow_boot_display:
+            found += _boot_display(gpu, facts)
+    return tuple(found)
+
+
+def _state(gpu: Gpu, state: State) -> Iterator[Blocker]:
+    if state is State.WEDGED:
+        yield Blocker(
+            "wedged",
+            f"{gpu.address} is wedged: an operation of the kernel on it has not returned, and a further one would "
+            "only queue behind it",
+            Wedged,
+        )
+    elif state.moving:
+        yield Blocker("in_progress", f"{gpu.address} is {state}", InProgress)
+
+
+def _presence(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
+    for address in gpu.missing(facts):
+        yield Blocker("missing_function", f"function {address} is not on the PCI bus")
+
+
+def _host_ready(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
+    if not facts.iommu:
+        yield Blocker(
+            "no_iommu",
+            "the IOMMU is off: enable VT-d or AMD-Vi in the firmware, and on Intel add intel_iommu=on to the kernel "
+            "command line",
+        )
+    else:
+        for function in gpu.present(facts):
+            if function.iommu_group is None:
+                yield Blocker("no_iommu", f"{function.address} has no IOMMU group")
+    if not facts.vfio_available:
+        yield Blocker("no_vfio", "the driver vfio-pci is not available: its kernel module is not installed")
+
+
+def _neighbours(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
+    for neighbour in gpu.neighbours(facts):
+        if not harmless(neighbour):
+            yield Blocker(
+                "neighbour",
+                f"{_describe(neighbour)} is in IOMMU group {neighbour.iommu_group} too and stays on "
+                f"{neighbour.driver_name}: unbind it, or name it in `members` of this GPU to move both",
+            )
+
+
+def _shared_out(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
+    for function in gpu.present(facts):
+        if function.virtual_functions:
+            yield Blocker(
+                "virtual_functions",
+                f"{function.address} has {function.virtual_functions} virtual functions: "
+                "write 0 to its sriov_numvfs first",
+            )
+        if function.mediated_devices:
+            yield Blocker(
+                "mediated_devices",
+                f"{function.address} has {function.mediated_devices} mediated devices: remove them first",
+            )
+
+
+def _boot_display(gpu: Gpu, facts: HostFacts) -> list[Blocker]:
+    return [
+        Blocker(
+            "boot_display",
+            f"{function.address} is the display that this machine booted on, so its screen would go dark: "
+            "set allow_boot_display for this GPU if that is what you want",
+        )
+        for function in gpu.present(facts)
+        if function.boot_display
+    ]
+
+
+_KINDS: Mapping[Kind, str] = {
+    Kind.DISPLAY: "GPU",
+    Kind.AUDIO: "audio device",
+    Kind.USB: "USB controller",
+    Kind.UCSI: "USB-C controller",
+    Kind.NETWORK: "network card",
+    Kind.STORAGE: "storage controller",
+}
+
+
+def _describe(function: PciFunction) -> str:
+    name = " ".join(filter(None, (function.maker, function.model)))
+    what = _KINDS.get(function.kind, "device")
+    return f"the {what} {function.address}" + (f" ({name})" if name else "")

@@ -1,0 +1,43 @@
+"""The state machine of one GPU: the table of `model/states.py` in a flat, synchronous `transitions` machine.
+
+It says what may follow what and nothing else: it schedules nothing, awaits nothing and has no callbacks of its own, so
+the asynchronous hazards of the library (a second trigger cancels the first, deadlines are swallowed) cannot arise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from transitions import Machine
+
+from gpuswitch.model.states import EDGES, State
+
+TABLE = Machine(
+    model=None,
+    states=State,
+    initial=State.UNKNOWN,
+    transitions=[{"trigger": edge.trigger, "source": edge.source, "dest": edge.target} for edge in EDGES],
+    auto_transitions=False,
+)
+
+
+class GpuMachine:
+    """Holds one GPU's `state`; `fire` moves it along an edge of the table."""
+
+    state: State
+    trigger: Callable[[str], bool]
+
+    def __init__(self) -> None:
+        TABLE.add_model(self)
+
+    def fire(self, trigger: str) -> None:
+        """Take the edge of that name.
+
+        Raises:
+            transitions.MachineError: no such edge leaves this state; a fault of the caller, never of the user.
+        """
+        self.trigger(trigger)
+
+    def can(self, trigger: str) -> bool:
+        """Whether an edge of that name leaves this state."""
+        return any(edge.trigger == trigger and edge.source is self.state for edge in EDGES)

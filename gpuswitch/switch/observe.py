@@ -1,0 +1,33 @@
+"""What a look says about a GPU: its state, derived from driver links, never from what we last wished."""
+
+from __future__ import annotations
+
+from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.states import State
+from gpuswitch.switch.plan import Baseline
+
+
+def observe(gpu: Gpu, facts: HostFacts, owed: Baseline | None) -> State:
+    """State.HOST, VFIO, ABSENT, or UNKNOWN for what is none of these.
+
+    Where nothing is owed, whatever drivers the functions have off vfio-pci are the host's choice: its baseline.
+    """
+    if gpu.address not in facts.functions:
+        return State.ABSENT
+    present = gpu.present(facts)
+    if len(present) < len(gpu.functions):
+        return State.UNKNOWN
+    if all(function.on_vfio for function in present):
+        return State.VFIO
+    if any(function.on_vfio for function in present):
+        return State.UNKNOWN
+    home = all(f.driver == owed[f.address].driver for f in present if f.address in owed) if owed else True
+    return State.HOST if home else State.UNKNOWN
+
+
+def explain(gpu: Gpu, facts: HostFacts) -> str:
+    """Why a GPU is neither host nor vfio: each function and where it is."""
+    where = [f"{f.address} is on {f.driver_name or 'no driver'}" for f in gpu.present(facts)]
+    where += [f"{address} is not on the PCI bus" for address in gpu.missing(facts)]
+    return "neither host nor vfio: " + ", ".join(where)

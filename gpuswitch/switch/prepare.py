@@ -1,0 +1,97 @@
+"""What comes before the first step: guards, the values to give back, the groups in our hands, and out of them a plan.
+
+Changes nothing that outlives `release`: a refusal, or a plan that is only shown, leaves the host as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gpuswitch.config import GpuConfig
+from gpuswitch.errors import KernelError, NotViable, Owned
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.drivers import from_module, from_name
+from gpuswitch.model.facts import VFIO_DRIVER, Captured, HostFacts, Kind
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.states import State
+from gpuswitch.switch.guards import blockers, refusal
+from gpuswitch.switch.host import Kernel
+from gpuswitch.switch.plan import Baseline, Plan, to_host, to_vfio
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Everything that a plan for one GPU is computed from; `owed` is what an earlier switch still owes the GPU."""
+
+    gpu: Gpu
+    state: State
+    facts: HostFacts
+    owed: Baseline
+    config: GpuConfig
+    kernel: Kernel
+
+    async def plan(self, target: State) -> Plan:
+        """The plan that takes the GPU to `target`. To the host, the GPU's groups are held from here on.
+
+        Raises:
+            GpuswitchError: a guard refuses; the sentences name every blocker.
+            KernelError: a value could not be read.
+        """
+        # The worker's start costs more than the guards do: they run meanwhile.
+        self.kernel.prepare()
+        found = blockers(self.gpu, target, self.state, self.facts, allow_boot_display=self.config.allow_boot_display)
+        if found:
+            raise refusal(found)
+        now = await self.kernel.capture(self.gpu.functions)
+        if target is State.VFIO:
+            return to_vfio(self.gpu, self.facts, now, self.owed)
+        baseline = {a: self.owed.get(a) or await self._first_seen(a, now) for a in self.gpu.functions}
+        await self._hold_groups()
+        return to_host(self.gpu, self.facts, now, baseline)
+
+    async def release(self) -> None:
+        """Let go of what `plan` holds."""
+        if self.kernel.pending is None:
+            for group in self.gpu.groups(self.facts):
+                await self.kernel.release_group(group)
+
+    async def _first_seen(self, function: PciAddress, now: Mapping[PciAddress, Captured]) -> Captured:
+        """The baseline of a function that nobody saw on the host: what it has, or the only driver that fits it."""
+        captured = now[function]
+        if captured.driver is None or captured.driver.name != VFIO_DRIVER:
+            return captured
+        registered = self.facts.pci_drivers
+        display = self.facts.functions[function].kind is Kind.DISPLAY
+        if display and self.config.host_driver:
+            driver = from_name(self.config.host_driver, registered)
+        else:
+            candidates = await self.kernel.candidates(function)
+            if not candidates and not display:
+                return Captured(None, None, captured.power_control)
+            driver = from_module(_only(candidates, function), registered)
+        # Whoever put it on vfio-pci before us may have aimed the override there; at home it would be in the way.
+        return Captured(driver, None, captured.power_control)
+
+    async def _hold_groups(self) -> None:
+        """Open the groups now: EBUSY is the kernel's own word that a VM has one, and holding it keeps it so."""
+        on_vfio = [f for f in self.gpu.present(self.facts) if f.on_vfio]
+        for group in sorted({f.iommu_group for f in on_vfio if f.iommu_group is not None}):
+            try:
+                await self.kernel.hold_group(group)
+            except KernelError as error:
+                if error.errno == errno.EBUSY:
+                    raise Owned(
+                        f"a virtual machine has {self.gpu.address} (/dev/vfio/{group} is open): shut it down first"
+                    ) from error
+                raise
+
+
+def _only(candidates: tuple[str, ...], function: PciAddress) -> str:
+    if len(candidates) == 1:
+        return candidates[0]
+    found = f"several drivers fit it ({', '.join(candidates)})" if candidates else "no installed driver fits it"
+    raise NotViable(
+        f"{function} was on vfio-pci before gpuswitch looked, and {found}: name one as `host_driver` in the config"
+    )

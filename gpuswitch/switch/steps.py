@@ -1,0 +1,300 @@
+"""The steps of a switch: what each one does, how it knows that it worked, and how it is taken back.
+
+Each step stands whole in one place: `apply`, `verify`, `revert`, in that order. All three are idempotent, and `revert`
+also puts right what an `apply` that failed half-way left behind, so the engine reverts the step that failed too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.gpu import Gpu, harmless
+from gpuswitch.switch.host import Host, Kernel
+
+Unmet = Callable[[HostFacts], str | None]
+"""Looks at facts and says, in one sentence, what is not yet as it should be; None when all is."""
+
+
+class StepError(Exception):
+    """A step did not work; the sentence says what was found instead."""
+
+
+class Hands:
+    """What a step works with: eyes on the host, and the kernel operations of one GPU."""
+
+    def __init__(self, host: Host, kernel: Kernel) -> None:
+        self.host = host
+        self.kernel = kernel
+        self.waiting_for = ""
+
+    def check(self, unmet: Unmet) -> None:
+        """Raise `StepError` unless all is as it should be now: for what the kernel decides before a write returns."""
+        if (why := unmet(self.host.look())) is not None:
+            raise StepError(why)
+
+    async def until(self, unmet: Unmet) -> None:
+        """Wait until all is as it should be: for what comes later, by a uevent. The caller sets the deadline."""
+        changed = asyncio.Event()
+        stop = self.host.watch(changed.set)
+        try:
+            while (why := unmet(self.host.look())) is not None:
+                self.waiting_for = why
+                await changed.wait()
+                changed.clear()
+        finally:
+            stop()
+        self.waiting_for = ""
+
+
+class Step:
+    """One reversible action. `kind` names its deadline in the config and its series in the metrics."""
+
+    kind: ClassVar[str]
+
+    @property
+    def title(self) -> str:
+        """What it does, for a person: `unbind 0000:01:00.1 from snd_hda_intel`."""
+        raise NotImplementedError
+
+    async def apply(self, hands: Hands) -> None:
+        """Do it."""
+
+    async def verify(self, hands: Hands) -> None:
+        """Raise `StepError` unless it is done."""
+
+    async def revert(self, hands: Hands) -> None:
+        """Take it back, also when it was done in part or not at all."""
+
+
+@dataclass(frozen=True)
+class LoadDriver(Step):
+    """Have a driver registered. Not taken back: a loaded driver moves nothing, and others may use it by then."""
+
+    kind = "module"
+    module: str
+    driver: str
+
+    @property
+    def title(self) -> str:
+        return f"load {self.driver}"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.load(self.module)
+
+    async def verify(self, hands: Hands) -> None:
+        hands.check(self._unmet)
+
+    def _unmet(self, facts: HostFacts) -> str | None:
+        if self.driver in facts.pci_drivers:
+            return None
+        return f"module {self.module} is loaded, but no PCI driver named {self.driver} is there"
+
+
+@dataclass(frozen=True)
+class KeepAwake(Step):
+    """Pin runtime power to `on`: a device that sleeps in D3 may not come back when its driver changes."""
+
+    kind = "power"
+    before: Mapping[PciAddress, str]
+
+    @property
+    def title(self) -> str:
+        return f"keep {_all(self.before)} awake"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.keep_awake(tuple(self.before))
+
+    async def verify(self, hands: Hands) -> None:
+        hands.check(lambda facts: next((f"{a} is still asleep" for a in self.before if _asleep(facts, a)), None))
+
+    async def revert(self, hands: Hands) -> None:
+        await hands.kernel.set_power_control(self.before)
+
+
+@dataclass(frozen=True)
+class RestorePower(Step):
+    """Let runtime power management have the device again, where it had it before."""
+
+    kind = "power"
+    before: Mapping[PciAddress, str]
+
+    @property
+    def title(self) -> str:
+        return f"restore the power setting of {_all(self.before)}"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.set_power_control(self.before)
+
+    async def revert(self, hands: Hands) -> None:
+        await hands.kernel.keep_awake(tuple(self.before))
+
+
+@dataclass(frozen=True)
+class AimOverrides(Step):
+    """Aim driver_override, so that the next probe can bind one driver only. None clears an override."""
+
+    kind = "override"
+    to: Mapping[PciAddress, str | None]
+    before: Mapping[PciAddress, str | None]
+
+    @property
+    def title(self) -> str:
+        goals = sorted({driver for driver in self.to.values() if driver})
+        whose = f"the driver override of {_all(self.to)}"
+        return f"aim {whose} at {', '.join(goals)}" if goals else f"clear {whose}"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.set_override(self.to)
+
+    async def revert(self, hands: Hands) -> None:
+        await hands.kernel.set_override(self.before)
+
+
+@dataclass(frozen=True)
+class Unbind(Step):
+    """Take one function from its driver. There is no undo for an unbind that waits, hence all the care before it."""
+
+    kind = "unbind"
+    function: PciAddress
+    driver: str
+
+    @property
+    def title(self) -> str:
+        return f"unbind {self.function} from {self.driver}"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.unbind(self.function, self.driver)
+
+    async def verify(self, hands: Hands) -> None:
+        hands.check(lambda facts: _not_on(facts, self.function, None))
+
+    async def revert(self, hands: Hands) -> None:
+        if _not_on(hands.host.look(), self.function, self.driver) is None:
+            return
+        await hands.kernel.set_override({self.function: self.driver})
+        await hands.kernel.probe(self.function)
+        hands.check(lambda facts: _not_on(facts, self.function, self.driver))
+
+
+@dataclass(frozen=True)
+class Bind(Step):
+    """Probe one driverless function, and believe the driver link only: drivers_probe succeeds when nothing matched."""
+
+    kind = "probe"
+    function: PciAddress
+    driver: str
+
+    @property
+    def title(self) -> str:
+        return f"bind {self.function} to {self.driver}"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.probe(self.function)
+
+    async def verify(self, hands: Hands) -> None:
+        hands.check(lambda facts: _not_on(facts, self.function, self.driver))
+
+    async def revert(self, hands: Hands) -> None:
+        if _not_on(hands.host.look(), self.function, self.driver) is None:
+            await hands.kernel.unbind(self.function, self.driver)
+
+
+@dataclass(frozen=True)
+class HoldGroup(Step):
+    """Hold /dev/vfio/GROUP open through the unbind: it proves that no VM has it, and nobody can take it meanwhile."""
+
+    kind = "group"
+    group: int
+
+    @property
+    def title(self) -> str:
+        return f"hold IOMMU group {self.group}"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.hold_group(self.group)
+
+    async def revert(self, hands: Hands) -> None:
+        await hands.kernel.release_group(self.group)
+
+
+@dataclass(frozen=True)
+class ReleaseGroup(Step):
+    """Let /dev/vfio/GROUP go once nothing of ours is on vfio-pci any more."""
+
+    kind = "group"
+    group: int
+
+    @property
+    def title(self) -> str:
+        return f"release IOMMU group {self.group}"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.release_group(self.group)
+
+
+@dataclass(frozen=True)
+class CheckGroup(Step):
+    """See that a VM can have the group: vfio binds happily in a group that is not viable, and fails the VM later."""
+
+    kind = "group"
+    group: int
+    gpu: Gpu
+
+    @property
+    def title(self) -> str:
+        return f"check IOMMU group {self.group}"
+
+    async def verify(self, hands: Hands) -> None:
+        await hands.until(self._unmet)
+
+    def _unmet(self, facts: HostFacts) -> str | None:
+        for function in facts.group(self.group):
+            if function in self.gpu.neighbours(facts) and not harmless(function):
+                return f"IOMMU group {self.group} is not viable: {function.address} is on {function.driver_name}"
+        if self.group not in facts.vfio_nodes:
+            return f"/dev/vfio/{self.group} is not there"
+        return None
+
+
+@dataclass(frozen=True)
+class AwaitNodes(Step):
+    """Wait for the device nodes of a display function: whoever draws on it looks for them at once."""
+
+    kind = "nodes"
+    function: PciAddress
+
+    @property
+    def title(self) -> str:
+        return f"wait for the device nodes of {self.function}"
+
+    async def verify(self, hands: Hands) -> None:
+        await hands.until(self._unmet)
+
+    def _unmet(self, facts: HostFacts) -> str | None:
+        function = facts.functions.get(self.function)
+        if function is None:
+            return f"{self.function} left the bus"
+        return f"the device nodes of {self.function} are not ready" if function.nodes_pending else None
+
+
+def _not_on(facts: HostFacts, address: PciAddress, driver: str | None) -> str | None:
+    function = facts.functions.get(address)
+    if function is None:
+        return f"{address} left the bus"
+    if function.driver_name == driver:
+        return None
+    return f"{address} is on {function.driver_name or 'no driver'}, not on {driver or 'none'}"
+
+
+def _asleep(facts: HostFacts, address: PciAddress) -> bool:
+    function = facts.functions.get(address)
+    return function is not None and function.asleep
+
+
+def _all(functions: Mapping[PciAddress, object]) -> str:
+    return str(next(iter(functions))) if len(functions) == 1 else f"all {len(functions)} functions"
