@@ -1,0 +1,133 @@
+#!/bin/sh
+# Installs gpuswitch on the system it runs in, or takes it away again: `make install`, `make uninstall`.
+#
+#   PREFIX=/usr/local PYTHON=/usr/bin/python3 install.sh install|uninstall
+#
+# Works in a chroot, without a running systemd or bus. pip obeys its own environment (PIP_NO_INDEX, PIP_FIND_LINKS ...).
+#
+# Each installation is a directory of its own under PREFIX/lib/gpuswitch, with a virtual environment and a manifest;
+# `current` points to the one in use. A new one is built beside the old one and `current` is moved when it is complete,
+# so an installation that fails leaves the old one as it was.
+set -eu
+
+PREFIX=${PREFIX:-/usr/local}
+PYTHON=${PYTHON:-/usr/bin/python3}
+source=$(cd "$(dirname "$0")/.." && pwd)
+home=$PREFIX/lib/gpuswitch
+current=$home/current
+unit=gpuswitchd.service
+
+# Everything that is put outside of PREFIX/lib/gpuswitch: how | from | to.
+# Units and activation lie where an administrator's own belong; the bus reads policies in /usr/share and /etc only.
+files() {
+    cat <<EOF
+link|$current/bin/gpuswitchctl|$PREFIX/bin/gpuswitchctl
+link|$current/bin/gpuswitchd|$PREFIX/sbin/gpuswitchd
+file|units/gpuswitchd.service.in|/usr/local/lib/systemd/system/gpuswitchd.service
+file|units/org.gpuswitch1.service.in|/usr/local/share/dbus-1/system-services/org.gpuswitch1.service
+file|units/org.gpuswitch1.conf|/etc/dbus-1/system.d/org.gpuswitch1.conf
+EOF
+}
+
+say() { printf '%s\n' "gpuswitch: $*"; }
+die() { printf '%s\n' "cannot $*" >&2; exit 1; }
+
+has_systemd() { [ -d /run/systemd/system ] && command -v systemctl >/dev/null && ! systemd-detect-virt -q --chroot; }
+
+# tell_system: systemd and the bus read what has changed.
+tell_system() {
+    has_systemd || return 0
+    systemctl daemon-reload
+    systemctl reload dbus.service
+}
+
+# missing_directories DIR: the manifest's lines for those of DIR and its parents that are not there.
+missing_directories() {
+    [ -d "$1" ] || { missing_directories "$(dirname "$1")" && printf 'directory %s\n' "$1"; }
+}
+
+# put HOW FROM TO: one entry of the list; what was there is replaced in one instant.
+put() {
+    missing_directories "$(dirname "$3")" >>"$new/manifest"
+    mkdir -p "$(dirname "$3")"
+    case $1 in
+    link) ln -sfn "$2" "$3.new" ;;
+    file)
+        sed "s|@sbindir@|$PREFIX/sbin|g" "$source/$2" >"$3.new"
+        chmod 0644 "$3.new"
+        ;;
+    esac
+    mv -fT "$3.new" "$3"
+    printf 'file %s\n' "$3" >>"$new/manifest"
+}
+
+# remove MANIFEST: what it names goes, directories last and only where they are empty.
+remove() {
+    sed -n 's/^file //p' "$1" | while read -r path; do rm -f "$path"; done
+    sed -n 's/^directory //p' "$1" | sort -r | while read -r path; do rmdir "$path" 2>/dev/null || :; done
+}
+
+install() {
+    "$source/contrib/need.sh" "$PYTHON" install
+    old=$(readlink "$current" || :)
+    missing=$(missing_directories "$home")
+    mkdir -p "$home"
+    new=$(mktemp -d "$home/XXXXXX")
+    trap 'rm -rf "$new"' EXIT
+    trap 'exit 1' HUP INT TERM
+    chmod 0755 "$new"
+    "$PYTHON" -m venv "$new"
+    "$new/bin/pip" install --quiet --disable-pip-version-check "$source"
+    "$new/bin/python" -I -c 'import gpuswitch.cli.main, gpuswitch.daemon'
+
+    # From here on only short local writes.
+    {
+        [ -z "$old" ] || grep '^directory ' "$current/manifest" || :
+        [ -z "$missing" ] || printf '%s\n' "$missing"
+    } >"$new/manifest"
+    files | while IFS='|' read -r how from to; do put "$how" "$from" "$to"; done
+    if [ -n "$old" ]; then # what the old version had put elsewhere
+        grep '^file ' "$current/manifest" | grep -vxFf "$new/manifest" >"$new/gone" || :
+        remove "$new/gone"
+        rm "$new/gone"
+    fi
+    ln -s "$(basename "$new")" "$current.new"
+    mv -fT "$current.new" "$current"
+    trap - EXIT
+
+    tell_system
+    if [ -z "$old" ]; then # once: an administrator's later `disable` outlives upgrades
+        ! command -v systemctl >/dev/null || systemctl -q enable "$unit"
+    elif has_systemd; then
+        systemctl try-restart "$unit" || die "restart $unit: see journalctl -u $unit"
+    fi
+    find "$home" -mindepth 1 -maxdepth 1 -type d ! -name "$(basename "$new")" -exec rm -rf {} +
+    say "version $("$new/bin/python" -I -c 'import gpuswitch; print(gpuswitch.__version__)') is installed in $PREFIX"
+}
+
+uninstall() {
+    [ -f "$current/manifest" ] || die "uninstall: there is no gpuswitch in $PREFIX"
+    if command -v systemctl >/dev/null; then
+        ! has_systemd || systemctl stop "$unit"
+        systemctl -q disable "$unit"
+    fi
+    manifest=$(mktemp)
+    cp "$current/manifest" "$manifest"
+    rm -rf "$home"
+    remove "$manifest"
+    rm -f "$manifest"
+    tell_system
+    say "is removed from $PREFIX; /etc/gpuswitch and /var/lib/gpuswitch stay"
+}
+
+[ "$(id -u)" -eq 0 ] || die "${1:-install}: this writes to the system; run it as root"
+case $PREFIX in
+/*) ;;
+*) die "install in '$PREFIX': PREFIX is an absolute path" ;;
+esac
+umask 022
+case ${1:-} in
+install) install ;;
+uninstall) uninstall ;;
+*) die "do '${1:-}': use install or uninstall" ;;
+esac
