@@ -1,0 +1,167 @@
+"""The daemon's place on the bus: its name, the objects that it exports and the calls that it makes."""
+
+import asyncio
+import logging
+from typing import Final, Self
+
+from gpuswitch.api.connection import Connection, Message, MessageType, NameFlag, RequestNameReply
+from gpuswitch.api.interface import Interface
+from gpuswitch.api.serving import Server
+from gpuswitch.api.signatures import plain
+from gpuswitch.api.standard import Introspectable, ObjectManager, Peer, Properties, interface_values, is_below, told
+from gpuswitch.errors import Failed, Timeout
+
+logger = logging.getLogger(__name__)
+
+BUS_SECONDS: Final = 10.0
+"""Seconds that the message bus itself has to answer."""
+
+
+class BusError(Failed):
+    """The bus, or somebody on it, did not do what it was asked."""
+
+
+class BusLostError(BusError):
+    """There is no connection to the bus any more."""
+
+
+class CallError(BusError):
+    """A call was answered with an error: `remote_name` is its D-Bus name, `str()` its text."""
+
+    def __init__(self, remote_name: str, text: str) -> None:
+        super().__init__(text)
+        self.remote_name = remote_name
+
+
+class Bus:
+    """A connection to a message bus. Made by `connect`; not safe to use from other threads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._objects: dict[str, dict[str, Interface]] = {}
+        self._calls: dict[int, asyncio.Future[Message]] = {}
+        self._server = Server(connection, self._objects, self._everywhere)
+        connection.add_message_handler(self._receive)
+        self._end = asyncio.create_task(self._await_end())
+
+    @classmethod
+    async def connect(cls, address: str) -> Self:
+        """Connect to the bus at `address` (D-Bus specification, Server Addresses). Raises BusError if that fails."""
+        try:
+            async with asyncio.timeout(BUS_SECONDS):
+                connection = Connection(address)
+                await connection.connect()
+        except TimeoutError as error:
+            raise BusError(f"cannot connect to the bus at {address}: no answer in {BUS_SECONDS:g} s") from error
+        except Exception as error:
+            raise BusError(f"cannot connect to the bus at {address}: {error}") from error
+        return cls(connection)
+
+    @property
+    def name(self) -> str:
+        """Our unique name."""
+        return str(self._connection.unique_name)
+
+    async def lost(self) -> None:
+        """Return when the connection is gone, for whatever reason."""
+        await asyncio.shield(self._end)
+
+    async def close(self) -> None:
+        """Answer the calls that are still served with an error, then hang up."""
+        await self._server.stop()
+        self._connection.disconnect()
+        await self._end
+
+    # Objects
+
+    def export(self, path: str, *interfaces: Interface, manages: bool = False) -> None:
+        """Make an object with these interfaces; with `manages`, an ObjectManager for all that is exported below it.
+
+        Raises ValueError if there is an object already, or if an interface belongs to another.
+        """
+        if path in self._objects:
+            raise ValueError(f"cannot export {path}: it is exported already")
+        every = [*interfaces, *self._everywhere(path), *([ObjectManager(self._objects, path)] if manages else [])]
+        table = {each.dbus_name: each for each in every}
+        table[Properties.dbus_name] = Properties(table)
+        for each in table.values():
+            each.attach(self._connection, path)
+        self._objects[path] = table
+        for manager in self._managers(path):
+            manager.interfaces_added(path, interface_values(table))
+
+    def unexport(self, path: str) -> None:
+        """Take an object away. Raises KeyError if there is none."""
+        table = self._objects.pop(path)
+        for each in table.values():
+            each.detach()
+        for manager in self._managers(path):
+            manager.interfaces_removed(path, list(told(table)))
+
+    def _managers(self, path: str) -> list[ObjectManager]:
+        above = [table for root, table in self._objects.items() if is_below(path, root)]
+        return [each for table in above for each in table.values() if isinstance(each, ObjectManager)]
+
+    def _everywhere(self, path: str) -> list[Interface]:
+        """What also answers on a path that only leads to objects."""
+        return [Introspectable(self._objects, path), Peer(self._machine_id)]
+
+    # Calls that we make
+
+    async def own(self, name: str) -> None:
+        """Become the owner of `name`. Raises BusError if another owns it or the bus does not let us."""
+        try:
+            answer = await self._ask("org.freedesktop.DBus", "RequestName", "su", name, NameFlag.DO_NOT_QUEUE.value)
+        except BusError as error:
+            raise BusError(f"cannot own {name}: {error}") from error
+        if answer != RequestNameReply.PRIMARY_OWNER.value:
+            raise BusError(f"cannot own {name}: another gpuswitchd owns it")
+
+    async def call(self, message: Message, *, within: float) -> list[object]:
+        """Call a method and return the body of the answer in plain Python.
+
+        Raises CallError if the answer is an error, Timeout if there is none `within` so many seconds, and
+        BusLostError. Cancelled or timed out, nothing of the call is left behind.
+        """
+        if not self._connection.connected:
+            raise BusLostError(f"cannot call {message.member}: the connection to the bus is lost")
+        message.serial = self._connection.next_serial()
+        answer = self._calls[message.serial] = asyncio.get_running_loop().create_future()
+        try:
+            self._connection.send(message)
+            async with asyncio.timeout(within):
+                reply = await answer
+        except TimeoutError:
+            raise Timeout(f"{message.destination} did not answer {message.member} within {within:g} s") from None
+        finally:
+            del self._calls[message.serial]
+        body = [plain(value) for value in reply.body]
+        if reply.message_type is MessageType.ERROR:
+            raise CallError(reply.error_name, str(body[0]) if body else reply.error_name)
+        return body
+
+    async def _ask(self, interface: str, member: str, signature: str = "", *arguments: object) -> object:
+        """Call a method of the message bus itself, which returns one value."""
+        to = ("org.freedesktop.DBus", "/org/freedesktop/DBus", interface, member)
+        [answer] = await self.call(Message(*to, signature=signature, body=[*arguments]), within=BUS_SECONDS)
+        return answer
+
+    async def _machine_id(self) -> str:
+        return str(await self._ask("org.freedesktop.DBus.Peer", "GetMachineId"))
+
+    async def _await_end(self) -> None:
+        try:
+            await self._connection.wait_for_disconnect()
+        except Exception as error:  # noqa: BLE001 -- whatever it was: it is logged, and `lost` says that it happened
+            logger.warning("the connection to the bus is lost: %s", error)
+        for answer in self._calls.values():
+            if not answer.done():
+                answer.set_exception(BusLostError("the connection to the bus was lost before the answer came"))
+
+    def _receive(self, message: Message) -> bool:
+        """Called by the connection for each message. Returns True: the library has nothing more to do for it."""
+        if message.message_type is MessageType.METHOD_CALL:
+            self._server.serve(message)
+        elif (answer := self._calls.get(message.reply_serial)) and not answer.done():
+            answer.set_result(message)
+        return True

@@ -1,0 +1,277 @@
+"""The connection to the bus, and the only importer of the D-Bus library in this project.
+
+dbus-next 0.2.3 knows the wire format and how to log in. It was last released in 2021 and what its connection does
+wrong is put right here; `bus` answers method calls itself and asks nothing more of the library. As this reaches into
+private parts, the version is pinned. What is put right, and where:
+
+- Python 3.15 cannot import the library: `no_type_check_decorator`
+- an unknown header field or message type, or a socket that is full for a moment, ends the connection:
+  `HeaderField._missing_`, `_handle`, `_flush`
+- every signature that a peer makes up is remembered for ever: `SignatureTree._get`
+- a bus that hangs up during login makes the loop spin, one that refuses Hello counts as connected: `_auth_readline`,
+  `connect`
+- many messages, or a huge one, keep the loop from all other work: `_handle_batch`, `_handle`
+- sockets stay open until the garbage collector comes by: `_finalize`
+- a signal costs three times what it needs to: `emit`
+"""
+
+# The library says that it is typed; its private parts are not.
+# mypy: allow-untyped-calls
+
+import contextlib
+import logging
+import typing
+from functools import lru_cache
+from io import BytesIO
+from struct import pack, unpack_from
+from typing import Final
+
+from typing_extensions import override
+
+vars(typing).setdefault("no_type_check_decorator", lambda decorator: decorator)  # gone in 3.15, asked for on import
+
+# ruff: noqa: E402 -- the line above has to come first
+from dbus_next import introspection
+from dbus_next._private.constants import HeaderField
+from dbus_next._private.marshaller import Marshaller
+from dbus_next._private.unmarshaller import Unmarshaller
+from dbus_next.aio.message_bus import MessageBus
+from dbus_next.constants import ArgDirection, MessageFlag, MessageType, NameFlag, PropertyAccess, RequestNameReply
+from dbus_next.errors import AuthError
+from dbus_next.message import Message
+from dbus_next.signature import SignatureTree, SignatureType, Variant
+
+__all__ = [
+    "ArgDirection", "Connection", "Message", "MessageFlag", "MessageType", "NameFlag", "PropertyAccess",
+    "RequestNameReply", "SignatureTree", "SignatureType", "Variant", "introspection",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+BATCH: Final = 32
+"""Messages handled in one turn of the loop."""
+MAX_UNASKED: Final = 64 * 1024
+"""Bytes in a call or signal from a peer: ours have a few hundred. Replies, which we asked for, may be larger."""
+MAX_LOGIN_LINE: Final = 16 * 1024
+RECEIVE: Final = 64 * 1024
+
+# "Implementations must ignore fields they do not understand" (D-Bus specification, Header Fields).
+# An unknown field is taken for UNIX_FDS, the one that the library never looks at.
+HeaderField._missing_ = classmethod(lambda cls, _: cls.UNIX_FDS)  # type: ignore[method-assign,assignment] # a repair
+# Peers choose the signatures in their messages, so what is remembered of them needs a limit.
+SignatureTree._get = staticmethod(lru_cache(maxsize=512)(SignatureTree))  # type: ignore[method-assign] # noqa: SLF001 -- a repair
+
+
+class Connection(MessageBus):
+    """A connection to the message bus at `address`.
+
+    File descriptors are never negotiated: a peer could make us hold as many as it likes.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._received = bytearray()
+        self._unsent = bytearray()
+        try:
+            super().__init__(address, negotiate_unix_fd=False)
+        except BaseException:
+            self._close_socket()
+            raise
+
+    # Login
+
+    @override
+    async def connect(self) -> "Connection":
+        """Log in and say Hello. Raises OSError, EOFError or the library's AuthError, and leaves nothing open then."""
+        try:
+            await super().connect()
+            name = str(self.unique_name)
+            if not name.startswith(":"):
+                raise AuthError(name)  # the text of the bus' refusal, which the library took for our name
+        except BaseException:
+            self._finalize()
+            raise
+        return self
+
+    @override
+    async def _auth_readline(self) -> str:
+        line = bytearray()
+        while not line.endswith(b"\r\n"):
+            byte = await self._loop.sock_recv(self._sock, 1)
+            if not byte or len(line) > MAX_LOGIN_LINE:
+                raise EOFError("the bus ended the connection during login")
+            line += byte
+        return line[:-2].decode()
+
+    # Receiving
+
+    @override
+    def _message_reader(self) -> None:
+        """Called by the loop when the socket has something to read."""
+        try:
+            data = self._sock.recv(RECEIVE)
+            if not data:
+                raise EOFError("the bus ended the connection")
+        except BlockingIOError:
+            return
+        except (OSError, EOFError) as error:
+            self._finalize(error)
+            return
+        self._received += data
+        if self._handle_batch():
+            self._loop.remove_reader(self._fd)
+            self._loop.call_soon(self._catch_up)
+
+    def _catch_up(self) -> None:
+        """Work off what was received before more is read, so that the bus keeps the rest of a flood."""
+        if self._handle_batch():
+            self._loop.call_soon(self._catch_up)
+        elif not self._disconnected:
+            self._loop.add_reader(self._fd, self._message_reader)
+
+    def _handle_batch(self) -> bool:
+        """Handle the first messages received, at most `BATCH`. Returns whether more may be left."""
+        for _ in range(BATCH):
+            if self._disconnected:
+                return False
+            try:
+                size = message_size(self._received)
+            except ValueError as error:
+                self._finalize(error)
+                return False
+            if size is None or size > len(self._received):
+                return False
+            frame = bytes(self._received[:size])
+            del self._received[:size]
+            self._handle(frame)
+        return not self._disconnected
+
+    def _handle(self, frame: bytes) -> None:
+        kind = frame[1]
+        if kind not in MessageType._value2member_map_:  # "Unknown types must be ignored" (specification, Header)
+            return
+        unasked = kind in (MessageType.METHOD_CALL.value, MessageType.SIGNAL.value)
+        too_large = unasked and len(frame) > MAX_UNASKED
+        try:
+            message = Unmarshaller(BytesIO(without_body(frame) if too_large else frame)).unmarshall()
+        except Exception:
+            logger.warning("cannot read a message from the bus: it is dropped", exc_info=True)
+            return
+        if too_large:
+            self._refuse(message, len(frame))
+        else:
+            self._on_message(message)
+
+    def _refuse(self, message: Message, size: int) -> None:
+        logger.warning("a message of %d bytes from %s is refused", size, message.sender)
+        if message.message_type is MessageType.METHOD_CALL:
+            text = f"cannot take a message of {size} bytes, only up to {MAX_UNASKED}"
+            self.send(Message.new_error(message, "org.freedesktop.DBus.Error.LimitsExceeded", text))
+
+    # Sending
+
+    @override
+    def send(self, message: Message) -> None:
+        """Send `message` as soon as the socket takes it. Once the bus is lost, nothing is sent."""
+        message.serial = message.serial or self.next_serial()
+        self._write(message._marshall())  # noqa: SLF001 -- the library has no public name for it
+
+    def emit(self, path: str, interface: str, member: str, signature: str, body: list[object]) -> None:
+        """Send a signal. Raises the library's SignatureBodyMismatchError where `body` does not fit `signature`.
+
+        Everything but the body, its size and the serial is the same each time, so it is laid out once.
+        """
+        header = signal_header(path, interface, member, signature)
+        content = Marshaller(signature, body).marshall()
+        self._write(header[:4] + pack("<II", len(content), self.next_serial()) + header[12:] + content)
+
+    def _write(self, data: bytes) -> None:
+        if self._disconnected:
+            return
+        waiting = bool(self._unsent)
+        self._unsent += data
+        if not waiting:
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            sent = self._sock.send(self._unsent)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._finalize(error)
+            return
+        del self._unsent[:sent]
+        if self._unsent:
+            self._loop.add_writer(self._fd, self._flush)
+        else:
+            self._loop.remove_writer(self._fd)
+
+    # The end
+
+    @override
+    async def wait_for_disconnect(self) -> None:
+        """Return when we hung up. Raises whatever else ended the connection: EOFError if it was the bus."""
+        await super().wait_for_disconnect()
+
+    @override
+    def disconnect(self) -> None:
+        """Hang up; `wait_for_disconnect` returns when that is done. Nothing happens the second time."""
+        if self.connected:
+            super().disconnect()
+
+    @override
+    def _finalize(self, err: Exception | None = None) -> None:
+        if self._disconnected:  # the socket's number may be another's by now
+            return
+        super()._finalize(err)
+        self._close_socket()
+
+    def _close_socket(self) -> None:
+        for end in ("_stream", "_sock"):  # neither is there if the address was not understood
+            with contextlib.suppress(AttributeError, OSError):
+                getattr(self, end).close()
+
+
+def byte_order(message: bytes | bytearray) -> str:
+    """What `struct` calls the byte order of a message. Raises ValueError if this is the start of no message."""
+    orders = {ord("l"): "<", ord("B"): ">"}
+    if message[0] not in orders:
+        raise ValueError("the bus sent something that is not D-Bus")
+    return orders[message[0]]
+
+
+def message_size(received: bytes | bytearray) -> int | None:
+    """How many bytes the first message in `received` has; None: too early to say. Raises ValueError if it is none.
+
+    D-Bus specification, Message Format: the size of the body stands at byte 4, that of the header fields at 12; they
+    start at 16, and the body on the next multiple of eight.
+    """
+    if len(received) < 16:
+        return None
+    body: int
+    fields: int
+    body, fields = unpack_from(byte_order(received) + "I4xI", received, 4)
+    return 16 + (fields + 7) // 8 * 8 + body
+
+
+def without_body(message: bytes) -> bytes:
+    """The header of `message` as a message of its own."""
+    size: int = unpack_from(byte_order(message) + "I", message, 4)[0]
+    return message[:4] + bytes(4) + message[8 : len(message) - size]
+
+
+@lru_cache(maxsize=256)
+def signal_header(path: str, interface: str, member: str, signature: str) -> bytes:
+    """The header of a signal (D-Bus specification, Message Format): size of the body and serial are zero."""
+    fields = [
+        [HeaderField.PATH.value, Variant("o", path)],
+        [HeaderField.INTERFACE.value, Variant("s", interface)],
+        [HeaderField.MEMBER.value, Variant("s", member)],
+    ]
+    if signature:
+        fields.append([HeaderField.SIGNATURE.value, Variant("g", signature)])
+    start = [ord("l"), MessageType.SIGNAL.value, MessageFlag.NONE.value, 1, 0, 0]
+    marshaller = Marshaller("yyyyuua(yv)", [*start, fields])
+    marshaller.marshall()
+    marshaller.align(8)
+    return bytes(marshaller.buffer)

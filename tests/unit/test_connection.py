@@ -1,0 +1,37 @@
+"""The D-Bus library's defects that show without a bus."""
+
+import gc
+import subprocess
+import sys
+from itertools import product
+
+import jeepney
+import pytest
+
+from gpuswitch.api.connection import SignatureTree, message_size
+
+PING = jeepney.new_method_call(jeepney.DBusAddress("/", "org.example1", "org.freedesktop.DBus.Peer"), "Ping")
+
+
+def test_the_library_can_be_imported_where_typing_has_lost_what_it_asks_for() -> None:
+    """As in Python 3.15."""
+    program = "import typing; vars(typing).pop('no_type_check_decorator', None); import gpuswitch.api.connection"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_what_is_remembered_of_signatures_has_a_limit() -> None:
+    for types in product("ybnqiuxtds", repeat=3):
+        SignatureTree._get("".join(types))
+    assert sum(isinstance(each, SignatureTree) for each in gc.get_objects()) < 800
+
+
+def test_the_size_of_a_message_shows_in_its_first_bytes() -> None:
+    message = PING.serialise(1)
+    assert message_size(message[:15]) is None
+    assert message_size(message[:16]) == len(message)
+    assert message_size(message + b"next") == len(message)
+
+
+def test_what_is_no_message_has_no_size() -> None:
+    with pytest.raises(ValueError, match="the bus sent something that is not D-Bus"):
+        message_size(b"HTTP/1.1 400 Bad Request")
