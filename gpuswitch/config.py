@@ -1,0 +1,318 @@
+"""The configuration: config.toml, then conf.d/*.toml by name, then `GPUSWITCH_...` variables → frozen settings.
+
+Each layer overrides single keys of those before it. Every fault is found in one go and named with its file and key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import os
+import re
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+
+from gpuswitch.errors import ConfigError, InvalidArgument
+from gpuswitch.layers import Layers, Location
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import VFIO_DRIVER
+
+DIRECTORY = Path("/etc/gpuswitch")
+ENVIRONMENT = "GPUSWITCH_"
+BUS_VARIABLE = "GPUSWITCH_BUS"
+"""Names the bus to `gpuswitchctl`; often set where the service starts too, and no setting of it."""
+
+
+def _address(value: object) -> PciAddress:
+    try:
+        return PciAddress.parse(str(value))
+    except InvalidArgument as error:
+        raise ValueError(str(error)) from None
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{0,32}", value):
+        raise ValueError(f"{reprlib.repr(value)} is not a name; use at most 32 of: letters, digits, '.', '_', '-'")
+    try:
+        PciAddress.parse(value)
+    except InvalidArgument:
+        return value
+    raise ValueError(f"{value!r} looks like a PCI address; choose another name")
+
+
+def _host_driver(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]*", value):
+        raise ValueError(f"{reprlib.repr(value)} is not the name of a driver")
+    if value.replace("_", "-") == VFIO_DRIVER:
+        raise ValueError(f"{value} is no host driver; name the one that drives the GPU on this host")
+    return value
+
+
+def _ip_address(value: str) -> str:
+    return str(ipaddress.ip_address(value))
+
+
+def _not_bool(value: object) -> object:
+    # pydantic takes true for 1, so `unbind = true` would become a deadline of one second
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {value}")  # pydantic collects ValueErrors only
+    return value
+
+
+_Address = Annotated[PciAddress, PlainValidator(_address)]
+_Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False), BeforeValidator(_not_bool)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Gpu(_Table):
+    address: _Address
+    name: Annotated[str, AfterValidator(_name)] = ""
+    members: tuple[_Address, ...] = ()
+    host_driver: Annotated[str, AfterValidator(_host_driver)] = ""
+    allow_boot_display: bool | None = None
+
+
+class Defaults(_Table):
+    """What holds for a GPU whose own table does not say otherwise, or that has none."""
+
+    allow_boot_display: bool = False
+
+
+class Deadlines(_Table):
+    """How long a step may take before it counts as failed, in seconds, by kind of step."""
+
+    module: _Seconds = 30.0
+    power: _Seconds = 10.0
+    override: _Seconds = 5.0
+    unbind: _Seconds = 20.0
+    probe: _Seconds = 30.0
+    group: _Seconds = 5.0
+    nodes: _Seconds = 15.0
+    capture: _Seconds = 5.0
+
+
+class Metrics(_Table):
+    """Where Prometheus finds the metrics. `port` 0: any free one."""
+
+    enabled: bool = True
+    address: Annotated[str, AfterValidator(_ip_address)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535), BeforeValidator(_not_bool)] = 9752
+
+
+class _Tables(_Table):
+    """The layers together, as they are written."""
+
+    gpu: tuple[_Gpu, ...] = ()
+    defaults: Defaults = Defaults()
+    deadlines: Deadlines = Deadlines()
+    metrics: Metrics = Metrics()
+
+
+class _Variables(_Tables, BaseSettings):
+    """The same, by the names that pydantic-settings gives them in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT, env_nested_delimiter="__")
+
+
+_KEYS: dict[str, list[str]] = {
+    "gpu": list(_Gpu.model_fields),
+    "defaults": list(Defaults.model_fields),
+    "deadlines": list(Deadlines.model_fields),
+    "metrics": list(Metrics.model_fields),
+}
+"""The keys of each table."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuConfig:
+    """What the configuration says of one GPU. `managed`: it has a table of its own.
+
+    `name` and `host_driver` are empty where none is configured. `members` are further functions that move along.
+    """
+
+    address: PciAddress
+    managed: bool
+    allow_boot_display: bool
+    name: str = ""
+    members: tuple[PciAddress, ...] = ()
+    host_driver: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key in force: `deadlines.unbind`, its value as TOML writes it, and the file or variable that set it.
+
+    `origin` is `default` where nothing did.
+    """
+
+    key: str
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole configuration. `gpus` are the managed ones; `settings` is every key in force, for people to read."""
+
+    gpus: tuple[GpuConfig, ...] = ()
+    defaults: Defaults = field(default_factory=Defaults)
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    metrics: Metrics = field(default_factory=Metrics)
+    settings: tuple[Setting, ...] = ()
+
+    def gpu(self, address: PciAddress) -> GpuConfig:
+        """The configuration of one GPU; the defaults where it is not managed."""
+        unmanaged = GpuConfig(address, managed=False, allow_boot_display=self.defaults.allow_boot_display)
+        return next((gpu for gpu in self.gpus if gpu.address == address), unmanaged)
+
+    @property
+    def members(self) -> Mapping[PciAddress, tuple[PciAddress, ...]]:
+        """The configured members of every managed GPU, by its address."""
+        return MappingProxyType({gpu.address: gpu.members for gpu in self.gpus})
+
+
+def load(path: Path = DIRECTORY, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read everything below `path`, then `environ`. A directory or file that is not there sets nothing.
+
+    Raises:
+        ConfigError: with one line for each fault.
+
+    """
+    layers = Layers()
+    layers.add_directory(path)
+    for variable in sorted(environ):
+        if variable.upper().startswith(ENVIRONMENT) and variable != BUS_VARIABLE:
+            _add_variable(layers, variable, environ[variable])
+    tables = _checked(layers)
+    return Config(
+        gpus=tuple(_gpu_config(gpu, tables.defaults) for gpu in tables.gpu),
+        defaults=tables.defaults,
+        deadlines=tables.deadlines,
+        metrics=tables.metrics,
+        settings=tuple(_in_force(layers, tables)),
+    )
+
+
+def _add_variable(layers: Layers, variable: str, value: str) -> None:
+    """Each variable is a layer of its own, so that a fault in it names it."""
+    source = EnvSettingsSource(_Variables)
+    source.env_vars = {variable.lower(): value}
+    try:
+        values = source()
+    except SettingsError:
+        layers.faults.append(f"cannot use the variable {variable}: its value is not JSON")
+        return
+    if not values:
+        tables = [f"{ENVIRONMENT}{table}".upper() for table in _KEYS]
+        layers.faults.append(f"cannot use the variable {variable}: no such setting{_suggest(variable, tables)}")
+    layers.add(f"the variable {variable}", values)
+
+
+def _checked(layers: Layers) -> _Tables:
+    """The settings of all layers.
+
+    Raises:
+        ConfigError: with every fault.
+
+    """
+    faults = layers.faults
+    if not faults:  # a layer that could not be read would make others look wrong
+        try:
+            tables = _Tables.model_validate(layers.values)
+        except ValidationError as error:
+            faults = [_fault(layers, details) for details in error.errors(include_url=False)]
+        else:
+            faults = [_sentence(layers, location, reason) for location, reason in _contradictions(tables.gpu)]
+            if not faults:
+                return tables
+    raise ConfigError("\n".join(faults))
+
+
+def _contradictions(gpus: Sequence[_Gpu]) -> Iterator[tuple[Location, str]]:
+    """What is wrong between tables that are well-formed each."""
+    names: dict[str, PciAddress] = {}
+    claims = {gpu.address: gpu.address for gpu in gpus}
+    for index, gpu in enumerate(gpus):
+        if gpu.name and gpu.name in names:
+            yield ("gpu", index, "name"), f"{gpu.name!r} is the name of {names[gpu.name]} already"
+        names.setdefault(gpu.name, gpu.address)
+        for place, member in enumerate(gpu.members):
+            claimant = claims.setdefault(member, gpu.address)
+            if claimant == member:
+                yield ("gpu", index, "members", place), f"{member} has a [[gpu]] table, so it cannot be a member"
+            elif claimant != gpu.address:
+                yield ("gpu", index, "members", place), f"{member} is a member of {claimant} already"
+
+
+def _fault(layers: Layers, error: ErrorDetails) -> str:
+    location = error["loc"]
+    match error["type"]:
+        case "extra_forbidden":
+            known = _KEYS[str(location[0])] if len(location) > 1 else list(_KEYS)
+            reason = f"no such key{_suggest(str(location[-1]), known)}"
+        case "missing":
+            reason = "this key is required"
+        case "value_error":
+            reason = str(error["ctx"]["error"])
+        case "tuple_type":
+            reason = "must be a list"
+        case "model_type":
+            reason = "must be a table"
+        case _:
+            reason = f"{error['msg'].replace('Input should', 'must')}, not {reprlib.repr(error['input'])}"
+    return _sentence(layers, location, reason)
+
+
+def _sentence(layers: Layers, location: Location, reason: str) -> str:
+    return f"cannot use {layers.nearest_origin(location)}: {layers.key(location)}: {reason}"
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+def _gpu_config(gpu: _Gpu, defaults: Defaults) -> GpuConfig:
+    own = gpu.allow_boot_display
+    return GpuConfig(
+        address=gpu.address,
+        managed=True,
+        allow_boot_display=defaults.allow_boot_display if own is None else own,
+        name=gpu.name,
+        members=gpu.members,
+        host_driver=gpu.host_driver,
+    )
+
+
+def _in_force(layers: Layers, tables: _Tables) -> Iterator[Setting]:
+    """Every key with its value and the layer that set it."""
+    for index, gpu in enumerate(tables.gpu):
+        for key, value in gpu:
+            inherits = value is None
+            origin = layers.origin(("defaults", key) if inherits else ("gpu", index, key))
+            in_force = getattr(tables.defaults, key) if inherits else value
+            yield Setting(layers.key(("gpu", index, key)), _toml(in_force), origin or "default")
+    for name, table in tables:
+        if isinstance(table, _Table):
+            for key, value in table:
+                yield Setting(f"{name}.{key}", _toml(value), layers.origin((name, key)) or "default")
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, PciAddress):
+        return json.dumps(str(value))
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    return json.dumps(value)

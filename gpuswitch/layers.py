@@ -1,0 +1,151 @@
+"""Layers of settings: files and variables, one over the other, with a note of which layer set which key.
+
+Tables merge key by key, everything else is replaced whole. `[[gpu]]` tables of different layers are one where their
+address is the same. What the keys mean, and which exist, is `config.py`'s to say.
+"""
+
+from __future__ import annotations
+
+import os
+import reprlib
+import stat
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpuswitch.errors import ConfigError, InvalidArgument
+from gpuswitch.model.address import PciAddress
+
+Location = tuple[str | int, ...]
+"""Where a key stands: `("gpu", 0, "name")`."""
+
+
+class Layers:
+    """What the layers added so far say together. `faults` has one sentence for each that could not be read."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.faults: list[str] = []
+        self._origins: dict[Location, str] = {}
+
+    def add_directory(self, path: Path) -> None:
+        """Add `config.toml`, then `conf.d/*.toml` by name. What is not there says nothing."""
+        for file in self._files(path):
+            try:
+                self.add(str(file), tomllib.loads(_read(file).decode()))
+            except FileNotFoundError:
+                continue
+            except ConfigError as error:
+                self.faults.append(str(error))
+            except OSError as error:
+                self.faults.append(f"cannot read {file}: {error.strerror}")
+            except ValueError as error:  # not TOML, or not even UTF-8
+                self.faults.append(f"cannot use {file}: {error}")
+
+    def add(self, origin: str, values: Mapping[str, Any]) -> None:
+        """Put one layer over the others; `origin` names it to a person."""
+        tables = dict(values)
+        gpus = tables.get("gpu")
+        if isinstance(gpus, list) and isinstance(self.values.setdefault("gpu", []), list):
+            self._add_gpus(origin, tables.pop("gpu"))
+        self._overlay(self.values, tables, (), origin)
+
+    def origin(self, location: Location) -> str | None:
+        """The layer that set this key; None where none did."""
+        return self._origins.get(location)
+
+    def nearest_origin(self, location: Location) -> str:
+        """The layer that set this key, else the innermost table around it."""
+        while location and location not in self._origins:
+            location = location[:-1]
+        return self._origins.get(location, "the configuration")
+
+    def key(self, location: Location) -> str:
+        """`gpu[0000:01:00.0].members[2]`: a GPU's table by its address, everything else by its place, from 1."""
+        text = ""
+        for depth, part in enumerate(location):
+            if isinstance(part, str):
+                text += f".{part}" if text else part
+            else:
+                own = _address_text(self.values["gpu"][part]) if depth == 1 and location[0] == "gpu" else None
+                text += f"[{own or part + 1}]"
+        return text
+
+    def _files(self, path: Path) -> Iterator[Path]:
+        """The files to read, in order. Hidden ones are an editor's, not the administrator's."""
+        yield path / "config.toml"
+        drop_ins = path / "conf.d"
+        names: list[str] = []
+        for directory in (path, drop_ins):
+            try:
+                names = sorted(entry.name for entry in directory.iterdir())
+                self.faults.extend(_distrust(directory, directory.stat()))
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                self.faults.append(f"cannot read {directory}: {error.strerror}")
+                return
+        yield from (drop_ins / name for name in names if name.endswith(".toml") and not name.startswith("."))
+
+    def _add_gpus(self, origin: str, gpus: Sequence[Any]) -> None:
+        present: list[Any] = self.values["gpu"]
+        self._origins[("gpu",)] = origin
+        before = [_address_text(gpu) for gpu in present]
+        named: set[str] = set()
+        for gpu in gpus:
+            address = _address_text(gpu)
+            if address in named:
+                self.faults.append(f"cannot use {origin}: gpu[{address}]: this address has two tables")
+            elif address is not None and address in before:
+                index = before.index(address)
+                self._overlay(present[index], gpu, ("gpu", index), origin)
+            else:
+                present.append(None)
+                self._overlay(present, {len(present) - 1: gpu}, ("gpu",), origin)
+            if address is not None:
+                named.add(address)
+
+    def _overlay(self, target: Any, values: Mapping[Any, Any], location: Location, origin: str) -> None:
+        """Put `values` over a table, or over the items of a list by their index."""
+        for key, value in values.items():
+            here = (*location, key)
+            self._origins[here] = origin
+            if not isinstance(value, dict):
+                target[key] = value
+                continue
+            if isinstance(target, list) or not isinstance(target.get(key), dict):
+                target[key] = {}
+            self._overlay(target[key], value, here, origin)
+
+
+def _read(file: Path) -> bytes:
+    """Read a regular file. It is opened without waiting, since opening a pipe waits for its writer.
+
+    Raises:
+        ConfigError: it is no regular file, or others than root may write it.
+
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"cannot read {file}: it is not a regular file")
+        for fault in _distrust(file, status):
+            raise ConfigError(fault)
+        return stream.read()
+
+
+def _distrust(path: Path, status: os.stat_result) -> Iterator[str]:
+    """Why a service that runs as root must not take orders from this file or directory."""
+    if os.geteuid() == 0 and (status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        yield f"cannot trust {path}: others than root may write it; run: chown root {path} && chmod go-w {path}"
+
+
+def _address_text(gpu: object) -> str | None:
+    """The address of a `[[gpu]]` table in its one spelling; as it is written where it is no address."""
+    written = gpu.get("address") if isinstance(gpu, dict) else None
+    try:
+        return str(PciAddress.parse(str(written)))
+    except InvalidArgument:
+        return None if written is None else reprlib.repr(written)

@@ -1,0 +1,265 @@
+"""The configuration: what the layers say together, and one sentence for each thing that is wrong with them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.config import Config, Deadlines, Defaults, Metrics, load
+from gpuswitch.errors import ConfigError
+from gpuswitch.model.address import PciAddress
+
+EXAMPLE = Path(__file__).parents[2] / "contrib" / "config.toml"
+FIRST = PciAddress.parse("0000:01:00.0")
+SECOND = PciAddress.parse("0000:02:00.0")
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write one file below a configuration directory, for nobody else to change."""
+    (tmp_path / "conf.d").mkdir()
+    for directory in (tmp_path, tmp_path / "conf.d"):
+        directory.chmod(0o755)
+
+    def write_file(name: str, text: str) -> Path:
+        file = tmp_path / name
+        file.write_text(text)
+        file.chmod(0o644)
+        return file
+
+    return write_file
+
+
+def faults(path: Path, environ: Mapping[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        load(path, environ or {})
+    return str(error.value).splitlines()
+
+
+def test_without_a_directory_everything_is_default(tmp_path: Path) -> None:
+    config = load(tmp_path / "missing", {})
+    assert config.gpus == ()
+    assert config.deadlines == Deadlines()
+    assert config.metrics == Metrics(enabled=True, address="127.0.0.1", port=9752)
+    assert config.gpu(FIRST).managed is False
+    assert config.gpu(FIRST).allow_boot_display is False
+
+
+def test_a_gpu_with_a_table_is_managed(tmp_path: Path, write: Write) -> None:
+    write(
+        "config.toml",
+        """
+        [[gpu]]
+        address = "01:00.0"
+        name = "rtx3070"
+        members = ["pci_0000_05_00_0"]
+        host_driver = "nvidia"
+        """,
+    )
+    config = load(tmp_path, {})
+    gpu = config.gpu(FIRST)
+    assert (gpu.managed, gpu.name, gpu.host_driver) == (True, "rtx3070", "nvidia")
+    assert config.members == {FIRST: (PciAddress.parse("0000:05:00.0"),)}
+    assert config.gpu(SECOND).managed is False
+
+
+def test_a_gpus_own_key_beats_the_defaults(tmp_path: Path, write: Write) -> None:
+    write(
+        "config.toml",
+        """
+        [defaults]
+        allow_boot_display = true
+        [[gpu]]
+        address = "0000:01:00.0"
+        allow_boot_display = false
+        [[gpu]]
+        address = "0000:02:00.0"
+        """,
+    )
+    config = load(tmp_path, {})
+    assert config.gpu(FIRST).allow_boot_display is False
+    assert config.gpu(SECOND).allow_boot_display is True
+    assert config.gpu(PciAddress.parse("0000:03:00.0")).allow_boot_display is True
+
+
+def test_drop_ins_override_single_keys_in_the_order_of_their_names(tmp_path: Path, write: Write) -> None:
+    write("config.toml", '[deadlines]\nunbind = 10\nprobe = 11\n[[gpu]]\naddress = "0000:01:00.0"\nname = "one"\n')
+    write("conf.d/20-late.toml", "[deadlines]\nunbind = 30\n")
+    write("conf.d/10-early.toml", '[deadlines]\nunbind = 20\n[[gpu]]\naddress = "01:00.0"\nhost_driver = "nouveau"\n')
+    write("conf.d/.hidden.toml", "[deadlines]\nunbind = 40\n")
+    write("conf.d/notes.txt", "not TOML")
+    config = load(tmp_path, {})
+    assert (config.deadlines.unbind, config.deadlines.probe) == (30, 11)
+    assert [(gpu.name, gpu.host_driver) for gpu in config.gpus] == [("one", "nouveau")]
+
+
+def test_the_environment_comes_last(tmp_path: Path, write: Write) -> None:
+    write("config.toml", '[metrics]\nport = 1\naddress = "::1"\n[[gpu]]\naddress = "0000:01:00.0"\nname = "one"\n')
+    environ = {
+        "GPUSWITCH_METRICS__PORT": "2",
+        "GPUSWITCH_GPU": '[{"address": "0000:01:00.0", "host_driver": "amdgpu"}]',
+        "GPUSWITCH_DEADLINES": '{"power": 3.5}',
+        "GPUSWITCH_DEFAULTS__ALLOW_BOOT_DISPLAY": "yes",
+        "GPUSWITCH_BUS": "unix:path=/run/bus",
+        "HOME": "/",
+    }
+    config = load(tmp_path, environ)
+    assert (config.metrics.address, config.metrics.port) == ("::1", 2)
+    assert (config.gpu(FIRST).name, config.gpu(FIRST).host_driver) == ("one", "amdgpu")
+    assert config.deadlines.power == 3.5
+    assert config.defaults.allow_boot_display is True
+
+
+def test_settings_say_which_layer_set_them(tmp_path: Path, write: Write) -> None:
+    main = write("config.toml", '[defaults]\nallow_boot_display = true\n[[gpu]]\naddress = "0000:01:00.0"\n')
+    drop_in = write("conf.d/a.toml", '[[gpu]]\naddress = "01:00.0"\nname = "one"\n')
+    settings = {s.key: (s.value, s.origin) for s in load(tmp_path, {"GPUSWITCH_DEADLINES__UNBIND": "7"}).settings}
+    assert settings["gpu[0000:01:00.0].name"] == ('"one"', str(drop_in))
+    assert settings["gpu[0000:01:00.0].allow_boot_display"] == ("true", str(main))
+    assert settings["gpu[0000:01:00.0].host_driver"] == ('""', "default")
+    assert settings["deadlines.unbind"] == ("7.0", "the variable GPUSWITCH_DEADLINES__UNBIND")
+    assert settings["metrics.port"] == ("9752", "default")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "reason"),
+    [
+        ("[metrics]\nprot = 1", "metrics.prot", "no such key; did you mean port?"),
+        ("[metric]\nport = 1", "metric", "no such key; did you mean metrics?"),
+        ("[deadlines]\nxyz = 1", "deadlines.xyz", "no such key; known are module, power, override"),
+        ('[[gpu]]\naddress = "01:00.0"\nnmae = "x"', "gpu[0000:01:00.0].nmae", "did you mean name?"),
+        ('[[gpu]]\nname = "x"', "gpu[1].address", "this key is required"),
+        ('[[gpu]]\naddress = "01:00"', "gpu['01:00'].address", "'01:00' is not a PCI address"),
+        ('[gpu]\naddress = "01:00.0"', "gpu", "must be a list"),
+        ("metrics = 5", "metrics", "must be a table"),
+        ("gpu = [5]", "gpu[1]", "must be a table"),
+        ("[deadlines]\nunbind = 0", "deadlines.unbind", "must be greater than 0, not 0"),
+        ("[deadlines]\nunbind = 601", "deadlines.unbind", "must be less than or equal to 600, not 601"),
+        ("[deadlines]\nunbind = nan", "deadlines.unbind", "must be a finite number, not nan"),
+        ("[deadlines]\nunbind = true", "deadlines.unbind", "must be a number, not True"),
+        ("[metrics]\nport = 65536", "metrics.port", "must be less than or equal to 65535, not 65536"),
+        ('[metrics]\naddress = "localhost"', "metrics.address", "'localhost' does not appear to be an IPv4 or IPv6"),
+        ('[[gpu]]\naddress = "01:00.0"\nname = "a b"', "gpu[0000:01:00.0].name", "'a b' is not a name"),
+        (
+            '[[gpu]]\naddress = "01:00.0"\nname = "pci_0000_01_00_0"',
+            "gpu[0000:01:00.0].name",
+            "looks like a PCI address",
+        ),
+        (
+            '[[gpu]]\naddress = "01:00.0"\nhost_driver = "vfio-pci"',
+            "gpu[0000:01:00.0].host_driver",
+            "vfio-pci is no host driver",
+        ),
+        (
+            '[[gpu]]\naddress = "01:00.0"\nmembers = ["05:00.0", "x"]',
+            "gpu[0000:01:00.0].members[2]",
+            "'x' is not a PCI address",
+        ),
+    ],
+)
+def test_a_wrong_key_is_refused_with_file_key_and_reason(
+    tmp_path: Path, write: Write, text: str, key: str, reason: str
+) -> None:
+    file = write("config.toml", text)
+    (fault,) = faults(tmp_path)
+    assert fault.startswith(f"cannot use {file}: {key}: ")
+    assert reason in fault
+
+
+def test_the_fault_names_the_file_that_set_the_key(tmp_path: Path, write: Write) -> None:
+    write("config.toml", '[[gpu]]\naddress = "01:00.0"\nname = "fine"\n')
+    drop_in = write("conf.d/x.toml", '[[gpu]]\naddress = "01:00.0"\nname = "not fine"\n')
+    (fault,) = faults(tmp_path)
+    assert fault.startswith(f"cannot use {drop_in}: gpu[0000:01:00.0].name: ")
+
+
+def test_two_tables_for_one_address_in_one_file_are_refused(tmp_path: Path, write: Write) -> None:
+    file = write("config.toml", '[[gpu]]\naddress = "01:00.0"\n[[gpu]]\naddress = "0000:01:00.0"\n')
+    assert faults(tmp_path) == [f"cannot use {file}: gpu[0000:01:00.0]: this address has two tables"]
+
+
+def test_contradictions_between_gpus_are_refused_with_their_names(tmp_path: Path, write: Write) -> None:
+    main = write("config.toml", '[[gpu]]\naddress = "01:00.0"\nname = "big"\nmembers = ["05:00.0", "02:00.0"]\n')
+    other = write("conf.d/b.toml", '[[gpu]]\naddress = "02:00.0"\nname = "big"\nmembers = ["05:00.0"]\n')
+    assert faults(tmp_path) == [
+        f"cannot use {main}: gpu[0000:01:00.0].members[2]: 0000:02:00.0 has a [[gpu]] table, so it cannot be a member",
+        f"cannot use {other}: gpu[0000:02:00.0].name: 'big' is the name of 0000:01:00.0 already",
+        f"cannot use {other}: gpu[0000:02:00.0].members[1]: 0000:05:00.0 is a member of 0000:01:00.0 already",
+    ]
+
+
+def test_every_fault_is_reported_at_once(tmp_path: Path, write: Write) -> None:
+    first = write("config.toml", "[metrics]\nport = -1\n")
+    second = write("conf.d/b.toml", "[deadlines]\nunbind = 'soon'\n")
+    assert [fault.split(": ")[0] for fault in faults(tmp_path)] == [f"cannot use {second}", f"cannot use {first}"]
+
+
+def test_a_file_that_is_not_toml_is_named_with_the_place(tmp_path: Path, write: Write) -> None:
+    good = write("config.toml", "[metrics]\nport = 1\n")
+    bad = write("conf.d/bad.toml", "[metrics\n")
+    binary = write("conf.d/binary.toml", "")
+    binary.write_bytes(b"\xff")
+    first, second = faults(tmp_path)
+    assert first.startswith(f"cannot use {bad}: ")
+    assert "line 1" in first
+    assert second.startswith(f"cannot use {binary}: ")
+    assert str(good) not in first + second
+
+
+def test_a_pipe_among_the_files_is_refused_without_waiting_for_its_writer(tmp_path: Path, write: Write) -> None:
+    pipe = tmp_path / "conf.d" / "pipe.toml"
+    os.mkfifo(pipe)
+    pipe.chmod(0o644)
+    assert faults(tmp_path) == [f"cannot read {pipe}: it is not a regular file"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("GPUSWITCH_METRIC", "1", "no such setting; did you mean GPUSWITCH_METRICS?"),
+        ("GPUSWITCH_METRICS__PROT", "1", "metrics.prot: no such key; did you mean port?"),
+        ("GPUSWITCH_METRICS__PORT", "x", "metrics.port: must be a valid integer"),
+        ("GPUSWITCH_GPU", "0000:01:00.0", "its value is not JSON"),
+    ],
+)
+def test_a_wrong_variable_is_refused_by_its_name(tmp_path: Path, variable: str, value: str, reason: str) -> None:
+    (fault,) = faults(tmp_path, {variable: value, "GPUSWITCH_DEADLINES__UNBIND": "7"})
+    assert fault.startswith(f"cannot use the variable {variable}: ")
+    assert reason in fault
+
+
+def test_root_does_not_trust_what_others_may_write(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write("config.toml", "[metrics]\nport = 1\n")
+    file.chmod(0o664)
+    (tmp_path / "conf.d").chmod(0o777)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    text = "\n".join(faults(tmp_path))
+    assert f"cannot trust {file}: others than root may write it; run: chown root {file} && chmod go-w {file}" in text
+    assert f"cannot trust {tmp_path / 'conf.d'}: " in text
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert load(tmp_path, {}).metrics.port == 1
+
+
+def uncommented() -> str:
+    """The example with every key in force."""
+    return re.sub(r"^#(\[|\w+ = )", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
+
+
+def test_the_example_as_shipped_changes_nothing(tmp_path: Path, write: Write) -> None:
+    write("config.toml", EXAMPLE.read_text())
+    assert load(tmp_path, {}) == Config(settings=load(tmp_path / "missing", {}).settings)
+
+
+def test_the_example_has_every_key_with_its_default(tmp_path: Path, write: Write) -> None:
+    file = write("config.toml", uncommented())
+    config = load(tmp_path, {})
+    assert {setting.origin for setting in config.settings} == {str(file)}
+    assert (config.defaults, config.deadlines, config.metrics) == (Defaults(), Deadlines(), Metrics())
