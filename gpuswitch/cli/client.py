@@ -1,0 +1,221 @@
+"""The service as seen from the command line: calls over D-Bus, and the signals of one switch.
+
+Whatever goes wrong here is a `CtlError` with a sentence and an exit status.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from jeepney import DBusAddress, HeaderFields, MatchRule, Message, MessageType, message_bus, new_method_call
+from jeepney.auth import AuthenticationError
+from jeepney.io.blocking import DBusConnection, open_dbus_connection
+
+from gpuswitch.errors import EXIT_CODES, EXIT_UNREACHABLE, Failed, InvalidArgument, NotAuthorized, Timeout
+
+NAME = "org.gpuswitch1"
+ROOT = "/org/gpuswitch1"
+MANAGER = "org.gpuswitch1.Manager"
+GPU = "org.gpuswitch1.Gpu"
+OBJECTS = "org.freedesktop.DBus.ObjectManager"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+
+ANSWER_SECONDS = 25.0
+"""How long an answer may take that does not wait for a switch; other D-Bus clients allow as much."""
+
+_BUS_ERROR = "org.freedesktop.DBus.Error."
+_NOT_RUNNING = ("ServiceUnknown", "NameHasNoOwner", "Spawn.")
+_WENT_AWAY = ("NoReply", "Disconnected")
+
+
+class CtlError(Exception):
+    """What `gpuswitchctl` ends with when it did not do what it was asked: text for a person, and an exit status."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class StepChange:
+    """What has just become of step `index` (from 1) of `count`; `usec` is how long it took, 0 while it runs."""
+
+    index: int
+    count: int
+    step: str
+    status: str
+    usec: int
+
+    @property
+    def at_work(self) -> bool:
+        return self.status in {"running", "reverting"}
+
+
+class Service:
+    """gpuswitchd, on the bus at `address` (None: the system bus)."""
+
+    def __init__(self, connection: DBusConnection, address: str | None) -> None:
+        self.connection = connection
+        self._address = address
+
+    @classmethod
+    def connect(cls, address: str | None) -> Self:
+        where = f"the bus at {address}" if address else "the system bus"
+        try:
+            return cls(open_dbus_connection(address or "SYSTEM", auth_timeout=ANSWER_SECONDS), address)
+        except (OSError, AuthenticationError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise CtlError(f"cannot connect to {where}: {reason}", EXIT_UNREACHABLE) from error
+        except (ValueError, LookupError, RuntimeError) as error:  # what jeepney's parser of addresses stumbles over
+            given = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS")
+            raise CtlError(
+                f"cannot use the bus address {given!r}: write it like unix:path=/run/dbus/system_bus_socket",
+                InvalidArgument.exit_code,
+            ) from error
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def gpu(self, selector: str) -> Gpu:
+        """The GPU of that name or address; "" where there is only one."""
+        reply = self.ask(call(NAME, ROOT, MANAGER, "GetGpu", "s", selector))
+        return Gpu(self, owner=reply.header.fields[HeaderFields.sender], path=reply.body[0])
+
+    def gpus(self) -> list[dict[str, Any]]:
+        """The properties of every GPU, in address order."""
+        objects = self.ask(call(NAME, ROOT, OBJECTS, "GetManagedObjects")).body[0]
+        found = [plain_values(interfaces[GPU]) for _, interfaces in sorted(objects.items()) if GPU in interfaces]
+        return sorted(found, key=lambda gpu: str(gpu["Address"]))
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Every PCI function that is in an IOMMU group."""
+        return [plain_values(each) for each in self.ask(call(NAME, ROOT, MANAGER, "Groups")).body[0]]
+
+    def config(self) -> list[dict[str, Any]]:
+        """Every setting in force."""
+        return [plain_values(each) for each in self.ask(call(NAME, ROOT, MANAGER, "Config")).body[0]]
+
+    def ask(self, message: Message) -> Message:
+        """Send a method call and return its answer."""
+        try:
+            reply = self.connection.send_and_get_reply(message, timeout=ANSWER_SECONDS)
+        except TimeoutError:
+            raise CtlError(f"the service did not answer within {ANSWER_SECONDS:g} s", EXIT_UNREACHABLE) from None
+        except OSError as error:
+            raise bus_lost(error) from error
+        return self.checked(reply)
+
+    def checked(self, reply: Message) -> Message:
+        """The answer, unless it is an error."""
+        if reply.header.message_type is not MessageType.error:
+            return reply
+        name = str(reply.header.fields[HeaderFields.error_name])
+        text = str(reply.body[0]) if reply.body and reply.body[0] else name
+        raise self._error(name, text)
+
+    def _error(self, name: str, text: str) -> CtlError:
+        if name in EXIT_CODES:
+            return CtlError(text, EXIT_CODES[name])
+        kind = name.removeprefix(_BUS_ERROR)
+        if kind == "AccessDenied":
+            return CtlError(_denied(), NotAuthorized.exit_code)
+        if kind == "InvalidArgs":
+            return CtlError(text, InvalidArgument.exit_code)
+        if kind.startswith(_WENT_AWAY):
+            return CtlError("the service went away before it answered; it may have been restarted", EXIT_UNREACHABLE)
+        if kind.startswith(_NOT_RUNNING) or name.startswith("org.freedesktop.systemd1."):
+            return CtlError(self._not_running(text), EXIT_UNREACHABLE)
+        return CtlError(text, Failed.exit_code)
+
+    def _not_running(self, text: str) -> str:
+        if self._address:
+            return f"the gpuswitch service is not on the bus at {self._address}; start it: gpuswitchd"
+        return f"the gpuswitch service is not running ({text}); start it: systemctl start gpuswitchd"
+
+
+class Gpu:
+    """One GPU of the service. It talks to the very process that named it, whose signals it believes, and no other."""
+
+    def __init__(self, service: Service, owner: str, path: str) -> None:
+        self._service = service
+        self._owner = owner
+        self._path = path
+        self._signals: deque[Message] = deque()
+        self._rule = MatchRule(type="signal", sender=owner, interface=GPU, member="StepChanged", path=path)
+
+    def properties(self) -> dict[str, Any]:
+        return plain_values(self._ask(PROPERTIES, "GetAll", "s", GPU))
+
+    def plan(self, target: str) -> list[dict[str, Any]]:
+        """The steps of a switch to `host` or `vfio`, without taking one."""
+        return [plain_values(step) for step in self._ask(GPU, "Plan", "sa{sv}", target, {})]
+
+    def move(self, target: str) -> str:
+        """Begin a switch to `host` or `vfio`, or join the one under way; returns its id.
+
+        The subscription comes first, so that `follow` misses nothing.
+        """
+        self._service.ask(message_bus.AddMatch(self._rule))
+        self._service.connection.filter(self._rule, queue=self._signals)
+        return str(self._ask(GPU, {"vfio": "ToVfio", "host": "ToHost"}[target], "a{sv}", {}))
+
+    def follow(self, switch: str, seconds: float | None) -> Iterator[StepChange | dict[str, Any]]:
+        """What becomes of each step, as it happens; the record of the finished switch is the last.
+
+        Raises:
+            CtlError: also when it has not finished within `seconds`.
+
+        """
+        connection = self._service.connection
+        deadline = None if seconds is None else time.monotonic() + seconds
+        serial = next(connection.outgoing_serial)
+        try:
+            connection.send(call(self._owner, self._path, GPU, "Wait", "s", switch), serial=serial)
+            while True:
+                # Those that came while `move` waited for its answer are in the queue.
+                message = self._signals.popleft() if self._signals else connection.receive(timeout=_left(deadline))
+                if message.header.fields.get(HeaderFields.reply_serial) == serial:
+                    yield plain_values(self._service.checked(message).body[0])
+                    return
+                if self._rule.matches(message) and message.body[0] == switch:
+                    yield StepChange(*message.body[1:])
+        except TimeoutError:
+            text = f"switch {switch} has not finished within {seconds:g} s, and goes on"
+            raise CtlError(text, Timeout.exit_code) from None
+        except OSError as error:
+            raise bus_lost(error) from error
+
+    def _ask(self, interface: str, method: str, signature: str = "", *arguments: object) -> Any:
+        return self._service.ask(call(self._owner, self._path, interface, method, signature, *arguments)).body[0]
+
+
+def call(to: str, path: str, interface: str, method: str, signature: str = "", *arguments: object) -> Message:
+    return new_method_call(DBusAddress(path, to, interface), method, signature or None, arguments)
+
+
+def plain_values(values: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    """An `a{sv}` as jeepney reads it (each value a pair of signature and value), without the signatures."""
+    return {key: _plain(signature, value) for key, (signature, value) in values.items()}
+
+
+def bus_lost(error: OSError) -> CtlError:
+    return CtlError(f"the connection to the bus is lost: {error.strerror or error}", EXIT_UNREACHABLE)
+
+
+def _plain(signature: str, value: Any) -> Any:
+    return plain_values(value) if signature == "a{sv}" else value
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _denied() -> str:
+    if os.geteuid() == 0:
+        return "the policy of the bus does not allow it"
+    return "you may not do this; try it with sudo"

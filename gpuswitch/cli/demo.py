@@ -1,0 +1,86 @@
+"""`gpuswitchctl demo`: the real service moves the GPUs of machines in memory, step by step. No GPU, no root needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from gpuswitch.cli.client import CtlError
+from gpuswitch.cli.show import line, on_terminal
+from gpuswitch.cli.stage import Stage, stage
+from gpuswitch.errors import Failed
+
+PACE = ("load=0.3s", "unbind=0.1s", "probe=0.15s", "keep_awake=0.02s", "set_override=0.01s")
+"""How long the operations of the simulated kernel take: about as long as those of a real one."""
+REFUSAL = "probe@0000:01:00.3#1=EINVAL"
+NAMED = '[[gpu]]\naddress = "0000:01:00.0"\nname = "geforce"\n'
+
+
+def demo() -> int:
+    """Play all acts.
+
+    Raises:
+        CtlError: something did not go as the captions say.
+    """
+    with stage() as playing:
+        _laptop(playing)
+        _server(playing)
+        _failure(playing)
+    _caption("That was all. Nothing of it touched this machine; 'gpuswitchctl list' shows the GPUs that it has.")
+    return 0
+
+
+def _laptop(playing: Stage) -> None:
+    _caption("1. A laptop. The integrated graphics draw the screen, and nobody uses the GeForce.")
+    with playing.machine("laptop", *PACE, config=NAMED):
+        playing.ctl("list")
+        _caption("A virtual machine is given whole IOMMU groups. The GeForce has one of its own:")
+        playing.ctl("groups")
+        _caption("All four functions of the card leave their drivers for vfio-pci; each step is verified.")
+        playing.ctl("to-vfio", "geforce")
+        playing.ctl("status", "geforce")
+        _expect(playing, "geforce", "vfio")
+        _caption("The virtual machine is gone: everything comes back as it was.")
+        playing.ctl("to-host", "geforce")
+        playing.ctl("status", "geforce")
+        _expect(playing, "geforce", "host")
+
+
+def _server(playing: Stage) -> None:
+    _caption("2. A server with eight GPUs. Two of them switch at the same time.")
+    with playing.machine("server", *PACE):
+        playing.ctl("list")
+        playing.ctl_at_once(("to-vfio", "11:00.0"), ("to-vfio", "21:00.0"))
+        playing.ctl("list")
+        _expect(playing, "11:00.0", "vfio")
+        _expect(playing, "21:00.0", "vfio")
+
+
+def _failure(playing: Stage) -> None:
+    _caption("3. The laptop again, and this time its kernel refuses one step. All before it is undone, in reverse.")
+    with playing.machine("laptop", *PACE, REFUSAL, config=NAMED):
+        before = _look(playing, "geforce")
+        playing.ctl("to-vfio", "geforce", expect=Failed.exit_code)
+        playing.ctl("status", "geforce")
+        _expect(playing, "geforce", "host")
+        if _look(playing, "geforce")["functions"] != before["functions"]:
+            raise CtlError("the drivers are not as they were before", Failed.exit_code)
+
+
+def _expect(playing: Stage, gpu: str, state: str) -> None:
+    if (found := _look(playing, gpu)["state"]) != state:
+        raise CtlError(f"{gpu} is {found}, not {state}", Failed.exit_code)
+
+
+def _look(playing: Stage, gpu: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(playing.look(gpu) or '{"state": "not to be seen", "functions": []}')
+    return found
+
+
+def _caption(text: str) -> None:
+    line("")
+    if on_terminal(sys.stdout):
+        print(f"\x1b[1m{text}\x1b[0m", flush=True)
+    else:
+        line(text)

@@ -1,0 +1,171 @@
+"""The verbs that look and change nothing: `list`, `status`, `groups`, `config`."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gpuswitch.cli.client import Service
+from gpuswitch.cli.show import aligned, as_json, clean, duration, line, moment, pairs, table
+
+Values = Mapping[str, Any]
+
+
+def list_gpus(service: Service, args: Namespace) -> int:
+    gpus = service.gpus()
+    if args.json:
+        as_json([gpu_record(gpu) for gpu in gpus])
+    elif gpus:
+        table(
+            ("GPU", "NAME", "STATE", "DRIVER", "IOMMU GROUP", "MODEL"),
+            (
+                (
+                    gpu["Address"],
+                    gpu["Name"],
+                    gpu["State"],
+                    gpu["Driver"],
+                    " ".join(map(str, gpu["IommuGroups"])),
+                    gpu["Model"],
+                )
+                for gpu in gpus
+            ),
+        )
+    else:
+        line("there is no GPU on this host")
+    return 0
+
+
+def status(service: Service, args: Namespace) -> int:
+    gpu = service.gpu(args.gpu).properties()
+    if args.json:
+        as_json(gpu_record(gpu))
+    else:
+        pairs(_status_lines(gpu))
+    return 0
+
+
+def groups(service: Service, args: Namespace) -> int:
+    found = grouped(service.groups())
+    if args.json:
+        as_json(found)
+    elif found:
+        _print_groups(found)
+    else:
+        line("there are no IOMMU groups: the IOMMU is off")
+    return 0
+
+
+def config(service: Service, args: Namespace) -> int:
+    settings = service.config()
+    if args.json:
+        as_json(settings)
+    else:
+        table(("KEY", "VALUE", "SET BY"), ((each["key"], each["value"], each["origin"]) for each in settings))
+    return 0
+
+
+def gpu_record(gpu: Values) -> dict[str, Any]:
+    """The properties of a GPU as one JSON object. Times are microseconds since the epoch, as on the bus."""
+    record = {_snake(name): value for name, value in gpu.items()}
+    record["functions"] = [
+        {"address": address, "kind": kind, "driver": driver} for address, kind, driver in gpu["Functions"]
+    ]
+    name, uuid = gpu["Owner"]
+    record["owner"] = {"name": name, "uuid": uuid} if name or uuid else None
+    record["switch"] = gpu["Switch"] or None
+    return record
+
+
+def grouped(functions: Iterable[Values]) -> list[dict[str, Any]]:
+    """One record for each IOMMU group. `alone`: it has functions of one GPU, and beside them bridges at most."""
+    groups: dict[int, list[Values]] = {}
+    for function in functions:
+        groups.setdefault(int(function["group"]), []).append(function)
+    records = []
+    for number, members in sorted(groups.items()):
+        members.sort(key=lambda function: str(function["address"]))
+        endpoints = [function for function in members if function["kind"] != "bridge"]
+        gpus = sorted({str(function["gpu"]) for function in endpoints if function["gpu"]})
+        alone = len(gpus) == 1 and all(function["gpu"] for function in endpoints)
+        records.append({"group": number, "gpus": gpus, "alone": alone, "functions": [_ids(each) for each in members]})
+    return records
+
+
+def _ids(function: Values) -> dict[str, Any]:
+    """A function with its numbers as people know them: class 030000, vendor 10de, device 2484."""
+    return {
+        **{key: value for key, value in function.items() if key != "group"},
+        "class": f"{function['class']:06x}",
+        "vendor": f"{function['vendor']:04x}",
+        "device": f"{function['device']:04x}",
+    }
+
+
+def _print_groups(groups: Iterable[Values]) -> None:
+    groups = list(groups)
+    rows = [_function_cells(function) for group in groups for function in group["functions"]]
+    lines = iter(aligned(rows))
+    for group in groups:
+        line(_group_heading(group))
+        for _ in group["functions"]:
+            line(f"  {next(lines)}")
+
+
+def _function_cells(function: Values) -> list[str]:
+    cells = (
+        function["address"],
+        f"{function['kind']} [{function['class'][:4]}]",
+        f"[{function['vendor']}:{function['device']}]",
+        function["driver"] or "-",
+        "GPU" if function["gpu"] else "",
+        f"{function['maker']} {function['model']}".strip(),
+    )
+    return [clean(cell) for cell in cells]
+
+
+def _group_heading(group: Values) -> str:
+    heading = f"IOMMU group {group['group']}"
+    if not group["gpus"]:
+        return heading
+    heading += f": GPU {' and GPU '.join(group['gpus'])}"
+    if group["alone"]:
+        return f"{heading} alone"
+    others = [each["address"] for each in group["functions"] if not each["gpu"] and each["kind"] != "bridge"]
+    return f"{heading}, shared with {', '.join(others)}" if others else heading
+
+
+def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
+    yield "GPU", f"{gpu['Address']} {gpu['Name']}".rstrip()
+    yield "model", gpu["Model"] or gpu["Vendor"]
+    yield "state", f"{state_words(gpu)} since {moment(gpu['StateSince'])}"
+    if gpu["Reason"]:
+        yield "reason", gpu["Reason"]
+    for number, (address, kind, driver) in enumerate(gpu["Functions"]):
+        yield "" if number else "functions", f"{address} {kind} on {driver or 'no driver'}"
+    yield "host driver", gpu["HostDriver"] or "-"
+    yield "IOMMU groups", " ".join(map(str, gpu["IommuGroups"])) or "-"
+    yield "managed", "yes" if gpu["Managed"] else "no"
+    if any(gpu["Owner"]):
+        yield "owner", "{} ({})".format(*gpu["Owner"])
+    if gpu["Switch"]:
+        yield "last switch", _switch_words(gpu["Switch"])
+
+
+def state_words(gpu: Values) -> str:
+    """`host-nvidia`, `host-none`: what people call `host`; every other state by its own word."""
+    return f"host-{gpu['Driver'] or 'none'}" if gpu["State"] == "host" else str(gpu["State"])
+
+
+def _switch_words(switch: Values) -> str:
+    words = f"{switch['id']} to {switch['target']}: "
+    if not switch["result"]:
+        return f"{words}at step {switch['index']} of {switch['count']}, {switch['step']}"
+    words += f"{switch['result']} at {moment(switch['finished'])}"
+    words += f" after {duration(switch['finished'] - switch['started'])}"
+    return f"{words}: {switch['reason']}" if switch["reason"] else words
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

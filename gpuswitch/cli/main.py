@@ -1,0 +1,145 @@
+"""gpuswitchctl: what it understands, and what it ends with."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gpuswitch import __version__
+from gpuswitch.cli import look, move
+from gpuswitch.cli.client import CtlError, Service
+from gpuswitch.cli.show import problem
+
+BUS_VARIABLE = "GPUSWITCH_BUS"
+
+EXIT_STATUS = """\
+exit status:
+  0  done, or there already        4  you may not do this
+  1  failed, reverted, cancelled   5  the service cannot be reached
+  2  wrong usage, no such GPU      6  not finished in time
+  3  refused, with the reasons     7  wedged: the kernel does not return
+
+a GPU is named like 0000:01:00.0, 01:00.0, pci_0000_01_00_0, or by its name in the configuration
+"""
+
+Verb = Callable[[Service, argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # the locale may not have what a device is called
+    args = parser().parse_args(arguments)
+    try:
+        status = _run(args)
+        sys.stdout.flush()
+    except CtlError as error:
+        problem(sentence(args.purpose.format(gpu=getattr(args, "gpu", "") or "the GPU"), str(error)))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return move.EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has gone; Python must not trip over it once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    shared = _shared_options()
+    top = argparse.ArgumentParser(
+        prog="gpuswitchctl",
+        description="Move GPUs between their host drivers and vfio-pci, and see where they are.",
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"gpuswitchctl {__version__}")
+    verbs = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def verb(name: str, run: Verb, purpose: str, example: str, **defaults: Any) -> argparse.ArgumentParser:
+        added = verbs.add_parser(
+            name,
+            help=purpose.format(gpu="a GPU"),
+            description=f"{purpose[0].upper()}{purpose[1:].format(gpu='a GPU')}.",
+            epilog=f"example: {example}",
+            parents=[shared],
+            allow_abbrev=False,
+        )
+        added.set_defaults(run=run, purpose=purpose, **defaults)
+        return added
+
+    verb("list", look.list_gpus, "list the GPUs", "gpuswitchctl list")
+    _gpu_argument(verb("status", look.status, "show the state of {gpu}", "gpuswitchctl status 01:00.0"))
+    for target in ("vfio", "host"):
+        example = f"gpuswitchctl to-{target} 01:00.0 --timeout 60"
+        _switch_arguments(verb(f"to-{target}", move.move, f"move {{gpu}} to {target}", example, target=target))
+    planned = verb("plan", move.plan, "show the steps of a switch of {gpu}", "gpuswitchctl plan 01:00.0 vfio")
+    _gpu_argument(planned)
+    planned.add_argument("target", metavar="TARGET", type=str.lower, choices=("host", "vfio"), help="host or vfio")
+    verb("groups", look.groups, "show the IOMMU groups", "gpuswitchctl groups")
+    verb("config", look.config, "show the configuration", "gpuswitchctl config --json")
+    purpose = "show switches on simulated machines"
+    demonstration = verbs.add_parser("demo", help=purpose, description=f"{purpose.capitalize()}.", allow_abbrev=False)
+    demonstration.set_defaults(run=None, purpose=purpose)
+    return top
+
+
+def sentence(purpose: str, text: str) -> str:
+    """`cannot PURPOSE: TEXT`; several reasons stand below each other. Text that says what it cannot stays as it is."""
+    if text.startswith(("cannot ", "interrupted; ")):
+        return text
+    return f"cannot {purpose}:\n{text}" if "\n" in text else f"cannot {purpose}: {text}"
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.run is None:
+        from gpuswitch.cli.demo import demo  # noqa: PLC0415  # the one that brings its own service, and all that it takes
+
+        return demo()
+    service = Service.connect(args.bus)
+    try:
+        status: int = args.run(service, args)
+    finally:
+        service.close()
+    return status
+
+
+def _shared_options() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--json", action="store_true", help="print JSON")
+    shared.add_argument(
+        "--bus",
+        metavar="ADDRESS",
+        default=os.environ.get(BUS_VARIABLE) or None,
+        help=f"the D-Bus address to find the service at (default: ${BUS_VARIABLE}, else the system bus)",
+    )
+    return shared
+
+
+def _gpu_argument(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("gpu", metavar="GPU", nargs="?", default="", help="may be left out where there is only one")
+
+
+def _switch_arguments(verb: argparse.ArgumentParser) -> None:
+    _gpu_argument(verb)
+    how = verb.add_mutually_exclusive_group()
+    how.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="stop watching then; the switch goes on")
+    how.add_argument("--no-wait", action="store_true", help="print the id of the switch, do not follow it")
+    how.add_argument("--dry-run", action="store_true", help="print the steps, take none")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds

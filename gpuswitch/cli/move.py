@@ -1,0 +1,87 @@
+"""The verbs that move a GPU, or say how they would: `to-vfio`, `to-host`, `plan`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from gpuswitch.cli.client import CtlError, Gpu, Service, StepChange
+from gpuswitch.cli.show import as_json, as_json_line, duration, line
+from gpuswitch.cli.steps import display
+from gpuswitch.errors import Failed, Wedged
+
+EXIT_INTERRUPTED = 130
+"""What a shell expects of a program that ^C ended."""
+
+
+def move(service: Service, args: Namespace) -> int:
+    if args.dry_run:
+        return plan(service, args)
+    gpu = service.gpu(args.gpu)
+    address = str(gpu.properties()["Address"])
+    with _explained_interrupt(address, args.target):
+        switch = gpu.move(args.target)
+        if args.no_wait:
+            _print_id(switch, address, args)
+            return 0
+        outcome = _follow(gpu, switch, args)
+    return finish(outcome, address, args)
+
+
+def plan(service: Service, args: Namespace) -> int:
+    steps = service.gpu(args.gpu).plan(args.target)
+    if args.json:
+        as_json(steps)
+        return 0
+    for number, step in enumerate(steps, 1):
+        line(f"{number:>{len(str(len(steps)))}}. {step['title']} (within {step['deadline']:g} s)")
+    if not steps:
+        line(f"nothing to do: it is {args.target} already")
+    return 0
+
+
+@contextmanager
+def _explained_interrupt(address: str, target: str) -> Iterator[None]:
+    """A switch is not ours to end: ^C ends the watching, and says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise CtlError(
+            f"interrupted; the switch, once begun, goes on: gpuswitchctl status {address} shows it, "
+            f"gpuswitchctl to-{target} {address} follows it again",
+            EXIT_INTERRUPTED,
+        ) from None
+
+
+def _follow(gpu: Gpu, switch: str, args: Namespace) -> Mapping[str, Any]:
+    outcome: Mapping[str, Any] = {}
+    with display(switch, as_json=args.json) as shown:
+        for event in gpu.follow(switch, args.timeout):
+            if isinstance(event, StepChange):
+                shown.step(event)
+            else:
+                outcome = event
+    return outcome
+
+
+def _print_id(switch: str, address: str, args: Namespace) -> None:
+    if args.json:
+        as_json_line({"id": switch, "gpu": address, "target": args.target})
+    else:
+        line(switch)
+
+
+def finish(outcome: Mapping[str, Any], address: str, args: Namespace) -> int:
+    """Say how it ended. Anything but `done` is an error."""
+    if args.json:
+        as_json_line({"event": "result", "gpu": address, **outcome})
+    result = str(outcome["result"])
+    if result != "done":
+        text = f"cannot move {address} to {args.target} ({result}): {outcome['reason']}"
+        raise CtlError(text, Wedged.exit_code if result == "wedged" else Failed.exit_code)
+    if not args.json:
+        took = duration(outcome["finished"] - outcome["started"])
+        line(f"{address} is {args.target} {f'now, after {took}' if outcome['count'] else 'already'}")
+    return 0
