@@ -1,0 +1,163 @@
+"""Metrics for Prometheus: what the fleet looks like now, and how its switches went. Reads memory only.
+
+The endpoint is a small asyncio server with the client library's own encoders: the library's threaded server would
+answer any path, without a limit on time or on the number of clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from gpuswitch import __version__
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.engine import Status, StepEvent
+from gpuswitch.switch.fleet import Fleet
+from gpuswitch.switch.record import Switch
+
+_log = logging.getLogger(__name__)
+
+REQUEST_SECONDS = 5.0
+REQUEST_BYTES = 16 * 1024
+CLIENTS = 32
+_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class MetricsFace:
+    """Counts what happens. An `Observer` (`gpuswitch.switch.actor`)."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # the library leaves it untyped
+        self.registry = CollectorRegistry()
+        self._switches = Counter(
+            "gpuswitch_switches", "Switches that ended, by how.", ["gpu", "target", "result"], registry=self.registry
+        )
+        self._switch_seconds = Histogram(
+            "gpuswitch_switch_duration_seconds",
+            "How long switches took that ended as asked.",
+            ["target"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self._step_seconds = Histogram(
+            "gpuswitch_step_duration_seconds",
+            "How long steps took that were done.",
+            ["step"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+
+    def show(self, fleet: Fleet) -> None:
+        """Tell of this fleet's GPUs with every scrape."""
+        self.registry.register(_FleetCollector(fleet))
+
+    def appeared(self, actor: Actor) -> None:
+        """Nothing to count."""
+
+    def vanished(self, actor: Actor) -> None:
+        """Nothing to count."""
+
+    def changed(self, actor: Actor) -> None:
+        """Nothing to count: the state is read with each scrape."""
+
+    def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None:  # noqa: ARG002 -- an Observer's
+        if event.status is Status.DONE:
+            self._step_seconds.labels(event.step.kind).observe(event.seconds)
+
+    def finished(self, actor: Actor, switch: Switch) -> None:
+        self._switches.labels(str(actor.gpu.address), str(switch.target), str(switch.result)).inc()
+        if switch.result == "done" and switch.count:
+            self._switch_seconds.labels(str(switch.target)).observe(switch.seconds)
+
+
+class _FleetCollector(Collector):
+    """The fleet at the moment of a scrape, from memory."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def collect(self) -> Iterable[Metric]:
+        state = GaugeMetricFamily("gpuswitch_gpu_state", "1 for the state that a GPU is in.", labels=["gpu", "state"])
+        info = InfoMetricFamily("gpuswitch_gpu", "What is known of a GPU.", labels=["gpu"])
+        since = GaugeMetricFamily(
+            "gpuswitch_state_since_seconds", "When a GPU entered its state, seconds since the epoch.", labels=["gpu"]
+        )
+        for address, actor in sorted(self._fleet.actors.items()):
+            gpu = str(address)
+            for each in State:
+                state.add_metric([gpu, str(each)], 1.0 if actor.state is each else 0.0)
+            name = actor.config.gpu(address).name
+            info.add_metric([gpu], {"name": name, "host_driver": actor.host_driver or ""})
+            since.add_metric([gpu], actor.since)
+        build = InfoMetricFamily("gpuswitch_build", "The version that runs.", value={"version": __version__})
+        return [state, info, since, build]
+
+
+class MetricsEndpoint:
+    """Serves `registry` at /metrics over HTTP."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._server: asyncio.Server | None = None
+        self._clients = 0
+
+    async def start(self, address: str, port: int) -> None:
+        """Listen. Where that cannot be done the service runs on without: a warning says why."""
+        try:
+            self._server = await asyncio.start_server(self._serve, address, port, limit=REQUEST_BYTES)
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else error
+            _log.warning("no metrics: cannot listen on %s port %s: %s", address, port, why)
+        else:
+            _log.info("metrics on %s port %s", *self._server.sockets[0].getsockname()[:2])
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients += 1
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                if self._clients > CLIENTS:
+                    writer.write(_response("503 Service Unavailable", b"too many clients\n"))
+                else:
+                    writer.write(self._answer(await reader.readuntil(b"\r\n\r\n")))
+                writer.close()
+                await writer.wait_closed()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            _log.debug("a metrics client was cut off: %r", error)
+        finally:
+            self._clients -= 1
+            writer.transport.abort()  # close() alone would wait for ever for a client that does not read
+
+    def _answer(self, request: bytes) -> bytes:
+        lines = request.decode("latin-1").split("\r\n")
+        method, _, rest = lines[0].partition(" ")
+        path = rest.partition(" ")[0].partition("?")[0]
+        if path not in ("/metrics", "/"):
+            return _response("404 Not Found", b"the metrics are at /metrics\n")
+        if method not in ("GET", "HEAD"):
+            return _response("405 Method Not Allowed", b"only GET\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
+        encode, content_type = choose_encoder(headers.get("accept", ""))
+        body: bytes = encode(self._registry)
+        return _response("200 OK", body, content_type, head=method == "HEAD")
+
+
+def _response(
+    status: str, body: bytes, content_type: str = "text/plain; charset=utf-8", *, head: bool = False
+) -> bytes:
+    header = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return header.encode() + (b"" if head else body)

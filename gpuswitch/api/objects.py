@@ -1,0 +1,276 @@
+"""What the bus shows: the Manager at the root and an object for each GPU. Reads memory only, so it always answers.
+
+The annotations are signatures that `gpuswitch.api.interface` reads when the classes are made.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from gpuswitch import __version__
+from gpuswitch.api.bus import Bus
+from gpuswitch.api.interface import Interface, dbus_method, dbus_property, dbus_signal
+from gpuswitch.api.signatures import (
+    Bool,
+    ObjectPath,
+    Str,
+    StrPair,
+    StrTripleArray,
+    UInt32,
+    UInt32Array,
+    UInt64,
+    Values,
+    ValuesArray,
+)
+from gpuswitch.errors import InvalidArgument
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import PciFunction
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.engine import StepEvent
+from gpuswitch.switch.fleet import Fleet
+from gpuswitch.switch.record import Switch
+
+NAME = "org.gpuswitch1"
+ROOT = "/org/gpuswitch1"
+
+_VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
+_TARGETS = {"host": State.HOST, "vfio": State.VFIO}
+
+
+def path_of(address: PciAddress) -> str:
+    """The object path of a GPU."""
+    return f"{ROOT}/gpu/{address.identifier}"
+
+
+class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
+    """The service as a whole."""
+
+    def __init__(self, fleet: Fleet, reload: Callable[[], Awaitable[None]]) -> None:
+        self._fleet = fleet
+        self._reload = reload
+
+    @dbus_property
+    def version(self) -> Str:
+        return __version__
+
+    @dbus_method
+    def get_gpu(self, selector: Str) -> ObjectPath:
+        return path_of(self._fleet.find(selector).gpu.address)
+
+    @dbus_method
+    def groups(self) -> ValuesArray:
+        """Every function that is in an IOMMU group."""
+        owners = {f: actor.gpu.address for actor in self._fleet.actors.values() for f in actor.gpu.functions}
+        functions = sorted(self._fleet.facts.functions.items())
+        return [
+            _function(function, owners.get(address))
+            for address, function in functions
+            if function.iommu_group is not None
+        ]
+
+    @dbus_method
+    def config(self) -> ValuesArray:
+        """Every setting in force, with the file that set it."""
+        return [{"key": s.key, "value": s.value, "origin": s.origin} for s in self._fleet.config.settings]
+
+    @dbus_method
+    async def reload(self) -> None:
+        await self._reload()
+
+
+class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
+    """One GPU."""
+
+    def __init__(self, actor: Actor) -> None:
+        self.actor = actor
+        self._told: dict[str, object] = {}
+        self._telling: asyncio.Handle | None = None
+
+    @dbus_property
+    def address(self) -> Str:
+        return str(self.actor.gpu.address)
+
+    @dbus_property
+    def name(self) -> Str:
+        return self.actor.config.gpu(self.actor.gpu.address).name
+
+    @dbus_property
+    def model(self) -> Str:
+        display = self._display
+        return " ".join(filter(None, (display.maker, display.model))) if display else ""
+
+    @dbus_property
+    def vendor(self) -> Str:
+        display = self._display
+        return _VENDORS.get(display.vendor, f"0x{display.vendor:04x}") if display else ""
+
+    @dbus_property
+    def managed(self) -> Bool:
+        return self.actor.config.gpu(self.actor.gpu.address).managed
+
+    @dbus_property
+    def state(self) -> Str:
+        return str(self.actor.state)
+
+    @dbus_property
+    def driver(self) -> Str:
+        display = self._display
+        return (display.driver_name if display else None) or ""
+
+    @dbus_property
+    def host_driver(self) -> Str:
+        return self.actor.host_driver or ""
+
+    @dbus_property
+    def functions(self) -> StrTripleArray:
+        return [(str(f.address), str(f.kind), f.driver_name or "") for f in self.actor.gpu.present(self.actor.facts)]
+
+    @dbus_property
+    def iommu_groups(self) -> UInt32Array:
+        return list(self.actor.gpu.groups(self.actor.facts))
+
+    @dbus_property
+    def owner(self) -> StrPair:
+        return ("", "")
+
+    @dbus_property
+    def switch(self) -> Values:
+        return _switch(self.actor.switch) if self.actor.switch else {}
+
+    @dbus_property
+    def reason(self) -> Str:
+        return self.actor.reason
+
+    @dbus_property
+    def state_since(self) -> UInt64:
+        return int(self.actor.since * 1_000_000)
+
+    @dbus_method
+    async def to_vfio(self, options: Values) -> Str:
+        _refuse_unknown(options)
+        return (await self.actor.request(State.VFIO)).id
+
+    @dbus_method
+    async def to_host(self, options: Values) -> Str:
+        _refuse_unknown(options)
+        return (await self.actor.request(State.HOST)).id
+
+    @dbus_method
+    async def plan(self, target: Str, options: Values) -> ValuesArray:
+        _refuse_unknown(options)
+        if target not in _TARGETS:
+            raise InvalidArgument(f"{target[:80]!r} is not a target; it is one of {', '.join(_TARGETS)}")
+        plan = await self.actor.plan(_TARGETS[target])
+        deadlines: dict[str, float] = self.actor.config.deadlines.model_dump()
+        return [{"name": step.kind, "title": step.title, "deadline": deadlines[step.kind]} for step in plan.steps]
+
+    @dbus_method
+    async def wait(self, id: Str) -> Values:  # noqa: A002 -- the argument's name on the bus
+        switch = next((s for s in self.actor.recent if s.id == id), None)
+        if switch is None:
+            raise InvalidArgument(f"{self.actor.gpu.address} knows of no switch {id[:80]!r}")
+        await switch.wait()
+        return _switch(switch)
+
+    @dbus_signal
+    def step_changed(self, id: Str, index: UInt32, count: UInt32, step: Str, status: Str, usec: UInt64) -> None:  # noqa: A002, PLR0917 -- as on the bus
+        """A step began or ended; `usec` is how long it took."""
+
+    @dbus_signal
+    def switch_finished(self, id: Str, result: Str, reason: Str) -> None:  # noqa: A002 -- as above
+        """A switch is over."""
+
+    def remember(self) -> None:
+        """What the bus was told when the object appeared there."""
+        self._told = self._now()
+
+    def tell_soon(self) -> None:
+        """Send what changed, once for all that changes in this turn of the loop."""
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_soon(self.tell)
+
+    def tell(self) -> None:
+        """Send PropertiesChanged for what differs from what was last told."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        now = self._now()
+        changed = [name for name, value in now.items() if self._told.get(name) != value]
+        self._told = now
+        if changed:
+            self.emit_properties_changed(*changed)
+
+    def _now(self) -> dict[str, object]:
+        return {name: property_.__get__(self, type(self)) for name, property_ in self.properties.items()}
+
+    @property
+    def _display(self) -> PciFunction | None:
+        return self.actor.facts.functions.get(self.actor.gpu.address)
+
+
+class BusFace:
+    """Keeps the objects on the bus true to the fleet. An `Observer` (`gpuswitch.switch.actor`)."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._objects: dict[PciAddress, GpuObject] = {}
+
+    def appeared(self, actor: Actor) -> None:
+        gpu = self._objects[actor.gpu.address] = GpuObject(actor)
+        self._bus.export(path_of(actor.gpu.address), gpu)
+        gpu.remember()
+
+    def vanished(self, actor: Actor) -> None:
+        del self._objects[actor.gpu.address]
+        self._bus.unexport(path_of(actor.gpu.address))
+
+    def changed(self, actor: Actor) -> None:
+        if gpu := self._objects.get(actor.gpu.address):
+            gpu.tell_soon()
+
+    def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None:
+        gpu = self._objects[actor.gpu.address]
+        gpu.step_changed(
+            switch.id, event.index, event.count, event.step.title, event.status, int(event.seconds * 1_000_000)
+        )
+        gpu.tell_soon()
+
+    def finished(self, actor: Actor, switch: Switch) -> None:
+        gpu = self._objects[actor.gpu.address]
+        # Whoever hears of the end and then reads the properties must find the end there, too.
+        gpu.tell()
+        gpu.switch_finished(switch.id, str(switch.result), switch.reason)
+
+
+def _switch(switch: Switch) -> dict[str, object]:
+    return {
+        "id": switch.id,
+        "target": str(switch.target),
+        "index": switch.index,
+        "count": switch.count,
+        "step": switch.step,
+        "started": int(switch.started * 1_000_000),
+        "finished": int(switch.finished * 1_000_000) if switch.finished else 0,
+        "result": str(switch.result or ""),
+        "reason": switch.reason,
+    }
+
+
+def _function(function: PciFunction, gpu: PciAddress | None) -> dict[str, object]:
+    return {
+        "group": function.iommu_group or 0,
+        "address": str(function.address),
+        "kind": str(function.kind),
+        "class": function.class_code,
+        "vendor": function.vendor,
+        "device": function.device,
+        "maker": function.maker,
+        "model": function.model,
+        "driver": function.driver_name or "",
+        "gpu": str(gpu or ""),
+    }
+
+
+def _refuse_unknown(options: dict[str, object]) -> None:
+    if options:
+        raise InvalidArgument(f"unknown option {', '.join(sorted(options))[:80]!r}: this version takes none")

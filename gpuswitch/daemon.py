@@ -1,0 +1,283 @@
+"""gpuswitchd: puts the parts together. The only module that sees both the host and the faces."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import IO
+from urllib.parse import unquote
+
+from gpuswitch import __version__
+from gpuswitch.api.bus import Bus
+from gpuswitch.api.metrics import MetricsEndpoint, MetricsFace
+from gpuswitch.api.objects import NAME, ROOT, BusFace, ManagerObject
+from gpuswitch.config import DIRECTORY, Config, load
+from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgument
+from gpuswitch.host.linux.host import LinuxHost
+from gpuswitch.host.simulated.faultspec import inject
+from gpuswitch.host.simulated.scenarios import SCENARIOS
+from gpuswitch.notify import notify, reloading, watchdog_seconds
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.engine import StepEvent
+from gpuswitch.switch.fleet import Fleet
+from gpuswitch.switch.host import Host
+from gpuswitch.switch.journal import Journal
+from gpuswitch.switch.record import Switch
+
+_log = logging.getLogger("gpuswitch")
+
+SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
+
+
+class Observers:
+    """Tells each of several observers, and the log. An `Observer` (`gpuswitch.switch.actor`)."""
+
+    def __init__(self, *observers: BusFace | MetricsFace) -> None:
+        self._observers = observers
+
+    def appeared(self, actor: Actor) -> None:
+        _log.info("%s: %s", actor.gpu.address, actor.state)
+        for observer in self._observers:
+            observer.appeared(actor)
+
+    def vanished(self, actor: Actor) -> None:
+        _log.info("%s: belongs to another GPU now", actor.gpu.address)
+        for observer in self._observers:
+            observer.vanished(actor)
+
+    def changed(self, actor: Actor) -> None:
+        _log.info("%s: %s%s", actor.gpu.address, actor.state, f" ({actor.reason})" if actor.reason else "")
+        for observer in self._observers:
+            observer.changed(actor)
+
+    def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None:
+        _log.debug("%s: switch %s: %s: %s", actor.gpu.address, switch.id, event.step.title, event.status)
+        for observer in self._observers:
+            observer.stepped(actor, switch, event)
+
+    def finished(self, actor: Actor, switch: Switch) -> None:
+        why = f" ({switch.reason})" if switch.reason else ""
+        _log.info("%s: switch %s to %s: %s%s", actor.gpu.address, switch.id, switch.target, switch.result, why)
+        for observer in self._observers:
+            observer.finished(actor, switch)
+
+
+class Daemon:
+    """One run of the service, from its start to its end."""
+
+    def __init__(self, host: Host, config: Config, config_directory: Path, bus: Bus, runtime: Path) -> None:
+        self._host = host
+        self._config_directory = config_directory
+        self._bus = bus
+        metrics = MetricsFace()
+        journal = Journal(runtime / "gpus")
+        self._fleet = Fleet(host, config, journal, Observers(BusFace(bus), metrics))
+        metrics.show(self._fleet)
+        self._endpoint = MetricsEndpoint(metrics.registry)
+        self._ending = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._reload_task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Serve until SIGTERM, SIGINT or the loss of the bus.
+
+        Raises:
+            Failed: the bus was lost, or another service has our name.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ending.set)
+        self._bus.export(ROOT, ManagerObject(self._fleet, self.reload), manages=True)
+        # What a dead daemon left half-way is home before anybody can ask, and before systemd starts what comes after.
+        await self._fleet.start()
+        await self._bus.own(NAME)
+        if self._fleet.config.metrics.enabled:
+            await self._endpoint.start(self._fleet.config.metrics.address, self._fleet.config.metrics.port)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_on_signal)
+        notify("READY=1", f"STATUS={len(self._fleet.actors)} GPUs")
+        await self._serve()
+
+    async def reload(self) -> None:
+        """Read the configuration again; a faulty one changes nothing.
+
+        Raises:
+            ConfigError: with every fault.
+        """
+        async with self._reloading:
+            reloading()
+            try:
+                config = load(self._config_directory)
+                if config.metrics != self._fleet.config.metrics:
+                    await self._endpoint.stop()
+                    if config.metrics.enabled:
+                        await self._endpoint.start(config.metrics.address, config.metrics.port)
+                self._fleet.reconfigure(config)
+            finally:
+                notify("READY=1")
+
+    def _reload_on_signal(self) -> None:
+        def log(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()):
+                _log.error("the configuration stays as it was: %s", error)
+
+        self._reload_task = asyncio.get_running_loop().create_task(self.reload())
+        self._reload_task.add_done_callback(log)
+
+    async def _serve(self) -> None:
+        watchdog = asyncio.create_task(self._watchdog())
+        lost = asyncio.create_task(self._bus.lost())
+        ending = asyncio.create_task(self._ending.wait())
+        await asyncio.wait([watchdog, lost, ending], return_when=asyncio.FIRST_COMPLETED)
+        notify("STOPPING=1")
+        await self._fleet.stop("the service is stopping")
+        await self._endpoint.stop()
+        await self._host.close()
+        for task in (watchdog, ending):
+            task.cancel()
+        if lost.done():
+            raise Failed("the connection to the bus was lost")
+        lost.cancel()
+        await self._bus.close()
+
+    async def _watchdog(self) -> None:
+        """Tell systemd that we are well: the loop turns, and no switch has stood still beyond its deadlines."""
+        interval = watchdog_seconds()
+        while interval is not None:
+            if stalled := self._fleet.stalled():
+                _log.critical("%s stands still: a fault of gpuswitch itself", stalled[0].gpu.address)
+            else:
+                notify("WATCHDOG=1")
+            await asyncio.sleep(interval)
+        await asyncio.Event().wait()
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Make the parts and run them."""
+    config = load(options.config)
+    host = _host(options)
+    with ExitStack() as until_the_end:
+        runtime = options.runtime
+        if runtime is None and options.simulate:
+            runtime = Path(until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="gpuswitch-")))
+        elif runtime is None:
+            runtime = Path(os.environ.get("RUNTIME_DIRECTORY", "/run/gpuswitch"))
+        until_the_end.enter_context(_lock(runtime))
+        bus = await Bus.connect(options.bus or _system_bus())
+        await Daemon(host, config, options.config, bus, runtime).run()
+
+
+def _host(options: argparse.Namespace) -> Host:
+    if not options.simulate:
+        return LinuxHost()
+    host = SCENARIOS[options.simulate]()
+    for fault in options.fault:
+        inject(host, fault)
+    return host
+
+
+def _lock(runtime: Path) -> IO[str]:
+    """Be the only one in this runtime directory, for as long as the file is open.
+
+    Raises:
+        Failed: another gpuswitchd is.
+    """
+    try:
+        runtime.mkdir(parents=True, exist_ok=True)
+        lock = (runtime / "lock").open("a+")
+    except OSError as error:
+        raise Failed(f"cannot use the runtime directory {runtime}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise Failed(f"another gpuswitchd is running (it has {runtime / 'lock'})") from error
+    return lock
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="gpuswitchd",
+        description="Moves GPUs between their host drivers and vfio-pci. Usually started by systemd.",
+        epilog="example: gpuswitchd --simulate laptop --bus unix:path=/tmp/bus",
+    )
+    parser.add_argument("--version", action="version", version=f"gpuswitchd {__version__}")
+    parser.add_argument("--config", type=Path, default=DIRECTORY, metavar="DIRECTORY", help="default: %(default)s")
+    parser.add_argument("--runtime", type=Path, metavar="DIRECTORY", help="default: /run/gpuswitch")
+    parser.add_argument("--bus", metavar="ADDRESS", help="a D-Bus address; default: the system bus")
+    parser.add_argument("--simulate", choices=sorted(SCENARIOS), help="a machine in memory instead of this one")
+    parser.add_argument("--fault", action="append", default=[], metavar="FAULT", help=f"with --simulate: {_FAULT_HELP}")
+    parser.add_argument("--verbose", action="store_true", help="log every step")
+    options = parser.parse_args(arguments)
+    if options.bus == "":
+        raise InvalidArgument("cannot use an empty --bus: leave it out for the system bus")
+    if options.simulate and not _private(options.bus or ""):
+        raise InvalidArgument(
+            "a simulated gpuswitchd does not go on the system bus: "
+            "give it a --bus of its own, a socket of this machine like unix:path=/tmp/bus"
+        )
+    if options.fault and not options.simulate:
+        raise InvalidArgument("cannot inject a --fault into this machine, only into one in memory: add --simulate")
+    return options
+
+
+_FAULT_HELP = "OPERATION[@SUBJECT][#NTH]=errno, silent, hang or SECONDSs, like probe@0000:01:00.1#1=EINVAL"
+
+
+def _system_bus() -> str:
+    return os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
+
+
+def _private(bus: str) -> bool:
+    """Whether all that this address names are sockets of this machine, and none of them is the system bus."""
+    system = _sockets(SYSTEM_BUS) | _sockets("unix:path=/var/run/dbus/system_bus_socket") | _sockets(_system_bus())
+    named = _sockets(bus)
+    return bool(named) and None not in named and not named & system
+
+
+def _sockets(bus: str) -> set[object]:
+    """What tells the sockets of an address (D-Bus specification, Server Addresses) from others, however it is written.
+
+    That is the real path, and device and inode; or the abstract name; None for what is no socket of this machine.
+    """
+    found: set[object] = set()
+    for part in filter(None, bus.split(";")):
+        transport, _, options = part.partition(":")
+        keys = {key: unquote(value) for key, _, value in (option.partition("=") for option in options.split(","))}
+        if transport != "unix" or not (keys.get("path") or keys.get("abstract")) or "\0" in "".join(keys.values()):
+            found.add(None)
+        elif path := keys.get("path"):
+            found.add(Path(path).resolve())
+            with suppress(OSError):  # nobody listens there
+                status = Path(path).stat()
+                found.add((status.st_dev, status.st_ino))
+        else:
+            found.add("@" + keys["abstract"])
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the service; returns its exit status: 2 for what no second try makes better."""
+    try:
+        options = _options(arguments)
+        logging.basicConfig(
+            level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr
+        )
+        # It tells of each edge as often as twice, where our own log tells of the state.
+        logging.getLogger("transitions").setLevel(logging.WARNING)
+        asyncio.run(serve(options))
+    except (ConfigError, InvalidArgument) as error:
+        print(f"gpuswitchd: {error}", file=sys.stderr)  # noqa: T201 -- before or after there is a log
+        return 2
+    except GpuswitchError as error:
+        print(f"gpuswitchd: {error}", file=sys.stderr)  # noqa: T201 -- as above
+        return 1
+    return 0

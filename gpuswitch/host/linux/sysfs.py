@@ -1,0 +1,300 @@
+"""A look at the host: sysfs, the device nodes and udev's database, read without a lock and without waking anything.
+
+What is read, and why that is safe (Linux 6.1; `show` functions of the files named):
+
+- links and folders: kernfs alone answers, no driver and no device lock is involved;
+- `modalias`, `boot_vga` (drivers/pci/pci-sysfs.c), `power/runtime_status` (drivers/base/power/sysfs.c), `dev` and
+  `initstate`: they print a field of a structure.
+
+What is never opened: `driver_override`, `sriov_numvfs` (both take the device lock), `uevent` (took it in 6.10 and in
+stable kernels of that time), `config`, `current_link_speed`, `current_link_width`, `vpd` and `rom` (they wake the
+device), and whatever writes. An unbind that hangs holds the device lock, so each of these would hang the daemon too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Driver, HostFacts, Kind, PciFunction
+
+# Vendor, device, both of the subsystem, then class, subclass and interface (do_pci_entry in scripts/mod/file2alias.c).
+_MODALIAS = re.compile(r"pci:v([0-9A-F]{8})d([0-9A-F]{8})sv[0-9A-F]{8}sd[0-9A-F]{8}bc(..)sc(..)i(..)")
+_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+_VFIO_FILE = re.compile(rb"/vfio[-_]pci\.ko")
+_SLEEPING = {"suspended", "suspending"}
+# Where the nodes of a class of devices lie below /dev. The kernel knows (`devnode` of each class) and says so in
+# `uevent`, which we may not read.
+_NODE_FOLDERS: Mapping[Kind, Mapping[str, str]] = {
+    Kind.DISPLAY: {"drm": "dri/", "graphics": ""},
+    Kind.AUDIO: {"sound": "snd/"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """Where things lie; a test has them elsewhere. `tools`: the folders that may have modprobe, joined by colons."""
+
+    sysfs: str = "/sys"
+    dev: str = "/dev"
+    udev: str = "/run/udev"
+    modules: str = "/lib/modules"
+    tools: str = "/usr/sbin:/sbin:/usr/bin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class _Static:
+    """What stays as it is while a device is on the bus."""
+
+    inode: int
+    address: PciAddress
+    vendor: int
+    device: int
+    class_code: int
+    modalias: str
+    parent: PciAddress | None
+    physical_function: PciAddress | None
+    can_have_virtual_functions: bool
+
+
+class Sysfs:
+    """Looks at the host. Remembers what cannot change while a device is there."""
+
+    def __init__(self, roots: Roots) -> None:
+        self._roots = roots
+        self._devices = f"{roots.sysfs}/bus/pci/devices"
+        self._static: dict[str, _Static] = {}
+        self._names: dict[str, tuple[int, str, str]] = {}
+        self._installed: dict[str, tuple[int, bool]] = {}
+
+    def look(self) -> HostFacts:
+        """Observe, now. A device that leaves while we look is left out, or is in it as it was just before."""
+        present = {name: inode for name, inode in _entries(self._devices) if _ADDRESS.fullmatch(name)}
+        self._forget_others(present)
+        mediated = self._mediated_devices()
+        # Drivers before functions: one that registers in between is asked for by name.
+        drivers = {name: self._module(name) for name, _ in _entries(f"{self._roots.sysfs}/bus/pci/drivers")}
+        functions = {}
+        for name in sorted(present):
+            static = self._known(name, present[name])
+            if static is not None:
+                functions[static.address] = self._function(name, static, drivers, mediated.get(name, 0))
+        return HostFacts(
+            functions=dict(sorted(functions.items())),
+            iommu=any(True for _ in _entries(f"{self._roots.sysfs}/kernel/iommu_groups")),
+            vfio_available=VFIO_DRIVER in drivers or self._vfio_installed(),
+            pci_drivers=drivers,
+            vfio_nodes=frozenset(int(n) for n, _ in _entries(f"{self._roots.dev}/vfio") if n.isascii() and n.isdigit()),
+        )
+
+    def _forget_others(self, present: Mapping[str, int]) -> None:
+        """The link in /sys/bus/pci/devices gets a new inode each time it is made; so the inode tells a new device."""
+        for name in [n for n, static in self._static.items() if present.get(n) != static.inode]:
+            del self._static[name]
+            self._names.pop(name, None)
+
+    def _known(self, name: str, inode: int) -> _Static | None:
+        """None: it is gone again."""
+        static = self._static.get(name)
+        if static is None:
+            static = self._first_look(name, inode)
+            if static is not None:
+                self._static[name] = static
+        return static
+
+    def _first_look(self, name: str, inode: int) -> _Static | None:
+        path = f"{self._devices}/{name}"
+        modalias = _first_line(f"{path}/modalias")
+        match = _MODALIAS.fullmatch(modalias)
+        above = _folder_of_target(path)
+        if match is None or not above:
+            return None
+        vendor, device, *class_code = match.groups()
+        return _Static(
+            inode=inode,
+            address=PciAddress.parse(name),
+            vendor=int(vendor, 16),
+            device=int(device, 16),
+            class_code=int("".join(class_code), 16),
+            modalias=modalias,
+            parent=_address(above),
+            physical_function=_address(_link(f"{path}/physfn")),
+            can_have_virtual_functions=_there(f"{path}/sriov_numvfs"),
+        )
+
+    def _function(self, name: str, static: _Static, drivers: Mapping[str, str | None], mediated: int) -> PciFunction:
+        path = f"{self._devices}/{name}"
+        kind = Kind.of(static.class_code)
+        driver = _link(f"{path}/driver")
+        group = _link(f"{path}/iommu_group")
+        nodes, pending = self._nodes(path, kind) if driver else ((), False)
+        maker, model = self._hardware_names(name)
+        return PciFunction(
+            address=static.address,
+            vendor=static.vendor,
+            device=static.device,
+            class_code=static.class_code,
+            maker=maker,
+            model=model,
+            modalias=static.modalias,
+            driver=Driver(driver, drivers[driver] if driver in drivers else self._module(driver)) if driver else None,
+            iommu_group=int(group) if group else None,
+            parent=static.parent,
+            boot_display=kind is Kind.DISPLAY and _first_line(f"{path}/boot_vga") == "1",
+            physical_function=static.physical_function,
+            virtual_functions=_virtual_functions(path) if static.can_have_virtual_functions else 0,
+            mediated_devices=mediated,
+            nodes=nodes,
+            nodes_pending=pending,
+            asleep=_first_line(f"{path}/power/runtime_status") in _SLEEPING,
+        )
+
+    def _module(self, driver: str) -> str | None:
+        """The module that brought a driver. One that is built in has a folder too, but no `initstate`."""
+        module = _link(f"{self._roots.sysfs}/bus/pci/drivers/{driver}/module")
+        return module if module and _there(f"{self._roots.sysfs}/module/{module}/initstate") else None
+
+    def _nodes(self, path: str, kind: Kind) -> tuple[tuple[str, ...], bool]:
+        """The nodes that are ready, and whether some are not."""
+        ready = []
+        pending = False
+        udev_runs = _there(f"{self._roots.udev}/control")
+        for node, numbers in _class_devices(path, _NODE_FOLDERS.get(kind, {})):
+            made = _written(f"{self._roots.dev}/{node}")
+            # udev writes this file when owner and mode are right. One that is older than the node was written for
+            # another device of the same numbers, of which udev does not know yet that it is gone.
+            done = _written(f"{self._roots.udev}/data/c{numbers}") if udev_runs else made
+            if made is not None and done is not None and done >= made:
+                ready.append(f"/dev/{node}")
+            else:
+                pending = True
+        return tuple(sorted(ready)), pending
+
+    def _hardware_names(self, name: str) -> tuple[str, str]:
+        """Maker and model as udev found them in its hardware database.
+
+        Read from udev's own file, since libudev's way to a device opens its `uevent`.
+        """
+        path = f"{self._roots.udev}/data/+pci:{name}"
+        written = _written(path)
+        if written is None:
+            return "", ""
+        known = self._names.get(name)
+        if known is None or known[0] != written:
+            lines = _contents(path, 1 << 16).decode(errors="replace").split("\n")
+            found = dict(line[2:].partition("=")[::2] for line in lines if line.startswith("E:ID_"))
+            known = written, found.get("ID_VENDOR_FROM_DATABASE", ""), found.get("ID_MODEL_FROM_DATABASE", "")
+            self._names[name] = known
+        return known[1:]
+
+    def _mediated_devices(self) -> dict[str, int]:
+        """How many mediated devices each function has, by address. They lie in the folder of the function."""
+        counts: dict[str, int] = {}
+        folder = f"{self._roots.sysfs}/bus/mdev/devices"
+        for name, _ in _entries(folder):
+            parent = _folder_of_target(f"{folder}/{name}")
+            counts[parent] = counts.get(parent, 0) + 1
+        return counts
+
+    def _vfio_installed(self) -> bool:
+        """Whether vfio_pci comes with the running kernel, as a module or built in."""
+        if _there(f"{self._roots.sysfs}/module/{VFIO_MODULE}"):
+            return True
+        folder = f"{self._roots.modules}/{os.uname().release}"
+        return any(self._lists_vfio(f"{folder}/{index}") for index in ("modules.dep", "modules.builtin"))
+
+    def _lists_vfio(self, index: str) -> bool:
+        written = _written(index)
+        if written is None:
+            return False
+        known = self._installed.get(index)
+        if known is None or known[0] != written:
+            known = written, _VFIO_FILE.search(_contents(index, 1 << 24)) is not None
+            self._installed[index] = known
+        return known[1]
+
+
+def _entries(folder: str) -> Iterator[tuple[str, int]]:
+    """Names and inodes in a folder; nothing where there is none."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from [(entry.name, entry.inode()) for entry in entries]
+    except OSError:
+        return
+
+
+def _class_devices(path: str, folders: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Node name below /dev and MAJOR:MINOR of each device that a function's driver registered with these classes.
+
+    DRM minors and frame buffers lie right in the class's folder, a sound card's in the folder of the card
+    (`sound/card0/controlC0`). What has no `dev` has no node: connectors, cards. Nor has a link: `controlD65` beside
+    `card1` is an old name of it (create_compat_control_link in drivers/gpu/drm/drm_drv.c).
+    """
+    for folder, prefix in folders.items():
+        for name, _ in _entries(f"{path}/{folder}"):
+            inside = f"{path}/{folder}/{name}"
+            if folder == "sound":
+                for device, _ in _entries(inside):
+                    if numbers := _first_line(f"{inside}/{device}/dev"):
+                        yield f"{prefix}{device}", numbers
+            elif not _target(inside) and (numbers := _first_line(f"{inside}/dev")):
+                yield f"{prefix}{name}", numbers
+
+
+def _virtual_functions(path: str) -> int:
+    return sum(name.startswith("virtfn") for name, _ in _entries(path))
+
+
+def _address(text: str) -> PciAddress | None:
+    return PciAddress.parse(text) if _ADDRESS.fullmatch(text) else None
+
+
+def _target(link: str) -> str:
+    """Where a link points to, "" where there is none."""
+    try:
+        return os.readlink(link)  # noqa: PTH115 - a Path takes ten times as long, and there are a thousand links
+    except OSError:
+        return ""
+
+
+def _link(link: str) -> str:
+    """The name of what a link points to."""
+    return _target(link).rpartition("/")[2]
+
+
+def _folder_of_target(link: str) -> str:
+    """The name of the folder in which lies what a link points to."""
+    return _target(link).rpartition("/")[0].rpartition("/")[2]
+
+
+def _there(path: str) -> bool:
+    return os.access(path, os.F_OK)
+
+
+def _written(path: str) -> int | None:
+    """When a file was written, in nanoseconds; None: there is none."""
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116 - a Path takes several times as long, for each device
+    except OSError:
+        return None
+
+
+def _contents(path: str, limit: int) -> bytes:
+    """The first `limit` bytes of a file; nothing where it is gone (ENODEV: its device is)."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, limit)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(path: str) -> str:
+    return _contents(path, 4096).decode(errors="replace").partition("\n")[0]

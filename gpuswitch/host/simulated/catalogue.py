@@ -1,0 +1,124 @@
+"""What simulated machines are built from: the drivers and modules of a real kernel, and devices as one can buy them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpuswitch.host.simulated.devices import Device
+from gpuswitch.host.simulated.drivers import Module, PciDriver
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, PciFunction
+
+AMD, INTEL, NVIDIA, REALTEK, MELLANOX = 0x1002, 0x8086, 0x10DE, 0x10EC, 0x15B3
+AMD_PROCESSOR = 0x1022
+
+VGA, DISPLAY_3D, AUDIO, USB, UCSI = 0x030000, 0x030200, 0x040300, 0x0C0330, 0x0C8000
+ETHERNET, INFINIBAND, NVME, ENCRYPTION = 0x020000, 0x020700, 0x010802, 0x108000
+HOST_BRIDGE, PCI_BRIDGE = 0x060000, 0x060400
+
+_MAKERS = {
+    AMD: "Advanced Micro Devices, Inc. [AMD/ATI]",
+    AMD_PROCESSOR: "Advanced Micro Devices, Inc. [AMD]",
+    INTEL: "Intel Corporation",
+    NVIDIA: "NVIDIA Corporation",
+    REALTEK: "Realtek Semiconductor Co., Ltd.",
+    MELLANOX: "Mellanox Technologies",
+}
+
+
+def alias(vendor: int | None, base: int, sub: int | None = None) -> str:
+    """The modalias pattern of a driver that matches a vendor (None: any) and a class (file2alias.c)."""
+    vendor_id = "*" if vendor is None else f"{vendor:08X}d*"
+    return f"pci:v{vendor_id}sv*sd*bc{base:02X}sc{'*' if sub is None else f'{sub:02X}'}i*"
+
+
+VFIO = PciDriver(
+    VFIO_DRIVER, waits="S", kernel_wait="vfio_unregister_group_dev", suspends=True, allows=True, manages_dma=True
+)
+PCI_STUB = PciDriver("pci-stub", manages_dma=True)
+PCIEPORT = PciDriver("pcieport", (alias(None, 0x06, 0x04),), manages_dma=True)
+"""Built into every kernel of a distribution."""
+
+_SOUND = PciDriver(
+    "snd_hda_intel",
+    (alias(None, 0x04, 0x03),),
+    makes="sound",
+    waits="D",
+    kernel_wait="snd_card_free",
+    suspends=True,
+)
+# Its remove() looks at the count of users in a loop of interruptible sleeps (nv_pci_remove() of the open module).
+_NVIDIA = PciDriver(
+    "nvidia", (alias(NVIDIA, 0x03, 0x00), alias(NVIDIA, 0x03, 0x02)), makes="drm", waits="S", suspends=True
+)
+
+
+def _graphics(name: str, *aliases: str) -> PciDriver:
+    return PciDriver(name, aliases, makes="drm", suspends=True)
+
+
+def _other(name: str, *aliases: str) -> PciDriver:
+    return PciDriver(name, aliases, suspends=True)
+
+
+MODULES = (
+    Module(VFIO_MODULE, (VFIO,)),
+    Module("i915", (_graphics("i915", alias(INTEL, 0x03, 0x00)),)),
+    Module("amdgpu", (_graphics("amdgpu", alias(AMD, 0x03, 0x00)),)),
+    Module("nouveau", (_graphics("nouveau", alias(NVIDIA, 0x03)),), blacklisted=True),
+    Module("nvidia", (_NVIDIA,), needs_device=True),
+    Module("snd_hda_intel", (_SOUND,)),
+    Module("xhci_pci", (_other("xhci_hcd", alias(None, 0x0C, 0x03)),)),
+    Module("i2c_nvidia_gpu", (_other("nvidia-gpu", alias(NVIDIA, 0x0C, 0x80)),)),
+    Module("ccp", (_other("ccp", alias(AMD_PROCESSOR, 0x10, 0x80)),)),
+    Module("nvme", (_other("nvme", alias(None, 0x01, 0x08)),)),
+    Module("r8169", (_other("r8169", alias(REALTEK, 0x02, 0x00)),)),
+    Module("mlx5_core", (_other("mlx5_core", alias(MELLANOX, 0x02)),)),
+)
+"""Installed. udev has loaded those whose devices are there; vfio-pci has no device of its own."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place on the board: `0000:01:00` behind the bridge `parent`, its functions in IOMMU group `group`."""
+
+    name: str
+    group: int
+    parent: str | None = None
+
+    def function(
+        self,
+        number: int,
+        vendor: int,
+        device: int,
+        class_code: int,
+        model: str = "",
+        *,
+        boot_display: bool = False,
+        sleeps: bool = False,
+        group: int | None = None,
+    ) -> Device:
+        """One function in it. `sleeps`: power/control is `auto` from the start. `group`: where it has its own."""
+        modalias = (
+            f"pci:v{vendor:08X}d{device:08X}sv{vendor:08X}sd00000000"
+            f"bc{class_code >> 16:02X}sc{class_code >> 8 & 0xFF:02X}i{class_code & 0xFF:02X}"
+        )
+        shape = PciFunction(
+            address=PciAddress.parse(f"{self.name}.{number}"),
+            vendor=vendor,
+            device=device,
+            class_code=class_code,
+            maker=_MAKERS.get(vendor, ""),
+            model=model,
+            modalias=modalias,
+            iommu_group=self.group if group is None else group,
+            parent=PciAddress.parse(self.parent) if self.parent else None,
+            boot_display=boot_display,
+        )
+        return Device(shape, "auto" if sleeps else "on")
+
+
+def port(address: str, group: int) -> Device:
+    """The root port above a slot."""
+    name, _, number = address.rpartition(".")
+    return Slot(name, group).function(int(number), INTEL, 0x460D, PCI_BRIDGE, "PCI Express Root Port")

@@ -1,0 +1,150 @@
+"""Machines to try things on, by name. Each call builds a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypedDict, Unpack
+
+from gpuswitch.host.simulated import catalogue as parts
+from gpuswitch.host.simulated.catalogue import AMD, AMD_PROCESSOR, INTEL, MELLANOX, NVIDIA, REALTEK, Slot, port
+from gpuswitch.host.simulated.devices import Device
+from gpuswitch.host.simulated.drivers import Module
+from gpuswitch.host.simulated.host import SimulatedHost
+from gpuswitch.host.simulated.kernel import Machine
+from gpuswitch.model.facts import VFIO_MODULE
+
+
+class Options(TypedDict, total=False):
+    """How a machine is started, where it is not as everybody's.
+
+    `modules`: what is installed. `vfio_ids`: vendor and device ids given to vfio-pci on the kernel command line; it is
+    loaded before all others then. `iommu` False: it is off.
+    """
+
+    modules: Sequence[Module]
+    vfio_ids: Sequence[tuple[int, int]]
+    iommu: bool
+
+
+def boot(devices: Iterable[Device], **options: Unpack[Options]) -> SimulatedHost:
+    """Start a machine with these devices: udev has loaded what they ask for, and vfio-pci is only installed."""
+    devices = list(devices)
+    iommu = options.get("iommu", True)
+    if not iommu:
+        for device in devices:
+            device.shape = replace(device.shape, iommu_group=None)
+    modules = {module.name: module for module in options.get("modules", parts.MODULES)}
+    first = []
+    if ids := options.get("vfio_ids", ()):
+        driver = replace(parts.VFIO, aliases=tuple(f"pci:v{vendor:08X}d{device:08X}*" for vendor, device in ids))
+        modules[VFIO_MODULE] = replace(modules[VFIO_MODULE], drivers=(driver,))
+        first.append(VFIO_MODULE)
+    wanted = [
+        module.name
+        for module in modules.values()
+        if module.name != VFIO_MODULE
+        and not module.blacklisted
+        and any(driver.matches(device.shape.modalias) for driver in module.drivers for device in devices)
+    ]
+    builtin = (parts.PCIEPORT, parts.PCI_STUB)
+    return SimulatedHost(Machine(devices, modules.values(), loaded=[*first, *wanted], builtin=builtin, iommu=iommu))
+
+
+def _geforce(slot: Slot, *, boot_display: bool = False, sleeps: bool = False) -> list[Device]:
+    """A card with a USB-C socket: picture, sound, USB, and the controller of the socket."""
+    model = "GA104 [GeForce RTX 3070]"
+    return [
+        slot.function(0, NVIDIA, 0x2484, parts.VGA, model, boot_display=boot_display, sleeps=sleeps),
+        slot.function(1, NVIDIA, 0x228B, parts.AUDIO, "GA104 High Definition Audio Controller", sleeps=sleeps),
+        slot.function(2, NVIDIA, 0x1AD8, parts.USB, "TU104 USB 3.1 Host Controller", sleeps=sleeps),
+        slot.function(3, NVIDIA, 0x1AD9, parts.UCSI, "TU104 USB Type-C UCSI Controller", sleeps=sleeps),
+    ]
+
+
+def _board() -> list[Device]:
+    """What every machine has."""
+    return [
+        Slot("0000:00:00", 0).function(0, INTEL, 0x4660, parts.HOST_BRIDGE, "Host Bridge"),
+        Slot("0000:00:1f", 9).function(3, INTEL, 0x51C8, parts.AUDIO, "Alder Lake PCH-P HD Audio Controller"),
+    ]
+
+
+def laptop(**options: Unpack[Options]) -> SimulatedHost:
+    """Intel graphics (0000:00:02.0) draws the screen, a GeForce with sound, USB and UCSI (0000:01:00) sleeps."""
+    return boot(
+        [
+            *_board(),
+            Slot("0000:00:02", 1).function(
+                0, INTEL, 0x46A6, parts.VGA, "Alder Lake-P GT2 [Iris Xe Graphics]", boot_display=True
+            ),
+            port("0000:00:01.0", 2),
+            *_geforce(Slot("0000:01:00", 13, "0000:00:01.0"), sleeps=True),
+            port("0000:00:06.0", 3),
+            Slot("0000:02:00", 14, "0000:00:06.0").function(0, INTEL, 0xF1A8, parts.NVME, "SSD 660P Series"),
+        ],
+        **options,
+    )
+
+
+def server(**options: Unpack[Options]) -> SimulatedHost:
+    """Eight data centre GPUs (0000:11:00.0 to 0000:81:00.0) and two network cards, each in a group of its own."""
+    devices = _board()
+    for number in range(8):
+        root, bus = f"0000:{number + 1:x}0:01.0", f"0000:{number + 1:x}1:00"
+        gpu = Slot(bus, 40 + number, root).function(0, NVIDIA, 0x20F1, parts.DISPLAY_3D, "GA100 [A100 PCIe 40GB]")
+        devices += [port(root, 20 + number), gpu]
+    for number in range(2):
+        root, bus = f"0000:a{number}:01.0", f"0000:a{number + 2}:00"
+        model = "MT28908 Family [ConnectX-6]"
+        nic = Slot(bus, 60 + number, root).function(0, MELLANOX, 0x101B, parts.INFINIBAND, model)
+        devices += [port(root, 30 + number), nic]
+    return boot(devices, **options)
+
+
+def shared(**options: Unpack[Options]) -> SimulatedHost:
+    """A GeForce (0000:01:00) whose IOMMU group also holds the network card (0000:02:00.0): not to be given away."""
+    return boot(
+        [
+            *_board(),
+            port("0000:00:01.0", 1),
+            port("0000:00:01.1", 1),
+            *_geforce(Slot("0000:01:00", 1, "0000:00:01.0")),
+            Slot("0000:02:00", 1, "0000:00:01.1").function(
+                0, REALTEK, 0x8168, parts.ETHERNET, "RTL8111/8168/8411 PCI Express Gigabit Ethernet Controller"
+            ),
+        ],
+        **options,
+    )
+
+
+def apu(**options: Unpack[Options]) -> SimulatedHost:
+    """An AMD processor whose graphics shares the slot (0000:04:00) with the user's USB and sound."""
+    root = "0000:00:08.1"
+    slot = Slot("0000:04:00", 10, root)
+    return boot(
+        [
+            Slot("0000:00:00", 0).function(0, AMD_PROCESSOR, 0x1630, parts.HOST_BRIDGE, "Renoir/Cezanne Root Complex"),
+            port(root, 4),
+            slot.function(0, AMD, 0x1638, parts.VGA, "Cezanne [Radeon Vega Series]", boot_display=True),
+            slot.function(1, AMD, 0x1637, parts.AUDIO, "Renoir Radeon High Definition Audio Controller", group=11),
+            slot.function(2, AMD_PROCESSOR, 0x15DF, parts.ENCRYPTION, "Platform Security Processor", group=12),
+            slot.function(3, AMD_PROCESSOR, 0x1639, parts.USB, "Renoir/Cezanne USB 3.1", group=13),
+            slot.function(4, AMD_PROCESSOR, 0x1639, parts.USB, "Renoir/Cezanne USB 3.1", group=14),
+            slot.function(6, AMD_PROCESSOR, 0x15E3, parts.AUDIO, "Family 17h/19h HD Audio Controller", group=15),
+        ],
+        **options,
+    )
+
+
+def single(**options: Unpack[Options]) -> SimulatedHost:
+    """One GeForce (0000:01:00) and no other graphics: it draws the only screen."""
+    return boot(
+        [*_board(), port("0000:00:01.0", 2), *_geforce(Slot("0000:01:00", 13, "0000:00:01.0"), boot_display=True)],
+        **options,
+    )
+
+
+SCENARIOS: Mapping[str, Callable[..., SimulatedHost]] = {
+    scenario.__name__: scenario for scenario in (laptop, server, shared, apu, single)
+}
