@@ -1,0 +1,79 @@
+"""Every test that asks for `machine` gets a pristine one, in about a second."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+
+import pytest
+
+from tests.vm.rig.cache import Cache, default_folder
+from tests.vm.rig.errors import RigError
+from tests.vm.rig.machine import Machine
+from tests.vm.rig.template import Template, find_template
+from tests.vm.rig.tools import require_tools
+
+RELEASE = os.environ.get("RELEASE", "bookworm")
+
+MACHINES = pytest.StashKey[list[Machine]]()
+
+
+@pytest.fixture(scope="session")
+def template(request: pytest.FixtureRequest) -> Template:
+    """The saved machine that all others are clones of. Building it takes minutes, and says so."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+    assert capture is not None  # pytest's own plugins, both always there
+    assert reporter is not None
+
+    def say(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            reporter.ensure_newline()
+            reporter.write_line(line)
+
+    require_tools()
+    return find_template(Cache(default_folder(), say), RELEASE)
+
+
+@pytest.fixture
+def clone(request: pytest.FixtureRequest, template: Template) -> Iterator[Callable[[], Machine]]:
+    """Makes pristine machines, for tests that need several; all end with the test."""
+    machines: list[Machine] = []
+    request.node.stash[MACHINES] = machines
+
+    def one_more() -> Machine:
+        machines.append(template.clone())
+        return machines[-1]
+
+    yield one_more
+    for machine in machines:
+        machine.kill()
+
+
+@pytest.fixture
+def machine(clone: Callable[[], Machine]) -> Machine:
+    """A pristine machine of the test's own."""
+    return clone()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test's report shows what its machines have to say."""
+    report = yield
+    machines = item.stash.get(MACHINES, None)
+    if report.failed and call.when == "call" and machines:
+        for number, machine in enumerate(machines, start=1):
+            report.sections.append((f"console of machine {number}", machine.console_tail()))
+            report.sections.append((f"gpuswitchd in machine {number}", service_log(machine)))
+    return report
+
+
+def service_log(machine: Machine) -> str:
+    try:
+        return machine.sh(
+            "journalctl -u gpuswitchd -n 80 -o short-monotonic --no-pager", check=False, timeout=20
+        ).stdout
+    except (RigError, TimeoutError) as error:
+        return f"cannot be read: {error}"

@@ -1,0 +1,13 @@
+"""The rig: emulated PCs with an IOMMU and several GPUs, on a real kernel with a real systemd.
+
+A machine is built from Debian packages and booted once; what is saved then is the *template*. Every test gets a
+*clone* of it in about a second: it maps the template's RAM copy-on-write, loads the state of its devices, and
+writes to a disk overlay of its own. A clone never changes the template.
+
+    release  -> base      (base.py)      Debian packages, kernel, initrd
+    base     -> disk      (disk.py)      the rig's guest files and the project, installed by `make install`
+    disk     -> template  (template.py)  booted, settled, saved
+    template -> clone     (machine.py)   one for each test
+
+`python -m tests.vm.rig build` and `python -m tests.vm.rig shell` are for developers.
+"""

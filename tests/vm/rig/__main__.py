@@ -1,0 +1,44 @@
+"""For developers: `python -m tests.vm.rig build` and `python -m tests.vm.rig shell`; RELEASE chooses the release."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from tests.vm.rig.cache import Cache, default_folder
+from tests.vm.rig.errors import RigError
+from tests.vm.rig.shell import interact
+from tests.vm.rig.template import find_template
+from tests.vm.rig.tools import require_tools
+
+
+def say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.vm.rig", description="Emulated machines for the tests.")
+    parser.add_argument("what", choices=("build", "shell"), help="build the template; or get a shell in a clone of it")
+    parser.add_argument("--release", default=os.environ.get("RELEASE", "bookworm"), help="of Debian (%(default)s)")
+    parser.add_argument("--bare", action="store_true", help="without the project: a plain Debian")
+    choice = parser.parse_args()
+    try:
+        require_tools()
+        template = find_template(Cache(default_folder(), say), choice.release, with_project=not choice.bare)
+        if choice.what == "build":
+            say(f"the template is in {template.folder}")
+            return 0
+        with template.clone() as machine:
+            interact(machine)
+    except RigError as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""The base: a Debian system without the project, its kernel, and an initrd that only mounts its disk."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.vm.rig.cache import Cache, content_key, remove
+from tests.vm.rig.errors import RigError
+from tests.vm.rig.tools import require_root, run, run_apart, run_in
+
+RELEASES = ("bookworm", "trixie")
+
+PACKAGES = (
+    # the system
+    *("systemd", "systemd-sysv", "udev", "dbus", "polkitd", "kmod", "apparmor", "linux-image-amd64"),
+    # what the project and its tests use
+    *("python3", "python3-venv", "make", "pciutils", "iproute2", "procps", "psmisc", "strace"),
+    *("libvirt-daemon-system", "libvirt-clients", "libvirt-daemon-driver-qemu", "qemu-system-x86"),
+    # what the initrd is made with
+    *("busybox-static", "cpio", "xz-utils", "zstd"),
+)
+
+LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
+
+INITRD_MODULES = "virtio_pci virtio_blk ext4 crc32c_generic"
+
+INIT = """\
+#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t devtmpfs dev /dev
+while read -r module; do $b insmod "/modules/$module"; done </modules/order
+$b mount -t ext4 -o noatime,noinit_itable /dev/vda /mnt
+$b mount -o move /dev /mnt/dev
+exec $b switch_root /mnt /sbin/init
+"""
+
+MAKE_INITRD = f"""\
+kernel=$(ls /lib/modules)
+tree=$(mktemp -d)
+mkdir -p "$tree/bin" "$tree/dev" "$tree/mnt" "$tree/modules"
+cp "$(command -v busybox)" "$tree/bin/busybox"
+cat /rig-init >"$tree/init"
+chmod +x "$tree/init"
+for module in {INITRD_MODULES}; do modprobe -S "$kernel" --show-depends "$module"; done |
+    awk '$1 == "insmod" && !seen[$2]++ {{ print $2 }}' >"$tree/list"
+while read -r file; do
+    name=$(basename "${{file%.xz}}")
+    case $file in *.xz) xz -dc "$file" ;; *) cat "$file" ;; esac >"$tree/modules/$name"
+    echo "$name" >>"$tree/modules/order"
+done <"$tree/list"
+rm "$tree/list"
+(cd "$tree" && find . | cpio -o -H newc --quiet) >/rig-initrd
+rm -r "$tree" /rig-init
+"""
+
+
+def find_base(cache: Cache, release: str) -> Path:
+    """The folder with rootfs.tar, vmlinux and initrd of a Debian release. The caller holds the cache's lock."""
+
+    def build(folder: Path) -> None:
+        require_root()
+        root = folder / "root"
+        cache.say(f"  installing {release} and {len(PACKAGES)} packages, about a minute")
+        install(release, root)
+        cache.say("  kernel and initrd")
+        (folder / "vmlinux").write_bytes(uncompressed_kernel(root))
+        (root / "rig-init").write_text(INIT)
+        run_in(root, MAKE_INITRD)
+        (root / "rig-initrd").rename(folder / "initrd")
+        cache.say("  packing")
+        run(["tar", "-C", root, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-cf", folder / "rootfs.tar", "."])
+        remove(root)
+
+    return cache.make(f"base-{release}", base_key(release), build)
+
+
+def base_key(release: str) -> str:
+    """Changes with this file, not with Debian's point releases: those come in when the cache is removed."""
+    return content_key(release, Path(__file__))
+
+
+def install(release: str, root: Path) -> None:
+    if release not in RELEASES:
+        raise RigError(f"cannot build a machine with the release {release!r}: it is one of {', '.join(RELEASES)}")
+    options = [
+        *("--variant=minbase", "--mode=root", "--format=directory", f"--include={','.join(PACKAGES)}"),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
+    ]
+    # initramfs-tools' kernel hook would make an initrd that nobody boots
+    run_apart(["mmdebstrap", *options, release, root], env={"INITRD": "No"})
+
+
+def uncompressed_kernel(root: Path) -> bytes:
+    """The ELF image in the machine's vmlinuz: it boots at once, where the kernel's own unpacker, emulated, takes long.
+
+    As the kernel's scripts/extract-vmlinux: look for the magic numbers of the compressors, believe the one that
+    gives an ELF file.
+    """
+    image = next((root / "boot").glob("vmlinuz-*")).read_bytes()
+    unpackers: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
+        (b"\xfd7zXZ\0", lambda data: lzma.LZMADecompressor().decompress(data)),
+        (b"\x1f\x8b\x08", gzip.decompress),
+        # a stream is followed by other data, so that zstd fails at its end
+        (b"\x28\xb5\x2f\xfd", lambda data: run(["chroot", root, "sh", "-c", "zstd -dqc || true"], stdin=data)),
+    )
+    for magic, unpack in unpackers:
+        start = image.find(magic)
+        while start >= 0:
+            try:
+                kernel = unpack(image[start:])
+            except (lzma.LZMAError, OSError, EOFError):
+                kernel = b""
+            if kernel.startswith(b"\x7fELF"):
+                return kernel
+            start = image.find(magic, start + 1)
+    raise RigError("cannot find the kernel in its image: it is compressed with neither xz, gzip nor zstd")

@@ -1,0 +1,131 @@
+"""The disk: the base with the rig's guest files and, as a rule, the project, installed as a user would."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.vm.rig.base import base_key, find_base
+from tests.vm.rig.cache import Cache, content_key, remove
+from tests.vm.rig.tools import PROJECT, run, run_in
+
+GUEST = Path(__file__).parent / "guest"
+GUEST_FILES = {
+    "agent.py": "usr/local/lib/rig/agent.py",
+    "rig-agent.service": "etc/systemd/system/rig-agent.service",
+    "rig.rules": "etc/udev/rules.d/70-rig.rules",
+    "modprobe.conf": "etc/modprobe.d/rig.conf",
+}
+
+INSTALL_READS = ("pyproject.toml", "Makefile", "LICENSE", "README.md", "gpuswitch", "units", "contrib")
+"""What `make install` reads of the project."""
+
+PYTHON_AND_GLIBC = {"bookworm": ((3, 11), (2, 36)), "trixie": ((3, 13), (2, 41))}
+"""Versions that decide which wheels fit a release."""
+
+MASKED = (
+    # timers that a clone's jump to the present would set off
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer"),
+    *("logrotate.timer", "systemd-tmpfiles-clean.timer", "e2scrub_reap.service"),
+    # consoles: one is the kernel's log, the other the developer's shell
+    *("serial-getty@ttyS0.service", "serial-getty@hvc0.service"),
+)
+
+SIZE = "5G"
+
+
+@contextmanager
+def project_sources() -> Iterator[Path]:
+    """A copy of what `make install` reads: what is hashed is what is installed, whoever edits meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="gpuswitch-vm-") as folder:
+        sources = Path(folder) / "gpuswitch"
+        sources.mkdir()
+        for name in INSTALL_READS:
+            if (PROJECT / name).is_dir():
+                shutil.copytree(PROJECT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy2(PROJECT / name, sources / name)
+        yield sources
+
+
+def disk_key(release: str, sources: Path | None) -> str:
+    return content_key(base_key(release), Path(__file__), GUEST, *([sources] if sources else []))
+
+
+def find_disk(cache: Cache, release: str, sources: Path | None) -> Path:
+    """The folder with disk.img, vmlinux and initrd, without the project where sources is None.
+
+    The caller holds the cache's lock.
+    """
+    base = find_base(cache, release)
+    wheels = find_wheels(cache, release, sources) if sources else None
+
+    def build(folder: Path) -> None:
+        root = folder / "root"
+        root.mkdir()
+        cache.say("  unpacking the base")
+        run(["tar", "-C", root, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xf", base / "rootfs.tar"])
+        add_guest_files(root)
+        if sources and wheels:
+            cache.say("  make install")
+            install_project(root, sources, wheels)
+        cache.say("  making the file system")
+        run(["mke2fs", "-q", "-t", "ext4", "-L", "root", "-d", root, folder / "disk.img", SIZE])
+        remove(root)
+        for name in ("vmlinux", "initrd"):
+            os.link(base / name, folder / name)
+
+    return cache.make(f"disk-{release}", disk_key(release, sources), build)
+
+
+def find_wheels(cache: Cache, release: str, sources: Path) -> Path:
+    """The folder with the wheels that an installation needs: a machine has no network."""
+    metadata = tomllib.loads((sources / "pyproject.toml").read_text())
+    requirements = [*metadata["build-system"]["requires"], *metadata["project"]["dependencies"]]
+    python, glibc = PYTHON_AND_GLIBC[release]
+
+    def build(folder: Path) -> None:
+        cache.say(f"  downloading {len(requirements)} packages and what they need, for Python {python[0]}.{python[1]}")
+        # PEP 600: a wheel runs on any glibc that is not older than the one it names
+        platforms = ["manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in range(17, glibc[1] + 1))]
+        run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", folder),
+                *("--implementation", "cp", "--python-version", f"{python[0]}.{python[1]}"),
+                *("--abi", f"cp{python[0]}{python[1]}", "--abi", "abi3", "--abi", "none"),
+                *(word for platform in platforms for word in ("--platform", platform)),
+                *requirements,
+            ]
+        )
+
+    return cache.make(f"wheels-{release}", content_key(release, Path(__file__), *requirements), build)
+
+
+def add_guest_files(root: Path) -> None:
+    for name, place in GUEST_FILES.items():
+        target = root / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(GUEST / name, target)
+        target.chmod(0o755 if target.suffix == ".py" else 0o644)
+    for unit in MASKED:
+        (root / "etc/systemd/system" / unit).symlink_to("/dev/null")
+    (root / "etc/hostname").write_text("gpuswitch-vm\n")
+    (root / "etc/hosts").write_text("127.0.0.1 localhost gpuswitch-vm\n")
+    (root / "etc/resolv.conf").write_text("")
+    (root / "etc/locale.conf").write_text("LANG=C.UTF-8\n")
+
+
+def install_project(root: Path, sources: Path, wheels: Path) -> None:
+    """`make install` in the unpacked system, as a user would, but for the network."""
+    inside = root / "usr/src/gpuswitch"
+    shutil.copytree(sources, inside)
+    shutil.copytree(wheels, inside / "wheels")
+    settings = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/usr/src/gpuswitch/wheels", "PIP_ROOT_USER_ACTION": "ignore"}
+    run_in(root, "make -C /usr/src/gpuswitch install", env=settings)
+    remove(inside)

@@ -1,0 +1,1 @@
+"""Files for the machines' disk; disk.py says where each goes."""

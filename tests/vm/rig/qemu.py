@@ -1,0 +1,131 @@
+"""QEMU as a process: its arguments, its streams, and its way into and out of a saved state."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from tests.vm.rig.channel import Channel
+from tests.vm.rig.errors import MachineGoneError
+from tests.vm.rig.hardware import Hardware
+from tests.vm.rig.qmp import Qmp
+
+RAM, STATE, DISK, KERNEL, INITRD = "ram", "state", "disk.qcow2", "vmlinux", "initrd"
+"""The files of a template's folder. QEMU runs in there, so that no path needs quoting."""
+
+STREAMS = ("qmp", "agent", "shell")
+
+
+def arguments(hardware: Hardware, streams: dict[str, int], console: int, *, clone: bool) -> list[str]:
+    """QEMU's arguments; streams are the numbers of connected sockets, console that of a file.
+
+    A template and its clones must differ in nothing but whether RAM and disk are written to.
+    """
+    memory = f"memory-backend-file,id=ram,size={hardware.memory_mib}M,mem-path={RAM}"
+    disk = f"file={DISK},format=qcow2,if=none,id=disk,cache=unsafe"
+    return [
+        *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", f"{hardware.machine},memory-backend=ram", "-m", f"{hardware.memory_mib}M"),
+        *("-object", f"{memory},share={'off' if clone else 'on'}"),
+        *("-accel", "tcg,thread=multi", "-cpu", hardware.processor, "-smp", str(hardware.processors)),
+        *("-kernel", KERNEL, "-initrd", INITRD, "-append", hardware.kernel_arguments),
+        *("-chardev", f"file,id=console,path=/dev/fd/{console}", "-serial", "chardev:console"),
+        *(word for name, fd in streams.items() for word in ("-chardev", f"socket,id={name},fd={fd}")),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-audiodev", "none,id=silence"),
+        *(word for device in hardware.devices for word in ("-device", json.dumps(dict(device)))),
+        *("-drive", f"{disk},snapshot=on" if clone else disk),
+        *("-device", "virtio-blk-pci,drive=disk,bus=pcie.0,addr=03.0,iommu_platform=on,disable-legacy=on"),
+        *("-device", "virtio-serial-pci,bus=pcie.0,addr=04.0"),
+        *("-device", "virtconsole,chardev=shell", "-device", "virtserialport,chardev=agent,name=rig.agent"),
+        # tells a clone's kernel that it is one, so that no two draw the same random numbers
+        *("-device", "vmgenid,guid=auto"),
+        *(["-incoming", "defer"] if clone else []),
+    ]
+
+
+class Qemu:
+    """One QEMU process and the host's ends of its streams. It dies with the thread that made it."""
+
+    def __init__(self, hardware: Hardware, template: Path, *, clone: bool) -> None:
+        """Start it; MachineGoneError with QEMU's own words when it cannot."""
+        self._open = ExitStack()
+        # files without a name: nothing is left behind, however we end
+        self._console = self._open.enter_context(tempfile.TemporaryFile())
+        self._log = self._open.enter_context(tempfile.TemporaryFile())
+        ours, theirs = zip(*(socket.socketpair() for _ in STREAMS), strict=True)
+        fds = {name: end.fileno() for name, end in zip(STREAMS, theirs, strict=True)}
+        self.process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *arguments(hardware, fds, self._console.fileno(), clone=clone)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            cwd=template,
+            pass_fds=(*fds.values(), self._console.fileno()),
+        )
+        for end in theirs:
+            end.close()
+        self.channels = {name: Channel(self._open.enter_context(end)) for name, end in zip(STREAMS, ours, strict=True)}
+        try:
+            self.qmp = Qmp(self.channels["qmp"])
+        except EOFError:
+            gone = self.gone()
+            self.kill()
+            raise gone from None
+        except BaseException:
+            self.kill()
+            raise
+
+    def save(self) -> None:
+        """Write the state of the devices to the template's folder and end. RAM is in its file already."""
+        self.qmp.execute("stop")
+        self._prepare_migration()
+        self.qmp.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
+        self.qmp.execute("migrate", {"uri": f"exec:cat >{STATE}"})
+        self._finish_migration()
+        self.qmp.execute("quit")
+        self.process.wait()
+
+    def load(self) -> None:
+        """Take the state of the devices from the template's folder and run on from there."""
+        self._prepare_migration()
+        self.qmp.execute("migrate-incoming", {"uri": f"exec:cat {STATE}"})
+        self._finish_migration()
+        self.qmp.execute("cont")
+
+    def kill(self) -> None:
+        """End it, whatever it is doing."""
+        self.process.kill()
+        self.process.wait()
+        self._open.close()
+
+    def gone(self) -> MachineGoneError:
+        """The error that tells why QEMU is not there any more."""
+        status = self.process.wait()
+        logs = f"{contents(self._log)}\n{self.console_tail()}"
+        return MachineGoneError(f"cannot go on: QEMU ended with status {status}\n{logs}".rstrip())
+
+    def console_tail(self, lines: int = 60) -> str:
+        """The last lines of the kernel's console."""
+        return "\n".join(contents(self._console).splitlines()[-lines:])
+
+    def _prepare_migration(self) -> None:
+        capabilities = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+        self.qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
+
+    def _finish_migration(self) -> None:
+        ends = ("completed", "failed")
+        event = self.qmp.wait_event("MIGRATION", lambda data: data["status"] in ends, timeout=300)
+        if event["data"]["status"] == "failed":
+            raise MachineGoneError(f"cannot save or load the machine: {contents(self._log)}")
+
+
+def contents(file: IO[bytes]) -> str:
+    """All that was written to a file, without moving the position that QEMU shares with us."""
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace").strip()

@@ -1,0 +1,67 @@
+"""The template: a machine that was booted once and lies saved, and the clones of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.vm.rig import machine, qemu
+from tests.vm.rig.cache import Cache, content_key
+from tests.vm.rig.disk import disk_key, find_disk, project_sources
+from tests.vm.rig.hardware import Hardware
+from tests.vm.rig.machine import Machine
+from tests.vm.rig.tools import run
+
+
+@dataclass(frozen=True)
+class Template:
+    hardware: Hardware
+    folder: Path
+
+    def clone(self) -> Machine:
+        """A pristine machine, running; the caller kills it."""
+        return Machine(self.hardware, self.folder)
+
+
+def find_template(
+    cache: Cache, release: str, *, hardware: Hardware | None = None, with_project: bool = True
+) -> Template:
+    """The template for a Debian release, built first where need be: that takes minutes.
+
+    Without the project it is a bare Debian: for work on the rig itself.
+
+    Raises:
+        RigError: it cannot be built; the text says why.
+    """
+    with project_sources() if with_project else nullcontext() as sources:
+        return _find(cache, release, hardware or Hardware(), sources)
+
+
+def _find(cache: Cache, release: str, hardware: Hardware, sources: Path | None) -> Template:
+    version = run(["qemu-system-x86_64", "--version"]).decode()
+    rig = (Path(qemu.__file__), Path(machine.__file__), Path(__file__))
+    # a saved state belongs to the QEMU that saved it
+    key = content_key(disk_key(release, sources), json.dumps(asdict(hardware)), version, *rig)
+    kind = f"template-{release}"
+    if entry := cache.find(kind, key):
+        return Template(hardware, entry)
+
+    with cache.lock():
+        disk = find_disk(cache, release, sources)
+
+        def build(folder: Path) -> None:
+            # links: a template stays whole when the disk's own entry is pruned
+            for name in ("disk.img", qemu.KERNEL, qemu.INITRD):
+                os.link(disk / name, folder / name)
+            run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "disk.img", "-F", "raw", qemu.DISK], folder=folder)
+            cache.say("  booting, about a minute")
+            with Machine(hardware, folder, clone=False) as booted:
+                booted.wait_until_up()
+                cache.say("  saving")
+                booted.sh("sync")
+                booted.save()
+
+        return Template(hardware, cache.make(kind, key, build))

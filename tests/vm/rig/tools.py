@@ -1,0 +1,84 @@
+"""The host's side of a build: its tools, and how they are run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.vm.rig.errors import RigError
+
+PROJECT = Path(__file__).parents[3]
+
+
+def require_tools() -> None:
+    """See to the Debian packages that the rig needs: as root they are installed.
+
+    Raises:
+        RigError: something is missing that cannot be installed; the text has the line to run.
+    """
+    need = subprocess.run(
+        [PROJECT / "contrib/need.sh", sys.executable, "vm"],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if need.returncode != 0:
+        raise RigError(need.stdout.strip())
+
+
+def require_root() -> None:
+    if os.geteuid() != 0:
+        raise RigError("cannot build a machine without root: its files belong to the users of the machine; use sudo")
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    folder: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+) -> bytes:
+    """Run a program that dies with us; gives its standard output.
+
+    Raises:
+        RigError: it failed; the text ends with the last lines of its standard error.
+    """
+    done = subprocess.run(
+        ["setpriv", "--pdeathsig", "KILL", *command],
+        check=False,
+        cwd=folder,
+        env={**os.environ, **(env or {})},
+        input=stdin,
+        capture_output=True,
+    )
+    if done.returncode != 0:
+        log = (done.stdout + done.stderr).decode(errors="replace").splitlines()[-40:]
+        words = " ".join(str(word) for word in command)
+        raise RigError("\n".join([f"cannot build: {words} ended with status {done.returncode}", *log]))
+    return done.stdout
+
+
+def run_apart(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None) -> bytes:
+    """Run a program in mount and process namespaces of its own.
+
+    What it mounts is never seen outside, and when it ends or is killed, nothing of it stays: no mount that a later
+    removal of the build folder could walk into, no process.
+    """
+    apart = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    return run([*apart, *command], env=env)
+
+
+def run_in(root: Path, command: str, *, env: Mapping[str, str] | None = None) -> bytes:
+    """Run a shell command in an unpacked system: with its own /proc, without network settings, systemd or bus.
+
+    The environment is the given one and a PATH, nothing of ours.
+    """
+    settings = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", **(env or {})}
+    words = [f"{name}={value}" for name, value in settings.items()]
+    # The shell outside stays process 1: programs tell a chroot by its root being another than process 1's.
+    script = 'root=$1; shift; mount -t proc proc "$root/proc" && chroot "$root" env -i "$@"; exit $?'
+    return run_apart(["sh", "-c", script, "sh", root, *words, "/bin/sh", "-euc", command])

@@ -1,0 +1,132 @@
+"""What goes wrong on a real kernel: binds that fail half-way, writes that never return, devices that leave."""
+
+from __future__ import annotations
+
+from tests.vm.guest import (
+    configure,
+    ctl,
+    drivers,
+    hold_open,
+    node_of_sound,
+    prop,
+    snapshot,
+    start_switch,
+    state,
+    switch_field,
+    wait_state,
+    wait_switch,
+)
+from tests.vm.rig.hardware import AUDIO_DRIVER, DEVICE_IDS, DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
+from tests.vm.rig.machine import Machine
+
+
+def test_a_bind_to_vfio_that_fails_half_way_is_reverted(machine: Machine) -> None:
+    """The worker's second write to drivers_probe fails, as if vfio-pci had turned the display function down."""
+    ctl(machine, f"plan {GPU} vfio")
+    before = snapshot(machine)
+    machine.sh("modprobe vfio-pci")
+    # From outside, at exactly that system call: strace has the worker when it says so.
+    machine.sh(
+        f"""worker=$(pgrep -f 'worker_main.*{GPU}')
+        setsid strace -o /dev/null -P /sys/bus/pci/drivers_probe -e trace=write \
+            -e inject=write:error=EINVAL:when=2 -p $worker 2>/run/strace & true
+        until grep -q attached /run/strace; do :; done"""
+    )
+    failed = ctl(machine, f"to-vfio {GPU}", check=False)
+    assert failed.status == 1
+    assert "probe" in failed.stderr + failed.stdout
+    assert drivers(machine, GPU, GPU_AUDIO) == [DISPLAY_DRIVER, AUDIO_DRIVER]
+    assert snapshot(machine).replace("vfio\n", "", 1) == before.replace("vfio\n", "", 1)
+    assert state(machine) == "host"
+    assert switch_field(machine, GPU, "result") == "reverted"
+
+
+def test_a_bind_to_the_host_that_fails_half_way_is_reverted(machine: Machine) -> None:
+    """The sound driver turns its card down; both functions are on vfio-pci again, and later the way home is free."""
+    ctl(machine, f"to-vfio {GPU}")
+    machine.sh(f"modprobe -r {AUDIO_DRIVER} && modprobe {AUDIO_DRIVER} enable=0,0,0,0")
+    assert ctl(machine, f"to-host {GPU}", check=False).status == 1
+    assert drivers(machine, GPU, GPU_AUDIO) == ["vfio-pci", "vfio-pci"]
+    assert state(machine) == "vfio"
+    machine.sh(f"modprobe -r {AUDIO_DRIVER} && modprobe {AUDIO_DRIVER}")
+    ctl(machine, f"to-host {GPU}")
+    assert drivers(machine, GPU, GPU_AUDIO) == [DISPLAY_DRIVER, AUDIO_DRIVER]
+
+
+def test_an_unbind_that_does_not_return(machine: Machine) -> None:
+    """A program has the sound card open, so the kernel waits, uninterruptibly, inside the unbind.
+
+    Everybody can still ask; the GPU is wedged after the deadline, and comes home by itself when the program ends.
+    """
+    configure(machine, "[deadlines]\nunbind = 5\n")
+    before = snapshot(machine)
+    program = hold_open(machine, node_of_sound(machine))
+    switch = start_switch(machine, GPU, "ToVfio")
+    machine.sh(f"until [ ! -e /sys/bus/pci/devices/{GPU_AUDIO}/driver ]; do :; done")
+    assert state(machine) == "detaching"
+    assert switch_field(machine, GPU, "step") == f"unbind {GPU_AUDIO} from {AUDIO_DRIVER}"
+    assert state(machine, SINGLE_GPU) == "host"
+
+    assert wait_switch(machine, GPU, switch)["result"] == "wedged"
+    assert state(machine) == "wedged"
+    reason = prop(machine, GPU, "Reason")
+    assert f"unbind {GPU_AUDIO} from {AUDIO_DRIVER}" in reason
+    assert "state D" in reason
+    assert ctl(machine, f"to-host {GPU}", check=False).status == 7
+    # Others are not touched by it.
+    ctl(machine, f"to-vfio {SINGLE_GPU}")
+    ctl(machine, f"to-host {SINGLE_GPU}")
+
+    machine.sh(f"kill {program}")
+    wait_state(machine, GPU, "host")
+    assert drivers(machine, GPU, GPU_AUDIO) == [DISPLAY_DRIVER, AUDIO_DRIVER]
+    assert snapshot(machine) == before
+    ctl(machine, f"to-vfio {GPU}")
+
+
+def test_the_service_stops_at_once_while_a_gpu_is_wedged(machine: Machine) -> None:
+    """What the kernel has is left to it: neither stop nor restart waits for it."""
+    configure(machine, "[deadlines]\nunbind = 2\n")
+    program = hold_open(machine, node_of_sound(machine))
+    assert ctl(machine, f"to-vfio {GPU}", check=False).status == 7
+    machine.sh("timeout 30 systemctl restart gpuswitchd")
+    assert machine.sh("systemctl show -P Result gpuswitchd").stdout.strip() == "success"
+    machine.sh(f"kill {program}")
+
+
+def test_a_device_that_leaves_is_absent_and_comes_back(machine: Machine) -> None:
+    machine.device_del(DEVICE_IDS[SINGLE_GPU])
+    wait_state(machine, SINGLE_GPU, "absent")
+    refused = ctl(machine, f"to-vfio {SINGLE_GPU}", check=False)
+    assert refused.status == 3
+    assert SINGLE_GPU in refused.stderr
+    machine.device_add(DEVICE_IDS[SINGLE_GPU])
+    wait_state(machine, SINGLE_GPU, "host")
+    ctl(machine, f"to-vfio {SINGLE_GPU}")
+    assert drivers(machine, SINGLE_GPU) == ["vfio-pci"]
+
+
+def test_a_device_that_leaves_while_it_is_on_vfio(machine: Machine) -> None:
+    """What was owed to it went with it: the one that comes back is at home, and can be switched."""
+    ctl(machine, f"to-vfio {SINGLE_GPU}")
+    machine.device_del(DEVICE_IDS[SINGLE_GPU])
+    wait_state(machine, SINGLE_GPU, "absent")
+    machine.device_add(DEVICE_IDS[SINGLE_GPU])
+    wait_state(machine, SINGLE_GPU, "host")
+    ctl(machine, f"to-vfio {SINGLE_GPU}")
+    ctl(machine, f"to-host {SINGLE_GPU}")
+    assert drivers(machine, SINGLE_GPU) == [DISPLAY_DRIVER]
+
+
+def test_a_vm_that_has_the_group_keeps_it(machine: Machine) -> None:
+    """Whoever has /dev/vfio/GROUP open would lose the device under its feet: refused, and nothing changed."""
+    ctl(machine, f"to-vfio {GPU}")
+    group = prop(machine, GPU, "IommuGroups")[0]
+    program = machine.sh(f"sleep infinity <>/dev/vfio/{group} >/dev/null 2>&1 & echo $!").stdout.strip()
+    refused = ctl(machine, f"to-host {GPU}", check=False)
+    assert refused.status == 3
+    assert f"/dev/vfio/{group}" in refused.stderr
+    assert drivers(machine, GPU, GPU_AUDIO) == ["vfio-pci", "vfio-pci"]
+    machine.sh(f"kill {program}; while kill -0 {program} 2>/dev/null; do :; done")
+    ctl(machine, f"to-host {GPU}")
+    assert drivers(machine, GPU, GPU_AUDIO) == [DISPLAY_DRIVER, AUDIO_DRIVER]
