@@ -14,7 +14,7 @@ STAMP := $(VENV)/.made-from-pyproject
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help venv need-develop need-vm demo test lint format types vm-test vm-shell bench docs install uninstall clean
+.PHONY: help venv need-develop need-test need-vm demo test lint format types vm-test vm-shell bench docs install uninstall clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ help: ## list these targets
 demo: venv ## switch GPUs of a simulated host, step by step (no hardware, no root)
 	@$(BIN)/gpuswitchctl demo
 
-test: lint types ## lint, types and the fast tests (no hardware, no root)
+test: need-test lint types ## lint, types and the fast tests (no hardware, no root)
 	$(BIN)/pytest
 
 lint: venv ## ruff: rules and format
@@ -42,8 +42,8 @@ vm-test: venv need-vm ## the tests on a real kernel in a virtual machine (RELEAS
 vm-shell: venv need-vm ## a shell in such a machine, to play in
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.vm.shell
 
-bench: venv need-vm ## measure speed and size, and print them
-	@RELEASE=$(RELEASE) $(BIN)/python -m tests.bench
+bench: venv $(if $(VM),need-vm) ## measure speed and size, and print them (VM=1: on a real kernel, too)
+	@RELEASE=$(RELEASE) $(BIN)/python -m tests.bench $(if $(VM),--vm)
 
 docs: venv ## write the generated documents anew
 	$(BIN)/python docs/generate_states.py
@@ -67,6 +67,9 @@ $(STAMP): pyproject.toml | need-develop
 
 need-develop:
 	@contrib/need.sh '$(PYTHON)' develop
+
+need-test:
+	@contrib/need.sh '$(PYTHON)' test
 
 need-vm:
 	@contrib/need.sh '$(PYTHON)' vm

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sees to it that this machine has what a make target needs beside git, make and python3.
 #
-#   need.sh PYTHON develop|install|vm
+#   need.sh PYTHON develop|test|install|vm
 #
 # Nothing missing: says nothing. As root on Debian: installs the missing packages. Otherwise: prints the one
 # line to run, and fails. It goes to the network only when something is missing.
@@ -23,6 +23,12 @@ EOF
 dbus-daemon|command -v dbus-daemon
 EOF
         ;;
+    test)
+        cat <<EOF
+dbus-daemon|command -v dbus-daemon
+prometheus|command -v promtool
+EOF
+        ;;
     vm)
         cat <<EOF
 dbus-daemon|command -v dbus-daemon
@@ -37,7 +43,7 @@ kmod|command -v depmod
 EOF
         ;;
     *)
-        echo "need.sh: cannot tell what '$purpose' needs: use develop, install or vm" >&2
+        echo "need.sh: cannot tell what '$purpose' needs: use develop, test, install or vm" >&2
         exit 2
         ;;
     esac

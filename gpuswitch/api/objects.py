@@ -35,6 +35,8 @@ ROOT = "/org/gpuswitch1"
 
 _VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
 _TARGETS = {"host": State.HOST, "vfio": State.VFIO}
+_MOMENT = 0.1
+"""Seconds."""
 
 
 def path_of(address: PciAddress) -> str:
@@ -186,8 +188,14 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     def tell_soon(self) -> None:
         """Send what changed, once for all that changes in this turn of the loop."""
+        if self._telling is not None:
+            self._telling.cancel()
+        self._telling = asyncio.get_running_loop().call_soon(self.tell)
+
+    def tell_in_a_moment(self) -> None:
+        """Send what changed, once for all that changes until then: steps that take no time have their own signals."""
         if self._telling is None:
-            self._telling = asyncio.get_running_loop().call_soon(self.tell)
+            self._telling = asyncio.get_running_loop().call_later(_MOMENT, self.tell)
 
     def tell(self) -> None:
         """Send PropertiesChanged for what differs from what was last told."""
@@ -233,7 +241,7 @@ class BusFace:
         gpu.step_changed(
             switch.id, event.index, event.count, event.step.title, event.status, int(event.seconds * 1_000_000)
         )
-        gpu.tell_soon()
+        gpu.tell_in_a_moment()
 
     def finished(self, actor: Actor, switch: Switch) -> None:
         gpu = self._objects[actor.gpu.address]

@@ -93,7 +93,7 @@ EDGES: tuple[Edge, ...] = (
     *_edges("recovered_host", State.HOST, State.RECOVERING),
     *_edges("recovered_vfio", State.VFIO, State.RECOVERING),
     *_edges("give_up", State.FAILED, State.RECOVERING),
-    # A kernel operation that does not return, and the moment it does.
-    *_edges("stuck", State.WEDGED, *(s for s in State if s not in (State.WEDGED, State.ABSENT))),
+    # A kernel operation that does not return, and the moment it does. A device may leave the bus meanwhile.
+    *_edges("stuck", State.WEDGED, *(s for s in State if s is not State.WEDGED)),
     *_edges("unstuck", State.RECOVERING, State.WEDGED),
 )

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from gpuswitch.config import Config
@@ -18,7 +19,7 @@ from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.machine import GpuMachine
 from gpuswitch.switch.observe import explain, observe
-from gpuswitch.switch.plan import Plan
+from gpuswitch.switch.plan import Baseline, Plan
 from gpuswitch.switch.prepare import Preparation
 from gpuswitch.switch.record import Result, Switch
 from gpuswitch.switch.steps import Hands, Step, StepError
@@ -52,11 +53,20 @@ class Actor:
 
     `facts` is the last look; `reason` says why the GPU is where it is, when that is not where somebody wanted it;
     `since` is when it came there, in seconds since the epoch. `recent` are its last switches, `switch` the last one;
-    `progress` is when anything last happened here, on the loop's clock.
+    `progress` is when anything last happened here, on the loop's clock. `rested` is called whenever a switch is over:
+    looks taken meanwhile went unheeded.
     """
 
     def __init__(
-        self, gpu: Gpu, facts: HostFacts, *, host: Host, config: Config, journal: Journal, observer: Observer
+        self,
+        gpu: Gpu,
+        facts: HostFacts,
+        *,
+        host: Host,
+        config: Config,
+        journal: Journal,
+        observer: Observer,
+        rested: Callable[[], None],
     ) -> None:
         self.gpu = gpu
         self.facts = facts
@@ -70,23 +80,25 @@ class Actor:
         self._kernel = host.kernel(str(gpu.address))
         self._journal = journal
         self._observer = observer
+        self._rested = rested
         self._machine = GpuMachine()
         self._owed = journal.load(gpu.address)
         self._deciding = asyncio.Lock()
+        self._retired = ""
         self._engine: Engine | None = None
         self._task: asyncio.Task[None] | None = None
         self._resting = asyncio.Event()
         self._resting.set()
-        self._take_in(facts)
+        self._take_in(facts, gpu)
 
     @property
     def state(self) -> State:
         return self._machine.state
 
     @property
-    def busy(self) -> bool:
-        """A switch is under way, or the kernel has not returned from one."""
-        return self._task is not None
+    def bound(self) -> bool:
+        """Its functions are its own until it is home: they are under way, or are owed something."""
+        return self._task is not None or self._deciding.locked() or bool(self._owed)
 
     @property
     def host_driver(self) -> str | None:
@@ -105,28 +117,34 @@ class Actor:
         if self._task is not None:
             return
         known = (self.gpu, self.gpu.present(self.facts), self.state)
-        if gpu is not None and not self._owed:
-            self.gpu = gpu
-        self._take_in(facts)
+        self._take_in(facts, gpu or self.gpu)
         if known != (self.gpu, self.gpu.present(facts), self.state):
             self._observer.changed(self)
 
-    def _take_in(self, facts: HostFacts) -> None:
-        self.facts = facts
-        seen = observe(self.gpu, facts, self._owed)
+    def _take_in(self, facts: HostFacts, gpu: Gpu) -> None:
+        moved = explain(gpu, facts) != explain(self.gpu, self.facts)
+        self.facts, self.gpu = facts, gpu
+        seen = observe(gpu, facts, self._owed)
         if seen is not self.state and self._machine.can(_SEEN[seen]):
             self._fire(_SEEN[seen])
-            self.reason = explain(self.gpu, facts) if seen is State.UNKNOWN else ""
-        if seen is State.ABSENT:
+            self.reason = ""
+        if self.state is State.UNKNOWN and (moved or not self.reason):
+            self.reason = explain(gpu, facts)
+        if not gpu.present(facts):
             # The overrides and power settings that we owed went with the device.
             self._forget_debts()
 
     async def plan(self, target: State) -> Plan:
-        """The plan of a switch to `target`, or the refusal with all blockers. Changes nothing."""
+        """The plan of a switch to `target`, without steps where it is there; or the refusal with all blockers.
+
+        Changes nothing.
+        """
         async with self._deciding:
             preparation = self._preparation()
+            if self._is_at(target):
+                return Plan(self.gpu, target, self._owed or {}, ())
             plan = await self._prepared(preparation, target)
-            await preparation.release()
+            await self._let_go(preparation)
             return plan
 
     async def request(self, target: State) -> Switch:
@@ -138,7 +156,7 @@ class Actor:
             GpuswitchError: refused, with every reason; nothing was changed.
         """
         async with self._deciding:
-            if self.state.moving and self.switch is not None:
+            if self.state.moving and self.switch is not None and self.switch.result is None:
                 if self.switch.target is target:
                     return self.switch
                 raise InProgress(
@@ -146,11 +164,16 @@ class Actor:
                     f"(switch {self.switch.id}): wait for that first"
                 )
             preparation = self._preparation()
-            if self.state is target and not (target is State.HOST and self._owed):
+            if self._is_at(target):
                 there = self._new_switch(target, 0)
                 self._end(there, Result.DONE, "")
                 return there
-            return self._start(await self._prepared(preparation, target))
+            plan = await self._prepared(preparation, target)
+            try:
+                return self._start(plan, preparation)
+            except GpuswitchError:
+                await self._let_go(preparation)
+                raise
 
     async def adopt(self) -> None:
         """First look after a start. What a dead daemon left half-way is brought home; a GPU at rest is left alone."""
@@ -165,17 +188,33 @@ class Actor:
             self.reason = f"cannot bring {self.gpu.address} back to the host: {error}"
             self._observer.changed(self)
 
+    def retire(self, reason: str) -> None:
+        """No switch begins from here on."""
+        self._retired = reason
+
     async def stop(self, reason: str) -> None:
         """The service stops: a running switch ends its step and reverts. What the kernel has is left to it."""
-        if self._engine is not None:
-            self._engine.stop(reason)
-        await self._resting.wait()
+        self.retire(reason)
+        async with self._deciding:
+            if self._engine is not None:
+                self._engine.stop(reason)
+        while self._task is not None and self.state is not State.WEDGED:
+            await self._resting.wait()
         if self._task is not None:
             self._task.cancel()
 
     # Deciding -------------------------------------------------------------------------------------------------------
 
+    def _is_at(self, target: State) -> bool:
+        # On its host drivers, and what was changed besides is still to be undone: not home yet.
+        return self.state is target and not (target is State.HOST and self._owed)
+
+    def _refuse_retired(self) -> None:
+        if self._retired:
+            raise Failed(f"cannot switch {self.gpu.address}: {self._retired}")
+
     def _preparation(self) -> Preparation:
+        self._refuse_retired()
         self.see(self._host.look())
         config = self.config.gpu(self.gpu.address)
         return Preparation(self.gpu, self.state, self.facts, self._owed or {}, config, self._kernel)
@@ -186,29 +225,49 @@ class Actor:
             async with asyncio.timeout(deadline):
                 return await preparation.plan(target)
         except TimeoutError:
-            if (pending := self._kernel.pending) is None:
-                raise Failed(f"{self.gpu.address} did not answer within {deadline:g} s; nothing was changed") from None
-            stuck = StuckError(pending, deadline)
-            self._task = asyncio.create_task(self._run(None, self._new_engine(()), stuck))
-            raise Wedged(str(stuck)) from None
+            if (pending := self._kernel.pending) is not None:
+                stuck = StuckError(pending, deadline)
+                self._await_kernel(stuck, preparation)
+                raise Wedged(str(stuck)) from None
+            await self._let_go(preparation)
+            raise Failed(f"{self.gpu.address} did not answer within {deadline:g} s; nothing was changed") from None
         except KernelError as error:
-            await preparation.release()
+            await self._let_go(preparation)
             raise Failed(f"{error}; nothing was changed") from error
         except GpuswitchError:
-            await preparation.release()
+            await self._let_go(preparation)
             raise
+
+    async def _let_go(self, preparation: Preparation) -> None:
+        """No switch follows from it: give back what it holds."""
+        try:
+            await self._new_engine(tuple(preparation.holds), begun=True).back()
+        except StepError as error:
+            _log.warning("%s", error)
+        except StuckError as stuck:
+            self._await_kernel(stuck, preparation)
+
+    def _await_kernel(self, stuck: StuckError, preparation: Preparation) -> None:
+        """The kernel has not returned, and no switch had begun: give back what is held if ever it does."""
+        self._wedge(stuck)
+        self._task = asyncio.create_task(self._outlast(self._new_engine(tuple(preparation.holds), begun=True)))
 
     # Running --------------------------------------------------------------------------------------------------------
 
-    def _start(self, plan: Plan) -> Switch:
+    def _start(self, plan: Plan, preparation: Preparation) -> Switch:
+        self._refuse_retired()
+        self.see(self._host.look())
+        if not preparation.holds_true(self.gpu, self.state, self.facts, self._owed or {}):
+            raise Failed(f"somebody else moved {self.gpu.address} at the same moment; nothing was changed: ask again")
         self._journal.save(self.gpu.address, plan.owed)
-        self._owed = plan.owed
+        owed_before, self._owed = self._owed, plan.owed
         switch = self._new_switch(plan.target, len(plan.steps))
         self.reason = ""
         self._resting.clear()
         self._fire("recover" if self.state is State.FAILED else _START[plan.target])
         self._observer.changed(self)
-        self._task = asyncio.create_task(self._run(switch, self._new_engine(plan.steps)))
+        self._engine = self._new_engine(plan.steps)
+        self._task = asyncio.create_task(self._run(switch, self._engine, owed_before))
         return switch
 
     def _new_switch(self, target: State, steps: int) -> Switch:
@@ -216,38 +275,48 @@ class Actor:
         self.recent.append(self.switch)
         return self.switch
 
-    def _new_engine(self, steps: tuple[Step, ...]) -> Engine:
+    def _new_engine(self, steps: tuple[Step, ...], *, begun: bool = False) -> Engine:
         hands = Hands(self._host, self._kernel)
-        self._engine = Engine(hands, steps, self.config.deadlines.model_dump(), self._stepped)
-        return self._engine
+        return Engine(hands, steps, self.config.deadlines.model_dump(), self._stepped, begun=begun)
 
-    async def _run(self, switch: Switch | None, engine: Engine, stuck: StuckError | None = None) -> None:
-        """One switch from its first step to a state of rest; with `stuck`, only the way there from `wedged`."""
+    async def _run(self, switch: Switch, engine: Engine, owed_before: Baseline | None) -> None:
+        """One switch from its first step to a state of rest."""
         result, reason = Result.DONE, ""
         try:
             try:
-                if stuck is not None:
-                    raise stuck
                 await engine.forward()
             except StepError as failure:
                 result, reason = Result.REVERTED, str(failure)
             except StoppedError as word:
                 result, reason = Result.CANCELLED, str(word)
-            except StuckError as where:
-                result, reason = Result.REVERTED, str(where)
-                await self._wait_out(where)
-            except Exception as fault:  # noqa: BLE001 -- whatever it was, the GPU must be brought back
-                _log.exception("a fault of gpuswitch itself while %s was switched", self.gpu.address)
-                result, reason = Result.REVERTED, f"a fault of gpuswitch itself: {fault!r}"
+            except StuckError as stuck:
+                result, reason = Result.REVERTED, str(stuck)
+                self._wedge(stuck)
+                await self._returned()
             if result is not Result.DONE:
                 result, reason = await self._go_back(engine, result, reason)
-            result, reason = self._settle(switch, result, reason)
+            result, reason = self._settle(result, reason, switch.target, owed_before)
         finally:
-            self._engine = self._task = None
-            self._resting.set()
-        if switch is not None and switch.result is None:
+            self._rest()
+        if switch.result is None:
             self._end(switch, result, reason)
         self._observer.changed(self)
+        self._rested()
+
+    async def _outlast(self, engine: Engine) -> None:
+        """The way from `wedged` to a state of rest where no switch had begun."""
+        try:
+            await self._returned()
+            result, reason = await self._go_back(engine, Result.REVERTED, "")
+            self._settle(result, reason, None, self._owed)
+        finally:
+            self._rest()
+        self._observer.changed(self)
+        self._rested()
+
+    def _rest(self) -> None:
+        self._engine = self._task = None
+        self._resting.set()
 
     async def _go_back(self, engine: Engine, result: Result, reason: str) -> tuple[Result, str]:
         if self.state is not State.RECOVERING:
@@ -257,30 +326,36 @@ class Actor:
             try:
                 await engine.back()
             except StepError as worse:
-                return Result.FAILED, f"{reason}; the way back failed too: {worse}"
+                return Result.FAILED, "; ".join(filter(None, (reason, f"the way back failed too: {worse}")))
             except StuckError as stuck:
-                await self._wait_out(stuck)
+                self._wedge(stuck)
+                await self._returned()
             else:
                 return result, reason
 
-    async def _wait_out(self, stuck: StuckError) -> None:
-        """The kernel has not returned: say so, write nothing more, and go on if ever it does."""
+    def _wedge(self, stuck: StuckError) -> None:
+        """The kernel has not returned: say so, and write nothing more."""
         self._fire("stuck")
         self.reason = f"{stuck}; nothing more is written to {self.gpu.address} until it does"
         if self.switch is not None and self.switch.result is None:
             self._end(self.switch, Result.WEDGED, str(stuck))
         self._resting.set()
         self._observer.changed(self)
+
+    async def _returned(self) -> None:
+        """Go on if ever the kernel returns."""
         await self._kernel.returned()
         self._resting.clear()
         self._fire("unstuck")
         self._observer.changed(self)
 
-    def _settle(self, switch: Switch | None, result: Result, reason: str) -> tuple[Result, str]:
+    def _settle(
+        self, result: Result, reason: str, target: State | None, owed_before: Baseline | None
+    ) -> tuple[Result, str]:
         """Enter the state that a fresh look shows; what is owed is forgotten once all of it was given back."""
         self.facts = self._host.look()
         seen = observe(self.gpu, self.facts, self._owed)
-        if result is Result.DONE and switch is not None and seen is not switch.target:
+        if result is Result.DONE and seen is not target:
             result, reason = Result.FAILED, f"somebody else moved it meanwhile: {explain(self.gpu, self.facts)}"
         if seen is State.ABSENT:
             self._fire("seen_gone")
@@ -288,9 +363,11 @@ class Actor:
             if (self.state, seen) not in _SETTLE:
                 self._fire("fault")
             self._fire(_SETTLE[self.state, seen])
-        if seen is State.ABSENT or (seen is State.HOST and result is not Result.FAILED):
+        home = result is Result.DONE and target is State.HOST
+        as_before = result in {Result.REVERTED, Result.CANCELLED} and not owed_before
+        if home or as_before or not self.gpu.present(self.facts):
             self._forget_debts()
-        self.reason = reason
+        self.reason = reason or (explain(self.gpu, self.facts) if self.state is State.FAILED else "")
         return result, reason
 
     def _forget_debts(self) -> None:

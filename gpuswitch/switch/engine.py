@@ -8,6 +8,7 @@ actor decides what a result means.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +16,8 @@ from enum import StrEnum
 from gpuswitch.errors import KernelError
 from gpuswitch.switch.host import Pending
 from gpuswitch.switch.steps import Hands, Step, StepError
+
+_log = logging.getLogger(__name__)
 
 
 class Status(StrEnum):
@@ -54,7 +57,10 @@ class StoppedError(Exception):
 
 
 class Engine:
-    """One run of one plan's steps; `deadlines` gives seconds by kind of step, `report` hears of every step."""
+    """One run of one plan's steps; `deadlines` gives seconds by kind of step, `report` hears of every step.
+
+    `begun`: somebody has applied the steps already, all there is to do is the way back.
+    """
 
     def __init__(
         self,
@@ -62,12 +68,15 @@ class Engine:
         steps: tuple[Step, ...],
         deadlines: Mapping[str, float],
         report: Callable[[StepEvent], None],
+        *,
+        begun: bool = False,
     ) -> None:
         self._hands = hands
         self._steps = steps
         self._deadlines = deadlines
         self._report = report
-        self._begun: list[tuple[int, Step]] = []
+        self._begun = list(enumerate(steps, 1)) if begun else []
+        self._faults: list[str] = []
         self._stop = ""
 
     def stop(self, reason: str) -> None:
@@ -99,17 +108,16 @@ class Engine:
         """Revert what was begun, last first. Goes on past a revert that fails, to bring home what it can.
 
         Raises:
-            StepError: with the sentences of all reverts that failed.
+            StepError: with the sentences of all reverts that failed, also of those before a stuck one.
             StuckError: the kernel did not return; what is left is reverted by calling again once it has.
         """
-        faults = []
         while self._begun:
             number, step = self._begun[-1]
             started = self._tell(number, step, Status.REVERTING)
             try:
                 await self._bounded(step, step.revert)
             except StepError as fault:
-                faults.append(str(fault))
+                self._faults.append(str(fault))
                 self._tell(number, step, Status.REVERT_FAILED, started)
             except StuckError:
                 self._tell(number, step, Status.REVERT_FAILED, started)
@@ -117,11 +125,12 @@ class Engine:
             else:
                 self._tell(number, step, Status.REVERTED, started)
             self._begun.pop()
-        if faults:
-            raise StepError("; ".join(faults))
+        if self._faults:
+            raise StepError("; ".join(self._faults))
 
     async def _bounded(self, step: Step, work: Callable[[Hands], Awaitable[None]]) -> None:
         deadline = self._deadlines[step.kind]
+        self._hands.waiting_for = f"'{step.title}' is not done"
         try:
             async with asyncio.timeout(deadline):
                 await work(self._hands)
@@ -131,6 +140,12 @@ class Engine:
             raise StepError(f"{self._hands.waiting_for} after {deadline:g} s") from None
         except KernelError as error:
             raise StepError(str(error)) from error
+        except StepError:
+            raise
+        except Exception as fault:
+            # Whatever it was, the steps before it must be taken back.
+            _log.exception("a fault of gpuswitch itself at '%s'", step.title)
+            raise StepError(f"a fault of gpuswitch itself: {fault!r}") from fault
 
     def _tell(self, number: int, step: Step, status: Status, started: float | None = None) -> float:
         now = asyncio.get_running_loop().time()

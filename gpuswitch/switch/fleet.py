@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from gpuswitch.config import Config
 from gpuswitch.errors import InvalidArgument, NoSuchGpu
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
-from gpuswitch.model.gpu import discover
+from gpuswitch.model.gpu import Gpu, discover
 from gpuswitch.switch.actor import Actor, Observer
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
@@ -42,14 +42,15 @@ class Fleet:
     def look(self) -> None:
         """Look at the host and tell every actor what became of its GPU."""
         self.facts = self._host.look()
-        found = {gpu.address: gpu for gpu in discover(self.facts, self.config.members)}
+        found = {gpu.address: gpu for gpu in self._gpus()}
         for address, actor in list(self.actors.items()):
-            if address not in found and address in self.facts.functions and not actor.busy:
+            if address not in found and address in self.facts.functions:
                 # Not gone from the bus: the config gave its functions to another GPU.
                 del self.actors[address]
+                actor.retire("its functions belong to another GPU now")
                 self._observer.vanished(actor)
-            else:
-                actor.see(self.facts, found.get(address))
+        for address, actor in self.actors.items():
+            actor.see(self.facts, found.get(address))
         for address, gpu in found.items():
             if address not in self.actors:
                 actor = Actor(
@@ -59,9 +60,22 @@ class Fleet:
                     config=self.config,
                     journal=self._journal,
                     observer=self._observer,
+                    rested=self.look,
                 )
                 self.actors[address] = actor
                 self._observer.appeared(actor)
+
+    def _gpus(self) -> Iterator[Gpu]:
+        """Every GPU as hardware and config have it now; one that is under way, or away from home, as it set out.
+
+        So a function belongs to one GPU at any time, and a new configuration of `members` waits for the way home.
+        """
+        bound = [actor.gpu for actor in self.actors.values() if actor.bound]
+        yield from bound
+        theirs = {function for gpu in bound for function in gpu.functions}
+        for gpu in discover(self.facts, self.config.members):
+            if gpu.address not in theirs:
+                yield Gpu(gpu.address, tuple(function for function in gpu.functions if function not in theirs))
 
     def reconfigure(self, config: Config) -> None:
         """Follow a new configuration. A switch under way ends under the deadlines that it began with."""

@@ -40,6 +40,7 @@ def blockers(
     """Everything that keeps `gpu`, now in `state`, from going to `target` (State.HOST or State.VFIO)."""
     found = [*_state(gpu, state), *_presence(gpu, facts)]
     if target is State.VFIO:
+        found += _immovable(gpu, facts)
         found += [*_host_ready(gpu, facts), *_neighbours(gpu, facts), *_shared_out(gpu, facts)]
         if not allow_boot_display:
             found += _boot_display(gpu, facts)
@@ -61,6 +62,19 @@ def _state(gpu: Gpu, state: State) -> Iterator[Blocker]:
 def _presence(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
     for address in gpu.missing(facts):
         yield Blocker("missing_function", f"function {address} is not on the PCI bus")
+
+
+def _immovable(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
+    """What only the config can have made part of a GPU."""
+    for function in gpu.present(facts):
+        if function.kind is Kind.BRIDGE:
+            yield Blocker("member", f"{function.address} is a bridge: take it out of `members` of this GPU")
+        elif function.physical_function is not None:
+            yield Blocker(
+                "member",
+                f"{function.address} is a virtual function of {function.physical_function}: take it out of `members` "
+                "of this GPU",
+            )
 
 
 def _host_ready(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:

@@ -14,9 +14,10 @@ from gpuswitch.model.facts import Captured, HostFacts
 class Pending:
     """A kernel operation that was sent and has not returned.
 
-    `what` says it to a person ("unbind 0000:01:00.1 from snd_hda_intel"); `pid` is the worker that sits in it (0 where
-    there is no process); `kernel_wait` is the kernel function it waits in, as /proc/PID/wchan shows it ("" unknown);
-    `process_state` is field 3 of /proc/PID/stat, "D" for an uninterruptible wait.
+    `what` says it to a person ("unbind 0000:01:00.1 from snd_hda_intel"); `pid` is the process that sits in it, the
+    worker or a modprobe that it runs (0 where there is none); `kernel_wait` is the kernel function it waits in, as
+    /proc/PID/wchan shows it ("" unknown); `process_state` is field 3 of /proc/PID/stat, "D" for an uninterruptible
+    wait.
     """
 
     what: str

@@ -92,11 +92,18 @@ def _encode(baseline: Baseline) -> dict[str, Any]:
 def _decode(content: dict[str, Any]) -> Baseline:
     if content["format"] != _FORMAT:
         raise ValueError(f"format {content['format']!r}, not {_FORMAT}")
-    return {
-        PciAddress.parse(address): Captured(
-            driver=Driver(kept["driver"], kept["module"]) if kept["driver"] else None,
-            override=kept["override"],
-            power_control=kept["power_control"],
-        )
-        for address, kept in content["baseline"].items()
-    }
+    return {PciAddress.parse(address): _decode_captured(kept) for address, kept in content["baseline"].items()}
+
+
+def _decode_captured(kept: dict[str, Any]) -> Captured:
+    # All of it is written to the kernel one day: nothing but what `_encode` wrote may pass.
+    driver, module, override = (_text(kept[key]) for key in ("driver", "module", "override"))
+    if kept["power_control"] not in {"auto", "on"}:
+        raise ValueError(f"power_control {kept['power_control']!r}")
+    return Captured(Driver(driver, module) if driver else None, override, kept["power_control"])
+
+
+def _text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError(f"{value!r} is no text")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.facts import Driver, HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
 from gpuswitch.switch.plan import Baseline
@@ -22,8 +22,13 @@ def observe(gpu: Gpu, facts: HostFacts, owed: Baseline | None) -> State:
         return State.VFIO
     if any(function.on_vfio for function in present):
         return State.UNKNOWN
-    home = all(f.driver == owed[f.address].driver for f in present if f.address in owed) if owed else True
+    home = all(f.driver_name == _name(owed[f.address].driver) for f in present if owed and f.address in owed)
     return State.HOST if home else State.UNKNOWN
+
+
+def _name(driver: Driver | None) -> str | None:
+    # By name alone: the module of a driver that was not loaded yet is a guess, and wrong where it is built in.
+    return driver.name if driver else None
 
 
 def explain(gpu: Gpu, facts: HostFacts) -> str:

@@ -7,7 +7,7 @@ left half-moved, and one that a crash interrupted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Captured, HostFacts, Kind
@@ -85,10 +85,12 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, baseline: Baseline) -> Pl
     `now` is what the functions have at this moment, and what a revert gives back.
     """
     driver = {f.address: f.driver_name for f in gpu.present(facts)}
-    wanted = {a: baseline[a].driver for a in gpu.functions}
+    # A function that somebody gave another host driver meanwhile is home already, and may be in use: it is left alone.
+    elsewhere = {f.address: f.driver for f in gpu.present(facts) if f.driver and not f.on_vfio}
+    baseline = {a: replace(baseline[a], driver=elsewhere.get(a, baseline[a].driver)) for a in gpu.functions}
+    wanted = {a: kept.driver for a, kept in baseline.items()}
     names = {a: d.name if d else None for a, d in wanted.items()}
     order = gpu.in_attach_order(facts)
-    # A function that somebody gave another host driver meanwhile is home already, and may be in use: it is left alone.
     leaving = [a for a in order if driver[a] == VFIO_DRIVER]
     arriving = [a for a in order if names[a] is not None and driver[a] in (None, VFIO_DRIVER)]
     held = sorted({g for a in leaving if (g := facts.functions[a].iommu_group) is not None})

@@ -1,13 +1,13 @@
 """What comes before the first step: guards, the values to give back, the groups in our hands, and out of them a plan.
 
-Changes nothing that outlives `release`: a refusal, or a plan that is only shown, leaves the host as it was.
+Changes nothing but what `holds` names: once that is reverted, the host is as it was.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpuswitch.config import GpuConfig
 from gpuswitch.errors import KernelError, NotViable, Owned
@@ -19,11 +19,15 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.guards import blockers, refusal
 from gpuswitch.switch.host import Kernel
 from gpuswitch.switch.plan import Baseline, Plan, to_host, to_vfio
+from gpuswitch.switch.steps import HoldGroup
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """Everything that a plan for one GPU is computed from; `owed` is what an earlier switch still owes the GPU."""
+    """Everything that a plan for one GPU is computed from; `owed` is what an earlier switch still owes the GPU.
+
+    `holds` are the groups that `plan` took, or began to take: with no switch to follow, they are to be reverted.
+    """
 
     gpu: Gpu
     state: State
@@ -31,6 +35,7 @@ class Preparation:
     owed: Baseline
     config: GpuConfig
     kernel: Kernel
+    holds: list[HoldGroup] = field(default_factory=list)
 
     async def plan(self, target: State) -> Plan:
         """The plan that takes the GPU to `target`. To the host, the GPU's groups are held from here on.
@@ -51,11 +56,10 @@ class Preparation:
         await self._hold_groups()
         return to_host(self.gpu, self.facts, now, baseline)
 
-    async def release(self) -> None:
-        """Let go of what `plan` holds."""
-        if self.kernel.pending is None:
-            for group in self.gpu.groups(self.facts):
-                await self.kernel.release_group(group)
+    def holds_true(self, gpu: Gpu, state: State, facts: HostFacts, owed: Baseline) -> bool:
+        """Whether a plan made before is right for what is so now: nobody has moved anything that it depends on."""
+        before = self.gpu, self.state, self.owed, _drivers(self.gpu, self.facts)
+        return before == (gpu, state, owed, _drivers(gpu, facts))
 
     async def _first_seen(self, function: PciAddress, now: Mapping[PciAddress, Captured]) -> Captured:
         """The baseline of a function that nobody saw on the host: what it has, or the only driver that fits it."""
@@ -70,7 +74,7 @@ class Preparation:
             candidates = await self.kernel.candidates(function)
             if not candidates and not display:
                 return Captured(None, None, captured.power_control)
-            driver = from_module(_only(candidates, function), registered)
+            driver = from_module(_only(candidates, function, display=display), registered)
         # Whoever put it on vfio-pci before us may have aimed the override there; at home it would be in the way.
         return Captured(driver, None, captured.power_control)
 
@@ -78,6 +82,7 @@ class Preparation:
         """Open the groups now: EBUSY is the kernel's own word that a VM has one, and holding it keeps it so."""
         on_vfio = [f for f in self.gpu.present(self.facts) if f.on_vfio]
         for group in sorted({f.iommu_group for f in on_vfio if f.iommu_group is not None}):
+            self.holds.append(HoldGroup(group))
             try:
                 await self.kernel.hold_group(group)
             except KernelError as error:
@@ -88,10 +93,13 @@ class Preparation:
                 raise
 
 
-def _only(candidates: tuple[str, ...], function: PciAddress) -> str:
+def _drivers(gpu: Gpu, facts: HostFacts) -> Mapping[PciAddress, str | None]:
+    return {f.address: f.driver_name for f in (*gpu.present(facts), *gpu.neighbours(facts))}
+
+
+def _only(candidates: tuple[str, ...], function: PciAddress, *, display: bool) -> str:
     if len(candidates) == 1:
         return candidates[0]
     found = f"several drivers fit it ({', '.join(candidates)})" if candidates else "no installed driver fits it"
-    raise NotViable(
-        f"{function} was on vfio-pci before gpuswitch looked, and {found}: name one as `host_driver` in the config"
-    )
+    remedy = "name one as `host_driver` in the config" if display else "bind it to the right one yourself first"
+    raise NotViable(f"{function} was on vfio-pci before gpuswitch looked, and {found}: {remedy}")

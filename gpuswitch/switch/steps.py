@@ -31,6 +31,7 @@ class Hands:
         self.host = host
         self.kernel = kernel
         self.waiting_for = ""
+        """What a step that waits for it has not seen yet, in one sentence."""
 
     def check(self, unmet: Unmet) -> None:
         """Raise `StepError` unless all is as it should be now: for what the kernel decides before a write returns."""
@@ -48,7 +49,6 @@ class Hands:
                 changed.clear()
         finally:
             stop()
-        self.waiting_for = ""
 
 
 class Step:

@@ -1,8 +1,9 @@
-"""What the service tests run on: a real message bus of their own, and two that are on it."""
+"""What the service tests run on: a real message bus of their own, and those that are on it."""
 
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 
 from gpuswitch.api.bus import Bus
 from tests.service.peers import Peer
+from tests.service.services import Service, running
+
+Start = Callable[..., Awaitable[Service]]
+"""`start(scenario, *faults, config=...)`"""
 
 
 @dataclass(frozen=True)
@@ -52,3 +57,18 @@ async def peer(private_bus: PrivateBus) -> AsyncIterator[Peer]:
     """Somebody else on the bus."""
     async with Peer.on(private_bus.address) as peer:
         yield peer
+
+
+@pytest.fixture
+async def start(private_bus: PrivateBus, tmp_path: Path) -> AsyncIterator[Start]:
+    """Start the real service on the private bus: `start(scenario, *faults, config=...)`. It is ready when this returns.
+
+    It ends with the test, or before.
+    """
+    async with AsyncExitStack() as until_the_end:
+
+        async def start(scenario: str, *faults: str, **more: str) -> Service:
+            service = running(private_bus.address, tmp_path / "service", scenario, *faults, **more)
+            return await until_the_end.enter_async_context(service)
+
+        yield start

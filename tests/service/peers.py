@@ -5,13 +5,13 @@ Both speak D-Bus through jeepney, which shares no code with the library that the
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import jeepney
 from jeepney.bus_messages import MatchRule, message_bus
-from jeepney.io.asyncio import DBusRouter, open_dbus_router
+from jeepney.io.asyncio import DBusRouter, open_dbus_connection
 
 
 class PeerError(Exception):
@@ -33,8 +33,13 @@ class Peer:
     @classmethod
     @asynccontextmanager
     async def on(cls, address: str) -> AsyncIterator[Self]:
-        async with open_dbus_router(address) as router:
-            yield cls(router)
+        async with await open_dbus_connection(address) as connection:
+            router = DBusRouter(connection)
+            try:
+                yield cls(router)
+            finally:
+                with suppress(EOFError):  # the bus may be gone by now; the library would not hang up then
+                    await router.__aexit__(None, None, None)
 
     async def call(
         self, to: str, path: str, method: str, signature: str = "", *arguments: object, interactive: bool = False

@@ -6,9 +6,10 @@ What is read, and why that is safe (Linux 6.1; `show` functions of the files nam
 - `modalias`, `boot_vga` (drivers/pci/pci-sysfs.c), `power/runtime_status` (drivers/base/power/sysfs.c), `dev` and
   `initstate`: they print a field of a structure.
 
-What is never opened: `driver_override`, `sriov_numvfs` (both take the device lock), `uevent` (took it in 6.10 and in
-stable kernels of that time), `config`, `current_link_speed`, `current_link_width`, `vpd` and `rom` (they wake the
-device), and whatever writes. An unbind that hangs holds the device lock, so each of these would hang the daemon too.
+What is never opened: `driver_override` and `sriov_numvfs` (they take the device lock), `uevent` (so does it in 6.10 and
+in stable kernels up to now, Debian 12's among them; libudev opens it for nearly everything, so it is no way to look),
+and what comes from the device itself, such as `config`, `vpd` and `current_link_speed` (a sleeping device is woken for
+it). An unbind that hangs holds the device lock, and whoever wants it hangs too.
 """
 
 from __future__ import annotations

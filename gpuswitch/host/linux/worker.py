@@ -31,6 +31,7 @@ from gpuswitch.switch.host import Kernel, Pending
 log = logging.getLogger(__name__)
 
 _PROGRAM = Path(__file__).with_name("worker_main.py")
+_LONGEST_REQUEST = 65536  # as in worker_main.py
 _LONGEST_REPLY = 1 << 17
 _CLOSE_SECONDS = 5.0
 # What is meant for the daemon (LD_PRELOAD, PYTHON...) is not meant for a program that writes to the kernel.
@@ -224,16 +225,18 @@ class LinuxKernel(Kernel):
     async def _call(self, operation: str, subject: str, request: str, *arguments: str, what: str = "") -> list[str]:
         """Send one request and wait for its reply. A cancelled caller leaves it to the kernel, and to `_returned`."""
         if self._sent is not None:
-            message = f"the kernel has not returned from this: {self._sent.what}"
-            raise KernelError(operation, subject, errno.EBUSY, message)
-        if any("\0" in argument for argument in arguments):
-            raise KernelError(operation, subject, errno.EINVAL, "there is a NUL in it")
+            text = f"the kernel has not returned from this: {self._sent.what}"
+            raise KernelError(operation, subject, errno.EBUSY, text)
         number = str(next(self._numbers))
+        message = "\0".join([number, request, *arguments]).encode()
+        # A NUL would end an argument early, and of a longer message the worker would read the beginning only.
+        if message.count(0) != 1 + len(arguments) or len(message) > _LONGEST_REQUEST:
+            raise KernelError(operation, subject, errno.EINVAL, "no driver, module or function is named like that")
         loop = asyncio.get_running_loop()
         try:
-            self._send("\0".join([number, request, *arguments]).encode())
+            self._send(message)
         except OSError as error:
-            text = f"its worker cannot be started: {error.strerror}"
+            text = f"its worker cannot be started or reached: {error.strerror}"
             raise KernelError(operation, subject, error.errno or errno.EIO, text) from None
         answer: asyncio.Future[list[str]] = loop.create_future()
         self._sent = _Sent(number, operation, subject, f"{operation} {what or subject}", loop.time(), answer)
@@ -251,6 +254,8 @@ class LinuxKernel(Kernel):
             self._running_worker().send(message)
         except (BrokenPipeError, ConnectionResetError):
             self._discard_worker()
+            if self._lost:  # this may be an unbind that relies on the group being held
+                raise
             self._running_worker().send(message)
 
     def _discard_worker(self) -> None:

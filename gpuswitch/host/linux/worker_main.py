@@ -67,20 +67,20 @@ class Worker:
         modalias = self._read(address, "modalias")
         if not modalias.startswith("pci:") or not modalias[4:].isalnum():
             raise OperationError(errno.EINVAL, address, f"its modalias {modalias!r} is not a PCI alias")
-        status, lines = self._modprobe("-R", modalias)
+        status, lines = self._modprobe(address, "-R", modalias)
         if status:
             if lines and "not found in directory" in lines[-1]:
                 return []
             raise _modprobe_failure(address, status, lines)
-        found = [line for line in lines if _NAME.issuperset(line) and "vfio" not in line]
-        return [name for name in dict.fromkeys(found) if self._loadable(name)]
+        found = [line for line in lines if line and _NAME.issuperset(line) and "vfio" not in line]
+        return [name for name in dict.fromkeys(found) if self._loadable(address, name)]
 
     def load(self, module: str) -> list[str]:
         """`modprobe MODULE`, unless it is there already."""
         _checked_name(module)
         if _contents(f"{self._sysfs}/module/{module.replace('-', '_')}/initstate") == "live":
             return []
-        status, lines = self._modprobe(module)
+        status, lines = self._modprobe(module, module)
         if status:
             raise _modprobe_failure(module, status, lines)
         return []
@@ -135,11 +135,13 @@ class Worker:
 
     def hold(self, group: str) -> list[str]:
         """Open /dev/vfio/GROUP; kept until `release`, or until this process ends."""
+        if not (group.isascii() and group.isdigit()):
+            raise OperationError(errno.EINVAL, group, "this is not the number of an IOMMU group")
         if group not in self._groups:
             try:
-                self._groups[group] = os.open(self._group(group), os.O_RDWR | os.O_NOFOLLOW)
+                self._groups[group] = os.open(f"{self._dev}/vfio/{group}", os.O_RDWR | os.O_NOFOLLOW)
             except OSError as error:
-                raise _failure(error, group, {errno.EBUSY: "somebody else has it open"}) from None
+                raise _failure(error, f"/dev/vfio/{group}", {errno.EBUSY: "somebody else has it open"}) from None
         return []
 
     def release(self, group: str) -> list[str]:
@@ -150,11 +152,6 @@ class Worker:
 
     def _device(self, address: str) -> str:
         return f"{self._sysfs}/bus/pci/devices/{_checked_address(address)}"
-
-    def _group(self, group: str) -> str:
-        if not (group.isascii() and group.isdigit()):
-            raise OperationError(errno.EINVAL, group, "this is not the number of an IOMMU group")
-        return f"{self._dev}/vfio/{group}"
 
     def _read(self, address: str, attribute: str) -> str:
         try:
@@ -176,8 +173,8 @@ class Worker:
             return OperationError(errno.ENOENT, address, f"it has no {attribute}")
         return OperationError(errno.ENODEV, address, "it is not on the PCI bus")
 
-    def _loadable(self, module: str) -> bool:
-        status, lines = self._modprobe("-D", "-b", module)
+    def _loadable(self, subject: str, module: str) -> bool:
+        status, lines = self._modprobe(subject, "-D", "-b", module)
         if status:
             return False
         for line in lines:
@@ -189,11 +186,11 @@ class Worker:
                 return True
         return False
 
-    def _modprobe(self, *arguments: str) -> tuple[int, list[str]]:
+    def _modprobe(self, subject: str, *arguments: str) -> tuple[int, list[str]]:
         """Exit status and output lines. The output goes to memory, so that nobody who keeps it open is waited for."""
         program = next((p for t in self._tools if os.access(p := f"{t}/modprobe", os.X_OK)), None)
         if program is None:
-            raise OperationError(errno.ENOENT, arguments[-1], f"there is no modprobe in {':'.join(self._tools)}")
+            raise OperationError(errno.ENOENT, subject, f"there is no modprobe in {':'.join(self._tools)}")
         output = os.memfd_create("modprobe")
         try:
             actions = [

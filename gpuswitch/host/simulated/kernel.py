@@ -1,8 +1,8 @@
 """The kernel of a simulated machine: what its driver core, its vfio and its module loader do, errno by errno.
 
 Sources: drivers/base/bus.c and dd.c, drivers/pci/pci-driver.c, drivers/vfio/group.c of Linux 6.1; the contract tests
-hold it to what a real one does. What happens between operations (others open and close devices, a VM starts, a card is
-pulled) is a plain method call.
+hold it to what a real one does. Where kernels differ it waits as 6.1 does: later ones only wait less. What happens
+between operations (others open and close devices, a VM starts, a card is pulled) is a plain method call.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.vm.rig.cache import Cache, content_key, remove
 from tests.vm.rig.errors import RigError
-from tests.vm.rig.tools import require_root, run, run_apart, run_in
+from tests.vm.rig.tools import run, run_apart, run_in
 
 RELEASES = ("bookworm", "trixie")
 
@@ -60,8 +60,10 @@ rm -r "$tree" /rig-init
 def find_base(cache: Cache, release: str) -> Path:
     """The folder with rootfs.tar, vmlinux and initrd of a Debian release. The caller holds the cache's lock."""
 
+    if release not in RELEASES:
+        raise RigError(f"cannot build a machine with the release {release!r}: it is one of {', '.join(RELEASES)}")
+
     def build(folder: Path) -> None:
-        require_root()
         root = folder / "root"
         cache.say(f"  installing {release} and {len(PACKAGES)} packages, about a minute")
         install(release, root)
@@ -83,8 +85,6 @@ def base_key(release: str) -> str:
 
 
 def install(release: str, root: Path) -> None:
-    if release not in RELEASES:
-        raise RigError(f"cannot build a machine with the release {release!r}: it is one of {', '.join(RELEASES)}")
     options = [
         *("--variant=minbase", "--mode=root", "--format=directory", f"--include={','.join(PACKAGES)}"),
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),

@@ -7,7 +7,7 @@ below it); behind a PCIe-to-PCI bridge everything shares one group.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 BOOT_GPU = "0000:00:02.0"
 """The firmware's display (boot_vga is 1), driver bochs-drm."""
@@ -69,6 +69,8 @@ DEVICE_IDS: Mapping[str, str] = {
 KERNEL_ARGUMENTS = (
     "root=/dev/vda rw rootflags=noatime,noinit_itable console=ttyS0 quiet systemd.show_status=0 "
     "intel_iommu=on iommu=pt "
+    # the check of the timer counts ticks in a short while; on a busy host they come late, and the kernel panics
+    "no_timer_check "
     # what costs time under emulation and protects nobody here
     "mitigations=off audit=0 nokaslr tsc=reliable clocksource=tsc"
 )
@@ -84,7 +86,8 @@ class Hardware:
     processors: int = 2
     # AVX and nested page tables are slow under emulation; 57-bit addresses only make page walks longer
     processor: str = "max,-avx,-avx2,-la57,-svm"
-    machine: str = field(default="q35,kernel-irqchip=split")  # split: what interrupt remapping asks for
+    # interrupt remapping asks for a split irqchip
+    machine: str = "q35,kernel-irqchip=split"
 
     def device(self, device_id: str) -> Device:
         """The properties of the device of this id; KeyError where there is none."""

@@ -6,10 +6,8 @@ import json
 import os
 import socket
 import subprocess
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
 from tests.vm.rig.channel import Channel
 from tests.vm.rig.errors import MachineGoneError
@@ -57,17 +55,18 @@ class Qemu:
         """Start it; MachineGoneError with QEMU's own words when it cannot."""
         self._open = ExitStack()
         # files without a name: nothing is left behind, however we end
-        self._console = self._open.enter_context(tempfile.TemporaryFile())
-        self._log = self._open.enter_context(tempfile.TemporaryFile())
+        self._console, self._log = os.memfd_create("console"), os.memfd_create("qemu.log")
+        for file in (self._console, self._log):
+            self._open.callback(os.close, file)
         ours, theirs = zip(*(socket.socketpair() for _ in STREAMS), strict=True)
         fds = {name: end.fileno() for name, end in zip(STREAMS, theirs, strict=True)}
         self.process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *arguments(hardware, fds, self._console.fileno(), clone=clone)],
+            ["setpriv", "--pdeathsig", "KILL", *arguments(hardware, fds, self._console, clone=clone)],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             cwd=template,
-            pass_fds=(*fds.values(), self._console.fileno()),
+            pass_fds=(*fds.values(), self._console),
         )
         for end in theirs:
             end.close()
@@ -126,6 +125,6 @@ class Qemu:
             raise MachineGoneError(f"cannot save or load the machine: {contents(self._log)}")
 
 
-def contents(file: IO[bytes]) -> str:
+def contents(file: int) -> str:
     """All that was written to a file, without moving the position that QEMU shares with us."""
-    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace").strip()
+    return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace").strip()

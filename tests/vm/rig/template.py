@@ -13,7 +13,7 @@ from tests.vm.rig.cache import Cache, content_key
 from tests.vm.rig.disk import disk_key, find_disk, project_sources
 from tests.vm.rig.hardware import Hardware
 from tests.vm.rig.machine import Machine
-from tests.vm.rig.tools import run
+from tests.vm.rig.tools import require_root, run
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def _find(cache: Cache, release: str, hardware: Hardware, sources: Path | None) 
     if entry := cache.find(kind, key):
         return Template(hardware, entry)
 
+    require_root()
     with cache.lock():
         disk = find_disk(cache, release, sources)
 

@@ -1,0 +1,30 @@
+"""`python -m tests.bench [--vm]`: prints speed and size beside their targets. Nothing is asserted."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from tests.bench import here
+from tests.bench.table import show
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Speed and size, printed.")
+    parser.add_argument("--vm", action="store_true", help="also switches on a real kernel in the virtual machine")
+    options = parser.parse_args()
+    show(f"The service on this machine ({os.cpu_count()} processors, load {os.getloadavg()[0]:.1f})", here.measure())
+    if options.vm:
+        from tests.bench import emulated
+        from tests.vm.rig.errors import RigError
+
+        try:
+            show("Switching two functions in the virtual machine", emulated.measure())
+        except RigError as error:
+            print(error, file=sys.stderr)
+            return 1
+    return 0
+
+
+sys.exit(main())

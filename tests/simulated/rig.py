@@ -1,0 +1,76 @@
+"""The emulated PC of the VM tests, once more, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpuswitch.host.simulated.catalogue import AUDIO, ETHERNET, INTEL, MODULES, VGA, Slot, alias, port
+from gpuswitch.host.simulated.drivers import Module, PciDriver
+from gpuswitch.host.simulated.host import SimulatedHost
+from gpuswitch.host.simulated.scenarios import boot
+from gpuswitch.model.address import PciAddress
+from tests.contract.bench import Bench, Outside
+
+BOCHS = 0x1234
+GPU = PciAddress.parse("0000:01:00.0")
+CROWDED_GPU = PciAddress.parse("0000:05:01.0")
+RIG_MODULES = (
+    *MODULES,
+    Module("bochs", (PciDriver("bochs-drm", (alias(BOCHS, 0x03),), makes="drm", render=False),)),
+    Module("e1000", (PciDriver("e1000", (alias(INTEL, 0x02, 0x00),)),)),
+)
+
+
+def rig() -> SimulatedHost:
+    """A boot display, a GPU with sound, and a GPU that shares its IOMMU group with a network card."""
+    slot = Slot("0000:01:00", 3, "0000:00:05.0")
+    return boot(
+        [
+            Slot("0000:00:02", 1).function(0, BOCHS, 0x1111, VGA, boot_display=True),
+            port("0000:00:05.0", 2),
+            slot.function(0, BOCHS, 0x1111, VGA),
+            slot.function(1, INTEL, 0x2668, AUDIO),
+            port("0000:00:09.0", 4),
+            Slot("0000:05:01", 5, "0000:04:00.0").function(0, BOCHS, 0x1111, VGA),
+            Slot("0000:05:02", 5, "0000:04:00.0").function(0, INTEL, 0x100E, ETHERNET),
+        ],
+        modules=RIG_MODULES,
+    )
+
+
+class SimulatedOutside(Outside):
+    """What others do to a simulated host."""
+
+    def __init__(self, host: SimulatedHost) -> None:
+        self._machine = host.machine
+        self._slot = ""
+
+    async def open(self, function: PciAddress) -> None:
+        self._machine.open(function, "somebody")
+
+    async def close(self, function: PciAddress) -> None:
+        self._machine.close(function, "somebody")
+
+    async def open_group(self, group: int) -> None:
+        self._machine.open_group(group, "somebody")
+
+    async def close_group(self, group: int) -> None:
+        self._machine.close_group(group, "somebody")
+
+    async def start_vm(self, functions: Sequence[PciAddress]) -> None:
+        self._machine.start_vm("vm", functions)
+
+    async def stop_vm(self) -> None:
+        self._machine.end("vm")
+
+    async def unplug(self, functions: Sequence[PciAddress]) -> None:
+        self._slot = functions[0].slot_name
+        await self._machine.unplug(self._slot)
+
+    async def replug(self) -> None:
+        self._machine.replug(self._slot)
+
+
+def bench() -> Bench:
+    host = rig()
+    return Bench.of(host, SimulatedOutside(host), GPU, CROWDED_GPU)

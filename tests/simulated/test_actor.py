@@ -1,0 +1,218 @@
+"""The actor: a GPU goes to vfio and comes home, on every machine, and whoever asks gets an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.config import Config, Defaults
+from gpuswitch.errors import Failed, InProgress, NotViable, Owned
+from gpuswitch.host.simulated.faults import Delay, Errno
+from gpuswitch.host.simulated.scenarios import SCENARIOS, server
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.states import State
+from gpuswitch.switch.record import Result
+from gpuswitch.switch.steps import Step
+from tests.simulated.bed import GPUS, Bed
+
+SCENARIO_NAMES = list(GPUS)
+
+
+@pytest.fixture
+async def laptop(tmp_path: Path) -> Bed:
+    return await Bed.of("laptop", tmp_path)
+
+
+class TestThereAndBack:
+    @pytest.mark.parametrize("scenario", SCENARIO_NAMES)
+    async def test_on_every_machine_three_times(self, scenario: str, tmp_path: Path) -> None:
+        bed = await Bed.of(scenario, tmp_path)
+        actor = bed.fleet.find(GPUS[scenario])
+        before = bed.snapshot()
+        for _ in range(3):
+            await bed.moved(actor, State.VFIO)
+            assert {f.driver_name for f in actor.gpu.present(actor.facts)} == {"vfio-pci"}
+            assert bed.debts == [f"{actor.gpu.address.identifier}.json"]
+            await bed.moved(actor, State.HOST)
+            assert bed.snapshot() == before
+            assert bed.debts == []
+
+    async def test_tells_each_step_and_each_state(self, laptop: Bed) -> None:
+        actor = laptop.fleet.find("01:00.0")
+        laptop.witness.words.clear()
+        switch = await laptop.switch(actor, State.VFIO)
+        steps = [f"0000:01:00.0 {n}/13 {status}" for n in range(1, 14) for status in ("running", "done")]
+        assert laptop.witness.words == [
+            "0000:01:00.0 detaching",
+            *steps,
+            "0000:01:00.0 done",
+            "0000:01:00.0 vfio",
+        ]
+        assert (switch.index, switch.count, switch.step) == (13, 13, "restore the power setting of all 4 functions")
+
+    async def test_says_how_people_see_host(self, laptop: Bed) -> None:
+        actor = laptop.fleet.find("01:00.0")
+        assert actor.host_driver == "nvidia"
+        await laptop.moved(actor, State.VFIO)
+        assert actor.host_driver == "nvidia"
+
+    async def test_already_there_is_done_without_a_step(self, laptop: Bed) -> None:
+        actor = laptop.fleet.find("01:00.0")
+        before = laptop.snapshot()
+        switch = await laptop.switch(actor, State.HOST)
+        assert (switch.result, switch.count, actor.state) == (Result.DONE, 0, State.HOST)
+        assert laptop.snapshot() == before
+        assert (await actor.plan(State.HOST)).steps == ()
+
+    async def test_a_driverless_companion_comes_back_driverless(self, laptop: Bed) -> None:
+        actor = laptop.fleet.find("01:00.0")
+        ucsi = PciAddress.parse("0000:01:00.3")
+        await laptop.host.kernel("somebody").unbind(ucsi, "nvidia-gpu")
+        laptop.fleet.look()
+        laptop.witness.home.clear()
+        before = laptop.snapshot()
+        await laptop.moved(actor, State.VFIO)
+        await laptop.moved(actor, State.HOST)
+        assert laptop.snapshot() == before
+
+
+class TestTwoAtOnce:
+    async def test_the_same_request_joins(self, laptop: Bed) -> None:
+        actor = laptop.fleet.find("01:00.0")
+        first, second, third = await asyncio.gather(*(actor.request(State.VFIO) for _ in range(3)))
+        assert first is second is third
+        await first.wait()
+        assert first.result is Result.DONE
+
+    async def test_another_is_refused_with_the_id(self, laptop: Bed) -> None:
+        actor = laptop.fleet.find("01:00.0")
+        switch = await actor.request(State.VFIO)
+        with pytest.raises(InProgress, match=switch.id):
+            await actor.request(State.HOST)
+        with pytest.raises(InProgress, match=r"0000:01:00\.0 is detaching"):
+            await actor.plan(State.HOST)
+        await switch.wait()
+        assert switch.result is Result.DONE
+
+    async def test_asking_all_the_while_disturbs_nothing(self, laptop: Bed) -> None:
+        """Not even between two operations of the kernel, and not while a group is held."""
+        actor = laptop.fleet.find("01:00.0")
+        before = laptop.snapshot()
+        asked: list[asyncio.Task[object]] = []
+        laptop.witness.on_step = lambda actor, _: asked.append(asyncio.create_task(actor.plan(State.HOST)))
+        await laptop.moved(actor, State.VFIO)
+        await laptop.moved(actor, State.HOST)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert len(answers) == 2 * (13 + 15)
+        assert laptop.snapshot() == before
+        await laptop.switch(actor, State.HOST)
+
+    async def test_different_gpus_go_in_parallel(self, tmp_path: Path) -> None:
+        bed = await Bed.made(server(), tmp_path)
+        bed.host.faults.add(Delay(3), operation="unbind", nth=None)
+        before = bed.snapshot()
+        actors = list(bed.fleet.actors.values())
+        for target in (State.VFIO, State.HOST):
+            started = asyncio.get_running_loop().time()
+            switches = await asyncio.gather(*(bed.switch(actor, target) for actor in actors))
+            assert [switch.result for switch in switches] == [Result.DONE] * 8
+            assert asyncio.get_running_loop().time() - started < 8 * 3
+        assert bed.snapshot() == before
+
+    async def test_a_look_meanwhile_changes_nothing(self, laptop: Bed) -> None:
+        actor = laptop.fleet.find("01:00.0")
+        before = laptop.snapshot()
+        laptop.witness.on_step = lambda *_: laptop.fleet.look()
+        await laptop.moved(actor, State.VFIO)
+        await laptop.moved(actor, State.HOST)
+        assert laptop.snapshot() == before
+
+
+class TestRefusals:
+    async def test_change_nothing_and_name_every_blocker(self, tmp_path: Path) -> None:
+        host = SCENARIOS["shared"]()
+        bed = await Bed.made(host, tmp_path, Config())
+        actor = bed.fleet.find("01:00.0")
+        before = bed.snapshot()
+        with pytest.raises(NotViable, match=r"0000:02:00\.0 .* stays on r8169"):
+            await actor.request(State.VFIO)
+        assert (bed.snapshot(), bed.debts, actor.state, actor.switch) == (before, [], State.HOST, None)
+
+    async def test_the_screen_stays_on(self, tmp_path: Path) -> None:
+        bed = await Bed.made(SCENARIOS["single"](), tmp_path, Config(defaults=Defaults()))
+        with pytest.raises(NotViable, match="allow_boot_display"):
+            await bed.fleet.find("").request(State.VFIO)
+
+    @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+    async def test_a_value_that_cannot_be_read(self, target: State, laptop: Bed) -> None:
+        actor = laptop.fleet.find("01:00.0")
+        if target is State.HOST:
+            await laptop.moved(actor, State.VFIO)
+        laptop.host.faults.add(Errno(5), operation="capture")
+        before = laptop.snapshot()
+        with pytest.raises(Failed, match=r"cannot read the settings of .*; nothing was changed"):
+            await actor.request(target)
+        assert laptop.snapshot() == before
+
+    async def test_a_journal_that_cannot_be_written(self, tmp_path: Path) -> None:
+        bed = await Bed.of("laptop", tmp_path / "run")
+        actor = bed.fleet.find("01:00.0")
+        (tmp_path / "run").write_text("in the way")
+        before = bed.snapshot()
+        with pytest.raises(Failed, match="cannot write the journal"):
+            await actor.request(State.VFIO)
+        assert (bed.snapshot(), actor.state) == (before, State.HOST)
+        (tmp_path / "run").unlink()
+        await bed.moved(actor, State.VFIO)
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "run").write_text("in the way")
+        before = bed.snapshot()
+        with pytest.raises(Failed, match="cannot write the journal"):
+            await actor.request(State.HOST)
+        # the group that was held for it is let go again
+        assert (bed.snapshot(), actor.state) == (before, State.VFIO)
+
+    async def test_a_gpu_that_a_vm_has(self, laptop: Bed) -> None:
+        actor = laptop.fleet.find("01:00.0")
+        await laptop.moved(actor, State.VFIO)
+        laptop.machine.start_vm("win11", actor.gpu.functions)
+        before = laptop.snapshot()
+        for ask in (actor.request, actor.plan):
+            with pytest.raises(Owned, match=r"0000:01:00\.0 .*/dev/vfio/13"):
+                await ask(State.HOST)
+            assert (laptop.snapshot(), actor.state) == (before, State.VFIO)
+        laptop.machine.end("win11")
+        await laptop.moved(actor, State.HOST)
+
+    async def test_of_two_groups_the_first_is_let_go_when_the_second_is_taken(self, tmp_path: Path) -> None:
+        bed = await Bed.of("apu", tmp_path)
+        actor = bed.fleet.find("04:00.0")
+        await bed.moved(actor, State.VFIO)
+        bed.machine.open_group(11, "win11")
+        before = bed.snapshot()
+        with pytest.raises(Owned, match="/dev/vfio/11"):
+            await actor.request(State.HOST)
+        assert bed.snapshot() == before
+        assert before[11] == ("win11", None)
+
+
+class TestPlan:
+    @pytest.mark.parametrize("scenario", SCENARIO_NAMES)
+    async def test_changes_nothing_and_tells_what_will_happen(self, scenario: str, tmp_path: Path) -> None:
+        bed = await Bed.of(scenario, tmp_path)
+        actor = bed.fleet.find(GPUS[scenario])
+        for target in (State.VFIO, State.HOST):
+            before, owed, words = bed.snapshot(), bed.debts, list(bed.witness.words)
+            plan = await actor.plan(target)
+            assert (bed.snapshot(), bed.debts, bed.witness.words) == (before, owed, words)
+            told: list[Step] = []
+            bed.witness.on_step = lambda _, event, told=told: told.append(event.step)
+            await bed.moved(actor, target)
+            assert told[::2] == list(plan.steps)
+
+    async def test_refuses_as_a_switch_would(self, tmp_path: Path) -> None:
+        bed = await Bed.made(SCENARIOS["shared"](), tmp_path, Config())
+        with pytest.raises(NotViable, match="r8169"):
+            await bed.fleet.find("").plan(State.VFIO)

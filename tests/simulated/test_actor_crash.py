@@ -1,0 +1,170 @@
+"""The service dies at any instant; the next one brings the GPU home, or finds it on vfio and can."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.host.simulated.faults import Errno, Hang
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.engine import Status, StepEvent
+from tests.simulated.bed import GPUS, Bed
+
+
+async def crashed(bed: Bed, actor: Actor, target: State, index: int, status: Status) -> Bed | None:
+    """Switch, and die when this is told of the step; the next service, or None where there are fewer steps."""
+    killed: list[asyncio.Task[None]] = []
+
+    def die(actor: Actor, event: StepEvent) -> None:
+        if (event.index, event.status) == (index, status):
+            assert actor._task is not None
+            actor._task.cancel()
+            killed.append(actor._task)
+
+    bed.witness.on_step = die
+    await actor.request(target)
+    assert actor._task is not None
+    await asyncio.wait([actor._task])
+    return await bed.crash(actor) if killed else None
+
+
+async def check_home(bed: Bed, scenario: str, before: object) -> None:
+    """At home, or on vfio with everything owed; then home."""
+    actor = bed.fleet.find(GPUS[scenario])
+    assert actor.state in {State.HOST, State.VFIO}
+    if actor.state is State.HOST:
+        assert (bed.debts, bed.snapshot()) == ([], before)
+    else:
+        await bed.moved(actor, State.HOST)
+        assert (bed.debts, bed.snapshot()) == ([], before)
+
+
+@pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+@pytest.mark.parametrize(
+    ("scenario", "status"), [*((name, Status.RUNNING) for name in GPUS), ("laptop", Status.DONE)], ids=str
+)
+async def test_a_crash_at_each_step(scenario: str, target: State, status: Status, tmp_path: Path) -> None:
+    index, outcomes = 1, set()
+    while True:
+        bed = await Bed.of(scenario, tmp_path / str(index))
+        actor = bed.fleet.find(GPUS[scenario])
+        before = bed.snapshot()
+        if target is State.HOST:
+            await bed.moved(actor, State.VFIO)
+        again = await crashed(bed, actor, target, index, status)
+        if again is None:
+            break
+        outcomes.add(again.fleet.find(GPUS[scenario]).state)
+        await check_home(again, scenario, before)
+        index += 1
+    assert index > 6
+    assert State.HOST in outcomes
+
+
+async def test_a_crash_before_the_first_step(tmp_path: Path) -> None:
+    bed = await Bed.of("laptop", tmp_path)
+    actor = bed.fleet.find("01:00.0")
+    before = bed.snapshot()
+    await actor.request(State.VFIO)
+    assert bed.debts
+    again = await bed.crash(actor)
+    assert (again.fleet.find("01:00.0").state, again.debts, again.snapshot()) == (State.HOST, [], before)
+
+
+async def test_a_crash_while_it_is_reverted(tmp_path: Path) -> None:
+    bed = await Bed.of("laptop", tmp_path)
+    actor = bed.fleet.find("01:00.0")
+    before = bed.snapshot()
+    bed.host.faults.add(Errno(5), operation="probe", subject="0000:01:00.0")
+    again = await crashed(bed, actor, State.VFIO, 7, Status.REVERTED)
+    assert again is not None
+    await check_home(again, "laptop", before)
+
+
+async def test_a_crash_while_the_kernel_has_it(tmp_path: Path) -> None:
+    """The next service cannot bring it home before the kernel returns, and does not wait for that."""
+    bed = await Bed.of("laptop", tmp_path)
+    actor = bed.fleet.find("01:00.0")
+    before = bed.snapshot()
+    hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.0")
+    switch = await actor.request(State.VFIO)
+    await switch.wait()
+    assert actor._task is not None
+    actor._task.cancel()
+    again = await bed.again()
+    successor = again.fleet.find("01:00.0")
+    assert successor.state is State.WEDGED
+    assert "cannot bring 0000:01:00.0 back to the host" in successor.reason
+    hang.release()
+    await again.witness.until(lambda: successor.state is not State.WEDGED and not successor.state.moving)
+    assert again.debts == ["0000_01_00_0.json"]
+    await again.moved(successor, State.HOST)
+    assert again.snapshot() == before
+
+
+async def test_two_gpus_come_home_together(tmp_path: Path) -> None:
+    bed = await Bed.of("server", tmp_path)
+    before = bed.snapshot()
+    actors = [bed.fleet.find(f"{number}1:00.0") for number in (1, 2)]
+    for actor in actors:
+        hang = bed.host.faults.add(Hang(), operation="probe", subject=actor.gpu.address)
+        await actor.request(State.VFIO)
+        await hang.reached.wait()
+        hang.release()
+    again = await bed.crash(*actors)
+    for actor in again.fleet.actors.values():
+        if actor.state is State.VFIO:
+            await again.moved(actor, State.HOST)
+    assert (again.snapshot(), again.debts) == (before, [])
+
+
+class TestAdoption:
+    async def test_leaves_a_gpu_at_rest_alone(self, tmp_path: Path) -> None:
+        bed = await Bed.of("laptop", tmp_path)
+        before = bed.snapshot()
+        again = await bed.again()
+        assert (again.fleet.find("01:00.0").switch, again.snapshot()) == (None, before)
+
+    async def test_leaves_a_gpu_on_vfio_alone_and_remembers_its_home(self, tmp_path: Path) -> None:
+        bed = await Bed.of("laptop", tmp_path)
+        before = bed.snapshot()
+        await bed.moved(bed.fleet.find("01:00.0"), State.VFIO)
+        bed.machine.start_vm("win11", bed.fleet.find("01:00.0").gpu.functions)
+        away = bed.snapshot()
+        again = await bed.again()
+        actor = again.fleet.find("01:00.0")
+        assert (actor.state, actor.host_driver, again.snapshot()) == (State.VFIO, "nvidia", away)
+        again.machine.end("win11")
+        await again.moved(actor, State.HOST)
+        assert again.snapshot() == before
+
+    async def test_says_why_it_cannot(self, tmp_path: Path) -> None:
+        """Somebody has the group of a GPU that is half-way: a refusal, and the service starts all the same."""
+        bed = await Bed.of("laptop", tmp_path)
+        actor = bed.fleet.find("01:00.0")
+        await bed.moved(actor, State.VFIO)
+        await bed.host.kernel("somebody").unbind(actor.gpu.address, "vfio-pci")
+        bed.machine.open_group(13, "win11")
+        again = await bed.again()
+        actor = again.fleet.find("01:00.0")
+        assert again.debts == ["0000_01_00_0.json"]
+        assert str(actor.state) == "unknown"
+        reason = actor.reason
+        assert reason.startswith("cannot bring 0000:01:00.0 back to the host: a virtual machine has 0000:01:00.0")
+        again.fleet.look()
+        assert actor.reason == reason
+        again.machine.end("win11")
+        await again.moved(actor, State.HOST)
+
+    async def test_a_journal_that_is_damaged_is_told_and_the_hardware_believed(self, tmp_path: Path) -> None:
+        bed = await Bed.of("laptop", tmp_path)
+        await bed.moved(bed.fleet.find("01:00.0"), State.VFIO)
+        (tmp_path / "0000_01_00_0.json").write_text("{")
+        again = await bed.again()
+        actor = again.fleet.find("01:00.0")
+        assert actor.state is State.VFIO
+        await again.moved(actor, State.HOST)
+        assert actor.host_driver == "nvidia"

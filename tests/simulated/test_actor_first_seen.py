@@ -1,0 +1,207 @@
+"""A GPU that the service first sees somewhere on its way, or whose drivers somebody else changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.config import Config, GpuConfig
+from gpuswitch.errors import NotViable
+from gpuswitch.host.simulated.catalogue import AUDIO, NVIDIA, PCIEPORT, VFIO, VGA, Slot, alias, port
+from gpuswitch.host.simulated.devices import Device
+from gpuswitch.host.simulated.drivers import Module, PciDriver
+from gpuswitch.host.simulated.faults import Errno
+from gpuswitch.host.simulated.host import SimulatedHost
+from gpuswitch.host.simulated.kernel import Machine
+from gpuswitch.host.simulated.scenarios import laptop
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import VFIO_MODULE
+from gpuswitch.model.states import State
+from tests.simulated.bed import Bed, Settings, settings_of, snapshot
+
+GPU = PciAddress.parse("0000:01:00.0")
+SOUND = PciAddress.parse("0000:01:00.1")
+_DRAWING = PciDriver("bochs-drm", (alias(NVIDIA, 0x03),), makes="drm")
+_DRAWING_TOO = PciDriver("simple", (alias(NVIDIA, 0x03),), makes="drm")
+_SOUND = Module("snd_hda_intel", (PciDriver("snd_hda_intel", (alias(None, 0x04, 0x03),), makes="sound"),))
+
+
+def on_vfio(*modules: Module, builtin: PciDriver | None = None) -> SimulatedHost:
+    """A machine whose GPU with sound somebody put on vfio-pci at boot, by driver_override."""
+    slot = Slot("0000:01:00", 5, "0000:00:01.0")
+    card: list[Device] = [slot.function(0, NVIDIA, 0x1111, VGA), slot.function(1, NVIDIA, 0x2222, AUDIO)]
+    for device in card:
+        device.override = "vfio-pci"
+    installed = [Module(VFIO_MODULE, (VFIO,)), _SOUND, *modules]
+    built = (PCIEPORT, builtin) if builtin else (PCIEPORT,)
+    host = SimulatedHost(Machine([port("0000:00:01.0", 2), *card], installed, loaded=[VFIO_MODULE], builtin=built))
+    assert {f.driver_name for f in host.look().group(5)} == {"vfio-pci"}
+    return host
+
+
+def home(machine: Machine, address: PciAddress) -> Settings:
+    return settings_of(machine.devices[address])
+
+
+class TestOnVfio:
+    async def test_goes_to_the_only_driver_that_fits(self, tmp_path: Path) -> None:
+        bed = await Bed.made(on_vfio(Module("bochs", (_DRAWING,))), tmp_path)
+        actor = bed.fleet.find("")
+        assert (actor.state, actor.host_driver) == (State.VFIO, None)
+        await bed.moved(actor, State.HOST)
+        assert home(bed.machine, GPU)[:3] == ("bochs-drm", "bochs-drm", None)
+        assert home(bed.machine, SOUND)[:3] == ("snd_hda_intel", "snd_hda_intel", None)
+        assert actor.host_driver == "bochs-drm"
+
+    async def test_goes_to_a_driver_that_is_built_in(self, tmp_path: Path) -> None:
+        """The module that a modalias names never shows in the link of a driver that is built in."""
+        bed = await Bed.made(on_vfio(Module("bochs", (_DRAWING,)), builtin=_DRAWING), tmp_path)
+        await bed.moved(bed.fleet.find(""), State.HOST)
+        assert home(bed.machine, GPU).bound == "bochs-drm"
+
+    async def test_of_several_drivers_names_them_all(self, tmp_path: Path) -> None:
+        bed = await Bed.made(on_vfio(Module("bochs", (_DRAWING,)), Module("simple", (_DRAWING_TOO,))), tmp_path)
+        before = bed.snapshot()
+        with pytest.raises(NotViable, match=r"0000:01:00\.0 .*\(bochs, simple\): name one as `host_driver`"):
+            await bed.fleet.find("").request(State.HOST)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+    async def test_where_none_fits_says_so(self, tmp_path: Path) -> None:
+        bed = await Bed.made(on_vfio(), tmp_path)
+        with pytest.raises(NotViable, match=r"0000:01:00\.0 .* no installed driver fits it"):
+            await bed.fleet.find("").request(State.HOST)
+
+    async def test_of_a_companion_only_its_own_driver_can_be_meant(self, tmp_path: Path) -> None:
+        other = Module("snd_other", (PciDriver("snd_other", (alias(None, 0x04, 0x03),)),))
+        bed = await Bed.made(on_vfio(Module("bochs", (_DRAWING,)), other), tmp_path)
+        with pytest.raises(NotViable, match=r"0000:01:00\.1 .*\(snd_hda_intel, snd_other\): bind it to the right one"):
+            await bed.fleet.find("").request(State.HOST)
+
+    @pytest.mark.parametrize("name", ["bochs-drm", "simple"])
+    async def test_goes_to_the_driver_that_the_config_names(self, name: str, tmp_path: Path) -> None:
+        modules = Module("bochs", (_DRAWING,)), Module("simple", (_DRAWING_TOO,))
+        gpu = GpuConfig(GPU, managed=True, allow_boot_display=False, host_driver=name)
+        bed = await Bed.made(on_vfio(*modules), tmp_path, Config(gpus=(gpu,)))
+        actor = bed.fleet.find("")
+        assert actor.host_driver == name
+        await bed.moved(actor, State.HOST)
+        assert home(bed.machine, GPU).bound == name
+
+    async def test_comes_back_to_vfio_where_the_configured_driver_does_not_exist(self, tmp_path: Path) -> None:
+        gpu = GpuConfig(GPU, managed=True, allow_boot_display=False, host_driver="nothing")
+        bed = await Bed.made(on_vfio(), tmp_path, Config(gpus=(gpu,)))
+        actor, before = bed.fleet.find(""), bed.snapshot()
+        switch = await bed.switch(actor, State.HOST)
+        assert (str(switch.result), actor.state) == ("reverted", State.VFIO)
+        assert "nothing" in switch.reason
+        assert bed.snapshot() == before
+        assert bed.debts == []
+
+    async def test_a_companion_that_no_driver_fits_gets_none(self, tmp_path: Path) -> None:
+        host = on_vfio(Module("bochs", (_DRAWING,)))
+        host.machine.drivers.modules = {n: m for n, m in host.machine.drivers.modules.items() if n != "snd_hda_intel"}
+        bed = await Bed.made(host, tmp_path)
+        await bed.moved(bed.fleet.find(""), State.HOST)
+        assert home(bed.machine, SOUND)[:3] == (None, None, None)
+
+
+class TestHalfWay:
+    """Somebody moved single functions by hand."""
+
+    @pytest.fixture
+    async def bed(self, tmp_path: Path) -> Bed:
+        host = laptop()
+        kernel = host.kernel("somebody")
+        await kernel.load(VFIO_MODULE)
+        await kernel.unbind(SOUND, "snd_hda_intel")
+        await kernel.set_override({SOUND: "vfio-pci"})
+        await kernel.probe(SOUND)
+        return await Bed.made(host, tmp_path)
+
+    async def test_is_unknown_and_says_why(self, bed: Bed) -> None:
+        actor = bed.fleet.find("01:00.0")
+        assert actor.state is State.UNKNOWN
+        assert actor.reason.startswith("neither host nor vfio: 0000:01:00.0 is on nvidia, 0000:01:00.1 is on vfio-pci")
+        kernel = bed.host.kernel("somebody")
+        await kernel.unbind(GPU, "nvidia")
+        bed.fleet.look()
+        assert actor.state is State.UNKNOWN
+        assert actor.reason.startswith("neither host nor vfio: 0000:01:00.0 is on no driver")
+
+    @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+    async def test_goes_wherever_it_is_sent(self, target: State, bed: Bed) -> None:
+        actor = bed.fleet.find("01:00.0")
+        await bed.moved(actor, target)
+        assert actor.reason == ""
+        await bed.moved(actor, State.HOST)
+        assert home(bed.machine, SOUND)[:3] == ("snd_hda_intel", "snd_hda_intel", None)
+
+
+class TestDebts:
+    """Somebody else brought the functions home: on their drivers, but still with our overrides."""
+
+    @pytest.fixture
+    async def bed(self, tmp_path: Path) -> Bed:
+        bed = await Bed.of("laptop", tmp_path)
+        actor = bed.fleet.find("01:00.0")
+        before = bed.snapshot()
+        await bed.moved(actor, State.VFIO)
+        kernel = bed.host.kernel("somebody")
+        for function, driver in (("0", "nvidia"), ("1", "snd_hda_intel"), ("2", "xhci_hcd"), ("3", "nvidia-gpu")):
+            address = PciAddress.parse(f"0000:01:00.{function}")
+            await kernel.unbind(address, "vfio-pci")
+            await kernel.set_override({address: driver})
+            await kernel.probe(address)
+        bed.fleet.look()
+        assert actor.state is State.HOST
+        assert bed.snapshot() != before
+        return bed
+
+    async def test_are_paid_by_to_host(self, bed: Bed) -> None:
+        actor = bed.fleet.find("01:00.0")
+        assert bed.debts
+        assert len((await actor.plan(State.HOST)).steps) > 0
+        await bed.moved(actor, State.HOST)
+        assert bed.debts == []
+
+    async def test_are_paid_after_the_next_round(self, bed: Bed) -> None:
+        actor = bed.fleet.find("01:00.0")
+        await bed.moved(actor, State.VFIO)
+        await bed.moved(actor, State.HOST)
+        assert bed.debts == []
+
+    @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+    async def test_are_not_forgotten_when_a_switch_fails(self, target: State, bed: Bed) -> None:
+        actor, before = bed.fleet.find("01:00.0"), bed.snapshot()
+        bed.host.faults.add(Errno(5), operation="set_override")
+        switch = await bed.switch(actor, target)
+        assert (str(switch.result), actor.state) == ("reverted", State.HOST)
+        assert bed.snapshot() == before
+        assert bed.debts
+        await bed.moved(actor, State.HOST)
+        assert bed.debts == []
+
+    async def test_are_paid_by_the_next_service(self, bed: Bed) -> None:
+        await bed.host.close()
+        again = await Bed.made(SimulatedHost(bed.machine), bed.directory)
+        assert again.fleet.find("01:00.0").state is State.HOST
+        assert again.debts == []
+        assert snapshot(bed.machine) | bed.witness.home == snapshot(bed.machine)
+
+
+async def test_a_function_with_another_host_driver_by_now_is_left_there(tmp_path: Path) -> None:
+    bed = await Bed.of("laptop", tmp_path)
+    actor = bed.fleet.find("01:00.0")
+    await bed.moved(actor, State.VFIO)
+    kernel = bed.host.kernel("somebody")
+    await kernel.load("nouveau")
+    await kernel.unbind(GPU, "vfio-pci")
+    await kernel.set_override({GPU: "nouveau"})
+    await kernel.probe(GPU)
+    bed.fleet.look()
+    assert actor.state is State.UNKNOWN
+    await bed.moved(actor, State.HOST)
+    assert home(bed.machine, GPU)[:3] == ("nouveau", "nouveau", None)
+    assert home(bed.machine, SOUND)[:3] == ("snd_hda_intel", "snd_hda_intel", None)
+    assert bed.debts == []

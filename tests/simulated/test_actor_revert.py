@@ -1,0 +1,176 @@
+"""Whatever fails at whichever step, the GPU is afterwards as it was before, on every machine and both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.errors import Failed
+from gpuswitch.host.simulated.faults import Errno, Operation, Silent
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.engine import Status, StepEvent
+from gpuswitch.switch.record import Result
+from gpuswitch.switch.steps import RestorePower
+from tests.simulated.bed import GPUS, Bed
+
+WRITES: tuple[Operation, ...] = ("load", "keep_awake", "set_power_control", "set_override", "unbind", "probe")
+GROUPS: tuple[Operation, ...] = ("hold_group", "release_group")
+
+
+async def at_the_start(scenario: str, target: State, directory: Path) -> tuple[Bed, Actor]:
+    """A GPU at rest, on the other side of `target`."""
+    bed = await Bed.of(scenario, directory)
+    actor = bed.fleet.find(GPUS[scenario])
+    if target is State.HOST:
+        await bed.moved(actor, State.VFIO)
+    return bed, actor
+
+
+async def fails_harmlessly(bed: Bed, actor: Actor, target: State, sentence: str) -> bool:
+    """Switch, and see that a failure leaves no trace; whether it failed."""
+    before, owed, state = bed.snapshot(), bed.debts, actor.state
+    try:
+        switch = await bed.switch(actor, target)
+    except Failed as refusal:
+        reason = str(refusal).removesuffix("; nothing was changed")
+    else:
+        if switch.result is Result.DONE:
+            return False
+        assert switch.result is Result.REVERTED
+        reason = switch.reason
+        assert actor.reason == reason
+    assert sentence in reason
+    assert (actor.state, bed.snapshot(), bed.debts) == (state, before, owed)
+    return True
+
+
+@pytest.mark.parametrize("scenario", GPUS)
+@pytest.mark.parametrize("operation", WRITES)
+@pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+async def test_an_errno_at_each_operation(target: State, operation: Operation, scenario: str, tmp_path: Path) -> None:
+    bed, actor = await at_the_start(scenario, target, tmp_path)
+    failures = 0
+    while True:
+        bed.host.faults.clear()
+        bed.host.faults.add(Errno(errno.EIO), operation=operation, nth=failures + 1)
+        if not await fails_harmlessly(bed, actor, target, "Input/output error"):
+            break
+        failures += 1
+    bed.host.faults.clear()
+    # The drivers of the host are loaded already, and stay so.
+    assert failures > 0 or (operation, target) == ("load", State.HOST)
+    await bed.moved(actor, State.HOST)
+
+
+@pytest.mark.parametrize("operation", GROUPS)
+async def test_an_errno_at_the_group(operation: Operation, tmp_path: Path) -> None:
+    bed, actor = await at_the_start("apu", State.HOST, tmp_path)
+    for nth in (1, 2):
+        bed.host.faults.clear()
+        bed.host.faults.add(Errno(errno.EIO), operation=operation, nth=nth)
+        assert await fails_harmlessly(bed, actor, State.HOST, "Input/output error")
+
+
+@pytest.mark.parametrize("operation", ["unbind", "probe"])
+@pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+async def test_a_success_that_is_none(target: State, operation: Operation, tmp_path: Path) -> None:
+    bed, actor = await at_the_start("laptop", target, tmp_path)
+    for nth in range(1, 5):
+        bed.host.faults.clear()
+        bed.host.faults.add(Silent(), operation=operation, nth=nth)
+        assert await fails_harmlessly(bed, actor, target, ", not on ")
+
+
+async def test_nodes_that_never_come(tmp_path: Path) -> None:
+    bed, actor = await at_the_start("laptop", State.HOST, tmp_path)
+    bed.host.faults.add(Silent(), operation="nodes", subject="0000:01:00.0")
+    sentence = "the device nodes of 0000:01:00.0 are not ready after 15 s"
+    assert await fails_harmlessly(bed, actor, State.HOST, sentence)
+    await bed.moved(actor, State.HOST)
+
+
+class TestTheWayBackFails:
+    async def test_all_of_it_is_told_and_the_rest_comes_home(self, tmp_path: Path) -> None:
+        bed, actor = await at_the_start("laptop", State.VFIO, tmp_path)
+        before = bed.snapshot()
+        bed.host.faults.add(Errno(errno.EIO), operation="probe", subject="0000:01:00.0", nth=None)
+        bed.host.faults.add(Errno(errno.EPERM), operation="probe", subject="0000:01:00.1", nth=2)
+        switch = await bed.switch(actor, State.VFIO)
+        assert (switch.result, actor.state) == (Result.FAILED, State.FAILED)
+        assert "; the way back failed too: " in switch.reason
+        assert "cannot probe 0000:01:00.0: Input/output error" in switch.reason.partition("too: ")[2]
+        assert "cannot probe 0000:01:00.1: Operation not permitted" in switch.reason
+        assert actor.reason == switch.reason
+        assert bed.debts == ["0000_01_00_0.json"]
+        lost = {PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:01:00.1")}
+        assert {a for a, kept in bed.snapshot().items() if kept != before[a]} == lost
+
+    async def failed(self, directory: Path) -> tuple[Bed, Actor]:
+        bed, actor = await at_the_start("laptop", State.VFIO, directory)
+        bed.host.faults.add(Errno(errno.EIO), operation="probe", subject="0000:01:00.0", nth=None)
+        await bed.switch(actor, State.VFIO)
+        assert actor.state is State.FAILED
+        bed.host.faults.clear()
+        return bed, actor
+
+    @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+    async def test_failed_is_left_by_a_switch(self, target: State, tmp_path: Path) -> None:
+        bed, actor = await self.failed(tmp_path)
+        bed.witness.words.clear()
+        await bed.moved(actor, target)
+        assert bed.witness.words[0] == "0000:01:00.0 recovering"
+        assert actor.reason == ""
+        await bed.switch(actor, State.HOST)
+        assert bed.debts == []
+
+    async def test_failed_is_left_when_a_look_shows_home(self, tmp_path: Path) -> None:
+        bed, actor = await self.failed(tmp_path)
+        kernel = bed.host.kernel("somebody")
+        await kernel.set_override({actor.gpu.address: "nvidia"})
+        await kernel.probe(actor.gpu.address)
+        bed.fleet.look()
+        assert actor.state is State.HOST
+        # what is still owed is paid by the next to-host
+        await bed.moved(actor, State.HOST)
+        assert bed.debts == []
+
+    async def test_failed_stays_failed_while_nothing_changes(self, tmp_path: Path) -> None:
+        bed, actor = await self.failed(tmp_path)
+        reason = actor.reason
+        bed.fleet.look()
+        assert (actor.state, actor.reason) == (State.FAILED, reason)
+
+    async def test_a_switch_from_failed_that_fails_is_failed_again(self, tmp_path: Path) -> None:
+        bed, actor = await self.failed(tmp_path)
+        bed.host.faults.add(Errno(errno.EIO), operation="keep_awake")
+        before = bed.snapshot()
+        switch = await bed.switch(actor, State.HOST)
+        assert (switch.result, actor.state) == (Result.REVERTED, State.FAILED)
+        assert bed.snapshot() == before
+        assert bed.debts
+        await bed.moved(actor, State.HOST)
+
+
+async def test_somebody_else_moves_it_meanwhile(tmp_path: Path) -> None:
+    """All steps worked, and yet it is not where it should be."""
+    bed, actor = await at_the_start("laptop", State.VFIO, tmp_path)
+
+    kernel = bed.host.kernel("somebody")
+    work: list[asyncio.Task[None]] = []
+
+    def snatch(_: Actor, event: StepEvent) -> None:
+        if isinstance(event.step, RestorePower) and event.status is Status.RUNNING:
+            work.append(asyncio.create_task(kernel.unbind(PciAddress.parse("0000:01:00.1"), "vfio-pci")))
+
+    bed.witness.on_step = snatch
+    switch = await bed.switch(actor, State.VFIO)
+    assert (switch.result, actor.state) == (Result.FAILED, State.FAILED)
+    assert switch.reason.startswith("somebody else moved it meanwhile: neither host nor vfio: 0000:01:00.0 is on vfio")
+    assert bed.debts
+    bed.witness.on_step = None
+    await bed.moved(actor, State.HOST)

@@ -1,0 +1,317 @@
+"""A kernel that does not return: the GPU is wedged within the deadline, all is answered, and it recovers by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.errors import Failed, GpuswitchError, InProgress, Wedged
+from gpuswitch.host.simulated.faults import Delay, Errno, Hang, Operation
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.engine import StepEvent
+from gpuswitch.switch.record import Result
+from tests.simulated.bed import Bed
+
+OPERATIONS: tuple[Operation, ...] = (
+    "capture",
+    "hold_group",
+    "load",
+    "keep_awake",
+    "set_override",
+    "unbind",
+    "probe",
+    "release_group",
+    "set_power_control",
+)
+DEADLINES = {"capture": 5, "hold_group": 5, "load": 30, "keep_awake": 10, "set_override": 5, "unbind": 20, "probe": 30}
+DEADLINES |= {"release_group": 5, "set_power_control": 10}
+NOT_USED = {State.VFIO: {"hold_group", "release_group"}, State.HOST: {"load"}}
+
+
+async def at_the_start(target: State, directory: Path, scenario: str = "laptop") -> tuple[Bed, Actor]:
+    """A GPU at rest, on the other side of `target`."""
+    bed = await Bed.of(scenario, directory)
+    actor = bed.fleet.find("04:00.0" if scenario == "apu" else "01:00.0")
+    if target is State.HOST:
+        await bed.moved(actor, State.VFIO)
+    return bed, actor
+
+
+async def ask(bed: Bed, actor: Actor, target: State) -> str:
+    """Request a switch, and wait for its end; the sentence of why it came to nothing."""
+    try:
+        switch = await actor.request(target)
+    except GpuswitchError as refusal:
+        return str(refusal)
+    await switch.wait()
+    return switch.reason
+
+
+async def check_wedged(bed: Bed, actor: Actor, reason: str) -> None:
+    """Everything is answered, and nothing is written."""
+    assert actor.state is State.WEDGED
+    assert reason.startswith("the kernel has not returned from '")
+    assert actor.reason == f"{reason}; nothing more is written to 0000:01:00.0 until it does"
+    stands = bed.snapshot()
+    for target in (State.VFIO, State.HOST):
+        with pytest.raises(Wedged, match=r"0000:01:00\.0"):
+            await actor.request(target)
+        with pytest.raises(Wedged, match=r"0000:01:00\.0"):
+            await actor.plan(target)
+    bed.fleet.look()
+    assert (actor.state, bed.snapshot()) == (State.WEDGED, stands)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+async def test_a_hang_at_each_operation(target: State, operation: Operation, tmp_path: Path) -> None:
+    bed, actor = await at_the_start(target, tmp_path)
+    before, owed, origin = bed.snapshot(), bed.debts, actor.state
+    loop = asyncio.get_running_loop()
+    for nth in range(1, 100):
+        bed.host.faults.clear()
+        hang = bed.host.faults.add(Hang("D", "somewhere"), operation=operation, nth=nth)
+        started = loop.time()
+        reason = await ask(bed, actor, target)
+        if not hang.reached.is_set():
+            break
+        assert loop.time() - started == DEADLINES[operation]
+        await check_wedged(bed, actor, reason)
+        hang.release()
+        await bed.witness.until(lambda: not actor.bound or actor.state.stable)
+        assert (actor.state, bed.snapshot(), bed.debts) == (origin, before, owed)
+        assert loop.time() - started == DEADLINES[operation]
+    assert actor.state is target
+    assert (nth > 1) is (operation not in NOT_USED[target])
+
+
+async def test_the_switch_ends_as_wedged_and_stays_so(tmp_path: Path) -> None:
+    bed, actor = await at_the_start(State.VFIO, tmp_path)
+    hang = bed.host.faults.add(Hang("D", "snd_card_free"), operation="unbind")
+    switch = await actor.request(State.VFIO)
+    await switch.wait()
+    assert switch.result is Result.WEDGED
+    assert switch.reason == "the kernel has not returned from 'unbind 0000:01:00.1 from snd_hda_intel' within 20 s"
+    hang.release()
+    await bed.witness.until(lambda: actor.state is State.HOST)
+    assert switch.result is Result.WEDGED
+    assert actor.reason == switch.reason
+
+
+async def test_a_sound_card_that_somebody_holds_open(tmp_path: Path) -> None:
+    """No fault: the kernel itself waits until the last user closes it."""
+    bed, actor = await at_the_start(State.VFIO, tmp_path)
+    before = bed.snapshot()
+    sound = PciAddress.parse("0000:01:00.1")
+    bed.machine.open(sound, "pipewire")
+    await check_wedged(bed, actor, await ask(bed, actor, State.VFIO))
+    bed.machine.close(sound, "pipewire")
+    await bed.witness.until(lambda: actor.state is State.HOST)
+    assert bed.snapshot() == before
+
+
+async def test_one_that_is_wedged_does_not_hold_up_another(tmp_path: Path) -> None:
+    bed = await Bed.of("server", tmp_path)
+    stuck, well = bed.fleet.find("11:00.0"), bed.fleet.find("21:00.0")
+    hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:11:00.0")
+    first, second = await stuck.request(State.VFIO), await well.request(State.VFIO)
+    await second.wait()
+    assert second.result is Result.DONE
+    await first.wait()
+    await bed.moved(well, State.HOST)
+    assert stuck.state is State.WEDGED
+    hang.release()
+    await bed.witness.until(lambda: stuck.state is State.HOST)
+
+
+class TestTheWayBackHangs:
+    async def test_it_waits_and_goes_on_where_it_was(self, tmp_path: Path) -> None:
+        bed, actor = await at_the_start(State.VFIO, tmp_path)
+        before = bed.snapshot()
+        # the display does not go to vfio-pci, and hangs on its way back to nvidia
+        bed.host.faults.add(Errno(errno.EIO), operation="probe", subject="0000:01:00.0")
+        hang = bed.host.faults.add(Hang(), operation="probe", subject="0000:01:00.0", nth=2)
+        reason = await ask(bed, actor, State.VFIO)
+        await check_wedged(bed, actor, reason)
+        hang.release()
+        await bed.witness.until(lambda: actor.state is State.HOST)
+        assert bed.snapshot() == before
+        assert bed.debts == []
+
+    async def test_twice(self, tmp_path: Path) -> None:
+        bed, actor = await at_the_start(State.VFIO, tmp_path)
+        before = bed.snapshot()
+        first = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.0")
+        second = bed.host.faults.add(Hang(), operation="probe", subject="0000:01:00.0")
+        await ask(bed, actor, State.VFIO)
+        first.release()
+        await second.reached.wait()
+        assert str(actor.state) == "recovering"
+        await bed.witness.until(lambda: actor.state is State.WEDGED)
+        second.release()
+        await bed.witness.until(lambda: actor.state is State.HOST)
+        assert bed.snapshot() == before
+
+    async def test_what_failed_before_is_not_forgotten(self, tmp_path: Path) -> None:
+        bed, actor = await at_the_start(State.VFIO, tmp_path)
+        bed.host.faults.add(Errno(errno.EIO), operation="probe", subject="0000:01:00.0", nth=None)
+        hang = bed.host.faults.add(Hang(), operation="probe", subject="0000:01:00.2", nth=2)
+        await ask(bed, actor, State.VFIO)
+        assert actor.state is State.WEDGED
+        hang.release()
+        await bed.witness.until(lambda: actor.state is State.FAILED)
+        assert "the way back failed too: cannot probe 0000:01:00.0" in actor.reason
+        assert bed.debts
+
+    async def test_while_it_recovers_nobody_joins_the_switch_that_is_over(self, tmp_path: Path) -> None:
+        bed, actor = await at_the_start(State.VFIO, tmp_path)
+        hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.0")
+        later = bed.host.faults.add(Hang(), operation="probe", subject="0000:01:00.0")
+        await ask(bed, actor, State.VFIO)
+        hang.release()
+        await later.reached.wait()
+        for target in (State.VFIO, State.HOST):
+            with pytest.raises(InProgress, match=r"0000:01:00\.0 is recovering"):
+                await actor.request(target)
+        later.release()
+        await bed.witness.until(lambda: actor.state is State.HOST)
+
+
+class TestBeforeTheFirstStep:
+    async def test_a_hold_that_comes_late_is_let_go(self, tmp_path: Path) -> None:
+        bed, actor = await at_the_start(State.HOST, tmp_path, "apu")
+        before = bed.snapshot()
+        hang = bed.host.faults.add(Hang(), operation="hold_group", subject=11)
+        with pytest.raises(Wedged):
+            await actor.request(State.HOST)
+        assert bed.snapshot()[10] == ("the worker of 0000:04:00.0", None)
+        hang.release()
+        await bed.witness.until(lambda: actor.state is State.VFIO)
+        assert bed.snapshot() == before
+        assert actor.reason == ""
+
+    async def test_a_group_that_cannot_be_let_go(self, tmp_path: Path) -> None:
+        """The answer does not wait for that."""
+        bed, actor = await at_the_start(State.HOST, tmp_path)
+        before = bed.snapshot()
+        hang = bed.host.faults.add(Hang(), operation="release_group")
+        assert (await actor.plan(State.HOST)).steps
+        assert actor.state is State.WEDGED
+        hang.release()
+        await bed.witness.until(lambda: actor.state is State.VFIO)
+        assert bed.snapshot() == before
+
+    async def test_debts_outlive_it(self, tmp_path: Path) -> None:
+        bed, actor = await at_the_start(State.HOST, tmp_path)
+        bed.machine.devices[actor.gpu.address].override = "somebody's"
+        hang = bed.host.faults.add(Hang(), operation="capture")
+        with pytest.raises(Wedged):
+            await actor.request(State.HOST)
+        hang.release()
+        await bed.witness.until(lambda: actor.state is State.VFIO)
+        assert bed.debts == ["0000_01_00_0.json"]
+
+
+class TestStop:
+    async def test_a_running_switch_ends_its_step_and_reverts(self, tmp_path: Path) -> None:
+        bed, actor = await at_the_start(State.VFIO, tmp_path)
+        before = bed.snapshot()
+        hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.0")
+        switch = await actor.request(State.VFIO)
+        await hang.reached.wait()
+        stopping = asyncio.create_task(bed.fleet.stop("the service is stopping"))
+        await asyncio.wait([stopping], timeout=1)
+        assert not stopping.done()
+        hang.release()
+        await stopping
+        assert (switch.result, switch.reason) == (Result.CANCELLED, "the service is stopping")
+        assert (actor.state, bed.snapshot(), bed.debts) == (State.HOST, before, [])
+
+    async def test_a_switch_that_had_not_begun_is_cancelled(self, tmp_path: Path) -> None:
+        bed, actor = await at_the_start(State.VFIO, tmp_path)
+        switch = await actor.request(State.VFIO)
+        await bed.fleet.stop("the service is stopping")
+        assert switch.result is Result.CANCELLED
+        assert actor.state is State.HOST
+
+    async def test_no_switch_begins_afterwards(self, tmp_path: Path) -> None:
+        bed, actor = await at_the_start(State.VFIO, tmp_path)
+        await bed.fleet.stop("the service is stopping")
+        before = bed.snapshot()
+        with pytest.raises(Failed, match=r"cannot switch 0000:01:00\.0: the service is stopping"):
+            await actor.request(State.VFIO)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+    async def test_nor_one_that_was_being_decided(self, tmp_path: Path) -> None:
+        bed, actor = await at_the_start(State.HOST, tmp_path)
+        before = bed.snapshot()
+        hang = bed.host.faults.add(Hang(), operation="capture")
+        asked = asyncio.create_task(actor.request(State.HOST))
+        await hang.reached.wait()
+        stopping = asyncio.create_task(bed.fleet.stop("the service is stopping"))
+        await asyncio.wait([stopping], timeout=1)
+        hang.release()
+        await stopping
+        with pytest.raises(Failed, match="the service is stopping"):
+            await asked
+        assert bed.snapshot() == before
+
+    async def test_what_the_kernel_has_is_left_to_it(self, tmp_path: Path) -> None:
+        bed, actor = await at_the_start(State.VFIO, tmp_path)
+        hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.0")
+        switch = await actor.request(State.VFIO)
+        await hang.reached.wait()
+        await bed.fleet.stop("the service is stopping")
+        assert (switch.result, actor.state) == (Result.WEDGED, State.WEDGED)
+        assert bed.debts == ["0000_01_00_0.json"]
+
+    async def test_a_recovery_that_has_just_begun_is_finished(self, tmp_path: Path) -> None:
+        bed, actor = await at_the_start(State.VFIO, tmp_path)
+        before = bed.snapshot()
+        hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.0")
+        again = bed.host.faults.add(Hang(), operation="probe", subject="0000:01:00.0")
+        await ask(bed, actor, State.VFIO)
+        hang.release()
+        await again.reached.wait()
+        stopping = asyncio.create_task(bed.fleet.stop("the service is stopping"))
+        await asyncio.wait([stopping], timeout=1)
+        again.release()
+        await stopping
+        assert (actor.state, bed.snapshot()) == (State.HOST, before)
+
+    async def test_a_kernel_that_returns_at_the_last_moment(self, tmp_path: Path) -> None:
+        """The service is gone before it can recover; the next one does."""
+        bed, actor = await at_the_start(State.VFIO, tmp_path)
+        before = bed.snapshot()
+        bed.host.faults.add(Delay(DEADLINES["unbind"]), operation="unbind", subject="0000:01:00.0")
+        stopping: list[asyncio.Task[None]] = []
+
+        def stop(_: Actor, event: StepEvent) -> None:
+            if event.step.title == "unbind 0000:01:00.0 from nvidia" and not stopping:
+                stopping.append(asyncio.create_task(bed.fleet.stop("the service is stopping")))
+
+        bed.witness.on_step = stop
+        switch = await actor.request(State.VFIO)
+        await switch.wait()
+        await stopping[0]
+        assert (switch.result, bed.debts) == (Result.WEDGED, ["0000_01_00_0.json"])
+        again = await bed.again()
+        assert (again.fleet.find("01:00.0").state, again.snapshot(), again.debts) == (State.HOST, before, [])
+
+
+async def test_stalled_is_what_stands_still_beyond_its_deadlines(tmp_path: Path) -> None:
+    bed, actor = await at_the_start(State.VFIO, tmp_path)
+    hang = bed.host.faults.add(Hang(), operation="unbind")
+    await actor.request(State.VFIO)
+    assert bed.fleet.stalled() == []
+    await bed.witness.until(lambda: actor.state is State.WEDGED)
+    # the kernel stands still, the program does not
+    await asyncio.sleep(1000)
+    assert bed.fleet.stalled() == []
+    hang.release()
+    await bed.witness.until(lambda: actor.state is State.HOST)

@@ -1,0 +1,17 @@
+"""The simulated host keeps the contract. tests/vm/test_contract.py asks the same of the real one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.contract.bench import DEADLINE
+from tests.contract.cases import CASES
+from tests.simulated.rig import bench
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_simulated_host(name: str) -> None:
+    async with asyncio.timeout(DEADLINE):
+        await CASES[name](bench())

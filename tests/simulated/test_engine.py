@@ -1,0 +1,238 @@
+"""The engine: which steps run, fail and are taken back, in which order, under which deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pytest
+
+from gpuswitch.errors import KernelError
+from gpuswitch.host.simulated.faults import Hang
+from gpuswitch.host.simulated.host import SimulatedHost
+from gpuswitch.host.simulated.scenarios import laptop
+from gpuswitch.model.address import PciAddress
+from gpuswitch.switch.engine import Engine, Status, StepEvent, StoppedError, StuckError
+from gpuswitch.switch.steps import Hands, Step, StepError
+
+GPU = PciAddress.parse("0000:01:00.0")
+DEADLINE = 10.0
+_SHORT = {Status.RUNNING: "do", Status.DONE: "ok", Status.FAILED: "fail"}
+
+
+@dataclass(frozen=True)
+class Scripted(Step):
+    """A step that does as it is told: `faults` are words such as `apply:error`, `revert:hang`."""
+
+    name: str
+    faults: frozenset[str]
+    kind = "scripted"
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    async def apply(self, hands: Hands) -> None:
+        await self._act("apply", hands)
+
+    async def verify(self, hands: Hands) -> None:
+        await self._act("verify", hands)
+
+    async def revert(self, hands: Hands) -> None:
+        await self._act("revert", hands)
+
+    async def _act(self, part: str, hands: Hands) -> None:
+        if f"{part}:error" in self.faults:
+            raise StepError(f"{part} of {self.name} found it wrong")
+        if f"{part}:kernel" in self.faults:
+            raise KernelError(part, self.name, errno.EBUSY, "Device or resource busy")
+        if f"{part}:bug" in self.faults:
+            raise ZeroDivisionError("by nothing")
+        if f"{part}:waits" in self.faults:
+            await hands.until(lambda _: f"{self.name} is not there")
+        if f"{part}:sleeps" in self.faults:
+            await asyncio.sleep(DEADLINE * 2)
+        if f"{part}:hang" in self.faults:
+            await hands.kernel.probe(GPU)
+
+
+class Bench:
+    """An engine with scripted steps, and what it reports."""
+
+    def __init__(self, script: str, *, steps: int = 3, begun: bool = False) -> None:
+        self.host: SimulatedHost = laptop()
+        self.hands = Hands(self.host, self.host.kernel(str(GPU)))
+        self.events: list[StepEvent] = []
+        words = [word.split("-") for word in script.split()]
+        scripted = tuple(
+            Scripted(f"s{n}", frozenset(fault for step, fault in words if step == f"s{n}")) for n in range(1, steps + 1)
+        )
+        self.engine = Engine(self.hands, scripted, {"scripted": DEADLINE}, self._hear, begun=begun)
+        self.stop_at = ("", Status.DONE)
+
+    def _hear(self, event: StepEvent) -> None:
+        self.events.append(event)
+        if (event.step.title, event.status) == self.stop_at:
+            self.engine.stop("enough")
+
+    @property
+    def heard(self) -> str:
+        return " ".join(f"{e.step.title}:{_SHORT.get(e.status, e.status)}" for e in self.events)
+
+    async def run(self) -> tuple[str, str]:
+        """Forward, and back where that failed: the sentences of both, empty for a way that succeeded."""
+        try:
+            await self.engine.forward()
+        except StepError as failure:
+            try:
+                await self.engine.back()
+            except StepError as worse:
+                return str(failure), str(worse)
+            return str(failure), ""
+        return "", ""
+
+
+S1, S2 = "s1:reverting s1:reverted", "s2:reverting s2:reverted"
+FORWARD_2_FAILS = "s1:do s1:ok s2:do s2:fail"
+SEQUENCES: Iterable[tuple[str, str, str, str]] = [
+    # what goes wrong, what is heard, the sentence of the failure, the sentence of a failed way back
+    ("", "s1:do s1:ok s2:do s2:ok s3:do s3:ok", "", ""),
+    ("s1-apply:error", f"s1:do s1:fail {S1}", "apply of s1 found it wrong", ""),
+    ("s2-apply:error", f"{FORWARD_2_FAILS} {S2} {S1}", "apply of s2 found it wrong", ""),
+    ("s2-verify:error", f"{FORWARD_2_FAILS} {S2} {S1}", "verify of s2 found it wrong", ""),
+    (
+        "s3-apply:error",
+        f"s1:do s1:ok s2:do s2:ok s3:do s3:fail s3:reverting s3:reverted {S2} {S1}",
+        "apply of s3 found it wrong",
+        "",
+    ),
+    ("s2-apply:kernel", f"{FORWARD_2_FAILS} {S2} {S1}", "cannot apply s2: Device or resource busy", ""),
+    (
+        "s2-apply:bug",
+        f"{FORWARD_2_FAILS} {S2} {S1}",
+        "a fault of gpuswitch itself: ZeroDivisionError('by nothing')",
+        "",
+    ),
+    ("s2-verify:waits", f"{FORWARD_2_FAILS} {S2} {S1}", "s2 is not there after 10 s", ""),
+    ("s2-apply:sleeps", f"{FORWARD_2_FAILS} {S2} {S1}", "'s2' is not done after 10 s", ""),
+    (
+        "s2-apply:error s2-revert:error",
+        f"{FORWARD_2_FAILS} s2:reverting s2:revert-failed {S1}",
+        "apply of s2 found it wrong",
+        "revert of s2 found it wrong",
+    ),
+    (
+        "s2-apply:error s2-revert:bug s1-revert:kernel",
+        f"{FORWARD_2_FAILS} s2:reverting s2:revert-failed s1:reverting s1:revert-failed",
+        "apply of s2 found it wrong",
+        "a fault of gpuswitch itself: ZeroDivisionError('by nothing'); cannot revert s1: Device or resource busy",
+    ),
+    (
+        "s2-verify:waits s2-revert:sleeps",
+        f"{FORWARD_2_FAILS} s2:reverting s2:revert-failed {S1}",
+        "s2 is not there after 10 s",
+        "'s2' is not done after 10 s",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("script", "heard", "failure", "worse"), SEQUENCES, ids=[row[0] or "well" for row in SEQUENCES]
+)
+async def test_sequences(script: str, heard: str, failure: str, worse: str) -> None:
+    bench = Bench(script)
+    assert await bench.run() == (failure, worse)
+    assert bench.heard == heard
+    assert {event.count for event in bench.events} == {3}
+
+
+async def test_no_step_takes_longer_than_its_deadline_to_fail() -> None:
+    bench = Bench("s1-verify:waits")
+    await bench.run()
+    assert asyncio.get_running_loop().time() == DEADLINE
+    assert [event.seconds for event in bench.events] == [0, DEADLINE, 0, 0]
+
+
+async def test_apply_and_verify_have_the_deadline_each() -> None:
+    bench = Bench("s1-verify:sleeps s2-apply:sleeps")
+    await bench.run()
+    assert asyncio.get_running_loop().time() == DEADLINE
+
+
+class TestStuck:
+    async def test_forward(self) -> None:
+        bench = Bench("s2-apply:hang")
+        hang = bench.host.faults.add(Hang("D", "snd_card_free"), operation="probe")
+        with pytest.raises(StuckError) as stuck:
+            await bench.engine.forward()
+        assert asyncio.get_running_loop().time() == DEADLINE
+        assert str(stuck.value) == f"the kernel has not returned from 'probe {GPU}' within 10 s"
+        assert stuck.value.pending.kernel_wait == "snd_card_free"
+        assert bench.heard == FORWARD_2_FAILS
+        hang.release()
+        await bench.hands.kernel.returned()
+        await bench.engine.back()
+        assert bench.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
+
+    async def test_back_goes_on_with_the_step_that_was_stuck(self) -> None:
+        bench = Bench("s3-apply:error s2-revert:hang")
+        hang = bench.host.faults.add(Hang(), operation="probe")
+        with pytest.raises(StepError):
+            await bench.engine.forward()
+        with pytest.raises(StuckError):
+            await bench.engine.back()
+        bench.events.clear()
+        hang.release()
+        await bench.hands.kernel.returned()
+        await bench.engine.back()
+        assert bench.heard == f"{S2} {S1}"
+
+    async def test_back_remembers_what_failed_before_it_was_stuck(self) -> None:
+        bench = Bench("s3-apply:error s3-revert:error s2-revert:hang s1-revert:error")
+        hang = bench.host.faults.add(Hang(), operation="probe")
+        with pytest.raises(StepError):
+            await bench.engine.forward()
+        with pytest.raises(StuckError):
+            await bench.engine.back()
+        hang.release()
+        await bench.hands.kernel.returned()
+        with pytest.raises(StepError, match=r"^revert of s3 found it wrong; revert of s1 found it wrong$"):
+            await bench.engine.back()
+
+
+class TestStop:
+    async def test_before_the_first_step(self) -> None:
+        bench = Bench("")
+        bench.engine.stop("enough")
+        with pytest.raises(StoppedError, match="enough"):
+            await bench.engine.forward()
+        await bench.engine.back()
+        assert bench.heard == ""
+
+    async def test_the_step_that_runs_is_finished_first(self) -> None:
+        bench = Bench("")
+        bench.stop_at = ("s2", Status.RUNNING)
+        with pytest.raises(StoppedError, match="enough"):
+            await bench.engine.forward()
+        assert bench.heard == "s1:do s1:ok s2:do s2:ok"
+        await bench.engine.back()
+        assert bench.heard == f"s1:do s1:ok s2:do s2:ok {S2} {S1}"
+
+    async def test_a_step_that_fails_meanwhile_has_failed(self) -> None:
+        bench = Bench("s2-verify:waits")
+        bench.stop_at = ("s2", Status.RUNNING)
+        assert await bench.run() == ("s2 is not there after 10 s", "")
+        assert bench.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
+
+    async def test_in_the_last_step_is_too_late(self) -> None:
+        bench = Bench("")
+        bench.stop_at = ("s3", Status.RUNNING)
+        assert await bench.run() == ("", "")
+
+
+async def test_steps_that_somebody_else_began_are_reverted() -> None:
+    bench = Bench("", steps=2, begun=True)
+    await bench.engine.back()
+    assert bench.heard == f"{S2} {S1}"

@@ -1,0 +1,139 @@
+"""A fake sysfs under a temporary folder: laid out as a real one, and inert.
+
+Links are relative and devices lie below their bridges, as in the kernel's own tree, since that is what is read. What
+must never be opened is a FIFO without a writer: whoever opens it to read waits for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpuswitch.host.linux.sysfs import Roots
+
+# Each of these takes the device lock, or wakes the device, in some kernel (see gpuswitch/host/linux/sysfs.py).
+FORBIDDEN = (
+    "driver_override", "uevent", "config", "current_link_speed", "current_link_width", "enable", "vpd", "rom",
+    "resource0", "remove", "rescan", "reset", "reset_method", "d3cold_allowed", "power_state", "power/control",
+    "power/wakeup",
+)  # fmt: skip
+
+
+class Tree:
+    """What there is of a host. Every method adds something; paths are returned for those who add more."""
+
+    def __init__(self, root: Path) -> None:
+        self.sys = root / "sys"
+        self.dev = root / "dev"
+        self.udev = root / "run-udev"
+        self.modules = root / "modules"
+        self.tools = root / "tools"
+        for folder in ("bus/pci/devices", "bus/pci/drivers", "kernel/iommu_groups", "module", "devices"):
+            (self.sys / folder).mkdir(parents=True)
+        for path in (self.dev, self.udev, self.tools, self.modules / platform.release()):
+            path.mkdir(parents=True)
+
+    @property
+    def roots(self) -> Roots:
+        return Roots(str(self.sys), str(self.dev), str(self.udev), str(self.modules), str(self.tools))
+
+    def driver(self, name: str, module: str | None = None, *, built_in: bool = False) -> Path:
+        """A driver on the PCI bus. `module` brought it; a built-in one has a module's folder and no `initstate`."""
+        folder = self.sys / "bus/pci/drivers" / name
+        folder.mkdir(exist_ok=True)
+        (folder / "unbind").touch()
+        if module is not None:
+            (self.sys / "module" / module).mkdir(exist_ok=True)
+            if not built_in:
+                (self.sys / "module" / module / "initstate").write_text("live\n")
+            link(folder / "module", self.sys / "module" / module)
+        return folder
+
+    def function(
+        self,
+        address: str,
+        *,
+        ids: str = "10de:2484",
+        class_code: str = "030000",
+        driver: str | None = None,
+        group: int | None = None,
+        under: Sequence[str] = (),
+        root: str = "pci0000:00",
+        status: str = "active",
+    ) -> Path:
+        """A function below the bridges `under`, which need not be there themselves."""
+        path = self.sys.joinpath("devices", root, *under, address)
+        (path / "power").mkdir(parents=True)
+        vendor, device = ids.upper().split(":")
+        base, sub, interface = class_code[0:2].upper(), class_code[2:4].upper(), class_code[4:6].upper()
+        values = {
+            "vendor": f"0x{vendor.lower()}",
+            "device": f"0x{device.lower()}",
+            "class": f"0x{class_code}",
+            "modalias": f"pci:v0000{vendor}d0000{device}sv00001043sd000087C1bc{base}sc{sub}i{interface}",
+            "power/runtime_status": status,
+        }
+        if class_code.startswith("0300"):
+            values["boot_vga"] = "0"
+        for name, value in values.items():
+            (path / name).write_text(f"{value}\n")
+        for name in FORBIDDEN:
+            os.mkfifo(path / name)
+        link(self.sys / "bus/pci/devices" / address, path)
+        if group is not None:
+            members = self.sys / "kernel/iommu_groups" / str(group) / "devices"
+            members.mkdir(parents=True, exist_ok=True)
+            link(path / "iommu_group", members.parent)
+            link(members / address, path)
+        if driver is not None:
+            self.bind(address, driver)
+        return path
+
+    def bind(self, address: str, driver: str) -> None:
+        link(self.path(address) / "driver", self.driver(driver))
+
+    def unbind(self, address: str) -> None:
+        (self.path(address) / "driver").unlink()
+
+    def path(self, address: str) -> Path:
+        return (self.sys / "bus/pci/devices" / address).resolve()
+
+    def plain(self, address: str, attribute: str, value: str) -> Path:
+        """Make an attribute a file, for the worker, which may read and write what a look may not."""
+        path = self.path(address) / attribute
+        path.unlink(missing_ok=True)
+        path.write_text(value)
+        return path
+
+    def class_device(self, address: str, place: str, numbers: str) -> None:
+        """A device that the function's driver registered, `place` being `drm/card0`."""
+        path = self.path(address) / place
+        path.mkdir(parents=True)
+        (path / "dev").write_text(f"{numbers}\n")
+
+    def node(self, name: str) -> None:
+        """A device node; a file does as well for a look."""
+        path = self.dev / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def udev_entry(self, name: str, *lines: str) -> None:
+        """What udev knows of a device: `c226:0`, `+pci:0000:01:00.0`."""
+        (self.udev / "data").mkdir(exist_ok=True)
+        (self.udev / "data" / name).write_text("".join(f"{line}\n" for line in ("I:1234", *lines)))
+
+    def installed(self, index: str, text: str) -> None:
+        """The text of `modules.dep` or `modules.builtin` of the running kernel."""
+        (self.modules / platform.release() / index).write_text(text)
+
+    def modprobe(self, script: str) -> None:
+        """What stands in for modprobe: a shell script."""
+        path = self.tools / "modprobe"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+
+def link(path: Path, target: Path) -> None:
+    path.symlink_to(os.path.relpath(target, path.parent))

@@ -1,0 +1,186 @@
+"""The guards: every reason at once, each naming the thing in the way."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpuswitch.errors import Busy, GpuswitchError, InProgress, NotViable, Owned, Wedged
+from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.states import State
+from gpuswitch.switch.guards import Blocker, blockers, refusal
+from tests.unit.parts import AUDIO, BRIDGE, ETHERNET, NVME, PORT, VGA, at, facts, function
+
+GPU = Gpu(at("0000:01:00.0"), (at("0000:01:00.0"), at("0000:01:00.1")))
+
+
+def card(*, boot_display: bool = False, virtual_functions: int = 0, group: int | None = 1) -> HostFacts:
+    return facts(
+        [
+            function(
+                "0000:01:00.0",
+                VGA,
+                "nvidia",
+                boot_display=boot_display,
+                virtual_functions=virtual_functions,
+                group=group,
+            ),
+            function("0000:01:00.1", AUDIO, "snd_hda_intel", group=group),
+        ]
+    )
+
+
+def reasons(host: HostFacts, target: State = State.VFIO, state: State = State.HOST, gpu: Gpu = GPU) -> dict[str, str]:
+    return {blocker.reason: blocker.sentence for blocker in blockers(gpu, target, state, host)}
+
+
+@pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+@pytest.mark.parametrize("state", [State.HOST, State.VFIO, State.UNKNOWN, State.FAILED, State.ABSENT], ids=str)
+def test_nothing_is_in_the_way_of_a_sound_gpu(state: State, target: State) -> None:
+    assert blockers(GPU, target, state, card()) == ()
+
+
+@pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+def test_a_wedged_gpu_is_left_alone(target: State) -> None:
+    (blocker,) = blockers(GPU, target, State.WEDGED, card())
+    assert (blocker.reason, blocker.error) == ("wedged", Wedged)
+    assert "0000:01:00.0" in blocker.sentence
+
+
+@pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+@pytest.mark.parametrize("state", [State.DETACHING, State.REATTACHING, State.RECOVERING], ids=str)
+def test_one_switch_at_a_time(state: State, target: State) -> None:
+    (blocker,) = blockers(GPU, target, state, card())
+    assert (blocker.reason, blocker.error) == ("in_progress", InProgress)
+    assert blocker.sentence == f"0000:01:00.0 is {state}"
+
+
+@pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+def test_all_functions_must_be_there(target: State) -> None:
+    assert reasons(facts([function("0000:01:00.0", VGA)]), target) == {
+        "missing_function": "function 0000:01:00.1 is not on the PCI bus"
+    }
+
+
+class TestToVfio:
+    def test_needs_an_iommu(self) -> None:
+        off = facts(
+            [function("0000:01:00.0", VGA, group=None), function("0000:01:00.1", AUDIO, group=None)], iommu=False
+        )
+        assert list(reasons(off)) == ["no_iommu"]
+        assert "intel_iommu=on" in reasons(off)["no_iommu"]
+
+    def test_needs_a_group_for_each_function(self) -> None:
+        found = blockers(GPU, State.VFIO, State.HOST, card(group=None))
+        assert [blocker.sentence for blocker in found] == [
+            "0000:01:00.0 has no IOMMU group",
+            "0000:01:00.1 has no IOMMU group",
+        ]
+
+    def test_needs_the_driver(self) -> None:
+        host = facts(card().functions.values(), vfio_available=False)
+        assert reasons(host) == {"no_vfio": "the driver vfio-pci is not available: its kernel module is not installed"}
+
+    def test_names_the_neighbour_its_driver_its_group_and_the_remedy(self) -> None:
+        host = facts([*card().functions.values(), function("0000:02:00.0", ETHERNET, "r8169")])
+        sentence = reasons(host)["neighbour"]
+        for named in ("network card 0000:02:00.0", "IOMMU group 1", "r8169", "members"):
+            assert named in sentence
+
+    @pytest.mark.parametrize("on", [None, "vfio-pci", "pci-stub"])
+    def test_does_not_mind_a_harmless_neighbour(self, on: str | None) -> None:
+        assert reasons(facts([*card().functions.values(), function("0000:02:00.0", ETHERNET, on)])) == {}
+
+    def test_does_not_mind_a_bridge(self) -> None:
+        bridge = function(str(PORT), BRIDGE, "pcieport", parent=None)
+        assert reasons(facts([*card().functions.values(), bridge])) == {}
+
+    def test_leaves_the_screen_on_unless_told(self) -> None:
+        host = card(boot_display=True)
+        assert "allow_boot_display" in reasons(host)["boot_display"]
+        assert blockers(GPU, State.VFIO, State.HOST, host, allow_boot_display=True) == ()
+
+    def test_does_not_take_what_is_shared_out(self) -> None:
+        host = facts(
+            [
+                function("0000:01:00.0", VGA, virtual_functions=3),
+                function("0000:01:00.1", AUDIO, mediated_devices=2),
+            ]
+        )
+        assert reasons(host)["virtual_functions"].startswith("0000:01:00.0 has 3 virtual functions")
+        assert reasons(host)["mediated_devices"].startswith("0000:01:00.1 has 2 mediated devices")
+
+    def test_never_moves_a_virtual_function_or_a_bridge(self) -> None:
+        gpu = Gpu(GPU.address, (*GPU.functions, at("0000:01:00.4"), PORT))
+        host = facts(
+            [
+                *card().functions.values(),
+                function("0000:01:00.4", VGA, physical_function="0000:01:00.0"),
+                function(str(PORT), BRIDGE, "pcieport", parent=None),
+            ]
+        )
+        sentences = [blocker.sentence for blocker in blockers(gpu, State.VFIO, State.HOST, host)]
+        assert sentences == [
+            "0000:01:00.4 is a virtual function of 0000:01:00.0: take it out of `members` of this GPU",
+            f"{PORT} is a bridge: take it out of `members` of this GPU",
+        ]
+
+    def test_names_all_blockers_at_once(self) -> None:
+        gpu = Gpu(GPU.address, (*GPU.functions, at("0000:01:00.2")))
+        host = facts(
+            [
+                function("0000:01:00.0", VGA, "nvidia", boot_display=True, virtual_functions=1),
+                function("0000:01:00.1", AUDIO, group=None, mediated_devices=1),
+                function("0000:02:00.0", ETHERNET, "r8169"),
+                function("0000:03:00.0", NVME, "nvme"),
+            ],
+            vfio_available=False,
+        )
+        found = blockers(gpu, State.VFIO, State.WEDGED, host)
+        assert [blocker.reason for blocker in found] == [
+            "wedged",
+            "missing_function",
+            "no_iommu",
+            "no_vfio",
+            "neighbour",
+            "neighbour",
+            "virtual_functions",
+            "mediated_devices",
+            "boot_display",
+        ]
+        error = refusal(found)
+        assert isinstance(error, Wedged)
+        assert str(error).split("\n") == [blocker.sentence for blocker in found]
+
+
+class TestToHost:
+    def test_asks_for_nothing_that_only_vfio_needs(self) -> None:
+        host = facts(
+            [
+                function("0000:01:00.0", VGA, "vfio-pci", boot_display=True, virtual_functions=1, group=None),
+                function("0000:01:00.1", AUDIO, "vfio-pci", group=None),
+                function("0000:02:00.0", ETHERNET, "r8169"),
+            ],
+            iommu=False,
+            vfio_available=False,
+        )
+        assert reasons(host, State.HOST, State.VFIO) == {}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "named"),
+    [
+        ((NotViable, Wedged), Wedged),
+        ((NotViable, InProgress), InProgress),
+        ((Busy, Owned, NotViable), Owned),
+        ((NotViable, Busy), Busy),
+        ((NotViable,), NotViable),
+        ((Busy, Owned, InProgress, Wedged), Wedged),
+    ],
+)
+def test_the_gravest_blocker_names_the_error(
+    kinds: tuple[type[GpuswitchError], ...], named: type[GpuswitchError]
+) -> None:
+    error = refusal([Blocker("a_reason", f"sentence {n}", kind) for n, kind in enumerate(kinds)])
+    assert type(error) is named
+    assert str(error) == "\n".join(f"sentence {n}" for n in range(len(kinds)))

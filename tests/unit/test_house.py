@@ -1,0 +1,111 @@
+"""House rules that a program can check. CONTRIBUTING.md says them in words."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PYTHON = sorted(path for part in ("gpuswitch", "tests", "docs") for path in (ROOT / part).rglob("*.py"))
+SELF = Path(__file__)
+"""It has to say what it forbids."""
+PARTS = (".ci", "contrib", "docs", "gpuswitch", "tests", "units")
+TEXT = sorted(
+    path
+    for path in (*ROOT.glob("*"), *(path for part in PARTS for path in (ROOT / part).rglob("*")))
+    if path.is_file() and "__pycache__" not in path.parts and path.name != "LICENSE" and path != SELF
+)
+
+MODULE_LINES = 400
+FUNCTION_LINES = 40
+"""Without the docstring: a contract may be as long as it needs to be."""
+
+MARKERS = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+PLACES = re.compile(r"(?<![\w.])/(work|root)/|pypi\.|pythonhosted|deb\.debian\.org")
+LUCK = re.compile(r"time\.sleep\(|pytest\.(mark\.)?(skip|xfail|importorskip)")
+IGNORE = re.compile(r"#\s*(type:\s*ignore|noqa|pragma:|ruff:)")
+REASONED = re.compile(
+    r"# (type: ignore\[[\w, -]+\]|noqa: [A-Z]+\d+(, [A-Z]+\d+)*|pragma: no cover|ruff: noqa: [A-Z]+\d+)"
+    r"\s+(# )?(- )?\S+ \S+"
+)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def functions(source: str) -> Iterator[tuple[str, int]]:
+    """Name and length, in lines without the docstring, of every function in the source."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None  # the parser sets it
+            lines = node.end_lineno - node.lineno + 1
+            first = node.body[0]
+            if ast.get_docstring(node) is not None:
+                assert first.end_lineno is not None  # as above
+                lines -= first.end_lineno - first.lineno + 1
+            yield node.name, lines
+
+
+def bare_ignores(source: str) -> list[str]:
+    """The comments that switch a check off without saying why."""
+    comments = (
+        token.string
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    )
+    return [comment for comment in comments if IGNORE.search(comment) and not REASONED.search(comment)]
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=relative)
+def test_modules_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MODULE_LINES
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "gpuswitch").rglob("*.py")), ids=relative)
+def test_functions_are_short(path: Path) -> None:
+    assert [(name, lines) for name, lines in functions(path.read_text()) if lines > FUNCTION_LINES] == []
+
+
+@pytest.mark.parametrize("path", [path for path in PYTHON if path != SELF], ids=relative)
+def test_ignores_have_reasons(path: Path) -> None:
+    assert bare_ignores(path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", TEXT, ids=relative)
+def test_text_keeps_no_notes_and_names_no_place(path: Path) -> None:
+    """No notes to oneself, no path of one machine, no registry host."""
+    text = path.read_text()
+    assert MARKERS.findall(text) == []
+    assert PLACES.findall(text) == []
+
+
+@pytest.mark.parametrize("path", [path for path in PYTHON if path != SELF], ids=relative)
+def test_nothing_is_left_to_luck(path: Path) -> None:
+    """No blocking sleep, and no test that is passed over."""
+    assert LUCK.findall(path.read_text()) == []
+
+
+def test_every_directory_of_tests_is_a_package() -> None:
+    """Else two test files of the same name would be one module."""
+    assert [
+        relative(path) for path in PYTHON if not (path.parent / "__init__.py").exists() and "tests" in path.parts
+    ] == []
+
+
+def test_the_rules_can_fail() -> None:
+    assert bare_ignores("x = 1  # noqa: E501\n") != []
+    assert bare_ignores("x = 1  # type: ignore[misc]\n") != []
+    assert bare_ignores("x = 1  # type: ignore  # it is so\n") != []
+    assert bare_ignores("x = 1  # type: ignore[misc]  # the library says Any\n") == []
+    assert bare_ignores("x = 1  # noqa: BLE001 - a bad file must not end the service\n") == []
+    assert list(functions('def f():\n    """Two\n    lines."""\n    return 1\n')) == [("f", 2)]
+    assert MARKERS.search("# TODO later")
+    assert PLACES.search("see /work/x")
+    assert LUCK.search("time.sleep(1)")

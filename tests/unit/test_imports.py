@@ -1,0 +1,141 @@
+"""Imports go one way: errors <- model <- switch <- api <- daemon; the clients know none of them."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "gpuswitch"
+
+LAYERS: dict[str, tuple[str, ...]] = {
+    "gpuswitch": (),
+    "gpuswitch.errors": (),
+    "gpuswitch.model": ("gpuswitch.errors", "gpuswitch.model"),
+    "gpuswitch.layers": ("gpuswitch.errors", "gpuswitch.model"),
+    "gpuswitch.config": ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.layers"),
+    "gpuswitch.notify": (),
+    "gpuswitch.switch": ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.config", "gpuswitch.switch"),
+    # The hosts implement the protocol that the switch owns, and see nothing else of it.
+    "gpuswitch.host": ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.switch.host", "gpuswitch.host"),
+    "gpuswitch.api": (
+        "gpuswitch.__version__",
+        "gpuswitch.errors",
+        "gpuswitch.model",
+        "gpuswitch.switch",
+        "gpuswitch.api",
+    ),
+    # The composition root: the only place that sees both the hosts and the faces.
+    "gpuswitch.daemon": (
+        "gpuswitch.__version__",
+        "gpuswitch.errors",
+        "gpuswitch.model",
+        "gpuswitch.config",
+        "gpuswitch.notify",
+        "gpuswitch.switch",
+        "gpuswitch.host",
+        "gpuswitch.api",
+    ),
+    # Clients of the bus: they work, and say what is wrong, when nothing else of the program does.
+    "gpuswitch.cli": ("gpuswitch.__version__", "gpuswitch.errors", "gpuswitch.cli"),
+    "gpuswitch.hook": (),
+}
+"""What a part of the package may import of the package."""
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a file of the package."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(source: str) -> Iterator[str]:
+    """Every name that the source imports, wherever it does so; `from a import b` gives `a.b`.
+
+    Imports are absolute here (a lint rule), so the text says it all.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, parents: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of the parents, or lies in one."""
+    return any(name == parent or name.startswith(parent + ".") for parent in parents)
+
+
+def layer_of(module: str) -> str:
+    """The part of the package that a module belongs to."""
+    return ".".join(module.split(".")[:2])
+
+
+def is_program(source: str) -> bool:
+    """Whether the file is meant to be run by itself."""
+    return any(
+        isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+        for node in ast.parse(source).body
+    )
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def all_imports() -> Iterator[tuple[str, str]]:
+    for path in FILES:
+        for name in imports(path.read_text()):
+            yield module_name(path), name
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_only_what_lies_below(path: Path) -> None:
+    module = module_name(path)
+    assert layer_of(module) in LAYERS, f"{module} has no place in the order of imports: give it one in LAYERS"
+    allowed = LAYERS[layer_of(module)]
+    own = [name for name in imports(path.read_text()) if within(name, ("gpuswitch",))]
+    assert [name for name in own if not within(name, allowed)] == []
+
+
+def test_one_module_knows_the_bus_library() -> None:
+    """It closes the library's defects, for everybody; and it is the one to change for another library."""
+    assert {module for module, name in all_imports() if within(name, ("dbus_next",))} == {"gpuswitch.api.connection"}
+
+
+def test_clients_start_fast() -> None:
+    """The command line may use two light libraries, the hook none."""
+    allowed = {"gpuswitch.cli": {"gpuswitch", "jeepney", "rich"}, "gpuswitch.hook": set[str]()}
+    heavy = [
+        (module, name)
+        for module, name in all_imports()
+        if layer_of(module) in allowed
+        and (root := name.partition(".")[0]) not in sys.stdlib_module_names
+        and root not in allowed[layer_of(module)]
+    ]
+    assert heavy == []
+
+
+def test_programs_of_the_linux_host_use_the_standard_library_only() -> None:
+    """They are started once for each GPU, and must be small."""
+    foreign = [
+        (path.name, name)
+        for path in (PACKAGE / "host" / "linux").rglob("*.py")
+        if is_program(source := path.read_text())
+        for name in imports(source)
+        if name.partition(".")[0] not in sys.stdlib_module_names
+    ]
+    assert foreign == []
+
+
+def test_the_rules_can_fail() -> None:
+    """The helpers see the imports that the rules forbid."""
+    source = "def f():\n    from gpuswitch.host import linux\n    import gpuswitch.api.bus\n"
+    assert list(imports(source)) == ["gpuswitch.host.linux", "gpuswitch.api.bus"]
+    assert not within("gpuswitch.hosts", ("gpuswitch.host",))
+    assert within("gpuswitch.switch.host.Host", LAYERS["gpuswitch.host"])
+    assert not within("gpuswitch.switch.engine", LAYERS["gpuswitch.host"])
+    assert not within("gpuswitch.switch.plan.Plan", LAYERS["gpuswitch.cli"])
+    assert is_program('if __name__ == "__main__":\n    main()\n')

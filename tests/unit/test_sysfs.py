@@ -1,0 +1,287 @@
+"""A look at a host, over a fake sysfs; tests/vm looks at real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.host.linux.sysfs import Sysfs
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import Driver, PciFunction
+from gpuswitch.model.gpu import discover
+from tests.unit.sysfs_tree import Tree
+
+GPU = "0000:01:00.0"
+AUDIO = "0000:01:00.1"
+PORT = "0000:00:01.0"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path)
+
+
+def seen(tree: Tree, address: str = GPU) -> PciFunction:
+    return Sysfs(tree.roots).look().functions[PciAddress.parse(address)]
+
+
+def two_functions(tree: Tree) -> None:
+    """A graphics card with its sound, behind a root port, as on most desktops."""
+    tree.driver("nvidia", "nvidia")
+    tree.driver("snd_hda_intel", "snd_hda_intel")
+    tree.driver("pcieport", "pcieportdrv", built_in=True)
+    tree.function(PORT, ids="8086:a70d", class_code="060400", driver="pcieport", group=2)
+    tree.function(GPU, driver="nvidia", group=15, under=[PORT])
+    tree.function(AUDIO, ids="10de:228b", class_code="040300", driver="snd_hda_intel", group=15, under=[PORT])
+
+
+def test_a_card_and_its_sound(tree: Tree) -> None:
+    two_functions(tree)
+    facts = Sysfs(tree.roots).look()
+    assert list(facts.functions) == [PciAddress.parse(a) for a in (PORT, GPU, AUDIO)]
+    card = facts.functions[PciAddress.parse(GPU)]
+    assert (card.vendor, card.device, card.class_code) == (0x10DE, 0x2484, 0x030000)
+    assert card.modalias == "pci:v000010DEd00002484sv00001043sd000087C1bc03sc00i00"
+    assert card.driver == Driver("nvidia", "nvidia")
+    assert (card.iommu_group, card.parent) == (15, PciAddress.parse(PORT))
+    assert not card.asleep
+    assert not card.boot_display
+    assert facts.functions[PciAddress.parse(PORT)].parent is None
+    assert [str(a) for gpu in discover(facts) for a in gpu.functions] == [GPU, AUDIO]
+    assert facts.iommu
+    assert facts.pci_drivers == {"nvidia": "nvidia", "snd_hda_intel": "snd_hda_intel", "pcieport": None}
+
+
+def test_an_empty_machine(tmp_path: Path) -> None:
+    """Without a PCI bus, without IOMMU, without /dev/vfio: nothing, and no error."""
+    facts = Sysfs(Tree(tmp_path).roots).look()
+    assert (dict(facts.functions), facts.iommu, facts.vfio_available, facts.vfio_nodes) == (
+        {},
+        False,
+        False,
+        frozenset(),
+    )
+
+
+def test_a_driver_that_is_built_in_has_no_module(tree: Tree) -> None:
+    tree.driver("pcieport", "pcieportdrv", built_in=True)
+    tree.function(PORT, class_code="060400", driver="pcieport")
+    assert seen(tree, PORT).driver == Driver("pcieport", None)
+
+
+def test_driver_and_module_names_differ(tree: Tree) -> None:
+    tree.driver("bochs-drm", "bochs")
+    tree.function(GPU, driver="bochs-drm")
+    assert seen(tree).driver == Driver("bochs-drm", "bochs")
+
+
+def test_a_parent_behind_a_volume_management_device(tree: Tree) -> None:
+    """Behind Intel VMD the domain has five digits, and its root bus lies below another function."""
+    tree.function("10000:e1:00.0", under=["0000:00:0e.0", "pci10000:e0", "10000:e0:06.0"])
+    tree.function("10000:e0:06.0", under=["0000:00:0e.0", "pci10000:e0"], class_code="060400")
+    assert seen(tree, "10000:e1:00.0").parent == PciAddress.parse("10000:e0:06.0")
+    assert seen(tree, "10000:e0:06.0").parent is None
+
+
+@pytest.mark.parametrize(
+    ("status", "asleep"),
+    [("active", False), ("suspended", True), ("suspending", True), ("resuming", False), ("unsupported", False)],
+)
+def test_sleep(tree: Tree, status: str, asleep: bool) -> None:
+    tree.function(GPU, status=status)
+    assert seen(tree).asleep is asleep
+
+
+def test_the_boot_display(tree: Tree) -> None:
+    (tree.function(GPU) / "boot_vga").write_text("1\n")
+    assert seen(tree).boot_display
+
+
+def test_virtual_functions(tree: Tree) -> None:
+    physical = tree.function(GPU)
+    os.mkfifo(physical / "sriov_numvfs")
+    for index in range(2):
+        virtual = tree.function(f"0000:01:00.{index + 4}")
+        (virtual / "physfn").symlink_to(f"../{GPU}")
+        (physical / f"virtfn{index}").symlink_to(f"../0000:01:00.{index + 4}")
+    facts = Sysfs(tree.roots).look()
+    assert facts.functions[PciAddress.parse(GPU)].virtual_functions == 2
+    assert facts.functions[PciAddress.parse("0000:01:00.4")].physical_function == PciAddress.parse(GPU)
+
+
+def test_mediated_devices_count_for_the_function_that_they_share(tree: Tree) -> None:
+    card = tree.function(GPU, under=[PORT])
+    tree.function(PORT, class_code="060400")
+    devices = tree.sys / "bus/mdev/devices"
+    devices.mkdir(parents=True)
+    for name in ("83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", "83b8f4f2-509f-382f-3c1e-e6bfe0fa1002"):
+        (card / name).mkdir()
+        (devices / name).symlink_to(os.path.relpath(card / name, devices))
+    assert seen(tree).mediated_devices == 2
+    assert seen(tree, PORT).mediated_devices == 0
+
+
+def test_nodes_are_ready_when_udev_is_done_with_them(tree: Tree) -> None:
+    tree.function(GPU, driver="amdgpu")
+    tree.class_device(GPU, "drm/card0", "226:0")
+    (tree.path(GPU) / "drm/card0/card0-DP-1").mkdir()
+    tree.class_device(GPU, "drm/renderD128", "226:128")
+    tree.class_device(GPU, "graphics/fb0", "29:0")
+    (tree.udev / "control").touch()
+    assert (seen(tree).nodes, seen(tree).nodes_pending) == ((), True)
+    for node in ("dri/card0", "dri/renderD128", "fb0"):
+        tree.node(node)
+    assert (seen(tree).nodes, seen(tree).nodes_pending) == ((), True)
+    tree.udev_entry("c226:0")
+    tree.udev_entry("c29:0")
+    assert (seen(tree).nodes, seen(tree).nodes_pending) == (("/dev/dri/card0", "/dev/fb0"), True)
+    tree.udev_entry("c226:128")
+    card = seen(tree)
+    assert (card.nodes, card.nodes_pending) == (("/dev/dri/card0", "/dev/dri/renderD128", "/dev/fb0"), False)
+
+
+def test_a_node_is_not_ready_by_what_udev_did_with_its_predecessor(tree: Tree) -> None:
+    """A quick unbind and probe: the new card has the old one's number, and udev has seen neither."""
+    tree.function(GPU, driver="amdgpu")
+    tree.class_device(GPU, "drm/card0", "226:0")
+    (tree.udev / "control").touch()
+    tree.udev_entry("c226:0")
+    tree.node("dri/card0")
+    os.utime(tree.udev / "data/c226:0", ns=(0, 0))
+    assert (seen(tree).nodes, seen(tree).nodes_pending) == ((), True)
+    tree.udev_entry("c226:0")
+    assert (seen(tree).nodes, seen(tree).nodes_pending) == (("/dev/dri/card0",), False)
+
+
+def test_nodes_are_ready_at_once_where_no_udev_runs(tree: Tree) -> None:
+    tree.function(AUDIO, class_code="040300", driver="snd_hda_intel")
+    tree.class_device(AUDIO, "sound/card1/controlC1", "116:7")
+    tree.class_device(AUDIO, "sound/card1/pcmC1D3p", "116:8")
+    (tree.path(AUDIO) / "sound/card1/input9").mkdir()
+    tree.node("snd/controlC1")
+    assert (seen(tree, AUDIO).nodes, seen(tree, AUDIO).nodes_pending) == (("/dev/snd/controlC1",), True)
+    tree.node("snd/pcmC1D3p")
+    assert seen(tree, AUDIO).nodes == ("/dev/snd/controlC1", "/dev/snd/pcmC1D3p")
+    assert not seen(tree, AUDIO).nodes_pending
+
+
+def test_names_from_the_hardware_database(tree: Tree) -> None:
+    tree.function(GPU)
+    sysfs = Sysfs(tree.roots)
+    address = PciAddress.parse(GPU)
+    assert (sysfs.look().functions[address].maker, sysfs.look().functions[address].model) == ("", "")
+    tree.udev_entry(
+        f"+pci:{GPU}",
+        "E:ID_VENDOR_FROM_DATABASE=NVIDIA Corporation",
+        "E:ID_MODEL_FROM_DATABASE=GA104 [GeForce RTX 3070] (a=b)",
+    )
+    card = sysfs.look().functions[address]
+    assert (card.maker, card.model) == ("NVIDIA Corporation", "GA104 [GeForce RTX 3070] (a=b)")
+
+
+@pytest.mark.parametrize(
+    ("index", "text", "available"),
+    [
+        ("modules.dep", "kernel/drivers/vfio/pci/vfio-pci.ko.xz: kernel/drivers/vfio/vfio.ko.xz\n", True),
+        ("modules.builtin", "kernel/drivers/vfio/pci/vfio-pci.ko\n", True),
+        ("modules.dep", "kernel/drivers/vfio/pci/mlx5/mlx5-vfio-pci.ko:\nkernel/x/vfio-pci-core.ko:\n", False),
+    ],
+)
+def test_vfio_is_installed_or_not(tree: Tree, index: str, text: str, available: bool) -> None:
+    sysfs = Sysfs(tree.roots)
+    assert not sysfs.look().vfio_available
+    tree.installed(index, text)
+    assert sysfs.look().vfio_available is available
+
+
+def test_vfio_is_registered(tree: Tree) -> None:
+    tree.driver("vfio-pci", "vfio_pci")
+    assert Sysfs(tree.roots).look().vfio_available
+
+
+def test_vfio_nodes_are_the_numbered_ones(tree: Tree) -> None:
+    for name in ("vfio/vfio", "vfio/15", "vfio/2", "vfio/noiommu-0", "vfio/devices/vfio0"):
+        tree.node(name)
+    assert Sysfs(tree.roots).look().vfio_nodes == {2, 15}
+
+
+def test_what_changes_is_seen_anew(tree: Tree) -> None:
+    two_functions(tree)
+    sysfs = Sysfs(tree.roots)
+    address = PciAddress.parse(GPU)
+    assert sysfs.look().functions[address].driver_name == "nvidia"
+    tree.unbind(GPU)
+    assert sysfs.look().functions[address].driver is None
+    tree.driver("vfio-pci", "vfio_pci")
+    tree.bind(GPU, "vfio-pci")
+    assert sysfs.look().functions[address].on_vfio
+
+
+def test_another_card_in_the_same_slot_is_another_card(tree: Tree) -> None:
+    """Hotplug: what was remembered of the old one must not be said of the new one."""
+    old = tree.function(GPU)
+    tree.udev_entry(f"+pci:{GPU}", "E:ID_MODEL_FROM_DATABASE=the old one")
+    sysfs = Sysfs(tree.roots)
+    assert sysfs.look().functions[PciAddress.parse(GPU)].device == 0x2484
+    (tree.sys / "bus/pci/devices" / GPU).unlink()
+    old.rename(tree.sys / "gone")
+    (tree.udev / "data" / f"+pci:{GPU}").unlink()
+    assert sysfs.look().functions == {}
+    tree.function(GPU, ids="1002:73bf")
+    card = sysfs.look().functions[PciAddress.parse(GPU)]
+    assert (card.vendor, card.device, card.model) == (0x1002, 0x73BF, "")
+
+
+def test_a_function_that_leaves_in_the_middle_is_left_out(tree: Tree) -> None:
+    """Its link is there, and nothing behind it."""
+    tree.function(GPU)
+    tree.function(AUDIO).rename(tree.sys / "gone")
+    assert list(Sysfs(tree.roots).look().functions) == [PciAddress.parse(GPU)]
+
+
+LOOK = """
+import json, sys
+opened = []
+sys.addaudithook(lambda event, details: opened.append(str(details[0])) if event == "open" else None)
+from gpuswitch.host.linux.sysfs import Roots, Sysfs
+sysfs = Sysfs(Roots(*sys.argv[1:]))
+facts = sysfs.look()
+sysfs.look()
+print(json.dumps([len(facts.functions), [path for path in opened if path.startswith(sys.argv[1])]]))
+"""
+ALLOWED = {"modalias", "boot_vga", "runtime_status", "dev"}
+
+
+def big_host(tree: Tree) -> None:
+    """300 functions: bridges, cards with sound, network cards with virtual functions, asleep and awake."""
+    tree.driver("nvidia", "nvidia")
+    tree.driver("snd_hda_intel", "snd_hda_intel")
+    for bus in range(1, 61):
+        port = f"0000:00:{bus // 8:02x}.{bus % 8}"
+        tree.function(port, ids="8086:a70d", class_code="060400", group=bus)
+        for function, (code, driver) in enumerate([("030000", "nvidia"), ("040300", "snd_hda_intel")]):
+            address = f"0000:{bus:02x}:00.{function}"
+            tree.function(address, class_code=code, driver=driver, group=100 + bus, under=[port], status="suspended")
+        tree.class_device(f"0000:{bus:02x}:00.0", f"drm/card{bus}", f"226:{bus}")
+        tree.class_device(f"0000:{bus:02x}:00.1", f"sound/card{bus}/controlC{bus}", f"116:{bus}")
+        network = tree.function(f"0000:{bus:02x}:01.0", class_code="020000", group=200 + bus, under=[port])
+        virtual = tree.function(f"0000:{bus:02x}:01.1", class_code="020000", group=200 + bus, under=[port])
+        os.mkfifo(network / "sriov_numvfs")
+        (network / "virtfn0").symlink_to(f"../{virtual.name}")
+
+
+def test_a_big_host_is_looked_at_without_a_lock(tree: Tree) -> None:
+    """Every file below sysfs that a look opens, in a process of its own, since an audit hook stays for ever."""
+    big_host(tree)
+    roots = tree.roots
+    command = [sys.executable, "-c", LOOK, roots.sysfs, roots.dev, roots.udev, roots.modules, roots.tools]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    count, opened = json.loads(run.stdout)
+    assert count == 300
+    assert len(opened) > count
+    assert {path.rpartition("/")[2] for path in opened} == ALLOWED
