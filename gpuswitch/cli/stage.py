@@ -139,7 +139,7 @@ def stage() -> Iterator[Stage]:
     program = shutil.which("dbus-daemon")
     if program is None:
         raise CtlError("dbus-daemon is missing; install it: apt-get install dbus-daemon", Failed.exit_code)
-    with _ended_by_signals(), TemporaryDirectory(prefix="gpuswitch-demo-") as folder:
+    with _SIGNALS.installed(), TemporaryDirectory(prefix="gpuswitch-demo-") as folder:
         options = ["--session", "--nofork", "--nopidfile", "--print-address", f"--address=unix:path={folder}/bus"]
         with _child([program, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as bus:
             address = cast("IO[str]", bus.stdout).readline().strip()
@@ -148,29 +148,56 @@ def stage() -> Iterator[Stage]:
             yield Stage(Path(folder), address)
 
 
+class _Signals:
+    """Lets SIGTERM and SIGHUP unwind the stack as ^C does, so that everything is put away; but not in mid-`hold`."""
+
+    def __init__(self) -> None:
+        self._holding = False
+        self._arrived = 0
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self._receive) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What arrives now has its effect at the end: a child that is being started is known to us by then."""
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+        if self._arrived:
+            self._end(self._arrived)
+
+    def _receive(self, number: int, _: object) -> None:
+        self._arrived = number
+        if not self._holding:
+            self._end(number)
+
+    def _end(self, number: int) -> None:
+        self._arrived = 0
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+_SIGNALS = _Signals()
+"""A process has one set of handlers."""
+
+
 @contextmanager
 def _child(command: list[Any], **how: Any) -> Iterator[subprocess.Popen[Any]]:
     """A process that ends with the context at the latest, and not by ^C on our terminal before."""
-    with subprocess.Popen(command, process_group=0, **how) as child:
-        try:
-            yield child
-        finally:
-            child.kill()
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack as ^C does, so that everything is put away."""
-
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with ExitStack() as stack:
+        with _SIGNALS.held():
+            child = stack.enter_context(subprocess.Popen(command, process_group=0, **how))
+            stack.callback(child.kill)
+        yield child
 
 
 def _command(name: str) -> str:

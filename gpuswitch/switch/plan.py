@@ -53,7 +53,6 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Baseline) -> Plan:
     driver = {f.address: f.driver_name for f in gpu.present(facts)}
     leaving = [a for a in gpu.in_detach_order(facts) if driver[a] not in (None, VFIO_DRIVER)]
     arriving = [a for a in gpu.in_detach_order(facts) if driver[a] != VFIO_DRIVER]
-    power = {a: now[a].power_control for a in gpu.functions}
 
     return Plan(
         gpu,
@@ -62,8 +61,9 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Baseline) -> Plan:
         (
             # First what may fail without anything having been touched.
             *_load(facts, {VFIO_DRIVER: VFIO_MODULE}),
-            # A device that sleeps in D3cold may not wake up in other hands.
-            KeepAwake(power),
+            # A device that sleeps in D3cold may not wake up in other hands. vfio-pci takes power management over with
+            # the bind (pm_runtime_allow in vfio_pci_core_register_device), so this needs no end here.
+            KeepAwake({a: now[a].power_control for a in arriving}),
             # All functions before any unbind: from here on whatever probes them, be it udev or a rescan, can only
             # bind vfio-pci, and no host driver snatches a function back half-way.
             AimOverrides(
@@ -74,7 +74,6 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Baseline) -> Plan:
             *(Bind(a, VFIO_DRIVER) for a in arriving),
             # A VM takes whole groups, and finds out late that it cannot.
             *(CheckGroup(number, gpu) for number in gpu.groups(facts)),
-            RestorePower(power),
         ),
     )
 

@@ -76,9 +76,9 @@ async def test_the_record_of_a_switch_says_how_it_went(start: Start) -> None:
     assert record == {
         "id": switch,
         "target": "vfio",
-        "index": 13,
-        "count": 13,
-        "step": "restore the power setting of all 4 functions",
+        "index": 12,
+        "count": 12,
+        "step": "check IOMMU group 13",
         "result": "done",
         "reason": "",
     }

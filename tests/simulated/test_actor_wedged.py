@@ -30,7 +30,7 @@ OPERATIONS: tuple[Operation, ...] = (
 )
 DEADLINES = {"capture": 5, "hold_group": 5, "load": 30, "keep_awake": 10, "set_override": 5, "unbind": 20, "probe": 30}
 DEADLINES |= {"release_group": 5, "set_power_control": 10}
-NOT_USED = {State.VFIO: {"hold_group", "release_group"}, State.HOST: {"load"}}
+NOT_USED = {State.VFIO: {"hold_group", "release_group", "set_power_control"}, State.HOST: {"load"}}
 
 
 async def at_the_start(target: State, directory: Path, scenario: str = "laptop") -> tuple[Bed, Actor]:

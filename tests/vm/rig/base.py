@@ -59,7 +59,6 @@ rm -r "$tree" /rig-init
 
 def find_base(cache: Cache, release: str) -> Path:
     """The folder with rootfs.tar, vmlinux and initrd of a Debian release. The caller holds the cache's lock."""
-
     if release not in RELEASES:
         raise RigError(f"cannot build a machine with the release {release!r}: it is one of {', '.join(RELEASES)}")
 

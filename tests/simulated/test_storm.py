@@ -1,0 +1,170 @@
+"""Everything at once, in any order: the witness sees no invariant broken, all is answered, and all comes home."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuswitch.config import Config, GpuConfig
+from gpuswitch.errors import GpuswitchError, KernelError
+from gpuswitch.host.simulated.faults import Delay, Errno, Fault, Hang, Operation, Silent
+from gpuswitch.host.simulated.scenarios import SCENARIOS
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from tests.simulated.bed import Bed, config
+from tests.simulated.clock import VirtualClockLoop
+
+GPUS = tuple(PciAddress.parse(f"0000:{number}1:00.0") for number in (1, 2, 3))
+LONGER_THAN_ALL_DEADLINES = 1000.0
+_EVENTS = (
+    "request",
+    "request",
+    "request",
+    "plan",
+    "fault",
+    "release",
+    "look",
+    "unplug",
+    "vm",
+    "end",
+    "members",
+    "wait",
+)
+_OPERATIONS: tuple[Operation, ...] = (
+    "capture",
+    "load",
+    "keep_awake",
+    "set_power_control",
+    "set_override",
+    "unbind",
+    "probe",
+    "hold_group",
+    "release_group",
+)
+_FAULTS = ("errno", "hang", "short", "long", "silent")
+
+events = st.lists(
+    st.tuples(
+        st.sampled_from(_EVENTS),
+        st.sampled_from(GPUS),
+        st.sampled_from([State.VFIO, State.HOST]),
+        st.sampled_from(_OPERATIONS),
+        st.sampled_from(_FAULTS),
+        st.integers(1, 3),
+    ),
+    min_size=5,
+    max_size=40,
+)
+Event = tuple[str, PciAddress, State, Operation, str, int]
+
+
+@dataclass
+class Storm:
+    """What is under way."""
+
+    bed: Bed
+    asked: list[asyncio.Task[None]] = field(default_factory=list)
+    hangs: list[Hang] = field(default_factory=list)
+    pulled: set[str] = field(default_factory=set)
+
+    async def happens(self, event: Event) -> None:
+        what, gpu, target, operation, fault, nth = event
+        actor = self.actor(gpu)
+        match what:
+            case "request":
+                self.ask(actor.request(target))
+            case "plan":
+                self.ask(actor.plan(target))
+            case "fault":
+                self.bed.host.faults.add(self.fault(fault, operation), operation=operation, nth=nth)
+            case "release":
+                for hang in self.hangs:
+                    hang.release()
+            case "look":
+                self.bed.fleet.look()
+            case "members":
+                table = GpuConfig(gpu, managed=True, allow_boot_display=False, members=GPUS[:nth])
+                self.bed.fleet.reconfigure(Config(gpus=(table,)))
+            case "wait":
+                await asyncio.sleep((0, 0.5, 6, 50)[nth])
+            case _:
+                self.others_do(what, gpu, actor)
+
+    def others_do(self, what: str, gpu: PciAddress, actor: Actor) -> None:
+        if what == "end":
+            self.bed.machine.end(str(gpu))
+        elif what == "vm":
+            with suppress(KernelError):
+                self.bed.machine.start_vm(str(gpu), actor.gpu.functions)
+        elif gpu.slot_name not in self.pulled:
+            self.pulled.add(gpu.slot_name)
+            self.ask(self.bed.machine.unplug(gpu.slot_name))
+
+    def actor(self, gpu: PciAddress) -> Actor:
+        return next(
+            actor for actor in self.bed.fleet.actors.values() if gpu in {actor.gpu.address, *actor.gpu.functions}
+        )
+
+    def ask(self, question: Coroutine[object, object, object]) -> None:
+        async def answered() -> None:
+            with suppress(GpuswitchError, KernelError):
+                await question
+
+        self.asked.append(asyncio.create_task(answered()))
+
+    def fault(self, word: str, operation: Operation) -> Errno | Hang | Delay | Silent:
+        faults: dict[str, Fault] = {"short": Delay(1), "long": Delay(45), "silent": Silent(), "errno": Errno(5)}
+        if word == "hang":
+            self.hangs.append(Hang())
+            return self.hangs[-1]
+        # No other operation says that it worked when it did not.
+        return faults[word if word != "silent" or operation in {"probe", "unbind"} else "errno"]
+
+    async def calms_down(self) -> None:
+        """The kernel returns, the VMs end, the cards are put back, and everything is asked home."""
+        self.bed.host.faults.clear()
+        for hang in self.hangs:
+            hang.release()
+        for gpu in GPUS:
+            self.bed.machine.end(str(gpu))
+        await asyncio.wait([*self.asked, asyncio.create_task(asyncio.sleep(LONGER_THAN_ALL_DEADLINES))])
+        for slot in self.pulled:
+            self.bed.machine.replug(slot)
+        for _ in GPUS:
+            self.bed.fleet.reconfigure(config())
+            for actor in list(self.bed.fleet.actors.values()):
+                await self.bed.switch(actor, State.HOST)
+
+
+async def rage(story: list[Event], directory: Path) -> None:
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    bed = await Bed.made(SCENARIOS["server"](), directory, config())
+    before = bed.snapshot()
+    storm = Storm(bed)
+    for event in story:
+        await storm.happens(event)
+    await storm.calms_down()
+    for answered in storm.asked:
+        answered.result()
+    assert faults == []
+    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert {actor.state for actor in bed.fleet.actors.values()} == {State.HOST}
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(story=events)
+def test_all_comes_home(story: list[Event]) -> None:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        asyncio.Runner(loop_factory=VirtualClockLoop) as runner,
+    ):
+        runner.run(rage(story, Path(directory)))
