@@ -43,8 +43,9 @@ class Worker:
     def capture(self, *addresses: str) -> list[str]:
         """Four values for each function: driver, its module, driver_override, power/control; "" for none.
 
-        driver_override comes first: reading it takes the device lock (driver_override_show in
-        drivers/pci/pci-sysfs.c), so a bind or unbind that was under way is over before the driver link is read.
+        The driver link comes last: reading power/control takes the device lock (control_show in
+        drivers/base/power/sysfs.c; driver_override took it too, until 6.12 at the latest), so a bind or unbind that
+        was under way is over by then.
         """
         values = []
         for address in addresses:
