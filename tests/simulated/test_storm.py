@@ -59,11 +59,12 @@ events = st.lists(
         st.sampled_from(_OPERATIONS),
         st.sampled_from(_FAULTS),
         st.integers(1, 3),
+        st.sampled_from([0, 0, 0.5, 6, 50]),
     ),
-    min_size=5,
+    min_size=10,
     max_size=40,
 )
-Event = tuple[str, PciAddress, State, Operation, str, int]
+Event = tuple[str, PciAddress, State, Operation, str, int, float]
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Storm:
     pulled: set[str] = field(default_factory=set)
 
     async def happens(self, event: Event) -> None:
-        what, gpu, target, operation, fault, nth = event
+        what, gpu, target, operation, fault, nth, pause = event
         actor = self.actor(gpu)
         match what:
             case "request":
@@ -93,10 +94,9 @@ class Storm:
             case "members":
                 table = GpuConfig(gpu, managed=True, allow_boot_display=False, members=GPUS[:nth])
                 self.bed.fleet.reconfigure(Config(gpus=(table,)))
-            case "wait":
-                await asyncio.sleep((0, 0.5, 6, 50)[nth])
             case _:
                 self.others_do(what, gpu, actor)
+        await asyncio.sleep(pause)
 
     def others_do(self, what: str, gpu: PciAddress, actor: Actor) -> None:
         if what == "end":
@@ -160,7 +160,7 @@ async def rage(story: list[Event], directory: Path) -> None:
     assert {actor.state for actor in bed.fleet.actors.values()} == {State.HOST}
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(story=events)
 def test_all_comes_home(story: list[Event]) -> None:
     with (

@@ -43,9 +43,10 @@ class Worker:
     def capture(self, *addresses: str) -> list[str]:
         """Four values for each function: driver, its module, driver_override, power/control; "" for none.
 
-        The driver link comes last: reading power/control takes the device lock (control_show in
-        drivers/base/power/sysfs.c; driver_override took it too, until 6.12 at the latest), so a bind or unbind that
-        was under way is over by then.
+        driver_override comes first: on 6.1 reading it takes the device lock (driver_override_show in
+        drivers/pci/pci-sysfs.c), so a bind or unbind that was under way is over before the driver link is read. On
+        6.12 it does not; there the first write to power/control waits, and a function whose unbind by somebody else
+        hangs counts as driverless, which it is about to be.
         """
         values = []
         for address in addresses:
