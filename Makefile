@@ -40,7 +40,7 @@ vm-test: venv need-vm ## the tests on a real kernel in a virtual machine (RELEAS
 	RELEASE=$(RELEASE) $(BIN)/pytest --timeout=1800 tests/vm
 
 vm-shell: venv need-vm ## a shell in such a machine, to play in
-	@RELEASE=$(RELEASE) $(BIN)/python -m tests.vm.shell
+	@RELEASE=$(RELEASE) $(BIN)/python -m tests.vm.rig shell
 
 bench: venv $(if $(VM),need-vm) ## measure speed and size, and print them (VM=1: on a real kernel, too)
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.bench $(if $(VM),--vm)

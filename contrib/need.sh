@@ -36,10 +36,6 @@ qemu-system-x86|command -v qemu-system-x86_64
 qemu-utils|command -v qemu-img
 mmdebstrap|command -v mmdebstrap
 e2fsprogs|command -v mke2fs
-busybox|command -v busybox
-cpio|command -v cpio
-xz-utils|command -v xz
-kmod|command -v depmod
 EOF
         ;;
     *)

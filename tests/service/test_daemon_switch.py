@@ -64,11 +64,11 @@ async def test_a_step_that_takes_its_time_is_told_as_a_property_too(start: Start
     while not told.get("Switch", {}).get("step", "").startswith("unbind"):
         told = told_properties([await service.signal()])
     assert told["Switch"] == (await service.properties(DISCRETE))["Switch"]
-    assert told["Switch"]["index"] == 4
 
 
 async def test_the_record_of_a_switch_says_how_it_went(start: Start) -> None:
     service = await start("laptop")
+    planned = await service.call(DISCRETE, f"{GPU}.Plan", "sa{sv}", "vfio", {})
     switch = await service.move(DISCRETE, "vfio")
     record = await service.wait(DISCRETE, switch)
     assert record == (await service.properties(DISCRETE))["Switch"]
@@ -76,9 +76,9 @@ async def test_the_record_of_a_switch_says_how_it_went(start: Start) -> None:
     assert record == {
         "id": switch,
         "target": "vfio",
-        "index": 12,
-        "count": 12,
-        "step": "check IOMMU group 13",
+        "index": len(planned),
+        "count": len(planned),
+        "step": planned[-1]["title"][1],
         "result": "done",
         "reason": "",
     }

@@ -71,7 +71,7 @@ def test_killed_in_the_middle_of_a_switch_it_brings_the_gpu_home(machine: Machin
     machine.sh(f"until [ ! -e /sys/bus/pci/devices/{GPU_AUDIO}/driver ]; do :; done")
     # Stopping it first keeps systemd from starting the next one before the unbind is over.
     machine.sh("systemctl kill -s KILL gpuswitchd; systemctl stop gpuswitchd")
-    machine.sh(f"kill {program}; while pgrep -f worker_main >/dev/null; do :; done")
+    machine.sh(f"kill {program}; while pgrep -f '[w]orker_main' >/dev/null; do :; done")
     assert drivers(machine, GPU_AUDIO) == [""]
 
     machine.sh("systemctl start gpuswitchd")

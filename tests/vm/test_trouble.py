@@ -27,10 +27,10 @@ def test_a_bind_to_vfio_that_fails_half_way_is_reverted(machine: Machine) -> Non
     machine.sh("modprobe vfio-pci")
     # From outside, at exactly that system call: strace has the worker when it says so.
     machine.sh(
-        f"""worker=$(pgrep -f 'worker_main.*{GPU}')
+        f"""worker=$(pgrep -f '[w]orker_main.*{GPU}')
         setsid strace -o /dev/null -P /sys/bus/pci/drivers_probe -e trace=write \
-            -e inject=write:error=EINVAL:when=2 -p $worker 2>/run/strace & true
-        until grep -q attached /run/strace; do :; done"""
+            -e inject=write:error=EINVAL:when=2 -p $worker >/dev/null 2>/run/strace &
+        until grep attached /run/strace; do :; done"""
     )
     failed = ctl(machine, f"to-vfio {GPU}", check=False)
     assert failed.status == 1
