@@ -6,8 +6,8 @@ worker, since the kernel hands those values out under the device lock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from gpuswitch.model.address import PciAddress
@@ -118,6 +118,11 @@ class HostFacts:
     def group(self, number: int) -> tuple[PciFunction, ...]:
         """The functions of one IOMMU group, in address order."""
         return tuple(f for _, f in sorted(self.functions.items()) if f.iommu_group == number)
+
+    def renewed(self, seen: HostFacts, functions: Iterable[PciAddress]) -> HostFacts:
+        """These facts, with what a later look at some functions showed of them."""
+        others = {a: f for a, f in self.functions.items() if a not in set(functions)}
+        return replace(self, functions=dict(sorted({**others, **seen.functions}.items())))
 
 
 @dataclass(frozen=True, slots=True)

@@ -353,7 +353,7 @@ class Actor:
         self, result: Result, reason: str, target: State | None, owed_before: Baseline | None
     ) -> tuple[Result, str]:
         """Enter the state that a fresh look shows; what is owed is forgotten once all of it was given back."""
-        self.facts = self._host.look()
+        self.facts = self.facts.renewed(self._host.look(self.gpu.functions), self.gpu.functions)
         seen = observe(self.gpu, self.facts, self._owed)
         if result is Result.DONE and seen is not target:
             result, reason = Result.FAILED, f"somebody else moved it meanwhile: {explain(self.gpu, self.facts)}"

@@ -14,6 +14,9 @@ from gpuswitch.switch.actor import Actor, Observer
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
 
+PUT_OFF_SECONDS = 1.0
+"""How long a change may wait for a look while some GPU is being switched."""
+
 
 class Fleet:
     """All actors by address; `facts` is the last look at the whole host."""
@@ -26,10 +29,11 @@ class Fleet:
         self._journal = journal
         self._observer = observer
         self._unwatch: Callable[[], None] | None = None
+        self._put_off: asyncio.Handle | None = None
 
     async def start(self) -> None:
         """Find every GPU, bring home what a dead daemon left half-way, and follow the host from here on."""
-        self._unwatch = self._host.watch(self.look)
+        self._unwatch = self._host.watch(self._look_soon)
         self.look()
         await asyncio.gather(*(actor.adopt() for actor in self.actors.values()))
 
@@ -37,10 +41,25 @@ class Fleet:
         """End every switch at the next safe point. A GPU that the kernel has is left to it."""
         if self._unwatch is not None:
             self._unwatch()
+        if self._put_off is not None:
+            self._put_off.cancel()
         await asyncio.gather(*(actor.stop(reason) for actor in self.actors.values()))
+
+    def _look_soon(self) -> None:
+        """Something happened: look at once, but not at each event of a switch that runs.
+
+        Its actor heeds no look before its end, and a look at everything each time would cost more than the switch.
+        """
+        if not any(actor.state.moving for actor in self.actors.values()):
+            self.look()
+        elif self._put_off is None:
+            self._put_off = asyncio.get_running_loop().call_later(PUT_OFF_SECONDS, self.look)
 
     def look(self) -> None:
         """Look at the host and tell every actor what became of its GPU."""
+        if self._put_off is not None:
+            self._put_off.cancel()
+            self._put_off = None
         self.facts = self._host.look()
         found = {gpu.address: gpu for gpu in self._gpus()}
         for address, actor in list(self.actors.items()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,8 +80,12 @@ class Kernel(Protocol):
 class Host(Protocol):
     """The machine: what can be seen of it, and a `Kernel` for each GPU."""
 
-    def look(self) -> HostFacts:
-        """Observe, now, without taking a device lock or waking a device; does not block."""
+    def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
+        """Observe, now, without taking a device lock or waking a device; does not block.
+
+        With `only`, the facts hold no other functions, and no `pci_drivers`: what a step needs to know of its
+        function, for a fraction of the cost.
+        """
 
     def kernel(self, gpu: str) -> Kernel:
         """The kernel operations of one GPU, by its address; the same object each time."""

@@ -7,7 +7,7 @@ also puts right what an `apply` that failed half-way left behind, so the engine 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,17 +33,20 @@ class Hands:
         self.waiting_for = ""
         """What a step that waits for it has not seen yet, in one sentence."""
 
-    def check(self, unmet: Unmet) -> None:
-        """Raise `StepError` unless all is as it should be now: for what the kernel decides before a write returns."""
-        if (why := unmet(self.host.look())) is not None:
+    def check(self, unmet: Unmet, only: Collection[PciAddress] | None = None) -> None:
+        """Raise `StepError` unless all is as it should be now: for what the kernel decides before a write returns.
+
+        `only`: the functions to look at (`Host.look`).
+        """
+        if (why := unmet(self.host.look(only))) is not None:
             raise StepError(why)
 
-    async def until(self, unmet: Unmet) -> None:
+    async def until(self, unmet: Unmet, only: Collection[PciAddress] | None = None) -> None:
         """Wait until all is as it should be: for what comes later, by a uevent. The caller sets the deadline."""
         changed = asyncio.Event()
         stop = self.host.watch(changed.set)
         try:
-            while (why := unmet(self.host.look())) is not None:
+            while (why := unmet(self.host.look(only))) is not None:
                 self.waiting_for = why
                 await changed.wait()
                 changed.clear()
@@ -110,7 +113,10 @@ class KeepAwake(Step):
         await hands.kernel.keep_awake(tuple(self.before))
 
     async def verify(self, hands: Hands) -> None:
-        hands.check(lambda facts: next((f"{a} is still asleep" for a in self.before if _asleep(facts, a)), None))
+        hands.check(self._unmet, self.before)
+
+    def _unmet(self, facts: HostFacts) -> str | None:
+        return next((f"{a} is still asleep" for a in self.before if _asleep(facts, a)), None)
 
     async def revert(self, hands: Hands) -> None:
         await hands.kernel.set_power_control(self.before)
@@ -171,14 +177,14 @@ class Unbind(Step):
         await hands.kernel.unbind(self.function, self.driver)
 
     async def verify(self, hands: Hands) -> None:
-        hands.check(lambda facts: _not_on(facts, self.function, None))
+        hands.check(lambda facts: _not_on(facts, self.function, None), [self.function])
 
     async def revert(self, hands: Hands) -> None:
-        if _not_on(hands.host.look(), self.function, self.driver) is None:
+        if _not_on(hands.host.look([self.function]), self.function, self.driver) is None:
             return
         await hands.kernel.set_override({self.function: self.driver})
         await hands.kernel.probe(self.function)
-        hands.check(lambda facts: _not_on(facts, self.function, self.driver))
+        hands.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])
 
 
 @dataclass(frozen=True)
@@ -197,10 +203,10 @@ class Bind(Step):
         await hands.kernel.probe(self.function)
 
     async def verify(self, hands: Hands) -> None:
-        hands.check(lambda facts: _not_on(facts, self.function, self.driver))
+        hands.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])
 
     async def revert(self, hands: Hands) -> None:
-        if _not_on(hands.host.look(), self.function, self.driver) is None:
+        if _not_on(hands.host.look([self.function]), self.function, self.driver) is None:
             await hands.kernel.unbind(self.function, self.driver)
 
 
@@ -273,7 +279,7 @@ class AwaitNodes(Step):
         return f"wait for the device nodes of {self.function}"
 
     async def verify(self, hands: Hands) -> None:
-        await hands.until(self._unmet)
+        await hands.until(self._unmet, [self.function])
 
     def _unmet(self, facts: HostFacts) -> str | None:
         function = facts.functions.get(self.function)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from gpuswitch.config import Config, GpuConfig
@@ -25,18 +25,9 @@ from tests.simulated.clock import VirtualClockLoop
 GPUS = tuple(PciAddress.parse(f"0000:{number}1:00.0") for number in (1, 2, 3))
 LONGER_THAN_ALL_DEADLINES = 1000.0
 _EVENTS = (
-    "request",
-    "request",
-    "request",
-    "plan",
-    "fault",
-    "release",
-    "look",
-    "unplug",
-    "vm",
-    "end",
-    "members",
-    "wait",
+    *("request", "request", "request", "plan"),
+    *("fault", "fault", "fault", "release"),
+    *("look", "unplug", "vm", "end", "members"),
 )
 _OPERATIONS: tuple[Operation, ...] = (
     "capture",
@@ -109,9 +100,9 @@ class Storm:
             self.ask(self.bed.machine.unplug(gpu.slot_name))
 
     def actor(self, gpu: PciAddress) -> Actor:
-        return next(
-            actor for actor in self.bed.fleet.actors.values() if gpu in {actor.gpu.address, *actor.gpu.functions}
-        )
+        """Whose the function is; anybody, where it was pulled and nobody misses it."""
+        actors = list(self.bed.fleet.actors.values())
+        return next((actor for actor in actors if gpu in {actor.gpu.address, *actor.gpu.functions}), actors[0])
 
     def ask(self, question: Coroutine[object, object, object]) -> None:
         async def answered() -> None:
@@ -160,7 +151,8 @@ async def rage(story: list[Event], directory: Path) -> None:
     assert {actor.state for actor in bed.fleet.actors.values()} == {State.HOST}
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
+# The same stories each run; a story that fails is told as it is, since making it shorter takes minutes.
+@settings(derandomize=True, deadline=None, max_examples=100, phases=[Phase.explicit, Phase.generate])
 @given(story=events)
 def test_all_comes_home(story: list[Event]) -> None:
     with (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from gpuswitch.host.linux import uevents
 from gpuswitch.host.linux.sysfs import Roots, Sysfs
 from gpuswitch.host.linux.worker import LinuxKernel
+from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.switch.host import Host
 
@@ -19,9 +20,11 @@ class LinuxHost(Host):
         self._roots = roots or Roots()
         self._sysfs = Sysfs(self._roots)
         self._kernels: dict[str, LinuxKernel] = {}
+        self._watchers: dict[object, Callable[[], None]] = {}
+        self._unwatch: Callable[[], None] | None = None
 
-    def look(self) -> HostFacts:
-        return self._sysfs.look()
+    def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
+        return self._sysfs.look(only)
 
     def kernel(self, gpu: str) -> LinuxKernel:
         if gpu not in self._kernels:
@@ -29,7 +32,22 @@ class LinuxHost(Host):
         return self._kernels[gpu]
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        return uevents.watch(changed)
+        # One pair of sockets for all: steps come and go by the second, and each would start with a search for libudev.
+        if self._unwatch is None:
+            self._unwatch = uevents.watch(self._tell)
+        watcher = object()
+        self._watchers[watcher] = changed
+        return lambda: self._forget(watcher)
+
+    def _tell(self) -> None:
+        for changed in list(self._watchers.values()):
+            changed()
+
+    def _forget(self, watcher: object) -> None:
+        self._watchers.pop(watcher, None)
+        if not self._watchers and self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
 
     async def close(self) -> None:
         await asyncio.gather(*(kernel.close() for kernel in self._kernels.values()))

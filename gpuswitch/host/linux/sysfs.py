@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from gpuswitch.model.address import PciAddress
@@ -71,13 +71,21 @@ class Sysfs:
         self._names: dict[str, tuple[int, str, str]] = {}
         self._installed: dict[str, tuple[int, bool]] = {}
 
-    def look(self) -> HostFacts:
-        """Observe, now. A device that leaves while we look is left out, or is in it as it was just before."""
+    def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
+        """Observe, now. A device that leaves while we look is left out, or is in it as it was just before.
+
+        `only`: see `gpuswitch.switch.host.Host`.
+        """
         present = {name: inode for name, inode in _entries(self._devices) if _ADDRESS.fullmatch(name)}
         self._forget_others(present)
         mediated = self._mediated_devices()
-        # Drivers before functions: one that registers in between is asked for by name.
-        drivers = {name: self._module(name) for name, _ in _entries(f"{self._roots.sysfs}/bus/pci/drivers")}
+        drivers: dict[str, str | None] = {}
+        if only is None:
+            # Drivers before functions: one that registers in between is asked for by name.
+            drivers = {name: self._module(name) for name, _ in _entries(f"{self._roots.sysfs}/bus/pci/drivers")}
+        else:
+            names = {str(address) for address in only}
+            present = {name: inode for name, inode in present.items() if name in names}
         functions = {}
         for name in sorted(present):
             static = self._known(name, present[name])

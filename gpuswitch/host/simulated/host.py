@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -35,8 +36,11 @@ class SimulatedHost(Host):
     def faults(self) -> Faults:
         return self.machine.faults
 
-    def look(self) -> HostFacts:
-        return self.machine.look()
+    def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
+        facts = self.machine.look()
+        if only is None:
+            return facts
+        return replace(facts, functions={a: f for a, f in facts.functions.items() if a in only}, pci_drivers={})
 
     def kernel(self, gpu: str) -> SimulatedKernel:
         if gpu not in self._kernels:
