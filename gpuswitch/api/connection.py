@@ -187,12 +187,14 @@ class Connection(MessageBus):
     def _write(self, data: bytes) -> None:
         if self._disconnected:
             return
-        waiting = bool(self._unsent)
+        if not self._unsent:
+            # Once for all that this turn of the loop sends: each write wakes the bus, and whoever listens.
+            self._loop.call_soon(self._flush)
         self._unsent += data
-        if not waiting:
-            self._flush()
 
     def _flush(self) -> None:
+        if self._disconnected or not self._unsent:
+            return
         try:
             sent = self._sock.send(self._unsent)
         except BlockingIOError:
@@ -217,6 +219,7 @@ class Connection(MessageBus):
     def disconnect(self) -> None:
         """Hang up; `wait_for_disconnect` returns when that is done. Nothing happens the second time."""
         if self.connected:
+            self._flush()
             super().disconnect()
 
     @override

@@ -256,7 +256,8 @@ class Actor:
 
     def _start(self, plan: Plan, preparation: Preparation) -> Switch:
         self._refuse_retired()
-        self.see(self._host.look())
+        # The way home depends on nobody else's functions.
+        self.see(self._host.look() if plan.target is State.VFIO else self._own_look())
         if not preparation.holds_true(self.gpu, self.state, self.facts, self._owed or {}):
             raise Failed(f"somebody else moved {self.gpu.address} at the same moment; nothing was changed: ask again")
         self._journal.save(self.gpu.address, plan.owed)
@@ -353,7 +354,7 @@ class Actor:
         self, result: Result, reason: str, target: State | None, owed_before: Baseline | None
     ) -> tuple[Result, str]:
         """Enter the state that a fresh look shows; what is owed is forgotten once all of it was given back."""
-        self.facts = self.facts.renewed(self._host.look(self.gpu.functions), self.gpu.functions)
+        self.facts = self._own_look()
         seen = observe(self.gpu, self.facts, self._owed)
         if result is Result.DONE and seen is not target:
             result, reason = Result.FAILED, f"somebody else moved it meanwhile: {explain(self.gpu, self.facts)}"
@@ -369,6 +370,9 @@ class Actor:
             self._forget_debts()
         self.reason = reason or (explain(self.gpu, self.facts) if self.state is State.FAILED else "")
         return result, reason
+
+    def _own_look(self) -> HostFacts:
+        return self.facts.renewed(self._host.look(self.gpu.functions), self.gpu.functions)
 
     def _forget_debts(self) -> None:
         if self._owed is not None:

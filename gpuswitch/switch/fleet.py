@@ -14,7 +14,9 @@ from gpuswitch.switch.actor import Actor, Observer
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
 
-PUT_OFF_SECONDS = 1.0
+REST_SECONDS = 0.1
+"""How long a look is good for: a driver that binds makes a dozen events in a moment."""
+SWITCH_SECONDS = 1.0
 """How long a change may wait for a look while some GPU is being switched."""
 
 
@@ -29,6 +31,7 @@ class Fleet:
         self._journal = journal
         self._observer = observer
         self._unwatch: Callable[[], None] | None = None
+        self._looked = float("-inf")
         self._put_off: asyncio.Handle | None = None
 
     async def start(self) -> None:
@@ -46,20 +49,26 @@ class Fleet:
         await asyncio.gather(*(actor.stop(reason) for actor in self.actors.values()))
 
     def _look_soon(self) -> None:
-        """Something happened: look at once, but not at each event of a switch that runs.
+        """Something happened: look at once, but not at each event of a burst, nor at each of a switch that runs.
 
         Its actor heeds no look before its end, and a look at everything each time would cost more than the switch.
         """
-        if not any(actor.state.moving for actor in self.actors.values()):
+        if self._put_off is not None:
+            return
+        loop = asyncio.get_running_loop()
+        moving = any(actor.state.moving for actor in self.actors.values())
+        due = loop.time() + SWITCH_SECONDS if moving else self._looked + REST_SECONDS
+        if due <= loop.time():
             self.look()
-        elif self._put_off is None:
-            self._put_off = asyncio.get_running_loop().call_later(PUT_OFF_SECONDS, self.look)
+        else:
+            self._put_off = loop.call_at(due, self.look)
 
     def look(self) -> None:
         """Look at the host and tell every actor what became of its GPU."""
         if self._put_off is not None:
             self._put_off.cancel()
             self._put_off = None
+        self._looked = asyncio.get_running_loop().time()
         self.facts = self._host.look()
         found = {gpu.address: gpu for gpu in self._gpus()}
         for address, actor in list(self.actors.items()):

@@ -83,8 +83,8 @@ class Host(Protocol):
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
         """Observe, now, without taking a device lock or waking a device; does not block.
 
-        With `only`, the facts hold no other functions, and no `pci_drivers`: what a step needs to know of its
-        function, for a fraction of the cost.
+        With `only`, the facts hold these functions, without their mediated devices, and nothing else: what a step
+        needs to know of its function, for a fraction of the cost.
         """
 
     def kernel(self, gpu: str) -> Kernel:

@@ -76,28 +76,32 @@ class Sysfs:
 
         `only`: see `gpuswitch.switch.host.Host`.
         """
+        if only is not None:
+            names = [(str(address), _inode(f"{self._devices}/{address}")) for address in sorted(only)]
+            present = {name: inode for name, inode in names if inode is not None}
+            return HostFacts(functions=self._functions(present, {}, {}), iommu=False, vfio_available=False)
         present = {name: inode for name, inode in _entries(self._devices) if _ADDRESS.fullmatch(name)}
         self._forget_others(present)
         mediated = self._mediated_devices()
-        drivers: dict[str, str | None] = {}
-        if only is None:
-            # Drivers before functions: one that registers in between is asked for by name.
-            drivers = {name: self._module(name) for name, _ in _entries(f"{self._roots.sysfs}/bus/pci/drivers")}
-        else:
-            names = {str(address) for address in only}
-            present = {name: inode for name, inode in present.items() if name in names}
-        functions = {}
-        for name in sorted(present):
-            static = self._known(name, present[name])
-            if static is not None:
-                functions[static.address] = self._function(name, static, drivers, mediated.get(name, 0))
+        # Drivers before functions: one that registers in between is asked for by name.
+        drivers = {name: self._module(name) for name, _ in _entries(f"{self._roots.sysfs}/bus/pci/drivers")}
         return HostFacts(
-            functions=dict(sorted(functions.items())),
+            functions=self._functions(present, drivers, mediated),
             iommu=any(True for _ in _entries(f"{self._roots.sysfs}/kernel/iommu_groups")),
             vfio_available=VFIO_DRIVER in drivers or self._vfio_installed(),
             pci_drivers=drivers,
             vfio_nodes=frozenset(int(n) for n, _ in _entries(f"{self._roots.dev}/vfio") if n.isascii() and n.isdigit()),
         )
+
+    def _functions(
+        self, present: Mapping[str, int], drivers: Mapping[str, str | None], mediated: Mapping[str, int]
+    ) -> dict[PciAddress, PciFunction]:
+        functions = {}
+        for name in sorted(present):
+            static = self._known(name, present[name])
+            if static is not None:
+                functions[static.address] = self._function(name, static, drivers, mediated.get(name, 0))
+        return dict(sorted(functions.items()))
 
     def _forget_others(self, present: Mapping[str, int]) -> None:
         """The link in /sys/bus/pci/devices gets a new inode each time it is made; so the inode tells a new device."""
@@ -108,7 +112,7 @@ class Sysfs:
     def _known(self, name: str, inode: int) -> _Static | None:
         """None: it is gone again."""
         static = self._static.get(name)
-        if static is None:
+        if static is None or static.inode != inode:
             static = self._first_look(name, inode)
             if static is not None:
                 self._static[name] = static
@@ -233,6 +237,14 @@ def _entries(folder: str) -> Iterator[tuple[str, int]]:
             yield from [(entry.name, entry.inode()) for entry in entries]
     except OSError:
         return
+
+
+def _inode(link: str) -> int | None:
+    """The inode of the link itself, as `_entries` gives it."""
+    try:
+        return os.lstat(link).st_ino
+    except OSError:
+        return None
 
 
 def _class_devices(path: str, folders: Mapping[str, str]) -> Iterator[tuple[str, str]]:

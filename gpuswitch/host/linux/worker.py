@@ -187,6 +187,8 @@ class LinuxKernel(Kernel):
         await self._call("probe", str(function), "probe", str(function))
 
     async def hold_group(self, group: int) -> None:
+        if group in self._held:
+            return
         await self._call("open", f"/dev/vfio/{group}", "hold", str(group))
         self._lost.discard(group)
         self._held.add(group)

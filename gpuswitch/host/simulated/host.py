@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -40,7 +39,7 @@ class SimulatedHost(Host):
         facts = self.machine.look()
         if only is None:
             return facts
-        return replace(facts, functions={a: f for a, f in facts.functions.items() if a in only}, pci_drivers={})
+        return HostFacts({a: f for a, f in facts.functions.items() if a in only}, iommu=False, vfio_available=False)
 
     def kernel(self, gpu: str) -> SimulatedKernel:
         if gpu not in self._kernels:
