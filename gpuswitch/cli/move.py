@@ -16,6 +16,10 @@ EXIT_INTERRUPTED = 130
 """What a shell expects of a program that ^C ended."""
 
 
+PLACES = {"vfio": "on vfio-pci", "host": "on the host"}
+"""How a person says where a GPU is, by the target that brought it there."""
+
+
 def move(service: Service, args: Namespace) -> int:
     if args.dry_run:
         return plan(service, args)
@@ -38,7 +42,7 @@ def plan(service: Service, args: Namespace) -> int:
     for number, step in enumerate(steps, 1):
         line(f"{number:>{len(str(len(steps)))}}. {step['title']} (within {step['deadline']:g} s)")
     if not steps:
-        line(f"nothing to do: it is {args.target} already")
+        line(f"nothing to do: it is {PLACES[args.target]} already")
     return 0
 
 
@@ -83,5 +87,5 @@ def finish(outcome: Mapping[str, Any], address: str, args: Namespace) -> int:
         raise CtlError(text, Wedged.exit_code if result == "wedged" else Failed.exit_code)
     if not args.json:
         took = duration(outcome["finished"] - outcome["started"])
-        line(f"{address} is {args.target} {f'now, after {took}' if outcome['count'] else 'already'}")
+        line(f"{address} is {PLACES[args.target]} {f'now, after {took}' if outcome['count'] else 'already'}")
     return 0

@@ -303,4 +303,9 @@ def _asleep(facts: HostFacts, address: PciAddress) -> bool:
 
 
 def _all(functions: Mapping[PciAddress, object]) -> str:
-    return str(next(iter(functions))) if len(functions) == 1 else f"all {len(functions)} functions"
+    match len(functions):
+        case 1:
+            return str(next(iter(functions)))
+        case 2:
+            return "both functions"
+    return f"all {len(functions)} functions"

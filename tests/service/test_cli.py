@@ -103,10 +103,10 @@ async def test_to_vfio_and_back_tells_each_step_once(start: Start, ctl: Ctl) -> 
     there = ctl("to-vfio", "geforce")
     assert (there.returncode, there.stderr) == (0, "")
     assert steps(there.stdout, "done") == [step["title"] for step in planned]
-    assert re.fullmatch(rf"{DISCRETE} is vfio now, after .* m?s", there.stdout.splitlines()[-1])
+    assert re.fullmatch(rf"{DISCRETE} is on vfio-pci now, after .* m?s", there.stdout.splitlines()[-1])
     assert {each["driver"] for each in field(ctl, "functions")} == {"vfio-pci"}
     again = ctl("to-vfio", "geforce")
-    assert (again.returncode, again.stdout) == (0, f"{DISCRETE} is vfio already\n")
+    assert (again.returncode, again.stdout) == (0, f"{DISCRETE} is on vfio-pci already\n")
     assert ctl("to-host", "geforce").returncode == 0
     assert field(ctl, "state") == "host"
 
@@ -307,7 +307,7 @@ async def test_on_a_terminal_the_step_at_work_is_redrawn_in_place(start: Start, 
     assert "\x1b[2K" in shown
     assert re.search(rf"\] {UNBIND_SOUND}  done  \d+ ms\r\n", text)
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")
-    assert f"{DISCRETE} is vfio now" in text
+    assert f"{DISCRETE} is on vfio-pci now" in text
 
 
 async def test_on_a_terminal_a_table_has_colours_and_the_same_words(

@@ -50,9 +50,9 @@ def test_it_plays_to_the_end_and_leaves_nothing(folder: Path) -> None:
         r"^IOMMU group 13: GPU 0000:01:00\.0 alone$",
         r"^\$ gpuswitchctl to-vfio geforce$",
         rf"{STEP} unbind 0000:01:00\.1 from snd_hda_intel: done \(.*\)$",
-        r"^0000:01:00\.0 is vfio now, after .*$",
+        r"^0000:01:00\.0 is on vfio-pci now, after .*$",
         r"^ +state: vfio since .*$",
-        r"^0000:01:00\.0 is host now, after .*$",
+        r"^0000:01:00\.0 is on the host now, after .*$",
         r"^ +state: host-nvidia since .*$",
         r"^2\. A server",
         r"^\$ gpuswitchctl to-vfio 11:00\.0 & gpuswitchctl to-vfio 21:00\.0$",
@@ -69,7 +69,7 @@ def test_it_plays_to_the_end_and_leaves_nothing(folder: Path) -> None:
         assert found, f"{line} is not in what follows:\n{rest}"
         rest = rest[found.end() :]
     for gpu in ("11", "21"):
-        assert re.search(rf"^{gpu}:00\.0 \| 0000:{gpu}:00\.0 is vfio now, after ", ended.stdout, re.MULTILINE)
+        assert re.search(rf"^{gpu}:00\.0 \| 0000:{gpu}:00\.0 is on vfio-pci now, after ", ended.stdout, re.MULTILINE)
     assert contents(folder) == processes_in(folder) == []
 
 

@@ -272,7 +272,7 @@ def test_a_switch_that_was_not_done_is_an_error(result: str, exit_code: int) -> 
 
 def test_a_switch_that_was_done_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
     assert move.finish(outcome("done"), "0000:01:00.0", Namespace(json=False, target="vfio")) == 0
-    assert capsys.readouterr().out == "0000:01:00.0 is vfio now, after 5.0 ms\n"
+    assert capsys.readouterr().out == "0000:01:00.0 is on vfio-pci now, after 5.0 ms\n"
 
 
 def test_what_the_locale_cannot_write_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,8 +53,8 @@ class TestToVfio:
     def test_two_functions_companion_first(self) -> None:
         assert titles(away(geforce("nvidia", "snd_hda_intel"))) == [
             "load vfio-pci",
-            "keep all 2 functions awake",
-            "aim the override of all 2 functions at vfio-pci",
+            "keep both functions awake",
+            "aim the override of both functions at vfio-pci",
             "unbind gpu.1 from snd_hda_intel",
             "unbind gpu.0 from nvidia",
             "bind gpu.1 to vfio-pci",
@@ -113,16 +113,16 @@ class TestToHost:
     def test_two_functions_display_first(self) -> None:
         assert titles(back(geforce("vfio-pci", "vfio-pci"), ["nvidia", "snd_hda_intel"])) == [
             "hold IOMMU group 1",
-            "keep all 2 functions awake",
-            "aim the override of all 2 functions at nvidia, snd_hda_intel",
+            "keep both functions awake",
+            "aim the override of both functions at nvidia, snd_hda_intel",
             "unbind gpu.0 from vfio-pci",
             "unbind gpu.1 from vfio-pci",
             "release IOMMU group 1",
             "bind gpu.0 to nvidia",
             "bind gpu.1 to snd_hda_intel",
             "wait for the device nodes of gpu.0",
-            "clear the override of all 2 functions",
-            "restore the power setting of all 2 functions",
+            "clear the override of both functions",
+            "restore the power setting of both functions",
         ]
 
     def test_four_functions_load_what_is_missing(self) -> None:
@@ -148,7 +148,7 @@ class TestToHost:
 
     def test_what_had_no_driver_gets_none(self) -> None:
         assert titles(back(geforce("vfio-pci", "vfio-pci"), ["nvidia", None]))[2:7] == [
-            "aim the override of all 2 functions at nvidia",
+            "aim the override of both functions at nvidia",
             "unbind gpu.0 from vfio-pci",
             "unbind gpu.1 from vfio-pci",
             "release IOMMU group 1",
@@ -157,12 +157,12 @@ class TestToHost:
 
     def test_half_moved_only_the_rest_moves(self) -> None:
         assert titles(back(geforce(None, "snd_hda_intel"), ["nvidia", "snd_hda_intel"])) == [
-            "keep all 2 functions awake",
-            "aim the override of all 2 functions at nvidia, snd_hda_intel",
+            "keep both functions awake",
+            "aim the override of both functions at nvidia, snd_hda_intel",
             "bind gpu.0 to nvidia",
             "wait for the device nodes of gpu.0",
-            "clear the override of all 2 functions",
-            "restore the power setting of all 2 functions",
+            "clear the override of both functions",
+            "restore the power setting of both functions",
         ]
 
     def test_all_groups_are_held_before_and_released_after_the_unbinds(self) -> None:
@@ -182,7 +182,7 @@ class TestToHost:
     def test_a_function_that_has_another_host_driver_by_now_is_home(self) -> None:
         plan = back(geforce("nouveau", "vfio-pci"), ["nvidia", "snd_hda_intel"])
         assert [title for title in titles(plan) if "gpu.0" in title] == ["wait for the device nodes of gpu.0"]
-        assert "aim the override of all 2 functions at nouveau, snd_hda_intel" in titles(plan)
+        assert "aim the override of both functions at nouveau, snd_hda_intel" in titles(plan)
         assert plan.owed[at("0000:01:00.0")].driver == Driver("nouveau", "nouveau")
         assert plan.owed[at("0000:01:00.0")].power_control == "auto"
 
