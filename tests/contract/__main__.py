@@ -12,7 +12,6 @@ import sys
 import traceback
 
 from gpuswitch.host.linux.host import LinuxHost
-
 from gpuswitch.model.address import PciAddress
 from tests.contract.bench import DEADLINE, Bench
 from tests.contract.cases import CASES
