@@ -145,6 +145,8 @@ class Daemon:
             task.cancel()
         if lost.done():
             raise Failed("the connection to the bus was lost")
+        if watchdog.done() and not watchdog.cancelled():
+            watchdog.result()
         lost.cancel()
         await self._bus.close()
 

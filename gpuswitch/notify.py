@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import suppress
 
 _SECONDS = 1.0
 """How long a systemd that does not read may keep us."""
@@ -17,13 +18,10 @@ def notify(*assignments: str) -> None:
         return
     if path.startswith("@"):
         path = "\0" + path[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.settimeout(_SECONDS)
-        try:
-            sender.connect(path)
-            sender.sendall("\n".join(assignments).encode())
-        except OSError:
-            return
+        sender.connect(path)
+        sender.sendall("\n".join(assignments).encode())
 
 
 def reloading() -> None:

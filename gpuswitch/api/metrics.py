@@ -38,18 +38,18 @@ class MetricsFace:
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library leaves it untyped
         self.registry = CollectorRegistry()
         self._switches = Counter(
-            "gpuswitch_switches", "Switches that ended, by how.", ["gpu", "target", "result"], registry=self.registry
+            "gpuswitch_switches", "Finished switches by result.", ["gpu", "target", "result"], registry=self.registry
         )
         self._switch_seconds = Histogram(
             "gpuswitch_switch_duration_seconds",
-            "How long switches took that ended as asked.",
+            "Duration of successful switches in seconds.",
             ["target"],
             buckets=_BUCKETS,
             registry=self.registry,
         )
         self._step_seconds = Histogram(
             "gpuswitch_step_duration_seconds",
-            "How long steps took that were done.",
+            "Duration of completed steps in seconds.",
             ["step"],
             buckets=_BUCKETS,
             registry=self.registry,
@@ -85,7 +85,9 @@ class _FleetCollector(Collector):
         self._fleet = fleet
 
     def collect(self) -> Iterable[Metric]:
-        state = GaugeMetricFamily("gpuswitch_gpu_state", "1 for the state that a GPU is in.", labels=["gpu", "state"])
+        state = GaugeMetricFamily(
+            "gpuswitch_gpu_state", "1 for the current state of a GPU, 0 for the others.", labels=["gpu", "state"]
+        )
         info = InfoMetricFamily("gpuswitch_gpu", "What is known of a GPU.", labels=["gpu"])
         since = GaugeMetricFamily(
             "gpuswitch_state_since_seconds", "When a GPU entered its state, seconds since the epoch.", labels=["gpu"]

@@ -37,7 +37,11 @@ class State(Enum):
     VFIO = ("vfio", "every function is on vfio-pci, with or without an owner", "adopt, owner included")
     REATTACHING = ("reattaching", "vfio → host under way", "finish to host, else back to vfio")
     RECOVERING = ("recovering", "getting to a known-good state after a failure or a crash", "run recovery again")
-    FAILED = ("failed", "no known-good state could be reached, the kernel still answers", "stay failed")
+    FAILED = (
+        "failed",
+        "no known-good state could be reached, the kernel still answers",
+        "try to bring it back to the host",
+    )
     WEDGED = (
         "wedged",
         "a kernel operation has not returned; nothing is written to this GPU",

@@ -17,7 +17,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Engine, StepEvent, StoppedError, StuckError
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
-from gpuswitch.switch.machine import GpuMachine
+from gpuswitch.switch.machine import SEEN, SETTLE, START, GpuMachine
 from gpuswitch.switch.observe import explain, observe
 from gpuswitch.switch.plan import Baseline, Plan
 from gpuswitch.switch.prepare import Preparation
@@ -25,17 +25,6 @@ from gpuswitch.switch.record import Result, Switch
 from gpuswitch.switch.steps import Hands, Step, StepError
 
 _log = logging.getLogger(__name__)
-
-_START = {State.VFIO: "detach", State.HOST: "reattach"}
-_SEEN = {State.HOST: "seen_host", State.VFIO: "seen_vfio", State.ABSENT: "seen_gone", State.UNKNOWN: "seen_mixed"}
-_SETTLE = {
-    (State.DETACHING, State.VFIO): "detached",
-    (State.REATTACHING, State.HOST): "reattached",
-    (State.RECOVERING, State.HOST): "recovered_host",
-    (State.RECOVERING, State.VFIO): "recovered_vfio",
-    (State.RECOVERING, State.UNKNOWN): "give_up",
-}
-"""Which edge ends a switch or a recovery, by the state it ran in and what a look shows then."""
 
 
 class Observer(Protocol):
@@ -53,8 +42,8 @@ class Actor:
 
     `facts` is the last look; `reason` says why the GPU is where it is, when that is not where somebody wanted it;
     `since` is when it came there, in seconds since the epoch. `recent` are its last switches, `switch` the last one;
-    `progress` is when anything last happened here, on the loop's clock. `rested` is called whenever a switch is over:
-    looks taken meanwhile went unheeded.
+    `progress` is when anything last happened here, on the loop's clock; at work, `patience` seconds without are a
+    fault. `rested` is called whenever a switch is over: looks taken meanwhile went unheeded.
     """
 
     def __init__(
@@ -76,6 +65,7 @@ class Actor:
         self.switch: Switch | None = None
         self.recent: deque[Switch] = deque(maxlen=16)
         self.progress = asyncio.get_running_loop().time()
+        self.patience = 0.0
         self._host = host
         self._kernel = host.kernel(str(gpu.address))
         self._journal = journal
@@ -125,8 +115,8 @@ class Actor:
         moved = explain(gpu, facts) != explain(self.gpu, self.facts)
         self.facts, self.gpu = facts, gpu
         seen = observe(gpu, facts, self._owed)
-        if seen is not self.state and self._machine.can(_SEEN[seen]):
-            self._fire(_SEEN[seen])
+        if seen is not self.state and self._machine.can(SEEN[seen]):
+            self._fire(SEEN[seen])
             self.reason = ""
         if self.state is State.UNKNOWN and (moved or not self.reason):
             self.reason = explain(gpu, facts)
@@ -143,9 +133,7 @@ class Actor:
             preparation = self._preparation()
             if self._is_at(target):
                 return Plan(self.gpu, target, self._owed or {}, ())
-            plan = await self._prepared(preparation, target)
-            await self._let_go(preparation)
-            return plan
+            return await self._prepared(preparation, target, to_begin=False)
 
     async def request(self, target: State) -> Switch:
         """Start a switch to State.VFIO or State.HOST, or join the one that goes there already.
@@ -176,14 +164,16 @@ class Actor:
                 raise
 
     async def adopt(self) -> None:
-        """First look after a start. What a dead daemon left half-way is brought home; a GPU at rest is left alone."""
+        """Bring home what a dead daemon left half-way. A GPU at rest is left alone."""
         self.see(self._host.look())
         if not self._owed or self.state is State.VFIO:
             return
-        _log.warning("%s was not at rest when the service ended: bringing it back to the host", self.gpu.address)
+        _log.warning("%s is neither home nor on vfio-pci: bringing it back to the host", self.gpu.address)
         try:
             switch = await self.request(State.HOST)
             await switch.wait()
+        except Wedged:
+            return
         except GpuswitchError as error:
             self.reason = f"cannot bring {self.gpu.address} back to the host: {error}"
             self._observer.changed(self)
@@ -219,11 +209,11 @@ class Actor:
         config = self.config.gpu(self.gpu.address)
         return Preparation(self.gpu, self.state, self.facts, self._owed or {}, config, self._kernel)
 
-    async def _prepared(self, preparation: Preparation, target: State) -> Plan:
+    async def _prepared(self, preparation: Preparation, target: State, *, to_begin: bool = True) -> Plan:
         deadline = self.config.deadlines.capture
         try:
             async with asyncio.timeout(deadline):
-                return await preparation.plan(target)
+                return await preparation.plan(target, to_begin=to_begin)
         except TimeoutError:
             if (pending := self._kernel.pending) is not None:
                 stuck = StuckError(pending, deadline)
@@ -259,13 +249,13 @@ class Actor:
         # The way home depends on nobody else's functions.
         self.see(self._host.look() if plan.target is State.VFIO else self._own_look())
         if not preparation.holds_true(self.gpu, self.state, self.facts, self._owed or {}):
-            raise Failed(f"somebody else moved {self.gpu.address} at the same moment; nothing was changed: ask again")
+            raise Failed(f"somebody else moved {self.gpu.address} at the same moment; nothing was changed; try again")
         self._journal.save(self.gpu.address, plan.owed)
         owed_before, self._owed = self._owed, plan.owed
         switch = self._new_switch(plan.target, len(plan.steps))
         self.reason = ""
         self._resting.clear()
-        self._fire("recover" if self.state is State.FAILED else _START[plan.target])
+        self._fire("recover" if self.state is State.FAILED else START[plan.target])
         self._observer.changed(self)
         self._engine = self._new_engine(plan.steps)
         self._task = asyncio.create_task(self._run(switch, self._engine, owed_before))
@@ -278,7 +268,9 @@ class Actor:
 
     def _new_engine(self, steps: tuple[Step, ...], *, begun: bool = False) -> Engine:
         hands = Hands(self._host, self._kernel)
-        return Engine(hands, steps, self.config.deadlines.model_dump(), self._stepped, begun=begun)
+        deadlines: dict[str, float] = self.config.deadlines.model_dump()
+        self.patience = 2 * max(deadlines.values())
+        return Engine(hands, steps, deadlines, self._stepped, begun=begun)
 
     async def _run(self, switch: Switch, engine: Engine, owed_before: Baseline | None) -> None:
         """One switch from its first step to a state of rest."""
@@ -291,7 +283,7 @@ class Actor:
             except StoppedError as word:
                 result, reason = Result.CANCELLED, str(word)
             except StuckError as stuck:
-                result, reason = Result.REVERTED, str(stuck)
+                result, reason = Result.REVERTED, stuck.afterwards
                 self._wedge(stuck)
                 await self._returned()
             if result is not Result.DONE:
@@ -314,6 +306,8 @@ class Actor:
             self._rest()
         self._observer.changed(self)
         self._rested()
+        # It was wedged when the service started, so nothing has brought it home yet.
+        await self.adopt()
 
     def _rest(self) -> None:
         self._engine = self._task = None
@@ -337,6 +331,7 @@ class Actor:
     def _wedge(self, stuck: StuckError) -> None:
         """The kernel has not returned: say so, and write nothing more."""
         self._fire("stuck")
+        self.facts = self._own_look()
         self.reason = f"{stuck}; nothing more is written to {self.gpu.address} until it does"
         if self.switch is not None and self.switch.result is None:
             self._end(self.switch, Result.WEDGED, str(stuck))
@@ -348,6 +343,8 @@ class Actor:
         await self._kernel.returned()
         self._resting.clear()
         self._fire("unstuck")
+        self.facts = self._own_look()
+        self.reason = ""
         self._observer.changed(self)
 
     def _settle(
@@ -361,9 +358,9 @@ class Actor:
         if seen is State.ABSENT:
             self._fire("seen_gone")
         else:
-            if (self.state, seen) not in _SETTLE:
+            if (self.state, seen) not in SETTLE:
                 self._fire("fault")
-            self._fire(_SETTLE[self.state, seen])
+            self._fire(SETTLE[self.state, seen])
         home = result is Result.DONE and target is State.HOST
         as_before = result in {Result.REVERTED, Result.CANCELLED} and not owed_before
         if home or as_before or not self.gpu.present(self.facts):

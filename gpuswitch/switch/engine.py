@@ -47,7 +47,8 @@ class StuckError(Exception):
 
     def __init__(self, pending: Pending, deadline: float) -> None:
         where = f", waiting in {pending.kernel_wait}" if pending.kernel_wait else ""
-        who = f" (worker {pending.pid} is in state {pending.process_state}{where})" if pending.pid else ""
+        who = f" (process {pending.pid} is in state {pending.process_state}{where})" if pending.pid else ""
+        self.afterwards = f"'{pending.what}' took longer than {deadline:g} s"
         super().__init__(f"the kernel has not returned from '{pending.what}' within {deadline:g} s{who}")
         self.pending = pending
 

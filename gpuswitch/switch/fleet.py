@@ -99,11 +99,21 @@ class Fleet:
         So a function belongs to one GPU at any time, and a new configuration of `members` waits for the way home.
         """
         bound = [actor.gpu for actor in self.actors.values() if actor.bound]
-        yield from bound
+        if not self.actors:
+            bound = self._away()
         theirs = {function for gpu in bound for function in gpu.functions}
-        for gpu in discover(self.facts, self.config.members):
-            if gpu.address not in theirs:
-                yield Gpu(gpu.address, tuple(function for function in gpu.functions if function not in theirs))
+        own = {gpu.address: set(gpu.functions) - theirs for gpu in discover(self.facts, self.config.members)}
+        for gpu in bound:
+            added = own.pop(gpu.address, set()) if not self.actors else set()
+            yield Gpu(gpu.address, tuple(sorted({*gpu.functions, *added})))
+        for address, functions in own.items():
+            if address not in theirs:
+                yield Gpu(address, tuple(sorted(functions)))
+
+    def _away(self) -> list[Gpu]:
+        """At the first look: the GPUs that an earlier run of the service moved, with the functions that it moved."""
+        owed = {address: self._journal.load(address) for address in self._journal.away()}
+        return [Gpu(a, tuple(sorted(b))) for a, b in owed.items() if b and a in self.facts.functions]
 
     def reconfigure(self, config: Config) -> None:
         """Follow a new configuration. A switch under way ends under the deadlines that it began with."""
@@ -115,9 +125,9 @@ class Fleet:
             self._observer.changed(actor)
 
     def stalled(self) -> list[Actor]:
-        """Actors that are at work and have not moved for twice the longest deadline: a fault of the program."""
-        limit = asyncio.get_running_loop().time() - 2 * max(self.config.deadlines.model_dump().values())
-        return [actor for actor in self.actors.values() if actor.state.moving and actor.progress < limit]
+        """Actors that are at work and have not moved for twice their longest deadline: a fault of the program."""
+        now = asyncio.get_running_loop().time()
+        return [a for a in self.actors.values() if a.state.moving and now - a.progress > a.patience]
 
     def find(self, selector: str) -> Actor:
         """The GPU by address, in any spelling, of any of its functions, or by configured name; "" is the only one.
@@ -137,11 +147,11 @@ class Fleet:
         try:
             address = PciAddress.parse(selector)
         except InvalidArgument:
-            raise NoSuchGpu(f"no GPU is named {selector[:80]!r}; there is {self._names()}") from None
+            raise NoSuchGpu(f"no GPU is named {selector[:80]!r}; this host has {self._names()}") from None
         for actor in self.actors.values():
             if address in actor.gpu.functions:
                 return actor
-        raise NoSuchGpu(f"{address} is not a GPU of this host; there is {self._names()}")
+        raise NoSuchGpu(f"{address} is not a GPU of this host; this host has {self._names()}")
 
     def _names(self) -> str:
         named = ((address, self.config.gpu(address).name) for address in sorted(self.actors))

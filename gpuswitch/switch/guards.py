@@ -56,7 +56,7 @@ def _state(gpu: Gpu, state: State) -> Iterator[Blocker]:
             Wedged,
         )
     elif state.moving:
-        yield Blocker("in_progress", f"{gpu.address} is {state}", InProgress)
+        yield Blocker("in_progress", f"{gpu.address} is {state}: wait until it is at rest", InProgress)
 
 
 def _presence(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:

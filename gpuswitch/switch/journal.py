@@ -39,6 +39,10 @@ class Journal:
             self._set_aside(path)
             return None
 
+    def away(self) -> list[PciAddress]:
+        """The GPUs to which something is owed."""
+        return [PciAddress.parse(f"pci_{path.stem}") for path in sorted(self._directory.glob("????*_??_??_?.json"))]
+
     def save(self, gpu: PciAddress, baseline: Baseline) -> None:
         """Keep what is owed, durably.
 

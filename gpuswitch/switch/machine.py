@@ -20,6 +20,17 @@ TABLE = Machine(
     auto_transitions=False,
 )
 
+START = {State.VFIO: "detach", State.HOST: "reattach"}
+SEEN = {State.HOST: "seen_host", State.VFIO: "seen_vfio", State.ABSENT: "seen_gone", State.UNKNOWN: "seen_mixed"}
+SETTLE = {
+    (State.DETACHING, State.VFIO): "detached",
+    (State.REATTACHING, State.HOST): "reattached",
+    (State.RECOVERING, State.HOST): "recovered_host",
+    (State.RECOVERING, State.VFIO): "recovered_vfio",
+    (State.RECOVERING, State.UNKNOWN): "give_up",
+}
+"""Which edge ends a switch or a recovery, by the state it ran in and what a look shows then."""
+
 
 class GpuMachine:
     """Holds one GPU's `state`; `fire` moves it along an edge of the table."""

@@ -37,8 +37,8 @@ class Preparation:
     kernel: Kernel
     holds: list[HoldGroup] = field(default_factory=list)
 
-    async def plan(self, target: State) -> Plan:
-        """The plan that takes the GPU to `target`. To the host, the GPU's groups are held from here on.
+    async def plan(self, target: State, *, to_begin: bool) -> Plan:
+        """The plan that takes the GPU to `target`. To begin a way to the host, the GPU's groups are held from here on.
 
         Raises:
             GpuswitchError: a guard refuses; the sentences name every blocker.
@@ -53,7 +53,8 @@ class Preparation:
         if target is State.VFIO:
             return to_vfio(self.gpu, self.facts, now, self.owed)
         baseline = {a: self.owed.get(a) or await self._first_seen(a, now) for a in self.gpu.functions}
-        await self._hold_groups()
+        if to_begin:
+            await self._hold_groups()
         return to_host(self.gpu, self.facts, now, baseline)
 
     def holds_true(self, gpu: Gpu, state: State, facts: HostFacts, owed: Baseline) -> bool:
@@ -88,7 +89,8 @@ class Preparation:
             except KernelError as error:
                 if error.errno == errno.EBUSY:
                     raise Owned(
-                        f"a virtual machine has {self.gpu.address} (/dev/vfio/{group} is open): shut it down first"
+                        f"{self.gpu.address} is in use: something has /dev/vfio/{group} open, most likely a virtual "
+                        "machine; shut it down first"
                     ) from error
                 raise
 

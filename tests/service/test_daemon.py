@@ -92,9 +92,9 @@ async def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(start: Sta
     there = "0000:00:02.0, 0000:01:00.0 (geforce)"
     for selector, error in (
         ("", f"InvalidArgument: this host has 2 GPUs; name one of {there}"),
-        ("radeon", f"NoSuchGpu: no GPU is named 'radeon'; there is {there}"),
-        ("09:00.0", f"NoSuchGpu: 0000:09:00.0 is not a GPU of this host; there is {there}"),
-        ("02:00.0", f"NoSuchGpu: 0000:02:00.0 is not a GPU of this host; there is {there}"),
+        ("radeon", f"NoSuchGpu: no GPU is named 'radeon'; this host has {there}"),
+        ("09:00.0", f"NoSuchGpu: 0000:09:00.0 is not a GPU of this host; this host has {there}"),
+        ("02:00.0", f"NoSuchGpu: 0000:02:00.0 is not a GPU of this host; this host has {there}"),
     ):
         assert await refused(service, ROOT, f"{MANAGER}.GetGpu", "s", selector) == error
 

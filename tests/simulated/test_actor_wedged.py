@@ -100,7 +100,17 @@ async def test_the_switch_ends_as_wedged_and_stays_so(tmp_path: Path) -> None:
     hang.release()
     await bed.witness.until(lambda: actor.state is State.HOST)
     assert switch.result is Result.WEDGED
-    assert actor.reason == switch.reason
+    assert actor.reason == "'unbind 0000:01:00.1 from snd_hda_intel' took longer than 20 s"
+
+
+async def test_a_wedged_gpu_shows_the_drivers_that_it_has(tmp_path: Path) -> None:
+    bed, actor = await at_the_start(State.VFIO, tmp_path)
+    hang = bed.host.faults.add(Hang("D", "snd_card_free"), operation="unbind")
+    await (await actor.request(State.VFIO)).wait()
+    assert actor.facts.functions[PciAddress.parse("0000:01:00.1")].driver is None
+    hang.release()
+    await bed.witness.until(lambda: actor.state is State.HOST)
+    assert actor.facts.functions[PciAddress.parse("0000:01:00.1")].driver_name == "snd_hda_intel"
 
 
 async def test_a_sound_card_that_somebody_holds_open(tmp_path: Path) -> None:
@@ -197,10 +207,13 @@ class TestBeforeTheFirstStep:
 
     async def test_a_group_that_cannot_be_let_go(self, tmp_path: Path) -> None:
         """The answer does not wait for that."""
-        bed, actor = await at_the_start(State.HOST, tmp_path)
+        bed, actor = await at_the_start(State.HOST, tmp_path / "run")
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "run").write_text("in the way of the journal")
         before = bed.snapshot()
         hang = bed.host.faults.add(Hang(), operation="release_group")
-        assert (await actor.plan(State.HOST)).steps
+        with pytest.raises(Failed, match="cannot write the journal"):
+            await actor.request(State.HOST)
         assert actor.state is State.WEDGED
         hang.release()
         await bed.witness.until(lambda: actor.state is State.VFIO)

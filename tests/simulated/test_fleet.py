@@ -45,18 +45,18 @@ class TestFind:
         ("selector", "error", "sentence"),
         [
             ("", InvalidArgument, "this host has 2 GPUs; name one of 0000:00:02.0, 0000:01:00.0 (card)"),
-            ("cart", NoSuchGpu, "no GPU is named 'cart'; there is 0000:00:02.0, 0000:01:00.0 (card)"),
-            ("gone", NoSuchGpu, "no GPU is named 'gone'; there is 0000:00:02.0, 0000:01:00.0 (card)"),
-            ("1:0.0", NoSuchGpu, "no GPU is named '1:0.0'; there is 0000:00:02.0, 0000:01:00.0 (card)"),
+            ("cart", NoSuchGpu, "no GPU is named 'cart'; this host has 0000:00:02.0, 0000:01:00.0 (card)"),
+            ("gone", NoSuchGpu, "no GPU is named 'gone'; this host has 0000:00:02.0, 0000:01:00.0 (card)"),
+            ("1:0.0", NoSuchGpu, "no GPU is named '1:0.0'; this host has 0000:00:02.0, 0000:01:00.0 (card)"),
             (
                 "09:00.0",
                 NoSuchGpu,
-                "0000:09:00.0 is not a GPU of this host; there is 0000:00:02.0, 0000:01:00.0 (card)",
+                "0000:09:00.0 is not a GPU of this host; this host has 0000:00:02.0, 0000:01:00.0 (card)",
             ),
             (
                 "02:00.0",
                 NoSuchGpu,
-                "0000:02:00.0 is not a GPU of this host; there is 0000:00:02.0, 0000:01:00.0 (card)",
+                "0000:02:00.0 is not a GPU of this host; this host has 0000:00:02.0, 0000:01:00.0 (card)",
             ),
         ],
     )
@@ -73,7 +73,7 @@ class TestFind:
         bed = await Bed.made(boot([]), tmp_path)
         with pytest.raises(NoSuchGpu, match="this host has no GPU"):
             bed.fleet.find("")
-        with pytest.raises(NoSuchGpu, match="there is none"):
+        with pytest.raises(NoSuchGpu, match="this host has none"):
             bed.fleet.find("01:00.0")
 
 
@@ -110,6 +110,20 @@ class TestMembers:
         assert {bed.machine.devices[a].seen().driver_name for a in (FIRST, SECOND, NIC)} == {"vfio-pci"}
         await bed.moved(actor, State.HOST)
         assert bed.snapshot() == before
+
+    async def test_also_when_the_service_was_restarted_meanwhile(self, tmp_path: Path) -> None:
+        """What it set out with comes home, whatever the config says by then."""
+        bed = await server(tmp_path, managed(FIRST, "", SECOND, NIC))
+        before = bed.snapshot()
+        await bed.moved(bed.fleet.find("11:00.0"), State.VFIO)
+        bed.fleet.reconfigure(Config())
+        again = await bed.again()
+        first = again.fleet.find("11:00.0")
+        assert first.gpu.functions == tuple(sorted((FIRST, SECOND, NIC)))
+        assert SECOND not in again.fleet.actors
+        await again.moved(first, State.HOST)
+        assert again.snapshot() == before
+        await again.witness.until(lambda: SECOND in again.fleet.actors)
 
     async def test_a_gpu_away_from_home_keeps_its_own_until_it_is_back(self, tmp_path: Path) -> None:
         """Else nobody would remember what the functions had."""

@@ -93,7 +93,7 @@ def node_of_sound(machine: Machine, function: str = GPU_AUDIO) -> str:
 
 def hold_open(machine: Machine, node: str) -> str:
     """Start a program that keeps a node open; returns its pid. It has it when this returns."""
-    return machine.sh(f"sleep infinity <{node} >/dev/null 2>&1 & echo $!").stdout.strip()
+    return machine.sh(f"exec 3<>{node}; sleep infinity </dev/null >/dev/null 2>&1 & echo $!").stdout.strip()
 
 
 def configure(machine: Machine, toml: str) -> None:

@@ -69,8 +69,9 @@ def test_killed_in_the_middle_of_a_switch_it_brings_the_gpu_home(machine: Machin
     program = hold_open(machine, node_of_sound(machine))
     start_switch(machine, GPU, "ToVfio")
     machine.sh(f"until [ ! -e /sys/bus/pci/devices/{GPU_AUDIO}/driver ]; do :; done")
-    # Stopping it first keeps systemd from starting the next one before the unbind is over.
-    machine.sh("systemctl kill -s KILL gpuswitchd; systemctl stop gpuswitchd")
+    # systemd must not start the next one before the unbind is over.
+    machine.push("[Service]\nRestart=no\n", "/run/systemd/system/gpuswitchd.service.d/once.conf")
+    machine.sh("systemctl daemon-reload; systemctl kill -s KILL gpuswitchd; systemctl stop gpuswitchd")
     machine.sh(f"kill {program}; while pgrep -f '[w]orker_main' >/dev/null; do :; done")
     assert drivers(machine, GPU_AUDIO) == [""]
 
@@ -85,6 +86,7 @@ def test_a_faulty_configuration_is_refused_and_the_old_one_stays(machine: Machin
     configure(machine, f'[[gpu]]\naddress = "{SINGLE_GPU}"\nname = "spare"\n')
     assert prop(machine, SINGLE_GPU, "Name") == "spare"
     machine.push("[deadlines]\nunbnd = 3\n", "/etc/gpuswitch/conf.d/typo.toml")
+    assert machine.sh("systemctl reload gpuswitchd", check=False).status != 0
     refused = machine.sh("busctl call org.gpuswitch1 /org/gpuswitch1 org.gpuswitch1.Manager Reload", check=False)
     assert refused.status != 0
     for part in ("typo.toml", "unbnd", "unbind"):

@@ -122,7 +122,7 @@ def test_a_vm_that_has_the_group_keeps_it(machine: Machine) -> None:
     """Whoever has /dev/vfio/GROUP open would lose the device under its feet: refused, and nothing changed."""
     ctl(machine, f"to-vfio {GPU}")
     group = prop(machine, GPU, "IommuGroups")[0]
-    program = machine.sh(f"sleep infinity <>/dev/vfio/{group} >/dev/null 2>&1 & echo $!").stdout.strip()
+    program = hold_open(machine, f"/dev/vfio/{group}")
     refused = ctl(machine, f"to-host {GPU}", check=False)
     assert refused.status == 3
     assert f"/dev/vfio/{group}" in refused.stderr

@@ -299,6 +299,9 @@ def answer(worker: Worker, request: bytes) -> bytes:
         return "\0".join([number, "ok", *getattr(worker, operation)(*arguments)]).encode()
     except OperationError as failure:
         return "\0".join([number, "error", str(failure.number), failure.subject, failure.text]).encode()
+    except OSError as error:
+        subject = arguments[0] if arguments else operation
+        return "\0".join([number, "error", str(error.errno or errno.EIO), subject, str(error)]).encode()
 
 
 def main() -> None:
