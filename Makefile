@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PREFIX ?= /usr/local
 RELEASE ?= bookworm
+VM ?= 1
 
 # The service runs with the system's own python3, not with a developer's that comes first on the PATH.
 SYSTEM_PYTHON := $(if $(filter file,$(origin PYTHON)),/usr/bin/python3,$(PYTHON))
@@ -42,7 +43,7 @@ vm-test: venv need-vm ## the tests on a real kernel in a virtual machine (RELEAS
 vm-shell: venv need-vm ## a shell in such a machine, to play in
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.vm.rig shell
 
-bench: venv $(if $(VM),need-vm) ## measure speed and size, and print them (VM=1: on a real kernel, too)
+bench: venv $(if $(VM),need-vm) ## measure speed and size, and print them (VM=: without the virtual machine)
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.bench $(if $(VM),--vm)
 
 docs: venv ## write the generated documents anew

@@ -92,6 +92,9 @@ def test_the_service_stops_at_once_while_a_gpu_is_wedged(machine: Machine) -> No
     machine.sh("timeout 30 systemctl restart gpuswitchd")
     assert machine.sh("systemctl show -P Result gpuswitchd").stdout.strip() == "success"
     machine.sh(f"kill {program}")
+    # The new one brings home what the old one had begun, as soon as the kernel lets it.
+    wait_state(machine, GPU, "host")
+    assert drivers(machine, GPU, GPU_AUDIO) == [DISPLAY_DRIVER, AUDIO_DRIVER]
 
 
 def test_a_device_that_leaves_is_absent_and_comes_back(machine: Machine) -> None:
