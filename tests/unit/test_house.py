@@ -27,7 +27,7 @@ FUNCTION_LINES = 40
 """Without the docstring: a contract may be as long as it needs to be."""
 
 MARKERS = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
-PLACES = re.compile(r"(?<![\w.])/(work|root)/|pypi\.|pythonhosted|deb\.debian\.org")
+PLACES = re.compile(r"(?<![\w.])/(home|root|Users)/")
 LUCK = re.compile(r"time\.sleep\(|pytest\.(mark\.)?(skip|xfail|importorskip)")
 IGNORE = re.compile(r"#\s*(type:\s*ignore|noqa|pragma:|ruff:)")
 REASONED = re.compile(
@@ -107,5 +107,5 @@ def test_the_rules_can_fail() -> None:
     assert bare_ignores("x = 1  # noqa: BLE001 - a bad file must not end the service\n") == []
     assert list(functions('def f():\n    """Two\n    lines."""\n    return 1\n')) == [("f", 2)]
     assert MARKERS.search("# TODO later")
-    assert PLACES.search("see /work/x")
+    assert PLACES.search("see /home/me/x")
     assert LUCK.search("time.sleep(1)")
