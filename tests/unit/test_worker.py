@@ -17,21 +17,7 @@ import pytest
 from gpuswitch.host.linux import worker as worker_module
 from gpuswitch.host.linux.worker import LinuxKernel
 from tests.unit.sysfs_tree import Tree
-from tests.unit.worker_bench import AUDIO, GPU, fill, refused
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    tree = Tree(tmp_path)
-    fill(tree)
-    return tree
-
-
-@pytest.fixture
-async def kernel(tree: Tree) -> AsyncIterator[LinuxKernel]:
-    kernel = LinuxKernel(str(GPU), tree.roots)
-    yield kernel
-    await kernel.close()
+from tests.unit.worker_bench import AUDIO, GPU, refused
 
 
 async def gone(pid: int) -> None:

@@ -9,7 +9,6 @@ import asyncio
 import errno
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -42,13 +41,6 @@ def tree(tmp_path: Path) -> Tree:
     tree = Tree(tmp_path)
     tree.function(str(GPU))
     return tree
-
-
-@pytest.fixture
-async def kernel(tree: Tree) -> AsyncIterator[LinuxKernel]:
-    kernel = LinuxKernel(str(GPU), tree.roots)
-    yield kernel
-    await kernel.close()
 
 
 async def test_candidates_leave_out_what_would_not_be_loaded(tree: Tree, kernel: LinuxKernel) -> None:

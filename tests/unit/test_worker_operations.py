@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,7 @@ from gpuswitch.host.linux.worker import LinuxKernel
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Captured, Driver
 from tests.unit.sysfs_tree import Tree
-from tests.unit.worker_bench import AUDIO, BOTH, GPU, fill, refused
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    tree = Tree(tmp_path)
-    fill(tree)
-    return tree
-
-
-@pytest.fixture
-async def kernel(tree: Tree) -> AsyncIterator[LinuxKernel]:
-    kernel = LinuxKernel(str(GPU), tree.roots)
-    yield kernel
-    await kernel.close()
+from tests.unit.worker_bench import AUDIO, BOTH, GPU, refused
 
 
 def attribute(tree: Tree, address: PciAddress, name: str) -> Path:
