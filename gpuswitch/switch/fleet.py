@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from gpuswitch.config import Config
 from gpuswitch.errors import InvalidArgument, NoSuchGpu
@@ -98,22 +98,21 @@ class Fleet:
 
         So a function belongs to one GPU at any time, and a new configuration of `members` waits for the way home.
         """
-        bound = [actor.gpu for actor in self.actors.values() if actor.bound]
-        if not self.actors:
-            bound = self._away()
+        found = discover(self.facts, self.config.members)
+        bound = [actor.gpu for actor in self.actors.values() if actor.bound] if self.actors else self._away(found)
+        yield from bound
         theirs = {function for gpu in bound for function in gpu.functions}
-        own = {gpu.address: set(gpu.functions) - theirs for gpu in discover(self.facts, self.config.members)}
-        for gpu in bound:
-            added = own.pop(gpu.address, set()) if not self.actors else set()
-            yield Gpu(gpu.address, tuple(sorted({*gpu.functions, *added})))
-        for address, functions in own.items():
-            if address not in theirs:
-                yield Gpu(address, tuple(sorted(functions)))
+        for gpu in found:
+            if gpu.address not in theirs:
+                yield Gpu(gpu.address, tuple(function for function in gpu.functions if function not in theirs))
 
-    def _away(self) -> list[Gpu]:
-        """At the first look: the GPUs that an earlier run of the service moved, with the functions that it moved."""
-        owed = {address: self._journal.load(address) for address in self._journal.away()}
-        return [Gpu(a, tuple(sorted(b))) for a, b in owed.items() if b and a in self.facts.functions]
+    def _away(self, found: Iterable[Gpu]) -> list[Gpu]:
+        """At the first look: the GPUs that an earlier run of the service moved, with what it moved and what is free."""
+        journals = {address: self._journal.load(address) for address in self._journal.away()}
+        owed = {a: set(owed) for a, owed in journals.items() if owed and a in self.facts.functions}
+        moved = set().union(*owed.values())
+        free = {gpu.address: set(gpu.functions) - moved for gpu in found}
+        return [Gpu(a, tuple(sorted(functions | free.get(a, set())))) for a, functions in owed.items()]
 
     def reconfigure(self, config: Config) -> None:
         """Follow a new configuration. A switch under way ends under the deadlines that it began with."""
