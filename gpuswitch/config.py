@@ -6,128 +6,30 @@ Each layer overrides single keys of those before it. Every fault is found in one
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import json
 import os
-import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import EnvSettingsSource, SettingsError
 
-from gpuswitch.errors import ConfigError, InvalidArgument
+from gpuswitch.errors import ConfigError
 from gpuswitch.layers import Layers, Location
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_DRIVER
+from gpuswitch.tables import ENVIRONMENT, Deadlines, Defaults, GpuTable, Metrics, Table, Tables, Variables
 
 DIRECTORY = Path("/etc/gpuswitch")
-ENVIRONMENT = "GPUSWITCH_"
 BUS_VARIABLE = "GPUSWITCH_BUS"
 """Names the bus to `gpuswitchctl`; often set where the service starts too, and no setting of it."""
 
 
-def _address(value: object) -> PciAddress:
-    try:
-        return PciAddress.parse(str(value))
-    except InvalidArgument as error:
-        raise ValueError(str(error)) from None
-
-
-def _name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{0,32}", value):
-        raise ValueError(f"{reprlib.repr(value)} is not a name; use at most 32 of: letters, digits, '.', '_', '-'")
-    try:
-        PciAddress.parse(value)
-    except InvalidArgument:
-        return value
-    raise ValueError(f"{value!r} looks like a PCI address; choose another name")
-
-
-def _host_driver(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]*", value):
-        raise ValueError(f"{reprlib.repr(value)} is not the name of a driver")
-    if value.replace("_", "-") == VFIO_DRIVER:
-        raise ValueError(f"{value} is no host driver; name the one that drives the GPU on this host")
-    return value
-
-
-def _ip_address(value: str) -> str:
-    return str(ipaddress.ip_address(value))
-
-
-def _not_bool(value: object) -> object:
-    # pydantic takes true for 1, so `unbind = true` would become a deadline of one second
-    if isinstance(value, bool):
-        raise ValueError(f"must be a number, not {value}")  # pydantic collects ValueErrors only
-    return value
-
-
-_Address = Annotated[PciAddress, PlainValidator(_address)]
-_Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False), BeforeValidator(_not_bool)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Gpu(_Table):
-    address: _Address
-    name: Annotated[str, AfterValidator(_name)] = ""
-    members: tuple[_Address, ...] = ()
-    host_driver: Annotated[str, AfterValidator(_host_driver)] = ""
-    allow_boot_display: bool | None = None
-
-
-class Defaults(_Table):
-    """What holds for a GPU whose own table does not say otherwise, or that has none."""
-
-    allow_boot_display: bool = False
-
-
-class Deadlines(_Table):
-    """How long a step may take before it counts as failed, in seconds, by kind of step."""
-
-    module: _Seconds = 30.0
-    power: _Seconds = 10.0
-    override: _Seconds = 5.0
-    unbind: _Seconds = 20.0
-    probe: _Seconds = 30.0
-    group: _Seconds = 5.0
-    nodes: _Seconds = 15.0
-    capture: _Seconds = 5.0
-
-
-class Metrics(_Table):
-    """Where Prometheus finds the metrics. `port` 0: any free one."""
-
-    enabled: bool = True
-    address: Annotated[str, AfterValidator(_ip_address)] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535), BeforeValidator(_not_bool)] = 9752
-
-
-class _Tables(_Table):
-    """The layers together, as they are written."""
-
-    gpu: tuple[_Gpu, ...] = ()
-    defaults: Defaults = Defaults()
-    deadlines: Deadlines = Deadlines()
-    metrics: Metrics = Metrics()
-
-
-class _Variables(_Tables, BaseSettings):
-    """The same, by the names that pydantic-settings gives them in the environment."""
-
-    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT, env_nested_delimiter="__")
-
-
 _KEYS: dict[str, list[str]] = {
-    "gpu": list(_Gpu.model_fields),
+    "gpu": list(GpuTable.model_fields),
     "defaults": list(Defaults.model_fields),
     "deadlines": list(Deadlines.model_fields),
     "metrics": list(Metrics.model_fields),
@@ -140,14 +42,15 @@ class GpuConfig:
     """What the configuration says of one GPU. `managed`: it has a table of its own.
 
     `name` and `host_driver` are empty where none is configured. `members` are further functions that move along.
+    `rules` are the keys of [defaults], each as the GPU's own table has it, where it has it.
     """
 
     address: PciAddress
     managed: bool
-    allow_boot_display: bool
     name: str = ""
     members: tuple[PciAddress, ...] = ()
     host_driver: str = ""
+    rules: Defaults = field(default_factory=Defaults)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +77,7 @@ class Config:
 
     def gpu(self, address: PciAddress) -> GpuConfig:
         """The configuration of one GPU; the defaults where it is not managed."""
-        unmanaged = GpuConfig(address, managed=False, allow_boot_display=self.defaults.allow_boot_display)
+        unmanaged = GpuConfig(address, managed=False, rules=self.defaults)
         return next((gpu for gpu in self.gpus if gpu.address == address), unmanaged)
 
     @property
@@ -207,7 +110,7 @@ def load(path: Path = DIRECTORY, environ: Mapping[str, str] = os.environ) -> Con
 
 def _add_variable(layers: Layers, variable: str, value: str) -> None:
     """Each variable is a layer of its own, so that a fault in it names it."""
-    source = EnvSettingsSource(_Variables)
+    source = EnvSettingsSource(Variables)
     source.env_vars = {variable.lower(): value}
     try:
         values = source()
@@ -220,7 +123,7 @@ def _add_variable(layers: Layers, variable: str, value: str) -> None:
     layers.add(f"the variable {variable}", values)
 
 
-def _checked(layers: Layers) -> _Tables:
+def _checked(layers: Layers) -> Tables:
     """The settings of all layers.
 
     Raises:
@@ -230,7 +133,7 @@ def _checked(layers: Layers) -> _Tables:
     faults = layers.faults
     if not faults:  # a layer that could not be read would make others look wrong
         try:
-            tables = _Tables.model_validate(layers.values)
+            tables = Tables.model_validate(layers.values)
         except ValidationError as error:
             faults = [_fault(layers, details) for details in error.errors(include_url=False)]
         else:
@@ -240,7 +143,7 @@ def _checked(layers: Layers) -> _Tables:
     raise ConfigError("\n".join(faults))
 
 
-def _contradictions(gpus: Sequence[_Gpu]) -> Iterator[tuple[Location, str]]:
+def _contradictions(gpus: Sequence[GpuTable]) -> Iterator[tuple[Location, str]]:
     """What is wrong between tables that are well-formed each."""
     names: dict[str, PciAddress] = {}
     claims = {gpu.address: gpu.address for gpu in gpus}
@@ -284,28 +187,32 @@ def _suggest(word: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
 
 
-def _gpu_config(gpu: _Gpu, defaults: Defaults) -> GpuConfig:
-    own = gpu.allow_boot_display
+def _gpu_config(gpu: GpuTable, defaults: Defaults) -> GpuConfig:
     return GpuConfig(
         address=gpu.address,
         managed=True,
-        allow_boot_display=defaults.allow_boot_display if own is None else own,
         name=gpu.name,
         members=gpu.members,
         host_driver=gpu.host_driver,
+        rules=defaults.model_copy(update={key: getattr(gpu, key) for key in _own_rules(gpu)}),
     )
 
 
-def _in_force(layers: Layers, tables: _Tables) -> Iterator[Setting]:
+def _own_rules(gpu: GpuTable) -> set[str]:
+    """The keys of [defaults] that this table sets for itself."""
+    return gpu.model_fields_set & Defaults.model_fields.keys()
+
+
+def _in_force(layers: Layers, tables: Tables) -> Iterator[Setting]:
     """Every key with its value and the layer that set it."""
     for index, gpu in enumerate(tables.gpu):
         for key, value in gpu:
-            inherits = value is None
+            inherits = key in Defaults.model_fields and key not in gpu.model_fields_set
             origin = layers.origin(("defaults", key) if inherits else ("gpu", index, key))
             in_force = getattr(tables.defaults, key) if inherits else value
             yield Setting(layers.key(("gpu", index, key)), _toml(in_force), origin or "default")
     for name, table in tables:
-        if isinstance(table, _Table):
+        if isinstance(table, Table):
             for key, value in table:
                 yield Setting(f"{name}.{key}", _toml(value), layers.origin((name, key)) or "default")
 

@@ -86,6 +86,7 @@ class Daemon:
         self._ending = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._reload_task: asyncio.Task[None] | None = None
+        self._paying: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Serve until SIGTERM, SIGINT or the loss of the bus.
@@ -104,6 +105,8 @@ class Daemon:
             await self._endpoint.start(self._fleet.config.metrics.address, self._fleet.config.metrics.port)
         loop.add_signal_handler(signal.SIGHUP, self._reload_on_signal)
         notify("READY=1", f"STATUS={len(self._fleet.actors)} GPUs")
+        # Not before: systemd may be waiting for us with the very job that we would wait for.
+        self._paying = asyncio.create_task(self._fleet.pay())
         await self._serve()
 
     async def reload(self) -> None:

@@ -99,8 +99,13 @@ class _FleetCollector(Collector):
             name = actor.config.gpu(address).name
             info.add_metric([gpu], {"name": name, "host_driver": actor.host_driver or ""})
             since.add_metric([gpu], actor.since)
+        stuck = GaugeMetricFamily(
+            "gpuswitch_workers_stuck",
+            "Workers that the kernel has not returned to.",
+            value=sum(actor.state is State.WEDGED for actor in self._fleet.actors.values()),
+        )
         build = InfoMetricFamily("gpuswitch_build", "The version that runs.", value={"version": __version__})
-        return [state, info, since, build]
+        return [state, info, since, stuck, build]
 
 
 class MetricsEndpoint:

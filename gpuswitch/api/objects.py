@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from gpuswitch import __version__
 from gpuswitch.api.bus import Bus
 from gpuswitch.api.interface import Interface, dbus_method, dbus_property, dbus_signal
+from gpuswitch.api.options import options_of
 from gpuswitch.api.signatures import (
     Bool,
     ObjectPath,
@@ -24,10 +25,12 @@ from gpuswitch.api.signatures import (
 from gpuswitch.errors import InvalidArgument
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import PciFunction
+from gpuswitch.model.holders import Holder
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.fleet import Fleet
+from gpuswitch.switch.holding import remedy
 from gpuswitch.switch.record import Switch
 
 NAME = "org.gpuswitch1"
@@ -149,22 +152,28 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @dbus_method
     async def to_vfio(self, options: Values) -> Str:
-        _refuse_unknown(options)
-        return (await self.actor.request(State.VFIO)).id
+        return (await self.actor.request(State.VFIO, options_of(options))).id
 
     @dbus_method
     async def to_host(self, options: Values) -> Str:
-        _refuse_unknown(options)
-        return (await self.actor.request(State.HOST)).id
+        return (await self.actor.request(State.HOST, options_of(options))).id
 
     @dbus_method
     async def plan(self, target: Str, options: Values) -> ValuesArray:
-        _refuse_unknown(options)
+        chosen = options_of(options)
         if target not in _TARGETS:
             raise InvalidArgument(f"{target[:80]!r} is not a target; it is one of {', '.join(_TARGETS)}")
-        plan = await self.actor.plan(_TARGETS[target])
+        plan = await self.actor.plan(_TARGETS[target], chosen)
         deadlines: dict[str, float] = self.actor.config.deadlines.model_dump()
-        return [{"name": step.kind, "title": step.title, "deadline": deadlines[step.kind]} for step in plan.steps]
+        return [
+            {"name": step.kind, "title": step.title, "deadline": step.deadline(deadlines[step.kind])}
+            for step in plan.steps
+        ]
+
+    @dbus_method
+    async def holders(self) -> ValuesArray:
+        """Who has it open, now."""
+        return [_holder(holder) for holder in await self.actor.holders()]
 
     @dbus_method
     async def wait(self, id: Str) -> Values:  # noqa: A002 -- the argument's name on the bus
@@ -264,6 +273,21 @@ def _switch(switch: Switch) -> dict[str, object]:
     }
 
 
+def _holder(holder: Holder) -> dict[str, object]:
+    return {
+        "pid": holder.pid,
+        "command": holder.command,
+        "uid": holder.uid,
+        "user": holder.user,
+        "unit": holder.unit.name if holder.unit else "",
+        "user_unit": holder.unit is not None and holder.unit.user is not None,
+        "session": holder.session,
+        "nodes": list(holder.nodes),
+        "doubt": holder.doubt,
+        "remedy": remedy([holder]),
+    }
+
+
 def _function(function: PciFunction, gpu: PciAddress | None) -> dict[str, object]:
     return {
         "group": function.iommu_group or 0,
@@ -277,8 +301,3 @@ def _function(function: PciFunction, gpu: PciAddress | None) -> dict[str, object
         "driver": function.driver_name or "",
         "gpu": str(gpu or ""),
     }
-
-
-def _refuse_unknown(options: dict[str, object]) -> None:
-    if options:
-        raise InvalidArgument(f"unknown option {', '.join(sorted(options))[:80]!r}: this version takes none")

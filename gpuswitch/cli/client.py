@@ -25,6 +25,10 @@ GPU = "org.gpuswitch1.Gpu"
 OBJECTS = "org.freedesktop.DBus.ObjectManager"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 
+Options = Mapping[str, tuple[str, Any]]
+"""An `a{sv}` as jeepney writes it: each value a pair of signature and value."""
+DECISION_SECONDS = 180.0
+"""To begin a switch may take a look at every process, and the end of another GPU's switch."""
 ANSWER_SECONDS = 30.0
 """How long an answer may take that does not wait for a switch: longer than the bus waits for a service to start."""
 
@@ -100,12 +104,12 @@ class Service:
         """Every setting in force."""
         return [plain_values(each) for each in self.ask(call(NAME, ROOT, MANAGER, "Config")).body[0]]
 
-    def ask(self, message: Message) -> Message:
-        """Send a method call and return its answer."""
+    def ask(self, message: Message, seconds: float = ANSWER_SECONDS) -> Message:
+        """Send a method call and return its answer, which may take that long."""
         try:
-            reply = self.connection.send_and_get_reply(message, timeout=ANSWER_SECONDS)
+            reply = self.connection.send_and_get_reply(message, timeout=seconds)
         except TimeoutError:
-            raise CtlError(f"the service did not answer within {ANSWER_SECONDS:g} s", EXIT_UNREACHABLE) from None
+            raise CtlError(f"the service did not answer within {seconds:g} s", EXIT_UNREACHABLE) from None
         except OSError as error:
             raise bus_lost(error) from error
         return self.checked(reply)
@@ -151,18 +155,24 @@ class Gpu:
     def properties(self) -> dict[str, Any]:
         return plain_values(self._ask(PROPERTIES, "GetAll", "s", GPU))
 
-    def plan(self, target: str) -> list[dict[str, Any]]:
+    def plan(self, target: str, options: Options) -> list[dict[str, Any]]:
         """The steps of a switch to `host` or `vfio`, without taking one."""
-        return [plain_values(step) for step in self._ask(GPU, "Plan", "sa{sv}", target, {})]
+        steps = self._ask(GPU, "Plan", "sa{sv}", target, options, seconds=DECISION_SECONDS)
+        return [plain_values(step) for step in steps]
 
-    def move(self, target: str) -> str:
+    def holders(self) -> list[dict[str, Any]]:
+        """Who has it open."""
+        return [plain_values(holder) for holder in self._ask(GPU, "Holders", seconds=DECISION_SECONDS)]
+
+    def move(self, target: str, options: Options) -> str:
         """Begin a switch to `host` or `vfio`, or join the one under way; returns its id.
 
         The subscription comes first, so that `follow` misses nothing.
         """
         self._service.ask(message_bus.AddMatch(self._rule))
         self._service.connection.filter(self._rule, queue=self._signals)
-        return str(self._ask(GPU, {"vfio": "ToVfio", "host": "ToHost"}[target], "a{sv}", {}))
+        method = {"vfio": "ToVfio", "host": "ToHost"}[target]
+        return str(self._ask(GPU, method, "a{sv}", options, seconds=DECISION_SECONDS))
 
     def follow(self, switch: str, seconds: float | None) -> Iterator[StepChange | dict[str, Any]]:
         """What becomes of each step, as it happens; the record of the finished switch is the last.
@@ -190,8 +200,11 @@ class Gpu:
         except OSError as error:
             raise bus_lost(error) from error
 
-    def _ask(self, interface: str, method: str, signature: str = "", *arguments: object) -> Any:
-        return self._service.ask(call(self._owner, self._path, interface, method, signature, *arguments)).body[0]
+    def _ask(
+        self, interface: str, method: str, signature: str = "", *arguments: object, seconds: float = ANSWER_SECONDS
+    ) -> Any:
+        message = call(self._owner, self._path, interface, method, signature, *arguments)
+        return self._service.ask(message, seconds).body[0]
 
 
 def call(to: str, path: str, interface: str, method: str, signature: str = "", *arguments: object) -> Message:

@@ -1,4 +1,4 @@
-"""The verbs that look and change nothing: `list`, `status`, `groups`, `config`."""
+"""The verbs that look and change nothing: `list`, `status`, `holders`, `groups`, `config`."""
 
 from __future__ import annotations
 
@@ -44,6 +44,29 @@ def status(service: Service, args: Namespace) -> int:
     else:
         pairs(_status_lines(gpu))
     return 0
+
+
+def holders(service: Service, args: Namespace) -> int:
+    found = service.gpu(args.gpu).holders()
+    if args.json:
+        as_json(found)
+    elif found:
+        table(("PID", "COMMAND", "USER", "UNIT", "SESSION", "HAS OPEN", "TO FREE IT"), map(_holder_cells, found))
+    else:
+        line("nobody has it open")
+    return 0
+
+
+def _holder_cells(holder: Values) -> tuple[str, ...]:
+    return (
+        str(holder["pid"] or "kernel"),
+        holder["command"],
+        holder["user"],
+        holder["unit"],
+        holder["session"],
+        " ".join(holder["nodes"]) or holder["doubt"],
+        holder["remedy"],
+    )
 
 
 def groups(service: Service, args: Namespace) -> int:
@@ -140,8 +163,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     yield "GPU", f"{gpu['Address']} {gpu['Name']}".rstrip()
     yield "model", gpu["Model"] or gpu["Vendor"]
     yield "state", f"{state_words(gpu)} since {moment(gpu['StateSince'])}"
-    if gpu["Reason"]:
-        yield "reason", gpu["Reason"]
+    for number, sentence in enumerate(gpu["Reason"].splitlines()):
+        yield "" if number else "reason", sentence
     for number, (address, kind, driver) in enumerate(gpu["Functions"]):
         yield "" if number else "functions", f"{address} {kind} on {driver or 'no driver'}"
     yield "host driver", gpu["HostDriver"] or "-"
@@ -164,7 +187,7 @@ def _switch_words(switch: Values) -> str:
         return f"{words}at step {switch['index']} of {switch['count']}, {switch['step']}"
     words += f"{switch['result']} at {moment(switch['finished'])}"
     words += f" after {duration(switch['finished'] - switch['started'])}"
-    return f"{words}: {switch['reason']}" if switch["reason"] else words
+    return f"{words}: {'; '.join(switch['reason'].splitlines())}" if switch["reason"] else words
 
 
 def _snake(name: str) -> str:

@@ -27,6 +27,7 @@ exit status:
 a GPU is named like 0000:01:00.0, 01:00.0, pci_0000_01_00_0, or by its name in the configuration
 """
 
+_LONGEST_WAIT = 86400
 Verb = Callable[[Service, argparse.Namespace], int]
 
 
@@ -78,11 +79,13 @@ def parser() -> argparse.ArgumentParser:
     verb("list", look.list_gpus, "list the GPUs", "gpuswitchctl list")
     _gpu_argument(verb("status", look.status, "show the state of {gpu}", "gpuswitchctl status 01:00.0"))
     for target in ("vfio", "host"):
-        example = f"gpuswitchctl to-{target} 01:00.0 --timeout 60"
+        example = f"gpuswitchctl to-{target} 01:00.0 --wait 60"
         _switch_arguments(verb(f"to-{target}", move.move, f"move {{gpu}} to {target}", example, target=target))
+    _gpu_argument(verb("holders", look.holders, "show who has {gpu} open", "gpuswitchctl holders 01:00.0"))
     planned = verb("plan", move.plan, "show the steps of a switch of {gpu}", "gpuswitchctl plan 01:00.0 vfio")
     _gpu_argument(planned)
     planned.add_argument("target", metavar="TARGET", type=str.lower, choices=("host", "vfio"), help="host or vfio")
+    _busy_arguments(planned)
     verb("groups", look.groups, "show the IOMMU groups", "gpuswitchctl groups")
     verb("config", look.config, "show the configuration", "gpuswitchctl config --json")
     purpose = "show switches on simulated machines"
@@ -129,10 +132,34 @@ def _gpu_argument(verb: argparse.ArgumentParser) -> None:
 
 def _switch_arguments(verb: argparse.ArgumentParser) -> None:
     _gpu_argument(verb)
+    _busy_arguments(verb)
     how = verb.add_mutually_exclusive_group()
     how.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="stop watching then; the switch goes on")
     how.add_argument("--no-wait", action="store_true", help="print the id of the switch, do not follow it")
     how.add_argument("--dry-run", action="store_true", help="print the steps, take none")
+
+
+def _busy_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--busy",
+        choices=("refuse", "wait", "terminate", "kill"),
+        help="what becomes of programs that have it open (default: as the configuration says)",
+    )
+    verb.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=_whole_seconds,
+        help="wait this long for them; by itself, the same as --busy=wait",
+    )
+    verb.add_argument(
+        "--stop-unit", metavar="UNIT", action="append", default=[], help="stop this unit first; may be given again"
+    )
+
+
+def _whole_seconds(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= _LONGEST_WAIT):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds from 1 to {_LONGEST_WAIT}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

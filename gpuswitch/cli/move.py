@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from gpuswitch.cli.client import CtlError, Gpu, Service, StepChange
-from gpuswitch.cli.show import as_json, as_json_line, duration, line
+from gpuswitch.cli.client import CtlError, Gpu, Options, Service, StepChange
+from gpuswitch.cli.show import as_json, as_json_line, duration, line, problem
 from gpuswitch.cli.steps import display
 from gpuswitch.errors import Failed, Wedged
 
@@ -26,7 +26,7 @@ def move(service: Service, args: Namespace) -> int:
     gpu = service.gpu(args.gpu)
     address = str(gpu.properties()["Address"])
     with _explained_interrupt(address, args.target):
-        switch = gpu.move(args.target)
+        switch = gpu.move(args.target, options_of(args))
         if args.no_wait:
             _print_id(switch, address, args)
             return 0
@@ -35,7 +35,7 @@ def move(service: Service, args: Namespace) -> int:
 
 
 def plan(service: Service, args: Namespace) -> int:
-    steps = service.gpu(args.gpu).plan(args.target)
+    steps = service.gpu(args.gpu).plan(args.target, options_of(args))
     if args.json:
         as_json(steps)
         return 0
@@ -44,6 +44,18 @@ def plan(service: Service, args: Namespace) -> int:
     if not steps:
         line(f"nothing to do: it is {PLACES[args.target]} already")
     return 0
+
+
+def options_of(args: Namespace) -> Options:
+    """What the service is told besides the target: only what was said on the command line."""
+    options: dict[str, tuple[str, Any]] = {}
+    if args.busy is not None:
+        options["busy"] = ("s", args.busy)
+    if args.wait is not None:
+        options["wait_seconds"] = ("u", args.wait)
+    if args.stop_unit:
+        options["stop_units"] = ("as", args.stop_unit)
+    return options
 
 
 @contextmanager
@@ -88,4 +100,6 @@ def finish(outcome: Mapping[str, Any], address: str, args: Namespace) -> int:
     if not args.json:
         took = duration(outcome["finished"] - outcome["started"])
         line(f"{address} is {PLACES[args.target]} {f'now, after {took}' if outcome['count'] else 'already'}")
+        if outcome["reason"]:
+            problem(f"not all went well: {outcome['reason']}")
     return 0

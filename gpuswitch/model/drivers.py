@@ -1,10 +1,13 @@
-"""What is known of host drivers, as data."""
+"""What is known of host drivers, as data: one profile each, and a safe one for every driver without."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from gpuswitch.model.facts import Driver
+from gpuswitch.model.holders import Unit
 
 # Modules whose PCI driver goes by another name; for all others the two are the same.
 _DRIVER_OF_MODULE: Mapping[str, str] = {
@@ -14,6 +17,88 @@ _DRIVER_OF_MODULE: Mapping[str, str] = {
     "xhci_pci": "xhci_hcd",
 }
 _MODULE_OF_DRIVER: Mapping[str, str] = {driver: module for module, driver in _DRIVER_OF_MODULE.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How to get on with one PCI driver.
+
+    `chain`: the modules around it, in the order in which they can be unloaded, its own last; loaded in reverse.
+    `unload_detaches`: for the last device, unloading the chain is the safe way to detach it. `waits`: its remove()
+    waits for whoever has the device open, so references to its module that no process explains count as a holder.
+    `units` have the device open for the host's comfort, and are stopped where they are active. `nodes` are device nodes
+    that all devices of the driver share, below /dev. `unbind_seconds`: an unbind may rightly take this long.
+    `single_from`: the versions from which one of several devices can be let go while a `modeset` module of the chain
+    is on; each holds for its own branch and the last one for all later ones too. `persistence`: has a mode in which the
+    driver keeps the device in use by itself.
+    """
+
+    driver: str
+    chain: tuple[str, ...] = ()
+    unload_detaches: bool = False
+    waits: bool = False
+    units: tuple[Unit, ...] = ()
+    nodes: tuple[str, ...] = ()
+    unbind_seconds: float = 0.0
+    single_from: tuple[tuple[int, ...], ...] = ()
+    modeset: str = ""
+    persistence: bool = False
+
+
+_PROFILES: Mapping[str, Profile] = {
+    profile.driver: profile
+    for profile in (
+        Profile(
+            "nvidia",
+            # A module that uses another comes before it; those that are not there are left out.
+            chain=(
+                *("nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidia_peermem", "nvidia_fs", "gdrdrv"),
+                *("nvidia_vgpu_vfio", "nvidia"),
+            ),
+            unload_detaches=True,
+            # nv_pci_remove waits for usage_count in a loop, from 595 on for ever (open-gpu-kernel-modules #1119).
+            waits=True,
+            units=(Unit("nvidia-persistenced.service"), Unit("nvidia-powerd.service")),
+            nodes=("nvidiactl", "nvidia-modeset", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-caps/*"),
+            # nvidia_modeset_remove: there from 580.105.08, not yet in 580.95.05, and in every branch from 590 on.
+            single_from=((580, 105), (590,)),
+            modeset="nvidia_drm",
+            persistence=True,
+        ),
+        # The USB-C controller of Turing cards: its ucsi_ccg gives up on a silent port after minutes only.
+        Profile("nvidia-gpu", chain=("ucsi_ccg", "i2c_nvidia_gpu"), unbind_seconds=200.0),
+        # snd_card_free waits for the last descriptor of the card, in state D.
+        Profile("snd_hda_intel", chain=("snd_hda_intel",), waits=True),
+        Profile("nouveau", chain=("nouveau",)),
+        Profile("amdgpu", chain=("amdgpu",)),
+        Profile("i915", chain=("i915",)),
+        Profile("xe", chain=("xe",)),
+        Profile("xhci_hcd", chain=("xhci_pci",)),
+    )
+}
+
+MODULES = frozenset(module for profile in _PROFILES.values() for module in profile.chain)
+"""Every module that a profile names."""
+
+
+def profile_of(driver: Driver) -> Profile:
+    """Its profile; for a driver that has none, one that is safe with any: look for holders, unbind, unload nothing.
+
+    A driver without profile may still be told to unload (`module_policy = "always"`): its own module is its chain.
+    """
+    known = _PROFILES.get(driver.name)
+    if known is not None:
+        return known
+    return Profile(driver.name, chain=(driver.module,) if driver.module else (), waits=True)
+
+
+def lets_go_of_one(profile: Profile, version: str) -> bool:
+    """Whether this version of the driver can let one of several devices go while its modeset module is on."""
+    if not profile.single_from:
+        return True
+    have = tuple(int(number) for number in re.findall(r"\d+", version))
+    *branches, onwards = profile.single_from
+    return have >= onwards or any(have[:1] == branch[:1] and have >= branch for branch in branches)
 
 
 def from_module(module: str, registered: Mapping[str, str | None]) -> Driver:

@@ -6,7 +6,7 @@ worker, since the kernel hands those values out under the device lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -101,12 +101,55 @@ class PciFunction:
 
 
 @dataclass(frozen=True, slots=True)
+class Module:
+    """A kernel module that is loaded, or built in and with a folder in /sys/module.
+
+    `references` is its reference count (None: built in, it cannot be unloaded); `users` are the modules that need it.
+    `version` is what MODULE_VERSION says ("" nothing). `modeset`: its parameter of that name is on.
+    """
+
+    references: int | None = None
+    users: tuple[str, ...] = ()
+    version: str = ""
+    modeset: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BootFramebuffer:
+    """A platform device that the firmware's frame buffer became (`efi-framebuffer.0`), in the memory of `function`."""
+
+    device: str
+    driver: str
+    function: PciAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Consoles:
+    """What the kernel's text consoles are shown on.
+
+    `frame_buffers`: each frame buffer's number (`fb0`: 0) with the PCI function whose it is, None where it is none's.
+    `mapped`: each virtual terminal (1 to 63) with the frame buffer that shows it. `bound`: each `vtconsole` that is a
+    frame buffer device (`vtcon1`), and whether it is bound.
+    """
+
+    frame_buffers: Mapping[int, PciAddress | None] = field(default_factory=dict)
+    mapped: Mapping[int, int] = field(default_factory=dict)
+    bound: Mapping[str, bool] = field(default_factory=dict)
+
+    def of(self, functions: Collection[PciAddress]) -> tuple[int, ...]:
+        """The virtual terminals that frame buffers of these functions show, in order."""
+        return tuple(sorted(vt for vt, fb in self.mapped.items() if self.frame_buffers.get(fb) in functions))
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """The host at one instant.
 
     `iommu`: the kernel put devices into IOMMU groups. `pci_drivers`: drivers registered on the PCI bus, by name, with
     the module that brought each (None: built in). `vfio_available`: vfio-pci is registered, or its module is installed
-    for the running kernel. `vfio_nodes`: numbers of the groups that have a `/dev/vfio/GROUP` node.
+    for the running kernel. `vfio_nodes`: numbers of the groups that have a `/dev/vfio/GROUP` node. `modules`: those
+    that a driver profile names (`gpuswitch.model.drivers`) and that are in the kernel, by name. `boot_framebuffers`:
+    those that a driver has.
     """
 
     functions: Mapping[PciAddress, PciFunction]
@@ -114,6 +157,8 @@ class HostFacts:
     vfio_available: bool
     pci_drivers: Mapping[str, str | None] = field(default_factory=dict)
     vfio_nodes: frozenset[int] = frozenset()
+    modules: Mapping[str, Module] = field(default_factory=dict)
+    boot_framebuffers: tuple[BootFramebuffer, ...] = ()
 
     def group(self, number: int) -> tuple[PciFunction, ...]:
         """The functions of one IOMMU group, in address order."""

@@ -4,46 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 from gpuswitch.config import Config
 from gpuswitch.errors import Failed, GpuswitchError, InProgress, KernelError, Wedged
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.holders import Holder
+from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
+from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.engine import Engine, StepEvent, StoppedError, StuckError
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
-from gpuswitch.switch.machine import SEEN, SETTLE, START, GpuMachine
-from gpuswitch.switch.observe import explain, observe
-from gpuswitch.switch.plan import Baseline, Plan
+from gpuswitch.switch.machine import START
+from gpuswitch.switch.needs import everything, moves_in_turns
+from gpuswitch.switch.observe import explain
+from gpuswitch.switch.observer import Observer
+from gpuswitch.switch.owed import Owed
+from gpuswitch.switch.plan import Plan
 from gpuswitch.switch.prepare import Preparation
 from gpuswitch.switch.record import Result, Switch
-from gpuswitch.switch.steps import Hands, Step, StepError
+from gpuswitch.switch.standing import Standing
+from gpuswitch.switch.step import Hands, Step, StepError
 
 _log = logging.getLogger(__name__)
+_AS_CONFIGURED = Options()
 
 
-class Observer(Protocol):
-    """Who hears of what happens to GPUs. Called on the event loop, in order; must return at once and not raise."""
+class Actor(Standing):
+    """One GPU that can be asked to move.
 
-    def appeared(self, actor: Actor) -> None: ...
-    def vanished(self, actor: Actor) -> None: ...
-    def changed(self, actor: Actor) -> None: ...
-    def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None: ...
-    def finished(self, actor: Actor, switch: Switch) -> None: ...
-
-
-class Actor:
-    """One GPU: what it is (`gpu`, `facts`), where it is (`state`, `reason`, `since`), and its last `switch`.
-
-    `facts` is the last look; `reason` says why the GPU is where it is, when that is not where somebody wanted it;
-    `since` is when it came there, in seconds since the epoch. `recent` are its last switches, `switch` the last one;
-    `progress` is when anything last happened here, on the loop's clock; at work, `patience` seconds without are a
-    fault. `rested` is called whenever a switch is over: looks taken meanwhile went unheeded.
+    At work, `patience` seconds without `progress` are a fault. `rested` is called whenever a switch is over: looks
+    taken meanwhile went unheeded.
     """
 
     def __init__(
@@ -54,51 +47,27 @@ class Actor:
         host: Host,
         config: Config,
         journal: Journal,
+        arbiter: Arbiter,
         observer: Observer,
         rested: Callable[[], None],
     ) -> None:
-        self.gpu = gpu
-        self.facts = facts
-        self.config = config
-        self.reason = ""
-        self.since = time.time()
-        self.switch: Switch | None = None
-        self.recent: deque[Switch] = deque(maxlen=16)
-        self.progress = asyncio.get_running_loop().time()
-        self.patience = 0.0
-        self._host = host
-        self._kernel = host.kernel(str(gpu.address))
-        self._journal = journal
         self._observer = observer
+        super().__init__(gpu, facts, host=host, config=config, journal=journal, arbiter=arbiter, changed=self._tell)
+        self.patience = 0.0
         self._rested = rested
-        self._machine = GpuMachine()
-        self._owed = journal.load(gpu.address)
         self._deciding = asyncio.Lock()
+        self._looking = asyncio.Lock()
         self._retired = ""
         self._engine: Engine | None = None
+        self._hands: Hands | None = None
         self._task: asyncio.Task[None] | None = None
         self._resting = asyncio.Event()
         self._resting.set()
-        self._take_in(facts, gpu)
-
-    @property
-    def state(self) -> State:
-        return self._machine.state
 
     @property
     def bound(self) -> bool:
         """Its functions are its own until it is home: they are under way, or are owed something."""
         return self._task is not None or self._deciding.locked() or bool(self._owed)
-
-    @property
-    def host_driver(self) -> str | None:
-        """The driver of the display function at home, None where it has none or nobody knows it yet."""
-        display = self.facts.functions.get(self.gpu.address)
-        if self._owed and (captured := self._owed.get(self.gpu.address)):
-            return captured.driver.name if captured.driver else None
-        if display is not None and not display.on_vfio:
-            return display.driver_name
-        return self.config.gpu(self.gpu.address).host_driver or None
 
     # What others see and ask ----------------------------------------------------------------------------------------
 
@@ -109,36 +78,42 @@ class Actor:
         known = (self.gpu, self.gpu.present(self.facts), self.state)
         self._take_in(facts, gpu or self.gpu)
         if known != (self.gpu, self.gpu.present(facts), self.state):
-            self._observer.changed(self)
+            self._tell()
 
-    def _take_in(self, facts: HostFacts, gpu: Gpu) -> None:
-        moved = explain(gpu, facts) != explain(self.gpu, self.facts)
-        self.facts, self.gpu = facts, gpu
-        seen = observe(gpu, facts, self._owed)
-        if seen is not self.state and self._machine.can(SEEN[seen]):
-            self._fire(SEEN[seen])
-            self.reason = ""
-        if self.state is State.UNKNOWN and (moved or not self.reason):
-            self.reason = explain(gpu, facts)
-        if not gpu.present(facts):
-            # The overrides and power settings that we owed went with the device.
-            self._forget_debts()
-
-    async def plan(self, target: State) -> Plan:
+    async def plan(self, target: State, options: Options = _AS_CONFIGURED) -> Plan:
         """The plan of a switch to `target`, without steps where it is there; or the refusal with all blockers.
 
         Changes nothing.
         """
         async with self._deciding:
-            preparation = self._preparation()
+            preparation = self._preparation(options)
             if self._is_at(target):
-                return Plan(self.gpu, target, self._owed or {}, ())
+                return Plan(self.gpu, target, self._owed, ())
             return await self._prepared(preparation, target, to_begin=False)
 
-    async def request(self, target: State) -> Switch:
+    async def holders(self) -> tuple[Holder, ...]:
+        """Who has it open, on whatever driver it is.
+
+        Raises:
+            Failed: nobody can tell.
+        """
+        try:
+            # One look at a time: anyone may ask.
+            async with self._looking, asyncio.timeout(self.config.deadlines.holders):
+                return (await self._host.processes.scan(everything(self.gpu, self.facts))).holders
+        except KernelError as error:
+            raise Failed(f"nobody can tell who has {self.gpu.address} open: {error}") from error
+        except TimeoutError:
+            raise Failed(
+                f"nobody can tell who has {self.gpu.address} open: the look for them took longer than "
+                f"{self.config.deadlines.holders:g} s"
+            ) from None
+
+    async def request(self, target: State, options: Options = _AS_CONFIGURED, *, starting: bool = False) -> Switch:
         """Start a switch to State.VFIO or State.HOST, or join the one that goes there already.
 
-        Where the GPU is there already, the switch that comes back is finished and had no steps.
+        Where the GPU is there already, the switch that comes back is finished and had no steps. `starting`: the
+        service is, and waits for no systemd job.
 
         Raises:
             GpuswitchError: refused, with every reason; nothing was changed.
@@ -151,32 +126,47 @@ class Actor:
                     f"{self.gpu.address} cannot go to {target} while it is on its way to {self.switch.target} "
                     f"(switch {self.switch.id}): wait for that first"
                 )
-            preparation = self._preparation()
-            if self._is_at(target):
-                there = self._new_switch(target, 0)
-                self._end(there, Result.DONE, "")
-                return there
-            plan = await self._prepared(preparation, target)
+            await self._take_turn()
             try:
-                return self._start(plan, preparation)
-            except GpuswitchError:
-                await self._let_go(preparation)
-                raise
+                preparation = self._preparation(options, starting=starting)
+                if not self._is_at(target):
+                    return await self._begun(preparation, target)
+            finally:
+                if self._task is None:
+                    self._arbiter.end_turn(self.gpu.address)
+            there = self._new_switch(target, 0)
+            self._end(there, Result.DONE, "")
+            return there
 
     async def adopt(self) -> None:
-        """Bring home what a dead daemon left half-way. A GPU at rest is left alone."""
+        """Take up what a dead daemon left: find what the kernel still has, bring home what is half-way.
+
+        A GPU at rest is left alone.
+        """
         self.see(self._host.look())
-        if not self._owed or self.state is State.VFIO:
+        if self._left_stuck is not None and self._kernel.adopt(self._left_stuck):
+            self._wedge(StuckError(self._kernel.pending or self._left_stuck, None))
+            self._task = asyncio.create_task(self._outlast(self._new_engine(())))
+            return
+        if not self._owed.functions or self.state is State.VFIO:
             return
         _log.warning("%s is neither home nor on vfio-pci: bringing it back to the host", self.gpu.address)
+        await self._bring_home(starting=True)
+
+    async def pay(self) -> None:
+        """Give back what the start of the service could not wait for: units."""
+        if self._owed and self.state is State.HOST:
+            await self._bring_home(starting=False)
+
+    async def _bring_home(self, *, starting: bool) -> None:
         try:
-            switch = await self.request(State.HOST)
+            switch = await self.request(State.HOST, starting=starting)
             await switch.wait()
         except Wedged:
             return
         except GpuswitchError as error:
             self.reason = f"cannot bring {self.gpu.address} back to the host: {error}"
-            self._observer.changed(self)
+            self._tell()
 
     def retire(self, reason: str) -> None:
         """No switch begins from here on."""
@@ -203,17 +193,40 @@ class Actor:
         if self._retired:
             raise Failed(f"cannot switch {self.gpu.address}: {self._retired}")
 
-    def _preparation(self) -> Preparation:
+    async def _take_turn(self) -> None:
+        """Where this switch may unload modules that other GPUs use: one GPU of their driver moves at a time."""
+        driver = self.host_driver
+        policy = self.config.gpu(self.gpu.address).rules.module_policy
+        if driver is None or self._retired or not moves_in_turns(driver, policy):
+            return
+        try:
+            async with asyncio.timeout(self.config.deadlines.units):
+                await self._arbiter.take_turn(self.gpu.address, driver)
+        except TimeoutError:
+            raise InProgress(
+                f"{self.gpu.address} cannot be switched while {self._arbiter.whose_turn(driver)} is, which is on "
+                f"{driver} too"
+            ) from None
+
+    def _preparation(self, options: Options, *, starting: bool = False) -> Preparation:
         self._refuse_retired()
         self.see(self._host.look())
-        config = self.config.gpu(self.gpu.address)
-        return Preparation(self.gpu, self.state, self.facts, self._owed or {}, config, self._kernel)
+        return Preparation(
+            self.gpu, self.state, self.facts, self._owed, self.config, options, self._host, self._arbiter, starting
+        )
+
+    async def _begun(self, preparation: Preparation, target: State) -> Switch:
+        plan = await self._prepared(preparation, target)
+        try:
+            return self._start(plan, preparation)
+        except GpuswitchError:
+            await self._let_go(preparation)
+            raise
 
     async def _prepared(self, preparation: Preparation, target: State, *, to_begin: bool = True) -> Plan:
         deadline = self.config.deadlines.capture
         try:
-            async with asyncio.timeout(deadline):
-                return await preparation.plan(target, to_begin=to_begin)
+            return await preparation.plan(target, to_begin=to_begin)
         except TimeoutError:
             if (pending := self._kernel.pending) is not None:
                 stuck = StuckError(pending, deadline)
@@ -248,36 +261,34 @@ class Actor:
         self._refuse_retired()
         # The way home depends on nobody else's functions.
         self.see(self._host.look() if plan.target is State.VFIO else self._own_look())
-        if not preparation.holds_true(self.gpu, self.state, self.facts, self._owed or {}):
+        if not preparation.holds_true(self.gpu, self.state, self.facts, self._owed):
             raise Failed(f"somebody else moved {self.gpu.address} at the same moment; nothing was changed; try again")
-        self._journal.save(self.gpu.address, plan.owed)
-        owed_before, self._owed = self._owed, plan.owed
+        owed_before = self._owed
+        self._owe(plan.owed)
+        self._arbiter.claim(self.gpu.address, plan.owed.units)
         switch = self._new_switch(plan.target, len(plan.steps))
         self.reason = ""
         self._resting.clear()
         self._fire("recover" if self.state is State.FAILED else START[plan.target])
-        self._observer.changed(self)
+        self._tell()
         self._engine = self._new_engine(plan.steps)
-        self._task = asyncio.create_task(self._run(switch, self._engine, owed_before))
+        self._task = asyncio.create_task(self._run(switch, self._engine, plan, owed_before))
         return switch
 
-    def _new_switch(self, target: State, steps: int) -> Switch:
-        self.switch = Switch(target, steps)
-        self.recent.append(self.switch)
-        return self.switch
-
     def _new_engine(self, steps: tuple[Step, ...], *, begun: bool = False) -> Engine:
-        hands = Hands(self._host, self._kernel)
+        self._hands = Hands(self.gpu.address, self._host, self._kernel, self._arbiter, self._owe_unit)
         deadlines: dict[str, float] = self.config.deadlines.model_dump()
-        self.patience = 2 * max(deadlines.values())
-        return Engine(hands, steps, deadlines, self._stepped, begun=begun)
+        longest = max((step.deadline(deadlines[step.kind]) for step in steps), default=0.0)
+        self.patience = 2 * max(longest, *deadlines.values())
+        return Engine(self._hands, steps, deadlines, self._stepped, begun=begun)
 
-    async def _run(self, switch: Switch, engine: Engine, owed_before: Baseline | None) -> None:
+    async def _run(self, switch: Switch, engine: Engine, plan: Plan, owed_before: Owed) -> None:
         """One switch from its first step to a state of rest."""
         result, reason = Result.DONE, ""
         try:
             try:
                 await engine.forward()
+                reason = "; ".join(engine.forgone)
             except StepError as failure:
                 result, reason = Result.REVERTED, str(failure)
             except StoppedError as word:
@@ -288,12 +299,12 @@ class Actor:
                 await self._returned()
             if result is not Result.DONE:
                 result, reason = await self._go_back(engine, result, reason)
-            result, reason = self._settle(result, reason, switch.target, owed_before)
+            result, reason = self._settle(result, reason, plan, owed_before)
         finally:
             self._rest()
         if switch.result is None:
             self._end(switch, result, reason)
-        self._observer.changed(self)
+        self._tell()
         self._rested()
 
     async def _outlast(self, engine: Engine) -> None:
@@ -304,19 +315,22 @@ class Actor:
             self._settle(result, reason, None, self._owed)
         finally:
             self._rest()
-        self._observer.changed(self)
+        self._tell()
         self._rested()
         # It was wedged when the service started, so nothing has brought it home yet.
+        self._left_stuck = None
         await self.adopt()
+        await self.pay()
 
     def _rest(self) -> None:
-        self._engine = self._task = None
+        self._engine = self._task = self._hands = None
+        self._arbiter.end_turn(self.gpu.address)
         self._resting.set()
 
     async def _go_back(self, engine: Engine, result: Result, reason: str) -> tuple[Result, str]:
         if self.state is not State.RECOVERING:
             self._fire("fault")
-            self._observer.changed(self)
+            self._tell()
         while True:
             try:
                 await engine.back()
@@ -330,53 +344,48 @@ class Actor:
 
     def _wedge(self, stuck: StuckError) -> None:
         """The kernel has not returned: say so, and write nothing more."""
-        self._fire("stuck")
-        self.facts = self._own_look()
-        self.reason = f"{stuck}; nothing more is written to {self.gpu.address} until it does"
+        self._say_stuck(stuck, self._hands.numbers if self._hands else ())
         if self.switch is not None and self.switch.result is None:
             self._end(self.switch, Result.WEDGED, str(stuck))
+        # The others of its driver need not wait for a turn, but nobody may unload what the kernel is in.
+        self._arbiter.stuck[self.gpu.address] = self.host_driver or ""
+        self._arbiter.end_turn(self.gpu.address)
         self._resting.set()
-        self._observer.changed(self)
+        self._tell()
 
     async def _returned(self) -> None:
         """Go on if ever the kernel returns."""
         await self._kernel.returned()
+        if self._explaining is not None:
+            self._explaining.cancel()
         self._resting.clear()
+        self._arbiter.stuck.pop(self.gpu.address, None)
+        await self._take_turn()
+        self._owe_at_last(self._owed)
         self._fire("unstuck")
         self.facts = self._own_look()
         self.reason = ""
-        self._observer.changed(self)
+        self._tell()
 
-    def _settle(
-        self, result: Result, reason: str, target: State | None, owed_before: Baseline | None
-    ) -> tuple[Result, str]:
+    def _settle(self, result: Result, reason: str, plan: Plan | None, owed_before: Owed) -> tuple[Result, str]:
         """Enter the state that a fresh look shows; what is owed is forgotten once all of it was given back."""
-        self.facts = self._own_look()
-        seen = observe(self.gpu, self.facts, self._owed)
-        if result is Result.DONE and seen is not target:
+        seen = self._settled()
+        if plan is not None and result is Result.DONE and seen is not plan.target:
             result, reason = Result.FAILED, f"somebody else moved it meanwhile: {explain(self.gpu, self.facts)}"
-        if seen is State.ABSENT:
-            self._fire("seen_gone")
-        else:
-            if (self.state, seen) not in SETTLE:
-                self._fire("fault")
-            self._fire(SETTLE[self.state, seen])
-        home = result is Result.DONE and target is State.HOST
-        as_before = result in {Result.REVERTED, Result.CANCELLED} and not owed_before
-        if home or as_before or not self.gpu.present(self.facts):
+        if plan is not None and result is Result.DONE:
+            # With the units that a policy stopped on the way.
+            ended = tuple(unit for unit in self._owed.units if unit not in plan.owed.units)
+            self._owe_at_last(Owed(units=ended).and_before(plan.afterwards))
+        elif not self.gpu.present(self.facts):
+            self._owe_units_only()
+        elif result in {Result.REVERTED, Result.CANCELLED} and not owed_before:
             self._forget_debts()
-        self.reason = reason or (explain(self.gpu, self.facts) if self.state is State.FAILED else "")
+        unhappy = reason if result is not Result.DONE else ""
+        self.reason = unhappy or (explain(self.gpu, self.facts) if self.state is State.FAILED else "")
         return result, reason
 
-    def _own_look(self) -> HostFacts:
-        return self.facts.renewed(self._host.look(self.gpu.functions), self.gpu.functions)
-
-    def _forget_debts(self) -> None:
-        if self._owed is not None:
-            self._owed = None
-            self._journal.drop(self.gpu.address)
-
-    # Telling --------------------------------------------------------------------------------------------------------
+    def _tell(self) -> None:
+        self._observer.changed(self)
 
     def _stepped(self, event: StepEvent) -> None:
         self.progress = asyncio.get_running_loop().time()
@@ -387,8 +396,3 @@ class Actor:
     def _end(self, switch: Switch, result: Result, reason: str) -> None:
         switch.finish(result, reason)
         self._observer.finished(self, switch)
-
-    def _fire(self, trigger: str) -> None:
-        self._machine.fire(trigger)
-        self.since = time.time()
-        self.progress = asyncio.get_running_loop().time()

@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from gpuswitch.errors import KernelError
 from gpuswitch.switch.host import Pending
-from gpuswitch.switch.steps import Hands, Step, StepError
+from gpuswitch.switch.step import Hands, Step, StepError
 
 _log = logging.getLogger(__name__)
 
@@ -45,11 +45,13 @@ class StepEvent:
 class StuckError(Exception):
     """The kernel did not return from an operation within the step's deadline. Nothing more may be written."""
 
-    def __init__(self, pending: Pending, deadline: float) -> None:
+    def __init__(self, pending: Pending, deadline: float | None) -> None:
+        """`deadline` in seconds; None: an earlier run of the service sent it."""
         where = f", waiting in {pending.kernel_wait}" if pending.kernel_wait else ""
         who = f" (process {pending.pid} is in state {pending.process_state}{where})" if pending.pid else ""
-        self.afterwards = f"'{pending.what}' took longer than {deadline:g} s"
-        super().__init__(f"the kernel has not returned from '{pending.what}' within {deadline:g} s{who}")
+        since = f"within {deadline:g} s" if deadline is not None else "since before the service started"
+        self.afterwards = f"'{pending.what}' took longer than {deadline or 0:g} s"
+        super().__init__(f"the kernel has not returned from '{pending.what}' {since}{who}")
         self.pending = pending
 
 
@@ -79,13 +81,18 @@ class Engine:
         self._begun = list(enumerate(steps, 1)) if begun else []
         self._faults: list[str] = []
         self._stop = ""
+        self.forgone: list[str] = []
+        """Why optional steps did not work."""
 
     def stop(self, reason: str) -> None:
-        """End before the next step. A step is never torn apart: the one that runs is finished first."""
+        """End before the next step. A step is never torn apart: the one that runs is finished first, unless it only
+        waits for people and their programs.
+        """
         self._stop = reason
+        self._hands.ending.set()
 
     async def forward(self) -> None:
-        """Run every step.
+        """Run every step; past an optional one that fails, whose sentence is then in `forgone`.
 
         Raises:
             StepError: a step did not work; `back` may follow.
@@ -98,12 +105,24 @@ class Engine:
             self._begun.append((number, step))
             started = self._tell(number, step, Status.RUNNING)
             try:
-                await self._bounded(step, step.apply)
-                await self._bounded(step, step.verify)
-            except (StepError, StuckError):
+                await self._forward_one(step)
+            except (StepError, StuckError) as failure:
                 self._tell(number, step, Status.FAILED, started)
-                raise
-            self._tell(number, step, Status.DONE, started)
+                if isinstance(failure, StuckError):
+                    raise
+                if self._stop:
+                    raise StoppedError(self._stop) from failure
+                if not step.optional:
+                    raise
+                _log.warning("cannot %s: %s", step.title, failure)
+                self.forgone.append(str(failure))
+            else:
+                self._tell(number, step, Status.DONE, started)
+
+    async def _forward_one(self, step: Step) -> None:
+        deadline = step.deadline(self._deadlines[step.kind])
+        await self._bounded(step, step.apply, deadline)
+        await self._bounded(step, step.verify, deadline)
 
     async def back(self) -> None:
         """Revert what was begun, last first. Goes on past a revert that fails, to bring home what it can.
@@ -116,7 +135,7 @@ class Engine:
             number, step = self._begun[-1]
             started = self._tell(number, step, Status.REVERTING)
             try:
-                await self._bounded(step, step.revert)
+                await self._bounded(step, step.revert, self._deadlines[step.kind])
             except StepError as fault:
                 self._faults.append(str(fault))
                 self._tell(number, step, Status.REVERT_FAILED, started)
@@ -129,8 +148,7 @@ class Engine:
         if self._faults:
             raise StepError("; ".join(self._faults))
 
-    async def _bounded(self, step: Step, work: Callable[[Hands], Awaitable[None]]) -> None:
-        deadline = self._deadlines[step.kind]
+    async def _bounded(self, step: Step, work: Callable[[Hands], Awaitable[None]], deadline: float) -> None:
         self._hands.waiting_for = f"'{step.title}' is not done"
         try:
             async with asyncio.timeout(deadline):

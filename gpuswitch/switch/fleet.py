@@ -10,9 +10,11 @@ from gpuswitch.errors import InvalidArgument, NoSuchGpu
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu, discover
-from gpuswitch.switch.actor import Actor, Observer
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
+from gpuswitch.switch.observer import Observer
 
 REST_SECONDS = 0.1
 """How long a look is good for: a driver that binds makes a dozen events in a moment."""
@@ -29,6 +31,7 @@ class Fleet:
         self.facts: HostFacts = host.look()
         self._host = host
         self._journal = journal
+        self._arbiter = Arbiter(host.systemd)
         self._observer = observer
         self._unwatch: Callable[[], None] | None = None
         self._looked = float("-inf")
@@ -39,6 +42,10 @@ class Fleet:
         self._unwatch = self._host.watch(self._look_soon)
         self.look()
         await asyncio.gather(*(actor.adopt() for actor in self.actors.values()))
+
+    async def pay(self) -> None:
+        """Give back what could not be waited for before READY: whoever waits for us may be what it waits for."""
+        await asyncio.gather(*(actor.pay() for actor in list(self.actors.values())))
 
     async def stop(self, reason: str) -> None:
         """End every switch at the next safe point. A GPU that the kernel has is left to it."""
@@ -87,6 +94,7 @@ class Fleet:
                     host=self._host,
                     config=self.config,
                     journal=self._journal,
+                    arbiter=self._arbiter,
                     observer=self._observer,
                     rested=self.look,
                 )
@@ -108,8 +116,8 @@ class Fleet:
 
     def _away(self, found: Iterable[Gpu]) -> list[Gpu]:
         """At the first look: the GPUs that an earlier run of the service moved, with what it moved and what is free."""
-        journals = {address: self._journal.load(address) for address in self._journal.away()}
-        owed = {a: set(owed) for a, owed in journals.items() if owed and a in self.facts.functions}
+        journals = {address: self._journal.load(address).owed.functions for address in self._journal.away()}
+        owed = {a: set(functions) for a, functions in journals.items() if functions and a in self.facts.functions}
         moved = set().union(*owed.values())
         free = {gpu.address: set(gpu.functions) - moved for gpu in found}
         return [Gpu(a, tuple(sorted(functions | free.get(a, set())))) for a, functions in owed.items()]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from signal import Signals
 from typing import Protocol
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import Captured, HostFacts
+from gpuswitch.model.facts import Captured, Consoles, HostFacts
+from gpuswitch.model.holders import Holder, Process, Scan, Sought, Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +19,16 @@ class Pending:
     `what` says it to a person ("unbind 0000:01:00.1 from snd_hda_intel"); `pid` is the process that sits in it, the
     worker or a modprobe that it runs (0 where there is none); `kernel_wait` is the kernel function it waits in, as
     /proc/PID/wchan shows it ("" unknown); `process_state` is field 3 of /proc/PID/stat, "D" for an uninterruptible
-    wait.
+    wait; `stack` are the kernel functions it is in, the innermost first, as /proc/PID/stack shows them (empty: not
+    shown). `worker` is the worker process, which ends by itself once the kernel lets it; None where there is none.
     """
 
     what: str
     pid: int = 0
     process_state: str = ""
     kernel_wait: str = ""
+    stack: tuple[str, ...] = ()
+    worker: Process | None = None
 
 
 class Kernel(Protocol):
@@ -69,6 +74,46 @@ class Kernel(Protocol):
     async def release_group(self, group: int) -> None:
         """Close what `hold_group` opened; nothing to do where it is not open."""
 
+    async def unload(self, module: str) -> None:
+        """Take one module out of the kernel, and no other; nothing to do where it is not loaded.
+
+        EAGAIN: it is in use; nothing was changed then, and no driver left its device.
+        """
+
+    async def announce(self, functions: Sequence[PciAddress], subsystem: str, action: str) -> None:
+        """A synthetic uevent (`remove` or `add`) on each card that the functions have in `subsystem` (`sound`, `drm`).
+
+        Nothing happens to the card; whoever follows udev believes it, and lets go of it or takes it up. Nothing to do
+        where there is no such card (Documentation/ABI/testing/sysfs-uevent).
+        """
+
+    async def consoles(self) -> Consoles:
+        """What the text consoles are shown on, now."""
+
+    async def map_consoles(self, terminals: Sequence[int], frame_buffer: int) -> None:
+        """Show these virtual terminals on that frame buffer (ioctl FBIOPUT_CON2FBMAP, drivers/video/fbdev/core)."""
+
+    async def bind_console(self, vtconsole: str, *, bound: bool) -> None:
+        """Write `bind` of /sys/class/vtconsole/VTCONSOLE; nothing to do where it is so."""
+
+    async def unbind_platform(self, device: str, driver: str) -> None:
+        """Take a platform device (`efi-framebuffer.0`) from its driver; nothing to do where it is not bound to it."""
+
+    async def bind_platform(self, device: str, driver: str) -> None:
+        """Bind a platform device to a driver; nothing to do where it is bound to it."""
+
+    async def persistence(self, function: PciAddress) -> bool | None:
+        """Whether nvidia's persistence mode is on for this GPU; None where no nvidia-smi is there to ask."""
+
+    async def set_persistence(self, function: PciAddress, *, on: bool) -> None:
+        """Turn nvidia's persistence mode on or off for this GPU."""
+
+    def adopt(self, pending: Pending) -> bool:
+        """Take over an operation that an earlier run of the service left in the kernel; False if it is over.
+
+        From here on it is `pending`, as if it had been sent by us, until its worker has ended.
+        """
+
     @property
     def pending(self) -> Pending | None:
         """The operation that the kernel still has, or None."""
@@ -77,8 +122,73 @@ class Kernel(Protocol):
         """Wait until nothing is pending."""
 
 
+class Processes(Protocol):
+    """The processes of the machine: who has what open, and a word to them."""
+
+    async def scan(self, sought: Sought) -> Scan:
+        """Who has it open, in containers too. Takes no device lock, but may block (a dead network mount).
+
+        Not in a GPU's worker: a scan that never returns leaves no GPU wedged. Cancelling the caller abandons it.
+
+        Raises:
+            KernelError: nobody can tell; whatever was asked about counts as busy.
+        """
+
+    async def stirred(self, holders: Sequence[Holder]) -> None:
+        """Wait until one of them ends, or somebody closes a node that one of them has open."""
+
+    def signal(self, process: Process, number: Signals) -> bool:
+        """Send a signal to this process and no later one of its number (pidfd_open(2)); False: it is gone.
+
+        Raises:
+            KernelError: EPERM.
+        """
+
+
+class Systemd(Protocol):
+    """The managers of units and sessions: systemd, its user instances, logind.
+
+    Every method raises `KernelError` with one sentence that names the unit or session and what the manager says of it;
+    with ENOENT where there is no such unit, or no such manager. A cancelled caller's job is cancelled too.
+    """
+
+    async def active(self, units: Collection[Unit]) -> frozenset[Unit]:
+        """Those that are active, activating, reloading, or queued to start."""
+
+    async def sockets(self, unit: Unit) -> tuple[Unit, ...]:
+        """The active units that would start it again (TriggeredBy=: sockets, paths, timers)."""
+
+    async def stop(self, unit: Unit) -> None:
+        """Stop it; returns when its job is over and it is inactive (or failed)."""
+
+    async def start(self, unit: Unit) -> None:
+        """ResetFailedUnit, then start it; returns when its job is over and it is active."""
+
+    async def sessions(self, uid: int) -> tuple[str, ...]:
+        """The logind sessions of this user; none where there is no logind."""
+
+    async def end_session(self, session: str) -> None:
+        """TerminateSession; returns when logind has forgotten it."""
+
+    async def stopping(self) -> bool:
+        """Whether the whole system is going down (the manager's SystemState); False where there is no systemd."""
+
+    async def inhibit(self, gpu: str) -> None:
+        """Keep the machine from sleeping for this GPU's sake, by a process that outlives the service.
+
+        Nothing to do where one does so already, whoever started it. A machine without logind cannot be put to sleep by
+        it, so there is nothing to do there either.
+        """
+
+    async def release(self, gpu: str) -> None:
+        """Let it sleep again; nothing to do where nothing of ours keeps it awake for this GPU."""
+
+
 class Host(Protocol):
     """The machine: what can be seen of it, and a `Kernel` for each GPU."""
+
+    processes: Processes
+    systemd: Systemd
 
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
         """Observe, now, without taking a device lock or waking a device; does not block.

@@ -1,4 +1,4 @@
-"""The journal: what each GPU had before we touched it, kept for exactly as long as we owe it.
+"""The journal: what is owed to each GPU, and what the kernel has not returned from, for as long as it is so.
 
 One small JSON file per GPU in the runtime directory, which lives as long as the kernel whose state it describes.
 Written before the first step of a switch, dropped when the GPU is home; atomically replaced, so never half there.
@@ -9,16 +9,29 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpuswitch.errors import Failed, GpuswitchError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Captured, Driver
-from gpuswitch.switch.plan import Baseline
+from gpuswitch.model.holders import Process, Unit
+from gpuswitch.switch.host import Pending
+from gpuswitch.switch.owed import NOTHING, Owed
 
-_FORMAT = 1
+_FORMAT = 2
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is kept for one GPU. `stuck` has nothing but `what` and `worker`."""
+
+    owed: Owed = NOTHING
+    stuck: Pending | None = None
 
 
 class Journal:
@@ -27,24 +40,24 @@ class Journal:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def load(self, gpu: PciAddress) -> Baseline | None:
-        """What is owed to `gpu`, None if nothing. A file that cannot be read is set aside, with a warning."""
+    def load(self, gpu: PciAddress) -> Entry:
+        """What is kept for `gpu`, empty if nothing. A file that cannot be read is set aside, with a warning."""
         path = self._path(gpu)
         try:
             return _decode(json.loads(path.read_bytes()))
         except FileNotFoundError:
-            return None
+            return Entry()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, GpuswitchError) as error:
             _log.warning("cannot read %s (%s): set aside, the drivers are told from the hardware instead", path, error)
             self._set_aside(path)
-            return None
+            return Entry()
 
     def away(self) -> list[PciAddress]:
-        """The GPUs to which something is owed."""
+        """The GPUs for which something is kept."""
         return [PciAddress.parse(f"pci_{path.stem}") for path in sorted(self._directory.glob("????*_??_??_?.json"))]
 
-    def save(self, gpu: PciAddress, baseline: Baseline) -> None:
-        """Keep what is owed, durably.
+    def save(self, gpu: PciAddress, owed: Owed, stuck: Pending | None = None) -> None:
+        """Keep what is owed, and what the kernel has not returned from, durably.
 
         Raises:
             Failed: it could not be written, so the GPU must not be touched.
@@ -54,7 +67,7 @@ class Journal:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             with fresh.open("w") as file:
-                json.dump(_encode(baseline), file)
+                json.dump(_encode(Entry(owed, stuck)), file)
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(path)
@@ -78,29 +91,52 @@ class Journal:
             _log.warning("cannot set %s aside: %s", path, error)
 
 
-def _encode(baseline: Baseline) -> dict[str, Any]:
+def _encode(entry: Entry) -> dict[str, Any]:
+    owed, stuck = entry.owed, entry.stuck
     return {
         "format": _FORMAT,
-        "baseline": {
+        "boot": boot_id(),
+        "functions": {
             str(address): {
                 "driver": captured.driver and captured.driver.name,
                 "module": captured.driver and captured.driver.module,
                 "override": captured.override,
                 "power_control": captured.power_control,
             }
-            for address, captured in baseline.items()
+            for address, captured in owed.functions.items()
         },
+        "units": [[unit.name, unit.user] for unit in owed.units],
+        "modules": list(owed.modules),
+        "terminals": list(owed.terminals),
+        "vtconsoles": list(owed.vtconsoles),
+        "boot_framebuffers": [list(pair) for pair in owed.boot_framebuffers],
+        "persistent": [str(address) for address in owed.persistent],
+        "stuck": stuck and stuck.worker and [stuck.what, stuck.worker.pid, stuck.worker.started],
     }
 
 
-def _decode(content: dict[str, Any]) -> Baseline:
+def _decode(content: dict[str, Any]) -> Entry:
+    """All of it is done to the host one day: nothing but what `_encode` wrote may pass."""
     if content["format"] != _FORMAT:
         raise ValueError(f"format {content['format']!r}, not {_FORMAT}")
-    return {PciAddress.parse(address): _decode_captured(kept) for address, kept in content["baseline"].items()}
+    if content["boot"] != boot_id():
+        raise ValueError("it describes the kernel of an earlier boot")
+    owed = Owed(
+        functions={PciAddress.parse(address): _captured(kept) for address, kept in content["functions"].items()},
+        units=tuple(Unit(_is(str, name), user if user is None else _is(int, user)) for name, user in content["units"]),
+        modules=tuple(_is(str, module) for module in content["modules"]),
+        terminals=tuple(_is(int, terminal) for terminal in content["terminals"]),
+        vtconsoles=tuple(_is(str, name) for name in content["vtconsoles"]),
+        boot_framebuffers=tuple((_is(str, a), _is(str, b)) for a, b in content["boot_framebuffers"]),
+        persistent=tuple(PciAddress.parse(address) for address in content["persistent"]),
+    )
+    if content["stuck"] is None:
+        return Entry(owed)
+    what, pid, started = content["stuck"]
+    return Entry(owed, Pending(_is(str, what), worker=Process(_is(int, pid), _is(int, started))))
 
 
-def _decode_captured(kept: dict[str, Any]) -> Captured:
-    # All of it is written to the kernel one day: nothing but what `_encode` wrote may pass.
+def _captured(kept: dict[str, Any]) -> Captured:
     driver, module, override = (_text(kept[key]) for key in ("driver", "module", "override"))
     if kept["power_control"] not in {"auto", "on"}:
         raise ValueError(f"power_control {kept['power_control']!r}")
@@ -108,6 +144,15 @@ def _decode_captured(kept: dict[str, Any]) -> Captured:
 
 
 def _text(value: object) -> str | None:
-    if value is None or isinstance(value, str):
+    return value if value is None else _is(str, value)
+
+
+def _is(kind: type[_T], value: object) -> _T:
+    if isinstance(value, kind) and not isinstance(value, bool):
         return value
-    raise TypeError(f"{value!r} is no text")
+    raise TypeError(f"{value!r} is no {kind.__name__}")
+
+
+def boot_id() -> str:
+    """Names this run of the kernel (random(4)); a journal that names another describes nothing that is there."""
+    return _BOOT_ID.read_text().strip()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from gpuswitch.model.facts import Driver, HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
-from gpuswitch.switch.plan import Baseline
+from gpuswitch.switch.owed import Owed
 
 
-def observe(gpu: Gpu, facts: HostFacts, owed: Baseline | None) -> State:
+def observe(gpu: Gpu, facts: HostFacts, owed: Owed) -> State:
     """State.HOST, VFIO, ABSENT, or UNKNOWN for what is none of these.
 
     Where nothing is owed, whatever drivers the functions have off vfio-pci are the host's choice: its baseline.
@@ -22,7 +22,8 @@ def observe(gpu: Gpu, facts: HostFacts, owed: Baseline | None) -> State:
         return State.VFIO
     if any(function.on_vfio for function in present):
         return State.UNKNOWN
-    home = all(f.driver_name == _name(owed[f.address].driver) for f in present if owed and f.address in owed)
+    kept = owed.functions
+    home = all(f.driver_name == _name(kept[f.address].driver) for f in present if f.address in kept)
     return State.HOST if home else State.UNKNOWN
 
 

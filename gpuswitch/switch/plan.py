@@ -6,13 +6,19 @@ left half-moved, and one that a crash interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Captured, HostFacts, Kind
+from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.holders import Sought, Unit
+from gpuswitch.model.policy import Busy
 from gpuswitch.model.states import State
+from gpuswitch.switch.letting_go import Announce, AwaitHolders, CheckHolders, EndSession
+from gpuswitch.switch.needs import Needs
+from gpuswitch.switch.owed import NOTHING, Baseline, Owed
+from gpuswitch.switch.step import Step
 from gpuswitch.switch.steps import (
     AimOverrides,
     AwaitNodes,
@@ -23,44 +29,75 @@ from gpuswitch.switch.steps import (
     LoadDriver,
     ReleaseGroup,
     RestorePower,
-    Step,
     Unbind,
 )
-
-Baseline = Mapping[PciAddress, Captured]
-"""What each function of a GPU had before we touched it."""
+from gpuswitch.switch.surroundings import (
+    KeepUp,
+    LetSleep,
+    LoadModules,
+    MoveConsoles,
+    Persistence,
+    ReleaseBootFramebuffer,
+    RestoreBootFramebuffer,
+    RestoreConsoles,
+    RestorePersistence,
+    StartUnits,
+    StopUnits,
+    UnloadModules,
+)
 
 
 @dataclass(frozen=True)
 class Plan:
     """The ordered steps that take `gpu` to `target` (State.HOST or State.VFIO).
 
-    `owed` is what the GPU must get back one day, from the moment the first step begins.
+    `owed` is what the GPU must get back one day, from the moment the first step begins; `afterwards` is what is left
+    of it once all steps are done.
     """
 
     gpu: Gpu
     target: State
-    owed: Baseline
+    owed: Owed
     steps: tuple[Step, ...]
+    afterwards: Owed = NOTHING
 
 
-def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Baseline) -> Plan:
+@dataclass(frozen=True, slots=True)
+class Back:
+    """What the config says of the way home: a unit to start `after`, and what is not to be put back.
+
+    `wait_seconds`: how long to wait for whoever has it open; None: not at all, since its groups are held already.
+    `units_later`: systemd jobs cannot be waited for now, while the service starts; the units stay owed.
+    """
+
+    after: Unit | None = None
+    leave_consoles: tuple[str, ...] = ()
+    boot_framebuffer: bool = False
+    wait_seconds: float | None = None
+    units_later: bool = False
+
+
+def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs = Needs()) -> Plan:  # noqa: B008 -- frozen
     """Every function of the GPU to vfio-pci.
 
     `now` is what the functions have at this moment, and what a revert gives back; `owed` is what an earlier switch
     that never came home still owes them.
     """
     driver = {f.address: f.driver_name for f in gpu.present(facts)}
+    unloaded = {a for o in needs.unload for a in o.functions}
+    patience = {a: o.profile.unbind_seconds for o in needs.occupations for a in o.functions}
     leaving = [a for a in gpu.in_detach_order(facts) if driver[a] not in (None, VFIO_DRIVER)]
     arriving = [a for a in gpu.in_detach_order(facts) if driver[a] != VFIO_DRIVER]
+    debts = _debts(needs, {a: now[a] for a in arriving}).and_before(owed)
 
     return Plan(
         gpu,
         State.VFIO,
-        {**{a: now[a] for a in arriving}, **owed},
+        debts,
         (
             # First what may fail without anything having been touched.
             *_load(facts, {VFIO_DRIVER: VFIO_MODULE}),
+            *_make_ready(gpu, needs),
             # A device that sleeps in D3cold may not wake up in other hands. vfio-pci takes power management over with
             # the bind (pm_runtime_allow in vfio_pci_core_register_device), so this needs no end here.
             KeepAwake({a: now[a].power_control for a in arriving}),
@@ -69,57 +106,168 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Baseline) -> Plan:
             AimOverrides(
                 to=dict.fromkeys(gpu.functions, VFIO_DRIVER), before={a: now[a].override for a in gpu.functions}
             ),
+            # An unbind that meets a holder waits for him, and nothing takes it back: look again, now.
+            *([CheckHolders(needs.sought)] if needs.sought and leaving else []),
             # Companions first: the display function powers the card, and it is the one that must not be lost early.
-            *(Unbind(a, str(driver[a])) for a in leaving),
+            *(Unbind(a, str(driver[a]), patience.get(a, 0.0)) for a in leaving if a not in unloaded),
+            *(UnloadModules(o.functions, o.profile.driver, o.loaded) for o in needs.unload),
             *(Bind(a, VFIO_DRIVER) for a in arriving),
             # A VM takes whole groups, and finds out late that it cannot.
             *(CheckGroup(number, gpu) for number in gpu.groups(facts)),
+            # The other GPUs of this driver want theirs back.
+            *([StartUnits(needs.at_once)] if needs.at_once else []),
+            LetSleep(),
         ),
+        replace(debts, units=tuple(unit for unit in debts.units if unit not in needs.at_once)),
     )
 
 
-def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, baseline: Baseline) -> Plan:
-    """Every function back to its baseline: its driver (or none), its override, its power setting.
+def _make_ready(gpu: Gpu, needs: Needs) -> list[Step]:
+    """The host around the GPU, before the GPU itself is touched."""
+    return [
+        # A machine that falls asleep half-way may wake up with a GPU that no driver knows.
+        KeepUp(),
+        # Then whoever has it open: what the config names, what may be asked, what the policy says of the rest.
+        *([StopUnits(needs.stop, needs.active)] if needs.stop else []),
+        *(EndSession(session) for session in needs.sessions),
+        *(Announce(functions, subsystem) for subsystem, functions in needs.announce),
+        *_await_holders(needs),
+        # What draws the kernel's text on it, and what keeps it in use by itself.
+        *_move_consoles(gpu, needs),
+        *(Persistence(a, on=False) for a in needs.persistent),
+    ]
 
-    `now` is what the functions have at this moment, and what a revert gives back.
+
+def _debts(needs: Needs, functions: Baseline) -> Owed:
+    return Owed(
+        functions,
+        units=needs.active,
+        modules=needs.chain,
+        terminals=needs.terminals,
+        vtconsoles=needs.unbind_consoles,
+        boot_framebuffers=tuple((b.device, b.driver) for b in needs.boot_framebuffers),
+        persistent=needs.persistent,
+    )
+
+
+def _await_holders(needs: Needs) -> list[Step]:
+    if not needs.holding or needs.sought is None:
+        return []
+    return [AwaitHolders(needs.sought, needs.busy, needs.wait_seconds, needs.grace_seconds)]
+
+
+def _move_consoles(gpu: Gpu, needs: Needs) -> list[Step]:
+    steps: list[Step] = [ReleaseBootFramebuffer(b.device, b.driver) for b in needs.boot_framebuffers]
+    if (needs.terminals and needs.to is not None) or needs.unbind_consoles:
+        steps.append(MoveConsoles(gpu.functions, needs.terminals, needs.to, needs.unbind_consoles))
+    return steps
+
+
+def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = Back()) -> Plan:
+    """Everything that is `owed`: each function's driver (or none), override and power setting, and the host around it.
+
+    `owed` knows every function; `now` is what the functions have, and what a revert gives back.
     """
     driver = {f.address: f.driver_name for f in gpu.present(facts)}
-    # A function that somebody gave another host driver meanwhile is home already, and may be in use: it is left alone.
-    elsewhere = {f.address: f.driver for f in gpu.present(facts) if f.driver and not f.on_vfio}
-    baseline = {a: replace(baseline[a], driver=elsewhere.get(a, baseline[a].driver)) for a in gpu.functions}
-    wanted = {a: kept.driver for a, kept in baseline.items()}
-    names = {a: d.name if d else None for a, d in wanted.items()}
+    baseline = _home(gpu, facts, owed.functions)
+    names = {a: captured.driver.name if captured.driver else None for a, captured in baseline.items()}
     order = gpu.in_attach_order(facts)
     leaving = [a for a in order if driver[a] == VFIO_DRIVER]
     arriving = [a for a in order if names[a] is not None and driver[a] in (None, VFIO_DRIVER)]
-    held = sorted({g for a in leaving if (g := facts.functions[a].iommu_group) is not None})
-    modules = {d.name: d.module for d in wanted.values() if d is not None}
+    held = _groups(facts, leaving)
 
     return Plan(
         gpu,
         State.HOST,
-        baseline,
+        replace(owed, functions=baseline),
         (
-            # Whoever has the group open would lose the device under its feet; holding it keeps the next one out, too.
+            KeepUp(),
+            *_await_vm(leaving, held, back),
+            # Whoever has the group open would lose the device; holding it keeps the next one out, too.
             *(HoldGroup(number) for number in held),
             KeepAwake({a: now[a].power_control for a in gpu.functions}),
             # `vfio-pci.ids=` on the kernel command line would win a probe that is not aimed.
             AimOverrides(
-                to={a: names[a] or baseline[a].override for a in gpu.functions},
-                before={a: now[a].override for a in gpu.functions},
+                {a: names[a] or baseline[a].override for a in gpu.functions},
+                {a: now[a].override for a in gpu.functions},
             ),
+            *_past_the_group(leaving),
             # Display first: the reverse of the way out.
             *(Unbind(a, VFIO_DRIVER) for a in leaving),
             *(ReleaseGroup(number) for number in held),
             # Not before the device is free: nvidia's module refuses to load where it finds no card of its own.
-            *_load(facts, modules),
+            *_load(facts, {c.driver.name: c.driver.module for c in baseline.values() if c.driver is not None}),
             *(Bind(a, str(names[a])) for a in arriving),
+            *_load_chain(facts, owed),
             *(AwaitNodes(a) for a in order if facts.functions[a].kind is Kind.DISPLAY),
             # The override has done its work; from here the functions probe as they did before us.
             AimOverrides(to={a: baseline[a].override for a in gpu.functions}, before=names),
             RestorePower({a: baseline[a].power_control for a in gpu.functions}),
+            *_put_right(gpu, owed, back),
         ),
+        Owed(units=owed.units) if back.units_later else NOTHING,
     )
+
+
+def _groups(facts: HostFacts, functions: Iterable[PciAddress]) -> list[int]:
+    return sorted({g for a in functions if (g := facts.functions[a].iommu_group) is not None})
+
+
+def _past_the_group(leaving: Sequence[PciAddress]) -> list[Step]:
+    """A VM may have a function open by /dev/vfio/devices/ too."""
+    return [CheckHolders(Sought(tuple(leaving)))] if leaving else []
+
+
+def _load_chain(facts: HostFacts, owed: Owed) -> list[Step]:
+    """The modules around the host driver; its own is loaded by then."""
+    there = {*facts.modules, *facts.pci_drivers.values()}
+    own = {captured.driver.module for captured in owed.functions.values() if captured.driver}
+    missing = tuple(module for module in owed.modules if module not in there | own)
+    return [LoadModules(missing)] if missing else []
+
+
+def _await_vm(leaving: Sequence[PciAddress], held: Sequence[int], back: Back) -> list[Step]:
+    """Who has it open now is a virtual machine, and nobody ends that."""
+    if back.wait_seconds is None or not leaving:
+        return []
+    sought = Sought(tuple(leaving), tuple(f"vfio/{number}" for number in held))
+    return [AwaitHolders(sought, Busy.WAIT, back.wait_seconds, 0.0)]
+
+
+def _home(gpu: Gpu, facts: HostFacts, kept: Baseline) -> Baseline:
+    """What was kept; but a function that somebody gave another host driver meanwhile is home, and may be in use."""
+    elsewhere = {f.address: f.driver for f in gpu.present(facts) if f.driver and not f.on_vfio}
+    return {a: replace(kept[a], driver=elsewhere.get(a, kept[a].driver)) for a in gpu.functions}
+
+
+def _put_right(gpu: Gpu, owed: Owed, back: Back) -> list[Step]:
+    """The host around the GPU, which is home by now: should any of it fail, that takes nothing away."""
+    now = [] if back.units_later else [*filter(None, [owed.units, (back.after,) if back.after else ()])]
+    return [
+        *(RestorePersistence(a, on=True) for a in owed.persistent),
+        *_bring_consoles_back(gpu, owed, back),
+        *(StartUnits(units) for units in now),
+        LetSleep(),
+    ]
+
+
+def _bring_consoles_back(gpu: Gpu, owed: Owed, back: Back) -> list[Step]:
+    steps: list[Step] = []
+    bind = tuple(vtconsole for vtconsole in owed.vtconsoles if vtconsole not in back.leave_consoles)
+    if owed.terminals or bind:
+        steps.append(RestoreConsoles(gpu.functions, owed.terminals, bind))
+    if back.boot_framebuffer:
+        steps += [RestoreBootFramebuffer(device, driver) for device, driver in owed.boot_framebuffers]
+    return steps
+
+
+def _units_back(owed: Owed, back: Back) -> list[Step]:
+    return [
+        *([StartUnits(owed.units)] if owed.units else []),
+        # nvidia's daemon may be one of them, and is to know of it.
+        *(RestorePersistence(a, on=True) for a in owed.persistent),
+        *([StartUnits((back.after,))] if back.after else []),
+    ]
 
 
 def _load(facts: HostFacts, modules: Mapping[str, str | None]) -> list[Step]:

@@ -1,24 +1,31 @@
-"""What comes before the first step: guards, the values to give back, the groups in our hands, and out of them a plan.
+"""What comes before the first step: guards, the values to give back, who is in the way, and out of them a plan.
 
 Changes nothing but what `holds` names: once that is reverted, the host is as it was.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gpuswitch.config import GpuConfig
-from gpuswitch.errors import KernelError, NotViable, Owned
+from gpuswitch.config import Config, GpuConfig
+from gpuswitch.errors import Failed, KernelError, NotViable, Owned
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import from_module, from_name
 from gpuswitch.model.facts import VFIO_DRIVER, Captured, HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.holders import Scan, Sought, Unit
+from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
+from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.guards import blockers, refusal
-from gpuswitch.switch.host import Kernel
-from gpuswitch.switch.plan import Baseline, Plan, to_host, to_vfio
+from gpuswitch.switch.holding import in_the_way
+from gpuswitch.switch.host import Host, Kernel
+from gpuswitch.switch.inquiry import Inquiry
+from gpuswitch.switch.owed import Owed
+from gpuswitch.switch.plan import Back, Plan, to_host, to_vfio
 from gpuswitch.switch.steps import HoldGroup
 
 
@@ -26,15 +33,19 @@ from gpuswitch.switch.steps import HoldGroup
 class Preparation:
     """Everything that a plan for one GPU is computed from; `owed` is what an earlier switch still owes the GPU.
 
-    `holds` are the groups that `plan` took, or began to take: with no switch to follow, they are to be reverted.
+    `starting`: the service is, and no systemd job may be waited for. `holds` are the groups that `plan` took, or began
+    to take: with no switch to follow, they are to be reverted.
     """
 
     gpu: Gpu
     state: State
     facts: HostFacts
-    owed: Baseline
-    config: GpuConfig
-    kernel: Kernel
+    owed: Owed
+    config: Config
+    options: Options
+    host: Host
+    arbiter: Arbiter
+    starting: bool = False
     holds: list[HoldGroup] = field(default_factory=list)
 
     async def plan(self, target: State, *, to_begin: bool) -> Plan:
@@ -43,24 +54,50 @@ class Preparation:
         Raises:
             GpuswitchError: a guard refuses; the sentences name every blocker.
             KernelError: a value could not be read.
+            TimeoutError: the worker did not answer.
         """
         # The worker's start costs more than the guards do: they run meanwhile.
         self.kernel.prepare()
-        found = blockers(self.gpu, target, self.state, self.facts, allow_boot_display=self.config.allow_boot_display)
+        found = blockers(
+            self.gpu, target, self.state, self.facts, allow_boot_display=self._own.rules.allow_boot_display
+        )
         if found:
             raise refusal(found)
-        now = await self.kernel.capture(self.gpu.functions)
+        if await self.host.systemd.stopping():
+            raise Failed(f"cannot switch {self.gpu.address}: the system is going down")
         if target is State.VFIO:
-            return to_vfio(self.gpu, self.facts, now, self.owed)
-        baseline = {a: self.owed.get(a) or await self._first_seen(a, now) for a in self.gpu.functions}
-        if to_begin:
+            inquiry = Inquiry(self.gpu, self.facts, self.config, self.options, self.host, self.arbiter)
+            now, needs = await inquiry.made()
+            return to_vfio(self.gpu, self.facts, now, self.owed, needs)
+        async with asyncio.timeout(self.config.deadlines.capture):
+            now = await self.kernel.capture(self.gpu.functions)
+            kept = self.owed.functions
+            baseline = {a: kept.get(a) or await self._first_seen(a, now) for a in self.gpu.functions}
+        rules = self._own.rules
+        waits = self.options.policy(rules.busy) is Busy.WAIT
+        if to_begin and not waits:
             await self._hold_groups()
-        return to_host(self.gpu, self.facts, now, baseline)
+        back = Back(
+            Unit(rules.after_host) if rules.after_host else None,
+            rules.leave_consoles,
+            rules.restore_boot_framebuffer,
+            wait_seconds=(self.options.wait_seconds or rules.wait_seconds) if waits else None,
+            units_later=self.starting,
+        )
+        return to_host(self.gpu, self.facts, now, Owed(baseline).and_before(self.owed), back)
 
-    def holds_true(self, gpu: Gpu, state: State, facts: HostFacts, owed: Baseline) -> bool:
+    def holds_true(self, gpu: Gpu, state: State, facts: HostFacts, owed: Owed) -> bool:
         """Whether a plan made before is right for what is so now: nobody has moved anything that it depends on."""
         before = self.gpu, self.state, self.owed, _drivers(self.gpu, self.facts)
         return before == (gpu, state, owed, _drivers(gpu, facts))
+
+    @property
+    def kernel(self) -> Kernel:
+        return self.host.kernel(str(self.gpu.address))
+
+    @property
+    def _own(self) -> GpuConfig:
+        return self.config.gpu(self.gpu.address)
 
     async def _first_seen(self, function: PciAddress, now: Mapping[PciAddress, Captured]) -> Captured:
         """The baseline of a function that nobody saw on the host: what it has, or the only driver that fits it."""
@@ -69,8 +106,8 @@ class Preparation:
             return captured
         registered = self.facts.pci_drivers
         display = self.facts.functions[function].kind is Kind.DISPLAY
-        if display and self.config.host_driver:
-            driver = from_name(self.config.host_driver, registered)
+        if display and self._own.host_driver:
+            driver = from_name(self._own.host_driver, registered)
         else:
             candidates = await self.kernel.candidates(function)
             if not candidates and not display:
@@ -85,14 +122,26 @@ class Preparation:
         for group in sorted({f.iommu_group for f in on_vfio if f.iommu_group is not None}):
             self.holds.append(HoldGroup(group))
             try:
-                await self.kernel.hold_group(group)
+                async with asyncio.timeout(self.config.deadlines.capture):
+                    await self.kernel.hold_group(group)
             except KernelError as error:
                 if error.errno == errno.EBUSY:
-                    raise Owned(
-                        f"{self.gpu.address} is in use: something has /dev/vfio/{group} open, most likely a virtual "
-                        "machine; shut it down first"
-                    ) from error
+                    raise Owned(await self._who_has(group)) from error
                 raise
+
+    async def _who_has(self, group: int) -> str:
+        """The sentence that names who has the group, where that can be told."""
+        try:
+            async with asyncio.timeout(self.config.deadlines.holders):
+                scan = await self.host.processes.scan(Sought(self.gpu.functions, (f"vfio/{group}",)))
+        except (KernelError, TimeoutError):
+            scan = Scan()
+        if scan.holders:
+            return in_the_way(self.gpu.address, scan.holders)
+        return (
+            f"{self.gpu.address} is in use: something has /dev/vfio/{group} open, most likely a virtual machine; "
+            "shut it down first"
+        )
 
 
 def _drivers(gpu: Gpu, facts: HostFacts) -> Mapping[PciAddress, str | None]:

@@ -1,4 +1,4 @@
-"""The steps of a switch: what each one does, how it knows that it worked, and how it is taken back.
+"""The steps that move functions: what each one does, how it knows that it worked, and how it is taken back.
 
 Each step stands whole in one place: `apply`, `verify`, `revert`, in that order. All three are idempotent, and `revert`
 also puts right what an `apply` that failed half-way left behind, so the engine reverts the step that failed too.
@@ -7,71 +7,16 @@ also puts right what an `apply` that failed half-way left behind, so the engine 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.facts import VFIO_DRIVER, HostFacts
 from gpuswitch.model.gpu import Gpu, harmless
-from gpuswitch.switch.host import Host, Kernel
-
-Unmet = Callable[[HostFacts], str | None]
-"""Looks at facts and says, in one sentence, what is not yet as it should be; None when all is."""
-
-
-class StepError(Exception):
-    """A step did not work; the sentence says what was found instead."""
-
-
-class Hands:
-    """What a step works with: eyes on the host, and the kernel operations of one GPU."""
-
-    def __init__(self, host: Host, kernel: Kernel) -> None:
-        self.host = host
-        self.kernel = kernel
-        self.waiting_for = ""
-        """What a step that waits for it has not seen yet, in one sentence."""
-
-    def check(self, unmet: Unmet, only: Collection[PciAddress] | None = None) -> None:
-        """Raise `StepError` unless all is as it should be now: for what the kernel decides before a write returns.
-
-        `only`: the functions to look at (`Host.look`).
-        """
-        if (why := unmet(self.host.look(only))) is not None:
-            raise StepError(why)
-
-    async def until(self, unmet: Unmet, only: Collection[PciAddress] | None = None) -> None:
-        """Wait until all is as it should be: for what comes later, by a uevent. The caller sets the deadline."""
-        changed = asyncio.Event()
-        stop = self.host.watch(changed.set)
-        try:
-            while (why := unmet(self.host.look(only))) is not None:
-                self.waiting_for = why
-                await changed.wait()
-                changed.clear()
-        finally:
-            stop()
-
-
-class Step:
-    """One reversible action. `kind` names its deadline in the config and its series in the metrics."""
-
-    kind: ClassVar[str]
-
-    @property
-    def title(self) -> str:
-        """What it does, for a person: `unbind 0000:01:00.1 from snd_hda_intel`."""
-        raise NotImplementedError
-
-    async def apply(self, hands: Hands) -> None:
-        """Do it."""
-
-    async def verify(self, hands: Hands) -> None:
-        """Raise `StepError` unless it is done."""
-
-    async def revert(self, hands: Hands) -> None:
-        """Take it back, also when it was done in part or not at all."""
+from gpuswitch.model.holders import Sought
+from gpuswitch.switch.holding import in_the_way
+from gpuswitch.switch.step import RESCAN_SECONDS, Hands, Step
 
 
 @dataclass(frozen=True)
@@ -168,6 +113,10 @@ class Unbind(Step):
     kind = "unbind"
     function: PciAddress
     driver: str
+    patience: float = 0.0
+
+    def deadline(self, configured: float) -> float:
+        return max(configured, self.patience)
 
     @property
     def title(self) -> str:
@@ -206,8 +155,23 @@ class Bind(Step):
         hands.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])
 
     async def revert(self, hands: Hands) -> None:
-        if _not_on(hands.host.look([self.function]), self.function, self.driver) is None:
-            await hands.kernel.unbind(self.function, self.driver)
+        if _not_on(hands.host.look([self.function]), self.function, self.driver) is not None:
+            return
+        if self.driver != VFIO_DRIVER:
+            await self._until_free(hands)
+        await hands.kernel.unbind(self.function, self.driver)
+
+    async def _until_free(self, hands: Hands) -> None:
+        """It was on the host for a moment, and whoever waits for new cards may have opened it by now."""
+        holders = await hands.holders(Sought((self.function,)))
+        if holders:
+            await hands.kernel.announce([self.function], "sound", "remove")
+        while holders:
+            hands.waiting_for = in_the_way(self.function, holders)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RESCAN_SECONDS):
+                    await hands.host.processes.stirred(holders)
+            holders = await hands.holders(Sought((self.function,)))
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_without_a_directory_everything_is_default(tmp_path: Path) -> None:
     assert config.deadlines == Deadlines()
     assert config.metrics == Metrics(enabled=True, address="127.0.0.1", port=9752)
     assert config.gpu(FIRST).managed is False
-    assert config.gpu(FIRST).allow_boot_display is False
+    assert config.gpu(FIRST).rules.allow_boot_display is False
 
 
 def test_a_gpu_with_a_table_is_managed(tmp_path: Path, write: Write) -> None:
@@ -83,9 +83,9 @@ def test_a_gpus_own_key_beats_the_defaults(tmp_path: Path, write: Write) -> None
         """,
     )
     config = load(tmp_path, {})
-    assert config.gpu(FIRST).allow_boot_display is False
-    assert config.gpu(SECOND).allow_boot_display is True
-    assert config.gpu(PciAddress.parse("0000:03:00.0")).allow_boot_display is True
+    assert config.gpu(FIRST).rules.allow_boot_display is False
+    assert config.gpu(SECOND).rules.allow_boot_display is True
+    assert config.gpu(PciAddress.parse("0000:03:00.0")).rules.allow_boot_display is True
 
 
 def test_drop_ins_override_single_keys_in_the_order_of_their_names(tmp_path: Path, write: Write) -> None:

@@ -1,0 +1,49 @@
+"""The options of a switch, as a stranger on the bus may send them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gpuswitch.errors import InvalidArgument
+from gpuswitch.model.policy import Busy, Options
+from gpuswitch.tables import LONGEST_WAIT, unit
+
+_KNOWN = ("busy", "wait_seconds", "stop_units")
+
+
+def options_of(values: Mapping[str, object]) -> Options:
+    """`busy` (refuse, wait, terminate, kill), `wait_seconds` (up to a day), `stop_units` (full names).
+
+    Raises:
+        InvalidArgument: one is unknown, or has no such value.
+    """
+    unknown = sorted(set(values) - set(_KNOWN))
+    if unknown:
+        raise InvalidArgument(f"unknown option {', '.join(unknown)[:80]!r}: there are {', '.join(_KNOWN)}")
+    return Options(
+        _busy(values["busy"]) if "busy" in values else None,
+        _seconds(values["wait_seconds"]) if "wait_seconds" in values else None,
+        _units(values.get("stop_units", [])),
+    )
+
+
+def _busy(value: object) -> Busy:
+    try:
+        return Busy(str(value))
+    except ValueError:
+        raise InvalidArgument(f"busy has no value {str(value)[:80]!r}; it is one of {', '.join(Busy)}") from None
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LONGEST_WAIT:
+        return float(value)
+    raise InvalidArgument(f"wait_seconds must be a whole number from 1 to {LONGEST_WAIT}, not {str(value)[:80]!r}")
+
+
+def _units(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise InvalidArgument("stop_units must be a list of names")
+    try:
+        return tuple(unit(name) for name in value)
+    except ValueError as error:
+        raise InvalidArgument(f"stop_units: {error}") from None

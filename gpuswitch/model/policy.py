@@ -1,0 +1,38 @@
+"""What a person may choose about a switch: in the config for good, or on the call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Busy(StrEnum):
+    """What becomes of the processes that have the GPU open: tell who they are, wait, ask them to end, end them."""
+
+    REFUSE = "refuse"
+    WAIT = "wait"
+    TERMINATE = "terminate"
+    KILL = "kill"
+
+
+class ModulePolicy(StrEnum):
+    """When a host driver's modules are unloaded: where that is the safe way to detach, whenever it can be, or never."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a caller asked for besides the target; None and empty: as the config says."""
+
+    busy: Busy | None = None
+    wait_seconds: float | None = None
+    stop_units: tuple[str, ...] = ()
+
+    def policy(self, configured: Busy) -> Busy:
+        """What holds for this call: to say how long to wait is to ask to wait."""
+        if self.busy is None and self.wait_seconds is not None:
+            return Busy.WAIT
+        return self.busy or configured

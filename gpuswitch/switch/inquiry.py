@@ -1,0 +1,155 @@
+"""Asks the host what a switch to vfio needs of it, and refuses where somebody is in the way. Changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from gpuswitch.config import Config
+from gpuswitch.errors import Busy as BusyError
+from gpuswitch.errors import Failed, KernelError
+from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.holders import Holder, Sought
+from gpuswitch.model.policy import Busy, Options
+from gpuswitch.switch import needs as rules
+from gpuswitch.switch.arbiter import Arbiter
+from gpuswitch.switch.guards import refusal
+from gpuswitch.switch.holding import Leaving
+from gpuswitch.switch.host import Host
+from gpuswitch.switch.needs import Needs, Occupation
+from gpuswitch.switch.owed import Baseline
+from gpuswitch.tables import Defaults
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """About one GPU, once."""
+
+    gpu: Gpu
+    facts: HostFacts
+    config: Config
+    options: Options
+    host: Host
+    arbiter: Arbiter
+
+    async def made(self) -> tuple[Baseline, Needs]:
+        """What the functions have now, and what is to be done around them.
+
+        Raises:
+            GpuswitchError: refused, with every blocker.
+            KernelError, TimeoutError: the GPU's worker could not tell.
+        """
+        found = rules.occupations(
+            self.gpu, self.facts, self._rules.module_policy, frozenset(self.arbiter.stuck.values())
+        )
+        if unable := tuple(rules.cannot_let_go(self.gpu, self.facts, found)):
+            raise refusal(unable)
+        if not found:
+            # Nobody has open what no host driver has.
+            async with asyncio.timeout(self.config.deadlines.capture):
+                return await self._capture(), Needs()
+        sought = rules.sought(self.gpu, found)
+        looking = asyncio.create_task(self._holders(sought))
+        try:
+            async with asyncio.timeout(self.config.deadlines.capture):
+                now = await self._capture()
+                needs = await self._of_the_kernel(found)
+            needs = await self._units(replace(needs, sought=sought), found)
+            return now, await self._holding(needs, await looking)
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+    @property
+    def _rules(self) -> Defaults:
+        return self.config.gpu(self.gpu.address).rules
+
+    @property
+    def _busy(self) -> Busy:
+        return self.options.policy(self._rules.busy)
+
+    async def _capture(self) -> Baseline:
+        return await self.host.kernel(str(self.gpu.address)).capture(self.gpu.functions)
+
+    async def _of_the_kernel(self, found: tuple[Occupation, ...]) -> Needs:
+        """Consoles, the firmware's frame buffer, persistence mode."""
+        kernel = self.host.kernel(str(self.gpu.address))
+        unload = any(occupation.unload for occupation in found)
+        terminals, to, unbind = rules.consoles_to_move(self.gpu, await kernel.consoles(), unload=unload)
+        asked = [f for o in found if o.profile.persistence for f in o.functions]
+        return Needs(
+            occupations=found,
+            terminals=terminals,
+            to=to,
+            unbind_consoles=unbind,
+            boot_framebuffers=tuple(b for b in self.facts.boot_framebuffers if b.function in self.gpu.functions),
+            persistent=tuple([f for f in asked if await kernel.persistence(f)]),
+        )
+
+    async def _units(self, needs: Needs, found: tuple[Occupation, ...]) -> Needs:
+        """Those that are stopped for some other GPU's sake were active, too."""
+        own, comfort = rules.units_to_stop(found, (*self._rules.stop_units, *self.options.stop_units))
+        try:
+            async with asyncio.timeout(self.config.deadlines.inhibit):
+                running = await self.host.systemd.active((*own, *comfort))
+        except (KernelError, TimeoutError) as error:
+            if own:
+                raise Failed(f"cannot tell whether {', '.join(map(str, own))} is active: {_said(error)}") from error
+            running = frozenset()
+        active = tuple(unit for unit in (*own, *comfort) if unit in running or self.arbiter.held_down(unit))
+        at_once = rules.back_at_once(found)
+        return replace(
+            needs,
+            # The configured ones even where they are not active: one that does not exist is a fault to be told.
+            stop=(*own, *(unit for unit in comfort if unit in active)),
+            active=active,
+            later=tuple(unit for unit in active if unit not in at_once or unit in own),
+        )
+
+    async def _holders(self, sought: Sought) -> tuple[Holder, ...]:
+        try:
+            async with asyncio.timeout(self.config.deadlines.holders):
+                return (await self.host.processes.scan(sought)).holders
+        except (KernelError, TimeoutError) as error:
+            raise BusyError(
+                f"nobody can tell who has {self.gpu.address} open, so it counts as busy: {_said(error)}"
+            ) from error
+
+    async def _holding(self, needs: Needs, holders: tuple[Holder, ...]) -> Needs:
+        """What is to be done about those who have it open."""
+        mine = self._rules
+        announced = tuple(
+            rules.announcements(self.gpu, self.facts, holders, sound=mine.announce_sound, display=mine.announce_display)
+        )
+        sessions = await self._sessions(holders) if mine.end_sessions else ()
+        leaving = Leaving(needs.stop, sessions, sound=any(subsystem == "sound" for subsystem, _ in announced))
+        if staying := tuple(rules.refuse_holders(self.gpu, holders, leaving, self._busy)):
+            raise refusal(staying)
+        wait = self.options.wait_seconds or mine.wait_seconds
+        return replace(
+            needs,
+            busy=self._busy,
+            wait_seconds=wait if self._busy is Busy.WAIT else self.config.deadlines.release,
+            grace_seconds=mine.grace_seconds,
+            sessions=sessions,
+            announce=announced,
+            holding=bool(holders),
+        )
+
+    async def _sessions(self, holders: Iterable[Holder]) -> tuple[str, ...]:
+        """The sessions that have it open, and those of a user whose manager runs somebody who has."""
+        sessions = {holder.session for holder in holders if holder.session}
+        users = {h.unit.user for h in holders if not h.session and h.unit is not None and h.unit.user is not None}
+        try:
+            async with asyncio.timeout(self.config.deadlines.sessions):
+                for uid in users:
+                    sessions.update(await self.host.systemd.sessions(uid))
+        except (KernelError, TimeoutError) as error:
+            raise Failed(f"cannot tell which sessions have {self.gpu.address} open: {_said(error)}") from error
+        return tuple(sorted(sessions))
+
+
+def _said(error: KernelError | TimeoutError) -> str:
+    return str(error) or "the answer did not come in time"

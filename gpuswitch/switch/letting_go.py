@@ -1,0 +1,158 @@
+"""The steps that have holders let go of a GPU: ask, end what may be ended, wait for it, and look once more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from signal import SIGKILL, SIGTERM, Signals
+
+from gpuswitch.errors import Failed, KernelError
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.holders import Holder, Process, Sought, Unit
+from gpuswitch.model.policy import Busy
+from gpuswitch.switch.holding import in_the_way, never_ended, stoppable_unit
+from gpuswitch.switch.step import RESCAN_SECONDS, Hands, Step, StepError
+
+
+@dataclass(frozen=True)
+class EndSession(Step):
+    """End a logind session that has the GPU open: for desktops that outlive their display manager, and startx."""
+
+    kind = "sessions"
+    session: str
+
+    @property
+    def title(self) -> str:
+        return f"end session {self.session}"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.host.systemd.end_session(self.session)
+
+
+@dataclass(frozen=True)
+class Announce(Step):
+    """Tell who follows udev that a card goes, by a synthetic uevent: PipeWire holds every sound card for ever."""
+
+    kind = "announce"
+    functions: tuple[PciAddress, ...]
+    subsystem: str
+
+    @property
+    def title(self) -> str:
+        card = "sound card" if self.subsystem == "sound" else "display"
+        return f"announce that the {card} of {' and '.join(map(str, self.functions))} goes"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.announce(self.functions, self.subsystem, "remove")
+
+    async def revert(self, hands: Hands) -> None:
+        await hands.kernel.announce(self.functions, self.subsystem, "add")
+
+
+@dataclass(frozen=True)
+class AwaitHolders(Step):
+    """Have the GPU free of holders: wait for them, or end them first, as the policy says.
+
+    `seconds`: how long to wait; `grace` (seconds): how long those that were asked to end may take before they are
+    killed. Nobody is told to end who was not a holder a moment ago, and nobody is told twice.
+    """
+
+    kind = "release"
+    sought: Sought
+    policy: Busy
+    seconds: float
+    grace: float
+
+    @property
+    def title(self) -> str:
+        match self.policy:
+            case Busy.TERMINATE | Busy.KILL:
+                return "end the programs that have it open"
+            case _:
+                return "wait until nobody has it open"
+
+    def deadline(self, configured: float) -> float:
+        # Stopping a unit takes what systemd gives it; the seconds of the policy are counted by ourselves.
+        return configured + self.seconds + 2 * self.grace
+
+    async def apply(self, hands: Hands) -> None:
+        holders = await hands.holders(self.sought)
+        if holders and self.policy in {Busy.TERMINATE, Busy.KILL}:
+            holders = await self._end(hands, holders)
+        elif holders:
+            holders = await self._gone(hands, self.seconds)
+        if holders:
+            raise StepError(in_the_way(hands.gpu, holders))
+
+    async def _end(self, hands: Hands, holders: tuple[Holder, ...]) -> tuple[Holder, ...]:
+        """Those that are still there after all that the policy allows."""
+        await self._stop_units(hands, holders)
+        await self._signal(hands, SIGTERM)
+        left = await self._gone(hands, self.grace)
+        if left and self.policy is Busy.KILL:
+            await self._signal(hands, SIGKILL)
+            left = await self._gone(hands, self.grace)
+        return left
+
+    async def _stop_units(self, hands: Hands, holders: Iterable[Holder]) -> None:
+        """Through their manager, and what would start them again first."""
+        units = {unit for holder in holders if not never_ended(holder) and (unit := stoppable_unit(holder))}
+        for unit in sorted(units, key=str):
+            hands.waiting_for = f"{unit} has not stopped"
+            try:
+                for each in (*await hands.host.systemd.sockets(unit), unit):
+                    await self._stop_unit(hands, each)
+            except (KernelError, Failed) as error:
+                raise StepError(str(error)) from error
+
+    async def _stop_unit(self, hands: Hands, unit: Unit) -> None:
+        hands.owe(unit)
+        hands.stopped.append(unit)
+        await hands.arbiter.stop(hands.gpu, unit)
+
+    async def revert(self, hands: Hands) -> None:
+        while hands.stopped:
+            await hands.arbiter.start(hands.gpu, hands.stopped.pop())
+
+    async def _signal(self, hands: Hands, number: Signals) -> None:
+        """To each process that has it open at this moment. Those of units got theirs from their manager."""
+        for holder in await hands.holders(self.sought):
+            managed = number is SIGTERM and stoppable_unit(holder) is not None
+            if holder.process is not None and not managed and not never_ended(holder):
+                self._send(hands, holder.process, number)
+
+    def _send(self, hands: Hands, process: Process, number: Signals) -> None:
+        try:
+            hands.host.processes.signal(process, number)
+        except KernelError as error:
+            raise StepError(str(error)) from error
+
+    async def _gone(self, hands: Hands, seconds: float) -> tuple[Holder, ...]:
+        """Wait until there are none, this long at most; those that are left."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while holders := await hands.holders(self.sought):
+            hands.waiting_for = in_the_way(hands.gpu, holders)
+            left = until - loop.time()
+            if left <= 0 or hands.ending.is_set():
+                break
+            await hands.unless_ending(hands.host.processes.stirred(holders), min(left, RESCAN_SECONDS))
+        return holders
+
+
+@dataclass(frozen=True)
+class CheckHolders(Step):
+    """Look for holders once more, right before what cannot be undone: an unbind waits for them, maybe for ever."""
+
+    kind = "holders"
+    sought: Sought
+
+    @property
+    def title(self) -> str:
+        return "see that nobody has it open"
+
+    async def apply(self, hands: Hands) -> None:
+        hands.waiting_for = "the look for programs that have it open is not over"
+        if holders := await hands.holders(self.sought):
+            raise StepError(in_the_way(hands.gpu, holders))

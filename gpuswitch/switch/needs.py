@@ -1,0 +1,206 @@
+"""What a switch needs of the host around a GPU before it may touch it. Pure: facts and answers in, values out.
+
+`prepare.py` asks the host; this says what follows from the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from gpuswitch.errors import Busy as BusyError
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.drivers import Profile, lets_go_of_one, profile_of
+from gpuswitch.model.facts import BootFramebuffer, Consoles, Driver, HostFacts, Kind
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.holders import Holder, Sought, Unit
+from gpuswitch.model.policy import Busy, ModulePolicy
+from gpuswitch.switch.guards import Blocker
+from gpuswitch.switch.holding import Leaving, is_logind, never_ended, sentences
+
+
+@dataclass(frozen=True, slots=True)
+class Occupation:
+    """A host driver that has functions of the GPU, all of which are to leave it.
+
+    `last`: it has no other device. `loaded`: the modules of its chain that can be unloaded, in that order; `unload`:
+    doing so is how the functions are detached.
+    """
+
+    profile: Profile
+    functions: tuple[PciAddress, ...]
+    last: bool = True
+    loaded: tuple[str, ...] = ()
+    unload: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What is to be done around the GPU on its way out; by default, nothing.
+
+    `stop` are the units to stop, of which `active` are to be started again: `later` with the GPU, the others at once,
+    since they serve other GPUs too. `announce` pairs a subsystem with functions. `holding`: somebody has the GPU open
+    who may be waited for, or ended. `terminals` are shown on the GPU, and can be moved `to` a frame buffer; with
+    `unbind_consoles` they are unbound, since fbcon would keep the driver's module. `persistent` functions are in
+    nvidia's persistence mode.
+    """
+
+    sought: Sought | None = None
+    busy: Busy = Busy.REFUSE
+    wait_seconds: float = 0.0
+    grace_seconds: float = 0.0
+    stop: tuple[Unit, ...] = ()
+    active: tuple[Unit, ...] = ()
+    later: tuple[Unit, ...] = ()
+    sessions: tuple[str, ...] = ()
+    announce: tuple[tuple[str, tuple[PciAddress, ...]], ...] = ()
+    holding: bool = False
+    occupations: tuple[Occupation, ...] = ()
+    terminals: tuple[int, ...] = ()
+    to: int | None = None
+    unbind_consoles: tuple[str, ...] = ()
+    boot_framebuffers: tuple[BootFramebuffer, ...] = ()
+    persistent: tuple[PciAddress, ...] = ()
+
+    @property
+    def at_once(self) -> tuple[Unit, ...]:
+        """Those to start again as soon as the GPU is away."""
+        return tuple(unit for unit in self.active if unit not in self.later)
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The modules that are there around the host drivers, in the order to load them."""
+        return tuple(module for o in self.occupations for module in reversed(o.loaded))
+
+    @property
+    def unload(self) -> tuple[Occupation, ...]:
+        return tuple(o for o in self.occupations if o.unload)
+
+
+def occupations(
+    gpu: Gpu, facts: HostFacts, policy: ModulePolicy, stuck: frozenset[str] = frozenset()
+) -> tuple[Occupation, ...]:
+    """The host drivers that have functions of this GPU, companions' first.
+
+    `stuck` are drivers that the kernel is in with another device, although that shows no driver any more: to unload
+    them would wait for it.
+    """
+    drivers: dict[Driver, list[PciAddress]] = {}
+    for address in gpu.in_detach_order(facts):
+        function = facts.functions.get(address)
+        if function is not None and function.driver is not None and not function.on_vfio:
+            drivers.setdefault(function.driver, []).append(address)
+    elsewhere = stuck | {f.driver_name for a, f in facts.functions.items() if a not in gpu.functions}
+    return tuple(
+        _occupation(facts, policy, driver, tuple(own), last=driver.name not in elsewhere)
+        for driver, own in drivers.items()
+    )
+
+
+def _occupation(
+    facts: HostFacts, policy: ModulePolicy, driver: Driver, own: tuple[PciAddress, ...], *, last: bool
+) -> Occupation:
+    profile = profile_of(driver)
+    loaded = tuple(m for m in profile.chain if m == driver.module or _can_go(facts, m))
+    display = all(facts.functions[a].kind is Kind.DISPLAY for a in own)
+    wanted = policy is ModulePolicy.ALWAYS or (policy is ModulePolicy.AUTO and profile.unload_detaches)
+    return Occupation(profile, own, last, loaded, unload=bool(wanted and last and display and driver.module))
+
+
+def _can_go(facts: HostFacts, module: str) -> bool:
+    return module in facts.modules and facts.modules[module].references is not None
+
+
+def moves_in_turns(driver: str, policy: ModulePolicy) -> bool:
+    """Whether a switch may unload the driver's modules, so that who is its last GPU must not change meanwhile."""
+    return policy is ModulePolicy.ALWAYS or profile_of(Driver(driver, None)).unload_detaches
+
+
+def cannot_let_go(gpu: Gpu, facts: HostFacts, found: Iterable[Occupation]) -> Iterator[Blocker]:
+    """Drivers that would have to let one device go, and cannot."""
+    for occupation in found:
+        profile = occupation.profile
+        modeset = facts.modules.get(profile.modeset)
+        own = facts.modules.get(profile.driver)
+        version = own.version if own else ""
+        if occupation.unload or modeset is None or not modeset.modeset or lets_go_of_one(profile, version):
+            continue
+        why = "module_policy is never" if occupation.last else "other GPUs stay on it"
+        yield Blocker(
+            "driver_too_old",
+            f"{profile.driver} {version} cannot let go of {gpu.address} alone while {profile.modeset} has modeset on, "
+            f"and it cannot be unloaded, since {why}: install {profile.driver} "
+            f"{'.'.join(map(str, profile.single_from[0]))} or later",
+        )
+
+
+def sought(gpu: Gpu, found: Iterable[Occupation]) -> Sought:
+    """What to look for: whoever has these devices open, through whatever node."""
+    nodes: list[str] = []
+    modules: list[str] = []
+    for occupation in found:
+        profile = occupation.profile
+        if occupation.last:
+            nodes += profile.nodes
+        # Shared nodes of other GPUs count as references too, and are not looked for then.
+        if profile.waits and (occupation.last or not profile.nodes):
+            modules += occupation.loaded
+    return Sought(gpu.functions, tuple(nodes), modules=tuple(modules))
+
+
+def everything(gpu: Gpu, facts: HostFacts) -> Sought:
+    """What to look for where a person asks: whatever driver it is on."""
+    host = sought(gpu, occupations(gpu, facts, ModulePolicy.AUTO))
+    groups = tuple(f"vfio/{number}" for number in gpu.groups(facts))
+    return Sought(gpu.functions, host.nodes + groups, modules=host.modules)
+
+
+def units_to_stop(found: Iterable[Occupation], configured: Iterable[str]) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
+    """The configured units, and those that the drivers' profiles name."""
+    own = tuple(dict.fromkeys(map(Unit, configured)))
+    comfort = dict.fromkeys(unit for occupation in found for unit in occupation.profile.units)
+    return own, tuple(unit for unit in comfort if unit not in own)
+
+
+def back_at_once(found: Iterable[Occupation]) -> frozenset[Unit]:
+    """Units that serve the GPUs which stay on the host as well."""
+    return frozenset(unit for occupation in found if not occupation.last for unit in occupation.profile.units)
+
+
+def announcements(
+    gpu: Gpu, facts: HostFacts, holders: Iterable[Holder], *, sound: bool, display: bool
+) -> Iterator[tuple[str, tuple[PciAddress, ...]]]:
+    """Which cards to announce as gone: those that somebody has open and that may be announced."""
+    nodes = [node for holder in holders for node in holder.nodes]
+    for subsystem, folder, wanted in (("sound", "/dev/snd/", sound), ("drm", "/dev/dri/", display)):
+        kind = Kind.AUDIO if subsystem == "sound" else Kind.DISPLAY
+        functions = tuple(f.address for f in gpu.present(facts) if f.kind is kind and f.driver and not f.on_vfio)
+        if wanted and functions and any(node.startswith(folder) for node in nodes):
+            yield subsystem, functions
+
+
+def consoles_to_move(
+    gpu: Gpu, consoles: Consoles, *, unload: bool
+) -> tuple[tuple[int, ...], int | None, tuple[str, ...]]:
+    """The GPU's virtual terminals, the frame buffer to move them to, and the vtconsoles to unbind.
+
+    Where there is another frame buffer, the lowest one. Where there is none, fbcon lets go of a device that is unbound
+    by itself, and keeps only a module from being unloaded.
+    """
+    own = [number for number, function in consoles.frame_buffers.items() if function in gpu.functions]
+    if not own:
+        return (), None, ()
+    others = sorted(number for number in consoles.frame_buffers if number not in own)
+    bound = tuple(sorted(name for name, is_bound in consoles.bound.items() if is_bound))
+    return consoles.of(gpu.functions), others[0] if others else None, bound if unload and not others else ()
+
+
+def refuse_holders(gpu: Gpu, holders: Iterable[Holder], leaving: Leaving, busy: Busy) -> Iterator[Blocker]:
+    """Those who keep the GPU, come what may that this switch is allowed to do."""
+    staying = [holder for holder in holders if not leaving.takes(holder)]
+    if busy is Busy.WAIT:
+        return
+    if busy is not Busy.REFUSE:
+        staying = [holder for holder in staying if never_ended(holder) and not is_logind(holder)]
+    for sentence in sentences(gpu.address, staying):
+        yield Blocker("busy", sentence, BusyError)

@@ -1,0 +1,59 @@
+"""What is owed: everything that a switch changed on the host, and that the GPU's way home gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import Captured
+from gpuswitch.model.holders import Unit
+
+Baseline = Mapping[PciAddress, Captured]
+"""What each function of a GPU had before we touched it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """False when it is nothing.
+
+    `units` were active and were stopped; `modules` of the host driver's chain were loaded, in the order to load them;
+    `terminals` are the virtual terminals that the GPU showed, `vtconsoles` those that were unbound;
+    `boot_framebuffers` are pairs of device and driver; `persistent` are the functions in nvidia's persistence mode.
+    """
+
+    functions: Baseline = field(default_factory=dict)
+    units: tuple[Unit, ...] = ()
+    modules: tuple[str, ...] = ()
+    terminals: tuple[int, ...] = ()
+    vtconsoles: tuple[str, ...] = ()
+    boot_framebuffers: tuple[tuple[str, str], ...] = ()
+    persistent: tuple[PciAddress, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self != NOTHING
+
+    def and_before(self, earlier: Owed) -> Owed:
+        """With what an earlier switch, that never came home, owes already: of one thing, what it was at first."""
+        return Owed(
+            functions={**self.functions, **earlier.functions},
+            units=_both(earlier.units, self.units),
+            modules=earlier.modules or self.modules,
+            terminals=_both(earlier.terminals, self.terminals),
+            vtconsoles=_both(earlier.vtconsoles, self.vtconsoles),
+            boot_framebuffers=_both(earlier.boot_framebuffers, self.boot_framebuffers),
+            persistent=_both(earlier.persistent, self.persistent),
+        )
+
+    def and_unit(self, unit: Unit) -> Owed:
+        """With one more unit to start."""
+        return replace(self, units=_both(self.units, (unit,)))
+
+
+NOTHING = Owed()
+_T = TypeVar("_T")
+
+
+def _both(first: tuple[_T, ...], second: tuple[_T, ...]) -> tuple[_T, ...]:
+    return tuple(dict.fromkeys((*first, *second)))

@@ -1,0 +1,184 @@
+"""Where one GPU stands: what it is, its state and since when, and what is owed to it. Moved by its actor alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+from gpuswitch.config import Config
+from gpuswitch.errors import Failed, KernelError
+from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.holders import Holder, Sought, Unit
+from gpuswitch.model.states import State
+from gpuswitch.switch.arbiter import Arbiter
+from gpuswitch.switch.engine import StuckError
+from gpuswitch.switch.host import Host, Pending
+from gpuswitch.switch.journal import Journal
+from gpuswitch.switch.machine import SEEN, SETTLE, GpuMachine
+from gpuswitch.switch.observe import explain, observe
+from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.record import Switch
+from gpuswitch.switch.wedged import first_words, report
+
+_log = logging.getLogger(__name__)
+
+
+class Standing:
+    """What a GPU is (`gpu`, `facts`) and where it is (`state`, `reason`, `since`).
+
+    `facts` is the last look; `reason` says why the GPU is where it is, when that is not where somebody wanted it;
+    `since` is when it came there, in seconds since the epoch. `progress` is when anything last happened here, on the
+    loop's clock. `switch` is its last switch, `recent` are its last ones. `changed` is called when any of it did, later
+    than whoever asked could have told.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        facts: HostFacts,
+        *,
+        host: Host,
+        config: Config,
+        journal: Journal,
+        arbiter: Arbiter,
+        changed: Callable[[], None],
+    ) -> None:
+        self.gpu = gpu
+        self.facts = facts
+        self.config = config
+        self.reason = ""
+        self.since = time.time()
+        self.progress = asyncio.get_running_loop().time()
+        self.switch: Switch | None = None
+        self.recent: deque[Switch] = deque(maxlen=16)
+        self._host = host
+        self._kernel = host.kernel(str(gpu.address))
+        self._journal = journal
+        self._arbiter = arbiter
+        self._changed = changed
+        self._explaining: asyncio.Task[None] | None = None
+        self._machine = GpuMachine()
+        entry = journal.load(gpu.address)
+        self._owed = entry.owed
+        self._left_stuck = entry.stuck
+        arbiter.claim(gpu.address, entry.owed.units)
+        self._take_in(facts, gpu)
+
+    @property
+    def state(self) -> State:
+        return self._machine.state
+
+    @property
+    def host_driver(self) -> str | None:
+        """The driver of the display function at home, None where it has none or nobody knows it yet."""
+        display = self.facts.functions.get(self.gpu.address)
+        if captured := self._owed.functions.get(self.gpu.address):
+            return captured.driver.name if captured.driver else None
+        if display is not None and not display.on_vfio:
+            return display.driver_name
+        return self.config.gpu(self.gpu.address).host_driver or None
+
+    # Looking --------------------------------------------------------------------------------------------------------
+
+    def _take_in(self, facts: HostFacts, gpu: Gpu) -> None:
+        moved = explain(gpu, facts) != explain(self.gpu, self.facts)
+        self.facts, self.gpu = facts, gpu
+        seen = observe(gpu, facts, self._owed)
+        if seen is not self.state and self._machine.can(SEEN[seen]):
+            self._fire(SEEN[seen])
+            self.reason = ""
+        if self.state is State.UNKNOWN and (moved or not self.reason):
+            self.reason = explain(gpu, facts)
+        if not gpu.present(facts):
+            # The overrides and power settings that we owed went with the device.
+            self._owe_units_only()
+
+    def _own_look(self) -> HostFacts:
+        return self.facts.renewed(self._host.look(self.gpu.functions), self.gpu.functions)
+
+    def _settled(self) -> State:
+        """Enter the state that a fresh look shows, from a switch or a recovery; returns what was seen."""
+        self.facts = self._own_look()
+        seen = observe(self.gpu, self.facts, self._owed)
+        if seen is State.ABSENT:
+            self._fire("seen_gone")
+        else:
+            if (self.state, seen) not in SETTLE:
+                self._fire("fault")
+            self._fire(SETTLE[self.state, seen])
+        return seen
+
+    # Debts ----------------------------------------------------------------------------------------------------------
+
+    def _owe(self, owed: Owed, stuck: Pending | None = None) -> None:
+        """Owe this from now on, durably.
+
+        Raises:
+            Failed: it could not be written; nothing has changed then.
+        """
+        if owed or stuck is not None:
+            self._journal.save(self.gpu.address, owed, stuck)
+        else:
+            self._journal.drop(self.gpu.address)
+            self._arbiter.forget(self.gpu.address)
+        self._owed = owed
+
+    def _owe_unit(self, unit: Unit) -> None:
+        self._owe(self._owed.and_unit(unit))
+
+    def _owe_units_only(self) -> None:
+        """What was owed to the device went with it; the host still gets its units back."""
+        if self._owed:
+            self._owe_at_last(Owed(units=self._owed.units))
+
+    def _owe_at_last(self, owed: Owed) -> None:
+        """Owe less: should that not be written, more is given back than need be, one day."""
+        try:
+            self._owe(owed)
+        except Failed:
+            self._owed = owed
+
+    def _forget_debts(self) -> None:
+        self._owe_at_last(NOTHING)
+
+    def _fire(self, trigger: str) -> None:
+        self._machine.fire(trigger)
+        self.since = time.time()
+        self.progress = asyncio.get_running_loop().time()
+
+    # A kernel that does not return --------------------------------------------------------------------------------
+
+    def _say_stuck(self, stuck: StuckError, numbers: tuple[str, ...]) -> None:
+        """It is wedged; `numbers` are those of its device nodes, which sysfs may not show any more."""
+        self._fire("stuck")
+        self.facts = self._own_look()
+        self.reason = first_words(self.gpu.address, stuck)
+        _log.critical(
+            "%s: %s%s", self.gpu.address, stuck, "".join(f"\n  {function}" for function in stuck.pending.stack)
+        )
+        try:
+            self._owe(self._owed, stuck.pending)
+        except Failed as error:
+            _log.error("a service that starts anew will not know that %s is wedged: %s", self.gpu.address, error)
+        self._explaining = asyncio.create_task(self._explain(stuck, numbers))
+
+    async def _explain(self, stuck: StuckError, numbers: tuple[str, ...]) -> None:
+        """Find out who could make it return."""
+        holders: tuple[Holder, ...] | None = None
+        try:
+            async with asyncio.timeout(self.config.deadlines.holders):
+                holders = (await self._host.processes.scan(Sought(self.gpu.functions, numbers=numbers))).holders
+        except (KernelError, TimeoutError) as error:
+            _log.warning("cannot tell who has %s open: %s", self.gpu.address, error)
+        nvidia = self.facts.modules.get("nvidia")
+        self.reason = report(self.gpu.address, stuck, holders, nvidia.version if nvidia else "")
+        self._changed()
+
+    def _new_switch(self, target: State, steps: int) -> Switch:
+        self.switch = Switch(target, steps)
+        self.recent.append(self.switch)
+        return self.switch

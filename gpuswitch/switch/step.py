@@ -1,0 +1,120 @@
+"""What a step is, and what it works with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any, ClassVar
+
+from gpuswitch.errors import KernelError
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.holders import Holder, Sought, Unit
+from gpuswitch.switch.arbiter import Arbiter
+from gpuswitch.switch.host import Host, Kernel
+
+RESCAN_SECONDS = 1.0
+"""While holders are waited for: not all that lets go makes an event (the kernel's own use, a descriptor on its way)."""
+
+Unmet = Callable[[HostFacts], str | None]
+"""Looks at facts and says, in one sentence, what is not yet as it should be; None when all is."""
+
+
+class StepError(Exception):
+    """A step did not work; the sentence says what was found instead."""
+
+
+class Hands:
+    """What a step works with: eyes on the host, the kernel operations of one GPU, and what it shares with others.
+
+    `owe` notes, durably, that a unit is to be started again; it raises `Failed` where it cannot.
+    """
+
+    def __init__(
+        self, gpu: PciAddress, host: Host, kernel: Kernel, arbiter: Arbiter, owe: Callable[[Unit], None]
+    ) -> None:
+        self.gpu = gpu
+        self.host = host
+        self.kernel = kernel
+        self.arbiter = arbiter
+        self.owe = owe
+        self.numbers: tuple[str, ...] = ()
+        """Device numbers that the last look for holders looked for."""
+        self.stopped: list[Unit] = []
+        """Units that a policy stopped during this switch, the last one last."""
+        self.ending = asyncio.Event()
+        """The switch is to end: nothing is waited for any longer that may take a person's time."""
+        self.waiting_for = ""
+        """What a step that waits for it has not seen yet, in one sentence."""
+
+    def check(self, unmet: Unmet, only: Collection[PciAddress] | None = None) -> None:
+        """Raise `StepError` unless all is as it should be now: for what the kernel decides before a write returns.
+
+        `only`: the functions to look at (`Host.look`).
+        """
+        if (why := unmet(self.host.look(only))) is not None:
+            raise StepError(why)
+
+    async def holders(self, sought: Sought) -> tuple[Holder, ...]:
+        """Who has it open, now.
+
+        Raises:
+            StepError: nobody can tell, which is no different from being busy.
+        """
+        try:
+            scan = await self.host.processes.scan(sought)
+        except KernelError as error:
+            raise StepError(f"{error}, so {self.gpu} counts as busy") from error
+        self.numbers = scan.numbers
+        return scan.holders
+
+    async def unless_ending(self, work: Coroutine[Any, Any, None], seconds: float) -> None:
+        """Wait for it, this long at most, or until the switch is to end."""
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(self.ending.wait())]
+        try:
+            await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        if tasks[0].done() and not tasks[0].cancelled():
+            tasks[0].result()
+
+    async def until(self, unmet: Unmet, only: Collection[PciAddress] | None = None) -> None:
+        """Wait until all is as it should be: for what comes later, by a uevent. The caller sets the deadline."""
+        changed = asyncio.Event()
+        stop = self.host.watch(changed.set)
+        try:
+            while (why := unmet(self.host.look(only))) is not None:
+                self.waiting_for = why
+                await changed.wait()
+                changed.clear()
+        finally:
+            stop()
+
+
+class Step:
+    """One reversible action. `kind` names its deadline in the config and its series in the metrics.
+
+    `optional`: should it fail, the switch goes on without it, and says so in the end.
+    """
+
+    kind: ClassVar[str]
+    optional: ClassVar[bool] = False
+
+    def deadline(self, configured: float) -> float:
+        """How many seconds `apply` may take, and then `verify`; `configured` is what the config says of its kind."""
+        return configured
+
+    @property
+    def title(self) -> str:
+        """What it does, for a person: `unbind 0000:01:00.1 from snd_hda_intel`."""
+        raise NotImplementedError
+
+    async def apply(self, hands: Hands) -> None:
+        """Do it."""
+
+    async def verify(self, hands: Hands) -> None:
+        """Raise `StepError` unless it is done."""
+
+    async def revert(self, hands: Hands) -> None:
+        """Take it back, also when it was done in part or not at all."""

@@ -1,0 +1,298 @@
+"""The steps that make the host ready around a GPU, and put it right again: sleep, units, consoles, modules."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from gpuswitch.errors import KernelError
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.holders import Unit
+from gpuswitch.switch.host import Kernel
+from gpuswitch.switch.step import Hands, Step, StepError
+
+
+@dataclass(frozen=True)
+class KeepUp(Step):
+    """Keep the machine from sleeping: a GPU between two drivers, or in a VM, may not survive it."""
+
+    kind = "inhibit"
+    optional = True
+
+    @property
+    def title(self) -> str:
+        return "keep the machine from sleeping"
+
+    async def apply(self, hands: Hands) -> None:
+        hands.waiting_for = "logind has not granted the inhibitor"
+        await hands.host.systemd.inhibit(str(hands.gpu))
+
+    async def revert(self, hands: Hands) -> None:
+        await hands.host.systemd.release(str(hands.gpu))
+
+
+@dataclass(frozen=True)
+class LetSleep(Step):
+    """Let the machine sleep again."""
+
+    kind = "inhibit"
+    optional = True
+
+    @property
+    def title(self) -> str:
+        return "let the machine sleep again"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.host.systemd.release(str(hands.gpu))
+
+
+@dataclass(frozen=True)
+class StopUnits(Step):
+    """Stop units, side by side: systemd knows what has to wait for what. Those in `active` are started again."""
+
+    kind = "units"
+    units: tuple[Unit, ...]
+    active: tuple[Unit, ...]
+
+    @property
+    def title(self) -> str:
+        return f"stop {_all(self.units)}"
+
+    async def apply(self, hands: Hands) -> None:
+        hands.waiting_for = f"{_all(self.units)}: not stopped"
+        await _side_by_side(hands.arbiter.stop(hands.gpu, unit) for unit in self.units)
+
+    async def revert(self, hands: Hands) -> None:
+        await _side_by_side(hands.arbiter.start(hands.gpu, unit) for unit in self.active)
+
+
+@dataclass(frozen=True)
+class StartUnits(Step):
+    """Start units that were stopped for this GPU's sake; one that another GPU still needs stopped comes with that."""
+
+    kind = "units"
+    optional = True
+    units: tuple[Unit, ...]
+
+    @property
+    def title(self) -> str:
+        return f"start {_all(self.units)}"
+
+    async def apply(self, hands: Hands) -> None:
+        hands.waiting_for = f"{_all(self.units)}: not started"
+        await _side_by_side(hands.arbiter.start(hands.gpu, unit) for unit in self.units)
+
+
+@dataclass(frozen=True)
+class MoveConsoles(Step):
+    """Show the GPU's virtual terminals on another GPU's frame buffer; where none is left, unbind the vtconsoles.
+
+    `to` is that frame buffer, None for none; `frame_buffer` the GPU's own. The way back looks at what is there then: a
+    driver that was bound anew has made a new one.
+    """
+
+    kind = "console"
+    functions: tuple[PciAddress, ...]
+    terminals: tuple[int, ...]
+    to: int | None
+    vtconsoles: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"move the console to fb{self.to}" if self.to is not None else f"unbind {_all(self.vtconsoles)}"
+
+    async def apply(self, hands: Hands) -> None:
+        if self.to is not None:
+            await hands.kernel.map_consoles(self.terminals, self.to)
+        for vtconsole in self.vtconsoles:
+            await hands.kernel.bind_console(vtconsole, bound=False)
+
+    async def revert(self, hands: Hands) -> None:
+        await put_consoles_back(hands.kernel, self.functions, self.terminals, self.vtconsoles)
+
+
+@dataclass(frozen=True)
+class RestoreConsoles(Step):
+    """Show its virtual terminals on the GPU again."""
+
+    kind = "console"
+    optional = True
+    functions: tuple[PciAddress, ...]
+    terminals: tuple[int, ...]
+    vtconsoles: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return "bring the console back"
+
+    async def apply(self, hands: Hands) -> None:
+        await put_consoles_back(hands.kernel, self.functions, self.terminals, self.vtconsoles)
+
+
+async def put_consoles_back(
+    kernel: Kernel, functions: tuple[PciAddress, ...], terminals: tuple[int, ...], vtconsoles: tuple[str, ...]
+) -> None:
+    """Bind the vtconsoles, and map the terminals to the frame buffer that the functions have now, if they have one."""
+    for vtconsole in vtconsoles:
+        await kernel.bind_console(vtconsole, bound=True)
+    shown = (await kernel.consoles()).frame_buffers
+    own = sorted(number for number, function in shown.items() if function in functions)
+    if own and terminals:
+        await kernel.map_consoles(terminals, own[0])
+
+
+@dataclass(frozen=True)
+class ReleaseBootFramebuffer(Step):
+    """Take the firmware's frame buffer from its driver: it lies in this GPU's memory."""
+
+    kind = "console"
+    device: str
+    driver: str
+
+    @property
+    def title(self) -> str:
+        return f"unbind {self.device} from {self.driver}"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.unbind_platform(self.device, self.driver)
+
+    async def revert(self, hands: Hands) -> None:
+        await hands.kernel.bind_platform(self.device, self.driver)
+
+
+@dataclass(frozen=True)
+class RestoreBootFramebuffer(Step):
+    """Give the firmware's frame buffer its driver back, for who asked for it: on most machines it shows garbage."""
+
+    kind = "console"
+    optional = True
+    device: str
+    driver: str
+
+    @property
+    def title(self) -> str:
+        return f"bind {self.device} to {self.driver}"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.bind_platform(self.device, self.driver)
+
+
+@dataclass(frozen=True)
+class Persistence(Step):
+    """Turn nvidia's persistence mode off or on: in it, the driver keeps the device in use by itself."""
+
+    kind = "module"
+    function: PciAddress
+    on: bool
+
+    @property
+    def title(self) -> str:
+        return f"turn persistence mode of {self.function} {'on' if self.on else 'off'}"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.set_persistence(self.function, on=self.on)
+
+    async def revert(self, hands: Hands) -> None:
+        await hands.kernel.set_persistence(self.function, on=not self.on)
+
+
+@dataclass(frozen=True)
+class RestorePersistence(Persistence):
+    """The same at the end of the way home: the GPU is there, and works without."""
+
+    optional = True
+
+
+@dataclass(frozen=True)
+class UnloadModules(Step):
+    """Detach the last device of a driver by unloading its modules.
+
+    The kernel refuses that while anything, seen or unseen, has the card open, atomically and without waiting: no look
+    followed by an unbind can promise as much. A refused unload loads again what was unloaded before it.
+    """
+
+    kind = "module"
+    functions: tuple[PciAddress, ...]
+    driver: str
+    modules: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"unload {', '.join(self.modules)}"
+
+    async def apply(self, hands: Hands) -> None:
+        for module in self.modules:
+            await hands.kernel.unload(module)
+
+    async def verify(self, hands: Hands) -> None:
+        facts = hands.host.look()
+        if self.driver in facts.pci_drivers:
+            raise StepError(f"{self.modules[-1]} is unloaded, but the PCI driver {self.driver} is still there")
+
+    async def revert(self, hands: Hands) -> None:
+        # The override may be aimed at vfio-pci, and then the module would find no card of its own and not load.
+        now = hands.host.look(self.functions).functions
+        away = [a for a in self.functions if a in now and now[a].driver_name != self.driver]
+        if away:
+            await hands.kernel.set_override(dict.fromkeys(away, self.driver))
+        for module in reversed(self.modules):
+            await hands.kernel.load(module)
+        for function in away:
+            await hands.kernel.probe(function)
+        now = hands.host.look(self.functions).functions
+        lost = [str(a) for a in self.functions if a not in now or now[a].driver_name != self.driver]
+        if lost:
+            raise StepError(f"{', '.join(lost)} did not come back to {self.driver}")
+
+
+@dataclass(frozen=True)
+class LoadModules(Step):
+    """Load the modules around the host driver that were there before."""
+
+    kind = "module"
+    optional = True
+    modules: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"load {', '.join(self.modules)}"
+
+    async def apply(self, hands: Hands) -> None:
+        await _each(hands.kernel.load(module) for module in self.modules)
+
+
+async def _each(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """One after the other, all of them, also past one that fails.
+
+    Raises:
+        StepError: with the sentences of all that failed.
+    """
+    faults = []
+    for coroutine in work:
+        try:
+            await coroutine
+        except KernelError as error:
+            faults.append(str(error))
+    if faults:
+        raise StepError("; ".join(faults))
+
+
+async def _side_by_side(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All at once, and to the end of each.
+
+    Raises:
+        StepError: with the sentences of all that failed.
+    """
+    results = await asyncio.gather(*work, return_exceptions=True)
+    faults = [str(result) for result in results if isinstance(result, KernelError)]
+    if faults:
+        raise StepError("; ".join(faults))
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _all(names: Iterable[object]) -> str:
+    return ", ".join(map(str, names))
