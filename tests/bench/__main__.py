@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from tests.bench import here
+from tests.bench import here, holders
 from tests.bench.table import show
 
 
@@ -15,6 +15,8 @@ def main() -> int:
     parser.add_argument("--vm", action="store_true", help="also switches on a real kernel in the virtual machine")
     options = parser.parse_args()
     show(f"The service on this machine ({os.cpu_count()} processors, load {os.getloadavg()[0]:.1f})", here.measure())
+    crowd = f"{holders.PROCESSES} processes with {holders.PROCESSES * holders.DESCRIPTORS} descriptors"
+    show(f"Who has a node open, among {crowd}", holders.measure())
     if options.vm:
         from tests.bench import emulated
         from tests.vm.rig.errors import RigError

@@ -12,6 +12,7 @@ from typing import Protocol
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Driver, Kind, PciFunction
+from gpuswitch.model.holders import Scan, Sought, Unit
 from gpuswitch.switch.host import Host, Kernel
 
 DEADLINE = 120.0
@@ -29,14 +30,29 @@ def case(function: Case) -> Case:
 
 
 class Outside(Protocol):
-    """What others do to the host: processes, VMs, people with a card in their hand. One of each at a time."""
+    """What others do to the host: processes, VMs, people with a card in their hand. One of each at a time.
 
-    async def open(self, function: PciAddress) -> None:
+    Where a process is started, its number is returned; `command` is what all of these are called.
+    """
+
+    command: str
+
+    async def open(self, function: PciAddress) -> int:
         """A process opens a device node that the function's driver made: the sound card's control, the DRM card."""
 
-    async def close(self, function: PciAddress) -> None: ...
+    async def close(self, function: PciAddress) -> None:
+        """It ends."""
 
-    async def open_group(self, group: int) -> None:
+    async def let_go(self, function: PciAddress) -> None:
+        """It closes the node, and lives on."""
+
+    async def map(self, function: PciAddress) -> int:
+        """A process maps memory of the function through a device node, and closes the node; `close` ends it."""
+
+    async def hide(self, function: PciAddress) -> None:
+        """A process opens the node and sends the descriptor to nobody: no process has it. `close` ends that, too."""
+
+    async def open_group(self, group: int) -> int:
         """A process opens /dev/vfio/GROUP."""
 
     async def close_group(self, group: int) -> None: ...
@@ -56,13 +72,30 @@ class Outside(Protocol):
     async def replug(self) -> None:
         """What left comes back."""
 
+    async def add_unit(self, function: PciAddress | None = None, *, fails: bool = False) -> Unit:
+        """Somebody installs a service, which is not active. Its process opens the node of `function`.
+
+        `fails`: it cannot be started.
+        """
+
+    async def add_socket(self, unit: Unit) -> Unit:
+        """Somebody installs the socket of a service, and it is active."""
+
+    async def inhibitors(self, gpu: str) -> int:
+        """How many keep the machine from sleeping for this GPU's sake."""
+
+    def next_run(self) -> Host:
+        """The host as the next run of the service sees it; call it when this run's host is closed."""
+
 
 @dataclass(frozen=True)
 class Bench:
     """A host with a GPU of two functions, `display` and `audio`, each on its host driver, alone in `group`.
 
-    The display's driver is a DRM driver; audio's makes a sound card, which nobody has open. vfio_pci is installed, and
-    not loaded. `crowded` is a display function on a host driver, in one group with another function on a host driver.
+    The display's driver is a DRM driver with a frame buffer, which is not the one that shows the consoles; audio's
+    makes a sound card. Nobody has either open. vfio_pci is installed, and not loaded, and there is no nvidia-smi;
+    systemd and logind run. `crowded` is a display function on a host driver, in one group with another function on a
+    host driver.
     A case may leave the host in any state; each gets one of its own.
     """
 
@@ -105,6 +138,9 @@ class Bench:
 
     def driver(self, function: PciAddress) -> str | None:
         return self.look(function).driver_name
+
+    async def scan(self, *functions: PciAddress, nodes: Sequence[str] = (), modules: Sequence[str] = ()) -> Scan:
+        return await self.host.processes.scan(Sought(functions, tuple(nodes), modules=tuple(modules)))
 
     async def unbind(self, function: PciAddress) -> None:
         await self.kernel.unbind(function, str(self.driver(function)))

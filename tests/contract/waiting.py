@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from dataclasses import replace
 
 from gpuswitch.model.facts import VFIO_DRIVER
+from gpuswitch.model.holders import Process
 from gpuswitch.switch.host import Pending
 from tests.contract.bench import Bench, case, refused
 
@@ -72,6 +74,32 @@ async def abandoned_call_stays_pending(bench: Bench) -> None:
     captured = await bench.kernel.capture([bench.audio])
     assert captured[bench.audio].driver is None
     await bench.kernel.returned()
+
+
+@case
+async def next_run_adopts_what_is_left(bench: Bench) -> None:
+    """The service ended meanwhile; the operation did not."""
+    waiting = await start_to_wait(bench)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    left = pending(bench)
+    assert left.worker is not None
+    await bench.host.close()
+    kernel = bench.outside.next_run().kernel(str(bench.display))
+    assert kernel.pending is None
+    assert not kernel.adopt(replace(left, worker=Process(left.worker.pid, left.worker.started + 1)))
+    assert kernel.adopt(left)
+    assert kernel.pending is not None
+    assert (kernel.pending.what, kernel.pending.worker) == (left.what, left.worker)
+    assert kernel.pending.process_state == "D"
+    await refused(kernel.probe(bench.audio), errno.EBUSY)
+    returned = asyncio.create_task(kernel.returned())
+    await bench.outside.close(bench.audio)
+    await returned
+    assert kernel.pending is None
+    assert not kernel.adopt(left)
+    await kernel.probe(bench.audio)
+    assert bench.look(bench.audio).driver == bench.audio_driver
 
 
 @case

@@ -58,6 +58,12 @@ class Peer:
             raise PeerError(answer)
         return answer.body[0] if answer.body else None
 
+    async def signal(self, to: str, path: str, interface: str, member: str, signature: str, *values: object) -> None:
+        """Send a signal to one other, who may not have asked for any."""
+        message = jeepney.new_signal(jeepney.DBusAddress(path, interface=interface), member, signature, values)
+        message.header.fields[jeepney.HeaderFields.destination] = to
+        await self._router.send(message)
+
     @asynccontextmanager
     async def hear(self, sender: str) -> AsyncIterator["asyncio.Queue[jeepney.Message]"]:
         """All signals of `sender`."""

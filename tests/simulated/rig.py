@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 from gpuswitch.host.simulated.catalogue import AUDIO, ETHERNET, INTEL, MODULES, VGA, Slot, alias, port
 from gpuswitch.host.simulated.drivers import Module, PciDriver
+from gpuswitch.host.simulated.faults import Errno
 from gpuswitch.host.simulated.host import SimulatedHost
+from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.host.simulated.scenarios import boot
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.holders import Unit
+from gpuswitch.switch.host import Host
 from tests.contract.bench import Bench, Outside
 
 BOCHS = 0x1234
@@ -41,21 +46,39 @@ def rig() -> SimulatedHost:
 class SimulatedOutside(Outside):
     """What others do to a simulated host."""
 
+    command = "somebody"
+
     def __init__(self, host: SimulatedHost) -> None:
         self._machine = host.machine
         self._slot = ""
 
-    async def open(self, function: PciAddress) -> None:
-        self._machine.open(function, "somebody")
+    async def open(self, function: PciAddress) -> int:
+        self._machine.open(function, self.command)
+        return self._pid()
 
     async def close(self, function: PciAddress) -> None:
-        self._machine.close(function, "somebody")
+        self._machine.close(function, IN_FLIGHT)
+        self._machine.end(self.command)
 
-    async def open_group(self, group: int) -> None:
-        self._machine.open_group(group, "somebody")
+    async def let_go(self, function: PciAddress) -> None:
+        self._machine.close(function, self.command)
+
+    async def map(self, function: PciAddress) -> int:
+        return await self.open(function)
+
+    async def hide(self, function: PciAddress) -> None:
+        self._machine.hide(function)
+
+    async def open_group(self, group: int) -> int:
+        self._machine.open_group(group, self.command)
+        return self._pid()
 
     async def close_group(self, group: int) -> None:
-        self._machine.close_group(group, "somebody")
+        self._machine.close_group(group, self.command)
+
+    def _pid(self) -> int:
+        [pid] = [program.process.pid for program in self._machine.processes.running() if program.name == self.command]
+        return pid
 
     async def start_vm(self, functions: Sequence[PciAddress]) -> None:
         self._machine.start_vm("vm", functions)
@@ -69,6 +92,29 @@ class SimulatedOutside(Outside):
 
     async def replug(self) -> None:
         self._machine.replug(self._slot)
+
+    async def add_unit(self, function: PciAddress | None = None, *, fails: bool = False) -> Unit:
+        unit = Unit("contract.service")
+        if fails:
+            self._machine.faults.add(Errno(errno.EIO), operation="start_unit", subject=unit)
+        if function is not None:
+            self._machine.run("in a unit", unit=unit)
+            self._machine.open(function, "in a unit")
+            self._machine.units.stop(unit)
+        else:
+            self._machine.units.add(unit, active=False)
+        return unit
+
+    async def add_socket(self, unit: Unit) -> Unit:
+        socket = Unit("contract.socket")
+        self._machine.units.add(unit, active=False, triggered_by=[socket])
+        return socket
+
+    async def inhibitors(self, gpu: str) -> int:
+        return int(gpu in self._machine.units.inhibitors)
+
+    def next_run(self) -> Host:
+        return SimulatedHost(self._machine)
 
 
 def bench() -> Bench:

@@ -10,15 +10,15 @@ import pytest
 from gpuswitch.errors import InvalidArgument, KernelError
 from gpuswitch.host.simulated.faultspec import inject
 from gpuswitch.host.simulated.host import SimulatedHost
-from gpuswitch.host.simulated.scenarios import laptop
+from gpuswitch.host.simulated.scenarios import plain, single
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_MODULE
+from gpuswitch.model.facts import VFIO_MODULE, BootFramebuffer
 
 GPU, AUDIO = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:01:00.1")
 
 
 def host_with(*faults: str) -> SimulatedHost:
-    host = laptop()
+    host = plain()
     for fault in faults:
         inject(host, fault)
     return host
@@ -54,6 +54,32 @@ async def test_a_module_and_a_group_can_be_subjects() -> None:
         with pytest.raises(KernelError) as refused:
             await operation
         assert refused.value.errno == number
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "unload@nvidia_drm=EAGAIN",
+        "announce@01:00.1=EIO",
+        "scan@01:00.0#2=EIO",
+        "map_consoles@1=EIO",
+        "bind_console@vtcon1=hang",
+        "unbind_platform@efi-framebuffer.0=EIO",
+        "set_persistence@01:00.0=2s",
+        "stop_unit@display-manager.service=EIO",
+        "stop_unit@wireplumber.service of user 1000=hang",
+        "end_session@2=EIO",
+        "inhibit@01:00.0=EIO",
+        "signal@Xorg=EPERM",
+        "let_go@wireplumber=silent",
+    ],
+)
+async def test_everything_on_the_host_can_be_a_subject(fault: str) -> None:
+    host = single(boot_framebuffers=[BootFramebuffer("efi-framebuffer.0", "efi-framebuffer", AUDIO)])
+    inject(host, fault)
+    operation = fault.partition("@")[0]
+    with pytest.raises(InvalidArgument, match=r"this host has no (0000:09:00\.0|nothing)"):
+        inject(host, f"{operation}@{'09:00.0' if '01:00' in fault else 'nothing'}=silent")
 
 
 async def test_an_operation_can_be_silent() -> None:
@@ -99,15 +125,17 @@ WRITE = "write it like probe@0000:01:00.1#1=EINVAL or unbind=0.3s"
         ("unbind@0000:09:00.0=EIO", "this host has no 0000:09:00.0"),
         ("load@fglrx=EIO", "this host has no fglrx"),
         ("hold_group@99=EIO", "this host has no 99"),
-        ("nodes=EIO", "udev tells nobody that it failed; nodes that never come are Silent()"),
+        ("let_go=EIO", "a process tells nobody that it failed; what never happens is Silent()"),
+        ("signal=hang", "a signal is sent at once; a process that takes no notice is Silent()"),
+        ("nodes=EIO", "udev tells nobody that it failed; what never happens is Silent()"),
     ],
 )
 def test_what_is_no_fault_is_refused_in_one_sentence(text: str, reason: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
-        inject(laptop(), text)
+        inject(plain(), text)
     assert str(refused.value) == f"cannot use the fault {text!r}: {reason}"
 
 
 def test_an_unknown_operation_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(InvalidArgument, match=r"'reset=EIO': no operation is named 'reset'; known are capture, cand"):
-        inject(laptop(), "reset=EIO")
+        inject(plain(), "reset=EIO")

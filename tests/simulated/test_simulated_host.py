@@ -10,7 +10,7 @@ import pytest
 from gpuswitch.errors import KernelError
 from gpuswitch.host.simulated.faults import Delay, Errno, Hang, Silent
 from gpuswitch.host.simulated.host import SimulatedHost
-from gpuswitch.host.simulated.scenarios import SCENARIOS, laptop, server, shared
+from gpuswitch.host.simulated.scenarios import PERSISTENCED, SCENARIOS, plain, server, shared
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE
 from gpuswitch.model.gpu import discover
@@ -39,7 +39,7 @@ async def to_vfio(host: SimulatedHost, function: PciAddress) -> None:
 
 
 async def test_errno_hits_the_nth_operation_and_changes_nothing() -> None:
-    host = laptop()
+    host = plain()
     kernel = host.kernel(str(GPU))
     host.faults.add(Errno(errno.EIO), operation="unbind", nth=2)
     await kernel.unbind(AUDIO, "snd_hda_intel")
@@ -50,7 +50,7 @@ async def test_errno_hits_the_nth_operation_and_changes_nothing() -> None:
 
 
 async def test_fault_hits_its_subject_only() -> None:
-    host = laptop()
+    host = plain()
     kernel = host.kernel(str(GPU))
     host.faults.add(Errno(errno.EIO), operation="set_override", subject=AUDIO)
     host.faults.add(Errno(errno.EPERM), operation="load", subject="nouveau")
@@ -62,7 +62,7 @@ async def test_fault_hits_its_subject_only() -> None:
 
 
 async def test_fault_can_hit_each_time() -> None:
-    host = laptop()
+    host = plain()
     host.faults.add(Errno(errno.EIO), operation="capture", nth=None)
     for _ in range(3):
         await fails(host.kernel(str(GPU)).capture([GPU]), errno.EIO)
@@ -71,7 +71,7 @@ async def test_fault_can_hit_each_time() -> None:
 
 
 async def test_silent_operation_says_that_it_worked() -> None:
-    host = laptop()
+    host = plain()
     kernel = host.kernel(str(GPU))
     await kernel.unbind(AUDIO, "snd_hda_intel")
     host.faults.add(Silent(), operation="probe")
@@ -82,7 +82,7 @@ async def test_silent_operation_says_that_it_worked() -> None:
 
 
 async def test_delay_takes_the_loops_time() -> None:
-    host = laptop()
+    host = plain()
     loop = asyncio.get_running_loop()
     before = loop.time()
     host.faults.add(Delay(3600), operation="load")
@@ -91,7 +91,7 @@ async def test_delay_takes_the_loops_time() -> None:
 
 
 async def test_hang_in_unbind_has_taken_the_link_already() -> None:
-    host = laptop()
+    host = plain()
     kernel = host.kernel(str(GPU))
     hang = host.faults.add(Hang(kernel_wait="nv_pci_remove"), operation="unbind", subject=GPU)
     unbinding = asyncio.create_task(kernel.unbind(GPU, "nvidia"))
@@ -107,7 +107,7 @@ async def test_hang_in_unbind_has_taken_the_link_already() -> None:
 
 
 async def test_hang_in_probe_shows_the_link_already() -> None:
-    host = laptop()
+    host = plain()
     kernel = host.kernel(str(GPU))
     await kernel.unbind(GPU, "nvidia")
     hang = host.faults.add(Hang(), operation="probe")
@@ -121,7 +121,7 @@ async def test_hang_in_probe_shows_the_link_already() -> None:
 
 
 async def test_abandoned_operation_goes_on_to_its_end() -> None:
-    host = laptop()
+    host = plain()
     kernel = host.kernel(str(GPU))
     hang = host.faults.add(Hang(), operation="set_override", subject=GPU)
     with pytest.raises(TimeoutError):
@@ -134,7 +134,7 @@ async def test_abandoned_operation_goes_on_to_its_end() -> None:
 
 
 async def test_nodes_come_later_where_told_to() -> None:
-    host = laptop()
+    host = plain()
     kernel = host.kernel(str(GPU))
     host.faults.add(Delay(2), operation="nodes", subject=GPU)
     await kernel.unbind(GPU, "nvidia")
@@ -147,7 +147,7 @@ async def test_nodes_come_later_where_told_to() -> None:
 
 
 def test_faults_that_make_no_sense_are_refused() -> None:
-    host = laptop()
+    host = plain()
     with pytest.raises(ValueError, match="'unbound'"):
         host.faults.add(Errno(errno.EIO), operation="unbound")  # type: ignore[arg-type]  # that is what is tested
     with pytest.raises(ValueError, match="Silent"):
@@ -155,7 +155,7 @@ def test_faults_that_make_no_sense_are_refused() -> None:
 
 
 async def test_watch_tells_once_for_all_that_happens_in_one_turn() -> None:
-    host = laptop()
+    host = plain()
     kernel = host.kernel(str(GPU))
     told: list[str | None] = []
     stop = host.watch(lambda: told.append(driver(host, AUDIO)))
@@ -173,7 +173,7 @@ async def test_watch_tells_once_for_all_that_happens_in_one_turn() -> None:
 
 
 async def test_driver_that_counts_its_users_waits_for_the_last_one() -> None:
-    host = laptop()
+    host = plain()
     kernel = host.kernel(str(GPU))
     host.machine.open(GPU, "Xorg")
     host.machine.open(GPU, "ollama")
@@ -193,13 +193,13 @@ async def test_driver_that_counts_its_users_waits_for_the_last_one() -> None:
 
 
 async def test_functions_without_nodes_cannot_be_opened() -> None:
-    host = laptop()
+    host = plain()
     with pytest.raises(KernelError):
         host.machine.open(PciAddress.parse("0000:01:00.2"), "somebody")
 
 
 async def test_pulled_card_waits_for_its_driver_and_forgets_its_settings() -> None:
-    host = laptop()
+    host = plain()
     host.machine.open(AUDIO, "pipewire")
     await host.kernel(str(GPU)).set_override({GPU: VFIO_DRIVER})
     pulling = asyncio.create_task(host.machine.unplug("0000:01:00"))
@@ -215,7 +215,7 @@ async def test_pulled_card_waits_for_its_driver_and_forgets_its_settings() -> No
 
 async def test_override_waits_for_the_device_lock() -> None:
     """As in Linux 6.1: the kernel to be prepared for, since later ones only wait less."""
-    host = laptop()
+    host = plain()
     host.machine.open(AUDIO, "pipewire")
     unbinding = asyncio.create_task(host.kernel(str(GPU)).unbind(AUDIO, "snd_hda_intel"))
     await asyncio.sleep(1)
@@ -233,7 +233,7 @@ async def test_override_waits_for_the_device_lock() -> None:
 
 
 async def test_operation_that_waited_for_a_device_finds_it_gone() -> None:
-    host = laptop()
+    host = plain()
     host.machine.open(AUDIO, "pipewire")
     pulling = asyncio.create_task(host.machine.unplug("0000:01:00"))
     await asyncio.sleep(1)
@@ -245,7 +245,7 @@ async def test_operation_that_waited_for_a_device_finds_it_gone() -> None:
 
 
 async def test_module_that_wants_a_device_refuses_where_none_is_free() -> None:
-    host = laptop(vfio_ids=[(0x10DE, 0x2484)])
+    host = plain(vfio_ids=[(0x10DE, 0x2484)])
     kernel = host.kernel(str(GPU))
     assert driver(host, GPU) == VFIO_DRIVER
     await fails(kernel.load("nvidia"), errno.ENODEV)
@@ -257,14 +257,14 @@ async def test_module_that_wants_a_device_refuses_where_none_is_free() -> None:
 
 
 async def test_machine_without_modules() -> None:
-    host = laptop(modules=[])
+    host = plain(modules=[])
     await fails(host.kernel(str(GPU)).load(VFIO_MODULE), errno.ENOENT)
     assert not host.look().vfio_available
     assert driver(host, GPU) is None
 
 
 async def test_ids_on_the_command_line_win_a_probe_that_is_not_aimed() -> None:
-    host = laptop(vfio_ids=[(0x10DE, 0x228B)])
+    host = plain(vfio_ids=[(0x10DE, 0x228B)])
     kernel = host.kernel(str(GPU))
     await kernel.unbind(AUDIO, VFIO_DRIVER)
     await kernel.probe(AUDIO)
@@ -276,7 +276,7 @@ async def test_ids_on_the_command_line_win_a_probe_that_is_not_aimed() -> None:
 
 
 async def test_without_an_iommu_there_are_no_groups() -> None:
-    host = laptop(iommu=False)
+    host = plain(iommu=False)
     facts = host.look()
     assert not facts.iommu
     assert {f.iommu_group for f in facts.functions.values()} == {None}
@@ -298,7 +298,7 @@ async def test_vm_takes_viable_groups_only() -> None:
 
 
 async def test_closed_host_keeps_what_the_kernel_has() -> None:
-    host = laptop()
+    host = plain()
     kernel = host.kernel(str(GPU))
     await to_vfio(host, AUDIO)
     await kernel.hold_group(13)
@@ -316,6 +316,7 @@ async def test_closed_host_keeps_what_the_kernel_has() -> None:
 
 async def test_two_gpus_move_at_once() -> None:
     host = server()
+    await host.systemd.stop(PERSISTENCED)
     one, two = (gpu.address for gpu in discover(host.look())[:2])
     hang = host.faults.add(Hang(), operation="unbind", subject=one)
     first = asyncio.create_task(host.kernel(str(one)).unbind(one, "nvidia"))
@@ -348,10 +349,10 @@ async def story(host: SimulatedHost) -> list[object]:
 
 
 async def test_same_story_each_time() -> None:
-    first = await story(laptop())
+    first = await story(plain())
     assert len(first) > len("abcd")
     for _ in range(5):
-        assert str(await story(laptop())) == str(first)
+        assert str(await story(plain())) == str(first)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -367,6 +368,8 @@ def test_scenario_has_a_gpu_on_its_host_driver(name: str) -> None:
 
 def test_scenarios_are_what_they_are_called() -> None:
     sizes = {name: [len(gpu.functions) for gpu in discover(build().look())] for name, build in SCENARIOS.items()}
-    assert sizes == {"laptop": [1, 4], "server": [1] * 8, "shared": [4], "apu": [2], "single": [4]}
+    assert sizes == {
+        "laptop": [1, 4], "plain": [1, 4], "server": [1] * 8, "shared": [4], "apu": [2], "single": [4]
+    }  # fmt: skip  # a line is long enough
     facts = shared().look()
     assert [f.address for f in discover(facts)[0].neighbours(facts)] == [NIC]

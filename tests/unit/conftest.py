@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from gpuswitch.host.linux.worker import LinuxKernel
+from gpuswitch.host.linux.kernel import LinuxKernel
 from tests.unit.sysfs_tree import Tree
 from tests.unit.worker_bench import GPU, fill
 

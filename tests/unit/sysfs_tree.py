@@ -30,6 +30,7 @@ class Tree:
         self.udev = root / "run-udev"
         self.modules = root / "modules"
         self.tools = root / "tools"
+        self.iomem = root / "iomem"
         for folder in ("bus/pci/devices", "bus/pci/drivers", "kernel/iommu_groups", "module", "devices"):
             (self.sys / folder).mkdir(parents=True)
         for path in (self.dev, self.udev, self.tools, self.modules / platform.release()):
@@ -37,7 +38,7 @@ class Tree:
 
     @property
     def roots(self) -> Roots:
-        return Roots(str(self.sys), str(self.dev), str(self.udev), str(self.modules), str(self.tools))
+        return Roots(str(self.sys), str(self.dev), str(self.udev), str(self.modules), str(self.tools), str(self.iomem))
 
     def driver(self, name: str, module: str | None = None, *, built_in: bool = False) -> Path:
         """A driver on the PCI bus. `module` brought it; a built-in one has a module's folder and no `initstate`."""
@@ -128,11 +129,35 @@ class Tree:
         """The text of `modules.dep` or `modules.builtin` of the running kernel."""
         (self.modules / platform.release() / index).write_text(text)
 
-    def modprobe(self, script: str) -> None:
-        """What stands in for modprobe: a shell script."""
-        path = self.tools / "modprobe"
+    def tool(self, name: str, script: str) -> None:
+        """What stands in for a program: a shell script."""
+        path = self.tools / name
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
+
+    def loaded(self, module: str, references: int, *users: str) -> Path:
+        """A module that is in the kernel."""
+        folder = self.sys / "module" / module
+        (folder / "holders").mkdir(parents=True)
+        (folder / "initstate").write_text("live\n")
+        (folder / "refcnt").write_text(f"{references}\n")
+        for user in users:
+            (folder / "holders" / user).symlink_to(f"../../{user}")
+        return folder
+
+    def boot_framebuffer(self, driver: str, place: str = "platform") -> Path:
+        """The driver's first device, below /sys/devices at that place."""
+        name = f"{driver}.0"
+        device = self.sys / "devices" / place / name
+        folder = self.sys / "bus/platform/drivers" / driver
+        for path in (device, folder, self.sys / "bus/platform/devices"):
+            path.mkdir(parents=True)
+        for attribute in ("bind", "unbind"):
+            (folder / attribute).touch()
+        link(self.sys / "bus/platform/devices" / name, device)
+        link(folder / name, device)
+        link(device / "driver", folder)
+        return device
 
 
 def link(path: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from gpuswitch.host.linux.sysfs import Sysfs
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import Driver, PciFunction
+from gpuswitch.model.facts import BootFramebuffer, Driver, HostFacts, Module, PciFunction
 from gpuswitch.model.gpu import discover
 from tests.unit.sysfs_tree import Tree
 
@@ -244,6 +245,82 @@ def test_a_function_that_leaves_in_the_middle_is_left_out(tree: Tree) -> None:
     assert list(Sysfs(tree.roots).look().functions) == [PciAddress.parse(GPU)]
 
 
+def test_modules_that_are_in_the_kernel(tree: Tree) -> None:
+    """Those that a driver profile names, however they came into it; built-in ones have no count."""
+    nvidia = tree.loaded("nvidia", 3, "nvidia_uvm", "nvidia_modeset")
+    (nvidia / "version").write_text("580.105.08\n")
+    parameters = tree.loaded("nvidia_drm", 0) / "parameters"
+    parameters.mkdir()
+    (parameters / "modeset").write_text("Y\n")
+    tree.loaded("ext4", 2)
+    (tree.sys / "module/xhci_pci").mkdir()
+    assert Sysfs(tree.roots).look().modules == {
+        "nvidia": Module(3, ("nvidia_modeset", "nvidia_uvm"), "580.105.08"),
+        "nvidia_drm": Module(0, modeset=True),
+        "xhci_pci": Module(),
+    }
+
+
+@pytest.mark.parametrize(("text", "on"), [("1", True), ("Y", True), ("N", False), ("0", False), ("-1", False)])
+def test_a_modules_modeset_parameter(tree: Tree, text: str, on: bool) -> None:
+    """Bool or number: nouveau's -1 leaves it to the driver."""
+    parameters = tree.loaded("nouveau", 1) / "parameters"
+    parameters.mkdir()
+    (parameters / "modeset").write_text(f"{text}\n")
+    assert Sysfs(tree.roots).look().modules["nouveau"].modeset is on
+
+
+# As on 6.1, of the functions that matter here; and as somebody sees it who is not root.
+IOMEM = """\
+00001000-0009fbff : System RAM
+c0000000-febfffff : PCI Bus 0000:00
+  c0000000-d1ffffff : PCI Bus 0000:01
+    c0000000-cfffffff : 0000:01:00.0
+      c0000000-c02fffff : {memory}
+    d0000000-d1ffffff : 0000:01:00.0
+  febf0000-febf0fff : 0000:02:00.0
+"""
+HIDDEN = re.sub(r"[0-9a-f]{8}", "00000000", IOMEM)
+
+
+def boot_framebuffers(tree: Tree) -> tuple[BootFramebuffer, ...]:
+    return Sysfs(tree.roots).look().boot_framebuffers
+
+
+@pytest.mark.parametrize(
+    ("driver", "memory"),
+    [("efi-framebuffer", "efifb"), ("vesa-framebuffer", "vesafb"), ("simple-framebuffer", "BOOTFB")],
+)
+def test_a_boot_frame_buffer_belongs_to_whose_memory_it_is_in(tree: Tree, driver: str, memory: str) -> None:
+    device = tree.boot_framebuffer(driver)
+    tree.iomem.write_text(IOMEM.format(memory=memory))
+    assert boot_framebuffers(tree) == (BootFramebuffer(f"{driver}.0", driver, PciAddress.parse(GPU)),)
+    (tree.sys / "bus/platform/drivers" / driver / device.name).unlink()
+    assert boot_framebuffers(tree) == ()
+
+
+@pytest.mark.parametrize("iomem", ["", HIDDEN.format(memory="efifb"), IOMEM.format(memory="bochs-drm")])
+def test_a_boot_frame_buffer_that_nobody_can_place(tree: Tree, iomem: str) -> None:
+    tree.boot_framebuffer("efi-framebuffer")
+    tree.iomem.write_text(iomem)
+    assert boot_framebuffers(tree) == ()
+
+
+def test_a_boot_frame_buffer_below_its_function(tree: Tree) -> None:
+    """Since 6.9; then nobody needs to know addresses."""
+    tree.boot_framebuffer("simple-framebuffer", f"pci0000:00/{PORT}/{GPU}")
+    [found] = boot_framebuffers(tree)
+    assert found.function == PciAddress.parse(GPU)
+
+
+def test_a_partial_look_sees_functions_only(tree: Tree) -> None:
+    two_functions(tree)
+    tree.loaded("nouveau", 1)
+    tree.boot_framebuffer("simple-framebuffer", f"pci0000:00/{PORT}/{GPU}")
+    facts = Sysfs(tree.roots).look([PciAddress.parse(GPU)])
+    assert facts == HostFacts({PciAddress.parse(GPU): seen(tree)}, iommu=False, vfio_available=False)
+
+
 LOOK = """
 import json, sys
 opened = []
@@ -254,11 +331,13 @@ facts = sysfs.look()
 sysfs.look()
 print(json.dumps([len(facts.functions), [path for path in opened if path.startswith(sys.argv[1])]]))
 """
-ALLOWED = {"modalias", "boot_vga", "runtime_status", "dev"}
+ALLOWED = {"modalias", "boot_vga", "runtime_status", "dev", "refcnt", "version", "modeset"}
 
 
 def big_host(tree: Tree) -> None:
     """300 functions: bridges, cards with sound, network cards with virtual functions, asleep and awake."""
+    for module in ("nvidia", "nvidia_modeset", "nvidia_drm", "nvidia_uvm", "snd_hda_intel"):
+        tree.loaded(module, 60)
     tree.driver("nvidia", "nvidia")
     tree.driver("snd_hda_intel", "snd_hda_intel")
     for bus in range(1, 61):
@@ -279,7 +358,8 @@ def test_a_big_host_is_looked_at_without_a_lock(tree: Tree) -> None:
     """Every file below sysfs that a look opens, in a process of its own, since an audit hook stays for ever."""
     big_host(tree)
     roots = tree.roots
-    command = [sys.executable, "-c", LOOK, roots.sysfs, roots.dev, roots.udev, roots.modules, roots.tools]
+    places = [roots.sysfs, roots.dev, roots.udev, roots.modules, roots.tools, roots.iomem]
+    command = [sys.executable, "-c", LOOK, *places]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     count, opened = json.loads(run.stdout)
     assert count == 300

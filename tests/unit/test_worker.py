@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.host.linux import worker as worker_module
-from gpuswitch.host.linux.worker import LinuxKernel
+from gpuswitch.host.linux import kernel as kernel_module
+from gpuswitch.host.linux.kernel import LinuxKernel
 from tests.unit.sysfs_tree import Tree
 from tests.unit.worker_bench import AUDIO, GPU, refused
 
@@ -248,7 +248,7 @@ async def test_a_program_that_talks_nonsense_is_let_go(
 ) -> None:
     program = tmp_path / "nonsense.py"
     program.write_text("import os\nos.read(0, 100)\nos.write(0, b'7\\0perhaps')\nos.read(0, 100)\n")
-    monkeypatch.setattr(worker_module, "_PROGRAM", program)
+    monkeypatch.setattr(kernel_module, "_PROGRAM", program)
     kernel = LinuxKernel(str(GPU), tree.roots)
     kernel.prepare()
     pid = pid_of(kernel)
@@ -270,7 +270,7 @@ async def test_a_program_that_cannot_start(tree: Tree, tmp_path: Path, monkeypat
 
 
 async def test_a_program_that_ends_at_once(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "_PROGRAM", tmp_path / "no-such-program.py")
+    monkeypatch.setattr(kernel_module, "_PROGRAM", tmp_path / "no-such-program.py")
     kernel = LinuxKernel(str(GPU), tree.roots)
     error = await refused(kernel.probe(GPU))
     # It may have ended before the request was sent, or after.

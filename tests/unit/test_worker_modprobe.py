@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import KernelError
-from gpuswitch.host.linux.worker import LinuxKernel
+from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.model.address import PciAddress
 from tests.unit.sysfs_tree import Tree
 
@@ -45,17 +45,19 @@ def tree(tmp_path: Path) -> Tree:
 
 async def test_candidates_leave_out_what_would_not_be_loaded(tree: Tree, kernel: LinuxKernel) -> None:
     """Here nvidiafb is blacklisted, and radeon's install command is `false`; vfio's modules are never host drivers."""
-    tree.modprobe(LOOKUP)
+    tree.tool("modprobe", LOOKUP)
     assert await kernel.candidates(GPU) == ("nouveau", "nvidia")
 
 
 async def test_no_candidates(tree: Tree, kernel: LinuxKernel) -> None:
-    tree.modprobe(f"echo 'modprobe: FATAL: Module {MODALIAS} not found in directory /lib/modules/6.1.0' >&2; exit 1")
+    tree.tool(
+        "modprobe", f"echo 'modprobe: FATAL: Module {MODALIAS} not found in directory /lib/modules/6.1.0' >&2; exit 1"
+    )
     assert await kernel.candidates(GPU) == ()
 
 
 async def test_a_modprobe_that_fails_is_not_one_that_found_nothing(tree: Tree, kernel: LinuxKernel) -> None:
-    tree.modprobe("echo 'modprobe: ERROR: could not open moddep file: No such file or directory' >&2; exit 1")
+    tree.tool("modprobe", "echo 'modprobe: ERROR: could not open moddep file: No such file or directory' >&2; exit 1")
     with pytest.raises(
         KernelError, match=f"cannot find the modules for {GPU}: modprobe ended with status 1: "
     ) as error:
@@ -65,9 +67,10 @@ async def test_a_modprobe_that_fails_is_not_one_that_found_nothing(tree: Tree, k
 
 async def test_load(tree: Tree, kernel: LinuxKernel, tmp_path: Path) -> None:
     """Fixed arguments, an environment of its own, and nothing that it could read from or hold open."""
-    tree.modprobe(
+    tree.tool(
+        "modprobe",
         f'cat; echo "$* options=$MODPROBE_OPTIONS input=$(readlink /proc/self/fd/0)" > {tmp_path}/seen; '
-        f"ls /proc/self/fd > {tmp_path}/open"
+        f"ls /proc/self/fd > {tmp_path}/open",
     )
     await kernel.load("vfio_pci")
     assert (tmp_path / "seen").read_text() == "vfio_pci options= input=/dev/null\n"
@@ -89,7 +92,7 @@ async def test_a_module_that_is_there_is_not_loaded_again(tree: Tree, kernel: Li
     ],
 )
 async def test_a_module_that_cannot_be_loaded(tree: Tree, kernel: LinuxKernel, said: str, number: int) -> None:
-    tree.modprobe(f'echo "a warning" >&2; echo "{said}" >&2; exit 1')
+    tree.tool("modprobe", f'echo "a warning" >&2; echo "{said}" >&2; exit 1')
     with pytest.raises(KernelError) as error:
         await kernel.load("nobody")
     assert error.value.errno == number
@@ -98,7 +101,7 @@ async def test_a_module_that_cannot_be_loaded(tree: Tree, kernel: LinuxKernel, s
 
 async def test_whoever_keeps_modprobes_output_open_is_not_waited_for(tree: Tree, kernel: LinuxKernel) -> None:
     """An install command may start something that stays."""
-    tree.modprobe("sleep 600 & echo $! >&2; exit 1")
+    tree.tool("modprobe", "sleep 600 & echo $! >&2; exit 1")
     with pytest.raises(KernelError, match="modprobe ended with status 1") as error:
         await kernel.load("nobody")
     os.kill(int(error.value.message.rpartition(" ")[2]), signal.SIGKILL)  # fails if it is not there any more
@@ -110,7 +113,7 @@ async def test_a_modprobe_that_does_not_return_is_the_one_that_sits_in_the_kerne
     """Not the worker, which waits for it: what people need to see is what the module's own code waits for."""
     for name in ("started", "go_on"):
         os.mkfifo(tmp_path / name)
-    tree.modprobe(f"echo $$ >{tmp_path}/started; read line <{tmp_path}/go_on")
+    tree.tool("modprobe", f"echo $$ >{tmp_path}/started; read line <{tmp_path}/go_on")
     loading = asyncio.create_task(kernel.load("nvidia"))
     pid = int(await asyncio.to_thread((tmp_path / "started").read_text))
     assert kernel.pending is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.host.linux.worker import LinuxKernel
+from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Captured, Driver
 from tests.unit.sysfs_tree import Tree

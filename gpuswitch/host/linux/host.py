@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable, Collection
 
 from gpuswitch.host.linux import uevents
+from gpuswitch.host.linux.kernel import LinuxKernel
+from gpuswitch.host.linux.processes import LinuxProcesses
 from gpuswitch.host.linux.sysfs import Roots, Sysfs
-from gpuswitch.host.linux.worker import LinuxKernel
+from gpuswitch.host.linux.systemd import LinuxSystemd
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.switch.host import Host
@@ -19,6 +21,8 @@ class LinuxHost(Host):
     def __init__(self, roots: Roots | None = None) -> None:
         self._roots = roots or Roots()
         self._sysfs = Sysfs(self._roots)
+        self.processes = LinuxProcesses(self._roots)
+        self.systemd = LinuxSystemd(self._roots.tools)
         self._kernels: dict[str, LinuxKernel] = {}
         self._watchers: dict[object, Callable[[], None]] = {}
         self._unwatch: Callable[[], None] | None = None
@@ -50,4 +54,5 @@ class LinuxHost(Host):
             self._unwatch = None
 
     async def close(self) -> None:
-        await asyncio.gather(*(kernel.close() for kernel in self._kernels.values()))
+        kernels = (kernel.close() for kernel in self._kernels.values())
+        await asyncio.gather(self.processes.close(), self.systemd.close(), *kernels)

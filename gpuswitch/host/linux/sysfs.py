@@ -3,8 +3,10 @@
 What is read, and why that is safe (Linux 6.1; `show` functions of the files named):
 
 - links and folders: kernfs alone answers, no driver and no device lock is involved;
-- `modalias`, `boot_vga` (drivers/pci/pci-sysfs.c), `power/runtime_status` (drivers/base/power/sysfs.c), `dev` and
-  `initstate`: they print a field of a structure.
+- `modalias`, `boot_vga` (drivers/pci/pci-sysfs.c), `power/runtime_status` (drivers/base/power/sysfs.c), `dev`,
+  and of a module `initstate`, `refcnt` and `version` (kernel/module): they print a field of a structure;
+- of a module `parameters/modeset`: it takes the lock of that module's parameters (kernel/params.c), which is held for
+  as long as somebody reads or sets one of them, and not by a module that comes or goes.
 
 What is never opened: `driver_override` and `sriov_numvfs` (they take the device lock), `uevent` (so does it in 6.10 and
 in stable kernels up to now, Debian 12's among them; libudev opens it for nearly everything, so it is no way to look),
@@ -19,14 +21,26 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from gpuswitch.host.linux.framebuffers import BOOT_DRIVERS, function_of
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Driver, HostFacts, Kind, PciFunction
+from gpuswitch.model.drivers import MODULES
+from gpuswitch.model.facts import (
+    VFIO_DRIVER,
+    VFIO_MODULE,
+    BootFramebuffer,
+    Driver,
+    HostFacts,
+    Kind,
+    Module,
+    PciFunction,
+)
 
 # Vendor, device, both of the subsystem, then class, subclass and interface (do_pci_entry in scripts/mod/file2alias.c).
 _MODALIAS = re.compile(r"pci:v([0-9A-F]{8})d([0-9A-F]{8})sv[0-9A-F]{8}sd[0-9A-F]{8}bc(..)sc(..)i(..)")
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _VFIO_FILE = re.compile(rb"/vfio[-_]pci\.ko")
 _SLEEPING = {"suspended", "suspending"}
+_ON = {"Y", "1"}
 # Where the nodes of a class of devices lie below /dev. The kernel knows (`devnode` of each class) and says so in
 # `uevent`, which we may not read.
 _NODE_FOLDERS: Mapping[Kind, Mapping[str, str]] = {
@@ -44,6 +58,8 @@ class Roots:
     udev: str = "/run/udev"
     modules: str = "/lib/modules"
     tools: str = "/usr/sbin:/sbin:/usr/bin:/bin"
+    iomem: str = "/proc/iomem"
+    proc: str = "/proc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +107,8 @@ class Sysfs:
             vfio_available=VFIO_DRIVER in drivers or self._vfio_installed(),
             pci_drivers=drivers,
             vfio_nodes=frozenset(int(n) for n, _ in _entries(f"{self._roots.dev}/vfio") if n.isascii() and n.isdigit()),
+            modules=self._modules(),
+            boot_framebuffers=tuple(self._boot_framebuffers()),
         )
 
     def _functions(
@@ -169,6 +187,31 @@ class Sysfs:
         """The module that brought a driver. One that is built in has a folder too, but no `initstate`."""
         module = _link(f"{self._roots.sysfs}/bus/pci/drivers/{driver}/module")
         return module if module and _there(f"{self._roots.sysfs}/module/{module}/initstate") else None
+
+    def _modules(self) -> dict[str, Module]:
+        found = {}
+        for name in sorted(MODULES):
+            folder = f"{self._roots.sysfs}/module/{name}"
+            if _there(folder):
+                references = _first_line(f"{folder}/refcnt")
+                found[name] = Module(
+                    references=int(references) if references else None,
+                    users=tuple(sorted(user for user, _ in _entries(f"{folder}/holders"))),
+                    version=_first_line(f"{folder}/version"),
+                    modeset=_first_line(f"{folder}/parameters/modeset") in _ON,
+                )
+        return found
+
+    def _boot_framebuffers(self) -> Iterator[BootFramebuffer]:
+        """A driver's folder has a link for each device that it has, and one for its module."""
+        for driver in BOOT_DRIVERS:
+            folder = f"{self._roots.sysfs}/bus/platform/drivers/{driver}"
+            for name, _ in _entries(folder):
+                if name == "module" or not _target(f"{folder}/{name}"):
+                    continue
+                function = _address(function_of(f"{folder}/{name}", driver, self._roots.iomem))
+                if function is not None:
+                    yield BootFramebuffer(name, driver, function)
 
     def _nodes(self, path: str, kind: Kind) -> tuple[tuple[str, ...], bool]:
         """The nodes that are ready, and whether some are not."""

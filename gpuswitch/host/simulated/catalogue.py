@@ -49,8 +49,9 @@ _SOUND = PciDriver(
 )
 # Its remove() looks at the count of users in a loop of interruptible sleeps (nv_pci_remove() of the open module).
 _NVIDIA = PciDriver(
-    "nvidia", (alias(NVIDIA, 0x03, 0x00), alias(NVIDIA, 0x03, 0x02)), makes="drm", waits="S", suspends=True
+    "nvidia", (alias(NVIDIA, 0x03, 0x00), alias(NVIDIA, 0x03, 0x02)), makes="nvidia", waits="S", suspends=True
 )
+_NVIDIA_VERSION = "580.105.08"
 
 
 def _graphics(name: str, *aliases: str) -> PciDriver:
@@ -63,10 +64,21 @@ def _other(name: str, *aliases: str) -> PciDriver:
 
 MODULES = (
     Module(VFIO_MODULE, (VFIO,)),
-    Module("i915", (_graphics("i915", alias(INTEL, 0x03, 0x00)),)),
+    # These two make their frame buffers themselves; for the others, it is the module of DRM's helpers that fbcon keeps.
+    Module("i915", (_graphics("i915", alias(INTEL, 0x03, 0x00)),), pins=True),
     Module("amdgpu", (_graphics("amdgpu", alias(AMD, 0x03, 0x00)),)),
-    Module("nouveau", (_graphics("nouveau", alias(NVIDIA, 0x03)),), blacklisted=True),
-    Module("nvidia", (_NVIDIA,), needs_device=True),
+    Module("nouveau", (_graphics("nouveau", alias(NVIDIA, 0x03)),), pins=True, blacklisted=True),
+    Module("nvidia", (_NVIDIA,), needs_device=True, version=_NVIDIA_VERSION),
+    Module("nvidia_uvm", requires=("nvidia",), version=_NVIDIA_VERSION),
+    Module("nvidia_modeset", requires=("nvidia",), version=_NVIDIA_VERSION),
+    Module(
+        "nvidia_drm",
+        requires=("nvidia_modeset",),
+        above="nvidia",
+        makes="drm",
+        version=_NVIDIA_VERSION,
+        modeset=True,
+    ),
     Module("snd_hda_intel", (_SOUND,)),
     Module("xhci_pci", (_other("xhci_hcd", alias(None, 0x0C, 0x03)),)),
     Module("i2c_nvidia_gpu", (_other("nvidia-gpu", alias(NVIDIA, 0x0C, 0x80)),)),

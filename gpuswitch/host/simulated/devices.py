@@ -1,4 +1,4 @@
-"""The devices of a simulated machine, the drivers that have them, and who has them open."""
+"""The devices of a simulated machine, what the drivers that have them made of them, and who has that open."""
 
 from __future__ import annotations
 
@@ -8,31 +8,101 @@ from dataclasses import dataclass, field, replace
 from gpuswitch.host.simulated.drivers import PciDriver
 from gpuswitch.model.facts import Driver, PciFunction
 
+_HIDDEN_KINDS = frozenset({"", "nvidia"})
+"""Kinds whose nodes are not below the device in sysfs, so that a look at the device does not show them."""
+_IDLE_KINDS = frozenset({"sound", "nvidia"})
+"""Kinds that let the device sleep while somebody only has them open: a control node plays nothing."""
+
+
+@dataclass(eq=False)
+class Card:
+    """What a driver, or a module above it, made of a device: its nodes, and who has them open.
+
+    `kind`: `drm`, `sound` or `nvidia`; "" has no nodes of its own. Each that has it open is a reference to `module`.
+    `ready`: the nodes are there for use. `frame_buffer`: the number of the one that it has. `keeps`: its module has the
+    device in use by itself, and lets go of it only when it is unloaded.
+    """
+
+    kind: str = ""
+    module: str | None = None
+    number: int = 0
+    render: bool = True
+    ready: bool = True
+    frame_buffer: int | None = None
+    keeps: bool = False
+    users: set[str] = field(default_factory=set)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        match self.kind:
+            case "drm":
+                card = f"/dev/dri/card{self.number}"
+                return (card, f"/dev/dri/renderD{128 + self.number}") if self.render else (card,)
+            case "sound":
+                return (f"/dev/snd/controlC{self.number}",)
+            case "nvidia":
+                return (f"/dev/nvidia{self.number}",)
+        return ()
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The device numbers of the nodes (Documentation/admin-guide/devices.txt)."""
+        match self.kind:
+            case "drm":
+                return (f"c226:{self.number}", f"c226:{128 + self.number}")[: len(self.nodes)]
+            case "sound":
+                return (f"c116:{self.number}",)
+            case "nvidia":
+                return (f"c195:{self.number}",)
+        return ()
+
 
 @dataclass(eq=False)
 class Binding:
-    """A driver that has, or had, a device: its instance lives until the last user closes it.
-
-    `ready`: its nodes are there for use.
-    """
+    """A driver that has, or had, a device: what it made lives until the last user closes it. The first is its own."""
 
     driver: PciDriver
-    number: int | None = None
-    nodes: tuple[str, ...] = ()
-    ready: bool = True
-    users: set[str] = field(default_factory=set)
+    cards: list[Card]
     idle: asyncio.Future[None] | None = None
 
-    def close(self, user: str) -> None:
-        self.users.discard(user)
-        if not self.users and self.idle is not None and not self.idle.done():
+    @property
+    def ready(self) -> bool:
+        return all(card.ready for card in self.cards)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Those that a look shows."""
+        return tuple(node for card in self.cards if card.kind not in _HIDDEN_KINDS for node in card.nodes)
+
+    @property
+    def users(self) -> frozenset[str]:
+        return frozenset(user for card in self.cards for user in card.users)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether somebody keeps the device from sleeping."""
+        return any(card.users for card in self.cards if card.kind not in _IDLE_KINDS)
+
+    def card(self, kind: str = "") -> Card | None:
+        """What somebody opens: the one of this kind, else one that a look shows before others."""
+        there = [card for card in self.cards if card.nodes and kind in {"", card.kind}]
+        return min(there, key=lambda card: card.kind in _HIDDEN_KINDS, default=None)
+
+    def settle(self) -> None:
+        """Somebody closed something, or a card is gone: perhaps that is what the driver waits for."""
+        if not self.busy and self.idle is not None and not self.idle.done():
             self.idle.set_result(None)
 
     async def until_idle(self) -> None:
         """Wait for the last user to close it; one waiter at a time, who has the device lock."""
-        while self.users:
+        while self.busy:
             self.idle = asyncio.get_running_loop().create_future()
             await self.idle
+
+    @property
+    def busy(self) -> bool:
+        """Whether the driver's remove() would wait, if it is of those that do."""
+        return any(card.users or card.keeps for card in self.cards)
 
 
 class Device:
@@ -40,7 +110,7 @@ class Device:
 
     `link` is what its `driver` link says, `binding` the driver that the kernel has for it: not the same thing while
     an unbind is under way. `lock` is the device lock, first come, first served. `first_control`: what power/control
-    is before anybody writes to it.
+    is before anybody writes to it. `persistent`: nvidia's persistence mode is on.
     """
 
     def __init__(self, shape: PciFunction, first_control: str = "on") -> None:
@@ -49,6 +119,7 @@ class Device:
         self.first_control = first_control
         self.override: str | None = None
         self.power_control = first_control
+        self.persistent = False
         self.link: Driver | None = None
         self.binding: Binding | None = None
         self.lock = asyncio.Lock()
@@ -60,7 +131,7 @@ class Device:
         if self.power_control != "auto":
             return False
         return self.binding is None or (
-            self.link is not None and self.binding.driver.suspends and not self.binding.users
+            self.link is not None and self.binding.driver.suspends and not self.binding.at_work
         )
 
     def bound_to(self, driver: str) -> Binding | None:
@@ -105,11 +176,3 @@ class Numbers:
 
     def give(self, kind: str, number: int) -> None:
         self._taken[kind].discard(number)
-
-
-def nodes_of(driver: PciDriver, number: int) -> tuple[str, ...]:
-    """The device nodes that a driver makes for the device with this number."""
-    if driver.makes == "drm":
-        card = f"/dev/dri/card{number}"
-        return (card, f"/dev/dri/renderD{128 + number}") if driver.render else (card,)
-    return (f"/dev/snd/controlC{number}",)

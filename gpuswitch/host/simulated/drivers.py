@@ -13,11 +13,11 @@ from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Driver
 class PciDriver:
     """A driver of the PCI bus.
 
-    `aliases`: the modalias patterns that it matches, as modules.alias has them. `makes`: `drm` or `sound` for one that
-    makes device nodes; `render`: with a render node. `waits`: the process state in which its remove() waits for those
-    who have it open ("D", "S"; "" for one that goes at once, as DRM drivers do), in kernel function `kernel_wait`.
-    `suspends`: a device may sleep while bound to it. `allows`: it sets power/control to `auto` when it binds, whatever
-    that was, and to `on` when it lets go (vfio_pci_core_register_device() and its counterpart).
+    `aliases`: the modalias patterns that it matches, as modules.alias has them. `makes`: the kind of `Card`, for one
+    that makes device nodes; `render`: with a render node. `waits`: the process state in which its remove() waits for
+    those who have it open ("D", "S"; "" for one that goes at once, as DRM drivers do), in kernel function
+    `kernel_wait`. `suspends`: a device may sleep while bound to it. `allows`: it sets power/control to `auto` when it
+    binds, whatever that was, and to `on` when it lets go (vfio_pci_core_register_device() and its counterpart).
     `manages_dma`: it does DMA for somebody else or none at all, and may join a group that a VM owns
     (`driver_managed_dma`).
     """
@@ -40,14 +40,23 @@ class PciDriver:
 class Module:
     """A kernel module that is installed; `requires` are loaded before it, by name.
 
-    `needs_device`: it refuses to load where there is no device that it can have, as nvidia's does.
+    `above`: it makes a `Card` of the kind `makes` of each device that the driver of this name has, as nvidia_drm does;
+    `keeps`: and keeps the device in use for as long as it is loaded. `pins`: fbcon holds a reference to it while it
+    shows a frame buffer of it. `needs_device`: it refuses to load where there is no device that it can have, as
+    nvidia's does. `version` and `modeset`: see `gpuswitch.model.facts.Module`.
     """
 
     name: str
     drivers: tuple[PciDriver, ...] = ()
     requires: tuple[str, ...] = ()
+    above: str = ""
+    makes: str = ""
+    keeps: bool = False
+    pins: bool = False
     blacklisted: bool = False
     needs_device: bool = False
+    version: str = ""
+    modeset: bool = False
 
 
 class Drivers:
@@ -55,7 +64,9 @@ class Drivers:
 
     def __init__(self, modules: Iterable[Module], builtin: Iterable[PciDriver]) -> None:
         self.modules: Mapping[str, Module] = {module.name: module for module in modules}
-        self._loaded: set[str] = set()
+        self.leaving: set[str] = set()
+        """Modules that are being unloaded: what they made cannot be opened any more."""
+        self._loaded: dict[str, Module] = {}
         self._registered: dict[str, tuple[PciDriver, str | None]] = {d.name: (d, None) for d in builtin}
 
     def registered(self) -> dict[str, str | None]:
@@ -65,18 +76,39 @@ class Drivers:
     def vfio_available(self) -> bool:
         return VFIO_DRIVER in self._registered or VFIO_MODULE in self.modules
 
-    def loaded(self, name: str) -> bool:
-        return name in self._loaded
+    def loaded(self, name: str) -> Module | None:
+        return self._loaded.get(name)
 
-    def register(self, name: str) -> list[PciDriver]:
-        """Load a module and what it requires; returns the drivers that are new on the bus."""
+    def users(self, name: str) -> tuple[str, ...]:
+        """The loaded modules that need this one."""
+        return tuple(module.name for module in self._loaded.values() if name in module.requires)
+
+    def above(self, driver: str) -> tuple[Module, ...]:
+        """The loaded modules that make something of the devices of this driver."""
+        return tuple(module for module in self._loaded.values() if module.above == driver)
+
+    def missing(self, name: str) -> tuple[Module, ...]:
+        """What a load of this module has to load, in order.
+
+        Raises:
+            KeyError: the module, or one that it requires, is not installed.
+        """
         if name in self._loaded:
-            return []
-        self._loaded.add(name)
+            return ()
         module = self.modules[name]
-        new = [driver for required in module.requires for driver in self.register(required)]
-        self._registered.update({driver.name: (driver, name) for driver in module.drivers})
-        return [*new, *module.drivers]
+        needed = (each for required in module.requires for each in self.missing(required))
+        return (*dict.fromkeys(needed), module)
+
+    def register(self, module: Module) -> None:
+        """Put a module into the kernel, with its drivers."""
+        self._loaded[module.name] = module
+        self._registered.update({driver.name: (driver, module.name) for driver in module.drivers})
+
+    def unregister(self, module: Module) -> None:
+        """Take it out."""
+        del self._loaded[module.name]
+        for driver in module.drivers:
+            del self._registered[driver.name]
 
     def candidates(self, modalias: str) -> tuple[str, ...]:
         """The modules that udev would load for a device, without vfio-pci."""
@@ -89,7 +121,8 @@ class Drivers:
         )
 
     def first_match(self, modalias: str, override: str | None) -> PciDriver | None:
-        return next((d for d, _ in self._registered.values() if matches(d, modalias, override)), None)
+        known = (d for d, module in self._registered.values() if module not in self.leaving)
+        return next((d for d in known if matches(d, modalias, override)), None)
 
     def link(self, driver: PciDriver) -> Driver:
         """What the `driver` link of a device says that is bound to it."""

@@ -21,9 +21,33 @@ Operation = Literal[
     "probe",
     "hold_group",
     "release_group",
+    "unload",
+    "announce",
+    "consoles",
+    "map_consoles",
+    "bind_console",
+    "unbind_platform",
+    "bind_platform",
+    "persistence",
+    "set_persistence",
+    "scan",
+    "signal",
+    "active",
+    "sockets",
+    "stop_unit",
+    "start_unit",
+    "end_session",
+    "inhibit",
+    "release_inhibitor",
     "nodes",
+    "let_go",
 ]
-"""The operations of `gpuswitch.switch.host.Kernel`, and `nodes`: udev's work on the nodes of a bound driver."""
+"""The operations of the port (`gpuswitch.switch.host`), and what others do that nobody is told the end of.
+
+`nodes` is udev's work on the nodes of a bound driver; `let_go` is that of a polite process which closes an announced
+card.
+"""
+_UNHEARD = {"nodes": "udev", "let_go": "a process"}
 
 
 class Call:
@@ -149,16 +173,20 @@ class Faults:
     def add(self, fault: AnyFault, *, operation: Operation, subject: object = None, nth: int | None = 1) -> AnyFault:
         """Let `fault` hit the `nth` operation of this kind from now on (None: each one); returns the fault.
 
-        `subject` is what the operation is about: a function's address, for `load` the module, for `hold_group` and
-        `release_group` the group's number; None: any. An operation on several functions counts once for each.
+        `subject` is what the operation is about: a function's address, for `load` and `unload` the module, for
+        `hold_group` and `release_group` the group's number, for `map_consoles` the frame buffer's, for the others on
+        consoles the vtconsole or platform device, for units and sessions these, for the inhibitor the GPU, for `signal`
+        and `let_go` the process by name; None: any. An operation on several functions counts once for each.
 
         Raises:
             ValueError: no operation is named so, or this one has nobody to tell an errno to.
         """
         if operation not in get_args(Operation):
             raise ValueError(f"no operation is named {operation!r}")
-        if operation == "nodes" and isinstance(fault, Errno):
-            raise ValueError("udev tells nobody that it failed; nodes that never come are Silent()")
+        if operation in _UNHEARD and isinstance(fault, Errno):
+            raise ValueError(f"{_UNHEARD[operation]} tells nobody that it failed; what never happens is Silent()")
+        if operation == "signal" and isinstance(fault, Delay | Hang):
+            raise ValueError("a signal is sent at once; a process that takes no notice is Silent()")
         self._rules.append(_Rule(fault, operation, None if subject is None else str(subject), nth))
         return fault
 

@@ -2,9 +2,9 @@
 
     OPERATION[@SUBJECT][#NTH]=FAULT
 
-OPERATION is one of `gpuswitch.switch.host.Kernel` (or `nodes`), SUBJECT what it is about: a function, for `load` a
-module, for `hold_group` and `release_group` a group's number; left out: any. NTH counts from 1; left out: each one.
-FAULT is the name of an errno, `silent` (says that it worked, and did not), `hang`, or how long it takes: `0.3s`.
+OPERATION is one of `gpuswitch.host.simulated.faults.Operation`, and SUBJECT what it is about, as `Faults.add` says: a
+function, a module, a unit ...; left out: any. NTH counts from 1; left out: each one. FAULT is the name of an errno,
+`silent` (says that it worked, and did not), `hang`, or how long it takes: `0.3s`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from gpuswitch.model.address import PciAddress
 
 _SHAPE = re.compile(r"(?P<operation>[a-z_]+)(?:@(?P<subject>[^@#=]+))?(?:#(?P<nth>[1-9][0-9]{0,8}))?=(?P<fault>[^=]+)")
 _SECONDS = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)s")
-_GROUP_OPERATIONS = {"hold_group", "release_group"}
 
 
 def inject(host: SimulatedHost, text: str) -> None:
@@ -32,15 +31,14 @@ def inject(host: SimulatedHost, text: str) -> None:
     """
     if (match := _SHAPE.fullmatch(text)) is None:
         raise _refused(text, "write it like probe@0000:01:00.1#1=EINVAL or unbind=0.3s")
-    operation, subject, nth = match["operation"], match["subject"], match["nth"]
-    if operation not in get_args(Operation):
-        raise _refused(text, f"no operation is named {operation!r}; known are {', '.join(get_args(Operation))}")
+    name, subject, nth = match["operation"], match["subject"], match["nth"]
+    if name not in get_args(Operation):
+        raise _refused(text, f"no operation is named {name!r}; known are {', '.join(get_args(Operation))}")
+    operation = cast("Operation", name)
     fault = _fault(text, match["fault"])
     about = None if subject is None else _subject(host.machine, operation, subject, text)
     try:
-        host.faults.add(
-            fault, operation=cast("Operation", operation), subject=about, nth=None if nth is None else int(nth)
-        )
+        host.faults.add(fault, operation=operation, subject=about, nth=None if nth is None else int(nth))
     except ValueError as error:
         raise _refused(text, str(error)) from None
 
@@ -57,18 +55,27 @@ def _fault(text: str, word: str) -> Fault:
     raise _refused(text, f"{word!r} is no fault; use the name of an errno, silent, hang, or seconds like 0.3s")
 
 
-def _subject(machine: Machine, operation: str, subject: str, text: str) -> str:
+def _subject(machine: Machine, operation: Operation, subject: str, text: str) -> str:
     """The subject in its one spelling."""
-    if operation == "load":
-        known: set[str] = set(machine.drivers.modules)
-    elif operation in _GROUP_OPERATIONS:
-        known = {str(d.shape.iommu_group) for d in machine.devices.values() if d.shape.iommu_group is not None}
-    else:
-        known = {str(address) for address in machine.devices}
-        try:
-            subject = str(PciAddress.parse(subject))
-        except InvalidArgument as error:
-            raise _refused(text, str(error)) from None
+    match operation:
+        case "load" | "unload":
+            known = set(machine.drivers.modules)
+        case "hold_group" | "release_group":
+            known = {str(d.shape.iommu_group) for d in machine.devices.values() if d.shape.iommu_group is not None}
+        case "consoles" | "map_consoles" | "bind_console" | "unbind_platform" | "bind_platform":
+            known = set(machine.frame_buffers.names(operation))
+        case "active" | "sockets" | "stop_unit" | "start_unit":
+            known = set(machine.units.names())
+        case "end_session":
+            known = set(machine.units.sessions)
+        case "signal" | "let_go":
+            known = {program.name for program in machine.processes.running()}
+        case _:
+            known = {str(address) for address in machine.devices}
+            try:
+                subject = str(PciAddress.parse(subject))
+            except InvalidArgument as error:
+                raise _refused(text, str(error)) from None
     if subject not in known:
         raise _refused(text, f"this host has no {subject}")
     return subject

@@ -11,8 +11,11 @@ from typing import Any, TypeVar
 from gpuswitch.errors import KernelError
 from gpuswitch.host.simulated.faults import Call, Faults, Operation
 from gpuswitch.host.simulated.kernel import Machine
+from gpuswitch.host.simulated.processes import SimulatedProcesses
+from gpuswitch.host.simulated.systemd import SimulatedSystemd
+from gpuswitch.host.simulated.workers import Worker
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import Captured, HostFacts
+from gpuswitch.model.facts import Captured, Consoles, HostFacts
 from gpuswitch.switch.host import Host, Kernel, Pending
 
 T = TypeVar("T")
@@ -22,6 +25,8 @@ class SimulatedHost(Host):
     """A host whose kernel is `machine`; `faults` are what is to go wrong with it.
 
     `machine` has what the port has not, since others do it: `open` and `close` of a device, `start_vm`, `unplug` ...
+    A second host on the same machine is the next run of the service: it has the first one's workers no more, but those
+    that the kernel has.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -29,7 +34,11 @@ class SimulatedHost(Host):
         self._kernels: dict[str, SimulatedKernel] = {}
         self._watchers: list[Callable[[], None]] = []
         self._told = False
-        machine.announce = self._announce
+        self.processes = SimulatedProcesses(machine, machine.processes)
+        self.systemd = SimulatedSystemd(machine, machine.units)
+        for worker in list(machine.workers.values()):
+            worker.let_go()
+        machine.uevent = self._announce
 
     @property
     def faults(self) -> Faults:
@@ -80,12 +89,11 @@ class SimulatedKernel(Kernel):
 
     def __init__(self, machine: Machine, gpu: str) -> None:
         self._machine = machine
-        self._user = f"the worker of {gpu}"
-        self._call: Call | None = None
-        self._task: asyncio.Task[Any] | None = None
+        self._gpu = gpu
+        self._worker: Worker | None = None
 
     def prepare(self) -> None:
-        """There is no worker to start."""
+        """A worker that is needed is there at once."""
 
     async def capture(self, functions: Sequence[PciAddress]) -> Mapping[PciAddress, Captured]:
         async def each(call: Call) -> dict[PciAddress, Captured]:
@@ -94,10 +102,11 @@ class SimulatedKernel(Kernel):
         return await self._run(each, Call("read the settings of", _names(functions)))
 
     async def candidates(self, function: PciAddress) -> tuple[str, ...]:
-        return await self._run(partial(self._machine.candidates, function), Call("find the modules for", function))
+        work = partial(self._machine.modules.candidates, function)
+        return await self._run(work, Call("find the modules for", function))
 
     async def load(self, module: str) -> None:
-        await self._run(partial(self._machine.load, module), Call("load", module))
+        await self._run(partial(self._machine.modules.load, module), Call("load", module))
 
     async def keep_awake(self, functions: Sequence[PciAddress]) -> None:
         await self._set_power("keep_awake", dict.fromkeys(functions, "on"))
@@ -127,44 +136,80 @@ class SimulatedKernel(Kernel):
         await self._run(partial(self._machine.probe, function), Call("probe", function))
 
     async def hold_group(self, group: int) -> None:
-        work = partial(self._machine.hold_group, group, self._user)
+        work = partial(self._machine.hold_group, group, self._running_worker().user)
         await self._run(work, Call("open", f"/dev/vfio/{group}"))
 
     async def release_group(self, group: int) -> None:
-        work = partial(self._machine.release_group, group, self._user)
+        work = partial(self._machine.release_group, group, self._running_worker().user)
         await self._run(work, Call("close", f"/dev/vfio/{group}"))
+
+    async def unload(self, module: str) -> None:
+        await self._run(partial(self._machine.modules.unload, module), Call("unload", module))
+
+    async def announce(self, functions: Sequence[PciAddress], subsystem: str, action: str) -> None:
+        async def each(call: Call) -> None:
+            for function in functions:
+                await self._machine.announce(function, subsystem, action, call.about(function))
+
+        await self._run(each, Call(f"announce {action} of the {subsystem} card of", _names(functions)))
+
+    async def consoles(self) -> Consoles:
+        return await self._run(self._machine.frame_buffers.consoles, Call("read what shows", "the consoles"))
+
+    async def map_consoles(self, terminals: Sequence[int], frame_buffer: int) -> None:
+        work = partial(self._machine.frame_buffers.map_consoles, terminals, frame_buffer)
+        await self._run(work, Call("show the consoles on", f"fb{frame_buffer}"))
+
+    async def bind_console(self, vtconsole: str, *, bound: bool) -> None:
+        work = partial(self._machine.frame_buffers.bind_console, vtconsole, bound)
+        await self._run(work, Call("bind" if bound else "unbind", vtconsole))
+
+    async def unbind_platform(self, device: str, driver: str) -> None:
+        work = partial(self._machine.frame_buffers.unbind_platform, device, driver)
+        await self._run(work, Call("unbind", device))
+
+    async def bind_platform(self, device: str, driver: str) -> None:
+        await self._run(partial(self._machine.frame_buffers.bind_platform, device, driver), Call("bind", device))
+
+    async def persistence(self, function: PciAddress) -> bool | None:
+        work = partial(self._machine.persistence, function)
+        return await self._run(work, Call("ask for the persistence mode of", function))
+
+    async def set_persistence(self, function: PciAddress, *, on: bool) -> None:
+        work = partial(self._machine.set_persistence, function, on)
+        await self._run(work, Call("set the persistence mode of", function))
+
+    def adopt(self, pending: Pending) -> bool:
+        worker = self._machine.workers.get(pending.worker) if pending.worker is not None else None
+        if worker is None or worker.pending is None:
+            return False
+        self._worker = worker
+        return True
 
     @property
     def pending(self) -> Pending | None:
-        call = self._call
-        if call is None:
-            return None
-        return Pending(call.what, process_state=call.process_state, kernel_wait=call.kernel_wait)
+        return self._worker.pending if self._worker is not None else None
 
     async def returned(self) -> None:
-        while self._task is not None:
-            await asyncio.wait([self._task])
+        if self._worker is not None:
+            await self._worker.returned()
 
     def let_go(self) -> None:
-        """An idle worker ends, and with it what it has open. One that the kernel has stays."""
-        if self._task is None:
-            self._machine.end(self._user)
+        """An idle worker ends, and with it what it has open. One that the kernel has does so when that returns."""
+        if self._worker is not None:
+            self._worker.let_go()
+
+    def _running_worker(self) -> Worker:
+        if self._worker is None or self._worker.ended:
+            self._worker = self._machine.worker(self._gpu)
+        return self._worker
 
     async def _run(self, work: Callable[[Call], Coroutine[Any, Any, T]], call: Call) -> T:
         """Give one operation to the kernel. Cancelled, we only stop waiting for it."""
-        if self._call is not None:
-            message = f"the kernel has not returned from this: {self._call.what}"
+        if (pending := self.pending) is not None:
+            message = f"the kernel has not returned from this: {pending.what}"
             raise KernelError(call.verb, call.subject, errno.EBUSY, message)
-        task = asyncio.get_running_loop().create_task(work(call))
-        self._call, self._task = call, task
-        task.add_done_callback(self._returned)
-        return await asyncio.shield(task)
-
-    def _returned(self, task: asyncio.Task[Any]) -> None:
-        self._call = self._task = None
-        if not task.cancelled():
-            # Nobody may be left to take it.
-            task.exception()
+        return await asyncio.shield(self._running_worker().give(work, call))
 
 
 def _names(functions: Mapping[PciAddress, object] | Sequence[PciAddress]) -> str:

@@ -1,34 +1,44 @@
-"""The kernel of a simulated machine: what its driver core, its vfio and its module loader do, errno by errno.
+"""A simulated machine: its devices, modules, consoles, processes and units, and what its kernel does, errno by errno.
 
-Sources: drivers/base/bus.c and dd.c, drivers/pci/pci-driver.c, drivers/vfio/group.c of Linux 6.1; the contract tests
-hold it to what a real one does. Where kernels differ it waits as 6.1 does: later ones only wait less. What happens
-between operations (others open and close devices, a VM starts, a card is pulled) is a plain method call.
+Sources: drivers/base/bus.c, drivers/pci/pci-driver.c and pci-sysfs.c, drivers/vfio/group.c of Linux 6.1; the contract
+tests hold it to what a real one does. What happens between operations (others open and close devices, a VM starts, a
+card is pulled) is a plain method call.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterable
 
-from gpuswitch.errors import KernelError
-from gpuswitch.host.simulated.devices import Binding, Device, Group, Numbers, nodes_of
-from gpuswitch.host.simulated.drivers import Drivers, Module, PciDriver, matches
-from gpuswitch.host.simulated.faults import Call, Faults, Operation, Strike
+from gpuswitch.host.simulated.bus import Bus
+from gpuswitch.host.simulated.consoles import FrameBuffers
+from gpuswitch.host.simulated.devices import Device
+from gpuswitch.host.simulated.drivers import Module, PciDriver
+from gpuswitch.host.simulated.faults import Call, Operation
+from gpuswitch.host.simulated.modules import Modules
+from gpuswitch.host.simulated.processes import ProcessTable, Program
+from gpuswitch.host.simulated.systemd import Units
+from gpuswitch.host.simulated.workers import Worker
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_DRIVER, Captured, HostFacts, Kind
+from gpuswitch.model.facts import VFIO_DRIVER, BootFramebuffer, Captured, HostFacts, Kind
 from gpuswitch.model.gpu import harmless
+from gpuswitch.model.holders import Process, Unit
 
+IN_FLIGHT = "a descriptor in flight"
+"""Who has something open that `Machine.hide` hid."""
 # sysfs hands a store function one page at most, and driver_set_override() refuses what fills it.
 _LONGEST_OVERRIDE = 4096 - 2
+_PERSISTENT = "nvidia"
+"""The kind of `Card`, and the PCI driver, that persistence is about."""
+_DAEMON = "nvidia-persistenced"
+"""Asked for persistence, nvidia's library has this daemon see to it; where it does not run, the driver does."""
 
 
-class Machine:
-    """Devices, drivers, modules, users and VMs of one computer, and the operations of its kernel.
+class Machine(Bus):
+    """One computer, and the operations of its kernel. An operation is given the `Call` that it tells its waits to.
 
     `modules` are installed; those named in `loaded` are in the kernel, and have bound what they match, in this order.
-    `builtin` drivers are registered before them. An operation is given the `Call` that it tells its waits to.
+    `builtin` drivers are registered before them. `boot_framebuffers` are what the firmware left, each with its driver.
     """
 
     def __init__(
@@ -38,25 +48,19 @@ class Machine:
         *,
         loaded: Iterable[str] = (),
         builtin: Iterable[PciDriver] = (),
+        boot_framebuffers: Iterable[BootFramebuffer] = (),
         iommu: bool = True,
     ) -> None:
-        self.devices = {device.address: device for device in sorted(devices, key=lambda d: d.address)}
-        self.drivers = Drivers(modules, builtin)
-        self.iommu = iommu
-        self.faults = Faults()
-        self.announce: Callable[[], None] = lambda: None
-        """Called when the kernel sends a uevent."""
-        self._groups: dict[int, Group] = {}
-        self._numbers = Numbers()
-        self._orphans: dict[PciAddress, list[Binding]] = {}
+        super().__init__(devices, modules, builtin, iommu=iommu)
+        self.frame_buffers = FrameBuffers(self, boot_framebuffers)
+        self.modules = Modules(self, self.frame_buffers)
+        self.processes = ProcessTable(self, self.modules)
+        self.units = Units(self, self.processes)
+        self.workers: dict[Process, Worker] = {}
         self._pulled: dict[str, list[Device]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._facts: HostFacts | None = None
-        self._bind_all()
+        self.bind_all()
         for name in loaded:
-            if self._finds_a_device(self.drivers.modules[name]):
-                self.drivers.register(name)
-                self._bind_all()
+            self.modules.at_boot(name)
 
     # What can be seen without a lock.
 
@@ -72,8 +76,23 @@ class Machine:
                     for device in self.devices.values()
                     if device.shape.iommu_group is not None and device.bound_to(VFIO_DRIVER) is not None
                 ),
+                modules=self.modules.seen(),
+                boot_framebuffers=self.frame_buffers.boot(),
             )
         return self._facts
+
+    def worker(self, gpu: str) -> Worker:
+        """Start a worker process of a GPU."""
+        process = self.processes.new_process()
+        user = f"the worker of {gpu}"
+        if any(worker.user == user for worker in self.workers.values()):
+            user = f"{user} ({process.pid})"
+        self.workers[process] = Worker(process, user, self._worker_ended)
+        return self.workers[process]
+
+    def _worker_ended(self, worker: Worker) -> None:
+        del self.workers[worker.process]
+        self.processes.close_all(worker.user)
 
     def users(self, function: PciAddress) -> frozenset[str]:
         """Who has the function open."""
@@ -82,52 +101,70 @@ class Machine:
 
     # What others do.
 
-    def open(self, function: PciAddress, user: str) -> None:
-        """Somebody opens a device node of the function; a name has it open once, however often it opens it.
+    def run(
+        self,
+        name: str,
+        *,
+        command: str = "",
+        uid: int = 0,
+        unit: Unit | None = None,
+        session: str = "",
+        opens: str = "",
+        polite: bool = False,
+        stubborn: bool = False,
+        restarts: bool = False,
+        lives_by: Unit | None = None,
+    ) -> Process:
+        """A process starts, under a name that no other has; as part of `unit`, which is active then, and of `session`.
+
+        The rest is told in `Program`.
+        """
+        if self.processes.named(name) is not None:
+            raise ValueError(f"there is a process {name!r} already")
+        program = Program(name, command or name, uid, unit, session, polite, stubborn, restarts, opens, lives_by)
+        self.units.run(program)
+        return program.process
+
+    def open(self, function: PciAddress, user: str, kind: str = "") -> None:
+        """A process opens a device node of the function; one that does not run yet is started. It has it open once.
+
+        `kind`: what the node is of (`Card`); "": one that a look shows, if there is any.
 
         Raises:
             KernelError: ENOENT, it has no node (ready); ENODEV, its driver is letting go of it.
         """
-        device = self._device(Call("open", function), function)
-        binding = device.binding
-        if binding is None or not binding.nodes or not binding.ready:
-            raise Call("open", function).error(errno.ENOENT)
-        if device.link is None:
-            raise Call("open", function).error(errno.ENODEV)
-        binding.users.add(user)
-        self._changed(device)
+        card = self.open_card(function, user, kind)
+        if self.processes.named(user) is None:
+            self.run(user)
+        if (program := self.processes.named(user)) is not None:
+            program.opened.add((function, card.kind))
+
+    def hide(self, function: PciAddress, kind: str = "") -> None:
+        """A descriptor is on its way in a message: no process has it, and the device is open. `close` IN_FLIGHT."""
+        self.open_card(function, IN_FLIGHT, kind)
 
     def close(self, function: PciAddress, user: str) -> None:
-        """Somebody closes all that he has open of the function, or dies; nothing to do where he has nothing open."""
-        device = self.devices.get(function)
-        if device is not None and device.binding is not None:
-            device.binding.close(user)
-            self._changed(device)
-        orphans = self._orphans.pop(function, [])
-        for binding in orphans:
-            binding.close(user)
-        for binding in orphans:
-            self._retire(function, binding)
+        """Somebody closes all that he has open of the function; nothing to do where he has nothing open."""
+        if (program := self.processes.named(user)) is not None:
+            program.opened = {(opened, kind) for opened, kind in program.opened if opened != function}
+        self.processes.close(function, user)
 
     def open_group(self, number: int, user: str) -> None:
-        """Somebody opens /dev/vfio/GROUP, and does nothing with it.
+        """A process opens /dev/vfio/GROUP, and does nothing with it.
 
         Raises:
             KernelError: ENOENT, there is no such node; EBUSY, somebody has it open.
         """
-        call = Call("open", f"/dev/vfio/{number}")
-        if number not in self.look().vfio_nodes:
-            raise call.error(errno.ENOENT)
-        group = self._group(number)
-        if group.opened_by is not None:
-            raise call.error(errno.EBUSY)
-        group.opened_by = user
+        self._take_group(number, user)
+        if self.processes.named(user) is None:
+            self.run(user)
 
     def close_group(self, number: int, user: str) -> None:
         """Close what `open_group` opened; nothing to do where this user does not have it open."""
-        group = self._group(number)
+        group = self.group(number)
         if group.opened_by == user:
             group.opened_by = None
+            self.processes.stir(None, [f"/dev/vfio/{number}"])
 
     def start_vm(self, name: str, functions: Iterable[PciAddress]) -> None:
         """A VM takes the groups of these functions, owns their DMA, and opens the functions.
@@ -136,41 +173,42 @@ class Machine:
             KernelError: ENODEV, a function is not on vfio-pci; EBUSY, somebody has a group open; EPERM, a group is not
                 viable. Nothing is taken then.
         """
-        taken = [self._device(Call("open", function), function) for function in functions]
+        taken = [self.device(Call("open", function), function) for function in functions]
         groups = sorted({d.shape.iommu_group for d in taken if d.shape.iommu_group is not None})
         for device in taken:
             if device.bound_to(VFIO_DRIVER) is None:
                 raise Call("open", device.address).error(errno.ENODEV)
         for number in groups:
-            if self._group(number).opened_by is not None:
+            if self.group(number).opened_by is not None:
                 raise Call("open", f"/dev/vfio/{number}").error(errno.EBUSY)
             if not all(harmless(f) for f in self.look().group(number) if f.kind is not Kind.BRIDGE):
                 raise Call("attach", f"/dev/vfio/{number}").error(errno.EPERM)
+        if self.processes.named(name) is None:
+            self.run(name, command="qemu-system-x86")
         for number in groups:
-            self._group(number).opened_by = self._group(number).dma_owner = name
+            self.group(number).opened_by = self.group(number).dma_owner = name
         for device in taken:
             if device.binding is not None:
-                device.binding.users.add(name)
-                self._changed(device)
+                device.binding.cards[0].users.add(name)
+                self.changed(device)
 
     def end(self, name: str) -> None:
-        """A VM, or whoever has something open, ends: all that it has open is closed."""
-        for group in self._groups.values():
-            if group.opened_by == name:
-                group.opened_by = group.dma_owner = None
-        for address in self.devices:
-            self.close(address, name)
+        """A VM, or any process, ends: all that it has open is closed."""
+        if (program := self.processes.named(name)) is not None:
+            self.processes.end(program)
+        else:
+            self.processes.close_all(name)
 
     async def unplug(self, slot: str) -> None:
         """Pull the card in a slot (`0000:01:00`): last function first; waits where a driver's remove() waits."""
         call = Call("remove", slot)
         pulled = [device for device in self.devices.values() if device.address.slot_name == slot]
         for device in reversed(pulled):
-            async with self._locked(device, call):
+            async with self.locked(device, call):
                 if device.binding is not None:
-                    await self._let_go(device, device.binding, call, None)
+                    await self.let_go(device, device.binding, call, None)
                 del self.devices[device.address]
-            self._changed(None, uevent=True)
+            self.changed(None, uevent=True)
         self._pulled.setdefault(slot, []).extend(pulled)
 
     def replug(self, slot: str) -> None:
@@ -178,209 +216,101 @@ class Machine:
         for old in self._pulled.pop(slot, []):
             device = Device(old.shape, old.first_control)
             self.devices = dict(sorted([*self.devices.items(), (device.address, device)]))
-            self._bind_first_match(device)
-            self._changed(device, uevent=True)
+            self.bind_first_match(device)
+            self.changed(device, uevent=True)
 
-    # The operations of the kernel.
+    # The operations of the kernel; those on modules and consoles are in `modules` and `frame_buffers`.
 
     async def capture(self, function: PciAddress, call: Call) -> Captured:
-        device = self._device(call, function)
+        device = self.device(call, function)
         strike = self.faults.strike("capture", function)
-        async with self._locked(device, call):
+        async with self.locked(device, call):
             await strike.land(call)
             return Captured(device.link, device.override, device.power_control)
 
-    async def candidates(self, function: PciAddress, call: Call) -> tuple[str, ...]:
-        device = self._device(call, function)
-        await self.faults.strike("candidates", function).land(call)
-        return self.drivers.candidates(device.shape.modalias)
-
-    async def load(self, name: str, call: Call) -> None:
-        """ENOENT: no such module is installed (modprobe ends with 1, says `not found`). ENODEV: it found no device."""
-        strike = self.faults.strike("load", name)
-        if name not in self.drivers.modules:
-            raise call.error(errno.ENOENT)
-        if not await strike.land(call) or self.drivers.loaded(name):
-            return
-        if not self._finds_a_device(self.drivers.modules[name]):
-            raise call.error(errno.ENODEV)
-        new = self.drivers.register(name)
-        self._changed(None, uevent=bool(new))
-        for driver in new:
-            for device in list(self.devices.values()):
-                if matches(driver, device.shape.modalias, device.override):
-                    # A device that cannot be bound does not keep a driver from being registered.
-                    with suppress(KernelError):
-                        async with self._locked(device, call):
-                            self._bind_first_match(device)
-
     async def set_power(self, operation: Operation, function: PciAddress, control: str, call: Call) -> None:
-        device = self._device(call, function)
+        device = self.device(call, function)
         strike = self.faults.strike(operation, function)
         if control not in {"auto", "on"}:
             raise call.error(errno.EINVAL)
-        async with self._locked(device, call):
+        async with self.locked(device, call):
             if await strike.land(call):
                 device.power_control = control
-                self._changed(device)
+                self.changed(device)
 
     async def set_override(self, function: PciAddress, driver: str | None, call: Call) -> None:
-        device = self._device(call, function)
+        device = self.device(call, function)
         strike = self.faults.strike("set_override", function)
         if driver is not None and len(driver) > _LONGEST_OVERRIDE:
             raise call.error(errno.EINVAL)
-        async with self._locked(device, call):
+        async with self.locked(device, call):
             if await strike.land(call):
                 device.override = driver or None
 
     async def unbind(self, function: PciAddress, driver: str, call: Call) -> None:
-        device = self._device(call, function)
+        device = self.device(call, function)
         strike = self.faults.strike("unbind", function)
         # Looked at without the lock: a second unbind, while the first one waits, gets past this and queues.
         if device.bound_to(driver) is None:
             raise call.error(errno.ENODEV)
-        async with self._locked(device, call):
+        async with self.locked(device, call):
             if (binding := device.bound_to(driver)) is not None:
-                await self._let_go(device, binding, call, strike)
+                await self.let_go(device, binding, call, strike)
 
     async def probe(self, function: PciAddress, call: Call) -> None:
-        device = self._device(call, function)
+        device = self.device(call, function)
         strike = self.faults.strike("probe", function)
         # Looked at without the lock (bus_rescan_devices_helper): while an unbind waits, a probe has nothing to do.
         if device.binding is not None:
             await strike.land(call)
             return
-        async with self._locked(device, call):
-            await self._attach(device, call, strike)
+        async with self.locked(device, call):
+            await self.attach(device, call, strike)
 
     async def hold_group(self, number: int, user: str, call: Call) -> None:
-        if await self.faults.strike("hold_group", number).land(call) and self._group(number).opened_by != user:
-            self.open_group(number, user)
+        if await self.faults.strike("hold_group", number).land(call) and self.group(number).opened_by != user:
+            self._take_group(number, user)
 
     async def release_group(self, number: int, user: str, call: Call) -> None:
         if await self.faults.strike("release_group", number).land(call):
             self.close_group(number, user)
 
-    # How they work.
+    async def announce(self, function: PciAddress, subsystem: str, action: str, call: Call) -> None:
+        """ENODEV: there is no such function. Where it has no such card, nobody is told anything."""
+        device = self.device(call, function)
+        if not await self.faults.strike("announce", function).land(call):
+            return
+        if device.binding is not None and any(card.kind == subsystem for card in device.binding.cards):
+            self.processes.announced(function, subsystem, action)
+            self.uevent()
 
-    def _device(self, call: Call, function: PciAddress) -> Device:
-        device = self.devices.get(function)
-        if device is None:
+    async def persistence(self, function: PciAddress, call: Call) -> bool | None:
+        device = self.device(call, function)
+        await self.faults.strike("persistence", function).land(call)
+        if device.bound_to(_PERSISTENT) is None:
+            return None
+        return device.persistent or _DAEMON in self.users(function)
+
+    async def set_persistence(self, function: PciAddress, on: bool, call: Call) -> None:
+        """The daemon, where it runs, keeps open the GPUs that are to be persistent, and no others."""
+        device = self.device(call, function)
+        strike = self.faults.strike("set_persistence", function)
+        if device.bound_to(_PERSISTENT) is None:
             raise call.error(errno.ENODEV)
-        return device
-
-    @asynccontextmanager
-    async def _locked(self, device: Device, call: Call) -> AsyncIterator[None]:
-        """Have the device lock; ENODEV: the device left the bus while we waited."""
-        if device.lock.locked():
-            await call.wait_in(device.lock.acquire(), "D")
+        if not await strike.land(call):
+            return
+        if not on:
+            device.persistent = False
+            self.processes.close(function, _DAEMON, _PERSISTENT)
+        elif self.processes.named(_DAEMON) is not None:
+            self.open_card(function, _DAEMON, _PERSISTENT)
         else:
-            await device.lock.acquire()
-        try:
-            if self.devices.get(device.address) is not device:
-                raise call.error(errno.ENODEV)
-            yield
-        finally:
-            device.lock.release()
+            device.persistent = True
 
-    def _group(self, number: int) -> Group:
-        return self._groups.setdefault(number, Group())
-
-    def _finds_a_device(self, module: Module) -> bool:
-        """Whether a module that refuses to load without a device of its own would load."""
-        return not module.needs_device or any(
-            device.binding is None and matches(driver, device.shape.modalias, device.override)
-            for device in self.devices.values()
-            for driver in module.drivers
-        )
-
-    def _bind_all(self) -> None:
-        for device in self.devices.values():
-            self._bind_first_match(device)
-
-    def _bind_first_match(self, device: Device) -> None:
-        driver = self.drivers.first_match(device.shape.modalias, device.override)
-        if device.binding is None and driver is not None and self._may_bind(device, driver):
-            self._bind(device, driver)
-
-    def _may_bind(self, device: Device, driver: PciDriver) -> bool:
-        """Whether the group's DMA is free for this driver."""
-        number = device.shape.iommu_group
-        return driver.manages_dma or number is None or self._group(number).dma_owner is None
-
-    async def _attach(self, device: Device, call: Call, strike: Strike) -> None:
-        """A probe, under the device lock. The `driver` link is there from its start, and goes again if it fails."""
-        driver = self.drivers.first_match(device.shape.modalias, device.override) if device.binding is None else None
-        if driver is not None and not self._may_bind(device, driver):
-            raise call.error(errno.EINVAL)
-        if driver is not None and driver.name == VFIO_DRIVER and device.shape.iommu_group is None:
-            # vfio-pci turns it down. That is no error of drivers_probe: some other driver might have liked it.
-            driver = None
-        if driver is None:
-            await strike.land(call)
-            return
-        device.link = self.drivers.link(driver)
-        self._changed(device)
-        bound = False
-        try:
-            bound = await strike.land(call)
-        finally:
-            device.link = None
-            self._changed(device)
-        if bound:
-            self._bind(device, driver)
-
-    def _bind(self, device: Device, driver: PciDriver) -> None:
-        binding = Binding(driver)
-        if driver.makes:
-            binding.number = self._numbers.take(driver.makes)
-            binding.nodes = nodes_of(driver, binding.number)
-            strike = self.faults.strike("nodes", device.address)
-            if strike.hits:
-                binding.ready = False
-                self._later(self._make_nodes(device, binding, strike))
-        if driver.allows:
-            device.power_control = "auto"
-        device.binding = binding
-        device.link = self.drivers.link(driver)
-        self._changed(device, uevent=True)
-
-    async def _make_nodes(self, device: Device, binding: Binding, strike: Strike) -> None:
-        binding.ready = await strike.land(Call("nodes", device.address))
-        self._changed(device, uevent=True)
-
-    async def _let_go(self, device: Device, binding: Binding, call: Call, strike: Strike | None) -> None:
-        """A driver's remove(), under the device lock. The `driver` link goes first, and says nothing about the end."""
-        if strike is not None and strike.fails:
-            await strike.land(call)
-            return
-        device.link = None
-        self._changed(device, uevent=bool(binding.nodes))
-        if strike is not None:
-            await strike.land(call)
-        if binding.driver.waits and binding.users:
-            await call.wait_in(binding.until_idle(), binding.driver.waits, binding.driver.kernel_wait)
-        if binding.driver.allows:
-            device.power_control = "on"
-        device.binding = None
-        self._retire(device.address, binding)
-        self._changed(device, uevent=True)
-
-    def _retire(self, function: PciAddress, binding: Binding) -> None:
-        """Give its number back, once nobody has it open any more."""
-        if binding.users:
-            self._orphans.setdefault(function, []).append(binding)
-        elif binding.number is not None:
-            self._numbers.give(binding.driver.makes, binding.number)
-
-    def _changed(self, device: Device | None, *, uevent: bool = False) -> None:
-        if device is not None:
-            device.changed()
-        self._facts = None
-        if uevent:
-            self.announce()
-
-    def _later(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _take_group(self, number: int, user: str) -> None:
+        call = Call("open", f"/dev/vfio/{number}")
+        if number not in self.look().vfio_nodes:
+            raise call.error(errno.ENOENT)
+        if self.group(number).opened_by is not None:
+            raise call.error(errno.EBUSY)
+        self.group(number).opened_by = user

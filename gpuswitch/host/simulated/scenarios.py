@@ -12,19 +12,27 @@ from gpuswitch.host.simulated.devices import Device
 from gpuswitch.host.simulated.drivers import Module
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.kernel import Machine
-from gpuswitch.model.facts import VFIO_MODULE
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import VFIO_MODULE, BootFramebuffer
+from gpuswitch.model.holders import Unit
+
+DISPLAY_MANAGER = Unit("display-manager.service")
+PERSISTENCED = Unit("nvidia-persistenced.service")
+WIREPLUMBER = Unit("wireplumber.service", 1000)
+_GEFORCE = PciAddress.parse("0000:01:00.0")
 
 
 class Options(TypedDict, total=False):
     """How a machine is started, where it is not as everybody's.
 
     `modules`: what is installed. `vfio_ids`: vendor and device ids given to vfio-pci on the kernel command line; it is
-    loaded before all others then. `iommu` False: it is off.
+    loaded before all others then. `iommu` False: it is off. `boot_framebuffers`: what the firmware left.
     """
 
     modules: Sequence[Module]
     vfio_ids: Sequence[tuple[int, int]]
     iommu: bool
+    boot_framebuffers: Sequence[BootFramebuffer]
 
 
 def boot(devices: Iterable[Device], **options: Unpack[Options]) -> SimulatedHost:
@@ -47,8 +55,42 @@ def boot(devices: Iterable[Device], **options: Unpack[Options]) -> SimulatedHost
         and not module.blacklisted
         and any(driver.matches(device.shape.modalias) for driver in module.drivers for device in devices)
     ]
-    builtin = (parts.PCIEPORT, parts.PCI_STUB)
-    return SimulatedHost(Machine(devices, modules.values(), loaded=[*first, *wanted], builtin=builtin, iommu=iommu))
+    # What sits on top of a driver is loaded with it, as its maker's files for modprobe say. It stands behind it.
+    for module in modules.values():
+        if not set(module.requires).isdisjoint(wanted):
+            wanted.append(module.name)
+    machine = Machine(
+        devices,
+        modules.values(),
+        loaded=[*first, *wanted],
+        builtin=(parts.PCIEPORT, parts.PCI_STUB),
+        boot_framebuffers=options.get("boot_framebuffers", ()),
+        iommu=iommu,
+    )
+    return SimulatedHost(machine)
+
+
+def _with_sound(host: SimulatedHost) -> SimulatedHost:
+    """PipeWire, which has the controls of every sound card open for as long as it runs."""
+    host.machine.run("wireplumber", uid=1000, unit=WIREPLUMBER, opens="sound", polite=True)
+    return host
+
+
+def _with_persistenced(host: SimulatedHost) -> SimulatedHost:
+    """The daemon that has every GPU of nvidia open, for shorter starts of programs."""
+    host.machine.run("nvidia-persistenced", unit=PERSISTENCED, opens="nvidia")
+    return host
+
+
+def _with_desktop(host: SimulatedHost) -> SimulatedHost:
+    """A display manager, its X server on the GeForce, and a person's session on that."""
+    machine = host.machine
+    machine.run("Xorg", unit=DISPLAY_MANAGER)
+    machine.run("kwin_x11", uid=1000, unit=Unit("session-2.scope"), session="2", lives_by=DISPLAY_MANAGER)
+    for kind in ("nvidia", "drm"):
+        machine.open(_GEFORCE, "Xorg", kind)
+    machine.open(_GEFORCE, "kwin_x11")
+    return host
 
 
 def _geforce(slot: Slot, *, boot_display: bool = False, sleeps: bool = False) -> list[Device]:
@@ -71,7 +113,15 @@ def _board() -> list[Device]:
 
 
 def laptop(**options: Unpack[Options]) -> SimulatedHost:
-    """Intel graphics (0000:00:02.0) draws the screen, a GeForce with sound, USB and UCSI (0000:01:00) sleeps."""
+    """As `plain`, with what runs on every laptop: nvidia's daemon on the GeForce, and PipeWire on its sound."""
+    return _with_sound(_with_persistenced(plain(**options)))
+
+
+def plain(**options: Unpack[Options]) -> SimulatedHost:
+    """Intel graphics (0000:00:02.0) draws the screen, a GeForce with sound, USB and UCSI (0000:01:00) sleeps.
+
+    Nobody has anything open.
+    """
     return boot(
         [
             *_board(),
@@ -88,7 +138,10 @@ def laptop(**options: Unpack[Options]) -> SimulatedHost:
 
 
 def server(**options: Unpack[Options]) -> SimulatedHost:
-    """Eight data centre GPUs (0000:11:00.0 to 0000:81:00.0) and two network cards, each in a group of its own."""
+    """Eight data centre GPUs (0000:11:00.0 to 0000:81:00.0) and two network cards, each in a group of its own.
+
+    nvidia's daemon has all GPUs open.
+    """
     devices = _board()
     for number in range(8):
         root, bus = f"0000:{number + 1:x}0:01.0", f"0000:{number + 1:x}1:00"
@@ -99,7 +152,7 @@ def server(**options: Unpack[Options]) -> SimulatedHost:
         model = "MT28908 Family [ConnectX-6]"
         nic = Slot(bus, 60 + number, root).function(0, MELLANOX, 0x101B, parts.INFINIBAND, model)
         devices += [port(root, 30 + number), nic]
-    return boot(devices, **options)
+    return _with_persistenced(boot(devices, **options))
 
 
 def shared(**options: Unpack[Options]) -> SimulatedHost:
@@ -138,13 +191,11 @@ def apu(**options: Unpack[Options]) -> SimulatedHost:
 
 
 def single(**options: Unpack[Options]) -> SimulatedHost:
-    """One GeForce (0000:01:00) and no other graphics: it draws the only screen."""
-    return boot(
-        [*_board(), port("0000:00:01.0", 2), *_geforce(Slot("0000:01:00", 13, "0000:00:01.0"), boot_display=True)],
-        **options,
-    )
+    """One GeForce (0000:01:00) and no other graphics: it draws the only screen, for somebody who is logged in."""
+    card = _geforce(Slot("0000:01:00", 13, "0000:00:01.0"), boot_display=True)
+    return _with_desktop(_with_sound(boot([*_board(), port("0000:00:01.0", 2), *card], **options)))
 
 
 SCENARIOS: Mapping[str, Callable[..., SimulatedHost]] = {
-    scenario.__name__: scenario for scenario in (laptop, server, shared, apu, single)
+    scenario.__name__: scenario for scenario in (laptop, plain, server, shared, apu, single)
 }

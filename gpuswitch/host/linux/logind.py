@@ -1,0 +1,213 @@
+"""logind (org.freedesktop.login1(5)): its sessions, and the locks that keep the machine from sleeping.
+
+A lock is held by a `systemd-inhibit`, which outlives the service. logind's list of locks is all that is remembered of
+it: after a restart it tells which process holds one for which GPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpuswitch.errors import KernelError
+from gpuswitch.host.linux.busclient import PROPERTIES, CallError, Remote, talking
+from gpuswitch.host.linux.children import Child, find
+
+log = logging.getLogger(__name__)
+
+LOGIND = "org.freedesktop.login1"
+PATH = "/org/freedesktop/login1"
+MANAGER = "org.freedesktop.login1.Manager"
+
+_WHO = "gpuswitch"
+_WHAT = "sleep:handle-lid-switch"
+_KEEP = "keep the machine awake for GPU"
+_LET = "let the machine sleep again for GPU"
+
+
+class Sessions:
+    """The sessions of logind."""
+
+    async def of(self, uid: int) -> tuple[str, ...]:
+        """See `gpuswitch.switch.host.Systemd.sessions`.
+
+        Since version 256 a user's manager has a session too; it ends by itself, after the last one of the user's own.
+        """
+        async with talking(LOGIND, "list the sessions of", f"user {uid}", start=True) as logind:
+            try:
+                rows = await logind.call(PATH, MANAGER, "ListSessions")
+            except CallError as error:
+                if not error.absent:
+                    raise
+                return ()
+            own = {name: path for name, owner, _, _, path in rows if owner == uid}
+            return tuple([name for name, path in own.items() if not await _is_managers(logind, path)])
+
+    async def end(self, session: str) -> None:
+        """See `gpuswitch.switch.host.Systemd.end_session`."""
+        async with talking(LOGIND, "end session", session, start=True) as logind:
+            if not await _has_session(logind, session):
+                raise KernelError("end session", session, errno.ENOENT, "there is no such session")
+            await logind.listen(MANAGER, "SessionRemoved")
+            await logind.call(PATH, MANAGER, "TerminateSession", "s", session)
+            # A new run of logind does not tell of what ended before it, so it is asked, whatever it has to tell.
+            while await _has_session(logind, session):
+                await logind.signal()
+
+
+class Inhibitors:
+    """The locks that we hold, one for each GPU. `tools`: folders of programs, joined by colons."""
+
+    def __init__(self, tools: str) -> None:
+        self._tools = tools
+        self._warned = False
+
+    async def inhibit(self, gpu: str) -> None:
+        """See `gpuswitch.switch.host.Systemd.inhibit`."""
+        async with talking(LOGIND, _KEEP, gpu, start=True) as logind:
+            try:
+                if await _holders(logind, gpu):
+                    return
+            except CallError as error:
+                if not error.absent:
+                    raise
+                self._warn(error)
+                return
+            # It tells of each lock that is taken or given back.
+            await logind.listen(PROPERTIES, "PropertiesChanged")
+            child = self._start(gpu)
+            try:
+                while not await _holders(logind, gpu):
+                    await _signal_or_end(logind, child, gpu)
+            except BaseException:
+                child.send(signal.SIGTERM)
+                raise
+
+    async def release(self, gpu: str) -> None:
+        """See `gpuswitch.switch.host.Systemd.release`."""
+        async with talking(LOGIND, _LET, gpu, start=True) as logind:
+            try:
+                holders = await _holders(logind, gpu)
+            except CallError as error:
+                if not error.absent:
+                    raise
+                return
+        for pid in holders:
+            await _end(pid, gpu)
+
+    def _start(self, gpu: str) -> Child:
+        """A `systemd-inhibit` with a program below it that never ends by itself, and does when its parent has ended."""
+        bus = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS")
+        options = (f"--what={_WHAT}", f"--who={_WHO}", f"--why={_why(gpu)}", "--mode=block")
+        try:
+            command = (find(self._tools, "systemd-inhibit"), *options, find(self._tools, "sleep"), "infinity")
+            return Child(command, {"DBUS_SYSTEM_BUS_ADDRESS": bus} if bus else {})
+        except OSError as error:
+            text = f"systemd-inhibit cannot be started: {error.strerror}"
+            raise KernelError(_KEEP, gpu, error.errno or errno.EIO, text) from error
+
+    def _warn(self, error: CallError) -> None:
+        if not self._warned:
+            log.warning("nothing is done to keep this machine awake: there is no logind (%s)", error.text)
+            self._warned = True
+
+
+def _why(gpu: str) -> str:
+    return f"GPU {gpu} is being switched or belongs to a virtual machine"
+
+
+async def _has_session(logind: Remote, session: str) -> bool:
+    try:
+        await logind.call(PATH, MANAGER, "GetSession", "s", session)
+    except CallError as error:
+        if error.kind == "NoSuchSession":
+            return False
+        raise
+    return True
+
+
+async def _is_managers(logind: Remote, path: str) -> bool:
+    try:
+        kind = await logind.call(path, PROPERTIES, "Get", "ss", "org.freedesktop.login1.Session", "Class")
+    except CallError as error:
+        if error.kind == "UnknownObject":  # it has ended meanwhile
+            return True
+        raise
+    return str(kind[1]).startswith("manager")
+
+
+async def _holders(logind: Remote, gpu: str) -> list[int]:
+    """The processes that hold a lock of ours for this GPU. Anybody may call a lock as we do, but not with our uid."""
+    locks = await logind.call(PATH, MANAGER, "ListInhibitors")
+    ours = (_WHAT, _WHO, _why(gpu), "block", os.geteuid())
+    return [pid for *lock, pid in locks if tuple(lock) == ours and _is_ours(pid, gpu)]
+
+
+def _is_ours(pid: int, gpu: str) -> bool:
+    """A process may be on the list when it has just ended, and its number may be another's by now."""
+    try:
+        return f"--why={_why(gpu)}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+async def _signal_or_end(logind: Remote, child: Child, gpu: str) -> None:
+    """Wait until logind has something to tell.
+
+    Raises:
+        KernelError: the child has ended before.
+    """
+    told = asyncio.ensure_future(logind.signal())
+    ended = asyncio.ensure_future(child.wait())
+    try:
+        await asyncio.wait({told, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if told.done():
+            told.result()
+        elif ended.done():
+            text = f"systemd-inhibit ended with status {ended.result()}"
+            raise KernelError(_KEEP, gpu, errno.EIO, text)
+    finally:
+        told.cancel()
+        ended.cancel()
+
+
+@contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
+    """A process that stays the same one, whatever becomes of its number."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def _end(pid: int, gpu: str) -> None:
+    """End this holder of a lock, and see it gone: the lock goes with it."""
+    try:
+        with _pidfd(pid) as process:
+            if _is_ours(pid, gpu):
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+                await _readable(process)
+    except ProcessLookupError:
+        return  # it has ended by itself
+    except OSError as error:
+        raise KernelError(
+            _LET, gpu, error.errno or errno.EIO, f"systemd-inhibit (pid {pid}) cannot be ended"
+        ) from error
+
+
+async def _readable(process: int) -> None:
+    """Wait until a process has ended."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(process, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(process)

@@ -1,0 +1,138 @@
+"""Operations that a tool does for us: modules by kmod's programs, nvidia's persistence mode by nvidia-smi."""
+
+import errno
+import os
+
+from gpuswitch.host.linux.operations.files import OperationError, checked_address, checked_name, contents, is_name, last
+
+_LONGEST_OUTPUT = 65536
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+# How people say in modprobe.d that a module must not be loaded, where a `blacklist` line is not strong enough.
+_NEVER = frozenset({"true", "false", ":"})
+
+
+class Modules:
+    """`tools`: the folders that may have the programs, joined by colons."""
+
+    def __init__(self, sysfs: str, tools: str) -> None:
+        self._sysfs = sysfs
+        self._tools = tools.split(":")
+
+    def candidates(self, address: str) -> list[str]:
+        """Modules for the function's modalias, as `modprobe` itself resolves it, minus vfio's and barred ones.
+
+        `modprobe -R` looks an alias up and prints every match, blacklisted or not: it returns before the flag of `-b`
+        is used (insmod_insert in kmod's tools/modprobe.c). `-D -b` shows what a load would do, and obeys both.
+        """
+        modalias = self._modalias(address)
+        if not modalias.startswith("pci:") or not modalias[4:].isalnum():
+            raise OperationError(errno.EINVAL, address, f"its modalias {modalias!r} is not a PCI alias")
+        status, lines = self._run(address, "modprobe", "-R", modalias)
+        if status:
+            if lines and "not found in directory" in lines[-1]:
+                return []
+            raise _kmod_failure(address, "modprobe", status, lines)
+        found = [line for line in lines if is_name(line) and "vfio" not in line]
+        return [name for name in dict.fromkeys(found) if self._loadable(address, name)]
+
+    def load(self, module: str) -> list[str]:
+        """`modprobe MODULE`, unless it is there already."""
+        checked_name(module)
+        if self._state(module) == "live":
+            return []
+        status, lines = self._run(module, "modprobe", module)
+        if status:
+            raise _kmod_failure(module, "modprobe", status, lines)
+        return []
+
+    def unload(self, module: str) -> list[str]:
+        """`rmmod MODULE`, if it is there; a module that is built in has no state.
+
+        `modprobe -r` would go on to the modules that it depends on.
+        """
+        checked_name(module)
+        if not self._state(module):
+            return []
+        status, lines = self._run(module, "rmmod", module)
+        if status and self._state(module):
+            raise _kmod_failure(module, "rmmod", status, lines)
+        return []
+
+    def persistence(self, address: str) -> list[str]:
+        """`on` or `off`; nothing where there is no nvidia-smi."""
+        if self._found("nvidia-smi") is None:
+            return []
+        answer = self._nvidia_smi(address, "--query-gpu=persistence_mode", "--format=csv,noheader")
+        modes = {"Enabled": "on", "Disabled": "off"}
+        if answer not in modes:
+            raise OperationError(errno.EIO, address, f"nvidia-smi says {answer!r}")
+        return [modes[answer]]
+
+    def set_persistence(self, address: str, mode: str) -> list[str]:
+        self._nvidia_smi(address, "-pm", "1" if mode == "on" else "0")
+        return []
+
+    def _modalias(self, address: str) -> str:
+        device = f"{self._sysfs}/bus/pci/devices/{checked_address(address)}"
+        modalias = contents(f"{device}/modalias")
+        if not modalias:
+            raise OperationError(errno.ENODEV, address, "it is not on the PCI bus")
+        return modalias
+
+    def _state(self, module: str) -> str:
+        return contents(f"{self._sysfs}/module/{module.replace('-', '_')}/initstate")
+
+    def _loadable(self, subject: str, module: str) -> bool:
+        status, lines = self._run(subject, "modprobe", "-D", "-b", module)
+        if status:
+            return False
+        for line in lines:
+            kind, _, rest = line.strip().partition(" ")
+            name = last(rest.split(" ")[0])
+            if kind == "install":
+                return name not in _NEVER
+            if kind in {"insmod", "builtin"} and name.partition(".ko")[0].replace("-", "_") == module:
+                return True
+        return False
+
+    def _nvidia_smi(self, address: str, *arguments: str) -> str:
+        """The first line that it says; its errors begin with their cause, too."""
+        status, lines = self._run(address, "nvidia-smi", "-i", checked_address(address), *arguments)
+        said = next((line.strip() for line in lines if line.strip()), "it said nothing")
+        if status:
+            raise OperationError(errno.EIO, address, f"nvidia-smi ended with status {status}: {said}")
+        return said
+
+    def _found(self, program: str) -> str | None:
+        return next((path for tools in self._tools if os.access(path := f"{tools}/{program}", os.X_OK)), None)
+
+    def _run(self, subject: str, program: str, *arguments: str) -> tuple[int, list[str]]:
+        """Exit status and output lines. The output goes to memory, so that nobody who keeps it open is waited for."""
+        path = self._found(program)
+        if path is None:
+            raise OperationError(errno.ENOENT, subject, f"there is no {program} in {':'.join(self._tools)}")
+        output = os.memfd_create(program)
+        try:
+            actions = [
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+            ]
+            pid = os.posix_spawn(path, [program, *arguments], _ENVIRONMENT, file_actions=actions)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            return status, os.pread(output, _LONGEST_OUTPUT, 0).decode(errors="replace").splitlines()
+        finally:
+            os.close(output)
+
+
+def _kmod_failure(subject: str, program: str, status: int, lines: list[str]) -> OperationError:
+    """They end with 1 whatever went wrong; the last line ends with the kernel's own words, or says what they saw."""
+    said = lines[-1] if lines else "it said nothing"
+    words = said.rpartition(": ")[2]
+    number = next((n for n in errno.errorcode if os.strerror(n) == words), errno.EIO)
+    if "not found in directory" in said:
+        number = errno.ENOENT
+    elif " is in use" in said:
+        # What rmmod looked up before it asked the kernel (check_module_inuse in tools/rmmod.c), which says EAGAIN.
+        number = errno.EAGAIN
+    return OperationError(number, subject, f"{program} ended with status {status}: {said}")

@@ -1,0 +1,51 @@
+"""What /proc shows of a process that may be in the kernel for ever. Reading it waits for nobody."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gpuswitch.model.holders import Process
+
+# [<0>] nv_pci_remove+0x1c9/0x3f0 [nvidia]
+_FRAME = re.compile(r"^\[<\w+>\] ([^\s+]+)", re.MULTILINE)
+
+
+def process(pid: int) -> Process | None:
+    """The process that has this number now; None: none has."""
+    fields = _fields(pid)
+    return Process(pid, int(fields[19])) if fields else None
+
+
+def sitting(pid: int) -> int:
+    """The process that sits in the kernel: the worker, or the program that it waits for."""
+    children = _read(pid, f"task/{pid}/children").split()
+    return int(children[0]) if children else pid
+
+
+def state(pid: int) -> str:
+    """Field 3 of /proc/PID/stat."""
+    return "".join(_fields(pid)[:1])
+
+
+def kernel_wait(pid: int) -> str:
+    """/proc/PID/wchan; it says 0 where the process does not wait, or where we may not know."""
+    wait = _read(pid, "wchan").strip()
+    return "" if wait == "0" else wait
+
+
+def stack(pid: int) -> tuple[str, ...]:
+    """The kernel functions that it is in, the innermost first; nothing where we may not know."""
+    return tuple(_FRAME.findall(_read(pid, "stack")))
+
+
+def _fields(pid: int) -> list[str]:
+    """/proc/PID/stat from field 3 on, the first one after the name in brackets (which may hold brackets itself)."""
+    return _read(pid, "stat").rpartition(")")[2].split()
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,127 @@
+r"""The scanner: a small program that looks who has a device open, which may block for ever.
+
+Run as `python -ISE scan_main.py SYSFS DEV PROC` with a SOCK_SEQPACKET socket as its standard input. One message is one
+request, an object in JSON: `functions`, `nodes` and `numbers` as in `gpuswitch.model.holders.Sought`; `modules`, each
+with the nodes that all its devices share. The answer is an object too, in as many messages as it needs: the last one
+begins with `.`, the others with `+`. It has the `numbers` that were looked for, and `holders`, each with `pid` (0: the
+kernel), `started`, `command`, `uid`, `user`, `cgroup` (the text of /proc/PID/cgroup), `nodes` and `doubt`; or an
+`error`, its number and its text. The program ends at end-of-file, that is when the service let it go or died. The
+service itself and its workers, that is its parent and its siblings, are no holders.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+# The options leave out every folder but the standard library's. Ours comes last, so that nothing beside it hides that.
+sys.path.append(__file__.rsplit("/", 4)[0])
+
+from gpuswitch.host.linux.scanning.devices import Devices
+from gpuswitch.host.linux.scanning.halves import in_two
+from gpuswitch.host.linux.scanning.kernel import Client, mounted
+from gpuswitch.host.linux.scanning.modules import Modules
+from gpuswitch.host.linux.scanning.tables import Opened, Seen, Wanted, look
+from gpuswitch.host.linux.scanning.who import who
+
+LONGEST_REQUEST = 1 << 18
+_PIECE = 1 << 15
+_WORKER = f"{__file__.rpartition('/')[0]}/worker_main.py"
+
+
+class _Found(TypedDict):
+    opened: list[tuple[str, int, int]]
+    mapped: list[str]
+    holders: list[dict[str, Any]]
+
+
+class Scan:
+    """One look at everybody."""
+
+    def __init__(self, sysfs: str, dev: str, proc: str, request: dict[str, Any]) -> None:
+        self._proc = proc
+        self._devices = Devices(sysfs, dev, proc)
+        self._modules = Modules(sysfs, self._devices, request["modules"])
+        self._numbers = self._devices.of_nodes(request["nodes"]).union(
+            request["numbers"], *map(self._devices.of_function, request["functions"])
+        )
+        # Those whose users are no holders, but explain who holds a module.
+        self._others = self._modules.numbers - self._numbers
+        wanted = frozenset(self._numbers | self._others)
+        self._wanted = Wanted(proc, sysfs, wanted, frozenset(request["functions"]))
+        self._service = os.getppid()
+
+    def run(self) -> dict[str, object]:
+        pids = self._pids()
+        looks = [*in_two(self._look, sorted(pids))]
+        # What one of them had may be in the hands of a child by now.
+        looks.append(self._look(sorted(self._pids() - pids)))
+        opened = [Opened(*row) for found in looks for row in found["opened"]]
+        clients = mounted(self._proc, self._numbers)
+        clients.update(self._modules.unexplained(opened, {number for found in looks for number in found["mapped"]}))
+        holders = [*map(_client, clients), *(holder for found in looks for holder in found["holders"])]
+        names = self._devices.names({number for holder in holders for number in holder["nodes"]})
+        for holder in holders:
+            holder["nodes"] = sorted(names.get(number, number) for number in holder["nodes"])
+        return {"numbers": sorted(self._numbers), "holders": holders}
+
+    def _pids(self) -> set[str]:
+        """All processes, but this one and the service."""
+        names = {entry.name for entry in os.scandir(self._proc) if entry.name.isdigit()}
+        return names - {str(os.getpid()), str(self._service)}
+
+    def _look(self, pids: Sequence[str]) -> _Found:
+        """Who of these has something, the nodes still being numbers; and what explains who holds a module."""
+        found: _Found = {"opened": [], "mapped": [], "holders": []}
+
+        def tell(seen: Seen) -> None:
+            found["opened"] += [(it.number, it.task, it.descriptor) for it in seen.opened]
+            found["mapped"] += seen.mapped
+            numbers = ({it.number for it in seen.opened} | seen.mapped) - self._others
+            if (numbers or seen.doubt) and (holder := self._holder(seen, numbers)):
+                found["holders"].append(holder)
+
+        look(self._wanted, pids, tell)
+        return found
+
+    def _holder(self, seen: Seen, numbers: set[str]) -> dict[str, Any] | None:
+        it = who(seen.folder)
+        if it is None or it.empty or (it.parent == self._service and _WORKER in it.arguments):
+            return None
+        said = {key: getattr(it, key) for key in ("started", "command", "uid", "user", "cgroup")}
+        return {"pid": seen.pid, **said, "nodes": list(numbers), "doubt": seen.doubt}
+
+
+def _client(client: Client) -> dict[str, Any]:
+    nobody = {"pid": 0, "started": 0, "uid": 0, "user": "", "cgroup": ""}
+    return {
+        **nobody,
+        "command": client.command,
+        "nodes": [client.number] if client.number else [],
+        "doubt": client.doubt,
+    }
+
+
+def answer(sysfs: str, dev: str, proc: str, request: bytes) -> bytes:
+    try:
+        return json.dumps(Scan(sysfs, dev, proc, json.loads(request)).run()).encode()
+    except OSError as error:
+        return json.dumps({"error": [error.errno, f"{error.filename}: {error.strerror}"]}).encode()
+
+
+def main() -> None:
+    sysfs, dev, proc = sys.argv[1:4]
+    try:
+        while request := os.read(0, LONGEST_REQUEST):
+            rest = answer(sysfs, dev, proc, request)
+            while len(rest) > _PIECE:
+                os.write(0, b"+" + rest[:_PIECE])
+                rest = rest[_PIECE:]
+            os.write(0, b"." + rest)
+    except ConnectionError:  # the service went away, or does not wait for this any longer
+        return
+
+
+if __name__ == "__main__":
+    main()

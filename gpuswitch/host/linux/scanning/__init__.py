@@ -1,0 +1,1 @@
+"""What the scanner does, for its own process: the standard library only."""

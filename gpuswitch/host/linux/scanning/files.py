@@ -1,0 +1,74 @@
+"""What the parts of a scan read, each in one go; what is gone again reads as nothing."""
+
+import os
+import re
+from stat import S_ISBLK, S_ISCHR
+
+ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+
+
+def entries(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder. What is a folder or a link, it knows without another look."""
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError:
+        return []
+
+
+def names(folder: str) -> list[str]:
+    """The names in a folder, in order."""
+    return sorted(entry.name for entry in entries(folder))
+
+
+def contents(path: str, folder: int | None = None) -> bytes:
+    """A whole file; `path` may be relative to the open `folder`.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY, dir_fd=folder)
+    try:
+        parts = []
+        # The kernel makes up a page at a time; a large buffer would be allocated for nothing.
+        while part := os.read(descriptor, 8192):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
+def text(path: str, folder: int | None = None) -> str:
+    """A whole file, without the space at its end."""
+    try:
+        return contents(path, folder).decode(errors="replace").rstrip()
+    except OSError:
+        return ""
+
+
+def target(link: str, folder: int | None = None) -> str:
+    """What a link points to."""
+    try:
+        return os.readlink(link, dir_fd=folder)
+    except OSError:
+        return ""
+
+
+def last(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def number_text(mode: int, major: int, minor: int) -> str:
+    """How a device number is written here, `c226:0` or `b8:16`; nothing where this is the mode of something else."""
+    if S_ISCHR(mode):
+        return f"c{major}:{minor}"
+    return f"b{major}:{minor}" if S_ISBLK(mode) else ""
+
+
+def number_of(node: str) -> str:
+    """The device number of a node, links followed; nothing where it is none."""
+    try:
+        found = os.stat(node)  # noqa: PTH116 - a Path takes several times as long
+    except OSError:
+        return ""
+    return number_text(found.st_mode, os.major(found.st_rdev), os.minor(found.st_rdev))

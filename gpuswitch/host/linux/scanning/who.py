@@ -1,0 +1,67 @@
+"""Who a process is."""
+
+import os
+import pwd
+import re
+from dataclasses import dataclass
+
+from gpuswitch.host.linux.scanning.files import text
+
+_UID = re.compile(r"^Uid:\s*(\d+)", re.MULTILINE)
+# PF_KTHREAD in include/linux/sched.h; TASK_COMM_LEN, less the zero at its end.
+_KERNEL_THREAD = 0x00200000
+_LONGEST_NAME = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """`started` in clock ticks since boot; `cgroup` as /proc/PID/cgroup has it; `arguments` of its command line.
+
+    `empty`: it has no descriptors at all, being a thread of the kernel's or dead.
+    """
+
+    parent: int
+    started: int
+    command: str
+    arguments: list[str]
+    uid: int
+    user: str
+    cgroup: str
+    empty: bool
+
+
+def who(folder: int) -> Who | None:
+    """The process whose folder in /proc this is; None: it is gone.
+
+    Its user's name may come from a server, so this may take its time.
+    """
+    stat = text("stat", folder)
+    uid = _UID.search(text("status", folder))
+    if not stat or uid is None:
+        return None
+    # The name is in brackets, and may hold brackets itself; what follows is field 3 of proc(5) and on.
+    fields = stat.rpartition(")")[2].split()
+    arguments = text("cmdline", folder).split("\0")
+    return Who(
+        parent=int(fields[1]),
+        started=int(fields[19]),
+        command=_command(stat.partition("(")[2].rpartition(")")[0], arguments[0]),
+        arguments=arguments,
+        uid=int(uid[1]),
+        user=_user(int(uid[1])),
+        cgroup=text("cgroup", folder),
+        empty=bool(int(fields[6]) & _KERNEL_THREAD) or (fields[0] in "ZX" and int(fields[17]) <= 1),
+    )
+
+
+def _command(name: str, path: str) -> str:
+    """The kernel's name for it, which is cut; in full, where its command line begins with it."""
+    full = os.path.basename(path)  # noqa: PTH119 - text, of whatever form
+    return full if len(name.encode()) == _LONGEST_NAME and full.startswith(name) else name
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -1,0 +1,113 @@
+"""The modules of a simulated machine: who needs them, and how they are loaded and unloaded (kernel/module/main.c)."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+
+from gpuswitch.errors import KernelError
+from gpuswitch.host.simulated.bus import Bus
+from gpuswitch.host.simulated.consoles import FrameBuffers
+from gpuswitch.host.simulated.drivers import Module, matches
+from gpuswitch.host.simulated.faults import Call
+from gpuswitch.model import facts
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.drivers import MODULES
+
+
+class Modules:
+    """The modules of one machine. What is loaded with the machine has bound what it matches, in this order."""
+
+    def __init__(self, bus: Bus, frame_buffers: FrameBuffers) -> None:
+        self._bus = bus
+        self._drivers = bus.drivers
+        self._frame_buffers = frame_buffers
+
+    def seen(self) -> dict[str, facts.Module]:
+        """What a look shows: those that a driver profile names."""
+        return {
+            name: facts.Module(self.references(name), self._drivers.users(name), module.version, module.modeset)
+            for name in sorted(MODULES)
+            if (module := self._drivers.loaded(name)) is not None
+        }
+
+    def opened(self, name: str) -> list[str]:
+        """Who has something of the module open, once for each thing."""
+        return [user for _, card in self._bus.cards() if card.module == name for user in card.users]
+
+    def references(self, name: str) -> int:
+        return len(self._drivers.users(name)) + len(self.opened(name)) + self._frame_buffers.pins(name)
+
+    def at_boot(self, name: str) -> None:
+        """Load it with the machine; nothing happens where it finds no device."""
+        for module in self._drivers.missing(name):
+            if self._bus.finds_a_device(module):
+                self._drivers.register(module)
+                self._bus.bind_all()
+                self._bus.add_above(module)
+
+    # The operations of the kernel.
+
+    async def candidates(self, function: PciAddress, call: Call) -> tuple[str, ...]:
+        device = self._bus.device(call, function)
+        await self._bus.faults.strike("candidates", function).land(call)
+        return self._drivers.candidates(device.shape.modalias)
+
+    async def load(self, name: str, call: Call) -> None:
+        """ENOENT: no such module is installed (modprobe ends with 1, says `not found`). ENODEV: it found no device."""
+        strike = self._bus.faults.strike("load", name)
+        try:
+            missing = self._drivers.missing(name)
+        except KeyError:
+            raise call.error(errno.ENOENT) from None
+        if not await strike.land(call):
+            return
+        for module in missing:
+            if self._drivers.loaded(module.name) is not None:
+                continue
+            if not self._bus.finds_a_device(module):
+                raise call.error(errno.ENODEV)
+            self._drivers.register(module)
+            self._bus.changed(None, uevent=bool(module.drivers))
+            await self._bind(module, call)
+            self._bus.add_above(module)
+
+    async def unload(self, name: str, call: Call) -> None:
+        """EAGAIN: something uses it, and nothing was changed. Nobody can open what it made from that check on."""
+        strike = self._bus.faults.strike("unload", name)
+        module = self._drivers.loaded(name)
+        if module is None:
+            await strike.land(call)
+            return
+        if name in self._drivers.leaving or self.references(name):
+            raise call.error(errno.EAGAIN)
+        self._drivers.leaving.add(name)
+        try:
+            if await strike.land(call):
+                await self._unbind(module, call)
+                self._bus.drop_above(module)
+                self._drivers.unregister(module)
+                self._bus.changed(None, uevent=True)
+        finally:
+            self._drivers.leaving.discard(name)
+
+    # How they work.
+
+    async def _bind(self, module: Module, call: Call) -> None:
+        for driver in module.drivers:
+            for device in list(self._bus.devices.values()):
+                if matches(driver, device.shape.modalias, device.override):
+                    # A device that cannot be bound does not keep a driver from being registered.
+                    with suppress(KernelError):
+                        async with self._bus.locked(device, call):
+                            self._bus.bind_first_match(device)
+
+    async def _unbind(self, module: Module, call: Call) -> None:
+        for driver in module.drivers:
+            for device in reversed(list(self._bus.devices.values())):
+                if device.bound_to(driver.name) is not None:
+                    # One that leaves the bus meanwhile has left its driver too.
+                    with suppress(KernelError):
+                        async with self._bus.locked(device, call):
+                            if (binding := device.bound_to(driver.name)) is not None:
+                                await self._bus.let_go(device, binding, call, None)

@@ -1,0 +1,192 @@
+"""The units, sessions and inhibitors of a simulated machine, and the managers that one asks about them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from gpuswitch.host.simulated.bus import Bus
+from gpuswitch.host.simulated.faults import Call
+from gpuswitch.host.simulated.processes import MOMENT, ProcessTable, Program
+from gpuswitch.model.holders import Unit
+from gpuswitch.switch.host import Systemd
+
+
+@dataclass
+class _Record:
+    """A unit: its ActiveState, the units that would start it again, and the programs that it runs, once started."""
+
+    state: str
+    triggers: tuple[Unit, ...] = ()
+    programs: list[Program] = field(default_factory=list)
+
+
+class Units:
+    """The units of one machine, and its `sessions`, each with the uid whose it is. `inhibitors`: by GPU.
+
+    `stopping`: the whole machine is going down. `managed` False: there is no systemd on it.
+    """
+
+    def __init__(self, bus: Bus, table: ProcessTable) -> None:
+        self._bus = bus
+        self._table = table
+        self._records: dict[Unit, _Record] = {}
+        self.sessions: dict[str, int] = {}
+        self.inhibitors: set[str] = set()
+        self.stopping = False
+        self.managed = True
+        table.ended = self._program_ended
+
+    def names(self) -> frozenset[str]:
+        return frozenset(map(str, self._records))
+
+    def state(self, unit: Unit) -> str:
+        """`active`, `inactive`, `activating` or `failed`; "" where there is no such unit."""
+        return self._records[unit].state if unit in self._records else ""
+
+    def add(self, unit: Unit, *, active: bool = True, triggered_by: Collection[Unit] = ()) -> None:
+        """Install a unit. Those in `triggered_by` (sockets, say) start it again while they are active."""
+        self._records[unit] = _Record("active" if active else "inactive", tuple(triggered_by))
+        for trigger in triggered_by:
+            self._records.setdefault(trigger, _Record("active"))
+
+    def run(self, program: Program) -> None:
+        """A program is started, as part of its unit and its session."""
+        if program.unit is not None:
+            record = self._records.setdefault(program.unit, _Record("active"))
+            record.state = "active"
+            record.programs.append(program)
+        if program.session:
+            self.sessions[program.session] = program.uid
+        self._table.start(program)
+
+    def stop(self, unit: Unit) -> None:
+        """All its processes end. What would start it again does so, unless it is stopped too."""
+        self._records[unit].state = "inactive"
+        for program in self._table.running(unit=unit):
+            self._table.end(program, stopped=True)
+        for program in self._table.running():
+            if program.lives_by == unit:
+                self._bus.later(self._outlived(program))
+        self._trigger(unit)
+
+    def settle(self, unit: Unit, state: str) -> None:
+        """The unit gets to another state; active, its programs run."""
+        record = self._records[unit]
+        record.state = state
+        for program in record.programs if state == "active" else ():
+            if self._table.named(program.name) is None:
+                self._table.start(program)
+
+    def triggers(self, unit: Unit) -> tuple[Unit, ...]:
+        """The active units that would start it again."""
+        known = self._records.get(unit)
+        return tuple(trigger for trigger in known.triggers if self.state(trigger) == "active") if known else ()
+
+    def end_session(self, session: str) -> None:
+        for program in self._table.running():
+            if program.session == session:
+                self._table.end(program)
+        self.sessions.pop(session, None)
+
+    def _program_ended(self, program: Program) -> None:
+        """By itself, or by a signal."""
+        unit = program.unit
+        if program.restarts:
+            self._bus.later(self._restart(program))
+        elif unit is not None and self.state(unit) == "active" and not any(self._table.running(unit=unit)):
+            self._records[unit].state = "inactive"
+            self._trigger(unit)
+
+    async def _restart(self, program: Program) -> None:
+        await asyncio.sleep(MOMENT)
+        stopped = program.unit is not None and self.state(program.unit) != "active"
+        if not stopped and self._table.named(program.name) is None:
+            self._table.start(program)
+
+    async def _outlived(self, program: Program) -> None:
+        await asyncio.sleep(MOMENT)
+        self._table.end(program)
+
+    def _trigger(self, unit: Unit) -> None:
+        if self.triggers(unit):
+            self._bus.later(self._triggered(unit))
+
+    async def _triggered(self, unit: Unit) -> None:
+        """A client connects to the socket that is still there."""
+        await asyncio.sleep(MOMENT)
+        if self.triggers(unit) and self.state(unit) == "inactive":
+            self.settle(unit, "active")
+
+
+class SimulatedSystemd(Systemd):
+    """The port, on a machine's units."""
+
+    def __init__(self, bus: Bus, units: Units) -> None:
+        self._bus = bus
+        self._units = units
+
+    async def active(self, units: Collection[Unit]) -> frozenset[Unit]:
+        for unit in units:
+            await self._bus.faults.strike("active", unit).land(Call("ask for the state of", unit))
+        if not self._units.managed:
+            return frozenset()
+        return frozenset(unit for unit in units if self._units.state(unit) in {"active", "activating"})
+
+    async def sockets(self, unit: Unit) -> tuple[Unit, ...]:
+        await self._bus.faults.strike("sockets", unit).land(Call("ask for the sockets of", unit))
+        return self._units.triggers(unit) if self._units.managed else ()
+
+    async def stop(self, unit: Unit) -> None:
+        call = Call("stop", unit)
+        strike = self._bus.faults.strike("stop_unit", unit)
+        self._known(unit, call)
+        if await strike.land(call):
+            self._units.stop(unit)
+
+    async def start(self, unit: Unit) -> None:
+        call = Call("start", unit)
+        strike = self._bus.faults.strike("start_unit", unit)
+        self._known(unit, call)
+        if self._units.state(unit) == "active":
+            return
+        self._units.settle(unit, "activating")
+        state = "failed"
+        try:
+            state = "active" if await strike.land(call) else "inactive"
+        except asyncio.CancelledError:
+            state = "inactive"
+            raise
+        finally:
+            self._units.settle(unit, state)
+
+    async def sessions(self, uid: int) -> tuple[str, ...]:
+        if not self._units.managed:
+            return ()
+        return tuple(sorted(session for session, owner in self._units.sessions.items() if owner == uid))
+
+    async def end_session(self, session: str) -> None:
+        call = Call("end session", session)
+        strike = self._bus.faults.strike("end_session", session)
+        if not self._units.managed or session not in self._units.sessions:
+            raise call.error(errno.ENOENT)
+        if await strike.land(call):
+            self._units.end_session(session)
+
+    async def stopping(self) -> bool:
+        return self._units.managed and self._units.stopping
+
+    async def inhibit(self, gpu: str) -> None:
+        call = Call("keep the machine awake for", gpu)
+        if await self._bus.faults.strike("inhibit", gpu).land(call) and self._units.managed:
+            self._units.inhibitors.add(gpu)
+
+    async def release(self, gpu: str) -> None:
+        if await self._bus.faults.strike("release_inhibitor", gpu).land(Call("let the machine sleep after", gpu)):
+            self._units.inhibitors.discard(gpu)
+
+    def _known(self, unit: Unit, call: Call) -> None:
+        if not self._units.managed or not self._units.state(unit):
+            raise call.error(errno.ENOENT)

@@ -1,0 +1,89 @@
+"""Cases about units, sessions, and the inhibitor that keeps the machine awake."""
+
+from __future__ import annotations
+
+import errno
+
+from gpuswitch.model.holders import Unit
+from tests.contract.bench import Bench, case, refused
+
+NOBODY = Unit("no-such-unit-here.service")
+
+
+@case
+async def unit_is_started_and_stopped(bench: Bench) -> None:
+    systemd = bench.host.systemd
+    unit = await bench.outside.add_unit()
+    assert await systemd.active([unit, NOBODY]) == frozenset()
+    await systemd.start(unit)
+    assert await systemd.active([unit, NOBODY]) == {unit}
+    await systemd.start(unit)
+    await systemd.stop(unit)
+    assert await systemd.active([unit]) == frozenset()
+    await systemd.stop(unit)
+
+
+@case
+async def unit_is_that_of_its_processes(bench: Bench) -> None:
+    systemd = bench.host.systemd
+    unit = await bench.outside.add_unit(bench.display)
+    assert (await bench.scan(bench.display)).holders == ()
+    for _ in range(2):
+        await systemd.start(unit)
+        [holder] = (await bench.scan(bench.display)).holders
+        assert (holder.unit, holder.session) == (unit, "")
+        await systemd.stop(unit)
+        assert (await bench.scan(bench.display)).holders == ()
+
+
+@case
+async def unit_that_is_not_there(bench: Bench) -> None:
+    systemd = bench.host.systemd
+    await refused(systemd.start(NOBODY), errno.ENOENT)
+    await refused(systemd.stop(NOBODY), errno.ENOENT)
+    assert await systemd.active([NOBODY]) == frozenset()
+    assert await systemd.sockets(NOBODY) == ()
+    await refused(systemd.end_session("no-such-session"), errno.ENOENT)
+
+
+@case
+async def unit_that_cannot_start(bench: Bench) -> None:
+    unit = await bench.outside.add_unit(fails=True)
+    await refused(bench.host.systemd.start(unit), errno.EIO)
+    assert await bench.host.systemd.active([unit]) == frozenset()
+    await bench.host.systemd.stop(unit)
+
+
+@case
+async def socket_would_start_its_unit_again(bench: Bench) -> None:
+    systemd = bench.host.systemd
+    unit = await bench.outside.add_unit()
+    assert await systemd.sockets(unit) == ()
+    socket = await bench.outside.add_socket(unit)
+    assert await systemd.sockets(unit) == (socket,)
+    assert await systemd.active([unit, socket]) == {socket}
+    await systemd.stop(socket)
+    assert await systemd.sockets(unit) == ()
+
+
+@case
+async def system_is_not_going_down(bench: Bench) -> None:
+    assert not await bench.host.systemd.stopping()
+    assert await bench.host.systemd.sessions(4_000_000) == ()
+
+
+@case
+async def inhibitor_is_taken_once_and_outlives_us(bench: Bench) -> None:
+    one, other = str(bench.display), str(bench.crowded)
+    await bench.host.systemd.inhibit(one)
+    await bench.host.systemd.inhibit(one)
+    await bench.host.systemd.inhibit(other)
+    await bench.host.close()
+    systemd = bench.outside.next_run().systemd
+    await systemd.inhibit(one)
+    assert [await bench.outside.inhibitors(gpu) for gpu in (one, other)] == [1, 1]
+    await systemd.release(one)
+    await systemd.release(one)
+    assert [await bench.outside.inhibitors(gpu) for gpu in (one, other)] == [0, 1]
+    await systemd.release(other)
+    assert await bench.outside.inhibitors(other) == 0

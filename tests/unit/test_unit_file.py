@@ -1,0 +1,63 @@
+"""The unit file: what the service may do there, and what would break it. tests/vm has it run under a real systemd."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+UNIT = Path(__file__).parents[2] / "units/gpuswitchd.service.in"
+
+CAPABILITIES = {
+    "CAP_DAC_OVERRIDE": "/dev/vfio/GROUP of another user",
+    "CAP_DAC_READ_SEARCH": "the scan for holders",
+    "CAP_KILL": "ending processes of other users",
+    "CAP_SETGID": "systemctl --user",
+    "CAP_SETUID": "systemctl --user",
+    "CAP_SYS_ADMIN": "a driver's probe and remove",
+    "CAP_SYS_MODULE": "modprobe",
+    "CAP_SYS_PTRACE": "the scan for holders",
+}
+BREAKS_IT = (
+    *("DeviceAllow", "DevicePolicy", "IPAddressDeny", "PrivateDevices", "PrivateNetwork", "PrivateUsers"),
+    *("ProcSubset", "ProtectClock", "ProtectHome", "ProtectKernelModules", "ProtectKernelTunables", "ProtectProc"),
+    # with it, a service that hangs would be left running beside its successor
+    "SendSIGKILL",
+)
+
+
+def settings() -> dict[str, list[str]]:
+    """Each key with its values, in order."""
+    found = defaultdict(list)
+    for line in UNIT.read_text().splitlines():
+        key, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            found[key].append(value)
+    return found
+
+
+def test_it_has_the_capabilities_that_it_needs_and_no_other() -> None:
+    given = " ".join(settings()["CapabilityBoundingSet"]).split()
+    assert sorted(given) == sorted(CAPABILITIES)
+    text = UNIT.read_text()
+    assert [name for name in CAPABILITIES if f"{name.removeprefix('CAP_')}" not in reasons(text)] == []
+
+
+def reasons(text: str) -> str:
+    """The comments of the file."""
+    return "\n".join(line for line in text.splitlines() if line.startswith("#"))
+
+
+def test_nothing_in_it_breaks_the_service() -> None:
+    assert [key for key in BREAKS_IT if key in settings()] == []
+
+
+def test_homes_are_hidden_and_the_users_managers_are_not() -> None:
+    hidden = " ".join(settings()["InaccessiblePaths"]).split()
+    assert sorted(hidden) == ["-/home", "-/root"]
+    assert settings()["ProtectSystem"] == ["strict"]
+
+
+def test_what_it_started_stays_when_it_stops() -> None:
+    """Workers that are in the kernel, and the process that keeps the machine awake."""
+    assert settings()["KillMode"] == ["process"]
+    assert settings()["NoNewPrivileges"] == ["yes"]
