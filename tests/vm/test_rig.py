@@ -23,6 +23,8 @@ from tests.vm.rig.hardware import (
     GPU_AUDIO,
     NIC_DRIVER,
     SINGLE_GPU,
+    TWIN_GPU,
+    TWIN_GPU_AUDIO,
 )
 from tests.vm.rig.machine import Machine
 
@@ -37,6 +39,8 @@ DRIVERS = {
     BARE_GPU_AUDIO: AUDIO_DRIVER,
     CROWDED_GPU: DISPLAY_DRIVER,
     CROWDED_NIC: NIC_DRIVER,
+    TWIN_GPU: "",
+    TWIN_GPU_AUDIO: AUDIO_DRIVER,
 }
 """On a machine that nobody has touched."""
 
@@ -93,6 +97,7 @@ def test_groups_are_what_hardware_says(machine: Machine) -> None:
     assert group(machine, GPU) == {GPU, GPU_AUDIO}
     assert group(machine, SINGLE_GPU) == {SINGLE_GPU}
     assert group(machine, BARE_GPU) == {BARE_GPU, BARE_GPU_AUDIO}
+    assert group(machine, TWIN_GPU) == {TWIN_GPU, TWIN_GPU_AUDIO}
     assert group(machine, CROWDED_GPU) > {CROWDED_GPU, CROWDED_NIC}
     bridges = group(machine, CROWDED_GPU) - {CROWDED_GPU, CROWDED_NIC}
     assert {machine.sh(f"cat /sys/bus/pci/devices/{bridge}/class").stdout.strip() for bridge in bridges} == {"0x060400"}

@@ -5,7 +5,8 @@ A machine is built from Debian packages and booted once; what is saved then is t
 writes to a disk overlay of its own. A clone never changes the template.
 
     release  -> base      (base.py)      Debian packages, kernel, initrd
-    base     -> disk      (disk.py)      the rig's guest files and the project, installed by `make install`
+    base     -> modules   (modules.py)   test drivers for that kernel
+    base     -> disk      (disk.py)      with the modules, the rig's guest files and the project (`make install`)
     disk     -> template  (template.py)  booted, settled, saved
     template -> clone     (machine.py)   one for each test
 

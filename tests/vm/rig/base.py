@@ -19,6 +19,8 @@ PACKAGES = (
     # what the project and its tests use
     *("python3", "python3-venv", "make", "pciutils", "iproute2", "procps", "psmisc", "strace"),
     *("libvirt-daemon-system", "libvirt-clients", "libvirt-daemon-driver-qemu", "qemu-system-x86"),
+    # a person at the machine: logs in on a seat, has a service manager and sound
+    *("login", "passwd", "libpam-systemd", "dbus-user-session", "pipewire", "wireplumber"),
     # what the initrd is made with
     *("busybox-static", "cpio", "xz-utils", "zstd"),
 )
@@ -26,6 +28,8 @@ PACKAGES = (
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 
 INITRD_MODULES = "virtio_pci virtio_blk ext4 crc32c_generic"
+
+KERNEL_VERSION = "kernel-version"
 
 INIT = """\
 #!/bin/busybox sh
@@ -58,7 +62,7 @@ rm -r "$tree" /rig-init
 
 
 def find_base(cache: Cache, release: str) -> Path:
-    """The folder with rootfs.tar, vmlinux and initrd of a Debian release. The caller holds the cache's lock."""
+    """The folder with rootfs.tar, vmlinux, initrd and the kernel's version. The caller holds the cache's lock."""
     if release not in RELEASES:
         raise RigError(f"cannot build a machine with the release {release!r}: it is one of {', '.join(RELEASES)}")
 
@@ -70,6 +74,7 @@ def find_base(cache: Cache, release: str) -> Path:
         (folder / "vmlinux").write_bytes(uncompressed_kernel(root))
         (root / "rig-init").write_text(INIT)
         run_in(root, MAKE_INITRD)
+        (folder / KERNEL_VERSION).write_text(next((root / "lib/modules").iterdir()).name)
         (root / "rig-initrd").rename(folder / "initrd")
         cache.say("  packing")
         run(["tar", "-C", root, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-cf", folder / "rootfs.tar", "."])

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.vm.rig.base import base_key, find_base
+from tests.vm.rig.base import KERNEL_VERSION, find_base
 from tests.vm.rig.cache import Cache, content_key, remove
+from tests.vm.rig.modules import NVIDIA_VERSIONS, find_modules, modules_key
 from tests.vm.rig.tools import PROJECT, run, run_in
 
 GUEST = Path(__file__).parent / "guest"
@@ -21,7 +22,12 @@ GUEST_FILES = {
     "rig-agent.service": "etc/systemd/system/rig-agent.service",
     "rig.rules": "etc/udev/rules.d/70-rig.rules",
     "modprobe.conf": "etc/modprobe.d/rig.conf",
+    "nvidia.conf": "etc/modprobe.d/nvidia.conf",
+    "nvidia.rules": "etc/udev/rules.d/70-nvidia.rules",
+    "nvidia-nodes": "usr/local/lib/rig/nvidia-nodes",
 }
+MODULES = "usr/local/lib/rig/modules"
+"""The test drivers, a folder for each version."""
 
 INSTALL_READS = ("pyproject.toml", "Makefile", "LICENSE", "README.md", "gpuswitch", "units", "contrib")
 """What `make install` reads of the project."""
@@ -36,6 +42,12 @@ MASKED = (
     # consoles: one is the kernel's log, the other the developer's shell
     *("serial-getty@ttyS0.service", "serial-getty@hvc0.service"),
 )
+
+ADD_USERS = """\
+useradd --create-home --shell /bin/bash tester
+# sound is for the tests that ask for it
+systemctl --global --quiet disable pipewire.service pipewire.socket wireplumber.service
+"""
 
 SIZE = "5G"
 
@@ -55,7 +67,7 @@ def project_sources() -> Iterator[Path]:
 
 
 def disk_key(release: str, sources: Path | None) -> str:
-    return content_key(base_key(release), Path(__file__), GUEST, *([sources] if sources else []))
+    return content_key(modules_key(release), Path(__file__), GUEST, *([sources] if sources else []))
 
 
 def find_disk(cache: Cache, release: str, sources: Path | None) -> Path:
@@ -64,6 +76,8 @@ def find_disk(cache: Cache, release: str, sources: Path | None) -> Path:
     The caller holds the cache's lock.
     """
     base = find_base(cache, release)
+    kernel = (base / KERNEL_VERSION).read_text()
+    modules = find_modules(cache, release, kernel)
     wheels = find_wheels(cache, release, sources) if sources else None
 
     def build(folder: Path) -> None:
@@ -72,6 +86,8 @@ def find_disk(cache: Cache, release: str, sources: Path | None) -> Path:
         cache.say("  unpacking the base")
         run(["tar", "-C", root, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xf", base / "rootfs.tar"])
         add_guest_files(root)
+        add_modules(root, modules, kernel)
+        run_in(root, ADD_USERS)
         if sources and wheels:
             cache.say("  make install")
             install_project(root, sources, wheels)
@@ -112,13 +128,20 @@ def add_guest_files(root: Path) -> None:
         target = root / place
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(GUEST / name, target)
-        target.chmod(0o755 if target.suffix == ".py" else 0o644)
+        target.chmod(0o755 if "lib/rig" in place else 0o644)
     for unit in MASKED:
         (root / "etc/systemd/system" / unit).symlink_to("/dev/null")
     (root / "etc/hostname").write_text("gpuswitch-vm\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost gpuswitch-vm\n")
     (root / "etc/resolv.conf").write_text("")
     (root / "etc/locale.conf").write_text("LANG=C.UTF-8\n")
+
+
+def add_modules(root: Path, modules: Path, kernel: str) -> None:
+    """All versions for the tests to choose from, and the first where modprobe finds it."""
+    shutil.copytree(modules, root / MODULES)
+    shutil.copytree(root / MODULES / NVIDIA_VERSIONS[0], root / "lib/modules" / kernel / "updates")
+    run_in(root, f"depmod {kernel}")
 
 
 def install_project(root: Path, sources: Path, wheels: Path) -> None:

@@ -16,7 +16,9 @@ GPU, GPU_AUDIO = "0000:01:00.0", "0000:01:00.1"
 SINGLE_GPU = "0000:02:00.0"
 """A GPU of one function, driver bochs-drm."""
 BARE_GPU, BARE_GPU_AUDIO = "0000:03:00.0", "0000:03:00.1"
-"""A GPU without a driver (1b36:0100, class 0380) and its audio function, in one group."""
+"""A GPU without a driver (1b36:0100, class 0380) and its audio function, in one group; for the drivers in modules/."""
+TWIN_GPU, TWIN_GPU_AUDIO = "0000:06:00.0", "0000:06:00.1"
+"""Another one of the same kind."""
 CROWDED_GPU, CROWDED_NIC = "0000:05:01.0", "0000:05:02.0"
 """A GPU, driver bochs-drm, in one IOMMU group with a network card, driver e1000: not viable."""
 
@@ -38,6 +40,12 @@ def sound(number: int) -> tuple[Device, Device]:
     )
 
 
+def bare_gpu(number: int, address: str) -> tuple[Device, ...]:
+    """A GPU that no driver of the kernel's own takes, and the root port that it is in."""
+    gpu: Device = {"driver": "qxl", "id": f"gpu{number}", "bus": f"rp{number}", "addr": "00.0", "multifunction": True}
+    return root_port(number, address), gpu, *sound(number)
+
+
 DEVICES: tuple[Device, ...] = (
     {"driver": "intel-iommu", "intremap": "on", "caching-mode": True},
     {"driver": "VGA", "id": "vga0", "bus": "pcie.0", "addr": "02.0"},
@@ -46,13 +54,12 @@ DEVICES: tuple[Device, ...] = (
     *sound(1),
     root_port(2, "06.0"),
     {"driver": "secondary-vga", "id": "gpu2", "bus": "rp2", "addr": "00.0"},
-    root_port(3, "08.0"),
-    {"driver": "qxl", "id": "gpu3", "bus": "rp3", "addr": "00.0", "multifunction": True},
-    *sound(3),
+    *bare_gpu(3, "08.0"),
     root_port(4, "09.0"),
     {"driver": "pcie-pci-bridge", "id": "bridge4", "bus": "rp4"},
     {"driver": "secondary-vga", "id": "gpu4", "bus": "bridge4", "addr": "01.0"},
     {"driver": "e1000", "id": "nic4", "bus": "bridge4", "addr": "02.0"},
+    *bare_gpu(5, "0a.0"),
 )
 
 DEVICE_IDS: Mapping[str, str] = {
@@ -63,6 +70,8 @@ DEVICE_IDS: Mapping[str, str] = {
     BARE_GPU_AUDIO: "hda3",
     CROWDED_GPU: "gpu4",
     CROWDED_NIC: "nic4",
+    TWIN_GPU: "gpu5",
+    TWIN_GPU_AUDIO: "hda5",
 }
 """QEMU's name of each function, for Machine.device_del and Machine.device_add."""
 

@@ -1,0 +1,1 @@
+"""Programs that the stage puts into machines."""

@@ -1,0 +1,170 @@
+"""Kernel operations on a real kernel that no folder can stand in for: consoles, uevents, modules, and their facts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vm.guest import hold_open, node_of_sound
+from tests.vm.rig.hardware import AUDIO_DRIVER, BOOT_GPU, CROWDED_GPU, DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
+from tests.vm.rig.machine import Job, Machine
+
+TESTS = Path(__file__).parents[1]
+PROGRAM = ("__init__.py", "vm/__init__.py", "vm/kernel_program.py")
+RUN = f"cd /srv/suite && /usr/local/lib/gpuswitch/current/bin/python -m tests.vm.kernel_program {GPU}"
+MODULE = "bochs"
+FRAME_BUFFERS = {"0": BOOT_GPU, "1": GPU, "2": SINGLE_GPU, "3": CROWDED_GPU}
+ALL = {str(terminal): 0 for terminal in range(1, 64)}
+"""Every terminal is on the display that the machine booted on."""
+
+
+@pytest.fixture
+def bench(machine: Machine) -> Machine:
+    """A machine with the program in it, and without the service."""
+    for name in PROGRAM:
+        machine.push((TESTS / name).read_bytes(), f"/srv/suite/tests/{name}")
+    machine.sh("systemctl stop gpuswitchd")
+    return machine
+
+
+def outcomes(machine: Machine, *calls: list[Any]) -> list[Any]:
+    """What came of each call, all of them by one `LinuxKernel`."""
+    return [json.loads(line) for line in machine.sh(RUN, stdin=json.dumps(calls)).stdout.splitlines()]
+
+
+def begin(machine: Machine, output: str, *calls: list[Any]) -> Job:
+    """As `outcomes` does, without waiting; they are written to a file."""
+    return machine.start(f"{RUN} >{output}", stdin=json.dumps(calls))
+
+
+def test_terminals_are_shown_on_another_gpu_and_back(bench: Machine) -> None:
+    """Also one that nobody ever used; one that is there already is left as it is."""
+    there, home = ["map_consoles", [1, 40], 2], ["map_consoles", [1, 40], 0]
+    before, _, after, _, back = outcomes(bench, ["consoles"], there, ["consoles"], home, ["consoles"])
+    assert before == {"frame_buffers": FRAME_BUFFERS, "mapped": ALL, "bound": {"vtcon1": True}}
+    assert after == before | {"mapped": ALL | {"1": 2, "40": 2}}
+    assert back == before
+
+
+def test_what_is_no_terminal_or_frame_buffer(bench: Machine) -> None:
+    refused = outcomes(bench, ["map_consoles", [64], 1], ["map_consoles", [0], 1], ["map_consoles", [1], 9])
+    assert [number for number, _ in refused] == ["EINVAL", "EINVAL", "ENOENT"]
+
+
+def test_text_leaves_the_frame_buffers_and_comes_back(bench: Machine) -> None:
+    """The kernel then maps the terminals in use only, and to a frame buffer of its choice: so they are mapped anew."""
+    leave, come = ["bind_console", "vtcon1", {"bound": False}], ["bind_console", "vtcon1", {"bound": True}]
+    _, _, gone, refused, _, come_back, _, restored = outcomes(
+        bench,
+        *(leave, leave, ["consoles"], ["map_consoles", [1], 2]),
+        *(come, ["consoles"], ["map_consoles", list(range(1, 64)), 0], ["consoles"]),
+    )
+    assert gone == {"frame_buffers": FRAME_BUFFERS, "mapped": {}, "bound": {"vtcon1": False}}
+    assert refused[0] == "ENODEV"
+    assert come_back["bound"] == {"vtcon1": True}
+    assert 0 < len(come_back["mapped"]) < len(ALL)
+    assert restored == {"frame_buffers": FRAME_BUFFERS, "mapped": ALL, "bound": {"vtcon1": True}}
+
+
+def test_a_gpu_that_shows_all_text_leaves(bench: Machine) -> None:
+    """The kernel shows text nowhere then, though other frame buffers are there; unless one of them shows some already.
+
+    When the GPU comes back it takes over what it had, but not what the kernel had moved by itself.
+    """
+    terminals = list(range(1, 64))
+    leave, come = ["unbind", GPU, DISPLAY_DRIVER], ["probe", GPU]
+    _, _, gone, _, back = outcomes(bench, ["map_consoles", terminals, 1], leave, ["consoles"], come, ["consoles"])
+    others = {number: gpu for number, gpu in FRAME_BUFFERS.items() if gpu != GPU}
+    assert gone == {"frame_buffers": others, "mapped": {}, "bound": {"vtcon1": False}}
+    assert back["bound"] == {"vtcon1": True}
+    assert set(back["mapped"].values()) == {1}
+
+    _, _, moved, _, back = outcomes(bench, ["map_consoles", [5], 2], leave, ["consoles"], come, ["consoles"])
+    assert (moved["bound"], set(moved["mapped"].values())) == ({"vtcon1": True}, {2})
+    assert back == moved | {"frame_buffers": FRAME_BUFFERS}
+
+
+def test_fbcon_does_not_keep_a_drm_driver(bench: Machine) -> None:
+    """DRM's frame buffers take no reference for it. A process that has one open does, and nothing is lost then."""
+    program = hold_open(bench, "/dev/fb1")
+    [[number, text], still] = outcomes(bench, ["unload", MODULE], ["consoles"])
+    assert (number, text.endswith("Module bochs is in use")) == ("EAGAIN", True)
+    assert still["frame_buffers"] == FRAME_BUFFERS
+    bench.sh(f"kill {program}; while kill -0 {program} 2>/dev/null; do :; done")
+    unloaded, nothing, twice, loaded, all_back = outcomes(
+        bench, ["unload", MODULE], ["consoles"], ["unload", MODULE], ["load", MODULE], ["consoles"]
+    )
+    assert (unloaded, twice, loaded) == (None, None, None)
+    assert nothing == {"frame_buffers": {}, "mapped": {}, "bound": {}}
+    assert all_back == {"frame_buffers": FRAME_BUFFERS, "mapped": ALL, "bound": {"vtcon1": True}}
+
+
+def test_a_module_that_another_one_needs_stays(bench: Machine) -> None:
+    [[number, text]] = outcomes(bench, ["unload", "snd-hda-codec"])
+    assert (number, "is in use by:" in text) == ("EAGAIN", True)
+    [facts] = outcomes(bench, ["look"])
+    assert facts["modules"][AUDIO_DRIVER]["users"] == []
+
+
+def test_cards_are_announced_to_whoever_follows_udev(bench: Machine) -> None:
+    """Though nothing happens to them."""
+    bench.sh("setsid udevadm monitor --udev </dev/null >/run/seen 2>&1 & until grep -q UDEV /run/seen; do :; done")
+    cards = [("sound", "remove"), ("sound", "add"), ("drm", "remove"), ("drm", "add")]
+    assert outcomes(bench, *(["announce", [GPU, GPU_AUDIO], *card] for card in cards)) == [None] * 4
+    seen = bench.sh("until [ $(grep -c '^UDEV  ' /run/seen) -ge 4 ]; do :; done; grep '^UDEV  ' /run/seen").stdout
+    # UDEV  [29.35] remove   /devices/pci0000:00/0000:00:05.0/0000:01:00.1/sound/card0 (sound)
+    told = [
+        (place.split("/")[-3], subsystem, action)
+        for _, _, action, place, subsystem in map(str.split, seen.splitlines())
+    ]
+    of = {"sound": GPU_AUDIO, "drm": GPU}
+    assert sorted(told) == sorted((of[subsystem], f"({subsystem})", action) for subsystem, action in cards)
+    bench.sh(f"test -c {node_of_sound(bench)}")
+
+
+def test_facts_of_modules(bench: Machine) -> None:
+    """No profile names bochs; and no firmware left a frame buffer here."""
+    program = hold_open(bench, node_of_sound(bench))
+    [facts] = outcomes(bench, ["look"])
+    assert facts["modules"][AUDIO_DRIVER] == {"references": 1, "users": [], "version": "", "modeset": False}
+    assert set(facts["modules"]) <= {AUDIO_DRIVER, "xhci_pci"}
+    assert facts["boot_framebuffers"] == []
+    bench.sh(f"kill {program}")
+
+
+def test_an_operation_outlives_the_service_and_is_found_again(bench: Machine) -> None:
+    """A program has the sound card open, so its unbind waits; whoever asked for it is killed, the worker stays."""
+    holder = hold_open(bench, node_of_sound(bench))
+    first = begin(bench, "/run/first", ["begin", "unbind", GPU_AUDIO, AUDIO_DRIVER], ["returned"])
+    worker = bench.sh(
+        f"""until [ ! -e /sys/bus/pci/devices/{GPU_AUDIO}/driver ]; do :; done
+        worker=$(pgrep -f '[w]orker_main.*{GPU}')
+        until [ "$(cut -d ' ' -f 3 /proc/$worker/stat)" = D ]; do :; done
+        kill -9 $(ps -o ppid= $worker)
+        cut -d ' ' -f 1,22 /proc/$worker/stat"""
+    ).stdout
+    first.wait(check=False)
+    pid, started = map(int, worker.split())
+    calls: list[list[Any]] = [
+        ["adopt", pid, started],
+        ["pending"],
+        ["probe", GPU],
+        ["returned"],
+        ["pending"],
+        ["probe", GPU_AUDIO],
+    ]
+    second = begin(bench, "/run/second", *calls)
+    bench.sh("until [ $(wc -l </run/second) -eq 3 ]; do :; done 2>/dev/null")
+    bench.sh(f"kill {holder}")
+    second.wait()
+    adopted, pending, refused, _, nothing, probed = map(json.loads, bench.sh("cat /run/second").stdout.splitlines())
+    assert adopted is True
+    assert (pending["pid"], pending["process_state"], pending["kernel_wait"]) == (pid, "D", "snd_card_free")
+    assert pending["stack"][:2] == ["snd_card_free", "pci_device_remove"]
+    assert pending["worker"] == {"pid": pid, "started": started}
+    assert refused[0] == "EBUSY"
+    assert (nothing, probed) == (None, None)
+    assert bench.sh(f"test -e /proc/{pid}", check=False).status == 1

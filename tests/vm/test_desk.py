@@ -1,0 +1,140 @@
+"""One GPU, one screen: the display manager goes, the GPU goes, both come back; and the machine may be shut down."""
+
+from __future__ import annotations
+
+from tests.vm.guest import configure, ctl, drivers, node_of_sound, wait_state
+from tests.vm.rig.hardware import AUDIO_DRIVER, DISPLAY_DRIVER, GPU, GPU_AUDIO
+from tests.vm.rig.machine import Machine
+from tests.vm.stage.desk import (
+    await_nodes,
+    login,
+    show_terminal_on,
+    start_audio,
+    start_compositor,
+    start_display_manager,
+    terminal_in_front,
+    terminal_mode,
+)
+from tests.vm.stage.programs import card, holders, main_pid, start_game
+
+AT_HOME = [DISPLAY_DRIVER, AUDIO_DRIVER]
+AWAY = ["vfio-pci", "vfio-pci"]
+DESKTOP = '[defaults]\nstop_units = ["display-manager.service"]\n'
+MAP = """python3 -c "
+import fcntl, struct
+fb = open('/dev/fb0')
+print([struct.unpack('2I', fcntl.ioctl(fb, 0x460F, struct.pack('2I', vt, 0)))[1] for vt in range(1, 7)])"
+"""
+
+
+def frame_buffer(machine: Machine) -> int:
+    return int(machine.sh(f"ls /sys/bus/pci/devices/{GPU}/graphics").stdout.strip().removeprefix("fb"))
+
+
+def test_the_whole_way_of_a_single_gpu(machine: Machine) -> None:
+    """Display manager, sound, console: what the scripts did with sleeps, and back again."""
+    login(machine)
+    wireplumber = start_audio(machine)
+    show_terminal_on(machine, 2, frame_buffer(machine))
+    before = machine.sh(MAP).stdout
+    first = start_display_manager(machine, GPU)
+    configure(machine, DESKTOP)
+    ctl(machine, f"to-vfio {GPU}")
+    assert drivers(machine, GPU, GPU_AUDIO) == AWAY
+    assert machine.sh("systemctl is-active display-manager", check=False).stdout == "inactive\n"
+    ctl(machine, f"to-host {GPU}")
+    assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
+    second = main_pid(machine, "display-manager")
+    assert second not in {"0", first}
+    assert holders(machine, card(GPU)) == {second}
+    assert (terminal_in_front(machine), terminal_mode(machine, 7)) == ("tty7", "graphics")
+    assert machine.sh(MAP).stdout == before
+    await_nodes(machine, wireplumber, "all", node_of_sound(machine))
+
+
+def test_it_goes_on_when_who_asked_for_it_dies_with_the_display_manager(machine: Machine) -> None:
+    start_display_manager(machine, GPU)
+    configure(machine, DESKTOP)
+    machine.sh(
+        f"""sh -c 'echo $$ >/sys/fs/cgroup/system.slice/fake-dm.service/cgroup.procs
+            exec gpuswitchctl to-vfio {GPU}' </dev/null >/run/said 2>&1 || true"""
+    )
+    assert "is on vfio-pci now" not in machine.sh("cat /run/said").stdout
+    wait_state(machine, GPU, "vfio")
+    assert drivers(machine, GPU, GPU_AUDIO) == AWAY
+
+
+def test_a_greeter_lets_go_with_its_session(machine: Machine) -> None:
+    """Logind has the card for it, and systemd keeps logind's descriptors: neither is in the way afterwards."""
+    start_display_manager(machine, GPU, greeter=True)
+    configure(machine, DESKTOP)
+    ctl(machine, f"to-vfio {GPU}")
+    assert drivers(machine, GPU, GPU_AUDIO) == AWAY
+
+
+def test_the_display_manager_comes_back_when_the_switch_fails(machine: Machine) -> None:
+    """A game that is no part of the desktop has the card."""
+    start_display_manager(machine, GPU)
+    configure(machine, DESKTOP + "[deadlines]\nnodes = 100\n")
+    game = start_game(machine, node_of_sound(machine))
+    refused = ctl(machine, f"to-vfio {GPU} --wait 2", check=False)
+    assert refused.status == 1
+    assert f"pid {game}" in refused.stderr
+    assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
+    assert holders(machine, card(GPU)) == {main_pid(machine, "display-manager")}
+
+
+def test_a_session_is_ended_only_where_that_is_configured(machine: Machine) -> None:
+    session = login(machine)
+    compositor = start_compositor(machine, GPU)
+    refused = ctl(machine, f"to-vfio {GPU}", check=False)
+    assert refused.status == 3
+    assert f"pid {compositor}, session {session} of tester" in refused.stderr
+    configure(machine, "[defaults]\nend_sessions = true\n")
+    ctl(machine, f"to-vfio {GPU}")
+    assert drivers(machine, GPU, GPU_AUDIO) == AWAY
+    assert session not in machine.sh("loginctl list-sessions --no-legend").stdout.split()
+
+
+def test_a_unit_of_ones_choice_is_started_when_it_is_back(machine: Machine) -> None:
+    machine.push("[Service]\nExecStart=/bin/sleep infinity\n", "/etc/systemd/system/desktop.service")
+    machine.sh("systemctl daemon-reload")
+    configure(machine, '[defaults]\nafter_host = "desktop.service"\n')
+    ctl(machine, f"to-vfio {GPU}")
+    assert machine.sh("systemctl is-active desktop", check=False).stdout == "inactive\n"
+    ctl(machine, f"to-host {GPU}")
+    assert machine.sh("systemctl is-active desktop").stdout == "active\n"
+
+
+def test_a_service_that_is_killed_half_way_starts_the_units_after_it_is_ready(machine: Machine) -> None:
+    """Systemd would wait for it before it starts the display manager, and it for the display manager: nobody does."""
+    start_display_manager(machine, GPU)
+    configure(machine, DESKTOP)
+    game = start_game(machine, node_of_sound(machine))
+    machine.sh(f"gpuswitchctl to-vfio {GPU} --no-wait --wait 100")
+    machine.sh("while systemctl -q is-active display-manager; do :; done")
+    machine.sh("systemctl kill -s KILL gpuswitchd")
+    machine.sh("until systemctl -q is-active gpuswitchd; do :; done")
+    machine.sh("until systemctl -q is-active display-manager; do :; done")
+    wait_state(machine, GPU, "host")
+    assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
+    machine.sh(f"kill -0 {game}")
+    assert "gpuswitch" not in machine.sh("systemd-inhibit --list").stdout
+
+
+def test_the_machine_goes_down_in_the_middle_of_a_switch(machine: Machine) -> None:
+    start_display_manager(machine, GPU)
+    configure(machine, DESKTOP)
+    start_game(machine, node_of_sound(machine))
+    machine.sh(f"gpuswitchctl to-vfio {GPU} --no-wait --wait 1000")
+    machine.sh("while systemctl -q is-active display-manager; do :; done")
+    machine.sh("systemctl poweroff", check=False)
+    machine.wait_off()
+
+
+def test_the_machine_goes_down_while_the_gpu_is_away(machine: Machine) -> None:
+    start_display_manager(machine, GPU)
+    configure(machine, DESKTOP)
+    ctl(machine, f"to-vfio {GPU}")
+    machine.sh("systemctl poweroff", check=False)
+    machine.wait_off()
