@@ -21,7 +21,7 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 from gpuswitch.errors import ConfigError
 from gpuswitch.layers import Layers, Location
 from gpuswitch.model.address import PciAddress
-from gpuswitch.tables import ENVIRONMENT, Deadlines, Defaults, GpuTable, Metrics, Table, Tables, Variables
+from gpuswitch.tables import ENVIRONMENT, Deadlines, Defaults, GpuTable, History, Metrics, Table, Tables, Variables
 
 DIRECTORY = Path("/etc/gpuswitch")
 BUS_VARIABLE = "GPUSWITCH_BUS"
@@ -33,6 +33,7 @@ _KEYS: dict[str, list[str]] = {
     "defaults": list(Defaults.model_fields),
     "deadlines": list(Deadlines.model_fields),
     "metrics": list(Metrics.model_fields),
+    "history": list(History.model_fields),
 }
 """The keys of each table."""
 
@@ -73,6 +74,7 @@ class Config:
     defaults: Defaults = field(default_factory=Defaults)
     deadlines: Deadlines = field(default_factory=Deadlines)
     metrics: Metrics = field(default_factory=Metrics)
+    history: History = field(default_factory=History)
     settings: tuple[Setting, ...] = ()
 
     def gpu(self, address: PciAddress) -> GpuConfig:
@@ -104,6 +106,7 @@ def load(path: Path = DIRECTORY, environ: Mapping[str, str] = os.environ) -> Con
         defaults=tables.defaults,
         deadlines=tables.deadlines,
         metrics=tables.metrics,
+        history=tables.history,
         settings=tuple(_in_force(layers, tables)),
     )
 

@@ -22,6 +22,7 @@ from gpuswitch.api.metrics import MetricsEndpoint, MetricsFace
 from gpuswitch.api.objects import NAME, ROOT, BusFace, ManagerObject
 from gpuswitch.config import DIRECTORY, Config, load
 from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgument
+from gpuswitch.history import History
 from gpuswitch.host.linux.host import LinuxHost
 from gpuswitch.host.simulated.faultspec import inject
 from gpuswitch.host.simulated.scenarios import SCENARIOS
@@ -31,6 +32,7 @@ from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.fleet import Fleet
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
+from gpuswitch.switch.observer import Observer
 from gpuswitch.switch.record import Switch
 
 _log = logging.getLogger("gpuswitch")
@@ -41,7 +43,7 @@ SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 class Observers:
     """Tells each of several observers, and the log. An `Observer` (`gpuswitch.switch.actor`)."""
 
-    def __init__(self, *observers: BusFace | MetricsFace) -> None:
+    def __init__(self, *observers: Observer) -> None:
         self._observers = observers
 
     def appeared(self, actor: Actor) -> None:
@@ -74,13 +76,16 @@ class Observers:
 class Daemon:
     """One run of the service, from its start to its end."""
 
-    def __init__(self, host: Host, config: Config, config_directory: Path, bus: Bus, runtime: Path) -> None:
+    def __init__(
+        self, host: Host, config: Config, config_directory: Path, bus: Bus, *, runtime: Path, state: Path
+    ) -> None:
         self._host = host
         self._config_directory = config_directory
         self._bus = bus
         metrics = MetricsFace()
         journal = Journal(runtime / "gpus")
-        self._fleet = Fleet(host, config, journal, Observers(BusFace(bus), metrics))
+        self._history = History(state / "history.db", config.history)
+        self._fleet = Fleet(host, config, journal, Observers(BusFace(bus), metrics, self._history))
         metrics.show(self._fleet)
         self._endpoint = MetricsEndpoint(metrics.registry)
         self._ending = asyncio.Event()
@@ -97,7 +102,8 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)
-        self._bus.export(ROOT, ManagerObject(self._fleet, self.reload), manages=True)
+        self._bus.export(ROOT, ManagerObject(self._fleet, self._history, self.reload), manages=True)
+        self._history.start()
         # What a dead daemon left half-way is home before anybody can ask, and before systemd starts what comes after.
         await self._fleet.start()
         await self._bus.own(NAME)
@@ -123,6 +129,7 @@ class Daemon:
                     await self._endpoint.stop()
                     if config.metrics.enabled:
                         await self._endpoint.start(config.metrics.address, config.metrics.port)
+                self._history.configure(config.history)
                 self._fleet.reconfigure(config)
             finally:
                 notify("READY=1")
@@ -142,6 +149,7 @@ class Daemon:
         await asyncio.wait([watchdog, lost, ending], return_when=asyncio.FIRST_COMPLETED)
         notify("STOPPING=1")
         await self._fleet.stop("the service is stopping")
+        await self._history.close()
         await self._endpoint.stop()
         await self._host.close()
         for task in (watchdog, ending):
@@ -170,14 +178,15 @@ async def serve(options: argparse.Namespace) -> None:
     config = load(options.config)
     host = _host(options)
     with ExitStack() as until_the_end:
-        runtime = options.runtime
-        if runtime is None and options.simulate:
-            runtime = Path(until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="gpuswitch-")))
-        elif runtime is None:
-            runtime = Path(os.environ.get("RUNTIME_DIRECTORY", "/run/gpuswitch"))
+        runtime, state = options.runtime, options.state
+        if options.simulate and None in (runtime, state):
+            own = Path(until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="gpuswitch-")))
+            runtime, state = runtime or own / "run", state or own / "state"
+        runtime = runtime or Path(os.environ.get("RUNTIME_DIRECTORY", "/run/gpuswitch"))
+        state = state or Path(os.environ.get("STATE_DIRECTORY", "/var/lib/gpuswitch"))
         until_the_end.enter_context(_lock(runtime))
         bus = await Bus.connect(options.bus or _system_bus())
-        await Daemon(host, config, options.config, bus, runtime).run()
+        await Daemon(host, config, options.config, bus, runtime=runtime, state=state).run()
 
 
 def _host(options: argparse.Namespace) -> Host:
@@ -217,6 +226,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"gpuswitchd {__version__}")
     parser.add_argument("--config", type=Path, default=DIRECTORY, metavar="DIRECTORY", help="default: %(default)s")
     parser.add_argument("--runtime", type=Path, metavar="DIRECTORY", help="default: /run/gpuswitch")
+    parser.add_argument("--state", type=Path, metavar="DIRECTORY", help="default: /var/lib/gpuswitch")
     parser.add_argument("--bus", metavar="ADDRESS", help="a D-Bus address; default: the system bus")
     parser.add_argument("--simulate", choices=sorted(SCENARIOS), help="a machine in memory instead of this one")
     parser.add_argument("--fault", action="append", default=[], metavar="FAULT", help=f"with --simulate: {_FAULT_HELP}")

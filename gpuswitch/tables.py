@@ -159,6 +159,14 @@ class Metrics(Table):
     port: Annotated[int, Field(ge=0, le=65535), BeforeValidator(_not_bool)] = 9752
 
 
+class History(Table):
+    """Which finished switches are remembered: the last `keep`, none for longer than `keep_days`."""
+
+    enabled: bool = True
+    keep_days: Annotated[float, Field(gt=0, le=36500, allow_inf_nan=False), BeforeValidator(_not_bool)] = 90.0
+    keep: Annotated[int, Field(ge=1, le=10_000), BeforeValidator(_not_bool)] = 1000
+
+
 class Tables(Table):
     """The layers together, as they are written."""
 
@@ -166,6 +174,7 @@ class Tables(Table):
     defaults: Defaults = Defaults()
     deadlines: Deadlines = Deadlines()
     metrics: Metrics = Metrics()
+    history: History = History()
 
 
 class Variables(Tables, BaseSettings):

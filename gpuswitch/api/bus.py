@@ -140,6 +140,15 @@ class Bus:
             raise CallError(reply.error_name, str(body[0]) if body else reply.error_name)
         return body
 
+    async def credentials(self, name: str) -> dict[str, object]:
+        """What the bus knows of the process behind a connection: `UnixUserID`, `ProcessID`, and more (specification,
+        GetConnectionCredentials); it may leave out any.
+
+        Raises CallError if there is no such connection any more, and as `call` does.
+        """
+        found = await self._ask("org.freedesktop.DBus", "GetConnectionCredentials", "s", name)
+        return dict(found) if isinstance(found, dict) else {}
+
     async def _ask(self, interface: str, member: str, signature: str = "", *arguments: object) -> object:
         """Call a method of the message bus itself, which returns one value."""
         to = ("org.freedesktop.DBus", "/org/freedesktop/DBus", interface, member)

@@ -4,10 +4,11 @@ The annotations are signatures that `gpuswitch.api.interface` reads when the cla
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from gpuswitch import __version__
 from gpuswitch.api.bus import Bus
+from gpuswitch.api.callers import Callers
 from gpuswitch.api.interface import Interface, dbus_method, dbus_property, dbus_signal
 from gpuswitch.api.options import options_of
 from gpuswitch.api.signatures import (
@@ -21,8 +22,11 @@ from gpuswitch.api.signatures import (
     UInt64,
     Values,
     ValuesArray,
+    typed,
 )
+from gpuswitch.archive import Entry, StepEntry
 from gpuswitch.errors import InvalidArgument
+from gpuswitch.history import History
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import PciFunction
 from gpuswitch.model.holders import Holder
@@ -50,8 +54,9 @@ def path_of(address: PciAddress) -> str:
 class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
     """The service as a whole."""
 
-    def __init__(self, fleet: Fleet, reload: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, fleet: Fleet, history: History, reload: Callable[[], Awaitable[None]]) -> None:
         self._fleet = fleet
+        self._history = history
         self._reload = reload
 
     @dbus_property
@@ -79,6 +84,17 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
         return [{"key": s.key, "value": s.value, "origin": s.origin} for s in self._fleet.config.settings]
 
     @dbus_method
+    async def history(self, limit: UInt32) -> ValuesArray:
+        """The last finished switches, newest first; 0: all."""
+        return [_entry(entry) for entry in await self._history.last(limit)]
+
+    @dbus_method
+    async def history_entry(self, id: Str) -> Values:  # noqa: A002 -- the argument's name on the bus
+        """A finished switch with its steps."""
+        entry = await self._history.find(id)
+        return {**_entry(entry), "steps": typed("aa{sv}", [_step(step) for step in entry.steps])}
+
+    @dbus_method
     async def reload(self) -> None:
         await self._reload()
 
@@ -86,8 +102,9 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
 class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     """One GPU."""
 
-    def __init__(self, actor: Actor) -> None:
+    def __init__(self, actor: Actor, callers: Callers) -> None:
         self.actor = actor
+        self._callers = callers
         self._told: dict[str, object] = {}
         self._telling: asyncio.Handle | None = None
 
@@ -152,11 +169,15 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @dbus_method
     async def to_vfio(self, options: Values) -> Str:
-        return (await self.actor.request(State.VFIO, options_of(options))).id
+        return await self._move(State.VFIO, options)
 
     @dbus_method
     async def to_host(self, options: Values) -> Str:
-        return (await self.actor.request(State.HOST, options_of(options))).id
+        return await self._move(State.HOST, options)
+
+    @dbus_method
+    async def cancel(self, id: Str) -> None:  # noqa: A002 -- the argument's name on the bus
+        self.actor.cancel(id, await self._callers.asker())
 
     @dbus_method
     async def plan(self, target: Str, options: Values) -> ValuesArray:
@@ -177,9 +198,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @dbus_method
     async def wait(self, id: Str) -> Values:  # noqa: A002 -- the argument's name on the bus
-        switch = next((s for s in self.actor.recent if s.id == id), None)
-        if switch is None:
-            raise InvalidArgument(f"{self.actor.gpu.address} knows of no switch {id[:80]!r}")
+        switch = self.actor.known_switch(id)
         await switch.wait()
         return _switch(switch)
 
@@ -190,6 +209,10 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     @dbus_signal
     def switch_finished(self, id: Str, result: Str, reason: Str) -> None:  # noqa: A002 -- as above
         """A switch is over."""
+
+    async def _move(self, target: State, options: Mapping[str, object]) -> str:
+        chosen = options_of(options)
+        return (await self.actor.request(target, chosen, await self._callers.asker())).id
 
     def remember(self) -> None:
         """What the bus was told when the object appeared there."""
@@ -230,10 +253,11 @@ class BusFace:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._callers = Callers(bus)
         self._objects: dict[PciAddress, GpuObject] = {}
 
     def appeared(self, actor: Actor) -> None:
-        gpu = self._objects[actor.gpu.address] = GpuObject(actor)
+        gpu = self._objects[actor.gpu.address] = GpuObject(actor, self._callers)
         self._bus.export(path_of(actor.gpu.address), gpu)
         gpu.remember()
 
@@ -270,6 +294,32 @@ def _switch(switch: Switch) -> dict[str, object]:
         "finished": int(switch.finished * 1_000_000) if switch.finished else 0,
         "result": str(switch.result or ""),
         "reason": switch.reason,
+    }
+
+
+def _entry(entry: Entry) -> dict[str, object]:
+    return {
+        "id": entry.id,
+        "gpu": entry.gpu,
+        "target": entry.target,
+        "count": entry.count,
+        "started": entry.started,
+        "finished": entry.finished,
+        "result": entry.result,
+        "reason": entry.reason,
+        "options": dict(entry.options),
+        "asker": dict(entry.asker),
+    }
+
+
+def _step(step: StepEntry) -> dict[str, object]:
+    return {
+        "index": step.number,
+        "title": step.title,
+        "kind": step.kind,
+        "status": step.status,
+        "started": step.started,
+        "usec": step.usec,
     }
 
 

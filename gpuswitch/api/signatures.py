@@ -53,7 +53,11 @@ def variant(value: object) -> Variant:
     """
     if isinstance(value, Variant):
         return value
-    signature = _suggested(value)
+    return typed(_suggested(value), value)
+
+
+def typed(signature: str, value: object) -> Variant:
+    """`value` with this signature, where its own value does not tell it: an empty list. Raises as `pack` does."""
     return Variant(signature, pack(signature, value))
 
 

@@ -104,6 +104,14 @@ class Service:
         """Every setting in force."""
         return [plain_values(each) for each in self.ask(call(NAME, ROOT, MANAGER, "Config")).body[0]]
 
+    def history(self, limit: int) -> list[dict[str, Any]]:
+        """The last finished switches without their steps, newest first; 0: all."""
+        return [plain_values(each) for each in self.ask(call(NAME, ROOT, MANAGER, "History", "u", limit)).body[0]]
+
+    def history_entry(self, switch: str) -> dict[str, Any]:
+        """A finished switch with its steps."""
+        return plain_values(self.ask(call(NAME, ROOT, MANAGER, "HistoryEntry", "s", switch)).body[0])
+
     def ask(self, message: Message, seconds: float = ANSWER_SECONDS) -> Message:
         """Send a method call and return its answer, which may take that long."""
         try:
@@ -167,12 +175,16 @@ class Gpu:
     def move(self, target: str, options: Options) -> str:
         """Begin a switch to `host` or `vfio`, or join the one under way; returns its id.
 
-        The subscription comes first, so that `follow` misses nothing.
+        `follow` misses nothing of it.
         """
-        self._service.ask(message_bus.AddMatch(self._rule))
-        self._service.connection.filter(self._rule, queue=self._signals)
+        self._subscribe()
         method = {"vfio": "ToVfio", "host": "ToHost"}[target]
         return str(self._ask(GPU, method, "a{sv}", options, seconds=DECISION_SECONDS))
+
+    def cancel(self, switch: str) -> None:
+        """Take a running switch back. `follow` misses nothing of it."""
+        self._subscribe()
+        self._service.ask(call(self._owner, self._path, GPU, "Cancel", "s", switch))
 
     def follow(self, switch: str, seconds: float | None) -> Iterator[StepChange | dict[str, Any]]:
         """What becomes of each step, as it happens; the record of the finished switch is the last.
@@ -200,6 +212,10 @@ class Gpu:
         except OSError as error:
             raise bus_lost(error) from error
 
+    def _subscribe(self) -> None:
+        self._service.ask(message_bus.AddMatch(self._rule))
+        self._service.connection.filter(self._rule, queue=self._signals)
+
     def _ask(
         self, interface: str, method: str, signature: str = "", *arguments: object, seconds: float = ANSWER_SECONDS
     ) -> Any:
@@ -212,7 +228,7 @@ def call(to: str, path: str, interface: str, method: str, signature: str = "", *
 
 
 def plain_values(values: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
-    """An `a{sv}` as jeepney reads it (each value a pair of signature and value), without the signatures."""
+    """An `a{sv}` as jeepney reads it (pairs of signature and value), without the signatures, also further down."""
     return {key: _plain(signature, value) for key, (signature, value) in values.items()}
 
 
@@ -221,6 +237,8 @@ def bus_lost(error: OSError) -> CtlError:
 
 
 def _plain(signature: str, value: Any) -> Any:
+    if signature == "aa{sv}":
+        return [plain_values(each) for each in value]
     return plain_values(value) if signature == "a{sv}" else value
 
 

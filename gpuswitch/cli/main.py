@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpuswitch import __version__
-from gpuswitch.cli import look, move
+from gpuswitch.cli import look, move, past
 from gpuswitch.cli.client import CtlError, Service
 from gpuswitch.cli.show import problem
 
@@ -78,20 +78,35 @@ def parser() -> argparse.ArgumentParser:
 
     verb("list", look.list_gpus, "list the GPUs", "gpuswitchctl list")
     _gpu_argument(verb("status", look.status, "show the state of {gpu}", "gpuswitchctl status 01:00.0"))
-    for target in ("vfio", "host"):
-        example = f"gpuswitchctl to-{target} 01:00.0 --wait 60"
-        _switch_arguments(verb(f"to-{target}", move.move, f"move {{gpu}} to {target}", example, target=target))
+    _switch_verbs(verb)
     _gpu_argument(verb("holders", look.holders, "show who has {gpu} open", "gpuswitchctl holders 01:00.0"))
     planned = verb("plan", move.plan, "show the steps of a switch of {gpu}", "gpuswitchctl plan 01:00.0 vfio")
     _gpu_argument(planned)
     planned.add_argument("target", metavar="TARGET", type=str.lower, choices=("host", "vfio"), help="host or vfio")
     _busy_arguments(planned)
+    _history_verbs(verb)
     verb("groups", look.groups, "show the IOMMU groups", "gpuswitchctl groups")
     verb("config", look.config, "show the configuration", "gpuswitchctl config --json")
     purpose = "show switches on simulated machines"
     demonstration = verbs.add_parser("demo", help=purpose, description=f"{purpose.capitalize()}.", allow_abbrev=False)
     demonstration.set_defaults(run=None, purpose=purpose)
     return top
+
+
+def _switch_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    for target in ("vfio", "host"):
+        example = f"gpuswitchctl to-{target} 01:00.0 --wait 60"
+        _switch_arguments(verb(f"to-{target}", move.move, f"move {{gpu}} to {target}", example, target=target))
+    example = "gpuswitchctl cancel 01:00.0"
+    _gpu_argument(verb("cancel", move.cancel, "cancel the switch of {gpu}", example, timeout=None))
+
+
+def _history_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    told = verb("history", past.history, "list finished switches", "gpuswitchctl history 01:00.0 --limit 5")
+    told.add_argument("gpu", metavar="GPU", nargs="?", default="", help="of this one only")
+    told.add_argument("--limit", metavar="N", type=_count, default=20, help="the last N (default: 20; 0: all)")
+    shown = verb("show", past.show, "show the steps of a finished switch", "gpuswitchctl show 5f0c3a1b")
+    shown.add_argument("id", metavar="ID", help="as `history` lists it")
 
 
 def sentence(purpose: str, text: str) -> str:
@@ -154,6 +169,12 @@ def _busy_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--stop-unit", metavar="UNIT", action="append", default=[], help="stop this unit first; may be given again"
     )
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 1 << 32):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of switches")
+    return int(text)
 
 
 def _whole_seconds(text: str) -> int:

@@ -1,4 +1,4 @@
-"""The verbs that move a GPU, or say how they would: `to-vfio`, `to-host`, `plan`."""
+"""The verbs that move a GPU, end that, or say how they would: `to-vfio`, `to-host`, `cancel`, `plan`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,26 @@ def move(service: Service, args: Namespace) -> int:
             return 0
         outcome = _follow(gpu, switch, args)
     return finish(outcome, address, args)
+
+
+def cancel(service: Service, args: Namespace) -> int:
+    """Cancel the switch under way, and follow it to its end. Done is what was cancelled."""
+    gpu = service.gpu(args.gpu)
+    properties = gpu.properties()
+    address, switch = str(properties["Address"]), properties["Switch"]
+    if not switch:
+        raise CtlError(f"nobody has switched {address} since the service started", Failed.exit_code)
+    with _explained_interrupt(address, switch["target"]):
+        gpu.cancel(switch["id"])
+        outcome = _follow(gpu, switch["id"], args)
+    if args.json:
+        as_json_line({"event": "result", "gpu": address, **outcome})
+    if (result := str(outcome["result"])) != "cancelled":
+        text = f"cannot cancel switch {switch['id']}: it is {result}: {outcome['reason']}"
+        raise CtlError(text, Wedged.exit_code if result == "wedged" else Failed.exit_code)
+    if not args.json:
+        line(f"switch {switch['id']} of {address} to {switch['target']} is cancelled: all is as before")
+    return 0
 
 
 def plan(service: Service, args: Namespace) -> int:

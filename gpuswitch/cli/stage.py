@@ -52,7 +52,8 @@ class Stage:
         file = self.folder / "config.toml"
         file.write_text(config)
         file.chmod(0o644)
-        options = ["--simulate", scenario, "--bus", self.address, "--config", self.folder, "--runtime", self.folder]
+        options = ["--simulate", scenario, "--bus", self.address, "--config", self.folder]
+        options += ["--runtime", self.folder, "--state", self.folder]
         with (self.folder / "log").open("w") as log, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             ready = self.folder / "ready"
             ready.unlink(missing_ok=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from rich.bar import Bar
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -22,6 +24,8 @@ _STATE_STYLES = {
     "wedged": "bold red",
     "absent": "dim",
 }
+_SHORTEST = 1 / 40
+"""Of the whole width: a bar as long as that can be seen, however short the step was."""
 _STEP_STYLES = {"done": "green", "failed": "bold red", "reverted": "yellow", "revert-failed": "bold red"}
 
 
@@ -33,6 +37,27 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         grid.add_row(*(Text(cell, _STATE_STYLES.get(cell, "")) for cell in row))
     Console().print(grid)
+
+
+def print_timeline(entry: Mapping[str, Any]) -> None:
+    """One bar for each step of a finished switch, placed in time; what was taken back or failed has another colour."""
+    console = Console()
+    grid = Table(box=None, pad_edge=False, expand=True, show_header=False)
+    grid.add_column(justify="right")
+    grid.add_column(max_width=console.width * 2 // 5, overflow="fold")
+    grid.add_column(ratio=1, min_width=10)
+    grid.add_column(overflow="fold")
+    grid.add_column(justify="right", no_wrap=True)
+    whole = max(entry["finished"] - entry["started"], 1)
+    for step in entry["steps"]:
+        begin = min(step["started"] - entry["started"], whole * (1 - _SHORTEST))
+        end = begin + max(step["usec"], whole * _SHORTEST)
+        status = clean(step["status"])
+        style = _STEP_STYLES.get(status, "")
+        bar = Bar(whole, begin, end, color=style.removeprefix("bold ") or "default")
+        took = duration(step["usec"])
+        grid.add_row(str(step["index"]), Text(clean(step["title"])), bar, Text(status, style), Text(took, "dim"))
+    console.print(grid)
 
 
 class StepsInPlace:

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from gpuswitch.config import Config
 from gpuswitch.errors import Failed, GpuswitchError, InProgress, KernelError, Wedged
+from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
-from gpuswitch.model.holders import Holder
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
+from gpuswitch.switch.cancelling import cancellable
 from gpuswitch.switch.engine import Engine, StepEvent, StoppedError, StuckError
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.machine import START
-from gpuswitch.switch.needs import everything, moves_in_turns
-from gpuswitch.switch.observe import explain
+from gpuswitch.switch.needs import moves_in_turns
 from gpuswitch.switch.observer import Observer
 from gpuswitch.switch.owed import Owed
 from gpuswitch.switch.plan import Plan
 from gpuswitch.switch.prepare import Preparation
-from gpuswitch.switch.record import Result, Switch
+from gpuswitch.switch.record import THE_SERVICE, Asker, Result, Switch
 from gpuswitch.switch.standing import Standing
 from gpuswitch.switch.step import Hands, Step, StepError
 
@@ -56,7 +57,6 @@ class Actor(Standing):
         self.patience = 0.0
         self._rested = rested
         self._deciding = asyncio.Lock()
-        self._looking = asyncio.Lock()
         self._retired = ""
         self._engine: Engine | None = None
         self._hands: Hands | None = None
@@ -91,25 +91,9 @@ class Actor(Standing):
                 return Plan(self.gpu, target, self._owed, ())
             return await self._prepared(preparation, target, to_begin=False)
 
-    async def holders(self) -> tuple[Holder, ...]:
-        """Who has it open, on whatever driver it is.
-
-        Raises:
-            Failed: nobody can tell.
-        """
-        try:
-            # One look at a time: anyone may ask.
-            async with self._looking, asyncio.timeout(self.config.deadlines.holders):
-                return (await self._host.processes.scan(everything(self.gpu, self.facts))).holders
-        except KernelError as error:
-            raise Failed(f"nobody can tell who has {self.gpu.address} open: {error}") from error
-        except TimeoutError:
-            raise Failed(
-                f"nobody can tell who has {self.gpu.address} open: the look for them took longer than "
-                f"{self.config.deadlines.holders:g} s"
-            ) from None
-
-    async def request(self, target: State, options: Options = _AS_CONFIGURED, *, starting: bool = False) -> Switch:
+    async def request(
+        self, target: State, options: Options = _AS_CONFIGURED, asker: Asker = THE_SERVICE, *, starting: bool = False
+    ) -> Switch:
         """Start a switch to State.VFIO or State.HOST, or join the one that goes there already.
 
         Where the GPU is there already, the switch that comes back is finished and had no steps. `starting`: the
@@ -126,17 +110,27 @@ class Actor(Standing):
                     f"{self.gpu.address} cannot go to {target} while it is on its way to {self.switch.target} "
                     f"(switch {self.switch.id}): wait for that first"
                 )
-            await self._take_turn()
+            if self._task is None:
+                await self._take_turn(self.config.deadlines.units)
             try:
                 preparation = self._preparation(options, starting=starting)
                 if not self._is_at(target):
-                    return await self._begun(preparation, target)
+                    return await self._begun(preparation, target, asker)
             finally:
                 if self._task is None:
                     self._arbiter.end_turn(self.gpu.address)
-            there = self._new_switch(target, 0)
+            there = self._new_switch(target, 0, options, asker)
             self._end(there, Result.DONE, "")
             return there
+
+    def cancel(self, id: str, asker: Asker) -> None:  # noqa: A002 -- as on the bus
+        """Take the running switch of this id back, once the step that runs is over; `result` says what came of it.
+
+        Raises:
+            GpuswitchError: it cannot be taken back, or not any more, and goes on.
+        """
+        engine = cancellable(self.gpu.address, self.state, self.known_switch(id), self._engine)
+        engine.stop(f"cancelled by {asker}")
 
     async def adopt(self) -> None:
         """Take up what a dead daemon left: find what the kernel still has, bring home what is half-way.
@@ -157,6 +151,9 @@ class Actor(Standing):
         """Give back what the start of the service could not wait for: units."""
         if self._owed and self.state is State.HOST:
             await self._bring_home(starting=False)
+        elif self._task is None:
+            # A switch that was cut short left it behind, and nothing of ours needs it.
+            await self._let_sleep()
 
     async def _bring_home(self, *, starting: bool) -> None:
         try:
@@ -193,20 +190,23 @@ class Actor(Standing):
         if self._retired:
             raise Failed(f"cannot switch {self.gpu.address}: {self._retired}")
 
-    async def _take_turn(self) -> None:
-        """Where this switch may unload modules that other GPUs use: one GPU of their driver moves at a time."""
+    async def _take_turn(self, deadline: float | None) -> None:
+        """Where this switch may unload modules that other GPUs use: who is the last one is not to change meanwhile."""
         driver = self.host_driver
         policy = self.config.gpu(self.gpu.address).rules.module_policy
         if driver is None or self._retired or not moves_in_turns(driver, policy):
             return
+
+        def staying() -> set[PciAddress]:
+            functions = self._host.look().functions
+            return {a for a, f in functions.items() if f.driver_name == driver and a not in self.gpu.functions}
+
         try:
-            async with asyncio.timeout(self.config.deadlines.units):
-                await self._arbiter.take_turn(self.gpu.address, driver)
+            async with asyncio.timeout(deadline):
+                await self._arbiter.take_turn(self.gpu, driver, staying)
         except TimeoutError:
-            raise InProgress(
-                f"{self.gpu.address} cannot be switched while {self._arbiter.whose_turn(driver)} is, which is on "
-                f"{driver} too"
-            ) from None
+            others = ", ".join(map(str, self._arbiter.moving(driver)))
+            raise InProgress(f"{self.gpu.address} cannot be switched while {others} is: both are on {driver}") from None
 
     def _preparation(self, options: Options, *, starting: bool = False) -> Preparation:
         self._refuse_retired()
@@ -215,10 +215,10 @@ class Actor(Standing):
             self.gpu, self.state, self.facts, self._owed, self.config, options, self._host, self._arbiter, starting
         )
 
-    async def _begun(self, preparation: Preparation, target: State) -> Switch:
+    async def _begun(self, preparation: Preparation, target: State, asker: Asker) -> Switch:
         plan = await self._prepared(preparation, target)
         try:
-            return self._start(plan, preparation)
+            return self._start(plan, preparation, asker)
         except GpuswitchError:
             await self._let_go(preparation)
             raise
@@ -257,7 +257,7 @@ class Actor(Standing):
 
     # Running --------------------------------------------------------------------------------------------------------
 
-    def _start(self, plan: Plan, preparation: Preparation) -> Switch:
+    def _start(self, plan: Plan, preparation: Preparation, asker: Asker) -> Switch:
         self._refuse_retired()
         # The way home depends on nobody else's functions.
         self.see(self._host.look() if plan.target is State.VFIO else self._own_look())
@@ -266,21 +266,23 @@ class Actor(Standing):
         owed_before = self._owed
         self._owe(plan.owed)
         self._arbiter.claim(self.gpu.address, plan.owed.units)
-        switch = self._new_switch(plan.target, len(plan.steps))
+        switch = self._new_switch(plan.target, len(plan.steps), preparation.options, asker)
         self.reason = ""
         self._resting.clear()
         self._fire("recover" if self.state is State.FAILED else START[plan.target])
         self._tell()
-        self._engine = self._new_engine(plan.steps)
+        self._engine = self._new_engine(plan.steps, held=preparation.holds)
         self._task = asyncio.create_task(self._run(switch, self._engine, plan, owed_before))
         return switch
 
-    def _new_engine(self, steps: tuple[Step, ...], *, begun: bool = False) -> Engine:
+    def _new_engine(self, steps: tuple[Step, ...], *, begun: bool = False, held: Collection[Step] = ()) -> Engine:
         self._hands = Hands(self.gpu.address, self._host, self._kernel, self._arbiter, self._owe_unit)
         deadlines: dict[str, float] = self.config.deadlines.model_dump()
-        longest = max((step.deadline(deadlines[step.kind]) for step in steps), default=0.0)
+        longest = max(
+            (max(step.deadline(deadlines[step.kind]), step.deadline_back(deadlines)) for step in steps), default=0.0
+        )
         self.patience = 2 * max(longest, *deadlines.values())
-        return Engine(self._hands, steps, deadlines, self._stepped, begun=begun)
+        return Engine(self._hands, steps, deadlines, self._stepped, begun=begun, held=held)
 
     async def _run(self, switch: Switch, engine: Engine, plan: Plan, owed_before: Owed) -> None:
         """One switch from its first step to a state of rest."""
@@ -289,6 +291,8 @@ class Actor(Standing):
             try:
                 await engine.forward()
                 reason = "; ".join(engine.forgone)
+                if engine.unpaid:
+                    plan = replace(plan, afterwards=self._owed)
             except StepError as failure:
                 result, reason = Result.REVERTED, str(failure)
             except StoppedError as word:
@@ -360,29 +364,12 @@ class Actor(Standing):
             self._explaining.cancel()
         self._resting.clear()
         self._arbiter.stuck.pop(self.gpu.address, None)
-        await self._take_turn()
+        await self._take_turn(None)
         self._owe_at_last(self._owed)
         self._fire("unstuck")
         self.facts = self._own_look()
         self.reason = ""
         self._tell()
-
-    def _settle(self, result: Result, reason: str, plan: Plan | None, owed_before: Owed) -> tuple[Result, str]:
-        """Enter the state that a fresh look shows; what is owed is forgotten once all of it was given back."""
-        seen = self._settled()
-        if plan is not None and result is Result.DONE and seen is not plan.target:
-            result, reason = Result.FAILED, f"somebody else moved it meanwhile: {explain(self.gpu, self.facts)}"
-        if plan is not None and result is Result.DONE:
-            # With the units that a policy stopped on the way.
-            ended = tuple(unit for unit in self._owed.units if unit not in plan.owed.units)
-            self._owe_at_last(Owed(units=ended).and_before(plan.afterwards))
-        elif not self.gpu.present(self.facts):
-            self._owe_units_only()
-        elif result in {Result.REVERTED, Result.CANCELLED} and not owed_before:
-            self._forget_debts()
-        unhappy = reason if result is not Result.DONE else ""
-        self.reason = unhappy or (explain(self.gpu, self.facts) if self.state is State.FAILED else "")
-        return result, reason
 
     def _tell(self) -> None:
         self._observer.changed(self)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
 from gpuswitch.switch.host import Systemd
 
@@ -24,8 +25,8 @@ class Arbiter:
         self._systemd = systemd
         self._down: defaultdict[Unit, set[PciAddress]] = defaultdict(set)
         self._busy: defaultdict[Unit, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._whose: dict[str, PciAddress] = {}
+        self._moving: defaultdict[str, dict[PciAddress, frozenset[PciAddress]]] = defaultdict(dict)
+        self._ended = asyncio.Event()
         self.stuck: dict[PciAddress, str] = {}
         """The drivers that the kernel is in, and does not return from, by the GPU whose it was."""
 
@@ -72,17 +73,24 @@ class Arbiter:
 
     # Drivers --------------------------------------------------------------------------------------------------------
 
-    async def take_turn(self, gpu: PciAddress, driver: str) -> None:
-        """Be the only one that moves a GPU of this driver, from here on: who is its last one is not to change."""
-        await self._turns[driver].acquire()
-        self._whose[driver] = gpu
+    async def take_turn(self, gpu: Gpu, driver: str, staying: Callable[[], Collection[PciAddress]]) -> None:
+        """Move a GPU of this driver from here on; who is the driver's last one cannot change meanwhile.
+
+        At once, where some device of the driver is moved by nobody: then nobody is the last. Else when nobody else
+        moves one any more. `staying` looks which functions have the driver now, this GPU's left out.
+        """
+        moving = self._moving[driver]
+        while moving and not set(staying()).difference(*moving.values()):
+            await self._ended.wait()
+        moving[gpu.address] = frozenset(gpu.functions)
 
     def end_turn(self, gpu: PciAddress) -> None:
-        """Let the next one have all that this GPU has."""
-        for driver in [d for d, owner in self._whose.items() if owner == gpu]:
-            del self._whose[driver]
-            self._turns[driver].release()
+        """This GPU is not moved any more."""
+        for moving in self._moving.values():
+            moving.pop(gpu, None)
+        self._ended.set()
+        self._ended.clear()
 
-    def whose_turn(self, driver: str) -> PciAddress | None:
-        """The GPU of this driver that is being moved."""
-        return self._whose.get(driver)
+    def moving(self, driver: str) -> tuple[PciAddress, ...]:
+        """The GPUs of this driver that are being moved."""
+        return tuple(sorted(self._moving[driver]))

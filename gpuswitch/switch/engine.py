@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from gpuswitch.errors import KernelError
 from gpuswitch.switch.host import Pending
@@ -62,7 +63,8 @@ class StoppedError(Exception):
 class Engine:
     """One run of one plan's steps; `deadlines` gives seconds by kind of step, `report` hears of every step.
 
-    `begun`: somebody has applied the steps already, all there is to do is the way back.
+    `begun`: somebody has applied the steps already, all there is to do is the way back. `held` are those that were
+    applied before, whatever comes of the others: they have to be reverted even where they were not reached.
     """
 
     def __init__(
@@ -73,23 +75,33 @@ class Engine:
         report: Callable[[StepEvent], None],
         *,
         begun: bool = False,
+        held: Collection[Step] = (),
     ) -> None:
         self._hands = hands
         self._steps = steps
         self._deadlines = deadlines
         self._report = report
-        self._begun = list(enumerate(steps, 1)) if begun else []
+        self._begun = [(number, step) for number, step in enumerate(steps, 1) if begun or step in held]
         self._faults: list[str] = []
         self._stop = ""
+        self._ending = asyncio.Event()
         self.forgone: list[str] = []
         """Why optional steps did not work."""
+        self.unpaid = False
+        """Optional steps are left undone, since the switch was to end: it is done, and they are still owed."""
 
     def stop(self, reason: str) -> None:
         """End before the next step. A step is never torn apart: the one that runs is finished first, unless it only
         waits for people and their programs.
         """
-        self._stop = reason
-        self._hands.ending.set()
+        self._stop = self._stop or reason
+        self._ending.set()
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether `stop` would still lead back: the steps that are left are not all optional."""
+        reached = self._begun[-1][0] if self._begun else 0
+        return any(not step.optional for step in self._steps[reached:])
 
     async def forward(self) -> None:
         """Run every step; past an optional one that fails, whose sentence is then in `forgone`.
@@ -101,8 +113,11 @@ class Engine:
         """
         for number, step in enumerate(self._steps, 1):
             if self._stop:
+                if all(later.optional for later in self._steps[number - 1 :]):
+                    self.unpaid = True
+                    return
                 raise StoppedError(self._stop)
-            self._begun.append((number, step))
+            self._begun = [*(each for each in self._begun if each[0] != number), (number, step)]
             started = self._tell(number, step, Status.RUNNING)
             try:
                 await self._forward_one(step)
@@ -110,11 +125,11 @@ class Engine:
                 self._tell(number, step, Status.FAILED, started)
                 if isinstance(failure, StuckError):
                     raise
-                if self._stop:
+                if self._stop and not step.optional:
                     raise StoppedError(self._stop) from failure
                 if not step.optional:
                     raise
-                _log.warning("cannot %s: %s", step.title, failure)
+                _log.warning("%s: %s", step.title, failure)
                 self.forgone.append(str(failure))
             else:
                 self._tell(number, step, Status.DONE, started)
@@ -135,7 +150,7 @@ class Engine:
             number, step = self._begun[-1]
             started = self._tell(number, step, Status.REVERTING)
             try:
-                await self._bounded(step, step.revert, self._deadlines[step.kind])
+                await self._bounded(step, step.revert, step.deadline_back(self._deadlines))
             except StepError as fault:
                 self._faults.append(str(fault))
                 self._tell(number, step, Status.REVERT_FAILED, started)
@@ -148,11 +163,14 @@ class Engine:
         if self._faults:
             raise StepError("; ".join(self._faults))
 
-    async def _bounded(self, step: Step, work: Callable[[Hands], Awaitable[None]], deadline: float) -> None:
+    async def _bounded(self, step: Step, work: Callable[[Hands], Coroutine[Any, Any, None]], deadline: float) -> None:
         self._hands.waiting_for = f"'{step.title}' is not done"
         try:
             async with asyncio.timeout(deadline):
-                await work(self._hands)
+                if step.interruptible and work == step.apply:
+                    await self._unless_ending(work(self._hands))
+                else:
+                    await work(self._hands)
         except TimeoutError:
             if (pending := self._hands.kernel.pending) is not None:
                 raise StuckError(pending, deadline) from None
@@ -165,6 +183,20 @@ class Engine:
             # Whatever it was, the steps before it must be taken back.
             _log.exception("a fault of gpuswitch itself at '%s'", step.title)
             raise StepError(f"a fault of gpuswitch itself: {fault!r}") from fault
+
+    async def _unless_ending(self, work: Coroutine[Any, Any, None]) -> None:
+        """Until it is done, or the switch is to end."""
+        working, ending = asyncio.ensure_future(work), asyncio.ensure_future(self._ending.wait())
+        try:
+            await asyncio.wait([working, ending], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ending.cancel()
+            if not working.done():
+                working.cancel()
+                await asyncio.wait([working])
+        if working.cancelled():
+            raise StepError(f"{self._hands.waiting_for}, and the switch is to end")
+        working.result()
 
     def _tell(self, number: int, step: Step, status: Status, started: float | None = None) -> float:
         now = asyncio.get_running_loop().time()

@@ -32,18 +32,28 @@ class Leaving:
             return True
         if not _of_a_session(holder):
             return False
+        if holder.session in self.sessions or (self.sessions and _lives_with_sessions(holder)):
+            return True
         # Whoever draws for a person lives in that person's session, not in the display manager's own unit.
-        return holder.session in self.sessions or any(unit.name in _DISPLAY_MANAGERS for unit in self.units)
+        return any(unit.name in _DISPLAY_MANAGERS for unit in self.units)
 
 
 def _of_a_session(holder: Holder) -> bool:
     """In a session, in a user's manager, or logind."""
-    return bool(holder.session) or is_logind(holder) or (holder.unit is not None and holder.unit.user is not None)
+    return bool(holder.session) or _lives_with_sessions(holder)
+
+
+def _lives_with_sessions(holder: Holder) -> bool:
+    """Without a session of its own, it lives as long as one: in a user's manager, or logind."""
+    return is_logind(holder) or (holder.unit is not None and holder.unit.user is not None)
 
 
 def is_logind(holder: Holder) -> bool:
-    """It opens devices for the compositors of sessions, and closes them when these end."""
-    return holder.unit == Unit("systemd-logind.service")
+    """It opens devices for the compositors of sessions, and closes them when these end.
+
+    So does the init process, which keeps logind's descriptors for its next start (FDSTORE in sd_notify(3)).
+    """
+    return holder.unit == Unit("systemd-logind.service") or holder.pid == 1
 
 
 def never_ended(holder: Holder) -> str:
@@ -51,9 +61,11 @@ def never_ended(holder: Holder) -> str:
     if holder.process is None:
         return "nobody can end the kernel's own use of it"
     if holder.pid == 1:
-        return "it is the init process"
+        return "it keeps them for logind: end the session that draws on it"
     if holder.command.startswith(("qemu-", "kvm")):
         return "it is a virtual machine; shut it down"
+    if is_logind(holder):
+        return "it has them for a session: end the one that draws on it"
     if holder.unit is not None and holder.unit.name in NEVER_STOPPED:
         return "the system lives by it"
     return ""

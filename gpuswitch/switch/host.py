@@ -155,6 +155,9 @@ class Systemd(Protocol):
     async def active(self, units: Collection[Unit]) -> frozenset[Unit]:
         """Those that are active, activating, reloading, or queued to start."""
 
+    async def canonical(self, unit: Unit) -> Unit:
+        """By the name that its processes run under: display-manager.service is an alias. As it is, where none knows."""
+
     async def sockets(self, unit: Unit) -> tuple[Unit, ...]:
         """The active units that would start it again (TriggeredBy=: sockets, paths, timers)."""
 

@@ -11,7 +11,7 @@ from gpuswitch.errors import Busy as BusyError
 from gpuswitch.errors import Failed, KernelError
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
-from gpuswitch.model.holders import Holder, Sought
+from gpuswitch.model.holders import Holder, Sought, Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.switch import needs as rules
 from gpuswitch.switch.arbiter import Arbiter
@@ -55,8 +55,9 @@ class Inquiry:
         try:
             async with asyncio.timeout(self.config.deadlines.capture):
                 now = await self._capture()
-                needs = await self._of_the_kernel(found)
-            needs = await self._units(replace(needs, sought=sought), found)
+            needs = await self._units(Needs(sought=sought, occupations=found), found)
+            async with asyncio.timeout(self.config.deadlines.capture):
+                needs = await self._of_the_kernel(needs)
             return now, await self._holding(needs, await looking)
         finally:
             looking.cancel()
@@ -73,14 +74,19 @@ class Inquiry:
     async def _capture(self) -> Baseline:
         return await self.host.kernel(str(self.gpu.address)).capture(self.gpu.functions)
 
-    async def _of_the_kernel(self, found: tuple[Occupation, ...]) -> Needs:
+    async def _of_the_kernel(self, needs: Needs) -> Needs:
         """Consoles, the firmware's frame buffer, persistence mode."""
         kernel = self.host.kernel(str(self.gpu.address))
-        unload = any(occupation.unload for occupation in found)
-        terminals, to, unbind = rules.consoles_to_move(self.gpu, await kernel.consoles(), unload=unload)
-        asked = [f for o in found if o.profile.persistence for f in o.functions]
-        return Needs(
-            occupations=found,
+        terminals, to, unbind = rules.consoles_to_move(self.gpu, await kernel.consoles(), unload=bool(needs.unload))
+        # A daemon that keeps it persistent ends that when it is stopped; to ask otherwise may take nvidia-smi a second.
+        asked = [
+            function
+            for occupation in needs.occupations
+            if occupation.profile.persistence and not set(occupation.profile.units) & set(needs.active)
+            for function in occupation.functions
+        ]
+        return replace(
+            needs,
             terminals=terminals,
             to=to,
             unbind_consoles=unbind,
@@ -120,11 +126,20 @@ class Inquiry:
     async def _holding(self, needs: Needs, holders: tuple[Holder, ...]) -> Needs:
         """What is to be done about those who have it open."""
         mine = self._rules
-        announced = tuple(
-            rules.announcements(self.gpu, self.facts, holders, sound=mine.announce_sound, display=mine.announce_display)
-        )
         sessions = await self._sessions(holders) if mine.end_sessions else ()
-        leaving = Leaving(needs.stop, sessions, sound=any(subsystem == "sound" for subsystem, _ in announced))
+        desk_ends = bool(mine.stop_units or self.options.stop_units or sessions)
+        announced = tuple(
+            rules.announcements(
+                self.gpu,
+                self.facts,
+                holders,
+                sound=mine.announce_sound,
+                display=mine.announce_display,
+                coming=desk_ends,
+            )
+        )
+        stopped = (*needs.stop, *await self._canonical(needs.stop))
+        leaving = Leaving(stopped, sessions, sound=any(subsystem == "sound" for subsystem, _ in announced))
         if staying := tuple(rules.refuse_holders(self.gpu, holders, leaving, self._busy)):
             raise refusal(staying)
         wait = self.options.wait_seconds or mine.wait_seconds
@@ -135,8 +150,16 @@ class Inquiry:
             grace_seconds=mine.grace_seconds,
             sessions=sessions,
             announce=announced,
-            holding=bool(holders),
+            holding=bool(holders or desk_ends),
         )
+
+    async def _canonical(self, units: Iterable[Unit]) -> tuple[Unit, ...]:
+        """By the names that holders run under; one that nobody knows is told of when it is to be stopped."""
+        try:
+            async with asyncio.timeout(self.config.deadlines.inhibit):
+                return tuple([await self.host.systemd.canonical(unit) for unit in units])
+        except (KernelError, TimeoutError):
+            return ()
 
     async def _sessions(self, holders: Iterable[Holder]) -> tuple[str, ...]:
         """The sessions that have it open, and those of a user whose manager runs somebody who has."""

@@ -123,16 +123,16 @@ def _decode(content: dict[str, Any]) -> Entry:
         raise ValueError("it describes the kernel of an earlier boot")
     owed = Owed(
         functions={PciAddress.parse(address): _captured(kept) for address, kept in content["functions"].items()},
-        units=tuple(Unit(_is(str, name), user if user is None else _is(int, user)) for name, user in content["units"]),
-        modules=tuple(_is(str, module) for module in content["modules"]),
-        terminals=tuple(_is(int, terminal) for terminal in content["terminals"]),
-        vtconsoles=tuple(_is(str, name) for name in content["vtconsoles"]),
-        boot_framebuffers=tuple((_is(str, a), _is(str, b)) for a, b in content["boot_framebuffers"]),
-        persistent=tuple(PciAddress.parse(address) for address in content["persistent"]),
+        units=tuple(_unit(*_is(list, pair)) for pair in _is(list, content["units"])),
+        modules=tuple(_is(str, module) for module in _is(list, content["modules"])),
+        terminals=tuple(_is(int, terminal) for terminal in _is(list, content["terminals"])),
+        vtconsoles=tuple(_is(str, name) for name in _is(list, content["vtconsoles"])),
+        boot_framebuffers=tuple(_pair(*_is(list, pair)) for pair in _is(list, content["boot_framebuffers"])),
+        persistent=tuple(PciAddress.parse(address) for address in _is(list, content["persistent"])),
     )
     if content["stuck"] is None:
         return Entry(owed)
-    what, pid, started = content["stuck"]
+    what, pid, started = _is(list, content["stuck"])
     return Entry(owed, Pending(_is(str, what), worker=Process(_is(int, pid), _is(int, started))))
 
 
@@ -141,6 +141,14 @@ def _captured(kept: dict[str, Any]) -> Captured:
     if kept["power_control"] not in {"auto", "on"}:
         raise ValueError(f"power_control {kept['power_control']!r}")
     return Captured(Driver(driver, module) if driver else None, override, kept["power_control"])
+
+
+def _unit(name: object, user: object) -> Unit:
+    return Unit(_is(str, name), user if user is None else _is(int, user))
+
+
+def _pair(device: object, driver: object) -> tuple[str, str]:
+    return _is(str, device), _is(str, driver)
 
 
 def _text(value: object) -> str | None:

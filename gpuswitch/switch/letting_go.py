@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from signal import SIGKILL, SIGTERM, Signals
 
@@ -20,6 +21,7 @@ class EndSession(Step):
     """End a logind session that has the GPU open: for desktops that outlive their display manager, and startx."""
 
     kind = "sessions"
+    interruptible = True
     session: str
 
     @property
@@ -59,6 +61,7 @@ class AwaitHolders(Step):
     """
 
     kind = "release"
+    interruptible = True
     sought: Sought
     policy: Busy
     seconds: float
@@ -74,7 +77,12 @@ class AwaitHolders(Step):
 
     def deadline(self, configured: float) -> float:
         # Stopping a unit takes what systemd gives it; the seconds of the policy are counted by ourselves.
-        return configured + self.seconds + 2 * self.grace
+        ends = self.policy in {Busy.TERMINATE, Busy.KILL}
+        return configured + self.seconds + (2 * self.grace if ends else 0.0)
+
+    def deadline_back(self, deadlines: Mapping[str, float]) -> float:
+        # What it takes back is the stop of units.
+        return deadlines["units"]
 
     async def apply(self, hands: Hands) -> None:
         holders = await hands.holders(self.sought)
@@ -135,9 +143,11 @@ class AwaitHolders(Step):
         while holders := await hands.holders(self.sought):
             hands.waiting_for = in_the_way(hands.gpu, holders)
             left = until - loop.time()
-            if left <= 0 or hands.ending.is_set():
+            if left <= 0:
                 break
-            await hands.unless_ending(hands.host.processes.stirred(holders), min(left, RESCAN_SECONDS))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, RESCAN_SECONDS)):
+                    await hands.host.processes.stirred(holders)
         return holders
 
 

@@ -39,8 +39,8 @@ class Needs:
     """What is to be done around the GPU on its way out; by default, nothing.
 
     `stop` are the units to stop, of which `active` are to be started again: `later` with the GPU, the others at once,
-    since they serve other GPUs too. `announce` pairs a subsystem with functions. `holding`: somebody has the GPU open
-    who may be waited for, or ended. `terminals` are shown on the GPU, and can be moved `to` a frame buffer; with
+    since they serve other GPUs too. `announce` pairs a subsystem with functions. `holding`: somebody has the GPU open,
+    or may come to, who may be waited for, or ended. `terminals` are shown on the GPU, and can be moved `to` a frame buffer; with
     `unbind_consoles` they are unbound, since fbcon would keep the driver's module. `persistent` functions are in
     nvidia's persistence mode.
     """
@@ -168,14 +168,18 @@ def back_at_once(found: Iterable[Occupation]) -> frozenset[Unit]:
 
 
 def announcements(
-    gpu: Gpu, facts: HostFacts, holders: Iterable[Holder], *, sound: bool, display: bool
+    gpu: Gpu, facts: HostFacts, holders: Iterable[Holder], *, sound: bool, display: bool, coming: bool
 ) -> Iterator[tuple[str, tuple[PciAddress, ...]]]:
-    """Which cards to announce as gone: those that somebody has open and that may be announced."""
+    """Which cards to announce as gone: those that may be announced, and that somebody has open.
+
+    Or will have (`coming`): where a display manager ends, the session behind it gets its devices back, and PipeWire
+    opens the sound card that very moment.
+    """
     nodes = [node for holder in holders for node in holder.nodes]
     for subsystem, folder, wanted in (("sound", "/dev/snd/", sound), ("drm", "/dev/dri/", display)):
         kind = Kind.AUDIO if subsystem == "sound" else Kind.DISPLAY
         functions = tuple(f.address for f in gpu.present(facts) if f.kind is kind and f.driver and not f.on_vfio)
-        if wanted and functions and any(node.startswith(folder) for node in nodes):
+        if wanted and functions and (coming or any(node.startswith(folder) for node in nodes)):
             yield subsystem, functions
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.drivers import profile_of
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Sought, Unit
@@ -198,7 +199,7 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = 
             # Not before the device is free: nvidia's module refuses to load where it finds no card of its own.
             *_load(facts, {c.driver.name: c.driver.module for c in baseline.values() if c.driver is not None}),
             *(Bind(a, str(names[a])) for a in arriving),
-            *_load_chain(facts, owed),
+            *_load_chain(facts, baseline, owed),
             *(AwaitNodes(a) for a in order if facts.functions[a].kind is Kind.DISPLAY),
             # The override has done its work; from here the functions probe as they did before us.
             AimOverrides(to={a: baseline[a].override for a in gpu.functions}, before=names),
@@ -218,11 +219,12 @@ def _past_the_group(leaving: Sequence[PciAddress]) -> list[Step]:
     return [CheckHolders(Sought(tuple(leaving)))] if leaving else []
 
 
-def _load_chain(facts: HostFacts, owed: Owed) -> list[Step]:
-    """The modules around the host driver; its own is loaded by then."""
+def _load_chain(facts: HostFacts, baseline: Baseline, owed: Owed) -> list[Step]:
+    """The modules around the host drivers; their own are loaded by then."""
+    drivers = {captured.driver for captured in baseline.values() if captured.driver}
+    around = {module for driver in drivers for module in profile_of(driver).chain if module != driver.module}
     there = {*facts.modules, *facts.pci_drivers.values()}
-    own = {captured.driver.module for captured in owed.functions.values() if captured.driver}
-    missing = tuple(module for module in owed.modules if module not in there | own)
+    missing = tuple(module for module in owed.modules if module in around - there)
     return [LoadModules(missing)] if missing else []
 
 
@@ -259,15 +261,6 @@ def _bring_consoles_back(gpu: Gpu, owed: Owed, back: Back) -> list[Step]:
     if back.boot_framebuffer:
         steps += [RestoreBootFramebuffer(device, driver) for device, driver in owed.boot_framebuffers]
     return steps
-
-
-def _units_back(owed: Owed, back: Back) -> list[Step]:
-    return [
-        *([StartUnits(owed.units)] if owed.units else []),
-        # nvidia's daemon may be one of them, and is to know of it.
-        *(RestorePersistence(a, on=True) for a in owed.persistent),
-        *([StartUnits((back.after,))] if back.after else []),
-    ]
 
 
 def _load(facts: HostFacts, modules: Mapping[str, str | None]) -> list[Step]:

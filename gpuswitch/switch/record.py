@@ -1,4 +1,4 @@
-"""The record of one switch: what was asked, how far it is, how it ended."""
+"""The record of one switch: what was asked and by whom, how far it is, how it ended."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.engine import StepEvent
+from gpuswitch.switch.engine import Status, StepEvent
 
 
 class Result(StrEnum):
@@ -22,15 +23,55 @@ class Result(StrEnum):
     WEDGED = "wedged"
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asked for a switch, as well as it could be told; None and empty: nobody could.
+
+    `service`: the service itself, by its own rules. `command` is the name of the process (/proc/PID/comm), `unit` the
+    systemd unit that it runs in, `vm` the virtual machine that it asked for.
+    """
+
+    uid: int | None = None
+    pid: int | None = None
+    unit: str = ""
+    command: str = ""
+    vm: str = ""
+    service: bool = False
+
+    def __str__(self) -> str:
+        if self.service:
+            return "the service itself"
+        numbers = ", ".join(f"{what} {n}" for what, n in (("pid", self.pid), ("uid", self.uid)) if n is not None)
+        return f"{self.command or 'somebody'} ({numbers})" if numbers else "somebody"
+
+
+THE_SERVICE = Asker(service=True)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """How step `index` (from 1) went, once: a step that was taken back has two. `started`: seconds since the epoch."""
+
+    index: int
+    title: str
+    kind: str
+    status: Status
+    started: float
+    seconds: float
+
+
 @dataclass
 class Switch:
     """One switch. `started` and `finished` are seconds since the epoch; `seconds` is how long it took.
 
-    `index` of `count` steps is under way, or was the last; `result` is None until it is over.
+    `index` of `count` steps is under way, or was the last; `steps` are those that ended, in that order; `result` is
+    None until it is over.
     """
 
     target: State
     count: int
+    options: Options = field(default_factory=Options)
+    asker: Asker = THE_SERVICE
     id: str = field(default_factory=lambda: secrets.token_hex(4))
     started: float = field(default_factory=time.time)
     finished: float | None = None
@@ -39,11 +80,17 @@ class Switch:
     step: str = ""
     result: Result | None = None
     reason: str = ""
+    steps: list[StepRecord] = field(default_factory=list)
     _over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     _clock: float = field(default_factory=lambda: asyncio.get_running_loop().time(), repr=False)
 
     def at(self, event: StepEvent) -> None:
         self.index, self.step = event.index, event.step.title
+        if event.status not in {Status.RUNNING, Status.REVERTING}:
+            began = self.started + asyncio.get_running_loop().time() - self._clock - event.seconds
+            self.steps.append(
+                StepRecord(event.index, event.step.title, event.step.kind, event.status, began, event.seconds)
+            )
 
     def finish(self, result: Result, reason: str) -> None:
         self.seconds = asyncio.get_running_loop().time() - self._clock

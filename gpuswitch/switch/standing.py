@@ -9,19 +9,22 @@ from collections import deque
 from collections.abc import Callable
 
 from gpuswitch.config import Config
-from gpuswitch.errors import Failed, KernelError
+from gpuswitch.errors import Failed, InvalidArgument, KernelError
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, Sought, Unit
+from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.engine import StuckError
 from gpuswitch.switch.host import Host, Pending
 from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.machine import SEEN, SETTLE, GpuMachine
+from gpuswitch.switch.needs import everything
 from gpuswitch.switch.observe import explain, observe
 from gpuswitch.switch.owed import NOTHING, Owed
-from gpuswitch.switch.record import Switch
+from gpuswitch.switch.plan import Plan
+from gpuswitch.switch.record import Asker, Result, Switch
 from gpuswitch.switch.wedged import first_words, report
 
 _log = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class Standing:
         self._journal = journal
         self._arbiter = arbiter
         self._changed = changed
+        self._looking = asyncio.Lock()
         self._explaining: asyncio.Task[None] | None = None
         self._machine = GpuMachine()
         entry = journal.load(gpu.address)
@@ -100,8 +104,8 @@ class Standing:
     def _own_look(self) -> HostFacts:
         return self.facts.renewed(self._host.look(self.gpu.functions), self.gpu.functions)
 
-    def _settled(self) -> State:
-        """Enter the state that a fresh look shows, from a switch or a recovery; returns what was seen."""
+    def _settle(self, result: Result, reason: str, plan: Plan | None, owed_before: Owed) -> tuple[Result, str]:
+        """Enter the state that a fresh look shows; what is owed is forgotten once all of it was given back."""
         self.facts = self._own_look()
         seen = observe(self.gpu, self.facts, self._owed)
         if seen is State.ABSENT:
@@ -110,7 +114,37 @@ class Standing:
             if (self.state, seen) not in SETTLE:
                 self._fire("fault")
             self._fire(SETTLE[self.state, seen])
-        return seen
+        if plan is not None and result is Result.DONE and seen is not plan.target:
+            result, reason = Result.FAILED, f"somebody else moved it meanwhile: {explain(self.gpu, self.facts)}"
+        if plan is not None and result is Result.DONE:
+            # With the units that a policy stopped on the way.
+            ended = tuple(unit for unit in self._owed.units if unit not in plan.owed.units)
+            self._owe_at_last(Owed(units=ended).and_before(plan.afterwards))
+        elif not self.gpu.present(self.facts):
+            self._owe_units_only()
+        elif result in {Result.REVERTED, Result.CANCELLED} and not owed_before:
+            self._forget_debts()
+        unhappy = reason if result is not Result.DONE else ""
+        self.reason = unhappy or (explain(self.gpu, self.facts) if self.state is State.FAILED else "")
+        return result, reason
+
+    async def holders(self) -> tuple[Holder, ...]:
+        """Who has it open, on whatever driver it is.
+
+        Raises:
+            Failed: nobody can tell.
+        """
+        try:
+            # One look at a time: anyone may ask.
+            async with self._looking, asyncio.timeout(self.config.deadlines.holders):
+                return (await self._host.processes.scan(everything(self.gpu, self.facts))).holders
+        except KernelError as error:
+            raise Failed(f"nobody can tell who has {self.gpu.address} open: {error}") from error
+        except TimeoutError:
+            raise Failed(
+                f"nobody can tell who has {self.gpu.address} open: the look for them took longer than "
+                f"{self.config.deadlines.holders:g} s"
+            ) from None
 
     # Debts ----------------------------------------------------------------------------------------------------------
 
@@ -141,6 +175,13 @@ class Standing:
             self._owe(owed)
         except Failed:
             self._owed = owed
+
+    async def _let_sleep(self) -> None:
+        try:
+            async with asyncio.timeout(self.config.deadlines.inhibit):
+                await self._host.systemd.release(str(self.gpu.address))
+        except (KernelError, TimeoutError) as error:
+            _log.warning("the machine may still be kept from sleeping for %s: %s", self.gpu.address, error)
 
     def _forget_debts(self) -> None:
         self._owe_at_last(NOTHING)
@@ -178,7 +219,18 @@ class Standing:
         self.reason = report(self.gpu.address, stuck, holders, nvidia.version if nvidia else "")
         self._changed()
 
-    def _new_switch(self, target: State, steps: int) -> Switch:
-        self.switch = Switch(target, steps)
+    def known_switch(self, id: str) -> Switch:  # noqa: A002 -- as on the bus
+        """One of the last switches by its id.
+
+        Raises:
+            InvalidArgument: it is none of them.
+        """
+        for switch in self.recent:
+            if switch.id == id:
+                return switch
+        raise InvalidArgument(f"{self.gpu.address} knows of no switch {id[:80]!r}")
+
+    def _new_switch(self, target: State, steps: int, options: Options, asker: Asker) -> Switch:
+        self.switch = Switch(target, steps, options, asker)
         self.recent.append(self.switch)
         return self.switch

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
-from typing import Any, ClassVar
+from collections.abc import Callable, Collection, Mapping
+from typing import ClassVar
 
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
@@ -42,8 +42,6 @@ class Hands:
         """Device numbers that the last look for holders looked for."""
         self.stopped: list[Unit] = []
         """Units that a policy stopped during this switch, the last one last."""
-        self.ending = asyncio.Event()
-        """The switch is to end: nothing is waited for any longer that may take a person's time."""
         self.waiting_for = ""
         """What a step that waits for it has not seen yet, in one sentence."""
 
@@ -68,17 +66,6 @@ class Hands:
         self.numbers = scan.numbers
         return scan.holders
 
-    async def unless_ending(self, work: Coroutine[Any, Any, None], seconds: float) -> None:
-        """Wait for it, this long at most, or until the switch is to end."""
-        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(self.ending.wait())]
-        try:
-            await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-        if tasks[0].done() and not tasks[0].cancelled():
-            tasks[0].result()
-
     async def until(self, unmet: Unmet, only: Collection[PciAddress] | None = None) -> None:
         """Wait until all is as it should be: for what comes later, by a uevent. The caller sets the deadline."""
         changed = asyncio.Event()
@@ -95,15 +82,21 @@ class Hands:
 class Step:
     """One reversible action. `kind` names its deadline in the config and its series in the metrics.
 
-    `optional`: should it fail, the switch goes on without it, and says so in the end.
+    `optional`: should it fail, the switch goes on without it, and says so in the end. `interruptible`: `apply` waits
+    for people and their programs; should the switch be told to end, it is cut short, and `revert` puts it right.
     """
 
     kind: ClassVar[str]
     optional: ClassVar[bool] = False
+    interruptible: ClassVar[bool] = False
 
     def deadline(self, configured: float) -> float:
         """How many seconds `apply` may take, and then `verify`; `configured` is what the config says of its kind."""
         return configured
+
+    def deadline_back(self, deadlines: Mapping[str, float]) -> float:
+        """How many seconds `revert` may take; `deadlines` is what the config says, by kind of step."""
+        return deadlines[self.kind]
 
     @property
     def title(self) -> str:

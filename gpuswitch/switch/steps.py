@@ -12,7 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_DRIVER, HostFacts
+from gpuswitch.model.drivers import profile_of
+from gpuswitch.model.facts import VFIO_DRIVER, Driver, HostFacts
 from gpuswitch.model.gpu import Gpu, harmless
 from gpuswitch.model.holders import Sought
 from gpuswitch.switch.holding import in_the_way
@@ -129,8 +130,12 @@ class Unbind(Step):
         hands.check(lambda facts: _not_on(facts, self.function, None), [self.function])
 
     async def revert(self, hands: Hands) -> None:
-        if _not_on(hands.host.look([self.function]), self.function, self.driver) is None:
+        now = hands.host.look([self.function]).functions.get(self.function)
+        if now is not None and now.driver_name == self.driver:
             return
+        if now is not None and now.driver_name is not None:
+            # The driver that it was aimed at came with its module, and took it before anybody bound it.
+            await Bind(self.function, now.driver_name).revert(hands)
         await hands.kernel.set_override({self.function: self.driver})
         await hands.kernel.probe(self.function)
         hands.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])
@@ -147,6 +152,9 @@ class Bind(Step):
     @property
     def title(self) -> str:
         return f"bind {self.function} to {self.driver}"
+
+    def deadline_back(self, deadlines: Mapping[str, float]) -> float:
+        return max(deadlines[self.kind], profile_of(Driver(self.driver, None)).unbind_seconds)
 
     async def apply(self, hands: Hands) -> None:
         await hands.kernel.probe(self.function)

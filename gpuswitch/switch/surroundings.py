@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,7 @@ class StopUnits(Step):
     """Stop units, side by side: systemd knows what has to wait for what. Those in `active` are started again."""
 
     kind = "units"
+    interruptible = True
     units: tuple[Unit, ...]
     active: tuple[Unit, ...]
 
@@ -74,6 +76,7 @@ class StartUnits(Step):
 
     kind = "units"
     optional = True
+    interruptible = True
     units: tuple[Unit, ...]
 
     @property
@@ -137,9 +140,10 @@ async def put_consoles_back(
     """Bind the vtconsoles, and map the terminals to the frame buffer that the functions have now, if they have one."""
     for vtconsole in vtconsoles:
         await kernel.bind_console(vtconsole, bound=True)
-    shown = (await kernel.consoles()).frame_buffers
-    own = sorted(number for number, function in shown.items() if function in functions)
-    if own and terminals:
+    consoles = await kernel.consoles()
+    own = sorted(number for number, function in consoles.frame_buffers.items() if function in functions)
+    # Mapping a terminal while no frame buffer console is bound would bind it, whatever was left unbound on purpose.
+    if own and terminals and any(consoles.bound.values()):
         await kernel.map_consoles(terminals, own[0])
 
 
@@ -159,7 +163,12 @@ class ReleaseBootFramebuffer(Step):
         await hands.kernel.unbind_platform(self.device, self.driver)
 
     async def revert(self, hands: Hands) -> None:
-        await hands.kernel.bind_platform(self.device, self.driver)
+        try:
+            await hands.kernel.bind_platform(self.device, self.driver)
+        except KernelError as error:
+            # vfio-pci's probe removes the platform device for good (aperture_remove_conflicting_pci_devices).
+            if error.errno != errno.ENODEV:
+                raise
 
 
 @dataclass(frozen=True)
@@ -193,6 +202,11 @@ class Persistence(Step):
 
     async def apply(self, hands: Hands) -> None:
         await hands.kernel.set_persistence(self.function, on=self.on)
+
+    async def verify(self, hands: Hands) -> None:
+        # nvidia-smi may say that it worked where it did not.
+        if await hands.kernel.persistence(self.function) is not self.on:
+            raise StepError(f"persistence mode of {self.function} is still {'off' if self.on else 'on'}")
 
     async def revert(self, hands: Hands) -> None:
         await hands.kernel.set_persistence(self.function, on=not self.on)
@@ -233,18 +247,21 @@ class UnloadModules(Step):
 
     async def revert(self, hands: Hands) -> None:
         # The override may be aimed at vfio-pci, and then the module would find no card of its own and not load.
-        now = hands.host.look(self.functions).functions
-        away = [a for a in self.functions if a in now and now[a].driver_name != self.driver]
-        if away:
+        if away := self._away(hands):
             await hands.kernel.set_override(dict.fromkeys(away, self.driver))
-        for module in reversed(self.modules):
-            await hands.kernel.load(module)
-        for function in away:
+        *around, own = self.modules
+        await hands.kernel.load(own)
+        for function in self._away(hands):
             await hands.kernel.probe(function)
+        await _each(hands.kernel.load(module) for module in reversed(around))
         now = hands.host.look(self.functions).functions
         lost = [str(a) for a in self.functions if a not in now or now[a].driver_name != self.driver]
         if lost:
             raise StepError(f"{', '.join(lost)} did not come back to {self.driver}")
+
+    def _away(self, hands: Hands) -> list[PciAddress]:
+        now = hands.host.look(self.functions).functions
+        return [a for a in self.functions if a in now and now[a].driver_name != self.driver]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def first_words(gpu: PciAddress, stuck: StuckError) -> str:
 def report(gpu: PciAddress, stuck: StuckError, holders: Iterable[Holder] | None, nvidia: str) -> str:
     """The whole story. `holders`: who has it open now, None where that cannot be told; `nvidia`: its version, or ""."""
     words = first_words(gpu, stuck)
-    if "from nvidia" in stuck.pending.what and _version(nvidia) >= _NEVER_RETURNS:
+    if stuck.pending.what.endswith(" from nvidia") and _version(nvidia) >= _NEVER_RETURNS:
         return f"{words}. nvidia {nvidia} never returns from this, whoever lets go: {_REBOOT}"
     holders = tuple(holders or ())
     if holders:

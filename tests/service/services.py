@@ -178,6 +178,7 @@ async def running(
         lambda: _Datagrams(told), local_addr=address, family=socket.AF_UNIX
     )
     options = ["--simulate", scenario, "--bus", bus, "--config", f"{folder}/etc", "--runtime", f"{folder}/run"]
+    options += ["--state", f"{folder}/state"]
     with (folder / "log").open("w") as log:
         process = await asyncio.create_subprocess_exec(
             BIN / "gpuswitchd", *options, *(f"--fault={fault}" for fault in faults),

@@ -6,26 +6,33 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from gpuswitch.config import Config, Defaults, GpuConfig
+from gpuswitch.config import Config, GpuConfig
+from gpuswitch.host.simulated.consoles import VTCONSOLE
 from gpuswitch.host.simulated.devices import Device
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.kernel import Machine
 from gpuswitch.host.simulated.scenarios import SCENARIOS
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER
+from gpuswitch.model.holders import Unit
+from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor, Observer
+from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.fleet import Fleet
 from gpuswitch.switch.journal import Journal
+from gpuswitch.switch.observer import Observer
 from gpuswitch.switch.record import Result, Switch
 from gpuswitch.switch.steps import Unbind
+from gpuswitch.tables import Defaults
 
+_AS_CONFIGURED = Options()
 _SHARED = PciAddress.parse("0000:01:00.0")
 GPUS = {
     "laptop": "0000:01:00.0",
+    "plain": "0000:01:00.0",
     "server": "0000:31:00.0",
     "shared": str(_SHARED),
     "apu": "0000:04:00.0",
@@ -34,12 +41,15 @@ GPUS = {
 """The GPU to switch in each scenario."""
 
 
-def config(scenario: str = "") -> Config:
-    """Settings under which the GPU of the scenario may go: its screen may turn dark, its neighbour comes along."""
-    shared = GpuConfig(
-        _SHARED, managed=True, allow_boot_display=True, name="card", members=(PciAddress.parse("0000:02:00.0"),)
-    )
-    return Config(gpus=(shared,) if scenario == "shared" else (), defaults=Defaults(allow_boot_display=True))
+def config(scenario: str = "", **rules: object) -> Config:
+    """Settings under which the GPU of the scenario may go, and these `rules` (`Defaults`) for all of them.
+
+    Its screen may turn dark, its neighbour comes along, and the display manager is stopped.
+    """
+    display_manager = ("display-manager.service",) if scenario == "single" else ()
+    own = Defaults.model_validate({"allow_boot_display": True, "stop_units": display_manager} | rules)
+    shared = GpuConfig(_SHARED, managed=True, rules=own, name="card", members=(PciAddress.parse("0000:02:00.0"),))
+    return Config(gpus=(shared,) if scenario == "shared" else (), defaults=own)
 
 
 class Settings(NamedTuple):
@@ -51,7 +61,7 @@ class Settings(NamedTuple):
     power_control: str
 
 
-Snapshot = dict[PciAddress | int, object]
+Snapshot = dict[object, object]
 
 
 def settings_of(device: Device) -> Settings:
@@ -64,16 +74,36 @@ def settings_of(device: Device) -> Settings:
 
 
 def snapshot(machine: Machine) -> Snapshot:
-    """Everything that a switch may change on this machine, loaded modules apart."""
+    """Everything that a switch may change on this machine, by who or what it is.
+
+    But the module of vfio-pci, which stays, and people's sessions, which nobody can bring back.
+    """
     functions: Snapshot = {a: settings_of(device) for a, device in machine.devices.items()}
-    groups: Snapshot = {n: (g.opened_by, g.dma_owner) for n, g in machine._groups.items() if g.opened_by or g.dma_owner}
-    return functions | groups
+    groups: Snapshot = {n: (g.opened_by, g.dma_owner) for n, g in machine.groups() if g.opened_by or g.dma_owner}
+    units: Snapshot = {u: r.state for u, r in machine.units._records.items() if not u.name.endswith(".scope")}
+    around: Snapshot = {
+        "modules": frozenset(machine.look().modules),
+        "consoles": consoles(machine),
+        "boot frame buffers": machine.look().boot_framebuffers,
+        "persistent": frozenset(a for a, device in machine.devices.items() if device.persistent),
+        "inhibitors": frozenset(machine.units.inhibitors),
+    }
+    return functions | groups | units | around
+
+
+def consoles(machine: Machine) -> dict[int | str, object]:
+    """On whose frame buffer each virtual terminal is shown, and whether the console is bound."""
+    buffers = machine.frame_buffers
+    shown: dict[int | str, object] = {vt: buffers._there[n].function for vt, n in buffers._mapped.items()}
+    return shown | {VTCONSOLE: buffers._bound}
 
 
 @dataclass
 class Witness(Observer):
     """Keeps what it hears, and checks the invariants."""
 
+    broken: ClassVar[list[str]] = []
+    """What was seen that must never be so, by any witness: who called it may not have lived to tell."""
     machine: Machine
     words: list[str] = field(default_factory=list)
     """What was told, in order: `0000:01:00.0 detaching`, `0000:01:00.0 3/9 running`, `0000:01:00.0 done`."""
@@ -92,8 +122,7 @@ class Witness(Observer):
         self._heard(actor, str(actor.state))
 
     def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None:
-        assert switch is actor.switch
-        assert switch.result is None
+        self._holds(actor, switch is actor.switch and switch.result is None, "a step of a switch that is over")
         if event.status is Status.RUNNING and isinstance(event.step, Unbind):
             self._check_unbind(actor, event.step)
         self._heard(actor, f"{event.index}/{event.count} {event.status}")
@@ -101,9 +130,9 @@ class Witness(Observer):
             self.on_step(actor, event)
 
     def finished(self, actor: Actor, switch: Switch) -> None:
-        assert switch.result is not None
-        if switch.result is Result.DONE:
-            assert actor.state is switch.target
+        done = switch.result is Result.DONE
+        self._holds(actor, switch.result is not None, "finished without a result")
+        self._holds(actor, not done or actor.state is switch.target, f"done, and it is {actor.state}")
         self._heard(actor, str(switch.result))
 
     async def until(self, wanted: Callable[[], bool]) -> None:
@@ -117,26 +146,40 @@ class Witness(Observer):
         self.told.set()
         self._check(actor)
 
+    def _holds(self, actor: Actor, so: bool, what: str) -> None:
+        if not so:
+            self.broken.append(f"{actor.gpu.address}, after {self.words[-1:]}: {what}")
+
     def _check(self, actor: Actor) -> None:
         """Invariants 2, 3 and 6 of a GPU."""
         on_vfio = {f.on_vfio for f in actor.gpu.present(self.machine.look())}
         if actor.state.stable:
-            assert on_vfio == {actor.state is State.VFIO}, "split between vfio and host drivers"
+            self._holds(actor, on_vfio == {actor.state is State.VFIO}, "split between vfio and host drivers")
         if actor.state is State.HOST and not actor.bound:
             for function in actor.gpu.functions:
                 now = settings_of(self.machine.devices[function])
-                assert self.home.setdefault(function, now) == now, "not all of it came back"
-        assert sum(switch.result is None for switch in actor.recent) <= 1, "two switches at once"
+                kept = self.home.setdefault(function, now)
+                # A link that is gone before its driver: somebody is pulling the card.
+                left = now.link is None and now.bound is not None
+                self._holds(actor, left or kept == now, f"not all of it came back: {kept} is {now}")
+        at_once = sum(switch.result is None for switch in actor.recent)
+        self._holds(actor, at_once <= 1, "two switches at once")
 
     def _check_unbind(self, actor: Actor, step: Unbind) -> None:
-        """What must be so before an unbind, for which there is no undo (invariant 1, as far as it is built)."""
+        """What must be so before an unbind, for which there is no undo (invariants 1 and 7)."""
+        device = self.machine.devices.get(step.function)
+        if device is None:
+            # Pulled a moment ago.
+            return
         if step.driver == VFIO_DRIVER:
-            group = self.machine.devices[step.function].shape.iommu_group
-            assert group is not None
-            assert self.machine._groups[group].opened_by == f"the worker of {actor.gpu.address}"
-        else:
-            overrides = {self.machine.devices[f.address].override for f in actor.gpu.present(self.machine.look())}
-            assert overrides == {VFIO_DRIVER}
+            group = self.machine.group(device.shape.iommu_group or 0)
+            held = group.opened_by == f"the worker of {actor.gpu.address}"
+            self._holds(actor, held, f"unbound from vfio-pci while {group.opened_by} has its group")
+            return
+        overrides = {self.machine.devices[f.address].override for f in actor.gpu.present(self.machine.look())}
+        self._holds(actor, overrides == {VFIO_DRIVER}, f"unbound with overrides {overrides}")
+        users = self.machine.users(step.function)
+        self._holds(actor, not users, f"{step.title} while {', '.join(users)} has it open")
 
 
 @dataclass
@@ -149,16 +192,20 @@ class Bed:
     directory: Path
 
     @classmethod
-    async def made(cls, host: SimulatedHost, directory: Path, settings: Config | None = None) -> Bed:
-        """Start a service on this host."""
+    async def made(
+        cls, host: SimulatedHost, directory: Path, settings: Config | None = None, *, pay: bool = True
+    ) -> Bed:
+        """Start a service on this host. `pay`: and let it give back what its start could not wait for."""
         witness = Witness(host.machine)
         fleet = Fleet(host, settings or config(), Journal(directory), witness)
         await fleet.start()
+        if pay:
+            await fleet.pay()
         return cls(host, fleet, witness, directory)
 
     @classmethod
-    async def of(cls, scenario: str, directory: Path) -> Bed:
-        return await cls.made(SCENARIOS[scenario](), directory, config(scenario))
+    async def of(cls, scenario: str, directory: Path, **rules: object) -> Bed:
+        return await cls.made(SCENARIOS[scenario](), directory, config(scenario, **rules))
 
     @property
     def machine(self) -> Machine:
@@ -172,19 +219,34 @@ class Bed:
     def snapshot(self) -> Snapshot:
         return snapshot(self.machine)
 
-    async def switch(self, actor: Actor, target: State) -> Switch:
+    def state(self, unit: Unit) -> str:
+        return self.machine.units.state(unit)
+
+    def replug(self, slot: str) -> None:
+        """Put a card back into its slot. udev loads what its functions ask for, and what belongs on top of that."""
+        machine = self.machine
+        machine.replug(slot)
+        for address in [a for a in machine.devices if a.slot_name == slot]:
+            for name in machine.drivers.candidates(machine.devices[address].shape.modalias):
+                machine.modules.at_boot(name)
+        for module in machine.drivers.modules.values():
+            if any(machine.drivers.loaded(name) is not None for name in module.requires):
+                machine.modules.at_boot(module.name)
+        machine.changed(None, uevent=True)
+
+    async def switch(self, actor: Actor, target: State, options: Options = _AS_CONFIGURED) -> Switch:
         """Ask for it, and wait for its end."""
-        switch = await actor.request(target)
+        switch = await actor.request(target, options)
         await switch.wait()
         await self.witness.until(lambda: not actor.state.moving)
         return switch
 
-    async def moved(self, actor: Actor, target: State) -> None:
+    async def moved(self, actor: Actor, target: State, options: Options = _AS_CONFIGURED) -> None:
         """Switch, successfully."""
-        switch = await self.switch(actor, target)
+        switch = await self.switch(actor, target, options)
         assert (switch.result, switch.reason, actor.state) == (Result.DONE, "", target)
 
-    async def crash(self, *actors: Actor) -> Bed:
+    async def crash(self, *actors: Actor, pay: bool = True) -> Bed:
         """The service is killed while these are at work. What it had sent to the kernel goes on; a new one starts."""
         tasks = [actor._task for actor in actors if actor._task is not None]
         for task in tasks:
@@ -192,9 +254,9 @@ class Bed:
         await asyncio.gather(*tasks, return_exceptions=True)
         for actor in actors:
             await self.host.kernel(str(actor.gpu.address)).returned()
-        return await self.again()
+        return await self.again(pay=pay)
 
-    async def again(self) -> Bed:
+    async def again(self, *, pay: bool = True) -> Bed:
         """The next service on the same machine; the workers of this one, if they are idle, are gone."""
         await self.host.close()
-        return await Bed.made(SimulatedHost(self.machine), self.directory, self.fleet.config)
+        return await Bed.made(SimulatedHost(self.machine), self.directory, self.fleet.config, pay=pay)

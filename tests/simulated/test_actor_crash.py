@@ -89,7 +89,7 @@ async def test_a_crash_while_the_kernel_has_it(tmp_path: Path) -> None:
     bed = await Bed.of("laptop", tmp_path)
     actor = bed.fleet.find("01:00.0")
     before = bed.snapshot()
-    hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.0")
+    hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.2")
     switch = await actor.request(State.VFIO)
     await switch.wait()
     assert actor._task is not None
@@ -153,7 +153,8 @@ class TestAdoption:
         assert again.debts == ["0000_01_00_0.json"]
         assert str(actor.state) == "unknown"
         reason = actor.reason
-        assert reason.startswith("cannot bring 0000:01:00.0 back to the host: 0000:01:00.0 is in use")
+        assert reason.startswith("cannot bring 0000:01:00.0 back to the host: win11 (pid ")
+        assert "has /dev/vfio/13 open" in reason
         again.fleet.look()
         assert actor.reason == reason
         again.machine.end("win11")

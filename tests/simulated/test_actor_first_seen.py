@@ -14,7 +14,7 @@ from gpuswitch.host.simulated.drivers import Module, PciDriver
 from gpuswitch.host.simulated.faults import Errno
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.kernel import Machine
-from gpuswitch.host.simulated.scenarios import laptop
+from gpuswitch.host.simulated.scenarios import plain
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_MODULE
 from gpuswitch.model.states import State
@@ -81,7 +81,7 @@ class TestOnVfio:
     @pytest.mark.parametrize("name", ["bochs-drm", "simple"])
     async def test_goes_to_the_driver_that_the_config_names(self, name: str, tmp_path: Path) -> None:
         modules = Module("bochs", (_DRAWING,)), Module("simple", (_DRAWING_TOO,))
-        gpu = GpuConfig(GPU, managed=True, allow_boot_display=False, host_driver=name)
+        gpu = GpuConfig(GPU, managed=True, host_driver=name)
         bed = await Bed.made(on_vfio(*modules), tmp_path, Config(gpus=(gpu,)))
         actor = bed.fleet.find("")
         assert actor.host_driver == name
@@ -89,7 +89,7 @@ class TestOnVfio:
         assert home(bed.machine, GPU).bound == name
 
     async def test_comes_back_to_vfio_where_the_configured_driver_does_not_exist(self, tmp_path: Path) -> None:
-        gpu = GpuConfig(GPU, managed=True, allow_boot_display=False, host_driver="nothing")
+        gpu = GpuConfig(GPU, managed=True, host_driver="nothing")
         bed = await Bed.made(on_vfio(), tmp_path, Config(gpus=(gpu,)))
         actor, before = bed.fleet.find(""), bed.snapshot()
         switch = await bed.switch(actor, State.HOST)
@@ -111,7 +111,7 @@ class TestHalfWay:
 
     @pytest.fixture
     async def bed(self, tmp_path: Path) -> Bed:
-        host = laptop()
+        host = plain()
         kernel = host.kernel("somebody")
         await kernel.load(VFIO_MODULE)
         await kernel.unbind(SOUND, "snd_hda_intel")
@@ -143,7 +143,7 @@ class TestDebts:
 
     @pytest.fixture
     async def bed(self, tmp_path: Path) -> Bed:
-        bed = await Bed.of("laptop", tmp_path)
+        bed = await Bed.of("plain", tmp_path)
         actor = bed.fleet.find("01:00.0")
         before = bed.snapshot()
         await bed.moved(actor, State.VFIO)
@@ -152,6 +152,7 @@ class TestDebts:
             address = PciAddress.parse(f"0000:01:00.{function}")
             await kernel.unbind(address, "vfio-pci")
             await kernel.set_override({address: driver})
+            await kernel.load(driver.replace("xhci_hcd", "xhci_pci").replace("nvidia-gpu", "i2c_nvidia_gpu"))
             await kernel.probe(address)
         bed.fleet.look()
         assert actor.state is State.HOST
@@ -191,7 +192,7 @@ class TestDebts:
 
 
 async def test_a_function_with_another_host_driver_by_now_is_left_there(tmp_path: Path) -> None:
-    bed = await Bed.of("laptop", tmp_path)
+    bed = await Bed.of("plain", tmp_path)
     actor = bed.fleet.find("01:00.0")
     await bed.moved(actor, State.VFIO)
     kernel = bed.host.kernel("somebody")
@@ -201,6 +202,7 @@ async def test_a_function_with_another_host_driver_by_now_is_left_there(tmp_path
     await kernel.probe(GPU)
     bed.fleet.look()
     assert actor.state is State.UNKNOWN
+    del bed.witness.home[GPU]
     await bed.moved(actor, State.HOST)
     assert home(bed.machine, GPU)[:3] == ("nouveau", "nouveau", None)
     assert home(bed.machine, SOUND)[:3] == ("snd_hda_intel", "snd_hda_intel", None)

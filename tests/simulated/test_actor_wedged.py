@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from gpuswitch.host.simulated.faults import Delay, Errno, Hang, Operation
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
-from gpuswitch.switch.engine import StepEvent
+from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Result
+from gpuswitch.switch.steps import Unbind
 from tests.simulated.bed import Bed
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -30,10 +32,10 @@ OPERATIONS: tuple[Operation, ...] = (
 )
 DEADLINES = {"capture": 5, "hold_group": 5, "load": 30, "keep_awake": 10, "set_override": 5, "unbind": 20, "probe": 30}
 DEADLINES |= {"release_group": 5, "set_power_control": 10}
-NOT_USED = {State.VFIO: {"hold_group", "release_group", "set_power_control"}, State.HOST: {"load"}}
+NOT_USED: dict[State, set[str]] = {State.VFIO: {"hold_group", "release_group", "set_power_control"}, State.HOST: set()}
 
 
-async def at_the_start(target: State, directory: Path, scenario: str = "laptop") -> tuple[Bed, Actor]:
+async def at_the_start(target: State, directory: Path, scenario: str = "plain") -> tuple[Bed, Actor]:
     """A GPU at rest, on the other side of `target`."""
     bed = await Bed.of(scenario, directory)
     actor = bed.fleet.find("04:00.0" if scenario == "apu" else "01:00.0")
@@ -56,7 +58,8 @@ async def check_wedged(bed: Bed, actor: Actor, reason: str) -> None:
     """Everything is answered, and nothing is written."""
     assert actor.state is State.WEDGED
     assert reason.startswith("the kernel has not returned from '")
-    assert actor.reason == f"{reason}; nothing more is written to 0000:01:00.0 until it does"
+    await bed.witness.until(lambda: "It recovers by itself" in actor.reason)
+    assert actor.reason.startswith(f"{reason}; nothing more is written to 0000:01:00.0 until it does. It recovers ")
     stands = bed.snapshot()
     for target in (State.VFIO, State.HOST):
         with pytest.raises(Wedged, match=r"0000:01:00\.0"):
@@ -80,12 +83,17 @@ async def test_a_hang_at_each_operation(target: State, operation: Operation, tmp
         reason = await ask(bed, actor, target)
         if not hang.reached.is_set():
             break
-        assert loop.time() - started == DEADLINES[operation]
+        # A USB-C controller may rightly take minutes.
+        deadline = 200 if "from nvidia-gpu" in reason else DEADLINES[operation]
+        assert loop.time() - started == deadline
         await check_wedged(bed, actor, reason)
         hang.release()
         await bed.witness.until(lambda: not actor.bound or actor.state.stable)
+        if target is State.HOST:
+            # Modules that were loaded for the way home stay.
+            before |= {"modules": bed.snapshot()["modules"]}
         assert (actor.state, bed.snapshot(), bed.debts) == (origin, before, owed)
-        assert loop.time() - started == DEADLINES[operation]
+        assert loop.time() - started == deadline
     assert actor.state is target
     assert (nth > 1) is (operation not in NOT_USED[target])
 
@@ -96,7 +104,11 @@ async def test_the_switch_ends_as_wedged_and_stays_so(tmp_path: Path) -> None:
     switch = await actor.request(State.VFIO)
     await switch.wait()
     assert switch.result is Result.WEDGED
-    assert switch.reason == "the kernel has not returned from 'unbind 0000:01:00.1 from snd_hda_intel' within 20 s"
+    assert re.fullmatch(
+        r"the kernel has not returned from 'unbind 0000:01:00\.1 from snd_hda_intel' within 20 s "
+        r"\(process \d+ is in state D, waiting in snd_card_free\)",
+        switch.reason,
+    )
     hang.release()
     await bed.witness.until(lambda: actor.state is State.HOST)
     assert switch.result is Result.WEDGED
@@ -113,14 +125,20 @@ async def test_a_wedged_gpu_shows_the_drivers_that_it_has(tmp_path: Path) -> Non
     assert actor.facts.functions[PciAddress.parse("0000:01:00.1")].driver_name == "snd_hda_intel"
 
 
-async def test_a_sound_card_that_somebody_holds_open(tmp_path: Path) -> None:
-    """No fault: the kernel itself waits until the last user closes it."""
+async def test_a_sound_card_that_somebody_opens_at_the_last_moment(tmp_path: Path) -> None:
+    """No fault: the kernel itself waits until the last user closes it, and who that is can still be told."""
     bed, actor = await at_the_start(State.VFIO, tmp_path)
     before = bed.snapshot()
     sound = PciAddress.parse("0000:01:00.1")
-    bed.machine.open(sound, "pipewire")
+
+    def open_it(_: Actor, event: StepEvent) -> None:
+        if isinstance(event.step, Unbind) and event.step.function == sound and event.status is Status.RUNNING:
+            bed.machine.open(sound, "arecord")
+
+    bed.witness.on_step = open_it
     await check_wedged(bed, actor, await ask(bed, actor, State.VFIO))
-    bed.machine.close(sound, "pipewire")
+    assert re.search(r"once these let go:\narecord \(pid \d+, user root\) has /dev/snd/controlC1 open; ", actor.reason)
+    bed.machine.close(sound, "arecord")
     await bed.witness.until(lambda: actor.state is State.HOST)
     assert bed.snapshot() == before
 
@@ -143,9 +161,9 @@ class TestTheWayBackHangs:
     async def test_it_waits_and_goes_on_where_it_was(self, tmp_path: Path) -> None:
         bed, actor = await at_the_start(State.VFIO, tmp_path)
         before = bed.snapshot()
-        # the display does not go to vfio-pci, and hangs on its way back to nvidia
-        bed.host.faults.add(Errno(errno.EIO), operation="probe", subject="0000:01:00.0")
-        hang = bed.host.faults.add(Hang(), operation="probe", subject="0000:01:00.0", nth=2)
+        # the USB controller does not go to vfio-pci, and hangs on its way back to xhci_hcd
+        bed.host.faults.add(Errno(errno.EIO), operation="probe", subject="0000:01:00.2")
+        hang = bed.host.faults.add(Hang(), operation="probe", subject="0000:01:00.2", nth=2)
         reason = await ask(bed, actor, State.VFIO)
         await check_wedged(bed, actor, reason)
         hang.release()
@@ -156,8 +174,8 @@ class TestTheWayBackHangs:
     async def test_twice(self, tmp_path: Path) -> None:
         bed, actor = await at_the_start(State.VFIO, tmp_path)
         before = bed.snapshot()
-        first = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.0")
-        second = bed.host.faults.add(Hang(), operation="probe", subject="0000:01:00.0")
+        first = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.2")
+        second = bed.host.faults.add(Hang(), operation="probe", subject="0000:01:00.2")
         await ask(bed, actor, State.VFIO)
         first.release()
         await second.reached.wait()
@@ -169,19 +187,19 @@ class TestTheWayBackHangs:
 
     async def test_what_failed_before_is_not_forgotten(self, tmp_path: Path) -> None:
         bed, actor = await at_the_start(State.VFIO, tmp_path)
-        bed.host.faults.add(Errno(errno.EIO), operation="probe", subject="0000:01:00.0", nth=None)
+        bed.host.faults.add(Errno(errno.EIO), operation="probe", subject="0000:01:00.3", nth=None)
         hang = bed.host.faults.add(Hang(), operation="probe", subject="0000:01:00.2", nth=2)
         await ask(bed, actor, State.VFIO)
         assert actor.state is State.WEDGED
         hang.release()
         await bed.witness.until(lambda: actor.state is State.FAILED)
-        assert "the way back failed too: cannot probe 0000:01:00.0" in actor.reason
+        assert "the way back failed too: cannot probe 0000:01:00.3" in actor.reason
         assert bed.debts
 
     async def test_while_it_recovers_nobody_joins_the_switch_that_is_over(self, tmp_path: Path) -> None:
         bed, actor = await at_the_start(State.VFIO, tmp_path)
-        hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.0")
-        later = bed.host.faults.add(Hang(), operation="probe", subject="0000:01:00.0")
+        hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.2")
+        later = bed.host.faults.add(Hang(), operation="probe", subject="0000:01:00.2")
         await ask(bed, actor, State.VFIO)
         hang.release()
         await later.reached.wait()
@@ -234,7 +252,7 @@ class TestStop:
     async def test_a_running_switch_ends_its_step_and_reverts(self, tmp_path: Path) -> None:
         bed, actor = await at_the_start(State.VFIO, tmp_path)
         before = bed.snapshot()
-        hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.0")
+        hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.2")
         switch = await actor.request(State.VFIO)
         await hang.reached.wait()
         stopping = asyncio.create_task(bed.fleet.stop("the service is stopping"))
@@ -276,7 +294,7 @@ class TestStop:
 
     async def test_what_the_kernel_has_is_left_to_it(self, tmp_path: Path) -> None:
         bed, actor = await at_the_start(State.VFIO, tmp_path)
-        hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.0")
+        hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.2")
         switch = await actor.request(State.VFIO)
         await hang.reached.wait()
         await bed.fleet.stop("the service is stopping")
@@ -286,8 +304,8 @@ class TestStop:
     async def test_a_recovery_that_has_just_begun_is_finished(self, tmp_path: Path) -> None:
         bed, actor = await at_the_start(State.VFIO, tmp_path)
         before = bed.snapshot()
-        hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.0")
-        again = bed.host.faults.add(Hang(), operation="probe", subject="0000:01:00.0")
+        hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.2")
+        again = bed.host.faults.add(Hang(), operation="probe", subject="0000:01:00.2")
         await ask(bed, actor, State.VFIO)
         hang.release()
         await again.reached.wait()
@@ -301,11 +319,11 @@ class TestStop:
         """The service is gone before it can recover; the next one does."""
         bed, actor = await at_the_start(State.VFIO, tmp_path)
         before = bed.snapshot()
-        bed.host.faults.add(Delay(DEADLINES["unbind"]), operation="unbind", subject="0000:01:00.0")
+        bed.host.faults.add(Delay(DEADLINES["unbind"]), operation="unbind", subject="0000:01:00.2")
         stopping: list[asyncio.Task[None]] = []
 
         def stop(_: Actor, event: StepEvent) -> None:
-            if event.step.title == "unbind 0000:01:00.0 from nvidia" and not stopping:
+            if event.step.title == "unbind 0000:01:00.2 from xhci_hcd" and not stopping:
                 stopping.append(asyncio.create_task(bed.fleet.stop("the service is stopping")))
 
         bed.witness.on_step = stop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pytest
@@ -14,11 +14,14 @@ from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import laptop
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.holders import Unit
+from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.engine import Engine, Status, StepEvent, StoppedError, StuckError
-from gpuswitch.switch.steps import Hands, Step, StepError
+from gpuswitch.switch.step import Hands, Step, StepError
 
 GPU = PciAddress.parse("0000:01:00.0")
 DEADLINE = 10.0
+NO_KINDS: Mapping[str, type[Scripted]] = {}
 _SHORT = {Status.RUNNING: "do", Status.DONE: "ok", Status.FAILED: "fail"}
 
 
@@ -58,16 +61,36 @@ class Scripted(Step):
             await hands.kernel.probe(GPU)
 
 
-class Bench:
-    """An engine with scripted steps, and what it reports."""
+class Forgoable(Scripted):
+    """The switch can do without it."""
 
-    def __init__(self, script: str, *, steps: int = 3, begun: bool = False) -> None:
+    optional = True
+
+
+class Patient(Scripted):
+    """It waits for people, and has its own idea of how long."""
+
+    interruptible = True
+
+    def deadline(self, configured: float) -> float:
+        return configured + 100
+
+
+class Bench:
+    """An engine with scripted steps, and what it reports. `kinds`: of which class they are, where not `Scripted`."""
+
+    def __init__(
+        self, script: str, *, steps: int = 3, begun: bool = False, kinds: Mapping[str, type[Scripted]] = NO_KINDS
+    ) -> None:
         self.host: SimulatedHost = laptop()
-        self.hands = Hands(self.host, self.host.kernel(str(GPU)))
+        self.owed: list[Unit] = []
+        arbiter = Arbiter(self.host.systemd)
+        self.hands = Hands(GPU, self.host, self.host.kernel(str(GPU)), arbiter, self.owed.append)
         self.events: list[StepEvent] = []
         words = [word.split("-") for word in script.split()]
+        names = [f"s{n}" for n in range(1, steps + 1)]
         scripted = tuple(
-            Scripted(f"s{n}", frozenset(fault for step, fault in words if step == f"s{n}")) for n in range(1, steps + 1)
+            kinds.get(name, Scripted)(name, frozenset(fault for step, fault in words if step == name)) for name in names
         )
         self.engine = Engine(self.hands, scripted, {"scripted": DEADLINE}, self._hear, begun=begun)
         self.stop_at = ("", Status.DONE)
@@ -168,7 +191,11 @@ class TestStuck:
         with pytest.raises(StuckError) as stuck:
             await bench.engine.forward()
         assert asyncio.get_running_loop().time() == DEADLINE
-        assert str(stuck.value) == f"the kernel has not returned from 'probe {GPU}' within 10 s"
+        pid = stuck.value.pending.pid
+        assert str(stuck.value) == (
+            f"the kernel has not returned from 'probe {GPU}' within 10 s "
+            f"(process {pid} is in state D, waiting in snd_card_free)"
+        )
         assert stuck.value.pending.kernel_wait == "snd_card_free"
         assert bench.heard == FORWARD_2_FAILS
         hang.release()
@@ -221,9 +248,13 @@ class TestStop:
         assert bench.heard == f"s1:do s1:ok s2:do s2:ok {S2} {S1}"
 
     async def test_a_step_that_fails_meanwhile_has_failed(self) -> None:
+        """The switch ends because it was asked to, all the same."""
         bench = Bench("s2-verify:waits")
         bench.stop_at = ("s2", Status.RUNNING)
-        assert await bench.run() == ("s2 is not there after 10 s", "")
+        with pytest.raises(StoppedError, match="enough") as stopped:
+            await bench.engine.forward()
+        assert str(stopped.value.__cause__) == "s2 is not there after 10 s"
+        await bench.engine.back()
         assert bench.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
 
     async def test_in_the_last_step_is_too_late(self) -> None:
@@ -236,3 +267,81 @@ async def test_steps_that_somebody_else_began_are_reverted() -> None:
     bench = Bench("", steps=2, begun=True)
     await bench.engine.back()
     assert bench.heard == f"{S2} {S1}"
+
+
+class TestOptional:
+    """Steps that the switch can do without."""
+
+    async def test_it_goes_on_and_says_so_in_the_end(self) -> None:
+        bench = Bench("s2-apply:error s3-verify:waits", kinds={"s2": Forgoable, "s3": Forgoable})
+        assert await bench.run() == ("", "")
+        assert bench.heard == "s1:do s1:ok s2:do s2:fail s3:do s3:fail"
+        assert bench.engine.forgone == ["apply of s2 found it wrong", "s3 is not there after 10 s"]
+
+    @pytest.mark.parametrize("fault", ["apply:kernel", "apply:bug", "apply:sleeps", "verify:error"])
+    async def test_whatever_is_wrong_with_it(self, fault: str) -> None:
+        bench = Bench(f"s2-{fault}", kinds={"s2": Forgoable})
+        assert await bench.run() == ("", "")
+        assert len(bench.engine.forgone) == 1
+
+    async def test_it_is_reverted_like_the_others(self) -> None:
+        """What it did before it failed is done."""
+        bench = Bench("s2-apply:error s3-apply:error", kinds={"s2": Forgoable})
+        assert await bench.run() == ("apply of s3 found it wrong", "")
+        assert bench.heard.endswith(f"s3:reverting s3:reverted {S2} {S1}")
+
+    async def test_a_kernel_that_does_not_return_is_no_option(self) -> None:
+        bench = Bench("s2-apply:hang", kinds={"s2": Forgoable})
+        hang = bench.host.faults.add(Hang(), operation="probe")
+        with pytest.raises(StuckError):
+            await bench.engine.forward()
+        hang.release()
+        await bench.hands.kernel.returned()
+
+    async def test_once_only_such_are_left_a_stop_leaves_them_unpaid(self) -> None:
+        """The switch is done: to take it back would be worse."""
+        bench = Bench("", kinds={"s2": Forgoable, "s3": Forgoable})
+        bench.stop_at = ("s1", Status.DONE)
+        assert await bench.run() == ("", "")
+        assert (bench.heard, bench.engine.unpaid) == ("s1:do s1:ok", True)
+
+    async def test_before_that_a_stop_is_a_stop(self) -> None:
+        bench = Bench("", kinds={"s2": Forgoable})
+        bench.stop_at = ("s1", Status.DONE)
+        with pytest.raises(StoppedError, match="enough"):
+            await bench.engine.forward()
+        assert not bench.engine.unpaid
+
+
+class TestPatient:
+    """Steps that wait for people and their programs."""
+
+    async def test_a_step_says_how_long_it_may_take(self) -> None:
+        bench = Bench("s1-apply:waits", kinds={"s1": Patient})
+        assert await bench.run() == ("s1 is not there after 110 s", "")
+        assert asyncio.get_running_loop().time() == DEADLINE + 100
+
+    async def test_its_way_back_has_the_deadline_of_its_kind(self) -> None:
+        bench = Bench("s1-apply:error s1-revert:sleeps", kinds={"s1": Patient})
+        assert await bench.run() == ("apply of s1 found it wrong", "'s1' is not done after 10 s")
+
+    @pytest.mark.parametrize("fault", ["waits", "sleeps"])
+    async def test_a_stop_cuts_it_short(self, fault: str) -> None:
+        bench = Bench(f"s2-apply:{fault}", kinds={"s2": Patient})
+        asyncio.get_running_loop().call_later(3, bench.engine.stop, "enough")
+        with pytest.raises(StoppedError, match="enough"):
+            await bench.engine.forward()
+        assert asyncio.get_running_loop().time() == 3
+        await bench.engine.back()
+        assert bench.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
+
+    async def test_one_that_is_done_at_that_moment_is_done(self) -> None:
+        bench = Bench("", kinds={"s2": Patient})
+        bench.stop_at = ("s2", Status.RUNNING)
+        with pytest.raises(StoppedError):
+            await bench.engine.forward()
+        assert bench.heard in {"s1:do s1:ok s2:do s2:ok", FORWARD_2_FAILS}
+
+    async def test_its_own_failure_is_told_as_such(self) -> None:
+        bench = Bench("s2-apply:error", kinds={"s2": Patient})
+        assert await bench.run() == ("apply of s2 found it wrong", "")

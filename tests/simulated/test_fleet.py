@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config import Config, Defaults, GpuConfig
+from gpuswitch.config import Config, GpuConfig
 from gpuswitch.errors import Failed, GpuswitchError, InvalidArgument, NoSuchGpu
 from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.host.simulated.scenarios import SCENARIOS, boot
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
-from tests.simulated.bed import Bed
+from tests.simulated.bed import Bed, config
 
 FIRST, SECOND = PciAddress.parse("0000:11:00.0"), PciAddress.parse("0000:21:00.0")
 NIC = PciAddress.parse("0000:a2:00.0")
 
 
 def managed(address: PciAddress, name: str = "", *members: PciAddress) -> GpuConfig:
-    return GpuConfig(address, managed=True, allow_boot_display=False, name=name, members=members)
+    return GpuConfig(address, managed=True, name=name, members=members)
 
 
 async def server(directory: Path, *gpus: GpuConfig) -> Bed:
@@ -160,7 +160,7 @@ class TestReconfigure:
         actor = bed.fleet.find("")
         with pytest.raises(GpuswitchError, match="allow_boot_display"):
             await actor.request(State.VFIO)
-        bed.fleet.reconfigure(Config(defaults=Defaults(allow_boot_display=True)))
+        bed.fleet.reconfigure(config("single"))
         await bed.moved(actor, State.VFIO)
 
     async def test_leaves_a_switch_under_way_alone(self, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ class TestReconfigure:
 
 
 async def test_hears_nothing_after_stop(tmp_path: Path) -> None:
-    bed = await Bed.of("laptop", tmp_path)
+    bed = await Bed.of("plain", tmp_path)
     await bed.fleet.stop("the service is stopping")
     bed.witness.words.clear()
     await bed.machine.unplug("0000:01:00")

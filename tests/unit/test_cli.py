@@ -96,6 +96,9 @@ JSON = Namespace(json=True, gpu="")
         (["to-vfio", "--timeout", "soon"], "'soon' is not a number of seconds above 0"),
         (["to-vfio", "--no-wait", "--dry-run"], "not allowed with argument"),
         (["to-vfio", "--time", "5"], "unrecognized arguments"),
+        (["history", "--limit", "-1"], "'-1' is not a number of switches"),
+        (["history", "--limit", "4294967296"], "'4294967296' is not a number of switches"),
+        (["show"], "required: ID"),
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +114,9 @@ def test_a_gpu_may_be_left_out_and_a_target_is_taken_in_any_case() -> None:
     assert (planned.gpu, planned.target) == ("01:00.0", "host")
 
 
-@pytest.mark.parametrize("verb", ["list", "status", "to-vfio", "to-host", "plan", "groups", "config"])
+@pytest.mark.parametrize(
+    "verb", ["list", "status", "to-vfio", "to-host", "cancel", "holders", "plan", "history", "show", "groups", "config"]
+)
 def test_the_help_of_each_verb_has_an_example_that_it_understands(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,6 +273,46 @@ def test_a_switch_that_was_not_done_is_an_error(result: str, exit_code: int) -> 
         move.finish(outcome(result), "0000:01:00.0", Namespace(json=False, target="vfio"))
     assert str(error.value) == f"cannot move 0000:01:00.0 to vfio ({result}): because"
     assert error.value.exit_code == exit_code
+
+
+class Cancelled:
+    """A GPU whose switch ends so, once it is cancelled."""
+
+    def __init__(self, result: str) -> None:
+        self.result = result
+        self.asked = ""
+
+    def gpu(self, _selector: str) -> Cancelled:
+        return self
+
+    def properties(self) -> dict[str, Any]:
+        return gpu(Switch={"id": "5f", "target": "vfio"})
+
+    def cancel(self, switch: str) -> None:
+        self.asked = switch
+
+    def follow(self, switch: str, _seconds: float | None) -> list[object]:
+        assert self.asked == switch
+        return [StepChange(2, 3, "load vfio-pci", "reverted", 5_000), outcome(self.result)]
+
+
+def test_cancelled_is_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert move.cancel(cast("Service", Cancelled("cancelled")), Namespace(json=False, gpu="", timeout=None)) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "[2/3] load vfio-pci: reverted (5.0 ms)",
+        "switch 5f of 0000:01:00.0 to vfio is cancelled: all is as before",
+    ]
+
+
+@pytest.mark.parametrize(("result", "exit_code"), [("done", 1), ("reverted", 1), ("failed", 1), ("wedged", 7)])
+def test_a_switch_that_was_to_be_cancelled_and_was_not_is_an_error(
+    result: str, exit_code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CtlError) as error:
+        move.cancel(cast("Service", Cancelled(result)), Namespace(json=True, gpu="", timeout=None))
+    assert str(error.value) == f"cannot cancel switch 5f: it is {result}: because"
+    assert error.value.exit_code == exit_code
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["result"] == result
 
 
 def test_a_switch_that_was_done_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:

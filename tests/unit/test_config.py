@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config import Config, Deadlines, Defaults, Metrics, load
+from gpuswitch.config import Config, load
 from gpuswitch.errors import ConfigError
 from gpuswitch.model.address import PciAddress
+from gpuswitch.tables import Deadlines, Defaults, History, Metrics
 
 EXAMPLE = Path(__file__).parents[2] / "contrib" / "config.toml"
 FIRST = PciAddress.parse("0000:01:00.0")
@@ -143,6 +144,8 @@ def test_settings_say_which_layer_set_them(tmp_path: Path, write: Write) -> None
         ("[deadlines]\nunbind = 601", "deadlines.unbind", "must be less than or equal to 600, not 601"),
         ("[deadlines]\nunbind = nan", "deadlines.unbind", "must be a finite number, not nan"),
         ("[deadlines]\nunbind = true", "deadlines.unbind", "must be a number, not True"),
+        ("[history]\nkeep = 0", "history.keep", "must be greater than or equal to 1, not 0"),
+        ("[history]\nkeep_days = true", "history.keep_days", "must be a number, not True"),
         ("[metrics]\nport = 65536", "metrics.port", "must be less than or equal to 65535, not 65536"),
         ('[metrics]\naddress = "localhost"', "metrics.address", "'localhost' does not appear to be an IPv4 or IPv6"),
         ('[[gpu]]\naddress = "01:00.0"\nname = "a b"', "gpu[0000:01:00.0].name", "'a b' is not a name"),
@@ -262,4 +265,5 @@ def test_the_example_has_every_key_with_its_default(tmp_path: Path, write: Write
     file = write("config.toml", uncommented())
     config = load(tmp_path, {})
     assert {setting.origin for setting in config.settings} == {str(file)}
-    assert (config.defaults, config.deadlines, config.metrics) == (Defaults(), Deadlines(), Metrics())
+    assert (config.defaults, config.deadlines) == (Defaults(), Deadlines())
+    assert (config.metrics, config.history) == (Metrics(), History())

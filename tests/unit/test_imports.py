@@ -19,6 +19,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "gpuswitch.tables": ("gpuswitch.errors", "gpuswitch.model"),
     "gpuswitch.config": ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.layers", "gpuswitch.tables"),
     "gpuswitch.notify": (),
+    "gpuswitch.aside": (),
     "gpuswitch.switch": (
         "gpuswitch.errors",
         "gpuswitch.model",
@@ -28,11 +29,25 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     # The hosts implement the protocol that the switch owns, and see nothing else of it.
     "gpuswitch.host": ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.switch.host", "gpuswitch.host"),
+    # An observer of the switches, and what it writes: files of its own.
+    "gpuswitch.archive": (),
+    "gpuswitch.history": (
+        "gpuswitch.errors",
+        "gpuswitch.tables",
+        "gpuswitch.aside",
+        "gpuswitch.archive",
+        "gpuswitch.switch.actor",
+        "gpuswitch.switch.engine",
+        "gpuswitch.switch.record",
+    ),
     "gpuswitch.api": (
         "gpuswitch.__version__",
         "gpuswitch.errors",
         "gpuswitch.model",
         "gpuswitch.tables",
+        "gpuswitch.aside",
+        "gpuswitch.archive",
+        "gpuswitch.history",
         "gpuswitch.switch",
         "gpuswitch.api",
     ),
@@ -43,6 +58,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.model",
         "gpuswitch.config",
         "gpuswitch.notify",
+        "gpuswitch.history",
         "gpuswitch.switch",
         "gpuswitch.host",
         "gpuswitch.api",

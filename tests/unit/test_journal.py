@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,28 @@ from hypothesis import strategies as st
 from gpuswitch.errors import Failed
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Captured, Driver
-from gpuswitch.switch.journal import Journal
+from gpuswitch.model.holders import Process, Unit
+from gpuswitch.switch.host import Pending
+from gpuswitch.switch.journal import Entry, Journal, boot_id
+from gpuswitch.switch.owed import NOTHING, Owed
 from tests.unit.parts import at
 
 GPU = at("0000:01:00.0")
-OWED = {
-    GPU: Captured(Driver("nvidia", "nvidia"), None, "auto"),
-    at("0000:01:00.1"): Captured(Driver("snd_hda_intel", None), "mine", "on"),
-    at("10000:e1:00.0"): Captured(None, None, "auto"),
-}
-LESS = {GPU: OWED[GPU]}
+OWED = Owed(
+    functions={
+        GPU: Captured(Driver("nvidia", "nvidia"), None, "auto"),
+        at("0000:01:00.1"): Captured(Driver("snd_hda_intel", None), "mine", "on"),
+        at("10000:e1:00.0"): Captured(None, None, "auto"),
+    },
+    units=(Unit("sddm.service"), Unit("plasma-kwin_x11.service", 1000)),
+    modules=("nvidia", "nvidia_drm"),
+    terminals=(1, 2),
+    vtconsoles=("vtcon1",),
+    boot_framebuffers=(("efi-framebuffer.0", "efi-framebuffer"),),
+    persistent=(GPU,),
+)
+LESS = Owed({GPU: OWED.functions[GPU]})
+STUCK = Pending("unbind 0000:01:00.0 from nvidia", worker=Process(4711, 88))
 
 
 def names(directory: Path) -> list[str]:
@@ -33,14 +46,14 @@ def names(directory: Path) -> list[str]:
 
 def test_gives_back_what_it_was_given(tmp_path: Path) -> None:
     Journal(tmp_path / "a" / "b").save(GPU, OWED)
-    assert Journal(tmp_path / "a" / "b").load(GPU) == OWED
+    assert Journal(tmp_path / "a" / "b").load(GPU) == Entry(OWED)
     assert names(tmp_path / "a" / "b") == ["0000_01_00_0.json"]
 
 
 def test_owes_nothing_to_whom_it_does_not_know(tmp_path: Path) -> None:
-    assert Journal(tmp_path / "missing").load(GPU) is None
+    assert Journal(tmp_path / "missing").load(GPU) == Entry()
     Journal(tmp_path).save(GPU, OWED)
-    assert Journal(tmp_path).load(at("0000:02:00.0")) is None
+    assert Journal(tmp_path).load(at("0000:02:00.0")) == Entry()
 
 
 def test_forgets_what_was_given_back(tmp_path: Path) -> None:
@@ -48,7 +61,7 @@ def test_forgets_what_was_given_back(tmp_path: Path) -> None:
     journal.save(GPU, OWED)
     journal.drop(GPU)
     journal.drop(GPU)
-    assert journal.load(GPU) is None
+    assert journal.load(GPU) == Entry()
     assert names(tmp_path) == []
 
 
@@ -57,53 +70,123 @@ def test_one_gpu_does_not_touch_another(tmp_path: Path) -> None:
     journal.save(GPU, OWED)
     journal.save(at("0000:02:00.0"), LESS)
     journal.drop(at("0000:02:00.0"))
-    assert journal.load(GPU) == OWED
+    assert journal.load(GPU) == Entry(OWED)
 
 
 def test_a_later_save_replaces_the_earlier_one(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.save(GPU, OWED)
     journal.save(GPU, LESS)
-    assert journal.load(GPU) == LESS
+    assert journal.load(GPU) == Entry(LESS)
+
+
+KEPT = {"driver": "nvidia", "module": "nvidia", "override": None, "power_control": "auto"}
 
 
 def whole(**changes: object) -> str:
     """A file as this version writes it, with changes."""
-    kept = {"driver": "nvidia", "module": "nvidia", "override": None, "power_control": "auto"}
-    return json.dumps({"format": 1, "baseline": {str(GPU): kept}} | changes)
+    content: dict[str, object] = {"format": 2, "boot": boot_id(), "functions": {str(GPU): KEPT}, "stuck": None}
+    lists = ("units", "modules", "terminals", "vtconsoles", "boot_framebuffers", "persistent")
+    return json.dumps(content | {name: [] for name in lists} | changes)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\0" * 512,
-        whole().encode()[:-9],
-        b"\xff\xfe",
-        b"null",
-        b"[]",
-        b"7",
-        b"{}",
-        b'{"some": "other program"}',
-        whole(format=0).encode(),
-        whole(format=2).encode(),
-        whole(baseline=None).encode(),
-        whole(baseline=[]).encode(),
-        whole(baseline={"01:00": {}}).encode(),
-        whole(baseline={"0000:01:00.0": None}).encode(),
-        whole(baseline={"0000:01:00.0": {"driver": "nvidia"}}).encode(),
-        whole(baseline={"0000:01:00.0": {"driver": 5, "module": [], "override": {}, "power_control": 1}}).encode(),
-        whole(
-            baseline={"0000:01:00.0": {"driver": None, "module": None, "override": None, "power_control": "off"}}
-        ).encode(),
-    ],
-)  # fmt: skip  # one kind of damage each
+def test_a_file_as_this_version_writes_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "0000_01_00_0.json").write_text(whole())
+    assert Journal(tmp_path).load(GPU) == Entry(LESS)
+
+
+def test_keeps_what_the_kernel_has_not_returned_from(tmp_path: Path) -> None:
+    """Of that, what it takes to find it again."""
+    stuck = replace(STUCK, pid=4712, process_state="D", kernel_wait="snd_card_free", stack=("snd_card_free",))
+    Journal(tmp_path).save(GPU, LESS, stuck)
+    assert Journal(tmp_path).load(GPU) == Entry(LESS, STUCK)
+    Journal(tmp_path).save(GPU, LESS)
+    assert Journal(tmp_path).load(GPU) == Entry(LESS)
+    Journal(tmp_path).save(GPU, NOTHING, STUCK)
+    assert Journal(tmp_path).load(GPU) == Entry(NOTHING, STUCK)
+
+
+def test_what_no_process_sits_in_cannot_be_found_again(tmp_path: Path) -> None:
+    Journal(tmp_path).save(GPU, LESS, Pending("unbind 0000:01:00.0 from nvidia"))
+    assert Journal(tmp_path).load(GPU) == Entry(LESS)
+
+
+def test_knows_for_which_gpus_something_is_kept(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    assert journal.away() == []
+    far = at("10000:e1:00.0")
+    for gpu in (far, GPU):
+        journal.save(gpu, LESS)
+    for name in ("metrics.json", "0000_01_00_0.bad", "0000_02_00_0.new"):
+        (tmp_path / name).write_text("not one of them")
+    assert journal.away() == [GPU, far]
+    assert Journal(tmp_path / "missing").away() == []
+
+
+_CHANGES: list[dict[str, object]] = [
+    {"format": 0},
+    {"format": 1},
+    {"format": 3},
+    {"boot": "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"},
+    {"boot": None},
+    {"functions": None},
+    {"functions": []},
+    {"functions": {"01:00": {}}},
+    {"functions": {str(GPU): None}},
+    {"functions": {str(GPU): {"driver": "nvidia"}}},
+    {"functions": {str(GPU): KEPT | {"driver": 5}}},
+    {"functions": {str(GPU): KEPT | {"driver": True}}},
+    {"functions": {str(GPU): KEPT | {"module": []}}},
+    {"functions": {str(GPU): KEPT | {"override": {}}}},
+    {"functions": {str(GPU): KEPT | {"power_control": "off"}}},
+    {"functions": {str(GPU): KEPT | {"power_control": 1}}},
+    {"units": None},
+    {"units": ["sddm.service"]},
+    {"units": [["sddm.service"]]},
+    {"units": [["sddm.service", "1000"]]},
+    {"units": [["sddm.service", True]]},
+    {"units": [["sddm.service", 1000.0]]},
+    {"units": [[7, None]]},
+    {"modules": [7]},
+    {"modules": 7},
+    {"modules": "nvidia"},
+    {"terminals": ["1"]},
+    {"terminals": [True]},
+    {"terminals": [1.5]},
+    {"vtconsoles": [None]},
+    {"vtconsoles": "vtcon1"},
+    {"boot_framebuffers": [["efi-framebuffer.0"]]},
+    {"boot_framebuffers": [["efi-framebuffer.0", None]]},
+    {"boot_framebuffers": ["ab"]},
+    {"persistent": ["nvidia0"]},
+    {"persistent": [7]},
+    {"stuck": ["unbind"]},
+    {"stuck": ["unbind", "7", 9]},
+    {"stuck": ["unbind", 7, True]},
+    {"stuck": [None, 7, 9]},
+    {"stuck": True},
+]
+_DAMAGED = [
+    b"",
+    b"\0" * 512,
+    b"\xff\xfe",
+    b"null",
+    b"[]",
+    b"7",
+    b"{}",
+    b'{"some": "other program"}',
+    whole().encode()[:-9],
+    *(whole(**changes).encode() for changes in _CHANGES),
+]
+
+
+@pytest.mark.parametrize("content", _DAMAGED, ids=range(len(_DAMAGED)))
 def test_what_cannot_be_read_is_set_aside_with_a_warning(
     content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "0000_01_00_0.json"
     path.write_bytes(content)
-    assert Journal(tmp_path).load(GPU) is None
+    assert Journal(tmp_path).load(GPU) == Entry()
     assert names(tmp_path) == ["0000_01_00_0.bad"]
     assert path.with_suffix(".bad").read_bytes() == content
     assert str(path) in caplog.text
@@ -111,14 +194,14 @@ def test_what_cannot_be_read_is_set_aside_with_a_warning(
 
 def test_a_directory_in_its_place_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "0000_01_00_0.json").mkdir()
-    assert Journal(tmp_path).load(GPU) is None
+    assert Journal(tmp_path).load(GPU) == Entry()
     assert names(tmp_path) == ["0000_01_00_0.bad"]
 
 
 def test_what_cannot_even_be_set_aside_does_not_stop_us(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where the runtime directory is a file, nothing in it can be read or moved."""
     (tmp_path / "file").write_text("")
-    assert Journal(tmp_path / "file").load(GPU) is None
+    assert Journal(tmp_path / "file").load(GPU) == Entry()
     Journal(tmp_path / "file").drop(GPU)
     assert "cannot set" in caplog.text
     assert "cannot remove the journal of 0000:01:00.0" in caplog.text
@@ -158,9 +241,9 @@ def test_a_disk_that_is_full_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         check=True,
     )
     assert ended.stdout.startswith("cannot write the journal")
-    assert Journal(tmp_path).load(GPU) == LESS
+    assert Journal(tmp_path).load(GPU) == Entry(LESS)
     Journal(tmp_path).save(GPU, OWED)
-    assert Journal(tmp_path).load(GPU) == OWED
+    assert Journal(tmp_path).load(GPU) == Entry(OWED)
     assert names(tmp_path) == ["0000_01_00_0.json"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
@@ -169,9 +252,9 @@ def test_a_save_that_was_cut_short_leaves_the_file_as_it_was(tmp_path: Path) -> 
     """A daemon that died in it leaves a part of the new file beside the old one."""
     Journal(tmp_path).save(GPU, OWED)
     (tmp_path / "0000_01_00_0.new").write_text(whole()[:20])
-    assert Journal(tmp_path).load(GPU) == OWED
+    assert Journal(tmp_path).load(GPU) == Entry(OWED)
     Journal(tmp_path).save(GPU, LESS)
-    assert Journal(tmp_path).load(GPU) == LESS
+    assert Journal(tmp_path).load(GPU) == Entry(LESS)
     assert names(tmp_path) == ["0000_01_00_0.json"]
 
 
@@ -190,14 +273,24 @@ _addresses = st.builds(
 )
 
 
-@given(
-    owed=st.dictionaries(
-        _addresses, st.builds(Captured, _drivers, st.none() | st.text(), st.sampled_from(["auto", "on"])), max_size=4
-    )
+_texts = st.text(max_size=8)
+_owed = st.builds(
+    Owed,
+    functions=st.dictionaries(
+        _addresses, st.builds(Captured, _drivers, st.none() | _texts, st.sampled_from(["auto", "on"])), max_size=4
+    ),
+    units=st.lists(st.builds(Unit, _texts, st.none() | st.integers(0, 2**32))).map(tuple),
+    modules=st.lists(_texts).map(tuple),
+    terminals=st.lists(st.integers(1, 63)).map(tuple),
+    vtconsoles=st.lists(_texts).map(tuple),
+    boot_framebuffers=st.lists(st.tuples(_texts, _texts)).map(tuple),
+    persistent=st.lists(_addresses).map(tuple),
 )
-def test_anything_comes_back_as_it_was(
-    owed: dict[PciAddress, Captured], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+_stuck = st.none() | st.builds(Pending, _texts, worker=st.builds(Process, st.integers(1), st.integers(0)))
+
+
+@given(entry=st.builds(Entry, _owed, _stuck))
+def test_anything_comes_back_as_it_was(entry: Entry, tmp_path_factory: pytest.TempPathFactory) -> None:
     journal = Journal(tmp_path_factory.mktemp("journal"))
-    journal.save(GPU, owed)
-    assert journal.load(GPU) == owed
+    journal.save(GPU, entry.owed, entry.stuck)
+    assert journal.load(GPU) == entry

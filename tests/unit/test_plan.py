@@ -8,6 +8,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Captured, Driver, HostFacts, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
+from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.plan import Plan, to_host, to_vfio
 from tests.unit.parts import AUDIO, MODULES, UCSI, VGA, at, captured, driver, facts, function, geforce
 
@@ -26,17 +27,21 @@ def home_of(host: HostFacts, drivers: Sequence[str | None], override: str | None
 
 def titles(plan: Plan) -> list[str]:
     """The steps as people read them, in short."""
-    return [step.title.replace("0000:01:00", "gpu").replace("driver override", "override") for step in plan.steps]
+    told = [step.title.replace("0000:01:00", "gpu").replace("driver override", "override") for step in plan.steps]
+    # The machine is kept from sleeping all the while, whatever the way.
+    assert told.pop() == "let the machine sleep again"
+    told.remove("keep the machine from sleeping")
+    return told
 
 
 def away(functions: Sequence[PciFunction], registered: Mapping[str, str | None] = MODULES) -> Plan:
     host = facts(functions, registered=registered)
-    return to_vfio(gpu_of(host), host, captured(host), {})
+    return to_vfio(gpu_of(host), host, captured(host), NOTHING)
 
 
 def back(functions: Sequence[PciFunction], drivers: Sequence[str | None]) -> Plan:
     host = facts(functions, registered=dict.fromkeys(("vfio-pci", "nvidia", "nouveau", "snd_hda_intel")))
-    return to_host(gpu_of(host), host, captured(host, "vfio-pci"), home_of(host, drivers))
+    return to_host(gpu_of(host), host, captured(host, "vfio-pci"), Owed(home_of(host, drivers)))
 
 
 class TestToVfio:
@@ -88,15 +93,15 @@ class TestToVfio:
     def test_half_moved_only_the_rest_moves(self) -> None:
         plan = away(geforce("nvidia", "vfio-pci", None))
         assert titles(plan)[3:6] == ["unbind gpu.0 from nvidia", "bind gpu.2 to vfio-pci", "bind gpu.0 to vfio-pci"]
-        assert sorted(plan.owed) == [at("0000:01:00.0"), at("0000:01:00.2")]
+        assert sorted(plan.owed.functions) == [at("0000:01:00.0"), at("0000:01:00.2")]
 
     def test_a_driver_that_is_there_is_not_loaded(self) -> None:
         assert titles(away(geforce("nvidia"), registered={"vfio-pci": None}))[0] == "keep gpu.0 awake"
 
     def test_owes_what_the_functions_had(self) -> None:
         host = facts(geforce("nvidia", None))
-        plan = to_vfio(gpu_of(host), host, captured(host, "mine", "on"), {})
-        assert plan.owed == {
+        plan = to_vfio(gpu_of(host), host, captured(host, "mine", "on"), NOTHING)
+        assert plan.owed.functions == {
             at("0000:01:00.0"): Captured(Driver("nvidia", "nvidia"), "mine", "on"),
             at("0000:01:00.1"): Captured(None, "mine", "on"),
         }
@@ -104,9 +109,9 @@ class TestToVfio:
     def test_owes_what_an_earlier_switch_owes_still(self) -> None:
         host = facts(geforce("nvidia", "snd_hda_intel"))
         first = {at("0000:01:00.0"): Captured(Driver("nouveau", "nouveau"), None, "on")}
-        plan = to_vfio(gpu_of(host), host, captured(host, "vfio-pci"), first)
-        assert plan.owed[at("0000:01:00.0")] == first[at("0000:01:00.0")]
-        assert plan.owed[at("0000:01:00.1")].override == "vfio-pci"
+        plan = to_vfio(gpu_of(host), host, captured(host, "vfio-pci"), Owed(first))
+        assert plan.owed.functions[at("0000:01:00.0")] == first[at("0000:01:00.0")]
+        assert plan.owed.functions[at("0000:01:00.1")].override == "vfio-pci"
 
 
 class TestToHost:
@@ -115,6 +120,7 @@ class TestToHost:
             "hold IOMMU group 1",
             "keep both functions awake",
             "aim the override of both functions at nvidia, snd_hda_intel",
+            "see that nobody has it open",
             "unbind gpu.0 from vfio-pci",
             "unbind gpu.1 from vfio-pci",
             "release IOMMU group 1",
@@ -130,6 +136,7 @@ class TestToHost:
             "hold IOMMU group 1",
             "keep all 4 functions awake",
             "aim the override of all 4 functions at i915, nvidia, snd_hda_intel, xhci_hcd",
+            "see that nobody has it open",
             "unbind gpu.0 from vfio-pci",
             "unbind gpu.3 from vfio-pci",
             "unbind gpu.2 from vfio-pci",
@@ -147,8 +154,9 @@ class TestToHost:
         ]
 
     def test_what_had_no_driver_gets_none(self) -> None:
-        assert titles(back(geforce("vfio-pci", "vfio-pci"), ["nvidia", None]))[2:7] == [
+        assert titles(back(geforce("vfio-pci", "vfio-pci"), ["nvidia", None]))[2:8] == [
             "aim the override of both functions at nvidia",
+            "see that nobody has it open",
             "unbind gpu.0 from vfio-pci",
             "unbind gpu.1 from vfio-pci",
             "release IOMMU group 1",
@@ -172,19 +180,19 @@ class TestToHost:
         ]
         steps = titles(back(card, ["nvidia", "snd_hda_intel"]))
         assert steps[:2] == ["hold IOMMU group 3", "hold IOMMU group 7"]
-        assert steps[6:8] == ["release IOMMU group 3", "release IOMMU group 7"]
+        assert steps[7:9] == ["release IOMMU group 3", "release IOMMU group 7"]
 
     def test_an_override_of_the_owner_comes_back(self) -> None:
         host = facts(geforce("vfio-pci"))
-        plan = to_host(gpu_of(host), host, captured(host, "vfio-pci"), home_of(host, ["nvidia"], "nvidia"))
+        plan = to_host(gpu_of(host), host, captured(host, "vfio-pci"), Owed(home_of(host, ["nvidia"], "nvidia")))
         assert titles(plan)[-2] == "aim the override of gpu.0 at nvidia"
 
     def test_a_function_that_has_another_host_driver_by_now_is_home(self) -> None:
         plan = back(geforce("nouveau", "vfio-pci"), ["nvidia", "snd_hda_intel"])
         assert [title for title in titles(plan) if "gpu.0" in title] == ["wait for the device nodes of gpu.0"]
         assert "aim the override of both functions at nouveau, snd_hda_intel" in titles(plan)
-        assert plan.owed[at("0000:01:00.0")].driver == Driver("nouveau", "nouveau")
-        assert plan.owed[at("0000:01:00.0")].power_control == "auto"
+        assert plan.owed.functions[at("0000:01:00.0")].driver == Driver("nouveau", "nouveau")
+        assert plan.owed.functions[at("0000:01:00.0")].power_control == "auto"
 
 
 def test_a_plan_says_whose_it_is() -> None:

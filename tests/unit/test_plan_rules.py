@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, Captured, HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
-from gpuswitch.switch.plan import Baseline, Plan, to_host, to_vfio
+from gpuswitch.switch.owed import NOTHING, Baseline, Owed
+from gpuswitch.switch.plan import Plan, to_host, to_vfio
 from gpuswitch.switch.steps import (
     AimOverrides,
     Bind,
@@ -23,6 +24,7 @@ from gpuswitch.switch.steps import (
     RestorePower,
     Unbind,
 )
+from gpuswitch.switch.surroundings import LetSleep
 from tests.unit.parts import AUDIO, UCSI, USB, VGA, driver, facts, function
 
 _HOST_DRIVERS = st.sampled_from([None, "nvidia", "nouveau", "snd_hda_intel", "xhci_hcd"])
@@ -69,11 +71,11 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def out(case: Case) -> Plan:
-    return to_vfio(case.gpu, case.host, case.now, {})
+    return to_vfio(case.gpu, case.host, case.now, NOTHING)
 
 
 def back(case: Case) -> Plan:
-    return to_host(case.gpu, case.host, case.now, case.baseline)
+    return to_host(case.gpu, case.host, case.now, Owed(case.baseline))
 
 
 def unbinds(plan: Plan) -> list[Unbind]:
@@ -141,7 +143,7 @@ def test_out_every_function_ends_on_vfio(case: Case) -> None:
     assert {step.function for step in binds(plan)} == {a for a in case.gpu.functions if case.on(a) != VFIO_DRIVER}
     assert {step.driver for step in binds(plan)} <= {VFIO_DRIVER}
     assert VFIO_DRIVER not in {step.driver for step in unbinds(plan)}
-    assert set(plan.owed) == {step.function for step in binds(plan)}
+    assert set(plan.owed.functions) == {step.function for step in binds(plan)}
 
 
 @given(cases())
@@ -184,13 +186,14 @@ def test_back_every_group_is_held_through_the_unbinds_and_let_go(case: Case) -> 
 @given(cases())
 def test_back_everything_is_as_it_was(case: Case) -> None:
     plan = back(case)
-    *_, last, rest = plan.steps
+    *_, last, rest, sleep = plan.steps
     assert isinstance(last, AimOverrides)
     assert isinstance(rest, RestorePower)
+    assert isinstance(sleep, LetSleep)
     assert last.to == {a: kept.override for a, kept in case.baseline.items()}
     assert rest.before == {a: kept.power_control for a, kept in case.baseline.items()}
     ends = {a: None if case.on(a) == VFIO_DRIVER else case.on(a) for a in case.gpu.functions}
     ends |= {step.function: step.driver for step in binds(plan)}
-    assert ends == {a: kept.driver.name if kept.driver else None for a, kept in plan.owed.items()}
+    assert ends == {a: kept.driver.name if kept.driver else None for a, kept in plan.owed.functions.items()}
     stayed = {a for a in case.gpu.functions if case.on(a) not in {None, VFIO_DRIVER}}
-    assert all(plan.owed[a].driver == case.baseline[a].driver for a in case.gpu.functions if a not in stayed)
+    assert all(plan.owed.functions[a].driver == case.baseline[a].driver for a in case.gpu.functions if a not in stayed)

@@ -23,6 +23,7 @@ from gpuswitch.api.signatures import (
     pack,
     plain,
     signature_of,
+    typed,
     variant,
     variants,
 )
@@ -84,6 +85,11 @@ def test_a_variant_has_the_signature_of_its_value(value: object, signature: str)
 
 def test_a_variant_stays_what_it_is() -> None:
     assert variants({"t": Variant("t", 5), "s": "a"}) == {"t": Variant("t", 5), "s": Variant("s", "a")}
+
+
+def test_a_list_that_may_be_empty_can_be_given_its_signature() -> None:
+    assert typed("aa{sv}", []) == Variant("aa{sv}", [])
+    assert typed("aa{sv}", [{"a": 1}]) == variant([{"a": 1}])
 
 
 @pytest.mark.parametrize("value", [None, object(), ["a", 1], {"a": None}, b"bytes"])

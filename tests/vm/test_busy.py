@@ -10,10 +10,24 @@ from tests.vm.guest import configure, ctl, drivers, node_of_sound, snapshot, sta
 from tests.vm.rig.hardware import AUDIO_DRIVER, DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
 from tests.vm.rig.machine import Machine
 from tests.vm.stage.desk import await_nodes, login, start_audio
-from tests.vm.stage.programs import await_end, card, main_pid, start_game, start_mapper, start_stubborn
+from tests.vm.stage.programs import await_end, card, main_pid, start_game, start_holder, start_mapper
 
 AT_HOME = [DISPLAY_DRIVER, AUDIO_DRIVER]
 AWAY = ["vfio-pci", "vfio-pci"]
+
+
+def start_deaf(machine: Machine, node: str) -> str:
+    """A program that does not listen to SIGTERM; returns its pid.
+
+    In a scope, as a session's: systemd does not start its programs, so it is they themselves who are asked to end.
+    """
+    machine.sh(
+        f"""mkfifo /run/fifo
+        systemd-run --scope --unit=deaf sh -c 'trap "" TERM; exec 3<>{node}; echo $$ >/run/ready; read -r line' \
+            <>/run/fifo >/dev/null 2>&1 &
+        until [ -s /run/ready ]; do :; done"""
+    )
+    return machine.sh("cat /run/ready").stdout.strip()
 
 
 @pytest.mark.parametrize(("start", "unit"), [(start_game, "game.service"), (start_mapper, "mapper.service")])
@@ -51,7 +65,7 @@ def test_wait_ends_when_the_program_does(machine: Machine) -> None:
     game = start_game(machine, card(GPU))
     machine.sh(f"gpuswitchctl to-vfio {GPU} --wait 100 >/run/said 2>&1 & echo $! >/run/pid")
     wait_state(machine, GPU, "detaching")
-    machine.sh("until grep -q 'wait until nobody' /run/said; do :; done")
+    machine.sh(f"until gpuswitchctl status {GPU} | grep -q 'wait until nobody'; do :; done")
     assert "gpuswitch" in machine.sh("systemd-inhibit --list").stdout
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
     machine.sh(f"kill {game}")
@@ -84,24 +98,19 @@ def test_terminate_ends_a_unit_through_systemd_and_brings_it_back(machine: Machi
 
 def test_terminate_leaves_who_does_not_listen(machine: Machine) -> None:
     """He is named, and everything is as before: units that were stopped run, the GPU is at home."""
-    configure(machine, "[defaults]\ngrace_seconds = 2\n[deadlines]\nunits = 3\n")
-    start_stubborn(machine, card(GPU))
-    start_game(machine, node_of_sound(machine))
+    configure(machine, "[defaults]\ngrace_seconds = 2\n")
+    deaf = start_deaf(machine, card(GPU))
+    start_holder(machine, "game.service", node_of_sound(machine))
     refused = ctl(machine, f"to-vfio {GPU} --busy=terminate", check=False)
     assert refused.status == 1
-    assert "stubborn.service" in refused.stderr
+    assert f"pid {deaf}" in refused.stderr
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
-    assert machine.sh("systemctl is-active game stubborn").stdout == "active\nactive\n"
+    assert machine.sh("systemctl is-active game").stdout == "active\n"
 
 
 def test_a_program_of_no_unit_gets_sigterm_and_the_kill_policy_is_heard(machine: Machine) -> None:
     configure(machine, "[defaults]\ngrace_seconds = 2\n")
-    deaf = machine.sh(
-        f"""mkfifo /run/fifo
-        setsid sh -c 'trap "" TERM; exec 3<>{card(GPU)}; echo ready >/run/ready; read -r line' \
-            <>/run/fifo >/dev/null 2>&1 & pid=$!
-        until [ -e /run/ready ]; do :; done; echo $pid"""
-    ).stdout.strip()
+    deaf = start_deaf(machine, card(GPU))
     assert ctl(machine, f"to-vfio {GPU} --busy=terminate", check=False).status == 1
     machine.sh(f"kill -0 {deaf}")
     ctl(machine, f"to-vfio {GPU} --busy=kill")
@@ -119,10 +128,10 @@ def test_pipewire_lets_go_of_the_sound_card_and_takes_it_up_again(machine: Machi
 
 def test_pipewire_takes_the_sound_card_up_again_after_a_switch_that_failed(machine: Machine) -> None:
     """Not all of what has the GPU goes; by then the card is announced as gone."""
-    configure(machine, "[defaults]\ngrace_seconds = 2\n[deadlines]\nunits = 3\n")
+    configure(machine, "[defaults]\ngrace_seconds = 2\n")
     login(machine)
     wireplumber = start_audio(machine)
-    start_stubborn(machine, card(GPU))
+    start_deaf(machine, card(GPU))
     assert ctl(machine, f"to-vfio {GPU} --busy=terminate", check=False).status == 1
     await_nodes(machine, wireplumber, "all", node_of_sound(machine))
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME

@@ -15,7 +15,7 @@ from tests.vm.stage.desk import (
     terminal_in_front,
     terminal_mode,
 )
-from tests.vm.stage.programs import card, holders, main_pid, start_game
+from tests.vm.stage.programs import card, holders, main_pid, start_holder
 
 AT_HOME = [DISPLAY_DRIVER, AUDIO_DRIVER]
 AWAY = ["vfio-pci", "vfio-pci"]
@@ -76,7 +76,7 @@ def test_the_display_manager_comes_back_when_the_switch_fails(machine: Machine) 
     """A game that is no part of the desktop has the card."""
     start_display_manager(machine, GPU)
     configure(machine, DESKTOP + "[deadlines]\nnodes = 100\n")
-    game = start_game(machine, node_of_sound(machine))
+    game = start_holder(machine, "game.service", node_of_sound(machine))
     refused = ctl(machine, f"to-vfio {GPU} --wait 2", check=False)
     assert refused.status == 1
     assert f"pid {game}" in refused.stderr
@@ -110,7 +110,7 @@ def test_a_service_that_is_killed_half_way_starts_the_units_after_it_is_ready(ma
     """Systemd would wait for it before it starts the display manager, and it for the display manager: nobody does."""
     start_display_manager(machine, GPU)
     configure(machine, DESKTOP)
-    game = start_game(machine, node_of_sound(machine))
+    game = start_holder(machine, "game.service", node_of_sound(machine))
     machine.sh(f"gpuswitchctl to-vfio {GPU} --no-wait --wait 100")
     machine.sh("while systemctl -q is-active display-manager; do :; done")
     machine.sh("systemctl kill -s KILL gpuswitchd")
@@ -125,7 +125,7 @@ def test_a_service_that_is_killed_half_way_starts_the_units_after_it_is_ready(ma
 def test_the_machine_goes_down_in_the_middle_of_a_switch(machine: Machine) -> None:
     start_display_manager(machine, GPU)
     configure(machine, DESKTOP)
-    start_game(machine, node_of_sound(machine))
+    start_holder(machine, "game.service", node_of_sound(machine))
     machine.sh(f"gpuswitchctl to-vfio {GPU} --no-wait --wait 1000")
     machine.sh("while systemctl -q is-active display-manager; do :; done")
     machine.sh("systemctl poweroff", check=False)

@@ -70,6 +70,12 @@ class SystemUnits:
         async with talking(SYSTEMD, "ask systemd about", ", ".join(sorted(names))) as systemd:
             return frozenset([name for name in names if (await _row(systemd, name)).active])
 
+    async def canonical(self, name: str) -> str:
+        if not self._booted.is_dir():
+            return name
+        async with talking(SYSTEMD, "ask systemd about", name) as systemd:
+            return (await _row(systemd, name)).name
+
     async def triggers(self, name: str) -> tuple[str, ...]:
         if not self._booted.is_dir():
             return ()

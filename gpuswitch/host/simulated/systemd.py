@@ -35,6 +35,7 @@ class Units:
         self._records: dict[Unit, _Record] = {}
         self.sessions: dict[str, int] = {}
         self.inhibitors: set[str] = set()
+        self.aliases: dict[Unit, Unit] = {}
         self.stopping = False
         self.managed = True
         table.ended = self._program_ended
@@ -134,6 +135,9 @@ class SimulatedSystemd(Systemd):
         if not self._units.managed:
             return frozenset()
         return frozenset(unit for unit in units if self._units.state(unit) in {"active", "activating"})
+
+    async def canonical(self, unit: Unit) -> Unit:
+        return self._units.aliases.get(unit, unit)
 
     async def sockets(self, unit: Unit) -> tuple[Unit, ...]:
         await self._bus.faults.strike("sockets", unit).land(Call("ask for the sockets of", unit))

@@ -3,7 +3,8 @@
 
     hold.py [--map | --hide] [--stubborn] NODE...
 
-The last part of a node's name may be a pattern; something must be there that fits it.
+The last part of a node's name may be a pattern, for the nodes with a device behind them; something must be there that
+fits it.
 --map       keeps the nodes mapped into memory, and no descriptor
 --hide      keeps them in a message on a socket that nobody has read: in no process's table of descriptors
 --stubborn  ignores SIGTERM
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import array
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -36,7 +38,17 @@ def notify(text: str) -> None:
 
 def found(pattern: str) -> list[str]:
     path = Path(pattern)
-    return sorted(str(node) for node in path.parent.glob(path.name)) or [pattern]
+    nodes = sorted(str(node) for node in path.parent.glob(path.name)) or [pattern]
+    return [node for node in nodes if node == pattern or is_there(node)]
+
+
+def is_there(node: str) -> bool:
+    """Whether there is a device behind it: nodes that no driver looks after stay when it goes."""
+    try:
+        os.close(os.open(node, os.O_RDWR))
+    except OSError as error:
+        return error.errno not in {errno.ENODEV, errno.ENXIO}
+    return True
 
 
 def buffer_of(fd: int) -> tuple[int, int]:

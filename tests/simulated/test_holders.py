@@ -1,0 +1,380 @@
+"""Whoever has the GPU open: named, waited for, ended as the policy says, and never met by an unbind."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.errors import Busy as BusyError
+from gpuswitch.errors import Failed
+from gpuswitch.host.simulated.faults import Delay, Errno, Hang, Silent
+from gpuswitch.host.simulated.scenarios import PERSISTENCED
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.holders import Process, Sought, Unit
+from gpuswitch.model.policy import Busy, Options
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.engine import Status, StepEvent
+from gpuswitch.switch.letting_go import CheckHolders
+from gpuswitch.switch.record import Result
+from gpuswitch.switch.steps import Unbind
+from tests.simulated.bed import Bed
+
+DISPLAY, SOUND = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:01:00.1")
+OLLAMA, OLLAMA_SOCKET = Unit("ollama.service"), Unit("ollama.socket")
+WIREPLUMBER = Unit("wireplumber.service", 1000)
+LAST_LOOK = CheckHolders(Sought(())).title
+TERMINATE, KILL = Options(busy=Busy.TERMINATE), Options(busy=Busy.KILL)
+
+
+@pytest.fixture
+async def bed(tmp_path: Path) -> Bed:
+    """A laptop with nobody on its GeForce."""
+    return await Bed.of("plain", tmp_path, grace_seconds=10, wait_seconds=60)
+
+
+@pytest.fixture
+def actor(bed: Bed) -> Actor:
+    return bed.fleet.find("01:00.0")
+
+
+def blender(bed: Bed, *, stubborn: bool = False, restarts: bool = False) -> None:
+    bed.machine.run("blender", uid=1000, stubborn=stubborn, restarts=restarts)
+    bed.machine.open(DISPLAY, "blender", "nvidia")
+
+
+async def refused(bed: Bed, actor: Actor, options: Options = Options()) -> str:  # noqa: B008 -- frozen
+    """See that it is refused and nothing at all is changed; the sentences."""
+    before, running = bed.snapshot(), {program.process for program in bed.machine.processes.running()}
+    with pytest.raises(BusyError) as refusal:
+        await actor.request(State.VFIO, options)
+    assert (bed.snapshot(), bed.debts, actor.state, actor.switch) == (before, [], State.HOST, None)
+    assert {program.process for program in bed.machine.processes.running()} == running
+    return str(refusal.value)
+
+
+async def reverted(bed: Bed, actor: Actor, options: Options = Options()) -> str:  # noqa: B008 -- frozen
+    """See that it begins, fails, and leaves no trace; the sentence."""
+    before = bed.snapshot()
+    switch = await bed.switch(actor, State.VFIO, options)
+    assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
+    assert (bed.snapshot(), bed.debts) == (before, [])
+    return switch.reason
+
+
+def when(bed: Bed, wanted: str, status: Status, then: object) -> None:
+    """Do something at the first step whose title begins so."""
+    done: list[object] = []
+
+    def hear(_: Actor, event: StepEvent) -> None:
+        if not done and event.status is status and event.step.title.startswith(wanted):
+            assert callable(then)
+            done.append(then() or True)
+
+    bed.witness.on_step = hear
+
+
+class TestRefuse:
+    async def test_a_program_by_name_unit_and_remedy(self, bed: Bed, actor: Actor) -> None:
+        bed.machine.run("ollama", unit=OLLAMA)
+        bed.machine.open(DISPLAY, "ollama", "nvidia")
+        assert re.fullmatch(
+            r"ollama \(pid \d+, ollama\.service\) has /dev/nvidia0, /dev/nvidiactl open; "
+            r"stop it: systemctl stop ollama\.service",
+            await refused(bed, actor),
+        )
+
+    async def test_all_of_them_at_once(self, bed: Bed, actor: Actor) -> None:
+        blender(bed)
+        bed.machine.run("kwin_wayland", uid=1000, unit=Unit("session-2.scope"), session="2")
+        bed.machine.open(DISPLAY, "kwin_wayland", "drm")
+        first, second = (await refused(bed, actor)).splitlines()
+        assert re.match(r"blender \(pid \d+, user alice\) has /dev/nvidia0", first)
+        assert re.match(r"kwin_wayland \(pid \d+, session 2 of alice\) has /dev/dri/card\d open; close it, or", second)
+
+    async def test_somebody_at_a_companion(self, bed: Bed, actor: Actor) -> None:
+        """Sound that does not follow udev."""
+        bed.machine.run("jackd", uid=1000)
+        bed.machine.open(SOUND, "jackd")
+        bed.fleet.reconfigure(bed.fleet.config)
+        assert "has /dev/snd/controlC1 open" in (await reverted(bed, actor))
+
+    async def test_a_reference_of_the_kernel_that_nobody_explains(self, bed: Bed, actor: Actor) -> None:
+        bed.machine.hide(DISPLAY, "nvidia")
+        assert await refused(bed, actor) == (
+            "0000:01:00.0 is in use by the kernel: module nvidia has 1 user that no process explains"
+        )
+
+    async def test_a_plan_is_refused_alike(self, bed: Bed, actor: Actor) -> None:
+        blender(bed)
+        with pytest.raises(BusyError, match=r"^blender .* has /dev/nvidia0"):
+            await actor.plan(State.VFIO)
+
+    async def test_who_has_it_open_can_be_asked_without_a_switch(self, bed: Bed, actor: Actor) -> None:
+        blender(bed)
+        assert [holder.command for holder in await actor.holders()] == ["blender"]
+        bed.machine.end("blender")
+        await bed.moved(actor, State.VFIO)
+        bed.machine.start_vm("win11", actor.gpu.functions)
+        assert [holder.command for holder in await actor.holders()] == ["qemu-system-x86"]
+
+
+class TestNobodyCanTell:
+    async def test_a_scan_that_fails_is_busy(self, bed: Bed, actor: Actor) -> None:
+        bed.host.faults.add(Errno(5), operation="scan")
+        assert "nobody can tell who has 0000:01:00.0 open, so it counts as busy: " in await refused(bed, actor)
+
+    async def test_a_scan_that_hangs_is_busy_within_its_deadline(self, bed: Bed, actor: Actor) -> None:
+        bed.host.faults.add(Hang(), operation="scan")
+        started = asyncio.get_running_loop().time()
+        assert "so it counts as busy: " in await refused(bed, actor)
+        assert asyncio.get_running_loop().time() - started == bed.fleet.config.deadlines.holders
+
+    async def test_the_last_look_too(self, bed: Bed, actor: Actor) -> None:
+        when(bed, LAST_LOOK, Status.RUNNING, self.break_scans(bed, Errno(5)))
+        assert "so 0000:01:00.0 counts as busy" in await reverted(bed, actor)
+
+    async def test_the_last_look_under_its_deadline(self, bed: Bed, actor: Actor) -> None:
+        when(bed, LAST_LOOK, Status.RUNNING, self.break_scans(bed, Hang()))
+        assert await reverted(bed, actor) == "the look for programs that have it open is not over after 10 s"
+
+    async def test_who_asks_is_told(self, bed: Bed, actor: Actor) -> None:
+        bed.host.faults.add(Errno(5), operation="scan")
+        with pytest.raises(Failed, match=r"^nobody can tell who has 0000:01:00\.0 open: "):
+            await actor.holders()
+        bed.host.faults.add(Hang(), operation="scan")
+        with pytest.raises(Failed, match=r"the look for them took longer than 10 s"):
+            await actor.holders()
+
+    @staticmethod
+    def break_scans(bed: Bed, fault: Errno | Hang) -> object:
+        return lambda: bed.host.faults.add(fault, operation="scan", nth=None)
+
+
+class TestAtTheLastMoment:
+    @pytest.mark.parametrize("function", [DISPLAY, SOUND], ids=str)
+    async def test_somebody_who_appears_after_the_first_look(
+        self, function: PciAddress, bed: Bed, actor: Actor
+    ) -> None:
+        when(bed, "keep all", Status.RUNNING, lambda: bed.machine.open(function, "late"))
+        unbound: list[str] = []
+        hear = bed.witness.on_step
+
+        def count(actor: Actor, event: StepEvent) -> None:
+            assert hear is not None
+            hear(actor, event)
+            if isinstance(event.step, Unbind):
+                unbound.append(event.step.title)
+
+        bed.witness.on_step = count
+        assert re.match(r"late \(pid \d+, user root\) has /dev/", await reverted(bed, actor))
+        assert unbound == []
+
+
+class TestWait:
+    async def test_until_the_last_one_ends(self, bed: Bed, actor: Actor) -> None:
+        blender(bed)
+        bed.machine.open(DISPLAY, "other", "drm")
+        loop = asyncio.get_running_loop()
+        loop.call_later(20, bed.machine.end, "blender")
+        loop.call_later(40, bed.machine.close, DISPLAY, "other")
+        started = loop.time()
+        await bed.moved(actor, State.VFIO, Options(busy=Busy.WAIT, wait_seconds=50))
+        assert loop.time() - started == 40
+
+    async def test_seconds_alone_mean_wait(self, bed: Bed, actor: Actor) -> None:
+        blender(bed)
+        asyncio.get_running_loop().call_later(20, bed.machine.end, "blender")
+        await bed.moved(actor, State.VFIO, Options(wait_seconds=50))
+
+    async def test_in_vain(self, bed: Bed, actor: Actor) -> None:
+        blender(bed)
+        started = asyncio.get_running_loop().time()
+        reason = await reverted(bed, actor, Options(wait_seconds=50))
+        assert re.match(r"blender \(pid \d+, user alice\) has /dev/nvidia0, /dev/nvidiactl open; close it", reason)
+        assert asyncio.get_running_loop().time() - started == 50
+
+    async def test_as_long_as_configured_and_restores_the_units_that_it_stopped(self, tmp_path: Path) -> None:
+        bed = await Bed.of("laptop", tmp_path, busy="wait", wait_seconds=120)
+        actor = bed.fleet.find("01:00.0")
+        blender(bed)
+        started = asyncio.get_running_loop().time()
+        assert "blender" in await reverted(bed, actor)
+        assert asyncio.get_running_loop().time() - started == 120
+        assert bed.state(PERSISTENCED) == "active"
+
+    async def test_for_what_makes_no_event(self, bed: Bed, actor: Actor) -> None:
+        """The kernel's own use ends without telling anybody: looked at again each second."""
+        bed.machine.hide(DISPLAY, "nvidia")
+        asyncio.get_running_loop().call_later(20.5, bed.machine.close, DISPLAY, "a descriptor in flight")
+        started = asyncio.get_running_loop().time()
+        await bed.moved(actor, State.VFIO, Options(wait_seconds=50))
+        assert asyncio.get_running_loop().time() - started <= 21.5
+
+    async def test_nobody_who_waits_is_in_the_way_of_the_services_end(self, bed: Bed, actor: Actor) -> None:
+        blender(bed)
+        before = bed.snapshot()
+        switch = await actor.request(State.VFIO, Options(wait_seconds=50))
+        await asyncio.sleep(10)
+        started = asyncio.get_running_loop().time()
+        await bed.fleet.stop("the service is stopping")
+        assert asyncio.get_running_loop().time() == started
+        assert (switch.result, switch.reason) == (Result.CANCELLED, "the service is stopping")
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+
+class TestTerminate:
+    async def test_a_program(self, bed: Bed, actor: Actor) -> None:
+        blender(bed)
+        await bed.moved(actor, State.VFIO, TERMINATE)
+        assert bed.machine.processes.named("blender") is None
+
+    async def test_a_stubborn_one_stays_and_is_told(self, bed: Bed, actor: Actor) -> None:
+        blender(bed, stubborn=True)
+        started = asyncio.get_running_loop().time()
+        assert re.match(r"blender \(pid \d+", await reverted(bed, actor, TERMINATE))
+        assert asyncio.get_running_loop().time() - started == 10
+        assert bed.machine.processes.named("blender") is not None
+
+    async def test_a_unit_through_its_manager_with_what_would_start_it_again(self, bed: Bed, actor: Actor) -> None:
+        bed.machine.units.add(OLLAMA, triggered_by=[OLLAMA_SOCKET])
+        bed.machine.run("ollama", unit=OLLAMA, restarts=True)
+        bed.machine.open(DISPLAY, "ollama", "nvidia")
+        before = bed.snapshot()
+        await bed.moved(actor, State.VFIO, TERMINATE)
+        assert (bed.state(OLLAMA), bed.state(OLLAMA_SOCKET)) == ("inactive", "inactive")
+        await bed.moved(actor, State.HOST)
+        assert bed.snapshot() == before
+        assert bed.machine.processes.named("ollama") is not None
+
+    async def test_a_unit_of_a_user(self, bed: Bed, actor: Actor) -> None:
+        game = Unit("app-game.service", 1000)
+        bed.machine.run("game", uid=1000, unit=game)
+        bed.machine.open(DISPLAY, "game", "nvidia")
+        before = bed.snapshot()
+        await bed.moved(actor, State.VFIO, TERMINATE)
+        assert bed.state(game) == "inactive"
+        await bed.moved(actor, State.HOST)
+        assert bed.snapshot() == before
+
+    async def test_units_come_back_where_somebody_else_stays(self, bed: Bed, actor: Actor) -> None:
+        bed.machine.units.add(OLLAMA, triggered_by=[OLLAMA_SOCKET])
+        bed.machine.run("ollama", unit=OLLAMA)
+        bed.machine.open(DISPLAY, "ollama", "nvidia")
+        blender(bed, stubborn=True)
+        assert "blender" in await reverted(bed, actor, TERMINATE)
+        assert (bed.state(OLLAMA), bed.state(OLLAMA_SOCKET)) == ("active", "active")
+
+    async def test_units_that_take_their_time_to_come_back(self, bed: Bed, actor: Actor) -> None:
+        bed.machine.run("ollama", unit=OLLAMA)
+        bed.machine.open(DISPLAY, "ollama", "nvidia")
+        bed.host.faults.add(Delay(30), operation="start_unit", subject=OLLAMA)
+        blender(bed, stubborn=True)
+        assert "blender" in await reverted(bed, actor, TERMINATE)
+
+    async def test_a_unit_that_refuses(self, bed: Bed, actor: Actor) -> None:
+        bed.machine.run("ollama", unit=OLLAMA)
+        bed.machine.open(DISPLAY, "ollama", "nvidia")
+        bed.host.faults.add(Errno(1), operation="stop_unit", subject=OLLAMA)
+        assert "ollama.service" in await reverted(bed, actor, TERMINATE)
+
+    async def test_a_signal_that_is_not_allowed(self, bed: Bed, actor: Actor) -> None:
+        blender(bed)
+        bed.host.faults.add(Errno(1), operation="signal", subject="blender")
+        assert "Operation not permitted" in await reverted(bed, actor, TERMINATE)
+
+    async def test_a_later_process_of_the_same_number_is_not_meant(self, bed: Bed, actor: Actor) -> None:
+        """The holder has ended by itself when the policy comes to it."""
+        blender(bed)
+        first = bed.machine.processes.named("blender")
+        assert first is not None
+
+        def replace_it() -> None:
+            bed.machine.end("blender")
+            bed.machine.run("innocent")
+            innocent = bed.machine.processes.named("innocent")
+            assert innocent is not None
+            innocent.process = Process(first.process.pid, first.process.started + 1)
+
+        when(bed, "end the programs", Status.RUNNING, replace_it)
+        await bed.moved(actor, State.VFIO, TERMINATE)
+        assert bed.machine.processes.named("innocent") is not None
+
+
+class TestKill:
+    async def test_whoever_is_stubborn(self, bed: Bed, actor: Actor) -> None:
+        blender(bed, stubborn=True)
+        started = asyncio.get_running_loop().time()
+        await bed.moved(actor, State.VFIO, KILL)
+        assert bed.machine.processes.named("blender") is None
+        assert asyncio.get_running_loop().time() - started == 10
+
+    async def test_politely_first(self, bed: Bed, actor: Actor) -> None:
+        blender(bed)
+        started = asyncio.get_running_loop().time()
+        await bed.moved(actor, State.VFIO, KILL)
+        assert asyncio.get_running_loop().time() == started
+
+    async def test_one_that_comes_back_is_told(self, bed: Bed, actor: Actor) -> None:
+        blender(bed, restarts=True)
+        bed.host.faults.add(Delay(1), operation="keep_awake")
+        assert "blender" in await reverted(bed, actor, KILL)
+
+    @pytest.mark.parametrize("policy", [TERMINATE, KILL], ids=["terminate", "kill"])
+    async def test_never_a_virtual_machine_nor_what_the_system_lives_by(
+        self, policy: Options, bed: Bed, actor: Actor
+    ) -> None:
+        bed.machine.run("vm", command="qemu-system-x86")
+        bed.machine.run("dbus-daemon", unit=Unit("dbus.service"))
+        blender(bed)
+        for user in ("vm", "dbus-daemon"):
+            bed.machine.open(DISPLAY, user, "drm")
+        told = (await refused(bed, actor, policy)).splitlines()
+        assert [line.rpartition("; ")[2] for line in told] == ["shut it down", "the system lives by it"]
+        assert bed.machine.processes.named("blender") is not None
+
+    @pytest.mark.parametrize("policy", [TERMINATE, KILL], ids=["terminate", "kill"])
+    async def test_never_the_init_process_nor_logind(self, policy: Options, bed: Bed, actor: Actor) -> None:
+        """They have it open for a session, and may let go when that ends; this one has nobody else on it."""
+        bed.machine.run("systemd")
+        init = bed.machine.processes.named("systemd")
+        assert init is not None
+        init.process = Process(1, 0)
+        bed.machine.run("systemd-logind", unit=Unit("systemd-logind.service"))
+        for user in ("systemd", "systemd-logind"):
+            bed.machine.open(DISPLAY, user, "drm")
+        assert "end the session that draws on it" in await reverted(bed, actor, policy)
+        assert bed.state(Unit("systemd-logind.service")) == "active"
+        assert list(bed.machine.processes.running(Process(1, 0))) == [init]
+
+
+class TestPolite:
+    async def test_pipewire_lets_go_when_it_hears_of_it_and_takes_the_card_up_again(self, tmp_path: Path) -> None:
+        bed = await Bed.of("laptop", tmp_path)
+        actor = bed.fleet.find("01:00.0")
+        assert "wireplumber" in bed.machine.users(SOUND)
+        await bed.moved(actor, State.VFIO)
+        assert bed.state(WIREPLUMBER) == "active"
+        await bed.moved(actor, State.HOST)
+        await asyncio.sleep(1)
+        assert "wireplumber" in bed.machine.users(SOUND)
+
+    async def test_and_takes_it_up_again_after_a_failure(self, tmp_path: Path) -> None:
+        bed = await Bed.of("laptop", tmp_path)
+        bed.host.faults.add(Errno(5), operation="set_override")
+        await reverted(bed, bed.fleet.find("01:00.0"))
+        await asyncio.sleep(1)
+        assert "wireplumber" in bed.machine.users(SOUND)
+
+    async def test_one_that_does_not_let_go_is_told(self, tmp_path: Path) -> None:
+        bed = await Bed.of("laptop", tmp_path)
+        bed.host.faults.add(Silent(), operation="let_go", subject="wireplumber", nth=None)
+        reason = await reverted(bed, bed.fleet.find("01:00.0"))
+        assert "systemctl --user --machine=alice@ stop wireplumber.service" in reason
+
+    async def test_unless_nobody_is_to_be_told(self, tmp_path: Path) -> None:
+        bed = await Bed.of("laptop", tmp_path, announce_sound=False)
+        assert "wireplumber" in await refused(bed, bed.fleet.find("01:00.0"))

@@ -1,0 +1,168 @@
+"""A machine that is kept awake, and a service that ends and comes back while the kernel has a GPU."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.host.simulated.faults import Errno, Fault, Hang, Operation
+from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER, PERSISTENCED
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.engine import Status, StepEvent
+from gpuswitch.switch.record import Result
+from gpuswitch.switch.steps import LoadDriver, Unbind
+from gpuswitch.switch.surroundings import KeepUp, LetSleep
+from tests.simulated.bed import Bed
+
+SOUND = PciAddress.parse("0000:01:00.1")
+
+
+@pytest.fixture
+async def bed(tmp_path: Path) -> Bed:
+    return await Bed.of("laptop", tmp_path)
+
+
+@pytest.fixture
+def actor(bed: Bed) -> Actor:
+    return bed.fleet.find("01:00.0")
+
+
+class TestSleep:
+    @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+    async def test_the_machine_stays_awake_exactly_while_the_gpu_moves(
+        self, target: State, bed: Bed, actor: Actor
+    ) -> None:
+        if target is State.HOST:
+            await bed.moved(actor, State.VFIO)
+        awake: list[bool] = []
+
+        def look(_: Actor, event: StepEvent) -> None:
+            held = bed.machine.units.inhibitors == {"0000:01:00.0"}
+            begins = isinstance(event.step, LoadDriver | KeepUp) and event.status is Status.RUNNING
+            ends = isinstance(event.step, LetSleep) and event.status is Status.DONE
+            if not begins and not ends and not (isinstance(event.step, LoadDriver) and event.index == 1):
+                awake.append(held)
+
+        bed.witness.on_step = look
+        await bed.moved(actor, target)
+        assert len(awake) > 10
+        assert all(awake)
+        assert bed.machine.units.inhibitors == set()
+
+    async def test_also_while_it_is_taken_back(self, bed: Bed, actor: Actor) -> None:
+        bed.host.faults.add(Errno(5), operation="probe", subject=SOUND)
+        held: list[bool] = []
+
+        def look(_: Actor, event: StepEvent) -> None:
+            if event.status is Status.REVERTING and isinstance(event.step, Unbind):
+                held.append(bool(bed.machine.units.inhibitors))
+
+        bed.witness.on_step = look
+        switch = await bed.switch(actor, State.VFIO)
+        assert switch.result is Result.REVERTED
+        assert held
+        assert all(held)
+        assert bed.machine.units.inhibitors == set()
+
+    @pytest.mark.parametrize("fault", [Errno(5), Hang()], ids=["fails", "hangs"])
+    @pytest.mark.parametrize("operation", ["inhibit", "release_inhibitor"])
+    async def test_a_machine_that_cannot_be_kept_awake_switches_all_the_same(
+        self, operation: Operation, fault: Fault, bed: Bed, actor: Actor
+    ) -> None:
+        bed.host.faults.add(fault, operation=operation)
+        switch = await bed.switch(actor, State.VFIO)
+        assert (switch.result, actor.state) == (Result.DONE, State.VFIO)
+        assert switch.reason
+
+    async def test_what_a_dead_service_left_behind_is_let_go(self, bed: Bed, actor: Actor) -> None:
+        """It died after the last step that changed anything."""
+        hang = bed.host.faults.add(Hang(), operation="release_inhibitor")
+        await actor.request(State.VFIO)
+        await hang.reached.wait()
+        task = actor._task
+        assert task is not None
+        task.cancel()
+        await asyncio.wait([task])
+        assert bed.machine.units.inhibitors
+        again = await bed.crash(actor)
+        assert again.fleet.find("01:00.0").state is State.VFIO
+        assert again.machine.units.inhibitors == set()
+
+
+class TestWedged:
+    async def wedged(self, bed: Bed, actor: Actor) -> Hang:
+        hang = bed.host.faults.add(Hang("D", "snd_card_free"), operation="unbind", subject=SOUND)
+        switch = await actor.request(State.VFIO)
+        await switch.wait()
+        assert (switch.result, actor.state) == (Result.WEDGED, State.WEDGED)
+        return hang
+
+    async def test_units_wait_for_the_way_home_and_come_back_with_it(self, bed: Bed, actor: Actor) -> None:
+        before = bed.snapshot()
+        hang = await self.wedged(bed, actor)
+        assert bed.state(PERSISTENCED) == "inactive"
+        hang.release()
+        await bed.witness.until(lambda: not actor.bound)
+        assert (actor.state, bed.snapshot(), bed.debts) == (State.HOST, before, [])
+
+    async def test_the_next_service_finds_it_again_and_brings_it_home(self, bed: Bed, actor: Actor) -> None:
+        before = bed.snapshot()
+        hang = await self.wedged(bed, actor)
+        started = asyncio.get_running_loop().time()
+        await bed.fleet.stop("the service is stopping")
+        again = await bed.again()
+        again = await again.again()
+        assert asyncio.get_running_loop().time() == started
+        successor = again.fleet.find("01:00.0")
+        assert successor.state is State.WEDGED
+        assert re.match(
+            r"the kernel has not returned from 'unbind 0000:01:00\.1 from snd_hda_intel' since before the service "
+            r"started \(process \d+ is in state D, waiting in snd_card_free\); nothing more is written",
+            successor.reason,
+        )
+        stands = again.snapshot()
+        again.fleet.look()
+        assert again.snapshot() == stands
+        hang.release()
+        await again.witness.until(lambda: not successor.bound)
+        assert (successor.state, again.snapshot(), again.debts) == (State.HOST, before, [])
+
+    async def test_one_that_returned_while_no_service_was_there(self, bed: Bed, actor: Actor) -> None:
+        before = bed.snapshot()
+        hang = await self.wedged(bed, actor)
+        await bed.fleet.stop("the service is stopping")
+        hang.release()
+        await bed.host.kernel("0000:01:00.0").returned()
+        again = await bed.again()
+        assert (again.fleet.find("01:00.0").state, again.snapshot(), again.debts) == (State.HOST, before, [])
+
+    async def test_other_gpus_of_its_driver_may_go_but_nobody_unloads_it(self, tmp_path: Path) -> None:
+        bed = await Bed.of("server", tmp_path)
+        stuck, *others = (bed.fleet.actors[address] for address in sorted(bed.fleet.actors))
+        hang = bed.host.faults.add(Hang(), operation="unbind", subject=stuck.gpu.address)
+        switch = await stuck.request(State.VFIO)
+        await switch.wait()
+        assert stuck.state is State.WEDGED
+        for actor in others:
+            await bed.moved(actor, State.VFIO)
+        assert "nvidia" in bed.machine.look().modules
+        for actor in others:
+            await bed.moved(actor, State.HOST)
+        hang.release()
+        await bed.witness.until(lambda: not stuck.bound)
+
+    async def test_a_desktop_comes_back(self, tmp_path: Path) -> None:
+        bed = await Bed.of("single", tmp_path)
+        actor, before = bed.fleet.find(""), bed.snapshot()
+        hang = await self.wedged(bed, actor)
+        await bed.fleet.stop("the service is stopping")
+        again = await bed.again()
+        assert again.state(DISPLAY_MANAGER) == "inactive"
+        hang.release()
+        await again.witness.until(lambda: not again.fleet.find("").bound)
+        assert (again.snapshot(), again.debts) == (before, [])

@@ -1,0 +1,127 @@
+"""Who called: what can be told in time, and nothing that was guessed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from gpuswitch.api import callers, serving
+from gpuswitch.api.bus import Bus, CallError
+from gpuswitch.api.callers import Callers
+from gpuswitch.api.connection import Message
+from gpuswitch.aside import aside
+from gpuswitch.errors import GpuswitchError
+from gpuswitch.switch.record import Asker
+
+ME = {"UnixUserID": os.geteuid(), "ProcessID": os.getpid(), "LinuxSecurityLabel": b"unconfined"}
+
+
+class FixedBus:
+    """A bus that says this of :1.7; or raises it, or, with None, says nothing at all."""
+
+    def __init__(self, answer: dict[str, object] | GpuswitchError | None) -> None:
+        self._answer = answer
+
+    async def credentials(self, name: str) -> dict[str, object]:
+        assert name == ":1.7"
+        if self._answer is None:
+            await asyncio.Event().wait()
+        if isinstance(self._answer, GpuswitchError):
+            raise self._answer
+        return cast("dict[str, object]", self._answer)
+
+
+@pytest.fixture(autouse=True)
+def a_call() -> Iterator[None]:
+    """A method is being served that :1.7 called."""
+    token = serving._call.set(Message(path="/a", member="A", sender=":1.7"))
+    yield
+    serving._call.reset(token)
+
+
+async def asker(answer: dict[str, object] | GpuswitchError | None) -> Asker:
+    return await Callers(cast("Bus", FixedBus(answer))).asker()
+
+
+async def test_the_bus_knows_the_process_and_proc_its_name() -> None:
+    found = await asker(ME)
+    assert (found.uid, found.pid, found.service) == (os.geteuid(), os.getpid(), False)
+    assert f"{found.command}\n" == await asyncio.to_thread(Path("/proc/self/comm").read_text)
+
+
+async def test_a_process_that_is_gone_has_no_name() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])  # noqa: ASYNC220 -- it ends at once
+    ended.wait()
+    assert await asker({"UnixUserID": 1000, "ProcessID": ended.pid}) == Asker(uid=1000, pid=ended.pid)
+
+
+@pytest.mark.parametrize(
+    ("answer", "known"),
+    [
+        ({"UnixUserID": 1000}, Asker(uid=1000)),
+        ({}, Asker()),
+        (CallError("org.freedesktop.DBus.Error.NameHasNoOwner", "it is gone"), Asker()),
+    ],
+)
+async def test_what_the_bus_does_not_know_is_left_out(answer: dict[str, object] | GpuswitchError, known: Asker) -> None:
+    assert await asker(answer) == known
+
+
+async def test_a_bus_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers, "SECONDS", 0.01)
+    assert await asker(None) == Asker()
+
+
+async def test_neither_is_a_kernel_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    returning = threading.Event()
+    monkeypatch.setattr(callers, "SECONDS", 0.01)
+    monkeypatch.setattr(callers, "_process", lambda _pid: returning.wait())
+    assert await asker(ME) == Asker(uid=os.geteuid(), pid=os.getpid())
+    returning.set()
+
+
+@pytest.mark.parametrize(
+    ("asker", "words"),
+    [
+        (Asker(service=True), "the service itself"),
+        (Asker(), "somebody"),
+        (Asker(uid=0), "somebody (uid 0)"),
+        (Asker(uid=1000, pid=42, command="bash"), "bash (pid 42, uid 1000)"),
+    ],
+)
+def test_an_asker_in_words(asker: Asker, words: str) -> None:
+    assert str(asker) == words
+
+
+async def test_work_beside_the_loop_returns_or_raises_as_it_did() -> None:
+    def fail() -> None:
+        raise OSError("no luck")
+
+    assert await aside(threading.get_ident) != threading.get_ident()
+    with pytest.raises(OSError, match="no luck"):
+        await aside(fail)
+
+
+async def test_who_waits_no_longer_does_not_disturb_the_thread() -> None:
+    begun, going_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        going_on.wait()
+        over.set()
+
+    waiting = asyncio.create_task(aside(cast("Callable[[], Any]", work)))
+    await asyncio.to_thread(begun.wait)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    going_on.set()
+    assert await asyncio.to_thread(over.wait)
+    assert waiting.cancelled()

@@ -1,0 +1,196 @@
+"""What the command line tells of finished switches."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+from argparse import Namespace
+from typing import Any, cast
+
+import pytest
+
+from gpuswitch.cli import past
+from gpuswitch.cli.client import Service, plain_values
+from gpuswitch.cli.terminal import print_timeline
+from tests.unit.test_cli import EVIL, HARMLESS
+
+ME = pwd.getpwuid(os.geteuid()).pw_name
+OWN: dict[str, Any] = {"service": True, "unit": "", "command": "", "vm": ""}
+MINE = {"service": False, "uid": os.geteuid(), "pid": 42, "unit": "session-2.scope", "command": "bash", "vm": ""}
+SECOND = 1_000_000
+
+
+def step(index: int, status: str, started: int, usec: int, title: str = "load vfio-pci") -> dict[str, Any]:
+    return {"index": index, "title": title, "kind": "module", "status": status, "started": started, "usec": usec}
+
+
+def entry(**changes: object) -> dict[str, Any]:
+    """A switch as the bus has it."""
+    return {
+        "id": "5f0c3a1b",
+        "gpu": "0000:01:00.0",
+        "target": "vfio",
+        "count": 2,
+        "started": 0,
+        "finished": 2 * SECOND,
+        "result": "done",
+        "reason": "",
+        "options": {},
+        "asker": MINE,
+        **changes,
+    }
+
+
+class FixedService:
+    """A service with these finished switches."""
+
+    def __init__(self, *entries: dict[str, Any]) -> None:
+        self._entries = entries
+
+    def history(self, limit: int) -> list[dict[str, Any]]:
+        return list(self._entries[: limit or None])
+
+    def history_entry(self, switch: str) -> dict[str, Any]:
+        return next(each for each in self._entries if each["id"] == switch)
+
+    def gpu(self, selector: str) -> FixedService:
+        assert selector == "geforce"
+        return self
+
+    def properties(self) -> dict[str, Any]:
+        return {"Address": "0000:01:00.0"}
+
+
+def told(capsys: pytest.CaptureFixture[str], *entries: dict[str, Any], **arguments: Any) -> list[str]:
+    """The lines of `history`."""
+    args = Namespace(**{"json": False, "gpu": "", "limit": 0} | arguments)
+    assert past.history(cast("Service", FixedService(*entries)), args) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def shown(capsys: pytest.CaptureFixture[str], one: dict[str, Any], *, as_json: bool = False) -> str:
+    """What `show` says."""
+    assert past.show(cast("Service", FixedService(one)), Namespace(json=as_json, id=one["id"])) == 0
+    return capsys.readouterr().out
+
+
+def test_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    heading, first, second = told(
+        capsys,
+        entry(reason="one\ntwo"),
+        entry(id="1", asker=OWN, target="host", count=0, result="failed", reason="long " * 50),
+    )
+    assert heading.split() == ["WHEN", "ID", "GPU", "TARGET", "RESULT", "TOOK", "ASKED", "BY", "REASON"]
+    assert f"  5f0c3a1b  0000:01:00.0  vfio    done    2.00 s  bash of {ME}  " in first
+    assert first.endswith("  one; two")
+    assert "  host    failed  -       the service itself  " in second
+    assert second.endswith("  " + "long " * 11 + "long…")
+
+
+def test_of_one_gpu_only_and_so_many(capsys: pytest.CaptureFixture[str]) -> None:
+    entries = [entry(id="1"), entry(id="2", gpu="0000:02:00.0"), entry(id="3"), entry(id="4")]
+
+    def ids(**arguments: object) -> list[str]:
+        return [each["id"] for each in json.loads("".join(told(capsys, *entries, json=True, **arguments)))]
+
+    assert ids() == ["1", "2", "3", "4"]
+    assert ids(limit=2) == ["1", "2"]
+    assert ids(gpu="geforce") == ["1", "3", "4"]
+    assert ids(gpu="geforce", limit=2) == ["1", "3"]
+
+
+def test_nothing_to_tell_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(capsys) == ["there is no finished switch"]
+    assert told(capsys, json=True) == ["[]"]
+
+
+def test_one_switch_with_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    one = entry(
+        result="reverted",
+        reason="no luck\nat all",
+        options={"busy": "wait", "stop_units": ["a.service", "b.service"], "wait_seconds": 30.0},
+        steps=[step(1, "done", 1000, SECOND), step(2, "failed", SECOND + 1000, 5000), step(1, "reverted", SECOND, 12)],
+    )
+    lines = shown(capsys, one).splitlines()
+    assert lines[:4] == [
+        "  switch: 5f0c3a1b: 0000:01:00.0 to vfio",
+        "  result: reverted, after 2.00 s",
+        "  reason: no luck",
+        "          at all",
+    ]
+    assert lines[5:] == [
+        f"asked by: bash (pid 42) of {ME} in session-2.scope",
+        " options: busy: wait",
+        "          stop units: a.service b.service",
+        "          wait seconds: 30.0",
+        "",
+        "#  AFTER   TOOK    STATUS    STEP",
+        "1  1.0 ms  1.00 s  done      load vfio-pci",
+        "2  1.00 s  5.0 ms  failed    load vfio-pci",
+        "1  1.00 s  0.0 ms  reverted  load vfio-pci",
+    ]
+    assert json.loads(shown(capsys, one, as_json=True)) == one
+
+
+def test_one_that_was_there_already(capsys: pytest.CaptureFixture[str]) -> None:
+    said = shown(capsys, entry(count=0, steps=[]))
+    assert "  result: it was there already\n" in said
+    assert "STEP" not in said
+
+
+@pytest.mark.parametrize(
+    ("asker", "short", "whole"),
+    [
+        (OWN, "the service itself", "the service itself"),
+        (MINE, f"bash of {ME}", f"bash (pid 42) of {ME} in session-2.scope"),
+        ({**MINE, "uid": 4_000_000_000, "vm": "win11"}, "bash of uid 4000000000 for win11", None),
+        ({"service": False, "unit": "", "command": "", "vm": ""}, "somebody", "somebody"),
+    ],
+)
+def test_who_asked_in_words(asker: dict[str, Any], short: str, whole: str | None) -> None:
+    assert past.asker_words(asker) == short
+    assert whole is None or past.asker_words(asker, whole=True) == whole
+
+
+def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = entry(
+        gpu=EVIL,
+        target=EVIL,
+        result=EVIL,
+        reason=EVIL,
+        options={EVIL: [EVIL], "busy": EVIL},
+        asker={**MINE, "unit": EVIL, "command": EVIL, "vm": EVIL},
+        steps=[step(1, EVIL, 0, 5, EVIL)],
+    )
+    printed = "\n".join(told(capsys, evil)) + shown(capsys, evil)
+    print_timeline(evil)
+    printed += capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "\x9b" not in printed
+    assert "\u202e" not in printed
+    assert HARMLESS in printed
+
+
+def test_bars_stand_where_the_steps_were(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    steps = [step(1, "done", 0, SECOND), step(2, "failed", SECOND, 3), step(1, "reverted", SECOND, SECOND)]
+    print_timeline(entry(steps=steps))
+    rows = [line.partition("load vfio-pci")[2] for line in capsys.readouterr().out.splitlines()]
+    first, failed, reverted = (len(row) - len(row.lstrip()) for row in rows)
+    assert first < failed == reverted
+    assert rows[0].count("█") == rows[2].count("█") > 5 > rows[1].count("█")
+    assert not rows[1].lstrip().startswith("failed")
+    assert [row.split()[-3:] for row in rows] == [
+        ["done", "1.00", "s"],
+        ["failed", "0.0", "ms"],
+        ["reverted", "1.00", "s"],
+    ]
+
+
+def test_values_inside_lists_are_opened() -> None:
+    steps = ("aa{sv}", [{"index": ("x", 1)}, {"index": ("x", 2)}])
+    assert plain_values({"steps": steps, "none": ("aa{sv}", [])}) == {
+        "steps": [{"index": 1}, {"index": 2}],
+        "none": [],
+    }

@@ -1,0 +1,172 @@
+"""Holders in words, and who of them goes how."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypedDict, Unpack
+
+import pytest
+
+from gpuswitch.model.holders import Holder, Process, Unit
+from gpuswitch.switch.holding import Leaving, in_the_way, is_logind, never_ended, sentences, stoppable_unit
+from tests.unit.parts import at
+
+GPU = at("0000:01:00.0")
+SDDM, OLLAMA = Unit("sddm.service"), Unit("ollama.service")
+
+
+class Who(TypedDict, total=False):
+    uid: int
+    user: str
+    unit: Unit | None
+    session: str
+    nodes: tuple[str, ...]
+    doubt: str
+
+
+def holder(command: str = "blender", pid: int = 1234, **who: Unpack[Who]) -> Holder:
+    alice = Holder(Process(pid, 5), command, 1000, "alice", nodes=("/dev/dri/card0",))
+    return replace(alice, **who)
+
+
+PIPEWIRE = holder("wireplumber", unit=Unit("wireplumber.service", 1000), nodes=("/dev/snd/controlC1",))
+KWIN = holder("kwin_wayland", unit=Unit("session-2.scope"), session="2")
+PLASMA = holder("plasmashell", unit=Unit("plasma-plasmashell.service", 1000))
+LOGIND = holder("systemd-logind", uid=0, user="root", unit=Unit("systemd-logind.service"))
+DAEMON = holder("ollama", uid=0, user="root", unit=OLLAMA)
+KERNEL = Holder(None, "nvidia", doubt="module nvidia has 1 user that no process explains")
+
+
+@pytest.mark.parametrize(
+    ("leaving", "taken"),
+    [
+        (Leaving(), ()),
+        (Leaving((OLLAMA,)), ("ollama",)),
+        (Leaving((Unit("ollama.service", 1000),)), ()),
+        (Leaving(sound=True), ("wireplumber",)),
+        # who has no session of his own lives as long as one: services of users, and logind for them
+        (Leaving(sessions=("2",)), ("wireplumber", "kwin_wayland", "plasmashell", "systemd-logind")),
+        (Leaving(sessions=("3",)), ("wireplumber", "plasmashell", "systemd-logind")),
+        # whoever draws for a person goes with the display manager; so does what logind has open for him
+        (Leaving((SDDM,)), ("wireplumber", "kwin_wayland", "plasmashell", "systemd-logind")),
+        (
+            Leaving((Unit("display-manager.service"),), sound=True),
+            ("wireplumber", "kwin_wayland", "plasmashell", "systemd-logind"),
+        ),
+        # as a service of the system, it is no display manager
+        (Leaving((Unit("nvidia-persistenced.service"),)), ()),
+    ],
+)
+def test_who_goes_with_what_the_switch_does_anyway(leaving: Leaving, taken: tuple[str, ...]) -> None:
+    all_of_them = (PIPEWIRE, KWIN, PLASMA, LOGIND, DAEMON, KERNEL, holder())
+    assert tuple(h.command for h in all_of_them if leaving.takes(h)) == taken
+
+
+def test_an_announced_sound_card_frees_no_display() -> None:
+    both = replace(PIPEWIRE, nodes=("/dev/snd/controlC1", "/dev/dri/card0"))
+    assert not Leaving(sound=True).takes(both)
+    assert not Leaving(sound=True).takes(replace(PIPEWIRE, nodes=(), doubt="its descriptors cannot be read"))
+
+
+@pytest.mark.parametrize(
+    ("who", "why"),
+    [
+        (KERNEL, "nobody can end the kernel's own use of it"),
+        (holder("systemd", 1), "it keeps them for logind: end the session that draws on it"),
+        (holder("qemu-system-x86"), "it is a virtual machine; shut it down"),
+        (holder("kvm"), "it is a virtual machine; shut it down"),
+        (LOGIND, "it has them for a session: end the one that draws on it"),
+        (holder("dbus-daemon", unit=Unit("dbus.service")), "the system lives by it"),
+        (holder("python3", unit=Unit("gpuswitchd.service")), "the system lives by it"),
+        (DAEMON, ""),
+        (KWIN, ""),
+        (holder(), ""),
+        (holder("my-qemu-helper"), ""),
+    ],
+)
+def test_who_is_never_ended(who: Holder, why: str) -> None:
+    assert never_ended(who) == why
+
+
+def test_logind_is_known_by_its_unit() -> None:
+    assert is_logind(LOGIND)
+    assert not is_logind(holder("systemd-logind"))
+
+
+@pytest.mark.parametrize(
+    ("unit", "stoppable"),
+    [
+        (OLLAMA, OLLAMA),
+        (Unit("wireplumber.service", 1000), Unit("wireplumber.service", 1000)),
+        (None, None),
+        (Unit("session-2.scope"), None),
+        (Unit("docker-0123.scope"), None),
+        (Unit("user@1000.service"), None),
+        (Unit("init.scope", 1000), None),
+        (Unit("systemd-logind.service"), None),
+        (Unit("libvirtd.service"), None),
+    ],
+)
+def test_which_unit_is_stopped_to_end_somebody(unit: Unit | None, stoppable: Unit | None) -> None:
+    assert stoppable_unit(holder(unit=unit)) == stoppable
+
+
+@pytest.mark.parametrize(
+    ("who", "sentence"),
+    [
+        (holder(), "blender (pid 1234, user alice) has /dev/dri/card0 open; close it, or: kill 1234"),
+        (holder(user=""), "blender (pid 1234) has /dev/dri/card0 open; close it, or: kill 1234"),
+        (DAEMON, "ollama (pid 1234, ollama.service) has /dev/dri/card0 open; stop it: systemctl stop ollama.service"),
+        (
+            PIPEWIRE,
+            (
+                "wireplumber (pid 1234, wireplumber.service of alice) has /dev/snd/controlC1 open; "
+                "stop it: systemctl --user --machine=alice@ stop wireplumber.service"
+            ),
+        ),
+        (KWIN, "kwin_wayland (pid 1234, session 2 of alice) has /dev/dri/card0 open; close it, or: kill 1234"),
+        (
+            holder("qemu-system-x86", nodes=("/dev/vfio/13",)),
+            "qemu-system-x86 (pid 1234, user alice) has /dev/vfio/13 open; it is a virtual machine; shut it down",
+        ),
+        (
+            holder(nodes=tuple(f"/dev/dri/card{n}" for n in range(5))),
+            (
+                "blender (pid 1234, user alice) has /dev/dri/card0, /dev/dri/card1, /dev/dri/card2 and 2 more open; "
+                "close it, or: kill 1234"
+            ),
+        ),
+        (
+            holder(nodes=(), doubt="its descriptors cannot be read"),
+            (
+                "blender (pid 1234, user alice) may have 0000:01:00.0 open: its descriptors cannot be read; "
+                "close it, or: kill 1234"
+            ),
+        ),
+        (KERNEL, "0000:01:00.0 is in use by the kernel: module nvidia has 1 user that no process explains"),
+    ],
+)
+def test_a_holder_in_a_sentence(who: Holder, sentence: str) -> None:
+    assert list(sentences(GPU, [who])) == [sentence]
+
+
+def test_processes_of_one_program_are_told_together() -> None:
+    workers = [holder("chrome", pid, nodes=(f"/dev/dri/renderD{128 + pid % 2}",)) for pid in (7, 8, 9)]
+    assert list(sentences(GPU, workers)) == [
+        "chrome (pids 7, 8, 9, user alice) has /dev/dri/renderD129, /dev/dri/renderD128 open; close it, or: kill 7 8 9"
+    ]
+
+
+def test_but_not_those_of_different_people_or_units() -> None:
+    bob = holder(pid=8, uid=1001, user="bob")
+    assert len(list(sentences(GPU, [holder(), bob, holder(pid=9, unit=OLLAMA)]))) == 3
+
+
+def test_a_program_and_the_kernels_use_of_a_module_of_that_name_are_two() -> None:
+    told = list(sentences(GPU, [KERNEL, holder("nvidia", user="")]))
+    assert len(told) == 2
+
+
+def test_all_of_them_a_line_each() -> None:
+    assert in_the_way(GPU, [holder(), DAEMON]).splitlines() == list(sentences(GPU, [holder(), DAEMON]))
+    assert in_the_way(GPU, []) == ""

@@ -1,0 +1,309 @@
+"""What a switch needs of the host around a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from gpuswitch.model.facts import Consoles, Driver, HostFacts, Module, PciFunction
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.holders import Holder, Process, Sought, Unit
+from gpuswitch.model.policy import Busy, ModulePolicy
+from gpuswitch.switch.holding import Leaving
+from gpuswitch.switch.needs import (
+    Needs,
+    Occupation,
+    announcements,
+    back_at_once,
+    cannot_let_go,
+    consoles_to_move,
+    everything,
+    moves_in_turns,
+    occupations,
+    refuse_holders,
+    sought,
+    units_to_stop,
+)
+from tests.unit.parts import VGA, at, facts, function, geforce
+
+GPU = Gpu(at("0000:01:00.0"), tuple(at(f"0000:01:00.{n}") for n in range(4)))
+DISPLAY, SOUND, USB, UCSI = GPU.functions
+HOME = ("nvidia", "snd_hda_intel", "xhci_hcd", "nvidia-gpu")
+CHAIN = {
+    "nvidia": Module(4, ("nvidia_modeset", "nvidia_uvm"), "580.95.05"),
+    "nvidia_modeset": Module(1, ("nvidia_drm",), "580.95.05"),
+    "nvidia_drm": Module(0, (), "580.95.05", modeset=True),
+    "nvidia_uvm": Module(0),
+    "snd_hda_intel": Module(1),
+    "i2c_nvidia_gpu": Module(0),
+}
+SIBLING = function("0000:02:00.0", VGA, "nvidia", group=2)
+AUTO, ALWAYS, NEVER = ModulePolicy.AUTO, ModulePolicy.ALWAYS, ModulePolicy.NEVER
+TOO_OLD = (
+    "nvidia 580.95.05 cannot let go of 0000:01:00.0 alone while nvidia_drm has modeset on, and it cannot be unloaded, "
+    "since {}: install nvidia 580.105 or later"
+)
+PERSISTENCED, POWERD = Unit("nvidia-persistenced.service"), Unit("nvidia-powerd.service")
+
+
+def host(*more: PciFunction, on: tuple[str | None, ...] = HOME, modules: Mapping[str, Module] = CHAIN) -> HostFacts:
+    return replace(facts([*geforce(*on), *more]), modules=modules)
+
+
+def with_version(version: str) -> dict[str, Module]:
+    return CHAIN | {"nvidia": replace(CHAIN["nvidia"], version=version)}
+
+
+def found(*more: PciFunction, on: tuple[str | None, ...] = HOME, policy: ModulePolicy = AUTO) -> dict[str, Occupation]:
+    return {o.profile.driver: o for o in occupations(GPU, host(*more, on=on), policy)}
+
+
+class TestOccupations:
+    def test_one_for_each_driver_the_displays_last(self) -> None:
+        assert list(found()) == ["snd_hda_intel", "xhci_hcd", "nvidia-gpu", "nvidia"]
+        assert [o.functions for o in found().values()] == [(SOUND,), (USB,), (UCSI,), (DISPLAY,)]
+
+    def test_nobody_occupies_what_has_no_driver_or_is_on_vfio(self) -> None:
+        assert list(found(on=(None, "vfio-pci", "xhci_hcd", None))) == ["xhci_hcd"]
+
+    def test_two_functions_of_one_driver_are_one(self) -> None:
+        gpu = Gpu(DISPLAY, (*GPU.functions, SIBLING.address))
+        (nvidia,) = (o for o in occupations(gpu, host(SIBLING), AUTO) if o.profile.driver == "nvidia")
+        assert (nvidia.functions, nvidia.last) == ((DISPLAY, SIBLING.address), True)
+
+    def test_the_last_is_who_leaves_none_behind(self) -> None:
+        assert found()["nvidia"].last
+        assert not found(SIBLING)["nvidia"].last
+        assert found(replace(SIBLING, driver=None))["nvidia"].last
+        assert found(replace(SIBLING, driver=Driver("nouveau", "nouveau")))["nvidia"].last
+
+    def test_nobody_is_the_last_of_a_driver_that_the_kernel_is_stuck_in(self) -> None:
+        """A device that is being unbound shows no driver any more."""
+        (*_, nvidia) = occupations(GPU, host(replace(SIBLING, driver=None)), AUTO, frozenset({"nvidia"}))
+        assert (nvidia.last, nvidia.unload) == (False, False)
+
+    def test_what_is_loaded_of_the_chain_in_the_order_to_unload_it(self) -> None:
+        assert found()["nvidia"].loaded == ("nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidia")
+
+    def test_what_is_built_in_cannot_be_unloaded(self) -> None:
+        built_in = CHAIN | {"nvidia_uvm": Module()}
+        (*_, nvidia) = occupations(GPU, host(modules=built_in), AUTO)
+        assert nvidia.loaded == ("nvidia_drm", "nvidia_modeset", "nvidia")
+
+    @pytest.mark.parametrize(
+        ("policy", "last", "unloaded"),
+        [
+            (AUTO, True, {"nvidia"}),
+            (AUTO, False, set()),
+            # of the card's own drivers, those of companions may serve others at any moment
+            (ALWAYS, True, {"nvidia"}),
+            (ALWAYS, False, set()),
+            (NEVER, True, set()),
+            (NEVER, False, set()),
+        ],
+    )
+    def test_what_is_unloaded(self, policy: ModulePolicy, last: bool, unloaded: set[str]) -> None:
+        occupied = found(*([] if last else [SIBLING]), policy=policy)
+        assert {name for name, o in occupied.items() if o.unload} == unloaded
+
+    @pytest.mark.parametrize(("policy", "unload"), [(AUTO, False), (ALWAYS, True), (NEVER, False)])
+    def test_other_drivers_are_unloaded_on_request_only(self, policy: ModulePolicy, unload: bool) -> None:
+        radeon = facts(geforce("amdgpu"))
+        (amdgpu,) = occupations(GPU, replace(radeon, modules={"amdgpu": Module(0)}), policy)
+        assert amdgpu.unload is unload
+
+    def test_a_driver_that_is_built_in_is_never_unloaded(self) -> None:
+        built_in = replace(geforce("nvidia")[0], driver=Driver("nvidia", None))
+        (nvidia,) = occupations(GPU, facts([built_in]), ALWAYS)
+        assert (nvidia.unload, nvidia.loaded) == (False, ())
+
+
+@pytest.mark.parametrize(
+    ("driver", "policy", "turns"),
+    [
+        ("nvidia", AUTO, True),
+        ("amdgpu", AUTO, False),
+        ("amdgpu", ALWAYS, True),
+        ("amdgpu", NEVER, False),
+        # another one of nvidia's may be allowed to unload
+        ("nvidia", NEVER, True),
+    ],
+)
+def test_who_moves_one_at_a_time(driver: str, policy: ModulePolicy, turns: bool) -> None:
+    assert moves_in_turns(driver, policy) is turns
+
+
+class TestCannotLetGo:
+    @pytest.mark.parametrize(
+        ("version", "policy", "last", "sentences"),
+        [
+            ("580.95.05", AUTO, True, []),
+            ("580.105.08", AUTO, False, []),
+            ("590.44.01", NEVER, True, []),
+            (
+                "580.95.05",
+                AUTO,
+                False,
+                [TOO_OLD.format("other GPUs stay on it")],
+            ),
+            (
+                "580.95.05",
+                NEVER,
+                True,
+                [TOO_OLD.format("module_policy is never")],
+            ),
+        ],
+    )
+    def test_old_versions_while_modeset_is_on(
+        self, version: str, policy: ModulePolicy, last: bool, sentences: list[str]
+    ) -> None:
+        seen = host(*([] if last else [SIBLING]), modules=with_version(version))
+        blocked = list(cannot_let_go(GPU, seen, occupations(GPU, seen, policy)))
+        assert [blocker.sentence for blocker in blocked] == sentences
+
+    @pytest.mark.parametrize("drm", [replace(CHAIN["nvidia_drm"], modeset=False), None])
+    def test_old_versions_without_modeset_can(self, drm: Module | None) -> None:
+        modules = {name: module for name, module in CHAIN.items() if name != "nvidia_drm"}
+        seen = host(SIBLING, modules=modules | ({"nvidia_drm": drm} if drm else {}))
+        assert list(cannot_let_go(GPU, seen, occupations(GPU, seen, AUTO))) == []
+
+
+class TestSought:
+    def test_shared_nodes_only_where_nobody_else_uses_them(self) -> None:
+        last, not_last = sought(GPU, found().values()), sought(GPU, found(SIBLING).values())
+        assert last.functions == not_last.functions == GPU.functions
+        assert "nvidiactl" in last.nodes
+        assert not_last.nodes == ()
+
+    def test_unexplained_references_of_drivers_that_wait(self) -> None:
+        """But where others stay on nvidia, their programs are not looked for, and would be unexplained all."""
+        assert set(sought(GPU, found().values()).modules) == {
+            "snd_hda_intel",
+            *("nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidia"),
+        }
+        assert sought(GPU, found(SIBLING).values()).modules == ("snd_hda_intel",)
+
+    def test_everything_is_for_any_driver(self) -> None:
+        assert "nvidiactl" in everything(GPU, host()).nodes
+        assert "vfio/1" in everything(GPU, host()).nodes
+        away = everything(GPU, host(on=("vfio-pci",) * 4))
+        assert away == Sought(GPU.functions, ("vfio/1",))
+
+
+class TestUnits:
+    def test_configured_ones_and_those_of_the_drivers(self) -> None:
+        own, comfort = units_to_stop(found().values(), ["sddm.service", "sddm.service"])
+        assert own == (Unit("sddm.service"),)
+        assert comfort == (PERSISTENCED, POWERD)
+
+    def test_one_that_is_configured_is_no_comfort(self) -> None:
+        own, comfort = units_to_stop(found().values(), [PERSISTENCED.name])
+        assert (own, comfort) == ((PERSISTENCED,), (POWERD,))
+        assert units_to_stop(found(on=("nouveau",)).values(), []) == ((), ())
+
+    def test_what_other_gpus_of_the_driver_use_comes_back_at_once(self) -> None:
+        assert back_at_once(found().values()) == frozenset()
+        assert back_at_once(found(SIBLING).values()) == {PERSISTENCED, POWERD}
+
+    def test_the_others_come_back_with_the_gpu(self) -> None:
+        needs = Needs(active=(Unit("sddm.service"), PERSISTENCED), later=(Unit("sddm.service"),))
+        assert needs.at_once == (PERSISTENCED,)
+
+
+def test_the_chain_is_told_in_the_order_to_load_it() -> None:
+    occupied = tuple(found().values())
+    chain = Needs(occupations=occupied).chain
+    assert chain.index("nvidia") < chain.index("nvidia_modeset") < chain.index("nvidia_drm")
+    assert Needs(occupations=occupied).unload == (found()["nvidia"],)
+
+
+def holder(*nodes: str, command: str = "program", unit: Unit | None = None) -> Holder:
+    return Holder(Process(1234, 5), command, 1000, "alice", unit, nodes=nodes)
+
+
+class TestAnnouncements:
+    NODES = holder("/dev/snd/controlC1", "/dev/dri/card0")
+
+    @pytest.mark.parametrize(
+        ("sound", "display", "cards"),
+        [
+            (True, False, [("sound", (SOUND,))]),
+            (False, True, [("drm", (DISPLAY,))]),
+            (True, True, [("sound", (SOUND,)), ("drm", (DISPLAY,))]),
+            (False, False, []),
+        ],
+    )
+    def test_of_what_may_be_announced(self, sound: bool, display: bool, cards: list[object]) -> None:
+        assert list(announcements(GPU, host(), [self.NODES], sound=sound, display=display, coming=False)) == cards
+
+    def test_only_of_what_somebody_has_open(self) -> None:
+        assert list(announcements(GPU, host(), [holder("/dev/nvidia0")], sound=True, display=True, coming=False)) == []
+        assert list(announcements(GPU, host(), [], sound=True, display=True, coming=False)) == []
+        # A session that comes to the front gets its devices back, and PipeWire opens the card.
+        assert [name for name, _ in announcements(GPU, host(), [], sound=True, display=False, coming=True)] == ["sound"]
+
+    @pytest.mark.parametrize("on", [None, "vfio-pci"])
+    def test_not_of_a_card_that_is_gone(self, on: str | None) -> None:
+        gone = host(on=("nvidia", on, None, None))
+        assert list(announcements(GPU, gone, [self.NODES], sound=True, display=False, coming=True)) == []
+
+
+class TestConsoles:
+    OWN = Consoles({0: None, 1: DISPLAY}, {1: 1, 2: 1, 3: 0}, {"vtcon1": True})
+
+    @pytest.mark.parametrize(
+        ("consoles", "unload", "moved"),
+        [
+            # shown on it, and another frame buffer is there
+            (OWN, True, ((1, 2), 0, ())),
+            (OWN, False, ((1, 2), 0, ())),
+            # the lowest of several others
+            (replace(OWN, frame_buffers={1: DISPLAY, 2: None, 3: None}), True, ((1, 2), 2, ())),
+            # none is left: only an unload needs fbcon to let go
+            (replace(OWN, frame_buffers={1: DISPLAY}), True, ((1, 2), None, ("vtcon1",))),
+            (replace(OWN, frame_buffers={1: DISPLAY}), False, ((1, 2), None, ())),
+            (replace(OWN, frame_buffers={1: DISPLAY}, bound={"vtcon1": False}), True, ((1, 2), None, ())),
+            # it has a frame buffer that shows nothing
+            (replace(OWN, mapped={1: 0}), True, ((), 0, ())),
+            # it has none
+            (replace(OWN, frame_buffers={0: None}), True, ((), None, ())),
+            (Consoles(), True, ((), None, ())),
+        ],
+    )
+    def test_where_they_go(self, consoles: Consoles, unload: bool, moved: object) -> None:
+        assert consoles_to_move(GPU, consoles, unload=unload) == moved
+
+
+class TestRefuse:
+    KERNEL = Holder(None, "nvidia", doubt="module nvidia has 2 users that no process explains")
+    QEMU = holder("/dev/vfio/1", command="qemu-system-x86")
+    LOGIND = holder("/dev/dri/card0", command="systemd-logind", unit=Unit("systemd-logind.service"))
+    INIT = replace(holder("/dev/dri/card0", command="systemd"), process=Process(1, 0))
+    GAME = holder("/dev/dri/renderD128", command="game")
+    BUS = holder("/dev/dri/card0", command="dbus-daemon", unit=Unit("dbus.service"))
+    ALL = (KERNEL, QEMU, LOGIND, INIT, BUS, GAME)
+
+    @pytest.mark.parametrize(
+        ("busy", "named"),
+        [
+            (
+                Busy.REFUSE,
+                ["by the kernel", "qemu-system-x86", "systemd-logind", "systemd (pid 1", "dbus-daemon", "game"],
+            ),
+            (Busy.WAIT, []),
+            # logind, and init for it, let go when the session ends that they have it open for
+            (Busy.TERMINATE, ["by the kernel", "qemu-system-x86", "dbus-daemon"]),
+            (Busy.KILL, ["by the kernel", "qemu-system-x86", "dbus-daemon"]),
+        ],
+    )
+    def test_by_policy_all_at_once(self, busy: Busy, named: list[str]) -> None:
+        told = [blocker.sentence for blocker in refuse_holders(GPU, self.ALL, Leaving(), busy)]
+        assert len(told) == len(named)
+        assert all(word in sentence for word, sentence in zip(named, told, strict=True))
+
+    @pytest.mark.parametrize("busy", Busy)
+    def test_not_those_that_go_by_themselves(self, busy: Busy) -> None:
+        ollama = holder("/dev/nvidia0", unit=Unit("ollama.service"))
+        assert list(refuse_holders(GPU, [ollama], Leaving((Unit("ollama.service"),)), busy)) == []

@@ -1,0 +1,85 @@
+"""What is owed, added up over switches."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuswitch.model.facts import Captured, Driver
+from gpuswitch.model.holders import Unit
+from gpuswitch.switch.owed import NOTHING, Owed
+from tests.unit.parts import at
+
+GPU, SOUND = at("0000:01:00.0"), at("0000:01:00.1")
+SDDM, PERSISTENCED = Unit("sddm.service"), Unit("nvidia-persistenced.service")
+ON_NVIDIA = Captured(Driver("nvidia", "nvidia"), None, "auto")
+ON_NOUVEAU = Captured(Driver("nouveau", "nouveau"), None, "on")
+
+
+@pytest.mark.parametrize(
+    "something",
+    [
+        Owed({GPU: ON_NVIDIA}),
+        Owed(units=(SDDM,)),
+        Owed(modules=("nvidia",)),
+        Owed(terminals=(1,)),
+        Owed(vtconsoles=("vtcon1",)),
+        Owed(boot_framebuffers=(("efi-framebuffer.0", "efi-framebuffer"),)),
+        Owed(persistent=(GPU,)),
+    ],
+)
+def test_anything_owed_is_something(something: Owed) -> None:
+    assert something
+    assert not Owed()
+    assert not NOTHING
+
+
+def test_of_one_function_what_it_had_at_first() -> None:
+    later, earlier = Owed({GPU: ON_NOUVEAU, SOUND: ON_NOUVEAU}), Owed({GPU: ON_NVIDIA})
+    assert later.and_before(earlier).functions == {GPU: ON_NVIDIA, SOUND: ON_NOUVEAU}
+
+
+def test_units_of_both_each_once_the_earlier_first() -> None:
+    later, earlier = Owed(units=(PERSISTENCED, SDDM)), Owed(units=(SDDM,))
+    assert later.and_before(earlier).units == (SDDM, PERSISTENCED)
+    assert later.and_unit(SDDM) == later
+    assert earlier.and_unit(PERSISTENCED).units == (SDDM, PERSISTENCED)
+
+
+def test_modules_keep_the_order_in_which_they_were_loaded() -> None:
+    earlier, later = Owed(modules=("nvidia", "nvidia_drm")), Owed(modules=("nouveau",))
+    assert later.and_before(earlier).modules == ("nvidia", "nvidia_drm")
+    assert later.and_before(NOTHING).modules == ("nouveau",)
+
+
+_names = st.sampled_from(["a", "b", "c"])
+_owed = st.builds(
+    Owed,
+    functions=st.dictionaries(st.sampled_from([GPU, SOUND]), st.sampled_from([ON_NVIDIA, ON_NOUVEAU])),
+    units=st.lists(st.builds(Unit, _names, st.sampled_from([None, 1000])), unique=True).map(tuple),
+    modules=st.lists(_names, unique=True).map(tuple),
+    terminals=st.lists(st.integers(1, 6), unique=True).map(tuple),
+    vtconsoles=st.lists(_names, unique=True).map(tuple),
+    boot_framebuffers=st.lists(st.tuples(_names, _names), unique=True).map(tuple),
+    persistent=st.lists(st.sampled_from([GPU, SOUND]), unique=True).map(tuple),
+)
+
+
+@given(_owed, _owed)
+def test_nothing_that_was_owed_before_is_lost(later: Owed, earlier: Owed) -> None:
+    both = later.and_before(earlier)
+    assert earlier.functions.items() <= both.functions.items()
+    for field in fields(Owed):
+        if field.name != "functions":
+            assert set(getattr(earlier, field.name)) <= set(getattr(both, field.name))
+            assert set(getattr(both, field.name)) <= {*getattr(earlier, field.name), *getattr(later, field.name)}
+
+
+@given(_owed)
+def test_a_switch_that_owes_nothing_changes_nothing(owed: Owed) -> None:
+    assert NOTHING.and_before(owed) == owed
+    assert owed.and_before(NOTHING) == owed
+    assert owed.and_before(owed) == owed

@@ -1,0 +1,214 @@
+"""The plan of a host that has to be made ready first: what it does around the functions, and gives back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gpuswitch.model.drivers import profile_of
+from gpuswitch.model.facts import BootFramebuffer, Driver, HostFacts, Module
+from gpuswitch.model.holders import Sought, Unit
+from gpuswitch.model.policy import Busy
+from gpuswitch.switch.letting_go import AwaitHolders, CheckHolders
+from gpuswitch.switch.needs import Needs, Occupation
+from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.plan import Back, Plan, to_host, to_vfio
+from gpuswitch.switch.steps import Unbind
+from gpuswitch.switch.surroundings import StartUnits, StopUnits
+from tests.unit.parts import at, captured, facts, geforce
+from tests.unit.test_plan import gpu_of, home_of, titles
+
+DISPLAY, SOUND = at("0000:01:00.0"), at("0000:01:00.1")
+PERSISTENCED, SDDM = Unit("nvidia-persistenced.service"), Unit("sddm.service")
+CHAIN = ("nvidia_drm", "nvidia_modeset", "nvidia")
+NVIDIA = Occupation(profile_of(Driver("nvidia", "nvidia")), (DISPLAY,), loaded=CHAIN, unload=True)
+HDA = Occupation(profile_of(Driver("snd_hda_intel", "snd_hda_intel")), (SOUND,), loaded=("snd_hda_intel",))
+SOUGHT = Sought((DISPLAY, SOUND), ("nvidiactl",))
+WHOLE = Needs(
+    sought=SOUGHT,
+    busy=Busy.TERMINATE,
+    wait_seconds=7.0,
+    grace_seconds=3.0,
+    stop=(SDDM, PERSISTENCED),
+    active=(PERSISTENCED,),
+    later=(PERSISTENCED,),
+    sessions=("c2",),
+    announce=(("sound", (SOUND,)), ("drm", (DISPLAY,))),
+    holding=True,
+    occupations=(HDA, NVIDIA),
+    terminals=(1, 2),
+    to=1,
+    boot_framebuffers=(BootFramebuffer("efi-framebuffer.0", "efi-framebuffer", DISPLAY),),
+    persistent=(DISPLAY,),
+)
+OWED = Owed(
+    units=(PERSISTENCED,),
+    modules=("snd_hda_intel", "nvidia", "nvidia_modeset", "nvidia_drm"),
+    terminals=(1, 2),
+    boot_framebuffers=(("efi-framebuffer.0", "efi-framebuffer"),),
+    persistent=(DISPLAY,),
+)
+
+
+def away(needs: Needs, owed: Owed = NOTHING) -> Plan:
+    host = facts(geforce("nvidia", "snd_hda_intel"))
+    return to_vfio(gpu_of(host), host, captured(host), owed, needs)
+
+
+def host_away(*registered: str) -> HostFacts:
+    host = facts(geforce("vfio-pci", "vfio-pci"), registered=dict.fromkeys(("vfio-pci", "snd_hda_intel", *registered)))
+    return replace(host, modules={"snd_hda_intel": Module(1)})
+
+
+def home(owed: Owed, back: Back = Back()) -> Plan:  # noqa: B008 -- frozen
+    host = host_away()
+    known = replace(owed, functions=home_of(host, ["nvidia", "snd_hda_intel"]))
+    return to_host(gpu_of(host), host, captured(host, "vfio-pci"), known, back)
+
+
+def test_the_whole_way_out() -> None:
+    assert titles(away(WHOLE)) == [
+        "load vfio-pci",
+        "stop sddm.service, nvidia-persistenced.service",
+        "end session c2",
+        "announce that the sound card of gpu.1 goes",
+        "announce that the display of gpu.0 goes",
+        "end the programs that have it open",
+        "unbind efi-framebuffer.0 from efi-framebuffer",
+        "move the console to fb1",
+        "turn persistence mode of gpu.0 off",
+        "keep both functions awake",
+        "aim the override of both functions at vfio-pci",
+        "see that nobody has it open",
+        "unbind gpu.1 from snd_hda_intel",
+        "unload nvidia_drm, nvidia_modeset, nvidia",
+        "bind gpu.1 to vfio-pci",
+        "bind gpu.0 to vfio-pci",
+        "check IOMMU group 1",
+    ]
+
+
+def test_it_owes_all_of_that() -> None:
+    plan = away(WHOLE)
+    host = facts(geforce("nvidia", "snd_hda_intel"))
+    assert plan.owed == replace(OWED, functions=captured(host))
+    assert plan.afterwards == plan.owed
+
+
+def test_of_the_units_it_stops_only_those_that_were_active_start_again() -> None:
+    (stop,) = [step for step in away(WHOLE).steps if isinstance(step, StopUnits)]
+    assert (stop.units, stop.active) == ((SDDM, PERSISTENCED), (PERSISTENCED,))
+
+
+def test_what_other_gpus_use_starts_again_once_this_one_is_away_and_is_owed_until_then() -> None:
+    plan = away(replace(WHOLE, later=()))
+    assert titles(plan)[-1] == "start nvidia-persistenced.service"
+    assert plan.owed.units == (PERSISTENCED,)
+    assert plan.afterwards == replace(plan.owed, units=())
+
+
+def test_where_nobody_has_it_open_nobody_is_waited_for_and_a_second_look_is_taken() -> None:
+    plan = away(replace(WHOLE, holding=False))
+    assert not [step for step in plan.steps if isinstance(step, AwaitHolders)]
+    assert [step.sought for step in plan.steps if isinstance(step, CheckHolders)] == [SOUGHT]
+
+
+def test_how_long_holders_are_waited_for() -> None:
+    (waiting,) = [step for step in away(WHOLE).steps if isinstance(step, AwaitHolders)]
+    assert waiting == AwaitHolders(SOUGHT, Busy.TERMINATE, 7.0, 3.0)
+    assert waiting.deadline(5.0) >= 5.0 + 7.0 + 2 * 3.0
+
+
+def test_where_no_other_screen_is_left_the_console_is_unbound() -> None:
+    plan = away(replace(WHOLE, to=None, unbind_consoles=("vtcon1",)))
+    assert "unbind vtcon1" in titles(plan)
+    assert plan.owed.vtconsoles == ("vtcon1",)
+
+
+def test_where_nothing_keeps_the_console_it_is_left_alone_and_comes_back() -> None:
+    """The console leaves a device that is unbound by itself."""
+    plan = away(replace(WHOLE, to=None, boot_framebuffers=()))
+    assert not [title for title in titles(plan) if "console" in title or "vtcon" in title]
+    assert plan.owed.terminals == (1, 2)
+
+
+def test_a_driver_that_may_take_long_is_given_the_time() -> None:
+    slow = Occupation(profile_of(Driver("nvidia-gpu", "i2c_nvidia_gpu")), (SOUND,))
+    unbinds = [s for s in away(replace(WHOLE, occupations=(slow, NVIDIA))).steps if isinstance(s, Unbind)]
+    assert [(step.function, step.deadline(20.0)) for step in unbinds] == [(SOUND, 200.0)]
+    unbinds = [step for step in away(Needs()).steps if isinstance(step, Unbind)]
+    assert [step.deadline(20.0) for step in unbinds] == [20.0, 20.0]
+
+
+def test_an_earlier_switch_that_never_came_home_is_owed_first() -> None:
+    earlier = Owed(units=(SDDM,), modules=("nouveau",), terminals=(6,), vtconsoles=("vtcon0",))
+    owed = away(WHOLE, earlier).owed
+    assert owed.units == (SDDM, PERSISTENCED)
+    assert (owed.modules, owed.terminals, owed.vtconsoles) == (("nouveau",), (6, 1, 2), ("vtcon0",))
+
+
+def test_the_whole_way_home() -> None:
+    after = Back(Unit("getty@tty1.service"), boot_framebuffer=True)
+    assert titles(home(OWED, after)) == [
+        "hold IOMMU group 1",
+        "keep both functions awake",
+        "aim the override of both functions at nvidia, snd_hda_intel",
+        "see that nobody has it open",
+        "unbind gpu.0 from vfio-pci",
+        "unbind gpu.1 from vfio-pci",
+        "release IOMMU group 1",
+        "load nvidia",
+        "bind gpu.0 to nvidia",
+        "bind gpu.1 to snd_hda_intel",
+        "load nvidia_modeset, nvidia_drm",
+        "wait for the device nodes of gpu.0",
+        "clear the override of both functions",
+        "restore the power setting of both functions",
+        "turn persistence mode of gpu.0 on",
+        "bring the console back",
+        "bind efi-framebuffer.0 to efi-framebuffer",
+        "start nvidia-persistenced.service",
+        "start getty@tty1.service",
+    ]
+
+
+def test_at_home_nothing_is_owed() -> None:
+    assert home(OWED).afterwards == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("back", "without"),
+    [
+        (Back(), {"bind efi-framebuffer.0 to efi-framebuffer", "start getty@tty1.service"}),
+        (
+            Back(Unit("getty@tty1.service"), boot_framebuffer=True, units_later=True),
+            {"start nvidia-persistenced.service", "start getty@tty1.service"},
+        ),
+    ],
+)
+def test_what_the_way_home_leaves_out(back: Back, without: set[str]) -> None:
+    whole = titles(home(OWED, Back(Unit("getty@tty1.service"), boot_framebuffer=True)))
+    assert titles(home(OWED, back)) == [title for title in whole if title not in without]
+
+
+def test_units_that_must_wait_stay_owed() -> None:
+    assert home(OWED, Back(units_later=True)).afterwards == Owed(units=(PERSISTENCED,))
+
+
+def test_a_console_that_is_to_be_left_stays_unbound() -> None:
+    owed = Owed(vtconsoles=("vtcon0", "vtcon1"))
+    assert titles(home(owed, Back(leave_consoles=("vtcon1",))))[-1] == "bring the console back"
+    assert "bring the console back" not in titles(home(owed, Back(leave_consoles=("vtcon0", "vtcon1"))))
+
+
+def test_modules_of_a_driver_that_the_gpu_does_not_go_to_stay_out() -> None:
+    host = replace(host_away("nouveau"), functions={f.address: f for f in geforce("nouveau", "vfio-pci")})
+    known = replace(OWED, functions=home_of(host, ["nvidia", "snd_hda_intel"]))
+    plan = to_host(gpu_of(host), host, captured(host, "vfio-pci"), known)
+    assert not [title for title in titles(plan) if title.startswith("load ")]
+
+
+def test_a_start_of_units_may_fail_and_a_stop_may_not() -> None:
+    assert StartUnits((SDDM,)).optional
+    assert not StopUnits((SDDM,), ()).optional

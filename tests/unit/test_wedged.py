@@ -1,0 +1,66 @@
+"""A wedged GPU in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpuswitch.model.holders import Holder, Process
+from gpuswitch.switch.engine import StuckError
+from gpuswitch.switch.host import Pending
+from gpuswitch.switch.wedged import first_words, report
+from tests.unit.parts import at
+
+GPU = at("0000:01:00.0")
+FROM_NVIDIA = StuckError(Pending("unbind 0000:01:00.0 from nvidia", 77, "S", "nv_pci_remove"), 20.0)
+FROM_SOUND = StuckError(Pending("unbind 0000:01:00.1 from snd_hda_intel", 77, "D", "snd_card_free"), 20.0)
+FROM_USB_C = StuckError(Pending("unbind 0000:01:00.3 from nvidia-gpu", 77, "D"), 200.0)
+BLENDER = Holder(Process(1234, 5), "blender", 1000, "alice", nodes=("/dev/nvidia0",))
+SYSRQ = "only a reboot frees it, and an ordinary one will hang: as root, write s, then u, then b to /proc/sysrq-trigger"
+
+
+def test_what_is_known_at_once() -> None:
+    assert first_words(GPU, FROM_SOUND) == (
+        "the kernel has not returned from 'unbind 0000:01:00.1 from snd_hda_intel' within 20 s (process 77 is in state "
+        "D, waiting in snd_card_free); nothing more is written to 0000:01:00.0 until it does"
+    )
+
+
+def test_what_an_earlier_run_of_the_service_left() -> None:
+    left = StuckError(Pending("unbind 0000:01:00.1 from snd_hda_intel"), None)
+    assert str(left) == (
+        "the kernel has not returned from 'unbind 0000:01:00.1 from snd_hda_intel' since before the service started"
+    )
+
+
+def test_where_somebody_has_it_open_that_is_told_and_no_reboot() -> None:
+    told = report(GPU, FROM_SOUND, [BLENDER], "")
+    assert told == (
+        f"{first_words(GPU, FROM_SOUND)}. It recovers by itself once these let go:\n"
+        "blender (pid 1234, user alice) has /dev/nvidia0 open; close it, or: kill 1234"
+    )
+
+
+@pytest.mark.parametrize("holders", [None, ()])
+def test_where_nobody_is_seen_a_reboot_is_likely_and_hope_is_left(holders: tuple[Holder, ...] | None) -> None:
+    told = report(GPU, FROM_SOUND, holders, "")
+    assert told.startswith(f"{first_words(GPU, FROM_SOUND)}. It recovers by itself should the kernel return; ")
+    assert f"most likely {SYSRQ}" in told
+
+
+@pytest.mark.parametrize(
+    ("stuck", "version", "hopeless"),
+    [
+        (FROM_NVIDIA, "595.10", True),
+        (FROM_NVIDIA, "600.1", True),
+        (FROM_NVIDIA, "590.44.01", False),
+        (FROM_NVIDIA, "580.105.08", False),
+        (FROM_NVIDIA, "", False),
+        # the USB-C controller's driver is another one, and so is the sound's
+        (FROM_USB_C, "595.10", False),
+        (FROM_SOUND, "595.10", False),
+    ],
+)
+def test_from_which_nvidia_there_is_no_return(stuck: StuckError, version: str, hopeless: bool) -> None:
+    told = report(GPU, stuck, [BLENDER], version)
+    assert (f"nvidia {version} never returns from this, whoever lets go: {SYSRQ}" in told) is hopeless
+    assert ("once these let go" in told) is not hopeless
