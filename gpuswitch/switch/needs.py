@@ -40,9 +40,9 @@ class Needs:
 
     `stop` are the units to stop, of which `active` are to be started again: `later` with the GPU, the others at once,
     since they serve other GPUs too. `announce` pairs a subsystem with functions. `holding`: somebody has the GPU open,
-    or may come to, who may be waited for, or ended. `terminals` are shown on the GPU, and can be moved `to` a frame buffer; with
-    `unbind_consoles` they are unbound, since fbcon would keep the driver's module. `persistent` functions are in
-    nvidia's persistence mode.
+    or may come to, who may be waited for, or ended. `terminals` are shown on the GPU, and can be moved `to` a frame
+    buffer; with `unbind_consoles` they are unbound, since fbcon would keep the driver's module. `persistent` functions
+    are in nvidia's persistence mode.
     """
 
     sought: Sought | None = None
