@@ -45,6 +45,7 @@ class Profile:
     persistence: bool = False
 
 
+PERSISTENCED = Unit("nvidia-persistenced.service")
 _PROFILES: Mapping[str, Profile] = {
     profile.driver: profile
     for profile in (
@@ -58,7 +59,7 @@ _PROFILES: Mapping[str, Profile] = {
             unload_detaches=True,
             # nv_pci_remove waits for usage_count in a loop, from 595 on for ever (open-gpu-kernel-modules #1119).
             waits=True,
-            units=(Unit("nvidia-persistenced.service"), Unit("nvidia-powerd.service")),
+            units=(PERSISTENCED, Unit("nvidia-powerd.service")),
             nodes=("nvidiactl", "nvidia-modeset", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-caps/*"),
             # nvidia_modeset_remove: there from 580.105.08, not yet in 580.95.05, and in every branch from 590 on.
             single_from=((580, 105), (590,)),

@@ -151,6 +151,8 @@ class Actor(Standing):
         """Give back what the start of the service could not wait for: units."""
         if self._owed and self.state is State.HOST:
             await self._bring_home(starting=False)
+        elif self.state is State.ABSENT and self.owes_units:
+            await self._start_units()
         elif self._task is None:
             # A switch that was cut short left it behind, and nothing of ours needs it.
             await self._let_sleep()

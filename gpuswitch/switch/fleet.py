@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from gpuswitch.config import Config
-from gpuswitch.errors import InvalidArgument, NoSuchGpu
+from gpuswitch.errors import InvalidArgument, KernelError, NoSuchGpu
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu, discover
+from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.observer import Observer
+
+_log = logging.getLogger(__name__)
 
 REST_SECONDS = 0.1
 """How long a look is good for: a driver that binds makes a dozen events in a moment."""
@@ -35,6 +39,8 @@ class Fleet:
         self._observer = observer
         self._unwatch: Callable[[], None] | None = None
         self._looked = float("-inf")
+        self._open = False
+        self._paying: dict[PciAddress, asyncio.Task[None]] = {}
         self._put_off: asyncio.Handle | None = None
 
     async def start(self) -> None:
@@ -45,7 +51,28 @@ class Fleet:
 
     async def pay(self) -> None:
         """Give back what could not be waited for before READY: whoever waits for us may be what it waits for."""
+        self._open = True
+        for address in self._journal.away():
+            if address not in self.actors:
+                await self._pay_for_gone(address)
         await asyncio.gather(*(actor.pay() for actor in list(self.actors.values())))
+
+    async def _pay_for_gone(self, gpu: PciAddress) -> None:
+        """It left the bus while nobody looked: what was changed around it is given back all the same."""
+        for unit in self._journal.load(gpu).owed.units:
+            try:
+                async with asyncio.timeout(self.config.deadlines.units):
+                    await self._arbiter.start(gpu, unit)
+            except (KernelError, TimeoutError) as error:
+                _log.warning("%s", error if str(error) else f"{unit} has not started in time")
+        self._journal.drop(gpu)
+
+    def _pay_for_absent(self, actor: Actor) -> None:
+        """A GPU that left the bus does not come home by a switch; its units do not wait for that."""
+        address = actor.gpu.address
+        if self._open and actor.state is State.ABSENT and actor.owes_units and address not in self._paying:
+            self._paying[address] = asyncio.create_task(actor.pay())
+            self._paying[address].add_done_callback(lambda _: self._paying.pop(address))
 
     async def stop(self, reason: str) -> None:
         """End every switch at the next safe point. A GPU that the kernel has is left to it."""
@@ -86,6 +113,7 @@ class Fleet:
                 self._observer.vanished(actor)
         for address, actor in self.actors.items():
             actor.see(self.facts, found.get(address))
+            self._pay_for_absent(actor)
         for address, gpu in found.items():
             if address not in self.actors:
                 actor = Actor(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from gpuswitch.config import Config
 from gpuswitch.errors import Busy as BusyError
 from gpuswitch.errors import Failed, KernelError
+from gpuswitch.model.drivers import PERSISTENCED
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, Sought, Unit
@@ -82,7 +83,7 @@ class Inquiry:
         asked = [
             function
             for occupation in needs.occupations
-            if occupation.profile.persistence and not set(occupation.profile.units) & set(needs.active)
+            if occupation.profile.persistence and PERSISTENCED not in needs.active
             for function in occupation.functions
         ]
         return replace(
@@ -90,6 +91,7 @@ class Inquiry:
             terminals=terminals,
             to=to,
             unbind_consoles=unbind,
+            leave_consoles=self._rules.leave_consoles,
             boot_framebuffers=tuple(b for b in self.facts.boot_framebuffers if b.function in self.gpu.functions),
             persistent=tuple([f for f in asked if await kernel.persistence(f)]),
         )

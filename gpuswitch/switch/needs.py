@@ -41,8 +41,8 @@ class Needs:
     `stop` are the units to stop, of which `active` are to be started again: `later` with the GPU, the others at once,
     since they serve other GPUs too. `announce` pairs a subsystem with functions. `holding`: somebody has the GPU open,
     or may come to, who may be waited for, or ended. `terminals` are shown on the GPU, and can be moved `to` a frame
-    buffer; with `unbind_consoles` they are unbound, since fbcon would keep the driver's module. `persistent` functions
-    are in nvidia's persistence mode.
+    buffer; with `unbind_consoles` they are unbound, since fbcon would keep the driver's module, and bound again but for
+    `leave_consoles`. `persistent` functions are in nvidia's persistence mode.
     """
 
     sought: Sought | None = None
@@ -59,6 +59,7 @@ class Needs:
     terminals: tuple[int, ...] = ()
     to: int | None = None
     unbind_consoles: tuple[str, ...] = ()
+    leave_consoles: tuple[str, ...] = ()
     boot_framebuffers: tuple[BootFramebuffer, ...] = ()
     persistent: tuple[PciAddress, ...] = ()
 
@@ -66,6 +67,11 @@ class Needs:
     def at_once(self) -> tuple[Unit, ...]:
         """Those to start again as soon as the GPU is away."""
         return tuple(unit for unit in self.active if unit not in self.later)
+
+    @property
+    def consoles_again(self) -> tuple[str, ...]:
+        """Those of the unbound consoles that may be bound again."""
+        return tuple(console for console in self.unbind_consoles if console not in self.leave_consoles)
 
     @property
     def chain(self) -> tuple[str, ...]:

@@ -145,7 +145,7 @@ def _debts(needs: Needs, functions: Baseline) -> Owed:
         units=needs.active,
         modules=needs.chain,
         terminals=needs.terminals,
-        vtconsoles=needs.unbind_consoles,
+        vtconsoles=needs.consoles_again,
         boot_framebuffers=tuple((b.device, b.driver) for b in needs.boot_framebuffers),
         persistent=needs.persistent,
     )
@@ -160,7 +160,9 @@ def _await_holders(needs: Needs) -> list[Step]:
 def _move_consoles(gpu: Gpu, needs: Needs) -> list[Step]:
     steps: list[Step] = [ReleaseBootFramebuffer(b.device, b.driver) for b in needs.boot_framebuffers]
     if (needs.terminals and needs.to is not None) or needs.unbind_consoles:
-        steps.append(MoveConsoles(gpu.functions, needs.terminals, needs.to, needs.unbind_consoles))
+        steps.append(
+            MoveConsoles(gpu.functions, needs.terminals, needs.to, needs.unbind_consoles, needs.consoles_again)
+        )
     return steps
 
 
@@ -206,7 +208,7 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = 
             RestorePower({a: baseline[a].power_control for a in gpu.functions}),
             *_put_right(gpu, owed, back),
         ),
-        Owed(units=owed.units) if back.units_later else NOTHING,
+        _later(owed, back) if back.units_later else NOTHING,
     )
 
 
@@ -242,9 +244,17 @@ def _home(gpu: Gpu, facts: HostFacts, kept: Baseline) -> Baseline:
     return {a: replace(kept[a], driver=elsewhere.get(a, kept[a].driver)) for a in gpu.functions}
 
 
+def _later(owed: Owed, back: Back) -> Owed:
+    """The units that are owed, and the one that is to be started after them."""
+    units = Owed(units=owed.units)
+    return units.and_unit(back.after) if back.after else units
+
+
 def _put_right(gpu: Gpu, owed: Owed, back: Back) -> list[Step]:
     """The host around the GPU, which is home by now: should any of it fail, that takes nothing away."""
-    now = [] if back.units_later else [*filter(None, [owed.units, (back.after,) if back.after else ()])]
+    # One after the other: what the user wants afterwards may need what was there before.
+    own = (back.after,) if back.after and back.after not in owed.units else ()
+    now = [] if back.units_later else [units for units in (owed.units, own) if units]
     return [
         *(RestorePersistence(a, on=True) for a in owed.persistent),
         *_bring_consoles_back(gpu, owed, back),

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from gpuswitch.config import Config
 from gpuswitch.errors import Failed, InvalidArgument, KernelError
@@ -146,6 +147,11 @@ class Standing:
                 f"{self.config.deadlines.holders:g} s"
             ) from None
 
+    @property
+    def owes_units(self) -> bool:
+        """Some are to be started again, when it is home or gone for good."""
+        return bool(self._owed.units)
+
     # Debts ----------------------------------------------------------------------------------------------------------
 
     def _owe(self, owed: Owed, stuck: Pending | None = None) -> None:
@@ -175,6 +181,18 @@ class Standing:
             self._owe(owed)
         except Failed:
             self._owed = owed
+
+    async def _start_units(self) -> None:
+        """Give back what is owed where no GPU comes home with it."""
+        for unit in self._owed.units:
+            try:
+                async with asyncio.timeout(self.config.deadlines.units):
+                    await self._arbiter.start(self.gpu.address, unit)
+            except (KernelError, TimeoutError) as error:
+                _log.warning("%s", error if str(error) else f"{unit} has not started in time")
+        # A member that is still there may be owed its driver.
+        self._owe_at_last(replace(self._owed, units=()))
+        await self._let_sleep()
 
     async def _let_sleep(self) -> None:
         try:

@@ -92,8 +92,8 @@ class StartUnits(Step):
 class MoveConsoles(Step):
     """Show the GPU's virtual terminals on another GPU's frame buffer; where none is left, unbind the vtconsoles.
 
-    `to` is that frame buffer, None for none; `frame_buffer` the GPU's own. The way back looks at what is there then: a
-    driver that was bound anew has made a new one.
+    `to` is that frame buffer, None for none; of the `vtconsoles`, those in `again` are bound on the way back. That
+    looks at what is there then: a driver that was bound anew has made a new frame buffer.
     """
 
     kind = "console"
@@ -101,6 +101,7 @@ class MoveConsoles(Step):
     terminals: tuple[int, ...]
     to: int | None
     vtconsoles: tuple[str, ...]
+    again: tuple[str, ...]
 
     @property
     def title(self) -> str:
@@ -113,7 +114,7 @@ class MoveConsoles(Step):
             await hands.kernel.bind_console(vtconsole, bound=False)
 
     async def revert(self, hands: Hands) -> None:
-        await put_consoles_back(hands.kernel, self.functions, self.terminals, self.vtconsoles)
+        await put_consoles_back(hands.kernel, self.functions, self.terminals, self.again)
 
 
 @dataclass(frozen=True)

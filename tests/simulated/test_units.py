@@ -355,3 +355,25 @@ class TestTheServiceDies:
         assert actor._task is not None
         await asyncio.wait([actor._task])
         return await bed.crash(actor) if killed else None
+
+
+class TestThePulledCard:
+    """It does not come home by a switch, and its units do not wait for that."""
+
+    async def test_what_was_stopped_for_it_comes_back(self, tmp_path: Path) -> None:
+        bed = await Bed.of("single", tmp_path)
+        actor = bed.fleet.find("")
+        await bed.moved(actor, State.VFIO)
+        assert bed.state(DISPLAY_MANAGER) == "inactive"
+        await bed.machine.unplug("0000:01:00")
+        await bed.witness.until(lambda: actor.state is State.ABSENT)
+        await bed.fleet._paying[actor.gpu.address]
+        assert (bed.state(DISPLAY_MANAGER), bed.debts) == ("active", [])
+
+    async def test_also_where_it_was_pulled_while_no_service_was_there(self, tmp_path: Path) -> None:
+        bed = await Bed.of("single", tmp_path)
+        await bed.moved(bed.fleet.find(""), State.VFIO)
+        await bed.host.close()
+        await bed.machine.unplug("0000:01:00")
+        bed = await bed.again()
+        assert (bed.state(DISPLAY_MANAGER), bed.debts) == ("active", [])
