@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import replace
 
 from gpuswitch.config import Config
 from gpuswitch.errors import Failed, GpuswitchError, InProgress, KernelError, Wedged
@@ -31,6 +30,8 @@ from gpuswitch.switch.step import Hands, Step, StepError
 
 _log = logging.getLogger(__name__)
 _AS_CONFIGURED = Options()
+_TURN_SECONDS = 10.0
+"""Plenty for another GPU's switch, unless that waits for somebody."""
 
 
 class Actor(Standing):
@@ -59,7 +60,6 @@ class Actor(Standing):
         self._deciding = asyncio.Lock()
         self._retired = ""
         self._engine: Engine | None = None
-        self._hands: Hands | None = None
         self._task: asyncio.Task[None] | None = None
         self._resting = asyncio.Event()
         self._resting.set()
@@ -111,7 +111,7 @@ class Actor(Standing):
                     f"(switch {self.switch.id}): wait for that first"
                 )
             if self._task is None:
-                await self._take_turn(self.config.deadlines.units)
+                await self._take_turn(None if starting else _TURN_SECONDS)
             try:
                 preparation = self._preparation(options, starting=starting)
                 if not self._is_at(target):
@@ -176,7 +176,7 @@ class Actor(Standing):
         self.retire(reason)
         async with self._deciding:
             if self._engine is not None:
-                self._engine.stop(reason)
+                self._engine.stop(reason, leaving=True)
         while self._task is not None and self.state is not State.WEDGED:
             await self._resting.wait()
         if self._task is not None:
@@ -245,6 +245,8 @@ class Actor(Standing):
 
     async def _let_go(self, preparation: Preparation) -> None:
         """No switch follows from it: give back what it holds."""
+        if not preparation.holds:
+            return
         try:
             await self._new_engine(tuple(preparation.holds), begun=True).back()
         except StepError as error:
@@ -255,7 +257,9 @@ class Actor(Standing):
     def _await_kernel(self, stuck: StuckError, preparation: Preparation) -> None:
         """The kernel has not returned, and no switch had begun: give back what is held if ever it does."""
         self._wedge(stuck)
-        self._task = asyncio.create_task(self._outlast(self._new_engine(tuple(preparation.holds), begun=True)))
+        engine = self._new_engine(tuple(preparation.holds), begun=True)
+        self.patience = 2 * engine.longest
+        self._task = asyncio.create_task(self._outlast(engine))
 
     # Running --------------------------------------------------------------------------------------------------------
 
@@ -267,24 +271,19 @@ class Actor(Standing):
             raise Failed(f"somebody else moved {self.gpu.address} at the same moment; nothing was changed; try again")
         owed_before = self._owed
         self._owe(plan.owed)
-        self._arbiter.claim(self.gpu.address, plan.owed.units)
         switch = self._new_switch(plan.target, len(plan.steps), preparation.options, asker)
         self.reason = ""
         self._resting.clear()
         self._fire("recover" if self.state is State.FAILED else START[plan.target])
         self._tell()
         self._engine = self._new_engine(plan.steps, held=preparation.holds)
+        self.patience = 2 * self._engine.longest
         self._task = asyncio.create_task(self._run(switch, self._engine, plan, owed_before))
         return switch
 
     def _new_engine(self, steps: tuple[Step, ...], *, begun: bool = False, held: Collection[Step] = ()) -> Engine:
-        self._hands = Hands(self.gpu.address, self._host, self._kernel, self._arbiter, self._owe_unit)
-        deadlines: dict[str, float] = self.config.deadlines.model_dump()
-        longest = max(
-            (max(step.deadline(deadlines[step.kind]), step.deadline_back(deadlines)) for step in steps), default=0.0
-        )
-        self.patience = 2 * max(longest, *deadlines.values())
-        return Engine(self._hands, steps, deadlines, self._stepped, begun=begun, held=held)
+        hands = Hands(self.gpu.address, self._host, self._kernel, self._arbiter, self._owe_unit)
+        return Engine(hands, steps, self.config.deadlines.model_dump(), self._stepped, begun=begun, held=held)
 
     async def _run(self, switch: Switch, engine: Engine, plan: Plan, owed_before: Owed) -> None:
         """One switch from its first step to a state of rest."""
@@ -293,8 +292,6 @@ class Actor(Standing):
             try:
                 await engine.forward()
                 reason = "; ".join(engine.forgone)
-                if engine.unpaid:
-                    plan = replace(plan, afterwards=self._owed)
             except StepError as failure:
                 result, reason = Result.REVERTED, str(failure)
             except StoppedError as word:
@@ -329,7 +326,7 @@ class Actor(Standing):
         await self.pay()
 
     def _rest(self) -> None:
-        self._engine = self._task = self._hands = None
+        self._engine = self._task = None
         self._arbiter.end_turn(self.gpu.address)
         self._resting.set()
 
@@ -350,7 +347,7 @@ class Actor(Standing):
 
     def _wedge(self, stuck: StuckError) -> None:
         """The kernel has not returned: say so, and write nothing more."""
-        self._say_stuck(stuck, self._hands.numbers if self._hands else ())
+        self._say_stuck(stuck, self._engine.numbers if self._engine else ())
         if self.switch is not None and self.switch.result is None:
             self._end(self.switch, Result.WEDGED, str(stuck))
         # The others of its driver need not wait for a turn, but nobody may unload what the kernel is in.

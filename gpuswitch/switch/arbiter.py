@@ -10,12 +10,14 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 
+from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
 from gpuswitch.switch.host import Systemd
 
 _log = logging.getLogger(__name__)
+_MANAGER_SECONDS = 5.0
 
 
 class Arbiter:
@@ -56,8 +58,11 @@ class Arbiter:
         async with self._busy[unit]:
             await self._systemd.stop(unit)
 
-    async def start(self, gpu: PciAddress, unit: Unit) -> None:
+    async def start(self, gpu: PciAddress, unit: Unit, *, wait: bool = True) -> None:
         """This GPU does not need it stopped any more: start it, unless another one does, or the system goes down.
+
+        Without `wait`, its start is queued: while the service is stopped, systemd begins no job of a unit that is to
+        come after it, and to wait for one would be to wait for each other (job_compare in systemd's job.c).
 
         Raises:
             KernelError: what its manager says.
@@ -66,10 +71,18 @@ class Arbiter:
         async with self._busy[unit]:
             if self._down[unit]:
                 _log.info("%s stays stopped: another GPU needs it so", unit)
-            elif await self._systemd.stopping():
+            elif await self.system_stopping():
                 _log.info("%s stays stopped: the system is going down", unit)
             else:
-                await self._systemd.start(unit)
+                await (self._systemd.start(unit) if wait else self._systemd.queue_start(unit))
+
+    async def system_stopping(self) -> bool:
+        """Whether the whole system goes down. A manager that does not say so in time does other things."""
+        try:
+            async with asyncio.timeout(_MANAGER_SECONDS):
+                return await self._systemd.stopping()
+        except (KernelError, TimeoutError):
+            return False
 
     # Drivers --------------------------------------------------------------------------------------------------------
 

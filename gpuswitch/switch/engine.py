@@ -87,15 +87,27 @@ class Engine:
         self._ending = asyncio.Event()
         self.forgone: list[str] = []
         """Why optional steps did not work."""
-        self.unpaid = False
-        """Optional steps are left undone, since the switch was to end: it is done, and they are still owed."""
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, *, leaving: bool = False) -> None:
         """End before the next step. A step is never torn apart: the one that runs is finished first, unless it only
-        waits for people and their programs.
+        waits for people and their programs. Where only optional steps are left, those are still done.
+
+        `leaving`: the service itself is stopped, and cannot wait for units.
         """
         self._stop = self._stop or reason
+        self._hands.leaving = self._hands.leaving or leaving
         self._ending.set()
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The device numbers that the last look for holders looked for."""
+        return self._hands.numbers
+
+    @property
+    def longest(self) -> float:
+        """How many seconds may pass at most without anything being told, if all is well with the program itself."""
+        steps = [max(s.deadline(self._deadlines[s.kind]), s.deadline_back(self._deadlines)) for s in self._steps]
+        return max(*self._deadlines.values(), *steps)
 
     @property
     def stoppable(self) -> bool:
@@ -112,10 +124,7 @@ class Engine:
             StoppedError: `stop` was called; `back` may follow.
         """
         for number, step in enumerate(self._steps, 1):
-            if self._stop:
-                if all(later.optional for later in self._steps[number - 1 :]):
-                    self.unpaid = True
-                    return
+            if self._stop and not all(later.optional for later in self._steps[number - 1 :]):
                 raise StoppedError(self._stop)
             self._begun = [*(each for each in self._begun if each[0] != number), (number, step)]
             started = self._tell(number, step, Status.RUNNING)
@@ -136,7 +145,13 @@ class Engine:
 
     async def _forward_one(self, step: Step) -> None:
         deadline = step.deadline(self._deadlines[step.kind])
-        await self._bounded(step, step.apply, deadline)
+        try:
+            await self._bounded(step, step.apply, deadline)
+        except StepError:
+            if not (step.optional and step.interruptible and self._hands.leaving):
+                raise
+            # It waited for units when the service was told to stop; this time it does not wait.
+            await self._bounded(step, step.apply, deadline)
         await self._bounded(step, step.verify, deadline)
 
     async def back(self) -> None:
@@ -167,7 +182,7 @@ class Engine:
         self._hands.waiting_for = f"'{step.title}' is not done"
         try:
             async with asyncio.timeout(deadline):
-                if step.interruptible and work == step.apply:
+                if step.interruptible and work == step.apply and not self._hands.leaving:
                     await self._unless_ending(work(self._hands))
                 else:
                     await work(self._hands)

@@ -66,6 +66,11 @@ class Fleet:
             except (KernelError, TimeoutError) as error:
                 _log.warning("%s", error if str(error) else f"{unit} has not started in time")
         self._journal.drop(gpu)
+        try:
+            async with asyncio.timeout(self.config.deadlines.inhibit):
+                await self._host.systemd.release(str(gpu))
+        except (KernelError, TimeoutError) as error:
+            _log.warning("the machine may still be kept from sleeping for %s: %s", gpu, error)
 
     def _pay_for_absent(self, actor: Actor) -> None:
         """A GPU that left the bus does not come home by a switch; its units do not wait for that."""

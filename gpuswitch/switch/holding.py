@@ -28,6 +28,10 @@ class Leaving:
         """Whether this holder may go with them. It is looked at again, once all that is done."""
         if holder.unit in self.units:
             return True
+        desktop = any(unit.name in _DISPLAY_MANAGERS for unit in self.units)
+        if holder.process is None:
+            # What the kernel has may be a program's, as a buffer that it shares; that is seen when those are gone.
+            return desktop or bool(self.sessions)
         if self.sound and holder.nodes and all(node.startswith("/dev/snd/") for node in holder.nodes):
             return True
         if not _of_a_session(holder):
@@ -35,7 +39,7 @@ class Leaving:
         if holder.session in self.sessions or (self.sessions and _lives_with_sessions(holder)):
             return True
         # Whoever draws for a person lives in that person's session, not in the display manager's own unit.
-        return any(unit.name in _DISPLAY_MANAGERS for unit in self.units)
+        return desktop
 
 
 def _of_a_session(holder: Holder) -> bool:
@@ -60,6 +64,8 @@ def never_ended(holder: Holder) -> str:
     """Why no policy ends this one; "" where one may."""
     if holder.process is None:
         return "nobody can end the kernel's own use of it"
+    if holder.doubt and not holder.nodes:
+        return "nobody can tell whether it has it open"
     if holder.pid == 1:
         return "it keeps them for logind: end the session that draws on it"
     if holder.command.startswith(("qemu-", "kvm")):
@@ -122,7 +128,9 @@ def _whose(holder: Holder) -> str:
 def remedy(alike: list[Holder]) -> str:
     """What a person can do about them, all of one program."""
     first = alike[0]
-    if why := never_ended(first):
+    # A person may know what nobody else can tell.
+    doubtful = first.process is not None and first.doubt and not first.nodes
+    if not doubtful and (why := never_ended(first)):
         return why
     unit = stoppable_unit(first)
     if unit is not None and unit.user is None:

@@ -167,6 +167,9 @@ class Systemd(Protocol):
     async def start(self, unit: Unit) -> None:
         """ResetFailedUnit, then start it; returns when its job is over and it is active."""
 
+    async def queue_start(self, unit: Unit) -> None:
+        """Have it started as `start` does, and return as soon as the job is queued: it outlives us."""
+
     async def sessions(self, uid: int) -> tuple[str, ...]:
         """The logind sessions of this user; none where there is no logind."""
 

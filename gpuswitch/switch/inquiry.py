@@ -52,17 +52,13 @@ class Inquiry:
             async with asyncio.timeout(self.config.deadlines.capture):
                 return await self._capture(), Needs()
         sought = rules.sought(self.gpu, found)
-        looking = asyncio.create_task(self._holders(sought))
-        try:
-            async with asyncio.timeout(self.config.deadlines.capture):
-                now = await self._capture()
-            needs = await self._units(Needs(sought=sought, occupations=found), found)
-            async with asyncio.timeout(self.config.deadlines.capture):
-                needs = await self._of_the_kernel(needs)
-            return now, await self._holding(needs, await looking)
-        finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+        async with asyncio.timeout(self.config.deadlines.capture):
+            now = await self._capture()
+        needs = await self._units(Needs(sought=sought, occupations=found), found)
+        async with asyncio.timeout(self.config.deadlines.module):
+            needs = await self._of_the_kernel(needs)
+        # Not before: nvidia-smi, which may have been asked, has the GPU open as long as it runs.
+        return now, await self._holding(needs, await self._holders(sought))
 
     @property
     def _rules(self) -> Defaults:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +30,12 @@ class EndSession(Step):
         return f"end session {self.session}"
 
     async def apply(self, hands: Hands) -> None:
-        await hands.host.systemd.end_session(self.session)
+        try:
+            await hands.host.systemd.end_session(self.session)
+        except KernelError as error:
+            # Its display manager may have ended it a moment ago.
+            if error.errno != errno.ENOENT:
+                raise
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class AwaitHolders(Step):
 
     async def revert(self, hands: Hands) -> None:
         while hands.stopped:
-            await hands.arbiter.start(hands.gpu, hands.stopped.pop())
+            await hands.arbiter.start(hands.gpu, hands.stopped.pop(), wait=not hands.leaving)
 
     async def _signal(self, hands: Hands, number: Signals) -> None:
         """To each process that has it open at this moment. Those of units got theirs from their manager."""

@@ -211,6 +211,10 @@ def refuse_holders(gpu: Gpu, holders: Iterable[Holder], leaving: Leaving, busy: 
     if busy is Busy.WAIT:
         return
     if busy is not Busy.REFUSE:
+        ended = any(not never_ended(holder) for holder in staying)
         staying = [holder for holder in staying if never_ended(holder) and not is_logind(holder)]
+        # What the kernel has may go with those who are ended.
+        if ended and all(holder.process is None for holder in staying):
+            return
     for sentence in sentences(gpu.address, staying):
         yield Blocker("busy", sentence, BusyError)

@@ -63,7 +63,7 @@ class Preparation:
         )
         if found:
             raise refusal(found)
-        if await self.host.systemd.stopping():
+        if await self.arbiter.system_stopping():
             raise Failed(f"cannot switch {self.gpu.address}: the system is going down")
         if target is State.VFIO:
             inquiry = Inquiry(self.gpu, self.facts, self.config, self.options, self.host, self.arbiter)
@@ -74,7 +74,7 @@ class Preparation:
             kept = self.owed.functions
             baseline = {a: kept.get(a) or await self._first_seen(a, now) for a in self.gpu.functions}
         rules = self._own.rules
-        waits = self.options.policy(rules.busy) is Busy.WAIT
+        waits = self.options.policy(rules.busy) is Busy.WAIT and not self.starting
         if to_begin and not waits:
             await self._hold_groups()
         back = Back(

@@ -184,14 +184,15 @@ class Standing:
 
     async def _start_units(self) -> None:
         """Give back what is owed where no GPU comes home with it."""
-        for unit in self._owed.units:
+        units = self._owed.units
+        for unit in units:
             try:
                 async with asyncio.timeout(self.config.deadlines.units):
                     await self._arbiter.start(self.gpu.address, unit)
             except (KernelError, TimeoutError) as error:
                 _log.warning("%s", error if str(error) else f"{unit} has not started in time")
         # A member that is still there may be owed its driver.
-        self._owe_at_last(replace(self._owed, units=()))
+        self._owe_at_last(replace(self._owed, units=tuple(u for u in self._owed.units if u not in units)))
         await self._let_sleep()
 
     async def _let_sleep(self) -> None:

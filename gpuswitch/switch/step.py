@@ -38,6 +38,8 @@ class Hands:
         self.kernel = kernel
         self.arbiter = arbiter
         self.owe = owe
+        self.leaving = False
+        """The service is being stopped: units are started without waiting for them."""
         self.numbers: tuple[str, ...] = ()
         """Device numbers that the last look for holders looked for."""
         self.stopped: list[Unit] = []

@@ -67,7 +67,7 @@ class StopUnits(Step):
         await _side_by_side(hands.arbiter.stop(hands.gpu, unit) for unit in self.units)
 
     async def revert(self, hands: Hands) -> None:
-        await _side_by_side(hands.arbiter.start(hands.gpu, unit) for unit in self.active)
+        await _side_by_side(hands.arbiter.start(hands.gpu, unit, wait=not hands.leaving) for unit in self.active)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class StartUnits(Step):
 
     async def apply(self, hands: Hands) -> None:
         hands.waiting_for = f"{_all(self.units)}: not started"
-        await _side_by_side(hands.arbiter.start(hands.gpu, unit) for unit in self.units)
+        await _side_by_side(hands.arbiter.start(hands.gpu, unit, wait=not hands.leaving) for unit in self.units)
 
 
 @dataclass(frozen=True)

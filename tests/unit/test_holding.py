@@ -44,14 +44,15 @@ KERNEL = Holder(None, "nvidia", doubt="module nvidia has 1 user that no process 
         (Leaving((OLLAMA,)), ("ollama",)),
         (Leaving((Unit("ollama.service", 1000),)), ()),
         (Leaving(sound=True), ("wireplumber",)),
+        # a buffer that a program of the session shares is a reference of the kernel's
         # who has no session of his own lives as long as one: services of users, and logind for them
-        (Leaving(sessions=("2",)), ("wireplumber", "kwin_wayland", "plasmashell", "systemd-logind")),
-        (Leaving(sessions=("3",)), ("wireplumber", "plasmashell", "systemd-logind")),
+        (Leaving(sessions=("2",)), ("wireplumber", "kwin_wayland", "plasmashell", "systemd-logind", "nvidia")),
+        (Leaving(sessions=("3",)), ("wireplumber", "plasmashell", "systemd-logind", "nvidia")),
         # whoever draws for a person goes with the display manager; so does what logind has open for him
-        (Leaving((SDDM,)), ("wireplumber", "kwin_wayland", "plasmashell", "systemd-logind")),
+        (Leaving((SDDM,)), ("wireplumber", "kwin_wayland", "plasmashell", "systemd-logind", "nvidia")),
         (
             Leaving((Unit("display-manager.service"),), sound=True),
-            ("wireplumber", "kwin_wayland", "plasmashell", "systemd-logind"),
+            ("wireplumber", "kwin_wayland", "plasmashell", "systemd-logind", "nvidia"),
         ),
         # as a service of the system, it is no display manager
         (Leaving((Unit("nvidia-persistenced.service"),)), ()),

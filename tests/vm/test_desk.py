@@ -49,6 +49,8 @@ def test_the_whole_way_of_a_single_gpu(machine: Machine) -> None:
     assert holders(machine, card(GPU)) == {second}
     assert (terminal_in_front(machine), terminal_mode(machine, 7)) == ("tty7", "graphics")
     assert machine.sh(MAP).stdout == before
+    # It has its cards while its session is in front.
+    machine.sh("systemctl stop display-manager")
     await_nodes(machine, wireplumber, "all", node_of_sound(machine))
 
 

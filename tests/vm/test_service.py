@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.vm.guest import configure, ctl, drivers, hold_open, node_of_sound, prop, snapshot, start_switch, state
+from tests.vm.guest import configure, ctl, drivers, prop, snapshot, start_switch, state
 from tests.vm.rig.hardware import AUDIO_DRIVER, DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
 from tests.vm.rig.machine import Machine
 
@@ -63,17 +63,23 @@ def test_a_gpu_that_was_on_vfio_before_the_service_started(machine: Machine) -> 
 def test_killed_in_the_middle_of_a_switch_it_brings_the_gpu_home(machine: Machine) -> None:
     """The journal says what is owed, and the new daemon pays before it says READY.
 
-    The unbind waits for a program that has the sound card, so the signal comes in the middle for sure.
+    The worker is stopped, from outside, as it unbinds the display; so the signal comes in the middle for sure.
     """
     before = snapshot(machine)
-    program = hold_open(machine, node_of_sound(machine))
+    ctl(machine, f"plan {GPU} vfio")
+    machine.sh(
+        f"""worker=$(pgrep -f '[w]orker_main.*{GPU}')
+        setsid strace -o /dev/null -P /sys/bus/pci/drivers/{DISPLAY_DRIVER}/unbind -e trace=write \
+            -e inject=write:signal=STOP:when=1 -p $worker >/dev/null 2>/run/strace &
+        until grep attached /run/strace; do :; done"""
+    )
     start_switch(machine, GPU, "ToVfio")
-    machine.sh(f"until [ ! -e /sys/bus/pci/devices/{GPU_AUDIO}/driver ]; do :; done")
+    machine.sh(f"until [ ! -e /sys/bus/pci/devices/{GPU}/driver ]; do :; done")
     # systemd must not start the next one before the unbind is over.
     machine.push("[Service]\nRestart=no\n", "/run/systemd/system/gpuswitchd.service.d/once.conf")
     machine.sh("systemctl daemon-reload; systemctl kill -s KILL gpuswitchd; systemctl stop gpuswitchd")
-    machine.sh(f"kill {program}; while pgrep -f '[w]orker_main' >/dev/null; do :; done")
-    assert drivers(machine, GPU_AUDIO) == [""]
+    machine.sh("pkill -CONT -f '[w]orker_main'; while pgrep -f '[w]orker_main' >/dev/null; do :; done")
+    assert drivers(machine, GPU, GPU_AUDIO) == ["", ""]
 
     machine.sh("systemctl start gpuswitchd")
     assert state(machine) == "host"

@@ -119,7 +119,7 @@ class Inhibitors:
 
 
 def _why(gpu: str) -> str:
-    return f"GPU {gpu} is being switched or belongs to a virtual machine"
+    return f"GPU {gpu} is being switched"
 
 
 async def _has_session(logind: Remote, session: str) -> bool:

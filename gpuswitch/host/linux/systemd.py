@@ -61,6 +61,12 @@ class LinuxSystemd(Systemd):
         else:
             await self._users.start(unit)
 
+    async def queue_start(self, unit: Unit) -> None:
+        if unit.user is None:
+            await self._system.queue_start(unit.name)
+        else:
+            await self._users.queue_start(unit)
+
     async def sessions(self, uid: int) -> tuple[str, ...]:
         return await self._sessions.of(uid)
 

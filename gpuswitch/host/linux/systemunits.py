@@ -108,6 +108,11 @@ class SystemUnits:
                 raise KernelError("start", name, errno.EIO, "a Condition line of its unit file is not true")
             raise await _failure(systemd, "start", name, after.path, "failed" if end in {"done", ""} else end)
 
+    async def queue_start(self, name: str) -> None:
+        async with talking(SYSTEMD, "start", name) as systemd:
+            await self._forget_failures(systemd, name)
+            await systemd.call(PATH, MANAGER, "StartUnit", "ss", name, "replace")
+
     async def stopping(self) -> bool:
         """Whether the system goes down; False where no systemd tells."""
         try:

@@ -92,6 +92,13 @@ class UserUnits:
         if after.state == "failed":
             raise KernelError("start", str(unit), errno.EIO, "it failed")
 
+    async def queue_start(self, unit: Unit) -> None:
+        self._need_manager("start", unit)
+        try:
+            await self._systemctl(unit, "start", "--no-block", "--", unit.name)
+        except SystemctlError as error:
+            raise KernelError("start", str(unit), errno.EIO, str(error)) from error
+
     def _manager(self, unit: Unit) -> children.Identity | None:
         """Whose manager it is, None where the user has none. The folder is root's to make, and tells the group too.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+from gpuswitch.errors import KernelError
 from gpuswitch.host.simulated.bus import Bus
 from gpuswitch.host.simulated.faults import Call
 from gpuswitch.host.simulated.processes import MOMENT, ProcessTable, Program
@@ -165,6 +167,15 @@ class SimulatedSystemd(Systemd):
             raise
         finally:
             self._units.settle(unit, state)
+
+    async def queue_start(self, unit: Unit) -> None:
+        self._known(unit, Call("start", unit))
+        self._bus.later(self._queued(unit))
+
+    async def _queued(self, unit: Unit) -> None:
+        """What becomes of it, nobody waits to hear."""
+        with suppress(KernelError):
+            await self.start(unit)
 
     async def sessions(self, uid: int) -> tuple[str, ...]:
         if not self._units.managed:
