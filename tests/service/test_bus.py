@@ -97,10 +97,12 @@ class Gpu(Interface, name=INTERFACE):
 
 
 @pytest.fixture
-def gpu(bus: Bus) -> Gpu:
+async def gpu(bus: Bus, peer: Peer) -> Gpu:
     gpu = Gpu()
     bus.export(ROOT, manages=True)
     bus.export(GPU, gpu)
+    # Once the bus has answered, what it told of this is past: nobody who begins to listen later hears it.
+    await peer.call(bus.name, ROOT, f"{MANAGER}.GetManagedObjects")
     return gpu
 
 
@@ -266,8 +268,6 @@ async def test_a_call_may_leave_out_the_interface(bus: Bus, peer: Peer, gpu: Gpu
 
 
 async def test_a_manager_tells_of_what_comes_and_goes_below_it(bus: Bus, peer: Peer, gpu: Gpu) -> None:
-    # What the bus told when it exported the GPU at first is past once it has answered.
-    await peer.call(bus.name, ROOT, f"{MANAGER}.GetManagedObjects")
     async with peer.hear(bus.name) as heard:
         bus.unexport(GPU)
         bus.export(GPU, gpu)
