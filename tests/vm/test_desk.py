@@ -124,6 +124,29 @@ def test_a_service_that_is_killed_half_way_starts_the_units_after_it_is_ready(ma
     assert "gpuswitch" not in machine.sh("systemd-inhibit --list").stdout
 
 
+def test_a_service_that_is_restarted_half_way_does_not_wait_for_what_waits_for_it(machine: Machine) -> None:
+    """The display manager comes after the service: while that stops, systemd begins no job of it."""
+    start_display_manager(machine, GPU)
+    configure(machine, DESKTOP)
+    start_holder(machine, "game.service", node_of_sound(machine))
+    machine.sh(f"gpuswitchctl to-vfio {GPU} --no-wait --wait 1000")
+    machine.sh("while systemctl -q is-active display-manager; do :; done")
+    machine.sh("timeout 60 systemctl restart gpuswitchd")
+    assert machine.sh("systemctl show -P Result gpuswitchd").stdout.strip() == "success"
+    machine.sh("until systemctl -q is-active display-manager; do :; done")
+    wait_state(machine, GPU, "host")
+    assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
+    assert "gpuswitch" not in machine.sh("systemd-inhibit --list").stdout
+
+
+def test_a_session_may_end_before_it_is_ended(machine: Machine) -> None:
+    """Its display manager did so."""
+    start_display_manager(machine, GPU, greeter=True)
+    configure(machine, DESKTOP + "end_sessions = true\n")
+    ctl(machine, f"to-vfio {GPU}")
+    assert drivers(machine, GPU, GPU_AUDIO) == AWAY
+
+
 def test_the_machine_goes_down_in_the_middle_of_a_switch(machine: Machine) -> None:
     start_display_manager(machine, GPU)
     configure(machine, DESKTOP)
