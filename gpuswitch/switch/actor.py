@@ -155,7 +155,7 @@ class Actor(Standing):
             await self._start_units()
         elif self._task is None:
             # A switch that was cut short left it behind, and nothing of ours needs it.
-            await self._let_sleep()
+            await self._arbiter.give_back(self.gpu.address, (), self.config.deadlines)
 
     async def _bring_home(self, *, starting: bool) -> None:
         try:

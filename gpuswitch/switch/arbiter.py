@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from typing import Any
 
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
 from gpuswitch.switch.host import Systemd
+from gpuswitch.tables import Deadlines
 
 _log = logging.getLogger(__name__)
 _MANAGER_SECONDS = 5.0
@@ -76,6 +78,12 @@ class Arbiter:
             else:
                 await (self._systemd.start(unit) if wait else self._systemd.queue_start(unit))
 
+    async def give_back(self, gpu: PciAddress, units: Iterable[Unit], deadlines: Deadlines) -> None:
+        """Start these, and let the machine sleep, where no switch of this GPU does so. What does not work is logged."""
+        for unit in units:
+            await _tried(f"start {unit}", self.start(gpu, unit), deadlines.units)
+        await _tried(f"let the machine sleep for {gpu}", self._systemd.release(str(gpu)), deadlines.inhibit)
+
     async def system_stopping(self) -> bool:
         """Whether the whole system goes down. A manager that does not say so in time does other things."""
         try:
@@ -107,3 +115,14 @@ class Arbiter:
     def moving(self, driver: str) -> tuple[PciAddress, ...]:
         """The GPUs of this driver that are being moved."""
         return tuple(sorted(self._moving[driver]))
+
+
+async def _tried(what: str, work: Coroutine[Any, Any, None], seconds: float) -> None:
+    """Do it, within this time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except KernelError as error:
+        _log.warning("%s", error)
+    except TimeoutError:
+        _log.warning("cannot %s within %g s", what, seconds)

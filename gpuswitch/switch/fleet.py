@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from gpuswitch.config import Config
-from gpuswitch.errors import InvalidArgument, KernelError, NoSuchGpu
+from gpuswitch.errors import InvalidArgument, NoSuchGpu
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu, discover
@@ -59,18 +59,8 @@ class Fleet:
 
     async def _pay_for_gone(self, gpu: PciAddress) -> None:
         """It left the bus while nobody looked: what was changed around it is given back all the same."""
-        for unit in self._journal.load(gpu).owed.units:
-            try:
-                async with asyncio.timeout(self.config.deadlines.units):
-                    await self._arbiter.start(gpu, unit)
-            except (KernelError, TimeoutError) as error:
-                _log.warning("%s", error if str(error) else f"{unit} has not started in time")
+        await self._arbiter.give_back(gpu, self._journal.load(gpu).owed.units, self.config.deadlines)
         self._journal.drop(gpu)
-        try:
-            async with asyncio.timeout(self.config.deadlines.inhibit):
-                await self._host.systemd.release(str(gpu))
-        except (KernelError, TimeoutError) as error:
-            _log.warning("the machine may still be kept from sleeping for %s: %s", gpu, error)
 
     def _pay_for_absent(self, actor: Actor) -> None:
         """A GPU that left the bus does not come home by a switch; its units do not wait for that."""

@@ -185,22 +185,9 @@ class Standing:
     async def _start_units(self) -> None:
         """Give back what is owed where no GPU comes home with it."""
         units = self._owed.units
-        for unit in units:
-            try:
-                async with asyncio.timeout(self.config.deadlines.units):
-                    await self._arbiter.start(self.gpu.address, unit)
-            except (KernelError, TimeoutError) as error:
-                _log.warning("%s", error if str(error) else f"{unit} has not started in time")
+        await self._arbiter.give_back(self.gpu.address, units, self.config.deadlines)
         # A member that is still there may be owed its driver.
-        self._owe_at_last(replace(self._owed, units=tuple(u for u in self._owed.units if u not in units)))
-        await self._let_sleep()
-
-    async def _let_sleep(self) -> None:
-        try:
-            async with asyncio.timeout(self.config.deadlines.inhibit):
-                await self._host.systemd.release(str(self.gpu.address))
-        except (KernelError, TimeoutError) as error:
-            _log.warning("the machine may still be kept from sleeping for %s: %s", self.gpu.address, error)
+        self._owe_at_last(replace(self._owed, units=tuple(unit for unit in self._owed.units if unit not in units)))
 
     def _forget_debts(self) -> None:
         self._owe_at_last(NOTHING)
