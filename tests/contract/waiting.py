@@ -21,9 +21,16 @@ async def start_to_wait(bench: Bench) -> asyncio.Task[None]:
 
 
 async def drm_nodes(bench: Bench) -> set[str]:
-    """Those of the display, ready."""
-    await bench.until(lambda: not bench.look(bench.display).nodes_pending)
-    return {node for node in bench.look(bench.display).nodes if node.startswith("/dev/dri/")}
+    """Those of the display, ready: by one and the same look, since udev may touch them again a moment later."""
+    seen = bench.look(bench.display)
+
+    def are_ready() -> bool:
+        nonlocal seen
+        seen = bench.look(bench.display)
+        return not seen.nodes_pending
+
+    await bench.until(are_ready)
+    return {node for node in seen.nodes if node.startswith("/dev/dri/")}
 
 
 def pending(bench: Bench) -> Pending:
