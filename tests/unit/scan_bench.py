@@ -95,6 +95,10 @@ def own_node(folder: Path) -> str:
     return "/dev/full"
 
 
+NOBODYS = 5_000_000
+"""The number of a made-up process: above all that a kernel gives (PID_MAX_LIMIT), so it is nobody's, nor ours."""
+
+
 class Proc:
     """A made-up /proc. What is of processes may be links to what is real."""
 

@@ -16,7 +16,7 @@ from gpuswitch.host.linux import procfs
 from gpuswitch.host.linux.processes import LinuxProcesses
 from gpuswitch.host.linux.worker import Worker
 from gpuswitch.model.holders import Holder, Process, Sought
-from tests.unit.scan_bench import FULL, OPEN, Proc, processes, program, threads
+from tests.unit.scan_bench import FULL, NOBODYS, OPEN, Proc, processes, program, threads
 from tests.unit.sysfs_tree import Tree
 from tests.unit.test_worker import gone, is_process, kill_unseen
 from tests.unit.worker_bench import GPU, refused
@@ -151,12 +151,13 @@ async def test_a_request_that_is_too_long(scanner: LinuxProcesses) -> None:
 
 async def test_an_answer_of_many_messages(tree: Tree, tmp_path: Path) -> None:
     proc = Proc(tmp_path)
-    for pid in range(1000, 1400):
+    pids = range(NOBODYS, NOBODYS + 400)
+    for pid in pids:
         folder = proc.process(pid, "x" * 500)
         (folder / "fd/3").symlink_to("/dev/full")
     scanner = LinuxProcesses(tree.roots.__class__(str(tree.sys), "/dev", proc=str(proc.root)))
     holders = (await scanner.scan(Sought((), nodes=("full",)))).holders
-    assert [holder.pid for holder in holders] == list(range(1000, 1400))
+    assert [holder.pid for holder in holders] == list(pids)
     assert {holder.nodes for holder in holders} == {("/dev/full",)}
     await scanner.close()
 

@@ -14,7 +14,7 @@ from gpuswitch.host.linux.scanning import tables
 from gpuswitch.host.linux.scanning.devices import Devices
 from gpuswitch.host.linux.scanning.halves import in_two
 from gpuswitch.host.linux.scanning.kernel import Client, mounted
-from tests.unit.scan_bench import FULL, OPEN, Proc, program
+from tests.unit.scan_bench import FULL, NOBODYS, OPEN, Proc, program
 from tests.unit.sysfs_tree import Tree, link
 from tests.unit.worker_bench import AUDIO, GPU
 
@@ -88,11 +88,11 @@ def test_an_nvidia_gpu_by_its_minor(tree: Tree, proc: Proc) -> None:
 
 
 def test_a_process_that_cannot_be_looked_at(tree: Tree, proc: Proc) -> None:
-    folder = proc.process(123, "a) secretive (b")
+    folder = proc.process(NOBODYS, "a) secretive (b")
     (folder / "fd").rmdir()
     (folder / "fd").touch()
     [holder] = scan(tree, proc, "c1:7")
-    assert (holder["pid"], holder["started"], holder["command"]) == (123, 4321, "a) secretive (b-and-more")
+    assert (holder["pid"], holder["started"], holder["command"]) == (NOBODYS, 4321, "a) secretive (b-and-more")
     assert (holder["nodes"], holder["doubt"]) == ([], "its descriptors cannot be read")
     assert (holder["uid"], holder["user"]) == (54321, "54321")
     (folder / "fd").unlink()
@@ -105,14 +105,14 @@ def test_a_process_that_cannot_be_looked_at(tree: Tree, proc: Proc) -> None:
 
 @pytest.mark.parametrize(("flags", "state", "threads"), [(0x00200040, "S", 1), (0, "Z", 1)], ids=["kernel's", "dead"])
 def test_who_has_no_descriptors_has_no_secrets(tree: Tree, proc: Proc, flags: int, state: str, threads: int) -> None:
-    folder = proc.process(123, "empty", flags=flags, state=state, threads=threads)
+    folder = proc.process(NOBODYS, "empty", flags=flags, state=state, threads=threads)
     (folder / "fd").rmdir()
     (folder / "fd").touch()
     assert scan(tree, proc, "c1:7") == []
 
 
 def test_a_process_that_goes_while_it_is_looked_at(tree: Tree, proc: Proc) -> None:
-    folder = proc.process(123, "brief")
+    folder = proc.process(NOBODYS, "brief")
     (folder / "fd/3").symlink_to("/dev/full")
     (folder / "fd/4").symlink_to("/nowhere")
     assert [holder["nodes"] for holder in scan(tree, proc, "c1:7")] == [["/dev/full"]]
@@ -125,11 +125,11 @@ def test_a_process_that_goes_while_it_is_looked_at(tree: Tree, proc: Proc) -> No
 def test_a_process_that_comes_while_others_are_looked_at(
     tree: Tree, proc: Proc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = proc.process(123, "child")
+    folder = proc.process(NOBODYS, "child")
     (folder / "fd/3").symlink_to("/dev/full")
-    there = iter([set[str](), {"123"}])
+    there = iter([set[str](), {str(NOBODYS)}])
     monkeypatch.setattr(Scan, "_pids", lambda _scan: next(there))
-    assert [holder["pid"] for holder in scan(tree, proc, "c1:7")] == [123]
+    assert [holder["pid"] for holder in scan(tree, proc, "c1:7")] == [NOBODYS]
 
 
 def test_work_in_two_halves() -> None:
@@ -156,18 +156,18 @@ def test_half_of_the_work_is_not_enough(where: str) -> None:
 def test_a_drm_device_that_is_no_more(tree: Tree, proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory devices stand for DRM's here, since those cannot be had everywhere."""
     monkeypatch.setattr(tables, "_DRM", "c1:")
-    folder = proc.process(123, "stale")
+    folder = proc.process(NOBODYS, "stale")
     (folder / "fd/3").symlink_to("/dev/full")
-    proc.write("123/fdinfo/3", f"pos:\t0\ndrm-driver:\tamdgpu\ndrm-pdev:\t{AUDIO}\n")
+    proc.write(f"{NOBODYS}/fdinfo/3", f"pos:\t0\ndrm-driver:\tamdgpu\ndrm-pdev:\t{AUDIO}\n")
     assert scan(tree, proc) == []
-    proc.write("123/fdinfo/3", f"pos:\t0\ndrm-driver:\tamdgpu\ndrm-pdev:\t{GPU}\n")
+    proc.write(f"{NOBODYS}/fdinfo/3", f"pos:\t0\ndrm-driver:\tamdgpu\ndrm-pdev:\t{GPU}\n")
     assert [holder["nodes"] for holder in scan(tree, proc)] == [["/dev/full"]]
     (tree.sys / "dev/char" / FULL).mkdir(parents=True)
     assert scan(tree, proc) == []
 
 
 def test_a_device_without_a_node_has_its_number_for_a_name(tree: Tree, proc: Proc) -> None:
-    folder = proc.process(123, "lonely")
+    folder = proc.process(NOBODYS, "lonely")
     (folder / "fd/3").symlink_to("/dev/full")
     assert devices(tree, proc).names({"c1:7"}) == {}
     assert Devices("/sys", "/dev", "/proc").names({"c1:7", "c999:1"}) == {"c1:7": "/dev/full"}
