@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import Busy as BusyError
-from gpuswitch.errors import Failed
+from gpuswitch.errors import Failed, InProgress
 from gpuswitch.host.simulated.faults import Delay, Errno, Hang, Silent
 from gpuswitch.host.simulated.scenarios import PERSISTENCED
 from gpuswitch.model.address import PciAddress
@@ -378,3 +378,18 @@ class TestPolite:
     async def test_unless_nobody_is_to_be_told(self, tmp_path: Path) -> None:
         bed = await Bed.of("laptop", tmp_path, announce_sound=False)
         assert "wireplumber" in await refused(bed, bed.fleet.find("01:00.0"))
+
+
+async def test_a_plan_meanwhile_does_not_disturb_who_waits(tmp_path: Path) -> None:
+    """Anybody may ask for one; how long the switch may take is not theirs to change."""
+    bed = await Bed.of("plain", tmp_path)
+    actor = bed.fleet.find("01:00.0")
+    bed.machine.open(actor.gpu.address, "game")
+    switch = await actor.request(State.VFIO, Options(wait_seconds=3000.0))
+    patience = actor.patience
+    with pytest.raises(InProgress):
+        await actor.plan(State.VFIO)
+    assert actor.patience == patience > 3000.0
+    bed.machine.close(actor.gpu.address, "game")
+    await switch.wait()
+    assert actor.state is State.VFIO

@@ -78,6 +78,7 @@ def test_an_announced_sound_card_frees_no_display() -> None:
         (holder("kvm"), "it is a virtual machine; shut it down"),
         (LOGIND, "it has them for a session: end the one that draws on it"),
         (holder("dbus-daemon", unit=Unit("dbus.service")), "the system lives by it"),
+        (replace(holder("vault"), nodes=(), doubt="unreadable"), "nobody can tell whether it has it open"),
         (holder("python3", unit=Unit("gpuswitchd.service")), "the system lives by it"),
         (DAEMON, ""),
         (KWIN, ""),
