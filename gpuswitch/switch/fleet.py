@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from gpuswitch.config import Config
@@ -17,8 +16,6 @@ from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.observer import Observer
-
-_log = logging.getLogger(__name__)
 
 REST_SECONDS = 0.1
 """How long a look is good for: a driver that binds makes a dozen events in a moment."""

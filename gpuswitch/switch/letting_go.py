@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from signal import SIGKILL, SIGTERM, Signals
 
@@ -14,7 +13,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Holder, Process, Sought, Unit
 from gpuswitch.model.policy import Busy
 from gpuswitch.switch.holding import in_the_way, never_ended, stoppable_unit
-from gpuswitch.switch.step import RESCAN_SECONDS, Hands, Step, StepError
+from gpuswitch.switch.step import Hands, Step, StepError
 
 
 @dataclass(frozen=True)
@@ -151,9 +150,7 @@ class AwaitHolders(Step):
             left = until - loop.time()
             if left <= 0:
                 break
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(left, RESCAN_SECONDS)):
-                    await hands.host.processes.stirred(holders)
+            await hands.stirred(holders, left)
         return holders
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import ClassVar
 
 from gpuswitch.errors import KernelError
@@ -67,6 +68,12 @@ class Hands:
             raise StepError(f"{error}, so {self.gpu} counts as busy") from error
         self.numbers = scan.numbers
         return scan.holders
+
+    async def stirred(self, holders: Sequence[Holder], seconds: float = RESCAN_SECONDS) -> None:
+        """Wait until something may have become of them, this long at most: then it is time to look again."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(seconds, RESCAN_SECONDS)):
+                await self.host.processes.stirred(holders)
 
     async def until(self, unmet: Unmet, only: Collection[PciAddress] | None = None) -> None:
         """Wait until all is as it should be: for what comes later, by a uevent. The caller sets the deadline."""

@@ -6,9 +6,7 @@ also puts right what an `apply` that failed half-way left behind, so the engine 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 
 from gpuswitch.model.address import PciAddress
@@ -17,7 +15,7 @@ from gpuswitch.model.facts import VFIO_DRIVER, Driver, HostFacts
 from gpuswitch.model.gpu import Gpu, harmless
 from gpuswitch.model.holders import Sought
 from gpuswitch.switch.holding import in_the_way
-from gpuswitch.switch.step import RESCAN_SECONDS, Hands, Step
+from gpuswitch.switch.step import Hands, Step
 
 
 @dataclass(frozen=True)
@@ -176,9 +174,7 @@ class Bind(Step):
             await hands.kernel.announce([self.function], "sound", "remove")
         while holders:
             hands.waiting_for = in_the_way(self.function, holders)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(RESCAN_SECONDS):
-                    await hands.host.processes.stirred(holders)
+            await hands.stirred(holders)
             holders = await hands.holders(Sought((self.function,)))
 
 
