@@ -225,4 +225,6 @@ def _toml(value: object) -> str:
         return json.dumps(str(value))
     if isinstance(value, tuple):
         return f"[{', '.join(_toml(item) for item in value)}]"
+    if value is None:  # as it is written: TOML has no null
+        return '""'
     return json.dumps(value)

@@ -33,7 +33,8 @@ from gpuswitch.switch.fleet import Fleet
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.observer import Observer
-from gpuswitch.switch.record import Switch
+from gpuswitch.switch.record import Drift, Switch
+from gpuswitch.switch.store import DirectoryStore
 
 _log = logging.getLogger("gpuswitch")
 
@@ -72,6 +73,16 @@ class Observers:
         for observer in self._observers:
             observer.finished(actor, switch)
 
+    def drifted(self, actor: Actor, drift: Drift) -> None:
+        _log.warning("%s: changed by somebody else: %s", actor.gpu.address, drift.text)
+        for observer in self._observers:
+            observer.drifted(actor, drift)
+
+    def recovered(self, actor: Actor, outcome: str) -> None:
+        _log.info("%s: recovery is over: %s", actor.gpu.address, outcome)
+        for observer in self._observers:
+            observer.recovered(actor, outcome)
+
 
 class Daemon:
     """One run of the service, from its start to its end."""
@@ -83,10 +94,11 @@ class Daemon:
         self._config_directory = config_directory
         self._bus = bus
         metrics = MetricsFace()
-        journal = Journal(runtime / "gpus")
+        journal = Journal(DirectoryStore(runtime / "gpus"))
         self._history = History(state / "history.db", config.history)
-        self._fleet = Fleet(host, config, journal, Observers(BusFace(bus), metrics, self._history))
+        self._fleet = Fleet(host, config, journal, Observers(BusFace(bus, metrics.refusals), metrics, self._history))
         metrics.show(self._fleet)
+        host.processes.noticed = metrics.noticed
         self._endpoint = MetricsEndpoint(metrics.registry)
         self._ending = asyncio.Event()
         self._reloading = asyncio.Lock()

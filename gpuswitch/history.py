@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from gpuswitch.aside import fulfil
 from gpuswitch.errors import Failed, InvalidArgument
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import StepEvent
-from gpuswitch.switch.record import Asker, Switch
+from gpuswitch.switch.record import Asker, Drift, Switch
 from gpuswitch.tables import History as Settings
 
 _T = TypeVar("_T")
@@ -87,12 +88,21 @@ class History:
         """Nothing to keep: the switch has its steps itself."""
 
     def finished(self, actor: Actor, switch: Switch) -> None:
+        self._keep(entry_of(str(actor.gpu.address), switch), f"switch {switch.id}")
+
+    def drifted(self, actor: Actor, drift: Drift) -> None:
+        self._keep(entry_of_drift(str(actor.gpu.address), drift), f"what somebody else did to {actor.gpu.address}")
+
+    def recovered(self, actor: Actor, outcome: str) -> None:
+        """Nothing to keep: the switch that it was part of says so."""
+
+    def _keep(self, entry: Entry, what: str) -> None:
         if not self._settings.enabled:
             return
         if self._jobs.qsize() < BACKLOG:
-            self._jobs.put(partial(self._write, self._settings, entry_of(str(actor.gpu.address), switch)))
+            self._jobs.put(partial(self._write, self._settings, entry))
         else:
-            _log.warning("the disk does not answer: the history will not know of switch %s", switch.id)
+            _log.warning("the disk does not answer: the history will not know of %s", what)
 
     # What is asked --------------------------------------------------------------------------------------------------
 
@@ -172,6 +182,23 @@ def entry_of(gpu: str, switch: Switch) -> Entry:
             StepEntry(step.index, step.title, step.kind, str(step.status), _usec(step.started), _usec(step.seconds))
             for step in switch.steps
         ),
+    )
+
+
+def entry_of_drift(gpu: str, drift: Drift) -> Entry:
+    """What is kept of a change that was no switch of ours."""
+    at = _usec(drift.at)
+    return Entry(
+        id=secrets.token_hex(4),
+        gpu=gpu,
+        target=str(drift.after),
+        count=0,
+        started=at,
+        finished=at,
+        result="drifted",
+        reason=drift.text,
+        options={},
+        asker={"somebody_else": True},
     )
 
 

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from gpuswitch.errors import InvalidArgument
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER
-from gpuswitch.model.policy import Busy, ModulePolicy
+from gpuswitch.model.policy import Busy, ModulePolicy, Release
 
 ENVIRONMENT = "GPUSWITCH_"
 
@@ -93,6 +93,8 @@ def _vtconsole(value: str) -> str:
 _Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False), BeforeValidator(_not_bool)]
 _Patience = Annotated[float, Field(gt=0, le=LONGEST_WAIT, allow_inf_nan=False), BeforeValidator(_not_bool)]
 _Unit = Annotated[str, AfterValidator(unit)]
+_AsOnRelease = Annotated[Release | None, BeforeValidator(lambda value: None if value == "" else value)]
+"""TOML has no null: "" stands for it."""
 
 
 class Table(BaseModel):
@@ -106,6 +108,12 @@ class Defaults(Table):
     have the GPU open; `stop_units` are stopped before anything is touched, and `after_host` is started when the GPU is
     back. `end_sessions`: logind sessions that have it open may be ended. `announce_sound`, `announce_display`: tell who
     follows udev that the card goes. `leave_consoles` are vtconsoles that stay unbound once they were.
+
+    `reset_on_failure`, then `rescan_on_failure`: what may be tried when neither the way on nor the way back worked.
+
+    A virtual machine that was given the GPU has `start_grace` seconds to open it; one that ended without a word has
+    lost it `release_grace` seconds later; one that asks for it waits `acquire_seconds` at most. `on_release` is where
+    the GPU goes then, `on_saved` and `on_migrated` where it goes after these two (None: as `on_release`).
     """
 
     allow_boot_display: bool = False
@@ -120,6 +128,14 @@ class Defaults(Table):
     announce_display: bool = False
     leave_consoles: tuple[Annotated[str, AfterValidator(_vtconsole)], ...] = ()
     restore_boot_framebuffer: bool = False
+    reset_on_failure: bool = False
+    rescan_on_failure: bool = False
+    start_grace: _Patience = 120.0
+    release_grace: _Seconds = 10.0
+    acquire_seconds: _Seconds = 120.0
+    on_release: Release = Release.HOST
+    on_saved: _AsOnRelease = None
+    on_migrated: _AsOnRelease = None
 
 
 class GpuTable(Defaults):
@@ -149,6 +165,8 @@ class Deadlines(Table):
     sessions: _Seconds = 20.0
     console: _Seconds = 10.0
     inhibit: _Seconds = 10.0
+    reset: _Seconds = 30.0
+    rescan: _Seconds = 60.0
 
 
 class Metrics(Table):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
@@ -17,11 +19,14 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from gpuswitch import __version__
+from gpuswitch.errors import GpuswitchError
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.holders import Scan, Sought
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.fleet import Fleet
-from gpuswitch.switch.record import Switch
+from gpuswitch.switch.record import Drift, Switch
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +42,7 @@ class MetricsFace:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library leaves it untyped
         self.registry = CollectorRegistry()
+        self._found: dict[PciAddress, int] = {}
         self._switches = Counter(
             "gpuswitch_switches", "Finished switches by result.", ["gpu", "target", "result"], registry=self.registry
         )
@@ -54,10 +60,36 @@ class MetricsFace:
             buckets=_BUCKETS,
             registry=self.registry,
         )
+        self._refusals = Counter(
+            "gpuswitch_refusals", "Requests that were refused, by reason.", ["gpu", "reason"], registry=self.registry
+        )
+        self._drifts = Counter(
+            "gpuswitch_drifts", "Times that somebody else moved a GPU.", ["gpu"], registry=self.registry
+        )
+        self._recoveries = Counter(
+            "gpuswitch_recoveries",
+            "Recoveries by where they ended: home, vfio, failed.",
+            ["gpu", "outcome"],
+            registry=self.registry,
+        )
 
     def show(self, fleet: Fleet) -> None:
         """Tell of this fleet's GPUs with every scrape."""
-        self.registry.register(_FleetCollector(fleet))
+        self.registry.register(_FleetCollector(fleet, self._found))
+
+    def noticed(self, sought: Sought, scan: Scan) -> None:
+        """Somebody looked for holders (`Processes.noticed`): no scrape does."""
+        self._found.update(dict.fromkeys(sought.functions, len(scan.holders)))
+
+    @contextmanager
+    def refusals(self, gpu: PciAddress) -> Iterator[None]:
+        """Count what is refused in here, by the name of the error: `busy`, `not_viable`."""
+        try:
+            yield
+        except GpuswitchError as error:
+            reason = re.sub(r"(?<!^)(?=[A-Z])", "_", error.name).lower()
+            self._refusals.labels(str(gpu), reason).inc()
+            raise
 
     def appeared(self, actor: Actor) -> None:
         """Nothing to count."""
@@ -77,12 +109,19 @@ class MetricsFace:
         if switch.result == "done" and switch.count:
             self._switch_seconds.labels(str(switch.target)).observe(switch.seconds)
 
+    def drifted(self, actor: Actor, drift: Drift) -> None:  # noqa: ARG002 -- an Observer's
+        self._drifts.labels(str(actor.gpu.address)).inc()
+
+    def recovered(self, actor: Actor, outcome: str) -> None:
+        self._recoveries.labels(str(actor.gpu.address), outcome).inc()
+
 
 class _FleetCollector(Collector):
     """The fleet at the moment of a scrape, from memory."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, found: Mapping[PciAddress, int]) -> None:
         self._fleet = fleet
+        self._found = found
 
     def collect(self) -> Iterable[Metric]:
         state = GaugeMetricFamily(
@@ -92,8 +131,13 @@ class _FleetCollector(Collector):
         since = GaugeMetricFamily(
             "gpuswitch_state_since_seconds", "When a GPU entered its state, seconds since the epoch.", labels=["gpu"]
         )
+        holders = GaugeMetricFamily(
+            "gpuswitch_holders", "How many had a GPU open when it was last looked for them.", labels=["gpu"]
+        )
         for address, actor in sorted(self._fleet.actors.items()):
             gpu = str(address)
+            if address in self._found:
+                holders.add_metric([gpu], self._found[address])
             for each in State:
                 state.add_metric([gpu, str(each)], 1.0 if actor.state is each else 0.0)
             name = actor.config.gpu(address).name
@@ -105,7 +149,7 @@ class _FleetCollector(Collector):
             value=sum(actor.state is State.WEDGED for actor in self._fleet.actors.values()),
         )
         build = InfoMetricFamily("gpuswitch_build", "The version that runs.", value={"version": __version__})
-        return [state, info, since, stuck, build]
+        return [state, info, since, holders, stuck, build]
 
 
 class MetricsEndpoint:

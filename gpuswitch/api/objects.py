@@ -5,6 +5,7 @@ The annotations are signatures that `gpuswitch.api.interface` reads when the cla
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 
 from gpuswitch import __version__
 from gpuswitch.api.bus import Bus
@@ -35,7 +36,7 @@ from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.fleet import Fleet
 from gpuswitch.switch.holding import remedy
-from gpuswitch.switch.record import Switch
+from gpuswitch.switch.record import Drift, Switch
 
 NAME = "org.gpuswitch1"
 ROOT = "/org/gpuswitch1"
@@ -44,6 +45,9 @@ _VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
 _TARGETS = {"host": State.HOST, "vfio": State.VFIO}
 _MOMENT = 0.1
 """Seconds."""
+
+Refusals = Callable[[PciAddress], AbstractContextManager[None]]
+"""Counts the requests to a GPU that are refused while it is entered."""
 
 
 def path_of(address: PciAddress) -> str:
@@ -102,9 +106,10 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
 class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     """One GPU."""
 
-    def __init__(self, actor: Actor, callers: Callers) -> None:
+    def __init__(self, actor: Actor, callers: Callers, refusals: Refusals) -> None:
         self.actor = actor
         self._callers = callers
+        self._refusals = refusals
         self._told: dict[str, object] = {}
         self._telling: asyncio.Handle | None = None
 
@@ -176,6 +181,12 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         return await self._move(State.HOST, options)
 
     @dbus_method
+    async def recover(self, options: Values) -> Str:
+        """Look for a known-good state, from `failed` and `unknown`."""
+        with self._refusals(self.actor.gpu.address):
+            return (await self.actor.recover(options_of(options), await self._callers.asker())).id
+
+    @dbus_method
     async def cancel(self, id: Str) -> None:  # noqa: A002 -- the argument's name on the bus
         self.actor.cancel(id, await self._callers.asker())
 
@@ -211,8 +222,8 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         """A switch is over."""
 
     async def _move(self, target: State, options: Mapping[str, object]) -> str:
-        chosen = options_of(options)
-        return (await self.actor.request(target, chosen, await self._callers.asker())).id
+        with self._refusals(self.actor.gpu.address):
+            return (await self.actor.request(target, options_of(options), await self._callers.asker())).id
 
     def remember(self) -> None:
         """What the bus was told when the object appeared there."""
@@ -251,13 +262,14 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 class BusFace:
     """Keeps the objects on the bus true to the fleet. An `Observer` (`gpuswitch.switch.actor`)."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, refusals: Refusals) -> None:
         self._bus = bus
+        self._refusals = refusals
         self._callers = Callers(bus)
         self._objects: dict[PciAddress, GpuObject] = {}
 
     def appeared(self, actor: Actor) -> None:
-        gpu = self._objects[actor.gpu.address] = GpuObject(actor, self._callers)
+        gpu = self._objects[actor.gpu.address] = GpuObject(actor, self._callers, self._refusals)
         self._bus.export(path_of(actor.gpu.address), gpu)
         gpu.remember()
 
@@ -281,6 +293,12 @@ class BusFace:
         # Whoever hears of the end and then reads the properties must find the end there, too.
         gpu.tell()
         gpu.switch_finished(switch.id, str(switch.result), switch.reason)
+
+    def drifted(self, actor: Actor, drift: Drift) -> None:
+        """Nothing to tell: the properties that changed are."""
+
+    def recovered(self, actor: Actor, outcome: str) -> None:
+        """Nothing to tell, as above."""
 
 
 def _switch(switch: Switch) -> dict[str, object]:

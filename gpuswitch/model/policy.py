@@ -23,6 +23,13 @@ class ModulePolicy(StrEnum):
     NEVER = "never"
 
 
+class Release(StrEnum):
+    """Where a GPU goes when its virtual machine is gone: home to the host, or it stays on vfio-pci."""
+
+    HOST = "host"
+    STAY = "stay"
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a caller asked for besides the target; None and empty: as the config says."""

@@ -40,7 +40,7 @@ class State(Enum):
     FAILED = (
         "failed",
         "no known-good state could be reached, the kernel still answers",
-        "try to bring it back to the host",
+        "stay failed",
     )
     WEDGED = (
         "wedged",
@@ -93,7 +93,8 @@ EDGES: tuple[Edge, ...] = (
     *_edges("reattached", State.HOST, State.REATTACHING),
     # The way back to a known-good state.
     *_edges("fault", State.RECOVERING, State.DETACHING, State.REATTACHING),
-    *_edges("recover", State.RECOVERING, State.FAILED),
+    *_edges("recover", State.RECOVERING, State.FAILED, State.UNKNOWN, State.HOST, State.VFIO),
+    *_edges("left_failed", State.FAILED, State.UNKNOWN),
     *_edges("recovered_host", State.HOST, State.RECOVERING),
     *_edges("recovered_vfio", State.VFIO, State.RECOVERING),
     *_edges("give_up", State.FAILED, State.RECOVERING),

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from gpuswitch.errors import KernelError
+from gpuswitch.errors import Failed, KernelError
 from gpuswitch.switch.host import Pending
 from gpuswitch.switch.step import Hands, Step, StepError
 
@@ -63,6 +64,8 @@ class StoppedError(Exception):
 class Engine:
     """One run of one plan's steps; `deadlines` gives seconds by kind of step, `report` hears of every step.
 
+    `intend` keeps, durably, what is begun next; it raises `Failed` where it cannot.
+
     `begun`: somebody has applied the steps already, all there is to do is the way back. `held` are those that were
     applied before, whatever comes of the others: they have to be reverted even where they were not reached.
     """
@@ -73,6 +76,7 @@ class Engine:
         steps: tuple[Step, ...],
         deadlines: Mapping[str, float],
         report: Callable[[StepEvent], None],
+        intend: Callable[[StepEvent], None],
         *,
         begun: bool = False,
         held: Collection[Step] = (),
@@ -81,10 +85,13 @@ class Engine:
         self._steps = steps
         self._deadlines = deadlines
         self._report = report
+        self._intend = intend
         self._begun = [(number, step) for number, step in enumerate(steps, 1) if begun or step in held]
         self._faults: list[str] = []
         self._stop = ""
         self._ending = asyncio.Event()
+        self.hung = False
+        """Whether the kernel once did not return in time."""
         self.forgone: list[str] = []
         """Why optional steps did not work."""
 
@@ -129,7 +136,7 @@ class Engine:
             self._begun = [*(each for each in self._begun if each[0] != number), (number, step)]
             started = self._tell(number, step, Status.RUNNING)
             try:
-                await self._forward_one(step)
+                await self._forward_one(number, step)
             except (StepError, StuckError) as failure:
                 self._tell(number, step, Status.FAILED, started)
                 if isinstance(failure, StuckError):
@@ -143,7 +150,12 @@ class Engine:
             else:
                 self._tell(number, step, Status.DONE, started)
 
-    async def _forward_one(self, step: Step) -> None:
+    async def _forward_one(self, number: int, step: Step) -> None:
+        try:
+            self._intend(StepEvent(number, len(self._steps), step, Status.RUNNING))
+        except Failed as error:
+            if not step.optional:
+                raise StepError(str(error)) from error
         deadline = step.deadline(self._deadlines[step.kind])
         try:
             await self._bounded(step, step.apply, deadline)
@@ -164,6 +176,8 @@ class Engine:
         while self._begun:
             number, step = self._begun[-1]
             started = self._tell(number, step, Status.REVERTING)
+            with suppress(Failed):
+                self._intend(StepEvent(number, len(self._steps), step, Status.REVERTING))
             try:
                 await self._bounded(step, step.revert, step.deadline_back(self._deadlines))
             except StepError as fault:
@@ -188,6 +202,7 @@ class Engine:
                     await work(self._hands)
         except TimeoutError:
             if (pending := self._hands.kernel.pending) is not None:
+                self.hung = True
                 raise StuckError(pending, deadline) from None
             raise StepError(f"{self._hands.waiting_for} after {deadline:g} s") from None
         except KernelError as error:

@@ -14,7 +14,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.host import Host
-from gpuswitch.switch.journal import Journal
+from gpuswitch.switch.journal import Entry, Journal
 from gpuswitch.switch.observer import Observer
 
 REST_SECONDS = 0.1
@@ -49,7 +49,7 @@ class Fleet:
     async def pay(self) -> None:
         """Give back what could not be waited for before READY: whoever waits for us may be what it waits for."""
         self._open = True
-        for address in self._journal.away():
+        for address in self._journal.kept():
             if address not in self.actors:
                 await self._pay_for_gone(address)
         await asyncio.gather(*(actor.pay() for actor in list(self.actors.values())))
@@ -57,7 +57,7 @@ class Fleet:
     async def _pay_for_gone(self, gpu: PciAddress) -> None:
         """It left the bus while nobody looked: what was changed around it is given back all the same."""
         await self._arbiter.give_back(gpu, self._journal.load(gpu).owed.units, self.config.deadlines)
-        self._journal.drop(gpu)
+        self._journal.save(gpu, Entry())
 
     def _pay_for_absent(self, actor: Actor) -> None:
         """A GPU that left the bus does not come home by a switch; its units do not wait for that."""
@@ -136,7 +136,7 @@ class Fleet:
 
     def _away(self, found: Iterable[Gpu]) -> list[Gpu]:
         """At the first look: the GPUs that an earlier run of the service moved, with what it moved and what is free."""
-        journals = {address: self._journal.load(address).owed.functions for address in self._journal.away()}
+        journals = {address: self._journal.load(address).owed.functions for address in self._journal.kept()}
         owed = {a: set(functions) for a, functions in journals.items() if functions and a in self.facts.functions}
         moved = set().union(*owed.values())
         free = {gpu.address: set(gpu.functions) - moved for gpu in found}

@@ -108,6 +108,25 @@ class Kernel(Protocol):
     async def set_persistence(self, function: PciAddress, *, on: bool) -> None:
         """Turn nvidia's persistence mode on or off for this GPU."""
 
+    async def reset(self, function: PciAddress) -> None:
+        """Reset the function, and nothing beside it; its settings in sysfs stay.
+
+        ENOENT: it has no reset method. ENOTTY: it has one that would reset others too, and was not used.
+        """
+
+    async def remove(self, functions: Sequence[PciAddress]) -> None:
+        """Take the functions off the PCI bus, in this order; nothing to do for one that is gone already.
+
+        Their drivers let go of them first, which may wait as an unbind does; until then no other device of the machine
+        can leave the bus or be found on it. What was set in sysfs is lost.
+        """
+
+    async def rescan(self, functions: Sequence[PciAddress]) -> None:
+        """Look for the functions on the buses that they are, or were, on, and on no other; what is found is bound.
+
+        That the kernel looked says nothing about what it found: look. ENODEV: there is no such bus any more.
+        """
+
     def adopt(self, pending: Pending) -> bool:
         """Take over an operation that an earlier run of the service left in the kernel; False if it is over.
 
@@ -124,6 +143,9 @@ class Kernel(Protocol):
 
 class Processes(Protocol):
     """The processes of the machine: who has what open, and a word to them."""
+
+    noticed: Callable[[Sought, Scan], None]
+    """Told what each look found. Does nothing until somebody sets it; must return at once and not raise."""
 
     async def scan(self, sought: Sought) -> Scan:
         """Who has it open, in containers too. Takes no device lock, but may block (a dead network mount).

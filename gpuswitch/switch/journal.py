@@ -1,15 +1,16 @@
-"""The journal: what is owed to each GPU, and what the kernel has not returned from, for as long as it is so.
+"""The journal: what is owed to each GPU, how far its switch has come, and who owns it.
 
-One small JSON file per GPU in the runtime directory, which lives as long as the kernel whose state it describes.
-Written before the first step of a switch, dropped when the GPU is home; atomically replaced, so never half there.
+One small page per GPU in the runtime directory, which lives as long as the kernel whose state it describes. Written
+before each step touches anything; taken away when the GPU is home and nothing is left to say. A service that starts
+anew compares it with what the kernel shows.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,85 +18,190 @@ from gpuswitch.errors import Failed, GpuswitchError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Captured, Driver
 from gpuswitch.model.holders import Process, Unit
+from gpuswitch.model.owner import Owner
+from gpuswitch.model.states import State
 from gpuswitch.switch.host import Pending
 from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.record import Asker
+from gpuswitch.switch.store import Store
 
-_FORMAT = 2
+_FORMAT = 3
+_TARGETS = {str(state): state for state in (State.HOST, State.VFIO)}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A switch that is not over: its `id`, where it goes, and the step of `count` that is under way.
+
+    Every step before `index` is done; with `back`, every one after it was taken back, or never begun. `started` is in
+    seconds since the epoch.
+    """
+
+    id: str
+    target: State
+    asker: Asker
+    started: float
+    index: int = 0
+    count: int = 0
+    title: str = ""
+    back: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """What is kept for one GPU. `stuck` has nothing but `what` and `worker`."""
+    """What is kept for one GPU; False when it is nothing.
+
+    `stuck` has nothing but `what` and `worker`. `failed` says why no known-good state could be reached.
+    """
 
     owed: Owed = NOTHING
     stuck: Pending | None = None
+    unfinished: Unfinished | None = None
+    owner: Owner | None = None
+    failed: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.owed or self.failed) or any(x is not None for x in (self.stuck, self.unfinished, self.owner))
 
 
 class Journal:
-    """The files of one runtime directory."""
+    """All pages of one store."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
     def load(self, gpu: PciAddress) -> Entry:
-        """What is kept for `gpu`, empty if nothing. A file that cannot be read is set aside, with a warning."""
-        path = self._path(gpu)
+        """What is kept for `gpu`, empty if nothing. A page that cannot be read is set aside, with a warning."""
         try:
-            return _decode(json.loads(path.read_bytes()))
+            return _decode(json.loads(self._store.read(gpu.identifier)))
         except FileNotFoundError:
             return Entry()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, GpuswitchError) as error:
-            _log.warning("cannot read %s (%s): set aside, the drivers are told from the hardware instead", path, error)
-            self._set_aside(path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, GpuswitchError) as error:
+            _log.warning(
+                "cannot read %s (%s): set aside, the drivers are told from the hardware instead",
+                self._store.where(gpu.identifier),
+                error,
+            )
+            self._set_aside(gpu)
             return Entry()
 
-    def away(self) -> list[PciAddress]:
+    def kept(self) -> list[PciAddress]:
         """The GPUs for which something is kept."""
-        return [PciAddress.parse(f"pci_{path.stem}") for path in sorted(self._directory.glob("????*_??_??_?.json"))]
+        try:
+            names = self._store.names()
+        except OSError as error:
+            _log.warning("cannot list the journal: %s", error)
+            return []
+        return [gpu for name in names if (gpu := _gpu(name)) is not None]
 
-    def save(self, gpu: PciAddress, owed: Owed, stuck: Pending | None = None) -> None:
-        """Keep what is owed, and what the kernel has not returned from, durably.
+    def reserve(self, gpu: PciAddress) -> None:
+        """Keep room for the way back, should the disk be full by then.
 
         Raises:
-            Failed: it could not be written, so the GPU must not be touched.
+            Failed: there is none, so the GPU must not be touched.
         """
-        path = self._path(gpu)
-        fresh = path.with_suffix(".new")
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            with fresh.open("w") as file:
-                json.dump(_encode(Entry(owed, stuck)), file)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(path)
+            self._store.reserve(gpu.identifier)
         except OSError as error:
-            raise Failed(f"cannot write the journal {path} ({error.strerror}), so nothing was changed") from error
+            where = self._store.where(gpu.identifier)
+            raise Failed(f"cannot write the journal {where} ({error.strerror}), so nothing was changed") from error
 
-    def drop(self, gpu: PciAddress) -> None:
-        """The GPU is home: nothing is owed."""
+    def save(self, gpu: PciAddress, entry: Entry) -> None:
+        """Keep this, durably; take the page away where it is nothing.
+
+        Raises:
+            Failed: it could not be written.
+        """
+        if not entry:
+            self._drop(gpu)
+            return
+        content = json.dumps(_encode(entry), separators=(",", ":")).encode()
         try:
-            self._path(gpu).unlink(missing_ok=True)
+            self._store.replace(gpu.identifier, content)
+        except OSError as error:
+            where = self._store.where(gpu.identifier)
+            raise Failed(f"cannot write the journal {where} ({error.strerror})") from error
+
+    def _drop(self, gpu: PciAddress) -> None:
+        """Should that not work, the next start finds all of it given back already."""
+        try:
+            self._store.remove(gpu.identifier)
         except OSError as error:
             _log.warning("cannot remove the journal of %s: %s", gpu, error)
 
-    def _path(self, gpu: PciAddress) -> Path:
-        return self._directory / f"{gpu.identifier}.json"
-
-    def _set_aside(self, path: Path) -> None:
+    def _set_aside(self, gpu: PciAddress) -> None:
         try:
-            path.replace(path.with_suffix(".bad"))
+            self._store.set_aside(gpu.identifier)
         except OSError as error:
-            _log.warning("cannot set %s aside: %s", path, error)
+            _log.warning("cannot set %s aside: %s", self._store.where(gpu.identifier), error)
+
+
+class Page:
+    """What the journal keeps for one GPU: `entry`, in memory as on the disk, unless that cannot be written."""
+
+    def __init__(self, journal: Journal, gpu: PciAddress) -> None:
+        self._journal = journal
+        self._gpu = gpu
+        self.entry = journal.load(gpu)
+
+    def reserve(self) -> None:
+        """As `Journal.reserve`."""
+        self._journal.reserve(self._gpu)
+
+    def write(self, entry: Entry) -> None:
+        """From now on it is this, durably.
+
+        Raises:
+            Failed: it could not be written; it is what it was then.
+        """
+        if entry != self.entry:
+            self._journal.save(self._gpu, entry)
+            self.entry = entry
+
+    def write_if_possible(self, entry: Entry) -> None:
+        """From now on it is this: should that not be written, a service that starts anew does more than it need."""
+        try:
+            self.write(entry)
+        except Failed as error:
+            _log.error("%s", error)
+            self.entry = entry
+
+
+def _gpu(name: str) -> PciAddress | None:
+    try:
+        return PciAddress.parse(f"pci_{name}")
+    except GpuswitchError:
+        return None
 
 
 def _encode(entry: Entry) -> dict[str, Any]:
-    owed, stuck = entry.owed, entry.stuck
+    stuck, unfinished, owner = entry.stuck, entry.unfinished, entry.owner
     return {
         "format": _FORMAT,
         "boot": boot_id(),
+        "owed": _encode_owed(entry.owed),
+        "stuck": stuck and stuck.worker and [stuck.what, stuck.worker.pid, stuck.worker.started],
+        "unfinished": unfinished
+        and {
+            "id": unfinished.id,
+            "target": str(unfinished.target),
+            "asker": asdict(unfinished.asker),
+            "started": unfinished.started,
+            "index": unfinished.index,
+            "count": unfinished.count,
+            "title": unfinished.title,
+            "back": unfinished.back,
+        },
+        "owner": owner and [owner.name, owner.uuid],
+        "failed": entry.failed,
+    }
+
+
+def _encode_owed(owed: Owed) -> dict[str, Any]:
+    return {
         "functions": {
             str(address): {
                 "driver": captured.driver and captured.driver.name,
@@ -111,7 +217,7 @@ def _encode(entry: Entry) -> dict[str, Any]:
         "vtconsoles": list(owed.vtconsoles),
         "boot_framebuffers": [list(pair) for pair in owed.boot_framebuffers],
         "persistent": [str(address) for address in owed.persistent],
-        "stuck": stuck and stuck.worker and [stuck.what, stuck.worker.pid, stuck.worker.started],
+        "announced": [[subsystem, [str(address) for address in cards]] for subsystem, cards in owed.announced],
     }
 
 
@@ -121,19 +227,62 @@ def _decode(content: dict[str, Any]) -> Entry:
         raise ValueError(f"format {content['format']!r}, not {_FORMAT}")
     if content["boot"] != boot_id():
         raise ValueError("it describes the kernel of an earlier boot")
-    owed = Owed(
+    return Entry(
+        _decode_owed(_is(dict, content["owed"])),
+        _stuck(content["stuck"]),
+        _unfinished(content["unfinished"]),
+        _owner(content["owner"]),
+        _is(str, content["failed"]),
+    )
+
+
+def _decode_owed(content: Mapping[str, Any]) -> Owed:
+    return Owed(
         functions={PciAddress.parse(address): _captured(kept) for address, kept in content["functions"].items()},
         units=tuple(_unit(*_is(list, pair)) for pair in _is(list, content["units"])),
         modules=tuple(_is(str, module) for module in _is(list, content["modules"])),
         terminals=tuple(_is(int, terminal) for terminal in _is(list, content["terminals"])),
         vtconsoles=tuple(_is(str, name) for name in _is(list, content["vtconsoles"])),
         boot_framebuffers=tuple(_pair(*_is(list, pair)) for pair in _is(list, content["boot_framebuffers"])),
-        persistent=tuple(PciAddress.parse(address) for address in _is(list, content["persistent"])),
+        persistent=_addresses(content["persistent"]),
+        announced=tuple(_announced(*_is(list, pair)) for pair in _is(list, content["announced"])),
     )
-    if content["stuck"] is None:
-        return Entry(owed)
-    what, pid, started = _is(list, content["stuck"])
-    return Entry(owed, Pending(_is(str, what), worker=Process(_is(int, pid), _is(int, started))))
+
+
+def _stuck(content: object) -> Pending | None:
+    if content is None:
+        return None
+    what, pid, started = _is(list, content)
+    return Pending(_is(str, what), worker=Process(_is(int, pid), _is(int, started)))
+
+
+def _unfinished(content: object) -> Unfinished | None:
+    if content is None:
+        return None
+    kept = _is(dict, content)
+    return Unfinished(
+        _is(str, kept["id"]),
+        _TARGETS[kept["target"]],
+        _asker(_is(dict, kept["asker"])),
+        float(_is(float, kept["started"])),
+        _is(int, kept["index"]),
+        _is(int, kept["count"]),
+        _is(str, kept["title"]),
+        bool(kept["back"]),
+    )
+
+
+def _asker(kept: Mapping[str, object]) -> Asker:
+    uid, pid = (number if number is None else _is(int, number) for number in (kept["uid"], kept["pid"]))
+    unit, command, vm = (_is(str, kept[key]) for key in ("unit", "command", "vm"))
+    return Asker(uid, pid, unit, command, vm, service=bool(kept["service"]))
+
+
+def _owner(content: object) -> Owner | None:
+    if content is None:
+        return None
+    name, uuid = _is(list, content)
+    return Owner(_is(str, name), _is(str, uuid))
 
 
 def _captured(kept: dict[str, Any]) -> Captured:
@@ -149,6 +298,14 @@ def _unit(name: object, user: object) -> Unit:
 
 def _pair(device: object, driver: object) -> tuple[str, str]:
     return _is(str, device), _is(str, driver)
+
+
+def _announced(subsystem: object, functions: object) -> tuple[str, tuple[PciAddress, ...]]:
+    return _is(str, subsystem), _addresses(functions)
+
+
+def _addresses(values: object) -> tuple[PciAddress, ...]:
+    return tuple(PciAddress.parse(_is(str, value)) for value in _is(list, values))
 
 
 def _text(value: object) -> str | None:

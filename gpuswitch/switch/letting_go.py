@@ -58,6 +58,24 @@ class Announce(Step):
 
 
 @dataclass(frozen=True)
+class AnnounceAgain(Step):
+    """Tell who follows udev that a card is there, which never went: a service that ended had announced its leave."""
+
+    kind = "announce"
+    optional = True
+    functions: tuple[PciAddress, ...]
+    subsystem: str
+
+    @property
+    def title(self) -> str:
+        card = "sound card" if self.subsystem == "sound" else "display"
+        return f"announce that the {card} of {' and '.join(map(str, self.functions))} is there"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.announce(self.functions, self.subsystem, "add")
+
+
+@dataclass(frozen=True)
 class AwaitHolders(Step):
     """Have the GPU free of holders: wait for them, or end them first, as the policy says.
 

@@ -33,7 +33,12 @@ def _name(driver: Driver | None) -> str | None:
 
 
 def explain(gpu: Gpu, facts: HostFacts) -> str:
-    """Why a GPU is neither host nor vfio: each function and where it is."""
+    """Why a GPU is neither host nor vfio."""
+    return f"neither host nor vfio: {whereabouts(gpu, facts)}"
+
+
+def whereabouts(gpu: Gpu, facts: HostFacts) -> str:
+    """Each function and where it is."""
     where = [f"{f.address} is on {f.driver_name or 'no driver'}" for f in gpu.present(facts)]
     where += [f"{address} is not on the PCI bus" for address in gpu.missing(facts)]
-    return "neither host nor vfio: " + ", ".join(where)
+    return ", ".join(where)

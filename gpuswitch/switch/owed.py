@@ -20,7 +20,8 @@ class Owed:
 
     `units` were active and were stopped; `modules` of the host driver's chain were loaded, in the order to load them;
     `terminals` are the virtual terminals that the GPU showed, `vtconsoles` those that were unbound;
-    `boot_framebuffers` are pairs of device and driver; `persistent` are the functions in nvidia's persistence mode.
+    `boot_framebuffers` are pairs of device and driver; `persistent` are the functions in nvidia's persistence mode;
+    `announced` are pairs of subsystem and functions, whose cards udev was told would go.
     """
 
     functions: Baseline = field(default_factory=dict)
@@ -30,6 +31,7 @@ class Owed:
     vtconsoles: tuple[str, ...] = ()
     boot_framebuffers: tuple[tuple[str, str], ...] = ()
     persistent: tuple[PciAddress, ...] = ()
+    announced: tuple[tuple[str, tuple[PciAddress, ...]], ...] = ()
 
     def __bool__(self) -> bool:
         return self != NOTHING
@@ -44,6 +46,7 @@ class Owed:
             vtconsoles=_both(earlier.vtconsoles, self.vtconsoles),
             boot_framebuffers=_both(earlier.boot_framebuffers, self.boot_framebuffers),
             persistent=_both(earlier.persistent, self.persistent),
+            announced=_both(earlier.announced, self.announced),
         )
 
     def and_unit(self, unit: Unit) -> Owed:

@@ -6,7 +6,7 @@ left half-moved, and one that a crash interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpuswitch.model.address import PciAddress
@@ -16,7 +16,7 @@ from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Sought, Unit
 from gpuswitch.model.policy import Busy
 from gpuswitch.model.states import State
-from gpuswitch.switch.letting_go import Announce, AwaitHolders, CheckHolders, EndSession
+from gpuswitch.switch.letting_go import Announce, AnnounceAgain, AwaitHolders, CheckHolders, EndSession
 from gpuswitch.switch.needs import Needs
 from gpuswitch.switch.owed import NOTHING, Baseline, Owed
 from gpuswitch.switch.step import Step
@@ -117,7 +117,7 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs 
             *(CheckGroup(number, gpu) for number in gpu.groups(facts)),
             # The other GPUs of this driver want theirs back.
             *([StartUnits(needs.at_once)] if needs.at_once else []),
-            LetSleep(),
+            LetSleep(unless_owned=True),
         ),
         replace(debts, units=tuple(unit for unit in debts.units if unit not in needs.at_once)),
     )
@@ -148,6 +148,7 @@ def _debts(needs: Needs, functions: Baseline) -> Owed:
         vtconsoles=needs.consoles_again,
         boot_framebuffers=tuple((b.device, b.driver) for b in needs.boot_framebuffers),
         persistent=needs.persistent,
+        announced=needs.announce,
     )
 
 
@@ -206,6 +207,7 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = 
             # The override has done its work; from here the functions probe as they did before us.
             AimOverrides(to={a: baseline[a].override for a in gpu.functions}, before=names),
             RestorePower({a: baseline[a].power_control for a in gpu.functions}),
+            *_announce_again(facts, owed, moved=(*leaving, *arriving)),
             *_put_right(gpu, owed, back),
         ),
         _later(owed, back) if back.units_later else NOTHING,
@@ -248,6 +250,13 @@ def _later(owed: Owed, back: Back) -> Owed:
     """The units that are owed, and the one that is to be started after them."""
     units = Owed(units=owed.units)
     return units.and_unit(back.after) if back.after else units
+
+
+def _announce_again(facts: HostFacts, owed: Owed, moved: Collection[PciAddress]) -> Iterator[Step]:
+    """A card that gets its driver back is new to everybody; one that never lost it is thought to be gone."""
+    for subsystem, functions in owed.announced:
+        if there := tuple(a for a in functions if a not in moved and facts.functions[a].driver is not None):
+            yield AnnounceAgain(there, subsystem)
 
 
 def _put_right(gpu: Gpu, owed: Owed, back: Back) -> list[Step]:

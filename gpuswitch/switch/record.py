@@ -60,12 +60,25 @@ class StepRecord:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Somebody else moved a GPU: a look showed another state, and no switch of ours was under way.
+
+    `text` says what was found, in one sentence; `at` is when, in seconds since the epoch.
+    """
+
+    before: State
+    after: State
+    text: str
+    at: float
+
+
 @dataclass
 class Switch:
     """One switch. `started` and `finished` are seconds since the epoch; `seconds` is how long it took.
 
     `index` of `count` steps is under way, or was the last; `steps` are those that ended, in that order; `result` is
-    None until it is over.
+    None until it is over. `recovery`: it looks for any known-good state.
     """
 
     target: State
@@ -81,11 +94,18 @@ class Switch:
     result: Result | None = None
     reason: str = ""
     steps: list[StepRecord] = field(default_factory=list)
+    recovery: bool = False
     _over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     _clock: float = field(default_factory=lambda: asyncio.get_running_loop().time(), repr=False)
 
+    @classmethod
+    def resumed(cls, id: str, target: State, asker: Asker, started: float) -> Switch:  # noqa: A002 -- as on the bus
+        """One that an earlier run of the service began, and that ends with a recovery."""
+        clock = asyncio.get_running_loop().time() - max(0.0, time.time() - started)
+        return cls(target, 0, asker=asker, id=id, started=started, recovery=True, _clock=clock)
+
     def at(self, event: StepEvent) -> None:
-        self.index, self.step = event.index, event.step.title
+        self.index, self.count, self.step = event.index, event.count, event.step.title
         if event.status not in {Status.RUNNING, Status.REVERTING}:
             began = self.started + asyncio.get_running_loop().time() - self._clock - event.seconds
             self.steps.append(

@@ -14,19 +14,20 @@ from gpuswitch.errors import Failed, InvalidArgument, KernelError
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, Sought, Unit
-from gpuswitch.model.policy import Options
+from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
-from gpuswitch.switch.engine import StuckError
-from gpuswitch.switch.host import Host, Pending
-from gpuswitch.switch.journal import Journal
-from gpuswitch.switch.machine import SEEN, SETTLE, GpuMachine
+from gpuswitch.switch.engine import Status, StepEvent, StuckError
+from gpuswitch.switch.host import Host
+from gpuswitch.switch.journal import Entry, Journal, Page, Unfinished
+from gpuswitch.switch.machine import SEEN, SETTLE, START, GpuMachine
 from gpuswitch.switch.needs import everything
-from gpuswitch.switch.observe import explain, observe
+from gpuswitch.switch.observe import explain, observe, whereabouts
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.plan import Plan
-from gpuswitch.switch.record import Asker, Result, Switch
+from gpuswitch.switch.record import Drift, Result, Switch
 from gpuswitch.switch.wedged import first_words, report
+from gpuswitch.tables import Defaults
 
 _log = logging.getLogger(__name__)
 
@@ -61,21 +62,41 @@ class Standing:
         self.recent: deque[Switch] = deque(maxlen=16)
         self._host = host
         self._kernel = host.kernel(str(gpu.address))
-        self._journal = journal
+        self._page = Page(journal, gpu.address)
         self._arbiter = arbiter
         self._changed = changed
         self._looking = asyncio.Lock()
         self._explaining: asyncio.Task[None] | None = None
         self._machine = GpuMachine()
-        entry = journal.load(gpu.address)
-        self._owed = entry.owed
-        self._left_stuck = entry.stuck
-        arbiter.claim(gpu.address, entry.owed.units)
+        self.awaited = False
+        """Its owner has yet to open it: nobody else may take it back meanwhile."""
+        arbiter.claim(gpu.address, self._owed.units)
         self._take_in(facts, gpu)
+        if self._entry.failed and self.state is State.UNKNOWN:
+            self._fire("left_failed")
+            self.reason = self._entry.failed
 
     @property
     def state(self) -> State:
         return self._machine.state
+
+    @property
+    def owner(self) -> Owner | None:
+        """The virtual machine that it was handed to, or that waits for it."""
+        return self._entry.owner
+
+    @property
+    def owned(self) -> bool:
+        return self.owner is not None
+
+    @property
+    def _at_rest(self) -> bool:
+        """Whether it is in a known-good state now, by a fresh look."""
+        return observe(self.gpu, self._own_look(), self._owed).stable
+
+    @property
+    def _rules(self) -> Defaults:
+        return self.config.gpu(self.gpu.address).rules
 
     @property
     def host_driver(self) -> str | None:
@@ -89,24 +110,32 @@ class Standing:
 
     # Looking --------------------------------------------------------------------------------------------------------
 
-    def _take_in(self, facts: HostFacts, gpu: Gpu) -> None:
+    def _take_in(self, facts: HostFacts, gpu: Gpu) -> Drift | None:
+        """Take in a look; what somebody else did to it since the last one."""
+        before, drift = self.state, None
         moved = explain(gpu, facts) != explain(self.gpu, self.facts)
         self.facts, self.gpu = facts, gpu
         seen = observe(gpu, facts, self._owed)
         if seen is not self.state and self._machine.can(SEEN[seen]):
             self._fire(SEEN[seen])
             self.reason = ""
+            drift = Drift(before, seen, f"{before} → {seen}: {whereabouts(gpu, facts)}", self.since)
+            self._keep_if_possible(replace(self._entry, failed="", owner=self._owner_at(seen)))
         if self.state is State.UNKNOWN and (moved or not self.reason):
             self.reason = explain(gpu, facts)
         if not gpu.present(facts):
             # The overrides and power settings that we owed went with the device.
             self._owe_units_only()
+        return drift
 
     def _own_look(self) -> HostFacts:
         return self.facts.renewed(self._host.look(self.gpu.functions), self.gpu.functions)
 
-    def _settle(self, result: Result, reason: str, plan: Plan | None, owed_before: Owed) -> tuple[Result, str]:
-        """Enter the state that a fresh look shows; what is owed is forgotten once all of it was given back."""
+    def _settle(self, result: Result, reason: str, reached: Plan | None, owed_before: Owed) -> tuple[Result, str]:
+        """Enter the state that a fresh look shows; what is owed is forgotten once all of it was given back.
+
+        `reached` is the plan whose steps are all done, None where everything was taken back.
+        """
         self.facts = self._own_look()
         seen = observe(self.gpu, self.facts, self._owed)
         if seen is State.ABSENT:
@@ -115,19 +144,27 @@ class Standing:
             if (self.state, seen) not in SETTLE:
                 self._fire("fault")
             self._fire(SETTLE[self.state, seen])
-        if plan is not None and result is Result.DONE and seen is not plan.target:
+        if reached is not None and result is Result.DONE and seen is not reached.target:
             result, reason = Result.FAILED, f"somebody else moved it meanwhile: {explain(self.gpu, self.facts)}"
-        if plan is not None and result is Result.DONE:
-            # With the units that a policy stopped on the way.
-            ended = tuple(unit for unit in self._owed.units if unit not in plan.owed.units)
-            self._owe_at_last(Owed(units=ended).and_before(plan.afterwards))
-        elif not self.gpu.present(self.facts):
-            self._owe_units_only()
-        elif result in {Result.REVERTED, Result.CANCELLED} and not owed_before:
-            self._forget_debts()
+            reached = None
         unhappy = reason if result is not Result.DONE else ""
         self.reason = unhappy or (explain(self.gpu, self.facts) if self.state is State.FAILED else "")
+        owed = self._owed_after(result, reached, owed_before)
+        failed = self.reason if self.state is State.FAILED else ""
+        owner = self._owner_at(self.state)
+        self._keep_if_possible(Entry(owed, owner=owner, failed=failed))
         return result, reason
+
+    def _owed_after(self, result: Result, reached: Plan | None, owed_before: Owed) -> Owed:
+        if reached is not None:
+            # With the units that a policy stopped on the way.
+            ended = tuple(unit for unit in self._owed.units if unit not in reached.owed.units)
+            return Owed(units=ended).and_before(reached.afterwards)
+        if not self.gpu.present(self.facts):
+            return Owed(units=self._owed.units)
+        if result in {Result.REVERTED, Result.CANCELLED} and not owed_before:
+            return NOTHING
+        return self._owed
 
     async def holders(self) -> tuple[Holder, ...]:
         """Who has it open, on whatever driver it is.
@@ -152,45 +189,96 @@ class Standing:
         """Some are to be started again, when it is home or gone for good."""
         return bool(self._owed.units)
 
-    # Debts ----------------------------------------------------------------------------------------------------------
+    # What is kept ---------------------------------------------------------------------------------------------------
 
-    def _owe(self, owed: Owed, stuck: Pending | None = None) -> None:
-        """Owe this from now on, durably.
+    @property
+    def _entry(self) -> Entry:
+        return self._page.entry
+
+    @property
+    def _owed(self) -> Owed:
+        return self._entry.owed
+
+    def _keep(self, entry: Entry) -> None:
+        """Keep this from now on, durably.
 
         Raises:
             Failed: it could not be written; nothing has changed then.
         """
-        if owed or stuck is not None:
-            self._journal.save(self.gpu.address, owed, stuck)
-        else:
-            self._journal.drop(self.gpu.address)
+        self._page.write(entry)
+        if not entry.owed:
             self._arbiter.forget(self.gpu.address)
-        self._owed = owed
+
+    def _keep_if_possible(self, entry: Entry) -> None:
+        """Keep this: should it not be written, a service that starts anew gives back more than it need."""
+        self._page.write_if_possible(entry)
+        if not entry.owed:
+            self._arbiter.forget(self.gpu.address)
 
     def _owe_unit(self, unit: Unit) -> None:
-        self._owe(self._owed.and_unit(unit))
+        self._keep(replace(self._entry, owed=self._owed.and_unit(unit)))
 
     def _owe_units_only(self) -> None:
         """What was owed to the device went with it; the host still gets its units back."""
         if self._owed:
-            self._owe_at_last(Owed(units=self._owed.units))
+            self._keep_if_possible(replace(self._entry, owed=Owed(units=self._owed.units)))
 
-    def _owe_at_last(self, owed: Owed) -> None:
-        """Owe less: should that not be written, more is given back than need be, one day."""
+    def own(self, owner: Owner | None) -> None:
+        """It belongs to this virtual machine from now on, or to none any more.
+
+        Raises:
+            Failed: that could not be written, and is not so.
+        """
+        if owner is None:
+            self._keep_if_possible(replace(self._entry, owner=None))
+        else:
+            self._keep(replace(self._entry, owner=owner))
+        self._changed()
+
+    def _owner_at(self, state: State) -> Owner | None:
+        """Who owns it now that it is there: at home nobody, but who waits for it."""
+        return self.owner if self.awaited or state is not State.HOST else None
+
+    def _begin_journal(self, switch: Switch, owed: Owed) -> None:
+        """From here on, a service that starts anew knows that this switch is under way, and what is owed for it.
+
+        Raises:
+            Failed: that could not be written; nothing was changed.
+        """
+        unfinished = Unfinished(switch.id, switch.target, switch.asker, switch.started, count=switch.count)
+        self._page.reserve()
         try:
-            self._owe(owed)
-        except Failed:
-            self._owed = owed
+            self._keep(replace(self._entry, owed=owed, unfinished=unfinished, stuck=None, failed=""))
+        except Failed as error:
+            raise Failed(f"{error}, so nothing was changed") from error
+
+    def _intend(self, event: StepEvent) -> None:
+        """This step is begun next, or taken back.
+
+        Raises:
+            Failed: that could not be written.
+        """
+        if (unfinished := self._entry.unfinished) is None:
+            return
+        unfinished = replace(
+            unfinished,
+            index=event.index,
+            count=event.count,
+            title=event.step.title,
+            back=event.status is Status.REVERTING,
+        )
+        self._keep(replace(self._entry, unfinished=unfinished))
 
     async def _start_units(self) -> None:
         """Give back what is owed where no GPU comes home with it."""
         units = self._owed.units
         await self._arbiter.give_back(self.gpu.address, units, self.config.deadlines)
         # A member that is still there may be owed its driver.
-        self._owe_at_last(replace(self._owed, units=tuple(unit for unit in self._owed.units if unit not in units)))
+        left = replace(self._owed, units=tuple(unit for unit in self._owed.units if unit not in units))
+        self._keep_if_possible(replace(self._entry, owed=left))
 
-    def _forget_debts(self) -> None:
-        self._owe_at_last(NOTHING)
+    def _fire_start(self, target: State, trigger: str = "") -> None:
+        self._fire(trigger or ("recover" if self.state is State.FAILED else START[target]))
 
     def _fire(self, trigger: str) -> None:
         self._machine.fire(trigger)
@@ -208,7 +296,7 @@ class Standing:
             "%s: %s%s", self.gpu.address, stuck, "".join(f"\n  {function}" for function in stuck.pending.stack)
         )
         try:
-            self._owe(self._owed, stuck.pending)
+            self._keep(replace(self._entry, stuck=stuck.pending))
         except Failed as error:
             _log.error("a service that starts anew will not know that %s is wedged: %s", self.gpu.address, error)
         self._explaining = asyncio.create_task(self._explain(stuck, numbers))
@@ -235,8 +323,3 @@ class Standing:
             if switch.id == id:
                 return switch
         raise InvalidArgument(f"{self.gpu.address} knows of no switch {id[:80]!r}")
-
-    def _new_switch(self, target: State, steps: int, options: Options, asker: Asker) -> Switch:
-        self.switch = Switch(target, steps, options, asker)
-        self.recent.append(self.switch)
-        return self.switch

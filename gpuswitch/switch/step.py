@@ -28,17 +28,26 @@ class StepError(Exception):
 class Hands:
     """What a step works with: eyes on the host, the kernel operations of one GPU, and what it shares with others.
 
-    `owe` notes, durably, that a unit is to be started again; it raises `Failed` where it cannot.
+    `owe` notes, durably, that a unit is to be started again; it raises `Failed` where it cannot. `owned` says whether
+    a virtual machine has the GPU, or is about to.
     """
 
     def __init__(
-        self, gpu: PciAddress, host: Host, kernel: Kernel, arbiter: Arbiter, owe: Callable[[Unit], None]
+        self,
+        gpu: PciAddress,
+        host: Host,
+        kernel: Kernel,
+        arbiter: Arbiter,
+        owe: Callable[[Unit], None],
+        *,
+        owned: Callable[[], bool],
     ) -> None:
         self.gpu = gpu
         self.host = host
         self.kernel = kernel
         self.arbiter = arbiter
         self.owe = owe
+        self.owned = owned
         self.leaving = False
         """The service is being stopped: units are started without waiting for them."""
         self.numbers: tuple[str, ...] = ()

@@ -31,22 +31,25 @@ class KeepUp(Step):
         await hands.host.systemd.inhibit(str(hands.gpu))
 
     async def revert(self, hands: Hands) -> None:
-        await hands.host.systemd.release(str(hands.gpu))
+        if not hands.owned():
+            await hands.host.systemd.release(str(hands.gpu))
 
 
 @dataclass(frozen=True)
 class LetSleep(Step):
-    """Let the machine sleep again."""
+    """Let the machine sleep again; with `unless_owned`, not while a virtual machine has the GPU."""
 
     kind = "inhibit"
     optional = True
+    unless_owned: bool = False
 
     @property
     def title(self) -> str:
-        return "let the machine sleep again"
+        return "let the machine sleep again" + (" unless a virtual machine has the GPU" if self.unless_owned else "")
 
     async def apply(self, hands: Hands) -> None:
-        await hands.host.systemd.release(str(hands.gpu))
+        if not (self.unless_owned and hands.owned()):
+            await hands.host.systemd.release(str(hands.gpu))
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.fleet import Fleet
 from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.observer import Observer
-from gpuswitch.switch.record import Result, Switch
+from gpuswitch.switch.record import Drift, Result, Switch
 from gpuswitch.switch.steps import Unbind
+from gpuswitch.switch.store import DirectoryStore
 from gpuswitch.tables import Defaults
 
 _AS_CONFIGURED = Options()
@@ -135,6 +136,13 @@ class Witness(Observer):
         self._holds(actor, not done or actor.state is switch.target, f"done, and it is {actor.state}")
         self._heard(actor, str(switch.result))
 
+    def drifted(self, actor: Actor, drift: Drift) -> None:
+        self._holds(actor, drift.before is not drift.after, "a drift to where it was")
+        self._heard(actor, f"drifted from {drift.before} to {drift.after}")
+
+    def recovered(self, actor: Actor, outcome: str) -> None:
+        self._heard(actor, f"recovered: {outcome}")
+
     async def until(self, wanted: Callable[[], bool]) -> None:
         """Wait for the event after which it is so."""
         while not wanted():
@@ -197,7 +205,7 @@ class Bed:
     ) -> Bed:
         """Start a service on this host. `pay`: and let it give back what its start could not wait for."""
         witness = Witness(host.machine)
-        fleet = Fleet(host, settings or config(), Journal(directory), witness)
+        fleet = Fleet(host, settings or config(), Journal(DirectoryStore(directory)), witness)
         await fleet.start()
         if pay:
             await fleet.pay()
@@ -214,7 +222,7 @@ class Bed:
     @property
     def debts(self) -> list[str]:
         """Whose journal there is."""
-        return sorted(path.name for path in self.directory.iterdir()) if self.directory.exists() else []
+        return sorted(path.name for path in self.directory.glob("*.json"))
 
     def snapshot(self) -> Snapshot:
         return snapshot(self.machine)

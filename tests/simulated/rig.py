@@ -18,6 +18,7 @@ from tests.contract.bench import Bench, Outside
 
 BOCHS = 0x1234
 GPU = PciAddress.parse("0000:01:00.0")
+LONE_GPU = PciAddress.parse("0000:02:00.0")
 CROWDED_GPU = PciAddress.parse("0000:05:01.0")
 RIG_MODULES = (
     *MODULES,
@@ -27,14 +28,16 @@ RIG_MODULES = (
 
 
 def rig() -> SimulatedHost:
-    """A boot display, a GPU with sound, and a GPU that shares its IOMMU group with a network card."""
+    """A boot display, a GPU with sound, one without, and one that shares its IOMMU group with a network card."""
     slot = Slot("0000:01:00", 3, "0000:00:05.0")
     return boot(
         [
             Slot("0000:00:02", 1).function(0, BOCHS, 0x1111, VGA, boot_display=True),
             port("0000:00:05.0", 2),
             slot.function(0, BOCHS, 0x1111, VGA),
-            slot.function(1, INTEL, 0x2668, AUDIO),
+            slot.function(1, INTEL, 0x2668, AUDIO, resets=False),
+            port("0000:00:06.0", 6),
+            Slot("0000:02:00", 7, "0000:00:06.0").function(0, BOCHS, 0x1111, VGA),
             port("0000:00:09.0", 4),
             Slot("0000:05:01", 5, "0000:04:00.0").function(0, BOCHS, 0x1111, VGA),
             Slot("0000:05:02", 5, "0000:04:00.0").function(0, INTEL, 0x100E, ETHERNET),
@@ -119,4 +122,4 @@ class SimulatedOutside(Outside):
 
 def bench() -> Bench:
     host = rig()
-    return Bench.of(host, SimulatedOutside(host), GPU, CROWDED_GPU)
+    return Bench.of(host, SimulatedOutside(host), GPU, CROWDED_GPU, LONE_GPU)

@@ -60,7 +60,7 @@ class TestThereAndBack:
             "0000:01:00.0 done",
             "0000:01:00.0 vfio",
         ]
-        assert (switch.index, switch.count, switch.step) == (count, count, "let the machine sleep again")
+        assert (switch.index, switch.count, switch.step) == (count, count, switch.steps[-1].title)
 
     async def test_says_how_people_see_host(self, laptop: Bed) -> None:
         actor = laptop.fleet.find("01:00.0")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.errors import Owned
 from gpuswitch.host.simulated.faults import Errno, Hang
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
@@ -141,8 +142,8 @@ class TestAdoption:
         await again.moved(actor, State.HOST)
         assert again.snapshot() == before
 
-    async def test_says_why_it_cannot(self, tmp_path: Path) -> None:
-        """Somebody has the group of a GPU that is half-way: a refusal, and the service starts all the same."""
+    async def test_what_somebody_else_moved_meanwhile_is_left_alone(self, tmp_path: Path) -> None:
+        """No switch of ours was under way: it is said, and whoever did it may have had a reason."""
         bed = await Bed.of("laptop", tmp_path)
         actor = bed.fleet.find("01:00.0")
         await bed.moved(actor, State.VFIO)
@@ -152,11 +153,10 @@ class TestAdoption:
         actor = again.fleet.find("01:00.0")
         assert again.debts == ["0000_01_00_0.json"]
         assert str(actor.state) == "unknown"
-        reason = actor.reason
-        assert reason.startswith("cannot bring 0000:01:00.0 back to the host: win11 (pid ")
-        assert "has /dev/vfio/13 open" in reason
-        again.fleet.look()
-        assert actor.reason == reason
+        assert "0000:01:00.0 is on no driver" in actor.reason
+        assert "0000:01:00.0 drifted from vfio to unknown" in again.witness.words
+        with pytest.raises(Owned, match=r"win11 \(pid .* has /dev/vfio/13 open"):
+            await actor.request(State.HOST)
         again.machine.end("win11")
         await again.moved(actor, State.HOST)
 

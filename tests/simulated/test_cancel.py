@@ -165,13 +165,15 @@ async def test_cancelled_in_a_step_that_never_returns_it_is_wedged_and_comes_bac
 
 
 async def test_what_the_service_does_by_itself_says_so(laptop: Bed) -> None:
-    """It died in mid-switch, and brings home what was half-way."""
+    """It died in mid-switch, and takes back what was half-way: the same switch, of the same asker."""
     actor = laptop.fleet.find("01:00.0")
     await actor.request(State.VFIO, Options(), ALICE)
     await laptop.witness.until(lambda: actor.switch is not None and actor.switch.step.startswith("bind"))
     again = await laptop.crash(actor)
-    switches = again.fleet.find("01:00.0").recent
-    assert {(each.target, each.asker, each.result) for each in switches} == {(State.HOST, THE_SERVICE, Result.DONE)}
+    [taken_back, paid] = again.fleet.find("01:00.0").recent
+    assert (taken_back.target, taken_back.asker, taken_back.result) == (State.VFIO, ALICE, Result.REVERTED)
+    assert taken_back.reason.startswith("the service ended at step ")
+    assert (paid.target, paid.asker, paid.result) == (State.HOST, THE_SERVICE, Result.DONE)
 
 
 async def test_the_record_has_each_step_in_time(laptop: Bed) -> None:

@@ -84,15 +84,18 @@ class Bench:
     ) -> None:
         self.host: SimulatedHost = laptop()
         self.owed: list[Unit] = []
+        self.intended: list[StepEvent] = []
         arbiter = Arbiter(self.host.systemd)
-        self.hands = Hands(GPU, self.host, self.host.kernel(str(GPU)), arbiter, self.owed.append)
+        self.hands = Hands(GPU, self.host, self.host.kernel(str(GPU)), arbiter, self.owed.append, owned=lambda: False)
         self.events: list[StepEvent] = []
         words = [word.split("-") for word in script.split()]
         names = [f"s{n}" for n in range(1, steps + 1)]
         scripted = tuple(
             kinds.get(name, Scripted)(name, frozenset(fault for step, fault in words if step == name)) for name in names
         )
-        self.engine = Engine(self.hands, scripted, {"scripted": DEADLINE}, self._hear, begun=begun)
+        self.engine = Engine(
+            self.hands, scripted, {"scripted": DEADLINE}, self._hear, self.intended.append, begun=begun
+        )
         self.stop_at = ("", Status.DONE)
 
     def _hear(self, event: StepEvent) -> None:

@@ -80,7 +80,7 @@ class TestSleep:
         assert switch.reason
 
     async def test_what_a_dead_service_left_behind_is_let_go(self, bed: Bed, actor: Actor) -> None:
-        """It died after the last step that changed anything."""
+        """It died in the last step: nobody was told that it is done, so it is taken back."""
         hang = bed.host.faults.add(Hang(), operation="release_inhibitor")
         await actor.request(State.VFIO)
         await hang.reached.wait()
@@ -90,7 +90,7 @@ class TestSleep:
         await asyncio.wait([task])
         assert bed.machine.units.inhibitors
         again = await bed.crash(actor)
-        assert again.fleet.find("01:00.0").state is State.VFIO
+        assert again.fleet.find("01:00.0").state is State.HOST
         assert again.machine.units.inhibitors == set()
 
 

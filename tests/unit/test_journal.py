@@ -17,9 +17,13 @@ from gpuswitch.errors import Failed
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Captured, Driver
 from gpuswitch.model.holders import Process, Unit
+from gpuswitch.model.owner import Owner
+from gpuswitch.model.states import State
 from gpuswitch.switch.host import Pending
-from gpuswitch.switch.journal import Entry, Journal, boot_id
+from gpuswitch.switch.journal import Entry, Journal, Unfinished, boot_id
 from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.record import Asker
+from gpuswitch.switch.store import DirectoryStore
 from tests.unit.parts import at
 
 GPU = at("0000:01:00.0")
@@ -40,131 +44,182 @@ LESS = Owed({GPU: OWED.functions[GPU]})
 STUCK = Pending("unbind 0000:01:00.0 from nvidia", worker=Process(4711, 88))
 
 
+UNFINISHED = Unfinished(
+    "0a1b2c3d", State.VFIO, Asker(1000, 4711, "a.service", "gpuswitchctl", "win11"), 1.5, 3, 9, "bind"
+)
+WIN11 = Owner("win11", "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d")
+
+
+def kept_in(directory: Path) -> Journal:
+    return Journal(DirectoryStore(directory))
+
+
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
 def test_gives_back_what_it_was_given(tmp_path: Path) -> None:
-    Journal(tmp_path / "a" / "b").save(GPU, OWED)
-    assert Journal(tmp_path / "a" / "b").load(GPU) == Entry(OWED)
+    kept_in(tmp_path / "a" / "b").save(GPU, Entry(OWED))
+    assert kept_in(tmp_path / "a" / "b").load(GPU) == Entry(OWED)
     assert names(tmp_path / "a" / "b") == ["0000_01_00_0.json"]
 
 
 def test_owes_nothing_to_whom_it_does_not_know(tmp_path: Path) -> None:
-    assert Journal(tmp_path / "missing").load(GPU) == Entry()
-    Journal(tmp_path).save(GPU, OWED)
-    assert Journal(tmp_path).load(at("0000:02:00.0")) == Entry()
+    assert kept_in(tmp_path / "missing").load(GPU) == Entry()
+    kept_in(tmp_path).save(GPU, Entry(OWED))
+    assert kept_in(tmp_path).load(at("0000:02:00.0")) == Entry()
 
 
 def test_forgets_what_was_given_back(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.save(GPU, OWED)
-    journal.drop(GPU)
-    journal.drop(GPU)
+    journal = kept_in(tmp_path)
+    journal.save(GPU, Entry(OWED))
+    journal.save(GPU, Entry())
+    journal.save(GPU, Entry())
     assert journal.load(GPU) == Entry()
     assert names(tmp_path) == []
 
 
 def test_one_gpu_does_not_touch_another(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.save(GPU, OWED)
-    journal.save(at("0000:02:00.0"), LESS)
-    journal.drop(at("0000:02:00.0"))
+    journal = kept_in(tmp_path)
+    journal.save(GPU, Entry(OWED))
+    journal.save(at("0000:02:00.0"), Entry(LESS))
+    journal.save(at("0000:02:00.0"), Entry())
     assert journal.load(GPU) == Entry(OWED)
 
 
 def test_a_later_save_replaces_the_earlier_one(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.save(GPU, OWED)
-    journal.save(GPU, LESS)
+    journal = kept_in(tmp_path)
+    journal.save(GPU, Entry(OWED))
+    journal.save(GPU, Entry(LESS))
     assert journal.load(GPU) == Entry(LESS)
 
 
 KEPT = {"driver": "nvidia", "module": "nvidia", "override": None, "power_control": "auto"}
 
 
+BEGUN = {
+    "id": "0a1b2c3d",
+    "target": "vfio",
+    "asker": {"uid": None, "pid": 7, "unit": "", "command": "", "vm": "", "service": False},
+    "started": 1.5,
+    "index": 3,
+    "count": 9,
+    "title": "bind",
+    "back": False,
+}
+
+
 def whole(**changes: object) -> str:
     """A file as this version writes it, with changes."""
-    content: dict[str, object] = {"format": 2, "boot": boot_id(), "functions": {str(GPU): KEPT}, "stuck": None}
-    lists = ("units", "modules", "terminals", "vtconsoles", "boot_framebuffers", "persistent")
-    return json.dumps(content | {name: [] for name in lists} | changes)
+    content: dict[str, object] = {"format": 3, "boot": boot_id(), "owed": owed()}
+    rest: dict[str, object] = {"stuck": None, "unfinished": None, "owner": None, "failed": ""}
+    return json.dumps(content | rest | changes)
+
+
+def owed(**changes: object) -> dict[str, object]:
+    lists = ("units", "modules", "terminals", "vtconsoles", "boot_framebuffers", "persistent", "announced")
+    return {"functions": {str(GPU): KEPT}} | {name: [] for name in lists} | changes
 
 
 def test_a_file_as_this_version_writes_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "0000_01_00_0.json").write_text(whole())
-    assert Journal(tmp_path).load(GPU) == Entry(LESS)
+    assert kept_in(tmp_path).load(GPU) == Entry(LESS)
+
+
+def test_keeps_how_far_a_switch_is_and_whose_it_is(tmp_path: Path) -> None:
+    entry = Entry(LESS, unfinished=UNFINISHED, owner=WIN11, failed="nothing worked")
+    kept_in(tmp_path).save(GPU, entry)
+    assert kept_in(tmp_path).load(GPU) == entry
 
 
 def test_keeps_what_the_kernel_has_not_returned_from(tmp_path: Path) -> None:
     """Of that, what it takes to find it again."""
     stuck = replace(STUCK, pid=4712, process_state="D", kernel_wait="snd_card_free", stack=("snd_card_free",))
-    Journal(tmp_path).save(GPU, LESS, stuck)
-    assert Journal(tmp_path).load(GPU) == Entry(LESS, STUCK)
-    Journal(tmp_path).save(GPU, LESS)
-    assert Journal(tmp_path).load(GPU) == Entry(LESS)
-    Journal(tmp_path).save(GPU, NOTHING, STUCK)
-    assert Journal(tmp_path).load(GPU) == Entry(NOTHING, STUCK)
+    kept_in(tmp_path).save(GPU, Entry(LESS, stuck))
+    assert kept_in(tmp_path).load(GPU) == Entry(LESS, STUCK)
+    kept_in(tmp_path).save(GPU, Entry(LESS))
+    assert kept_in(tmp_path).load(GPU) == Entry(LESS)
+    kept_in(tmp_path).save(GPU, Entry(NOTHING, STUCK))
+    assert kept_in(tmp_path).load(GPU) == Entry(NOTHING, STUCK)
 
 
 def test_what_no_process_sits_in_cannot_be_found_again(tmp_path: Path) -> None:
-    Journal(tmp_path).save(GPU, LESS, Pending("unbind 0000:01:00.0 from nvidia"))
-    assert Journal(tmp_path).load(GPU) == Entry(LESS)
+    kept_in(tmp_path).save(GPU, Entry(LESS, Pending("unbind 0000:01:00.0 from nvidia")))
+    assert kept_in(tmp_path).load(GPU) == Entry(LESS)
 
 
 def test_knows_for_which_gpus_something_is_kept(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    assert journal.away() == []
+    journal = kept_in(tmp_path)
+    assert journal.kept() == []
     far = at("10000:e1:00.0")
     for gpu in (far, GPU):
-        journal.save(gpu, LESS)
+        journal.save(gpu, Entry(LESS))
     for name in ("metrics.json", "0000_01_00_0.bad", "0000_02_00_0.new"):
         (tmp_path / name).write_text("not one of them")
-    assert journal.away() == [GPU, far]
-    assert Journal(tmp_path / "missing").away() == []
+    assert journal.kept() == [GPU, far]
+    assert kept_in(tmp_path / "missing").kept() == []
 
 
 _CHANGES: list[dict[str, object]] = [
     {"format": 0},
     {"format": 1},
-    {"format": 3},
+    {"format": 2},
+    {"format": 4},
+    {"owed": None},
+    {"owed": {}},
     {"boot": "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"},
     {"boot": None},
-    {"functions": None},
-    {"functions": []},
-    {"functions": {"01:00": {}}},
-    {"functions": {str(GPU): None}},
-    {"functions": {str(GPU): {"driver": "nvidia"}}},
-    {"functions": {str(GPU): KEPT | {"driver": 5}}},
-    {"functions": {str(GPU): KEPT | {"driver": True}}},
-    {"functions": {str(GPU): KEPT | {"module": []}}},
-    {"functions": {str(GPU): KEPT | {"override": {}}}},
-    {"functions": {str(GPU): KEPT | {"power_control": "off"}}},
-    {"functions": {str(GPU): KEPT | {"power_control": 1}}},
-    {"units": None},
-    {"units": ["sddm.service"]},
-    {"units": [["sddm.service"]]},
-    {"units": [["sddm.service", "1000"]]},
-    {"units": [["sddm.service", True]]},
-    {"units": [["sddm.service", 1000.0]]},
-    {"units": [[7, None]]},
-    {"modules": [7]},
-    {"modules": 7},
-    {"modules": "nvidia"},
-    {"terminals": ["1"]},
-    {"terminals": [True]},
-    {"terminals": [1.5]},
-    {"vtconsoles": [None]},
-    {"vtconsoles": "vtcon1"},
-    {"boot_framebuffers": [["efi-framebuffer.0"]]},
-    {"boot_framebuffers": [["efi-framebuffer.0", None]]},
-    {"boot_framebuffers": ["ab"]},
-    {"persistent": ["nvidia0"]},
-    {"persistent": [7]},
+    {"owed": owed(functions=None)},
+    {"owed": owed(functions=[])},
+    {"owed": owed(functions={"01:00": {}})},
+    {"owed": owed(functions={str(GPU): None})},
+    {"owed": owed(functions={str(GPU): {"driver": "nvidia"}})},
+    {"owed": owed(functions={str(GPU): KEPT | {"driver": 5}})},
+    {"owed": owed(functions={str(GPU): KEPT | {"driver": True}})},
+    {"owed": owed(functions={str(GPU): KEPT | {"module": []}})},
+    {"owed": owed(functions={str(GPU): KEPT | {"override": {}}})},
+    {"owed": owed(functions={str(GPU): KEPT | {"power_control": "off"}})},
+    {"owed": owed(functions={str(GPU): KEPT | {"power_control": 1}})},
+    {"owed": owed(units=None)},
+    {"owed": owed(units=["sddm.service"])},
+    {"owed": owed(units=[["sddm.service"]])},
+    {"owed": owed(units=[["sddm.service", "1000"]])},
+    {"owed": owed(units=[["sddm.service", True]])},
+    {"owed": owed(units=[["sddm.service", 1000.0]])},
+    {"owed": owed(units=[[7, None]])},
+    {"owed": owed(modules=[7])},
+    {"owed": owed(modules=7)},
+    {"owed": owed(modules="nvidia")},
+    {"owed": owed(terminals=["1"])},
+    {"owed": owed(terminals=[True])},
+    {"owed": owed(terminals=[1.5])},
+    {"owed": owed(vtconsoles=[None])},
+    {"owed": owed(vtconsoles="vtcon1")},
+    {"owed": owed(boot_framebuffers=[["efi-framebuffer.0"]])},
+    {"owed": owed(boot_framebuffers=[["efi-framebuffer.0", None]])},
+    {"owed": owed(boot_framebuffers=["ab"])},
+    {"owed": owed(persistent=["nvidia0"])},
+    {"owed": owed(persistent=[7])},
     {"stuck": ["unbind"]},
     {"stuck": ["unbind", "7", 9]},
     {"stuck": ["unbind", 7, True]},
     {"stuck": [None, 7, 9]},
     {"stuck": True},
+    {"owed": owed(announced=[["sound"]])},
+    {"owed": owed(announced=[["sound", ["card0"]]])},
+    {"owed": owed(announced=[[7, []]])},
+    {"unfinished": True},
+    {"unfinished": {}},
+    {"unfinished": BEGUN | {"target": "detaching"}},
+    {"unfinished": BEGUN | {"target": None}},
+    {"unfinished": BEGUN | {"index": "3"}},
+    {"unfinished": BEGUN | {"started": "yesterday"}},
+    {"unfinished": BEGUN | {"asker": "alice"}},
+    {"unfinished": BEGUN | {"asker": BEGUN}},
+    {"owner": "win11"},
+    {"owner": ["win11"]},
+    {"owner": ["win11", 7]},
+    {"failed": None},
 ]
 _DAMAGED = [
     b"",
@@ -186,7 +241,7 @@ def test_what_cannot_be_read_is_set_aside_with_a_warning(
 ) -> None:
     path = tmp_path / "0000_01_00_0.json"
     path.write_bytes(content)
-    assert Journal(tmp_path).load(GPU) == Entry()
+    assert kept_in(tmp_path).load(GPU) == Entry()
     assert names(tmp_path) == ["0000_01_00_0.bad"]
     assert path.with_suffix(".bad").read_bytes() == content
     assert str(path) in caplog.text
@@ -194,37 +249,38 @@ def test_what_cannot_be_read_is_set_aside_with_a_warning(
 
 def test_a_directory_in_its_place_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "0000_01_00_0.json").mkdir()
-    assert Journal(tmp_path).load(GPU) == Entry()
+    assert kept_in(tmp_path).load(GPU) == Entry()
     assert names(tmp_path) == ["0000_01_00_0.bad"]
 
 
 def test_what_cannot_even_be_set_aside_does_not_stop_us(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where the runtime directory is a file, nothing in it can be read or moved."""
     (tmp_path / "file").write_text("")
-    assert Journal(tmp_path / "file").load(GPU) == Entry()
-    Journal(tmp_path / "file").drop(GPU)
+    assert kept_in(tmp_path / "file").load(GPU) == Entry()
+    kept_in(tmp_path / "file").save(GPU, Entry())
     assert "cannot set" in caplog.text
     assert "cannot remove the journal of 0000:01:00.0" in caplog.text
 
 
 def test_refuses_where_it_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Failed, match=r"cannot write the journal .* nothing was changed"):
-        Journal(tmp_path / "file").save(GPU, OWED)
-    with pytest.raises(Failed, match=r"cannot write the journal .* nothing was changed"):
-        Journal(tmp_path / "file" / "below").save(GPU, OWED)
+    for directory in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(Failed, match=r"cannot write the journal .*0000_01_00_0.json"):
+            kept_in(directory).save(GPU, Entry(OWED))
+        with pytest.raises(Failed, match=r"cannot write the journal .* nothing was changed"):
+            kept_in(directory).reserve(GPU)
 
 
 _FULL_DISK = f"""
 import resource, signal, sys
 from pathlib import Path
 from gpuswitch.errors import Failed
-from gpuswitch.switch.journal import Journal
-from tests.unit.test_journal import GPU, OWED
+from gpuswitch.switch.journal import Entry
+from tests.unit.test_journal import GPU, OWED, kept_in
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (64, {resource.RLIM_INFINITY}))
 try:
-    Journal(Path(sys.argv[1])).save(GPU, OWED)
+    kept_in(Path(sys.argv[1])).save(GPU, Entry(OWED))
 except Failed as error:
     print(error)
 """
@@ -232,7 +288,7 @@ except Failed as error:
 
 def test_a_disk_that_is_full_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     """A limit on the size of files stands for it: the write fails in the middle, as on a disk without room."""
-    Journal(tmp_path).save(GPU, LESS)
+    kept_in(tmp_path).save(GPU, Entry(LESS))
     ended = subprocess.run(
         [sys.executable, "-c", _FULL_DISK, tmp_path],
         cwd=Path(__file__).parents[2],
@@ -241,29 +297,29 @@ def test_a_disk_that_is_full_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         check=True,
     )
     assert ended.stdout.startswith("cannot write the journal")
-    assert Journal(tmp_path).load(GPU) == Entry(LESS)
-    Journal(tmp_path).save(GPU, OWED)
-    assert Journal(tmp_path).load(GPU) == Entry(OWED)
+    assert kept_in(tmp_path).load(GPU) == Entry(LESS)
+    kept_in(tmp_path).save(GPU, Entry(OWED))
+    assert kept_in(tmp_path).load(GPU) == Entry(OWED)
     assert names(tmp_path) == ["0000_01_00_0.json"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
 def test_a_save_that_was_cut_short_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     """A daemon that died in it leaves a part of the new file beside the old one."""
-    Journal(tmp_path).save(GPU, OWED)
+    kept_in(tmp_path).save(GPU, Entry(OWED))
     (tmp_path / "0000_01_00_0.new").write_text(whole()[:20])
-    assert Journal(tmp_path).load(GPU) == Entry(OWED)
-    Journal(tmp_path).save(GPU, LESS)
-    assert Journal(tmp_path).load(GPU) == Entry(LESS)
+    assert kept_in(tmp_path).load(GPU) == Entry(OWED)
+    kept_in(tmp_path).save(GPU, Entry(LESS))
+    assert kept_in(tmp_path).load(GPU) == Entry(LESS)
     assert names(tmp_path) == ["0000_01_00_0.json"]
 
 
 def test_who_reads_the_old_file_still_reads_the_old_file(tmp_path: Path) -> None:
     """It is replaced, never written over."""
-    Journal(tmp_path).save(GPU, OWED)
+    kept_in(tmp_path).save(GPU, Entry(OWED))
     with (tmp_path / "0000_01_00_0.json").open() as old:
         before = (tmp_path / "0000_01_00_0.json").read_text()
-        Journal(tmp_path).save(GPU, LESS)
+        kept_in(tmp_path).save(GPU, Entry(LESS))
         assert old.read() == before
 
 
@@ -285,12 +341,28 @@ _owed = st.builds(
     vtconsoles=st.lists(_texts).map(tuple),
     boot_framebuffers=st.lists(st.tuples(_texts, _texts)).map(tuple),
     persistent=st.lists(_addresses).map(tuple),
+    announced=st.lists(st.tuples(_texts, st.lists(_addresses).map(tuple))).map(tuple),
 )
+_asker = st.builds(
+    Asker, st.none() | st.integers(0), st.none() | st.integers(0), _texts, _texts, _texts, service=st.booleans()
+)
+_unfinished = st.none() | st.builds(
+    Unfinished,
+    _texts,
+    st.sampled_from([State.HOST, State.VFIO]),
+    _asker,
+    st.floats(0, 2**40),
+    st.integers(0),
+    st.integers(0),
+    _texts,
+    st.booleans(),
+)
+_owner = st.none() | st.builds(Owner, _texts, _texts)
 _stuck = st.none() | st.builds(Pending, _texts, worker=st.builds(Process, st.integers(1), st.integers(0)))
 
 
-@given(entry=st.builds(Entry, _owed, _stuck))
+@given(entry=st.builds(Entry, _owed, _stuck, _unfinished, _owner, _texts))
 def test_anything_comes_back_as_it_was(entry: Entry, tmp_path_factory: pytest.TempPathFactory) -> None:
-    journal = Journal(tmp_path_factory.mktemp("journal"))
-    journal.save(GPU, entry.owed, entry.stuck)
+    journal = kept_in(tmp_path_factory.mktemp("journal"))
+    journal.save(GPU, entry)
     assert journal.load(GPU) == entry

@@ -1,0 +1,16 @@
+"""The owner of a GPU: the virtual machine that it was handed to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A virtual machine, as libvirt knows it. Its `uuid` tells it from others; `name` is for people."""
+
+    name: str
+    uuid: str
+
+    def __str__(self) -> str:
+        return f"the virtual machine {self.name}"

@@ -1,0 +1,78 @@
+"""The steps that are left when neither the way on nor the way back worked: a reset, and a removal with a rescan.
+
+None is taken back. What was set on a function that is removed, its driver override and its power setting, goes with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import HostFacts
+from gpuswitch.switch.step import Hands, Step
+
+
+@dataclass(frozen=True)
+class ResetFunction(Step):
+    """Reset one function: what hangs in the device is over, and whatever driver comes next finds it as at power-on."""
+
+    kind = "reset"
+    function: PciAddress
+
+    @property
+    def title(self) -> str:
+        return f"reset {self.function}"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.reset(self.function)
+
+
+@dataclass(frozen=True)
+class RemoveFunctions(Step):
+    """Take the functions off the PCI bus; their drivers let go of them, which may wait as an unbind does.
+
+    The last one first, as the kernel itself empties a slot (pciehp_unconfigure_device in drivers/pci/hotplug).
+    """
+
+    kind = "rescan"
+    functions: tuple[PciAddress, ...]
+
+    @property
+    def title(self) -> str:
+        return f"remove {_and(self.functions)} from the PCI bus"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.remove(tuple(reversed(self.functions)))
+
+    async def verify(self, hands: Hands) -> None:
+        hands.check(self._unmet, self.functions)
+
+    def _unmet(self, facts: HostFacts) -> str | None:
+        left = [function for function in self.functions if function in facts.functions]
+        return f"{_and(left)} did not leave the PCI bus" if left else None
+
+
+@dataclass(frozen=True)
+class Rescan(Step):
+    """Have the kernel find the functions again, and wait until it has: a device may take its time to answer."""
+
+    kind = "rescan"
+    functions: tuple[PciAddress, ...]
+
+    @property
+    def title(self) -> str:
+        return f"find {_and(self.functions)} on the PCI bus again"
+
+    async def apply(self, hands: Hands) -> None:
+        await hands.kernel.rescan(self.functions)
+
+    async def verify(self, hands: Hands) -> None:
+        await hands.until(self._unmet, self.functions)
+
+    def _unmet(self, facts: HostFacts) -> str | None:
+        missing = [function for function in self.functions if function not in facts.functions]
+        return f"{_and(missing)} did not come back to the PCI bus" if missing else None
+
+
+def _and(functions: tuple[PciAddress, ...] | list[PciAddress]) -> str:
+    return " and ".join(map(str, functions))

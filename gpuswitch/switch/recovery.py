@@ -1,0 +1,81 @@
+"""The ladder: the ways to a known-good state, in order, for a GPU that a switch or a crash left without one.
+
+Each rung is tried once. The rougher ones, which reset the GPU or take it off the bus for a moment, are there only where
+the configuration says so, and only while nobody has the GPU open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpuswitch.model.facts import HostFacts, Kind
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.states import State
+from gpuswitch.switch.last_resort import RemoveFunctions, Rescan, ResetFunction
+from gpuswitch.switch.letting_go import CheckHolders
+from gpuswitch.switch.needs import everything
+from gpuswitch.switch.record import Result
+from gpuswitch.switch.step import Step, StepError
+from gpuswitch.tables import Defaults
+
+OUTCOMES = {State.HOST: "home", State.VFIO: "vfio", State.FAILED: "failed"}
+"""What became of a recovery, by the state that it ended in."""
+
+_WORDS = {State.HOST: "on the host", State.VFIO: "on vfio-pci"}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way: the steps that come `first`, then the plan of a switch to `target`, made of what is there by then."""
+
+    words: str
+    target: State
+    first: Callable[[Gpu, HostFacts], tuple[Step, ...]] = lambda _gpu, _facts: ()
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def after_failure(target: State, rules: Defaults) -> tuple[Rung, ...]:
+    """For a switch to `target` whose way back failed."""
+    # It came from the other state, and could not get back there.
+    return (_onward(target), *_rougher(rules))
+
+
+def after_crash(rules: Defaults) -> tuple[Rung, ...]:
+    """For a GPU that was left between two states, or in none."""
+    return (_onward(State.HOST), _onward(State.VFIO), *_rougher(rules))
+
+
+def summary(wanted: State, reached: State, story: list[str]) -> tuple[Result, str]:
+    """How a switch that wanted one state and reached this one ended, and why."""
+    why = "; ".join(filter(None, story))
+    if reached is wanted:
+        return Result.DONE, why
+    return Result.REVERTED, f"{why}; it is {_WORDS[reached]} now"
+
+
+def _onward(target: State) -> Rung:
+    return Rung(f"cannot get it {_WORDS[target]}", target)
+
+
+def _rougher(rules: Defaults) -> tuple[Rung, ...]:
+    rungs = []
+    if rules.reset_on_failure:
+        rungs.append(Rung("cannot get it on the host after a reset", State.HOST, _reset))
+    if rules.rescan_on_failure:
+        rungs.append(Rung("cannot get it on the host after a removal and a rescan", State.HOST, _rescan))
+    return tuple(rungs)
+
+
+def _reset(gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
+    """A reset takes the state of a device away from under its driver: none but vfio-pci expects that."""
+    displays = [f for f in gpu.present(facts) if f.kind is Kind.DISPLAY]
+    if busy := [f for f in displays if f.driver is not None and not f.on_vfio]:
+        raise StepError(f"{busy[0].address} is on {busy[0].driver_name}, which would lose it unawares")
+    return (CheckHolders(everything(gpu, facts)), *(ResetFunction(f.address) for f in displays))
+
+
+def _rescan(gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
+    return (CheckHolders(everything(gpu, facts)), RemoveFunctions(gpu.functions), Rescan(gpu.functions))
