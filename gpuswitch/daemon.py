@@ -20,6 +20,7 @@ from gpuswitch import __version__
 from gpuswitch.api.bus import Bus
 from gpuswitch.api.metrics import MetricsEndpoint, MetricsFace
 from gpuswitch.api.objects import NAME, ROOT, BusFace, ManagerObject
+from gpuswitch.api.vms import VirtualMachines
 from gpuswitch.config import DIRECTORY, Config, load
 from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgument
 from gpuswitch.history import History
@@ -114,7 +115,8 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)
-        self._bus.export(ROOT, ManagerObject(self._fleet, self._history, self.reload), manages=True)
+        vms = VirtualMachines(self._fleet, self._bus)
+        self._bus.export(ROOT, ManagerObject(self._fleet, vms, self._history, self.reload), manages=True)
         self._history.start()
         # What a dead daemon left half-way is home before anybody can ask, and before systemd starts what comes after.
         await self._fleet.start()

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from typing import Final, Self
 
-from gpuswitch.api.connection import Connection, Message, MessageType, NameFlag, RequestNameReply
+from gpuswitch.api.connection import Connection, Message, MessageFlag, MessageType, NameFlag, RequestNameReply
 from gpuswitch.api.interface import Interface
 from gpuswitch.api.serving import Server
 from gpuswitch.api.signatures import plain
@@ -40,6 +40,7 @@ class Bus:
         self._connection = connection
         self._objects: dict[str, dict[str, Interface]] = {}
         self._calls: dict[int, asyncio.Future[Message]] = {}
+        self._leaving: dict[str, asyncio.Event] = {}
         self._server = Server(connection, self._objects, self._everywhere)
         connection.add_message_handler(self._receive)
         self._end = asyncio.create_task(self._await_end())
@@ -149,6 +150,27 @@ class Bus:
         found = await self._ask("org.freedesktop.DBus", "GetConnectionCredentials", "s", name)
         return dict(found) if isinstance(found, dict) else {}
 
+    async def gone(self, name: str) -> None:
+        """Return when the connection with this unique name has left the bus (specification, NameOwnerChanged).
+
+        Raises as `call` does.
+        """
+        left = self._leaving.setdefault(name, asyncio.Event())
+        rule = f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{name}'"
+        await self._ask("org.freedesktop.DBus", "AddMatch", "s", rule)
+        try:
+            # It may have left before we listened.
+            if await self._ask("org.freedesktop.DBus", "NameHasOwner", "s", name):
+                await left.wait()
+        finally:
+            self._leaving.pop(name, None)
+            self._forget(rule)
+
+    def _forget(self, rule: str) -> None:
+        if self._connection.connected:
+            to = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "RemoveMatch")
+            self._connection.send(Message(*to, signature="s", body=[rule], flags=MessageFlag.NO_REPLY_EXPECTED))
+
     async def _ask(self, interface: str, member: str, signature: str = "", *arguments: object) -> object:
         """Call a method of the message bus itself, which returns one value."""
         to = ("org.freedesktop.DBus", "/org/freedesktop/DBus", interface, member)
@@ -171,6 +193,15 @@ class Bus:
         """Called by the connection for each message. Returns True: the library has nothing more to do for it."""
         if message.message_type is MessageType.METHOD_CALL:
             self._server.serve(message)
+        elif message.message_type is MessageType.SIGNAL:
+            self._hear(message)
         elif (answer := self._calls.get(message.reply_serial)) and not answer.done():
             answer.set_result(message)
         return True
+
+    def _hear(self, message: Message) -> None:
+        """Who has left the bus: the name, its old owner, and no new one."""
+        if message.member == "NameOwnerChanged" and message.sender == "org.freedesktop.DBus":
+            name, _, new = message.body
+            if not new and (left := self._leaving.get(name)):
+                left.set()

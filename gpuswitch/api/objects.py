@@ -16,6 +16,7 @@ from gpuswitch.api.signatures import (
     Bool,
     ObjectPath,
     Str,
+    StrArray,
     StrPair,
     StrTripleArray,
     UInt32,
@@ -25,6 +26,7 @@ from gpuswitch.api.signatures import (
     ValuesArray,
     typed,
 )
+from gpuswitch.api.vms import VirtualMachines
 from gpuswitch.archive import Entry, StepEntry
 from gpuswitch.errors import InvalidArgument
 from gpuswitch.history import History
@@ -58,8 +60,11 @@ def path_of(address: PciAddress) -> str:
 class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
     """The service as a whole."""
 
-    def __init__(self, fleet: Fleet, history: History, reload: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, fleet: Fleet, vms: VirtualMachines, history: History, reload: Callable[[], Awaitable[None]]
+    ) -> None:
         self._fleet = fleet
+        self._vms = vms
         self._history = history
         self._reload = reload
 
@@ -97,6 +102,21 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
         """A finished switch with its steps."""
         entry = await self._history.find(id)
         return {**_entry(entry), "steps": typed("aa{sv}", [_step(step) for step in entry.steps])}
+
+    @dbus_method
+    async def acquire_for_vm(self, name: Str, uuid: Str, addresses: StrArray) -> StrArray:
+        """Hand every managed GPU that these functions belong to over to this machine; which ones."""
+        return await self._vms.acquire(name, uuid, addresses)
+
+    @dbus_method
+    def adopt_vm(self, name: Str, uuid: Str, addresses: StrArray) -> None:
+        """This machine runs with these functions."""
+        self._vms.adopt(name, uuid, addresses)
+
+    @dbus_method
+    def release_from_vm(self, name: Str, uuid: Str, reason: Str) -> None:
+        """This machine is gone."""
+        self._vms.release(name, uuid, reason)
 
     @dbus_method
     async def reload(self) -> None:
@@ -158,7 +178,8 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @dbus_property
     def owner(self) -> StrPair:
-        return ("", "")
+        owner = self.actor.owner
+        return (owner.name, owner.uuid) if owner else ("", "")
 
     @dbus_property
     def switch(self) -> Values:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
     """A virtual machine, as libvirt knows it. Its `uuid` tells it from others; `name` is for people."""
 
-    name: str
+    name: str = field(compare=False)
     uuid: str
 
     def __str__(self) -> str:

@@ -54,7 +54,7 @@ class Actor(Running):
     @property
     def bound(self) -> bool:
         """Its functions are its own until it is home: they are under way, or are owed something."""
-        return self._task is not None or self._deciding.locked() or bool(self._owed)
+        return self._task is not None or self._deciding.locked() or bool(self._owed) or self.owned
 
     # What others see and ask ----------------------------------------------------------------------------------------
 
@@ -185,6 +185,15 @@ class Actor(Running):
         except GpuswitchError as error:
             self.reason = f"cannot bring {self.gpu.address} back to the host: {error}"
             self._tell()
+
+    async def rest(self) -> None:
+        """Until no switch is under way, or it is wedged."""
+        await self._resting.wait()
+
+    def note(self, reason: str) -> None:
+        """Something that whoever looks at this GPU should know."""
+        self.reason = reason
+        self._tell()
 
     def retire(self, reason: str) -> None:
         """No switch begins from here on."""

@@ -1,6 +1,7 @@
 """The arbiter: what several GPUs share, serialised and counted.
 
-Units that more than one switch needs stopped, and host drivers whose modules come and go with the last of their GPUs.
+Units that more than one switch needs stopped, consoles that more than one GPU may show, and host drivers whose modules
+come and go with the last of their GPUs.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Arbiter:
         self._down: defaultdict[Unit, set[PciAddress]] = defaultdict(set)
         self._busy: defaultdict[Unit, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._moving: defaultdict[str, dict[PciAddress, frozenset[PciAddress]]] = defaultdict(dict)
+        self._consoles: dict[PciAddress, tuple[frozenset[int], frozenset[str]]] = {}
         self._ended = asyncio.Event()
         self.stuck: dict[PciAddress, str] = {}
         """The drivers that the kernel is in, and does not return from, by the GPU whose it was."""
@@ -84,6 +86,10 @@ class Arbiter:
             await _tried(f"start {unit}", self.start(gpu, unit), deadlines.units)
         await _tried(f"let the machine sleep for {gpu}", self._systemd.release(str(gpu)), deadlines.inhibit)
 
+    async def keep_up(self, gpu: PciAddress, deadlines: Deadlines) -> None:
+        """Keep the machine from sleeping, where no switch of this GPU does so. What does not work is logged."""
+        await _tried(f"keep the machine from sleeping for {gpu}", self._systemd.inhibit(str(gpu)), deadlines.inhibit)
+
     async def system_stopping(self) -> bool:
         """Whether the whole system goes down. A manager that does not say so in time does other things."""
         try:
@@ -91,6 +97,20 @@ class Arbiter:
                 return await self._systemd.stopping()
         except (KernelError, TimeoutError):
             return False
+
+    # Consoles -------------------------------------------------------------------------------------------------------
+
+    def keep_consoles(self, gpu: PciAddress, terminals: Collection[int], vtconsoles: Collection[str]) -> None:
+        """What this GPU is owed of the consoles from here on."""
+        self._consoles[gpu] = frozenset(terminals), frozenset(vtconsoles)
+
+    def terminals_of_others(self, gpu: PciAddress) -> frozenset[int]:
+        """The virtual terminals that other GPUs are owed: whoever shows them now has them on loan."""
+        return frozenset().union(*(terminals for a, (terminals, _) in self._consoles.items() if a != gpu))
+
+    def vtconsoles_of_others(self, gpu: PciAddress) -> tuple[str, ...]:
+        """Those that were unbound for the sake of other GPUs."""
+        return tuple(sorted(frozenset().union(*(unbound for a, (_, unbound) in self._consoles.items() if a != gpu))))
 
     # Drivers --------------------------------------------------------------------------------------------------------
 

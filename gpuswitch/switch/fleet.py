@@ -16,6 +16,8 @@ from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Entry, Journal
 from gpuswitch.switch.observer import Observer
+from gpuswitch.switch.owners import Owners
+from gpuswitch.switch.record import Drift
 
 REST_SECONDS = 0.1
 """How long a look is good for: a driver that binds makes a dozen events in a moment."""
@@ -37,6 +39,7 @@ class Fleet:
         self._unwatch: Callable[[], None] | None = None
         self._looked = float("-inf")
         self._open = False
+        self.owners = Owners(lambda: list(self.actors.values()), host.processes, self._arbiter)
         self._paying: dict[PciAddress, asyncio.Task[None]] = {}
         self._put_off: asyncio.Handle | None = None
 
@@ -45,6 +48,7 @@ class Fleet:
         self._unwatch = self._host.watch(self._look_soon)
         self.look()
         await asyncio.gather(*(actor.adopt() for actor in self.actors.values()))
+        self.owners.start()
 
     async def pay(self) -> None:
         """Give back what could not be waited for before READY: whoever waits for us may be what it waits for."""
@@ -59,10 +63,14 @@ class Fleet:
         await self._arbiter.give_back(gpu, self._journal.load(gpu).owed.units, self.config.deadlines)
         self._journal.save(gpu, Entry())
 
-    def _pay_for_absent(self, actor: Actor) -> None:
-        """A GPU that left the bus does not come home by a switch; its units do not wait for that."""
+    def _pay_soon(self, actor: Actor, drift: Drift | None) -> None:
+        """Give back what no switch will: a GPU that left the bus does not come home, and one that somebody else brought
+        home is there already.
+        """
         address = actor.gpu.address
-        if self._open and actor.state is State.ABSENT and actor.owes_units and address not in self._paying:
+        gone = actor.state is State.ABSENT and actor.owes_units and not actor.owned
+        home = actor.state is State.HOST and drift is not None and actor.bound
+        if self._open and (gone or home) and address not in self._paying:
             self._paying[address] = asyncio.create_task(actor.pay())
             self._paying[address].add_done_callback(lambda _: self._paying.pop(address))
 
@@ -72,6 +80,7 @@ class Fleet:
             self._unwatch()
         if self._put_off is not None:
             self._put_off.cancel()
+        self.owners.stop()
         await asyncio.gather(*(actor.stop(reason) for actor in self.actors.values()))
 
     def _look_soon(self) -> None:
@@ -104,8 +113,7 @@ class Fleet:
                 actor.retire("its functions belong to another GPU now")
                 self._observer.vanished(actor)
         for address, actor in self.actors.items():
-            actor.see(self.facts, found.get(address))
-            self._pay_for_absent(actor)
+            self._pay_soon(actor, actor.see(self.facts, found.get(address)))
         for address, gpu in found.items():
             if address not in self.actors:
                 actor = Actor(

@@ -85,6 +85,7 @@ class Inquiry:
         return replace(
             needs,
             terminals=terminals,
+            borrowed=self.arbiter.terminals_of_others(self.gpu.address),
             to=to,
             unbind_consoles=unbind,
             leave_consoles=self._rules.leave_consoles,

@@ -57,6 +57,7 @@ class Needs:
     holding: bool = False
     occupations: tuple[Occupation, ...] = ()
     terminals: tuple[int, ...] = ()
+    borrowed: frozenset[int] = frozenset()
     to: int | None = None
     unbind_consoles: tuple[str, ...] = ()
     leave_consoles: tuple[str, ...] = ()

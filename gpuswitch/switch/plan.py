@@ -68,6 +68,7 @@ class Back:
     """What the config says of the way home: a unit to start `after`, and what is not to be put back.
 
     `wait_seconds`: how long to wait for whoever has it open; None: not at all, since its groups are held already.
+    `vtconsoles` were unbound for the sake of other GPUs, when none was left to show them; now one is.
     `units_later`: systemd jobs cannot be waited for now, while the service starts; the units stay owed.
     """
 
@@ -76,6 +77,7 @@ class Back:
     boot_framebuffer: bool = False
     wait_seconds: float | None = None
     units_later: bool = False
+    vtconsoles: tuple[str, ...] = ()
 
 
 def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs = Needs()) -> Plan:  # noqa: B008 -- frozen
@@ -144,7 +146,8 @@ def _debts(needs: Needs, functions: Baseline) -> Owed:
         functions,
         units=needs.active,
         modules=needs.chain,
-        terminals=needs.terminals,
+        # Those of a GPU that is away are shown on this one only until it comes back.
+        terminals=tuple(terminal for terminal in needs.terminals if terminal not in needs.borrowed),
         vtconsoles=needs.consoles_again,
         boot_framebuffers=tuple((b.device, b.driver) for b in needs.boot_framebuffers),
         persistent=needs.persistent,
@@ -274,7 +277,8 @@ def _put_right(gpu: Gpu, owed: Owed, back: Back) -> list[Step]:
 
 def _bring_consoles_back(gpu: Gpu, owed: Owed, back: Back) -> list[Step]:
     steps: list[Step] = []
-    bind = tuple(vtconsole for vtconsole in owed.vtconsoles if vtconsole not in back.leave_consoles)
+    unbound = dict.fromkeys((*owed.vtconsoles, *back.vtconsoles))
+    bind = tuple(vtconsole for vtconsole in unbound if vtconsole not in back.leave_consoles)
     if owed.terminals or bind:
         steps.append(RestoreConsoles(gpu.functions, owed.terminals, bind))
     if back.boot_framebuffer:

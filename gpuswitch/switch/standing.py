@@ -71,6 +71,7 @@ class Standing:
         self.awaited = False
         """Its owner has yet to open it: nobody else may take it back meanwhile."""
         arbiter.claim(gpu.address, self._owed.units)
+        self._kept()
         self._take_in(facts, gpu)
         if self._entry.failed and self.state is State.UNKNOWN:
             self._fire("left_failed")
@@ -206,13 +207,17 @@ class Standing:
             Failed: it could not be written; nothing has changed then.
         """
         self._page.write(entry)
-        if not entry.owed:
-            self._arbiter.forget(self.gpu.address)
+        self._kept()
 
     def _keep_if_possible(self, entry: Entry) -> None:
         """Keep this: should it not be written, a service that starts anew gives back more than it need."""
         self._page.write_if_possible(entry)
-        if not entry.owed:
+        self._kept()
+
+    def _kept(self) -> None:
+        """What others share with it follows from what it is owed."""
+        self._arbiter.keep_consoles(self.gpu.address, self._owed.terminals, self._owed.vtconsoles)
+        if not self._owed:
             self._arbiter.forget(self.gpu.address)
 
     def _owe_unit(self, unit: Unit) -> None:

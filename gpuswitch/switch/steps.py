@@ -163,9 +163,20 @@ class Bind(Step):
     async def revert(self, hands: Hands) -> None:
         if _not_on(hands.host.look([self.function]), self.function, self.driver) is not None:
             return
-        if self.driver != VFIO_DRIVER:
+        if self.driver == VFIO_DRIVER:
+            await self._from_vfio(hands)
+        else:
             await self._until_free(hands)
+            await hands.kernel.unbind(self.function, self.driver)
+
+    async def _from_vfio(self, hands: Hands) -> None:
+        """A virtual machine may have taken it by now: only who holds the group may unbind."""
+        group = hands.host.look([self.function]).functions[self.function].iommu_group
+        if group is not None:
+            await hands.kernel.hold_group(group)
         await hands.kernel.unbind(self.function, self.driver)
+        if group is not None:
+            await hands.kernel.release_group(group)
 
     async def _until_free(self, hands: Hands) -> None:
         """It was on the host for a moment, and whoever waits for new cards may have opened it by now."""

@@ -34,8 +34,8 @@ def rig() -> SimulatedHost:
         [
             Slot("0000:00:02", 1).function(0, BOCHS, 0x1111, VGA, boot_display=True),
             port("0000:00:05.0", 2),
-            slot.function(0, BOCHS, 0x1111, VGA),
-            slot.function(1, INTEL, 0x2668, AUDIO, resets=False),
+            slot.function(0, BOCHS, 0x1111, VGA, reset_errno=errno.ENOTTY),
+            slot.function(1, INTEL, 0x2668, AUDIO, reset_errno=errno.ENOENT),
             port("0000:00:06.0", 6),
             Slot("0000:02:00", 7, "0000:00:06.0").function(0, BOCHS, 0x1111, VGA),
             port("0000:00:09.0", 4),

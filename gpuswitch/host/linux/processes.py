@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class LinuxProcesses(Processes):
     """The processes of this machine. One idle scanner is kept for the next look."""
 
     def __init__(self, roots: Roots) -> None:
+        self.noticed = lambda *_: None
         self._dev = roots.dev
         self._command = (sys.executable, "-ISE", str(_PROGRAM), roots.sysfs, roots.dev, roots.proc)
         self._idle: Worker | None = None
@@ -65,7 +66,9 @@ class LinuxProcesses(Processes):
             number, text = said["error"]
             raise KernelError("look for", "holders", number or errno.EIO, text)
         holders = sorted((_holder(found) for found in said["holders"]), key=lambda holder: (holder.pid, holder.nodes))
-        return Scan(tuple(holders), tuple(said["numbers"]))
+        scan = Scan(tuple(holders), tuple(said["numbers"]))
+        self.noticed(sought, scan)
+        return scan
 
     async def stirred(self, holders: Sequence[Holder]) -> None:
         stirred = asyncio.Event()
@@ -79,8 +82,7 @@ class LinuxProcesses(Processes):
             nodes = {
                 node.removeprefix("/dev") for holder in holders for node in holder.nodes if node.startswith("/dev/")
             }
-            if not self._watch_nodes(stack, nodes, stirred.set):
-                return
+            self._watch_nodes(stack, nodes, stirred.set)
             await stirred.wait()
 
     def signal(self, process: Process, number: signal.Signals) -> bool:
@@ -172,18 +174,16 @@ class LinuxProcesses(Processes):
             log.warning("the scanner (pid %d) %s", worker.pid, how)
             look.answer.set_exception(KernelError("look for", "holders", errno.EIO, f"the scanner {how}"))
 
-    def _watch_nodes(self, stack: ExitStack, nodes: Iterable[str], stirred: Callable[[], None]) -> bool:
-        """Whether all of them are there; their own file tells when one is closed. This does not open them."""
+    def _watch_nodes(self, stack: ExitStack, nodes: Iterable[str], stirred: Callable[[], None]) -> None:
+        """Their own file tells when one is closed. This does not open them."""
         try:
             inotify = stack.enter_context(Inotify())
             _watch(stack, inotify.fd, stirred)
             for node in nodes:
-                inotify.add_watch(f"{self._dev}{node}", Mask.CLOSE)
-        except FileNotFoundError:
-            return False
+                with suppress(FileNotFoundError):  # it is in another /dev only, or its device left
+                    inotify.add_watch(f"{self._dev}{node}", Mask.CLOSE)
         except OSError as error:  # the user has as many watches as the kernel allows; the processes still tell
             log.warning("cannot watch device nodes: %s", error.strerror)
-        return True
 
 
 def _watch(stack: ExitStack, descriptor: int, readable: Callable[[], None]) -> None:

@@ -1,0 +1,65 @@
+"""What libvirt's hook says of its virtual machines, checked before anybody acts on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from uuid import UUID
+
+from gpuswitch.api.bus import Bus
+from gpuswitch.api.callers import Callers
+from gpuswitch.api.serving import caller
+from gpuswitch.errors import InvalidArgument
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.owner import Owner
+from gpuswitch.switch.fleet import Fleet
+
+_LONGEST_NAME = 255
+_MOST_FUNCTIONS = 1024
+
+
+class VirtualMachines:
+    """Hands GPUs over to virtual machines, for the callers on this bus."""
+
+    def __init__(self, fleet: Fleet, bus: Bus) -> None:
+        self._fleet = fleet
+        self._bus = bus
+        self._callers = Callers(bus)
+
+    async def acquire(self, name: str, uuid: str, addresses: Sequence[str]) -> list[str]:
+        """See `Owners.acquire`. A caller that leaves the bus before it has its answer has asked for nothing."""
+        owner, functions = _owner(name, uuid), _functions(addresses)
+        asker = await self._callers.asker()
+        acquiring = asyncio.create_task(self._fleet.owners.acquire(owner, functions, asker))
+        gone = asyncio.create_task(self._bus.gone(caller()))
+        try:
+            await asyncio.wait([acquiring, gone], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not acquiring.done():
+                acquiring.cancel()
+            await asyncio.wait([acquiring, gone])
+        return [str(actor.gpu.address) for actor in acquiring.result()]
+
+    def adopt(self, name: str, uuid: str, addresses: Sequence[str]) -> None:
+        """See `Owners.adopt`."""
+        self._fleet.owners.adopt(_owner(name, uuid), _functions(addresses))
+
+    def release(self, name: str, uuid: str, reason: str) -> None:
+        """See `Owners.release`."""
+        self._fleet.owners.release(_owner(name, uuid), reason)
+
+
+def _owner(name: str, uuid: str) -> Owner:
+    if not 0 < len(name) <= _LONGEST_NAME:
+        raise InvalidArgument(f"{name[:80]!r} is not the name of a virtual machine")
+    try:
+        return Owner(name, str(UUID(uuid)))
+    except ValueError:
+        raise InvalidArgument(f"{uuid[:80]!r} is not the UUID of a virtual machine") from None
+
+
+def _functions(addresses: Sequence[str]) -> frozenset[PciAddress]:
+    if len(addresses) > _MOST_FUNCTIONS:
+        raise InvalidArgument(f"no virtual machine has {len(addresses)} PCI functions")
+    return frozenset(PciAddress.parse(address) for address in addresses)
