@@ -67,6 +67,7 @@ class Owners:
             return ()
         self._refuse(actors, owner)
         before = {actor: actor.state for actor in actors}
+        self._claim(actors, owner)
         asking = asyncio.create_task(self._handed_over(actors, owner, replace(asker, vm=owner.name)))
         self._asking[owner.uuid] = asking
         try:
@@ -123,12 +124,28 @@ class Owners:
         ownership = self._ownerships.get(actor.gpu.address)
         return ownership is not None and ownership.letting_go
 
-    async def _handed_over(self, actors: Sequence[Actor], owner: Owner, asker: Asker) -> None:
+    def _claim(self, actors: Sequence[Actor], owner: Owner) -> None:
+        """From the first moment on they belong to it, so that nobody else takes them.
+
+        Raises:
+            Failed: that cannot be written; none of them does.
+        """
+        claimed: dict[Actor, Owner | None] = {}
+        try:
+            for actor in actors:
+                before = actor.owner
+                actor.own(owner)
+                claimed[actor] = before
+        except Failed:
+            for actor, before in claimed.items():
+                with suppress(Failed):
+                    actor.own(before)
+            raise
         for actor in actors:
-            # From the first moment on, so that nobody else takes it.
             actor.awaited = True
-            actor.own(owner)
             self._begin(actor, owner)
+
+    async def _handed_over(self, actors: Sequence[Actor], owner: Owner, asker: Asker) -> None:
         seconds = min(actor.config.gpu(actor.gpu.address).rules.acquire_seconds for actor in actors)
         try:
             async with asyncio.timeout(seconds):
@@ -209,7 +226,7 @@ class Owners:
                 with suppress(GpuswitchError):
                     actor.cancel(actor.switch.id, Asker(service=True, vm=owner.name))
             await actor.rest()
-        if actor.owner != owner or actor.awaited:
+        if actor.owner not in {None, owner} or actor.awaited:
             return
         if actor.state is State.VFIO and before is not State.VFIO:
             try:

@@ -32,6 +32,10 @@ _log = logging.getLogger(__name__)
 _AS_CONFIGURED = Options()
 
 
+class HungError(StepError):
+    """It did not work, and the kernel did not return in time: nothing more is stacked on that."""
+
+
 class Running(Standing, ABC):
     """A GPU with the one switch that moves it. At work, `patience` seconds without `progress` are a fault.
 
@@ -194,36 +198,42 @@ class Running(Standing, ABC):
                 plan = await self._tried(rung, starting=starting)
             except (GpuswitchError, StepError) as error:
                 story.append(f"{rung}: {error}")
-            except StuckError as stuck:
-                # Nothing is stacked on an operation that hangs; when it is over, whatever is there then has to do.
-                await self._outlasted(stuck)
-                story.append(f"{rung}: {stuck.afterwards}")
-                break
+                if isinstance(error, HungError):
+                    break
             else:
                 return (*summary(switch.target, plan.target, story), plan)
         return Result.FAILED, "; ".join(filter(None, story)), None
 
     async def _tried(self, rung: Rung, *, starting: bool) -> Plan:
-        """One rung of the ladder, to its end; what it began is taken back if it fails."""
-        await self._new_engine(rung.first(self.gpu, self._host.look())).forward()
-        self.facts = self._host.look()
-        preparation = self._preparation_in(State.UNKNOWN, _AS_CONFIGURED, starting=starting)
+        """One rung of the ladder, to its end.
+
+        Raises:
+            GpuswitchError, StepError: it led nowhere, and what it began is taken back, as far as that went.
+        """
+        engine = self._new_engine(rung.first(self.gpu, self._host.look()))
         try:
-            plan = await self._planned(preparation, rung.target)
-            self._keep(replace(self._entry, owed=plan.owed))
-        except (GpuswitchError, StuckError):
-            await self._new_engine(tuple(preparation.holds), begun=True).back()
-            raise
-        engine = self._new_engine(plan.steps, held=preparation.holds)
-        self.patience = 2 * engine.longest
-        self._engine = engine
-        try:
+            await engine.forward()
+            self.facts = self._host.look()
+            preparation = self._preparation_in(State.UNKNOWN, _AS_CONFIGURED, starting=starting)
+            try:
+                plan = await self._planned(preparation, rung.target)
+            except (GpuswitchError, StuckError):
+                engine = self._new_engine(tuple(preparation.holds), begun=True)
+                raise
+            self._keep_if_possible(replace(self._entry, owed=plan.owed))
+            engine = self._engine = self._new_engine(plan.steps, held=preparation.holds)
+            self.patience = 2 * engine.longest
             if self._retired:
                 raise StoppedError(self._retired)
             await engine.forward()
-        except StepError as failure:
-            await _back(engine, failure)
-            raise
+        except (GpuswitchError, StepError, StuckError) as failure:
+            words, kind = str(failure), StepError
+            if isinstance(failure, StuckError):
+                words, kind = failure.afterwards, HungError
+                await self._outlasted(failure)
+            if worse := await self._go_back(engine):
+                words += f"; the way back failed too: {worse}"
+            raise (HungError if engine.hung else kind)(words) from failure
         return plan
 
     def _preparation_in(self, state: State, options: Options, *, starting: bool) -> Preparation:
@@ -364,10 +374,3 @@ class Running(Standing, ABC):
 
 def _left(word: StoppedError) -> str:
     return f"{word}: it is left as it is, and recovered when the service starts again"
-
-
-async def _back(engine: Engine, failure: StepError) -> None:
-    try:
-        await engine.back()
-    except StepError as worse:
-        raise StepError(f"{failure}; the way back failed too: {worse}") from failure

@@ -272,7 +272,9 @@ class Standing:
             title=event.step.title,
             back=event.status is Status.REVERTING,
         )
-        self._keep(replace(self._entry, unfinished=unfinished))
+        # What brings it home does not wait for a disk.
+        keep = self._keep_if_possible if unfinished.back or self.state is State.RECOVERING else self._keep
+        keep(replace(self._entry, unfinished=unfinished))
 
     async def _start_units(self) -> None:
         """Give back what is owed where no GPU comes home with it."""

@@ -1,0 +1,211 @@
+"""The ladder: other ways to a known-good state where the way back failed too, or a crash left none."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.errors import GpuswitchError, NotViable, Wedged
+from gpuswitch.host.simulated.faults import Errno, Hang
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.record import Result
+from tests.simulated.bed import Bed
+
+GPU = PciAddress.parse("0000:01:00.0")
+SOUND = PciAddress.parse("0000:01:00.1")
+EIO = errno.EIO
+
+
+async def made(directory: Path, **rules: object) -> tuple[Bed, Actor]:
+    bed = await Bed.of("plain", directory, **rules)
+    return bed, bed.fleet.find("01:00.0")
+
+
+async def stranded(bed: Bed, actor: Actor) -> None:
+    """The sound function fails in every direction, so there is no known-good state."""
+    bed.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=None)
+    switch = await bed.switch(actor, State.VFIO)
+    assert (switch.result, actor.state) == (Result.FAILED, State.FAILED)
+    bed.host.faults.clear()
+
+
+def rough(actor: Actor) -> set[str]:
+    """What was done to it besides moving it."""
+    return {step.kind for switch in actor.recent for step in switch.steps} & {"reset", "rescan"}
+
+
+class TestAfterAFailedWayBack:
+    async def test_the_way_on_is_tried_once_more(self, tmp_path: Path) -> None:
+        """A function that came to vfio-pci and cannot leave it; by then the other one can come, too."""
+        bed, actor = await made(tmp_path)
+        bed.host.faults.add(Errno(EIO), operation="probe", subject=GPU, nth=1)
+        bed.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=2)
+        switch = await bed.switch(actor, State.VFIO)
+        assert (switch.result, actor.state) == (Result.DONE, State.VFIO)
+        assert "the way back failed too" in switch.reason
+        assert "0000:01:00.0 recovered: vfio" in bed.witness.words
+        before = bed.witness.home
+        await bed.moved(actor, State.HOST)
+        assert bed.snapshot() | before == bed.snapshot()
+
+    async def test_it_ends_as_failed_with_the_whole_story(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path)
+        await stranded(bed, actor)
+        assert actor.switch is not None
+        for words in ("the way back failed too", "cannot get it on vfio-pci", "Input/output error"):
+            assert words in actor.switch.reason
+        assert actor.reason == actor.switch.reason
+        assert "0000:01:00.0 recovered: failed" in bed.witness.words
+
+    async def test_nothing_rough_is_done_unless_it_is_allowed(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path)
+        await stranded(bed, actor)
+        await (await actor.recover()).wait()
+        assert rough(actor) == set()
+
+    async def test_a_rescan_brings_it_home_where_that_is_allowed(self, tmp_path: Path) -> None:
+        """Only a device that was off the bus takes its driver again."""
+        bed, actor = await made(tmp_path, rescan_on_failure=True)
+        before = bed.snapshot()
+        bed.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=None)
+        bed.witness.on_step = lambda _, event: bed.host.faults.clear() if event.step.kind == "rescan" else None
+        switch = await bed.switch(actor, State.VFIO)
+        assert rough(actor) == {"rescan"}
+        assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+
+class TestRecover:
+    async def test_brings_home_what_failed(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path)
+        before = bed.snapshot()
+        await stranded(bed, actor)
+        switch = await actor.recover()
+        await switch.wait()
+        assert (switch.result, switch.target, actor.state, actor.reason) == (
+            Result.DONE,
+            State.HOST,
+            State.HOST,
+            "",
+        )
+        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert bed.witness.words.count("0000:01:00.0 recovered: home") == 1
+
+    async def test_takes_vfio_where_the_host_cannot_be_had(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path)
+        await stranded(bed, actor)
+        bed.host.faults.add(Errno(EIO), operation="load", nth=None)
+        bed.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=1)
+        switch = await actor.recover()
+        await switch.wait()
+        assert (switch.result, actor.state) == (Result.REVERTED, State.VFIO)
+        assert "cannot get it on the host" in switch.reason
+        assert switch.reason.endswith("it is on vfio-pci now")
+
+    async def test_what_is_well_needs_none(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path)
+        for state in (State.HOST, State.VFIO):
+            await bed.moved(actor, state)
+            switch = await actor.recover()
+            assert (switch.result, switch.target, switch.count) == (Result.DONE, state, 0)
+
+    async def test_two_are_one(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path)
+        await stranded(bed, actor)
+        first = await actor.recover()
+        assert await actor.recover() is first
+        await first.wait()
+
+    async def test_what_somebody_left_half_way_comes_home(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path)
+        await bed.moved(actor, State.VFIO)
+        await bed.host.kernel("somebody").unbind(SOUND, "vfio-pci")
+        bed.fleet.look()
+        assert actor.state is State.UNKNOWN
+        assert "0000:01:00.0 drifted from vfio to unknown" in bed.witness.words
+        await (await actor.recover()).wait()
+        assert (actor.state, bed.debts) == (State.HOST, [])
+
+    async def test_is_refused_while_it_is_wedged_or_gone(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path)
+        hang = bed.host.faults.add(Hang("D"), operation="unbind", subject=SOUND)
+        await (await actor.request(State.VFIO)).wait()
+        with pytest.raises(Wedged):
+            await actor.recover()
+        hang.release()
+        await bed.witness.until(lambda: actor.state is State.HOST)
+        await bed.machine.unplug("0000:01:00")
+        bed.fleet.look()
+        with pytest.raises(NotViable, match="not on the PCI bus"):
+            await actor.recover()
+
+    async def test_a_hang_in_it_is_wedged_and_nothing_is_stacked_on_it(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path, reset_on_failure=True)
+        await stranded(bed, actor)
+        actor.recent.clear()
+        hang = bed.host.faults.add(Hang("D"), operation="probe", subject=SOUND, nth=1)
+        switch = await actor.recover()
+        await switch.wait()
+        assert (switch.result, actor.state) == (Result.WEDGED, State.WEDGED)
+        hang.release()
+        await bed.witness.until(lambda: actor.state not in {State.WEDGED, State.RECOVERING})
+        assert "reset" not in rough(actor)
+
+
+class TestAcrossAStart:
+    async def test_failed_stays_failed_with_its_story(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path)
+        await stranded(bed, actor)
+        again = await bed.again()
+        found = again.fleet.find("01:00.0")
+        assert (found.state, found.reason) == (State.FAILED, actor.reason)
+        await (await found.recover()).wait()
+        assert (found.state, again.debts) == (State.HOST, [])
+
+    async def test_one_that_is_well_by_then_is_not(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path)
+        await stranded(bed, actor)
+        kernel = bed.host.kernel("somebody")
+        for function, driver in ((GPU, "nvidia"), (SOUND, "snd_hda_intel")):
+            await kernel.set_override({function: driver})
+            await kernel.probe(function)
+        for function in actor.gpu.functions:
+            if bed.machine.devices[function].binding is None:
+                await kernel.set_override({function: None})
+                await kernel.probe(function)
+        again = await bed.again()
+        found = again.fleet.find("01:00.0")
+        await again.witness.until(lambda: found.state is State.HOST and not found.bound)
+
+    async def test_a_stop_in_the_middle_leaves_the_rest_to_the_next_start(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path)
+        before = bed.snapshot()
+        await stranded(bed, actor)
+        switch = await actor.recover()
+        await bed.witness.until(lambda: bool(switch.steps))
+        await bed.fleet.stop("the service is stopping")
+        assert switch.result is Result.FAILED
+        assert "recovered when the service starts again" in switch.reason
+        again = await bed.again()
+        found = again.fleet.find("01:00.0")
+        assert (found.state, again.snapshot(), again.debts) == (State.HOST, before, [])
+        assert next(each.id for each in found.recent) == switch.id
+
+
+async def test_no_recovery_waits_for_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bed, actor = await made(tmp_path)
+    await stranded(bed, actor)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gpuswitch.switch.store.DirectoryStore.replace", full)
+    monkeypatch.setattr("gpuswitch.switch.store.DirectoryStore.reserve", full)
+    with pytest.raises(GpuswitchError, match="No space left on device"):
+        await actor.request(State.VFIO)
+    await (await actor.recover()).wait()
+    assert actor.state is State.HOST
