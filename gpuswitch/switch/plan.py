@@ -210,8 +210,7 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = 
             # The override has done its work; from here the functions probe as they did before us.
             AimOverrides(to={a: baseline[a].override for a in gpu.functions}, before=names),
             RestorePower({a: baseline[a].power_control for a in gpu.functions}),
-            *_announce_again(facts, owed, moved=(*leaving, *arriving)),
-            *_put_right(gpu, owed, back),
+            *_put_right(gpu, owed, back, _never_left(facts, owed, {*leaving, *arriving})),
         ),
         _later(owed, back) if back.units_later else NOTHING,
     )
@@ -255,19 +254,20 @@ def _later(owed: Owed, back: Back) -> Owed:
     return units.and_unit(back.after) if back.after else units
 
 
-def _announce_again(facts: HostFacts, owed: Owed, moved: Collection[PciAddress]) -> Iterator[Step]:
+def _never_left(facts: HostFacts, owed: Owed, moved: Collection[PciAddress]) -> Iterator[Step]:
     """A card that gets its driver back is new to everybody; one that never lost it is thought to be gone."""
     for subsystem, functions in owed.announced:
         if there := tuple(a for a in functions if a not in moved and facts.functions[a].driver is not None):
             yield AnnounceAgain(there, subsystem)
 
 
-def _put_right(gpu: Gpu, owed: Owed, back: Back) -> list[Step]:
+def _put_right(gpu: Gpu, owed: Owed, back: Back, announcements: Iterable[Step]) -> list[Step]:
     """The host around the GPU, which is home by now: should any of it fail, that takes nothing away."""
     # One after the other: what the user wants afterwards may need what was there before.
     own = (back.after,) if back.after and back.after not in owed.units else ()
     now = [] if back.units_later else [units for units in (owed.units, own) if units]
     return [
+        *announcements,
         *(RestorePersistence(a, on=True) for a in owed.persistent),
         *_bring_consoles_back(gpu, owed, back),
         *(StartUnits(units) for units in now),
