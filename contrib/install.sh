@@ -16,9 +16,11 @@ source=$(cd "$(dirname "$0")/.." && pwd)
 home=$PREFIX/lib/gpuswitch
 current=$home/current
 unit=gpuswitchd.service
+hooks=/etc/libvirt/hooks
 
 # Everything that is put outside of PREFIX/lib/gpuswitch: how | from | to.
 # Units and activation lie where an administrator's own belong; the bus reads policies in /usr/share and /etc only.
+# libvirt looks for hooks in one place; it may be installed later, and finds ours then.
 files() {
     cat <<EOF
 link|$current/bin/gpuswitchctl|$PREFIX/bin/gpuswitchctl
@@ -26,6 +28,7 @@ link|$current/bin/gpuswitchd|$PREFIX/sbin/gpuswitchd
 file|units/gpuswitchd.service.in|/usr/local/lib/systemd/system/gpuswitchd.service
 file|units/org.gpuswitch1.service.in|/usr/local/share/dbus-1/system-services/org.gpuswitch1.service
 file|units/org.gpuswitch1.conf|/etc/dbus-1/system.d/org.gpuswitch1.conf
+hook|contrib/libvirt/qemu.d/50-gpuswitch|$hooks/qemu.d/50-gpuswitch
 EOF
 }
 
@@ -41,6 +44,18 @@ tell_system() {
     systemctl reload dbus.service
 }
 
+# deaf_libvirt: the running libvirt daemons that found no hook for QEMU when they started, and will not look for one
+# before they are told to (libvirt's virHookCheck). Asked before ours is there.
+deaf_libvirt() {
+    has_systemd || return 0
+    for hook in "$hooks/qemu" "$hooks"/qemu.d/*; do
+        [ ! -f "$hook" ] || [ ! -x "$hook" ] || return 0
+    done
+    for daemon in libvirtd.service virtqemud.service; do
+        ! systemctl -q is-active "$daemon" || printf ' %s' "$daemon"
+    done
+}
+
 # missing_directories DIR: the manifest's lines for those of DIR and its parents that are not there.
 missing_directories() {
     [ -d "$1" ] || { missing_directories "$(dirname "$1")" && printf 'directory %s\n' "$1"; }
@@ -50,14 +65,20 @@ missing_directories() {
 put() {
     missing_directories "$(dirname "$3")" >>"$new/manifest"
     mkdir -p "$(dirname "$3")"
+    prepared=$3.new
     case $1 in
-    link) ln -sfn "$2" "$3.new" ;;
+    link) ln -sfn "$2" "$prepared" ;;
     file)
-        sed "s|@sbindir@|$PREFIX/sbin|g" "$source/$2" >"$3.new"
-        chmod 0644 "$3.new"
+        sed "s|@sbindir@|$PREFIX/sbin|g" "$source/$2" >"$prepared"
+        chmod 0644 "$prepared"
+        ;;
+    hook)
+        prepared=$(dirname "$3").new # libvirt runs every program in the directory, whatever its name
+        sed "s|@hook@|$current/hook.py|g" "$source/$2" >"$prepared"
+        chmod 0755 "$prepared"
         ;;
     esac
-    mv -fT "$3.new" "$3"
+    mv -fT "$prepared" "$3"
     printf 'file %s\n' "$3" >>"$new/manifest"
 }
 
@@ -79,6 +100,8 @@ install() {
     "$PYTHON" -m venv "$new"
     "$new/bin/pip" install --quiet --disable-pip-version-check "$source"
     "$new/bin/python" -I -c 'import gpuswitch.cli.main, gpuswitch.daemon'
+    ln -s "$("$new/bin/python" -I -c 'import gpuswitch.hook; print(gpuswitch.hook.__file__)')" "$new/hook.py"
+    deaf=$(deaf_libvirt)
 
     # From here on only short local writes.
     {
@@ -102,6 +125,7 @@ install() {
         systemctl try-restart "$unit" || die "restart $unit: see journalctl -u $unit"
     fi
     find "$home" -mindepth 1 -maxdepth 1 -type d ! -name "$(basename "$new")" -exec rm -rf {} +
+    [ -z "$deaf" ] || say "libvirt had no hook for QEMU when it started; so that it sees this one: systemctl reload$deaf"
     say "version $("$new/bin/python" -I -c 'import gpuswitch; print(gpuswitch.__version__)') is installed in $PREFIX"
 }
 

@@ -26,6 +26,7 @@ EOF
     test)
         cat <<EOF
 dbus-daemon|command -v dbus-daemon
+dbus-bin|test -x /usr/bin/dbus-send
 prometheus|command -v promtool
 EOF
         ;;

@@ -172,10 +172,10 @@ class Bus:
             self._connection.send(Message(*to, signature="s", body=[rule], flags=MessageFlag.NO_REPLY_EXPECTED))
 
     async def _ask(self, interface: str, member: str, signature: str = "", *arguments: object) -> object:
-        """Call a method of the message bus itself, which returns one value."""
+        """Call a method of the message bus itself, which returns one value or none."""
         to = ("org.freedesktop.DBus", "/org/freedesktop/DBus", interface, member)
-        [answer] = await self.call(Message(*to, signature=signature, body=[*arguments]), within=BUS_SECONDS)
-        return answer
+        answer = await self.call(Message(*to, signature=signature, body=[*arguments]), within=BUS_SECONDS)
+        return answer[0] if answer else None
 
     async def _machine_id(self) -> str:
         return str(await self._ask("org.freedesktop.DBus.Peer", "GetMachineId"))

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from tests.bench import here, holders
+from tests.bench import here, holders, hook
 from tests.bench.table import show
 
 
@@ -17,6 +17,7 @@ def main() -> int:
     show(f"The service on this machine ({os.cpu_count()} processors, load {os.getloadavg()[0]:.1f})", here.measure())
     crowd = f"{holders.PROCESSES} processes with {holders.PROCESSES * holders.DESCRIPTORS} descriptors"
     show(f"Who has a node open, among {crowd}", holders.measure())
+    show("The libvirt hook", hook.measure())
     if options.vm:
         from tests.bench import emulated
         from tests.vm.rig.errors import RigError

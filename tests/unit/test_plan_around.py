@@ -15,7 +15,7 @@ from gpuswitch.switch.needs import Needs, Occupation
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.plan import Back, Plan, to_host, to_vfio
 from gpuswitch.switch.steps import Unbind
-from gpuswitch.switch.surroundings import StartUnits, StopUnits
+from gpuswitch.switch.surroundings import RestoreConsoles, StartUnits, StopUnits
 from tests.unit.parts import at, captured, facts, geforce
 from tests.unit.test_plan import gpu_of, home_of, titles
 
@@ -48,6 +48,7 @@ OWED = Owed(
     terminals=(1, 2),
     boot_framebuffers=(("efi-framebuffer.0", "efi-framebuffer"),),
     persistent=(DISPLAY,),
+    announced=WHOLE.announce,
 )
 
 
@@ -94,6 +95,26 @@ def test_it_owes_all_of_that() -> None:
     host = facts(geforce("nvidia", "snd_hda_intel"))
     assert plan.owed == replace(OWED, functions=captured(host))
     assert plan.afterwards == plan.owed
+
+
+def test_it_owes_no_terminal_that_another_gpu_is_owed() -> None:
+    """They are moved on with its own, and come back to where they belong when that GPU does."""
+    plan = away(replace(WHOLE, borrowed=frozenset({2, 7})))
+    assert plan.owed.terminals == (1,)
+    assert "move the console to fb1" in titles(plan)
+
+
+def test_a_console_that_was_unbound_for_another_gpu_comes_back_with_the_first_that_can_show_it() -> None:
+    plan = home(replace(OWED, terminals=()), Back(vtconsoles=("vtcon1",)))
+    assert [step.vtconsoles for step in plan.steps if isinstance(step, RestoreConsoles)] == [("vtcon1",)]
+
+
+def test_a_card_that_was_announced_as_gone_and_never_went_is_announced_again() -> None:
+    """A service died before it had touched the card; whoever had let go of it takes it up again."""
+    host = facts(geforce("nvidia", "snd_hda_intel"))
+    plan = to_host(gpu_of(host), host, captured(host), replace(OWED, functions=captured(host)))
+    assert "announce that the sound card of gpu.1 is there" in titles(plan)
+    assert not [title for title in titles(home(OWED)) if title.startswith("announce")]
 
 
 def test_of_the_units_it_stops_only_those_that_were_active_start_again() -> None:

@@ -1,0 +1,326 @@
+"""Asks gpuswitchd for the GPUs of a libvirt domain, and gives them back: run by contrib/libvirt/qemu.d/50-gpuswitch.
+
+    /usr/bin/python3 -ISE hook.py DOMAIN prepare|started|reconnect|release SUB-OPERATION REASON <DOMAIN-XML
+
+Uses the standard library, /usr/bin/dbus-send and nothing else: AppArmor lets a hook run no program that lies elsewhere,
+and whichever Python the system has must do. Only `prepare` ends with another status than 0: with 1 where the domain
+must not start, and the reason in one line on stderr, which libvirt shows to whoever wanted to start it. When a hook is
+called, and what its status does: virHookCall and its callers in libvirt's src/qemu/qemu_process.c.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+from xml.parsers import expat
+
+DBUS_SEND = "/usr/bin/dbus-send"
+CONFIGURATION = "/etc/gpuswitch"
+LIMIT = 1 << 20
+"""Bytes of XML that are read."""
+PATIENCE = 930
+"""Seconds for `prepare`: longer than gpuswitchd may take to start (300) and then to make a GPU ready (600)."""
+HANDOVER = 10
+"""Seconds for what gpuswitchd answers at once. `release` runs in the one thread that serves all of libvirt's events."""
+
+REFUSALS = "org.gpuswitch1.Error."
+DOWN = (
+    "org.freedesktop.DBus.Error.NameHasNoOwner",
+    "org.freedesktop.DBus.Error.ServiceUnknown",
+    "org.freedesktop.DBus.Error.Spawn.",
+    "org.freedesktop.DBus.Error.TimedOut",
+    "org.freedesktop.systemd1.",
+)
+"""What the bus says where it could not start the service either (dbus-daemon's activation.c; systemd's own reasons)."""
+
+Address = tuple[int, int, int, int]
+"""Domain, bus, slot and function of a PCI function."""
+
+
+class BadDomainError(Exception):
+    """The XML cannot be used."""
+
+
+class RefusedError(Exception):
+    """The domain must not start; the sentence says why."""
+
+
+class UnansweredError(Exception):
+    """gpuswitchd has not said yes or no; the sentence says why."""
+
+
+def main(arguments: list[str]) -> int:
+    """Do what libvirt's four arguments ask for; the exit status."""
+    name, operation, _, reason = arguments
+    xml = sys.stdin.buffer.read(LIMIT + 1)
+    try:
+        if operation == "prepare":
+            acquire(name, xml)
+        elif operation in {"started", "reconnect"}:
+            hand_over("AdoptVm", name, xml)
+        elif operation == "release":
+            hand_over("ReleaseFromVm", name, xml, reason)
+    except (BadDomainError, RefusedError, UnansweredError) as error:
+        said = str(error)
+    except Exception as error:  # noqa: BLE001 - nobody who starts a virtual machine can use a traceback
+        said = f"cannot look after the GPUs of {name}: {error!r}"
+    else:
+        return 0
+    print(f"gpuswitch: {said}", file=sys.stderr)  # noqa: T201 - this is how a hook speaks
+    return 1 if operation == "prepare" else 0
+
+
+def acquire(name: str, xml: bytes) -> None:
+    """Wait until the managed GPUs of a domain are ready for it. gpuswitchd knows which are managed.
+
+    Where it cannot be asked, the configuration says so, without the `GPUSWITCH_...` variables, which only the service
+    has: a domain with a managed GPU does not start then, and any other does. The same goes for XML that is of no use.
+
+    Raises:
+        RefusedError: the domain must not start.
+    """
+    addresses = None
+    try:
+        uuid, addresses = read_domain(xml)
+        if addresses:
+            call("AcquireForVm", PATIENCE, _string(name), _string(uuid), _strings(addresses))
+    except (BadDomainError, UnansweredError) as error:
+        try:
+            taken = managed_of(addresses, CONFIGURATION)
+        except ValueError as fault:
+            raise RefusedError(f"cannot tell whether {name} has a managed GPU: {error}; and {fault}") from None
+        if taken:
+            raise RefusedError(f"cannot give {', '.join(map(text, taken))} to {name}: {error}") from None
+
+
+def hand_over(method: str, name: str, xml: bytes, reason: str | None = None) -> None:
+    """Tell gpuswitchd what became of a domain with PCI devices, for the reason that libvirt gives.
+
+    One that was unplugged while the domain ran is not in the XML any more: then gpuswitchd sees by itself when the
+    domain's process is gone.
+
+    Raises:
+        BadDomainError, RefusedError, UnansweredError: it does not know now.
+    """
+    uuid, addresses = read_domain(xml)
+    if addresses:
+        call(method, HANDOVER, _string(name), _string(uuid), _strings(addresses) if reason is None else _string(reason))
+
+
+def read_domain(xml: bytes) -> tuple[str, list[Address]]:
+    """The uuid of a domain, and which PCI functions of the host it gets.
+
+    These are the source addresses of `<hostdev mode='subsystem' type='pci'>` and `<interface type='hostdev'>`, as in
+    libvirt's virDomainHostdevDefParseXML; other addresses are where the guest sees something.
+
+    Raises:
+        BadDomainError: too long, not well-formed, with a document type or entities, or with addresses that are none.
+    """
+    if len(xml) > LIMIT:
+        raise BadDomainError(f"its XML is longer than {LIMIT >> 20} MiB")
+    path: list[str] = []
+    uuid: list[str] = []
+    addresses: list[Address] = []
+    passed_through = False
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal passed_through
+        path.append(tag)
+        if len(path) == 3 and path[:2] == ["domain", "devices"]:
+            kind = (tag, attributes.get("mode", "subsystem"), attributes.get("type"))
+            passed_through = kind in {("hostdev", "subsystem", "pci"), ("interface", "subsystem", "hostdev")}
+        elif len(path) == 5 and passed_through and path[3:] == ["source", "address"]:
+            addresses.append(_address(attributes))
+
+    def end(_: str) -> None:
+        nonlocal passed_through
+        path.pop()
+        passed_through = passed_through and len(path) > 2
+
+    def characters(data: str) -> None:
+        if path == ["domain", "uuid"]:
+            uuid.append(data)
+
+    def refuse(*_: object) -> None:
+        raise BadDomainError("its XML has a document type")
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse  # entities are declared there, and nowhere else
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = characters
+    try:
+        parser.Parse(xml, True)
+    except expat.ExpatError as error:
+        raise BadDomainError(f"its XML is not well-formed: {error}") from None
+    return "".join(uuid).strip(), addresses
+
+
+def call(method: str, seconds: float, *arguments: str) -> None:
+    """Call the service, and start it where it is not running. Returns when it has answered.
+
+    Raises:
+        RefusedError: its answer is no.
+        UnansweredError: there is none.
+    """
+    wait = f"--reply-timeout={round(seconds * 1000)}"
+    to = ("--dest=org.gpuswitch1", "/org/gpuswitch1", f"org.gpuswitch1.Manager.{method}")
+    try:
+        status, said = run([DBUS_SEND, "--system", "--print-reply=literal", wait, *to, *arguments], seconds + 5)
+    except OSError as error:
+        raise UnansweredError(f"cannot run {DBUS_SEND}: {error.strerror}; it comes with D-Bus (dbus-bin)") from None
+    except subprocess.TimeoutExpired:
+        raise UnansweredError(f"the system bus has not answered within {seconds:g} s") from None
+    if status == 0:
+        return
+    found = re.search(r"^Error ([\w.]+): (.*)", said, re.MULTILINE | re.DOTALL)
+    name, reason = found.groups() if found else ("", said)
+    reason = "; ".join(line.strip() for line in reason.splitlines() if line.strip())
+    if name.startswith(REFUSALS):
+        raise RefusedError(reason)
+    if name.startswith(DOWN):
+        raise UnansweredError(
+            f"gpuswitchd is not running and could not be started ({reason}); run: systemctl start gpuswitchd"
+        )
+    reason = reason or f"dbus-send ended with status {status}"
+    raise UnansweredError(f"gpuswitchd has not answered ({reason}); run: systemctl status gpuswitchd")
+
+
+def run(command: list[str], seconds: float) -> tuple[int, str]:
+    """Run a program that ends with us, however we end; its status, and what it said on stderr.
+
+    Its stdin is a pipe that we keep open. When we are gone the kernel closes it, and sends it SIGIO (fcntl(2)), which
+    ends it: so gpuswitchd sees that nobody waits for its answer any more, also when the hook was killed.
+
+    Raises:
+        OSError: it cannot be started.
+        subprocess.TimeoutExpired: it has not ended in time, and does not run any more.
+    """
+    theirs, ours = os.pipe()
+
+    def end_with_us() -> None:
+        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(0, fcntl.F_SETFL, os.O_ASYNC)
+
+    try:
+        with subprocess.Popen(
+            command,
+            stdin=theirs,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            preexec_fn=end_with_us,  # noqa: PLW1509 - there are no threads here
+        ) as process:
+            try:
+                _, said = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    return process.returncode, said.decode(errors="replace")
+
+
+def managed_of(addresses: list[Address] | None, directory: str) -> list[Address]:
+    """Which of these belong to GPUs that the configuration names; all that it names where `addresses` is None.
+
+    A GPU is the functions of its slot, as far as can be told without looking at them, and its members.
+
+    Raises:
+        ValueError: what the configuration says cannot be known.
+    """
+    gpus = configured(directory)
+    if addresses is None:
+        return list(gpus)
+    slots = {gpu[:3] for gpu in gpus}
+    members = {member for each in gpus.values() for member in each}
+    return [address for address in addresses if address[:3] in slots or address in members]
+
+
+def configured(directory: str) -> dict[Address, list[Address]]:
+    """The managed GPUs with their members, from config.toml, then conf.d/*.toml by name; later files win.
+
+    Other keys are not looked at, so it understands files which the service refuses for those.
+
+    Raises:
+        ValueError: for a file that cannot be read or is not TOML, or where it is not clear which GPU is meant.
+    """
+    import tomllib  # noqa: PLC0415 - slow to import, and needed only where the service is down
+    from pathlib import Path  # noqa: PLC0415 - as above
+
+    gpus: dict[Address, list[Address]] = {}
+    files = [Path(directory, "config.toml"), *sorted(Path(directory, "conf.d").glob("[!.]*.toml"))]
+    for file in files:
+        try:
+            if not file.exists():
+                continue
+            if not file.is_file():  # reading a pipe would wait for its writer
+                raise ValueError("it is not a regular file")
+            for table in tomllib.loads(file.read_text("utf-8")).get("gpu", []):
+                members = gpus.setdefault(_parse(table["address"]), [])
+                if "members" in table:
+                    members[:] = map(_parse, table["members"])
+        except OSError as error:
+            raise ValueError(f"cannot read {file}: {error.strerror}") from None
+        except ValueError as error:
+            raise ValueError(f"cannot use {file}: {error}") from None
+        except (TypeError, KeyError):
+            raise ValueError(f"cannot use {file}: each GPU is a [[gpu]] table with an address") from None
+    return gpus
+
+
+def text(address: Address) -> str:
+    """`0000:01:00.0`."""
+    domain, bus, slot, function = address
+    return f"{domain:04x}:{bus:02x}:{slot:02x}.{function}"
+
+
+_NUMBERS = ((16, "0[xX][0-9a-fA-F]{1,8}"), (8, "0[0-7]{0,11}"), (10, "[1-9][0-9]{0,9}"))
+"""Bases of numbers, and how each is written."""
+
+
+def _address(attributes: dict[str, str]) -> Address:
+    """An `<address>`: hex, decimal or octal, each part 0 where it is missing (libvirt's virPCIDeviceAddressParseXML).
+
+    Raises:
+        BadDomainError: it is none.
+    """
+    parts = []
+    for key, most in (("domain", 0xFFFFFFFF), ("bus", 0xFF), ("slot", 0x1F), ("function", 7)):
+        written = attributes.get(key, "0")
+        base = next((base for base, form in _NUMBERS if re.fullmatch(form, written)), 0)
+        if not base or int(written, base) > most:
+            raise BadDomainError(f"its XML has a PCI address with {key}={written[:40]!r}")
+        parts.append(int(written, base))
+    domain, bus, slot, function = parts
+    return domain, bus, slot, function
+
+
+def _parse(written: str) -> Address:
+    """An address of the configuration, in the spellings that the service takes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    short = r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])"
+    long = r"pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([01][0-9a-f])_([0-7])"
+    match = re.fullmatch(short, written, re.IGNORECASE) or re.fullmatch(long, written, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{written[:80]!r} is not a PCI address")
+    domain, bus, slot, function = match.groups()
+    return int(domain or "0", 16), int(bus, 16), int(slot, 16), int(function, 16)
+
+
+def _string(value: str) -> str:
+    return f"string:{value}"
+
+
+def _strings(addresses: list[Address]) -> str:
+    return f"array:string:{','.join(map(text, addresses))}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

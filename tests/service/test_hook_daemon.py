@@ -1,0 +1,147 @@
+"""The libvirt hook and the real service, with a simulated host: a virtual machine's whole life, as libvirt tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.service.conftest import PrivateBus, Start
+from tests.service.hook_parts import Hook, ended, system_bus
+from tests.service.peers import Peer
+from tests.service.services import ANY_PORT, BIN, NAME, Service
+from tests.service.services import GPU as GPU_INTERFACE
+from tests.unit.hook_parts import DOMAIN, HOSTDEV, UUID, domain, table, write
+
+GPU = "/org/gpuswitch1/gpu/0000_01_00_0"
+OTHER = DOMAIN.replace(UUID, "0b6a11f6-2c5e-4d1b-9b0c-0f8a3c5d7e90")
+MANAGED = ANY_PORT + table("0000:01:00.0")
+
+
+@pytest.fixture
+def hook(tmp_path: Path, private_bus: PrivateBus) -> Hook:
+    """It reads the configuration that the service has."""
+    hook = Hook(tmp_path / "hook", private_bus.address)
+    (hook.folder / "etc").symlink_to(tmp_path / "service/etc")
+    return hook
+
+
+async def where(service: Service) -> tuple[str, str]:
+    """State, and the name of the owner."""
+    properties = await service.properties(GPU)
+    return properties["State"], properties["Owner"][0]
+
+
+async def test_a_machine_gets_the_gpu_and_gives_it_back(start: Start, hook: Hook) -> None:
+    service = await start("laptop", config=MANAGED)
+    assert await hook.run("prepare begin") == (0, "")
+    assert await where(service) == ("vfio", "win10")
+    assert {driver for _, _, driver in (await service.properties(GPU))["Functions"]} == {"vfio-pci"}
+    assert await hook.run("start begin") == (0, "")
+    assert await hook.run("started begin") == (0, "")
+    assert await hook.run("reconnect begin") == (0, "")
+    assert await hook.run("stopped end") == (0, "")
+    assert await where(service) == ("vfio", "win10")
+    assert await hook.run("release end", reason="shutdown") == (0, "")
+    await service.until_state(GPU, "host")
+    assert await where(service) == ("host", "")
+
+
+async def test_any_function_of_it_will_do(start: Start, hook: Hook) -> None:
+    service = await start("laptop", config=MANAGED)
+    assert await hook.run("prepare begin", domain(HOSTDEV.format("bus='1' function='1'"))) == (0, "")
+    assert await where(service) == ("vfio", "win10")
+
+
+async def test_a_gpu_that_is_not_managed_is_left_alone(start: Start, hook: Hook) -> None:
+    service = await start("laptop")
+    for operation in ("prepare begin", "started begin", "reconnect begin", "release end"):
+        assert await hook.run(operation) == (0, "")
+    assert await where(service) == ("host", "")
+
+
+async def test_another_machine_is_refused_and_its_end_changes_nothing(start: Start, hook: Hook) -> None:
+    service = await start("laptop", config=MANAGED)
+    assert await hook.run("prepare begin") == (0, "")
+    status, said = await hook.run("prepare begin", OTHER, name="arch")
+    assert status == 1
+    assert said.startswith("gpuswitch: ")
+    assert "win10" in said
+    assert said.count("\n") == 1
+    # libvirt goes on like this after a refusal
+    assert await hook.run("stopped end", OTHER, name="arch", reason="failed") == (0, "")
+    assert await hook.run("release end", OTHER, name="arch", reason="failed") == (0, "")
+    assert await where(service) == ("vfio", "win10")
+
+
+async def test_a_refusal_names_everything_in_one_line(start: Start, hook: Hook) -> None:
+    service = await start("single", config=f"{MANAGED}allow_boot_display = true\n")
+    status, said = await hook.run("prepare begin")
+    assert status == 1
+    assert said.startswith("gpuswitch: Xorg (pid ")
+    assert "; kwin_x11 (pid " in said
+    assert said.count("\n") == 1
+    assert await hook.run("release end", reason="failed") == (0, "")
+    assert await where(service) == ("host", "")
+
+
+async def test_of_two_machines_that_start_at_once_one_gets_it(start: Start, hook: Hook) -> None:
+    service = await start("laptop", config=MANAGED)
+    both = await asyncio.gather(hook.run("prepare begin"), hook.run("prepare begin", OTHER, name="arch"))
+    assert sorted(status for status, _ in both) == [0, 1]
+    assert await where(service) == ("vfio", "win10" if both[0] == (0, "") else "arch")
+
+
+async def test_release_and_prepare_back_to_back(start: Start, hook: Hook) -> None:
+    """As libvirt does it when a machine is restarted."""
+    service = await start("laptop", config=MANAGED)
+    for _ in range(3):
+        assert await hook.run("prepare begin") == (0, "")
+        assert await where(service) == ("vfio", "win10")
+        assert await hook.run("release end", reason="destroyed") == (0, "")
+        assert await hook.run("release end", reason="destroyed") == (0, "")
+
+
+async def test_a_hook_that_is_killed_has_asked_for_nothing(start: Start, hook: Hook) -> None:
+    service = await start("laptop", "unbind=0.5s", config=MANAGED)
+    process = await hook.start("prepare begin")
+    await service.until_state(GPU, "detaching")
+    process.kill()
+    assert (await ended(process))[0] == -signal.SIGKILL
+    await service.until_state(GPU, "host")
+    assert await where(service) == ("host", "")
+
+
+async def test_the_service_ends_and_its_gpus_are_not_given_away(start: Start, hook: Hook) -> None:
+    service = await start("laptop", config=MANAGED)
+    await service.end(signal.SIGTERM)
+    status, said = await hook.run("prepare begin")
+    assert status == 1
+    assert "gpuswitchd is not running" in said
+    other = domain(HOSTDEV.format("bus='2'"))
+    assert await hook.run("prepare begin", other) == (0, "")
+    write(hook.folder / "etc", config="[[gpu]\n")
+    status, said = await hook.run("prepare begin", other)
+    assert status == 1
+    assert "cannot tell whether win10 has a managed GPU" in said
+    assert await hook.run("prepare begin", domain("")) == (0, "")
+
+
+async def test_a_service_that_does_not_run_yet_is_started(tmp_path: Path) -> None:
+    """As systemd does it, the bus does here."""
+    folder = tmp_path / "service"
+    write(folder / "etc", config=MANAGED)
+    directories = [f"--config={folder}/etc", f"--runtime={folder}/run", f"--state={folder}/state"]
+    bus_address = f"unix:path={tmp_path}/system/bus"
+    command = shlex.join([str(BIN / "gpuswitchd"), "--simulate=laptop", f"--bus={bus_address}", *directories])
+    with system_bus(tmp_path / "system", activates=command) as bus:
+        assert await Hook(tmp_path / "hook", bus.address).run("prepare begin") == (0, "")
+        async with Peer.on(bus.address) as peer:
+            state = await peer.call(NAME, GPU, "org.freedesktop.DBus.Properties.Get", "ss", GPU_INTERFACE, "State")
+            pid = await peer.call("org.freedesktop.DBus", "/", "GetConnectionUnixProcessID", "s", NAME)
+        os.kill(pid, signal.SIGKILL)
+        assert state == ("s", "vfio")

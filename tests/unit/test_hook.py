@@ -1,0 +1,163 @@
+"""What the libvirt hook reads: a domain's XML, and the configuration where it cannot ask the service."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuswitch import config, hook
+from tests.unit.hook_parts import BOMB, DOMAIN, HOSTDEV, INTERFACE, UUID, domain, table, write
+
+GPU, SOUND = (0, 1, 0, 0), (0, 1, 0, 1)
+ON_BUS_1 = HOSTDEV.format("bus='1'")
+
+
+def addresses(xml: str) -> list[hook.Address]:
+    return hook.read_domain(xml.encode())[1]
+
+
+def test_the_pci_functions_of_a_domain() -> None:
+    assert hook.read_domain(DOMAIN.encode()) == (UUID, [GPU, SOUND])
+    assert addresses(domain(INTERFACE.format("domain='0x10000' bus='0xaf' slot='0x1f' function='0x7'"))) == [
+        (0x10000, 0xAF, 0x1F, 7)
+    ]
+    assert addresses(domain("")) == []
+    assert hook.read_domain(b"<domain/>") == ("", [])
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        "<hostdev mode='subsystem' type='usb'><source><address bus='1' device='2'/></source></hostdev>",
+        "<hostdev mode='subsystem' type='mdev'><source><address uuid='c2177883'/></source></hostdev>",
+        "<hostdev mode='capabilities' type='pci'><source><address bus='1'/></source></hostdev>",
+        "<hostdev mode='subsystem' type='pci'><address type='pci' bus='1'/></hostdev>",
+        "<hostdev mode='subsystem' type='pci'><source><x><address bus='1'/></x></source></hostdev>",
+        "<interface type='network'><source><address bus='1'/></source></interface>",
+        "<hostdev mode='subsystem' type='pci'/><disk><source><address bus='1'/></source></disk>",
+        f"<other>{ON_BUS_1}</other>",
+    ],
+)
+def test_what_is_no_pci_function_of_the_host(devices: str) -> None:
+    assert addresses(domain(devices)) == []
+
+
+def test_what_only_looks_like_a_device() -> None:
+    inside = f"<devices>{ON_BUS_1}</devices>"
+    assert addresses(f"<domain><metadata>{inside}</metadata></domain>") == []
+    assert addresses(f"<domain><metadata><domain>{inside}</domain></metadata></domain>") == []
+    assert addresses(f"<domain><metadata><!-- {inside} --><![CDATA[{inside}]]></metadata></domain>") == []
+    assert addresses(f"<network>{inside}</network>") == []
+
+
+@given(st.tuples(*(st.integers(0, most) for most in (0xFFFFFFFF, 0xFF, 0x1F, 7))), st.sampled_from(["#x", "d", "#X"]))
+def test_numbers_are_read_as_libvirt_reads_them(address: hook.Address, form: str) -> None:
+    keys = ("domain", "bus", "slot", "function")
+    written = " ".join(f"{key}='{format(number, form)}'" for key, number in zip(keys, address, strict=True))
+    assert addresses(domain(HOSTDEV.format(written))) == [address]
+
+
+def test_numbers_that_begin_with_a_zero_are_octal() -> None:
+    assert addresses(domain(HOSTDEV.format("bus='011' slot='00' function='0'"))) == [(0, 9, 0, 0)]
+
+
+@pytest.mark.parametrize("bus", ["", "0x", "0x100", "256", "-1", "1_0", "0b1", " 1", "08", "\u0661", "1" * 5000])
+def test_an_address_that_is_none(bus: str) -> None:
+    with pytest.raises(hook.BadDomainError, match="a PCI address with bus="):
+        addresses(domain(HOSTDEV.format(f"bus='{bus}'")))
+
+
+@pytest.mark.parametrize(
+    ("xml", "reason"),
+    [
+        (BOMB, "has a document type"),
+        ("<!DOCTYPE domain SYSTEM 'file:///etc/passwd'><domain/>", "has a document type"),
+        ("<!DOCTYPE domain [<!ENTITY % x SYSTEM 'file:///etc/passwd'> %x;]><domain/>", "has a document type"),
+        ("<domain>&x;</domain>", "is not well-formed"),
+        ("<domain><devices></domain>", "is not well-formed"),
+        ("", "is not well-formed"),
+        ("win10", "is not well-formed"),
+        (domain("x" * hook.LIMIT), "is longer than 1 MiB"),
+    ],
+)
+def test_xml_that_is_of_no_use(xml: str, reason: str) -> None:
+    with pytest.raises(hook.BadDomainError, match=f"its XML {reason}"):
+        addresses(xml)
+
+
+def test_long_and_deep_xml_is_read() -> None:
+    assert addresses(domain(ON_BUS_1, "<x>long</x>" * 80_000)) == [GPU]
+    assert addresses(domain(ON_BUS_1, "<x>" * 120_000 + "</x>" * 120_000)) == [GPU]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"config": "[defaults]\nbusy = 'wait'\n"},
+        {"config": table("01:00.0")},
+        {"config": table("pci_0000_01_00_0", members=["0000:05:00.0", "05:00.1"]) + table("0000:0A:00.0")},
+        {"config": table("01:00.0", members=["05:00.0"]), "d_a": table("0000:01:00.0", name="a")},
+        {"config": table("01:00.0", members=["05:00.0"]), "d_a": table("0000:01:00.0", members=["06:00.0"])},
+        {"config": table("01:00.0", members=["05:00.0"]), "d_a": table("0000:01:00.0", members=[])},
+        {"d_b": table("01:00.0", members=["05:00.0"]), "d_a": table("01:00.0", members=["06:00.0"])},
+        {"config": table("01:00.0"), "d_a": table("0000:02:00.0"), "d_.hidden": table("0000:03:00.0")},
+        {"config": table("01:00.0"), "d_a": "gpu = []\n", "other": table("0000:03:00.0")},
+    ],
+)
+def test_the_configuration_is_read_as_the_service_reads_it(tmp_path: Path, files: dict[str, str]) -> None:
+    directory = write(tmp_path, **files)
+    service = {gpu.address: list(gpu.members) for gpu in config.load(directory, {}).gpus}
+    assert hook.configured(str(directory)) == service
+
+
+def test_no_configuration_manages_nothing(tmp_path: Path) -> None:
+    assert hook.configured(str(tmp_path / "missing")) == {}
+
+
+def test_faults_in_other_keys_do_not_matter(tmp_path: Path) -> None:
+    directory = write(tmp_path, config="[gqu]\n" + table("01:00.0", busy="perhaps"))
+    assert hook.configured(str(directory)) == {GPU: []}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[[gpu]\n", "cannot use .*config.toml: Expected ']]'"),
+        (table("1:0.0"), "'1:0.0' is not a PCI address"),
+        (table("01:00.0", members=["eth0"]), "'eth0' is not a PCI address"),
+        (table("01:00.0", members=5), "each GPU is a .* table with an address"),
+        ("[[gpu]]\nname = 'x'\n", "each GPU is a .* table with an address"),
+        ("[gpu]\naddress = '01:00.0'\n", "each GPU is a .* table with an address"),
+        ("gpu = '01:00.0'\n", "each GPU is a .* table with an address"),
+        ("gpu = 1\n", "each GPU is a .* table with an address"),
+        ("[[gpu]]\naddress = 1\n", "each GPU is a .* table with an address"),
+    ],
+)
+def test_a_configuration_that_does_not_say_which_gpus_are_managed(tmp_path: Path, content: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        hook.configured(str(write(tmp_path, config=content)))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    os.mkfifo(write(tmp_path) / "conf.d" / "pipe.toml")
+    with pytest.raises(ValueError, match=r"conf\.d/pipe\.toml: it is not a regular file"):
+        hook.configured(str(tmp_path))
+    (tmp_path / "conf.d" / "pipe.toml").unlink()
+    (tmp_path / "config.toml").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"cannot use .*config\.toml"):
+        hook.configured(str(tmp_path))
+
+
+def test_which_functions_are_of_managed_gpus(tmp_path: Path) -> None:
+    directory = str(write(tmp_path, config=table("01:00.0", members=["05:00.1"])))
+    member = (0, 5, 0, 1)
+    assert hook.managed_of([GPU], directory) == [GPU]
+    assert hook.managed_of([SOUND, member], directory) == [SOUND, member]
+    assert hook.managed_of([(0, 2, 0, 0), (1, 1, 0, 0), (0, 1, 1, 0), (0, 5, 0, 0)], directory) == []
+    assert hook.managed_of([], directory) == []
+    assert hook.managed_of(None, directory) == [GPU]
