@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from gpuswitch.errors import KernelError
+from gpuswitch.errors import Failed, KernelError
 from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import laptop
@@ -84,7 +84,8 @@ class Bench:
     ) -> None:
         self.host: SimulatedHost = laptop()
         self.owed: list[Unit] = []
-        self.intended: list[StepEvent] = []
+        self.intended: list[str] = []
+        self.full_at = ""
         arbiter = Arbiter(self.host.systemd)
         self.hands = Hands(GPU, self.host, self.host.kernel(str(GPU)), arbiter, self.owed.append, owned=lambda: False)
         self.events: list[StepEvent] = []
@@ -93,10 +94,14 @@ class Bench:
         scripted = tuple(
             kinds.get(name, Scripted)(name, frozenset(fault for step, fault in words if step == name)) for name in names
         )
-        self.engine = Engine(
-            self.hands, scripted, {"scripted": DEADLINE}, self._hear, self.intended.append, begun=begun
-        )
+        self.engine = Engine(self.hands, scripted, {"scripted": DEADLINE}, self._hear, self._intend, begun=begun)
         self.stop_at = ("", Status.DONE)
+
+    def _intend(self, event: StepEvent) -> None:
+        word = f"{event.step.title}:{_SHORT.get(event.status, event.status)}"
+        if word == self.full_at:
+            raise Failed("the disk is full")
+        self.intended.append(word)
 
     def _hear(self, event: StepEvent) -> None:
         self.events.append(event)
@@ -270,6 +275,42 @@ async def test_steps_that_somebody_else_began_are_reverted() -> None:
     bench = Bench("", steps=2, begun=True)
     await bench.engine.back()
     assert bench.heard == f"{S2} {S1}"
+
+
+class TestIntent:
+    """What is kept of a step before it is begun."""
+
+    async def test_each_step_in_both_directions(self) -> None:
+        bench = Bench("s3-verify:error")
+        await bench.run()
+        forward, back = ["s1:do", "s2:do", "s3:do"], ["s3:reverting", "s2:reverting", "s1:reverting"]
+        assert bench.intended == forward + back
+
+    async def test_before_it_touches_anything(self) -> None:
+        """A kernel that hangs from the first call on: by then it is known what for."""
+        bench = Bench("s2-apply:hang")
+        bench.host.faults.add(Hang("D"), operation="probe")
+        with pytest.raises(StuckError):
+            await bench.engine.forward()
+        assert bench.intended == ["s1:do", "s2:do"]
+
+    async def test_what_cannot_be_kept_is_not_begun(self) -> None:
+        bench = Bench("s2-apply:hang")
+        bench.full_at = "s2:do"
+        assert await bench.run() == ("the disk is full", "")
+        assert bench.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
+
+    async def test_a_way_back_does_not_wait_for_a_disk(self) -> None:
+        bench = Bench("s2-apply:error")
+        bench.full_at = "s2:reverting"
+        assert await bench.run() == ("apply of s2 found it wrong", "")
+        assert bench.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
+
+    async def test_nor_does_what_can_be_done_without(self) -> None:
+        bench = Bench("", kinds={"s2": Forgoable})
+        bench.full_at = "s2:do"
+        assert await bench.run() == ("", "")
+        assert bench.engine.forgone == []
 
 
 class TestOptional:
