@@ -41,8 +41,9 @@ class Needs:
     `stop` are the units to stop, of which `active` are to be started again: `later` with the GPU, the others at once,
     since they serve other GPUs too. `announce` pairs a subsystem with functions. `holding`: somebody has the GPU open,
     or may come to, who may be waited for, or ended. `terminals` are shown on the GPU, and can be moved `to` a frame
-    buffer; with `unbind_consoles` they are unbound, since fbcon would keep the driver's module, and bound again but for
-    `leave_consoles`. `persistent` functions are in nvidia's persistence mode.
+    buffer; those in `borrowed` belong to other GPUs. `unbind_consoles` are unbound, since fbcon would keep the driver's
+    module, and bound again but for `leave_consoles`. `owned`: it goes to a virtual machine. `persistent`
+    functions are in nvidia's persistence mode.
     """
 
     sought: Sought | None = None
@@ -58,6 +59,7 @@ class Needs:
     occupations: tuple[Occupation, ...] = ()
     terminals: tuple[int, ...] = ()
     borrowed: frozenset[int] = frozenset()
+    owned: bool = False
     to: int | None = None
     unbind_consoles: tuple[str, ...] = ()
     leave_consoles: tuple[str, ...] = ()

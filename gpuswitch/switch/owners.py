@@ -44,6 +44,7 @@ class Owners:
                 ownership = self._begin(actor, actor.owner)
                 ownership.opened()
                 ownership.follow()
+                self._aside(self._arbiter.keep_up(actor.gpu.address, actor.config.deadlines))
 
     def stop(self) -> None:
         """The service stops. Who owns what is in the journal."""

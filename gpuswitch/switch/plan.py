@@ -119,7 +119,8 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs 
             *(CheckGroup(number, gpu) for number in gpu.groups(facts)),
             # The other GPUs of this driver want theirs back.
             *([StartUnits(needs.at_once)] if needs.at_once else []),
-            LetSleep(unless_owned=True),
+            # A machine that has it keeps its host from sleeping all the while.
+            *([] if needs.owned else [LetSleep(unless_owned=True)]),
         ),
         replace(debts, units=tuple(unit for unit in debts.units if unit not in needs.at_once)),
     )

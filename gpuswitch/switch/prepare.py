@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gpuswitch.config import Config, GpuConfig
 from gpuswitch.errors import Failed, KernelError, NotViable, Owned
@@ -33,8 +33,8 @@ from gpuswitch.switch.steps import HoldGroup
 class Preparation:
     """Everything that a plan for one GPU is computed from; `owed` is what an earlier switch still owes the GPU.
 
-    `starting`: the service is, and no systemd job may be waited for. `holds` are the groups that `plan` took, or began
-    to take: with no switch to follow, they are to be reverted.
+    `starting`: the service is, and no systemd job may be waited for. `owned`: a virtual machine has it or asks for it.
+    `holds` are the groups that `plan` took, or began to take: with no switch to follow, they are to be reverted.
     """
 
     gpu: Gpu
@@ -46,6 +46,7 @@ class Preparation:
     host: Host
     arbiter: Arbiter
     starting: bool = False
+    owned: bool = False
     holds: list[HoldGroup] = field(default_factory=list)
 
     async def plan(self, target: State, *, to_begin: bool) -> Plan:
@@ -68,7 +69,7 @@ class Preparation:
         if target is State.VFIO:
             inquiry = Inquiry(self.gpu, self.facts, self.config, self.options, self.host, self.arbiter)
             now, needs = await inquiry.made()
-            return to_vfio(self.gpu, self.facts, now, self.owed, needs)
+            return to_vfio(self.gpu, self.facts, now, self.owed, replace(needs, owned=self.owned))
         async with asyncio.timeout(self.config.deadlines.capture):
             now = await self.kernel.capture(self.gpu.functions)
             kept = self.owed.functions

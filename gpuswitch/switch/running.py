@@ -238,7 +238,16 @@ class Running(Standing, ABC):
 
     def _preparation_in(self, state: State, options: Options, *, starting: bool) -> Preparation:
         return Preparation(
-            self.gpu, state, self.facts, self._owed, self.config, options, self._host, self._arbiter, starting
+            self.gpu,
+            state,
+            self.facts,
+            self._owed,
+            self.config,
+            options,
+            self._host,
+            self._arbiter,
+            starting=starting,
+            owned=self.owned,
         )
 
     async def _planned(self, preparation: Preparation, target: State, *, to_begin: bool = True) -> Plan:

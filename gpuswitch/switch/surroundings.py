@@ -37,7 +37,7 @@ class KeepUp(Step):
 
 @dataclass(frozen=True)
 class LetSleep(Step):
-    """Let the machine sleep again; with `unless_owned`, not while a virtual machine has the GPU."""
+    """Let the machine sleep again; with `unless_owned`, not if a virtual machine has asked for the GPU meanwhile."""
 
     kind = "inhibit"
     optional = True
@@ -45,7 +45,7 @@ class LetSleep(Step):
 
     @property
     def title(self) -> str:
-        return "let the machine sleep again" + (" unless a virtual machine has the GPU" if self.unless_owned else "")
+        return "let the machine sleep again"
 
     async def apply(self, hands: Hands) -> None:
         if not (self.unless_owned and hands.owned()):

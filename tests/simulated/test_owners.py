@@ -287,7 +287,7 @@ class TestTheEnd:
         ],
     )
     async def test_where_it_goes(self, rules: dict[str, object], reason: str, stays: bool, tmp_path: Path) -> None:
-        bed = await made(tmp_path, **rules)
+        bed = await made(tmp_path, "laptop", **rules)
         actor = bed.fleet.find("01:00.0")
         await running(bed)
         bed.machine.end("win11")

@@ -15,7 +15,7 @@ from gpuswitch.switch.needs import Needs, Occupation
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.plan import Back, Plan, to_host, to_vfio
 from gpuswitch.switch.steps import Unbind
-from gpuswitch.switch.surroundings import RestoreConsoles, StartUnits, StopUnits
+from gpuswitch.switch.surroundings import LetSleep, RestoreConsoles, StartUnits, StopUnits
 from tests.unit.parts import at, captured, facts, geforce
 from tests.unit.test_plan import gpu_of, home_of, titles
 
@@ -115,6 +115,11 @@ def test_a_card_that_was_announced_as_gone_and_never_went_is_announced_again() -
     plan = to_host(gpu_of(host), host, captured(host), replace(OWED, functions=captured(host)))
     assert "announce that the sound card of gpu.1 is there" in titles(plan)
     assert not [title for title in titles(home(OWED)) if title.startswith("announce")]
+
+
+def test_the_machine_stays_awake_for_a_virtual_machine() -> None:
+    slept = [step.title for step in away(replace(WHOLE, owned=True)).steps if isinstance(step, LetSleep)]
+    assert slept == []
 
 
 def test_of_the_units_it_stops_only_those_that_were_active_start_again() -> None:
