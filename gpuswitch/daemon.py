@@ -94,7 +94,7 @@ class Daemon:
         self._host = host
         self._config_directory = config_directory
         self._bus = bus
-        metrics = MetricsFace()
+        self._metrics = metrics = MetricsFace()
         journal = Journal(DirectoryStore(runtime / "gpus"))
         self._history = History(state / "history.db", config.history)
         self._fleet = Fleet(host, config, journal, Observers(BusFace(bus, metrics.refusals), metrics, self._history))
@@ -115,7 +115,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)
-        vms = VirtualMachines(self._fleet, self._bus)
+        vms = VirtualMachines(self._fleet, self._bus, self._metrics.refusals)
         self._bus.export(ROOT, ManagerObject(self._fleet, vms, self._history, self.reload), manages=True)
         self._history.start()
         # What a dead daemon left half-way is home before anybody can ask, and before systemd starts what comes after.

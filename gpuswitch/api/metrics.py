@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
@@ -33,6 +33,9 @@ _log = logging.getLogger(__name__)
 REQUEST_SECONDS = 5.0
 REQUEST_BYTES = 16 * 1024
 CLIENTS = 32
+Refusals = Callable[[Iterable[PciAddress]], AbstractContextManager[None]]
+"""Counts the requests to these GPUs that are refused while it is entered."""
+
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -82,13 +85,14 @@ class MetricsFace:
         self._found.update(dict.fromkeys(sought.functions, len(scan.holders)))
 
     @contextmanager
-    def refusals(self, gpu: PciAddress) -> Iterator[None]:
-        """Count what is refused in here, by the name of the error: `busy`, `not_viable`."""
+    def refusals(self, gpus: Iterable[PciAddress]) -> Iterator[None]:
+        """Count what is refused to these GPUs in here, by the name of the error: `busy`, `not_viable`."""
         try:
             yield
         except GpuswitchError as error:
             reason = re.sub(r"(?<!^)(?=[A-Z])", "_", error.name).lower()
-            self._refusals.labels(str(gpu), reason).inc()
+            for gpu in gpus:
+                self._refusals.labels(str(gpu), reason).inc()
             raise
 
     def appeared(self, actor: Actor) -> None:

@@ -5,12 +5,12 @@ The annotations are signatures that `gpuswitch.api.interface` reads when the cla
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager
 
 from gpuswitch import __version__
 from gpuswitch.api.bus import Bus
 from gpuswitch.api.callers import Callers
 from gpuswitch.api.interface import Interface, dbus_method, dbus_property, dbus_signal
+from gpuswitch.api.metrics import Refusals
 from gpuswitch.api.options import options_of
 from gpuswitch.api.signatures import (
     Bool,
@@ -47,9 +47,6 @@ _VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
 _TARGETS = {"host": State.HOST, "vfio": State.VFIO}
 _MOMENT = 0.1
 """Seconds."""
-
-Refusals = Callable[[PciAddress], AbstractContextManager[None]]
-"""Counts the requests to a GPU that are refused while it is entered."""
 
 
 def path_of(address: PciAddress) -> str:
@@ -204,7 +201,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     @dbus_method
     async def recover(self, options: Values) -> Str:
         """Look for a known-good state, from `failed` and `unknown`."""
-        with self._refusals(self.actor.gpu.address):
+        with self._refusals([self.actor.gpu.address]):
             return (await self.actor.recover(options_of(options), await self._callers.asker())).id
 
     @dbus_method
@@ -243,7 +240,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         """A switch is over."""
 
     async def _move(self, target: State, options: Mapping[str, object]) -> str:
-        with self._refusals(self.actor.gpu.address):
+        with self._refusals([self.actor.gpu.address]):
             return (await self.actor.request(target, options_of(options), await self._callers.asker())).id
 
     def remember(self) -> None:

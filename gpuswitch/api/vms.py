@@ -8,6 +8,7 @@ from uuid import UUID
 
 from gpuswitch.api.bus import Bus
 from gpuswitch.api.callers import Callers
+from gpuswitch.api.metrics import Refusals
 from gpuswitch.api.serving import caller
 from gpuswitch.errors import InvalidArgument
 from gpuswitch.model.address import PciAddress
@@ -21,8 +22,9 @@ _MOST_FUNCTIONS = 1024
 class VirtualMachines:
     """Hands GPUs over to virtual machines, for the callers on this bus."""
 
-    def __init__(self, fleet: Fleet, bus: Bus) -> None:
+    def __init__(self, fleet: Fleet, bus: Bus, refusals: Refusals) -> None:
         self._fleet = fleet
+        self._refusals = refusals
         self._bus = bus
         self._callers = Callers(bus)
 
@@ -39,7 +41,9 @@ class VirtualMachines:
             if not acquiring.done():
                 acquiring.cancel()
             await asyncio.wait([acquiring, gone])
-        return [str(actor.gpu.address) for actor in acquiring.result()]
+        named = [actor.gpu for actor in self._fleet.actors.values() if not functions.isdisjoint(actor.gpu.functions)]
+        with self._refusals(gpu.address for gpu in named if self._fleet.config.gpu(gpu.address).managed):
+            return [str(actor.gpu.address) for actor in acquiring.result()]
 
     def adopt(self, name: str, uuid: str, addresses: Sequence[str]) -> None:
         """See `Owners.adopt`."""

@@ -177,8 +177,14 @@ class Gpu:
 
         `follow` misses nothing of it.
         """
+        return self._begin({"vfio": "ToVfio", "host": "ToHost"}[target], options)
+
+    def recover(self) -> str:
+        """Begin a recovery, or join the one under way; returns its id. `follow` misses nothing of it."""
+        return self._begin("Recover", {})
+
+    def _begin(self, method: str, options: Options) -> str:
         self._subscribe()
-        method = {"vfio": "ToVfio", "host": "ToHost"}[target]
         return str(self._ask(GPU, method, "a{sv}", options, seconds=DECISION_SECONDS))
 
     def cancel(self, switch: str) -> None:

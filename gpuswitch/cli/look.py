@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import Service
@@ -18,23 +18,30 @@ def list_gpus(service: Service, args: Namespace) -> int:
     if args.json:
         as_json([gpu_record(gpu) for gpu in gpus])
     elif gpus:
-        table(
-            ("GPU", "NAME", "STATE", "DRIVER", "IOMMU GROUP", "MODEL"),
-            (
-                (
-                    gpu["Address"],
-                    gpu["Name"],
-                    gpu["State"],
-                    gpu["Driver"],
-                    " ".join(map(str, gpu["IommuGroups"])),
-                    gpu["Model"],
-                )
-                for gpu in gpus
-            ),
-        )
+        owned = any(any(gpu["Owner"]) for gpu in gpus)
+        headings = ("GPU", "NAME", "STATE", "DRIVER", *(("OWNER",) if owned else ()), "IOMMU GROUP", "MODEL")
+        table(headings, (_gpu_cells(gpu, owned=owned) for gpu in gpus))
     else:
         line("there is no GPU on this host")
     return 0
+
+
+def _gpu_cells(gpu: Values, *, owned: bool) -> tuple[str, ...]:
+    return (
+        gpu["Address"],
+        gpu["Name"],
+        gpu["State"],
+        gpu["Driver"],
+        *((_owner_words(gpu["Owner"]),) if owned else ()),
+        " ".join(map(str, gpu["IommuGroups"])),
+        gpu["Model"],
+    )
+
+
+def _owner_words(owner: Sequence[str]) -> str:
+    """The virtual machine by its name; by its uuid where it has none."""
+    name, uuid = owner
+    return name or uuid
 
 
 def status(service: Service, args: Namespace) -> int:
@@ -171,7 +178,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     yield "IOMMU groups", " ".join(map(str, gpu["IommuGroups"])) or "-"
     yield "managed", "yes" if gpu["Managed"] else "no"
     if any(gpu["Owner"]):
-        yield "owner", "{} ({})".format(*gpu["Owner"])
+        name, uuid = gpu["Owner"]
+        yield "owner", f"{name} ({uuid})" if name and uuid else name or uuid
     if gpu["Switch"]:
         yield "last switch", _switch_words(gpu["Switch"])
 

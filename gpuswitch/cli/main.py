@@ -97,6 +97,13 @@ def _switch_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     for target in ("vfio", "host"):
         example = f"gpuswitchctl to-{target} 01:00.0 --wait 60"
         _switch_arguments(verb(f"to-{target}", move.move, f"move {{gpu}} to {target}", example, target=target))
+    recovered = verb("recover", move.recover, "recover {gpu}", "gpuswitchctl recover 01:00.0", target="host")
+    recovered.description = (
+        "Bring a GPU that is failed or unknown home, else to vfio-pci; then whatever the configuration allows. "
+        "Nothing to do where it is in a known-good state."
+    )
+    _gpu_argument(recovered)
+    _watching_arguments(recovered)
     example = "gpuswitchctl cancel 01:00.0"
     _gpu_argument(verb("cancel", move.cancel, "cancel the switch of {gpu}", example, timeout=None))
 
@@ -148,10 +155,15 @@ def _gpu_argument(verb: argparse.ArgumentParser) -> None:
 def _switch_arguments(verb: argparse.ArgumentParser) -> None:
     _gpu_argument(verb)
     _busy_arguments(verb)
+    _watching_arguments(verb, dry_run=True)
+
+
+def _watching_arguments(verb: argparse.ArgumentParser, *, dry_run: bool = False) -> None:
     how = verb.add_mutually_exclusive_group()
     how.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="stop watching then; the switch goes on")
     how.add_argument("--no-wait", action="store_true", help="print the id of the switch, do not follow it")
-    how.add_argument("--dry-run", action="store_true", help="print the steps, take none")
+    if dry_run:
+        how.add_argument("--dry-run", action="store_true", help="print the steps, take none")
 
 
 def _busy_arguments(verb: argparse.ArgumentParser) -> None:

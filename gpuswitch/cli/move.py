@@ -1,4 +1,4 @@
-"""The verbs that move a GPU, end that, or say how they would: `to-vfio`, `to-host`, `cancel`, `plan`."""
+"""The verbs that move a GPU, end that, or say how they would: `to-vfio`, `to-host`, `recover`, `cancel`, `plan`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,28 @@ def move(service: Service, args: Namespace) -> int:
         return plan(service, args)
     gpu = service.gpu(args.gpu)
     address = str(gpu.properties()["Address"])
-    with _explained_interrupt(address, args.target):
+    with _explained_interrupt(address, f"to-{args.target}"):
         switch = gpu.move(args.target, options_of(args))
         if args.no_wait:
             _print_id(switch, address, args)
             return 0
         outcome = _follow(gpu, switch, args)
-    return finish(outcome, address, args)
+    return finish(outcome, address, args, f"move {address} to {args.target}", "not all went well")
+
+
+def recover(service: Service, args: Namespace) -> int:
+    """Look for a known-good state. Done is home; on vfio-pci instead counts as failed, and is said."""
+    gpu = service.gpu(args.gpu)
+    address = str(gpu.properties()["Address"])
+    with _explained_interrupt(address, "recover"):
+        switch = gpu.recover()
+        if args.no_wait:
+            _print_id(switch, address, args)
+            return 0
+        outcome = _follow(gpu, switch, args)
+    # One that is in a known-good state stays there, whichever that is.
+    args.target = str(outcome["target"])
+    return finish(outcome, address, args, f"recover {address}", "it has recovered from this")
 
 
 def cancel(service: Service, args: Namespace) -> int:
@@ -41,7 +56,7 @@ def cancel(service: Service, args: Namespace) -> int:
     address, switch = str(properties["Address"]), properties["Switch"]
     if not switch:
         raise CtlError(f"nobody has switched {address} since the service started", Failed.exit_code)
-    with _explained_interrupt(address, switch["target"]):
+    with _explained_interrupt(address, f"to-{switch['target']}"):
         gpu.cancel(switch["id"])
         outcome = _follow(gpu, switch["id"], args)
     if args.json:
@@ -79,14 +94,14 @@ def options_of(args: Namespace) -> Options:
 
 
 @contextmanager
-def _explained_interrupt(address: str, target: str) -> Iterator[None]:
+def _explained_interrupt(address: str, verb: str) -> Iterator[None]:
     """A switch is not ours to end: ^C ends the watching, and says so."""
     try:
         yield
     except KeyboardInterrupt:
         raise CtlError(
             f"interrupted; the switch, once begun, goes on: gpuswitchctl status {address} shows it, "
-            f"gpuswitchctl to-{target} {address} follows it again",
+            f"gpuswitchctl {verb} {address} follows it again",
             EXIT_INTERRUPTED,
         ) from None
 
@@ -109,17 +124,17 @@ def _print_id(switch: str, address: str, args: Namespace) -> None:
         line(switch)
 
 
-def finish(outcome: Mapping[str, Any], address: str, args: Namespace) -> int:
-    """Say how it ended. Anything but `done` is an error."""
+def finish(outcome: Mapping[str, Any], address: str, args: Namespace, purpose: str, remark: str) -> int:
+    """Say how it ended. Anything but `done` is an error; `remark` introduces what there is to say about that."""
     if args.json:
         as_json_line({"event": "result", "gpu": address, **outcome})
     result = str(outcome["result"])
     if result != "done":
-        text = f"cannot move {address} to {args.target} ({result}): {outcome['reason']}"
+        text = f"cannot {purpose} ({result}): {outcome['reason']}"
         raise CtlError(text, Wedged.exit_code if result == "wedged" else Failed.exit_code)
     if not args.json:
         took = duration(outcome["finished"] - outcome["started"])
         line(f"{address} is {PLACES[args.target]} {f'now, after {took}' if outcome['count'] else 'already'}")
         if outcome["reason"]:
-            problem(f"not all went well: {outcome['reason']}")
+            problem(f"{remark}: {outcome['reason']}")
     return 0

@@ -1,4 +1,4 @@
-"""The verbs that tell of finished switches: `history`, `show`."""
+"""The verbs that tell of finished switches, and of what somebody else moved: `history`, `show`."""
 
 from __future__ import annotations
 
@@ -55,14 +55,30 @@ def _cells(entry: Values) -> Sequence[str]:
         entry["result"],
         _took(entry),
         asker_words(entry["asker"]),
-        _shortened("; ".join(entry["reason"].splitlines())),
+        _shortened("; ".join(_reason(entry))),
     )
 
 
+def _reason(entry: Values) -> list[str]:
+    """Why it ended as it did, a sentence each; empty where there is nothing to say."""
+    sentences: list[str] = entry["reason"].splitlines()
+    return [f"changed by somebody else: {' '.join(sentences)}"] if _drifted(entry) else sentences
+
+
+def _drifted(entry: Values) -> bool:
+    """It was no switch: somebody else moved the GPU."""
+    return bool(entry["asker"].get("somebody_else"))
+
+
 def _about(entry: Values) -> Iterable[tuple[str, str]]:
+    if _drifted(entry):
+        yield "change", f"{entry['id']}: {entry['gpu']} is {entry['target']} now"
+        yield "reason", " ".join(_reason(entry))
+        yield "seen", moment(entry["started"])
+        return
     yield "switch", f"{entry['id']}: {entry['gpu']} to {entry['target']}"
     yield "result", f"{entry['result']}, after {_took(entry)}" if entry["count"] else "it was there already"
-    for number, sentence in enumerate(entry["reason"].splitlines()):
+    for number, sentence in enumerate(_reason(entry)):
         yield "" if number else "reason", sentence
     yield "started", moment(entry["started"])
     yield "asked by", asker_words(entry["asker"], whole=True)
@@ -73,6 +89,8 @@ def _about(entry: Values) -> Iterable[tuple[str, str]]:
 
 def asker_words(asker: Values, *, whole: bool = False) -> str:
     """Who asked: `gpuswitchctl of alice`; `whole`: with its number, and the unit that it ran in."""
+    if asker.get("somebody_else"):
+        return "somebody else"
     if asker["service"]:
         return "the service itself"
     words = [asker["command"] or "somebody"]

@@ -138,7 +138,7 @@ class Actor(Running):
             if self.state.stable:
                 return self._there(Switch(self.state, 0, options, asker))
             switch = Switch(State.HOST, 0, options, asker, recovery=True)
-            self._start_recovery(switch, self.reason, starting=False)
+            self._start_recovery(switch, "", starting=False)
             return switch
 
     def cancel(self, id: str, asker: Asker) -> None:  # noqa: A002 -- as on the bus

@@ -126,6 +126,12 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs 
     )
 
 
+def to_clear(gpu: Gpu, owed: Owed, needs: Needs, everything: Sought, rough: Sequence[Step]) -> Plan:
+    """Nobody has it open, and then what would be `rough` if somebody had; the way to the host gives back the rest."""
+    debts = _debts(needs, {}).and_before(owed)
+    return Plan(gpu, State.HOST, debts, (*_make_ready(gpu, needs), CheckHolders(everything), *rough), debts)
+
+
 def _make_ready(gpu: Gpu, needs: Needs) -> list[Step]:
     """The host around the GPU, before the GPU itself is touched."""
     return [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gpuswitch.config import Config, GpuConfig
@@ -24,8 +24,10 @@ from gpuswitch.switch.guards import blockers, refusal
 from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.host import Host, Kernel
 from gpuswitch.switch.inquiry import Inquiry
+from gpuswitch.switch.needs import everything
 from gpuswitch.switch.owed import Owed
-from gpuswitch.switch.plan import Back, Plan, to_host, to_vfio
+from gpuswitch.switch.plan import Back, Plan, to_clear, to_host, to_vfio
+from gpuswitch.switch.step import Step
 from gpuswitch.switch.steps import HoldGroup
 
 
@@ -87,6 +89,14 @@ class Preparation:
             vtconsoles=self.arbiter.vtconsoles_of_others(self.gpu.address),
         )
         return to_host(self.gpu, self.facts, now, Owed(baseline).and_before(self.owed), back)
+
+    async def plan_rough(self, rough: Sequence[Step]) -> Plan:
+        """The plan of a rung of the ladder that comes before a way to the host. Raises as `plan` does."""
+        if await self.arbiter.system_stopping():
+            raise Failed("the system is going down")
+        inquiry = Inquiry(self.gpu, self.facts, self.config, self.options, self.host, self.arbiter)
+        _, needs = await inquiry.made()
+        return to_clear(self.gpu, self.owed, needs, everything(self.gpu, self.facts), rough)
 
     def holds_true(self, gpu: Gpu, state: State, facts: HostFacts, owed: Owed) -> bool:
         """Whether a plan made before is right for what is so now: nobody has moved anything that it depends on."""

@@ -13,8 +13,6 @@ from gpuswitch.model.facts import HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
 from gpuswitch.switch.last_resort import RemoveFunctions, Rescan, ResetFunction
-from gpuswitch.switch.letting_go import CheckHolders
-from gpuswitch.switch.needs import everything
 from gpuswitch.switch.record import Result
 from gpuswitch.switch.step import Step, StepError
 from gpuswitch.tables import Defaults
@@ -27,11 +25,11 @@ _WORDS = {State.HOST: "on the host", State.VFIO: "on vfio-pci"}
 
 @dataclass(frozen=True)
 class Rung:
-    """One way: the steps that come `first`, then the plan of a switch to `target`, made of what is there by then."""
+    """One way: what is `rough`, if anything, then the plan of a switch to `target`, made of what is there by then."""
 
     words: str
     target: State
-    first: Callable[[Gpu, HostFacts], tuple[Step, ...]] = lambda _gpu, _facts: ()
+    rough: Callable[[Gpu, HostFacts], tuple[Step, ...]] | None = None
 
     def __str__(self) -> str:
         return self.words
@@ -74,8 +72,8 @@ def _reset(gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
     displays = [f for f in gpu.present(facts) if f.kind is Kind.DISPLAY]
     if busy := [f for f in displays if f.driver is not None and not f.on_vfio]:
         raise StepError(f"{busy[0].address} is on {busy[0].driver_name}, which would lose it unawares")
-    return (CheckHolders(everything(gpu, facts)), *(ResetFunction(f.address) for f in displays))
+    return tuple(ResetFunction(f.address) for f in displays)
 
 
-def _rescan(gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
-    return (CheckHolders(everything(gpu, facts)), RemoveFunctions(gpu.functions), Rescan(gpu.functions))
+def _rescan(gpu: Gpu, _facts: HostFacts) -> tuple[Step, ...]:
+    return (RemoveFunctions(gpu.functions), Rescan(gpu.functions))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from gpuswitch.config import Config
@@ -29,7 +29,6 @@ from gpuswitch.switch.standing import Standing
 from gpuswitch.switch.step import Hands, Step, StepError
 
 _log = logging.getLogger(__name__)
-_AS_CONFIGURED = Options()
 
 
 class HungError(StepError):
@@ -195,7 +194,7 @@ class Running(Standing, ABC):
             if self._retired:
                 raise StoppedError(self._retired)
             try:
-                plan = await self._tried(rung, starting=starting)
+                plan = await self._tried(rung, switch, starting=starting)
             except (GpuswitchError, StepError) as error:
                 story.append(f"{rung}: {error}")
                 if isinstance(error, HungError):
@@ -204,19 +203,24 @@ class Running(Standing, ABC):
                 return (*summary(switch.target, plan.target, story), plan)
         return Result.FAILED, "; ".join(filter(None, story)), None
 
-    async def _tried(self, rung: Rung, *, starting: bool) -> Plan:
-        """One rung of the ladder, to its end.
+    async def _tried(self, rung: Rung, switch: Switch, *, starting: bool) -> Plan:
+        """One rung of the ladder, to its end; raises as `_led`."""
+        if rung.rough is not None:
+            await self._led(rung, switch, rung.rough(self.gpu, self._host.look()), starting=starting)
+        return await self._led(rung, switch, None, starting=starting)
+
+    async def _led(self, rung: Rung, switch: Switch, rough: Sequence[Step] | None, *, starting: bool) -> Plan:
+        """What is rough about a rung, or its way to a known-good state.
 
         Raises:
             GpuswitchError, StepError: it led nowhere, and what it began is taken back, as far as that went.
         """
-        engine = self._new_engine(rung.first(self.gpu, self._host.look()))
+        engine = self._new_engine(())
         try:
-            await engine.forward()
             self.facts = self._host.look()
-            preparation = self._preparation_in(State.UNKNOWN, _AS_CONFIGURED, starting=starting)
+            preparation = self._preparation_in(State.UNKNOWN, switch.options, starting=starting)
             try:
-                plan = await self._planned(preparation, rung.target)
+                plan = await self._planned(preparation, rung.target, rough=rough)
             except (GpuswitchError, StuckError):
                 engine = self._new_engine(tuple(preparation.holds), begun=True)
                 raise
@@ -250,8 +254,10 @@ class Running(Standing, ABC):
             owned=self.owned,
         )
 
-    async def _planned(self, preparation: Preparation, target: State, *, to_begin: bool = True) -> Plan:
-        """What `Preparation.plan` says.
+    async def _planned(
+        self, preparation: Preparation, target: State, *, to_begin: bool = True, rough: Sequence[Step] | None = None
+    ) -> Plan:
+        """What `Preparation.plan` says, or `plan_rough`.
 
         Raises:
             GpuswitchError: refused, or the kernel said no; nothing was changed.
@@ -259,6 +265,8 @@ class Running(Standing, ABC):
         """
         deadline = self.config.deadlines.capture
         try:
+            if rough is not None:
+                return await preparation.plan_rough(rough)
             return await preparation.plan(target, to_begin=to_begin)
         except TimeoutError:
             if (pending := self._kernel.pending) is not None:

@@ -1,4 +1,4 @@
-"""Ask one thing of the real kernel that this runs on: `python -m tests.contract CASE --gpu ADDRESS --crowded ADDRESS`.
+"""Ask one thing of the real kernel that this runs on: `python -m tests.contract CASE --gpu ADDRESS ...`.
 
 As root, on a machine that one can do without: it moves the GPU. Says `CASE: kept`, or what the case found instead, and
 ends with 1 then.
@@ -18,12 +18,12 @@ from tests.contract.cases import CASES
 from tests.contract.real import RealOutside
 
 
-async def run(name: str, gpu: PciAddress, crowded: PciAddress) -> None:
+async def run(name: str, gpu: PciAddress, crowded: PciAddress, lone: PciAddress) -> None:
     host = LinuxHost()
     outside = RealOutside(host)
     try:
         async with asyncio.timeout(DEADLINE):
-            await CASES[name](Bench.of(host, outside, gpu, crowded))
+            await CASES[name](Bench.of(host, outside, gpu, crowded, lone))
     finally:
         # Processes first: an operation that waits for one of them returns then.
         await outside.end()
@@ -41,9 +41,10 @@ def main() -> int:
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--gpu", type=PciAddress.parse, required=True, help="a GPU of two functions, as in bench.py")
     parser.add_argument("--crowded", type=PciAddress.parse, required=True, help="a GPU in a group with something else")
+    parser.add_argument("--lone", type=PciAddress.parse, required=True, help="a GPU of one function")
     asked = parser.parse_args()
     try:
-        asyncio.run(run(asked.case, asked.gpu, asked.crowded))
+        asyncio.run(run(asked.case, asked.gpu, asked.crowded, asked.lone))
     except Exception as error:  # noqa: BLE001 - whatever a case ends with, the test outside is told
         sys.stdout.write(f"{asked.case}: {broken(error)}\n")
         return 1

@@ -95,7 +95,8 @@ class Bench:
     The display's driver is a DRM driver with a frame buffer, which is not the one that shows the consoles; audio's
     makes a sound card. Nobody has either open. vfio_pci is installed, and not loaded, and there is no nvidia-smi;
     systemd and logind run. `crowded` is a display function on a host driver, in one group with another function on a
-    host driver.
+    host driver. `lone` is a display function on a host driver, alone in its slot: it can be reset. `display` cannot
+    without `audio`, which has no reset method.
     A case may leave the host in any state; each gets one of its own.
     """
 
@@ -107,9 +108,10 @@ class Bench:
     audio_driver: Driver
     group: int
     crowded: PciAddress
+    lone: PciAddress
 
     @classmethod
-    def of(cls, host: Host, outside: Outside, gpu: PciAddress, crowded: PciAddress) -> Bench:
+    def of(cls, host: Host, outside: Outside, gpu: PciAddress, crowded: PciAddress, lone: PciAddress) -> Bench:
         """The bench for the GPU at this address; fails where the host is not as promised."""
         facts = host.look()
         display = facts.functions[gpu]
@@ -119,7 +121,7 @@ class Bench:
         assert display.iommu_group is not None
         assert {f.address for f in facts.group(display.iommu_group)} == {gpu, audio.address}
         drivers = display.driver, audio.driver
-        return cls(host, outside, gpu, audio.address, *drivers, display.iommu_group, crowded)
+        return cls(host, outside, gpu, audio.address, *drivers, display.iommu_group, crowded, lone)
 
     @property
     def functions(self) -> tuple[PciAddress, PciAddress]:

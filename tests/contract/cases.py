@@ -1,6 +1,6 @@
 """All cases of the contract."""
 
-from tests.contract import consoles, holders, modules, moving, settings, units, vfio, waiting
+from tests.contract import consoles, holders, hotplug, modules, moving, settings, units, vfio, waiting
 from tests.contract.bench import CASES
 
-__all__ = ["CASES", "consoles", "holders", "modules", "moving", "settings", "units", "vfio", "waiting"]
+__all__ = ["CASES", "consoles", "holders", "hotplug", "modules", "moving", "settings", "units", "vfio", "waiting"]

@@ -103,6 +103,9 @@ async def functions_that_are_not_there(bench: Bench) -> None:
     await refused(kernel.set_override({NOBODY: VFIO_DRIVER}), errno.ENODEV)
     await refused(kernel.unbind(NOBODY, bench.audio_driver.name), errno.ENODEV)
     await refused(kernel.probe(NOBODY), errno.ENODEV)
+    await refused(kernel.reset(NOBODY), errno.ENODEV)
+    await refused(kernel.rescan([NOBODY]), errno.ENODEV)
+    await kernel.remove([NOBODY])
 
 
 @case

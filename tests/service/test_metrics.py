@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 from collections.abc import AsyncIterator, Mapping
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -16,8 +17,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gpuswitch import __version__
 from gpuswitch.api import metrics
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.record import Drift
 from tests.service.conftest import Start
-from tests.service.services import ANY_PORT, ROOT, Service, write_config
+from tests.service.peers import PeerError
+from tests.service.services import ANY_PORT, GPU, ROOT, Service, write_config
 
 DISCRETE = f"{ROOT}/gpu/0000_01_00_0"
 ADDRESS = "0000:01:00.0"
@@ -104,6 +110,41 @@ async def test_a_switch_under_way_is_seen_and_stops_no_scrape(start: Start) -> N
     assert states(samples(await scrape(service)), ADDRESS) == {"wedged"}
 
 
+async def test_what_is_refused_is_counted_by_reason(start: Start) -> None:
+    service = await start("single", config=ANY_PORT)
+    for options in ({}, {}, {"busy": ("s", "sometimes")}):
+        with pytest.raises(PeerError):
+            await service.call(DISCRETE, f"{GPU}.ToVfio", "a{sv}", options)
+    counted = samples(await scrape(service))
+    assert value(counted, "refusals_total", gpu=ADDRESS, reason="not_viable") == 2
+    assert value(counted, "refusals_total", gpu=ADDRESS, reason="invalid_argument") == 1
+
+
+async def test_what_is_refused_to_a_virtual_machine_is_counted_too(start: Start) -> None:
+    service = await start("single", config=NAMED)
+    with pytest.raises(PeerError):
+        await service.ask("AcquireForVm", "ssas", "win11", "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d", [ADDRESS])
+    assert value(samples(await scrape(service)), "refusals_total", gpu=ADDRESS, reason="not_viable") == 1
+
+
+async def test_holders_are_those_of_the_last_look_and_no_scrape_looks(start: Start) -> None:
+    service = await start("laptop", f"scan@{ADDRESS}#2=hang")
+    unknown = samples(await scrape(service))
+    assert not [name for name, _ in unknown if name == "gpuswitch_holders"]
+    holders = await service.call(DISCRETE, f"{GPU}.Holders")
+    seen = samples(await scrape(service))
+    assert value(seen, "holders", gpu=ADDRESS) == len(holders) > 0
+    assert ("gpuswitch_holders", frozenset({("gpu", "0000:00:02.0")})) not in seen
+
+
+async def test_what_somebody_else_moved_is_counted() -> None:
+    """A simulated machine has nobody else, so the observer is told by itself."""
+    face = metrics.MetricsFace()
+    actor = cast("Actor", SimpleNamespace(gpu=SimpleNamespace(address=PciAddress.parse(ADDRESS))))
+    face.drifted(actor, Drift(State.HOST, State.UNKNOWN, "one function is on vfio-pci", 0.0))
+    assert face.registry.get_sample_value("gpuswitch_drifts_total", {"gpu": ADDRESS}) == 1
+
+
 async def test_promtool_finds_nothing_wrong(start: Start) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
@@ -111,6 +152,8 @@ async def test_promtool_finds_nothing_wrong(start: Start) -> None:
     service = await start("laptop")
     for target in ("vfio", "host"):
         await service.wait(DISCRETE, await service.move(DISCRETE, target))
+    with pytest.raises(PeerError):
+        await service.call(DISCRETE, f"{GPU}.ToVfio", "a{sv}", {"busy": ("s", "sometimes")})
     check = await asyncio.create_subprocess_exec(
         promtool, "check", "metrics",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,

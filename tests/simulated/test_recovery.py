@@ -10,6 +10,7 @@ import pytest
 from gpuswitch.errors import GpuswitchError, NotViable, Wedged
 from gpuswitch.host.simulated.faults import Errno, Hang
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.record import Result
@@ -209,3 +210,28 @@ async def test_no_recovery_waits_for_a_disk(tmp_path: Path, monkeypatch: pytest.
         await actor.request(State.VFIO)
     await (await actor.recover()).wait()
     assert actor.state is State.HOST
+
+
+async def test_what_starts_again_by_itself_does_not_keep_it_from_a_rescan(tmp_path: Path) -> None:
+    """The way back that failed has started nvidia-persistenced, which opened what is there of the GPU."""
+    bed = await Bed.of("laptop", tmp_path, rescan_on_failure=True)
+    actor, before = bed.fleet.find("01:00.0"), bed.snapshot()
+    bed.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=None)
+    switch = await bed.switch(actor, State.VFIO)
+    assert "rescan" in rough(actor)
+    assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
+    bed.host.faults.clear()
+    assert (bed.snapshot(), bed.debts) == (before, [])
+
+
+@pytest.mark.parametrize(("busy", "state"), [(None, State.FAILED), (Busy.TERMINATE, State.VFIO)])
+async def test_the_options_of_the_call_hold_for_every_way(busy: Busy | None, state: State, tmp_path: Path) -> None:
+    """It cannot get home, and a program has it open: that one is ended only where the call says so."""
+    bed, actor = await made(tmp_path)
+    await stranded(bed, actor)
+    bed.machine.run("game", uid=1000)
+    bed.machine.open_card(GPU, "game")
+    bed.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=1)
+    await (await actor.recover(Options(busy=busy))).wait()
+    assert actor.state is state
+    assert (bed.machine.processes.named("game") is None) == (busy is Busy.TERMINATE)

@@ -81,7 +81,12 @@ def service(*gpus: dict[str, Any], functions: list[dict[str, Any]] | None = None
     return cast("Service", FixedService(*gpus, functions=functions))
 
 
+VERBS = (
+    *("list", "status", "to-vfio", "to-host", "recover", "cancel", "holders", "plan"),
+    *("history", "show", "groups", "config"),
+)
 PLAIN = Namespace(json=False, gpu="")
+TO_VFIO = Namespace(json=False, target="vfio")
 JSON = Namespace(json=True, gpu="")
 
 
@@ -114,9 +119,7 @@ def test_a_gpu_may_be_left_out_and_a_target_is_taken_in_any_case() -> None:
     assert (planned.gpu, planned.target) == ("01:00.0", "host")
 
 
-@pytest.mark.parametrize(
-    "verb", ["list", "status", "to-vfio", "to-host", "cancel", "holders", "plan", "history", "show", "groups", "config"]
-)
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_each_verb_has_an_example_that_it_understands(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +216,19 @@ def test_a_gpu_as_json_has_names_for_everything() -> None:
     assert look.gpu_record(gpu())["switch"] is None
 
 
+def test_the_virtual_machine_that_has_a_gpu_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    owned = gpu(State="vfio", Driver="vfio-pci", Owner=("win11", "c0ffee"))
+    look.status(service(owned), PLAIN)
+    assert "owner: win11 (c0ffee)\n" in capsys.readouterr().out
+    look.list_gpus(service(owned, gpu()), PLAIN)
+    heading, first, second = capsys.readouterr().out.splitlines()
+    assert heading.split()[3:6] == ["DRIVER", "OWNER", "IOMMU"]
+    assert first.split()[3:6] == ["vfio-pci", "win11", "13"]
+    assert second.split()[3:6] == ["nvidia", "-", "13"]
+    look.list_gpus(service(gpu()), PLAIN)
+    assert "OWNER" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [({}, "host-nvidia"), ({"Driver": ""}, "host-none"), ({"State": "vfio", "Driver": "vfio-pci"}, "vfio")],
@@ -270,7 +286,7 @@ def outcome(result: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("result", "exit_code"), [("reverted", 1), ("failed", 1), ("cancelled", 1), ("wedged", 7)])
 def test_a_switch_that_was_not_done_is_an_error(result: str, exit_code: int) -> None:
     with pytest.raises(CtlError) as error:
-        move.finish(outcome(result), "0000:01:00.0", Namespace(json=False, target="vfio"))
+        move.finish(outcome(result), "0000:01:00.0", TO_VFIO, "move 0000:01:00.0 to vfio", "")
     assert str(error.value) == f"cannot move 0000:01:00.0 to vfio ({result}): because"
     assert error.value.exit_code == exit_code
 
@@ -316,8 +332,61 @@ def test_a_switch_that_was_to_be_cancelled_and_was_not_is_an_error(
 
 
 def test_a_switch_that_was_done_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
-    assert move.finish(outcome("done"), "0000:01:00.0", Namespace(json=False, target="vfio")) == 0
-    assert capsys.readouterr().out == "0000:01:00.0 is on vfio-pci now, after 5.0 ms\n"
+    assert move.finish(outcome("done"), "0000:01:00.0", TO_VFIO, "move it", "not all went well") == 0
+    out, err = capsys.readouterr()
+    assert out == "0000:01:00.0 is on vfio-pci now, after 5.0 ms\n"
+    assert err == "gpuswitchctl: not all went well: because\n"
+
+
+class Recovering:
+    """A GPU whose recovery ends so."""
+
+    def __init__(self, **ends: object) -> None:
+        self._ends = outcome("done") | {"target": "host"} | ends
+
+    def gpu(self, _selector: str) -> Recovering:
+        return self
+
+    def properties(self) -> dict[str, Any]:
+        return gpu()
+
+    def recover(self) -> str:
+        return "5f"
+
+    def follow(self, switch: str, _seconds: float | None) -> list[object]:
+        assert switch == "5f"
+        return [StepChange(1, 3, "reset 0000:01:00.0", "done", 5_000), self._ends]
+
+
+def recovered(*, no_wait: bool = False, **ends: object) -> int:
+    """What `recover` ends with."""
+    args = Namespace(json=False, gpu="", timeout=None, no_wait=no_wait, target="host")
+    return move.recover(cast("Service", Recovering(**ends)), args)
+
+
+def test_recovered_is_home_and_what_was_wrong_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert recovered() == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "[1/3] reset 0000:01:00.0: done (5.0 ms)",
+        "0000:01:00.0 is on the host now, after 5.0 ms",
+    ]
+    assert err == "gpuswitchctl: it has recovered from this: because\n"
+    assert recovered(no_wait=True) == 0
+    assert capsys.readouterr().out == "5f\n"
+
+
+def test_one_that_needs_no_recovery_stays_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert recovered(target="vfio", count=0, reason="") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "0000:01:00.0 is on vfio-pci already"
+
+
+@pytest.mark.parametrize(("result", "exit_code"), [("reverted", 1), ("failed", 1), ("cancelled", 1), ("wedged", 7)])
+def test_a_recovery_that_ends_anywhere_but_home_is_an_error(result: str, exit_code: int) -> None:
+    with pytest.raises(CtlError) as error:
+        recovered(result=result)
+    assert str(error.value) == f"cannot recover 0000:01:00.0 ({result}): because"
+    assert error.value.exit_code == exit_code
 
 
 def test_what_the_locale_cannot_write_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:

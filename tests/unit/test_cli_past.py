@@ -100,6 +100,30 @@ def test_of_one_gpu_only_and_so_many(capsys: pytest.CaptureFixture[str]) -> None
     assert ids(gpu="geforce", limit=2) == ["1", "3"]
 
 
+def test_what_somebody_else_moved_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    drift = entry(
+        target="unknown",
+        count=0,
+        finished=0,
+        result="drifted",
+        reason="0000:01:00.1 is on vfio-pci",
+        asker={"somebody_else": True},
+        steps=[],
+    )
+    [_, said] = told(capsys, drift)
+    assert said.endswith(
+        "  5f0c3a1b  0000:01:00.0  unknown  drifted  -     somebody else  "
+        "changed by somebody else: 0000:01:00.1 is on vfio-pci"
+    )
+    lines = shown(capsys, drift).splitlines()
+    assert lines[:2] == [
+        "change: 5f0c3a1b: 0000:01:00.0 is unknown now",
+        "reason: changed by somebody else: 0000:01:00.1 is on vfio-pci",
+    ]
+    assert lines[2].startswith("  seen: 1970-01-0")
+    assert json.loads(shown(capsys, drift, as_json=True)) == drift
+
+
 def test_nothing_to_tell_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert told(capsys) == ["there is no finished switch"]
     assert told(capsys, json=True) == ["[]"]

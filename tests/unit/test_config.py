@@ -12,6 +12,7 @@ import pytest
 from gpuswitch.config import Config, load
 from gpuswitch.errors import ConfigError
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.policy import Release
 from gpuswitch.tables import Deadlines, Defaults, History, Metrics
 
 EXAMPLE = Path(__file__).parents[2] / "contrib" / "config.toml"
@@ -128,6 +129,35 @@ def test_settings_say_which_layer_set_them(tmp_path: Path, write: Write) -> None
     assert settings["metrics.port"] == ("9752", "default")
 
 
+def test_where_a_gpu_goes_after_its_virtual_machine_is_as_on_release_unless_said(tmp_path: Path, write: Write) -> None:
+    write(
+        "config.toml",
+        """
+        [defaults]
+        on_release = "stay"
+        on_saved = "host"
+        [[gpu]]
+        address = "0000:01:00.0"
+        on_saved = ""
+        start_grace = 600.5
+        """,
+    )
+    config = load(tmp_path, {"GPUSWITCH_DEFAULTS__ON_MIGRATED": "host"})
+    rules = config.gpu(FIRST).rules
+    assert (rules.on_release, rules.on_saved, rules.on_migrated) == (Release.STAY, None, Release.HOST)
+    assert (rules.start_grace, rules.release_grace, rules.acquire_seconds) == (600.5, 10.0, 120.0)
+    assert config.gpu(SECOND).rules.on_saved is Release.HOST
+    settings = {s.key: s.value for s in config.settings}
+    assert (settings["defaults.on_saved"], settings["gpu[0000:01:00.0].on_saved"]) == ('"host"', '""')
+
+
+def test_no_device_is_reset_or_removed_unless_the_configuration_says_so(tmp_path: Path, write: Write) -> None:
+    write("config.toml", '[[gpu]]\naddress = "01:00.0"\nreset_on_failure = true\n')
+    config = load(tmp_path, {})
+    assert (config.gpu(FIRST).rules.reset_on_failure, config.gpu(FIRST).rules.rescan_on_failure) == (True, False)
+    assert (config.defaults.reset_on_failure, config.defaults.rescan_on_failure) == (False, False)
+
+
 @pytest.mark.parametrize(
     ("text", "key", "reason"),
     [
@@ -144,6 +174,9 @@ def test_settings_say_which_layer_set_them(tmp_path: Path, write: Write) -> None
         ("[deadlines]\nunbind = 601", "deadlines.unbind", "must be less than or equal to 600, not 601"),
         ("[deadlines]\nunbind = nan", "deadlines.unbind", "must be a finite number, not nan"),
         ("[deadlines]\nunbind = true", "deadlines.unbind", "must be a number, not True"),
+        ('[defaults]\non_release = ""', "defaults.on_release", "must be 'host' or 'stay', not ''"),
+        ('[defaults]\non_saved = "off"', "defaults.on_saved", "must be 'host' or 'stay', not 'off'"),
+        ("[defaults]\nacquire_seconds = 601", "defaults.acquire_seconds", "must be less than or equal to 600, not 601"),
         ("[history]\nkeep = 0", "history.keep", "must be greater than or equal to 1, not 0"),
         ("[history]\nkeep_days = true", "history.keep_days", "must be a number, not True"),
         ("[metrics]\nport = 65536", "metrics.port", "must be less than or equal to 65535, not 65536"),

@@ -20,7 +20,7 @@ from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
-from gpuswitch.switch.record import Asker, Result, Switch
+from gpuswitch.switch.record import Asker, Drift, Result, Switch
 from gpuswitch.tables import History as Settings
 from tests.unit.parts import at
 
@@ -49,6 +49,21 @@ async def history(path: Path) -> AsyncIterator[History]:
 
 async def ids(history: History, limit: int = 0) -> list[str]:
     return [entry.id for entry in await history.last(limit)]
+
+
+async def test_what_somebody_else_moved_is_an_entry_too(history: History) -> None:
+    history.finished(GPU, finished())
+    history.drifted(GPU, Drift(State.HOST, State.VFIO, "all functions are on vfio-pci", at := float(int(time.time()))))
+    entry, _ = await history.last(0)
+    assert (entry.gpu, entry.target, entry.result, entry.reason) == (
+        "0000:01:00.0",
+        "vfio",
+        "drifted",
+        "all functions are on vfio-pci",
+    )
+    assert (entry.count, entry.started, entry.finished) == (0, at * 1_000_000, at * 1_000_000)
+    assert entry.asker == {"somebody_else": True}
+    assert await history.find(entry.id) == entry
 
 
 async def test_a_switch_is_there_once_it_is_finished_newest_first(history: History) -> None:

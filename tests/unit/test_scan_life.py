@@ -205,6 +205,13 @@ async def begun(scanner: LinuxProcesses, *holders: Holder) -> asyncio.Task[None]
     return task
 
 
+async def test_a_node_that_is_in_another_dev_tells_nothing_but_its_process_does(scanner: LinuxProcesses) -> None:
+    with program(OPEN) as one:
+        task = await begun(scanner, holder(one.pid, "/dev/no-such-node"))
+        one.kill()
+        await task
+
+
 async def test_stirred_by_an_end(scanner: LinuxProcesses) -> None:
     with program(OPEN) as one, program(OPEN) as other:
         task = await begun(scanner, NOBODY, holder(one.pid), holder(other.pid, "c195:0"))
@@ -236,7 +243,6 @@ async def test_watching_a_node_does_not_open_it(tree: Tree) -> None:
 @pytest.mark.parametrize("started", [0, -1])
 async def test_stirred_at_once_where_one_is_gone(scanner: LinuxProcesses, started: int) -> None:
     await scanner.stirred([holder(os.getppid()), Holder(Process(os.getpid(), started), "somebody earlier")])
-    await scanner.stirred([holder(os.getppid(), "/dev/no-such-node")])
 
 
 def own_descriptors() -> set[str]:

@@ -152,6 +152,15 @@ class LinuxKernel(Kernel):
         mode = "on" if on else "off"
         await self._call(f"turn {mode} the persistence mode of", str(function), "set_persistence", str(function), mode)
 
+    async def reset(self, function: PciAddress) -> None:
+        await self._call("reset", str(function), "reset", str(function))
+
+    async def remove(self, functions: Sequence[PciAddress]) -> None:
+        await self._call("remove from the PCI bus", _names(functions), "remove", *map(str, functions))
+
+    async def rescan(self, functions: Sequence[PciAddress]) -> None:
+        await self._call("rescan the bus of", _names(functions), "rescan", *map(str, functions))
+
     def adopt(self, pending: Pending) -> bool:
         if pending.worker is None:
             return False

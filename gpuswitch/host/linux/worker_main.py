@@ -13,6 +13,7 @@ import sys
 # The options leave out every folder but the standard library's. Ours comes last, so that nothing beside it hides that.
 sys.path.append(__file__.rsplit("/", 4)[0])
 
+from gpuswitch.host.linux.operations.buses import Buses
 from gpuswitch.host.linux.operations.consoles import Consoles
 from gpuswitch.host.linux.operations.files import OperationError
 from gpuswitch.host.linux.operations.functions import Functions
@@ -39,7 +40,7 @@ def answer(parts: tuple[object, ...], request: bytes) -> bytes:
 
 def main() -> None:
     sysfs, dev, iomem, tools = sys.argv[1:5]
-    parts = (Functions(sysfs, dev), Modules(sysfs, tools), Consoles(sysfs, dev, iomem))
+    parts = (Functions(sysfs, dev), Buses(sysfs), Modules(sysfs, tools), Consoles(sysfs, dev, iomem))
     try:
         while request := os.read(0, LONGEST_REQUEST):
             os.write(0, answer(parts, request))

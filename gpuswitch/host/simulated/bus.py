@@ -76,9 +76,11 @@ class Bus:
         """All that drivers made, also what users have left of a driver that is gone."""
         for address, device in self.devices.items():
             if device.binding is not None:
-                yield from ((address, card) for card in device.binding.cards)
+                for card in device.binding.cards:
+                    yield address, card
         for address, orphans in self._orphans.items():
-            yield from ((address, card) for card in orphans)
+            for card in orphans:
+                yield address, card
 
     def finds_a_device(self, module: Module) -> bool:
         """Whether a module that refuses to load without a device of its own would load."""
@@ -93,8 +95,8 @@ class Bus:
             self.bind_first_match(device)
 
     def bind_first_match(self, device: Device) -> None:
-        driver = self.drivers.first_match(device.shape.modalias, device.override)
-        if device.binding is None and driver is not None and self._may_bind(device, driver):
+        driver = self.drivers.first_match(device.shape.modalias, device.override) if device.binding is None else None
+        if driver is not None and self._may_bind(device, driver):
             self._bind(device, driver)
 
     async def attach(self, device: Device, call: Call, strike: Strike) -> None:

@@ -109,8 +109,12 @@ class Slot:
         boot_display: bool = False,
         sleeps: bool = False,
         group: int | None = None,
+        reset_errno: int = 0,
     ) -> Device:
-        """One function in it. `sleeps`: power/control is `auto` from the start. `group`: where it has its own."""
+        """One function in it. `sleeps`: power/control is `auto` from the start. `group`: where it has its own.
+
+        `reset_errno`: see `Device`.
+        """
         modalias = (
             f"pci:v{vendor:08X}d{device:08X}sv{vendor:08X}sd00000000"
             f"bc{class_code >> 16:02X}sc{class_code >> 8 & 0xFF:02X}i{class_code & 0xFF:02X}"
@@ -127,7 +131,7 @@ class Slot:
             parent=PciAddress.parse(self.parent) if self.parent else None,
             boot_display=boot_display,
         )
-        return Device(shape, "auto" if sleeps else "on")
+        return Device(shape, "auto" if sleeps else "on", reset_errno=reset_errno)
 
 
 def port(address: str, group: int) -> Device:

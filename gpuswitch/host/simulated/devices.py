@@ -110,13 +110,15 @@ class Device:
 
     `link` is what its `driver` link says, `binding` the driver that the kernel has for it: not the same thing while
     an unbind is under way. `lock` is the device lock, first come, first served. `first_control`: what power/control
-    is before anybody writes to it. `persistent`: nvidia's persistence mode is on.
+    is before anybody writes to it. `persistent`: nvidia's persistence mode is on. `reset_errno`: what a reset of it
+    fails with, 0 where it works; ENOENT: it has no reset method.
     """
 
-    def __init__(self, shape: PciFunction, first_control: str = "on") -> None:
+    def __init__(self, shape: PciFunction, first_control: str = "on", *, reset_errno: int = 0) -> None:
         self.shape = shape
         self.address = shape.address
         self.first_control = first_control
+        self.reset_errno = reset_errno
         self.override: str | None = None
         self.power_control = first_control
         self.persistent = False
@@ -136,6 +138,10 @@ class Device:
 
     def bound_to(self, driver: str) -> Binding | None:
         return self.binding if self.binding is not None and self.binding.driver.name == driver else None
+
+    def anew(self) -> Device:
+        """The same function as it is when the kernel finds it: nothing of what was set is left."""
+        return Device(self.shape, self.first_control, reset_errno=self.reset_errno)
 
     def changed(self) -> None:
         self._seen = None

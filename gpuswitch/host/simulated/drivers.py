@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Driver
 
@@ -33,7 +34,12 @@ class PciDriver:
     manages_dma: bool = False
 
     def matches(self, modalias: str) -> bool:
-        return any(fnmatchcase(modalias, alias) for alias in self.aliases)
+        return _match(self.aliases, modalias)
+
+
+@cache
+def _match(aliases: tuple[str, ...], modalias: str) -> bool:
+    return any(fnmatchcase(modalias, alias) for alias in aliases)
 
 
 @dataclass(frozen=True)

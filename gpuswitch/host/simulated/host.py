@@ -45,10 +45,10 @@ class SimulatedHost(Host):
         return self.machine.faults
 
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
-        facts = self.machine.look()
         if only is None:
-            return facts
-        return HostFacts({a: f for a, f in facts.functions.items() if a in only}, iommu=False, vfio_available=False)
+            return self.machine.look()
+        seen = {address: device.seen() for address, device in self.machine.devices.items() if address in only}
+        return HostFacts(seen, iommu=False, vfio_available=False)
 
     def kernel(self, gpu: str) -> SimulatedKernel:
         if gpu not in self._kernels:
@@ -178,6 +178,20 @@ class SimulatedKernel(Kernel):
     async def set_persistence(self, function: PciAddress, *, on: bool) -> None:
         work = partial(self._machine.set_persistence, function, on)
         await self._run(work, Call("set the persistence mode of", function))
+
+    async def reset(self, function: PciAddress) -> None:
+        await self._run(partial(self._machine.hotplug.reset, function), Call("reset", function))
+
+    async def remove(self, functions: Sequence[PciAddress]) -> None:
+        async def each(call: Call) -> None:
+            for function in functions:
+                await self._machine.hotplug.remove(function, call.about(function))
+
+        await self._run(each, Call("remove from the PCI bus", _names(functions)))
+
+    async def rescan(self, functions: Sequence[PciAddress]) -> None:
+        work = partial(self._machine.hotplug.rescan, functions)
+        await self._run(work, Call("rescan the bus of", _names(functions)))
 
     def adopt(self, pending: Pending) -> bool:
         worker = self._machine.workers.get(pending.worker) if pending.worker is not None else None

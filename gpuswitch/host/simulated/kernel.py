@@ -15,6 +15,7 @@ from gpuswitch.host.simulated.consoles import FrameBuffers
 from gpuswitch.host.simulated.devices import Device
 from gpuswitch.host.simulated.drivers import Module, PciDriver
 from gpuswitch.host.simulated.faults import Call, Operation
+from gpuswitch.host.simulated.hotplug import Hotplug
 from gpuswitch.host.simulated.modules import Modules
 from gpuswitch.host.simulated.processes import ProcessTable, Program
 from gpuswitch.host.simulated.systemd import Units
@@ -57,7 +58,7 @@ class Machine(Bus):
         self.processes = ProcessTable(self, self.modules)
         self.units = Units(self, self.processes)
         self.workers: dict[Process, Worker] = {}
-        self._pulled: dict[str, list[Device]] = {}
+        self.hotplug = Hotplug(self, self.modules)
         self.bind_all()
         for name in loaded:
             self.modules.at_boot(name)
@@ -201,25 +202,13 @@ class Machine(Bus):
 
     async def unplug(self, slot: str) -> None:
         """Pull the card in a slot (`0000:01:00`): last function first; waits where a driver's remove() waits."""
-        call = Call("remove", slot)
-        pulled = [device for device in self.devices.values() if device.address.slot_name == slot]
-        for device in reversed(pulled):
-            async with self.locked(device, call):
-                if device.binding is not None:
-                    await self.let_go(device, device.binding, call, None)
-                del self.devices[device.address]
-            self.changed(None, uevent=True)
-        self._pulled.setdefault(slot, []).extend(pulled)
+        await self.hotplug.unplug(slot)
 
     def replug(self, slot: str) -> None:
         """Put it back. The devices are new: no override, power/control as at boot, bound by what matches."""
-        for old in self._pulled.pop(slot, []):
-            device = Device(old.shape, old.first_control)
-            self.devices = dict(sorted([*self.devices.items(), (device.address, device)]))
-            self.bind_first_match(device)
-            self.changed(device, uevent=True)
+        self.hotplug.replug(slot)
 
-    # The operations of the kernel; those on modules and consoles are in `modules` and `frame_buffers`.
+    # The operations of the kernel; others are in `modules`, `frame_buffers` and `hotplug`.
 
     async def capture(self, function: PciAddress, call: Call) -> Captured:
         device = self.device(call, function)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from contextlib import suppress
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.simulated.bus import Bus
 from gpuswitch.host.simulated.consoles import FrameBuffers
+from gpuswitch.host.simulated.devices import Device
 from gpuswitch.host.simulated.drivers import Module, matches
 from gpuswitch.host.simulated.faults import Call
 from gpuswitch.model import facts
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import MODULES
+
+_SHOWN = tuple(sorted(MODULES))
 
 
 class Modules:
@@ -25,9 +29,10 @@ class Modules:
 
     def seen(self) -> dict[str, facts.Module]:
         """What a look shows: those that a driver profile names."""
+        opened = Counter(card.module for _, card in self._bus.cards() for _ in card.users)
         return {
-            name: facts.Module(self.references(name), self._drivers.users(name), module.version, module.modeset)
-            for name in sorted(MODULES)
+            name: facts.Module(self._count(name, opened[name]), self._drivers.users(name), module.version, module.modeset)
+            for name in _SHOWN
             if (module := self._drivers.loaded(name)) is not None
         }
 
@@ -36,7 +41,10 @@ class Modules:
         return [user for _, card in self._bus.cards() if card.module == name for user in card.users]
 
     def references(self, name: str) -> int:
-        return len(self._drivers.users(name)) + len(self.opened(name)) + self._frame_buffers.pins(name)
+        return self._count(name, len(self.opened(name)))
+
+    def _count(self, name: str, opened: int) -> int:
+        return len(self._drivers.users(name)) + opened + self._frame_buffers.pins(name)
 
     def at_boot(self, name: str) -> None:
         """Load it with the machine; nothing happens where it finds no device."""
@@ -60,8 +68,10 @@ class Modules:
             missing = self._drivers.missing(name)
         except KeyError:
             raise call.error(errno.ENOENT) from None
-        if not await strike.land(call):
-            return
+        if await strike.land(call):
+            await self._insert(missing, call)
+
+    async def _insert(self, missing: tuple[Module, ...], call: Call) -> None:
         for module in missing:
             if self._drivers.loaded(module.name) is not None:
                 continue
@@ -92,6 +102,15 @@ class Modules:
             self._drivers.leaving.discard(name)
 
     # How they work.
+
+    async def found(self, device: Device) -> None:
+        """There is a new device: udev hears of it, and loads what fits it, and what belongs on top of that."""
+        wanted = list(self._drivers.candidates(device.shape.modalias))
+        wanted += (m.name for m in self._drivers.modules.values() if not {*wanted}.isdisjoint(m.requires))
+        for name in wanted:
+            # Nobody asks what comes of that.
+            with suppress(KernelError, KeyError):
+                await self._insert(self._drivers.missing(name), Call("load", name))
 
     async def _bind(self, module: Module, call: Call) -> None:
         for driver in module.drivers:

@@ -221,6 +221,7 @@ class SimulatedProcesses(Processes):
     """The port, on a machine's processes."""
 
     def __init__(self, bus: Bus, table: ProcessTable) -> None:
+        self.noticed = lambda *_: None
         self._bus = bus
         self._table = table
 
@@ -229,7 +230,9 @@ class SimulatedProcesses(Processes):
         # Others get their turn meanwhile, as they do while a real look goes on.
         await asyncio.sleep(0)
         sees = [await self._bus.faults.strike("scan", function).land(call) for function in sought.functions]
-        return self._table.scan(sought) if all(sees) else Scan()
+        scan = self._table.scan(sought) if all(sees) else Scan()
+        self.noticed(sought, scan)
+        return scan
 
     async def stirred(self, holders: Sequence[Holder]) -> None:
         await self._table.stirred(holders)
