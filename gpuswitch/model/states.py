@@ -93,7 +93,7 @@ EDGES: tuple[Edge, ...] = (
     *_edges("reattached", State.HOST, State.REATTACHING),
     # The way back to a known-good state.
     *_edges("fault", State.RECOVERING, State.DETACHING, State.REATTACHING),
-    *_edges("recover", State.RECOVERING, State.FAILED, State.UNKNOWN, State.HOST, State.VFIO),
+    *_edges("recover", State.RECOVERING, State.FAILED, State.UNKNOWN, State.HOST, State.VFIO, State.ABSENT),
     *_edges("left_failed", State.FAILED, State.UNKNOWN),
     *_edges("recovered_host", State.HOST, State.RECOVERING),
     *_edges("recovered_vfio", State.VFIO, State.RECOVERING),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from gpuswitch.config import Config
 from gpuswitch.errors import Failed, GpuswitchError, InProgress, Owned, Wedged
@@ -159,7 +160,9 @@ class Actor(Running):
         if (stuck := self._entry.stuck) is not None and self._kernel.adopt(stuck):
             self._wedge(StuckError(self._kernel.pending or stuck, None))
             self._task = asyncio.create_task(self._outlast(self._new_engine(())))
-        elif (left := self._entry.unfinished) is not None:
+            return
+        self._keep_if_possible(replace(self._entry, stuck=None))
+        if (left := self._entry.unfinished) is not None:
             switch, why = self._resumed(left)
             self._start_recovery(switch, why, starting=True)
             await switch.wait()

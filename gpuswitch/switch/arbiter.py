@@ -17,6 +17,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
 from gpuswitch.switch.host import Systemd
+from gpuswitch.switch.owed import Owed
 from gpuswitch.tables import Deadlines
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Arbiter:
         self._down: defaultdict[Unit, set[PciAddress]] = defaultdict(set)
         self._busy: defaultdict[Unit, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._moving: defaultdict[str, dict[PciAddress, frozenset[PciAddress]]] = defaultdict(dict)
-        self._consoles: dict[PciAddress, tuple[frozenset[int], frozenset[str]]] = {}
+        self._owed: dict[PciAddress, Owed] = {}
         self._ended = asyncio.Event()
         self.stuck: dict[PciAddress, str] = {}
         """The drivers that the kernel is in, and does not return from, by the GPU whose it was."""
@@ -100,17 +101,23 @@ class Arbiter:
 
     # Consoles -------------------------------------------------------------------------------------------------------
 
-    def keep_consoles(self, gpu: PciAddress, terminals: Collection[int], vtconsoles: Collection[str]) -> None:
-        """What this GPU is owed of the consoles from here on."""
-        self._consoles[gpu] = frozenset(terminals), frozenset(vtconsoles)
+    def keep(self, gpu: PciAddress, owed: Owed) -> None:
+        """What this GPU is owed from here on."""
+        self._owed[gpu] = owed
+        if not owed:
+            self.forget(gpu)
+
+    def away(self, *, besides: PciAddress) -> frozenset[PciAddress]:
+        """The functions of other GPUs that are away from home, or about to leave: they show nothing for long."""
+        return frozenset(function for gpu, owed in self._owed.items() if gpu != besides for function in owed.functions)
 
     def terminals_of_others(self, gpu: PciAddress) -> frozenset[int]:
         """The virtual terminals that other GPUs are owed: whoever shows them now has them on loan."""
-        return frozenset().union(*(terminals for a, (terminals, _) in self._consoles.items() if a != gpu))
+        return frozenset(terminal for other, owed in self._owed.items() if other != gpu for terminal in owed.terminals)
 
-    def vtconsoles_of_others(self, gpu: PciAddress) -> tuple[str, ...]:
-        """Those that were unbound for the sake of other GPUs."""
-        return tuple(sorted(frozenset().union(*(unbound for a, (_, unbound) in self._consoles.items() if a != gpu))))
+    def unbound(self) -> tuple[str, ...]:
+        """The vtconsoles that were unbound for some GPU's sake."""
+        return tuple(sorted({vtconsole for owed in self._owed.values() for vtconsole in owed.vtconsoles}))
 
     # Drivers --------------------------------------------------------------------------------------------------------
 

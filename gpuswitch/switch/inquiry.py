@@ -16,6 +16,7 @@ from gpuswitch.model.holders import Holder, Sought, Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.switch import needs as rules
 from gpuswitch.switch.arbiter import Arbiter
+from gpuswitch.switch.consoles import consoles_to_move
 from gpuswitch.switch.guards import refusal
 from gpuswitch.switch.holding import Leaving
 from gpuswitch.switch.host import Host
@@ -74,7 +75,13 @@ class Inquiry:
     async def _of_the_kernel(self, needs: Needs) -> Needs:
         """Consoles, the firmware's frame buffer, persistence mode."""
         kernel = self.host.kernel(str(self.gpu.address))
-        terminals, to, unbind = rules.consoles_to_move(self.gpu, await kernel.consoles(), unload=bool(needs.unload))
+        consoles = await kernel.consoles()
+        terminals, to, unbind = consoles_to_move(
+            self.gpu.functions,
+            consoles,
+            unload=bool(needs.unload),
+            leaving=self.arbiter.away(besides=self.gpu.address),
+        )
         # A daemon that keeps it persistent ends that when it is stopped; to ask otherwise may take nvidia-smi a second.
         asked = [
             function
@@ -86,6 +93,7 @@ class Inquiry:
             needs,
             terminals=terminals,
             borrowed=self.arbiter.terminals_of_others(self.gpu.address),
+            shows=any(function in self.gpu.functions for function in consoles.frame_buffers.values()),
             to=to,
             unbind_consoles=unbind,
             leave_consoles=self._rules.leave_consoles,

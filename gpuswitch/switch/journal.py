@@ -78,6 +78,8 @@ class Journal:
         try:
             return _decode(json.loads(self._store.read(gpu.identifier)))
         except FileNotFoundError:
+            # With what a service that died in its first write left beside it.
+            self._drop(gpu)
             return Entry()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, GpuswitchError) as error:
             _log.warning(

@@ -13,6 +13,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Holder, Process, Sought, Unit
 from gpuswitch.model.policy import Busy
 from gpuswitch.switch.holding import in_the_way, never_ended, stoppable_unit
+from gpuswitch.switch.owed import Owed
 from gpuswitch.switch.step import Hands, Step, StepError
 
 
@@ -138,7 +139,7 @@ class AwaitHolders(Step):
                 raise StepError(str(error)) from error
 
     async def _stop_unit(self, hands: Hands, unit: Unit) -> None:
-        hands.owe(unit)
+        hands.owe(Owed(units=(unit,)))
         hands.stopped.append(unit)
         await hands.arbiter.stop(hands.gpu, unit)
 

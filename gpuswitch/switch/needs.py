@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gpuswitch.errors import Busy as BusyError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import Profile, lets_go_of_one, profile_of
-from gpuswitch.model.facts import BootFramebuffer, Consoles, Driver, HostFacts, Kind
+from gpuswitch.model.facts import BootFramebuffer, Driver, HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, Sought, Unit
 from gpuswitch.model.policy import Busy, ModulePolicy
@@ -40,10 +40,11 @@ class Needs:
 
     `stop` are the units to stop, of which `active` are to be started again: `later` with the GPU, the others at once,
     since they serve other GPUs too. `announce` pairs a subsystem with functions. `holding`: somebody has the GPU open,
-    or may come to, who may be waited for, or ended. `terminals` are shown on the GPU, and can be moved `to` a frame
-    buffer; those in `borrowed` belong to other GPUs. `unbind_consoles` are unbound, since fbcon would keep the driver's
-    module, and bound again but for `leave_consoles`. `owned`: it goes to a virtual machine. `persistent`
-    functions are in nvidia's persistence mode.
+    or may come to, who may be waited for, or ended.
+
+    `shows`: it has a frame buffer. `terminals` are shown there, and can be moved `to` another; those in `borrowed`
+    belong to other GPUs. `unbind_consoles` are unbound, since fbcon would keep the driver's module, and bound again but
+    for `leave_consoles`. `persistent` functions are in nvidia's persistence mode. `owned`: a machine is to have it.
     """
 
     sought: Sought | None = None
@@ -59,6 +60,7 @@ class Needs:
     occupations: tuple[Occupation, ...] = ()
     terminals: tuple[int, ...] = ()
     borrowed: frozenset[int] = frozenset()
+    shows: bool = False
     owned: bool = False
     to: int | None = None
     unbind_consoles: tuple[str, ...] = ()
@@ -190,22 +192,6 @@ def announcements(
         functions = tuple(f.address for f in gpu.present(facts) if f.kind is kind and f.driver and not f.on_vfio)
         if wanted and functions and (coming or any(node.startswith(folder) for node in nodes)):
             yield subsystem, functions
-
-
-def consoles_to_move(
-    gpu: Gpu, consoles: Consoles, *, unload: bool
-) -> tuple[tuple[int, ...], int | None, tuple[str, ...]]:
-    """The GPU's virtual terminals, the frame buffer to move them to, and the vtconsoles to unbind.
-
-    Where there is another frame buffer, the lowest one. Where there is none, fbcon lets go of a device that is unbound
-    by itself, and keeps only a module from being unloaded.
-    """
-    own = [number for number, function in consoles.frame_buffers.items() if function in gpu.functions]
-    if not own:
-        return (), None, ()
-    others = sorted(number for number in consoles.frame_buffers if number not in own)
-    bound = tuple(sorted(name for name, is_bound in consoles.bound.items() if is_bound))
-    return consoles.of(gpu.functions), others[0] if others else None, bound if unload and not others else ()
 
 
 def refuse_holders(gpu: Gpu, holders: Iterable[Holder], leaving: Leaving, busy: Busy) -> Iterator[Blocker]:

@@ -16,6 +16,7 @@ from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Sought, Unit
 from gpuswitch.model.policy import Busy
 from gpuswitch.model.states import State
+from gpuswitch.switch.consoles import MoveConsoles, RestoreConsoles
 from gpuswitch.switch.letting_go import Announce, AnnounceAgain, AwaitHolders, CheckHolders, EndSession
 from gpuswitch.switch.needs import Needs
 from gpuswitch.switch.owed import NOTHING, Baseline, Owed
@@ -36,11 +37,9 @@ from gpuswitch.switch.surroundings import (
     KeepUp,
     LetSleep,
     LoadModules,
-    MoveConsoles,
     Persistence,
     ReleaseBootFramebuffer,
     RestoreBootFramebuffer,
-    RestoreConsoles,
     RestorePersistence,
     StartUnits,
     StopUnits,
@@ -68,7 +67,7 @@ class Back:
     """What the config says of the way home: a unit to start `after`, and what is not to be put back.
 
     `wait_seconds`: how long to wait for whoever has it open; None: not at all, since its groups are held already.
-    `vtconsoles` were unbound for the sake of other GPUs, when none was left to show them; now one is.
+    `vtconsoles` were unbound for other GPUs' sake, when none was left to show them; now one is.
     `units_later`: systemd jobs cannot be waited for now, while the service starts; the units stay owed.
     """
 
@@ -170,9 +169,17 @@ def _await_holders(needs: Needs) -> list[Step]:
 
 def _move_consoles(gpu: Gpu, needs: Needs) -> list[Step]:
     steps: list[Step] = [ReleaseBootFramebuffer(b.device, b.driver) for b in needs.boot_framebuffers]
-    if (needs.terminals and needs.to is not None) or needs.unbind_consoles:
+    # Also where it shows nothing now: another GPU that leaves at the same time may have moved its terminals here.
+    if needs.shows or (needs.terminals and needs.to is not None) or needs.unbind_consoles:
         steps.append(
-            MoveConsoles(gpu.functions, needs.terminals, needs.to, needs.unbind_consoles, needs.consoles_again)
+            MoveConsoles(
+                gpu.functions,
+                needs.terminals,
+                needs.to,
+                needs.unbind_consoles,
+                needs.leave_consoles,
+                unload=bool(needs.unload),
+            )
         )
     return steps
 
@@ -284,10 +291,8 @@ def _put_right(gpu: Gpu, owed: Owed, back: Back, announcements: Iterable[Step]) 
 
 def _bring_consoles_back(gpu: Gpu, owed: Owed, back: Back) -> list[Step]:
     steps: list[Step] = []
-    unbound = dict.fromkeys((*owed.vtconsoles, *back.vtconsoles))
-    bind = tuple(vtconsole for vtconsole in unbound if vtconsole not in back.leave_consoles)
-    if owed.terminals or bind:
-        steps.append(RestoreConsoles(gpu.functions, owed.terminals, bind))
+    if owed.terminals or {*owed.vtconsoles, *back.vtconsoles}.difference(back.leave_consoles):
+        steps.append(RestoreConsoles(gpu.functions, owed.terminals, back.leave_consoles))
     if back.boot_framebuffer:
         steps += [RestoreBootFramebuffer(device, driver) for device, driver in owed.boot_framebuffers]
     return steps

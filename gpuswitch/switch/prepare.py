@@ -86,7 +86,7 @@ class Preparation:
             rules.restore_boot_framebuffer,
             wait_seconds=(self.options.wait_seconds or rules.wait_seconds) if waits else None,
             units_later=self.starting,
-            vtconsoles=self.arbiter.vtconsoles_of_others(self.gpu.address),
+            vtconsoles=self.arbiter.unbound(),
         )
         return to_host(self.gpu, self.facts, now, Owed(baseline).and_before(self.owed), back)
 

@@ -339,9 +339,7 @@ class Running(Standing, ABC):
         self._tell()
 
     def _new_engine(self, steps: tuple[Step, ...], *, begun: bool = False, held: Collection[Step] = ()) -> Engine:
-        hands = Hands(
-            self.gpu.address, self._host, self._kernel, self._arbiter, self._owe_unit, owned=lambda: self.owned
-        )
+        hands = Hands(self.gpu.address, self._host, self._kernel, self._arbiter, self._owe, owned=lambda: self.owned)
         return Engine(hands, steps, self._deadlines, self._stepped, self._intend, begun=begun, held=held)
 
     @property

@@ -13,7 +13,7 @@ from gpuswitch.config import Config
 from gpuswitch.errors import Failed, InvalidArgument, KernelError
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
-from gpuswitch.model.holders import Holder, Sought, Unit
+from gpuswitch.model.holders import Holder, Sought
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
@@ -158,9 +158,10 @@ class Standing:
 
     def _owed_after(self, result: Result, reached: Plan | None, owed_before: Owed) -> Owed:
         if reached is not None:
-            # With the units that a policy stopped on the way.
+            # With the units that a policy stopped on the way, and consoles that were unbound since it was planned.
             ended = tuple(unit for unit in self._owed.units if unit not in reached.owed.units)
-            return Owed(units=ended).and_before(reached.afterwards)
+            unbound = tuple(name for name in self._owed.vtconsoles if name not in reached.owed.vtconsoles)
+            return Owed(units=ended, vtconsoles=unbound).and_before(reached.afterwards)
         if not self.gpu.present(self.facts):
             return Owed(units=self._owed.units)
         if result in {Result.REVERTED, Result.CANCELLED} and not owed_before:
@@ -216,12 +217,15 @@ class Standing:
 
     def _kept(self) -> None:
         """What others share with it follows from what it is owed."""
-        self._arbiter.keep_consoles(self.gpu.address, self._owed.terminals, self._owed.vtconsoles)
-        if not self._owed:
-            self._arbiter.forget(self.gpu.address)
+        self._arbiter.keep(self.gpu.address, self._owed)
 
-    def _owe_unit(self, unit: Unit) -> None:
-        self._keep(replace(self._entry, owed=self._owed.and_unit(unit)))
+    def _owe(self, more: Owed) -> None:
+        """Owe this, too.
+
+        Raises:
+            Failed: that could not be written.
+        """
+        self._keep(replace(self._entry, owed=more.and_before(self._owed)))
 
     def _owe_units_only(self) -> None:
         """What was owed to the device went with it; the host still gets its units back."""

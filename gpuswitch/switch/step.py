@@ -13,6 +13,7 @@ from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.holders import Holder, Sought, Unit
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.host import Host, Kernel
+from gpuswitch.switch.owed import Owed
 
 RESCAN_SECONDS = 1.0
 """While holders are waited for: not all that lets go makes an event (the kernel's own use, a descriptor on its way)."""
@@ -28,7 +29,7 @@ class StepError(Exception):
 class Hands:
     """What a step works with: eyes on the host, the kernel operations of one GPU, and what it shares with others.
 
-    `owe` notes, durably, that a unit is to be started again; it raises `Failed` where it cannot. `owned` says whether
+    `owe` notes, durably, what is to be given back one day; it raises `Failed` where it cannot. `owned` says whether
     a virtual machine has the GPU, or is about to.
     """
 
@@ -38,7 +39,7 @@ class Hands:
         host: Host,
         kernel: Kernel,
         arbiter: Arbiter,
-        owe: Callable[[Unit], None],
+        owe: Callable[[Owed], None],
         *,
         owned: Callable[[], bool],
     ) -> None:

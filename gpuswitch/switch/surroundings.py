@@ -1,4 +1,4 @@
-"""The steps that make the host ready around a GPU, and put it right again: sleep, units, consoles, modules."""
+"""The steps that make the host ready around a GPU, and put it right again: sleep, units, modules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
-from gpuswitch.switch.host import Kernel
 from gpuswitch.switch.step import Hands, Step, StepError
 
 
@@ -89,66 +88,6 @@ class StartUnits(Step):
     async def apply(self, hands: Hands) -> None:
         hands.waiting_for = f"{_all(self.units)}: not started"
         await _side_by_side(hands.arbiter.start(hands.gpu, unit, wait=not hands.leaving) for unit in self.units)
-
-
-@dataclass(frozen=True)
-class MoveConsoles(Step):
-    """Show the GPU's virtual terminals on another GPU's frame buffer; where none is left, unbind the vtconsoles.
-
-    `to` is that frame buffer, None for none; of the `vtconsoles`, those in `again` are bound on the way back. That
-    looks at what is there then: a driver that was bound anew has made a new frame buffer.
-    """
-
-    kind = "console"
-    functions: tuple[PciAddress, ...]
-    terminals: tuple[int, ...]
-    to: int | None
-    vtconsoles: tuple[str, ...]
-    again: tuple[str, ...]
-
-    @property
-    def title(self) -> str:
-        return f"move the console to fb{self.to}" if self.to is not None else f"unbind {_all(self.vtconsoles)}"
-
-    async def apply(self, hands: Hands) -> None:
-        if self.to is not None:
-            await hands.kernel.map_consoles(self.terminals, self.to)
-        for vtconsole in self.vtconsoles:
-            await hands.kernel.bind_console(vtconsole, bound=False)
-
-    async def revert(self, hands: Hands) -> None:
-        await put_consoles_back(hands.kernel, self.functions, self.terminals, self.again)
-
-
-@dataclass(frozen=True)
-class RestoreConsoles(Step):
-    """Show its virtual terminals on the GPU again."""
-
-    kind = "console"
-    optional = True
-    functions: tuple[PciAddress, ...]
-    terminals: tuple[int, ...]
-    vtconsoles: tuple[str, ...]
-
-    @property
-    def title(self) -> str:
-        return "bring the console back"
-
-    async def apply(self, hands: Hands) -> None:
-        await put_consoles_back(hands.kernel, self.functions, self.terminals, self.vtconsoles)
-
-
-async def put_consoles_back(
-    kernel: Kernel, functions: tuple[PciAddress, ...], terminals: tuple[int, ...], vtconsoles: tuple[str, ...]
-) -> None:
-    """Bind the vtconsoles, and map the terminals to the frame buffer that the functions have now, if they have one."""
-    for vtconsole in vtconsoles:
-        await kernel.bind_console(vtconsole, bound=True)
-    consoles = await kernel.consoles()
-    own = sorted(number for number, function in consoles.frame_buffers.items() if function in functions)
-    # Mapping a terminal while no frame buffer console is bound would bind it, whatever was left unbound on purpose.
-    if own and terminals and any(consoles.bound.values()):
-        await kernel.map_consoles(terminals, own[0])
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import laptop
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.holders import Unit
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.engine import Engine, Status, StepEvent, StoppedError, StuckError
+from gpuswitch.switch.owed import Owed
 from gpuswitch.switch.step import Hands, Step, StepError
 
 GPU = PciAddress.parse("0000:01:00.0")
@@ -83,7 +83,7 @@ class Bench:
         self, script: str, *, steps: int = 3, begun: bool = False, kinds: Mapping[str, type[Scripted]] = NO_KINDS
     ) -> None:
         self.host: SimulatedHost = laptop()
-        self.owed: list[Unit] = []
+        self.owed: list[Owed] = []
         self.intended: list[str] = []
         self.full_at = ""
         arbiter = Arbiter(self.host.systemd)

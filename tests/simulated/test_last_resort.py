@@ -12,10 +12,10 @@ from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import plain
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER
-from gpuswitch.model.holders import Unit
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.engine import Engine, StepEvent, StuckError
 from gpuswitch.switch.last_resort import RemoveFunctions, Rescan, ResetFunction
+from gpuswitch.switch.owed import Owed
 from gpuswitch.switch.step import Hands, Step, StepError
 from gpuswitch.tables import Deadlines
 
@@ -23,7 +23,7 @@ GPU, AUDIO = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:01:00.1")
 BOTH = (GPU, AUDIO)
 
 
-def ignore(told: StepEvent | Unit) -> None:
+def ignore(told: StepEvent | Owed) -> None:
     """Nobody listens."""
 
 

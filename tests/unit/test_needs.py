@@ -11,6 +11,7 @@ from gpuswitch.model.facts import Consoles, Driver, HostFacts, Module, PciFuncti
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, Process, Sought, Unit
 from gpuswitch.model.policy import Busy, ModulePolicy
+from gpuswitch.switch.consoles import consoles_to_move
 from gpuswitch.switch.holding import Leaving
 from gpuswitch.switch.needs import (
     Needs,
@@ -18,7 +19,6 @@ from gpuswitch.switch.needs import (
     announcements,
     back_at_once,
     cannot_let_go,
-    consoles_to_move,
     everything,
     moves_in_turns,
     occupations,
@@ -273,7 +273,7 @@ class TestConsoles:
         ],
     )
     def test_where_they_go(self, consoles: Consoles, unload: bool, moved: object) -> None:
-        assert consoles_to_move(GPU, consoles, unload=unload) == moved
+        assert consoles_to_move(GPU.functions, consoles, unload=unload) == moved
 
 
 class TestRefuse:

@@ -10,12 +10,13 @@ from gpuswitch.model.drivers import profile_of
 from gpuswitch.model.facts import BootFramebuffer, Driver, HostFacts, Module
 from gpuswitch.model.holders import Sought, Unit
 from gpuswitch.model.policy import Busy
+from gpuswitch.switch.consoles import MoveConsoles, RestoreConsoles
 from gpuswitch.switch.letting_go import AwaitHolders, CheckHolders
 from gpuswitch.switch.needs import Needs, Occupation
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.plan import Back, Plan, to_host, to_vfio
 from gpuswitch.switch.steps import Unbind
-from gpuswitch.switch.surroundings import LetSleep, RestoreConsoles, StartUnits, StopUnits
+from gpuswitch.switch.surroundings import LetSleep, StartUnits, StopUnits
 from tests.unit.parts import at, captured, facts, geforce
 from tests.unit.test_plan import gpu_of, home_of, titles
 
@@ -106,7 +107,14 @@ def test_it_owes_no_terminal_that_another_gpu_is_owed() -> None:
 
 def test_a_console_that_was_unbound_for_another_gpu_comes_back_with_the_first_that_can_show_it() -> None:
     plan = home(replace(OWED, terminals=()), Back(vtconsoles=("vtcon1",)))
-    assert [step.vtconsoles for step in plan.steps if isinstance(step, RestoreConsoles)] == [("vtcon1",)]
+    assert [step.terminals for step in plan.steps if isinstance(step, RestoreConsoles)] == [()]
+
+
+def test_a_gpu_that_could_show_a_console_looks_once_more_when_it_leaves() -> None:
+    """Another one that leaves at the same time may have moved its terminals here."""
+    plan = away(replace(WHOLE, terminals=(), shows=True))
+    assert "see that no console is on it" in titles(plan)
+    assert [step.unload for step in plan.steps if isinstance(step, MoveConsoles)] == [True]
 
 
 def test_a_card_that_was_announced_as_gone_and_never_went_is_announced_again() -> None:

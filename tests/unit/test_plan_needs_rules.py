@@ -11,6 +11,7 @@ from gpuswitch.model.facts import BootFramebuffer, HostFacts, Module
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Busy, ModulePolicy
+from gpuswitch.switch.consoles import MoveConsoles, RestoreConsoles
 from gpuswitch.switch.letting_go import Announce, AwaitHolders, CheckHolders, EndSession
 from gpuswitch.switch.needs import Needs, occupations, sought
 from gpuswitch.switch.owed import NOTHING, Owed
@@ -21,11 +22,9 @@ from gpuswitch.switch.surroundings import (
     KeepUp,
     LetSleep,
     LoadModules,
-    MoveConsoles,
     Persistence,
     ReleaseBootFramebuffer,
     RestoreBootFramebuffer,
-    RestoreConsoles,
     StartUnits,
     StopUnits,
     UnloadModules,
@@ -207,7 +206,6 @@ def test_back_everything_that_is_owed_is_given_back(around: Around) -> None:
     assert started == list(owed.units)
     shown = [step for step in plan.steps if isinstance(step, RestoreConsoles)]
     assert [step.terminals for step in shown] == ([owed.terminals] if owed.terminals or owed.vtconsoles else [])
-    assert [step.vtconsoles for step in shown] == ([owed.vtconsoles] if owed.terminals or owed.vtconsoles else [])
     bound = [(step.device, step.driver) for step in plan.steps if isinstance(step, RestoreBootFramebuffer)]
     assert bound == list(owed.boot_framebuffers)
     on = [step.function for step in plan.steps if isinstance(step, Persistence) and step.on]

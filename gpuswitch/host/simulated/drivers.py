@@ -93,17 +93,18 @@ class Drivers:
         """The loaded modules that make something of the devices of this driver."""
         return tuple(module for module in self._loaded.values() if module.above == driver)
 
-    def missing(self, name: str) -> tuple[Module, ...]:
-        """What a load of this module has to load, in order.
+    def needed(self, name: str) -> tuple[str, ...]:
+        """What a load of this module needs to be there, in order: itself last.
 
         Raises:
             KeyError: the module, or one that it requires, is not installed.
         """
-        if name in self._loaded:
-            return ()
-        module = self.modules[name]
-        needed = (each for required in module.requires for each in self.missing(required))
-        return (*dict.fromkeys(needed), module)
+        needed = (each for required in self.modules[name].requires for each in self.needed(required))
+        return (*dict.fromkeys(needed), name)
+
+    def missing(self, name: str) -> tuple[Module, ...]:
+        """Those of the needed ones that a load has to load. Raises as `needed` does."""
+        return tuple(self.modules[each] for each in self.needed(name) if each not in self._loaded)
 
     def register(self, module: Module) -> None:
         """Put a module into the kernel, with its drivers."""

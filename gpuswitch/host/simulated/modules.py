@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections import Counter
 from contextlib import suppress
@@ -26,12 +27,15 @@ class Modules:
         self._bus = bus
         self._drivers = bus.drivers
         self._frame_buffers = frame_buffers
+        self._left = asyncio.Event()
 
     def seen(self) -> dict[str, facts.Module]:
         """What a look shows: those that a driver profile names."""
         opened = Counter(card.module for _, card in self._bus.cards() for _ in card.users)
         return {
-            name: facts.Module(self._count(name, opened[name]), self._drivers.users(name), module.version, module.modeset)
+            name: facts.Module(
+                self._count(name, opened[name]), self._drivers.users(name), module.version, module.modeset
+            )
             for name in _SHOWN
             if (module := self._drivers.loaded(name)) is not None
         }
@@ -65,11 +69,14 @@ class Modules:
         """ENOENT: no such module is installed (modprobe ends with 1, says `not found`). ENODEV: it found no device."""
         strike = self._bus.faults.strike("load", name)
         try:
-            missing = self._drivers.missing(name)
+            needed = self._drivers.needed(name)
         except KeyError:
             raise call.error(errno.ENOENT) from None
         if await strike.land(call):
-            await self._insert(missing, call)
+            # One that is on its way out is waited for, and then loaded anew (finished_loading).
+            while not self._drivers.leaving.isdisjoint(needed):
+                await call.wait_in(self._left.wait(), "S", "add_unformed_module")
+            await self._insert(self._drivers.missing(name), call)
 
     async def _insert(self, missing: tuple[Module, ...], call: Call) -> None:
         for module in missing:
@@ -100,6 +107,8 @@ class Modules:
                 self._bus.changed(None, uevent=True)
         finally:
             self._drivers.leaving.discard(name)
+            self._left.set()
+            self._left.clear()
 
     # How they work.
 

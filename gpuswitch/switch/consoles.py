@@ -1,0 +1,108 @@
+"""The text consoles: which virtual terminals a GPU shows, where they go when it leaves, and how they come back.
+
+One frame buffer console may serve all GPUs, so what is right for one GPU depends on where the others are. Each step
+looks at the consoles at the moment it runs; what it does, it owes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import Consoles
+from gpuswitch.switch.owed import Owed
+from gpuswitch.switch.step import Hands, Step
+
+
+def consoles_to_move(
+    functions: Collection[PciAddress], consoles: Consoles, *, unload: bool, leaving: Collection[PciAddress] = ()
+) -> tuple[tuple[int, ...], int | None, tuple[str, ...]]:
+    """The GPU's virtual terminals, the frame buffer to move them to, and the vtconsoles to unbind.
+
+    Where there is another frame buffer, the lowest one, but none of a GPU that is `leaving` as well. Where there is
+    none, fbcon lets go of a device that is unbound by itself, and keeps only a module from being unloaded.
+    """
+    own = [number for number, function in consoles.frame_buffers.items() if function in functions]
+    if not own:
+        return (), None, ()
+    others = sorted(n for n, function in consoles.frame_buffers.items() if n not in own and function not in leaving)
+    bound = tuple(sorted(name for name, is_bound in consoles.bound.items() if is_bound))
+    return consoles.of(functions), others[0] if others else None, bound if unload and not others else ()
+
+
+@dataclass(frozen=True)
+class MoveConsoles(Step):
+    """Show the GPU's virtual terminals on another GPU's frame buffer; where none is left, unbind the vtconsoles.
+
+    `terminals`, `to` (None for none) and `vtconsoles` are what was seen when it was planned. Of what is unbound, those
+    in `leave` stay so. `unload`: the driver's modules are to be unloaded. The way back looks at what is there then: a
+    driver that was bound anew has made a new frame buffer.
+    """
+
+    kind = "console"
+    functions: tuple[PciAddress, ...]
+    terminals: tuple[int, ...]
+    to: int | None
+    vtconsoles: tuple[str, ...]
+    leave: tuple[str, ...]
+    unload: bool
+
+    @property
+    def title(self) -> str:
+        if self.vtconsoles:
+            return f"unbind {', '.join(self.vtconsoles)}"
+        if self.terminals and self.to is not None:
+            return f"move the console to fb{self.to}"
+        return "see that no console is on it"
+
+    async def apply(self, hands: Hands) -> None:
+        terminals, to, unbind = consoles_to_move(
+            self.functions,
+            await hands.kernel.consoles(),
+            unload=self.unload,
+            leaving=hands.arbiter.away(besides=hands.gpu),
+        )
+        if terminals and to is not None:
+            await hands.kernel.map_consoles(terminals, to)
+        if again := tuple(vtconsole for vtconsole in unbind if vtconsole not in self.leave):
+            hands.owe(Owed(vtconsoles=again))
+        for vtconsole in unbind:
+            await hands.kernel.bind_console(vtconsole, bound=False)
+
+    async def revert(self, hands: Hands) -> None:
+        await _put_back(hands, self.functions, self.terminals, self.leave)
+
+
+@dataclass(frozen=True)
+class RestoreConsoles(Step):
+    """Show its virtual terminals on the GPU again, and bind what was unbound when no GPU was left to show any."""
+
+    kind = "console"
+    optional = True
+    functions: tuple[PciAddress, ...]
+    terminals: tuple[int, ...]
+    leave: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return "bring the console back"
+
+    async def apply(self, hands: Hands) -> None:
+        await _put_back(hands, self.functions, self.terminals, self.leave)
+
+
+async def _put_back(
+    hands: Hands, functions: tuple[PciAddress, ...], terminals: tuple[int, ...], leave: tuple[str, ...]
+) -> None:
+    """Bind the vtconsoles, for whichever GPU's sake they were unbound, and map the terminals to the frame buffer that
+    the functions have now, if they have one.
+    """
+    for vtconsole in hands.arbiter.unbound():
+        if vtconsole not in leave:
+            await hands.kernel.bind_console(vtconsole, bound=True)
+    consoles = await hands.kernel.consoles()
+    own = sorted(number for number, function in consoles.frame_buffers.items() if function in functions)
+    # Mapping a terminal while no frame buffer console is bound would bind it, whatever was left unbound on purpose.
+    if own and terminals and any(consoles.bound.values()):
+        await hands.kernel.map_consoles(terminals, own[0])
