@@ -76,7 +76,7 @@ async def test_people_recover_and_see_each_step(start: Start, private_bus: Priva
     assert (status, out.splitlines()[-1].partition(" now,")[0]) == (0, f"{ADDRESS} is on the host")
     assert f"unbind {SOUND} from vfio-pci" not in out
     assert f"bind {SOUND} to snd_hda_intel: done" in out
-    assert err.startswith(f"gpuswitchctl: it has recovered from this: cannot probe {SOUND}: Invalid argument")
+    assert err == ""
     assert await ctl(private_bus, "recover", ADDRESS) == (0, f"{ADDRESS} is on the host already\n", "")
     assert [each["result"] for each in await history(service)] == ["done", "done", "failed"]
 

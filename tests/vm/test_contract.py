@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.cases import CASES
-from tests.vm.rig.hardware import CROWDED_GPU, GPU
+from tests.vm.rig.hardware import CROWDED_GPU, GPU, SINGLE_GPU
 from tests.vm.rig.machine import Machine
 
 TESTS = Path(__file__).parents[1]
@@ -19,6 +19,6 @@ PYTHON = "/usr/local/lib/gpuswitch/current/bin/python"
 def test_real_host(name: str, machine: Machine) -> None:
     for path in SUITE:
         machine.push(path.read_bytes(), f"/srv/suite/tests/{path.relative_to(TESTS)}")
-    ask = f"{PYTHON} -m tests.contract {name} --gpu {GPU} --crowded {CROWDED_GPU}"
+    ask = f"{PYTHON} -m tests.contract {name} --gpu {GPU} --crowded {CROWDED_GPU} --lone {SINGLE_GPU}"
     run = machine.sh(f"systemctl stop gpuswitchd; cd /srv/suite && {ask}", check=False, timeout=300)
     assert (run.stdout, run.status) == (f"{name}: kept\n", 0), run.stdout + run.stderr
