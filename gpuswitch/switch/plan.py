@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.drivers import profile_of
+from gpuswitch.model.drivers import PERSISTENCED, profile_of
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Sought, Unit
@@ -282,7 +282,8 @@ def _put_right(gpu: Gpu, owed: Owed, back: Back, announcements: Iterable[Step]) 
     now = [] if back.units_later else [units for units in (owed.units, own) if units]
     return [
         *announcements,
-        *(RestorePersistence(a, on=True) for a in owed.persistent),
+        # A daemon that keeps it persistent does so when it starts; nvidia-smi alone would turn on another mode.
+        *(RestorePersistence(a, on=True) for a in owed.persistent if PERSISTENCED not in owed.units),
         *_bring_consoles_back(gpu, owed, back),
         *(StartUnits(units) for units in now),
         LetSleep(),

@@ -199,12 +199,16 @@ def test_the_whole_way_home() -> None:
         "wait for the device nodes of gpu.0",
         "clear the override of both functions",
         "restore the power setting of both functions",
-        "turn persistence mode of gpu.0 on",
         "bring the console back",
         "bind efi-framebuffer.0 to efi-framebuffer",
         "start nvidia-persistenced.service",
         "start getty@tty1.service",
     ]
+
+
+def test_persistence_mode_is_turned_on_where_no_daemon_does_so_when_it_starts() -> None:
+    assert "turn persistence mode of gpu.0 on" in titles(home(replace(OWED, units=())))
+    assert "turn persistence mode of gpu.0 on" not in titles(home(OWED))
 
 
 def test_at_home_nothing_is_owed() -> None:
