@@ -248,8 +248,7 @@ def configured(directory: str) -> dict[Address, list[Address]]:
     Raises:
         ValueError: for a file that cannot be read or is not TOML, or where it is not clear which GPU is meant.
     """
-    import tomllib  # noqa: PLC0415 - slow to import, and needed only where the service is down
-    from pathlib import Path  # noqa: PLC0415 - as above
+    from pathlib import Path  # noqa: PLC0415 - slow to import, and needed only where the service is down
 
     gpus: dict[Address, list[Address]] = {}
     files = [Path(directory, "config.toml"), *sorted(Path(directory, "conf.d").glob("[!.]*.toml"))]
@@ -257,6 +256,10 @@ def configured(directory: str) -> dict[Address, list[Address]]:
         try:
             if not file.exists():
                 continue
+            try:
+                import tomllib  # noqa: PLC0415 - as above; the service has a Python of its own
+            except ImportError:
+                raise ValueError(f"{sys.executable} is older than Python 3.11") from None
             if not file.is_file():  # reading a pipe would wait for its writer
                 raise ValueError("it is not a regular file")
             for table in tomllib.loads(file.read_text("utf-8")).get("gpu", []):

@@ -40,7 +40,7 @@ class Bus:
         self._connection = connection
         self._objects: dict[str, dict[str, Interface]] = {}
         self._calls: dict[int, asyncio.Future[Message]] = {}
-        self._leaving: dict[str, asyncio.Event] = {}
+        self._leaving: dict[str, set[asyncio.Event]] = {}
         self._server = Server(connection, self._objects, self._everywhere)
         connection.add_message_handler(self._receive)
         self._end = asyncio.create_task(self._await_end())
@@ -155,7 +155,8 @@ class Bus:
 
         Raises as `call` does.
         """
-        left = self._leaving.setdefault(name, asyncio.Event())
+        left = asyncio.Event()
+        self._leaving.setdefault(name, set()).add(left)
         rule = f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{name}'"
         await self._ask("org.freedesktop.DBus", "AddMatch", "s", rule)
         try:
@@ -163,7 +164,9 @@ class Bus:
             if await self._ask("org.freedesktop.DBus", "NameHasOwner", "s", name):
                 await left.wait()
         finally:
-            self._leaving.pop(name, None)
+            self._leaving[name].discard(left)
+            if not self._leaving[name]:
+                del self._leaving[name]
             self._forget(rule)
 
     def _forget(self, rule: str) -> None:
@@ -203,5 +206,5 @@ class Bus:
         """Who has left the bus: the name, its old owner, and no new one."""
         if message.member == "NameOwnerChanged" and message.sender == "org.freedesktop.DBus":
             name, _, new = message.body
-            if not new and (left := self._leaving.get(name)):
+            for left in self._leaving.get(name, ()) if not new else ():
                 left.set()

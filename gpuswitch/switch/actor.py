@@ -51,6 +51,8 @@ class Actor(Running):
         self._observer = observer
         super().__init__(gpu, facts, host=host, config=config, journal=journal, arbiter=arbiter, rested=rested)
         self._deciding = asyncio.Lock()
+        self._planning = asyncio.Lock()
+        self._goes_on = False
 
     @property
     def bound(self) -> bool:
@@ -79,7 +81,8 @@ class Actor(Running):
 
         Changes nothing.
         """
-        async with self._deciding:
+        # Anyone may ask, and many: those who want to switch stand in another line.
+        async with self._planning, self._deciding:
             self._refuse_retired()
             preparation = self._preparation(options)
             self._refuse_owned(target)
@@ -134,6 +137,7 @@ class Actor(Running):
                 if self.switch.recovery:
                     return self.switch
                 raise InProgress(f"{self.gpu.address} is on its way to {self.switch.target}: wait for that first")
+            self._refuse_owned(State.HOST)
             if found := blockers(self.gpu, State.HOST, self.state, self.facts):
                 raise refusal(found)
             if self.state.stable:
@@ -166,18 +170,29 @@ class Actor(Running):
             switch, why = self._resumed(left)
             self._start_recovery(switch, why, starting=True)
             await switch.wait()
+            self._goes_on = self.state is State.FAILED
         elif self._owed.functions and self.state in {State.HOST, State.UNKNOWN, State.ABSENT}:
             text = f"{State.VFIO} → {self.state}: {whereabouts(self.gpu, self.facts)}, while the service was away"
             self._observer.drifted(self, Drift(State.VFIO, self.state, text, self.since))
 
     async def pay(self) -> None:
-        if self._owed and self.state is State.HOST:
+        if self._goes_on and self.state is State.FAILED:
+            # By ways that could not be gone while the service started.
+            self._goes_on = False
+            await self._tried_once_more()
+        elif self._owed and self.state is State.HOST and not self.awaited:
             await self._bring_home()
         elif self.state is State.ABSENT and self.owes_units and not self.owned:
             await self._start_units()
         elif self._task is None and not self.owned:
             # A switch that was cut short left it behind, and nothing of ours needs it.
             await self._arbiter.give_back(self.gpu.address, (), self.config.deadlines)
+
+    async def _tried_once_more(self) -> None:
+        try:
+            await (await self.recover()).wait()
+        except GpuswitchError as error:
+            _log.warning("%s", error)
 
     async def _bring_home(self) -> None:
         try:
@@ -188,10 +203,6 @@ class Actor(Running):
         except GpuswitchError as error:
             self.reason = f"cannot bring {self.gpu.address} back to the host: {error}"
             self._tell()
-
-    async def rest(self) -> None:
-        """Until no switch is under way, or it is wedged."""
-        await self._resting.wait()
 
     def note(self, reason: str) -> None:
         """Something that whoever looks at this GPU should know."""
@@ -226,7 +237,10 @@ class Actor(Running):
     def _refuse_owned(self, target: State) -> None:
         """Who waits for it is not left without it at the last moment."""
         if target is State.HOST and self.awaited and self.owner is not None:
-            raise Owned(f"{self.gpu.address} belongs to {self.owner}, which is about to open it: shut that down first")
+            raise Owned(
+                f"{self.gpu.address} belongs to {self.owner}, which is about to open it: shut that down first; "
+                f"not opened within {self._rules.start_grace:g} s, it comes home by itself"
+            )
 
     def _there(self, switch: Switch) -> Switch:
         """It was where it should be."""

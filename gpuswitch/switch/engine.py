@@ -205,7 +205,7 @@ class Engine:
                 self.hung = True
                 raise StuckError(pending, deadline) from None
             raise StepError(f"{self._hands.waiting_for} after {deadline:g} s") from None
-        except KernelError as error:
+        except (KernelError, Failed) as error:
             raise StepError(str(error)) from error
         except StepError:
             raise

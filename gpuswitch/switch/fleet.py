@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from gpuswitch.config import Config
-from gpuswitch.errors import InvalidArgument, NoSuchGpu
+from gpuswitch.errors import InvalidArgument, KernelError, NoSuchGpu
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu, discover
@@ -18,6 +19,8 @@ from gpuswitch.switch.journal import Entry, Journal
 from gpuswitch.switch.observer import Observer
 from gpuswitch.switch.owners import Owners
 from gpuswitch.switch.record import Drift
+
+_log = logging.getLogger(__name__)
 
 REST_SECONDS = 0.1
 """How long a look is good for: a driver that binds makes a dozen events in a moment."""
@@ -46,9 +49,23 @@ class Fleet:
     async def start(self) -> None:
         """Find every GPU, bring home what a dead daemon left half-way, and follow the host from here on."""
         self._unwatch = self._host.watch(self._look_soon)
+        await self._find_lost()
         self.look()
         await asyncio.gather(*(actor.adopt() for actor in self.actors.values()))
         self.owners.start()
+
+    async def _find_lost(self) -> None:
+        """A service that died between a removal and the rescan has left GPUs off the bus."""
+        for address in self._journal.kept():
+            entry = self._journal.load(address)
+            lost = [function for function in entry.owed.functions if function not in self.facts.functions]
+            if entry.unfinished is None or not lost or not self.config.gpu(address).rules.rescan_on_failure:
+                continue
+            try:
+                async with asyncio.timeout(self.config.deadlines.rescan):
+                    await self._host.kernel(str(address)).rescan(tuple(entry.owed.functions))
+            except (KernelError, TimeoutError) as error:
+                _log.warning("%s is not on the PCI bus, and cannot be found again: %s", address, error)
 
     async def pay(self) -> None:
         """Give back what could not be waited for before READY: whoever waits for us may be what it waits for."""
@@ -69,7 +86,7 @@ class Fleet:
         """
         address = actor.gpu.address
         gone = actor.state is State.ABSENT and actor.owes_units and not actor.owned
-        home = actor.state is State.HOST and drift is not None and actor.bound
+        home = actor.state is State.HOST and drift is not None
         if self._open and (gone or home) and address not in self._paying:
             self._paying[address] = asyncio.create_task(actor.pay())
             self._paying[address].add_done_callback(lambda _: self._paying.pop(address))

@@ -69,6 +69,11 @@ class Needs:
     persistent: tuple[PciAddress, ...] = ()
 
     @property
+    def waits(self) -> bool:
+        """Whether it takes systemd, or people."""
+        return bool(self.stop or self.sessions or self.holding)
+
+    @property
     def at_once(self) -> tuple[Unit, ...]:
         """Those to start again as soon as the GPU is away."""
         return tuple(unit for unit in self.active if unit not in self.later)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from gpuswitch.errors import Failed, GpuswitchError, Owned, Timeout
+from gpuswitch.errors import Failed, GpuswitchError, InProgress, Owned, Timeout
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.owner import Owner
+from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.arbiter import Arbiter
@@ -35,19 +36,21 @@ class Owners:
         self._arbiter = arbiter
         self._ownerships: dict[PciAddress, Ownership] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
-        self._taking_back: set[asyncio.Task[None]] = set()
+        self._keeping_up: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     def start(self) -> None:
         """Take up what an earlier run of the service handed over."""
         for actor in self._actors():
-            if actor.owner is not None:
-                ownership = self._begin(actor, actor.owner)
-                ownership.opened()
-                ownership.follow()
-                self._aside(self._arbiter.keep_up(actor.gpu.address, actor.config.deadlines))
+            if actor.owner is not None and actor.state is State.HOST:
+                actor.own(None)
+            elif actor.owner is not None:
+                actor.awaited = actor.state is State.VFIO
+                self._take_up(actor, actor.owner)
 
     def stop(self) -> None:
         """The service stops. Who owns what is in the journal."""
+        self._stopping = True
         for ownership in self._ownerships.values():
             ownership.over()
         for asking in self._asking.values():
@@ -67,25 +70,26 @@ class Owners:
         if not actors:
             return ()
         self._refuse(actors, owner)
-        before = {actor: actor.state for actor in actors}
-        self._claim(actors, owner)
-        asking = asyncio.create_task(self._handed_over(actors, owner, replace(asker, vm=owner.name)))
+        claims = self._claimed(actors, owner)
+        asking = asyncio.create_task(self._handed_over(claims, replace(asker, vm=owner.name)))
         self._asking[owner.uuid] = asking
         try:
             await asyncio.shield(asking)
         except BaseException as error:
             asking.cancel()
             await asyncio.wait([asking])
-            self._take_back(before, owner)
-            if isinstance(error, asyncio.CancelledError) and asking.cancelled() and not _cancelling():
-                raise Failed(f"{owner} was given up before it had its GPU") from None
+            self._take_back(claims)
+            if isinstance(error, asyncio.CancelledError) and not _cancelling():
+                why = "the service is stopping" if self._stopping else f"{owner} was given up before it had its GPU"
+                raise Failed(why) from None
             raise
         finally:
             if self._asking.get(owner.uuid) is asking:
                 del self._asking[owner.uuid]
-        for actor in actors:
-            self._ownerships[actor.gpu.address].follow()
-            self._mention_the_rest(actor, owner, addresses)
+        for claim in claims:
+            if self._ownerships.get(claim.actor.gpu.address) is claim:
+                claim.follow()
+                _mention_the_rest(claim.actor, owner, addresses)
         return actors
 
     def adopt(self, owner: Owner, addresses: Collection[PciAddress]) -> None:
@@ -95,7 +99,9 @@ class Owners:
             if actor.owner == owner and ownership is not None:
                 ownership.opened()
             elif actor.owner is None and actor.state is State.VFIO:
-                self._adopt(actor, owner)
+                with _logged():
+                    actor.own(owner)
+                    self._take_up(actor, owner)
             else:
                 _log.warning("%s runs with %s, which is %s%s", owner, actor.gpu.address, actor.state, _whose(actor))
 
@@ -116,22 +122,23 @@ class Owners:
                 yield actor
 
     def _refuse(self, actors: Sequence[Actor], owner: Owner) -> None:
-        """Those that somebody else has."""
-        taken = [a for a in actors if a.owner not in (None, owner) and not self._letting_go(a)]
+        """Those that somebody else has, and is not about to be done with."""
+        taken = [a for a in actors if a.owner not in (None, owner) and not self._done_with(a)]
         if taken:
             raise Owned("\n".join(f"{a.gpu.address} belongs to {a.owner}: shut that down first" for a in taken))
 
-    def _letting_go(self, actor: Actor) -> bool:
+    def _done_with(self, actor: Actor) -> bool:
         ownership = self._ownerships.get(actor.gpu.address)
-        return ownership is not None and ownership.letting_go
+        return ownership is not None and (ownership.letting_go or ownership.is_released.is_set())
 
-    def _claim(self, actors: Sequence[Actor], owner: Owner) -> None:
+    def _claimed(self, actors: Sequence[Actor], owner: Owner) -> tuple[Ownership, ...]:
         """From the first moment on they belong to it, so that nobody else takes them.
 
         Raises:
             Failed: that cannot be written; none of them does.
         """
         claimed: dict[Actor, Owner | None] = {}
+        back_to = [self._back_to(actor) for actor in actors]
         try:
             for actor in actors:
                 before = actor.owner
@@ -144,109 +151,119 @@ class Owners:
             raise
         for actor in actors:
             actor.awaited = True
-            self._begin(actor, owner)
+        return tuple(self._begin(a, owner, back) for a, back in zip(actors, back_to, strict=True))
 
-    async def _handed_over(self, actors: Sequence[Actor], owner: Owner, asker: Asker) -> None:
+    def _back_to(self, actor: Actor) -> Release:
+        """Where it is, or is going, now that somebody asks for it."""
+        earlier = self._ownerships.get(actor.gpu.address)
+        if earlier is not None and actor.owned:
+            return earlier.back_to if actor.awaited else earlier.where_to
+        if actor.state is State.DETACHING:
+            return Release.STAY
+        return Release.STAY if actor.state is State.VFIO else Release.HOST
+
+    async def _handed_over(self, claims: Sequence[Ownership], asker: Asker) -> None:
+        actors = [claim.actor for claim in claims]
         seconds = min(actor.config.gpu(actor.gpu.address).rules.acquire_seconds for actor in actors)
         try:
             async with asyncio.timeout(seconds):
                 if len(actors) > 1:
-                    await self._refuse_all(actors)
-                await _all_of(self._on_vfio(actor, asker) for actor in actors)
+                    await _refuse_all(actors)
+                await _all_of(self._on_vfio(claim, asker) for claim in claims)
         except TimeoutError:
             names = " and ".join(str(actor.gpu.address) for actor in actors)
-            raise Timeout(f"{names} could not be handed to {owner} within {seconds:g} s") from None
+            raise Timeout(f"{names} could not be handed to {claims[0].owner} within {seconds:g} s") from None
 
-    async def _refuse_all(self, actors: Iterable[Actor]) -> None:
-        """Before any of them moves: whatever keeps one of them keeps all."""
-        refusals: list[GpuswitchError] = []
-        for actor in actors:
-            if not actor.state.moving:
-                try:
-                    await actor.plan(State.VFIO)
-                except GpuswitchError as error:
-                    refusals.append(error)
-        if refusals:
-            raise type(refusals[0])("\n".join(map(str, refusals)))
-
-    async def _on_vfio(self, actor: Actor, asker: Asker) -> None:
-        """Have it on vfio-pci, past whatever else is under way."""
-        while actor.state in {State.REATTACHING, State.RECOVERING}:
-            if actor.switch is not None:
+    async def _on_vfio(self, claim: Ownership, asker: Asker) -> None:
+        """Have it on vfio-pci, past whatever else is under way, and free."""
+        actor = claim.actor
+        switch = None
+        while switch is None:
+            if actor.state is not State.DETACHING and actor.switch is not None:
                 with suppress(GpuswitchError):
                     actor.cancel(actor.switch.id, asker)
-            await actor.rest()
-        switch = await actor.request(State.VFIO, asker=asker)
+                await actor.rest()
+            # Where somebody was faster, or has the turn at the driver: after that.
+            with suppress(InProgress):
+                switch = await actor.request(State.VFIO, asker=asker)
+            await asyncio.sleep(0)
         await switch.wait()
         if switch.result is not Result.DONE:
-            raise Failed(f"{actor.gpu.address} could not be handed to the virtual machine {asker.vm}: {switch.reason}")
+            raise Failed(f"{actor.gpu.address} could not be handed to {claim.owner}: {switch.reason}")
         await actor.rest()
         if switch.asker != asker or not switch.count:
             # This switch has not done it, or not for us.
             await self._arbiter.keep_up(actor.gpu.address, actor.config.deadlines)
+            await claim.until_free()
 
-    def _begin(self, actor: Actor, owner: Owner) -> Ownership:
-        if before := self._ownerships.get(actor.gpu.address):
-            before.over()
-        ownership = Ownership(actor, owner, self._processes, self._arbiter)
+    def _begin(self, actor: Actor, owner: Owner, back_to: Release = Release.HOST) -> Ownership:
+        earlier = self._ownerships.get(actor.gpu.address)
+        if earlier is not None:
+            earlier.over()
+        ownership = Ownership(actor, owner, self._processes, back_to, self._forget)
+        ownership.waits_for_another = earlier is not None and earlier.is_released.is_set()
         self._ownerships[actor.gpu.address] = ownership
         return ownership
 
-    def _adopt(self, actor: Actor, owner: Owner) -> None:
-        try:
-            actor.own(owner)
-        except Failed as error:
-            _log.warning("%s", error)
-            return
+    def _forget(self, ownership: Ownership) -> None:
+        if self._ownerships.get(ownership.actor.gpu.address) is ownership:
+            del self._ownerships[ownership.actor.gpu.address]
+
+    def _take_up(self, actor: Actor, owner: Owner) -> None:
+        """It is on vfio-pci already, and maybe open: see who has it."""
         ownership = self._begin(actor, owner)
         ownership.opened()
         ownership.follow()
-        self._aside(self._arbiter.keep_up(actor.gpu.address, actor.config.deadlines))
+        keeping_up = asyncio.create_task(self._arbiter.keep_up(actor.gpu.address, actor.config.deadlines))
+        self._keeping_up.add(keeping_up)
+        keeping_up.add_done_callback(self._keeping_up.discard)
 
-    def _mention_the_rest(self, actor: Actor, owner: Owner, addresses: Collection[PciAddress]) -> None:
-        rest = [str(function) for function in actor.gpu.functions if function not in addresses]
-        if rest:
-            text = f"{owner} has {actor.gpu.address} without {' and '.join(rest)}: name them in its XML as well"
-            _log.warning("%s", text)
-            actor.note(text)
-
-    # Taking back ----------------------------------------------------------------------------------------------------
-
-    def _take_back(self, before: dict[Actor, State], owner: Owner) -> None:
-        for actor, state in before.items():
-            if ownership := self._ownerships.get(actor.gpu.address):
-                ownership.over()
+    def _take_back(self, claims: Iterable[Ownership]) -> None:
+        """The machine does not get them. What it asked for once more meanwhile is left to that request."""
+        for claim in claims:
+            actor = claim.actor
+            if self._ownerships.get(actor.gpu.address) is not claim:
+                continue
             actor.awaited = False
-            if actor.owner == owner:
-                self._aside(self._taken_back(actor, owner, state))
-
-    async def _taken_back(self, actor: Actor, owner: Owner, before: State) -> None:
-        """As it was before this machine asked for it, or where it was going then."""
-        while actor.state.moving and actor.owner == owner:
-            if actor.switch is not None and actor.switch.asker.vm == owner.name:
+            switch = actor.switch
+            ours = switch is not None and switch.target is State.VFIO and switch.asker.vm == claim.owner.name
+            if switch is not None and ours and claim.back_to is Release.HOST:
                 with suppress(GpuswitchError):
-                    actor.cancel(actor.switch.id, Asker(service=True, vm=owner.name))
-            await actor.rest()
-        if actor.owner not in {None, owner} or actor.awaited:
-            return
-        if actor.state is State.VFIO and before is not State.VFIO:
-            try:
-                await (await actor.request(State.HOST, asker=Asker(service=True, vm=owner.name))).wait()
-                await actor.rest()
-            except GpuswitchError as error:
-                actor.note(f"{actor.gpu.address} is not for {owner} any more, and cannot come home: {error}")
-                # Once more, when the grace is over.
-                self._begin(actor, owner).follow()
-                return
-        if actor.owner == owner and not actor.awaited:
-            actor.own(None)
-        if actor.owner is None:
-            await actor.pay()
+                    actor.cancel(switch.id, Asker(service=True, vm=claim.owner.name))
+            claim.given_up()
 
-    def _aside(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._taking_back.add(task)
-        task.add_done_callback(self._taking_back.discard)
+
+def _mention_the_rest(actor: Actor, owner: Owner, addresses: Collection[PciAddress]) -> None:
+    rest = [str(function) for function in actor.gpu.functions if function not in addresses]
+    if rest:
+        text = f"{owner} has {actor.gpu.address} without {' and '.join(rest)}: name them in its XML as well"
+        _log.warning("%s", text)
+        actor.note(text)
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """Nobody is there to be told."""
+    try:
+        yield
+    except Failed as error:
+        _log.warning("%s", error)
+
+
+async def _refuse_all(actors: Iterable[Actor]) -> None:
+    """Before any of them moves: whatever keeps one of them keeps all."""
+    refusals: list[GpuswitchError] = []
+    for actor in actors:
+        if not actor.state.moving:
+            try:
+                await actor.plan(State.VFIO)
+            except InProgress:
+                # It will be waited for.
+                pass
+            except GpuswitchError as error:
+                refusals.append(error)
+    if refusals:
+        raise type(refusals[0])("\n".join(map(str, refusals)))
 
 
 async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:

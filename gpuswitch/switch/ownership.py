@@ -8,36 +8,52 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 
-from gpuswitch.errors import GpuswitchError, KernelError, Owned
+from gpuswitch.errors import GpuswitchError, InvalidArgument, KernelError, NotViable, Owned
 from gpuswitch.model.holders import Holder, Sought
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
-from gpuswitch.switch.arbiter import Arbiter
+from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.host import Processes
 from gpuswitch.switch.record import Asker, Result
 from gpuswitch.switch.step import RESCAN_SECONDS
 from gpuswitch.tables import Defaults
 
 _log = logging.getLogger(__name__)
+_LONGEST_PAUSE = 60.0
+"""Seconds between two tries to bring home what passes for free and is refused all the same."""
 
 
 class Ownership:
-    """`actor`'s GPU, owned by `owner`."""
+    """`actor`'s GPU, owned by `owner`. `back_to` is where it goes should the owner not get it after all."""
 
-    def __init__(self, actor: Actor, owner: Owner, processes: Processes, arbiter: Arbiter) -> None:
+    def __init__(
+        self,
+        actor: Actor,
+        owner: Owner,
+        processes: Processes,
+        back_to: Release,
+        ended: Callable[[Ownership], None],
+    ) -> None:
         self.actor = actor
         self.owner = owner
+        self.back_to = back_to
         self.letting_go = False
         """Nobody has it open any more, and it is on its way to wherever it goes then."""
+        self.reason = ""
+        self.is_released = asyncio.Event()
+        self.waits_for_another = False
+        """Whoever had it before may still have it open, and is done with it."""
+        self._tell_ended = ended
+        self._to: Release | None = None
         self._processes = processes
-        self._arbiter = arbiter
-        self._reason = ""
-        self._released = asyncio.Event()
         self._opened = asyncio.Event()
+        self._groups: list[int] = []
+        """Those that it was seen in: a device that has left the bus may be open all the same."""
         self._over = False
         self._task: asyncio.Task[None] | None = None
 
@@ -46,16 +62,23 @@ class Ownership:
     def follow(self) -> None:
         """It was handed over: from here on, see what becomes of it."""
         self._task = asyncio.create_task(self._follow())
+        self._task.add_done_callback(self._ended)
 
     def opened(self) -> None:
-        """Its machine runs, says libvirt."""
+        """Its machine runs, says libvirt, or may do so."""
         self._opened.set()
 
     def released(self, reason: str) -> None:
         """Its machine is gone, says libvirt; `reason` is its word for it (docs/hooks.rst: `shutdown`, `saved`, ...)."""
-        self._reason = reason
-        self._released.set()
+        self.reason = reason
+        self.is_released.set()
         self._opened.set()
+
+    def given_up(self) -> None:
+        """Its machine did not get it: it goes back to where it was, or was going."""
+        self._to = self.back_to
+        self.released("failed")
+        self.follow()
 
     def over(self) -> None:
         """Another one takes its place, or the service stops."""
@@ -64,25 +87,36 @@ class Ownership:
         if self._task is not None and not self.letting_go:
             self._task.cancel()
 
+    @property
+    def where_to(self) -> Release:
+        """Where it goes when nobody has it open any more."""
+        rules = self._rules
+        own = {"saved": rules.on_saved, "migrated": rules.on_migrated}.get(self.reason)
+        return self._to or own or rules.on_release
+
     # What follows ---------------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        opened, waited = await self._until_opened(), False
+        opened, waited, pause = await self._until_opened(), False, RESCAN_SECONDS
         while self._mine:
-            while holders := await self._holders():
-                opened, waited = True, False
+            while holders := await self.holders():
+                opened, waited, pause = True, False, RESCAN_SECONDS
                 self.actor.awaited = False
                 await self._stirred(holders)
-            self.actor.awaited = False
-            if opened and not waited and not self._released.is_set():
+            if opened and not waited and not self.is_released.is_set():
                 await self._until_released()
                 # Whoever opened it meanwhile has it: look again.
                 waited = True
                 continue
-            if not opened and not self._released.is_set():
+            if not opened and not self.is_released.is_set():
                 _log.warning("%s has not opened %s in all this time", self.owner, self.actor.gpu.address)
+            self.actor.awaited = False
+            self.letting_go = True
             if await self._let_go():
                 return
+            # Something that no look shows is in the way, or something that passes.
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     @property
     def _mine(self) -> bool:
@@ -92,11 +126,11 @@ class Ownership:
         """Whether somebody has it open, as soon as libvirt says so, and no later than the grace allows."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._rules.start_grace):
-                while not self._released.is_set():
+                while not self.is_released.is_set():
                     await self._opened.wait()
-                    if not self._released.is_set():
+                    if not self.is_released.is_set():
                         self._opened.clear()
-                        if await self._holders():
+                        if await self.holders():
                             return True
         return False
 
@@ -104,16 +138,34 @@ class Ownership:
         """QEMU is gone; libvirt says so in a moment, unless it is gone as well."""
         try:
             async with asyncio.timeout(self._rules.release_grace):
-                await self._released.wait()
+                await self.is_released.wait()
         except TimeoutError:
             _log.warning("%s has let go of %s, and nobody said so", self.owner, self.actor.gpu.address)
 
-    async def _holders(self) -> tuple[Holder, ...] | None:
+    async def until_free(self) -> None:
+        """Until nobody else has it open any more.
+
+        Raises:
+            Owned: somebody has, who has not said that he is done with it.
+        """
+        while holders := await self.holders():
+            if not self.waits_for_another:
+                raise Owned(in_the_way(self.actor.gpu.address, holders))
+            await self._stirred(holders)
+
+    async def holders(self) -> tuple[Holder, ...]:
         """Who has it open by vfio; one nameless holder where nobody can tell."""
-        groups = tuple(f"vfio/{number}" for number in self.actor.gpu.groups(self.actor.facts))
+        await self.actor.rest()
+        there = [f for f in self.actor.gpu.present(self.actor.facts) if f.on_vfio]
+        if not there and self.actor.state is not State.ABSENT:
+            # At home it is open to others.
+            return ()
+        if there:
+            self._groups = sorted({f.iommu_group for f in there if f.iommu_group is not None})
         try:
             async with asyncio.timeout(self.actor.config.deadlines.holders):
-                return (await self._processes.scan(Sought(self.actor.gpu.functions, groups))).holders
+                sought = Sought(tuple(f.address for f in there), tuple(f"vfio/{number}" for number in self._groups))
+                return (await self._processes.scan(sought)).holders
         except (KernelError, TimeoutError) as error:
             _log.warning("cannot tell whether %s still has %s: %s", self.owner, self.actor.gpu.address, error)
             return (Holder(None, "somebody"),)
@@ -128,36 +180,38 @@ class Ownership:
     # The end --------------------------------------------------------------------------------------------------------
 
     async def _let_go(self) -> bool:
-        """Send it where the configuration says; False where somebody has opened it a moment ago."""
-        if self._where_to() is Release.HOST and self.actor.state is not State.ABSENT:
-            self.letting_go = True
+        """Send it where it goes now; False where it did not work yet, and may work later."""
+        if self.where_to is Release.HOST and self.actor.state not in {State.HOST, State.ABSENT}:
             try:
                 switch = await self.actor.request(State.HOST, asker=Asker(service=True, vm=self.owner.name))
-                await switch.wait()
-                await self.actor.rest()
-                if switch.result is not Result.DONE:
-                    _log.warning("%s did not come home from %s: %s", self.actor.gpu.address, self.owner, switch.reason)
-            except Owned as error:
-                _log.info("%s", error)
-                self.letting_go = False
-                return not self._mine
+            except (NotViable, InvalidArgument) as error:
+                self._complain(error)
             except GpuswitchError as error:
                 self._complain(error)
+                return not self._mine
+            else:
+                await switch.wait()
+                await self.actor.rest()
+                if switch.result is Result.WEDGED:
+                    return not self._mine
+                if switch.result is not Result.DONE and self._mine:
+                    _log.warning("%s did not come home from %s: %s", self.actor.gpu.address, self.owner, switch.reason)
         if self._mine and not self.actor.awaited:
             self.actor.own(None)
-            if self.actor.state in {State.VFIO, State.ABSENT}:
-                await self.actor.pay()
+        if not self.actor.owned:
+            await self.actor.pay()
         return True
 
     def _complain(self, error: GpuswitchError) -> None:
-        if self._mine:
-            self.actor.note(f"{self.owner} is done with {self.actor.gpu.address}, which stays where it is: {error}")
-        _log.warning("%s stays where %s left it: %s", self.actor.gpu.address, self.owner, error)
+        text = f"{self.owner} is done with {self.actor.gpu.address}, which stays where it is: {error}"
+        if self._mine and self.actor.reason != text:
+            self.actor.note(text)
+            _log.warning("%s", text)
 
-    def _where_to(self) -> Release:
-        rules = self._rules
-        own = {"saved": rules.on_saved, "migrated": rules.on_migrated}.get(self._reason)
-        return own or rules.on_release
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tell_ended(self)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            _log.critical("a fault of gpuswitch itself: %s is not watched any more", self.actor.gpu, exc_info=fault)
 
     @property
     def _rules(self) -> Defaults:

@@ -71,6 +71,8 @@ class Preparation:
         if target is State.VFIO:
             inquiry = Inquiry(self.gpu, self.facts, self.config, self.options, self.host, self.arbiter)
             now, needs = await inquiry.made()
+            if self.starting and needs.waits:
+                raise Failed("nobody is waited for, and no unit is stopped, before the service has started")
             return to_vfio(self.gpu, self.facts, now, self.owed, replace(needs, owned=self.owned))
         async with asyncio.timeout(self.config.deadlines.capture):
             now = await self.kernel.capture(self.gpu.functions)

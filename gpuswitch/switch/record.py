@@ -40,7 +40,7 @@ class Asker:
 
     def __str__(self) -> str:
         if self.service:
-            return "the service itself"
+            return f"the service itself, for the virtual machine {self.vm}" if self.vm else "the service itself"
         numbers = ", ".join(f"{what} {n}" for what, n in (("pid", self.pid), ("uid", self.uid)) if n is not None)
         return f"{self.command or 'somebody'} ({numbers})" if numbers else "somebody"
 

@@ -41,9 +41,9 @@ def after_failure(target: State, rules: Defaults) -> tuple[Rung, ...]:
     return (_onward(target), *_rougher(rules))
 
 
-def after_crash(rules: Defaults) -> tuple[Rung, ...]:
-    """For a GPU that was left between two states, or in none."""
-    return (_onward(State.HOST), _onward(State.VFIO), *_rougher(rules))
+def after_crash(rules: Defaults, *, starting: bool = False) -> tuple[Rung, ...]:
+    """For a GPU that was left between two states, or in none. `starting`: the service is, and there is more to come."""
+    return (_onward(State.HOST), _onward(State.VFIO), *(() if starting else _rougher(rules)))
 
 
 def summary(wanted: State, reached: State, story: list[str]) -> tuple[Result, str]:

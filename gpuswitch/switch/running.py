@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from gpuswitch.config import Config
-from gpuswitch.errors import Failed, GpuswitchError, InProgress, KernelError
-from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import HostFacts
-from gpuswitch.model.gpu import Gpu
+from gpuswitch.errors import Failed, GpuswitchError, KernelError
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.engine import Engine, StepEvent, StoppedError, StuckError
-from gpuswitch.switch.host import Host
-from gpuswitch.switch.journal import Journal, Unfinished
-from gpuswitch.switch.needs import moves_in_turns
+from gpuswitch.switch.journal import Unfinished
 from gpuswitch.switch.owed import Owed
 from gpuswitch.switch.plan import Plan
 from gpuswitch.switch.prepare import Preparation
 from gpuswitch.switch.record import Result, Switch
 from gpuswitch.switch.recovery import OUTCOMES, Rung, after_crash, after_failure, summary
-from gpuswitch.switch.standing import Standing
 from gpuswitch.switch.step import Hands, Step, StepError
+from gpuswitch.switch.waiting import Waiting
 
 _log = logging.getLogger(__name__)
 
@@ -35,33 +28,8 @@ class HungError(StepError):
     """It did not work, and the kernel did not return in time: nothing more is stacked on that."""
 
 
-class Running(Standing, ABC):
-    """A GPU with the one switch that moves it. At work, `patience` seconds without `progress` are a fault.
-
-    `rested` is called whenever a switch is over: looks taken meanwhile went unheeded. Who hears of what, and what is
-    asked, its actor knows.
-    """
-
-    def __init__(
-        self,
-        gpu: Gpu,
-        facts: HostFacts,
-        *,
-        host: Host,
-        config: Config,
-        journal: Journal,
-        arbiter: Arbiter,
-        rested: Callable[[], None],
-    ) -> None:
-        super().__init__(gpu, facts, host=host, config=config, journal=journal, arbiter=arbiter, changed=self._tell)
-        self.patience = 0.0
-        self._rested = rested
-        self._retired = ""
-        """Why nothing new begins here."""
-        self._engine: Engine | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._resting = asyncio.Event()
-        self._resting.set()
+class Running(Waiting):
+    """A GPU with the one switch that moves it. Who hears of what, and what is asked, its actor knows."""
 
     # A switch -------------------------------------------------------------------------------------------------------
 
@@ -98,6 +66,8 @@ class Running(Standing, ABC):
             result, reason = self._settle(result, reason, reached, owed_before)
         except StoppedError as word:
             result, reason = Result.FAILED, _left(word)
+        except Exception as fault:  # noqa: BLE001 -- whatever it was, it ends, and is told
+            result, reason = self._broken(fault)
         finally:
             self._rest()
         self._over(switch, result, reason)
@@ -130,6 +100,18 @@ class Running(Standing, ABC):
             else:
                 return None
 
+    def _broken(self, fault: Exception) -> tuple[Result, str]:
+        """Something that must not happen: nobody knows how far it came, so it is `failed`, and told as it is."""
+        _log.critical("a fault of gpuswitch itself", exc_info=fault)
+        result, reason = Result.FAILED, f"a fault of gpuswitch itself: {fault!r}"
+        if self.state in {State.DETACHING, State.REATTACHING}:
+            self._fire("fault")
+        if self.state is State.RECOVERING:
+            self._fire("give_up")
+        self.reason = reason
+        self._keep_if_possible(replace(self._entry, unfinished=None, failed=reason))
+        return result, reason
+
     # A recovery -----------------------------------------------------------------------------------------------------
 
     def _start_recovery(self, switch: Switch, why: str, *, starting: bool) -> None:
@@ -140,16 +122,22 @@ class Running(Standing, ABC):
             # No reason to leave it where it is.
             _log.error("%s", error)
         self._set_out(switch, "recover")
-        self.patience = 2 * max(self._deadlines.values())
+        # Not counted before it has its turn, for which it may have to wait for people.
+        self.patience = math.inf
         self._task = asyncio.create_task(self._recover(switch, why, starting=starting))
 
     async def _recover(self, switch: Switch, why: str, *, starting: bool) -> None:
         try:
             await self._take_turn(None)
-            result, reason, reached = await self._climb(switch, after_crash(self._rules), why, starting=starting)
+            self._be_patient()
+            result, reason, reached = await self._climb(
+                switch, after_crash(self._rules, starting=starting), why, starting=starting
+            )
             result, reason = self._settle(result, reason, reached, self._owed)
         except StoppedError as word:
             result, reason = Result.FAILED, _left(word)
+        except Exception as fault:  # noqa: BLE001 -- whatever it was, it ends, and is told
+            result, reason = self._broken(fault)
         finally:
             self._rest()
         self._over(switch, result, reason)
@@ -275,56 +263,6 @@ class Running(Standing, ABC):
         except KernelError as error:
             raise Failed(f"{error}; nothing was changed") from error
 
-    # Turns ----------------------------------------------------------------------------------------------------------
-
-    async def _take_turn(self, deadline: float | None) -> None:
-        """Where this switch may unload modules that other GPUs use: who is the last one is not to change meanwhile."""
-        driver = self.host_driver
-        if driver is None or not moves_in_turns(driver, self._rules.module_policy):
-            return
-
-        def staying() -> set[PciAddress]:
-            functions = self._host.look().functions
-            return {a for a, f in functions.items() if f.driver_name == driver and a not in self.gpu.functions}
-
-        try:
-            async with asyncio.timeout(deadline):
-                await self._arbiter.take_turn(self.gpu, driver, staying)
-        except TimeoutError:
-            others = ", ".join(map(str, self._arbiter.moving(driver)))
-            raise InProgress(f"{self.gpu.address} cannot be switched while {others} is: both are on {driver}") from None
-
-    # A kernel that does not return ------------------------------------------------------------------------------------
-
-    async def _outlasted(self, stuck: StuckError) -> None:
-        """Say that it is wedged, and go on if ever the kernel returns."""
-        self._wedge(stuck)
-        await self._returned()
-
-    def _wedge(self, stuck: StuckError) -> None:
-        """The kernel has not returned: say so, and write nothing more."""
-        self._say_stuck(stuck, self._engine.numbers if self._engine else ())
-        if self.switch is not None and self.switch.result is None:
-            self._end(self.switch, Result.WEDGED, str(stuck))
-        # The others of its driver need not wait for a turn, but nobody may unload what the kernel is in.
-        self._arbiter.stuck[self.gpu.address] = self.host_driver or ""
-        self._arbiter.end_turn(self.gpu.address)
-        self._resting.set()
-        self._tell()
-
-    async def _returned(self) -> None:
-        await self._kernel.returned()
-        if self._explaining is not None:
-            self._explaining.cancel()
-        self._resting.clear()
-        self._arbiter.stuck.pop(self.gpu.address, None)
-        await self._take_turn(None)
-        self._keep_if_possible(replace(self._entry, stuck=None))
-        self._fire("unstuck")
-        self.facts = self._own_look()
-        self.reason = ""
-        self._tell()
-
     # Around it ------------------------------------------------------------------------------------------------------
 
     def _make_current(self, switch: Switch) -> None:
@@ -342,15 +280,6 @@ class Running(Standing, ABC):
         hands = Hands(self.gpu.address, self._host, self._kernel, self._arbiter, self._owe, owned=lambda: self.owned)
         return Engine(hands, steps, self._deadlines, self._stepped, self._intend, begun=begun, held=held)
 
-    @property
-    def _deadlines(self) -> dict[str, float]:
-        return self.config.deadlines.model_dump()
-
-    def _rest(self) -> None:
-        self._engine = self._task = None
-        self._arbiter.end_turn(self.gpu.address)
-        self._resting.set()
-
     def _over(self, switch: Switch, result: Result, reason: str) -> None:
         """It is at rest: tell everybody."""
         if switch.result is None:
@@ -365,26 +294,6 @@ class Running(Standing, ABC):
         if self.switch is not None and self.switch.result is None:
             self.switch.at(event)
             self._tell_step(self.switch, event)
-
-    def _end(self, switch: Switch, result: Result, reason: str) -> None:
-        switch.finish(result, reason)
-        self._tell_end(switch)
-
-    @abstractmethod
-    async def pay(self) -> None:
-        """Give back what the start of the service could not wait for: units."""
-
-    @abstractmethod
-    def _tell(self) -> None: ...
-
-    @abstractmethod
-    def _tell_step(self, switch: Switch, event: StepEvent) -> None: ...
-
-    @abstractmethod
-    def _tell_end(self, switch: Switch) -> None: ...
-
-    @abstractmethod
-    def _tell_recovered(self, outcome: str) -> None: ...
 
 
 def _left(word: StoppedError) -> str:

@@ -30,7 +30,7 @@ class Store(Protocol):
         """See to it that the next `replace` of this name works on a full disk, too."""
 
     def replace(self, name: str, content: bytes) -> None:
-        """From now on this is the text of that name, and stays so whatever happens to the service or the power."""
+        """From now on this is the text of that name, and stays so whatever happens to the service."""
 
     def remove(self, name: str) -> None:
         """Nothing to do where there is none."""

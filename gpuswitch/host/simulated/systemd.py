@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections import defaultdict
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class Units:
         self._bus = bus
         self._table = table
         self._records: dict[Unit, _Record] = {}
+        self.jobs: defaultdict[Unit, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """A unit has one job at a time: a start waits for the stop before it, whoever asked for that."""
         self.sessions: dict[str, int] = {}
         self.inhibitors: set[str] = set()
         self.aliases: dict[Unit, Unit] = {}
@@ -149,24 +152,26 @@ class SimulatedSystemd(Systemd):
         call = Call("stop", unit)
         strike = self._bus.faults.strike("stop_unit", unit)
         self._known(unit, call)
-        if await strike.land(call):
-            self._units.stop(unit)
+        async with self._units.jobs[unit]:
+            if await strike.land(call):
+                self._units.stop(unit)
 
     async def start(self, unit: Unit) -> None:
         call = Call("start", unit)
         strike = self._bus.faults.strike("start_unit", unit)
         self._known(unit, call)
-        if self._units.state(unit) == "active":
-            return
-        self._units.settle(unit, "activating")
-        state = "failed"
-        try:
-            state = "active" if await strike.land(call) else "inactive"
-        except asyncio.CancelledError:
-            state = "inactive"
-            raise
-        finally:
-            self._units.settle(unit, state)
+        async with self._units.jobs[unit]:
+            if self._units.state(unit) == "active":
+                return
+            self._units.settle(unit, "activating")
+            state = "failed"
+            try:
+                state = "active" if await strike.land(call) else "inactive"
+            except asyncio.CancelledError:
+                state = "inactive"
+                raise
+            finally:
+                self._units.settle(unit, state)
 
     async def queue_start(self, unit: Unit) -> None:
         self._known(unit, Call("start", unit))
