@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from gpuswitch.config import Config
 from gpuswitch.errors import InvalidArgument, KernelError, NoSuchGpu
@@ -14,7 +14,7 @@ from gpuswitch.model.gpu import Gpu, discover
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.arbiter import Arbiter
-from gpuswitch.switch.host import Host
+from gpuswitch.switch.host import Host, Pending
 from gpuswitch.switch.journal import Entry, Journal
 from gpuswitch.switch.observer import Observer
 from gpuswitch.switch.owners import Owners
@@ -49,16 +49,34 @@ class Fleet:
     async def start(self) -> None:
         """Find every GPU, bring home what a dead daemon left half-way, and follow the host from here on."""
         self._unwatch = self._host.watch(self._look_soon)
-        await self._find_lost()
+        left = {address: self._journal.load(address) for address in self._journal.kept()}
+        await asyncio.gather(*(self._outlive(address, entry) for address, entry in left.items()))
+        await self._find_lost(left)
         self.look()
         await asyncio.gather(*(actor.adopt() for actor in self.actors.values()))
         self.owners.start()
 
-    async def _find_lost(self) -> None:
+    async def _outlive(self, gpu: PciAddress, entry: Entry) -> None:
+        """What a service that died had sent to the kernel goes on: nothing is believed before it is over, for as long
+        as an unbind may take. After that, its GPU is wedged.
+        """
+        unfinished, kernel = entry.unfinished, self._host.kernel(str(gpu))
+        if unfinished is None or unfinished.worker is None or entry.stuck is not None:
+            return
+        try:
+            async with asyncio.timeout(self.config.deadlines.unbind):
+                if kernel.adopt(Pending(unfinished.title, worker=unfinished.worker)):
+                    await kernel.returned()
+        except TimeoutError:
+            _log.warning("%s: what the last run of the service had sent is not over: '%s'", gpu, unfinished.title)
+        except KernelError as error:
+            _log.warning("%s: %s", gpu, error)
+
+    async def _find_lost(self, left: Mapping[PciAddress, Entry]) -> None:
         """A service that died between a removal and the rescan has left GPUs off the bus."""
-        for address in self._journal.kept():
-            entry = self._journal.load(address)
-            lost = [function for function in entry.owed.functions if function not in self.facts.functions]
+        there = self._host.look().functions
+        for address, entry in left.items():
+            lost = [function for function in entry.owed.functions if function not in there]
             if entry.unfinished is None or not lost or not self.config.gpu(address).rules.rescan_on_failure:
                 continue
             try:

@@ -127,6 +127,10 @@ class Kernel(Protocol):
         That the kernel looked says nothing about what it found: look. ENODEV: there is no such bus any more.
         """
 
+    @property
+    def worker(self) -> Process | None:
+        """The process that does all this for us; None where none runs."""
+
     def adopt(self, pending: Pending) -> bool:
         """Take over an operation that an earlier run of the service left in the kernel; False if it is over.
 

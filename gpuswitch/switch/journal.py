@@ -37,7 +37,7 @@ class Unfinished:
     """A switch that is not over: its `id`, where it goes, and the step of `count` that is under way.
 
     Every step before `index` is done; with `back`, every one after it was taken back, or never begun. `started` is in
-    seconds since the epoch.
+    seconds since the epoch. `worker` is the process that does it: what it was sent goes on when the service has died.
     """
 
     id: str
@@ -48,6 +48,7 @@ class Unfinished:
     count: int = 0
     title: str = ""
     back: bool = False
+    worker: Process | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +197,7 @@ def _encode(entry: Entry) -> dict[str, Any]:
             "count": unfinished.count,
             "title": unfinished.title,
             "back": unfinished.back,
+            "worker": unfinished.worker and [unfinished.worker.pid, unfinished.worker.started],
         },
         "owner": owner and [owner.name, owner.uuid],
         "failed": entry.failed,
@@ -271,6 +273,7 @@ def _unfinished(content: object) -> Unfinished | None:
         _is(int, kept["count"]),
         _is(str, kept["title"]),
         bool(kept["back"]),
+        None if kept["worker"] is None else Process(*(_is(int, number) for number in _is(list, kept["worker"]))),
     )
 
 

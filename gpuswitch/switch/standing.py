@@ -275,6 +275,7 @@ class Standing:
             count=event.count,
             title=event.step.title,
             back=event.status is Status.REVERTING,
+            worker=self._kernel.worker,
         )
         # What brings it home does not wait for a disk.
         keep = self._keep_if_possible if unfinished.back or self.state is State.RECOVERING else self._keep

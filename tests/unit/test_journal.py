@@ -106,6 +106,7 @@ BEGUN = {
     "count": 9,
     "title": "bind",
     "back": False,
+    "worker": [4711, 88],
 }
 
 
@@ -216,6 +217,9 @@ _CHANGES: list[dict[str, object]] = [
     {"unfinished": BEGUN | {"started": "yesterday"}},
     {"unfinished": BEGUN | {"asker": "alice"}},
     {"unfinished": BEGUN | {"asker": BEGUN}},
+    {"unfinished": BEGUN | {"worker": 4711}},
+    {"unfinished": BEGUN | {"worker": [4711]}},
+    {"unfinished": BEGUN | {"worker": [4711, "88"]}},
     {"owner": "win11"},
     {"owner": ["win11"]},
     {"owner": ["win11", 7]},
@@ -356,6 +360,7 @@ _unfinished = st.none() | st.builds(
     st.integers(0),
     _texts,
     st.booleans(),
+    st.none() | st.builds(Process, st.integers(1), st.integers(0)),
 )
 _owner = st.none() | st.builds(Owner, _texts, _texts)
 _stuck = st.none() | st.builds(Pending, _texts, worker=st.builds(Process, st.integers(1), st.integers(0)))

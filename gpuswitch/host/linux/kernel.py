@@ -161,6 +161,10 @@ class LinuxKernel(Kernel):
     async def rescan(self, functions: Sequence[PciAddress]) -> None:
         await self._call("rescan the bus of", _names(functions), "rescan", *map(str, functions))
 
+    @property
+    def worker(self) -> Process | None:
+        return procfs.process(self._worker.pid) if self._worker is not None else None
+
     def adopt(self, pending: Pending) -> bool:
         if pending.worker is None:
             return False

@@ -193,6 +193,10 @@ class SimulatedKernel(Kernel):
         work = partial(self._machine.hotplug.rescan, functions)
         await self._run(work, Call("rescan the bus of", _names(functions)))
 
+    @property
+    def worker(self) -> Process | None:
+        return self._worker.process if self._worker is not None else None
+
     def adopt(self, pending: Pending) -> bool:
         worker = self._machine.workers.get(pending.worker) if pending.worker is not None else None
         if worker is None or worker.pending is None:
