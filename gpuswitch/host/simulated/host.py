@@ -16,6 +16,7 @@ from gpuswitch.host.simulated.systemd import SimulatedSystemd
 from gpuswitch.host.simulated.workers import Worker
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Captured, Consoles, HostFacts
+from gpuswitch.model.holders import Process
 from gpuswitch.switch.host import Host, Kernel, Pending
 
 T = TypeVar("T")

@@ -1,0 +1,238 @@
+"""GPUs in the hands of virtual machines, when things happen in an order that nobody wished for."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.errors import Busy, Owned
+from gpuswitch.host.simulated.faults import Delay, Errno
+from gpuswitch.model.holders import Scan, Sought
+from gpuswitch.model.policy import Release
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.record import Asker, Result
+from tests.simulated.bed import Bed
+from tests.simulated.test_owners import (
+    ALL,
+    GPU,
+    GROUP,
+    LINUX,
+    SERVER,
+    SOUND,
+    WIN11,
+    acquire,
+    home,
+    inhibited,
+    made,
+    running,
+    settled,
+)
+
+ALICE = Asker(1000, 1)
+
+
+@pytest.fixture
+async def bed(tmp_path: Path) -> Bed:
+    return await made(tmp_path)
+
+
+@pytest.fixture
+def actor(bed: Bed) -> Actor:
+    return bed.fleet.find("01:00.0")
+
+
+class TestAtOnceAgain:
+    @pytest.mark.parametrize("turns", range(8))
+    async def test_at_any_moment_of_the_way_home(self, turns: int, bed: Bed, actor: Actor) -> None:
+        await running(bed)
+        bed.machine.end("win11")
+        bed.fleet.owners.release(WIN11, "destroyed")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert await acquire(bed) == ["0000:01:00.0"]
+        bed.machine.open_group(GROUP, "win11")
+        bed.fleet.owners.adopt(WIN11, ALL)
+        await asyncio.sleep(1000)
+        assert (actor.state, actor.owner, inhibited(bed)) == (State.VFIO, WIN11, True)
+
+    @pytest.mark.parametrize("owner", [WIN11, LINUX], ids=str)
+    async def test_while_the_way_home_is_being_prepared(self, owner: object, bed: Bed, actor: Actor) -> None:
+        await running(bed)
+        bed.host.faults.add(Delay(0.03), operation="capture", nth=None)
+        bed.machine.end("win11")
+        bed.fleet.owners.release(WIN11, "destroyed")
+        await asyncio.sleep(0.01)
+        machine = WIN11 if owner is WIN11 else LINUX
+        assert await acquire(bed, machine) == ["0000:01:00.0"]
+        assert (actor.state, actor.owner) == (State.VFIO, machine)
+
+    async def test_it_waits_for_the_qemu_that_is_still_at_its_end(self, bed: Bed, actor: Actor) -> None:
+        await running(bed)
+        bed.fleet.owners.release(WIN11, "destroyed")
+        asking = asyncio.create_task(acquire(bed))
+        await asyncio.sleep(5)
+        assert not asking.done()
+        bed.machine.end("win11")
+        assert await asking == ["0000:01:00.0"]
+        assert (actor.state, actor.owner) == (State.VFIO, WIN11)
+
+    async def test_who_has_it_without_us_is_named(self, bed: Bed, actor: Actor) -> None:
+        await bed.moved(actor, State.VFIO)
+        bed.machine.open_group(GROUP, "by hand")
+        with pytest.raises(Owned, match="by hand"):
+            await acquire(bed)
+        bed.machine.end("by hand")
+        await settled()
+        assert (actor.state, actor.owner, inhibited(bed)) == (State.VFIO, None, False)
+
+
+class TestTwoRequestsOfOneMachine:
+    @pytest.mark.parametrize("late", [False, True])
+    async def test_the_end_of_the_first_is_not_the_end_of_the_second(self, late: bool, tmp_path: Path) -> None:
+        bed = await made(tmp_path, busy="wait", wait_seconds=100.0)
+        actor = bed.fleet.find("01:00.0")
+        bed.machine.run("game", uid=1000)
+        bed.machine.open_card(GPU, "game")
+        first = asyncio.create_task(acquire(bed))
+        await settled()
+        second = asyncio.create_task(acquire(bed))
+        await settled()
+        if late:
+            bed.machine.end("game")
+            await bed.witness.until(lambda: bool(actor.switch and actor.switch.step.startswith("check")))
+        first.cancel()
+        await asyncio.wait([first])
+        bed.machine.end("game")
+        assert await second == ["0000:01:00.0"]
+        await asyncio.sleep(60)
+        assert (actor.state, actor.owner) == (State.VFIO, WIN11)
+
+    async def test_a_refused_start_with_one_more_gpu_leaves_the_first_to_its_qemu(self, tmp_path: Path) -> None:
+        bed = await made(tmp_path, "server")
+        one, other = (bed.fleet.find(str(a)) for a in SERVER)
+        await acquire(bed, addresses={SERVER[0]})
+        group = one.gpu.groups(one.facts)[0]
+        bed.machine.open_group(group, "win11")
+        bed.fleet.owners.adopt(WIN11, {SERVER[0]})
+        await settled()
+        bed.fleet.owners.release(WIN11, "destroyed")
+        bed.machine.run("train", uid=1000)
+        bed.machine.open_card(SERVER[1], "train")
+        with pytest.raises(Busy, match="train"):
+            await acquire(bed, addresses=set(SERVER))
+        await settled()
+        assert (one.state, one.owner, inhibited(bed)) == (State.VFIO, WIN11, True)
+        assert (other.state, other.owner) == (State.HOST, None)
+        bed.machine.end("win11")
+        await home(bed, one)
+
+
+class TestTheWayHome:
+    async def test_what_takes_long_for_another_gpu_of_the_driver_is_waited_for(self, tmp_path: Path) -> None:
+        bed = await made(tmp_path, "server")
+        await acquire(bed, addresses=set(SERVER))
+        bed.host.faults.add(Delay(25.0), operation="probe", subject=SERVER[0])
+        bed.fleet.owners.release(WIN11, "shutdown")
+        for address in SERVER:
+            await home(bed, bed.fleet.find(str(address)))
+
+    async def test_a_kernel_that_is_slow_once_is_asked_again(self, bed: Bed, actor: Actor) -> None:
+        await running(bed)
+        bed.host.faults.add(Delay(6.0), operation="capture")
+        bed.machine.end("win11")
+        bed.fleet.owners.release(WIN11, "shutdown")
+        await home(bed, actor)
+
+    async def test_what_no_look_shows_is_not_asked_for_without_a_pause(self, bed: Bed, actor: Actor) -> None:
+        await acquire(bed)
+        bed.machine.group(GROUP).opened_by = "a descriptor on its way"
+        looks = 0
+        scan = bed.host.processes.scan
+
+        async def counted(sought: Sought) -> Scan:
+            nonlocal looks
+            looks += 1
+            return await scan(sought)
+
+        bed.host.processes.scan = counted  # type: ignore[method-assign] # to count
+        bed.fleet.owners.release(WIN11, "failed")
+        await asyncio.sleep(600)
+        assert 0 < looks < 60
+        assert actor.state is State.VFIO
+        bed.machine.group(GROUP).opened_by = None
+        await home(bed, actor)
+
+    @pytest.mark.parametrize("nth", [1, None])
+    async def test_the_machine_may_sleep_again_wherever_it_ends(self, nth: int | None, bed: Bed, actor: Actor) -> None:
+        await running(bed)
+        bed.machine.end("win11")
+        bed.host.faults.add(Errno(errno.EIO), operation="probe", subject=SOUND, nth=nth)
+        bed.fleet.owners.release(WIN11, "shutdown")
+        await asyncio.sleep(1000)
+        assert actor.state is (State.VFIO if nth else State.FAILED)
+        assert (actor.owner, inhibited(bed)) == (None, False)
+
+    async def test_somebody_else_brought_it_home(self, bed: Bed, actor: Actor) -> None:
+        """PipeWire has its sound card open there, and is not the machine."""
+        await acquire(bed)
+        kernel = bed.host.kernel("somebody")
+        for function in sorted(ALL):
+            driver = actor._owed.functions[function].driver
+            await kernel.unbind(function, "vfio-pci")
+            await kernel.set_override({function: driver.name if driver else "none"})
+            if driver is not None:
+                await kernel.load(driver.module or driver.name)
+                await kernel.probe(function)
+        bed.fleet.look()
+        await asyncio.sleep(1000)
+        assert (actor.state, actor.owner, inhibited(bed)) == (State.HOST, None, False)
+        assert await acquire(bed, LINUX) == ["0000:01:00.0"]
+
+    async def test_a_persons_switch_is_not_undone_by_a_machine_that_joined_it(self, tmp_path: Path) -> None:
+        bed = await made(tmp_path, busy="wait", wait_seconds=100.0)
+        actor = bed.fleet.find("01:00.0")
+        bed.machine.run("game", uid=1000)
+        bed.machine.open_card(GPU, "game")
+        switch = await actor.request(State.VFIO, asker=ALICE)
+        asking = asyncio.create_task(acquire(bed))
+        await settled()
+        asking.cancel()
+        await settled()
+        bed.machine.end("game")
+        await switch.wait()
+        await asyncio.sleep(1000)
+        assert (switch.result, actor.state, actor.owner) == (Result.DONE, State.VFIO, None)
+        assert not inhibited(bed)
+
+
+class TestNobodyElse:
+    async def test_to_host_after_a_restart_while_the_machine_is_about_to_open_it(self, bed: Bed) -> None:
+        await acquire(bed)
+        again = await bed.again()
+        actor = again.fleet.find("01:00.0")
+        with pytest.raises(Owned, match="about to open it"):
+            await actor.request(State.HOST, asker=ALICE)
+        again.machine.open_group(GROUP, "win11")
+        again.fleet.owners.adopt(WIN11, ALL)
+        await asyncio.sleep(1000)
+        assert actor.state is State.VFIO
+
+    async def test_a_recovery_does_not_take_it_either(self, bed: Bed, actor: Actor) -> None:
+        await acquire(bed)
+        with pytest.raises(Owned, match="about to open it"):
+            await actor.recover()
+
+    async def test_where_it_stays_it_stays_for_the_next(self, tmp_path: Path) -> None:
+        bed = await made(tmp_path, on_release=Release.STAY)
+        actor = bed.fleet.find("01:00.0")
+        await running(bed)
+        bed.machine.end("win11")
+        bed.fleet.owners.release(WIN11, "shutdown")
+        await settled()
+        assert (actor.state, actor.owner, inhibited(bed)) == (State.VFIO, None, False)
+        await running(bed, LINUX)
+        assert (actor.state, actor.owner, inhibited(bed)) == (State.VFIO, LINUX, True)
