@@ -102,7 +102,7 @@ class Ownership:
             while holders := await self.holders():
                 opened, waited, pause = True, False, RESCAN_SECONDS
                 self.actor.awaited = False
-                await self._stirred(holders)
+                await self._stirred(holders, None if _all_known(holders) else RESCAN_SECONDS)
             if opened and not waited and not self.is_released.is_set():
                 await self._until_released()
                 # Whoever opened it meanwhile has it: look again.
@@ -114,8 +114,8 @@ class Ownership:
             self.letting_go = True
             if await self._let_go():
                 return
-            # Something that no look shows is in the way, or something that passes.
-            await asyncio.sleep(pause)
+            # Something that no look shows is in the way, or something that passes: it makes no event.
+            await self._stirred((), pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     @property
@@ -151,7 +151,7 @@ class Ownership:
         while holders := await self.holders():
             if not self.waits_for_another:
                 raise Owned(in_the_way(self.actor.gpu.address, holders))
-            await self._stirred(holders)
+            await self._stirred(holders, None if _all_known(holders) else RESCAN_SECONDS)
 
     async def holders(self) -> tuple[Holder, ...]:
         """Who has it open by vfio; one nameless holder where nobody can tell."""
@@ -170,11 +170,10 @@ class Ownership:
             _log.warning("cannot tell whether %s still has %s: %s", self.owner, self.actor.gpu.address, error)
             return (Holder(None, "somebody"),)
 
-    async def _stirred(self, holders: tuple[Holder, ...]) -> None:
-        """Until something may have become of them. What is no process makes no event: look again each second."""
-        known = all(holder.process is not None for holder in holders)
+    async def _stirred(self, holders: tuple[Holder, ...], seconds: float | None) -> None:
+        """Until something may have become of them, this long at most."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(None if known else RESCAN_SECONDS):
+            async with asyncio.timeout(seconds):
                 await self._processes.stirred(holders)
 
     # The end --------------------------------------------------------------------------------------------------------
@@ -216,3 +215,8 @@ class Ownership:
     @property
     def _rules(self) -> Defaults:
         return self.actor.config.gpu(self.actor.gpu.address).rules
+
+
+def _all_known(holders: tuple[Holder, ...]) -> bool:
+    """Whether their end makes an event: that of what is no process does not."""
+    return all(holder.process is not None for holder in holders)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from pathlib import Path
 
 import pytest
 
-from gpuswitch.errors import GpuswitchError, NotViable, Wedged
-from gpuswitch.host.simulated.faults import Errno, Hang
+from gpuswitch.errors import Failed, GpuswitchError, NotViable, Wedged
+from gpuswitch.host.simulated.faults import Delay, Errno, Hang
+from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
@@ -235,3 +238,103 @@ async def test_the_options_of_the_call_hold_for_every_way(busy: Busy | None, sta
     await (await actor.recover(Options(busy=busy))).wait()
     assert actor.state is state
     assert (bed.machine.processes.named("game") is None) == (busy is Busy.TERMINATE)
+
+
+class TestBeforeTheServiceIsReady:
+    async def left(self, bed: Bed, actor: Actor) -> None:
+        """The service dies in the middle of a way to vfio-pci, and the sound function does not come home."""
+        await actor.request(State.VFIO)
+        await bed.witness.until(lambda: bool(actor.switch and actor.switch.step.startswith(f"bind {GPU}")))
+        assert actor._task is not None
+        actor._task.cancel()
+        await asyncio.wait([actor._task])
+        await bed.host.kernel(str(actor.gpu.address)).returned()
+        await bed.host.close()
+        bed.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=None)
+
+    async def test_nobody_is_waited_for(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path, busy="wait", wait_seconds=3000.0)
+        await self.left(bed, actor)
+        began = asyncio.get_running_loop().time()
+        again = await Bed.made(SimulatedHost(bed.machine), tmp_path, bed.fleet.config, pay=False)
+        assert asyncio.get_running_loop().time() - began < 100
+        assert again.fleet.find("01:00.0").state is State.FAILED
+
+    async def test_the_ways_that_are_left_are_tried_afterwards(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path, rescan_on_failure=True)
+        before = bed.witness.home
+        await self.left(bed, actor)
+        again = await Bed.made(SimulatedHost(bed.machine), tmp_path, bed.fleet.config)
+        actor = again.fleet.find("01:00.0")
+        assert (actor.state, rough(actor)) == (State.HOST, {"rescan"})
+        assert again.snapshot() | before == again.snapshot()
+
+    async def test_a_gpu_that_was_off_the_bus_when_the_service_died_is_found_again(self, tmp_path: Path) -> None:
+        bed, actor = await made(tmp_path, rescan_on_failure=True)
+        bed.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=None)
+        hang = bed.host.faults.add(Hang(), operation="rescan")
+        await actor.request(State.VFIO)
+        await hang.reached.wait()
+        assert actor._task is not None
+        actor._task.cancel()
+        bed.host.faults.clear()
+        hang.release()
+        again = await Bed.made(SimulatedHost(bed.machine), tmp_path, bed.fleet.config)
+        assert (again.fleet.find("01:00.0").state, again.debts) == (State.HOST, [])
+
+    async def test_what_a_dead_service_had_sent_is_over_before_anything_is_believed(self, tmp_path: Path) -> None:
+        """Its worker unloads a module that is still there when the next service looks."""
+        bed, actor = await made(tmp_path)
+        before = bed.snapshot()
+        bed.host.faults.add(Delay(5.0), operation="unload")
+        await actor.request(State.VFIO)
+        await bed.witness.until(lambda: bool(actor.switch and actor.switch.step.startswith("unload")))
+        assert actor._task is not None
+        actor._task.cancel()
+        await asyncio.wait([actor._task])
+        again = await Bed.made(SimulatedHost(bed.machine), tmp_path, bed.fleet.config)
+        assert (again.fleet.find("01:00.0").state, again.debts) == (State.HOST, [])
+        assert again.snapshot() == before
+
+
+async def test_a_recovery_that_waits_for_its_turn_does_not_stand_still(tmp_path: Path) -> None:
+    """Another GPU of the driver waits for people; the watchdog has no reason to end all of it."""
+    bed = await Bed.of("server", tmp_path, busy="wait", wait_seconds=3000.0)
+    first, second = (bed.fleet.find(f"{bus}:00.0") for bus in ("11", "21"))
+    for actor in bed.fleet.actors.values():
+        if actor not in {first, second} and actor.host_driver == "nvidia":
+            await bed.moved(actor, State.VFIO)
+    bed.host.faults.add(Errno(EIO), operation="probe", subject=first.gpu.address, nth=None)
+    failed = await bed.switch(first, State.VFIO)
+    bed.host.faults.clear()
+    assert failed.result is Result.FAILED
+    bed.machine.run("train", uid=1000)
+    bed.machine.open_card(second.gpu.address, "train")
+    await second.request(State.VFIO)
+    recovery = await first.recover()
+    for _ in range(10):
+        await asyncio.sleep(100)
+        assert bed.fleet.stalled() == []
+    bed.machine.end("train")
+    await recovery.wait()
+    assert recovery.result is Result.DONE
+
+
+async def test_a_journal_that_cannot_be_written_is_told_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a step that has to owe something before it does it."""
+    words = "cannot write the journal (No space left on device)"
+
+    def owe(*_: object) -> None:
+        raise Failed(words)
+
+    bed = await Bed.of("plain", tmp_path, busy="terminate")
+    actor = bed.fleet.find("01:00.0")
+    bed.machine.units.add(Unit("render.service"))
+    bed.machine.run("render", unit=Unit("render.service"))
+    bed.machine.open_card(GPU, "render")
+    monkeypatch.setattr(actor, "_owe", owe)
+    switch = await bed.switch(actor, State.VFIO)
+    assert (switch.result, switch.reason) == (Result.REVERTED, words)
+    assert (actor.state, bed.state(Unit("render.service"))) == (State.HOST, "active")
