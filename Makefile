@@ -4,6 +4,7 @@ PYTHON ?= python3
 PREFIX ?= /usr/local
 RELEASE ?= bookworm
 VM ?= 1
+SEEDS ?= 10000
 
 # The service runs with the system's own python3, not with a developer's that comes first on the PATH.
 SYSTEM_PYTHON := $(if $(filter file,$(origin PYTHON)),/usr/bin/python3,$(PYTHON))
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.made-from-pyproject
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help venv need-develop need-test need-vm demo test lint format types vm-test vm-shell bench docs install uninstall clean
+.PHONY: help venv need-develop need-test need-vm demo test lint format types vm-test vm-shell bench simulate docs install uninstall clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +46,9 @@ vm-shell: venv need-vm ## a shell in such a machine, to play in
 
 bench: venv $(if $(VM),need-vm) ## measure speed and size, and print them (VM=: without the virtual machine)
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.bench $(if $(VM),--vm)
+
+simulate: venv ## the service on machines in memory, with all that can go wrong, on every core (SEEDS=10000)
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 docs: venv ## write the generated documents anew
 	$(BIN)/python docs/generate_states.py

@@ -86,7 +86,7 @@ class Inquiry:
         asked = [
             function
             for occupation in needs.occupations
-            if occupation.profile.persistence and PERSISTENCED not in needs.active
+            if occupation.profile.persistence and needs.units_told and PERSISTENCED not in needs.active
             for function in occupation.functions
         ]
         return replace(
@@ -104,13 +104,14 @@ class Inquiry:
     async def _units(self, needs: Needs, found: tuple[Occupation, ...]) -> Needs:
         """Those that are stopped for some other GPU's sake were active, too."""
         own, comfort = rules.units_to_stop(found, (*self._rules.stop_units, *self.options.stop_units))
+        told = True
         try:
             async with asyncio.timeout(self.config.deadlines.inhibit):
                 running = await self.host.systemd.active((*own, *comfort))
         except (KernelError, TimeoutError) as error:
             if own:
                 raise Failed(f"cannot tell whether {', '.join(map(str, own))} is active: {_said(error)}") from error
-            running = frozenset()
+            running, told = frozenset(), False
         active = tuple(unit for unit in (*own, *comfort) if unit in running or self.arbiter.held_down(unit))
         at_once = rules.back_at_once(found)
         return replace(
@@ -118,6 +119,7 @@ class Inquiry:
             # The configured ones even where they are not active: one that does not exist is a fault to be told.
             stop=(*own, *(unit for unit in comfort if unit in active)),
             active=active,
+            units_told=told,
             later=tuple(unit for unit in active if unit not in at_once or unit in own),
         )
 

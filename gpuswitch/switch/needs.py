@@ -39,8 +39,8 @@ class Needs:
     """What is to be done around the GPU on its way out; by default, nothing.
 
     `stop` are the units to stop, of which `active` are to be started again: `later` with the GPU, the others at once,
-    since they serve other GPUs too. `announce` pairs a subsystem with functions. `holding`: somebody has the GPU open,
-    or may come to, who may be waited for, or ended.
+    since they serve other GPUs too; not `units_told`: nobody could say which are active. `announce` pairs a subsystem
+    with functions. `holding`: somebody has the GPU open, or may come to, who may be waited for, or ended.
 
     `shows`: it has a frame buffer. `terminals` are shown there, and can be moved `to` another; those in `borrowed`
     belong to other GPUs. `unbind_consoles` are unbound, since fbcon would keep the driver's module, and bound again but
@@ -54,6 +54,7 @@ class Needs:
     stop: tuple[Unit, ...] = ()
     active: tuple[Unit, ...] = ()
     later: tuple[Unit, ...] = ()
+    units_told: bool = True
     sessions: tuple[str, ...] = ()
     announce: tuple[tuple[str, tuple[PciAddress, ...]], ...] = ()
     holding: bool = False

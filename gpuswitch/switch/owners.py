@@ -270,9 +270,10 @@ async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Side by side; where one fails, the others are left. Raises what the first one raised."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
-            task.result()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            if task.done():
+                task.result()
     finally:
         for task in tasks:
             task.cancel()

@@ -155,6 +155,7 @@ class Ownership:
 
     async def holders(self) -> tuple[Holder, ...]:
         """Who has it open by vfio; one nameless holder where nobody can tell."""
+        await self.actor.unwedged()
         await self.actor.rest()
         there = [f for f in self.actor.gpu.present(self.actor.facts) if f.on_vfio]
         if not there and self.actor.state is not State.ABSENT:

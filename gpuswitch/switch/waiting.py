@@ -47,6 +47,12 @@ class Waiting(Standing, ABC):
         self._task: asyncio.Task[None] | None = None
         self._resting = asyncio.Event()
         self._resting.set()
+        self._unwedged = asyncio.Event()
+        self._unwedged.set()
+
+    async def unwedged(self) -> None:
+        """Until it is not wedged."""
+        await self._unwedged.wait()
 
     async def rest(self) -> None:
         """Until no switch is under way, or it is wedged."""
@@ -99,6 +105,7 @@ class Waiting(Standing, ABC):
         # The others of its driver need not wait for a turn, but nobody may unload what the kernel is in.
         self._arbiter.stuck[self.gpu.address] = self.host_driver or ""
         self._arbiter.end_turn(self.gpu.address)
+        self._unwedged.clear()
         self._resting.set()
         self._tell()
 
@@ -111,6 +118,7 @@ class Waiting(Standing, ABC):
         await self._take_turn(None)
         self._keep_if_possible(replace(self._entry, stuck=None))
         self._fire("unstuck")
+        self._unwedged.set()
         self._be_patient()
         self.facts = self._own_look()
         self.reason = ""

@@ -1,0 +1,151 @@
+"""What a service does, as it does it: nothing is taken from anybody, nobody is ended who need not be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from signal import SIGKILL, Signals
+from typing import TYPE_CHECKING, Any
+
+from gpuswitch.host.simulated.faults import Call
+from gpuswitch.host.simulated.kernel import IN_FLIGHT
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.drivers import PERSISTENCED
+from gpuswitch.model.facts import VFIO_DRIVER
+from gpuswitch.model.holders import Process, Scan, Sought
+from gpuswitch.model.policy import Busy, Options
+from gpuswitch.model.states import State
+from gpuswitch.tables import Defaults
+from tests.simulation.faces import AT
+from tests.simulation.invariants import Book
+from tests.simulation.trouble import Struck
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+_READS = frozenset(
+    {
+        *("read the settings of", "find the modules for", "read what shows", "ask for the persistence mode of"),
+        *("open", "close"),
+    }
+)
+"""What operations are called that change nothing, or are undone by the next."""
+_NOTHING_BETWEEN = frozenset({"unbind", "probe", "set driver_override of", "unload", "remove from the PCI bus"})
+"""What may come between the look for holders and the unbind: steps that do the same to other functions."""
+
+
+class Deeds(Book):
+    """A `Watcher` (`gpuswitch` sends its operations past it), and told of each operation by the machine.
+
+    `sent` counts what was sent for each GPU that changes anything.
+    """
+
+    def __init__(self, world: World, *, trace: bool) -> None:
+        super().__init__(world, trace=trace)
+        self.sent: Counter[str] = Counter()
+        self.rules_of: dict[str, Defaults] = {}
+        """As the configuration was when the switch of a GPU was asked for."""
+        self._clean: dict[PciAddress, frozenset[str]] = {}
+        """Of each function for which a look found no holder, and nothing came after: who has it open nevertheless."""
+        self._from: dict[PciAddress, str] = {}
+        """The drivers that functions are to be unbound from."""
+        self._down: dict[str, set[str]] = {}
+        """The GPUs for whose sake a unit was stopped."""
+        world.trouble.struck = self._struck
+
+    def sends(self, gpu: str, call: Call) -> None:
+        if call.verb == "unbind" and call.subject.count(":") == 2:
+            self._from[PciAddress.parse(call.subject)] = call.what.rpartition(" from ")[2]
+        if call.verb not in _READS:
+            self.sent[gpu] += 1
+        if call.verb not in _NOTHING_BETWEEN:
+            for function in self.world.functions.get(PciAddress.parse(gpu), ()):
+                self._clean.pop(function, None)
+        actor = self.world.actor(PciAddress.parse(gpu))
+        if actor is not None and actor.state is State.WEDGED and str(actor.gpu.address) == gpu:
+            self.broken(4, f"'{call.what}' is sent to {gpu}, which is wedged")
+
+    def scans(self, sought: Sought, scan: Scan) -> None:
+        devices = self.world.machine.devices
+        for function in sought.functions:
+            self._clean.pop(function, None)
+            if not scan.holders and function in devices:
+                link = devices[function].link
+                hidden = {IN_FLIGHT} if link is None or link.module not in sought.modules else set()
+                self._clean[function] = self.users(function) - hidden
+
+    def signals(self, process: Process, number: Signals) -> None:
+        self.note(f"signal {number.name} to {process.pid}")
+        if process.pid == 1 or any(p.command.startswith("qemu") for p in self._programs(process)):
+            self.broken(10, f"{number.name} is sent to a virtual machine, or to init")
+        policy = self._policy()
+        if policy is not Busy.KILL and (policy is not Busy.TERMINATE or number is SIGKILL):
+            self.broken(10, f"{number.name} is sent to {process.pid}, and the policy is {policy}")
+
+    def ends_session(self, session: str) -> None:
+        if not self._rules_now().end_sessions:
+            self.broken(10, f"session {session} is ended, and nobody said that it may be")
+
+    def _struck(self, struck: Struck, service: bool) -> None:
+        if self.trace is not None:
+            self.note(f"{'' if service else 'others: '}{struck.operation} {struck.subject}")
+        if not service:
+            return
+        if struck.operation in {"unbind", "remove"}:
+            self._lets_go(PciAddress.parse(struck.subject), struck)
+        if struck.operation == "stop_unit":
+            self._stops(struck.subject)
+            self._down.setdefault(struck.subject, set()).add(AT.get().gpu)
+        if struck.operation == "start_unit":
+            self._starts(struck.subject)
+
+    def _lets_go(self, function: PciAddress, struck: Struck) -> None:
+        """What must be so before a driver is made to let go, for which there is no undo."""
+        device = self.world.machine.devices.get(function)
+        if device is None or device.binding is None:
+            return
+        if struck.operation == "unbind" and device.binding.driver.name != self._from.get(function):
+            # Somebody else was quicker: the kernel says ENODEV, and nothing happens.
+            return
+        if device.binding.driver.name == VFIO_DRIVER and struck.operation == "unbind":
+            has = self.world.machine.group(device.shape.iommu_group or 0).opened_by
+            if has is None or not has.startswith("the worker of"):
+                self.broken(7, f"{function} is unbound from vfio-pci at {struck.at}, and its group is open by {has}")
+            return
+        clean = self._clean.get(function)
+        if clean is None:
+            self.broken(1, f"{struck.operation} of {function} at {struck.at}, and nobody had looked for holders")
+        elif stayed := clean & self.users(function):
+            self.broken(1, f"{struck.operation} of {function} at {struck.at} while {sorted(stayed)} has it open")
+
+    def _stops(self, unit: str) -> None:
+        allowed = {str(PERSISTENCED), "nvidia-powerd.service", *self._rules_now().stop_units}
+        if unit not in allowed and self._policy() not in {Busy.TERMINATE, Busy.KILL}:
+            self.broken(10, f"{unit} is stopped, and nobody said that it may be")
+
+    def needs_none(self, gpu: str) -> None:
+        for gpus in self._down.values():
+            gpus.discard(gpu)
+
+    def _starts(self, unit: str) -> None:
+        """It may open what it was stopped for."""
+        self._down.setdefault(unit, set()).discard(AT.get().gpu)
+        for gpu in sorted(self._down[unit]):
+            actor = self.world.actor(PciAddress.parse(gpu)) if gpu else None
+            if actor is not None and actor.state is State.DETACHING:
+                self.broken(1, f"{unit} is started while {gpu} is detached, for which it was stopped")
+
+    def _policy(self) -> Busy:
+        """What the switch whose step runs now may do to holders."""
+        actor = self.world.actor(PciAddress.parse(AT.get().gpu)) if AT.get().gpu else None
+        options = actor.switch.options if actor is not None and actor.switch is not None else Options()
+        return options.policy(self._rules_now().busy)
+
+    def _rules_now(self) -> Defaults:
+        """What the configuration said when the switch began whose step runs now."""
+        return self.rules_of.get(AT.get().gpu, self.world.config.defaults)
+
+    def _programs(self, process: Process) -> list[Any]:
+        return list(self.world.machine.processes.running(process))
+
+    def users(self, function: PciAddress) -> frozenset[str]:
+        return self.world.machine.users(function)

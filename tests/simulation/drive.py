@@ -1,0 +1,295 @@
+"""Makes a story happen in a world, and lets it calm down in the end."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from gpuswitch.errors import KernelError
+from gpuswitch.host.simulated.faults import Call
+from gpuswitch.host.simulated.kernel import IN_FLIGHT
+from gpuswitch.host.simulated.scenarios import PERSISTENCED, WIREPLUMBER
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE
+from gpuswitch.model.holders import Unit
+from gpuswitch.model.policy import Busy, Options
+from gpuswitch.model.states import State
+from tests.simulation import rest
+from tests.simulation.stages import RULES
+from tests.simulation.story import Event, Story
+from tests.simulation.trouble import Rule
+from tests.simulation.world import World
+
+LONGER_THAN_ANYTHING = 3000.0
+"""Seconds: after them, whatever waits with a deadline has waited long enough."""
+_DEAF_SECONDS = 5.0
+_OPTIONS = (Options(), Options(wait_seconds=20.0), Options(busy=Busy.TERMINATE), Options(busy=Busy.KILL))
+_UNITS = (PERSISTENCED, WIREPLUMBER)
+_TARGETS = {"vfio": State.VFIO, "host": State.HOST}
+
+
+async def happens(world: World, story: Story) -> None:
+    """All of it, and then everything comes home."""
+    world.start()
+    await _passes(0, 0.01)
+    for event in story.events:
+        await _passes(event.turns, event.seconds)
+        world.judge.note(f"event {event}")
+        _Drama(world).happens(event)
+        rest.meanwhile(world)
+    await calms_down(world)
+
+
+async def _passes(turns: int, seconds: float) -> None:
+    if seconds:
+        await asyncio.sleep(seconds)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+class _Drama:
+    """One event."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._machine = world.machine
+
+    def happens(self, event: Event) -> None:
+        world, gpu = self._world, self._world.stage.gpus[event.gpu]
+        match event.what:
+            case "ask":
+                world.request(gpu, _TARGETS[event.word], _OPTIONS[event.number])
+            case "plan" | "recover" | "holders" | "cancel":
+                self._asked(event, gpu)
+            case "crash":
+                world.kill_at(event.word, event.number)
+            case "kill":
+                world.kill()
+            case "stop":
+                world.stop()
+            case "torn":
+                world.tears = True
+            case "rules":
+                self._reconfigured(list(RULES)[event.number])
+            case _:
+                self._machine_is_troubled(event, gpu)
+
+    def _asked(self, event: Event, gpu: PciAddress) -> None:
+        match event.what:
+            case "plan":
+                self._world.plan(gpu, _TARGETS[event.word])
+            case "recover":
+                self._world.recover(gpu)
+            case "holders":
+                self._world.holders(gpu)
+            case "cancel":
+                self._world.cancel(gpu)
+
+    def _reconfigured(self, rules: str) -> None:
+        self._world.rules = rules
+        if (service := self._world.ready) is not None and service.fleet is not None:
+            self._world.loop.run_as(service.life, service.fleet.reconfigure, self._world.config)
+
+    def _machine_is_troubled(self, event: Event, gpu: PciAddress) -> None:
+        trouble = self._world.trouble
+        match event.what:
+            case "fault":
+                trouble.rules.append(Rule(event.word, event.number))  # type: ignore[arg-type]  # the words of a story
+            case "release":
+                trouble.release()
+            case "disk":
+                self._disk(event.word, event.number)
+            case "storm":
+                for _ in range(event.number):
+                    self._machine.uevent()
+            case "deaf":
+                self._deaf()
+            case "going down":
+                self._machine.units.stopping = True
+                self._world.judge.units_touched.update(self._machine.units.names())
+            case _:
+                self._others_do(event, gpu)
+
+    def _disk(self, word: str, number: int) -> None:
+        disk = self._world.disk
+        disk.healthy()
+        disk.full, disk.read_only = word == "full", word == "read-only"
+        disk.failing = number if word == "failing" else 0
+
+    def _deaf(self) -> None:
+        """Too many uevents come for a while; when the service can listen again, it knows that it missed some."""
+        if self._world.service is not None:
+            host = self._world.service.host
+            host.deaf = True
+
+            def hears() -> None:
+                host.deaf = False
+                self._machine.uevent()
+
+            self._world.loop.call_later(_DEAF_SECONDS, hears)
+
+    def _others_do(self, event: Event, gpu: PciAddress) -> None:
+        machine = self._machine
+        match event.what:
+            case "vm":
+                self._vm(event)
+            case "program":
+                self._program(event, gpu)
+            case "unit":
+                self._unit(event)
+            case "move":
+                self._moves(event, gpu)
+            case "pull":
+                self._world.judge.meddled.add(gpu)
+                self._world.others(machine.unplug(gpu.slot_name))
+            case "plug":
+                self._world.judge.meddled.add(gpu)
+                machine.replug(gpu.slot_name)
+
+    def _vm(self, event: Event) -> None:
+        """One with a GPU, or (even numbers) one with all of them."""
+        gpus = self._world.stage.gpus[event.gpu :][:1] if event.number % 2 else self._world.stage.gpus
+        name, tenants = f"vm {event.number}", self._world.tenants
+        match event.word:
+            case "asks":
+                tenants.asks(name, gpus)
+            case "grabs":
+                tenants.takes(name, gpus)
+            case "ends":
+                tenants.ends(name)
+            case "dies":
+                tenants.ends(name, unheard=True)
+            case "is released":
+                # Its QEMU may still be at it, or it may have nothing at all.
+                tenants.released(name, "saved")
+
+    def _program(self, event: Event, gpu: PciAddress) -> None:
+        functions = self._world.functions[gpu]
+        function, user = functions[event.number % 2 % len(functions)], f"program {event.number // 2} on {gpu}"
+        with suppress(KernelError):
+            match event.word:
+                case "opens":
+                    self._machine.open(function, user)
+                case "hides":
+                    self._machine.hide(function)
+                case "closes":
+                    self._machine.close(function, user)
+                    self._machine.close(function, IN_FLIGHT)
+                case "ends":
+                    self._machine.end(user)
+
+    def _unit(self, event: Event) -> None:
+        unit = _UNITS[event.number % len(_UNITS)]
+        units = self._machine.units
+        if not units.state(unit):
+            return
+        match event.word:
+            case "fails":
+                self._world.trouble.rules.append(Rule("error", 1, "start_unit", str(unit)))
+            case "stops":
+                self._world.judge.units_touched.add(str(unit))
+                units.stop(unit)
+            case "starts":
+                self._world.judge.units_touched.add(str(unit))
+                units.settle(unit, "active")
+
+    def _moves(self, event: Event, gpu: PciAddress) -> None:
+        """As virsh and driverctl do: one function, or (4) the whole GPU."""
+        functions = self._world.functions[gpu]
+        chosen = functions if event.number == 4 else (functions[event.number % len(functions)],)
+        self._world.others(_moved(self._world, gpu, chosen, to_vfio=event.word == "vfio"))
+
+
+async def _moved(world: World, gpu: PciAddress, functions: tuple[PciAddress, ...], *, to_vfio: bool) -> None:
+    machine, call = world.machine, Call("move", gpu)
+    with suppress(KernelError):
+        await machine.modules.load(VFIO_MODULE, call)
+        for function in functions:
+            world.judge.meddled.add(gpu)
+            await machine.set_override(function, VFIO_DRIVER if to_vfio else None, call)
+            device = machine.devices.get(function)
+            if device is not None and device.binding is not None:
+                await machine.unbind(function, device.binding.driver.name, call)
+            await machine.probe(function, call)
+    world.judge.meddled.add(gpu)
+
+
+async def calms_down(world: World) -> None:
+    """Nothing goes wrong any more, and everybody lets go: then everything has to come home."""
+    await asyncio.sleep(LONGER_THAN_ANYTHING)
+    rest.in_trouble(world)
+    world.trouble.calm()
+    world.disk.healthy()
+    world.machine.units.stopping = False
+    for _, card in world.machine.cards():
+        # udev has caught up.
+        card.ready = True
+    world.machine.changed(None, uevent=True)
+    world.spare()
+    await asyncio.sleep(LONGER_THAN_ANYTHING)
+    rest.at_rest(world)
+    await _others_undo(world)
+    await _all_come_home(world)
+    if world.judge.meddled:
+        await _put_right(world)
+    if not rest.is_home(world):
+        # Whatever was forgone, the next service puts right.
+        world.stop()
+        await asyncio.sleep(LONGER_THAN_ANYTHING)
+    rest.at_home(world)
+
+
+async def _others_undo(world: World) -> None:
+    machine = world.machine
+    for name in world.tenants.names:
+        world.tenants.ends(name)
+    for gpu in world.stage.gpus:
+        for number in range(2):
+            machine.end(f"program {number} on {gpu}")
+        for function in world.functions[gpu]:
+            machine.close(function, IN_FLIGHT)
+    stuck = world.others_wait or any(worker.pending for worker in machine.workers.values())
+    for program in list(machine.processes.running()) if stuck else ():
+        # Whoever does not let go of a card that is to go is ended, and started again.
+        if program.unit is not None and machine.units.state(program.unit) == "active":
+            machine.units.stop(program.unit)
+        else:
+            machine.end(program.name)
+    await asyncio.sleep(LONGER_THAN_ANYTHING)
+    for slot in world.stage.slots():
+        machine.replug(slot)
+    for unit, state in world.judge.home.items():
+        if isinstance(unit, Unit) and state == "active":
+            machine.units.settle(unit, "active")
+    await asyncio.sleep(LONGER_THAN_ANYTHING)
+
+
+async def _all_come_home(world: World) -> None:
+    for gpu in world.stage.gpus:
+        actor = world.actor(gpu)
+        if actor is not None and actor.state in {State.FAILED, State.UNKNOWN}:
+            await over(world.recover(gpu))
+        await over(world.request(gpu, State.HOST, Options(wait_seconds=20.0)))
+    rest.came_home(world)
+
+
+async def over(asked: asyncio.Task[None] | None) -> None:
+    if asked is not None:
+        await asyncio.wait([asked])
+
+
+async def _put_right(world: World) -> None:
+    """Those who moved a GPU put right what they did to its settings."""
+    for gpu in world.judge.meddled:
+        for function in world.functions[gpu]:
+            home = rest.settings_at_home(world, function)
+            device = world.machine.devices[function]
+            device.override, device.power_control = home.override, home.power_control
+            world.machine.changed(device)
+            if device.binding is None:
+                with suppress(KernelError):
+                    await world.machine.probe(function, Call("probe", function))
+    for name in rest.modules_at_home(world):
+        world.machine.modules.at_boot(name)
+    world.machine.changed(None, uevent=True)
+    await asyncio.sleep(LONGER_THAN_ANYTHING)

@@ -1,0 +1,283 @@
+"""What a service sees of the simulated host, for as long as it lives. Whatever it has sent goes on when it is killed.
+
+Every word to the kernel, to systemd, to a process and to the journal passes here: a killed service gets none through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from signal import Signals
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from gpuswitch.errors import KernelError
+from gpuswitch.host.simulated.faults import Call
+from gpuswitch.host.simulated.host import SimulatedHost, SimulatedKernel
+from gpuswitch.host.simulated.kernel import Machine
+from gpuswitch.host.simulated.processes import SimulatedProcesses
+from gpuswitch.host.simulated.systemd import SimulatedSystemd
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.holders import Holder, Process, Scan, Sought, Unit
+from tests.simulation.loop import LIFE, Killed, Life, SimulatedLoop
+
+T = TypeVar("T")
+SEND = "send"
+WRITE, WRITTEN = "write", "written"
+"""Points that a life reaches: right before it sends an operation, before and after it writes to the journal."""
+
+
+class At(NamedTuple):
+    """Where in a switch something happens: at which step of whose, and whether that is taken back."""
+
+    gpu: str
+    step: str
+    back: bool = False
+
+
+NOWHERE = At("", "")
+AT: ContextVar[At] = ContextVar("AT", default=NOWHERE)
+"""Set by the step that runs; what it sends to the kernel inherits it."""
+FROM: ContextVar[str] = ContextVar("FROM", default="")
+"""Who has sent the operation that runs: the worker of this GPU, or `_SERVICE`; "" is somebody else."""
+_SERVICE = "the service"
+
+
+class Watcher(Protocol):
+    """Hears of what a service does, as it does it."""
+
+    def sends(self, gpu: str, call: Call) -> None: ...
+    def scans(self, sought: Sought, scan: Scan) -> None: ...
+    def signals(self, process: Process, number: Signals) -> None: ...
+    def ends_session(self, session: str) -> None: ...
+
+
+class ServiceHost(SimulatedHost):
+    """The host, as one life of the service has it."""
+
+    def __init__(self, machine: Machine, life: Life, watcher: Watcher) -> None:
+        super().__init__(machine)
+        self._life = life
+        self._watcher = watcher
+        self._loop = _loop()
+        self.deaf = False
+        self.processes: ServiceProcesses = ServiceProcesses(machine, machine.processes)
+        self.processes.of(life, watcher)
+        self.systemd: ServiceSystemd = ServiceSystemd(machine, machine.units)
+        self.systemd.of(life, watcher)
+
+    def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
+        self._life.check()
+        return super().look(only)
+
+    def kernel(self, gpu: str) -> SimulatedKernel:
+        if gpu not in self._kernels:
+            self._kernels[gpu] = ServiceKernel(self.machine, gpu).of(self._life, self._watcher)
+        return self._kernels[gpu]
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        def told() -> None:
+            if self._life.alive and not self.deaf:
+                self._loop.run_as(self._life, changed)
+
+        return super().watch(told)
+
+    async def close(self) -> None:
+        if self._life.alive:
+            await super().close()
+
+
+class ServiceKernel(SimulatedKernel):
+    """The worker of one GPU."""
+
+    def of(self, life: Life, watcher: Watcher) -> ServiceKernel:
+        self._life, self._watcher, self._loop = life, watcher, _loop()
+        return self
+
+    async def _run(self, work: Callable[[Call], Coroutine[Any, Any, T]], call: Call) -> T:
+        self._life.reached(SEND)
+        if (pending := self.pending) is not None:
+            message = f"the kernel has not returned from this: {pending.what}"
+            raise KernelError(call.verb, call.subject, errno.EBUSY, message)
+        self._watcher.sends(self._gpu, call)
+        return await asyncio.shield(self._loop.run_as(None, self._give, work, call))
+
+    def _give(self, work: Callable[[Call], Coroutine[Any, Any, T]], call: Call) -> asyncio.Task[T]:
+        FROM.set(self._gpu)
+        return self._running_worker().give(work, call)
+
+
+class ServiceProcesses(SimulatedProcesses):
+    """A look for holders is made by a process of its own."""
+
+    def of(self, life: Life, watcher: Watcher) -> None:
+        self._life, self._watcher, self._loop = life, watcher, _loop()
+
+    async def scan(self, sought: Sought) -> Scan:
+        self._life.reached(SEND)
+        return await asyncio.shield(self._loop.run_as(None, _started, self._scanned(super().scan(sought), sought)))
+
+    async def _scanned(self, work: Coroutine[Any, Any, Scan], sought: Sought) -> Scan:
+        scan = await work
+        # Before anybody else opens or closes anything.
+        self._watcher.scans(sought, scan)
+        return scan
+
+    async def stirred(self, holders: Sequence[Holder]) -> None:
+        self._life.check()
+        await super().stirred(holders)
+
+    def signal(self, process: Process, number: Signals) -> bool:
+        self._life.reached(SEND)
+        self._watcher.signals(process, number)
+        return self._loop.run_as(None, super().signal, process, number)
+
+
+class ServiceSystemd(SimulatedSystemd):
+    """Jobs are cancelled with those who asked for them, but not by their death."""
+
+    def of(self, life: Life, watcher: Watcher) -> None:
+        self._life, self._watcher, self._loop = life, watcher, _loop()
+
+    async def _job(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            self._life.reached(SEND)
+        except Killed:
+            work.close()
+            raise
+        job = self._loop.run_as(None, _started, work)
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            if self._life.alive:
+                job.cancel()
+            raise
+
+    async def active(self, units: Collection[Unit]) -> frozenset[Unit]:
+        return await self._job(super().active(units))
+
+    async def sockets(self, unit: Unit) -> tuple[Unit, ...]:
+        return await self._job(super().sockets(unit))
+
+    async def stop(self, unit: Unit) -> None:
+        await self._job(super().stop(unit))
+
+    async def start(self, unit: Unit) -> None:
+        if LIFE.get() is None:
+            await super().start(unit)
+        else:
+            await self._job(super().start(unit))
+
+    async def queue_start(self, unit: Unit) -> None:
+        await self._job(super().queue_start(unit))
+
+    async def end_session(self, session: str) -> None:
+        self._watcher.ends_session(session)
+        await self._job(super().end_session(session))
+
+    async def inhibit(self, gpu: str) -> None:
+        await self._job(super().inhibit(gpu))
+
+    async def release(self, gpu: str) -> None:
+        await self._job(super().release(gpu))
+
+
+@dataclass
+class Disk:
+    """Where the journal is kept: it lives as long as the machine.
+
+    `full`: nothing can be written but where room was reserved; `read_only`: nothing at all. `failing`: so many writes
+    from now on fail with EIO.
+    """
+
+    pages: dict[str, bytes]
+    aside: list[bytes]
+    reserved: set[str]
+    full: bool = False
+    read_only: bool = False
+    failing: int = 0
+
+    @classmethod
+    def empty(cls) -> Disk:
+        return cls({}, [], set())
+
+    def healthy(self) -> None:
+        self.full, self.read_only, self.failing = False, False, 0
+
+
+class ServiceStore:
+    """The journal's store (`gpuswitch.switch.store`), as one life of the service has it.
+
+    Each write happens whole, or not at all: that is what a store has to promise.
+    """
+
+    def __init__(self, disk: Disk, life: Life) -> None:
+        self._disk = disk
+        self._life = life
+
+    def names(self) -> list[str]:
+        self._life.check()
+        return sorted(self._disk.pages)
+
+    def where(self, name: str) -> str:
+        return f"page {name}"
+
+    def read(self, name: str) -> bytes:
+        self._life.check()
+        if name not in self._disk.pages:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return self._disk.pages[name]
+
+    def reserve(self, name: str) -> None:
+        self._write()
+        if self._disk.full and name not in self._disk.reserved:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._disk.reserved.add(name)
+        self._life.reached(WRITTEN)
+
+    def replace(self, name: str, content: bytes) -> None:
+        self._write()
+        if self._disk.full:
+            if name not in self._disk.reserved:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # What the old page leaves is not enough to reserve as much again.
+            self._disk.reserved.discard(name)
+        self._disk.pages[name] = content
+        self._life.reached(WRITTEN)
+
+    def remove(self, name: str) -> None:
+        self._write()
+        self._disk.pages.pop(name, None)
+        self._disk.reserved.discard(name)
+        self._life.reached(WRITTEN)
+
+    def set_aside(self, name: str) -> None:
+        self._write()
+        self._disk.aside.append(self._disk.pages.pop(name))
+        self._life.reached(WRITTEN)
+
+    def _write(self) -> None:
+        self._life.reached(WRITE)
+        if self._disk.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if self._disk.failing:
+            self._disk.failing -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def _started(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    FROM.set(_SERVICE)
+    task = asyncio.get_running_loop().create_task(work)
+    # Nobody may be left to hear of it.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
+
+
+def _loop() -> SimulatedLoop:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, SimulatedLoop)
+    return loop

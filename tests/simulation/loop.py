@@ -1,0 +1,214 @@
+"""An event loop of handles and timers and nothing else. Its clock jumps, and a whole program can be killed on it.
+
+Everything that runs here is part of a `Life`, or of the world around it (None). A life ends like a process that gets
+SIGKILL: between two steps of its tasks, or at a point that it has `reached`, and nothing of it runs on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+LIFE: ContextVar[Life | None] = ContextVar("LIFE", default=None)
+"""Whose step runs now."""
+AWAIT = "await"
+"""The point that a life reaches whenever one of its tasks waits."""
+_ROUNDS = 50
+
+
+class Killed(BaseException):
+    """The life of whoever gets this is over. Nothing may catch it."""
+
+
+@dataclass
+class Fuse:
+    """Ends a life when it reaches such a point the `left`-th time from now."""
+
+    point: str
+    left: int
+
+
+class Life:
+    """One run of a program: what ends together. `counts` are the points that it reached, each so many times."""
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.counts: Counter[str] = Counter()
+        self.fuse: Fuse | None = None
+
+    def check(self) -> None:
+        """Raise `Killed` where it is over."""
+        if not self.alive:
+            raise Killed
+
+    def reached(self, point: str) -> None:
+        """Here it may end.
+
+        Raises:
+            Killed: it does, or it has ended before.
+        """
+        if not self.alive or self.ends_at(point):
+            raise Killed
+
+    def ends_at(self, point: str) -> bool:
+        """Count this point; whether the life ends there."""
+        self.counts[point] += 1
+        fuse = self.fuse
+        if fuse is not None and fuse.point == point:
+            fuse.left -= 1
+            if fuse.left <= 0:
+                self.alive = False
+                return True
+        return False
+
+
+class _Handle(asyncio.Handle):
+    """As its base, which asks each time whether it is to be debugged."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[object, ...], loop: SimulatedLoop, context: Context | None
+    ) -> None:
+        self._context = context if context is not None else copy_context()
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+
+
+class SimulatedLoop(asyncio.BaseEventLoop):
+    """Starts at second 0, and jumps to the next timer where nothing is to be done before.
+
+    `ended` is called with each life that a fuse has ended; `timed` with each timer that a life sets: its callback, and
+    how many seconds.
+    """
+
+    _ready: deque[asyncio.Handle]
+    ended: Callable[[Life], None]
+    timed: Callable[[Callable[..., object], float], None]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._numbers = itertools.count()
+        self._begun: asyncio.Task[object] | None = None
+        self.ended = lambda _: None
+        self.timed = lambda _, __: None
+
+    def time(self) -> float:
+        return self._now
+
+    def call_soon(
+        self, callback: Callable[..., object], *args: object, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle = _Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: object, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._numbers), handle))
+        if LIFE.get() is not None:
+            self.timed(callback, when - self._now)
+        return handle
+
+    def create_task(  # type: ignore[override]  # of what may be awaited, coroutines are all that is used here
+        self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
+    ) -> asyncio.Task[T]:
+        task = asyncio.Task(coro, loop=self, name=name, context=context)
+        if (life := LIFE.get()) is not None:
+            life.tasks.append(task)
+            if not life.alive:
+                # It is unwound, and begins nothing any more.
+                task.cancel()
+        return task
+
+    def run_as(self, life: Life | None, work: Callable[..., T], *args: object) -> T:
+        """Call this as part of a life, or of the world around it: so are the tasks that it starts."""
+        context = copy_context()
+        context.run(LIFE.set, life)
+        return context.run(work, *args)
+
+    def begin(self, life: Life | None, work: Coroutine[Any, Any, object]) -> None:
+        """Start this as part of a life, or of the world around it; nobody waits for its end."""
+        self._begun = self.run_as(life, self.create_task, work)
+
+    def timers(self, life: Life) -> list[float]:
+        """When the timers are due that this life waits for."""
+        return sorted(when for when, _, t in self._timers if not t.cancelled() and _whose(t) is life)
+
+    def end(self, life: Life) -> None:
+        """Unwind all that is left of it, now, before anything else happens. It had its last effect already."""
+        life.alive = False
+        others = deque[asyncio.Handle]()
+        for _ in range(_ROUNDS):
+            waiting = [task for task in life.tasks if not task.done()]
+            for task in waiting:
+                task.cancel()
+            while self._ready:
+                handle = self._ready.popleft()
+                if _whose(handle) is not life:
+                    others.append(handle)
+                elif not handle.cancelled():
+                    handle._run()
+            if not waiting:
+                break
+        else:
+            raise RuntimeError(f"these do not end: {[task for task in life.tasks if not task.done()]}")
+        for task in life.tasks:
+            # So that nobody is told that it was not heeded.
+            if not task.cancelled():
+                task.exception()
+        life.tasks.clear()
+        self._ready = others
+        self._timers = [entry for entry in self._timers if _whose(entry[2]) is not life]
+        heapq.heapify(self._timers)
+
+    def _run_once(self) -> None:
+        """One handle, or one jump of the clock."""
+        timers, ready = self._timers, self._ready
+        while timers and (timers[0][0] <= self._now or timers[0][2].cancelled()):
+            timer = heapq.heappop(timers)[2]
+            if not timer.cancelled():
+                ready.append(timer)
+        if not ready:
+            if not timers:
+                raise RuntimeError("everything waits for something that will never happen")
+            self._now = timers[0][0]
+            return
+        handle = ready.popleft()
+        if handle.cancelled():
+            return
+        handle._run()
+        life = _whose(handle)
+        if life is not None and life.tasks and (not life.alive or life.ends_at(AWAIT)):
+            self.end(life)
+            self.ended(life)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It goes when its time comes."""
+
+    def _process_events(self, event_list: object) -> None:
+        """There are none."""
+
+    def _write_to_self(self) -> None:
+        """Nothing sleeps that would have to be woken."""
+
+
+def _whose(handle: asyncio.Handle) -> Life | None:
+    context: Context = handle._context  # type: ignore[attr-defined]  # 3.12 has get_context(), 3.11 has not
+    return context.get(LIFE)

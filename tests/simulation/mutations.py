@@ -1,0 +1,249 @@
+"""Faults put into the heart on purpose: for each invariant at least one that breaks it.
+
+Each puts the fault in through a `pytest.MonkeyPatch`, which takes it out again. A simulation that does not notice them
+proves nothing when it finds nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+
+from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.owner import Owner
+from gpuswitch.model.policy import Busy
+from gpuswitch.model.states import State
+from gpuswitch.switch import engine, guards, observe, prepare, running, standing
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.arbiter import Arbiter
+from gpuswitch.switch.engine import Engine
+from gpuswitch.switch.fleet import Fleet
+from gpuswitch.switch.inquiry import Inquiry
+from gpuswitch.switch.journal import Journal
+from gpuswitch.switch.letting_go import CheckHolders
+from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.owners import Owners
+from gpuswitch.switch.prepare import Preparation
+from gpuswitch.switch.steps import AimOverrides, HoldGroup, KeepAwake, RestorePower
+from gpuswitch.switch.surroundings import LetSleep
+from tests.simulation.story import Event, Story
+
+
+class Mutation(NamedTuple):
+    """A fault in the heart, and the invariants of which it breaks at least one; `story`: the one that shows it."""
+
+    name: str
+    numbers: frozenset[int]
+    put_in: Callable[[pytest.MonkeyPatch], None]
+    story: Story | None = None
+
+
+ALL: list[Mutation] = []
+_A_MACHINE_ASKS = Event("vm", 0, "asks", 1)
+_WHILE_THE_FIRST_WAITS = Story(
+    "plain", "wait", (Event("program", 0, "opens"), Event("ask", 0, "vfio"), Event("ask", 0, "vfio", seconds=1.0))
+)
+
+
+def _breaks(
+    *numbers: int, story: Story | None = None
+) -> Callable[[Callable[[pytest.MonkeyPatch], None]], Callable[[pytest.MonkeyPatch], None]]:
+    def kept(put_in: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.MonkeyPatch], None]:
+        ALL.append(Mutation(put_in.__name__, frozenset(numbers), put_in, story))
+        return put_in
+
+    return kept
+
+
+async def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+@_breaks(1)
+def nobody_looks_before_the_unbind(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(CheckHolders, "apply", _nothing)
+
+
+@_breaks(1)
+def units_start_while_others_need_them_stopped(patch: pytest.MonkeyPatch) -> None:
+    async def start(self: Arbiter, gpu: object, unit: Any, *, wait: bool = True) -> None:
+        await self._systemd.start(unit)
+
+    patch.setattr(Arbiter, "start", start)
+
+
+@_breaks(2)
+def half_way_counts_as_there(patch: pytest.MonkeyPatch) -> None:
+    seen = observe.observe
+
+    def observed(gpu: Gpu, facts: HostFacts, owed: Owed) -> State:
+        found = seen(gpu, facts, owed)
+        half = found is State.UNKNOWN and any(f.on_vfio for f in gpu.present(facts))
+        return State.VFIO if half else found
+
+    patch.setattr(standing, "observe", observed)
+
+
+@_breaks(3)
+def power_is_not_restored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RestorePower, "apply", _nothing)
+
+
+@_breaks(3)
+def overrides_stay_when_a_switch_is_taken_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(AimOverrides, "revert", _nothing)
+
+
+@_breaks(3)
+def owed_units_are_forgotten(patch: pytest.MonkeyPatch) -> None:
+    keep = standing.Standing._keep
+
+    def forgetful(self: standing.Standing, entry: Any) -> None:
+        keep(self, replace(entry, owed=replace(entry.owed, units=())))
+
+    patch.setattr(standing.Standing, "_keep", forgetful)
+
+
+@_breaks(3)
+def the_last_step_is_not_taken_back(patch: pytest.MonkeyPatch) -> None:
+    back = engine.Engine.back
+
+    async def skipping(self: Engine) -> None:
+        self._begun = self._begun[:-1]
+        await back(self)
+
+    patch.setattr(Engine, "back", skipping)
+
+
+@_breaks(3)
+def the_machine_never_sleeps_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LetSleep, "apply", _nothing)
+    patch.setattr(Actor, "pay", _nothing)
+
+
+@_breaks(4)
+def the_kernel_is_waited_for(patch: pytest.MonkeyPatch) -> None:
+    class Patient:
+        def __getattr__(self, name: str) -> object:
+            return (lambda _: asyncio.timeout(None)) if name == "timeout" else getattr(asyncio, name)
+
+    patch.setattr(engine, "asyncio", Patient())
+
+
+@_breaks(4)
+def a_wedged_gpu_is_written_to(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Engine, "back", _written_to)
+    patch.setattr(running.Running, "_returned", _hurried)
+
+
+async def _written_to(self: Engine) -> None:
+    while self._begun:
+        _, step = self._begun.pop()
+        await step.revert(self._hands)
+
+
+async def _hurried(self: running.Running) -> None:
+    await self._new_engine((KeepAwake({}),)).forward()
+
+
+@_breaks(3, 5)
+def the_journal_is_not_written(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Journal, "save", lambda *_: None)
+
+
+@_breaks(5)
+def nobody_takes_up_what_a_dead_service_left(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Actor, "adopt", _nothing)
+
+
+@_breaks(6, story=_WHILE_THE_FIRST_WAITS)
+def two_switches_may_run(patch: pytest.MonkeyPatch) -> None:
+    async def request(self: Actor, target: State, *others: Any, **_: Any) -> object:
+        preparation = replace(self._preparation(others[0]), state=State.UNKNOWN)
+        return await self._begun(preparation, target, others[1])
+
+    def set_out(self: Actor, switch: Any, trigger: str = "") -> None:
+        self._make_current(switch)
+        if not self.state.moving:
+            self._fire_start(switch.target, trigger)
+        self._tell()
+
+    patch.setattr(Actor, "request", request)
+    patch.setattr(Actor, "_set_out", set_out)
+    patch.setattr(Preparation, "holds_true", lambda *_: True)
+
+
+@_breaks(7)
+def the_group_is_not_held(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(HoldGroup, "apply", _nothing)
+    patch.setattr(Preparation, "_hold_groups", _nothing)
+
+
+@_breaks(7, story=Story("pair", "refuse", (_A_MACHINE_ASKS, Event("vm", 0, "is released", 3, seconds=1.0))))
+def any_machine_that_ends_lets_go_of_all(patch: pytest.MonkeyPatch) -> None:
+    release = Owners.release
+
+    def released(self: Owners, _: Owner, reason: str) -> None:
+        for owner in {actor.owner for actor in self._actors() if actor.owner is not None}:
+            release(self, owner, reason)
+
+    patch.setattr(Owners, "release", released)
+
+
+@_breaks(7, story=Story("pair", "refuse", (_A_MACHINE_ASKS, Event("ask", 0, "host", seconds=1.0))))
+def it_is_taken_from_who_is_about_to_open_it(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Actor, "_refuse_owned", lambda *_: None)
+
+
+@_breaks(8)
+def refusals_say_nothing(patch: pytest.MonkeyPatch) -> None:
+    def refusal(blockers: Iterable[guards.Blocker]) -> Exception:
+        return next(iter(blockers)).error("")
+
+    patch.setattr(prepare, "refusal", refusal)
+    patch.setattr("gpuswitch.switch.inquiry.refusal", refusal)
+
+
+@_breaks(8)
+def only_one_of_all_is_named(patch: pytest.MonkeyPatch) -> None:
+    said = guards.refusal
+
+    def refusal(blockers: Iterable[guards.Blocker]) -> Exception:
+        return said(list(blockers)[:1])
+
+    patch.setattr(prepare, "refusal", refusal)
+    patch.setattr("gpuswitch.switch.inquiry.refusal", refusal)
+
+
+@_breaks(9)
+def a_step_sleeps(patch: pytest.MonkeyPatch) -> None:
+    async def verify(*_: object) -> None:
+        await asyncio.sleep(0.1)
+
+    patch.setattr(KeepAwake, "verify", verify)
+
+
+@_breaks(9)
+def an_idle_service_looks_again_and_again(patch: pytest.MonkeyPatch) -> None:
+    look = Fleet.look
+
+    def looks(self: Fleet) -> None:
+        look(self)
+        asyncio.get_running_loop().call_later(60.0, self.look)
+
+    patch.setattr(Fleet, "look", looks)
+
+
+@_breaks(10)
+def programs_are_killed_whatever_the_policy(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Inquiry, "_busy", property(lambda _: Busy.KILL))
+
+
+@_breaks(3, 5)
+def what_is_owed_is_forgotten_after_a_failure(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(standing.Standing, "_owed_after", lambda *_: NOTHING)

@@ -1,0 +1,181 @@
+"""What must be so when nothing is under way: the invariants that only time can break."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import cast
+
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.holders import Unit
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from tests.simulated.bed import Settings, Snapshot, snapshot
+from tests.simulation.invariants import Book
+from tests.simulation.judge import ANSWER_SECONDS
+from tests.simulation.loop import Life
+from tests.simulation.world import World
+
+START_SECONDS = 2000.0
+_EXCUSED_BY = {
+    "StartUnits": {"units"},
+    "StopUnits": {"units"},
+    "AwaitHolders": {"units"},
+    "RestoreConsoles": {"consoles"},
+    "MoveConsoles": {"consoles"},
+    # Where the driver's frame buffer comes from.
+    "LoadModules": {"modules", "consoles"},
+    "UnloadModules": {"modules", "consoles"},
+    "RestorePersistence": {"persistent"},
+    "Persistence": {"persistent"},
+}
+"""What a step that is no condition for coming home may leave behind, where it was made to fail."""
+
+
+def meanwhile(world: World) -> None:
+    """At any time: whoever asked is answered, and whoever works gets on."""
+    judge = world.judge
+    world.tenants.untouched()
+    for ask in judge.asks:
+        if judge.now - ask.began > ANSWER_SECONDS * (1 + ask.before):
+            judge.broken(4, f"{ask.what} of {ask.actor.gpu.address} has no answer after {judge.now - ask.began:g} s")
+            judge.asks.remove(ask)
+            break
+    service = world.service
+    if service is None or service.fleet is None:
+        return
+    for actor in world.loop.run_as(service.life, service.fleet.stalled):
+        judge.broken(4, f"{actor.gpu.address} stands still: {actor.state} since {actor.progress:g} s")
+    if not service.ready and service.life.alive and judge.now - judge.started > START_SECONDS:
+        judge.broken(4, "the service is not ready")
+
+
+def in_trouble(world: World) -> None:
+    """A long time has passed, and the kernel may still have what it was given."""
+    meanwhile(world)
+    service = world.ready
+    if service is None or service.fleet is None:
+        world.judge.broken(4, "the service does not run, or is not ready")
+        return
+    for actor in service.fleet.actors.values():
+        world.judge.explained(actor, "after a long time")
+
+
+def at_rest(world: World) -> None:
+    """The kernel has returned, nothing goes wrong any more, and a long time has passed."""
+    judge = world.judge
+    meanwhile(world)
+    for ask in judge.asks:
+        judge.broken(4, f"{ask.what} of {ask.actor.gpu.address} has no answer")
+    service = world.ready
+    if service is None or service.fleet is None:
+        judge.broken(5, "the service does not run, or is not ready")
+        return
+    actors = list(service.fleet.actors.values())
+    for actor in actors:
+        judge.explained(actor, "at rest")
+        judge.split(actor, 0.0)
+        world.tenants.at_rest(actor)
+        if actor.state is State.WEDGED and world.machine.workers and not _stuck(world, actor):
+            judge.broken(4, f"{actor.gpu.address} is wedged, and the kernel has returned")
+        if actor.state is State.UNKNOWN and actor.gpu.address not in judge.meddled and not judge.torn:
+            judge.broken(5, f"{actor.gpu.address} is unknown, and nobody else moved it: {actor.reason}")
+    if times := world.loop.timers(service.life):
+        judge.broken(9, f"an idle service waits for {len(times)} timers, the first one at {times[0]:g} s")
+    _nothing_left(world, service.life)
+    _around(world, actors)
+
+
+def _nothing_left(world: World, life: Life) -> None:
+    """Of what ended: no error that nobody heeds, no group that is held for a switch."""
+    for task in life.tasks:
+        if task.done() and not task.cancelled() and getattr(task, "_log_traceback"):  # noqa: B009 -- typeshed lacks it
+            world.judge.fault(f"nobody heeds {task.exception()!r}")
+    for number, group in world.machine.groups():
+        if (group.opened_by or "").startswith("the worker of"):
+            world.judge.broken(7, f"{group.opened_by} has group {number} open, and no switch runs")
+
+
+def _stuck(world: World, actor: Actor) -> bool:
+    return any(w.pending for w in world.machine.workers.values() if str(actor.gpu.address) in w.user)
+
+
+def _around(world: World, actors: Iterable[Actor]) -> None:
+    """Units that are down are owed by somebody; at home, nothing is left of what was around a switch."""
+    judge = world.judge
+    if world.others_wait or judge.torn:
+        return
+    excused = _excused(world)
+    owed = _owed_units(world)
+    now = snapshot(world.machine)
+    down = [unit for unit in judge.home if isinstance(unit, Unit) and judge.home[unit] == "active" != now[unit]]
+    for unit in down if "units" not in excused else ():
+        if unit.name not in owed and str(unit) not in judge.units_touched:
+            judge.broken(3, f"{unit} is {now[unit]}, and nobody owes it")
+    if not excused and not judge.meddled and all(a.state is State.HOST and not a.bound for a in actors):
+        _compare(judge, {k: v for k, v in judge.home.items() if not isinstance(k, Unit)}, now)
+
+
+def _owed_units(world: World) -> set[str]:
+    """As the journal has it."""
+    pages = [json.loads(page) for page in world.disk.pages.values()]
+    return {name for page in pages for name, _ in page["owed"]["units"]}
+
+
+def _excused(world: World) -> set[str]:
+    hit = {struck.at.step for struck, wrong in world.trouble.hit if wrong != "delay"}
+    excused = {what for step in hit for what in _EXCUSED_BY.get(step, ())}
+    if any(struck.operation == "start_unit" for struck, _ in world.trouble.hit):
+        excused.add("units")
+    slow = any(wrong in {"hang", "late", "error"} for _, wrong in world.trouble.hit)
+    # One that was on its way when the service was killed comes after the next one has looked.
+    if slow or any(struck.operation == "inhibit" for struck, _ in world.trouble.hit):
+        excused.add("inhibitors")
+    return excused
+
+
+def came_home(world: World) -> None:
+    """Everybody was asked to come home, and nothing was in the way."""
+    for gpu in world.stage.gpus:
+        actor = world.actor(gpu)
+        if actor is None:
+            world.judge.broken(5, f"nobody answers for {gpu}")
+        elif actor.state is not State.HOST:
+            world.judge.broken(5, f"{gpu} is {actor.state}, and should have come home: {actor.reason}")
+
+
+def is_home(world: World) -> bool:
+    return not world.disk.pages and snapshot(world.machine) == world.judge.home
+
+
+def at_home(world: World) -> None:
+    """The machine is as it was when it was booted, and nobody owes anything."""
+    judge = world.judge
+    excused = _excused(world) - {"inhibitors", "units"}
+    if judge.meddled:
+        # A card that is pulled takes the consoles from where they were.
+        excused |= {"consoles"}
+    if judge.torn:
+        # What was owed was written on the page that was torn.
+        excused |= {"consoles", "modules", "persistent", "boot frame buffers", "settings"}
+    home = {k: v for k, v in judge.home.items() if k not in excused}
+    if "settings" in excused:
+        home = {k: v for k, v in home.items() if not isinstance(k, PciAddress)}
+    _compare(judge, home, snapshot(world.machine))
+    if world.disk.pages:
+        judge.broken(3, f"the journal still says {world.disk.pages}")
+    came_home(world)
+
+
+def _compare(judge: Book, home: Snapshot, now: Snapshot) -> None:
+    for what in home.keys() | now.keys() if len(home) == len(judge.home) else home.keys():
+        if home.get(what) != now.get(what):
+            judge.broken(3, f"{what} was {home.get(what)}, and is {now.get(what)}")
+
+
+def settings_at_home(world: World, function: PciAddress) -> Settings:
+    return cast("Settings", world.judge.home[function])
+
+
+def modules_at_home(world: World) -> Iterable[str]:
+    return sorted(cast("frozenset[str]", world.judge.home["modules"]))

@@ -1,0 +1,157 @@
+"""The machines that the simulation plays on: some from the catalogue, and small ones with several GPUs that share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from gpuswitch.config import Config, GpuConfig
+from gpuswitch.host.simulated import catalogue as parts
+from gpuswitch.host.simulated.catalogue import AMD, INTEL, NVIDIA, REALTEK, Slot, port
+from gpuswitch.host.simulated.devices import Device
+from gpuswitch.host.simulated.host import SimulatedHost
+from gpuswitch.host.simulated.kernel import Machine
+from gpuswitch.host.simulated.scenarios import PERSISTENCED, SCENARIOS, WIREPLUMBER, boot
+from gpuswitch.model.address import PciAddress
+from gpuswitch.tables import Defaults
+from tests.simulated.bed import GPUS
+
+_NEIGHBOUR = PciAddress.parse("0000:02:00.0")
+"""The network card of the scenario `shared`."""
+_DISPLAY_MANAGER = "display-manager.service"
+
+
+def pair() -> SimulatedHost:
+    """Two GeForce cards with sound, on the same modules, daemon and PipeWire; Intel graphics draws the screen."""
+    intel = Slot("0000:00:02", 1).function(0, INTEL, 0x46A6, parts.VGA, boot_display=True)
+    return _with_daemons(boot([intel, *_two_geforces()]))
+
+
+def twins() -> SimulatedHost:
+    """The same without the Intel graphics: the first card draws the screen."""
+    return _with_daemons(boot(_two_geforces()))
+
+
+def _two_geforces() -> list[Device]:
+    devices = []
+    for number in (1, 2):
+        slot = Slot(f"0000:0{number}:00", 10 + number, f"0000:00:1{number}.0")
+        devices += [
+            port(f"0000:00:1{number}.0", number + 1),
+            slot.function(0, NVIDIA, 0x2484, parts.VGA, sleeps=number == 1),
+            slot.function(1, NVIDIA, 0x228B, parts.AUDIO),
+        ]
+    return devices
+
+
+def trio() -> SimulatedHost:
+    """Three data centre GPUs, all of which nvidia's daemon has open."""
+    return _with_daemons(
+        boot([Slot(f"0000:{n}1:00", 10 + n).function(0, NVIDIA, 0x20F1, parts.DISPLAY_3D) for n in (1, 2, 3)])
+    )
+
+
+def crowded() -> SimulatedHost:
+    """A GeForce that draws the screen and has a network card and a disk in its group: not to be given away."""
+    slot = Slot("0000:01:00", 1, "0000:00:01.0")
+    return boot(
+        [
+            port("0000:00:01.0", 1),
+            slot.function(0, NVIDIA, 0x2484, parts.VGA, boot_display=True),
+            slot.function(1, NVIDIA, 0x228B, parts.AUDIO),
+            Slot("0000:02:00", 1).function(0, REALTEK, 0x8168, parts.ETHERNET),
+            Slot("0000:03:00", 1).function(0, INTEL, 0xF1A8, parts.NVME),
+        ]
+    )
+
+
+def bare() -> SimulatedHost:
+    """A Radeon of one function that nobody has open, beside the Intel graphics: the shortest of all plans."""
+    return boot(
+        [
+            Slot("0000:00:02", 1).function(0, INTEL, 0x46A6, parts.VGA, boot_display=True),
+            Slot("0000:03:00", 13, "0000:00:1c.0").function(0, AMD, 0x73BF, parts.VGA),
+        ]
+    )
+
+
+def mixed() -> SimulatedHost:
+    """A Radeon and a GeForce, each with sound: they share PipeWire and the sound driver, and no module of their own."""
+    radeon = Slot("0000:03:00", 13, "0000:00:03.0")
+    geforce = Slot("0000:01:00", 11, "0000:00:01.0")
+    return _with_daemons(
+        boot(
+            [
+                port("0000:00:01.0", 2),
+                geforce.function(0, NVIDIA, 0x2484, parts.VGA),
+                geforce.function(1, NVIDIA, 0x228B, parts.AUDIO),
+                port("0000:00:03.0", 3),
+                radeon.function(0, AMD, 0x73BF, parts.VGA, boot_display=True),
+                radeon.function(1, AMD, 0xAB28, parts.AUDIO),
+            ]
+        )
+    )
+
+
+def _with_daemons(host: SimulatedHost) -> SimulatedHost:
+    host.machine.run("nvidia-persistenced", unit=PERSISTENCED, opens="nvidia")
+    host.machine.run("wireplumber", uid=1000, unit=WIREPLUMBER, opens="sound", polite=True)
+    return host
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A machine to boot, and its GPUs that are asked to move."""
+
+    name: str
+    boot: Callable[[], SimulatedHost]
+    gpus: tuple[PciAddress, ...]
+
+    def machine(self) -> Machine:
+        return self.boot().machine
+
+    def slots(self) -> tuple[str, ...]:
+        return tuple(gpu.slot_name for gpu in self.gpus)
+
+
+def _stage(name: str, boots: Callable[..., SimulatedHost], *gpus: str) -> Stage:
+    return Stage(name, boots, tuple(PciAddress.parse(gpu) for gpu in gpus))
+
+
+SCENARIO_STAGES = tuple(_stage(name, SCENARIOS[name], gpu) for name, gpu in GPUS.items())
+STAGES: Mapping[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        *SCENARIO_STAGES,
+        _stage("pair", pair, "0000:01:00.0", "0000:02:00.0"),
+        _stage("twins", twins, "0000:01:00.0", "0000:02:00.0"),
+        _stage("trio", trio, "0000:11:00.0", "0000:21:00.0", "0000:31:00.0"),
+        _stage("crowded", crowded, "0000:01:00.0"),
+        _stage("bare", bare, "0000:03:00.0"),
+        _stage("mixed", mixed, "0000:01:00.0", "0000:03:00.0"),
+    )
+}
+
+RULES: Mapping[str, Mapping[str, object]] = {
+    "refuse": {},
+    "wait": {"busy": "wait", "wait_seconds": 30.0},
+    "terminate": {"busy": "terminate", "grace_seconds": 5.0},
+    "kill": {"busy": "kill", "grace_seconds": 5.0},
+    "unload": {"module_policy": "always"},
+    "stay": {"module_policy": "never", "announce_display": True, "on_release": "stay"},
+    "rough": {"reset_on_failure": True, "rescan_on_failure": True},
+    "after": {"after_host": str(PERSISTENCED), "end_sessions": True},
+}
+"""What the configuration says, by a word for it."""
+
+
+@cache
+def settings(stage: str, rules: str) -> Config:
+    """A configuration under which the GPUs of this stage may go, and these rules for all of them."""
+    display_manager = (_DISPLAY_MANAGER,) if stage == "single" else ()
+    chosen = {"allow_boot_display": True, "stop_units": display_manager} | dict(RULES[rules])
+    own = Defaults.model_validate(chosen)
+    members = (_NEIGHBOUR,) if stage == "shared" else ()
+    gpus = tuple(GpuConfig(gpu, managed=True, rules=own, members=members) for gpu in STAGES[stage].gpus)
+    return Config(gpus=gpus, defaults=own)

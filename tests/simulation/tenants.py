@@ -1,0 +1,168 @@
+"""The virtual machines of a world, which live as libvirt has them live, and what they may expect."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuswitch.errors import Failed, KernelError
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.owner import Owner
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.record import Asker
+from tests.simulated.bed import Settings
+from tests.simulation.invariants import Ask, difference
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+_HOOK = Asker(uid=0, command="libvirt-hook")
+_QEMU_SECONDS = 2.0
+"""From libvirt's `prepare` until QEMU has opened its devices."""
+
+
+class Tenants:
+    """Checks invariants 5 and 7: what machines have stays as it is, and goes back when they are done with it."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._lent: dict[str, dict[PciAddress, Settings]] = {}
+        """What they have open, as it was when they took it."""
+        self._promised: dict[PciAddress, tuple[str, float]] = {}
+        """What they were given and have not opened: whose it is, and until when."""
+        self._asking: set[str] = set()
+        """The machines whose hook waits for an answer."""
+        self._own: dict[str, tuple[PciAddress, ...]] = {}
+        """The machines that asked for their GPUs, and have them."""
+
+    # What libvirt does ----------------------------------------------------------------------------------------------
+
+    def asks(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
+        """`virsh start`: the hook asks for the GPUs; when it has them, QEMU starts."""
+        service, actor = self._world.ready, self._world.actor(gpus[0])
+        busy = self._runs(name) or name in self._own or name in self._asking
+        if service is None or service.fleet is None or actor is None or busy:
+            return
+        self._asking.add(name)
+        _ = self._world.ask(Ask(f"acquire for {name}", actor), lambda: self._acquired(name, gpus))
+
+    async def _acquired(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
+        service = self._world.ready
+        try:
+            if service is None or service.fleet is None:
+                raise Failed("the service is stopping")
+            actors = await service.fleet.owners.acquire(_owner(name), self._functions(gpus), _HOOK)
+        finally:
+            self._asking.discard(name)
+        self._own[name] = gpus
+        for actor in actors:
+            self._handed_over(name, actor)
+        loop = self._world.loop
+        loop.run_as(None, loop.call_later, _QEMU_SECONDS, self._starts, name, gpus)
+
+    def _handed_over(self, name: str, actor: Actor) -> None:
+        gpu = actor.gpu.address
+        self._promised[gpu] = name, self._now + actor.config.gpu(gpu).rules.start_grace
+        on_vfio = all(f.on_vfio for f in actor.gpu.present(self._world.machine.look()))
+        if not on_vfio and not self._world.judge.lately(gpu):
+            self._world.judge.broken(7, f"{gpu} is handed to {name}, and is {actor.state}")
+        if actor.owner != _owner(name):
+            self._world.judge.broken(7, f"{gpu} is handed to {name}, and belongs to {actor.owner}")
+
+    def _starts(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
+        """QEMU opens what it was promised; the hook says `started`."""
+        if name not in self._own:
+            return
+        if not self.takes(name, gpus):
+            self.released(name, "failed")
+        elif (service := self._world.ready) is not None and service.fleet is not None:
+            self._world.loop.run_as(service.life, service.fleet.owners.adopt, _owner(name), self._functions(gpus))
+
+    def takes(self, name: str, gpus: tuple[PciAddress, ...]) -> bool:
+        """A machine opens GPUs, whoever may have let it."""
+        judge, functions = self._world.judge, self._functions(gpus)
+        if self._runs(name):
+            return False
+        try:
+            self._world.machine.start_vm(name, functions)
+        except KernelError:
+            return False
+        judge.note(f"{name} runs with {' and '.join(map(str, gpus))}")
+        self._lent[name] = judge.settings(functions)
+        for gpu in gpus:
+            self._promised.pop(gpu, None)
+        return True
+
+    def ends(self, name: str, *, unheard: bool = False) -> None:
+        """Its QEMU ends, and libvirt says so; `unheard`: nobody is left to say it."""
+        self.untouched()
+        self._lent.pop(name, None)
+        self._world.machine.end(name)
+        if not unheard:
+            self.released(name, "shutdown")
+
+    def released(self, name: str, reason: str) -> None:
+        """The hook says that a machine is gone; it may be one that has nothing."""
+        self._own.pop(name, None)
+        for gpu in [gpu for gpu, (whose, _) in self._promised.items() if whose == name]:
+            del self._promised[gpu]
+        if (service := self._world.ready) is not None and service.fleet is not None:
+            self._world.judge.note(f"{name} is released: {reason}")
+            self._world.loop.run_as(service.life, service.fleet.owners.release, _owner(name), reason)
+
+    # What may be expected -------------------------------------------------------------------------------------------
+
+    def killed(self) -> None:
+        """Whoever was promised something has to look again."""
+        self._promised.clear()
+        self._asking.clear()
+
+    def moves(self, actor: Actor) -> None:
+        """A switch begins: of nothing that was promised to a machine which is about to open it."""
+        name, until = self._promised.get(actor.gpu.address, ("", 0.0))
+        if name and actor.switch is not None and actor.switch.target is State.HOST and self._now < until:
+            self._world.judge.broken(7, f"{actor.gpu.address} goes to the host, and {name} is about to open it")
+
+    def untouched(self) -> None:
+        """What machines have is as it was when they took it."""
+        for name, before in self._lent.items():
+            now = self._world.judge.settings(tuple(before))
+            meddled = any(self._world.judge.lately(gpu) for gpu in self._world.stage.gpus)
+            if now != before and not meddled:
+                self._world.judge.broken(5, f"{name} has it, and {difference(before, now)}")
+                self._lent[name] = now
+
+    def at_rest(self, actor: Actor) -> None:
+        """Who owns it has it; who does not run owns nothing."""
+        judge, gpu = self._world.judge, actor.gpu.address
+        if actor.owner is None or actor.state is State.WEDGED or judge.lately(gpu):
+            return
+        if str(gpu) not in self._world.machine.units.inhibitors and not self._world.trouble.hit:
+            judge.broken(3, f"{gpu} belongs to {actor.owner}, and the machine may sleep")
+        groups = {self._world.machine.devices[f].shape.iommu_group or 0 for f in actor.gpu.functions}
+        if any(self._world.machine.group(number).opened_by for number in groups):
+            # Whoever has it open: it is not given back while he does.
+            return
+        if not self._runs(actor.owner.name):
+            judge.broken(7, f"{gpu} belongs to {actor.owner}, which does not run")
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _now(self) -> float:
+        return self._world.loop.time()
+
+    def _runs(self, name: str) -> bool:
+        return self._world.machine.processes.named(name) is not None
+
+    def _functions(self, gpus: tuple[PciAddress, ...]) -> tuple[PciAddress, ...]:
+        return tuple(function for gpu in gpus for function in self._world.functions[gpu])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all machines that there may be."""
+        return tuple(dict.fromkeys((*self._own, *self._lent)))
+
+
+def _owner(name: str) -> Owner:
+    return Owner(name, f"uuid of {name}")

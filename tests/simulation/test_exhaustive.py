@@ -1,0 +1,26 @@
+"""Each step of each plan with everything that can go wrong at it, and every two of these in the shortest plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from gpuswitch.model.states import State
+from tests.simulation.exhaustive import PLANS, SHORTEST, TARGETS, Trial, pairs, singles, tried
+
+
+def broken(trials: Iterable[Trial]) -> dict[str, str]:
+    return {str(trial): str(violations[0]) for trial in trials if (violations := tried(trial).outcome.violations)}
+
+
+@pytest.mark.parametrize(("stage", "target"), PLANS, ids=str)
+def test_whatever_goes_wrong_at_any_step(stage: str, target: State) -> None:
+    assert broken(singles(stage, target, thorough=False)) == {}
+
+
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_any_two_things_go_wrong(target: State, part: int) -> None:
+    trials = [trial for number, trial in enumerate(pairs(SHORTEST, target, thorough=False)) if number % 4 == part]
+    assert broken(trials) == {}
