@@ -73,7 +73,7 @@ def pytest_runtest_makereport(
 def service_log(machine: Machine) -> str:
     try:
         return machine.sh(
-            "journalctl -u gpuswitchd -n 80 -o short-monotonic --no-pager", check=False, timeout=20
+            "journalctl -u 'gpuswitchd*' -n 80 -o short-monotonic --no-pager", check=False, timeout=20
         ).stdout
     except (RigError, TimeoutError) as error:
         return f"cannot be read: {error}"

@@ -48,6 +48,10 @@ class Agent:
         while b'{"ready":' not in self._channel.line(deadline):
             pass
 
+    def reconnect(self, channel: Channel) -> None:
+        """Go on with the channel of another QEMU; wait_ready() comes next."""
+        self._channel = channel
+
     def start(self, command: str, stdin: bytes, timeout: float) -> int:
         """Start a shell command with a deadline of so many seconds; gives the number to ask for its reply."""
         self._next += 1

@@ -13,7 +13,7 @@ from tests.vm.rig.agent import Agent
 from tests.vm.rig.channel import Channel
 from tests.vm.rig.errors import CommandFailedError, CommandTimeoutError, Result, RigError
 from tests.vm.rig.hardware import Hardware
-from tests.vm.rig.qemu import Qemu
+from tests.vm.rig.qemu import Qemu, make_overlay
 from tests.vm.rig.qmp import Qmp
 
 COMMAND_SECONDS = 120.0
@@ -75,7 +75,9 @@ class Machine:
     def __init__(self, hardware: Hardware, template: Path, *, clone: bool = True) -> None:
         """Start a clone of the template, or boot the template itself; both are there when this returns."""
         self._hardware = hardware
-        self._qemu = Qemu(hardware, template, clone=clone)
+        self._template = template
+        self._overlay = make_overlay(template) if clone else None
+        self._qemu = self._start(load=clone)
         self.agent = Agent(self._qemu.channels["agent"])
         try:
             with self.explained("not started"):
@@ -151,6 +153,17 @@ class Machine:
             self.qmp.execute("system_reset")
             self.agent.wait_ready(timeout)
 
+    def cut_power(self, *, timeout: float = BOOT_SECONDS) -> None:
+        """Pull the plug of a clone, and wait until the command channel of the new boot is there.
+
+        The disk is as the machine's kernel left it: what it had not written by then is lost.
+        """
+        self._qemu.kill()
+        self._qemu = self._start(load=False)
+        with self.explained("not booted"):
+            self.agent.reconnect(self._qemu.channels["agent"])
+            self.agent.wait_ready(timeout)
+
     def wait_off(self, *, timeout: float = COMMAND_SECONDS) -> None:
         """Wait until the machine has switched itself off."""
         with self.explained("not off"):
@@ -159,6 +172,8 @@ class Machine:
 
     def kill(self) -> None:
         self._qemu.kill()
+        if self._overlay is not None:
+            self._overlay.close()
 
     def save(self) -> None:
         """Make the booted template ready to be cloned, and end it."""
@@ -186,6 +201,10 @@ class Machine:
             raise self._qemu.gone() from None
         except TimeoutError:
             raise TimeoutError(f"{what} in time; the console:\n{self.console_tail()}") from None
+
+    def _start(self, *, load: bool) -> Qemu:
+        overlay = None if self._overlay is None else self._overlay.fileno()
+        return Qemu(self._hardware, self._template, overlay, load=load)
 
     def _begin(self, *, clone: bool) -> None:
         if clone:

@@ -6,13 +6,16 @@ import json
 import os
 import socket
 import subprocess
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 from tests.vm.rig.channel import Channel
 from tests.vm.rig.errors import MachineGoneError
 from tests.vm.rig.hardware import Hardware
 from tests.vm.rig.qmp import Qmp
+from tests.vm.rig.tools import run
 
 RAM, STATE, DISK, KERNEL, INITRD = "ram", "state", "disk.qcow2", "vmlinux", "initrd"
 """The files of a template's folder. QEMU runs in there, so that no path needs quoting."""
@@ -20,17 +23,19 @@ RAM, STATE, DISK, KERNEL, INITRD = "ram", "state", "disk.qcow2", "vmlinux", "ini
 STREAMS = ("qmp", "agent", "shell")
 
 
-def arguments(hardware: Hardware, streams: dict[str, int], console: int, *, clone: bool) -> list[str]:
-    """QEMU's arguments; streams are the numbers of connected sockets, console that of a file.
+def arguments(
+    hardware: Hardware, streams: dict[str, int], console: int, overlay: int | None, *, load: bool
+) -> list[str]:
+    """QEMU's arguments; streams are the numbers of connected sockets, console and overlay those of files.
 
     A template and its clones must differ in nothing but whether RAM and disk are written to.
     """
     memory = f"memory-backend-file,id=ram,size={hardware.memory_mib}M,mem-path={RAM}"
-    disk = f"file={DISK},format=qcow2,if=none,id=disk,cache=unsafe"
+    disk = DISK if overlay is None else f"/dev/fd/{overlay}"
     return [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", f"{hardware.machine},memory-backend=ram", "-m", f"{hardware.memory_mib}M"),
-        *("-object", f"{memory},share={'off' if clone else 'on'}"),
+        *("-object", f"{memory},share={'on' if overlay is None else 'off'}"),
         *("-accel", "tcg,thread=multi", "-cpu", hardware.processor, "-smp", str(hardware.processors)),
         *("-kernel", KERNEL, "-initrd", INITRD, "-append", hardware.kernel_arguments),
         *("-chardev", f"file,id=console,path=/dev/fd/{console}", "-serial", "chardev:console"),
@@ -38,21 +43,33 @@ def arguments(hardware: Hardware, streams: dict[str, int], console: int, *, clon
         *("-mon", "chardev=qmp,mode=control"),
         *("-audiodev", "none,id=silence"),
         *(word for device in hardware.devices for word in ("-device", json.dumps(dict(device)))),
-        *("-drive", f"{disk},snapshot=on" if clone else disk),
+        *("-drive", f"file={disk},format=qcow2,if=none,id=disk,cache=unsafe"),
         *("-device", "virtio-blk-pci,drive=disk,bus=pcie.0,addr=03.0,iommu_platform=on,disable-legacy=on"),
         *("-device", "virtio-serial-pci,bus=pcie.0,addr=04.0"),
         *("-device", "virtconsole,chardev=shell", "-device", "virtserialport,chardev=agent,name=rig.agent"),
         # tells a clone's kernel that it is one, so that no two draw the same random numbers
         *("-device", "vmgenid,guid=auto"),
-        *(["-incoming", "defer"] if clone else []),
+        *(["-incoming", "defer"] if load else []),
     ]
+
+
+def make_overlay(template: Path) -> IO[bytes]:
+    """A file without a name, for what a clone writes to its disk."""
+    file = tempfile.TemporaryFile(dir=os.environ.get("TMPDIR", "/var/tmp"))  # noqa: SIM115, S108 -- the caller closes it; where QEMU has its own
+    name = f"/dev/fd/{file.fileno()}"
+    backing = ("-b", template.resolve() / DISK, "-F", "qcow2")
+    run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, name], pass_fds=[file.fileno()])
+    return file
 
 
 class Qemu:
     """One QEMU process and the host's ends of its streams. It dies with the thread that made it."""
 
-    def __init__(self, hardware: Hardware, template: Path, *, clone: bool) -> None:
-        """Start it; MachineGoneError with QEMU's own words when it cannot."""
+    def __init__(self, hardware: Hardware, template: Path, overlay: int | None, *, load: bool) -> None:
+        """Start it; MachineGoneError with QEMU's own words when it cannot.
+
+        With an overlay (see `make_overlay`) it writes to that, without it to the template. `load`: load() follows.
+        """
         self._open = ExitStack()
         # files without a name: nothing is left behind, however we end
         self._console, self._log = os.memfd_create("console"), os.memfd_create("qemu.log")
@@ -61,12 +78,12 @@ class Qemu:
         ours, theirs = zip(*(socket.socketpair() for _ in STREAMS), strict=True)
         fds = {name: end.fileno() for name, end in zip(STREAMS, theirs, strict=True)}
         self.process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *arguments(hardware, fds, self._console, clone=clone)],
+            ["setpriv", "--pdeathsig", "KILL", *arguments(hardware, fds, self._console, overlay, load=load)],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             cwd=template,
-            pass_fds=(*fds.values(), self._console),
+            pass_fds=(*fds.values(), self._console, *([] if overlay is None else [overlay])),
         )
         for end in theirs:
             end.close()

@@ -41,8 +41,9 @@ def run(
     folder: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdin: bytes = b"",
+    pass_fds: Sequence[int] = (),
 ) -> bytes:
-    """Run a program that dies with us; gives its standard output.
+    """Run a program that dies with us, with these files of ours open; gives its standard output.
 
     Raises:
         RigError: it failed; the text ends with the last lines of its standard error.
@@ -54,6 +55,7 @@ def run(
         env={**os.environ, **(env or {})},
         input=stdin,
         capture_output=True,
+        pass_fds=pass_fds,
     )
     if done.returncode != 0:
         log = (done.stdout + done.stderr).decode(errors="replace").splitlines()[-40:]
