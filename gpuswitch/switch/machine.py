@@ -49,6 +49,11 @@ class GpuMachine:
         """
         self.trigger(trigger)
 
+    def end(self) -> None:
+        """It is not needed any more: the table forgets it."""
+        if self in TABLE.models:
+            TABLE.remove_model(self)
+
     def can(self, trigger: str) -> bool:
         """Whether an edge of that name leaves this state."""
         return any(edge.trigger == trigger and edge.source is self.state for edge in EDGES)

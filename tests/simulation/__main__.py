@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from gpuswitch.model.states import EDGES, State
 from tests.simulation import crew
 from tests.simulation.crew import Found, Sum
-from tests.simulation.exhaustive import Trial
+from tests.simulation.exhaustive import Trial, tried
 from tests.simulation.play import Outcome, played
 from tests.simulation.shrink import read, shrunk, written
 from tests.simulation.story import Story, told
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _replay(read(options.story))
     if options.seed is not None:
         return _replay(told(options.seed))
+    if options.trial is not None:
+        return _shown(tried(Trial.read(options.trial), trace=True).outcome)
     seeds = range(options.first, options.first + options.seeds)
     whole = (crew.everything if options.exhaustive else crew.stories)(seeds, options.jobs, _progress)
     print(file=sys.stderr)
@@ -50,6 +52,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--no-exhaustive", dest="exhaustive", action="store_false", help="leave out what is tried at every single step"
     )
     parser.add_argument("--seed", type=int, metavar="SEED", help="play this one again, and tell everything")
+    parser.add_argument("--trial", metavar="WORDS", help="try this one, as it was printed, and tell everything")
     parser.add_argument("--story", metavar="JSON", help="play this one, as it was printed, and tell everything")
     return parser.parse_args(arguments)
 
@@ -106,16 +109,19 @@ def _first_of_each(found: Iterable[Found]) -> list[Found]:
 
 def _tell(found: Found) -> None:
     if isinstance(found.by, Trial):
-        print(f"\n{found.by}: {found.violation}")
+        print(f"\n{found.violation}\n  --trial '{found.by}'")
         return
-    print(f"\nseed {found.by}: {found.violation}")
+    print(f"\n{found.violation}\n  --seed {found.by}")
     story = shrunk(told(found.by), found.violation.kind)
     print(f"  --story '{written(story)}'")
 
 
 def _replay(story: Story) -> int:
     print(f"stage {story.stage}, rules {story.rules}")
-    outcome = played(story, trace=True)
+    return _shown(played(story, trace=True))
+
+
+def _shown(outcome: Outcome) -> int:
     for line in outcome.trace:
         print(f"  {line}")
     for violation in outcome.violations:

@@ -31,6 +31,7 @@ _READS = frozenset(
 """What operations are called that change nothing, or are undone by the next."""
 _NOTHING_BETWEEN = frozenset({"unbind", "probe", "set driver_override of", "unload", "remove from the PCI bus"})
 """What may come between the look for holders and the unbind: steps that do the same to other functions."""
+_JOBS = frozenset({"stop_unit", "start_unit", "end_session"})
 
 
 class Deeds(Book):
@@ -90,6 +91,10 @@ class Deeds(Book):
             self.note(f"{'' if service else 'others: '}{struck.operation} {struck.subject}")
         if not service:
             return
+        living = self.world.service
+        if struck.operation in _JOBS and living is not None and living.life.alive and not living.said_ready:
+            # systemd may be waiting for us with that very job: the boot would stand still.
+            self.broken(4, f"{struck.operation} {struck.subject} before the service is ready")
         if struck.operation in {"unbind", "remove"}:
             self._lets_go(PciAddress.parse(struck.subject), struck)
         if struck.operation == "stop_unit":

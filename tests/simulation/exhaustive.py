@@ -20,10 +20,10 @@ from tests.simulation.stages import SCENARIO_STAGES
 from tests.simulation.trouble import Struck
 from tests.simulation.world import OPERATION, Mishap, World
 
-SHORTEST = "bare"
-"""The stage of the shortest plans."""
 TARGETS = (State.VFIO, State.HOST)
 BY_WORD = {str(target): target for target in TARGETS}
+SHORTEST = "bare"
+"""The stage of the shortest plans."""
 PLANS = tuple((stage.name, target) for stage in SCENARIO_STAGES for target in TARGETS)
 _LAST_STEPS = frozenset({"StartUnits", "LetSleep", "RestoreConsoles", "LoadModules", "AnnounceAgain"})
 """Those whose failure is no reason to take anything back."""
@@ -37,7 +37,18 @@ class Trial(NamedTuple):
     mishaps: tuple[Mishap, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.stage} to {self.target}: {', then '.join(f'{m.what} {m.nth}' for m in self.mishaps) or '-'}"
+        return " ".join((self.stage, str(self.target), *(f"{mishap.what} {mishap.nth}" for mishap in self.mishaps)))
+
+    @classmethod
+    def read(cls, text: str) -> Trial:
+        """What `str` wrote.
+
+        Raises:
+            ValueError, KeyError: it did not.
+        """
+        stage, target, *mishaps = text.split()
+        pairs = zip(mishaps[::2], mishaps[1::2], strict=True)
+        return cls(stage, BY_WORD[target], tuple(Mishap(what, int(nth)) for what, nth in pairs))
 
 
 class Tried(NamedTuple):

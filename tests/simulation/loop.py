@@ -21,6 +21,8 @@ LIFE: ContextVar[Life | None] = ContextVar("LIFE", default=None)
 AWAIT = "await"
 """The point that a life reaches whenever one of its tasks waits."""
 _ROUNDS = 50
+_TOO_MANY = 200_000
+"""Steps of all tasks at one moment; a story has a few thousand."""
 
 
 class Killed(BaseException):
@@ -103,6 +105,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now = 0.0
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
+        self._at_once = 0
         self._begun: asyncio.Task[object] | None = None
         self.ended = lambda _: None
         self.timed = lambda _, __: None
@@ -188,8 +191,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         if not ready:
             if not timers:
                 raise RuntimeError("everything waits for something that will never happen")
-            self._now = timers[0][0]
+            self._now, self._at_once = timers[0][0], 0
             return
+        self._at_once += 1
+        if self._at_once > _TOO_MANY:
+            raise RuntimeError(f"at {self._now:g} s, something goes on and on and waits for nothing")
         handle = ready.popleft()
         if handle.cancelled():
             return

@@ -151,6 +151,16 @@ async def _hurried(self: running.Running) -> None:
     await self._new_engine((KeepAwake({}),)).forward()
 
 
+@_breaks(4)
+def units_are_waited_for_before_the_service_is_ready(patch: pytest.MonkeyPatch) -> None:
+    prepared = running.Running._preparation_in
+
+    def patient(self: running.Running, state: State, options: Any, *, starting: bool) -> Preparation:
+        return replace(prepared(self, state, options, starting=starting), starting=False)
+
+    patch.setattr(running.Running, "_preparation_in", patient)
+
+
 @_breaks(3, 5)
 def the_journal_is_not_written(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "save", lambda *_: None)

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpuswitch.model.states import EDGES, State
 from gpuswitch.switch import journal
-from gpuswitch.switch.machine import GpuMachine
+from gpuswitch.switch.machine import TABLE, GpuMachine
 from tests.simulation import drive
 from tests.simulation.invariants import Violation
 from tests.simulation.loop import SimulatedLoop
@@ -105,7 +105,7 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _watched(outcome: Outcome) -> Iterator[None]:
     """Count the edges that are taken."""
-    fire = GpuMachine.fire
+    fire, known = GpuMachine.fire, len(TABLE.models)
 
     def counted(machine: GpuMachine, trigger: str) -> None:
         source = machine.state
@@ -117,3 +117,5 @@ def _watched(outcome: Outcome) -> Iterator[None]:
         yield
     finally:
         GpuMachine.fire = fire  # type: ignore[method-assign]  # as it was
+        # The table knows every machine that ever was, and would keep them all, and their worlds.
+        del TABLE.models[known:]

@@ -19,6 +19,11 @@ def test_whatever_goes_wrong_at_any_step(stage: str, target: State) -> None:
     assert broken(singles(stage, target, thorough=False)) == {}
 
 
+def test_a_trial_can_be_written_down() -> None:
+    trials = list(singles(SHORTEST, State.VFIO, thorough=True))
+    assert [Trial.read(str(trial)) for trial in trials] == trials
+
+
 @pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_any_two_things_go_wrong(target: State, part: int) -> None:

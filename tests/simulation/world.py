@@ -45,12 +45,13 @@ class Mishap(NamedTuple):
 
 @dataclass
 class Service:
-    """One run of it. `ready`: it has said so, and can be asked."""
+    """One run of it. `said_ready`: it has; `ready`: and can be asked, since it does not stop yet."""
 
     life: Life
     host: ServiceHost
     fleet: Fleet | None = None
     ready: bool = False
+    said_ready: bool = False
 
 
 class World:
@@ -101,7 +102,7 @@ class World:
         try:
             service.fleet = Fleet(service.host, self.config, journal, Ear(service.life, self.judge))
             await service.fleet.start()
-            service.ready = True
+            service.ready = service.said_ready = True
             self.judge.ready(service.fleet)
             await service.fleet.pay()
         except Exception as fault:  # noqa: BLE001 -- whatever it is, it is what we are looking for
