@@ -90,13 +90,10 @@ class Actor(Running):
                 return Plan(self.gpu, target, self._owed, ())
             return await self._prepared(preparation, target, to_begin=False)
 
-    async def request(
-        self, target: State, options: Options = _AS_CONFIGURED, asker: Asker = THE_SERVICE, *, starting: bool = False
-    ) -> Switch:
+    async def request(self, target: State, options: Options = _AS_CONFIGURED, asker: Asker = THE_SERVICE) -> Switch:
         """Start a switch to State.VFIO or State.HOST, or join the one that goes there already.
 
-        Where the GPU is there already, the switch that comes back is finished and had no steps. `starting`: the
-        service is, and waits for no systemd job.
+        Where the GPU is there already, the switch that comes back is finished and had no steps.
 
         Raises:
             GpuswitchError: refused, with every reason; nothing was changed.
@@ -111,9 +108,9 @@ class Actor(Running):
                     f"(switch {self.switch.id}): wait for that first"
                 )
             if self._task is None:
-                await self._take_turn(None if starting else _TURN_SECONDS)
+                await self._take_turn(_TURN_SECONDS)
             try:
-                preparation = self._preparation(options, starting=starting)
+                preparation = self._preparation(options)
                 self._refuse_owned(target)
                 if not self._is_at(target):
                     return await self._begun(preparation, target, asker)
@@ -253,9 +250,9 @@ class Actor(Running):
         self._end(switch, Result.DONE, "")
         return switch
 
-    def _preparation(self, options: Options, *, starting: bool = False) -> Preparation:
+    def _preparation(self, options: Options) -> Preparation:
         self.see(self._host.look())
-        return self._preparation_in(self.state, options, starting=starting)
+        return self._preparation_in(self.state, options, starting=False)
 
     async def _begun(self, preparation: Preparation, target: State, asker: Asker) -> Switch:
         plan = await self._prepared(preparation, target)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -99,8 +99,12 @@ class Owners:
             if actor.owner == owner and ownership is not None:
                 ownership.opened()
             elif actor.owner is None and actor.state is State.VFIO:
-                with _logged():
+                try:
                     actor.own(owner)
+                except Failed as error:
+                    # Nobody is there to be told.
+                    _log.warning("%s", error)
+                else:
                     self._take_up(actor, owner)
             else:
                 _log.warning("%s runs with %s, which is %s%s", owner, actor.gpu.address, actor.state, _whose(actor))
@@ -158,9 +162,7 @@ class Owners:
         earlier = self._ownerships.get(actor.gpu.address)
         if earlier is not None and actor.owned:
             return earlier.back_to if actor.awaited else earlier.where_to
-        if actor.state is State.DETACHING:
-            return Release.STAY
-        return Release.STAY if actor.state is State.VFIO else Release.HOST
+        return Release.STAY if actor.state in {State.DETACHING, State.VFIO} else Release.HOST
 
     async def _handed_over(self, claims: Sequence[Ownership], asker: Asker) -> None:
         actors = [claim.actor for claim in claims]
@@ -239,15 +241,6 @@ def _mention_the_rest(actor: Actor, owner: Owner, addresses: Collection[PciAddre
         text = f"{owner} has {actor.gpu.address} without {' and '.join(rest)}: name them in its XML as well"
         _log.warning("%s", text)
         actor.note(text)
-
-
-@contextmanager
-def _logged() -> Iterator[None]:
-    """Nobody is there to be told."""
-    try:
-        yield
-    except Failed as error:
-        _log.warning("%s", error)
 
 
 async def _refuse_all(actors: Iterable[Actor]) -> None:

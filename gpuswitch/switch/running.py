@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from gpuswitch.errors import Failed, GpuswitchError, KernelError
 from gpuswitch.model.policy import Options
@@ -44,26 +46,32 @@ class Running(Waiting):
         self._set_out(switch)
         self._engine = self._new_engine(plan.steps, held=preparation.holds)
         self.patience = 2 * self._engine.longest
-        self._task = asyncio.create_task(self._run(switch, self._engine, plan, owed_before))
+        self._task = asyncio.create_task(
+            self._to_rest(switch, partial(self._run, switch, self._engine, plan, owed_before))
+        )
 
-    async def _run(self, switch: Switch, engine: Engine, plan: Plan, owed_before: Owed) -> None:
+    async def _run(self, switch: Switch, engine: Engine, plan: Plan, owed_before: Owed) -> tuple[Result, str]:
         """One switch from its first step to a state of rest."""
         result, reason = Result.DONE, ""
         reached: Plan | None = plan
         try:
-            try:
-                await engine.forward()
-                reason = "; ".join(engine.forgone)
-            except StepError as failure:
-                result, reason = Result.REVERTED, str(failure)
-            except StoppedError as word:
-                result, reason = Result.CANCELLED, str(word)
-            except StuckError as stuck:
-                result, reason = Result.REVERTED, stuck.afterwards
-                await self._outlasted(stuck)
-            if result is not Result.DONE:
-                result, reason, reached = await self._taken_back(engine, switch, result, reason)
-            result, reason = self._settle(result, reason, reached, owed_before)
+            await engine.forward()
+            reason = "; ".join(engine.forgone)
+        except StepError as failure:
+            result, reason = Result.REVERTED, str(failure)
+        except StoppedError as word:
+            result, reason = Result.CANCELLED, str(word)
+        except StuckError as stuck:
+            result, reason = Result.REVERTED, stuck.afterwards
+            await self._outlasted(stuck)
+        if result is not Result.DONE:
+            result, reason, reached = await self._taken_back(engine, switch, result, reason)
+        return self._settle(result, reason, reached, owed_before)
+
+    async def _to_rest(self, switch: Switch, work: Callable[[], Coroutine[Any, Any, tuple[Result, str]]]) -> None:
+        """Do this work, whatever becomes of it, and tell how the switch ended."""
+        try:
+            result, reason = await work()
         except StoppedError as word:
             result, reason = Result.FAILED, _left(word)
         except Exception as fault:  # noqa: BLE001 -- whatever it was, it ends, and is told
@@ -124,23 +132,14 @@ class Running(Waiting):
         self._set_out(switch, "recover")
         # Not counted before it has its turn, for which it may have to wait for people.
         self.patience = math.inf
-        self._task = asyncio.create_task(self._recover(switch, why, starting=starting))
+        self._task = asyncio.create_task(self._to_rest(switch, partial(self._recover, switch, why, starting=starting)))
 
-    async def _recover(self, switch: Switch, why: str, *, starting: bool) -> None:
-        try:
-            await self._take_turn(None)
-            self._be_patient()
-            result, reason, reached = await self._climb(
-                switch, after_crash(self._rules, starting=starting), why, starting=starting
-            )
-            result, reason = self._settle(result, reason, reached, self._owed)
-        except StoppedError as word:
-            result, reason = Result.FAILED, _left(word)
-        except Exception as fault:  # noqa: BLE001 -- whatever it was, it ends, and is told
-            result, reason = self._broken(fault)
-        finally:
-            self._rest()
-        self._over(switch, result, reason)
+    async def _recover(self, switch: Switch, why: str, *, starting: bool) -> tuple[Result, str]:
+        await self._take_turn(None)
+        self._be_patient()
+        ladder = after_crash(self._rules, starting=starting)
+        result, reason, reached = await self._climb(switch, ladder, why, starting=starting)
+        return self._settle(result, reason, reached, self._owed)
 
     def _resumed(self, left: Unfinished) -> tuple[Switch, str]:
         """The switch that a dead service left unfinished, and why there is a need to recover."""
