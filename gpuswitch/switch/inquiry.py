@@ -157,6 +157,7 @@ class Inquiry:
             busy=self._busy,
             wait_seconds=wait if self._busy is Busy.WAIT else self.config.deadlines.release,
             grace_seconds=mine.grace_seconds,
+            passing_seconds=self.config.deadlines.release,
             sessions=sessions,
             announce=announced,
             holding=bool(holders or desk_ends),

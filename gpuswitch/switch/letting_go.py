@@ -113,7 +113,7 @@ class AwaitHolders(Step):
         if holders and self.policy in {Busy.TERMINATE, Busy.KILL}:
             holders = await self._end(hands, holders)
         elif holders:
-            holders = await self._gone(hands, self.seconds)
+            holders = await _gone(hands, self.sought, self.seconds)
         if holders:
             raise StepError(in_the_way(hands.gpu, holders))
 
@@ -121,10 +121,10 @@ class AwaitHolders(Step):
         """Those that are still there after all that the policy allows."""
         await self._stop_units(hands, holders)
         await self._signal(hands, SIGTERM)
-        left = await self._gone(hands, self.grace)
+        left = await _gone(hands, self.sought, self.grace)
         if left and self.policy is Busy.KILL:
             await self._signal(hands, SIGKILL)
-            left = await self._gone(hands, self.grace)
+            left = await _gone(hands, self.sought, self.grace)
         return left
 
     async def _stop_units(self, hands: Hands, holders: Iterable[Holder]) -> None:
@@ -160,31 +160,41 @@ class AwaitHolders(Step):
         except KernelError as error:
             raise StepError(str(error)) from error
 
-    async def _gone(self, hands: Hands, seconds: float) -> tuple[Holder, ...]:
-        """Wait until there are none, this long at most; those that are left."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
-        while holders := await hands.holders(self.sought):
-            hands.waiting_for = in_the_way(hands.gpu, holders)
-            left = until - loop.time()
-            if left <= 0:
-                break
-            await hands.stirred(holders, left)
-        return holders
-
 
 @dataclass(frozen=True)
 class CheckHolders(Step):
-    """Look for holders once more, right before what cannot be undone: an unbind waits for them, maybe for ever."""
+    """Look for holders once more, right before what cannot be undone: an unbind waits for them, maybe for ever.
+
+    `seconds`: how long those may take that have it open for a moment only. udev's programs, PipeWire and many a daemon
+    do, to see what it is or to close it properly, and most of all when a session has just ended.
+    """
 
     kind = "holders"
+    interruptible = True
     sought: Sought
+    seconds: float = 0.0
 
     @property
     def title(self) -> str:
         return "see that nobody has it open"
 
+    def deadline(self, configured: float) -> float:
+        return configured + self.seconds
+
     async def apply(self, hands: Hands) -> None:
         hands.waiting_for = "the look for programs that have it open is not over"
-        if holders := await hands.holders(self.sought):
+        if holders := await _gone(hands, self.sought, self.seconds):
             raise StepError(in_the_way(hands.gpu, holders))
+
+
+async def _gone(hands: Hands, sought: Sought, seconds: float) -> tuple[Holder, ...]:
+    """Wait until there are none, this long at most; those that are left."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while holders := await hands.holders(sought):
+        hands.waiting_for = in_the_way(hands.gpu, holders)
+        left = until - loop.time()
+        if left <= 0:
+            break
+        await hands.stirred(holders, left)
+    return holders

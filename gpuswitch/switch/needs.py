@@ -40,7 +40,8 @@ class Needs:
 
     `stop` are the units to stop, of which `active` are to be started again: `later` with the GPU, the others at once,
     since they serve other GPUs too; not `units_told`: nobody could say which are active. `announce` pairs a subsystem
-    with functions. `holding`: somebody has the GPU open, or may come to, who may be waited for, or ended.
+    with functions. `holding`: somebody has the GPU open, or may come to, who may be waited for, or ended;
+    `passing_seconds`: how long one may take who has it open for a moment only, when all that is done.
 
     `shows`: it has a frame buffer. `terminals` are shown there, and can be moved `to` another; those in `borrowed`
     belong to other GPUs. `unbind_consoles` are unbound, since fbcon would keep the driver's module, and bound again but
@@ -51,6 +52,7 @@ class Needs:
     busy: Busy = Busy.REFUSE
     wait_seconds: float = 0.0
     grace_seconds: float = 0.0
+    passing_seconds: float = 0.0
     stop: tuple[Unit, ...] = ()
     active: tuple[Unit, ...] = ()
     later: tuple[Unit, ...] = ()

@@ -109,7 +109,7 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs 
                 to=dict.fromkeys(gpu.functions, VFIO_DRIVER), before={a: now[a].override for a in gpu.functions}
             ),
             # An unbind that meets a holder waits for him, and nothing takes it back: look again, now.
-            *([CheckHolders(needs.sought)] if needs.sought and leaving else []),
+            *([CheckHolders(needs.sought, needs.passing_seconds)] if needs.sought and leaving else []),
             # Companions first: the display function powers the card, and it is the one that must not be lost early.
             *(Unbind(a, str(driver[a]), patience.get(a, 0.0)) for a in leaving if a not in unloaded),
             *(UnloadModules(o.functions, o.profile.driver, o.loaded) for o in needs.unload),
@@ -128,7 +128,13 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs 
 def to_clear(gpu: Gpu, owed: Owed, needs: Needs, everything: Sought, rough: Sequence[Step]) -> Plan:
     """Nobody has it open, and then what would be `rough` if somebody had; the way to the host gives back the rest."""
     debts = _debts(needs, {}).and_before(owed)
-    return Plan(gpu, State.HOST, debts, (*_make_ready(gpu, needs), CheckHolders(everything), *rough), debts)
+    return Plan(
+        gpu,
+        State.HOST,
+        debts,
+        (*_make_ready(gpu, needs), CheckHolders(everything, needs.passing_seconds), *rough),
+        debts,
+    )
 
 
 def _make_ready(gpu: Gpu, needs: Needs) -> list[Step]:

@@ -11,6 +11,7 @@ import pytest
 from gpuswitch.errors import Busy as BusyError
 from gpuswitch.errors import Failed, InProgress
 from gpuswitch.host.simulated.faults import Delay, Errno, Hang, Silent
+from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.host.simulated.scenarios import PERSISTENCED
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Process, Sought, Unit
@@ -19,7 +20,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.letting_go import CheckHolders
-from gpuswitch.switch.record import Result
+from gpuswitch.switch.record import THE_SERVICE, Result
 from gpuswitch.switch.steps import Unbind
 from tests.simulated.bed import Bed
 
@@ -139,7 +140,7 @@ class TestNobodyCanTell:
 
     async def test_the_last_look_under_its_deadline(self, bed: Bed, actor: Actor) -> None:
         when(bed, LAST_LOOK, Status.RUNNING, self.break_scans(bed, Hang()))
-        assert await reverted(bed, actor) == "the look for programs that have it open is not over after 10 s"
+        assert await reverted(bed, actor) == "the look for programs that have it open is not over after 15 s"
 
     async def test_who_asks_is_told(self, bed: Bed, actor: Actor) -> None:
         bed.host.faults.add(Errno(5), operation="scan")
@@ -172,6 +173,27 @@ class TestAtTheLastMoment:
         bed.witness.on_step = count
         assert re.match(r"late \(pid \d+, user root\) has /dev/", await reverted(bed, actor))
         assert unbound == []
+
+    async def test_somebody_who_only_has_a_look(self, bed: Bed, actor: Actor) -> None:
+        """As PipeWire does when a session ends: the card is opened, probed, and closed."""
+        loop = asyncio.get_running_loop()
+        when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.open(SOUND, "wireplumber"))
+        loop.call_later(3, bed.machine.close, SOUND, "wireplumber")
+        await bed.moved(actor, State.VFIO)
+        assert loop.time() == 3
+
+    async def test_a_descriptor_that_is_passed_on_just_then(self, bed: Bed, actor: Actor) -> None:
+        when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.hide(DISPLAY, "nvidia"))
+        asyncio.get_running_loop().call_later(3, bed.machine.close, DISPLAY, IN_FLIGHT)
+        await bed.moved(actor, State.VFIO)
+
+    async def test_who_came_to_stay_can_be_given_up_on(self, bed: Bed, actor: Actor) -> None:
+        """A cancel does not wait until the look is over."""
+        when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.open(DISPLAY, "late"))
+        loop = asyncio.get_running_loop()
+        loop.call_later(2, lambda: actor.cancel(actor.switch.id if actor.switch else "", THE_SERVICE))
+        switch = await bed.switch(actor, State.VFIO)
+        assert (switch.result, actor.state, loop.time()) == (Result.CANCELLED, State.HOST, 2)
 
 
 class TestWait:
@@ -209,7 +231,7 @@ class TestWait:
     async def test_for_what_makes_no_event(self, bed: Bed, actor: Actor) -> None:
         """The kernel's own use ends without telling anybody: looked at again each second."""
         bed.machine.hide(DISPLAY, "nvidia")
-        asyncio.get_running_loop().call_later(20.5, bed.machine.close, DISPLAY, "a descriptor in flight")
+        asyncio.get_running_loop().call_later(20.5, bed.machine.close, DISPLAY, IN_FLIGHT)
         started = asyncio.get_running_loop().time()
         await bed.moved(actor, State.VFIO, Options(wait_seconds=50))
         assert asyncio.get_running_loop().time() - started <= 21.5
