@@ -75,13 +75,15 @@ class Owners:
         self._asking[owner.uuid] = asking
         try:
             await asyncio.shield(asking)
+            if any(claim.is_released.is_set() for claim in claims):
+                # At the moment when all were there: that was before anybody could hear of it.
+                raise Failed(_given_up(owner))
         except BaseException as error:
             asking.cancel()
             await asyncio.wait([asking])
             self._take_back(claims)
             if isinstance(error, asyncio.CancelledError) and not _cancelling():
-                why = "the service is stopping" if self._stopping else f"{owner} was given up before it had its GPU"
-                raise Failed(why) from None
+                raise Failed("the service is stopping" if self._stopping else _given_up(owner)) from None
             raise
         finally:
             if self._asking.get(owner.uuid) is asking:
@@ -271,6 +273,10 @@ async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _given_up(owner: Owner) -> str:
+    return f"{owner} was given up before it had its GPU"
 
 
 def _cancelling() -> bool:

@@ -221,6 +221,26 @@ class TestTakenBack:
             await asking
         await home(bed, actor)
 
+    async def test_when_it_is_released_as_it_arrives(self, bed: Bed, actor: Actor) -> None:
+        """At every turn of the event loop between the end of the switch and the answer."""
+        turns = 0
+        while True:
+            asking = await self.waiting(bed, actor)
+            bed.machine.end("game")
+            await bed.witness.until(lambda: actor.state is State.VFIO)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if asking.done():
+                break
+            bed.fleet.owners.release(WIN11, "failed")
+            with pytest.raises(Failed, match="win11 was given up before it had its GPU"):
+                await asking
+            await home(bed, actor)
+            bed.machine.run("game", uid=1000)
+            bed.machine.open_card(GPU, "game")
+            turns += 1
+        assert turns > 1
+
     async def test_a_stranger_does_not_take_it_back(self, bed: Bed, actor: Actor) -> None:
         asking = await self.waiting(bed, actor)
         bed.fleet.owners.release(LINUX, "failed")
