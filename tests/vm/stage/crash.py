@@ -77,6 +77,8 @@ class Told:
 
     state: str = ""
     drivers: tuple[str, ...] = ()
+    moving: str = ""
+    owed: tuple[str, ...] = ()
     ended: int | None = None
     result: str = ""
     refused: str = ""
@@ -127,7 +129,7 @@ class Forked:
 
     def _tell(self, what: str) -> Told:
         told = json.loads(self.machine.sh(f"{TELL}tell '{what}'", timeout=200).stdout)
-        return Told(**told | {"drivers": tuple(told.get("drivers", ()))})
+        return Told(**told | {name: tuple(told.get(name, ())) for name in ("drivers", "owed")})
 
 
 def side_by_side(*works: Callable[[], None]) -> None:

@@ -14,8 +14,9 @@ is ready. CALL is an audit event of Python. kill: right before it the service di
 ENOSPC, and so do all after it; fill: before it, and before all after it, what is free in the runtime directory is
 filled up.
 
-The answer to start and switch has `state` and `drivers` as they are right then, and what there is to say of `ended`
-(the service's status), `result` (the switch's), `refused` (in words) and `met` (to how many calls something was done).
+The answer to start and switch has `state`, `drivers` and `moving` (where a switch is under way to, "" for none) as they
+are right then, and what there is to say of `owed` (the units that the service found to be owed when it started),
+`ended` (its status), `result` (the switch's), `refused` (in words) and `met` (to how many calls something was done).
 """
 
 from __future__ import annotations
@@ -139,9 +140,20 @@ class Gpu:
         return {"result": waited.body[0]["result"][1]}
 
     def seen(self) -> dict[str, Any]:
-        state = self._bus.send_and_get_reply(Properties(self._object).get("State"), timeout=1)
+        [properties] = self._bus.send_and_get_reply(Properties(self._object).get_all(), timeout=1).body
+        switch = {name: value for name, (_, value) in properties["Switch"][1].items()}
         links = [Path("/sys/bus/pci/devices", function, "driver") for function in self._functions]
-        return {"state": state.body[0][1], "drivers": [link.resolve().name if link.exists() else "" for link in links]}
+        return {
+            "state": properties["State"][1],
+            "moving": switch["target"] if switch and not switch["result"] else "",
+            "drivers": [link.resolve().name if link.exists() else "" for link in links],
+        }
+
+    @property
+    def owed(self) -> list[str]:
+        """The units that the journal says it is owed."""
+        page = Path(JOURNAL, self._functions[0].replace(":", "_").replace(".", "_") + ".json")
+        return [name for name, _ in json.loads(page.read_text())["owed"]["units"]] if page.exists() else []
 
 
 class Server:
@@ -152,8 +164,11 @@ class Server:
 
     def start(self, *trap: str) -> dict[str, Any]:
         self._trap.set(*trap)
+        owed = self._gpu.owed
         self._service = Service(self._trap)
-        return {"ended": self._service.ended} if self._service.ended is not None else self._gpu.seen()
+        if self._service.ended is not None:
+            return {"ended": self._service.ended}
+        return self._gpu.seen() | {"owed": owed}
 
     def kill(self) -> dict[str, Any]:
         assert self._service is not None
