@@ -68,8 +68,10 @@ class Running(Waiting):
             result, reason, reached = await self._taken_back(engine, switch, result, reason)
         return self._settle(result, reason, reached, owed_before)
 
-    async def _to_rest(self, switch: Switch, work: Callable[[], Coroutine[Any, Any, tuple[Result, str]]]) -> None:
-        """Do this work, whatever becomes of it, and tell how the switch ended."""
+    async def _to_rest(
+        self, switch: Switch | None, work: Callable[[], Coroutine[Any, Any, tuple[Result, str]]]
+    ) -> None:
+        """Do this work, whatever becomes of it, and tell how the switch ended, where it was taken up."""
         try:
             result, reason = await work()
         except StoppedError as word:
@@ -78,7 +80,7 @@ class Running(Waiting):
             result, reason = self._broken(fault)
         finally:
             self._rest()
-        self._over(switch, result, reason)
+        self._over(switch if switch is self.switch else None, result, reason)
 
     async def _taken_back(
         self, engine: Engine, switch: Switch, result: Result, reason: str
@@ -151,26 +153,19 @@ class Running(Waiting):
 
     async def _outlast(self, engine: Engine) -> None:
         """The way from `wedged` to a state of rest where no switch of this run of the service had begun."""
-        left, switch, reached = self._entry.unfinished, None, None
-        try:
-            await self._returned()
-            reason = await self._go_back(engine) or ""
-            result = Result.FAILED if reason else Result.REVERTED
-            if left is not None:
-                switch, why = self._resumed(left)
-                self._make_current(switch)
-                result, reason, reached = await self._climb(switch, after_crash(self._rules), why)
-            result, reason = self._settle(result, reason, reached, self._owed)
-        except StoppedError as word:
-            result, reason = Result.FAILED, _left(word)
-        finally:
-            self._rest()
-        if switch is not None:
-            self._over(switch, result, reason)
-        else:
-            self._tell()
-            self._rested()
+        left = self._entry.unfinished
+        switch, why = self._resumed(left) if left is not None else (None, "")
+        await self._to_rest(switch, partial(self._unstuck, engine, switch, why))
         await self.pay()
+
+    async def _unstuck(self, engine: Engine, switch: Switch | None, why: str) -> tuple[Result, str]:
+        await self._returned()
+        reason, reached = await self._go_back(engine) or "", None
+        result = Result.FAILED if reason else Result.REVERTED
+        if switch is not None:
+            self._make_current(switch)
+            result, reason, reached = await self._climb(switch, after_crash(self._rules), why)
+        return self._settle(result, reason, reached, self._owed)
 
     async def _climb(
         self, switch: Switch, ladder: Iterable[Rung], reason: str, *, starting: bool = False
@@ -279,12 +274,12 @@ class Running(Waiting):
         hands = Hands(self.gpu.address, self._host, self._kernel, self._arbiter, self._owe, owned=lambda: self.owned)
         return Engine(hands, steps, self._deadlines, self._stepped, self._intend, begun=begun, held=held)
 
-    def _over(self, switch: Switch, result: Result, reason: str) -> None:
+    def _over(self, switch: Switch | None, result: Result, reason: str) -> None:
         """It is at rest: tell everybody."""
-        if switch.result is None:
+        if switch is not None and switch.result is None:
             self._end(switch, result, reason)
         self._tell()
-        if switch.recovery and self.state in OUTCOMES:
+        if switch is not None and switch.recovery and self.state in OUTCOMES:
             self._tell_recovered(OUTCOMES[self.state])
         self._rested()
 

@@ -236,3 +236,54 @@ class TestNobodyElse:
         assert (actor.state, actor.owner, inhibited(bed)) == (State.VFIO, None, False)
         await running(bed, LINUX)
         assert (actor.state, actor.owner, inhibited(bed)) == (State.VFIO, LINUX, True)
+
+
+class TestRestart:
+    async def test_a_machine_that_runs_is_found_again(self, bed: Bed, actor: Actor) -> None:
+        await running(bed)
+        again = await bed.again()
+        actor = again.fleet.find("01:00.0")
+        assert (actor.state, actor.owner, inhibited(again)) == (State.VFIO, WIN11, True)
+        await asyncio.sleep(1000)
+        assert (actor.state, actor.owner, inhibited(again)) == (State.VFIO, WIN11, True)
+        again.machine.end("win11")
+        await home(again, actor)
+
+    async def test_one_that_ended_meanwhile_is_forgotten(self, bed: Bed) -> None:
+        before = bed.snapshot()
+        await running(bed)
+        bed.machine.end("win11")
+        again = await bed.again()
+        actor = again.fleet.find("01:00.0")
+        await home(again, actor)
+        assert (again.snapshot(), again.debts) == (before, [])
+
+    async def test_one_whose_request_died_with_the_service_has_nothing(self, bed: Bed, actor: Actor) -> None:
+        before = bed.snapshot()
+        asking = asyncio.create_task(acquire(bed))
+        await bed.witness.until(lambda: actor.switch is not None and actor.switch.step.startswith("bind"))
+        again = await bed.crash(actor)
+        actor = again.fleet.find("01:00.0")
+        assert (actor.state, actor.owner) == (State.HOST, None)
+        await home(again, actor)
+        assert (again.snapshot(), again.debts) == (before, [])
+        asking.cancel()
+
+    async def test_a_machine_from_before_the_service_is_adopted(self, bed: Bed, actor: Actor) -> None:
+        """It was started with the GPU on vfio-pci already; libvirt tells of it when it comes back."""
+        await bed.moved(actor, State.VFIO)
+        bed.machine.open_group(GROUP, "win11")
+        bed.fleet.owners.adopt(WIN11, ALL)
+        await settled()
+        assert (actor.owner, inhibited(bed)) == (WIN11, True)
+        bed.machine.end("win11")
+        bed.fleet.owners.release(WIN11, "shutdown")
+        await home(bed, actor)
+
+    async def test_a_machine_that_runs_without_our_gpu_is_only_told_of(
+        self, bed: Bed, actor: Actor, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bed.fleet.owners.adopt(WIN11, ALL)
+        await settled()
+        assert (actor.state, actor.owner) == (State.HOST, None)
+        assert "the virtual machine win11 runs with 0000:01:00.0, which is host" in caplog.text

@@ -1,0 +1,109 @@
+"""The looks for holders that matter: one that tells nothing, and the last one before what cannot be undone."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.errors import Failed
+from gpuswitch.host.simulated.faults import Errno, Hang
+from gpuswitch.host.simulated.kernel import IN_FLIGHT
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.holders import Sought
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.engine import Status, StepEvent
+from gpuswitch.switch.letting_go import CheckHolders
+from gpuswitch.switch.record import THE_SERVICE, Result
+from gpuswitch.switch.steps import Unbind
+from tests.simulated.bed import Bed
+from tests.simulated.test_holders import DISPLAY, SOUND, refused, reverted, when
+
+LAST_LOOK = CheckHolders(Sought(())).title
+
+
+@pytest.fixture
+async def bed(tmp_path: Path) -> Bed:
+    """A laptop with nobody on its GeForce."""
+    return await Bed.of("plain", tmp_path)
+
+
+@pytest.fixture
+def actor(bed: Bed) -> Actor:
+    return bed.fleet.find("01:00.0")
+
+
+class TestNobodyCanTell:
+    async def test_a_scan_that_fails_is_busy(self, bed: Bed, actor: Actor) -> None:
+        bed.host.faults.add(Errno(5), operation="scan")
+        assert "nobody can tell who has 0000:01:00.0 open, so it counts as busy: " in await refused(bed, actor)
+
+    async def test_a_scan_that_hangs_is_busy_within_its_deadline(self, bed: Bed, actor: Actor) -> None:
+        bed.host.faults.add(Hang(), operation="scan")
+        started = asyncio.get_running_loop().time()
+        assert "so it counts as busy: " in await refused(bed, actor)
+        assert asyncio.get_running_loop().time() - started == bed.fleet.config.deadlines.holders
+
+    async def test_the_last_look_too(self, bed: Bed, actor: Actor) -> None:
+        when(bed, LAST_LOOK, Status.RUNNING, self.break_scans(bed, Errno(5)))
+        assert "so 0000:01:00.0 counts as busy" in await reverted(bed, actor)
+
+    async def test_the_last_look_under_its_deadline(self, bed: Bed, actor: Actor) -> None:
+        when(bed, LAST_LOOK, Status.RUNNING, self.break_scans(bed, Hang()))
+        assert await reverted(bed, actor) == "the look for programs that have it open is not over after 15 s"
+
+    async def test_who_asks_is_told(self, bed: Bed, actor: Actor) -> None:
+        bed.host.faults.add(Errno(5), operation="scan")
+        with pytest.raises(Failed, match=r"^nobody can tell who has 0000:01:00\.0 open: "):
+            await actor.holders()
+        bed.host.faults.add(Hang(), operation="scan")
+        with pytest.raises(Failed, match=r"the look for them took longer than 10 s"):
+            await actor.holders()
+
+    @staticmethod
+    def break_scans(bed: Bed, fault: Errno | Hang) -> object:
+        return lambda: bed.host.faults.add(fault, operation="scan", nth=None)
+
+
+class TestAtTheLastMoment:
+    @pytest.mark.parametrize("function", [DISPLAY, SOUND], ids=str)
+    async def test_somebody_who_appears_after_the_first_look(
+        self, function: PciAddress, bed: Bed, actor: Actor
+    ) -> None:
+        when(bed, "keep all", Status.RUNNING, lambda: bed.machine.open(function, "late"))
+        unbound: list[str] = []
+        hear = bed.witness.on_step
+
+        def count(actor: Actor, event: StepEvent) -> None:
+            assert hear is not None
+            hear(actor, event)
+            if isinstance(event.step, Unbind):
+                unbound.append(event.step.title)
+
+        bed.witness.on_step = count
+        assert re.match(r"late \(pid \d+, user root\) has /dev/", await reverted(bed, actor))
+        assert unbound == []
+
+    async def test_somebody_who_only_has_a_look(self, bed: Bed, actor: Actor) -> None:
+        """As PipeWire does when a session ends: the card is opened, probed, and closed."""
+        loop = asyncio.get_running_loop()
+        when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.open(SOUND, "wireplumber"))
+        loop.call_later(3, bed.machine.close, SOUND, "wireplumber")
+        await bed.moved(actor, State.VFIO)
+        assert loop.time() == 3
+
+    async def test_a_descriptor_that_is_passed_on_just_then(self, bed: Bed, actor: Actor) -> None:
+        when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.hide(DISPLAY, "nvidia"))
+        asyncio.get_running_loop().call_later(3, bed.machine.close, DISPLAY, IN_FLIGHT)
+        await bed.moved(actor, State.VFIO)
+
+    async def test_who_came_to_stay_can_be_given_up_on(self, bed: Bed, actor: Actor) -> None:
+        """A cancel does not wait until the look is over."""
+        when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.open(DISPLAY, "late"))
+        loop = asyncio.get_running_loop()
+        loop.call_later(2, lambda: actor.cancel(actor.switch.id if actor.switch else "", THE_SERVICE))
+        switch = await bed.switch(actor, State.VFIO)
+        assert (switch.result, actor.state, loop.time()) == (Result.CANCELLED, State.HOST, 2)
