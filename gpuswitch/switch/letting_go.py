@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from signal import SIGKILL, SIGTERM, Signals
 
@@ -15,6 +15,11 @@ from gpuswitch.model.policy import Busy
 from gpuswitch.switch.holding import in_the_way, never_ended, stoppable_unit
 from gpuswitch.switch.owed import Owed
 from gpuswitch.switch.step import Hands, Step, StepError
+
+Announced = tuple[tuple[str, tuple[PciAddress, ...]], ...]
+"""Cards that were announced as gone: subsystems, each with functions."""
+
+_NODES = {"sound": "/dev/snd/", "drm": "/dev/dri/"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ class AwaitHolders(Step):
     """Have the GPU free of holders: wait for them, or end them first, as the policy says.
 
     `seconds`: how long to wait; `grace` (seconds): how long those that were asked to end may take before they are
-    killed. Nobody is told to end who was not a holder a moment ago, and nobody is told twice.
+    killed. Nobody is told to end who was not a holder a moment ago, and nobody is told twice. Who has one of the cards
+    that were `announced` as gone is told so.
     """
 
     kind = "release"
@@ -90,6 +96,7 @@ class AwaitHolders(Step):
     policy: Busy
     seconds: float
     grace: float
+    announced: Announced = ()
 
     @property
     def title(self) -> str:
@@ -113,7 +120,7 @@ class AwaitHolders(Step):
         if holders and self.policy in {Busy.TERMINATE, Busy.KILL}:
             holders = await self._end(hands, holders)
         elif holders:
-            holders = await _gone(hands, self.sought, self.seconds)
+            holders = await _gone(hands, self.sought, self.seconds, self.announced)
         if holders:
             raise StepError(in_the_way(hands.gpu, holders))
 
@@ -121,10 +128,10 @@ class AwaitHolders(Step):
         """Those that are still there after all that the policy allows."""
         await self._stop_units(hands, holders)
         await self._signal(hands, SIGTERM)
-        left = await _gone(hands, self.sought, self.grace)
+        left = await _gone(hands, self.sought, self.grace, self.announced)
         if left and self.policy is Busy.KILL:
             await self._signal(hands, SIGKILL)
-            left = await _gone(hands, self.sought, self.grace)
+            left = await _gone(hands, self.sought, self.grace, self.announced)
         return left
 
     async def _stop_units(self, hands: Hands, holders: Iterable[Holder]) -> None:
@@ -166,13 +173,15 @@ class CheckHolders(Step):
     """Look for holders once more, right before what cannot be undone: an unbind waits for them, maybe for ever.
 
     `seconds`: how long those may take that have it open for a moment only. udev's programs, PipeWire and many a daemon
-    do, to see what it is or to close it properly, and most of all when a session has just ended.
+    do, to see what it is or to close it properly, and most of all when a session has just ended. `announced` are the
+    cards that were announced as gone: who takes one up all the same has not heard of it.
     """
 
     kind = "holders"
     interruptible = True
     sought: Sought
     seconds: float = 0.0
+    announced: Announced = ()
 
     @property
     def title(self) -> str:
@@ -183,18 +192,40 @@ class CheckHolders(Step):
 
     async def apply(self, hands: Hands) -> None:
         hands.waiting_for = "the look for programs that have it open is not over"
-        if holders := await _gone(hands, self.sought, self.seconds):
+        if holders := await _gone(hands, self.sought, self.seconds, self.announced):
             raise StepError(in_the_way(hands.gpu, holders))
 
 
-async def _gone(hands: Hands, sought: Sought, seconds: float) -> tuple[Holder, ...]:
+async def _gone(hands: Hands, sought: Sought, seconds: float, announced: Announced) -> tuple[Holder, ...]:
     """Wait until there are none, this long at most; those that are left."""
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
+    told: set[tuple[str, Process]] = set()
     while holders := await hands.holders(sought):
         hands.waiting_for = in_the_way(hands.gpu, holders)
         left = until - loop.time()
         if left <= 0:
             break
+        told = await _told_again(hands, announced, holders, told)
         await hands.stirred(holders, left)
     return holders
+
+
+async def _told_again(
+    hands: Hands, announced: Announced, holders: Iterable[Holder], told: Collection[tuple[str, Process]]
+) -> set[tuple[str, Process]]:
+    """Announce the cards once more, where somebody has one who was not told since he has it; those who are told now.
+
+    When a session ends, another one may come to the front a moment later, and with it a PipeWire that finds its cards.
+    """
+    those = {
+        (subsystem, holder.process)
+        for subsystem, _ in announced
+        for holder in holders
+        if holder.process is not None and any(node.startswith(_NODES[subsystem]) for node in holder.nodes)
+    }
+    news = {subsystem for subsystem, _ in those.difference(told)}
+    for subsystem, functions in announced:
+        if subsystem in news:
+            await hands.kernel.announce(functions, subsystem, "remove")
+    return those

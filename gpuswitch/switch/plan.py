@@ -109,7 +109,7 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs 
                 to=dict.fromkeys(gpu.functions, VFIO_DRIVER), before={a: now[a].override for a in gpu.functions}
             ),
             # An unbind that meets a holder waits for him, and nothing takes it back: look again, now.
-            *([CheckHolders(needs.sought, needs.passing_seconds)] if needs.sought and leaving else []),
+            *([CheckHolders(needs.sought, needs.passing_seconds, needs.announce)] if needs.sought and leaving else []),
             # Companions first: the display function powers the card, and it is the one that must not be lost early.
             *(Unbind(a, str(driver[a]), patience.get(a, 0.0)) for a in leaving if a not in unloaded),
             *(UnloadModules(o.functions, o.profile.driver, o.loaded) for o in needs.unload),
@@ -132,7 +132,7 @@ def to_clear(gpu: Gpu, owed: Owed, needs: Needs, everything: Sought, rough: Sequ
         gpu,
         State.HOST,
         debts,
-        (*_make_ready(gpu, needs), CheckHolders(everything, needs.passing_seconds), *rough),
+        (*_make_ready(gpu, needs), CheckHolders(everything, needs.passing_seconds, needs.announce), *rough),
         debts,
     )
 
@@ -170,7 +170,7 @@ def _debts(needs: Needs, functions: Baseline) -> Owed:
 def _await_holders(needs: Needs) -> list[Step]:
     if not needs.holding or needs.sought is None:
         return []
-    return [AwaitHolders(needs.sought, needs.busy, needs.wait_seconds, needs.grace_seconds)]
+    return [AwaitHolders(needs.sought, needs.busy, needs.wait_seconds, needs.grace_seconds, needs.announce)]
 
 
 def _move_consoles(gpu: Gpu, needs: Needs) -> list[Step]:

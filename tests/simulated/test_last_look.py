@@ -11,8 +11,10 @@ import pytest
 from gpuswitch.errors import Failed
 from gpuswitch.host.simulated.faults import Errno, Hang
 from gpuswitch.host.simulated.kernel import IN_FLIGHT
+from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Sought
+from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
@@ -94,6 +96,17 @@ class TestAtTheLastMoment:
         loop.call_later(3, bed.machine.close, SOUND, "wireplumber")
         await bed.moved(actor, State.VFIO)
         assert loop.time() == 3
+
+    async def test_pipewire_that_finds_the_card_when_its_session_comes_to_the_front(
+        self, bed: Bed, actor: Actor
+    ) -> None:
+        """A moment after the display manager has ended: the card has been announced as gone by then."""
+        bed.machine.units.add(DISPLAY_MANAGER)
+        bed.machine.run("wireplumber", uid=1000, polite=True)
+
+        when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.open(SOUND, "wireplumber"))
+        await bed.moved(actor, State.VFIO, Options(stop_units=(DISPLAY_MANAGER.name,)))
+        assert "wireplumber" not in bed.machine.users(SOUND)
 
     async def test_a_descriptor_that_is_passed_on_just_then(self, bed: Bed, actor: Actor) -> None:
         when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.hide(DISPLAY, "nvidia"))

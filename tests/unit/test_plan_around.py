@@ -150,7 +150,7 @@ def test_where_nobody_has_it_open_nobody_is_waited_for_and_a_second_look_is_take
 
 def test_how_long_holders_are_waited_for() -> None:
     (waiting,) = [step for step in away(WHOLE).steps if isinstance(step, AwaitHolders)]
-    assert waiting == AwaitHolders(SOUGHT, Busy.TERMINATE, 7.0, 3.0)
+    assert waiting == AwaitHolders(SOUGHT, Busy.TERMINATE, 7.0, 3.0, WHOLE.announce)
     assert waiting.deadline(5.0) >= 5.0 + 7.0 + 2 * 3.0
 
 
