@@ -1,25 +1,20 @@
-"""The steps that have holders let go of a GPU: ask, end what may be ended, wait for it, and look once more."""
+"""The steps that have holders let go of a GPU: end what may be ended, wait for it, and look once more."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from signal import SIGKILL, SIGTERM, Signals
 
 from gpuswitch.errors import Failed, KernelError
-from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Holder, Process, Sought, Unit
 from gpuswitch.model.policy import Busy
+from gpuswitch.switch.announcing import Announced, Reminder
 from gpuswitch.switch.holding import in_the_way, never_ended, stoppable_unit
 from gpuswitch.switch.owed import Owed
 from gpuswitch.switch.step import Hands, Step, StepError
-
-Announced = tuple[tuple[str, tuple[PciAddress, ...]], ...]
-"""Cards that were announced as gone: subsystems, each with functions."""
-
-_NODES = {"sound": "/dev/snd/", "drm": "/dev/dri/"}
 
 
 @dataclass(frozen=True)
@@ -44,50 +39,12 @@ class EndSession(Step):
 
 
 @dataclass(frozen=True)
-class Announce(Step):
-    """Tell who follows udev that a card goes, by a synthetic uevent: PipeWire holds every sound card for ever."""
-
-    kind = "announce"
-    functions: tuple[PciAddress, ...]
-    subsystem: str
-
-    @property
-    def title(self) -> str:
-        card = "sound card" if self.subsystem == "sound" else "display"
-        return f"announce that the {card} of {' and '.join(map(str, self.functions))} goes"
-
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.announce(self.functions, self.subsystem, "remove")
-
-    async def revert(self, hands: Hands) -> None:
-        await hands.kernel.announce(self.functions, self.subsystem, "add")
-
-
-@dataclass(frozen=True)
-class AnnounceAgain(Step):
-    """Tell who follows udev that a card is there, which never went: a service that ended had announced its leave."""
-
-    kind = "announce"
-    optional = True
-    functions: tuple[PciAddress, ...]
-    subsystem: str
-
-    @property
-    def title(self) -> str:
-        card = "sound card" if self.subsystem == "sound" else "display"
-        return f"announce that the {card} of {' and '.join(map(str, self.functions))} is there"
-
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.announce(self.functions, self.subsystem, "add")
-
-
-@dataclass(frozen=True)
 class AwaitHolders(Step):
     """Have the GPU free of holders: wait for them, or end them first, as the policy says.
 
     `seconds`: how long to wait; `grace` (seconds): how long those that were asked to end may take before they are
     killed. Nobody is told to end who was not a holder a moment ago, and nobody is told twice. Who has one of the cards
-    that were `announced` as gone is told so.
+    that were `announced` as gone is reminded of it.
     """
 
     kind = "release"
@@ -200,32 +157,12 @@ async def _gone(hands: Hands, sought: Sought, seconds: float, announced: Announc
     """Wait until there are none, this long at most; those that are left."""
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
-    told: set[tuple[str, Process]] = set()
+    reminder = Reminder(announced, loop.time())
     while holders := await hands.holders(sought):
         hands.waiting_for = in_the_way(hands.gpu, holders)
         left = until - loop.time()
         if left <= 0:
             break
-        told = await _told_again(hands, announced, holders, told)
+        await reminder.remind(hands, holders, loop.time())
         await hands.stirred(holders, left)
     return holders
-
-
-async def _told_again(
-    hands: Hands, announced: Announced, holders: Iterable[Holder], told: Collection[tuple[str, Process]]
-) -> set[tuple[str, Process]]:
-    """Announce the cards once more, where somebody has one who was not told since he has it; those who are told now.
-
-    When a session ends, another one may come to the front a moment later, and with it a PipeWire that finds its cards.
-    """
-    those = {
-        (subsystem, holder.process)
-        for subsystem, _ in announced
-        for holder in holders
-        if holder.process is not None and any(node.startswith(_NODES[subsystem]) for node in holder.nodes)
-    }
-    news = {subsystem for subsystem, _ in those.difference(told)}
-    for subsystem, functions in announced:
-        if subsystem in news:
-            await hands.kernel.announce(functions, subsystem, "remove")
-    return those

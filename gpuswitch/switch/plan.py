@@ -16,8 +16,9 @@ from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Sought, Unit
 from gpuswitch.model.policy import Busy
 from gpuswitch.model.states import State
+from gpuswitch.switch.announcing import Announce, AnnounceAgain
 from gpuswitch.switch.consoles import MoveConsoles, RestoreConsoles
-from gpuswitch.switch.letting_go import Announce, AnnounceAgain, AwaitHolders, CheckHolders, EndSession
+from gpuswitch.switch.letting_go import AwaitHolders, CheckHolders, EndSession
 from gpuswitch.switch.needs import Needs
 from gpuswitch.switch.owed import NOTHING, Baseline, Owed
 from gpuswitch.switch.step import Step

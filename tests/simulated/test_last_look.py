@@ -100,13 +100,29 @@ class TestAtTheLastMoment:
     async def test_pipewire_that_finds_the_card_when_its_session_comes_to_the_front(
         self, bed: Bed, actor: Actor
     ) -> None:
-        """A moment after the display manager has ended: the card has been announced as gone by then."""
+        """A moment after the display manager has ended: the card has been announced as gone by then, and is again."""
         bed.machine.units.add(DISPLAY_MANAGER)
         bed.machine.run("wireplumber", uid=1000, polite=True)
 
         when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.open(SOUND, "wireplumber"))
         await bed.moved(actor, State.VFIO, Options(stop_units=(DISPLAY_MANAGER.name,)))
         assert "wireplumber" not in bed.machine.users(SOUND)
+
+    async def test_one_that_follows_nothing_is_told_ever_more_rarely(
+        self, bed: Bed, actor: Actor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bed.machine.units.add(DISPLAY_MANAGER)
+        bed.machine.run("jackd", uid=1000)
+        bed.machine.open(SOUND, "jackd")
+        said: list[tuple[int, str]] = []
+
+        def hear(_function: object, _kind: object, action: str) -> None:
+            said.append((round(asyncio.get_running_loop().time()), action))
+
+        monkeypatch.setattr(bed.machine.processes, "announced", hear)
+        await reverted(bed, actor, Options(stop_units=(DISPLAY_MANAGER.name,), wait_seconds=13))
+        told = [(0, "remove"), (1, "add"), (2, "remove"), (4, "add"), (6, "remove"), (10, "add")]
+        assert said == [*told, (13, "add")]
 
     async def test_a_descriptor_that_is_passed_on_just_then(self, bed: Bed, actor: Actor) -> None:
         when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.hide(DISPLAY, "nvidia"))

@@ -12,8 +12,9 @@ from gpuswitch.model.facts import BootFramebuffer, HostFacts, Module
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Busy, ModulePolicy
+from gpuswitch.switch.announcing import Announce
 from gpuswitch.switch.consoles import MoveConsoles, RestoreConsoles
-from gpuswitch.switch.letting_go import Announce, AwaitHolders, CheckHolders, EndSession
+from gpuswitch.switch.letting_go import AwaitHolders, CheckHolders, EndSession
 from gpuswitch.switch.needs import Needs, occupations, sought
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.plan import Back, Plan, to_host, to_vfio
