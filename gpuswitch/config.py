@@ -79,8 +79,8 @@ class Config:
 
     def gpu(self, address: PciAddress) -> GpuConfig:
         """The configuration of one GPU; the defaults where it is not managed."""
-        unmanaged = GpuConfig(address, managed=False, rules=self.defaults)
-        return next((gpu for gpu in self.gpus if gpu.address == address), unmanaged)
+        managed = next((gpu for gpu in self.gpus if gpu.address == address), None)
+        return managed or GpuConfig(address, managed=False, rules=self.defaults)
 
     @property
     def members(self) -> Mapping[PciAddress, tuple[PciAddress, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple, Self
 
 from gpuswitch.errors import InvalidArgument
@@ -41,7 +42,13 @@ class PciAddress(NamedTuple):
     @property
     def identifier(self) -> str:
         """The address with underscores only, `0000_01_00_0`: for D-Bus paths and file names."""
-        return f"{self.domain:04x}_{self.bus:02x}_{self.slot:02x}_{self.function}"
+        return str(self).replace(":", "_").replace(".", "_")
 
     def __str__(self) -> str:
-        return f"{self.slot_name}.{self.function}"
+        return _written(*self)
+
+
+@lru_cache(maxsize=1024)
+def _written(domain: int, bus: int, slot: int, function: int) -> str:
+    """Addresses are written far more often than there are any."""
+    return f"{domain:04x}:{bus:02x}:{slot:02x}.{function}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cache
 
 from gpuswitch.model.address import PciAddress
 
@@ -29,6 +30,7 @@ class Kind(StrEnum):
     OTHER = "other"
 
     @classmethod
+    @cache
     def of(cls, class_code: int) -> Kind:
         """Kind of a 24-bit class code as sysfs' `class` shows it, for example 0x030000."""
         base, sub = class_code >> 16, class_code >> 8 & 0xFF
@@ -97,7 +99,7 @@ class PciFunction:
 
     @property
     def on_vfio(self) -> bool:
-        return self.driver_name == VFIO_DRIVER
+        return self.driver is not None and self.driver.name == VFIO_DRIVER
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,8 @@ class Gpu:
 
     def present(self, facts: HostFacts) -> tuple[PciFunction, ...]:
         """Those of its functions that are on the bus."""
-        return tuple(facts.functions[a] for a in self.functions if a in facts.functions)
+        there = facts.functions
+        return tuple([there[a] for a in self.functions if a in there])
 
     def missing(self, facts: HostFacts) -> tuple[PciAddress, ...]:
         return tuple(a for a in self.functions if a not in facts.functions)
@@ -82,10 +83,10 @@ def discover(facts: HostFacts, members: Mapping[PciAddress, Iterable[PciAddress]
 
 def _own_functions(facts: HostFacts) -> dict[PciAddress, set[PciAddress]]:
     """Each slot's GPU by its first display function, before the config has its say. Virtual functions are nobody's."""
-    slots: dict[str, list[PciFunction]] = {}
+    slots: dict[tuple[int, ...], list[PciFunction]] = {}
     for address, function in sorted(facts.functions.items()):
         if function.physical_function is None:
-            slots.setdefault(address.slot_name, []).append(function)
+            slots.setdefault(address[:-1], []).append(function)
     own = {}
     for functions in slots.values():
         displays = [f for f in functions if f.kind is Kind.DISPLAY]

@@ -51,16 +51,16 @@ class State(Enum):
 
     @property
     def stable(self) -> bool:
-        return self in {State.HOST, State.VFIO}
+        return self in (State.HOST, State.VFIO)
 
     @property
     def latched(self) -> bool:
-        return self in {State.FAILED, State.WEDGED}
+        return self in (State.FAILED, State.WEDGED)
 
     @property
     def moving(self) -> bool:
         """A switch or a recovery is at work."""
-        return self in {State.DETACHING, State.REATTACHING, State.RECOVERING}
+        return self in (State.DETACHING, State.REATTACHING, State.RECOVERING)
 
     def __str__(self) -> str:
         return str(self.value)

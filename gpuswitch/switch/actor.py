@@ -211,10 +211,6 @@ class Actor(Running):
         """No switch begins from here on."""
         self._retired = reason
 
-    def end(self) -> None:
-        """Nobody asks it any more."""
-        self._machine.end()
-
     async def stop(self, reason: str) -> None:
         """The service stops: a running switch ends its step and reverts. What the kernel has is left to it."""
         self.retire(reason)

@@ -146,7 +146,6 @@ class Fleet:
                 # Not gone from the bus: the config gave its functions to another GPU.
                 del self.actors[address]
                 actor.retire("its functions belong to another GPU now")
-                actor.end()
                 self._observer.vanished(actor)
         for address, actor in self.actors.items():
             self._pay_soon(actor, actor.see(self.facts, found.get(address)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from gpuswitch.switch.record import Asker
 from gpuswitch.switch.store import Store
 
 _FORMAT = 3
+_TEXT = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 _TARGETS = {str(state): state for state in (State.HOST, State.VFIO)}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _T = TypeVar("_T")
@@ -50,6 +51,10 @@ class Unfinished:
     back: bool = False
     worker: Process | None = None
 
+    def at(self, index: int, count: int, title: str, *, back: bool, worker: Process | None) -> Unfinished:
+        """The same switch, come to this step."""
+        return Unfinished(self.id, self.target, self.asker, self.started, index, count, title, back, worker)
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -65,7 +70,8 @@ class Entry:
     failed: str = ""
 
     def __bool__(self) -> bool:
-        return bool(self.owed or self.failed) or any(x is not None for x in (self.stuck, self.unfinished, self.owner))
+        some = (self.unfinished, self.owner, self.stuck)
+        return some != (None, None, None) or bool(self.failed or self.owed)
 
 
 class Journal:
@@ -73,6 +79,8 @@ class Journal:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._owed: dict[PciAddress, tuple[Owed, str]] = {}
+        """What was last written as owed, and its text: one and the same at most steps of a switch."""
 
     def load(self, gpu: PciAddress) -> Entry:
         """What is kept for `gpu`, empty if nothing. A page that cannot be read is set aside, with a warning."""
@@ -121,9 +129,12 @@ class Journal:
         if not entry:
             self._drop(gpu)
             return
-        content = json.dumps(_encode(entry), separators=(",", ":")).encode()
+        owed, text = self._owed.get(gpu, (None, ""))
+        if owed is not entry.owed:
+            text = _TEXT.encode(_encode_owed(entry.owed))
+            self._owed[gpu] = entry.owed, text
         try:
-            self._store.replace(gpu.identifier, content)
+            self._store.replace(gpu.identifier, _page(entry, text))
         except OSError as error:
             where = self._store.where(gpu.identifier)
             raise Failed(f"cannot write the journal {where} ({error.strerror})") from error
@@ -180,18 +191,22 @@ def _gpu(name: str) -> PciAddress | None:
         return None
 
 
-def _encode(entry: Entry) -> dict[str, Any]:
+def _page(entry: Entry, owed: str) -> bytes:
+    """The page as it is written; `owed` is the text of `_encode_owed`."""
+    rest = _TEXT.encode(_encode_rest(entry)).removeprefix("{")
+    return f'{{"format":{_FORMAT},"boot":{_TEXT.encode(boot_id())},"owed":{owed},{rest}'.encode()
+
+
+def _encode_rest(entry: Entry) -> dict[str, Any]:
+    """All but what is owed."""
     stuck, unfinished, owner = entry.stuck, entry.unfinished, entry.owner
     return {
-        "format": _FORMAT,
-        "boot": boot_id(),
-        "owed": _encode_owed(entry.owed),
         "stuck": stuck and stuck.worker and [stuck.what, stuck.worker.pid, stuck.worker.started],
         "unfinished": unfinished
         and {
             "id": unfinished.id,
             "target": str(unfinished.target),
-            "asker": asdict(unfinished.asker),
+            "asker": _encode_asker(unfinished.asker),
             "started": unfinished.started,
             "index": unfinished.index,
             "count": unfinished.count,
@@ -201,6 +216,17 @@ def _encode(entry: Entry) -> dict[str, Any]:
         },
         "owner": owner and [owner.name, owner.uuid],
         "failed": entry.failed,
+    }
+
+
+def _encode_asker(asker: Asker) -> dict[str, Any]:
+    return {
+        "uid": asker.uid,
+        "pid": asker.pid,
+        "unit": asker.unit,
+        "command": asker.command,
+        "vm": asker.vm,
+        "service": asker.service,
     }
 
 
@@ -226,7 +252,7 @@ def _encode_owed(owed: Owed) -> dict[str, Any]:
 
 
 def _decode(content: dict[str, Any]) -> Entry:
-    """All of it is done to the host one day: nothing but what `_encode` wrote may pass."""
+    """All of it is done to the host one day: nothing but what `_page` wrote may pass."""
     if content["format"] != _FORMAT:
         raise ValueError(f"format {content['format']!r}, not {_FORMAT}")
     if content["boot"] != boot_id():

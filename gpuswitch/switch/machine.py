@@ -6,8 +6,6 @@ the asynchronous hazards of the library (a second trigger cancels the first, dea
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from transitions import Machine
 
 from gpuswitch.model.states import EDGES, State
@@ -35,11 +33,8 @@ SETTLE = {
 class GpuMachine:
     """Holds one GPU's `state`; `fire` moves it along an edge of the table."""
 
-    state: State
-    trigger: Callable[[str], bool]
-
     def __init__(self) -> None:
-        TABLE.add_model(self)
+        self.state = State.UNKNOWN
 
     def fire(self, trigger: str) -> None:
         """Take the edge of that name.
@@ -47,12 +42,7 @@ class GpuMachine:
         Raises:
             transitions.MachineError: no such edge leaves this state; a fault of the caller, never of the user.
         """
-        self.trigger(trigger)
-
-    def end(self) -> None:
-        """It is not needed any more: the table forgets it."""
-        if self in TABLE.models:
-            TABLE.remove_model(self)
+        TABLE.events[trigger].trigger(self)
 
     def can(self, trigger: str) -> bool:
         """Whether an edge of that name leaves this state."""

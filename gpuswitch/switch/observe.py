@@ -18,9 +18,10 @@ def observe(gpu: Gpu, facts: HostFacts, owed: Owed) -> State:
     present = gpu.present(facts)
     if len(present) < len(gpu.functions):
         return State.UNKNOWN
-    if all(function.on_vfio for function in present):
+    on_vfio = {function.on_vfio for function in present}
+    if on_vfio == {True}:
         return State.VFIO
-    if any(function.on_vfio for function in present):
+    if True in on_vfio:
         return State.UNKNOWN
     kept = owed.functions
     home = all(f.driver_name == _name(kept[f.address].driver) for f in present if f.address in kept)

@@ -113,8 +113,7 @@ class Standing:
 
     def _take_in(self, facts: HostFacts, gpu: Gpu) -> Drift | None:
         """Take in a look; what somebody else did to it since the last one."""
-        before, drift = self.state, None
-        moved = explain(gpu, facts) != explain(self.gpu, self.facts)
+        before, seen_before, drift = self.state, (self.gpu, self.facts), None
         self.facts, self.gpu = facts, gpu
         seen = observe(gpu, facts, self._owed)
         if seen is not self.state and self._machine.can(SEEN[seen]):
@@ -122,7 +121,7 @@ class Standing:
             self.reason = ""
             drift = Drift(before, seen, f"{before} → {seen}: {whereabouts(gpu, facts)}", self.since)
             self._keep_if_possible(replace(self._entry, failed="", owner=self._owner_at(seen)))
-        if self.state is State.UNKNOWN and (moved or not self.reason):
+        if self.state is State.UNKNOWN and not (self.reason and explain(gpu, facts) == explain(*seen_before)):
             self.reason = explain(gpu, facts)
         if not gpu.present(facts):
             # The overrides and power settings that we owed went with the device.
@@ -269,16 +268,10 @@ class Standing:
         """
         if (unfinished := self._entry.unfinished) is None:
             return
-        unfinished = replace(
-            unfinished,
-            index=event.index,
-            count=event.count,
-            title=event.step.title,
-            back=event.status is Status.REVERTING,
-            worker=self._kernel.worker,
-        )
+        back = event.status is Status.REVERTING
+        unfinished = unfinished.at(event.index, event.count, event.step.title, back=back, worker=self._kernel.worker)
         # What brings it home does not wait for a disk.
-        keep = self._keep_if_possible if unfinished.back or self.state is State.RECOVERING else self._keep
+        keep = self._keep_if_possible if back or self.state is State.RECOVERING else self._keep
         keep(replace(self._entry, unfinished=unfinished))
 
     async def _start_units(self) -> None:

@@ -13,7 +13,6 @@ from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.host.simulated.scenarios import SCENARIOS, boot
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
-from gpuswitch.switch.machine import TABLE
 from tests.simulated.bed import Bed, config
 
 FIRST, SECOND = PciAddress.parse("0000:11:00.0"), PciAddress.parse("0000:21:00.0")
@@ -80,12 +79,10 @@ class TestFind:
 
 class TestMembers:
     async def test_a_gpu_that_another_takes_vanishes(self, tmp_path: Path) -> None:
-        TABLE.models.clear()
         bed = await server(tmp_path)
         assert len(bed.fleet.actors) == 8
         bed.fleet.reconfigure(Config(gpus=(managed(FIRST, "", SECOND),)))
         assert bed.witness.words[8:10] == ["0000:21:00.0 vanished", "0000:11:00.0 host"]
-        assert len(TABLE.models) == len(bed.fleet.actors)
         assert len(bed.fleet.actors) == 7
         assert bed.fleet.find("21:00.0") is bed.fleet.find("11:00.0")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tests.simulation import exhaustive
 from tests.simulation.exhaustive import Trial, tried
 from tests.simulation.invariants import Violation
-from tests.simulation.play import Outcome, replayed
+from tests.simulation.play import Outcome, many, replayed
 
 _CHUNK = 25
 
@@ -98,7 +98,7 @@ def _seeds(seeds: range) -> list[_Work]:
 
 def _shared(work: Sequence[_Work], jobs: int, tell: Callable[[Sum, float], None]) -> Sum:
     whole = Sum()
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+    with multiprocessing.get_context("fork").Pool(jobs, initializer=many) as pool:
         for number, (outcome, found) in enumerate(pool.imap_unordered(_Work.done, work), 1):
             whole.add(outcome, found)
             tell(whole, number / len(work))

@@ -58,10 +58,11 @@ class Deeds(Book):
             self._from[PciAddress.parse(call.subject)] = call.what.rpartition(" from ")[2]
         if call.verb not in _READS:
             self.sent[gpu] += 1
-        if call.verb not in _NOTHING_BETWEEN:
-            for function in self.world.functions.get(PciAddress.parse(gpu), ()):
+        address = PciAddress.parse(gpu)
+        if self._clean and call.verb not in _NOTHING_BETWEEN:
+            for function in self.world.functions.get(address, ()):
                 self._clean.pop(function, None)
-        actor = self.world.actor(PciAddress.parse(gpu))
+        actor = self.world.actor(address)
         if actor is not None and actor.state is State.WEDGED and str(actor.gpu.address) == gpu:
             self.broken(4, f"'{call.what}' is sent to {gpu}, which is wedged")
 

@@ -31,19 +31,22 @@ _TARGETS = {"vfio": State.VFIO, "host": State.HOST}
 async def happens(world: World, story: Story) -> None:
     """All of it, and then everything comes home."""
     world.start()
-    await _passes(0, 0.01)
+    await _passes(world, 0, 0.01)
     for event in story.events:
-        await _passes(event.turns, event.seconds)
+        await _passes(world, event.turns, event.seconds)
         world.judge.note(f"event {event}")
         _Drama(world).happens(event)
         rest.meanwhile(world)
     await calms_down(world)
 
 
-async def _passes(turns: int, seconds: float) -> None:
+async def _passes(world: World, turns: int, seconds: float) -> None:
+    """So many turns, or fewer where nothing would happen in those that are left."""
     if seconds:
         await asyncio.sleep(seconds)
     for _ in range(turns):
+        if world.loop.idle:
+            return
         await asyncio.sleep(0)
 
 
@@ -244,8 +247,9 @@ async def _others_undo(world: World) -> None:
     for name in world.tenants.names:
         world.tenants.ends(name)
     for gpu in world.stage.gpus:
-        for number in range(2):
-            machine.end(f"program {number} on {gpu}")
+        names = (f"program {number} on {gpu}" for number in range(2))
+        for program in filter(None, map(machine.processes.named, names)):
+            machine.end(program.name)
         for function in world.functions[gpu]:
             machine.close(function, IN_FLIGHT)
     stuck = world.others_wait or any(worker.pending for worker in machine.workers.values())

@@ -7,7 +7,7 @@ from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.observer import Observer
 from gpuswitch.switch.record import Drift, Switch
 from tests.simulation.faces import AT, At
-from tests.simulation.judge import Judge
+from tests.simulation.judge import BEGINS, Judge
 from tests.simulation.loop import Life
 
 
@@ -30,7 +30,7 @@ class Ear(Observer):
             self._judge.changed(actor)
 
     def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None:
-        if event.status in {Status.RUNNING, Status.REVERTING}:
+        if event.status in BEGINS:
             # The step runs in this very task: whatever it sends to the kernel inherits this.
             AT.set(At(str(actor.gpu.address), type(event.step).__name__, event.status is Status.REVERTING))
         if self._life.alive:

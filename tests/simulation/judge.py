@@ -33,6 +33,10 @@ ANSWER_SECONDS = 200.0
 """The longest that any one request may take to be answered, others before it not counted: all its deadlines."""
 NOTICE_SECONDS = 1.3
 """After that long, whatever somebody else did to a GPU has been seen."""
+BEGINS = frozenset({Status.RUNNING, Status.REVERTING})
+"""What is told of a step when it begins, forward or back."""
+_SLEEP = getattr(futures, "_set_result_unless_cancelled")  # noqa: B009 -- typeshed lacks it
+_WITH_UNITS = (StartUnits, StopUnits)
 _FAULT_OF_ITS_OWN = "a fault of gpuswitch itself"
 
 
@@ -63,7 +67,7 @@ class Judge(Deeds):
 
     def timed(self, callback: Callable[..., object], seconds: float) -> None:
         """The service has set a timer."""
-        if callback is getattr(futures, "_set_result_unless_cancelled") and seconds > 0:  # noqa: B009 -- typeshed lacks it
+        if callback is _SLEEP and seconds > 0:
             self.broken(9, f"it sleeps for {seconds:g} s at {AT.get()}")
 
     def starts(self) -> None:
@@ -177,11 +181,9 @@ class Judge(Deeds):
         gpu = str(actor.gpu.address)
         if self.trace is not None:
             self.note(f"{gpu} {event.index}/{event.count} {event.step.title}: {event.status}")
-        if event.status in {Status.RUNNING, Status.REVERTING}:
+        if event.status in BEGINS:
             self.steps += 1
-            if isinstance(event.step, StartUnits | StopUnits) and (
-                event.status is Status.REVERTING or event.step.optional
-            ):
+            if isinstance(event.step, _WITH_UNITS) and (event.status is Status.REVERTING or event.step.optional):
                 self.needs_none(gpu)
             self._at[gpu] = AT.get()
         else:

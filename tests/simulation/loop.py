@@ -76,6 +76,7 @@ class _Handle(asyncio.Handle):
     """As its base, which asks each time whether it is to be debugged."""
 
     __slots__ = ()
+    _context: Context
 
     def __init__(
         self, callback: Callable[..., object], args: tuple[object, ...], loop: SimulatedLoop, context: Context | None
@@ -89,6 +90,25 @@ class _Handle(asyncio.Handle):
         self._source_traceback = None
 
 
+class _Timer(_Handle, asyncio.TimerHandle):
+    """As its base, but the loop is not told when it is cancelled: it finds out when the time comes."""
+
+    __slots__ = ()
+    cancel = asyncio.Handle.cancel
+
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: tuple[object, ...],
+        loop: SimulatedLoop,
+        context: Context | None,
+    ) -> None:
+        super().__init__(callback, args, loop, context)
+        self._when = when
+        self._scheduled = True
+
+
 class SimulatedLoop(asyncio.BaseEventLoop):
     """Starts at second 0, and jumps to the next timer where nothing is to be done before.
 
@@ -96,14 +116,15 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     how many seconds.
     """
 
-    _ready: deque[asyncio.Handle]
+    _ready: deque[_Handle]
+    _stopping: bool
     ended: Callable[[Life], None]
     timed: Callable[[Callable[..., object], float], None]
 
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[float, int, _Timer]] = []
         self._numbers = itertools.count()
         self._at_once = 0
         self._begun: asyncio.Task[object] | None = None
@@ -123,7 +144,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def call_at(
         self, when: float, callback: Callable[..., object], *args: object, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        handle = _Timer(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._numbers), handle))
         if LIFE.get() is not None:
             self.timed(callback, when - self._now)
@@ -142,9 +163,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def run_as(self, life: Life | None, work: Callable[..., T], *args: object) -> T:
         """Call this as part of a life, or of the world around it: so are the tasks that it starts."""
-        context = copy_context()
-        context.run(LIFE.set, life)
-        return context.run(work, *args)
+        return copy_context().run(_as, life, work, args)
 
     def begin(self, life: Life | None, work: Coroutine[Any, Any, object]) -> None:
         """Start this as part of a life, or of the world around it; nobody waits for its end."""
@@ -152,19 +171,19 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def timers(self, life: Life) -> list[float]:
         """When the timers are due that this life waits for."""
-        return sorted(when for when, _, t in self._timers if not t.cancelled() and _whose(t) is life)
+        return sorted(when for when, _, t in self._timers if not t.cancelled() and t._context.get(LIFE) is life)
 
     def end(self, life: Life) -> None:
         """Unwind all that is left of it, now, before anything else happens. It had its last effect already."""
         life.alive = False
-        others = deque[asyncio.Handle]()
+        others: list[_Handle] = []
         for _ in range(_ROUNDS):
             waiting = [task for task in life.tasks if not task.done()]
             for task in waiting:
                 task.cancel()
             while self._ready:
                 handle = self._ready.popleft()
-                if _whose(handle) is not life:
+                if handle._context.get(LIFE) is not life:
                     others.append(handle)
                 elif not handle.cancelled():
                     handle._run()
@@ -177,36 +196,44 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             if not task.cancelled():
                 task.exception()
         life.tasks.clear()
-        self._ready = others
-        self._timers = [entry for entry in self._timers if _whose(entry[2]) is not life]
+        self._ready.extend(others)
+        self._timers[:] = (entry for entry in self._timers if entry[2]._context.get(LIFE) is not life)
         heapq.heapify(self._timers)
 
-    def _run_once(self) -> None:
-        """One handle, or one jump of the clock."""
-        timers, ready = self._timers, self._ready
-        while timers and (timers[0][0] <= self._now or timers[0][2].cancelled()):
-            timer = heapq.heappop(timers)[2]
-            if not timer.cancelled():
-                ready.append(timer)
-        if not ready:
-            if not timers:
-                raise RuntimeError("everything waits for something that will never happen")
-            self._now, self._at_once = timers[0][0], 0
-            return
-        self._at_once += 1
-        if self._at_once > _TOO_MANY:
-            raise RuntimeError(f"at {self._now:g} s, something goes on and on and waits for nothing")
-        handle = ready.popleft()
-        if handle.cancelled():
-            return
-        handle._run()
-        life = _whose(handle)
-        if life is not None and life.tasks and (not life.alive or life.ends_at(AWAIT)):
-            self.end(life)
-            self.ended(life)
+    @property
+    def idle(self) -> bool:
+        """Whether nothing would be done now, if it were not for whoever asks: first the clock has to move."""
+        return not self._ready and not (self._timers and self._timers[0][0] <= self._now)
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It goes when its time comes."""
+    def _run_once(self) -> None:
+        """One handle after the other, and a jump of the clock where there is none, until the loop is stopped."""
+        timers, ready = self._timers, self._ready
+        while not self._stopping:
+            while timers and timers[0][0] <= self._now:
+                ready.append(heapq.heappop(timers)[2])
+            if not ready:
+                self._jump()
+                continue
+            handle = ready.popleft()
+            if handle._cancelled:
+                continue
+            self._at_once += 1
+            if self._at_once > _TOO_MANY:
+                raise RuntimeError(f"at {self._now:g} s, something goes on and on and waits for nothing")
+            handle._run()
+            life = handle._context.get(LIFE)
+            if life is not None and life.tasks and (not life.alive or life.ends_at(AWAIT)):
+                self.end(life)
+                self.ended(life)
+
+    def _jump(self) -> None:
+        """Let it be the time of the next timer."""
+        timers = self._timers
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
+        if not timers:
+            raise RuntimeError("everything waits for something that will never happen")
+        self._now, self._at_once = timers[0][0], 0
 
     def _process_events(self, event_list: object) -> None:
         """There are none."""
@@ -215,6 +242,6 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Nothing sleeps that would have to be woken."""
 
 
-def _whose(handle: asyncio.Handle) -> Life | None:
-    context: Context = handle._context  # type: ignore[attr-defined]  # 3.12 has get_context(), 3.11 has not
-    return context.get(LIFE)
+def _as(life: Life | None, work: Callable[..., T], args: tuple[object, ...]) -> T:
+    LIFE.set(life)
+    return work(*args)

@@ -13,14 +13,14 @@ from typing import Any
 
 from gpuswitch.model.states import EDGES, State
 from gpuswitch.switch import journal
-from gpuswitch.switch.machine import TABLE, GpuMachine
+from gpuswitch.switch.machine import GpuMachine
 from tests.simulation import drive
 from tests.simulation.invariants import Violation
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.story import Story, told
 from tests.simulation.world import World
 
-_MUCH_GARBAGE = 200_000
+_MUCH_GARBAGE = 10_000
 _BY_TRIGGER = {(edge.trigger, edge.source): edge.target for edge in EDGES}
 
 
@@ -60,10 +60,10 @@ def run(
     """Have this happen in a new world, to its end."""
     outcome = Outcome(stories=1)
     loop = SimulatedLoop()
-    with _quiet(), _watched(outcome), asyncio.Runner(loop_factory=lambda: loop) as runner:
-        world = runner.run(_world(loop, stage, rules, trace=trace))
+    with _quiet(), _watched(outcome), asyncio.Runner(loop_factory=lambda: loop):
+        world = loop.run_until_complete(_world(loop, stage, rules, trace=trace))
         try:
-            runner.run(happens(world))
+            loop.run_until_complete(happens(world))
         except RuntimeError as fault:
             world.judge.fault(str(fault))
         if world.service is not None:
@@ -83,6 +83,12 @@ def replayed(seed: int, *, trace: bool = False) -> Outcome:
 
 async def _world(loop: SimulatedLoop, stage: str, rules: str, *, trace: bool) -> World:
     return World(loop, stage, rules, trace=trace)
+
+
+def many() -> None:
+    """This process is here to play, and for nothing else: what is there already is never garbage."""
+    gc.freeze()
+    gc.set_threshold(_MUCH_GARBAGE)
 
 
 @contextmanager
@@ -105,7 +111,7 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _watched(outcome: Outcome) -> Iterator[None]:
     """Count the edges that are taken."""
-    fire, known = GpuMachine.fire, len(TABLE.models)
+    fire = GpuMachine.fire
 
     def counted(machine: GpuMachine, trigger: str) -> None:
         source = machine.state
@@ -117,5 +123,3 @@ def _watched(outcome: Outcome) -> Iterator[None]:
         yield
     finally:
         GpuMachine.fire = fire  # type: ignore[method-assign]  # as it was
-        # The table knows every machine that ever was, and would keep them all, and their worlds.
-        del TABLE.models[known:]

@@ -14,6 +14,7 @@ from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.kernel import Machine
 from gpuswitch.host.simulated.scenarios import PERSISTENCED, SCENARIOS, WIREPLUMBER, boot
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.gpu import discover
 from gpuswitch.tables import Defaults
 from tests.simulated.bed import GPUS
 
@@ -155,3 +156,10 @@ def settings(stage: str, rules: str) -> Config:
     members = (_NEIGHBOUR,) if stage == "shared" else ()
     gpus = tuple(GpuConfig(gpu, managed=True, rules=own, members=members) for gpu in STAGES[stage].gpus)
     return Config(gpus=gpus, defaults=own)
+
+
+@cache
+def functions(stage: str) -> Mapping[PciAddress, tuple[PciAddress, ...]]:
+    """Those of each GPU on this stage, by its address."""
+    facts = STAGES[stage].machine().look()
+    return {gpu.address: gpu.functions for gpu in discover(facts, settings(stage, next(iter(RULES))).members)}

@@ -6,7 +6,7 @@ import errno
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gpuswitch.host.simulated.faults import Delay, Errno, Fault, Faults, Hang, Operation, Silent, Strike
 from tests.simulation.faces import AT, FROM, At
@@ -28,8 +28,7 @@ _UNHEARD: frozenset[Operation] = frozenset({"nodes", "let_go"})
 NO_STRIKE = Strike([])
 
 
-@dataclass(frozen=True)
-class Struck:
+class Struck(NamedTuple):
     """One operation that the service has sent, in order: `at` which step, what, about what."""
 
     at: At

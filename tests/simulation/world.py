@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, cast
 from gpuswitch.config import Config
 from gpuswitch.errors import GpuswitchError
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.gpu import discover
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
@@ -23,7 +22,7 @@ from tests.simulation.faces import SEND, WRITE, WRITTEN, Disk, ServiceHost, Serv
 from tests.simulation.invariants import Ask
 from tests.simulation.judge import Judge
 from tests.simulation.loop import AWAIT, Fuse, Life, SimulatedLoop
-from tests.simulation.stages import STAGES, settings
+from tests.simulation.stages import STAGES, functions, settings
 from tests.simulation.tenants import Tenants
 from tests.simulation.trouble import Rule, Trouble, Wrong
 
@@ -67,9 +66,7 @@ class World:
         self.disk = Disk.empty()
         self.tears = False
         """The next crash leaves a page of the journal torn."""
-        facts = self.machine.look()
-        found = discover(facts, self.config.members)
-        self.functions = {gpu.address: gpu.functions for gpu in found}
+        self.functions = functions(stage)
         self.judge = Judge(self, trace=trace)
         self.tenants = Tenants(self)
         self.service: Service | None = None

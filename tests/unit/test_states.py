@@ -60,7 +60,7 @@ def test_there_is_no_other_way_to_move() -> None:
     machine = GpuMachine()
     for state in State:
         assert not hasattr(machine, f"to_{state.name}")
-    with pytest.raises(AttributeError):
+    with pytest.raises(KeyError):
         machine.fire("to_HOST")
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 
 from gpuswitch.host.simulated.devices import Binding, Card, Device, Group, Numbers
 from gpuswitch.host.simulated.drivers import Drivers, Module, PciDriver, matches
@@ -18,6 +17,28 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, HostFacts
 
 CardListener = Callable[[Device, Card], None]
+
+
+class _Locked:
+    """`Bus.locked`."""
+
+    def __init__(self, bus: Bus, device: Device, call: Call) -> None:
+        self._bus = bus
+        self._device = device
+        self._call = call
+
+    async def __aenter__(self) -> None:
+        lock = self._device.lock
+        if lock.locked():
+            await self._call.wait_in(lock.acquire(), "D")
+        else:
+            await lock.acquire()
+        if self._bus.devices.get(self._device.address) is not self._device:
+            lock.release()
+            raise self._call.error(errno.ENODEV)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._device.lock.release()
 
 
 class Bus:
@@ -51,19 +72,9 @@ class Bus:
             raise call.error(errno.ENODEV)
         return device
 
-    @asynccontextmanager
-    async def locked(self, device: Device, call: Call) -> AsyncIterator[None]:
+    def locked(self, device: Device, call: Call) -> _Locked:
         """Have the device lock; ENODEV: the device left the bus while we waited."""
-        if device.lock.locked():
-            await call.wait_in(device.lock.acquire(), "D")
-        else:
-            await device.lock.acquire()
-        try:
-            if self.devices.get(device.address) is not device:
-                raise call.error(errno.ENODEV)
-            yield
-        finally:
-            device.lock.release()
+        return _Locked(self, device, call)
 
     def group(self, number: int) -> Group:
         return self._groups.setdefault(number, Group())
@@ -92,7 +103,8 @@ class Bus:
 
     def bind_all(self) -> None:
         for device in self.devices.values():
-            self.bind_first_match(device)
+            if device.binding is None:
+                self.bind_first_match(device)
 
     def bind_first_match(self, device: Device) -> None:
         driver = self.drivers.first_match(device.shape.modalias, device.override) if device.binding is None else None

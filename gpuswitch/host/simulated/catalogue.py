@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 from gpuswitch.host.simulated.devices import Device
 from gpuswitch.host.simulated.drivers import Module, PciDriver
@@ -115,23 +116,31 @@ class Slot:
 
         `reset_errno`: see `Device`.
         """
-        modalias = (
+        slot = self if group is None else replace(self, group=group)
+        shape = _shape(slot, number, vendor, device, class_code, model=model, boot_display=boot_display)
+        return Device(shape, "auto" if sleeps else "on", reset_errno=reset_errno)
+
+
+@cache
+def _shape(
+    slot: Slot, number: int, vendor: int, device: int, class_code: int, *, model: str, boot_display: bool
+) -> PciFunction:
+    """What does not change of a function, however often its machine is booted."""
+    return PciFunction(
+        address=PciAddress.parse(f"{slot.name}.{number}"),
+        vendor=vendor,
+        device=device,
+        class_code=class_code,
+        maker=_MAKERS.get(vendor, ""),
+        model=model,
+        modalias=(
             f"pci:v{vendor:08X}d{device:08X}sv{vendor:08X}sd00000000"
             f"bc{class_code >> 16:02X}sc{class_code >> 8 & 0xFF:02X}i{class_code & 0xFF:02X}"
-        )
-        shape = PciFunction(
-            address=PciAddress.parse(f"{self.name}.{number}"),
-            vendor=vendor,
-            device=device,
-            class_code=class_code,
-            maker=_MAKERS.get(vendor, ""),
-            model=model,
-            modalias=modalias,
-            iommu_group=self.group if group is None else group,
-            parent=PciAddress.parse(self.parent) if self.parent else None,
-            boot_display=boot_display,
-        )
-        return Device(shape, "auto" if sleeps else "on", reset_errno=reset_errno)
+        ),
+        iommu_group=slot.group,
+        parent=PciAddress.parse(slot.parent) if slot.parent else None,
+        boot_display=boot_display,
+    )
 
 
 def port(address: str, group: int) -> Device:

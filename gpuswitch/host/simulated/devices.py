@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from gpuswitch.host.simulated.drivers import PciDriver
 from gpuswitch.model.facts import Driver, PciFunction
@@ -150,14 +151,18 @@ class Device:
         """What a look shows of it."""
         if self._seen is None:
             binding = self.binding if self.link is not None else None
-            self._seen = replace(
-                self.shape,
-                driver=self.link,
-                nodes=binding.nodes if binding is not None and binding.ready else (),
-                nodes_pending=binding is not None and not binding.ready,
-                asleep=self.asleep,
-            )
+            pending = binding is not None and not binding.ready
+            nodes = binding.nodes if binding is not None and not pending else ()
+            self._seen = _shown(self.shape, self.link, nodes, pending, self.asleep)
         return self._seen
+
+
+@lru_cache(maxsize=1024)
+def _shown(
+    shape: PciFunction, driver: Driver | None, nodes: tuple[str, ...], nodes_pending: bool, asleep: bool
+) -> PciFunction:
+    """There are few looks that a function has."""
+    return replace(shape, driver=driver, nodes=nodes, nodes_pending=nodes_pending, asleep=asleep)
 
 
 class Group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -88,6 +89,14 @@ class Drivers:
     def users(self, name: str) -> tuple[str, ...]:
         """The loaded modules that need this one."""
         return tuple(module.name for module in self._loaded.values() if name in module.requires)
+
+    def all_users(self) -> Mapping[str, list[str]]:
+        """The same of every module at once, by its name: none where nobody needs it."""
+        users = defaultdict[str, list[str]](list)
+        for module in self._loaded.values():
+            for name in module.requires:
+                users[name].append(module.name)
+        return users
 
     def above(self, driver: str) -> tuple[Module, ...]:
         """The loaded modules that make something of the devices of this driver."""

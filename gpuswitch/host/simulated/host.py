@@ -48,7 +48,8 @@ class SimulatedHost(Host):
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
         if only is None:
             return self.machine.look()
-        seen = {address: device.seen() for address, device in self.machine.devices.items() if address in only}
+        devices = self.machine.devices
+        seen = {address: devices[address].seen() for address in only if address in devices}
         return HostFacts(seen, iommu=False, vfio_available=False)
 
     def kernel(self, gpu: str) -> SimulatedKernel:

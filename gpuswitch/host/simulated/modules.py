@@ -32,9 +32,13 @@ class Modules:
     def seen(self) -> dict[str, facts.Module]:
         """What a look shows: those that a driver profile names."""
         opened = Counter(card.module for _, card in self._bus.cards() for _ in card.users)
+        users = self._drivers.all_users()
         return {
             name: facts.Module(
-                self._count(name, opened[name]), self._drivers.users(name), module.version, module.modeset
+                len(users[name]) + opened[name] + self._frame_buffers.pins(name),
+                tuple(users[name]),
+                module.version,
+                module.modeset,
             )
             for name in _SHOWN
             if (module := self._drivers.loaded(name)) is not None
@@ -45,10 +49,7 @@ class Modules:
         return [user for _, card in self._bus.cards() if card.module == name for user in card.users]
 
     def references(self, name: str) -> int:
-        return self._count(name, len(self.opened(name)))
-
-    def _count(self, name: str, opened: int) -> int:
-        return len(self._drivers.users(name)) + opened + self._frame_buffers.pins(name)
+        return len(self._drivers.users(name)) + len(self.opened(name)) + self._frame_buffers.pins(name)
 
     def at_boot(self, name: str) -> None:
         """Load it with the machine; nothing happens where it finds no device."""

@@ -180,16 +180,16 @@ class ProcessTable:
             and card in device.binding.cards
             and bool(card.nodes)
         )
-        return shown or not set(card.numbers).isdisjoint(sought.numbers)
+        return shown or (bool(sought.numbers) and not set(card.numbers).isdisjoint(sought.numbers))
 
     def _named(self, patterns: Collection[str]) -> Iterator[tuple[str, str]]:
         """Who has a node open that one of these patterns names, and the node."""
         for number, group in self._bus.groups():
             if group.opened_by is not None and _matches(f"vfio/{number}", patterns):
                 yield group.opened_by, f"/dev/vfio/{number}"
-        for _, card in self._bus.cards():
-            for user in card.users if card.kind == "nvidia" else ():
-                yield from ((user, f"/dev/{node}") for node in (_SHARED,) if _matches(node, patterns))
+        if _matches(_SHARED, patterns):
+            for _, card in self._bus.cards():
+                yield from ((user, f"/dev/{_SHARED}") for user in card.users if card.kind == "nvidia")
 
     def _unexplained(self, module: str) -> Iterator[Holder]:
         """What no process explains, and no other module, and no console."""
