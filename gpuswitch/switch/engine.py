@@ -164,7 +164,8 @@ class Engine:
                 raise
             # It waited for units when the service was told to stop; this time it does not wait.
             await self._bounded(step, step.apply, deadline)
-        await self._bounded(step, step.verify, deadline)
+        if type(step).verify is not Step.verify:
+            await self._bounded(step, step.verify, deadline)
 
     async def back(self) -> None:
         """Revert what was begun, last first. Goes on past a revert that fails, to bring home what it can.
@@ -193,18 +194,18 @@ class Engine:
             raise StepError("; ".join(self._faults))
 
     async def _bounded(self, step: Step, work: Callable[[Hands], Coroutine[Any, Any, None]], deadline: float) -> None:
-        self._hands.waiting_for = f"'{step.title}' is not done"
+        self._hands.waiting_for = ""
         try:
             async with asyncio.timeout(deadline):
                 if step.interruptible and work == step.apply and not self._hands.leaving:
-                    await self._unless_ending(work(self._hands))
+                    await self._unless_ending(step, work(self._hands))
                 else:
                     await work(self._hands)
         except TimeoutError:
             if (pending := self._hands.kernel.pending) is not None:
                 self.hung = True
                 raise StuckError(pending, deadline) from None
-            raise StepError(f"{self._hands.waiting_for} after {deadline:g} s") from None
+            raise StepError(f"{self._waiting_for(step)} after {deadline:g} s") from None
         except (KernelError, Failed) as error:
             raise StepError(str(error)) from error
         except StepError:
@@ -214,7 +215,7 @@ class Engine:
             _log.exception("a fault of gpuswitch itself at '%s'", step.title)
             raise StepError(f"a fault of gpuswitch itself: {fault!r}") from fault
 
-    async def _unless_ending(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _unless_ending(self, step: Step, work: Coroutine[Any, Any, None]) -> None:
         """Until it is done, or the switch is to end."""
         working, ending = asyncio.ensure_future(work), asyncio.ensure_future(self._ending.wait())
         try:
@@ -225,8 +226,11 @@ class Engine:
                 working.cancel()
                 await asyncio.wait([working])
         if working.cancelled():
-            raise StepError(f"{self._hands.waiting_for}, and the switch is to end")
+            raise StepError(f"{self._waiting_for(step)}, and the switch is to end")
         working.result()
+
+    def _waiting_for(self, step: Step) -> str:
+        return self._hands.waiting_for or f"'{step.title}' is not done"
 
     def _tell(self, number: int, step: Step, status: Status, started: float | None = None) -> float:
         now = asyncio.get_running_loop().time()

@@ -69,6 +69,10 @@ class Entry:
     owner: Owner | None = None
     failed: str = ""
 
+    def at(self, unfinished: Unfinished) -> Entry:
+        """The same, with the switch come to another step."""
+        return Entry(self.owed, self.stuck, unfinished, self.owner, self.failed)
+
     def __bool__(self) -> bool:
         some = (self.unfinished, self.owner, self.stuck)
         return some != (None, None, None) or bool(self.failed or self.owed)

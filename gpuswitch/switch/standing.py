@@ -272,7 +272,7 @@ class Standing:
         unfinished = unfinished.at(event.index, event.count, event.step.title, back=back, worker=self._kernel.worker)
         # What brings it home does not wait for a disk.
         keep = self._keep_if_possible if back or self.state is State.RECOVERING else self._keep
-        keep(replace(self._entry, unfinished=unfinished))
+        keep(self._entry.at(unfinished))
 
     async def _start_units(self) -> None:
         """Give back what is owed where no GPU comes home with it."""

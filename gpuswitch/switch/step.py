@@ -56,7 +56,7 @@ class Hands:
         self.stopped: list[Unit] = []
         """Units that a policy stopped during this switch, the last one last."""
         self.waiting_for = ""
-        """What a step that waits for it has not seen yet, in one sentence."""
+        """What a step that waits for it has not seen yet, in one sentence; "" where it did not say."""
 
     def check(self, unmet: Unmet, only: Collection[PciAddress] | None = None) -> None:
         """Raise `StepError` unless all is as it should be now: for what the kernel decides before a write returns.
