@@ -31,6 +31,19 @@ def consoles_to_move(
     return consoles.of(functions), others[0] if others else None, bound if unload and not others else ()
 
 
+def unbound_with(functions: Collection[PciAddress], consoles: Consoles) -> tuple[str, ...]:
+    """The vtconsoles that the kernel unbinds when the functions' frame buffers go, though there are others.
+
+    One that shows no terminal does not take any over (fbcon_fb_unbind in drivers/video/fbdev/core/fbcon.c), and a frame
+    buffer that is there already brings no console back.
+    """
+    shown = set(consoles.mapped.values())
+    own = {number for number, function in consoles.frame_buffers.items() if function in functions}
+    if not shown or not shown <= own or own == set(consoles.frame_buffers):
+        return ()
+    return tuple(sorted(name for name, is_bound in consoles.bound.items() if is_bound))
+
+
 @dataclass(frozen=True)
 class MoveConsoles(Step):
     """Show the GPU's virtual terminals on another GPU's frame buffer; where none is left, unbind the vtconsoles.
@@ -57,15 +70,14 @@ class MoveConsoles(Step):
         return "see that no console is on it"
 
     async def apply(self, hands: Hands) -> None:
-        terminals, to, unbind = consoles_to_move(
-            self.functions,
-            await hands.kernel.consoles(),
-            unload=self.unload,
-            leaving=hands.arbiter.away(besides=hands.gpu),
-        )
+        consoles = await hands.kernel.consoles()
+        leaving = hands.arbiter.away(besides=hands.gpu)
+        terminals, to, unbind = consoles_to_move(self.functions, consoles, unload=self.unload, leaving=leaving)
         if terminals and to is not None:
             await hands.kernel.map_consoles(terminals, to)
-        if again := tuple(vtconsole for vtconsole in unbind if vtconsole not in self.leave):
+            consoles = await hands.kernel.consoles()
+        lost = unbind or unbound_with(self.functions, consoles)
+        if again := tuple(vtconsole for vtconsole in lost if vtconsole not in self.leave):
             hands.owe(Owed(vtconsoles=again))
         for vtconsole in unbind:
             await hands.kernel.bind_console(vtconsole, bound=False)
@@ -98,10 +110,11 @@ async def _put_back(
     """Bind the vtconsoles, for whichever GPU's sake they were unbound, and map the terminals to the frame buffer that
     the functions have now, if they have one.
     """
-    for vtconsole in hands.arbiter.unbound():
-        if vtconsole not in leave:
-            await hands.kernel.bind_console(vtconsole, bound=True)
     consoles = await hands.kernel.consoles()
+    if again := [name for name in hands.arbiter.unbound() if name not in leave and not consoles.bound.get(name)]:
+        for vtconsole in again:
+            await hands.kernel.bind_console(vtconsole, bound=True)
+        consoles = await hands.kernel.consoles()
     own = sorted(number for number, function in consoles.frame_buffers.items() if function in functions)
     # Mapping a terminal while no frame buffer console is bound would bind it, whatever was left unbound on purpose.
     if own and terminals and any(consoles.bound.values()):

@@ -11,7 +11,7 @@ import pytest
 
 from gpuswitch.errors import Busy as BusyError
 from gpuswitch.errors import NotViable
-from gpuswitch.host.simulated.catalogue import DISPLAY_3D, MODULES, NVIDIA, Slot, port
+from gpuswitch.host.simulated.catalogue import AMD, DISPLAY_3D, MODULES, NVIDIA, VGA, Slot, port
 from gpuswitch.host.simulated.drivers import Module
 from gpuswitch.host.simulated.faults import Errno, Hang, Silent
 from gpuswitch.host.simulated.host import SimulatedHost
@@ -236,6 +236,24 @@ class TestConsoles:
         await bed.moved(actor, State.VFIO)
         assert consoles(bed.machine)["vtcon1"] is False
         await bed.moved(actor, State.HOST)
+        assert bed.snapshot() == before
+
+    async def test_back_when_one_gpu_that_showed_nothing_any_more_was_left(self, tmp_path: Path) -> None:
+        """The kernel is stuck with one GPU, whose terminals are on the other; that leaves, and fbcon goes with it."""
+        slots = [Slot("0000:01:00", 11, "0000:00:01.0"), Slot("0000:03:00", 13, "0000:00:03.0")]
+        geforce = slots[0].function(0, NVIDIA, 0x2484, VGA)
+        radeon = slots[1].function(0, AMD, 0x73BF, VGA, boot_display=True)
+        host = boot([port("0000:00:01.0", 2), port("0000:00:03.0", 3), geforce, radeon])
+        bed = await Bed.made(host, tmp_path, config("", module_policy="never", allow_boot_display=True))
+        first, second, before = bed.fleet.find("03:00.0"), bed.fleet.find("01:00.0"), bed.snapshot()
+        hang = bed.host.faults.add(Hang(), operation="set_override")
+        assert (await bed.switch(first, State.VFIO)).result is Result.WEDGED
+        await bed.moved(second, State.VFIO)
+        assert consoles(bed.machine)["vtcon1"] is False
+        hang.release()
+        await bed.witness.until(lambda: first.state is State.HOST)
+        assert consoles(bed.machine)["vtcon1"] is True
+        await bed.moved(second, State.HOST)
         assert bed.snapshot() == before
 
     async def test_one_that_is_to_be_left_alone_stays_unbound(self, tmp_path: Path) -> None:

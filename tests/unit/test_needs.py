@@ -11,7 +11,7 @@ from gpuswitch.model.facts import Consoles, Driver, HostFacts, Module, PciFuncti
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, Process, Sought, Unit
 from gpuswitch.model.policy import Busy, ModulePolicy
-from gpuswitch.switch.consoles import consoles_to_move
+from gpuswitch.switch.consoles import consoles_to_move, unbound_with
 from gpuswitch.switch.holding import Leaving
 from gpuswitch.switch.needs import (
     Needs,
@@ -274,6 +274,23 @@ class TestConsoles:
     )
     def test_where_they_go(self, consoles: Consoles, unload: bool, moved: object) -> None:
         assert consoles_to_move(GPU.functions, consoles, unload=unload) == moved
+
+    @pytest.mark.parametrize(
+        ("consoles", "lost"),
+        [
+            # another frame buffer shows one of them, and takes over the others
+            (OWN, ()),
+            # the others show none
+            (replace(OWN, mapped={1: 1, 2: 1, 3: 1}), ("vtcon1",)),
+            # there is none, and the kernel brings the console back with the next
+            (replace(OWN, frame_buffers={1: DISPLAY}, mapped={1: 1}), ()),
+            # it shows none
+            (replace(OWN, mapped={1: 0}), ()),
+            (Consoles(), ()),
+        ],
+    )
+    def test_which_go_along(self, consoles: Consoles, lost: object) -> None:
+        assert unbound_with(GPU.functions, consoles) == lost
 
 
 class TestRefuse:
