@@ -91,7 +91,7 @@ class _Drama:
     def _reconfigured(self, rules: str) -> None:
         self._world.rules = rules
         if (service := self._world.ready) is not None and service.fleet is not None:
-            self._world.loop.run_as(service.life, service.fleet.reconfigure, self._world.config)
+            self._world.loop.tell(service.life, service.fleet.reconfigure, self._world.config)
 
     def _machine_is_troubled(self, event: Event, gpu: PciAddress) -> None:
         trouble = self._world.trouble

@@ -82,7 +82,7 @@ class ServiceHost(SimulatedHost):
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         def told() -> None:
             if self._life.alive and not self.deaf:
-                self._loop.run_as(self._life, changed)
+                self._loop.tell(self._life, changed)
 
         return super().watch(told)
 

@@ -5,6 +5,7 @@ What can be seen at one event alone is checked here; what must be so once all is
 
 from __future__ import annotations
 
+import json
 from asyncio import futures
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -83,8 +84,15 @@ class Judge(Deeds):
     def stopped(self, fleet: Fleet) -> None:
         self.note("stopped")
         for actor in fleet.actors.values():
-            if actor.state.moving:
+            if actor.state.moving and not self._left_to_the_journal(actor):
                 self.broken(5, f"the service has stopped, and {actor.gpu.address} is {actor.state}")
+
+    def _left_to_the_journal(self, actor: Actor) -> bool:
+        """Whether the next start finds out that a recovery is not over: a switch is taken back within the time there is
+        to stop, but the ways that are left when that fails have none.
+        """
+        page = self.world.disk.pages.get(actor.gpu.address.identifier)
+        return actor.state is State.RECOVERING and page is not None and json.loads(page)["unfinished"] is not None
 
     def killed(self) -> None:
         self.note("killed")

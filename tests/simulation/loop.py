@@ -165,6 +165,17 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Call this as part of a life, or of the world around it: so are the tasks that it starts."""
         return copy_context().run(_as, life, work, args)
 
+    def tell(self, life: Life, work: Callable[..., object], *args: object) -> None:
+        """Have a life do this while somebody else has the turn. Should it end of it, that comes before its own turn."""
+        try:
+            self.run_as(life, work, *args)
+        except Killed:
+            self.notice(life)
+
+    def notice(self, life: Life) -> None:
+        """Have it seen that a life is over, though it waits for nothing."""
+        self.run_as(life, self.call_soon, _nothing)
+
     def begin(self, life: Life | None, work: Coroutine[Any, Any, object]) -> None:
         """Start this as part of a life, or of the world around it; nobody waits for its end."""
         self._begun = self.run_as(life, self.create_task, work)
@@ -240,6 +251,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         """Nothing sleeps that would have to be woken."""
+
+
+def _nothing() -> None:
+    pass
 
 
 def _as(life: Life | None, work: Callable[..., T], args: tuple[object, ...]) -> T:

@@ -64,8 +64,8 @@ def run(
         world = loop.run_until_complete(_world(loop, stage, rules, trace=trace))
         try:
             loop.run_until_complete(happens(world))
-        except RuntimeError as fault:
-            world.judge.fault(str(fault))
+        except Exception as fault:  # noqa: BLE001 -- whatever it is, it is told with its seed
+            world.judge.fault(repr(fault))
         if world.service is not None:
             loop.end(world.service.life)
     judge = world.judge

@@ -76,7 +76,7 @@ class Tenants:
         if not self.takes(name, gpus):
             self.released(name, "failed")
         elif (service := self._world.ready) is not None and service.fleet is not None:
-            self._world.loop.run_as(service.life, service.fleet.owners.adopt, _owner(name), self._functions(gpus))
+            self._world.loop.tell(service.life, service.fleet.owners.adopt, _owner(name), self._functions(gpus))
 
     def takes(self, name: str, gpus: tuple[PciAddress, ...]) -> bool:
         """A machine opens GPUs, whoever may have let it."""
@@ -108,7 +108,7 @@ class Tenants:
             del self._promised[gpu]
         if (service := self._world.ready) is not None and service.fleet is not None:
             self._world.judge.note(f"{name} is released: {reason}")
-            self._world.loop.run_as(service.life, service.fleet.owners.release, _owner(name), reason)
+            self._world.loop.tell(service.life, service.fleet.owners.release, _owner(name), reason)
 
     # What may be expected -------------------------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ class World:
         """SIGKILL."""
         if self.service is not None:
             self.service.life.alive = False
-            self.loop.run_as(self.service.life, self.loop.call_soon, _nothing)
+            self.loop.notice(self.service.life)
 
     def kill_at(self, point: str, count: int) -> None:
         """SIGKILL, when it reaches such a point for the so manieth time."""
@@ -256,7 +256,3 @@ class World:
     @property
     def others_wait(self) -> bool:
         return bool(self._others)
-
-
-def _nothing() -> None:
-    pass

@@ -90,20 +90,21 @@ class FrameBuffers:
 
     async def map_consoles(self, terminals: Sequence[int], frame_buffer: int, call: Call) -> None:
         """ENOENT: there is no such frame buffer. ENODEV: frame buffers show no text."""
-        strike = self._bus.faults.strike("map_consoles", frame_buffer)
+        if not await self._bus.faults.strike("map_consoles", frame_buffer).land(call):
+            return
         if frame_buffer not in self._there:
             raise call.error(errno.ENOENT)
         if not self._bound:
             raise call.error(errno.ENODEV)
-        if await strike.land(call):
-            self._mapped.update(dict.fromkeys(terminals, frame_buffer))
+        self._mapped.update(dict.fromkeys(terminals, frame_buffer))
 
     async def bind_console(self, vtconsole: str, bound: bool, call: Call) -> None:
         """ENOENT: there is no such vtconsole, since there is no frame buffer."""
-        strike = self._bus.faults.strike("bind_console", vtconsole)
+        if not await self._bus.faults.strike("bind_console", vtconsole).land(call):
+            return
         if vtconsole != VTCONSOLE or not self._there:
             raise call.error(errno.ENOENT)
-        if not await strike.land(call) or bound == self._bound:
+        if bound == self._bound:
             return
         self._bound = bound
         if not bound:
