@@ -48,9 +48,10 @@ def unbound_with(functions: Collection[PciAddress], consoles: Consoles) -> tuple
 class MoveConsoles(Step):
     """Show the GPU's virtual terminals on another GPU's frame buffer; where none is left, unbind the vtconsoles.
 
-    `terminals`, `to` (None for none) and `vtconsoles` are what was seen when it was planned. Of what is unbound, those
-    in `leave` stay so. `unload`: the driver's modules are to be unloaded. The way back looks at what is there then: a
-    driver that was bound anew has made a new frame buffer.
+    `terminals`, `to` (None for none) and `vtconsoles` are what was seen when it was planned; of the terminals, those
+    in `borrowed` belonged to GPUs that were away. Of what is unbound, those in `leave` stay so. `unload`: the driver's
+    modules are to be unloaded. The way back looks at what is there then: a driver that was bound anew has made a new
+    frame buffer.
     """
 
     kind = "console"
@@ -60,6 +61,7 @@ class MoveConsoles(Step):
     vtconsoles: tuple[str, ...]
     leave: tuple[str, ...]
     unload: bool
+    borrowed: frozenset[int] = frozenset()
 
     @property
     def title(self) -> str:
@@ -83,7 +85,9 @@ class MoveConsoles(Step):
             await hands.kernel.bind_console(vtconsole, bound=False)
 
     async def revert(self, hands: Hands) -> None:
-        await _put_back(hands, self.functions, self.terminals, self.leave)
+        # What came home meanwhile has taken its own back.
+        theirs = self.borrowed - hands.arbiter.terminals_of_others(hands.gpu)
+        await _put_back(hands, self.functions, tuple(t for t in self.terminals if t not in theirs), self.leave)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from signal import SIGKILL, SIGTERM, Signals
 
 from gpuswitch.errors import Failed, KernelError
@@ -159,6 +159,8 @@ async def _gone(hands: Hands, sought: Sought, seconds: float, announced: Announc
     until = loop.time() + seconds
     reminder = Reminder(announced, loop.time())
     while holders := await hands.holders(sought):
+        # A GPU that is pulled meanwhile shows its nodes no more, and they are open all the same.
+        sought = replace(sought, numbers=hands.numbers)
         hands.waiting_for = in_the_way(hands.gpu, holders)
         left = until - loop.time()
         if left <= 0:

@@ -152,8 +152,7 @@ class Owners:
                 claimed[actor] = before
         except Failed:
             for actor, before in claimed.items():
-                with suppress(Failed):
-                    actor.own(before)
+                actor.own(before, again=True)
             raise
         for actor in actors:
             actor.awaited = True

@@ -97,6 +97,11 @@ class Ownership:
     # What follows ---------------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
+        if self._to is Release.STAY and not self.waits_for_another:
+            # Nothing is to be moved, so whoever has it open is in nobody's way; and he has it from somebody else.
+            self.actor.awaited = False
+            await self._let_go()
+            return
         opened, waited, pause = await self._until_opened(), False, RESCAN_SECONDS
         while self._mine:
             while holders := await self.holders():

@@ -186,6 +186,7 @@ def _move_consoles(gpu: Gpu, needs: Needs) -> list[Step]:
                 needs.unbind_consoles,
                 needs.leave_consoles,
                 unload=bool(needs.unload),
+                borrowed=needs.borrowed,
             )
         )
     return steps

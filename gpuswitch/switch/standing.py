@@ -231,14 +231,14 @@ class Standing:
         if self._owed:
             self._keep_if_possible(replace(self._entry, owed=Owed(units=self._owed.units)))
 
-    def own(self, owner: Owner | None) -> None:
-        """It belongs to this virtual machine from now on, or to none any more.
+    def own(self, owner: Owner | None, *, again: bool = False) -> None:
+        """It belongs to this virtual machine from now on, or to none any more. `again`: it did, before it was claimed.
 
         Raises:
-            Failed: that could not be written, and is not so.
+            Failed: that could not be written, and is not so: only where it is new.
         """
-        if owner is None:
-            self._keep_if_possible(replace(self._entry, owner=None))
+        if owner is None or again:
+            self._keep_if_possible(replace(self._entry, owner=owner))
         else:
             self._keep(replace(self._entry, owner=owner))
         self._changed()

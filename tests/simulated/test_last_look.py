@@ -89,6 +89,14 @@ class TestAtTheLastMoment:
         assert re.match(r"late \(pid \d+, user root\) has /dev/", await reverted(bed, actor))
         assert unbound == []
 
+    async def test_somebody_who_still_has_it_when_it_is_pulled(self, bed: Bed, actor: Actor) -> None:
+        """Sysfs shows no node of it any more."""
+        loop = asyncio.get_running_loop()
+        when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.open(DISPLAY, "late"))
+        loop.call_later(0.5, lambda: asyncio.ensure_future(bed.machine.unplug("0000:01:00")))
+        switch = await bed.switch(actor, State.VFIO)
+        assert [step.kind for step in switch.steps if step.status is Status.FAILED] == ["holders"]
+
     async def test_somebody_who_only_has_a_look(self, bed: Bed, actor: Actor) -> None:
         """As PipeWire does when a session ends: the card is opened, probed, and closed."""
         loop = asyncio.get_running_loop()

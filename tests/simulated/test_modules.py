@@ -240,11 +240,7 @@ class TestConsoles:
 
     async def test_back_when_one_gpu_that_showed_nothing_any_more_was_left(self, tmp_path: Path) -> None:
         """The kernel is stuck with one GPU, whose terminals are on the other; that leaves, and fbcon goes with it."""
-        slots = [Slot("0000:01:00", 11, "0000:00:01.0"), Slot("0000:03:00", 13, "0000:00:03.0")]
-        geforce = slots[0].function(0, NVIDIA, 0x2484, VGA)
-        radeon = slots[1].function(0, AMD, 0x73BF, VGA, boot_display=True)
-        host = boot([port("0000:00:01.0", 2), port("0000:00:03.0", 3), geforce, radeon])
-        bed = await Bed.made(host, tmp_path, config("", module_policy="never", allow_boot_display=True))
+        bed = await self.two_screens(tmp_path)
         first, second, before = bed.fleet.find("03:00.0"), bed.fleet.find("01:00.0"), bed.snapshot()
         hang = bed.host.faults.add(Hang(), operation="set_override")
         assert (await bed.switch(first, State.VFIO)).result is Result.WEDGED
@@ -255,6 +251,26 @@ class TestConsoles:
         assert consoles(bed.machine)["vtcon1"] is True
         await bed.moved(second, State.HOST)
         assert bed.snapshot() == before
+
+    async def test_those_of_another_gpu_stay_on_it_when_it_came_home_before(self, tmp_path: Path) -> None:
+        """One GPU has them on loan when the kernel is stuck with it; whose they are is home when it recovers."""
+        bed = await self.two_screens(tmp_path)
+        first, second, before = bed.fleet.find("03:00.0"), bed.fleet.find("01:00.0"), bed.snapshot()
+        await bed.moved(first, State.VFIO)
+        hang = bed.host.faults.add(Hang(), operation="set_override")
+        assert (await bed.switch(second, State.VFIO)).result is Result.WEDGED
+        await bed.moved(first, State.HOST)
+        hang.release()
+        await bed.witness.until(lambda: second.state is State.HOST)
+        assert bed.snapshot() == before
+
+    async def two_screens(self, directory: Path) -> Bed:
+        """A Radeon that shows all terminals, and a GeForce."""
+        slots = [Slot("0000:01:00", 11, "0000:00:01.0"), Slot("0000:03:00", 13, "0000:00:03.0")]
+        geforce = slots[0].function(0, NVIDIA, 0x2484, VGA)
+        radeon = slots[1].function(0, AMD, 0x73BF, VGA, boot_display=True)
+        host = boot([port("0000:00:01.0", 2), port("0000:00:03.0", 3), geforce, radeon])
+        return await Bed.made(host, directory, config("", module_policy="never", allow_boot_display=True))
 
     async def test_one_that_is_to_be_left_alone_stays_unbound(self, tmp_path: Path) -> None:
         """For a machine that freezes when its console is bound again: nobody tries, or it would be told here."""

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.errors import Busy, Owned
+from gpuswitch.errors import Busy, Failed, Owned
 from gpuswitch.host.simulated.faults import Delay, Errno
 from gpuswitch.model.holders import Scan, Sought
 from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.record import Asker, Result
+from gpuswitch.switch.store import DirectoryStore
 from tests.simulated.bed import Bed
 from tests.simulated.test_owners import (
     ALL,
@@ -129,6 +130,46 @@ class TestTwoRequestsOfOneMachine:
         assert (other.state, other.owner) == (State.HOST, None)
         bed.machine.end("win11")
         await home(bed, one)
+
+
+class TestRefusedHalfWay:
+    async def test_a_claim_that_cannot_be_written_leaves_the_gpu_to_whose_it_was(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bed = await made(tmp_path, "server")
+        one = bed.fleet.find(str(SERVER[0]))
+        await acquire(bed, addresses={SERVER[0]})
+        bed.machine.open_group(one.gpu.groups(one.facts)[0], "win11")
+        bed.fleet.owners.adopt(WIN11, {SERVER[0]})
+        await settled()
+        bed.fleet.owners.release(WIN11, "shutdown")
+        written: list[str] = []
+
+        def replaced(_store: DirectoryStore, name: str, _content: bytes) -> None:
+            written.append(name)
+            if len(written) > 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as full:
+            full.setattr(DirectoryStore, "replace", replaced)
+            with pytest.raises(Failed, match="No space left on device"):
+                await acquire(bed, LINUX, addresses=set(SERVER))
+        assert one.owner == WIN11
+        bed.machine.end("win11")
+        await home(bed, one)
+
+    async def test_what_was_away_for_somebody_else_is_at_once_nobodys_again(self, tmp_path: Path) -> None:
+        """A machine that nobody told of has it open, and may have it for days."""
+        bed = await made(tmp_path, "server")
+        one, other = (bed.fleet.find(str(a)) for a in SERVER)
+        await bed.moved(one, State.VFIO)
+        bed.machine.open_group(one.gpu.groups(one.facts)[0], "linux")
+        bed.machine.run("train", uid=1000)
+        bed.machine.open_card(SERVER[1], "train")
+        with pytest.raises(Busy, match="train"):
+            await acquire(bed, addresses=set(SERVER))
+        await settled()
+        assert [(a.state, a.owner) for a in (one, other)] == [(State.VFIO, None), (State.HOST, None)]
 
 
 class TestTheWayHome:
