@@ -44,6 +44,7 @@ class Deeds(Book):
         super().__init__(world, trace=trace)
         self.sent: Counter[str] = Counter()
         self.rules_of: dict[str, Defaults] = {}
+        self.options_of: dict[str, Options] = {}
         """As the configuration was when the switch of a GPU was asked for."""
         self._clean: dict[PciAddress, frozenset[str]] = {}
         """Of each function for which a look found no holder, and nothing came after: who has it open nevertheless."""
@@ -141,10 +142,8 @@ class Deeds(Book):
                 self.broken(1, f"{unit} is started while {gpu} is detached, for which it was stopped")
 
     def _policy(self) -> Busy:
-        """What the switch whose step runs now may do to holders."""
-        actor = self.world.actor(PciAddress.parse(AT.get().gpu)) if AT.get().gpu else None
-        options = actor.switch.options if actor is not None and actor.switch is not None else Options()
-        return options.policy(self._rules_now().busy)
+        """What the switch whose step runs now may do to holders: it may have died since it began to."""
+        return self.options_of.get(AT.get().gpu, Options()).policy(self._rules_now().busy)
 
     def _rules_now(self) -> Defaults:
         """What the configuration said when the switch began whose step runs now."""

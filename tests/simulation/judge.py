@@ -15,6 +15,7 @@ from gpuswitch.errors import Busy, GpuswitchError, InProgress
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import harmless
 from gpuswitch.model.policy import Busy as Policy
+from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
@@ -178,6 +179,7 @@ class Judge(Deeds):
             self._current[gpu] = actor.switch
             self.world.tenants.moves(actor)
             asked = [ask.rules for ask in self.asks if ask.actor is actor and ask.rules is not None]
+            self.options_of[gpu] = actor.switch.options if actor.switch is not None else Options()
             self.rules_of[gpu] = asked[0] if asked else actor.config.gpu(actor.gpu.address).rules
             self._before[gpu] = self.settings(actor.gpu.functions)
         self.split(actor, NOTICE_SECONDS)

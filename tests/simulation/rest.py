@@ -92,7 +92,9 @@ def _nothing_left(world: World, life: Life) -> None:
         if task.done() and not task.cancelled() and getattr(task, "_log_traceback"):  # noqa: B009 -- typeshed lacks it
             world.judge.fault(f"nobody heeds {task.exception()!r}")
     for number, group in world.machine.groups():
-        if (group.opened_by or "").startswith("the worker of"):
+        _, _, whose = (group.opened_by or "").partition("the worker of ")
+        actor = world.actor(PciAddress.parse(whose)) if whose else None
+        if whose and (actor is None or actor.state is not State.WEDGED):
             world.judge.broken(7, f"{group.opened_by} has group {number} open, and no switch runs")
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gpuswitch.errors import Failed, KernelError
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import VFIO_DRIVER
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
@@ -126,7 +127,11 @@ class Tenants:
     def untouched(self) -> None:
         """What machines have is as it was when they took it."""
         for name, before in self._lent.items():
-            now = self._world.judge.settings(tuple(before))
+            # Where an override aims is nothing to a machine; vfio-pci is where it has to.
+            now = {
+                a: settings._replace(override=before[a].override) if settings.override == VFIO_DRIVER else settings
+                for a, settings in self._world.judge.settings(tuple(before)).items()
+            }
             meddled = any(self._world.judge.lately(gpu) for gpu in self._world.stage.gpus)
             if now != before and not meddled:
                 self._world.judge.broken(5, f"{name} has it, and {difference(before, now)}")
