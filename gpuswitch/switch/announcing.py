@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+import logging
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Holder
 from gpuswitch.switch.step import RESCAN_SECONDS, Hands, Step
+
+_log = logging.getLogger(__name__)
 
 Announced = tuple[tuple[str, tuple[PciAddress, ...]], ...]
 """Cards that were announced as gone: subsystems, each with functions."""
 
 _NODES = {"sound": "/dev/snd/", "drm": "/dev/dri/"}
+_FOLLOWERS = ("wireplumber", "pipewire", "pulseaudio")
 
 
 @dataclass(frozen=True)
@@ -54,28 +60,52 @@ class AnnounceAgain(Step):
 
 
 class Reminder:
-    """Tells those who have an announced card all the same that it is there, and a second later that it goes.
+    """Tells those who follow udev and have an announced card all the same: it is there; and a second later: it goes.
 
     Who hears of the leave just as he takes the card up misses it, and what he thinks is gone cannot go again: so does
-    WirePlumber 0.4 when its session comes to the front, as one does when a display manager ends. Ever more rarely, for
-    those who do not follow udev at all. `now` is the time of the event loop, in seconds.
+    WirePlumber 0.4 when its session comes to the front, as one does when a display manager ends. Ever more rarely, and
+    nobody else is lured: all who follow udev hear of a card that is there.
     """
 
     def __init__(self, announced: Announced, now: float) -> None:
         self._announced = announced
-        self._action = "add"
+        self._there: Announced = ()
         self._pause = RESCAN_SECONDS
         self._due = now + RESCAN_SECONDS
 
-    async def remind(self, hands: Hands, holders: Iterable[Holder], now: float) -> None:
-        """Say the next word, if it is time and one of them has such a card."""
-        nodes = [node for holder in holders for node in holder.nodes]
-        taken = [each for each in self._announced if any(node.startswith(_NODES[each[0]]) for node in nodes)]
-        if not taken or now < self._due:
-            return
-        for subsystem, functions in taken:
-            await hands.kernel.announce(functions, subsystem, self._action)
-        if self._action == "remove":
-            self._pause *= 2
-        self._action = "add" if self._action == "remove" else "remove"
-        self._due = now + self._pause
+    @property
+    def settled(self) -> bool:
+        """Whether the last word was that they go: who comes now has not been called."""
+        return not self._there
+
+    async def remind(self, hands: Hands, holders: Collection[Holder], now: float, left: float) -> None:
+        """Say the next word, if it is time; `now` by the clock of the event loop, `left` seconds before it is over."""
+        if self._there:
+            if not holders or now >= self._due or left <= 0:
+                there, self._there = self._there, ()
+                self._pause *= 2
+                self._due = now + self._pause
+                await _say(hands, there, "remove")
+        elif now >= self._due and left >= 3 * RESCAN_SECONDS:
+            self._there = tuple(each for each in self._announced if _follows(holders, each[0]))
+            self._due = now + RESCAN_SECONDS
+            await _say(hands, self._there, "add")
+
+
+def _follows(holders: Iterable[Holder], subsystem: str) -> bool:
+    """Whether one of them has such a card, and is known to let go of one that goes."""
+    those = [holder for holder in holders if holder.command.startswith(_FOLLOWERS)]
+    return any(node.startswith(_NODES[subsystem]) for holder in those for node in holder.nodes)
+
+
+async def _say(hands: Hands, cards: Announced, action: str) -> None:
+    """It is only a word: one that is not heard is logged; but a kernel that does not return from it is wedged."""
+    for subsystem, functions in cards:
+        try:
+            async with asyncio.timeout(hands.deadlines["announce"]):
+                await hands.kernel.announce(functions, subsystem, action)
+        except KernelError as error:
+            _log.warning("%s", error)
+        except TimeoutError:
+            if hands.kernel.pending is not None:
+                raise

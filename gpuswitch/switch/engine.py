@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -62,7 +62,7 @@ class StoppedError(Exception):
 
 
 class Engine:
-    """One run of one plan's steps; `deadlines` gives seconds by kind of step, `report` hears of every step.
+    """One run of one plan's steps, under the deadlines that `hands` have; `report` hears of every step.
 
     `intend` keeps, durably, what is begun next; it raises `Failed` where it cannot.
 
@@ -74,7 +74,6 @@ class Engine:
         self,
         hands: Hands,
         steps: tuple[Step, ...],
-        deadlines: Mapping[str, float],
         report: Callable[[StepEvent], None],
         intend: Callable[[StepEvent], None],
         *,
@@ -83,7 +82,7 @@ class Engine:
     ) -> None:
         self._hands = hands
         self._steps = steps
-        self._deadlines = deadlines
+        self._deadlines = hands.deadlines
         self._report = report
         self._intend = intend
         self._begun = [(number, step) for number, step in enumerate(steps, 1) if begun or step in held]
@@ -208,7 +207,7 @@ class Engine:
             raise StepError(f"{self._waiting_for(step)} after {deadline:g} s") from None
         except (KernelError, Failed) as error:
             raise StepError(str(error)) from error
-        except StepError:
+        except (StepError, StuckError):
             raise
         except Exception as fault:
             # Whatever it was, the steps before it must be taken back.
@@ -226,8 +225,19 @@ class Engine:
                 working.cancel()
                 await asyncio.wait([working])
         if working.cancelled():
+            await self._call_over(self._deadlines[step.kind])
             raise StepError(f"{self._waiting_for(step)}, and the switch is to end")
         working.result()
+
+    async def _call_over(self, deadline: float) -> None:
+        """Until the kernel has done what was sent to it last: that goes on, whoever waits for it."""
+        try:
+            async with asyncio.timeout(deadline):
+                await self._hands.kernel.returned()
+        except TimeoutError:
+            if (pending := self._hands.kernel.pending) is not None:
+                self.hung = True
+                raise StuckError(pending, deadline) from None
 
     def _waiting_for(self, step: Step) -> str:
         return self._hands.waiting_for or f"'{step.title}' is not done"

@@ -14,7 +14,7 @@ from gpuswitch.model.policy import Busy
 from gpuswitch.switch.announcing import Announced, Reminder
 from gpuswitch.switch.holding import in_the_way, never_ended, stoppable_unit
 from gpuswitch.switch.owed import Owed
-from gpuswitch.switch.step import Hands, Step, StepError
+from gpuswitch.switch.step import RESCAN_SECONDS, Hands, Step, StepError
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,6 @@ class CheckHolders(Step):
         return configured + self.seconds
 
     async def apply(self, hands: Hands) -> None:
-        hands.waiting_for = "the look for programs that have it open is not over"
         if holders := await _gone(hands, self.sought, self.seconds, self.announced):
             raise StepError(in_the_way(hands.gpu, holders))
 
@@ -158,13 +157,15 @@ async def _gone(hands: Hands, sought: Sought, seconds: float, announced: Announc
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
     reminder = Reminder(announced, loop.time())
-    while holders := await hands.holders(sought):
+    while True:
+        hands.waiting_for = "the look for programs that have it open is not over"
+        holders = await hands.holders(sought)
+        left = until - loop.time()
+        if reminder.settled and (left <= 0 or not holders):
+            return holders
+        if holders:
+            hands.waiting_for = in_the_way(hands.gpu, holders)
         # A GPU that is pulled meanwhile shows its nodes no more, and they are open all the same.
         sought = replace(sought, numbers=hands.numbers)
-        hands.waiting_for = in_the_way(hands.gpu, holders)
-        left = until - loop.time()
-        if left <= 0:
-            break
-        await reminder.remind(hands, holders, loop.time())
-        await hands.stirred(holders, left)
-    return holders
+        await reminder.remind(hands, holders, loop.time(), left)
+        await hands.stirred(holders, max(left, RESCAN_SECONDS))

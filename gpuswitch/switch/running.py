@@ -271,8 +271,16 @@ class Running(Waiting):
         self._tell()
 
     def _new_engine(self, steps: tuple[Step, ...], *, begun: bool = False, held: Collection[Step] = ()) -> Engine:
-        hands = Hands(self.gpu.address, self._host, self._kernel, self._arbiter, self._owe, owned=lambda: self.owned)
-        return Engine(hands, steps, self._deadlines, self._stepped, self._intend, begun=begun, held=held)
+        hands = Hands(
+            self.gpu.address,
+            self._host,
+            self._kernel,
+            self._arbiter,
+            self._owe,
+            deadlines=self._deadlines,
+            owned=lambda: self.owned,
+        )
+        return Engine(hands, steps, self._stepped, self._intend, begun=begun, held=held)
 
     def _over(self, switch: Switch | None, result: Result, reason: str) -> None:
         """It is at rest: tell everybody."""

@@ -30,7 +30,7 @@ class Hands:
     """What a step works with: eyes on the host, the kernel operations of one GPU, and what it shares with others.
 
     `owe` notes, durably, what is to be given back one day; it raises `Failed` where it cannot. `owned` says whether
-    a virtual machine has the GPU, or is about to.
+    a virtual machine has the GPU, or is about to. `deadlines` gives seconds by kind of step.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Hands:
         arbiter: Arbiter,
         owe: Callable[[Owed], None],
         *,
+        deadlines: Mapping[str, float],
         owned: Callable[[], bool],
     ) -> None:
         self.gpu = gpu
@@ -48,6 +49,7 @@ class Hands:
         self.kernel = kernel
         self.arbiter = arbiter
         self.owe = owe
+        self.deadlines = deadlines
         self.owned = owned
         self.leaving = False
         """The service is being stopped: units are started without waiting for them."""

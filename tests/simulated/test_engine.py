@@ -87,14 +87,15 @@ class Bench:
         self.intended: list[str] = []
         self.full_at = ""
         arbiter = Arbiter(self.host.systemd)
-        self.hands = Hands(GPU, self.host, self.host.kernel(str(GPU)), arbiter, self.owed.append, owned=lambda: False)
+        kernel, deadlines = self.host.kernel(str(GPU)), {"scripted": DEADLINE}
+        self.hands = Hands(GPU, self.host, kernel, arbiter, self.owed.append, deadlines=deadlines, owned=lambda: False)
         self.events: list[StepEvent] = []
         words = [word.split("-") for word in script.split()]
         names = [f"s{n}" for n in range(1, steps + 1)]
         scripted = tuple(
             kinds.get(name, Scripted)(name, frozenset(fault for step, fault in words if step == name)) for name in names
         )
-        self.engine = Engine(self.hands, scripted, {"scripted": DEADLINE}, self._hear, self._intend, begun=begun)
+        self.engine = Engine(self.hands, scripted, self._hear, self._intend, begun=begun)
         self.stop_at = ("", Status.DONE)
 
     def _intend(self, event: StepEvent) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gpuswitch.errors import Failed
-from gpuswitch.host.simulated.faults import Errno, Hang
+from gpuswitch.host.simulated.faults import Delay, Errno, Hang
 from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER
 from gpuswitch.model.address import PciAddress
@@ -19,9 +20,9 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.letting_go import CheckHolders
-from gpuswitch.switch.record import THE_SERVICE, Result
+from gpuswitch.switch.record import THE_SERVICE, Result, Switch
 from gpuswitch.switch.steps import Unbind
-from tests.simulated.bed import Bed
+from tests.simulated.bed import Bed, Snapshot
 from tests.simulated.test_holders import DISPLAY, SOUND, refused, reverted, when
 
 LAST_LOOK = CheckHolders(Sought(())).title
@@ -57,6 +58,13 @@ class TestNobodyCanTell:
         when(bed, LAST_LOOK, Status.RUNNING, self.break_scans(bed, Hang()))
         assert await reverted(bed, actor) == "the look for programs that have it open is not over after 15 s"
 
+    async def test_a_second_look_does_not_blame_who_is_gone_by_then(self, bed: Bed, actor: Actor) -> None:
+        when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.open(DISPLAY, "late"))
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.5, self.break_scans(bed, Hang()))
+        loop.call_later(0.5, bed.machine.close, DISPLAY, "late")
+        assert await reverted(bed, actor) == "the look for programs that have it open is not over after 15 s"
+
     async def test_who_asks_is_told(self, bed: Bed, actor: Actor) -> None:
         bed.host.faults.add(Errno(5), operation="scan")
         with pytest.raises(Failed, match=r"^nobody can tell who has 0000:01:00\.0 open: "):
@@ -66,7 +74,7 @@ class TestNobodyCanTell:
             await actor.holders()
 
     @staticmethod
-    def break_scans(bed: Bed, fault: Errno | Hang) -> object:
+    def break_scans(bed: Bed, fault: Errno | Hang) -> Callable[[], object]:
         return lambda: bed.host.faults.add(fault, operation="scan", nth=None)
 
 
@@ -116,12 +124,66 @@ class TestAtTheLastMoment:
         await bed.moved(actor, State.VFIO, Options(stop_units=(DISPLAY_MANAGER.name,)))
         assert "wireplumber" not in bed.machine.users(SOUND)
 
-    async def test_one_that_follows_nothing_is_told_ever_more_rarely(
-        self, bed: Bed, actor: Actor, monkeypatch: pytest.MonkeyPatch
+    async def test_who_only_passes_calls_nobody(self, bed: Bed, actor: Actor) -> None:
+        """PipeWire has let go; to announce the card as there, for the sake of somebody else, would bring it back."""
+        bed.machine.units.add(DISPLAY_MANAGER)
+        bed.machine.run("wireplumber", uid=1000, polite=True)
+        bed.machine.open(SOUND, "wireplumber")
+        bed.machine.run("mpv", uid=1000)
+        when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.open(SOUND, "mpv"))
+        asyncio.get_running_loop().call_later(4.5, bed.machine.close, SOUND, "mpv")
+        await bed.moved(actor, State.VFIO, Options(stop_units=(DISPLAY_MANAGER.name,)))
+
+    async def held_by_pipewire(self, bed: Bed, actor: Actor, fault: Errno | Delay | Hang) -> tuple[Switch, Snapshot]:
+        """WirePlumber takes the card up at the last look, and something is wrong with the word to it."""
+        bed.machine.units.add(DISPLAY_MANAGER)
+        bed.machine.run("wireplumber", uid=1000, polite=True)
+        before = bed.snapshot()
+
+        def takes_up() -> None:
+            bed.machine.open(SOUND, "wireplumber")
+            bed.host.faults.add(fault, operation="announce")
+
+        when(bed, LAST_LOOK, Status.RUNNING, takes_up)
+        return await actor.request(State.VFIO, Options(stop_units=(DISPLAY_MANAGER.name,))), before
+
+    async def test_a_word_that_cannot_be_said_is_not_the_end(self, bed: Bed, actor: Actor) -> None:
+        switch, _ = await self.held_by_pipewire(bed, actor, Errno(12))
+        asyncio.get_running_loop().call_later(3.5, bed.machine.close, SOUND, "wireplumber")
+        await switch.wait()
+        assert (switch.result, actor.state) == (Result.DONE, State.VFIO)
+
+    async def test_a_cancel_in_the_middle_of_a_word_waits_for_its_end(self, bed: Bed, actor: Actor) -> None:
+        switch, before = await self.held_by_pipewire(bed, actor, Delay(2))
+        asyncio.get_running_loop().call_later(1.5, lambda: actor.cancel(switch.id, THE_SERVICE))
+        await switch.wait()
+        assert (switch.result, actor.state) == (Result.CANCELLED, State.HOST)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+    async def test_a_word_that_hangs_is_wedged_soon(self, bed: Bed, actor: Actor) -> None:
+        hang = Hang()
+        switch, before = await self.held_by_pipewire(bed, actor, hang)
+        await switch.wait()
+        assert (switch.result, actor.state) == (Result.WEDGED, State.WEDGED)
+        assert asyncio.get_running_loop().time() <= 1 + bed.fleet.config.deadlines.announce
+        hang.release()
+        await bed.witness.until(lambda: actor.state is State.HOST)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+    @pytest.mark.parametrize(
+        ("holder", "words"),
+        [
+            ("wireplumber", [(1, "add"), (2, "remove"), (4, "add"), (5, "remove"), (9, "add"), (10, "remove")]),
+            # it would not heed it, and others would
+            ("jackd", []),
+        ],
+    )
+    async def test_ever_more_rarely_and_only_those_who_may_heed_it(
+        self, holder: str, words: list[tuple[int, str]], bed: Bed, actor: Actor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         bed.machine.units.add(DISPLAY_MANAGER)
-        bed.machine.run("jackd", uid=1000)
-        bed.machine.open(SOUND, "jackd")
+        bed.machine.run(holder, uid=1000)
+        bed.machine.open(SOUND, holder)
         said: list[tuple[int, str]] = []
 
         def hear(_function: object, _kind: object, action: str) -> None:
@@ -129,8 +191,7 @@ class TestAtTheLastMoment:
 
         monkeypatch.setattr(bed.machine.processes, "announced", hear)
         await reverted(bed, actor, Options(stop_units=(DISPLAY_MANAGER.name,), wait_seconds=13))
-        told = [(0, "remove"), (1, "add"), (2, "remove"), (4, "add"), (6, "remove"), (10, "add")]
-        assert said == [*told, (13, "add")]
+        assert said == [(0, "remove"), *words, (13, "add")]
 
     async def test_a_descriptor_that_is_passed_on_just_then(self, bed: Bed, actor: Actor) -> None:
         when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.hide(DISPLAY, "nvidia"))

@@ -34,9 +34,10 @@ def engine(host: SimulatedHost, *steps: Step) -> Engine:
         host.kernel(str(GPU)),
         Arbiter(host.systemd),
         ignore,
+        deadlines=Deadlines().model_dump(),
         owned=lambda: False,
     )
-    return Engine(hands, steps, Deadlines().model_dump(), ignore, ignore)
+    return Engine(hands, steps, ignore, ignore)
 
 
 async def failure(host: SimulatedHost, *steps: Step) -> str:

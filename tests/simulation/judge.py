@@ -93,7 +93,8 @@ class Judge(Deeds):
         to stop, but the ways that are left when that fails have none.
         """
         page = self.world.disk.pages.get(actor.gpu.address.identifier)
-        return actor.state is State.RECOVERING and page is not None and json.loads(page)["unfinished"] is not None
+        climbs = actor.state is State.RECOVERING and actor.switch is not None and actor.switch.recovery
+        return climbs and page is not None and json.loads(page)["unfinished"] is not None
 
     def killed(self) -> None:
         self.note("killed")
