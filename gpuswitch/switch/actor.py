@@ -219,6 +219,7 @@ class Actor(Running):
                 self._engine.stop(reason, leaving=True)
         while self._task is not None and self.state is not State.WEDGED:
             await self._resting.wait()
+        self._page.catch_up()
         if self._task is not None:
             self._task.cancel()
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from gpuswitch.config import Config
-from gpuswitch.errors import InvalidArgument, KernelError, NoSuchGpu
+from gpuswitch.errors import Failed, InvalidArgument, KernelError, NoSuchGpu
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu, discover
@@ -96,7 +96,10 @@ class Fleet:
     async def _pay_for_gone(self, gpu: PciAddress) -> None:
         """It left the bus while nobody looked: what was changed around it is given back all the same."""
         await self._arbiter.give_back(gpu, self._journal.load(gpu).owed.units, self.config.deadlines)
-        self._journal.save(gpu, Entry())
+        try:
+            self._journal.save(gpu, Entry())
+        except Failed as error:
+            _log.error("%s", error)
 
     def _pay_soon(self, actor: Actor, drift: Drift | None) -> None:
         """Give back what no switch will: a GPU that left the bus does not come home, and one that somebody else brought

@@ -92,7 +92,7 @@ class Journal:
             return _decode(json.loads(self._store.read(gpu.identifier)))
         except FileNotFoundError:
             # With what a service that died in its first write left beside it.
-            self._drop(gpu)
+            self._tidy(gpu)
             return Entry()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, GpuswitchError) as error:
             _log.warning(
@@ -128,7 +128,7 @@ class Journal:
         """Keep this, durably; take the page away where it is nothing.
 
         Raises:
-            Failed: it could not be written.
+            Failed: that could not be done.
         """
         if not entry:
             self._drop(gpu)
@@ -144,11 +144,18 @@ class Journal:
             raise Failed(f"cannot write the journal {where} ({error.strerror})") from error
 
     def _drop(self, gpu: PciAddress) -> None:
-        """Should that not work, the next start finds all of it given back already."""
         try:
             self._store.remove(gpu.identifier)
         except OSError as error:
-            _log.warning("cannot remove the journal of %s: %s", gpu, error)
+            where = self._store.where(gpu.identifier)
+            raise Failed(f"cannot remove the journal {where} ({error.strerror})") from error
+
+    def _tidy(self, gpu: PciAddress) -> None:
+        """Take away what is left of a page that is not there."""
+        try:
+            self._drop(gpu)
+        except Failed as error:
+            _log.warning("%s", error)
 
     def _set_aside(self, gpu: PciAddress) -> None:
         try:
@@ -164,6 +171,8 @@ class Page:
         self._journal = journal
         self._gpu = gpu
         self.entry = journal.load(gpu)
+        self._behind = False
+        """Whether the disk still says something older."""
 
     def reserve(self) -> None:
         """As `Journal.reserve`."""
@@ -175,9 +184,9 @@ class Page:
         Raises:
             Failed: it could not be written; it is what it was then.
         """
-        if entry != self.entry:
+        if self._behind or entry != self.entry:
             self._journal.save(self._gpu, entry)
-            self.entry = entry
+            self.entry, self._behind = entry, False
 
     def write_if_possible(self, entry: Entry) -> None:
         """From now on it is this: should that not be written, a service that starts anew does more than it need."""
@@ -185,7 +194,12 @@ class Page:
             self.write(entry)
         except Failed as error:
             _log.error("%s", error)
-            self.entry = entry
+            self.entry, self._behind = entry, True
+
+    def catch_up(self) -> None:
+        """Write what could not be written when it was time, if that is possible now."""
+        if self._behind:
+            self.write_if_possible(self.entry)
 
 
 def _gpu(name: str) -> PciAddress | None:

@@ -104,7 +104,7 @@ class Ownership:
             return
         opened, waited, pause = await self._until_opened(), False, RESCAN_SECONDS
         while self._mine:
-            while holders := await self.holders():
+            while (holders := await self.holders()) and self._mine:
                 opened, waited, pause = True, False, RESCAN_SECONDS
                 self.actor.awaited = False
                 await self._stirred(holders, None if _all_known(holders) else RESCAN_SECONDS)
@@ -113,6 +113,9 @@ class Ownership:
                 # Whoever opened it meanwhile has it: look again.
                 waited = True
                 continue
+            if not self._mine:
+                # It came home, or another machine asked for it, while we looked.
+                break
             if not opened and not self.is_released.is_set():
                 _log.warning("%s has not opened %s in all this time", self.owner, self.actor.gpu.address)
             self.actor.awaited = False
@@ -122,6 +125,8 @@ class Ownership:
             # Something that no look shows is in the way, or something that passes: it makes no event.
             await self._stirred((), pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+        if not (self._over or self.actor.owned):
+            await self.actor.pay()
 
     @property
     def _mine(self) -> bool:

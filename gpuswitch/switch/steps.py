@@ -161,21 +161,22 @@ class Bind(Step):
         hands.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])
 
     async def revert(self, hands: Hands) -> None:
-        if _not_on(hands.host.look([self.function]), self.function, self.driver) is not None:
-            return
-        if self.driver == VFIO_DRIVER:
-            await self._from_vfio(hands)
-        else:
+        now = hands.host.look([self.function]).functions.get(self.function)
+        bound = now is not None and now.driver_name == self.driver
+        if now is not None and self.driver == VFIO_DRIVER:
+            await self._from_vfio(hands, now.iommu_group, bound=bound)
+        elif bound:
             await self._until_free(hands)
             await hands.kernel.unbind(self.function, self.driver)
 
-    async def _from_vfio(self, hands: Hands) -> None:
+    async def _from_vfio(self, hands: Hands, group: int | None, *, bound: bool) -> None:
         """A virtual machine may have taken it by now: only who holds the group may unbind."""
-        group = hands.host.look([self.function]).functions[self.function].iommu_group
-        if group is not None:
+        if bound and group is not None:
             await hands.kernel.hold_group(group)
-        await hands.kernel.unbind(self.function, self.driver)
+        if bound:
+            await hands.kernel.unbind(self.function, self.driver)
         if group is not None:
+            # Where it is not bound, it may be held since an unbind that hung, and ended later.
             await hands.kernel.release_group(group)
 
     async def _until_free(self, hands: Hands) -> None:

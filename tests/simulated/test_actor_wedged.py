@@ -16,7 +16,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Result
-from gpuswitch.switch.steps import Unbind
+from gpuswitch.switch.steps import Bind, Unbind
 from tests.simulated.bed import Bed
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -346,3 +346,23 @@ async def test_stalled_is_what_stands_still_beyond_its_deadlines(tmp_path: Path)
     assert bed.fleet.stalled() == []
     hang.release()
     await bed.witness.until(lambda: actor.state is State.HOST)
+
+
+async def test_a_group_that_was_held_for_an_unbind_that_hung_is_let_go(tmp_path: Path) -> None:
+    """On a way back: the last function cannot be bound, and the kernel is stuck with the first."""
+    bed, actor = await at_the_start(State.VFIO, tmp_path)
+    before = bed.snapshot()
+    bed.host.faults.add(Errno(errno.EIO), operation="probe", subject=actor.gpu.address)
+    hang, first = Hang("D", "somewhere"), Bind(PciAddress.parse("0000:01:00.1"), "vfio-pci")
+
+    def arm(_: Actor, event: StepEvent) -> None:
+        if event.status is Status.REVERTING and event.step == first:
+            bed.host.faults.add(hang, operation="unbind")
+            bed.witness.on_step = None
+
+    bed.witness.on_step = arm
+    await (await actor.request(State.VFIO)).wait()
+    assert actor.state is State.WEDGED
+    hang.release()
+    await bed.witness.until(lambda: actor.state is State.HOST)
+    assert (bed.snapshot(), bed.debts) == (before, [])

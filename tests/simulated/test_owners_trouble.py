@@ -172,6 +172,21 @@ class TestRefusedHalfWay:
         assert [(a.state, a.owner) for a in (one, other)] == [(State.VFIO, None), (State.HOST, None)]
 
 
+class TestAskedForMeanwhile:
+    async def test_one_that_could_not_come_home_yet_and_is_looked_at_just_then(self, bed: Bed, actor: Actor) -> None:
+        """The first machine is done with it; its next try to bring it home looks while another asks for it."""
+        await running(bed)
+        bed.host.faults.add(Errno(errno.EBUSY), operation="hold_group")
+        bed.machine.end("win11")
+        bed.fleet.owners.release(WIN11, "shutdown")
+        await bed.witness.until(lambda: "is done with" in actor.reason)
+        bed.host.faults.add(Delay(5), operation="scan", subject=GPU)
+        await settled()
+        await acquire(bed, LINUX)
+        await asyncio.sleep(20)
+        assert (actor.state, actor.owner) == (State.VFIO, LINUX)
+
+
 class TestTheWayHome:
     async def test_what_takes_long_for_another_gpu_of_the_driver_is_waited_for(self, tmp_path: Path) -> None:
         bed = await made(tmp_path, "server")

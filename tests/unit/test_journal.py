@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from gpuswitch.model.holders import Process, Unit
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.switch.host import Pending
-from gpuswitch.switch.journal import Entry, Journal, Unfinished, boot_id
+from gpuswitch.switch.journal import Entry, Journal, Page, Unfinished, boot_id
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.record import Asker
 from gpuswitch.switch.store import DirectoryStore
@@ -261,9 +263,25 @@ def test_what_cannot_even_be_set_aside_does_not_stop_us(tmp_path: Path, caplog: 
     """Where the runtime directory is a file, nothing in it can be read or moved."""
     (tmp_path / "file").write_text("")
     assert kept_in(tmp_path / "file").load(GPU) == Entry()
-    kept_in(tmp_path / "file").save(GPU, Entry())
     assert "cannot set" in caplog.text
-    assert "cannot remove the journal of 0000:01:00.0" in caplog.text
+    with pytest.raises(Failed, match=r"cannot remove the journal .*0000_01_00_0.json \(Not a directory\)"):
+        kept_in(tmp_path / "file").save(GPU, Entry())
+
+
+def test_what_could_not_be_written_in_time_is_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a service that starts would believe something that is long over."""
+    page = Page(kept_in(tmp_path), GPU)
+    page.write(Entry(OWED))
+    with monkeypatch.context() as broken:
+        broken.setattr(DirectoryStore, "remove", no_room)
+        page.write_if_possible(Entry())
+    assert (page.entry, kept_in(tmp_path).load(GPU)) == (Entry(), Entry(OWED))
+    page.catch_up()
+    assert kept_in(tmp_path).load(GPU) == Entry()
+
+
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_refuses_where_it_cannot_write(tmp_path: Path) -> None:
