@@ -101,6 +101,7 @@ def _shared(work: Sequence[_Work], jobs: int, tell: Callable[[Sum, float], None]
     with multiprocessing.get_context("fork").Pool(jobs, initializer=many) as pool:
         for number, (outcome, found) in enumerate(pool.imap_unordered(_Work.done, work), 1):
             whole.add(outcome, found)
-            tell(whole, number / len(work))
+            if 100 * number // len(work) > 100 * (number - 1) // len(work):
+                tell(whole, number / len(work))
     whole.found.sort(key=lambda found: (isinstance(found.by, Trial), str(found.by)))
     return whole

@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from signal import Signals
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -191,7 +191,7 @@ class Disk:
     """Where the journal is kept: it lives as long as the machine.
 
     `full`: nothing can be written but where room was reserved; `read_only`: nothing at all. `failing`: so many writes
-    from now on fail with EIO.
+    from now on fail with EIO. `stale` are the pages that the service could not write, or remove, when it last tried.
     """
 
     pages: dict[str, bytes]
@@ -200,6 +200,7 @@ class Disk:
     full: bool = False
     read_only: bool = False
     failing: int = 0
+    stale: set[str] = field(default_factory=set)
 
     @classmethod
     def empty(cls) -> Disk:
@@ -233,39 +234,44 @@ class ServiceStore:
         return self._disk.pages[name]
 
     def reserve(self, name: str) -> None:
-        self._write()
+        self._write(name)
         if self._disk.full and name not in self._disk.reserved:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._disk.reserved.add(name)
         self._life.reached(WRITTEN)
 
     def replace(self, name: str, content: bytes) -> None:
-        self._write()
+        self._write(name)
         if self._disk.full:
             if name not in self._disk.reserved:
+                self._disk.stale.add(name)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             # What the old page leaves is not enough to reserve as much again.
             self._disk.reserved.discard(name)
         self._disk.pages[name] = content
+        self._disk.stale.discard(name)
         self._life.reached(WRITTEN)
 
     def remove(self, name: str) -> None:
-        self._write()
+        self._write(name)
         self._disk.pages.pop(name, None)
+        self._disk.stale.discard(name)
         self._disk.reserved.discard(name)
         self._life.reached(WRITTEN)
 
     def set_aside(self, name: str) -> None:
-        self._write()
+        self._write(name)
         self._disk.aside.append(self._disk.pages.pop(name))
         self._life.reached(WRITTEN)
 
-    def _write(self) -> None:
+    def _write(self, name: str) -> None:
         self._life.reached(WRITE)
         if self._disk.read_only:
+            self._disk.stale.add(name)
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if self._disk.failing:
             self._disk.failing -= 1
+            self._disk.stale.add(name)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 

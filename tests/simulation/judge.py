@@ -56,6 +56,8 @@ class Judge(Deeds):
         self._at: dict[str, At] = {}
         """The steps that are under way."""
         self._current: dict[str, Switch | None] = {}
+        self._unstuck: set[str] = set()
+        """GPUs that were wedged, and have not come to rest since."""
         self._before: dict[str, dict[PciAddress, Settings]] = {}
         self._on_vfio: dict[str, tuple[set[bool], float]] = {}
 
@@ -80,7 +82,8 @@ class Judge(Deeds):
         """It says that it can be asked: every GPU is where it may stay, or says why not."""
         self.note("ready")
         for actor in fleet.actors.values():
-            self.explained(actor, "when the service is ready")
+            if str(actor.gpu.address) not in self._unstuck:
+                self.explained(actor, "when the service is ready")
 
     def stopped(self, fleet: Fleet) -> None:
         self.note("stopped")
@@ -105,7 +108,7 @@ class Judge(Deeds):
         self._before.clear()
 
     def tore(self, page: str) -> None:
-        """What was owed to this GPU is lost: others have to put it right."""
+        """What was owed to this GPU is lost, or was written too long ago: others have to put it right."""
         self.note(f"torn: {page}")
         self.torn.add(page)
         self.meddled.add(PciAddress.parse(f"pci_{page}"))
@@ -173,6 +176,11 @@ class Judge(Deeds):
     def changed(self, actor: Actor) -> None:
         gpu = str(actor.gpu.address)
         self.note(f"{gpu} is {actor.state}")
+        if actor.state is State.WEDGED:
+            # The kernel may let go of it at any moment, and then it is on its way.
+            self._unstuck.add(gpu)
+        elif not actor.state.moving:
+            self._unstuck.discard(gpu)
         if actor.state.moving:
             for ask in self.asks:
                 ask.quiet = ask.quiet and ask.actor is not actor

@@ -153,6 +153,9 @@ class World:
             self.disk.pages[name] = self.disk.pages[name][: len(self.disk.pages[name]) // 2]
             self.judge.tore(name)
         self.tears = False
+        for name in sorted(self.disk.stale & self.disk.pages.keys()):
+            self.judge.tore(name)
+        self.disk.stale.clear()
         self.service = None
         self.loop.call_later(RESTART_SECONDS, self.start)
 
