@@ -79,6 +79,8 @@ class MoveConsoles(Step):
             await hands.kernel.map_consoles(terminals, to)
             consoles = await hands.kernel.consoles()
         lost = unbind or unbound_with(self.functions, consoles)
+        if lost:
+            hands.shown = {terminal: consoles.frame_buffers.get(n) for terminal, n in consoles.mapped.items()}
         if again := tuple(vtconsole for vtconsole in lost if vtconsole not in self.leave):
             hands.owe(Owed(vtconsoles=again))
         for vtconsole in unbind:
@@ -88,6 +90,20 @@ class MoveConsoles(Step):
         # What came home meanwhile has taken its own back.
         theirs = self.borrowed - hands.arbiter.terminals_of_others(hands.gpu)
         await _put_back(hands, self.functions, tuple(t for t in self.terminals if t not in theirs), self.leave)
+        await self._show_the_others(hands)
+
+    async def _show_the_others(self, hands: Hands) -> None:
+        """A vtconsole that is bound again shows all terminals on one frame buffer, the other GPUs' too."""
+        shown, hands.shown = hands.shown, {}
+        consoles = await hands.kernel.consoles() if shown else Consoles()
+        for number, function in consoles.frame_buffers.items():
+            theirs = [
+                terminal
+                for terminal, before in shown.items()
+                if before == function and consoles.mapped.get(terminal, number) != number
+            ]
+            if theirs and function not in self.functions:
+                await hands.kernel.map_consoles(theirs, number)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class Hands:
         """Device numbers that the last look for holders looked for."""
         self.stopped: list[Unit] = []
         """Units that a policy stopped during this switch, the last one last."""
+        self.shown: dict[int, PciAddress | None] = {}
+        """What showed each virtual terminal before a vtconsole was unbound."""
         self.waiting_for = ""
         """What a step that waits for it has not seen yet, in one sentence; "" where it did not say."""
 

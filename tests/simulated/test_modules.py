@@ -264,13 +264,30 @@ class TestConsoles:
         await bed.witness.until(lambda: second.state is State.HOST)
         assert bed.snapshot() == before
 
-    async def two_screens(self, directory: Path) -> Bed:
+    async def test_those_of_another_gpu_come_back_when_the_console_is_bound_again(self, tmp_path: Path) -> None:
+        """One GPU is about to leave, so that the other unbinds the console; the kernel binds it to that one alone."""
+        bed = await self.two_screens(tmp_path, module_policy="always")
+        first, second = bed.fleet.find("03:00.0"), bed.fleet.find("01:00.0")
+        # From here on the kernel takes the GeForce for the one that has the console.
+        await bed.moved(first, State.VFIO)
+        await bed.moved(first, State.HOST)
+        before = bed.snapshot()
+        hang = bed.host.faults.add(Hang(), operation="consoles", nth=2)
+        assert (await bed.switch(first, State.VFIO)).result is Result.WEDGED
+        bed.host.faults.add(Errno(5), operation="set_override", subject=second.gpu.address)
+        assert (await bed.switch(second, State.VFIO)).result is Result.REVERTED
+        assert consoles(bed.machine)[1] == first.gpu.address
+        hang.release()
+        await bed.witness.until(lambda: first.state is State.HOST)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+    async def two_screens(self, directory: Path, module_policy: str = "never") -> Bed:
         """A Radeon that shows all terminals, and a GeForce."""
         slots = [Slot("0000:01:00", 11, "0000:00:01.0"), Slot("0000:03:00", 13, "0000:00:03.0")]
         geforce = slots[0].function(0, NVIDIA, 0x2484, VGA)
         radeon = slots[1].function(0, AMD, 0x73BF, VGA, boot_display=True)
         host = boot([port("0000:00:01.0", 2), port("0000:00:03.0", 3), geforce, radeon])
-        return await Bed.made(host, directory, config("", module_policy="never", allow_boot_display=True))
+        return await Bed.made(host, directory, config("", module_policy=module_policy, allow_boot_display=True))
 
     async def test_one_that_is_to_be_left_alone_stays_unbound(self, tmp_path: Path) -> None:
         """For a machine that freezes when its console is bound again: nobody tries, or it would be told here."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, Signals
 
@@ -157,7 +157,7 @@ class ProcessTable:
 
     def scan(self, sought: Sought) -> Scan:
         """Who has it open."""
-        cards = [card for function, card in self._bus.cards() if self._sought(sought, function, card)]
+        cards = self._cards(sought)
         nodes: dict[str, set[str]] = {}
         for card in cards:
             for user in card.users:
@@ -166,8 +166,14 @@ class ProcessTable:
             nodes.setdefault(user, set()).add(node)
         holders = [_holder(program, nodes[program.name]) for program in self.running() if program.name in nodes]
         kernel = [holder for module in sought.modules for holder in self._unexplained(module)]
-        numbers = tuple(sorted({number for card in cards for number in card.numbers}))
-        return Scan((*kernel, *sorted(holders, key=lambda holder: holder.pid)), numbers)
+        return Scan((*kernel, *sorted(holders, key=lambda holder: holder.pid)), _numbers(cards))
+
+    def numbers(self, sought: Sought) -> tuple[str, ...]:
+        """The device numbers that are looked for."""
+        return _numbers(self._cards(sought))
+
+    def _cards(self, sought: Sought) -> list[Card]:
+        return [card for function, card in self._bus.cards() if self._sought(sought, function, card)]
 
     def _sought(self, sought: Sought, function: PciAddress, card: Card) -> bool:
         """Whether it is below one of the functions in sysfs, or an earlier scan had seen it there."""
@@ -229,6 +235,8 @@ class SimulatedProcesses(Processes):
         call = Call("look for the holders of", ", ".join(map(str, sought.functions)))
         # Others get their turn meanwhile, as they do while a real look goes on.
         await asyncio.sleep(0)
+        # First the device numbers, then the processes: what is pulled in between is found all the same.
+        sought = replace(sought, numbers=(*sought.numbers, *self._table.numbers(sought)))
         sees = [await self._bus.faults.strike("scan", function).land(call) for function in sought.functions]
         scan = self._table.scan(sought) if all(sees) else Scan()
         self.noticed(sought, scan)
@@ -239,6 +247,10 @@ class SimulatedProcesses(Processes):
 
     def signal(self, process: Process, number: Signals) -> bool:
         return self._table.signal(process, number)
+
+
+def _numbers(cards: Iterable[Card]) -> tuple[str, ...]:
+    return tuple(sorted({number for card in cards for number in card.numbers}))
 
 
 def _holder(program: Program, nodes: Collection[str]) -> Holder:
