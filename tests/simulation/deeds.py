@@ -43,7 +43,7 @@ class Deeds(Book):
     def __init__(self, world: World, *, trace: bool) -> None:
         super().__init__(world, trace=trace)
         self.sent: Counter[str] = Counter()
-        self.rules_of: dict[str, Defaults] = {}
+        self.rules_of: dict[str, tuple[Defaults, ...]] = {}
         self.options_of: dict[str, Options] = {}
         """As the configuration was when the switch of a GPU was asked for."""
         self._clean: dict[PciAddress, frozenset[str]] = {}
@@ -80,12 +80,11 @@ class Deeds(Book):
         self.note(f"signal {number.name} to {process.pid}")
         if process.pid == 1 or any(p.command.startswith("qemu") for p in self._programs(process)):
             self.broken(10, f"{number.name} is sent to a virtual machine, or to init")
-        policy = self._policy()
-        if policy is not Busy.KILL and (policy is not Busy.TERMINATE or number is SIGKILL):
-            self.broken(10, f"{number.name} is sent to {process.pid}, and the policy is {policy}")
+        if not self._policies() & ({Busy.KILL} if number is SIGKILL else {Busy.KILL, Busy.TERMINATE}):
+            self.broken(10, f"{number.name} is sent to {process.pid}, and no policy says so")
 
     def ends_session(self, session: str) -> None:
-        if not self._rules_now().end_sessions:
+        if not any(rules.end_sessions for rules in self._rules_now()):
             self.broken(10, f"session {session} is ended, and nobody said that it may be")
 
     def _struck(self, struck: Struck, service: bool) -> None:
@@ -125,8 +124,8 @@ class Deeds(Book):
             self.broken(1, f"{struck.operation} of {function} at {struck.at} while {sorted(stayed)} has it open")
 
     def _stops(self, unit: str) -> None:
-        allowed = {str(PERSISTENCED), "nvidia-powerd.service", *self._rules_now().stop_units}
-        if unit not in allowed and self._policy() not in {Busy.TERMINATE, Busy.KILL}:
+        allowed = {str(PERSISTENCED), "nvidia-powerd.service"}.union(*(rules.stop_units for rules in self._rules_now()))
+        if unit not in allowed and not self._policies() & {Busy.TERMINATE, Busy.KILL}:
             self.broken(10, f"{unit} is stopped, and nobody said that it may be")
 
     def needs_none(self, gpu: str) -> None:
@@ -141,13 +140,14 @@ class Deeds(Book):
             if actor is not None and actor.state is State.DETACHING:
                 self.broken(1, f"{unit} is started while {gpu} is detached, for which it was stopped")
 
-    def _policy(self) -> Busy:
+    def _policies(self) -> set[Busy]:
         """What the switch whose step runs now may do to holders: it may have died since it began to."""
-        return self.options_of.get(AT.get().gpu, Options()).policy(self._rules_now().busy)
+        options = self.options_of.get(AT.get().gpu, Options())
+        return {options.policy(rules.busy) for rules in self._rules_now()}
 
-    def _rules_now(self) -> Defaults:
-        """What the configuration said when the switch began whose step runs now."""
-        return self.rules_of.get(AT.get().gpu, self.world.config.defaults)
+    def _rules_now(self) -> tuple[Defaults, ...]:
+        """What the configuration said when that switch was asked for, and when it began: it is planned in between."""
+        return self.rules_of.get(AT.get().gpu, (self.world.config.defaults,))
 
     def _programs(self, process: Process) -> list[Any]:
         return list(self.world.machine.processes.running(process))

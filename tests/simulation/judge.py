@@ -189,7 +189,7 @@ class Judge(Deeds):
             self.world.tenants.moves(actor)
             asked = [ask.rules for ask in self.asks if ask.actor is actor and ask.rules is not None]
             self.options_of[gpu] = actor.switch.options if actor.switch is not None else Options()
-            self.rules_of[gpu] = asked[0] if asked else actor.config.gpu(actor.gpu.address).rules
+            self.rules_of[gpu] = (*asked[:1], actor.config.gpu(actor.gpu.address).rules)
             self._before[gpu] = self.settings(actor.gpu.functions)
         self.split(actor, NOTICE_SECONDS)
         self._came_back(actor)

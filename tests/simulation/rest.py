@@ -80,7 +80,8 @@ def at_rest(world: World) -> None:
             judge.broken(4, f"{actor.gpu.address} is wedged, and the kernel has returned")
         if actor.state is State.UNKNOWN and actor.gpu.address not in judge.meddled and not judge.torn:
             judge.broken(5, f"{actor.gpu.address} is unknown, and nobody else moved it: {actor.reason}")
-    if times := world.loop.timers(service.life):
+    # Where somebody else is half-way with a GPU, it is tried again to bring it home.
+    if (times := world.loop.timers(service.life)) and not world.others_wait:
         judge.broken(9, f"an idle service waits for {len(times)} timers, the first one at {times[0]:g} s")
     _nothing_left(world, service.life)
     _around(world, actors)
