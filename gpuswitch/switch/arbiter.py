@@ -50,8 +50,8 @@ class Arbiter:
             claims.discard(gpu)
 
     def held_down(self, unit: Unit) -> bool:
-        """Whether it is stopped for some GPU's sake: it was active before, and is owed."""
-        return bool(self._down[unit])
+        """Whether it is stopped for some GPU's sake, or on its way back: it was active before, and is owed."""
+        return bool(self._down[unit]) or self._busy[unit].locked()
 
     async def stop(self, gpu: PciAddress, unit: Unit) -> None:
         """Stop it for this GPU's sake; from the first moment on, nobody of us starts it.

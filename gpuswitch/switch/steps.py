@@ -187,7 +187,8 @@ class Bind(Step):
         while holders:
             hands.waiting_for = in_the_way(self.function, holders)
             await hands.stirred(holders)
-            holders = await hands.holders(Sought((self.function,)))
+            # Of one that is pulled meanwhile, sysfs shows no node any more.
+            holders = await hands.holders(Sought((self.function,), numbers=hands.numbers))
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,17 @@ class TestUnits:
         await asyncio.gather(stopping, starting)
         assert host.machine.units.state(SDDM) == "active"
 
+    async def test_one_that_is_on_its_way_back_was_active(self, host: SimulatedHost, arbiter: Arbiter) -> None:
+        """Whoever asks just then must not take it for one that never was."""
+        await arbiter.stop(FIRST, SDDM)
+        hang = host.faults.add(Hang(), operation="start_unit", subject=SDDM)
+        starting = asyncio.create_task(arbiter.start(FIRST, SDDM))
+        await hang.reached.wait()
+        assert arbiter.held_down(SDDM)
+        hang.release()
+        await starting
+        assert not arbiter.held_down(SDDM)
+
     async def test_a_stop_that_is_given_up_lets_others_have_the_unit(
         self, host: SimulatedHost, arbiter: Arbiter
     ) -> None:
