@@ -77,6 +77,8 @@ class _Handle(asyncio.Handle):
 
     __slots__ = ()
     _context: Context
+    _repr = None
+    _source_traceback = None
 
     def __init__(
         self, callback: Callable[..., object], args: tuple[object, ...], loop: SimulatedLoop, context: Context | None
@@ -86,8 +88,6 @@ class _Handle(asyncio.Handle):
         self._callback = callback
         self._args = args
         self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
 
 
 class _Timer(_Handle, asyncio.TimerHandle):
