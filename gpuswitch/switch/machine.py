@@ -28,6 +28,7 @@ SETTLE = {
     (State.RECOVERING, State.UNKNOWN): "give_up",
 }
 """Which edge ends a switch or a recovery, by the state it ran in and what a look shows then."""
+_WAYS = frozenset((edge.trigger, edge.source) for edge in EDGES)
 
 
 class GpuMachine:
@@ -46,4 +47,4 @@ class GpuMachine:
 
     def can(self, trigger: str) -> bool:
         """Whether an edge of that name leaves this state."""
-        return any(edge.trigger == trigger and edge.source is self.state for edge in EDGES)
+        return (trigger, self.state) in _WAYS
