@@ -31,8 +31,7 @@ class Announce(Step):
 
     @property
     def title(self) -> str:
-        card = "sound card" if self.subsystem == "sound" else "display"
-        return f"announce that the {card} of {' and '.join(map(str, self.functions))} goes"
+        return f"announce that {_card(self.subsystem, self.functions)} goes"
 
     async def apply(self, hands: Hands) -> None:
         await hands.kernel.announce(self.functions, self.subsystem, "remove")
@@ -52,11 +51,15 @@ class AnnounceAgain(Step):
 
     @property
     def title(self) -> str:
-        card = "sound card" if self.subsystem == "sound" else "display"
-        return f"announce that the {card} of {' and '.join(map(str, self.functions))} is there"
+        return f"announce that {_card(self.subsystem, self.functions)} is there"
 
     async def apply(self, hands: Hands) -> None:
         await hands.kernel.announce(self.functions, self.subsystem, "add")
+
+
+def _card(subsystem: str, functions: Iterable[PciAddress]) -> str:
+    card = "sound card" if subsystem == "sound" else "display"
+    return f"the {card} of {' and '.join(map(str, functions))}"
 
 
 class Reminder:

@@ -44,8 +44,9 @@ class Deeds(Book):
         super().__init__(world, trace=trace)
         self.sent: Counter[str] = Counter()
         self.rules_of: dict[str, tuple[Defaults, ...]] = {}
+        """As the configuration was when the switch of a GPU was asked for, and when it began."""
         self.options_of: dict[str, Options] = {}
-        """As the configuration was when the switch of a GPU was asked for."""
+        """What was asked for with it."""
         self._clean: dict[PciAddress, frozenset[str]] = {}
         """Of each function for which a look found no holder, and nothing came after: who has it open nevertheless."""
         self._from: dict[PciAddress, str] = {}

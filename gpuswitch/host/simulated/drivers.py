@@ -88,7 +88,7 @@ class Drivers:
 
     def users(self, name: str) -> tuple[str, ...]:
         """The loaded modules that need this one."""
-        return tuple(module.name for module in self._loaded.values() if name in module.requires)
+        return tuple(self.all_users()[name])
 
     def all_users(self) -> Mapping[str, list[str]]:
         """The same of every module at once, by its name: none where nobody needs it."""
