@@ -118,16 +118,12 @@ class Daemon:
         vms = VirtualMachines(self._fleet, self._bus, self._metrics.refusals)
         self._bus.export(ROOT, ManagerObject(self._fleet, vms, self._history, self.reload), manages=True)
         self._history.start()
-        # What a dead daemon left half-way is home before anybody can ask, and before systemd starts what comes after.
-        await self._fleet.start()
-        await self._bus.own(NAME)
-        if self._fleet.config.metrics.enabled:
-            await self._endpoint.start(self._fleet.config.metrics.address, self._fleet.config.metrics.port)
-        loop.add_signal_handler(signal.SIGHUP, self._reload_on_signal)
-        notify("READY=1", f"STATUS={len(self._fleet.actors)} GPUs")
-        # Not before: systemd may be waiting for us with the very job that we would wait for.
-        self._paying = asyncio.create_task(self._fleet.pay())
-        await self._serve()
+        try:
+            await self._start()
+            await self._serve()
+        finally:
+            # Also where it could not start: the last word is why.
+            await self._history.close()
 
     async def reload(self) -> None:
         """Read the configuration again; a faulty one changes nothing.
@@ -156,6 +152,17 @@ class Daemon:
         self._reload_task = asyncio.get_running_loop().create_task(self.reload())
         self._reload_task.add_done_callback(log)
 
+    async def _start(self) -> None:
+        # What a dead daemon left half-way is home before anybody can ask, and before systemd starts what comes after.
+        await self._fleet.start()
+        await self._bus.own(NAME)
+        if self._fleet.config.metrics.enabled:
+            await self._endpoint.start(self._fleet.config.metrics.address, self._fleet.config.metrics.port)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_on_signal)
+        notify("READY=1", f"STATUS={len(self._fleet.actors)} GPUs")
+        # Not before: systemd may be waiting for us with the very job that we would wait for.
+        self._paying = asyncio.create_task(self._fleet.pay())
+
     async def _serve(self) -> None:
         watchdog = asyncio.create_task(self._watchdog())
         lost = asyncio.create_task(self._bus.lost())
@@ -163,7 +170,6 @@ class Daemon:
         await asyncio.wait([watchdog, lost, ending], return_when=asyncio.FIRST_COMPLETED)
         notify("STOPPING=1")
         await self._fleet.stop("the service is stopping")
-        await self._history.close()
         await self._endpoint.stop()
         await self._host.close()
         for task in (watchdog, ending):
