@@ -88,7 +88,7 @@ class Engine:
         self._begun = [(number, step) for number, step in enumerate(steps, 1) if begun or step in held]
         self._faults: list[str] = []
         self._stop = ""
-        self._ending = asyncio.Event()
+        self._cut: asyncio.Timeout | None = None
         self.hung = False
         """Whether the kernel once did not return in time."""
         self.forgone: list[str] = []
@@ -102,7 +102,8 @@ class Engine:
         """
         self._stop = self._stop or reason
         self._hands.leaving = self._hands.leaving or leaving
-        self._ending.set()
+        if self._cut is not None and self._cut.when() is None:
+            self._cut.reschedule(0)
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -197,7 +198,7 @@ class Engine:
         try:
             async with asyncio.timeout(deadline):
                 if step.interruptible and work == step.apply and not self._hands.leaving:
-                    await self._unless_ending(step, work(self._hands))
+                    await self._unless_ending(step)
                 else:
                     await work(self._hands)
         except TimeoutError:
@@ -214,20 +215,19 @@ class Engine:
             _log.exception("a fault of gpuswitch itself at '%s'", step.title)
             raise StepError(f"a fault of gpuswitch itself: {fault!r}") from fault
 
-    async def _unless_ending(self, step: Step, work: Coroutine[Any, Any, None]) -> None:
-        """Until it is done, or the switch is to end."""
-        working, ending = asyncio.ensure_future(work), asyncio.ensure_future(self._ending.wait())
+    async def _unless_ending(self, step: Step) -> None:
+        """Apply it, until the switch is to end."""
+        self._cut = cut = asyncio.timeout(0 if self._stop else None)
         try:
-            await asyncio.wait([working, ending], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ending.cancel()
-            if not working.done():
-                working.cancel()
-                await asyncio.wait([working])
-        if working.cancelled():
+            async with cut:
+                await step.apply(self._hands)
+        except TimeoutError:
+            if not cut.expired():
+                raise
             await self._call_over(self._deadlines[step.kind])
-            raise StepError(f"{self._waiting_for(step)}, and the switch is to end")
-        working.result()
+            raise StepError(f"{self._waiting_for(step)}, and the switch is to end") from None
+        finally:
+            self._cut = None
 
     async def _call_over(self, deadline: float) -> None:
         """Until the kernel has done what was sent to it last: that goes on, whoever waits for it."""
