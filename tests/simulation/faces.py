@@ -104,7 +104,7 @@ class ServiceKernel(SimulatedKernel):
             message = f"the kernel has not returned from this: {pending.what}"
             raise KernelError(call.verb, call.subject, errno.EBUSY, message)
         self._watcher.sends(self._gpu, call)
-        return await asyncio.shield(self._loop.run_as(None, self._give, work, call))
+        return await self._loop.apart(self._loop.run_as(None, self._give, work, call))
 
     def _give(self, work: Callable[[Call], Coroutine[Any, Any, T]], call: Call) -> asyncio.Task[T]:
         FROM.set(self._gpu)
@@ -119,7 +119,8 @@ class ServiceProcesses(SimulatedProcesses):
 
     async def scan(self, sought: Sought) -> Scan:
         self._life.reached(SEND)
-        return await asyncio.shield(self._loop.run_as(None, _started, self._scanned(super().scan(sought), sought)))
+        work = self._scanned(super().scan(sought), sought)
+        return await self._loop.apart(self._loop.run_as(None, _started, work))
 
     async def _scanned(self, work: Coroutine[Any, Any, Scan], sought: Sought) -> Scan:
         scan = await work
@@ -151,7 +152,7 @@ class ServiceSystemd(SimulatedSystemd):
             raise
         job = self._loop.run_as(None, _started, work)
         try:
-            return await asyncio.shield(job)
+            return await self._loop.apart(job)
         except asyncio.CancelledError:
             if self._life.alive:
                 job.cancel()
@@ -277,10 +278,7 @@ class ServiceStore:
 
 def _started(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     FROM.set(_SERVICE)
-    task = asyncio.get_running_loop().create_task(work)
-    # Nobody may be left to hear of it.
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return task
+    return asyncio.get_running_loop().create_task(work)
 
 
 def _loop() -> SimulatedLoop:
