@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,14 @@ def test_faults_in_other_keys_do_not_matter(tmp_path: Path) -> None:
 def test_a_configuration_that_does_not_say_which_gpus_are_managed(tmp_path: Path, content: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         hook.configured(str(write(tmp_path, config=content)))
+
+
+def test_an_older_python_cannot_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hook.configured(str(tmp_path)) == {}
+    directory = write(tmp_path, config=table("01:00.0"))
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    with pytest.raises(ValueError, match=r"cannot use .*config\.toml: .* is older than Python 3\.11"):
+        hook.configured(str(directory))
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
