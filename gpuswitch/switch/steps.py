@@ -131,9 +131,10 @@ class Unbind(Step):
         now = hands.host.look([self.function]).functions.get(self.function)
         if now is not None and now.driver_name == self.driver:
             return
-        if now is not None and now.driver_name is not None:
-            # The driver that it was aimed at came with its module, and took it before anybody bound it.
-            await Bind(self.function, now.driver_name).revert(hands)
+        if now is not None and (now.driver_name is not None or self.driver != VFIO_DRIVER):
+            # The driver that it was aimed at came with its module, and took it before anybody bound it. Where it has
+            # none, that may be since an unbind from vfio-pci that hung here, and ended later.
+            await Bind(self.function, now.driver_name or VFIO_DRIVER).revert(hands)
         await hands.kernel.set_override({self.function: self.driver})
         await hands.kernel.probe(self.function)
         hands.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])

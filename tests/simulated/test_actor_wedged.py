@@ -16,7 +16,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Result
-from gpuswitch.switch.steps import Bind, Unbind
+from gpuswitch.switch.steps import AimOverrides, Bind, Unbind
 from tests.simulated.bed import Bed
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -366,3 +366,29 @@ async def test_a_group_that_was_held_for_an_unbind_that_hung_is_let_go(tmp_path:
     hang.release()
     await bed.witness.until(lambda: actor.state is State.HOST)
     assert (bed.snapshot(), bed.debts) == (before, [])
+
+
+async def test_the_same_where_somebody_else_had_bound_it_to_vfio_pci(tmp_path: Path) -> None:
+    """Between the plan and the unbind: that fails, and its way back is the one that hangs."""
+    bed, actor = await at_the_start(State.VFIO, tmp_path)
+    before, first = bed.snapshot(), PciAddress.parse("0000:01:00.1")
+    hang = bed.host.faults.add(Hang("D", "somewhere"), operation="unbind", nth=3)
+
+    def bind(_: Actor, event: StepEvent) -> None:
+        if event.status is Status.DONE and isinstance(event.step, AimOverrides):
+            work.append(asyncio.create_task(bound_to_vfio(bed, first)))
+
+    work: list[asyncio.Task[None]] = []
+    bed.witness.on_step = bind
+    await (await actor.request(State.VFIO)).wait()
+    assert actor.state is State.WEDGED
+    hang.release()
+    await bed.witness.until(lambda: actor.state is State.HOST)
+    assert (bed.snapshot(), bed.debts) == (before, [])
+
+
+async def bound_to_vfio(bed: Bed, function: PciAddress) -> None:
+    """By somebody else. The override is aimed already."""
+    kernel = bed.host.kernel("somebody")
+    await kernel.unbind(function, "snd_hda_intel")
+    await kernel.probe(function)
