@@ -57,6 +57,8 @@ class Hands:
         """Device numbers that the last look for holders looked for."""
         self.stopped: list[Unit] = []
         """Units that a policy stopped during this switch, the last one last."""
+        self.staying: set[PciAddress] = set()
+        """Functions that could not be taken back from vfio-pci: a virtual machine may have them."""
         self.shown: dict[int, PciAddress | None] = {}
         """What showed each virtual terminal before a vtconsole was unbound."""
         self.waiting_for = ""

@@ -6,8 +6,9 @@ also puts right what an `apply` that failed half-way left behind, so the engine 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import profile_of
@@ -16,6 +17,8 @@ from gpuswitch.model.gpu import Gpu, harmless
 from gpuswitch.model.holders import Sought
 from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.step import Hands, Step
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class KeepAwake(Step):
         return next((f"{a} is still asleep" for a in self.before if _asleep(facts, a)), None)
 
     async def revert(self, hands: Hands) -> None:
-        await hands.kernel.set_power_control(self.before)
+        await hands.kernel.set_power_control(_but_for(hands.staying, self.before))
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class AimOverrides(Step):
         await hands.kernel.set_override(self.to)
 
     async def revert(self, hands: Hands) -> None:
-        await hands.kernel.set_override(self.before)
+        await hands.kernel.set_override(_but_for(hands.staying, self.before))
 
 
 @dataclass(frozen=True)
@@ -172,10 +175,12 @@ class Bind(Step):
 
     async def _from_vfio(self, hands: Hands, group: int | None, *, bound: bool) -> None:
         """A virtual machine may have taken it by now: only who holds the group may unbind."""
-        if bound and group is not None:
-            await hands.kernel.hold_group(group)
         if bound:
+            hands.staying.add(self.function)
+            if group is not None:
+                await hands.kernel.hold_group(group)
             await hands.kernel.unbind(self.function, self.driver)
+        hands.staying.discard(self.function)
         if group is not None:
             # Where it is not bound, it may be held since an unbind that hung, and ended later.
             await hands.kernel.release_group(group)
@@ -282,6 +287,11 @@ def _not_on(facts: HostFacts, address: PciAddress, driver: str | None) -> str | 
 def _asleep(facts: HostFacts, address: PciAddress) -> bool:
     function = facts.functions.get(address)
     return function is not None and function.asleep
+
+
+def _but_for(staying: Collection[PciAddress], before: Mapping[PciAddress, _T]) -> dict[PciAddress, _T]:
+    """What the others had before: these have what they need where they are."""
+    return {a: value for a, value in before.items() if a not in staying}
 
 
 def _all(functions: Mapping[PciAddress, object]) -> str:

@@ -204,7 +204,8 @@ class UnloadModules(Step):
 
     def _away(self, hands: Hands) -> list[PciAddress]:
         now = hands.host.look(self.functions).functions
-        return [a for a in self.functions if a in now and now[a].driver_name != self.driver]
+        back = [a for a in self.functions if a in now and a not in hands.staying]
+        return [a for a in back if now[a].driver_name != self.driver]
 
 
 @dataclass(frozen=True)

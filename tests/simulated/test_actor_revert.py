@@ -14,9 +14,9 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
-from gpuswitch.switch.record import Result
+from gpuswitch.switch.record import THE_SERVICE, Result
 from gpuswitch.switch.steps import Bind
-from tests.simulated.bed import GPUS, Bed
+from tests.simulated.bed import GPUS, Bed, Settings, settings_of
 
 WRITES: tuple[Operation, ...] = ("load", "keep_awake", "set_power_control", "set_override", "unbind", "probe")
 USB = PciAddress.parse("0000:01:00.2")
@@ -131,6 +131,30 @@ class TestTheWayBackFails:
         assert bed.debts == ["0000_01_00_0.json"]
         lost = {USB, PciAddress.parse("0000:01:00.1")}
         assert {a for a, kept in bed.snapshot().items() if kept != before[a]} == lost
+
+    @pytest.mark.parametrize("scenario", ["laptop", "apu"])
+    async def test_a_virtual_machine_that_took_it_meanwhile_keeps_it_as_it_is(
+        self, scenario: str, tmp_path: Path
+    ) -> None:
+        """It needs nobody's leave to open what is on vfio-pci."""
+        bed, actor = await at_the_start(scenario, State.VFIO, tmp_path)
+        before, functions = bed.snapshot(), actor.gpu.functions
+        taken: dict[PciAddress, Settings] = {}
+
+        def take(actor: Actor, event: StepEvent) -> None:
+            if event.step == Bind(actor.gpu.address, "vfio-pci") and event.status is Status.DONE:
+                bed.machine.start_vm("win11", functions)
+                taken.update({a: settings_of(bed.machine.devices[a]) for a in functions})
+                assert actor.switch is not None
+                actor.cancel(actor.switch.id, THE_SERVICE)
+
+        bed.witness.on_step = take
+        switch = await bed.switch(actor, State.VFIO)
+        assert (switch.result, actor.state) == (Result.FAILED, State.VFIO)
+        assert {a: settings_of(bed.machine.devices[a]) for a in functions} == taken
+        bed.machine.end("win11")
+        await bed.moved(actor, State.HOST)
+        assert (bed.snapshot(), bed.debts) == (before, [])
 
     async def failed(self, directory: Path) -> tuple[Bed, Actor]:
         bed, actor = await at_the_start("laptop", State.VFIO, directory)
