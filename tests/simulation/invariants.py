@@ -54,13 +54,14 @@ class Ask:
     """A request that waits for its answer.
 
     `rules` are what the configuration said then; `before` requests of this GPU waited already; `quiet`: no switch of it
-    ran all the while.
+    ran all the while. `others` are the GPUs that a machine asks for besides.
     """
 
     what: str
     actor: Actor
     options: Options = field(default_factory=Options)
     target: State | None = None
+    others: tuple[Actor, ...] = ()
     rules: Defaults | None = None
     began: float = 0.0
     before: int = 0

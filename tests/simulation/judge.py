@@ -187,7 +187,8 @@ class Judge(Deeds):
         if actor.state.moving and actor.switch is not self._current.get(gpu):
             self._current[gpu] = actor.switch
             self.world.tenants.moves(actor)
-            asked = [ask.rules for ask in self.asks if ask.actor is actor and ask.rules is not None]
+            own = [ask for ask in self.asks if actor in (ask.actor, *ask.others)]
+            asked = [ask.rules for ask in own if ask.rules is not None]
             self.options_of[gpu] = actor.switch.options if actor.switch is not None else Options()
             self.rules_of[gpu] = (*asked[:1], actor.config.gpu(actor.gpu.address).rules)
             self._before[gpu] = self.settings(actor.gpu.functions)

@@ -45,7 +45,9 @@ class Tenants:
         if service is None or service.fleet is None or actor is None or busy:
             return
         self._asking.add(name)
-        _ = self._world.ask(Ask(f"acquire for {name}", actor), lambda: self._acquired(name, gpus))
+        others = tuple(filter(None, map(self._world.actor, gpus[1:])))
+        ask = Ask(f"acquire for {name}", actor, target=State.VFIO, others=others)
+        _ = self._world.ask(ask, lambda: self._acquired(name, gpus))
 
     async def _acquired(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
         service = self._world.ready
