@@ -154,4 +154,6 @@ class Deeds(Book):
         return list(self.world.machine.processes.running(process))
 
     def users(self, function: PciAddress) -> frozenset[str]:
-        return self.world.machine.users(function)
+        """Who has it open, as long as it is there."""
+        machine = self.world.machine
+        return machine.users(function) if function in machine.devices else frozenset()

@@ -54,7 +54,7 @@ class Ask:
     """A request that waits for its answer.
 
     `rules` are what the configuration said then; `before` requests of this GPU waited already; `quiet`: no switch of it
-    ran all the while. `others` are the GPUs that a machine asks for besides.
+    ran all the while. `others` are the GPUs that a machine asks for besides. `seen`: who had it open at the last look.
     """
 
     what: str
@@ -67,6 +67,7 @@ class Ask:
     before: int = 0
     sent: int = 0
     quiet: bool = True
+    seen: frozenset[str] | None = None
 
 
 class Book:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gpuswitch.errors import Busy, GpuswitchError, InProgress
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import harmless
+from gpuswitch.model.holders import Scan, Sought
 from gpuswitch.model.policy import Busy as Policy
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
@@ -163,9 +164,18 @@ class Judge(Deeds):
         if policy is not Policy.REFUSE or "pid" not in str(error):
             return []
         # Of those who have its sound open, it may be hoped that they let go.
-        users = self.users(gpu.address) if gpu.address in self.world.machine.devices else frozenset()
+        users = self.users(gpu.address)
+        if ask.seen is not None:
+            # Nobody knows of those who come after the look.
+            users &= ask.seen
         programs = [p for p in self.world.machine.processes.running() if p.name in users]
         return [str(p.process.pid) for p in programs if p.unit is None and not p.session]
+
+    def scans(self, sought: Sought, scan: Scan) -> None:
+        super().scans(sought, scan)
+        for ask in self.asks:
+            if ask.actor.gpu.address in sought.functions:
+                ask.seen = self.users(ask.actor.gpu.address)
 
     def _over(self, ask: Ask) -> None:
         if ask in self.asks:
