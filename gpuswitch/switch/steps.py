@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import profile_of
 from gpuswitch.model.facts import VFIO_DRIVER, Driver, HostFacts
@@ -179,10 +180,17 @@ class Bind(Step):
             hands.staying.add(self.function)
             if group is not None:
                 await hands.kernel.hold_group(group)
-            await hands.kernel.unbind(self.function, self.driver)
+            try:
+                await hands.kernel.unbind(self.function, self.driver)
+            except KernelError:
+                await self._let_go(hands, group)
+                raise
         hands.staying.discard(self.function)
+        # Where it is not bound, it may be held since an unbind that hung, and ended later.
+        await self._let_go(hands, group)
+
+    async def _let_go(self, hands: Hands, group: int | None) -> None:
         if group is not None:
-            # Where it is not bound, it may be held since an unbind that hung, and ended later.
             await hands.kernel.release_group(group)
 
     async def _until_free(self, hands: Hands) -> None:

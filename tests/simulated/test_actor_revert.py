@@ -156,6 +156,15 @@ class TestTheWayBackFails:
         await bed.moved(actor, State.HOST)
         assert (bed.snapshot(), bed.debts) == (before, [])
 
+    async def test_a_group_that_was_held_for_an_unbind_that_failed_is_let_go(self, tmp_path: Path) -> None:
+        bed, actor = await at_the_start("laptop", State.VFIO, tmp_path)
+        bed.host.faults.add(Errno(errno.EIO), operation="probe", subject=actor.gpu.address)
+        for nth in (2, 3):
+            bed.host.faults.add(Errno(errno.EIO), operation="unbind", subject="0000:01:00.1", nth=nth)
+        switch = await bed.switch(actor, State.VFIO)
+        assert "the way back failed too: cannot unbind 0000:01:00.1" in switch.reason
+        assert [group.opened_by for _, group in bed.machine.groups() if group.opened_by] == []
+
     async def failed(self, directory: Path) -> tuple[Bed, Actor]:
         bed, actor = await at_the_start("laptop", State.VFIO, directory)
         bed.host.faults.add(Errno(errno.EIO), operation="probe", subject=USB, nth=None)
