@@ -14,6 +14,7 @@ from typing import Any
 
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import Consoles
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
 from gpuswitch.switch.host import Systemd
@@ -33,6 +34,8 @@ class Arbiter:
         self._busy: defaultdict[Unit, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._moving: defaultdict[str, dict[PciAddress, frozenset[PciAddress]]] = defaultdict(dict)
         self._owed: dict[PciAddress, Owed] = {}
+        self.consoles = asyncio.Lock()
+        """Held from the look at the consoles until what follows from it is done."""
         self._ended = asyncio.Event()
         self.stuck: dict[PciAddress, str] = {}
         """The drivers that the kernel is in, and does not return from, by the GPU whose it was."""
@@ -114,6 +117,10 @@ class Arbiter:
     def terminals_of_others(self, gpu: PciAddress) -> frozenset[int]:
         """The virtual terminals that other GPUs are owed: whoever shows them now has them on loan."""
         return frozenset(terminal for other, owed in self._owed.items() if other != gpu for terminal in owed.terminals)
+
+    def terminals_at_home(self, consoles: Consoles) -> frozenset[int]:
+        """The virtual terminals that GPUs are owed and show: they have them back, and the rest is on its way."""
+        return frozenset(t for owed in self._owed.values() for t in consoles.of(owed.functions) if t in owed.terminals)
 
     def unbound(self) -> tuple[str, ...]:
         """The vtconsoles that were unbound for some GPU's sake."""

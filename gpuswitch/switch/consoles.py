@@ -72,6 +72,10 @@ class MoveConsoles(Step):
         return "see that no console is on it"
 
     async def apply(self, hands: Hands) -> None:
+        async with hands.arbiter.consoles:
+            await self._move(hands)
+
+    async def _move(self, hands: Hands) -> None:
         consoles = await hands.kernel.consoles()
         leaving = hands.arbiter.away(besides=hands.gpu)
         terminals, to, unbind = consoles_to_move(self.functions, consoles, unload=self.unload, leaving=leaving)
@@ -87,10 +91,15 @@ class MoveConsoles(Step):
             await hands.kernel.bind_console(vtconsole, bound=False)
 
     async def revert(self, hands: Hands) -> None:
-        # What came home meanwhile has taken its own back.
-        theirs = self.borrowed - hands.arbiter.terminals_of_others(hands.gpu)
-        await _put_back(hands, self.functions, tuple(t for t in self.terminals if t not in theirs), self.leave)
-        await self._show_the_others(hands)
+        async with hands.arbiter.consoles:
+            theirs = await self._taken_back(hands) if self.borrowed else frozenset()
+            await _put_back(hands, self.functions, tuple(t for t in self.terminals if t not in theirs), self.leave)
+            await self._show_the_others(hands)
+
+    async def _taken_back(self, hands: Hands) -> frozenset[int]:
+        """The borrowed terminals whose GPU came home meanwhile, or is about to."""
+        at_home = hands.arbiter.terminals_at_home(await hands.kernel.consoles())
+        return self.borrowed - (hands.arbiter.terminals_of_others(hands.gpu) - at_home)
 
     async def _show_the_others(self, hands: Hands) -> None:
         """A vtconsole that is bound again shows all terminals on one frame buffer, the other GPUs' too."""
@@ -121,7 +130,8 @@ class RestoreConsoles(Step):
         return "bring the console back"
 
     async def apply(self, hands: Hands) -> None:
-        await _put_back(hands, self.functions, self.terminals, self.leave)
+        async with hands.arbiter.consoles:
+            await _put_back(hands, self.functions, self.terminals, self.leave)
 
 
 async def _put_back(

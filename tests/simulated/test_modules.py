@@ -13,7 +13,7 @@ from gpuswitch.errors import Busy as BusyError
 from gpuswitch.errors import NotViable
 from gpuswitch.host.simulated.catalogue import AMD, DISPLAY_3D, MODULES, NVIDIA, VGA, Slot, port
 from gpuswitch.host.simulated.drivers import Module
-from gpuswitch.host.simulated.faults import Errno, Hang, Silent
+from gpuswitch.host.simulated.faults import Delay, Errno, Hang, Silent
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import apu, boot, laptop, plain, shared
 from gpuswitch.model.address import PciAddress
@@ -279,6 +279,21 @@ class TestConsoles:
         assert consoles(bed.machine)[1] == first.gpu.address
         hang.release()
         await bed.witness.until(lambda: first.state is State.HOST)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+    async def test_those_of_another_gpu_stay_on_it_when_both_are_on_their_way_home(self, tmp_path: Path) -> None:
+        """Whose they are shows them again, and is not home before the machine may sleep."""
+        bed = await self.two_screens(tmp_path, module_policy="always")
+        first, second, before = bed.fleet.find("03:00.0"), bed.fleet.find("01:00.0"), bed.snapshot()
+        hangs = []
+        for actor in (first, second):
+            hangs.append(bed.host.faults.add(Hang(), operation="set_override", subject=actor.gpu.address))
+            assert (await bed.switch(actor, State.VFIO)).result is Result.WEDGED
+        bed.host.faults.add(Delay(2), operation="release_inhibitor", subject=first.gpu.address)
+        for hang in hangs:
+            hang.release()
+            await asyncio.sleep(1)
+        await bed.witness.until(lambda: {first.state, second.state} == {State.HOST})
         assert (bed.snapshot(), bed.debts) == (before, [])
 
     async def two_screens(self, directory: Path, module_policy: str = "never") -> Bed:
