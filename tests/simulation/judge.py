@@ -161,7 +161,8 @@ class Judge(Deeds):
             neighbours = gpu.neighbours(self.world.machine.look()) if listed else ()
             return [str(f.address) for f in neighbours if not harmless(f)]
         policy = ask.options.policy(ask.actor.config.gpu(gpu.address).rules.busy)
-        if policy is not Policy.REFUSE or "pid" not in str(error):
+        # On vfio-pci it is in nobody's way: a machine that asks for several waits for whoever is done with this one.
+        if policy is not Policy.REFUSE or "pid" not in str(error) or ask.actor.state is State.VFIO:
             return []
         # Of those who have its sound open, it may be hoped that they let go.
         users = self.users(gpu.address)
