@@ -44,14 +44,27 @@ def unbound_with(functions: Collection[PciAddress], consoles: Consoles) -> tuple
     return tuple(sorted(name for name, is_bound in consoles.bound.items() if is_bound))
 
 
+def shown_beside(
+    functions: Collection[PciAddress], consoles: Consoles, borrowed: Collection[int]
+) -> tuple[tuple[int, PciAddress], ...]:
+    """The terminals that other functions show, each with whose it is, where a new frame buffer would draw them away.
+
+    When frame buffer 0 comes, all terminals are drawn on it (fbcon_fb_registered in drivers/video/fbdev/core/fbcon.c).
+    """
+    if consoles.frame_buffers.get(0) not in functions:
+        return ()
+    whose = {terminal: consoles.frame_buffers.get(number) for terminal, number in sorted(consoles.mapped.items())}
+    return tuple([(t, f) for t, f in whose.items() if f is not None and f not in functions and t not in borrowed])
+
+
 @dataclass(frozen=True)
 class MoveConsoles(Step):
     """Show the GPU's virtual terminals on another GPU's frame buffer; where none is left, unbind the vtconsoles.
 
     `terminals`, `to` (None for none) and `vtconsoles` are what was seen when it was planned; of the terminals, those
-    in `borrowed` belonged to GPUs that were away. Of what is unbound, those in `leave` stay so. `unload`: the driver's
-    modules are to be unloaded. The way back looks at what is there then: a driver that was bound anew has made a new
-    frame buffer.
+    in `borrowed` belonged to GPUs that were away; those `beside` were shown by others. Of what is unbound, those in
+    `leave` stay so. `unload`: the driver's modules are to be unloaded. The way back looks at what is there then: a
+    driver that was bound anew has made a new frame buffer.
     """
 
     kind = "console"
@@ -62,6 +75,7 @@ class MoveConsoles(Step):
     leave: tuple[str, ...]
     unload: bool
     borrowed: frozenset[int] = frozenset()
+    beside: tuple[tuple[int, PciAddress], ...] = ()
 
     @property
     def title(self) -> str:
@@ -95,6 +109,7 @@ class MoveConsoles(Step):
             theirs = await self._taken_back(hands) if self.borrowed else frozenset()
             await _put_back(hands, self.functions, tuple(t for t in self.terminals if t not in theirs), self.leave)
             await self._show_the_others(hands)
+            await _show_beside(hands, self.beside)
 
     async def _taken_back(self, hands: Hands) -> frozenset[int]:
         """The borrowed terminals whose GPU came home meanwhile, or is about to."""
@@ -124,6 +139,7 @@ class RestoreConsoles(Step):
     functions: tuple[PciAddress, ...]
     terminals: tuple[int, ...]
     leave: tuple[str, ...]
+    beside: tuple[tuple[int, PciAddress], ...] = ()
 
     @property
     def title(self) -> str:
@@ -132,6 +148,7 @@ class RestoreConsoles(Step):
     async def apply(self, hands: Hands) -> None:
         async with hands.arbiter.consoles:
             await _put_back(hands, self.functions, self.terminals, self.leave)
+            await _show_beside(hands, self.beside)
 
 
 async def _put_back(
@@ -149,3 +166,13 @@ async def _put_back(
     # Mapping a terminal while no frame buffer console is bound would bind it, whatever was left unbound on purpose.
     if own and terminals and any(consoles.bound.values()):
         await hands.kernel.map_consoles(terminals, own[0])
+
+
+async def _show_beside(hands: Hands, beside: tuple[tuple[int, PciAddress], ...]) -> None:
+    """Map other GPUs' terminals to theirs again, where those are still there, and nobody has them on loan."""
+    consoles = await hands.kernel.consoles() if beside else Consoles()
+    on_loan = hands.arbiter.terminals_of_others(hands.gpu)
+    for number, function in consoles.frame_buffers.items():
+        theirs = [t for t, f in beside if f == function and t not in on_loan and consoles.mapped.get(t) != number]
+        if theirs and any(consoles.bound.values()):
+            await hands.kernel.map_consoles(theirs, number)

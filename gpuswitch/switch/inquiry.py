@@ -16,7 +16,7 @@ from gpuswitch.model.holders import Holder, Sought, Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.switch import needs as rules
 from gpuswitch.switch.arbiter import Arbiter
-from gpuswitch.switch.consoles import consoles_to_move
+from gpuswitch.switch.consoles import consoles_to_move, shown_beside
 from gpuswitch.switch.guards import refusal
 from gpuswitch.switch.holding import Leaving
 from gpuswitch.switch.host import Host
@@ -82,6 +82,7 @@ class Inquiry:
             unload=bool(needs.unload),
             leaving=self.arbiter.away(besides=self.gpu.address),
         )
+        borrowed = self.arbiter.terminals_of_others(self.gpu.address)
         # A daemon that keeps it persistent ends that when it is stopped; to ask otherwise may take nvidia-smi a second.
         asked = [
             function
@@ -92,7 +93,8 @@ class Inquiry:
         return replace(
             needs,
             terminals=terminals,
-            borrowed=self.arbiter.terminals_of_others(self.gpu.address),
+            borrowed=borrowed,
+            beside=shown_beside(self.gpu.functions, consoles, borrowed),
             shows=any(function in self.gpu.functions for function in consoles.frame_buffers.values()),
             to=to,
             unbind_consoles=unbind,

@@ -263,6 +263,7 @@ def _encode_owed(owed: Owed) -> dict[str, Any]:
         "modules": list(owed.modules),
         "terminals": list(owed.terminals),
         "vtconsoles": list(owed.vtconsoles),
+        "beside": [[terminal, str(address)] for terminal, address in owed.beside],
         "boot_framebuffers": [list(pair) for pair in owed.boot_framebuffers],
         "persistent": [str(address) for address in owed.persistent],
         "announced": [[subsystem, [str(address) for address in cards]] for subsystem, cards in owed.announced],
@@ -291,6 +292,7 @@ def _decode_owed(content: Mapping[str, Any]) -> Owed:
         modules=tuple(_is(str, module) for module in _is(list, content["modules"])),
         terminals=tuple(_is(int, terminal) for terminal in _is(list, content["terminals"])),
         vtconsoles=tuple(_is(str, name) for name in _is(list, content["vtconsoles"])),
+        beside=tuple(_beside(*_is(list, pair)) for pair in _is(list, content.get("beside", []))),
         boot_framebuffers=tuple(_pair(*_is(list, pair)) for pair in _is(list, content["boot_framebuffers"])),
         persistent=_addresses(content["persistent"]),
         announced=tuple(_announced(*_is(list, pair)) for pair in _is(list, content["announced"])),
@@ -347,6 +349,10 @@ def _unit(name: object, user: object) -> Unit:
 
 def _pair(device: object, driver: object) -> tuple[str, str]:
     return _is(str, device), _is(str, driver)
+
+
+def _beside(terminal: object, function: object) -> tuple[int, PciAddress]:
+    return _is(int, terminal), PciAddress.parse(_is(str, function))
 
 
 def _announced(subsystem: object, functions: object) -> tuple[str, tuple[PciAddress, ...]]:

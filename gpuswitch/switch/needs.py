@@ -44,8 +44,9 @@ class Needs:
     `passing_seconds`: how long one may take who has it open for a moment only, when all that is done.
 
     `shows`: it has a frame buffer. `terminals` are shown there, and can be moved `to` another; those in `borrowed`
-    belong to other GPUs. `unbind_consoles` are unbound, since fbcon would keep the driver's module, and bound again but
-    for `leave_consoles`. `persistent` functions are in nvidia's persistence mode. `owned`: a machine is to have it.
+    belong to other GPUs, and others show those `beside` (`gpuswitch.switch.owed`). `unbind_consoles` are unbound, since
+    fbcon would keep the driver's module, and bound again but for `leave_consoles`. `persistent` functions are in
+    nvidia's persistence mode. `owned`: a machine is to have it.
     """
 
     sought: Sought | None = None
@@ -63,6 +64,7 @@ class Needs:
     occupations: tuple[Occupation, ...] = ()
     terminals: tuple[int, ...] = ()
     borrowed: frozenset[int] = frozenset()
+    beside: tuple[tuple[int, PciAddress], ...] = ()
     shows: bool = False
     owned: bool = False
     to: int | None = None

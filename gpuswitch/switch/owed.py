@@ -20,6 +20,7 @@ class Owed:
 
     `units` were active and were stopped; `modules` of the host driver's chain were loaded, in the order to load them;
     `terminals` are the virtual terminals that the GPU showed, `vtconsoles` those that were unbound;
+    `beside` are pairs of a terminal that another GPU showed, and could lose to the new frame buffer, and its function;
     `boot_framebuffers` are pairs of device and driver; `persistent` are the functions in nvidia's persistence mode;
     `announced` are pairs of subsystem and functions, whose cards udev was told would go.
     """
@@ -29,6 +30,7 @@ class Owed:
     modules: tuple[str, ...] = ()
     terminals: tuple[int, ...] = ()
     vtconsoles: tuple[str, ...] = ()
+    beside: tuple[tuple[int, PciAddress], ...] = ()
     boot_framebuffers: tuple[tuple[str, str], ...] = ()
     persistent: tuple[PciAddress, ...] = ()
     announced: tuple[tuple[str, tuple[PciAddress, ...]], ...] = ()
@@ -44,6 +46,7 @@ class Owed:
             modules=earlier.modules or self.modules,
             terminals=_both(earlier.terminals, self.terminals),
             vtconsoles=_both(earlier.vtconsoles, self.vtconsoles),
+            beside=_both(earlier.beside, self.beside),
             boot_framebuffers=_both(earlier.boot_framebuffers, self.boot_framebuffers),
             persistent=_both(earlier.persistent, self.persistent),
             announced=_both(earlier.announced, self.announced),

@@ -162,6 +162,7 @@ def _debts(needs: Needs, functions: Baseline) -> Owed:
         # Those of a GPU that is away are shown on this one only until it comes back.
         terminals=tuple(terminal for terminal in needs.terminals if terminal not in needs.borrowed),
         vtconsoles=needs.consoles_again,
+        beside=needs.beside,
         boot_framebuffers=tuple((b.device, b.driver) for b in needs.boot_framebuffers),
         persistent=needs.persistent,
         announced=needs.announce,
@@ -187,6 +188,7 @@ def _move_consoles(gpu: Gpu, needs: Needs) -> list[Step]:
                 needs.leave_consoles,
                 unload=bool(needs.unload),
                 borrowed=needs.borrowed,
+                beside=needs.beside,
             )
         )
     return steps
@@ -300,8 +302,8 @@ def _put_right(gpu: Gpu, owed: Owed, back: Back, announcements: Iterable[Step]) 
 
 def _bring_consoles_back(gpu: Gpu, owed: Owed, back: Back) -> list[Step]:
     steps: list[Step] = []
-    if owed.terminals or {*owed.vtconsoles, *back.vtconsoles}.difference(back.leave_consoles):
-        steps.append(RestoreConsoles(gpu.functions, owed.terminals, back.leave_consoles))
+    if owed.terminals or owed.beside or {*owed.vtconsoles, *back.vtconsoles}.difference(back.leave_consoles):
+        steps.append(RestoreConsoles(gpu.functions, owed.terminals, back.leave_consoles, owed.beside))
     if back.boot_framebuffer:
         steps += [RestoreBootFramebuffer(device, driver) for device, driver in owed.boot_framebuffers]
     return steps

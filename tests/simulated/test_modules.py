@@ -296,11 +296,30 @@ class TestConsoles:
         await bed.witness.until(lambda: {first.state, second.state} == {State.HOST})
         assert (bed.snapshot(), bed.debts) == (before, [])
 
-    async def two_screens(self, directory: Path, module_policy: str = "never") -> Bed:
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_those_of_another_gpu_stay_on_it_when_frame_buffer_0_comes(
+        self, tmp_path: Path, *, fails: bool
+    ) -> None:
+        """The kernel draws all terminals on that one. It is the GeForce's since that came home first."""
+        bed = await self.two_screens(tmp_path, module_policy="always", boot_display=False)
+        first, second = bed.fleet.find("03:00.0"), bed.fleet.find("01:00.0")
+        for actor, state in (first, State.VFIO), (second, State.VFIO), (second, State.HOST), (first, State.HOST):
+            await bed.moved(actor, state)
+        before = bed.snapshot()
+        assert consoles(bed.machine)[1] == first.gpu.address
+        if fails:
+            bed.host.faults.add(Errno(5), operation="probe", subject=second.gpu.address)
+            assert (await bed.switch(second, State.VFIO)).result is Result.REVERTED
+        else:
+            await bed.moved(second, State.VFIO)
+            await bed.moved(second, State.HOST)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+    async def two_screens(self, directory: Path, module_policy: str = "never", *, boot_display: bool = True) -> Bed:
         """A Radeon that shows all terminals, and a GeForce."""
         slots = [Slot("0000:01:00", 11, "0000:00:01.0"), Slot("0000:03:00", 13, "0000:00:03.0")]
         geforce = slots[0].function(0, NVIDIA, 0x2484, VGA)
-        radeon = slots[1].function(0, AMD, 0x73BF, VGA, boot_display=True)
+        radeon = slots[1].function(0, AMD, 0x73BF, VGA, boot_display=boot_display)
         host = boot([port("0000:00:01.0", 2), port("0000:00:03.0", 3), geforce, radeon])
         return await Bed.made(host, directory, config("", module_policy=module_policy, allow_boot_display=True))
 

@@ -39,6 +39,7 @@ OWED = Owed(
     modules=("nvidia", "nvidia_drm"),
     terminals=(1, 2),
     vtconsoles=("vtcon1",),
+    beside=((3, GPU),),
     boot_framebuffers=(("efi-framebuffer.0", "efi-framebuffer"),),
     persistent=(GPU,),
 )
@@ -120,12 +121,14 @@ def whole(**changes: object) -> str:
 
 
 def owed(**changes: object) -> dict[str, object]:
-    lists = ("units", "modules", "terminals", "vtconsoles", "boot_framebuffers", "persistent", "announced")
+    lists = ("units", "modules", "terminals", "vtconsoles", "beside", "boot_framebuffers", "persistent", "announced")
     return {"functions": {str(GPU): KEPT}} | {name: [] for name in lists} | changes
 
 
-def test_a_file_as_this_version_writes_it_is_read(tmp_path: Path) -> None:
-    (tmp_path / "0000_01_00_0.json").write_text(whole())
+@pytest.mark.parametrize("earlier", [[], ["beside"]])
+def test_a_file_as_this_version_or_one_before_writes_it_is_read(tmp_path: Path, earlier: list[str]) -> None:
+    debts = {key: value for key, value in owed().items() if key not in earlier}
+    (tmp_path / "0000_01_00_0.json").write_text(whole(owed=debts))
     assert kept_in(tmp_path).load(GPU) == Entry(LESS)
 
 
@@ -198,6 +201,7 @@ _CHANGES: list[dict[str, object]] = [
     {"owed": owed(terminals=[1.5])},
     {"owed": owed(vtconsoles=[None])},
     {"owed": owed(vtconsoles="vtcon1")},
+    {"owed": owed(beside=[["3", "01:00.0"]])},
     {"owed": owed(boot_framebuffers=[["efi-framebuffer.0"]])},
     {"owed": owed(boot_framebuffers=[["efi-framebuffer.0", None]])},
     {"owed": owed(boot_framebuffers=["ab"])},
@@ -361,6 +365,7 @@ _owed = st.builds(
     modules=st.lists(_texts).map(tuple),
     terminals=st.lists(st.integers(1, 63)).map(tuple),
     vtconsoles=st.lists(_texts).map(tuple),
+    beside=st.lists(st.tuples(st.integers(1, 63), _addresses)).map(tuple),
     boot_framebuffers=st.lists(st.tuples(_texts, _texts)).map(tuple),
     persistent=st.lists(_addresses).map(tuple),
     announced=st.lists(st.tuples(_texts, st.lists(_addresses).map(tuple))).map(tuple),

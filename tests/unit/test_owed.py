@@ -27,6 +27,7 @@ ON_NOUVEAU = Captured(Driver("nouveau", "nouveau"), None, "on")
         Owed(modules=("nvidia",)),
         Owed(terminals=(1,)),
         Owed(vtconsoles=("vtcon1",)),
+        Owed(beside=((3, GPU),)),
         Owed(boot_framebuffers=(("efi-framebuffer.0", "efi-framebuffer"),)),
         Owed(persistent=(GPU,)),
     ],
@@ -63,6 +64,7 @@ _owed = st.builds(
     modules=st.lists(_names, unique=True).map(tuple),
     terminals=st.lists(st.integers(1, 6), unique=True).map(tuple),
     vtconsoles=st.lists(_names, unique=True).map(tuple),
+    beside=st.lists(st.tuples(st.integers(1, 6), st.sampled_from([GPU, SOUND])), unique=True).map(tuple),
     boot_framebuffers=st.lists(st.tuples(_names, _names), unique=True).map(tuple),
     persistent=st.lists(st.sampled_from([GPU, SOUND]), unique=True).map(tuple),
 )
