@@ -40,13 +40,16 @@ class Owed:
 
     def and_before(self, earlier: Owed) -> Owed:
         """With what an earlier switch, that never came home, owes already: of one thing, what it was at first."""
+        # A terminal was shown on one of them only.
+        own = tuple(terminal for terminal in self.terminals if terminal not in dict(earlier.beside))
+        beside = {terminal: whose for terminal, whose in self.beside if terminal not in earlier.terminals}
         return Owed(
             functions={**self.functions, **earlier.functions},
             units=_both(earlier.units, self.units),
             modules=earlier.modules or self.modules,
-            terminals=_both(earlier.terminals, self.terminals),
+            terminals=_both(earlier.terminals, own),
             vtconsoles=_both(earlier.vtconsoles, self.vtconsoles),
-            beside=_both(earlier.beside, self.beside),
+            beside=tuple((beside | dict(earlier.beside)).items()),
             boot_framebuffers=_both(earlier.boot_framebuffers, self.boot_framebuffers),
             persistent=_both(earlier.persistent, self.persistent),
             announced=_both(earlier.announced, self.announced),

@@ -13,7 +13,7 @@ from gpuswitch.model.holders import Unit
 from gpuswitch.switch.owed import NOTHING, Owed
 from tests.unit.parts import at
 
-GPU, SOUND = at("0000:01:00.0"), at("0000:01:00.1")
+GPU, SOUND, OTHER = at("0000:01:00.0"), at("0000:01:00.1"), at("0000:02:00.0")
 SDDM, PERSISTENCED = Unit("sddm.service"), Unit("nvidia-persistenced.service")
 ON_NVIDIA = Captured(Driver("nvidia", "nvidia"), None, "auto")
 ON_NOUVEAU = Captured(Driver("nouveau", "nouveau"), None, "on")
@@ -56,6 +56,17 @@ def test_modules_keep_the_order_in_which_they_were_loaded() -> None:
     assert later.and_before(NOTHING).modules == ("nouveau",)
 
 
+def test_a_terminal_stays_where_it_was_at_first() -> None:
+    """What somebody's terminals are shown on while the GPU is away is nobody's but theirs."""
+    earlier, later = (
+        Owed(terminals=(1, 2), beside=((3, OTHER),)),
+        Owed(terminals=(3, 4), beside=((1, OTHER), (5, OTHER))),
+    )
+    both = later.and_before(earlier)
+    assert both.terminals == (1, 2, 4)
+    assert sorted(both.beside) == [(3, OTHER), (5, OTHER)]
+
+
 _names = st.sampled_from(["a", "b", "c"])
 _owed = st.builds(
     Owed,
@@ -64,10 +75,10 @@ _owed = st.builds(
     modules=st.lists(_names, unique=True).map(tuple),
     terminals=st.lists(st.integers(1, 6), unique=True).map(tuple),
     vtconsoles=st.lists(_names, unique=True).map(tuple),
-    beside=st.lists(st.tuples(st.integers(1, 6), st.sampled_from([GPU, SOUND])), unique=True).map(tuple),
+    beside=st.dictionaries(st.integers(1, 6), st.sampled_from([GPU, SOUND])).map(lambda d: tuple(d.items())),
     boot_framebuffers=st.lists(st.tuples(_names, _names), unique=True).map(tuple),
     persistent=st.lists(st.sampled_from([GPU, SOUND]), unique=True).map(tuple),
-)
+).filter(lambda owed: dict(owed.beside).keys().isdisjoint(owed.terminals))
 
 
 @given(_owed, _owed)
