@@ -12,7 +12,7 @@ from gpuswitch.errors import Failed, KernelError
 from gpuswitch.model.drivers import PERSISTENCED
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
-from gpuswitch.model.holders import Holder, Sought, Unit
+from gpuswitch.model.holders import Holder, Scan, Sought, Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.switch import needs as rules
 from gpuswitch.switch.arbiter import Arbiter
@@ -59,7 +59,10 @@ class Inquiry:
         async with asyncio.timeout(self.config.deadlines.module):
             needs = await self._of_the_kernel(needs)
         # Not before: nvidia-smi, which may have been asked, has the GPU open as long as it runs.
-        return now, await self._holding(needs, await self._holders(sought))
+        scan = await self._scan(sought)
+        # Should somebody else unbind or pull it meanwhile, sysfs shows its nodes no more; who has them open has them.
+        needs = replace(needs, sought=replace(sought, numbers=scan.numbers))
+        return now, await self._holding(needs, scan.holders)
 
     @property
     def _rules(self) -> Defaults:
@@ -125,10 +128,10 @@ class Inquiry:
             later=tuple(unit for unit in active if unit not in at_once or unit in own),
         )
 
-    async def _holders(self, sought: Sought) -> tuple[Holder, ...]:
+    async def _scan(self, sought: Sought) -> Scan:
         try:
             async with asyncio.timeout(self.config.deadlines.holders):
-                return (await self.host.processes.scan(sought)).holders
+                return await self.host.processes.scan(sought)
         except (KernelError, TimeoutError) as error:
             raise BusyError(
                 f"nobody can tell who has {self.gpu.address} open, so it counts as busy: {_said(error)}"

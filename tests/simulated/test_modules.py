@@ -206,6 +206,25 @@ class TestTwoCards:
             await second.request(State.VFIO)
         assert "blender" in bed.machine.users(second.gpu.address)
 
+    async def test_a_program_that_opens_one_which_somebody_else_unbinds(self, tmp_path: Path) -> None:
+        """That unbind waits for the program, and sysfs shows no node any more. Ours would only wait behind it."""
+        bed = await Bed.made(two_cards("580.105.08"), tmp_path)
+        actor = bed.fleet.find("11:00.0")
+        begun: list[asyncio.Task[None]] = []
+
+        def meddle(_: Actor, event: StepEvent) -> None:
+            if event.step.kind == "override" and event.status is Status.RUNNING:
+                bed.machine.run("late", uid=1000)
+                bed.machine.open(actor.gpu.address, "late", "nvidia")
+                work = bed.host.kernel("somebody").unbind(actor.gpu.address, "nvidia")
+                begun.append(asyncio.get_running_loop().create_task(work))
+
+        bed.witness.on_step = meddle
+        switch = await bed.switch(actor, State.VFIO)
+        assert [step.kind for step in switch.steps if step.status is Status.FAILED] == ["holders"]
+        bed.machine.processes.close_all("late")
+        await asyncio.gather(*begun)
+
     async def test_a_driver_that_is_too_old_for_one_of_several(self, tmp_path: Path) -> None:
         bed = await Bed.made(two_cards("580.95.05"), tmp_path)
         before = bed.snapshot()
