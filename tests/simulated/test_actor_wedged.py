@@ -377,6 +377,7 @@ async def test_the_same_where_somebody_else_had_bound_it_to_vfio_pci(tmp_path: P
     def bind(_: Actor, event: StepEvent) -> None:
         if event.status is Status.DONE and isinstance(event.step, AimOverrides):
             work.append(asyncio.create_task(bound_to_vfio(bed, first)))
+            bed.host.faults.add(Delay(1), operation="scan")  # it is done when the last look is
 
     work: list[asyncio.Task[None]] = []
     bed.witness.on_step = bind
