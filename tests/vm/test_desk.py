@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.vm.guest import configure, ctl, drivers, node_of_sound, prop, wait_state
-from tests.vm.rig.hardware import AUDIO_DRIVER, DISPLAY_DRIVER, GPU, GPU_AUDIO
+from tests.vm.rig.hardware import AUDIO_DRIVER, BOOT_GPU, DISPLAY_DRIVER, GPU, GPU_AUDIO
 from tests.vm.rig.machine import Machine
 from tests.vm.stage.desk import (
     await_nodes,
@@ -52,6 +52,17 @@ def test_the_whole_way_of_a_single_gpu(machine: Machine) -> None:
     # It has its cards while its session is in front.
     machine.sh("systemctl stop display-manager")
     await_nodes(machine, wireplumber, "all", node_of_sound(machine))
+
+
+def test_text_on_another_gpu_stays_on_it_when_frame_buffer_0_comes_back(machine: Machine) -> None:
+    """The kernel draws all terminals on that, which is the one that the machine booted on."""
+    configure(machine, "[defaults]\nallow_boot_display = true\n")
+    show_terminal_on(machine, 2, frame_buffer(machine))
+    before = machine.sh(MAP).stdout
+    for target in ("vfio", "host"):
+        ctl(machine, f"to-{target} {BOOT_GPU}")
+    assert drivers(machine, BOOT_GPU) == [DISPLAY_DRIVER]
+    assert machine.sh(MAP).stdout == before
 
 
 def test_it_goes_on_when_who_asked_for_it_dies_with_the_display_manager(machine: Machine) -> None:
