@@ -35,7 +35,7 @@ class Arbiter:
         self._moving: defaultdict[str, dict[PciAddress, frozenset[PciAddress]]] = defaultdict(dict)
         self._owed: dict[PciAddress, Owed] = {}
         self.consoles = asyncio.Lock()
-        """Held from the look at the consoles until what follows from it is done."""
+        """Held from a step's look at the consoles until what follows from it is done, or its time is over."""
         self._ended = asyncio.Event()
         self.stuck: dict[PciAddress, str] = {}
         """The drivers that the kernel is in, and does not return from, by the GPU whose it was."""
@@ -121,6 +121,15 @@ class Arbiter:
     def terminals_at_home(self, consoles: Consoles) -> frozenset[int]:
         """The virtual terminals that GPUs are owed and show: they have them back, and the rest is on its way."""
         return frozenset(t for owed in self._owed.values() for t in consoles.of(owed.functions) if t in owed.terminals)
+
+    def terminals_beside(self, functions: Collection[PciAddress], consoles: Consoles) -> frozenset[int]:
+        """Those of these functions that another GPU's new frame buffer was drawn over, and that it will give back."""
+        return frozenset(
+            terminal
+            for owed in self._owed.values()
+            for terminal, whose in owed.beside
+            if whose in functions and terminal in consoles.of(owed.functions)
+        )
 
     def unbound(self) -> tuple[str, ...]:
         """The vtconsoles that were unbound for some GPU's sake."""

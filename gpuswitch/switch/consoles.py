@@ -6,7 +6,8 @@ looks at the consoles at the moment it runs; what it does, it owes.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from gpuswitch.model.address import PciAddress
@@ -45,13 +46,15 @@ def unbound_with(functions: Collection[PciAddress], consoles: Consoles) -> tuple
 
 
 def shown_beside(
-    functions: Collection[PciAddress], consoles: Consoles, borrowed: Collection[int]
+    functions: Collection[PciAddress], consoles: Consoles, borrowed: Collection[int], *, boot_display: bool
 ) -> tuple[tuple[int, PciAddress], ...]:
     """The terminals that other functions show, each with whose it is, where a new frame buffer would draw them away.
 
-    When frame buffer 0 comes, all terminals are drawn on it (fbcon_fb_registered in drivers/video/fbdev/core/fbcon.c).
+    When frame buffer 0 comes, or that of the display that the machine booted on, all terminals are drawn on it
+    (con2fb_map_boot in drivers/video/fbdev/core/fbcon.c).
     """
-    if consoles.frame_buffers.get(0) not in functions:
+    own = {number for number, function in consoles.frame_buffers.items() if function in functions}
+    if not own or not (boot_display or 0 in own):
         return ()
     whose = {terminal: consoles.frame_buffers.get(number) for terminal, number in sorted(consoles.mapped.items())}
     return tuple([(t, f) for t, f in whose.items() if f is not None and f not in functions and t not in borrowed])
@@ -62,7 +65,7 @@ class MoveConsoles(Step):
     """Show the GPU's virtual terminals on another GPU's frame buffer; where none is left, unbind the vtconsoles.
 
     `terminals`, `to` (None for none) and `vtconsoles` are what was seen when it was planned; of the terminals, those
-    in `borrowed` belonged to GPUs that were away; those `beside` were shown by others. Of what is unbound, those in
+    in `borrowed` belonged to GPUs that were away. Other GPUs showed what is in `beside`. Of what is unbound, those in
     `leave` stay so. `unload`: the driver's modules are to be unloaded. The way back looks at what is there then: a
     driver that was bound anew has made a new frame buffer.
     """
@@ -86,7 +89,7 @@ class MoveConsoles(Step):
         return "see that no console is on it"
 
     async def apply(self, hands: Hands) -> None:
-        async with hands.arbiter.consoles:
+        async with _alone(hands):
             await self._move(hands)
 
     async def _move(self, hands: Hands) -> None:
@@ -105,11 +108,11 @@ class MoveConsoles(Step):
             await hands.kernel.bind_console(vtconsole, bound=False)
 
     async def revert(self, hands: Hands) -> None:
-        async with hands.arbiter.consoles:
+        async with _alone(hands):
             theirs = await self._taken_back(hands) if self.borrowed else frozenset()
             await _put_back(hands, self.functions, tuple(t for t in self.terminals if t not in theirs), self.leave)
             await self._show_the_others(hands)
-            await _show_beside(hands, self.beside)
+            await _show_beside(hands, self.functions, self.beside)
 
     async def _taken_back(self, hands: Hands) -> frozenset[int]:
         """The borrowed terminals whose GPU came home meanwhile, or is about to."""
@@ -146,9 +149,18 @@ class RestoreConsoles(Step):
         return "bring the console back"
 
     async def apply(self, hands: Hands) -> None:
-        async with hands.arbiter.consoles:
+        async with _alone(hands):
             await _put_back(hands, self.functions, self.terminals, self.leave)
-            await _show_beside(hands, self.beside)
+            await _show_beside(hands, self.functions, self.beside)
+
+
+@asynccontextmanager
+async def _alone(hands: Hands) -> AsyncIterator[None]:
+    """No other GPU's step looks at the consoles, or moves any, meanwhile."""
+    hands.waiting_for = "the consoles of another GPU are still being moved"
+    async with hands.arbiter.consoles:
+        hands.waiting_for = ""
+        yield
 
 
 async def _put_back(
@@ -168,11 +180,12 @@ async def _put_back(
         await hands.kernel.map_consoles(terminals, own[0])
 
 
-async def _show_beside(hands: Hands, beside: tuple[tuple[int, PciAddress], ...]) -> None:
-    """Map other GPUs' terminals to theirs again, where those are still there, and nobody has them on loan."""
+async def _show_beside(
+    hands: Hands, functions: tuple[PciAddress, ...], beside: tuple[tuple[int, PciAddress], ...]
+) -> None:
+    """Map what was drawn on the functions' frame buffer to other GPUs' again, where those are there to show theirs."""
     consoles = await hands.kernel.consoles() if beside else Consoles()
-    on_loan = hands.arbiter.terminals_of_others(hands.gpu)
+    drawn = set(consoles.of(functions)) - hands.arbiter.terminals_of_others(hands.gpu)
     for number, function in consoles.frame_buffers.items():
-        theirs = [t for t, f in beside if f == function and t not in on_loan and consoles.mapped.get(t) != number]
-        if theirs and any(consoles.bound.values()):
+        if theirs := [terminal for terminal, whose in beside if whose == function and terminal in drawn]:
             await hands.kernel.map_consoles(theirs, number)

@@ -60,9 +60,7 @@ class Inquiry:
             needs = await self._of_the_kernel(needs)
         # Not before: nvidia-smi, which may have been asked, has the GPU open as long as it runs.
         scan = await self._scan(sought)
-        # Should somebody else unbind or pull it meanwhile, sysfs shows its nodes no more; who has them open has them.
-        needs = replace(needs, sought=replace(sought, numbers=scan.numbers))
-        return now, await self._holding(needs, scan.holders)
+        return now, await self._holding(replace(needs, numbers=scan.numbers), scan.holders)
 
     @property
     def _rules(self) -> Defaults:
@@ -95,9 +93,15 @@ class Inquiry:
         ]
         return replace(
             needs,
-            terminals=terminals,
+            # Another GPU that is on its way home has been drawn over some of them.
+            terminals=tuple(sorted({*terminals, *self.arbiter.terminals_beside(self.gpu.functions, consoles)})),
             borrowed=borrowed,
-            beside=shown_beside(self.gpu.functions, consoles, borrowed),
+            beside=shown_beside(
+                self.gpu.functions,
+                consoles,
+                borrowed,
+                boot_display=any(function.boot_display for function in self.gpu.present(self.facts)),
+            ),
             shows=any(function in self.gpu.functions for function in consoles.frame_buffers.values()),
             to=to,
             unbind_consoles=unbind,

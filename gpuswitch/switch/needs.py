@@ -43,6 +43,8 @@ class Needs:
     with functions. `holding`: somebody has the GPU open, or may come to, who may be waited for, or ended;
     `passing_seconds`: how long one may take who has it open for a moment only, when all that is done.
 
+    `sought` is what to look for to find who has it open, `numbers` the device numbers that a look found.
+
     `shows`: it has a frame buffer. `terminals` are shown there, and can be moved `to` another; those in `borrowed`
     belong to other GPUs, and others show those `beside` (`gpuswitch.switch.owed`). `unbind_consoles` are unbound, since
     fbcon would keep the driver's module, and bound again but for `leave_consoles`. `persistent` functions are in
@@ -50,6 +52,7 @@ class Needs:
     """
 
     sought: Sought | None = None
+    numbers: tuple[str, ...] = ()
     busy: Busy = Busy.REFUSE
     wait_seconds: float = 0.0
     grace_seconds: float = 0.0

@@ -110,7 +110,7 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs 
                 to=dict.fromkeys(gpu.functions, VFIO_DRIVER), before={a: now[a].override for a in gpu.functions}
             ),
             # An unbind that meets a holder waits for him, and nothing takes it back: look again, now.
-            *([CheckHolders(needs.sought, needs.passing_seconds, needs.announce)] if needs.sought and leaving else []),
+            *([_last_look(needs.sought, needs)] if needs.sought and leaving else []),
             # Companions first: the display function powers the card, and it is the one that must not be lost early.
             *(Unbind(a, str(driver[a]), patience.get(a, 0.0)) for a in leaving if a not in unloaded),
             *(UnloadModules(o.functions, o.profile.driver, o.loaded) for o in needs.unload),
@@ -124,6 +124,14 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs 
         ),
         replace(debts, units=tuple(unit for unit in debts.units if unit not in needs.at_once)),
     )
+
+
+def _last_look(sought: Sought, needs: Needs) -> CheckHolders:
+    """Should somebody else unbind or pull it meanwhile, sysfs shows its nodes no more: whoever has them open has it.
+
+    Nobody is ended for a number alone, which may be another device's by then.
+    """
+    return CheckHolders(replace(sought, numbers=needs.numbers), needs.passing_seconds, needs.announce)
 
 
 def to_clear(gpu: Gpu, owed: Owed, needs: Needs, everything: Sought, rough: Sequence[Step]) -> Plan:

@@ -58,7 +58,7 @@ class Hands:
         self.stopped: list[Unit] = []
         """Units that a policy stopped during this switch, the last one last."""
         self.staying: set[PciAddress] = set()
-        """Functions that could not be taken back from vfio-pci: a virtual machine may have them."""
+        """Functions that the way back found on vfio-pci, and has not unbound: a virtual machine may have them."""
         self.shown: dict[int, PciAddress | None] = {}
         """What showed each virtual terminal before a vtconsole was unbound."""
         self.waiting_for = ""

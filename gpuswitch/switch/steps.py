@@ -7,6 +7,7 @@ also puts right what an `apply` that failed half-way left behind, so the engine 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -183,7 +184,8 @@ class Bind(Step):
             try:
                 await hands.kernel.unbind(self.function, self.driver)
             except KernelError:
-                await self._let_go(hands, group)
+                with suppress(KernelError):
+                    await self._let_go(hands, group)
                 raise
         hands.staying.discard(self.function)
         # Where it is not bound, it may be held since an unbind that hung, and ended later.

@@ -22,6 +22,8 @@ from tests.bench.table import Row, median
 from tests.unit.hook_parts import HOSTDEV, domain, table, write
 
 ROOT = Path(__file__).parents[2]
+_ENVIRON = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+"""As libvirt sets it."""
 ROUNDS = 500
 SWITCHES = 20
 
@@ -72,10 +74,6 @@ def _program(path: Path, text: str) -> Path:
     path.write_text(text.replace("@hook@", str(ROOT / "gpuswitch/hook.py")))
     path.chmod(0o755)
     return path
-
-
-_ENVIRON = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-"""As libvirt sets it."""
 
 
 def _run(program: Path, operation: str, xml: str, bus: str) -> float:
