@@ -11,7 +11,7 @@ from gpuswitch.model.facts import Consoles, Driver, HostFacts, Module, PciFuncti
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, Process, Sought, Unit
 from gpuswitch.model.policy import Busy, ModulePolicy
-from gpuswitch.switch.consoles import consoles_to_move, unbound_with
+from gpuswitch.switch.consoles import consoles_to_move, shown_beside, unbound_with
 from gpuswitch.switch.holding import Leaving
 from gpuswitch.switch.needs import (
     Needs,
@@ -30,6 +30,7 @@ from tests.unit.parts import VGA, at, facts, function, geforce
 
 GPU = Gpu(at("0000:01:00.0"), tuple(at(f"0000:01:00.{n}") for n in range(4)))
 DISPLAY, SOUND, USB, UCSI = GPU.functions
+OTHER = at("0000:02:00.0")
 HOME = ("nvidia", "snd_hda_intel", "xhci_hcd", "nvidia-gpu")
 CHAIN = {
     "nvidia": Module(4, ("nvidia_modeset", "nvidia_uvm"), "580.95.05"),
@@ -274,6 +275,27 @@ class TestConsoles:
     )
     def test_where_they_go(self, consoles: Consoles, unload: bool, moved: object) -> None:
         assert consoles_to_move(GPU.functions, consoles, unload=unload) == moved
+
+    @pytest.mark.parametrize(
+        ("numbers", "boot_display", "borrowed", "beside"),
+        [
+            # all are drawn on what comes as frame buffer 0, or on the booted display; not on any other
+            ((0, 1), False, (), ((2, OTHER), (3, OTHER))),
+            ((1, 0), True, (), ((2, OTHER), (3, OTHER))),
+            ((1, 0), False, (), ()),
+            # what is there on loan, its own GPU takes back by itself
+            ((0, 1), False, (3,), ((2, OTHER),)),
+            # it has no frame buffer that could come back
+            ((9, 0), True, (), ()),
+        ],
+    )
+    def test_what_others_show_beside_it(
+        self, numbers: tuple[int, int], boot_display: bool, borrowed: tuple[int, ...], beside: object
+    ) -> None:
+        own, other = numbers
+        buffers = {own: DISPLAY, other: OTHER, 5: None} if own != 9 else {other: OTHER, 5: None}
+        consoles = Consoles(buffers, {1: own, 2: other, 3: other, 4: 5}, {"vtcon1": True})
+        assert shown_beside(GPU.functions, consoles, borrowed, boot_display=boot_display) == beside
 
     @pytest.mark.parametrize(
         ("consoles", "lost"),
