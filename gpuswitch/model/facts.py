@@ -138,6 +138,10 @@ class Consoles:
     mapped: Mapping[int, int] = field(default_factory=dict)
     bound: Mapping[str, bool] = field(default_factory=dict)
 
+    def numbers(self, functions: Collection[PciAddress]) -> tuple[int, ...]:
+        """The frame buffers of these functions, in order."""
+        return tuple(sorted(number for number, function in self.frame_buffers.items() if function in functions))
+
     def of(self, functions: Collection[PciAddress]) -> tuple[int, ...]:
         """The virtual terminals that frame buffers of these functions show, in order."""
         return tuple(sorted(vt for vt, fb in self.mapped.items() if self.frame_buffers.get(fb) in functions))

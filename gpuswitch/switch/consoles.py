@@ -24,7 +24,7 @@ def consoles_to_move(
     Where there is another frame buffer, the lowest one, but none of a GPU that is `leaving` as well. Where there is
     none, fbcon lets go of a device that is unbound by itself, and keeps only a module from being unloaded.
     """
-    own = [number for number, function in consoles.frame_buffers.items() if function in functions]
+    own = consoles.numbers(functions)
     if not own:
         return (), None, ()
     others = sorted(n for n, function in consoles.frame_buffers.items() if n not in own and function not in leaving)
@@ -39,7 +39,7 @@ def unbound_with(functions: Collection[PciAddress], consoles: Consoles) -> tuple
     buffer that is there already brings no console back.
     """
     shown = set(consoles.mapped.values())
-    own = {number for number, function in consoles.frame_buffers.items() if function in functions}
+    own = set(consoles.numbers(functions))
     if not shown or not shown <= own or own == set(consoles.frame_buffers):
         return ()
     return tuple(sorted(name for name, is_bound in consoles.bound.items() if is_bound))
@@ -53,7 +53,7 @@ def shown_beside(
     When frame buffer 0 comes, or that of the display that the machine booted on, all terminals are drawn on it
     (con2fb_map_boot in drivers/video/fbdev/core/fbcon.c).
     """
-    own = {number for number, function in consoles.frame_buffers.items() if function in functions}
+    own = consoles.numbers(functions)
     if not own or not (boot_display or 0 in own):
         return ()
     whose = {terminal: consoles.frame_buffers.get(number) for terminal, number in sorted(consoles.mapped.items())}
@@ -174,7 +174,7 @@ async def _put_back(
         for vtconsole in again:
             await hands.kernel.bind_console(vtconsole, bound=True)
         consoles = await hands.kernel.consoles()
-    own = sorted(number for number, function in consoles.frame_buffers.items() if function in functions)
+    own = consoles.numbers(functions)
     # Mapping a terminal while no frame buffer console is bound would bind it, whatever was left unbound on purpose.
     if own and terminals and any(consoles.bound.values()):
         await hands.kernel.map_consoles(terminals, own[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.host.simulated.catalogue import AMD, NVIDIA, VGA, Slot, port
-from gpuswitch.host.simulated.faults import Delay, Errno, Hang
+from gpuswitch.host.simulated.faults import Delay, Errno, Hang, Operation
 from gpuswitch.host.simulated.scenarios import boot, shared
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
@@ -97,7 +97,7 @@ class TestConsoles:
         bed.host.faults.add(Delay(2), operation="release_inhibitor", subject=first.gpu.address)
         for hang in hangs:
             hang.release()
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # of the simulated clock: the kernel returns to one after the other
         await bed.witness.until(lambda: {first.state, second.state} == {State.HOST})
         assert (bed.snapshot(), bed.debts) == (before, [])
 
@@ -105,11 +105,8 @@ class TestConsoles:
     async def test_those_of_another_gpu_stay_on_it_when_frame_buffer_0_comes(
         self, tmp_path: Path, *, fails: bool
     ) -> None:
-        """The kernel draws all terminals on that one. It is the GeForce's since that came home first."""
-        bed = await self.two_screens(tmp_path, module_policy="always", boot_display=False)
-        first, second = bed.fleet.find("03:00.0"), bed.fleet.find("01:00.0")
-        for actor, state in (first, State.VFIO), (second, State.VFIO), (second, State.HOST), (first, State.HOST):
-            await bed.moved(actor, state)
+        """The kernel draws all terminals on that one."""
+        bed, first, second = await self.geforce_first(tmp_path)
         before = bed.snapshot()
         assert consoles(bed.machine)[1] == first.gpu.address
         if fails:
@@ -123,10 +120,7 @@ class TestConsoles:
     @pytest.mark.parametrize("kind", ["nodes", "override", "power"])
     async def test_those_that_a_gpu_on_its_way_home_was_drawn_over(self, tmp_path: Path, kind: str) -> None:
         """Whose they are leaves before they are given back to it, and they are its own all the same."""
-        bed = await self.two_screens(tmp_path, module_policy="always", boot_display=False)
-        first, second = bed.fleet.find("03:00.0"), bed.fleet.find("01:00.0")
-        for actor, state in (first, State.VFIO), (second, State.VFIO), (second, State.HOST), (first, State.HOST):
-            await bed.moved(actor, state)
+        bed, first, second = await self.geforce_first(tmp_path)
         before = bed.snapshot()
         await bed.moved(second, State.VFIO)
         leaving: list[asyncio.Task[Switch]] = []
@@ -165,6 +159,14 @@ class TestConsoles:
         hang.release()
         await bed.witness.until(lambda: bed.fleet.find("03:00.0").state is State.HOST)
 
+    async def geforce_first(self, directory: Path) -> tuple[Bed, Actor, Actor]:
+        """Frame buffer 0 is the GeForce's, since that came home first; and the Radeon shows all terminals."""
+        bed = await self.two_screens(directory, module_policy="always", boot_display=False)
+        first, second = bed.fleet.find("03:00.0"), bed.fleet.find("01:00.0")
+        for actor, state in (first, State.VFIO), (second, State.VFIO), (second, State.HOST), (first, State.HOST):
+            await bed.moved(actor, state)
+        return bed, first, second
+
     async def two_screens(self, directory: Path, module_policy: str = "never", *, boot_display: bool = True) -> Bed:
         """A Radeon that shows all terminals, and a GeForce."""
         slots = [Slot("0000:01:00", 11, "0000:00:01.0"), Slot("0000:03:00", 13, "0000:00:03.0")]
@@ -182,11 +184,11 @@ class TestConsoles:
         await bed.moved(actor, State.HOST)
 
     @pytest.mark.parametrize("operation", ["map_consoles", "set_override", "unbind"])
-    async def test_back_after_a_failure(self, operation: str, tmp_path: Path) -> None:
+    async def test_back_after_a_failure(self, operation: Operation, tmp_path: Path) -> None:
         bed = await Bed.of("plain", tmp_path)
         own = next(n for n, fb in bed.machine.frame_buffers._there.items() if fb.function == DISPLAY)
         await bed.host.kernel("somebody").map_consoles([3, 4], own)
-        bed.host.faults.add(Errno(5), operation=operation)  # type: ignore[arg-type] # one of them
+        bed.host.faults.add(Errno(5), operation=operation)
         await reverted(bed, bed.fleet.find("01:00.0"))
 
     async def test_one_that_does_not_come_back_takes_nothing_away(self, tmp_path: Path) -> None:
