@@ -20,7 +20,7 @@ def main() -> int:
     show("The libvirt hook", hook.measure())
     if options.vm:
         from tests.bench import emulated
-        from tests.vm.rig.errors import RigError
+        from tests.debian.errors import RigError
 
         try:
             show("Switching two functions in the virtual machine", emulated.measure())

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from tests.bench import guest
 from tests.bench.table import Row, median
+from tests.debian.cache import Cache, default_folder
+from tests.debian.tools import require_tools
 from tests.vm.rig import template as rig
-from tests.vm.rig.cache import Cache, default_folder
 from tests.vm.rig.hardware import GPU, GPU_AUDIO
-from tests.vm.rig.tools import require_tools
 
 ROUNDS = 10
 PYTHON = "/usr/local/lib/gpuswitch/current/bin/python"
@@ -23,7 +23,7 @@ FLOOR = Path(rig.__file__).with_name("floor.sh")
 
 def measure() -> Iterator[Row]:
     """Raises RigError where there is no machine to be had."""
-    require_tools()
+    require_tools("vm")
     template = rig.find_template(Cache(default_folder(), _say), os.environ.get("RELEASE", "bookworm"))
     with template.clone() as machine:
         machine.push(FLOOR.read_text(), "/tmp/floor.sh")  # noqa: S108 -- in the guest, which is ours alone

@@ -7,11 +7,11 @@ from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
-from tests.vm.rig.cache import Cache, default_folder
-from tests.vm.rig.errors import RigError
+from tests.debian.cache import Cache, default_folder
+from tests.debian.errors import RigError
+from tests.debian.tools import require_tools
 from tests.vm.rig.machine import Machine
 from tests.vm.rig.template import Template, find_template
-from tests.vm.rig.tools import require_tools
 
 RELEASE = os.environ.get("RELEASE", "bookworm")
 
@@ -31,7 +31,7 @@ def template(request: pytest.FixtureRequest) -> Template:
             reporter.ensure_newline()
             reporter.write_line(line)
 
-    require_tools()
+    require_tools("vm")
     return find_template(Cache(default_folder(), say), RELEASE)
 
 

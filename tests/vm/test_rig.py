@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.rig.cache import KEPT, Cache
-from tests.vm.rig.errors import CommandFailedError, CommandTimeoutError, MachineGoneError, RigError
+from tests.debian.cache import KEPT, Cache
+from tests.debian.errors import RigError
+from tests.vm.rig.errors import CommandFailedError, CommandTimeoutError, MachineGoneError
 from tests.vm.rig.hardware import (
     AUDIO_DRIVER,
     BARE_GPU,

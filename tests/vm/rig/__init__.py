@@ -10,7 +10,7 @@ writes to a disk overlay of its own. A clone never changes the template.
     disk     -> template  (template.py)  booted, settled, saved
     template -> clone     (machine.py)   one for each test
 
-All but clones is kept in ~/.cache/gpuswitch-vm, or where GPUSWITCH_VM_CACHE says. Remove it to get Debian's newest.
+All but clones is kept where tests/debian says.
 
 `python -m tests.vm.rig build` and `python -m tests.vm.rig shell` are for developers.
 """

@@ -6,11 +6,11 @@ import argparse
 import os
 import sys
 
-from tests.vm.rig.cache import Cache, default_folder
-from tests.vm.rig.errors import RigError
+from tests.debian.cache import Cache, default_folder
+from tests.debian.errors import RigError
+from tests.debian.tools import require_tools
 from tests.vm.rig.shell import interact
 from tests.vm.rig.template import find_template
-from tests.vm.rig.tools import require_tools
 
 
 def say(line: str) -> None:
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--bare", action="store_true", help="without the project: a plain Debian")
     choice = parser.parse_args()
     try:
-        require_tools()
+        require_tools("vm")
         template = find_template(Cache(default_folder(), say), choice.release, with_project=not choice.bare)
         if choice.what == "build":
             say(f"the template is in {template.folder}")

@@ -7,11 +7,11 @@ import lzma
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.vm.rig.cache import Cache, content_key, remove
-from tests.vm.rig.errors import RigError
-from tests.vm.rig.tools import run, run_apart, run_in
-
-RELEASES = ("bookworm", "trixie")
+from tests.debian import releases
+from tests.debian.cache import Cache, content_key, remove
+from tests.debian.errors import RigError
+from tests.debian.releases import Release, make_system
+from tests.debian.tools import run, run_in
 
 PACKAGES = (
     # the system
@@ -24,8 +24,6 @@ PACKAGES = (
     # what the initrd is made with
     *("busybox-static", "cpio", "xz-utils", "zstd"),
 )
-
-LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 
 INITRD_MODULES = "virtio_pci virtio_blk ext4 crc32c_generic"
 
@@ -61,15 +59,14 @@ rm -r "$tree" /rig-init
 """
 
 
-def find_base(cache: Cache, release: str) -> Path:
+def find_base(cache: Cache, release: Release) -> Path:
     """The folder with rootfs.tar, vmlinux, initrd and the kernel's version. The caller holds the cache's lock."""
-    if release not in RELEASES:
-        raise RigError(f"cannot build a machine with the release {release!r}: it is one of {', '.join(RELEASES)}")
 
     def build(folder: Path) -> None:
         root = folder / "root"
-        cache.say(f"  installing {release} and {len(PACKAGES)} packages, about a minute")
-        install(release, root)
+        cache.say(f"  installing {release.name} and {len(PACKAGES)} packages, about a minute")
+        # initramfs-tools' kernel hook would make an initrd that nobody boots
+        make_system(release, root, PACKAGES, env={"INITRD": "No"})
         cache.say("  kernel and initrd")
         (folder / "vmlinux").write_bytes(uncompressed_kernel(root))
         (root / "rig-init").write_text(INIT)
@@ -80,21 +77,12 @@ def find_base(cache: Cache, release: str) -> Path:
         run(["tar", "-C", root, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-cf", folder / "rootfs.tar", "."])
         remove(root)
 
-    return cache.make(f"base-{release}", base_key(release), build)
+    return cache.make(f"base-{release.name}", base_key(release), build)
 
 
-def base_key(release: str) -> str:
+def base_key(release: Release) -> str:
     """Changes with this file, not with Debian's point releases: those come in when the cache is removed."""
-    return content_key(release, Path(__file__))
-
-
-def install(release: str, root: Path) -> None:
-    options = [
-        *("--variant=minbase", "--mode=root", "--format=directory", f"--include={','.join(PACKAGES)}"),
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
-    ]
-    # initramfs-tools' kernel hook would make an initrd that nobody boots
-    run_apart(["mmdebstrap", *options, release, root], env={"INITRD": "No"})
+    return content_key(release.name, Path(__file__), Path(releases.__file__))
 
 
 def uncompressed_kernel(root: Path) -> bytes:

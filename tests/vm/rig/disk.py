@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-import tempfile
-import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from tests.debian import project
+from tests.debian.cache import Cache, content_key, remove
+from tests.debian.project import find_wheels, install_project
+from tests.debian.releases import Release
+from tests.debian.tools import run, run_in
 from tests.vm.rig.base import KERNEL_VERSION, find_base
-from tests.vm.rig.cache import Cache, content_key, remove
 from tests.vm.rig.modules import NVIDIA_VERSIONS, find_modules, modules_key
-from tests.vm.rig.tools import PROJECT, run, run_in
 
 GUEST = Path(__file__).parent / "guest"
 GUEST_FILES = {
@@ -28,12 +26,6 @@ GUEST_FILES = {
 }
 MODULES = "usr/local/lib/rig/modules"
 """The test drivers, a folder for each version."""
-
-INSTALL_READS = ("pyproject.toml", "Makefile", "LICENSE", "README.md", "gpuswitch", "units", "contrib")
-"""What `make install` reads of the project."""
-
-PYTHON_AND_GLIBC = {"bookworm": ((3, 11), (2, 36)), "trixie": ((3, 13), (2, 41))}
-"""Versions that decide which wheels fit a release."""
 
 MASKED = (
     # timers that a clone's jump to the present would set off
@@ -52,25 +44,13 @@ systemctl --global --quiet disable pipewire.service pipewire.socket wireplumber.
 SIZE = "5G"
 
 
-@contextmanager
-def project_sources() -> Iterator[Path]:
-    """A copy of what `make install` reads: what is hashed is what is installed, whoever edits meanwhile."""
-    with tempfile.TemporaryDirectory(prefix="gpuswitch-vm-") as folder:
-        sources = Path(folder) / "gpuswitch"
-        sources.mkdir()
-        for name in INSTALL_READS:
-            if (PROJECT / name).is_dir():
-                shutil.copytree(PROJECT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy2(PROJECT / name, sources / name)
-        yield sources
+def disk_key(release: Release, sources: Path | None) -> str:
+    return content_key(
+        modules_key(release), Path(__file__), Path(project.__file__), GUEST, *([sources] if sources else [])
+    )
 
 
-def disk_key(release: str, sources: Path | None) -> str:
-    return content_key(modules_key(release), Path(__file__), GUEST, *([sources] if sources else []))
-
-
-def find_disk(cache: Cache, release: str, sources: Path | None) -> Path:
+def find_disk(cache: Cache, release: Release, sources: Path | None) -> Path:
     """The folder with disk.img, vmlinux and initrd, without the project where sources is None.
 
     The caller holds the cache's lock.
@@ -97,30 +77,7 @@ def find_disk(cache: Cache, release: str, sources: Path | None) -> Path:
         for name in ("vmlinux", "initrd"):
             os.link(base / name, folder / name)
 
-    return cache.make(f"disk-{release}", disk_key(release, sources), build)
-
-
-def find_wheels(cache: Cache, release: str, sources: Path) -> Path:
-    """The folder with the wheels that an installation needs: a machine has no network."""
-    metadata = tomllib.loads((sources / "pyproject.toml").read_text())
-    requirements = [*metadata["build-system"]["requires"], *metadata["project"]["dependencies"]]
-    python, glibc = PYTHON_AND_GLIBC[release]
-
-    def build(folder: Path) -> None:
-        cache.say(f"  downloading {len(requirements)} packages and what they need, for Python {python[0]}.{python[1]}")
-        # PEP 600: a wheel runs on any glibc that is not older than the one it names
-        platforms = ["manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in range(17, glibc[1] + 1))]
-        run(
-            [
-                *(sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", folder),
-                *("--implementation", "cp", "--python-version", f"{python[0]}.{python[1]}"),
-                *("--abi", f"cp{python[0]}{python[1]}", "--abi", "abi3", "--abi", "none"),
-                *(word for platform in platforms for word in ("--platform", platform)),
-                *requirements,
-            ]
-        )
-
-    return cache.make(f"wheels-{release}", content_key(release, Path(__file__), *requirements), build)
+    return cache.make(f"disk-{release.name}", disk_key(release, sources), build)
 
 
 def add_guest_files(root: Path) -> None:
@@ -142,13 +99,3 @@ def add_modules(root: Path, modules: Path, kernel: str) -> None:
     shutil.copytree(modules, root / MODULES)
     shutil.copytree(root / MODULES / NVIDIA_VERSIONS[0], root / "lib/modules" / kernel / "updates")
     run_in(root, f"depmod {kernel}")
-
-
-def install_project(root: Path, sources: Path, wheels: Path) -> None:
-    """`make install` in the unpacked system, as a user would, but for the network."""
-    inside = root / "usr/src/gpuswitch"
-    shutil.copytree(sources, inside)
-    shutil.copytree(wheels, inside / "wheels")
-    settings = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/usr/src/gpuswitch/wheels", "PIP_ROOT_USER_ACTION": "ignore"}
-    run_in(root, "make -C /usr/src/gpuswitch install", env=settings)
-    remove(inside)

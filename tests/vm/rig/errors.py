@@ -1,12 +1,10 @@
-"""What goes wrong in the rig itself, and what goes wrong in a machine."""
+"""What goes wrong in a machine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-class RigError(Exception):
-    """The rig cannot do what it was asked to; the text is one sentence, at times with a log below it."""
+from tests.debian.errors import RigError
 
 
 class MachineGoneError(RigError):

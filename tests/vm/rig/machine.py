@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from tests.debian.errors import RigError
 from tests.vm.rig.agent import Agent
 from tests.vm.rig.channel import Channel
-from tests.vm.rig.errors import CommandFailedError, CommandTimeoutError, Result, RigError
+from tests.vm.rig.errors import CommandFailedError, CommandTimeoutError, Result
 from tests.vm.rig.hardware import Hardware
 from tests.vm.rig.qemu import Qemu, make_overlay
 from tests.vm.rig.qmp import Qmp

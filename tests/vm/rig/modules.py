@@ -9,9 +9,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.vm.rig.base import LEFT_OUT, base_key
-from tests.vm.rig.cache import Cache, content_key, remove
-from tests.vm.rig.tools import run_apart, run_in
+from tests.debian.cache import Cache, content_key, remove
+from tests.debian.releases import Release, make_system
+from tests.debian.tools import run_in
+from tests.vm.rig.base import base_key
 
 SOURCES = Path(__file__).parent / "modules"
 
@@ -19,11 +20,11 @@ NVIDIA_VERSIONS = ("580.142", "550.54")
 """The first is installed. The other cannot let go of one of several GPUs while nvidia_drm has modeset on."""
 
 
-def modules_key(release: str) -> str:
+def modules_key(release: Release) -> str:
     return content_key(base_key(release), Path(__file__), SOURCES)
 
 
-def find_modules(cache: Cache, release: str, kernel: str) -> Path:
+def find_modules(cache: Cache, release: Release, kernel: str) -> Path:
     """The folder with one folder of modules for each version. The caller holds the cache's lock."""
     compiler = find_compiler(cache, release, kernel) / "root"
 
@@ -38,18 +39,14 @@ def find_modules(cache: Cache, release: str, kernel: str) -> Path:
                 shutil.copy2(module, folder / version)
             remove(work)
 
-    return cache.make(f"modules-{release}", modules_key(release), build)
+    return cache.make(f"modules-{release.name}", modules_key(release), build)
 
 
-def find_compiler(cache: Cache, release: str, kernel: str) -> Path:
+def find_compiler(cache: Cache, release: Release, kernel: str) -> Path:
     packages = (f"linux-headers-{kernel}", "make")
 
     def build(folder: Path) -> None:
         cache.say("  installing the compiler and the kernel's headers")
-        options = [
-            *("--variant=essential", "--mode=root", "--format=directory", f"--include={','.join(packages)}"),
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
-        ]
-        run_apart(["mmdebstrap", *options, release, folder / "root"])
+        make_system(release, folder / "root", packages, variant="essential")
 
-    return cache.make(f"compiler-{release}", content_key(base_key(release), *packages), build)
+    return cache.make(f"compiler-{release.name}", content_key(base_key(release), *packages), build)

@@ -11,11 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
+from tests.debian.tools import run
 from tests.vm.rig.channel import Channel
 from tests.vm.rig.errors import MachineGoneError
 from tests.vm.rig.hardware import Hardware
 from tests.vm.rig.qmp import Qmp
-from tests.vm.rig.tools import run
 
 RAM, STATE, DISK, KERNEL, INITRD = "ram", "state", "disk.qcow2", "vmlinux", "initrd"
 """The files of a template's folder. QEMU runs in there, so that no path needs quoting."""

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tests.debian.errors import RigError
 from tests.vm.rig.channel import Channel
-from tests.vm.rig.errors import RigError
 
 Event = Mapping[str, Any]
 """{"event": NAME, "data": {...}, "timestamp": {...}}"""

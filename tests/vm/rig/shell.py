@@ -14,7 +14,7 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.vm.rig.errors import RigError
+from tests.debian.errors import RigError
 from tests.vm.rig.machine import Job, Machine
 
 A_DAY = 86400.0

@@ -8,12 +8,14 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tests.debian.cache import Cache, content_key
+from tests.debian.project import project_sources
+from tests.debian.releases import Release, find_release
+from tests.debian.tools import require_root, run
 from tests.vm.rig import machine, qemu
-from tests.vm.rig.cache import Cache, content_key
-from tests.vm.rig.disk import disk_key, find_disk, project_sources
+from tests.vm.rig.disk import disk_key, find_disk
 from tests.vm.rig.hardware import Hardware
 from tests.vm.rig.machine import Machine
-from tests.vm.rig.tools import require_root, run
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,17 @@ def find_template(
     Raises:
         RigError: it cannot be built; the text says why.
     """
+    found = find_release(release)
     with project_sources() if with_project else nullcontext() as sources:
-        return _find(cache, release, hardware or Hardware(), sources)
+        return _find(cache, found, hardware or Hardware(), sources)
 
 
-def _find(cache: Cache, release: str, hardware: Hardware, sources: Path | None) -> Template:
+def _find(cache: Cache, release: Release, hardware: Hardware, sources: Path | None) -> Template:
     version = run(["qemu-system-x86_64", "--version"]).decode()
     rig = (Path(qemu.__file__), Path(machine.__file__), Path(__file__))
     # a saved state belongs to the QEMU that saved it
     key = content_key(disk_key(release, sources), json.dumps(asdict(hardware)), version, *rig)
-    kind = f"template-{release}"
+    kind = f"template-{release.name}"
     if entry := cache.find(kind, key):
         return Template(hardware, entry)
 

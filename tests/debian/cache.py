@@ -25,9 +25,9 @@ Build = Callable[[Path], None]
 
 
 def default_folder() -> Path:
-    if chosen := os.environ.get("GPUSWITCH_VM_CACHE"):
+    if chosen := os.environ.get("GPUSWITCH_TEST_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuswitch-vm"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuswitch-tests"
 
 
 def content_key(*parts: str | Path) -> str:

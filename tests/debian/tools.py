@@ -8,19 +8,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.vm.rig.errors import RigError
+from tests.debian.errors import RigError
 
-PROJECT = Path(__file__).parents[3]
+PROJECT = Path(__file__).parents[2]
 
 
-def require_tools() -> None:
-    """See to the Debian packages that the rig needs: as root they are installed.
+def require_tools(purpose: str) -> None:
+    """See to the Debian packages that are needed for `purpose` (of contrib/need.sh): as root they are installed.
 
     Raises:
         RigError: something is missing that cannot be installed; the text has the line to run.
     """
     need = subprocess.run(
-        [PROJECT / "contrib/need.sh", sys.executable, "vm"],
+        [PROJECT / "contrib/need.sh", sys.executable, purpose],
         check=False,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

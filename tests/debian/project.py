@@ -1,0 +1,77 @@
+"""The project in a system that has no network: a copy of its sources, the wheels that it needs, and `make install`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.debian.cache import Cache, content_key, remove
+from tests.debian.releases import Release
+from tests.debian.tools import PROJECT, run, run_in
+
+INSTALL_READS = ("pyproject.toml", "Makefile", "LICENSE", "README.md", "gpuswitch", "units", "contrib")
+"""What `make install` reads of the project."""
+
+PIP_SETTINGS = {
+    "PIP_NO_INDEX": "1",
+    "PIP_FIND_LINKS": "/usr/src/gpuswitch/wheels",
+    "PIP_ROOT_USER_ACTION": "ignore",
+}
+
+
+@contextmanager
+def project_sources() -> Iterator[Path]:
+    """A copy of what `make install` reads: what is hashed is what is installed, whoever edits meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="gpuswitch-sources-") as folder:
+        sources = Path(folder) / "gpuswitch"
+        sources.mkdir()
+        for name in INSTALL_READS:
+            if (PROJECT / name).is_dir():
+                shutil.copytree(PROJECT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy2(PROJECT / name, sources / name)
+        yield sources
+
+
+def find_wheels(cache: Cache, release: Release, sources: Path) -> Path:
+    """The folder with the wheels that an installation needs. The caller holds the cache's lock."""
+    metadata = tomllib.loads((sources / "pyproject.toml").read_text())
+    requirements = [*metadata["build-system"]["requires"], *metadata["project"]["dependencies"]]
+    major, minor = release.python
+
+    def build(folder: Path) -> None:
+        cache.say(f"  downloading {len(requirements)} packages and what they need, for Python {major}.{minor}")
+        # PEP 600: a wheel runs on any glibc that is not older than the one it names
+        platforms = ["manylinux2014_x86_64", *(f"manylinux_2_{of}_x86_64" for of in range(17, release.glibc[1] + 1))]
+        run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", folder),
+                *("--implementation", "cp", "--python-version", f"{major}.{minor}"),
+                *("--abi", f"cp{major}{minor}", "--abi", "abi3", "--abi", "none"),
+                *(word for platform in platforms for word in ("--platform", platform)),
+                *requirements,
+            ]
+        )
+
+    key = content_key(release.name, Path(__file__), *requirements)
+    return cache.make(f"wheels-{release.name}", key, build)
+
+
+def put_sources(root: Path, sources: Path, wheels: Path) -> Path:
+    """Lay sources and wheels where `PIP_SETTINGS` look for them; gives the folder."""
+    inside = root / "usr/src/gpuswitch"
+    shutil.copytree(sources, inside)
+    shutil.copytree(wheels, inside / "wheels")
+    return inside
+
+
+def install_project(root: Path, sources: Path, wheels: Path) -> None:
+    """`make install` in the unpacked system, as a user would, but for the network."""
+    inside = put_sources(root, sources, wheels)
+    run_in(root, "make -C /usr/src/gpuswitch install", env=PIP_SETTINGS)
+    remove(inside)
