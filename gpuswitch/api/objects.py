@@ -37,7 +37,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.fleet import Fleet
-from gpuswitch.switch.holding import remedy
+from gpuswitch.switch.holding import is_machine, remedy
 from gpuswitch.switch.record import Drift, Switch
 
 NAME = "org.gpuswitch1"
@@ -370,6 +370,7 @@ def _holder(holder: Holder) -> dict[str, object]:
         "session": holder.session,
         "nodes": list(holder.nodes),
         "doubt": holder.doubt,
+        "machine": is_machine(holder),
         "remedy": remedy([holder]),
     }
 

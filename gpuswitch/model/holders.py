@@ -40,7 +40,8 @@ class Holder:
     scope, too), `session` its logind session ("" none). `nodes` are what it has open, by the host's names
     (`/dev/dri/card0`), in order. `doubt` says in a few words why it counts as a holder where its nodes do not:
     "its descriptors cannot be read". With `process` None it is the kernel: `doubt` says what shows it ("module
-    nvidia has 2 users that no process explains"), `command` is the module.
+    nvidia has 2 users that no process explains"), `command` is the module. `machine`: by what else it has open, it runs
+    a virtual machine, whatever it is called.
     """
 
     process: Process | None
@@ -51,6 +52,7 @@ class Holder:
     session: str = ""
     nodes: tuple[str, ...] = ()
     doubt: str = ""
+    machine: bool = False
 
     @property
     def pid(self) -> int:

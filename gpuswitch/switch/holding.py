@@ -60,6 +60,15 @@ def is_logind(holder: Holder) -> bool:
     return holder.unit == Unit("systemd-logind.service") or holder.pid == 1
 
 
+def is_machine(holder: Holder) -> bool:
+    """Whether it runs a virtual machine: by what it has open, whatever it is called, or, emulated, by QEMU's name.
+
+    Of a container neither is so, though its scope may be named like a machine's.
+    """
+    # A wrapped program's name begins with a dot.
+    return holder.machine or holder.command.removeprefix(".").startswith(("qemu-", "kvm"))
+
+
 def never_ended(holder: Holder) -> str:
     """Why no policy ends this one; "" where one may."""
     if holder.process is None:
@@ -68,7 +77,7 @@ def never_ended(holder: Holder) -> str:
         return "nobody can tell whether it has it open"
     if holder.pid == 1:
         return "it keeps them for logind: end the session that draws on it"
-    if holder.command.startswith(("qemu-", "kvm")):
+    if is_machine(holder):
         return "it is a virtual machine; shut it down"
     if is_logind(holder):
         return "it has them for a session: end the one that draws on it"

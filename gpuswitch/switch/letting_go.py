@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from signal import SIGKILL, SIGTERM, Signals
 
@@ -12,7 +12,7 @@ from gpuswitch.errors import Failed, KernelError
 from gpuswitch.model.holders import Holder, Process, Sought, Unit
 from gpuswitch.model.policy import Busy
 from gpuswitch.switch.announcing import Announced, Reminder
-from gpuswitch.switch.holding import in_the_way, never_ended, stoppable_unit
+from gpuswitch.switch.holding import in_the_way, is_machine, never_ended, stoppable_unit
 from gpuswitch.switch.owed import Owed
 from gpuswitch.switch.step import RESCAN_SECONDS, Hands, Step, StepError
 
@@ -91,9 +91,10 @@ class AwaitHolders(Step):
             left = await _gone(hands, self.sought, self.grace, self.announced)
         return left
 
-    async def _stop_units(self, hands: Hands, holders: Iterable[Holder]) -> None:
+    async def _stop_units(self, hands: Hands, holders: Collection[Holder]) -> None:
         """Through their manager, and what would start them again first."""
         units = {unit for holder in holders if not never_ended(holder) and (unit := stoppable_unit(holder))}
+        units -= {stoppable_unit(holder) for holder in holders if is_machine(holder)}
         for unit in sorted(units, key=str):
             hands.waiting_for = f"{unit} has not stopped"
             try:

@@ -39,7 +39,7 @@ async def scan_names_who_has_a_node_open(bench: Bench) -> None:
         pid = await bench.outside.open(function)
         holder = await only_holder(bench, *bench.functions)
         assert (holder.pid, holder.command) == (pid, bench.outside.command)
-        assert (holder.uid, holder.user, holder.doubt) == (0, "root", "")
+        assert (holder.uid, holder.user, holder.doubt, holder.machine) == (0, "root", "", False)
         [node] = holder.nodes
         assert node.startswith(folder)
         await bench.outside.close(function)
@@ -79,7 +79,7 @@ async def scan_finds_who_has_the_group(bench: Bench) -> None:
     assert (await bench.scan(*bench.functions, nodes=[node])).holders == ()
     pid = await bench.outside.open_group(bench.group)
     [holder] = (await bench.scan(*bench.functions, nodes=[node])).holders
-    assert (holder.pid, holder.nodes) == (pid, (f"/dev/{node}",))
+    assert (holder.pid, holder.nodes, holder.machine) == (pid, (f"/dev/{node}",), True)
     await bench.outside.close_group(bench.group)
     assert (await bench.scan(*bench.functions, nodes=[node])).holders == ()
 

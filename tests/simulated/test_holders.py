@@ -273,7 +273,7 @@ class TestKill:
     async def test_never_a_virtual_machine_nor_what_the_system_lives_by(
         self, policy: Options, bed: Bed, actor: Actor
     ) -> None:
-        bed.machine.run("vm", command="qemu-system-x86")
+        bed.machine.run("vm", command="crosvm", machine=True)
         bed.machine.run("dbus-daemon", unit=Unit("dbus.service"))
         blender(bed)
         for user in ("vm", "dbus-daemon"):

@@ -22,6 +22,7 @@ class Who(TypedDict, total=False):
     session: str
     nodes: tuple[str, ...]
     doubt: str
+    machine: bool
 
 
 def holder(command: str = "blender", pid: int = 1234, **who: Unpack[Who]) -> Holder:
@@ -76,6 +77,11 @@ def test_an_announced_sound_card_frees_no_display() -> None:
         (holder("systemd", 1), "it keeps them for logind: end the session that draws on it"),
         (holder("qemu-system-x86"), "it is a virtual machine; shut it down"),
         (holder("kvm"), "it is a virtual machine; shut it down"),
+        (holder(".qemu-system-x8"), "it is a virtual machine; shut it down"),
+        (holder("cloud-hypervisor", machine=True), "it is a virtual machine; shut it down"),
+        (holder("VirtualBoxVM", unit=Unit("session-2.scope"), machine=True), "it is a virtual machine; shut it down"),
+        # a container that was registered as a machine
+        (holder("Xwayland", unit=Unit("machine-lab.scope")), ""),
         (LOGIND, "it has them for a session: end the one that draws on it"),
         (holder("dbus-daemon", unit=Unit("dbus.service")), "the system lives by it"),
         (replace(holder("vault"), nodes=(), doubt="unreadable"), "nobody can tell whether it has it open"),

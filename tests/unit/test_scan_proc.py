@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -85,6 +86,29 @@ def test_an_nvidia_gpu_by_its_minor(tree: Tree, proc: Proc) -> None:
     (tree.dev / "nvidia7").symlink_to("/dev/full")
     assert devices(tree, proc).of_function(str(GPU)) == {"c195:7", "c1:7"}
     assert devices(tree, proc).of_function(str(AUDIO)) == set()
+
+
+@pytest.mark.parametrize(
+    ("opened", "machine"),
+    [
+        ([], False),
+        (["/dev/zero"], True),  # which is kvm below
+        (["/dev/null"], False),
+        (["anon_inode:kvm-vm"], True),
+        (["anon_inode:[vfio-device]"], True),
+        (["anon_inode:[eventfd]", "/srv/anon_inode:kvm-vm"], False),
+    ],
+)
+def test_who_runs_a_virtual_machine(tree: Tree, proc: Proc, opened: list[str], machine: bool) -> None:
+    (tree.dev / "kvm").symlink_to("/dev/zero")
+    folder = proc.process(NOBODYS, "game")
+    for number, path in enumerate(["/dev/full", *opened]):
+        (folder / "fd" / str(number)).symlink_to(path)
+    request = {"functions": [str(GPU)], "nodes": [], "numbers": [f"c{FULL}"], "modules": {}}
+    [holder] = cast(
+        "list[dict[str, object]]", Scan(str(tree.sys), str(tree.dev), str(proc.root), request).run()["holders"]
+    )
+    assert (holder["command"], holder["machine"]) == ("game", machine)
 
 
 def test_a_process_that_cannot_be_looked_at(tree: Tree, proc: Proc) -> None:

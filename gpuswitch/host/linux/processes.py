@@ -234,4 +234,5 @@ def _holder(found: dict[str, Any]) -> Holder:
         session=session,
         nodes=tuple(found["nodes"]),
         doubt=found["doubt"],
+        machine=found["machine"],
     )

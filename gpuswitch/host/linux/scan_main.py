@@ -4,8 +4,8 @@ Run as `python -ISE scan_main.py SYSFS DEV PROC` with a SOCK_SEQPACKET socket as
 request, an object in JSON: `functions`, `nodes` and `numbers` as in `gpuswitch.model.holders.Sought`; `modules`, each
 with the nodes that all its devices share. The answer is an object too, in as many messages as it needs: the last one
 begins with `.`, the others with `+`. It has the `numbers` that were looked for, and `holders`, each with `pid` (0: the
-kernel), `started`, `command`, `uid`, `user`, `cgroup` (the text of /proc/PID/cgroup), `nodes` and `doubt`; or an
-`error`, its number and its text. The program ends at end-of-file, that is when the service let it go or died. The
+kernel), `started`, `command`, `uid`, `user`, `cgroup` (the text of /proc/PID/cgroup), `nodes`, `doubt` and `machine`;
+or an `error`, its number and its text. The program ends at end-of-file, that is when the service let it go or died. The
 service itself and its workers, that is its parent and its siblings, are no holders.
 """
 
@@ -22,7 +22,7 @@ from gpuswitch.host.linux.scanning.devices import Devices
 from gpuswitch.host.linux.scanning.halves import in_two
 from gpuswitch.host.linux.scanning.kernel import Client, mounted
 from gpuswitch.host.linux.scanning.modules import Modules
-from gpuswitch.host.linux.scanning.tables import Opened, Seen, Wanted, look
+from gpuswitch.host.linux.scanning.tables import MACHINE_NODES, Opened, Seen, Wanted, look
 from gpuswitch.host.linux.scanning.who import who
 
 LONGEST_REQUEST = 1 << 18
@@ -49,7 +49,8 @@ class Scan:
         # Those whose users are no holders, but explain who holds a module.
         self._others = self._modules.numbers - self._numbers
         wanted = frozenset(self._numbers | self._others)
-        self._wanted = Wanted(proc, sysfs, wanted, frozenset(request["functions"]))
+        machines = frozenset(self._devices.of_nodes(MACHINE_NODES))
+        self._wanted = Wanted(proc, sysfs, wanted, frozenset(request["functions"]), machines)
         self._service = os.getppid()
 
     def run(self) -> dict[str, object]:
@@ -90,7 +91,7 @@ class Scan:
         if it is None or it.empty or (it.parent == self._service and _WORKER in it.arguments):
             return None
         said = {key: getattr(it, key) for key in ("started", "command", "uid", "user", "cgroup")}
-        return {"pid": seen.pid, **said, "nodes": list(numbers), "doubt": seen.doubt}
+        return {"pid": seen.pid, **said, "nodes": list(numbers), "doubt": seen.doubt, "machine": seen.machine}
 
 
 def _client(client: Client) -> dict[str, Any]:
@@ -100,6 +101,7 @@ def _client(client: Client) -> dict[str, Any]:
         "command": client.command,
         "nodes": [client.number] if client.number else [],
         "doubt": client.doubt,
+        "machine": False,
     }
 
 

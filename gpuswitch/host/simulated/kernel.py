@@ -115,6 +115,7 @@ class Machine(Bus):
         stubborn: bool = False,
         restarts: bool = False,
         lives_by: Unit | None = None,
+        machine: bool = False,
     ) -> Process:
         """A process starts, under a name that no other has; as part of `unit`, which is active then, and of `session`.
 
@@ -122,7 +123,9 @@ class Machine(Bus):
         """
         if self.processes.named(name) is not None:
             raise ValueError(f"there is a process {name!r} already")
-        program = Program(name, command or name, uid, unit, session, polite, stubborn, restarts, opens, lives_by)
+        program = Program(
+            name, command or name, uid, unit, session, polite, stubborn, restarts, opens, lives_by, machine
+        )
         self.units.run(program)
         return program.process
 

@@ -39,6 +39,7 @@ class Program:
     again. `polite`: it follows udev, lets go of a card that is announced as removed, and takes up one that appears.
     `stubborn`: SIGTERM does not end it. `restarts`: it comes back, whatever ended it but a stop of its unit.
     `lives_by`: it ends soon after this unit is stopped, as what is drawn on a display does without its display manager.
+    `machine`: it has /dev/kvm open.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Program:
     restarts: bool
     opens: str
     lives_by: Unit | None
+    machine: bool
     process: Process = _NOT_STARTED
     opened: set[tuple[PciAddress, str]] = field(default_factory=set)
 
@@ -256,7 +258,14 @@ def _numbers(cards: Iterable[Card]) -> tuple[str, ...]:
 def _holder(program: Program, nodes: Collection[str]) -> Holder:
     user = _USERS.get(program.uid, str(program.uid))
     return Holder(
-        program.process, program.command, program.uid, user, program.unit, program.session, tuple(sorted(nodes))
+        program.process,
+        program.command,
+        program.uid,
+        user,
+        program.unit,
+        program.session,
+        tuple(sorted(nodes)),
+        machine=program.machine or any(node.startswith("/dev/vfio/") for node in nodes),
     )
 
 

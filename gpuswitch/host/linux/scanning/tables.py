@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from gpuswitch.host.linux.scanning.files import contents, names, number_text, text
+from gpuswitch.host.linux.scanning.files import contents, names, number_text, target, text
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 # Declared argument types would make each call a fifth slower, and this is the call that there are 20,000 of.
@@ -22,6 +22,11 @@ _KCMP_FILE = 0
 _KCMP_FILES = 2
 _GONE = frozenset({errno.ENOENT, errno.ESRCH})
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
+MACHINE_NODES = ("kvm", "mshv", "vboxdrv", "vmmon", "vfio/*", "vfio/devices/*")
+"""What those have open who run virtual machines: KVM, Hyper-V, VirtualBox, VMware; and what is passed through."""
+# kvm_dev_ioctl_create_vm in virt/kvm/kvm_main.c and vfio_device_open_file in drivers/vfio/group.c: they outlive the
+# descriptor of the node that they were made by.
+_MACHINE_INODES = ("anon_inode:kvm-vm", "anon_inode:[vfio-device]")
 _DRM = "c226:"
 _DRM_DEVICE = re.compile(r"^drm-pdev:\s*(\S+)", re.MULTILINE)
 # Address, permissions, offset; then device, inode and path, which together tell a file (btrfs gives an inode number out
@@ -31,12 +36,16 @@ _MAPPING = re.compile(rb"^(\S++) \S++ \S++ (\S++ [1-9].*+)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to look for: device numbers; and these functions' DRM devices that are no more, but still open."""
+    """What to look for: device numbers; and these functions' DRM devices that are no more, but still open.
+
+    `machines` are the numbers of `MACHINE_NODES`: who has one open is looked for no more than others are, but told.
+    """
 
     proc: str
     sysfs: str
     numbers: frozenset[str]
     functions: frozenset[str]
+    machines: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +59,17 @@ class Opened:
 
 @dataclass(slots=True)
 class Seen:
-    """What one process has of the devices. `folder` is its folder in /proc, open for as long as it is looked at."""
+    """What one process has of the devices. `folder` is its folder in /proc, open for as long as it is looked at.
+
+    `machine`: it runs a virtual machine.
+    """
 
     pid: int
     folder: int
     opened: list[Opened] = field(default_factory=list)
     mapped: set[str] = field(default_factory=set)
     doubt: str = ""
+    machine: bool = False
 
 
 def order(one: Opened, other: Opened) -> int:
@@ -100,6 +113,7 @@ class _Look:
             self._task(seen, seen.pid, folder)
             self._threads(seen)
             if seen.opened or seen.mapped or seen.doubt:
+                seen.machine = seen.machine or _has_machine(folder)
                 tell(seen)
         finally:
             os.close(folder)
@@ -146,6 +160,8 @@ class _Look:
                 number = self._number(table, name.encode())
                 if not number:
                     continue
+                if number in self._wanted.machines:
+                    seen.machine = True
                 if number in self._wanted.numbers or (
                     number.startswith(_DRM) and self._is_left_over(number, folder, name)
                 ):
@@ -192,3 +208,15 @@ class _Look:
         if error in _DENIED:
             raise OSError(error, os.strerror(error))
         return None if error in _GONE else ""
+
+
+def _has_machine(folder: int) -> bool:
+    """Whether a process has a virtual machine that has no node; False where its descriptors cannot be read."""
+    try:
+        table = os.open("fd", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
+    except OSError:
+        return False
+    try:
+        return any(target(name, table) in _MACHINE_INODES for name in os.listdir(table))  # noqa: PTH208 - a Path cannot be a descriptor
+    finally:
+        os.close(table)
