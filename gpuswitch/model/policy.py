@@ -43,3 +43,18 @@ class Options:
         if self.busy is None and self.wait_seconds is not None:
             return Busy.WAIT
         return self.busy or configured
+
+    def beyond(self, running: Options, configured: Options) -> tuple[str, ...]:
+        """What this asks for in so many words, and a switch that runs with other options does not do: `busy=kill`.
+
+        `configured` are the options that hold where a call says nothing.
+        """
+        more = []
+        default = configured.busy or Busy.REFUSE
+        if (self.busy or self.wait_seconds) and self.policy(default) is not running.policy(default):
+            more.append(f"busy={self.policy(default)}")
+        if self.wait_seconds and self.wait_seconds != (running.wait_seconds or configured.wait_seconds):
+            more.append(f"wait_seconds={self.wait_seconds:g}")
+        if units := [name for name in self.stop_units if name not in (*running.stop_units, *configured.stop_units)]:
+            more.append(f"stop_units={','.join(units)}")
+        return tuple(more)

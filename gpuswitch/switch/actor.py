@@ -93,7 +93,8 @@ class Actor(Running):
     async def request(self, target: State, options: Options = _AS_CONFIGURED, asker: Asker = THE_SERVICE) -> Switch:
         """Start a switch to State.VFIO or State.HOST, or join the one that goes there already.
 
-        Where the GPU is there already, the switch that comes back is finished and had no steps.
+        One that goes there with other options than were asked for is not joined. Where the GPU is there already, the
+        switch that comes back is finished and had no steps.
 
         Raises:
             GpuswitchError: refused, with every reason; nothing was changed.
@@ -102,7 +103,7 @@ class Actor(Running):
             self._refuse_retired()
             if self.state.moving and self.switch is not None and self.switch.result is None:
                 if self.switch.target is target:
-                    return self.switch
+                    return self._joined(self.switch, options)
                 raise InProgress(
                     f"{self.gpu.address} cannot go to {target} while it is on its way to {self.switch.target} "
                     f"(switch {self.switch.id}): wait for that first"
@@ -132,7 +133,7 @@ class Actor(Running):
             self.see(self._host.look())
             if self.state.moving and self.switch is not None and self.switch.result is None:
                 if self.switch.recovery:
-                    return self.switch
+                    return self._joined(self.switch, options)
                 raise InProgress(f"{self.gpu.address} is on its way to {self.switch.target}: wait for that first")
             self._refuse_owned(State.HOST)
             if found := blockers(self.gpu, State.HOST, self.state, self.facts):
@@ -240,6 +241,17 @@ class Actor(Running):
                 f"{self.gpu.address} belongs to {self.owner}, which is about to open it: shut that down first; "
                 f"not opened within {self._rules.start_grace:g} s, it comes home by itself"
             )
+
+    def _joined(self, running: Switch, options: Options) -> Switch:
+        """The one that goes there already, where that does all that is asked for."""
+        rules = self._rules
+        configured = Options(rules.busy, rules.wait_seconds, tuple(map(str, rules.stop_units)))
+        if more := options.beyond(running.options, configured):
+            raise InProgress(
+                f"{self.gpu.address} is on its way to {running.target} already (switch {running.id}), and not with "
+                f"{' '.join(more)}: ask without, wait for its end, or cancel it and ask again"
+            )
+        return running
 
     def _there(self, switch: Switch) -> Switch:
         """It was where it should be."""

@@ -14,6 +14,7 @@ from gpuswitch.host.simulated.faults import Delay, Errno
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import SCENARIOS, boot, server
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.record import Result
 from gpuswitch.switch.step import Step
@@ -95,6 +96,25 @@ class TestTwoAtOnce:
         assert first is second is third
         await first.wait()
         assert first.result is Result.DONE
+
+    async def test_the_same_request_with_other_options_is_refused(self, laptop: Bed) -> None:
+        """What it asks for besides would not be done, and whoever asked would believe that it is."""
+        actor = laptop.fleet.find("01:00.0")
+        laptop.machine.run("blender")
+        laptop.machine.open(PciAddress.parse("01:00.0"), "blender", "nvidia")
+        switch = await actor.request(State.VFIO, Options(Busy.WAIT, 30))
+        for options, said in (
+            (Options(Busy.KILL), "busy=kill"),
+            (Options(wait_seconds=600), "wait_seconds=600"),
+            (Options(Busy.WAIT, 30, ("ollama.service",)), "stop_units=ollama.service"),
+        ):
+            with pytest.raises(InProgress, match=rf"\(switch {switch.id}\), and not with {said}: ask without"):
+                await actor.request(State.VFIO, options)
+        for options in (Options(), Options(Busy.WAIT), Options(wait_seconds=30)):
+            assert await actor.request(State.VFIO, options) is switch
+        laptop.machine.end("blender")
+        await switch.wait()
+        assert switch.result is Result.DONE
 
     async def test_another_is_refused_with_the_id(self, laptop: Bed) -> None:
         actor = laptop.fleet.find("01:00.0")
