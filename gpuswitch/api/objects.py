@@ -158,7 +158,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @dbus_property
     def driver(self) -> Str:
-        display = self._display
+        display = self.actor.facts_now.functions.get(self.actor.gpu.address)
         return (display.driver_name if display else None) or ""
 
     @dbus_property
@@ -167,7 +167,8 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @dbus_property
     def functions(self) -> StrTripleArray:
-        return [(str(f.address), str(f.kind), f.driver_name or "") for f in self.actor.gpu.present(self.actor.facts)]
+        present = self.actor.gpu.present(self.actor.facts_now)
+        return [(str(f.address), str(f.kind), f.driver_name or "") for f in present]
 
     @dbus_property
     def iommu_groups(self) -> UInt32Array:

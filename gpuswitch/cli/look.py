@@ -172,6 +172,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     yield "state", f"{state_words(gpu)} since {moment(gpu['StateSince'])}"
     for number, sentence in enumerate(gpu["Reason"].splitlines()):
         yield "" if number else "reason", sentence
+    if gpu["State"] == "failed":
+        yield "to do", what_to_do(gpu)
     for number, (address, kind, driver) in enumerate(gpu["Functions"]):
         yield "" if number else "functions", f"{address} {kind} on {driver or 'no driver'}"
     yield "host driver", gpu["HostDriver"] or "-"
@@ -181,7 +183,12 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
         name, uuid = gpu["Owner"]
         yield "owner", f"{name} ({uuid})" if name and uuid else name or uuid
     if gpu["Switch"]:
-        yield "last switch", _switch_words(gpu["Switch"])
+        yield "last switch" if gpu["Switch"]["result"] else "switch", _switch_words(gpu["Switch"])
+
+
+def what_to_do(gpu: Values) -> str:
+    """About a GPU that is `failed`."""
+    return f"put right what is named here, then: gpuswitchctl recover {gpu['Address']}"
 
 
 def state_words(gpu: Values) -> str:

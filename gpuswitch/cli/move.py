@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gpuswitch.cli.client import CtlError, Gpu, Options, Service, StepChange
+from gpuswitch.cli.look import what_to_do
 from gpuswitch.cli.show import as_json, as_json_line, duration, line, problem
 from gpuswitch.cli.steps import display
 from gpuswitch.errors import Failed, Wedged
@@ -31,7 +32,7 @@ def move(service: Service, args: Namespace) -> int:
             _print_id(switch, address, args)
             return 0
         outcome = _follow(gpu, switch, args)
-    return finish(outcome, address, args, f"move {address} to {args.target}", "not all went well")
+    return finish(outcome, gpu, address, args, purpose=f"move {address} to {args.target}", remark="not all went well")
 
 
 def recover(service: Service, args: Namespace) -> int:
@@ -46,7 +47,7 @@ def recover(service: Service, args: Namespace) -> int:
         outcome = _follow(gpu, switch, args)
     # One that is in a known-good state stays there, whichever that is.
     args.target = str(outcome["target"])
-    return finish(outcome, address, args, f"recover {address}", "it has recovered from this")
+    return finish(outcome, gpu, address, args, purpose=f"recover {address}", remark="it has recovered from this")
 
 
 def cancel(service: Service, args: Namespace) -> int:
@@ -124,13 +125,15 @@ def _print_id(switch: str, address: str, args: Namespace) -> None:
         line(switch)
 
 
-def finish(outcome: Mapping[str, Any], address: str, args: Namespace, purpose: str, remark: str) -> int:
-    """Say how it ended. Anything but `done` is an error; `remark` introduces what there is to say about that."""
+def finish(outcome: Mapping[str, Any], gpu: Gpu, address: str, args: Namespace, *, purpose: str, remark: str) -> int:
+    """Say how it ended. Anything but `done` is an error; `remark` introduces what there is to say about one that is."""
     if args.json:
         as_json_line({"event": "result", "gpu": address, **outcome})
     result = str(outcome["result"])
     if result != "done":
         text = f"cannot {purpose} ({result}): {outcome['reason']}"
+        if (now := gpu.properties())["State"] == "failed":
+            text += f"\n{what_to_do(now)}"
         raise CtlError(text, Wedged.exit_code if result == "wedged" else Failed.exit_code)
     if not args.json:
         took = duration(outcome["finished"] - outcome["started"])

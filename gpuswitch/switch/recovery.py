@@ -20,6 +20,7 @@ from gpuswitch.tables import Defaults
 OUTCOMES = {State.HOST: "home", State.VFIO: "vfio", State.FAILED: "failed"}
 """What became of a recovery, by the state that it ended in."""
 
+_SINCE = "\nand since then: "
 _WORDS = {State.HOST: "on the host", State.VFIO: "on vfio-pci"}
 
 
@@ -52,6 +53,12 @@ def summary(wanted: State, reached: State, story: list[str]) -> tuple[Result, st
     if reached is wanted:
         return Result.DONE, why
     return Result.REVERTED, f"{why}; it is {_WORDS[reached]} now"
+
+
+def still_failed(story: str, reason: str) -> str:
+    """Why it is `failed`: the `story` of how it came to be, and what became of the last attempt since."""
+    first = story.partition(_SINCE)[0]
+    return f"{first}{_SINCE}{reason}" if first and first != reason else reason
 
 
 def _onward(target: State) -> Rung:

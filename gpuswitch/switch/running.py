@@ -41,16 +41,16 @@ class Running(Waiting):
         Raises:
             Failed: the journal cannot be written; nothing was changed.
         """
-        owed_before = self._owed
+        before = self._owed, self._entry.failed
         self._begin_journal(switch, plan.owed)
         self._set_out(switch)
         self._engine = self._new_engine(plan.steps, held=preparation.holds)
         self.patience = 2 * self._engine.longest
-        self._task = asyncio.create_task(
-            self._to_rest(switch, partial(self._run, switch, self._engine, plan, owed_before))
-        )
+        self._task = asyncio.create_task(self._to_rest(switch, partial(self._run, switch, self._engine, plan, *before)))
 
-    async def _run(self, switch: Switch, engine: Engine, plan: Plan, owed_before: Owed) -> tuple[Result, str]:
+    async def _run(
+        self, switch: Switch, engine: Engine, plan: Plan, owed_before: Owed, story: str
+    ) -> tuple[Result, str]:
         """One switch from its first step to a state of rest."""
         result, reason = Result.DONE, ""
         reached: Plan | None = plan
@@ -66,7 +66,7 @@ class Running(Waiting):
             await self._outlasted(stuck)
         if result is not Result.DONE:
             result, reason, reached = await self._taken_back(engine, switch, result, reason)
-        return self._settle(result, reason, reached, owed_before)
+        return self._settle(result, reason, reached, owed_before, story)
 
     async def _to_rest(
         self, switch: Switch | None, work: Callable[[], Coroutine[Any, Any, tuple[Result, str]]]
@@ -126,6 +126,7 @@ class Running(Waiting):
 
     def _start_recovery(self, switch: Switch, why: str, *, starting: bool) -> None:
         """Begin to look for a known-good state; `why` there is a need to."""
+        story = self._entry.failed
         try:
             self._begin_journal(switch, self._owed)
         except Failed as error:
@@ -134,14 +135,16 @@ class Running(Waiting):
         self._set_out(switch, "recover")
         # Not counted before it has its turn, for which it may have to wait for people.
         self.patience = math.inf
-        self._task = asyncio.create_task(self._to_rest(switch, partial(self._recover, switch, why, starting=starting)))
+        self._task = asyncio.create_task(
+            self._to_rest(switch, partial(self._recover, switch, why, story, starting=starting))
+        )
 
-    async def _recover(self, switch: Switch, why: str, *, starting: bool) -> tuple[Result, str]:
+    async def _recover(self, switch: Switch, why: str, story: str, *, starting: bool) -> tuple[Result, str]:
         await self._take_turn(None)
         self._be_patient()
         ladder = after_crash(self._rules, starting=starting)
         result, reason, reached = await self._climb(switch, ladder, why, starting=starting)
-        return self._settle(result, reason, reached, self._owed)
+        return self._settle(result, reason, reached, self._owed, story)
 
     def _resumed(self, left: Unfinished) -> tuple[Switch, str]:
         """The switch that a dead service left unfinished, and why there is a need to recover."""

@@ -26,6 +26,7 @@ from gpuswitch.switch.observe import explain, observe, whereabouts
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.plan import Plan
 from gpuswitch.switch.record import Drift, Result, Switch
+from gpuswitch.switch.recovery import still_failed
 from gpuswitch.switch.wedged import first_words, report
 from gpuswitch.tables import Defaults
 
@@ -37,8 +38,9 @@ class Standing:
 
     `facts` is the last look; `reason` says why the GPU is where it is, when that is not where somebody wanted it;
     `since` is when it came there, in seconds since the epoch. `progress` is when anything last happened here, on the
-    loop's clock. `switch` is its last switch, `recent` are its last ones. `changed` is called when any of it did, later
-    than whoever asked could have told.
+    loop's clock. `switch` is its last switch, `recent` are its last ones, `needless` the last that had nothing to do,
+    which are known by their ids alone. `changed` is called when any of it did, later than whoever asked could have
+    told.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Standing:
         self.progress = asyncio.get_running_loop().time()
         self.switch: Switch | None = None
         self.recent: deque[Switch] = deque(maxlen=16)
+        self.needless: deque[Switch] = deque(maxlen=16)
         self._host = host
         self._kernel = host.kernel(str(gpu.address))
         self._page = Page(journal, gpu.address)
@@ -89,6 +92,11 @@ class Standing:
     @property
     def owned(self) -> bool:
         return self.owner is not None
+
+    @property
+    def facts_now(self) -> HostFacts:
+        """As `facts`; of one that is under way, its own functions as they are at this moment."""
+        return self._own_look() if self.state.moving else self.facts
 
     @property
     def _at_rest(self) -> bool:
@@ -131,10 +139,13 @@ class Standing:
     def _own_look(self) -> HostFacts:
         return self.facts.renewed(self._host.look(self.gpu.functions), self.gpu.functions)
 
-    def _settle(self, result: Result, reason: str, reached: Plan | None, owed_before: Owed) -> tuple[Result, str]:
+    def _settle(
+        self, result: Result, reason: str, reached: Plan | None, owed_before: Owed, story: str = ""
+    ) -> tuple[Result, str]:
         """Enter the state that a fresh look shows; what is owed is forgotten once all of it was given back.
 
-        `reached` is the plan whose steps are all done, None where everything was taken back.
+        `reached` is the plan whose steps are all done, None where everything was taken back; `story` is why it was
+        `failed` before, "" where it was not.
         """
         self.facts = self._own_look()
         seen = observe(self.gpu, self.facts, self._owed)
@@ -147,8 +158,12 @@ class Standing:
         if reached is not None and result is Result.DONE and seen is not reached.target:
             result, reason = Result.FAILED, f"somebody else moved it meanwhile: {explain(self.gpu, self.facts)}"
             reached = None
-        unhappy = reason if result is not Result.DONE else ""
-        self.reason = unhappy or (explain(self.gpu, self.facts) if self.state is State.FAILED else "")
+        self.reason = reason if result is not Result.DONE else ""
+        if self.state is State.FAILED:
+            if result is Result.REVERTED:
+                # All is as before, and that was no known-good state.
+                result = Result.FAILED
+            self.reason = still_failed(story, self.reason or explain(self.gpu, self.facts))
         owed = self._owed_after(result, reached, owed_before)
         failed = self.reason if self.state is State.FAILED else ""
         owner = self._owner_at(self.state)
@@ -324,7 +339,7 @@ class Standing:
         Raises:
             InvalidArgument: it is none of them.
         """
-        for switch in self.recent:
+        for switch in (*self.recent, *self.needless):
             if switch.id == id:
                 return switch
         raise InvalidArgument(f"{self.gpu.address} knows of no switch {id[:80]!r}")

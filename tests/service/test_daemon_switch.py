@@ -10,6 +10,8 @@ import pytest
 from tests.service.conftest import Start
 from tests.service.peers import PeerError
 from tests.service.services import ANY_PORT, GPU, PROPERTIES, ROOT, Service, Signal, told_properties
+from tests.service.test_history import history
+from tests.service.test_metrics import samples, scrape, value
 
 INTEGRATED, DISCRETE = f"{ROOT}/gpu/0000_00_02_0", f"{ROOT}/gpu/0000_01_00_0"
 SOUND = "0000:01:00.1"
@@ -97,11 +99,30 @@ async def test_a_switch_can_be_waited_for_before_and_after_its_end(start: Start)
 
 
 async def test_a_gpu_that_is_there_already_takes_no_step(start: Start) -> None:
-    service = await start("laptop")
-    switch = await service.move(DISCRETE, "host")
-    record = await service.wait(DISCRETE, switch)
-    assert (record["result"], record["count"]) == ("done", 0)
-    assert (await service.signals_until("SwitchFinished"))[-1].body == (switch, "done", "")
+    """It is answered, and kept nowhere: the last switch is still the one that did something."""
+    service = await start("laptop", config=f"{ANY_PORT}[history]\nkeep = 2\n")
+    last = await service.move(DISCRETE, "vfio")
+    await service.wait(DISCRETE, last)
+    for _ in range(20):
+        record = await service.wait(DISCRETE, await service.move(DISCRETE, "vfio"))
+        assert (record["result"], record["count"]) == ("done", 0)
+    assert (await service.properties(DISCRETE))["Switch"]["id"] == last
+    assert (await service.wait(DISCRETE, last))["count"] > 0
+    assert [each["id"] for each in await history(service)] == [last]
+    assert (
+        value(samples(await scrape(service)), "switches_total", gpu="0000:01:00.0", result="done", target="vfio") == 1
+    )
+
+
+async def test_while_a_switch_runs_its_functions_are_told_as_they_are_now(start: Start) -> None:
+    service = await start("laptop", f"probe@{SOUND}=hang")
+    await service.move(DISCRETE, "vfio")
+    told: dict[str, Any] = {}
+    while not told.get("Switch", {}).get("step", "").startswith(f"bind {SOUND}"):
+        told = told_properties([await service.signal()])
+    now = await service.properties(DISCRETE)
+    assert now["State"] == "detaching"
+    assert {address: driver for address, _, driver in now["Functions"]}[SOUND] == "vfio-pci"
 
 
 async def test_while_a_switch_runs_the_same_request_joins_it_and_another_is_refused(start: Start) -> None:

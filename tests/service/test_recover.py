@@ -78,7 +78,7 @@ async def test_people_recover_and_see_each_step(start: Start, private_bus: Priva
     assert f"bind {SOUND} to snd_hda_intel: done" in out
     assert err == ""
     assert await ctl(private_bus, "recover", ADDRESS) == (0, f"{ADDRESS} is on the host already\n", "")
-    assert [each["result"] for each in await history(service)] == ["done", "done", "failed"]
+    assert [each["result"] for each in await history(service)] == ["done", "failed"]
 
 
 async def test_people_hear_that_it_is_elsewhere(start: Start, private_bus: PrivateBus) -> None:
@@ -87,6 +87,26 @@ async def test_people_hear_that_it_is_elsewhere(start: Start, private_bus: Priva
     assert status == 1
     assert err.startswith(f"gpuswitchctl: cannot recover {ADDRESS} (reverted): ")
     assert err.endswith("it is on vfio-pci now\n")
+
+
+async def test_what_fails_once_more_is_told_with_what_failed_before(start: Start, private_bus: PrivateBus) -> None:
+    """It is not `reverted`: as before is not well. And it is said what to do next."""
+    service = await failed(start, *HOME_FAILS_TOO, *(f"probe@{SOUND}#{nth}=EINVAL" for nth in (5, 6)))
+    story = (await service.properties(DISCRETE))["Reason"]
+    hint = f"put right what is named here, then: gpuswitchctl recover {ADDRESS}"
+    for _ in range(2):
+        status, _, err = await ctl(private_bus, "to-host", ADDRESS)
+        assert status == 1
+        assert err.startswith(f"gpuswitchctl: cannot move {ADDRESS} to host (failed): ")
+        assert hint in err
+        reason = (await service.properties(DISCRETE))["Reason"].splitlines()
+        assert reason[0] == story
+        assert len(reason) == 2
+        assert reason[1].startswith(f"and since then: cannot probe {SOUND}")
+        _, shown, _ = await ctl(private_bus, "status", ADDRESS)
+        assert story in shown
+        assert hint in shown
+        assert [each["result"] for each in await history(service, 1)] == ["failed"]
 
 
 async def test_recoveries_are_counted_by_where_they_ended(start: Start) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from gpuswitch.cli import look, move
-from gpuswitch.cli.client import CtlError, Service, StepChange, plain_values
+from gpuswitch.cli.client import CtlError, Gpu, Service, StepChange, plain_values
 from gpuswitch.cli.main import main, parser, sentence
 from gpuswitch.cli.show import aligned, clean, duration, numbered, problem, table
 from gpuswitch.cli.steps import JsonLines, Lines
@@ -283,10 +283,34 @@ def outcome(result: str) -> dict[str, Any]:
     return {"result": result, "reason": "because", "count": 3, "started": 0, "finished": 5_000}
 
 
+def finish(result: str, state: str) -> int:
+    """What a switch that ended so ends with, its GPU being in this state."""
+    here = cast("Gpu", StandingGpu(state))
+    purpose = "move 0000:01:00.0 to vfio"
+    return move.finish(outcome(result), here, "0000:01:00.0", TO_VFIO, purpose=purpose, remark="not all went well")
+
+
+class StandingGpu:
+    def __init__(self, state: str) -> None:
+        self._state = state
+
+    def properties(self) -> dict[str, Any]:
+        return gpu(State=self._state)
+
+
+@pytest.mark.parametrize("result", ["reverted", "failed"])
+def test_what_is_left_to_do_about_a_failed_gpu_is_said(result: str) -> None:
+    with pytest.raises(CtlError) as error:
+        finish(result, "failed")
+    assert str(error.value).splitlines()[1:] == [
+        "put right what is named here, then: gpuswitchctl recover 0000:01:00.0"
+    ]
+
+
 @pytest.mark.parametrize(("result", "exit_code"), [("reverted", 1), ("failed", 1), ("cancelled", 1), ("wedged", 7)])
 def test_a_switch_that_was_not_done_is_an_error(result: str, exit_code: int) -> None:
     with pytest.raises(CtlError) as error:
-        move.finish(outcome(result), "0000:01:00.0", TO_VFIO, "move 0000:01:00.0 to vfio", "")
+        finish(result, "vfio")
     assert str(error.value) == f"cannot move 0000:01:00.0 to vfio ({result}): because"
     assert error.value.exit_code == exit_code
 
@@ -332,7 +356,7 @@ def test_a_switch_that_was_to_be_cancelled_and_was_not_is_an_error(
 
 
 def test_a_switch_that_was_done_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
-    assert move.finish(outcome("done"), "0000:01:00.0", TO_VFIO, "move it", "not all went well") == 0
+    assert finish("done", "vfio") == 0
     out, err = capsys.readouterr()
     assert out == "0000:01:00.0 is on vfio-pci now, after 5.0 ms\n"
     assert err == "gpuswitchctl: not all went well: because\n"
