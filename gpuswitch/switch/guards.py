@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from gpuswitch.errors import Busy, GpuswitchError, InProgress, NotViable, Owned, Wedged
+from gpuswitch.errors import Busy, Failed, GpuswitchError, InProgress, NotViable, Owned, Wedged
 from gpuswitch.model.facts import HostFacts, Kind, PciFunction
 from gpuswitch.model.gpu import Gpu, harmless
 from gpuswitch.model.states import State
@@ -24,7 +24,7 @@ class Blocker:
 
 
 # Where several blockers meet, the first of these that occurs is the error's name; its text lists them all.
-_PRECEDENCE: tuple[type[GpuswitchError], ...] = (Wedged, InProgress, Owned, Busy, NotViable)
+_PRECEDENCE: tuple[type[GpuswitchError], ...] = (Wedged, InProgress, Owned, Busy, NotViable, Failed)
 
 
 def refusal(blockers: Iterable[Blocker]) -> GpuswitchError:

@@ -181,6 +181,9 @@ class Systemd(Protocol):
     async def active(self, units: Collection[Unit]) -> frozenset[Unit]:
         """Those that are active, activating, reloading, or queued to start."""
 
+    async def missing(self, units: Collection[Unit]) -> frozenset[Unit]:
+        """Those that there are not: `stop` would fail with ENOENT. None where there is no manager to ask."""
+
     async def canonical(self, unit: Unit) -> Unit:
         """By the name that its processes run under: display-manager.service is an alias. As it is, where none knows."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from gpuswitch.config import Config
 from gpuswitch.errors import Busy as BusyError
-from gpuswitch.errors import Failed, KernelError
+from gpuswitch.errors import Failed, GpuswitchError, KernelError
 from gpuswitch.model.drivers import PERSISTENCED
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
@@ -17,7 +17,7 @@ from gpuswitch.model.policy import Busy, Options
 from gpuswitch.switch import needs as rules
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.consoles import consoles_to_move, shown_beside
-from gpuswitch.switch.guards import refusal
+from gpuswitch.switch.guards import Blocker, refusal
 from gpuswitch.switch.holding import Leaving
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.needs import Needs, Occupation
@@ -36,31 +36,53 @@ class Inquiry:
     host: Host
     arbiter: Arbiter
 
-    async def made(self) -> tuple[Baseline, Needs]:
+    async def made(self, found: Iterable[Blocker] = ()) -> tuple[Baseline, Needs]:
         """What the functions have now, and what is to be done around them.
+
+        `found` are the blockers that the facts show: what is found here is named with them.
 
         Raises:
             GpuswitchError: refused, with every blocker.
             KernelError, TimeoutError: the GPU's worker could not tell.
         """
-        found = rules.occupations(
+        occupied = rules.occupations(
             self.gpu, self.facts, self._rules.module_policy, frozenset(self.arbiter.stuck.values())
         )
-        if unable := tuple(rules.cannot_let_go(self.gpu, self.facts, found)):
-            raise refusal(unable)
-        if not found:
-            # Nobody has open what no host driver has.
-            async with asyncio.timeout(self.config.deadlines.capture):
-                return await self._capture(), Needs()
-        sought = rules.sought(self.gpu, found)
+        found = [*found, *rules.cannot_let_go(self.gpu, self.facts, occupied)]
+        if found:
+            raise refusal([*found, *await self._besides(occupied)])
         async with asyncio.timeout(self.config.deadlines.capture):
             now = await self._capture()
-        needs = await self._units(Needs(sought=sought, occupations=found), found)
-        async with asyncio.timeout(self.config.deadlines.module):
-            needs = await self._of_the_kernel(needs)
+        if not occupied:
+            # Nobody has open what no host driver has.
+            return now, Needs()
+        sought = rules.sought(self.gpu, occupied)
+        needs, unknown = await self._units(Needs(sought=sought, occupations=occupied), occupied)
+        if not unknown:
+            async with asyncio.timeout(self.config.deadlines.module):
+                needs = await self._of_the_kernel(needs)
         # Not before: nvidia-smi, which may have been asked, has the GPU open as long as it runs.
         scan = await self._scan(sought)
-        return now, await self._holding(replace(needs, numbers=scan.numbers), scan.holders)
+        needs, staying = await self._holding(replace(needs, numbers=scan.numbers), scan.holders)
+        if unknown or staying:
+            raise refusal([*unknown, *staying])
+        return now, needs
+
+    async def _besides(self, occupied: tuple[Occupation, ...]) -> tuple[Blocker, ...]:
+        """What else is in the way of a switch that is refused already, as far as it can be told.
+
+        Nothing is asked for it that takes a device lock.
+        """
+        if not occupied:
+            return ()
+        unknown: tuple[Blocker, ...] = ()
+        try:
+            needs, unknown = await self._units(Needs(), occupied)
+            scan = await self._scan(rules.sought(self.gpu, occupied))
+            _, staying = await self._holding(needs, scan.holders)
+        except GpuswitchError as error:
+            return (*unknown, Blocker("unknown", str(error), type(error)))
+        return (*unknown, *staying)
 
     @property
     def _rules(self) -> Defaults:
@@ -110,27 +132,36 @@ class Inquiry:
             persistent=tuple([f for f in asked if await kernel.persistence(f)]),
         )
 
-    async def _units(self, needs: Needs, found: tuple[Occupation, ...]) -> Needs:
-        """Those that are stopped for some other GPU's sake were active, too."""
+    async def _units(self, needs: Needs, found: tuple[Occupation, ...]) -> tuple[Needs, tuple[Blocker, ...]]:
+        """Those to stop, and those of them that there are not.
+
+        Those that are stopped for some other GPU's sake were active, too.
+        """
         own, comfort = rules.units_to_stop(found, (*self._rules.stop_units, *self.options.stop_units))
         told = True
         try:
             async with asyncio.timeout(self.config.deadlines.inhibit):
                 running = await self.host.systemd.active((*own, *comfort))
+                missing = await self.host.systemd.missing(own)
         except (KernelError, TimeoutError) as error:
             if own:
                 raise Failed(f"cannot tell whether {', '.join(map(str, own))} is active: {_said(error)}") from error
-            running, told = frozenset(), False
+            running, missing, told = frozenset(), frozenset(), False
         active = tuple(unit for unit in (*own, *comfort) if unit in running or self.arbiter.held_down(unit))
         at_once = rules.back_at_once(found)
-        return replace(
+        unknown = tuple(
+            Blocker("unknown_unit", f"there is no {unit}, which is to be stopped first: correct its name in stop_units")
+            for unit in own
+            if unit in missing
+        )
+        needs = replace(
             needs,
-            # The configured ones even where they are not active: one that does not exist is a fault to be told.
             stop=(*own, *(unit for unit in comfort if unit in active)),
             active=active,
             units_told=told,
             later=tuple(unit for unit in active if unit not in at_once or unit in own),
         )
+        return needs, unknown
 
     async def _scan(self, sought: Sought) -> Scan:
         try:
@@ -141,8 +172,8 @@ class Inquiry:
                 f"nobody can tell who has {self.gpu.address} open, so it counts as busy: {_said(error)}"
             ) from error
 
-    async def _holding(self, needs: Needs, holders: tuple[Holder, ...]) -> Needs:
-        """What is to be done about those who have it open."""
+    async def _holding(self, needs: Needs, holders: tuple[Holder, ...]) -> tuple[Needs, tuple[Blocker, ...]]:
+        """What is to be done about those who have it open, and who keeps it all the same."""
         mine = self._rules
         sessions = await self._sessions(holders) if mine.end_sessions else ()
         desk_ends = bool(mine.stop_units or self.options.stop_units or sessions)
@@ -158,10 +189,9 @@ class Inquiry:
         )
         stopped = (*needs.stop, *await self._canonical(needs.stop))
         leaving = Leaving(stopped, sessions, sound=any(subsystem == "sound" for subsystem, _ in announced))
-        if staying := tuple(rules.refuse_holders(self.gpu, holders, leaving, self._busy)):
-            raise refusal(staying)
+        staying = tuple(rules.refuse_holders(self.gpu, holders, leaving, self._busy))
         wait = self.options.wait_seconds or mine.wait_seconds
-        return replace(
+        needs = replace(
             needs,
             busy=self._busy,
             wait_seconds=wait if self._busy is Busy.WAIT else self.config.deadlines.release,
@@ -171,6 +201,7 @@ class Inquiry:
             announce=announced,
             holding=bool(holders or desk_ends),
         )
+        return needs, staying
 
     async def _canonical(self, units: Iterable[Unit]) -> tuple[Unit, ...]:
         """By the names that holders run under; one that nobody knows is told of when it is to be stopped."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gpuswitch.config import Config, GpuConfig
-from gpuswitch.errors import Failed, KernelError, NotViable, Owned
+from gpuswitch.errors import Failed, InProgress, KernelError, NotViable, Owned, Wedged
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import from_module, from_name
 from gpuswitch.model.facts import VFIO_DRIVER, Captured, HostFacts, Kind
@@ -64,13 +64,14 @@ class Preparation:
         found = blockers(
             self.gpu, target, self.state, self.facts, allow_boot_display=self._own.rules.allow_boot_display
         )
-        if found:
+        # Nobody is asked about a GPU that the kernel has, or that is on its way.
+        if found and (target is not State.VFIO or any(blocker.error in {Wedged, InProgress} for blocker in found)):
             raise refusal(found)
         if await self.arbiter.system_stopping():
             raise Failed(f"cannot switch {self.gpu.address}: the system is going down")
         if target is State.VFIO:
             inquiry = Inquiry(self.gpu, self.facts, self.config, self.options, self.host, self.arbiter)
-            now, needs = await inquiry.made()
+            now, needs = await inquiry.made(found)
             if self.starting and needs.waits:
                 raise Failed("nobody is waited for, and no unit is stopped, before the service has started")
             return to_vfio(self.gpu, self.facts, now, self.owed, replace(needs, owned=self.owned))

@@ -15,8 +15,10 @@ async def unit_is_started_and_stopped(bench: Bench) -> None:
     systemd = bench.host.systemd
     unit = await bench.outside.add_unit()
     assert await systemd.active([unit, NOBODY]) == frozenset()
+    assert await systemd.missing([unit, NOBODY]) == {NOBODY}
     await systemd.start(unit)
     assert await systemd.active([unit, NOBODY]) == {unit}
+    assert await systemd.missing([unit, NOBODY]) == {NOBODY}
     await systemd.start(unit)
     await systemd.stop(unit)
     assert await systemd.active([unit]) == frozenset()

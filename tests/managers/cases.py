@@ -81,6 +81,9 @@ async def alias(bench: Bench) -> None:
 async def missing(bench: Bench) -> None:
     unit = bench.unit("missing.service")
     assert await bench.active("missing.service") == set()
+    # of users' units nobody asks: only those of the system can be configured
+    known = await bench.systemd.missing([bench.unit("plain.service"), unit])
+    assert known == ({unit} if bench.user is None else set())
     assert await bench.systemd.sockets(unit) == ()
     stop = await bench.refused(bench.systemd.stop(unit), f"stop {unit}: there is no such unit")
     assert stop.errno == errno.ENOENT

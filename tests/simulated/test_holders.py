@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.config import Config
 from gpuswitch.errors import Busy as BusyError
 from gpuswitch.errors import InProgress
 from gpuswitch.host.simulated.faults import Delay, Errno, Silent
 from gpuswitch.host.simulated.kernel import IN_FLIGHT
-from gpuswitch.host.simulated.scenarios import PERSISTENCED
+from gpuswitch.host.simulated.scenarios import PERSISTENCED, SCENARIOS
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Process, Unit
 from gpuswitch.model.policy import Busy, Options
@@ -20,6 +21,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Result
+from gpuswitch.tables import Defaults
 from tests.simulated.bed import Bed
 
 DISPLAY, SOUND = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:01:00.1")
@@ -92,6 +94,31 @@ class TestRefuse:
         first, second = (await refused(bed, actor)).splitlines()
         assert re.match(r"blender \(pid \d+, user alice\) has /dev/nvidia0", first)
         assert re.match(r"kwin_wayland \(pid \d+, session 2 of alice\) has /dev/dri/card\d open; close it, or", second)
+
+    async def test_with_all_else_that_is_in_the_way(self, tmp_path: Path) -> None:
+        """The neighbour is not there alone to be put right, and then the program, and then the name of a unit."""
+        rules = Defaults(stop_units=("no-such-thing.service",))
+        bed = await Bed.made(SCENARIOS["shared"](), tmp_path, Config(defaults=rules))
+        actor = bed.fleet.find("01:00.0")
+        bed.machine.run("blender", uid=1000)
+        bed.machine.open(DISPLAY, "blender")
+        for ask in (actor.request, actor.plan):
+            before = bed.snapshot()
+            with pytest.raises(BusyError) as refusal:
+                await ask(State.VFIO)
+            neighbour, unit, program = str(refusal.value).splitlines()
+            assert "0000:02:00.0" in neighbour
+            assert unit == (
+                "there is no no-such-thing.service, which is to be stopped first: correct its name in stop_units"
+            )
+            assert program.startswith("blender (pid ")
+            assert (bed.snapshot(), bed.debts, actor.state, actor.switch) == (before, [], State.HOST, None)
+
+    async def test_what_cannot_be_told_is_said_beside_what_is_in_the_way(self, tmp_path: Path) -> None:
+        bed = await Bed.made(SCENARIOS["shared"](), tmp_path, Config())
+        bed.host.faults.add(Errno(5), operation="scan", nth=None)
+        with pytest.raises(BusyError, match=r"stays on r8169[^\n]*\nnobody can tell who has 0000:01:00\.0 open"):
+            await bed.fleet.find("01:00.0").request(State.VFIO)
 
     async def test_somebody_at_a_companion(self, bed: Bed, actor: Actor) -> None:
         """Sound that does not follow udev."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.errors import Failed
+from gpuswitch.errors import Failed, NotViable
 from gpuswitch.host.simulated.catalogue import DISPLAY_3D, NVIDIA, Slot, port
 from gpuswitch.host.simulated.faults import Errno, Fault, Hang
 from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER, PERSISTENCED, boot, laptop
@@ -169,8 +169,9 @@ class TestConfigured:
         assert (bed.state(OLLAMA), bed.state(GETTY)) == ("active", "active")
 
     async def test_one_that_does_not_exist(self, bed: Bed, actor: Actor) -> None:
-        reason = await reverted(bed, actor, Options(stop_units=("missing.service",)))
-        assert reason.startswith("cannot stop missing.service: ")
+        with pytest.raises(NotViable, match=r"^there is no missing\.service, which is to be stopped first: correct"):
+            await actor.request(State.VFIO, Options(stop_units=("missing.service",)))
+        assert (bed.debts, actor.state, actor.switch) == ([], State.HOST, None)
 
     @pytest.mark.parametrize(
         ("fault", "sentence"),

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from gpuswitch.errors import Busy, GpuswitchError, InProgress
+from gpuswitch.errors import Busy, GpuswitchError, InProgress, NotViable
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import harmless
 from gpuswitch.model.holders import Scan, Sought
@@ -154,23 +154,22 @@ class Judge(Deeds):
                 self.broken(8, f"the refusal does not name the switch: {text}")
 
     def _in_the_way(self, ask: Ask, error: GpuswitchError) -> list[str]:
-        """Neighbours that stay on their drivers; where it is busy, the programs that nobody makes go."""
+        """Neighbours that stay on their drivers, and the programs that nobody makes go."""
         gpu = ask.actor.gpu
-        if not isinstance(error, Busy):
-            listed = error.name == "NotViable" and "IOMMU group" in str(error)
-            neighbours = gpu.neighbours(self.world.machine.look()) if listed else ()
-            return [str(f.address) for f in neighbours if not harmless(f)]
+        if not isinstance(error, (Busy, NotViable)):
+            return []
+        neighbours = [str(f.address) for f in gpu.neighbours(self.world.machine.look()) if not harmless(f)]
         policy = ask.options.policy(ask.actor.config.gpu(gpu.address).rules.busy)
         # On vfio-pci it is in nobody's way: a machine that asks for several waits for whoever is done with this one.
-        if policy is not Policy.REFUSE or "pid" not in str(error) or ask.actor.state is State.VFIO:
-            return []
+        if policy is not Policy.REFUSE or "nobody can tell" in str(error) or ask.actor.state is State.VFIO:
+            return neighbours
         # Of those who have its sound open, it may be hoped that they let go.
         users = self.users(gpu.address)
         if ask.seen is not None:
             # Nobody knows of those who come after the look.
             users &= ask.seen
         programs = [p for p in self.world.machine.processes.running() if p.name in users]
-        return [str(p.process.pid) for p in programs if p.unit is None and not p.session]
+        return neighbours + [str(p.process.pid) for p in programs if p.unit is None and not p.session]
 
     def scans(self, sought: Sought, scan: Scan) -> None:
         super().scans(sought, scan)

@@ -39,6 +39,9 @@ class LinuxSystemd(Systemd):
         others = [unit for unit in units if unit.user is not None and await self._users.active(unit)]
         return frozenset([*map(Unit, names), *others])
 
+    async def missing(self, units: Collection[Unit]) -> frozenset[Unit]:
+        return frozenset(map(Unit, await self._system.missing([unit.name for unit in units if unit.user is None])))
+
     async def canonical(self, unit: Unit) -> Unit:
         return unit if unit.user is not None else Unit(await self._system.canonical(unit.name))
 

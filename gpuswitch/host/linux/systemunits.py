@@ -55,6 +55,10 @@ class _Row:
     def active(self) -> bool:
         return self.state in ACTIVE or self.job_type in STARTS
 
+    @property
+    def missing(self) -> bool:
+        return self.load == "not-found" and self.state == "inactive"
+
 
 class SystemUnits:
     """Calls as in `gpuswitch.switch.host.Systemd`, by the names of units. `run` is /run, or what a test has for it."""
@@ -69,6 +73,12 @@ class SystemUnits:
             return frozenset()
         async with talking(SYSTEMD, "ask systemd about", ", ".join(sorted(names))) as systemd:
             return frozenset([name for name in names if (await _row(systemd, name)).active])
+
+    async def missing(self, names: Collection[str]) -> frozenset[str]:
+        if not names or not self._booted.is_dir():
+            return frozenset()
+        async with talking(SYSTEMD, "ask systemd about", ", ".join(sorted(names))) as systemd:
+            return frozenset([name for name in names if (await _row(systemd, name)).missing])
 
     async def canonical(self, name: str) -> str:
         if not self._booted.is_dir():
@@ -85,8 +95,7 @@ class SystemUnits:
 
     async def stop(self, name: str) -> None:
         async with talking(SYSTEMD, "stop", name) as systemd:
-            before = await _row(systemd, name)
-            if before.load == "not-found" and before.state == "inactive":
+            if (await _row(systemd, name)).missing:
                 raise KernelError("stop", name, errno.ENOENT, "there is no such unit")
             end = await self._job(systemd, "StopUnit", name)
             after = await _row(systemd, name)

@@ -141,6 +141,9 @@ class SimulatedSystemd(Systemd):
             return frozenset()
         return frozenset(unit for unit in units if self._units.state(unit) in {"active", "activating"})
 
+    async def missing(self, units: Collection[Unit]) -> frozenset[Unit]:
+        return frozenset(unit for unit in units if self._units.managed and not self._units.state(unit))
+
     async def canonical(self, unit: Unit) -> Unit:
         return self._units.aliases.get(unit, unit)
 
