@@ -126,3 +126,14 @@ async def device_leaves_and_comes_back(bench: Bench) -> None:
     await bench.until(lambda: bench.look(bench.display).driver == bench.display_driver)
     await bench.until(lambda: bench.look(bench.audio).driver == bench.audio_driver)
     assert (await bench.kernel.capture([bench.display]))[bench.display].override is None
+
+
+@case
+async def booted_display_is_known_whoever_has_it(bench: Bench) -> None:
+    """Neither its driver nor a DRM card has to be there to say so."""
+    [booted] = [address for address, function in bench.host.look().functions.items() if function.boot_display]
+    assert booted not in bench.functions
+    await bench.unbind(booted)
+    assert bench.look(booted).boot_display
+    await bench.to_vfio(booted)
+    assert [a for a, function in bench.host.look().functions.items() if function.boot_display] == [booted]

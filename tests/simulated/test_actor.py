@@ -9,7 +9,7 @@ import pytest
 
 from gpuswitch.config import Config
 from gpuswitch.errors import Failed, InProgress, NotViable, Owned
-from gpuswitch.host.simulated.catalogue import AMD, VGA, Slot, port
+from gpuswitch.host.simulated.catalogue import AMD, DISPLAY_OTHER, NVIDIA, VGA, Slot, port
 from gpuswitch.host.simulated.faults import Delay, Errno
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import SCENARIOS, boot, server
@@ -190,6 +190,16 @@ class TestRefusals:
         bed = await Bed.made(SCENARIOS["single"](), tmp_path, Config(defaults=Defaults()))
         with pytest.raises(NotViable, match="allow_boot_display"):
             await bed.fleet.find("").request(State.VFIO)
+
+    async def test_the_screen_of_a_processor_that_is_no_vga_stays_on(self, tmp_path: Path) -> None:
+        """Its class is 0380, and the card beside it has the class for which the firmware draws, usually."""
+        slots = [Slot("0000:64:00", 20, "0000:00:01.1"), Slot("0000:65:00", 21, "0000:00:08.1")]
+        panel = slots[1].function(0, AMD, 0x150E, DISPLAY_OTHER, boot_display=True)
+        ports = [port("0000:00:01.1", 1), port("0000:00:08.1", 2)]
+        bed = await Bed.made(boot([*ports, slots[0].function(0, NVIDIA, 0x2D58, VGA), panel]), tmp_path, Config())
+        with pytest.raises(NotViable, match=r"0000:65:00\.0 is the display that this machine booted on"):
+            await bed.fleet.find("65:00.0").request(State.VFIO)
+        await bed.moved(bed.fleet.find("64:00.0"), State.VFIO)
 
     @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
     async def test_a_value_that_cannot_be_read(self, target: State, laptop: Bed) -> None:

@@ -114,6 +114,24 @@ class Tree:
         path.mkdir(parents=True)
         (path / "dev").write_text(f"{numbers}\n")
 
+    def memory(self, address: str, *ranges: tuple[int, int]) -> None:
+        """The memory of a function, first and last address of each BAR; 64-bit ones, which a GPU may prefetch."""
+        lines = [f"0x{first:016x} 0x{last:016x} 0x000000000014220c" for first, last in ranges]
+        none = f"0x{0:016x} 0x{0:016x} 0x{0:016x}"
+        lines += [none, "0x000000000000e000 0x000000000000e0ff 0x0000000000040101"]
+        (self.path(address) / "resource").write_text("".join(f"{line}\n" for line in lines))
+
+    def booted_on(self, base: int, size: int, kind: int = 0x70) -> None:
+        """What the boot loader said of the screen (struct screen_info); `kind`: 0x70 EFI, 0x23 VESA, 0x01 VGA text."""
+        screen = bytearray(4096)
+        screen[0x0F] = kind
+        screen[0x18:0x1C] = (base & 0xFFFFFFFF).to_bytes(4, "little")
+        screen[0x1C:0x20] = size.to_bytes(4, "little")
+        screen[0x36:0x3A] = (0b10 if base >> 32 else 0).to_bytes(4, "little")
+        screen[0x3A:0x3E] = (base >> 32).to_bytes(4, "little")
+        (self.sys / "kernel/boot_params").mkdir()
+        (self.sys / "kernel/boot_params/data").write_bytes(screen)
+
     def node(self, name: str) -> None:
         """A device node; a file does as well for a look."""
         path = self.dev / name

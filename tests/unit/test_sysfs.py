@@ -331,7 +331,8 @@ facts = sysfs.look()
 sysfs.look()
 print(json.dumps([len(facts.functions), [path for path in opened if path.startswith(sys.argv[1])]]))
 """
-ALLOWED = {"modalias", "boot_vga", "runtime_status", "dev", "refcnt", "version", "modeset"}
+ALLOWED = {"modalias", "boot_vga", "boot_display", "resource", "data"}
+ALLOWED |= {"runtime_status", "dev", "refcnt", "version", "modeset"}
 
 
 def big_host(tree: Tree) -> None:
@@ -347,6 +348,7 @@ def big_host(tree: Tree) -> None:
             address = f"0000:{bus:02x}:00.{function}"
             tree.function(address, class_code=code, driver=driver, group=100 + bus, under=[port], status="suspended")
         tree.class_device(f"0000:{bus:02x}:00.0", f"drm/card{bus}", f"226:{bus}")
+        tree.memory(f"0000:{bus:02x}:00.0", (bus << 32, (bus << 32) + 0xFFFF))
         tree.class_device(f"0000:{bus:02x}:00.1", f"sound/card{bus}/controlC{bus}", f"116:{bus}")
         network = tree.function(f"0000:{bus:02x}:01.0", class_code="020000", group=200 + bus, under=[port])
         virtual = tree.function(f"0000:{bus:02x}:01.1", class_code="020000", group=200 + bus, under=[port])
@@ -357,6 +359,7 @@ def big_host(tree: Tree) -> None:
 def test_a_big_host_is_looked_at_without_a_lock(tree: Tree) -> None:
     """Every file below sysfs that a look opens, in a process of its own, since an audit hook stays for ever."""
     big_host(tree)
+    tree.booted_on(1 << 40, 0x1000)
     roots = tree.roots
     places = [roots.sysfs, roots.dev, roots.udev, roots.modules, roots.tools, roots.iomem]
     command = [sys.executable, "-c", LOOK, *places]

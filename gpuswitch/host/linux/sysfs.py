@@ -3,8 +3,9 @@
 What is read, and why that is safe (Linux 6.1; `show` functions of the files named):
 
 - links and folders: kernfs alone answers, no driver and no device lock is involved;
-- `modalias`, `boot_vga` (drivers/pci/pci-sysfs.c), `power/runtime_status` (drivers/base/power/sysfs.c), `dev`,
-  and of a module `initstate`, `refcnt` and `version` (kernel/module): they print a field of a structure;
+- `modalias` (drivers/pci/pci-sysfs.c), `power/runtime_status` (drivers/base/power/sysfs.c), `dev`, and of a module
+  `initstate`, `refcnt` and `version` (kernel/module): they print a field of a structure;
+- what tells the booted display (gpuswitch/host/linux/booted.py);
 - of a module `parameters/modeset`: it takes the lock of that module's parameters (kernel/params.c), which is held for
   as long as somebody reads or sets one of them, and not by a module that comes or goes.
 
@@ -21,6 +22,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from gpuswitch.host.linux.booted import BootDisplay
 from gpuswitch.host.linux.framebuffers import BOOT_DRIVERS, function_of
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import MODULES
@@ -86,6 +88,8 @@ class Sysfs:
         self._static: dict[str, _Static] = {}
         self._names: dict[str, tuple[int, str, str]] = {}
         self._installed: dict[str, tuple[int, bool]] = {}
+        self._boot_display = BootDisplay(roots.sysfs)
+        self._booted: frozenset[str] | None = None
 
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
         """Observe, now. A device that leaves while we look is left out, or is in it as it was just before.
@@ -95,9 +99,13 @@ class Sysfs:
         if only is not None:
             names = [(str(address), _inode(f"{self._devices}/{address}")) for address in sorted(only)]
             present = {name: inode for name, inode in names if inode is not None}
+            if self._booted is None:
+                self.look()
             return HostFacts(functions=self._functions(present, {}, {}), iommu=False, vfio_available=False)
         present = {name: inode for name, inode in _entries(self._devices) if _ADDRESS.fullmatch(name)}
         self._forget_others(present)
+        framebuffers = tuple(self._boot_framebuffers())
+        self._booted = self._boot_display.among(self._displays(present), {str(each.function) for each in framebuffers})
         mediated = self._mediated_devices()
         # Drivers before functions: one that registers in between is asked for by name.
         drivers = {name: self._module(name) for name, _ in _entries(f"{self._roots.sysfs}/bus/pci/drivers")}
@@ -108,7 +116,7 @@ class Sysfs:
             pci_drivers=drivers,
             vfio_nodes=frozenset(int(n) for n, _ in _entries(f"{self._roots.dev}/vfio") if n.isascii() and n.isdigit()),
             modules=self._modules(),
-            boot_framebuffers=tuple(self._boot_framebuffers()),
+            boot_framebuffers=framebuffers,
         )
 
     def _functions(
@@ -120,6 +128,10 @@ class Sysfs:
             if static is not None:
                 functions[static.address] = self._function(name, static, drivers, mediated.get(name, 0))
         return dict(sorted(functions.items()))
+
+    def _displays(self, present: Mapping[str, int]) -> dict[str, int]:
+        known = {name: self._known(name, inode) for name, inode in present.items()}
+        return {n: s.inode for n, s in known.items() if s is not None and Kind.of(s.class_code) is Kind.DISPLAY}
 
     def _forget_others(self, present: Mapping[str, int]) -> None:
         """The link in /sys/bus/pci/devices gets a new inode each time it is made; so the inode tells a new device."""
@@ -174,7 +186,7 @@ class Sysfs:
             driver=Driver(driver, drivers[driver] if driver in drivers else self._module(driver)) if driver else None,
             iommu_group=int(group) if group else None,
             parent=static.parent,
-            boot_display=kind is Kind.DISPLAY and _first_line(f"{path}/boot_vga") == "1",
+            boot_display=name in (self._booted or ()),
             physical_function=static.physical_function,
             virtual_functions=_virtual_functions(path) if static.can_have_virtual_functions else 0,
             mediated_devices=mediated,

@@ -13,7 +13,7 @@ from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, PciFunction
 AMD, INTEL, NVIDIA, REALTEK, MELLANOX = 0x1002, 0x8086, 0x10DE, 0x10EC, 0x15B3
 AMD_PROCESSOR = 0x1022
 
-VGA, DISPLAY_3D, AUDIO, USB, UCSI = 0x030000, 0x030200, 0x040300, 0x0C0330, 0x0C8000
+VGA, DISPLAY_3D, DISPLAY_OTHER, AUDIO, USB, UCSI = 0x030000, 0x030200, 0x038000, 0x040300, 0x0C0330, 0x0C8000
 ETHERNET, INFINIBAND, NVME, ENCRYPTION = 0x020000, 0x020700, 0x010802, 0x108000
 HOST_BRIDGE, PCI_BRIDGE = 0x060000, 0x060400
 
@@ -67,7 +67,7 @@ MODULES = (
     Module(VFIO_MODULE, (VFIO,)),
     # These two make their frame buffers themselves; for the others, it is the module of DRM's helpers that fbcon keeps.
     Module("i915", (_graphics("i915", alias(INTEL, 0x03, 0x00)),), pins=True),
-    Module("amdgpu", (_graphics("amdgpu", alias(AMD, 0x03, 0x00)),)),
+    Module("amdgpu", (_graphics("amdgpu", alias(AMD, 0x03, 0x00), alias(AMD, 0x03, 0x80)),)),
     Module("nouveau", (_graphics("nouveau", alias(NVIDIA, 0x03)),), pins=True, blacklisted=True),
     Module("nvidia", (_NVIDIA,), needs_device=True, version=_NVIDIA_VERSION),
     Module("nvidia_uvm", requires=("nvidia",), version=_NVIDIA_VERSION),

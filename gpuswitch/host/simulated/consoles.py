@@ -17,7 +17,7 @@ from gpuswitch.model.facts import VFIO_MODULE, BootFramebuffer, Consoles
 
 TERMINALS = range(1, 7)
 VTCONSOLE = "vtcon1"
-_VGA = 0x0300
+_VGA, _OTHER = 0x0300, 0x0380
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,11 @@ class FrameBuffers:
     # How they work.
 
     def _made(self, device: Device, card: Card) -> None:
-        if device.shape.class_code >> 8 != _VGA or (card.kind != "drm" and card.module != VFIO_MODULE):
+        kind = device.shape.class_code >> 8
+        # aperture_remove_conflicting_pci_devices: who takes the GPU evicts what the firmware had left on it, and
+        # vfio-pci only where that is a VGA one (vfio_pci_vga_init).
+        if not ((card.kind == "drm" and kind in {_VGA, _OTHER}) or (card.module == VFIO_MODULE and kind == _VGA)):
             return
-        # aperture_remove_conflicting_pci_devices: who takes the GPU evicts what the firmware had left on it.
         for name in [n for n, platform in self._platform.items() if platform.shape.function == device.address]:
             self._free(self._platform.pop(name))
         if card.kind == "drm":
