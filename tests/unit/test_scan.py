@@ -86,6 +86,14 @@ async def test_a_mapping_without_a_descriptor(scanner: LinuxProcesses, tree: Tre
     assert (holder.nodes, holder.doubt) == (() if UNSEEN else ("/dev/zero",), UNSEEN)
 
 
+async def test_the_card_of_the_boots_frame_buffer(scanner: LinuxProcesses, tree: Tree) -> None:
+    """simpledrm's, efidrm's: what is drawn there is drawn on the function below which it lies."""
+    tree.class_device(str(AUDIO), "simple-framebuffer.0/drm/card1", FULL)
+    with program(OPEN, "/dev/full") as person:
+        [holder] = of(await scanner.scan(Sought((AUDIO,))), person.pid)
+    assert holder.nodes == ("/dev/full",)
+
+
 async def test_a_thread_with_descriptors_of_its_own(scanner: LinuxProcesses) -> None:
     with program(THREAD) as person:
         [holder] = of(await scanner.scan(Sought((GPU,))), person.pid)

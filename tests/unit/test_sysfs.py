@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.host.linux.framebuffers import BOOT_DRIVERS
 from gpuswitch.host.linux.sysfs import Sysfs
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import BootFramebuffer, Driver, HostFacts, Module, PciFunction
@@ -289,7 +290,7 @@ def boot_framebuffers(tree: Tree) -> tuple[BootFramebuffer, ...]:
 
 @pytest.mark.parametrize(
     ("driver", "memory"),
-    [("efi-framebuffer", "efifb"), ("vesa-framebuffer", "vesafb"), ("simple-framebuffer", "BOOTFB")],
+    [(driver, memory) for driver, names in BOOT_DRIVERS.items() for memory in names],
 )
 def test_a_boot_frame_buffer_belongs_to_whose_memory_it_is_in(tree: Tree, driver: str, memory: str) -> None:
     device = tree.boot_framebuffer(driver)
@@ -306,9 +307,10 @@ def test_a_boot_frame_buffer_that_nobody_can_place(tree: Tree, iomem: str) -> No
     assert boot_framebuffers(tree) == ()
 
 
-def test_a_boot_frame_buffer_below_its_function(tree: Tree) -> None:
+@pytest.mark.parametrize("driver", BOOT_DRIVERS)
+def test_a_boot_frame_buffer_below_its_function(tree: Tree, driver: str) -> None:
     """Since 6.9; then nobody needs to know addresses."""
-    tree.boot_framebuffer("simple-framebuffer", f"pci0000:00/{PORT}/{GPU}")
+    tree.boot_framebuffer(driver, f"pci0000:00/{PORT}/{GPU}")
     [found] = boot_framebuffers(tree)
     assert found.function == PciAddress.parse(GPU)
 

@@ -1,20 +1,25 @@
 """Which PCI function the boot's frame buffer belongs to. For the look and for the worker: imports next to nothing.
 
-The firmware's frame buffer is a platform device of the kernel's own (drivers/firmware/sysfb.c). From 6.9 on it lies
-below the PCI function. Before, only the memory tells: its driver claims it, as a function claims that of its BARs, and
+The firmware's frame buffer is a platform device of the kernel's own (drivers/firmware/sysfb.c; where coreboot left it,
+drivers/firmware/google/framebuffer-coreboot.c). From 6.9 on it lies below the PCI function, and coreboot's since there
+is corebootdrm. Before, only the memory tells: its driver claims it, as a function claims that of its BARs, and
 /proc/iomem has both by name. Who may not know addresses reads zeros there, and finds nobody.
 """
 
 import os
 
-BOOT_DRIVERS = {
-    # efifb and vesafb claim it themselves (drivers/video/fbdev/efifb.c, vesafb.c).
-    "efi-framebuffer": "efifb",
-    "vesa-framebuffer": "vesafb",
-    # sysfb claims it for simplefb and simpledrm (drivers/firmware/sysfb_simplefb.c); both drivers are called this.
-    "simple-framebuffer": "BOOTFB",
+BOOT_DRIVERS: dict[str, tuple[str, ...]] = {
+    # efifb and vesafb claim it themselves (drivers/video/fbdev/efifb.c, vesafb.c). efidrm and vesadrm go by the same
+    # names (drivers/gpu/drm/sysfb), in kernels where nobody has to ask the memory.
+    "efi-framebuffer": ("efifb",),
+    "vesa-framebuffer": ("vesafb",),
+    # sysfb claims it for simplefb and simpledrm (drivers/firmware/sysfb_simplefb.c); both drivers are called this. The
+    # device has claimed what coreboot left, where that is not for corebootdrm.
+    "simple-framebuffer": ("BOOTFB", "Coreboot Framebuffer"),
+    # corebootdrm.
+    "coreboot-framebuffer": (),
 }
-"""Drivers of the boot's frame buffer, by their names on the platform bus, with the name that its memory has."""
+"""Drivers of the boot's frame buffer, by their names on the platform bus, with the names that its memory may have."""
 
 
 def function_of(device: str, driver: str, iomem: str) -> str:
@@ -28,7 +33,7 @@ def function_of(device: str, driver: str, iomem: str) -> str:
     if _is_function(above):
         return above
     ranges = _ranges(iomem)
-    memory = [(first, last) for first, last, name in ranges if name == BOOT_DRIVERS[driver]]
+    memory = [(first, last) for first, last, name in ranges if name in BOOT_DRIVERS[driver]]
     if len(memory) != 1 or memory[0] == (0, 0):
         return ""
     [(begin, end)] = memory
