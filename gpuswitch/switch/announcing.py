@@ -65,9 +65,11 @@ def _card(subsystem: str, functions: Iterable[PciAddress]) -> str:
 class Reminder:
     """Tells those who follow udev and have an announced card all the same: it is there; and a second later: it goes.
 
-    Who hears of the leave just as he takes the card up misses it, and what he thinks is gone cannot go again: so does
-    WirePlumber 0.4 when its session comes to the front, as one does when a display manager ends. Ever more rarely, and
-    nobody else is lured: all who follow udev hear of a card that is there.
+    When a session comes to the front, as one does when a display manager ends, WirePlumber takes the cards up. Who does
+    so just as he hears of the leave misses it (0.4), and what he thinks is gone cannot go again. And since systemd 258
+    logind then has udev look at each node of the seat anew (seat_trigger_devices in src/login/logind-seat.c), of which
+    78-sound-card.rules makes a `change` of the card: to all who follow udev it is there again, whatever they heard
+    before. Ever more rarely, and nobody else is lured: all who follow udev hear of a card that is there.
     """
 
     def __init__(self, announced: Announced, now: float) -> None:

@@ -26,7 +26,7 @@ class Leaving:
 
     def takes(self, holder: Holder) -> bool:
         """Whether this holder may go with them. It is looked at again, once all that is done."""
-        if holder.unit in self.units:
+        if holder.unit in self.units or is_udevs(holder):
             return True
         desktop = any(unit.name in _DISPLAY_MANAGERS for unit in self.units)
         if holder.process is None:
@@ -69,6 +69,15 @@ def is_machine(holder: Holder) -> bool:
     return holder.machine or holder.command.removeprefix(".").startswith(("qemu-", "kvm"))
 
 
+def is_udevs(holder: Holder) -> bool:
+    """A rule of udev has it run for an event, to see what a device is; udev ends one that does not end by itself.
+
+    Each DRM node is opened so, at each event (switcheroo-control 3.0), and logind makes one for every node of a seat
+    when another session comes to the front (systemd 258).
+    """
+    return holder.unit == Unit("systemd-udevd.service")
+
+
 def never_ended(holder: Holder) -> str:
     """Why no policy ends this one; "" where one may."""
     if holder.process is None:
@@ -81,6 +90,8 @@ def never_ended(holder: Holder) -> str:
         return "it is a virtual machine; shut it down"
     if is_logind(holder):
         return "it has them for a session: end the one that draws on it"
+    if is_udevs(holder):
+        return "udev runs it to see what that is: try again in a moment"
     if holder.unit is not None and holder.unit.name in NEVER_STOPPED:
         return "the system lives by it"
     return ""

@@ -14,7 +14,7 @@ from gpuswitch.host.simulated.faults import Delay, Errno, Hang
 from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.holders import Sought
+from gpuswitch.model.holders import Sought, Unit
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
@@ -123,6 +123,37 @@ class TestAtTheLastMoment:
         when(bed, LAST_LOOK, Status.RUNNING, lambda: bed.machine.open(SOUND, "wireplumber"))
         await bed.moved(actor, State.VFIO, Options(stop_units=(DISPLAY_MANAGER.name,)))
         assert "wireplumber" not in bed.machine.users(SOUND)
+
+    async def test_pipewire_that_takes_the_card_for_new_when_another_session_comes_to_the_front(
+        self, bed: Bed, actor: Actor
+    ) -> None:
+        """After it had let go: since systemd 258 logind has udev look at it again, which undoes what was announced."""
+        bed.machine.units.add(DISPLAY_MANAGER)
+        bed.machine.run("wireplumber", uid=1000, polite=True)
+        bed.machine.open(SOUND, "wireplumber")
+        when(bed, LAST_LOOK, Status.RUNNING, bed.machine.to_the_front)
+        await bed.moved(actor, State.VFIO, Options(stop_units=(DISPLAY_MANAGER.name,)))
+        assert "wireplumber" not in bed.machine.users(SOUND)
+
+    async def test_what_udev_runs_when_another_session_comes_to_the_front(self, bed: Bed, actor: Actor) -> None:
+        """Before the switch it is waited for, not refused, and so it is at the last look."""
+        bed.machine.to_the_front()
+        await asyncio.sleep(0)
+        when(bed, LAST_LOOK, Status.RUNNING, bed.machine.to_the_front)
+        await bed.moved(actor, State.VFIO)
+        assert not bed.machine.users(DISPLAY)
+
+    async def test_what_udev_runs_and_does_not_end(self, bed: Bed, actor: Actor) -> None:
+        bed.machine.run("stuck", unit=Unit("systemd-udevd.service"))
+        bed.machine.open(DISPLAY, "stuck")
+        assert await reverted(bed, actor) == await self.sentence(bed)
+
+    @staticmethod
+    async def sentence(bed: Bed) -> str:
+        [node] = [node for holder in await bed.fleet.find("01:00.0").holders() for node in holder.nodes]
+        pid = next(program.process.pid for program in bed.machine.processes.running() if program.name == "stuck")
+        who = f"stuck (pid {pid}, systemd-udevd.service) has {node} open"
+        return f"{who}; udev runs it to see what that is: try again in a moment"
 
     async def test_who_only_passes_calls_nobody(self, bed: Bed, actor: Actor) -> None:
         """PipeWire has let go; to announce the card as there, for the sake of somebody else, would bring it back."""

@@ -35,6 +35,7 @@ KWIN = holder("kwin_wayland", unit=Unit("session-2.scope"), session="2")
 PLASMA = holder("plasmashell", unit=Unit("plasma-plasmashell.service", 1000))
 LOGIND = holder("systemd-logind", uid=0, user="root", unit=Unit("systemd-logind.service"))
 DAEMON = holder("ollama", uid=0, user="root", unit=OLLAMA)
+UDEVS = holder("switcheroo-control-check-discrete-amdgpu", uid=0, user="root", unit=Unit("systemd-udevd.service"))
 KERNEL = Holder(None, "nvidia", doubt="module nvidia has 1 user that no process explains")
 
 
@@ -64,6 +65,11 @@ def test_who_goes_with_what_the_switch_does_anyway(leaving: Leaving, taken: tupl
     assert tuple(h.command for h in all_of_them if leaving.takes(h)) == taken
 
 
+def test_what_udev_runs_goes_by_itself() -> None:
+    assert Leaving().takes(UDEVS)
+    assert not Leaving().takes(holder(UDEVS.command))
+
+
 def test_an_announced_sound_card_frees_no_display() -> None:
     both = replace(PIPEWIRE, nodes=("/dev/snd/controlC1", "/dev/dri/card0"))
     assert not Leaving(sound=True).takes(both)
@@ -83,6 +89,7 @@ def test_an_announced_sound_card_frees_no_display() -> None:
         # a container that was registered as a machine
         (holder("Xwayland", unit=Unit("machine-lab.scope")), ""),
         (LOGIND, "it has them for a session: end the one that draws on it"),
+        (UDEVS, "udev runs it to see what that is: try again in a moment"),
         (holder("dbus-daemon", unit=Unit("dbus.service")), "the system lives by it"),
         (replace(holder("vault"), nodes=(), doubt="unreadable"), "nobody can tell whether it has it open"),
         (holder("python3", unit=Unit("gpuswitchd.service")), "the system lives by it"),

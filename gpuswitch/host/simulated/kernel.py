@@ -7,9 +7,12 @@ card is pulled) is a plain method call.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Iterable
+from contextlib import suppress
 
+from gpuswitch.errors import KernelError
 from gpuswitch.host.simulated.bus import Bus
 from gpuswitch.host.simulated.consoles import FrameBuffers
 from gpuswitch.host.simulated.devices import Device
@@ -17,7 +20,7 @@ from gpuswitch.host.simulated.drivers import Module, PciDriver
 from gpuswitch.host.simulated.faults import Call, Operation
 from gpuswitch.host.simulated.hotplug import Hotplug
 from gpuswitch.host.simulated.modules import Modules
-from gpuswitch.host.simulated.processes import ProcessTable, Program
+from gpuswitch.host.simulated.processes import MOMENT, ProcessTable, Program
 from gpuswitch.host.simulated.systemd import Units
 from gpuswitch.host.simulated.workers import Worker
 from gpuswitch.model.address import PciAddress
@@ -195,6 +198,28 @@ class Machine(Bus):
             if device.binding is not None:
                 device.binding.cards[0].users.add(name)
                 self.changed(device)
+
+    def to_the_front(self) -> None:
+        """Another session comes to the front: logind has udev look at each node of the seat anew (systemd 258).
+
+        A sound card looks new to who follows udev, whatever was announced of it: a `change` of its node becomes one of
+        the card (78-sound-card.rules). A DRM node is opened for a moment by what udev's rules run, as those of
+        switcheroo-control 3.0 do.
+        """
+        for function, card in list(self.cards()):
+            if card.kind == "sound":
+                self.processes.announced(function, card.kind, "add")
+            elif card.kind == "drm":
+                self.later(self._look_of_udev(function))
+
+    async def _look_of_udev(self, function: PciAddress) -> None:
+        name = f"udev's look at {function}"
+        if self.processes.named(name) is None:
+            self.run(name, command="switcheroo-control-check-discrete-amdgpu", unit=Unit("systemd-udevd.service"))
+        with suppress(KernelError):
+            self.open(function, name, "drm")
+        await asyncio.sleep(MOMENT)
+        self.end(name)
 
     def end(self, name: str) -> None:
         """A VM, or any process, ends: all that it has open is closed."""
