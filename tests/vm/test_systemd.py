@@ -121,10 +121,14 @@ def test_a_lock_outlives_the_service(suite: Machine) -> None:
     assert len(both) == 2
     below = [int(pid) for each in both for pid in suite.sh(f"pgrep -P {each}").stdout.split()]
     assert len(below) == 2
-    # Root is asked for nothing unless it wants to be.
+    # Root is asked for nothing unless it wants to be, and from 257 on it is refused.
     refused = suite.sh("systemctl suspend --check-inhibitors=yes", check=False)
     assert refused.status != 0
     assert f"GPU {GPU} is being switched" in refused.stderr
+    if int(suite.sh("systemctl --version").stdout.split()[1]) >= 257:
+        refused = suite.sh("systemctl suspend", check=False)
+        assert refused.status != 0
+        assert "denied" in refused.stderr
     for gpu in (GPU, SINGLE_GPU, GPU):
         assert ask(suite, f"release {gpu}").stdout == "release: done\n"
     # logind hears of the end of a holder when it comes to it, and so does the program below it.
