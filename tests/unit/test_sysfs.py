@@ -128,13 +128,17 @@ def test_mediated_devices_count_for_the_function_that_they_share(tree: Tree) -> 
     assert seen(tree, PORT).mediated_devices == 0
 
 
-def test_nodes_are_ready_when_udev_is_done_with_them(tree: Tree) -> None:
+@pytest.mark.parametrize("control", ["control", "io.systemd.Udev"])
+def test_nodes_are_ready_when_udev_is_done_with_them(tree: Tree, control: str) -> None:
+    """Since systemd 262 the control socket is a link to the one that speaks Varlink."""
     tree.function(GPU, driver="amdgpu")
     tree.class_device(GPU, "drm/card0", "226:0")
     (tree.path(GPU) / "drm/card0/card0-DP-1").mkdir()
     tree.class_device(GPU, "drm/renderD128", "226:128")
     tree.class_device(GPU, "graphics/fb0", "29:0")
-    (tree.udev / "control").touch()
+    (tree.udev / control).touch()
+    if control != "control":
+        (tree.udev / "control").symlink_to(control)
     assert (seen(tree).nodes, seen(tree).nodes_pending) == ((), True)
     for node in ("dri/card0", "dri/renderD128", "fb0"):
         tree.node(node)
