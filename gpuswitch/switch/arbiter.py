@@ -18,7 +18,7 @@ from gpuswitch.model.facts import Consoles
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
 from gpuswitch.switch.host import Systemd
-from gpuswitch.switch.owed import Owed
+from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.tables import Deadlines
 
 _log = logging.getLogger(__name__)
@@ -42,27 +42,29 @@ class Arbiter:
 
     # Units ----------------------------------------------------------------------------------------------------------
 
-    def claim(self, gpu: PciAddress, units: Iterable[Unit]) -> None:
-        """These are stopped for this GPU's sake, since an earlier run of the service."""
-        for unit in units:
+    def claim(self, gpu: PciAddress, owed: Owed) -> None:
+        """What this GPU is owed since an earlier run of the service: its units are stopped for its sake."""
+        self.keep(gpu, owed)
+        for unit in owed.units:
             self._down[unit].add(gpu)
 
-    def forget(self, gpu: PciAddress) -> None:
-        """This GPU needs nothing stopped any more, and starts nothing."""
-        for claims in self._down.values():
-            claims.discard(gpu)
+    def is_owed(self, unit: Unit) -> bool:
+        """Whether it is to run again when some GPU is home: it was active before it was stopped for that one's sake.
 
-    def held_down(self, unit: Unit) -> bool:
-        """Whether it is stopped for some GPU's sake, or on its way back: it was active before, and is owed."""
-        return bool(self._down[unit]) or self._busy[unit].locked()
+        A unit that a GPU only needs stopped, and that was so, is none of these.
+        """
+        return any(unit in owed.units for owed in self._owed.values())
 
     async def stop(self, gpu: PciAddress, unit: Unit) -> None:
-        """Stop it for this GPU's sake; from the first moment on, nobody of us starts it.
+        """Stop it for this GPU's sake; where the GPU is owed it, nobody of us starts it from the first moment on.
+
+        Whoever is not owed it will not start it either, so it must not be in the way of one that is.
 
         Raises:
             KernelError: what its manager says.
         """
-        self._down[unit].add(gpu)
+        if unit in self._owed.get(gpu, NOTHING).units:
+            self._down[unit].add(gpu)
         async with self._busy[unit]:
             await self._systemd.stop(unit)
 
@@ -105,10 +107,10 @@ class Arbiter:
     # Consoles -------------------------------------------------------------------------------------------------------
 
     def keep(self, gpu: PciAddress, owed: Owed) -> None:
-        """What this GPU is owed from here on."""
+        """What this GPU is owed from here on; where it is nothing, it needs no unit stopped any more."""
         self._owed[gpu] = owed
-        if not owed:
-            self.forget(gpu)
+        for claims in self._down.values() if not owed else ():
+            claims.discard(gpu)
 
     def away(self, *, besides: PciAddress) -> frozenset[PciAddress]:
         """The functions of other GPUs that are away from home, or about to leave: they show nothing for long."""

@@ -17,6 +17,7 @@ from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.host import Host, Pending
 from gpuswitch.switch.journal import Entry, Journal
 from gpuswitch.switch.observer import Observer
+from gpuswitch.switch.owed import NOTHING
 from gpuswitch.switch.owners import Owners
 from gpuswitch.switch.record import Drift
 
@@ -53,6 +54,8 @@ class Fleet:
         await asyncio.gather(*(self._outlive(address, entry) for address, entry in left.items()))
         await self._find_lost(left)
         self.look()
+        for address in self._gone():
+            self._arbiter.claim(address, self._journal.load(address).owed)
         await asyncio.gather(*(actor.adopt() for actor in self.actors.values()))
         self.owners.start()
 
@@ -88,14 +91,18 @@ class Fleet:
     async def pay(self) -> None:
         """Give back what could not be waited for before READY: whoever waits for us may be what it waits for."""
         self._open = True
-        for address in self._journal.kept():
-            if address not in self.actors:
-                await self._pay_for_gone(address)
+        for address in self._gone():
+            await self._pay_for_gone(address)
         await asyncio.gather(*(actor.pay() for actor in list(self.actors.values())))
+
+    def _gone(self) -> list[PciAddress]:
+        """Those for which something is kept, and that are not there."""
+        return [address for address in self._journal.kept() if address not in self.actors]
 
     async def _pay_for_gone(self, gpu: PciAddress) -> None:
         """It left the bus while nobody looked: what was changed around it is given back all the same."""
         await self._arbiter.give_back(gpu, self._journal.load(gpu).owed.units, self.config.deadlines)
+        self._arbiter.keep(gpu, NOTHING)
         try:
             self._journal.save(gpu, Entry())
         except Failed as error:

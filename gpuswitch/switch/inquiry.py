@@ -135,7 +135,7 @@ class Inquiry:
     async def _units(self, needs: Needs, found: tuple[Occupation, ...]) -> tuple[Needs, tuple[Blocker, ...]]:
         """Those to stop, and those of them that there are not.
 
-        Those that are stopped for some other GPU's sake were active, too.
+        Those that are to be started again for some other GPU's sake were active, too.
         """
         own, comfort = rules.units_to_stop(found, (*self._rules.stop_units, *self.options.stop_units))
         told = True
@@ -147,7 +147,7 @@ class Inquiry:
             if own:
                 raise Failed(f"cannot tell whether {', '.join(map(str, own))} is active: {_said(error)}") from error
             running, missing, told = frozenset(), frozenset(), False
-        active = tuple(unit for unit in (*own, *comfort) if unit in running or self.arbiter.held_down(unit))
+        active = tuple(unit for unit in (*own, *comfort) if unit in running or self.arbiter.is_owed(unit))
         at_once = rules.back_at_once(found)
         unknown = tuple(
             Blocker("unknown_unit", f"there is no {unit}, which is to be stopped first: correct its name in stop_units")

@@ -83,25 +83,30 @@ class AwaitHolders(Step):
 
     async def _end(self, hands: Hands, holders: tuple[Holder, ...]) -> tuple[Holder, ...]:
         """Those that are still there after all that the policy allows."""
-        await self._stop_units(hands, holders)
-        await self._signal(hands, SIGTERM)
+        left_behind = await self._stop_units(hands, holders)
+        await self._signal(hands, SIGTERM, left_behind)
         left = await _gone(hands, self.sought, self.grace, self.announced)
         if left and self.policy is Busy.KILL:
-            await self._signal(hands, SIGKILL)
+            await self._signal(hands, SIGKILL, left_behind)
             left = await _gone(hands, self.sought, self.grace, self.announced)
         return left
 
-    async def _stop_units(self, hands: Hands, holders: Collection[Holder]) -> None:
-        """Through their manager, and what would start them again first."""
+    async def _stop_units(self, hands: Hands, holders: Collection[Holder]) -> frozenset[Unit]:
+        """Through their manager, and what would start them again first; those that do not run any more.
+
+        What such a one left behind (KillMode=process) its manager does not end, and it is not owed to anybody.
+        """
         units = {unit for holder in holders if not never_ended(holder) and (unit := stoppable_unit(holder))}
         units -= {stoppable_unit(holder) for holder in holders if is_machine(holder)}
-        for unit in sorted(units, key=str):
-            hands.waiting_for = f"{unit} has not stopped"
-            try:
+        try:
+            running = await hands.host.systemd.active(units)
+            for unit in sorted(running, key=str):
+                hands.waiting_for = f"{unit} has not stopped"
                 for each in (*await hands.host.systemd.sockets(unit), unit):
                     await self._stop_unit(hands, each)
-            except (KernelError, Failed) as error:
-                raise StepError(str(error)) from error
+        except (KernelError, Failed) as error:
+            raise StepError(str(error)) from error
+        return frozenset(units - running)
 
     async def _stop_unit(self, hands: Hands, unit: Unit) -> None:
         hands.owe(Owed(units=(unit,)))
@@ -112,10 +117,10 @@ class AwaitHolders(Step):
         while hands.stopped:
             await hands.arbiter.start(hands.gpu, hands.stopped.pop(), wait=not hands.leaving)
 
-    async def _signal(self, hands: Hands, number: Signals) -> None:
+    async def _signal(self, hands: Hands, number: Signals, left_behind: frozenset[Unit]) -> None:
         """To each process that has it open at this moment. Those of units got theirs from their manager."""
         for holder in await hands.holders(self.sought):
-            managed = number is SIGTERM and stoppable_unit(holder) is not None
+            managed = number is SIGTERM and stoppable_unit(holder) not in {None, *left_behind}
             if holder.process is not None and not managed and not never_ended(holder):
                 self._send(hands, holder.process, number)
 

@@ -73,8 +73,7 @@ class Standing:
         self._machine = GpuMachine()
         self.awaited = False
         """Its owner has yet to open it: nobody else may take it back meanwhile."""
-        arbiter.claim(gpu.address, self._owed.units)
-        self._kept()
+        arbiter.claim(gpu.address, self._owed)
         self._take_in(facts, gpu)
         if self._entry.failed and self.state is State.UNKNOWN:
             self._fire("left_failed")

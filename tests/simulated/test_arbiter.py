@@ -15,6 +15,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
 from gpuswitch.switch.arbiter import Arbiter
+from gpuswitch.switch.owed import NOTHING, Owed
 
 FIRST, SECOND, THIRD = (PciAddress.parse(f"0000:0{n}:00.0") for n in (1, 2, 3))
 SDDM, OLLAMA = Unit("sddm.service"), Unit("ollama.service")
@@ -30,7 +31,11 @@ def host() -> SimulatedHost:
 
 @pytest.fixture
 def arbiter(host: SimulatedHost) -> Arbiter:
-    return Arbiter(host.systemd)
+    """All three GPUs are owed both units."""
+    arbiter = Arbiter(host.systemd)
+    for each in (FIRST, SECOND, THIRD):
+        arbiter.keep(each, Owed(units=(SDDM, OLLAMA)))
+    return arbiter
 
 
 async def settled(task: asyncio.Task[None]) -> bool:
@@ -42,9 +47,9 @@ async def settled(task: asyncio.Task[None]) -> bool:
 class TestUnits:
     async def test_stopped_and_started(self, host: SimulatedHost, arbiter: Arbiter) -> None:
         await arbiter.stop(FIRST, SDDM)
-        assert (host.machine.units.state(SDDM), arbiter.held_down(SDDM)) == ("inactive", True)
+        assert host.machine.units.state(SDDM) == "inactive"
         await arbiter.start(FIRST, SDDM)
-        assert (host.machine.units.state(SDDM), arbiter.held_down(SDDM)) == ("active", False)
+        assert host.machine.units.state(SDDM) == "active"
         assert host.machine.units.state(OLLAMA) == "active"
 
     @pytest.mark.parametrize("order", list(itertools.permutations((FIRST, SECOND, THIRD))), ids=str)
@@ -66,20 +71,35 @@ class TestUnits:
 
     async def test_what_an_earlier_run_stopped_counts(self, host: SimulatedHost, arbiter: Arbiter) -> None:
         host.machine.units.stop(SDDM)
-        arbiter.claim(FIRST, [SDDM])
+        arbiter.claim(FIRST, Owed(units=(SDDM,)))
         await arbiter.stop(SECOND, SDDM)
         await arbiter.start(SECOND, SDDM)
         assert host.machine.units.state(SDDM) == "inactive"
         await arbiter.start(FIRST, SDDM)
         assert host.machine.units.state(SDDM) == "active"
 
-    async def test_a_gpu_that_is_forgotten_needs_nothing(self, host: SimulatedHost, arbiter: Arbiter) -> None:
+    async def test_a_gpu_that_is_owed_nothing_any_more_needs_nothing(
+        self, host: SimulatedHost, arbiter: Arbiter
+    ) -> None:
         await arbiter.stop(FIRST, SDDM)
         await arbiter.stop(SECOND, SDDM)
-        arbiter.forget(FIRST)
-        assert arbiter.held_down(SDDM)
+        arbiter.keep(FIRST, NOTHING)
         await arbiter.start(SECOND, SDDM)
         assert host.machine.units.state(SDDM) == "active"
+
+    async def test_who_is_not_owed_it_is_not_in_the_way_of_who_is(self, host: SimulatedHost, arbiter: Arbiter) -> None:
+        arbiter.keep(FIRST, Owed(units=(OLLAMA,)))
+        await arbiter.stop(FIRST, SDDM)
+        await arbiter.stop(SECOND, SDDM)
+        await arbiter.start(SECOND, SDDM)
+        assert host.machine.units.state(SDDM) == "active"
+
+    async def test_it_is_owed_until_the_last_one_is_owed_nothing(self, arbiter: Arbiter) -> None:
+        seen = [arbiter.is_owed(SDDM)]
+        for each in (FIRST, SECOND, THIRD):
+            arbiter.keep(each, NOTHING)
+            seen.append(arbiter.is_owed(SDDM))
+        assert seen == [True, True, True, False]
 
     async def test_nothing_starts_while_the_system_goes_down(self, host: SimulatedHost, arbiter: Arbiter) -> None:
         await arbiter.stop(FIRST, SDDM)
@@ -109,17 +129,6 @@ class TestUnits:
         hang.release()
         await asyncio.gather(stopping, starting)
         assert host.machine.units.state(SDDM) == "active"
-
-    async def test_one_that_is_on_its_way_back_was_active(self, host: SimulatedHost, arbiter: Arbiter) -> None:
-        """Whoever asks just then must not take it for one that never was."""
-        await arbiter.stop(FIRST, SDDM)
-        hang = host.faults.add(Hang(), operation="start_unit", subject=SDDM)
-        starting = asyncio.create_task(arbiter.start(FIRST, SDDM))
-        await hang.reached.wait()
-        assert arbiter.held_down(SDDM)
-        hang.release()
-        await starting
-        assert not arbiter.held_down(SDDM)
 
     async def test_a_stop_that_is_given_up_lets_others_have_the_unit(
         self, host: SimulatedHost, arbiter: Arbiter

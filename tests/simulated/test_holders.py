@@ -233,6 +233,15 @@ class TestTerminate:
         await bed.moved(actor, State.HOST)
         assert bed.snapshot() == before
 
+    async def test_what_a_stopped_unit_left_behind_is_ended_itself(self, bed: Bed, actor: Actor) -> None:
+        """KillMode=process: its manager ends nothing any more, and a unit that did not run is not started."""
+        bed.machine.run("worker", unit=OLLAMA)
+        bed.machine.open(DISPLAY, "worker", "nvidia")
+        bed.machine.units._records[OLLAMA].state = "inactive"
+        await bed.moved(actor, State.VFIO, TERMINATE)
+        await bed.moved(actor, State.HOST)
+        assert (bed.state(OLLAMA), bed.machine.processes.named("worker")) == ("inactive", None)
+
     async def test_units_come_back_where_somebody_else_stays(self, bed: Bed, actor: Actor) -> None:
         bed.machine.units.add(OLLAMA, triggered_by=[OLLAMA_SOCKET])
         bed.machine.run("ollama", unit=OLLAMA)
