@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
 from gpuswitch.host.linux.sysfs import Sysfs
 from tests.bench.table import Row, median, percentile
+from tests.debian.errors import RigError
+from tests.service.services import environment
 from tests.unit.sysfs_tree import Tree
 from tests.unit.test_sysfs import big_host
 
@@ -73,22 +76,37 @@ def private_bus(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def daemon(bus: str, folder: Path, *options: str) -> Iterator[Running]:
-    """A gpuswitchd as systemd would start it, the watchdog included."""
-    notify = folder / "notify"
-    environ = {**os.environ, "NOTIFY_SOCKET": str(notify), "WATCHDOG_USEC": "30000000", "GPUSWITCH_METRICS__PORT": "0"}
+    """A gpuswitchd as systemd would start it, the watchdog included. Raises RigError where it does not get ready."""
+    told = {
+        "NOTIFY_SOCKET": str(folder / "notify"),
+        "WATCHDOG_USEC": "30000000",
+        "STATE_DIRECTORY": str(folder / "state"),
+        "GPUSWITCH_METRICS__PORT": "0",
+    }
     command = [str(BIN / "gpuswitchd"), f"--bus={bus}", f"--config={folder}/etc", f"--runtime={folder}/run", *options]
-    notify.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(str(notify))
-        listener.settimeout(60)
+    (folder / "notify").unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener, (folder / "log").open("w+") as log:
+        listener.bind(told["NOTIFY_SOCKET"])
         begun = time.perf_counter()
-        with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(command, env=environment(**told), stderr=log) as process:
             try:
-                while not listener.recv(4096).startswith(b"READY=1"):
-                    pass
+                if not _is_ready(process, listener):
+                    raise RigError(f"cannot measure gpuswitchd: it was not ready:\n{(folder / 'log').read_text()}")
                 yield Running(process, time.perf_counter() - begun, _cpu_seconds(process.pid))
             finally:
                 process.terminate()
+
+
+def _is_ready(process: subprocess.Popen[bytes], listener: socket.socket) -> bool:
+    """Wait for READY=1; False when the process ends before, or has not said it within a minute."""
+    ended = os.pidfd_open(process.pid)
+    try:
+        while listener.fileno() in select.select([listener.fileno(), ended], [], [], 60)[0]:
+            if listener.recv(4096).startswith(b"READY=1"):
+                return True
+        return False
+    finally:
+        os.close(ended)
 
 
 def _starts(bus: str, folder: Path, which: str, *options: str) -> Iterator[Row]:
@@ -111,7 +129,7 @@ def _cpu_seconds(pid: int) -> float:
 
 def _client(bus: str, connection: DBusConnection) -> Iterator[Row]:
     command = [str(BIN / "gpuswitchctl"), "status", "01:00.0", "--bus", bus]
-    seconds = timed(10, lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True))
+    seconds = timed(10, lambda: subprocess.run(command, env=environment(), stdout=subprocess.DEVNULL, check=True))
     yield Row("gpuswitchctl status (median of 10)", median(seconds), "< 0.2 s")
 
     read = new_method_call(PROPERTIES, "Get", "ss", (GPU.interface, "State"))

@@ -1,0 +1,22 @@
+"""The service as `make bench` starts it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench import here
+from tests.debian.errors import RigError
+
+
+def test_what_is_set_for_the_tests_does_not_reach_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUSWITCH_TEST_CACHE", str(tmp_path))
+    with here.private_bus(tmp_path) as bus, here.daemon(bus, tmp_path, "--simulate=laptop") as running:
+        assert running.process.poll() is None
+
+
+def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
+    nobody = f"unix:path={tmp_path}/nobody"
+    with pytest.raises(RigError, match="nobody"), here.daemon(nobody, tmp_path, "--simulate=laptop"):
+        pytest.fail("it is not ready")
