@@ -15,7 +15,7 @@ from tests.debian.releases import Release
 from tests.debian.tools import PROJECT, run, run_in
 
 INSTALL_READS = ("pyproject.toml", "Makefile", "LICENSE", "README.md", "gpuswitch", "units", "contrib")
-"""What `make install` reads of the project."""
+"""What `make install` reads of the project; an older tree may have less."""
 
 PIP_SETTINGS = {
     "PIP_NO_INDEX": "1",
@@ -25,16 +25,16 @@ PIP_SETTINGS = {
 
 
 @contextmanager
-def project_sources() -> Iterator[Path]:
+def project_sources(tree: Path = PROJECT) -> Iterator[Path]:
     """A copy of what `make install` reads: what is hashed is what is installed, whoever edits meanwhile."""
     with tempfile.TemporaryDirectory(prefix="gpuswitch-sources-") as folder:
         sources = Path(folder) / "gpuswitch"
         sources.mkdir()
-        for name in INSTALL_READS:
-            if (PROJECT / name).is_dir():
-                shutil.copytree(PROJECT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy2(PROJECT / name, sources / name)
+        for origin in (tree / name for name in INSTALL_READS):
+            if origin.is_dir():
+                shutil.copytree(origin, sources / origin.name, ignore=shutil.ignore_patterns("__pycache__"))
+            elif origin.exists():
+                shutil.copy2(origin, sources / origin.name)
         yield sources
 
 

@@ -8,7 +8,7 @@ import sys
 
 from tests.debian.cache import Cache, default_folder
 from tests.debian.errors import RigError
-from tests.debian.tools import require_tools
+from tests.debian.tools import PROJECT, require_tools
 from tests.vm.rig.shell import interact
 from tests.vm.rig.template import find_template
 
@@ -26,7 +26,7 @@ def main() -> int:
     choice = parser.parse_args()
     try:
         require_tools("vm")
-        template = find_template(Cache(default_folder(), say), choice.release, with_project=not choice.bare)
+        template = find_template(Cache(default_folder(), say), choice.release, project=None if choice.bare else PROJECT)
         if choice.what == "build":
             say(f"the template is in {template.folder}")
             return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.debian.cache import Cache, content_key
 from tests.debian.project import project_sources
 from tests.debian.releases import Release, find_release
-from tests.debian.tools import require_root, run
+from tests.debian.tools import PROJECT, require_root, run
 from tests.vm.rig import machine, qemu
 from tests.vm.rig.disk import disk_key, find_disk
 from tests.vm.rig.hardware import Hardware
@@ -29,17 +29,17 @@ class Template:
 
 
 def find_template(
-    cache: Cache, release: str, *, hardware: Hardware | None = None, with_project: bool = True
+    cache: Cache, release: str, *, hardware: Hardware | None = None, project: Path | None = PROJECT
 ) -> Template:
     """The template for a Debian release, built first where need be: that takes minutes.
 
-    Without the project it is a bare Debian: for work on the rig itself.
+    `project` is the tree that is installed in it. None leaves a bare Debian: for work on the rig itself.
 
     Raises:
         RigError: it cannot be built; the text says why.
     """
     found = find_release(release)
-    with project_sources() if with_project else nullcontext() as sources:
+    with project_sources(project) if project else nullcontext() as sources:
         return _find(cache, found, hardware or Hardware(), sources)
 
 
