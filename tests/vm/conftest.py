@@ -32,7 +32,9 @@ def template(request: pytest.FixtureRequest) -> Template:
             reporter.write_line(line)
 
     require_tools("vm")
-    return find_template(Cache(default_folder(), say), RELEASE)
+    template = find_template(Cache(default_folder(), say), RELEASE)
+    say(f"machines of {RELEASE}: {template.versions}")
+    return template
 
 
 @pytest.fixture

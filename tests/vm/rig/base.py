@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import lzma
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.debian import releases
@@ -25,9 +25,17 @@ PACKAGES = (
     *("busybox-static", "cpio", "xz-utils", "zstd"),
 )
 
-INITRD_MODULES = "virtio_pci virtio_blk ext4 crc32c_generic"
+RELEASE_PACKAGES: Mapping[str, tuple[str, ...]] = {
+    # where it is installed it is the system bus, as on the desktops of today
+    "forky": ("dbus-broker",),
+}
+
+INITRD_MODULES = "virtio_pci virtio_blk ext4"
 
 KERNEL_VERSION = "kernel-version"
+
+GZIP = 16 + zlib.MAX_WBITS
+"""What zlib calls a stream with gzip's header."""
 
 INIT = """\
 #!/bin/busybox sh
@@ -46,14 +54,17 @@ mkdir -p "$tree/bin" "$tree/dev" "$tree/mnt" "$tree/modules"
 cp "$(command -v busybox)" "$tree/bin/busybox"
 cat /rig-init >"$tree/init"
 chmod +x "$tree/init"
-for module in {INITRD_MODULES}; do modprobe -S "$kernel" --show-depends "$module"; done |
-    awk '$1 == "insmod" && !seen[$2]++ {{ print $2 }}' >"$tree/list"
+# ext4's checksums, where they are not the kernel's own
+checksums=$(find "/lib/modules/$kernel" -name 'crc32c_generic.ko*' -printf crc32c_generic)
+for module in {INITRD_MODULES} $checksums; do modprobe -S "$kernel" --show-depends "$module"; done >"$tree/depends"
+# others are built in
+awk '$1 == "insmod" && !seen[$2]++ {{ print $2 }}' "$tree/depends" >"$tree/list"
 while read -r file; do
     name=$(basename "${{file%.xz}}")
     case $file in *.xz) xz -dc "$file" ;; *) cat "$file" ;; esac >"$tree/modules/$name"
     echo "$name" >>"$tree/modules/order"
 done <"$tree/list"
-rm "$tree/list"
+rm "$tree/list" "$tree/depends"
 (cd "$tree" && find . | cpio -o -H newc --quiet) >/rig-initrd
 rm -r "$tree" /rig-init
 """
@@ -64,9 +75,10 @@ def find_base(cache: Cache, release: Release) -> Path:
 
     def build(folder: Path) -> None:
         root = folder / "root"
-        cache.say(f"  installing {release.name} and {len(PACKAGES)} packages, about a minute")
+        packages = (*PACKAGES, *RELEASE_PACKAGES.get(release.name, ()))
+        cache.say(f"  installing {release.name} and {len(packages)} packages, about a minute")
         # initramfs-tools' kernel hook would make an initrd that nobody boots
-        make_system(release, root, PACKAGES, env={"INITRD": "No"})
+        make_system(release, root, packages, env={"INITRD": "No"})
         cache.say("  kernel and initrd")
         (folder / "vmlinux").write_bytes(uncompressed_kernel(root))
         (root / "rig-init").write_text(INIT)
@@ -94,7 +106,7 @@ def uncompressed_kernel(root: Path) -> bytes:
     image = next((root / "boot").glob("vmlinuz-*")).read_bytes()
     unpackers: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
         (b"\xfd7zXZ\0", lambda data: lzma.LZMADecompressor().decompress(data)),
-        (b"\x1f\x8b\x08", gzip.decompress),
+        (b"\x1f\x8b\x08", lambda data: zlib.decompressobj(GZIP).decompress(data)),
         # a stream is followed by other data, so that zstd fails at its end
         (b"\x28\xb5\x2f\xfd", lambda data: run(["chroot", root, "sh", "-c", "zstd -dqc || true"], stdin=data)),
     )
@@ -103,7 +115,7 @@ def uncompressed_kernel(root: Path) -> bytes:
         while start >= 0:
             try:
                 kernel = unpack(image[start:])
-            except (lzma.LZMAError, OSError, EOFError):
+            except (lzma.LZMAError, zlib.error):
                 kernel = b""
             if kernel.startswith(b"\x7fELF"):
                 return kernel

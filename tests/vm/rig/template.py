@@ -17,11 +17,26 @@ from tests.vm.rig.disk import disk_key, find_disk
 from tests.vm.rig.hardware import Hardware
 from tests.vm.rig.machine import Machine
 
+VERSIONS = "versions"
+
+SAY_VERSIONS = """\
+bus=$(systemctl show -p Id --value dbus.service)
+# dbus-broker.service has that name as its second; dbus-daemon is in dbus.service
+bus=${bus%.service}; if [ "$bus" = dbus ]; then bus=dbus-daemon; fi
+printf 'linux %s' "$(uname -v | cut -d ' ' -f 5)"
+dpkg-query -W -f ', ${Package} ${Version}' systemd "$bus" libvirt-daemon qemu-system-x86 python3 pipewire wireplumber
+"""
+
 
 @dataclass(frozen=True)
 class Template:
     hardware: Hardware
     folder: Path
+
+    @property
+    def versions(self) -> str:
+        """One line: the kernel and the Debian packages in it that the project has to do with."""
+        return (self.folder / VERSIONS).read_text()
 
     def clone(self) -> Machine:
         """A pristine machine, running; the caller kills it."""
@@ -64,6 +79,7 @@ def _find(cache: Cache, release: Release, hardware: Hardware, sources: Path | No
             cache.say("  booting, about a minute")
             with Machine(hardware, folder, clone=False) as booted:
                 booted.wait_until_up()
+                (folder / VERSIONS).write_text(booted.sh(SAY_VERSIONS).stdout)
                 cache.say("  saving")
                 booted.sh("sync")
                 booted.save()

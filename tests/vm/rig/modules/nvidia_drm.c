@@ -7,6 +7,7 @@
 #include <linux/list.h>
 #include <linux/module.h>
 #include <linux/slab.h>
+#include <linux/version.h>
 #include <linux/vmalloc.h>
 #include <drm/drm_drv.h>
 #include <drm/drm_file.h>
@@ -53,7 +54,9 @@ static const struct drm_driver card_driver = {
 	.fops = &card_fops,
 	.name = "nvidia-drm",
 	.desc = "Test driver with the manners of NVIDIA's",
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 14, 0)
 	.date = "20160202",
+#endif
 };
 
 static void draw_rectangle(struct fb_info *info, const struct fb_fillrect *rectangle)
