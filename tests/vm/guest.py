@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from tests.vm.rig.errors import Result
+from tests.machines.errors import Result
 from tests.vm.rig.hardware import GPU, GPU_AUDIO
 from tests.vm.rig.machine import Machine
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.machines.machine import Job
 from tests.vm.guest import hold_open, node_of_sound
 from tests.vm.rig.hardware import AUDIO_DRIVER, BOOT_GPU, CROWDED_GPU, DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
-from tests.vm.rig.machine import Job, Machine
+from tests.vm.rig.machine import Machine
 
 TESTS = Path(__file__).parents[1]
 PROGRAM = ("__init__.py", "vm/__init__.py", "vm/kernel_program.py")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.debian.cache import KEPT, Cache
 from tests.debian.errors import RigError
-from tests.vm.rig.errors import CommandFailedError, CommandTimeoutError, MachineGoneError
+from tests.machines.errors import CommandFailedError, CommandTimeoutError, MachineGoneError
 from tests.vm.rig.hardware import (
     AUDIO_DRIVER,
     BARE_GPU,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.machines.errors import CommandFailedError
 from tests.vm.guest import drivers, node_of_sound
-from tests.vm.rig.errors import CommandFailedError
 from tests.vm.rig.hardware import BARE_GPU, BARE_GPU_AUDIO, GPU, GPU_AUDIO, SINGLE_GPU, TWIN_GPU
 from tests.vm.rig.machine import Machine
 from tests.vm.stage.desk import (

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.machines.errors import Result
 from tests.managers.cases import CASES
 from tests.managers.units import ALIASES, MENDED, RUNNING, SAMPLES, STOPPING
-from tests.vm.rig.errors import Result
 from tests.vm.rig.hardware import GPU, SINGLE_GPU
 from tests.vm.rig.machine import Machine
 

@@ -11,18 +11,20 @@ from tests.debian.cache import Cache, content_key, remove
 from tests.debian.project import find_wheels, install_project
 from tests.debian.releases import Release
 from tests.debian.tools import run, run_in
+from tests.machines.inside import agent
 from tests.vm.rig.base import KERNEL_VERSION, find_base
 from tests.vm.rig.modules import NVIDIA_VERSIONS, find_modules, modules_key
 
 GUEST = Path(__file__).parent / "guest"
+AGENT = Path(agent.__file__)
 GUEST_FILES = {
-    "agent.py": "usr/local/lib/rig/agent.py",
-    "rig-agent.service": "etc/systemd/system/rig-agent.service",
-    "rig.rules": "etc/udev/rules.d/70-rig.rules",
-    "modprobe.conf": "etc/modprobe.d/rig.conf",
-    "nvidia.conf": "etc/modprobe.d/nvidia.conf",
-    "nvidia.rules": "etc/udev/rules.d/70-nvidia.rules",
-    "nvidia-nodes": "usr/local/lib/rig/nvidia-nodes",
+    AGENT: "usr/local/lib/rig/agent.py",
+    GUEST / "rig-agent.service": "etc/systemd/system/rig-agent.service",
+    GUEST / "rig.rules": "etc/udev/rules.d/70-rig.rules",
+    GUEST / "modprobe.conf": "etc/modprobe.d/rig.conf",
+    GUEST / "nvidia.conf": "etc/modprobe.d/nvidia.conf",
+    GUEST / "nvidia.rules": "etc/udev/rules.d/70-nvidia.rules",
+    GUEST / "nvidia-nodes": "usr/local/lib/rig/nvidia-nodes",
 }
 MODULES = "usr/local/lib/rig/modules"
 """The test drivers, a folder for each version."""
@@ -45,9 +47,8 @@ SIZE = "5G"
 
 
 def disk_key(release: Release, sources: Path | None) -> str:
-    return content_key(
-        modules_key(release), Path(__file__), Path(project.__file__), GUEST, *([sources] if sources else [])
-    )
+    ours = (Path(__file__), Path(project.__file__), AGENT, GUEST)
+    return content_key(modules_key(release), *ours, *([sources] if sources else []))
 
 
 def find_disk(cache: Cache, release: Release, sources: Path | None) -> Path:
@@ -81,10 +82,10 @@ def find_disk(cache: Cache, release: Release, sources: Path | None) -> Path:
 
 
 def add_guest_files(root: Path) -> None:
-    for name, place in GUEST_FILES.items():
+    for source, place in GUEST_FILES.items():
         target = root / place
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(GUEST / name, target)
+        shutil.copyfile(source, target)
         target.chmod(0o755 if "lib/rig" in place else 0o644)
     for unit in MASKED:
         (root / "etc/systemd/system" / unit).symlink_to("/dev/null")

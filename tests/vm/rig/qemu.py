@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from tests.debian.tools import run
-from tests.vm.rig.channel import Channel
-from tests.vm.rig.errors import MachineGoneError
+from tests.machines.channel import Channel
+from tests.machines.errors import MachineGoneError
 from tests.vm.rig.hardware import Hardware
 from tests.vm.rig.qmp import Qmp
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.debian.errors import RigError
-from tests.vm.rig.channel import Channel
+from tests.machines.channel import Channel
 
 Event = Mapping[str, Any]
 """{"event": NAME, "data": {...}, "timestamp": {...}}"""

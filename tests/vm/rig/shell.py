@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.debian.errors import RigError
-from tests.vm.rig.machine import Job, Machine
+from tests.machines.machine import Job
+from tests.vm.rig.machine import Machine
 
 A_DAY = 86400.0
 

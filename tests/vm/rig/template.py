@@ -12,6 +12,8 @@ from tests.debian.cache import Cache, content_key
 from tests.debian.project import project_sources
 from tests.debian.releases import Release, find_release
 from tests.debian.tools import PROJECT, require_root, run
+from tests.machines import agent
+from tests.machines import machine as any_machine
 from tests.vm.rig import machine, qemu
 from tests.vm.rig.disk import disk_key, find_disk
 from tests.vm.rig.hardware import Hardware
@@ -60,9 +62,9 @@ def find_template(
 
 def _find(cache: Cache, release: Release, hardware: Hardware, sources: Path | None) -> Template:
     version = run(["qemu-system-x86_64", "--version"]).decode()
-    rig = (Path(qemu.__file__), Path(machine.__file__), Path(__file__))
+    ours = (agent.__file__, any_machine.__file__, qemu.__file__, machine.__file__, __file__)
     # a saved state belongs to the QEMU that saved it
-    key = content_key(disk_key(release, sources), json.dumps(asdict(hardware)), version, *rig)
+    key = content_key(disk_key(release, sources), json.dumps(asdict(hardware)), version, *map(Path, ours))
     kind = f"template-{release.name}"
     if entry := cache.find(kind, key):
         return Template(hardware, entry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
-from tests.vm.rig.errors import Result
+from tests.machines.errors import Result
 from tests.vm.rig.machine import Machine
 from tests.vm.stage.programs import PLACE, card, install, main_pid
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from uuid import NAMESPACE_DNS, uuid5
 
+from tests.machines.errors import Result
 from tests.vm.guest import BUS_NAME, drivers, path_of, prop, state, wait_state
-from tests.vm.rig.errors import Result
 from tests.vm.rig.hardware import AUDIO_DRIVER, DISPLAY_DRIVER, GPU, GPU_AUDIO
 from tests.vm.rig.machine import Machine
 

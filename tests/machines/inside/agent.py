@@ -1,7 +1,9 @@
 #!/usr/bin/python3 -ISE
-"""The rig's command channel, guest side: runs shell commands as root that come in over a virtio-serial port.
+"""The command channel, the machine's side: runs shell commands as root that come in over a virtio-serial port.
 
     agent.py PORT
+
+In a container the port is a Unix socket that the other side listens on.
 
 Request:  a JSON line {"id": I, "sh": COMMAND, "in": N, "timeout": SECONDS}, then N bytes for its standard input.
 Reply:    a JSON line {"id": I, "status": S, "timed_out": B, "out": N, "err": M}, then N + M bytes: its outputs.
@@ -17,6 +19,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -50,9 +53,15 @@ def run(request: dict[str, Any], stdin: IO[bytes], stdout: IO[bytes], stderr: IO
     return (status if status >= 0 else 128 - status), timed_out
 
 
+def connected(path: str) -> int:
+    with socket.socket(socket.AF_UNIX) as end:
+        end.connect(path)
+        return end.detach()
+
+
 class Port:
     def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._fd = connected(path) if Path(path).is_socket() else os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self.reader = os.fdopen(self._fd, "rb", closefd=False)
         self._lock = threading.Lock()
 

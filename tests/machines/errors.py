@@ -8,7 +8,7 @@ from tests.debian.errors import RigError
 
 
 class MachineGoneError(RigError):
-    """QEMU has ended, or the machine was reset under a command that was running in it."""
+    """The machine has ended, or was reset under a command that was running in it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command channel, host side; guest/agent.py is the other end and describes the protocol."""
+"""The command channel, our side; inside/agent.py is the other end and describes the protocol."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from tests.vm.rig.channel import Channel
-from tests.vm.rig.errors import MachineGoneError
+from tests.machines.channel import Channel
+from tests.machines.errors import MachineGoneError
 
 KILL_GRACE = 60.0
-"""Seconds between a command's own deadline and the end of our patience with the emulated machine."""
+"""Seconds between a command's own deadline and the end of our patience with the machine."""
 
 
 @dataclass(frozen=True)
