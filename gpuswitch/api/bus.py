@@ -121,6 +121,9 @@ class Bus:
     async def call(self, message: Message, *, within: float) -> list[object]:
         """Call a method and return the body of the answer in plain Python.
 
+        Call only those whose answers carry no file descriptors: dbus-broker would hang up on us, who negotiate none
+        (its peer.c, peer_queue_reply).
+
         Raises CallError if the answer is an error, Timeout if there is none `within` so many seconds, and
         BusLostError. Cancelled or timed out, nothing of the call is left behind.
         """
@@ -141,14 +144,29 @@ class Bus:
             raise CallError(reply.error_name, str(body[0]) if body else reply.error_name)
         return body
 
-    async def credentials(self, name: str) -> dict[str, object]:
-        """What the bus knows of the process behind a connection: `UnixUserID`, `ProcessID`, and more (specification,
-        GetConnectionCredentials); it may leave out any.
+    async def user(self, name: str) -> int:
+        """The uid of the process behind a connection.
 
-        Raises CallError if there is no such connection any more, and as `call` does.
+        This and `process` are asked instead of GetConnectionCredentials: dbus-broker answers that one with a file
+        descriptor too, and hangs up on whoever has negotiated none (its driver.c, driver_send_unicast).
+
+        Raises CallError if there is no such connection any more or its uid is not known, and as `call` does.
         """
-        found = await self._ask("org.freedesktop.DBus", "GetConnectionCredentials", "s", name)
-        return dict(found) if isinstance(found, dict) else {}
+        return await self._number("GetConnectionUnixUser", name)
+
+    async def process(self, name: str) -> int | None:
+        """The pid of the process behind a connection. None for one of a PID namespace that the bus cannot see: it is 0
+        there (pid_namespaces(7)), which dbus-broker passes on.
+
+        Raises CallError if there is no such connection any more or its pid is not known, and as `call` does.
+        """
+        return await self._number("GetConnectionUnixProcessID", name) or None
+
+    async def _number(self, member: str, name: str) -> int:
+        found = await self._ask("org.freedesktop.DBus", member, "s", name)
+        if not isinstance(found, int):
+            raise BusError(f"cannot use what the bus answers to {member}: it is no number")
+        return found
 
     async def gone(self, name: str) -> None:
         """Return when the connection with this unique name has left the bus (specification, NameOwnerChanged).

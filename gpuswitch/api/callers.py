@@ -1,10 +1,11 @@
 """Who called: what the bus says of a caller, and what /proc shows of its process."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from gpuswitch.api.bus import Bus
 from gpuswitch.api.serving import caller
@@ -12,6 +13,8 @@ from gpuswitch.aside import aside
 from gpuswitch.errors import GpuswitchError
 from gpuswitch.model.holders import placed
 from gpuswitch.switch.record import Asker
+
+_T = TypeVar("_T")
 
 SECONDS = 1.0
 """How long a switch waits until it is known who asked for it: long enough on a machine that is very busy."""
@@ -26,21 +29,26 @@ class Callers:
     async def asker(self) -> Asker:
         """Who called the method that is being served, without what cannot be told. Raises LookupError outside of one.
 
-        It has to be asked before the answer is sent: afterwards the caller may be gone.
+        It has to be asked before the answer is sent: afterwards the caller may be gone. Uid and pid are of one process
+        even then: the bus noted both when it connected, and gives its unique name to no other (specification, Unique
+        Connection Name).
         """
-        name, asker = caller(), Asker()
-        with suppress(GpuswitchError, TimeoutError):
-            async with asyncio.timeout(SECONDS):
-                known = await self._bus.credentials(name)
-                asker = Asker(uid=_number(known.get("UnixUserID")), pid=_number(known.get("ProcessID")))
-                if asker.pid:
-                    unit, command = await aside(partial(_process, asker.pid))
-                    asker = replace(asker, unit=unit, command=command)
-        return asker
+        name = caller()
+        end = asyncio.get_running_loop().time() + SECONDS
+        uid, pid = await asyncio.gather(
+            _by(end, partial(self._bus.user, name)), _by(end, partial(self._bus.process, name))
+        )
+        found = await _by(end, partial(aside, partial(_process, pid))) if pid else None
+        unit, command = found or ("", "")
+        return Asker(uid=uid, pid=pid, unit=unit, command=command)
 
 
-def _number(value: object) -> int | None:
-    return value if isinstance(value, int) else None
+async def _by(end: float, ask: Callable[[], Awaitable[_T]]) -> _T | None:
+    """The answer; None where it is not known, or not told by then, which is a time of the loop's clock."""
+    with suppress(GpuswitchError, TimeoutError):
+        async with asyncio.timeout_at(end):
+            return await ask()
+    return None
 
 
 def _process(pid: int) -> tuple[str, str]:

@@ -21,22 +21,32 @@ from gpuswitch.aside import aside
 from gpuswitch.errors import GpuswitchError
 from gpuswitch.switch.record import Asker
 
-ME = {"UnixUserID": os.geteuid(), "ProcessID": os.getpid(), "LinuxSecurityLabel": b"unconfined"}
+Told = int | GpuswitchError | None
+"""What the bus says; or raises; or, with None, it says nothing at all."""
+
+GONE = CallError("org.freedesktop.DBus.Error.NameHasNoOwner", "it is gone")
 
 
 class FixedBus:
-    """A bus that says this of :1.7; or raises it, or, with None, says nothing at all."""
+    """A bus that knows this of :1.7, and of nobody else."""
 
-    def __init__(self, answer: dict[str, object] | GpuswitchError | None) -> None:
-        self._answer = answer
+    def __init__(self, uid: Told, pid: Told) -> None:
+        self._uid = uid
+        self._pid = pid
 
-    async def credentials(self, name: str) -> dict[str, object]:
+    async def user(self, name: str) -> int:
+        return await self._say(name, self._uid)
+
+    async def process(self, name: str) -> int | None:
+        return await self._say(name, self._pid) or None
+
+    async def _say(self, name: str, told: Told) -> int:
         assert name == ":1.7"
-        if self._answer is None:
+        if told is None:
             await asyncio.Event().wait()
-        if isinstance(self._answer, GpuswitchError):
-            raise self._answer
-        return cast("dict[str, object]", self._answer)
+        if isinstance(told, GpuswitchError):
+            raise told
+        return cast("int", told)
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +57,12 @@ def a_call() -> Iterator[None]:
     serving._call.reset(token)
 
 
-async def asker(answer: dict[str, object] | GpuswitchError | None) -> Asker:
-    return await Callers(cast("Bus", FixedBus(answer))).asker()
+async def asker(uid: Told, pid: Told) -> Asker:
+    return await Callers(cast("Bus", FixedBus(uid, pid))).asker()
 
 
 async def test_the_bus_knows_the_process_and_proc_its_name() -> None:
-    found = await asker(ME)
+    found = await asker(os.geteuid(), os.getpid())
     assert (found.uid, found.pid, found.service) == (os.geteuid(), os.getpid(), False)
     assert f"{found.command}\n" == await asyncio.to_thread(Path("/proc/self/comm").read_text)
 
@@ -60,31 +70,42 @@ async def test_the_bus_knows_the_process_and_proc_its_name() -> None:
 async def test_a_process_that_is_gone_has_no_name() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])  # noqa: ASYNC220 -- it ends at once
     ended.wait()
-    assert await asker({"UnixUserID": 1000, "ProcessID": ended.pid}) == Asker(uid=1000, pid=ended.pid)
+    assert await asker(1000, ended.pid) == Asker(uid=1000, pid=ended.pid)
 
 
 @pytest.mark.parametrize(
-    ("answer", "known"),
+    ("uid", "pid", "known"),
     [
-        ({"UnixUserID": 1000}, Asker(uid=1000)),
-        ({}, Asker()),
-        (CallError("org.freedesktop.DBus.Error.NameHasNoOwner", "it is gone"), Asker()),
+        (1000, CallError("org.freedesktop.DBus.Error.UnixProcessIdUnknown", "not known"), Asker(uid=1000)),
+        (1000, 0, Asker(uid=1000)),
+        (1000, GONE, Asker(uid=1000)),
+        (GONE, GONE, Asker()),
     ],
 )
-async def test_what_the_bus_does_not_know_is_left_out(answer: dict[str, object] | GpuswitchError, known: Asker) -> None:
-    assert await asker(answer) == known
+async def test_what_the_bus_does_not_know_is_left_out(uid: Told, pid: Told, known: Asker) -> None:
+    assert await asker(uid, pid) == known
 
 
-async def test_a_bus_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("uid", "pid", "known"),
+    [
+        (None, None, Asker()),
+        (1000, None, Asker(uid=1000)),
+        (None, os.getpid(), Asker(pid=os.getpid())),
+    ],
+)
+async def test_what_the_bus_does_not_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, uid: Told, pid: Told, known: Asker
+) -> None:
     monkeypatch.setattr(callers, "SECONDS", 0.01)
-    assert await asker(None) == Asker()
+    assert await asker(uid, pid) == known
 
 
 async def test_neither_is_a_kernel_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     returning = threading.Event()
     monkeypatch.setattr(callers, "SECONDS", 0.01)
     monkeypatch.setattr(callers, "_process", lambda _pid: returning.wait())
-    assert await asker(ME) == Asker(uid=os.geteuid(), pid=os.getpid())
+    assert await asker(os.geteuid(), os.getpid()) == Asker(uid=os.geteuid(), pid=os.getpid())
     returning.set()
 
 

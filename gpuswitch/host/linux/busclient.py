@@ -2,8 +2,9 @@
 
 A connection takes a few milliseconds to make, and ends with the operation: so nothing has to be mended where the bus
 went away in between, what was subscribed to goes with it, and no signal wakes a service that has nothing to do. One
-task at a time may use it. jeepney's own router is left out: where the bus is lost it lets those wait who listen for
-signals, and where a log-in is cancelled its socket stays open.
+task at a time may use it. It negotiates no file descriptors, and dbus-broker hangs up where an answer carries one: what
+is answered with one (logind's Inhibit) is left to systemd's own programs. jeepney's own router is left out: where the
+bus is lost it lets those wait who listen for signals, and where a log-in is cancelled its socket stays open.
 """
 
 from __future__ import annotations
