@@ -34,7 +34,8 @@ DOWN = (
     "org.freedesktop.DBus.Error.TimedOut",
     "org.freedesktop.systemd1.",
 )
-"""What the bus says where it could not start the service either (dbus-daemon's activation.c; systemd's own reasons)."""
+"""What the bus says where it could not start the service either: dbus-daemon's activation.c and systemd's own reasons;
+of dbus-broker it is always the first (driver.c, driver_name_activation_failed)."""
 
 Address = tuple[int, int, int, int]
 """Domain, bus, slot and function of a PCI function."""

@@ -30,7 +30,8 @@ Options = Mapping[str, tuple[str, Any]]
 DECISION_SECONDS = 180.0
 """To begin a switch may take a look at every process, and the end of another GPU's switch."""
 ANSWER_SECONDS = 30.0
-"""How long an answer may take that does not wait for a switch: longer than the bus waits for a service to start."""
+"""How long an answer may take that does not wait for a switch: longer than dbus-daemon waits for a service to start.
+dbus-broker leaves that to systemd."""
 
 _BUS_ERROR = "org.freedesktop.DBus.Error."
 _NOT_RUNNING = ("ServiceUnknown", "NameHasNoOwner", "Spawn.", "TimedOut")
