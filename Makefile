@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PREFIX ?= /usr/local
 RELEASE ?= bookworm
+BUS ?= dbus-daemon
 VM ?= 1
 SEEDS ?= 10000
 
@@ -16,7 +17,7 @@ STAMP := $(VENV)/.made-from-pyproject
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help venv need-develop need-test need-vm demo test lint format types vm-test vm-shell bench simulate docs install uninstall clean
+.PHONY: help venv need-develop need-test need-bus need-vm demo test lint format types vm-test vm-shell bench simulate docs install uninstall clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,8 +25,8 @@ help: ## list these targets
 demo: venv ## switch GPUs of a simulated host, step by step (no hardware, no root)
 	@$(BIN)/gpuswitchctl demo
 
-test: need-test lint types ## lint, types and the fast tests (no hardware, no root)
-	$(BIN)/pytest
+test: need-test need-bus lint types ## lint, types and the fast tests (no hardware, no root; BUS=dbus-broker as root)
+	BUS=$(BUS) $(BIN)/pytest
 
 lint: venv ## ruff: rules and format
 	$(BIN)/ruff check
@@ -75,6 +76,9 @@ need-develop:
 
 need-test:
 	@contrib/need.sh '$(PYTHON)' test
+
+need-bus:
+	@contrib/need.sh '$(PYTHON)' '$(BUS)'
 
 need-vm:
 	@contrib/need.sh '$(PYTHON)' vm

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sees to it that this machine has what a make target needs beside git, make and python3.
 #
-#   need.sh PYTHON develop|test|install|vm
+#   need.sh PYTHON develop|test|dbus-daemon|dbus-broker|install|vm
 #
 # Nothing missing: says nothing. As root on Debian: installs the missing packages. Otherwise: prints the one
 # line to run, and fails. It goes to the network only when something is missing.
@@ -30,6 +30,12 @@ dbus-bin|test -x /usr/bin/dbus-send
 prometheus|command -v promtool
 EOF
         ;;
+    dbus-daemon) ;; # what `test` needs is enough
+    dbus-broker)
+        cat <<EOF
+mmdebstrap|command -v mmdebstrap
+EOF
+        ;;
     vm)
         cat <<EOF
 dbus-daemon|command -v dbus-daemon
@@ -40,7 +46,7 @@ e2fsprogs|command -v mke2fs
 EOF
         ;;
     *)
-        echo "need.sh: cannot tell what '$purpose' needs: use develop, test, install or vm" >&2
+        echo "need.sh: cannot tell what '$purpose' needs: use develop, test, dbus-daemon, dbus-broker, install or vm" >&2
         exit 2
         ;;
     esac

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.debian import releases
 from tests.debian.cache import Cache, content_key
 from tests.debian.releases import Release, make_system
+from tests.debian.tools import require_root
 
 
 def find_root(cache: Cache, kind: str, release: Release, packages: Sequence[str]) -> Path:
@@ -17,6 +18,7 @@ def find_root(cache: Cache, kind: str, release: Release, packages: Sequence[str]
     """
 
     def build(folder: Path) -> None:
+        require_root()
         cache.say(f"  installing {release.name} and {len(packages)} packages, about a minute")
         make_system(release, folder / "root", packages)
 

@@ -32,7 +32,7 @@ def require_tools(purpose: str) -> None:
 
 def require_root() -> None:
     if os.geteuid() != 0:
-        raise RigError("cannot build a machine without root: its files belong to the users of the machine; use sudo")
+        raise RigError("cannot make a Debian system without root: its files belong to users of its own; use sudo")
 
 
 def run(

@@ -1,15 +1,16 @@
 """What the service tests run on: a real message bus of their own, and those that are on it."""
 
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from gpuswitch.api.bus import Bus
+from tests.buses.private import PROGRAMS, BusProgram, PrivateBus, chosen
+from tests.buses.private import running as running_bus
+from tests.debian.errors import RigError
+from tests.debian.progress import progress
 from tests.service.peers import Peer
 from tests.service.services import Service, running
 
@@ -17,31 +18,27 @@ Start = Callable[..., Awaitable[Service]]
 """`start(scenario, *faults, config=...)`"""
 
 
-@dataclass(frozen=True)
-class PrivateBus:
-    """A running dbus-daemon that nobody else knows of."""
+def pytest_configure() -> None:
+    try:
+        chosen()
+    except RigError as error:
+        raise pytest.UsageError(str(error)) from None
 
-    address: str
-    process: subprocess.Popen[str]
 
-    def stop(self) -> None:
-        """End the daemon, as a crash of the system bus would. Returns when it is gone."""
-        self.process.kill()
-        self.process.wait()
+@pytest.fixture(scope="session")
+def bus_program(request: pytest.FixtureRequest) -> BusProgram:
+    """What all buses of this run are (`BUS`). The first dbus-broker is unpacked, which takes a minute, and says so."""
+    try:
+        return PROGRAMS[chosen()](progress(request.config))
+    except RigError as error:
+        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 @pytest.fixture
-def private_bus(tmp_path: Path) -> Iterator[PrivateBus]:
-    """A dbus-daemon with the rules of a session bus (all may own, send and receive), ready for connections."""
-    program = shutil.which("dbus-daemon")
-    if program is None:
-        pytest.fail("dbus-daemon is missing; install it: apt-get install dbus-daemon")
-    options = ["--session", "--nofork", "--nopidfile", "--print-address", f"--address=unix:path={tmp_path}/bus"]
-    with subprocess.Popen([program, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        bus = PrivateBus(process.stdout.readline().strip(), process)
+def private_bus(bus_program: BusProgram, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateBus]:
+    """A bus with the rules of a session bus: all may own, send and receive."""
+    with running_bus(bus_program, tmp_path_factory.mktemp("bus")) as bus:
         yield bus
-        bus.stop()
 
 
 @pytest.fixture

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 
 import jeepney
@@ -16,6 +13,8 @@ import pytest
 from jeepney.bus_messages import MatchRule
 from jeepney.io.asyncio import DBusRouter, open_dbus_connection
 
+from tests.buses.private import BusProgram, PrivateBus, running
+from tests.buses.starter import starting_services
 from tests.service.services import NAME
 from tests.unit.hook_parts import DOMAIN
 
@@ -100,42 +99,14 @@ class StandIn:
         await self._router.send(jeepney.new_error(call, name, "s", (text,)))
 
 
-@dataclass
-class SystemBus:
-    """A dbus-daemon with rules and activation files of the test's own, in `folder`/services."""
-
-    folder: Path
-    address: str
-
-
-BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>session</type>
-  <listen>unix:path={folder}/bus</listen>
-  <servicedir>{folder}/services</servicedir>
-  <policy context="default">
-    <allow send_destination="*"/><allow eavesdrop="false"/><allow own="*"/><allow user="*"/>
-    {rules}
-  </policy>
-</busconfig>
-"""
-
-
-@contextmanager
-def system_bus(folder: Path, *, activates: str = "", rules: str = "") -> Iterator[SystemBus]:
-    """A bus that starts the service by this command, with these rules in its policy."""
-    program = shutil.which("dbus-daemon")
-    if program is None:
-        pytest.fail("dbus-daemon is missing; install it: apt-get install dbus-daemon")
-    (folder / "services").mkdir(parents=True)
+@asynccontextmanager
+async def system_bus(
+    program: BusProgram, folder: Path, *, activates: str = "", rules: str = ""
+) -> AsyncIterator[PrivateBus]:
+    """A bus that has the service started by this command, with these rules in its policy."""
     if activates:
+        (folder / "services").mkdir(parents=True)
         (folder / f"services/{NAME}.service").write_text(f"[D-BUS Service]\nName={NAME}\nExec={activates}\n")
-    (folder / "bus.conf").write_text(BUS_CONFIG.format(folder=folder, rules=rules))
-    command = [program, f"--config-file={folder}/bus.conf", "--nofork", "--nopidfile", "--print-address"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield SystemBus(folder, process.stdout.readline().strip())
-        finally:
-            process.kill()
+    with running(program, folder, rules=rules) as bus:
+        async with starting_services(bus.address) if program.asks_systemd else nullcontext():
+            yield bus

@@ -14,7 +14,7 @@ from gpuswitch.api.serving import caller, caller_may_be_asked
 from gpuswitch.api.signatures import Str, StrPair, StrTripleArray, UInt32, UInt32Array, Values, ValuesArray
 from gpuswitch.api.standard import is_below
 from gpuswitch.errors import Busy
-from tests.service.conftest import PrivateBus
+from tests.buses.private import PrivateBus
 from tests.service.peers import Peer, PeerError
 
 ROOT = "/org/example1"

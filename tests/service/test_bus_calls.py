@@ -13,7 +13,7 @@ from gpuswitch.api.connection import Message, Variant
 from gpuswitch.api.interface import Interface, dbus_method
 from gpuswitch.api.signatures import Values
 from gpuswitch.errors import Timeout
-from tests.service.conftest import PrivateBus
+from tests.buses.private import PrivateBus
 from tests.service.peers import Peer
 
 OBJECT = "/org/example1"

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.service.conftest import PrivateBus, Start
+from tests.buses.private import BusProgram, PrivateBus
+from tests.buses.private import running as running_bus
+from tests.service.conftest import Start
 from tests.service.services import BIN, environment, running
 
 CTL = str(BIN / "gpuswitchctl")
@@ -252,24 +254,11 @@ def test_a_bus_that_is_not_there_is_one_sentence(ctl: Ctl, tmp_path: Path) -> No
 
 
 @pytest.fixture
-def guarded_bus(tmp_path: Path) -> Iterator[str]:
+def guarded_bus(bus_program: BusProgram, tmp_path: Path) -> Iterator[str]:
     """A bus whose policy lets everybody look and nobody switch, as the system's does for most."""
-    policy = tmp_path / "guarded.conf"
-    policy.write_text(
-        f"""<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
-         "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-        <busconfig>
-          <type>session</type>
-          <listen>unix:path={tmp_path}/guarded</listen>
-          <policy context="default"><allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/></policy>
-          <policy context="mandatory"><deny send_interface="org.gpuswitch1.Gpu" send_member="ToVfio"/></policy>
-        </busconfig>"""
-    )
-    command = ["dbus-daemon", f"--config-file={policy}", "--nofork", "--nopidfile", "--print-address"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.kill()
+    rule = '<deny send_interface="org.gpuswitch1.Gpu" send_member="ToVfio"/>'
+    with running_bus(bus_program, tmp_path / "guarded", rules=rule) as bus:
+        yield bus.address
 
 
 async def test_who_may_not_switch_is_told_so(ctl: Ctl, guarded_bus: str, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from jeepney.io.blocking import open_dbus_connection
 
 from gpuswitch import __version__
 from gpuswitch.api.objects import GpuObject, ManagerObject
-from tests.service.conftest import PrivateBus, Start
+from tests.buses.private import PrivateBus
+from tests.service.conftest import Start
 from tests.service.peers import PeerError
 from tests.service.services import ANY_PORT, GPU, MANAGER, NAME, PROPERTIES, ROOT, Service
 

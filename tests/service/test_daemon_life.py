@@ -11,7 +11,8 @@ import pytest
 
 from gpuswitch.daemon import main
 from gpuswitch.host.simulated.scenarios import SCENARIOS
-from tests.service.conftest import PrivateBus, Start
+from tests.buses.private import PrivateBus
+from tests.service.conftest import Start
 from tests.service.peers import PeerError
 from tests.service.services import ANY_PORT, GPU, ROOT, contents, run_to_the_end, told_properties, write_config
 

@@ -20,7 +20,8 @@ from gpuswitch.archive import Archive
 from gpuswitch.history import entry_of_drift
 from gpuswitch.model.states import State
 from gpuswitch.switch.record import Drift
-from tests.service.conftest import PrivateBus, Start
+from tests.buses.private import PrivateBus
+from tests.service.conftest import Start
 from tests.service.peers import PeerError
 from tests.service.services import (
     ANY_PORT,

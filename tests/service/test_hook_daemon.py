@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.conftest import PrivateBus, Start
+from tests.buses.private import BusProgram, PrivateBus
+from tests.service.conftest import Start
 from tests.service.hook_parts import Hook, ended, system_bus
 from tests.service.peers import Peer
 from tests.service.services import ANY_PORT, BIN, NAME, Service
@@ -131,14 +132,17 @@ async def test_the_service_ends_and_its_gpus_are_not_given_away(start: Start, ho
     assert await hook.run("prepare begin", domain("")) == (0, "")
 
 
-async def test_a_service_that_does_not_run_yet_is_started(tmp_path: Path) -> None:
-    """As systemd does it, the bus does here."""
+async def test_a_service_that_does_not_run_yet_is_started(
+    bus_program: BusProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As systemd does it, the bus does here; with our environment."""
+    monkeypatch.delenv("GPUSWITCH_TEST_CACHE", raising=False)
     folder = tmp_path / "service"
     write(folder / "etc", config=MANAGED)
     directories = [f"--config={folder}/etc", f"--runtime={folder}/run", f"--state={folder}/state"]
     bus_address = f"unix:path={tmp_path}/system/bus"
     command = shlex.join([str(BIN / "gpuswitchd"), "--simulate=laptop", f"--bus={bus_address}", *directories])
-    with system_bus(tmp_path / "system", activates=command) as bus:
+    async with system_bus(bus_program, tmp_path / "system", activates=command) as bus:
         assert await Hook(tmp_path / "hook", bus.address).run("prepare begin") == (0, "")
         async with Peer.on(bus.address) as peer:
             state = await peer.call(NAME, GPU, "org.freedesktop.DBus.Properties.Get", "ss", GPU_INTERFACE, "State")

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.host.linux.systemd import LinuxSystemd
+from tests.buses.private import PrivateBus
 from tests.managers.faces import LogindFace, logind_on
-from tests.service.conftest import PrivateBus
 from tests.service.test_systemd import error_of
 
 GPU = "0000:01:00.0"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.service.conftest import PrivateBus, Start
+from tests.buses.private import PrivateBus
+from tests.service.conftest import Start
 from tests.service.peers import PeerError
 from tests.service.services import ANY_PORT, GPU, ROOT, Service
 from tests.service.test_history import ctl, history

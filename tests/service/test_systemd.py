@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,11 +14,11 @@ import pytest
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.systemd import LinuxSystemd
 from gpuswitch.model.holders import Unit
+from tests.buses.private import BusProgram, PrivateBus, running
 from tests.managers.cases import CASES, Bench
 from tests.managers.faces import SystemdFace, systemd_on
 from tests.managers.memory import Manager, MemoryOutside
 from tests.managers.systemctl import Systemctl, user_manager
-from tests.service.conftest import PrivateBus
 from tests.service.peers import Peer, ScriptedBus, scripted_bus
 
 PLAIN = Unit("plain.service")
@@ -186,7 +183,9 @@ async def test_systemd_executes_itself_anew(
         await stop
 
 
-async def test_the_bus_is_lost_and_comes_back(systemd: LinuxSystemd, private_bus: PrivateBus, manager: Manager) -> None:
+async def test_the_bus_is_lost_and_comes_back(
+    systemd: LinuxSystemd, bus_program: BusProgram, private_bus: PrivateBus, manager: Manager
+) -> None:
     async with systemd_on(private_bus.address, manager):
         assert await systemd.active([PLAIN]) == {PLAIN}
         stop = asyncio.ensure_future(systemd.stop(HANGS))
@@ -196,22 +195,9 @@ async def test_the_bus_is_lost_and_comes_back(systemd: LinuxSystemd, private_bus
     lost = await error_of(systemd.active([PLAIN]))
     assert str(lost).startswith("cannot ask systemd about plain.service: the system bus cannot be used: ")
     assert not await systemd.stopping()
-    with bus_again(private_bus.address):
+    with running(bus_program, private_bus.folder):
         async with systemd_on(private_bus.address, manager):
             assert await systemd.active([PLAIN]) == {PLAIN}
-
-
-@contextmanager
-def bus_again(address: str) -> Iterator[None]:
-    program = shutil.which("dbus-daemon")
-    assert program is not None  # the fixture has run it
-    Path(address.partition("path=")[2].partition(",")[0]).unlink()
-    options = ["--session", "--nofork", "--nopidfile", "--print-address", f"--address={address.partition(',')[0]}"]
-    with subprocess.Popen([program, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield
-        process.kill()
 
 
 async def test_a_bus_that_does_not_let_us_in(systemd: LinuxSystemd, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.service.conftest import PrivateBus, Start
+from tests.buses.private import PrivateBus
+from tests.service.conftest import Start
 from tests.service.peers import Peer, PeerError
 from tests.service.services import ANY_PORT, GPU, MANAGER, NAME, ROOT, Service, told_properties
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.debian.cache import Cache, default_folder
 from tests.debian.errors import RigError
+from tests.debian.progress import progress
 from tests.debian.tools import require_tools
 from tests.vm.rig.machine import Machine
 from tests.vm.rig.template import Template, find_template
@@ -21,16 +22,7 @@ MACHINES = pytest.StashKey[list[Machine]]()
 @pytest.fixture(scope="session")
 def template(request: pytest.FixtureRequest) -> Template:
     """The saved machine that all others are clones of. Building it takes minutes, and says so."""
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
-    assert capture is not None  # pytest's own plugins, both always there
-    assert reporter is not None
-
-    def say(line: str) -> None:
-        with capture.global_and_fixture_disabled():
-            reporter.ensure_newline()
-            reporter.write_line(line)
-
+    say = progress(request.config)
     require_tools("vm")
     template = find_template(Cache(default_folder(), say), RELEASE)
     say(f"machines of {RELEASE}: {template.versions}")

@@ -1,0 +1,1 @@
+"""Message buses for the tests, each private to one: dbus-daemon, or dbus-broker as today's distributions have it."""
