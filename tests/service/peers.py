@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import jeepney
-from jeepney.bus_messages import MatchRule, message_bus
+from jeepney.bus_messages import MatchRule, Monitoring, message_bus
 from jeepney.io.asyncio import DBusRouter, open_dbus_connection
 
 
@@ -71,6 +71,20 @@ class Peer:
         await self._router.send_and_get_reply(message_bus.AddMatch(rule))
         with self._router.filter(rule, bufsize=0) as heard:
             yield heard
+
+
+@asynccontextmanager
+async def watching(address: str) -> AsyncIterator["asyncio.Queue[jeepney.Message]"]:
+    """Every call that is made on the bus at this address, in order, as a monitor sees it."""
+    async with await open_dbus_connection(address) as connection:
+        router = DBusRouter(connection)
+        with router.filter(MatchRule(type="method_call"), bufsize=0) as calls:
+            await router.send_and_get_reply(Monitoring().BecomeMonitor(["type='method_call'"]))
+            try:
+                yield calls
+            finally:
+                with suppress(EOFError):
+                    await router.__aexit__(None, None, None)
 
 
 class ScriptedBus:
