@@ -161,7 +161,11 @@ class Processes(Protocol):
         """
 
     async def stirred(self, holders: Sequence[Holder]) -> None:
-        """Wait until one of them ends, or somebody closes a node that one of them has open."""
+        """Wait until one of them ends, or somebody closes a node that one of them has open.
+
+        Raises:
+            KernelError: no event would tell; look again by the clock.
+        """
 
     def signal(self, process: Process, number: Signals) -> bool:
         """Send a signal to this process and no later one of its number (pidfd_open(2)); False: it is gone.

@@ -19,13 +19,12 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.host import Processes
+from gpuswitch.switch.pause import Pause
 from gpuswitch.switch.record import Asker, Result
 from gpuswitch.switch.step import RESCAN_SECONDS
 from gpuswitch.tables import Defaults
 
 _log = logging.getLogger(__name__)
-_LONGEST_PAUSE = 60.0
-"""Seconds between two tries to bring home what passes for free and is refused all the same."""
 
 
 class Ownership:
@@ -52,6 +51,8 @@ class Ownership:
         self._to: Release | None = None
         self._processes = processes
         self._opened = asyncio.Event()
+        self._was_open = False
+        self._untold = Pause()
         self._groups: list[int] = []
         """Those that it was seen in: a device that has left the bus may be open all the same."""
         self._over = False
@@ -61,8 +62,8 @@ class Ownership:
 
     def follow(self) -> None:
         """It was handed over: from here on, see what becomes of it."""
-        self._task = asyncio.create_task(self._follow())
-        self._task.add_done_callback(self._ended)
+        self._task = asyncio.create_task(self._watched())
+        self._task.add_done_callback(lambda _: self._tell_ended(self))
 
     def opened(self) -> None:
         """Its machine runs, says libvirt, or may do so."""
@@ -96,19 +97,31 @@ class Ownership:
 
     # What follows ---------------------------------------------------------------------------------------------------
 
+    async def _watched(self) -> None:
+        """Follow it, whatever goes wrong meanwhile: who is not watched owns it for ever."""
+        pause = Pause()
+        while True:
+            try:
+                return await self._follow()
+            except Exception as fault:  # noqa: BLE001 -- whatever it was, it goes on, and is told
+                _log.critical("a fault of gpuswitch itself: %s is watched anew", self.actor.gpu, exc_info=fault)
+            await pause.wait()
+
     async def _follow(self) -> None:
         if self._to is Release.STAY and not self.waits_for_another:
             # Nothing is to be moved, so whoever has it open is in nobody's way; and he has it from somebody else.
             self.actor.awaited = False
             await self._let_go()
             return
-        opened, waited, pause = await self._until_opened(), False, RESCAN_SECONDS
+        self._was_open = self._was_open or await self._until_opened()
+        waited, pause = False, Pause()
         while self._mine:
             while (holders := await self.holders()) and self._mine:
-                opened, waited, pause = True, False, RESCAN_SECONDS
+                self._was_open, waited = True, False
+                pause.over()
                 self.actor.awaited = False
                 await self._stirred(holders, None if _all_known(holders) else RESCAN_SECONDS)
-            if opened and not waited and not self.is_released.is_set():
+            if self._was_open and not waited and not self.is_released.is_set():
                 await self._until_released()
                 # Whoever opened it meanwhile has it: look again.
                 waited = True
@@ -116,15 +129,14 @@ class Ownership:
             if not self._mine:
                 # It came home, or another machine asked for it, while we looked.
                 break
-            if not opened and not self.is_released.is_set():
+            if not self._was_open and not self.is_released.is_set():
                 _log.warning("%s has not opened %s in all this time", self.owner, self.actor.gpu.address)
             self.actor.awaited = False
             self.letting_go = True
             if await self._let_go():
                 return
             # Something that no look shows is in the way, or something that passes: it makes no event.
-            await self._stirred((), pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            await pause.wait()
         if not (self._over or self.actor.owned):
             await self.actor.pay()
 
@@ -182,10 +194,15 @@ class Ownership:
             return (Holder(None, "somebody"),)
 
     async def _stirred(self, holders: tuple[Holder, ...], seconds: float | None) -> None:
-        """Until something may have become of them, this long at most."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._processes.stirred(holders)
+        """Until something may have become of them, this long at most; where no event would tell, for a while."""
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._processes.stirred(holders)
+            self._untold.over()
+        except KernelError as error:
+            _log.warning("%s", error)
+            await self._untold.wait()
 
     # The end --------------------------------------------------------------------------------------------------------
 
@@ -217,11 +234,6 @@ class Ownership:
         if self._mine and self.actor.reason != text:
             self.actor.note(text)
             _log.warning("%s", text)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tell_ended(self)
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            _log.critical("a fault of gpuswitch itself: %s is not watched any more", self.actor.gpu, exc_info=fault)
 
     @property
     def _rules(self) -> Defaults:

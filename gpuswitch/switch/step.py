@@ -14,6 +14,7 @@ from gpuswitch.model.holders import Holder, Sought, Unit
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.host import Host, Kernel
 from gpuswitch.switch.owed import Owed
+from gpuswitch.switch.pause import within
 
 RESCAN_SECONDS = 1.0
 """While holders are waited for: not all that lets go makes an event (the kernel's own use, a descriptor on its way)."""
@@ -87,9 +88,13 @@ class Hands:
 
     async def stirred(self, holders: Sequence[Holder], seconds: float = RESCAN_SECONDS) -> None:
         """Wait until something may have become of them, this long at most: then it is time to look again."""
+        seconds = min(seconds, RESCAN_SECONDS)
         with suppress(TimeoutError):
-            async with asyncio.timeout(min(seconds, RESCAN_SECONDS)):
-                await self.host.processes.stirred(holders)
+            async with asyncio.timeout(seconds):
+                try:
+                    await self.host.processes.stirred(holders)
+                except KernelError:
+                    await within(seconds, asyncio.Event())
 
     async def until(self, unmet: Unmet, only: Collection[PciAddress] | None = None) -> None:
         """Wait until all is as it should be: for what comes later, by a uevent. The caller sets the deadline."""

@@ -10,7 +10,7 @@ import pytest
 
 from gpuswitch.config import Config
 from gpuswitch.errors import Busy as BusyError
-from gpuswitch.errors import InProgress
+from gpuswitch.errors import InProgress, KernelError
 from gpuswitch.host.simulated.faults import Delay, Errno, Silent
 from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.host.simulated.scenarios import PERSISTENCED, SCENARIOS
@@ -162,6 +162,17 @@ class TestWait:
         blender(bed)
         asyncio.get_running_loop().call_later(20, bed.machine.end, "blender")
         await bed.moved(actor, State.VFIO, Options(wait_seconds=50))
+
+    async def test_where_no_event_would_tell(self, bed: Bed, actor: Actor, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def deaf(*_: object) -> None:
+            raise KernelError("watch", "the holders", 24, "Too many open files")
+
+        monkeypatch.setattr(bed.host.processes, "stirred", deaf)
+        blender(bed)
+        asyncio.get_running_loop().call_later(20.5, bed.machine.end, "blender")
+        started = asyncio.get_running_loop().time()
+        await bed.moved(actor, State.VFIO, Options(wait_seconds=50))
+        assert asyncio.get_running_loop().time() - started == 21
 
     async def test_in_vain(self, bed: Bed, actor: Actor) -> None:
         blender(bed)

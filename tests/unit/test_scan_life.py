@@ -255,3 +255,22 @@ async def test_nothing_is_left_open(scanner: LinuxProcesses) -> None:
     task.cancel()
     await asyncio.wait([task])
     assert own_descriptors() == before
+
+
+async def test_any_number_of_holders_takes_a_few_descriptors(scanner: LinuxProcesses) -> None:
+    before = own_descriptors()
+    task = await begun(scanner, *[holder(os.getppid())] * 500)
+    assert len(own_descriptors() - before) < 20
+    task.cancel()
+    await asyncio.wait([task])
+    assert own_descriptors() == before
+
+
+async def test_who_cannot_watch_says_so(scanner: LinuxProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    one = holder(os.getppid())
+    monkeypatch.setattr(os, "pidfd_open", none_left)
+    with pytest.raises(KernelError, match=r"^cannot watch the holders: cannot wait for their end: Too many open files"):
+        await scanner.stirred([one])

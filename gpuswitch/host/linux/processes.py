@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _PROGRAM = Path(__file__).with_name("scan_main.py")
 _MOST_ABANDONED = 4
+_MOST_WATCHED = 16
+"""Of many holders, it is enough to be told of some: a GPU is free when all of them have gone."""
 _CLOSE_SECONDS = 5.0
 
 
@@ -72,13 +74,18 @@ class LinuxProcesses(Processes):
 
     async def stirred(self, holders: Sequence[Holder]) -> None:
         stirred = asyncio.Event()
+        processes = [holder.process for holder in holders if holder.process]
         with ExitStack() as stack:
-            for process in [holder.process for holder in holders if holder.process]:
-                pidfd = _open(process)
-                if pidfd is None:
-                    return
-                stack.callback(os.close, pidfd)
-                _watch(stack, pidfd, stirred.set)
+            try:
+                for process in processes[:_MOST_WATCHED]:
+                    pidfd = _open(process)
+                    if pidfd is None:
+                        return
+                    stack.callback(os.close, pidfd)
+                    _watch(stack, pidfd, stirred.set)
+            except OSError as error:
+                text = f"cannot wait for their end: {error.strerror}"
+                raise KernelError("watch", "the holders", error.errno or errno.EIO, text) from None
             nodes = {
                 node.removeprefix("/dev") for holder in holders for node in holder.nodes if node.startswith("/dev/")
             }
