@@ -182,9 +182,11 @@ class Owners:
         actor = claim.actor
         switch = None
         while switch is None:
-            if actor.state is not State.DETACHING and actor.switch is not None:
-                with suppress(GpuswitchError):
-                    actor.cancel(actor.switch.id, asker)
+            if actor.state is not State.DETACHING:
+                if actor.switch is not None:
+                    with suppress(GpuswitchError):
+                        actor.cancel(actor.switch.id, asker)
+                # Also where no switch of this run of the service is under way: what an earlier one left comes home.
                 await actor.rest()
             # Where somebody was faster, or has the turn at the driver: after that.
             with suppress(InProgress):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from gpuswitch.errors import Busy, Failed, KernelError, Owned
+from gpuswitch.errors import Busy, Failed, Owned
 from gpuswitch.host.simulated.faults import Delay, Errno
-from gpuswitch.model.holders import Holder, Scan, Sought
+from gpuswitch.model.holders import Scan, Sought
 from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
@@ -293,54 +292,6 @@ class TestNobodyElse:
         assert (actor.state, actor.owner, inhibited(bed)) == (State.VFIO, None, False)
         await running(bed, LINUX)
         assert (actor.state, actor.owner, inhibited(bed)) == (State.VFIO, LINUX, True)
-
-
-class TestAFaultMeanwhile:
-    """Of gpuswitch itself, or of the machine: who owns the GPU is watched all the same."""
-
-    @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), ValueError("no such thing")])
-    async def test_in_the_watch_of_who_has_it(
-        self, error: Exception, bed: Bed, actor: Actor, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        stirred, times = bed.host.processes.stirred, [0]
-
-        async def failing(holders: Sequence[Holder]) -> None:
-            times[0] += 1
-            if times[0] <= 3:
-                raise error
-            await stirred(holders)
-
-        monkeypatch.setattr(bed.host.processes, "stirred", failing)
-        await running(bed)
-        await asyncio.sleep(1000)
-        assert times == [4]
-        with pytest.raises(Owned, match="win11"):
-            await acquire(bed, LINUX)
-        bed.machine.end("win11")
-        bed.fleet.owners.release(WIN11, "shutdown")
-        await home(bed, actor)
-        assert (actor.owner, inhibited(bed)) == (None, False)
-
-    async def test_where_no_event_would_tell(self, bed: Bed, actor: Actor, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is looked at again and again, ever more rarely, and a minute after the end at the latest."""
-        looks = []
-        scan = bed.host.processes.scan
-
-        async def counted(sought: Sought) -> Scan:
-            looks.append(sought)
-            return await scan(sought)
-
-        async def deaf(_: Sequence[Holder]) -> None:
-            raise KernelError("watch", "the holders", errno.EMFILE, "Too many open files")
-
-        monkeypatch.setattr(bed.host.processes, "stirred", deaf)
-        await running(bed)
-        monkeypatch.setattr(bed.host.processes, "scan", counted)
-        await asyncio.sleep(600)
-        assert len(looks) < 20
-        bed.machine.end("win11")
-        await asyncio.sleep(60 + 10 + 1)
-        await home(bed, actor)
 
 
 class TestRestart:

@@ -1,0 +1,103 @@
+"""GPUs in the hands of virtual machines, while something is wrong with the service or its machine."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.errors import KernelError, Owned, Wedged
+from gpuswitch.host.simulated.faults import Delay, Hang
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.holders import Holder, Scan, Sought
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from tests.simulated.bed import Bed
+from tests.simulated.test_owners import LINUX, WIN11, acquire, home, inhibited, made, running
+
+
+@pytest.fixture
+async def bed(tmp_path: Path) -> Bed:
+    return await made(tmp_path)
+
+
+@pytest.fixture
+def actor(bed: Bed) -> Actor:
+    return bed.fleet.find("01:00.0")
+
+
+class TestTheWatch:
+    """Of gpuswitch itself, or of the machine: who owns the GPU is watched all the same."""
+
+    @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), ValueError("no such thing")])
+    async def test_in_the_watch_of_who_has_it(
+        self, error: Exception, bed: Bed, actor: Actor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stirred, times = bed.host.processes.stirred, [0]
+
+        async def failing(holders: Sequence[Holder]) -> None:
+            times[0] += 1
+            if times[0] <= 3:
+                raise error
+            await stirred(holders)
+
+        monkeypatch.setattr(bed.host.processes, "stirred", failing)
+        await running(bed)
+        await asyncio.sleep(1000)
+        assert times == [4]
+        with pytest.raises(Owned, match="win11"):
+            await acquire(bed, LINUX)
+        bed.machine.end("win11")
+        bed.fleet.owners.release(WIN11, "shutdown")
+        await home(bed, actor)
+        assert (actor.owner, inhibited(bed)) == (None, False)
+
+    async def test_where_no_event_would_tell(self, bed: Bed, actor: Actor, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is looked at again and again, ever more rarely, and a minute after the end at the latest."""
+        looks = []
+        scan = bed.host.processes.scan
+
+        async def counted(sought: Sought) -> Scan:
+            looks.append(sought)
+            return await scan(sought)
+
+        async def deaf(_: Sequence[Holder]) -> None:
+            raise KernelError("watch", "the holders", errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(bed.host.processes, "stirred", deaf)
+        await running(bed)
+        monkeypatch.setattr(bed.host.processes, "scan", counted)
+        await asyncio.sleep(600)
+        assert len(looks) < 20
+        bed.machine.end("win11")
+        await asyncio.sleep(60 + 10 + 1)
+        await home(bed, actor)
+
+
+class TestAskedFor:
+    async def test_one_that_recovers_without_a_switch(self, bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+        """None that could be cancelled or joined: it is waited for, and not asked for without a pause."""
+        await bed.moved(bed.fleet.find("01:00.0"), State.VFIO)
+        again = await bed.again()
+        actor = again.fleet.find("01:00.0")
+        hang = again.host.faults.add(Hang(), operation="hold_group")
+        again.host.faults.add(Delay(4), operation="release_group")
+        with pytest.raises(Wedged):
+            await actor.request(State.HOST)
+        hang.release()
+        await again.witness.until(lambda: actor.state is State.RECOVERING)
+        looks, look = 0, again.host.look
+
+        def counted(only: Collection[PciAddress] | None = None) -> HostFacts:
+            nonlocal looks
+            looks += 1
+            return look(only)
+
+        monkeypatch.setattr(again.host, "look", counted)
+        assert await acquire(again) == ["0000:01:00.0"]
+        assert looks < 20
+        assert (actor.state, actor.owner) == (State.VFIO, WIN11)
