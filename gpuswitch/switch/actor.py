@@ -17,7 +17,7 @@ from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.cancelling import cancellable
 from gpuswitch.switch.engine import StepEvent, StuckError
 from gpuswitch.switch.guards import blockers, refusal
-from gpuswitch.switch.host import Host, Pending
+from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.observe import whereabouts
 from gpuswitch.switch.observer import Observer
@@ -159,9 +159,9 @@ class Actor(Running):
         A GPU at rest is left alone, and so is one that somebody else moved meanwhile.
         """
         self.see(self._host.look())
-        stuck = self._entry.stuck
-        if self._kernel.pending is not None or (stuck is not None and self._kernel.adopt(stuck)):
-            self._wedge(StuckError(self._kernel.pending or stuck or Pending("an operation"), None))
+        stuck = self._left_in_the_kernel(self._entry)
+        if stuck is not None:
+            self._wedge(StuckError(stuck, None))
             self._task = asyncio.create_task(self._outlast(self._new_engine(())))
             return
         self._keep_if_possible(replace(self._entry, stuck=None))

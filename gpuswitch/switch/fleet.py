@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from typing import Any
 
 from gpuswitch.config import Config
 from gpuswitch.errors import Failed, InvalidArgument, KernelError, NoSuchGpu
@@ -56,7 +57,7 @@ class Fleet:
         self.look()
         for address in self._gone():
             self._arbiter.claim(address, self._journal.load(address).owed)
-        await asyncio.gather(*(actor.adopt() for actor in self.actors.values()))
+        await _each(self.actors.values(), Actor.adopt)
         self.owners.start()
 
     async def _outlive(self, gpu: PciAddress, entry: Entry) -> None:
@@ -93,7 +94,7 @@ class Fleet:
         self._open = True
         for address in self._gone():
             await self._pay_for_gone(address)
-        await asyncio.gather(*(actor.pay() for actor in list(self.actors.values())))
+        await _each(self.actors.values(), Actor.pay)
 
     def _gone(self) -> list[PciAddress]:
         """Those for which something is kept, and that are not there."""
@@ -116,7 +117,7 @@ class Fleet:
         gone = actor.state is State.ABSENT and actor.owes_units and not actor.owned
         home = actor.state is State.HOST and drift is not None
         if self._open and (gone or home) and address not in self._paying:
-            self._paying[address] = asyncio.create_task(actor.pay())
+            self._paying[address] = asyncio.create_task(_each([actor], Actor.pay))
             self._paying[address].add_done_callback(lambda _: self._paying.pop(address))
 
     async def stop(self, reason: str) -> None:
@@ -236,3 +237,16 @@ class Fleet:
     def _names(self) -> str:
         named = ((address, self.config.gpu(address).name) for address in sorted(self.actors))
         return ", ".join(f"{address} ({name})" if name else str(address) for address, name in named) or "none"
+
+
+async def _each(actors: Iterable[Actor], work: Callable[[Actor], Coroutine[Any, Any, None]]) -> None:
+    """Side by side; what goes wrong with one GPU takes nothing from the others."""
+
+    async def done(actor: Actor) -> None:
+        try:
+            await work(actor)
+        except Exception as fault:  # noqa: BLE001 -- whatever it was, it is told
+            _log.critical("%s: a fault of gpuswitch itself", actor.gpu.address, exc_info=fault)
+            actor.note(f"a fault of gpuswitch itself: {fault!r}")
+
+    await asyncio.gather(*map(done, list(actors)))

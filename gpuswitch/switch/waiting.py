@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from gpuswitch.config import Config
-from gpuswitch.errors import InProgress
+from gpuswitch.errors import InProgress, KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.engine import Engine, StepEvent, StuckError
-from gpuswitch.switch.host import Host
-from gpuswitch.switch.journal import Journal
+from gpuswitch.switch.host import Host, Pending
+from gpuswitch.switch.journal import Entry, Journal
 from gpuswitch.switch.needs import moves_in_turns
+from gpuswitch.switch.pause import Pause
 from gpuswitch.switch.record import Result, Switch
 from gpuswitch.switch.standing import Standing
+
+_log = logging.getLogger(__name__)
 
 
 class Waiting(Standing, ABC):
@@ -49,6 +54,8 @@ class Waiting(Standing, ABC):
         self._resting.set()
         self._unwedged = asyncio.Event()
         self._unwedged.set()
+        self._in_doubt: Pending | None = None
+        """What an earlier run of the service had sent, while nobody can tell whether it is over."""
 
     async def unwedged(self) -> None:
         """Until it is not wedged."""
@@ -109,7 +116,37 @@ class Waiting(Standing, ABC):
         self._resting.set()
         self._tell()
 
+    @property
+    def _pending(self) -> Pending | None:
+        return self._kernel.pending
+
+    def _left_in_the_kernel(self, entry: Entry) -> Pending | None:
+        """What an earlier run of the service had sent, and the kernel still has or may have."""
+        if (pending := self._pending) is not None:
+            return pending
+        left, unfinished = entry.stuck, entry.unfinished
+        if left is None and unfinished is not None and unfinished.worker is not None:
+            left = Pending(unfinished.title, worker=unfinished.worker)
+        if left is None:
+            return None
+        try:
+            return (self._pending or left) if self._kernel.adopt(left) else None
+        except KernelError as error:
+            _log.error("%s: cannot tell whether '%s' is over: %s", self.gpu.address, left.what, error)
+            self._in_doubt = left
+            return left
+
+    async def _found_out(self) -> None:
+        """Until it is known whether that is over."""
+        pause = Pause()
+        while self._in_doubt is not None:
+            await pause.wait()
+            with suppress(KernelError):
+                self._kernel.adopt(self._in_doubt)
+                self._in_doubt = None
+
     async def _returned(self) -> None:
+        await self._found_out()
         await self._kernel.returned()
         if self._explaining is not None:
             self._explaining.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from errno import EMFILE
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,56 @@ class TestWedged:
         hang.release()
         await again.witness.until(lambda: not successor.bound)
         assert (successor.state, again.snapshot(), again.debts) == (State.HOST, before, [])
+
+    async def test_while_nobody_can_tell_whether_the_kernel_has_returned(self, bed: Bed, actor: Actor) -> None:
+        """The next service starts, and the GPU counts as wedged until it is known."""
+        before = bed.snapshot()
+        hang = await self.wedged(bed, actor)
+        await bed.fleet.stop("the service is stopping")
+        for nth in (1, 2, 3):
+            bed.host.faults.add(Errno(EMFILE), operation="adopt", nth=nth)
+        again = await bed.again()
+        successor = again.fleet.find("01:00.0")
+        stands = again.snapshot()
+        await asyncio.sleep(100)
+        assert (successor.state, again.snapshot()) == (State.WEDGED, stands)
+        assert "the kernel has not returned from 'unbind 0000:01:00.1 from snd_hda_intel'" in successor.reason
+        hang.release()
+        await again.witness.until(lambda: not successor.bound)
+        assert (successor.state, again.snapshot(), again.debts) == (State.HOST, before, [])
+
+    async def test_the_same_of_a_switch_that_was_under_way(self, bed: Bed, actor: Actor) -> None:
+        before = bed.snapshot()
+        hang = bed.host.faults.add(Hang(), operation="unbind", subject=SOUND)
+        await actor.request(State.VFIO)
+        await hang.reached.wait()
+        assert actor._task is not None
+        actor._task.cancel()
+        bed.host.faults.add(Errno(EMFILE), operation="adopt", nth=1)
+        bed.host.faults.add(Errno(EMFILE), operation="adopt", nth=2)
+        again = await bed.again()
+        successor = again.fleet.find("01:00.0")
+        assert successor.state is State.WEDGED
+        await asyncio.sleep(100)
+        assert successor.state is State.WEDGED
+        hang.release()
+        await again.witness.until(lambda: not successor.bound)
+        assert (successor.state, again.snapshot(), again.debts) == (State.HOST, before, [])
+
+    async def test_a_fault_with_one_gpu_takes_nothing_from_the_others(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        adopt = Actor.adopt
+
+        async def broken(actor: Actor) -> None:
+            if actor.gpu.address.slot_name == "0000:11:00":
+                raise ValueError("no such thing")
+            await adopt(actor)
+
+        monkeypatch.setattr(Actor, "adopt", broken)
+        bed = await Bed.of("server", tmp_path)
+        assert bed.fleet.find("11:00.0").reason == "a fault of gpuswitch itself: ValueError('no such thing')"
+        await bed.moved(bed.fleet.find("21:00.0"), State.VFIO)
 
     async def test_one_that_returned_while_no_service_was_there(self, bed: Bed, actor: Actor) -> None:
         before = bed.snapshot()

@@ -200,7 +200,10 @@ class SimulatedKernel(Kernel):
         return self._worker.process if self._worker is not None else None
 
     def adopt(self, pending: Pending) -> bool:
-        worker = self._machine.workers.get(pending.worker) if pending.worker is not None else None
+        process = pending.worker
+        if process is not None and (number := self._machine.faults.strike("adopt", process.pid).errno):
+            raise Call("find", f"process {process.pid}").error(number)
+        worker = self._machine.workers.get(process) if process is not None else None
         if worker is None or worker.pending is None:
             return False
         self._worker = worker
