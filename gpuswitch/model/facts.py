@@ -155,7 +155,8 @@ class HostFacts:
     the module that brought each (None: built in). `vfio_available`: vfio-pci is registered, or its module is installed
     for the running kernel. `vfio_nodes`: numbers of the groups that have a `/dev/vfio/GROUP` node. `modules`: those
     that a driver profile names (`gpuswitch.model.drivers`) and that are in the kernel, by name. `boot_framebuffers`:
-    those that a driver has.
+    those that a driver has. `console_map`: the frame buffers that the kernel's command line gives text consoles to
+    (`fbcon=map:`), None where it says nothing of it.
     """
 
     functions: Mapping[PciAddress, PciFunction]
@@ -165,6 +166,7 @@ class HostFacts:
     vfio_nodes: frozenset[int] = frozenset()
     modules: Mapping[str, Module] = field(default_factory=dict)
     boot_framebuffers: tuple[BootFramebuffer, ...] = ()
+    console_map: frozenset[int] | None = None
 
     def group(self, number: int) -> tuple[PciFunction, ...]:
         """The functions of one IOMMU group, in address order."""

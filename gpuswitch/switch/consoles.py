@@ -46,15 +46,21 @@ def unbound_with(functions: Collection[PciAddress], consoles: Consoles) -> tuple
 
 
 def shown_beside(
-    functions: Collection[PciAddress], consoles: Consoles, borrowed: Collection[int], *, boot_display: bool
+    functions: Collection[PciAddress],
+    consoles: Consoles,
+    borrowed: Collection[int],
+    *,
+    boot_display: bool,
+    console_map: Collection[int] | None = None,
 ) -> tuple[tuple[int, PciAddress], ...]:
     """The terminals that other functions show, each with whose it is, where a new frame buffer would draw them away.
 
-    When frame buffer 0 comes, or that of the display that the machine booted on, all terminals are drawn on it
-    (con2fb_map_boot in drivers/video/fbdev/core/fbcon.c).
+    When frame buffer 0 comes, or that of the display that the machine booted on, all terminals are drawn on it; with
+    `fbcon=map:`, when one of those comes that it names (con2fb_map_boot in drivers/video/fbdev/core/fbcon.c).
     """
     own = consoles.numbers(functions)
-    if not own or not (boot_display or 0 in own):
+    drawn_on = {0} if console_map is None else console_map
+    if not own or not (any(number in drawn_on for number in own) or (boot_display and console_map is None)):
         return ()
     whose = {terminal: consoles.frame_buffers.get(number) for terminal, number in sorted(consoles.mapped.items())}
     return tuple([(t, f) for t, f in whose.items() if f is not None and f not in functions and t not in borrowed])

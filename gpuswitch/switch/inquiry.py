@@ -123,6 +123,7 @@ class Inquiry:
                 consoles,
                 borrowed,
                 boot_display=any(function.boot_display for function in self.gpu.present(self.facts)),
+                console_map=self.facts.console_map,
             ),
             shows=any(function in self.gpu.functions for function in consoles.frame_buffers.values()),
             to=to,

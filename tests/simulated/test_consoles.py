@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from gpuswitch.host.simulated.catalogue import AMD, NVIDIA, VGA, Slot, port
 from gpuswitch.host.simulated.faults import Delay, Errno, Hang, Operation
-from gpuswitch.host.simulated.scenarios import boot, shared
+from gpuswitch.host.simulated.scenarios import Options, boot, shared
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
@@ -159,6 +160,18 @@ class TestConsoles:
         hang.release()
         await bed.witness.until(lambda: bed.fleet.find("03:00.0").state is State.HOST)
 
+    async def test_those_of_another_gpu_stay_on_it_with_a_map(self, tmp_path: Path) -> None:
+        """fbcon=map:1: all terminals are drawn on frame buffer 1, which the GeForce's is again when it comes back."""
+        bed = await self.two_screens(tmp_path, console_map=[1])
+        frame_buffers = (await bed.host.kernel("somebody").consoles()).frame_buffers
+        second = next(actor for actor in bed.fleet.actors.values() if actor.gpu.address == frame_buffers[1])
+        assert {consoles(bed.machine)[terminal] for terminal in (1, 2)} == {second.gpu.address}
+        await bed.host.kernel("somebody").map_consoles([2], 0)
+        before = bed.snapshot()
+        await bed.moved(second, State.VFIO)
+        await bed.moved(second, State.HOST)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
     async def geforce_first(self, directory: Path) -> tuple[Bed, Actor, Actor]:
         """Frame buffer 0 is the GeForce's, since that came home first; and the Radeon shows all terminals."""
         bed = await self.two_screens(directory, module_policy="always", boot_display=False)
@@ -167,12 +180,20 @@ class TestConsoles:
             await bed.moved(actor, state)
         return bed, first, second
 
-    async def two_screens(self, directory: Path, module_policy: str = "never", *, boot_display: bool = True) -> Bed:
+    async def two_screens(
+        self,
+        directory: Path,
+        module_policy: str = "never",
+        *,
+        boot_display: bool = True,
+        console_map: Sequence[int] = (),
+    ) -> Bed:
         """A Radeon that shows all terminals, and a GeForce."""
         slots = [Slot("0000:01:00", 11, "0000:00:01.0"), Slot("0000:03:00", 13, "0000:00:03.0")]
         geforce = slots[0].function(0, NVIDIA, 0x2484, VGA)
         radeon = slots[1].function(0, AMD, 0x73BF, VGA, boot_display=boot_display)
-        host = boot([port("0000:00:01.0", 2), port("0000:00:03.0", 3), geforce, radeon])
+        options: Options = {"console_map": console_map} if console_map else {}
+        host = boot([port("0000:00:01.0", 2), port("0000:00:03.0", 3), geforce, radeon], **options)
         return await Bed.made(host, directory, config("", module_policy=module_policy, allow_boot_display=True))
 
     async def test_one_that_is_to_be_left_alone_stays_unbound(self, tmp_path: Path) -> None:

@@ -298,6 +298,23 @@ class TestConsoles:
         assert shown_beside(GPU.functions, consoles, borrowed, boot_display=boot_display) == beside
 
     @pytest.mark.parametrize(
+        ("own", "boot_display", "console_map", "beside"),
+        [
+            (1, False, {1}, ((2, OTHER),)),
+            (1, False, {0, 1}, ((2, OTHER),)),
+            # nothing is drawn on frame buffer 0 then, nor on the booted display
+            (0, False, {1}, ()),
+            (1, True, {2}, ()),
+        ],
+    )
+    def test_what_others_show_beside_it_with_a_map(
+        self, own: int, boot_display: bool, console_map: set[int], beside: object
+    ) -> None:
+        consoles = Consoles({own: DISPLAY, 7: OTHER}, {1: own, 2: 7}, {"vtcon1": True})
+        shown = shown_beside(GPU.functions, consoles, (), boot_display=boot_display, console_map=console_map)
+        assert shown == beside
+
+    @pytest.mark.parametrize(
         ("consoles", "lost"),
         [
             # another frame buffer shows one of them, and takes over the others

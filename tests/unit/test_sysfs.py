@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -325,6 +326,23 @@ def test_a_partial_look_sees_functions_only(tree: Tree) -> None:
     tree.boot_framebuffer("simple-framebuffer", f"pci0000:00/{PORT}/{GPU}")
     facts = Sysfs(tree.roots).look([PciAddress.parse(GPU)])
     assert facts == HostFacts({PciAddress.parse(GPU): seen(tree)}, iommu=False, vfio_available=False)
+
+
+@pytest.mark.parametrize(
+    ("command_line", "found"),
+    [
+        ("quiet fbcon=map:1", {1}),
+        ("fbcon=font:VGA8x8,map:0110 quiet", {0, 1}),
+        ("fbcon=map:1 fbcon=map:2", {2}),
+        # as the kernel reads it
+        ("fbcon=map:a", {17}),
+        ("fbcon=map: fbcon=nodefer", None),
+        ("quiet map:1", None),
+    ],
+)
+def test_the_map_of_the_command_line(tree: Tree, command_line: str, found: set[int] | None) -> None:
+    (tree.sys.parent / "cmdline").write_text(f"{command_line}\n")
+    assert Sysfs(replace(tree.roots, proc=str(tree.sys.parent))).look().console_map == found
 
 
 LOOK = """

@@ -8,6 +8,7 @@ is corebootdrm. Before, only the memory tells: its driver claims it, as a functi
 
 import os
 
+_FB_MAX = 32
 BOOT_DRIVERS: dict[str, tuple[str, ...]] = {
     # efifb and vesafb claim it themselves (drivers/video/fbdev/efifb.c, vesafb.c). efidrm and vesadrm go by the same
     # names (drivers/gpu/drm/sysfb), in kernels where nobody has to ask the memory.
@@ -38,6 +39,16 @@ def function_of(device: str, driver: str, iomem: str) -> str:
         return ""
     [(begin, end)] = memory
     return next((name for first, last, name in ranges if _is_function(name) and first <= begin and end <= last), "")
+
+
+def console_map(command_line: str) -> frozenset[int] | None:
+    """The frame buffers that `fbcon=map:` names, by a digit each, on the kernel's command line; None: it is not there.
+
+    As fb_console_setup reads it (drivers/video/fbdev/core/fbcon.c).
+    """
+    options = [o for word in command_line.split() if word.startswith("fbcon=") for o in word[6:].split(",")]
+    maps = [option[4:] for option in options if option.startswith("map:") and option[4:]]
+    return frozenset((ord(digit) - ord("0")) % _FB_MAX for digit in maps[-1]) if maps else None
 
 
 def _is_function(name: str) -> bool:

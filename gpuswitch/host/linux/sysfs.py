@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from gpuswitch.host.linux.booted import BootDisplay
-from gpuswitch.host.linux.framebuffers import BOOT_DRIVERS, function_of
+from gpuswitch.host.linux.framebuffers import BOOT_DRIVERS, console_map, function_of
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import MODULES
 from gpuswitch.model.facts import (
@@ -89,6 +89,7 @@ class Sysfs:
         self._names: dict[str, tuple[int, str, str]] = {}
         self._installed: dict[str, tuple[int, bool]] = {}
         self._boot_display = BootDisplay(roots.sysfs)
+        self._console_map = console_map(_first_line(f"{roots.proc}/cmdline"))
         self._booted: frozenset[str] | None = None
 
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
@@ -117,6 +118,7 @@ class Sysfs:
             vfio_nodes=frozenset(int(n) for n, _ in _entries(f"{self._roots.dev}/vfio") if n.isascii() and n.isdigit()),
             modules=self._modules(),
             boot_framebuffers=framebuffers,
+            console_map=self._console_map,
         )
 
     def _functions(

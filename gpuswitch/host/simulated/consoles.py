@@ -37,16 +37,20 @@ class _Platform:
 class FrameBuffers:
     """What the virtual terminals are shown on. `boot`: the frame buffers that the firmware left, each with a driver.
 
-    The frame buffer of the boot display gets all terminals when it appears, else `fb0`. One that goes leaves them to
+    The frame buffer of the boot display gets all terminals when it appears, else `fb0`; or those of `console_map` get
+    them (`fbcon=map:`), each in its turn. One that goes leaves them to
     another one that shows some already; with none such, fbcon is unbound, and they are mapped to any that is left.
     Unbound by hand, it maps none; bound again, all to the one that it had taken over first.
     """
 
-    def __init__(self, bus: Bus, boot: Iterable[BootFramebuffer] = ()) -> None:
+    def __init__(
+        self, bus: Bus, boot: Iterable[BootFramebuffer] = (), console_map: Sequence[int] | None = None
+    ) -> None:
         self._bus = bus
         self._there: dict[int, _FrameBuffer] = {}
         self._mapped: dict[int, int] = {}
         self._bound = False
+        self._map = console_map
         self._first = 0
         self._primary: int | None = None
         self._taken_over = 0
@@ -61,6 +65,10 @@ class FrameBuffers:
     def boot(self) -> tuple[BootFramebuffer, ...]:
         """Those of the firmware that a driver has."""
         return tuple(platform.shape for platform in self._platform.values() if platform.number is not None)
+
+    @property
+    def console_map(self) -> frozenset[int] | None:
+        return None if self._map is None else frozenset(self._map)
 
     def names(self, operation: Operation) -> frozenset[str]:
         """What an operation can be about."""
@@ -157,14 +165,20 @@ class FrameBuffers:
     def _register(self, function: PciAddress | None, module: str | None, *, primary: bool) -> int:
         number = self._bus.numbers.take("fb")
         self._there[number] = _FrameBuffer(function, module)
-        if primary and self._primary is None:
+        if primary and self._primary is None and self._map is None:
             self._primary = self._first = number
-        if number == self._first:
-            # do_fbcon_takeover, if need be: the console driver is bound for all terminals at once.
-            self._taken_over = number if not self._bound else self._taken_over
+        given = [terminal for terminal in TERMINALS if self._given(terminal) == number]
+        if given and not self._bound:
+            # do_fbcon_takeover: the console driver is bound for all terminals at once.
+            self._taken_over = number
             self._mapped.update(dict.fromkeys(TERMINALS, number))
             self._bound = True
+        self._mapped.update(dict.fromkeys(given, number))
         return number
+
+    def _given(self, terminal: int) -> int:
+        """The frame buffer that gets a terminal when it appears (con2fb_map_boot)."""
+        return self._map[(terminal - 1) % len(self._map)] if self._map else self._first
 
     def _unregister(self, number: int) -> None:
         del self._there[number]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from gpuswitch.errors import KernelError
@@ -42,7 +42,8 @@ class Machine(Bus):
     """One computer, and the operations of its kernel. An operation is given the `Call` that it tells its waits to.
 
     `modules` are installed; those named in `loaded` are in the kernel, and have bound what they match, in this order.
-    `builtin` drivers are registered before them. `boot_framebuffers` are what the firmware left, each with its driver.
+    `builtin` drivers are registered before them. `boot_framebuffers` are what the firmware left, each with its driver;
+    `console_map` the frame buffers that `fbcon=map:` names.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class Machine(Bus):
         loaded: Iterable[str] = (),
         builtin: Iterable[PciDriver] = (),
         boot_framebuffers: Iterable[BootFramebuffer] = (),
+        console_map: Sequence[int] | None = None,
         iommu: bool = True,
     ) -> None:
         super().__init__(devices, modules, builtin, iommu=iommu)
-        self.frame_buffers = FrameBuffers(self, boot_framebuffers)
+        self.frame_buffers = FrameBuffers(self, boot_framebuffers, console_map)
         self.modules = Modules(self, self.frame_buffers)
         self.processes = ProcessTable(self, self.modules)
         self.units = Units(self, self.processes)
@@ -82,6 +84,7 @@ class Machine(Bus):
                 ),
                 modules=self.modules.seen(),
                 boot_framebuffers=self.frame_buffers.boot(),
+                console_map=self.frame_buffers.console_map,
             )
         return self._facts
 

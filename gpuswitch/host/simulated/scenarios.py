@@ -27,12 +27,14 @@ class Options(TypedDict, total=False):
 
     `modules`: what is installed. `vfio_ids`: vendor and device ids given to vfio-pci on the kernel command line; it is
     loaded before all others then. `iommu` False: it is off. `boot_framebuffers`: what the firmware left.
+    `console_map`: `fbcon=map:` on the kernel command line.
     """
 
     modules: Sequence[Module]
     vfio_ids: Sequence[tuple[int, int]]
     iommu: bool
     boot_framebuffers: Sequence[BootFramebuffer]
+    console_map: Sequence[int]
 
 
 def boot(devices: Iterable[Device], **options: Unpack[Options]) -> SimulatedHost:
@@ -65,6 +67,7 @@ def boot(devices: Iterable[Device], **options: Unpack[Options]) -> SimulatedHost
         loaded=[*first, *wanted],
         builtin=(parts.PCIEPORT, parts.PCI_STUB),
         boot_framebuffers=options.get("boot_framebuffers", ()),
+        console_map=options.get("console_map"),
         iommu=iommu,
     )
     return SimulatedHost(machine)
