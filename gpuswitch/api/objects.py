@@ -216,10 +216,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
             raise InvalidArgument(f"{target[:80]!r} is not a target; it is one of {', '.join(_TARGETS)}")
         plan = await self.actor.plan(_TARGETS[target], chosen)
         deadlines: dict[str, float] = self.actor.config.deadlines.model_dump()
-        return [
-            {"name": step.kind, "title": step.title, "deadline": step.deadline(deadlines[step.kind])}
-            for step in plan.steps
-        ]
+        return [{"name": step.kind, "title": step.title, "deadline": step.deadline(deadlines)} for step in plan.steps]
 
     @dbus_method
     async def holders(self) -> ValuesArray:

@@ -113,7 +113,7 @@ class Engine:
     @property
     def longest(self) -> float:
         """How many seconds may pass at most without anything being told, if all is well with the program itself."""
-        steps = [max(s.deadline(self._deadlines[s.kind]), s.deadline_back(self._deadlines)) for s in self._steps]
+        steps = [max(s.deadline(self._deadlines), s.deadline_back(self._deadlines)) for s in self._steps]
         return max(*self._deadlines.values(), *steps)
 
     @property
@@ -156,7 +156,7 @@ class Engine:
         except Failed as error:
             if not step.optional:
                 raise StepError(str(error)) from error
-        deadline = step.deadline(self._deadlines[step.kind])
+        deadline = step.deadline(self._deadlines)
         try:
             await self._bounded(step, step.apply, deadline)
         except StepError:

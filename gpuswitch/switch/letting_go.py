@@ -14,7 +14,7 @@ from gpuswitch.model.policy import Busy
 from gpuswitch.switch.announcing import Announced, Reminder
 from gpuswitch.switch.holding import in_the_way, is_machine, never_ended, stoppable_unit
 from gpuswitch.switch.owed import Owed
-from gpuswitch.switch.step import RESCAN_SECONDS, Hands, Step, StepError
+from gpuswitch.switch.step import RESCAN_SECONDS, Hands, Step, StepError, side_by_side
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class AwaitHolders(Step):
             case _:
                 return "wait until nobody has it open"
 
-    def deadline(self, configured: float) -> float:
-        # Stopping a unit takes what systemd gives it; the seconds of the policy are counted by ourselves.
+    def deadline(self, deadlines: Mapping[str, float]) -> float:
+        # Stopping units takes what systemd gives them; the seconds of the policy are counted by ourselves.
         ends = self.policy in {Busy.TERMINATE, Busy.KILL}
-        return configured + self.seconds + (2 * self.grace if ends else 0.0)
+        return deadlines[self.kind] + self.seconds + (deadlines["units"] + 2 * self.grace if ends else 0.0)
 
     def deadline_back(self, deadlines: Mapping[str, float]) -> float:
         # What it takes back is the stop of units.
@@ -99,23 +99,22 @@ class AwaitHolders(Step):
         units = {unit for holder in holders if not never_ended(holder) and (unit := stoppable_unit(holder))}
         units -= {stoppable_unit(holder) for holder in holders if is_machine(holder)}
         try:
-            running = await hands.host.systemd.active(units)
-            for unit in sorted(running, key=str):
-                hands.waiting_for = f"{unit} has not stopped"
-                for each in (*await hands.host.systemd.sockets(unit), unit):
-                    await self._stop_unit(hands, each)
+            running = sorted(await hands.host.systemd.active(units), key=str)
+            hands.waiting_for = f"{', '.join(map(str, running))}: not stopped"
+            await side_by_side(self._stop_unit(hands, unit) for unit in running)
         except (KernelError, Failed) as error:
             raise StepError(str(error)) from error
-        return frozenset(units - running)
+        return frozenset(units.difference(running))
 
     async def _stop_unit(self, hands: Hands, unit: Unit) -> None:
-        hands.owe(Owed(units=(unit,)))
-        hands.stopped.append(unit)
-        await hands.arbiter.stop(hands.gpu, unit)
+        for each in (*await hands.host.systemd.sockets(unit), unit):
+            hands.owe(Owed(units=(each,)))
+            hands.stopped.append(each)
+            await hands.arbiter.stop(hands.gpu, each)
 
     async def revert(self, hands: Hands) -> None:
-        while hands.stopped:
-            await hands.arbiter.start(hands.gpu, hands.stopped.pop(), wait=not hands.leaving)
+        stopped, hands.stopped = hands.stopped, []
+        await side_by_side(hands.arbiter.start(hands.gpu, unit, wait=not hands.leaving) for unit in reversed(stopped))
 
     async def _signal(self, hands: Hands, number: Signals, left_behind: frozenset[Unit]) -> None:
         """To each process that has it open at this moment. Those of units got theirs from their manager."""
@@ -150,8 +149,8 @@ class CheckHolders(Step):
     def title(self) -> str:
         return "see that nobody has it open"
 
-    def deadline(self, configured: float) -> float:
-        return configured + self.seconds
+    def deadline(self, deadlines: Mapping[str, float]) -> float:
+        return deadlines[self.kind] + self.seconds
 
     async def apply(self, hands: Hands) -> None:
         if holders := await _gone(hands, self.sought, self.seconds, self.announced):

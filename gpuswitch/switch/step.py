@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
@@ -120,12 +120,12 @@ class Step:
     optional: ClassVar[bool] = False
     interruptible: ClassVar[bool] = False
 
-    def deadline(self, configured: float) -> float:
-        """How many seconds `apply` may take, and then `verify`; `configured` is what the config says of its kind."""
-        return configured
+    def deadline(self, deadlines: Mapping[str, float]) -> float:
+        """How many seconds `apply` may take, and then `verify`; `deadlines` are what the config says, by kind."""
+        return deadlines[self.kind]
 
     def deadline_back(self, deadlines: Mapping[str, float]) -> float:
-        """How many seconds `revert` may take; `deadlines` is what the config says, by kind of step."""
+        """How many seconds `revert` may take."""
         return deadlines[self.kind]
 
     @property
@@ -141,3 +141,18 @@ class Step:
 
     async def revert(self, hands: Hands) -> None:
         """Take it back, also when it was done in part or not at all."""
+
+
+async def side_by_side(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All at once, and to the end of each.
+
+    Raises:
+        StepError: with the sentences of all that failed.
+    """
+    results = await asyncio.gather(*work, return_exceptions=True)
+    faults = [str(result) for result in results if isinstance(result, KernelError)]
+    if faults:
+        raise StepError("; ".join(faults))
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

@@ -119,8 +119,8 @@ class Unbind(Step):
     driver: str
     patience: float = 0.0
 
-    def deadline(self, configured: float) -> float:
-        return max(configured, self.patience)
+    def deadline(self, deadlines: Mapping[str, float]) -> float:
+        return max(deadlines[self.kind], self.patience)
 
     @property
     def title(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
-from gpuswitch.switch.step import Hands, Step, StepError
+from gpuswitch.switch.step import Hands, Step, StepError, side_by_side
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,10 @@ class StopUnits(Step):
 
     async def apply(self, hands: Hands) -> None:
         hands.waiting_for = f"{_all(self.units)}: not stopped"
-        await _side_by_side(hands.arbiter.stop(hands.gpu, unit) for unit in self.units)
+        await side_by_side(hands.arbiter.stop(hands.gpu, unit) for unit in self.units)
 
     async def revert(self, hands: Hands) -> None:
-        await _side_by_side(hands.arbiter.start(hands.gpu, unit, wait=not hands.leaving) for unit in self.active)
+        await side_by_side(hands.arbiter.start(hands.gpu, unit, wait=not hands.leaving) for unit in self.active)
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class StartUnits(Step):
 
     async def apply(self, hands: Hands) -> None:
         hands.waiting_for = f"{_all(self.units)}: not started"
-        await _side_by_side(hands.arbiter.start(hands.gpu, unit, wait=not hands.leaving) for unit in self.units)
+        await side_by_side(hands.arbiter.start(hands.gpu, unit, wait=not hands.leaving) for unit in self.units)
 
 
 @dataclass(frozen=True)
@@ -238,21 +237,6 @@ async def _each(work: Iterable[Coroutine[Any, Any, None]]) -> None:
             faults.append(str(error))
     if faults:
         raise StepError("; ".join(faults))
-
-
-async def _side_by_side(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """All at once, and to the end of each.
-
-    Raises:
-        StepError: with the sentences of all that failed.
-    """
-    results = await asyncio.gather(*work, return_exceptions=True)
-    faults = [str(result) for result in results if isinstance(result, KernelError)]
-    if faults:
-        raise StepError("; ".join(faults))
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
 
 
 def _all(names: Iterable[object]) -> str:

@@ -72,8 +72,8 @@ class Patient(Scripted):
 
     interruptible = True
 
-    def deadline(self, configured: float) -> float:
-        return configured + 100
+    def deadline(self, deadlines: Mapping[str, float]) -> float:
+        return deadlines[self.kind] + 100
 
 
 class Bench:

@@ -234,6 +234,28 @@ class TestTerminate:
         assert bed.snapshot() == before
         assert bed.machine.processes.named("ollama") is not None
 
+    @pytest.mark.parametrize("policy", [TERMINATE, KILL], ids=["terminate", "kill"])
+    async def test_units_that_take_what_systemd_gives_them(self, policy: Options, bed: Bed, actor: Actor) -> None:
+        """Side by side: one after the other, two of them would take longer than that."""
+        for name in ("ollama", "comfyui"):
+            bed.machine.run(name, unit=Unit(f"{name}.service"))
+            bed.machine.open(DISPLAY, name, "nvidia")
+            bed.host.faults.add(Delay(90), operation="stop_unit", subject=f"{name}.service")
+        before, started = bed.snapshot(), asyncio.get_running_loop().time()
+        await bed.moved(actor, State.VFIO, policy)
+        assert asyncio.get_running_loop().time() - started == 90
+        await bed.moved(actor, State.HOST)
+        assert bed.snapshot() == before
+
+    async def test_one_that_does_not_come_back_keeps_no_other_from_it(self, bed: Bed, actor: Actor) -> None:
+        bed.machine.units.add(OLLAMA, triggered_by=[OLLAMA_SOCKET])
+        bed.machine.run("ollama", unit=OLLAMA)
+        bed.machine.open(DISPLAY, "ollama", "nvidia")
+        blender(bed, stubborn=True)
+        bed.host.faults.add(Errno(5), operation="start_unit", subject=OLLAMA)
+        await bed.switch(actor, State.VFIO, TERMINATE)
+        assert (bed.state(OLLAMA), bed.state(OLLAMA_SOCKET)) == ("failed", "active")
+
     async def test_a_unit_of_a_user(self, bed: Bed, actor: Actor) -> None:
         game = Unit("app-game.service", 1000)
         bed.machine.run("game", uid=1000, unit=game)

@@ -151,7 +151,9 @@ def test_where_nobody_has_it_open_nobody_is_waited_for_and_a_second_look_is_take
 def test_how_long_holders_are_waited_for() -> None:
     (waiting,) = [step for step in away(WHOLE).steps if isinstance(step, AwaitHolders)]
     assert waiting == AwaitHolders(SOUGHT, Busy.TERMINATE, 7.0, 3.0, WHOLE.announce)
-    assert waiting.deadline(5.0) >= 5.0 + 7.0 + 2 * 3.0
+    assert waiting.deadline({"release": 5.0, "units": 100.0}) >= 5.0 + 7.0 + 100.0 + 2 * 3.0
+    patient = replace(waiting, policy=Busy.WAIT)
+    assert patient.deadline({"release": 5.0, "units": 100.0}) == 5.0 + 7.0
 
 
 def test_where_no_other_screen_is_left_the_console_is_unbound() -> None:
@@ -170,9 +172,9 @@ def test_where_nothing_keeps_the_console_it_is_left_alone_and_comes_back() -> No
 def test_a_driver_that_may_take_long_is_given_the_time() -> None:
     slow = Occupation(profile_of(Driver("nvidia-gpu", "i2c_nvidia_gpu")), (SOUND,))
     unbinds = [s for s in away(replace(WHOLE, occupations=(slow, NVIDIA))).steps if isinstance(s, Unbind)]
-    assert [(step.function, step.deadline(20.0)) for step in unbinds] == [(SOUND, 200.0)]
+    assert [(step.function, step.deadline({"unbind": 20.0})) for step in unbinds] == [(SOUND, 200.0)]
     unbinds = [step for step in away(Needs()).steps if isinstance(step, Unbind)]
-    assert [step.deadline(20.0) for step in unbinds] == [20.0, 20.0]
+    assert [step.deadline({"unbind": 20.0}) for step in unbinds] == [20.0, 20.0]
 
 
 def test_an_earlier_switch_that_never_came_home_is_owed_first() -> None:
