@@ -84,11 +84,11 @@ class Actor(Running):
         # Anyone may ask, and many: those who want to switch stand in another line.
         async with self._planning, self._deciding:
             self._refuse_retired()
-            preparation = self._preparation(options)
+            preparation = self._preparation(options, asking=True)
             self._refuse_owned(target)
             if self._is_at(target):
                 return Plan(self.gpu, target, self._owed, ())
-            return await self._prepared(preparation, target, to_begin=False)
+            return await self._planned(preparation, target)
 
     async def request(self, target: State, options: Options = _AS_CONFIGURED, asker: Asker = THE_SERVICE) -> Switch:
         """Start a switch to State.VFIO or State.HOST, or join the one that goes there already.
@@ -259,9 +259,9 @@ class Actor(Running):
         switch.finish(Result.DONE, "")
         return switch
 
-    def _preparation(self, options: Options) -> Preparation:
+    def _preparation(self, options: Options, *, asking: bool = False) -> Preparation:
         self.see(self._host.look())
-        return self._preparation_in(self.state, options, starting=False)
+        return self._preparation_in(self.state, options, asking=asking)
 
     async def _begun(self, preparation: Preparation, target: State, asker: Asker) -> Switch:
         plan = await self._prepared(preparation, target)
@@ -280,9 +280,9 @@ class Actor(Running):
             raise
         return switch
 
-    async def _prepared(self, preparation: Preparation, target: State, *, to_begin: bool = True) -> Plan:
+    async def _prepared(self, preparation: Preparation, target: State) -> Plan:
         try:
-            return await self._planned(preparation, target, to_begin=to_begin)
+            return await self._planned(preparation, target)
         except StuckError as stuck:
             self._await_kernel(stuck, preparation)
             raise Wedged(str(stuck)) from None

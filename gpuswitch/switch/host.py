@@ -239,6 +239,12 @@ class Host(Protocol):
     def kernel(self, gpu: str) -> Kernel:
         """The kernel operations of one GPU, by its address; the same object each time."""
 
+    def reader(self, gpu: str) -> Kernel:
+        """For questions of anybody, which change nothing: by a worker of its own, the same object each time.
+
+        A read that never returns leaves the GPU as it is, and whoever asks next is refused.
+        """
+
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call `changed` on the event loop whenever a look may show something new; returns the way to stop it."""
 

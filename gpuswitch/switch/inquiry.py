@@ -19,21 +19,23 @@ from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.consoles import consoles_to_move, shown_beside
 from gpuswitch.switch.guards import Blocker, refusal
 from gpuswitch.switch.holding import Leaving
-from gpuswitch.switch.host import Host
+from gpuswitch.switch.host import Host, Kernel
 from gpuswitch.switch.needs import Needs, Occupation
 from gpuswitch.switch.owed import Baseline
+from gpuswitch.switch.pause import answered
 from gpuswitch.tables import Defaults
 
 
 @dataclass(frozen=True)
 class Inquiry:
-    """About one GPU, once."""
+    """About one GPU, once. `kernel` is who reads its settings."""
 
     gpu: Gpu
     facts: HostFacts
     config: Config
     options: Options
     host: Host
+    kernel: Kernel
     arbiter: Arbiter
 
     async def made(self, found: Iterable[Blocker] = ()) -> tuple[Baseline, Needs]:
@@ -43,7 +45,7 @@ class Inquiry:
 
         Raises:
             GpuswitchError: refused, with every blocker.
-            KernelError, TimeoutError: the GPU's worker could not tell.
+            KernelError, LateError: the GPU's worker could not tell.
         """
         occupied = rules.occupations(
             self.gpu, self.facts, self._rules.module_policy, frozenset(self.arbiter.stuck.values())
@@ -51,7 +53,7 @@ class Inquiry:
         found = [*found, *rules.cannot_let_go(self.gpu, self.facts, occupied)]
         if found:
             raise refusal([*found, *await self._besides(occupied)])
-        async with asyncio.timeout(self.config.deadlines.capture):
+        async with answered(self.config.deadlines.capture):
             now = await self._capture()
         if not occupied:
             # Nobody has open what no host driver has.
@@ -59,7 +61,7 @@ class Inquiry:
         sought = rules.sought(self.gpu, occupied)
         needs, unknown = await self._units(Needs(sought=sought, occupations=occupied), occupied)
         if not unknown:
-            async with asyncio.timeout(self.config.deadlines.module):
+            async with answered(self.config.deadlines.module):
                 needs = await self._of_the_kernel(needs)
         # Not before: nvidia-smi, which may have been asked, has the GPU open as long as it runs.
         scan = await self._scan(sought)
@@ -93,12 +95,11 @@ class Inquiry:
         return self.options.policy(self._rules.busy)
 
     async def _capture(self) -> Baseline:
-        return await self.host.kernel(str(self.gpu.address)).capture(self.gpu.functions)
+        return await self.kernel.capture(self.gpu.functions)
 
     async def _of_the_kernel(self, needs: Needs) -> Needs:
         """Consoles, the firmware's frame buffer, persistence mode."""
-        kernel = self.host.kernel(str(self.gpu.address))
-        consoles = await kernel.consoles()
+        consoles = await self.kernel.consoles()
         terminals, to, unbind = consoles_to_move(
             self.gpu.functions,
             consoles,
@@ -130,7 +131,7 @@ class Inquiry:
             unbind_consoles=unbind,
             leave_consoles=self._rules.leave_consoles,
             boot_framebuffers=tuple(b for b in self.facts.boot_framebuffers if b.function in self.gpu.functions),
-            persistent=tuple([f for f in asked if await kernel.persistence(f)]),
+            persistent=tuple([f for f in asked if await self.kernel.persistence(f)]),
         )
 
     async def _units(self, needs: Needs, found: tuple[Occupation, ...]) -> tuple[Needs, tuple[Blocker, ...]]:

@@ -1,9 +1,10 @@
-"""A pause before something is tried again that may work later, and that makes no event when it does."""
+"""How long something is waited for: an answer, and before something is tried again that makes no event."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 FIRST_SECONDS = 1.0
 LONGEST_SECONDS = 60.0
@@ -33,3 +34,25 @@ async def within(seconds: float, event: asyncio.Event) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
+
+
+class LateError(TimeoutError):
+    """There was no answer within so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"no answer within {seconds:g} s")
+        self.seconds = seconds
+
+
+@asynccontextmanager
+async def answered(seconds: float) -> AsyncIterator[None]:
+    """What is done in it has so long for all of it.
+
+    Raises:
+        LateError: it took longer.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise LateError(seconds) from None

@@ -26,6 +26,7 @@ from gpuswitch.switch.host import Host, Kernel
 from gpuswitch.switch.inquiry import Inquiry
 from gpuswitch.switch.needs import everything
 from gpuswitch.switch.owed import Owed
+from gpuswitch.switch.pause import answered
 from gpuswitch.switch.plan import Back, Plan, to_clear, to_host, to_vfio
 from gpuswitch.switch.step import Step
 from gpuswitch.switch.steps import HoldGroup
@@ -36,6 +37,7 @@ class Preparation:
     """Everything that a plan for one GPU is computed from; `owed` is what an earlier switch still owes the GPU.
 
     `starting`: the service is, and no systemd job may be waited for. `owned`: a virtual machine has it or asks for it.
+    `asking`: nothing is to follow from it, so nothing is held, and who reads for it is not who works on the GPU.
     `holds` are the groups that `plan` took, or began to take: with no switch to follow, they are to be reverted.
     """
 
@@ -49,15 +51,16 @@ class Preparation:
     arbiter: Arbiter
     starting: bool = False
     owned: bool = False
+    asking: bool = False
     holds: list[HoldGroup] = field(default_factory=list)
 
-    async def plan(self, target: State, *, to_begin: bool) -> Plan:
-        """The plan that takes the GPU to `target`. To begin a way to the host, the GPU's groups are held from here on.
+    async def plan(self, target: State) -> Plan:
+        """The plan that takes the GPU to `target`. For a way to the host, the GPU's groups are held from here on.
 
         Raises:
             GpuswitchError: a guard refuses; the sentences name every blocker.
             KernelError: a value could not be read.
-            TimeoutError: the worker did not answer.
+            LateError: the worker did not answer.
         """
         # The worker's start costs more than the guards do: they run meanwhile.
         self.kernel.prepare()
@@ -70,18 +73,17 @@ class Preparation:
         if await self.arbiter.system_stopping():
             raise Failed(f"cannot switch {self.gpu.address}: the system is going down")
         if target is State.VFIO:
-            inquiry = Inquiry(self.gpu, self.facts, self.config, self.options, self.host, self.arbiter)
-            now, needs = await inquiry.made(found)
+            now, needs = await self._inquiry.made(found)
             if self.starting and needs.waits:
                 raise Failed("nobody is waited for, and no unit is stopped, before the service has started")
             return to_vfio(self.gpu, self.facts, now, self.owed, replace(needs, owned=self.owned))
-        async with asyncio.timeout(self.config.deadlines.capture):
+        async with answered(self.config.deadlines.capture):
             now = await self.kernel.capture(self.gpu.functions)
             kept = self.owed.functions
             baseline = {a: kept.get(a) or await self._first_seen(a, now) for a in self.gpu.functions}
         rules = self._own.rules
         waits = self.options.policy(rules.busy) is Busy.WAIT and not self.starting
-        if to_begin and not waits:
+        if not self.asking and not waits:
             await self._hold_groups()
         back = Back(
             Unit(rules.after_host) if rules.after_host else None,
@@ -97,8 +99,7 @@ class Preparation:
         """The plan of a rung of the ladder that comes before a way to the host. Raises as `plan` does."""
         if await self.arbiter.system_stopping():
             raise Failed("the system is going down")
-        inquiry = Inquiry(self.gpu, self.facts, self.config, self.options, self.host, self.arbiter)
-        _, needs = await inquiry.made()
+        _, needs = await self._inquiry.made()
         return to_clear(self.gpu, self.owed, needs, everything(self.gpu, self.facts), rough)
 
     def holds_true(self, gpu: Gpu, state: State, facts: HostFacts, owed: Owed) -> bool:
@@ -108,7 +109,12 @@ class Preparation:
 
     @property
     def kernel(self) -> Kernel:
-        return self.host.kernel(str(self.gpu.address))
+        gpu = str(self.gpu.address)
+        return self.host.reader(gpu) if self.asking else self.host.kernel(gpu)
+
+    @property
+    def _inquiry(self) -> Inquiry:
+        return Inquiry(self.gpu, self.facts, self.config, self.options, self.host, self.kernel, self.arbiter)
 
     @property
     def _own(self) -> GpuConfig:
@@ -137,7 +143,7 @@ class Preparation:
         for group in sorted({f.iommu_group for f in on_vfio if f.iommu_group is not None}):
             self.holds.append(HoldGroup(group))
             try:
-                async with asyncio.timeout(self.config.deadlines.capture):
+                async with answered(self.config.deadlines.capture):
                     await self.kernel.hold_group(group)
             except KernelError as error:
                 if error.errno == errno.EBUSY:

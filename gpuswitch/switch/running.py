@@ -16,6 +16,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Engine, StepEvent, StoppedError, StuckError
 from gpuswitch.switch.journal import Unfinished
 from gpuswitch.switch.owed import Owed
+from gpuswitch.switch.pause import LateError
 from gpuswitch.switch.plan import Plan
 from gpuswitch.switch.prepare import Preparation
 from gpuswitch.switch.record import Result, Switch
@@ -225,7 +226,9 @@ class Running(Waiting):
             raise (HungError if engine.hung else kind)(words) from failure
         return plan
 
-    def _preparation_in(self, state: State, options: Options, *, starting: bool) -> Preparation:
+    def _preparation_in(
+        self, state: State, options: Options, *, starting: bool = False, asking: bool = False
+    ) -> Preparation:
         return Preparation(
             self.gpu,
             state,
@@ -237,26 +240,28 @@ class Running(Waiting):
             self._arbiter,
             starting=starting,
             owned=self.owned,
+            asking=asking,
         )
 
-    async def _planned(
-        self, preparation: Preparation, target: State, *, to_begin: bool = True, rough: Sequence[Step] | None = None
-    ) -> Plan:
+    async def _planned(self, preparation: Preparation, target: State, *, rough: Sequence[Step] | None = None) -> Plan:
         """What `Preparation.plan` says, or `plan_rough`.
 
         Raises:
             GpuswitchError: refused, or the kernel said no; nothing was changed.
             StuckError: the kernel did not return.
         """
-        deadline = self.config.deadlines.capture
         try:
             if rough is not None:
                 return await preparation.plan_rough(rough)
-            return await preparation.plan(target, to_begin=to_begin)
-        except TimeoutError:
-            if (pending := self._kernel.pending) is not None:
-                raise StuckError(pending, deadline) from None
-            raise Failed(f"{self.gpu.address} did not answer within {deadline:g} s; nothing was changed") from None
+            return await preparation.plan(target)
+        except LateError as late:
+            pending = preparation.kernel.pending
+            if pending is not None and not preparation.asking:
+                raise StuckError(pending, late.seconds) from None
+            what = f" ('{pending.what}')" if pending is not None else ""
+            raise Failed(
+                f"{self.gpu.address} did not answer within {late.seconds:g} s{what}; nothing was changed"
+            ) from None
         except KernelError as error:
             raise Failed(f"{error}; nothing was changed") from error
 

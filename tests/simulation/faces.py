@@ -79,6 +79,11 @@ class ServiceHost(SimulatedHost):
             self._kernels[gpu] = ServiceKernel(self.machine, gpu).of(self._life, self._watcher)
         return self._kernels[gpu]
 
+    def reader(self, gpu: str) -> SimulatedKernel:
+        if gpu not in self._readers:
+            self._readers[gpu] = ServiceKernel(self.machine, gpu, "reader").of(self._life, self._watcher)
+        return self._readers[gpu]
+
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         def told() -> None:
             if self._life.alive and not self.deaf:

@@ -24,6 +24,7 @@ class LinuxHost(Host):
         self.processes = LinuxProcesses(self._roots)
         self.systemd = LinuxSystemd(self._roots.tools)
         self._kernels: dict[str, LinuxKernel] = {}
+        self._readers: dict[str, LinuxKernel] = {}
         self._watchers: dict[object, Callable[[], None]] = {}
         self._unwatch: Callable[[], None] | None = None
 
@@ -34,6 +35,11 @@ class LinuxHost(Host):
         if gpu not in self._kernels:
             self._kernels[gpu] = LinuxKernel(gpu, self._roots)
         return self._kernels[gpu]
+
+    def reader(self, gpu: str) -> LinuxKernel:
+        if gpu not in self._readers:
+            self._readers[gpu] = LinuxKernel(gpu, self._roots)
+        return self._readers[gpu]
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         # One pair of sockets for all: steps come and go by the second, and each would start with a search for libudev.
@@ -54,5 +60,5 @@ class LinuxHost(Host):
             self._unwatch = None
 
     async def close(self) -> None:
-        kernels = (kernel.close() for kernel in self._kernels.values())
+        kernels = (kernel.close() for kernel in (*self._kernels.values(), *self._readers.values()))
         await asyncio.gather(self.processes.close(), self.systemd.close(), *kernels)

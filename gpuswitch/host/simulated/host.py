@@ -33,6 +33,7 @@ class SimulatedHost(Host):
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self._kernels: dict[str, SimulatedKernel] = {}
+        self._readers: dict[str, SimulatedKernel] = {}
         self._watchers: list[Callable[[], None]] = []
         self._told = False
         self.processes = SimulatedProcesses(machine, machine.processes)
@@ -57,6 +58,11 @@ class SimulatedHost(Host):
             self._kernels[gpu] = SimulatedKernel(self.machine, gpu)
         return self._kernels[gpu]
 
+    def reader(self, gpu: str) -> SimulatedKernel:
+        if gpu not in self._readers:
+            self._readers[gpu] = SimulatedKernel(self.machine, gpu, "reader")
+        return self._readers[gpu]
+
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         # Wrapped, so that the same callable may watch twice, and each stops itself only.
         def watcher() -> None:
@@ -71,7 +77,7 @@ class SimulatedHost(Host):
         return stop
 
     async def close(self) -> None:
-        for kernel in self._kernels.values():
+        for kernel in (*self._kernels.values(), *self._readers.values()):
             kernel.let_go()
 
     def _announce(self) -> None:
@@ -87,11 +93,15 @@ class SimulatedHost(Host):
 
 
 class SimulatedKernel(Kernel):
-    """The kernel operations of one GPU. Each runs to its end, whatever becomes of its caller."""
+    """The kernel operations of one GPU. Each runs to its end, whatever becomes of its caller.
 
-    def __init__(self, machine: Machine, gpu: str) -> None:
+    `role`: what the process that does them is called.
+    """
+
+    def __init__(self, machine: Machine, gpu: str, role: str = "worker") -> None:
         self._machine = machine
         self._gpu = gpu
+        self._role = role
         self._worker: Worker | None = None
 
     def prepare(self) -> None:
@@ -224,7 +234,7 @@ class SimulatedKernel(Kernel):
 
     def _running_worker(self) -> Worker:
         if self._worker is None or self._worker.ended:
-            self._worker = self._machine.worker(self._gpu)
+            self._worker = self._machine.worker(self._gpu, self._role)
         return self._worker
 
     async def _run(self, work: Callable[[Call], Coroutine[Any, Any, T]], call: Call) -> T:

@@ -88,10 +88,10 @@ class Machine(Bus):
             )
         return self._facts
 
-    def worker(self, gpu: str) -> Worker:
-        """Start a worker process of a GPU."""
+    def worker(self, gpu: str, role: str = "worker") -> Worker:
+        """Start a worker process of a GPU; `role` is what it is called."""
         process = self.processes.new_process()
-        user = f"the worker of {gpu}"
+        user = f"the {role} of {gpu}"
         if any(worker.user == user for worker in self.workers.values()):
             user = f"{user} ({process.pid})"
         self.workers[process] = Worker(process, user, self._worker_ended)
