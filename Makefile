@@ -25,7 +25,7 @@ help: ## list these targets
 demo: venv ## switch GPUs of a simulated host, step by step (no hardware, no root)
 	@$(BIN)/gpuswitchctl demo
 
-test: need-test need-bus lint types ## lint, types and the fast tests (no hardware, no root; BUS=dbus-broker as root)
+test: need-test need-bus lint types ## lint, types and the fast tests (no hardware, no root; BUS=dbus-broker: once as root)
 	BUS=$(BUS) $(BIN)/pytest
 
 lint: venv ## ruff: rules and format
@@ -78,6 +78,7 @@ need-test:
 	@contrib/need.sh '$(PYTHON)' test
 
 need-bus:
+	$(if $(filter dbus-daemon dbus-broker,$(BUS)),,$(error cannot test on BUS=$(BUS): it is one of dbus-daemon, dbus-broker))
 	@contrib/need.sh '$(PYTHON)' '$(BUS)'
 
 need-vm:

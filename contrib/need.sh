@@ -52,6 +52,8 @@ EOF
     esac
 }
 
+needs >/dev/null # ends here where nobody knows the purpose
+
 missing() {
     needs | while IFS='|' read -r package check; do
         sh -c "$check" >/dev/null 2>&1 || printf '%s ' "$package"
