@@ -17,10 +17,10 @@ STAMP := $(VENV)/.made-from-pyproject
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help venv need-develop need-test need-bus need-vm demo test lint format types vm-test vm-shell bench simulate docs install uninstall clean
+.PHONY: help venv need-develop need-test need-bus need-system need-vm demo test lint format types system-test vm-test vm-shell bench simulate docs install uninstall clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: venv ## switch GPUs of a simulated host, step by step (no hardware, no root)
 	@$(BIN)/gpuswitchctl demo
@@ -38,6 +38,9 @@ types: venv ## mypy, strict
 format: venv ## let ruff put things in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+system-test: venv need-system ## the tests on a real systemd and bus, in containers (RELEASE=bookworm, BUS=dbus-daemon)
+	RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/pytest --timeout=600 tests/system
 
 vm-test: venv need-vm ## the tests on a real kernel in a virtual machine (RELEASE=bookworm or trixie)
 	RELEASE=$(RELEASE) $(BIN)/pytest --timeout=1800 tests/vm
@@ -80,6 +83,9 @@ need-test:
 need-bus:
 	$(if $(filter dbus-daemon dbus-broker,$(BUS)),,$(error cannot test on BUS=$(BUS): it is one of dbus-daemon, dbus-broker))
 	@contrib/need.sh '$(PYTHON)' '$(BUS)'
+
+need-system:
+	@contrib/need.sh '$(PYTHON)' system
 
 need-vm:
 	@contrib/need.sh '$(PYTHON)' vm

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sees to it that this machine has what a make target needs beside git, make and python3.
 #
-#   need.sh PYTHON develop|test|dbus-daemon|dbus-broker|install|vm
+#   need.sh PYTHON develop|test|dbus-daemon|dbus-broker|install|system|vm
 #
 # Nothing missing: says nothing. As root on Debian: installs the missing packages. Otherwise: prints the one
 # line to run, and fails. It goes to the network only when something is missing.
@@ -36,6 +36,12 @@ EOF
 mmdebstrap|command -v mmdebstrap
 EOF
         ;;
+    system)
+        cat <<EOF
+dbus-daemon|command -v dbus-daemon
+mmdebstrap|command -v mmdebstrap
+EOF
+        ;;
     vm)
         cat <<EOF
 dbus-daemon|command -v dbus-daemon
@@ -46,7 +52,7 @@ e2fsprogs|command -v mke2fs
 EOF
         ;;
     *)
-        echo "need.sh: cannot tell what '$purpose' needs: use develop, test, dbus-daemon, dbus-broker, install or vm" >&2
+        echo "need.sh: cannot tell what '$purpose' needs: use develop, test, dbus-daemon, dbus-broker, install, system or vm" >&2
         exit 2
         ;;
     esac

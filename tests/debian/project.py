@@ -62,6 +62,10 @@ def find_wheels(cache: Cache, release: Release, sources: Path) -> Path:
     return cache.make(f"wheels-{release.name}", key, build)
 
 
+INSTALL = "make -C /usr/src/gpuswitch install"
+"""In a system with the sources; with `PIP_SETTINGS` where it has no network."""
+
+
 def put_sources(root: Path, sources: Path, wheels: Path) -> Path:
     """Lay sources and wheels where `PIP_SETTINGS` look for them; gives the folder."""
     inside = root / "usr/src/gpuswitch"
@@ -73,5 +77,5 @@ def put_sources(root: Path, sources: Path, wheels: Path) -> Path:
 def install_project(root: Path, sources: Path, wheels: Path) -> None:
     """`make install` in the unpacked system, as a user would, but for the network."""
     inside = put_sources(root, sources, wheels)
-    run_in(root, "make -C /usr/src/gpuswitch install", env=PIP_SETTINGS)
+    run_in(root, INSTALL, env=PIP_SETTINGS)
     remove(inside)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.debian.errors import RigError
 
 PROJECT = Path(__file__).parents[2]
+
+OVERLAY = Path(__file__).with_name("overlay.sh")
 
 
 def require_tools(purpose: str) -> None:
@@ -79,8 +83,26 @@ def run_in(root: Path, command: str, *, env: Mapping[str, str] | None = None) ->
 
     The environment is the given one and a PATH, nothing of ours.
     """
+    return run_apart(in_root(root, command, env))
+
+
+def run_on_top(layers: Sequence[Path], changes: Path, command: str, *, env: Mapping[str, str] | None = None) -> bytes:
+    """Run a shell command as run_in does, in a system made of layers, the uppermost first, which stay as they are.
+
+    The folder `changes` gets what it changes: one more layer, to lie on top of them.
+    """
+    with tempfile.TemporaryDirectory(prefix="gpuswitch-layers-") as place:
+        words = (
+            ["sh", OVERLAY, place, *layers],
+            in_root(Path(place) / "root", command, env),
+            ["cp", "-a", f"{place}/upper/.", changes],
+        )
+        return run_apart(["sh", "-euc", "\n".join(shlex.join(map(str, each)) for each in words)])
+
+
+def in_root(root: Path, command: str, env: Mapping[str, str] | None) -> list[str | Path]:
     settings = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", **(env or {})}
     words = [f"{name}={value}" for name, value in settings.items()]
     # The shell outside stays process 1: programs tell a chroot by its root being another than process 1's.
     script = 'root=$1; shift; mount -t proc proc "$root/proc" && chroot "$root" env -i "$@"; exit $?'
-    return run_apart(["sh", "-c", script, "sh", root, *words, "/bin/sh", "-euc", command])
+    return ["sh", "-c", script, "sh", root, *words, "/bin/sh", "-euc", command]

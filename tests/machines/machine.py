@@ -72,6 +72,9 @@ class Machine(ABC):
     SETTLE: ClassVar = ":"
     """The command that waits until those are done who follow the start of everything, like udev."""
 
+    JOURNAL: ClassVar = "-u 'gpuswitchd*' -n 80"
+    """What a failed test shows of the journal: options of journalctl."""
+
     agent: Agent
 
     def sh(

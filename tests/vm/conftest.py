@@ -8,15 +8,13 @@ from collections.abc import Callable, Generator, Iterator
 import pytest
 
 from tests.debian.cache import Cache, default_folder
-from tests.debian.errors import RigError
 from tests.debian.progress import progress
 from tests.debian.tools import require_tools
+from tests.machines.reports import MACHINES, show_machines
 from tests.vm.rig.machine import Machine
 from tests.vm.rig.template import Template, find_template
 
 RELEASE = os.environ.get("RELEASE", "bookworm")
-
-MACHINES = pytest.StashKey[list[Machine]]()
 
 
 @pytest.fixture(scope="session")
@@ -54,20 +52,6 @@ def machine(clone: Callable[[], Machine]) -> Machine:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failed test's report shows what its machines have to say."""
     report = yield
-    machines = item.stash.get(MACHINES, None)
-    if report.failed and call.when == "call" and machines:
-        for number, machine in enumerate(machines, start=1):
-            report.sections.append((f"console of machine {number}", machine.console_tail()))
-            report.sections.append((f"gpuswitchd in machine {number}", service_log(machine)))
+    show_machines(item, call, report)
     return report
-
-
-def service_log(machine: Machine) -> str:
-    try:
-        return machine.sh(
-            "journalctl -u 'gpuswitchd*' -n 80 -o short-monotonic --no-pager", check=False, timeout=20
-        ).stdout
-    except (RigError, TimeoutError) as error:
-        return f"cannot be read: {error}"
