@@ -11,16 +11,16 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
-from urllib.parse import unquote
 
 from gpuswitch import __version__
 from gpuswitch.api.bus import Bus
 from gpuswitch.api.metrics import MetricsEndpoint, MetricsFace
 from gpuswitch.api.objects import NAME, ROOT, BusFace, ManagerObject
 from gpuswitch.api.vms import VirtualMachines
+from gpuswitch.buses import check_simulated, system_bus
 from gpuswitch.config import DIRECTORY, Config, load
 from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgument
 from gpuswitch.history import History
@@ -38,8 +38,6 @@ from gpuswitch.switch.record import Drift, Switch
 from gpuswitch.switch.store import DirectoryStore
 
 _log = logging.getLogger("gpuswitch")
-
-SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 
 
 class Observers:
@@ -205,7 +203,7 @@ async def serve(options: argparse.Namespace) -> None:
         runtime = runtime or Path(os.environ.get("RUNTIME_DIRECTORY", "/run/gpuswitch"))
         state = state or Path(os.environ.get("STATE_DIRECTORY", "/var/lib/gpuswitch"))
         until_the_end.enter_context(_lock(runtime))
-        bus = await Bus.connect(options.bus or _system_bus())
+        bus = await Bus.connect(options.bus or system_bus())
         await Daemon(host, config, options.config, bus, runtime=runtime, state=state).run()
 
 
@@ -254,49 +252,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.bus == "":
         raise InvalidArgument("cannot use an empty --bus: leave it out for the system bus")
-    if options.simulate and not _private(options.bus or ""):
-        raise InvalidArgument(
-            "a simulated gpuswitchd does not go on the system bus: "
-            "give it a --bus of its own, a socket of this machine like unix:path=/tmp/bus"
-        )
+    if options.simulate:
+        check_simulated(options.bus or system_bus())
     if options.fault and not options.simulate:
         raise InvalidArgument("cannot inject a --fault into this machine, only into one in memory: add --simulate")
     return options
 
 
 _FAULT_HELP = "OPERATION[@SUBJECT][#NTH]=errno, silent, hang or SECONDSs, like probe@0000:01:00.1#1=EINVAL"
-
-
-def _system_bus() -> str:
-    return os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
-
-
-def _private(bus: str) -> bool:
-    """Whether all that this address names are sockets of this machine, and none of them is the system bus."""
-    system = _sockets(SYSTEM_BUS) | _sockets("unix:path=/var/run/dbus/system_bus_socket") | _sockets(_system_bus())
-    named = _sockets(bus)
-    return bool(named) and None not in named and not named & system
-
-
-def _sockets(bus: str) -> set[object]:
-    """What tells the sockets of an address (D-Bus specification, Server Addresses) from others, however it is written.
-
-    That is the real path, and device and inode; or the abstract name; None for what is no socket of this machine.
-    """
-    found: set[object] = set()
-    for part in filter(None, bus.split(";")):
-        transport, _, options = part.partition(":")
-        keys = {key: unquote(value) for key, _, value in (option.partition("=") for option in options.split(","))}
-        if transport != "unix" or not (keys.get("path") or keys.get("abstract")) or "\0" in "".join(keys.values()):
-            found.add(None)
-        elif path := keys.get("path"):
-            found.add(Path(path).resolve())
-            with suppress(OSError):  # nobody listens there
-                status = Path(path).stat()
-                found.add((status.st_dev, status.st_ino))
-        else:
-            found.add("@" + keys["abstract"])
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,7 +20,8 @@ DISCRETE = f"{ROOT}/gpu/0000_01_00_0"
 NAMED = f'{ANY_PORT}[[gpu]]\naddress = "01:00.0"\nname = "geforce"\n'
 TYPO = f"{ANY_PORT}[deadlines]\nunbnid = 3\n"
 NO_SYSTEM_BUS = (
-    "gpuswitchd: a simulated gpuswitchd does not go on the system bus: "
+    "gpuswitchd: a simulated gpuswitchd does not go on the system bus, "
+    "but in a container that has a systemd of its own: "
     "give it a --bus of its own, a socket of this machine like unix:path=/tmp/bus\n"
 )
 
@@ -83,34 +84,55 @@ async def test_it_does_not_start_where_it_cannot_be(private_bus: PrivateBus, tmp
         assert said.count("\n") == 1
 
 
-def test_a_simulated_one_refuses_every_spelling_of_the_system_bus(
-    private_bus: PrivateBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The private bus plays the system's."""
+@pytest.fixture
+def system_socket(private_bus: PrivateBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The private bus plays the system's. Whether this is a container is for the test to say."""
     socket = private_bus.address.removeprefix("unix:path=").partition(",")[0]
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={socket}")
-    (tmp_path / "other").symlink_to(socket)
-    os.link(socket, tmp_path / "hard")
+    monkeypatch.setattr("gpuswitch.buses.CONTAINER", tmp_path / "container")
+    return socket
+
+
+def test_a_simulated_one_refuses_every_spelling_of_the_system_bus(
+    system_socket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").symlink_to(system_socket)
+    os.link(system_socket, tmp_path / "hard")
     for options in (
         [],
-        [f"--bus={private_bus.address}"],
-        [f"--bus=unix:path={socket}"],
-        [f"--bus=unix:guid=00,path={socket}"],
-        [f"--bus=unix:path={socket.replace('bus', '%62us')}"],
-        [f"--bus=unix:path=/.{socket}"],
+        [f"--bus=unix:path={system_socket}"],
+        [f"--bus=unix:guid=00,path={system_socket}"],
+        [f"--bus=unix:path={system_socket.replace('bus', '%62us')}"],
+        [f"--bus=unix:path=/.{system_socket}"],
         [f"--bus=unix:path={tmp_path}/other"],
         [f"--bus=unix:path={tmp_path}/hard"],
-        [f"--bus=unix:path={tmp_path}/none;unix:path={socket}"],
+        [f"--bus=unix:path={tmp_path}/none;unix:path={system_socket}"],
         ["--bus=unix:path=/run/dbus/system_bus_socket"],
         ["--bus=unix:path=/var/run/dbus/system_bus_socket"],
-        ["--bus=tcp:host=localhost,port=1"],
-        ["--bus=unix:"],
-        ["--bus=unix:path=%00"],
-        ["--bus=;"],
-        ["--bus=system"],
     ):
         assert (options, main(["--simulate", "laptop", *options])) == (options, 2)
         assert capsys.readouterr().err == NO_SYSTEM_BUS
+
+
+def test_a_simulated_one_stays_on_sockets_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    for bus in ("tcp:host=localhost,port=1", "unix:", "unix:path=%00", ";", "system"):
+        assert (bus, main(["--simulate", "laptop", f"--bus={bus}"])) == (bus, 2)
+        assert capsys.readouterr().err == (
+            f"gpuswitchd: a simulated gpuswitchd does not go on the bus {bus!r}: "
+            "give it one that is a socket of this machine, like unix:path=/tmp/bus\n"
+        )
+
+
+@pytest.mark.parametrize("options", [[], ["--bus=unix:path={}"], ["--bus=unix:path=/none/such;unix:path={}"]])
+def test_a_simulated_one_goes_on_the_system_bus_of_a_container(
+    system_socket: str, tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It gets as far as its configuration. tests/system has it in a real container."""
+    (tmp_path / "container").write_text("systemd-nspawn")
+    config = write_config(tmp_path / "etc", TYPO).parent
+    simulate = ["--simulate", "laptop", "--config", str(config), *(option.format(system_socket) for option in options)]
+    assert main(simulate) == 2
+    assert "unbnid" in capsys.readouterr().err
 
 
 async def test_options_that_make_no_sense_are_refused_in_one_sentence() -> None:

@@ -19,6 +19,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "gpuswitch.tables": ("gpuswitch.errors", "gpuswitch.model"),
     "gpuswitch.config": ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.layers", "gpuswitch.tables"),
     "gpuswitch.notify": (),
+    "gpuswitch.buses": ("gpuswitch.errors",),
     "gpuswitch.aside": (),
     "gpuswitch.switch": (
         "gpuswitch.errors",
@@ -58,6 +59,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.model",
         "gpuswitch.config",
         "gpuswitch.notify",
+        "gpuswitch.buses",
         "gpuswitch.history",
         "gpuswitch.switch",
         "gpuswitch.host",
