@@ -108,7 +108,7 @@ class Machine(ABC):
             raise RigError(f"cannot go on: units have failed while the machine came up: {up.stdout}{up.stderr}")
 
     @abstractmethod
-    def console_tail(self, lines: int = 60) -> str:
+    def console_tail(self, lines: int = ...) -> str:
         """The last lines of the machine's console."""
 
     @abstractmethod

@@ -42,6 +42,8 @@ hostname container
 pivot_root . .
 umount -l .
 cd /
+# of a container, systemd leaves this to its manager; what is mounted later is to be seen in each service's namespace
+mount --make-rshared /
 
 # What systemd-nspawn leaves a container with a network of its own: nothing that changes the machine's kernel.
 capabilities=-all

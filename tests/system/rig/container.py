@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import IO
 
 from tests.debian.timers import TIMERS
+from tests.machines import inside
 from tests.machines.agent import Agent
 from tests.machines.channel import Channel
 from tests.machines.errors import MachineGoneError
-from tests.machines.inside import agent
 from tests.machines.machine import BOOT_SECONDS, COMMAND_SECONDS, Machine
 from tests.system.rig import keeper
 
@@ -25,7 +25,7 @@ PORT = "/run/host/agent"
 SYSTEM_UNITS = "/run/systemd/system"
 
 RIG: Mapping[str, str] = {
-    "/run/rig/agent.py": Path(agent.__file__).read_text(),
+    **{f"/run/rig/{file.name}": file.read_text() for file in Path(*inside.__path__).glob("*.py")},
     f"{SYSTEM_UNITS}/rig-agent.service": f"""\
 [Unit]
 Description=Command channel of the test rig
@@ -88,7 +88,7 @@ class Container(Machine):
         self._control.close()
         self.keeper.wait()
 
-    def console_tail(self, lines: int = 60) -> str:
+    def console_tail(self, lines: int = 20) -> str:
         text = os.pread(self._console, os.fstat(self._console).st_size, 0).decode(errors="replace")
         return "\n".join(text.replace("\r", "").splitlines()[-lines:])
 

@@ -13,12 +13,15 @@ import pytest
 from tests.machines.errors import Result
 from tests.managers.cases import CASES
 from tests.managers.units import ALIASES, MENDED, RUNNING, SAMPLES, STOPPING
-from tests.vm.rig.hardware import GPU, SINGLE_GPU
-from tests.vm.rig.machine import Machine
+from tests.system.conftest import Boot
+from tests.system.rig.container import Container
+from tests.system.rig.system import System
+from tests.system.words import GPU, PYTHON
 
 TESTS = Path(__file__).parents[1]
 SUITE = [TESTS / "__init__.py", *sorted((TESTS / "managers").glob("*.py"))]
-PYTHON = "/usr/local/lib/gpuswitch/current/bin/python"
+
+OTHER = "0000:02:00.0"
 
 KIM = 1234
 AS_KIM = f"setpriv --reuid={KIM} --regid={KIM} --clear-groups env XDG_RUNTIME_DIR=/run/user/{KIM}"
@@ -46,26 +49,23 @@ exit $status
 """
 
 
+def files() -> dict[str, str]:
+    """The program that asks, and the units that it asks about."""
+    units = {name: sample.text for name, sample in SAMPLES.items()}
+    units["mend.service"] = f"[Service]\nType=oneshot\nExecStart=/bin/touch %t/{MENDED}\n"
+    laid = {f"/srv/suite/tests/{path.relative_to(TESTS)}": path.read_text() for path in SUITE}
+    return laid | {f"/run/systemd/{of}/{name}": text for of in ("system", "user") for name, text in units.items()}
+
+
 @pytest.fixture
-def suite(machine: Machine) -> Machine:
+def suite(boot: Boot, system: System) -> Container:
     """A machine with the units and a user whose systemd runs."""
-    prepare(machine)
-    return machine
-
-
-def prepare(machine: Machine) -> None:
-    for path in SUITE:
-        machine.push(path.read_bytes(), f"/srv/suite/tests/{path.relative_to(TESTS)}")
-    files = {name: sample.text for name, sample in SAMPLES.items()}
-    files["mend.service"] = f"[Service]\nType=oneshot\nExecStart=/bin/touch %t/{MENDED}\n"
-    for folder in ("system", "user"):
-        for name, text in files.items():
-            machine.push(text, f"/run/systemd/{folder}/{name}")
-        for name, target in ALIASES.items():
-            machine.sh(f"ln -s {target} /run/systemd/{folder}/{name}")
+    machine = boot(system.installed, files())
+    links = [f"ln -s {to} /run/systemd/{of}/{name}" for of in ("system", "user") for name, to in ALIASES.items()]
     running = " ".join(RUNNING)
     machine.sh(
         f"""set -e
+        {"; ".join(links)}
         mkfifo /run/{STOPPING}
         systemctl daemon-reload
         systemctl start {running}
@@ -75,14 +75,15 @@ def prepare(machine: Machine) -> None:
         {AS_KIM} mkfifo /run/user/{KIM}/{STOPPING}
         {AS_KIM} systemctl --user start {running}"""
     )
+    return machine
 
 
-def ask(machine: Machine, what: str, *, check: bool = True) -> Result:
+def ask(machine: Container, what: str, *, check: bool = True) -> Result:
     """What the program says that is asked, within the sandbox of the service."""
     return machine.sh(f"ASK='{what}'\n{SANDBOX}", check=check, timeout=200)
 
 
-def locks(machine: Machine) -> list[int]:
+def locks(machine: Container) -> list[int]:
     """The processes that hold a lock of ours, as logind has them."""
     (rows,) = json.loads(machine.sh(LOCKS).stdout)["data"]
     return [pid for _, who, _, _, _, pid in rows if who == "gpuswitch"]
@@ -91,15 +92,15 @@ def locks(machine: Machine) -> list[int]:
 ALL_KEPT = "".join(f"{name}: kept\n" for name in CASES)
 
 
-def test_units_of_the_system(suite: Machine) -> None:
+def test_units_of_the_system(suite: Container) -> None:
     assert ask(suite, "cases").stdout == ALL_KEPT
 
 
-def test_units_of_a_user(suite: Machine) -> None:
+def test_units_of_a_user(suite: Container) -> None:
     assert ask(suite, f"cases --user {KIM}").stdout == ALL_KEPT
 
 
-def test_systemd_executes_itself_anew_while_a_unit_stops(suite: Machine) -> None:
+def test_systemd_executes_itself_anew_while_a_unit_stops(suite: Container) -> None:
     # Not in a unit: systemctl would lose its connection while it waits for that.
     stop = suite.start(f"cd /srv/suite && {PYTHON} -m tests.managers stop hangs.service", timeout=200)
     suite.sh(f"read -r line </run/{STOPPING}")
@@ -109,14 +110,14 @@ def test_systemd_executes_itself_anew_while_a_unit_stops(suite: Machine) -> None
     assert stopped.stdout == "stop: done\n", stopped.stderr
 
 
-def test_a_lock_outlives_the_service(suite: Machine) -> None:
+def test_a_lock_outlives_the_service(suite: Container) -> None:
     """Killed, stopped, started again: the lock stays, is found, and nothing of it is left when it is let go."""
     ask(suite, f"inhibit_and_die {GPU}", check=False)
     (holder,) = locks(suite)
     assert suite.sh(f"ls -l /proc/{holder}/fd").stdout.count("/dev/null") == 3
     assert ask(suite, f"inhibit {GPU}").stdout == "inhibit: done\n"
     assert locks(suite) == [holder]
-    ask(suite, f"inhibit {SINGLE_GPU}")
+    ask(suite, f"inhibit {OTHER}")
     both = locks(suite)
     assert len(both) == 2
     below = [int(pid) for each in both for pid in suite.sh(f"pgrep -P {each}").stdout.split()]
@@ -129,13 +130,13 @@ def test_a_lock_outlives_the_service(suite: Machine) -> None:
         refused = suite.sh("systemctl suspend", check=False)
         assert refused.status != 0
         assert "denied" in refused.stderr
-    for gpu in (GPU, SINGLE_GPU, GPU):
+    for gpu in (GPU, OTHER, GPU):
         assert ask(suite, f"release {gpu}").stdout == "release: done\n"
     # logind hears of the end of a holder when it comes to it, and so does the program below it.
     suite.sh(f"while {LOCKS} | grep gpuswitch || ps -p {','.join(map(str, both + below))}; do :; done")
 
 
-def test_without_logind(suite: Machine) -> None:
+def test_without_logind(suite: Container) -> None:
     suite.sh("systemctl mask --runtime --now systemd-logind.service")
     asked = ask(suite, f"inhibit {GPU}")
     assert "nothing is done to keep this machine awake: there is no logind (" in asked.stdout
@@ -145,16 +146,14 @@ def test_without_logind(suite: Machine) -> None:
     assert ask(suite, f"sessions {KIM}").stdout == "sessions: \n"
 
 
-def test_a_session_ends(suite: Machine) -> None:
+def test_a_session_ends(suite: Container) -> None:
     """A login on a terminal of its own, by PAM; its shell is gone when the call returns."""
     suite.push(
         f"""[Service]
 User=kim
 PAMName=login
-TTYPath=/dev/tty7
+TTYPath=/dev/console
 StandardInput=tty-force
-UtmpIdentifier=tty7
-UtmpMode=user
 ExecStart=/bin/sh -c 'echo $$ >/run/user/{KIM}/shell; exec sleep infinity'
 """,
         "/run/systemd/system/login.service",
@@ -170,11 +169,11 @@ ExecStart=/bin/sh -c 'echo $$ >/run/user/{KIM}/shell; exec sleep infinity'
     assert again.stdout == f"cannot end session {session}: there is no such session\n"
 
 
-def test_the_system_is_not_stopping(suite: Machine) -> None:
+def test_the_system_is_not_stopping(suite: Container) -> None:
     assert ask(suite, "stopping").stdout == "stopping: False\n"
 
 
-def test_the_service_sees_those_who_log_in_after_its_start(suite: Machine) -> None:
+def test_the_service_sees_those_who_log_in_after_its_start(suite: Container) -> None:
     """Its file system is its own, and a user's runtime folder is mounted when the user comes."""
     service = suite.sh("systemctl show -P MainPID gpuswitchd").stdout.strip()
     suite.sh(f"nsenter --mount --target {service} test -S /run/user/{KIM}/systemd/private")

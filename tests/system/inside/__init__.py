@@ -1,0 +1,1 @@
+"""Programs for the machines, run by the Python that the project is installed with."""
