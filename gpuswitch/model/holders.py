@@ -91,16 +91,18 @@ def placed(cgroup: str) -> tuple[Unit | None, str]:
     services are not the host's, though their names may be the same. Escapes such as `\x2d` belong to the name.
     """
     paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in cgroup.splitlines())}
-    # cgroup v1, or both: systemd has a hierarchy of its own.
-    names = paths.get("name=systemd", paths.get("", "")).split("/")[1:]
+    # cgroup v1, or both: systemd has a hierarchy of its own. It does not use it in a container that has version 2 alone,
+    # on a machine that has both.
+    own = paths.get("name=systemd", "/")
+    names = (own if own != "/" else paths.get("", "")).split("/")[1:]
     unit, *inside = _below_slices(names) or [""]
     if not unit.endswith(_KINDS):
         return None, ""
     session = _SESSION.fullmatch(unit)
     if manager := _MANAGER.fullmatch(unit):
-        own = (_below_slices(inside) or [""])[0]
-        if own.endswith(_KINDS):
-            return Unit(own, int(manager[1])), ""
+        theirs = (_below_slices(inside) or [""])[0]
+        if theirs.endswith(_KINDS):
+            return Unit(theirs, int(manager[1])), ""
     return Unit(unit), session[1] if session else ""
 
 

@@ -8,6 +8,7 @@ from gpuswitch.model.holders import Unit, placed
 
 HYBRID = "12:devices:/user.slice\n1:name=systemd:/user.slice/user-1000.slice/session-7.scope\n0::/user.slice\n"
 LEGACY = "9:cpu,cpuacct:/\n1:name=systemd:/system.slice/gdm.service\n"
+CONTAINED = "9:name=systemd:/\n4:memory:/lent\n0::/system.slice/gdm.service\n"
 DOCKER = "docker-0123456789ab.scope"
 QEMU = r"machine-qemu\x2d1\x2ddebian.scope"
 APP = "user.slice/user-1000.slice/user@1000.service"
@@ -34,6 +35,8 @@ APP = "user.slice/user-1000.slice/user@1000.service"
         ("0::/system.slice/_weird.service\n", Unit("weird.service"), ""),
         (HYBRID, Unit("session-7.scope"), "7"),
         (LEGACY, Unit("gdm.service"), ""),
+        (CONTAINED, Unit("gdm.service"), ""),
+        ("1:name=systemd:/\n0::/\n", None, ""),
         ("0::/\n", None, ""),
         ("0::/user.slice\n", None, ""),
         ("", None, ""),
