@@ -13,6 +13,7 @@ import pytest
 from tests.machines.errors import Result
 from tests.managers.cases import CASES
 from tests.managers.units import ALIASES, MENDED, RUNNING, SAMPLES, STOPPING
+from tests.system import sandbox
 from tests.system.conftest import Boot
 from tests.system.rig.container import Container
 from tests.system.rig.system import System
@@ -27,26 +28,6 @@ KIM = 1234
 AS_KIM = f"setpriv --reuid={KIM} --regid={KIM} --clear-groups env XDG_RUNTIME_DIR=/run/user/{KIM}"
 LOGIND = "org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager"
 LOCKS = f"busctl --json=short call {LOGIND} ListInhibitors"
-
-# What the service may do, with another program in it.
-SANDBOX = f"""\
-sed -E '/^(ExecStart|ExecReload|Type|NotifyAccess|Watchdog|Restart|RuntimeDirectory|StateDirectory|Config)/d' \
-    /usr/local/lib/systemd/system/gpuswitchd.service >/run/systemd/system/asking.service
-mkdir -p /run/systemd/system/asking.service.d
-cat >/run/systemd/system/asking.service.d/what.conf <<END
-[Service]
-Type=oneshot
-WorkingDirectory=/srv/suite
-ExecStart={PYTHON} -m tests.managers $ASK
-StandardOutput=truncate:/run/asked
-StandardError=inherit
-END
-systemctl daemon-reload
-systemctl start asking.service
-status=$?
-cat /run/asked
-exit $status
-"""
 
 
 def files() -> dict[str, str]:
@@ -80,7 +61,7 @@ def suite(boot: Boot, system: System) -> Container:
 
 def ask(machine: Container, what: str, *, check: bool = True) -> Result:
     """What the program says that is asked, within the sandbox of the service."""
-    return machine.sh(f"ASK='{what}'\n{SANDBOX}", check=check, timeout=200)
+    return sandbox.ask(machine, f"{PYTHON} -m tests.managers {what}", folder="/srv/suite", check=check)
 
 
 def locks(machine: Container) -> list[int]:

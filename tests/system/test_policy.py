@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -19,6 +18,7 @@ from tests.system.rig.system import System
 from tests.system.words import (
     AS_NOBODY,
     GPU,
+    INSIDE,
     NAME,
     PYTHON,
     ROOT,
@@ -29,8 +29,6 @@ from tests.system.words import (
     start_switch,
     until_state,
 )
-
-INSIDE = Path(__file__).parent / "inside"
 
 FREEDESKTOP = "org.freedesktop.DBus"
 STANDARD = ("Introspectable.Introspect", "ObjectManager.GetManagedObjects", "Peer.GetMachineId", "Peer.Ping")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 from tests.machines.errors import Result
@@ -19,14 +20,27 @@ ROOT = "/org/gpuswitch1"
 GPU = "0000:01:00.0"
 """Of the simulated host `laptop`: on nvidia, with three companions."""
 
+INSIDE = Path(__file__).parent / "inside"
+"""Where the programs are that tests push into a machine."""
+
 AS_NOBODY = "setpriv --reuid=nobody --regid=nogroup --clear-groups"
 
 
-def simulated(*faults: str, scenario: str = "laptop") -> dict[str, str]:
+PROGRAM = "/usr/local/sbin/gpuswitchd"
+
+
+def simulated(*faults: str, scenario: str = "laptop", program: str = PROGRAM) -> dict[str, str]:
     """The file that has the installed service run on a simulated host, with all else as it is."""
     words = ("--simulate", scenario, "--runtime", "${RUNTIME_DIRECTORY}", "--state", "${STATE_DIRECTORY}")
-    command = " ".join(("/usr/local/sbin/gpuswitchd", *words, *(f"--fault={fault}" for fault in faults)))
+    command = " ".join((program, *words, *(f"--fault={fault}" for fault in faults)))
     return {f"{DROP_INS}/simulated.conf": f"[Service]\nExecStart=\nExecStart={command}\n"}
+
+
+def hybrid(*faults: str) -> dict[str, str]:
+    """The files for a simulated host that nobody uses, with real units, sessions and inhibitors around it."""
+    name = "hybrid.py"
+    program = {f"/srv/{name}": (INSIDE / name).read_text()}
+    return program | simulated(*faults, scenario="plain", program=f"{PYTHON} /srv/{name}")
 
 
 def add_drop_in(machine: Machine, name: str, *lines: str) -> None:

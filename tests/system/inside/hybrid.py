@@ -1,0 +1,51 @@
+"""gpuswitchd on a simulated machine, but for its units, sessions and inhibitors, which are those of the real one.
+
+hybrid.py OPTION...       as gpuswitchd takes them, --simulate among them
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection
+from unittest import mock
+
+from gpuswitch import daemon
+from gpuswitch.host.linux.sysfs import Roots
+from gpuswitch.host.linux.systemd import LinuxSystemd
+from gpuswitch.host.simulated.host import SimulatedHost, SimulatedKernel
+from gpuswitch.host.simulated.scenarios import SCENARIOS
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import HostFacts
+from gpuswitch.switch.host import Host
+
+
+class Hybrid(Host):
+    def __init__(self, simulated: SimulatedHost) -> None:
+        self._simulated = simulated
+        self.processes = simulated.processes
+        self.systemd = LinuxSystemd(Roots().tools)
+        # for those who make something go wrong with it
+        self.machine, self.faults = simulated.machine, simulated.faults
+
+    def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
+        return self._simulated.look(only)
+
+    def kernel(self, gpu: str) -> SimulatedKernel:
+        return self._simulated.kernel(gpu)
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        return self._simulated.watch(changed)
+
+    async def close(self) -> None:
+        await self._simulated.close()
+        await self.systemd.close()
+
+
+def hybrid(scenario: Callable[..., SimulatedHost]) -> Callable[[], Host]:
+    return lambda: Hybrid(scenario())
+
+
+if __name__ == "__main__":
+    scenarios = {name: hybrid(scenario) for name, scenario in SCENARIOS.items()}
+    with mock.patch.object(daemon, "SCENARIOS", scenarios):
+        sys.exit(daemon.main())
