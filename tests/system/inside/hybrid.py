@@ -33,6 +33,9 @@ class Hybrid(Host):
     def kernel(self, gpu: str) -> SimulatedKernel:
         return self._simulated.kernel(gpu)
 
+    def reader(self, gpu: str) -> SimulatedKernel:
+        return self._simulated.reader(gpu)
+
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         return self._simulated.watch(changed)
 
