@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +55,11 @@ class Agent:
 
     def start(self, command: str, stdin: bytes, timeout: float) -> int:
         """Start a shell command with a deadline of so many seconds; gives the number to ask for its reply."""
-        self._next += 1
-        request = {"id": self._next, "sh": command, "in": len(stdin), "timeout": timeout}
-        self._deadlines[self._next] = time.monotonic() + timeout + KILL_GRACE
-        self._channel.send(json.dumps(request).encode() + b"\n" + stdin, self._deadlines[self._next])
-        return self._next
+        return self._ask({"sh": command, "in": len(stdin), "timeout": timeout}, stdin, timeout + KILL_GRACE)
+
+    def do(self, word: str, arguments: Sequence[Any], timeout: float) -> int:
+        """Have a word of inside/words.py done; gives the number to ask for its reply."""
+        return self._ask({"do": word, "with": arguments}, b"", timeout)
 
     def has_reply(self, number: int) -> bool:
         """Whether the reply to this command is here. Raises as reply() does."""
@@ -78,6 +79,12 @@ class Agent:
             self._collect(deadline)
         del self._deadlines[number]
         return self._replies.pop(number)
+
+    def _ask(self, request: Mapping[str, Any], data: bytes, patience: float) -> int:
+        self._next += 1
+        deadline = self._deadlines[self._next] = time.monotonic() + patience
+        self._channel.send(json.dumps({"id": self._next, **request}).encode() + b"\n" + data, deadline)
+        return self._next
 
     def _deadline(self, number: int) -> float:
         if number not in self._deadlines:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, ParamSpec, Self, TypeVar
 
 from tests.debian.errors import RigError
 from tests.machines.agent import Agent
 from tests.machines.errors import CommandFailedError, CommandTimeoutError, MachineGoneError, Result
+from tests.machines.inside import words
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 COMMAND_SECONDS = 120.0
+WORD_SECONDS = 200.0
 BOOT_SECONDS = 300.0
 
 COME_UP = """\
@@ -92,10 +97,30 @@ class Machine(ABC):
         with self.explained(f"{command!r} not started"):
             return Job(self, command, self.agent.start(command, data, timeout))
 
+    def do(self, word: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+        """Have the machine's agent do what a function of inside/words.py says; gives what that returns.
+
+        Raises:
+            CommandFailedError: it has raised an error.
+        """
+        assert not keywords
+        said = f"{word.__name__}{arguments}"
+        with self.explained(f"{said} not done"):
+            reply = self.agent.reply(self.agent.do(word.__name__, arguments, WORD_SECONDS))
+        if reply.status != 0:
+            result = Result(said, reply.status, "", reply.stderr.decode(errors="replace"))
+            raise CommandFailedError("failed", result, self.console_tail())
+        done: T = json.loads(reply.stdout)
+        return done
+
     def push(self, content: str | bytes, path: str, *, mode: int = 0o644) -> None:
         """Write a file, making its folders."""
-        quoted = shlex.quote(path)
-        self.sh(f"mkdir -p $(dirname {quoted}) && cat >{quoted} && chmod {mode:o} {quoted}", stdin=content)
+        data = content.encode() if isinstance(content, str) else content
+        self.do(words.write, path, data.decode("latin-1"), mode)
+
+    def read(self, path: str) -> str:
+        """The text of a file. CommandFailedError where there is none."""
+        return self.do(words.read, path)
 
     def wait_until_up(self, *, timeout: float = BOOT_SECONDS) -> None:
         """Wait until systemd has started everything and is done.

@@ -1,20 +1,67 @@
-"""Words for the tests: gpuswitch and the GPU's drivers as somebody in the machine sees them."""
+"""Words for the tests: gpuswitch and the GPU's drivers as somebody in the machine sees them.
+
+Clients of the service run out here, at the machine's bus: what they say and are told is the same, and they start in
+no time. Where it matters that gpuswitchctl runs in the machine, a test starts it there.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
-from tests.machines.errors import Result
+from jeepney import MatchRule
+
+from tests.machines.bus import Face
+from tests.machines.errors import CommandFailedError, Result
+from tests.machines.inside import words
 from tests.vm.rig.hardware import GPU, GPU_AUDIO
 from tests.vm.rig.machine import Machine
 
 BUS_NAME = "org.gpuswitch1"
+MANAGER = Face(BUS_NAME, "/org/gpuswitch1", "org.gpuswitch1.Manager")
+ANSWER_SECONDS = 5.0
+"""Within these the daemon answers, whatever it does: in an emulated machine, with its like beside it."""
+SWITCH_SECONDS = 100.0
+
+CTL = Path(sys.executable).with_name("gpuswitchctl")
+
+
+class Ctl:
+    """gpuswitchctl, running; what it says goes to nobody's terminal."""
+
+    def __init__(self, machine: Machine, arguments: str) -> None:
+        self._machine = machine
+        self._command = f"gpuswitchctl {arguments}"
+        self._process = subprocess.Popen(
+            [CTL, *shlex.split(arguments)],
+            env={"DBUS_SYSTEM_BUS_ADDRESS": machine.bus_address, "LANG": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait(self, *, check: bool = True) -> Result:
+        """Wait until it ends. With check, another status than 0 is a CommandFailedError."""
+        stdout, stderr = self._process.communicate()
+        result = Result(self._command, self._process.returncode, stdout, stderr)
+        if check and result.status != 0:
+            problem = f"ended with status {result.status}"
+            raise CommandFailedError(problem, result, self._machine.console_tail())
+        return result
 
 
 def ctl(machine: Machine, arguments: str, *, check: bool = True) -> Result:
     """Run gpuswitchctl."""
+    return Ctl(machine, arguments).wait(check=check)
+
+
+def ctl_inside(machine: Machine, arguments: str, *, check: bool = True) -> Result:
+    """Run gpuswitchctl as it is installed in the machine."""
     return machine.sh(f"gpuswitchctl {arguments}", check=check)
 
 
@@ -22,10 +69,13 @@ def path_of(gpu: str) -> str:
     return "/org/gpuswitch1/gpu/" + gpu.replace(":", "_").replace(".", "_")
 
 
+def face_of(gpu: str) -> Face:
+    return Face(BUS_NAME, path_of(gpu), "org.gpuswitch1.Gpu")
+
+
 def prop(machine: Machine, gpu: str, name: str) -> Any:
-    """One property of a GPU. busctl gives up, and the test fails, where the daemon does not answer within a second."""
-    read = f"busctl --timeout=1 --json=short get-property {BUS_NAME} {path_of(gpu)} org.gpuswitch1.Gpu {name}"
-    return json.loads(machine.sh(read).stdout)["data"]
+    """One property of a GPU. The test fails where the daemon does not answer within ANSWER_SECONDS."""
+    return machine.bus.get(face_of(gpu), name, timeout=ANSWER_SECONDS)
 
 
 def state(machine: Machine, gpu: str = GPU) -> str:
@@ -33,62 +83,53 @@ def state(machine: Machine, gpu: str = GPU) -> str:
 
 
 def switch_field(machine: Machine, gpu: str, field: str) -> Any:
-    return prop(machine, gpu, "Switch")[field]["data"]
+    return prop(machine, gpu, "Switch")[field]
 
 
 def start_switch(machine: Machine, gpu: str, method: str) -> str:
     """Start a switch as a D-Bus client would, without waiting for it; returns its id."""
-    call = f"busctl --json=short call {BUS_NAME} {path_of(gpu)} org.gpuswitch1.Gpu {method} 'a{{sv}}' 0"
-    return str(json.loads(machine.sh(call).stdout)["data"][0])
+    [switch] = machine.bus.call(face_of(gpu), method, "a{sv}", {})
+    return str(switch)
 
 
 def wait_switch(machine: Machine, gpu: str, switch: str) -> dict[str, Any]:
     """Wait for the end of a switch, in the daemon."""
-    call = f"busctl --timeout=100 --json=short call {BUS_NAME} {path_of(gpu)} org.gpuswitch1.Gpu Wait s {switch}"
-    fields = json.loads(machine.sh(call).stdout)["data"][0]
-    return {name: value["data"] for name, value in fields.items()}
+    [fields] = machine.bus.call(face_of(gpu), "Wait", "s", switch, timeout=SWITCH_SECONDS)
+    return {name: value for name, (_, value) in fields.items()}
+
+
+def wait_prop(machine: Machine, gpu: str, name: str, met: Callable[[Any], bool]) -> None:
+    """Wait for a property by listening to what the GPU tells: subscribe first, then look, then wait."""
+    rule = MatchRule(type="signal", path=path_of(gpu))
+    face = face_of(gpu)
+    # the daemon may have to be started for the answer
+    machine.bus.until(rule, lambda: met(machine.bus.get(face, name)), timeout=SWITCH_SECONDS)
 
 
 def wait_state(machine: Machine, gpu: str, wanted: str) -> None:
-    """Wait for a state by listening for its change: subscribe first, then look, then wait."""
-    rule = f"type='signal',path='{path_of(gpu)}',member='PropertiesChanged'"
-    machine.sh(
-        f"""set -eu
-        fifo=$(mktemp -u); mkfifo $fifo
-        dbus-monitor --system "{rule}" >$fifo & monitor=$!
-        trap 'kill $monitor' EXIT
-        exec 3<$fifo
-        # Its first lines say that it is connected: from here on no change is missed.
-        read -r line <&3
-        while :; do
-            now=$(busctl get-property {BUS_NAME} {path_of(gpu)} org.gpuswitch1.Gpu State)
-            [ "$now" = 's "{wanted}"' ] && exit 0
-            read -r line <&3
-        done""",
-        timeout=100,
-    )
+    wait_prop(machine, gpu, "State", lambda state: state == wanted)
 
 
 def drivers(machine: Machine, *functions: str) -> list[str]:
     """The driver of each function, by its link in sysfs; "" for none."""
-    links = "; ".join(f"basename $(readlink /sys/bus/pci/devices/{f}/driver || echo /)" for f in functions)
-    return [line.strip("/") for line in machine.sh(links).stdout.splitlines()]
+    links = machine.do(words.look, [f"/sys/bus/pci/devices/{function}/driver" for function in functions])
+    return [Path(link or "").name for link in links]
 
 
 def snapshot(machine: Machine, functions: Iterable[str] = (GPU, GPU_AUDIO)) -> str:
     """Everything of these functions that a switch touches, and must give back."""
-    attributes = " ".join(
-        f"/sys/bus/pci/devices/{f}/{attribute}" for f in functions for attribute in ("driver_override", "power/control")
-    )
-    links = " ".join(f"/sys/bus/pci/devices/{f}/driver" for f in functions)
-    nodes = "ls /dev/vfio; ls /dev/dri | grep -c card; ls /dev/snd | grep -c control"
-    return machine.sh(f"head -n 1 {attributes}; readlink {links}; {nodes}", check=False).stdout
+    names = ("driver_override", "power/control", "driver")
+    paths = [f"/sys/bus/pci/devices/{function}/{name}" for function in functions for name in names]
+    *found, vfio, cards, sounds = machine.do(words.look, [*paths, "/dev/vfio", "/dev/dri", "/dev/snd"])
+    lines = [f"{path}: {(text or '').strip()}" for path, text in zip(paths, found, strict=True)]
+    return "\n".join([*lines, vfio or "", str((cards or "").count("card")), str((sounds or "").count("control")), ""])
 
 
 def node_of_sound(machine: Machine, function: str = GPU_AUDIO) -> str:
     """The control node of a function's sound card, which PipeWire holds open for ever on a desktop."""
-    card = machine.sh(f"basename /sys/bus/pci/devices/{function}/sound/card*").stdout.strip()
-    return f"/dev/snd/controlC{card.removeprefix('card')}"
+    [cards] = machine.do(words.look, [f"/sys/bus/pci/devices/{function}/sound"])
+    assert cards is not None
+    return f"/dev/snd/controlC{cards.removeprefix('card')}"
 
 
 def hold_open(machine: Machine, node: str) -> str:
@@ -96,7 +137,13 @@ def hold_open(machine: Machine, node: str) -> str:
     return machine.sh(f"exec 3<>{node}; sleep infinity </dev/null >/dev/null 2>&1 & echo $!").stdout.strip()
 
 
+def kill(machine: Machine, pid: str) -> None:
+    """End a process, and wait until it is gone."""
+    machine.sh(f"kill {pid}")
+    machine.do(words.await_end, int(pid))
+
+
 def configure(machine: Machine, toml: str) -> None:
     """Give the service this configuration."""
     machine.push(toml, "/etc/gpuswitch/config.toml")
-    machine.sh("systemctl reload gpuswitchd")
+    machine.bus.call(MANAGER, "Reload")

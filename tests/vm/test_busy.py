@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from tests.vm.guest import configure, ctl, drivers, node_of_sound, snapshot, state, wait_state
+from tests.machines.inside import words
+from tests.vm import units
+from tests.vm.guest import Ctl, configure, ctl, drivers, node_of_sound, snapshot, state, wait_prop, wait_state
+from tests.vm.logind import kept_awake
 from tests.vm.rig.hardware import AUDIO_DRIVER, DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
 from tests.vm.rig.machine import Machine
 from tests.vm.stage.desk import await_nodes, login, start_audio
-from tests.vm.stage.programs import await_end, card, main_pid, start_game, start_holder, start_mapper
+from tests.vm.stage.programs import card, start_game, start_holder, start_mapper
+from tests.vm.units import main_pid
 
 AT_HOME = [DISPLAY_DRIVER, AUDIO_DRIVER]
 AWAY = ["vfio-pci", "vfio-pci"]
@@ -24,10 +29,9 @@ def start_deaf(machine: Machine, node: str) -> str:
     machine.sh(
         f"""mkfifo /run/fifo
         systemd-run --scope --unit=deaf sh -c 'trap "" TERM; exec 3<>{node}; echo $$ >/run/ready; read -r line' \
-            <>/run/fifo >/dev/null 2>&1 &
-        until [ -s /run/ready ]; do :; done"""
+            <>/run/fifo >/dev/null 2>&1 &"""
     )
-    return machine.sh("cat /run/ready").stdout.strip()
+    return machine.do(words.await_text, "/run/ready", "\n").strip()
 
 
 @pytest.mark.parametrize(("start", "unit"), [(start_game, "game.service"), (start_mapper, "mapper.service")])
@@ -41,8 +45,8 @@ def test_refused_while_a_program_draws(machine: Machine, start: Callable[[Machin
     assert f"systemctl stop {unit}" in refused.stderr
     assert f"{pid} " in ctl(machine, f"holders {GPU}").stdout
     assert snapshot(machine) == before
-    assert machine.sh(f"systemctl is-active {unit}").stdout == "active\n"
-    machine.sh(f"systemctl stop {unit}")
+    assert units.active(machine, unit) == ["active"]
+    units.stop(machine, unit)
     ctl(machine, f"to-vfio {GPU}")
 
 
@@ -51,28 +55,33 @@ def test_a_program_in_a_mount_namespace_with_a_node_of_its_own_is_found(machine:
     pid = machine.sh(
         f"""set -- $(stat -L -c '%t %T' {card(GPU)})
         unshare -m sh -c "mount -t tmpfs none /mnt; mknod /mnt/node c 0x$1 0x$2; exec 3<>/mnt/node; \
-            echo ready >/run/ready; exec sleep infinity" </dev/null >/dev/null 2>&1 & pid=$!
-        until [ -e /run/ready ]; do :; done; echo $pid"""
+            echo ready >/run/ready; exec sleep infinity" </dev/null >/dev/null 2>&1 & echo $!"""
     ).stdout.strip()
+    machine.do(words.await_text, "/run/ready", "ready")
     refused = ctl(machine, f"to-vfio {GPU}", check=False)
     assert refused.status == 3
     assert f"pid {pid}" in refused.stderr
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
 
 
+def is_waiting(switch: dict[str, Any]) -> bool:
+    """Whether a switch, as it is on the bus, waits until nobody has the GPU open."""
+    return "wait until nobody" in switch.get("step", "")
+
+
 def test_wait_ends_when_the_program_does(machine: Machine) -> None:
     """Meanwhile the machine is kept from sleeping, and afterwards it is not."""
     game = start_game(machine, card(GPU))
-    machine.sh(f"gpuswitchctl to-vfio {GPU} --wait 100 >/run/said 2>&1 & echo $! >/run/pid")
-    wait_state(machine, GPU, "detaching")
-    machine.sh(f"until gpuswitchctl status {GPU} | grep -q 'wait until nobody'; do :; done")
-    assert "gpuswitch" in machine.sh("systemd-inhibit --list").stdout
+    asking = Ctl(machine, f"to-vfio {GPU} --wait 100")
+    wait_prop(machine, GPU, "Switch", is_waiting)
+    assert state(machine) == "detaching"
+    assert kept_awake(machine)
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
     machine.sh(f"kill {game}")
     wait_state(machine, GPU, "vfio")
     assert drivers(machine, GPU, GPU_AUDIO) == AWAY
-    await_end(machine, machine.sh("cat /run/pid").stdout.strip())
-    assert "gpuswitch" not in machine.sh("systemd-inhibit --list").stdout
+    asking.wait()
+    assert not kept_awake(machine)
 
 
 def test_nobody_waits_longer_than_asked(machine: Machine) -> None:
@@ -90,9 +99,9 @@ def test_terminate_ends_a_unit_through_systemd_and_brings_it_back(machine: Machi
     game = start_game(machine, card(GPU))
     ctl(machine, f"to-vfio {GPU} --busy=terminate")
     assert drivers(machine, GPU, GPU_AUDIO) == AWAY
-    assert machine.sh("systemctl is-active game", check=False).stdout == "inactive\n"
+    assert units.active(machine, "game") == ["inactive"]
     ctl(machine, f"to-host {GPU}")
-    assert machine.sh("systemctl is-active game").stdout == "active\n"
+    assert units.active(machine, "game") == ["active"]
     assert main_pid(machine, "game") != game
 
 
@@ -105,7 +114,7 @@ def test_terminate_leaves_who_does_not_listen(machine: Machine) -> None:
     assert refused.status == 1
     assert f"pid {deaf}" in refused.stderr
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
-    assert machine.sh("systemctl is-active game").stdout == "active\n"
+    assert units.active(machine, "game") == ["active"]
 
 
 def test_a_program_of_no_unit_gets_sigterm_and_the_kill_policy_is_heard(machine: Machine) -> None:
@@ -141,21 +150,21 @@ def test_a_unit_that_does_not_exist_and_one_that_may_not_be_stopped(machine: Mac
     machine.push(
         "[Unit]\nRefuseManualStop=yes\n[Service]\nExecStart=/bin/sleep infinity\n", "/etc/systemd/system/fixed.service"
     )
-    machine.sh("systemctl daemon-reload && systemctl start fixed")
+    units.start(machine, "fixed")
     for unit, word in (("nothing.service", "nothing.service"), ("fixed.service", "fixed.service")):
         failed = ctl(machine, f"to-vfio {SINGLE_GPU} --stop-unit {unit}", check=False)
         assert failed.status == 1
         assert word in failed.stderr
         assert state(machine, SINGLE_GPU) == "host"
-    assert machine.sh("systemctl is-active fixed").stdout == "active\n"
+    assert units.active(machine, "fixed") == ["active"]
 
 
 def test_units_that_were_off_stay_off(machine: Machine) -> None:
     machine.push("[Service]\nExecStart=/bin/sleep infinity\n", "/etc/systemd/system/idle.service")
     machine.push("[Service]\nExecStart=/bin/sleep infinity\n", "/etc/systemd/system/busy.service")
-    machine.sh("systemctl daemon-reload && systemctl start busy")
+    units.start(machine, "busy")
     configure(machine, '[defaults]\nstop_units = ["idle.service", "busy.service"]\n')
     ctl(machine, f"to-vfio {SINGLE_GPU}")
-    assert machine.sh("systemctl is-active idle busy", check=False).stdout == "inactive\ninactive\n"
+    assert units.active(machine, "idle", "busy") == ["inactive", "inactive"]
     ctl(machine, f"to-host {SINGLE_GPU}")
-    assert machine.sh("systemctl is-active idle busy", check=False).stdout == "inactive\nactive\n"
+    assert units.active(machine, "idle", "busy") == ["inactive", "active"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.machines.inside import words
 from tests.machines.machine import Job
-from tests.vm.guest import hold_open, node_of_sound
+from tests.vm import units
+from tests.vm.guest import hold_open, kill, node_of_sound
 from tests.vm.rig.hardware import AUDIO_DRIVER, BOOT_GPU, CROWDED_GPU, DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
 from tests.vm.rig.machine import Machine
 
@@ -27,7 +30,7 @@ def bench(machine: Machine) -> Machine:
     """A machine with the program in it, and without the service."""
     for name in PROGRAM:
         machine.push((TESTS / name).read_bytes(), f"/srv/suite/tests/{name}")
-    machine.sh("systemctl stop gpuswitchd")
+    units.stop(machine, "gpuswitchd")
     return machine
 
 
@@ -94,7 +97,7 @@ def test_fbcon_does_not_keep_a_drm_driver(bench: Machine) -> None:
     [[number, text], still] = outcomes(bench, ["unload", MODULE], ["consoles"])
     assert (number, text.endswith("Module bochs is in use")) == ("EAGAIN", True)
     assert still["frame_buffers"] == FRAME_BUFFERS
-    bench.sh(f"kill {program}; while kill -0 {program} 2>/dev/null; do :; done")
+    kill(bench, program)
     unloaded, nothing, twice, loaded, all_back = outcomes(
         bench, ["unload", MODULE], ["consoles"], ["unload", MODULE], ["load", MODULE], ["consoles"]
     )
@@ -112,16 +115,17 @@ def test_a_module_that_another_one_needs_stays(bench: Machine) -> None:
 
 def test_cards_are_announced_to_whoever_follows_udev(bench: Machine) -> None:
     """Though nothing happens to them."""
-    bench.sh("setsid udevadm monitor --udev </dev/null >/run/seen 2>&1 & until grep -q UDEV /run/seen; do :; done")
+    bench.sh("setsid udevadm monitor --udev </dev/null >/run/seen 2>&1 &")
+    bench.do(words.await_text, "/run/seen", "UDEV")
     cards = [("sound", "remove"), ("sound", "add"), ("drm", "remove"), ("drm", "add")]
     assert outcomes(bench, *(["announce", [GPU, GPU_AUDIO], *card] for card in cards)) == [None] * 4
     # udev's rules give a sound card back on `change`
     told_of = [*cards, ("sound", "change")]
-    seen = bench.sh("until [ $(grep -c '^UDEV  ' /run/seen) -ge 5 ]; do :; done; grep '^UDEV  ' /run/seen").stdout
+    seen = bench.do(words.await_text, "/run/seen", r"(^UDEV  .*\n[^\0]*){5}")
     # UDEV  [29.35] remove   /devices/pci0000:00/0000:00:05.0/0000:01:00.1/sound/card0 (sound)
     told = [
         (place.split("/")[-3], subsystem, action)
-        for _, _, action, place, subsystem in map(str.split, seen.splitlines())
+        for _, _, action, place, subsystem in map(str.split, re.findall("^UDEV  .*$", seen, re.MULTILINE))
     ]
     of = {"sound": GPU_AUDIO, "drm": GPU}
     assert sorted(told) == sorted((of[subsystem], f"({subsystem})", action) for subsystem, action in told_of)
@@ -142,15 +146,13 @@ def test_an_operation_outlives_the_service_and_is_found_again(bench: Machine) ->
     """A program has the sound card open, so its unbind waits; whoever asked for it is killed, the worker stays."""
     holder = hold_open(bench, node_of_sound(bench))
     first = begin(bench, "/run/first", ["begin", "unbind", GPU_AUDIO, AUDIO_DRIVER], ["returned"])
-    worker = bench.sh(
-        f"""until [ ! -e /sys/bus/pci/devices/{GPU_AUDIO}/driver ]; do :; done
-        worker=$(pgrep -f '[w]orker_main.*{GPU}')
-        until [ "$(cut -d ' ' -f 3 /proc/$worker/stat)" = D ]; do :; done
-        kill -9 $(ps -o ppid= $worker)
-        cut -d ' ' -f 1,22 /proc/$worker/stat"""
-    ).stdout
+    bench.do(words.await_gone, f"/sys/bus/pci/devices/{GPU_AUDIO}/driver")
+    pid = int(bench.sh(f"pgrep -f '[w]orker_main.*{GPU}'").stdout)
+    bench.do(words.await_process_state, pid, "D")
+    worker = bench.read(f"/proc/{pid}/stat").split()
+    bench.sh(f"kill -9 {worker[3]}")
     first.wait(check=False)
-    pid, started = map(int, worker.split())
+    started = int(worker[21])
     calls: list[list[Any]] = [
         ["adopt", pid, started],
         ["pending"],
@@ -160,10 +162,10 @@ def test_an_operation_outlives_the_service_and_is_found_again(bench: Machine) ->
         ["probe", GPU_AUDIO],
     ]
     second = begin(bench, "/run/second", *calls)
-    bench.sh("until [ $(wc -l </run/second) -eq 3 ]; do :; done 2>/dev/null")
+    bench.do(words.await_text, "/run/second", r"(.*\n){3}")
     bench.sh(f"kill {holder}")
     second.wait()
-    adopted, pending, refused, _, nothing, probed = map(json.loads, bench.sh("cat /run/second").stdout.splitlines())
+    adopted, pending, refused, _, nothing, probed = map(json.loads, bench.read("/run/second").splitlines())
     assert adopted is True
     assert (pending["pid"], pending["process_state"], pending["kernel_wait"]) == (pid, "D", "snd_card_free")
     assert pending["stack"][:2] == ["snd_card_free", "pci_device_remove"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import count
 
+from tests.vm import units
 from tests.vm.rig.machine import Machine
 from tests.vm.stage.crash import AWAY, FILLER, Forked, Told, desktop_gpu, side_by_side
 
@@ -13,7 +14,8 @@ SMALL = "mkdir -p /run/gpuswitch; mount -t tmpfs -o size=256k,mode=755 small /ru
 
 def small_disk(machine: Machine) -> Forked:
     """A service with a small runtime directory."""
-    machine.sh(f"systemctl stop gpuswitchd; {SMALL}")
+    units.stop(machine, "gpuswitchd")
+    machine.sh(SMALL)
     return desktop_gpu(machine)
 
 

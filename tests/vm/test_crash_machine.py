@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
-from tests.vm.guest import ctl, drivers, path_of, start_switch, state
+from tests.machines.inside import words
+from tests.vm import units
+from tests.vm.guest import ctl, drivers, path_of, start_switch, state, wait_prop
 from tests.vm.rig.hardware import AUDIO_DRIVER, DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
 from tests.vm.rig.machine import Machine
 from tests.vm.stage.crash import JOURNAL, condition
+from tests.vm.stage.tracer import inject
 
 AWAY = ["vfio-pci", "vfio-pci"]
 HOME = [DISPLAY_DRIVER, AUDIO_DRIVER]
@@ -15,15 +18,8 @@ FUNCTIONS = (GPU, GPU_AUDIO, SINGLE_GPU)
 
 # From outside: strace has the main thread, which alone writes the journal, when that has a tracer.
 KILL_AT_A_WRITE = f"""\
-pid=$(systemctl show -P MainPID gpuswitchd)
 setsid strace -qq -o /dev/null -P {JOURNAL}/0000_01_00_0.new -P {JOURNAL}/0000_01_00_0.spare -e trace=rename \
-    -e inject=rename:signal=KILL:when=6 -p $pid </dev/null >/dev/null 2>&1 &
-while grep -q '^TracerPid:.0$' /proc/$pid/status; do :; done
-"""
-
-AWAIT_NEXT_START = """\
-until [ "$(systemctl show -P NRestarts gpuswitchd)" = {number} ]; do :; done
-until systemctl --quiet is-active gpuswitchd; do :; done
+    -e inject=rename:signal=KILL:when=6 -p {{pid}} </dev/null >/dev/null 2>&1 &
 """
 
 # Whoever stops or starts the service meanwhile.
@@ -36,37 +32,26 @@ until [ -e /run/enough ]; do
 done >/dev/null 2>&1
 """
 
-RESTART_AT_WORK = """\
-until busctl get-property org.gpuswitch1 {path} org.gpuswitch1.Gpu State | grep -q taching; do :; done
-timeout 100 systemctl restart gpuswitchd
-systemctl show -P Result gpuswitchd
-"""
-
-# The worker stops as it unbinds the display, and so the switch stands still there.
-STAND_STILL = f"""\
-worker=$(pgrep -f '[w]orker_main.*{GPU}')
-setsid strace -o /dev/null -P /sys/bus/pci/drivers/{DISPLAY_DRIVER}/unbind -e trace=write \
-    -e inject=write:signal=STOP:when=1 -p $worker </dev/null >/dev/null 2>/run/strace &
-until grep -q attached /run/strace; do :; done
-"""
-
 
 def there_and_back(machine: Machine, *gpus: str) -> str:
     """Have all of vfio loaded, which stays so; gives the condition of the host."""
     for gpu in gpus:
         ctl(machine, f"to-vfio {gpu}")
         ctl(machine, f"to-host {gpu}")
-    return machine.sh(condition(*FUNCTIONS)).stdout
+    return condition(machine, *FUNCTIONS)
 
 
 def test_systemd_starts_what_was_killed_in_a_switch(machine: Machine) -> None:
     before = there_and_back(machine, GPU)
     for number, way in enumerate(("to-vfio", "to-host"), start=1):
-        machine.sh(KILL_AT_A_WRITE)
+        pid = units.main_pid(machine, "gpuswitchd")
+        machine.sh(KILL_AT_A_WRITE.format(pid=pid))
+        machine.do(words.await_text, f"/proc/{pid}/status", "^TracerPid:\t[1-9]")
         assert ctl(machine, f"{way} {GPU}", check=False).status != 0
-        machine.sh(AWAIT_NEXT_START.format(number=number))
+        units.await_shown(machine, "gpuswitchd", "NRestarts", number)
+        units.await_active(machine, "gpuswitchd")
         assert (state(machine), drivers(machine, GPU, GPU_AUDIO)) == ("host", HOME)
-        assert machine.sh(condition(*FUNCTIONS)).stdout == before
+        assert condition(machine, *FUNCTIONS) == before
         ctl(machine, f"to-vfio {GPU}")
         assert drivers(machine, GPU, GPU_AUDIO) == AWAY
 
@@ -75,16 +60,18 @@ def test_restarted_at_work_over_and_over(machine: Machine) -> None:
     before = there_and_back(machine, GPU, SINGLE_GPU)
     asking = [machine.start(ASK_ON_AND_ON.format(path=path_of(gpu)), timeout=300) for gpu in (GPU, SINGLE_GPU)]
     for gpu in (GPU, SINGLE_GPU, GPU):
-        assert machine.sh(RESTART_AT_WORK.format(path=path_of(gpu)), timeout=200).stdout == "success\n"
+        wait_prop(machine, gpu, "State", lambda state: "taching" in state)
+        units.restart(machine, "gpuswitchd")
+        assert units.show(machine, "gpuswitchd", "Result") == "success"
     machine.sh("touch /run/enough")
     for job in asking:
         job.wait(check=False)
     for gpu in (GPU, SINGLE_GPU):
         ctl(machine, f"to-host {gpu}")
         assert state(machine, gpu) == "host"
-    assert machine.sh(condition(*FUNCTIONS)).stdout == before
+    assert condition(machine, *FUNCTIONS) == before
     assert machine.sh(f"ls {JOURNAL}").stdout == ""
-    assert machine.sh("systemctl show -P NRestarts gpuswitchd").stdout == "0\n"
+    assert units.show(machine, "gpuswitchd", "NRestarts") == 0
 
 
 def history(machine: Machine) -> list[tuple[str, str]]:
@@ -97,9 +84,10 @@ def test_a_power_cut_in_a_switch(machine: Machine) -> None:
     kept = history(machine)
     assert [result for _, result in kept] == ["done", "done"]
     ctl(machine, f"plan {GPU} vfio")
-    machine.sh(STAND_STILL)
+    # The worker stops as it unbinds the display, and so the switch stands still there.
+    inject(machine, GPU, f"/sys/bus/pci/drivers/{DISPLAY_DRIVER}/unbind", "signal=STOP:when=1")
     start_switch(machine, GPU, "ToVfio")
-    machine.sh(f"until [ ! -e /sys/bus/pci/devices/{GPU}/driver ]; do :; done")
+    machine.do(words.await_gone, f"/sys/bus/pci/devices/{GPU}/driver")
     assert machine.sh(f"ls {JOURNAL}/*.json").status == 0
 
     machine.cut_power()
@@ -110,4 +98,4 @@ def test_a_power_cut_in_a_switch(machine: Machine) -> None:
     ctl(machine, f"to-vfio {GPU}")
     assert drivers(machine, GPU, GPU_AUDIO) == AWAY
     ctl(machine, f"to-host {GPU}")
-    assert machine.sh(condition(*FUNCTIONS)).stdout == before
+    assert condition(machine, *FUNCTIONS) == before

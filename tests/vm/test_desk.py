@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+
+from tests.machines.inside import words
+from tests.vm import units
 from tests.vm.guest import configure, ctl, drivers, node_of_sound, prop, wait_state
+from tests.vm.logind import kept_awake
 from tests.vm.rig.hardware import AUDIO_DRIVER, BOOT_GPU, DISPLAY_DRIVER, GPU, GPU_AUDIO
 from tests.vm.rig.machine import Machine
 from tests.vm.stage.desk import (
     await_nodes,
+    frame_buffer,
     login,
     show_terminal_on,
     start_audio,
@@ -15,7 +21,8 @@ from tests.vm.stage.desk import (
     terminal_in_front,
     terminal_mode,
 )
-from tests.vm.stage.programs import card, holders, main_pid, start_holder
+from tests.vm.stage.programs import card, holders, start_holder
+from tests.vm.units import main_pid
 
 AT_HOME = [DISPLAY_DRIVER, AUDIO_DRIVER]
 AWAY = ["vfio-pci", "vfio-pci"]
@@ -27,21 +34,17 @@ print([struct.unpack('2I', fcntl.ioctl(fb, 0x460F, struct.pack('2I', vt, 0)))[1]
 """
 
 
-def frame_buffer(machine: Machine) -> int:
-    return int(machine.sh(f"ls /sys/bus/pci/devices/{GPU}/graphics").stdout.strip().removeprefix("fb"))
-
-
 def test_the_whole_way_of_a_single_gpu(machine: Machine) -> None:
     """Display manager, sound, console: what the scripts did with sleeps, and back again."""
     login(machine)
     wireplumber = start_audio(machine)
-    show_terminal_on(machine, 2, frame_buffer(machine))
+    show_terminal_on(machine, 2, frame_buffer(machine, GPU))
     before = machine.sh(MAP).stdout
     first = start_display_manager(machine, GPU)
     configure(machine, DESKTOP)
     ctl(machine, f"to-vfio {GPU}")
     assert drivers(machine, GPU, GPU_AUDIO) == AWAY
-    assert machine.sh("systemctl is-active display-manager", check=False).stdout == "inactive\n"
+    assert units.active(machine, "display-manager") == ["inactive"]
     ctl(machine, f"to-host {GPU}")
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
     second = main_pid(machine, "display-manager")
@@ -50,14 +53,14 @@ def test_the_whole_way_of_a_single_gpu(machine: Machine) -> None:
     assert (terminal_in_front(machine), terminal_mode(machine, 7)) == ("tty7", "graphics")
     assert machine.sh(MAP).stdout == before
     # It has its cards while its session is in front.
-    machine.sh("systemctl stop display-manager")
+    units.stop(machine, "display-manager")
     await_nodes(machine, wireplumber, "all", node_of_sound(machine))
 
 
 def test_text_on_another_gpu_stays_on_it_when_frame_buffer_0_comes_back(machine: Machine) -> None:
     """The kernel draws all terminals on that, which is the one that the machine booted on."""
     configure(machine, "[defaults]\nallow_boot_display = true\n")
-    show_terminal_on(machine, 2, frame_buffer(machine))
+    show_terminal_on(machine, 2, frame_buffer(machine, GPU))
     before = machine.sh(MAP).stdout
     for target in ("vfio", "host"):
         ctl(machine, f"to-{target} {BOOT_GPU}")
@@ -111,12 +114,11 @@ def test_a_session_is_ended_only_where_that_is_configured(machine: Machine) -> N
 
 def test_a_unit_of_ones_choice_is_started_when_it_is_back(machine: Machine) -> None:
     machine.push("[Service]\nExecStart=/bin/sleep infinity\n", "/etc/systemd/system/desktop.service")
-    machine.sh("systemctl daemon-reload")
     configure(machine, '[defaults]\nafter_host = "desktop.service"\n')
     ctl(machine, f"to-vfio {GPU}")
-    assert machine.sh("systemctl is-active desktop", check=False).stdout == "inactive\n"
+    assert units.active(machine, "desktop") == ["inactive"]
     ctl(machine, f"to-host {GPU}")
-    assert machine.sh("systemctl is-active desktop").stdout == "active\n"
+    assert units.active(machine, "desktop") == ["active"]
 
 
 def test_a_service_that_is_killed_half_way_starts_the_units_after_it_is_ready(machine: Machine) -> None:
@@ -124,15 +126,16 @@ def test_a_service_that_is_killed_half_way_starts_the_units_after_it_is_ready(ma
     start_display_manager(machine, GPU)
     configure(machine, DESKTOP)
     game = start_holder(machine, "game.service", node_of_sound(machine))
-    machine.sh(f"gpuswitchctl to-vfio {GPU} --no-wait --wait 100")
-    machine.sh("while systemctl -q is-active display-manager; do :; done")
-    machine.sh("systemctl kill -s KILL gpuswitchd")
-    machine.sh("until systemctl -q is-active gpuswitchd; do :; done")
-    machine.sh("until systemctl -q is-active display-manager; do :; done")
+    ctl(machine, f"to-vfio {GPU} --no-wait --wait 100")
+    units.await_active(machine, "display-manager", "inactive")
+    units.kill(machine, "gpuswitchd", signal.SIGKILL)
+    units.await_shown(machine, "gpuswitchd", "NRestarts", 1)
+    units.await_active(machine, "gpuswitchd")
+    units.await_active(machine, "display-manager")
     wait_state(machine, GPU, "host")
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
     machine.sh(f"kill -0 {game}")
-    assert "gpuswitch" not in machine.sh("systemd-inhibit --list").stdout
+    assert not kept_awake(machine)
 
 
 def test_a_service_that_is_restarted_half_way_does_not_wait_for_what_waits_for_it(machine: Machine) -> None:
@@ -140,14 +143,14 @@ def test_a_service_that_is_restarted_half_way_does_not_wait_for_what_waits_for_i
     start_display_manager(machine, GPU)
     configure(machine, DESKTOP)
     start_holder(machine, "game.service", node_of_sound(machine))
-    machine.sh(f"gpuswitchctl to-vfio {GPU} --no-wait --wait 1000")
-    machine.sh("while systemctl -q is-active display-manager; do :; done")
-    machine.sh("timeout 60 systemctl restart gpuswitchd")
-    assert machine.sh("systemctl show -P Result gpuswitchd").stdout.strip() == "success"
-    machine.sh("until systemctl -q is-active display-manager; do :; done")
+    ctl(machine, f"to-vfio {GPU} --no-wait --wait 1000")
+    units.await_active(machine, "display-manager", "inactive")
+    units.restart(machine, "gpuswitchd")
+    assert units.show(machine, "gpuswitchd", "Result") == "success"
+    units.await_active(machine, "display-manager")
     wait_state(machine, GPU, "host")
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
-    assert "gpuswitch" not in machine.sh("systemd-inhibit --list").stdout
+    assert not kept_awake(machine)
 
 
 def test_a_session_may_end_before_it_is_ended(machine: Machine) -> None:
@@ -162,8 +165,8 @@ def test_the_machine_goes_down_in_the_middle_of_a_switch(machine: Machine) -> No
     start_display_manager(machine, GPU)
     configure(machine, DESKTOP)
     start_holder(machine, "game.service", node_of_sound(machine))
-    machine.sh(f"gpuswitchctl to-vfio {GPU} --no-wait --wait 1000")
-    machine.sh("while systemctl -q is-active display-manager; do :; done")
+    ctl(machine, f"to-vfio {GPU} --no-wait --wait 1000")
+    units.await_active(machine, "display-manager", "inactive")
     machine.sh("systemctl poweroff", check=False)
     machine.wait_off()
 
@@ -177,6 +180,6 @@ def test_the_machine_goes_down_while_the_gpu_is_away(machine: Machine) -> None:
     devices = f"-device pcie-root-port,id=rp -device vfio-pci,host={GPU},bus=rp -device vfio-pci,host={GPU_AUDIO}"
     machine.sh(f"systemd-run --unit=vm {vm} {devices}")
     group = prop(machine, GPU, "IommuGroups")[0]
-    machine.sh(f"until fuser -s /dev/vfio/{group}; do systemctl -q is-active vm; done")
+    machine.do(words.await_open, units.main_pid(machine, "vm"), f"/dev/vfio/{group}")
     machine.sh("systemctl poweroff", check=False)
     machine.wait_off()

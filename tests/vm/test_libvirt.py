@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from tests.machines.inside import words
+from tests.vm import units
 from tests.vm.guest import ctl, drivers, prop, state, switch_field, wait_state
 from tests.vm.rig.hardware import DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
 from tests.vm.rig.machine import Machine
@@ -30,7 +32,9 @@ from tests.vm.stage.libvirt import (
     set_up,
     virsh,
 )
-from tests.vm.stage.programs import card, main_pid, start_game
+from tests.vm.stage.programs import card, start_game
+from tests.vm.stage.tracer import inject
+from tests.vm.units import main_pid
 
 BOTH = f'{MANAGED}[[gpu]]\naddress = "{SINGLE_GPU}"\n'
 
@@ -43,7 +47,7 @@ def test_a_vm_starts_and_is_destroyed(machine: Machine, managed: str, padding: i
     virsh(machine, "start win11")
     check_given(machine, "win11")
     for pid in (main_pid(machine, "libvirtd"), qemu_pid(machine, "win11")):
-        assert "(enforce)" in machine.sh(f"cat /proc/{pid}/attr/current").stdout
+        assert "(enforce)" in machine.read(f"/proc/{pid}/attr/current")
     virsh(machine, "destroy win11")
     await_home(machine)
     home, away = " ".join(AT_HOME), " ".join(AWAY)
@@ -59,7 +63,7 @@ def test_a_guest_reboots_is_not_saved_and_shuts_down(machine: Machine) -> None:
     virsh(machine, "start win11")
     calls = seen(machine)
     moved = switch_field(machine, GPU, "id")
-    await_obedient(machine, "win11")
+    await_obedient(machine)
     virsh(machine, "reset win11")
     overlay = f"--diskspec sda,file={DISK_FILE}.overlay"
     for word in ("managedsave win11", f"snapshot-create-as win11 one --memspec file={DISK_FILE}.memory {overlay}"):
@@ -67,7 +71,7 @@ def test_a_guest_reboots_is_not_saved_and_shuts_down(machine: Machine) -> None:
     virsh(machine, f"snapshot-create-as win11 one --disk-only {overlay}")
     check_given(machine, "win11")
     assert (seen(machine), switch_field(machine, GPU, "id")) == (calls, moved)
-    await_obedient(machine, "win11")
+    await_obedient(machine, boots=2)
     virsh(machine, "shutdown win11")
     await_home(machine)
 
@@ -99,18 +103,13 @@ def test_a_vm_restarts_while_its_gpu_is_on_the_way_home(machine: Machine) -> Non
     define(machine, "win11", GPU, GPU_AUDIO)
     virsh(machine, "start win11")
     first = qemu_pid(machine, "win11")
-    machine.sh(
-        f"""worker=$(pgrep -f '[w]orker_main.*{GPU}')
-        setsid strace -o /dev/null -P /sys/bus/pci/drivers/vfio-pci/unbind -e trace=write \
-            -e inject=write:signal=STOP:when=1 -p $worker >/dev/null 2>/run/strace &
-        until grep attached /run/strace; do :; done"""
-    )
+    inject(machine, GPU, "/sys/bus/pci/drivers/vfio-pci/unbind", "signal=STOP:when=1")
     virsh(machine, "destroy win11")
-    machine.sh(f"until [ ! -e /sys/bus/pci/devices/{GPU}/driver ]; do :; done")
+    machine.do(words.await_gone, f"/sys/bus/pci/devices/{GPU}/driver")
     assert domains(machine) == {"win11": "shut off"}
     assert state(machine) == "reattaching"
     again = machine.start("virsh start win11")
-    machine.sh("until pgrep -x dbus-send; do :; done")
+    machine.do(words.await_program, "dbus-send")
     machine.sh("pkill -CONT -f '[w]orker_main'")
     again.wait()
     assert qemu_pid(machine, "win11") != first
@@ -154,7 +153,7 @@ def test_one_vm_takes_two_gpus_or_none(machine: Machine) -> None:
     for gpu in (GPU, SINGLE_GPU):
         await_owner(machine, "", gpu)
         assert (state(machine, gpu), prop(machine, gpu, "Switch")) == ("host", {})
-    machine.sh("systemctl stop game")
+    units.stop(machine, "game")
     virsh(machine, "start win11")
     check_given(machine, "win11")
     assert (drivers(machine, SINGLE_GPU), owner(machine, SINGLE_GPU)) == (["vfio-pci"], "win11")
@@ -196,9 +195,9 @@ ExecStop=/bin/sh -c 'readlink /sys/bus/pci/devices/{GPU}/driver /sys/bus/pci/dev
 """,
         "/run/systemd/system/last.service",
     )
-    machine.sh("systemctl daemon-reload; systemctl start last")
+    units.start(machine, "last")
     virsh(machine, "start win11")
-    await_obedient(machine, "win11")
+    await_obedient(machine)
     machine.sh("systemctl poweroff", check=False)
     machine.wait_off()
     assert machine.console_tail().count("drivers/vfio-pci") == 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
+from tests.vm import units
 from tests.vm.guest import configure, drivers, prop, state
 from tests.vm.rig.hardware import GPU, GPU_AUDIO, SINGLE_GPU
 from tests.vm.rig.machine import Machine
@@ -27,7 +29,8 @@ from tests.vm.stage.libvirt import (
     set_up,
     virsh,
 )
-from tests.vm.stage.programs import card, main_pid, start_game
+from tests.vm.stage.programs import card, start_game
+from tests.vm.units import main_pid
 
 FLOOR = Path(__file__).parent / "rig" / "floor.sh"
 
@@ -39,11 +42,10 @@ BOMB = f"<!DOCTYPE domain [<!ENTITY e0 'x'>{ENTITIES}]><domain><hostdev>&e9;</ho
 
 def restart_killed(machine: Machine, unit: str) -> None:
     """Kill a service's process, and wait until systemd has started it anew."""
-    old = main_pid(machine, unit)
-    machine.sh(
-        f"""systemctl kill --kill-whom=main -s KILL {unit}
-        until [ $(systemctl show -P MainPID {unit}) != {old} ] && systemctl -q is-active {unit}; do :; done"""
-    )
+    restarts = units.show(machine, unit, "NRestarts")
+    units.kill(machine, unit, signal.SIGKILL, whom="main")
+    units.await_shown(machine, unit, "NRestarts", restarts + 1)
+    units.await_active(machine, unit)
 
 
 def test_qemu_is_killed(machine: Machine) -> None:
@@ -62,7 +64,8 @@ def test_libvirtd_is_killed_and_then_qemu(machine: Machine) -> None:
     define(machine, "win11", GPU, GPU_AUDIO)
     virsh(machine, "start win11")
     machine.push("[Service]\nRestart=no\n", "/run/systemd/system/libvirtd.service.d/once.conf")
-    machine.sh("systemctl daemon-reload; systemctl kill --kill-whom=main -s KILL libvirtd")
+    units.reload_manager(machine)
+    units.kill(machine, "libvirtd", signal.SIGKILL, whom="main")
     check_given(machine, "win11")
     machine.sh(f"kill -KILL {qemu_pid(machine, 'win11')}")
     await_home(machine)
@@ -80,10 +83,10 @@ def test_a_vm_lives_on_while_services_come_and_go(machine: Machine) -> None:
     define(machine, "win11", GPU, GPU_AUDIO)
     virsh(machine, "start win11")
     pid = qemu_pid(machine, "win11")
-    machine.sh("systemctl restart libvirtd")
+    units.restart(machine, "libvirtd")
     await_seen(machine, "win11 reconnect")
     check_given(machine, "win11")
-    machine.sh("systemctl restart gpuswitchd")
+    units.restart(machine, "gpuswitchd")
     check_given(machine, "win11")
     restart_killed(machine, "gpuswitchd")
     check_given(machine, "win11")
@@ -137,10 +140,13 @@ def test_the_service_is_restarted_while_a_hook_waits(machine: Machine) -> None:
     set_up(machine, WAITING)
     define(machine, "win11", GPU, GPU_AUDIO)
     game = start_game(machine, card(GPU))
-    for restart in ("systemctl restart gpuswitchd", "systemctl kill --kill-whom=main -s KILL gpuswitchd"):
+    for killed in (False, True):
         start = machine.start("virsh start win11")
         await_owner(machine, "win11")
-        machine.sh(restart)
+        if killed:
+            units.kill(machine, "gpuswitchd", signal.SIGKILL, whom="main")
+        else:
+            units.restart(machine, "gpuswitchd")
         refused = start.wait(check=False)
         assert refused.status == 1
         assert "gpuswitch: " in refused.stderr
@@ -184,7 +190,7 @@ def test_the_service_is_not_there(machine: Machine) -> None:
 def test_a_vm_that_never_opens_the_gpu_loses_it(machine: Machine) -> None:
     """The hook is the first who asks for the service, too."""
     set_up(machine, f"{MANAGED}start_grace = 2\n")
-    machine.sh("systemctl stop gpuswitchd")
+    units.stop(machine, "gpuswitchd")
     call_hook(machine, "win11 prepare begin -", domain("win11", GPU, GPU_AUDIO))
     await_home(machine)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from tests.vm.guest import configure, ctl, drivers, prop, start_switch, state, wait_state, wait_switch
+from tests.vm import units
+from tests.vm.guest import configure, ctl, drivers, prop, start_switch, state, wait_prop, wait_state, wait_switch
 from tests.vm.rig.hardware import BARE_GPU, BARE_GPU_AUDIO, SINGLE_GPU, TWIN_GPU
 from tests.vm.rig.machine import Machine
 from tests.vm.stage.nvidia import CHAIN, load_nvidia, loaded, nvidia_node, start_persistenced
-from tests.vm.stage.programs import hide_descriptor, holders, main_pid, start_game
+from tests.vm.stage.programs import hide_descriptor, holders, start_game
+from tests.vm.units import main_pid
 
 AWAY = ["vfio-pci", "vfio-pci"]
 
@@ -43,9 +45,9 @@ def test_the_last_one_has_its_persistenced_back_when_it_comes_home(machine: Mach
     ctl(machine, f"to-vfio {TWIN_GPU}")
     start_persistenced(machine)
     ctl(machine, f"to-vfio {BARE_GPU}")
-    assert machine.sh("systemctl is-active nvidia-persistenced", check=False).stdout == "inactive\n"
+    assert units.active(machine, "nvidia-persistenced") == ["inactive"]
     ctl(machine, f"to-host {BARE_GPU}")
-    assert machine.sh("systemctl is-active nvidia-persistenced").stdout == "active\n"
+    assert units.active(machine, "nvidia-persistenced") == ["active"]
     assert holders(machine, nvidia_node(machine, BARE_GPU)) == {main_pid(machine, "nvidia-persistenced")}
 
 
@@ -99,8 +101,8 @@ def test_an_unbind_that_waits_for_what_nobody_sees(machine: Machine) -> None:
     ctl(machine, f"to-vfio {SINGLE_GPU}")
     ctl(machine, f"to-host {SINGLE_GPU}")
 
-    machine.sh("timeout 30 systemctl restart gpuswitchd")
-    assert machine.sh("systemctl show -P Result gpuswitchd").stdout.strip() == "success"
+    units.restart(machine, "gpuswitchd")
+    assert units.show(machine, "gpuswitchd", "Result") == "success"
     assert state(machine, BARE_GPU) == "wedged"
     assert f"unbind {BARE_GPU} from nvidia" in prop(machine, BARE_GPU, "Reason")
     assert ctl(machine, f"to-vfio {BARE_GPU}", check=False).status == 7
@@ -124,4 +126,4 @@ def test_the_other_gpu_is_not_unloaded_under_a_wedged_one(machine: Machine) -> N
 
 def wait_reason(machine: Machine, word: str) -> None:
     """Wait until the report of a wedged GPU is whole: the look for holders comes after the state."""
-    machine.sh(f"until gpuswitchctl status {BARE_GPU} | grep -q {word}; do :; done")
+    wait_prop(machine, BARE_GPU, "Reason", lambda reason: word in reason)

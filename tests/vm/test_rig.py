@@ -7,10 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from jeepney import MatchRule
 
 from tests.debian.cache import KEPT, Cache
 from tests.debian.errors import RigError
+from tests.machines.bus import Bus, BusError, Face
 from tests.machines.errors import CommandFailedError, CommandTimeoutError, MachineGoneError
+from tests.machines.inside import words
+from tests.vm import units
 from tests.vm.rig.hardware import (
     AUDIO_DRIVER,
     BARE_GPU,
@@ -177,8 +181,52 @@ def test_commands_run_side_by_side(machine: Machine) -> None:
     assert first.wait().stdout == "through\n"
 
 
+def test_words_are_done_without_a_command(machine: Machine) -> None:
+    machine.push(b"\xff\0one\n", "/run/folder/file", mode=0o750)
+    machine.do(words.link, "file", "/run/folder/link")
+    assert machine.sh("stat -c %a /run/folder/file; od -An -tx1 /run/folder/file").stdout == "750\n ff 00 6f 6e 65 0a\n"
+    paths = [f"/run/folder{name}" for name in ("", "/file", "/link", "/nothing")]
+    assert machine.do(words.look, paths) == ["file\nlink", "\ufffd\0one\n", "file", None]
+    assert machine.do(words.find, ["/run/folder/f*"]) == {"/run/folder/file": "\ufffd\0one\n"}
+    with pytest.raises(CommandFailedError, match=r"read\('/run/nothing',\)[^0]*FileNotFoundError"):
+        machine.read("/run/nothing")
+
+
+def test_words_wait_for_what_happens_meanwhile(machine: Machine) -> None:
+    pid = int(machine.sh("sleep 1000 >/dev/null 2>&1 & echo $!").stdout)
+    machine.do(words.await_program, "sleep")
+    machine.do(words.await_process_state, pid, "S")
+    stopped = machine.start(f"kill -STOP {pid}")
+    machine.do(words.await_process_state, pid, "T")
+    ended = machine.start(f"kill -KILL {pid}")
+    machine.do(words.await_end, pid)
+    assert machine.sh(f"test -e /proc/{pid}", check=False).status == 1
+    written = machine.start("mkfifo /run/gate; echo one >>/run/text; echo two >>/run/text; rm /run/gate")
+    assert machine.do(words.await_text, "/run/text", "^two$") == "one\ntwo\n"
+    machine.do(words.await_gone, "/run/gate")
+    for job in (stopped, ended, written):
+        job.wait()
+
+
+def test_programs_out_here_are_on_the_machines_bus(machine: Machine) -> None:
+    """As root, several at once; one that leaves disturbs nobody."""
+    face = Face("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+    assert machine.bus.get(units.MANAGER, "Virtualization") == "qemu"
+    other = Bus(machine.bus_address)
+    [names] = machine.bus.call(face, "ListNames")
+    [uid] = other.call(face, "GetConnectionUnixUser", "s", other.name)
+    assert ({machine.bus.name, other.name} <= set(names), uid) == (True, 0)
+    rule = MatchRule(type="signal", interface=face.interface, member="NameOwnerChanged")
+    with machine.bus.signals(rule) as signals:
+        other.close()
+        assert machine.bus.next_signal(signals) == (other.name, other.name, "")
+    with pytest.raises(BusError, match=r"ServiceUnknown: "):
+        machine.bus.call(Face("org.nobody", "/", "org.nobody"), "Nothing")
+
+
 def test_a_reset_machine_boots_anew_with_the_disk_it_had(machine: Machine) -> None:
     before = boot_id(machine)
+    assert units.active(machine, "multi-user.target") == ["active"]
     machine.push("still here", "/var/lib/rig/note")
     machine.sh("sync")
     lost = machine.start("sleep 1000")
@@ -189,6 +237,7 @@ def test_a_reset_machine_boots_anew_with_the_disk_it_had(machine: Machine) -> No
     assert drivers(machine) == DRIVERS
     with pytest.raises(MachineGoneError, match="booted anew"):
         lost.wait()
+    assert units.active(machine, "multi-user.target") == ["active"]
 
 
 def test_a_machine_can_switch_itself_off(machine: Machine) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from tests.vm.guest import configure, ctl, drivers, prop, snapshot, start_switch, state
+from tests.machines.inside import words
+from tests.vm import units
+from tests.vm.guest import configure, ctl, ctl_inside, drivers, prop, snapshot, start_switch, state
 from tests.vm.rig.hardware import AUDIO_DRIVER, DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
 from tests.vm.rig.machine import Machine
+from tests.vm.stage.tracer import inject
 
 
 def show(machine: Machine, field: str) -> str:
-    return machine.sh(f"systemctl show -P {field} gpuswitchd").stdout.strip()
+    return str(units.show(machine, "gpuswitchd", field))
 
 
 def test_it_runs_under_systemd_with_a_watchdog(machine: Machine) -> None:
@@ -19,8 +22,8 @@ def test_it_runs_under_systemd_with_a_watchdog(machine: Machine) -> None:
 
 
 def test_the_bus_starts_it_when_somebody_asks(machine: Machine) -> None:
-    machine.sh("systemctl stop gpuswitchd")
-    assert GPU in ctl(machine, "list").stdout
+    units.stop(machine, "gpuswitchd")
+    assert GPU in ctl_inside(machine, "list").stdout
     assert show(machine, "ActiveState") == "active"
 
 
@@ -38,7 +41,7 @@ def test_anyone_may_look_and_root_may_switch(machine: Machine) -> None:
 def test_a_restart_leaves_a_gpu_on_vfio_and_remembers_its_home(machine: Machine) -> None:
     before = snapshot(machine)
     ctl(machine, f"to-vfio {GPU}")
-    machine.sh("systemctl restart gpuswitchd")
+    units.restart(machine, "gpuswitchd")
     assert state(machine) == "vfio"
     assert prop(machine, GPU, "HostDriver") == DISPLAY_DRIVER
     ctl(machine, f"to-host {GPU}")
@@ -67,21 +70,16 @@ def test_killed_in_the_middle_of_a_switch_it_brings_the_gpu_home(machine: Machin
     """
     before = snapshot(machine)
     ctl(machine, f"plan {GPU} vfio")
-    machine.sh(
-        f"""worker=$(pgrep -f '[w]orker_main.*{GPU}')
-        setsid strace -o /dev/null -P /sys/bus/pci/drivers/{DISPLAY_DRIVER}/unbind -e trace=write \
-            -e inject=write:signal=STOP:when=1 -p $worker >/dev/null 2>/run/strace &
-        until grep attached /run/strace; do :; done"""
-    )
+    inject(machine, GPU, f"/sys/bus/pci/drivers/{DISPLAY_DRIVER}/unbind", "signal=STOP:when=1")
     start_switch(machine, GPU, "ToVfio")
-    machine.sh(f"until [ ! -e /sys/bus/pci/devices/{GPU}/driver ]; do :; done")
+    machine.do(words.await_gone, f"/sys/bus/pci/devices/{GPU}/driver")
     # systemd must not start the next one before the unbind is over.
     machine.push("[Service]\nRestart=no\n", "/run/systemd/system/gpuswitchd.service.d/once.conf")
     machine.sh("systemctl daemon-reload; systemctl kill -s KILL gpuswitchd; systemctl stop gpuswitchd")
     machine.sh("pkill -CONT -f '[w]orker_main'; while pgrep -f '[w]orker_main' >/dev/null; do :; done")
     assert drivers(machine, GPU, GPU_AUDIO) == ["", ""]
 
-    machine.sh("systemctl start gpuswitchd")
+    units.start(machine, "gpuswitchd")
     assert state(machine) == "host"
     assert drivers(machine, GPU, GPU_AUDIO) == [DISPLAY_DRIVER, AUDIO_DRIVER]
     assert snapshot(machine).replace("vfio\n", "", 1) == before.replace("vfio\n", "", 1)
@@ -112,7 +110,7 @@ def test_a_second_daemon_is_turned_away(machine: Machine) -> None:
 
 def test_metrics_tell_where_a_gpu_is(machine: Machine) -> None:
     ctl(machine, f"to-vfio {SINGLE_GPU}")
-    read = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9752/metrics').read().decode())"
-    text = machine.sh(f'python3 -c "{read}"').stdout
+    read = r"exec 3<>/dev/tcp/127.0.0.1/9752; printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3; cat <&3"
+    text = machine.sh(f'bash -c "{read}"').stdout
     assert f'gpuswitch_gpu_state{{gpu="{SINGLE_GPU}",state="vfio"}} 1.0' in text
     assert f'gpuswitch_switches_total{{gpu="{SINGLE_GPU}",result="done",target="vfio"}} 1.0' in text

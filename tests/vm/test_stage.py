@@ -7,11 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from tests.machines.errors import CommandFailedError
+from tests.vm import units
 from tests.vm.guest import drivers, node_of_sound
 from tests.vm.rig.hardware import BARE_GPU, BARE_GPU_AUDIO, GPU, GPU_AUDIO, SINGLE_GPU, TWIN_GPU
 from tests.vm.rig.machine import Machine
 from tests.vm.stage.desk import (
     await_nodes,
+    frame_buffer,
     login,
     session_fields,
     show_terminal_on,
@@ -29,12 +31,12 @@ from tests.vm.stage.programs import (
     card,
     hide_descriptor,
     holders,
-    main_pid,
     start_game,
     start_holder,
     start_mapper,
     start_stubborn,
 )
+from tests.vm.units import main_pid
 
 
 def kept_out(machine: Machine, module: str) -> str:
@@ -140,8 +142,7 @@ def test_modeset_keeps_every_gpu_of_an_older_driver(machine: Machine, version: s
 
 def test_a_terminal_on_its_frame_buffer_keeps_the_driver(machine: Machine) -> None:
     load_nvidia(machine, "nvidia_drm fb=1")
-    buffer = machine.sh(f"ls /sys/bus/pci/devices/{BARE_GPU}/graphics").stdout.strip()
-    show_terminal_on(machine, 5, int(buffer.removeprefix("fb")))
+    show_terminal_on(machine, 5, frame_buffer(machine, BARE_GPU))
     assert "is in use" in kept_out(machine, "nvidia_drm")
     show_terminal_on(machine, 5, 0)
     machine.sh("rmmod nvidia_drm")
@@ -152,7 +153,7 @@ def test_persistenced_has_every_gpu(machine: Machine) -> None:
     pid = start_persistenced(machine)
     for node in ("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidiactl"):
         assert holders(machine, node) == {pid}
-    machine.sh("systemctl stop nvidia-persistenced")
+    units.stop(machine, "nvidia-persistenced")
     assert holders(machine, "/dev/nvidia0") == set()
 
 
@@ -165,8 +166,9 @@ def test_a_game_ends_when_asked_and_a_stubborn_one_does_not(machine: Machine) ->
     assert holders(machine, card(GPU)) == {game, mapper, stubborn}
     assert holders(machine, render) == {game}
     assert machine.sh(f"ls -l /proc/{mapper}/fd | grep -c dri/", check=False).stdout == "0\n"
-    machine.sh(f"systemctl stop game; kill {stubborn}")
-    assert machine.sh("systemctl is-active game stubborn", check=False).stdout == "inactive\nactive\n"
+    units.stop(machine, "game")
+    machine.sh(f"kill {stubborn}")
+    assert units.active(machine, "game", "stubborn") == ["inactive", "active"]
     assert holders(machine, card(GPU)) == {mapper, stubborn}
 
 
@@ -192,12 +194,12 @@ def test_wireplumber_holds_every_sound_card_and_lets_go_when_asked(machine: Mach
 
 def test_a_display_manager_has_card_and_terminal(machine: Machine) -> None:
     pid = start_display_manager(machine, GPU)
-    assert machine.sh("systemctl show -P Id display-manager.service").stdout == "fake-dm.service\n"
+    assert units.show(machine, "display-manager", "Id") == "fake-dm.service"
     assert holders(machine, card(GPU)) == {pid}
     assert masters(machine, GPU) == {pid}
     assert terminal_in_front(machine) == "tty7"
     assert terminal_mode(machine, 7) == "graphics"
-    machine.sh("systemctl stop display-manager")
+    units.stop(machine, "display-manager")
     assert holders(machine, card(GPU)) == set()
     assert terminal_in_front(machine) == "tty1"
     assert terminal_mode(machine, 7) == "text"
@@ -213,7 +215,7 @@ def test_a_greeter_has_the_card_through_its_session(machine: Machine) -> None:
     assert (fields["Class"], fields["Type"], fields["TTY"], fields["Active"]) == ("greeter", "wayland", "tty7", "yes")
     assert fields["Scope"] in machine.sh(f"cat /proc/{pid}/cgroup").stdout
     assert terminal_mode(machine, 7) == "graphics"
-    machine.sh("systemctl stop fake-dm")
+    units.stop(machine, "fake-dm")
     await_free(machine, card(SINGLE_GPU))
 
 

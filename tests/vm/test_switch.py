@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.vm.guest import ctl, drivers, prop, snapshot, start_switch, state, wait_switch
+from tests.vm.guest import ctl, ctl_inside, drivers, prop, snapshot, start_switch, state, wait_switch
 from tests.vm.rig.hardware import (
     AUDIO_DRIVER,
     BOOT_GPU,
@@ -38,14 +38,14 @@ def test_ten_times_there_and_back(machine: Machine) -> None:
 
 def test_the_command_line_tells_each_step(machine: Machine) -> None:
     """One line a step where nobody watches on a terminal, and the end of it in the exit status."""
-    there = ctl(machine, f"to-vfio {GPU}").stdout
+    there = ctl_inside(machine, f"to-vfio {GPU}").stdout
     assert f"unbind {GPU_AUDIO} from {AUDIO_DRIVER}" in there
     assert there.index(f"unbind {GPU_AUDIO}") < there.index(f"unbind {GPU}")
-    again = ctl(machine, f"to-vfio {GPU}")
+    again = ctl_inside(machine, f"to-vfio {GPU}")
     assert again.status == 0
-    status = json.loads(ctl(machine, f"status {GPU} --json").stdout)
+    status = json.loads(ctl_inside(machine, f"status {GPU} --json").stdout)
     assert json.dumps(status).count("vfio-pci") >= 2
-    back = ctl(machine, "to-host 01:00.0").stdout
+    back = ctl_inside(machine, "to-host 01:00.0").stdout
     assert f"bind {GPU} to {DISPLAY_DRIVER}" in back
 
 

@@ -6,6 +6,7 @@ from tests.vm.guest import (
     ctl,
     drivers,
     hold_open,
+    kill,
     prop,
     snapshot,
     state,
@@ -14,6 +15,7 @@ from tests.vm.guest import (
 )
 from tests.vm.rig.hardware import AUDIO_DRIVER, DEVICE_IDS, DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
 from tests.vm.rig.machine import Machine
+from tests.vm.stage.tracer import inject
 
 
 def test_a_bind_to_vfio_that_fails_half_way_is_reverted(machine: Machine) -> None:
@@ -21,13 +23,7 @@ def test_a_bind_to_vfio_that_fails_half_way_is_reverted(machine: Machine) -> Non
     ctl(machine, f"plan {GPU} vfio")
     before = snapshot(machine)
     machine.sh("modprobe vfio-pci")
-    # From outside, at exactly that system call: strace has the worker when it says so.
-    machine.sh(
-        f"""worker=$(pgrep -f '[w]orker_main.*{GPU}')
-        setsid strace -o /dev/null -P /sys/bus/pci/drivers_probe -e trace=write \
-            -e inject=write:error=EINVAL:when=2 -p $worker >/dev/null 2>/run/strace &
-        until grep attached /run/strace; do :; done"""
-    )
+    inject(machine, GPU, "/sys/bus/pci/drivers_probe", "error=EINVAL:when=2")
     failed = ctl(machine, f"to-vfio {GPU}", check=False)
     assert failed.status == 1
     assert "probe" in failed.stderr + failed.stdout
@@ -82,6 +78,6 @@ def test_a_vm_that_has_the_group_keeps_it(machine: Machine) -> None:
     assert refused.status == 3
     assert f"/dev/vfio/{group}" in refused.stderr
     assert drivers(machine, GPU, GPU_AUDIO) == ["vfio-pci", "vfio-pci"]
-    machine.sh(f"kill {program}; while kill -0 {program} 2>/dev/null; do :; done")
+    kill(machine, program)
     ctl(machine, f"to-host {GPU}")
     assert drivers(machine, GPU, GPU_AUDIO) == [DISPLAY_DRIVER, AUDIO_DRIVER]

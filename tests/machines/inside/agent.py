@@ -7,6 +7,8 @@ In a container the port is a Unix socket that the other side listens on.
 
 Request:  a JSON line {"id": I, "sh": COMMAND, "in": N, "timeout": SECONDS}, then N bytes for its standard input.
 Reply:    a JSON line {"id": I, "status": S, "timed_out": B, "out": N, "err": M}, then N + M bytes: its outputs.
+Or:       a JSON line {"id": I, "do": WORD, "with": [ARGUMENT...]}: one of words.py, which lies beside this file.
+Reply:    as above; status 0 and the result as JSON in place of the outputs, or 1 and what was raised.
 At start: a JSON line {"ready": BOOT_ID} on a line of its own.
 
 Commands run side by side, each in a session of its own. Their input and outputs are files: a pipe would stay open
@@ -15,6 +17,7 @@ in whatever they leave running in the background.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -22,7 +25,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import IO, Any
@@ -74,13 +76,14 @@ class Port:
                     rest = rest[os.write(self._fd, rest[: 1 << 16]) :]
 
 
+def memory(name: str) -> IO[bytes]:
+    """A file without a place."""
+    return os.fdopen(os.memfd_create(name), "w+b")
+
+
 def serve(port: Port, request: dict[str, Any], data: bytes) -> None:
     """Run one command and reply. A command that cannot even be started is replied to like a shell does."""
-    with (
-        tempfile.TemporaryFile(dir="/run") as stdin,
-        tempfile.TemporaryFile(dir="/run") as stdout,
-        tempfile.TemporaryFile(dir="/run") as stderr,
-    ):
+    with memory("stdin") as stdin, memory("stdout") as stdout, memory("stderr") as stderr:
         stdin.write(data)
         stdin.seek(0)
         try:
@@ -91,18 +94,34 @@ def serve(port: Port, request: dict[str, Any], data: bytes) -> None:
         stdout.seek(0)
         stderr.seek(0)
         out, err = stdout.read(), stderr.read()
+    reply(port, request, status, timed_out=timed_out, out=out, err=err)
+
+
+def do(port: Port, request: dict[str, Any]) -> None:
+    """Do what a word says and reply."""
+    try:
+        word = getattr(importlib.import_module("words"), request["do"])
+        out, err = json.dumps(word(*request["with"])).encode(), b""
+    except Exception as error:  # noqa: BLE001 -- whatever it is, the test is told
+        out, err = b"", repr(error).encode()
+    reply(port, request, 1 if err else 0, timed_out=False, out=out, err=err)
+
+
+def reply(port: Port, request: dict[str, Any], status: int, *, timed_out: bool, out: bytes, err: bytes) -> None:
     head = {"id": request["id"], "status": status, "timed_out": timed_out, "out": len(out), "err": len(err)}
     port.write(json.dumps(head).encode() + b"\n", out, err)
 
 
 def main() -> None:
+    # -I leaves it out
+    sys.path.append(str(Path(__file__).parent))
     port = Port(sys.argv[1])
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     port.write(f'\n{{"ready": "{boot_id}"}}\n'.encode())
     while line := port.reader.readline():
         request = json.loads(line)
-        data = port.reader.read(request["in"])
-        threading.Thread(target=serve, args=(port, request, data), daemon=True).start()
+        work = (serve, (port, request, port.reader.read(request["in"]))) if "sh" in request else (do, (port, request))
+        threading.Thread(target=work[0], args=work[1], daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -11,15 +11,18 @@ from tests.debian.cache import Cache, content_key, remove
 from tests.debian.project import find_wheels, install_project
 from tests.debian.releases import Release
 from tests.debian.tools import run, run_in
-from tests.machines.inside import agent
+from tests.machines.inside import agent, words
 from tests.vm.rig.base import KERNEL_VERSION, find_base
 from tests.vm.rig.modules import NVIDIA_VERSIONS, find_modules, modules_key
 
 GUEST = Path(__file__).parent / "guest"
-AGENT = Path(agent.__file__)
+AGENT, WORDS = Path(agent.__file__), Path(words.__file__)
 GUEST_FILES = {
     AGENT: "usr/local/lib/rig/agent.py",
+    WORDS: "usr/local/lib/rig/words.py",
     GUEST / "rig-agent.service": "etc/systemd/system/rig-agent.service",
+    GUEST / "bus_relay.py": "usr/local/lib/rig/bus_relay.py",
+    GUEST / "rig-bus.service": "etc/systemd/system/rig-bus.service",
     GUEST / "rig.rules": "etc/udev/rules.d/70-rig.rules",
     GUEST / "modprobe.conf": "etc/modprobe.d/rig.conf",
     GUEST / "nvidia.conf": "etc/modprobe.d/nvidia.conf",
@@ -47,7 +50,7 @@ SIZE = "5G"
 
 
 def disk_key(release: Release, sources: Path | None) -> str:
-    ours = (Path(__file__), Path(project.__file__), AGENT, GUEST)
+    ours = (Path(__file__), Path(project.__file__), AGENT, WORDS, GUEST)
     return content_key(modules_key(release), *ours, *([sources] if sources else []))
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from tests.machines import machine
 from tests.machines.agent import Agent
+from tests.machines.bus import Bus
 from tests.machines.channel import Channel
 from tests.machines.errors import MachineGoneError
+from tests.machines.inside import words
 from tests.machines.machine import BOOT_SECONDS, COMMAND_SECONDS
 from tests.vm.rig.hardware import Hardware
 from tests.vm.rig.qemu import Qemu, make_overlay
@@ -25,6 +27,7 @@ class Machine(machine.Machine):
         self._hardware = hardware
         self._template = template
         self._overlay = make_overlay(template) if clone else None
+        self._bus: Bus | None = None
         self._qemu = self._start(load=clone)
         self.agent = Agent(self._qemu.channels["agent"])
         try:
@@ -37,6 +40,19 @@ class Machine(machine.Machine):
     @property
     def qmp(self) -> Qmp:
         return self._qemu.qmp
+
+    @property
+    def bus_address(self) -> str:
+        """Where programs out here, who run as root, find the machine's system bus."""
+        return self._qemu.relay.address
+
+    @property
+    def bus(self) -> Bus:
+        """A client of the machine's system bus, out here; connected when it is first asked for."""
+        if self._bus is None:
+            with self.explained("no answer from the system bus"):
+                self._bus = Bus(self.bus_address)
+        return self._bus
 
     @property
     def shell(self) -> Channel:
@@ -67,7 +83,9 @@ class Machine(machine.Machine):
 
     def reset(self, *, timeout: float = BOOT_SECONDS) -> None:
         """Press the reset button and wait until the command channel of the new boot is there. The disk stays."""
+        self._leave_bus()
         with self.explained("not booted"):
+            self._qemu.relay.forget()
             self.qmp.execute("system_reset")
             self.agent.wait_ready(timeout)
 
@@ -76,6 +94,7 @@ class Machine(machine.Machine):
 
         The disk is as the machine's kernel left it: what it had not written by then is lost.
         """
+        self._leave_bus()
         self._qemu.kill()
         self._qemu = self._start(load=False)
         with self.explained("not booted"):
@@ -89,6 +108,7 @@ class Machine(machine.Machine):
         self._qemu.process.wait(timeout)
 
     def kill(self) -> None:
+        self._leave_bus()
         self._qemu.kill()
         if self._overlay is not None:
             self._overlay.close()
@@ -96,6 +116,7 @@ class Machine(machine.Machine):
     def save(self) -> None:
         """Make the booted template ready to be cloned, and end it."""
         with self.explained("not saved"):
+            self._qemu.relay.wait_up(COMMAND_SECONDS)
             self._qemu.save()
 
     def console_tail(self, lines: int = 60) -> str:
@@ -103,6 +124,11 @@ class Machine(machine.Machine):
 
     def gone(self) -> MachineGoneError:
         return self._qemu.gone()
+
+    def _leave_bus(self) -> None:
+        if self._bus is not None:
+            self._bus.close()
+            self._bus = None
 
     def _start(self, *, load: bool) -> Qemu:
         overlay = None if self._overlay is None else self._overlay.fileno()
@@ -112,6 +138,6 @@ class Machine(machine.Machine):
         if clone:
             self._qemu.load()
             # the time stood still while the template lay in its file
-            self.sh(f"date -s @{time.time():.3f}")
+            self.do(words.set_clock, time.time())
         else:
             self.agent.wait_ready(BOOT_SECONDS)

@@ -16,11 +16,12 @@ from tests.machines.channel import Channel
 from tests.machines.errors import MachineGoneError
 from tests.vm.rig.hardware import Hardware
 from tests.vm.rig.qmp import Qmp
+from tests.vm.rig.relay import Relay
 
 RAM, STATE, DISK, KERNEL, INITRD = "ram", "state", "disk.qcow2", "vmlinux", "initrd"
 """The files of a template's folder. QEMU runs in there, so that no path needs quoting."""
 
-STREAMS = ("qmp", "agent", "shell")
+STREAMS = ("qmp", "agent", "shell", "bus")
 
 
 def arguments(
@@ -47,6 +48,7 @@ def arguments(
         *("-device", "virtio-blk-pci,drive=disk,bus=pcie.0,addr=03.0,iommu_platform=on,disable-legacy=on"),
         *("-device", "virtio-serial-pci,bus=pcie.0,addr=04.0"),
         *("-device", "virtconsole,chardev=shell", "-device", "virtserialport,chardev=agent,name=rig.agent"),
+        *("-device", "virtserialport,chardev=bus,name=rig.bus"),
         # tells a clone's kernel that it is one, so that no two draw the same random numbers
         *("-device", "vmgenid,guid=auto"),
         *(["-incoming", "defer"] if load else []),
@@ -87,7 +89,10 @@ class Qemu:
         )
         for end in theirs:
             end.close()
-        self.channels = {name: Channel(self._open.enter_context(end)) for name, end in zip(STREAMS, ours, strict=True)}
+        ends = {name: self._open.enter_context(end) for name, end in zip(STREAMS, ours, strict=True)}
+        self.relay = Relay(ends.pop("bus"), booting=not load)
+        self._open.callback(self.relay.close)
+        self.channels = {name: Channel(end) for name, end in ends.items()}
         try:
             self.qmp = Qmp(self.channels["qmp"])
         except EOFError:

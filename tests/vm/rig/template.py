@@ -14,6 +14,7 @@ from tests.debian.releases import Release, find_release
 from tests.debian.tools import PROJECT, require_root, run
 from tests.machines import agent
 from tests.machines import machine as any_machine
+from tests.machines.inside import words
 from tests.vm.rig import machine, qemu
 from tests.vm.rig.disk import disk_key, find_disk
 from tests.vm.rig.hardware import Hardware
@@ -82,6 +83,8 @@ def _find(cache: Cache, release: Release, hardware: Hardware, sources: Path | No
             with Machine(hardware, folder, clone=False) as booted:
                 booted.wait_until_up()
                 (folder / VERSIONS).write_text(booted.sh(SAY_VERSIONS).stdout)
+                # clones have it in memory then
+                booted.do(words.look, [])
                 cache.say("  saving")
                 booted.sh("sync")
                 booted.save()

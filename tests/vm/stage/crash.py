@@ -12,11 +12,15 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
+from tests.machines.inside import words
+from tests.vm import units
 from tests.vm.guest import ctl
+from tests.vm.logind import await_may_sleep
 from tests.vm.rig.hardware import BARE_GPU, BARE_GPU_AUDIO, GPU, GPU_AUDIO, TWIN_GPU
 from tests.vm.rig.machine import Machine
-from tests.vm.stage.desk import show_terminal_on
+from tests.vm.stage.desk import frame_buffer, show_terminal_on
 from tests.vm.stage.nvidia import load_nvidia, start_persistenced
 from tests.vm.stage.programs import PLACE, install
 
@@ -31,7 +35,6 @@ AWAY = ("vfio", ("vfio-pci", "vfio-pci"))
 
 FORKSERVER = f"""\
 set -e
-systemctl mask --quiet --runtime --now gpuswitchd.service
 mkdir {FOLDER}
 mkfifo {FOLDER}/ask {FOLDER}/told
 unit=/run/systemd/system/gpuswitchd-forked.service
@@ -42,33 +45,28 @@ cat >$unit.d/forked.conf <<END
 [Service]
 ExecStart={PYTHON} {PLACE}/forkserver.py {FOLDER} {{functions}}
 END
-systemctl daemon-reload
+# Reads all units anew, too.
+systemctl mask --quiet --runtime --now gpuswitchd.service
 systemctl start gpuswitchd-forked
 # They stay loaded, whoever needed them.
 modprobe -a vfio-pci vfio_iommu_type1
 """
 
-TELL = f"""\
-tell() {{ echo "$1" >{FOLDER}/ask && read -r told <{FOLDER}/told && printf '%s\\n' "$told"; }}
-"""
 
-# Of a sleep inhibitor that was let go, logind hears when it comes to it.
-CONDITION = """\
-while grep -qs WHO=gpuswitch /run/systemd/inhibit/*; do :; done
-udevadm settle
-cd /sys/bus/pci/devices
-for function in {functions}; do readlink $function/driver; done
-head -n 1 {attributes} /sys/class/vtconsole/*/bind
-cut -d ' ' -f 1 /proc/modules | sort
-ls /dev/dri/by-path /dev/snd/by-path /dev/vfio
-find {journal} -name '*.json'
-"""
-
-
-def condition(*functions: str) -> str:
-    """The command that tells all that a switch touches of the host around these functions, and what is kept of any."""
-    attributes = " ".join(f"{f}/{name}" for f in functions for name in ("driver_override", "power/control"))
-    return CONDITION.format(functions=" ".join(functions), attributes=attributes, journal=JOURNAL)
+def condition(machine: Machine, *functions: str) -> str:
+    """All that a switch touches of the host around these functions, and what is kept of any."""
+    await_may_sleep(machine)
+    machine.sh("udevadm settle")
+    names = ("driver", "driver_override", "power/control")
+    modules = sorted(line.split()[0] for line in machine.read("/proc/modules").splitlines())
+    found = machine.do(
+        words.find,
+        [
+            *(f"/sys/bus/pci/devices/{function}/{name}" for function in functions for name in names),
+            *("/sys/class/vtconsole/*/bind", "/dev/dri/by-path", "/dev/snd/by-path", "/dev/vfio", f"{JOURNAL}/*.json"),
+        ],
+    )
+    return "\n".join([f"modules: {' '.join(modules)}", *(f"{path}: {text}" for path, text in found.items())])
 
 
 @dataclass(frozen=True)
@@ -123,13 +121,20 @@ class Forked:
 
     def condition(self) -> str:
         """As that function tells, once what is given back without being waited for is back: the unit."""
-        await_unit = f"until systemctl --quiet is-active {self._unit}; do :; done"
-        shown = f"readlink /sys/class/graphics/fb$(tell 'terminal {self._terminal}')/device" if self._terminal else ""
-        return self.machine.sh("\n".join((TELL, await_unit, condition(*self._functions), shown))).stdout
+        units.await_active(self.machine, self._unit)
+        seen = condition(self.machine, *self._functions)
+        if not self._terminal:
+            return seen
+        buffer = self._ask(f"terminal {self._terminal}")
+        [device] = self.machine.do(words.look, [f"/sys/class/graphics/fb{buffer}/device"])
+        return f"{seen}\nterminal {self._terminal}: {device}"
 
     def _tell(self, what: str) -> Told:
-        told = json.loads(self.machine.sh(f"{TELL}tell '{what}'", timeout=200).stdout)
+        told = self._ask(what)
         return Told(**told | {name: tuple(told.get(name, ())) for name in ("drivers", "owed")})
+
+    def _ask(self, what: str) -> Any:
+        return json.loads(self.machine.do(words.exchange, f"{FOLDER}/ask", f"{FOLDER}/told", what))
 
 
 def side_by_side(*works: Callable[[], None]) -> None:
@@ -144,9 +149,8 @@ def desktop_gpu(machine: Machine) -> Forked:
     """A GPU with a terminal on it, and a unit that stops for it."""
     machine.push("[Service]\nExecStart=/usr/bin/sleep infinity\n", "/run/systemd/system/listed.service")
     machine.push('[defaults]\nstop_units = ["listed.service"]\n', "/etc/gpuswitch/config.toml")
-    machine.sh("systemctl daemon-reload; systemctl start listed")
-    buffer = machine.sh(f"ls /sys/bus/pci/devices/{GPU}/graphics").stdout.strip().removeprefix("fb")
-    show_terminal_on(machine, 2, int(buffer))
+    units.start(machine, "listed")
+    show_terminal_on(machine, 2, frame_buffer(machine, GPU))
     return Forked(machine, GPU, GPU_AUDIO, unit="listed.service", terminal=2)
 
 

@@ -6,8 +6,10 @@ import re
 import shlex
 
 from tests.machines.errors import Result
+from tests.machines.inside import words
+from tests.vm import units
 from tests.vm.rig.machine import Machine
-from tests.vm.stage.programs import PLACE, card, install, main_pid
+from tests.vm.stage.programs import PLACE, card, install
 
 USER = "tester"
 
@@ -18,10 +20,18 @@ PROFILE = f"""\
 if [ -p {SAYS} ]; then echo "$XDG_SESSION_ID" >{SAYS}; fi
 """
 
+# A unit that systemd does not know yet is there at once; one that it knows would have to be read anew. A person who is
+# logged out has to log in again.
 AUTOLOGIN = f"""\
-[Service]
-ExecStart=
-ExecStart=-/sbin/agetty --autologin {USER} --noclear %I linux
+set -e
+mkfifo -m 666 {SAYS}
+sed -e 's|^ExecStart=.*|ExecStart=-/sbin/agetty --autologin {USER} --noclear %I linux|' -e '/^Restart/d' \
+    -e 's|^\\[Unit\\]$|&\\nConflicts=getty@%i.service\\nAfter=getty@%i.service|' \
+    /usr/lib/systemd/system/getty@.service >/run/systemd/system/autologin@.service
+systemctl start --no-block autologin@tty1
+read -r session <{SAYS}
+rm {SAYS}
+echo $session
 """
 
 TYPE = """\
@@ -57,21 +67,8 @@ Environment=XDG_SESSION_TYPE=wayland XDG_SESSION_CLASS=greeter
 
 def login(machine: Machine) -> str:
     """The user tester logs in on the terminal in front; returns the id of the session, when its shell runs."""
-    folder = "/run/systemd/system/getty@tty1.service.d"
     machine.push(PROFILE, "/etc/profile.d/stage.sh")
-    machine.push(AUTOLOGIN, f"{folder}/autologin.conf")
-    session = machine.sh(
-        f"""set -e
-        mkfifo -m 666 {SAYS}
-        systemctl daemon-reload
-        systemctl restart --no-block getty@tty1
-        read -r session <{SAYS}
-        # a person who is logged out has to log in again
-        rm -r {SAYS} {folder}
-        systemctl daemon-reload
-        echo $session"""
-    )
-    return session.stdout.strip()
+    return machine.sh(AUTOLOGIN).stdout.strip()
 
 
 def type_line(machine: Machine, line: str) -> None:
@@ -108,8 +105,10 @@ def start_display_manager(machine: Machine, gpu: str, *, greeter: bool = False) 
     arguments = card(gpu) if greeter else f"{card(gpu)} 7"
     text = DISPLAY_MANAGER.format(place=PLACE, arguments=arguments, more=GREETER if greeter else "")
     machine.push(text, "/etc/systemd/system/fake-dm.service")
-    machine.sh("systemctl daemon-reload && systemctl --quiet enable fake-dm && systemctl start fake-dm")
-    return main_pid(machine, "fake-dm")
+    # as systemctl enables it
+    machine.do(words.link, "fake-dm.service", "/etc/systemd/system/display-manager.service")
+    units.start(machine, "fake-dm.service")
+    return units.main_pid(machine, "fake-dm.service")
 
 
 def start_compositor(machine: Machine, gpu: str) -> str:
@@ -123,13 +122,20 @@ def start_compositor(machine: Machine, gpu: str) -> str:
 
 def terminal_in_front(machine: Machine) -> str:
     """The virtual terminal that the screen and the keyboard belong to: "tty1"."""
-    return machine.sh("cat /sys/class/tty/tty0/active").stdout.strip()
+    return machine.read("/sys/class/tty/tty0/active").strip()
 
 
 def terminal_mode(machine: Machine, number: int) -> str:
     """The mode of a virtual terminal, KDGETMODE of ioctl_console(2): "graphics" or "text"."""
     ask = f"import fcntl; print(fcntl.ioctl(open('/dev/tty{number}'), 0x4B3B, bytes(4))[0])"
     return {"0": "text", "1": "graphics"}[machine.sh(f'python3 -c "{ask}"').stdout.strip()]
+
+
+def frame_buffer(machine: Machine, gpu: str) -> int:
+    """The number of the frame buffer of a GPU that has one."""
+    [names] = machine.do(words.look, [f"/sys/bus/pci/devices/{gpu}/graphics"])
+    assert names is not None
+    return int(names.removeprefix("fb"))
 
 
 def show_terminal_on(machine: Machine, number: int, buffer: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from uuid import NAMESPACE_DNS, uuid5
 
 from tests.machines.errors import Result
-from tests.vm.guest import BUS_NAME, drivers, path_of, prop, state, wait_state
+from tests.machines.inside import words
+from tests.vm.guest import configure, drivers, prop, state, wait_prop, wait_state
+from tests.vm.logind import await_may_sleep, kept_awake
 from tests.vm.rig.hardware import AUDIO_DRIVER, DISPLAY_DRIVER, GPU, GPU_AUDIO
 from tests.vm.rig.machine import Machine
 
@@ -46,16 +48,20 @@ DISK = f"""\
 </disk>
 """
 
+SERIAL_FILE = "/var/lib/libvirt/images/stage.serial"
+SERIAL = f"<serial type='file'><source path='{SERIAL_FILE}'/></serial>"
+
+BOOTED = "u"
 # The ACPI registers of q35, where SeaBIOS puts them: PM1_STS at 0x600, PM1_EN at 0x602, PM1_CNT at 0x604.
-POWER_BUTTON = 0x100
 BOOT_SECTOR = bytes.fromhex(
     "ba0206 b80001 ef"  # mov dx, 0x602; mov ax, 0x100; out dx, ax: tell of the power button
+    "baf803 b075 ee"  # mov dx, 0x3f8; mov al, 'u'; out dx, al: say so
     "ba0006"  # mov dx, 0x600
     "f4 ed f6c401 74f9"  # again: hlt; in ax, dx; test ah, 1; jz again: until it is pressed
     "ba0406 b80020 ef"  # mov dx, 0x604; mov ax, 0x2000; out dx, ax: switch off
     "f4 ebfd"  # hlt, for ever
 )
-"""A guest that switches itself off when it is asked to, as `virsh shutdown` does."""
+"""A guest that switches itself off when it is asked to, as `virsh shutdown` does; it says when it listens."""
 
 SEEN = "/run/stage-seen"
 WITNESS = f"""\
@@ -71,11 +77,11 @@ echo "$1 $2: $5 $6" >>{SEEN}-${{0##*/}}
 
 def set_up(machine: Machine, toml: str = MANAGED) -> None:
     """Configure the service, and have the hooks before and after ours write down what they see."""
-    machine.push(toml, "/etc/gpuswitch/config.toml")
+    configure(machine, toml)
     for name in ("10-before", "90-after"):
         machine.push(WITNESS, f"{HOOKS}/{name}", mode=0o755)
     # libvirt compiles a profile for each start: emulated, its simplification alone takes seconds
-    machine.sh("echo Optimize=no-expr-simplify >>/etc/apparmor/parser.conf; systemctl reload gpuswitchd")
+    machine.sh("echo Optimize=no-expr-simplify >>/etc/apparmor/parser.conf")
 
 
 def hostdev(function: str, managed: str = "yes") -> str:
@@ -101,13 +107,12 @@ def define_obedient(machine: Machine, name: str, *functions: str) -> None:
     """A domain that shuts down when it is asked to."""
     machine.push(BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa", DISK_FILE)
     machine.sh(f"truncate -s 1M {DISK_FILE}")
-    machine.sh("virsh define /dev/stdin", stdin=domain(name, *functions, more=DISK))
+    machine.sh("virsh define /dev/stdin", stdin=domain(name, *functions, more=DISK + SERIAL))
 
 
-def await_obedient(machine: Machine, name: str) -> None:
-    """Wait until it has booted far enough to hear the power button."""
-    read = f"virsh qemu-monitor-command {name} --hmp 'i/h 0x602'"
-    machine.sh(f"until {read} | grep -q {POWER_BUTTON:#06x}; do :; done")
+def await_obedient(machine: Machine, *, boots: int = 1) -> None:
+    """Wait until it has booted, so many times since its start, far enough to hear the power button."""
+    machine.do(words.await_text, SERIAL_FILE, f"^{BOOTED}{{{boots}}}$")
 
 
 def virsh(machine: Machine, command: str, *, check: bool = True) -> Result:
@@ -121,17 +126,17 @@ def domains(machine: Machine) -> dict[str, str]:
 
 
 def qemu_pid(machine: Machine, name: str) -> str:
-    return machine.sh(f"cat /run/libvirt/qemu/{name}.pid").stdout.strip()
+    return machine.read(f"/run/libvirt/qemu/{name}.pid").strip()
 
 
 def seen(machine: Machine, witness: str = "90-after") -> list[str]:
     """The calls of the hooks up to now, with the drivers of the GPU's functions: "win11 prepare: vfio-pci vfio-pci"."""
-    return machine.sh(f"cat {SEEN}-{witness}").stdout.splitlines()
+    return machine.read(f"{SEEN}-{witness}").splitlines()
 
 
 def await_seen(machine: Machine, call: str) -> None:
     """Wait until the last of the hooks was called so: "win11 release"."""
-    machine.sh(f"until grep -qs '^{call}:' {SEEN}-90-after; do :; done")
+    machine.do(words.await_text, f"{SEEN}-90-after", f"^{call}:")
 
 
 def call_hook(machine: Machine, arguments: str, xml: str, *, check: bool = True) -> Result:
@@ -145,13 +150,7 @@ def owner(machine: Machine, gpu: str = GPU) -> str:
 
 
 def await_owner(machine: Machine, name: str, gpu: str = GPU) -> None:
-    read = f"busctl get-property {BUS_NAME} {path_of(gpu)} org.gpuswitch1.Gpu Owner"
-    machine.sh(f"""until {read} | grep -q '^(ss) "{name}" '; do :; done""")
-
-
-def kept_awake(machine: Machine) -> bool:
-    """Whether the machine may not sleep because of us."""
-    return "gpuswitch" in machine.sh("systemd-inhibit --list").stdout
+    wait_prop(machine, gpu, "Owner", lambda owner: owner[0] == name)
 
 
 def check_given(machine: Machine, name: str) -> None:
@@ -169,6 +168,6 @@ def await_home(machine: Machine) -> None:
     """Wait until nobody has the GPU, and nothing is left of who had it."""
     wait_state(machine, GPU, "host")
     await_owner(machine, "")
-    machine.sh("while systemd-inhibit --list | grep gpuswitch; do :; done")
+    await_may_sleep(machine)
     assert state(machine) == "host"
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME

@@ -29,14 +29,14 @@ def load_nvidia(machine: Machine, *options: str, version: str = NVIDIA_VERSIONS[
 
 def nvidia_node(machine: Machine, gpu: str) -> str:
     """The GPU's own node."""
-    information = machine.sh(f"cat /proc/driver/nvidia/gpus/{gpu}/information").stdout
+    information = machine.read(f"/proc/driver/nvidia/gpus/{gpu}/information")
     fields = dict(line.split(":", 1) for line in information.splitlines())
     return f"/dev/nvidia{fields['Device Minor'].strip()}"
 
 
 def loaded(machine: Machine) -> list[str]:
     """Those of its modules that are loaded, in the order of CHAIN."""
-    present = machine.sh("cut -d ' ' -f 1 /proc/modules").stdout.split()
+    present = [line.split()[0] for line in machine.read("/proc/modules").splitlines()]
     return [module for module in CHAIN if module in present]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.machines.inside import words
+from tests.vm import units
 from tests.vm.rig.machine import Machine
 
 GUEST = Path(__file__).parent / "guest"
@@ -36,10 +38,6 @@ def card(gpu: str) -> str:
     return f"/dev/dri/by-path/pci-{gpu}-card"
 
 
-def main_pid(machine: Machine, unit: str) -> str:
-    return machine.sh(f"systemctl show -P MainPID {unit}").stdout.strip()
-
-
 def start_holder(
     machine: Machine, unit: str, *nodes: str, options: str = "", user: str = "root", more: str = ""
 ) -> str:
@@ -48,8 +46,8 @@ def start_holder(
     install(machine, "hold.py")
     text = UNIT.format(description=f"The program of {unit}", user=user, place=PLACE, arguments=arguments, more=more)
     machine.push(text, f"/etc/systemd/system/{unit}")
-    machine.sh(f"systemctl daemon-reload && systemctl start {unit}")
-    return main_pid(machine, unit)
+    units.start(machine, unit)
+    return units.main_pid(machine, unit)
 
 
 def start_game(machine: Machine, *nodes: str) -> str:
@@ -83,9 +81,9 @@ def await_free(machine: Machine, node: str) -> None:
 
 
 def await_end(machine: Machine, pid: str) -> None:
-    machine.sh(f"while kill -0 {pid} 2>/dev/null; do :; done")
+    machine.do(words.await_end, int(pid))
 
 
 def await_process_state(machine: Machine, pid: str, state: str) -> None:
     """Wait until a process is in a state of ps: R, S, D."""
-    machine.sh(f'until [ "$(ps -o state= -p {pid})" = {state} ]; do :; done')
+    machine.do(words.await_process_state, int(pid), state)

@@ -1,0 +1,21 @@
+"""What happens to a worker of the service at a chosen write: from outside, by strace."""
+
+from __future__ import annotations
+
+from tests.machines.inside import words
+from tests.vm.rig.machine import Machine
+
+LOG = "/run/strace"
+
+
+def inject(machine: Machine, gpu: str, path: str, what: str) -> None:
+    """Do something to the writes to a file by the worker of a GPU, which runs: "signal=STOP:when=1", as strace has it.
+
+    strace has the worker when this returns.
+    """
+    machine.sh(
+        f"""worker=$(pgrep -f '[w]orker_main.*{gpu}')
+        setsid strace -o /dev/null -P {path} -e trace=write -e inject=write:{what} -p $worker \
+            </dev/null >/dev/null 2>{LOG} &"""
+    )
+    machine.do(words.await_text, LOG, "attached")
