@@ -48,8 +48,8 @@ vm-test: venv need-vm ## the tests on a real kernel in a virtual machine (RELEAS
 vm-shell: venv need-vm ## a shell in such a machine, to play in
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.vm.rig shell
 
-bench: venv $(if $(VM),need-vm) ## measure speed and size, and print them (VM=: without the virtual machine)
-	@RELEASE=$(RELEASE) $(BIN)/python -m tests.bench $(if $(VM),--vm)
+bench: venv $(if $(VM),need-vm) ## measure speed and size, and print them (BASE=REV: beside that revision; VM=: without the virtual machine)
+	@RELEASE=$(RELEASE) $(BIN)/python -m tests.bench $(if $(VM),--vm) $(if $(BASE),--base '$(BASE)')
 
 simulate: venv ## the service on machines in memory, with all that can go wrong, on every core (SEEDS=10000)
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)

@@ -1,4 +1,7 @@
-"""`python -m tests.bench [--vm]`: prints speed and size beside their targets. Nothing is asserted."""
+"""`python -m tests.bench`: prints speed and size, beside their targets or beside another revision's.
+
+Nothing is asserted.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,22 @@ import os
 import sys
 
 from tests.bench import emulated, here, holders, hook
+from tests.bench.builds import Build, build_tree, checked_out, find_commit, open_cache
 from tests.bench.table import show
 from tests.debian.errors import RigError
+from tests.debian.tools import PROJECT
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Speed and size, printed.")
     parser.add_argument("--vm", action="store_true", help="also switches on a real kernel in the virtual machine")
+    parser.add_argument("--base", metavar="REV", help="measure beside this revision, by turns, and print ratios")
     options = parser.parse_args()
     try:
-        measure(vm=options.vm)
+        if options.base is None:
+            measure(vm=options.vm)
+        else:
+            compare(options.base, vm=options.vm)
     except RigError as error:
         print(error, file=sys.stderr)
         return 1
@@ -24,12 +33,43 @@ def main() -> int:
 
 
 def measure(*, vm: bool) -> None:
-    show(f"The service on this machine ({os.cpu_count()} processors, load {os.getloadavg()[0]:.1f})", here.measure())
+    head = ("measured", "target")
+    show(f"The service on this machine ({machine()})", head, here.measure())
     crowd = f"{holders.PROCESSES} processes with {holders.PROCESSES * holders.DESCRIPTORS} descriptors"
-    show(f"Who has a node open, among {crowd}", holders.measure())
-    show("The libvirt hook", hook.measure())
+    show(f"Who has a node open, among {crowd}", head, holders.measure())
+    show("The libvirt hook", head, hook.measure())
     if vm:
-        show("Switching two functions in the virtual machine", emulated.measure())
+        show("Switching two functions in the virtual machine", head, emulated.measure())
+
+
+def compare(revision: str, *, vm: bool) -> None:
+    """Only what can be seen from outside: commands, the bus, the unit. Raises RigError where it cannot be built."""
+    commit = find_commit(revision)
+    cache = open_cache()
+    with checked_out(commit) as tree:
+        base = build_tree(cache, commit, tree)
+    this = build_tree(cache, "this", PROJECT)
+    head = (this.name, base.name, f"{this.name} / {base.name}, the median of the pairs (and their middle half)")
+    tell_libraries(this, base)
+    show(f"The service on this machine ({machine()})", head, here.compare(this, base))
+    if hook.gate(base).exists():
+        show("The libvirt hook", head, hook.compare(this, base))
+    else:
+        print(f"\nThe libvirt hook: {base.name} has none")
+    if vm:
+        show("The service in the virtual machine, and two functions", head, emulated.compare(this, base))
+
+
+def machine() -> str:
+    return f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
+
+
+def tell_libraries(*builds: Build) -> None:
+    """Where others were installed with one build than with the other, they are a part of what is compared."""
+    common = set.intersection(*(build.libraries() for build in builds))
+    for build in builds:
+        if own := sorted(build.libraries() - common):
+            print(f"Only {build.name} is installed with {', '.join(own)}")
 
 
 sys.exit(main())

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,16 +22,19 @@ from jeepney import DBusAddress, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
 from gpuswitch.host.linux.sysfs import Sysfs
-from tests.bench.table import Row, median, percentile
+from tests.bench.builds import DEVELOPED, Build
+from tests.bench.rounds import Experiment, Quantity, figures, ratios
+from tests.bench.table import Compared, Row, count, median, megabytes
 from tests.debian.errors import RigError
 from tests.service.services import environment
+from tests.unit.hook_parts import write
 from tests.unit.sysfs_tree import Tree
 from tests.unit.test_sysfs import big_host
 
-BIN = Path(sys.executable).parent
 GPU = DBusAddress("/org/gpuswitch1/gpu/0000_01_00_0", "org.gpuswitch1", "org.gpuswitch1.Gpu")
 PROPERTIES = DBusAddress(GPU.object_path, GPU.bus_name, "org.freedesktop.DBus.Properties")
 IDLE_SECONDS = 5.0
+READS = 200
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,52 @@ class Running:
         return int(found[1])
 
 
-def measure() -> list[Row]:
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpuswitch-bench-")))
-        bus = stack.enter_context(private_bus(folder))
-        rows = [*_starts(bus, folder, "simulated host", "--simulate=laptop"), *_starts(bus, folder, "this host")]
-        simulated = stack.enter_context(daemon(bus, folder, "--simulate=laptop"))
-        connection = stack.enter_context(open_dbus_connection(bus))
-        rows += [*_client(bus, connection), _idle(simulated), _look(folder)]
-    return rows
+@dataclass(frozen=True)
+class Place:
+    """A build, with a folder and a bus of its own."""
+
+    build: Build
+    folder: Path
+    bus: str
+
+
+@dataclass(frozen=True)
+class Service:
+    """A gpuswitchd on a simulated laptop, and somebody on its bus who stays connected."""
+
+    place: Place
+    running: Running
+    connection: DBusConnection
+
+
+def measure() -> Iterator[Row]:
+    with placed(DEVELOPED) as place:
+        yield from figures(STARTS, place)
+    with serving(DEVELOPED) as service:
+        yield from figures(SERVICE, service)
+    yield _look()
+
+
+def compare(this: Build, base: Build) -> Iterator[Compared]:
+    with placed(this) as ours, placed(base) as theirs:
+        yield from ratios(STARTS, ours, theirs)
+    with serving(this) as mine, serving(base) as other:
+        yield from ratios(SERVICE, mine, other)
+
+
+@contextmanager
+def placed(build: Build) -> Iterator[Place]:
+    with tempfile.TemporaryDirectory(prefix="gpuswitch-bench-") as folder, private_bus(Path(folder)) as bus:
+        yield Place(build, Path(folder), bus)
+
+
+@contextmanager
+def serving(build: Build, config: str = "") -> Iterator[Service]:
+    """With this configuration, in TOML."""
+    with placed(build) as place:
+        write(place.folder / "etc", config=config)
+        with daemon(place, "--simulate=laptop") as running, open_dbus_connection(place.bus) as connection:
+            yield Service(place, running, connection)
 
 
 @contextmanager
@@ -75,15 +115,17 @@ def private_bus(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def daemon(bus: str, folder: Path, *options: str) -> Iterator[Running]:
+def daemon(place: Place, *options: str) -> Iterator[Running]:
     """A gpuswitchd as systemd would start it, the watchdog included. Raises RigError where it does not get ready."""
+    folder = place.folder
     told = {
         "NOTIFY_SOCKET": str(folder / "notify"),
         "WATCHDOG_USEC": "30000000",
         "STATE_DIRECTORY": str(folder / "state"),
         "GPUSWITCH_METRICS__PORT": "0",
     }
-    command = [str(BIN / "gpuswitchd"), f"--bus={bus}", f"--config={folder}/etc", f"--runtime={folder}/run", *options]
+    places = [f"--bus={place.bus}", f"--config={folder}/etc", f"--runtime={folder}/run"]
+    command = [*place.build.command("gpuswitchd"), *places, *options]
     (folder / "notify").unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener, (folder / "log").open("w+") as log:
         listener.bind(told["NOTIFY_SOCKET"])
@@ -91,7 +133,8 @@ def daemon(bus: str, folder: Path, *options: str) -> Iterator[Running]:
         with subprocess.Popen(command, env=environment(**told), stderr=log) as process:
             try:
                 if not _is_ready(process, listener):
-                    raise RigError(f"cannot measure gpuswitchd: it was not ready:\n{(folder / 'log').read_text()}")
+                    said = (folder / "log").read_text()
+                    raise RigError(f"cannot measure {place.build.name}: its gpuswitchd did not get ready:\n{said}")
                 yield Running(process, time.perf_counter() - begun, _cpu_seconds(process.pid))
             finally:
                 process.terminate()
@@ -109,16 +152,17 @@ def _is_ready(process: subprocess.Popen[bytes], listener: socket.socket) -> bool
         os.close(ended)
 
 
-def _starts(bus: str, folder: Path, which: str, *options: str) -> Iterator[Row]:
-    seconds, cpu_seconds, rss = [], [], 0
-    for _ in range(5):
-        with daemon(bus, folder, *options) as running:
-            seconds.append(running.start_seconds)
-            cpu_seconds.append(running.cpu_seconds)
-            rss = running.status("VmRSS")
-    yield Row(f"start to READY, {which} (median of 5)", median(seconds), "< 0.5 s")
-    yield Row("  of it at work, not waiting for a processor", median(cpu_seconds))
-    yield Row(f"resident memory, {which}", f"{rss / 1024:.1f} MB", "< 50 MB")
+def _starts(which: str, *options: str) -> Experiment[Place]:
+    def sample(place: Place) -> Iterable[float]:
+        with daemon(place, *options) as running:
+            return running.start_seconds, running.cpu_seconds, running.status("VmRSS")
+
+    quantities = (
+        Quantity(f"start to READY, {which}", target="< 0.5 s"),
+        Quantity("  of it at work, not waiting for a processor"),
+        Quantity(f"resident memory, {which}", megabytes, "< 50 MB"),
+    )
+    return Experiment(quantities, sample, times=5, pairs=20)
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -127,37 +171,54 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _client(bus: str, connection: DBusConnection) -> Iterator[Row]:
-    command = [str(BIN / "gpuswitchctl"), "status", "01:00.0", "--bus", bus]
-    seconds = timed(10, lambda: subprocess.run(command, env=environment(), stdout=subprocess.DEVNULL, check=True))
-    yield Row("gpuswitchctl status (median of 10)", median(seconds), "< 0.2 s")
+def _status(service: Service) -> Iterable[float]:
+    command = [*service.place.build.command("gpuswitchctl"), "status", "01:00.0", "--bus", service.place.bus]
+    return timed(1, lambda: subprocess.run(command, env=environment(), stdout=subprocess.DEVNULL, check=True))
 
+
+def _reads(service: Service) -> Iterable[float]:
     read = new_method_call(PROPERTIES, "Get", "ss", (GPU.interface, "State"))
-    seconds = timed(2000, lambda: connection.send_and_get_reply(read, timeout=10))
-    yield Row("property read (p50 of 2000)", percentile(seconds, 0.5))
-    yield Row("property read (p99 of 2000)", percentile(seconds, 0.99))
-
-    both: dict[str, list[float]] = {"ToVfio": [], "ToHost": []}
-    for _ in range(20):
-        for method, seconds in both.items():
-            seconds.extend(timed(1, partial(switch, connection, method)))
-    for method, seconds in both.items():
-        yield Row(f"{method} of 4 functions in memory (median of 20)", median(seconds))
+    seconds = timed(READS, lambda: service.connection.send_and_get_reply(read, timeout=10))
+    return percentile(seconds, 0.5), percentile(seconds, 0.99)
 
 
-def _idle(running: Running) -> Row:
-    before = running.status("voluntary_ctxt_switches")
+def _switches(service: Service) -> Iterable[float]:
+    for method in ("ToVfio", "ToHost"):
+        yield from timed(1, partial(switch, service.connection, method))
+
+
+def _wakeups(service: Service) -> Iterable[float]:
+    before = service.running.status("voluntary_ctxt_switches")
     with suppress(subprocess.TimeoutExpired):
-        running.process.wait(IDLE_SECONDS)
-    woken = running.status("voluntary_ctxt_switches") - before
-    return Row(f"wakeups of an idle service in {IDLE_SECONDS:g} s", str(woken), "one in 15 s, for the watchdog")
+        service.running.process.wait(IDLE_SECONDS)
+    yield service.running.status("voluntary_ctxt_switches") - before
 
 
-def _look(folder: Path) -> Row:
-    tree = Tree(folder / "host")
-    big_host(tree)
-    sysfs = Sysfs(tree.roots)
-    first, *others = timed(11, sysfs.look)
+STARTS = (_starts("simulated host", "--simulate=laptop"), _starts("this host"))
+SERVICE = (
+    Experiment([Quantity("gpuswitchctl status", target="< 0.2 s")], _status, times=10, pairs=20),
+    Experiment([Quantity(f"property read, {part} of {READS}") for part in ("p50", "p99")], _reads, times=10, pairs=50),
+    Experiment(
+        [Quantity(f"{method} of 4 functions in memory") for method in ("ToVfio", "ToHost")],
+        _switches,
+        times=20,
+        pairs=40,
+    ),
+    Experiment(
+        [Quantity(f"wakeups of an idle service in {IDLE_SECONDS:g} s", count, "one in 15 s, for the watchdog")],
+        _wakeups,
+        times=1,
+        pairs=1,
+    ),
+)
+
+
+def _look() -> Row:
+    with tempfile.TemporaryDirectory(prefix="gpuswitch-bench-") as folder:
+        tree = Tree(Path(folder))
+        big_host(tree)
+        sysfs = Sysfs(tree.roots)
+        first, *others = timed(11, sysfs.look)
     return Row("look at 300 functions (first; median of 10 more)", f"{first * 1e3:.1f}; {median(others)}", "< 50 ms")
 
 
@@ -179,3 +240,7 @@ def timed(times: int, work: Callable[[], object]) -> list[float]:
         work()
         seconds.append(time.perf_counter() - begun)
     return seconds
+
+
+def percentile(seconds: Sequence[float], part: float) -> float:
+    return sorted(seconds)[min(int(len(seconds) * part), len(seconds) - 1)]

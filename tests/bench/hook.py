@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jeepney import new_method_call
-from jeepney.io.blocking import DBusConnection, open_dbus_connection
+from jeepney.io.blocking import DBusConnection
 
 from tests.bench import here
-from tests.bench.table import Row, median
-from tests.unit.hook_parts import HOSTDEV, domain, table, write
+from tests.bench.builds import DEVELOPED, Build
+from tests.bench.here import Service
+from tests.bench.rounds import Experiment, Quantity, figures, ratios
+from tests.bench.table import Compared, Row, microseconds
+from tests.unit.hook_parts import HOSTDEV, domain, table
 
-ROOT = Path(__file__).parents[2]
 _ENVIRON = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 """As libvirt sets it."""
-ROUNDS = 500
-SWITCHES = 20
 
 USUAL = """#!/bin/bash
 OBJECT="$1"
@@ -57,21 +56,41 @@ WITHOUT = domain("".join(map(CONTROLLER.format, range(20))))
 WITH = domain("".join(HOSTDEV.format(f"domain='0x0000' bus='0x01' slot='0x00' function='0x{n}'") for n in range(4)))
 
 
-def measure() -> list[Row]:
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpuswitch-bench-")))
-        bus = stack.enter_context(here.private_bus(folder))
-        ours = _program(folder / "50-gpuswitch", (ROOT / "contrib/libvirt/qemu.d/50-gpuswitch").read_text())
-        rows = list(_idle(ours, _program(folder / "qemu", USUAL)))
-        write(folder / "etc", config=table("0000:01:00.0"))
-        stack.enter_context(here.daemon(bus, folder, "--simulate=laptop"))
-        connection = stack.enter_context(open_dbus_connection(bus))
-        rows += _switching(ours, bus, connection)
-    return rows
+@dataclass(frozen=True)
+class Hooks:
+    """A build's hook with its service, and the usual one."""
+
+    ours: Path
+    usual: Path
+    service: Service
+
+
+def measure() -> Iterator[Row]:
+    with _hooks(DEVELOPED) as hooks:
+        yield from figures(EXPERIMENTS, hooks)
+
+
+def compare(this: Build, base: Build) -> Iterator[Compared]:
+    """The usual hook, which is no build's, shows how alike the circumstances were."""
+    with _hooks(this) as ours, _hooks(base) as theirs:
+        yield from ratios(EXPERIMENTS, ours, theirs)
+
+
+def gate(build: Build) -> Path:
+    """What libvirt runs."""
+    return build.tree / "contrib/libvirt/qemu.d/50-gpuswitch"
+
+
+@contextmanager
+def _hooks(build: Build) -> Iterator[Hooks]:
+    with here.serving(build, table("0000:01:00.0")) as service:
+        text = gate(build).read_text().replace("@hook@", str(build.tree / "gpuswitch/hook.py"))
+        folder = service.place.folder
+        yield Hooks(_program(folder / "50-gpuswitch", text), _program(folder / "qemu", USUAL), service)
 
 
 def _program(path: Path, text: str) -> Path:
-    path.write_text(text.replace("@hook@", str(ROOT / "gpuswitch/hook.py")))
+    path.write_text(text)
     path.chmod(0o755)
     return path
 
@@ -110,33 +129,48 @@ def _run_alone(program: Path, operation: str) -> float:
     return seconds
 
 
-def _idle(ours: Path, usual: Path) -> Iterator[Row]:
+def _idle(hooks: Hooks) -> Iterable[float]:
     """In turn, so that what else the machine does is the same for all."""
-    cases = {
-        "the usual bash hook, for another domain": (usual, "prepare begin"),
-        "ours, for an operation that it needs nothing of": (ours, "start begin"),
-        f"ours, for a domain without devices of the host ({len(WITHOUT) / 1e3:.1f} KB)": (ours, "prepare begin"),
-    }
-    seconds: dict[str, list[float]] = {case: [] for case in cases}
-    for _ in range(ROUNDS):
-        for case, (program, operation) in cases.items():
-            seconds[case].append(_run_alone(program, operation))
-    for case, (program, _) in cases.items():
-        microseconds = f"{statistics.median(seconds[case]) * 1e6:.0f} µs"
-        yield Row(f"{case} (median of {ROUNDS})", microseconds, "≤ the usual" if program is ours else "")
+    yield _run_alone(hooks.usual, "prepare begin")
+    yield _run_alone(hooks.ours, "start begin")
+    yield _run_alone(hooks.ours, "prepare begin")
 
 
-def _switching(ours: Path, bus: str, connection: DBusConnection) -> Iterator[Row]:
-    on_top, back = [], []
-    for _ in range(SWITCHES):
-        seconds = _run(ours, "prepare begin", WITH, bus)
-        switch = {key: value for key, (_, value) in _read(connection, "Switch").items()}
-        on_top.append(seconds - (switch["finished"] - switch["started"]) / 1e6)
-        back.append(_run(ours, "release end", WITH, bus))
-        while _read(connection, "State") != "host":
-            pass
-    yield Row(f"prepare of 4 functions, on top of the switch (median of {SWITCHES})", median(on_top), "< 60 ms")
-    yield Row(f"release, which does not wait for the switch (median of {SWITCHES})", median(back))
+def _switching(hooks: Hooks) -> Iterable[float]:
+    connection, bus = hooks.service.connection, hooks.service.place.bus
+    seconds = _run(hooks.ours, "prepare begin", WITH, bus)
+    switch = {key: value for key, (_, value) in _read(connection, "Switch").items()}
+    yield seconds - (switch["finished"] - switch["started"]) / 1e6
+    yield _run(hooks.ours, "release end", WITH, bus)
+    while _read(connection, "State") != "host":
+        pass
+
+
+EXPERIMENTS = (
+    Experiment(
+        (
+            Quantity("the usual bash hook, for another domain", microseconds),
+            Quantity("ours, for an operation that it needs nothing of", microseconds, "≤ the usual"),
+            Quantity(
+                f"ours, for a domain without devices of the host ({len(WITHOUT) / 1e3:.1f} KB)",
+                microseconds,
+                "≤ the usual",
+            ),
+        ),
+        _idle,
+        times=500,
+        pairs=500,
+    ),
+    Experiment(
+        (
+            Quantity("prepare of 4 functions, on top of the switch", target="< 60 ms"),
+            Quantity("release, which does not wait for the switch"),
+        ),
+        _switching,
+        times=20,
+        pairs=20,
+    ),
+)
 
 
 def _read(connection: DBusConnection, name: str) -> Any:

@@ -1,14 +1,13 @@
-"""What was measured, beside what it should be. Nothing here fails: numbers of a busy machine say little."""
+"""What was measured, beside what it should be or was. Nothing here fails: numbers of a busy machine say little."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One measured thing; `target` is empty where there is none."""
 
     name: str
@@ -16,27 +15,42 @@ class Row:
     target: str = ""
 
 
-def show(title: str, rows: Iterable[Row]) -> None:
-    lines = [("", "measured", "target"), *((row.name, row.value, row.target) for row in rows)]
+class Compared(NamedTuple):
+    """One thing measured of two builds."""
+
+    name: str
+    this: str
+    base: str
+    ratio: str
+
+
+def show(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table: names, values, and in the last column what is said of them."""
+    print(f"\n{title}", flush=True)
+    lines = [("", *head), *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print(f"\n{title}")
-    for name, value, target in lines:
-        print(f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {target}".rstrip(), flush=True)
+    for name, *values, last in lines:
+        cells = (value.rjust(width) for value, width in zip(values, widths[1:-1], strict=True))
+        print("  " + "  ".join([name.ljust(widths[0]), *cells, last]).rstrip(), flush=True)
 
 
 def median(seconds: Sequence[float]) -> str:
     return text(statistics.median(seconds))
 
 
-def percentile(seconds: Sequence[float], part: float) -> str:
-    return text(sorted(seconds)[min(int(len(seconds) * part), len(seconds) - 1)])
-
-
 def text(seconds: float) -> str:
     return (
-        f"{seconds:.2f} s"
-        if seconds >= 1
-        else f"{seconds * 1e3:.1f} ms"
-        if seconds >= 1e-3
-        else f"{seconds * 1e6:.0f} µs"
+        f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else microseconds(seconds)
     )
+
+
+def microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:.0f} µs"
+
+
+def megabytes(kibibytes: float) -> str:
+    return f"{kibibytes / 1024:.1f} MB"
+
+
+def count(number: float) -> str:
+    return f"{number:g}"

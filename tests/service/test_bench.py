@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 from tests.bench import here
+from tests.bench.builds import DEVELOPED
 from tests.debian.errors import RigError
 
 
 def test_what_is_set_for_the_tests_does_not_reach_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPUSWITCH_TEST_CACHE", str(tmp_path))
-    with here.private_bus(tmp_path) as bus, here.daemon(bus, tmp_path, "--simulate=laptop") as running:
-        assert running.process.poll() is None
+    with here.serving(DEVELOPED) as service:
+        assert service.running.process.poll() is None
 
 
 def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
-    nobody = f"unix:path={tmp_path}/nobody"
-    with pytest.raises(RigError, match="nobody"), here.daemon(nobody, tmp_path, "--simulate=laptop"):
+    place = here.Place(DEVELOPED, tmp_path, f"unix:path={tmp_path}/nobody")
+    with pytest.raises(RigError, match="nobody"), here.daemon(place, "--simulate=laptop"):
         pytest.fail("it is not ready")

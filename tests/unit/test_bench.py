@@ -1,0 +1,81 @@
+"""What `make bench` makes of what it measured, and of the revision that it is given."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from tests.bench.builds import checked_out, find_commit
+from tests.bench.rounds import Experiment, Quantity, ratio, ratios
+from tests.bench.table import count
+from tests.debian.errors import RigError
+
+
+@pytest.mark.parametrize(
+    ("this", "base", "said"),
+    [
+        ([1.0, 3.0, 2.0, 8.0, 5.0], [1.0, 1.0, 1.0, 2.0, 1.0], "3.00 (2.00 to 4.00)"),
+        ([3.0], [2.0], "1.50"),
+        ([0.0, 1.0], [1.0, 0.0], "-"),
+    ],
+)
+def test_ratios_are_of_pairs(this: list[float], base: list[float], said: str) -> None:
+    assert ratio(this, base) == said
+
+
+def test_both_are_measured_by_turns() -> None:
+    turns: list[str] = []
+
+    def sample(subject: str) -> Iterable[float]:
+        turns.append(subject)
+        yield len(turns)
+
+    [row] = ratios([Experiment([Quantity("turn", count)], sample, times=1, pairs=3)], "A", "B")
+    assert turns == ["A", "B", "B", "A", "A", "B"]
+    assert row == ("turn (3 pairs)", "4", "3", "0.83 (0.67 to 1.08)")
+
+
+@pytest.fixture(autouse=True)
+def plain_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook of git runs with names of its own repository; people sign their commits, and read other languages."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("LC_ALL", "C")
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """With one commit on a branch `main`, and a file that was changed since."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=tester", "-c", "user.email=tester@localhost"]
+    (tmp_path / "file").write_text("before")
+    for words in (["init", "--quiet", "--initial-branch=main"], ["add", "file"], ["commit", "--quiet", "--message=x"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / "file").write_text("after")
+    return tmp_path
+
+
+def test_a_revision_is_checked_out_as_it_was_committed(repository: Path) -> None:
+    commit = find_commit("main", repository)
+    assert find_commit(commit, repository) == commit
+    with checked_out(commit, repository) as tree:
+        assert (tree / "file").read_text() == "before"
+    assert not tree.exists()
+
+
+@pytest.mark.parametrize("revision", ["nope", "", "-h", "main:file", "1234567890" * 4])
+def test_a_revision_that_there_is_not(repository: Path, revision: str) -> None:
+    with pytest.raises(RigError) as error:
+        find_commit(revision, repository)
+    assert str(error.value) == (
+        f"cannot compare with {revision!r}: git knows no such commit; BASE is a branch, a tag or an id"
+    )
+
+
+def test_a_revision_of_what_is_no_repository(tmp_path: Path) -> None:
+    with pytest.raises(RigError, match=r"cannot compare with 'main': .*not a git repository"):
+        find_commit("main", tmp_path)
