@@ -1,4 +1,4 @@
-"""Whoever has the GPU open: named, waited for, ended as the policy says, and never met by an unbind."""
+"""Whoever has the GPU open: named, waited for, asked to let go, and never met by an unbind."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from gpuswitch.config import Config
 from gpuswitch.errors import Busy as BusyError
 from gpuswitch.errors import InProgress, KernelError
-from gpuswitch.host.simulated.faults import Delay, Errno, Silent
+from gpuswitch.host.simulated.faults import Errno, Silent
 from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.host.simulated.scenarios import PERSISTENCED, SCENARIOS
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.holders import Process, Unit
+from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
@@ -208,162 +208,6 @@ class TestWait:
         assert asyncio.get_running_loop().time() == started
         assert (switch.result, switch.reason) == (Result.CANCELLED, "the service is stopping")
         assert (bed.snapshot(), bed.debts) == (before, [])
-
-
-class TestTerminate:
-    async def test_a_program(self, bed: Bed, actor: Actor) -> None:
-        blender(bed)
-        await bed.moved(actor, State.VFIO, TERMINATE)
-        assert bed.machine.processes.named("blender") is None
-
-    async def test_a_stubborn_one_stays_and_is_told(self, bed: Bed, actor: Actor) -> None:
-        blender(bed, stubborn=True)
-        started = asyncio.get_running_loop().time()
-        assert re.match(r"blender \(pid \d+", await reverted(bed, actor, TERMINATE))
-        assert asyncio.get_running_loop().time() - started == 10
-        assert bed.machine.processes.named("blender") is not None
-
-    async def test_a_unit_through_its_manager_with_what_would_start_it_again(self, bed: Bed, actor: Actor) -> None:
-        bed.machine.units.add(OLLAMA, triggered_by=[OLLAMA_SOCKET])
-        bed.machine.run("ollama", unit=OLLAMA, restarts=True)
-        bed.machine.open(DISPLAY, "ollama", "nvidia")
-        before = bed.snapshot()
-        await bed.moved(actor, State.VFIO, TERMINATE)
-        assert (bed.state(OLLAMA), bed.state(OLLAMA_SOCKET)) == ("inactive", "inactive")
-        await bed.moved(actor, State.HOST)
-        assert bed.snapshot() == before
-        assert bed.machine.processes.named("ollama") is not None
-
-    @pytest.mark.parametrize("policy", [TERMINATE, KILL], ids=["terminate", "kill"])
-    async def test_units_that_take_what_systemd_gives_them(self, policy: Options, bed: Bed, actor: Actor) -> None:
-        """Side by side: one after the other, two of them would take longer than that."""
-        for name in ("ollama", "comfyui"):
-            bed.machine.run(name, unit=Unit(f"{name}.service"))
-            bed.machine.open(DISPLAY, name, "nvidia")
-            bed.host.faults.add(Delay(90), operation="stop_unit", subject=f"{name}.service")
-        before, started = bed.snapshot(), asyncio.get_running_loop().time()
-        await bed.moved(actor, State.VFIO, policy)
-        assert asyncio.get_running_loop().time() - started == 90
-        await bed.moved(actor, State.HOST)
-        assert bed.snapshot() == before
-
-    async def test_one_that_does_not_come_back_keeps_no_other_from_it(self, bed: Bed, actor: Actor) -> None:
-        bed.machine.units.add(OLLAMA, triggered_by=[OLLAMA_SOCKET])
-        bed.machine.run("ollama", unit=OLLAMA)
-        bed.machine.open(DISPLAY, "ollama", "nvidia")
-        blender(bed, stubborn=True)
-        bed.host.faults.add(Errno(5), operation="start_unit", subject=OLLAMA)
-        await bed.switch(actor, State.VFIO, TERMINATE)
-        assert (bed.state(OLLAMA), bed.state(OLLAMA_SOCKET)) == ("failed", "active")
-
-    async def test_a_unit_of_a_user(self, bed: Bed, actor: Actor) -> None:
-        game = Unit("app-game.service", 1000)
-        bed.machine.run("game", uid=1000, unit=game)
-        bed.machine.open(DISPLAY, "game", "nvidia")
-        before = bed.snapshot()
-        await bed.moved(actor, State.VFIO, TERMINATE)
-        assert bed.state(game) == "inactive"
-        await bed.moved(actor, State.HOST)
-        assert bed.snapshot() == before
-
-    async def test_what_a_stopped_unit_left_behind_is_ended_itself(self, bed: Bed, actor: Actor) -> None:
-        """KillMode=process: its manager ends nothing any more, and a unit that did not run is not started."""
-        bed.machine.run("worker", unit=OLLAMA)
-        bed.machine.open(DISPLAY, "worker", "nvidia")
-        bed.machine.units._records[OLLAMA].state = "inactive"
-        await bed.moved(actor, State.VFIO, TERMINATE)
-        await bed.moved(actor, State.HOST)
-        assert (bed.state(OLLAMA), bed.machine.processes.named("worker")) == ("inactive", None)
-
-    async def test_units_come_back_where_somebody_else_stays(self, bed: Bed, actor: Actor) -> None:
-        bed.machine.units.add(OLLAMA, triggered_by=[OLLAMA_SOCKET])
-        bed.machine.run("ollama", unit=OLLAMA)
-        bed.machine.open(DISPLAY, "ollama", "nvidia")
-        blender(bed, stubborn=True)
-        assert "blender" in await reverted(bed, actor, TERMINATE)
-        assert (bed.state(OLLAMA), bed.state(OLLAMA_SOCKET)) == ("active", "active")
-
-    async def test_units_that_take_their_time_to_come_back(self, bed: Bed, actor: Actor) -> None:
-        bed.machine.run("ollama", unit=OLLAMA)
-        bed.machine.open(DISPLAY, "ollama", "nvidia")
-        bed.host.faults.add(Delay(30), operation="start_unit", subject=OLLAMA)
-        blender(bed, stubborn=True)
-        assert "blender" in await reverted(bed, actor, TERMINATE)
-
-    async def test_a_unit_that_refuses(self, bed: Bed, actor: Actor) -> None:
-        bed.machine.run("ollama", unit=OLLAMA)
-        bed.machine.open(DISPLAY, "ollama", "nvidia")
-        bed.host.faults.add(Errno(1), operation="stop_unit", subject=OLLAMA)
-        assert "ollama.service" in await reverted(bed, actor, TERMINATE)
-
-    async def test_a_signal_that_is_not_allowed(self, bed: Bed, actor: Actor) -> None:
-        blender(bed)
-        bed.host.faults.add(Errno(1), operation="signal", subject="blender")
-        assert "Operation not permitted" in await reverted(bed, actor, TERMINATE)
-
-    async def test_a_later_process_of_the_same_number_is_not_meant(self, bed: Bed, actor: Actor) -> None:
-        """The holder has ended by itself when the policy comes to it."""
-        blender(bed)
-        first = bed.machine.processes.named("blender")
-        assert first is not None
-
-        def replace_it() -> None:
-            bed.machine.end("blender")
-            bed.machine.run("innocent")
-            innocent = bed.machine.processes.named("innocent")
-            assert innocent is not None
-            innocent.process = Process(first.process.pid, first.process.started + 1)
-
-        when(bed, "end the programs", Status.RUNNING, replace_it)
-        await bed.moved(actor, State.VFIO, TERMINATE)
-        assert bed.machine.processes.named("innocent") is not None
-
-
-class TestKill:
-    async def test_whoever_is_stubborn(self, bed: Bed, actor: Actor) -> None:
-        blender(bed, stubborn=True)
-        started = asyncio.get_running_loop().time()
-        await bed.moved(actor, State.VFIO, KILL)
-        assert bed.machine.processes.named("blender") is None
-        assert asyncio.get_running_loop().time() - started == 10
-
-    async def test_politely_first(self, bed: Bed, actor: Actor) -> None:
-        blender(bed)
-        started = asyncio.get_running_loop().time()
-        await bed.moved(actor, State.VFIO, KILL)
-        assert asyncio.get_running_loop().time() == started
-
-    async def test_one_that_comes_back_is_told(self, bed: Bed, actor: Actor) -> None:
-        blender(bed, restarts=True)
-        bed.host.faults.add(Delay(1), operation="keep_awake")
-        assert "blender" in await reverted(bed, actor, KILL)
-
-    @pytest.mark.parametrize("policy", [TERMINATE, KILL], ids=["terminate", "kill"])
-    async def test_never_a_virtual_machine_nor_what_the_system_lives_by(
-        self, policy: Options, bed: Bed, actor: Actor
-    ) -> None:
-        bed.machine.run("vm", command="crosvm", machine=True)
-        bed.machine.run("dbus-daemon", unit=Unit("dbus.service"))
-        blender(bed)
-        for user in ("vm", "dbus-daemon"):
-            bed.machine.open(DISPLAY, user, "drm")
-        told = (await refused(bed, actor, policy)).splitlines()
-        assert [line.rpartition("; ")[2] for line in told] == ["shut it down", "the system lives by it"]
-        assert bed.machine.processes.named("blender") is not None
-
-    @pytest.mark.parametrize("policy", [TERMINATE, KILL], ids=["terminate", "kill"])
-    async def test_never_the_init_process_nor_logind(self, policy: Options, bed: Bed, actor: Actor) -> None:
-        """They have it open for a session, and may let go when that ends; this one has nobody else on it."""
-        bed.machine.run("systemd")
-        init = bed.machine.processes.named("systemd")
-        assert init is not None
-        init.process = Process(1, 0)
-        bed.machine.run("systemd-logind", unit=Unit("systemd-logind.service"))
-        for user in ("systemd", "systemd-logind"):
-            bed.machine.open(DISPLAY, user, "drm")
-        assert "end the session that draws on it" in await reverted(bed, actor, policy)
-        assert bed.state(Unit("systemd-logind.service")) == "active"
-        assert list(bed.machine.processes.running(Process(1, 0))) == [init]
 
 
 class TestPolite:
