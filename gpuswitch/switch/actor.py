@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from gpuswitch.config import Config
 from gpuswitch.errors import Failed, GpuswitchError, InProgress, Owned, Wedged
+from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.policy import Options
@@ -19,6 +20,7 @@ from gpuswitch.switch.engine import StepEvent, StuckError
 from gpuswitch.switch.guards import blockers, refusal
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
+from gpuswitch.switch.looking import seen, seen_within
 from gpuswitch.switch.observe import whereabouts
 from gpuswitch.switch.observer import Observer
 from gpuswitch.switch.plan import Plan
@@ -84,7 +86,7 @@ class Actor(Running):
         # Anyone may ask, and many: those who want to switch stand in another line.
         async with self._planning, self._deciding:
             self._refuse_retired()
-            preparation = self._preparation(options, asking=True)
+            preparation = await self._preparation(options, asking=True)
             self._refuse_owned(target)
             if self._is_at(target):
                 return Plan(self.gpu, target, self._owed, ())
@@ -111,7 +113,7 @@ class Actor(Running):
             if self._task is None:
                 await self._take_turn(_TURN_SECONDS)
             try:
-                preparation = self._preparation(options)
+                preparation = await self._preparation(options)
                 self._refuse_owned(target)
                 if not self._is_at(target):
                     return await self._begun(preparation, target, asker)
@@ -130,7 +132,7 @@ class Actor(Running):
         """
         async with self._deciding:
             self._refuse_retired()
-            self.see(self._host.look())
+            self.see(await self._seen())
             if self.state.moving and self.switch is not None and self.switch.result is None:
                 if self.switch.recovery:
                     return self._joined(self.switch, options)
@@ -158,7 +160,7 @@ class Actor(Running):
 
         A GPU at rest is left alone, and so is one that somebody else moved meanwhile.
         """
-        self.see(self._host.look())
+        self.see(await seen(self._host))
         stuck = self._left_in_the_kernel(self._entry)
         if stuck is not None:
             self._wedge(StuckError(stuck, None))
@@ -259,8 +261,12 @@ class Actor(Running):
         switch.finish(Result.DONE, "")
         return switch
 
-    def _preparation(self, options: Options, *, asking: bool = False) -> Preparation:
-        self.see(self._host.look())
+    async def _seen(self, only: Collection[PciAddress] | None = None) -> HostFacts:
+        """Whoever asked is answered, whatever can be seen."""
+        return await seen_within(self.config.deadlines.capture, self._host, only)
+
+    async def _preparation(self, options: Options, *, asking: bool = False) -> Preparation:
+        self.see(await self._seen())
         return self._preparation_in(self.state, options, asking=asking)
 
     async def _begun(self, preparation: Preparation, target: State, asker: Asker) -> Switch:
@@ -269,7 +275,8 @@ class Actor(Running):
         try:
             self._refuse_retired()
             # The way home depends on nobody else's functions.
-            self.see(self._host.look() if target is State.VFIO else self._own_look())
+            own = self.gpu.functions
+            self.see(await self._seen() if target is State.VFIO else self.facts.renewed(await self._seen(own), own))
             if not preparation.holds_true(self.gpu, self.state, self.facts, self._owed):
                 raise Failed(
                     f"somebody else moved {self.gpu.address} at the same moment; nothing was changed; try again"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any
 
 from gpuswitch.errors import KernelError
@@ -139,14 +139,14 @@ class Arbiter:
 
     # Drivers --------------------------------------------------------------------------------------------------------
 
-    async def take_turn(self, gpu: Gpu, driver: str, staying: Callable[[], Collection[PciAddress]]) -> None:
+    async def take_turn(self, gpu: Gpu, driver: str, staying: Callable[[], Awaitable[Collection[PciAddress]]]) -> None:
         """Move a GPU of this driver from here on; who is the driver's last one cannot change meanwhile.
 
         At once, where some device of the driver is moved by nobody: then nobody is the last. Else when nobody else
         moves one any more. `staying` looks which functions have the driver now, this GPU's left out.
         """
         moving = self._moving[driver]
-        while moving and not set(staying()).difference(*moving.values()):
+        while moving and not set(await staying()).difference(*moving.values()):
             await self._ended.wait()
         moving[gpu.address] = frozenset(gpu.functions)
 

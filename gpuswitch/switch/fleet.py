@@ -17,9 +17,11 @@ from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.host import Host, Pending
 from gpuswitch.switch.journal import Entry, Journal
+from gpuswitch.switch.looking import seen
 from gpuswitch.switch.observer import Observer
 from gpuswitch.switch.owed import NOTHING
 from gpuswitch.switch.owners import Owners
+from gpuswitch.switch.pause import Pause
 from gpuswitch.switch.record import Drift
 
 _log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ class Fleet:
     def __init__(self, host: Host, config: Config, journal: Journal, observer: Observer) -> None:
         self.config = config
         self.actors: dict[PciAddress, Actor] = {}
-        self.facts: HostFacts = host.look()
+        self.facts = HostFacts({}, iommu=False, vfio_available=False)
         self._host = host
         self._journal = journal
         self._arbiter = Arbiter(host.systemd)
@@ -47,16 +49,23 @@ class Fleet:
         self.owners = Owners(lambda: list(self.actors.values()), host.processes, self._arbiter)
         self._paying: dict[PciAddress, asyncio.Task[None]] = {}
         self._put_off: asyncio.Handle | None = None
+        self._again: asyncio.Handle | None = None
+        self._blind = Pause()
 
     async def start(self) -> None:
         """Find every GPU, bring home what a dead daemon left half-way, and follow the host from here on."""
         self._unwatch = self._host.watch(self._look_soon)
-        left = {address: self._journal.load(address) for address in self._journal.kept()}
+        left = await self._read()
         await asyncio.gather(*(self._outlive(address, entry) for address, entry in left.items()))
         await self._find_lost(left)
         self.look()
-        for address in self._gone():
-            self._arbiter.claim(address, self._journal.load(address).owed)
+        while self._again is not None:
+            # Nobody is told that the service is ready while it does not know of every GPU.
+            await self._blind.wait()
+            self.look()
+        for address, entry in (await self._read()).items():
+            if address not in self.actors:
+                self._arbiter.claim(address, entry.owed)
         await _each(self.actors.values(), Actor.adopt)
         self.owners.start()
 
@@ -78,7 +87,7 @@ class Fleet:
 
     async def _find_lost(self, left: Mapping[PciAddress, Entry]) -> None:
         """A service that died between a removal and the rescan has left GPUs off the bus."""
-        there = self._host.look().functions
+        there = (await seen(self._host)).functions
         for address, entry in left.items():
             lost = [function for function in entry.owed.functions if function not in there]
             if entry.unfinished is None or not lost or not self.config.gpu(address).rules.rescan_on_failure:
@@ -92,17 +101,24 @@ class Fleet:
     async def pay(self) -> None:
         """Give back what could not be waited for before READY: whoever waits for us may be what it waits for."""
         self._open = True
-        for address in self._gone():
-            await self._pay_for_gone(address)
+        for address, entry in (await self._read()).items():
+            if address not in self.actors:
+                await self._pay_for_gone(address, entry)
         await _each(self.actors.values(), Actor.pay)
 
-    def _gone(self) -> list[PciAddress]:
-        """Those for which something is kept, and that are not there."""
-        return [address for address in self._journal.kept() if address not in self.actors]
+    async def _read(self) -> Mapping[PciAddress, Entry]:
+        """All that is kept for any GPU, there or not, as soon as it can be read."""
+        pause = Pause()
+        while True:
+            try:
+                return {address: self._journal.load(address) for address in self._journal.kept()}
+            except Failed as error:
+                _log.warning("%s: it is tried again", error)
+            await pause.wait()
 
-    async def _pay_for_gone(self, gpu: PciAddress) -> None:
+    async def _pay_for_gone(self, gpu: PciAddress, entry: Entry) -> None:
         """It left the bus while nobody looked: what was changed around it is given back all the same."""
-        await self._arbiter.give_back(gpu, self._journal.load(gpu).owed.units, self.config.deadlines)
+        await self._arbiter.give_back(gpu, entry.owed.units, self.config.deadlines)
         self._arbiter.keep(gpu, NOTHING)
         try:
             self._journal.save(gpu, Entry())
@@ -124,8 +140,8 @@ class Fleet:
         """End every switch at the next safe point. A GPU that the kernel has is left to it."""
         if self._unwatch is not None:
             self._unwatch()
-        if self._put_off is not None:
-            self._put_off.cancel()
+        for later in filter(None, (self._put_off, self._again)):
+            later.cancel()
         self.owners.stop()
         await asyncio.gather(*(actor.stop(reason) for actor in self.actors.values()))
 
@@ -145,12 +161,28 @@ class Fleet:
             self._put_off = loop.call_at(due, self.look)
 
     def look(self) -> None:
-        """Look at the host and tell every actor what became of its GPU."""
-        if self._put_off is not None:
-            self._put_off.cancel()
-            self._put_off = None
-        self._looked = asyncio.get_running_loop().time()
-        self.facts = self._host.look()
+        """Look at the host and tell every actor what became of its GPU.
+
+        Where the look, or one into the journal, could not see everything, nothing follows from it, and it is looked
+        again at the next event, or after a while.
+        """
+        for later in filter(None, (self._put_off, self._again)):
+            later.cancel()
+        self._put_off = self._again = None
+        loop = asyncio.get_running_loop()
+        self._looked = loop.time()
+        try:
+            self._take_in(self._host.look())
+        except (KernelError, Failed) as error:
+            seconds = self._blind.seconds()
+            _log.warning("%s: nothing follows from this look, and the next one comes in %g s at most", error, seconds)
+            self._again = loop.call_later(seconds, self.look)
+        else:
+            self._blind.over()
+
+    def _take_in(self, facts: HostFacts) -> None:
+        """Raises `Failed` where the journal of a GPU cannot be read now; it is not known then."""
+        self.facts = facts
         found = {gpu.address: gpu for gpu in self._gpus()}
         for address, actor in list(self.actors.items()):
             if address not in found and address in self.facts.functions:

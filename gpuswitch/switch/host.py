@@ -232,8 +232,13 @@ class Host(Protocol):
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
         """Observe, now, without taking a device lock or waking a device; does not block.
 
+        A device that leaves meanwhile is left out, or seen as it was just before.
+
         With `only`, the facts hold these functions, without their mediated devices, and nothing else: what a step
         needs to know of its function, for a fraction of the cost.
+
+        Raises:
+            KernelError: it could not see everything (no descriptor is left, say), so nothing may follow from it.
         """
 
     def kernel(self, gpu: str) -> Kernel:

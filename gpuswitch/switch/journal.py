@@ -7,6 +7,7 @@ anew compares it with what the kernel shows.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ _FORMAT = 3
 _TEXT = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 _TARGETS = {str(state): state for state in (State.HOST, State.VFIO)}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
+"""What says nothing about the page itself."""
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -87,27 +90,45 @@ class Journal:
         """What was last written as owed, and its text: one and the same at most steps of a switch."""
 
     def load(self, gpu: PciAddress) -> Entry:
-        """What is kept for `gpu`, empty if nothing. A page that cannot be read is set aside, with a warning."""
+        """What is kept for `gpu`, empty if nothing. A page that says nothing is set aside, with a warning.
+
+        Raises:
+            Failed: it cannot be read now.
+        """
         try:
             return _decode(json.loads(self._store.read(gpu.identifier)))
         except FileNotFoundError:
             # With what a service that died in its first write left beside it.
             self._tidy(gpu)
             return Entry()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, GpuswitchError) as error:
-            _log.warning(
-                "cannot read %s (%s): set aside, the drivers are told from the hardware instead",
-                self._store.where(gpu.identifier),
-                error,
-            )
-            self._set_aside(gpu)
-            return Entry()
+        except OSError as error:
+            if error.errno not in _PASSING:
+                return self._useless(gpu, error)
+            raise Failed(f"cannot read {self._store.where(gpu.identifier)} now ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, GpuswitchError) as error:
+            return self._useless(gpu, error)
+
+    def _useless(self, gpu: PciAddress, error: Exception) -> Entry:
+        """Nobody can make anything of its page, ever."""
+        _log.warning(
+            "cannot read %s (%s): set aside, the drivers are told from the hardware instead",
+            self._store.where(gpu.identifier),
+            error,
+        )
+        self._set_aside(gpu)
+        return Entry()
 
     def kept(self) -> list[PciAddress]:
-        """The GPUs for which something is kept."""
+        """The GPUs for which something is kept.
+
+        Raises:
+            Failed: that cannot be told now.
+        """
         try:
             names = self._store.names()
         except OSError as error:
+            if error.errno in _PASSING:
+                raise Failed(f"cannot list the journal now ({error.strerror})") from error
             _log.warning("cannot list the journal: %s", error)
             return []
         return [gpu for name in names if (gpu := _gpu(name)) is not None]

@@ -45,7 +45,7 @@ class RemoveFunctions(Step):
         await hands.kernel.remove(tuple(reversed(self.functions)))
 
     async def verify(self, hands: Hands) -> None:
-        hands.check(self._unmet, self.functions)
+        await hands.check(self._unmet, self.functions)
 
     def _unmet(self, facts: HostFacts) -> str | None:
         left = [function for function in self.functions if function in facts.functions]

@@ -15,6 +15,7 @@ from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Engine, StepEvent, StoppedError, StuckError
 from gpuswitch.switch.journal import Unfinished
+from gpuswitch.switch.looking import seen
 from gpuswitch.switch.owed import Owed
 from gpuswitch.switch.pause import LateError
 from gpuswitch.switch.plan import Plan
@@ -67,7 +68,7 @@ class Running(Waiting):
             await self._outlasted(stuck)
         if result is not Result.DONE:
             result, reason, reached = await self._taken_back(engine, switch, result, reason)
-        return self._settle(result, reason, reached, owed_before, story)
+        return await self._settle(result, reason, reached, owed_before, story)
 
     async def _to_rest(
         self, switch: Switch | None, work: Callable[[], Coroutine[Any, Any, tuple[Result, str]]]
@@ -92,7 +93,7 @@ class Running(Waiting):
             return result, reason, None
         switch.recovery = True
         reason = "; ".join(filter(None, (reason, f"the way back failed too: {failed}")))
-        if self._at_rest or engine.hung:
+        if engine.hung or await self._at_rest():
             return Result.FAILED, reason, None
         return await self._climb(switch, after_failure(switch.target, self._rules), reason)
 
@@ -145,7 +146,7 @@ class Running(Waiting):
         self._be_patient()
         ladder = after_crash(self._rules, starting=starting)
         result, reason, reached = await self._climb(switch, ladder, why, starting=starting)
-        return self._settle(result, reason, reached, self._owed, story)
+        return await self._settle(result, reason, reached, self._owed, story)
 
     def _resumed(self, left: Unfinished) -> tuple[Switch, str]:
         """The switch that a dead service left unfinished, and why there is a need to recover."""
@@ -169,7 +170,7 @@ class Running(Waiting):
         if switch is not None:
             self._make_current(switch)
             result, reason, reached = await self._climb(switch, after_crash(self._rules), why)
-        return self._settle(result, reason, reached, self._owed)
+        return await self._settle(result, reason, reached, self._owed)
 
     async def _climb(
         self, switch: Switch, ladder: Iterable[Rung], reason: str, *, starting: bool = False
@@ -192,7 +193,7 @@ class Running(Waiting):
     async def _tried(self, rung: Rung, switch: Switch, *, starting: bool) -> Plan:
         """One rung of the ladder, to its end; raises as `_led`."""
         if rung.rough is not None:
-            await self._led(rung, switch, rung.rough(self.gpu, self._host.look()), starting=starting)
+            await self._led(rung, switch, rung.rough(self.gpu, await seen(self._host)), starting=starting)
         return await self._led(rung, switch, None, starting=starting)
 
     async def _led(self, rung: Rung, switch: Switch, rough: Sequence[Step] | None, *, starting: bool) -> Plan:
@@ -203,7 +204,7 @@ class Running(Waiting):
         """
         engine = self._new_engine(())
         try:
-            self.facts = self._host.look()
+            self.facts = await seen(self._host)
             preparation = self._preparation_in(State.UNKNOWN, switch.options, starting=starting)
             try:
                 plan = await self._planned(preparation, rung.target, rough=rough)

@@ -20,6 +20,7 @@ from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.engine import Status, StepEvent, StuckError
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Entry, Journal, Page, Unfinished
+from gpuswitch.switch.looking import seen
 from gpuswitch.switch.machine import SEEN, SETTLE, START, GpuMachine
 from gpuswitch.switch.needs import everything
 from gpuswitch.switch.observe import explain, observe, whereabouts
@@ -95,12 +96,11 @@ class Standing:
     @property
     def facts_now(self) -> HostFacts:
         """As `facts`; of one that is under way, its own functions as they are at this moment."""
-        return self._own_look() if self.state.moving else self.facts
+        return self._own_look_now() if self.state.moving else self.facts
 
-    @property
-    def _at_rest(self) -> bool:
+    async def _at_rest(self) -> bool:
         """Whether it is in a known-good state now, by a fresh look."""
-        return observe(self.gpu, self._own_look(), self._owed).stable
+        return observe(self.gpu, await self._own_look(), self._owed).stable
 
     @property
     def _rules(self) -> Defaults:
@@ -122,12 +122,12 @@ class Standing:
         """Take in a look; what somebody else did to it since the last one."""
         before, seen_before, drift = self.state, (self.gpu, self.facts), None
         self.facts, self.gpu = facts, gpu
-        seen = observe(gpu, facts, self._owed)
-        if seen is not self.state and self._machine.can(SEEN[seen]):
-            self._fire(SEEN[seen])
+        now = observe(gpu, facts, self._owed)
+        if now is not self.state and self._machine.can(SEEN[now]):
+            self._fire(SEEN[now])
             self.reason = ""
-            drift = Drift(before, seen, f"{before} → {seen}: {whereabouts(gpu, facts)}", self.since)
-            self._keep_if_possible(replace(self._entry, failed="", owner=self._owner_at(seen)))
+            drift = Drift(before, now, f"{before} → {now}: {whereabouts(gpu, facts)}", self.since)
+            self._keep_if_possible(replace(self._entry, failed="", owner=self._owner_at(now)))
         if self.state is State.UNKNOWN and not (self.reason and explain(gpu, facts) == explain(*seen_before)):
             self.reason = explain(gpu, facts)
         if not gpu.present(facts):
@@ -135,10 +135,18 @@ class Standing:
             self._owe_units_only()
         return drift
 
-    def _own_look(self) -> HostFacts:
-        return self.facts.renewed(self._host.look(self.gpu.functions), self.gpu.functions)
+    async def _own_look(self) -> HostFacts:
+        return self.facts.renewed(await seen(self._host, self.gpu.functions), self.gpu.functions)
 
-    def _settle(
+    def _own_look_now(self) -> HostFacts:
+        """For whoever is only to be told: what was seen last, where no look sees everything now."""
+        try:
+            return self.facts.renewed(self._host.look(self.gpu.functions), self.gpu.functions)
+        except KernelError as error:
+            _log.warning("%s", error)
+            return self.facts
+
+    async def _settle(
         self, result: Result, reason: str, reached: Plan | None, owed_before: Owed, story: str = ""
     ) -> tuple[Result, str]:
         """Enter the state that a fresh look shows; what is owed is forgotten once all of it was given back.
@@ -146,15 +154,15 @@ class Standing:
         `reached` is the plan whose steps are all done, None where everything was taken back; `story` is why it was
         `failed` before, "" where it was not.
         """
-        self.facts = self._own_look()
-        seen = observe(self.gpu, self.facts, self._owed)
-        if seen is State.ABSENT:
+        self.facts = await self._own_look()
+        where = observe(self.gpu, self.facts, self._owed)
+        if where is State.ABSENT:
             self._fire("seen_gone")
         else:
-            if (self.state, seen) not in SETTLE:
+            if (self.state, where) not in SETTLE:
                 self._fire("fault")
-            self._fire(SETTLE[self.state, seen])
-        if reached is not None and result is Result.DONE and seen is not reached.target:
+            self._fire(SETTLE[self.state, where])
+        if reached is not None and result is Result.DONE and where is not reached.target:
             result, reason = Result.FAILED, f"somebody else moved it meanwhile: {explain(self.gpu, self.facts)}"
             reached = None
         self.reason = reason if result is not Result.DONE else ""
@@ -309,7 +317,7 @@ class Standing:
     def _say_stuck(self, stuck: StuckError, numbers: tuple[str, ...]) -> None:
         """It is wedged; `numbers` are those of its device nodes, which sysfs may not show any more."""
         self._fire("stuck")
-        self.facts = self._own_look()
+        self.facts = self._own_look_now()
         self.reason = first_words(self.gpu.address, stuck)
         _log.critical(
             "%s: %s%s", self.gpu.address, stuck, "".join(f"\n  {function}" for function in stuck.pending.stack)

@@ -13,6 +13,7 @@ from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.holders import Holder, Sought, Unit
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.host import Host, Kernel
+from gpuswitch.switch.looking import seen
 from gpuswitch.switch.owed import Owed
 from gpuswitch.switch.pause import within
 
@@ -65,12 +66,13 @@ class Hands:
         self.waiting_for = ""
         """What a step that waits for it has not seen yet, in one sentence; "" where it did not say."""
 
-    def check(self, unmet: Unmet, only: Collection[PciAddress] | None = None) -> None:
-        """Raise `StepError` unless all is as it should be now: for what the kernel decides before a write returns.
+    async def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
+        """What a look shows that has seen everything; `only`: the functions to look at (`Host.look`)."""
+        return await seen(self.host, only)
 
-        `only`: the functions to look at (`Host.look`).
-        """
-        if (why := unmet(self.host.look(only))) is not None:
+    async def check(self, unmet: Unmet, only: Collection[PciAddress] | None = None) -> None:
+        """Raise `StepError` unless all is as it should be now: for what the kernel decides before a write returns."""
+        if (why := unmet(await self.look(only))) is not None:
             raise StepError(why)
 
     async def holders(self, sought: Sought) -> tuple[Holder, ...]:
@@ -101,7 +103,7 @@ class Hands:
         changed = asyncio.Event()
         stop = self.host.watch(changed.set)
         try:
-            while (why := unmet(self.host.look(only))) is not None:
+            while (why := unmet(await self.look(only))) is not None:
                 self.waiting_for = why
                 await changed.wait()
                 changed.clear()

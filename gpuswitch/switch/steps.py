@@ -39,7 +39,7 @@ class LoadDriver(Step):
         await hands.kernel.load(self.module)
 
     async def verify(self, hands: Hands) -> None:
-        hands.check(self._unmet)
+        await hands.check(self._unmet)
 
     def _unmet(self, facts: HostFacts) -> str | None:
         if self.driver in facts.pci_drivers:
@@ -62,7 +62,7 @@ class KeepAwake(Step):
         await hands.kernel.keep_awake(tuple(self.before))
 
     async def verify(self, hands: Hands) -> None:
-        hands.check(self._unmet, self.before)
+        await hands.check(self._unmet, self.before)
 
     def _unmet(self, facts: HostFacts) -> str | None:
         return next((f"{a} is still asleep" for a in self.before if _asleep(facts, a)), None)
@@ -130,10 +130,10 @@ class Unbind(Step):
         await hands.kernel.unbind(self.function, self.driver)
 
     async def verify(self, hands: Hands) -> None:
-        hands.check(lambda facts: _not_on(facts, self.function, None), [self.function])
+        await hands.check(lambda facts: _not_on(facts, self.function, None), [self.function])
 
     async def revert(self, hands: Hands) -> None:
-        now = hands.host.look([self.function]).functions.get(self.function)
+        now = (await hands.look([self.function])).functions.get(self.function)
         if now is not None and now.driver_name == self.driver:
             return
         if now is not None and (now.driver_name is not None or self.driver != VFIO_DRIVER):
@@ -142,7 +142,7 @@ class Unbind(Step):
             await Bind(self.function, now.driver_name or VFIO_DRIVER).revert(hands)
         await hands.kernel.set_override({self.function: self.driver})
         await hands.kernel.probe(self.function)
-        hands.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])
+        await hands.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,10 @@ class Bind(Step):
         await hands.kernel.probe(self.function)
 
     async def verify(self, hands: Hands) -> None:
-        hands.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])
+        await hands.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])
 
     async def revert(self, hands: Hands) -> None:
-        now = hands.host.look([self.function]).functions.get(self.function)
+        now = (await hands.look([self.function])).functions.get(self.function)
         bound = now is not None and now.driver_name == self.driver
         if now is not None and self.driver == VFIO_DRIVER:
             await self._from_vfio(hands, now.iommu_group, bound=bound)

@@ -183,26 +183,25 @@ class UnloadModules(Step):
             await hands.kernel.unload(module)
 
     async def verify(self, hands: Hands) -> None:
-        facts = hands.host.look()
-        if self.driver in facts.pci_drivers:
+        if self.driver in (await hands.look()).pci_drivers:
             raise StepError(f"{self.modules[-1]} is unloaded, but the PCI driver {self.driver} is still there")
 
     async def revert(self, hands: Hands) -> None:
         # The override may be aimed at vfio-pci, and then the module would find no card of its own and not load.
-        if away := self._away(hands):
+        if away := await self._away(hands):
             await hands.kernel.set_override(dict.fromkeys(away, self.driver))
         *around, own = self.modules
         await hands.kernel.load(own)
-        for function in self._away(hands):
+        for function in await self._away(hands):
             await hands.kernel.probe(function)
         await _each(hands.kernel.load(module) for module in reversed(around))
-        now = hands.host.look(self.functions).functions
+        now = (await hands.look(self.functions)).functions
         lost = [str(a) for a in self.functions if a not in now or now[a].driver_name != self.driver]
         if lost:
             raise StepError(f"{', '.join(lost)} did not come back to {self.driver}")
 
-    def _away(self, hands: Hands) -> list[PciAddress]:
-        now = hands.host.look(self.functions).functions
+    async def _away(self, hands: Hands) -> list[PciAddress]:
+        now = (await hands.look(self.functions)).functions
         back = [a for a in self.functions if a in now and a not in hands.staying]
         return [a for a in back if now[a].driver_name != self.driver]
 

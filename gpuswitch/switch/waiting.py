@@ -18,6 +18,7 @@ from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.engine import Engine, StepEvent, StuckError
 from gpuswitch.switch.host import Host, Pending
 from gpuswitch.switch.journal import Entry, Journal
+from gpuswitch.switch.looking import seen
 from gpuswitch.switch.needs import moves_in_turns
 from gpuswitch.switch.pause import Pause
 from gpuswitch.switch.record import Result, Switch
@@ -86,8 +87,8 @@ class Waiting(Standing, ABC):
         if driver is None or not moves_in_turns(driver, self._rules.module_policy):
             return
 
-        def staying() -> set[PciAddress]:
-            functions = self._host.look().functions
+        async def staying() -> set[PciAddress]:
+            functions = (await seen(self._host)).functions
             return {a for a, f in functions.items() if f.driver_name == driver and a not in self.gpu.functions}
 
         try:
@@ -157,7 +158,7 @@ class Waiting(Standing, ABC):
         self._fire("unstuck")
         self._unwedged.set()
         self._be_patient()
-        self.facts = self._own_look()
+        self.facts = await self._own_look()
         self.reason = ""
         self._tell()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -164,9 +165,17 @@ def gpu(address: PciAddress) -> Gpu:
     return Gpu(address, (address,))
 
 
-def nobody() -> set[PciAddress]:
-    """No other device has the driver."""
-    return set()
+def staying(*functions: PciAddress) -> Callable[[], Awaitable[set[PciAddress]]]:
+    """A look which functions have the driver."""
+
+    async def look() -> set[PciAddress]:
+        return set(functions)
+
+    return look
+
+
+nobody = staying()
+"""No other device has it."""
 
 
 class TestTurns:
@@ -181,10 +190,14 @@ class TestTurns:
 
     async def test_several_at_a_time_while_one_more_stays(self, arbiter: Arbiter) -> None:
         """None of them is the last then; the one that stays has to wait for all of them."""
-        await arbiter.take_turn(gpu(FIRST), "nvidia", lambda: {SECOND, THIRD})
-        await arbiter.take_turn(gpu(SECOND), "nvidia", lambda: {FIRST, THIRD})
+        await arbiter.take_turn(gpu(FIRST), "nvidia", staying(SECOND, THIRD))
+        await arbiter.take_turn(gpu(SECOND), "nvidia", staying(FIRST, THIRD))
         on_nvidia = {FIRST, SECOND}
-        third = asyncio.create_task(arbiter.take_turn(gpu(THIRD), "nvidia", lambda: on_nvidia))
+
+        async def look() -> set[PciAddress]:
+            return on_nvidia
+
+        third = asyncio.create_task(arbiter.take_turn(gpu(THIRD), "nvidia", look))
         assert not await settled(third)
         on_nvidia.remove(FIRST)
         arbiter.end_turn(FIRST)

@@ -74,6 +74,9 @@ class ServiceHost(SimulatedHost):
         self._life.check()
         return super().look(only)
 
+    def _blind(self) -> int:
+        return 0
+
     def kernel(self, gpu: str) -> SimulatedKernel:
         if gpu not in self._kernels:
             self._kernels[gpu] = ServiceKernel(self.machine, gpu).of(self._life, self._watcher)

@@ -174,7 +174,7 @@ def nobody_takes_up_what_a_dead_service_left(patch: pytest.MonkeyPatch) -> None:
 @_breaks(6, story=_WHILE_THE_FIRST_WAITS)
 def two_switches_may_run(patch: pytest.MonkeyPatch) -> None:
     async def request(self: Actor, target: State, *others: Any, **_: Any) -> object:
-        preparation = replace(self._preparation(others[0]), state=State.UNKNOWN)
+        preparation = replace(await self._preparation(others[0]), state=State.UNKNOWN)
         return await self._begun(preparation, target, others[1])
 
     def set_out(self: Actor, switch: Any, trigger: str = "") -> None:

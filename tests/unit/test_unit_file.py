@@ -66,3 +66,9 @@ def test_what_it_started_stays_when_it_stops() -> None:
     """Workers that are in the kernel, and the process that keeps the machine awake."""
     assert settings()["KillMode"] == ["process"]
     assert settings()["NoNewPrivileges"] == ["yes"]
+
+
+def test_it_does_not_run_out_of_descriptors() -> None:
+    """Each GPU has two workers, with a socket and a pidfd each; each client of the bus that waits has its own."""
+    [limit] = settings()["LimitNOFILE"]
+    assert int(limit) >= 8192

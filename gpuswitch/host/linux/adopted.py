@@ -32,7 +32,12 @@ class Adopted:
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
             raise
         # Looked at through /proc only now, so both are the same process. A dead one is there until it is reaped.
-        if procfs.process(worker.pid) != worker or _has_ended(self._pidfd):
+        try:
+            same = procfs.process(worker.pid) == worker and not _has_ended(self._pidfd)
+        except OSError:
+            os.close(self._pidfd)
+            raise
+        if not same:
             os.close(self._pidfd)
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         self._loop = asyncio.get_running_loop()

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from gpuswitch.host.linux.framebuffers import BOOT_DRIVERS
-from gpuswitch.host.linux.scanning.files import contents, names, text
+from gpuswitch.host.linux.scanning.files import contents, names, says_nothing, text
 
 # struct screen_info in include/uapi/linux/screen_info.h, of which boot_params begins with one: orig_video_isVGA,
 # lfb_base, lfb_size, capabilities, ext_lfb_base.
@@ -88,8 +88,12 @@ def _screen(boot_params: str) -> tuple[int, int] | None:
     """First and last address of the frame buffer that the machine was booted with; None: text, none, or not told."""
     try:
         kind, base, size, capabilities, more = _SCREEN_INFO.unpack(contents(boot_params)[: _SCREEN_INFO.size])
-    except (OSError, struct.error):
+    except struct.error:
         return None
+    except OSError as error:
+        if says_nothing(error):
+            return None
+        raise
     if capabilities & _VIDEO_CAPABILITY_64BIT_BASE:
         base |= more << 32
     if kind == _VIDEO_TYPE_VLFB:

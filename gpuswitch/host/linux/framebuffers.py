@@ -78,7 +78,7 @@ def _text(path: str) -> str:
     parts = []
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         return ""
     try:
         while part := os.read(descriptor, 65536):

@@ -48,6 +48,7 @@ class LinuxKernel(Kernel):
         self._command = (sys.executable, "-ISE", str(_PROGRAM), *places, gpu)
         self._gpu = gpu
         self._worker: Worker | None = None
+        self._process: Process | None = None
         self._numbers = itertools.count(1)
         self._sent: _Sent | None = None
         self._adopted: Adopted | None = None
@@ -163,7 +164,7 @@ class LinuxKernel(Kernel):
 
     @property
     def worker(self) -> Process | None:
-        return procfs.process(self._worker.pid) if self._worker is not None else None
+        return self._process if self._worker is not None else None
 
     def adopt(self, pending: Pending) -> bool:
         if pending.worker is None:
@@ -184,7 +185,7 @@ class LinuxKernel(Kernel):
             return _in_kernel(self._adopted.what, self._adopted.worker.pid, self._adopted.worker)
         if self._sent is None or self._worker is None:
             return None
-        return _in_kernel(self._sent.what, self._worker.pid, procfs.process(self._worker.pid))
+        return _in_kernel(self._sent.what, self._worker.pid, self._process)
 
     async def returned(self) -> None:
         await self._idle.wait()
@@ -228,6 +229,8 @@ class LinuxKernel(Kernel):
     def _running_worker(self) -> Worker:
         if self._worker is None:
             self._worker = Worker(self._command, self._received, self._worker_ended)
+            # For whoever may have to find it again, by when nobody could tell any more.
+            self._process = procfs.process(self._worker.pid)
         return self._worker
 
     def _send(self, message: bytes) -> None:

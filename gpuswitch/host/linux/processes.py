@@ -212,7 +212,12 @@ def _open(process: Process) -> int | None:
             return None
         raise
     # Looked at only now, so whoever has the number is the one that the descriptor is of.
-    if procfs.process(process.pid) == process:
+    try:
+        same = procfs.process(process.pid) == process
+    except OSError:
+        os.close(pidfd)
+        raise
+    if same:
         return pidfd
     os.close(pidfd)
     return None

@@ -12,9 +12,16 @@ _FRAME = re.compile(r"^\[<\w+>\] ([^\s+]+)", re.MULTILINE)
 
 
 def process(pid: int) -> Process | None:
-    """The process that has this number now; None: none has."""
-    fields = _fields(pid)
-    return Process(pid, int(fields[19])) if fields else None
+    """The process that has this number now; None: none has.
+
+    Raises:
+        OSError: nobody can tell.
+    """
+    try:
+        fields = _fields(Path(f"/proc/{pid}/stat").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return Process(pid, int(fields[19]))
 
 
 def sitting(pid: int) -> int:
@@ -25,7 +32,7 @@ def sitting(pid: int) -> int:
 
 def state(pid: int) -> str:
     """Field 3 of /proc/PID/stat."""
-    return "".join(_fields(pid)[:1])
+    return "".join(_fields(_read(pid, "stat"))[:1])
 
 
 def kernel_wait(pid: int) -> str:
@@ -39,9 +46,9 @@ def stack(pid: int) -> tuple[str, ...]:
     return tuple(_FRAME.findall(_read(pid, "stack")))
 
 
-def _fields(pid: int) -> list[str]:
+def _fields(stat: str) -> list[str]:
     """/proc/PID/stat from field 3 on, the first one after the name in brackets (which may hold brackets itself)."""
-    return _read(pid, "stat").rpartition(")")[2].split()
+    return stat.rpartition(")")[2].split()
 
 
 def _read(pid: int, name: str) -> str:

@@ -17,13 +17,16 @@ it). An unbind that hangs holds the device lock, and whoever wants it hangs too.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.booted import BootDisplay
 from gpuswitch.host.linux.framebuffers import BOOT_DRIVERS, console_map, function_of
+from gpuswitch.host.linux.scanning.files import entries, is_gone, says_nothing
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import MODULES
 from gpuswitch.model.facts import (
@@ -93,15 +96,24 @@ class Sysfs:
         self._booted: frozenset[str] | None = None
 
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
-        """Observe, now. A device that leaves while we look is left out, or is in it as it was just before.
+        """Observe, now; `only`: see `gpuswitch.switch.host.Host`.
 
-        `only`: see `gpuswitch.switch.host.Host`.
+        Raises:
+            KernelError: something that is there could not be read.
         """
+        try:
+            return self._look(only)
+        except OSError as error:
+            number, what = error.errno or errno.EIO, error.filename or "the host"
+            raise KernelError("look at", str(what), number, os.strerror(number)) from error
+
+    def _look(self, only: Collection[PciAddress] | None) -> HostFacts:
+        """A device that leaves while we look is left out, or is in it as it was just before."""
         if only is not None:
             names = [(str(address), _inode(f"{self._devices}/{address}")) for address in sorted(only)]
             present = {name: inode for name, inode in names if inode is not None}
             if self._booted is None:
-                self.look()
+                self._look(None)
             return HostFacts(functions=self._functions(present, {}, {}), iommu=False, vfio_available=False)
         present = {name: inode for name, inode in _entries(self._devices) if _ADDRESS.fullmatch(name)}
         self._forget_others(present)
@@ -289,19 +301,17 @@ class Sysfs:
 
 def _entries(folder: str) -> Iterator[tuple[str, int]]:
     """Names and inodes in a folder; nothing where there is none."""
-    try:
-        with os.scandir(folder) as entries:
-            yield from [(entry.name, entry.inode()) for entry in entries]
-    except OSError:
-        return
+    yield from [(entry.name, entry.inode()) for entry in entries(folder)]
 
 
 def _inode(link: str) -> int | None:
     """The inode of the link itself, as `_entries` gives it."""
     try:
         return os.lstat(link).st_ino
-    except OSError:
-        return None
+    except OSError as error:
+        if is_gone(error):
+            return None
+        raise
 
 
 def _class_devices(path: str, folders: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -334,8 +344,10 @@ def _target(link: str) -> str:
     """Where a link points to, "" where there is none."""
     try:
         return os.readlink(link)  # noqa: PTH115 - a Path takes ten times as long, and there are a thousand links
-    except OSError:
-        return ""
+    except OSError as error:
+        if says_nothing(error):
+            return ""
+        raise
 
 
 def _link(link: str) -> str:
@@ -349,29 +361,31 @@ def _folder_of_target(link: str) -> str:
 
 
 def _there(path: str) -> bool:
-    return os.access(path, os.F_OK)
+    return _written(path) is not None
 
 
 def _written(path: str) -> int | None:
     """When a file was written, in nanoseconds; None: there is none."""
     try:
         return os.stat(path).st_mtime_ns  # noqa: PTH116 - a Path takes several times as long, for each device
-    except OSError:
-        return None
+    except OSError as error:
+        if is_gone(error):
+            return None
+        raise
 
 
 def _contents(path: str, limit: int) -> bytes:
     """The first `limit` bytes of a file; nothing where it is gone (ENODEV: its device is)."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return b""
-    try:
-        return os.read(descriptor, limit)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
+        try:
+            return os.read(descriptor, limit)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if says_nothing(error):
+            return b""
+        raise
 
 
 def _first_line(path: str) -> str:

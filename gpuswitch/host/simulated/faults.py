@@ -11,6 +11,7 @@ from typing import Literal, TypeVar, get_args
 from gpuswitch.errors import KernelError
 
 Operation = Literal[
+    "look",
     "capture",
     "candidates",
     "load",
@@ -51,6 +52,7 @@ Operation = Literal[
 `nodes` is udev's work on the nodes of a bound driver; `let_go` is that of a polite process which closes an announced
 card.
 """
+_AT_ONCE = frozenset({"look", "adopt"})
 _UNHEARD = {"nodes": "udev", "let_go": "a process"}
 
 
@@ -180,8 +182,8 @@ class Faults:
         `subject` is what the operation is about: a function's address, for `load` and `unload` the module, for
         `hold_group` and `release_group` the group's number, for `map_consoles` the frame buffer's, for the others on
         consoles the vtconsole or platform device, for `adopt` the process by number, for units and sessions these, for
-        the inhibitor the GPU, for `signal` and `let_go` the process by name; None: any. An operation on several
-        functions counts once for each.
+        the inhibitor the GPU, for `signal` and `let_go` the process by name, for `look` nothing; None: any. An
+        operation on several functions counts once for each, but for `look`.
 
         Raises:
             ValueError: no operation is named so, or this one has nobody to tell an errno to.
@@ -192,8 +194,8 @@ class Faults:
             raise ValueError(f"{_UNHEARD[operation]} tells nobody that it failed; what never happens is Silent()")
         if operation == "signal" and isinstance(fault, Delay | Hang):
             raise ValueError("a signal is sent at once; a process that takes no notice is Silent()")
-        if operation == "adopt" and not isinstance(fault, Errno):
-            raise ValueError("a process is found, or it is not: that fails, and nothing else")
+        if operation in _AT_ONCE and not isinstance(fault, Errno):
+            raise ValueError(f"{operation} returns at once: it may fail, and nothing else")
         self._rules.append(_Rule(fault, operation, None if subject is None else str(subject), nth))
         return fault
 

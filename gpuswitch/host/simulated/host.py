@@ -47,11 +47,17 @@ class SimulatedHost(Host):
         return self.machine.faults
 
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
+        if number := self._blind():
+            raise Call("look at", "the host").error(number)
         if only is None:
             return self.machine.look()
         devices = self.machine.devices
         seen = {address: devices[address].seen() for address in only if address in devices}
         return HostFacts(seen, iommu=False, vfio_available=False)
+
+    def _blind(self) -> int:
+        """Why this look does not see everything; 0: it does."""
+        return self.faults.strike("look", "").errno
 
     def kernel(self, gpu: str) -> SimulatedKernel:
         if gpu not in self._kernels:

@@ -1,10 +1,28 @@
-"""What the parts of a scan read, each in one go; what is gone again reads as nothing."""
+"""What the parts of a look read, each in one go; what is gone again reads as nothing.
 
+Whatever else keeps something from being read is raised: that nothing is seen says nothing then.
+"""
+
+import errno
 import os
 import re
 from stat import S_ISBLK, S_ISCHR
 
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.ENODEV, errno.ENXIO})
+# What root alone may read says nothing to others, whenever they ask; EINVAL: this is no link, or has nothing to say.
+_MUTE = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL})
+
 ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether what was asked about is not there, or not any more."""
+    return error.errno in _GONE
+
+
+def says_nothing(error: OSError) -> bool:
+    """Whether what was asked about is gone, or has nothing to say to us, whenever it is asked."""
+    return error.errno in _GONE or error.errno in _MUTE
 
 
 def entries(folder: str) -> list[os.DirEntry[str]]:
@@ -12,8 +30,10 @@ def entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
             return list(found)
-    except OSError:
-        return []
+    except OSError as error:
+        if is_gone(error):
+            return []
+        raise
 
 
 def names(folder: str) -> list[str]:
@@ -42,16 +62,20 @@ def text(path: str, folder: int | None = None) -> str:
     """A whole file, without the space at its end."""
     try:
         return contents(path, folder).decode(errors="replace").rstrip()
-    except OSError:
-        return ""
+    except OSError as error:
+        if says_nothing(error):
+            return ""
+        raise
 
 
 def target(link: str, folder: int | None = None) -> str:
     """What a link points to."""
     try:
         return os.readlink(link, dir_fd=folder)
-    except OSError:
-        return ""
+    except OSError as error:
+        if says_nothing(error):
+            return ""
+        raise
 
 
 def last(path: str) -> str:
@@ -69,6 +93,8 @@ def number_of(node: str) -> str:
     """The device number of a node, links followed; nothing where it is none."""
     try:
         found = os.stat(node)  # noqa: PTH116 - a Path takes several times as long
-    except OSError:
-        return ""
+    except OSError as error:
+        if says_nothing(error):
+            return ""
+        raise
     return number_text(found.st_mode, os.major(found.st_rdev), os.minor(found.st_rdev))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from gpuswitch.host.linux.scanning.files import contents, names, number_text, target, text
+from gpuswitch.host.linux.scanning.files import contents, is_gone, names, number_text, target, text
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 # Declared argument types would make each call a fifth slower, and this is the call that there are 20,000 of.
@@ -106,8 +106,10 @@ class _Look:
     def process(self, pid: str, tell: Callable[[Seen], None]) -> None:
         try:
             folder = os.open(f"{self._wanted.proc}/{pid}", os.O_PATH | os.O_DIRECTORY)
-        except OSError:  # it is gone
-            return
+        except OSError as error:
+            if is_gone(error):
+                return
+            raise
         try:
             seen = Seen(int(pid), folder)
             self._task(seen, seen.pid, folder)
@@ -126,16 +128,20 @@ class _Look:
         try:
             # A link for each, beside the folder's own two (proc_task_getattr in fs/proc/base.c).
             threads = os.stat("task", dir_fd=seen.folder).st_nlink - 2
-        except OSError:
-            return
+        except OSError as error:
+            if is_gone(error):
+                return
+            raise
         for name in names(f"{self._wanted.proc}/{seen.pid}/task") if threads > 1 else ():
             task = int(name)
             if task == seen.pid or _LIBC.syscall(_KCMP, seen.pid, task, _KCMP_FILES, 0, 0) == 0:
                 continue
             try:
                 folder = os.open(f"{self._wanted.proc}/{name}", os.O_PATH | os.O_DIRECTORY)
-            except OSError:
-                continue
+            except OSError as error:
+                if is_gone(error):
+                    continue
+                raise
             try:
                 self._task(seen, task, folder)
             finally:
