@@ -91,8 +91,8 @@ def placed(cgroup: str) -> tuple[Unit | None, str]:
     services are not the host's, though their names may be the same. Escapes such as `\x2d` belong to the name.
     """
     paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in cgroup.splitlines())}
-    # cgroup v1, or both: systemd has a hierarchy of its own. In a container that has version 2 alone it does not use it,
-    # though the machine has both.
+    # cgroup v1, or both: systemd has a hierarchy of its own. A systemd in a container that has version 2 alone does not
+    # use it, though the machine has both.
     own = paths.get("name=systemd", "/")
     names = (own if own != "/" else paths.get("", "")).split("/")[1:]
     unit, *inside = _below_slices(names) or [""]
