@@ -289,15 +289,20 @@ async def test_config_shows_what_is_in_force_and_who_set_it(start: Start, ctl: C
 
 
 async def test_on_a_terminal_the_step_at_work_is_redrawn_in_place(start: Start, environ: dict[str, str]) -> None:
-    await start("laptop", "unbind=0.2s", config=CONFIG)
+    await start("laptop", f"unbind@{SOUND}=hang", config=CONFIG)
+    status, shown = on_terminal(environ, "to-vfio", "geforce", interrupt_at=f"{UNBIND_SOUND}  running")
+    assert status == 130
+    assert "\x1b[2K" in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")
+
+
+async def test_on_a_terminal_the_steps_that_ended_stay(start: Start, environ: dict[str, str]) -> None:
+    await start("laptop", config=CONFIG)
     status, shown = on_terminal(environ, "to-vfio", "geforce")
     assert status == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
-    assert f"{UNBIND_SOUND}  running" in text
-    assert "\x1b[2K" in shown
-    assert re.search(rf"\] {UNBIND_SOUND}  done  \d+ ms\r\n", text)
+    assert re.search(rf"\] {UNBIND_SOUND}  done  [\d.]+ m?s\r\n", words(shown))
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")
-    assert f"{DISCRETE} is on vfio-pci now" in text
+    assert f"{DISCRETE} is on vfio-pci now" in words(shown)
 
 
 async def test_on_a_terminal_a_table_has_colours_and_the_same_words(
@@ -308,18 +313,31 @@ async def test_on_a_terminal_a_table_has_colours_and_the_same_words(
     status, shown = on_terminal(environ, "list")
     assert status == 0
     assert "\x1b[35mvfio" in shown
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
-    assert [line.split() for line in text.splitlines()] == [line.split() for line in ctl("list").stdout.splitlines()]
+    rows = [line.split() for line in words(shown).splitlines()]
+    assert rows == [line.split() for line in ctl("list").stdout.splitlines()]
 
 
-def on_terminal(environ: dict[str, str], *arguments: str) -> tuple[int, str]:
-    """Run gpuswitchctl on a terminal of its own: its exit status, and all that it wrote there."""
+def on_terminal(environ: dict[str, str], *arguments: str, interrupt_at: str = "") -> tuple[int, str]:
+    """Run gpuswitchctl on a terminal of its own: its exit status, and all that it wrote there.
+
+    It is interrupted when these words are on the terminal.
+    """
     ours, theirs = pty.openpty()
+    shown = b""
     with subprocess.Popen([CTL, *arguments], env=environ, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
-        shown = b"".join(iter(lambda: read_terminal(ours), b""))
+        while data := read_terminal(ours):
+            shown += data
+            if interrupt_at and interrupt_at in words(shown.decode(errors="ignore")):
+                process.send_signal(signal.SIGINT)
+                interrupt_at = ""
         os.close(ours)
     return process.returncode, shown.decode()
+
+
+def words(shown: str) -> str:
+    """What a terminal shows, without what colours it and moves on it."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
 def read_terminal(descriptor: int) -> bytes:
