@@ -13,27 +13,32 @@ from tests.debian.tools import require_tools
 from tests.machines.reports import MACHINES, show_machines
 from tests.vm.rig.machine import Machine
 from tests.vm.rig.template import Template, find_template
+from tests.vm.stage.preloaded import Suite, find_suite
 
 RELEASE = os.environ.get("RELEASE", "bookworm")
 
 
 @pytest.fixture(scope="session")
-def template(request: pytest.FixtureRequest) -> Template:
-    """The saved machine that all others are clones of. Building it takes minutes, and says so."""
-    say = progress(request.config)
+def cache(request: pytest.FixtureRequest) -> Cache:
     require_tools("vm")
-    template = find_template(Cache(default_folder(), say), RELEASE)
-    say(f"machines of {RELEASE}: {template.versions}")
+    return Cache(default_folder(), progress(request.config))
+
+
+@pytest.fixture(scope="session")
+def template(cache: Cache) -> Template:
+    """The saved machine that all others are clones of. Building it takes minutes, and says so."""
+    template = find_template(cache, RELEASE)
+    cache.say(f"machines of {RELEASE}: {template.versions}")
     return template
 
 
 @pytest.fixture
-def clone(request: pytest.FixtureRequest, template: Template) -> Iterator[Callable[[], Machine]]:
-    """Makes pristine machines, for tests that need several; all end with the test."""
+def clone_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Template], Machine]]:
+    """Makes clones; all end with the test."""
     machines: list[Machine] = []
     request.node.stash[MACHINES] = machines
 
-    def one_more() -> Machine:
+    def one_more(template: Template) -> Machine:
         machines.append(template.clone())
         return machines[-1]
 
@@ -43,9 +48,26 @@ def clone(request: pytest.FixtureRequest, template: Template) -> Iterator[Callab
 
 
 @pytest.fixture
+def clone(clone_of: Callable[[Template], Machine], template: Template) -> Callable[[], Machine]:
+    """Makes pristine machines, for tests that need several."""
+    return lambda: clone_of(template)
+
+
+@pytest.fixture
 def machine(clone: Callable[[], Machine]) -> Machine:
     """A pristine machine of the test's own."""
     return clone()
+
+
+@pytest.fixture(scope="session")
+def suite_template(cache: Cache, template: Template) -> Template:
+    return find_suite(cache, template, RELEASE)
+
+
+@pytest.fixture
+def suite(clone_of: Callable[[Template], Machine], suite_template: Template) -> Suite:
+    """A machine of the test's own with programs of the tests in it, and without the service."""
+    return Suite(clone_of(suite_template))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,6 +1,6 @@
 """A program for the machine: does calls of a GPU's kernel operations, as the service would.
 
-Run as `python -m tests.vm.kernel_program GPU` with a list of calls as JSON on its standard input, each
+Its main() is run with the argument GPU and a list of calls as JSON on its standard input, each
 `[METHOD, ARGUMENT...]`; a last argument that is an object has keywords. Beside the methods there are `pending`, `look`
 (the facts of modules and boot frame buffers), `begin` (the call that follows, without waiting for it) and `adopt` (a
 worker's pid and start time). Prints a line of JSON for each: its value, or the KernelError's errno and text.
@@ -76,4 +76,5 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-asyncio.run(Program(sys.argv[1]).run(json.load(sys.stdin)))
+def main() -> None:
+    asyncio.run(Program(sys.argv[1]).run(json.load(sys.stdin)))

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.machines.inside import words
-from tests.machines.machine import Job
-from tests.vm import units
 from tests.vm.guest import hold_open, kill, node_of_sound
 from tests.vm.rig.hardware import AUDIO_DRIVER, BOOT_GPU, CROWDED_GPU, DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
-from tests.vm.rig.machine import Machine
+from tests.vm.stage.preloaded import Run, Suite
 
-TESTS = Path(__file__).parents[1]
-PROGRAM = ("__init__.py", "vm/__init__.py", "vm/kernel_program.py")
-RUN = f"cd /srv/suite && /usr/local/lib/gpuswitch/current/bin/python -m tests.vm.kernel_program {GPU}"
+PROGRAM = "tests.vm.kernel_program"
 MODULE = "bochs"
 FRAME_BUFFERS = {"0": BOOT_GPU, "1": GPU, "2": SINGLE_GPU, "3": CROWDED_GPU}
 ALL = {str(terminal): 0 for terminal in range(1, 64)}
@@ -26,25 +21,23 @@ ALL = {str(terminal): 0 for terminal in range(1, 64)}
 
 
 @pytest.fixture
-def bench(machine: Machine) -> Machine:
+def bench(suite: Suite) -> Suite:
     """A machine with the program in it, and without the service."""
-    for name in PROGRAM:
-        machine.push((TESTS / name).read_bytes(), f"/srv/suite/tests/{name}")
-    units.stop(machine, "gpuswitchd")
-    return machine
+    return suite
 
 
-def outcomes(machine: Machine, *calls: list[Any]) -> list[Any]:
+def outcomes(bench: Suite, *calls: list[Any]) -> list[Any]:
     """What came of each call, all of them by one `LinuxKernel`."""
-    return [json.loads(line) for line in machine.sh(RUN, stdin=json.dumps(calls)).stdout.splitlines()]
+    said = bench.run(PROGRAM, GPU, stdin=json.dumps(calls)).stdout
+    return [json.loads(line) for line in said.splitlines()]
 
 
-def begin(machine: Machine, output: str, *calls: list[Any]) -> Job:
-    """As `outcomes` does, without waiting; they are written to a file."""
-    return machine.start(f"{RUN} >{output}", stdin=json.dumps(calls))
+def begin(bench: Suite, *calls: list[Any]) -> Run:
+    """As `outcomes` does, without waiting."""
+    return bench.start(PROGRAM, GPU, stdin=json.dumps(calls))
 
 
-def test_terminals_are_shown_on_another_gpu_and_back(bench: Machine) -> None:
+def test_terminals_are_shown_on_another_gpu_and_back(bench: Suite) -> None:
     """Also one that nobody ever used; one that is there already is left as it is."""
     there, home = ["map_consoles", [1, 40], 2], ["map_consoles", [1, 40], 0]
     before, _, after, _, back = outcomes(bench, ["consoles"], there, ["consoles"], home, ["consoles"])
@@ -53,12 +46,12 @@ def test_terminals_are_shown_on_another_gpu_and_back(bench: Machine) -> None:
     assert back == before
 
 
-def test_what_is_no_terminal_or_frame_buffer(bench: Machine) -> None:
+def test_what_is_no_terminal_or_frame_buffer(bench: Suite) -> None:
     refused = outcomes(bench, ["map_consoles", [64], 1], ["map_consoles", [0], 1], ["map_consoles", [1], 9])
     assert [number for number, _ in refused] == ["EINVAL", "EINVAL", "ENOENT"]
 
 
-def test_text_leaves_the_frame_buffers_and_comes_back(bench: Machine) -> None:
+def test_text_leaves_the_frame_buffers_and_comes_back(bench: Suite) -> None:
     """The kernel then maps the terminals in use only, and to a frame buffer of its choice: so they are mapped anew."""
     leave, come = ["bind_console", "vtcon1", {"bound": False}], ["bind_console", "vtcon1", {"bound": True}]
     _, _, gone, refused, _, come_back, _, restored = outcomes(
@@ -73,7 +66,7 @@ def test_text_leaves_the_frame_buffers_and_comes_back(bench: Machine) -> None:
     assert restored == {"frame_buffers": FRAME_BUFFERS, "mapped": ALL, "bound": {"vtcon1": True}}
 
 
-def test_a_gpu_that_shows_all_text_leaves(bench: Machine) -> None:
+def test_a_gpu_that_shows_all_text_leaves(bench: Suite) -> None:
     """The kernel shows text nowhere then, though other frame buffers are there; unless one of them shows some already.
 
     When the GPU comes back it takes over what it had, but not what the kernel had moved by itself.
@@ -91,13 +84,13 @@ def test_a_gpu_that_shows_all_text_leaves(bench: Machine) -> None:
     assert back == moved | {"frame_buffers": FRAME_BUFFERS}
 
 
-def test_fbcon_does_not_keep_a_drm_driver(bench: Machine) -> None:
+def test_fbcon_does_not_keep_a_drm_driver(bench: Suite) -> None:
     """DRM's frame buffers take no reference for it. A process that has one open does, and nothing is lost then."""
-    program = hold_open(bench, "/dev/fb1")
+    program = hold_open(bench.machine, "/dev/fb1")
     [[number, text], still] = outcomes(bench, ["unload", MODULE], ["consoles"])
     assert (number, text.endswith("Module bochs is in use")) == ("EAGAIN", True)
     assert still["frame_buffers"] == FRAME_BUFFERS
-    kill(bench, program)
+    kill(bench.machine, program)
     unloaded, nothing, twice, loaded, all_back = outcomes(
         bench, ["unload", MODULE], ["consoles"], ["unload", MODULE], ["load", MODULE], ["consoles"]
     )
@@ -106,22 +99,22 @@ def test_fbcon_does_not_keep_a_drm_driver(bench: Machine) -> None:
     assert all_back == {"frame_buffers": FRAME_BUFFERS, "mapped": ALL, "bound": {"vtcon1": True}}
 
 
-def test_a_module_that_another_one_needs_stays(bench: Machine) -> None:
+def test_a_module_that_another_one_needs_stays(bench: Suite) -> None:
     [[number, text]] = outcomes(bench, ["unload", "snd-hda-codec"])
     assert (number, "is in use by:" in text) == ("EAGAIN", True)
     [facts] = outcomes(bench, ["look"])
     assert facts["modules"][AUDIO_DRIVER]["users"] == []
 
 
-def test_cards_are_announced_to_whoever_follows_udev(bench: Machine) -> None:
+def test_cards_are_announced_to_whoever_follows_udev(bench: Suite) -> None:
     """Though nothing happens to them."""
-    bench.sh("setsid udevadm monitor --udev </dev/null >/run/seen 2>&1 &")
-    bench.do(words.await_text, "/run/seen", "UDEV")
+    bench.machine.sh("setsid udevadm monitor --udev </dev/null >/run/seen 2>&1 &")
+    bench.machine.do(words.await_text, "/run/seen", "UDEV")
     cards = [("sound", "remove"), ("sound", "add"), ("drm", "remove"), ("drm", "add")]
     assert outcomes(bench, *(["announce", [GPU, GPU_AUDIO], *card] for card in cards)) == [None] * 4
     # udev's rules give a sound card back on `change`
     told_of = [*cards, ("sound", "change")]
-    seen = bench.do(words.await_text, "/run/seen", r"(^UDEV  .*\n[^\0]*){5}")
+    seen = bench.machine.do(words.await_text, "/run/seen", r"(^UDEV  .*\n[^\0]*){5}")
     # UDEV  [29.35] remove   /devices/pci0000:00/0000:00:05.0/0000:01:00.1/sound/card0 (sound)
     told = [
         (place.split("/")[-3], subsystem, action)
@@ -129,28 +122,28 @@ def test_cards_are_announced_to_whoever_follows_udev(bench: Machine) -> None:
     ]
     of = {"sound": GPU_AUDIO, "drm": GPU}
     assert sorted(told) == sorted((of[subsystem], f"({subsystem})", action) for subsystem, action in told_of)
-    bench.sh(f"test -c {node_of_sound(bench)}")
+    bench.machine.sh(f"test -c {node_of_sound(bench.machine)}")
 
 
-def test_facts_of_modules(bench: Machine) -> None:
+def test_facts_of_modules(bench: Suite) -> None:
     """No profile names bochs; and no firmware left a frame buffer here."""
-    program = hold_open(bench, node_of_sound(bench))
+    program = hold_open(bench.machine, node_of_sound(bench.machine))
     [facts] = outcomes(bench, ["look"])
     assert facts["modules"][AUDIO_DRIVER] == {"references": 1, "users": [], "version": "", "modeset": False}
     assert set(facts["modules"]) <= {AUDIO_DRIVER, "xhci_pci"}
     assert facts["boot_framebuffers"] == []
-    bench.sh(f"kill {program}")
+    bench.machine.sh(f"kill {program}")
 
 
-def test_an_operation_outlives_the_service_and_is_found_again(bench: Machine) -> None:
+def test_an_operation_outlives_the_service_and_is_found_again(bench: Suite) -> None:
     """A program has the sound card open, so its unbind waits; whoever asked for it is killed, the worker stays."""
-    holder = hold_open(bench, node_of_sound(bench))
-    first = begin(bench, "/run/first", ["begin", "unbind", GPU_AUDIO, AUDIO_DRIVER], ["returned"])
-    bench.do(words.await_gone, f"/sys/bus/pci/devices/{GPU_AUDIO}/driver")
-    pid = int(bench.sh(f"pgrep -f '[w]orker_main.*{GPU}'").stdout)
-    bench.do(words.await_process_state, pid, "D")
-    worker = bench.read(f"/proc/{pid}/stat").split()
-    bench.sh(f"kill -9 {worker[3]}")
+    holder = hold_open(bench.machine, node_of_sound(bench.machine))
+    first = begin(bench, ["begin", "unbind", GPU_AUDIO, AUDIO_DRIVER], ["returned"])
+    bench.machine.do(words.await_gone, f"/sys/bus/pci/devices/{GPU_AUDIO}/driver")
+    pid = int(bench.machine.sh(f"pgrep -f '[w]orker_main.*{GPU}'").stdout)
+    bench.machine.do(words.await_process_state, pid, "D")
+    worker = bench.machine.read(f"/proc/{pid}/stat").split()
+    bench.machine.sh(f"kill -9 {worker[3]}")
     first.wait(check=False)
     started = int(worker[21])
     calls: list[list[Any]] = [
@@ -161,15 +154,15 @@ def test_an_operation_outlives_the_service_and_is_found_again(bench: Machine) ->
         ["pending"],
         ["probe", GPU_AUDIO],
     ]
-    second = begin(bench, "/run/second", *calls)
-    bench.do(words.await_text, "/run/second", r"(.*\n){3}")
-    bench.sh(f"kill {holder}")
+    second = begin(bench, *calls)
+    bench.machine.do(words.await_text, second.output, r"(.*\n){3}")
+    bench.machine.sh(f"kill {holder}")
     second.wait()
-    adopted, pending, refused, _, nothing, probed = map(json.loads, bench.read("/run/second").splitlines())
+    adopted, pending, refused, _, nothing, probed = map(json.loads, bench.machine.read(second.output).splitlines())
     assert adopted is True
     assert (pending["pid"], pending["process_state"], pending["kernel_wait"]) == (pid, "D", "snd_card_free")
     assert pending["stack"][:2] == ["snd_card_free", "pci_device_remove"]
     assert pending["worker"] == {"pid": pid, "started": started}
     assert refused[0] == "EBUSY"
     assert (nothing, probed) == (None, None)
-    assert bench.sh(f"test -e /proc/{pid}", check=False).status == 1
+    assert bench.machine.sh(f"test -e /proc/{pid}", check=False).status == 1

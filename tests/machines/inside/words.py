@@ -99,6 +99,12 @@ def await_process_state(pid: int, state: str) -> None:
         time.sleep(BETWEEN_LOOKS)
 
 
+def await_there(path: str) -> None:
+    """Wait until something is at that path."""
+    while not os.path.lexists(path):
+        time.sleep(BETWEEN_LOOKS)
+
+
 def await_gone(path: str) -> None:
     """Wait until nothing is at that path; where a link leads to does not matter."""
     while os.path.lexists(path):

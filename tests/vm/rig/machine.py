@@ -13,7 +13,7 @@ from tests.machines.errors import MachineGoneError
 from tests.machines.inside import words
 from tests.machines.machine import BOOT_SECONDS, COMMAND_SECONDS
 from tests.vm.rig.hardware import Hardware
-from tests.vm.rig.qemu import Qemu, make_overlay
+from tests.vm.rig.qemu import STATE, Qemu, make_overlay
 from tests.vm.rig.qmp import Qmp
 
 
@@ -23,16 +23,20 @@ class Machine(machine.Machine):
     SETTLE = "udevadm settle"
 
     def __init__(self, hardware: Hardware, template: Path, *, clone: bool = True) -> None:
-        """Start a clone of the template, or boot the template itself; both are there when this returns."""
+        """Start a clone of the template; or the template itself, which is booted where nothing is saved yet.
+
+        It is there when this returns.
+        """
+        load = clone or (template / STATE).exists()
         self._hardware = hardware
         self._template = template
         self._overlay = make_overlay(template) if clone else None
         self._bus: Bus | None = None
-        self._qemu = self._start(load=clone)
+        self._qemu = self._start(load=load)
         self.agent = Agent(self._qemu.channels["agent"])
         try:
             with self.explained("not started"):
-                self._begin(clone=clone)
+                self._begin(load=load)
         except BaseException:
             self.kill()
             raise
@@ -134,8 +138,8 @@ class Machine(machine.Machine):
         overlay = None if self._overlay is None else self._overlay.fileno()
         return Qemu(self._hardware, self._template, overlay, load=load)
 
-    def _begin(self, *, clone: bool) -> None:
-        if clone:
+    def _begin(self, *, load: bool) -> None:
+        if load:
             self._qemu.load()
             # the time stood still while the template lay in its file
             self.do(words.set_clock, time.time())
