@@ -6,6 +6,8 @@ RELEASE ?= bookworm
 BUS ?= dbus-daemon
 VM ?= 1
 SEEDS ?= 10000
+WORKERS ?= auto
+SELECT ?=
 
 # The service runs with the system's own python3, not with a developer's that comes first on the PATH.
 SYSTEM_PYTHON := $(if $(filter file,$(origin PYTHON)),/usr/bin/python3,$(PYTHON))
@@ -42,8 +44,9 @@ format: venv ## let ruff put things in order
 system-test: venv need-system ## the tests on a real systemd and bus, in containers (RELEASE=bookworm, BUS=dbus-daemon)
 	RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/pytest --timeout=600 tests/system
 
-vm-test: venv need-vm ## the tests on a real kernel in a virtual machine (RELEASE=bookworm or trixie)
-	RELEASE=$(RELEASE) $(BIN)/pytest --timeout=1800 tests/vm
+vm-test: venv need-vm ## the tests on a real kernel in virtual machines (RELEASE=bookworm; SELECT=smoke: a few; WORKERS=auto)
+	@RELEASE=$(RELEASE) $(BIN)/python -m tests.vm.rig build
+	RELEASE=$(RELEASE) $(BIN)/pytest --timeout=1800 -n $(WORKERS) --maxschedchunk=1 $(if $(SELECT),-m $(SELECT)) tests/vm
 
 vm-shell: venv need-vm ## a shell in such a machine, to play in
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.vm.rig shell

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,21 @@ from tests.vm.rig.template import Template, find_template
 from tests.vm.stage.preloaded import Suite, find_suite
 
 RELEASE = os.environ.get("RELEASE", "bookworm")
+
+WORKER_BYTES = 4 << 30
+"""Of memory, for a worker of pytest-xdist: what its machines may come to use."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """A worker for each processor, which its emulated machine keeps busy, as far as the memory goes."""
+    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(meminfo["MemAvailable"].split()[0]) << 10
+    return max(1, min(len(os.sched_getaffinity(0)), available // WORKER_BYTES))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first: in the end no worker is to be left with one while the others have nothing to do."""
+    items.sort(key=lambda item: not item.path.name.startswith("test_crash"))
 
 
 @pytest.fixture(scope="session")

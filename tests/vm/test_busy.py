@@ -34,7 +34,10 @@ def start_deaf(machine: Machine, node: str) -> str:
     return machine.do(words.await_text, "/run/ready", "\n").strip()
 
 
-@pytest.mark.parametrize(("start", "unit"), [(start_game, "game.service"), (start_mapper, "mapper.service")])
+@pytest.mark.parametrize(
+    ("start", "unit"),
+    [pytest.param(start_game, "game.service", marks=pytest.mark.smoke), (start_mapper, "mapper.service")],
+)
 def test_refused_while_a_program_draws(machine: Machine, start: Callable[[Machine, str], str], unit: str) -> None:
     before = snapshot(machine)
     pid = start(machine, card(GPU))
@@ -69,6 +72,7 @@ def is_waiting(switch: dict[str, Any]) -> bool:
     return "wait until nobody" in switch.get("step", "")
 
 
+@pytest.mark.smoke
 def test_wait_ends_when_the_program_does(machine: Machine) -> None:
     """Meanwhile the machine is kept from sleeping, and afterwards it is not."""
     game = start_game(machine, card(GPU))
@@ -95,6 +99,7 @@ def test_nobody_waits_longer_than_asked(machine: Machine) -> None:
     assert snapshot(machine).replace("vfio\n", "", 1) == before.replace("vfio\n", "", 1)
 
 
+@pytest.mark.smoke
 def test_terminate_ends_a_unit_through_systemd_and_brings_it_back(machine: Machine) -> None:
     game = start_game(machine, card(GPU))
     ctl(machine, f"to-vfio {GPU} --busy=terminate")

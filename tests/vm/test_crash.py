@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import count
 
+import pytest
+
 from tests.vm.rig.machine import Machine
-from tests.vm.stage.crash import AWAY, Forked, Told, desktop_gpu, last_nvidia_gpu, side_by_side
+from tests.vm.stage.crash import AWAY, Forked, Told, desktop_gpu, last_nvidia_gpu
 
 
 def assert_home(forked: Forked, first: Told, before: str) -> None:
@@ -19,15 +21,10 @@ def assert_home(forked: Forked, first: Told, before: str) -> None:
     assert forked.condition() == before
 
 
-def test_killed_at_every_write(clone: Callable[[], Machine]) -> None:
+@pytest.mark.parametrize("make", [desktop_gpu, last_nvidia_gpu])
+def test_killed_at_every_write(machine: Machine, make: Callable[[Machine], Forked]) -> None:
     """Of a GPU of a desktop, and of one that has its driver's modules to itself."""
-    desktop, nvidia = clone(), clone()
-    side_by_side(
-        lambda: killed_at_every_write(desktop_gpu(desktop)), lambda: killed_at_every_write(last_nvidia_gpu(nvidia))
-    )
-
-
-def killed_at_every_write(forked: Forked) -> None:
+    forked = make(machine)
     before = forked.condition()
     killed_on_both_ways(forked, before)
 
@@ -39,6 +36,19 @@ def killed_at_every_write(forked: Forked) -> None:
     killed_as_the_journal_goes(forked, before)
     killed_over_and_over_while_it_comes_home(forked, before)
     assert forked.switch("ToVfio").where == AWAY
+
+
+@pytest.mark.smoke
+def test_killed_at_three_writes(machine: Machine) -> None:
+    """As the switch begins, in the middle of it, and on the way home: a few of those above."""
+    forked = desktop_gpu(machine)
+    before = forked.condition()
+    for number in (1, 6):
+        assert forked.switch("ToVfio", f"kill os.rename {number}").killed
+        assert_home(forked, forked.start(), before)
+    assert forked.switch("ToVfio").where == AWAY
+    assert forked.switch("ToHost", "kill os.rename 6").killed
+    assert_home(forked, forked.start(), before)
 
 
 def killed_on_both_ways(forked: Forked, before: str) -> None:

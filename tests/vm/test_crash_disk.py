@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 
 from tests.vm import units
 from tests.vm.rig.machine import Machine
-from tests.vm.stage.crash import AWAY, FILLER, Forked, Told, desktop_gpu, side_by_side
+from tests.vm.stage.crash import AWAY, FILLER, Forked, Told, desktop_gpu
 
 SMALL = "mkdir -p /run/gpuswitch; mount -t tmpfs -o size=256k,mode=755 small /run/gpuswitch"
 
@@ -36,15 +36,9 @@ def assert_in_order(results: list[str]) -> None:
     assert set(rest) == {"reverted", "done"}
 
 
-def test_no_write_works_any_more(clone: Callable[[], Machine]) -> None:
+def test_no_write_works_any_more_on_the_way_to_vfio(machine: Machine) -> None:
     """Nothing begins that is not written down; what is to be taken back is, also without."""
-    one, other = clone(), clone()
-    side_by_side(
-        lambda: no_write_on_the_way_to_vfio(small_disk(one)), lambda: no_write_on_the_way_home(small_disk(other))
-    )
-
-
-def no_write_on_the_way_to_vfio(forked: Forked) -> None:
+    forked = small_disk(machine)
     before = forked.condition()
     results = []
     for told in strained(forked, "ToVfio"):
@@ -56,7 +50,8 @@ def no_write_on_the_way_to_vfio(forked: Forked) -> None:
     assert_in_order(results)
 
 
-def no_write_on_the_way_home(forked: Forked) -> None:
+def test_no_write_works_any_more_on_the_way_home(machine: Machine) -> None:
+    forked = small_disk(machine)
     before = forked.condition()
     assert forked.switch("ToVfio").where == AWAY
     results = []

@@ -39,7 +39,13 @@ from tests.vm.units import main_pid
 BOTH = f'{MANAGED}[[gpu]]\naddress = "{SINGLE_GPU}"\n'
 
 
-@pytest.mark.parametrize(("managed", "padding"), [("yes", 0), ("no", 900_000)], ids=["managed", "by itself, 900 KB"])
+@pytest.mark.parametrize(
+    ("managed", "padding"),
+    [
+        pytest.param("yes", 0, id="managed", marks=pytest.mark.smoke),
+        pytest.param("no", 900_000, id="by itself, 900 KB"),
+    ],
+)
 def test_a_vm_starts_and_is_destroyed(machine: Machine, managed: str, padding: int) -> None:
     """Before libvirt looks, the GPU is on vfio-pci; so libvirt moves nothing, neither then nor at the end."""
     set_up(machine)

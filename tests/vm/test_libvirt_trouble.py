@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.vm import units
 from tests.vm.guest import configure, drivers, prop, state
 from tests.vm.rig.hardware import GPU, GPU_AUDIO, SINGLE_GPU
@@ -48,6 +50,7 @@ def restart_killed(machine: Machine, unit: str) -> None:
     units.await_active(machine, unit)
 
 
+@pytest.mark.smoke
 def test_qemu_is_killed(machine: Machine) -> None:
     set_up(machine)
     define(machine, "win11", GPU, GPU_AUDIO)

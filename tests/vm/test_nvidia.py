@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.vm import units
 from tests.vm.guest import configure, ctl, drivers, prop, start_switch, state, wait_prop, wait_state, wait_switch
 from tests.vm.rig.hardware import BARE_GPU, BARE_GPU_AUDIO, SINGLE_GPU, TWIN_GPU
@@ -13,6 +15,7 @@ from tests.vm.units import main_pid
 AWAY = ["vfio-pci", "vfio-pci"]
 
 
+@pytest.mark.smoke
 def test_the_last_one_takes_the_modules_with_it_and_brings_them_back(machine: Machine) -> None:
     load_nvidia(machine)
     ctl(machine, f"to-vfio {TWIN_GPU}")

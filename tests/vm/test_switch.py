@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.vm.guest import ctl, ctl_inside, drivers, prop, snapshot, start_switch, state, wait_switch
 from tests.vm.rig.hardware import (
     AUDIO_DRIVER,
@@ -36,6 +38,7 @@ def test_ten_times_there_and_back(machine: Machine) -> None:
     assert snapshot(machine).replace("vfio\n", "", 1) == before.replace("vfio\n", "", 1)
 
 
+@pytest.mark.smoke
 def test_the_command_line_tells_each_step(machine: Machine) -> None:
     """One line a step where nobody watches on a terminal, and the end of it in the exit status."""
     there = ctl_inside(machine, f"to-vfio {GPU}").stdout

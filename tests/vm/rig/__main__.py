@@ -28,7 +28,7 @@ def main() -> int:
         require_tools("vm")
         template = find_template(Cache(default_folder(), say), choice.release, project=None if choice.bare else PROJECT)
         if choice.what == "build":
-            say(f"the template is in {template.folder}")
+            say(f"machines of {choice.release}: {template.versions}, in {template.folder}")
             return 0
         with template.clone() as machine:
             interact(machine)

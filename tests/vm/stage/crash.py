@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,14 +133,6 @@ class Forked:
 
     def _ask(self, what: str) -> Any:
         return json.loads(self.machine.do(words.exchange, f"{FOLDER}/ask", f"{FOLDER}/told", what))
-
-
-def side_by_side(*works: Callable[[], None]) -> None:
-    """Do them all at once, and to the end of each: an emulated machine keeps one processor busy."""
-    with ThreadPoolExecutor() as pool:
-        ends = [pool.submit(work) for work in works]
-    for end in ends:
-        end.result()
 
 
 def desktop_gpu(machine: Machine) -> Forked:
