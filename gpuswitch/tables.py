@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gpuswitch.errors import InvalidArgument
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_DRIVER
+from gpuswitch.model.facts import VFIO_DRIVER, named_for_vfio
 from gpuswitch.model.policy import Busy, ModulePolicy, Release
 
 ENVIRONMENT = "GPUSWITCH_"
@@ -45,11 +45,21 @@ def _name(value: str) -> str:
     raise ValueError(f"{value!r} looks like a PCI address; choose another name")
 
 
-def _host_driver(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]*", value):
+def _driver(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{0,64}", value):
         raise ValueError(f"{reprlib.repr(value)} is not the name of a driver")
-    if value.replace("_", "-") == VFIO_DRIVER:
+    return value
+
+
+def _host_driver(value: str) -> str:
+    if named_for_vfio(_driver(value)):
         raise ValueError(f"{value} is no host driver; name the one that drives the GPU on this host")
+    return value
+
+
+def _vfio_driver(value: str) -> str:
+    if _driver(value) and not named_for_vfio(value):
+        raise ValueError(f"{value} is no vfio driver: name one, such as {VFIO_DRIVER} or nvgrace-gpu-vfio-pci")
     return value
 
 
@@ -107,7 +117,8 @@ class Defaults(Table):
     `busy`, with `wait_seconds` and `grace_seconds` (between a polite word and the next step), is about processes that
     have the GPU open; `stop_units` are stopped before anything is touched, and `after_host` is started when the GPU is
     back. `end_sessions`: logind sessions that have it open may be ended. `announce_sound`, `announce_display`: tell who
-    follows udev that the card goes. `leave_consoles` are vtconsoles that stay unbound once they were.
+    follows udev that the card goes. `leave_consoles` are vtconsoles that stay unbound once they were. `vfio_driver` is
+    for its display functions; "" is whatever fits best.
 
     `reset_on_failure`, then `rescan_on_failure`: what may be tried when neither the way on nor the way back worked.
 
@@ -124,6 +135,7 @@ class Defaults(Table):
     after_host: Annotated[str, AfterValidator(_unit_or_none)] = ""
     end_sessions: bool = False
     module_policy: ModulePolicy = ModulePolicy.AUTO
+    vfio_driver: Annotated[str, AfterValidator(_vfio_driver)] = ""
     announce_sound: bool = True
     announce_display: bool = False
     leave_consoles: tuple[Annotated[str, AfterValidator(_vtconsole)], ...] = ()

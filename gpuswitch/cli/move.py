@@ -17,8 +17,14 @@ EXIT_INTERRUPTED = 130
 """What a shell expects of a program that ^C ended."""
 
 
-PLACES = {"vfio": "on vfio-pci", "host": "on the host"}
-"""How a person says where a GPU is, by the target that brought it there."""
+def place(gpu: Gpu, target: str) -> str:
+    """How a person says where a GPU is that a switch to `target` brought there."""
+    if target == "host":
+        return "on the host"
+    try:
+        return f"on {gpu.properties()['Driver']}"
+    except CtlError:
+        return "on vfio"  # there it is, although the service has gone since
 
 
 def move(service: Service, args: Namespace) -> int:
@@ -71,14 +77,15 @@ def cancel(service: Service, args: Namespace) -> int:
 
 
 def plan(service: Service, args: Namespace) -> int:
-    steps = service.gpu(args.gpu).plan(args.target, options_of(args))
+    gpu = service.gpu(args.gpu)
+    steps = gpu.plan(args.target, options_of(args))
     if args.json:
         as_json(steps)
         return 0
     for number, step in enumerate(steps, 1):
         line(f"{number:>{len(str(len(steps)))}}. {step['title']} (within {step['deadline']:g} s)")
     if not steps:
-        line(f"nothing to do: it is {PLACES[args.target]} already")
+        line(f"nothing to do: it is {place(gpu, args.target)} already")
     return 0
 
 
@@ -137,7 +144,7 @@ def finish(outcome: Mapping[str, Any], gpu: Gpu, address: str, args: Namespace, 
         raise CtlError(text, Wedged.exit_code if result == "wedged" else Failed.exit_code)
     if not args.json:
         took = duration(outcome["finished"] - outcome["started"])
-        line(f"{address} is {PLACES[args.target]} {f'now, after {took}' if outcome['count'] else 'already'}")
+        line(f"{address} is {place(gpu, args.target)} {f'now, after {took}' if outcome['count'] else 'already'}")
         if outcome["reason"]:
             problem(f"{remark}: {outcome['reason']}")
     return 0

@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
-from gpuswitch.model.facts import Driver
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import VFIO_DRIVER, Driver, HostFacts, Kind, PciFunction, named_for_vfio
+from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
 
 # Modules whose PCI driver goes by another name; for all others the two are the same.
 _DRIVER_OF_MODULE: Mapping[str, str] = {
     "bochs": "bochs-drm",
     "i2c_nvidia_gpu": "nvidia-gpu",
-    "vfio_pci": "vfio-pci",
+    "vfio_pci": VFIO_DRIVER,
+    "xe_vfio_pci": "xe-vfio-pci",
     "xhci_pci": "xhci_hcd",
 }
 _MODULE_OF_DRIVER: Mapping[str, str] = {driver: module for module, driver in _DRIVER_OF_MODULE.items()}
@@ -113,3 +117,41 @@ def from_name(name: str, registered: Mapping[str, str | None]) -> Driver:
     if name in registered:
         return Driver(name, registered[name])
     return Driver(name, _MODULE_OF_DRIVER.get(name, name.replace("-", "_")))
+
+
+def vfio_drivers(gpu: Gpu, facts: HostFacts, named: str = "") -> Mapping[PciAddress, Driver]:
+    """The vfio driver of each function of the GPU: the one that it has, else the one that it is to get.
+
+    `named`: what the configuration names for the display functions, "" nothing. All others get what fits best.
+    """
+    return {f.address: _vfio_driver(f, facts, named if f.kind is Kind.DISPLAY else "") for f in gpu.present(facts)}
+
+
+def _vfio_driver(function: PciFunction, facts: HostFacts, named: str) -> Driver:
+    """Where nobody names one, that of the most telling alias; only vfio-pci has one for every function.
+
+    libvirt chooses so since version 10 (virPCIDeviceFindBestVFIOVariant in src/util/virpci.c).
+    """
+    if function.driver is not None and function.on_vfio:
+        return function.driver
+    registered = facts.pci_drivers
+    if named:
+        # Some are called with underscores, as their modules are, and some with dashes.
+        known = next((name for name in registered if _alike(name, named)), None)
+        return Driver(known, registered[known]) if known else from_module(named.replace("-", "_"), registered)
+    alias = function.modalias.replace("pci:", "vfio_pci:", 1)
+    fitting = [(pattern.count("*"), module) for pattern, module in facts.vfio_aliases if fnmatchcase(alias, pattern)]
+    best = from_module(min(fitting)[1], registered) if fitting else None
+    # A step knows by its driver's name whether it deals with vfio.
+    return best if best and named_for_vfio(best.name) else from_name(VFIO_DRIVER, registered)
+
+
+def vfio_available(driver: Driver, facts: HostFacts) -> bool:
+    """Whether a vfio driver is registered, or its module is installed for the running kernel."""
+    if driver.name == VFIO_DRIVER:
+        return facts.vfio_available
+    return driver.name in facts.pci_drivers or any(module == driver.module for _, module in facts.vfio_aliases)
+
+
+def _alike(one: str, other: str) -> bool:
+    return one.replace("_", "-") == other.replace("_", "-")

@@ -14,7 +14,13 @@ from functools import cache
 from gpuswitch.model.address import PciAddress
 
 VFIO_DRIVER = "vfio-pci"
+"""The vfio driver of every PCI device; for some devices there are others (variants), which know more of them."""
 VFIO_MODULE = "vfio_pci"
+
+
+def named_for_vfio(driver: str) -> bool:
+    """Whether a driver is one for vfio by its name: those of drivers/vfio/pci all end alike, `mlx5_vfio_pci`."""
+    return driver.replace("_", "-").endswith(VFIO_DRIVER)
 
 
 class Kind(StrEnum):
@@ -68,7 +74,8 @@ class PciFunction:
     `driver` is the bound driver's link: None while nothing is bound *and* from the moment an unbind starts, so it
     alone never proves that an unbind is over. `nodes` are the device nodes (`/dev/dri/card0`) that the bound driver
     made and that are ready for use; `nodes_pending`: some are still being made. `parent` is the bridge above, None on a
-    root bus. `asleep`: runtime power management has suspended it.
+    root bus. `asleep`: runtime power management has suspended it. `vfio_device`: its driver gives it to vfio
+    (vfio_device_add() in drivers/vfio/vfio_main.c, since Linux 6.1).
     """
 
     address: PciAddress
@@ -88,6 +95,7 @@ class PciFunction:
     nodes: tuple[str, ...] = ()
     nodes_pending: bool = False
     asleep: bool = False
+    vfio_device: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -99,7 +107,8 @@ class PciFunction:
 
     @property
     def on_vfio(self) -> bool:
-        return self.driver is not None and self.driver.name == VFIO_DRIVER
+        """Whether any vfio driver has it. The name tells before the kernel has made the vfio device."""
+        return self.driver is not None and (self.vfio_device or named_for_vfio(self.driver.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +162,18 @@ class HostFacts:
 
     `iommu`: the kernel put devices into IOMMU groups. `pci_drivers`: drivers registered on the PCI bus, by name, with
     the module that brought each (None: built in). `vfio_available`: vfio-pci is registered, or its module is installed
-    for the running kernel. `vfio_nodes`: numbers of the groups that have a `/dev/vfio/GROUP` node. `modules`: those
-    that a driver profile names (`gpuswitch.model.drivers`) and that are in the kernel, by name. `boot_framebuffers`:
-    those that a driver has. `console_map`: the frame buffers that the kernel's command line gives text consoles to
-    (`fbcon=map:`), None where it says nothing of it.
+    for the running kernel. `vfio_aliases`: what the modules of vfio drivers say that they are for, each pattern
+    (`vfio_pci:v000010DEd00002342sv*sd*bc*sc*i*`) with its module. `vfio_nodes`: numbers of the groups that have a
+    `/dev/vfio/GROUP` node. `modules`: those that a driver profile names (`gpuswitch.model.drivers`) and that are in the
+    kernel, by name. `boot_framebuffers`: those that a driver has. `console_map`: the frame buffers that the kernel's
+    command line gives text consoles to (`fbcon=map:`), None where it says nothing of it.
     """
 
     functions: Mapping[PciAddress, PciFunction]
     iommu: bool
     vfio_available: bool
     pci_drivers: Mapping[str, str | None] = field(default_factory=dict)
+    vfio_aliases: tuple[tuple[str, str], ...] = ()
     vfio_nodes: frozenset[int] = frozenset()
     modules: Mapping[str, Module] = field(default_factory=dict)
     boot_framebuffers: tuple[BootFramebuffer, ...] = ()

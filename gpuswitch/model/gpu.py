@@ -10,8 +10,8 @@ from gpuswitch.model.facts import HostFacts, Kind, PciFunction
 
 _COMPANIONS = {Kind.AUDIO, Kind.USB, Kind.UCSI}
 # Drivers under which a neighbour does not stop a group from being given away: they do no DMA of their own
-# (`driver_managed_dma` in drivers/vfio/pci/vfio_pci.c and drivers/pci/pci-stub.c).
-_HARMLESS_DRIVERS = {None, "vfio-pci", "pci-stub"}
+# (`driver_managed_dma` in drivers/pci/pci-stub.c). So does every vfio driver.
+_HARMLESS_DRIVERS = {None, "pci-stub"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,8 @@ class Gpu:
 
 
 def harmless(neighbour: PciFunction) -> bool:
-    """Whether a group stays viable with this neighbour in it: on vfio-pci already, or with no driver."""
-    return neighbour.driver_name in _HARMLESS_DRIVERS
+    """Whether a group stays viable with this neighbour in it: on a vfio driver already, or with no driver."""
+    return neighbour.on_vfio or neighbour.driver_name in _HARMLESS_DRIVERS
 
 
 def discover(facts: HostFacts, members: Mapping[PciAddress, Iterable[PciAddress]] | None = None) -> tuple[Gpu, ...]:

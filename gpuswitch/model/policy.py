@@ -24,7 +24,7 @@ class ModulePolicy(StrEnum):
 
 
 class Release(StrEnum):
-    """Where a GPU goes when its virtual machine is gone: home to the host, or it stays on vfio-pci."""
+    """Where a GPU goes when its virtual machine is gone: home to the host, or it stays on vfio."""
 
     HOST = "host"
     STAY = "stay"

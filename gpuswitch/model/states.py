@@ -32,9 +32,9 @@ class State(Enum):
         "what sysfs shows is neither host nor vfio, or nobody has looked yet; to-host and to-vfio are allowed",
         "look again",
     )
-    HOST = ("host", "no function on vfio-pci, each on its baseline driver, possibly none", "adopt")
+    HOST = ("host", "no function on a vfio driver, each on its baseline driver, possibly none", "adopt")
     DETACHING = ("detaching", "host → vfio under way", "revert to the captured drivers")
-    VFIO = ("vfio", "every function is on vfio-pci, with or without an owner", "adopt, owner included")
+    VFIO = ("vfio", "every function is on a vfio driver, with or without an owner", "adopt, owner included")
     REATTACHING = ("reattaching", "vfio → host under way", "finish to host, else back to vfio")
     RECOVERING = ("recovering", "getting to a known-good state after a failure or a crash", "run recovery again")
     FAILED = (

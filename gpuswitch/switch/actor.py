@@ -21,7 +21,7 @@ from gpuswitch.switch.guards import blockers, refusal
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.looking import seen, seen_within
-from gpuswitch.switch.observe import whereabouts
+from gpuswitch.switch.observe import place, whereabouts
 from gpuswitch.switch.observer import Observer
 from gpuswitch.switch.plan import Plan
 from gpuswitch.switch.prepare import Preparation
@@ -152,7 +152,9 @@ class Actor(Running):
         Raises:
             GpuswitchError: it cannot be taken back, or not any more, and goes on.
         """
-        engine = cancellable(self.gpu.address, self.state, self.known_switch(id), self._engine)
+        engine = cancellable(
+            self.gpu.address, self.state, place(self.gpu, self._own_look_now()), self.known_switch(id), self._engine
+        )
         engine.stop(f"cancelled by {asker}")
 
     async def adopt(self) -> None:

@@ -8,11 +8,11 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Engine
 from gpuswitch.switch.record import Result, Switch
 
-_WHERE = {State.VFIO: "on vfio-pci", State.HOST: "on the host"}
 
-
-def cancellable(gpu: PciAddress, state: State, switch: Switch, engine: Engine | None) -> Engine:
+def cancellable(gpu: PciAddress, state: State, place: str, switch: Switch, engine: Engine | None) -> Engine:
     """The engine that runs `switch`, if it can still be taken back; `engine` runs whatever is under way.
+
+    `place`: where the GPU is now, in words.
 
     Raises:
         Wedged: the kernel has not returned from it.
@@ -27,5 +27,5 @@ def cancellable(gpu: PciAddress, state: State, switch: Switch, engine: Engine | 
     if state is State.RECOVERING:
         raise InProgress(f"{cannot}: {gpu} is recovering, and nothing else is safe now")
     if engine is None or not engine.stoppable:
-        raise InProgress(f"{cannot}: {gpu} is {_WHERE[switch.target]} already, and only its last steps are left")
+        raise InProgress(f"{cannot}: {gpu} is {place} already, and only its last steps are left")
     return engine

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gpuswitch.errors import Busy, Failed, GpuswitchError, InProgress, NotViable, Owned, Wedged
+from gpuswitch.model.drivers import vfio_available, vfio_drivers
 from gpuswitch.model.facts import HostFacts, Kind, PciFunction
 from gpuswitch.model.gpu import Gpu, harmless
 from gpuswitch.model.states import State
@@ -35,13 +36,27 @@ def refusal(blockers: Iterable[Blocker]) -> GpuswitchError:
 
 
 def blockers(
-    gpu: Gpu, target: State, state: State, facts: HostFacts, *, allow_boot_display: bool = False
+    gpu: Gpu,
+    target: State,
+    state: State,
+    facts: HostFacts,
+    *,
+    allow_boot_display: bool = False,
+    vfio_driver: str = "",
 ) -> tuple[Blocker, ...]:
-    """Everything that keeps `gpu`, now in `state`, from going to `target` (State.HOST or State.VFIO)."""
+    """Everything that keeps `gpu`, now in `state`, from going to `target` (State.HOST or State.VFIO).
+
+    `vfio_driver`: what the configuration names for its display functions.
+    """
     found = [*_state(gpu, state), *_presence(gpu, facts)]
     if target is State.VFIO:
         found += _immovable(gpu, facts)
-        found += [*_host_ready(gpu, facts), *_neighbours(gpu, facts), *_shared_out(gpu, facts)]
+        found += [
+            *_host_ready(gpu, facts),
+            *_drivers(gpu, facts, vfio_driver),
+            *_neighbours(gpu, facts),
+            *_shared_out(gpu, facts),
+        ]
         if not allow_boot_display:
             found += _boot_display(gpu, facts)
     return tuple(found)
@@ -88,8 +103,12 @@ def _host_ready(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
         for function in gpu.present(facts):
             if function.iommu_group is None:
                 yield Blocker("no_iommu", f"{function.address} has no IOMMU group")
-    if not facts.vfio_available:
-        yield Blocker("no_vfio", "the driver vfio-pci is not available: its kernel module is not installed")
+
+
+def _drivers(gpu: Gpu, facts: HostFacts, named: str) -> Iterator[Blocker]:
+    for driver in dict.fromkeys(vfio_drivers(gpu, facts, named).values()):
+        if not vfio_available(driver, facts):
+            yield Blocker("no_vfio", f"the driver {driver.name} is not available: its kernel module is not installed")
 
 
 def _neighbours(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:

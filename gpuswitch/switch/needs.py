@@ -48,7 +48,8 @@ class Needs:
     `shows`: it has a frame buffer. `terminals` are shown there, and can be moved `to` another; those in `borrowed`
     belong to other GPUs, and others show those `beside` (`gpuswitch.switch.owed`). `unbind_consoles` are unbound, since
     fbcon would keep the driver's module, and bound again but for `leave_consoles`. `persistent` functions are in
-    nvidia's persistence mode. `owned`: a machine is to have it.
+    nvidia's persistence mode. `owned`: a machine is to have it. `vfio_driver`: what the configuration names for its
+    display functions ("" whatever fits best).
     """
 
     sought: Sought | None = None
@@ -75,6 +76,7 @@ class Needs:
     leave_consoles: tuple[str, ...] = ()
     boot_framebuffers: tuple[BootFramebuffer, ...] = ()
     persistent: tuple[PciAddress, ...] = ()
+    vfio_driver: str = ""
 
     @property
     def waits(self) -> bool:

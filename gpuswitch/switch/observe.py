@@ -38,6 +38,12 @@ def explain(gpu: Gpu, facts: HostFacts) -> str:
     return f"neither host nor vfio: {whereabouts(gpu, facts)}"
 
 
+def place(gpu: Gpu, facts: HostFacts) -> str:
+    """Where a GPU in a known-good state is, in words: on the host, or on which vfio driver."""
+    display = facts.functions.get(gpu.address)
+    return f"on {display.driver_name}" if display is not None and display.on_vfio else "on the host"
+
+
 def whereabouts(gpu: Gpu, facts: HostFacts) -> str:
     """Each function and where it is."""
     where = [f"{f.address} is on {f.driver_name or 'no driver'}" for f in gpu.present(facts)]

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.drivers import PERSISTENCED, profile_of
-from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, HostFacts, Kind
+from gpuswitch.model.drivers import PERSISTENCED, profile_of, vfio_drivers
+from gpuswitch.model.facts import HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Sought, Unit
 from gpuswitch.model.policy import Busy
@@ -81,40 +81,38 @@ class Back:
 
 
 def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs = Needs()) -> Plan:  # noqa: B008 -- frozen
-    """Every function of the GPU to vfio-pci.
+    """Every function of the GPU to its vfio driver.
 
     `now` is what the functions have at this moment, and what a revert gives back; `owed` is what an earlier switch
     that never came home still owes them.
     """
     driver = {f.address: f.driver_name for f in gpu.present(facts)}
+    vfio = vfio_drivers(gpu, facts, needs.vfio_driver)
     unloaded = {a for o in needs.unload for a in o.functions}
     patience = {a: o.profile.unbind_seconds for o in needs.occupations for a in o.functions}
-    leaving = [a for a in gpu.in_detach_order(facts) if driver[a] not in (None, VFIO_DRIVER)]
-    arriving = [a for a in gpu.in_detach_order(facts) if driver[a] != VFIO_DRIVER]
+    arriving = [a for a in gpu.in_detach_order(facts) if driver[a] != vfio[a].name]
+    leaving = [a for a in arriving if driver[a] is not None]
     debts = _debts(needs, {a: now[a] for a in arriving}).and_before(owed)
-
     return Plan(
         gpu,
         State.VFIO,
         debts,
         (
             # First what may fail without anything having been touched.
-            *_load(facts, {VFIO_DRIVER: VFIO_MODULE}),
+            *_load(facts, {d.name: d.module for d in vfio.values()}),
             *_make_ready(gpu, needs),
-            # A device that sleeps in D3cold may not wake up in other hands. vfio-pci takes power management over with
-            # the bind (pm_runtime_allow in vfio_pci_core_register_device), so this needs no end here.
+            # A device that sleeps in D3cold may not wake up in other hands. A vfio driver takes power management over
+            # with the bind (pm_runtime_allow in vfio_pci_core_register_device), so this needs no end here.
             KeepAwake({a: now[a].power_control for a in arriving}),
             # All functions before any unbind: from here on whatever probes them, be it udev or a rescan, can only
-            # bind vfio-pci, and no host driver snatches a function back half-way.
-            AimOverrides(
-                to=dict.fromkeys(gpu.functions, VFIO_DRIVER), before={a: now[a].override for a in gpu.functions}
-            ),
+            # bind its vfio driver, and no host driver snatches a function back half-way.
+            AimOverrides({a: vfio[a].name for a in gpu.functions}, {a: now[a].override for a in gpu.functions}),
             # An unbind that meets a holder waits for him, and nothing takes it back: look again, now.
             *([_last_look(needs.sought, needs)] if needs.sought and leaving else []),
             # Companions first: the display function powers the card, and it is the one that must not be lost early.
             *(Unbind(a, str(driver[a]), patience.get(a, 0.0)) for a in leaving if a not in unloaded),
             *(UnloadModules(o.functions, o.profile.driver, o.loaded) for o in needs.unload),
-            *(Bind(a, VFIO_DRIVER) for a in arriving),
+            *(Bind(a, vfio[a].name) for a in arriving),
             # A VM takes whole groups, and finds out late that it cannot.
             *(CheckGroup(number, gpu) for number in gpu.groups(facts)),
             # The other GPUs of this driver want theirs back.
@@ -211,8 +209,8 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = 
     baseline = _home(gpu, facts, owed.functions)
     names = {a: captured.driver.name if captured.driver else None for a, captured in baseline.items()}
     order = gpu.in_attach_order(facts)
-    leaving = [a for a in order if driver[a] == VFIO_DRIVER]
-    arriving = [a for a in order if names[a] is not None and driver[a] in (None, VFIO_DRIVER)]
+    leaving = [a for a in order if facts.functions[a].on_vfio]
+    arriving = [a for a in order if names[a] is not None and (driver[a] is None or a in leaving)]
     held = _groups(facts, leaving)
 
     return Plan(
@@ -232,7 +230,7 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = 
             ),
             *_past_the_group(leaving),
             # Display first: the reverse of the way out.
-            *(Unbind(a, VFIO_DRIVER) for a in leaving),
+            *(Unbind(a, str(driver[a])) for a in leaving),
             *(ReleaseGroup(number) for number in held),
             # Not before the device is free: nvidia's module refuses to load where it finds no card of its own.
             *_load(facts, {c.driver.name: c.driver.module for c in baseline.values() if c.driver is not None}),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from gpuswitch.config import Config, GpuConfig
 from gpuswitch.errors import Failed, InProgress, KernelError, NotViable, Owned, Wedged
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.drivers import from_module, from_name
+from gpuswitch.model.drivers import from_module, from_name, vfio_drivers
 from gpuswitch.model.facts import VFIO_DRIVER, Captured, HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Scan, Sought, Unit
@@ -24,6 +24,7 @@ from gpuswitch.switch.guards import blockers, refusal
 from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.host import Host, Kernel
 from gpuswitch.switch.inquiry import Inquiry
+from gpuswitch.switch.looking import seen_within
 from gpuswitch.switch.needs import everything
 from gpuswitch.switch.owed import Owed
 from gpuswitch.switch.pause import answered
@@ -64,9 +65,9 @@ class Preparation:
         """
         # The worker's start costs more than the guards do: they run meanwhile.
         self.kernel.prepare()
-        found = blockers(
-            self.gpu, target, self.state, self.facts, allow_boot_display=self._own.rules.allow_boot_display
-        )
+        rules = self._own.rules
+        allowed, named = rules.allow_boot_display, rules.vfio_driver
+        found = blockers(self.gpu, target, self.state, self.facts, allow_boot_display=allowed, vfio_driver=named)
         # Nobody is asked about a GPU that the kernel has, or that is on its way.
         if found and (target is not State.VFIO or any(blocker.error in {Wedged, InProgress} for blocker in found)):
             raise refusal(found)
@@ -76,12 +77,13 @@ class Preparation:
             now, needs = await self._inquiry.made(found)
             if self.starting and needs.waits:
                 raise Failed("nobody is waited for, and no unit is stopped, before the service has started")
-            return to_vfio(self.gpu, self.facts, now, self.owed, replace(needs, owned=self.owned))
+            needs = replace(needs, owned=self.owned, vfio_driver=named)
+            facts = self.facts if self.asking else await self._with_names()
+            return to_vfio(self.gpu, facts, now, self.owed, needs)
         async with answered(self.config.deadlines.capture):
             now = await self.kernel.capture(self.gpu.functions)
             kept = self.owed.functions
             baseline = {a: kept.get(a) or await self._first_seen(a, now) for a in self.gpu.functions}
-        rules = self._own.rules
         waits = self.options.policy(rules.busy) is Busy.WAIT and not self.starting
         if not self.asking and not waits:
             await self._hold_groups()
@@ -123,10 +125,13 @@ class Preparation:
     async def _first_seen(self, function: PciAddress, now: Mapping[PciAddress, Captured]) -> Captured:
         """The baseline of a function that nobody saw on the host: what it has, or the only driver that fits it."""
         captured = now[function]
-        if captured.driver is None or captured.driver.name != VFIO_DRIVER:
+        seen = self.facts.functions[function]
+        if seen.driver != captured.driver:
+            seen = replace(seen, driver=captured.driver, vfio_device=False)
+        if not seen.on_vfio:
             return captured
         registered = self.facts.pci_drivers
-        display = self.facts.functions[function].kind is Kind.DISPLAY
+        display = seen.kind is Kind.DISPLAY
         if display and self._own.host_driver:
             driver = from_name(self._own.host_driver, registered)
         else:
@@ -134,8 +139,23 @@ class Preparation:
             if not candidates and not display:
                 return Captured(None, None, captured.power_control)
             driver = from_module(_only(candidates, function, display=display), registered)
-        # Whoever put it on vfio-pci before us may have aimed the override there; at home it would be in the way.
+        # Whoever put it on its vfio driver before us may have aimed the override there; at home it would be in the way.
         return Captured(driver, None, captured.power_control)
+
+    async def _with_names(self) -> HostFacts:
+        """The facts, once the modules are loaded that alone tell what the wanted vfio drivers are called.
+
+        A driver of vfio's takes what a driver override gives it, and nothing by itself.
+        """
+        wanted = vfio_drivers(self.gpu, self.facts, self._own.rules.vfio_driver).values()
+        named = {VFIO_DRIVER, *self.facts.pci_drivers}
+        if not (unnamed := [driver.module for driver in wanted if driver.module and driver.name not in named]):
+            return self.facts
+        async with answered(self.config.deadlines.module):
+            for module in unnamed:
+                await self.kernel.load(module)
+        seen = await seen_within(self.config.deadlines.capture, self.host)
+        return replace(self.facts, pci_drivers=seen.pci_drivers)
 
     async def _hold_groups(self) -> None:
         """Open the groups now: EBUSY is the kernel's own word that a VM has one, and holding it keeps it so."""
@@ -174,4 +194,4 @@ def _only(candidates: tuple[str, ...], function: PciAddress, *, display: bool) -
         return candidates[0]
     found = f"several drivers fit it ({', '.join(candidates)})" if candidates else "no installed driver fits it"
     remedy = "name one as `host_driver` in the config" if display else "bind it to the right one yourself first"
-    raise NotViable(f"{function} was on vfio-pci before gpuswitch looked, and {found}: {remedy}")
+    raise NotViable(f"{function} was on a vfio driver before gpuswitch looked, and {found}: {remedy}")

@@ -21,7 +21,7 @@ OUTCOMES = {State.HOST: "home", State.VFIO: "vfio", State.FAILED: "failed"}
 """What became of a recovery, by the state that it ended in."""
 
 _SINCE = "\nand since then: "
-_WORDS = {State.HOST: "on the host", State.VFIO: "on vfio-pci"}
+_WORDS = {State.HOST: "on the host", State.VFIO: "on vfio"}
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ def after_crash(rules: Defaults, *, starting: bool = False) -> tuple[Rung, ...]:
     return (_onward(State.HOST), _onward(State.VFIO), *(() if starting else _rougher(rules)))
 
 
-def summary(wanted: State, reached: State, story: list[str]) -> tuple[Result, str]:
-    """How a switch that wanted one state and reached this one ended, and why."""
+def summary(wanted: State, reached: State, place: str, story: list[str]) -> tuple[Result, str]:
+    """How a switch that wanted one state and reached this one ended, and why; `place`: where it is, in words."""
     why = "; ".join(filter(None, story))
     if reached is wanted:
         return Result.DONE, why
-    return Result.REVERTED, f"{why}; it is {_WORDS[reached]} now"
+    return Result.REVERTED, f"{why}; it is {place} now"
 
 
 def still_failed(story: str, reason: str) -> str:
@@ -75,7 +75,7 @@ def _rougher(rules: Defaults) -> tuple[Rung, ...]:
 
 
 def _reset(gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
-    """A reset takes the state of a device away from under its driver: none but vfio-pci expects that."""
+    """A reset takes the state of a device away from under its driver: none but those for vfio expect that."""
     displays = [f for f in gpu.present(facts) if f.kind is Kind.DISPLAY]
     if busy := [f for f in displays if f.driver is not None and not f.on_vfio]:
         raise StepError(f"{busy[0].address} is on {busy[0].driver_name}, which would lose it unawares")

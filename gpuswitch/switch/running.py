@@ -16,6 +16,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Engine, StepEvent, StoppedError, StuckError
 from gpuswitch.switch.journal import Unfinished
 from gpuswitch.switch.looking import seen
+from gpuswitch.switch.observe import place
 from gpuswitch.switch.owed import Owed
 from gpuswitch.switch.pause import LateError
 from gpuswitch.switch.plan import Plan
@@ -187,7 +188,7 @@ class Running(Waiting):
                 if isinstance(error, HungError):
                     break
             else:
-                return (*summary(switch.target, plan.target, story), plan)
+                return (*summary(switch.target, plan.target, place(self.gpu, self._own_look_now()), story), plan)
         return Result.FAILED, "; ".join(filter(None, story)), None
 
     async def _tried(self, rung: Rung, switch: Switch, *, starting: bool) -> Plan:

@@ -14,7 +14,7 @@ from typing import TypeVar
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import profile_of
-from gpuswitch.model.facts import VFIO_DRIVER, Driver, HostFacts
+from gpuswitch.model.facts import Driver, HostFacts, named_for_vfio
 from gpuswitch.model.gpu import Gpu, harmless
 from gpuswitch.model.holders import Sought
 from gpuswitch.switch.holding import in_the_way
@@ -136,10 +136,13 @@ class Unbind(Step):
         now = (await hands.look([self.function])).functions.get(self.function)
         if now is not None and now.driver_name == self.driver:
             return
-        if now is not None and (now.driver_name is not None or self.driver != VFIO_DRIVER):
-            # The driver that it was aimed at came with its module, and took it before anybody bound it. Where it has
-            # none, that may be since an unbind from vfio-pci that hung here, and ended later.
-            await Bind(self.function, now.driver_name or VFIO_DRIVER).revert(hands)
+        if now is not None and now.driver_name is not None:
+            # The driver that it was aimed at came with its module, and took it before anybody bound it.
+            await Bind(self.function, now.driver_name).revert(hands)
+        elif now is not None and not named_for_vfio(self.driver):
+            # Perhaps since an unbind from a vfio driver that hung here, and ended later.
+            hands.staying.discard(self.function)
+            await _release(hands, now.iommu_group)
         await hands.kernel.set_override({self.function: self.driver})
         await hands.kernel.probe(self.function)
         await hands.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])
@@ -169,7 +172,7 @@ class Bind(Step):
     async def revert(self, hands: Hands) -> None:
         now = (await hands.look([self.function])).functions.get(self.function)
         bound = now is not None and now.driver_name == self.driver
-        if now is not None and self.driver == VFIO_DRIVER:
+        if now is not None and (named_for_vfio(self.driver) or (bound and now.on_vfio)):
             await self._from_vfio(hands, now.iommu_group, bound=bound)
         elif bound:
             await self._until_free(hands)
@@ -185,15 +188,11 @@ class Bind(Step):
                 await hands.kernel.unbind(self.function, self.driver)
             except KernelError:
                 with suppress(KernelError):
-                    await self._let_go(hands, group)
+                    await _release(hands, group)
                 raise
         hands.staying.discard(self.function)
         # Where it is not bound, it may be held since an unbind that hung, and ended later.
-        await self._let_go(hands, group)
-
-    async def _let_go(self, hands: Hands, group: int | None) -> None:
-        if group is not None:
-            await hands.kernel.release_group(group)
+        await _release(hands, group)
 
     async def _until_free(self, hands: Hands) -> None:
         """It was on the host for a moment, and whoever waits for new cards may have opened it by now."""
@@ -227,7 +226,7 @@ class HoldGroup(Step):
 
 @dataclass(frozen=True)
 class ReleaseGroup(Step):
-    """Let /dev/vfio/GROUP go once nothing of ours is on vfio-pci any more."""
+    """Let /dev/vfio/GROUP go once nothing of ours is on a vfio driver any more."""
 
     kind = "group"
     group: int
@@ -283,6 +282,11 @@ class AwaitNodes(Step):
         if function is None:
             return f"{self.function} left the bus"
         return f"the device nodes of {self.function} are not ready" if function.nodes_pending else None
+
+
+async def _release(hands: Hands, group: int | None) -> None:
+    if group is not None:
+        await hands.kernel.release_group(group)
 
 
 def _not_on(facts: HostFacts, address: PciAddress, driver: str | None) -> str | None:

@@ -15,7 +15,7 @@ from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.kernel import Machine
 from gpuswitch.host.simulated.scenarios import SCENARIOS
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_DRIVER
+from gpuswitch.model.facts import named_for_vfio
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
@@ -179,13 +179,14 @@ class Witness(Observer):
         if device is None:
             # Pulled a moment ago.
             return
-        if step.driver == VFIO_DRIVER:
+        if named_for_vfio(step.driver):
             group = self.machine.group(device.shape.iommu_group or 0)
             held = group.opened_by == f"the worker of {actor.gpu.address}"
-            self._holds(actor, held, f"unbound from vfio-pci while {group.opened_by} has its group")
+            self._holds(actor, held, f"unbound from {step.driver} while {group.opened_by} has its group")
             return
         overrides = {self.machine.devices[f.address].override for f in actor.gpu.present(self.machine.look())}
-        self._holds(actor, overrides == {VFIO_DRIVER}, f"unbound with overrides {overrides}")
+        aimed = all(override and named_for_vfio(override) for override in overrides)
+        self._holds(actor, aimed, f"unbound with overrides {overrides}")
         users = self.machine.users(step.function)
         self._holds(actor, not users, f"{step.title} while {', '.join(users)} has it open")
 

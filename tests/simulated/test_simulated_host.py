@@ -369,7 +369,7 @@ def test_scenario_has_a_gpu_on_its_host_driver(name: str) -> None:
 def test_scenarios_are_what_they_are_called() -> None:
     sizes = {name: [len(gpu.functions) for gpu in discover(build().look())] for name, build in SCENARIOS.items()}
     assert sizes == {
-        "laptop": [1, 4], "plain": [1, 4], "server": [1] * 8, "shared": [4], "apu": [2], "single": [4]
+        "laptop": [1, 4], "plain": [1, 4], "server": [1] * 8, "shared": [4], "apu": [2], "single": [4], "superchip": [1]
     }  # fmt: skip  # a line is long enough
     facts = shared().look()
     assert [f.address for f in discover(facts)[0].neighbours(facts)] == [NIC]

@@ -31,7 +31,7 @@ class StandingGpu:
         self._state = state
 
     def properties(self) -> dict[str, Any]:
-        return gpu(State=self._state)
+        return gpu(State=self._state, Driver="xe-vfio-pci")
 
 
 @pytest.mark.parametrize("result", ["reverted", "failed"])
@@ -94,7 +94,7 @@ def test_a_switch_that_was_to_be_cancelled_and_was_not_is_an_error(
 def test_a_switch_that_was_done_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
     assert finish("done", "vfio") == 0
     out, err = capsys.readouterr()
-    assert out == "0000:01:00.0 is on vfio-pci now, after 5.0 ms\n"
+    assert out == "0000:01:00.0 is on xe-vfio-pci now, after 5.0 ms\n"
     assert err == "gpuswitchctl: not all went well: because\n"
 
 
@@ -108,7 +108,7 @@ class Recovering:
         return self
 
     def properties(self) -> dict[str, Any]:
-        return gpu()
+        return gpu(Driver="vfio-pci")
 
     def recover(self) -> str:
         return "5f"

@@ -87,7 +87,7 @@ class TestToVfio:
         for named in ("network card 0000:02:00.0", "IOMMU group 1", "r8169", "members"):
             assert named in sentence
 
-    @pytest.mark.parametrize("on", [None, "vfio-pci", "pci-stub"])
+    @pytest.mark.parametrize("on", [None, "vfio-pci", "mlx5_vfio_pci", "pci-stub"])
     def test_does_not_mind_a_harmless_neighbour(self, on: str | None) -> None:
         assert reasons(facts([*card().functions.values(), function("0000:02:00.0", ETHERNET, on)])) == {}
 

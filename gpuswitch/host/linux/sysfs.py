@@ -44,6 +44,8 @@ from gpuswitch.model.facts import (
 _MODALIAS = re.compile(r"pci:v([0-9A-F]{8})d([0-9A-F]{8})sv[0-9A-F]{8}sd[0-9A-F]{8}bc(..)sc(..)i(..)")
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _VFIO_FILE = re.compile(rb"/vfio[-_]pci\.ko")
+# do_pci_entry in scripts/mod/file2alias.c writes it of ids that only a driver_override makes match (5.15 and later).
+_VFIO_ALIAS = re.compile(rb"^alias (vfio_pci:\S+) (\S+)$", re.MULTILINE)
 _SLEEPING = {"suspended", "suspending"}
 _ON = {"Y", "1"}
 # Where the nodes of a class of devices lie below /dev. The kernel knows (`devnode` of each class) and says so in
@@ -90,7 +92,7 @@ class Sysfs:
         self._devices = f"{roots.sysfs}/bus/pci/devices"
         self._static: dict[str, _Static] = {}
         self._names: dict[str, tuple[int, str, str]] = {}
-        self._installed: dict[str, tuple[int, bool]] = {}
+        self._indexes: dict[str, tuple[int, list[tuple[str, ...]]]] = {}
         self._boot_display = BootDisplay(roots.sysfs)
         self._console_map = console_map(_first_line(f"{roots.proc}/cmdline"))
         self._booted: frozenset[str] | None = None
@@ -127,6 +129,7 @@ class Sysfs:
             iommu=any(True for _ in _entries(f"{self._roots.sysfs}/kernel/iommu_groups")),
             vfio_available=VFIO_DRIVER in drivers or self._vfio_installed(),
             pci_drivers=drivers,
+            vfio_aliases=self._vfio_aliases(),
             vfio_nodes=frozenset(int(n) for n, _ in _entries(f"{self._roots.dev}/vfio") if n.isascii() and n.isdigit()),
             modules=self._modules(),
             boot_framebuffers=framebuffers,
@@ -207,6 +210,8 @@ class Sysfs:
             nodes=nodes,
             nodes_pending=pending,
             asleep=_first_line(f"{path}/power/runtime_status") in _SLEEPING,
+            # The class is `vfio-dev`, so the driver core puts its devices into a folder of that name.
+            vfio_device=driver != "" and _there(f"{path}/vfio-dev"),
         )
 
     def _module(self, driver: str) -> str | None:
@@ -285,17 +290,23 @@ class Sysfs:
         """Whether vfio_pci comes with the running kernel, as a module or built in."""
         if _there(f"{self._roots.sysfs}/module/{VFIO_MODULE}"):
             return True
-        folder = f"{self._roots.modules}/{os.uname().release}"
-        return any(self._lists_vfio(f"{folder}/{index}") for index in ("modules.dep", "modules.builtin"))
+        return any(self._listed(index, _VFIO_FILE) for index in ("modules.dep", "modules.builtin"))
 
-    def _lists_vfio(self, index: str) -> bool:
-        written = _written(index)
+    def _vfio_aliases(self) -> tuple[tuple[str, str], ...]:
+        """Those of modules: what is built in is not in that file, and libvirt does not see it either."""
+        return tuple((alias, module) for alias, module in self._listed("modules.alias", _VFIO_ALIAS))
+
+    def _listed(self, index: str, pattern: re.Pattern[bytes]) -> list[tuple[str, ...]]:
+        """What matches in an index of the running kernel's modules, which is read again when it was written anew."""
+        path = f"{self._roots.modules}/{os.uname().release}/{index}"
+        written = _written(path)
         if written is None:
-            return False
-        known = self._installed.get(index)
+            return []
+        known = self._indexes.get(index)
         if known is None or known[0] != written:
-            known = written, _VFIO_FILE.search(_contents(index, 1 << 24)) is not None
-            self._installed[index] = known
+            found = pattern.finditer(_contents(path, 1 << 24))
+            known = written, [tuple(group.decode(errors="replace") for group in match.groups()) for match in found]
+            self._indexes[index] = known
         return known[1]
 
 

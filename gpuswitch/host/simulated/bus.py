@@ -14,7 +14,7 @@ from gpuswitch.host.simulated.devices import Binding, Card, Device, Group, Numbe
 from gpuswitch.host.simulated.drivers import Drivers, Module, PciDriver, matches
 from gpuswitch.host.simulated.faults import Call, Faults, Strike
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_DRIVER, HostFacts
+from gpuswitch.model.facts import HostFacts
 
 CardListener = Callable[[Device, Card], None]
 
@@ -116,8 +116,8 @@ class Bus:
         driver = self.drivers.first_match(device.shape.modalias, device.override) if device.binding is None else None
         if driver is not None and not self._may_bind(device, driver):
             raise call.error(errno.EINVAL)
-        if driver is not None and driver.name == VFIO_DRIVER and device.shape.iommu_group is None:
-            # vfio-pci turns it down. That is no error of drivers_probe: some other driver might have liked it.
+        if driver is not None and driver.vfio and device.shape.iommu_group is None:
+            # A vfio driver turns it down. That is no error of drivers_probe: some other driver might have liked it.
             driver = None
         if driver is None:
             await strike.land(call)

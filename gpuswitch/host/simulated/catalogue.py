@@ -13,6 +13,7 @@ from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, PciFunction
 AMD, INTEL, NVIDIA, REALTEK, MELLANOX = 0x1002, 0x8086, 0x10DE, 0x10EC, 0x15B3
 AMD_PROCESSOR = 0x1022
 
+GRACE_HOPPER = 0x2342
 VGA, DISPLAY_3D, DISPLAY_OTHER, AUDIO, USB, UCSI = 0x030000, 0x030200, 0x038000, 0x040300, 0x0C0330, 0x0C8000
 ETHERNET, INFINIBAND, NVME, ENCRYPTION = 0x020000, 0x020700, 0x010802, 0x108000
 HOST_BRIDGE, PCI_BRIDGE = 0x060000, 0x060400
@@ -33,8 +34,20 @@ def alias(vendor: int | None, base: int, sub: int | None = None) -> str:
     return f"pci:v{vendor_id}sv*sd*bc{base:02X}sc{'*' if sub is None else f'{sub:02X}'}i*"
 
 
+def vfio_alias(vendor: int | None = None, device: int | None = None) -> str:
+    """The pattern of a vfio driver for these devices (None: any)."""
+    vendor_id, device_id = (f"{number:08X}" if number is not None else "*" for number in (vendor, device))
+    return f"vfio_pci:v{vendor_id}d{device_id}sv*sd*bc*sc*i*"
+
+
 VFIO = PciDriver(
-    VFIO_DRIVER, waits="S", kernel_wait="vfio_unregister_group_dev", suspends=True, allows=True, manages_dma=True
+    VFIO_DRIVER,
+    waits="S",
+    kernel_wait="vfio_unregister_group_dev",
+    suspends=True,
+    allows=True,
+    manages_dma=True,
+    vfio=(vfio_alias(),),
 )
 PCI_STUB = PciDriver("pci-stub", manages_dma=True)
 PCIEPORT = PciDriver("pcieport", (alias(None, 0x06, 0x04),), manages_dma=True)
@@ -63,8 +76,16 @@ def _other(name: str, *aliases: str) -> PciDriver:
     return PciDriver(name, aliases, suspends=True)
 
 
+def _variant(name: str, *aliases: str) -> PciDriver:
+    """A vfio driver that knows more of some devices."""
+    return replace(VFIO, name=name, vfio=aliases)
+
+
 MODULES = (
     Module(VFIO_MODULE, (VFIO,)),
+    # It alone shows a machine the memory of a superchip's GPU. Its driver's name is not its module's.
+    Module("nvgrace_gpu_vfio_pci", (_variant("nvgrace-gpu-vfio-pci", vfio_alias(NVIDIA, GRACE_HOPPER)),)),
+    Module("mlx5_vfio_pci", (_variant("mlx5_vfio_pci", vfio_alias(MELLANOX, 0x101E)),)),
     # These two make their frame buffers themselves; for the others, it is the module of DRM's helpers that fbcon keeps.
     Module("i915", (_graphics("i915", alias(INTEL, 0x03, 0x00)),), pins=True),
     Module("amdgpu", (_graphics("amdgpu", alias(AMD, 0x03, 0x00), alias(AMD, 0x03, 0x80)),)),

@@ -13,7 +13,7 @@ from gpuswitch.host.simulated.bus import Bus
 from gpuswitch.host.simulated.devices import Card, Device
 from gpuswitch.host.simulated.faults import Call, Operation
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_MODULE, BootFramebuffer, Consoles
+from gpuswitch.model.facts import BootFramebuffer, Consoles
 
 TERMINALS = range(1, 7)
 VTCONSOLE = "vtcon1"
@@ -144,7 +144,7 @@ class FrameBuffers:
         kind = device.shape.class_code >> 8
         # aperture_remove_conflicting_pci_devices: who takes the GPU evicts what the firmware had left on it, and
         # vfio-pci only where that is a VGA one (vfio_pci_vga_init).
-        if not ((card.kind == "drm" and kind in {_VGA, _OTHER}) or (card.module == VFIO_MODULE and kind == _VGA)):
+        if not ((card.kind == "drm" and kind in {_VGA, _OTHER}) or (device.on_vfio and kind == _VGA)):
             return
         for name in [n for n, platform in self._platform.items() if platform.shape.function == device.address]:
             self._free(self._platform.pop(name))

@@ -140,6 +140,10 @@ class Device:
     def bound_to(self, driver: str) -> Binding | None:
         return self.binding if self.binding is not None and self.binding.driver.name == driver else None
 
+    @property
+    def on_vfio(self) -> bool:
+        return self.binding is not None and bool(self.binding.driver.vfio)
+
     def anew(self) -> Device:
         """The same function as it is when the kernel finds it: nothing of what was set is left."""
         return Device(self.shape, self.first_control, reset_errno=self.reset_errno)
@@ -153,16 +157,23 @@ class Device:
             binding = self.binding if self.link is not None else None
             pending = binding is not None and not binding.ready
             nodes = binding.nodes if binding is not None and not pending else ()
-            self._seen = _shown(self.shape, self.link, nodes, pending, self.asleep)
+            vfio = binding is not None and bool(binding.driver.vfio)
+            self._seen = _shown(self.shape, self.link, nodes, pending=pending, asleep=self.asleep, vfio=vfio)
         return self._seen
 
 
 @lru_cache(maxsize=1024)
 def _shown(
-    shape: PciFunction, driver: Driver | None, nodes: tuple[str, ...], nodes_pending: bool, asleep: bool
+    shape: PciFunction,
+    driver: Driver | None,
+    nodes: tuple[str, ...],
+    *,
+    pending: bool,
+    asleep: bool,
+    vfio: bool,
 ) -> PciFunction:
     """There are few looks that a function has."""
-    return replace(shape, driver=driver, nodes=nodes, nodes_pending=nodes_pending, asleep=asleep)
+    return replace(shape, driver=driver, nodes=nodes, nodes_pending=pending, asleep=asleep, vfio_device=vfio)
 
 
 class Group:

@@ -21,7 +21,8 @@ class PciDriver:
     `kernel_wait`. `suspends`: a device may sleep while bound to it. `allows`: it sets power/control to `auto` when it
     binds, whatever that was, and to `on` when it lets go (vfio_pci_core_register_device() and its counterpart).
     `manages_dma`: it does DMA for somebody else or none at all, and may join a group that a VM owns
-    (`driver_managed_dma`).
+    (`driver_managed_dma`). `vfio`: it gives its devices to vfio; of these it says so (`vfio_pci:...` patterns), and has
+    them when a driver override names it.
     """
 
     name: str
@@ -33,6 +34,7 @@ class PciDriver:
     suspends: bool = False
     allows: bool = False
     manages_dma: bool = False
+    vfio: tuple[str, ...] = ()
 
     def matches(self, modalias: str) -> bool:
         return _match(self.aliases, modalias)
@@ -83,6 +85,10 @@ class Drivers:
     def vfio_available(self) -> bool:
         return VFIO_DRIVER in self._registered or VFIO_MODULE in self.modules
 
+    def vfio_aliases(self) -> tuple[tuple[str, str], ...]:
+        """As modules.alias has them."""
+        return tuple((alias, m.name) for m in self.modules.values() for driver in m.drivers for alias in driver.vfio)
+
     def loaded(self, name: str) -> Module | None:
         return self._loaded.get(name)
 
@@ -127,11 +133,11 @@ class Drivers:
             del self._registered[driver.name]
 
     def candidates(self, modalias: str) -> tuple[str, ...]:
-        """The modules that udev would load for a device, without vfio-pci."""
+        """The modules that udev would load for a device, without those for vfio."""
         return tuple(
             module.name
             for module in self.modules.values()
-            if module.name != VFIO_MODULE
+            if not any(driver.vfio for driver in module.drivers)
             and not module.blacklisted
             and any(driver.matches(modalias) for driver in module.drivers)
         )

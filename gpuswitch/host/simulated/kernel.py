@@ -24,7 +24,7 @@ from gpuswitch.host.simulated.processes import MOMENT, ProcessTable, Program
 from gpuswitch.host.simulated.systemd import Units
 from gpuswitch.host.simulated.workers import Worker
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_DRIVER, BootFramebuffer, Captured, HostFacts, Kind
+from gpuswitch.model.facts import BootFramebuffer, Captured, HostFacts, Kind
 from gpuswitch.model.gpu import harmless
 from gpuswitch.model.holders import Process, Unit
 
@@ -77,10 +77,11 @@ class Machine(Bus):
                 iommu=self.iommu,
                 vfio_available=self.drivers.vfio_available(),
                 pci_drivers=self.drivers.registered(),
+                vfio_aliases=self.drivers.vfio_aliases(),
                 vfio_nodes=frozenset(
                     device.shape.iommu_group
                     for device in self.devices.values()
-                    if device.shape.iommu_group is not None and device.bound_to(VFIO_DRIVER) is not None
+                    if device.shape.iommu_group is not None and device.on_vfio
                 ),
                 modules=self.modules.seen(),
                 boot_framebuffers=self.frame_buffers.boot(),
@@ -180,13 +181,13 @@ class Machine(Bus):
         """A VM takes the groups of these functions, owns their DMA, and opens the functions.
 
         Raises:
-            KernelError: ENODEV, a function is not on vfio-pci; EBUSY, somebody has a group open; EPERM, a group is not
+            KernelError: ENODEV, a function is not on vfio; EBUSY, somebody has a group open; EPERM, a group is not
                 viable. Nothing is taken then.
         """
         taken = [self.device(Call("open", function), function) for function in functions]
         groups = sorted({d.shape.iommu_group for d in taken if d.shape.iommu_group is not None})
         for device in taken:
-            if device.bound_to(VFIO_DRIVER) is None:
+            if not device.on_vfio:
                 raise Call("open", device.address).error(errno.ENODEV)
         for number in groups:
             if self.group(number).opened_by is not None:

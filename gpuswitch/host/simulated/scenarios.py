@@ -199,6 +199,13 @@ def single(**options: Unpack[Options]) -> SimulatedHost:
     return _with_desktop(_with_sound(boot([*_board(), port("0000:00:01.0", 2), *card], **options)))
 
 
+def superchip(**options: Unpack[Options]) -> SimulatedHost:
+    """A Grace Hopper, for whose GPU (0009:01:00.0) there is a vfio driver of its own."""
+    slot = Slot("0009:01:00", 21, "0009:00:00.0")
+    gpu = slot.function(0, NVIDIA, parts.GRACE_HOPPER, parts.DISPLAY_3D, "GH100 [GH200 120GB / 480GB]")
+    return boot([port("0009:00:00.0", 20), gpu], **options)
+
+
 SCENARIOS: Mapping[str, Callable[..., SimulatedHost]] = {
-    scenario.__name__: scenario for scenario in (laptop, plain, server, shared, apu, single)
+    scenario.__name__: scenario for scenario in (laptop, plain, server, shared, apu, single, superchip)
 }

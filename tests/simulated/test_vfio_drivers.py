@@ -1,0 +1,123 @@
+"""GPUs that have a vfio driver of their own, and companions that have not."""
+
+from __future__ import annotations
+
+from errno import EIO
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.errors import NotViable, Owned
+from gpuswitch.host.simulated.catalogue import AUDIO, DISPLAY_3D, GRACE_HOPPER, NVIDIA, Slot, port
+from gpuswitch.host.simulated.faults import Errno
+from gpuswitch.host.simulated.scenarios import boot
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.record import Result
+from tests.simulated.bed import Bed, config
+
+GPU, SOUND = PciAddress.parse("0009:01:00.0"), PciAddress.parse("0009:01:00.1")
+VARIANT = "nvgrace-gpu-vfio-pci"
+
+
+async def made(directory: Path, **rules: object) -> tuple[Bed, Actor]:
+    """A superchip, and sound in the same slot."""
+    slot = Slot("0009:01:00", 21, "0009:00:00.0")
+    card = [slot.function(0, NVIDIA, GRACE_HOPPER, DISPLAY_3D, "GH100"), slot.function(1, NVIDIA, 0x228B, AUDIO)]
+    bed = await Bed.made(boot([port("0009:00:00.0", 20), *card]), directory, config("superchip", **rules))
+    return bed, bed.fleet.find(str(GPU))
+
+
+def drivers(bed: Bed) -> tuple[str | None, str | None]:
+    seen = bed.host.look().functions
+    return seen[GPU].driver_name, seen[SOUND].driver_name
+
+
+async def test_each_function_goes_to_the_driver_that_fits_it_best_and_comes_home(tmp_path: Path) -> None:
+    bed, actor = await made(tmp_path)
+    before = bed.snapshot()
+    await bed.moved(actor, State.VFIO)
+    assert drivers(bed) == (VARIANT, "vfio-pci")
+    bed.machine.start_vm("vm", [GPU, SOUND])
+    bed.machine.end("vm")
+    await bed.moved(actor, State.HOST)
+    assert drivers(bed) == ("nvidia", "snd_hda_intel")
+    assert bed.debts == []
+    assert bed.snapshot() == before
+
+
+async def test_all_go_to_vfio_pci_where_the_configuration_says_so(tmp_path: Path) -> None:
+    bed, actor = await made(tmp_path, vfio_driver="vfio-pci")
+    await bed.moved(actor, State.VFIO)
+    assert drivers(bed) == ("vfio-pci", "vfio-pci")
+    assert "nvgrace_gpu_vfio_pci" not in bed.host.look().pci_drivers.values()
+
+
+async def test_a_driver_that_is_not_there_is_told_before_anything_is_touched(tmp_path: Path) -> None:
+    bed, actor = await made(tmp_path, vfio_driver="xe-vfio-pci")
+    before = bed.snapshot()
+    with pytest.raises(NotViable, match="the driver xe-vfio-pci is not available"):
+        await actor.request(State.VFIO)
+    assert (bed.snapshot(), bed.debts) == (before, [])
+
+
+async def test_a_plan_loads_nothing(tmp_path: Path) -> None:
+    bed, actor = await made(tmp_path)
+    before = bed.snapshot()
+    titles = [step.title for step in (await actor.plan(State.VFIO)).steps]
+    assert titles[0] == "load nvgrace_gpu_vfio_pci"
+    assert bed.snapshot() == before
+
+
+@pytest.mark.parametrize("function", [GPU, SOUND], ids=str)
+async def test_what_fails_leads_back(tmp_path: Path, function: PciAddress) -> None:
+    bed, actor = await made(tmp_path)
+    before = bed.snapshot()
+    bed.host.faults.add(Errno(EIO), operation="probe", subject=function)
+    switch = await bed.switch(actor, State.VFIO)
+    assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
+    assert bed.snapshot() == before
+
+
+@pytest.mark.parametrize("function", [GPU, SOUND], ids=str)
+async def test_what_fails_on_the_way_home_leads_back_to_the_same_drivers(tmp_path: Path, function: PciAddress) -> None:
+    bed, actor = await made(tmp_path)
+    await bed.moved(actor, State.VFIO)
+    bed.host.faults.add(Errno(EIO), operation="probe", subject=function)
+    switch = await bed.switch(actor, State.HOST)
+    assert (switch.result, actor.state) == (Result.REVERTED, State.VFIO)
+    assert drivers(bed) == (VARIANT, "vfio-pci")
+    await bed.moved(actor, State.HOST)
+
+
+async def test_one_that_was_on_its_variant_before_goes_home_too(tmp_path: Path) -> None:
+    """Nobody saw it on the host; the variant is no host driver."""
+    bed, actor = await made(tmp_path)
+    await bed.moved(actor, State.VFIO)
+    await bed.host.close()
+    (tmp_path / "anew").mkdir()
+    again = await Bed.made(bed.host, tmp_path / "anew", config("superchip"))
+    actor = again.fleet.find(str(GPU))
+    assert actor.state is State.VFIO
+    await again.moved(actor, State.HOST)
+    assert drivers(again) == ("nvidia", "snd_hda_intel")
+
+
+async def test_a_crash_on_the_way_is_brought_home(tmp_path: Path) -> None:
+    bed, actor = await made(tmp_path)
+    before = bed.snapshot()
+    await actor.request(State.VFIO)
+    await bed.witness.until(lambda: bed.host.look().functions[SOUND].driver_name == "vfio-pci")
+    bed = await bed.crash(actor)
+    assert bed.fleet.find(str(GPU)).state is State.HOST
+    assert bed.snapshot() == before
+
+
+async def test_a_machine_that_has_it_is_told_by_name(tmp_path: Path) -> None:
+    bed, actor = await made(tmp_path)
+    await bed.moved(actor, State.VFIO)
+    bed.machine.start_vm("vm", [GPU, SOUND])
+    with pytest.raises(Owned, match="qemu-system-x86"):
+        await actor.request(State.HOST)
+    assert drivers(bed) == (VARIANT, "vfio-pci")
