@@ -48,7 +48,7 @@ def blockers(
 
     `vfio_driver`: what the configuration names for its display functions.
     """
-    found = [*_state(gpu, state), *_presence(gpu, facts)]
+    found = [*_state(gpu, state), *_presence(gpu, facts), *without_groups(gpu, target, facts)]
     if target is State.VFIO:
         found += _immovable(gpu, facts)
         found += [
@@ -111,6 +111,14 @@ def _drivers(gpu: Gpu, facts: HostFacts, named: str) -> Iterator[Blocker]:
             yield Blocker("no_vfio", f"the driver {driver.name} is not available: its kernel module is not installed")
 
 
+def without_groups(gpu: Gpu, target: State, facts: HostFacts) -> Iterator[Blocker]:
+    """A kernel on which nobody can hold the GPU while it is taken from its vfio driver; known once vfio is loaded."""
+    if facts.vfio_without_groups and (target is State.VFIO or any(f.on_vfio for f in gpu.present(facts))):
+        yield Blocker(
+            "no_vfio_groups", f"{gpu.address} cannot be kept from virtual machines while it moves: {NO_GROUPS}"
+        )
+
+
 def _neighbours(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
     for neighbour in gpu.neighbours(facts):
         if not harmless(neighbour):
@@ -147,6 +155,8 @@ def _boot_display(gpu: Gpu, facts: HostFacts) -> list[Blocker]:
         if function.boot_display
     ]
 
+
+NO_GROUPS = "this kernel has no VFIO groups; use one with CONFIG_VFIO_GROUP"
 
 _KINDS: Mapping[Kind, str] = {
     Kind.DISPLAY: "GPU",

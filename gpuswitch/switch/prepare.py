@@ -20,7 +20,7 @@ from gpuswitch.model.holders import Scan, Sought, Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
-from gpuswitch.switch.guards import blockers, refusal
+from gpuswitch.switch.guards import blockers, refusal, without_groups
 from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.host import Host, Kernel
 from gpuswitch.switch.inquiry import Inquiry
@@ -155,6 +155,8 @@ class Preparation:
             for module in unnamed:
                 await self.kernel.load(module)
         seen = await seen_within(self.config.deadlines.capture, self.host)
+        if found := tuple(without_groups(self.gpu, State.VFIO, seen)):
+            raise refusal(found)
         return replace(self.facts, pci_drivers=seen.pci_drivers)
 
     async def _hold_groups(self) -> None:

@@ -17,6 +17,7 @@ from gpuswitch.model.drivers import profile_of
 from gpuswitch.model.facts import Driver, HostFacts, named_for_vfio
 from gpuswitch.model.gpu import Gpu, harmless
 from gpuswitch.model.holders import Sought
+from gpuswitch.switch.guards import NO_GROUPS
 from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.step import Hands, Step
 
@@ -43,7 +44,8 @@ class LoadDriver(Step):
 
     def _unmet(self, facts: HostFacts) -> str | None:
         if self.driver in facts.pci_drivers:
-            return None
+            # It shows only now, and nothing has been touched.
+            return NO_GROUPS if named_for_vfio(self.driver) and facts.vfio_without_groups else None
         return f"module {self.module} is loaded, but no PCI driver named {self.driver} is there"
 
 
@@ -258,7 +260,7 @@ class CheckGroup(Step):
         for function in facts.group(self.group):
             if function in self.gpu.neighbours(facts) and not harmless(function):
                 return f"IOMMU group {self.group} is not viable: {function.address} is on {function.driver_name}"
-        if self.group not in facts.vfio_nodes:
+        if str(self.group) not in facts.vfio_nodes:
             return f"/dev/vfio/{self.group} is not there"
         return None
 

@@ -19,7 +19,7 @@ async def whole_gpu_to_vfio_and_back(bench: Bench) -> None:
         assert bench.driver(function) is None
         await kernel.probe(function)
         assert bench.driver(function) == VFIO_DRIVER
-    await bench.until(lambda: bench.group in bench.host.look().vfio_nodes)
+    await bench.until(lambda: str(bench.group) in bench.host.look().vfio_nodes)
 
     await kernel.hold_group(bench.group)
     await kernel.set_override({bench.display: bench.display_driver.name, bench.audio: bench.audio_driver.name})
@@ -32,7 +32,7 @@ async def whole_gpu_to_vfio_and_back(bench: Bench) -> None:
     await kernel.set_override(dict.fromkeys(bench.functions, None))
     await kernel.set_power_control({f: captured[f].power_control for f in bench.functions})
     assert await kernel.capture(bench.functions) == captured
-    await bench.until(lambda: bench.group not in bench.host.look().vfio_nodes)
+    await bench.until(lambda: str(bench.group) not in bench.host.look().vfio_nodes)
     await bench.until(lambda: not bench.look(bench.display).nodes_pending)
     assert bench.look(bench.display).nodes
 
@@ -96,9 +96,9 @@ async def watch_tells_of_all_until_a_node_is_ready(bench: Bench) -> None:
 async def watch_tells_of_a_group_node(bench: Bench) -> None:
     async with bench.changes() as changed:
         await bench.to_vfio(bench.audio)
-        await bench.until_told(lambda: bench.group in bench.host.look().vfio_nodes, changed)
+        await bench.until_told(lambda: str(bench.group) in bench.host.look().vfio_nodes, changed)
         await bench.unbind(bench.audio)
-        await bench.until_told(lambda: bench.group not in bench.host.look().vfio_nodes, changed)
+        await bench.until_told(lambda: str(bench.group) not in bench.host.look().vfio_nodes, changed)
 
 
 @case

@@ -13,7 +13,7 @@ from tests.contract.bench import Bench, case, refused
 @case
 async def group_has_a_node_while_a_function_is_on_vfio(bench: Bench) -> None:
     def has_node() -> bool:
-        return bench.group in bench.host.look().vfio_nodes
+        return str(bench.group) in bench.host.look().vfio_nodes
 
     assert not has_node()
     await bench.to_vfio(bench.audio)
@@ -77,7 +77,7 @@ async def bind_succeeds_in_a_group_that_is_not_viable(bench: Bench) -> None:
     group = bench.look(bench.crowded).iommu_group
     assert group is not None
     await bench.to_vfio(bench.crowded)
-    await bench.until(lambda: group in bench.host.look().vfio_nodes)
+    await bench.until(lambda: str(group) in bench.host.look().vfio_nodes)
     neighbours = [f for f in bench.host.look().group(group) if f.kind not in {Kind.BRIDGE, Kind.DISPLAY}]
     assert [f.driver_name for f in neighbours] != []
     assert None not in [f.driver_name for f in neighbours]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import EIO
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from gpuswitch.errors import NotViable, Owned
 from gpuswitch.host.simulated.catalogue import AUDIO, DISPLAY_3D, GRACE_HOPPER, NVIDIA, Slot, port
 from gpuswitch.host.simulated.faults import Errno
-from gpuswitch.host.simulated.scenarios import boot
+from gpuswitch.host.simulated.host import SimulatedHost
+from gpuswitch.host.simulated.scenarios import boot, plain, superchip
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
@@ -121,3 +123,31 @@ async def test_a_machine_that_has_it_is_told_by_name(tmp_path: Path) -> None:
     with pytest.raises(Owned, match="qemu-system-x86"):
         await actor.request(State.HOST)
     assert drivers(bed) == (VARIANT, "vfio-pci")
+
+
+class TestAKernelWithoutGroups:
+    @pytest.mark.parametrize("machine", [plain, superchip])
+    async def test_is_found_out_before_anything_is_moved(
+        self, tmp_path: Path, machine: Callable[..., SimulatedHost]
+    ) -> None:
+        """It shows when vfio is loaded."""
+        bed = await Bed.made(machine(vfio_groups=False), tmp_path, config())
+        actor = bed.fleet.find("0000:01:00.0" if machine is plain else str(GPU))
+        before = bed.snapshot()
+        for _ in range(2):
+            told = ""
+            try:
+                switch = await bed.switch(actor, State.VFIO)
+                told = switch.reason
+            except NotViable as error:
+                told = str(error)
+            assert "this kernel has no VFIO groups" in told
+            assert (actor.state, bed.snapshot(), bed.debts) == (State.HOST, before, [])
+
+    async def test_leaves_a_gpu_alone_that_is_on_vfio(self, tmp_path: Path) -> None:
+        bed = await Bed.made(plain(vfio_groups=False, vfio_ids=[(NVIDIA, 0x2484)]), tmp_path, config())
+        actor = bed.fleet.find("0000:01:00.0")
+        before = bed.snapshot()
+        with pytest.raises(NotViable, match="this kernel has no VFIO groups"):
+            await actor.request(State.HOST)
+        assert (bed.snapshot(), bed.debts) == (before, [])

@@ -62,7 +62,7 @@ def facts(
     iommu: bool = True,
     vfio_available: bool = True,
     registered: Mapping[str, str | None] = MODULES,
-    vfio_nodes: frozenset[int] = frozenset(),
+    vfio_nodes: frozenset[str] = frozenset({"vfio"}),
 ) -> HostFacts:
     return HostFacts(
         functions={f.address: f for f in functions},

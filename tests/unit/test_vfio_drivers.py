@@ -178,6 +178,30 @@ def test_a_driver_that_is_not_installed_is_a_blocker(aliases: tuple[tuple[str, s
     assert found == ([] if aliases else ["the driver xe-vfio-pci is not available: its kernel module is not installed"])
 
 
+class TestAKernelWithoutGroups:
+    def test_is_a_blocker_once_vfio_is_loaded(self) -> None:
+        loaded = superchip(vfio_pci="vfio_pci")
+        for host, found in (
+            (superchip(), []),
+            (loaded, []),
+            (replace(loaded, vfio_nodes=frozenset()), ["no_vfio_groups"]),
+        ):
+            assert [blocker.reason for blocker in blockers(CARD, State.VFIO, State.HOST, host)] == found
+
+    def test_keeps_what_is_on_vfio_there(self) -> None:
+        """Nobody could keep a machine from opening it in the last moment."""
+        away = replace(superchip("vfio-pci", "vfio-pci", vfio_pci="vfio_pci"), vfio_nodes=frozenset())
+        (blocker,) = blockers(CARD, State.HOST, State.VFIO, away)
+        assert blocker.sentence == (
+            "0000:01:00.0 cannot be kept from virtual machines while it moves: this kernel has no VFIO groups; use one "
+            "with CONFIG_VFIO_GROUP"
+        )
+
+    def test_is_no_matter_to_what_is_at_home(self) -> None:
+        home = replace(superchip(vfio_pci="vfio_pci"), vfio_nodes=frozenset())
+        assert blockers(CARD, State.HOST, State.UNKNOWN, home) == ()
+
+
 @pytest.mark.parametrize("value", ["nvidia", "vfio", "vfio-pci/..", "-vfio pci", "x" * 100 + "-vfio-pci"])
 def test_the_configuration_names_vfio_drivers_only(tmp_path: Path, value: str) -> None:
     (tmp_path / "config.toml").write_text(f'[defaults]\nvfio_driver = "{value}"\n')

@@ -130,7 +130,7 @@ class Sysfs:
             vfio_available=VFIO_DRIVER in drivers or self._vfio_installed(),
             pci_drivers=drivers,
             vfio_aliases=self._vfio_aliases(),
-            vfio_nodes=frozenset(int(n) for n, _ in _entries(f"{self._roots.dev}/vfio") if n.isascii() and n.isdigit()),
+            vfio_nodes=frozenset(self._vfio_nodes()),
             modules=self._modules(),
             boot_framebuffers=framebuffers,
             console_map=self._console_map,
@@ -295,6 +295,12 @@ class Sysfs:
     def _vfio_aliases(self) -> tuple[tuple[str, str], ...]:
         """Those of modules: what is built in is not in that file, and libvirt does not see it either."""
         return tuple((alias, module) for alias, module in self._listed("modules.alias", _VFIO_ALIAS))
+
+    def _vfio_nodes(self) -> Iterator[str]:
+        """The class comes with vfio itself, before any driver of its (vfio_group_init in drivers/vfio/group.c)."""
+        if _there(f"{self._roots.sysfs}/class/vfio"):
+            yield "vfio"
+        yield from (name for name, _ in _entries(f"{self._roots.dev}/vfio") if name.isascii() and name.isdigit())
 
     def _listed(self, index: str, pattern: re.Pattern[bytes]) -> list[tuple[str, ...]]:
         """What matches in an index of the running kernel's modules, which is read again when it was written anew."""

@@ -85,6 +85,9 @@ class Drivers:
     def vfio_available(self) -> bool:
         return VFIO_DRIVER in self._registered or VFIO_MODULE in self.modules
 
+    def vfio_registered(self) -> bool:
+        return any(driver.vfio for driver, _ in self._registered.values())
+
     def vfio_aliases(self) -> tuple[tuple[str, str], ...]:
         """As modules.alias has them."""
         return tuple((alias, m.name) for m in self.modules.values() for driver in m.drivers for alias in driver.vfio)

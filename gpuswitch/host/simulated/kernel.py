@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from gpuswitch.errors import KernelError
@@ -43,7 +43,8 @@ class Machine(Bus):
 
     `modules` are installed; those named in `loaded` are in the kernel, and have bound what they match, in this order.
     `builtin` drivers are registered before them. `boot_framebuffers` are what the firmware left, each with its driver;
-    `console_map` the frame buffers that `fbcon=map:` names.
+    `console_map` the frame buffers that `fbcon=map:` names. Not `vfio_groups`: its kernel has no `/dev/vfio/GROUP`
+    (CONFIG_VFIO_GROUP is not set).
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Machine(Bus):
         boot_framebuffers: Iterable[BootFramebuffer] = (),
         console_map: Sequence[int] | None = None,
         iommu: bool = True,
+        vfio_groups: bool = True,
     ) -> None:
         super().__init__(devices, modules, builtin, iommu=iommu)
+        self._vfio_groups = vfio_groups
         self.frame_buffers = FrameBuffers(self, boot_framebuffers, console_map)
         self.modules = Modules(self, self.frame_buffers)
         self.processes = ProcessTable(self, self.modules)
@@ -78,11 +81,7 @@ class Machine(Bus):
                 vfio_available=self.drivers.vfio_available(),
                 pci_drivers=self.drivers.registered(),
                 vfio_aliases=self.drivers.vfio_aliases(),
-                vfio_nodes=frozenset(
-                    device.shape.iommu_group
-                    for device in self.devices.values()
-                    if device.shape.iommu_group is not None and device.on_vfio
-                ),
+                vfio_nodes=frozenset(self._vfio_nodes()),
                 modules=self.modules.seen(),
                 boot_framebuffers=self.frame_buffers.boot(),
                 console_map=self.frame_buffers.console_map,
@@ -328,9 +327,16 @@ class Machine(Bus):
         else:
             device.persistent = True
 
+    def _vfio_nodes(self) -> Iterator[str]:
+        if self._vfio_groups and self.drivers.vfio_registered():
+            yield "vfio"
+            for device in self.devices.values():
+                if device.shape.iommu_group is not None and device.on_vfio:
+                    yield str(device.shape.iommu_group)
+
     def _take_group(self, number: int, user: str) -> None:
         call = Call("open", f"/dev/vfio/{number}")
-        if number not in self.look().vfio_nodes:
+        if str(number) not in self.look().vfio_nodes:
             raise call.error(errno.ENOENT)
         if self.group(number).opened_by is not None:
             raise call.error(errno.EBUSY)

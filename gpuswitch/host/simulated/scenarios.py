@@ -26,13 +26,14 @@ class Options(TypedDict, total=False):
     """How a machine is started, where it is not as everybody's.
 
     `modules`: what is installed. `vfio_ids`: vendor and device ids given to vfio-pci on the kernel command line; it is
-    loaded before all others then. `iommu` False: it is off. `boot_framebuffers`: what the firmware left.
-    `console_map`: `fbcon=map:` on the kernel command line.
+    loaded before all others then. `iommu` False: it is off; `vfio_groups` False: the kernel has none.
+    `boot_framebuffers`: what the firmware left. `console_map`: `fbcon=map:` on the kernel command line.
     """
 
     modules: Sequence[Module]
     vfio_ids: Sequence[tuple[int, int]]
     iommu: bool
+    vfio_groups: bool
     boot_framebuffers: Sequence[BootFramebuffer]
     console_map: Sequence[int]
 
@@ -69,6 +70,7 @@ def boot(devices: Iterable[Device], **options: Unpack[Options]) -> SimulatedHost
         boot_framebuffers=options.get("boot_framebuffers", ()),
         console_map=options.get("console_map"),
         iommu=iommu,
+        vfio_groups=options.get("vfio_groups", True),
     )
     return SimulatedHost(machine)
 
