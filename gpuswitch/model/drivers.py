@@ -30,6 +30,7 @@ class Profile:
     `chain`: the modules around it, in the order in which they can be unloaded, its own last; loaded in reverse.
     `unload_detaches`: for the last device, unloading the chain is the safe way to detach it. `waits`: its remove()
     waits for whoever has the device open, so references to its module that no process explains count as a holder.
+    `needs_device`: its module does not load where it finds no device.
     `units` have the device open for the host's comfort, and are stopped where they are active. `nodes` are device nodes
     that all devices of the driver share, below /dev. `unbind_seconds`: an unbind may rightly take this long.
     `single_from`: the versions from which one of several devices can be let go while a `modeset` module of the chain
@@ -47,6 +48,7 @@ class Profile:
     single_from: tuple[tuple[int, ...], ...] = ()
     modeset: str = ""
     persistence: bool = False
+    needs_device: bool = False
 
 
 PERSISTENCED = Unit("nvidia-persistenced.service")
@@ -69,6 +71,8 @@ _PROFILES: Mapping[str, Profile] = {
             single_from=((580, 105), (590,)),
             modeset="nvidia_drm",
             persistence=True,
+            # nvidia_init_module: "No NVIDIA GPU found".
+            needs_device=True,
         ),
         # The USB-C controller of Turing cards: its ucsi_ccg gives up on a silent port after minutes only.
         Profile("nvidia-gpu", chain=("ucsi_ccg", "i2c_nvidia_gpu"), unbind_seconds=200.0),

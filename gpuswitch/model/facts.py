@@ -167,7 +167,8 @@ class HostFacts:
     `/dev/vfio/GROUP` node, and `vfio` where the kernel, once vfio is in it, makes such nodes at all. `modules`: those
     that a driver profile names (`gpuswitch.model.drivers`) and that are in the kernel, by name. `boot_framebuffers`:
     those that a driver has. `console_map`: the frame buffers that the kernel's command line gives text consoles to
-    (`fbcon=map:`), None where it says nothing of it.
+    (`fbcon=map:`), None where it says nothing of it. `autoprobe`: a driver that registers, or a device that is found,
+    is bound without being asked for (`drivers_autoprobe` of the PCI bus).
     """
 
     functions: Mapping[PciAddress, PciFunction]
@@ -179,6 +180,7 @@ class HostFacts:
     modules: Mapping[str, Module] = field(default_factory=dict)
     boot_framebuffers: tuple[BootFramebuffer, ...] = ()
     console_map: frozenset[int] | None = None
+    autoprobe: bool = True
 
     @property
     def vfio_without_groups(self) -> bool:

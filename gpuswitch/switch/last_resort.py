@@ -5,8 +5,10 @@ None is taken back. What was set on a function that is removed, its driver overr
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
+from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.switch.step import Hands, Step
@@ -54,7 +56,12 @@ class RemoveFunctions(Step):
 
 @dataclass(frozen=True)
 class Rescan(Step):
-    """Have the kernel find the functions again, and wait until it has: a device may take its time to answer."""
+    """Have the kernel find the functions again, and wait until it has: a device may take its time to answer.
+
+    In Linux since 6.17 a driver may bind what is found after the write has returned (device_initial_probe instead of
+    device_attach in pci_bus_add_device). A probe of our own waits for that, and finds nothing to do or does it: from
+    then on, what a look shows stays. Where nothing is bound by itself (`drivers_autoprobe`), nor do we.
+    """
 
     kind = "rescan"
     functions: tuple[PciAddress, ...]
@@ -68,6 +75,11 @@ class Rescan(Step):
 
     async def verify(self, hands: Hands) -> None:
         await hands.until(self._unmet, self.functions)
+        if hands.host.look().autoprobe:
+            for function in self.functions:
+                # Which driver could not take it is told when the GPU is brought home.
+                with suppress(KernelError):
+                    await hands.kernel.probe(function)
 
     def _unmet(self, facts: HostFacts) -> str | None:
         missing = [function for function in self.functions if function not in facts.functions]

@@ -18,6 +18,8 @@ from gpuswitch.model.policy import Busy, ModulePolicy
 from gpuswitch.switch.guards import Blocker
 from gpuswitch.switch.holding import Leaving, is_logind, never_ended, sentences
 
+AUTOPROBE = "/sys/bus/pci/drivers_autoprobe"
+
 
 @dataclass(frozen=True, slots=True)
 class Occupation:
@@ -130,6 +132,9 @@ def _occupation(
     loaded = tuple(m for m in profile.chain if m == driver.module or _can_go(facts, m))
     display = all(facts.functions[a].kind is Kind.DISPLAY for a in own)
     wanted = policy is ModulePolicy.ALWAYS or (policy is ModulePolicy.AUTO and profile.unload_detaches)
+    if profile.needs_device and not facts.autoprobe:
+        # It would find none when it is to come back.
+        wanted = False
     return Occupation(profile, own, last, loaded, unload=bool(wanted and last and display and driver.module))
 
 
@@ -142,6 +147,17 @@ def moves_in_turns(driver: str, policy: ModulePolicy) -> bool:
     return policy is ModulePolicy.ALWAYS or profile_of(Driver(driver, None)).unload_detaches
 
 
+def cannot_load(drivers: Iterable[Driver], facts: HostFacts) -> Iterator[Blocker]:
+    """Drivers whose modules find no device to load for."""
+    for driver in () if facts.autoprobe else drivers:
+        if profile_of(driver).needs_device and driver.module and driver.name not in facts.pci_drivers:
+            yield Blocker(
+                "no_autoprobe",
+                f"the module {driver.module} is given no device, and does not load, while {AUTOPROBE} is 0: "
+                "write 1 to it first",
+            )
+
+
 def cannot_let_go(gpu: Gpu, facts: HostFacts, found: Iterable[Occupation]) -> Iterator[Blocker]:
     """Drivers that would have to let one device go, and cannot."""
     for occupation in found:
@@ -151,7 +167,8 @@ def cannot_let_go(gpu: Gpu, facts: HostFacts, found: Iterable[Occupation]) -> It
         version = own.version if own else ""
         if occupation.unload or modeset is None or not modeset.modeset or lets_go_of_one(profile, version):
             continue
-        why = "module_policy is never" if occupation.last else "other GPUs stay on it"
+        why = "module_policy is never" if facts.autoprobe else f"{AUTOPROBE} is 0"
+        why = why if occupation.last else "other GPUs stay on it"
         yield Blocker(
             "driver_too_old",
             f"{profile.driver} {version} cannot let go of {gpu.address} alone while {profile.modeset} has modeset on, "

@@ -25,7 +25,7 @@ from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.host import Host, Kernel
 from gpuswitch.switch.inquiry import Inquiry
 from gpuswitch.switch.looking import seen_within
-from gpuswitch.switch.needs import everything
+from gpuswitch.switch.needs import cannot_load, everything
 from gpuswitch.switch.owed import Owed
 from gpuswitch.switch.pause import answered
 from gpuswitch.switch.plan import Back, Plan, to_clear, to_host, to_vfio
@@ -82,8 +82,7 @@ class Preparation:
             return to_vfio(self.gpu, facts, now, self.owed, needs)
         async with answered(self.config.deadlines.capture):
             now = await self.kernel.capture(self.gpu.functions)
-            kept = self.owed.functions
-            baseline = {a: kept.get(a) or await self._first_seen(a, now) for a in self.gpu.functions}
+            baseline = await self._baseline(now)
         waits = self.options.policy(rules.busy) is Busy.WAIT and not self.starting
         if not self.asking and not waits:
             await self._hold_groups()
@@ -121,6 +120,14 @@ class Preparation:
     @property
     def _own(self) -> GpuConfig:
         return self.config.gpu(self.gpu.address)
+
+    async def _baseline(self, now: Mapping[PciAddress, Captured]) -> Mapping[PciAddress, Captured]:
+        kept = self.owed.functions
+        baseline = {a: kept.get(a) or await self._first_seen(a, now) for a in self.gpu.functions}
+        home = dict.fromkeys(captured.driver for captured in baseline.values() if captured.driver)
+        if found := tuple(cannot_load(home, self.facts)):
+            raise refusal(found)
+        return baseline
 
     async def _first_seen(self, function: PciAddress, now: Mapping[PciAddress, Captured]) -> Captured:
         """The baseline of a function that nobody saw on the host: what it has, or the only driver that fits it."""

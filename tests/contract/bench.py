@@ -72,6 +72,9 @@ class Outside(Protocol):
     async def replug(self) -> None:
         """What left comes back."""
 
+    async def set_autoprobe(self, *, on: bool) -> None:
+        """Somebody writes to `drivers_autoprobe` of the PCI bus."""
+
     async def add_unit(self, function: PciAddress | None = None, *, fails: bool = False) -> Unit:
         """Somebody installs a service, which is not active. Its process opens the node of `function`.
 

@@ -6,7 +6,7 @@ import asyncio
 import errno
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_DRIVER, Captured
+from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Captured
 from tests.contract.bench import Bench, case, refused
 
 
@@ -103,3 +103,31 @@ async def remove_waits_for_the_user_of_a_function(bench: Bench) -> None:
     await bench.outside.close(bench.audio)
     await asyncio.gather(removing, rescanning)
     assert bench.audio not in bench.host.look().functions
+
+
+@case
+async def without_autoprobe_a_probe_binds_and_a_module_does_not(bench: Bench) -> None:
+    """bus_add_driver() looks at it; drivers_probe_store() does not (drivers/base/bus.c)."""
+    assert bench.host.look().autoprobe
+    await bench.outside.set_autoprobe(on=False)
+    assert not bench.host.look().autoprobe
+    await bench.kernel.set_override({bench.audio: VFIO_DRIVER})
+    await bench.unbind(bench.audio)
+    await bench.kernel.load(VFIO_MODULE)
+    assert bench.driver(bench.audio) is None
+    await bench.kernel.probe(bench.audio)
+    assert bench.driver(bench.audio) == VFIO_DRIVER
+    await bench.outside.set_autoprobe(on=True)
+    assert bench.host.look().autoprobe
+
+
+@case
+async def without_autoprobe_what_is_found_again_can_be_bound(bench: Bench) -> None:
+    """Until 6.16 a rescan binds it all the same (pci_bus_add_device in drivers/pci/bus.c)."""
+    await bench.outside.set_autoprobe(on=False)
+    await bench.kernel.remove(tuple(reversed(bench.functions)))
+    await bench.kernel.rescan(bench.functions)
+    for function in bench.functions:
+        await bench.kernel.probe(function)
+    drivers = bench.look(bench.display).driver, bench.look(bench.audio).driver
+    assert drivers == (bench.display_driver, bench.audio_driver)

@@ -72,6 +72,9 @@ class RealOutside(Outside):
     async def replug(self) -> None:
         await asyncio.to_thread((PCI / "rescan").write_text, "1")
 
+    async def set_autoprobe(self, *, on: bool) -> None:
+        await asyncio.to_thread((PCI / "drivers_autoprobe").write_text, str(int(on)))
+
     async def add_unit(self, function: PciAddress | None = None, *, fails: bool = False) -> Unit:
         # What it opens is open before the program starts, and the start is over once it has.
         opens = f"StandardInput=file:{self._node(function)}\n" if function is not None else ""

@@ -96,6 +96,9 @@ class SimulatedOutside(Outside):
     async def replug(self) -> None:
         self._machine.replug(self._slot)
 
+    async def set_autoprobe(self, *, on: bool) -> None:
+        self._machine.set_autoprobe(on=on)
+
     async def add_unit(self, function: PciAddress | None = None, *, fails: bool = False) -> Unit:
         unit = Unit("contract.service")
         if fails:

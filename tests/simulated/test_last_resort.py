@@ -109,3 +109,25 @@ async def test_a_removal_that_hangs_has_sixty_seconds() -> None:
     host.faults.add(Hang(), operation="remove")
     with pytest.raises(StuckError, match=r"within 60 s"):
         await engine(host, RemoveFunctions(BOTH)).forward()
+
+
+async def test_what_is_found_is_bound_when_the_step_is_done_also_where_the_kernel_binds_it_later() -> None:
+    host = plain()
+    host.machine.set_autoprobe(on=True, later=True)
+    await engine(host, RemoveFunctions(BOTH), Rescan(BOTH)).forward()
+    assert [host.look().functions[a].driver_name for a in BOTH] == ["nvidia", "snd_hda_intel"]
+
+
+async def test_nothing_is_bound_that_is_not_to_be_bound_by_itself() -> None:
+    host = plain()
+    host.machine.set_autoprobe(on=False)
+    await engine(host, RemoveFunctions(BOTH), Rescan(BOTH)).forward()
+    assert [host.look().functions[a].driver_name for a in BOTH] == [None, None]
+
+
+async def test_a_driver_that_does_not_take_what_is_found_is_told_later() -> None:
+    host = plain()
+    host.faults.add(Errno(errno.EIO), operation="probe", nth=None)
+    host.machine.set_autoprobe(on=True, later=True)
+    await engine(host, RemoveFunctions(BOTH), Rescan(BOTH)).forward()
+    assert set(BOTH) <= set(host.look().functions)

@@ -220,6 +220,13 @@ def test_vfio_nodes_are_the_numbered_ones_and_vfio_stands_for_a_kernel_that_make
     assert Sysfs(tree.roots).look().vfio_nodes == {"vfio", "2", "15"}
 
 
+@pytest.mark.parametrize(("text", "autoprobe"), [("1\n", True), ("0\n", False), (None, True)])
+def test_whether_drivers_take_what_they_match_by_themselves(tree: Tree, text: str | None, autoprobe: bool) -> None:
+    if text is not None:
+        (tree.sys / "bus/pci/drivers_autoprobe").write_text(text)
+    assert Sysfs(tree.roots).look().autoprobe is autoprobe
+
+
 def test_what_changes_is_seen_anew(tree: Tree) -> None:
     two_functions(tree)
     sysfs = Sysfs(tree.roots)
@@ -359,7 +366,7 @@ sysfs.look()
 print(json.dumps([len(facts.functions), [path for path in opened if path.startswith(sys.argv[1])]]))
 """
 ALLOWED = {"modalias", "boot_vga", "boot_display", "resource", "data"}
-ALLOWED |= {"runtime_status", "dev", "refcnt", "version", "modeset"}
+ALLOWED |= {"runtime_status", "dev", "refcnt", "version", "modeset", "drivers_autoprobe"}
 
 
 def big_host(tree: Tree) -> None:

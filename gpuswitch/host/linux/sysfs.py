@@ -3,8 +3,9 @@
 What is read, and why that is safe (Linux 6.1; `show` functions of the files named):
 
 - links and folders: kernfs alone answers, no driver and no device lock is involved;
-- `modalias` (drivers/pci/pci-sysfs.c), `power/runtime_status` (drivers/base/power/sysfs.c), `dev`, and of a module
-  `initstate`, `refcnt` and `version` (kernel/module): they print a field of a structure;
+- `modalias` (drivers/pci/pci-sysfs.c), `power/runtime_status` (drivers/base/power/sysfs.c), `dev`,
+  `drivers_autoprobe` (drivers/base/bus.c), and of a module `initstate`, `refcnt` and `version` (kernel/module): they
+  print a field of a structure;
 - what tells the booted display (gpuswitch/host/linux/booted.py);
 - of a module `parameters/modeset`: it takes the lock of that module's parameters (kernel/params.c), which is held for
   as long as somebody reads or sets one of them, and not by a module that comes or goes.
@@ -134,6 +135,7 @@ class Sysfs:
             modules=self._modules(),
             boot_framebuffers=framebuffers,
             console_map=self._console_map,
+            autoprobe=_first_line(f"{self._roots.sysfs}/bus/pci/drivers_autoprobe") != "0",
         )
 
     def _functions(

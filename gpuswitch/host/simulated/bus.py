@@ -16,6 +16,9 @@ from gpuswitch.host.simulated.faults import Call, Faults, Strike
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 
+_BY_AND_BY = 0.1
+"""Seconds."""
+
 CardListener = Callable[[Device, Card], None]
 
 
@@ -54,6 +57,9 @@ class Bus:
         self.devices = {device.address: device for device in sorted(devices, key=lambda d: d.address)}
         self.drivers = Drivers(modules, builtin)
         self.iommu = iommu
+        self.autoprobe = True
+        self.probes_later = False
+        """What a rescan finds is bound by and by."""
         self.faults = Faults()
         self.numbers = Numbers()
         self.uevent: Callable[[], None] = lambda: None
@@ -95,7 +101,9 @@ class Bus:
 
     def finds_a_device(self, module: Module) -> bool:
         """Whether a module that refuses to load without a device of its own would load."""
-        return not module.needs_device or any(
+        if not module.needs_device:
+            return True
+        return self.autoprobe and any(
             device.binding is None and matches(driver, device.shape.modalias, device.override)
             for device in self.devices.values()
             for driver in module.drivers
@@ -105,6 +113,20 @@ class Bus:
         for device in self.devices.values():
             if device.binding is None:
                 self.bind_first_match(device)
+
+    def found(self, device: Device) -> None:
+        """A device is new on the bus."""
+        if self.autoprobe and self.probes_later:
+            self.later(self._bind_later(device))
+        elif self.autoprobe:
+            self.bind_first_match(device)
+
+    async def _bind_later(self, device: Device) -> None:
+        async with device.lock:
+            await asyncio.sleep(_BY_AND_BY)
+            if self.devices.get(device.address) is device:
+                self.bind_first_match(device)
+                self.changed(device, uevent=True)
 
     def bind_first_match(self, device: Device) -> None:
         driver = self.drivers.first_match(device.shape.modalias, device.override) if device.binding is None else None

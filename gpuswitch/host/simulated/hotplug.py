@@ -97,7 +97,7 @@ class Hotplug:
         """New devices: without override, power/control as at boot, bound by what matches; udev loads the rest."""
         for device in [each.anew() for each in old]:
             self._bus.devices = dict(sorted([*self._bus.devices.items(), (device.address, device)]))
-            self._bus.bind_first_match(device)
+            self._bus.found(device)
             self._bus.changed(device, uevent=True)
             if device.binding is None:
                 self._bus.later(self._modules.found(device))

@@ -85,6 +85,7 @@ class Machine(Bus):
                 modules=self.modules.seen(),
                 boot_framebuffers=self.frame_buffers.boot(),
                 console_map=self.frame_buffers.console_map,
+                autoprobe=self.autoprobe,
             )
         return self._facts
 
@@ -134,6 +135,14 @@ class Machine(Bus):
         )
         self.units.run(program)
         return program.process
+
+    def set_autoprobe(self, *, on: bool, later: bool = False) -> None:
+        """Somebody writes to `drivers_autoprobe` of the PCI bus: off, neither modules nor rescans bind anything.
+
+        Since Linux 6.17; before, a rescan does all the same. `later`: it is a kernel that may bind later what it finds.
+        """
+        self.autoprobe, self.probes_later = on, later
+        self.changed(None)
 
     def open(self, function: PciAddress, user: str, kind: str = "") -> None:
         """A process opens a device node of the function; one that does not run yet is started. It has it open once.

@@ -87,7 +87,8 @@ class Modules:
                 raise call.error(errno.ENODEV)
             self._drivers.register(module)
             self._bus.changed(None, uevent=bool(module.drivers))
-            await self._bind(module, call)
+            if self._bus.autoprobe:
+                await self._bind(module, call)
             self._bus.add_above(module)
 
     async def unload(self, name: str, call: Call) -> None:
