@@ -32,9 +32,10 @@ class Functions:
         """Four values for each function: driver, its module, driver_override, power/control; "" for none.
 
         driver_override comes first: on 6.1 reading it takes the device lock (driver_override_show in
-        drivers/pci/pci-sysfs.c), so a bind or unbind that was under way is over before the driver link is read. On
-        6.12 it does not; there the first write to power/control waits, and a function whose unbind by somebody else
-        hangs counts as driverless, which it is about to be.
+        drivers/pci/pci-sysfs.c), so a bind or unbind that was under way is over before the driver link is read. Where
+        the driver core has it (drivers/base/bus.c in 7.2, and in Debian's 6.12 since 6.12.94-1), neither reading nor
+        writing takes more than a spinlock. There the first write to power/control waits, and a function whose unbind by
+        somebody else hangs counts as driverless, which it is about to be.
         """
         values = []
         for address in addresses:
