@@ -33,9 +33,10 @@ class Profile:
     `needs_device`: its module does not load where it finds no device.
     `units` have the device open for the host's comfort, and are stopped where they are active. `nodes` are device nodes
     that all devices of the driver share, below /dev. `unbind_seconds`: an unbind may rightly take this long.
-    `single_from`: the versions from which one of several devices can be let go while a `modeset` module of the chain
-    is on; each holds for its own branch and the last one for all later ones too. `persistence`: has a mode in which the
-    driver keeps the device in use by itself.
+    `forgets_from`: from this version on it waits for ever, since it does not notice who lets go; `forgets_until` are
+    those that mended it. `single_from`: those from which one of several devices can be let go while a `modeset` module
+    of the chain is on. Of both, each holds for its own branch, and the last one for all later ones too. `persistence`:
+    has a mode in which the driver keeps the device in use by itself.
     """
 
     driver: str
@@ -45,6 +46,8 @@ class Profile:
     units: tuple[Unit, ...] = ()
     nodes: tuple[str, ...] = ()
     unbind_seconds: float = 0.0
+    forgets_from: tuple[int, ...] = ()
+    forgets_until: tuple[tuple[int, ...], ...] = ()
     single_from: tuple[tuple[int, ...], ...] = ()
     modeset: str = ""
     persistence: bool = False
@@ -63,8 +66,10 @@ _PROFILES: Mapping[str, Profile] = {
                 *("nvidia_vgpu_vfio", "nvidia"),
             ),
             unload_detaches=True,
-            # nv_pci_remove waits for usage_count in a loop, from 595 on for ever (open-gpu-kernel-modules #1119).
+            # nv_pci_remove waits for usage_count in a loop. From 595.45.04 on it has taken the device out of its list
+            # by then, where those who let go look for it (open-gpu-kernel-modules, issues 1119 and 1374; open at 610).
             waits=True,
+            forgets_from=(595, 45, 4),
             units=(PERSISTENCED, Unit("nvidia-powerd.service")),
             nodes=("nvidiactl", "nvidia-modeset", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-caps/*"),
             # nvidia_modeset_remove: there from 580.105.08, not yet in 580.95.05, and in every branch from 590 on.
@@ -86,6 +91,8 @@ _PROFILES: Mapping[str, Profile] = {
     )
 }
 
+NVIDIA = _PROFILES["nvidia"]
+
 MODULES = frozenset(module for profile in _PROFILES.values() for module in profile.chain)
 """Every module that a profile names."""
 
@@ -103,11 +110,24 @@ def profile_of(driver: Driver) -> Profile:
 
 def lets_go_of_one(profile: Profile, version: str) -> bool:
     """Whether this version of the driver can let one of several devices go while its modeset module is on."""
-    if not profile.single_from:
-        return True
-    have = tuple(int(number) for number in re.findall(r"\d+", version))
-    *branches, onwards = profile.single_from
+    return not profile.single_from or _reached(version, profile.single_from)
+
+
+def waits_for_ever(profile: Profile, version: str) -> bool:
+    """Whether the remove() of this version of the driver never returns once it waits, whoever lets go of the device."""
+    affected = bool(profile.forgets_from) and _numbers(version) >= profile.forgets_from
+    return affected and not (profile.forgets_until and _reached(version, profile.forgets_until))
+
+
+def _reached(version: str, since: tuple[tuple[int, ...], ...]) -> bool:
+    """Each holds for its own branch, and the last one for all later ones too."""
+    have = _numbers(version)
+    *branches, onwards = since
     return have >= onwards or any(have[:1] == branch[:1] and have >= branch for branch in branches)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
 def from_module(module: str, registered: Mapping[str, str | None]) -> Driver:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.drivers import NVIDIA, waits_for_ever
 from gpuswitch.model.holders import Holder
 from gpuswitch.switch.engine import StuckError
 from gpuswitch.switch.holding import in_the_way
@@ -14,8 +14,6 @@ _REBOOT = (
     "only a reboot frees it, and an ordinary one will hang: as root, write s, then u, then b to /proc/sysrq-trigger "
     "(sync the disks, remount them read-only, reboot)"
 )
-_NEVER_RETURNS = (595,)
-"""From this version on nvidia waits for a device that it has already forgotten (open-gpu-kernel-modules #1119)."""
 
 
 def first_words(gpu: PciAddress, stuck: StuckError) -> str:
@@ -26,14 +24,10 @@ def first_words(gpu: PciAddress, stuck: StuckError) -> str:
 def report(gpu: PciAddress, stuck: StuckError, holders: Iterable[Holder] | None, nvidia: str) -> str:
     """The whole story. `holders`: who has it open now, None where that cannot be told; `nvidia`: its version, or ""."""
     words = first_words(gpu, stuck)
-    if stuck.pending.what.endswith(" from nvidia") and _version(nvidia) >= _NEVER_RETURNS:
+    if stuck.pending.what.endswith(" from nvidia") and waits_for_ever(NVIDIA, nvidia):
         return f"{words}. nvidia {nvidia} never returns from this, whoever lets go: {_REBOOT}"
     holders = tuple(holders or ())
     if holders:
         return f"{words}. It recovers by itself once these let go:\n{in_the_way(gpu, holders)}"
     unseen = "It recovers by itself should the kernel return; since nobody is seen to have it open, most likely"
     return f"{words}. {unseen} {_REBOOT}"
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", text))

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from gpuswitch.model.drivers import MODULES, Profile, from_module, from_name, lets_go_of_one, profile_of
+from gpuswitch.model.drivers import (
+    MODULES,
+    NVIDIA,
+    Profile,
+    from_module,
+    from_name,
+    lets_go_of_one,
+    profile_of,
+    waits_for_ever,
+)
 from gpuswitch.model.facts import Driver
 from gpuswitch.model.holders import Unit
-
-NVIDIA = profile_of(Driver("nvidia", "nvidia"))
 
 
 @pytest.mark.parametrize(
@@ -35,6 +44,29 @@ def test_from_which_version_on_nvidia_lets_go_of_one_of_several(version: str, ca
 @pytest.mark.parametrize("name", ["amdgpu", "i915", "xe", "nouveau", "snd_hda_intel", "xhci_hcd", "something"])
 def test_others_always_do(name: str) -> None:
     assert lets_go_of_one(profile_of(Driver(name, name)), "")
+
+
+@pytest.mark.parametrize(
+    ("until", "version", "for_ever"),
+    [
+        ((), "590.48.01", False),
+        ((), "595.45.04", True),
+        ((), "999.1", True),
+        ((), "", False),
+        # as a mend would be noted that came to one branch late, and was in all new ones from another on
+        (((595, 120), (620,)), "595.99.02", True),
+        (((595, 120), (620,)), "595.120.01", False),
+        (((595, 120), (620,)), "610.57.04", True),
+        (((595, 120), (620,)), "620.10", False),
+        (((595, 120), (620,)), "630.1", False),
+    ],
+)
+def test_which_nvidia_waits_for_ever(until: tuple[tuple[int, ...], ...], version: str, for_ever: bool) -> None:
+    assert waits_for_ever(replace(NVIDIA, forgets_until=until), version) is for_ever
+
+
+def test_others_wait_for_those_who_have_it_open() -> None:
+    assert not waits_for_ever(profile_of(Driver("snd_hda_intel", None)), "600.1")
 
 
 def test_nvidias_modules_go_in_an_order_in_which_each_comes_before_those_that_it_needs() -> None:

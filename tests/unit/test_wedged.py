@@ -50,14 +50,15 @@ def test_where_nobody_is_seen_a_reboot_is_likely_and_hope_is_left(holders: tuple
 @pytest.mark.parametrize(
     ("stuck", "version", "hopeless"),
     [
-        (FROM_NVIDIA, "595.10", True),
-        (FROM_NVIDIA, "600.1", True),
+        (FROM_NVIDIA, "595.45.04", True),
+        (FROM_NVIDIA, "610.57.04", True),
         (FROM_NVIDIA, "590.44.01", False),
+        (FROM_NVIDIA, "595.36", False),
         (FROM_NVIDIA, "580.105.08", False),
         (FROM_NVIDIA, "", False),
         # the USB-C controller's driver is another one, and so is the sound's
-        (FROM_USB_C, "595.10", False),
-        (FROM_SOUND, "595.10", False),
+        (FROM_USB_C, "595.45.04", False),
+        (FROM_SOUND, "595.45.04", False),
     ],
 )
 def test_from_which_nvidia_there_is_no_return(stuck: StuckError, version: str, hopeless: bool) -> None:
