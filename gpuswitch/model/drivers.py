@@ -16,11 +16,15 @@ from gpuswitch.model.holders import Unit
 _DRIVER_OF_MODULE: Mapping[str, str] = {
     "bochs": "bochs-drm",
     "i2c_nvidia_gpu": "nvidia-gpu",
+    "nova_core": "nova-core",
     "vfio_pci": VFIO_DRIVER,
     "xe_vfio_pci": "xe-vfio-pci",
     "xhci_pci": "xhci_hcd",
 }
-_MODULE_OF_DRIVER: Mapping[str, str] = {driver: module for module, driver in _DRIVER_OF_MODULE.items()}
+_MODULE_OF_DRIVER: Mapping[str, str] = {
+    **{driver: module for module, driver in _DRIVER_OF_MODULE.items()},
+    "NovaCore": "nova_core",  # as it was called before 7.x
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ _PROFILES: Mapping[str, Profile] = {
         # snd_card_free waits for the last descriptor of the card, in state D.
         Profile("snd_hda_intel", chain=("snd_hda_intel",), waits=True),
         Profile("nouveau", chain=("nouveau",)),
+        # Its DRM device is made by nova_drm.
+        *(Profile(name, chain=("nova_drm", "nova_core")) for name in ("nova-core", "NovaCore")),
         Profile("amdgpu", chain=("amdgpu",)),
         Profile("i915", chain=("i915",)),
         Profile("xe", chain=("xe",)),

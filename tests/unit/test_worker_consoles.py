@@ -41,6 +41,14 @@ async def test_cards_are_announced(tree: Tree, kernel: LinuxKernel) -> None:
     assert announced() == []
 
 
+async def test_a_card_below_an_auxiliary_device_is_announced(tree: Tree, kernel: LinuxKernel) -> None:
+    card = tree.path(str(GPU)) / "nova_core.nova-drm.0/drm/card0"
+    card.mkdir(parents=True)
+    (card / "uevent").touch()
+    await kernel.announce([GPU], "drm", "remove")
+    assert (card / "uevent").read_text() == "remove"
+
+
 async def test_a_card_that_leaves_is_not_announced(tree: Tree, kernel: LinuxKernel) -> None:
     (tree.path(str(AUDIO)) / "sound/card2").mkdir(parents=True)
     await kernel.announce([AUDIO], "sound", "remove")

@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.booted import BootDisplay
 from gpuswitch.host.linux.framebuffers import BOOT_DRIVERS, console_map, function_of
+from gpuswitch.host.linux.installed import Installed
 from gpuswitch.host.linux.scanning.files import entries, is_gone, says_nothing
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import MODULES
 from gpuswitch.model.facts import (
     VFIO_DRIVER,
-    VFIO_MODULE,
     BootFramebuffer,
     Driver,
     HostFacts,
@@ -44,9 +44,6 @@ from gpuswitch.model.facts import (
 # Vendor, device, both of the subsystem, then class, subclass and interface (do_pci_entry in scripts/mod/file2alias.c).
 _MODALIAS = re.compile(r"pci:v([0-9A-F]{8})d([0-9A-F]{8})sv[0-9A-F]{8}sd[0-9A-F]{8}bc(..)sc(..)i(..)")
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
-_VFIO_FILE = re.compile(rb"/vfio[-_]pci\.ko")
-# do_pci_entry in scripts/mod/file2alias.c writes it of ids that only a driver_override makes match (5.15 and later).
-_VFIO_ALIAS = re.compile(rb"^alias (vfio_pci:\S+) (\S+)$", re.MULTILINE)
 _SLEEPING = {"suspended", "suspending"}
 _ON = {"Y", "1"}
 # Where the nodes of a class of devices lie below /dev. The kernel knows (`devnode` of each class) and says so in
@@ -93,7 +90,7 @@ class Sysfs:
         self._devices = f"{roots.sysfs}/bus/pci/devices"
         self._static: dict[str, _Static] = {}
         self._names: dict[str, tuple[int, str, str]] = {}
-        self._indexes: dict[str, tuple[int, list[tuple[str, ...]]]] = {}
+        self._installed = Installed(roots.modules)
         self._boot_display = BootDisplay(roots.sysfs)
         self._console_map = console_map(_first_line(f"{roots.proc}/cmdline"))
         self._booted: frozenset[str] | None = None
@@ -128,9 +125,9 @@ class Sysfs:
         return HostFacts(
             functions=self._functions(present, drivers, mediated),
             iommu=any(True for _ in _entries(f"{self._roots.sysfs}/kernel/iommu_groups")),
-            vfio_available=VFIO_DRIVER in drivers or self._vfio_installed(),
+            vfio_available=VFIO_DRIVER in drivers or self._installed.vfio_pci(),
             pci_drivers=drivers,
-            vfio_aliases=self._vfio_aliases(),
+            vfio_aliases=self._installed.vfio_aliases(),
             vfio_nodes=frozenset(self._vfio_nodes()),
             modules=self._modules(),
             boot_framebuffers=framebuffers,
@@ -251,7 +248,8 @@ class Sysfs:
         ready = []
         pending = False
         udev_runs = _there(f"{self._roots.udev}/control")
-        for node, numbers in _class_devices(path, _NODE_FOLDERS.get(kind, {})):
+        folders = _NODE_FOLDERS.get(kind, {})
+        for node, numbers in (found for place in _places(path, kind) for found in _class_devices(place, folders)):
             made = _written(f"{self._roots.dev}/{node}")
             # udev writes this file when owner and mode are right. One that is older than the node was written for
             # another device of the same numbers, of which udev does not know yet that it is gone.
@@ -288,34 +286,11 @@ class Sysfs:
             counts[parent] = counts.get(parent, 0) + 1
         return counts
 
-    def _vfio_installed(self) -> bool:
-        """Whether vfio_pci comes with the running kernel, as a module or built in."""
-        if _there(f"{self._roots.sysfs}/module/{VFIO_MODULE}"):
-            return True
-        return any(self._listed(index, _VFIO_FILE) for index in ("modules.dep", "modules.builtin"))
-
-    def _vfio_aliases(self) -> tuple[tuple[str, str], ...]:
-        """Those of modules: what is built in is not in that file, and libvirt does not see it either."""
-        return tuple((alias, module) for alias, module in self._listed("modules.alias", _VFIO_ALIAS))
-
     def _vfio_nodes(self) -> Iterator[str]:
         """The class comes with vfio itself, before any driver of its (vfio_group_init in drivers/vfio/group.c)."""
         if _there(f"{self._roots.sysfs}/class/vfio"):
             yield "vfio"
         yield from (name for name, _ in _entries(f"{self._roots.dev}/vfio") if name.isascii() and name.isdigit())
-
-    def _listed(self, index: str, pattern: re.Pattern[bytes]) -> list[tuple[str, ...]]:
-        """What matches in an index of the running kernel's modules, which is read again when it was written anew."""
-        path = f"{self._roots.modules}/{os.uname().release}/{index}"
-        written = _written(path)
-        if written is None:
-            return []
-        known = self._indexes.get(index)
-        if known is None or known[0] != written:
-            found = pattern.finditer(_contents(path, 1 << 24))
-            known = written, [tuple(group.decode(errors="replace") for group in match.groups()) for match in found]
-            self._indexes[index] = known
-        return known[1]
 
 
 def _entries(folder: str) -> Iterator[tuple[str, int]]:
@@ -331,6 +306,17 @@ def _inode(link: str) -> int | None:
         if is_gone(error):
             return None
         raise
+
+
+def _places(path: str, kind: Kind) -> Iterator[str]:
+    """Where the devices of a function may lie: below it, or below an auxiliary device that its driver made.
+
+    Such a one is named MODULE.NAME.NUMBER (__auxiliary_device_add in drivers/base/auxiliary.c); nova-core makes one for
+    nova-drm.
+    """
+    yield path
+    if kind is Kind.DISPLAY and not _there(f"{path}/drm"):
+        yield from (f"{path}/{name}" for name, _ in _entries(path) if name.count(".") == 2 and name[-1].isdigit())
 
 
 def _class_devices(path: str, folders: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from gpuswitch.host.linux.operations.files import (
     failure,
     is_name,
     is_number,
+    last,
     link,
     names,
     read,
@@ -123,16 +124,21 @@ class Functions:
         if subsystem not in {"sound", "drm"} or action not in {"remove", "add"}:
             raise OperationError(errno.EINVAL, f"{subsystem} {action}", "this is not announced")
         for address in addresses:
-            for card in names(f"{self._device(address)}/{subsystem}"):
-                if not (card.startswith("card") and is_number(card[4:])):
-                    continue
+            for card in self._cards(address, subsystem):
                 try:
                     for each in ("add", "change") if (subsystem, action) == ("sound", "add") else (action,):
-                        write(f"{self._device(address)}/{subsystem}/{card}/uevent", each)
+                        write(f"{card}/uevent", each)
                 except OSError as error:
                     if error.errno not in {errno.ENOENT, errno.ENODEV}:
-                        raise failure(error, f"{address} ({card})") from None
+                        raise failure(error, f"{address} ({last(card)})") from None
         return []
+
+    def _cards(self, address: str, subsystem: str) -> list[str]:
+        """Right below the function, or below an auxiliary device of it (`_places` in ../sysfs.py)."""
+        device = self._device(address)
+        places = [device, *(f"{device}/{name}" for name in names(device) if name.count(".") == 2)]
+        cards = [f"{place}/{subsystem}/{card}" for place in places for card in names(f"{place}/{subsystem}")]
+        return [card for card in cards if last(card).startswith("card") and is_number(last(card)[4:])]
 
     def unbind_platform(self, device: str, driver: str) -> list[str]:
         """ENODEV: it is not bound to that driver (unbind_store in drivers/base/bus.c), or not there any more."""
