@@ -190,6 +190,26 @@ def test_a_drm_device_that_is_no_more(tree: Tree, proc: Proc, monkeypatch: pytes
     assert scan(tree, proc) == []
 
 
+def test_a_device_that_was_got_from_a_vfio_group(tree: Tree, proc: Proc) -> None:
+    """Somebody may have it who has not the group: it can be passed on. Linux 7.2 and later tell which it is."""
+    folder = proc.process(NOBODYS, "vm")
+    (folder / "fd/anon_inode:[vfio-device]").touch()
+    (folder / "fd/3").symlink_to("anon_inode:[vfio-device]")
+
+    def found(*nodes: str) -> list[object]:
+        request = {"functions": [str(GPU)], "nodes": nodes, "numbers": [], "modules": {}}
+        holders = Scan(str(tree.sys), "/dev", str(proc.root), request).run()["holders"]
+        assert isinstance(holders, list)
+        return [holder["nodes"] for holder in holders]
+
+    assert found("vfio/5") == []
+    proc.write(f"{NOBODYS}/fdinfo/3", f"pos:\t0\nvfio-device-syspath: /sys/devices/pci0000:00/0000:00:01.0/{AUDIO}\n")
+    assert found("vfio/5") == []
+    proc.write(f"{NOBODYS}/fdinfo/3", f"pos:\t0\nvfio-device-syspath: /sys/devices/pci0000:00/0000:00:01.0/{GPU}\n")
+    assert found("vfio/5") == [["anon_inode:[vfio-device]"]]
+    assert found() == []
+
+
 def test_a_device_without_a_node_has_its_number_for_a_name(tree: Tree, proc: Proc) -> None:
     folder = proc.process(NOBODYS, "lonely")
     (folder / "fd/3").symlink_to("/dev/full")

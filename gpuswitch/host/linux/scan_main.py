@@ -50,7 +50,8 @@ class Scan:
         self._others = self._modules.numbers - self._numbers
         wanted = frozenset(self._numbers | self._others)
         machines = frozenset(self._devices.of_nodes(MACHINE_NODES))
-        self._wanted = Wanted(proc, sysfs, wanted, frozenset(request["functions"]), machines)
+        vfio = any(node.startswith("vfio/") for node in request["nodes"])
+        self._wanted = Wanted(proc, sysfs, wanted, frozenset(request["functions"]), machines, vfio)
         self._service = os.getppid()
 
     def run(self) -> dict[str, object]:

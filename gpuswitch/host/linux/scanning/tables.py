@@ -6,8 +6,9 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from stat import S_IFMT, S_IFREG
 
-from gpuswitch.host.linux.scanning.files import contents, is_gone, names, number_text, target, text
+from gpuswitch.host.linux.scanning.files import contents, is_gone, last, names, number_text, target, text
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 # Declared argument types would make each call a fifth slower, and this is the call that there are 20,000 of.
@@ -26,9 +27,12 @@ MACHINE_NODES = ("kvm", "mshv", "vboxdrv", "vmmon", "vfio/*", "vfio/devices/*")
 """What those have open who run virtual machines: KVM, Hyper-V, VirtualBox, VMware; and what is passed through."""
 # kvm_dev_ioctl_create_vm in virt/kvm/kvm_main.c and vfio_device_open_file in drivers/vfio/group.c: they outlive the
 # descriptor of the node that they were made by.
-_MACHINE_INODES = ("anon_inode:kvm-vm", "anon_inode:[vfio-device]")
+_VFIO_DEVICE = "anon_inode:[vfio-device]"
+_MACHINE_INODES = ("anon_inode:kvm-vm", _VFIO_DEVICE)
 _DRM = "c226:"
 _DRM_DEVICE = re.compile(r"^drm-pdev:\s*(\S+)", re.MULTILINE)
+# Since Linux 7.2 it is told whose it is (vfio_device_show_fdinfo in drivers/vfio/vfio_main.c).
+_VFIO_PATH = re.compile(r"^vfio-device-syspath:\s*(\S+)", re.MULTILINE)
 # Address, permissions, offset; then device, inode and path, which together tell a file (btrfs gives an inode number out
 # more than once). What has inode 0 is no file.
 _MAPPING = re.compile(rb"^(\S++) \S++ \S++ (\S++ [1-9].*+)$", re.MULTILINE)
@@ -39,6 +43,7 @@ class Wanted:
     """What to look for: device numbers; and these functions' DRM devices that are no more, but still open.
 
     `machines` are the numbers of `MACHINE_NODES`: who has one open is looked for no more than others are, but told.
+    `vfio`: and descriptors of the functions themselves, as VFIO gives them out of a group that somebody else may have.
     """
 
     proc: str
@@ -46,6 +51,7 @@ class Wanted:
     numbers: frozenset[str]
     functions: frozenset[str]
     machines: frozenset[str] = frozenset()
+    vfio: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +171,8 @@ class _Look:
             for name in os.listdir(table):  # noqa: PTH208 - a Path cannot be a descriptor
                 number = self._number(table, name.encode())
                 if not number:
+                    if self._wanted.vfio and number is not None and self._is_vfio_device(table, folder, name):
+                        seen.opened.append(Opened(_VFIO_DEVICE, task, int(name)))
                     continue
                 if number in self._wanted.machines:
                     seen.machine = True
@@ -174,6 +182,13 @@ class _Look:
                     seen.opened.append(Opened(number, task, int(name)))
         finally:
             os.close(table)
+
+    def _is_vfio_device(self, table: int, folder: int, name: str) -> bool:
+        """Neither it nor any file without a type has a number: its name tells, and then its driver whose it is."""
+        if S_IFMT(self._mode[0]) not in {0, S_IFREG} or target(name, table) != _VFIO_DEVICE:
+            return False
+        device = _VFIO_PATH.search(text(f"fdinfo/{name}", folder))
+        return device is not None and last(device[1]) in self._wanted.functions
 
     def _is_left_over(self, number: str, folder: int, name: str) -> bool:
         """A DRM device that the kernel shows no more stays open, and keeps its number; its driver may say whose it was.
