@@ -151,3 +151,31 @@ class TestAKernelWithoutGroups:
         with pytest.raises(NotViable, match="this kernel has no VFIO groups"):
             await actor.request(State.HOST)
         assert (bed.snapshot(), bed.debts) == (before, [])
+
+
+class TestNodesOfDevices:
+    """A machine may open /dev/vfio/devices/vfioN and bind it to an iommufd, and never open the group."""
+
+    async def test_a_machine_that_has_them_has_the_gpu(self, tmp_path: Path) -> None:
+        bed = await Bed.made(plain(vfio_devices=True), tmp_path, config())
+        actor = bed.fleet.find("0000:01:00.0")
+        before = bed.snapshot()
+        await bed.moved(actor, State.VFIO)
+        bed.machine.start_vm("vm", actor.gpu.functions, iommufd=True)
+        with pytest.raises(Owned, match=r"qemu-system-x86 .* has /dev/vfio/devices/vfio0, .* open"):
+            await actor.request(State.HOST)
+        bed.machine.end("vm")
+        await bed.moved(actor, State.HOST)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+    async def test_who_has_one_open_and_not_bound_is_seen_before_the_unbind(self, tmp_path: Path) -> None:
+        """The group can be had then, and the unbind would wait."""
+        bed = await Bed.made(plain(vfio_devices=True), tmp_path, config())
+        actor = bed.fleet.find("0000:01:00.0")
+        await bed.moved(actor, State.VFIO)
+        bed.machine.open(actor.gpu.address, "somebody", "vfio")
+        switch = await bed.switch(actor, State.HOST)
+        assert (switch.result, actor.state) == (Result.REVERTED, State.VFIO)
+        assert "somebody" in switch.reason
+        bed.machine.end("somebody")
+        await bed.moved(actor, State.HOST)

@@ -57,6 +57,8 @@ class Bus:
         self.devices = {device.address: device for device in sorted(devices, key=lambda d: d.address)}
         self.drivers = Drivers(modules, builtin)
         self.iommu = iommu
+        self.vfio_devices = False
+        """Each device on vfio has a node of its own, too (CONFIG_VFIO_DEVICE_CDEV)."""
         self.autoprobe = True
         self.probes_later = False
         """What a rescan finds is bound by and by."""
@@ -252,7 +254,10 @@ class Bus:
         device.binding = binding
         device.link = self.drivers.link(driver)
         own = self._numbered(Card(driver.makes, device.link.module, render=driver.render))
-        self._make(device, binding, [own, *(self._card_of(module) for module in self.drivers.above(driver.name))])
+        cdev = [self._numbered(Card("vfio", device.link.module))] if driver.vfio and self.vfio_devices else []
+        self._make(
+            device, binding, [own, *cdev, *(self._card_of(module) for module in self.drivers.above(driver.name))]
+        )
 
     def _card_of(self, module: Module) -> Card:
         return self._numbered(Card(module.makes, module.name, keeps=module.keeps))

@@ -9,8 +9,8 @@ from functools import lru_cache
 from gpuswitch.host.simulated.drivers import PciDriver
 from gpuswitch.model.facts import Driver, PciFunction
 
-_HIDDEN_KINDS = frozenset({"", "nvidia"})
-"""Kinds whose nodes are not below the device in sysfs, so that a look at the device does not show them."""
+_HIDDEN_KINDS = frozenset({"", "nvidia", "vfio"})
+"""Kinds whose nodes a look at the device does not show: they are not below it in sysfs, or are vfio's."""
 _IDLE_KINDS = frozenset({"sound", "nvidia"})
 """Kinds that let the device sleep while somebody only has them open: a control node plays nothing."""
 
@@ -19,9 +19,9 @@ _IDLE_KINDS = frozenset({"sound", "nvidia"})
 class Card:
     """What a driver, or a module above it, made of a device: its nodes, and who has them open.
 
-    `kind`: `drm`, `sound` or `nvidia`; "" has no nodes of its own. Each that has it open is a reference to `module`.
-    `ready`: the nodes are there for use. `frame_buffer`: the number of the one that it has. `keeps`: its module has the
-    device in use by itself, and lets go of it only when it is unloaded.
+    `kind`: `drm`, `sound`, `nvidia` or `vfio`; "" has no nodes of its own. Each that has it open is a reference to
+    `module`. `ready`: the nodes are there for use. `frame_buffer`: the number of the one that it has. `keeps`: its
+    module has the device in use by itself, and lets go of it only when it is unloaded.
     """
 
     kind: str = ""
@@ -43,6 +43,8 @@ class Card:
                 return (f"/dev/snd/controlC{self.number}",)
             case "nvidia":
                 return (f"/dev/nvidia{self.number}",)
+            case "vfio":
+                return (f"/dev/vfio/devices/vfio{self.number}",)
         return ()
 
     @property
@@ -55,6 +57,8 @@ class Card:
                 return (f"c116:{self.number}",)
             case "nvidia":
                 return (f"c195:{self.number}",)
+            case "vfio":
+                return (f"c511:{self.number}",)
         return ()
 
 
@@ -182,6 +186,11 @@ class Group:
     def __init__(self) -> None:
         self.opened_by: str | None = None
         self.dma_owner: str | None = None
+
+    @property
+    def taken(self) -> bool:
+        """A group and its devices exclude each other (vfio_device_block_group in drivers/vfio/group.c)."""
+        return self.opened_by is not None or self.dma_owner is not None
 
 
 class Numbers:

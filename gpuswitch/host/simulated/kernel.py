@@ -44,7 +44,7 @@ class Machine(Bus):
     `modules` are installed; those named in `loaded` are in the kernel, and have bound what they match, in this order.
     `builtin` drivers are registered before them. `boot_framebuffers` are what the firmware left, each with its driver;
     `console_map` the frame buffers that `fbcon=map:` names. Not `vfio_groups`: its kernel has no `/dev/vfio/GROUP`
-    (CONFIG_VFIO_GROUP is not set).
+    (CONFIG_VFIO_GROUP is not set); `vfio_devices`: it has `/dev/vfio/devices/vfioN` (CONFIG_VFIO_DEVICE_CDEV).
     """
 
     def __init__(
@@ -58,9 +58,11 @@ class Machine(Bus):
         console_map: Sequence[int] | None = None,
         iommu: bool = True,
         vfio_groups: bool = True,
+        vfio_devices: bool = False,
     ) -> None:
         super().__init__(devices, modules, builtin, iommu=iommu)
         self._vfio_groups = vfio_groups
+        self.vfio_devices = vfio_devices
         self.frame_buffers = FrameBuffers(self, boot_framebuffers, console_map)
         self.modules = Modules(self, self.frame_buffers)
         self.processes = ProcessTable(self, self.modules)
@@ -185,29 +187,27 @@ class Machine(Bus):
             group.opened_by = None
             self.processes.stir(None, [f"/dev/vfio/{number}"])
 
-    def start_vm(self, name: str, functions: Iterable[PciAddress]) -> None:
+    def start_vm(self, name: str, functions: Iterable[PciAddress], *, iommufd: bool = False) -> None:
         """A VM takes the groups of these functions, owns their DMA, and opens the functions.
+
+        `iommufd`: it opens their own nodes, binds them to that, and leaves the groups alone; nobody can open them then.
 
         Raises:
             KernelError: ENODEV, a function is not on vfio; EBUSY, somebody has a group open; EPERM, a group is not
                 viable. Nothing is taken then.
         """
         taken = [self.device(Call("open", function), function) for function in functions]
-        groups = sorted({d.shape.iommu_group for d in taken if d.shape.iommu_group is not None})
-        for device in taken:
-            if not device.on_vfio:
-                raise Call("open", device.address).error(errno.ENODEV)
-        for number in groups:
-            if self.group(number).opened_by is not None:
-                raise Call("open", f"/dev/vfio/{number}").error(errno.EBUSY)
-            if not all(harmless(f) for f in self.look().group(number) if f.kind is not Kind.BRIDGE):
-                raise Call("attach", f"/dev/vfio/{number}").error(errno.EPERM)
+        groups = self._free_groups(taken)
         if self.processes.named(name) is None:
             self.run(name, command="qemu-system-x86")
         for number in groups:
-            self.group(number).opened_by = self.group(number).dma_owner = name
+            self.group(number).dma_owner = name
+            if not iommufd:
+                self.group(number).opened_by = name
         for device in taken:
-            if device.binding is not None:
+            if iommufd:
+                self.open(device.address, name, "vfio")
+            elif device.binding is not None:
                 device.binding.cards[0].users.add(name)
                 self.changed(device)
 
@@ -343,10 +343,23 @@ class Machine(Bus):
                 if device.shape.iommu_group is not None and device.on_vfio:
                     yield str(device.shape.iommu_group)
 
+    def _free_groups(self, devices: Iterable[Device]) -> list[int]:
+        """The groups of these, which a VM can have; raises as `start_vm` does."""
+        for device in devices:
+            if not device.on_vfio:
+                raise Call("open", device.address).error(errno.ENODEV)
+        groups = sorted({d.shape.iommu_group for d in devices if d.shape.iommu_group is not None})
+        for number in groups:
+            if self.group(number).taken:
+                raise Call("open", f"/dev/vfio/{number}").error(errno.EBUSY)
+            if not all(harmless(f) for f in self.look().group(number) if f.kind is not Kind.BRIDGE):
+                raise Call("attach", f"/dev/vfio/{number}").error(errno.EPERM)
+        return groups
+
     def _take_group(self, number: int, user: str) -> None:
         call = Call("open", f"/dev/vfio/{number}")
         if str(number) not in self.look().vfio_nodes:
             raise call.error(errno.ENOENT)
-        if self.group(number).opened_by is not None:
+        if self.group(number).taken:
             raise call.error(errno.EBUSY)
         self.group(number).opened_by = user

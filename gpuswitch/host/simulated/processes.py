@@ -115,8 +115,10 @@ class ProcessTable:
     def close_all(self, user: str) -> None:
         """Close all that it has open."""
         for number, group in self._bus.groups():
+            if group.dma_owner == user:
+                group.dma_owner = None
             if group.opened_by == user:
-                group.opened_by = group.dma_owner = None
+                group.opened_by = None
                 self.stir(None, [f"/dev/vfio/{number}"])
         for function in dict.fromkeys(function for function, _ in self._bus.cards()):
             self.close(function, user)

@@ -26,7 +26,7 @@ class Options(TypedDict, total=False):
     """How a machine is started, where it is not as everybody's.
 
     `modules`: what is installed. `vfio_ids`: vendor and device ids given to vfio-pci on the kernel command line; it is
-    loaded before all others then. `iommu` False: it is off; `vfio_groups` False: the kernel has none.
+    loaded before all others then. `iommu` False: it is off; `vfio_groups` and `vfio_devices`: see `Machine`.
     `boot_framebuffers`: what the firmware left. `console_map`: `fbcon=map:` on the kernel command line.
     """
 
@@ -34,6 +34,7 @@ class Options(TypedDict, total=False):
     vfio_ids: Sequence[tuple[int, int]]
     iommu: bool
     vfio_groups: bool
+    vfio_devices: bool
     boot_framebuffers: Sequence[BootFramebuffer]
     console_map: Sequence[int]
 
@@ -71,6 +72,7 @@ def boot(devices: Iterable[Device], **options: Unpack[Options]) -> SimulatedHost
         console_map=options.get("console_map"),
         iommu=iommu,
         vfio_groups=options.get("vfio_groups", True),
+        vfio_devices=options.get("vfio_devices", False),
     )
     return SimulatedHost(machine)
 
