@@ -152,16 +152,6 @@ def test_nodes_are_ready_when_udev_is_done_with_them(tree: Tree, control: str) -
     assert (card.nodes, card.nodes_pending) == (("/dev/dri/card0", "/dev/dri/renderD128", "/dev/fb0"), False)
 
 
-def test_the_nodes_of_a_card_that_lies_below_an_auxiliary_device(tree: Tree) -> None:
-    """As nova-drm's does, which nova-core's driver has made a device for."""
-    tree.function(GPU, driver="nova-core")
-    assert (seen(tree).nodes, seen(tree).nodes_pending) == ((), False)
-    tree.class_device(GPU, "nova_core.nova-drm.0/drm/card0", "226:0")
-    assert (seen(tree).nodes, seen(tree).nodes_pending) == ((), True)
-    tree.node("dri/card0")
-    assert (seen(tree).nodes, seen(tree).nodes_pending) == (("/dev/dri/card0",), False)
-
-
 def test_a_node_is_not_ready_by_what_udev_did_with_its_predecessor(tree: Tree) -> None:
     """A quick unbind and probe: the new card has the old one's number, and udev has seen neither."""
     tree.function(GPU, driver="amdgpu")
@@ -228,13 +218,6 @@ def test_vfio_nodes_are_the_numbered_ones_and_vfio_stands_for_a_kernel_that_make
     assert Sysfs(tree.roots).look().vfio_nodes == {"2", "15"}
     (tree.sys / "class/vfio").mkdir(parents=True)
     assert Sysfs(tree.roots).look().vfio_nodes == {"vfio", "2", "15"}
-
-
-@pytest.mark.parametrize(("text", "autoprobe"), [("1\n", True), ("0\n", False), (None, True)])
-def test_whether_drivers_take_what_they_match_by_themselves(tree: Tree, text: str | None, autoprobe: bool) -> None:
-    if text is not None:
-        (tree.sys / "bus/pci/drivers_autoprobe").write_text(text)
-    assert Sysfs(tree.roots).look().autoprobe is autoprobe
 
 
 def test_what_changes_is_seen_anew(tree: Tree) -> None:

@@ -1,0 +1,40 @@
+"""A look at what drivers do with a bus and with their devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.host.linux.sysfs import Sysfs
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import PciFunction
+from tests.unit.sysfs_tree import Tree
+
+GPU = "0000:01:00.0"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path)
+
+
+def seen(tree: Tree) -> PciFunction:
+    return Sysfs(tree.roots).look().functions[PciAddress.parse(GPU)]
+
+
+def test_the_nodes_of_a_card_that_lies_below_an_auxiliary_device(tree: Tree) -> None:
+    """As nova-drm's does, which nova-core's driver has made a device for."""
+    tree.function(GPU, driver="nova-core")
+    assert (seen(tree).nodes, seen(tree).nodes_pending) == ((), False)
+    tree.class_device(GPU, "nova_core.nova-drm.0/drm/card0", "226:0")
+    assert (seen(tree).nodes, seen(tree).nodes_pending) == ((), True)
+    tree.node("dri/card0")
+    assert (seen(tree).nodes, seen(tree).nodes_pending) == (("/dev/dri/card0",), False)
+
+
+@pytest.mark.parametrize(("text", "autoprobe"), [("1\n", True), ("0\n", False), (None, True)])
+def test_whether_drivers_take_what_they_match_by_themselves(tree: Tree, text: str | None, autoprobe: bool) -> None:
+    if text is not None:
+        (tree.sys / "bus/pci/drivers_autoprobe").write_text(text)
+    assert Sysfs(tree.roots).look().autoprobe is autoprobe
