@@ -17,6 +17,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Consoles
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
+from gpuswitch.switch.awake import Awake
 from gpuswitch.switch.host import Systemd
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.tables import Deadlines
@@ -30,6 +31,7 @@ class Arbiter:
 
     def __init__(self, systemd: Systemd) -> None:
         self._systemd = systemd
+        self.awake = Awake(systemd)
         self._down: defaultdict[Unit, set[PciAddress]] = defaultdict(set)
         self._busy: defaultdict[Unit, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._moving: defaultdict[str, dict[PciAddress, frozenset[PciAddress]]] = defaultdict(dict)
@@ -90,11 +92,7 @@ class Arbiter:
         """Start these, and let the machine sleep, where no switch of this GPU does so. What does not work is logged."""
         for unit in units:
             await _tried(f"start {unit}", self.start(gpu, unit), deadlines.units)
-        await _tried(f"let the machine sleep for {gpu}", self._systemd.release(str(gpu)), deadlines.inhibit)
-
-    async def keep_up(self, gpu: PciAddress, deadlines: Deadlines) -> None:
-        """Keep the machine from sleeping, where no switch of this GPU does so. What does not work is logged."""
-        await _tried(f"keep the machine from sleeping for {gpu}", self._systemd.inhibit(str(gpu)), deadlines.inhibit)
+        await self.awake.settled_if_possible(gpu)
 
     async def system_stopping(self) -> bool:
         """Whether the whole system goes down. A manager that does not say so in time does other things."""

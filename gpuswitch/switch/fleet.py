@@ -42,6 +42,7 @@ class Fleet:
         self._host = host
         self._journal = journal
         self._arbiter = Arbiter(host.systemd)
+        self._arbiter.awake.seconds = config.deadlines.inhibit
         self._observer = observer
         self._unwatch: Callable[[], None] | None = None
         self._looked = float("-inf")
@@ -144,6 +145,7 @@ class Fleet:
             later.cancel()
         self.owners.stop()
         await asyncio.gather(*(actor.stop(reason) for actor in self.actors.values()))
+        self._arbiter.awake.stop()
 
     def _look_soon(self) -> None:
         """Something happened: look at once, but not at each event of a burst, nor at each of a switch that runs.
@@ -231,6 +233,7 @@ class Fleet:
     def reconfigure(self, config: Config) -> None:
         """Follow a new configuration. A switch under way ends under the deadlines that it began with."""
         self.config = config
+        self._arbiter.awake.seconds = config.deadlines.inhibit
         for actor in self.actors.values():
             actor.config = config
         self.look()

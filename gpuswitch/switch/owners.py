@@ -36,7 +36,6 @@ class Owners:
         self._arbiter = arbiter
         self._ownerships: dict[PciAddress, Ownership] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
-        self._keeping_up: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     def start(self) -> None:
@@ -198,7 +197,7 @@ class Owners:
         await actor.rest()
         if switch.asker != asker or not switch.count:
             # This switch has not done it, or not for us.
-            await self._arbiter.keep_up(actor.gpu.address, actor.config.deadlines)
+            await self._arbiter.awake.settled_if_possible(actor.gpu.address)
             await claim.until_free()
 
     def _begin(self, actor: Actor, owner: Owner, back_to: Release = Release.HOST) -> Ownership:
@@ -219,9 +218,6 @@ class Owners:
         ownership = self._begin(actor, owner)
         ownership.opened()
         ownership.follow()
-        keeping_up = asyncio.create_task(self._arbiter.keep_up(actor.gpu.address, actor.config.deadlines))
-        self._keeping_up.add(keeping_up)
-        keeping_up.add_done_callback(self._keeping_up.discard)
 
     def _take_back(self, claims: Iterable[Ownership]) -> None:
         """The machine does not get them. What it asked for once more meanwhile is left to that request."""

@@ -118,7 +118,7 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs 
             # The other GPUs of this driver want theirs back.
             *([StartUnits(needs.at_once)] if needs.at_once else []),
             # A machine that has it keeps its host from sleeping all the while.
-            *([] if needs.owned else [LetSleep(unless_owned=True)]),
+            *([] if needs.owned else [LetSleep()]),
         ),
         replace(debts, units=tuple(unit for unit in debts.units if unit not in needs.at_once)),
     )

@@ -288,7 +288,6 @@ class Running(Waiting):
             self._arbiter,
             self._owe,
             deadlines=self._deadlines,
-            owned=lambda: self.owned,
         )
         return Engine(hands, steps, self._stepped, self._intend, begun=begun, held=held)
 

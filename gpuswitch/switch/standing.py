@@ -17,6 +17,7 @@ from gpuswitch.model.holders import Holder, Sought
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
+from gpuswitch.switch.awake import Why
 from gpuswitch.switch.engine import Status, StepEvent, StuckError
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Entry, Journal, Page, Unfinished
@@ -75,6 +76,7 @@ class Standing:
         self.awaited = False
         """Its owner has yet to open it: nobody else may take it back meanwhile."""
         arbiter.claim(gpu.address, self._owed)
+        self._kept()
         self._take_in(facts, gpu)
         if self._entry.failed and self.state is State.UNKNOWN:
             self._fire("left_failed")
@@ -237,8 +239,9 @@ class Standing:
         self._kept()
 
     def _kept(self) -> None:
-        """What others share with it follows from what it is owed."""
+        """What others share with it follows from what it is owed, and from whose it is."""
         self._arbiter.keep(self.gpu.address, self._owed)
+        self._arbiter.awake.need(self.gpu.address, Why.OWNER, needed=self.owned)
 
     def _owe(self, more: Owed) -> None:
         """Owe this, too.

@@ -31,8 +31,8 @@ class StepError(Exception):
 class Hands:
     """What a step works with: eyes on the host, the kernel operations of one GPU, and what it shares with others.
 
-    `owe` notes, durably, what is to be given back one day; it raises `Failed` where it cannot. `owned` says whether
-    a virtual machine has the GPU, or is about to. `deadlines` gives seconds by kind of step.
+    `owe` notes, durably, what is to be given back one day; it raises `Failed` where it cannot. `deadlines` gives
+    seconds by kind of step.
     """
 
     def __init__(
@@ -44,7 +44,6 @@ class Hands:
         owe: Callable[[Owed], None],
         *,
         deadlines: Mapping[str, float],
-        owned: Callable[[], bool],
     ) -> None:
         self.gpu = gpu
         self.host = host
@@ -52,7 +51,6 @@ class Hands:
         self.arbiter = arbiter
         self.owe = owe
         self.deadlines = deadlines
-        self.owned = owned
         self.leaving = False
         """The service is being stopped: units are started without waiting for them."""
         self.numbers: tuple[str, ...] = ()

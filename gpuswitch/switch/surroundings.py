@@ -10,6 +10,7 @@ from typing import Any
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
+from gpuswitch.switch.awake import Why
 from gpuswitch.switch.step import Hands, Step, StepError, side_by_side
 
 
@@ -26,28 +27,33 @@ class KeepUp(Step):
 
     async def apply(self, hands: Hands) -> None:
         hands.waiting_for = "logind has not granted the inhibitor"
-        await hands.host.systemd.inhibit(str(hands.gpu))
+        awake = hands.arbiter.awake
+        awake.need(hands.gpu, Why.SWITCH, needed=True)
+        await awake.settled(hands.gpu)
 
     async def revert(self, hands: Hands) -> None:
-        if not hands.owned():
-            await hands.host.systemd.release(str(hands.gpu))
+        await _let_sleep(hands)
 
 
 @dataclass(frozen=True)
 class LetSleep(Step):
-    """Let the machine sleep again; with `unless_owned`, not if a virtual machine has asked for the GPU meanwhile."""
+    """Let the machine sleep again, unless a virtual machine has asked for the GPU meanwhile."""
 
     kind = "inhibit"
     optional = True
-    unless_owned: bool = False
 
     @property
     def title(self) -> str:
         return "let the machine sleep again"
 
     async def apply(self, hands: Hands) -> None:
-        if not (self.unless_owned and hands.owned()):
-            await hands.host.systemd.release(str(hands.gpu))
+        await _let_sleep(hands)
+
+
+async def _let_sleep(hands: Hands) -> None:
+    """The switch needs it awake no more; a machine that owns the GPU may."""
+    hands.arbiter.awake.need(hands.gpu, Why.SWITCH, needed=False)
+    await hands.arbiter.awake.settled(hands.gpu)
 
 
 @dataclass(frozen=True)

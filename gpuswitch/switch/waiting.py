@@ -15,6 +15,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.switch.arbiter import Arbiter
+from gpuswitch.switch.awake import Why
 from gpuswitch.switch.engine import Engine, StepEvent, StuckError
 from gpuswitch.switch.host import Host, Pending
 from gpuswitch.switch.journal import Entry, Journal
@@ -69,6 +70,7 @@ class Waiting(Standing, ABC):
     def _rest(self) -> None:
         self._engine = self._task = None
         self._arbiter.end_turn(self.gpu.address)
+        self._arbiter.awake.need(self.gpu.address, Why.SWITCH, needed=False)
         self._resting.set()
 
     def _be_patient(self) -> None:
@@ -110,6 +112,7 @@ class Waiting(Standing, ABC):
         self._say_stuck(stuck, self._engine.numbers if self._engine else ())
         if self.switch is not None and self.switch.result is None:
             self._end(self.switch, Result.WEDGED, str(stuck))
+        self._arbiter.awake.need(self.gpu.address, Why.SWITCH, needed=True)
         # The others of its driver need not wait for a turn, but nobody may unload what the kernel is in.
         self._arbiter.stuck[self.gpu.address] = self.host_driver or ""
         self._arbiter.end_turn(self.gpu.address)

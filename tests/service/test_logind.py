@@ -172,6 +172,28 @@ async def test_cancelled_before_the_lock_is_there(systemd: LinuxSystemd, logind:
     await ended(pid)
 
 
+async def test_a_lock_that_is_about_to_go_is_none(systemd: LinuxSystemd, logind: LogindFace, tmp_path: Path) -> None:
+    """Whoever was told to end may take its time, and whoever asked for that may not have waited."""
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    heard = f"signal.signal(signal.SIGTERM, lambda *_: open({str(told)!r}, 'w').close())\n"
+    slow = INHIBIT.replace("signal.pause()", "while True: signal.pause()").replace("options =", f"{heard}options =")
+    write(tmp_path / "systemd-inhibit", slow)
+    await systemd.inhibit(GPU)
+    (dying,) = holders(logind)
+    try:
+        releasing = asyncio.ensure_future(systemd.release(GPU))
+        await asyncio.to_thread(told.read_text)
+        releasing.cancel()
+        await asyncio.wait([releasing])
+        write(tmp_path / "systemd-inhibit", INHIBIT)
+        await systemd.inhibit(GPU)
+        assert len(holders(logind)) == 2
+    finally:
+        os.kill(dying, signal.SIGKILL)
+        await ended(dying)
+
+
 async def test_no_logind(systemd: LinuxSystemd, caplog: pytest.LogCaptureFixture) -> None:
     """Then nothing puts the machine to sleep by it. It is worth a word, and one is enough."""
     with caplog.at_level(logging.WARNING):

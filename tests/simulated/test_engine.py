@@ -88,7 +88,7 @@ class Bench:
         self.full_at = ""
         arbiter = Arbiter(self.host.systemd)
         kernel, deadlines = self.host.kernel(str(GPU)), {"scripted": DEADLINE}
-        self.hands = Hands(GPU, self.host, kernel, arbiter, self.owed.append, deadlines=deadlines, owned=lambda: False)
+        self.hands = Hands(GPU, self.host, kernel, arbiter, self.owed.append, deadlines=deadlines)
         self.events: list[StepEvent] = []
         words = [word.split("-") for word in script.split()]
         names = [f"s{n}" for n in range(1, steps + 1)]

@@ -35,7 +35,6 @@ def engine(host: SimulatedHost, *steps: Step) -> Engine:
         Arbiter(host.systemd),
         ignore,
         deadlines=Deadlines().model_dump(),
-        owned=lambda: False,
     )
     return Engine(hands, steps, ignore, ignore)
 

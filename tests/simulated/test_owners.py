@@ -71,6 +71,7 @@ async def settled() -> None:
 
 async def home(bed: Bed, actor: Actor) -> None:
     await bed.witness.until(lambda: actor.state is State.HOST and not actor.bound)
+    await bed.fleet._arbiter.awake.settled_if_possible(actor.gpu.address)
 
 
 def inhibited(bed: Bed) -> bool:

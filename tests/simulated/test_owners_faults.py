@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import KernelError, Owned, Wedged
-from gpuswitch.host.simulated.faults import Delay, Hang
+from gpuswitch.host.simulated.faults import Delay, Errno, Fault, Hang
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.holders import Holder, Scan, Sought
@@ -101,3 +101,50 @@ class TestAskedFor:
         assert await acquire(again) == ["0000:01:00.0"]
         assert looks < 20
         assert (actor.state, actor.owner) == (State.VFIO, WIN11)
+
+
+class TestSleep:
+    """The lock of a GPU is held for as long as it is under way, or a machine's; and by nobody for longer."""
+
+    @pytest.mark.parametrize("seconds", [0.5, 4.0, 25.0])
+    async def test_a_machine_that_asks_while_the_lock_of_the_last_one_is_let_go(
+        self, seconds: float, tmp_path: Path
+    ) -> None:
+        bed = await made(tmp_path, on_release="stay")
+        actor = bed.fleet.find("01:00.0")
+        await running(bed)
+        bed.host.faults.add(Delay(seconds), operation="release_inhibitor")
+        bed.machine.end("win11")
+        bed.fleet.owners.release(WIN11, "shutdown")
+        await bed.witness.until(lambda: actor.owner is None)
+        await acquire(bed, LINUX)
+        await asyncio.sleep(100)
+        assert (actor.state, actor.owner, inhibited(bed)) == (State.VFIO, LINUX, True)
+
+    @pytest.mark.parametrize("fault", [Errno(errno.EIO), Delay(25), Hang()], ids=["fails", "is late", "hangs"])
+    async def test_one_that_is_not_had_at_once_is_had_later(self, fault: Fault, bed: Bed, actor: Actor) -> None:
+        for nth in (1, 2):
+            bed.host.faults.add(fault, operation="inhibit", nth=nth)
+        await running(bed)
+        await asyncio.sleep(100)
+        assert (actor.state, actor.owner, inhibited(bed)) == (State.VFIO, WIN11, True)
+
+    @pytest.mark.parametrize("fault", [Errno(errno.EIO), Delay(25), Hang()], ids=["fails", "is late", "hangs"])
+    async def test_one_that_does_not_go_at_once_goes_later(self, fault: Fault, bed: Bed, actor: Actor) -> None:
+        before = bed.snapshot()
+        await running(bed)
+        for nth in (1, 2):
+            bed.host.faults.add(fault, operation="release_inhibitor", nth=nth)
+        bed.machine.end("win11")
+        bed.fleet.owners.release(WIN11, "shutdown")
+        await home(bed, actor)
+        await asyncio.sleep(100)
+        assert (actor.owner, bed.snapshot()) == (None, before)
+
+    async def test_it_is_there_before_anything_is_unbound(self, bed: Bed) -> None:
+        bed.host.faults.add(Delay(5), operation="inhibit")
+        awake = []
+        bed.witness.on_step = lambda _, event: awake.append(inhibited(bed)) if event.step.kind == "unbind" else None
+        await acquire(bed)
+        assert awake
+        assert all(awake)

@@ -227,7 +227,7 @@ class TestTheSystemGoesDown:
 
 class TestTheServiceDies:
     async def test_at_each_step_its_units_come_back(self, tmp_path: Path) -> None:
-        index, outcomes = 1, set()
+        index = 1
         while True:
             bed = await Bed.of("single", tmp_path / str(index))
             actor = bed.fleet.find("")
@@ -235,15 +235,10 @@ class TestTheServiceDies:
             again = await self.crashed(bed, actor, index)
             if again is None:
                 break
-            successor = again.fleet.find("")
-            outcomes.add(successor.state)
-            if successor.state is State.VFIO:
-                assert again.state(DISPLAY_MANAGER) == "inactive"
-                await again.moved(successor, State.HOST)
+            assert again.fleet.find("").state is State.HOST
             assert (again.snapshot(), again.debts) == (before, [])
             index += 1
         assert index > 15
-        assert outcomes == {State.HOST, State.VFIO}
 
     async def test_units_are_waited_for_only_once_the_service_has_started(self, tmp_path: Path) -> None:
         """Whoever waits for it may be what it would wait for."""

@@ -16,8 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gpuswitch.errors import KernelError
+from gpuswitch.host.linux import procfs
 from gpuswitch.host.linux.busclient import PROPERTIES, CallError, Remote, talking
 from gpuswitch.host.linux.children import Child, find
+from gpuswitch.model.holders import Process
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +69,14 @@ class Inhibitors:
     def __init__(self, tools: str) -> None:
         self._tools = tools
         self._warned = False
+        self._ending: set[Process] = set()
+        """Those that were told to end: they may have a lock still, and will not for long."""
 
     async def inhibit(self, gpu: str) -> None:
         """See `gpuswitch.switch.host.Systemd.inhibit`."""
         async with talking(LOGIND, _KEEP, gpu, start=True) as logind:
             try:
-                if await _holders(logind, gpu):
+                if await self._lasting(logind, gpu):
                     return
             except CallError as error:
                 if not error.absent:
@@ -83,9 +87,10 @@ class Inhibitors:
             await logind.listen(PROPERTIES, "PropertiesChanged")
             child = self._start(gpu)
             try:
-                while not await _holders(logind, gpu):
+                while not await self._lasting(logind, gpu):
                     await _signal_or_end(logind, child, gpu)
             except BaseException:
+                self._remember(child.pid)
                 child.send(signal.SIGTERM)
                 raise
 
@@ -99,7 +104,32 @@ class Inhibitors:
                     raise
                 return
         for pid in holders:
-            await _end(pid, gpu)
+            await self._end(pid, gpu)
+
+    async def _lasting(self, logind: Remote, gpu: str) -> list[int]:
+        """The processes that hold a lock of ours for this GPU, and go on doing so."""
+        return [pid for pid in await _holders(logind, gpu) if _process(pid) not in self._ending]
+
+    def _remember(self, pid: int) -> None:
+        """It is told to end; those that have ended are forgotten."""
+        self._ending = {process for process in self._ending if _process(process.pid) == process}
+        if (process := _process(pid)) is not None:
+            self._ending.add(process)
+
+    async def _end(self, pid: int, gpu: str) -> None:
+        """End this holder of a lock, and see it gone: the lock goes with it."""
+        try:
+            with _pidfd(pid) as process:
+                if _is_ours(pid, gpu):
+                    self._remember(pid)
+                    signal.pidfd_send_signal(process, signal.SIGTERM)
+                    await _readable(process)
+        except ProcessLookupError:
+            return  # it has ended by itself
+        except OSError as error:
+            raise KernelError(
+                _LET, gpu, error.errno or errno.EIO, f"systemd-inhibit (pid {pid}) cannot be ended"
+            ) from error
 
     def _start(self, gpu: str) -> Child:
         """A `systemd-inhibit` with a program below it that never ends by itself, and does when its parent has ended."""
@@ -187,19 +217,11 @@ def _pidfd(pid: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-async def _end(pid: int, gpu: str) -> None:
-    """End this holder of a lock, and see it gone: the lock goes with it."""
+def _process(pid: int) -> Process | None:
     try:
-        with _pidfd(pid) as process:
-            if _is_ours(pid, gpu):
-                signal.pidfd_send_signal(process, signal.SIGTERM)
-                await _readable(process)
-    except ProcessLookupError:
-        return  # it has ended by itself
-    except OSError as error:
-        raise KernelError(
-            _LET, gpu, error.errno or errno.EIO, f"systemd-inhibit (pid {pid}) cannot be ended"
-        ) from error
+        return procfs.process(pid)
+    except OSError:  # nobody can tell now, so it is none that we know
+        return None
 
 
 async def _readable(process: int) -> None:
