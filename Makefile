@@ -8,6 +8,7 @@ VM ?= 1
 SEEDS ?= 10000
 WORKERS ?= auto
 SELECT ?=
+TESTS ?=
 
 # The service runs with the system's own python3, not with a developer's that comes first on the PATH.
 SYSTEM_PYTHON := $(if $(filter file,$(origin PYTHON)),/usr/bin/python3,$(PYTHON))
@@ -19,16 +20,16 @@ STAMP := $(VENV)/.made-from-pyproject
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help venv need-develop need-test need-bus need-system need-vm demo test lint format types system-test vm-test vm-shell bench simulate docs install uninstall clean
+.PHONY: help venv need-develop need-test need-bus need-system need-vm demo test lint format types system-test vm-test release-test vm-shell bench simulate docs install uninstall clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: venv ## switch GPUs of a simulated host, step by step (no hardware, no root)
 	@$(BIN)/gpuswitchctl demo
 
-test: need-test need-bus lint types ## lint, types and the fast tests (no hardware, no root; BUS=dbus-broker: once as root)
-	BUS=$(BUS) $(BIN)/pytest
+test: need-test need-bus lint types ## lint, types and the fast tests (no hardware, no root; BUS=dbus-broker: once as root; TESTS=FOLDER: some)
+	BUS=$(BUS) $(BIN)/pytest $(TESTS)
 
 lint: venv ## ruff: rules and format
 	$(BIN)/ruff check
@@ -47,6 +48,13 @@ system-test: venv need-system ## the tests on a real systemd and bus, in contain
 vm-test: venv need-vm ## the tests on a real kernel in virtual machines (RELEASE=bookworm; SELECT=smoke: a few; WORKERS=auto)
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.vm.rig build
 	RELEASE=$(RELEASE) $(BIN)/pytest --timeout=1800 -n $(WORKERS) --maxschedchunk=1 $(if $(SELECT),-m $(SELECT)) tests/vm
+
+release-test: ## all of it on all releases, with long campaigns: hours, before a release
+	@.ci/steps test 'test BUS=dbus-broker' \
+	    $(foreach bus,dbus-daemon dbus-broker,$(foreach release,bookworm trixie forky,'system-test RELEASE=$(release) BUS=$(bus)')) \
+	    $(foreach release,trixie forky,'test-python RELEASE=$(release)') \
+	    $(foreach release,bookworm trixie forky,'vm-test RELEASE=$(release)') \
+	    'simulate SEEDS=100000'
 
 vm-shell: venv need-vm ## a shell in such a machine, to play in
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.vm.rig shell
