@@ -28,6 +28,8 @@ FUNCTION_LINES = 40
 
 MARKERS = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 PLACES = re.compile(r"(?<![\w.])/(home|root|Users)/")
+LOOKS_AGAIN = ROOT / "tests/machines/inside/words.py"
+"""It waits for what makes no event, until somebody's patience is at its end."""
 LUCK = re.compile(r"time\.sleep\(|pytest\.(mark\.)?(skip|xfail|importorskip)")
 IGNORE = re.compile(r"#\s*(type:\s*ignore|noqa|pragma:|ruff:)")
 REASONED = re.compile(
@@ -86,7 +88,7 @@ def test_text_keeps_no_notes_and_names_no_place(path: Path) -> None:
     assert PLACES.findall(text) == []
 
 
-@pytest.mark.parametrize("path", [path for path in PYTHON if path != SELF], ids=relative)
+@pytest.mark.parametrize("path", [path for path in PYTHON if path not in {SELF, LOOKS_AGAIN}], ids=relative)
 def test_nothing_is_left_to_luck(path: Path) -> None:
     """No blocking sleep, and no test that is passed over."""
     assert LUCK.findall(path.read_text()) == []

@@ -11,10 +11,21 @@ import os
 import re
 import select
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 BETWEEN_LOOKS = 0.02
 """Seconds."""
+
+
+def until(look: Callable[[], T]) -> T:
+    """Look again and again, until there is something to see; gives that."""
+    while not (seen := look()):
+        time.sleep(BETWEEN_LOOKS)
+    return seen
 
 
 def write(path: str, text: str, mode: int) -> None:
@@ -76,45 +87,35 @@ def await_end(pid: int) -> None:
         return
     select.select([pidfd], [], [])
     os.close(pidfd)
-    while Path("/proc", str(pid)).exists():
-        time.sleep(BETWEEN_LOOKS)
+    until(lambda: not Path("/proc", str(pid)).exists())
 
 
 def await_open(pid: str, node: str) -> None:
     """Wait until a process, which lives, has a file open."""
     folder = Path("/proc", pid, "fd")
-    while node not in look([str(each) for each in folder.iterdir()]):
-        time.sleep(BETWEEN_LOOKS)
+    until(lambda: node in look([str(each) for each in folder.iterdir()]))
 
 
 def await_program(name: str) -> None:
     """Wait until a process of this name runs, as the kernel has it: its first 15 letters."""
-    while name not in {text and text.strip() for text in find(["/proc/[0-9]*/comm"]).values()}:
-        time.sleep(BETWEEN_LOOKS)
+    until(lambda: name in {text and text.strip() for text in find(["/proc/[0-9]*/comm"]).values()})
 
 
 def await_process_state(pid: int, state: str) -> None:
     """Wait until a process is in a state of proc(5): R, S, D."""
-    while Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != state:
-        time.sleep(BETWEEN_LOOKS)
+    until(lambda: Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] == state)
 
 
 def await_there(path: str) -> None:
     """Wait until something is at that path."""
-    while not os.path.lexists(path):
-        time.sleep(BETWEEN_LOOKS)
+    until(lambda: os.path.lexists(path))
 
 
 def await_gone(path: str) -> None:
     """Wait until nothing is at that path; where a link leads to does not matter."""
-    while os.path.lexists(path):
-        time.sleep(BETWEEN_LOOKS)
+    until(lambda: not os.path.lexists(path))
 
 
 def await_text(path: str, pattern: str) -> str:
     """Wait until a file has something in it that a regular expression fits; gives all of it."""
-    while True:
-        text = look_at(path) or ""
-        if re.search(pattern, text, re.MULTILINE):
-            return text
-        time.sleep(BETWEEN_LOOKS)
+    return until(lambda: text if re.search(pattern, text := look_at(path) or "", re.MULTILINE) else "")
