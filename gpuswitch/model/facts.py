@@ -194,7 +194,10 @@ class HostFacts:
     def renewed(self, seen: HostFacts, functions: Iterable[PciAddress]) -> HostFacts:
         """These facts, with what a later look at some functions showed of them."""
         others = {a: f for a, f in self.functions.items() if a not in set(functions)}
-        return replace(self, functions=dict(sorted({**others, **seen.functions}.items())))
+        # Such a look does not count mediated devices, which need all of their own folder to be read.
+        known = {a: self.functions[a].mediated_devices for a in seen.functions if a in self.functions}
+        again = {a: replace(f, mediated_devices=known.get(a, f.mediated_devices)) for a, f in seen.functions.items()}
+        return replace(self, functions=dict(sorted({**others, **again}.items())))
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,13 @@ class TestToVfio:
         assert reasons(host)["virtual_functions"].startswith("0000:01:00.0 has 3 virtual functions")
         assert reasons(host)["mediated_devices"].startswith("0000:01:00.1 has 2 mediated devices")
 
+    def test_a_look_at_some_functions_does_not_count_mediated_devices(self) -> None:
+        """What was counted before is so still."""
+        whole = facts([function("0000:01:00.0", VGA, "nvidia"), function("0000:01:00.1", AUDIO, mediated_devices=2)])
+        partial = facts([function("0000:01:00.1", AUDIO, "vfio-pci")])
+        again = whole.renewed(partial, [at("0000:01:00.1")]).functions[at("0000:01:00.1")]
+        assert (again.mediated_devices, again.driver_name) == (2, "vfio-pci")
+
     def test_never_moves_a_virtual_function_or_a_bridge(self) -> None:
         gpu = Gpu(GPU.address, (*GPU.functions, at("0000:01:00.4"), PORT))
         host = facts(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from gpuswitch.host.linux import scan_main
 from gpuswitch.host.linux.scan_main import Scan
-from gpuswitch.host.linux.scanning import tables
+from gpuswitch.host.linux.scanning import tables, watch
 from gpuswitch.host.linux.scanning.devices import Devices
 from gpuswitch.host.linux.scanning.halves import in_two
 from gpuswitch.host.linux.scanning.kernel import Client, mounted
@@ -170,11 +173,50 @@ def test_half_of_the_work_is_not_enough(where: str) -> None:
 
     def work(_names: Sequence[str]) -> None:
         if (os.getpid() == here) is (where == "here"):
-            raise OSError(errno.EIO, "this half")
+            raise OSError(errno.EIO, "this half", "/proc/1")
 
-    with pytest.raises(OSError, match="half") as caught:
+    with pytest.raises(OSError, match="this half: '/proc/1'") as caught:
         in_two(work, ["1", "2"])
     assert caught.value.errno == errno.EIO
+
+
+def test_a_half_that_says_nothing() -> None:
+    here = os.getpid()
+
+    def work(_names: Sequence[str]) -> None:
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(OSError, match="half of the look failed"):
+        in_two(work, ["1", "2"])
+
+
+def test_what_keeps_a_look_from_everything_is_told(tree: Tree, proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
+    def blind(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(scan_main, "look", blind)
+    request = json.dumps({"functions": [str(GPU)], "nodes": [], "numbers": [], "modules": {}}).encode()
+    said = json.loads(scan_main.answer(str(tree.sys), "/dev", str(proc.root), request))
+    assert said == {"error": [errno.EMFILE, "Too many open files"]}
+
+
+@pytest.mark.parametrize("file", ["maps", "cmdline"])
+def test_a_process_that_does_not_let_itself_be_looked_at(
+    file: str, tree: Tree, proc: Proc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody writes to this FIFO: who opens it waits. It counts as a holder, and all others are looked at."""
+    monkeypatch.setattr(watch, "STUCK_SECONDS", 0.05)
+    for pid in (NOBODYS - 1, NOBODYS, NOBODYS + 1):
+        (proc.process(pid, f"program{pid}") / "fd/3").symlink_to("/dev/full")
+    (proc.root / f"{NOBODYS}/{file}").unlink(missing_ok=True)
+    os.mkfifo(proc.root / f"{NOBODYS}/{file}")
+    found = {holder["pid"]: (holder["command"], holder["doubt"]) for holder in scan(tree, proc, "c1:7")}
+    assert found == {
+        NOBODYS - 1: (f"program{NOBODYS - 1}", ""),
+        NOBODYS: (f"program{NOBODYS}", "it is stuck in the kernel, or was looked at for too long"),
+        NOBODYS + 1: (f"program{NOBODYS + 1}", ""),
+    }
 
 
 def test_a_drm_device_that_is_no_more(tree: Tree, proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:

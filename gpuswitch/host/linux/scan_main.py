@@ -19,11 +19,12 @@ from typing import Any, TypedDict
 sys.path.append(__file__.rsplit("/", 4)[0])
 
 from gpuswitch.host.linux.scanning.devices import Devices
+from gpuswitch.host.linux.scanning.files import is_gone
 from gpuswitch.host.linux.scanning.halves import in_two
 from gpuswitch.host.linux.scanning.kernel import Client, mounted
 from gpuswitch.host.linux.scanning.modules import Modules
 from gpuswitch.host.linux.scanning.tables import MACHINE_NODES, Opened, Seen, Wanted, look
-from gpuswitch.host.linux.scanning.who import who
+from gpuswitch.host.linux.scanning.who import Who, who
 
 LONGEST_REQUEST = 1 << 18
 _PIECE = 1 << 15
@@ -75,24 +76,42 @@ class Scan:
 
     def _look(self, pids: Sequence[str]) -> _Found:
         """Who of these has something, the nodes still being numbers; and what explains who holds a module."""
-        found: _Found = {"opened": [], "mapped": [], "holders": []}
+        found, stuck = look(self._wanted, pids, self._judged)
+        holders = [holder for _, holder in found] + [self._stuck(pid) for pid in stuck]
+        return {
+            "opened": [(it.number, it.task, it.descriptor) for seen, _ in found for it in seen.opened],
+            "mapped": [number for seen, _ in found for number in seen.mapped],
+            "holders": [holder for holder in holders if holder is not None],
+        }
 
-        def tell(seen: Seen) -> None:
-            found["opened"] += [(it.number, it.task, it.descriptor) for it in seen.opened]
-            found["mapped"] += seen.mapped
-            numbers = ({it.number for it in seen.opened} | seen.mapped) - self._others
-            if (numbers or seen.doubt) and (holder := self._holder(seen, numbers)):
-                found["holders"].append(holder)
+    def _judged(self, seen: Seen) -> tuple[Seen, dict[str, Any] | None]:
+        """With who it is, where it is a holder."""
+        numbers = ({it.number for it in seen.opened} | seen.mapped) - self._others
+        if not numbers and not seen.doubt:
+            return seen, None
+        return seen, self._holder(seen, numbers, who(seen.folder))
 
-        look(self._wanted, pids, tell)
-        return found
-
-    def _holder(self, seen: Seen, numbers: set[str]) -> dict[str, Any] | None:
-        it = who(seen.folder)
+    def _holder(self, seen: Seen, numbers: set[str], it: Who | None) -> dict[str, Any] | None:
         if it is None or it.empty or (it.parent == self._service and _WORKER in it.arguments):
             return None
         said = {key: getattr(it, key) for key in ("started", "command", "uid", "user", "cgroup")}
         return {"pid": seen.pid, **said, "nodes": list(numbers), "doubt": seen.doubt, "machine": seen.machine}
+
+    def _stuck(self, pid: str) -> dict[str, Any] | None:
+        """One that did not let itself be looked at: what it has mapped is nowhere else to be seen."""
+        try:
+            folder = os.open(f"{self._proc}/{pid}", os.O_PATH | os.O_DIRECTORY)
+        except OSError as error:
+            if is_gone(error):
+                return None
+            raise
+        try:
+            doubt = "it is stuck in the kernel, or was looked at for too long"
+            it = who(folder, sparing=True)
+            ours = it is not None and it.parent == self._service
+            return None if ours else self._holder(Seen(int(pid), folder, doubt=doubt), set(), it)
+        finally:
+            os.close(folder)
 
 
 def _client(client: Client) -> dict[str, Any]:
@@ -110,7 +129,8 @@ def answer(sysfs: str, dev: str, proc: str, request: bytes) -> bytes:
     try:
         return json.dumps(Scan(sysfs, dev, proc, json.loads(request)).run()).encode()
     except OSError as error:
-        return json.dumps({"error": [error.errno, f"{error.filename}: {error.strerror}"]}).encode()
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return json.dumps({"error": [error.errno, text]}).encode()
 
 
 def main() -> None:

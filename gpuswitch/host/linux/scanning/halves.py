@@ -13,7 +13,7 @@ def in_two(work: Callable[[Sequence[str]], _Result], names: Sequence[str]) -> tu
     """The results of both halves of the work; a result must be something that JSON can say.
 
     Raises:
-        OSError: half of the work could not be done.
+        OSError: half of the work could not be done, and why.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -24,21 +24,26 @@ def in_two(work: Callable[[Sequence[str]], _Result], names: Sequence[str]) -> tu
     try:
         own = work(names[::2])
         with open(reader, "rb", closefd=False) as pipe:
-            other = pipe.read()
+            said = pipe.read()
     finally:
         os.close(reader)
-        _, status = os.waitpid(child, 0)
-    if status:
+        os.waitpid(child, 0)
+    if not said:
         raise OSError(errno.EIO, "half of the look failed")
-    return own, json.loads(other)
+    result, error = json.loads(said)
+    if error is not None:
+        raise OSError(*error)
+    return own, result
 
 
 def _other_half(work: Callable[[Sequence[str]], _Result], names: Sequence[str], writer: int) -> None:
-    """Does not return. Whatever goes wrong, the status tells."""
-    status = 1
+    """Does not return. It says its result, or what went wrong; where it says nothing, it did not come that far."""
     try:
+        try:
+            said: object = (work(names), None)
+        except OSError as error:
+            said = (None, (error.errno, error.strerror, error.filename))
         with open(writer, "wb") as pipe:
-            pipe.write(json.dumps(work(names)).encode())
-        status = 0
+            pipe.write(json.dumps(said).encode())
     finally:
-        os._exit(status)  # as the child that it is: what the parent has to say at its end is not ours
+        os._exit(0)  # as the child that it is: what the parent has to say at its end is not ours

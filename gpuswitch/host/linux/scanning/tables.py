@@ -4,11 +4,13 @@ import ctypes
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from stat import S_IFMT, S_IFREG
+from typing import Generic, TypeVar
 
 from gpuswitch.host.linux.scanning.files import contents, is_gone, last, names, number_text, target, text
+from gpuswitch.host.linux.scanning.watch import in_turn
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 # Declared argument types would make each call a fifth slower, and this is the call that there are 20,000 of.
@@ -36,6 +38,8 @@ _VFIO_PATH = re.compile(r"^vfio-device-syspath:\s*(\S+)", re.MULTILINE)
 # Address, permissions, offset; then device, inode and path, which together tell a file (btrfs gives an inode number out
 # more than once). What has inode 0 is no file.
 _MAPPING = re.compile(rb"^(\S++) \S++ \S++ (\S++ [1-9].*+)$", re.MULTILINE)
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +91,21 @@ def order(one: Opened, other: Opened) -> int:
     return {1: -1, 2: 1}.get(found, 0)
 
 
-def look(wanted: Wanted, pids: Iterable[str], tell: Callable[[Seen], None]) -> None:
-    """Look at these processes; `tell` of each that has a wanted device, or may have one."""
-    look = _Look(wanted)
-    for pid in pids:
-        look.process(pid, tell)
+def look(wanted: Wanted, pids: Sequence[str], judge: Callable[[Seen], _Found]) -> tuple[list[_Found], list[str]]:
+    """Look at these processes: what `judge` makes of each that has a wanted device, or may have one.
+
+    And those that did not let themselves be looked at.
+    """
+    return in_turn(lambda: _Look(wanted, judge), pids)
 
 
-class _Look:
+class _Look(Generic[_Found]):
     """Looks at one process after the other."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: Wanted, judge: Callable[[Seen], _Found]) -> None:
+        self.ticks = 0
         self._wanted = wanted
+        self._judge = judge
         # The mapped files seen so far, those of all processes; and which of them are wanted devices.
         self._files: set[bytes] = set()
         self._devices: dict[bytes, str] = {}
@@ -109,7 +116,8 @@ class _Look:
         self._mode = view[28:30].cast("H")
         self._numbers = view[128:136].cast("I")
 
-    def process(self, pid: str, tell: Callable[[Seen], None]) -> None:
+    def process(self, pid: str, tell: Callable[[_Found], None]) -> None:
+        self.ticks += 1
         try:
             folder = os.open(f"{self._wanted.proc}/{pid}", os.O_PATH | os.O_DIRECTORY)
         except OSError as error:
@@ -122,7 +130,7 @@ class _Look:
             self._threads(seen)
             if seen.opened or seen.mapped or seen.doubt:
                 seen.machine = seen.machine or _has_machine(folder)
-                tell(seen)
+                tell(self._judge(seen))
         finally:
             os.close(folder)
 
@@ -222,6 +230,7 @@ class _Look:
         Raises:
             OSError: this may not be known.
         """
+        self.ticks += 1
         if _STATX(folder, name, _DO_NOT_ASK, 0, self._address) == 0:
             major = self._numbers[0]
             return number_text(self._mode[0], major, self._numbers[1]) if major else ""

@@ -30,10 +30,11 @@ class Who:
     empty: bool
 
 
-def who(folder: int) -> Who | None:
+def who(folder: int, *, sparing: bool = False) -> Who | None:
     """The process whose folder in /proc this is; None: it is gone.
 
-    Its user's name may come from a server, so this may take its time.
+    Its user's name may come from a server, and its command line out of its memory, so this may take its time;
+    `sparing`: without these two.
     """
     stat = text("stat", folder)
     uid = _UID.search(text("status", folder))
@@ -41,14 +42,14 @@ def who(folder: int) -> Who | None:
         return None
     # The name is in brackets, and may hold brackets itself; what follows is field 3 of proc(5) and on.
     fields = stat.rpartition(")")[2].split()
-    arguments = text("cmdline", folder).split("\0")
+    arguments = [""] if sparing else text("cmdline", folder).split("\0")
     return Who(
         parent=int(fields[1]),
         started=int(fields[19]),
         command=_command(stat.partition("(")[2].rpartition(")")[0], arguments[0]),
         arguments=arguments,
         uid=int(uid[1]),
-        user=_user(int(uid[1])),
+        user=uid[1] if sparing else _user(int(uid[1])),
         cgroup=text("cgroup", folder),
         empty=bool(int(fields[6]) & _KERNEL_THREAD) or (fields[0] in "ZX" and int(fields[17]) <= 1),
     )
