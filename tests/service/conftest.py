@@ -34,6 +34,12 @@ def bus_program(request: pytest.FixtureRequest) -> BusProgram:
         pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
 
 
+@pytest.fixture(autouse=True)
+def settings_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service takes every GPUSWITCH_... variable for a setting of its own, and refuses to start with this one."""
+    monkeypatch.delenv("GPUSWITCH_TEST_CACHE", raising=False)
+
+
 @pytest.fixture
 def private_bus(bus_program: BusProgram, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateBus]:
     """A bus with the rules of a session bus: all may own, send and receive."""

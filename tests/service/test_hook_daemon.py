@@ -132,11 +132,8 @@ async def test_the_service_ends_and_its_gpus_are_not_given_away(start: Start, ho
     assert await hook.run("prepare begin", domain("")) == (0, "")
 
 
-async def test_a_service_that_does_not_run_yet_is_started(
-    bus_program: BusProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As systemd does it, the bus does here; with our environment."""
-    monkeypatch.delenv("GPUSWITCH_TEST_CACHE", raising=False)
+async def test_a_service_that_does_not_run_yet_is_started(bus_program: BusProgram, tmp_path: Path) -> None:
+    """As systemd does it, the bus does here."""
     folder = tmp_path / "service"
     write(folder / "etc", config=MANAGED)
     directories = [f"--config={folder}/etc", f"--runtime={folder}/run", f"--state={folder}/state"]
