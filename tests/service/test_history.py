@@ -104,11 +104,11 @@ async def test_every_finished_switch_is_in_the_history_newest_first(start: Start
 
 async def test_it_knows_the_options_and_who_asked(start: Start) -> None:
     service = await start("laptop")
-    options = {"busy": ("s", "wait"), "wait_seconds": ("u", 5), "stop_units": ("as", ["a.service"])}
+    options = {"busy": ("s", "wait"), "wait_seconds": ("u", 5), "stop_units": ("as", ["nvidia-persistenced.service"])}
     switch = await service.call(DISCRETE, f"{GPU}.ToVfio", "a{sv}", options)
     await service.wait(DISCRETE, switch)
     [found] = await history(service)
-    assert found["options"] == {"busy": "wait", "wait_seconds": 5.0, "stop_units": ["a.service"]}
+    assert found["options"] == {"busy": "wait", "wait_seconds": 5.0, "stop_units": ["nvidia-persistenced.service"]}
     asker = found["asker"]
     assert (asker["service"], asker["uid"], asker["pid"]) == (False, os.geteuid(), os.getpid())
     assert (asker["command"], asker["vm"]) == (my_command(), "")

@@ -116,7 +116,7 @@ async def test_what_is_refused_is_counted_by_reason(start: Start) -> None:
         with pytest.raises(PeerError):
             await service.call(DISCRETE, f"{GPU}.ToVfio", "a{sv}", options)
     counted = samples(await scrape(service))
-    assert value(counted, "refusals_total", gpu=ADDRESS, reason="not_viable") == 2
+    assert value(counted, "refusals_total", gpu=ADDRESS, reason="busy") == 2
     assert value(counted, "refusals_total", gpu=ADDRESS, reason="invalid_argument") == 1
 
 
@@ -124,7 +124,7 @@ async def test_what_is_refused_to_a_virtual_machine_is_counted_too(start: Start)
     service = await start("single", config=NAMED)
     with pytest.raises(PeerError):
         await service.ask("AcquireForVm", "ssas", "win11", "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d", [ADDRESS])
-    assert value(samples(await scrape(service)), "refusals_total", gpu=ADDRESS, reason="not_viable") == 1
+    assert value(samples(await scrape(service)), "refusals_total", gpu=ADDRESS, reason="busy") == 1
 
 
 async def test_holders_are_those_of_the_last_look_and_no_scrape_looks(start: Start) -> None:
