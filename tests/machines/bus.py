@@ -11,7 +11,7 @@ from typing import Any
 from jeepney import DBusAddress, HeaderFields, MatchRule, Message, MessageType, message_bus, new_method_call
 from jeepney.io.blocking import open_dbus_connection
 
-CALL_SECONDS = 60.0
+CALL_SECONDS = 120.0
 
 
 class BusError(Exception):

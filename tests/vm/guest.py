@@ -23,7 +23,7 @@ from tests.vm.rig.machine import Machine
 
 BUS_NAME = "org.gpuswitch1"
 MANAGER = Face(BUS_NAME, "/org/gpuswitch1", "org.gpuswitch1.Manager")
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
 """Within these the daemon answers, whatever it does: in an emulated machine, with its like beside it."""
 SWITCH_SECONDS = 100.0
 
