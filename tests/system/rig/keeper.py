@@ -12,6 +12,7 @@ first; ARCHIVE is a tar of what lies on top of them. What the container writes i
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
@@ -30,6 +31,9 @@ OVERLAY = Path(__file__).parents[2] / "debian/overlay.sh"
 FIRST = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child")
 THEN = ("unshare", "--cgroup", "--ipc", "--net", "--uts")
 """Its first process joins its control group in between: only so is that the uppermost one in there, with no other."""
+
+PR_SET_CHILD_SUBREAPER = 36
+"""linux/prctl.h"""
 
 
 @contextmanager
@@ -77,7 +81,10 @@ def container(place: Path, group: Path, layers: list[str], console: str, log: in
         yield process
     finally:
         process.kill()
-        process.wait()
+        # the container's first process is ours by now
+        with suppress(ChildProcessError):
+            while True:
+                os.wait()
 
 
 def keep(control: socket.socket, log: int, layers: list[str]) -> None:
@@ -115,6 +122,8 @@ def watch(
 def main() -> None:
     # From a terminal, ctrl-c goes to all; we are told by whoever started us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Of what dies with its parent, we are the next one; nobody else would wait for it.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     control, log, *layers = sys.argv[1:]
     with socket.socket(fileno=int(control)) as end:
         keep(end, int(log), layers)
