@@ -201,11 +201,14 @@ class TestTheWayBackFails:
         assert (actor.state, actor.reason) == (State.FAILED, reason)
 
     async def test_a_switch_from_failed_that_fails_is_failed_again(self, tmp_path: Path) -> None:
+        """As before is not well; and how it came to be is not forgotten."""
         bed, actor = await self.failed(tmp_path)
+        story = actor.reason
         bed.host.faults.add(Errno(errno.EIO), operation="keep_awake")
         before = bed.snapshot()
         switch = await bed.switch(actor, State.HOST)
-        assert (switch.result, actor.state) == (Result.REVERTED, State.FAILED)
+        assert (switch.result, actor.state) == (Result.FAILED, State.FAILED)
+        assert actor.reason == f"{story}\nand since then: {switch.reason}"
         assert bed.snapshot() == before
         assert bed.debts
         await bed.moved(actor, State.HOST)

@@ -89,6 +89,8 @@ async def test_a_hang_at_each_operation(target: State, operation: Operation, tmp
         await check_wedged(bed, actor, reason)
         hang.release()
         await bed.witness.until(lambda: not actor.bound or actor.state.stable)
+        # logind's lock is let go by and by
+        await actor._arbiter.awake.settled(actor.gpu.address)
         if target is State.HOST:
             # Modules that were loaded for the way home stay.
             before |= {"modules": bed.snapshot()["modules"]}

@@ -137,5 +137,5 @@ def test_what_is_no_fault_is_refused_in_one_sentence(text: str, reason: str) -> 
 
 
 def test_an_unknown_operation_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(InvalidArgument, match=r"'restart=EIO': no operation is named 'restart'; known are capture, c"):
+    with pytest.raises(InvalidArgument, match=r"'restart=EIO': no operation is named 'restart'; known are look, "):
         inject(plain(), "restart=EIO")

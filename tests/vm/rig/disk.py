@@ -76,7 +76,7 @@ def find_disk(cache: Cache, release: Release, sources: Path | None) -> Path:
             cache.say("  make install")
             install_project(root, sources, wheels)
         # else the first boot, emulated, does anew what the packages did when they were installed: ldconfig, catalogs
-        run_in(root, "/usr/lib/systemd/systemd-update-done")
+        run_in(root, "/lib/systemd/systemd-update-done")
         cache.say("  making the file system")
         run(["mke2fs", "-q", "-t", "ext4", "-L", "root", "-d", root, folder / "disk.img", SIZE])
         remove(root)
