@@ -75,8 +75,9 @@ def find_disk(cache: Cache, release: Release, sources: Path | None) -> Path:
         if sources and wheels:
             cache.say("  make install")
             install_project(root, sources, wheels)
-        # else the first boot, emulated, does anew what the packages did when they were installed: ldconfig, catalogs
-        run_in(root, "/lib/systemd/systemd-update-done")
+        # else the first boot, emulated, does anew what the packages did when they were installed: ldconfig, catalogs.
+        # As systemd-update-done(8), which Debian has from 13 on, says that it is done.
+        run_in(root, "touch /etc/.updated /var/.updated")
         cache.say("  making the file system")
         run(["mke2fs", "-q", "-t", "ext4", "-L", "root", "-d", root, folder / "disk.img", SIZE])
         remove(root)
