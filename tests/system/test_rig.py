@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from subprocess import DEVNULL
 
 import pytest
 
@@ -171,9 +172,7 @@ def test_nothing_is_left_of_a_container(boot: Boot, system: System) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_when_whoever_wanted_it_dies(system: System, number: signal.Signals) -> None:
     program = [sys.executable, "-c", FOREVER, *map(str, system.installed)]
-    with subprocess.Popen(
-        program, cwd=PROJECT, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
-    ) as process:
+    with subprocess.Popen(program, cwd=PROJECT, stdout=subprocess.PIPE, text=True, stderr=DEVNULL) as process:
         assert process.stdout is not None
         keeper = int(process.stdout.readline())
         name = name_of(keeper)
