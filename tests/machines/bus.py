@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,10 @@ class Bus:
         """The signals that the rule fits, from now on; `next_signal` waits for one."""
         answer(self._connection.send_and_get_reply(message_bus.AddMatch(rule), timeout=CALL_SECONDS))
         signals: deque[Message] = deque()
-        with self._connection.filter(rule, queue=signals):
+        # The bus looks up who has the sender's name; a signal has that one's unique name.
+        ours = copy(rule)
+        ours.header_fields = {name: value for name, value in rule.header_fields.items() if name != "sender"}
+        with self._connection.filter(ours, queue=signals):
             yield signals
         answer(self._connection.send_and_get_reply(message_bus.RemoveMatch(rule), timeout=CALL_SECONDS))
 
