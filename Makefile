@@ -20,7 +20,7 @@ STAMP := $(VENV)/.made-from-pyproject
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help venv need-develop need-test need-bus need-system need-vm demo test lint format types system-test vm-test release-test vm-shell bench simulate docs install uninstall clean
+.PHONY: help venv need-develop need-test need-bus need-system need-vm demo test lint format types system-test test-python vm-test release-test vm-shell bench simulate docs install uninstall clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ format: venv ## let ruff put things in order
 
 system-test: venv need-system ## the tests on a real systemd and bus, in containers (RELEASE=bookworm, BUS=dbus-daemon)
 	RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/pytest --timeout=600 tests/system
+
+test-python: venv need-system ## the fast tests with another release's Python, in a system of it (RELEASE=trixie or forky; TESTS=FOLDER: some)
+	@RELEASE=$(RELEASE) $(BIN)/python -m tests.debian.fast_tests $(TESTS)
 
 vm-test: venv need-vm ## the tests on a real kernel in virtual machines (RELEASE=bookworm; SELECT=smoke: a few; WORKERS=auto)
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.vm.rig build

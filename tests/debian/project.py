@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,10 +38,16 @@ def project_sources(tree: Path = PROJECT) -> Iterator[Path]:
         yield sources
 
 
-def find_wheels(cache: Cache, release: Release, sources: Path) -> Path:
-    """The folder with the wheels that an installation needs. The caller holds the cache's lock."""
+def requirements_of(sources: Path, *extras: str) -> list[str]:
+    """What an installation needs, and the tools that belong to it."""
     metadata = tomllib.loads((sources / "pyproject.toml").read_text())
-    requirements = [*metadata["build-system"]["requires"], *metadata["project"]["dependencies"]]
+    project = metadata["project"]
+    more = (requirement for extra in extras for requirement in project["optional-dependencies"][extra])
+    return [*metadata["build-system"]["requires"], *project["dependencies"], *more]
+
+
+def find_wheels(cache: Cache, release: Release, requirements: Sequence[str], kind: str = "wheels") -> Path:
+    """The folder with the wheels of these and of what they need. The caller holds the cache's lock."""
     major, minor = release.python
 
     def build(folder: Path) -> None:
@@ -59,7 +65,7 @@ def find_wheels(cache: Cache, release: Release, sources: Path) -> Path:
         )
 
     key = content_key(release.name, Path(__file__), *requirements)
-    return cache.make(f"wheels-{release.name}", key, build)
+    return cache.make(f"{kind}-{release.name}", key, build)
 
 
 INSTALL = "make -C /usr/src/gpuswitch install"

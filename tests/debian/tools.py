@@ -16,6 +16,9 @@ PROJECT = Path(__file__).parents[2]
 
 OVERLAY = Path(__file__).with_name("overlay.sh")
 
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+APART = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc")
+
 
 def require_tools(purpose: str) -> None:
     """See to the Debian packages that are needed for `purpose` (of contrib/need.sh): as root they are installed.
@@ -53,7 +56,7 @@ def run(
         RigError: it failed; the text ends with the last lines of its standard error.
     """
     done = subprocess.run(
-        ["setpriv", "--pdeathsig", "KILL", *command],
+        [*DIES_WITH_US, *command],
         check=False,
         cwd=folder,
         env={**os.environ, **(env or {})},
@@ -74,8 +77,7 @@ def run_apart(command: Sequence[str | Path], *, env: Mapping[str, str] | None = 
     What it mounts is never seen outside, and when it ends or is killed, nothing of it stays: no mount that a later
     removal of the build folder could walk into, no process.
     """
-    apart = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    return run([*apart, *command], env=env)
+    return run([*APART, *command], env=env)
 
 
 def run_in(root: Path, command: str, *, env: Mapping[str, str] | None = None) -> bytes:
@@ -92,17 +94,30 @@ def run_on_top(layers: Sequence[Path], changes: Path, command: str, *, env: Mapp
     The folder `changes` gets what it changes: one more layer, to lie on top of them.
     """
     with tempfile.TemporaryDirectory(prefix="gpuswitch-layers-") as place:
-        words = (
-            ["sh", OVERLAY, place, *layers],
-            in_root(Path(place) / "root", command, env),
-            ["cp", "-a", f"{place}/upper/.", changes],
-        )
-        return run_apart(["sh", "-euc", "\n".join(shlex.join(map(str, each)) for each in words)])
+        keep = ["cp", "-a", f"{place}/upper/.", str(changes)]
+        return run_apart(script(["sh", OVERLAY, place, *layers], in_root(Path(place) / "root", command, env), keep))
+
+
+def show_on_top(layers: Sequence[Path], command: str, *, env: Mapping[str, str] | None = None) -> int:
+    """Run a shell command in a system made of layers, with our own devices, input and output; gives its status.
+
+    What it changes is gone when it ends.
+    """
+    with tempfile.TemporaryDirectory(prefix="gpuswitch-layers-") as place:
+        root = Path(place) / "root"
+        devices = ["mount", "--rbind", "/dev", str(root / "dev")]
+        words = script(["sh", OVERLAY, place, *layers], devices, in_root(root, command, env))
+        return subprocess.run([*DIES_WITH_US, *APART, *words], check=False).returncode
+
+
+def script(*commands: Sequence[str | Path]) -> list[str]:
+    """One after the other, until one fails; the last one's status is that of all."""
+    return ["sh", "-euc", "\n".join(shlex.join(map(str, each)) for each in commands)]
 
 
 def in_root(root: Path, command: str, env: Mapping[str, str] | None) -> list[str | Path]:
     settings = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", **(env or {})}
     words = [f"{name}={value}" for name, value in settings.items()]
     # The shell outside stays process 1: programs tell a chroot by its root being another than process 1's.
-    script = 'root=$1; shift; mount -t proc proc "$root/proc" && chroot "$root" env -i "$@"; exit $?'
-    return ["sh", "-c", script, "sh", root, *words, "/bin/sh", "-euc", command]
+    chroot = 'root=$1; shift; mount -t proc proc "$root/proc" && chroot "$root" env -i "$@"; exit $?'
+    return ["sh", "-c", chroot, "sh", root, *words, "/bin/sh", "-euc", command]

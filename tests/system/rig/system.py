@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.debian import project, tools
 from tests.debian.cache import Cache, content_key
 from tests.debian.errors import RigError
-from tests.debian.project import INSTALL, PIP_SETTINGS, find_wheels, project_sources, put_sources
+from tests.debian.project import INSTALL, PIP_SETTINGS, find_wheels, project_sources, put_sources, requirements_of
 from tests.debian.releases import Release
 from tests.debian.roots import find_root
 from tests.debian.tools import require_root, run_on_top
@@ -72,7 +72,7 @@ def find_system(cache: Cache, release: Release, bus: str) -> System:
 
 
 def find_sources(cache: Cache, release: Release, files: Path) -> Path:
-    wheels = find_wheels(cache, release, files)
+    wheels = find_wheels(cache, release, requirements_of(files))
 
     def build(folder: Path) -> None:
         put_sources(folder, files, wheels)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.debian import project
 from tests.debian.cache import Cache, content_key, remove
-from tests.debian.project import find_wheels, install_project
+from tests.debian.project import find_wheels, install_project, requirements_of
 from tests.debian.releases import Release
 from tests.debian.tools import run, run_in
 from tests.machines.inside import agent, words
@@ -62,7 +62,7 @@ def find_disk(cache: Cache, release: Release, sources: Path | None) -> Path:
     base = find_base(cache, release)
     kernel = (base / KERNEL_VERSION).read_text()
     modules = find_modules(cache, release, kernel)
-    wheels = find_wheels(cache, release, sources) if sources else None
+    wheels = find_wheels(cache, release, requirements_of(sources)) if sources else None
 
     def build(folder: Path) -> None:
         root = folder / "root"
