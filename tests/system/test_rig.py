@@ -24,6 +24,8 @@ PLACE = "gpuswitch-container-"
 FOREVER = """\
 import signal, sys
 from pathlib import Path
+# who starts the tests in the background has them ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tests.system.rig.container import Container
 container = Container([Path(layer) for layer in sys.argv[1:]])
 container.sh("sleep infinity </dev/null >/dev/null 2>&1 & mount -t tmpfs none /mnt")
