@@ -83,7 +83,6 @@ def test_a_power_cut_in_a_switch(machine: Machine) -> None:
     before = there_and_back(machine, GPU)
     kept = history(machine)
     assert [result for _, result in kept] == ["done", "done"]
-    ctl(machine, f"plan {GPU} vfio")
     # The worker stops as it unbinds the display, and so the switch stands still there.
     inject(machine, GPU, f"/sys/bus/pci/drivers/{DISPLAY_DRIVER}/unbind", "signal=STOP:when=1")
     start_switch(machine, GPU, "ToVfio")

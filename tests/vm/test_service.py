@@ -69,7 +69,6 @@ def test_killed_in_the_middle_of_a_switch_it_brings_the_gpu_home(machine: Machin
     The worker is stopped, from outside, as it unbinds the display; so the signal comes in the middle for sure.
     """
     before = snapshot(machine)
-    ctl(machine, f"plan {GPU} vfio")
     inject(machine, GPU, f"/sys/bus/pci/drivers/{DISPLAY_DRIVER}/unbind", "signal=STOP:when=1")
     start_switch(machine, GPU, "ToVfio")
     machine.do(words.await_gone, f"/sys/bus/pci/devices/{GPU}/driver")

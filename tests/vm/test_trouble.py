@@ -20,7 +20,6 @@ from tests.vm.stage.tracer import inject
 
 def test_a_bind_to_vfio_that_fails_half_way_is_reverted(machine: Machine) -> None:
     """The worker's second write to drivers_probe fails, as if vfio-pci had turned the display function down."""
-    ctl(machine, f"plan {GPU} vfio")
     before = snapshot(machine)
     machine.sh("modprobe vfio-pci")
     inject(machine, GPU, "/sys/bus/pci/drivers_probe", "error=EINVAL:when=2")

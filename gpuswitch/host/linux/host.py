@@ -38,7 +38,7 @@ class LinuxHost(Host):
 
     def reader(self, gpu: str) -> LinuxKernel:
         if gpu not in self._readers:
-            self._readers[gpu] = LinuxKernel(gpu, self._roots)
+            self._readers[gpu] = LinuxKernel(gpu, self._roots, "reader")
         return self._readers[gpu]
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:

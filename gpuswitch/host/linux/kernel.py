@@ -43,9 +43,10 @@ class _Sent:
 class LinuxKernel(Kernel):
     """The operations on one GPU, done by its worker."""
 
-    def __init__(self, gpu: str, roots: Roots) -> None:
+    def __init__(self, gpu: str, roots: Roots, role: str = "worker") -> None:
+        """`role`: what this one is to the GPU, for the person who reads `ps`."""
         places = (roots.sysfs, roots.dev, roots.iomem, roots.tools)
-        self._command = (sys.executable, "-ISE", str(_PROGRAM), *places, gpu)
+        self._command = (sys.executable, "-ISE", str(_PROGRAM), *places, gpu, role)
         self._gpu = gpu
         self._worker: Worker | None = None
         self._process: Process | None = None

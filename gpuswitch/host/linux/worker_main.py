@@ -1,9 +1,9 @@
 r"""The worker: a small program that does one GPU's kernel operations, one at a time, each of which may block for ever.
 
-Run as `python -ISE worker_main.py SYSFS DEV IOMEM TOOLS GPU` with a SOCK_SEQPACKET socket as its standard input. One
-message is one request, `NUMBER \0 OPERATION \0 ARGUMENT...`, answered by one message: `NUMBER \0 ok \0 VALUE...` or
+Run as `python -ISE worker_main.py SYSFS DEV IOMEM TOOLS GPU ROLE` with a SOCK_SEQPACKET socket as its standard input.
+One message is one request, `NUMBER \0 OPERATION \0 ARGUMENT...`, answered by one message: `NUMBER \0 ok \0 VALUE...` or
 `NUMBER \0 error \0 ERRNO \0 SUBJECT \0 TEXT`. It ends at end-of-file, that is when the daemon let it go or died.
-TOOLS are the folders where modprobe may live, joined by colons; GPU is there for the person who reads `ps`.
+TOOLS are the folders where modprobe may live, joined by colons; GPU and ROLE are there for the person who reads `ps`.
 """
 
 import errno
