@@ -66,10 +66,9 @@ def test_units_that_were_off_stay_off(machine: Container) -> None:
 
 def test_a_unit_that_does_not_exist_and_one_that_may_not_be_stopped(machine: Container) -> None:
     machine.sh("systemctl start fixed")
-    for unit in ("nothing.service", "fixed.service"):
+    for unit, status in (("nothing.service", 3), ("fixed.service", 1)):
         failed = ctl(machine, f"to-vfio {GPU} --stop-unit {unit}", check=False)
-        assert failed.status == 1
-        assert unit in failed.stderr
+        assert (failed.status, failed.stderr.count(unit) > 0) == (status, True)
         assert prop(machine, "State") == "host"
     assert active(machine, "fixed") == ["active"]
 

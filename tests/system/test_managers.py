@@ -103,18 +103,34 @@ def test_a_lock_outlives_the_service(suite: Container) -> None:
     assert len(both) == 2
     below = [int(pid) for each in both for pid in suite.sh(f"pgrep -P {each}").stdout.split()]
     assert len(below) == 2
-    # Root is asked for nothing unless it wants to be, and from 257 on it is refused.
-    refused = suite.sh("systemctl suspend --check-inhibitors=yes", check=False)
-    assert refused.status != 0
-    assert f"GPU {GPU} is being switched" in refused.stderr
-    if int(suite.sh("systemctl --version").stdout.split()[1]) >= 257:
-        refused = suite.sh("systemctl suspend", check=False)
-        assert refused.status != 0
-        assert "denied" in refused.stderr
     for gpu in (GPU, OTHER, GPU):
         assert ask(suite, f"release {gpu}").stdout == "release: done\n"
     # logind hears of the end of a holder when it comes to it, and so does the program below it.
     suite.sh(f"while {LOCKS} | grep gpuswitch || ps -p {','.join(map(str, both + below))}; do :; done")
+
+
+def test_whom_a_lock_keeps_from_sending_the_machine_to_sleep(suite: Container) -> None:
+    """Systemd sees a kernel that would sleep, and that writes down what it is told."""
+    suite.sh(
+        """set -e
+        mkdir /run/power
+        echo freeze mem >/run/power/state
+        echo s2idle >/run/power/mem_sleep
+        mount --bind /run/power /sys/power
+        systemctl restart systemd-logind"""
+    )
+    ask(suite, f"inhibit {GPU}")
+    # Root is asked for nothing unless it wants to be, and from 257 on it is refused.
+    asked = suite.sh("systemctl suspend --check-inhibitors=yes", check=False)
+    assert asked.status != 0
+    assert f"GPU {GPU} is being switched" in asked.stderr
+    told = suite.sh("systemctl suspend", check=False)
+    if int(suite.sh("systemctl --version").stdout.split()[1]) >= 257:
+        assert told.status != 0
+        assert "denied" in told.stderr
+        ask(suite, f"release {GPU}")
+        suite.sh(f"while {LOCKS} | grep gpuswitch; do :; done; systemctl suspend")
+    suite.sh("until grep -qx mem /run/power/state; do :; done")
 
 
 def test_without_logind(suite: Container) -> None:

@@ -85,7 +85,7 @@ def test_the_bus_says_why_it_cannot_start_it(machine: Container) -> None:
     machine.sh("systemctl mask --runtime --now gpuswitchd")
     refused = ctl(machine, "list", check=False)
     assert refused.status == 5
-    assert "Unit gpuswitchd.service is masked" in refused.stderr
+    assert "is masked" in refused.stderr
     assert refused.stderr.count("\n") == 1
 
 
