@@ -164,7 +164,7 @@ class HostFacts:
     the module that brought each (None: built in). `vfio_available`: vfio-pci is registered, or its module is installed
     for the running kernel. `vfio_aliases`: what the modules of vfio drivers say that they are for, each pattern
     (`vfio_pci:v000010DEd00002342sv*sd*bc*sc*i*`) with its module. `vfio_nodes`: the numbers of the groups that have a
-    `/dev/vfio/GROUP` node, and `vfio` where the kernel, once vfio is in it, makes such nodes at all. `modules`: those
+    `/dev/vfio/GROUP` node, and `vfio` unless vfio is in the kernel and makes no such nodes. `modules`: those
     that a driver profile names (`gpuswitch.model.drivers`) and that are in the kernel, by name. `boot_framebuffers`:
     those that a driver has. `console_map`: the frame buffers that the kernel's command line gives text consoles to
     (`fbcon=map:`), None where it says nothing of it. `autoprobe`: a driver that registers, or a device that is found,
@@ -185,7 +185,7 @@ class HostFacts:
     @property
     def vfio_without_groups(self) -> bool:
         """Whether vfio is in the kernel, and makes no group nodes (CONFIG_VFIO_GROUP is not set, since Linux 6.6)."""
-        return any(named_for_vfio(name) for name in self.pci_drivers) and "vfio" not in self.vfio_nodes
+        return any(map(named_for_vfio, self.pci_drivers)) and "vfio" not in self.vfio_nodes
 
     def group(self, number: int) -> tuple[PciFunction, ...]:
         """The functions of one IOMMU group, in address order."""

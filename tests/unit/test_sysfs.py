@@ -67,7 +67,7 @@ def test_an_empty_machine(tmp_path: Path) -> None:
         {},
         False,
         False,
-        frozenset(),
+        frozenset({"vfio"}),
     )
 
 
@@ -215,8 +215,10 @@ def test_vfio_nodes_are_the_numbered_ones_and_vfio_stands_for_a_kernel_that_make
     """/dev/vfio/vfio itself tells nothing: systemd makes it before vfio is loaded, and so do kernels without groups."""
     for name in ("vfio/vfio", "vfio/15", "vfio/2", "vfio/noiommu-0", "vfio/devices/vfio0"):
         tree.node(name)
+    assert Sysfs(tree.roots).look().vfio_nodes == {"vfio", "2", "15"}
+    (tree.sys / "class/vfio-dev").mkdir(parents=True)
     assert Sysfs(tree.roots).look().vfio_nodes == {"2", "15"}
-    (tree.sys / "class/vfio").mkdir(parents=True)
+    (tree.sys / "class/vfio").mkdir()
     assert Sysfs(tree.roots).look().vfio_nodes == {"vfio", "2", "15"}
 
 

@@ -287,8 +287,9 @@ class Sysfs:
         return counts
 
     def _vfio_nodes(self) -> Iterator[str]:
-        """The class comes with vfio itself, before any driver of its (vfio_group_init in drivers/vfio/group.c)."""
-        if _there(f"{self._roots.sysfs}/class/vfio"):
+        """Both classes come with vfio itself, that of groups first (vfio_init in drivers/vfio/vfio_main.c)."""
+        classes = f"{self._roots.sysfs}/class"
+        if _there(f"{classes}/vfio") or not _there(f"{classes}/vfio-dev"):
             yield "vfio"
         yield from (name for name, _ in _entries(f"{self._roots.dev}/vfio") if name.isascii() and name.isdigit())
 
