@@ -14,6 +14,7 @@ from gpuswitch.errors import InProgress, KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.awake import Why
 from gpuswitch.switch.engine import Engine, StepEvent, StuckError
@@ -70,7 +71,9 @@ class Waiting(Standing, ABC):
     def _rest(self) -> None:
         self._engine = self._task = None
         self._arbiter.end_turn(self.gpu.address)
-        self._arbiter.awake.need(self.gpu.address, Why.SWITCH, needed=False)
+        if self.state is not State.WEDGED:
+            # The service may stop, and the kernel still has it.
+            self._arbiter.awake.need(self.gpu.address, Why.SWITCH, needed=False)
         self._resting.set()
 
     def _be_patient(self) -> None:

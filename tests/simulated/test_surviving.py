@@ -207,6 +207,17 @@ class TestWedged:
         hang.release()
         await bed.witness.until(lambda: not stuck.bound)
 
+    async def test_the_machine_stays_awake_whoever_watches(self, bed: Bed, actor: Actor) -> None:
+        hang = await self.wedged(bed, actor)
+        await bed.fleet.stop("the service is stopping")
+        assert bed.machine.units.inhibitors == {"0000:01:00.0"}
+        again = await bed.again()
+        await asyncio.sleep(100)
+        assert again.machine.units.inhibitors == {"0000:01:00.0"}
+        hang.release()
+        await again.witness.until(lambda: not again.fleet.find("01:00.0").bound)
+        assert again.machine.units.inhibitors == set()
+
     async def test_a_desktop_comes_back(self, tmp_path: Path) -> None:
         bed = await Bed.of("single", tmp_path)
         actor, before = bed.fleet.find(""), bed.snapshot()
