@@ -105,8 +105,16 @@ class Deeds(Book):
         if struck.operation == "start_unit":
             self._starts(struck.subject)
 
+    def awake(self, gpu: PciAddress) -> bool:
+        """Whether the machine is kept awake for this GPU, unless logind would not do that."""
+        hit = {struck.subject for struck, _ in self.world.trouble.hit if "inhibit" in struck.operation}
+        return str(gpu) in self.world.machine.units.inhibitors or str(gpu) in hit
+
     def _lets_go(self, function: PciAddress, struck: Struck) -> None:
         """What must be so before a driver is made to let go, for which there is no undo."""
+        gpu = struck.at.gpu
+        if gpu and not self.awake(PciAddress.parse(gpu)):
+            self.broken(3, f"{struck.operation} of {function} at {struck.at}, and the machine may sleep")
         device = self.world.machine.devices.get(function)
         if device is None or device.binding is None:
             return
@@ -136,6 +144,9 @@ class Deeds(Book):
     def _starts(self, unit: str) -> None:
         """It may open what it was stopped for."""
         self._down.setdefault(unit, set()).discard(AT.get().gpu)
+        if unit in self.units_touched:
+            # Others may have started it, too, and it ran beside those that it was stopped for before.
+            return
         for gpu in sorted(self._down[unit]):
             actor = self.world.actor(PciAddress.parse(gpu)) if gpu else None
             if actor is not None and actor.state is State.DETACHING:

@@ -15,7 +15,7 @@ from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from tests.simulation import rest
-from tests.simulation.stages import RULES
+from tests.simulation.stages import OLLAMA, RENDERER, RULES
 from tests.simulation.story import Event, Story
 from tests.simulation.trouble import Rule
 from tests.simulation.world import World
@@ -24,7 +24,7 @@ LONGER_THAN_ANYTHING = 3000.0
 """Seconds: after them, whatever waits with a deadline has waited long enough."""
 _DEAF_SECONDS = 5.0
 _OPTIONS = (Options(), Options(wait_seconds=20.0), Options(busy=Busy.TERMINATE), Options(busy=Busy.KILL))
-_UNITS = (PERSISTENCED, WIREPLUMBER)
+_UNITS = (PERSISTENCED, WIREPLUMBER, OLLAMA, RENDERER)
 _TARGETS = {"vfio": State.VFIO, "host": State.HOST}
 
 
@@ -107,6 +107,11 @@ class _Drama:
                     self._machine.uevent()
             case "deaf":
                 self._deaf()
+            case "blind":
+                self._world.senses.blind = event.number
+                self._machine.uevent()
+            case "unwatched":
+                self._world.senses.deaf = event.number
             case "going down":
                 self._machine.units.stopping = True
                 self._world.judge.units_touched.update(self._machine.units.names())
@@ -138,6 +143,8 @@ class _Drama:
                 self._vm(event)
             case "program":
                 self._program(event, gpu)
+            case "worker":
+                self._worker_dies(gpu)
             case "unit":
                 self._unit(event)
             case "move":
@@ -181,6 +188,12 @@ class _Drama:
                 case "ends":
                     self._machine.end(user)
 
+    def _worker_dies(self, gpu: PciAddress) -> None:
+        """Somebody kills it, or the machine is out of memory."""
+        for worker in list(self._machine.workers.values()):
+            if worker.user == f"the worker of {gpu}":
+                worker.die()
+
     def _unit(self, event: Event) -> None:
         unit = _UNITS[event.number % len(_UNITS)]
         units = self._machine.units
@@ -223,6 +236,7 @@ async def calms_down(world: World) -> None:
     rest.in_trouble(world)
     world.trouble.calm()
     world.disk.healthy()
+    world.senses.blind = world.senses.deaf = 0
     world.machine.units.stopping = False
     for _, card in world.machine.cards():
         # udev has caught up.

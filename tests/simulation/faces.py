@@ -11,12 +11,13 @@ import os
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from signal import Signals
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.simulated.faults import Call
-from gpuswitch.host.simulated.host import SimulatedHost, SimulatedKernel
+from gpuswitch.host.simulated.host import SimulatedHost, SimulatedKernel, said
 from gpuswitch.host.simulated.kernel import Machine
 from gpuswitch.host.simulated.processes import SimulatedProcesses
 from gpuswitch.host.simulated.systemd import SimulatedSystemd
@@ -47,6 +48,28 @@ FROM: ContextVar[str] = ContextVar("FROM", default="")
 _SERVICE = "the service"
 
 
+@dataclass
+class Senses:
+    """What keeps a service from seeing: so many looks at the host from now on fail, so many waits for holders."""
+
+    blind: int = 0
+    deaf: int = 0
+
+    def sees(self) -> bool:
+        self.blind = max(0, self.blind - 1) if (blind := self.blind) else 0
+        return not blind
+
+    def hears(self) -> bool:
+        self.deaf = max(0, self.deaf - 1) if (deaf := self.deaf) else 0
+        return not deaf
+
+
+INHIBIT_SECONDS = 0.1
+"""Until the process that is to have the lock has started."""
+RELEASE_SECONDS = 0.05
+"""From when the process that has a lock is told to end until it is gone: less than a service takes to start again."""
+
+
 class Watcher(Protocol):
     """Hears of what a service does, as it does it."""
 
@@ -59,14 +82,15 @@ class Watcher(Protocol):
 class ServiceHost(SimulatedHost):
     """The host, as one life of the service has it."""
 
-    def __init__(self, machine: Machine, life: Life, watcher: Watcher) -> None:
+    def __init__(self, machine: Machine, life: Life, watcher: Watcher, senses: Senses) -> None:
         super().__init__(machine)
         self._life = life
+        self._senses = senses
         self._watcher = watcher
         self._loop = _loop()
         self.deaf = False
         self.processes: ServiceProcesses = ServiceProcesses(machine, machine.processes)
-        self.processes.of(life, watcher)
+        self.processes.of(life, watcher, senses)
         self.systemd: ServiceSystemd = ServiceSystemd(machine, machine.units)
         self.systemd.of(life, watcher)
 
@@ -75,7 +99,7 @@ class ServiceHost(SimulatedHost):
         return super().look(only)
 
     def _blind(self) -> int:
-        return 0
+        return 0 if self._senses.sees() else errno.EMFILE
 
     def kernel(self, gpu: str) -> SimulatedKernel:
         if gpu not in self._kernels:
@@ -112,7 +136,9 @@ class ServiceKernel(SimulatedKernel):
             message = f"the kernel has not returned from this: {pending.what}"
             raise KernelError(call.verb, call.subject, errno.EBUSY, message)
         self._watcher.sends(self._gpu, call)
-        return await self._loop.apart(self._loop.run_as(None, self._give, work, call))
+        worker = self._loop.run_as(None, self._running_worker)
+        result: T = await self._loop.apart(self._loop.run_as(None, self._give, work, call))
+        return said(worker, call, result)
 
     def _give(self, work: Callable[[Call], Coroutine[Any, Any, T]], call: Call) -> asyncio.Task[T]:
         FROM.set(self._gpu)
@@ -122,8 +148,8 @@ class ServiceKernel(SimulatedKernel):
 class ServiceProcesses(SimulatedProcesses):
     """A look for holders is made by a process of its own."""
 
-    def of(self, life: Life, watcher: Watcher) -> None:
-        self._life, self._watcher, self._loop = life, watcher, _loop()
+    def of(self, life: Life, watcher: Watcher, senses: Senses) -> None:
+        self._life, self._watcher, self._senses, self._loop = life, watcher, senses, _loop()
 
     async def scan(self, sought: Sought) -> Scan:
         self._life.reached(SEND)
@@ -138,6 +164,8 @@ class ServiceProcesses(SimulatedProcesses):
 
     async def stirred(self, holders: Sequence[Holder]) -> None:
         self._life.check()
+        if not self._senses.hears():
+            raise KernelError("watch", "the holders", errno.EMFILE, os.strerror(errno.EMFILE))
         await super().stirred(holders)
 
     def signal(self, process: Process, number: Signals) -> bool:
@@ -189,10 +217,24 @@ class ServiceSystemd(SimulatedSystemd):
         await self._job(super().end_session(session))
 
     async def inhibit(self, gpu: str) -> None:
-        await self._job(super().inhibit(gpu))
+        await self._job(self._begun(partial(super().inhibit, gpu)))
+
+    async def _begun(self, inhibit: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        await asyncio.sleep(INHIBIT_SECONDS)
+        await inhibit()
 
     async def release(self, gpu: str) -> None:
-        await self._job(super().release(gpu))
+        await self._job(self._ended(partial(super().release, gpu)))
+
+    async def _ended(self, release: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """While it is at its end, it is still to be seen, and keeps the machine awake."""
+        try:
+            await asyncio.sleep(RELEASE_SECONDS)
+        except asyncio.CancelledError:
+            # It was told to end, and does so whoever waits for it.
+            self._loop.call_later(RELEASE_SECONDS, lambda: self._loop.begin(None, release()))
+            raise
+        await release()
 
 
 @dataclass

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from gpuswitch.errors import Busy, GpuswitchError, InProgress, NotViable
+from gpuswitch.errors import Busy, GpuswitchError, InProgress, NotViable, Wedged
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import harmless
 from gpuswitch.model.holders import Scan, Sought
@@ -142,6 +142,8 @@ class Judge(Deeds):
         self._over(ask)
         if not text.strip():
             self.broken(8, f"{ask.what} of {gpu.address} is refused without a word")
+        if ask.what.startswith("plan") and "has not returned from" in text and isinstance(error, Wedged):
+            self.broken(8, f"{ask.what} of {gpu.address} has made it {ask.actor.state}: {text}")
         if ask.quiet and self.sent[str(gpu.address)] != ask.sent:
             self.broken(8, f"{ask.what} of {gpu.address} is refused ({text}), and yet something was changed")
         if ask.target is State.VFIO and ask.quiet:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 
+from gpuswitch.errors import KernelError
+from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.owner import Owner
-from gpuswitch.model.policy import Busy
+from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch import engine, guards, observe, prepare, running, standing
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.arbiter import Arbiter
+from gpuswitch.switch.awake import Awake, Why
 from gpuswitch.switch.engine import Engine
 from gpuswitch.switch.fleet import Fleet
 from gpuswitch.switch.inquiry import Inquiry
@@ -28,9 +32,9 @@ from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.letting_go import CheckHolders
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.owners import Owners
+from gpuswitch.switch.ownership import Ownership
 from gpuswitch.switch.prepare import Preparation
 from gpuswitch.switch.steps import AimOverrides, HoldGroup, KeepAwake, RestorePower
-from gpuswitch.switch.surroundings import LetSleep
 from tests.simulation.story import Event, Story
 
 
@@ -44,6 +48,7 @@ class Mutation(NamedTuple):
 
 
 ALL: list[Mutation] = []
+_A_MOMENT = Event("storm", 0, "", 2, seconds=6.0)
 _A_MACHINE_ASKS = Event("vm", 0, "asks", 1)
 _WHILE_THE_FIRST_WAITS = Story(
     "plain", "wait", (Event("program", 0, "opens"), Event("ask", 0, "vfio"), Event("ask", 0, "vfio", seconds=1.0))
@@ -122,8 +127,49 @@ def the_last_step_is_not_taken_back(patch: pytest.MonkeyPatch) -> None:
 
 @_breaks(3)
 def the_machine_never_sleeps_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(LetSleep, "apply", _nothing)
-    patch.setattr(Actor, "pay", _nothing)
+    need = Awake.need
+
+    def needs(self: Awake, gpu: PciAddress, why: Why, *, needed: bool) -> None:
+        if needed:
+            need(self, gpu, why, needed=True)
+
+    patch.setattr(Awake, "need", needs)
+
+
+@_breaks(3, story=Story("pair", "refuse", (_A_MACHINE_ASKS,)))
+def the_machine_may_sleep_under_a_virtual_machine(patch: pytest.MonkeyPatch) -> None:
+    need = Awake.need
+
+    def needs(self: Awake, gpu: PciAddress, why: Why, *, needed: bool) -> None:
+        if why is not Why.OWNER:
+            need(self, gpu, why, needed=needed)
+
+    patch.setattr(Awake, "need", needs)
+
+
+@_breaks(3)
+def nobody_waits_for_the_lock(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Awake, "settled", _nothing)
+
+
+@_breaks(3)
+def whatever_is_stopped_was_active(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Arbiter, "is_owed", lambda *_: True)
+
+
+@_breaks(
+    3, story=Story("single", "refuse", (Event("ask", 0, "vfio"), Event("blind", 0, "", 1, seconds=50.0), _A_MOMENT))
+)
+def an_empty_look_is_a_look(patch: pytest.MonkeyPatch) -> None:
+    def look(self: Fleet) -> None:
+        self._put_off = None
+        try:
+            facts = self._host.look()
+        except KernelError:
+            facts = HostFacts({}, iommu=False, vfio_available=False)
+        self._take_in(facts)
+
+    patch.setattr(Fleet, "look", look)
 
 
 @_breaks(4)
@@ -208,6 +254,32 @@ def any_machine_that_ends_lets_go_of_all(patch: pytest.MonkeyPatch) -> None:
 @_breaks(7, story=Story("pair", "refuse", (_A_MACHINE_ASKS, Event("ask", 0, "host", seconds=1.0))))
 def it_is_taken_from_who_is_about_to_open_it(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Actor, "_refuse_owned", lambda *_: None)
+
+
+@_breaks(
+    7,
+    story=Story(
+        "pair", "refuse", (Event("unwatched", 0, "", 2), _A_MACHINE_ASKS, Event("vm", 0, "ends", 1, seconds=6.0))
+    ),
+)
+def a_watch_ends_with_its_first_fault(patch: pytest.MonkeyPatch) -> None:
+    async def stirred(self: Ownership, holders: Any, _: object) -> None:
+        await self._processes.stirred(holders)
+
+    async def watched(self: Ownership) -> None:
+        with suppress(KernelError):
+            await self._follow()
+
+    patch.setattr(Ownership, "_stirred", stirred)
+    patch.setattr(Ownership, "_watched", watched)
+
+
+@_breaks(8, story=Story("plain", "refuse", (Event("fault", 0, "hang", 1), Event("plan", 0, "vfio"))))
+def a_plan_is_read_by_who_works_on_the_gpu(patch: pytest.MonkeyPatch) -> None:
+    async def plan(self: Actor, target: State, *_: object) -> Any:
+        return await self._prepared(await self._preparation(Options()), target)
+
+    patch.setattr(Actor, "plan", plan)
 
 
 @_breaks(8)

@@ -93,7 +93,8 @@ def _nothing_left(world: World, life: Life) -> None:
         if task.done() and not task.cancelled() and getattr(task, "_log_traceback"):  # noqa: B009 -- typeshed lacks it
             world.judge.fault(f"nobody heeds {task.exception()!r}")
     for number, group in world.machine.groups():
-        _, _, whose = (group.opened_by or "").partition("the worker of ")
+        # Behind it is the number of one that came while another was at its end.
+        whose = (group.opened_by or "").partition("the worker of ")[2].partition(" ")[0]
         actor = world.actor(PciAddress.parse(whose)) if whose else None
         if whose and (actor is None or actor.state is not State.WEDGED):
             world.judge.broken(7, f"{group.opened_by} has group {number} open, and no switch runs")
@@ -111,10 +112,14 @@ def _around(world: World, actors: Iterable[Actor]) -> None:
     excused = _excused(world)
     owed = _owed_units(world)
     now = snapshot(world.machine)
-    down = [unit for unit in judge.home if isinstance(unit, Unit) and judge.home[unit] == "active" != now[unit]]
-    for unit in down if "units" not in excused else ():
-        if unit.name not in owed and str(unit) not in judge.units_touched:
+    units = [unit for unit in judge.home if isinstance(unit, Unit) and str(unit) not in judge.units_touched]
+    for unit in units if "units" not in excused else ():
+        if judge.home[unit] == "active" != now[unit] and unit.name not in owed:
             judge.broken(3, f"{unit} is {now[unit]}, and nobody owes it")
+    for unit in units:
+        # Whatever went wrong, nobody had a reason to start it.
+        if judge.home[unit] != "active" == now[unit]:
+            judge.broken(3, f"{unit} is active, and was {judge.home[unit]}")
     if not excused and not judge.meddled and all(a.state is State.HOST and not a.bound for a in actors):
         _compare(judge, {k: v for k, v in judge.home.items() if not isinstance(k, Unit)}, now)
 
@@ -130,9 +135,8 @@ def _excused(world: World) -> set[str]:
     excused = {what for step in hit for what in _EXCUSED_BY.get(step, ())}
     if any(struck.operation == "start_unit" for struck, _ in world.trouble.hit):
         excused.add("units")
-    slow = any(wrong in {"hang", "late", "error"} for _, wrong in world.trouble.hit)
     # One that was on its way when the service was killed comes after the next one has looked.
-    if slow or any(struck.operation == "inhibit" for struck, _ in world.trouble.hit):
+    if any(struck.operation == "inhibit" and wrong != "error" for struck, wrong in world.trouble.hit):
         excused.add("inhibitors")
     return excused
 
@@ -161,7 +165,8 @@ def at_home(world: World) -> None:
     if judge.torn:
         # What was owed was written on the page that was torn.
         excused |= {"consoles", "modules", "persistent", "boot frame buffers", "settings"}
-    home = {k: v for k, v in judge.home.items() if k not in excused}
+    started = {k for k, v in judge.home.items() if str(k) in judge.units_touched and v != "active"}
+    home = {k: v for k, v in judge.home.items() if k not in excused | started}
     if "settings" in excused:
         home = {k: v for k, v in home.items() if not isinstance(k, PciAddress)}
     _compare(judge, home, snapshot(world.machine))

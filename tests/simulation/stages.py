@@ -15,12 +15,15 @@ from gpuswitch.host.simulated.kernel import Machine
 from gpuswitch.host.simulated.scenarios import PERSISTENCED, SCENARIOS, WIREPLUMBER, boot
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import discover
+from gpuswitch.model.holders import Unit
 from gpuswitch.tables import Defaults
 from tests.simulated.bed import GPUS
 
 _NEIGHBOUR = PciAddress.parse("0000:02:00.0")
 """The network card of the scenario `shared`."""
 _DISPLAY_MANAGER = "display-manager.service"
+OLLAMA, RENDERER = Unit("ollama.service"), Unit("renderer.service")
+"""What is to be stopped where there are daemons: one that computes on nvidia's cards, and one that is not started."""
 
 
 def pair() -> SimulatedHost:
@@ -98,7 +101,13 @@ def mixed() -> SimulatedHost:
 def _with_daemons(host: SimulatedHost) -> SimulatedHost:
     host.machine.run("nvidia-persistenced", unit=PERSISTENCED, opens="nvidia")
     host.machine.run("wireplumber", uid=1000, unit=WIREPLUMBER, opens="sound", polite=True)
+    host.machine.run("ollama", unit=OLLAMA, opens="nvidia")
+    host.machine.units.add(RENDERER, active=False)
     return host
+
+
+_SHARING = ("pair", "twins", "trio", "mixed")
+"""The stages whose GPUs share units."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +159,8 @@ RULES: Mapping[str, Mapping[str, object]] = {
 @cache
 def settings(stage: str, rules: str) -> Config:
     """A configuration under which the GPUs of this stage may go, and these rules for all of them."""
-    display_manager = (_DISPLAY_MANAGER,) if stage == "single" else ()
-    chosen = {"allow_boot_display": True, "stop_units": display_manager} | dict(RULES[rules])
+    stopped = {"single": (_DISPLAY_MANAGER,)} | dict.fromkeys(_SHARING, (str(OLLAMA), str(RENDERER)))
+    chosen = {"allow_boot_display": True, "stop_units": stopped.get(stage, ())} | dict(RULES[rules])
     own = Defaults.model_validate(chosen)
     members = (_NEIGHBOUR,) if stage == "shared" else ()
     gpus = tuple(GpuConfig(gpu, managed=True, rules=own, members=members) for gpu in STAGES[stage].gpus)

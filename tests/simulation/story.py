@@ -42,11 +42,12 @@ _PAUSES = (0.0, 0.05, 1.0, 6.0, 50.0)
 _VM_SHARE = 0.3
 _TURNS = 150
 """About as many as a switch takes."""
-_BEFORE = (*("fault",) * 6, *("crash",) * 5, "disk", "disk", "unit", "torn", "deaf", "program", "going down")
+_BEFORE = (*("fault",) * 6, *("crash",) * 5, "disk", "disk", "unit", "torn", "deaf", "blind", "program", "going down")
 _MEANWHILE = (
     *("ask",) * 3,
     *("cancel", "kill", "vm", "program", "fault", "crash") * 2,
     *("stop", "move", "pull", "storm", "release", "plan", "holders", "rules", "recover", "unit", "plug"),
+    *("blind", "unwatched", "worker"),
 )
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "ask": ("vfio", "host"),
@@ -65,7 +66,9 @@ _NUMBERS: Mapping[str, Callable[[random.Random], int]] = {
     "crash": lambda dice: int(dice.expovariate(1 / 70)) + 1,
     "disk": lambda dice: dice.randint(1, 3),
     "program": lambda dice: dice.randint(0, 3),
-    "unit": lambda dice: dice.randint(0, 2),
+    "unit": lambda dice: dice.randint(0, 3),
+    "blind": lambda dice: dice.randint(1, 12),
+    "unwatched": lambda dice: dice.randint(1, 4),
     "vm": lambda dice: dice.choice((1, 1, 1, 2, 3)),
     "storm": lambda dice: dice.randint(2, 20),
     "move": lambda dice: dice.randint(0, 4),

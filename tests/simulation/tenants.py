@@ -69,6 +69,8 @@ class Tenants:
         on_vfio = all(f.on_vfio for f in actor.gpu.present(self._world.machine.look()))
         if not on_vfio and not self._world.judge.lately(gpu):
             self._world.judge.broken(7, f"{gpu} is handed to {name}, and is {actor.state}")
+        if not self._world.judge.awake(gpu):
+            self._world.judge.broken(3, f"{gpu} is handed to {name}, and the machine may sleep")
         if actor.owner != _owner(name):
             self._world.judge.broken(7, f"{gpu} is handed to {name}, and belongs to {actor.owner}")
 
@@ -144,7 +146,7 @@ class Tenants:
         judge, gpu = self._world.judge, actor.gpu.address
         if actor.owner is None or actor.state is State.WEDGED or judge.lately(gpu):
             return
-        if str(gpu) not in self._world.machine.units.inhibitors and not self._world.trouble.hit:
+        if str(gpu) not in self._world.machine.units.inhibitors:
             judge.broken(3, f"{gpu} belongs to {actor.owner}, and the machine may sleep")
         groups = {self._world.machine.devices[f].shape.iommu_group or 0 for f in actor.gpu.functions}
         if any(self._world.machine.group(number).opened_by for number in groups):

@@ -21,6 +21,7 @@ _ERRNOS: Mapping[Operation, int] = {
     "unbind": errno.ENODEV,
     "load": errno.ENOENT,
     "signal": errno.EPERM,
+    "adopt": errno.EMFILE,
 }
 _LYING: frozenset[Operation] = frozenset({"probe", "unbind"})
 """No other operation says that it worked when it did not."""
@@ -68,7 +69,8 @@ class Trouble(Faults):
 
     def strike(self, operation: Operation, subject: object) -> Strike:
         struck = Struck(AT.get(), operation, str(subject))
-        service = bool(FROM.get()) and operation not in _UNHEARD
+        # Nothing is sent to find a process: it is looked for by the service itself.
+        service = (bool(FROM.get()) and operation not in _UNHEARD) or operation == "adopt"
         self.struck(struck, service)
         if service and self.log is not None:
             self.log.append(struck)
@@ -116,7 +118,7 @@ class Trouble(Faults):
 
 def fitting(wrong: Wrong, operation: Operation) -> Wrong:
     """What can go wrong so with this operation, or the next best."""
-    if operation == "signal":
+    if operation in {"signal", "adopt"}:
         return "error"
     if operation == "release_group" and wrong in {"error", "silent"}:
         # Whatever close(2) says, it is closed (Linux).

@@ -18,7 +18,7 @@ from gpuswitch.switch.fleet import Fleet
 from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.record import Asker, Switch
 from tests.simulation.ear import Ear
-from tests.simulation.faces import SEND, WRITE, WRITTEN, Disk, ServiceHost, ServiceStore
+from tests.simulation.faces import SEND, WRITE, WRITTEN, Disk, Senses, ServiceHost, ServiceStore
 from tests.simulation.invariants import Ask
 from tests.simulation.judge import Judge
 from tests.simulation.loop import AWAIT, Fuse, Life, SimulatedLoop
@@ -64,6 +64,7 @@ class World:
         self.trouble = Trouble()
         self.machine.faults = self.trouble
         self.disk = Disk.empty()
+        self.senses = Senses()
         self.tears = False
         """The next crash leaves a page of the journal torn."""
         self.functions = functions(stage)
@@ -87,7 +88,7 @@ class World:
     def start(self) -> None:
         """Start it, as systemd does."""
         life = Life()
-        self.service = Service(life, ServiceHost(self.machine, life, self.judge))
+        self.service = Service(life, ServiceHost(self.machine, life, self.judge, self.senses))
         self.judge.starts()
         self.loop.begin(life, self._serve(self.service))
         if self._crashed:

@@ -108,6 +108,7 @@ class SimulatedKernel(Kernel):
         self._machine = machine
         self._gpu = gpu
         self._role = role
+        self._held: set[int] = set()
         self._worker: Worker | None = None
 
     def prepare(self) -> None:
@@ -147,6 +148,10 @@ class SimulatedKernel(Kernel):
         await self._run(each, Call("set driver_override of", _names(overrides)))
 
     async def unbind(self, function: PciAddress, driver: str) -> None:
+        if lost := self._lost:
+            nodes = ", ".join(f"/dev/vfio/{group}" for group in sorted(lost))
+            call = Call("unbind", function)
+            raise KernelError(call.verb, call.subject, errno.EIO, f"the worker that held {nodes} is gone")
         what = f"unbind {function} from {driver}"
         await self._run(partial(self._machine.unbind, function, driver), Call("unbind", function, what))
 
@@ -156,10 +161,12 @@ class SimulatedKernel(Kernel):
     async def hold_group(self, group: int) -> None:
         work = partial(self._machine.hold_group, group, self._running_worker().user)
         await self._run(work, Call("open", f"/dev/vfio/{group}"))
+        self._held.add(group)
 
     async def release_group(self, group: int) -> None:
         work = partial(self._machine.release_group, group, self._running_worker().user)
         await self._run(work, Call("close", f"/dev/vfio/{group}"))
+        self._held.discard(group)
 
     async def unload(self, module: str) -> None:
         await self._run(partial(self._machine.modules.unload, module), Call("unload", module))
@@ -233,6 +240,12 @@ class SimulatedKernel(Kernel):
         if self._worker is not None:
             await self._worker.returned()
 
+    @property
+    def _lost(self) -> set[int]:
+        """The groups that were held by a worker that is gone."""
+        user = self._worker.user if self._worker is not None else ""
+        return {number for number in self._held if self._machine.group(number).opened_by != user}
+
     def let_go(self) -> None:
         """An idle worker ends, and with it what it has open. One that the kernel has does so when that returns."""
         if self._worker is not None:
@@ -248,7 +261,15 @@ class SimulatedKernel(Kernel):
         if (pending := self.pending) is not None:
             message = f"the kernel has not returned from this: {pending.what}"
             raise KernelError(call.verb, call.subject, errno.EBUSY, message)
-        return await asyncio.shield(self._running_worker().give(work, call))
+        worker = self._running_worker()
+        return said(worker, call, await asyncio.shield(worker.give(work, call)))
+
+
+def said(worker: Worker, call: Call, result: T) -> T:
+    """What a worker says of what it did: one that died of it says nothing."""
+    if worker.died:
+        raise KernelError(call.verb, call.subject, errno.EIO, "its worker died")
+    return result
 
 
 def _names(functions: Mapping[PciAddress, object] | Sequence[PciAddress]) -> str:

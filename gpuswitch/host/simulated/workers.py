@@ -23,6 +23,7 @@ class Worker:
         self._call: Call | None = None
         self._task: asyncio.Task[Any] | None = None
         self._leaving = False
+        self._died = False
 
     @property
     def ended(self) -> bool:
@@ -43,6 +44,16 @@ class Worker:
         self._call, self._task = call, task
         task.add_done_callback(self._returned)
         return task
+
+    @property
+    def died(self) -> bool:
+        """Whether it ended without having been let go."""
+        return self._died
+
+    def die(self) -> None:
+        """It ends by itself: now, or when the kernel returns; who waits for it then hears nothing of what it did."""
+        self._died = True
+        self.let_go()
 
     async def returned(self) -> None:
         while self._task is not None:
