@@ -18,7 +18,7 @@ from jeepney import MatchRule
 from tests.machines.bus import Face
 from tests.machines.errors import CommandFailedError, Result
 from tests.machines.inside import words
-from tests.vm.rig.hardware import GPU, GPU_AUDIO
+from tests.vm.rig.hardware import AUDIO_DRIVER, GPU, GPU_AUDIO
 from tests.vm.rig.machine import Machine
 
 BUS_NAME = "org.gpuswitch1"
@@ -118,6 +118,12 @@ def drivers(machine: Machine, *functions: str) -> list[str]:
 
 def snapshot(machine: Machine, functions: Iterable[str] = (GPU, GPU_AUDIO)) -> str:
     """Everything of these functions that a switch touches, and must give back."""
+    functions = tuple(functions)
+    for function, driver in zip(functions, drivers(machine, *functions), strict=True):
+        if driver == AUDIO_DRIVER:
+            # its driver makes the card after it is bound (azx_probe_work in sound/pci/hda/hda_intel.c)
+            machine.do(words.await_there, f"/sys/bus/pci/devices/{function}/sound")
+            machine.do(words.await_there, node_of_sound(machine, function))
     names = ("driver_override", "power/control", "driver")
     paths = [f"/sys/bus/pci/devices/{function}/{name}" for function in functions for name in names]
     *found, vfio, cards, sounds = machine.do(words.look, [*paths, "/dev/vfio", "/dev/dri", "/dev/snd"])
