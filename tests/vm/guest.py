@@ -119,11 +119,7 @@ def drivers(machine: Machine, *functions: str) -> list[str]:
 def snapshot(machine: Machine, functions: Iterable[str] = (GPU, GPU_AUDIO)) -> str:
     """Everything of these functions that a switch touches, and must give back."""
     functions = tuple(functions)
-    for function, driver in zip(functions, drivers(machine, *functions), strict=True):
-        if driver == AUDIO_DRIVER:
-            # its driver makes the card after it is bound (azx_probe_work in sound/pci/hda/hda_intel.c)
-            machine.do(words.await_there, f"/sys/bus/pci/devices/{function}/sound")
-            machine.do(words.await_there, node_of_sound(machine, function))
+    await_sound(machine, *functions)
     names = ("driver_override", "power/control", "driver")
     paths = [f"/sys/bus/pci/devices/{function}/{name}" for function in functions for name in names]
     *found, vfio, cards, sounds = machine.do(words.look, [*paths, "/dev/vfio", "/dev/dri", "/dev/snd"])
@@ -132,10 +128,21 @@ def snapshot(machine: Machine, functions: Iterable[str] = (GPU, GPU_AUDIO)) -> s
 
 
 def node_of_sound(machine: Machine, function: str = GPU_AUDIO) -> str:
-    """The control node of a function's sound card, which PipeWire holds open for ever on a desktop."""
-    [cards] = machine.do(words.look, [f"/sys/bus/pci/devices/{function}/sound"])
-    assert cards is not None
-    return f"/dev/snd/controlC{cards.removeprefix('card')}"
+    """The control node of a function's sound card, which PipeWire holds open for ever on a desktop.
+
+    The driver makes the card after it is bound (azx_probe_work in sound/pci/hda/hda_intel.c): that is waited for.
+    """
+    card = machine.do(words.await_text, f"/sys/bus/pci/devices/{function}/sound", "^card")
+    node = f"/dev/snd/controlC{card.removeprefix('card')}"
+    machine.do(words.await_there, node)
+    return node
+
+
+def await_sound(machine: Machine, *functions: str) -> None:
+    """Wait until those of these functions that are on their sound driver have a sound card."""
+    for function, driver in zip(functions, drivers(machine, *functions), strict=True):
+        if driver == AUDIO_DRIVER:
+            node_of_sound(machine, function)
 
 
 def hold_open(machine: Machine, node: str) -> str:

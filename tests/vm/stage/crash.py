@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.machines.inside import words
 from tests.vm import units
-from tests.vm.guest import ctl
+from tests.vm.guest import await_sound, ctl
 from tests.vm.logind import await_may_sleep
 from tests.vm.rig.hardware import BARE_GPU, BARE_GPU_AUDIO, GPU, GPU_AUDIO, TWIN_GPU
 from tests.vm.rig.machine import Machine
@@ -54,6 +54,7 @@ modprobe -a vfio-pci vfio_iommu_type1
 def condition(machine: Machine, *functions: str) -> str:
     """All that a switch touches of the host around these functions, and what is kept of any."""
     await_may_sleep(machine)
+    await_sound(machine, *functions)
     machine.sh("udevadm settle")
     names = ("driver", "driver_override", "power/control")
     modules = sorted(line.split()[0] for line in machine.read("/proc/modules").splitlines())
