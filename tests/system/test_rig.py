@@ -13,8 +13,11 @@ from subprocess import DEVNULL
 
 import pytest
 
+from tests.debian.cache import KEPT, Cache
+from tests.debian.errors import RigError
 from tests.debian.tools import PROJECT
 from tests.machines.errors import CommandFailedError, CommandTimeoutError, MachineGoneError
+from tests.machines.inside import words
 from tests.machines.reports import MACHINES, show_machines
 from tests.system.conftest import Boot
 from tests.system.rig.container import Container
@@ -158,6 +161,33 @@ def test_commands_run_side_by_side(machine: Container) -> None:
     assert first.wait().stdout == "through\n"
 
 
+def test_words_are_done_without_a_command(machine: Container) -> None:
+    machine.push(b"\xff\0one\n", "/run/folder/file", mode=0o750)
+    machine.do(words.link, "file", "/run/folder/link")
+    assert machine.sh("stat -c %a /run/folder/file; od -An -tx1 /run/folder/file").stdout == "750\n ff 00 6f 6e 65 0a\n"
+    paths = [f"/run/folder{name}" for name in ("", "/file", "/link", "/nothing")]
+    assert machine.do(words.look, paths) == ["file\nlink", "\ufffd\0one\n", "file", None]
+    assert machine.do(words.find, ["/run/folder/f*"]) == {"/run/folder/file": "\ufffd\0one\n"}
+    with pytest.raises(CommandFailedError, match=r"read\('/run/nothing',\)[^0]*FileNotFoundError"):
+        machine.read("/run/nothing")
+
+
+def test_words_wait_for_what_happens_meanwhile(machine: Container) -> None:
+    pid = int(machine.sh("sleep 1000 >/dev/null 2>&1 & echo $!").stdout)
+    machine.do(words.await_program, "sleep")
+    machine.do(words.await_process_state, pid, "S")
+    stopped = machine.start(f"kill -STOP {pid}")
+    machine.do(words.await_process_state, pid, "T")
+    ended = machine.start(f"kill -KILL {pid}")
+    machine.do(words.await_end, pid)
+    assert machine.sh(f"test -e /proc/{pid}", check=False).status == 1
+    written = machine.start("mkfifo /run/gate; echo one >>/run/text; echo two >>/run/text; rm /run/gate")
+    assert machine.do(words.await_text, "/run/text", "^two$") == "one\ntwo\n"
+    machine.do(words.await_gone, "/run/gate")
+    for job in (stopped, ended, written):
+        job.wait()
+
+
 # The end
 
 
@@ -200,7 +230,32 @@ def test_one_that_does_not_boot_says_why(tmp_path: Path) -> None:
     assert "proc" in str(caught.value)
 
 
-# Reports
+# What is kept, and what is reported
+
+
+def test_the_cache_keeps_what_is_whole_and_what_was_used_last(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, lambda _line: None)
+    (tmp_path / "kind" / "unfinished").mkdir(parents=True)
+
+    def build(folder: Path) -> None:
+        assert list(folder.iterdir()) == []
+        (folder / "file").write_text("whole")
+
+    def fail(folder: Path) -> None:
+        (folder / "file").write_text("half")
+        raise RigError("cannot go on")
+
+    with cache.lock():
+        first = cache.make("kind", "1", build)
+        assert (first / "file").read_text() == "whole"
+        with pytest.raises(RigError):
+            cache.make("kind", "2", fail)
+        assert cache.find("kind", "2") is None
+        for key in ("3", "4"):
+            cache.make("kind", key, build)
+            assert cache.find("kind", "1")
+        assert sorted(entry.name for entry in (tmp_path / "kind").iterdir()) == ["1", "4"]
+        assert KEPT == 2
 
 
 def test_a_failed_test_shows_the_journal(machine: Container, request: pytest.FixtureRequest) -> None:

@@ -11,7 +11,7 @@ from tests.machines.inside import words
 from tests.vm import units
 from tests.vm.guest import Ctl, configure, ctl, drivers, node_of_sound, snapshot, state, wait_prop, wait_state
 from tests.vm.logind import kept_awake
-from tests.vm.rig.hardware import AUDIO_DRIVER, DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
+from tests.vm.rig.hardware import AUDIO_DRIVER, DISPLAY_DRIVER, GPU, GPU_AUDIO
 from tests.vm.rig.machine import Machine
 from tests.vm.stage.desk import await_nodes, login, start_audio
 from tests.vm.stage.programs import card, start_game, start_holder, start_mapper
@@ -149,27 +149,3 @@ def test_pipewire_takes_the_sound_card_up_again_after_a_switch_that_failed(machi
     assert ctl(machine, f"to-vfio {GPU} --busy=terminate", check=False).status == 1
     await_nodes(machine, wireplumber, "all", node_of_sound(machine))
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
-
-
-def test_a_unit_that_does_not_exist_and_one_that_may_not_be_stopped(machine: Machine) -> None:
-    machine.push(
-        "[Unit]\nRefuseManualStop=yes\n[Service]\nExecStart=/bin/sleep infinity\n", "/etc/systemd/system/fixed.service"
-    )
-    units.start(machine, "fixed")
-    for unit, status in (("nothing.service", 3), ("fixed.service", 1)):
-        failed = ctl(machine, f"to-vfio {SINGLE_GPU} --stop-unit {unit}", check=False)
-        assert failed.status == status
-        assert unit in failed.stderr
-        assert state(machine, SINGLE_GPU) == "host"
-    assert units.active(machine, "fixed") == ["active"]
-
-
-def test_units_that_were_off_stay_off(machine: Machine) -> None:
-    machine.push("[Service]\nExecStart=/bin/sleep infinity\n", "/etc/systemd/system/idle.service")
-    machine.push("[Service]\nExecStart=/bin/sleep infinity\n", "/etc/systemd/system/busy.service")
-    units.start(machine, "busy")
-    configure(machine, '[defaults]\nstop_units = ["idle.service", "busy.service"]\n')
-    ctl(machine, f"to-vfio {SINGLE_GPU}")
-    assert units.active(machine, "idle", "busy") == ["inactive", "inactive"]
-    ctl(machine, f"to-host {SINGLE_GPU}")
-    assert units.active(machine, "idle", "busy") == ["inactive", "active"]

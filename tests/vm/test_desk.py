@@ -113,15 +113,6 @@ def test_a_session_is_ended_only_where_that_is_configured(machine: Machine) -> N
     assert session not in machine.sh("loginctl list-sessions --no-legend").stdout.split()
 
 
-def test_a_unit_of_ones_choice_is_started_when_it_is_back(machine: Machine) -> None:
-    machine.push("[Service]\nExecStart=/bin/sleep infinity\n", "/etc/systemd/system/desktop.service")
-    configure(machine, '[defaults]\nafter_host = "desktop.service"\n')
-    ctl(machine, f"to-vfio {GPU}")
-    assert units.active(machine, "desktop") == ["inactive"]
-    ctl(machine, f"to-host {GPU}")
-    assert units.active(machine, "desktop") == ["active"]
-
-
 def test_a_service_that_is_killed_half_way_starts_the_units_after_it_is_ready(machine: Machine) -> None:
     """Systemd would wait for it before it starts the display manager, and it for the display manager: nobody does."""
     start_display_manager(machine, GPU)

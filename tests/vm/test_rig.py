@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from jeepney import MatchRule
 
-from tests.debian.cache import KEPT, Cache
-from tests.debian.errors import RigError
 from tests.machines.bus import Bus, BusError, Face
-from tests.machines.errors import CommandFailedError, CommandTimeoutError, MachineGoneError
+from tests.machines.errors import CommandFailedError, MachineGoneError
 from tests.machines.inside import words
 from tests.vm import units
 from tests.vm.rig.hardware import (
@@ -83,14 +81,6 @@ def test_a_clone_knows_what_time_it_is(machine: Machine) -> None:
     assert before - 60 < there < time.time() + 60
 
 
-def test_a_machine_is_not_up_while_a_service_crashes_over_and_over(machine: Machine) -> None:
-    unit = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nType=oneshot\nExecStart=/bin/false\nRestart=on-failure\n"
-    machine.push(unit, "/run/systemd/system/crashing.service")
-    machine.sh("systemctl start crashing", check=False)
-    with pytest.raises(RigError, match=r"units have failed while the machine came up: crashing\.service"):
-        machine.wait_until_up()
-
-
 def test_functions_and_drivers_are_where_hardware_says(machine: Machine) -> None:
     assert drivers(machine) == DRIVERS
     assert machine.sh("grep -l 1 /sys/bus/pci/devices/*/boot_vga").stdout.split("/")[5] == BOOT_GPU
@@ -146,65 +136,12 @@ def test_a_pulled_device_is_gone_and_comes_back(machine: Machine, address: str) 
     assert drivers(machine) == DRIVERS
 
 
-def test_commands_give_status_and_both_outputs(machine: Machine) -> None:
-    result = machine.sh("cat; echo careful >&2; exit 3", stdin="as given\n", check=False)
-    assert (result.status, result.stdout, result.stderr) == (3, "as given\n", "careful\n")
-    assert machine.sh("kill -TERM $$", check=False).status == 128 + 15
-
-
 def test_a_failing_command_is_an_error_that_tells_all(machine: Machine) -> None:
     machine.sh("echo '<0>the kernel says so' >/dev/kmsg")
     with pytest.raises(CommandFailedError, match="ended with status 1: echo out") as caught:
         machine.sh("echo out; echo err >&2; false")
     assert (caught.value.result.stdout, caught.value.result.stderr) == ("out\n", "err\n")
     assert "the kernel says so" in caught.value.console
-
-
-def test_a_command_that_runs_out_of_time_is_killed_with_all_it_started(machine: Machine) -> None:
-    with pytest.raises(CommandTimeoutError) as caught:
-        machine.sh("echo begun; sleep 1000 & sleep 1001", timeout=2)
-    assert caught.value.result.stdout == "begun\n"
-    assert machine.sh("pgrep -x sleep", check=False).stdout == ""
-
-
-def test_what_a_command_leaves_in_the_background_runs_on(machine: Machine) -> None:
-    machine.sh("setsid sleep 1000 & echo $! >/run/left.pid")
-    assert machine.sh("cat /proc/$(cat /run/left.pid)/comm").stdout == "sleep\n"
-
-
-def test_commands_run_side_by_side(machine: Machine) -> None:
-    first = machine.start("mkfifo /run/gate; cat /run/gate")
-    assert not first.ended()
-    # both ends of a fifo open together: neither command could end alone
-    machine.sh("until test -p /run/gate; do :; done; echo through >/run/gate")
-    assert first.wait().stdout == "through\n"
-
-
-def test_words_are_done_without_a_command(machine: Machine) -> None:
-    machine.push(b"\xff\0one\n", "/run/folder/file", mode=0o750)
-    machine.do(words.link, "file", "/run/folder/link")
-    assert machine.sh("stat -c %a /run/folder/file; od -An -tx1 /run/folder/file").stdout == "750\n ff 00 6f 6e 65 0a\n"
-    paths = [f"/run/folder{name}" for name in ("", "/file", "/link", "/nothing")]
-    assert machine.do(words.look, paths) == ["file\nlink", "\ufffd\0one\n", "file", None]
-    assert machine.do(words.find, ["/run/folder/f*"]) == {"/run/folder/file": "\ufffd\0one\n"}
-    with pytest.raises(CommandFailedError, match=r"read\('/run/nothing',\)[^0]*FileNotFoundError"):
-        machine.read("/run/nothing")
-
-
-def test_words_wait_for_what_happens_meanwhile(machine: Machine) -> None:
-    pid = int(machine.sh("sleep 1000 >/dev/null 2>&1 & echo $!").stdout)
-    machine.do(words.await_program, "sleep")
-    machine.do(words.await_process_state, pid, "S")
-    stopped = machine.start(f"kill -STOP {pid}")
-    machine.do(words.await_process_state, pid, "T")
-    ended = machine.start(f"kill -KILL {pid}")
-    machine.do(words.await_end, pid)
-    assert machine.sh(f"test -e /proc/{pid}", check=False).status == 1
-    written = machine.start("mkfifo /run/gate; echo one >>/run/text; echo two >>/run/text; rm /run/gate")
-    assert machine.do(words.await_text, "/run/text", "^two$") == "one\ntwo\n"
-    machine.do(words.await_gone, "/run/gate")
-    for job in (stopped, ended, written):
-        job.wait()
 
 
 def test_programs_out_here_are_on_the_machines_bus(machine: Machine) -> None:
@@ -252,28 +189,3 @@ def test_the_terminal_of_the_shell_is_a_terminal(machine: Machine) -> None:
     assert job.wait().stdout == "/dev/hvc0\n"
     # the line discipline has taken the x back
     assert machine.sh("cat /run/typed").stdout == "ls\n"
-
-
-def test_the_cache_keeps_what_is_whole_and_what_was_used_last(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, lambda _line: None)
-    (tmp_path / "kind" / "unfinished").mkdir(parents=True)
-
-    def build(folder: Path) -> None:
-        assert list(folder.iterdir()) == []
-        (folder / "file").write_text("whole")
-
-    def fail(folder: Path) -> None:
-        (folder / "file").write_text("half")
-        raise RigError("cannot go on")
-
-    with cache.lock():
-        first = cache.make("kind", "1", build)
-        assert (first / "file").read_text() == "whole"
-        with pytest.raises(RigError):
-            cache.make("kind", "2", fail)
-        assert cache.find("kind", "2") is None
-        for key in ("3", "4"):
-            cache.make("kind", key, build)
-            assert cache.find("kind", "1")
-        assert sorted(entry.name for entry in (tmp_path / "kind").iterdir()) == ["1", "4"]
-        assert KEPT == 2
