@@ -50,24 +50,25 @@ def plain_git(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """With one commit on a branch `main`, and a file that was changed since."""
+    """With two commits, the older one tagged `old`."""
     git = ["git", "-C", str(tmp_path), "-c", "user.name=tester", "-c", "user.email=tester@localhost"]
-    (tmp_path / "file").write_text("before")
-    for words in (["init", "--quiet", "--initial-branch=main"], ["add", "file"], ["commit", "--quiet", "--message=x"]):
-        subprocess.run([*git, *words], check=True)
-    (tmp_path / "file").write_text("after")
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    for name in ("old", "new"):
+        (tmp_path / "file").write_text(name)
+        for words in (["add", "file"], ["commit", "--quiet", f"--message={name}"], ["tag", name]):
+            subprocess.run([*git, *words], check=True)
     return tmp_path
 
 
 def test_a_revision_is_checked_out_as_it_was_committed(repository: Path) -> None:
-    commit = find_commit("main", repository)
+    commit = find_commit("old", repository)
     assert find_commit(commit, repository) == commit
     with checked_out(commit, repository) as tree:
-        assert (tree / "file").read_text() == "before"
+        assert (tree / "file").read_text() == "old"
     assert not tree.exists()
 
 
-@pytest.mark.parametrize("revision", ["nope", "", "-h", "main:file", "1234567890" * 4])
+@pytest.mark.parametrize("revision", ["nope", "", "-h", "old:file", "1234567890" * 4])
 def test_a_revision_that_there_is_not(repository: Path, revision: str) -> None:
     with pytest.raises(RigError) as error:
         find_commit(revision, repository)
@@ -77,5 +78,5 @@ def test_a_revision_that_there_is_not(repository: Path, revision: str) -> None:
 
 
 def test_a_revision_of_what_is_no_repository(tmp_path: Path) -> None:
-    with pytest.raises(RigError, match=r"cannot compare with 'main': .*not a git repository"):
-        find_commit("main", tmp_path)
+    with pytest.raises(RigError, match=r"cannot compare with 'old': .*not a git repository"):
+        find_commit("old", tmp_path)
