@@ -73,6 +73,10 @@ class Drivers:
 
     def __init__(self, modules: Iterable[Module], builtin: Iterable[PciDriver]) -> None:
         self.modules: Mapping[str, Module] = {module.name: module for module in modules}
+        self.vfio_aliases = tuple(
+            (alias, m.name) for m in self.modules.values() for driver in m.drivers for alias in driver.vfio
+        )
+        """As modules.alias has them."""
         self.leaving: set[str] = set()
         """Modules that are being unloaded: what they made cannot be opened any more."""
         self._loaded: dict[str, Module] = {}
@@ -87,10 +91,6 @@ class Drivers:
 
     def vfio_registered(self) -> bool:
         return any(driver.vfio for driver, _ in self._registered.values())
-
-    def vfio_aliases(self) -> tuple[tuple[str, str], ...]:
-        """As modules.alias has them."""
-        return tuple((alias, m.name) for m in self.modules.values() for driver in m.drivers for alias in driver.vfio)
 
     def loaded(self, name: str) -> Module | None:
         return self._loaded.get(name)

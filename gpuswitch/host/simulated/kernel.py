@@ -82,7 +82,7 @@ class Machine(Bus):
                 iommu=self.iommu,
                 vfio_available=self.drivers.vfio_available(),
                 pci_drivers=self.drivers.registered(),
-                vfio_aliases=self.drivers.vfio_aliases(),
+                vfio_aliases=self.drivers.vfio_aliases,
                 vfio_nodes=frozenset(self._vfio_nodes()),
                 modules=self.modules.seen(),
                 boot_framebuffers=self.frame_buffers.boot(),
