@@ -26,10 +26,11 @@ def start_deaf(machine: Machine, node: str) -> str:
 
     In a scope, as a session's: systemd does not start its programs, so it is they themselves who are asked to end.
     """
+    # From a file: what stands on its command line, newer ones of systemd-run expand in a scope, too.
     machine.sh(
         f"""mkfifo /run/fifo
-        systemd-run --scope --unit=deaf sh -c 'trap "" TERM; exec 3<>{node}; echo $$ >/run/ready; read -r line' \
-            <>/run/fifo >/dev/null 2>&1 &"""
+        echo 'trap "" TERM; exec 3<>{node}; echo $$ >/run/ready; read -r line' >/run/deaf
+        systemd-run --scope --unit=deaf sh /run/deaf <>/run/fifo >/dev/null 2>&1 &"""
     )
     return machine.do(words.await_text, "/run/ready", "\n").strip()
 

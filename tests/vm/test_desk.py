@@ -26,8 +26,8 @@ from tests.vm.units import main_pid
 
 AT_HOME = [DISPLAY_DRIVER, AUDIO_DRIVER]
 AWAY = ["vfio-pci", "vfio-pci"]
-# An emulated look at who has the GPU open may take its time, with so much that runs.
-DESKTOP = '[deadlines]\nholders = 100\nnodes = 100\n[defaults]\nstop_units = ["display-manager.service"]\n'
+# An emulated desktop may take its time, and so may a look at who of so many has the GPU open.
+DESKTOP = '[deadlines]\nholders = 100\nnodes = 100\nrelease = 100\n[defaults]\nstop_units = ["display-manager.service"]\n'
 MAP = """python3 -c "
 import fcntl, struct
 fb = open('/dev/fb0')

@@ -140,7 +140,7 @@ class Gpu:
         return {"result": waited.body[0]["result"][1]}
 
     def seen(self) -> dict[str, Any]:
-        [properties] = self._bus.send_and_get_reply(Properties(self._object).get_all(), timeout=1).body
+        [properties] = self._bus.send_and_get_reply(Properties(self._object).get_all(), timeout=60).body
         switch = {name: value for name, (_, value) in properties["Switch"][1].items()}
         links = [Path("/sys/bus/pci/devices", function, "driver") for function in self._functions]
         return {
