@@ -123,7 +123,8 @@ class Defaults(Table):
     `reset_on_failure`, then `rescan_on_failure`: what may be tried when neither the way on nor the way back worked.
 
     A virtual machine that was given the GPU has `start_grace` seconds to open it; one that ended without a word has
-    lost it `release_grace` seconds later; one that asks for it waits `acquire_seconds` at most. `on_release` is where
+    lost it `release_grace` seconds later, unless libvirt still has it in its books: a libvirt that is not there has
+    `libvirt_patience` seconds to start. One that asks for it waits `acquire_seconds` at most. `on_release` is where
     the GPU goes then, `on_saved` and `on_migrated` where it goes after these two (None: as `on_release`).
     """
 
@@ -144,6 +145,7 @@ class Defaults(Table):
     rescan_on_failure: bool = False
     start_grace: _Patience = 120.0
     release_grace: _Seconds = 10.0
+    libvirt_patience: _Patience = 60.0
     acquire_seconds: _Seconds = 120.0
     on_release: Release = Release.HOST
     on_saved: _AsOnRelease = None
@@ -173,6 +175,7 @@ class Deadlines(Table):
     holders: _Seconds = 10.0
     release: _Seconds = 5.0
     announce: _Seconds = 5.0
+    libvirt: _Seconds = 60.0
     units: _Seconds = 100.0
     sessions: _Seconds = 20.0
     console: _Seconds = 10.0

@@ -47,7 +47,7 @@ class Fleet:
         self._unwatch: Callable[[], None] | None = None
         self._looked = float("-inf")
         self._open = False
-        self.owners = Owners(lambda: list(self.actors.values()), host.processes, self._arbiter)
+        self.owners = Owners(lambda: list(self.actors.values()), host, self._arbiter)
         self._paying: dict[PciAddress, asyncio.Task[None]] = {}
         self._put_off: asyncio.Handle | None = None
         self._again: asyncio.Handle | None = None
@@ -69,6 +69,9 @@ class Fleet:
                 self._arbiter.claim(address, entry.owed)
         await _each(self.actors.values(), Actor.adopt)
         self.owners.start()
+        # Nobody is told that the service is ready while a machine runs whose host may fall asleep.
+        owned = [address for address, actor in self.actors.items() if actor.owned]
+        await asyncio.gather(*map(self._arbiter.awake.settled_if_possible, owned))
 
     async def _outlive(self, gpu: PciAddress, entry: Entry) -> None:
         """What a service that died had sent to the kernel goes on: nothing is believed before it is over, for as long
@@ -102,6 +105,7 @@ class Fleet:
     async def pay(self) -> None:
         """Give back what could not be waited for before READY: whoever waits for us may be what it waits for."""
         self._open = True
+        self.owners.ready()
         for address, entry in (await self._read()).items():
             if address not in self.actors:
                 await self._pay_for_gone(address, entry)

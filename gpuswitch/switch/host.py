@@ -10,6 +10,7 @@ from typing import Protocol
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Captured, Consoles, HostFacts
 from gpuswitch.model.holders import Holder, Process, Scan, Sought, Unit
+from gpuswitch.model.owner import Owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,9 @@ class Kernel(Protocol):
 
         ENOENT: it has no reset method. ENOTTY: it has one that would reset others too, and was not used.
         """
+
+    async def lost(self, functions: Sequence[PciAddress]) -> tuple[PciAddress, ...]:
+        """Those of them that were reset behind their driver's back: what the kernel set up in them is gone."""
 
     async def remove(self, functions: Sequence[PciAddress]) -> None:
         """Take the functions off the PCI bus, in this order; nothing to do for one that is gone already.
@@ -223,11 +227,43 @@ class Systemd(Protocol):
         """Let it sleep again; nothing to do where nothing of ours keeps it awake for this GPU."""
 
 
+class Libvirt(Protocol):
+    """What libvirt has in its books, and whether its daemon is there to act on them. Nothing here blocks.
+
+    A machine is in the books until libvirt has reset what it had, and given it back. It does not reset what is on vfio
+    by then (virPCIDeviceReset in src/util/virpci.c).
+    """
+
+    def machines(self) -> Mapping[PciAddress, Owner]:
+        """The machines in the books, by the functions that they have; empty where there is no libvirt.
+
+        Raises:
+            KernelError: nobody can tell.
+        """
+
+    def running(self) -> bool:
+        """Whether the daemon is there that has the books.
+
+        Raises:
+            KernelError: nobody can tell.
+        """
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed` on the event loop when either may be otherwise than now; returns the way to stop it.
+
+        Of the daemon that is there now: one that comes later has to be watched anew.
+
+        Raises:
+            KernelError: no event would tell; look again by the clock.
+        """
+
+
 class Host(Protocol):
     """The machine: what can be seen of it, and a `Kernel` for each GPU."""
 
     processes: Processes
     systemd: Systemd
+    libvirt: Libvirt
 
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
         """Observe, now, without taking a device lock or waking a device; does not block.

@@ -19,8 +19,10 @@ from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.aftermath import Aftermath
 from gpuswitch.switch.arbiter import Arbiter
-from gpuswitch.switch.host import Processes
+from gpuswitch.switch.clearing_up import ClearingUp
+from gpuswitch.switch.host import Host
 from gpuswitch.switch.ownership import Ownership
 from gpuswitch.switch.record import Asker, Result
 
@@ -30,30 +32,38 @@ _log = logging.getLogger(__name__)
 class Owners:
     """Who owns which of the GPUs that `actors` tells of at any time."""
 
-    def __init__(self, actors: Callable[[], Iterable[Actor]], processes: Processes, arbiter: Arbiter) -> None:
+    def __init__(self, actors: Callable[[], Iterable[Actor]], host: Host, arbiter: Arbiter) -> None:
         self._actors = actors
-        self._processes = processes
+        self._host = host
         self._arbiter = arbiter
+        self._ready = asyncio.Event()
         self._ownerships: dict[PciAddress, Ownership] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
+        self._minded: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     def start(self) -> None:
         """Take up what an earlier run of the service handed over."""
         for actor in self._actors():
-            if actor.owner is not None and actor.state is State.HOST:
-                actor.own(None)
+            if actor.state is State.HOST:
+                if actor.owner is not None:
+                    actor.own(None)
+                self._mind(actor)
             elif actor.owner is not None:
                 actor.awaited = actor.state is State.VFIO
                 self._take_up(actor, actor.owner)
+
+    def ready(self) -> None:
+        """The service has said that it is ready: whatever waits for that may be started."""
+        self._ready.set()
 
     def stop(self) -> None:
         """The service stops. Who owns what is in the journal."""
         self._stopping = True
         for ownership in self._ownerships.values():
             ownership.over()
-        for asking in self._asking.values():
-            asking.cancel()
+        for task in (*self._asking.values(), *self._minded):
+            task.cancel()
 
     # What libvirt says ----------------------------------------------------------------------------------------------
 
@@ -204,12 +214,28 @@ class Owners:
         earlier = self._ownerships.get(actor.gpu.address)
         if earlier is not None:
             earlier.over()
-        ownership = Ownership(actor, owner, self._processes, back_to, self._forget)
+        clearing_up = ClearingUp(self._host, self._arbiter, self._ready, owner, lambda: actor.gpu.functions)
+        ownership = Ownership(
+            actor,
+            owner,
+            processes=self._host.processes,
+            clearing_up=clearing_up,
+            back_to=back_to,
+            ended=self._forget,
+        )
         ownership.waits_for_another = earlier is not None and earlier.is_released.is_set()
         self._ownerships[actor.gpu.address] = ownership
         return ownership
 
+    def _mind(self, actor: Actor) -> None:
+        """It is home. Should libvirt have it in its books, whoever looks at it is told what libvirt does to it."""
+        task = asyncio.create_task(Aftermath(actor, self._host).follow())
+        self._minded.add(task)
+        task.add_done_callback(self._minded.discard)
+
     def _forget(self, ownership: Ownership) -> None:
+        if ownership.actor.state is State.HOST and not self._stopping:
+            self._mind(ownership.actor)
         if self._ownerships.get(ownership.actor.gpu.address) is ownership:
             del self._ownerships[ownership.actor.gpu.address]
 

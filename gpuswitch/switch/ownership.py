@@ -17,9 +17,10 @@ from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.clearing_up import ClearingUp
 from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.host import Processes
-from gpuswitch.switch.pause import Pause
+from gpuswitch.switch.pause import Pause, within
 from gpuswitch.switch.record import Asker, Result
 from gpuswitch.switch.step import RESCAN_SECONDS
 from gpuswitch.tables import Defaults
@@ -34,7 +35,9 @@ class Ownership:
         self,
         actor: Actor,
         owner: Owner,
+        *,
         processes: Processes,
+        clearing_up: ClearingUp,
         back_to: Release,
         ended: Callable[[Ownership], None],
     ) -> None:
@@ -50,6 +53,7 @@ class Ownership:
         self._tell_ended = ended
         self._to: Release | None = None
         self._processes = processes
+        self._clearing_up = clearing_up
         self._opened = asyncio.Event()
         self._was_open = False
         self._untold = Pause()
@@ -121,7 +125,7 @@ class Ownership:
                 pause.over()
                 self.actor.awaited = False
                 await self._stirred(holders, None if _all_known(holders) else RESCAN_SECONDS)
-            if self._was_open and not waited and not self.is_released.is_set():
+            if not waited and not self.is_released.is_set():
                 await self._until_released()
                 # Whoever opened it meanwhile has it: look again.
                 waited = True
@@ -129,8 +133,6 @@ class Ownership:
             if not self._mine:
                 # It came home, or another machine asked for it, while we looked.
                 break
-            if not self._was_open and not self.is_released.is_set():
-                _log.warning("%s has not opened %s in all this time", self.owner, self.actor.gpu.address)
             self.actor.awaited = False
             self.letting_go = True
             if await self._let_go():
@@ -157,12 +159,38 @@ class Ownership:
         return False
 
     async def _until_released(self) -> None:
-        """QEMU is gone; libvirt says so in a moment, unless it is gone as well."""
+        """QEMU is gone, or never had it; libvirt says so in a moment, unless it is gone as well.
+
+        Whatever it says, it is not done before it has cleared up.
+        """
+        gpu = self.actor.gpu.address
+        if not self._was_open:
+            _log.warning("%s has not opened %s in all this time", self.owner, gpu)
+        else:
+            await within(self._rules.release_grace, self.is_released)
+        if self.is_released.is_set():
+            return
+        clearing = asyncio.create_task(self._cleared_up())
+        released = asyncio.create_task(self.is_released.wait())
         try:
-            async with asyncio.timeout(self._rules.release_grace):
-                await self.is_released.wait()
-        except TimeoutError:
-            _log.warning("%s has let go of %s, and nobody said so", self.owner, self.actor.gpu.address)
+            await asyncio.wait({clearing, released}, return_when=asyncio.FIRST_COMPLETED)
+            if clearing.done() and not clearing.result():
+                _log.error("%s is gone, and libvirt was not there to clear up after it: it goes on without", self.owner)
+            elif not released.done() and self._was_open:
+                _log.warning("%s has let go of %s, and nobody said so", self.owner, gpu)
+        finally:
+            for task in (clearing, released):
+                task.cancel()
+
+    async def _cleared_up(self) -> bool:
+        """See `ClearingUp.wait`; whoever looks at the GPU meanwhile is told what it waits for."""
+        with suppress(KernelError):
+            if self._clearing_up.is_over():
+                return True
+        self.actor.note(
+            f"{self.owner} is gone, and libvirt is not done with it: {self.actor.gpu.address} stays on vfio until it is"
+        )
+        return await self._clearing_up.wait(self._rules.libvirt_patience)
 
     async def until_free(self) -> None:
         """Until nobody else has it open any more.

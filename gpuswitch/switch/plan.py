@@ -24,6 +24,7 @@ from gpuswitch.switch.owed import NOTHING, Baseline, Owed
 from gpuswitch.switch.step import Step
 from gpuswitch.switch.steps import (
     AimOverrides,
+    AwaitLibvirt,
     AwaitNodes,
     Bind,
     CheckGroup,
@@ -220,8 +221,6 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = 
         (
             KeepUp(),
             *_await_vm(leaving, held, back),
-            # Whoever has the group open would lose the device; holding it keeps the next one out, too.
-            *(HoldGroup(number) for number in held),
             KeepAwake({a: now[a].power_control for a in gpu.functions}),
             # `vfio-pci.ids=` on the kernel command line would win a probe that is not aimed.
             AimOverrides(
@@ -265,11 +264,15 @@ def _load_chain(facts: HostFacts, baseline: Baseline, owed: Owed) -> list[Step]:
 
 
 def _await_vm(leaving: Sequence[PciAddress], held: Sequence[int], back: Back) -> list[Step]:
-    """Who has it open now is a virtual machine, and nobody ends that."""
+    """Whoever has the group open would lose the device; holding it keeps the next one out, too.
+
+    Who has it open now is a virtual machine, and nobody ends that; one that was waited for, libvirt clears up after.
+    """
+    holds = [HoldGroup(number) for number in held]
     if back.wait_seconds is None or not leaving:
-        return []
+        return [*holds]
     sought = Sought(tuple(leaving), tuple(f"vfio/{number}" for number in held))
-    return [AwaitHolders(sought, Busy.WAIT, back.wait_seconds, 0.0)]
+    return [AwaitHolders(sought, Busy.WAIT, back.wait_seconds, 0.0), *holds, AwaitLibvirt(tuple(leaving))]
 
 
 def _home(gpu: Gpu, facts: HostFacts, kept: Baseline) -> Baseline:

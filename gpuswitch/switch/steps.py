@@ -17,8 +17,10 @@ from gpuswitch.model.drivers import profile_of
 from gpuswitch.model.facts import Driver, HostFacts, named_for_vfio
 from gpuswitch.model.gpu import Gpu, harmless
 from gpuswitch.model.holders import Sought
+from gpuswitch.switch.books import machines_with, sentence, watching
 from gpuswitch.switch.guards import NO_GROUPS
 from gpuswitch.switch.holding import in_the_way
+from gpuswitch.switch.pause import Pause
 from gpuswitch.switch.step import Hands, Step
 
 _T = TypeVar("_T")
@@ -224,6 +226,33 @@ class HoldGroup(Step):
 
     async def revert(self, hands: Hands) -> None:
         await hands.kernel.release_group(self.group)
+
+
+@dataclass(frozen=True)
+class AwaitLibvirt(Step):
+    """Wait until libvirt is done with the machine that had these functions: until then they stay on vfio (`books`)."""
+
+    kind = "libvirt"
+    functions: tuple[PciAddress, ...]
+
+    @property
+    def title(self) -> str:
+        return f"wait until libvirt is done with {', '.join(map(str, self.functions))}"
+
+    async def verify(self, hands: Hands) -> None:
+        pause = Pause()
+        while True:
+            with watching(hands.host.libvirt, pause) as change:
+                try:
+                    found = machines_with(hands.host.libvirt, self.functions)
+                except KernelError as error:
+                    hands.waiting_for = str(error)
+                    await change.within_a_while()
+                    continue
+                if not found:
+                    return
+                hands.waiting_for = sentence(found)
+                await change.come()
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,8 @@ class _Drama:
             case "is released":
                 # Its QEMU may still be at it, or it may have nothing at all.
                 tenants.released(name, "saved")
+            case "is heard of":
+                tenants.daemon_comes()
 
     def _program(self, event: Event, gpu: PciAddress) -> None:
         functions = self._world.functions[gpu]
@@ -260,6 +262,7 @@ async def _others_undo(world: World) -> None:
     machine = world.machine
     for name in world.tenants.names:
         world.tenants.ends(name)
+    world.tenants.daemon_comes()
     for gpu in world.stage.gpus:
         names = (f"program {number} on {gpu}" for number in range(2))
         for program in filter(None, map(machine.processes.named, names)):

@@ -25,6 +25,7 @@ from gpuswitch.switch import engine, guards, observe, prepare, running, standing
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.awake import Awake, Why
+from gpuswitch.switch.clearing_up import ClearingUp
 from gpuswitch.switch.engine import Engine
 from gpuswitch.switch.fleet import Fleet
 from gpuswitch.switch.inquiry import Inquiry
@@ -34,7 +35,7 @@ from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.owners import Owners
 from gpuswitch.switch.ownership import Ownership
 from gpuswitch.switch.prepare import Preparation
-from gpuswitch.switch.steps import AimOverrides, HoldGroup, KeepAwake, RestorePower
+from gpuswitch.switch.steps import AimOverrides, AwaitLibvirt, HoldGroup, KeepAwake, RestorePower
 from tests.simulation.story import Event, Story
 
 
@@ -272,6 +273,60 @@ def a_watch_ends_with_its_first_fault(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Ownership, "_stirred", stirred)
     patch.setattr(Ownership, "_watched", watched)
+
+
+_LIBVIRT_DIES = (_A_MACHINE_ASKS, Event("vm", 0, "dies", 1, seconds=6.0))
+_AND_COMES_BACK = Event("vm", 0, "is heard of", 1, seconds=50.0)
+
+
+@_breaks(3, story=Story("pair", "refuse", (*_LIBVIRT_DIES, _AND_COMES_BACK)))
+def nobody_waits_until_libvirt_has_cleared_up(patch: pytest.MonkeyPatch) -> None:
+    async def wait(*_: object) -> bool:
+        return True
+
+    patch.setattr(ClearingUp, "wait", wait)
+
+
+_A_MACHINE_OF_OTHERS = (Event("ask", 0, "vfio"), Event("vm", 0, "grabs", 1, seconds=6.0))
+
+
+@_breaks(
+    3,
+    story=Story(
+        "pair",
+        "refuse",
+        (*_A_MACHINE_OF_OTHERS, Event("vm", 0, "dies", 1), Event("ask", 0, "host", seconds=1.0), _AND_COMES_BACK),
+    ),
+)
+def a_way_home_does_not_look_into_the_books(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Actor, "_refuse_in_the_books", lambda *_: None)
+
+
+@_breaks(
+    3,
+    story=Story(
+        "pair",
+        "refuse",
+        (*_A_MACHINE_OF_OTHERS, Event("ask", 0, "host", 1, seconds=1.0), Event("vm", 0, "dies", 1), _AND_COMES_BACK),
+    ),
+)
+def whoever_waits_for_a_machine_does_not_wait_for_libvirt(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(AwaitLibvirt, "verify", _nothing)
+
+
+@_breaks(4, story=Story("pair", "refuse", (*_LIBVIRT_DIES, Event("kill", seconds=1.0))))
+def libvirt_is_started_before_the_service_is_ready(patch: pytest.MonkeyPatch) -> None:
+    start = Owners.start
+
+    def started(self: Owners) -> None:
+        self.ready()
+        start(self)
+
+    async def held_up(*_: object) -> None:
+        await asyncio.sleep(300.0)
+
+    patch.setattr(Owners, "start", started)
+    patch.setattr(Awake, "settled_if_possible", held_up)
 
 
 @_breaks(8, story=Story("plain", "refuse", (Event("fault", 0, "hang", 1), Event("plan", 0, "vfio"))))

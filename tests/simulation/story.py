@@ -55,7 +55,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "fault": ("error", "error", "hang", "delay", "late", "silent"),
     "crash": (AWAIT, AWAIT, AWAIT, SEND, WRITE, WRITTEN),
     "disk": ("full", "read-only", "failing", "healthy"),
-    "vm": ("asks", "asks", "asks", "grabs", "ends", "dies", "is released"),
+    "vm": ("asks", "asks", "asks", "grabs", "ends", "dies", "is released", "is heard of"),
     "program": ("opens", "opens", "hides", "closes", "ends"),
     "unit": ("stops", "starts", "fails"),
     "move": ("vfio", "host"),

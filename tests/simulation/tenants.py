@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuswitch.errors import Failed, KernelError
+from gpuswitch.host.simulated.libvirt import LIBVIRTD
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER
 from gpuswitch.model.owner import Owner
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _HOOK = Asker(uid=0, command="libvirt-hook")
 _QEMU_SECONDS = 2.0
 """From libvirt's `prepare` until QEMU has opened its devices."""
+_CLEARING_SECONDS = (0.0, 0.3, 15.0)
+"""From QEMU's end until libvirt has cleared up after it, quick or slow."""
 
 
 class Tenants:
@@ -35,14 +38,18 @@ class Tenants:
         """The machines whose hook waits for an answer."""
         self._own: dict[str, tuple[PciAddress, ...]] = {}
         """The machines that asked for their GPUs, and have them."""
+        self._books = world.machine.libvirt
+        self._away_since: float | None = None
+        """Since when there is no daemon of libvirt's."""
+        self._books.started = self._daemon_starts
 
     # What libvirt does ----------------------------------------------------------------------------------------------
 
     def asks(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
         """`virsh start`: the hook asks for the GPUs; when it has them, QEMU starts."""
         service, actor = self._world.ready, self._world.actor(gpus[0])
-        busy = self._runs(name) or name in self._own or name in self._asking
-        if service is None or service.fleet is None or actor is None or busy:
+        busy = self._runs(name) or name in self._own or name in self._asking or _owner(name) in self._books.machines
+        if service is None or service.fleet is None or actor is None or busy or not self._books.running:
             return
         self._asking.add(name)
         others = tuple(filter(None, map(self._world.actor, gpus[1:])))
@@ -94,20 +101,67 @@ class Tenants:
             return False
         judge.note(f"{name} runs with {' and '.join(map(str, gpus))}")
         self._lent[name] = judge.settings(functions)
+        if self._books.running:
+            self._books.enter(_owner(name), functions)
         for gpu in gpus:
             self._promised.pop(gpu, None)
         return True
 
     def ends(self, name: str, *, unheard: bool = False) -> None:
-        """Its QEMU ends, and libvirt says so; `unheard`: nobody is left to say it."""
+        """Its QEMU ends, and libvirt clears up and says so; `unheard`: libvirt's daemon has ended, too."""
         self.untouched()
         self._lent.pop(name, None)
+        if unheard:
+            self._world.judge.units_touched.add(str(LIBVIRTD))
+            self._away_since = self._now if self._books.running else self._away_since
+            self._world.machine.units.settle(LIBVIRTD, "inactive")
         self._world.machine.end(name)
-        if not unheard:
+        if _owner(name) in self._books.machines:
+            self._clears_up_soon(name)
+        elif not unheard:
             self.released(name, "shutdown")
+
+    def daemon_comes(self) -> None:
+        """Somebody starts libvirt's daemon, where it is not there."""
+        if not self._books.running:
+            self._world.machine.units.settle(LIBVIRTD, "active")
+
+    def _daemon_starts(self) -> None:
+        """It finds in its books which machines have ended, and says of the others that it has them again."""
+        away = self._now - self._away_since if self._away_since is not None else 0.0
+        self._away_since = None
+        for owner, functions in list(self._books.machines.items()):
+            service = self._world.ready
+            if not self._runs(owner.name):
+                self._clears_up_soon(owner.name, away)
+            elif service is not None and service.fleet is not None:
+                self._world.loop.tell(service.life, service.fleet.owners.adopt, owner, functions)
+
+    def _clears_up_soon(self, name: str, away: float = 0.0) -> None:
+        loop = self._world.loop
+        seconds = _CLEARING_SECONDS[int(self._now) % len(_CLEARING_SECONDS)]
+        loop.run_as(None, loop.call_later, seconds, self._clears_up, name, away)
+
+    def _clears_up(self, name: str, away: float) -> None:
+        if self._books.running and not self._runs(name) and _owner(name) in self._books.machines:
+            self._forgets(name, away)
+            self.released(name, "shutdown")
+
+    def _forgets(self, name: str, away: float) -> None:
+        """What it had is reset by the bus, unless it is on vfio; where the daemon was not to be had, it may be home."""
+        self._books.cleared_up(_owner(name))
+        patience = max(gpu.rules.libvirt_patience for gpu in self._world.config.gpus)
+        for function in self._books.reset if away < patience else ():
+            if not any(
+                self._world.judge.lately(gpu) or gpu in self._world.judge.meddled for gpu in self._world.stage.gpus
+            ):
+                self._world.judge.broken(3, f"libvirt resets {function} after {name}, and it is at home")
+        self._books.reset.clear()
 
     def released(self, name: str, reason: str) -> None:
         """The hook says that a machine is gone; it may be one that has nothing."""
+        if _owner(name) in self._books.machines:
+            self._forgets(name, 0.0)
         self._own.pop(name, None)
         for gpu in [gpu for gpu, (whose, _) in self._promised.items() if whose == name]:
             del self._promised[gpu]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 
 from gpuswitch.config import Config
 from gpuswitch.errors import GpuswitchError
+from gpuswitch.host.simulated.libvirt import LIBVIRTD
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
@@ -63,6 +64,7 @@ class World:
         self.machine = self.stage.machine()
         self.trouble = Trouble()
         self.machine.faults = self.trouble
+        self.machine.units.add(LIBVIRTD)
         self.disk = Disk.empty()
         self.senses = Senses()
         self.tears = False

@@ -115,3 +115,38 @@ async def test_a_bus_that_is_gone(kernel: LinuxKernel) -> None:
         errno.ENODEV,
         "cannot rescan the bus of 0000:01: there is no such bus any more",
     )
+
+
+class TestLost:
+    """What the kernel set up in a function, and somebody else has reset."""
+
+    @pytest.fixture(autouse=True)
+    def _set_up(self, tree: Tree) -> None:
+        tree.memory(str(GPU), (0xF0000000, 0xF0FFFFFF), (0x6000000000, 0x600FFFFFFF))
+        tree.plain(str(GPU), "config", "")
+        configured(tree, GPU)
+
+    async def test_nothing(self, kernel: LinuxKernel) -> None:
+        assert await kernel.lost([GPU]) == ()
+
+    @pytest.mark.parametrize(("command", "first"), [(0x0, 0xF000000C), (0x7, 0xC)], ids=["command", "base address"])
+    async def test_registers(self, command: int, first: int, tree: Tree, kernel: LinuxKernel) -> None:
+        configured(tree, GPU, command, first)
+        assert await kernel.lost([GPU]) == (GPU,)
+
+    async def test_who_has_no_driver_may_be_switched_off(self, tree: Tree, kernel: LinuxKernel) -> None:
+        configured(tree, GPU, 0)
+        tree.unbind(str(GPU))
+        assert await kernel.lost([GPU]) == ()
+
+    async def test_who_is_not_there(self, kernel: LinuxKernel) -> None:
+        assert (await refused(kernel.lost([PciAddress.parse("0000:09:00.0")]))).errno == errno.ENODEV
+
+
+def configured(tree: Tree, address: PciAddress, command: int = 0x7, first: int = 0xF000000C) -> None:
+    """A configuration space: two base addresses of 64 bits, the second one a multiple of 4 GiB."""
+    header = bytearray(256)
+    header[0x04:0x06] = command.to_bytes(2, "little")
+    header[0x10:0x18] = first.to_bytes(8, "little")
+    header[0x18:0x20] = 0x600000000C.to_bytes(8, "little")
+    (tree.path(str(address)) / "config").write_bytes(header)

@@ -27,7 +27,9 @@ from tests.vm.units import main_pid
 AT_HOME = [DISPLAY_DRIVER, AUDIO_DRIVER]
 AWAY = ["vfio-pci", "vfio-pci"]
 # An emulated desktop may take its time, and so may a look at who of so many has the GPU open.
-DESKTOP = '[deadlines]\nholders = 100\nnodes = 100\nrelease = 100\n[defaults]\nstop_units = ["display-manager.service"]\n'
+DESKTOP = (
+    '[deadlines]\nholders = 100\nnodes = 100\nrelease = 100\n[defaults]\nstop_units = ["display-manager.service"]\n'
+)
 MAP = """python3 -c "
 import fcntl, struct
 fb = open('/dev/fb0')

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 
 from gpuswitch.host.linux import uevents
 from gpuswitch.host.linux.kernel import LinuxKernel
+from gpuswitch.host.linux.libvirt import LinuxLibvirt
 from gpuswitch.host.linux.processes import LinuxProcesses
 from gpuswitch.host.linux.sysfs import Roots, Sysfs
 from gpuswitch.host.linux.systemd import LinuxSystemd
@@ -23,6 +24,7 @@ class LinuxHost(Host):
         self._sysfs = Sysfs(self._roots)
         self.processes = LinuxProcesses(self._roots)
         self.systemd = LinuxSystemd(self._roots.tools)
+        self.libvirt = LinuxLibvirt(self._roots.libvirt)
         self._kernels: dict[str, LinuxKernel] = {}
         self._readers: dict[str, LinuxKernel] = {}
         self._watchers: dict[object, Callable[[], None]] = {}

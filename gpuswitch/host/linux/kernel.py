@@ -163,6 +163,10 @@ class LinuxKernel(Kernel):
     async def rescan(self, functions: Sequence[PciAddress]) -> None:
         await self._call("rescan the bus of", _names(functions), "rescan", *map(str, functions))
 
+    async def lost(self, functions: Sequence[PciAddress]) -> tuple[PciAddress, ...]:
+        found = await self._call("read the configuration space of", _names(functions), "lost", *map(str, functions))
+        return tuple(map(PciAddress.parse, found))
+
     @property
     def worker(self) -> Process | None:
         return self._process if self._worker is not None else None

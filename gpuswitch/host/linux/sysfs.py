@@ -65,6 +65,7 @@ class Roots:
     tools: str = "/usr/sbin:/sbin:/usr/bin:/bin"
     iomem: str = "/proc/iomem"
     proc: str = "/proc"
+    libvirt: str = "/run/libvirt/qemu"
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class Device:
     `link` is what its `driver` link says, `binding` the driver that the kernel has for it: not the same thing while
     an unbind is under way. `lock` is the device lock, first come, first served. `first_control`: what power/control
     is before anybody writes to it. `persistent`: nvidia's persistence mode is on. `reset_errno`: what a reset of it
-    fails with, 0 where it works; ENOENT: it has no reset method.
+    fails with, 0 where it works; ENOENT: it has no reset method. `lost`: it was reset behind its driver's back.
     """
 
     def __init__(self, shape: PciFunction, first_control: str = "on", *, reset_errno: int = 0) -> None:
@@ -127,6 +127,7 @@ class Device:
         self.override: str | None = None
         self.power_control = first_control
         self.persistent = False
+        self.lost = False
         self.link: Driver | None = None
         self.binding: Binding | None = None
         self.lock = asyncio.Lock()

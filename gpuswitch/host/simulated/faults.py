@@ -12,6 +12,7 @@ from gpuswitch.errors import KernelError
 
 Operation = Literal[
     "look",
+    "libvirt",
     "capture",
     "candidates",
     "load",

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from gpuswitch.errors import KernelError
 from gpuswitch.host.simulated.faults import Call, Faults, Operation
 from gpuswitch.host.simulated.kernel import Machine
+from gpuswitch.host.simulated.libvirt import SimulatedLibvirt
 from gpuswitch.host.simulated.processes import SimulatedProcesses
 from gpuswitch.host.simulated.systemd import SimulatedSystemd
 from gpuswitch.host.simulated.workers import Worker
@@ -38,6 +39,7 @@ class SimulatedHost(Host):
         self._told = False
         self.processes = SimulatedProcesses(machine, machine.processes)
         self.systemd = SimulatedSystemd(machine, machine.units)
+        self.libvirt = SimulatedLibvirt(machine, machine.libvirt)
         for worker in list(machine.workers.values()):
             worker.let_go()
         machine.uevent = self._announce
@@ -206,6 +208,12 @@ class SimulatedKernel(Kernel):
 
     async def reset(self, function: PciAddress) -> None:
         await self._run(partial(self._machine.hotplug.reset, function), Call("reset", function))
+
+    async def lost(self, functions: Sequence[PciAddress]) -> tuple[PciAddress, ...]:
+        async def each(call: Call) -> tuple[PciAddress, ...]:
+            return tuple(function for function in functions if self._machine.device(call, function).lost)
+
+        return await self._run(each, Call("read the configuration space of", _names(functions)))
 
     async def remove(self, functions: Sequence[PciAddress]) -> None:
         async def each(call: Call) -> None:

@@ -19,6 +19,7 @@ from gpuswitch.host.simulated.devices import Device
 from gpuswitch.host.simulated.drivers import Module, PciDriver
 from gpuswitch.host.simulated.faults import Call, Operation
 from gpuswitch.host.simulated.hotplug import Hotplug
+from gpuswitch.host.simulated.libvirt import Books
 from gpuswitch.host.simulated.modules import Modules
 from gpuswitch.host.simulated.processes import MOMENT, ProcessTable, Program
 from gpuswitch.host.simulated.systemd import Units
@@ -67,6 +68,7 @@ class Machine(Bus):
         self.modules = Modules(self, self.frame_buffers)
         self.processes = ProcessTable(self, self.modules)
         self.units = Units(self, self.processes)
+        self.libvirt = Books(self, self.units)
         self.workers: dict[Process, Worker] = {}
         self.hotplug = Hotplug(self, self.modules)
         self.bind_all()

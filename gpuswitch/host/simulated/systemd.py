@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -43,6 +43,8 @@ class Units:
         self.aliases: dict[Unit, Unit] = {}
         self.stopping = False
         self.managed = True
+        self.settled: Callable[[Unit, str], None] = lambda _unit, _state: None
+        """Told of each state that a unit gets to."""
         table.ended = self._program_ended
 
     def names(self) -> frozenset[str]:
@@ -71,6 +73,7 @@ class Units:
     def stop(self, unit: Unit) -> None:
         """All its processes end. What would start it again does so, unless it is stopped too."""
         self._records[unit].state = "inactive"
+        self.settled(unit, "inactive")
         for program in self._table.running(unit=unit):
             self._table.end(program, stopped=True)
         for program in self._table.running():
@@ -82,6 +85,7 @@ class Units:
         """The unit gets to another state; active, its programs run."""
         record = self._records[unit]
         record.state = state
+        self.settled(unit, state)
         for program in record.programs if state == "active" else ():
             if self._table.named(program.name) is None:
                 self._table.start(program)
@@ -104,6 +108,7 @@ class Units:
             self._bus.later(self._restart(program))
         elif unit is not None and self.state(unit) == "active" and not any(self._table.running(unit=unit)):
             self._records[unit].state = "inactive"
+            self.settled(unit, "inactive")
             self._trigger(unit)
 
     async def _restart(self, program: Program) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from unittest import mock
 
 from gpuswitch import daemon
+from gpuswitch.host.linux.libvirt import LinuxLibvirt
 from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.linux.systemd import LinuxSystemd
 from gpuswitch.host.simulated.host import SimulatedHost, SimulatedKernel
@@ -24,6 +25,7 @@ class Hybrid(Host):
         self._simulated = simulated
         self.processes = simulated.processes
         self.systemd = LinuxSystemd(Roots().tools)
+        self.libvirt = LinuxLibvirt(Roots().libvirt)
         # for those who make something go wrong with it
         self.machine, self.faults = simulated.machine, simulated.faults
 

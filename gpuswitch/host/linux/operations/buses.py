@@ -1,10 +1,13 @@
 """Operations on PCI functions as devices of a bus: reset, removal, rescan."""
 
 import errno
+import os
+from struct import unpack_from
 
 from gpuswitch.host.linux.operations.files import (
     OperationError,
     checked_address,
+    contents,
     failure,
     is_address,
     link,
@@ -12,6 +15,12 @@ from gpuswitch.host.linux.operations.files import (
     there,
     write,
 )
+
+COMMAND, MEMORY_SPACE = 0x04, 0x2
+BASE_ADDRESSES = range(0x10, 0x28, 4)
+"""Where the configuration space of an endpoint has them (include/uapi/linux/pci_regs.h)."""
+IORESOURCE_MEM, IORESOURCE_MEM_64 = 0x200, 0x100000
+"""Flags in `resource` (resource_show in drivers/pci/pci-sysfs.c; include/linux/ioport.h)."""
 
 
 class Buses:
@@ -61,6 +70,34 @@ class Buses:
             self._rescan_bus(bus)
         return []
 
+    def lost(self, *addresses: str) -> list[str]:
+        """Those with a driver that have lost memory which the kernel gave them: somebody else has reset them.
+
+        A base address of 0 where there is memory, or no decoding of memory. Reading `config` wakes a sleeping device
+        (pci_read_config in drivers/pci/pci-sysfs.c).
+        """
+        return [address for address in addresses if self._has_lost(address)]
+
+    def _has_lost(self, address: str) -> bool:
+        device = self._device(address)
+        try:
+            given = [int(line.split()[2], 16) for line in contents(f"{device}/resource").splitlines()]
+            config = _beginning(f"{device}/config")
+        except FileNotFoundError:
+            raise OperationError(errno.ENODEV, address, "it is not on the PCI bus") from None
+        except OSError as error:
+            raise failure(error, address) from None
+        bases = [
+            # One of 64 bits goes on in the next register: above 4 GiB the lower half of it may be 0.
+            unpack_from("<Q" if flags & IORESOURCE_MEM_64 else "<I", config, place)[0] & ~0xF
+            for place, flags in zip(BASE_ADDRESSES, given, strict=False)
+            if flags & IORESOURCE_MEM
+        ]
+        if not bases or not link(f"{device}/driver"):
+            return False
+        (command,) = unpack_from("<H", config, COMMAND)
+        return not command & MEMORY_SPACE or 0 in bases
+
     def _rescan_bus(self, bus: str) -> None:
         """Below a bridge that is awake: one with nothing below it may sleep, and this way to scan does not wake it."""
         folder = f"{self._sysfs}/class/pci_bus/{bus}"
@@ -82,3 +119,12 @@ class Buses:
 
     def _device(self, address: str) -> str:
         return f"{self._sysfs}/bus/pci/devices/{checked_address(address)}"
+
+
+def _beginning(path: str) -> bytes:
+    """The header of a configuration space."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        return os.read(descriptor, 64)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,76 @@
+"""What becomes of a GPU that went home while libvirt still has it in its books: libvirt could not be had in time.
+
+libvirt resets it by the bus when it does start, under the host drivers (`books`), and nothing of the kernel's shows
+that. So its registers are looked at, and whoever asks is told.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from gpuswitch.errors import KernelError
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.books import machines_with, watching
+from gpuswitch.switch.host import Host
+from gpuswitch.switch.pause import LateError, Pause, answered
+
+_log = logging.getLogger(__name__)
+
+
+class Aftermath:
+    """Of one GPU that is home."""
+
+    def __init__(self, actor: Actor, host: Host) -> None:
+        self._actor = actor
+        self._host = host
+        self._pause = Pause()
+
+    async def follow(self) -> None:
+        """Until libvirt is done with it. It may have left home by then: what is on vfio is not reset."""
+        warned = False
+        while True:
+            with watching(self._host.libvirt, self._pause) as change:
+                try:
+                    machines = machines_with(self._host.libvirt, self._actor.gpu.functions)
+                except KernelError as error:
+                    _log.warning("%s", error)
+                    await change.within_a_while()
+                    continue
+                if not machines:
+                    break
+                if not warned:
+                    warned = True
+                    self._tell(
+                        f"{self._actor.gpu.address} is on the host, and libvirt still has "
+                        f"{next(iter(machines.values()))} in its books: it resets the GPU by the bus when it clears up "
+                        "after that"
+                    )
+                await change.come()
+        if warned and self._actor.state is State.HOST:
+            await self._look()
+
+    async def _look(self) -> None:
+        gpu = self._actor.gpu
+        try:
+            async with answered(self._actor.config.deadlines.capture):
+                lost = await self._host.reader(str(gpu.address)).lost(gpu.functions)
+        except (KernelError, LateError) as error:
+            self._tell(f"libvirt may have reset {gpu.address} by the bus, and nobody can tell: {error}")
+            return
+        if lost:
+            self._tell(_damage(gpu.address, lost))
+        elif self._actor.state is State.HOST:
+            self._actor.note("")
+
+    def _tell(self, text: str) -> None:
+        _log.error("%s", text)
+        self._actor.note(text)
+
+
+def _damage(gpu: PciAddress, lost: tuple[PciAddress, ...]) -> str:
+    return (
+        f"libvirt has reset {gpu} by the bus while it was on the host, and {' and '.join(map(str, lost))} lost what "
+        "the kernel had set up: take its functions off the PCI bus and rescan, or restart the machine"
+    )

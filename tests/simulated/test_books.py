@@ -1,0 +1,214 @@
+"""What libvirt is not done with stays on vfio, whoever wants it home: see `gpuswitch.switch.books`."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.errors import Owned
+from gpuswitch.host.simulated.faults import Errno
+from gpuswitch.host.simulated.libvirt import LIBVIRTD
+from gpuswitch.model.policy import Options, Release
+from gpuswitch.model.states import State
+from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.record import Result
+from tests.simulated.bed import Bed
+from tests.simulated.test_owners import ALL, GROUP, WIN11, acquire, home, inhibited, made, running, settled
+
+PATIENCE = 60.0
+
+
+@pytest.fixture
+async def bed(tmp_path: Path) -> Bed:
+    return with_libvirt(await made(tmp_path))
+
+
+@pytest.fixture
+def actor(bed: Bed) -> Actor:
+    return bed.fleet.find("01:00.0")
+
+
+def with_libvirt(bed: Bed) -> Bed:
+    """Its daemon runs, and clears up as soon as it starts."""
+    bed.machine.units.add(LIBVIRTD)
+    bed.machine.libvirt.started = lambda: bed.machine.libvirt.cleared_up(WIN11)
+    return bed
+
+
+async def started(bed: Bed) -> None:
+    """By libvirt."""
+    await running(bed)
+    bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+
+
+def dies(bed: Bed) -> None:
+    """The daemon, then QEMU."""
+    bed.machine.units.settle(LIBVIRTD, "inactive")
+    bed.machine.end("win11")
+
+
+class TestTheDaemonIsThere:
+    async def test_it_may_take_its_time(self, bed: Bed, actor: Actor) -> None:
+        await started(bed)
+        bed.machine.end("win11")
+        await asyncio.sleep(1000)
+        assert (actor.state, actor.owner, inhibited(bed)) == (State.VFIO, WIN11, True)
+        assert actor.reason == (
+            "the virtual machine win11 is gone, and libvirt is not done with it: 0000:01:00.0 stays on vfio until it is"
+        )
+        bed.machine.libvirt.cleared_up(WIN11)
+        await home(bed, actor)
+        assert (actor.owner, actor.reason, bed.machine.libvirt.reset) == (None, "", [])
+
+    async def test_its_word_is_enough(self, bed: Bed, actor: Actor) -> None:
+        await started(bed)
+        bed.machine.end("win11")
+        await asyncio.sleep(100)
+        bed.fleet.owners.release(WIN11, "destroyed")
+        await home(bed, actor)
+
+    async def test_it_dies_over_it(self, bed: Bed, actor: Actor) -> None:
+        await started(bed)
+        bed.machine.end("win11")
+        await asyncio.sleep(100)
+        bed.machine.units.settle(LIBVIRTD, "failed")
+        await home(bed, actor)
+        assert (bed.state(LIBVIRTD), bed.machine.libvirt.reset) == ("active", [])
+
+    async def test_a_machine_that_never_opened_it(self, bed: Bed, actor: Actor) -> None:
+        await acquire(bed)
+        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        await asyncio.sleep(1000)
+        assert (actor.state, actor.owner) == (State.VFIO, WIN11)
+        bed.machine.libvirt.cleared_up(WIN11)
+        await home(bed, actor)
+
+    async def test_it_stays_on_vfio_for_good(self, tmp_path: Path) -> None:
+        bed = with_libvirt(await made(tmp_path, on_release=Release.STAY))
+        actor = bed.fleet.find("01:00.0")
+        await started(bed)
+        bed.machine.end("win11")
+        await asyncio.sleep(100)
+        assert actor.owned
+        bed.machine.libvirt.cleared_up(WIN11)
+        await settled()
+        assert (actor.state, actor.owner) == (State.VFIO, None)
+
+
+class TestTheDaemonIsGone:
+    async def test_it_is_started(self, bed: Bed, actor: Actor) -> None:
+        before = bed.snapshot()
+        await started(bed)
+        dies(bed)
+        await home(bed, actor)
+        assert (actor.owner, bed.snapshot(), bed.machine.libvirt.reset) == (None, before, [])
+
+    async def test_not_before_the_service_is_ready(self, bed: Bed) -> None:
+        await started(bed)
+        dies(bed)
+        await bed.fleet.stop("the service is stopping")
+        bed = await bed.again(pay=False)
+        await asyncio.sleep(1000)
+        assert bed.state(LIBVIRTD) == "inactive"
+        await bed.fleet.pay()
+        await home(bed, bed.fleet.find("01:00.0"))
+        assert bed.state(LIBVIRTD) == "active"
+
+    async def test_it_cannot_be_had(self, bed: Bed, actor: Actor) -> None:
+        bed.host.faults.add(Errno(errno.EIO), operation="start_unit", nth=None)
+        await started(bed)
+        dies(bed)
+        await asyncio.sleep(PATIENCE / 2)
+        assert (actor.state, actor.owner) == (State.VFIO, WIN11)
+        await asyncio.sleep(PATIENCE)
+        assert (actor.state, actor.owner, inhibited(bed)) == (State.HOST, None, False)
+        assert actor.reason == (
+            "0000:01:00.0 is on the host, and libvirt still has the virtual machine win11 in its books: it resets the "
+            "GPU by the bus when it clears up after that"
+        )
+        bed.machine.units.settle(LIBVIRTD, "active")
+        await settled()
+        assert actor.reason == (
+            "libvirt has reset 0000:01:00.0 by the bus while it was on the host, and 0000:01:00.0 and 0000:01:00.1 and "
+            "0000:01:00.2 and 0000:01:00.3 lost what the kernel had set up: take its functions off the PCI bus and "
+            "rescan, or restart the machine"
+        )
+
+    async def test_it_comes_late_and_resets_nothing(self, bed: Bed, actor: Actor) -> None:
+        """Also where the service was started anew meanwhile."""
+        bed.host.faults.add(Errno(errno.EIO), operation="start_unit", nth=None)
+        await started(bed)
+        dies(bed)
+        await asyncio.sleep(2 * PATIENCE)
+        await bed.fleet.stop("the service is stopping")
+        bed = await bed.again()
+        actor = bed.fleet.find("01:00.0")
+        await settled()
+        assert "still has the virtual machine win11 in its books" in actor.reason
+        del bed.machine.libvirt.machines[WIN11]
+        bed.machine.units.settle(LIBVIRTD, "active")
+        await settled()
+        assert actor.reason == ""
+
+    async def test_all_the_time_that_it_was_away_counts(self, bed: Bed, actor: Actor) -> None:
+        """A daemon that dies each time it is started is none."""
+        bed.machine.libvirt.started = lambda: bed.machine.units.settle(LIBVIRTD, "failed")
+        await started(bed)
+        dies(bed)
+        await asyncio.sleep(2 * PATIENCE)
+        assert (actor.state, actor.owner) == (State.HOST, None)
+
+    async def test_there_is_none(self, tmp_path: Path) -> None:
+        bed = await made(tmp_path)
+        actor = bed.fleet.find("01:00.0")
+        await started(bed)
+        bed.machine.end("win11")
+        await asyncio.sleep(2 * PATIENCE)
+        assert (actor.state, actor.owner) == (State.HOST, None)
+
+    async def test_the_books_cannot_be_read(self, bed: Bed, actor: Actor) -> None:
+        await started(bed)
+        bed.host.faults.add(Errno(errno.EMFILE), operation="libvirt", nth=None)
+        bed.machine.end("win11")
+        await asyncio.sleep(PATIENCE / 2)
+        assert actor.owned
+        await asyncio.sleep(2 * PATIENCE)
+        assert (actor.state, actor.owner) == (State.HOST, None)
+
+
+class TestSomebodyWantsItHome:
+    async def test_a_machine_that_is_not_ours_has_ended(self, bed: Bed, actor: Actor) -> None:
+        await bed.moved(actor, State.VFIO)
+        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        for ask in (actor.plan, actor.request):
+            with pytest.raises(Owned, match="libvirt has the virtual machine win11 in its books, with"):
+                await ask(State.HOST)
+        assert actor.state is State.VFIO
+        bed.machine.libvirt.cleared_up(WIN11)
+        await bed.moved(actor, State.HOST)
+
+    async def test_who_waits_for_the_machine_waits_for_libvirt(self, bed: Bed, actor: Actor) -> None:
+        await bed.moved(actor, State.VFIO)
+        bed.machine.open_group(GROUP, "win11")
+        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        switch = await actor.request(State.HOST, Options(wait_seconds=100.0))
+        await asyncio.sleep(10)
+        bed.machine.end("win11")
+        await asyncio.sleep(10)
+        assert (actor.state, switch.step.startswith("wait until libvirt is done with 0000:01:00.0")) == (
+            State.REATTACHING,
+            True,
+        )
+        bed.machine.libvirt.cleared_up(WIN11)
+        await switch.wait()
+        assert (switch.result, actor.state, bed.machine.libvirt.reset) == (Result.DONE, State.HOST, [])
+
+    async def test_not_for_ever(self, bed: Bed, actor: Actor) -> None:
+        await bed.moved(actor, State.VFIO)
+        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        switch = await bed.switch(actor, State.HOST, Options(wait_seconds=100.0))
+        assert (switch.result, actor.state) == (Result.REVERTED, State.VFIO)
+        assert "libvirt has the virtual machine win11 in its books" in switch.reason
