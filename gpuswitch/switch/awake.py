@@ -1,7 +1,8 @@
 """Who keeps the machine awake: logind's lock of a GPU is held for as long as the GPU is under way, or a machine's.
 
 This alone takes the locks and lets them go, one word at a time for each GPU: what is asked for while logind has not
-answered yet comes after that, and what did not work is tried again for as long as it is so wished.
+answered yet comes after that, and what did not work is tried again for as long as it is so wished. A lock that somebody
+else ends is taken again.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Awake:
         self._tasks: dict[PciAddress, asyncio.Task[None]] = {}
         self._tries: defaultdict[PciAddress, asyncio.Future[KernelError | None]] = defaultdict(_future)
         self._hurry: defaultdict[PciAddress, asyncio.Event] = defaultdict(asyncio.Event)
+        self._watches: dict[PciAddress, asyncio.Task[None]] = {}
+        """Of the locks that are held."""
         self._stopped = False
 
     def need(self, gpu: PciAddress, why: Why, *, needed: bool) -> None:
@@ -71,7 +74,7 @@ class Awake:
     def stop(self) -> None:
         """The service stops. The locks that are held stay, for the next run of it to find."""
         self._stopped = True
-        for task in self._tasks.values():
+        for task in (*self._tasks.values(), *self._watches.values()):
             task.cancel()
 
     def _see_to(self, gpu: PciAddress) -> None:
@@ -98,6 +101,8 @@ class Awake:
     async def _tried(self, gpu: PciAddress, *, wanted: bool) -> KernelError | None:
         """Whatever becomes of it, until it is known nobody knows."""
         self._held.pop(gpu, None)
+        if (watch := self._watches.pop(gpu, None)) is not None:
+            watch.cancel()
         try:
             async with asyncio.timeout(self.seconds):
                 await (self._systemd.inhibit(str(gpu)) if wanted else self._systemd.release(str(gpu)))
@@ -107,7 +112,24 @@ class Awake:
             what = "keep the machine awake for" if wanted else "let the machine sleep for"
             return KernelError(what, f"GPU {gpu}", errno.ETIMEDOUT, f"logind has not done it within {self.seconds:g} s")
         self._held[gpu] = wanted
+        if wanted and not self._stopped:
+            self._watches[gpu] = asyncio.create_task(self._watched(gpu))
         return None
+
+    async def _watched(self, gpu: PciAddress) -> None:
+        """Whatever holds a lock can be ended by anybody."""
+        pause = Pause()
+        while True:
+            try:
+                await self._systemd.uninhibited(str(gpu))
+            except KernelError as error:
+                _log.warning("%s", error)
+                await pause.wait()
+            else:
+                break
+        _log.warning("somebody has ended what keeps the machine awake for GPU %s: it is done anew", gpu)
+        del self._watches[gpu], self._held[gpu]
+        self._see_to(gpu)
 
 
 def _future() -> asyncio.Future[KernelError | None]:

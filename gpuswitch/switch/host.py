@@ -223,6 +223,12 @@ class Systemd(Protocol):
         it, so there is nothing to do there either.
         """
 
+    async def uninhibited(self, gpu: str) -> None:
+        """Wait until nothing of ours keeps it awake for this GPU: whatever did may be ended by anybody.
+
+        For ever, where there is no logind.
+        """
+
     async def release(self, gpu: str) -> None:
         """Let it sleep again; nothing to do where nothing of ours keeps it awake for this GPU."""
 

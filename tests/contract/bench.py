@@ -87,6 +87,9 @@ class Outside(Protocol):
     async def inhibitors(self, gpu: str) -> int:
         """How many keep the machine from sleeping for this GPU's sake."""
 
+    async def end_inhibitors(self, gpu: str) -> None:
+        """Somebody ends whatever keeps the machine from sleeping for this GPU's sake."""
+
     def next_run(self) -> Host:
         """The host as the next run of the service sees it; call it when this run's host is closed."""
 

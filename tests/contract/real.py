@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
@@ -88,9 +89,11 @@ class RealOutside(Outside):
         return added
 
     async def inhibitors(self, gpu: str) -> int:
-        logind = "org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"
-        answer = json.loads(await _said("busctl", "--json=short", "call", *logind, "ListInhibitors"))
-        return sum(gpu in why for _, _, why, *_ in answer["data"][0])
+        return len(await _inhibitors(gpu))
+
+    async def end_inhibitors(self, gpu: str) -> None:
+        for pid in await _inhibitors(gpu):
+            os.kill(pid, signal.SIGKILL)
 
     def next_run(self) -> Host:
         self._next.append(LinuxHost())
@@ -134,6 +137,13 @@ class RealOutside(Outside):
         assert process.stdin is not None
         process.stdin.close()
         await process.wait()
+
+
+async def _inhibitors(gpu: str) -> list[int]:
+    """The processes that keep the machine from sleeping for this GPU's sake."""
+    logind = "org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"
+    answer = json.loads(await _said("busctl", "--json=short", "call", *logind, "ListInhibitors"))
+    return [pid for _, _, why, *_, pid in answer["data"][0] if gpu in why]
 
 
 async def _said(*command: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 
 from gpuswitch.model.holders import Unit
@@ -89,3 +90,16 @@ async def inhibitor_is_taken_once_and_outlives_us(bench: Bench) -> None:
     assert [await bench.outside.inhibitors(gpu) for gpu in (one, other)] == [0, 1]
     await systemd.release(other)
     assert await bench.outside.inhibitors(other) == 0
+
+
+@case
+async def inhibitor_may_be_ended_by_anybody(bench: Bench) -> None:
+    gpu, systemd = str(bench.display), bench.host.systemd
+    await systemd.uninhibited(gpu)
+    await systemd.inhibit(gpu)
+    waiting = asyncio.create_task(systemd.uninhibited(gpu))
+    await bench.outside.end_inhibitors(gpu)
+    await waiting
+    await systemd.inhibit(gpu)
+    assert await bench.outside.inhibitors(gpu) == 1
+    await systemd.release(gpu)

@@ -267,5 +267,6 @@ class Bed:
 
     async def again(self, *, pay: bool = True) -> Bed:
         """The next service on the same machine; the workers of this one, if they are idle, are gone."""
+        self.fleet._arbiter.awake.stop()
         await self.host.close()
         return await Bed.made(SimulatedHost(self.machine), self.directory, self.fleet.config, pay=pay)

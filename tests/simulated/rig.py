@@ -119,6 +119,9 @@ class SimulatedOutside(Outside):
     async def inhibitors(self, gpu: str) -> int:
         return int(gpu in self._machine.units.inhibitors)
 
+    async def end_inhibitors(self, gpu: str) -> None:
+        self._machine.units.uninhibit(gpu)
+
     def next_run(self) -> Host:
         return SimulatedHost(self._machine)
 

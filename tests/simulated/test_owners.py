@@ -94,6 +94,16 @@ class TestThereAndBack:
         await home(bed, actor)
         assert (actor.owner, bed.snapshot(), bed.debts) == (None, before, [])
 
+    async def test_a_lock_that_somebody_ends_is_taken_again(self, bed: Bed, actor: Actor) -> None:
+        await running(bed)
+        bed.machine.units.uninhibit("0000:01:00.0")
+        await settled()
+        assert (actor.owner, inhibited(bed)) == (WIN11, True)
+        bed.machine.end("win11")
+        bed.fleet.owners.release(WIN11, "shutdown")
+        await home(bed, actor)
+        assert not inhibited(bed)
+
     async def test_what_is_not_managed_is_none_of_our_business(self, bed: Bed) -> None:
         before = bed.snapshot()
         assert await acquire(bed, addresses={PciAddress.parse("0000:00:02.0"), PciAddress.parse("0000:77:00.0")}) == []

@@ -31,6 +31,8 @@ _READS = frozenset(
 """What operations are called that change nothing, or are undone by the next."""
 _NOTHING_BETWEEN = frozenset({"unbind", "probe", "set driver_override of", "unload", "remove from the PCI bus"})
 """What may come between the look for holders and the unbind: steps that do the same to other functions."""
+AGAIN_SECONDS = 1.0
+"""For what was ended by somebody else to be done again."""
 _JOBS = frozenset({"stop_unit", "start_unit", "end_session"})
 
 
@@ -53,6 +55,8 @@ class Deeds(Book):
         """The drivers that functions are to be unbound from."""
         self._down: dict[str, set[str]] = {}
         """The GPUs for whose sake a unit was stopped."""
+        self.sleepy: dict[PciAddress, float] = {}
+        """When somebody ended what keeps the machine awake for a GPU."""
         world.trouble.struck = self._struck
 
     def sends(self, gpu: str, call: Call) -> None:
@@ -106,7 +110,9 @@ class Deeds(Book):
             self._starts(struck.subject)
 
     def awake(self, gpu: PciAddress) -> bool:
-        """Whether the machine is kept awake for this GPU, unless logind would not do that."""
+        """Whether the machine is kept awake for this GPU, unless logind would not do that, or somebody ended it now."""
+        if self.world.loop.time() - self.sleepy.get(gpu, -AGAIN_SECONDS) < AGAIN_SECONDS:
+            return True
         hit = {struck.subject for struck, _ in self.world.trouble.hit if "inhibit" in struck.operation}
         return str(gpu) in self.world.machine.units.inhibitors or str(gpu) in hit
 

@@ -145,6 +145,10 @@ class _Drama:
                 self._program(event, gpu)
             case "worker":
                 self._worker_dies(gpu)
+            case "sleepy":
+                # Somebody ends what keeps the machine awake for it.
+                self._world.judge.sleepy[gpu] = self._world.loop.time()
+                machine.units.uninhibit(str(gpu))
             case "unit":
                 self._unit(event)
             case "move":

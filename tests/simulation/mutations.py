@@ -329,6 +329,11 @@ def libvirt_is_started_before_the_service_is_ready(patch: pytest.MonkeyPatch) ->
     patch.setattr(Awake, "settled_if_possible", held_up)
 
 
+@_breaks(3, story=Story("pair", "refuse", (_A_MACHINE_ASKS, Event("sleepy", 0, seconds=6.0))))
+def a_lock_that_somebody_ends_is_not_missed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Awake, "_watched", _nothing)
+
+
 @_breaks(8, story=Story("plain", "refuse", (Event("fault", 0, "hang", 1), Event("plan", 0, "vfio"))))
 def a_plan_is_read_by_who_works_on_the_gpu(patch: pytest.MonkeyPatch) -> None:
     async def plan(self: Actor, target: State, *_: object) -> Any:

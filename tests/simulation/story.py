@@ -47,7 +47,7 @@ _MEANWHILE = (
     *("ask",) * 3,
     *("cancel", "kill", "vm", "program", "fault", "crash") * 2,
     *("stop", "move", "pull", "storm", "release", "plan", "holders", "rules", "recover", "unit", "plug"),
-    *("blind", "unwatched", "worker"),
+    *("blind", "unwatched", "worker", "sleepy"),
 )
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "ask": ("vfio", "host"),

@@ -61,25 +61,6 @@ def test_qemu_is_killed(machine: Machine) -> None:
     assert domains(machine) == {"win11": "shut off"}
 
 
-def test_libvirtd_is_killed_and_then_qemu(machine: Machine) -> None:
-    """Nobody is left to tell of the end of the VM: its process is watched. What libvirt tells later is old news."""
-    set_up(machine, f"{MANAGED}release_grace = 2\n")
-    define(machine, "win11", GPU, GPU_AUDIO)
-    virsh(machine, "start win11")
-    machine.push("[Service]\nRestart=no\n", "/run/systemd/system/libvirtd.service.d/once.conf")
-    units.reload_manager(machine)
-    units.kill(machine, "libvirtd", signal.SIGKILL, whom="main")
-    check_given(machine, "win11")
-    machine.sh(f"kill -KILL {qemu_pid(machine, 'win11')}")
-    await_home(machine)
-    assert "win11 release" not in " ".join(seen(machine))
-    # Whoever asks starts libvirtd, which finds out about the end of its machine only then.
-    assert list(domains(machine)) == ["win11"]
-    await_seen(machine, "win11 release")
-    assert domains(machine) == {"win11": "shut off"}
-    await_home(machine)
-
-
 def test_a_vm_lives_on_while_services_come_and_go(machine: Machine) -> None:
     """It keeps the GPU through all of it; a release that nobody was there to hear is missed, and made up for."""
     set_up(machine)

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpuswitch.errors import KernelError
@@ -93,6 +93,29 @@ class Inhibitors:
                 self._remember(child.pid)
                 child.send(signal.SIGTERM)
                 raise
+
+    async def uninhibited(self, gpu: str) -> None:
+        """See `gpuswitch.switch.host.Systemd.uninhibited`."""
+        while pids := await self._asked(gpu):
+            try:
+                with suppress(ProcessLookupError), _pidfd(pids[0]) as process:
+                    if _is_ours(pids[0], gpu):
+                        await _readable(process)
+            except OSError as error:
+                text = f"cannot wait for the end of systemd-inhibit: {error.strerror}"
+                raise KernelError(_KEEP, gpu, error.errno or errno.EIO, text) from error
+        if pids is None:
+            await asyncio.Event().wait()
+
+    async def _asked(self, gpu: str) -> list[int] | None:
+        """As `_lasting`; None where there is no logind."""
+        async with talking(LOGIND, _KEEP, gpu, start=True) as logind:
+            try:
+                return await self._lasting(logind, gpu)
+            except CallError as error:
+                if not error.absent:
+                    raise
+                return None
 
     async def release(self, gpu: str) -> None:
         """See `gpuswitch.switch.host.Systemd.release`."""

@@ -82,6 +82,9 @@ class LinuxSystemd(Systemd):
     async def inhibit(self, gpu: str) -> None:
         await self._inhibitors.inhibit(gpu)
 
+    async def uninhibited(self, gpu: str) -> None:
+        await self._inhibitors.uninhibited(gpu)
+
     async def release(self, gpu: str) -> None:
         await self._inhibitors.release(gpu)
 

@@ -40,12 +40,26 @@ class Units:
         """A unit has one job at a time: a start waits for the stop before it, whoever asked for that."""
         self.sessions: dict[str, int] = {}
         self.inhibitors: set[str] = set()
+        self._uninhibited: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.aliases: dict[Unit, Unit] = {}
         self.stopping = False
         self.managed = True
         self.settled: Callable[[Unit, str], None] = lambda _unit, _state: None
         """Told of each state that a unit gets to."""
         table.ended = self._program_ended
+
+    def inhibit(self, gpu: str) -> None:
+        self.inhibitors.add(gpu)
+        self._uninhibited[gpu].clear()
+
+    def uninhibit(self, gpu: str) -> None:
+        """What kept the machine awake for this GPU ends, whoever has ended it."""
+        self.inhibitors.discard(gpu)
+        self._uninhibited[gpu].set()
+
+    async def until_uninhibited(self, gpu: str) -> None:
+        if gpu in self.inhibitors:
+            await self._uninhibited[gpu].wait()
 
     def names(self) -> frozenset[str]:
         return frozenset(map(str, self._records))
@@ -209,11 +223,16 @@ class SimulatedSystemd(Systemd):
     async def inhibit(self, gpu: str) -> None:
         call = Call("keep the machine awake for", gpu)
         if await self._bus.faults.strike("inhibit", gpu).land(call) and self._units.managed:
-            self._units.inhibitors.add(gpu)
+            self._units.inhibit(gpu)
+
+    async def uninhibited(self, gpu: str) -> None:
+        if not self._units.managed:
+            await asyncio.Event().wait()
+        await self._units.until_uninhibited(gpu)
 
     async def release(self, gpu: str) -> None:
         if await self._bus.faults.strike("release_inhibitor", gpu).land(Call("let the machine sleep after", gpu)):
-            self._units.inhibitors.discard(gpu)
+            self._units.uninhibit(gpu)
 
     def _known(self, unit: Unit, call: Call) -> None:
         if not self._units.managed or not self._units.state(unit):
