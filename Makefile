@@ -50,7 +50,7 @@ test-python: venv need-system ## the fast tests with another release's Python, i
 
 vm-test: venv need-vm ## the tests on a real kernel in virtual machines (RELEASE=bookworm; SELECT=smoke: a few; WORKERS=auto)
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.vm.rig build
-	RELEASE=$(RELEASE) $(BIN)/pytest --timeout=1800 -n $(WORKERS) --maxschedchunk=1 $(if $(SELECT),-m $(SELECT)) tests/vm
+	RELEASE=$(RELEASE) $(BIN)/pytest --timeout=1800 --durations=20 -n $(WORKERS) --maxschedchunk=1 $(if $(SELECT),-m $(SELECT)) tests/vm
 
 release-test: ## all of it on all releases, with long campaigns: hours, before a release
 	@.ci/steps test 'test BUS=dbus-broker' \

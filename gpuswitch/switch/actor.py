@@ -8,14 +8,13 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from gpuswitch.config import Config
-from gpuswitch.errors import Failed, GpuswitchError, InProgress, KernelError, Owned, Wedged
+from gpuswitch.errors import Failed, GpuswitchError, InProgress, Owned, Wedged
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
-from gpuswitch.model.policy import Busy, Options
+from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
-from gpuswitch.switch.books import machines_with, sentence
 from gpuswitch.switch.cancelling import cancellable
 from gpuswitch.switch.engine import StepEvent, StuckError
 from gpuswitch.switch.guards import blockers, refusal
@@ -91,7 +90,6 @@ class Actor(Running):
             self._refuse_owned(target)
             if self._is_at(target):
                 return Plan(self.gpu, target, self._owed, ())
-            self._refuse_in_the_books(target, options)
             return await self._planned(preparation, target)
 
     async def request(self, target: State, options: Options = _AS_CONFIGURED, asker: Asker = THE_SERVICE) -> Switch:
@@ -115,10 +113,9 @@ class Actor(Running):
             if self._task is None:
                 await self._take_turn(_TURN_SECONDS)
             try:
-                preparation = await self._preparation(options)
+                preparation = await self._preparation(options, machine=asker.vm if asker.service else "")
                 self._refuse_owned(target)
                 if not self._is_at(target):
-                    self._refuse_in_the_books(target, options, asker)
                     return await self._begun(preparation, target, asker)
             finally:
                 if self._task is None:
@@ -249,22 +246,6 @@ class Actor(Running):
                 f"not opened within {self._rules.start_grace:g} s, it comes home by itself"
             )
 
-    def _refuse_in_the_books(self, target: State, options: Options, asker: Asker = THE_SERVICE) -> None:
-        """What libvirt is not done with stays on vfio. Its owner has waited for that, and a policy that waits will."""
-        waits = options.policy(self._rules.busy) is Busy.WAIT
-        if target is not State.HOST or self.state is not State.VFIO or waits:
-            return
-        try:
-            found = machines_with(self._host.libvirt, self.gpu.functions)
-        except KernelError as error:
-            _log.warning("cannot tell whether libvirt is done with %s: %s", self.gpu.address, error)
-            return
-        if any(owner.name != asker.vm for owner in found.values()):
-            raise Owned(
-                f"{sentence(found)}: shut the machine down first; where it has ended, have libvirt started, which then "
-                "clears up after it"
-            )
-
     def _joined(self, running: Switch, options: Options) -> Switch:
         """The one that goes there already, where that does all that is asked for."""
         rules = self._rules
@@ -286,9 +267,9 @@ class Actor(Running):
         """Whoever asked is answered, whatever can be seen."""
         return await seen_within(self.config.deadlines.capture, self._host, only)
 
-    async def _preparation(self, options: Options, *, asking: bool = False) -> Preparation:
+    async def _preparation(self, options: Options, *, asking: bool = False, machine: str = "") -> Preparation:
         self.see(await self._seen())
-        return self._preparation_in(self.state, options, asking=asking)
+        return self._preparation_in(self.state, options, asking=asking, machine=machine)
 
     async def _begun(self, preparation: Preparation, target: State, asker: Asker) -> Switch:
         plan = await self._prepared(preparation, target)

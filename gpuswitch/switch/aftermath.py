@@ -26,29 +26,31 @@ class Aftermath:
         self._actor = actor
         self._host = host
         self._pause = Pause()
+        self._said = ""
 
     async def follow(self) -> None:
         """Until libvirt is done with it. It may have left home by then: what is on vfio is not reset."""
-        warned = False
+        unread = False
         while True:
             with watching(self._host.libvirt, self._pause) as change:
                 try:
                     machines = machines_with(self._host.libvirt, self._actor.gpu.functions)
                 except KernelError as error:
-                    _log.warning("%s", error)
-                    await change.within_a_while()
+                    if not unread:
+                        unread = True
+                        _log.warning("%s", error)
+                    await change.come()
                     continue
                 if not machines:
                     break
-                if not warned:
-                    warned = True
+                if not self._said:
                     self._tell(
                         f"{self._actor.gpu.address} is on the host, and libvirt still has "
-                        f"{next(iter(machines.values()))} in its books: it resets the GPU by the bus when it clears up "
+                        f"{next(iter(machines))} in its books: it resets the GPU by the bus when it clears up "
                         "after that"
                     )
                 await change.come()
-        if warned and self._actor.state is State.HOST:
+        if self._said and self._actor.state is State.HOST:
             await self._look()
 
     async def _look(self) -> None:
@@ -61,10 +63,11 @@ class Aftermath:
             return
         if lost:
             self._tell(_damage(gpu.address, lost))
-        elif self._actor.state is State.HOST:
+        elif self._actor.reason == self._said:
             self._actor.note("")
 
     def _tell(self, text: str) -> None:
+        self._said = text
         _log.error("%s", text)
         self._actor.note(text)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from gpuswitch.errors import KernelError
@@ -18,42 +18,46 @@ from gpuswitch.switch.host import Libvirt
 from gpuswitch.switch.pause import Pause, within
 
 _log = logging.getLogger(__name__)
+LOOK_SECONDS = 60.0
+"""For how long an event is relied on, where much hangs on it."""
 
 
-def machines_with(libvirt: Libvirt, functions: Collection[PciAddress]) -> dict[PciAddress, Owner]:
-    """Those of these functions that a machine in the books has.
+def machines_with(libvirt: Libvirt, functions: Collection[PciAddress]) -> Mapping[Owner, tuple[PciAddress, ...]]:
+    """The machines in the books that have any of these functions, and which.
 
     Raises:
         KernelError: nobody can tell.
     """
-    machines = libvirt.machines()
-    return {function: machines[function] for function in functions if function in machines}
+    found = {owner: tuple(f for f in functions if f in has) for owner, has in libvirt.machines().items()}
+    return {owner: has for owner, has in found.items() if has}
 
 
-def sentence(found: dict[PciAddress, Owner]) -> str:
+def sentence(libvirt: Libvirt, found: Mapping[Owner, tuple[PciAddress, ...]]) -> str:
     """What is in the books, to a person."""
-    owner = next(iter(found.values()))
-    return f"libvirt has {owner} in its books, with {' and '.join(map(str, found))}, and would reset that on the host"
+    owner, functions = next(iter(found.items()))
+    return (
+        f"libvirt has {owner} in its books, with {' and '.join(map(str, functions))}, and would reset that on the "
+        "host: shut the machine down first; where it has ended, have libvirt started, which then clears up after it; "
+        f"where libvirt runs and knows no such machine, remove {libvirt.file_of(owner)}"
+    )
 
 
 class Change:
-    """A change of the books, or of whether libvirt's daemon is there, after this was made: wait for it with `come`."""
+    """A change of the books, or of whether libvirt's daemon is there, from here on. `watched`: an event tells."""
 
     def __init__(self, pause: Pause, *, watched: bool) -> None:
         self._pause = pause
-        self._watched = watched
+        self.watched = watched
         self.event = asyncio.Event()
 
-    async def come(self) -> None:
-        """Until it comes; where no event would tell, for a while."""
-        if self._watched:
+    async def come(self, seconds: float | None = None) -> None:
+        """Until it comes, this long at most; where no event would tell, for a while."""
+        if not self.watched:
+            await within(self._pause.seconds(), self.event)
+        elif seconds is None:
             await self.event.wait()
         else:
-            await self.within_a_while()
-
-    async def within_a_while(self) -> None:
-        """Until it comes, or something may be otherwise that makes no event."""
-        await within(self._pause.seconds(), self.event)
+            await within(seconds, self.event)
 
 
 @contextmanager

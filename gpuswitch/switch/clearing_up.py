@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine
-from contextlib import suppress
 from typing import Any
 
 from gpuswitch.errors import KernelError
@@ -17,93 +16,139 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.owner import Owner
 from gpuswitch.switch.arbiter import Arbiter
-from gpuswitch.switch.books import machines_with, watching
+from gpuswitch.switch.books import LOOK_SECONDS, Change, machines_with, watching
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.pause import Pause
 
 _log = logging.getLogger(__name__)
 
-_SOCKETS = {Unit("virtqemud.socket"): Unit("virtqemud.service"), Unit("libvirtd.socket"): Unit("libvirtd.service")}
+_SOCKETS = {Unit("libvirtd.socket"): Unit("libvirtd.service"), Unit("virtqemud.socket"): Unit("virtqemud.service")}
 """The units of whoever may have the books, by the sockets that tell which of them this machine runs."""
+_MANAGER_SECONDS = 5.0
+_COMING_SECONDS = 600.0
+"""How long a daemon whose unit is active may take until it has its books: it has told systemd that it is ready before
+(remote_daemon.c), and may wait for a storage pool, say."""
 
 
 class ClearingUp:
-    """After `owner`, which had `functions`.
+    """After `owner`, or any machine, that had `functions`. `may_start` is set when libvirt may be started.
 
-    `may_start` is set when libvirt may be started: its unit is ordered after ours, so not before READY.
+    That is not before our own READY: its unit is ordered after ours.
     """
 
     def __init__(
         self,
         host: Host,
         arbiter: Arbiter,
-        may_start: asyncio.Event,
-        owner: Owner,
         functions: Callable[[], Collection[PciAddress]],
+        *,
+        owner: Owner | None = None,
+        may_start: asyncio.Event | None = None,
     ) -> None:
         self._libvirt = host.libvirt
         self._systemd = host.systemd
         self._arbiter = arbiter
-        self._may_start = may_start
-        self._owner = owner
         self._functions = functions
-        self._pause = Pause()
-        self._left = 0.0
+        self._owner = owner
+        self._may_start = may_start
+        self._untold = Pause()
+        self._rest = Pause()
+        self._next_start = float("-inf")
+        self._starting: asyncio.Task[None] | None = None
 
     def is_over(self) -> bool:
-        """Whether libvirt has none of it in its books.
+        """Whether libvirt has nothing of it in its books.
 
         Raises:
             KernelError: nobody can tell.
         """
-        return self._owner not in machines_with(self._libvirt, self._functions()).values()
+        found = machines_with(self._libvirt, self._functions())
+        return self._owner not in found if self._owner is not None else not found
 
     async def wait(self, patience: float) -> bool:
         """Until it is over; False once the daemon that would do it was away for `patience` seconds in all."""
-        self._left = patience
-        while self._left > 0:
-            with watching(self._libvirt, self._pause) as change:
-                try:
-                    if self.is_over():
-                        return True
-                    there = self._libvirt.running()
-                except KernelError as error:
-                    # For as long as nobody can tell, it is as if the daemon were away.
-                    _log.warning("%s", error)
-                    await self._spend(change.within_a_while())
-                else:
-                    if there:
-                        await change.come()
-                    else:
-                        await self._may_start.wait()
-                        await self._spend(self._bring())
-        return False
-
-    async def _spend(self, work: Coroutine[Any, Any, None]) -> None:
-        """Of the patience that is left."""
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._left):
-                await work
-        self._left -= loop.time() - begun
-
-    async def _bring(self) -> None:
-        """Have the daemon started. Where it dies, or cannot be started, that is tried again, more and more rarely."""
         try:
-            if not await self._arbiter.system_stopping():
-                for unit in await self._units():
-                    _log.warning("libvirt is not there to clear up after %s: %s is started", self._owner, unit)
-                    await self._systemd.start(unit)
-            if self._libvirt.running():
-                return
+            return await self._waited(patience)
+        finally:
+            if self._starting is not None:
+                self._starting.cancel()
+
+    async def _waited(self, patience: float) -> bool:
+        loop = asyncio.get_running_loop()
+        away, coming = patience, _COMING_SECONDS
+        while True:
+            with watching(self._libvirt, self._untold) as change:
+                over, there = self._seen()
+                if over:
+                    return True
+                if there:
+                    await change.come(LOOK_SECONDS)
+                    continue
+                if away <= 0 or coming <= 0:
+                    return False
+                if self._may_start is not None and not self._may_start.is_set():
+                    await _first(change.event.wait(), self._may_start.wait())
+                    continue
+                begun = loop.time()
+                active = await self._brought(change, away)
+                spent = loop.time() - begun
+                away, coming = (away, coming - spent) if active else (away - spent, coming)
+
+    def _seen(self) -> tuple[bool, bool]:
+        """Whether it is over, and whether the daemon is there. What nobody can tell is not so."""
+        over = there = False
+        try:
+            there = self._libvirt.running()
+            over = self.is_over()
         except KernelError as error:
             _log.warning("%s", error)
-        await self._pause.wait()
+        return over, there
 
-    async def _units(self) -> tuple[Unit, ...]:
-        """The service to start: the one whose socket is active, else any that is installed."""
-        active = await self._systemd.active(_SOCKETS)
-        missing = await self._systemd.missing(_SOCKETS.values())
-        chosen = [service for socket, service in _SOCKETS.items() if socket in active]
-        return tuple([*chosen, *(service for service in _SOCKETS.values() if service not in missing)][:1])
+    async def _brought(self, change: Change, seconds: float) -> bool:
+        """Have the daemon started, and wait for what comes of it; whether its unit is active all the same."""
+        loop = asyncio.get_running_loop()
+        if self._starting is not None and self._starting.done():
+            self._starting = None
+        active = await self._active()
+        if not active and self._starting is None and loop.time() >= self._next_start:
+            # Where it dies, or cannot be started, that is tried again, more and more rarely.
+            self._next_start = loop.time() + self._rest.seconds()
+            self._starting = asyncio.create_task(self._start())
+        seconds = min(seconds, max(self._next_start - loop.time(), 1.0))
+        if self._starting is None:
+            await change.come(seconds)
+        else:
+            await _first(change.come(seconds), asyncio.wait({self._starting}))
+        return active
+
+    async def _active(self) -> bool:
+        try:
+            async with asyncio.timeout(_MANAGER_SECONDS):
+                return bool(await self._systemd.active(_SOCKETS.values()))
+        except (KernelError, TimeoutError):
+            return False
+
+    async def _start(self) -> None:
+        """The one whose socket is active, else any that is installed."""
+        try:
+            if await self._arbiter.system_stopping():
+                return
+            sockets = await self._systemd.active(_SOCKETS)
+            missing = await self._systemd.missing(_SOCKETS.values())
+            there = [unit for unit in _SOCKETS.values() if unit not in missing]
+            for unit in [*(_SOCKETS[socket] for socket in _SOCKETS if socket in sockets), *there][:1]:
+                whom = self._owner or "a virtual machine"
+                _log.warning("libvirt is not there to clear up after %s: %s is started", whom, unit)
+                await self._systemd.start(unit)
+        except KernelError as error:
+            _log.warning("%s", error)
+
+
+async def _first(*waits: Coroutine[Any, Any, object]) -> None:
+    """Until the first of them is over; the others are given up."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

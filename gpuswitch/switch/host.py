@@ -240,12 +240,15 @@ class Libvirt(Protocol):
     by then (virPCIDeviceReset in src/util/virpci.c).
     """
 
-    def machines(self) -> Mapping[PciAddress, Owner]:
-        """The machines in the books, by the functions that they have; empty where there is no libvirt.
+    def machines(self) -> Mapping[Owner, frozenset[PciAddress]]:
+        """The machines in the books, with the functions that they have; empty where there is no libvirt.
 
         Raises:
             KernelError: nobody can tell.
         """
+
+    def file_of(self, owner: Owner) -> str:
+        """Where it stands that this machine is in the books."""
 
     def running(self) -> bool:
         """Whether the daemon is there that has the books.

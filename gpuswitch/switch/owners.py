@@ -214,7 +214,9 @@ class Owners:
         earlier = self._ownerships.get(actor.gpu.address)
         if earlier is not None:
             earlier.over()
-        clearing_up = ClearingUp(self._host, self._arbiter, self._ready, owner, lambda: actor.gpu.functions)
+        clearing_up = ClearingUp(
+            self._host, self._arbiter, lambda: actor.gpu.functions, owner=owner, may_start=self._ready
+        )
         ownership = Ownership(
             actor,
             owner,

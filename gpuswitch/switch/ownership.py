@@ -118,17 +118,16 @@ class Ownership:
             await self._let_go()
             return
         self._was_open = self._was_open or await self._until_opened()
-        waited, pause = False, Pause()
+        cleared, pause = False, Pause()
         while self._mine:
             while (holders := await self.holders()) and self._mine:
-                self._was_open, waited = True, False
+                self._was_open, cleared = True, False
                 pause.over()
                 self.actor.awaited = False
                 await self._stirred(holders, None if _all_known(holders) else RESCAN_SECONDS)
-            if not waited and not self.is_released.is_set():
-                await self._until_released()
+            if not cleared and not self.is_released.is_set():
+                cleared = await self._until_cleared_up()
                 # Whoever opened it meanwhile has it: look again.
-                waited = True
                 continue
             if not self._mine:
                 # It came home, or another machine asked for it, while we looked.
@@ -158,39 +157,48 @@ class Ownership:
                             return True
         return False
 
-    async def _until_released(self) -> None:
+    async def _until_cleared_up(self) -> bool:
         """QEMU is gone, or never had it; libvirt says so in a moment, unless it is gone as well.
 
-        Whatever it says, it is not done before it has cleared up.
+        Whatever it says, it is not done before it has cleared up. False: look again, QEMU may have opened it just now.
         """
-        gpu = self.actor.gpu.address
-        if not self._was_open:
-            _log.warning("%s has not opened %s in all this time", self.owner, gpu)
-        else:
+        gpu, told = self.actor.gpu.address, ""
+        if self._opened.is_set() and not self.is_released.is_set():
+            self._opened.clear()
+            return False
+        if self._was_open:
             await within(self._rules.release_grace, self.is_released)
-        if self.is_released.is_set():
-            return
-        clearing = asyncio.create_task(self._cleared_up())
-        released = asyncio.create_task(self.is_released.wait())
+        if not self.is_released.is_set() and self._in_the_books():
+            how = "is gone" if self._was_open else f"has not opened {gpu}"
+            told = f"{self.owner} {how}, and libvirt is not done with it: {gpu} stays on vfio until it is"
+            self.actor.note(told)
+        clearing = asyncio.create_task(self._clearing_up.wait(self._rules.libvirt_patience))
+        others = {asyncio.create_task(event.wait()) for event in (self.is_released, self._opened)}
         try:
-            await asyncio.wait({clearing, released}, return_when=asyncio.FIRST_COMPLETED)
-            if clearing.done() and not clearing.result():
-                _log.error("%s is gone, and libvirt was not there to clear up after it: it goes on without", self.owner)
-            elif not released.done() and self._was_open:
-                _log.warning("%s has let go of %s, and nobody said so", self.owner, gpu)
+            await asyncio.wait({clearing, *others}, return_when=asyncio.FIRST_COMPLETED)
+            if told and self.actor.reason == told:
+                self.actor.note("")
+            if not clearing.done():
+                return self.is_released.is_set()
+            self._say_how_it_ended(cleared=clearing.result())
+            return True
         finally:
-            for task in (clearing, released):
+            for task in (clearing, *others):
                 task.cancel()
 
-    async def _cleared_up(self) -> bool:
-        """See `ClearingUp.wait`; whoever looks at the GPU meanwhile is told what it waits for."""
-        with suppress(KernelError):
-            if self._clearing_up.is_over():
-                return True
-        self.actor.note(
-            f"{self.owner} is gone, and libvirt is not done with it: {self.actor.gpu.address} stays on vfio until it is"
-        )
-        return await self._clearing_up.wait(self._rules.libvirt_patience)
+    def _in_the_books(self) -> bool:
+        try:
+            return not self._clearing_up.is_over()
+        except KernelError:
+            return True
+
+    def _say_how_it_ended(self, *, cleared: bool) -> None:
+        if not cleared:
+            _log.error("%s is gone, and libvirt cannot be had to clear up after it: it goes on without", self.owner)
+        elif self._was_open:
+            _log.warning("%s has let go of %s, and nobody said so", self.owner, self.actor.gpu.address)
+        else:
+            _log.warning("%s has not opened %s in all this time", self.owner, self.actor.gpu.address)
 
     async def until_free(self) -> None:
         """Until nobody else has it open any more.

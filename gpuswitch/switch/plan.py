@@ -69,6 +69,7 @@ class Back:
     """What the config says of the way home: a unit to start `after`, and what is not to be put back.
 
     `wait_seconds`: how long to wait for whoever has it open; None: not at all, since its groups are held already.
+    `await_libvirt`: wait for libvirt, too, which may not be done with the machine that has it open.
     `vtconsoles` were unbound for other GPUs' sake, when none was left to show them; now one is.
     `units_later`: systemd jobs cannot be waited for now, while the service starts; the units stay owed.
     """
@@ -77,6 +78,7 @@ class Back:
     leave_consoles: tuple[str, ...] = ()
     boot_framebuffer: bool = False
     wait_seconds: float | None = None
+    await_libvirt: bool = False
     units_later: bool = False
     vtconsoles: tuple[str, ...] = ()
 
@@ -220,7 +222,7 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = 
         replace(owed, functions=baseline),
         (
             KeepUp(),
-            *_await_vm(leaving, held, back),
+            *_await_vm(gpu, leaving, held, back),
             KeepAwake({a: now[a].power_control for a in gpu.functions}),
             # `vfio-pci.ids=` on the kernel command line would win a probe that is not aimed.
             AimOverrides(
@@ -263,7 +265,7 @@ def _load_chain(facts: HostFacts, baseline: Baseline, owed: Owed) -> list[Step]:
     return [LoadModules(missing)] if missing else []
 
 
-def _await_vm(leaving: Sequence[PciAddress], held: Sequence[int], back: Back) -> list[Step]:
+def _await_vm(gpu: Gpu, leaving: Sequence[PciAddress], held: Sequence[int], back: Back) -> list[Step]:
     """Whoever has the group open would lose the device; holding it keeps the next one out, too.
 
     Who has it open now is a virtual machine, and nobody ends that; one that was waited for, libvirt clears up after.
@@ -272,7 +274,8 @@ def _await_vm(leaving: Sequence[PciAddress], held: Sequence[int], back: Back) ->
     if back.wait_seconds is None or not leaving:
         return [*holds]
     sought = Sought(tuple(leaving), tuple(f"vfio/{number}" for number in held))
-    return [AwaitHolders(sought, Busy.WAIT, back.wait_seconds, 0.0), *holds, AwaitLibvirt(tuple(leaving))]
+    clearing_up = [AwaitLibvirt(gpu.functions, back.wait_seconds)] if back.await_libvirt else []
+    return [AwaitHolders(sought, Busy.WAIT, back.wait_seconds, 0.0), *holds, *clearing_up]
 
 
 def _home(gpu: Gpu, facts: HostFacts, kept: Baseline) -> Baseline:

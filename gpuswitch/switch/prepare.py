@@ -20,6 +20,7 @@ from gpuswitch.model.holders import Scan, Sought, Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
+from gpuswitch.switch.books import machines_with, sentence
 from gpuswitch.switch.guards import blockers, refusal, without_groups
 from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.host import Host, Kernel
@@ -38,8 +39,9 @@ class Preparation:
     """Everything that a plan for one GPU is computed from; `owed` is what an earlier switch still owes the GPU.
 
     `starting`: the service is, and no systemd job may be waited for. `owned`: a virtual machine has it or asks for it.
-    `asking`: nothing is to follow from it, so nothing is held, and who reads for it is not who works on the GPU.
-    `holds` are the groups that `plan` took, or began to take: with no switch to follow, they are to be reverted.
+    `machine`: the one for whose sake it is asked, by name. `asking`: nothing is to follow from it, so nothing is held,
+    and who reads for it is not who works on the GPU. `holds` are the groups that `plan` took, or began to take: with no
+    switch to follow, they are to be reverted.
     """
 
     gpu: Gpu
@@ -52,6 +54,7 @@ class Preparation:
     arbiter: Arbiter
     starting: bool = False
     owned: bool = False
+    machine: str = ""
     asking: bool = False
     holds: list[HoldGroup] = field(default_factory=list)
 
@@ -86,11 +89,15 @@ class Preparation:
         waits = self.options.policy(rules.busy) is Busy.WAIT and not self.starting
         if not self.asking and not waits:
             await self._hold_groups()
+        if not waits:
+            self._refuse_in_the_books()
         back = Back(
             Unit(rules.after_host) if rules.after_host else None,
             rules.leave_consoles,
             rules.restore_boot_framebuffer,
             wait_seconds=(self.options.wait_seconds or rules.wait_seconds) if waits else None,
+            # Its own machine has waited for that already.
+            await_libvirt=waits and not self.machine,
             units_later=self.starting,
             vtconsoles=self.arbiter.unbound(),
         )
@@ -100,8 +107,23 @@ class Preparation:
         """The plan of a rung of the ladder that comes before a way to the host. Raises as `plan` does."""
         if await self.arbiter.system_stopping():
             raise Failed("the system is going down")
+        self._refuse_in_the_books()
         _, needs = await self._inquiry.made()
         return to_clear(self.gpu, self.owed, needs, everything(self.gpu, self.facts), rough)
+
+    def _refuse_in_the_books(self) -> None:
+        """What libvirt is not done with stays on vfio. Its owner has waited for that itself."""
+        if not any(function.on_vfio for function in self.gpu.present(self.facts)):
+            return
+        libvirt = self.host.libvirt
+        try:
+            found = machines_with(libvirt, self.gpu.functions)
+        except KernelError as error:
+            if self.machine:
+                return
+            raise Failed(f"nobody can tell whether libvirt is done with {self.gpu.address}: {error}") from error
+        if others := {owner: functions for owner, functions in found.items() if owner.name != self.machine}:
+            raise Owned(sentence(libvirt, others))
 
     def holds_true(self, gpu: Gpu, state: State, facts: HostFacts, owed: Owed) -> bool:
         """Whether a plan made before is right for what is so now: nobody has moved anything that it depends on."""

@@ -229,7 +229,7 @@ class Running(Waiting):
         return plan
 
     def _preparation_in(
-        self, state: State, options: Options, *, starting: bool = False, asking: bool = False
+        self, state: State, options: Options, *, starting: bool = False, asking: bool = False, machine: str = ""
     ) -> Preparation:
         return Preparation(
             self.gpu,
@@ -243,6 +243,7 @@ class Running(Waiting):
             starting=starting,
             owned=self.owned,
             asking=asking,
+            machine=machine,
         )
 
     async def _planned(self, preparation: Preparation, target: State, *, rough: Sequence[Step] | None = None) -> Plan:

@@ -17,11 +17,11 @@ from gpuswitch.model.drivers import profile_of
 from gpuswitch.model.facts import Driver, HostFacts, named_for_vfio
 from gpuswitch.model.gpu import Gpu, harmless
 from gpuswitch.model.holders import Sought
-from gpuswitch.switch.books import machines_with, sentence, watching
+from gpuswitch.switch.books import machines_with, sentence
+from gpuswitch.switch.clearing_up import ClearingUp
 from gpuswitch.switch.guards import NO_GROUPS
 from gpuswitch.switch.holding import in_the_way
-from gpuswitch.switch.pause import Pause
-from gpuswitch.switch.step import Hands, Step
+from gpuswitch.switch.step import Hands, Step, StepError
 
 _T = TypeVar("_T")
 
@@ -233,26 +233,27 @@ class AwaitLibvirt(Step):
     """Wait until libvirt is done with the machine that had these functions: until then they stay on vfio (`books`)."""
 
     kind = "libvirt"
+    interruptible = True
     functions: tuple[PciAddress, ...]
+    seconds: float
 
     @property
     def title(self) -> str:
         return f"wait until libvirt is done with {', '.join(map(str, self.functions))}"
 
-    async def verify(self, hands: Hands) -> None:
-        pause = Pause()
-        while True:
-            with watching(hands.host.libvirt, pause) as change:
-                try:
-                    found = machines_with(hands.host.libvirt, self.functions)
-                except KernelError as error:
-                    hands.waiting_for = str(error)
-                    await change.within_a_while()
-                    continue
-                if not found:
-                    return
-                hands.waiting_for = sentence(found)
-                await change.come()
+    def deadline(self, deadlines: Mapping[str, float]) -> float:
+        return deadlines[self.kind] + self.seconds
+
+    async def apply(self, hands: Hands) -> None:
+        libvirt = hands.host.libvirt
+        try:
+            if found := machines_with(libvirt, self.functions):
+                hands.waiting_for = sentence(libvirt, found)
+        except KernelError as error:
+            hands.waiting_for = str(error)
+        # Whoever cannot be had is not waited for for ever; nor is what hangs.
+        if not await ClearingUp(hands.host, hands.arbiter, lambda: self.functions).wait(hands.deadlines[self.kind]):
+            raise StepError(hands.waiting_for)
 
 
 @dataclass(frozen=True)

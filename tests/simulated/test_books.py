@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.errors import Owned
+from gpuswitch.errors import Failed, Owned
 from gpuswitch.host.simulated.faults import Errno
 from gpuswitch.host.simulated.libvirt import LIBVIRTD
 from gpuswitch.model.policy import Options, Release
@@ -16,7 +16,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.record import Result
 from tests.simulated.bed import Bed
-from tests.simulated.test_owners import ALL, GROUP, WIN11, acquire, home, inhibited, made, running, settled
+from tests.simulated.test_owners import ALL, GROUP, HOOK, SOUND, WIN11, acquire, home, inhibited, made, running, settled
 
 PATIENCE = 60.0
 
@@ -95,7 +95,40 @@ class TestTheDaemonIsThere:
         assert actor.owned
         bed.machine.libvirt.cleared_up(WIN11)
         await settled()
-        assert (actor.state, actor.owner) == (State.VFIO, None)
+        assert (actor.state, actor.owner, actor.reason) == (State.VFIO, None, "")
+
+    @pytest.mark.parametrize("policy", ["refuse", "wait"])
+    async def test_it_comes_late_and_is_slow(self, policy: str, tmp_path: Path) -> None:
+        """Only while it is away does patience run out."""
+        bed = with_libvirt(await made(tmp_path, busy=policy))
+        bed.machine.libvirt.started = lambda: None
+        actor = bed.fleet.find("01:00.0")
+        bed.host.faults.add(Errno(errno.EIO), operation="start_unit", nth=None)
+        await started(bed)
+        dies(bed)
+        await asyncio.sleep(PATIENCE - 10)
+        bed.machine.units.settle(LIBVIRTD, "active")
+        await asyncio.sleep(1000)
+        assert (actor.state, actor.owner) == (State.VFIO, WIN11)
+        bed.machine.libvirt.cleared_up(WIN11)
+        await home(bed, actor)
+        assert bed.machine.libvirt.reset == []
+
+    async def test_who_opens_it_after_the_grace_has_it(self, bed: Bed, actor: Actor) -> None:
+        await acquire(bed)
+        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        await asyncio.sleep(200)
+        assert actor.reason == (
+            "the virtual machine win11 has not opened 0000:01:00.0, and libvirt is not done with it: 0000:01:00.0 "
+            "stays on vfio until it is"
+        )
+        bed.machine.open_group(GROUP, "win11")
+        bed.fleet.owners.adopt(WIN11, ALL)
+        await settled()
+        assert (actor.owner, actor.awaited, actor.reason) == (WIN11, False, "")
+        bed.machine.end("win11")
+        bed.machine.libvirt.cleared_up(WIN11)
+        await home(bed, actor)
 
 
 class TestTheDaemonIsGone:
@@ -117,7 +150,10 @@ class TestTheDaemonIsGone:
         await home(bed, bed.fleet.find("01:00.0"))
         assert bed.state(LIBVIRTD) == "active"
 
-    async def test_it_cannot_be_had(self, bed: Bed, actor: Actor) -> None:
+    @pytest.mark.parametrize("policy", ["refuse", "wait"])
+    async def test_it_cannot_be_had(self, policy: str, tmp_path: Path) -> None:
+        bed = with_libvirt(await made(tmp_path, busy=policy))
+        actor = bed.fleet.find("01:00.0")
         bed.host.faults.add(Errno(errno.EIO), operation="start_unit", nth=None)
         await started(bed)
         dies(bed)
@@ -161,6 +197,20 @@ class TestTheDaemonIsGone:
         await asyncio.sleep(2 * PATIENCE)
         assert (actor.state, actor.owner) == (State.HOST, None)
 
+    async def test_it_dies_a_while_after_each_start(self, bed: Bed, actor: Actor) -> None:
+        loop, starts = asyncio.get_running_loop(), []
+
+        def starting() -> None:
+            starts.append(loop.time())
+            loop.call_later(5, bed.machine.units.settle, LIBVIRTD, "failed")
+
+        bed.machine.libvirt.started = starting
+        await started(bed)
+        dies(bed)
+        await asyncio.sleep(10 * PATIENCE)
+        assert (actor.state, actor.owner) == (State.HOST, None)
+        assert len(starts) < 10
+
     async def test_there_is_none(self, tmp_path: Path) -> None:
         bed = await made(tmp_path)
         actor = bed.fleet.find("01:00.0")
@@ -173,8 +223,10 @@ class TestTheDaemonIsGone:
         await started(bed)
         bed.host.faults.add(Errno(errno.EMFILE), operation="libvirt", nth=None)
         bed.machine.end("win11")
-        await asyncio.sleep(PATIENCE / 2)
+        await asyncio.sleep(10 * PATIENCE)
         assert actor.owned
+        bed.machine.units.settle(LIBVIRTD, "failed")
+        bed.host.faults.add(Errno(errno.EIO), operation="start_unit", nth=None)
         await asyncio.sleep(2 * PATIENCE)
         assert (actor.state, actor.owner) == (State.HOST, None)
 
@@ -205,6 +257,50 @@ class TestSomebodyWantsItHome:
         bed.machine.libvirt.cleared_up(WIN11)
         await switch.wait()
         assert (switch.result, actor.state, bed.machine.libvirt.reset) == (Result.DONE, State.HOST, [])
+
+    @pytest.mark.parametrize("way", ["request", "recover"])
+    async def test_it_is_only_half_on_vfio(self, way: str, bed: Bed, actor: Actor) -> None:
+        await bed.moved(actor, State.VFIO)
+        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        await bed.host.kernel("somebody").unbind(SOUND, "vfio-pci")
+        await settled()
+        if way == "request":
+            with pytest.raises(Owned, match=r"remove /run/libvirt/qemu/win11\.xml"):
+                await actor.request(State.HOST)
+        else:
+            await (await actor.recover()).wait()
+            assert actor.state is State.VFIO
+        bed.machine.libvirt.cleared_up(WIN11)
+        assert bed.machine.libvirt.reset == []
+
+    async def test_the_service_dies_while_it_waits(self, bed: Bed, actor: Actor) -> None:
+        await bed.moved(actor, State.VFIO)
+        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        await actor.request(State.HOST, Options(wait_seconds=1000.0))
+        await asyncio.sleep(10)
+        bed = await bed.crash(actor)
+        await settled()
+        assert bed.fleet.find("01:00.0").state is State.VFIO
+        bed.machine.libvirt.cleared_up(WIN11)
+        assert bed.machine.libvirt.reset == []
+
+    async def test_who_waits_can_be_called_back(self, bed: Bed, actor: Actor) -> None:
+        await bed.moved(actor, State.VFIO)
+        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        switch = await actor.request(State.HOST, Options(wait_seconds=1000.0))
+        await asyncio.sleep(10)
+        begun = asyncio.get_running_loop().time()
+        actor.cancel(switch.id, HOOK)
+        await switch.wait()
+        assert asyncio.get_running_loop().time() - begun < 1
+        assert (switch.result, actor.state) == (Result.CANCELLED, State.VFIO)
+
+    async def test_nobody_can_tell(self, bed: Bed, actor: Actor) -> None:
+        await bed.moved(actor, State.VFIO)
+        bed.host.faults.add(Errno(errno.EMFILE), operation="libvirt", nth=None)
+        with pytest.raises(Failed, match="nobody can tell whether libvirt is done with"):
+            await actor.request(State.HOST)
+        assert actor.state is State.VFIO
 
     async def test_not_for_ever(self, bed: Bed, actor: Actor) -> None:
         await bed.moved(actor, State.VFIO)

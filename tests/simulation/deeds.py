@@ -129,6 +129,7 @@ class Deeds(Book):
             return
         if device.binding.driver.name == VFIO_DRIVER and struck.operation == "unbind":
             has = self.world.machine.group(device.shape.iommu_group or 0).opened_by
+            self.world.tenants.leaves_vfio(function)
             if has is None or not has.startswith("the worker of"):
                 self.broken(7, f"{function} is unbound from vfio-pci at {struck.at}, and its group is open by {has}")
             return

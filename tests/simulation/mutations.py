@@ -299,7 +299,7 @@ _A_MACHINE_OF_OTHERS = (Event("ask", 0, "vfio"), Event("vm", 0, "grabs", 1, seco
     ),
 )
 def a_way_home_does_not_look_into_the_books(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Actor, "_refuse_in_the_books", lambda *_: None)
+    patch.setattr(Preparation, "_refuse_in_the_books", lambda *_: None)
 
 
 @_breaks(
@@ -311,7 +311,7 @@ def a_way_home_does_not_look_into_the_books(patch: pytest.MonkeyPatch) -> None:
     ),
 )
 def whoever_waits_for_a_machine_does_not_wait_for_libvirt(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(AwaitLibvirt, "verify", _nothing)
+    patch.setattr(AwaitLibvirt, "apply", _nothing)
 
 
 @_breaks(4, story=Story("pair", "refuse", (*_LIBVIRT_DIES, Event("kill", seconds=1.0))))

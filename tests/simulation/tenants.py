@@ -41,6 +41,10 @@ class Tenants:
         self._books = world.machine.libvirt
         self._away_since: float | None = None
         """Since when there is no daemon of libvirt's."""
+        self._absences: list[tuple[float, float]] = []
+        """When it was away before."""
+        self._ended: dict[str, float] = {}
+        """When the QEMU of a machine has ended."""
         self._books.started = self._daemon_starts
 
     # What libvirt does ----------------------------------------------------------------------------------------------
@@ -116,6 +120,7 @@ class Tenants:
             self._away_since = self._now if self._books.running else self._away_since
             self._world.machine.units.settle(LIBVIRTD, "inactive")
         self._world.machine.end(name)
+        self._ended[name] = self._now
         if _owner(name) in self._books.machines:
             self._clears_up_soon(name)
         elif not unheard:
@@ -128,40 +133,41 @@ class Tenants:
 
     def _daemon_starts(self) -> None:
         """It finds in its books which machines have ended, and says of the others that it has them again."""
-        away = self._now - self._away_since if self._away_since is not None else 0.0
-        self._away_since = None
+        if self._away_since is not None:
+            self._absences.append((self._away_since, self._now))
+            self._away_since = None
         for owner, functions in list(self._books.machines.items()):
             service = self._world.ready
             if not self._runs(owner.name):
-                self._clears_up_soon(owner.name, away)
+                self._clears_up_soon(owner.name)
             elif service is not None and service.fleet is not None:
                 self._world.loop.tell(service.life, service.fleet.owners.adopt, owner, functions)
 
-    def _clears_up_soon(self, name: str, away: float = 0.0) -> None:
+    def _clears_up_soon(self, name: str) -> None:
         loop = self._world.loop
         seconds = _CLEARING_SECONDS[int(self._now) % len(_CLEARING_SECONDS)]
-        loop.run_as(None, loop.call_later, seconds, self._clears_up, name, away)
+        loop.run_as(None, loop.call_later, seconds, self._clears_up, name)
 
-    def _clears_up(self, name: str, away: float) -> None:
+    def _clears_up(self, name: str) -> None:
         if self._books.running and not self._runs(name) and _owner(name) in self._books.machines:
-            self._forgets(name, away)
+            self._books.cleared_up(_owner(name))
             self.released(name, "shutdown")
 
-    def _forgets(self, name: str, away: float) -> None:
-        """What it had is reset by the bus, unless it is on vfio; where the daemon was not to be had, it may be home."""
-        self._books.cleared_up(_owner(name))
-        patience = max(gpu.rules.libvirt_patience for gpu in self._world.config.gpus)
-        for function in self._books.reset if away < patience else ():
-            if not any(
-                self._world.judge.lately(gpu) or gpu in self._world.judge.meddled for gpu in self._world.stage.gpus
-            ):
-                self._world.judge.broken(3, f"libvirt resets {function} after {name}, and it is at home")
-        self._books.reset.clear()
+    def leaves_vfio(self, function: PciAddress) -> None:
+        """The service takes it from vfio: of no machine that is in the books, unless libvirt was not to be had."""
+        for owner, functions in self._books.machines.items():
+            if function in functions and self._away(owner.name) < self._world.config.defaults.libvirt_patience:
+                self._world.judge.broken(3, f"{function} leaves vfio, and libvirt is not done with {owner}")
+
+    def _away(self, name: str) -> float:
+        """How long, in all, libvirt's daemon was not there since this machine ended."""
+        ended = self._ended.get(name, self._now)
+        away = [*self._absences, *([(self._away_since, self._now)] if self._away_since is not None else [])]
+        return sum(end - max(begun, ended) for begun, end in away if end > ended)
 
     def released(self, name: str, reason: str) -> None:
         """The hook says that a machine is gone; it may be one that has nothing."""
-        if _owner(name) in self._books.machines:
-            self._forgets(name, 0.0)
+        self._books.machines.pop(_owner(name), None)
         self._own.pop(name, None)
         for gpu in [gpu for gpu, (whose, _) in self._promised.items() if whose == name]:
             del self._promised[gpu]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -83,9 +84,9 @@ async def daemon(folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
 def test_the_functions_of_a_machine(folder: Path, libvirt: LinuxLibvirt) -> None:
     (folder / "win11.xml").write_text(STATUS)
     (folder / "win11.pid").write_text("4711\n")
-    machines = libvirt.machines()
-    assert machines == dict.fromkeys((GPU, SOUND, CARD), Owner("win11", UUID))
-    assert machines[GPU].name == "win11"
+    [(owner, functions)] = libvirt.machines().items()
+    assert (owner, owner.name, functions) == (Owner("win11", UUID), "win11", frozenset({GPU, SOUND, CARD}))
+    assert libvirt.file_of(owner) == str(folder / "win11.xml")
 
 
 def test_no_libvirt(tmp_path: Path) -> None:
@@ -98,11 +99,18 @@ def test_no_libvirt(tmp_path: Path) -> None:
     ["", "<domstatus>", "<domstatus/>", STATUS.replace("'0x01'", "'one'")],
     ids=["empty", "cut short", "no domain", "no address"],
 )
-def test_what_cannot_be_read_is_named(content: str, folder: Path, libvirt: LinuxLibvirt) -> None:
-    (folder / "win11.xml").write_text(content)
-    with pytest.raises(KernelError, match=r"win11\.xml: it is not as libvirt writes it") as caught:
+def test_what_libvirt_does_not_know_again(content: str, folder: Path, libvirt: LinuxLibvirt) -> None:
+    (folder / "other.xml").write_text(content)
+    (folder / "folder.xml").mkdir()
+    (folder / "win11.xml").write_text(STATUS)
+    assert list(libvirt.machines()) == [Owner("win11", UUID)]
+
+
+def test_what_cannot_be_read_is_named(folder: Path, libvirt: LinuxLibvirt) -> None:
+    (folder / "win11.xml").symlink_to("win11.xml")
+    with pytest.raises(KernelError, match=r"cannot read .*win11\.xml: Too many levels") as caught:
         libvirt.machines()
-    assert caught.value.errno == errno.EINVAL
+    assert caught.value.errno == errno.ELOOP
 
 
 async def test_the_daemon_has_the_lock(daemon: asyncio.subprocess.Process, libvirt: LinuxLibvirt) -> None:
@@ -115,6 +123,36 @@ async def test_the_daemon_has_the_lock(daemon: asyncio.subprocess.Process, libvi
 async def test_a_pid_that_was_left_behind_is_no_daemon(folder: Path, libvirt: LinuxLibvirt) -> None:
     (folder / "driver.pid").write_text("1\n")
     assert not libvirt.running()
+
+
+async def test_a_watch_that_fails_leaves_nothing_behind(folder: Path, libvirt: LinuxLibvirt) -> None:
+    """What is left with the loop makes the next descriptor of that number deaf."""
+    pid = folder / "driver.pid"
+    pid.symlink_to("driver.pid")
+    with pytest.raises(KernelError):
+        libvirt.watch(pytest.fail)
+    pid.unlink()
+    changed = asyncio.Event()
+    unwatch = libvirt.watch(changed.set)
+    pid.write_text("1\n")
+    await changed.wait()
+    unwatch()
+
+
+async def test_it_is_told_once(folder: Path, libvirt: LinuxLibvirt) -> None:
+    told, count = asyncio.Event(), itertools.count(1)
+
+    def tell() -> None:
+        assert next(count) == 1
+        told.set()
+
+    unwatch = libvirt.watch(tell)
+    (folder / "driver.pid").write_text("1\n")
+    await told.wait()
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    unwatch()
+    assert next(count) == 2
 
 
 class TestWatch:

@@ -124,19 +124,24 @@ class TestLost:
     def _set_up(self, tree: Tree) -> None:
         tree.memory(str(GPU), (0xF0000000, 0xF0FFFFFF), (0x6000000000, 0x600FFFFFFF))
         tree.plain(str(GPU), "config", "")
+        tree.plain(str(GPU), "enable", "1\n")
         configured(tree, GPU)
 
     async def test_nothing(self, kernel: LinuxKernel) -> None:
         assert await kernel.lost([GPU]) == ()
 
-    @pytest.mark.parametrize(("command", "first"), [(0x0, 0xF000000C), (0x7, 0xC)], ids=["command", "base address"])
+    @pytest.mark.parametrize(
+        ("command", "first"),
+        [(0x0, 0xF000000C), (0x7, 0xC), (0xFFFF, 0xFFFFFFFF)],
+        ids=["command", "base address", "no answer"],
+    )
     async def test_registers(self, command: int, first: int, tree: Tree, kernel: LinuxKernel) -> None:
         configured(tree, GPU, command, first)
         assert await kernel.lost([GPU]) == (GPU,)
 
-    async def test_who_has_no_driver_may_be_switched_off(self, tree: Tree, kernel: LinuxKernel) -> None:
+    async def test_what_nobody_enabled_may_be_switched_off(self, tree: Tree, kernel: LinuxKernel) -> None:
         configured(tree, GPU, 0)
-        tree.unbind(str(GPU))
+        tree.plain(str(GPU), "enable", "0\n")
         assert await kernel.lost([GPU]) == ()
 
     async def test_who_is_not_there(self, kernel: LinuxKernel) -> None:

@@ -16,14 +16,14 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from asyncinotify import Inotify, Mask
 
-from gpuswitch.errors import InvalidArgument, KernelError
+from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.owner import Owner
 from gpuswitch.switch.host import Libvirt
@@ -41,36 +41,40 @@ class LinuxLibvirt(Libvirt):
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
 
-    def machines(self) -> Mapping[PciAddress, Owner]:
-        found: dict[PciAddress, Owner] = {}
+    def machines(self) -> Mapping[Owner, frozenset[PciAddress]]:
+        found: dict[Owner, frozenset[PciAddress]] = {}
         for file in self._files():
             try:
-                found.update(_read(file.read_bytes()))
-            except FileNotFoundError:
+                owner, functions = _read(file.read_bytes())
+                found[owner] = functions
+            except (FileNotFoundError, IsADirectoryError):
                 continue
             except OSError as error:
                 raise _unknown(file, error.errno, str(error.strerror)) from None
-            except (ET.ParseError, ValueError, InvalidArgument) as error:
-                raise _unknown(file, errno.EINVAL, f"it is not as libvirt writes it: {error}") from None
+            except (ET.ParseError, ValueError):
+                # A machine that libvirt does not know again, either (virDomainObjListLoadAllConfigs).
+                continue
         return found
+
+    def file_of(self, owner: Owner) -> str:
+        return str(self._folder / f"{owner.name}.xml")
 
     def running(self) -> bool:
         return self._pid() is not None
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        stack = ExitStack()
-        try:
-            inotify = stack.enter_context(Inotify())
-            inotify.add_watch(self._nearest(), _CHANGED)
-            _when_readable(stack, inotify.fd, changed)
-            if (pid := self._pid()) is not None and (pidfd := _opened(pid)) is not None:
-                stack.callback(os.close, pidfd)
-                _when_readable(stack, pidfd, changed)
-        except OSError as error:
-            stack.close()
-            text = f"cannot wait for a change of it: {os.strerror(error.errno or errno.EIO)}"
-            raise KernelError("watch", f"{self._folder}", error.errno or errno.EIO, text) from None
-        return stack.close
+        with ExitStack() as stack:
+            try:
+                inotify = stack.enter_context(Inotify())
+                inotify.add_watch(self._nearest(), _CHANGED)
+                if (pid := self._pid()) is not None and (pidfd := _opened(pid)) is not None:
+                    stack.callback(os.close, pidfd)
+                    _when_readable(stack, pidfd, changed)
+                _when_readable(stack, inotify.fd, changed)
+            except OSError as error:
+                text = f"cannot wait for a change of it: {os.strerror(error.errno or errno.EIO)}"
+                raise KernelError("watch", f"{self._folder}", error.errno or errno.EIO, text) from None
+            return stack.pop_all().close
 
     def _files(self) -> list[Path]:
         try:
@@ -106,20 +110,25 @@ class LinuxLibvirt(Libvirt):
         return next(folder for folder in (self._folder, *self._folder.parents) if folder.is_dir())
 
 
-def _read(xml: bytes) -> Iterator[tuple[PciAddress, Owner]]:
-    """The functions of the machine that a status file tells of."""
+def _read(xml: bytes) -> tuple[Owner, frozenset[PciAddress]]:
+    """The machine that a status file tells of, and the functions that it has."""
     domain = ET.fromstring(xml).find("domain")  # noqa: S314 -- root's own file, by libvirt
     if domain is None:
         raise ValueError("it tells of no domain")
-    owner = Owner(domain.findtext("name", ""), domain.findtext("uuid", ""))
-    for path in _PASSED_THROUGH:
-        for address in domain.iterfind(f"{path}/source/address"):
-            yield PciAddress(*(int(address.get(part, "0"), 0) for part in _PARTS)), owner
+    addresses = (address for path in _PASSED_THROUGH for address in domain.iterfind(f"{path}/source/address"))
+    functions = frozenset(PciAddress(*(int(address.get(part, "0"), 0) for part in _PARTS)) for address in addresses)
+    return Owner(domain.findtext("name", ""), domain.findtext("uuid", "")), functions
 
 
 def _when_readable(stack: ExitStack, descriptor: int, readable: Callable[[], None]) -> None:
+    """Told once: it stays so, and nobody reads it."""
     loop = asyncio.get_running_loop()
-    loop.add_reader(descriptor, readable)
+
+    def told() -> None:
+        loop.remove_reader(descriptor)
+        readable()
+
+    loop.add_reader(descriptor, told)
     stack.callback(loop.remove_reader, descriptor)
 
 

@@ -68,10 +68,13 @@ class SimulatedLibvirt(Libvirt):
         self._bus = bus
         self._books = books
 
-    def machines(self) -> Mapping[PciAddress, Owner]:
+    def machines(self) -> Mapping[Owner, frozenset[PciAddress]]:
         if number := self._bus.faults.strike("libvirt", "").errno:
             raise Call("read", "libvirt's books").error(number)
-        return {function: owner for owner, functions in self._books.machines.items() for function in functions}
+        return {owner: frozenset(functions) for owner, functions in self._books.machines.items()}
+
+    def file_of(self, owner: Owner) -> str:
+        return f"/run/libvirt/qemu/{owner.name}.xml"
 
     def running(self) -> bool:
         return self._books.running

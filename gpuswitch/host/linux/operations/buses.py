@@ -16,10 +16,10 @@ from gpuswitch.host.linux.operations.files import (
     write,
 )
 
-COMMAND, MEMORY_SPACE = 0x04, 0x2
+COMMAND, MEMORY_SPACE, NO_ANSWER = 0x04, 0x2, 0xFFFF
 BASE_ADDRESSES = range(0x10, 0x28, 4)
 """Where the configuration space of an endpoint has them (include/uapi/linux/pci_regs.h)."""
-IORESOURCE_MEM, IORESOURCE_MEM_64 = 0x200, 0x100000
+IORESOURCE_MEM, IORESOURCE_MEM_64, IORESOURCE_UNSET = 0x200, 0x100000, 0x20000000
 """Flags in `resource` (resource_show in drivers/pci/pci-sysfs.c; include/linux/ioport.h)."""
 
 
@@ -71,10 +71,10 @@ class Buses:
         return []
 
     def lost(self, *addresses: str) -> list[str]:
-        """Those with a driver that have lost memory which the kernel gave them: somebody else has reset them.
+        """Those that a driver has enabled and that have lost what it enabled: somebody else has reset them.
 
-        A base address of 0 where there is memory, or no decoding of memory. Reading `config` wakes a sleeping device
-        (pci_read_config in drivers/pci/pci-sysfs.c).
+        A base address of 0 where there is memory, no decoding of memory, or no answer at all. Reading `config` wakes a
+        sleeping device (pci_read_config in drivers/pci/pci-sysfs.c); `enable` is how often it was enabled.
         """
         return [address for address in addresses if self._has_lost(address)]
 
@@ -82,6 +82,7 @@ class Buses:
         device = self._device(address)
         try:
             given = [int(line.split()[2], 16) for line in contents(f"{device}/resource").splitlines()]
+            enabled = read(f"{device}/enable") != "0"
             config = _beginning(f"{device}/config")
         except FileNotFoundError:
             raise OperationError(errno.ENODEV, address, "it is not on the PCI bus") from None
@@ -91,12 +92,12 @@ class Buses:
             # One of 64 bits goes on in the next register: above 4 GiB the lower half of it may be 0.
             unpack_from("<Q" if flags & IORESOURCE_MEM_64 else "<I", config, place)[0] & ~0xF
             for place, flags in zip(BASE_ADDRESSES, given, strict=False)
-            if flags & IORESOURCE_MEM
+            if flags & IORESOURCE_MEM and not flags & IORESOURCE_UNSET
         ]
-        if not bases or not link(f"{device}/driver"):
+        if not enabled or not bases:
             return False
         (command,) = unpack_from("<H", config, COMMAND)
-        return not command & MEMORY_SPACE or 0 in bases
+        return command == NO_ANSWER or not command & MEMORY_SPACE or 0 in bases
 
     def _rescan_bus(self, bus: str) -> None:
         """Below a bridge that is awake: one with nothing below it may sleep, and this way to scan does not wake it."""
