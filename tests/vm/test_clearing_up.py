@@ -61,6 +61,12 @@ def kill_libvirtd(machine: Machine) -> None:
     units.kill(machine, "libvirtd", signal.SIGKILL, whom="main")
 
 
+def check_cleared_up(machine: Machine) -> None:
+    """What libvirt let go of was on vfio; its `release` comes when that is done, and the GPU may be on its way home by then."""
+    await_seen(machine, "win11 release")
+    assert f"win11 stopped: {' '.join(AWAY)}" in seen(machine)
+
+
 def await_reason(machine: Machine, part: str) -> None:
     wait_prop(machine, GPU, "Reason", lambda reason: part in reason)
 
@@ -75,7 +81,7 @@ def test_libvirtd_is_killed_and_then_qemu(machine: Machine, managed: str) -> Non
     check_given(machine, "win11")
     kill_qemu(machine)
     await_home(machine)
-    assert f"win11 release: {' '.join(AWAY)}" in seen(machine)
+    check_cleared_up(machine)
     assert units.active(machine, "libvirtd") == ["active"]
     assert domains(machine) == {"win11": "shut off"}
     assert registers(machine) == before
@@ -94,7 +100,7 @@ def test_libvirtd_is_stopped_and_qemu_is_killed(machine: Machine) -> None:
     machine.sh(f"systemctl stop {LIBVIRTD}")
     kill_qemu(machine)
     await_home(machine)
-    assert f"win11 release: {' '.join(AWAY)}" in seen(machine)
+    check_cleared_up(machine)
     assert registers(machine) == before
 
 
@@ -134,7 +140,7 @@ def test_the_service_is_started_anew_while_libvirt_is_gone(machine: Machine) -> 
     kill_qemu(machine)
     units.start(machine, "gpuswitchd")
     await_home(machine)
-    assert f"win11 release: {' '.join(AWAY)}" in seen(machine)
+    check_cleared_up(machine)
     assert registers(machine) == before
 
 
