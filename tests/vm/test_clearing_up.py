@@ -62,7 +62,7 @@ def kill_libvirtd(machine: Machine) -> None:
 
 
 def check_cleared_up(machine: Machine) -> None:
-    """What libvirt let go of was on vfio; its `release` comes when that is done, and the GPU may be on its way home by then."""
+    """What libvirt let go of was on vfio; when its `release` comes, the GPU may be on its way home."""
     await_seen(machine, "win11 release")
     assert f"win11 stopped: {' '.join(AWAY)}" in seen(machine)
 
