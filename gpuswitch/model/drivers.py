@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -24,7 +24,25 @@ _DRIVER_OF_MODULE: Mapping[str, str] = {
 _MODULE_OF_DRIVER: Mapping[str, str] = {
     **{driver: module for module, driver in _DRIVER_OF_MODULE.items()},
     "NovaCore": "nova_core",  # as it was called before 7.x
+    "nvidia-nvswitch": "nvidia",
 }
+# The drivers of modules that bring several, by the base class and subclass of what each is for. Of an NVSwitch's,
+# NVIDIA's linux_nvswitch.c.
+_DRIVER_OF_CLASS: Mapping[tuple[str, int], str] = {("nvidia", 0x0680): "nvidia-nvswitch"}
+# They have any device that is aimed at them, and serve none.
+_STUBS = frozenset({"pci-stub", "pciback", "xen-pciback"})
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A module that the modalias of a function finds: by its own table, or by what modprobe's configuration says.
+
+    `module` is the name to load it by, which is its file's: in the kernel, it may be called otherwise. `needs` are the
+    modules that are loaded before it.
+    """
+
+    module: str
+    needs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +74,11 @@ class Profile:
     modeset: str = ""
     persistence: bool = False
     needs_device: bool = False
+
+    @property
+    def module(self) -> str:
+        """The module that brings the driver, "" where that is built in."""
+        return self.chain[-1] if self.chain else ""
 
 
 PERSISTENCED = Unit("nvidia-persistenced.service")
@@ -102,6 +125,15 @@ NVIDIA = _PROFILES["nvidia"]
 MODULES = frozenset(module for profile in _PROFILES.values() for module in profile.chain)
 """Every module that a profile names."""
 
+# Modules that bring no PCI driver, though they may carry the table of one (nvidia_drm has that of nvidia compiled in),
+# with the driver that they are around.
+_AROUND: Mapping[str, str] = {
+    module: profile.driver
+    for profile in reversed([*_PROFILES.values()])
+    for module in profile.chain
+    if module != profile.module
+}
+
 
 def profile_of(driver: Driver) -> Profile:
     """Its profile; for a driver that has none, one that is safe with any: look for holders, unbind, unload nothing.
@@ -136,17 +168,70 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
-def from_module(module: str, registered: Mapping[str, str | None]) -> Driver:
-    """The PCI driver that a module brings. `registered` (driver: module) is believed first, where it is loaded."""
-    loaded = sorted(name for name, owner in registered.items() if owner == module)
-    return Driver(loaded[0] if loaded else _DRIVER_OF_MODULE.get(module, module), module)
+def from_module(module: str, registered: Mapping[str, str | None], class_code: int = 0) -> Driver:
+    """The PCI driver that a module brings for a function of this class.
+
+    `registered` (driver: module) is believed first. While it says nothing, it is as good a guess as there is.
+    Who packs nvidia's modules for a distribution may put a word behind their names: nvidia-current.ko, or
+    nvidia-tesla-470.ko, is called nvidia in the kernel.
+    """
+    own = _own_name(module)
+    known = _DRIVER_OF_CLASS.get((own, class_code >> 8)) or _DRIVER_OF_MODULE.get(own, own)
+    loaded = sorted(name for name, owner in registered.items() if owner == own)
+    for name in (known, _DRIVER_OF_MODULE.get(own, own), *loaded):
+        if name in loaded:
+            return Driver(name, own)
+    return Driver(known, registered.get(known, module))
+
+
+def _own_name(module: str) -> str:
+    """What the kernel calls it, as far as that can be told before it is loaded."""
+    renamed = module.startswith(f"{NVIDIA.module}_") and module not in MODULES
+    return NVIDIA.module if renamed else module
 
 
 def from_name(name: str, registered: Mapping[str, str | None]) -> Driver:
-    """The driver of that name, with the module to load for it."""
+    """The driver of that name, with the module to load for it; by the name of its module, where it has another."""
     if name in registered:
         return Driver(name, registered[name])
-    return Driver(name, _MODULE_OF_DRIVER.get(name, name.replace("-", "_")))
+    module = name.replace("-", "_")
+    if name not in _MODULE_OF_DRIVER and (module in _DRIVER_OF_MODULE or module != _own_name(module)):
+        return from_module(module, registered)
+    return Driver(name, _MODULE_OF_DRIVER.get(name, module))
+
+
+def around(name: str, registered: Iterable[str]) -> str:
+    """The driver that this module is around: so it is no driver itself. "" where nothing of the kind is known."""
+    return "" if name in registered else _AROUND.get(name.replace("-", "_"), "")
+
+
+def named_surely(driver: Driver, registered: Iterable[str]) -> bool:
+    """Whether its module brings a driver of this name for certain. Else only a look after it is loaded can tell."""
+    name = driver.name
+    return name in registered or (name in _PROFILES and [*_MODULE_OF_DRIVER.values()].count(str(driver.module)) < 2)
+
+
+def host_drivers(function: PciFunction, candidates: Iterable[Candidate], facts: HostFacts) -> tuple[Driver, ...]:
+    """The drivers that may have a function at home, by the modules that its modalias finds: more than one is a doubt.
+
+    What an equal function has is right for this one, too. Else a driver that is registered, since the host works with
+    it, is more likely than one that would have to be loaded first.
+    """
+    equals = {f.driver for f in facts.functions.values() if _equal(f, function) and f.driver and not f.on_vfio}
+    equals = {driver for driver in equals if driver.name not in _STUBS}
+    if len(equals) == 1:
+        return tuple(equals)
+    registered = facts.pci_drivers
+    modules = [each for each in candidates if each.module not in _AROUND]
+    # What cannot be without another one sits on top of it.
+    names = {each.module for each in modules}
+    own = [each.module for each in modules if names.isdisjoint(each.needs - {each.module})]
+    found = dict.fromkeys(from_module(module, registered, function.class_code) for module in own)
+    return tuple(driver for driver in found if driver.name in registered) or tuple(found)
+
+
+def _equal(one: PciFunction, other: PciFunction) -> bool:
+    return (one.vendor, one.device, one.class_code) == (other.vendor, other.device, other.class_code)
 
 
 def vfio_drivers(gpu: Gpu, facts: HostFacts, named: str = "") -> Mapping[PciAddress, Driver]:

@@ -65,6 +65,10 @@ class Driver:
     name: str
     module: str | None
 
+    def comes_with(self, other: Driver) -> bool:
+        """Whether it goes with the other when that one's module is unloaded: they may be two of one module."""
+        return self.name == other.name or (self.module is not None and self.module == other.module)
+
 
 @dataclass(frozen=True, slots=True)
 class PciFunction:

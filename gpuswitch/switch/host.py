@@ -8,6 +8,7 @@ from signal import Signals
 from typing import Protocol
 
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.drivers import Candidate
 from gpuswitch.model.facts import Captured, Consoles, HostFacts
 from gpuswitch.model.holders import Holder, Process, Scan, Sought, Unit
 from gpuswitch.model.owner import Owner
@@ -48,7 +49,7 @@ class Kernel(Protocol):
     async def capture(self, functions: Sequence[PciAddress]) -> Mapping[PciAddress, Captured]:
         """Driver, driver_override and power/control of each function, now."""
 
-    async def candidates(self, function: PciAddress) -> tuple[str, ...]:
+    async def candidates(self, function: PciAddress) -> tuple[Candidate, ...]:
         """The modules whose alias table matches the function; without vfio-pci and without blacklisted ones."""
 
     async def load(self, module: str) -> None:

@@ -25,8 +25,8 @@ AUTOPROBE = "/sys/bus/pci/drivers_autoprobe"
 class Occupation:
     """A host driver that has functions of the GPU, all of which are to leave it.
 
-    `last`: it has no other device. `loaded`: the modules of its chain that can be unloaded, in that order; `unload`:
-    doing so is how the functions are detached.
+    `last`: no other device is on any driver of its module. `loaded`: the modules of its chain that can be unloaded, in
+    that order; `unload`: doing so is how the functions are detached.
     """
 
     profile: Profile
@@ -118,9 +118,10 @@ def occupations(
         function = facts.functions.get(address)
         if function is not None and function.driver is not None and not function.on_vfio:
             drivers.setdefault(function.driver, []).append(address)
-    elsewhere = stuck | {f.driver_name for a, f in facts.functions.items() if a not in gpu.functions}
+    others = {Driver(name, facts.pci_drivers.get(name)) for name in stuck}
+    others |= {f.driver for a, f in facts.functions.items() if a not in gpu.functions and f.driver is not None}
     return tuple(
-        _occupation(facts, policy, driver, tuple(own), last=driver.name not in elsewhere)
+        _occupation(facts, policy, driver, tuple(own), last=not any(driver.comes_with(other) for other in others))
         for driver, own in drivers.items()
     )
 
@@ -163,7 +164,7 @@ def cannot_let_go(gpu: Gpu, facts: HostFacts, found: Iterable[Occupation]) -> It
     for occupation in found:
         profile = occupation.profile
         modeset = facts.modules.get(profile.modeset)
-        own = facts.modules.get(profile.driver)
+        own = facts.modules.get(profile.module)
         version = own.version if own else ""
         if occupation.unload or modeset is None or not modeset.modeset or lets_go_of_one(profile, version):
             continue

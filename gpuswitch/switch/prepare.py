@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from gpuswitch.config import Config, GpuConfig
 from gpuswitch.errors import Failed, InProgress, KernelError, NotViable, Owned, Wedged
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.drivers import from_module, from_name, vfio_drivers
-from gpuswitch.model.facts import VFIO_DRIVER, Captured, HostFacts, Kind
+from gpuswitch.model.drivers import around, from_module, from_name, host_drivers, named_surely, vfio_drivers
+from gpuswitch.model.facts import VFIO_DRIVER, Captured, Driver, HostFacts, Kind, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Scan, Sought, Unit
 from gpuswitch.model.policy import Busy, Options
@@ -27,7 +28,7 @@ from gpuswitch.switch.host import Host, Kernel
 from gpuswitch.switch.inquiry import Inquiry
 from gpuswitch.switch.looking import seen_within
 from gpuswitch.switch.needs import cannot_load, everything
-from gpuswitch.switch.owed import Owed
+from gpuswitch.switch.owed import Baseline, Owed
 from gpuswitch.switch.pause import answered
 from gpuswitch.switch.plan import Back, Plan, to_clear, to_host, to_vfio
 from gpuswitch.switch.step import Step
@@ -91,6 +92,8 @@ class Preparation:
             await self._hold_groups()
         if not waits:
             self._refuse_in_the_books()
+        if not self.asking:
+            baseline = await self._with_true_names(baseline)
         back = Back(
             Unit(rules.after_host) if rules.after_host else None,
             rules.leave_consoles,
@@ -143,7 +146,7 @@ class Preparation:
     def _own(self) -> GpuConfig:
         return self.config.gpu(self.gpu.address)
 
-    async def _baseline(self, now: Mapping[PciAddress, Captured]) -> Mapping[PciAddress, Captured]:
+    async def _baseline(self, now: Baseline) -> Baseline:
         kept = self.owed.functions
         baseline = {a: kept.get(a) or await self._first_seen(a, now) for a in self.gpu.functions}
         home = dict.fromkeys(captured.driver for captured in baseline.values() if captured.driver)
@@ -159,17 +162,44 @@ class Preparation:
             seen = replace(seen, driver=captured.driver, vfio_device=False)
         if not seen.on_vfio:
             return captured
-        registered = self.facts.pci_drivers
-        display = seen.kind is Kind.DISPLAY
-        if display and self._own.host_driver:
-            driver = from_name(self._own.host_driver, registered)
+        if seen.kind is Kind.DISPLAY and self._own.host_driver:
+            driver = self._named_in_the_config(self._own.host_driver)
         else:
-            candidates = await self.kernel.candidates(function)
-            if not candidates and not display:
+            found = host_drivers(seen, await self.kernel.candidates(function), self.facts)
+            if not found and seen.kind is not Kind.DISPLAY:
                 return Captured(None, None, captured.power_control)
-            driver = from_module(_only(candidates, function, display=display), registered)
+            driver = _only(found, seen)
         # Whoever put it on its vfio driver before us may have aimed the override there; at home it would be in the way.
         return Captured(driver, None, captured.power_control)
+
+    def _named_in_the_config(self, name: str) -> Driver:
+        registered = self.facts.pci_drivers
+        if driver := around(name, registered):
+            raise NotViable(
+                f"`host_driver` of {self.gpu.address} is {name}, which is a module around the driver {driver} and no "
+                f"driver of the PCI bus: name {driver} there"
+            )
+        return from_name(name, registered)
+
+    async def _with_true_names(self, baseline: Baseline) -> Baseline:
+        """The same, once the modules are loaded whose drivers' names nobody knows before.
+
+        What does not load while the GPU is on vfio may do so once it is free, and is looked at then. The GPU is aimed
+        at its vfio driver, or that has it: no driver that comes with such a module takes it.
+        """
+        first = {a: c.driver for a, c in baseline.items() if c.driver and a not in self.owed.functions}
+        named = {*self.facts.pci_drivers, self._own.host_driver}
+        unsure = {a: d for a, d in first.items() if d.module and not named_surely(d, named)}
+        if not unsure:
+            return baseline
+        async with answered(self.config.deadlines.module):
+            for module in dict.fromkeys(str(driver.module) for driver in unsure.values()):
+                with suppress(KernelError):
+                    await self.kernel.load(module)
+        registered = (await seen_within(self.config.deadlines.capture, self.host)).pci_drivers
+        classes = {a: self.facts.functions[a].class_code for a in unsure}
+        true = {a: from_module(str(d.module), registered, classes[a]) for a, d in unsure.items()}
+        return {a: replace(c, driver=true.get(a, c.driver)) for a, c in baseline.items()}
 
     async def _with_names(self) -> HostFacts:
         """The facts, once the modules are loaded that alone tell what the wanted vfio drivers are called.
@@ -220,9 +250,11 @@ def _drivers(gpu: Gpu, facts: HostFacts) -> Mapping[PciAddress, str | None]:
     return {f.address: f.driver_name for f in (*gpu.present(facts), *gpu.neighbours(facts))}
 
 
-def _only(candidates: tuple[str, ...], function: PciAddress, *, display: bool) -> str:
-    if len(candidates) == 1:
-        return candidates[0]
-    found = f"several drivers fit it ({', '.join(candidates)})" if candidates else "no installed driver fits it"
+def _only(found: Sequence[Driver], function: PciFunction) -> Driver:
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(driver.name for driver in found)
+    what = f"several drivers fit it ({names})" if found else "no installed driver fits it"
+    display = function.kind is Kind.DISPLAY
     remedy = "name one as `host_driver` in the config" if display else "bind it to the right one yourself first"
-    raise NotViable(f"{function} was on a vfio driver before gpuswitch looked, and {found}: {remedy}")
+    raise NotViable(f"{function.address} was on a vfio driver before gpuswitch looked, and {what}: {remedy}")

@@ -48,7 +48,9 @@ class LoadDriver(Step):
         if self.driver in facts.pci_drivers:
             # It shows only now, and nothing has been touched.
             return NO_GROUPS if named_for_vfio(self.driver) and facts.vfio_without_groups else None
-        return f"module {self.module} is loaded, but no PCI driver named {self.driver} is there"
+        brought = sorted(name for name, module in facts.pci_drivers.items() if module == self.module)
+        instead = f"; it has brought {', '.join(brought)}" if brought else ""
+        return f"module {self.module} is loaded, but no PCI driver named {self.driver} is there{instead}"
 
 
 @dataclass(frozen=True)

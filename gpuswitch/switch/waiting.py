@@ -12,7 +12,7 @@ from dataclasses import replace
 from gpuswitch.config import Config
 from gpuswitch.errors import InProgress, KernelError
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.facts import Driver, HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
@@ -93,8 +93,10 @@ class Waiting(Standing, ABC):
             return
 
         async def staying() -> set[PciAddress]:
-            functions = (await seen(self._host)).functions
-            return {a for a, f in functions.items() if f.driver_name == driver and a not in self.gpu.functions}
+            facts = await seen(self._host)
+            own = Driver(driver, facts.pci_drivers.get(driver))
+            others = {a: f.driver for a, f in facts.functions.items() if a not in self.gpu.functions}
+            return {a for a, other in others.items() if other is not None and own.comes_with(other)}
 
         try:
             async with asyncio.timeout(deadline):

@@ -236,8 +236,8 @@ class Bed:
         machine = self.machine
         machine.replug(slot)
         for address in [a for a in machine.devices if a.slot_name == slot]:
-            for name in machine.drivers.candidates(machine.devices[address].shape.modalias):
-                machine.modules.at_boot(name)
+            for each in machine.drivers.candidates(machine.devices[address].shape.modalias):
+                machine.modules.at_boot(each.module)
         for module in machine.drivers.modules.values():
             if any(machine.drivers.loaded(name) is not None for name in module.requires):
                 machine.modules.at_boot(module.name)

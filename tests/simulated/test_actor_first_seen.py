@@ -64,7 +64,7 @@ class TestOnVfio:
     async def test_of_several_drivers_names_them_all(self, tmp_path: Path) -> None:
         bed = await Bed.made(on_vfio(Module("bochs", (_DRAWING,)), Module("simple", (_DRAWING_TOO,))), tmp_path)
         before = bed.snapshot()
-        with pytest.raises(NotViable, match=r"0000:01:00\.0 .*\(bochs, simple\): name one as `host_driver`"):
+        with pytest.raises(NotViable, match=r"0000:01:00\.0 .*\(bochs-drm, simple\): name one as `host_driver`"):
             await bed.fleet.find("").request(State.HOST)
         assert (bed.snapshot(), bed.debts) == (before, [])
 
@@ -79,7 +79,38 @@ class TestOnVfio:
         with pytest.raises(NotViable, match=r"0000:01:00\.1 .*\(snd_hda_intel, snd_other\): bind it to the right one"):
             await bed.fleet.find("").request(State.HOST)
 
-    @pytest.mark.parametrize("name", ["bochs-drm", "simple"])
+    async def test_goes_to_nvidia_whose_table_another_module_carries(self, tmp_path: Path) -> None:
+        bed = await Bed.of("reserved", tmp_path)
+        actor = bed.fleet.find("01:00.0")
+        await bed.moved(actor, State.HOST)
+        assert home(bed.machine, GPU)[:3] == ("nvidia", "nvidia", None)
+        assert bed.debts == []
+
+    @pytest.mark.parametrize("name", ["NovaCore", "nova-core"])
+    async def test_goes_to_a_driver_whose_name_shows_once_its_module_is_loaded(self, name: str, tmp_path: Path) -> None:
+        nova = Module("nova_core", (PciDriver(name, (alias(NVIDIA, 0x03),), makes="drm"),))
+        bed = await Bed.made(on_vfio(nova), tmp_path)
+        actor = bed.fleet.find("")
+        await actor.plan(State.HOST)
+        assert bed.machine.drivers.loaded("nova_core") is None
+        await bed.moved(actor, State.HOST)
+        assert home(bed.machine, GPU)[:3] == (name, name, None)
+
+    @pytest.mark.parametrize(("name", "result"), [("nvidia", Result.DONE), ("something", Result.REVERTED)])
+    async def test_goes_to_the_driver_of_a_renamed_file(self, name: str, result: Result, tmp_path: Path) -> None:
+        """It loads for a free card only, and finds none where it brings another driver than the card is aimed at."""
+        driver = PciDriver(name, (alias(NVIDIA, 0x03),), makes="drm")
+        bed = await Bed.made(on_vfio(Module("nvidia_current", (driver,), needs_device=True)), tmp_path)
+        actor, before = bed.fleet.find(""), bed.snapshot()
+        switch = await bed.switch(actor, State.HOST)
+        assert switch.result is result
+        if result is Result.DONE:
+            assert home(bed.machine, GPU)[:3] == ("nvidia", "nvidia", None)
+        else:
+            assert switch.reason == "cannot load nvidia_current: No such device"
+            assert bed.snapshot() == before
+
+    @pytest.mark.parametrize("name", ["bochs-drm", "simple", "bochs"])
     async def test_goes_to_the_driver_that_the_config_names(self, name: str, tmp_path: Path) -> None:
         modules = Module("bochs", (_DRAWING,)), Module("simple", (_DRAWING_TOO,))
         gpu = GpuConfig(GPU, managed=True, host_driver=name)
@@ -87,7 +118,7 @@ class TestOnVfio:
         actor = bed.fleet.find("")
         assert actor.host_driver == name
         await bed.moved(actor, State.HOST)
-        assert home(bed.machine, GPU).bound == name
+        assert home(bed.machine, GPU).bound == ("bochs-drm" if name == "bochs" else name)
 
     async def test_comes_back_to_vfio_where_the_configured_driver_does_not_exist(self, tmp_path: Path) -> None:
         gpu = GpuConfig(GPU, managed=True, host_driver="nothing")

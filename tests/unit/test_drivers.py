@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -9,15 +10,20 @@ import pytest
 from gpuswitch.model.drivers import (
     MODULES,
     NVIDIA,
+    Candidate,
     Profile,
+    around,
     from_module,
     from_name,
+    host_drivers,
     lets_go_of_one,
+    named_surely,
     profile_of,
     waits_for_ever,
 )
 from gpuswitch.model.facts import Driver
 from gpuswitch.model.holders import Unit
+from tests.unit.parts import VGA, facts, function
 
 
 @pytest.mark.parametrize(
@@ -114,6 +120,12 @@ def test_every_module_that_a_profile_names_is_looked_at() -> None:
         ("xhci_hcd", {"xhci_hcd": None}, Driver("xhci_hcd", None)),
         ("bochs-drm", {}, Driver("bochs-drm", "bochs")),
         ("my-driver", {}, Driver("my-driver", "my_driver")),
+        ("nvidia-nvswitch", {}, Driver("nvidia-nvswitch", "nvidia")),
+        # by the names of their modules, and of their files
+        ("bochs", {}, Driver("bochs-drm", "bochs")),
+        ("xhci-pci", {"xhci_hcd": None}, Driver("xhci_hcd", None)),
+        ("nvidia-current", {}, Driver("nvidia", "nvidia_current")),
+        ("nvidia-current", {"nvidia": "nvidia"}, Driver("nvidia", "nvidia")),
     ],
 )
 def test_the_driver_of_a_name(name: str, registered: dict[str, str | None], driver: Driver) -> None:
@@ -127,7 +139,112 @@ def test_the_driver_of_a_name(name: str, registered: dict[str, str | None], driv
         ("bochs", {"bochs-drm": "bochs"}, Driver("bochs-drm", "bochs")),
         ("several", {"second": "several", "first": "several"}, Driver("first", "several")),
         ("amdgpu", {"i915": "i915"}, Driver("amdgpu", "amdgpu")),
+        ("bochs", {"bochs-drm": None}, Driver("bochs-drm", None)),
+        ("nova_core", {}, Driver("nova-core", "nova_core")),
+        ("nova_core", {"NovaCore": "nova_core"}, Driver("NovaCore", "nova_core")),
+        ("nvidia", {"nvidia-nvswitch": "nvidia", "nvidia": "nvidia"}, Driver("nvidia", "nvidia")),
+        ("nvidia_tesla_470", {}, Driver("nvidia", "nvidia_tesla_470")),
+        ("nvidia_tesla_470", {"nvidia": "nvidia"}, Driver("nvidia", "nvidia")),
     ],
 )
 def test_the_driver_of_a_module(module: str, registered: dict[str, str | None], driver: Driver) -> None:
     assert from_module(module, registered) == driver
+
+
+NVSWITCH = 0x068000
+CARD = function("0000:01:00.0", VGA, "vfio-pci", group=13)
+LOADED: dict[str, str | None] = {"nvidia-nvswitch": "nvidia", "nvidia": "nvidia", "vfio-pci": "vfio_pci"}
+
+
+def candidates(*modules: str) -> tuple[Candidate, ...]:
+    """Each with the modules that it needs behind it."""
+    return tuple(Candidate(name, frozenset(needs)) for name, *needs in map(str.split, modules))
+
+
+NVIDIAS = candidates("nvidia_drm drm nvidia_modeset nvidia", "nvidia")
+RENAMED = candidates("nvidia_current_drm drm nvidia_current_modeset nvidia_current", "nvidia_current drm")
+
+
+def drivers(*found: str, card: int = VGA, registered: Mapping[str, str | None] | None = None, **on: str) -> list[str]:
+    """The names of what fits a card on vfio-pci; `on`: the drivers of others like it."""
+    own = replace(CARD, class_code=card)
+    others = [function(f"0000:0{n}:00.0", card, name) for n, name in enumerate(on.values(), 2)]
+    seen = facts([own, *others], registered=registered or {})
+    return [driver.name for driver in host_drivers(own, candidates(*found), seen)]
+
+
+class TestHome:
+    """What a card that was on vfio-pci from boot on goes home to."""
+
+    @pytest.mark.parametrize("found", [NVIDIAS, RENAMED, NVIDIAS[::-1], RENAMED[::-1]])
+    @pytest.mark.parametrize("registered", [{}, LOADED])
+    def test_what_only_carries_its_table_is_no_driver(
+        self, found: tuple[Candidate, ...], registered: Mapping[str, str | None]
+    ) -> None:
+        [driver] = host_drivers(CARD, found, facts([CARD], registered=registered))
+        assert driver == Driver("nvidia", "nvidia" if registered else found[0].module.removesuffix("_drm"))
+
+    def test_what_only_carries_its_table_is_none_either_where_its_load_is_a_command(self) -> None:
+        """An install command hides what it needs."""
+        assert drivers("nvidia_drm", "nvidia") == ["nvidia"]
+
+    def test_one_that_is_registered_wins(self) -> None:
+        assert drivers("nouveau drm", "nvidia", registered=LOADED) == ["nvidia"]
+        assert drivers("nouveau drm", "nvidia", registered={"nouveau": "nouveau"}) == ["nouveau"]
+
+    def test_where_none_is_registered_there_is_a_doubt(self) -> None:
+        assert drivers("nouveau drm", "nvidia") == ["nouveau", "nvidia"]
+        assert drivers("nouveau drm", "nvidia", registered={"nouveau": None, **LOADED}) == ["nouveau", "nvidia"]
+
+    def test_the_driver_of_an_equal_card_wins_over_all(self) -> None:
+        assert drivers("nouveau drm", "nvidia", registered=LOADED, twin="nouveau") == ["nouveau"]
+        assert drivers("something", registered=LOADED, twin="nvidia") == ["nvidia"]
+
+    def test_equal_cards_may_differ(self) -> None:
+        assert drivers("nouveau drm", "nvidia", one="nouveau", other="nvidia") == ["nouveau", "nvidia"]
+
+    @pytest.mark.parametrize("nobody", ["vfio-pci", "pci-stub", "xen-pciback"])
+    def test_what_serves_no_device_is_no_driver_of_an_equal_card(self, nobody: str) -> None:
+        assert drivers("amdgpu drm", twin=nobody) == ["amdgpu"]
+
+    def test_a_module_may_bring_a_driver_for_each_class(self) -> None:
+        assert drivers("nvidia", card=NVSWITCH) == ["nvidia-nvswitch"]
+        assert drivers("nvidia", card=NVSWITCH, registered=LOADED) == ["nvidia-nvswitch"]
+        assert drivers("nvidia", registered=LOADED) == ["nvidia"]
+
+    def test_none_fits(self) -> None:
+        assert drivers() == []
+
+
+@pytest.mark.parametrize(
+    ("driver", "registered", "sure"),
+    [
+        (Driver("nvidia", "nvidia_current"), (), True),
+        (Driver("amdgpu", "amdgpu"), (), True),
+        (Driver("ast", "ast"), (), False),
+        (Driver("ast", "ast"), ("ast",), True),
+        # called otherwise by some kernels
+        (Driver("nova-core", "nova_core"), (), False),
+        (Driver("NovaCore", "nova_core"), ("NovaCore",), True),
+    ],
+)
+def test_whose_name_is_known_before_the_module_is_loaded(
+    driver: Driver, registered: tuple[str, ...], sure: bool
+) -> None:
+    assert named_surely(driver, registered) is sure
+
+
+@pytest.mark.parametrize(
+    ("name", "registered", "driver"),
+    [
+        ("nvidia_drm", LOADED, "nvidia"),
+        ("nvidia-drm", {}, "nvidia"),
+        ("nova_drm", {}, "nova-core"),
+        ("nvidia", {}, ""),
+        ("ast", {}, ""),
+        # should it ever be one
+        ("nvidia_drm", {"nvidia_drm": None}, ""),
+    ],
+)
+def test_modules_around_a_driver_are_none(name: str, registered: dict[str, str | None], driver: str) -> None:
+    assert around(name, registered) == driver

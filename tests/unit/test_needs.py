@@ -80,6 +80,17 @@ class TestOccupations:
         assert found(replace(SIBLING, driver=None))["nvidia"].last
         assert found(replace(SIBLING, driver=Driver("nouveau", "nouveau")))["nvidia"].last
 
+    @pytest.mark.parametrize("last", [True, False])
+    def test_nor_is_one_the_last_while_another_driver_of_its_module_has_something(self, last: bool) -> None:
+        """What is unloaded is the module, and nvidia's brings two drivers: the other one has the NVSwitches."""
+        switch = function("0000:02:00.0", 0x068000, group=2)
+        switch = replace(switch, driver=Driver("nvidia-nvswitch", "nvidia" if not last else "nvidia_nvswitch"))
+        nvidia = found(switch)["nvidia"]
+        assert (nvidia.last, nvidia.unload) == (last, last)
+        stuck = replace(host(), pci_drivers={"nvidia-nvswitch": str(switch.driver and switch.driver.module)})
+        (*_, nvidia) = occupations(GPU, stuck, AUTO, frozenset({"nvidia-nvswitch"}))
+        assert (nvidia.last, nvidia.unload) == (last, last)
+
     def test_nobody_is_the_last_of_a_driver_that_the_kernel_is_stuck_in(self) -> None:
         """A device that is being unbound shows no driver any more."""
         (*_, nvidia) = occupations(GPU, host(replace(SIBLING, driver=None)), AUTO, frozenset({"nvidia"}))

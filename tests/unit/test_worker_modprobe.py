@@ -16,6 +16,7 @@ import pytest
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.drivers import Candidate
 from tests.unit.sysfs_tree import Tree
 
 GPU = PciAddress.parse("0000:01:00.0")
@@ -24,12 +25,16 @@ MODALIAS = "pci:v000010DEd00002484sv00001043sd000087C1bc03sc00i00"
 # What `modprobe -R` prints for the alias, and `modprobe -D -b` for each of those.
 LOOKUP = f"""
 case "$*" in
-"-R {MODALIAS}") printf 'nvidiafb\\nnouveau\\nnvidia_vgpu_vfio\\nnvidia\\nradeon\\nnouveau\\n' ;;
+"-R {MODALIAS}") printf 'nvidiafb\\nnouveau\\nnvidia_vgpu_vfio\\nnvidia_current_drm\\nnvidia\\nradeon\\nnouveau\\n' ;;
 "-D -b nvidiafb") ;;
 "-D -b nouveau")
     echo 'insmod /lib/modules/6.1.0/kernel/drivers/gpu/drm/drm.ko '
     echo 'insmod /lib/modules/6.1.0/kernel/drivers/gpu/drm/nouveau/nouveau.ko.xz modeset=1' ;;
-"-D -b nvidia") echo 'builtin nvidia' ;;
+"-D -b nvidia_current_drm")
+    echo 'insmod /lib/modules/6.1.0/updates/dkms/nvidia-current.ko '
+    echo 'install modprobe nvidia ; modprobe -i nvidia-current-modeset $CMDLINE_OPTS '
+    echo 'insmod /lib/modules/6.1.0/updates/dkms/nvidia-current-drm.ko modeset=1' ;;
+"-D -b nvidia") echo 'install modprobe -i nvidia-current $CMDLINE_OPTS ' ;;
 "-D -b radeon") echo 'install /bin/false ' ;;
 *) echo "unexpected: $*" >&2; exit 3 ;;
 esac
@@ -46,7 +51,11 @@ def tree(tmp_path: Path) -> Tree:
 async def test_candidates_leave_out_what_would_not_be_loaded(tree: Tree, kernel: LinuxKernel) -> None:
     """Here nvidiafb is blacklisted, and radeon's install command is `false`; vfio's modules are never host drivers."""
     tree.tool("modprobe", LOOKUP)
-    assert await kernel.candidates(GPU) == ("nouveau", "nvidia")
+    assert await kernel.candidates(GPU) == (
+        Candidate("nouveau", frozenset({"drm"})),
+        Candidate("nvidia_current_drm", frozenset({"nvidia_current"})),
+        Candidate("nvidia"),
+    )
 
 
 async def test_no_candidates(tree: Tree, kernel: LinuxKernel) -> None:

@@ -17,6 +17,7 @@ from gpuswitch.host.linux.adopted import Adopted
 from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.linux.worker import Worker
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.drivers import Candidate
 from gpuswitch.model.facts import Captured, Consoles, Driver
 from gpuswitch.model.holders import Process
 from gpuswitch.switch.host import Kernel, Pending
@@ -75,8 +76,9 @@ class LinuxKernel(Kernel):
             captured[function] = Captured(Driver(driver, module or None) if driver else None, override or None, control)
         return captured
 
-    async def candidates(self, function: PciAddress) -> tuple[str, ...]:
-        return tuple(await self._call("find the modules for", str(function), "candidates", str(function)))
+    async def candidates(self, function: PciAddress) -> tuple[Candidate, ...]:
+        found = await self._call("find the modules for", str(function), "candidates", str(function))
+        return tuple(Candidate(module, frozenset(needs)) for module, *needs in map(str.split, found))
 
     async def load(self, module: str) -> None:
         await self._call("load", module, "load", module)

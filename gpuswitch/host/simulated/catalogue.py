@@ -65,6 +65,7 @@ _SOUND = PciDriver(
 _NVIDIA = PciDriver(
     "nvidia", (alias(NVIDIA, 0x03, 0x00), alias(NVIDIA, 0x03, 0x02)), makes="nvidia", waits="S", suspends=True
 )
+_NVSWITCH = PciDriver("nvidia-nvswitch", (alias(NVIDIA, 0x06, 0x80),), suspends=True)
 _NVIDIA_VERSION = "580.105.08"
 
 
@@ -90,7 +91,8 @@ MODULES = (
     Module("i915", (_graphics("i915", alias(INTEL, 0x03, 0x00)),), pins=True),
     Module("amdgpu", (_graphics("amdgpu", alias(AMD, 0x03, 0x00), alias(AMD, 0x03, 0x80)),)),
     Module("nouveau", (_graphics("nouveau", alias(NVIDIA, 0x03)),), pins=True, blacklisted=True),
-    Module("nvidia", (_NVIDIA,), needs_device=True, version=_NVIDIA_VERSION),
+    Module("nvidiafb", (_other("nvidiafb", alias(NVIDIA, 0x03)),), blacklisted=True),
+    Module("nvidia", (_NVSWITCH, _NVIDIA), needs_device=True, version=_NVIDIA_VERSION),
     Module("nvidia_uvm", requires=("nvidia",), version=_NVIDIA_VERSION),
     Module("nvidia_modeset", requires=("nvidia",), version=_NVIDIA_VERSION),
     Module(
@@ -98,6 +100,8 @@ MODULES = (
         requires=("nvidia_modeset",),
         above="nvidia",
         makes="drm",
+        # The table of nvidia's is compiled into this one, too (nv-pci-table.c), which has no driver of the PCI bus.
+        aliases=(*_NVSWITCH.aliases, *_NVIDIA.aliases),
         version=_NVIDIA_VERSION,
         modeset=True,
     ),

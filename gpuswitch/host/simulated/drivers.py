@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 
+from gpuswitch.model.drivers import Candidate
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Driver
 
 
@@ -52,7 +54,8 @@ class Module:
     `above`: it makes a `Card` of the kind `makes` of each device that the driver of this name has, as nvidia_drm does;
     `keeps`: and keeps the device in use for as long as it is loaded. `pins`: fbcon holds a reference to it while it
     shows a frame buffer of it. `needs_device`: it refuses to load where there is no device that it can have, as
-    nvidia's does. `version` and `modeset`: see `gpuswitch.model.facts.Module`.
+    nvidia's does. `aliases`: it says that it is for these, besides what its drivers match. `version` and `modeset`: see
+    `gpuswitch.model.facts.Module`.
     """
 
     name: str
@@ -64,8 +67,13 @@ class Module:
     pins: bool = False
     blacklisted: bool = False
     needs_device: bool = False
+    aliases: tuple[str, ...] = ()
     version: str = ""
     modeset: bool = False
+
+    def is_for(self, modalias: str) -> bool:
+        """Whether modules.alias has it for a device: that it has a driver for that does not follow."""
+        return _match(self.aliases, modalias) or any(driver.matches(modalias) for driver in self.drivers)
 
 
 class Drivers:
@@ -135,15 +143,15 @@ class Drivers:
         for driver in module.drivers:
             del self._registered[driver.name]
 
-    def candidates(self, modalias: str) -> tuple[str, ...]:
-        """The modules that udev would load for a device, without those for vfio."""
-        return tuple(
-            module.name
-            for module in self.modules.values()
-            if not any(driver.vfio for driver in module.drivers)
-            and not module.blacklisted
-            and any(driver.matches(modalias) for driver in module.drivers)
-        )
+    def candidates(self, modalias: str) -> tuple[Candidate, ...]:
+        """The modules that udev would load for a device, without those for vfio, and without what cannot be loaded."""
+        wanted = (m for m in self.modules.values() if m.is_for(modalias) and not m.blacklisted)
+        found = []
+        for module in wanted:
+            with suppress(KeyError):
+                if not any(driver.vfio for driver in module.drivers):
+                    found.append(Candidate(module.name, frozenset(self.needed(module.name)[:-1])))
+        return tuple(found)
 
     def first_match(self, modalias: str, override: str | None) -> PciDriver | None:
         known = (d for d, module in self._registered.values() if module not in self.leaving)

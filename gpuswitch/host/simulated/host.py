@@ -16,6 +16,7 @@ from gpuswitch.host.simulated.processes import SimulatedProcesses
 from gpuswitch.host.simulated.systemd import SimulatedSystemd
 from gpuswitch.host.simulated.workers import Worker
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.drivers import Candidate
 from gpuswitch.model.facts import Captured, Consoles, HostFacts
 from gpuswitch.model.holders import Process
 from gpuswitch.switch.host import Host, Kernel, Pending
@@ -122,7 +123,7 @@ class SimulatedKernel(Kernel):
 
         return await self._run(each, Call("read the settings of", _names(functions)))
 
-    async def candidates(self, function: PciAddress) -> tuple[str, ...]:
+    async def candidates(self, function: PciAddress) -> tuple[Candidate, ...]:
         work = partial(self._machine.modules.candidates, function)
         return await self._run(work, Call("find the modules for", function))
 

@@ -15,7 +15,7 @@ from gpuswitch.host.simulated.drivers import Module, matches
 from gpuswitch.host.simulated.faults import Call
 from gpuswitch.model import facts
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.drivers import MODULES
+from gpuswitch.model.drivers import MODULES, Candidate
 
 _SHOWN = tuple(sorted(MODULES))
 
@@ -52,16 +52,21 @@ class Modules:
         return len(self._drivers.users(name)) + len(self.opened(name)) + self._frame_buffers.pins(name)
 
     def at_boot(self, name: str) -> None:
-        """Load it with the machine; nothing happens where it finds no device."""
-        for module in self._drivers.missing(name):
-            if self._bus.finds_a_device(module):
-                self._drivers.register(module)
-                self._bus.bind_all()
-                self._bus.add_above(module)
+        """Load it with the machine, as far as what it needs is there and finds a device, where it refuses without."""
+        try:
+            missing = self._drivers.missing(name)
+        except KeyError:
+            return
+        for module in missing:
+            if not self._bus.finds_a_device(module):
+                return
+            self._drivers.register(module)
+            self._bus.bind_all()
+            self._bus.add_above(module)
 
     # The operations of the kernel.
 
-    async def candidates(self, function: PciAddress, call: Call) -> tuple[str, ...]:
+    async def candidates(self, function: PciAddress, call: Call) -> tuple[Candidate, ...]:
         device = self._bus.device(call, function)
         await self._bus.faults.strike("candidates", function).land(call)
         return self._drivers.candidates(device.shape.modalias)
@@ -116,7 +121,7 @@ class Modules:
 
     async def found(self, device: Device) -> None:
         """There is a new device: udev hears of it, and loads what fits it, and what belongs on top of that."""
-        wanted = list(self._drivers.candidates(device.shape.modalias))
+        wanted = [each.module for each in self._drivers.candidates(device.shape.modalias)]
         wanted += (m.name for m in self._drivers.modules.values() if not {*wanted}.isdisjoint(m.requires))
         for name in wanted:
             # Nobody asks what comes of that.

@@ -57,7 +57,7 @@ def boot(devices: Iterable[Device], **options: Unpack[Options]) -> SimulatedHost
         for module in modules.values()
         if module.name != VFIO_MODULE
         and not module.blacklisted
-        and any(driver.matches(device.shape.modalias) for driver in module.drivers for device in devices)
+        and any(module.is_for(device.shape.modalias) for device in devices)
     ]
     # What sits on top of a driver is loaded with it, as its maker's files for modprobe say. It stands behind it.
     for module in modules.values():
@@ -210,6 +210,11 @@ def superchip(**options: Unpack[Options]) -> SimulatedHost:
     return boot([port("0009:00:00.0", 20), gpu], **options)
 
 
+def reserved() -> SimulatedHost:
+    """As `plain`, with the GeForce given to vfio-pci on the kernel command line: no host driver has ever seen it."""
+    return plain(vfio_ids=[(NVIDIA, device) for device in (0x2484, 0x228B, 0x1AD8, 0x1AD9)])
+
+
 SCENARIOS: Mapping[str, Callable[..., SimulatedHost]] = {
-    scenario.__name__: scenario for scenario in (laptop, plain, server, shared, apu, single, superchip)
+    scenario.__name__: scenario for scenario in (laptop, plain, server, shared, apu, single, superchip, reserved)
 }

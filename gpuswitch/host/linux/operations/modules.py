@@ -21,6 +21,8 @@ class Modules:
     def candidates(self, address: str) -> list[str]:
         """Modules for the function's modalias, as `modprobe` itself resolves it, minus vfio's and barred ones.
 
+        Each is followed by what is loaded before it, in one string: `nvidia_drm drm nvidia nvidia_modeset`.
+
         `modprobe -R` looks an alias up and prints every match, blacklisted or not: it returns before the flag of `-b`
         is used (insmod_insert in kmod's tools/modprobe.c). `-D -b` shows what a load would do, and obeys both.
         """
@@ -33,7 +35,8 @@ class Modules:
                 return []
             raise _kmod_failure(address, "modprobe", status, lines)
         found = [line for line in lines if is_name(line) and "vfio" not in line]
-        return [name for name in dict.fromkeys(found) if self._loadable(address, name)]
+        loads = {name: self._load_of(address, name) for name in dict.fromkeys(found)}
+        return [" ".join([name, *needs]) for name, needs in loads.items() if needs is not None]
 
     def load(self, module: str) -> list[str]:
         """`modprobe MODULE`, unless it is there already."""
@@ -82,18 +85,27 @@ class Modules:
     def _state(self, module: str) -> str:
         return contents(f"{self._sysfs}/module/{module.replace('-', '_')}/initstate")
 
-    def _loadable(self, subject: str, module: str) -> bool:
+    def _load_of(self, subject: str, module: str) -> list[str] | None:
+        """What a load of this module loads before it; None: nothing would be loaded.
+
+        An install command is run instead of a load, of this module or of one before it, and names neither.
+        """
         status, lines = self._run(subject, "modprobe", "-D", "-b", module)
-        if status:
-            return False
-        for line in lines:
+        before: list[str] = []
+        commands = False
+        for line in [] if status else lines:
             kind, _, rest = line.strip().partition(" ")
             name = last(rest.split(" ")[0])
-            if kind == "install":
-                return name not in _NEVER
-            if kind in {"insmod", "builtin"} and name.partition(".ko")[0].replace("-", "_") == module:
-                return True
-        return False
+            if kind == "install" and name in _NEVER:
+                return None
+            commands = commands or kind == "install"
+            if kind not in {"insmod", "builtin"}:
+                continue
+            name = name.partition(".ko")[0].replace("-", "_")
+            if name == module:
+                return before
+            before.append(name)
+        return before if commands else None
 
     def _nvidia_smi(self, address: str, *arguments: str) -> str:
         """The first line that it says; its errors begin with their cause, too."""
