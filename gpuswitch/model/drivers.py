@@ -52,7 +52,8 @@ class Profile:
     `chain`: the modules around it, in the order in which they can be unloaded, its own last; loaded in reverse.
     `unload_detaches`: for the last device, unloading the chain is the safe way to detach it. `waits`: its remove()
     waits for whoever has the device open, so references to its module that no process explains count as a holder.
-    `needs_device`: its module does not load where it finds no device.
+    `needs_device`: its module does not load where it finds no device. `shows` are those of the chain without which the
+    device has no picture.
     `units` have the device open for the host's comfort, and are stopped where they are active. `nodes` are device nodes
     that all devices of the driver share, below /dev. `unbind_seconds`: an unbind may rightly take this long.
     `forgets_from`: from this version on it waits for ever, since it does not notice who lets go; `forgets_until` are
@@ -74,6 +75,7 @@ class Profile:
     modeset: str = ""
     persistence: bool = False
     needs_device: bool = False
+    shows: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
@@ -105,6 +107,7 @@ _PROFILES: Mapping[str, Profile] = {
             persistence=True,
             # nvidia_init_module: "No NVIDIA GPU found".
             needs_device=True,
+            shows=("nvidia_drm",),
         ),
         # The USB-C controller of Turing cards: its ucsi_ccg gives up on a silent port after minutes only.
         Profile("nvidia-gpu", chain=("ucsi_ccg", "i2c_nvidia_gpu"), unbind_seconds=200.0),
@@ -112,7 +115,7 @@ _PROFILES: Mapping[str, Profile] = {
         Profile("snd_hda_intel", chain=("snd_hda_intel",), waits=True),
         Profile("nouveau", chain=("nouveau",)),
         # Its DRM device is made by nova_drm.
-        *(Profile(name, chain=("nova_drm", "nova_core")) for name in ("nova-core", "NovaCore")),
+        *(Profile(name, chain=("nova_drm", "nova_core"), shows=("nova_drm",)) for name in ("nova-core", "NovaCore")),
         Profile("amdgpu", chain=("amdgpu",)),
         Profile("i915", chain=("i915",)),
         Profile("xe", chain=("xe",)),

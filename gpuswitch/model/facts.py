@@ -172,7 +172,8 @@ class HostFacts:
     that a driver profile names (`gpuswitch.model.drivers`) and that are in the kernel, by name. `boot_framebuffers`:
     those that a driver has. `console_map`: the frame buffers that the kernel's command line gives text consoles to
     (`fbcon=map:`), None where it says nothing of it. `autoprobe`: a driver that registers, or a device that is found,
-    is bound without being asked for (`drivers_autoprobe` of the PCI bus).
+    is bound without being asked for (`drivers_autoprobe` of the PCI bus). `modules_on_disk`: the index of the running
+    kernel's modules is there; some distributions remove it with the kernel's package.
     """
 
     functions: Mapping[PciAddress, PciFunction]
@@ -185,6 +186,7 @@ class HostFacts:
     boot_framebuffers: tuple[BootFramebuffer, ...] = ()
     console_map: frozenset[int] | None = None
     autoprobe: bool = True
+    modules_on_disk: bool = True
 
     @property
     def vfio_without_groups(self) -> bool:

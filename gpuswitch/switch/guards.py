@@ -108,7 +108,8 @@ def _host_ready(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
 def _drivers(gpu: Gpu, facts: HostFacts, named: str) -> Iterator[Blocker]:
     for driver in dict.fromkeys(vfio_drivers(gpu, facts, named).values()):
         if not vfio_available(driver, facts):
-            yield Blocker("no_vfio", f"the driver {driver.name} is not available: its kernel module is not installed")
+            why = "its kernel module is not installed" if facts.modules_on_disk else f"the {GONE}: restart the machine"
+            yield Blocker("no_vfio", f"the driver {driver.name} is not available: {why}")
 
 
 def without_groups(gpu: Gpu, target: State, facts: HostFacts) -> Iterator[Blocker]:
@@ -156,6 +157,7 @@ def _boot_display(gpu: Gpu, facts: HostFacts) -> list[Blocker]:
     ]
 
 
+GONE = "modules of the running kernel are not on disk any more, as after an upgrade of it"
 NO_GROUPS = "this kernel has no VFIO groups; use one with CONFIG_VFIO_GROUP"
 
 _KINDS: Mapping[Kind, str] = {

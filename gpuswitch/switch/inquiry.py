@@ -50,7 +50,11 @@ class Inquiry:
         occupied = rules.occupations(
             self.gpu, self.facts, self._rules.module_policy, frozenset(self.arbiter.stuck.values())
         )
-        found = [*found, *rules.cannot_let_go(self.gpu, self.facts, occupied)]
+        found = [
+            *found,
+            *rules.cannot_let_go(self.gpu, self.facts, occupied),
+            *rules.no_way_home(self.facts, occupied),
+        ]
         if found:
             raise refusal([*found, *await self._besides(occupied)])
         async with answered(self.config.deadlines.capture):

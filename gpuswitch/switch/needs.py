@@ -15,7 +15,7 @@ from gpuswitch.model.facts import BootFramebuffer, Driver, HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, Sought, Unit
 from gpuswitch.model.policy import Busy, ModulePolicy
-from gpuswitch.switch.guards import Blocker
+from gpuswitch.switch.guards import GONE, Blocker
 from gpuswitch.switch.holding import Leaving, is_logind, never_ended, sentences
 
 AUTOPROBE = "/sys/bus/pci/drivers_autoprobe"
@@ -157,6 +157,17 @@ def cannot_load(drivers: Iterable[Driver], facts: HostFacts) -> Iterator[Blocker
                 f"the module {driver.module} is given no device, and does not load, while {AUTOPROBE} is 0: "
                 "write 1 to it first",
             )
+
+
+def no_way_home(facts: HostFacts, found: Iterable[Occupation]) -> Iterator[Blocker]:
+    """Modules that would be unloaded, and could not be loaded again."""
+    modules = [module for occupation in found if occupation.unload for module in reversed(occupation.loaded)]
+    if modules and not facts.modules_on_disk:
+        yield Blocker(
+            "no_modules",
+            f"{', '.join(modules)} would have to be unloaded and could not be loaded again, since the {GONE}: "
+            "restart the machine first",
+        )
 
 
 def cannot_let_go(gpu: Gpu, facts: HostFacts, found: Iterable[Occupation]) -> Iterator[Blocker]:

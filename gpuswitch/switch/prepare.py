@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from gpuswitch.config import Config, GpuConfig
 from gpuswitch.errors import Failed, InProgress, KernelError, NotViable, Owned, Wedged
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.drivers import around, from_module, from_name, host_drivers, named_surely, vfio_drivers
+from gpuswitch.model.drivers import around, from_module, from_name, host_drivers, named_surely, profile_of, vfio_drivers
 from gpuswitch.model.facts import VFIO_DRIVER, Captured, Driver, HostFacts, Kind, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Scan, Sought, Unit
@@ -22,7 +22,7 @@ from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.books import machines_with, sentence
-from gpuswitch.switch.guards import blockers, refusal, without_groups
+from gpuswitch.switch.guards import GONE, blockers, refusal, without_groups
 from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.host import Host, Kernel
 from gpuswitch.switch.inquiry import Inquiry
@@ -87,6 +87,7 @@ class Preparation:
         async with answered(self.config.deadlines.capture):
             now = await self.kernel.capture(self.gpu.functions)
             baseline = await self._baseline(now)
+            shows = await self._without_which_it_shows_nothing(baseline)
         waits = self.options.policy(rules.busy) is Busy.WAIT and not self.starting
         if not self.asking and not waits:
             await self._hold_groups()
@@ -104,7 +105,7 @@ class Preparation:
             units_later=self.starting,
             vtconsoles=self.arbiter.unbound(),
         )
-        return to_host(self.gpu, self.facts, now, Owed(baseline).and_before(self.owed), back)
+        return to_host(self.gpu, self.facts, now, Owed(baseline, modules=shows).and_before(self.owed), back)
 
     async def plan_rough(self, rough: Sequence[Step]) -> Plan:
         """The plan of a rung of the ladder that comes before a way to the host. Raises as `plan` does."""
@@ -168,9 +169,21 @@ class Preparation:
             found = host_drivers(seen, await self.kernel.candidates(function), self.facts)
             if not found and seen.kind is not Kind.DISPLAY:
                 return Captured(None, None, captured.power_control)
+            if not found and not self.facts.modules_on_disk:
+                raise NotViable(
+                    f"{function} was on a vfio driver before gpuswitch looked, and its driver cannot be loaded: the "
+                    f"{GONE}: restart the machine first"
+                )
             driver = _only(found, seen)
         # Whoever put it on its vfio driver before us may have aimed the override there; at home it would be in the way.
         return Captured(driver, None, captured.power_control)
+
+    async def _without_which_it_shows_nothing(self, baseline: Baseline) -> tuple[str, ...]:
+        """Modules around the drivers of functions that nobody saw on the host: what was loaded there is not known."""
+        first = {c.driver for a, c in baseline.items() if c.driver and a not in self.owed.functions}
+        here = {f.driver for f in self.gpu.present(self.facts)}
+        wanted = dict.fromkeys(module for driver in first - here for module in profile_of(driver).shows)
+        return await self.kernel.loadable(tuple(wanted)) if wanted else ()
 
     def _named_in_the_config(self, name: str) -> Driver:
         registered = self.facts.pci_drivers

@@ -135,6 +135,12 @@ async def module_binds_what_waits_for_it(bench: Bench) -> None:
 
 
 @case
+async def loadable_are_those_that_are_installed(bench: Bench) -> None:
+    own = str(bench.audio_driver.module)
+    assert await bench.kernel.loadable((own, "no_such_module", VFIO_MODULE)) == (own, VFIO_MODULE)
+
+
+@case
 async def candidates_are_the_modules_of_the_function(bench: Bench) -> None:
     assert bench.display_driver.module in {each.module for each in await bench.kernel.candidates(bench.display)}
     audio = {each.module: each.needs for each in await bench.kernel.candidates(bench.audio)}

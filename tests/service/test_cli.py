@@ -119,6 +119,7 @@ async def test_a_card_that_vfio_pci_had_from_boot_on_comes_home(start: Start, ct
     planned = ctl("plan", "geforce", "host")
     assert (planned.returncode, planned.stderr) == (0, "")
     assert re.search(rf"bind {DISCRETE} to nvidia \(", planned.stdout)
+    assert "load nvidia_drm (" in planned.stdout
     home = ctl("to-host", "geforce")
     assert (home.returncode, home.stderr) == (0, "")
     assert [each["driver"] for each in field(ctl, "functions")] == ["nvidia", "snd_hda_intel", "xhci_hcd", "nvidia-gpu"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,29 @@ class TestOnVfio:
         await bed.moved(actor, State.HOST)
         assert home(bed.machine, GPU)[:3] == ("nvidia", "nvidia", None)
         assert bed.debts == []
+
+    @pytest.mark.parametrize("barred", ["", "nvidia_drm", "nvidia_modeset"])
+    async def test_shows_a_picture_at_home_where_the_host_lets_it(self, barred: str, tmp_path: Path) -> None:
+        """Without nvidia_drm there is no DRM device; who blacklists it, or has not installed it, wants none."""
+        bed = await Bed.of("reserved", tmp_path)
+        modules = dict(bed.machine.drivers.modules)
+        if barred == "nvidia_drm":
+            modules[barred] = replace(modules[barred], blacklisted=True)
+        elif barred:
+            del modules[barred]
+        bed.machine.drivers.modules = modules
+        actor = bed.fleet.find("01:00.0")
+        plan = await actor.plan(State.HOST)
+        assert ("load nvidia_drm" in [step.title for step in plan.steps]) is (not barred)
+        await bed.moved(actor, State.HOST)
+        assert any("/dri/" in node for node in bed.machine.look().functions[GPU].nodes) is (not barred)
+
+    async def test_says_why_where_no_module_can_be_loaded(self, tmp_path: Path) -> None:
+        bed = await Bed.of("reserved", tmp_path)
+        bed.machine.drivers.modules = {}
+        bed.machine.changed(None)
+        with pytest.raises(NotViable, match=r"0000:01:00\.0 .* not on disk .*: restart the machine first"):
+            await bed.fleet.find("01:00.0").request(State.HOST)
 
     @pytest.mark.parametrize("name", ["NovaCore", "nova-core"])
     async def test_goes_to_a_driver_whose_name_shows_once_its_module_is_loaded(self, name: str, tmp_path: Path) -> None:

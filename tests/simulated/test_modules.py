@@ -11,7 +11,7 @@ import pytest
 
 from gpuswitch.errors import Busy as BusyError
 from gpuswitch.errors import NotViable
-from gpuswitch.host.simulated.catalogue import DISPLAY_3D, MODULES, NVIDIA, Slot, port
+from gpuswitch.host.simulated.catalogue import AMD, DISPLAY_3D, MODULES, NVIDIA, VGA, Slot, port
 from gpuswitch.host.simulated.drivers import Module
 from gpuswitch.host.simulated.faults import Errno, Hang, Silent
 from gpuswitch.host.simulated.host import SimulatedHost
@@ -56,6 +56,26 @@ def at_unload(bed: Bed, then: Callable[[], None]) -> None:
             then()
 
     bed.witness.on_step = hear
+
+
+async def test_modules_that_are_gone_from_disk_are_not_unloaded(tmp_path: Path) -> None:
+    """As pacman leaves it after an upgrade of the kernel. What stays loaded comes home without."""
+    bed = await Bed.made(two_kinds(), tmp_path, config())
+    await bed.host.kernel("somebody").load("vfio_pci")
+    bed.machine.drivers.modules = {}
+    nvidia, amdgpu = (bed.fleet.find(f"0{n}:00.0") for n in (1, 2))
+    before = bed.snapshot()
+    for ask in (nvidia.plan, nvidia.request):
+        with pytest.raises(NotViable, match=r"nvidia_drm would have to be unloaded .*: restart the machine first"):
+            await ask(State.VFIO)
+    await bed.moved(amdgpu, State.VFIO)
+    await bed.moved(amdgpu, State.HOST)
+    assert (bed.snapshot(), bed.debts) == (before, [])
+
+
+def two_kinds() -> SimulatedHost:
+    geforce, radeon = (Slot(f"0000:0{n}:00", n, f"0000:00:0{n}.0") for n in (1, 2))
+    return boot([geforce.function(0, NVIDIA, 0x2484, VGA), radeon.function(0, AMD, 0x73BF, VGA)])
 
 
 class TestLastCard:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gpuswitch.errors import Busy, GpuswitchError, InProgress, NotViable, Owned, Wedged
@@ -80,6 +82,10 @@ class TestToVfio:
     def test_needs_the_driver(self) -> None:
         host = facts(card().functions.values(), vfio_available=False)
         assert reasons(host) == {"no_vfio": "the driver vfio-pci is not available: its kernel module is not installed"}
+
+    def test_says_why_no_module_can_be_loaded(self) -> None:
+        host = replace(facts(card().functions.values(), vfio_available=False), modules_on_disk=False)
+        assert reasons(host)["no_vfio"].endswith("not on disk any more, as after an upgrade of it: restart the machine")
 
     def test_names_the_neighbour_its_driver_its_group_and_the_remedy(self) -> None:
         host = facts([*card().functions.values(), function("0000:02:00.0", ETHERNET, "r8169")])

@@ -21,6 +21,7 @@ from gpuswitch.switch.needs import (
     cannot_let_go,
     everything,
     moves_in_turns,
+    no_way_home,
     occupations,
     refuse_holders,
     sought,
@@ -59,6 +60,20 @@ def with_version(version: str) -> dict[str, Module]:
 
 def found(*more: PciFunction, on: tuple[str | None, ...] = HOME, policy: ModulePolicy = AUTO) -> dict[str, Occupation]:
     return {o.profile.driver: o for o in occupations(GPU, host(*more, on=on), policy)}
+
+
+@pytest.mark.parametrize(("on_disk", "policy", "refused"), [(False, AUTO, 1), (False, NEVER, 0), (True, AUTO, 0)])
+def test_what_could_not_be_loaded_again_is_not_unloaded(*, on_disk: bool, policy: ModulePolicy, refused: int) -> None:
+    seen = replace(host(), modules_on_disk=on_disk)
+    blockers = list(no_way_home(seen, occupations(GPU, seen, policy)))
+    assert len(blockers) == refused
+    for blocker in blockers:
+        assert blocker.reason == "no_modules"
+        assert blocker.sentence == (
+            "nvidia, nvidia_uvm, nvidia_modeset, nvidia_drm would have to be unloaded and could not be loaded again, "
+            "since the modules of the running kernel are not on disk any more, as after an upgrade of it: "
+            "restart the machine first"
+        )
 
 
 class TestOccupations:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,12 @@ def test_whether_drivers_take_what_they_match_by_themselves(tree: Tree, text: st
     if text is not None:
         (tree.sys / "bus/pci/drivers_autoprobe").write_text(text)
     assert Sysfs(tree.roots).look().autoprobe is autoprobe
+
+
+def test_the_modules_of_the_running_kernel_may_be_gone_from_disk(tree: Tree) -> None:
+    sysfs = Sysfs(tree.roots)
+    assert not sysfs.look().modules_on_disk
+    tree.installed("modules.dep", "")
+    assert sysfs.look().modules_on_disk
+    (tree.modules / platform.release() / "modules.dep").unlink()
+    assert not sysfs.look().modules_on_disk

@@ -58,6 +58,12 @@ async def test_candidates_leave_out_what_would_not_be_loaded(tree: Tree, kernel:
     )
 
 
+async def test_loadable(tree: Tree, kernel: LinuxKernel) -> None:
+    tree.tool("modprobe", LOOKUP)
+    asked = ("nvidiafb", "nouveau", "nvidia_current_drm", "nvidia", "radeon", "nobody")
+    assert await kernel.loadable(asked) == ("nouveau", "nvidia_current_drm", "nvidia")
+
+
 async def test_no_candidates(tree: Tree, kernel: LinuxKernel) -> None:
     tree.tool(
         "modprobe", f"echo 'modprobe: FATAL: Module {MODALIAS} not found in directory /lib/modules/6.1.0' >&2; exit 1"

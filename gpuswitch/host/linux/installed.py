@@ -20,6 +20,16 @@ class Installed:
         self._folder = f"{modules}/{os.uname().release}"
         self._known: dict[str, tuple[int, list[tuple[str, ...]]]] = {}
 
+    def on_disk(self) -> bool:
+        """Whether the index of its modules is there."""
+        try:
+            os.stat(f"{self._folder}/modules.dep")  # noqa: PTH116 - a Path takes several times as long, at each look
+        except OSError as error:
+            if is_gone(error):
+                return False
+            raise
+        return True
+
     def vfio_pci(self) -> bool:
         """Whether vfio_pci is there, as a module or built in."""
         return any(self._found(index, _VFIO_FILE) for index in ("modules.dep", "modules.builtin"))

@@ -134,6 +134,7 @@ class Sysfs:
             boot_framebuffers=framebuffers,
             console_map=self._console_map,
             autoprobe=_first_line(f"{self._roots.sysfs}/bus/pci/drivers_autoprobe") != "0",
+            modules_on_disk=self._installed.on_disk(),
         )
 
     def _functions(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -145,13 +144,21 @@ class Drivers:
 
     def candidates(self, modalias: str) -> tuple[Candidate, ...]:
         """The modules that udev would load for a device, without those for vfio, and without what cannot be loaded."""
-        wanted = (m for m in self.modules.values() if m.is_for(modalias) and not m.blacklisted)
-        found = []
-        for module in wanted:
-            with suppress(KeyError):
-                if not any(driver.vfio for driver in module.drivers):
-                    found.append(Candidate(module.name, frozenset(self.needed(module.name)[:-1])))
-        return tuple(found)
+        return tuple(
+            Candidate(module.name, frozenset(self.needed(module.name)[:-1]))
+            for module in self.modules.values()
+            if not any(driver.vfio for driver in module.drivers)
+            and module.is_for(modalias)
+            and self.loadable(module.name)
+        )
+
+    def loadable(self, name: str) -> bool:
+        """Whether it, and what it needs, is installed, and it is not blacklisted."""
+        try:
+            self.needed(name)
+        except KeyError:
+            return False
+        return not self.modules[name].blacklisted
 
     def first_match(self, modalias: str, override: str | None) -> PciDriver | None:
         known = (d for d, module in self._registered.values() if module not in self.leaving)

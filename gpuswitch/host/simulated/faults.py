@@ -15,6 +15,7 @@ Operation = Literal[
     "libvirt",
     "capture",
     "candidates",
+    "loadable",
     "load",
     "keep_awake",
     "set_power_control",

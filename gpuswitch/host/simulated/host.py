@@ -127,6 +127,10 @@ class SimulatedKernel(Kernel):
         work = partial(self._machine.modules.candidates, function)
         return await self._run(work, Call("find the modules for", function))
 
+    async def loadable(self, modules: Sequence[str]) -> tuple[str, ...]:
+        work = partial(self._machine.modules.loadable, modules)
+        return await self._run(work, Call("find the modules", ", ".join(modules)))
+
     async def load(self, module: str) -> None:
         await self._run(partial(self._machine.modules.load, module), Call("load", module))
 

@@ -90,6 +90,7 @@ class Machine(Bus):
                 boot_framebuffers=self.frame_buffers.boot(),
                 console_map=self.frame_buffers.console_map,
                 autoprobe=self.autoprobe,
+                modules_on_disk=bool(self.drivers.modules),
             )
         return self._facts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 
 from gpuswitch.errors import KernelError
@@ -71,18 +72,23 @@ class Modules:
         await self._bus.faults.strike("candidates", function).land(call)
         return self._drivers.candidates(device.shape.modalias)
 
+    async def loadable(self, names: Sequence[str], call: Call) -> tuple[str, ...]:
+        await self._bus.faults.strike("loadable", ", ".join(names)).land(call)
+        return tuple(name for name in names if self._drivers.loadable(name))
+
     async def load(self, name: str, call: Call) -> None:
         """ENOENT: no such module is installed (modprobe ends with 1, says `not found`). ENODEV: it found no device."""
         strike = self._bus.faults.strike("load", name)
         try:
-            needed = self._drivers.needed(name)
+            there = self._drivers.loaded(name) is not None and name not in self._drivers.leaving
+            needed = () if there else self._drivers.needed(name)
         except KeyError:
             raise call.error(errno.ENOENT) from None
         if await strike.land(call):
             # One that is on its way out is waited for, and then loaded anew (finished_loading).
             while not self._drivers.leaving.isdisjoint(needed):
                 await call.wait_in(self._left.wait(), "S", "add_unformed_module")
-            await self._insert(self._drivers.missing(name), call)
+            await self._insert(() if there else self._drivers.missing(name), call)
 
     async def _insert(self, missing: tuple[Module, ...], call: Call) -> None:
         for module in missing:

@@ -38,6 +38,10 @@ class Modules:
         loads = {name: self._load_of(address, name) for name in dict.fromkeys(found)}
         return [" ".join([name, *needs]) for name, needs in loads.items() if needs is not None]
 
+    def loadable(self, *modules: str) -> list[str]:
+        """Those that are installed, and that modprobe's configuration does not bar."""
+        return [module for module in modules if self._load_of(module, checked_name(module)) is not None]
+
     def load(self, module: str) -> list[str]:
         """`modprobe MODULE`, unless it is there already."""
         checked_name(module)
