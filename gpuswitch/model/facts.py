@@ -131,11 +131,15 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class BootFramebuffer:
-    """A platform device that the firmware's frame buffer became (`efi-framebuffer.0`), in the memory of `function`."""
+    """A platform device that the firmware's frame buffer became (`efi-framebuffer.0`), in the memory of `function`.
+
+    `nodes` are those that its driver made, below /dev (`fb0`, `dri/card0`).
+    """
 
     device: str
     driver: str
     function: PciAddress
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

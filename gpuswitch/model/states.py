@@ -86,7 +86,8 @@ EDGES: tuple[Edge, ...] = (
     *_edges("seen_mixed", State.UNKNOWN, State.HOST, State.VFIO, State.ABSENT),
     *_edges("seen_gone", State.ABSENT, *(s for s in State if s not in (State.WEDGED, State.ABSENT))),
     # A switch.
-    *_edges("detach", State.DETACHING, State.HOST, State.UNKNOWN),
+    # From vfio too: where somebody else put it there, the firmware's frame buffer may still be in its memory.
+    *_edges("detach", State.DETACHING, State.HOST, State.UNKNOWN, State.VFIO),
     *_edges("detached", State.VFIO, State.DETACHING),
     # From host too: where somebody else brought the functions home, what we changed besides is still to be undone.
     *_edges("reattach", State.REATTACHING, State.VFIO, State.UNKNOWN, State.HOST),

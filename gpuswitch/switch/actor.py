@@ -21,6 +21,7 @@ from gpuswitch.switch.guards import blockers, refusal
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.looking import seen, seen_within
+from gpuswitch.switch.needs import boot_framebuffers
 from gpuswitch.switch.observe import place, whereabouts
 from gpuswitch.switch.observer import Observer
 from gpuswitch.switch.plan import Plan
@@ -79,7 +80,7 @@ class Actor(Running):
         return drift
 
     async def plan(self, target: State, options: Options = _AS_CONFIGURED) -> Plan:
-        """The plan of a switch to `target`, without steps where it is there; or the refusal with all blockers.
+        """The plan of a switch to `target`, without steps where nothing is to do; or the refusal with all blockers.
 
         Changes nothing.
         """
@@ -89,6 +90,7 @@ class Actor(Running):
             preparation = await self._preparation(options, asking=True)
             self._refuse_owned(target)
             if self._is_at(target):
+                self._refuse_unusable(target)
                 return Plan(self.gpu, target, self._owed, ())
             return await self._planned(preparation, target)
 
@@ -117,6 +119,7 @@ class Actor(Running):
                 self._refuse_owned(target)
                 if not self._is_at(target):
                     return await self._begun(preparation, target, asker)
+                self._refuse_unusable(target)
             finally:
                 if self._task is None:
                     self._arbiter.end_turn(self.gpu.address)
@@ -231,8 +234,15 @@ class Actor(Running):
     # Deciding -------------------------------------------------------------------------------------------------------
 
     def _is_at(self, target: State) -> bool:
-        # On its host drivers, and what was changed besides is still to be undone: not home yet.
-        return self.state is target and not (target is State.HOST and self._owed)
+        # On its host drivers, and what was changed besides is still to be undone: not home yet. On vfio, with the
+        # firmware's frame buffer in its memory: no machine can use it yet.
+        short = self._owed if target is State.HOST else boot_framebuffers(self.gpu, self.facts)
+        return self.state is target and not short
+
+    def _refuse_unusable(self, target: State) -> None:
+        """On vfio, and of no use to a machine. At home, nothing is in its way."""
+        if target is State.VFIO and (found := blockers(self.gpu, target, self.state, self.facts)):
+            raise refusal(found)
 
     def _refuse_retired(self) -> None:
         if self._retired:

@@ -46,15 +46,18 @@ def blockers(
 ) -> tuple[Blocker, ...]:
     """Everything that keeps `gpu`, now in `state`, from going to `target` (State.HOST or State.VFIO).
 
+    On vfio already, it is of no use to a machine while its groups are not viable; all else is as it was taken there.
     `vfio_driver`: what the configuration names for its display functions.
     """
+    if target is state is State.VFIO:
+        return tuple(_groups(gpu, facts))
     found = [*_state(gpu, state), *_presence(gpu, facts), *without_groups(gpu, target, facts)]
     if target is State.VFIO:
         found += _immovable(gpu, facts)
         found += [
             *_host_ready(gpu, facts),
             *_drivers(gpu, facts, vfio_driver),
-            *_neighbours(gpu, facts),
+            *_groups(gpu, facts),
             *_shared_out(gpu, facts),
         ]
         if not allow_boot_display:
@@ -118,6 +121,11 @@ def without_groups(gpu: Gpu, target: State, facts: HostFacts) -> Iterator[Blocke
         yield Blocker(
             "no_vfio_groups", f"{gpu.address} cannot be kept from virtual machines while it moves: {NO_GROUPS}"
         )
+
+
+def _groups(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
+    """What keeps its groups from being given to a machine, wherever the GPU is."""
+    yield from _neighbours(gpu, facts)
 
 
 def _neighbours(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:

@@ -59,10 +59,10 @@ class Inquiry:
             raise refusal([*found, *await self._besides(occupied)])
         async with answered(self.config.deadlines.capture):
             now = await self._capture()
-        if not occupied:
-            # Nobody has open what no host driver has.
+        if not (occupied or rules.boot_framebuffers(self.gpu, self.facts)):
+            # Nobody has open what no driver has, the firmware's neither.
             return now, Needs()
-        sought = rules.sought(self.gpu, occupied)
+        sought = rules.sought(self.gpu, self.facts, occupied)
         needs, unknown = await self._units(Needs(sought=sought, occupations=occupied), occupied)
         if not unknown:
             async with answered(self.config.deadlines.module):
@@ -79,12 +79,12 @@ class Inquiry:
 
         Nothing is asked for it that takes a device lock.
         """
-        if not occupied:
+        if not (occupied or rules.boot_framebuffers(self.gpu, self.facts)):
             return ()
         unknown: tuple[Blocker, ...] = ()
         try:
             needs, unknown = await self._units(Needs(), occupied)
-            scan = await self._scan(rules.sought(self.gpu, occupied))
+            scan = await self._scan(rules.sought(self.gpu, self.facts, occupied))
             _, staying = await self._holding(needs, scan.holders)
         except GpuswitchError as error:
             return (*unknown, Blocker("unknown", str(error), type(error)))
@@ -134,7 +134,7 @@ class Inquiry:
             to=to,
             unbind_consoles=unbind,
             leave_consoles=self._rules.leave_consoles,
-            boot_framebuffers=tuple(b for b in self.facts.boot_framebuffers if b.function in self.gpu.functions),
+            boot_framebuffers=rules.boot_framebuffers(self.gpu, self.facts),
             persistent=tuple([f for f in asked if await self.kernel.persistence(f)]),
         )
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from gpuswitch.errors import Busy as BusyError
@@ -189,9 +189,14 @@ def cannot_let_go(gpu: Gpu, facts: HostFacts, found: Iterable[Occupation]) -> It
         )
 
 
-def sought(gpu: Gpu, found: Iterable[Occupation]) -> Sought:
-    """What to look for: whoever has these devices open, through whatever node."""
-    nodes: list[str] = []
+def sought(gpu: Gpu, facts: HostFacts, found: Collection[Occupation]) -> Sought:
+    """What to look for: whoever has these devices open, through whatever node.
+
+    Programs may draw on it by the firmware's frame buffer, whoever has the GPU, and if nobody does. What no host driver
+    has may have been given to a machine by hand.
+    """
+    nodes = [node for framebuffer in boot_framebuffers(gpu, facts) for node in framebuffer.nodes]
+    nodes += [f"vfio/{number}" for number in (() if found else gpu.groups(facts))]
     modules: list[str] = []
     for occupation in found:
         profile = occupation.profile
@@ -203,11 +208,16 @@ def sought(gpu: Gpu, found: Iterable[Occupation]) -> Sought:
     return Sought(gpu.functions, tuple(nodes), modules=tuple(modules))
 
 
+def boot_framebuffers(gpu: Gpu, facts: HostFacts) -> tuple[BootFramebuffer, ...]:
+    """Those that lie in the memory of this GPU."""
+    return tuple(each for each in facts.boot_framebuffers if each.function in gpu.functions)
+
+
 def everything(gpu: Gpu, facts: HostFacts) -> Sought:
     """What to look for where a person asks: whatever driver it is on."""
-    host = sought(gpu, occupations(gpu, facts, ModulePolicy.AUTO))
+    host = sought(gpu, facts, occupations(gpu, facts, ModulePolicy.AUTO))
     groups = tuple(f"vfio/{number}" for number in gpu.groups(facts))
-    return Sought(gpu.functions, host.nodes + groups, modules=host.modules)
+    return Sought(gpu.functions, tuple(dict.fromkeys(host.nodes + groups)), modules=host.modules)
 
 
 def units_to_stop(found: Iterable[Occupation], configured: Iterable[str]) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:

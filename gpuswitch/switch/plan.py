@@ -95,6 +95,7 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs 
     patience = {a: o.profile.unbind_seconds for o in needs.occupations for a in o.functions}
     arriving = [a for a in gpu.in_detach_order(facts) if driver[a] != vfio[a].name]
     leaving = [a for a in arriving if driver[a] is not None]
+    overrides = {a: now[a].override for a in gpu.functions}
     debts = _debts(needs, {a: now[a] for a in arriving}).and_before(owed)
     return Plan(
         gpu,
@@ -106,12 +107,13 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs 
             *_make_ready(gpu, needs),
             # A device that sleeps in D3cold may not wake up in other hands. A vfio driver takes power management over
             # with the bind (pm_runtime_allow in vfio_pci_core_register_device), so this needs no end here.
-            KeepAwake({a: now[a].power_control for a in arriving}),
+            *([KeepAwake({a: now[a].power_control for a in arriving})] if arriving else []),
             # All functions before any unbind: from here on whatever probes them, be it udev or a rescan, can only
             # bind its vfio driver, and no host driver snatches a function back half-way.
-            AimOverrides({a: vfio[a].name for a in gpu.functions}, {a: now[a].override for a in gpu.functions}),
-            # An unbind that meets a holder waits for him, and nothing takes it back: look again, now.
-            *([_last_look(needs.sought, needs)] if needs.sought and leaving else []),
+            *([AimOverrides({a: vfio[a].name for a in gpu.functions}, overrides)] if arriving else []),
+            # An unbind that meets a holder waits for him, and nothing takes it back; and a vfio driver takes what the
+            # firmware's frame buffer is drawn on from whoever draws there: look again, now.
+            *([_last_look(needs.sought, needs)] if needs.sought and (leaving or needs.boot_framebuffers) else []),
             # Companions first: the display function powers the card, and it is the one that must not be lost early.
             *(Unbind(a, str(driver[a]), patience.get(a, 0.0)) for a in leaving if a not in unloaded),
             *(UnloadModules(o.functions, o.profile.driver, o.loaded) for o in needs.unload),

@@ -125,6 +125,27 @@ async def test_a_card_that_vfio_pci_had_from_boot_on_comes_home(start: Start, ct
     assert [each["driver"] for each in field(ctl, "functions")] == ["nvidia", "snd_hda_intel", "xhci_hcd", "nvidia-gpu"]
 
 
+async def test_a_gpu_on_vfio_is_not_ready_while_the_host_uses_its_group(start: Start, ctl: Ctl) -> None:
+    await start("reserved", config=CONFIG)
+    for arguments in (("plan", "geforce", "vfio"), ("to-vfio", "geforce")):
+        refused = ctl(*arguments)
+        assert (refused.returncode, refused.stdout) == (3, "")
+        assert "is in IOMMU group 1 too and stays on r8169" in refused.stderr
+    assert field(ctl, "state") == "vfio"
+
+
+async def test_a_gpu_without_driver_is_in_use_all_the_same(start: Start, ctl: Ctl) -> None:
+    """X draws on what the firmware left."""
+    await start("driverless", config=CONFIG)
+    assert "/dev/fb0" in ctl("holders", "geforce").stdout
+    for arguments in (("plan", "geforce", "vfio"), ("to-vfio", "geforce")):
+        refused = ctl(*arguments)
+        assert (refused.returncode, refused.stdout) == (3, "")
+        assert re.search(r"Xorg .* has /dev/fb0 open", refused.stderr)
+    planned = ctl("plan", "geforce", "vfio", "--stop-unit", "display-manager.service")
+    assert "unbind efi-framebuffer.0 from efi-framebuffer (" in planned.stdout
+
+
 async def test_a_module_that_is_no_driver_is_refused_as_one(start: Start, ctl: Ctl) -> None:
     await start("reserved", config=f'{CONFIG}host_driver = "nvidia_drm"\n')
     for arguments in (("plan", "geforce", "host"), ("to-host", "geforce")):

@@ -52,6 +52,16 @@ async def test_a_machine_gets_the_gpu_and_gives_it_back(start: Start, hook: Hook
     assert await where(service) == ("host", "")
 
 
+async def test_a_machine_does_not_get_a_gpu_on_vfio_whose_group_the_host_uses(start: Start, hook: Hook) -> None:
+    """QEMU would be told so by the kernel, and nobody else: vfio-pci has had the GPU since the boot."""
+    service = await start("reserved", config=MANAGED)
+    status, said = await hook.run("prepare begin")
+    assert status != 0
+    assert "network card 0000:02:00.0" in said
+    assert "IOMMU group 1 too and stays on r8169" in said
+    assert await where(service) == ("vfio", "")
+
+
 async def test_any_function_of_it_will_do(start: Start, hook: Hook) -> None:
     service = await start("laptop", config=MANAGED)
     assert await hook.run("prepare begin", domain(HOSTDEV.format("bus='1' function='1'"))) == (0, "")

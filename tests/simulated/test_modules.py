@@ -267,7 +267,7 @@ class TestBootFramebuffer:
     @pytest.mark.parametrize("restore", [False, True])
     async def test_is_freed(self, restore: bool, tmp_path: Path) -> None:
         bed = await Bed.made(self.host(), tmp_path, config(restore_boot_framebuffer=restore))
-        assert bed.machine.look().boot_framebuffers == (self.SHAPE,)
+        assert [each.device for each in bed.machine.look().boot_framebuffers] == [self.SHAPE.device]
         actor = bed.fleet.find("01:00.0")
         await bed.moved(actor, State.VFIO)
         assert bed.machine.look().boot_framebuffers == ()

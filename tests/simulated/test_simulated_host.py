@@ -355,7 +355,7 @@ async def test_same_story_each_time() -> None:
         assert str(await story(plain())) == str(first)
 
 
-@pytest.mark.parametrize("name", SCENARIOS.keys() - {"reserved"})
+@pytest.mark.parametrize("name", SCENARIOS.keys() - {"reserved", "driverless"})
 def test_scenario_has_a_gpu_on_its_host_driver(name: str) -> None:
     facts = SCENARIOS[name]().look()
     gpus = discover(facts)
@@ -370,11 +370,14 @@ def test_scenarios_are_what_they_are_called() -> None:
     sizes = {name: [len(gpu.functions) for gpu in discover(build().look())] for name, build in SCENARIOS.items()}
     assert sizes == {
         "laptop": [1, 4], "plain": [1, 4], "server": [1] * 8, "shared": [4], "apu": [2], "single": [4],
-        "superchip": [1], "reserved": [1, 4],
+        "superchip": [1], "reserved": [4], "driverless": [1, 4],
     }  # fmt: skip  # a line is long enough
     facts = shared().look()
     assert [f.address for f in discover(facts)[0].neighbours(facts)] == [NIC]
     facts = SCENARIOS["reserved"]().look()
-    assert {f.driver_name for f in discover(facts)[1].present(facts)} == {"vfio-pci"}
+    assert {f.driver_name for f in discover(facts)[0].present(facts)} == {"vfio-pci"}
     # It finds no card of its own; what needs it is not loaded either.
     assert not {"nvidia", "nvidia_modeset", "nvidia_drm"} & facts.modules.keys()
+    facts = SCENARIOS["driverless"]().look()
+    assert facts.functions[discover(facts)[1].address].driver is None
+    assert [(each.device, each.nodes) for each in facts.boot_framebuffers] == [("efi-framebuffer.0", ("fb0",))]

@@ -166,6 +166,21 @@ class TestToVfio:
         assert str(error).split("\n") == [blocker.sentence for blocker in found]
 
 
+class TestOnVfioAlready:
+    """It stays where it is; what is asked is whether a machine can have it."""
+
+    def test_its_groups_must_be_viable(self) -> None:
+        on_vfio = [function("0000:01:00.0", VGA, "vfio-pci"), function("0000:01:00.1", AUDIO, "vfio-pci")]
+        nic = function("0000:02:00.0", ETHERNET, "r8169")
+        assert reasons(facts(on_vfio), state=State.VFIO) == {}
+        assert list(reasons(facts([*on_vfio, nic]), state=State.VFIO)) == ["neighbour"]
+
+    def test_nothing_else_is_asked_of_what_works(self) -> None:
+        booted = function("0000:01:00.0", VGA, "vfio-pci", boot_display=True, virtual_functions=1)
+        host = facts([booted, function("0000:01:00.1", AUDIO, "vfio-pci")], vfio_available=False)
+        assert reasons(replace(host, vfio_nodes=frozenset()), state=State.VFIO) == {}
+
+
 class TestToHost:
     def test_asks_for_nothing_that_only_vfio_needs(self) -> None:
         host = facts(

@@ -199,18 +199,18 @@ class TestCannotLetGo:
 
 class TestSought:
     def test_shared_nodes_only_where_nobody_else_uses_them(self) -> None:
-        last, not_last = sought(GPU, found().values()), sought(GPU, found(SIBLING).values())
+        last, not_last = (sought(GPU, host(), found(*more).values()) for more in ((), (SIBLING,)))
         assert last.functions == not_last.functions == GPU.functions
         assert "nvidiactl" in last.nodes
         assert not_last.nodes == ()
 
     def test_unexplained_references_of_drivers_that_wait(self) -> None:
         """But where others stay on nvidia, their programs are not looked for, and would be unexplained all."""
-        assert set(sought(GPU, found().values()).modules) == {
+        assert set(sought(GPU, host(), found().values()).modules) == {
             "snd_hda_intel",
             *("nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidia"),
         }
-        assert sought(GPU, found(SIBLING).values()).modules == ("snd_hda_intel",)
+        assert sought(GPU, host(), found(SIBLING).values()).modules == ("snd_hda_intel",)
 
     def test_everything_is_for_any_driver(self) -> None:
         assert "nvidiactl" in everything(GPU, host()).nodes

@@ -73,7 +73,7 @@ def arounds(draw: st.DrawFn) -> Around:
     to = draw(st.sampled_from([None, 1]))
     boot = (BootFramebuffer("efi-framebuffer.0", "efi-framebuffer", gpu.address),)
     needs = Needs(
-        sought=sought(gpu, found) if found else None,
+        sought=sought(gpu, host, found) if found else None,
         busy=draw(st.sampled_from(Busy)),
         stop=stop,
         active=active,
@@ -129,7 +129,7 @@ def test_out_units_are_stopped_before_holders_are_waited_for(around: Around) -> 
     first = [min(places(plan, kind), default=None) for kind in order]
     there = [place for place in first if place is not None]
     assert there == sorted(there)
-    assert max(there, default=-1) < min(places(plan, KeepAwake))
+    assert max(there, default=-1) < min(places(plan, KeepAwake), default=len(plan.steps))
 
 
 @given(arounds())

@@ -41,6 +41,19 @@ def test_whether_drivers_take_what_they_match_by_themselves(tree: Tree, text: st
     assert Sysfs(tree.roots).look().autoprobe is autoprobe
 
 
+def test_the_nodes_of_the_firmwares_frame_buffer(tree: Tree) -> None:
+    """Simpledrm's DRM device has a frame buffer as well; both lie in the folder of the platform device."""
+    tree.function(GPU)
+    device = tree.boot_framebuffer("simple-framebuffer", f"pci0000:00/{GPU}")
+    [found] = Sysfs(tree.roots).look().boot_framebuffers
+    assert found.nodes == ()
+    for place, numbers in (("drm/card0", "226:0"), ("graphics/fb0", "29:0")):
+        (device / place).mkdir(parents=True)
+        (device / place / "dev").write_text(f"{numbers}\n")
+    [found] = Sysfs(tree.roots).look().boot_framebuffers
+    assert found.nodes == ("dri/card0", "fb0")
+
+
 def test_the_modules_of_the_running_kernel_may_be_gone_from_disk(tree: Tree) -> None:
     sysfs = Sysfs(tree.roots)
     assert not sysfs.look().modules_on_disk

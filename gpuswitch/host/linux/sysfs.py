@@ -97,11 +97,7 @@ class Sysfs:
         self._booted: frozenset[str] | None = None
 
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
-        """Observe, now; `only`: see `gpuswitch.switch.host.Host`.
-
-        Raises:
-            KernelError: something that is there could not be read.
-        """
+        """Observe, now. As `gpuswitch.switch.host.Host` says."""
         try:
             return self._look(only)
         except OSError as error:
@@ -243,7 +239,8 @@ class Sysfs:
                     continue
                 function = _address(function_of(f"{folder}/{name}", driver, self._roots.iomem))
                 if function is not None:
-                    yield BootFramebuffer(name, driver, function)
+                    nodes = [node for node, _ in _class_devices(f"{folder}/{name}", _NODE_FOLDERS[Kind.DISPLAY])]
+                    yield BootFramebuffer(name, driver, function, tuple(sorted(nodes)))
 
     def _nodes(self, path: str, kind: Kind) -> tuple[tuple[str, ...], bool]:
         """The nodes that are ready, and whether some are not."""

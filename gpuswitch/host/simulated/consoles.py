@@ -6,8 +6,8 @@ Source: drivers/video/fbdev/core/fbcon.c of Linux 6.1, `fbcon_fb_registered` and
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from gpuswitch.host.simulated.bus import Bus
 from gpuswitch.host.simulated.devices import Card, Device
@@ -28,10 +28,15 @@ class _FrameBuffer:
 
 @dataclass
 class _Platform:
-    """A platform device of the firmware's frame buffer; `number` where its driver has it."""
+    """A platform device with the firmware's frame buffer; `number`: its driver has it. `users` have its node open."""
 
     shape: BootFramebuffer
     number: int | None = None
+    users: set[str] = field(default_factory=set)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return () if self.number is None else (f"fb{self.number}",)
 
 
 class FrameBuffers:
@@ -64,7 +69,31 @@ class FrameBuffers:
 
     def boot(self) -> tuple[BootFramebuffer, ...]:
         """Those of the firmware that a driver has."""
-        return tuple(platform.shape for platform in self._platform.values() if platform.number is not None)
+        return tuple(replace(each.shape, nodes=each.nodes) for each in self._platform.values() if each.nodes)
+
+    def users(self) -> Iterator[tuple[str, str]]:
+        """Who has one of the firmware's open, and its node below /dev."""
+        for platform in self._platform.values():
+            yield from ((user, node) for user in platform.users for node in platform.nodes)
+
+    # What others do.
+
+    def left(self, shape: BootFramebuffer) -> None:
+        """A driver takes what the firmware left later than the PCI drivers their devices, as one that is a module."""
+        self._platform[shape.device] = platform = _Platform(shape)
+        platform.number = self._register(None, None, primary=False)
+        self._bus.changed(None, uevent=True)
+
+    def open(self, device: str, user: str) -> None:
+        """Somebody draws on one of the firmware's."""
+        self._platform[device].users.add(user)
+
+    def close_all(self, user: str) -> list[str]:
+        """He closes them; the nodes."""
+        closed = [node for each in self._platform.values() if user in each.users for node in each.nodes]
+        for platform in self._platform.values():
+            platform.users.discard(user)
+        return closed
 
     @property
     def console_map(self) -> frozenset[int] | None:

@@ -66,7 +66,7 @@ class Machine(Bus):
         self.vfio_devices = vfio_devices
         self.frame_buffers = FrameBuffers(self, boot_framebuffers, console_map)
         self.modules = Modules(self, self.frame_buffers)
-        self.processes = ProcessTable(self, self.modules)
+        self.processes = ProcessTable(self, self.modules, self.frame_buffers)
         self.units = Units(self, self.processes)
         self.libvirt = Books(self, self.units)
         self.workers: dict[Process, Worker] = {}

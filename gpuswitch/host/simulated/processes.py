@@ -12,6 +12,7 @@ from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, Signals
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.simulated.bus import Bus
+from gpuswitch.host.simulated.consoles import FrameBuffers
 from gpuswitch.host.simulated.devices import Card
 from gpuswitch.host.simulated.faults import Call
 from gpuswitch.host.simulated.modules import Modules
@@ -71,8 +72,9 @@ class _Waiter:
 class ProcessTable:
     """What runs on one machine. `ended` is told of each end that nobody's stop of a unit was the cause of."""
 
-    def __init__(self, bus: Bus, modules: Modules) -> None:
+    def __init__(self, bus: Bus, modules: Modules, frame_buffers: FrameBuffers) -> None:
         self._bus = bus
+        self._frame_buffers = frame_buffers
         self._modules = modules
         self._running: dict[str, Program] = {}
         self._pids = itertools.count(_FIRST_PID)
@@ -122,6 +124,7 @@ class ProcessTable:
                 self.stir(None, [f"/dev/vfio/{number}"])
         for function in dict.fromkeys(function for function, _ in self._bus.cards()):
             self.close(function, user)
+        self.stir(None, [f"/dev/{node}" for node in self._frame_buffers.close_all(user)])
 
     def close(self, function: PciAddress, user: str, kind: str = "") -> None:
         for card in self._bus.close_cards(function, user, kind):
@@ -197,6 +200,7 @@ class ProcessTable:
         for number, group in self._bus.groups():
             if group.opened_by is not None and _matches(f"vfio/{number}", patterns):
                 yield group.opened_by, f"/dev/vfio/{number}"
+        yield from ((user, f"/dev/{node}") for user, node in self._frame_buffers.users() if _matches(node, patterns))
         if _matches(_SHARED, patterns):
             for _, card in self._bus.cards():
                 yield from ((user, f"/dev/{_SHARED}") for user in card.users if card.kind == "nvidia")

@@ -211,10 +211,21 @@ def superchip(**options: Unpack[Options]) -> SimulatedHost:
 
 
 def reserved() -> SimulatedHost:
-    """As `plain`, with the GeForce given to vfio-pci on the kernel command line: no host driver has ever seen it."""
-    return plain(vfio_ids=[(NVIDIA, device) for device in (0x2484, 0x228B, 0x1AD8, 0x1AD9)])
+    """As `shared`, with the GeForce given to vfio-pci on the kernel command line: no host driver has ever seen it."""
+    return shared(vfio_ids=[(NVIDIA, device) for device in (0x2484, 0x228B, 0x1AD8, 0x1AD9)])
+
+
+def driverless() -> SimulatedHost:
+    """As `plain`, with no driver for the GeForce. What the firmware left there is all that X can draw on."""
+    modules = [m for m in parts.MODULES if "nvidia" not in m.name and m.name != "nouveau"]
+    framebuffer = BootFramebuffer("efi-framebuffer.0", "efi-framebuffer", _GEFORCE)
+    host = plain(modules=modules, boot_framebuffers=[framebuffer])
+    host.machine.run("Xorg", unit=DISPLAY_MANAGER)
+    host.machine.frame_buffers.open(framebuffer.device, "Xorg")
+    return host
 
 
 SCENARIOS: Mapping[str, Callable[..., SimulatedHost]] = {
-    scenario.__name__: scenario for scenario in (laptop, plain, server, shared, apu, single, superchip, reserved)
+    scenario.__name__: scenario
+    for scenario in (laptop, plain, server, shared, apu, single, superchip, reserved, driverless)
 }

@@ -1,0 +1,136 @@
+"""The firmware's frame buffer in the memory of a GPU that no host driver has: somebody may draw on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.errors import Busy as BusyError
+from gpuswitch.errors import NotViable
+from gpuswitch.host.simulated.catalogue import DISPLAY_3D, ETHERNET, MODULES, NVIDIA, REALTEK, VGA, Slot
+from gpuswitch.host.simulated.faults import Delay, Errno
+from gpuswitch.host.simulated.host import SimulatedHost
+from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER, boot
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import BootFramebuffer
+from gpuswitch.model.policy import Options
+from gpuswitch.model.states import State
+from gpuswitch.switch.record import Result
+from tests.simulated.bed import Bed, config
+
+GPU = PciAddress.parse("0000:01:00.0")
+LEFT = BootFramebuffer("simple-framebuffer.0", "simple-framebuffer", GPU)
+RELEASE = "unbind simple-framebuffer.0 from simple-framebuffer"
+
+
+def framebuffers(bed: Bed) -> list[str]:
+    return [each.device for each in bed.machine.look().boot_framebuffers]
+
+
+class TestOnVfio:
+    """vfio-pci has had the GPU since the boot; then a driver takes what the firmware left in its memory."""
+
+    def host(self, *neighbours: str) -> SimulatedHost:
+        card = Slot("0000:01:00", 5).function(0, NVIDIA, 0x2484, VGA, boot_display=True)
+        nics = [Slot(name, 5).function(0, REALTEK, 0x8168, ETHERNET) for name in neighbours]
+        host = boot([card, *nics], vfio_ids=[(NVIDIA, 0x2484)])
+        host.machine.frame_buffers.left(LEFT)
+        return host
+
+    @pytest.fixture
+    async def bed(self, tmp_path: Path) -> Bed:
+        # Who booted on it has had no picture of it for long: to have it on vfio is no news.
+        return await Bed.made(self.host(), tmp_path, config(allow_boot_display=True))
+
+    async def test_is_freed_before_a_machine_gets_it(self, bed: Bed) -> None:
+        actor, functions = bed.fleet.find(""), bed.machine.look().functions
+        plan = await actor.plan(State.VFIO)
+        assert RELEASE in [step.title for step in plan.steps]
+        assert framebuffers(bed) == [LEFT.device]
+        await bed.moved(actor, State.VFIO)
+        assert framebuffers(bed) == []
+        assert bed.machine.look().functions == functions
+        assert not (await actor.plan(State.VFIO)).steps
+        assert (await bed.switch(actor, State.VFIO)).count == 0
+
+    async def test_comes_back_where_that_is_wanted(self, tmp_path: Path) -> None:
+        own = config(allow_boot_display=True, restore_boot_framebuffer=True)
+        bed = await Bed.made(self.host(), tmp_path, own)
+        actor = bed.fleet.find("")
+        await bed.moved(actor, State.VFIO)
+        assert bed.debts
+        switch = await bed.switch(actor, State.HOST)
+        # Its driver has evicted it.
+        assert (switch.result, LEFT.device in switch.reason) == (Result.DONE, True)
+        assert bed.debts == []
+
+    async def test_comes_back_after_a_failure(self, bed: Bed) -> None:
+        bed.host.faults.add(Errno(5), operation="unbind_platform")
+        actor, before = bed.fleet.find(""), bed.snapshot()
+        switch = await bed.switch(actor, State.VFIO)
+        assert (switch.result, actor.state) == (Result.REVERTED, State.VFIO)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+    async def test_is_not_taken_from_who_draws_on_it(self, bed: Bed) -> None:
+        bed.machine.run("Xorg")
+        bed.machine.frame_buffers.open(LEFT.device, "Xorg")
+        actor = bed.fleet.find("")
+        for ask in (actor.plan, actor.request):
+            with pytest.raises(BusyError, match=r"Xorg .* has /dev/fb0 open"):
+                await ask(State.VFIO)
+        assert framebuffers(bed) == [LEFT.device]
+
+    async def test_nothing_is_done_to_a_gpu_that_a_machine_runs_with(self, bed: Bed) -> None:
+        actor = bed.fleet.find("")
+        bed.machine.start_vm("vm", actor.gpu.functions)
+        with pytest.raises(BusyError, match=r"qemu-system-x86 .* has /dev/vfio/5 open"):
+            await actor.request(State.VFIO)
+
+    async def test_a_service_that_dies_meanwhile_leaves_the_gpu_on_vfio(self, bed: Bed) -> None:
+        actor, functions = bed.fleet.find(""), bed.machine.look().functions
+        bed.host.faults.add(Delay(1.0), operation="unbind_platform")
+        await actor.request(State.VFIO)
+        await bed.witness.until(lambda: bed.host.kernel(str(GPU)).pending is not None)
+        again = await bed.crash(actor)
+        assert again.fleet.find("").state is State.VFIO
+        assert again.machine.look().functions == functions
+
+    async def test_a_group_that_the_host_uses_is_of_no_use(self, tmp_path: Path) -> None:
+        bed = await Bed.made(self.host("0000:02:00"), tmp_path, config(allow_boot_display=True))
+        actor, before = bed.fleet.find(""), bed.snapshot()
+        for ask in (actor.plan, actor.request):
+            with pytest.raises(NotViable, match=r"0000:02:00\.0 .* stays on r8169"):
+                await ask(State.VFIO)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+
+class TestDriverless:
+    @pytest.fixture
+    async def bed(self, tmp_path: Path) -> Bed:
+        return await Bed.of("driverless", tmp_path)
+
+    async def test_is_not_taken_from_who_draws_on_it(self, bed: Bed) -> None:
+        actor, before = bed.fleet.find("01:00.0"), bed.snapshot()
+        assert [holder.command for holder in await actor.holders()] == ["Xorg"]
+        for ask in (actor.plan, actor.request):
+            with pytest.raises(BusyError, match=r"Xorg .* has /dev/fb0 open"):
+                await ask(State.VFIO)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+    async def test_goes_once_he_is_gone(self, bed: Bed) -> None:
+        actor = bed.fleet.find("01:00.0")
+        await bed.moved(actor, State.VFIO, Options(stop_units=(str(DISPLAY_MANAGER),)))
+        assert framebuffers(bed) == []
+        assert bed.state(DISPLAY_MANAGER) == "inactive"
+        await bed.moved(actor, State.HOST)
+        assert bed.machine.look().functions[GPU].driver is None
+        assert bed.state(DISPLAY_MANAGER) == "active"
+
+
+async def test_what_nobody_draws_on_needs_nothing_stopped(tmp_path: Path) -> None:
+    """No driver, and no frame buffer of the firmware's: then nobody can have it open."""
+    card = Slot("0000:01:00", 5).function(0, NVIDIA, 0x20F1, DISPLAY_3D)
+    bed = await Bed.made(boot([card], modules=[m for m in MODULES if m.name == "vfio_pci"]), tmp_path, config())
+    plan = await bed.fleet.find("").plan(State.VFIO, Options(stop_units=("nobody.service",)))
+    assert "stop nobody.service" not in [step.title for step in plan.steps]
