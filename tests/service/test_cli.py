@@ -114,47 +114,6 @@ async def test_to_vfio_and_back_tells_each_step_once(start: Start, ctl: Ctl) -> 
     assert field(ctl, "state") == "host"
 
 
-async def test_a_card_that_vfio_pci_had_from_boot_on_comes_home(start: Start, ctl: Ctl) -> None:
-    await start("reserved", config=CONFIG)
-    planned = ctl("plan", "geforce", "host")
-    assert (planned.returncode, planned.stderr) == (0, "")
-    assert re.search(rf"bind {DISCRETE} to nvidia \(", planned.stdout)
-    assert "load nvidia_drm (" in planned.stdout
-    home = ctl("to-host", "geforce")
-    assert (home.returncode, home.stderr) == (0, "")
-    assert [each["driver"] for each in field(ctl, "functions")] == ["nvidia", "snd_hda_intel", "xhci_hcd", "nvidia-gpu"]
-
-
-async def test_a_gpu_on_vfio_is_not_ready_while_the_host_uses_its_group(start: Start, ctl: Ctl) -> None:
-    await start("reserved", config=CONFIG)
-    for arguments in (("plan", "geforce", "vfio"), ("to-vfio", "geforce")):
-        refused = ctl(*arguments)
-        assert (refused.returncode, refused.stdout) == (3, "")
-        assert "is in IOMMU group 1 too and stays on r8169" in refused.stderr
-    assert field(ctl, "state") == "vfio"
-
-
-async def test_a_gpu_without_driver_is_in_use_all_the_same(start: Start, ctl: Ctl) -> None:
-    """X draws on what the firmware left."""
-    await start("driverless", config=CONFIG)
-    assert "/dev/fb0" in ctl("holders", "geforce").stdout
-    for arguments in (("plan", "geforce", "vfio"), ("to-vfio", "geforce")):
-        refused = ctl(*arguments)
-        assert (refused.returncode, refused.stdout) == (3, "")
-        assert re.search(r"Xorg .* has /dev/fb0 open", refused.stderr)
-    planned = ctl("plan", "geforce", "vfio", "--stop-unit", "display-manager.service")
-    assert "unbind efi-framebuffer.0 from efi-framebuffer (" in planned.stdout
-
-
-async def test_a_module_that_is_no_driver_is_refused_as_one(start: Start, ctl: Ctl) -> None:
-    await start("reserved", config=f'{CONFIG}host_driver = "nvidia_drm"\n')
-    for arguments in (("plan", "geforce", "host"), ("to-host", "geforce")):
-        refused = ctl(*arguments)
-        assert (refused.returncode, refused.stdout) == (3, "")
-        assert "around the driver nvidia and no driver of the PCI bus: name nvidia there" in refused.stderr
-    assert field(ctl, "state") == "vfio"
-
-
 async def test_a_switch_as_json_is_one_object_a_line(start: Start, ctl: Ctl) -> None:
     await start("laptop", config=CONFIG)
     *changes, result = map(json.loads, ctl("to-vfio", "geforce", "--json").stdout.splitlines())
