@@ -90,6 +90,11 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
         return [{"key": s.key, "value": s.value, "origin": s.origin} for s in self._fleet.config.settings]
 
     @dbus_method
+    def warnings(self) -> StrArray:
+        """What the configuration says that is about no GPU of this host, a sentence each."""
+        return [misfit.sentence for misfit in self._fleet.misfits]
+
+    @dbus_method
     async def history(self, limit: UInt32) -> ValuesArray:
         """The last finished switches, newest first; 0: all."""
         return [_entry(entry) for entry in await self._history.last(limit)]

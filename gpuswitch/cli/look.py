@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import Service
-from gpuswitch.cli.show import aligned, as_json, clean, duration, line, moment, pairs, table
+from gpuswitch.cli.show import aligned, as_json, clean, duration, line, moment, pairs, table, warning
 
 Values = Mapping[str, Any]
 
@@ -23,7 +23,14 @@ def list_gpus(service: Service, args: Namespace) -> int:
         table(headings, (_gpu_cells(gpu, owned=owned) for gpu in gpus))
     else:
         line("there is no GPU on this host")
+    _warn(service)
     return 0
+
+
+def _warn(service: Service) -> None:
+    """Beside the answer, so that programs which read that do not meet it."""
+    for sentence in service.warnings():
+        warning(sentence)
 
 
 def _gpu_cells(gpu: Values, *, owned: bool) -> tuple[str, ...]:
@@ -93,6 +100,7 @@ def config(service: Service, args: Namespace) -> int:
         as_json(settings)
     else:
         table(("KEY", "VALUE", "SET BY"), ((each["key"], each["value"], each["origin"]) for each in settings))
+    _warn(service)
     return 0
 
 

@@ -124,7 +124,7 @@ def _neighbours(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
         if not harmless(neighbour):
             yield Blocker(
                 "neighbour",
-                f"{_describe(neighbour)} is in IOMMU group {neighbour.iommu_group} too and stays on "
+                f"{describe(neighbour)} is in IOMMU group {neighbour.iommu_group} too and stays on "
                 f"{neighbour.driver_name}: unbind it, or name it in `members` of this GPU to move both",
             )
 
@@ -168,7 +168,8 @@ _KINDS: Mapping[Kind, str] = {
 }
 
 
-def _describe(function: PciFunction) -> str:
+def describe(function: PciFunction) -> str:
+    """`the network card 0000:02:00.0 (Realtek ...)`."""
     name = " ".join(filter(None, (function.maker, function.model)))
     what = _KINDS.get(function.kind, "device")
     return f"the {what} {function.address}" + (f" ({name})" if name else "")

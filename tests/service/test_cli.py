@@ -288,6 +288,17 @@ async def test_config_shows_what_is_in_force_and_who_set_it(start: Start, ctl: C
     assert ["deadlines.power", "10.0", "default"] in rows
 
 
+async def test_configuration_that_fits_no_gpu_is_told_where_people_look(start: Start, ctl: Ctl, tmp_path: Path) -> None:
+    service = await start("laptop", config=CONFIG.replace(DISCRETE, "0000:02:00.0"))
+    words = "the [[gpu]] table of 0000:02:00.0 (geforce) is about no GPU: that is the storage controller"
+    for arguments in (["list"], ["list", "--json"], ["config"], ["status", "geforce"], ["status", "02:00.0"]):
+        assert words in ctl(*arguments).stderr
+    (tmp_path / "service/etc/config.toml").write_text(CONFIG.replace(DISCRETE, SOUND))
+    await service.ask("Reload")
+    shown = ctl("list")
+    assert (shown.stderr, field(ctl, "managed", "geforce")) == ("", True)
+
+
 async def test_on_a_terminal_the_step_at_work_is_redrawn_in_place(start: Start, environ: dict[str, str]) -> None:
     await start("laptop", f"unbind@{SOUND}=hang", config=CONFIG)
     status, shown = on_terminal(environ, "to-vfio", "geforce", interrupt_at=f"{UNBIND_SOUND}  running")

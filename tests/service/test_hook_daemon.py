@@ -58,6 +58,23 @@ async def test_any_function_of_it_will_do(start: Start, hook: Hook) -> None:
     assert await where(service) == ("vfio", "win10")
 
 
+async def test_a_table_may_name_any_function_of_it(start: Start, hook: Hook) -> None:
+    service = await start("laptop", config=ANY_PORT + table("0000:01:00.1"))
+    assert await hook.run("prepare begin") == (0, "")
+    assert await where(service) == ("vfio", "win10")
+
+
+async def test_what_a_table_means_to_manage_and_does_not_is_refused(start: Start, hook: Hook) -> None:
+    """The card's address has shifted, and is that of a disk now."""
+    service = await start("laptop", config=ANY_PORT + table("0000:02:00.0"))
+    status, said = await hook.run("prepare begin", domain(HOSTDEV.format("bus='2'")))
+    assert status == 1
+    assert said.startswith("gpuswitch: the [[gpu]] table of 0000:02:00.0 is about no GPU: that is the storage controll")
+    assert said.count("\n") == 1
+    assert await hook.run("prepare begin") == (0, "")
+    assert await where(service) == ("host", "")
+
+
 async def test_a_gpu_that_is_not_managed_is_left_alone(start: Start, hook: Hook) -> None:
     service = await start("laptop")
     for operation in ("prepare begin", "started begin", "reconnect begin", "release end"):

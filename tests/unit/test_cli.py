@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -60,9 +61,12 @@ def function(address: str, group: int, kind: str, gpu: str = "") -> dict[str, An
 class FixedService:
     """A service with answers that no hardware gives."""
 
-    def __init__(self, *gpus: dict[str, Any], functions: list[dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self, *gpus: dict[str, Any], functions: list[dict[str, Any]] | None = None, warnings: Sequence[str] = ()
+    ) -> None:
         self._gpus = gpus
         self._functions = functions or []
+        self._warnings = list(warnings)
 
     def gpus(self) -> list[dict[str, Any]]:
         return list(self._gpus)
@@ -73,12 +77,17 @@ class FixedService:
     def properties(self) -> dict[str, Any]:
         return self._gpus[0]
 
+    def warnings(self) -> list[str]:
+        return self._warnings
+
     def groups(self) -> list[dict[str, Any]]:
         return self._functions
 
 
-def service(*gpus: dict[str, Any], functions: list[dict[str, Any]] | None = None) -> Service:
-    return cast("Service", FixedService(*gpus, functions=functions))
+def service(
+    *gpus: dict[str, Any], functions: list[dict[str, Any]] | None = None, warnings: Sequence[str] = ()
+) -> Service:
+    return cast("Service", FixedService(*gpus, functions=functions, warnings=warnings))
 
 
 VERBS = (
@@ -268,6 +277,16 @@ def test_a_group_stands_alone_when_it_has_one_gpu_and_bridges(capsys: pytest.Cap
         "IOMMU group 3: GPU 0000:04:00.0 and GPU 0000:05:00.0",
         "IOMMU group 10",
     ]
+
+
+@pytest.mark.parametrize("arguments", [PLAIN, JSON])
+def test_what_fits_no_gpu_stands_beside_the_answer(arguments: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    look.list_gpus(service(gpu()), arguments)
+    alone = capsys.readouterr()
+    look.list_gpus(service(gpu(), warnings=["the table of 0000:09:00.0 is about no GPU"]), arguments)
+    said = capsys.readouterr()
+    assert (said.out, alone.err) == (alone.out, "")
+    assert said.err == "gpuswitchctl: warning: the table of 0000:09:00.0 is about no GPU\n"
 
 
 def test_nothing_to_show_is_said(capsys: pytest.CaptureFixture[str]) -> None:
