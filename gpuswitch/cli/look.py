@@ -117,18 +117,25 @@ def gpu_record(gpu: Values) -> dict[str, Any]:
 
 
 def grouped(functions: Iterable[Values]) -> list[dict[str, Any]]:
-    """One record for each IOMMU group. `alone`: it has functions of one GPU, and beside them bridges at most."""
+    """One record for each IOMMU group. `alone`: it has functions of one GPU, and beside them bridges, and pieces of
+    the chipset without a driver, at most.
+    """
     groups: dict[int, list[Values]] = {}
     for function in functions:
         groups.setdefault(int(function["group"]), []).append(function)
     records = []
     for number, members in sorted(groups.items()):
         members.sort(key=lambda function: str(function["address"]))
-        endpoints = [function for function in members if function["kind"] != "bridge"]
+        endpoints = [function for function in members if _counts(function)]
         gpus = sorted({str(function["gpu"]) for function in endpoints if function["gpu"]})
         alone = len(gpus) == 1 and all(function["gpu"] for function in endpoints)
         records.append({"group": number, "gpus": gpus, "alone": alone, "functions": [_ids(each) for each in members]})
     return records
+
+
+def _counts(function: Values) -> bool:
+    """Whether it is more than a piece of the board: host and ISA bridges are, where a driver has them."""
+    return function["kind"] != "bridge" and not (function["kind"] == "chipset" and not function["driver"])
 
 
 def _ids(function: Values) -> dict[str, Any]:
@@ -170,7 +177,7 @@ def _group_heading(group: Values) -> str:
     heading += f": GPU {' and GPU '.join(group['gpus'])}"
     if group["alone"]:
         return f"{heading} alone"
-    others = [each["address"] for each in group["functions"] if not each["gpu"] and each["kind"] != "bridge"]
+    others = [each["address"] for each in group["functions"] if not each["gpu"] and _counts(each)]
     return f"{heading}, shared with {', '.join(others)}" if others else heading
 
 

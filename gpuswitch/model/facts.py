@@ -24,13 +24,20 @@ def named_for_vfio(driver: str) -> bool:
 
 
 class Kind(StrEnum):
-    """What a function is to us, told by its PCI class code (pci.ids, `C` section)."""
+    """What a function is to us, told by its PCI class code (pci.ids, `C` section).
+
+    A bridge leads to other functions, and never stands in the way of any (type 1 header; pcieport, its driver, does no
+    DMA of its own). The chipset is what else the board has of class 06: host and ISA bridges, which are endpoints, and
+    with a driver (EDAC has some) as much in the way as others. 0680 is an endpoint of any sort, NVSwitches among them.
+    """
 
     DISPLAY = "display"
+    ACCELERATOR = "accelerator"
     AUDIO = "audio"
     USB = "usb"
     UCSI = "ucsi"
     BRIDGE = "bridge"
+    CHIPSET = "chipset"
     NETWORK = "network"
     STORAGE = "storage"
     OTHER = "other"
@@ -49,13 +56,22 @@ class Kind(StrEnum):
                 return cls.USB
             case 0x0C, 0x80:
                 return cls.UCSI
-            case 0x06, _:
+            case 0x12, 0x00:
+                return cls.ACCELERATOR
+            case 0x06, 0x04 | 0x09:
                 return cls.BRIDGE
+            case 0x06, sub if sub < 0x80:
+                return cls.CHIPSET
             case 0x02, _:
                 return cls.NETWORK
             case 0x01, _:
                 return cls.STORAGE
         return cls.OTHER
+
+
+_HEARTS = frozenset({Kind.DISPLAY, Kind.ACCELERATOR})
+_NVIDIA = 0x10DE
+_OTHER_BRIDGE = 0x0680
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +116,19 @@ class PciFunction:
     @property
     def kind(self) -> Kind:
         return Kind.of(self.class_code)
+
+    @property
+    def makes_gpu(self) -> bool:
+        """Whether it is the heart of a GPU: a display function, or an accelerator, which its driver takes for a GPU.
+
+        AMD's Instinct MI300 are accelerators; so are NPUs in processors of Intel.
+        """
+        return self.kind in _HEARTS
+
+    @property
+    def nvswitch(self) -> bool:
+        """Whether it is an NVSwitch, which connects NVIDIA's GPUs with each other (class 0680)."""
+        return self.vendor == _NVIDIA and self.class_code >> 8 == _OTHER_BRIDGE
 
     @property
     def driver_name(self) -> str | None:

@@ -18,8 +18,8 @@ _HARMLESS_DRIVERS = {None, "pci-stub"}
 class Gpu:
     """One GPU: the functions that move together.
 
-    `address` is its first display function and its name on the bus; `functions` are all of them in address order,
-    display functions included.
+    `address` is its first display function (of an accelerator without one, that itself) and its name on the bus;
+    `functions` are all of them in address order, these included.
     """
 
     address: PciAddress
@@ -27,7 +27,7 @@ class Gpu:
 
     def in_detach_order(self, facts: HostFacts) -> tuple[PciAddress, ...]:
         """Companions first, display functions last: nothing of the GPU outlives the function that powers it."""
-        return tuple(sorted(self.functions, key=lambda a: (_kind(facts, a) is Kind.DISPLAY, a)))
+        return tuple(sorted(self.functions, key=lambda a: (_makes_gpu(facts, a), a)))
 
     def in_attach_order(self, facts: HostFacts) -> tuple[PciAddress, ...]:
         """The reverse: display functions first."""
@@ -40,6 +40,10 @@ class Gpu:
 
     def missing(self, facts: HostFacts) -> tuple[PciAddress, ...]:
         return tuple(a for a in self.functions if a not in facts.functions)
+
+    def draws(self, facts: HostFacts) -> bool:
+        """Whether it has a display function: what has none is an accelerator."""
+        return any(f.kind is Kind.DISPLAY for f in self.present(facts))
 
     def groups(self, facts: HostFacts) -> tuple[int, ...]:
         """The numbers of its IOMMU groups, sorted."""
@@ -73,7 +77,7 @@ def discover(facts: HostFacts, members: Mapping[PciAddress, Iterable[PciAddress]
             continue
         for member in named:
             other = _holder_of(own, member)
-            if other is not None and other != gpu and _kind(facts, member) is Kind.DISPLAY:
+            if other is not None and other != gpu and _makes_gpu(facts, member):
                 own[gpu] |= own.pop(other)
             elif other is not None:
                 own[other].discard(member)
@@ -89,10 +93,10 @@ def _own_functions(facts: HostFacts) -> dict[PciAddress, set[PciAddress]]:
             slots.setdefault(address[:-1], []).append(function)
     own = {}
     for functions in slots.values():
-        displays = [f for f in functions if f.kind is Kind.DISPLAY]
-        if displays:
-            together = displays + _companions(displays[0], functions)
-            own[displays[0].address] = {f.address for f in together}
+        hearts = sorted((f for f in functions if f.makes_gpu), key=lambda f: (f.kind is not Kind.DISPLAY, f.address))
+        if hearts:
+            together = hearts + _companions(hearts[0], functions)
+            own[hearts[0].address] = {f.address for f in together}
     return own
 
 
@@ -102,7 +106,7 @@ def _companions(display: PciFunction, slot: Iterable[PciFunction]) -> list[PciFu
     A processor's graphics shares its slot with the host's own USB controllers and sound (an AMD APU puts its security
     processor there too): of a root-complex device only the audio that its own maker built for it comes along.
     """
-    siblings = [f for f in slot if f.kind is not Kind.DISPLAY]
+    siblings = [f for f in slot if not f.makes_gpu]
     if _root_complex(display, siblings):
         return [f for f in siblings if f.kind is Kind.AUDIO and f.vendor == display.vendor]
     return [f for f in siblings if f.kind in _COMPANIONS]
@@ -117,6 +121,6 @@ def _holder_of(own: Mapping[PciAddress, set[PciAddress]], function: PciAddress) 
     return next((gpu for gpu, functions in own.items() if function in functions), None)
 
 
-def _kind(facts: HostFacts, address: PciAddress) -> Kind:
+def _makes_gpu(facts: HostFacts, address: PciAddress) -> bool:
     function = facts.functions.get(address)
-    return function.kind if function else Kind.OTHER
+    return function is not None and function.makes_gpu

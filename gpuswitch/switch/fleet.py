@@ -290,11 +290,7 @@ class Fleet:
             NoSuchGpu, InvalidArgument: with the names that would do.
         """
         if not selector:
-            if len(self.actors) == 1:
-                return next(iter(self.actors.values()))
-            if not self.actors:
-                raise NoSuchGpu("this host has no GPU")
-            raise InvalidArgument(f"this host has {len(self.actors)} GPUs; name one of {self._names()}")
+            return self._only()
         for gpu in self.config.gpus:
             if gpu.name == selector and gpu.address in self.actors:
                 return self.actors[gpu.address]
@@ -308,6 +304,15 @@ class Fleet:
                 return actor
         why = self._misfit({address})
         raise NoSuchGpu(why or f"{address} is not a GPU of this host; this host has {self._names()}")
+
+    def _only(self) -> Actor:
+        """The only GPU. Accelerators do not count: one may be the processor's own, which nobody means."""
+        drawing = [a for a in self.actors.values() if a.state is State.ABSENT or a.gpu.draws(a.facts)]
+        if len(drawing) == 1:
+            return drawing[0]
+        if not self.actors:
+            raise NoSuchGpu("this host has no GPU")
+        raise InvalidArgument(f"this host has {len(self.actors)} GPUs; name one of {self._names()}")
 
     def _misfit(self, addresses: Collection[PciAddress]) -> str:
         """What is wrong with the configuration of these; "": nothing."""

@@ -82,7 +82,7 @@ def _presence(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
 def _immovable(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
     """What only the config can have made part of a GPU."""
     for function in gpu.present(facts):
-        if function.kind is Kind.BRIDGE:
+        if function.kind in _THE_BOARD:
             yield Blocker("member", f"{function.address} is a bridge: take it out of `members` of this GPU")
         elif function.physical_function is not None:
             yield Blocker(
@@ -122,10 +122,12 @@ def without_groups(gpu: Gpu, target: State, facts: HostFacts) -> Iterator[Blocke
 def _neighbours(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
     for neighbour in gpu.neighbours(facts):
         if not harmless(neighbour):
+            both = neighbour.kind not in _THE_BOARD and neighbour.physical_function is None
+            remedy = "unbind it, or name it in `members` of this GPU to move both" if both else "unbind it"
             yield Blocker(
                 "neighbour",
                 f"{describe(neighbour)} is in IOMMU group {neighbour.iommu_group} too and stays on "
-                f"{neighbour.driver_name}: unbind it, or name it in `members` of this GPU to move both",
+                f"{neighbour.driver_name}: {remedy}",
             )
 
 
@@ -158,8 +160,13 @@ def _boot_display(gpu: Gpu, facts: HostFacts) -> list[Blocker]:
 
 NO_GROUPS = "this kernel has no VFIO groups; use one with CONFIG_VFIO_GROUP"
 
+_THE_BOARD = frozenset({Kind.BRIDGE, Kind.CHIPSET})
+"""Kinds that no machine can have."""
 _KINDS: Mapping[Kind, str] = {
     Kind.DISPLAY: "GPU",
+    Kind.ACCELERATOR: "accelerator",
+    Kind.BRIDGE: "bridge",
+    Kind.CHIPSET: "bridge",
     Kind.AUDIO: "audio device",
     Kind.USB: "USB controller",
     Kind.UCSI: "USB-C controller",
@@ -171,5 +178,5 @@ _KINDS: Mapping[Kind, str] = {
 def describe(function: PciFunction) -> str:
     """`the network card 0000:02:00.0 (Realtek ...)`."""
     name = " ".join(filter(None, (function.maker, function.model)))
-    what = _KINDS.get(function.kind, "device")
+    what = "NVSwitch" if function.nvswitch else _KINDS.get(function.kind, "device")
     return f"the {what} {function.address}" + (f" ({name})" if name else "")

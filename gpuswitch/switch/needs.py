@@ -130,7 +130,7 @@ def _occupation(
 ) -> Occupation:
     profile = profile_of(driver)
     loaded = tuple(m for m in profile.chain if m == driver.module or _can_go(facts, m))
-    display = all(facts.functions[a].kind is Kind.DISPLAY for a in own)
+    display = all(facts.functions[a].makes_gpu for a in own)
     wanted = policy is ModulePolicy.ALWAYS or (policy is ModulePolicy.AUTO and profile.unload_detaches)
     if profile.needs_device and not facts.autoprobe:
         # It would find none when it is to come back.

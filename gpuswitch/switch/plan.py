@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import PERSISTENCED, profile_of, vfio_drivers
-from gpuswitch.model.facts import HostFacts, Kind
+from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Sought, Unit
 from gpuswitch.model.policy import Busy
@@ -237,7 +237,7 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = 
             *_load(facts, {c.driver.name: c.driver.module for c in baseline.values() if c.driver is not None}),
             *(Bind(a, str(names[a])) for a in arriving),
             *_load_chain(facts, baseline, owed),
-            *(AwaitNodes(a) for a in order if facts.functions[a].kind is Kind.DISPLAY),
+            *(AwaitNodes(a) for a in order if facts.functions[a].makes_gpu),
             # The override has done its work; from here the functions probe as they did before us.
             AimOverrides(to={a: baseline[a].override for a in gpu.functions}, before=names),
             RestorePower({a: baseline[a].power_control for a in gpu.functions}),

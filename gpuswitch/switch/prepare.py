@@ -14,7 +14,7 @@ from gpuswitch.config import Config, GpuConfig
 from gpuswitch.errors import Failed, InProgress, KernelError, NotViable, Owned, Wedged
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import from_module, from_name, vfio_drivers
-from gpuswitch.model.facts import VFIO_DRIVER, Captured, HostFacts, Kind
+from gpuswitch.model.facts import VFIO_DRIVER, Captured, HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Scan, Sought, Unit
 from gpuswitch.model.policy import Busy, Options
@@ -160,7 +160,7 @@ class Preparation:
         if not seen.on_vfio:
             return captured
         registered = self.facts.pci_drivers
-        display = seen.kind is Kind.DISPLAY
+        display = seen.makes_gpu
         if display and self._own.host_driver:
             driver = from_name(self._own.host_driver, registered)
         else:

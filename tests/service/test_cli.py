@@ -281,6 +281,24 @@ async def test_groups_say_which_gpu_stands_alone(start: Start, ctl: Ctl) -> None
     assert [each["alone"] for each in records if each["gpus"] == [DISCRETE]] == [False]
 
 
+async def test_an_nvswitch_shares_the_group_and_is_told_as_what_is_in_the_way(start: Start, ctl: Ctl) -> None:
+    await start("hgx", config="[metrics]\nenabled = false\n")
+    assert "IOMMU group 50: GPU 0000:2a:00.0, shared with 0000:2b:00.0\n" in ctl("groups").stdout
+    planned = ctl("plan", "2a:00.0", "vfio")
+    assert (planned.returncode, "the NVSwitch 0000:2b:00.0 (NVIDIA " in planned.stderr) == (3, True)
+    assert ctl("plan", "3a:00.0", "vfio").returncode == 0
+
+
+async def test_an_accelerator_goes_and_comes_back_as_a_gpu_does(start: Start, ctl: Ctl) -> None:
+    await start("instinct", config=CONFIG.replace(DISCRETE, "0000:05:00.0").replace("geforce", "mi300x"))
+    assert ctl("to-vfio", "mi300x").returncode == 0
+    assert field(ctl, "functions", "mi300x") == [
+        {"address": "0000:05:00.0", "kind": "accelerator", "driver": "vfio-pci"}
+    ]
+    assert ctl("to-host", "mi300x").returncode == 0
+    assert field(ctl, "driver", "mi300x") == "amdgpu"
+
+
 async def test_config_shows_what_is_in_force_and_who_set_it(start: Start, ctl: Ctl, tmp_path: Path) -> None:
     await start("laptop", config=CONFIG)
     rows = [row.split() for row in ctl("config").stdout.splitlines()]

@@ -45,6 +45,14 @@ class TestFind:
         bed = await Bed.made(SCENARIOS["single"](), tmp_path)
         assert str(bed.fleet.find("").gpu.address) == "0000:01:00.0"
 
+    async def test_an_accelerator_is_never_the_only_one(self, tmp_path: Path) -> None:
+        """It may be the processor's own, which nobody means: Intel's NPUs are of the same class."""
+        bed = await Bed.made(SCENARIOS["instinct"](), tmp_path / "both")
+        assert str(bed.fleet.find("").gpu.address) == "0000:c4:00.0"
+        lone = await Bed.made(boot([d for d in bed.machine.devices.values() if d.address.bus == 5]), tmp_path / "lone")
+        with pytest.raises(InvalidArgument, match=r"name one of 0000:05:00\.0"):
+            lone.fleet.find("")
+
     @pytest.mark.parametrize(
         ("selector", "error", "sentence"),
         [
@@ -214,7 +222,8 @@ class TestConfigurationThatFitsNothing:
         host = SCENARIOS["plain"]()
         await host.machine.unplug("0000:01:00")
         bed = await Bed.made(host, tmp_path, Config(gpus=(self.table("0000:01:00.1", "card"),)))
-        assert len(bed.fleet.misfits) == 1
+        [misfit] = bed.fleet.misfits
+        assert misfit.table == PciAddress.parse("0000:01:00.1")
         bed.replug("0000:01:00")
         bed.fleet.look()
         assert bed.fleet.misfits == ()

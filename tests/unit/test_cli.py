@@ -42,7 +42,7 @@ def gpu(**changes: object) -> dict[str, Any]:
     }
 
 
-def function(address: str, group: int, kind: str, gpu: str = "") -> dict[str, Any]:
+def function(address: str, group: int, kind: str, gpu: str = "", driver: str = "") -> dict[str, Any]:
     """A function as `Groups` tells it."""
     return {
         "group": group,
@@ -53,7 +53,7 @@ def function(address: str, group: int, kind: str, gpu: str = "") -> dict[str, An
         "device": 0x2484,
         "maker": "NVIDIA Corporation",
         "model": "",
-        "driver": "",
+        "driver": driver,
         "gpu": gpu,
     }
 
@@ -277,6 +277,22 @@ def test_a_group_stands_alone_when_it_has_one_gpu_and_bridges(capsys: pytest.Cap
         "IOMMU group 3: GPU 0000:04:00.0 and GPU 0000:05:00.0",
         "IOMMU group 10",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "driver", "alone"),
+    [
+        ("bridge", "pcieport", True),
+        ("chipset", "", True),
+        ("chipset", "ie31200_edac", False),
+        ("other", "nvidia-nvswitch", False),
+        ("other", "", False),
+    ],
+)
+def test_pieces_of_the_board_leave_a_gpu_alone(kind: str, driver: str, alone: bool) -> None:
+    card = "0000:01:00.0"
+    [record] = look.grouped([function(card, 1, "display", card), function("0000:02:00.0", 1, kind, driver=driver)])
+    assert record["alone"] is alone
 
 
 @pytest.mark.parametrize("arguments", [PLAIN, JSON])

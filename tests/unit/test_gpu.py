@@ -10,14 +10,18 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts, Kind, PciFunction
 from gpuswitch.model.gpu import Gpu, discover, harmless
 from tests.unit.parts import (
+    ACCELERATOR,
     AMD,
     AMD_PROCESSOR,
     AUDIO,
     BRIDGE,
+    DISPLAY,
     ENCRYPTION,
     ETHERNET,
+    HOST_BRIDGE,
     INTEL,
     NVME,
+    NVSWITCH,
     UCSI,
     USB,
     VGA,
@@ -50,7 +54,13 @@ class TestKinds:
             (0x0C8000, Kind.UCSI),
             (0x0C0500, Kind.OTHER),  # SMBus
             (0x060400, Kind.BRIDGE),
-            (0x060000, Kind.BRIDGE),
+            (0x060401, Kind.BRIDGE),
+            (0x060940, Kind.BRIDGE),
+            (0x060000, Kind.CHIPSET),
+            (0x060100, Kind.CHIPSET),
+            (0x068000, Kind.OTHER),  # an NVSwitch
+            (0x120000, Kind.ACCELERATOR),
+            (0x118000, Kind.OTHER),  # the NPU of an AMD processor
             (0x020000, Kind.NETWORK),
             (0x010802, Kind.STORAGE),
             (0x108000, Kind.OTHER),
@@ -121,7 +131,32 @@ class TestRootComplex:
         assert shapes(host) == {f"{slot}.0": [f"{slot}.0", f"{slot}.1"]}
 
 
+class TestAccelerators:
+    def test_are_gpus(self) -> None:
+        host = facts([function("0000:05:00.0", ACCELERATOR, vendor=AMD), function("0000:25:00.0", DISPLAY, vendor=AMD)])
+        assert shapes(host) == {"0000:05:00.0": ["0000:05:00.0"], "0000:25:00.0": ["0000:25:00.0"]}
+        assert [gpu.draws(host) for gpu in discover(host)] == [False, True]
+
+    def test_beside_a_display_of_their_slot_are_part_of_its_gpu(self) -> None:
+        host = facts([function("0000:05:00.0", ACCELERATOR), function("0000:05:00.1", VGA)])
+        assert shapes(host) == {"0000:05:00.1": ["0000:05:00.0", "0000:05:00.1"]}
+
+    def test_leave_last(self) -> None:
+        host = facts([function("0000:05:00.0", ACCELERATOR), function("0000:06:00.0", NVSWITCH)])
+        [gpu] = discover(host, {at("0000:05:00.0"): [at("0000:06:00.0")]})
+        assert gpu.in_detach_order(host) == (at("0000:06:00.0"), at("0000:05:00.0"))
+
+
 class TestNeighbours:
+    def test_an_nvswitch_is_one_and_a_bridge_is_none(self) -> None:
+        others = [
+            function("0000:00:01.0", BRIDGE, "pcieport", parent=None),
+            function("0000:02:00.0", NVSWITCH, "nvidia-nvswitch"),
+            function("0000:00:00.0", HOST_BRIDGE, "ie31200_edac", parent=None),
+        ]
+        host = facts([function("0000:01:00.0", VGA), *others])
+        assert [str(f.address) for f in discover(host)[0].neighbours(host)] == ["0000:00:00.0", "0000:02:00.0"]
+
     def test_are_the_other_endpoints_of_all_its_groups(self) -> None:
         card = [function("0000:01:00.0", VGA, group=1), function("0000:01:00.1", AUDIO, group=2)]
         others = [
@@ -225,7 +260,7 @@ _addresses = st.builds(
 
 @st.composite
 def _hosts(draw: st.DrawFn) -> tuple[HostFacts, dict[PciAddress, list[PciAddress]]]:
-    classes = st.sampled_from([VGA, AUDIO, USB, UCSI, ETHERNET, BRIDGE, ENCRYPTION])
+    classes = st.sampled_from([VGA, ACCELERATOR, AUDIO, USB, UCSI, ETHERNET, BRIDGE, ENCRYPTION])
     addresses = draw(st.lists(_addresses, min_size=1, max_size=16, unique=True))
     functions: list[PciFunction] = [
         function(str(a), draw(classes), group=draw(st.integers(0, 4)), vendor=draw(st.sampled_from([AMD, INTEL])))
@@ -244,7 +279,7 @@ def test_a_function_belongs_to_one_gpu_at_most(drawn: tuple[HostFacts, dict[PciA
     assert [gpu.address for gpu in gpus] == sorted({gpu.address for gpu in gpus})
     for gpu in gpus:
         assert gpu.address in gpu.functions
-        assert host.functions[gpu.address].kind is Kind.DISPLAY
+        assert host.functions[gpu.address].makes_gpu
         assert gpu.functions == tuple(sorted(gpu.functions))
-    displays = {a for a, f in host.functions.items() if f.kind is Kind.DISPLAY}
+    displays = {a for a, f in host.functions.items() if f.makes_gpu}
     assert displays <= set(everything)

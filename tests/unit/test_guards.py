@@ -9,7 +9,7 @@ from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
 from gpuswitch.switch.guards import Blocker, blockers, refusal
-from tests.unit.parts import AUDIO, BRIDGE, ETHERNET, NVME, PORT, VGA, at, facts, function
+from tests.unit.parts import AUDIO, BRIDGE, ETHERNET, HOST_BRIDGE, NVME, NVSWITCH, PORT, VGA, at, facts, function
 
 GPU = Gpu(at("0000:01:00.0"), (at("0000:01:00.0"), at("0000:01:00.1")))
 
@@ -94,6 +94,28 @@ class TestToVfio:
     def test_does_not_mind_a_bridge(self) -> None:
         bridge = function(str(PORT), BRIDGE, "pcieport", parent=None)
         assert reasons(facts([*card().functions.values(), bridge])) == {}
+
+    def test_an_nvswitch_is_named_and_may_move_along(self) -> None:
+        host = facts([*card().functions.values(), function("0000:02:00.0", NVSWITCH, "nvidia-nvswitch")])
+        assert reasons(host) == {
+            "neighbour": "the NVSwitch 0000:02:00.0 is in IOMMU group 1 too and stays on nvidia-nvswitch: unbind it, "
+            "or name it in `members` of this GPU to move both"
+        }
+        both = Gpu(GPU.address, (*GPU.functions, at("0000:02:00.0")))
+        assert reasons(host, gpu=both) == {}
+
+    def test_a_host_bridge_is_in_the_way_with_a_driver_alone_and_never_moves(self) -> None:
+        idle, busy = (function("0000:00:00.0", HOST_BRIDGE, on, parent=None) for on in (None, "ie31200_edac"))
+        assert reasons(facts([*card().functions.values(), idle])) == {}
+        assert reasons(facts([*card().functions.values(), busy])) == {
+            "neighbour": "the bridge 0000:00:00.0 is in IOMMU group 1 too and stays on ie31200_edac: unbind it"
+        }
+        both = Gpu(GPU.address, (*GPU.functions, at("0000:00:00.0")))
+        assert "is a bridge" in reasons(facts([*card().functions.values(), busy]), gpu=both)["member"]
+
+    def test_a_neighbour_that_cannot_move_along_is_not_said_to(self) -> None:
+        virtual = function("0000:02:00.1", ETHERNET, "iavf", physical_function="0000:02:00.0")
+        assert "members" not in reasons(facts([*card().functions.values(), virtual]))["neighbour"]
 
     def test_leaves_the_screen_on_unless_told(self) -> None:
         host = card(boot_display=True)

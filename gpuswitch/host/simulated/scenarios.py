@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypedDict, Unpack
 
 from gpuswitch.host.simulated import catalogue as parts
-from gpuswitch.host.simulated.catalogue import AMD, AMD_PROCESSOR, INTEL, MELLANOX, NVIDIA, REALTEK, Slot, port
+from gpuswitch.host.simulated.catalogue import AMD, AMD_PROCESSOR, ASPEED, INTEL, MELLANOX, NVIDIA, REALTEK, Slot, port
 from gpuswitch.host.simulated.devices import Device
 from gpuswitch.host.simulated.drivers import Module
 from gpuswitch.host.simulated.host import SimulatedHost
@@ -210,6 +210,33 @@ def superchip(**options: Unpack[Options]) -> SimulatedHost:
     return boot([port("0009:00:00.0", 20), gpu], **options)
 
 
+def hgx(**options: Unpack[Options]) -> SimulatedHost:
+    """Two H100 of an HGX board; the group of the first (0000:2a:00.0) holds an NVSwitch (0000:2b:00.0) as well."""
+    devices = _board()
+    for number, group in enumerate((50, 51)):
+        bus = 0x2A + 0x10 * number
+        root, model = f"0000:{bus - 1:02x}:01.0", "GH100 [H100 SXM5 80GB]"
+        devices += [
+            port(root, group),
+            Slot(f"0000:{bus:02x}:00", group, root).function(0, NVIDIA, 0x2330, parts.DISPLAY_3D, model),
+        ]
+    switch = Slot("0000:2b:00", 50, "0000:29:01.0")
+    return boot([*devices, switch.function(0, NVIDIA, 0x22A3, parts.NVSWITCH, "GH100 [H100 NVSwitch]")], **options)
+
+
+def instinct(**options: Unpack[Options]) -> SimulatedHost:
+    """Two accelerators (0000:05:00.0 and 0000:26:00.0), and the picture of the board's management controller."""
+    devices = _board()
+    for bus, group in ((0x05, 10), (0x26, 11)):
+        root, model = f"0000:{bus - 1:02x}:01.0", "Aqua Vanjaram [Instinct MI300X]"
+        card = Slot(f"0000:{bus:02x}:00", group, root).function(0, AMD, 0x74A1, parts.ACCELERATOR, model)
+        devices += [port(root, group), card]
+    bmc = Slot("0000:c4:00", 30, "0000:c3:00.0")
+    return boot(
+        [*devices, bmc.function(0, ASPEED, 0x2000, parts.VGA, "ASPEED Graphics Family", boot_display=True)], **options
+    )
+
+
 SCENARIOS: Mapping[str, Callable[..., SimulatedHost]] = {
-    scenario.__name__: scenario for scenario in (laptop, plain, server, shared, apu, single, superchip)
+    scenario.__name__: scenario for scenario in (laptop, plain, server, shared, apu, single, superchip, hgx, instinct)
 }
