@@ -19,6 +19,7 @@ from xml.parsers import expat
 
 DBUS_SEND = "/usr/bin/dbus-send"
 CONFIGURATION = "/etc/gpuswitch"
+DEVICES = "/sys/bus/pci/devices"
 LIMIT = 1 << 20
 """Bytes of XML that are read."""
 PATIENCE = 930
@@ -225,10 +226,11 @@ def run(command: list[str], seconds: float) -> tuple[int, str]:
     return process.returncode, said.decode(errors="replace")
 
 
-def managed_of(addresses: list[Address] | None, directory: str) -> list[Address]:
+def managed_of(addresses: list[Address] | None, directory: str, devices: str = DEVICES) -> list[Address]:
     """Which of these belong to GPUs that the configuration names; all that it names where `addresses` is None.
 
-    A GPU is the functions of its slot, as far as can be told without looking at them, and its members.
+    A GPU is the functions of its card, as far as can be told without knowing what they are, and its members. Virtual
+    functions are their own.
 
     Raises:
         ValueError: what the configuration says cannot be known.
@@ -236,9 +238,31 @@ def managed_of(addresses: list[Address] | None, directory: str) -> list[Address]
     gpus = configured(directory)
     if addresses is None:
         return list(gpus)
-    slots = {gpu[:3] for gpu in gpus}
-    members = {member for each in gpus.values() for member in each}
-    return [address for address in addresses if address[:3] in slots or address in members]
+    named = {*gpus, *(member for each in gpus.values() for member in each)}
+    cards = {card_of(gpu, devices) for gpu in gpus}
+    return [a for a in addresses if a in named or (card_of(a, devices) in cards and not _virtual(a, devices))]
+
+
+def card_of(function: Address, devices: str) -> object:
+    """What a function shares with the others of its card: the upstream port of the card's own switch, else the slot.
+
+    As `_own_switch` in gpuswitch/model/gpu.py has it. Devices lie below their bridges in sysfs, and `vendor` is a field
+    of a structure.
+    """
+    from pathlib import Path  # noqa: PLC0415 - as in `configured`
+
+    path = Path(devices, text(function)).resolve()
+    downstream, upstream, root = (*path.parents, path, path, path)[:3]
+    try:
+        makers = {(each / "vendor").read_text("ascii") for each in (path, downstream, upstream)}
+    except OSError:
+        return function[:3]
+    ours = len(makers) == 1 and (root / "vendor").exists()
+    return upstream if ours else function[:3]
+
+
+def _virtual(function: Address, devices: str) -> bool:
+    return os.path.lexists(f"{devices}/{text(function)}/physfn")
 
 
 def configured(directory: str) -> dict[Address, list[Address]]:

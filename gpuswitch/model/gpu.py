@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gpuswitch.model.address import PciAddress
@@ -87,6 +87,7 @@ def discover(facts: HostFacts, members: Mapping[PciAddress, Iterable[PciAddress]
 
 def _own_functions(facts: HostFacts) -> dict[PciAddress, set[PciAddress]]:
     """Each slot's GPU by its first display function, before the config has its say. Virtual functions are nobody's."""
+    switches = _switches(facts)
     slots: dict[tuple[int, ...], list[PciFunction]] = {}
     for address, function in sorted(facts.functions.items()):
         if function.physical_function is None:
@@ -95,7 +96,8 @@ def _own_functions(facts: HostFacts) -> dict[PciAddress, set[PciAddress]]:
     for functions in slots.values():
         hearts = sorted((f for f in functions if f.makes_gpu), key=lambda f: (f.kind is not Kind.DISPLAY, f.address))
         if hearts:
-            together = hearts + _companions(hearts[0], functions)
+            elsewhere = switches.get(_own_switch(hearts[0], facts), [])
+            together = [*hearts, *_companions(hearts[0], functions), *elsewhere]
             own[hearts[0].address] = {f.address for f in together}
     return own
 
@@ -110,6 +112,46 @@ def _companions(display: PciFunction, slot: Iterable[PciFunction]) -> list[PciFu
     if _root_complex(display, siblings):
         return [f for f in siblings if f.kind is Kind.AUDIO and f.vendor == display.vendor]
     return [f for f in siblings if f.kind in _COMPANIONS]
+
+
+def _switches(facts: HostFacts) -> dict[PciAddress | None, list[PciFunction]]:
+    """The companions below PCIe switches that are part of a card, each by its upstream port.
+
+    Intel's Arc cards have their sound behind a downstream port of its own, so on another bus than the picture. A switch
+    with more than one card below it is the board's.
+    """
+    found: dict[PciAddress | None, list[PciFunction]] = {}
+    slots: dict[PciAddress, set[tuple[int, ...]]] = {}
+    for function in facts.functions.values():
+        if function.physical_function is not None:
+            continue
+        if function.makes_gpu:
+            for above in _above(function, facts):
+                slots.setdefault(above, set()).add(function.address[:-1])
+        elif function.kind in _COMPANIONS and (port := _own_switch(function, facts)) is not None:
+            found.setdefault(port, []).append(function)
+    return {port: functions for port, functions in found.items() if port and len(slots.get(port, ())) == 1}
+
+
+def _own_switch(function: PciFunction, facts: HostFacts) -> PciAddress | None:
+    """The upstream port of the switch that is on one card with this function; None where it is on none.
+
+    It is two bridges further up, below a port of the board, and of the function's own maker: there are switches on
+    boards, in docks and in chipsets, too, with functions of the host below them.
+    """
+    ports = list(_above(function, facts))[:2]
+    bridges = [facts.functions[port] for port in ports]
+    ours = all(f.kind is Kind.BRIDGE and f.vendor == function.vendor for f in bridges)
+    return ports[1] if len(ports) == 2 and ours and bridges[1].parent is not None else None
+
+
+def _above(function: PciFunction, facts: HostFacts) -> Iterator[PciAddress]:
+    """The bridges above it, nearest first, as far as a look shows them."""
+    parent, seen = function.parent, {function.address}
+    while parent is not None and parent in facts.functions and parent not in seen:
+        yield parent
+        seen.add(parent)
+        parent = facts.functions[parent].parent
 
 
 def _root_complex(display: PciFunction, siblings: Iterable[PciFunction]) -> bool:

@@ -64,6 +64,19 @@ async def test_a_table_may_name_any_function_of_it(start: Start, hook: Hook) -> 
     assert await where(service) == ("vfio", "win10")
 
 
+async def test_a_card_with_a_switch_of_its_own_goes_whole(start: Start, hook: Hook) -> None:
+    """Intel's Arc: its sound is on another bus."""
+    service = await start("arc", config=ANY_PORT + table("0000:03:00.0"))
+    arc = "/org/gpuswitch1/gpu/0000_03_00_0"
+    assert await hook.run("prepare begin", domain(HOSTDEV.format("bus='4'"))) == (0, "")
+    assert (await service.properties(arc))["Functions"] == [
+        ("0000:03:00.0", "display", "vfio-pci"),
+        ("0000:04:00.0", "audio", "vfio-pci"),
+    ]
+    assert await hook.run("release end", reason="shutdown") == (0, "")
+    await service.until_state(arc, "host")
+
+
 async def test_what_a_table_means_to_manage_and_does_not_is_refused(start: Start, hook: Hook) -> None:
     """The card's address has shifted, and is that of a disk now."""
     service = await start("laptop", config=ANY_PORT + table("0000:02:00.0"))

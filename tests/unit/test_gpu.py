@@ -20,6 +20,7 @@ from tests.unit.parts import (
     ETHERNET,
     HOST_BRIDGE,
     INTEL,
+    NVIDIA,
     NVME,
     NVSWITCH,
     UCSI,
@@ -129,6 +130,74 @@ class TestRootComplex:
             ]
         )
         assert shapes(host) == {f"{slot}.0": [f"{slot}.0", f"{slot}.1"]}
+
+
+def switch(maker: int, *ports: str, above: str | None = "0000:00:01.0") -> list[PciFunction]:
+    """A PCIe switch: its upstream port 0000:01:00.0, behind a root port, and downstream ports."""
+    root = [function(above, BRIDGE, parent=None, vendor=INTEL)] if above else []
+    upstream = function("0000:01:00.0", BRIDGE, vendor=maker, parent=at(above) if above else None)
+    return [*root, upstream, *(function(p, BRIDGE, vendor=maker, parent=at("0000:01:00.0")) for p in ports)]
+
+
+class TestCardsWithASwitch:
+    """The picture at 0000:03:00.0 below 0000:02:01.0, other functions below 0000:02:04.0."""
+
+    def shapes(
+        self,
+        *others: PciFunction,
+        switch_of: int = INTEL,
+        maker: int = INTEL,
+        above: str | None = "0000:00:01.0",
+    ) -> list[str]:
+        picture = function("0000:03:00.0", VGA, vendor=maker, parent=at("0000:02:01.0"))
+        ports = switch(switch_of, "0000:02:01.0", "0000:02:04.0", above=above)
+        return shapes(facts([*ports, picture, *others]))["0000:03:00.0"]
+
+    def below(self, class_code: int, vendor: int = INTEL, address: str = "0000:04:00.0") -> PciFunction:
+        return function(address, class_code, vendor=vendor, parent=at("0000:02:04.0"))
+
+    def test_sound_on_another_bus_comes_along(self) -> None:
+        board = function("0000:00:1f.3", AUDIO, vendor=INTEL, parent=None)
+        assert self.shapes(self.below(AUDIO), board) == ["0000:03:00.0", "0000:04:00.0"]
+
+    def test_what_no_card_has_does_not(self) -> None:
+        assert self.shapes(self.below(ETHERNET)) == ["0000:03:00.0"]
+
+    def test_of_another_maker_is_another_card(self) -> None:
+        """A sound card in the next slot of a board whose switch NVIDIA made (nForce 200)."""
+        assert self.shapes(self.below(AUDIO, 0x1102), switch_of=NVIDIA, maker=NVIDIA) == ["0000:03:00.0"]
+
+    @pytest.mark.parametrize("maker", [0x10B5, AMD_PROCESSOR])
+    def test_a_switch_of_another_maker_is_the_boards(self, maker: int) -> None:
+        """PLX; the chipset of an AMD board, which has the board's USB below it."""
+        for usb in (self.below(USB, maker), self.below(USB, AMD)):
+            assert self.shapes(usb, switch_of=maker, maker=AMD) == ["0000:03:00.0"]
+
+    def test_with_two_cards_below_it_is_the_boards(self) -> None:
+        second = function("0000:05:00.0", VGA, vendor=INTEL, parent=at("0000:02:04.0"))
+        assert self.shapes(self.below(AUDIO), second) == ["0000:03:00.0"]
+
+    def test_virtual_functions_are_no_second_card(self) -> None:
+        virtual = function(
+            "0000:03:00.1", VGA, vendor=INTEL, parent=at("0000:02:01.0"), physical_function="0000:03:00.0"
+        )
+        assert self.shapes(self.below(AUDIO), virtual) == ["0000:03:00.0", "0000:04:00.0"]
+        of_it = function("0000:04:00.1", AUDIO, vendor=INTEL, physical_function="0000:04:00.0")
+        assert self.shapes(of_it) == ["0000:03:00.0"]
+
+    def test_ports_of_the_board_are_no_switch(self) -> None:
+        """The bridge above the downstream port is on the root bus."""
+        assert self.shapes(self.below(AUDIO), above=None) == ["0000:03:00.0"]
+
+    def test_a_member_of_another_gpu_is_taken_out(self) -> None:
+        ports = switch(INTEL, "0000:02:01.0", "0000:02:04.0")
+        picture = function("0000:03:00.0", VGA, vendor=INTEL, parent=at("0000:02:01.0"))
+        other = function("0000:09:00.0", VGA)
+        host = facts([*ports, picture, other, self.below(AUDIO)])
+        assert shapes(host, {"0000:09:00.0": ["0000:04:00.0"]}) == {
+            "0000:03:00.0": ["0000:03:00.0"],
+            "0000:09:00.0": ["0000:04:00.0", "0000:09:00.0"],
+        }
 
 
 class TestAccelerators:

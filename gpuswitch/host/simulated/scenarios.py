@@ -210,6 +210,24 @@ def superchip(**options: Unpack[Options]) -> SimulatedHost:
     return boot([port("0009:00:00.0", 20), gpu], **options)
 
 
+def arc(**options: Unpack[Options]) -> SimulatedHost:
+    """An Arc (0000:03:00.0) beside the processor's graphics: behind a switch of its own, its sound on another bus."""
+    picture, sound = Slot("0000:03:00", 21, "0000:02:01.0"), Slot("0000:04:00", 22, "0000:02:04.0")
+    return boot(
+        [
+            *_board(),
+            Slot("0000:00:02", 1).function(0, INTEL, 0x4680, parts.VGA, "AlderLake-S GT1", boot_display=True),
+            port("0000:00:01.0", 2),
+            Slot("0000:01:00", 18, "0000:00:01.0").function(0, INTEL, 0x4FA0, parts.PCI_BRIDGE),
+            Slot("0000:02:01", 19, "0000:01:00.0").function(0, INTEL, 0x4FA4, parts.PCI_BRIDGE),
+            Slot("0000:02:04", 20, "0000:01:00.0").function(0, INTEL, 0x4FA4, parts.PCI_BRIDGE),
+            picture.function(0, INTEL, 0x56A1, parts.VGA, "DG2 [Arc A750]"),
+            sound.function(0, INTEL, 0x4F90, parts.AUDIO, "DG2 Audio Controller"),
+        ],
+        **options,
+    )
+
+
 def hgx(**options: Unpack[Options]) -> SimulatedHost:
     """Two H100 of an HGX board; the group of the first (0000:2a:00.0) holds an NVSwitch (0000:2b:00.0) as well."""
     devices = _board()
@@ -238,5 +256,6 @@ def instinct(**options: Unpack[Options]) -> SimulatedHost:
 
 
 SCENARIOS: Mapping[str, Callable[..., SimulatedHost]] = {
-    scenario.__name__: scenario for scenario in (laptop, plain, server, shared, apu, single, superchip, hgx, instinct)
+    scenario.__name__: scenario
+    for scenario in (laptop, plain, server, shared, apu, single, superchip, arc, hgx, instinct)
 }
