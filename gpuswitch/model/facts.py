@@ -197,7 +197,8 @@ class HostFacts:
     that a driver profile names (`gpuswitch.model.drivers`) and that are in the kernel, by name. `boot_framebuffers`:
     those that a driver has. `console_map`: the frame buffers that the kernel's command line gives text consoles to
     (`fbcon=map:`), None where it says nothing of it. `autoprobe`: a driver that registers, or a device that is found,
-    is bound without being asked for (`drivers_autoprobe` of the PCI bus).
+    is bound without being asked for (`drivers_autoprobe` of the PCI bus). `direct_regions`: the IOMMU groups with
+    memory that the firmware claims and that must be mapped as it is, each with its ranges (`0xbdf6e000-0xbdf6efff`).
     """
 
     functions: Mapping[PciAddress, PciFunction]
@@ -210,6 +211,7 @@ class HostFacts:
     boot_framebuffers: tuple[BootFramebuffer, ...] = ()
     console_map: frozenset[int] | None = None
     autoprobe: bool = True
+    direct_regions: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def vfio_without_groups(self) -> bool:

@@ -55,6 +55,7 @@ def blockers(
             *_host_ready(gpu, facts),
             *_drivers(gpu, facts, vfio_driver),
             *_neighbours(gpu, facts),
+            *_reserved(gpu, facts),
             *_shared_out(gpu, facts),
         ]
         if not allow_boot_display:
@@ -128,6 +129,22 @@ def _neighbours(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
                 "neighbour",
                 f"{describe(neighbour)} is in IOMMU group {neighbour.iommu_group} too and stays on "
                 f"{neighbour.driver_name}: {remedy}",
+            )
+
+
+def _reserved(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
+    """The kernel lets vfio have such devices, and then refuses to give their group to a machine.
+
+    On Intel at once (device_rmrr_is_relaxable in drivers/iommu/intel/iommu.c), on all since 6.6 (`require_direct` in
+    drivers/iommu/iommu.c).
+    """
+    for number in gpu.groups(facts):
+        if regions := facts.direct_regions.get(number):
+            yield Blocker(
+                "reserved_region",
+                f"IOMMU group {number} has memory that the firmware claims for itself ({', '.join(regions)}, RMRR), "
+                "and no virtual machine can have it: put the card into another slot, or have the firmware claim none "
+                "for this one (an update of it, or its settings for shared memory of devices)",
             )
 
 

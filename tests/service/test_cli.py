@@ -299,6 +299,13 @@ async def test_an_accelerator_goes_and_comes_back_as_a_gpu_does(start: Start, ct
     assert field(ctl, "driver", "mi300x") == "amdgpu"
 
 
+async def test_memory_that_the_firmware_claims_is_told_before_anything_is_touched(start: Start, ctl: Ctl) -> None:
+    await start("rmrr", config=CONFIG)
+    moved = ctl("to-vfio", DISCRETE)
+    assert (moved.returncode, moved.stdout) == (3, "")
+    assert "IOMMU group 13 has memory that the firmware claims for itself (0xbdf6e000-0xbdf6efff, RMRR)" in moved.stderr
+
+
 async def test_config_shows_what_is_in_force_and_who_set_it(start: Start, ctl: Ctl, tmp_path: Path) -> None:
     await start("laptop", config=CONFIG)
     rows = [row.split() for row in ctl("config").stdout.splitlines()]

@@ -64,6 +64,7 @@ def facts(
     vfio_available: bool = True,
     registered: Mapping[str, str | None] = MODULES,
     vfio_nodes: frozenset[str] = frozenset({"vfio"}),
+    direct_regions: Mapping[int, tuple[str, ...]] | None = None,
 ) -> HostFacts:
     return HostFacts(
         functions={f.address: f for f in functions},
@@ -71,6 +72,7 @@ def facts(
         vfio_available=vfio_available,
         pci_drivers=registered,
         vfio_nodes=vfio_nodes,
+        direct_regions=direct_regions or {},
     )
 
 

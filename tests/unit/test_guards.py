@@ -117,6 +117,14 @@ class TestToVfio:
         virtual = function("0000:02:00.1", ETHERNET, "iavf", physical_function="0000:02:00.0")
         assert "members" not in reasons(facts([*card().functions.values(), virtual]))["neighbour"]
 
+    def test_refuses_a_group_with_memory_that_the_firmware_claims(self) -> None:
+        host = facts(card().functions.values(), direct_regions={1: ("0xbdf6e000-0xbdf6efff",)})
+        sentence = reasons(host)["reserved_region"]
+        for named in ("IOMMU group 1 ", "0xbdf6e000-0xbdf6efff", "RMRR", "another slot"):
+            assert named in sentence
+        assert reasons(facts(card().functions.values(), direct_regions={2: ("0x1000-0x1fff",)})) == {}
+        assert reasons(host, State.HOST, State.VFIO) == {}
+
     def test_leaves_the_screen_on_unless_told(self) -> None:
         host = card(boot_display=True)
         assert "allow_boot_display" in reasons(host)["boot_display"]

@@ -7,6 +7,9 @@ What is read, and why that is safe (Linux 6.1; `show` functions of the files nam
   `drivers_autoprobe` (drivers/base/bus.c), and of a module `initstate`, `refcnt` and `version` (kernel/module): they
   print a field of a structure;
 - what tells the booted display (gpuswitch/host/linux/booted.py);
+- `reserved_regions` of an IOMMU group, once for as long as the same devices are in it: it takes the mutex of that group
+  (iommu_get_group_resv_regions in drivers/iommu/iommu.c), which is held while a device joins or leaves it or its domain
+  changes, and not while a driver's probe or remove waits;
 - of a module `parameters/modeset`: it takes the lock of that module's parameters (kernel/params.c), which is held for
   as long as somebody reads or sets one of them, and not by a module that comes or goes.
 
@@ -40,6 +43,7 @@ from gpuswitch.host.linux.reading import (
     there,
     written,
 )
+from gpuswitch.host.linux.regions import DirectRegions
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import MODULES
 from gpuswitch.model.facts import (
@@ -98,6 +102,7 @@ class Sysfs:
         self._names: dict[str, tuple[int, str, str]] = {}
         self._installed = Installed(roots.modules)
         self._boot_display = BootDisplay(roots.sysfs)
+        self._direct_regions = DirectRegions(roots.sysfs)
         self._console_map = console_map(first_line(f"{roots.proc}/cmdline"))
         self._booted: frozenset[str] | None = None
 
@@ -128,8 +133,9 @@ class Sysfs:
         mediated = self._mediated_devices()
         # Drivers before functions: one that registers in between is asked for by name.
         drivers = {name: self._module(name) for name, _ in entries(f"{self._roots.sysfs}/bus/pci/drivers")}
+        functions = self._functions(present, drivers, mediated)
         return HostFacts(
-            functions=self._functions(present, drivers, mediated),
+            functions=functions,
             iommu=any(True for _ in entries(f"{self._roots.sysfs}/kernel/iommu_groups")),
             vfio_available=VFIO_DRIVER in drivers or self._installed.vfio_pci(),
             pci_drivers=drivers,
@@ -138,6 +144,7 @@ class Sysfs:
             modules=self._modules(),
             boot_framebuffers=framebuffers,
             console_map=self._console_map,
+            direct_regions=self._direct_regions.among(functions.values(), present),
             autoprobe=first_line(f"{self._roots.sysfs}/bus/pci/drivers_autoprobe") != "0",
         )
 

@@ -27,7 +27,8 @@ class Options(TypedDict, total=False):
 
     `modules`: what is installed. `vfio_ids`: vendor and device ids given to vfio-pci on the kernel command line; it is
     loaded before all others then. `iommu` False: it is off; `vfio_groups` and `vfio_devices`: see `Machine`.
-    `boot_framebuffers`: what the firmware left. `console_map`: `fbcon=map:` on the kernel command line.
+    `direct_regions`: see `HostFacts`. `boot_framebuffers`: what the firmware left. `console_map`: `fbcon=map:` on the
+    kernel command line.
     """
 
     modules: Sequence[Module]
@@ -35,6 +36,7 @@ class Options(TypedDict, total=False):
     iommu: bool
     vfio_groups: bool
     vfio_devices: bool
+    direct_regions: Mapping[int, tuple[str, ...]]
     boot_framebuffers: Sequence[BootFramebuffer]
     console_map: Sequence[int]
 
@@ -73,6 +75,7 @@ def boot(devices: Iterable[Device], **options: Unpack[Options]) -> SimulatedHost
         iommu=iommu,
         vfio_groups=options.get("vfio_groups", True),
         vfio_devices=options.get("vfio_devices", False),
+        direct_regions=options.get("direct_regions"),
     )
     return SimulatedHost(machine)
 
@@ -210,6 +213,11 @@ def superchip(**options: Unpack[Options]) -> SimulatedHost:
     return boot([port("0009:00:00.0", 20), gpu], **options)
 
 
+def rmrr() -> SimulatedHost:
+    """As `plain`, on an old server whose firmware claims memory for the sound of the card (group 13)."""
+    return plain(direct_regions={13: ("0xbdf6e000-0xbdf6efff",)})
+
+
 def arc(**options: Unpack[Options]) -> SimulatedHost:
     """An Arc (0000:03:00.0) beside the processor's graphics: behind a switch of its own, its sound on another bus."""
     picture, sound = Slot("0000:03:00", 21, "0000:02:01.0"), Slot("0000:04:00", 22, "0000:02:04.0")
@@ -257,5 +265,5 @@ def instinct(**options: Unpack[Options]) -> SimulatedHost:
 
 SCENARIOS: Mapping[str, Callable[..., SimulatedHost]] = {
     scenario.__name__: scenario
-    for scenario in (laptop, plain, server, shared, apu, single, superchip, arc, hgx, instinct)
+    for scenario in (laptop, plain, server, shared, apu, single, superchip, rmrr, arc, hgx, instinct)
 }
