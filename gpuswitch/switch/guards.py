@@ -5,10 +5,11 @@ A guard changes nothing and asks nobody; it says who is in the way and what to d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gpuswitch.errors import Busy, Failed, GpuswitchError, InProgress, NotViable, Owned, Wedged
+from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import vfio_available, vfio_drivers
 from gpuswitch.model.facts import HostFacts, Kind, PciFunction
 from gpuswitch.model.gpu import Gpu, harmless
@@ -43,10 +44,12 @@ def blockers(
     *,
     allow_boot_display: bool = False,
     vfio_driver: str = "",
+    along: Collection[PciAddress] = (),
 ) -> tuple[Blocker, ...]:
     """Everything that keeps `gpu`, now in `state`, from going to `target` (State.HOST or State.VFIO).
 
-    `vfio_driver`: what the configuration names for its display functions.
+    `vfio_driver`: what the configuration names for its display functions. `along`: functions that the same machine
+    gets, which are not in the way of each other.
     """
     found = [*_state(gpu, state), *_presence(gpu, facts), *without_groups(gpu, target, facts)]
     if target is State.VFIO:
@@ -54,7 +57,7 @@ def blockers(
         found += [
             *_host_ready(gpu, facts),
             *_drivers(gpu, facts, vfio_driver),
-            *_neighbours(gpu, facts),
+            *_neighbours(gpu, facts, along),
             *_reserved(gpu, facts),
             *_shared_out(gpu, facts),
         ]
@@ -120,9 +123,9 @@ def without_groups(gpu: Gpu, target: State, facts: HostFacts) -> Iterator[Blocke
         )
 
 
-def _neighbours(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
+def _neighbours(gpu: Gpu, facts: HostFacts, along: Collection[PciAddress]) -> Iterator[Blocker]:
     for neighbour in gpu.neighbours(facts):
-        if not harmless(neighbour):
+        if not harmless(neighbour) and neighbour.address not in along:
             both = neighbour.kind not in _THE_BOARD and neighbour.physical_function is None
             remedy = "unbind it, or name it in `members` of this GPU to move both" if both else "unbind it"
             yield Blocker(

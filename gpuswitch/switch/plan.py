@@ -117,7 +117,7 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs 
             *(UnloadModules(o.functions, o.profile.driver, o.loaded) for o in needs.unload),
             *(Bind(a, vfio[a].name) for a in arriving),
             # A VM takes whole groups, and finds out late that it cannot.
-            *(CheckGroup(number, gpu) for number in gpu.groups(facts)),
+            *(CheckGroup(number, gpu, needs.along) for number in gpu.groups(facts)),
             # The other GPUs of this driver want theirs back.
             *([StartUnits(needs.at_once)] if needs.at_once else []),
             # A machine that has it keeps its host from sleeping all the while.

@@ -21,7 +21,7 @@ from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.books import machines_with, sentence
-from gpuswitch.switch.guards import blockers, refusal, without_groups
+from gpuswitch.switch.guards import Blocker, blockers, refusal, without_groups
 from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.host import Host, Kernel
 from gpuswitch.switch.inquiry import Inquiry
@@ -38,7 +38,8 @@ from gpuswitch.switch.steps import HoldGroup
 class Preparation:
     """Everything that a plan for one GPU is computed from; `owed` is what an earlier switch still owes the GPU.
 
-    `starting`: the service is, and no systemd job may be waited for. `owned`: a virtual machine has it or asks for it.
+    `starting`: the service is, and no systemd job may be waited for. `owned`: a virtual machine has it or asks for it,
+    and for these functions `along` with it.
     `machine`: the one for whose sake it is asked, by name. `asking`: nothing is to follow from it, so nothing is held,
     and who reads for it is not who works on the GPU. `holds` are the groups that `plan` took, or began to take: with no
     switch to follow, they are to be reverted.
@@ -54,6 +55,7 @@ class Preparation:
     arbiter: Arbiter
     starting: bool = False
     owned: bool = False
+    along: frozenset[PciAddress] = frozenset()
     machine: str = ""
     asking: bool = False
     holds: list[HoldGroup] = field(default_factory=list)
@@ -69,8 +71,7 @@ class Preparation:
         # The worker's start costs more than the guards do: they run meanwhile.
         self.kernel.prepare()
         rules = self._own.rules
-        allowed, named = rules.allow_boot_display, rules.vfio_driver
-        found = blockers(self.gpu, target, self.state, self.facts, allow_boot_display=allowed, vfio_driver=named)
+        found = self._blockers(target)
         # Nobody is asked about a GPU that the kernel has, or that is on its way.
         if found and (target is not State.VFIO or any(blocker.error in {Wedged, InProgress} for blocker in found)):
             raise refusal(found)
@@ -80,7 +81,7 @@ class Preparation:
             now, needs = await self._inquiry.made(found)
             if self.starting and needs.waits:
                 raise Failed("nobody is waited for, and no unit is stopped, before the service has started")
-            needs = replace(needs, owned=self.owned, vfio_driver=named)
+            needs = replace(needs, owned=self.owned, along=self.along, vfio_driver=rules.vfio_driver)
             facts = self.facts if self.asking else await self._with_names()
             return to_vfio(self.gpu, facts, now, self.owed, needs)
         async with answered(self.config.deadlines.capture):
@@ -102,6 +103,18 @@ class Preparation:
             vtconsoles=self.arbiter.unbound(),
         )
         return to_host(self.gpu, self.facts, now, Owed(baseline).and_before(self.owed), back)
+
+    def _blockers(self, target: State) -> tuple[Blocker, ...]:
+        rules = self._own.rules
+        return blockers(
+            self.gpu,
+            target,
+            self.state,
+            self.facts,
+            allow_boot_display=rules.allow_boot_display,
+            vfio_driver=rules.vfio_driver,
+            along=self.along,
+        )
 
     async def plan_rough(self, rough: Sequence[Step]) -> Plan:
         """The plan of a rung of the ladder that comes before a way to the host. Raises as `plan` does."""
@@ -127,8 +140,13 @@ class Preparation:
 
     def holds_true(self, gpu: Gpu, state: State, facts: HostFacts, owed: Owed) -> bool:
         """Whether a plan made before is right for what is so now: nobody has moved anything that it depends on."""
-        before = self.gpu, self.state, self.owed, _drivers(self.gpu, self.facts)
-        return before == (gpu, state, owed, _drivers(gpu, facts))
+        before = self.gpu, self.state, self.owed, self._drivers(self.gpu, self.facts)
+        return before == (gpu, state, owed, self._drivers(gpu, facts))
+
+    def _drivers(self, gpu: Gpu, facts: HostFacts) -> Mapping[PciAddress, str | None]:
+        """What depends on them; what moves along does so at its own time."""
+        staying = (f for f in gpu.neighbours(facts) if f.address not in self.along)
+        return {f.address: f.driver_name for f in (*gpu.present(facts), *staying)}
 
     @property
     def kernel(self) -> Kernel:
@@ -214,10 +232,6 @@ class Preparation:
             f"{self.gpu.address} is in use: something has /dev/vfio/{group} open, most likely a virtual machine; "
             "shut it down first"
         )
-
-
-def _drivers(gpu: Gpu, facts: HostFacts) -> Mapping[PciAddress, str | None]:
-    return {f.address: f.driver_name for f in (*gpu.present(facts), *gpu.neighbours(facts))}
 
 
 def _only(candidates: tuple[str, ...], function: PciAddress, *, display: bool) -> str:

@@ -77,6 +77,20 @@ async def test_a_card_with_a_switch_of_its_own_goes_whole(start: Start, hook: Ho
     await service.until_state(arc, "host")
 
 
+async def test_a_machine_gets_two_gpus_of_one_group(start: Start, hook: Hook) -> None:
+    service = await start("plx", config=ANY_PORT + table("0000:27:00.0") + table("0000:28:00.0"))
+    gpus = [f"/org/gpuswitch1/gpu/0000_{bus}_00_0" for bus in (27, 28)]
+    both = domain(HOSTDEV.format("bus='0x27'") + HOSTDEV.format("bus='0x28'"))
+    status, said = await hook.run("prepare begin", domain(HOSTDEV.format("bus='0x27'")))
+    assert (status, "the GPU 0000:28:00.0" in said) == (1, True)
+    assert await hook.run("prepare begin", both) == (0, "")
+    assert [(await service.properties(gpu))["State"] for gpu in gpus] == ["vfio", "vfio"]
+    assert await hook.run("release end", both, reason="shutdown") == (0, "")
+    for gpu in gpus:
+        while (await service.properties(gpu))["State"] != "host":
+            await service.signal()
+
+
 async def test_what_a_table_means_to_manage_and_does_not_is_refused(start: Start, hook: Hook) -> None:
     """The card's address has shifted, and is that of a disk now."""
     service = await start("laptop", config=ANY_PORT + table("0000:02:00.0"))

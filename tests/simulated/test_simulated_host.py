@@ -370,7 +370,7 @@ def test_scenarios_are_what_they_are_called() -> None:
     sizes = {name: [len(gpu.functions) for gpu in discover(build().look())] for name, build in SCENARIOS.items()}
     assert sizes == {
         "laptop": [1, 4], "plain": [1, 4], "server": [1] * 8, "shared": [4], "apu": [2], "single": [4],
-        "superchip": [1], "rmrr": [1, 4], "arc": [1, 2], "hgx": [1, 1], "instinct": [1, 1, 1],
+        "superchip": [1], "rmrr": [1, 4], "plx": [1, 1], "arc": [1, 2], "hgx": [1, 1], "instinct": [1, 1, 1],
     }  # fmt: skip  # a line is long enough
     facts = shared().look()
     assert [f.address for f in discover(facts)[0].neighbours(facts)] == [NIC]

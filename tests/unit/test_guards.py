@@ -87,6 +87,14 @@ class TestToVfio:
         for named in ("network card 0000:02:00.0", "IOMMU group 1", "r8169", "members"):
             assert named in sentence
 
+    def test_does_not_mind_what_the_same_machine_gets(self) -> None:
+        nic, disk = function("0000:02:00.0", ETHERNET, "r8169"), function("0000:03:00.0", NVME, "nvme")
+        host = facts([*card().functions.values(), nic, disk])
+        found = blockers(GPU, State.VFIO, State.HOST, host, along={nic.address})
+        assert [blocker.reason for blocker in found] == ["neighbour"]
+        assert "0000:03:00.0" in found[0].sentence
+        assert blockers(GPU, State.VFIO, State.HOST, host, along={nic.address, disk.address}) == ()
+
     @pytest.mark.parametrize("on", [None, "vfio-pci", "mlx5_vfio_pci", "pci-stub"])
     def test_does_not_mind_a_harmless_neighbour(self, on: str | None) -> None:
         assert reasons(facts([*card().functions.values(), function("0000:02:00.0", ETHERNET, on)])) == {}

@@ -11,7 +11,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, PciFunction
 
 AMD, INTEL, NVIDIA, REALTEK, MELLANOX = 0x1002, 0x8086, 0x10DE, 0x10EC, 0x15B3
-AMD_PROCESSOR, ASPEED = 0x1022, 0x1A03
+AMD_PROCESSOR, ASPEED, PLX = 0x1022, 0x1A03, 0x10B5
 
 GRACE_HOPPER = 0x2342
 VGA, DISPLAY_3D, DISPLAY_OTHER, AUDIO, USB, UCSI = 0x030000, 0x030200, 0x038000, 0x040300, 0x0C0330, 0x0C8000
@@ -26,6 +26,7 @@ _MAKERS = {
     REALTEK: "Realtek Semiconductor Co., Ltd.",
     MELLANOX: "Mellanox Technologies",
     ASPEED: "ASPEED Technology, Inc.",
+    PLX: "PLX Technology, Inc.",
 }
 
 

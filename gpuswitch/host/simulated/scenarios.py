@@ -7,7 +7,18 @@ from dataclasses import replace
 from typing import TypedDict, Unpack
 
 from gpuswitch.host.simulated import catalogue as parts
-from gpuswitch.host.simulated.catalogue import AMD, AMD_PROCESSOR, ASPEED, INTEL, MELLANOX, NVIDIA, REALTEK, Slot, port
+from gpuswitch.host.simulated.catalogue import (
+    AMD,
+    AMD_PROCESSOR,
+    ASPEED,
+    INTEL,
+    MELLANOX,
+    NVIDIA,
+    PLX,
+    REALTEK,
+    Slot,
+    port,
+)
 from gpuswitch.host.simulated.devices import Device
 from gpuswitch.host.simulated.drivers import Module
 from gpuswitch.host.simulated.host import SimulatedHost
@@ -236,6 +247,18 @@ def arc(**options: Unpack[Options]) -> SimulatedHost:
     )
 
 
+def plx(**options: Unpack[Options]) -> SimulatedHost:
+    """Two data centre GPUs (0000:27:00.0, 0000:28:00.0) in one IOMMU group, since the switch above them has no ACS."""
+    root, upstream = "0000:20:03.1", "0000:25:00.0"
+    devices = [*_board(), port(root, 30), Slot(upstream[:-2], 31, root).function(0, PLX, 0x8747, parts.PCI_BRIDGE)]
+    for downstream, bus in (("0000:26:08.0", "0000:27:00"), ("0000:26:10.0", "0000:28:00")):
+        devices += [
+            Slot(downstream[:-2], 32, upstream).function(0, PLX, 0x8747, parts.PCI_BRIDGE),
+            Slot(bus, 32, downstream).function(0, NVIDIA, 0x1DB4, parts.DISPLAY_3D, "GV100GL [Tesla V100 PCIe 16GB]"),
+        ]
+    return _with_persistenced(boot(devices, **options))
+
+
 def hgx(**options: Unpack[Options]) -> SimulatedHost:
     """Two H100 of an HGX board; the group of the first (0000:2a:00.0) holds an NVSwitch (0000:2b:00.0) as well."""
     devices = _board()
@@ -265,5 +288,5 @@ def instinct(**options: Unpack[Options]) -> SimulatedHost:
 
 SCENARIOS: Mapping[str, Callable[..., SimulatedHost]] = {
     scenario.__name__: scenario
-    for scenario in (laptop, plain, server, shared, apu, single, superchip, rmrr, arc, hgx, instinct)
+    for scenario in (laptop, plain, server, shared, apu, single, superchip, rmrr, plx, arc, hgx, instinct)
 }
