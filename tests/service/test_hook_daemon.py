@@ -91,6 +91,27 @@ async def test_a_machine_gets_two_gpus_of_one_group(start: Start, hook: Hook) ->
             await service.signal()
 
 
+@pytest.mark.parametrize("member", [True, False])
+async def test_an_nvme_disk_that_is_a_member_is_seen(member: bool, start: Start, hook: Hook) -> None:
+    keys = {"members": ["0000:02:00.0"]} if member else {}
+    service = await start("plain", config=ANY_PORT + table("0000:01:00.0", **keys))
+    source = (
+        "<source type='pci' managed='yes' namespace='1'><address domain='0' bus='2' slot='0' function='0'/></source>"
+    )
+    assert await hook.run("prepare begin", domain(f"<disk type='nvme' device='disk'>{source}</disk>")) == (0, "")
+    assert await where(service) == (("vfio", "win10") if member else ("host", ""))
+
+
+async def test_a_gpu_that_qemu_is_given_past_libvirt_is_seen(start: Start, hook: Hook) -> None:
+    service = await start("laptop", config=MANAGED)
+    inside = "<qemu:commandline><qemu:arg value='-device'/><qemu:arg value='vfio-pci,host=01:00.0'/></qemu:commandline>"
+    xml = domain("").replace("</domain>", f"{inside}</domain>")
+    assert await hook.run("prepare begin", xml) == (0, "")
+    assert await where(service) == ("vfio", "win10")
+    assert await hook.run("release end", xml, reason="shutdown") == (0, "")
+    await service.until_state(GPU, "host")
+
+
 async def test_what_a_table_means_to_manage_and_does_not_is_refused(start: Start, hook: Hook) -> None:
     """The card's address has shifted, and is that of a disk now."""
     service = await start("laptop", config=ANY_PORT + table("0000:02:00.0"))

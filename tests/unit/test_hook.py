@@ -48,6 +48,51 @@ def test_what_is_no_pci_function_of_the_host(devices: str) -> None:
     assert addresses(domain(devices)) == []
 
 
+NVME = """
+    <disk type='nvme' device='disk'>
+      <driver name='qemu' type='raw'/>
+      <source type='pci' managed='yes' namespace='1'>
+        <address domain='0x0000' bus='0x02' slot='0x00' function='0x0'/>
+      </source>
+      {}
+      <target dev='vda' bus='virtio'/>
+      <address type='pci' domain='0x0000' bus='0x04' slot='0x00' function='0x0'/>
+    </disk>"""
+BASE = """<backingStore type='nvme'><source type='pci' managed='no' namespace='1'><address bus='0x03'/></source>
+    </backingStore>"""
+
+
+def test_nvme_disks_are_functions_of_the_host(tmp_path: Path) -> None:
+    assert addresses(domain(NVME.format(""))) == [(0, 2, 0, 0)]
+    assert addresses(domain(NVME.format(BASE))) == [(0, 2, 0, 0), (0, 3, 0, 0)]
+    assert addresses(domain(NVME.format(BASE).replace("disk type='nvme'", "disk type='file'"))) == [(0, 3, 0, 0)]
+    directory = str(write(tmp_path, config=table("01:00.0", members=["02:00.0"])))
+    assert hook.managed_of(addresses(domain(NVME.format(""))), directory, str(tmp_path)) == [(0, 2, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("argument", "found"),
+    [
+        ("vfio-pci,host=01:00.0,multifunction=on", [(0, 1, 0, 0)]),
+        ("vfio-pci,host=0000:01:00.1", [(0, 1, 0, 1)]),
+        ("vfio-pci,host=1:0.0", [(0, 1, 0, 0)]),
+        ("vfio-pci,sysfsdev=/sys/bus/pci/devices/0000:01:00.0", [(0, 1, 0, 0)]),
+        ("vfio-pci,sysfsdev=/sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0", [(0, 1, 0, 0)]),
+        ("vfio-pci,sysfsdev=/sys/bus/mdev/devices/c2177883-f1bb-47f0-914d-32a22e3a8804", []),
+        ('{{"driver": "vfio-pci", "host": "0000:01:00.0", "id": "gpu"}}', [(0, 1, 0, 0)]),
+        ("socket,id=c,host=127.0.0.1,port=4444", []),
+        ("user,id=n,hostfwd=tcp::2222-:22", []),
+        ("-device", []),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["qemu:", "q:", ""])
+def test_what_qemu_is_given_past_libvirt(argument: str, found: list[hook.Address], prefix: str) -> None:
+    value = argument.replace("{{", "{").replace("}}", "}").replace('"', "&quot;")
+    inside = f"<{prefix}commandline><{prefix}arg value='-device'/><{prefix}arg value='{value}'/></{prefix}commandline>"
+    assert addresses(domain("").replace("</domain>", f"{inside}</domain>")) == found
+    assert addresses(domain("", inside)) == []
+
+
 def test_what_only_looks_like_a_device() -> None:
     inside = f"<devices>{ON_BUS_1}</devices>"
     assert addresses(f"<domain><metadata>{inside}</metadata></domain>") == []
