@@ -189,7 +189,8 @@ class Consoles:
 class HostFacts:
     """The host at one instant.
 
-    `iommu`: the kernel put devices into IOMMU groups. `pci_drivers`: drivers registered on the PCI bus, by name, with
+    `iommu`: the kernel put devices into IOMMU groups; `processor`: `intel`, `amd` or `arm`, whose IOMMUs have different
+    names, else "". `pci_drivers`: drivers registered on the PCI bus, by name, with
     the module that brought each (None: built in). `vfio_available`: vfio-pci is registered, or its module is installed
     for the running kernel. `vfio_aliases`: what the modules of vfio drivers say that they are for, each pattern
     (`vfio_pci:v000010DEd00002342sv*sd*bc*sc*i*`) with its module. `vfio_nodes`: the numbers of the groups that have a
@@ -211,6 +212,7 @@ class HostFacts:
     boot_framebuffers: tuple[BootFramebuffer, ...] = ()
     console_map: frozenset[int] | None = None
     autoprobe: bool = True
+    processor: str = ""
     direct_regions: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property

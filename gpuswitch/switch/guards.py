@@ -98,11 +98,7 @@ def _immovable(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
 
 def _host_ready(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
     if not facts.iommu:
-        yield Blocker(
-            "no_iommu",
-            "the IOMMU is off: enable VT-d or AMD-Vi in the firmware, and on Intel add intel_iommu=on to the kernel "
-            "command line",
-        )
+        yield Blocker("no_iommu", f"the IOMMU is off: {_SWITCH_ON.get(facts.processor, _SWITCH_ON_ANY)}")
     else:
         for function in gpu.present(facts):
             if function.iommu_group is None:
@@ -178,6 +174,15 @@ def _boot_display(gpu: Gpu, facts: HostFacts) -> list[Blocker]:
     ]
 
 
+_SWITCH_ON = {
+    "intel": "enable VT-d in the firmware, and add intel_iommu=on to the kernel command line",
+    "amd": "enable AMD-Vi (often called IOMMU) in the firmware",
+    "arm": "enable the SMMU in the firmware; a machine that has none before its PCIe slots cannot give a GPU away",
+}
+_SWITCH_ON_ANY = (
+    "enable it in the firmware (VT-d on Intel, AMD-Vi on AMD, the SMMU on ARM), and on Intel add intel_iommu=on to the "
+    "kernel command line"
+)
 NO_GROUPS = "this kernel has no VFIO groups; use one with CONFIG_VFIO_GROUP"
 
 _THE_BOARD = frozenset({Kind.BRIDGE, Kind.CHIPSET})

@@ -65,6 +65,7 @@ def facts(
     registered: Mapping[str, str | None] = MODULES,
     vfio_nodes: frozenset[str] = frozenset({"vfio"}),
     direct_regions: Mapping[int, tuple[str, ...]] | None = None,
+    processor: str = "",
 ) -> HostFacts:
     return HostFacts(
         functions={f.address: f for f in functions},
@@ -72,6 +73,7 @@ def facts(
         vfio_available=vfio_available,
         pci_drivers=registered,
         vfio_nodes=vfio_nodes,
+        processor=processor,
         direct_regions=direct_regions or {},
     )
 

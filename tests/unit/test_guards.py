@@ -70,6 +70,22 @@ class TestToVfio:
         assert list(reasons(off)) == ["no_iommu"]
         assert "intel_iommu=on" in reasons(off)["no_iommu"]
 
+    @pytest.mark.parametrize(
+        ("processor", "named", "not_named"),
+        [
+            ("intel", ("VT-d", "intel_iommu=on"), ("AMD-Vi", "SMMU")),
+            ("amd", ("AMD-Vi",), ("VT-d", "intel_iommu", "SMMU")),
+            ("arm", ("SMMU",), ("VT-d", "AMD-Vi", "intel_iommu")),
+            ("", ("VT-d", "AMD-Vi", "SMMU", "intel_iommu=on"), ()),
+        ],
+    )
+    def test_the_remedy_for_an_iommu_that_is_off_fits_the_machine(
+        self, processor: str, named: tuple[str, ...], not_named: tuple[str, ...]
+    ) -> None:
+        sentence = reasons(facts(card().functions.values(), iommu=False, processor=processor))["no_iommu"]
+        assert all(word in sentence for word in named)
+        assert not any(word in sentence for word in not_named)
+
     def test_needs_a_group_for_each_function(self) -> None:
         found = blockers(GPU, State.VFIO, State.HOST, card(group=None))
         assert [blocker.sentence for blocker in found] == [

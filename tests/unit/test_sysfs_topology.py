@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from gpuswitch.host.linux.sysfs import Sysfs
 from tests.unit.parts import at
@@ -47,3 +50,19 @@ def test_they_are_read_again_when_a_device_joins_the_group(tmp_path: Path) -> No
     assert sysfs.look().direct_regions == {}
     tree.function("0000:01:00.1", class_code="040300", group=13)
     assert list(sysfs.look().direct_regions) == [13]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "processor"),
+    [
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\n", "intel"),
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\n", "amd"),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\n", "arm"),
+        ("processor\t: 0\nhart\t\t: 1\nisa\t\t: rv64imafdc\n", ""),
+    ],
+)
+def test_whose_processor_it_is(cpuinfo: str, processor: str, tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(cpuinfo)
+    assert Sysfs(replace(tree.roots, proc=str(tmp_path / "proc"))).look().processor == processor

@@ -103,6 +103,7 @@ class Sysfs:
         self._installed = Installed(roots.modules)
         self._boot_display = BootDisplay(roots.sysfs)
         self._direct_regions = DirectRegions(roots.sysfs)
+        self._processor = _processor(contents(f"{roots.proc}/cpuinfo", 4096).decode(errors="replace"))
         self._console_map = console_map(first_line(f"{roots.proc}/cmdline"))
         self._booted: frozenset[str] | None = None
 
@@ -137,6 +138,7 @@ class Sysfs:
         return HostFacts(
             functions=functions,
             iommu=any(True for _ in entries(f"{self._roots.sysfs}/kernel/iommu_groups")),
+            processor=self._processor,
             vfio_available=VFIO_DRIVER in drivers or self._installed.vfio_pci(),
             pci_drivers=drivers,
             vfio_aliases=self._installed.vfio_aliases(),
@@ -288,6 +290,12 @@ class Sysfs:
         if there(f"{classes}/vfio") or not there(f"{classes}/vfio-dev"):
             yield "vfio"
         yield from (name for name, _ in entries(f"{self._roots.dev}/vfio") if name.isascii() and name.isdigit())
+
+
+def _processor(cpuinfo: str) -> str:
+    """Whose it is, by the first lines of /proc/cpuinfo (arch/x86/kernel/cpu/proc.c, arch/arm64/kernel/cpuinfo.c)."""
+    marks = {"intel": "GenuineIntel", "amd": "AuthenticAMD", "arm": "CPU implementer"}
+    return next((name for name, mark in marks.items() if mark in cpuinfo), "")
 
 
 def _virtual_functions(path: str) -> int:
