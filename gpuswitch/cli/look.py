@@ -18,9 +18,10 @@ def list_gpus(service: Service, args: Namespace) -> int:
     if args.json:
         as_json([gpu_record(gpu) for gpu in gpus])
     elif gpus:
-        owned = any(any(gpu["Owner"]) for gpu in gpus)
-        headings = ("GPU", "NAME", "STATE", "DRIVER", *(("OWNER",) if owned else ()), "IOMMU GROUP", "MODEL")
-        table(headings, (_gpu_cells(gpu, owned=owned) for gpu in gpus))
+        owned, adding = any(any(gpu["Owner"]) for gpu in gpus), any(gpu["Adds"] for gpu in gpus)
+        optional = ("OWNER",) if owned else (), ("WITH",) if adding else ()
+        headings = ("GPU", "NAME", "STATE", "DRIVER", *optional[0], "IOMMU GROUP", *optional[1], "MODEL")
+        table(headings, (_gpu_cells(gpu, owned=owned, adding=adding) for gpu in gpus))
     else:
         line("there is no GPU on this host")
     _warn(service)
@@ -33,7 +34,7 @@ def _warn(service: Service) -> None:
         warning(sentence)
 
 
-def _gpu_cells(gpu: Values, *, owned: bool) -> tuple[str, ...]:
+def _gpu_cells(gpu: Values, *, owned: bool, adding: bool) -> tuple[str, ...]:
     return (
         gpu["Address"],
         gpu["Name"],
@@ -41,6 +42,7 @@ def _gpu_cells(gpu: Values, *, owned: bool) -> tuple[str, ...]:
         gpu["Driver"],
         *((_owner_words(gpu["Owner"]),) if owned else ()),
         " ".join(map(str, gpu["IommuGroups"])),
+        *((", ".join(gpu["Adds"]),) if adding else ()),
         gpu["Model"],
     )
 
@@ -164,7 +166,7 @@ def _function_cells(function: Values) -> list[str]:
         f"{function['kind']} [{function['class'][:4]}]",
         f"[{function['vendor']}:{function['device']}]",
         function["driver"] or "-",
-        "GPU" if function["gpu"] else "",
+        ", ".join((*(["GPU"] if function["gpu"] else []), *function["adds"])),
         f"{function['maker']} {function['model']}".strip(),
     )
     return [clean(cell) for cell in cells]
@@ -192,6 +194,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     for number, (address, kind, driver) in enumerate(gpu["Functions"]):
         yield "" if number else "functions", f"{address} {kind} on {driver or 'no driver'}"
     yield "host driver", gpu["HostDriver"] or "-"
+    if gpu["Adds"]:
+        yield "with", ", ".join(gpu["Adds"])
     yield "IOMMU groups", " ".join(map(str, gpu["IommuGroups"])) or "-"
     yield "managed", "yes" if gpu["Managed"] else "no"
     if any(gpu["Owner"]):

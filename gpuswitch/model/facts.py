@@ -224,6 +224,18 @@ class HostFacts:
         """The functions of one IOMMU group, in address order."""
         return tuple(f for _, f in sorted(self.functions.items()) if f.iommu_group == number)
 
+    def adds(self, function: PciFunction) -> tuple[str, ...]:
+        """What a function brings with it that matters to who gives it away, in a word or two each."""
+        framebuffer = any(each.function == function.address for each in self.boot_framebuffers)
+        shared = function.virtual_functions, function.mediated_devices
+        return (
+            *(("NVSwitch",) if function.nvswitch else ()),
+            *(("virtual function",) if function.physical_function is not None else ()),
+            *(_counted(number, what) for number, what in zip(shared, _SHARED, strict=True) if number),
+            *(("firmware frame buffer",) if framebuffer else ()),
+            *(("reserved region",) if function.iommu_group in self.direct_regions else ()),
+        )
+
     def renewed(self, seen: HostFacts, functions: Iterable[PciAddress]) -> HostFacts:
         """These facts, with what a later look at some functions showed of them."""
         others = {a: f for a, f in self.functions.items() if a not in set(functions)}
@@ -231,6 +243,13 @@ class HostFacts:
         known = {a: self.functions[a].mediated_devices for a in seen.functions if a in self.functions}
         again = {a: replace(f, mediated_devices=known.get(a, f.mediated_devices)) for a, f in seen.functions.items()}
         return replace(self, functions=dict(sorted({**others, **again}.items())))
+
+
+_SHARED = ("virtual function", "mediated device")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}s" if number > 1 else f"1 {what}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,10 @@ class Gpu:
         """The numbers of its IOMMU groups, sorted."""
         return tuple(sorted({f.iommu_group for f in self.present(facts) if f.iommu_group is not None}))
 
+    def adds(self, facts: HostFacts) -> tuple[str, ...]:
+        """What its functions bring with them (`HostFacts.adds`), each once."""
+        return tuple(dict.fromkeys(word for function in self.present(facts) for word in facts.adds(function)))
+
     def neighbours(self, facts: HostFacts) -> tuple[PciFunction, ...]:
         """Every other endpoint in its IOMMU groups. Bridges are not endpoints."""
         return tuple(

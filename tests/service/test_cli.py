@@ -299,6 +299,19 @@ async def test_an_accelerator_goes_and_comes_back_as_a_gpu_does(start: Start, ct
     assert field(ctl, "driver", "mi300x") == "amdgpu"
 
 
+@pytest.mark.parametrize(
+    ("scenario", "address", "word"),
+    [("rmrr", DISCRETE, "GPU, reserved region"), ("hgx", "0000:2b:00.0", "NVSwitch")],
+)
+async def test_groups_and_list_say_what_is_special_in_a_word(
+    scenario: str, address: str, word: str, start: Start, ctl: Ctl
+) -> None:
+    await start(scenario, config="[metrics]\nenabled = false\n")
+    [line] = [line for line in ctl("groups").stdout.splitlines() if line.startswith(f"  {address} ")]
+    assert f"  {word}  " in line
+    assert ("reserved region" in ctl("list").stdout) == (scenario == "rmrr")
+
+
 async def test_memory_that_the_firmware_claims_is_told_before_anything_is_touched(start: Start, ctl: Ctl) -> None:
     await start("rmrr", config=CONFIG)
     moved = ctl("to-vfio", DISCRETE)

@@ -34,6 +34,7 @@ def gpu(**changes: object) -> dict[str, Any]:
         "HostDriver": "nvidia",
         "Functions": [("0000:01:00.0", "display", "nvidia"), ("0000:01:00.1", "audio", "")],
         "IommuGroups": [13],
+        "Adds": [],
         "Owner": ("", ""),
         "Switch": {},
         "Reason": "",
@@ -55,6 +56,7 @@ def function(address: str, group: int, kind: str, gpu: str = "", driver: str = "
         "model": "",
         "driver": driver,
         "gpu": gpu,
+        "adds": [],
     }
 
 
@@ -293,6 +295,20 @@ def test_pieces_of_the_board_leave_a_gpu_alone(kind: str, driver: str, alone: bo
     card = "0000:01:00.0"
     [record] = look.grouped([function(card, 1, "display", card), function("0000:02:00.0", 1, kind, driver=driver)])
     assert record["alone"] is alone
+
+
+def test_what_a_function_brings_with_it_is_said_in_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    card = "0000:01:00.0"
+    look.groups(service(functions=[{**function(card, 1, "display", card), "adds": ["8 virtual functions"]}]), PLAIN)
+    assert "GPU, 8 virtual functions" in capsys.readouterr().out
+    look.list_gpus(service(gpu(Adds=["NVSwitch", "reserved region"]), gpu()), PLAIN)
+    heading, first, _ = capsys.readouterr().out.splitlines()
+    assert heading.split()[-2:] == ["WITH", "MODEL"]
+    assert "13           NVSwitch, reserved region  NVIDIA" in first
+    look.status(service(gpu(Adds=["firmware frame buffer"])), PLAIN)
+    assert "with: firmware frame buffer\n" in capsys.readouterr().out
+    look.list_gpus(service(gpu()), PLAIN)
+    assert "WITH" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [PLAIN, JSON])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import HostFacts, Kind, PciFunction
+from gpuswitch.model.facts import BootFramebuffer, HostFacts, Kind, PciFunction
 from gpuswitch.model.gpu import Gpu, discover, harmless
 from tests.unit.parts import (
     ACCELERATOR,
@@ -214,6 +216,20 @@ class TestAccelerators:
         host = facts([function("0000:05:00.0", ACCELERATOR), function("0000:06:00.0", NVSWITCH)])
         [gpu] = discover(host, {at("0000:05:00.0"): [at("0000:06:00.0")]})
         assert gpu.in_detach_order(host) == (at("0000:06:00.0"), at("0000:05:00.0"))
+
+
+def test_what_functions_bring_with_them_is_said_in_a_word() -> None:
+    shared_out = function("0000:01:00.0", VGA, virtual_functions=8, mediated_devices=1)
+    virtual = function("0000:01:00.1", VGA, group=2, physical_function="0000:01:00.0")
+    nvswitch = function("0000:02:00.0", NVSWITCH, group=2)
+    host = facts([shared_out, virtual, nvswitch, function("0000:00:01.0", BRIDGE)], direct_regions={1: ("0x0-0x1",)})
+    host = replace(host, boot_framebuffers=(BootFramebuffer("efi-framebuffer.0", "efifb", shared_out.address),))
+    own = ("8 virtual functions", "1 mediated device", "firmware frame buffer", "reserved region")
+    assert host.adds(shared_out) == own
+    assert host.adds(virtual) == ("virtual function",)
+    assert host.adds(nvswitch) == ("NVSwitch",)
+    [gpu] = discover(host, {at("0000:01:00.0"): [at("0000:02:00.0")]})
+    assert gpu.adds(host) == (*own, "NVSwitch")
 
 
 class TestNeighbours:
