@@ -69,7 +69,6 @@ class Kind(StrEnum):
         return cls.OTHER
 
 
-_HEARTS = frozenset({Kind.DISPLAY, Kind.ACCELERATOR})
 _NVIDIA = 0x10DE
 _OTHER_BRIDGE = 0x0680
 
@@ -123,7 +122,8 @@ class PciFunction:
 
         AMD's Instinct MI300 are accelerators; so are NPUs in processors of Intel.
         """
-        return self.kind in _HEARTS
+        kind = self.kind
+        return kind is Kind.DISPLAY or kind is Kind.ACCELERATOR
 
     @property
     def nvswitch(self) -> bool:
