@@ -19,6 +19,7 @@ from xml.parsers import expat
 
 DBUS_SEND = "/usr/bin/dbus-send"
 CONFIGURATION = "/etc/gpuswitch"
+DEVICES = "/sys/bus/pci/devices"
 LIMIT = 1 << 20
 """Bytes of XML that are read."""
 PATIENCE = 930
@@ -111,53 +112,75 @@ def hand_over(method: str, name: str, xml: bytes, reason: str | None = None) -> 
         call(method, HANDOVER, _string(name), _string(uuid), _strings(addresses) if reason is None else _string(reason))
 
 
+_PASSED_THROUGH = (("hostdev", "subsystem", "pci"), ("interface", "subsystem", "hostdev"))
+"""Tag, mode and type of devices."""
+_QEMU_ARGUMENT = ["domain", "commandline", "arg"]
+"""In a namespace of its own, whatever prefix that has."""
+
+
 def read_domain(xml: bytes) -> tuple[str, list[Address]]:
     """The uuid of a domain, and which PCI functions of the host it gets.
 
     These are the source addresses of `<hostdev mode='subsystem' type='pci'>` and `<interface type='hostdev'>`, as in
-    libvirt's virDomainHostdevDefParseXML; other addresses are where the guest sees something.
+    libvirt's virDomainHostdevDefParseXML; those of `<disk type='nvme'>` and of what is under such a disk
+    (virDomainDiskSourceNVMeParse); and what `<qemu:commandline>` hands to QEMU's vfio-pci. Other addresses are where
+    the guest sees something.
 
     Raises:
         BadDomainError: too long, not well-formed, with a document type or entities, or with addresses that are none.
     """
     if len(xml) > LIMIT:
         raise BadDomainError(f"its XML is longer than {LIMIT >> 20} MiB")
-    path: list[str] = []
-    uuid: list[str] = []
-    addresses: list[Address] = []
-    passed_through = False
-
-    def start(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal passed_through
-        path.append(tag)
-        if len(path) == 3 and path[:2] == ["domain", "devices"]:
-            kind = (tag, attributes.get("mode", "subsystem"), attributes.get("type"))
-            passed_through = kind in {("hostdev", "subsystem", "pci"), ("interface", "subsystem", "hostdev")}
-        elif len(path) == 5 and passed_through and path[3:] == ["source", "address"]:
-            addresses.append(_address(attributes))
-
-    def end(_: str) -> None:
-        nonlocal passed_through
-        path.pop()
-        passed_through = passed_through and len(path) > 2
-
-    def characters(data: str) -> None:
-        if path == ["domain", "uuid"]:
-            uuid.append(data)
+    domain = _Domain()
 
     def refuse(*_: object) -> None:
         raise BadDomainError("its XML has a document type")
 
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler = refuse  # entities are declared there, and nowhere else
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = characters
+    parser.StartElementHandler = domain.start
+    parser.EndElementHandler = domain.end
+    parser.CharacterDataHandler = domain.characters
     try:
         parser.Parse(xml, True)
     except expat.ExpatError as error:
         raise BadDomainError(f"its XML is not well-formed: {error}") from None
-    return "".join(uuid).strip(), addresses
+    return "".join(domain.uuid).strip(), domain.addresses
+
+
+class _Domain:
+    """What a domain's XML says, as expat reads it. An element costs the same however deep it is."""
+
+    def __init__(self) -> None:
+        self.uuid: list[str] = []
+        self.addresses: list[Address] = []
+        self._path: list[str] = []
+        self._kinds: list[tuple[str, str, str | None]] = []
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        self._path.append(tag)
+        self._kinds.append((tag, attributes.get("mode", "subsystem"), attributes.get("type")))
+        if self._at_an_address():
+            self.addresses.append(_address(attributes))
+        elif len(self._path) == 3 and [each.rpartition(":")[2] for each in self._path] == _QEMU_ARGUMENT:
+            self.addresses.extend(_of_qemu(attributes.get("value", "")))
+
+    def end(self, _: str) -> None:
+        self._path.pop()
+        self._kinds.pop()
+
+    def characters(self, data: str) -> None:
+        if self._path == ["domain", "uuid"]:
+            self.uuid.append(data)
+
+    def _at_an_address(self) -> bool:
+        """Whether this element says where something of the host is."""
+        path, kinds = self._path, self._kinds
+        if path[:2] != ["domain", "devices"] or path[-2:] != ["source", "address"]:
+            return False
+        if path[2] == "disk":
+            return kinds[-3][2] == "nvme"
+        return len(path) == 5 and kinds[2] in _PASSED_THROUGH
 
 
 def call(method: str, seconds: float, *arguments: str) -> None:
@@ -225,10 +248,11 @@ def run(command: list[str], seconds: float) -> tuple[int, str]:
     return process.returncode, said.decode(errors="replace")
 
 
-def managed_of(addresses: list[Address] | None, directory: str) -> list[Address]:
+def managed_of(addresses: list[Address] | None, directory: str, devices: str = DEVICES) -> list[Address]:
     """Which of these belong to GPUs that the configuration names; all that it names where `addresses` is None.
 
-    A GPU is the functions of its slot, as far as can be told without looking at them, and its members.
+    A GPU is the functions of its card, as far as can be told without knowing what they are, and its members. Virtual
+    functions are their own.
 
     Raises:
         ValueError: what the configuration says cannot be known.
@@ -236,9 +260,31 @@ def managed_of(addresses: list[Address] | None, directory: str) -> list[Address]
     gpus = configured(directory)
     if addresses is None:
         return list(gpus)
-    slots = {gpu[:3] for gpu in gpus}
-    members = {member for each in gpus.values() for member in each}
-    return [address for address in addresses if address[:3] in slots or address in members]
+    named = {*gpus, *(member for each in gpus.values() for member in each)}
+    cards = {card_of(gpu, devices) for gpu in gpus}
+    return [a for a in addresses if a in named or (card_of(a, devices) in cards and not _virtual(a, devices))]
+
+
+def card_of(function: Address, devices: str) -> object:
+    """What a function shares with the others of its card: the upstream port of the card's own switch, else the slot.
+
+    As `_own_switch` in gpuswitch/model/gpu.py has it. Devices lie below their bridges in sysfs, and `vendor` is a field
+    of a structure.
+    """
+    from pathlib import Path  # noqa: PLC0415 - as in `configured`
+
+    path = Path(devices, text(function)).resolve()
+    downstream, upstream, root = (*path.parents, path, path, path)[:3]
+    try:
+        makers = {(each / "vendor").read_text("ascii") for each in (path, downstream, upstream)}
+    except OSError:
+        return function[:3]
+    ours = len(makers) == 1 and (root / "vendor").exists()
+    return upstream if ours else function[:3]
+
+
+def _virtual(function: Address, devices: str) -> bool:
+    return os.path.lexists(f"{devices}/{text(function)}/physfn")
 
 
 def configured(directory: str) -> dict[Address, list[Address]]:
@@ -301,6 +347,20 @@ def _address(attributes: dict[str, str]) -> Address:
         parts.append(int(written, base))
     domain, bus, slot, function = parts
     return domain, bus, slot, function
+
+
+def _of_qemu(argument: str) -> list[Address]:
+    """What an argument of QEMU passes through: `vfio-pci,host=01:00.0`, the same in JSON, or a `sysfsdev`.
+
+    QEMU's set_pci_host_devaddr (hw/core/qdev-properties-system.c) takes hex numbers of any length, domain 0 left out.
+    """
+    found = []
+    for value in re.findall(r"""\b(?:host|sysfsdev)["']?\s*[=:]\s*["']?([^,"'\s}]+)""", argument):
+        form = r"(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{1,2}):([01]?[0-9a-fA-F])\.([0-7])"
+        if match := re.fullmatch(form, value.rpartition("/")[2]):
+            domain, bus, slot, function = match.groups()
+            found.append((int(domain or "0", 16), int(bus, 16), int(slot, 16), int(function, 16)))
+    return found
 
 
 def _parse(written: str) -> Address:

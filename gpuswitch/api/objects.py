@@ -4,7 +4,7 @@ The annotations are signatures that `gpuswitch.api.interface` reads when the cla
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from gpuswitch import __version__
 from gpuswitch.api.bus import Bus
@@ -79,7 +79,7 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
         owners = {f: actor.gpu.address for actor in self._fleet.actors.values() for f in actor.gpu.functions}
         functions = sorted(self._fleet.facts.functions.items())
         return [
-            _function(function, owners.get(address))
+            _function(function, owners.get(address), self._fleet.facts.adds(function))
             for address, function in functions
             if function.iommu_group is not None
         ]
@@ -88,6 +88,11 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
     def config(self) -> ValuesArray:
         """Every setting in force, with the file that set it."""
         return [{"key": s.key, "value": s.value, "origin": s.origin} for s in self._fleet.config.settings]
+
+    @dbus_method
+    def warnings(self) -> StrArray:
+        """What the configuration says that is about no GPU of this host, a sentence each."""
+        return [misfit.sentence for misfit in self._fleet.misfits]
 
     @dbus_method
     async def history(self, limit: UInt32) -> ValuesArray:
@@ -173,6 +178,10 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     @dbus_property
     def iommu_groups(self) -> UInt32Array:
         return list(self.actor.gpu.groups(self.actor.facts))
+
+    @dbus_property
+    def adds(self) -> StrArray:
+        return list(self.actor.gpu.adds(self.actor.facts))
 
     @dbus_property
     def owner(self) -> StrPair:
@@ -373,7 +382,7 @@ def _holder(holder: Holder) -> dict[str, object]:
     }
 
 
-def _function(function: PciFunction, gpu: PciAddress | None) -> dict[str, object]:
+def _function(function: PciFunction, gpu: PciAddress | None, adds: Sequence[str]) -> dict[str, object]:
     return {
         "group": function.iommu_group or 0,
         "address": str(function.address),
@@ -385,4 +394,5 @@ def _function(function: PciFunction, gpu: PciAddress | None) -> dict[str, object
         "model": function.model,
         "driver": function.driver_name or "",
         "gpu": str(gpu or ""),
+        "adds": list(adds),
     }

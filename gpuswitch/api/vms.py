@@ -29,8 +29,12 @@ class VirtualMachines:
         self._callers = Callers(bus)
 
     async def acquire(self, name: str, uuid: str, addresses: Sequence[str]) -> list[str]:
-        """See `Owners.acquire`. A caller that leaves the bus before it has its answer has asked for nothing."""
+        """See `Fleet.refuse_misfits` and `Owners.acquire`.
+
+        A caller that leaves the bus before it has its answer has asked for nothing.
+        """
         owner, functions = _owner(name, uuid), _functions(addresses)
+        self._fleet.refuse_misfits(functions)
         asker = await self._callers.asker()
         acquiring = asyncio.create_task(self._fleet.owners.acquire(owner, functions, asker))
         gone = asyncio.create_task(self._bus.gone(caller()))

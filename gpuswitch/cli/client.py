@@ -105,6 +105,10 @@ class Service:
         """Every setting in force."""
         return [plain_values(each) for each in self.ask(call(NAME, ROOT, MANAGER, "Config")).body[0]]
 
+    def warnings(self) -> list[str]:
+        """What the configuration says that is about no GPU of this host, a sentence each."""
+        return list(self.ask(call(NAME, ROOT, MANAGER, "Warnings")).body[0])
+
     def history(self, limit: int) -> list[dict[str, Any]]:
         """The last finished switches without their steps, newest first; 0: all."""
         return [plain_values(each) for each in self.ask(call(NAME, ROOT, MANAGER, "History", "u", limit)).body[0]]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import Service
-from gpuswitch.cli.show import aligned, as_json, clean, duration, line, moment, pairs, table
+from gpuswitch.cli.show import aligned, as_json, clean, duration, line, moment, pairs, table, warning
 
 Values = Mapping[str, Any]
 
@@ -18,15 +18,23 @@ def list_gpus(service: Service, args: Namespace) -> int:
     if args.json:
         as_json([gpu_record(gpu) for gpu in gpus])
     elif gpus:
-        owned = any(any(gpu["Owner"]) for gpu in gpus)
-        headings = ("GPU", "NAME", "STATE", "DRIVER", *(("OWNER",) if owned else ()), "IOMMU GROUP", "MODEL")
-        table(headings, (_gpu_cells(gpu, owned=owned) for gpu in gpus))
+        owned, adding = any(any(gpu["Owner"]) for gpu in gpus), any(gpu["Adds"] for gpu in gpus)
+        optional = ("OWNER",) if owned else (), ("WITH",) if adding else ()
+        headings = ("GPU", "NAME", "STATE", "DRIVER", *optional[0], "IOMMU GROUP", *optional[1], "MODEL")
+        table(headings, (_gpu_cells(gpu, owned=owned, adding=adding) for gpu in gpus))
     else:
         line("there is no GPU on this host")
+    _warn(service)
     return 0
 
 
-def _gpu_cells(gpu: Values, *, owned: bool) -> tuple[str, ...]:
+def _warn(service: Service) -> None:
+    """Beside the answer, so that programs which read that do not meet it."""
+    for sentence in service.warnings():
+        warning(sentence)
+
+
+def _gpu_cells(gpu: Values, *, owned: bool, adding: bool) -> tuple[str, ...]:
     return (
         gpu["Address"],
         gpu["Name"],
@@ -34,6 +42,7 @@ def _gpu_cells(gpu: Values, *, owned: bool) -> tuple[str, ...]:
         gpu["Driver"],
         *((_owner_words(gpu["Owner"]),) if owned else ()),
         " ".join(map(str, gpu["IommuGroups"])),
+        *((", ".join(gpu["Adds"]),) if adding else ()),
         gpu["Model"],
     )
 
@@ -93,6 +102,7 @@ def config(service: Service, args: Namespace) -> int:
         as_json(settings)
     else:
         table(("KEY", "VALUE", "SET BY"), ((each["key"], each["value"], each["origin"]) for each in settings))
+    _warn(service)
     return 0
 
 
@@ -109,18 +119,25 @@ def gpu_record(gpu: Values) -> dict[str, Any]:
 
 
 def grouped(functions: Iterable[Values]) -> list[dict[str, Any]]:
-    """One record for each IOMMU group. `alone`: it has functions of one GPU, and beside them bridges at most."""
+    """One record for each IOMMU group. `alone`: it has functions of one GPU, and beside them bridges, and pieces of
+    the chipset without a driver, at most.
+    """
     groups: dict[int, list[Values]] = {}
     for function in functions:
         groups.setdefault(int(function["group"]), []).append(function)
     records = []
     for number, members in sorted(groups.items()):
         members.sort(key=lambda function: str(function["address"]))
-        endpoints = [function for function in members if function["kind"] != "bridge"]
+        endpoints = [function for function in members if _counts(function)]
         gpus = sorted({str(function["gpu"]) for function in endpoints if function["gpu"]})
         alone = len(gpus) == 1 and all(function["gpu"] for function in endpoints)
         records.append({"group": number, "gpus": gpus, "alone": alone, "functions": [_ids(each) for each in members]})
     return records
+
+
+def _counts(function: Values) -> bool:
+    """Whether it is more than a piece of the board: host and ISA bridges are, where a driver has them."""
+    return function["kind"] != "bridge" and not (function["kind"] == "chipset" and not function["driver"])
 
 
 def _ids(function: Values) -> dict[str, Any]:
@@ -149,7 +166,7 @@ def _function_cells(function: Values) -> list[str]:
         f"{function['kind']} [{function['class'][:4]}]",
         f"[{function['vendor']}:{function['device']}]",
         function["driver"] or "-",
-        "GPU" if function["gpu"] else "",
+        ", ".join((*(["GPU"] if function["gpu"] else []), *function["adds"])),
         f"{function['maker']} {function['model']}".strip(),
     )
     return [clean(cell) for cell in cells]
@@ -162,7 +179,7 @@ def _group_heading(group: Values) -> str:
     heading += f": GPU {' and GPU '.join(group['gpus'])}"
     if group["alone"]:
         return f"{heading} alone"
-    others = [each["address"] for each in group["functions"] if not each["gpu"] and each["kind"] != "bridge"]
+    others = [each["address"] for each in group["functions"] if not each["gpu"] and _counts(each)]
     return f"{heading}, shared with {', '.join(others)}" if others else heading
 
 
@@ -177,6 +194,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     for number, (address, kind, driver) in enumerate(gpu["Functions"]):
         yield "" if number else "functions", f"{address} {kind} on {driver or 'no driver'}"
     yield "host driver", gpu["HostDriver"] or "-"
+    if gpu["Adds"]:
+        yield "with", ", ".join(gpu["Adds"])
     yield "IOMMU groups", " ".join(map(str, gpu["IommuGroups"])) or "-"
     yield "managed", "yes" if gpu["Managed"] else "no"
     if any(gpu["Owner"]):

@@ -36,6 +36,11 @@ def problem(text: str) -> None:
     print(f"gpuswitchctl: {first}", *(f"  {each}" for each in more), sep="\n", file=sys.stderr, flush=True)
 
 
+def warning(text: str) -> None:
+    """Say on standard error what somebody should look after, though nothing went wrong now."""
+    print(f"gpuswitchctl: warning: {clean(text)}", file=sys.stderr, flush=True)
+
+
 def as_json(value: object) -> None:
     print(json.dumps(value, indent=2), flush=True)
 

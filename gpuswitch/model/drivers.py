@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_DRIVER, Driver, HostFacts, Kind, PciFunction, named_for_vfio
+from gpuswitch.model.facts import VFIO_DRIVER, Driver, HostFacts, PciFunction, named_for_vfio
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
 
@@ -242,7 +242,7 @@ def vfio_drivers(gpu: Gpu, facts: HostFacts, named: str = "") -> Mapping[PciAddr
 
     `named`: what the configuration names for the display functions, "" nothing. All others get what fits best.
     """
-    return {f.address: _vfio_driver(f, facts, named if f.kind is Kind.DISPLAY else "") for f in gpu.present(facts)}
+    return {f.address: _vfio_driver(f, facts, named if f.makes_gpu else "") for f in gpu.present(facts)}
 
 
 def _vfio_driver(function: PciFunction, facts: HostFacts, named: str) -> Driver:

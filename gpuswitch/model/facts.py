@@ -24,13 +24,20 @@ def named_for_vfio(driver: str) -> bool:
 
 
 class Kind(StrEnum):
-    """What a function is to us, told by its PCI class code (pci.ids, `C` section)."""
+    """What a function is to us, told by its PCI class code (pci.ids, `C` section).
+
+    A bridge leads to other functions, and never stands in the way of any (type 1 header; pcieport, its driver, does no
+    DMA of its own). The chipset is what else the board has of class 06: host and ISA bridges, which are endpoints, and
+    with a driver (EDAC has some) as much in the way as others. 0680 is an endpoint of any sort, NVSwitches among them.
+    """
 
     DISPLAY = "display"
+    ACCELERATOR = "accelerator"
     AUDIO = "audio"
     USB = "usb"
     UCSI = "ucsi"
     BRIDGE = "bridge"
+    CHIPSET = "chipset"
     NETWORK = "network"
     STORAGE = "storage"
     OTHER = "other"
@@ -49,13 +56,21 @@ class Kind(StrEnum):
                 return cls.USB
             case 0x0C, 0x80:
                 return cls.UCSI
-            case 0x06, _:
+            case 0x12, 0x00:
+                return cls.ACCELERATOR
+            case 0x06, 0x04 | 0x09:
                 return cls.BRIDGE
+            case 0x06, sub if sub < 0x80:
+                return cls.CHIPSET
             case 0x02, _:
                 return cls.NETWORK
             case 0x01, _:
                 return cls.STORAGE
         return cls.OTHER
+
+
+_NVIDIA = 0x10DE
+_OTHER_BRIDGE = 0x0680
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +119,20 @@ class PciFunction:
     @property
     def kind(self) -> Kind:
         return Kind.of(self.class_code)
+
+    @property
+    def makes_gpu(self) -> bool:
+        """Whether it is the heart of a GPU: a display function, or an accelerator, which its driver takes for a GPU.
+
+        AMD's Instinct MI300 are accelerators; so are NPUs in processors of Intel.
+        """
+        kind = self.kind
+        return kind is Kind.DISPLAY or kind is Kind.ACCELERATOR
+
+    @property
+    def nvswitch(self) -> bool:
+        """Whether it is an NVSwitch, which connects NVIDIA's GPUs with each other (class 0680)."""
+        return self.vendor == _NVIDIA and self.class_code >> 8 == _OTHER_BRIDGE
 
     @property
     def driver_name(self) -> str | None:
@@ -168,7 +197,8 @@ class Consoles:
 class HostFacts:
     """The host at one instant.
 
-    `iommu`: the kernel put devices into IOMMU groups. `pci_drivers`: drivers registered on the PCI bus, by name, with
+    `iommu`: the kernel put devices into IOMMU groups; `processor`: `intel`, `amd` or `arm`, whose IOMMUs have different
+    names, else "". `pci_drivers`: drivers registered on the PCI bus, by name, with
     the module that brought each (None: built in). `vfio_available`: vfio-pci is registered, or its module is installed
     for the running kernel. `vfio_aliases`: what the modules of vfio drivers say that they are for, each pattern
     (`vfio_pci:v000010DEd00002342sv*sd*bc*sc*i*`) with its module. `vfio_nodes`: the numbers of the groups that have a
@@ -177,7 +207,9 @@ class HostFacts:
     those that a driver has. `console_map`: the frame buffers that the kernel's command line gives text consoles to
     (`fbcon=map:`), None where it says nothing of it. `autoprobe`: a driver that registers, or a device that is found,
     is bound without being asked for (`drivers_autoprobe` of the PCI bus). `modules_on_disk`: the index of the running
-    kernel's modules is there; some distributions remove it with the kernel's package.
+    kernel's modules is there; some distributions remove it with the kernel's package. `direct_regions`: the IOMMU
+    groups with memory that the firmware claims and that must be mapped as it is, each with its ranges
+    (`0xbdf6e000-0xbdf6efff`).
     """
 
     functions: Mapping[PciAddress, PciFunction]
@@ -191,6 +223,8 @@ class HostFacts:
     console_map: frozenset[int] | None = None
     autoprobe: bool = True
     modules_on_disk: bool = True
+    processor: str = ""
+    direct_regions: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def vfio_without_groups(self) -> bool:
@@ -201,6 +235,18 @@ class HostFacts:
         """The functions of one IOMMU group, in address order."""
         return tuple(f for _, f in sorted(self.functions.items()) if f.iommu_group == number)
 
+    def adds(self, function: PciFunction) -> tuple[str, ...]:
+        """What a function brings with it that matters to who gives it away, in a word or two each."""
+        framebuffer = any(each.function == function.address for each in self.boot_framebuffers)
+        shared = function.virtual_functions, function.mediated_devices
+        return (
+            *(("NVSwitch",) if function.nvswitch else ()),
+            *(("virtual function",) if function.physical_function is not None else ()),
+            *(_counted(number, what) for number, what in zip(shared, _SHARED, strict=True) if number),
+            *(("firmware frame buffer",) if framebuffer else ()),
+            *(("reserved region",) if function.iommu_group in self.direct_regions else ()),
+        )
+
     def renewed(self, seen: HostFacts, functions: Iterable[PciAddress]) -> HostFacts:
         """These facts, with what a later look at some functions showed of them."""
         others = {a: f for a, f in self.functions.items() if a not in set(functions)}
@@ -208,6 +254,13 @@ class HostFacts:
         known = {a: self.functions[a].mediated_devices for a in seen.functions if a in self.functions}
         again = {a: replace(f, mediated_devices=known.get(a, f.mediated_devices)) for a, f in seen.functions.items()}
         return replace(self, functions=dict(sorted({**others, **again}.items())))
+
+
+_SHARED = ("virtual function", "mediated device")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}s" if number > 1 else f"1 {what}"
 
 
 @dataclass(frozen=True, slots=True)

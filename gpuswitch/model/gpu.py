@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gpuswitch.model.address import PciAddress
@@ -18,8 +18,8 @@ _HARMLESS_DRIVERS = {None, "pci-stub"}
 class Gpu:
     """One GPU: the functions that move together.
 
-    `address` is its first display function and its name on the bus; `functions` are all of them in address order,
-    display functions included.
+    `address` is its first display function (of an accelerator without one, that itself) and its name on the bus;
+    `functions` are all of them in address order, these included.
     """
 
     address: PciAddress
@@ -27,7 +27,7 @@ class Gpu:
 
     def in_detach_order(self, facts: HostFacts) -> tuple[PciAddress, ...]:
         """Companions first, display functions last: nothing of the GPU outlives the function that powers it."""
-        return tuple(sorted(self.functions, key=lambda a: (_kind(facts, a) is Kind.DISPLAY, a)))
+        return tuple(sorted(self.functions, key=lambda a: (_makes_gpu(facts, a), a)))
 
     def in_attach_order(self, facts: HostFacts) -> tuple[PciAddress, ...]:
         """The reverse: display functions first."""
@@ -41,9 +41,17 @@ class Gpu:
     def missing(self, facts: HostFacts) -> tuple[PciAddress, ...]:
         return tuple(a for a in self.functions if a not in facts.functions)
 
+    def draws(self, facts: HostFacts) -> bool:
+        """Whether it has a display function: what has none is an accelerator."""
+        return any(f.kind is Kind.DISPLAY for f in self.present(facts))
+
     def groups(self, facts: HostFacts) -> tuple[int, ...]:
         """The numbers of its IOMMU groups, sorted."""
         return tuple(sorted({f.iommu_group for f in self.present(facts) if f.iommu_group is not None}))
+
+    def adds(self, facts: HostFacts) -> tuple[str, ...]:
+        """What its functions bring with them (`HostFacts.adds`), each once."""
+        return tuple(dict.fromkeys(word for function in self.present(facts) for word in facts.adds(function)))
 
     def neighbours(self, facts: HostFacts) -> tuple[PciFunction, ...]:
         """Every other endpoint in its IOMMU groups. Bridges are not endpoints."""
@@ -73,7 +81,7 @@ def discover(facts: HostFacts, members: Mapping[PciAddress, Iterable[PciAddress]
             continue
         for member in named:
             other = _holder_of(own, member)
-            if other is not None and other != gpu and _kind(facts, member) is Kind.DISPLAY:
+            if other is not None and other != gpu and _makes_gpu(facts, member):
                 own[gpu] |= own.pop(other)
             elif other is not None:
                 own[other].discard(member)
@@ -83,16 +91,18 @@ def discover(facts: HostFacts, members: Mapping[PciAddress, Iterable[PciAddress]
 
 def _own_functions(facts: HostFacts) -> dict[PciAddress, set[PciAddress]]:
     """Each slot's GPU by its first display function, before the config has its say. Virtual functions are nobody's."""
+    switches = _switches(facts)
     slots: dict[tuple[int, ...], list[PciFunction]] = {}
     for address, function in sorted(facts.functions.items()):
         if function.physical_function is None:
             slots.setdefault(address[:-1], []).append(function)
     own = {}
     for functions in slots.values():
-        displays = [f for f in functions if f.kind is Kind.DISPLAY]
-        if displays:
-            together = displays + _companions(displays[0], functions)
-            own[displays[0].address] = {f.address for f in together}
+        hearts = sorted((f for f in functions if f.makes_gpu), key=lambda f: (f.kind is not Kind.DISPLAY, f.address))
+        if hearts:
+            elsewhere = switches.get(_own_switch(hearts[0], facts), [])
+            together = [*hearts, *_companions(hearts[0], functions), *elsewhere]
+            own[hearts[0].address] = {f.address for f in together}
     return own
 
 
@@ -102,10 +112,50 @@ def _companions(display: PciFunction, slot: Iterable[PciFunction]) -> list[PciFu
     A processor's graphics shares its slot with the host's own USB controllers and sound (an AMD APU puts its security
     processor there too): of a root-complex device only the audio that its own maker built for it comes along.
     """
-    siblings = [f for f in slot if f.kind is not Kind.DISPLAY]
+    siblings = [f for f in slot if not f.makes_gpu]
     if _root_complex(display, siblings):
         return [f for f in siblings if f.kind is Kind.AUDIO and f.vendor == display.vendor]
     return [f for f in siblings if f.kind in _COMPANIONS]
+
+
+def _switches(facts: HostFacts) -> dict[PciAddress | None, list[PciFunction]]:
+    """The companions below PCIe switches that are part of a card, each by its upstream port.
+
+    Intel's Arc cards have their sound behind a downstream port of its own, so on another bus than the picture. A switch
+    with more than one card below it is the board's.
+    """
+    found: dict[PciAddress | None, list[PciFunction]] = {}
+    slots: dict[PciAddress, set[tuple[int, ...]]] = {}
+    for function in facts.functions.values():
+        if function.physical_function is not None:
+            continue
+        if function.makes_gpu:
+            for above in _above(function, facts):
+                slots.setdefault(above, set()).add(function.address[:-1])
+        elif function.kind in _COMPANIONS and (port := _own_switch(function, facts)) is not None:
+            found.setdefault(port, []).append(function)
+    return {port: functions for port, functions in found.items() if port and len(slots.get(port, ())) == 1}
+
+
+def _own_switch(function: PciFunction, facts: HostFacts) -> PciAddress | None:
+    """The upstream port of the switch that is on one card with this function; None where it is on none.
+
+    It is two bridges further up, below a port of the board, and of the function's own maker: there are switches on
+    boards, in docks and in chipsets, too, with functions of the host below them.
+    """
+    ports = list(_above(function, facts))[:2]
+    bridges = [facts.functions[port] for port in ports]
+    ours = all(f.kind is Kind.BRIDGE and f.vendor == function.vendor for f in bridges)
+    return ports[1] if len(ports) == 2 and ours and bridges[1].parent is not None else None
+
+
+def _above(function: PciFunction, facts: HostFacts) -> Iterator[PciAddress]:
+    """The bridges above it, nearest first, as far as a look shows them."""
+    parent, seen = function.parent, {function.address}
+    while parent is not None and parent in facts.functions and parent not in seen:
+        yield parent
+        seen.add(parent)
+        parent = facts.functions[parent].parent
 
 
 def _root_complex(display: PciFunction, siblings: Iterable[PciFunction]) -> bool:
@@ -117,6 +167,6 @@ def _holder_of(own: Mapping[PciAddress, set[PciAddress]], function: PciAddress) 
     return next((gpu for gpu, functions in own.items() if function in functions), None)
 
 
-def _kind(facts: HostFacts, address: PciAddress) -> Kind:
+def _makes_gpu(facts: HostFacts, address: PciAddress) -> bool:
     function = facts.functions.get(address)
-    return function.kind if function else Kind.OTHER
+    return function is not None and function.makes_gpu

@@ -241,7 +241,9 @@ class Actor(Running):
 
     def _refuse_unusable(self, target: State) -> None:
         """On vfio, and of no use to a machine. At home, nothing is in its way."""
-        if target is State.VFIO and (found := blockers(self.gpu, target, self.state, self.facts)):
+        if target is not State.VFIO:
+            return
+        if found := blockers(self.gpu, target, self.state, self.facts, along=self._along):
             raise refusal(found)
 
     def _refuse_retired(self) -> None:

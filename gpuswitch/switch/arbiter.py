@@ -35,6 +35,7 @@ class Arbiter:
         self._down: defaultdict[Unit, set[PciAddress]] = defaultdict(set)
         self._busy: defaultdict[Unit, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._moving: defaultdict[str, dict[PciAddress, frozenset[PciAddress]]] = defaultdict(dict)
+        self._groups: dict[PciAddress, frozenset[int]] = {}
         self._owed: dict[PciAddress, Owed] = {}
         self.consoles = asyncio.Lock()
         """Held from a step's look at the consoles until what follows from it is done, or its time is over."""
@@ -148,8 +149,25 @@ class Arbiter:
             await self._ended.wait()
         moving[gpu.address] = frozenset(gpu.functions)
 
+    async def take_groups(self, gpu: Gpu, groups: Iterable[int]) -> None:
+        """Move a GPU of these IOMMU groups from here on, when nobody else moves one of them any more.
+
+        The way home holds its groups, which one alone can do. Taken before the turn at a driver, and all at once, so
+        that nobody waits in a circle.
+        """
+        wanted = frozenset(groups)
+        while self.in_groups(wanted, besides=gpu.address):
+            await self._ended.wait()
+        self._groups[gpu.address] = wanted
+
+    def in_groups(self, groups: Iterable[int], *, besides: PciAddress) -> tuple[PciAddress, ...]:
+        """The other GPUs of these IOMMU groups that are being moved."""
+        wanted = frozenset(groups)
+        return tuple(sorted(a for a, theirs in self._groups.items() if a != besides and wanted & theirs))
+
     def end_turn(self, gpu: PciAddress) -> None:
         """This GPU is not moved any more."""
+        self._groups.pop(gpu, None)
         for moving in self._moving.values():
             moving.pop(gpu, None)
         self._ended.set()

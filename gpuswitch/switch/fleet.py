@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
 
 from gpuswitch.config import Config
-from gpuswitch.errors import Failed, InvalidArgument, KernelError, NoSuchGpu
+from gpuswitch.errors import Failed, InvalidArgument, KernelError, NoSuchGpu, NotViable
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu, discover
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.arbiter import Arbiter
+from gpuswitch.switch.fitting import Misfit, fitted
 from gpuswitch.switch.host import Host, Pending
 from gpuswitch.switch.journal import Entry, Journal
 from gpuswitch.switch.looking import seen
@@ -33,10 +34,15 @@ SWITCH_SECONDS = 1.0
 
 
 class Fleet:
-    """All actors by address; `facts` is the last look at the whole host."""
+    """All actors by address; `facts` is the last look at the whole host.
+
+    `config` has each table under the address of its GPU; `misfits` are what in it is about none.
+    """
 
     def __init__(self, host: Host, config: Config, journal: Journal, observer: Observer) -> None:
         self.config = config
+        self.misfits: tuple[Misfit, ...] = ()
+        self._written = config
         self.actors: dict[PciAddress, Actor] = {}
         self.facts = HostFacts({}, iommu=False, vfio_available=False)
         self._host = host
@@ -91,7 +97,9 @@ class Fleet:
 
     async def _find_lost(self, left: Mapping[PciAddress, Entry]) -> None:
         """A service that died between a removal and the rescan has left GPUs off the bus."""
-        there = (await seen(self._host)).functions
+        facts = await seen(self._host)
+        there = facts.functions
+        self._fit([Gpu(address, tuple(entry.owed.functions)) for address, entry in left.items()], facts)
         for address, entry in left.items():
             lost = [function for function in entry.owed.functions if function not in there]
             if entry.unfinished is None or not lost or not self.config.gpu(address).rules.rescan_on_failure:
@@ -190,6 +198,8 @@ class Fleet:
         """Raises `Failed` where the journal of a GPU cannot be read now; it is not known then."""
         self.facts = facts
         found = {gpu.address: gpu for gpu in self._gpus()}
+        absent = [actor.gpu for address, actor in self.actors.items() if address not in facts.functions]
+        self._tell_misfits(self._fit([*found.values(), *absent], facts))
         for address, actor in list(self.actors.items()):
             if address not in found and address in self.facts.functions:
                 # Not gone from the bus: the config gave its functions to another GPU.
@@ -218,7 +228,7 @@ class Fleet:
 
         So a function belongs to one GPU at any time, and a new configuration of `members` waits for the way home.
         """
-        found = discover(self.facts, self.config.members)
+        found = discover(self.facts, self._written.members)
         bound = [actor.gpu for actor in self.actors.values() if actor.bound] if self.actors else self._away(found)
         yield from bound
         theirs = {function for gpu in bound for function in gpu.functions}
@@ -236,13 +246,37 @@ class Fleet:
 
     def reconfigure(self, config: Config) -> None:
         """Follow a new configuration. A switch under way ends under the deadlines that it began with."""
-        self.config = config
+        self._written = config
         self._arbiter.awake.seconds = config.deadlines.inhibit
-        for actor in self.actors.values():
-            actor.config = config
+        # Also where no look sees everything now. What does not fit is told once more after the next that does.
+        self._fit([actor.gpu for actor in self.actors.values()], self.facts)
+        self.misfits = ()
         self.look()
         for actor in self.actors.values():
             self._observer.changed(actor)
+
+    def _fit(self, gpus: Iterable[Gpu], facts: HostFacts) -> tuple[Misfit, ...]:
+        """Put each table under the address of its GPU; what fits none of them."""
+        self.config, misfits = fitted(self._written, gpus, facts)
+        for actor in self.actors.values():
+            actor.config = self.config
+        return misfits
+
+    def _tell_misfits(self, misfits: tuple[Misfit, ...]) -> None:
+        """Once, and not again at each look."""
+        for misfit in misfits:
+            if misfit not in self.misfits:
+                _log.warning("%s", misfit.sentence)
+        self.misfits = misfits
+
+    def refuse_misfits(self, functions: Collection[PciAddress]) -> None:
+        """A machine does not get what was meant to be managed, and is not.
+
+        Raises:
+            NotViable: it asks for some of that.
+        """
+        if found := [misfit.sentence for misfit in self.misfits if not misfit.functions.isdisjoint(functions)]:
+            raise NotViable("\n".join(found))
 
     def stalled(self) -> list[Actor]:
         """Actors that are at work and have not moved for twice their longest deadline: a fault of the program."""
@@ -256,22 +290,33 @@ class Fleet:
             NoSuchGpu, InvalidArgument: with the names that would do.
         """
         if not selector:
-            if len(self.actors) == 1:
-                return next(iter(self.actors.values()))
-            if not self.actors:
-                raise NoSuchGpu("this host has no GPU")
-            raise InvalidArgument(f"this host has {len(self.actors)} GPUs; name one of {self._names()}")
+            return self._only()
         for gpu in self.config.gpus:
             if gpu.name == selector and gpu.address in self.actors:
                 return self.actors[gpu.address]
         try:
             address = PciAddress.parse(selector)
         except InvalidArgument:
-            raise NoSuchGpu(f"no GPU is named {selector[:80]!r}; this host has {self._names()}") from None
+            why = self._misfit({misfit.address for misfit in self.misfits if misfit.name == selector})
+            raise NoSuchGpu(why or f"no GPU is named {selector[:80]!r}; this host has {self._names()}") from None
         for actor in self.actors.values():
             if address in actor.gpu.functions:
                 return actor
-        raise NoSuchGpu(f"{address} is not a GPU of this host; this host has {self._names()}")
+        why = self._misfit({address})
+        raise NoSuchGpu(why or f"{address} is not a GPU of this host; this host has {self._names()}")
+
+    def _only(self) -> Actor:
+        """The only GPU. Accelerators do not count: one may be the processor's own, which nobody means."""
+        drawing = [a for a in self.actors.values() if a.state is State.ABSENT or a.gpu.draws(a.facts)]
+        if len(drawing) == 1:
+            return drawing[0]
+        if not self.actors:
+            raise NoSuchGpu("this host has no GPU")
+        raise InvalidArgument(f"this host has {len(self.actors)} GPUs; name one of {self._names()}")
+
+    def _misfit(self, addresses: Collection[PciAddress]) -> str:
+        """What is wrong with the configuration of these; "": nothing."""
+        return "\n".join(misfit.sentence for misfit in self.misfits if misfit.address in addresses)
 
     def _names(self) -> str:
         named = ((address, self.config.gpu(address).name) for address in sorted(self.actors))

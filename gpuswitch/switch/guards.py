@@ -5,10 +5,11 @@ A guard changes nothing and asks nobody; it says who is in the way and what to d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gpuswitch.errors import Busy, Failed, GpuswitchError, InProgress, NotViable, Owned, Wedged
+from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import vfio_available, vfio_drivers
 from gpuswitch.model.facts import HostFacts, Kind, PciFunction
 from gpuswitch.model.gpu import Gpu, harmless
@@ -43,21 +44,23 @@ def blockers(
     *,
     allow_boot_display: bool = False,
     vfio_driver: str = "",
+    along: Collection[PciAddress] = (),
 ) -> tuple[Blocker, ...]:
     """Everything that keeps `gpu`, now in `state`, from going to `target` (State.HOST or State.VFIO).
 
     On vfio already, it is of no use to a machine while its groups are not viable; all else is as it was taken there.
-    `vfio_driver`: what the configuration names for its display functions.
+    `vfio_driver`: what the configuration names for its display functions. `along`: functions that the same machine
+    gets, which are not in the way of each other.
     """
     if target is state is State.VFIO:
-        return tuple(_groups(gpu, facts))
+        return tuple(_groups(gpu, facts, along))
     found = [*_state(gpu, state), *_presence(gpu, facts), *without_groups(gpu, target, facts)]
     if target is State.VFIO:
         found += _immovable(gpu, facts)
         found += [
             *_host_ready(gpu, facts),
             *_drivers(gpu, facts, vfio_driver),
-            *_groups(gpu, facts),
+            *_groups(gpu, facts, along),
             *_shared_out(gpu, facts),
         ]
         if not allow_boot_display:
@@ -85,7 +88,7 @@ def _presence(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
 def _immovable(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
     """What only the config can have made part of a GPU."""
     for function in gpu.present(facts):
-        if function.kind is Kind.BRIDGE:
+        if function.kind in _THE_BOARD:
             yield Blocker("member", f"{function.address} is a bridge: take it out of `members` of this GPU")
         elif function.physical_function is not None:
             yield Blocker(
@@ -97,11 +100,7 @@ def _immovable(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
 
 def _host_ready(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
     if not facts.iommu:
-        yield Blocker(
-            "no_iommu",
-            "the IOMMU is off: enable VT-d or AMD-Vi in the firmware, and on Intel add intel_iommu=on to the kernel "
-            "command line",
-        )
+        yield Blocker("no_iommu", f"the IOMMU is off: {_SWITCH_ON.get(facts.processor, _SWITCH_ON_ANY)}")
     else:
         for function in gpu.present(facts):
             if function.iommu_group is None:
@@ -123,18 +122,37 @@ def without_groups(gpu: Gpu, target: State, facts: HostFacts) -> Iterator[Blocke
         )
 
 
-def _groups(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
+def _groups(gpu: Gpu, facts: HostFacts, along: Collection[PciAddress]) -> Iterator[Blocker]:
     """What keeps its groups from being given to a machine, wherever the GPU is."""
-    yield from _neighbours(gpu, facts)
+    yield from _neighbours(gpu, facts, along)
+    yield from _reserved(gpu, facts)
 
 
-def _neighbours(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
+def _neighbours(gpu: Gpu, facts: HostFacts, along: Collection[PciAddress]) -> Iterator[Blocker]:
     for neighbour in gpu.neighbours(facts):
-        if not harmless(neighbour):
+        if not harmless(neighbour) and neighbour.address not in along:
+            both = neighbour.kind not in _THE_BOARD and neighbour.physical_function is None
+            remedy = "unbind it, or name it in `members` of this GPU to move both" if both else "unbind it"
             yield Blocker(
                 "neighbour",
-                f"{_describe(neighbour)} is in IOMMU group {neighbour.iommu_group} too and stays on "
-                f"{neighbour.driver_name}: unbind it, or name it in `members` of this GPU to move both",
+                f"{describe(neighbour)} is in IOMMU group {neighbour.iommu_group} too and stays on "
+                f"{neighbour.driver_name}: {remedy}",
+            )
+
+
+def _reserved(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
+    """The kernel lets vfio have such devices, and then refuses to give their group to a machine.
+
+    On Intel at once (device_rmrr_is_relaxable in drivers/iommu/intel/iommu.c), on all since 6.6 (`require_direct` in
+    drivers/iommu/iommu.c).
+    """
+    for number in gpu.groups(facts):
+        if regions := facts.direct_regions.get(number):
+            yield Blocker(
+                "reserved_region",
+                f"IOMMU group {number} has memory that the firmware claims for itself ({', '.join(regions)}, RMRR), "
+                "and no virtual machine can have it: put the card into another slot, or have the firmware claim none "
+                "for this one (an update of it, or its settings for shared memory of devices)",
             )
 
 
@@ -166,10 +184,24 @@ def _boot_display(gpu: Gpu, facts: HostFacts) -> list[Blocker]:
 
 
 GONE = "modules of the running kernel are not on disk any more, as after an upgrade of it"
+_SWITCH_ON = {
+    "intel": "enable VT-d in the firmware, and add intel_iommu=on to the kernel command line",
+    "amd": "enable AMD-Vi (often called IOMMU) in the firmware",
+    "arm": "enable the SMMU in the firmware; a machine that has none before its PCIe slots cannot give a GPU away",
+}
+_SWITCH_ON_ANY = (
+    "enable it in the firmware (VT-d on Intel, AMD-Vi on AMD, the SMMU on ARM), and on Intel add intel_iommu=on to the "
+    "kernel command line"
+)
 NO_GROUPS = "this kernel has no VFIO groups; use one with CONFIG_VFIO_GROUP"
 
+_THE_BOARD = frozenset({Kind.BRIDGE, Kind.CHIPSET})
+"""Kinds that no machine can have."""
 _KINDS: Mapping[Kind, str] = {
     Kind.DISPLAY: "GPU",
+    Kind.ACCELERATOR: "accelerator",
+    Kind.BRIDGE: "bridge",
+    Kind.CHIPSET: "bridge",
     Kind.AUDIO: "audio device",
     Kind.USB: "USB controller",
     Kind.UCSI: "USB-C controller",
@@ -178,7 +210,8 @@ _KINDS: Mapping[Kind, str] = {
 }
 
 
-def _describe(function: PciFunction) -> str:
+def describe(function: PciFunction) -> str:
+    """`the network card 0000:02:00.0 (Realtek ...)`."""
     name = " ".join(filter(None, (function.maker, function.model)))
-    what = _KINDS.get(function.kind, "device")
+    what = "NVSwitch" if function.nvswitch else _KINDS.get(function.kind, "device")
     return f"the {what} {function.address}" + (f" ({name})" if name else "")

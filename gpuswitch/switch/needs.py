@@ -50,8 +50,8 @@ class Needs:
     `shows`: it has a frame buffer. `terminals` are shown there, and can be moved `to` another; those in `borrowed`
     belong to other GPUs, and others show those `beside` (`gpuswitch.switch.owed`). `unbind_consoles` are unbound, since
     fbcon would keep the driver's module, and bound again but for `leave_consoles`. `persistent` functions are in
-    nvidia's persistence mode. `owned`: a machine is to have it. `vfio_driver`: what the configuration names for its
-    display functions ("" whatever fits best).
+    nvidia's persistence mode. `owned`: a machine is to have it, and these functions `along` with it. `vfio_driver`:
+    what the configuration names for its display functions ("" whatever fits best).
     """
 
     sought: Sought | None = None
@@ -73,6 +73,7 @@ class Needs:
     beside: tuple[tuple[int, PciAddress], ...] = ()
     shows: bool = False
     owned: bool = False
+    along: frozenset[PciAddress] = frozenset()
     to: int | None = None
     unbind_consoles: tuple[str, ...] = ()
     leave_consoles: tuple[str, ...] = ()
@@ -131,7 +132,7 @@ def _occupation(
 ) -> Occupation:
     profile = profile_of(driver)
     loaded = tuple(m for m in profile.chain if m == driver.module or _can_go(facts, m))
-    display = all(facts.functions[a].kind is Kind.DISPLAY for a in own)
+    display = all(facts.functions[a].makes_gpu for a in own)
     wanted = policy is ModulePolicy.ALWAYS or (policy is ModulePolicy.AUTO and profile.unload_detaches)
     if profile.needs_device and not facts.autoprobe:
         # It would find none when it is to come back.

@@ -80,6 +80,10 @@ class Owners:
             return ()
         self._refuse(actors, owner)
         claims = self._claimed(actors, owner)
+        # None of these is in the way of another: it moves too, or libvirt moves it.
+        together = frozenset(addresses).union(*(actor.gpu.functions for actor in actors))
+        for actor in actors:
+            actor.asked_with = together
         asking = asyncio.create_task(self._handed_over(claims, replace(asker, vm=owner.name)))
         self._asking[owner.uuid] = asking
         try:

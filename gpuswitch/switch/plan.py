@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import PERSISTENCED, profile_of, vfio_drivers
-from gpuswitch.model.facts import HostFacts, Kind
+from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Sought, Unit
 from gpuswitch.model.policy import Busy
@@ -119,7 +119,7 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs 
             *(UnloadModules(o.functions, o.profile.driver, o.loaded) for o in needs.unload),
             *(Bind(a, vfio[a].name) for a in arriving),
             # A VM takes whole groups, and finds out late that it cannot.
-            *(CheckGroup(number, gpu) for number in gpu.groups(facts)),
+            *(CheckGroup(number, gpu, needs.along) for number in gpu.groups(facts)),
             # The other GPUs of this driver want theirs back.
             *([StartUnits(needs.at_once)] if needs.at_once else []),
             # A machine that has it keeps its host from sleeping all the while.
@@ -239,7 +239,7 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = 
             *_load(facts, {c.driver.name: c.driver.module for c in baseline.values() if c.driver is not None}),
             *(Bind(a, str(names[a])) for a in arriving),
             *_load_chain(facts, baseline, owed),
-            *(AwaitNodes(a) for a in order if facts.functions[a].kind is Kind.DISPLAY),
+            *(AwaitNodes(a) for a in order if facts.functions[a].makes_gpu),
             # The override has done its work; from here the functions probe as they did before us.
             AimOverrides(to={a: baseline[a].override for a in gpu.functions}, before=names),
             RestorePower({a: baseline[a].power_control for a in gpu.functions}),

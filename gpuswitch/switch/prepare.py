@@ -15,14 +15,14 @@ from gpuswitch.config import Config, GpuConfig
 from gpuswitch.errors import Failed, InProgress, KernelError, NotViable, Owned, Wedged
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import around, from_module, from_name, host_drivers, named_surely, profile_of, vfio_drivers
-from gpuswitch.model.facts import VFIO_DRIVER, Captured, Driver, HostFacts, Kind, PciFunction
+from gpuswitch.model.facts import VFIO_DRIVER, Captured, Driver, HostFacts, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Scan, Sought, Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.books import machines_with, sentence
-from gpuswitch.switch.guards import GONE, blockers, refusal, without_groups
+from gpuswitch.switch.guards import GONE, Blocker, blockers, refusal, without_groups
 from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.host import Host, Kernel
 from gpuswitch.switch.inquiry import Inquiry
@@ -39,7 +39,8 @@ from gpuswitch.switch.steps import HoldGroup
 class Preparation:
     """Everything that a plan for one GPU is computed from; `owed` is what an earlier switch still owes the GPU.
 
-    `starting`: the service is, and no systemd job may be waited for. `owned`: a virtual machine has it or asks for it.
+    `starting`: the service is, and no systemd job may be waited for. `owned`: a virtual machine has it or asks for it,
+    and for these functions `along` with it.
     `machine`: the one for whose sake it is asked, by name. `asking`: nothing is to follow from it, so nothing is held,
     and who reads for it is not who works on the GPU. `holds` are the groups that `plan` took, or began to take: with no
     switch to follow, they are to be reverted.
@@ -55,6 +56,7 @@ class Preparation:
     arbiter: Arbiter
     starting: bool = False
     owned: bool = False
+    along: frozenset[PciAddress] = frozenset()
     machine: str = ""
     asking: bool = False
     holds: list[HoldGroup] = field(default_factory=list)
@@ -70,8 +72,7 @@ class Preparation:
         # The worker's start costs more than the guards do: they run meanwhile.
         self.kernel.prepare()
         rules = self._own.rules
-        allowed, named = rules.allow_boot_display, rules.vfio_driver
-        found = blockers(self.gpu, target, self.state, self.facts, allow_boot_display=allowed, vfio_driver=named)
+        found = self._blockers(target)
         # Nobody is asked about a GPU that the kernel has, or that is on its way.
         if found and (target is not State.VFIO or any(blocker.error in {Wedged, InProgress} for blocker in found)):
             raise refusal(found)
@@ -81,7 +82,7 @@ class Preparation:
             now, needs = await self._inquiry.made(found)
             if self.starting and needs.waits:
                 raise Failed("nobody is waited for, and no unit is stopped, before the service has started")
-            needs = replace(needs, owned=self.owned, vfio_driver=named)
+            needs = replace(needs, owned=self.owned, along=self.along, vfio_driver=rules.vfio_driver)
             facts = self.facts if self.asking else await self._with_names()
             return to_vfio(self.gpu, facts, now, self.owed, needs)
         async with answered(self.config.deadlines.capture):
@@ -107,6 +108,18 @@ class Preparation:
         )
         return to_host(self.gpu, self.facts, now, Owed(baseline, modules=shows).and_before(self.owed), back)
 
+    def _blockers(self, target: State) -> tuple[Blocker, ...]:
+        rules = self._own.rules
+        return blockers(
+            self.gpu,
+            target,
+            self.state,
+            self.facts,
+            allow_boot_display=rules.allow_boot_display,
+            vfio_driver=rules.vfio_driver,
+            along=self.along,
+        )
+
     async def plan_rough(self, rough: Sequence[Step]) -> Plan:
         """The plan of a rung of the ladder that comes before a way to the host. Raises as `plan` does."""
         if await self.arbiter.system_stopping():
@@ -131,8 +144,13 @@ class Preparation:
 
     def holds_true(self, gpu: Gpu, state: State, facts: HostFacts, owed: Owed) -> bool:
         """Whether a plan made before is right for what is so now: nobody has moved anything that it depends on."""
-        before = self.gpu, self.state, self.owed, _drivers(self.gpu, self.facts)
-        return before == (gpu, state, owed, _drivers(gpu, facts))
+        before = self.gpu, self.state, self.owed, self._drivers(self.gpu, self.facts)
+        return before == (gpu, state, owed, self._drivers(gpu, facts))
+
+    def _drivers(self, gpu: Gpu, facts: HostFacts) -> Mapping[PciAddress, str | None]:
+        """What depends on them; what moves along does so at its own time."""
+        staying = (f for f in gpu.neighbours(facts) if f.address not in self.along)
+        return {f.address: f.driver_name for f in (*gpu.present(facts), *staying)}
 
     @property
     def kernel(self) -> Kernel:
@@ -163,11 +181,11 @@ class Preparation:
             seen = replace(seen, driver=captured.driver, vfio_device=False)
         if not seen.on_vfio:
             return captured
-        if seen.kind is Kind.DISPLAY and self._own.host_driver:
+        if seen.makes_gpu and self._own.host_driver:
             driver = self._named_in_the_config(self._own.host_driver)
         else:
             found = host_drivers(seen, await self.kernel.candidates(function), self.facts)
-            if not found and seen.kind is not Kind.DISPLAY:
+            if not found and not seen.makes_gpu:
                 return Captured(None, None, captured.power_control)
             if not found and not self.facts.modules_on_disk:
                 raise NotViable(
@@ -259,15 +277,11 @@ class Preparation:
         )
 
 
-def _drivers(gpu: Gpu, facts: HostFacts) -> Mapping[PciAddress, str | None]:
-    return {f.address: f.driver_name for f in (*gpu.present(facts), *gpu.neighbours(facts))}
-
-
 def _only(found: Sequence[Driver], function: PciFunction) -> Driver:
     if len(found) == 1:
         return found[0]
     names = ", ".join(driver.name for driver in found)
     what = f"several drivers fit it ({names})" if found else "no installed driver fits it"
-    display = function.kind is Kind.DISPLAY
+    display = function.makes_gpu
     remedy = "name one as `host_driver` in the config" if display else "bind it to the right one yourself first"
     raise NotViable(f"{function.address} was on a vfio driver before gpuswitch looked, and {what}: {remedy}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpuswitch.model.facts import HostFacts, Kind
+from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
 from gpuswitch.switch.last_resort import RemoveFunctions, Rescan, ResetFunction
@@ -76,7 +76,7 @@ def _rougher(rules: Defaults) -> tuple[Rung, ...]:
 
 def _reset(gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
     """A reset takes the state of a device away from under its driver: none but those for vfio expect that."""
-    displays = [f for f in gpu.present(facts) if f.kind is Kind.DISPLAY]
+    displays = [f for f in gpu.present(facts) if f.makes_gpu]
     if busy := [f for f in displays if f.driver is not None and not f.on_vfio]:
         raise StepError(f"{busy[0].address} is on {busy[0].driver_name}, which would lose it unawares")
     return tuple(ResetFunction(f.address) for f in displays)

@@ -245,6 +245,7 @@ class Running(Waiting):
             self._arbiter,
             starting=starting,
             owned=self.owned,
+            along=self._along,
             asking=asking,
             machine=machine,
         )

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from gpuswitch.config import Config
 from gpuswitch.errors import Failed, InvalidArgument, KernelError
+from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, Sought
@@ -75,6 +76,8 @@ class Standing:
         self._machine = GpuMachine()
         self.awaited = False
         """Its owner has yet to open it: nobody else may take it back meanwhile."""
+        self.asked_with: frozenset[PciAddress] = frozenset()
+        """What its owner asked for in the same request: that machine is to have all of it, or has none."""
         arbiter.claim(gpu.address, self._owed)
         self._kept()
         self._take_in(facts, gpu)
@@ -94,6 +97,11 @@ class Standing:
     @property
     def owned(self) -> bool:
         return self.owner is not None
+
+    @property
+    def _along(self) -> frozenset[PciAddress]:
+        """Functions of others that go to the machine that this GPU goes to."""
+        return self.asked_with if self.owned else frozenset()
 
     @property
     def facts_now(self) -> HostFacts:

@@ -275,11 +275,15 @@ class ReleaseGroup(Step):
 
 @dataclass(frozen=True)
 class CheckGroup(Step):
-    """See that a VM can have the group: vfio binds happily in a group that is not viable, and fails the VM later."""
+    """See that a VM can have the group: vfio binds happily in a group that is not viable, and fails the VM later.
+
+    What goes `along` with the GPU to the same machine is seen to by whoever moves that.
+    """
 
     kind = "group"
     group: int
     gpu: Gpu
+    along: frozenset[PciAddress] = frozenset()
 
     @property
     def title(self) -> str:
@@ -290,7 +294,8 @@ class CheckGroup(Step):
 
     def _unmet(self, facts: HostFacts) -> str | None:
         for function in facts.group(self.group):
-            if function in self.gpu.neighbours(facts) and not harmless(function):
+            staying = function.address not in self.along
+            if staying and function in self.gpu.neighbours(facts) and not harmless(function):
                 return f"IOMMU group {self.group} is not viable: {function.address} is on {function.driver_name}"
         if str(self.group) not in facts.vfio_nodes:
             return f"/dev/vfio/{self.group} is not there"

@@ -87,6 +87,29 @@ class Waiting(Standing, ABC):
     # Turns ----------------------------------------------------------------------------------------------------------
 
     async def _take_turn(self, deadline: float | None) -> None:
+        """Wait for the others that are being moved: those in its IOMMU groups, then those on its driver.
+
+        Raises:
+            InProgress: they still are, after this many seconds.
+        """
+        groups = self.gpu.groups(self.facts)
+        try:
+            async with asyncio.timeout(deadline):
+                await self._arbiter.take_groups(self.gpu, groups)
+        except TimeoutError:
+            if others := self._arbiter.in_groups(groups, besides=self.gpu.address):
+                names = ", ".join(map(str, others))
+                text = f"{self.gpu.address} cannot be switched while {names} is: they share an IOMMU group"
+                raise InProgress(text) from None
+            # At that very moment it was over.
+            await self._arbiter.take_groups(self.gpu, groups)
+        try:
+            await self._take_turn_at_driver(deadline)
+        except BaseException:
+            self._arbiter.end_turn(self.gpu.address)
+            raise
+
+    async def _take_turn_at_driver(self, deadline: float | None) -> None:
         """Where this switch may unload modules that other GPUs use: who is the last one is not to change meanwhile."""
         driver = self.host_driver
         if driver is None or not moves_in_turns(driver, self._rules.module_policy):

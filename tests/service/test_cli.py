@@ -281,11 +281,60 @@ async def test_groups_say_which_gpu_stands_alone(start: Start, ctl: Ctl) -> None
     assert [each["alone"] for each in records if each["gpus"] == [DISCRETE]] == [False]
 
 
+async def test_an_nvswitch_shares_the_group_and_is_told_as_what_is_in_the_way(start: Start, ctl: Ctl) -> None:
+    await start("hgx", config="[metrics]\nenabled = false\n")
+    assert "IOMMU group 50: GPU 0000:2a:00.0, shared with 0000:2b:00.0\n" in ctl("groups").stdout
+    planned = ctl("plan", "2a:00.0", "vfio")
+    assert (planned.returncode, "the NVSwitch 0000:2b:00.0 (NVIDIA " in planned.stderr) == (3, True)
+    assert ctl("plan", "3a:00.0", "vfio").returncode == 0
+
+
+async def test_an_accelerator_goes_and_comes_back_as_a_gpu_does(start: Start, ctl: Ctl) -> None:
+    await start("instinct", config=CONFIG.replace(DISCRETE, "0000:05:00.0").replace("geforce", "mi300x"))
+    assert ctl("to-vfio", "mi300x").returncode == 0
+    assert field(ctl, "functions", "mi300x") == [
+        {"address": "0000:05:00.0", "kind": "accelerator", "driver": "vfio-pci"}
+    ]
+    assert ctl("to-host", "mi300x").returncode == 0
+    assert field(ctl, "driver", "mi300x") == "amdgpu"
+
+
+@pytest.mark.parametrize(
+    ("scenario", "address", "word"),
+    [("rmrr", DISCRETE, "GPU, reserved region"), ("hgx", "0000:2b:00.0", "NVSwitch")],
+)
+async def test_groups_and_list_say_what_is_special_in_a_word(
+    scenario: str, address: str, word: str, start: Start, ctl: Ctl
+) -> None:
+    await start(scenario, config="[metrics]\nenabled = false\n")
+    [line] = [line for line in ctl("groups").stdout.splitlines() if line.startswith(f"  {address} ")]
+    assert f"  {word}  " in line
+    assert ("reserved region" in ctl("list").stdout) == (scenario == "rmrr")
+
+
+async def test_memory_that_the_firmware_claims_is_told_before_anything_is_touched(start: Start, ctl: Ctl) -> None:
+    await start("rmrr", config=CONFIG)
+    moved = ctl("to-vfio", DISCRETE)
+    assert (moved.returncode, moved.stdout) == (3, "")
+    assert "IOMMU group 13 has memory that the firmware claims for itself (0xbdf6e000-0xbdf6efff, RMRR)" in moved.stderr
+
+
 async def test_config_shows_what_is_in_force_and_who_set_it(start: Start, ctl: Ctl, tmp_path: Path) -> None:
     await start("laptop", config=CONFIG)
     rows = [row.split() for row in ctl("config").stdout.splitlines()]
     assert ["deadlines.unbind", "600.0", f"{tmp_path}/service/etc/config.toml"] in rows
     assert ["deadlines.power", "10.0", "default"] in rows
+
+
+async def test_configuration_that_fits_no_gpu_is_told_where_people_look(start: Start, ctl: Ctl, tmp_path: Path) -> None:
+    service = await start("laptop", config=CONFIG.replace(DISCRETE, "0000:02:00.0"))
+    words = "the [[gpu]] table of 0000:02:00.0 (geforce) is about no GPU: that is the storage controller"
+    for arguments in (["list"], ["list", "--json"], ["config"], ["status", "geforce"], ["status", "02:00.0"]):
+        assert words in ctl(*arguments).stderr
+    (tmp_path / "service/etc/config.toml").write_text(CONFIG.replace(DISCRETE, SOUND))
+    await service.ask("Reload")
+    shown = ctl("list")
+    assert (shown.stderr, field(ctl, "managed", "geforce")) == ("", True)
 
 
 async def test_on_a_terminal_the_step_at_work_is_redrawn_in_place(start: Start, environ: dict[str, str]) -> None:

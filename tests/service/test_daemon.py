@@ -64,6 +64,7 @@ async def test_a_gpu_shows_what_it_is_and_where(start: Start) -> None:
             ("0000:01:00.3", "ucsi", "nvidia-gpu"),
         ],
         "IommuGroups": [13],
+        "Adds": [],
         "Owner": ("", ""),
         "Switch": {},
         "Reason": "",

@@ -68,6 +68,71 @@ async def test_any_function_of_it_will_do(start: Start, hook: Hook) -> None:
     assert await where(service) == ("vfio", "win10")
 
 
+async def test_a_table_may_name_any_function_of_it(start: Start, hook: Hook) -> None:
+    service = await start("laptop", config=ANY_PORT + table("0000:01:00.1"))
+    assert await hook.run("prepare begin") == (0, "")
+    assert await where(service) == ("vfio", "win10")
+
+
+async def test_a_card_with_a_switch_of_its_own_goes_whole(start: Start, hook: Hook) -> None:
+    """Intel's Arc: its sound is on another bus."""
+    service = await start("arc", config=ANY_PORT + table("0000:03:00.0"))
+    arc = "/org/gpuswitch1/gpu/0000_03_00_0"
+    assert await hook.run("prepare begin", domain(HOSTDEV.format("bus='4'"))) == (0, "")
+    assert (await service.properties(arc))["Functions"] == [
+        ("0000:03:00.0", "display", "vfio-pci"),
+        ("0000:04:00.0", "audio", "vfio-pci"),
+    ]
+    assert await hook.run("release end", reason="shutdown") == (0, "")
+    await service.until_state(arc, "host")
+
+
+async def test_a_machine_gets_two_gpus_of_one_group(start: Start, hook: Hook) -> None:
+    service = await start("plx", config=ANY_PORT + table("0000:27:00.0") + table("0000:28:00.0"))
+    gpus = [f"/org/gpuswitch1/gpu/0000_{bus}_00_0" for bus in (27, 28)]
+    both = domain(HOSTDEV.format("bus='0x27'") + HOSTDEV.format("bus='0x28'"))
+    status, said = await hook.run("prepare begin", domain(HOSTDEV.format("bus='0x27'")))
+    assert (status, "the GPU 0000:28:00.0" in said) == (1, True)
+    assert await hook.run("prepare begin", both) == (0, "")
+    assert [(await service.properties(gpu))["State"] for gpu in gpus] == ["vfio", "vfio"]
+    assert await hook.run("release end", both, reason="shutdown") == (0, "")
+    for gpu in gpus:
+        while (await service.properties(gpu))["State"] != "host":
+            await service.signal()
+
+
+@pytest.mark.parametrize("member", [True, False])
+async def test_an_nvme_disk_that_is_a_member_is_seen(member: bool, start: Start, hook: Hook) -> None:
+    keys = {"members": ["0000:02:00.0"]} if member else {}
+    service = await start("plain", config=ANY_PORT + table("0000:01:00.0", **keys))
+    source = (
+        "<source type='pci' managed='yes' namespace='1'><address domain='0' bus='2' slot='0' function='0'/></source>"
+    )
+    assert await hook.run("prepare begin", domain(f"<disk type='nvme' device='disk'>{source}</disk>")) == (0, "")
+    assert await where(service) == (("vfio", "win10") if member else ("host", ""))
+
+
+async def test_a_gpu_that_qemu_is_given_past_libvirt_is_seen(start: Start, hook: Hook) -> None:
+    service = await start("laptop", config=MANAGED)
+    inside = "<qemu:commandline><qemu:arg value='-device'/><qemu:arg value='vfio-pci,host=01:00.0'/></qemu:commandline>"
+    xml = domain("").replace("</domain>", f"{inside}</domain>")
+    assert await hook.run("prepare begin", xml) == (0, "")
+    assert await where(service) == ("vfio", "win10")
+    assert await hook.run("release end", xml, reason="shutdown") == (0, "")
+    await service.until_state(GPU, "host")
+
+
+async def test_what_a_table_means_to_manage_and_does_not_is_refused(start: Start, hook: Hook) -> None:
+    """The card's address has shifted, and is that of a disk now."""
+    service = await start("laptop", config=ANY_PORT + table("0000:02:00.0"))
+    status, said = await hook.run("prepare begin", domain(HOSTDEV.format("bus='2'")))
+    assert status == 1
+    assert said.startswith("gpuswitch: the [[gpu]] table of 0000:02:00.0 is about no GPU: that is the storage controll")
+    assert said.count("\n") == 1
+    assert await hook.run("prepare begin") == (0, "")
+    assert await where(service) == ("host", "")
+
+
 async def test_a_gpu_that_is_not_managed_is_left_alone(start: Start, hook: Hook) -> None:
     service = await start("laptop")
     for operation in ("prepare begin", "started begin", "reconnect begin", "release end"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.config import Config, GpuConfig
-from gpuswitch.errors import Failed, GpuswitchError, InvalidArgument, NoSuchGpu
+from gpuswitch.errors import Failed, GpuswitchError, InvalidArgument, NoSuchGpu, NotViable
 from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.host.simulated.scenarios import SCENARIOS, boot
 from gpuswitch.model.address import PciAddress
@@ -17,6 +17,10 @@ from tests.simulated.bed import Bed, config
 
 FIRST, SECOND = PciAddress.parse("0000:11:00.0"), PciAddress.parse("0000:21:00.0")
 NIC = PciAddress.parse("0000:a2:00.0")
+GONE = (
+    "the [[gpu]] table of 0000:09:00.0 (gone) is about no GPU: there is no such function on the PCI bus; give it the "
+    "address of one, as gpuswitchctl list shows it, or take it out"
+)
 
 
 def managed(address: PciAddress, name: str = "", *members: PciAddress) -> GpuConfig:
@@ -41,17 +45,26 @@ class TestFind:
         bed = await Bed.made(SCENARIOS["single"](), tmp_path)
         assert str(bed.fleet.find("").gpu.address) == "0000:01:00.0"
 
+    async def test_an_accelerator_is_never_the_only_one(self, tmp_path: Path) -> None:
+        """It may be the processor's own, which nobody means: Intel's NPUs are of the same class."""
+        bed = await Bed.made(SCENARIOS["instinct"](), tmp_path / "both")
+        assert str(bed.fleet.find("").gpu.address) == "0000:c4:00.0"
+        lone = await Bed.made(boot([d for d in bed.machine.devices.values() if d.address.bus == 5]), tmp_path / "lone")
+        with pytest.raises(InvalidArgument, match=r"name one of 0000:05:00\.0"):
+            lone.fleet.find("")
+
     @pytest.mark.parametrize(
         ("selector", "error", "sentence"),
         [
             ("", InvalidArgument, "this host has 2 GPUs; name one of 0000:00:02.0, 0000:01:00.0 (card)"),
             ("cart", NoSuchGpu, "no GPU is named 'cart'; this host has 0000:00:02.0, 0000:01:00.0 (card)"),
-            ("gone", NoSuchGpu, "no GPU is named 'gone'; this host has 0000:00:02.0, 0000:01:00.0 (card)"),
+            ("gone", NoSuchGpu, GONE),
             ("1:0.0", NoSuchGpu, "no GPU is named '1:0.0'; this host has 0000:00:02.0, 0000:01:00.0 (card)"),
+            ("09:00.0", NoSuchGpu, GONE),
             (
-                "09:00.0",
+                "08:00.0",
                 NoSuchGpu,
-                "0000:09:00.0 is not a GPU of this host; this host has 0000:00:02.0, 0000:01:00.0 (card)",
+                "0000:08:00.0 is not a GPU of this host; this host has 0000:00:02.0, 0000:01:00.0 (card)",
             ),
             (
                 "02:00.0",
@@ -152,6 +165,77 @@ class TestMembers:
         await bed.moved(first, State.HOST)
         await bed.witness.until(lambda: SECOND in bed.fleet.actors)
         assert first.gpu.functions == (FIRST,)
+
+
+class TestConfigurationThatFitsNothing:
+    def table(self, address: str, name: str = "", *members: str) -> GpuConfig:
+        return managed(PciAddress.parse(address), name, *map(PciAddress.parse, members))
+
+    async def plain(self, directory: Path, *tables: GpuConfig) -> Bed:
+        """A GeForce at 0000:01:00, an NVMe disk at 0000:02:00.0."""
+        return await Bed.made(SCENARIOS["plain"](), directory, Config(gpus=tables))
+
+    async def test_any_function_of_a_gpu_means_the_gpu(self, tmp_path: Path) -> None:
+        bed = await self.plain(tmp_path, self.table("0000:01:00.1", "card"))
+        actor = bed.fleet.find("card")
+        assert (str(actor.gpu.address), actor.config.gpu(actor.gpu.address).managed) == ("0000:01:00.0", True)
+        assert bed.fleet.misfits == ()
+
+    async def test_and_brings_its_members(self, tmp_path: Path) -> None:
+        bed = await self.plain(tmp_path, self.table("0000:01:00.3", "card", "0000:02:00.0"))
+        assert str(bed.fleet.find("card").gpu.functions[-1]) == "0000:02:00.0"
+
+    @pytest.mark.parametrize(
+        ("table", "words"),
+        [
+            (("0000:02:00.0",), "the storage controller 0000:02:00.0 (Intel Corporation SSD 660P Series), which is"),
+            (("0000:09:00.0",), "there is no such function on the PCI bus"),
+            (("0000:01:00.0", "card", "0000:09:00.1"), "has the member 0000:09:00.1, and there is no such function"),
+        ],
+    )
+    async def test_is_told_at_start_and_at_reload_and_once_each(
+        self, table: tuple[str, ...], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bed = await self.plain(tmp_path, self.table(*table))
+        for _ in range(2):
+            bed.fleet.look()
+            told = [record.message for record in caplog.records if words in record.message]
+            assert told == [misfit.sentence for misfit in bed.fleet.misfits]
+            assert len(told) == 1
+            caplog.clear()
+            bed.fleet.reconfigure(Config(gpus=(self.table(*table),)))
+
+    async def test_of_two_tables_for_one_gpu_its_own_address_holds(self, tmp_path: Path) -> None:
+        bed = await self.plain(tmp_path, self.table("0000:01:00.1", "sound"), self.table("0000:01:00.0", "card"))
+        assert bed.fleet.find("card").config.gpu(PciAddress.parse("0000:01:00.0")).name == "card"
+        [misfit] = bed.fleet.misfits
+        assert "the [[gpu]] table of 0000:01:00.1 (sound) counts for nothing" in misfit.sentence
+
+    async def test_a_gpu_that_was_pulled_has_its_table_still(self, tmp_path: Path) -> None:
+        bed = await self.plain(tmp_path, self.table("0000:01:00.1", "card", "0000:02:00.0"))
+        await bed.machine.unplug("0000:01:00")
+        bed.fleet.look()
+        assert bed.fleet.misfits == ()
+        assert bed.fleet.find("card").state is State.ABSENT
+
+    async def test_a_gpu_that_comes_later_is_managed_then(self, tmp_path: Path) -> None:
+        host = SCENARIOS["plain"]()
+        await host.machine.unplug("0000:01:00")
+        bed = await Bed.made(host, tmp_path, Config(gpus=(self.table("0000:01:00.1", "card"),)))
+        [misfit] = bed.fleet.misfits
+        assert misfit.table == PciAddress.parse("0000:01:00.1")
+        bed.replug("0000:01:00")
+        bed.fleet.look()
+        assert bed.fleet.misfits == ()
+        actor = bed.fleet.find("card")
+        assert actor.config.gpu(actor.gpu.address).managed
+
+    async def test_a_machine_that_asks_for_it_is_refused(self, tmp_path: Path) -> None:
+        bed = await self.plain(tmp_path, self.table("0000:09:00.0", "moved", "0000:02:00.0"))
+        for asked in ("0000:09:00.0", "0000:02:00.0"):
+            with pytest.raises(NotViable, match=r"table of 0000:09:00\.0 \(moved\) is about no GPU"):
+                bed.fleet.refuse_misfits({PciAddress.parse(asked)})
+        bed.fleet.refuse_misfits({PciAddress.parse("0000:01:00.0")})
 
 
 class TestReconfigure:

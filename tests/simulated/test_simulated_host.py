@@ -361,7 +361,7 @@ def test_scenario_has_a_gpu_on_its_host_driver(name: str) -> None:
     gpus = discover(facts)
     assert gpus
     for gpu in gpus:
-        assert facts.functions[gpu.address].driver_name in {"nvidia", "i915", "amdgpu"}
+        assert facts.functions[gpu.address].driver_name in {"nvidia", "i915", "amdgpu", "ast"}
         assert facts.functions[gpu.address].model
         assert facts.functions[gpu.address].nodes
 
@@ -371,6 +371,7 @@ def test_scenarios_are_what_they_are_called() -> None:
     assert sizes == {
         "laptop": [1, 4], "plain": [1, 4], "server": [1] * 8, "shared": [4], "apu": [2], "single": [4],
         "superchip": [1], "reserved": [4], "driverless": [1, 4],
+        "rmrr": [1, 4], "plx": [1, 1], "arc": [1, 2], "hgx": [1, 1], "instinct": [1, 1, 1],
     }  # fmt: skip  # a line is long enough
     facts = shared().look()
     assert [f.address for f in discover(facts)[0].neighbours(facts)] == [NIC]

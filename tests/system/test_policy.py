@@ -34,7 +34,7 @@ FREEDESKTOP = "org.freedesktop.DBus"
 STANDARD = ("Introspectable.Introspect", "ObjectManager.GetManagedObjects", "Peer.GetMachineId", "Peer.Ping")
 OPEN = {
     *(f"{FREEDESKTOP}.{member}" for member in (*STANDARD, "Properties.Get", "Properties.GetAll")),
-    *(f"{NAME}.Manager.{member}" for member in ("Config", "GetGpu", "Groups", "History", "HistoryEntry")),
+    *(f"{NAME}.Manager.{member}" for member in ("Config", "GetGpu", "Groups", "History", "HistoryEntry", "Warnings")),
     *(f"{NAME}.Gpu.{member}" for member in ("Holders", "Plan", "Wait")),
 }
 """What anyone may call, to look."""

@@ -10,6 +10,7 @@ from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Captured, Driver, Ho
 NVIDIA, AMD, INTEL, AMD_PROCESSOR = 0x10DE, 0x1002, 0x8086, 0x1022
 VGA, AUDIO, USB, UCSI = 0x030000, 0x040300, 0x0C0330, 0x0C8000
 BRIDGE, ETHERNET, NVME, ENCRYPTION = 0x060400, 0x020000, 0x010802, 0x108000
+HOST_BRIDGE, NVSWITCH, ACCELERATOR, DISPLAY = 0x060000, 0x068000, 0x120000, 0x038000
 PORT = PciAddress.parse("0000:00:01.0")
 """The bridge that a graphics card is behind."""
 VFIO = Driver(VFIO_DRIVER, VFIO_MODULE)
@@ -63,6 +64,8 @@ def facts(
     vfio_available: bool = True,
     registered: Mapping[str, str | None] = MODULES,
     vfio_nodes: frozenset[str] = frozenset({"vfio"}),
+    direct_regions: Mapping[int, tuple[str, ...]] | None = None,
+    processor: str = "",
 ) -> HostFacts:
     return HostFacts(
         functions={f.address: f for f in functions},
@@ -70,6 +73,8 @@ def facts(
         vfio_available=vfio_available,
         pci_drivers=registered,
         vfio_nodes=vfio_nodes,
+        processor=processor,
+        direct_regions=direct_regions or {},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -33,6 +34,7 @@ def gpu(**changes: object) -> dict[str, Any]:
         "HostDriver": "nvidia",
         "Functions": [("0000:01:00.0", "display", "nvidia"), ("0000:01:00.1", "audio", "")],
         "IommuGroups": [13],
+        "Adds": [],
         "Owner": ("", ""),
         "Switch": {},
         "Reason": "",
@@ -41,7 +43,7 @@ def gpu(**changes: object) -> dict[str, Any]:
     }
 
 
-def function(address: str, group: int, kind: str, gpu: str = "") -> dict[str, Any]:
+def function(address: str, group: int, kind: str, gpu: str = "", driver: str = "") -> dict[str, Any]:
     """A function as `Groups` tells it."""
     return {
         "group": group,
@@ -52,17 +54,21 @@ def function(address: str, group: int, kind: str, gpu: str = "") -> dict[str, An
         "device": 0x2484,
         "maker": "NVIDIA Corporation",
         "model": "",
-        "driver": "",
+        "driver": driver,
         "gpu": gpu,
+        "adds": [],
     }
 
 
 class FixedService:
     """A service with answers that no hardware gives."""
 
-    def __init__(self, *gpus: dict[str, Any], functions: list[dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self, *gpus: dict[str, Any], functions: list[dict[str, Any]] | None = None, warnings: Sequence[str] = ()
+    ) -> None:
         self._gpus = gpus
         self._functions = functions or []
+        self._warnings = list(warnings)
 
     def gpus(self) -> list[dict[str, Any]]:
         return list(self._gpus)
@@ -73,12 +79,17 @@ class FixedService:
     def properties(self) -> dict[str, Any]:
         return self._gpus[0]
 
+    def warnings(self) -> list[str]:
+        return self._warnings
+
     def groups(self) -> list[dict[str, Any]]:
         return self._functions
 
 
-def service(*gpus: dict[str, Any], functions: list[dict[str, Any]] | None = None) -> Service:
-    return cast("Service", FixedService(*gpus, functions=functions))
+def service(
+    *gpus: dict[str, Any], functions: list[dict[str, Any]] | None = None, warnings: Sequence[str] = ()
+) -> Service:
+    return cast("Service", FixedService(*gpus, functions=functions, warnings=warnings))
 
 
 VERBS = (
@@ -268,6 +279,46 @@ def test_a_group_stands_alone_when_it_has_one_gpu_and_bridges(capsys: pytest.Cap
         "IOMMU group 3: GPU 0000:04:00.0 and GPU 0000:05:00.0",
         "IOMMU group 10",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "driver", "alone"),
+    [
+        ("bridge", "pcieport", True),
+        ("chipset", "", True),
+        ("chipset", "ie31200_edac", False),
+        ("other", "nvidia-nvswitch", False),
+        ("other", "", False),
+    ],
+)
+def test_pieces_of_the_board_leave_a_gpu_alone(kind: str, driver: str, alone: bool) -> None:
+    card = "0000:01:00.0"
+    [record] = look.grouped([function(card, 1, "display", card), function("0000:02:00.0", 1, kind, driver=driver)])
+    assert record["alone"] is alone
+
+
+def test_what_a_function_brings_with_it_is_said_in_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    card = "0000:01:00.0"
+    look.groups(service(functions=[{**function(card, 1, "display", card), "adds": ["8 virtual functions"]}]), PLAIN)
+    assert "GPU, 8 virtual functions" in capsys.readouterr().out
+    look.list_gpus(service(gpu(Adds=["NVSwitch", "reserved region"]), gpu()), PLAIN)
+    heading, first, _ = capsys.readouterr().out.splitlines()
+    assert heading.split()[-2:] == ["WITH", "MODEL"]
+    assert "13           NVSwitch, reserved region  NVIDIA" in first
+    look.status(service(gpu(Adds=["firmware frame buffer"])), PLAIN)
+    assert "with: firmware frame buffer\n" in capsys.readouterr().out
+    look.list_gpus(service(gpu()), PLAIN)
+    assert "WITH" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [PLAIN, JSON])
+def test_what_fits_no_gpu_stands_beside_the_answer(arguments: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    look.list_gpus(service(gpu()), arguments)
+    alone = capsys.readouterr()
+    look.list_gpus(service(gpu(), warnings=["the table of 0000:09:00.0 is about no GPU"]), arguments)
+    said = capsys.readouterr()
+    assert (said.out, alone.err) == (alone.out, "")
+    assert said.err == "gpuswitchctl: warning: the table of 0000:09:00.0 is about no GPU\n"
 
 
 def test_nothing_to_show_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import HostFacts, Kind, PciFunction
+from gpuswitch.model.facts import BootFramebuffer, HostFacts, Kind, PciFunction
 from gpuswitch.model.gpu import Gpu, discover, harmless
 from tests.unit.parts import (
+    ACCELERATOR,
     AMD,
     AMD_PROCESSOR,
     AUDIO,
     BRIDGE,
+    DISPLAY,
     ENCRYPTION,
     ETHERNET,
+    HOST_BRIDGE,
     INTEL,
+    NVIDIA,
     NVME,
+    NVSWITCH,
     UCSI,
     USB,
     VGA,
@@ -50,7 +57,13 @@ class TestKinds:
             (0x0C8000, Kind.UCSI),
             (0x0C0500, Kind.OTHER),  # SMBus
             (0x060400, Kind.BRIDGE),
-            (0x060000, Kind.BRIDGE),
+            (0x060401, Kind.BRIDGE),
+            (0x060940, Kind.BRIDGE),
+            (0x060000, Kind.CHIPSET),
+            (0x060100, Kind.CHIPSET),
+            (0x068000, Kind.OTHER),  # an NVSwitch
+            (0x120000, Kind.ACCELERATOR),
+            (0x118000, Kind.OTHER),  # the NPU of an AMD processor
             (0x020000, Kind.NETWORK),
             (0x010802, Kind.STORAGE),
             (0x108000, Kind.OTHER),
@@ -121,7 +134,114 @@ class TestRootComplex:
         assert shapes(host) == {f"{slot}.0": [f"{slot}.0", f"{slot}.1"]}
 
 
+def switch(maker: int, *ports: str, above: str | None = "0000:00:01.0") -> list[PciFunction]:
+    """A PCIe switch: its upstream port 0000:01:00.0, behind a root port, and downstream ports."""
+    root = [function(above, BRIDGE, parent=None, vendor=INTEL)] if above else []
+    upstream = function("0000:01:00.0", BRIDGE, vendor=maker, parent=at(above) if above else None)
+    return [*root, upstream, *(function(p, BRIDGE, vendor=maker, parent=at("0000:01:00.0")) for p in ports)]
+
+
+class TestCardsWithASwitch:
+    """The picture at 0000:03:00.0 below 0000:02:01.0, other functions below 0000:02:04.0."""
+
+    def shapes(
+        self,
+        *others: PciFunction,
+        switch_of: int = INTEL,
+        maker: int = INTEL,
+        above: str | None = "0000:00:01.0",
+    ) -> list[str]:
+        picture = function("0000:03:00.0", VGA, vendor=maker, parent=at("0000:02:01.0"))
+        ports = switch(switch_of, "0000:02:01.0", "0000:02:04.0", above=above)
+        return shapes(facts([*ports, picture, *others]))["0000:03:00.0"]
+
+    def below(self, class_code: int, vendor: int = INTEL, address: str = "0000:04:00.0") -> PciFunction:
+        return function(address, class_code, vendor=vendor, parent=at("0000:02:04.0"))
+
+    def test_sound_on_another_bus_comes_along(self) -> None:
+        board = function("0000:00:1f.3", AUDIO, vendor=INTEL, parent=None)
+        assert self.shapes(self.below(AUDIO), board) == ["0000:03:00.0", "0000:04:00.0"]
+
+    def test_what_no_card_has_does_not(self) -> None:
+        assert self.shapes(self.below(ETHERNET)) == ["0000:03:00.0"]
+
+    def test_of_another_maker_is_another_card(self) -> None:
+        """A sound card in the next slot of a board whose switch NVIDIA made (nForce 200)."""
+        assert self.shapes(self.below(AUDIO, 0x1102), switch_of=NVIDIA, maker=NVIDIA) == ["0000:03:00.0"]
+
+    @pytest.mark.parametrize("maker", [0x10B5, AMD_PROCESSOR])
+    def test_a_switch_of_another_maker_is_the_boards(self, maker: int) -> None:
+        """PLX; the chipset of an AMD board, which has the board's USB below it."""
+        for usb in (self.below(USB, maker), self.below(USB, AMD)):
+            assert self.shapes(usb, switch_of=maker, maker=AMD) == ["0000:03:00.0"]
+
+    def test_with_two_cards_below_it_is_the_boards(self) -> None:
+        second = function("0000:05:00.0", VGA, vendor=INTEL, parent=at("0000:02:04.0"))
+        assert self.shapes(self.below(AUDIO), second) == ["0000:03:00.0"]
+
+    def test_virtual_functions_are_no_second_card(self) -> None:
+        virtual = function(
+            "0000:03:00.1", VGA, vendor=INTEL, parent=at("0000:02:01.0"), physical_function="0000:03:00.0"
+        )
+        assert self.shapes(self.below(AUDIO), virtual) == ["0000:03:00.0", "0000:04:00.0"]
+        of_it = function("0000:04:00.1", AUDIO, vendor=INTEL, physical_function="0000:04:00.0")
+        assert self.shapes(of_it) == ["0000:03:00.0"]
+
+    def test_ports_of_the_board_are_no_switch(self) -> None:
+        """The bridge above the downstream port is on the root bus."""
+        assert self.shapes(self.below(AUDIO), above=None) == ["0000:03:00.0"]
+
+    def test_a_member_of_another_gpu_is_taken_out(self) -> None:
+        ports = switch(INTEL, "0000:02:01.0", "0000:02:04.0")
+        picture = function("0000:03:00.0", VGA, vendor=INTEL, parent=at("0000:02:01.0"))
+        other = function("0000:09:00.0", VGA)
+        host = facts([*ports, picture, other, self.below(AUDIO)])
+        assert shapes(host, {"0000:09:00.0": ["0000:04:00.0"]}) == {
+            "0000:03:00.0": ["0000:03:00.0"],
+            "0000:09:00.0": ["0000:04:00.0", "0000:09:00.0"],
+        }
+
+
+class TestAccelerators:
+    def test_are_gpus(self) -> None:
+        host = facts([function("0000:05:00.0", ACCELERATOR, vendor=AMD), function("0000:25:00.0", DISPLAY, vendor=AMD)])
+        assert shapes(host) == {"0000:05:00.0": ["0000:05:00.0"], "0000:25:00.0": ["0000:25:00.0"]}
+        assert [gpu.draws(host) for gpu in discover(host)] == [False, True]
+
+    def test_beside_a_display_of_their_slot_are_part_of_its_gpu(self) -> None:
+        host = facts([function("0000:05:00.0", ACCELERATOR), function("0000:05:00.1", VGA)])
+        assert shapes(host) == {"0000:05:00.1": ["0000:05:00.0", "0000:05:00.1"]}
+
+    def test_leave_last(self) -> None:
+        host = facts([function("0000:05:00.0", ACCELERATOR), function("0000:06:00.0", NVSWITCH)])
+        [gpu] = discover(host, {at("0000:05:00.0"): [at("0000:06:00.0")]})
+        assert gpu.in_detach_order(host) == (at("0000:06:00.0"), at("0000:05:00.0"))
+
+
+def test_what_functions_bring_with_them_is_said_in_a_word() -> None:
+    shared_out = function("0000:01:00.0", VGA, virtual_functions=8, mediated_devices=1)
+    virtual = function("0000:01:00.1", VGA, group=2, physical_function="0000:01:00.0")
+    nvswitch = function("0000:02:00.0", NVSWITCH, group=2)
+    host = facts([shared_out, virtual, nvswitch, function("0000:00:01.0", BRIDGE)], direct_regions={1: ("0x0-0x1",)})
+    host = replace(host, boot_framebuffers=(BootFramebuffer("efi-framebuffer.0", "efifb", shared_out.address),))
+    own = ("8 virtual functions", "1 mediated device", "firmware frame buffer", "reserved region")
+    assert host.adds(shared_out) == own
+    assert host.adds(virtual) == ("virtual function",)
+    assert host.adds(nvswitch) == ("NVSwitch",)
+    [gpu] = discover(host, {at("0000:01:00.0"): [at("0000:02:00.0")]})
+    assert gpu.adds(host) == (*own, "NVSwitch")
+
+
 class TestNeighbours:
+    def test_an_nvswitch_is_one_and_a_bridge_is_none(self) -> None:
+        others = [
+            function("0000:00:01.0", BRIDGE, "pcieport", parent=None),
+            function("0000:02:00.0", NVSWITCH, "nvidia-nvswitch"),
+            function("0000:00:00.0", HOST_BRIDGE, "ie31200_edac", parent=None),
+        ]
+        host = facts([function("0000:01:00.0", VGA), *others])
+        assert [str(f.address) for f in discover(host)[0].neighbours(host)] == ["0000:00:00.0", "0000:02:00.0"]
+
     def test_are_the_other_endpoints_of_all_its_groups(self) -> None:
         card = [function("0000:01:00.0", VGA, group=1), function("0000:01:00.1", AUDIO, group=2)]
         others = [
@@ -225,7 +345,7 @@ _addresses = st.builds(
 
 @st.composite
 def _hosts(draw: st.DrawFn) -> tuple[HostFacts, dict[PciAddress, list[PciAddress]]]:
-    classes = st.sampled_from([VGA, AUDIO, USB, UCSI, ETHERNET, BRIDGE, ENCRYPTION])
+    classes = st.sampled_from([VGA, ACCELERATOR, AUDIO, USB, UCSI, ETHERNET, BRIDGE, ENCRYPTION])
     addresses = draw(st.lists(_addresses, min_size=1, max_size=16, unique=True))
     functions: list[PciFunction] = [
         function(str(a), draw(classes), group=draw(st.integers(0, 4)), vendor=draw(st.sampled_from([AMD, INTEL])))
@@ -244,7 +364,7 @@ def test_a_function_belongs_to_one_gpu_at_most(drawn: tuple[HostFacts, dict[PciA
     assert [gpu.address for gpu in gpus] == sorted({gpu.address for gpu in gpus})
     for gpu in gpus:
         assert gpu.address in gpu.functions
-        assert host.functions[gpu.address].kind is Kind.DISPLAY
+        assert host.functions[gpu.address].makes_gpu
         assert gpu.functions == tuple(sorted(gpu.functions))
-    displays = {a for a, f in host.functions.items() if f.kind is Kind.DISPLAY}
+    displays = {a for a, f in host.functions.items() if f.makes_gpu}
     assert displays <= set(everything)

@@ -11,7 +11,7 @@ from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
 from gpuswitch.switch.guards import Blocker, blockers, refusal
-from tests.unit.parts import AUDIO, BRIDGE, ETHERNET, NVME, PORT, VGA, at, facts, function
+from tests.unit.parts import AUDIO, BRIDGE, ETHERNET, HOST_BRIDGE, NVME, NVSWITCH, PORT, VGA, at, facts, function
 
 GPU = Gpu(at("0000:01:00.0"), (at("0000:01:00.0"), at("0000:01:00.1")))
 
@@ -72,6 +72,22 @@ class TestToVfio:
         assert list(reasons(off)) == ["no_iommu"]
         assert "intel_iommu=on" in reasons(off)["no_iommu"]
 
+    @pytest.mark.parametrize(
+        ("processor", "named", "not_named"),
+        [
+            ("intel", ("VT-d", "intel_iommu=on"), ("AMD-Vi", "SMMU")),
+            ("amd", ("AMD-Vi",), ("VT-d", "intel_iommu", "SMMU")),
+            ("arm", ("SMMU",), ("VT-d", "AMD-Vi", "intel_iommu")),
+            ("", ("VT-d", "AMD-Vi", "SMMU", "intel_iommu=on"), ()),
+        ],
+    )
+    def test_the_remedy_for_an_iommu_that_is_off_fits_the_machine(
+        self, processor: str, named: tuple[str, ...], not_named: tuple[str, ...]
+    ) -> None:
+        sentence = reasons(facts(card().functions.values(), iommu=False, processor=processor))["no_iommu"]
+        assert all(word in sentence for word in named)
+        assert not any(word in sentence for word in not_named)
+
     def test_needs_a_group_for_each_function(self) -> None:
         found = blockers(GPU, State.VFIO, State.HOST, card(group=None))
         assert [blocker.sentence for blocker in found] == [
@@ -93,6 +109,14 @@ class TestToVfio:
         for named in ("network card 0000:02:00.0", "IOMMU group 1", "r8169", "members"):
             assert named in sentence
 
+    def test_does_not_mind_what_the_same_machine_gets(self) -> None:
+        nic, disk = function("0000:02:00.0", ETHERNET, "r8169"), function("0000:03:00.0", NVME, "nvme")
+        host = facts([*card().functions.values(), nic, disk])
+        found = blockers(GPU, State.VFIO, State.HOST, host, along={nic.address})
+        assert [blocker.reason for blocker in found] == ["neighbour"]
+        assert "0000:03:00.0" in found[0].sentence
+        assert blockers(GPU, State.VFIO, State.HOST, host, along={nic.address, disk.address}) == ()
+
     @pytest.mark.parametrize("on", [None, "vfio-pci", "mlx5_vfio_pci", "pci-stub"])
     def test_does_not_mind_a_harmless_neighbour(self, on: str | None) -> None:
         assert reasons(facts([*card().functions.values(), function("0000:02:00.0", ETHERNET, on)])) == {}
@@ -100,6 +124,36 @@ class TestToVfio:
     def test_does_not_mind_a_bridge(self) -> None:
         bridge = function(str(PORT), BRIDGE, "pcieport", parent=None)
         assert reasons(facts([*card().functions.values(), bridge])) == {}
+
+    def test_an_nvswitch_is_named_and_may_move_along(self) -> None:
+        host = facts([*card().functions.values(), function("0000:02:00.0", NVSWITCH, "nvidia-nvswitch")])
+        assert reasons(host) == {
+            "neighbour": "the NVSwitch 0000:02:00.0 is in IOMMU group 1 too and stays on nvidia-nvswitch: unbind it, "
+            "or name it in `members` of this GPU to move both"
+        }
+        both = Gpu(GPU.address, (*GPU.functions, at("0000:02:00.0")))
+        assert reasons(host, gpu=both) == {}
+
+    def test_a_host_bridge_is_in_the_way_with_a_driver_alone_and_never_moves(self) -> None:
+        idle, busy = (function("0000:00:00.0", HOST_BRIDGE, on, parent=None) for on in (None, "ie31200_edac"))
+        assert reasons(facts([*card().functions.values(), idle])) == {}
+        assert reasons(facts([*card().functions.values(), busy])) == {
+            "neighbour": "the bridge 0000:00:00.0 is in IOMMU group 1 too and stays on ie31200_edac: unbind it"
+        }
+        both = Gpu(GPU.address, (*GPU.functions, at("0000:00:00.0")))
+        assert "is a bridge" in reasons(facts([*card().functions.values(), busy]), gpu=both)["member"]
+
+    def test_a_neighbour_that_cannot_move_along_is_not_said_to(self) -> None:
+        virtual = function("0000:02:00.1", ETHERNET, "iavf", physical_function="0000:02:00.0")
+        assert "members" not in reasons(facts([*card().functions.values(), virtual]))["neighbour"]
+
+    def test_refuses_a_group_with_memory_that_the_firmware_claims(self) -> None:
+        host = facts(card().functions.values(), direct_regions={1: ("0xbdf6e000-0xbdf6efff",)})
+        sentence = reasons(host)["reserved_region"]
+        for named in ("IOMMU group 1 ", "0xbdf6e000-0xbdf6efff", "RMRR", "another slot"):
+            assert named in sentence
+        assert reasons(facts(card().functions.values(), direct_regions={2: ("0x1000-0x1fff",)})) == {}
+        assert reasons(host, State.HOST, State.VFIO) == {}
 
     def test_leaves_the_screen_on_unless_told(self) -> None:
         host = card(boot_display=True)

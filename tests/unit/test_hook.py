@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gpuswitch import config, hook
 from tests.unit.hook_parts import BOMB, DOMAIN, HOSTDEV, INTERFACE, UUID, domain, table, write
+from tests.unit.sysfs_tree import Tree, link
 
 GPU, SOUND = (0, 1, 0, 0), (0, 1, 0, 1)
 ON_BUS_1 = HOSTDEV.format("bus='1'")
@@ -45,6 +46,51 @@ def test_the_pci_functions_of_a_domain() -> None:
 )
 def test_what_is_no_pci_function_of_the_host(devices: str) -> None:
     assert addresses(domain(devices)) == []
+
+
+NVME = """
+    <disk type='nvme' device='disk'>
+      <driver name='qemu' type='raw'/>
+      <source type='pci' managed='yes' namespace='1'>
+        <address domain='0x0000' bus='0x02' slot='0x00' function='0x0'/>
+      </source>
+      {}
+      <target dev='vda' bus='virtio'/>
+      <address type='pci' domain='0x0000' bus='0x04' slot='0x00' function='0x0'/>
+    </disk>"""
+BASE = """<backingStore type='nvme'><source type='pci' managed='no' namespace='1'><address bus='0x03'/></source>
+    </backingStore>"""
+
+
+def test_nvme_disks_are_functions_of_the_host(tmp_path: Path) -> None:
+    assert addresses(domain(NVME.format(""))) == [(0, 2, 0, 0)]
+    assert addresses(domain(NVME.format(BASE))) == [(0, 2, 0, 0), (0, 3, 0, 0)]
+    assert addresses(domain(NVME.format(BASE).replace("disk type='nvme'", "disk type='file'"))) == [(0, 3, 0, 0)]
+    directory = str(write(tmp_path, config=table("01:00.0", members=["02:00.0"])))
+    assert hook.managed_of(addresses(domain(NVME.format(""))), directory, str(tmp_path)) == [(0, 2, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("argument", "found"),
+    [
+        ("vfio-pci,host=01:00.0,multifunction=on", [(0, 1, 0, 0)]),
+        ("vfio-pci,host=0000:01:00.1", [(0, 1, 0, 1)]),
+        ("vfio-pci,host=1:0.0", [(0, 1, 0, 0)]),
+        ("vfio-pci,sysfsdev=/sys/bus/pci/devices/0000:01:00.0", [(0, 1, 0, 0)]),
+        ("vfio-pci,sysfsdev=/sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0", [(0, 1, 0, 0)]),
+        ("vfio-pci,sysfsdev=/sys/bus/mdev/devices/c2177883-f1bb-47f0-914d-32a22e3a8804", []),
+        ('{{"driver": "vfio-pci", "host": "0000:01:00.0", "id": "gpu"}}', [(0, 1, 0, 0)]),
+        ("socket,id=c,host=127.0.0.1,port=4444", []),
+        ("user,id=n,hostfwd=tcp::2222-:22", []),
+        ("-device", []),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["qemu:", "q:", ""])
+def test_what_qemu_is_given_past_libvirt(argument: str, found: list[hook.Address], prefix: str) -> None:
+    value = argument.replace("{{", "{").replace("}}", "}").replace('"', "&quot;")
+    inside = f"<{prefix}commandline><{prefix}arg value='-device'/><{prefix}arg value='{value}'/></{prefix}commandline>"
+    assert addresses(domain("").replace("</domain>", f"{inside}</domain>")) == found
+    assert addresses(domain("", inside)) == []
 
 
 def test_what_only_looks_like_a_device() -> None:
@@ -165,8 +211,39 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_which_functions_are_of_managed_gpus(tmp_path: Path) -> None:
     directory = str(write(tmp_path, config=table("01:00.0", members=["05:00.1"])))
     member = (0, 5, 0, 1)
-    assert hook.managed_of([GPU], directory) == [GPU]
-    assert hook.managed_of([SOUND, member], directory) == [SOUND, member]
-    assert hook.managed_of([(0, 2, 0, 0), (1, 1, 0, 0), (0, 1, 1, 0), (0, 5, 0, 0)], directory) == []
-    assert hook.managed_of([], directory) == []
-    assert hook.managed_of(None, directory) == [GPU]
+    devices = str(tmp_path / "none")
+    assert hook.managed_of([GPU], directory, devices) == [GPU]
+    assert hook.managed_of([SOUND, member], directory, devices) == [SOUND, member]
+    assert hook.managed_of([(0, 2, 0, 0), (1, 1, 0, 0), (0, 1, 1, 0), (0, 5, 0, 0)], directory, devices) == []
+    assert hook.managed_of([], directory, devices) == []
+    assert hook.managed_of(None, directory, devices) == [GPU]
+
+
+def test_a_virtual_function_in_the_slot_is_its_own(tmp_path: Path) -> None:
+    tree, virtual = Tree(tmp_path), (0, 1, 0, 1)
+    tree.function("0000:01:00.0")
+    link(tree.function("0000:01:00.1") / "physfn", tree.path("0000:01:00.0"))
+    devices = str(tree.sys / "bus/pci/devices")
+    assert hook.managed_of([GPU, virtual], str(write(tmp_path / "etc", config=table("01:00.0"))), devices) == [GPU]
+    # Nothing else would keep it from going unguarded.
+    named = str(write(tmp_path / "named", config=table("01:00.0", members=["01:00.1"])))
+    assert hook.managed_of([virtual], named, devices) == [virtual]
+
+
+def test_a_card_with_a_switch_is_one(tmp_path: Path) -> None:
+    """Intel's Arc; another card behind a switch of the board's."""
+    tree = Tree(tmp_path)
+    above = ("0000:00:01.0", "0000:01:00.0")
+    makers = {"8086:4fa0": "0000:02:01.0", "8086:4fa4": "0000:02:04.0"}
+    tree.function(above[0], class_code="060400", ids="8086:460d")
+    tree.function(above[1], class_code="060400", ids="8086:4fa0", under=above[:1])
+    for ids, port in makers.items():
+        tree.function(port, class_code="060400", ids=ids, under=above)
+    tree.function("0000:03:00.0", ids="8086:56a1", under=(*above, "0000:02:01.0"))
+    tree.function("0000:04:00.0", class_code="040300", ids="8086:4f90", under=(*above, "0000:02:04.0"))
+    tree.function("0000:00:1f.3", class_code="040300", ids="8086:7ad0")
+    directory, devices = str(write(tmp_path / "etc", config=table("03:00.0"))), str(tree.sys / "bus/pci/devices")
+    sound = (0, 4, 0, 0)
+    assert hook.managed_of([sound, (0, 0, 0x1F, 3)], directory, devices) == [sound]
+    tree.plain("0000:01:00.0", "vendor", "0x10b5\n")
+    assert hook.managed_of([sound], directory, devices) == []

@@ -119,8 +119,11 @@ def test_hook_py_gets_everything_as_it_is(gate: Gate, operation: str) -> None:
     assert gate.note["descriptors"] == ["0", "1", "2"]
 
 
-def test_interfaces_of_the_host_get_past(gate: Gate) -> None:
-    assert gate.run("prepare begin", domain("<interface type='hostdev'/>"))[0] == 0
+@pytest.mark.parametrize(
+    "device", ["<interface type='hostdev'/>", "<disk type='nvme'/>", "<qemu:arg value='vfio-pci,host=01:00.0'/>"]
+)
+def test_whatever_else_may_be_of_the_host_gets_past(gate: Gate, device: str) -> None:
+    assert gate.run("prepare begin", domain(device))[0] == 0
     assert gate.note is not None
 
 

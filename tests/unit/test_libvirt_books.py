@@ -18,6 +18,7 @@ from gpuswitch.model.owner import Owner
 
 UUID = "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"
 GPU, SOUND, CARD = map(PciAddress.parse, ("0000:01:00.0", "0000:01:00.1", "10000:e1:00.0"))
+DISKS = frozenset(map(PciAddress.parse, ("0000:02:00.0", "0000:03:00.0")))
 STATUS = f"""\
 <!--
 WARNING: THIS IS AN AUTO-GENERATED FILE.
@@ -37,6 +38,12 @@ WARNING: THIS IS AN AUTO-GENERATED FILE.
       <hostdev mode='subsystem' type='pci' managed='no'>
         <source><address domain='0x0000' bus='0x01' slot='0x00' function='0x1'/></source>
       </hostdev>
+      <disk type='nvme' device='disk'>
+        <source type='pci' managed='yes' namespace='1'>
+          <address domain='0x0000' bus='0x02' slot='0x00' function='0x0'/>
+        </source>
+        <backingStore type='nvme'><source type='pci'><address bus='0x03'/></source></backingStore>
+      </disk>
       <hostdev mode='subsystem' type='usb'>
         <source><address bus='1' device='2'/></source>
       </hostdev>
@@ -85,7 +92,7 @@ def test_the_functions_of_a_machine(folder: Path, libvirt: LinuxLibvirt) -> None
     (folder / "win11.xml").write_text(STATUS)
     (folder / "win11.pid").write_text("4711\n")
     [(owner, functions)] = libvirt.machines().items()
-    assert (owner, owner.name, functions) == (Owner("win11", UUID), "win11", frozenset({GPU, SOUND, CARD}))
+    assert (owner, owner.name, functions) == (Owner("win11", UUID), "win11", frozenset({GPU, SOUND, CARD}) | DISKS)
     assert libvirt.file_of(owner) == str(folder / "win11.xml")
 
 

@@ -361,7 +361,7 @@ sysfs.look()
 print(json.dumps([len(facts.functions), [path for path in opened if path.startswith(sys.argv[1])]]))
 """
 ALLOWED = {"modalias", "boot_vga", "boot_display", "resource", "data"}
-ALLOWED |= {"runtime_status", "dev", "refcnt", "version", "modeset", "drivers_autoprobe"}
+ALLOWED |= {"reserved_regions", "runtime_status", "dev", "refcnt", "version", "modeset", "drivers_autoprobe"}
 
 
 def big_host(tree: Tree) -> None:

@@ -30,7 +30,13 @@ from gpuswitch.switch.host import Libvirt
 
 _LOCK = struct.Struct("@hhqqi")
 """struct flock (fcntl(2)) where off_t has 64 bits: type, whence, start, length, process."""
-_PASSED_THROUGH = ("devices/hostdev[@type='pci']", "devices/interface[@type='hostdev']")
+_PASSED_THROUGH = (
+    "devices/hostdev[@type='pci']",
+    "devices/interface[@type='hostdev']",
+    # qemuHostdevReAttachNVMeDisks; what a disk is based on may be one, too.
+    "devices/disk[@type='nvme']",
+    "devices/disk//backingStore[@type='nvme']",
+)
 _PARTS = ("domain", "bus", "slot", "function")
 _CHANGED = Mask.CREATE | Mask.MODIFY | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.DELETE_SELF
 

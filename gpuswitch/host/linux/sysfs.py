@@ -7,6 +7,9 @@ What is read, and why that is safe (Linux 6.1; `show` functions of the files nam
   `drivers_autoprobe` (drivers/base/bus.c), and of a module `initstate`, `refcnt` and `version` (kernel/module): they
   print a field of a structure;
 - what tells the booted display (gpuswitch/host/linux/booted.py);
+- `reserved_regions` of an IOMMU group, once for as long as the same devices are in it: it takes the mutex of that group
+  (iommu_get_group_resv_regions in drivers/iommu/iommu.c), which is held while a device joins or leaves it or its domain
+  changes, and not while a driver's probe or remove waits;
 - of a module `parameters/modeset`: it takes the lock of that module's parameters (kernel/params.c), which is held for
   as long as somebody reads or sets one of them, and not by a module that comes or goes.
 
@@ -28,7 +31,20 @@ from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.booted import BootDisplay
 from gpuswitch.host.linux.framebuffers import BOOT_DRIVERS, console_map, function_of
 from gpuswitch.host.linux.installed import Installed
-from gpuswitch.host.linux.scanning.files import entries, is_gone, says_nothing
+from gpuswitch.host.linux.nodes import display_nodes
+from gpuswitch.host.linux.nodes import nodes as made_nodes
+from gpuswitch.host.linux.reading import (
+    contents,
+    entries,
+    first_line,
+    folder_of_target,
+    inode,
+    link,
+    target,
+    there,
+    written,
+)
+from gpuswitch.host.linux.regions import DirectRegions
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import MODULES
 from gpuswitch.model.facts import (
@@ -46,12 +62,6 @@ _MODALIAS = re.compile(r"pci:v([0-9A-F]{8})d([0-9A-F]{8})sv[0-9A-F]{8}sd[0-9A-F]
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _SLEEPING = {"suspended", "suspending"}
 _ON = {"Y", "1"}
-# Where the nodes of a class of devices lie below /dev. The kernel knows (`devnode` of each class) and says so in
-# `uevent`, which we may not read.
-_NODE_FOLDERS: Mapping[Kind, Mapping[str, str]] = {
-    Kind.DISPLAY: {"drm": "dri/", "graphics": ""},
-    Kind.AUDIO: {"sound": "snd/"},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +103,9 @@ class Sysfs:
         self._names: dict[str, tuple[int, str, str]] = {}
         self._installed = Installed(roots.modules)
         self._boot_display = BootDisplay(roots.sysfs)
-        self._console_map = console_map(_first_line(f"{roots.proc}/cmdline"))
+        self._direct_regions = DirectRegions(roots.sysfs)
+        self._processor = _processor(contents(f"{roots.proc}/cpuinfo", 4096).decode(errors="replace"))
+        self._console_map = console_map(first_line(f"{roots.proc}/cmdline"))
         self._booted: frozenset[str] | None = None
 
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
@@ -107,21 +119,23 @@ class Sysfs:
     def _look(self, only: Collection[PciAddress] | None) -> HostFacts:
         """A device that leaves while we look is left out, or is in it as it was just before."""
         if only is not None:
-            names = [(str(address), _inode(f"{self._devices}/{address}")) for address in sorted(only)]
+            names = [(str(address), inode(f"{self._devices}/{address}")) for address in sorted(only)]
             present = {name: inode for name, inode in names if inode is not None}
             if self._booted is None:
                 self._look(None)
             return HostFacts(functions=self._functions(present, {}, {}), iommu=False, vfio_available=False)
-        present = {name: inode for name, inode in _entries(self._devices) if _ADDRESS.fullmatch(name)}
+        present = {name: inode for name, inode in entries(self._devices) if _ADDRESS.fullmatch(name)}
         self._forget_others(present)
         framebuffers = tuple(self._boot_framebuffers())
         self._booted = self._boot_display.among(self._displays(present), {str(each.function) for each in framebuffers})
         mediated = self._mediated_devices()
         # Drivers before functions: one that registers in between is asked for by name.
-        drivers = {name: self._module(name) for name, _ in _entries(f"{self._roots.sysfs}/bus/pci/drivers")}
+        drivers = {name: self._module(name) for name, _ in entries(f"{self._roots.sysfs}/bus/pci/drivers")}
+        functions = self._functions(present, drivers, mediated)
         return HostFacts(
-            functions=self._functions(present, drivers, mediated),
-            iommu=any(True for _ in _entries(f"{self._roots.sysfs}/kernel/iommu_groups")),
+            functions=functions,
+            iommu=any(True for _ in entries(f"{self._roots.sysfs}/kernel/iommu_groups")),
+            processor=self._processor,
             vfio_available=VFIO_DRIVER in drivers or self._installed.vfio_pci(),
             pci_drivers=drivers,
             vfio_aliases=self._installed.vfio_aliases(),
@@ -129,7 +143,8 @@ class Sysfs:
             modules=self._modules(),
             boot_framebuffers=framebuffers,
             console_map=self._console_map,
-            autoprobe=_first_line(f"{self._roots.sysfs}/bus/pci/drivers_autoprobe") != "0",
+            direct_regions=self._direct_regions.among(functions.values(), present),
+            autoprobe=first_line(f"{self._roots.sysfs}/bus/pci/drivers_autoprobe") != "0",
             modules_on_disk=self._installed.on_disk(),
         )
 
@@ -164,9 +179,9 @@ class Sysfs:
 
     def _first_look(self, name: str, inode: int) -> _Static | None:
         path = f"{self._devices}/{name}"
-        modalias = _first_line(f"{path}/modalias")
+        modalias = first_line(f"{path}/modalias")
         match = _MODALIAS.fullmatch(modalias)
-        above = _folder_of_target(path)
+        above = folder_of_target(path)
         if match is None or not above:
             return None
         vendor, device, *class_code = match.groups()
@@ -178,16 +193,16 @@ class Sysfs:
             class_code=int("".join(class_code), 16),
             modalias=modalias,
             parent=_address(above),
-            physical_function=_address(_link(f"{path}/physfn")),
-            can_have_virtual_functions=_there(f"{path}/sriov_numvfs"),
+            physical_function=_address(link(f"{path}/physfn")),
+            can_have_virtual_functions=there(f"{path}/sriov_numvfs"),
         )
 
     def _function(self, name: str, static: _Static, drivers: Mapping[str, str | None], mediated: int) -> PciFunction:
         path = f"{self._devices}/{name}"
         kind = Kind.of(static.class_code)
-        driver = _link(f"{path}/driver")
-        group = _link(f"{path}/iommu_group")
-        nodes, pending = self._nodes(path, kind) if driver else ((), False)
+        driver = link(f"{path}/driver")
+        group = link(f"{path}/iommu_group")
+        nodes, pending = made_nodes(path, kind, self._roots.dev, self._roots.udev) if driver else ((), False)
         maker, model = self._hardware_names(name)
         return PciFunction(
             address=static.address,
@@ -206,27 +221,27 @@ class Sysfs:
             mediated_devices=mediated,
             nodes=nodes,
             nodes_pending=pending,
-            asleep=_first_line(f"{path}/power/runtime_status") in _SLEEPING,
+            asleep=first_line(f"{path}/power/runtime_status") in _SLEEPING,
             # The class is `vfio-dev`, so the driver core puts its devices into a folder of that name.
-            vfio_device=driver != "" and _there(f"{path}/vfio-dev"),
+            vfio_device=driver != "" and there(f"{path}/vfio-dev"),
         )
 
     def _module(self, driver: str) -> str | None:
         """The module that brought a driver. One that is built in has a folder too, but no `initstate`."""
-        module = _link(f"{self._roots.sysfs}/bus/pci/drivers/{driver}/module")
-        return module if module and _there(f"{self._roots.sysfs}/module/{module}/initstate") else None
+        module = link(f"{self._roots.sysfs}/bus/pci/drivers/{driver}/module")
+        return module if module and there(f"{self._roots.sysfs}/module/{module}/initstate") else None
 
     def _modules(self) -> dict[str, Module]:
         found = {}
         for name in sorted(MODULES):
             folder = f"{self._roots.sysfs}/module/{name}"
-            if _there(folder):
-                references = _first_line(f"{folder}/refcnt")
+            if there(folder):
+                references = first_line(f"{folder}/refcnt")
                 found[name] = Module(
                     references=int(references) if references else None,
-                    users=tuple(sorted(user for user, _ in _entries(f"{folder}/holders"))),
-                    version=_first_line(f"{folder}/version"),
-                    modeset=_first_line(f"{folder}/parameters/modeset") in _ON,
+                    users=tuple(sorted(user for user, _ in entries(f"{folder}/holders"))),
+                    version=first_line(f"{folder}/version"),
+                    modeset=first_line(f"{folder}/parameters/modeset") in _ON,
                 )
         return found
 
@@ -234,30 +249,12 @@ class Sysfs:
         """A driver's folder has a link for each device that it has, and one for its module."""
         for driver in BOOT_DRIVERS:
             folder = f"{self._roots.sysfs}/bus/platform/drivers/{driver}"
-            for name, _ in _entries(folder):
-                if name == "module" or not _target(f"{folder}/{name}"):
+            for name, _ in entries(folder):
+                if name == "module" or not target(f"{folder}/{name}"):
                     continue
                 function = _address(function_of(f"{folder}/{name}", driver, self._roots.iomem))
                 if function is not None:
-                    nodes = [node for node, _ in _class_devices(f"{folder}/{name}", _NODE_FOLDERS[Kind.DISPLAY])]
-                    yield BootFramebuffer(name, driver, function, tuple(sorted(nodes)))
-
-    def _nodes(self, path: str, kind: Kind) -> tuple[tuple[str, ...], bool]:
-        """The nodes that are ready, and whether some are not."""
-        ready = []
-        pending = False
-        udev_runs = _there(f"{self._roots.udev}/control")
-        folders = _NODE_FOLDERS.get(kind, {})
-        for node, numbers in (found for place in _places(path, kind) for found in _class_devices(place, folders)):
-            made = _written(f"{self._roots.dev}/{node}")
-            # udev writes this file when owner and mode are right. One that is older than the node was written for
-            # another device of the same numbers, of which udev does not know yet that it is gone.
-            done = _written(f"{self._roots.udev}/data/c{numbers}") if udev_runs else made
-            if made is not None and done is not None and done >= made:
-                ready.append(f"/dev/{node}")
-            else:
-                pending = True
-        return tuple(sorted(ready)), pending
+                    yield BootFramebuffer(name, driver, function, display_nodes(f"{folder}/{name}"))
 
     def _hardware_names(self, name: str) -> tuple[str, str]:
         """Maker and model as udev found them in its hardware database.
@@ -265,14 +262,14 @@ class Sysfs:
         Read from udev's own file, since libudev's way to a device opens its `uevent`.
         """
         path = f"{self._roots.udev}/data/+pci:{name}"
-        written = _written(path)
-        if written is None:
+        when = written(path)
+        if when is None:
             return "", ""
         known = self._names.get(name)
-        if known is None or known[0] != written:
-            lines = _contents(path, 1 << 16).decode(errors="replace").split("\n")
+        if known is None or known[0] != when:
+            lines = contents(path, 1 << 16).decode(errors="replace").split("\n")
             found = dict(line[2:].partition("=")[::2] for line in lines if line.startswith("E:ID_"))
-            known = written, found.get("ID_VENDOR_FROM_DATABASE", ""), found.get("ID_MODEL_FROM_DATABASE", "")
+            known = when, found.get("ID_VENDOR_FROM_DATABASE", ""), found.get("ID_MODEL_FROM_DATABASE", "")
             self._names[name] = known
         return known[1:]
 
@@ -280,118 +277,28 @@ class Sysfs:
         """How many mediated devices each function has, by address. They lie in the folder of the function."""
         counts: dict[str, int] = {}
         folder = f"{self._roots.sysfs}/bus/mdev/devices"
-        for name, _ in _entries(folder):
-            parent = _folder_of_target(f"{folder}/{name}")
+        for name, _ in entries(folder):
+            parent = folder_of_target(f"{folder}/{name}")
             counts[parent] = counts.get(parent, 0) + 1
         return counts
 
     def _vfio_nodes(self) -> Iterator[str]:
         """Both classes come with vfio itself, that of groups first (vfio_init in drivers/vfio/vfio_main.c)."""
         classes = f"{self._roots.sysfs}/class"
-        if _there(f"{classes}/vfio") or not _there(f"{classes}/vfio-dev"):
+        if there(f"{classes}/vfio") or not there(f"{classes}/vfio-dev"):
             yield "vfio"
-        yield from (name for name, _ in _entries(f"{self._roots.dev}/vfio") if name.isascii() and name.isdigit())
+        yield from (name for name, _ in entries(f"{self._roots.dev}/vfio") if name.isascii() and name.isdigit())
 
 
-def _entries(folder: str) -> Iterator[tuple[str, int]]:
-    """Names and inodes in a folder; nothing where there is none."""
-    yield from [(entry.name, entry.inode()) for entry in entries(folder)]
-
-
-def _inode(link: str) -> int | None:
-    """The inode of the link itself, as `_entries` gives it."""
-    try:
-        return os.lstat(link).st_ino
-    except OSError as error:
-        if is_gone(error):
-            return None
-        raise
-
-
-def _places(path: str, kind: Kind) -> Iterator[str]:
-    """Where the devices of a function may lie: below it, or below an auxiliary device that its driver made.
-
-    Such a one is named MODULE.NAME.NUMBER (__auxiliary_device_add in drivers/base/auxiliary.c); nova-core makes one for
-    nova-drm.
-    """
-    yield path
-    if kind is Kind.DISPLAY and not _there(f"{path}/drm"):
-        yield from (f"{path}/{name}" for name, _ in _entries(path) if name.count(".") == 2 and name[-1].isdigit())
-
-
-def _class_devices(path: str, folders: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Node name below /dev and MAJOR:MINOR of each device that a function's driver registered with these classes.
-
-    DRM minors and frame buffers lie right in the class's folder, a sound card's in the folder of the card
-    (`sound/card0/controlC0`). What has no `dev` has no node: connectors, cards. Nor has a link: `controlD65` beside
-    `card1` is an old name of it (create_compat_control_link in drivers/gpu/drm/drm_drv.c).
-    """
-    for folder, prefix in folders.items():
-        for name, _ in _entries(f"{path}/{folder}"):
-            inside = f"{path}/{folder}/{name}"
-            if folder == "sound":
-                for device, _ in _entries(inside):
-                    if numbers := _first_line(f"{inside}/{device}/dev"):
-                        yield f"{prefix}{device}", numbers
-            elif not _target(inside) and (numbers := _first_line(f"{inside}/dev")):
-                yield f"{prefix}{name}", numbers
+def _processor(cpuinfo: str) -> str:
+    """Whose it is, by the first lines of /proc/cpuinfo (arch/x86/kernel/cpu/proc.c, arch/arm64/kernel/cpuinfo.c)."""
+    marks = {"intel": "GenuineIntel", "amd": "AuthenticAMD", "arm": "CPU implementer"}
+    return next((name for name, mark in marks.items() if mark in cpuinfo), "")
 
 
 def _virtual_functions(path: str) -> int:
-    return sum(name.startswith("virtfn") for name, _ in _entries(path))
+    return sum(name.startswith("virtfn") for name, _ in entries(path))
 
 
 def _address(text: str) -> PciAddress | None:
     return PciAddress.parse(text) if _ADDRESS.fullmatch(text) else None
-
-
-def _target(link: str) -> str:
-    """Where a link points to, "" where there is none."""
-    try:
-        return os.readlink(link)  # noqa: PTH115 - a Path takes ten times as long, and there are a thousand links
-    except OSError as error:
-        if says_nothing(error):
-            return ""
-        raise
-
-
-def _link(link: str) -> str:
-    """The name of what a link points to."""
-    return _target(link).rpartition("/")[2]
-
-
-def _folder_of_target(link: str) -> str:
-    """The name of the folder in which lies what a link points to."""
-    return _target(link).rpartition("/")[0].rpartition("/")[2]
-
-
-def _there(path: str) -> bool:
-    return _written(path) is not None
-
-
-def _written(path: str) -> int | None:
-    """When a file was written, in nanoseconds; None: there is none."""
-    try:
-        return os.stat(path).st_mtime_ns  # noqa: PTH116 - a Path takes several times as long, for each device
-    except OSError as error:
-        if is_gone(error):
-            return None
-        raise
-
-
-def _contents(path: str, limit: int) -> bytes:
-    """The first `limit` bytes of a file; nothing where it is gone (ENODEV: its device is)."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            return os.read(descriptor, limit)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if says_nothing(error):
-            return b""
-        raise
-
-
-def _first_line(path: str) -> str:
-    return _contents(path, 4096).decode(errors="replace").partition("\n")[0]

@@ -11,12 +11,12 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, PciFunction
 
 AMD, INTEL, NVIDIA, REALTEK, MELLANOX = 0x1002, 0x8086, 0x10DE, 0x10EC, 0x15B3
-AMD_PROCESSOR = 0x1022
+AMD_PROCESSOR, ASPEED, PLX = 0x1022, 0x1A03, 0x10B5
 
 GRACE_HOPPER = 0x2342
 VGA, DISPLAY_3D, DISPLAY_OTHER, AUDIO, USB, UCSI = 0x030000, 0x030200, 0x038000, 0x040300, 0x0C0330, 0x0C8000
 ETHERNET, INFINIBAND, NVME, ENCRYPTION = 0x020000, 0x020700, 0x010802, 0x108000
-HOST_BRIDGE, PCI_BRIDGE = 0x060000, 0x060400
+HOST_BRIDGE, PCI_BRIDGE, NVSWITCH, ACCELERATOR = 0x060000, 0x060400, 0x068000, 0x120000
 
 _MAKERS = {
     AMD: "Advanced Micro Devices, Inc. [AMD/ATI]",
@@ -25,6 +25,8 @@ _MAKERS = {
     NVIDIA: "NVIDIA Corporation",
     REALTEK: "Realtek Semiconductor Co., Ltd.",
     MELLANOX: "Mellanox Technologies",
+    ASPEED: "ASPEED Technology, Inc.",
+    PLX: "PLX Technology, Inc.",
 }
 
 
@@ -89,7 +91,8 @@ MODULES = (
     Module("mlx5_vfio_pci", (_variant("mlx5_vfio_pci", vfio_alias(MELLANOX, 0x101E)),)),
     # These two make their frame buffers themselves; for the others, it is the module of DRM's helpers that fbcon keeps.
     Module("i915", (_graphics("i915", alias(INTEL, 0x03, 0x00)),), pins=True),
-    Module("amdgpu", (_graphics("amdgpu", alias(AMD, 0x03, 0x00), alias(AMD, 0x03, 0x80)),)),
+    Module("ast", (_graphics("ast", alias(ASPEED, 0x03, 0x00)),)),
+    Module("amdgpu", (_graphics("amdgpu", alias(AMD, 0x03, 0x00), alias(AMD, 0x03, 0x80), alias(AMD, 0x12, 0x00)),)),
     Module("nouveau", (_graphics("nouveau", alias(NVIDIA, 0x03)),), pins=True, blacklisted=True),
     Module("nvidiafb", (_other("nvidiafb", alias(NVIDIA, 0x03)),), blacklisted=True),
     Module("nvidia", (_NVSWITCH, _NVIDIA), needs_device=True, version=_NVIDIA_VERSION),

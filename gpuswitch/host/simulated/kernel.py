@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from gpuswitch.errors import KernelError
@@ -46,6 +46,7 @@ class Machine(Bus):
     `builtin` drivers are registered before them. `boot_framebuffers` are what the firmware left, each with its driver;
     `console_map` the frame buffers that `fbcon=map:` names. Not `vfio_groups`: its kernel has no `/dev/vfio/GROUP`
     (CONFIG_VFIO_GROUP is not set); `vfio_devices`: it has `/dev/vfio/devices/vfioN` (CONFIG_VFIO_DEVICE_CDEV).
+    `direct_regions`: see `HostFacts`.
     """
 
     def __init__(
@@ -60,10 +61,12 @@ class Machine(Bus):
         iommu: bool = True,
         vfio_groups: bool = True,
         vfio_devices: bool = False,
+        direct_regions: Mapping[int, tuple[str, ...]] | None = None,
     ) -> None:
         super().__init__(devices, modules, builtin, iommu=iommu)
         self._vfio_groups = vfio_groups
         self.vfio_devices = vfio_devices
+        self._direct_regions = direct_regions or {}
         self.frame_buffers = FrameBuffers(self, boot_framebuffers, console_map)
         self.modules = Modules(self, self.frame_buffers)
         self.processes = ProcessTable(self, self.modules, self.frame_buffers)
@@ -91,6 +94,7 @@ class Machine(Bus):
                 console_map=self.frame_buffers.console_map,
                 autoprobe=self.autoprobe,
                 modules_on_disk=bool(self.drivers.modules),
+                direct_regions=self._direct_regions,
             )
         return self._facts
 
@@ -197,7 +201,7 @@ class Machine(Bus):
 
         Raises:
             KernelError: ENODEV, a function is not on vfio; EBUSY, somebody has a group open; EPERM, a group is not
-                viable. Nothing is taken then.
+                viable, or has memory that the firmware claims. Nothing is taken then.
         """
         taken = [self.device(Call("open", function), function) for function in functions]
         groups = self._free_groups(taken)
@@ -355,6 +359,9 @@ class Machine(Bus):
         for number in groups:
             if self.group(number).taken:
                 raise Call("open", f"/dev/vfio/{number}").error(errno.EBUSY)
+            if number in self._direct_regions:
+                # As Intel's driver says; the devices are on vfio all the same.
+                raise Call("attach", f"/dev/vfio/{number}").error(errno.EPERM)
             if not all(harmless(f) for f in self.look().group(number) if f.kind is not Kind.BRIDGE):
                 raise Call("attach", f"/dev/vfio/{number}").error(errno.EPERM)
         return groups

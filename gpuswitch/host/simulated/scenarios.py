@@ -7,7 +7,18 @@ from dataclasses import replace
 from typing import TypedDict, Unpack
 
 from gpuswitch.host.simulated import catalogue as parts
-from gpuswitch.host.simulated.catalogue import AMD, AMD_PROCESSOR, INTEL, MELLANOX, NVIDIA, REALTEK, Slot, port
+from gpuswitch.host.simulated.catalogue import (
+    AMD,
+    AMD_PROCESSOR,
+    ASPEED,
+    INTEL,
+    MELLANOX,
+    NVIDIA,
+    PLX,
+    REALTEK,
+    Slot,
+    port,
+)
 from gpuswitch.host.simulated.devices import Device
 from gpuswitch.host.simulated.drivers import Module
 from gpuswitch.host.simulated.host import SimulatedHost
@@ -27,7 +38,8 @@ class Options(TypedDict, total=False):
 
     `modules`: what is installed. `vfio_ids`: vendor and device ids given to vfio-pci on the kernel command line; it is
     loaded before all others then. `iommu` False: it is off; `vfio_groups` and `vfio_devices`: see `Machine`.
-    `boot_framebuffers`: what the firmware left. `console_map`: `fbcon=map:` on the kernel command line.
+    `direct_regions`: see `HostFacts`. `boot_framebuffers`: what the firmware left. `console_map`: `fbcon=map:` on the
+    kernel command line.
     """
 
     modules: Sequence[Module]
@@ -35,6 +47,7 @@ class Options(TypedDict, total=False):
     iommu: bool
     vfio_groups: bool
     vfio_devices: bool
+    direct_regions: Mapping[int, tuple[str, ...]]
     boot_framebuffers: Sequence[BootFramebuffer]
     console_map: Sequence[int]
 
@@ -73,6 +86,7 @@ def boot(devices: Iterable[Device], **options: Unpack[Options]) -> SimulatedHost
         iommu=iommu,
         vfio_groups=options.get("vfio_groups", True),
         vfio_devices=options.get("vfio_devices", False),
+        direct_regions=options.get("direct_regions"),
     )
     return SimulatedHost(machine)
 
@@ -225,7 +239,72 @@ def driverless() -> SimulatedHost:
     return host
 
 
+def rmrr() -> SimulatedHost:
+    """As `plain`, on an old server whose firmware claims memory for the sound of the card (group 13)."""
+    return plain(direct_regions={13: ("0xbdf6e000-0xbdf6efff",)})
+
+
+def arc(**options: Unpack[Options]) -> SimulatedHost:
+    """An Arc (0000:03:00.0) beside the processor's graphics: behind a switch of its own, its sound on another bus."""
+    picture, sound = Slot("0000:03:00", 21, "0000:02:01.0"), Slot("0000:04:00", 22, "0000:02:04.0")
+    return boot(
+        [
+            *_board(),
+            Slot("0000:00:02", 1).function(0, INTEL, 0x4680, parts.VGA, "AlderLake-S GT1", boot_display=True),
+            port("0000:00:01.0", 2),
+            Slot("0000:01:00", 18, "0000:00:01.0").function(0, INTEL, 0x4FA0, parts.PCI_BRIDGE),
+            Slot("0000:02:01", 19, "0000:01:00.0").function(0, INTEL, 0x4FA4, parts.PCI_BRIDGE),
+            Slot("0000:02:04", 20, "0000:01:00.0").function(0, INTEL, 0x4FA4, parts.PCI_BRIDGE),
+            picture.function(0, INTEL, 0x56A1, parts.VGA, "DG2 [Arc A750]"),
+            sound.function(0, INTEL, 0x4F90, parts.AUDIO, "DG2 Audio Controller"),
+        ],
+        **options,
+    )
+
+
+def plx(**options: Unpack[Options]) -> SimulatedHost:
+    """Two data centre GPUs (0000:27:00.0, 0000:28:00.0) in one IOMMU group, since the switch above them has no ACS."""
+    root, upstream = "0000:20:03.1", "0000:25:00.0"
+    devices = [*_board(), port(root, 30), Slot(upstream[:-2], 31, root).function(0, PLX, 0x8747, parts.PCI_BRIDGE)]
+    for downstream, bus in (("0000:26:08.0", "0000:27:00"), ("0000:26:10.0", "0000:28:00")):
+        devices += [
+            Slot(downstream[:-2], 32, upstream).function(0, PLX, 0x8747, parts.PCI_BRIDGE),
+            Slot(bus, 32, downstream).function(0, NVIDIA, 0x1DB4, parts.DISPLAY_3D, "GV100GL [Tesla V100 PCIe 16GB]"),
+        ]
+    return _with_persistenced(boot(devices, **options))
+
+
+def hgx(**options: Unpack[Options]) -> SimulatedHost:
+    """Two H100 of an HGX board; the group of the first (0000:2a:00.0) holds an NVSwitch (0000:2b:00.0) as well."""
+    devices = _board()
+    for number, group in enumerate((50, 51)):
+        bus = 0x2A + 0x10 * number
+        root, model = f"0000:{bus - 1:02x}:01.0", "GH100 [H100 SXM5 80GB]"
+        devices += [
+            port(root, group),
+            Slot(f"0000:{bus:02x}:00", group, root).function(0, NVIDIA, 0x2330, parts.DISPLAY_3D, model),
+        ]
+    switch = Slot("0000:2b:00", 50, "0000:29:01.0")
+    return boot([*devices, switch.function(0, NVIDIA, 0x22A3, parts.NVSWITCH, "GH100 [H100 NVSwitch]")], **options)
+
+
+def instinct(**options: Unpack[Options]) -> SimulatedHost:
+    """Two accelerators (0000:05:00.0 and 0000:26:00.0), and the picture of the board's management controller."""
+    devices = _board()
+    for bus, group in ((0x05, 10), (0x26, 11)):
+        root, model = f"0000:{bus - 1:02x}:01.0", "Aqua Vanjaram [Instinct MI300X]"
+        card = Slot(f"0000:{bus:02x}:00", group, root).function(0, AMD, 0x74A1, parts.ACCELERATOR, model)
+        devices += [port(root, group), card]
+    bmc = Slot("0000:c4:00", 30, "0000:c3:00.0")
+    return boot(
+        [*devices, bmc.function(0, ASPEED, 0x2000, parts.VGA, "ASPEED Graphics Family", boot_display=True)], **options
+    )
+
+
 SCENARIOS: Mapping[str, Callable[..., SimulatedHost]] = {
     scenario.__name__: scenario
-    for scenario in (laptop, plain, server, shared, apu, single, superchip, reserved, driverless)
+    for scenario in (
+        *(laptop, plain, server, shared, apu, single, superchip),
+        *(reserved, driverless, rmrr, plx, arc, hgx, instinct),
+    )
 }

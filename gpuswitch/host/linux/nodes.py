@@ -1,0 +1,70 @@
+"""The device nodes that the driver of a function made, as a look tells them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from gpuswitch.host.linux.reading import entries, first_line, target, there, written
+from gpuswitch.model.facts import Kind
+
+# Where the nodes of a class of devices lie below /dev. The kernel knows (`devnode` of each class) and says so in
+# `uevent`, which we may not read.
+_NODE_FOLDERS: Mapping[Kind, Mapping[str, str]] = {
+    Kind.DISPLAY: {"drm": "dri/", "graphics": ""},
+    # accel_devnode in drivers/accel/drm_accel.c; amdgpu makes DRM devices of an MI300 as well.
+    Kind.ACCELERATOR: {"drm": "dri/", "accel": "accel/"},
+    Kind.AUDIO: {"sound": "snd/"},
+}
+_DRIVEN_BY_DRM = frozenset({Kind.DISPLAY, Kind.ACCELERATOR})
+
+
+def nodes(path: str, kind: Kind, dev: str, udev: str) -> tuple[tuple[str, ...], bool]:
+    """The nodes of the function at `path` that are ready, and whether some are not; `dev` and `udev`: see `Roots`."""
+    ready = []
+    pending = False
+    udev_runs = there(f"{udev}/control")
+    folders = _NODE_FOLDERS.get(kind, {})
+    for node, numbers in (found for place in _places(path, kind) for found in _class_devices(place, folders)):
+        made = written(f"{dev}/{node}")
+        # udev writes this file when owner and mode are right. One that is older than the node was written for
+        # another device of the same numbers, of which udev does not know yet that it is gone.
+        done = written(f"{udev}/data/c{numbers}") if udev_runs else made
+        if made is not None and done is not None and done >= made:
+            ready.append(f"/dev/{node}")
+        else:
+            pending = True
+    return tuple(sorted(ready)), pending
+
+
+def display_nodes(path: str) -> tuple[str, ...]:
+    """The nodes below /dev that the device at `path` is to have by what its driver draws with, ready or not."""
+    return tuple(sorted(node for node, _ in _class_devices(path, _NODE_FOLDERS[Kind.DISPLAY])))
+
+
+def _places(path: str, kind: Kind) -> Iterator[str]:
+    """Where the devices of a function may lie: below it, or below an auxiliary device that its driver made.
+
+    Such a one is named MODULE.NAME.NUMBER (__auxiliary_device_add in drivers/base/auxiliary.c); nova-core makes one for
+    nova-drm.
+    """
+    yield path
+    if kind in _DRIVEN_BY_DRM and not there(f"{path}/drm"):
+        yield from (f"{path}/{name}" for name, _ in entries(path) if name.count(".") == 2 and name[-1].isdigit())
+
+
+def _class_devices(path: str, folders: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Node name below /dev and MAJOR:MINOR of each device that a function's driver registered with these classes.
+
+    DRM minors and frame buffers lie right in the class's folder, a sound card's in the folder of the card
+    (`sound/card0/controlC0`). What has no `dev` has no node: connectors, cards. Nor has a link: `controlD65` beside
+    `card1` is an old name of it (create_compat_control_link in drivers/gpu/drm/drm_drv.c).
+    """
+    for folder, prefix in folders.items():
+        for name, _ in entries(f"{path}/{folder}"):
+            inside = f"{path}/{folder}/{name}"
+            if folder == "sound":
+                for device, _ in entries(inside):
+                    if numbers := first_line(f"{inside}/{device}/dev"):
+                        yield f"{prefix}{device}", numbers
+            elif not target(inside) and (numbers := first_line(f"{inside}/dev")):
+                yield f"{prefix}{name}", numbers
