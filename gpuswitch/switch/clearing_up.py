@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 _SOCKETS = {Unit("libvirtd.socket"): Unit("libvirtd.service"), Unit("virtqemud.socket"): Unit("virtqemud.service")}
 """The units of whoever may have the books, by the sockets that tell which of them this machine runs."""
 _MANAGER_SECONDS = 5.0
+_NOTHING_SECONDS = 0.001
+"""Too short to be waited for: what is left of a sum of seconds may be less than the clock can tell."""
 _COMING_SECONDS = 600.0
 """How long a daemon whose unit is active may take until it has its books: it has told systemd that it is ready before
 (remote_daemon.c), and may wait for a storage pool, say."""
@@ -84,7 +86,7 @@ class ClearingUp:
                 if there:
                     await change.come(LOOK_SECONDS)
                     continue
-                if away <= 0 or coming <= 0:
+                if min(away, coming) < _NOTHING_SECONDS:
                     return False
                 if self._may_start is not None and not self._may_start.is_set():
                     await _first(change.event.wait(), self._may_start.wait())
