@@ -185,6 +185,9 @@ class Ownership:
                 self.actor.note("")
             if not clearing.done():
                 return self.is_released.is_set()
+            if told and clearing.result():
+                # Its word, and why the machine ended, comes right after that.
+                await within(self._rules.release_grace, self.is_released)
             self._say_how_it_ended(cleared=clearing.result())
             return True
         finally:
@@ -198,6 +201,8 @@ class Ownership:
             return True
 
     def _say_how_it_ended(self, *, cleared: bool) -> None:
+        if self.is_released.is_set():
+            return
         if not cleared:
             _log.error("%s is gone, and libvirt cannot be had to clear up after it: it goes on without", self.owner)
         elif self._was_open:

@@ -70,6 +70,19 @@ class TestTheDaemonIsThere:
         bed.fleet.owners.release(WIN11, "destroyed")
         await home(bed, actor)
 
+    async def test_why_the_machine_ended_is_heard(self, tmp_path: Path) -> None:
+        """The hook is called when the books are cleared: where it goes is not decided before."""
+        bed = with_libvirt(await made(tmp_path, on_saved=Release.STAY))
+        actor = bed.fleet.find("01:00.0")
+        await started(bed)
+        bed.machine.end("win11")
+        await asyncio.sleep(100)
+        bed.machine.libvirt.cleared_up(WIN11)
+        await asyncio.sleep(2)
+        bed.fleet.owners.release(WIN11, "saved")
+        await settled()
+        assert (actor.state, actor.owner) == (State.VFIO, None)
+
     async def test_it_dies_over_it(self, bed: Bed, actor: Actor) -> None:
         await started(bed)
         bed.machine.end("win11")
