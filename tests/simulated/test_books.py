@@ -107,7 +107,7 @@ class TestTheDaemonIsThere:
         await asyncio.sleep(100)
         assert actor.owned
         bed.machine.libvirt.cleared_up(WIN11)
-        await settled()
+        await asyncio.sleep(20)
         assert (actor.state, actor.owner, actor.reason) == (State.VFIO, None, "")
 
     @pytest.mark.parametrize("policy", ["refuse", "wait"])
