@@ -33,9 +33,9 @@ _COMING_SECONDS = 600.0
 
 
 class ClearingUp:
-    """After `owner`, or any machine, that had `functions`. `may_start` is set when libvirt may be started.
+    """After `owner`, or any machine but the one named `besides`, that had `functions`.
 
-    That is not before our own READY: its unit is ordered after ours.
+    `may_start` is set when libvirt may be started. That is not before our own READY: its unit is ordered after ours.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class ClearingUp:
         functions: Callable[[], Collection[PciAddress]],
         *,
         owner: Owner | None = None,
+        besides: str = "",
         may_start: asyncio.Event | None = None,
     ) -> None:
         self._libvirt = host.libvirt
@@ -52,6 +53,7 @@ class ClearingUp:
         self._arbiter = arbiter
         self._functions = functions
         self._owner = owner
+        self._besides = besides
         self._may_start = may_start
         self._untold = Pause()
         self._rest = Pause()
@@ -64,7 +66,7 @@ class ClearingUp:
         Raises:
             KernelError: nobody can tell.
         """
-        found = machines_with(self._libvirt, self._functions())
+        found = machines_with(self._libvirt, self._functions(), besides=self._besides)
         return self._owner not in found if self._owner is not None else not found
 
     async def wait(self, patience: float) -> bool:
