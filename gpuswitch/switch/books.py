@@ -49,12 +49,12 @@ class Change:
 
     def __init__(self, pause: Pause, *, watched: bool) -> None:
         self._pause = pause
-        self.watched = watched
+        self._watched = watched
         self.event = asyncio.Event()
 
     async def come(self, seconds: float | None = None) -> None:
         """Until it comes, this long at most; where no event would tell, for a while."""
-        if not self.watched:
+        if not self._watched:
             await within(self._pause.seconds(), self.event)
         elif seconds is None:
             await self.event.wait()
