@@ -22,14 +22,16 @@ LOOK_SECONDS = 60.0
 """For how long an event is relied on, where much hangs on it."""
 
 
-def machines_with(libvirt: Libvirt, functions: Collection[PciAddress]) -> Mapping[Owner, tuple[PciAddress, ...]]:
-    """The machines in the books that have any of these functions, and which.
+def machines_with(
+    libvirt: Libvirt, functions: Collection[PciAddress], *, besides: str = ""
+) -> Mapping[Owner, tuple[PciAddress, ...]]:
+    """The machines in the books that have any of these functions, and which; `besides`: without the one of this name.
 
     Raises:
         KernelError: nobody can tell.
     """
     found = {owner: tuple(f for f in functions if f in has) for owner, has in libvirt.machines().items()}
-    return {owner: has for owner, has in found.items() if has}
+    return {owner: has for owner, has in found.items() if has and owner.name != besides}
 
 
 def sentence(libvirt: Libvirt, found: Mapping[Owner, tuple[PciAddress, ...]]) -> str:
@@ -47,12 +49,12 @@ class Change:
 
     def __init__(self, pause: Pause, *, watched: bool) -> None:
         self._pause = pause
-        self.watched = watched
+        self._watched = watched
         self.event = asyncio.Event()
 
     async def come(self, seconds: float | None = None) -> None:
         """Until it comes, this long at most; where no event would tell, for a while."""
-        if not self.watched:
+        if not self._watched:
             await within(self._pause.seconds(), self.event)
         elif seconds is None:
             await self.event.wait()

@@ -25,15 +25,17 @@ _log = logging.getLogger(__name__)
 _SOCKETS = {Unit("libvirtd.socket"): Unit("libvirtd.service"), Unit("virtqemud.socket"): Unit("virtqemud.service")}
 """The units of whoever may have the books, by the sockets that tell which of them this machine runs."""
 _MANAGER_SECONDS = 5.0
+_NOTHING_SECONDS = 0.001
+"""Too short to be waited for: what is left of a sum of seconds may be less than the clock can tell."""
 _COMING_SECONDS = 600.0
 """How long a daemon whose unit is active may take until it has its books: it has told systemd that it is ready before
 (remote_daemon.c), and may wait for a storage pool, say."""
 
 
 class ClearingUp:
-    """After `owner`, or any machine, that had `functions`. `may_start` is set when libvirt may be started.
+    """After `owner`, or any machine but the one named `besides`, that had `functions`.
 
-    That is not before our own READY: its unit is ordered after ours.
+    `may_start` is set when libvirt may be started. That is not before our own READY: its unit is ordered after ours.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class ClearingUp:
         functions: Callable[[], Collection[PciAddress]],
         *,
         owner: Owner | None = None,
+        besides: str = "",
         may_start: asyncio.Event | None = None,
     ) -> None:
         self._libvirt = host.libvirt
@@ -50,6 +53,7 @@ class ClearingUp:
         self._arbiter = arbiter
         self._functions = functions
         self._owner = owner
+        self._besides = besides
         self._may_start = may_start
         self._untold = Pause()
         self._rest = Pause()
@@ -62,7 +66,7 @@ class ClearingUp:
         Raises:
             KernelError: nobody can tell.
         """
-        found = machines_with(self._libvirt, self._functions())
+        found = machines_with(self._libvirt, self._functions(), besides=self._besides)
         return self._owner not in found if self._owner is not None else not found
 
     async def wait(self, patience: float) -> bool:
@@ -84,7 +88,7 @@ class ClearingUp:
                 if there:
                     await change.come(LOOK_SECONDS)
                     continue
-                if away <= 0 or coming <= 0:
+                if min(away, coming) < _NOTHING_SECONDS:
                     return False
                 if self._may_start is not None and not self._may_start.is_set():
                     await _first(change.event.wait(), self._may_start.wait())

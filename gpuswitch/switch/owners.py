@@ -239,8 +239,8 @@ class Owners:
         self._minded.add(task)
         task.add_done_callback(self._minded.discard)
 
-    def _forget(self, ownership: Ownership) -> None:
-        if ownership.actor.state is State.HOST and not self._stopping:
+    def _forget(self, ownership: Ownership, *, cut_short: bool) -> None:
+        if ownership.actor.state is State.HOST and not cut_short:
             self._mind(ownership.actor)
         if self._ownerships.get(ownership.actor.gpu.address) is ownership:
             del self._ownerships[ownership.actor.gpu.address]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from gpuswitch.errors import GpuswitchError, InvalidArgument, KernelError, NotViable, Owned
 from gpuswitch.model.holders import Holder, Sought
@@ -28,6 +28,11 @@ from gpuswitch.tables import Defaults
 _log = logging.getLogger(__name__)
 
 
+class Ended(Protocol):
+    def __call__(self, ownership: Ownership, *, cut_short: bool) -> None:
+        """It is over; `cut_short`: by the end of the service, or by another one in its place."""
+
+
 class Ownership:
     """`actor`'s GPU, owned by `owner`. `back_to` is where it goes should the owner not get it after all."""
 
@@ -39,7 +44,7 @@ class Ownership:
         processes: Processes,
         clearing_up: ClearingUp,
         back_to: Release,
-        ended: Callable[[Ownership], None],
+        ended: Ended,
     ) -> None:
         self.actor = actor
         self.owner = owner
@@ -67,7 +72,7 @@ class Ownership:
     def follow(self) -> None:
         """It was handed over: from here on, see what becomes of it."""
         self._task = asyncio.create_task(self._watched())
-        self._task.add_done_callback(lambda _: self._tell_ended(self))
+        self._task.add_done_callback(lambda task: self._tell_ended(self, cut_short=task.cancelled()))
 
     def opened(self) -> None:
         """Its machine runs, says libvirt, or may do so."""
@@ -180,6 +185,9 @@ class Ownership:
                 self.actor.note("")
             if not clearing.done():
                 return self.is_released.is_set()
+            if told and clearing.result():
+                # Its word, and why the machine ended, comes right after that.
+                await within(self._rules.release_grace, self.is_released)
             self._say_how_it_ended(cleared=clearing.result())
             return True
         finally:
@@ -193,6 +201,8 @@ class Ownership:
             return True
 
     def _say_how_it_ended(self, *, cleared: bool) -> None:
+        if self.is_released.is_set():
+            return
         if not cleared:
             _log.error("%s is gone, and libvirt cannot be had to clear up after it: it goes on without", self.owner)
         elif self._was_open:

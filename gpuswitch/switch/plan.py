@@ -69,7 +69,8 @@ class Back:
     """What the config says of the way home: a unit to start `after`, and what is not to be put back.
 
     `wait_seconds`: how long to wait for whoever has it open; None: not at all, since its groups are held already.
-    `await_libvirt`: wait for libvirt, too, which may not be done with the machine that has it open.
+    `machine`: the one for whose sake it goes home, by name, which has waited for libvirt; for others that are waited
+    for, libvirt is waited for, too.
     `vtconsoles` were unbound for other GPUs' sake, when none was left to show them; now one is.
     `units_later`: systemd jobs cannot be waited for now, while the service starts; the units stay owed.
     """
@@ -78,7 +79,7 @@ class Back:
     leave_consoles: tuple[str, ...] = ()
     boot_framebuffer: bool = False
     wait_seconds: float | None = None
-    await_libvirt: bool = False
+    machine: str = ""
     units_later: bool = False
     vtconsoles: tuple[str, ...] = ()
 
@@ -276,8 +277,8 @@ def _await_vm(gpu: Gpu, leaving: Sequence[PciAddress], held: Sequence[int], back
     if back.wait_seconds is None or not leaving:
         return [*holds]
     sought = Sought(tuple(leaving), tuple(f"vfio/{number}" for number in held))
-    clearing_up = [AwaitLibvirt(gpu.functions, back.wait_seconds)] if back.await_libvirt else []
-    return [AwaitHolders(sought, Busy.WAIT, back.wait_seconds, 0.0), *holds, *clearing_up]
+    clearing_up = AwaitLibvirt(gpu.functions, back.wait_seconds, back.machine)
+    return [AwaitHolders(sought, Busy.WAIT, back.wait_seconds, 0.0), *holds, clearing_up]
 
 
 def _home(gpu: Gpu, facts: HostFacts, kept: Baseline) -> Baseline:

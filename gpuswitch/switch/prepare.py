@@ -101,8 +101,7 @@ class Preparation:
             rules.leave_consoles,
             rules.restore_boot_framebuffer,
             wait_seconds=(self.options.wait_seconds or rules.wait_seconds) if waits else None,
-            # Its own machine has waited for that already.
-            await_libvirt=waits and not self.machine,
+            machine=self.machine,
             units_later=self.starting,
             vtconsoles=self.arbiter.unbound(),
         )
@@ -134,13 +133,13 @@ class Preparation:
             return
         libvirt = self.host.libvirt
         try:
-            found = machines_with(libvirt, self.gpu.functions)
+            found = machines_with(libvirt, self.gpu.functions, besides=self.machine)
         except KernelError as error:
             if self.machine:
                 return
             raise Failed(f"nobody can tell whether libvirt is done with {self.gpu.address}: {error}") from error
-        if others := {owner: functions for owner, functions in found.items() if owner.name != self.machine}:
-            raise Owned(sentence(libvirt, others))
+        if found:
+            raise Owned(sentence(libvirt, found))
 
     def holds_true(self, gpu: Gpu, state: State, facts: HostFacts, owed: Owed) -> bool:
         """Whether a plan made before is right for what is so now: nobody has moved anything that it depends on."""

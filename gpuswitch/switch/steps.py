@@ -238,6 +238,7 @@ class AwaitLibvirt(Step):
     interruptible = True
     functions: tuple[PciAddress, ...]
     seconds: float
+    besides: str = ""
 
     @property
     def title(self) -> str:
@@ -249,12 +250,13 @@ class AwaitLibvirt(Step):
     async def apply(self, hands: Hands) -> None:
         libvirt = hands.host.libvirt
         try:
-            if found := machines_with(libvirt, self.functions):
+            if found := machines_with(libvirt, self.functions, besides=self.besides):
                 hands.waiting_for = sentence(libvirt, found)
         except KernelError as error:
             hands.waiting_for = str(error)
         # Whoever cannot be had is not waited for for ever; nor is what hangs.
-        if not await ClearingUp(hands.host, hands.arbiter, lambda: self.functions).wait(hands.deadlines[self.kind]):
+        clearing_up = ClearingUp(hands.host, hands.arbiter, lambda: self.functions, besides=self.besides)
+        if not await clearing_up.wait(hands.deadlines[self.kind]):
             raise StepError(hands.waiting_for)
 
 

@@ -82,7 +82,7 @@ def find_commit(revision: str, repository: Path = PROJECT) -> str:
     Raises:
         RigError: git knows none.
     """
-    asked = ["rev-parse", "--verify", "--quiet", "--short", f"{revision}^{{commit}}"]
+    asked = ["rev-parse", "--verify", "--quiet", "--short", "--end-of-options", f"{revision}^{{commit}}"]
     found = subprocess.run(["git", "-C", repository, *asked], check=False, capture_output=True, text=True)
     if found.returncode != 0:
         why = found.stderr.strip() or "git knows no such commit; BASE is a branch, a tag or an id"

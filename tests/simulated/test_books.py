@@ -1,4 +1,7 @@
-"""What libvirt is not done with stays on vfio, whoever wants it home: see `gpuswitch.switch.books`."""
+"""What libvirt is not done with stays on vfio, whoever wants it home: see `gpuswitch.switch.books`.
+
+To sleep here is to let the virtual clock run, past whatever would end too early.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +41,33 @@ def with_libvirt(bed: Bed) -> Bed:
     return bed
 
 
+def enters(bed: Bed) -> None:
+    """The machine is in the books."""
+    bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+
+
 async def started(bed: Bed) -> None:
     """By libvirt."""
     await running(bed)
-    bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+    enters(bed)
+
+
+async def ended(bed: Bed) -> None:
+    """It was started by libvirt, and its QEMU has ended; libvirt takes its time."""
+    await started(bed)
+    bed.machine.end("win11")
+    await asyncio.sleep(100)
+
+
+async def left(bed: Bed, actor: Actor) -> None:
+    """On vfio, of nobody, and in the books of a machine that has ended."""
+    await bed.moved(actor, State.VFIO)
+    enters(bed)
+
+
+def cannot_start(bed: Bed) -> None:
+    """No unit can be started."""
+    bed.host.faults.add(Errno(errno.EIO), operation="start_unit", nth=None)
 
 
 def dies(bed: Bed) -> None:
@@ -64,23 +90,30 @@ class TestTheDaemonIsThere:
         assert (actor.owner, actor.reason, bed.machine.libvirt.reset) == (None, "", [])
 
     async def test_its_word_is_enough(self, bed: Bed, actor: Actor) -> None:
-        await started(bed)
-        bed.machine.end("win11")
-        await asyncio.sleep(100)
+        await ended(bed)
         bed.fleet.owners.release(WIN11, "destroyed")
         await home(bed, actor)
 
+    async def test_why_the_machine_ended_is_heard(self, tmp_path: Path) -> None:
+        """The hook is called when the books are cleared: where it goes is not decided before."""
+        bed = with_libvirt(await made(tmp_path, on_saved=Release.STAY))
+        actor = bed.fleet.find("01:00.0")
+        await ended(bed)
+        bed.machine.libvirt.cleared_up(WIN11)
+        await asyncio.sleep(2)
+        bed.fleet.owners.release(WIN11, "saved")
+        await settled()
+        assert (actor.state, actor.owner) == (State.VFIO, None)
+
     async def test_it_dies_over_it(self, bed: Bed, actor: Actor) -> None:
-        await started(bed)
-        bed.machine.end("win11")
-        await asyncio.sleep(100)
+        await ended(bed)
         bed.machine.units.settle(LIBVIRTD, "failed")
         await home(bed, actor)
         assert (bed.state(LIBVIRTD), bed.machine.libvirt.reset) == ("active", [])
 
     async def test_a_machine_that_never_opened_it(self, bed: Bed, actor: Actor) -> None:
         await acquire(bed)
-        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        enters(bed)
         await asyncio.sleep(1000)
         assert (actor.state, actor.owner) == (State.VFIO, WIN11)
         bed.machine.libvirt.cleared_up(WIN11)
@@ -89,12 +122,10 @@ class TestTheDaemonIsThere:
     async def test_it_stays_on_vfio_for_good(self, tmp_path: Path) -> None:
         bed = with_libvirt(await made(tmp_path, on_release=Release.STAY))
         actor = bed.fleet.find("01:00.0")
-        await started(bed)
-        bed.machine.end("win11")
-        await asyncio.sleep(100)
+        await ended(bed)
         assert actor.owned
         bed.machine.libvirt.cleared_up(WIN11)
-        await settled()
+        await asyncio.sleep(20)
         assert (actor.state, actor.owner, actor.reason) == (State.VFIO, None, "")
 
     @pytest.mark.parametrize("policy", ["refuse", "wait"])
@@ -103,7 +134,7 @@ class TestTheDaemonIsThere:
         bed = with_libvirt(await made(tmp_path, busy=policy))
         bed.machine.libvirt.started = lambda: None
         actor = bed.fleet.find("01:00.0")
-        bed.host.faults.add(Errno(errno.EIO), operation="start_unit", nth=None)
+        cannot_start(bed)
         await started(bed)
         dies(bed)
         await asyncio.sleep(PATIENCE - 10)
@@ -116,7 +147,7 @@ class TestTheDaemonIsThere:
 
     async def test_who_opens_it_after_the_grace_has_it(self, bed: Bed, actor: Actor) -> None:
         await acquire(bed)
-        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        enters(bed)
         await asyncio.sleep(200)
         assert actor.reason == (
             "the virtual machine win11 has not opened 0000:01:00.0, and libvirt is not done with it: 0000:01:00.0 "
@@ -154,7 +185,7 @@ class TestTheDaemonIsGone:
     async def test_it_cannot_be_had(self, policy: str, tmp_path: Path) -> None:
         bed = with_libvirt(await made(tmp_path, busy=policy))
         actor = bed.fleet.find("01:00.0")
-        bed.host.faults.add(Errno(errno.EIO), operation="start_unit", nth=None)
+        cannot_start(bed)
         await started(bed)
         dies(bed)
         await asyncio.sleep(PATIENCE / 2)
@@ -175,7 +206,7 @@ class TestTheDaemonIsGone:
 
     async def test_it_comes_late_and_resets_nothing(self, bed: Bed, actor: Actor) -> None:
         """Also where the service was started anew meanwhile."""
-        bed.host.faults.add(Errno(errno.EIO), operation="start_unit", nth=None)
+        cannot_start(bed)
         await started(bed)
         dies(bed)
         await asyncio.sleep(2 * PATIENCE)
@@ -226,15 +257,14 @@ class TestTheDaemonIsGone:
         await asyncio.sleep(10 * PATIENCE)
         assert actor.owned
         bed.machine.units.settle(LIBVIRTD, "failed")
-        bed.host.faults.add(Errno(errno.EIO), operation="start_unit", nth=None)
+        cannot_start(bed)
         await asyncio.sleep(2 * PATIENCE)
         assert (actor.state, actor.owner) == (State.HOST, None)
 
 
 class TestSomebodyWantsItHome:
     async def test_a_machine_that_is_not_ours_has_ended(self, bed: Bed, actor: Actor) -> None:
-        await bed.moved(actor, State.VFIO)
-        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        await left(bed, actor)
         for ask in (actor.plan, actor.request):
             with pytest.raises(Owned, match="libvirt has the virtual machine win11 in its books, with"):
                 await ask(State.HOST)
@@ -245,7 +275,7 @@ class TestSomebodyWantsItHome:
     async def test_who_waits_for_the_machine_waits_for_libvirt(self, bed: Bed, actor: Actor) -> None:
         await bed.moved(actor, State.VFIO)
         bed.machine.open_group(GROUP, "win11")
-        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        enters(bed)
         switch = await actor.request(State.HOST, Options(wait_seconds=100.0))
         await asyncio.sleep(10)
         bed.machine.end("win11")
@@ -260,8 +290,7 @@ class TestSomebodyWantsItHome:
 
     @pytest.mark.parametrize("way", ["request", "recover"])
     async def test_it_is_only_half_on_vfio(self, way: str, bed: Bed, actor: Actor) -> None:
-        await bed.moved(actor, State.VFIO)
-        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        await left(bed, actor)
         await bed.host.kernel("somebody").unbind(SOUND, "vfio-pci")
         await settled()
         if way == "request":
@@ -274,8 +303,7 @@ class TestSomebodyWantsItHome:
         assert bed.machine.libvirt.reset == []
 
     async def test_the_service_dies_while_it_waits(self, bed: Bed, actor: Actor) -> None:
-        await bed.moved(actor, State.VFIO)
-        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        await left(bed, actor)
         await actor.request(State.HOST, Options(wait_seconds=1000.0))
         await asyncio.sleep(10)
         bed = await bed.crash(actor)
@@ -285,8 +313,7 @@ class TestSomebodyWantsItHome:
         assert bed.machine.libvirt.reset == []
 
     async def test_who_waits_can_be_called_back(self, bed: Bed, actor: Actor) -> None:
-        await bed.moved(actor, State.VFIO)
-        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        await left(bed, actor)
         switch = await actor.request(State.HOST, Options(wait_seconds=1000.0))
         await asyncio.sleep(10)
         begun = asyncio.get_running_loop().time()
@@ -303,8 +330,7 @@ class TestSomebodyWantsItHome:
         assert actor.state is State.VFIO
 
     async def test_not_for_ever(self, bed: Bed, actor: Actor) -> None:
-        await bed.moved(actor, State.VFIO)
-        bed.machine.libvirt.enter(WIN11, tuple(sorted(ALL)))
+        await left(bed, actor)
         switch = await bed.switch(actor, State.HOST, Options(wait_seconds=100.0))
         assert (switch.result, actor.state) == (Result.REVERTED, State.VFIO)
         assert "libvirt has the virtual machine win11 in its books" in switch.reason

@@ -295,6 +295,10 @@ async def _all_come_home(world: World) -> None:
         if actor is not None and actor.state in {State.FAILED, State.UNKNOWN}:
             await over(world.recover(gpu))
         await over(world.request(gpu, State.HOST, Options(wait_seconds=20.0)))
+    actors = filter(None, map(world.actor, world.stage.gpus))
+    if any(actor.state.moving for actor in actors):
+        # The way home of one has brought another one home, by the module that they share: it goes by itself.
+        await asyncio.sleep(LONGER_THAN_ANYTHING)
     rest.came_home(world)
 
 

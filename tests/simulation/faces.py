@@ -55,9 +55,13 @@ class Senses:
     blind: int = 0
     deaf: int = 0
 
+    blinded: bool = False
+    """The last look has failed."""
+
     def sees(self) -> bool:
-        self.blind = max(0, self.blind - 1) if (blind := self.blind) else 0
-        return not blind
+        self.blinded = bool(self.blind)
+        self.blind = max(0, self.blind - 1)
+        return not self.blinded
 
     def hears(self) -> bool:
         self.deaf = max(0, self.deaf - 1) if (deaf := self.deaf) else 0

@@ -146,7 +146,8 @@ class Judge(Deeds):
             self.broken(8, f"{ask.what} of {gpu.address} has made it {ask.actor.state}: {text}")
         if ask.quiet and self.sent[str(gpu.address)] != ask.sent:
             self.broken(8, f"{ask.what} of {gpu.address} is refused ({text}), and yet something was changed")
-        if ask.target is State.VFIO and ask.quiet:
+        # Of a card that is being pulled, and waits for who has it open, no link tells any more that it is in use.
+        if ask.target is State.VFIO and ask.quiet and not self.world.others_wait:
             for function in self._in_the_way(ask, error):
                 if function not in text:
                     self.broken(8, f"the refusal does not name {function}: {text}")
@@ -251,8 +252,8 @@ class Judge(Deeds):
     def split(self, actor: Actor, patience: float) -> None:
         """A stable state is one for all functions; for so many seconds, the service may not have seen otherwise."""
         gpu = str(actor.gpu.address)
-        if self.world.others_wait:
-            # A driver link goes without a word, before anything else does.
+        if self.world.others_wait or self.world.senses.blinded:
+            # A driver link goes without a word, before anything else does; whoever is blind knows of nothing.
             return
         on_vfio = {f.on_vfio for f in actor.gpu.present(self.world.machine.look())}
         known, since = self._on_vfio.get(gpu, (None, 0.0))

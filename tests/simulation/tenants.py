@@ -97,7 +97,7 @@ class Tenants:
     def takes(self, name: str, gpus: tuple[PciAddress, ...]) -> bool:
         """A machine opens GPUs, whoever may have let it."""
         judge, functions = self._world.judge, self._functions(gpus)
-        if self._runs(name):
+        if self._runs(name) or _owner(name) in self._books.machines:
             return False
         try:
             self._world.machine.start_vm(name, functions)
@@ -105,7 +105,9 @@ class Tenants:
             return False
         judge.note(f"{name} runs with {' and '.join(map(str, gpus))}")
         self._lent[name] = judge.settings(functions)
-        if self._books.running:
+        actors = filter(None, map(self._world.actor, gpus))
+        if self._books.running and (name in self._own or not any(actor.owner == _owner(name) for actor in actors)):
+            # libvirt would have asked for what this machine had before.
             self._books.enter(_owner(name), functions)
         for gpu in gpus:
             self._promised.pop(gpu, None)

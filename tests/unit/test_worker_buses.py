@@ -117,12 +117,24 @@ async def test_a_bus_that_is_gone(kernel: LinuxKernel) -> None:
     )
 
 
+RESOURCE = """\
+0x00000000f0000000 0x00000000f0ffffff 0x000000000014220c
+0x0000000000000000 0x0000000000000000 0x0000000000000000
+0x0000006000000000 0x000000600fffffff 0x000000000014220c
+0x0000000000000000 0x0000000000000000 0x0000000000000000
+0x0000000000000000 0x0000000000000000 0x0000000000000000
+0x000000000000e000 0x000000000000e07f 0x0000000000040101
+0x00000000f1000000 0x00000000f107ffff 0x0000000000046200
+"""
+"""Two base addresses of 64 bits, each in two registers, one of I/O, and the ROM."""
+
+
 class TestLost:
     """What the kernel set up in a function, and somebody else has reset."""
 
     @pytest.fixture(autouse=True)
     def _set_up(self, tree: Tree) -> None:
-        tree.memory(str(GPU), (0xF0000000, 0xF0FFFFFF), (0x6000000000, 0x600FFFFFFF))
+        tree.plain(str(GPU), "resource", RESOURCE)
         tree.plain(str(GPU), "config", "")
         tree.plain(str(GPU), "enable", "1\n")
         configured(tree, GPU)
@@ -139,6 +151,10 @@ class TestLost:
         configured(tree, GPU, command, first)
         assert await kernel.lost([GPU]) == (GPU,)
 
+    async def test_any_of_its_registers(self, tree: Tree, kernel: LinuxKernel) -> None:
+        configured(tree, GPU, second=0xC)
+        assert await kernel.lost([GPU]) == (GPU,)
+
     async def test_what_nobody_enabled_may_be_switched_off(self, tree: Tree, kernel: LinuxKernel) -> None:
         configured(tree, GPU, 0)
         tree.plain(str(GPU), "enable", "0\n")
@@ -148,10 +164,12 @@ class TestLost:
         assert (await refused(kernel.lost([PciAddress.parse("0000:09:00.0")]))).errno == errno.ENODEV
 
 
-def configured(tree: Tree, address: PciAddress, command: int = 0x7, first: int = 0xF000000C) -> None:
+def configured(
+    tree: Tree, address: PciAddress, command: int = 0x7, first: int = 0xF000000C, second: int = 0x600000000C
+) -> None:
     """A configuration space: two base addresses of 64 bits, the second one a multiple of 4 GiB."""
     header = bytearray(256)
     header[0x04:0x06] = command.to_bytes(2, "little")
     header[0x10:0x18] = first.to_bytes(8, "little")
-    header[0x18:0x20] = 0x600000000C.to_bytes(8, "little")
+    header[0x18:0x20] = second.to_bytes(8, "little")
     (tree.path(str(address)) / "config").write_bytes(header)

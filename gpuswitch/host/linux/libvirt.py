@@ -11,7 +11,6 @@ A call would wait for whatever the daemon waits for, and be lost with it. In lib
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import fcntl
 import os
@@ -24,6 +23,7 @@ from xml.etree import ElementTree as ET
 from asyncinotify import Inotify, Mask
 
 from gpuswitch.errors import KernelError
+from gpuswitch.host.linux.descriptors import when_readable
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.owner import Owner
 from gpuswitch.switch.host import Libvirt
@@ -75,8 +75,8 @@ class LinuxLibvirt(Libvirt):
                 inotify.add_watch(self._nearest(), _CHANGED)
                 if (pid := self._pid()) is not None and (pidfd := _opened(pid)) is not None:
                     stack.callback(os.close, pidfd)
-                    _when_readable(stack, pidfd, changed)
-                _when_readable(stack, inotify.fd, changed)
+                    when_readable(stack, pidfd, changed)
+                when_readable(stack, inotify.fd, changed)
             except OSError as error:
                 text = f"cannot wait for a change of it: {os.strerror(error.errno or errno.EIO)}"
                 raise KernelError("watch", f"{self._folder}", error.errno or errno.EIO, text) from None
@@ -124,18 +124,6 @@ def _read(xml: bytes) -> tuple[Owner, frozenset[PciAddress]]:
     addresses = (address for path in _PASSED_THROUGH for address in domain.iterfind(f"{path}/source/address"))
     functions = frozenset(PciAddress(*(int(address.get(part, "0"), 0) for part in _PARTS)) for address in addresses)
     return Owner(domain.findtext("name", ""), domain.findtext("uuid", "")), functions
-
-
-def _when_readable(stack: ExitStack, descriptor: int, readable: Callable[[], None]) -> None:
-    """Told once: it stays so, and nobody reads it."""
-    loop = asyncio.get_running_loop()
-
-    def told() -> None:
-        loop.remove_reader(descriptor)
-        readable()
-
-    loop.add_reader(descriptor, told)
-    stack.callback(loop.remove_reader, descriptor)
 
 
 def _opened(pid: int) -> int | None:

@@ -12,13 +12,14 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux import procfs
 from gpuswitch.host.linux.busclient import PROPERTIES, CallError, Remote, talking
 from gpuswitch.host.linux.children import Child, find
+from gpuswitch.host.linux.descriptors import when_readable
 from gpuswitch.model.holders import Process
 
 log = logging.getLogger(__name__)
@@ -249,10 +250,7 @@ def _process(pid: int) -> Process | None:
 
 async def _readable(process: int) -> None:
     """Wait until a process has ended."""
-    loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    loop.add_reader(process, ended.set)
-    try:
+    with ExitStack() as stack:
+        when_readable(stack, process, ended.set)
         await ended.wait()
-    finally:
-        loop.remove_reader(process)

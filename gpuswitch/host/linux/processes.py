@@ -19,6 +19,7 @@ from asyncinotify import Inotify, Mask
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux import procfs
+from gpuswitch.host.linux.descriptors import when_readable
 from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.linux.worker import Worker
 from gpuswitch.model.drivers import from_module, profile_of
@@ -82,7 +83,7 @@ class LinuxProcesses(Processes):
                     if pidfd is None:
                         return
                     stack.callback(os.close, pidfd)
-                    _watch(stack, pidfd, stirred.set)
+                    when_readable(stack, pidfd, stirred.set)
             except OSError as error:
                 text = f"cannot wait for their end: {error.strerror}"
                 raise KernelError("watch", "the holders", error.errno or errno.EIO, text) from None
@@ -185,18 +186,12 @@ class LinuxProcesses(Processes):
         """Their own file tells when one is closed. This does not open them."""
         try:
             inotify = stack.enter_context(Inotify())
-            _watch(stack, inotify.fd, stirred)
+            when_readable(stack, inotify.fd, stirred)
             for node in nodes:
                 with suppress(FileNotFoundError):  # it is in another /dev only, or its device left
                     inotify.add_watch(f"{self._dev}{node}", Mask.CLOSE)
         except OSError as error:  # the user has as many watches as the kernel allows; the processes still tell
             log.warning("cannot watch device nodes: %s", error.strerror)
-
-
-def _watch(stack: ExitStack, descriptor: int, readable: Callable[[], None]) -> None:
-    loop = asyncio.get_running_loop()
-    loop.add_reader(descriptor, readable)
-    stack.callback(loop.remove_reader, descriptor)
 
 
 def _open(process: Process) -> int | None:

@@ -1,16 +1,15 @@
 """Operations on PCI functions as devices of a bus: reset, removal, rescan."""
 
 import errno
-import os
 from struct import unpack_from
 
 from gpuswitch.host.linux.operations.files import (
     OperationError,
     checked_address,
-    contents,
     failure,
     is_address,
     link,
+    raw,
     read,
     there,
     write,
@@ -81,9 +80,9 @@ class Buses:
     def _has_lost(self, address: str) -> bool:
         device = self._device(address)
         try:
-            given = [int(line.split()[2], 16) for line in contents(f"{device}/resource").splitlines()]
+            given = [int(line.split()[2], 16) for line in raw(f"{device}/resource").splitlines()]
             enabled = read(f"{device}/enable") != "0"
-            config = _beginning(f"{device}/config")
+            config = raw(f"{device}/config")
         except FileNotFoundError:
             raise OperationError(errno.ENODEV, address, "it is not on the PCI bus") from None
         except OSError as error:
@@ -120,12 +119,3 @@ class Buses:
 
     def _device(self, address: str) -> str:
         return f"{self._sysfs}/bus/pci/devices/{checked_address(address)}"
-
-
-def _beginning(path: str) -> bytes:
-    """The header of a configuration space."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        return os.read(descriptor, 64)
-    finally:
-        os.close(descriptor)

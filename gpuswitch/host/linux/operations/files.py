@@ -68,13 +68,18 @@ def write(path: str, value: str) -> None:
         os.close(descriptor)
 
 
-def read(path: str) -> str:
-    """The first line."""
+def raw(path: str) -> bytes:
+    """All of it, as sysfs gives it in one read: a page at most."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        return os.read(descriptor, 4096).decode(errors="replace").partition("\n")[0]
+        return os.read(descriptor, 4096)
     finally:
         os.close(descriptor)
+
+
+def read(path: str) -> str:
+    """The first line."""
+    return raw(path).decode(errors="replace").partition("\n")[0]
 
 
 def contents(path: str) -> str:
