@@ -355,7 +355,7 @@ async def test_same_story_each_time() -> None:
         assert str(await story(plain())) == str(first)
 
 
-@pytest.mark.parametrize("name", SCENARIOS.keys() - {"reserved", "driverless"})
+@pytest.mark.parametrize("name", sorted(SCENARIOS.keys() - {"reserved", "driverless"}))
 def test_scenario_has_a_gpu_on_its_host_driver(name: str) -> None:
     facts = SCENARIOS[name]().look()
     gpus = discover(facts)
