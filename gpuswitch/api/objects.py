@@ -239,7 +239,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         return _switch(switch)
 
     @dbus_signal
-    def step_changed(self, id: Str, index: UInt32, count: UInt32, step: Str, status: Str, usec: UInt64) -> None:  # noqa: A002, PLR0917 -- as on the bus
+    def step_changed(self, id: Str, index: UInt32, count: UInt32, step: Str, status: Str, usec: UInt64) -> None:  # noqa: A002 -- as on the bus
         """A step began or ended; `usec` is how long it took."""
 
     @dbus_signal
