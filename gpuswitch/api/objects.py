@@ -197,6 +197,11 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         return self.actor.reason
 
     @dbus_property
+    def stays_out(self) -> Bool:
+        """Its last way home ended elsewhere; `reason` says why."""
+        return bool(self.actor.stays_out)
+
+    @dbus_property
     def state_since(self) -> UInt64:
         return int(self.actor.since * 1_000_000)
 
