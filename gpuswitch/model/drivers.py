@@ -109,6 +109,8 @@ _PROFILES: Mapping[str, Profile] = {
             needs_device=True,
             shows=("nvidia_drm",),
         ),
+        # nvswitch_remove waits for nobody (linux_nvswitch.c). Its nodes are below no device in sysfs.
+        Profile("nvidia-nvswitch", chain=("nvidia",), nodes=("nvidia-nvswitch*",)),
         # The USB-C controller of Turing cards: its ucsi_ccg gives up on a silent port after minutes only.
         Profile("nvidia-gpu", chain=("ucsi_ccg", "i2c_nvidia_gpu"), unbind_seconds=200.0),
         # snd_card_free waits for the last descriptor of the card, in state D.
