@@ -175,6 +175,8 @@ STAGES: Mapping[str, Stage] = {
         _stage("hgx", SCENARIOS["hgx"], "0000:2a:00.0", "0000:3a:00.0"),
         _stage("instinct", SCENARIOS["instinct"], "0000:05:00.0", "0000:26:00.0"),
         _stage("superchip", SCENARIOS["superchip"], "0009:01:00.0"),
+        _stage("workstation", SCENARIOS["workstation"], "0000:01:00.0", "0000:41:00.0"),
+        _stage("hybrid", SCENARIOS["hybrid"], "0000:64:00.0", "0000:65:00.0"),
     )
 }
 
