@@ -29,6 +29,9 @@ _MODULE_OF_DRIVER: Mapping[str, str] = {
 # The drivers of modules that bring several, by the base class and subclass of what each is for. Of an NVSwitch's,
 # NVIDIA's linux_nvswitch.c.
 _DRIVER_OF_CLASS: Mapping[tuple[str, int], str] = {("nvidia", 0x0680): "nvidia-nvswitch"}
+# Drivers whose tables have devices of another one's, too. They leave these to it, unless their parameter `force_probe`
+# says otherwise: so does xe_pci_probe in xe_pci.c with all that i915 knows.
+_LEAVES_TO: Mapping[str, str] = {"xe": "i915"}
 # They have any device that is aimed at them, and serve none.
 _STUBS = frozenset({"pci-stub", "pciback", "xen-pciback"})
 
@@ -109,6 +112,8 @@ _PROFILES: Mapping[str, Profile] = {
             needs_device=True,
             shows=("nvidia_drm",),
         ),
+        # nvswitch_remove waits for nobody (linux_nvswitch.c). Its nodes are below no device in sysfs.
+        Profile("nvidia-nvswitch", chain=("nvidia",), nodes=("nvidia-nvswitch*",)),
         # The USB-C controller of Turing cards: its ucsi_ccg gives up on a silent port after minutes only.
         Profile("nvidia-gpu", chain=("ucsi_ccg", "i2c_nvidia_gpu"), unbind_seconds=200.0),
         # snd_card_free waits for the last descriptor of the card, in state D.
@@ -230,6 +235,8 @@ def host_drivers(function: PciFunction, candidates: Iterable[Candidate], facts: 
     names = {each.module for each in modules}
     own = [each.module for each in modules if names.isdisjoint(each.needs - {each.module})]
     found = dict.fromkeys(from_module(module, registered, function.class_code) for module in own)
+    names = {driver.name for driver in found}
+    found = dict.fromkeys(driver for driver in found if _LEAVES_TO.get(driver.name) not in names)
     return tuple(driver for driver in found if driver.name in registered) or tuple(found)
 
 

@@ -246,7 +246,7 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = 
             # The override has done its work; from here the functions probe as they did before us.
             AimOverrides(to={a: baseline[a].override for a in gpu.functions}, before=names),
             RestorePower({a: baseline[a].power_control for a in gpu.functions}),
-            *_put_right(gpu, owed, back, _never_left(facts, owed, {*leaving, *arriving})),
+            *_put_right(gpu, owed, back, {*leaving, *arriving}, _never_left(facts, owed, {*leaving, *arriving})),
         ),
         _later(owed, back) if back.units_later else NOTHING,
     )
@@ -302,7 +302,9 @@ def _never_left(facts: HostFacts, owed: Owed, moved: Collection[PciAddress]) -> 
             yield AnnounceAgain(there, subsystem)
 
 
-def _put_right(gpu: Gpu, owed: Owed, back: Back, announcements: Iterable[Step]) -> list[Step]:
+def _put_right(
+    gpu: Gpu, owed: Owed, back: Back, moved: Collection[PciAddress], announcements: Iterable[Step]
+) -> list[Step]:
     """The host around the GPU, which is home by now: should any of it fail, that takes nothing away."""
     # One after the other: what the user wants afterwards may need what was there before.
     own = (back.after,) if back.after and back.after not in owed.units else ()
@@ -311,17 +313,18 @@ def _put_right(gpu: Gpu, owed: Owed, back: Back, announcements: Iterable[Step]) 
         *announcements,
         # A daemon that keeps it persistent does so when it starts; nvidia-smi alone would turn on another mode.
         *(RestorePersistence(a, on=True) for a in owed.persistent if PERSISTENCED not in owed.units),
-        *_bring_consoles_back(gpu, owed, back),
+        *_bring_consoles_back(gpu, owed, back, moved),
         *(StartUnits(units) for units in now),
         LetSleep(),
     ]
 
 
-def _bring_consoles_back(gpu: Gpu, owed: Owed, back: Back) -> list[Step]:
+def _bring_consoles_back(gpu: Gpu, owed: Owed, back: Back, moved: Collection[PciAddress]) -> list[Step]:
     steps: list[Step] = []
     if owed.terminals or owed.beside or {*owed.vtconsoles, *back.vtconsoles}.difference(back.leave_consoles):
         steps.append(RestoreConsoles(gpu.functions, owed.terminals, back.leave_consoles, owed.beside))
-    if back.boot_framebuffer:
+    # Where the service died before the GPU went, nobody has touched what the firmware had set up.
+    if back.boot_framebuffer or gpu.address not in moved:
         steps += [RestoreBootFramebuffer(device, driver) for device, driver in owed.boot_framebuffers]
     return steps
 

@@ -286,10 +286,13 @@ class Standing:
         Raises:
             Failed: that could not be written, and is not so: only where it is new.
         """
+        before = self.owner
         if owner is None or again:
             self._keep_if_possible(replace(self._entry, owner=owner))
         else:
             self._keep(replace(self._entry, owner=owner, stays_out=""))
+        if owner != before:
+            self.asked_with = frozenset()
         self._changed()
 
     def _owner_at(self, state: State) -> Owner | None:

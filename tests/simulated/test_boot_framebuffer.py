@@ -120,6 +120,15 @@ class TestDriverless:
                 await ask(State.VFIO)
         assert (bed.snapshot(), bed.debts) == (before, [])
 
+    async def test_shows_again_what_a_service_took_that_died_before_the_gpu_went(self, bed: Bed) -> None:
+        actor, before = bed.fleet.find("01:00.0"), bed.snapshot()
+        bed.host.faults.add(Delay(1.0), operation="keep_awake")
+        await actor.request(State.VFIO, Options(stop_units=(str(DISPLAY_MANAGER),)))
+        await bed.witness.until(lambda: not framebuffers(bed))
+        again = await bed.crash(actor)
+        await again.witness.until(lambda: not again.debts)
+        assert again.snapshot() == before
+
     async def test_goes_once_he_is_gone(self, bed: Bed) -> None:
         actor = bed.fleet.find("01:00.0")
         await bed.moved(actor, State.VFIO, Options(stop_units=(str(DISPLAY_MANAGER),)))

@@ -18,7 +18,7 @@ from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.record import Asker
-from gpuswitch.tables import Deadlines
+from gpuswitch.tables import Deadlines, Defaults
 from tests.simulated.bed import Bed
 
 FIRST, SECOND = PciAddress.parse("0000:27:00.0"), PciAddress.parse("0000:28:00.0")
@@ -27,10 +27,11 @@ VM = Owner("train", "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d")
 HOOK = Asker(0, 4711, command="dbus-send")
 
 
-async def made(directory: Path, scenario: str = "plx") -> Bed:
+async def made(directory: Path, scenario: str = "plx", **rules: object) -> Bed:
     """With all of them managed."""
     gpus = (CARD,) if scenario == "shared" else (FIRST, SECOND)
-    tables = tuple(GpuConfig(gpu, managed=True) for gpu in gpus)
+    own = Defaults.model_validate(rules)
+    tables = tuple(GpuConfig(gpu, managed=True, rules=own) for gpu in gpus)
     return await Bed.made(SCENARIOS[scenario](), directory, Config(gpus=tables, deadlines=Deadlines(unbind=100)))
 
 
@@ -90,6 +91,21 @@ async def test_after_a_request_for_both_one_alone_is_refused_again(tmp_path: Pat
     await all_home(bed)
     with pytest.raises(NotViable):
         await bed.fleet.find("27:00.0").request(State.VFIO)
+
+
+async def test_what_one_machine_asked_for_is_nothing_to_the_next_one(tmp_path: Path) -> None:
+    bed = await made(tmp_path, on_release="stay")
+    await bed.fleet.owners.acquire(VM, {FIRST, SECOND}, HOOK)
+    bed.machine.start_vm(VM.name, [FIRST, SECOND])
+    bed.fleet.owners.adopt(VM, {FIRST, SECOND})
+    await asyncio.sleep(1)
+    bed.machine.end(VM.name)
+    bed.fleet.owners.release(VM, "shutdown")
+    await bed.witness.until(lambda: not any(actor.owned for actor in bed.fleet.actors.values()))
+    await (await bed.fleet.find("28:00.0").request(State.HOST)).wait()
+    bed.fleet.owners.adopt(Owner("other", "another uuid"), {FIRST})
+    with pytest.raises(NotViable, match=r"0000:28:00\.0"):
+        await bed.fleet.find("27:00.0").plan(State.VFIO)
 
 
 @pytest.mark.parametrize("function", [FIRST, SECOND], ids=str)

@@ -372,6 +372,7 @@ def test_scenarios_are_what_they_are_called() -> None:
         "laptop": [1, 4], "plain": [1, 4], "server": [1] * 8, "shared": [4], "apu": [2], "single": [4],
         "superchip": [1], "reserved": [4], "driverless": [1, 4],
         "rmrr": [1, 4], "plx": [1, 1], "arc": [1, 2], "hgx": [1, 1], "instinct": [1, 1, 1],
+        "workstation": [2, 2, 1], "hybrid": [2, 2],
     }  # fmt: skip  # a line is long enough
     facts = shared().look()
     assert [f.address for f in discover(facts)[0].neighbours(facts)] == [NIC]

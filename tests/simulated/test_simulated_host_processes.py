@@ -91,7 +91,7 @@ async def test_scan_finds_a_vm_by_its_group_only() -> None:
 
 async def test_scan_counts_what_no_process_explains() -> None:
     host = laptop()
-    sought = Sought((AUDIO,), modules=("nvidia", "snd_hda_intel", "nothing"))
+    sought = Sought((AUDIO,), modules=("snd_hda_intel", "nothing"))
     assert [holder.pid for holder in (await host.processes.scan(sought)).holders] == [process(host, "wireplumber").pid]
     host.machine.hide(AUDIO)
     kernel, wireplumber = (await host.processes.scan(sought)).holders
@@ -99,6 +99,14 @@ async def test_scan_counts_what_no_process_explains() -> None:
     assert wireplumber.process is not None
     host.machine.close(AUDIO, IN_FLIGHT)
     assert len((await host.processes.scan(sought)).holders) == 1
+
+
+async def test_nodes_that_all_gpus_share_are_explained_where_they_are_looked_for() -> None:
+    host = laptop()
+    [kernel, _] = (await host.processes.scan(Sought((AUDIO,), modules=("nvidia",)))).holders
+    assert kernel.doubt == "module nvidia has 1 user that no process explains"
+    seen = await host.processes.scan(Sought((AUDIO,), ("nvidiactl",), modules=("nvidia",)))
+    assert {holder.command for holder in seen.holders} == {"nvidia-persistenced", "wireplumber"}
 
 
 async def test_scan_finds_who_keeps_an_unbind_waiting() -> None:

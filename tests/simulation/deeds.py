@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 _READS = frozenset(
     {
-        *("read the settings of", "find the modules for", "read what shows", "ask for the persistence mode of"),
-        *("open", "close"),
+        *("read the settings of", "find the modules for", "find the modules", "read what shows"),
+        *("ask for the persistence mode of", "open", "close", "load"),
     }
 )
-"""What operations are called that change nothing, or are undone by the next."""
+"""What operations are called that change nothing, or are undone by the next.
+
+A module that is loaded so that its drivers' names are known stays loaded, and has none of this GPU.
+"""
 _NOTHING_BETWEEN = frozenset({"unbind", "probe", "set driver_override of", "unload", "remove from the PCI bus"})
 """What may come between the look for holders and the unbind: steps that do the same to other functions."""
 AGAIN_SECONDS = 1.0
@@ -77,9 +80,14 @@ class Deeds(Book):
         for function in sought.functions:
             self._clean.pop(function, None)
             if not scan.holders and function in devices:
-                link = devices[function].link
-                hidden = {IN_FLIGHT} if link is None or link.module not in sought.modules else set()
-                self._clean[function] = self.users(function) - hidden
+                self._clean[function] = self.users(function) - self._hidden(function, sought)
+
+    def _hidden(self, function: PciAddress, sought: Sought) -> set[str]:
+        """Who can be told by the references of a module alone, and that was not asked for."""
+        device = self.world.machine.devices[function]
+        cards = device.binding.cards if device.link is not None and device.binding is not None else ()
+        told = all(card.module in sought.modules for card in cards if IN_FLIGHT in card.users)
+        return set() if told and cards else {IN_FLIGHT}
 
     def signals(self, process: Process, number: Signals) -> None:
         self.note(f"signal {number.name} to {process.pid}")
@@ -103,6 +111,8 @@ class Deeds(Book):
             self.broken(4, f"{struck.operation} {struck.subject} before the service is ready")
         if struck.operation in {"unbind", "remove"}:
             self._lets_go(PciAddress.parse(struck.subject), struck)
+        if struck.operation in {"unbind_platform", "probe"}:
+            self._evicts(struck)
         if struck.operation == "stop_unit":
             self._stops(struck.subject)
             self._down.setdefault(struck.subject, set()).add(AT.get().gpu)
@@ -127,17 +137,30 @@ class Deeds(Book):
         if struck.operation == "unbind" and device.binding.driver.name != self._from.get(function):
             # Somebody else was quicker: the kernel says ENODEV, and nothing happens.
             return
-        if device.binding.driver.name == VFIO_DRIVER and struck.operation == "unbind":
+        if device.on_vfio and struck.operation == "unbind":
             has = self.world.machine.group(device.shape.iommu_group or 0).opened_by
             self.world.tenants.leaves_vfio(function)
             if has is None or not has.startswith("the worker of"):
                 self.broken(7, f"{function} is unbound from vfio-pci at {struck.at}, and its group is open by {has}")
             return
+        self._unused(function, struck)
+
+    def _unused(self, function: PciAddress, struck: Struck) -> None:
+        """Somebody has looked who has it open, and found nobody."""
         clean = self._clean.get(function)
         if clean is None:
-            self.broken(1, f"{struck.operation} of {function} at {struck.at}, and nobody had looked for holders")
+            self.broken(1, f"{struck.operation} of {struck.subject} at {struck.at}, and nobody had looked for holders")
         elif stayed := clean & self.users(function):
-            self.broken(1, f"{struck.operation} of {function} at {struck.at} while {sorted(stayed)} has it open")
+            self.broken(1, f"{struck.operation} of {struck.subject} at {struck.at} while {sorted(stayed)} has it open")
+
+    def _evicts(self, struck: Struck) -> None:
+        """The firmware's frame buffer goes: it is told to, or vfio-pci has the kernel take it away."""
+        for each in self.world.machine.frame_buffers.boot():
+            if struck.subject == each.device or (
+                struck.subject == str(each.function)
+                and self.world.machine.devices[each.function].override == VFIO_DRIVER
+            ):
+                self._unused(each.function, struck)
 
     def _stops(self, unit: str) -> None:
         allowed = {str(PERSISTENCED), "nvidia-powerd.service"}.union(*(rules.stop_units for rules in self._rules_now()))
@@ -172,6 +195,9 @@ class Deeds(Book):
         return list(self.world.machine.processes.running(process))
 
     def users(self, function: PciAddress) -> frozenset[str]:
-        """Who has it open, as long as it is there."""
+        """Who has it open, as long as it is there, or draws on the firmware's frame buffer in it."""
         machine = self.world.machine
-        return machine.users(function) if function in machine.devices else frozenset()
+        if function not in machine.devices:
+            return frozenset()
+        nodes = {node for each in machine.frame_buffers.boot() if each.function == function for node in each.nodes}
+        return machine.users(function) | {user for user, node in machine.frame_buffers.users() if node in nodes}

@@ -184,6 +184,8 @@ class _Drama:
         function, user = functions[event.number % 2 % len(functions)], f"program {event.number // 2} on {gpu}"
         with suppress(KernelError):
             match event.word:
+                case "opens" if self._draws_on_the_firmwares(function, user):
+                    pass
                 case "opens":
                     self._machine.open(function, user)
                 case "hides":
@@ -191,8 +193,21 @@ class _Drama:
                 case "closes":
                     self._machine.close(function, user)
                     self._machine.close(function, IN_FLIGHT)
+                    closed = self._machine.frame_buffers.close_all(user)
+                    self._machine.processes.stir(None, [f"/dev/{node}" for node in closed])
                 case "ends":
                     self._machine.end(user)
+
+    def _draws_on_the_firmwares(self, function: PciAddress, user: str) -> bool:
+        """Where no driver has it: on the frame buffer that the firmware left in it, if it did."""
+        machine = self._machine
+        left = next((each for each in machine.frame_buffers.boot() if each.function == function), None)
+        if left is None or machine.devices[function].binding is not None:
+            return False
+        if machine.processes.named(user) is None:
+            machine.run(user)
+        machine.frame_buffers.open(left.device, user)
+        return True
 
     def _worker_dies(self, gpu: PciAddress) -> None:
         """Somebody kills it, or the machine is out of memory."""
@@ -291,6 +306,8 @@ async def _others_undo(world: World) -> None:
 
 async def _all_come_home(world: World) -> None:
     for gpu in world.stage.gpus:
+        if gpu in world.judge.meddled and rest.settings_at_home(world, gpu).bound is None:
+            await _taken_from_vfio(world, gpu)
         actor = world.actor(gpu)
         if actor is not None and actor.state in {State.FAILED, State.UNKNOWN}:
             await over(world.recover(gpu))
@@ -302,6 +319,20 @@ async def _all_come_home(world: World) -> None:
     rest.came_home(world)
 
 
+async def _taken_from_vfio(world: World, gpu: PciAddress) -> None:
+    """No driver fits it, so nobody but who moved it, or knows what was written on a page that is lost, can do that."""
+    for function in world.functions[gpu]:
+        device = world.machine.devices[function]
+        if device.on_vfio and device.binding is not None:
+            with suppress(KernelError):
+                await world.machine.unbind(function, device.binding.driver.name, Call("unbind", function))
+        device.override = rest.settings_at_home(world, function).bound
+        with suppress(KernelError):
+            await world.machine.probe(function, Call("probe", function))
+        device.override = None
+    await asyncio.sleep(LONGER_THAN_ANYTHING)
+
+
 async def over(asked: asyncio.Task[None] | None) -> None:
     if asked is not None:
         await asyncio.wait([asked])
@@ -309,16 +340,20 @@ async def over(asked: asyncio.Task[None] | None) -> None:
 
 async def _put_right(world: World) -> None:
     """Those who moved a GPU put right what they did to its settings."""
-    for gpu in world.judge.meddled:
-        for function in world.functions[gpu]:
-            home = rest.settings_at_home(world, function)
-            device = world.machine.devices[function]
-            device.override, device.power_control = home.override, home.power_control
-            world.machine.changed(device)
-            if device.binding is None:
-                with suppress(KernelError):
-                    await world.machine.probe(function, Call("probe", function))
+    machine = world.machine
+    moved = [function for gpu in world.judge.meddled for function in world.functions[gpu]]
+    for function in moved:
+        if (device := machine.devices[function]).binding is None:
+            # Where vfio-pci is for such devices, it is to have another driver nevertheless.
+            device.override = rest.settings_at_home(world, function).bound
     for name in rest.modules_at_home(world):
-        world.machine.modules.at_boot(name)
-    world.machine.changed(None, uevent=True)
+        machine.modules.at_boot(name)
+    for function in moved:
+        home, device = rest.settings_at_home(world, function), machine.devices[function]
+        if device.binding is None:
+            with suppress(KernelError):
+                await machine.probe(function, Call("probe", function))
+        device.override, device.power_control = home.override, home.power_control
+        machine.changed(device)
+    machine.changed(None, uevent=True)
     await asyncio.sleep(LONGER_THAN_ANYTHING)

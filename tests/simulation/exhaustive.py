@@ -24,7 +24,8 @@ TARGETS = (State.VFIO, State.HOST)
 BY_WORD = {str(target): target for target in TARGETS}
 SHORTEST = "bare"
 """The stage of the shortest plans."""
-PLANS = tuple((stage.name, target) for stage in SCENARIO_STAGES for target in TARGETS)
+_STAGES = (*(stage.name for stage in SCENARIO_STAGES), "superchip", "arc", "hgx", "driverless")
+PLANS = (*((stage, target) for stage in _STAGES for target in TARGETS), ("prebound", State.HOST))
 _LAST_STEPS = frozenset({"StartUnits", "LetSleep", "RestoreConsoles", "LoadModules", "AnnounceAgain"})
 """Those whose failure is no reason to take anything back."""
 

@@ -11,7 +11,7 @@ from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.tables import Defaults
-from tests.simulated.bed import Settings, settings_of, snapshot
+from tests.simulated.bed import Settings, settings_of
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -73,15 +73,16 @@ class Ask:
 class Book:
     """`violations` is what must never be; `trace`, where wanted, all that happened, in order.
 
-    `home` is the machine as it was booted. What others did to it excuses the service: `meddled` are the GPUs that they
-    moved or pulled, `units_touched` what they stopped and started, `torn` the pages of the journal that they destroyed.
+    `home` is the machine with its GPUs at home, as it was booted for the most part. What others did to it excuses the
+    service: `meddled` are the GPUs that they moved or pulled, `units_touched` what they stopped and started, `torn` the
+    pages of the journal that they destroyed.
     """
 
     def __init__(self, world: World, *, trace: bool) -> None:
         self.world = world
         self.violations: list[Violation] = []
         self.trace: list[str] | None = [] if trace else None
-        self.home = snapshot(world.machine)
+        self.home = world.stage.home(world.machine)
         self.meddled: set[PciAddress] = set()
         self.units_touched: set[str] = set()
         self.torn: set[str] = set()

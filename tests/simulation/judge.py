@@ -146,22 +146,32 @@ class Judge(Deeds):
             self.broken(8, f"{ask.what} of {gpu.address} has made it {ask.actor.state}: {text}")
         if ask.quiet and self.sent[str(gpu.address)] != ask.sent:
             self.broken(8, f"{ask.what} of {gpu.address} is refused ({text}), and yet something was changed")
-        # Of a card that is being pulled, and waits for who has it open, no link tells any more that it is in use.
-        if ask.target is State.VFIO and ask.quiet and not self.world.others_wait:
-            for function in self._in_the_way(ask, error):
-                if function not in text:
-                    self.broken(8, f"the refusal does not name {function}: {text}")
+        self._named(ask, error)
         if isinstance(error, InProgress) and "on its way to" in text and ask.what != "recover":
             ids = [switch.id for switch in ask.actor.recent]
             if not any(id_ in text for id_ in ids):
                 self.broken(8, f"the refusal does not name the switch: {text}")
 
+    def _named(self, ask: Ask, error: GpuswitchError) -> None:
+        """All that is in the way, and nothing else."""
+        text = str(error)
+        # Of a card that is being pulled, and waits for who has it open, no link tells any more that it is in use.
+        if ask.target is State.VFIO and ask.quiet and not self.world.others_wait:
+            for each in self._in_the_way(ask, error):
+                if each not in text:
+                    self.broken(8, f"the refusal does not name {each}: {text}")
+        for function in self._along(ask):
+            if "too and stays on" in text.partition(f"{function} ")[2].partition("\n")[0]:
+                self.broken(8, f"the refusal names {function}, which goes along: {text}")
+
     def _in_the_way(self, ask: Ask, error: GpuswitchError) -> list[str]:
-        """Neighbours that stay on their drivers, and the programs that nobody makes go."""
-        gpu = ask.actor.gpu
+        """Neighbours that stay on their drivers, what the firmware claims, and the programs that nobody makes go."""
+        gpu, facts = ask.actor.gpu, self.world.machine.look()
         if not isinstance(error, (Busy, NotViable)):
             return []
-        neighbours = [str(f.address) for f in gpu.neighbours(self.world.machine.look()) if not harmless(f)]
+        along = self._along(ask)
+        neighbours = [str(f.address) for f in gpu.neighbours(facts) if not harmless(f) and f.address not in along]
+        neighbours += [region for number in gpu.groups(facts) for region in facts.direct_regions.get(number, ())]
         policy = ask.options.policy(ask.actor.config.gpu(gpu.address).rules.busy)
         # On vfio-pci it is in nobody's way: a machine that asks for several waits for whoever is done with this one.
         if policy is not Policy.REFUSE or "nobody can tell" in str(error) or ask.actor.state is State.VFIO:
@@ -173,6 +183,11 @@ class Judge(Deeds):
             users &= ask.seen
         programs = [p for p in self.world.machine.processes.running() if p.name in users]
         return neighbours + [str(p.process.pid) for p in programs if p.unit is None and not p.session]
+
+    def _along(self, ask: Ask) -> frozenset[PciAddress]:
+        """What goes to the same machine, and so is in nobody's way."""
+        asked = {function for actor in ask.others for function in actor.gpu.functions}
+        return self.world.tenants.along(ask.actor.gpu.address) | asked
 
     def scans(self, sought: Sought, scan: Scan) -> None:
         super().scans(sought, scan)

@@ -50,15 +50,17 @@ class Mutation(NamedTuple):
 
 ALL: list[Mutation] = []
 _A_MOMENT = Event("storm", 0, "", 2, seconds=6.0)
-_A_MACHINE_ASKS = Event("vm", 0, "asks", 1)
+A_MACHINE_ASKS = Event("vm", 0, "asks", 1)
 _WHILE_THE_FIRST_WAITS = Story(
     "plain", "wait", (Event("program", 0, "opens"), Event("ask", 0, "vfio"), Event("ask", 0, "vfio", seconds=1.0))
 )
 
 
-def _breaks(
+def breaks(
     *numbers: int, story: Story | None = None
 ) -> Callable[[Callable[[pytest.MonkeyPatch], None]], Callable[[pytest.MonkeyPatch], None]]:
+    """It breaks one of these invariants at least."""
+
     def kept(put_in: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.MonkeyPatch], None]:
         ALL.append(Mutation(put_in.__name__, frozenset(numbers), put_in, story))
         return put_in
@@ -66,16 +68,16 @@ def _breaks(
     return kept
 
 
-async def _nothing(*_: Any, **__: Any) -> None:
-    pass
+async def nothing(*_: Any, **__: Any) -> None:
+    """In the place of what does something."""
 
 
-@_breaks(1)
+@breaks(1)
 def nobody_looks_before_the_unbind(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(CheckHolders, "apply", _nothing)
+    patch.setattr(CheckHolders, "apply", nothing)
 
 
-@_breaks(1)
+@breaks(1)
 def units_start_while_others_need_them_stopped(patch: pytest.MonkeyPatch) -> None:
     async def start(self: Arbiter, gpu: object, unit: Any, *, wait: bool = True) -> None:
         await self._systemd.start(unit)
@@ -83,7 +85,7 @@ def units_start_while_others_need_them_stopped(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(Arbiter, "start", start)
 
 
-@_breaks(2)
+@breaks(2, story=Story("pair", "refuse", (Event("move", 1, "vfio", 2), Event("ask", 0, "vfio"))))
 def half_way_counts_as_there(patch: pytest.MonkeyPatch) -> None:
     seen = observe.observe
 
@@ -95,17 +97,17 @@ def half_way_counts_as_there(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(standing, "observe", observed)
 
 
-@_breaks(3)
+@breaks(3)
 def power_is_not_restored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(RestorePower, "apply", _nothing)
+    patch.setattr(RestorePower, "apply", nothing)
 
 
-@_breaks(3)
+@breaks(3)
 def overrides_stay_when_a_switch_is_taken_back(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(AimOverrides, "revert", _nothing)
+    patch.setattr(AimOverrides, "revert", nothing)
 
 
-@_breaks(3)
+@breaks(3)
 def owed_units_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     keep = standing.Standing._keep
 
@@ -115,7 +117,7 @@ def owed_units_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(standing.Standing, "_keep", forgetful)
 
 
-@_breaks(3)
+@breaks(3)
 def the_last_step_is_not_taken_back(patch: pytest.MonkeyPatch) -> None:
     back = engine.Engine.back
 
@@ -126,7 +128,7 @@ def the_last_step_is_not_taken_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Engine, "back", skipping)
 
 
-@_breaks(3)
+@breaks(3)
 def the_machine_never_sleeps_again(patch: pytest.MonkeyPatch) -> None:
     need = Awake.need
 
@@ -137,7 +139,7 @@ def the_machine_never_sleeps_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Awake, "need", needs)
 
 
-@_breaks(3, story=Story("pair", "refuse", (_A_MACHINE_ASKS,)))
+@breaks(3, story=Story("pair", "refuse", (A_MACHINE_ASKS,)))
 def the_machine_may_sleep_under_a_virtual_machine(patch: pytest.MonkeyPatch) -> None:
     need = Awake.need
 
@@ -148,17 +150,17 @@ def the_machine_may_sleep_under_a_virtual_machine(patch: pytest.MonkeyPatch) -> 
     patch.setattr(Awake, "need", needs)
 
 
-@_breaks(3)
+@breaks(3)
 def nobody_waits_for_the_lock(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Awake, "settled", _nothing)
+    patch.setattr(Awake, "settled", nothing)
 
 
-@_breaks(3)
+@breaks(3)
 def whatever_is_stopped_was_active(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Arbiter, "is_owed", lambda *_: True)
 
 
-@_breaks(
+@breaks(
     3, story=Story("single", "refuse", (Event("ask", 0, "vfio"), Event("blind", 0, "", 1, seconds=50.0), _A_MOMENT))
 )
 def an_empty_look_is_a_look(patch: pytest.MonkeyPatch) -> None:
@@ -173,7 +175,7 @@ def an_empty_look_is_a_look(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Fleet, "look", look)
 
 
-@_breaks(4)
+@breaks(4)
 def the_kernel_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     class Patient:
         def __getattr__(self, name: str) -> object:
@@ -182,7 +184,7 @@ def the_kernel_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(engine, "asyncio", Patient())
 
 
-@_breaks(4)
+@breaks(4)
 def a_wedged_gpu_is_written_to(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Engine, "back", _written_to)
     patch.setattr(running.Running, "_returned", _hurried)
@@ -198,7 +200,7 @@ async def _hurried(self: running.Running) -> None:
     await self._new_engine((KeepAwake({}),)).forward()
 
 
-@_breaks(4)
+@breaks(4)
 def units_are_waited_for_before_the_service_is_ready(patch: pytest.MonkeyPatch) -> None:
     prepared = running.Running._preparation_in
 
@@ -208,17 +210,17 @@ def units_are_waited_for_before_the_service_is_ready(patch: pytest.MonkeyPatch) 
     patch.setattr(running.Running, "_preparation_in", patient)
 
 
-@_breaks(3, 5)
+@breaks(3, 5)
 def the_journal_is_not_written(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "save", lambda *_: None)
 
 
-@_breaks(5)
+@breaks(5)
 def nobody_takes_up_what_a_dead_service_left(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Actor, "adopt", _nothing)
+    patch.setattr(Actor, "adopt", nothing)
 
 
-@_breaks(6, story=_WHILE_THE_FIRST_WAITS)
+@breaks(6, story=_WHILE_THE_FIRST_WAITS)
 def two_switches_may_run(patch: pytest.MonkeyPatch) -> None:
     async def request(self: Actor, target: State, *others: Any, **_: Any) -> object:
         preparation = replace(await self._preparation(others[0]), state=State.UNKNOWN)
@@ -235,13 +237,13 @@ def two_switches_may_run(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Preparation, "holds_true", lambda *_: True)
 
 
-@_breaks(7)
+@breaks(7)
 def the_group_is_not_held(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(HoldGroup, "apply", _nothing)
-    patch.setattr(Preparation, "_hold_groups", _nothing)
+    patch.setattr(HoldGroup, "apply", nothing)
+    patch.setattr(Preparation, "_hold_groups", nothing)
 
 
-@_breaks(7, story=Story("pair", "refuse", (_A_MACHINE_ASKS, Event("vm", 0, "is released", 3, seconds=1.0))))
+@breaks(7, story=Story("pair", "refuse", (A_MACHINE_ASKS, Event("vm", 0, "is released", 3, seconds=1.0))))
 def any_machine_that_ends_lets_go_of_all(patch: pytest.MonkeyPatch) -> None:
     release = Owners.release
 
@@ -252,15 +254,15 @@ def any_machine_that_ends_lets_go_of_all(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Owners, "release", released)
 
 
-@_breaks(7, story=Story("pair", "refuse", (_A_MACHINE_ASKS, Event("ask", 0, "host", seconds=1.0))))
+@breaks(7, story=Story("pair", "refuse", (A_MACHINE_ASKS, Event("ask", 0, "host", seconds=1.0))))
 def it_is_taken_from_who_is_about_to_open_it(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Actor, "_refuse_owned", lambda *_: None)
 
 
-@_breaks(
+@breaks(
     7,
     story=Story(
-        "pair", "refuse", (Event("unwatched", 0, "", 2), _A_MACHINE_ASKS, Event("vm", 0, "ends", 1, seconds=6.0))
+        "pair", "refuse", (Event("unwatched", 0, "", 2), A_MACHINE_ASKS, Event("vm", 0, "ends", 1, seconds=6.0))
     ),
 )
 def a_watch_ends_with_its_first_fault(patch: pytest.MonkeyPatch) -> None:
@@ -275,11 +277,11 @@ def a_watch_ends_with_its_first_fault(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ownership, "_watched", watched)
 
 
-_LIBVIRT_DIES = (_A_MACHINE_ASKS, Event("vm", 0, "dies", 1, seconds=6.0))
+_LIBVIRT_DIES = (A_MACHINE_ASKS, Event("vm", 0, "dies", 1, seconds=6.0))
 _AND_COMES_BACK = Event("vm", 0, "is heard of", 1, seconds=50.0)
 
 
-@_breaks(3, story=Story("pair", "refuse", (*_LIBVIRT_DIES, _AND_COMES_BACK)))
+@breaks(3, story=Story("pair", "refuse", (*_LIBVIRT_DIES, _AND_COMES_BACK)))
 def nobody_waits_until_libvirt_has_cleared_up(patch: pytest.MonkeyPatch) -> None:
     async def wait(*_: object) -> bool:
         return True
@@ -290,7 +292,7 @@ def nobody_waits_until_libvirt_has_cleared_up(patch: pytest.MonkeyPatch) -> None
 _A_MACHINE_OF_OTHERS = (Event("ask", 0, "vfio"), Event("vm", 0, "grabs", 1, seconds=6.0))
 
 
-@_breaks(
+@breaks(
     3,
     story=Story(
         "pair",
@@ -302,7 +304,7 @@ def a_way_home_does_not_look_into_the_books(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Preparation, "_refuse_in_the_books", lambda *_: None)
 
 
-@_breaks(
+@breaks(
     3,
     story=Story(
         "pair",
@@ -311,10 +313,10 @@ def a_way_home_does_not_look_into_the_books(patch: pytest.MonkeyPatch) -> None:
     ),
 )
 def whoever_waits_for_a_machine_does_not_wait_for_libvirt(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(AwaitLibvirt, "apply", _nothing)
+    patch.setattr(AwaitLibvirt, "apply", nothing)
 
 
-@_breaks(4, story=Story("pair", "refuse", (*_LIBVIRT_DIES, Event("kill", seconds=1.0))))
+@breaks(4, story=Story("pair", "refuse", (*_LIBVIRT_DIES, Event("kill", seconds=1.0))))
 def libvirt_is_started_before_the_service_is_ready(patch: pytest.MonkeyPatch) -> None:
     start = Owners.start
 
@@ -329,12 +331,12 @@ def libvirt_is_started_before_the_service_is_ready(patch: pytest.MonkeyPatch) ->
     patch.setattr(Awake, "settled_if_possible", held_up)
 
 
-@_breaks(3, story=Story("pair", "refuse", (_A_MACHINE_ASKS, Event("sleepy", 0, seconds=6.0))))
+@breaks(3, story=Story("pair", "refuse", (A_MACHINE_ASKS, Event("sleepy", 0, seconds=6.0))))
 def a_lock_that_somebody_ends_is_not_missed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Awake, "_watched", _nothing)
+    patch.setattr(Awake, "_watched", nothing)
 
 
-@_breaks(8, story=Story("plain", "refuse", (Event("fault", 0, "hang", 1), Event("plan", 0, "vfio"))))
+@breaks(8, story=Story("plain", "refuse", (Event("fault", 0, "hang", 1), Event("plan", 0, "vfio"))))
 def a_plan_is_read_by_who_works_on_the_gpu(patch: pytest.MonkeyPatch) -> None:
     async def plan(self: Actor, target: State, *_: object) -> Any:
         return await self._prepared(await self._preparation(Options()), target)
@@ -342,8 +344,8 @@ def a_plan_is_read_by_who_works_on_the_gpu(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Actor, "plan", plan)
 
 
-@_breaks(8)
-def refusals_say_nothing(patch: pytest.MonkeyPatch) -> None:
+@breaks(8)
+def refusals_saynothing(patch: pytest.MonkeyPatch) -> None:
     def refusal(blockers: Iterable[guards.Blocker]) -> Exception:
         return next(iter(blockers)).error("")
 
@@ -351,7 +353,7 @@ def refusals_say_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("gpuswitch.switch.inquiry.refusal", refusal)
 
 
-@_breaks(8)
+@breaks(8)
 def only_one_of_all_is_named(patch: pytest.MonkeyPatch) -> None:
     said = guards.refusal
 
@@ -362,7 +364,7 @@ def only_one_of_all_is_named(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("gpuswitch.switch.inquiry.refusal", refusal)
 
 
-@_breaks(9)
+@breaks(9)
 def a_step_sleeps(patch: pytest.MonkeyPatch) -> None:
     async def verify(*_: object) -> None:
         await asyncio.sleep(0.1)
@@ -370,7 +372,7 @@ def a_step_sleeps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(KeepAwake, "verify", verify)
 
 
-@_breaks(9)
+@breaks(9)
 def an_idle_service_looks_again_and_again(patch: pytest.MonkeyPatch) -> None:
     look = Fleet.look
 
@@ -381,11 +383,11 @@ def an_idle_service_looks_again_and_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Fleet, "look", looks)
 
 
-@_breaks(10)
+@breaks(10)
 def programs_are_killed_whatever_the_policy(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Inquiry, "_busy", property(lambda _: Busy.KILL))
 
 
-@_breaks(3, 5)
+@breaks(3, 5)
 def what_is_owed_is_forgotten_after_a_failure(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(standing.Standing, "_owed_after", lambda *_: NOTHING)

@@ -138,6 +138,9 @@ def _excused(world: World) -> set[str]:
     # One that was on its way when the service was killed comes after the next one has looked.
     if any(struck.operation == "inhibit" and wrong != "error" for struck, wrong in world.trouble.hit):
         excused.add("inhibitors")
+    if world.machine.frame_buffers.names("bind_platform") != world.firmware:
+        # The kernel takes away for good what the firmware left in the memory of a GPU that vfio-pci, or a driver, gets.
+        excused |= {"boot frame buffers", "consoles"}
     return excused
 
 
@@ -160,8 +163,8 @@ def at_home(world: World) -> None:
     judge = world.judge
     excused = _excused(world) - {"inhibitors", "units"}
     if judge.meddled:
-        # A card that is pulled takes the consoles from where they were.
-        excused |= {"consoles"}
+        # A card that is pulled takes the consoles from where they were, and nothing that the firmware left is in it.
+        excused |= {"consoles", "boot frame buffers"}
     if judge.torn:
         # What was owed was written on the page that was torn.
         excused |= {"consoles", "modules", "persistent", "boot frame buffers", "settings"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import cast
 
 from gpuswitch.config import Config, GpuConfig
 from gpuswitch.host.simulated import catalogue as parts
@@ -17,10 +18,13 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import discover
 from gpuswitch.model.holders import Unit
 from gpuswitch.tables import Defaults
-from tests.simulated.bed import GPUS
+from tests.simulated.bed import GPUS, Snapshot, settings_of, snapshot
 
-_NEIGHBOUR = PciAddress.parse("0000:02:00.0")
-"""The network card of the scenario `shared`."""
+_MEMBERS: Mapping[str, Mapping[str, str]] = {
+    "shared": {"0000:01:00.0": "0000:02:00.0"},
+    "hgx": {"0000:2a:00.0": "0000:2b:00.0"},
+}
+"""What the configuration has move along: a network card, and an NVSwitch."""
 _DISPLAY_MANAGER = "display-manager.service"
 OLLAMA, RENDERER = Unit("ollama.service"), Unit("renderer.service")
 """What is to be stopped where there are daemons: one that computes on nvidia's cards, and one that is not started."""
@@ -98,6 +102,24 @@ def mixed() -> SimulatedHost:
     )
 
 
+def prebound() -> SimulatedHost:
+    """As `laptop`, with the GeForce given to vfio-pci on the kernel command line, for whichever machine asks."""
+    return SCENARIOS["laptop"](vfio_ids=[(NVIDIA, device) for device in (0x2484, 0x228B, 0x1AD8, 0x1AD9)])
+
+
+def _never_reserved(boots: Callable[[], SimulatedHost], booted: Machine) -> Snapshot:
+    """Where GPUs are at home that vfio-pci had from boot on: where they would have been without it.
+
+    But for what they had all along, and nvidia_uvm, which shows nothing: who computes loads it.
+    """
+    home, now = snapshot(boots().machine), snapshot(booted)
+    for function, device in booted.devices.items():
+        if device.on_vfio:
+            home[function] = settings_of(boots().machine.devices[function])._replace(power_control=device.power_control)
+    modules = cast("frozenset[str]", home["modules"])
+    return now | home | {"modules": modules - {"nvidia_uvm"}}
+
+
 def _with_daemons(host: SimulatedHost) -> SimulatedHost:
     host.machine.run("nvidia-persistenced", unit=PERSISTENCED, opens="nvidia")
     host.machine.run("wireplumber", uid=1000, unit=WIREPLUMBER, opens="sound", polite=True)
@@ -117,6 +139,8 @@ class Stage:
     name: str
     boot: Callable[[], SimulatedHost]
     gpus: tuple[PciAddress, ...]
+    home: Callable[[Machine], Snapshot] = snapshot
+    """All that a machine that was just booted has where its GPUs are at home."""
 
     def machine(self) -> Machine:
         return self.boot().machine
@@ -125,8 +149,10 @@ class Stage:
         return tuple(gpu.slot_name for gpu in self.gpus)
 
 
-def _stage(name: str, boots: Callable[..., SimulatedHost], *gpus: str) -> Stage:
-    return Stage(name, boots, tuple(PciAddress.parse(gpu) for gpu in gpus))
+def _stage(
+    name: str, boots: Callable[..., SimulatedHost], *gpus: str, home: Callable[[Machine], Snapshot] = snapshot
+) -> Stage:
+    return Stage(name, boots, tuple(PciAddress.parse(gpu) for gpu in gpus), home)
 
 
 SCENARIO_STAGES = tuple(_stage(name, SCENARIOS[name], gpu) for name, gpu in GPUS.items())
@@ -140,6 +166,17 @@ STAGES: Mapping[str, Stage] = {
         _stage("crowded", crowded, "0000:01:00.0"),
         _stage("bare", bare, "0000:03:00.0"),
         _stage("mixed", mixed, "0000:01:00.0", "0000:03:00.0"),
+        _stage("plx", SCENARIOS["plx"], "0000:27:00.0", "0000:28:00.0"),
+        _stage("arc", SCENARIOS["arc"], "0000:03:00.0"),
+        _stage("reserved", SCENARIOS["reserved"], "0000:01:00.0", home=partial(_never_reserved, SCENARIOS["shared"])),
+        _stage("prebound", prebound, "0000:01:00.0", home=partial(_never_reserved, SCENARIOS["laptop"])),
+        _stage("driverless", SCENARIOS["driverless"], "0000:01:00.0"),
+        _stage("rmrr", SCENARIOS["rmrr"], "0000:01:00.0"),
+        _stage("hgx", SCENARIOS["hgx"], "0000:2a:00.0", "0000:3a:00.0"),
+        _stage("instinct", SCENARIOS["instinct"], "0000:05:00.0", "0000:26:00.0"),
+        _stage("superchip", SCENARIOS["superchip"], "0009:01:00.0"),
+        _stage("workstation", SCENARIOS["workstation"], "0000:01:00.0", "0000:41:00.0"),
+        _stage("hybrid", SCENARIOS["hybrid"], "0000:64:00.0", "0000:65:00.0"),
     )
 }
 
@@ -159,12 +196,20 @@ RULES: Mapping[str, Mapping[str, object]] = {
 @cache
 def settings(stage: str, rules: str) -> Config:
     """A configuration under which the GPUs of this stage may go, and these rules for all of them."""
-    stopped = {"single": (_DISPLAY_MANAGER,)} | dict.fromkeys(_SHARING, (str(OLLAMA), str(RENDERER)))
+    stopped = dict.fromkeys(("single", "driverless"), (_DISPLAY_MANAGER,)) | dict.fromkeys(
+        _SHARING, (str(OLLAMA), str(RENDERER))
+    )
     chosen = {"allow_boot_display": True, "stop_units": stopped.get(stage, ())} | dict(RULES[rules])
     own = Defaults.model_validate(chosen)
-    members = (_NEIGHBOUR,) if stage == "shared" else ()
-    gpus = tuple(GpuConfig(gpu, managed=True, rules=own, members=members) for gpu in STAGES[stage].gpus)
+    members = _MEMBERS.get(stage, {})
+    gpus = tuple(
+        GpuConfig(gpu, managed=True, rules=own, members=_addresses(members.get(str(gpu)))) for gpu in STAGES[stage].gpus
+    )
     return Config(gpus=gpus, defaults=own)
+
+
+def _addresses(text: str | None) -> tuple[PciAddress, ...]:
+    return (PciAddress.parse(text),) if text else ()
 
 
 @cache

@@ -36,6 +36,8 @@ class Story(NamedTuple):
 _STAGES = (
     *("pair", "trio", "mixed") * 3,
     *("twins", "laptop", "plain", "apu", "single", "single", "shared", "crowded"),
+    *("plx", "plx", "hgx", "instinct", "arc", "superchip", "driverless", "prebound", "reserved", "rmrr"),
+    *("workstation", "workstation", "hybrid"),
 )
 _RULES = (*("refuse",) * 4, *RULES)
 _PAUSES = (0.0, 0.05, 1.0, 6.0, 50.0)

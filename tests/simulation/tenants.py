@@ -8,6 +8,7 @@ from gpuswitch.errors import Failed, KernelError
 from gpuswitch.host.simulated.libvirt import LIBVIRTD
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER
+from gpuswitch.model.gpu import harmless
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
@@ -80,10 +81,20 @@ class Tenants:
         on_vfio = all(f.on_vfio for f in actor.gpu.present(self._world.machine.look()))
         if not on_vfio and not self._world.judge.lately(gpu):
             self._world.judge.broken(7, f"{gpu} is handed to {name}, and is {actor.state}")
+        facts = self._world.machine.look()
+        staying = [f for f in actor.gpu.neighbours(facts) if not harmless(f)]
+        claimed = [number for number in actor.gpu.groups(facts) if number in facts.direct_regions]
+        if (staying or claimed) and not self._world.judge.lately(gpu):
+            self._world.judge.broken(7, f"{gpu} is handed to {name}, which cannot have its group: {staying or claimed}")
         if not self._world.judge.awake(gpu):
             self._world.judge.broken(3, f"{gpu} is handed to {name}, and the machine may sleep")
         if actor.owner != _owner(name):
             self._world.judge.broken(7, f"{gpu} is handed to {name}, and belongs to {actor.owner}")
+
+    def along(self, gpu: PciAddress) -> frozenset[PciAddress]:
+        """The functions of the GPUs that the machine which asked for this one asked for, too."""
+        asked = (gpus for gpus in self._own.values() if gpu in gpus)
+        return frozenset(function for gpus in asked for function in self._functions(gpus))
 
     def _starts(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
         """QEMU opens what it was promised; the hook says `started`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.simulation import mutations_of_groups as _  # noqa: F401 -- it adds to them
 from tests.simulation.invariants import INVARIANTS
 from tests.simulation.mutations import ALL, Mutation
 from tests.simulation.play import played

@@ -62,6 +62,8 @@ class World:
         self.stage = STAGES[stage]
         self.rules = rules
         self.machine = self.stage.machine()
+        self.firmware = self.machine.frame_buffers.names("bind_platform")
+        """The frame buffers that the firmware left."""
         self.trouble = Trouble()
         self.machine.faults = self.trouble
         self.machine.units.add(LIBVIRTD)

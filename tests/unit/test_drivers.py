@@ -207,6 +207,12 @@ class TestHome:
     def test_what_serves_no_device_is_no_driver_of_an_equal_card(self, nobody: str) -> None:
         assert drivers("amdgpu drm", twin=nobody) == ["amdgpu"]
 
+    @pytest.mark.parametrize("registered", [{}, {"i915": "i915", "xe": "xe"}, {"xe": "xe"}])
+    def test_one_that_leaves_it_to_another_has_it_not(self, registered: dict[str, str | None]) -> None:
+        """Both i915 and xe have an Arc A750 in their tables, and udev loads both."""
+        assert drivers("i915 drm", "xe drm", registered=registered) == ["i915"]
+        assert drivers("xe drm", registered=registered) == ["xe"]
+
     def test_a_module_may_bring_a_driver_for_each_class(self) -> None:
         assert drivers("nvidia", card=NVSWITCH) == ["nvidia-nvswitch"]
         assert drivers("nvidia", card=NVSWITCH, registered=LOADED) == ["nvidia-nvswitch"]

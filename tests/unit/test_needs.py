@@ -212,6 +212,15 @@ class TestSought:
         }
         assert sought(GPU, host(), found(SIBLING).values()).modules == ("snd_hda_intel",)
 
+    def test_an_nvswitch_does_not_wait_for_who_uses_other_gpus(self) -> None:
+        """Their programs have nodes open that are nvidia's own, and are not looked for."""
+        switch = replace(function("0000:03:00.0", 0x068000, group=3), driver=Driver("nvidia-nvswitch", "nvidia"))
+        gpu = Gpu(DISPLAY, (*GPU.functions, switch.address))
+        seen = host(switch, SIBLING)
+        assert sought(gpu, seen, occupations(gpu, seen, AUTO)).modules == ("snd_hda_intel",)
+        alone = host(switch)
+        assert "nvidia-nvswitch*" in sought(gpu, alone, occupations(gpu, alone, AUTO)).nodes
+
     def test_everything_is_for_any_driver(self) -> None:
         assert "nvidiactl" in everything(GPU, host()).nodes
         assert "vfio/1" in everything(GPU, host()).nodes

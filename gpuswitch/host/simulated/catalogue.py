@@ -30,10 +30,22 @@ _MAKERS = {
 }
 
 
-def alias(vendor: int | None, base: int, sub: int | None = None) -> str:
-    """The modalias pattern of a driver that matches a vendor (None: any) and a class (file2alias.c)."""
-    vendor_id = "*" if vendor is None else f"{vendor:08X}d*"
-    return f"pci:v{vendor_id}sv*sd*bc{base:02X}sc{'*' if sub is None else f'{sub:02X}'}i*"
+def alias(
+    vendor: int | None,
+    base: int | None = None,
+    sub: int | None = None,
+    interface: int | None = None,
+    *,
+    device: int | None = None,
+) -> str:
+    """The modalias pattern of a driver for these devices, None: any (do_pci_entry in scripts/mod/file2alias.c)."""
+    ids = "".join(f"{sign}{_id(number, 8)}" for sign, number in (("v", vendor), ("d", device)))
+    classes = "".join(f"{sign}{_id(number, 2)}" for sign, number in (("bc", base), ("sc", sub), ("i", interface)))
+    return f"pci:{ids}sv*sd*{classes}{'' if classes.endswith('*') else '*'}"
+
+
+def _id(number: int | None, digits: int) -> str:
+    return "*" if number is None else f"{number:0{digits}X}"
 
 
 def vfio_alias(vendor: int | None = None, device: int | None = None) -> str:
@@ -52,12 +64,12 @@ VFIO = PciDriver(
     vfio=(vfio_alias(),),
 )
 PCI_STUB = PciDriver("pci-stub", manages_dma=True)
-PCIEPORT = PciDriver("pcieport", (alias(None, 0x06, 0x04),), manages_dma=True)
+PCIEPORT = PciDriver("pcieport", (alias(None, 0x06, 0x04, 0x00),), manages_dma=True)
 """Built into every kernel of a distribution."""
 
 _SOUND = PciDriver(
     "snd_hda_intel",
-    (alias(None, 0x04, 0x03),),
+    tuple(alias(vendor, 0x04, 0x03, 0x00) for vendor in (NVIDIA, AMD, AMD_PROCESSOR, INTEL)),
     makes="sound",
     waits="D",
     kernel_wait="snd_card_free",
@@ -65,9 +77,13 @@ _SOUND = PciDriver(
 )
 # Its remove() looks at the count of users in a loop of interruptible sleeps (nv_pci_remove() of the open module).
 _NVIDIA = PciDriver(
-    "nvidia", (alias(NVIDIA, 0x03, 0x00), alias(NVIDIA, 0x03, 0x02)), makes="nvidia", waits="S", suspends=True
+    "nvidia",
+    (alias(NVIDIA, 0x03, 0x00, 0x00), alias(NVIDIA, 0x03, 0x02, 0x00)),
+    makes="nvidia",
+    waits="S",
+    suspends=True,
 )
-_NVSWITCH = PciDriver("nvidia-nvswitch", (alias(NVIDIA, 0x06, 0x80),), suspends=True)
+_NVSWITCH = PciDriver("nvidia-nvswitch", (alias(NVIDIA, 0x06, 0x80, 0x00),), suspends=True)
 _NVIDIA_VERSION = "580.105.08"
 
 
@@ -84,15 +100,20 @@ def _variant(name: str, *aliases: str) -> PciDriver:
     return replace(VFIO, name=name, vfio=aliases)
 
 
+_OF_I915 = tuple(alias(INTEL, 0x03, device=device) for device in (0x46A6, 0x4680, 0x56A1))
 MODULES = (
     Module(VFIO_MODULE, (VFIO,)),
     # It alone shows a machine the memory of a superchip's GPU. Its driver's name is not its module's.
     Module("nvgrace_gpu_vfio_pci", (_variant("nvgrace-gpu-vfio-pci", vfio_alias(NVIDIA, GRACE_HOPPER)),)),
     Module("mlx5_vfio_pci", (_variant("mlx5_vfio_pci", vfio_alias(MELLANOX, 0x101E)),)),
     # These two make their frame buffers themselves; for the others, it is the module of DRM's helpers that fbcon keeps.
-    Module("i915", (_graphics("i915", alias(INTEL, 0x03, 0x00)),), pins=True),
-    Module("ast", (_graphics("ast", alias(ASPEED, 0x03, 0x00)),)),
-    Module("amdgpu", (_graphics("amdgpu", alias(AMD, 0x03, 0x00), alias(AMD, 0x03, 0x80), alias(AMD, 0x12, 0x00)),)),
+    Module("i915", (_graphics("i915", *_OF_I915),), pins=True),
+    # It has those in its table, too, and leaves them to i915 where nobody forces it (xe_pci_probe).
+    Module("xe", (_graphics("xe", alias(INTEL, 0x03, device=0xE20B)),), aliases=_OF_I915),
+    Module("ast", (_graphics("ast", alias(ASPEED, 0x03, device=0x2000)),)),
+    Module(
+        "amdgpu", (_graphics("amdgpu", *(alias(AMD, *classes, 0x00) for classes in ((3, 0), (3, 0x80), (0x12, 0)))),)
+    ),
     Module("nouveau", (_graphics("nouveau", alias(NVIDIA, 0x03)),), pins=True, blacklisted=True),
     Module("nvidiafb", (_other("nvidiafb", alias(NVIDIA, 0x03)),), blacklisted=True),
     Module("nvidia", (_NVSWITCH, _NVIDIA), needs_device=True, version=_NVIDIA_VERSION),
@@ -109,14 +130,17 @@ MODULES = (
         modeset=True,
     ),
     Module("snd_hda_intel", (_SOUND,)),
-    Module("xhci_pci", (_other("xhci_hcd", alias(None, 0x0C, 0x03)),)),
+    Module("xhci_pci", (_other("xhci_hcd", alias(None, 0x0C, 0x03, 0x30)),)),
     Module("i2c_nvidia_gpu", (_other("nvidia-gpu", alias(NVIDIA, 0x0C, 0x80)),)),
-    Module("ccp", (_other("ccp", alias(AMD_PROCESSOR, 0x10, 0x80)),)),
-    Module("nvme", (_other("nvme", alias(None, 0x01, 0x08)),)),
-    Module("r8169", (_other("r8169", alias(REALTEK, 0x02, 0x00)),)),
-    Module("mlx5_core", (_other("mlx5_core", alias(MELLANOX, 0x02)),)),
+    Module("ccp", (_other("ccp", *(alias(AMD_PROCESSOR, device=device) for device in (0x15DF, 0x17E0))),)),
+    Module("nvme", (_other("nvme", alias(None, 0x01, 0x08, 0x02)),)),
+    Module("r8169", (_other("r8169", alias(REALTEK, device=0x8168)),)),
+    Module("mlx5_core", (_other("mlx5_core", alias(MELLANOX, device=0x101B)),)),
 )
-"""Installed. udev has loaded those whose devices are there; vfio-pci has no device of its own."""
+"""Installed. udev has loaded those whose devices are there; vfio-pci has no device of its own.
+
+Each says that it is for what a real one says, as far as there are such devices here: `tests/simulated/modules.alias`.
+"""
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ class ProcessTable:
         for user, node in self._named(sought.nodes):
             nodes.setdefault(user, set()).add(node)
         holders = [_holder(program, nodes[program.name]) for program in self.running() if program.name in nodes]
-        kernel = [holder for module in sought.modules for holder in self._unexplained(module)]
+        kernel = [holder for module in sought.modules for holder in self._unexplained(module, sought.nodes)]
         return Scan((*kernel, *sorted(holders, key=lambda holder: holder.pid)), _numbers(cards))
 
     def numbers(self, sought: Sought) -> tuple[str, ...]:
@@ -205,9 +205,12 @@ class ProcessTable:
             for _, card in self._bus.cards():
                 yield from ((user, f"/dev/{_SHARED}") for user in card.users if card.kind == "nvidia")
 
-    def _unexplained(self, module: str) -> Iterator[Holder]:
-        """What no process explains, and no other module, and no console."""
+    def _unexplained(self, module: str, nodes: Collection[str]) -> Iterator[Holder]:
+        """What no process explains, and no other module, and no console: nor a node that nobody looked for."""
         count = sum(user not in self._running for user in self._modules.opened(module))
+        if not _matches(_SHARED, nodes):
+            shared = [user for _, card in self._bus.cards() if card.kind == module == "nvidia" for user in card.users]
+            count += sum(user in self._running for user in shared)
         if count:
             users = "1 user" if count == 1 else f"{count} users"
             yield Holder(None, module, doubt=f"module {module} has {users} that no process explains")

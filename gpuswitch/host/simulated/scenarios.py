@@ -301,10 +301,63 @@ def instinct(**options: Unpack[Options]) -> SimulatedHost:
     )
 
 
+def workstation(**options: Unpack[Options]) -> SimulatedHost:
+    """A Threadripper with two equal GeForce cards (0000:01:00, 0000:41:00) that booted on its management controller.
+
+    nvidia's daemon has both cards open, and PipeWire their sound.
+    """
+    devices = [
+        Slot("0000:00:00", 0).function(0, AMD_PROCESSOR, 0x1480, parts.HOST_BRIDGE, "Starship/Matisse Root Complex")
+    ]
+    for bus, group in ((0x01, 20), (0x41, 40)):
+        root = f"0000:{bus - 1:02x}:03.1"
+        slot = Slot(f"0000:{bus:02x}:00", group + 1, root)
+        devices += [
+            port(root, group),
+            slot.function(0, NVIDIA, 0x2204, parts.VGA, "GA102 [GeForce RTX 3090]"),
+            slot.function(1, NVIDIA, 0x1AEF, parts.AUDIO, "GA102 High Definition Audio Controller"),
+        ]
+    # Behind a conventional bridge, whose group has all that is below it.
+    devices += [
+        port("0000:60:01.3", 60),
+        Slot("0000:61:00", 61, "0000:60:01.3").function(
+            0, ASPEED, 0x1150, parts.PCI_BRIDGE, "AST1150 PCI-to-PCI Bridge"
+        ),
+        Slot("0000:62:00", 61, "0000:61:00.0").function(
+            0, ASPEED, 0x2000, parts.VGA, "ASPEED Graphics Family", boot_display=True
+        ),
+    ]
+    return _with_sound(_with_persistenced(boot(devices, **options)))
+
+
+def hybrid(**options: Unpack[Options]) -> SimulatedHost:
+    """A laptop with a GeForce (0000:64:00), whose panel hangs on the processor's graphics of class 0380 (0000:65:00).
+
+    Functions of that class have no `boot_vga` in sysfs. Nobody has the GeForce open.
+    """
+    dedicated, own = Slot("0000:64:00", 20, "0000:00:01.1"), Slot("0000:65:00", 21, "0000:00:08.1")
+    return boot(
+        [
+            Slot("0000:00:00", 0).function(
+                0, AMD_PROCESSOR, 0x1507, parts.HOST_BRIDGE, "Strix/Strix Halo Root Complex"
+            ),
+            port("0000:00:01.1", 4),
+            dedicated.function(0, NVIDIA, 0x2D58, parts.VGA, "GB206M [GeForce RTX 5070 Max-Q / Mobile]", sleeps=True),
+            dedicated.function(1, NVIDIA, 0x22EB, parts.AUDIO, "GB206 High Definition Audio Controller", sleeps=True),
+            port("0000:00:08.1", 5),
+            own.function(0, AMD, 0x150E, parts.DISPLAY_OTHER, "Strix [Radeon 880M / 890M]", boot_display=True),
+            own.function(1, AMD, 0x1640, parts.AUDIO, "Radeon High Definition Audio Controller", group=22),
+            own.function(2, AMD_PROCESSOR, 0x17E0, parts.ENCRYPTION, "Strix/Krackan/Strix Halo CCP/ASP", group=23),
+            own.function(4, AMD_PROCESSOR, 0x151E, parts.USB, "Strix USB 3.1 xHCI", group=24),
+        ],
+        **options,
+    )
+
+
 SCENARIOS: Mapping[str, Callable[..., SimulatedHost]] = {
     scenario.__name__: scenario
     for scenario in (
         *(laptop, plain, server, shared, apu, single, superchip),
-        *(reserved, driverless, rmrr, plx, arc, hgx, instinct),
+        *(reserved, driverless, rmrr, plx, arc, hgx, instinct, workstation, hybrid),
     )
 }
