@@ -15,6 +15,7 @@ from gpuswitch.model.holders import Unit
 # Modules whose PCI driver goes by another name; for all others the two are the same.
 _DRIVER_OF_MODULE: Mapping[str, str] = {
     "bochs": "bochs-drm",
+    "i2c_designware_pci": "i2c-designware-pci",
     "i2c_nvidia_gpu": "nvidia-gpu",
     "nova_core": "nova-core",
     "vfio_pci": VFIO_DRIVER,
@@ -174,7 +175,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 def from_module(module: str, registered: Mapping[str, str | None], class_code: int = 0) -> Driver:
     """The PCI driver that a module brings for a function of this class.
 
-    `registered` (driver: module) is believed first. While it says nothing, it is as good a guess as there is.
+    `registered` (driver: module) is believed first; what is built in shows no module there, and may have dashes in its
+    name where the module has underscores. While it says nothing, it is as good a guess as there is.
     Who packs nvidia's modules for a distribution may put a word behind their names: nvidia-current.ko, or
     nvidia-tesla-470.ko, is called nvidia in the kernel.
     """
@@ -184,7 +186,9 @@ def from_module(module: str, registered: Mapping[str, str | None], class_code: i
     for name in (known, _DRIVER_OF_MODULE.get(own, own), *loaded):
         if name in loaded:
             return Driver(name, own)
-    return Driver(known, registered.get(known, module))
+    built_in = [name for name, owner in registered.items() if owner is None and _alike(name, known)]
+    name = next(iter(built_in), known)
+    return Driver(name, registered.get(name, module))
 
 
 def _own_name(module: str) -> str:
@@ -225,12 +229,23 @@ def host_drivers(function: PciFunction, candidates: Iterable[Candidate], facts: 
     if len(equals) == 1:
         return tuple(equals)
     registered = facts.pci_drivers
-    modules = [each for each in candidates if each.module not in _AROUND]
+    modules = [each for each in candidates if each.module not in _AROUND and not _brought_none(each.module, facts)]
     # What cannot be without another one sits on top of it.
     names = {each.module for each in modules}
     own = [each.module for each in modules if names.isdisjoint(each.needs - {each.module})]
-    found = dict.fromkeys(from_module(module, registered, function.class_code) for module in own)
-    return tuple(driver for driver in found if driver.name in registered) or tuple(found)
+    found: dict[str, Driver] = {}
+    for module in own:
+        driver = from_module(module, registered, function.class_code)
+        # Several files that bring one module: modprobe's configuration says which of them that is.
+        same = found.setdefault(driver.name, driver) == driver
+        found[driver.name] = driver if same else Driver(driver.name, _own_name(module))
+    return tuple(driver for name, driver in found.items() if name in registered) or tuple(found.values())
+
+
+def _brought_none(module: str, facts: HostFacts) -> bool:
+    """Whether it is loaded and has registered no driver, as nouveau does with modeset=0 (nouveau_drm_init)."""
+    loaded = facts.modules.get(module)
+    return loaded is not None and loaded.references is not None and module not in facts.pci_drivers.values()
 
 
 def _equal(one: PciFunction, other: PciFunction) -> bool:

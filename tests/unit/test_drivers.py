@@ -21,7 +21,7 @@ from gpuswitch.model.drivers import (
     profile_of,
     waits_for_ever,
 )
-from gpuswitch.model.facts import Driver
+from gpuswitch.model.facts import Driver, Module
 from gpuswitch.model.holders import Unit
 from tests.unit.parts import VGA, facts, function
 
@@ -140,6 +140,10 @@ def test_the_driver_of_a_name(name: str, registered: dict[str, str | None], driv
         ("several", {"second": "several", "first": "several"}, Driver("first", "several")),
         ("amdgpu", {"i915": "i915"}, Driver("amdgpu", "amdgpu")),
         ("bochs", {"bochs-drm": None}, Driver("bochs-drm", None)),
+        # built in, where sysfs links no module to it
+        ("i2c_designware_pci", {"i2c-designware-pci": None}, Driver("i2c-designware-pci", None)),
+        ("some_thing", {"some-thing": None}, Driver("some-thing", None)),
+        ("some_thing", {"some-thing": "other"}, Driver("some_thing", "some_thing")),
         ("nova_core", {}, Driver("nova-core", "nova_core")),
         ("nova_core", {"NovaCore": "nova_core"}, Driver("NovaCore", "nova_core")),
         ("nvidia", {"nvidia-nvswitch": "nvidia", "nvidia": "nvidia"}, Driver("nvidia", "nvidia")),
@@ -211,6 +215,19 @@ class TestHome:
         assert drivers("nvidia", card=NVSWITCH) == ["nvidia-nvswitch"]
         assert drivers("nvidia", card=NVSWITCH, registered=LOADED) == ["nvidia-nvswitch"]
         assert drivers("nvidia", registered=LOADED) == ["nvidia"]
+
+    def test_several_files_of_one_module_are_no_doubt(self) -> None:
+        """Debian's nvidia-current and nvidia-tesla-470 side by side: `install nvidia` says which of them it is."""
+        files = (*RENAMED, *candidates("nvidia_tesla_470_drm drm nvidia_tesla_470", "nvidia_tesla_470 drm"))
+        assert host_drivers(CARD, files, facts([CARD], registered={})) == (Driver("nvidia", "nvidia"),)
+
+    def test_a_module_that_has_brought_no_driver_is_none(self) -> None:
+        """Nouveau does that with modeset=0."""
+        found = candidates("nouveau drm", "nvidia")
+        idle = replace(facts([CARD], registered={}), modules={"nouveau": Module(references=0)})
+        assert host_drivers(CARD, found, idle) == (Driver("nvidia", "nvidia"),)
+        built_in = replace(idle, modules={"nouveau": Module()})
+        assert len(host_drivers(CARD, found, built_in)) == 2, "what a built-in one brought shows no module"
 
     def test_none_fits(self) -> None:
         assert drivers() == []
