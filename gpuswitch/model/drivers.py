@@ -229,7 +229,7 @@ def host_drivers(function: PciFunction, candidates: Iterable[Candidate], facts: 
     if len(equals) == 1:
         return tuple(equals)
     registered = facts.pci_drivers
-    modules = [each for each in candidates if each.module not in _AROUND and not _brought_none(each.module, facts)]
+    modules = [each for each in candidates if each.module not in _AROUND and not _brings_none(each.module, facts)]
     # What cannot be without another one sits on top of it.
     names = {each.module for each in modules}
     own = [each.module for each in modules if names.isdisjoint(each.needs - {each.module})]
@@ -242,8 +242,13 @@ def host_drivers(function: PciFunction, candidates: Iterable[Candidate], facts: 
     return tuple(driver for name, driver in found.items() if name in registered) or tuple(found.values())
 
 
-def _brought_none(module: str, facts: HostFacts) -> bool:
-    """Whether it is loaded and has registered no driver, as nouveau does with modeset=0 (nouveau_drm_init)."""
+def _brings_none(module: str, facts: HostFacts) -> bool:
+    """Whether the kernel refuses it; or it is loaded and has no driver, as nouveau with modeset=0 (nouveau_drm_init).
+
+    kmod knows nothing of `module_blacklist=`, which is the kernel's own (blacklisted() in kernel/module/main.c).
+    """
+    if not facts.barred.isdisjoint({module, _own_name(module)}):
+        return True
     loaded = facts.modules.get(module)
     return loaded is not None and loaded.references is not None and module not in facts.pci_drivers.values()
 

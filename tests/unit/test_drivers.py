@@ -221,6 +221,13 @@ class TestHome:
         files = (*RENAMED, *candidates("nvidia_tesla_470_drm drm nvidia_tesla_470", "nvidia_tesla_470 drm"))
         assert host_drivers(CARD, files, facts([CARD], registered={})) == (Driver("nvidia", "nvidia"),)
 
+    @pytest.mark.parametrize("barred", ["nouveau", "nvidia"])
+    def test_one_that_the_kernel_refuses_is_none(self, barred: str) -> None:
+        """`module_blacklist=`, of which kmod knows nothing."""
+        found = (*candidates("nouveau drm"), *RENAMED)
+        [driver] = host_drivers(CARD, found, replace(facts([CARD], registered={}), barred=frozenset({barred})))
+        assert driver.name == ({"nouveau", "nvidia"} - {barred}).pop()
+
     def test_a_module_that_has_brought_no_driver_is_none(self) -> None:
         """Nouveau does that with modeset=0."""
         found = candidates("nouveau drm", "nvidia")
