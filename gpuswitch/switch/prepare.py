@@ -14,7 +14,16 @@ from dataclasses import dataclass, field, replace
 from gpuswitch.config import Config, GpuConfig
 from gpuswitch.errors import Failed, InProgress, KernelError, NotViable, Owned, Wedged
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.drivers import around, from_module, from_name, host_drivers, named_surely, profile_of, vfio_drivers
+from gpuswitch.model.drivers import (
+    around,
+    from_module,
+    from_name,
+    host_drivers,
+    kernel_name,
+    named_surely,
+    shown_by,
+    vfio_drivers,
+)
 from gpuswitch.model.facts import VFIO_DRIVER, Captured, Driver, HostFacts, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Scan, Sought, Unit
@@ -199,8 +208,10 @@ class Preparation:
         """Modules around the drivers of functions that nobody saw on the host: what was loaded there is not known."""
         first = {c.driver for a, c in baseline.items() if c.driver and a not in self.owed.functions}
         here = {f.driver for f in self.gpu.present(self.facts)}
-        wanted = dict.fromkeys(module for driver in first - here for module in profile_of(driver).shows)
-        return await self.kernel.loadable(tuple(wanted)) if wanted else ()
+        wanted = dict.fromkeys(module for driver in first - here for module in shown_by(driver))
+        found = await self.kernel.loadable(tuple(wanted)) if wanted else ()
+        # By one name each, the kernel's where modprobe knows it.
+        return tuple({kernel_name(module): module for module in reversed(found)}.values())
 
     def _named_in_the_config(self, name: str) -> Driver:
         registered = self.facts.pci_drivers

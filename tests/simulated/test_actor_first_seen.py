@@ -134,6 +134,14 @@ class TestOnVfio:
             assert switch.reason == "cannot load nvidia_current: No such device"
             assert bed.snapshot() == before
 
+    async def test_shows_a_picture_by_a_module_of_a_renamed_file(self, tmp_path: Path) -> None:
+        driver = PciDriver("nvidia", (alias(NVIDIA, 0x03),), makes="nvidia")
+        own = Module("nvidia_current", (driver,), needs_device=True)
+        drm = Module("nvidia_current_drm", requires=(own.name,), aliases=driver.aliases, above="nvidia", makes="drm")
+        bed = await Bed.made(on_vfio(own, drm), tmp_path)
+        await bed.moved(bed.fleet.find(""), State.HOST)
+        assert any("/dri/" in node for node in bed.machine.look().functions[GPU].nodes)
+
     @pytest.mark.parametrize("name", ["bochs-drm", "simple", "bochs"])
     async def test_goes_to_the_driver_that_the_config_names(self, name: str, tmp_path: Path) -> None:
         modules = Module("bochs", (_DRAWING,)), Module("simple", (_DRAWING_TOO,))

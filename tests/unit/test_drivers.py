@@ -16,9 +16,11 @@ from gpuswitch.model.drivers import (
     from_module,
     from_name,
     host_drivers,
+    kernel_name,
     lets_go_of_one,
     named_surely,
     profile_of,
+    shown_by,
     waits_for_ever,
 )
 from gpuswitch.model.facts import Driver, Module
@@ -238,6 +240,36 @@ class TestHome:
 
     def test_none_fits(self) -> None:
         assert drivers() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("amdgpu", "amdgpu"),
+        ("nvidia_uvm", "nvidia_uvm"),
+        ("nvidia_current", "nvidia"),
+        ("nvidia_tesla_470", "nvidia"),
+        ("nvidia_tesla_470_drm", "nvidia_drm"),
+        ("nvidia_current_modeset", "nvidia_modeset"),
+        ("nvidiafb", "nvidiafb"),
+    ],
+)
+def test_what_the_kernel_calls_a_module(file: str, name: str) -> None:
+    assert kernel_name(file) == name
+
+
+@pytest.mark.parametrize(
+    ("driver", "modules"),
+    [
+        (Driver("nvidia", "nvidia"), ["nvidia_drm"]),
+        (Driver("nvidia", "nvidia_current"), ["nvidia_drm", "nvidia_current_drm"]),
+        (Driver("NovaCore", "nova_core"), ["nova_drm"]),
+        (Driver("amdgpu", "amdgpu"), []),
+        (Driver("nvidia", None), ["nvidia_drm"]),
+    ],
+)
+def test_what_shows_the_picture(driver: Driver, modules: list[str]) -> None:
+    assert list(shown_by(driver)) == modules
 
 
 @pytest.mark.parametrize(
