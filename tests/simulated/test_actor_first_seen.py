@@ -152,10 +152,22 @@ class TestOnVfio:
         await bed.moved(actor, State.HOST)
         assert home(bed.machine, GPU).bound == ("bochs-drm" if name == "bochs" else name)
 
-    async def test_comes_back_to_vfio_where_the_configured_driver_does_not_exist(self, tmp_path: Path) -> None:
+    async def test_stays_where_the_configured_driver_does_not_exist(self, tmp_path: Path) -> None:
         gpu = GpuConfig(GPU, managed=True, host_driver="nothing")
         bed = await Bed.made(on_vfio(), tmp_path, Config(gpus=(gpu,)))
         actor, before = bed.fleet.find(""), bed.snapshot()
+        for ask in (actor.plan, actor.request):
+            with pytest.raises(
+                NotViable, match=r"`host_driver` of 0000:01:00\.0 is nothing, .* finds no module for it"
+            ):
+                await ask(State.HOST)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+    async def test_comes_back_to_vfio_where_nobody_can_tell_and_it_does_not_exist(self, tmp_path: Path) -> None:
+        gpu = GpuConfig(GPU, managed=True, host_driver="nothing")
+        bed = await Bed.made(on_vfio(), tmp_path, Config(gpus=(gpu,)))
+        actor, before = bed.fleet.find(""), bed.snapshot()
+        bed.host.faults.add(Errno(2), operation="loadable", subject="nothing")
         switch = await bed.switch(actor, State.HOST)
         assert (str(switch.result), actor.state) == ("reverted", State.VFIO)
         assert "nothing" in switch.reason
