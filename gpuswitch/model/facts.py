@@ -71,6 +71,7 @@ class Kind(StrEnum):
 
 _NVIDIA = 0x10DE
 _OTHER_BRIDGE = 0x0680
+_WITHOUT_OUTPUTS = 0x0302
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,11 @@ class PciFunction:
         """
         kind = self.kind
         return kind is Kind.DISPLAY or kind is Kind.ACCELERATOR
+
+    @property
+    def may_have_screen(self) -> bool:
+        """Whether it is a display function, and of another class than 0302, which has no outputs."""
+        return self.kind is Kind.DISPLAY and self.class_code >> 8 != _WITHOUT_OUTPUTS
 
     @property
     def nvswitch(self) -> bool:
