@@ -139,14 +139,27 @@ def _last_look(sought: Sought, needs: Needs) -> CheckHolders:
     return CheckHolders(replace(sought, numbers=needs.numbers), needs.passing_seconds, needs.announce)
 
 
-def to_clear(gpu: Gpu, owed: Owed, needs: Needs, everything: Sought, rough: Sequence[Step]) -> Plan:
-    """Nobody has it open, and then what would be `rough` if somebody had; the way to the host gives back the rest."""
+def to_clear(gpu: Gpu, facts: HostFacts, owed: Owed, needs: Needs, everything: Sought, rough: Sequence[Step]) -> Plan:
+    """Nobody has it open, or can open it, and then what would be `rough` if somebody had.
+
+    The way to the host gives back the rest.
+    """
     debts = _debts(needs, {}).and_before(owed)
+    held = _groups(facts, (f.address for f in gpu.present(facts) if f.on_vfio))
+    # Who had one of them open would keep us from holding it.
+    ours = {f"vfio/{number}" for number in held}
+    others = replace(everything, nodes=tuple(node for node in everything.nodes if node not in ours))
     return Plan(
         gpu,
         State.HOST,
         debts,
-        (*_make_ready(gpu, needs), CheckHolders(everything, needs.passing_seconds, needs.announce), *rough),
+        (
+            *_make_ready(gpu, needs),
+            *(HoldGroup(number) for number in held),
+            CheckHolders(others, needs.passing_seconds, needs.announce),
+            *rough,
+            *(ReleaseGroup(number) for number in held),
+        ),
         debts,
     )
 

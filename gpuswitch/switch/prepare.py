@@ -134,7 +134,7 @@ class Preparation:
             raise Failed("the system is going down")
         self._refuse_in_the_books()
         _, needs = await self._inquiry.made()
-        return to_clear(self.gpu, self.owed, needs, everything(self.gpu, self.facts), rough)
+        return to_clear(self.gpu, self.facts, self.owed, needs, everything(self.gpu, self.facts), rough)
 
     def _refuse_in_the_books(self) -> None:
         """What libvirt is not done with stays on vfio. Its owner has waited for that itself."""

@@ -16,7 +16,6 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.last_resort import RemoveFunctions, Rescan, ResetFunction
 from gpuswitch.switch.record import Result
 from gpuswitch.switch.step import Step, StepError
-from gpuswitch.switch.steps import HoldGroup, ReleaseGroup
 from gpuswitch.tables import Attempt, Defaults
 
 OUTCOMES = {State.HOST: "home", State.VFIO: "vfio", State.FAILED: "failed"}
@@ -98,21 +97,15 @@ def _reset(attempt: Attempt, gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
     """A reset takes the state of a device away from under its driver: none but those for vfio expect that."""
     displays = [f for f in gpu.present(facts) if f.makes_gpu]
     _refuse_on_host(displays if attempt is True else gpu.present(facts))
-    return _held(gpu, facts, tuple(ResetFunction(f.address) for f in displays))
+    return tuple(ResetFunction(f.address) for f in displays)
 
 
 def _rescan(attempt: Attempt, gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
     if attempt is not True:
         _refuse_on_host(gpu.present(facts))
-    return _held(gpu, facts, (RemoveFunctions(gpu.functions), Rescan(gpu.functions)))
+    return (RemoveFunctions(gpu.functions), Rescan(gpu.functions))
 
 
 def _refuse_on_host(functions: Iterable[PciFunction]) -> None:
     if busy := [f for f in functions if f.driver is not None and not f.on_vfio]:
         raise StepError(f"{busy[0].address} is on {busy[0].driver_name}, which would lose it unawares")
-
-
-def _held(gpu: Gpu, facts: HostFacts, steps: tuple[Step, ...]) -> tuple[Step, ...]:
-    """The steps while no virtual machine can take the GPU."""
-    groups = sorted({f.iommu_group for f in gpu.present(facts) if f.on_vfio and f.iommu_group is not None})
-    return (*(HoldGroup(number) for number in groups), *steps, *(ReleaseGroup(number) for number in groups))

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 
 from gpuswitch.errors import KernelError
+from gpuswitch.host.simulated.devices import Trouble as DeviceTrouble
 from gpuswitch.host.simulated.faults import Call
 from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.host.simulated.scenarios import PERSISTENCED, WIREPLUMBER
@@ -153,6 +154,8 @@ class _Drama:
                 self._unit(event)
             case "move":
                 self._moves(event, gpu)
+            case "spoil":
+                self._spoil(DeviceTrouble(event.word), gpu)
             case "pull":
                 self._world.judge.meddled.add(gpu)
                 self._world.others(machine.unplug(gpu.slot_name))
@@ -215,6 +218,12 @@ class _Drama:
             if worker.user == f"the worker of {gpu}":
                 worker.die()
 
+    def _spoil(self, trouble: DeviceTrouble, gpu: PciAddress) -> None:
+        """A machine leaves it so that no host driver can take it."""
+        device = self._machine.devices.get(gpu)
+        if device is not None and device.on_vfio:
+            device.trouble = trouble
+
     def _unit(self, event: Event) -> None:
         unit = _UNITS[event.number % len(_UNITS)]
         units = self._machine.units
@@ -259,6 +268,10 @@ async def calms_down(world: World) -> None:
     world.disk.healthy()
     world.senses.blind = world.senses.deaf = 0
     world.machine.units.stopping = False
+    mended_by_us = world.rules != "gentle"
+    for device in world.machine.devices.values():
+        if device.trouble is DeviceTrouble.UNKNOWN or not mended_by_us:
+            device.trouble = None
     for _, card in world.machine.cards():
         # udev has caught up.
         card.ready = True

@@ -188,6 +188,7 @@ RULES: Mapping[str, Mapping[str, object]] = {
     "unload": {"module_policy": "always"},
     "stay": {"module_policy": "never", "announce_display": True, "on_release": "stay"},
     "rough": {"reset_on_failure": True, "rescan_on_failure": True},
+    "gentle": {"reset_on_failure": False, "rescan_on_failure": False},
     "after": {"after_host": str(PERSISTENCED), "end_sessions": True},
 }
 """What the configuration says, by a word for it."""

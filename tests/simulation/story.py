@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+from gpuswitch.host.simulated.devices import Trouble as DeviceTrouble
 from tests.simulation.faces import SEND, WRITE, WRITTEN
 from tests.simulation.loop import AWAIT
 from tests.simulation.stages import RULES, STAGES
@@ -44,12 +45,24 @@ _PAUSES = (0.0, 0.05, 1.0, 6.0, 50.0)
 _VM_SHARE = 0.3
 _TURNS = 150
 """About as many as a switch takes."""
-_BEFORE = (*("fault",) * 6, *("crash",) * 5, "disk", "disk", "unit", "torn", "deaf", "blind", "program", "going down")
+_BEFORE = (
+    *("fault",) * 6,
+    *("crash",) * 5,
+    "disk",
+    "disk",
+    "unit",
+    "torn",
+    "deaf",
+    "blind",
+    "program",
+    "going down",
+    "spoil",
+)
 _MEANWHILE = (
     *("ask",) * 3,
     *("cancel", "kill", "vm", "program", "fault", "crash") * 2,
     *("stop", "move", "pull", "storm", "release", "plan", "holders", "rules", "recover", "unit", "plug"),
-    *("blind", "unwatched", "worker", "sleepy"),
+    *("blind", "unwatched", "worker", "sleepy", "spoil", "spoil"),
 )
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "ask": ("vfio", "host"),
@@ -60,6 +73,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "vm": ("asks", "asks", "asks", "grabs", "ends", "dies", "is released", "is heard of"),
     "program": ("opens", "opens", "hides", "closes", "ends"),
     "unit": ("stops", "starts", "fails"),
+    "spoil": tuple(str(trouble) for trouble in DeviceTrouble),
     "move": ("vfio", "host"),
 }
 _NUMBERS: Mapping[str, Callable[[random.Random], int]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
-from enum import Enum
+from enum import StrEnum
 from functools import lru_cache
 
 from gpuswitch.host.simulated.drivers import PciDriver
@@ -16,7 +16,7 @@ _IDLE_KINDS = frozenset({"sound", "nvidia"})
 """Kinds that let the device sleep while somebody only has them open: a control node plays nothing."""
 
 
-class Trouble(Enum):
+class Trouble(StrEnum):
     """Why no host driver can take a device as it is: its probe fails.
 
     `LOST`: somebody has reset it by the bus, and its base addresses are gone: the kernel sets them up when it finds it
