@@ -80,3 +80,12 @@ async def test_a_module_that_is_no_driver_is_refused_as_one(start: Start, ctl: C
         assert (refused.returncode, refused.stdout) == (3, "")
         assert "around the driver nvidia and no driver of the PCI bus: name nvidia there" in refused.stderr
     assert status(ctl)["state"] == "vfio"
+
+
+async def test_a_driver_that_is_not_there_is_refused_before_anything_is_touched(start: Start, ctl: Ctl) -> None:
+    await start("reserved", config=f'{CONFIG}host_driver = "nvidai"\n')
+    for arguments in (("plan", "geforce", "host"), ("to-host", "geforce")):
+        refused = ctl(*arguments)
+        assert (refused.returncode, refused.stdout) == (3, "")
+        assert "nvidai, which is not there and cannot be loaded: modprobe finds no module for it" in refused.stderr
+    assert status(ctl)["state"] == "vfio"

@@ -141,6 +141,7 @@ async def test_groups_are_every_function_that_is_in_one(start: Start) -> None:
         "model": ("s", "GA104 High Definition Audio Controller"),
         "driver": ("s", "snd_hda_intel"),
         "gpu": ("s", "0000:01:00.0"),
+        "adds": ("as", []),
     }
     assert by_address["0000:01:00.1"] == audio
     assert by_address["0000:02:00.0"]["gpu"] == ("s", "")
