@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import reprlib
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -74,6 +74,16 @@ def _not_bool(value: object) -> object:
     return value
 
 
+def _attempt(value: object) -> object:
+    if isinstance(value, bool):
+        return value
+    # A variable of the environment is text.
+    words: dict[object, object] = {"auto": "auto", "true": True, "false": False}
+    if not isinstance(value, str) or value not in words:
+        raise ValueError(f'must be true, false or "auto", not {reprlib.repr(value)}')
+    return words[value]
+
+
 _Address = Annotated[PciAddress, PlainValidator(_address)]
 
 
@@ -103,6 +113,7 @@ def _vtconsole(value: str) -> str:
 _Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False), BeforeValidator(_not_bool)]
 _Patience = Annotated[float, Field(gt=0, le=LONGEST_WAIT, allow_inf_nan=False), BeforeValidator(_not_bool)]
 _Unit = Annotated[str, AfterValidator(unit)]
+Attempt = Annotated[Literal["auto"] | bool, PlainValidator(_attempt)]
 _AsOnRelease = Annotated[Release | None, BeforeValidator(lambda value: None if value == "" else value)]
 """TOML has no null: "" stands for it."""
 
@@ -120,7 +131,8 @@ class Defaults(Table):
     follows udev that the card goes. `leave_consoles` are vtconsoles that stay unbound once they were. `vfio_driver` is
     for its display functions; "" is whatever fits best.
 
-    `reset_on_failure`, then `rescan_on_failure`: what may be tried when neither the way on nor the way back worked.
+    `reset_on_failure`, then `rescan_on_failure`: what may be tried when the host driver cannot take the GPU, or when
+    neither the way on nor the way back worked. "auto": while no host driver has any of its functions.
 
     A virtual machine that was given the GPU has `start_grace` seconds to open it; one that ended without a word has
     lost it `release_grace` seconds later, unless libvirt still has it in its books: a libvirt that is not there has
@@ -141,8 +153,8 @@ class Defaults(Table):
     announce_display: bool = False
     leave_consoles: tuple[Annotated[str, AfterValidator(_vtconsole)], ...] = ()
     restore_boot_framebuffer: bool = False
-    reset_on_failure: bool = False
-    rescan_on_failure: bool = False
+    reset_on_failure: Attempt = "auto"
+    rescan_on_failure: Attempt = "auto"
     start_grace: _Patience = 120.0
     release_grace: _Seconds = 10.0
     libvirt_patience: _Patience = 60.0

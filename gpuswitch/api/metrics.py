@@ -138,8 +138,12 @@ class _FleetCollector(Collector):
         holders = GaugeMetricFamily(
             "gpuswitch_holders", "How many had a GPU open when it was last looked for them.", labels=["gpu"]
         )
+        out = GaugeMetricFamily(
+            "gpuswitch_stays_out", "1 for a GPU whose last way home ended elsewhere, else 0.", labels=["gpu"]
+        )
         for address, actor in sorted(self._fleet.actors.items()):
             gpu = str(address)
+            out.add_metric([gpu], 1.0 if actor.stays_out else 0.0)
             if address in self._found:
                 holders.add_metric([gpu], self._found[address])
             for each in State:
@@ -153,7 +157,7 @@ class _FleetCollector(Collector):
             value=sum(actor.state is State.WEDGED for actor in self._fleet.actors.values()),
         )
         build = InfoMetricFamily("gpuswitch_build", "The version that runs.", value={"version": __version__})
-        return [state, info, since, holders, stuck, build]
+        return [state, info, since, holders, out, stuck, build]
 
 
 class MetricsEndpoint:

@@ -197,6 +197,11 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         return self.actor.reason
 
     @dbus_property
+    def stays_out(self) -> Bool:
+        """Its last way home ended elsewhere; `reason` says why."""
+        return bool(self.actor.stays_out)
+
+    @dbus_property
     def state_since(self) -> UInt64:
         return int(self.actor.since * 1_000_000)
 
@@ -239,7 +244,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         return _switch(switch)
 
     @dbus_signal
-    def step_changed(self, id: Str, index: UInt32, count: UInt32, step: Str, status: Str, usec: UInt64) -> None:  # noqa: A002, PLR0917 -- as on the bus
+    def step_changed(self, id: Str, index: UInt32, count: UInt32, step: Str, status: Str, usec: UInt64) -> None:  # noqa: A002 -- as on the bus
         """A step began or ended; `usec` is how long it took."""
 
     @dbus_signal

@@ -194,6 +194,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     for number, (address, kind, driver) in enumerate(gpu["Functions"]):
         yield "" if number else "functions", f"{address} {kind} on {driver or 'no driver'}"
     yield "host driver", gpu["HostDriver"] or "-"
+    if gpu["StaysOut"]:
+        yield "stays out", "tried again when a user of it is gone, its driver is loaded anew, or the service starts"
     if gpu["Adds"]:
         yield "with", ", ".join(gpu["Adds"])
     yield "IOMMU groups", " ".join(map(str, gpu["IommuGroups"])) or "-"

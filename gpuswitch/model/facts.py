@@ -198,17 +198,17 @@ class HostFacts:
     """The host at one instant.
 
     `iommu`: the kernel put devices into IOMMU groups; `processor`: `intel`, `amd` or `arm`, whose IOMMUs have different
-    names, else "". `pci_drivers`: drivers registered on the PCI bus, by name, with
-    the module that brought each (None: built in). `vfio_available`: vfio-pci is registered, or its module is installed
-    for the running kernel. `vfio_aliases`: what the modules of vfio drivers say that they are for, each pattern
-    (`vfio_pci:v000010DEd00002342sv*sd*bc*sc*i*`) with its module. `vfio_nodes`: the numbers of the groups that have a
-    `/dev/vfio/GROUP` node, and `vfio` unless vfio is in the kernel and makes no such nodes. `modules`: those
-    that a driver profile names (`gpuswitch.model.drivers`) and that are in the kernel, by name. `boot_framebuffers`:
-    those that a driver has. `console_map`: the frame buffers that the kernel's command line gives text consoles to
-    (`fbcon=map:`), None where it says nothing of it. `autoprobe`: a driver that registers, or a device that is found,
-    is bound without being asked for (`drivers_autoprobe` of the PCI bus). `modules_on_disk`: the index of the running
-    kernel's modules is there; some distributions remove it with the kernel's package. `direct_regions`: the IOMMU
-    groups with memory that the firmware claims and that must be mapped as it is, each with its ranges
+    names, else "". `pci_drivers`: drivers registered on the PCI bus, by name, with the module that brought each (None:
+    built in); `registrations`: a number for each that another registration of it has not. `vfio_available`: vfio-pci is
+    registered, or its module is installed for the running kernel. `vfio_aliases`: what the modules of vfio drivers say
+    that they are for, each pattern (`vfio_pci:v000010DEd00002342sv*sd*bc*sc*i*`) with its module. `vfio_nodes`: the
+    numbers of the groups that have a `/dev/vfio/GROUP` node, and `vfio` unless vfio is in the kernel and makes no such
+    nodes. `modules`: those that a driver profile names (`gpuswitch.model.drivers`) and that are in the kernel, by name.
+    `boot_framebuffers`: those that a driver has. `console_map`: the frame buffers that the kernel's command line gives
+    text consoles to (`fbcon=map:`), None where it says nothing of it. `autoprobe`: a driver that registers, or a device
+    that is found, is bound without being asked for (`drivers_autoprobe` of the PCI bus). `modules_on_disk`: the index
+    of the running kernel's modules is there; some distributions remove it with the kernel's package. `direct_regions`:
+    the IOMMU groups with memory that the firmware claims and that must be mapped as it is, each with its ranges
     (`0xbdf6e000-0xbdf6efff`).
     """
 
@@ -216,6 +216,7 @@ class HostFacts:
     iommu: bool
     vfio_available: bool
     pci_drivers: Mapping[str, str | None] = field(default_factory=dict)
+    registrations: Mapping[str, int] = field(default_factory=dict)
     vfio_aliases: tuple[tuple[str, str], ...] = ()
     vfio_nodes: frozenset[str] = frozenset()
     modules: Mapping[str, Module] = field(default_factory=dict)

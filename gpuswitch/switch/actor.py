@@ -55,12 +55,16 @@ class Actor(Running):
         super().__init__(gpu, facts, host=host, config=config, journal=journal, arbiter=arbiter, rested=rested)
         self._deciding = asyncio.Lock()
         self._planning = asyncio.Lock()
-        self._goes_on = False
 
     @property
     def bound(self) -> bool:
         """Its functions are its own until it is home: they are under way, or are owed something."""
         return self._task is not None or self._deciding.locked() or bool(self._owed) or self.owned
+
+    @property
+    def busy(self) -> bool:
+        """It is under way, or may be in a moment."""
+        return self._task is not None or self._deciding.locked()
 
     # What others see and ask ----------------------------------------------------------------------------------------
 
@@ -176,17 +180,12 @@ class Actor(Running):
             switch, why = self._resumed(left)
             self._start_recovery(switch, why, starting=True)
             await switch.wait()
-            self._goes_on = self.state is State.FAILED
         elif self._owed.functions and self.state in {State.HOST, State.UNKNOWN, State.ABSENT}:
             text = f"{State.VFIO} → {self.state}: {whereabouts(self.gpu, self.facts)}, while the service was away"
             self._observer.drifted(self, Drift(State.VFIO, self.state, text, self.since))
 
     async def pay(self) -> None:
-        if self._goes_on and self.state is State.FAILED:
-            # By ways that could not be gone while the service started.
-            self._goes_on = False
-            await self._tried_once_more()
-        elif self._owed and self.state is State.HOST and not self.awaited:
+        if self._owed and self.state is State.HOST and not self.awaited:
             await self._bring_home()
         elif self.state is State.ABSENT and self.owes_units and not self.owned:
             await self._start_units()
@@ -194,9 +193,18 @@ class Actor(Running):
             # A switch that was cut short left it behind, and nothing of ours needs it.
             await self._arbiter.give_back(self.gpu.address, (), self.config.deadlines)
 
-    async def _tried_once_more(self) -> None:
+    async def pay_at_start(self) -> None:
+        """The same, once the service has started: now there are ways home that could not be gone before."""
+        if self.stays_out:
+            await self.try_again("the service has started")
+        else:
+            await self.pay()
+
+    async def try_again(self, why: str) -> None:
+        """What did not come home is brought there once more; `why` that may work now."""
+        _log.info("%s is to come home once more: %s", self.gpu.address, why)
         try:
-            await (await self.recover()).wait()
+            await (await (self.recover() if self.state is State.FAILED else self.request(State.HOST))).wait()
         except GpuswitchError as error:
             _log.warning("%s", error)
 

@@ -17,9 +17,12 @@ from typing import Any
 
 from gpuswitch.errors import Failed, KernelError
 from gpuswitch.switch.host import Pending
-from gpuswitch.switch.step import Hands, Step, StepError
+from gpuswitch.switch.step import DeviceError, Hands, Step, StepError
 
 _log = logging.getLogger(__name__)
+
+LOG_SECONDS = 5.0
+"""How long what the kernel said of a failure is waited for, which only makes that easier to understand."""
 
 
 class Status(StrEnum):
@@ -91,6 +94,8 @@ class Engine:
         self._cut: asyncio.Timeout | None = None
         self.hung = False
         """Whether the kernel once did not return in time."""
+        self.failed_on_device = False
+        """Whether what failed was the device itself."""
         self.forgone: list[str] = []
         """Why optional steps did not work."""
 
@@ -144,6 +149,7 @@ class Engine:
                 if self._stop and not step.optional:
                     raise StoppedError(self._stop) from failure
                 if not step.optional:
+                    self.failed_on_device = isinstance(failure, DeviceError)
                     raise
                 _log.warning("%s: %s", step.title, failure)
                 self.forgone.append(str(failure))
@@ -156,7 +162,15 @@ class Engine:
         except Failed as error:
             if not step.optional:
                 raise StepError(str(error)) from error
-        deadline = step.deadline(self._deadlines)
+        mark = self._hands.host.kernel_log.mark()
+        try:
+            await self._done(step, step.deadline(self._deadlines))
+        except StepError as failure:
+            if lines := await self._heard(step, mark):
+                raise type(failure)(f"{failure}; the kernel says: {' | '.join(lines)}") from failure
+            raise
+
+    async def _done(self, step: Step, deadline: float) -> None:
         try:
             await self._bounded(step, step.apply, deadline)
         except StepError:
@@ -166,6 +180,12 @@ class Engine:
             await self._bounded(step, step.apply, deadline)
         if type(step).verify is not Step.verify:
             await self._bounded(step, step.verify, deadline)
+
+    async def _heard(self, step: Step, mark: float) -> tuple[str, ...]:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOG_SECONDS):
+                return await step.heard(self._hands, mark)
+        return ()
 
     async def back(self) -> None:
         """Revert what was begun, last first. Goes on past a revert that fails, to bring home what it can.

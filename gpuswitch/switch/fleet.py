@@ -24,6 +24,7 @@ from gpuswitch.switch.owed import NOTHING
 from gpuswitch.switch.owners import Owners
 from gpuswitch.switch.pause import Pause
 from gpuswitch.switch.record import Drift
+from gpuswitch.switch.retry import Retry
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Fleet:
         self._open = False
         self.owners = Owners(lambda: list(self.actors.values()), host, self._arbiter)
         self._paying: dict[PciAddress, asyncio.Task[None]] = {}
+        self._retries: dict[PciAddress, Retry] = {}
         self._put_off: asyncio.Handle | None = None
         self._again: asyncio.Handle | None = None
         self._blind = Pause()
@@ -102,7 +104,7 @@ class Fleet:
         self._fit([Gpu(address, tuple(entry.owed.functions)) for address, entry in left.items()], facts)
         for address, entry in left.items():
             lost = [function for function in entry.owed.functions if function not in there]
-            if entry.unfinished is None or not lost or not self.config.gpu(address).rules.rescan_on_failure:
+            if entry.unfinished is None or not lost or self.config.gpu(address).rules.rescan_on_failure is False:
                 continue
             try:
                 async with asyncio.timeout(self.config.deadlines.rescan):
@@ -117,7 +119,8 @@ class Fleet:
         for address, entry in (await self._read()).items():
             if address not in self.actors:
                 await self._pay_for_gone(address, entry)
-        await _each(self.actors.values(), Actor.pay)
+        await _each(self.actors.values(), Actor.pay_at_start)
+        self._retry()
 
     async def _read(self) -> Mapping[PciAddress, Entry]:
         """All that is kept for any GPU, there or not, as soon as it can be read."""
@@ -149,12 +152,24 @@ class Fleet:
             self._paying[address] = asyncio.create_task(_each([actor], Actor.pay))
             self._paying[address].add_done_callback(lambda _: self._paying.pop(address))
 
+    def _retry(self) -> None:
+        """See to it that what did not come home is brought there when that may work."""
+        for address in [a for a, retry in self._retries.items() if retry.is_over]:
+            del self._retries[address]
+        for address, actor in self.actors.items():
+            if address in self._retries:
+                self._retries[address].see(self.facts)
+            elif self._open and actor.stays_out and not actor.busy:
+                self._retries[address] = Retry(actor, self._host)
+
     async def stop(self, reason: str) -> None:
         """End every switch at the next safe point. A GPU that the kernel has is left to it."""
         if self._unwatch is not None:
             self._unwatch()
         for later in filter(None, (self._put_off, self._again)):
             later.cancel()
+        for retry in self._retries.values():
+            retry.stop()
         self.owners.stop()
         await asyncio.gather(*(actor.stop(reason) for actor in self.actors.values()))
         self._arbiter.awake.stop()
@@ -208,6 +223,7 @@ class Fleet:
                 self._observer.vanished(actor)
         for address, actor in self.actors.items():
             self._pay_soon(actor, actor.see(self.facts, found.get(address)))
+        self._retry()
         for address, gpu in found.items():
             if address not in self.actors:
                 actor = Actor(

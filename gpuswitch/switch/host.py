@@ -120,7 +120,7 @@ class Kernel(Protocol):
         """
 
     async def lost(self, functions: Sequence[PciAddress]) -> tuple[PciAddress, ...]:
-        """Those of them that were reset behind their driver's back: what the kernel set up in them is gone."""
+        """Those of them in which what the kernel had set up is gone, or that do not answer: on any driver, or none."""
 
     async def remove(self, functions: Sequence[PciAddress]) -> None:
         """Take the functions off the PCI bus, in this order; nothing to do for one that is gone already.
@@ -271,12 +271,26 @@ class Libvirt(Protocol):
         """
 
 
+class KernelLog(Protocol):
+    """What the kernel says for people to read. Never evidence for us: it is told, and nothing follows from it."""
+
+    def mark(self) -> float:
+        """This moment, for `said`."""
+
+    async def said(self, functions: Collection[PciAddress], names: Collection[str], mark: float) -> tuple[str, ...]:
+        """The lines since then that are about these functions, or about no device and name one of these (drivers).
+
+        Oldest first; none where nobody can tell.
+        """
+
+
 class Host(Protocol):
     """The machine: what can be seen of it, and a `Kernel` for each GPU."""
 
     processes: Processes
     systemd: Systemd
     libvirt: Libvirt
+    kernel_log: KernelLog
 
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
         """Observe, now, without taking a device lock or waking a device; does not block.

@@ -63,7 +63,8 @@ class Unfinished:
 class Entry:
     """What is kept for one GPU; False when it is nothing.
 
-    `stuck` has nothing but `what` and `worker`. `failed` says why no known-good state could be reached.
+    `stuck` has nothing but `what` and `worker`. `failed` says why no known-good state could be reached, `stays_out` why
+    the last way home ended elsewhere.
     """
 
     owed: Owed = NOTHING
@@ -71,14 +72,15 @@ class Entry:
     unfinished: Unfinished | None = None
     owner: Owner | None = None
     failed: str = ""
+    stays_out: str = ""
 
     def at(self, unfinished: Unfinished) -> Entry:
         """The same, with the switch come to another step."""
-        return Entry(self.owed, self.stuck, unfinished, self.owner, self.failed)
+        return Entry(self.owed, self.stuck, unfinished, self.owner, self.failed, self.stays_out)
 
     def __bool__(self) -> bool:
         some = (self.unfinished, self.owner, self.stuck)
-        return some != (None, None, None) or bool(self.failed or self.owed)
+        return some != (None, None, None) or bool(self.failed or self.stays_out or self.owed)
 
 
 class Journal:
@@ -255,6 +257,7 @@ def _encode_rest(entry: Entry) -> dict[str, Any]:
         },
         "owner": owner and [owner.name, owner.uuid],
         "failed": entry.failed,
+        "stays_out": entry.stays_out,
     }
 
 
@@ -303,6 +306,8 @@ def _decode(content: dict[str, Any]) -> Entry:
         _unfinished(content["unfinished"]),
         _owner(content["owner"]),
         _is(str, content["failed"]),
+        # Pages of earlier versions have none.
+        _is(str, content.get("stays_out", "")),
     )
 
 

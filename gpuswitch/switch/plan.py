@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import PERSISTENCED, profile_of, vfio_drivers
-from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.facts import Driver, HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Sought, Unit
 from gpuswitch.model.policy import Busy
@@ -28,6 +28,7 @@ from gpuswitch.switch.steps import (
     AwaitNodes,
     Bind,
     CheckGroup,
+    CheckRegisters,
     HoldGroup,
     KeepAwake,
     LoadDriver,
@@ -104,7 +105,7 @@ def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs 
         debts,
         (
             # First what may fail without anything having been touched.
-            *_load(facts, {d.name: d.module for d in vfio.values()}),
+            *_load(facts, vfio),
             *_make_ready(gpu, needs),
             # A device that sleeps in D3cold may not wake up in other hands. A vfio driver takes power management over
             # with the bind (pm_runtime_allow in vfio_pci_core_register_device), so this needs no end here.
@@ -227,6 +228,7 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = 
             KeepUp(),
             *_await_vm(gpu, leaving, held, back),
             KeepAwake({a: now[a].power_control for a in gpu.functions}),
+            *([CheckRegisters(tuple(arriving))] if arriving else []),
             # `vfio-pci.ids=` on the kernel command line would win a probe that is not aimed.
             AimOverrides(
                 {a: names[a] or baseline[a].override for a in gpu.functions},
@@ -237,7 +239,7 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = 
             *(Unbind(a, str(driver[a])) for a in leaving),
             *(ReleaseGroup(number) for number in held),
             # Not before the device is free: nvidia's module refuses to load where it finds no card of its own.
-            *_load(facts, {c.driver.name: c.driver.module for c in baseline.values() if c.driver is not None}),
+            *_load(facts, {a: c.driver for a, c in baseline.items() if c.driver is not None}),
             *(Bind(a, str(names[a])) for a in arriving),
             *_load_chain(facts, baseline, owed),
             *(AwaitNodes(a) for a in order if facts.functions[a].makes_gpu),
@@ -327,6 +329,10 @@ def _bring_consoles_back(gpu: Gpu, owed: Owed, back: Back, moved: Collection[Pci
     return steps
 
 
-def _load(facts: HostFacts, modules: Mapping[str, str | None]) -> list[Step]:
+def _load(facts: HostFacts, wanted: Mapping[PciAddress, Driver]) -> list[Step]:
     """Load the drivers that are not registered; one without a module is built in, and registered at boot."""
-    return [LoadDriver(module, name) for name, module in modules.items() if module and name not in facts.pci_drivers]
+    return [
+        LoadDriver(driver.module, driver.name, tuple(a for a, each in wanted.items() if each.name == driver.name))
+        for driver in {driver.name: driver for driver in wanted.values()}.values()
+        if driver.module and driver.name not in facts.pci_drivers
+    ]

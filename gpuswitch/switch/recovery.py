@@ -1,21 +1,23 @@
 """The ladder: the ways to a known-good state, in order, for a GPU that a switch or a crash left without one.
 
-Each rung is tried once. The rougher ones, which reset the GPU or take it off the bus for a moment, are there only where
-the configuration says so, and only while nobody has the GPU open.
+Each rung is tried once. The rougher ones, which reset the GPU or take it off the bus for a moment, are there unless
+the configuration says otherwise, and only while nobody has the GPU open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
-from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.facts import HostFacts, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
 from gpuswitch.switch.last_resort import RemoveFunctions, Rescan, ResetFunction
 from gpuswitch.switch.record import Result
 from gpuswitch.switch.step import Step, StepError
-from gpuswitch.tables import Defaults
+from gpuswitch.switch.steps import HoldGroup, ReleaseGroup
+from gpuswitch.tables import Attempt, Defaults
 
 OUTCOMES = {State.HOST: "home", State.VFIO: "vfio", State.FAILED: "failed"}
 """What became of a recovery, by the state that it ended in."""
@@ -65,22 +67,52 @@ def _onward(target: State) -> Rung:
     return Rung(f"cannot get it {_WORDS[target]}", target)
 
 
+def after_refusal(rules: Defaults) -> tuple[Rung, ...]:
+    """For a way to the host that ended back on vfio since the host driver could not take the GPU."""
+    return _rougher(rules)
+
+
+def back_on_vfio() -> tuple[Rung, ...]:
+    """For a GPU that was on vfio, and that no reset nor rescan has brought to the host: it is left where it was."""
+    return (_onward(State.VFIO),)
+
+
 def _rougher(rules: Defaults) -> tuple[Rung, ...]:
     rungs = []
     if rules.reset_on_failure:
-        rungs.append(Rung("cannot get it on the host after a reset", State.HOST, _reset))
+        rungs.append(
+            Rung("cannot get it on the host after a reset", State.HOST, partial(_reset, rules.reset_on_failure))
+        )
     if rules.rescan_on_failure:
-        rungs.append(Rung("cannot get it on the host after a removal and a rescan", State.HOST, _rescan))
+        rungs.append(
+            Rung(
+                "cannot get it on the host after a removal and a rescan",
+                State.HOST,
+                partial(_rescan, rules.rescan_on_failure),
+            )
+        )
     return tuple(rungs)
 
 
-def _reset(gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
+def _reset(attempt: Attempt, gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
     """A reset takes the state of a device away from under its driver: none but those for vfio expect that."""
     displays = [f for f in gpu.present(facts) if f.makes_gpu]
-    if busy := [f for f in displays if f.driver is not None and not f.on_vfio]:
+    _refuse_on_host(displays if attempt is True else gpu.present(facts))
+    return _held(gpu, facts, tuple(ResetFunction(f.address) for f in displays))
+
+
+def _rescan(attempt: Attempt, gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
+    if attempt is not True:
+        _refuse_on_host(gpu.present(facts))
+    return _held(gpu, facts, (RemoveFunctions(gpu.functions), Rescan(gpu.functions)))
+
+
+def _refuse_on_host(functions: Iterable[PciFunction]) -> None:
+    if busy := [f for f in functions if f.driver is not None and not f.on_vfio]:
         raise StepError(f"{busy[0].address} is on {busy[0].driver_name}, which would lose it unawares")
-    return tuple(ResetFunction(f.address) for f in displays)
 
 
-def _rescan(gpu: Gpu, _facts: HostFacts) -> tuple[Step, ...]:
-    return (RemoveFunctions(gpu.functions), Rescan(gpu.functions))
+def _held(gpu: Gpu, facts: HostFacts, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The steps while no virtual machine can take the GPU."""
+    groups = sorted({f.iommu_group for f in gpu.present(facts) if f.on_vfio and f.iommu_group is not None})
+    return (*(HoldGroup(number) for number in groups), *steps, *(ReleaseGroup(number) for number in groups))

@@ -22,7 +22,7 @@ from gpuswitch.switch.pause import LateError
 from gpuswitch.switch.plan import Plan
 from gpuswitch.switch.prepare import Preparation
 from gpuswitch.switch.record import Result, Switch
-from gpuswitch.switch.recovery import OUTCOMES, Rung, after_crash, after_failure, summary
+from gpuswitch.switch.recovery import OUTCOMES, Rung, after_crash, after_failure, after_refusal, back_on_vfio, summary
 from gpuswitch.switch.step import Hands, Step, StepError
 from gpuswitch.switch.waiting import Waiting
 
@@ -35,6 +35,9 @@ class HungError(StepError):
 
 class Running(Waiting):
     """A GPU with the one switch that moves it. Who hears of what, and what is asked, its actor knows."""
+
+    _device_failed = False
+    """Whether a recovery that runs has met a device in no state to be used."""
 
     # A switch -------------------------------------------------------------------------------------------------------
 
@@ -91,12 +94,26 @@ class Running(Waiting):
         """The way back; where that fails too, any other to a known-good state. The plan is the one that led there."""
         failed = await self._go_back(engine)
         if failed is None:
+            if result is Result.REVERTED and switch.target is State.HOST and engine.failed_on_device:
+                return await self._mended(switch, reason)
             return result, reason, None
         switch.recovery = True
         reason = "; ".join(filter(None, (reason, f"the way back failed too: {failed}")))
         if engine.hung or await self._at_rest():
             return Result.FAILED, reason, None
         return await self._climb(switch, after_failure(switch.target, self._rules), reason)
+
+    async def _mended(self, switch: Switch, reason: str) -> tuple[Result, str, Plan | None]:
+        """It is back on vfio, since its host driver could not take it: perhaps it can after a reset."""
+        if not (rungs := after_refusal(self._rules)):
+            return Result.REVERTED, reason, None
+        switch.recovery = True
+        result, reason, reached = await self._climb(switch, rungs, reason)
+        if reached is None and await self._at_rest():
+            return Result.REVERTED, reason, None
+        if reached is not None or (self._engine is not None and self._engine.hung):
+            return result, reason, reached
+        return await self._climb(switch, back_on_vfio(), reason)
 
     async def _go_back(self, engine: Engine) -> str | None:
         """Take all of it back, however long the kernel takes; what did not work, in sentences, or None."""
@@ -150,6 +167,8 @@ class Running(Waiting):
             return await self._settle(Result.REVERTED, why, None, self._owed, story)
         ladder = after_crash(self._rules, starting=starting)
         result, reason, reached = await self._climb(switch, ladder, why, starting=starting)
+        if result is Result.REVERTED and switch.target is State.HOST and self._device_failed and not starting:
+            result, reason, reached = await self._mended(switch, reason)
         return await self._settle(result, reason, reached, self._owed, story)
 
     def _resumed(self, left: Unfinished) -> tuple[Switch, str]:
@@ -226,6 +245,7 @@ class Running(Waiting):
             if isinstance(failure, StuckError):
                 words, kind = failure.afterwards, HungError
                 await self._outlasted(failure)
+            self._device_failed = self._device_failed or engine.failed_on_device
             if worse := await self._go_back(engine):
                 words += f"; the way back failed too: {worse}"
             raise (HungError if engine.hung else kind)(words) from failure
@@ -281,6 +301,7 @@ class Running(Waiting):
     def _set_out(self, switch: Switch, trigger: str = "") -> None:
         self._make_current(switch)
         self.reason = ""
+        self._device_failed = False
         self._resting.clear()
         self._fire_start(switch.target, trigger)
         self._tell()

@@ -84,6 +84,8 @@ class Standing:
         if self._entry.failed and self.state is State.UNKNOWN:
             self._fire("left_failed")
             self.reason = self._entry.failed
+        elif self.stays_out:
+            self.reason = self.stays_out
 
     @property
     def state(self) -> State:
@@ -97,6 +99,12 @@ class Standing:
     @property
     def owned(self) -> bool:
         return self.owner is not None
+
+    @property
+    def stays_out(self) -> str:
+        """Why the last way home ended elsewhere, where it still is; "" where none did, or it is somebody's."""
+        out = self.state in {State.VFIO, State.FAILED} and not self.owned
+        return self._entry.stays_out if out else ""
 
     @property
     def _along(self) -> frozenset[PciAddress]:
@@ -137,7 +145,9 @@ class Standing:
             self._fire(SEEN[now])
             self.reason = ""
             drift = Drift(before, now, f"{before} → {now}: {whereabouts(gpu, facts)}", self.since)
-            self._keep_if_possible(replace(self._entry, failed="", owner=self._owner_at(now)))
+            # The first look of a service finds it where the one before left it.
+            out = self._entry.stays_out if before is State.UNKNOWN and now is State.VFIO else ""
+            self._keep_if_possible(replace(self._entry, failed="", stays_out=out, owner=self._owner_at(now)))
         if self.state is State.UNKNOWN and not (self.reason and explain(gpu, facts) == explain(*seen_before)):
             self.reason = explain(gpu, facts)
         if not gpu.present(facts):
@@ -184,8 +194,14 @@ class Standing:
         owed = self._owed_after(result, reached, owed_before)
         failed = self.reason if self.state is State.FAILED else ""
         owner = self._owner_at(self.state)
-        self._keep_if_possible(Entry(owed, owner=owner, failed=failed))
+        out = self.state is State.FAILED or (self.state is State.VFIO and self._was_to_come_home)
+        stays_out = self.reason if out and result in {Result.REVERTED, Result.FAILED} else ""
+        self._keep_if_possible(Entry(owed, owner=owner, failed=failed, stays_out=stays_out))
         return result, reason
+
+    @property
+    def _was_to_come_home(self) -> bool:
+        return self.switch is not None and self.switch.target is State.HOST
 
     def _owed_after(self, result: Result, reached: Plan | None, owed_before: Owed) -> Owed:
         if reached is not None:
@@ -274,7 +290,7 @@ class Standing:
         if owner is None or again:
             self._keep_if_possible(replace(self._entry, owner=owner))
         else:
-            self._keep(replace(self._entry, owner=owner))
+            self._keep(replace(self._entry, owner=owner, stays_out=""))
         if owner != before:
             self.asked_with = frozenset()
         self._changed()
@@ -292,7 +308,7 @@ class Standing:
         unfinished = Unfinished(switch.id, switch.target, switch.asker, switch.started, count=switch.count)
         self._page.reserve()
         try:
-            self._keep(replace(self._entry, owed=owed, unfinished=unfinished, stuck=None, failed=""))
+            self._keep(replace(self._entry, owed=owed, unfinished=unfinished, stuck=None, failed="", stays_out=""))
         except Failed as error:
             raise Failed(f"{error}, so nothing was changed") from error
 

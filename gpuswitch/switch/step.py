@@ -28,6 +28,10 @@ class StepError(Exception):
     """A step did not work; the sentence says what was found instead."""
 
 
+class DeviceError(StepError):
+    """The device is in no state to be used by its host driver: a reset may help, or a removal and a rescan."""
+
+
 class Hands:
     """What a step works with: eyes on the host, the kernel operations of one GPU, and what it shares with others.
 
@@ -141,6 +145,10 @@ class Step:
 
     async def revert(self, hands: Hands) -> None:
         """Take it back, also when it was done in part or not at all."""
+
+    async def heard(self, hands: Hands, mark: float) -> tuple[str, ...]:  # noqa: ARG002 -- of most, the kernel says nothing
+        """What the kernel said of it since `mark` (`KernelLog.mark`), now that it did not work."""
+        return ()
 
 
 async def side_by_side(work: Iterable[Coroutine[Any, Any, None]]) -> None:

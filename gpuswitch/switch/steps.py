@@ -6,6 +6,8 @@ also puts right what an `apply` that failed half-way left behind, so the engine 
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,25 +23,39 @@ from gpuswitch.switch.books import machines_with, sentence
 from gpuswitch.switch.clearing_up import ClearingUp
 from gpuswitch.switch.guards import NO_GROUPS
 from gpuswitch.switch.holding import in_the_way
-from gpuswitch.switch.step import Hands, Step, StepError
+from gpuswitch.switch.step import DeviceError, Hands, Step, StepError
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LoadDriver(Step):
-    """Have a driver registered. Not taken back: a loaded driver moves nothing, and others may use it by then."""
+    """Have a driver registered, for these functions.
+
+    Not taken back: a loaded driver moves nothing, and others may use it by then.
+    """
 
     kind = "module"
     module: str
     driver: str
+    functions: tuple[PciAddress, ...] = ()
 
     @property
     def title(self) -> str:
         return f"load {self.driver}"
 
+    async def heard(self, hands: Hands, mark: float) -> tuple[str, ...]:
+        return await hands.host.kernel_log.said(self.functions, {self.driver, self.module}, mark)
+
     async def apply(self, hands: Hands) -> None:
-        await hands.kernel.load(self.module)
+        try:
+            await hands.kernel.load(self.module)
+        except KernelError as error:
+            if error.errno == errno.ENODEV:
+                # Its driver takes none of the devices that it is for, and there it loads no further.
+                raise DeviceError(str(error)) from error
+            raise
 
     async def verify(self, hands: Hands) -> None:
         await hands.check(self._unmet)
@@ -75,6 +91,33 @@ class KeepAwake(Step):
 
     async def revert(self, hands: Hands) -> None:
         await hands.kernel.set_power_control(_but_for(hands.staying, self.before))
+
+
+@dataclass(frozen=True)
+class CheckRegisters(Step):
+    """See that the functions are as the kernel had set them up, before any driver is bound that relies on it.
+
+    Somebody may have reset them by the bus, which leaves their base addresses 0; a dead device does not answer.
+    """
+
+    kind = "capture"
+    functions: tuple[PciAddress, ...]
+
+    @property
+    def title(self) -> str:
+        return f"check the registers of {_all(self.functions)}"
+
+    async def apply(self, hands: Hands) -> None:
+        try:
+            lost = await hands.kernel.lost(self.functions)
+        except KernelError as error:
+            # Then their drivers find out.
+            _log.warning("%s", error)
+            return
+        if lost:
+            raise DeviceError(
+                f"{' and '.join(map(str, lost))} lost what the kernel had set up: no driver could work with that"
+            )
 
 
 @dataclass(frozen=True)
@@ -166,14 +209,28 @@ class Bind(Step):
     def title(self) -> str:
         return f"bind {self.function} to {self.driver}"
 
+    async def heard(self, hands: Hands, mark: float) -> tuple[str, ...]:
+        module = (await hands.look()).pci_drivers.get(self.driver)
+        return await hands.host.kernel_log.said([self.function], {self.driver, module or self.driver}, mark)
+
     def deadline_back(self, deadlines: Mapping[str, float]) -> float:
         return max(deadlines[self.kind], profile_of(Driver(self.driver, None)).unbind_seconds)
 
     async def apply(self, hands: Hands) -> None:
-        await hands.kernel.probe(self.function)
+        try:
+            await hands.kernel.probe(self.function)
+        except KernelError as error:
+            raise (StepError if error.errno == errno.ENODEV else self._refused)(str(error)) from error
 
     async def verify(self, hands: Hands) -> None:
-        await hands.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])
+        seen = await hands.look([self.function])
+        if (why := _not_on(seen, self.function, self.driver)) is not None:
+            raise (self._refused if self.function in seen.functions else StepError)(why)
+
+    @property
+    def _refused(self) -> type[StepError]:
+        # A vfio driver takes a device in any state.
+        return StepError if named_for_vfio(self.driver) else DeviceError
 
     async def revert(self, hands: Hands) -> None:
         now = (await hands.look([self.function])).functions.get(self.function)
@@ -349,7 +406,7 @@ def _but_for(staying: Collection[PciAddress], before: Mapping[PciAddress, _T]) -
     return {a: value for a, value in before.items() if a not in staying}
 
 
-def _all(functions: Mapping[PciAddress, object]) -> str:
+def _all(functions: Collection[PciAddress]) -> str:
     match len(functions):
         case 1:
             return str(next(iter(functions)))

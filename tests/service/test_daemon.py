@@ -68,6 +68,7 @@ async def test_a_gpu_shows_what_it_is_and_where(start: Start) -> None:
         "Owner": ("", ""),
         "Switch": {},
         "Reason": "",
+        "StaysOut": False,
     }
     unnamed = await service.properties(INTEGRATED)
     assert (unnamed["Name"], unnamed["Managed"], unnamed["Vendor"]) == ("", False, "intel")

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from gpuswitch.config import Config, GpuConfig
 from gpuswitch.host.simulated.consoles import VTCONSOLE
@@ -40,6 +40,10 @@ GPUS = {
     "single": "0000:01:00.0",
 }
 """The GPU to switch in each scenario."""
+
+
+GENTLE: dict[str, Any] = {"reset_on_failure": False, "rescan_on_failure": False}
+"""Rules by which what does not come home stays where it was."""
 
 
 def config(scenario: str = "", **rules: object) -> Config:
@@ -268,5 +272,7 @@ class Bed:
     async def again(self, *, pay: bool = True) -> Bed:
         """The next service on the same machine; the workers of this one, if they are idle, are gone."""
         self.fleet._arbiter.awake.stop()
+        for retry in self.fleet._retries.values():
+            retry.stop()
         await self.host.close()
         return await Bed.made(SimulatedHost(self.machine), self.directory, self.fleet.config, pay=pay)

@@ -16,7 +16,7 @@ from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import THE_SERVICE, Result
 from gpuswitch.switch.steps import Bind
-from tests.simulated.bed import GPUS, Bed, Settings, settings_of
+from tests.simulated.bed import GENTLE, GPUS, Bed, Settings, settings_of
 
 WRITES: tuple[Operation, ...] = ("load", "keep_awake", "set_power_control", "set_override", "unbind", "probe")
 USB = PciAddress.parse("0000:01:00.2")
@@ -26,7 +26,7 @@ GROUPS: tuple[Operation, ...] = ("hold_group", "release_group")
 
 async def at_the_start(scenario: str, target: State, directory: Path) -> tuple[Bed, Actor]:
     """A GPU at rest, on the other side of `target`."""
-    bed = await Bed.of(scenario, directory)
+    bed = await Bed.of(scenario, directory, **GENTLE)
     actor = bed.fleet.find(GPUS[scenario])
     if target is State.HOST:
         await bed.moved(actor, State.VFIO)

@@ -19,7 +19,7 @@ from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.record import Asker, Result
-from tests.simulated.bed import Bed, config
+from tests.simulated.bed import GENTLE, Bed, config
 
 GPU = PciAddress.parse("0000:01:00.0")
 SOUND = PciAddress.parse("0000:01:00.1")
@@ -352,7 +352,9 @@ class TestTheEnd:
         await asyncio.sleep(1000)
         assert (actor.state, actor.owner) == (State.VFIO, LINUX)
 
-    async def test_a_way_home_that_fails_leaves_it_on_vfio_without_an_owner(self, bed: Bed, actor: Actor) -> None:
+    async def test_a_way_home_that_fails_leaves_it_on_vfio_without_an_owner(self, tmp_path: Path) -> None:
+        bed = await made(tmp_path, **GENTLE)
+        actor = bed.fleet.find("01:00.0")
         await running(bed)
         bed.host.faults.add(Errno(errno.EINVAL), operation="probe", nth=1)
         bed.machine.end("win11")

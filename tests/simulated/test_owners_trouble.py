@@ -16,7 +16,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.record import Asker, Result
 from gpuswitch.switch.store import DirectoryStore
-from tests.simulated.bed import Bed
+from tests.simulated.bed import GENTLE, Bed
 from tests.simulated.test_owners import (
     ALL,
     GPU,
@@ -223,7 +223,9 @@ class TestTheWayHome:
         await home(bed, actor)
 
     @pytest.mark.parametrize("nth", [1, None])
-    async def test_the_machine_may_sleep_again_wherever_it_ends(self, nth: int | None, bed: Bed, actor: Actor) -> None:
+    async def test_the_machine_may_sleep_again_wherever_it_ends(self, nth: int | None, tmp_path: Path) -> None:
+        bed = await made(tmp_path, **GENTLE)
+        actor = bed.fleet.find("01:00.0")
         await running(bed)
         bed.machine.end("win11")
         bed.host.faults.add(Errno(errno.EIO), operation="probe", subject=SOUND, nth=nth)

@@ -17,7 +17,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.record import Result
-from tests.simulated.bed import Bed, config
+from tests.simulated.bed import GENTLE, Bed, config
 
 GPU, SOUND = PciAddress.parse("0009:01:00.0"), PciAddress.parse("0009:01:00.1")
 VARIANT = "nvgrace-gpu-vfio-pci"
@@ -84,7 +84,7 @@ async def test_what_fails_leads_back(tmp_path: Path, function: PciAddress) -> No
 
 @pytest.mark.parametrize("function", [GPU, SOUND], ids=str)
 async def test_what_fails_on_the_way_home_leads_back_to_the_same_drivers(tmp_path: Path, function: PciAddress) -> None:
-    bed, actor = await made(tmp_path)
+    bed, actor = await made(tmp_path, **GENTLE)
     await bed.moved(actor, State.VFIO)
     bed.host.faults.add(Errno(EIO), operation="probe", subject=function)
     switch = await bed.switch(actor, State.HOST)

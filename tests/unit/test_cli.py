@@ -38,6 +38,7 @@ def gpu(**changes: object) -> dict[str, Any]:
         "Owner": ("", ""),
         "Switch": {},
         "Reason": "",
+        "StaysOut": False,
         "StateSince": 1_700_000_000_000_000,
         **changes,
     }
@@ -305,7 +306,7 @@ def test_what_a_function_brings_with_it_is_said_in_a_word(capsys: pytest.Capture
     heading, first, _ = capsys.readouterr().out.splitlines()
     assert heading.split()[-2:] == ["WITH", "MODEL"]
     assert "13           NVSwitch, reserved region  NVIDIA" in first
-    look.status(service(gpu(Adds=["firmware frame buffer"])), PLAIN)
+    look.status(service(gpu(Adds=["firmware frame buffer"], StaysOut=True)), PLAIN)
     assert "with: firmware frame buffer\n" in capsys.readouterr().out
     look.list_gpus(service(gpu()), PLAIN)
     assert "WITH" not in capsys.readouterr().out

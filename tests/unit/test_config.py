@@ -151,11 +151,20 @@ def test_where_a_gpu_goes_after_its_virtual_machine_is_as_on_release_unless_said
     assert (settings["defaults.on_saved"], settings["gpu[0000:01:00.0].on_saved"]) == ('"host"', '""')
 
 
-def test_no_device_is_reset_or_removed_unless_the_configuration_says_so(tmp_path: Path, write: Write) -> None:
+def test_whether_a_device_is_reset_or_removed(tmp_path: Path, write: Write) -> None:
     write("config.toml", '[[gpu]]\naddress = "01:00.0"\nreset_on_failure = true\n')
     config = load(tmp_path, {})
-    assert (config.gpu(FIRST).rules.reset_on_failure, config.gpu(FIRST).rules.rescan_on_failure) == (True, False)
-    assert (config.defaults.reset_on_failure, config.defaults.rescan_on_failure) == (False, False)
+    assert (config.gpu(FIRST).rules.reset_on_failure, config.gpu(FIRST).rules.rescan_on_failure) == (True, "auto")
+    assert (config.defaults.reset_on_failure, config.defaults.rescan_on_failure) == ("auto", "auto")
+
+
+def test_whether_a_device_is_removed_by_a_variable(tmp_path: Path) -> None:
+    values = {"auto": "auto", "true": True, "false": False}
+    for text, value in values.items():
+        config = load(tmp_path, {"GPUSWITCH_DEFAULTS__RESCAN_ON_FAILURE": text})
+        assert config.defaults.rescan_on_failure == value
+    with pytest.raises(ConfigError, match="must be true, false or \"auto\", not 'yes'"):
+        load(tmp_path, {"GPUSWITCH_DEFAULTS__RESCAN_ON_FAILURE": "yes"})
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ class TestToHost:
         assert titles(back(geforce("vfio-pci", "vfio-pci"), ["nvidia", "snd_hda_intel"])) == [
             "hold IOMMU group 1",
             "keep both functions awake",
+            "check the registers of both functions",
             "aim the override of both functions at nvidia, snd_hda_intel",
             "see that nobody has it open",
             "unbind gpu.0 from vfio-pci",
@@ -135,6 +136,7 @@ class TestToHost:
         assert titles(back(geforce(*AWAY), [*HOME[:3], "i915"])) == [
             "hold IOMMU group 1",
             "keep all 4 functions awake",
+            "check the registers of all 4 functions",
             "aim the override of all 4 functions at i915, nvidia, snd_hda_intel, xhci_hcd",
             "see that nobody has it open",
             "unbind gpu.0 from vfio-pci",
@@ -154,7 +156,7 @@ class TestToHost:
         ]
 
     def test_what_had_no_driver_gets_none(self) -> None:
-        assert titles(back(geforce("vfio-pci", "vfio-pci"), ["nvidia", None]))[2:8] == [
+        assert titles(back(geforce("vfio-pci", "vfio-pci"), ["nvidia", None]))[3:9] == [
             "aim the override of both functions at nvidia",
             "see that nobody has it open",
             "unbind gpu.0 from vfio-pci",
@@ -166,6 +168,7 @@ class TestToHost:
     def test_half_moved_only_the_rest_moves(self) -> None:
         assert titles(back(geforce(None, "snd_hda_intel"), ["nvidia", "snd_hda_intel"])) == [
             "keep both functions awake",
+            "check the registers of gpu.0",
             "aim the override of both functions at nvidia, snd_hda_intel",
             "bind gpu.0 to nvidia",
             "wait for the device nodes of gpu.0",
@@ -180,7 +183,7 @@ class TestToHost:
         ]
         steps = titles(back(card, ["nvidia", "snd_hda_intel"]))
         assert steps[:2] == ["hold IOMMU group 3", "hold IOMMU group 7"]
-        assert steps[7:9] == ["release IOMMU group 3", "release IOMMU group 7"]
+        assert steps[8:10] == ["release IOMMU group 3", "release IOMMU group 7"]
 
     def test_an_override_of_the_owner_comes_back(self) -> None:
         host = facts(geforce("vfio-pci"))

@@ -189,6 +189,7 @@ def test_the_whole_way_home() -> None:
     assert titles(home(OWED, after)) == [
         "hold IOMMU group 1",
         "keep both functions awake",
+        "check the registers of both functions",
         "aim the override of both functions at nvidia, snd_hda_intel",
         "see that nobody has it open",
         "unbind gpu.0 from vfio-pci",

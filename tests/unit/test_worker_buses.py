@@ -160,6 +160,27 @@ class TestLost:
         tree.plain(str(GPU), "enable", "0\n")
         assert await kernel.lost([GPU]) == ()
 
+    @pytest.mark.parametrize(("command", "first"), [(0x0, 0xC), (0xFFFF, 0xFFFFFFFF)], ids=["address", "no answer"])
+    async def test_and_has_its_base_addresses(self, command: int, first: int, tree: Tree, kernel: LinuxKernel) -> None:
+        configured(tree, GPU, command, first)
+        tree.plain(str(GPU), "enable", "0\n")
+        assert await kernel.lost([GPU]) == (GPU,)
+
+    async def test_a_virtual_function_has_none(self, tree: Tree, kernel: LinuxKernel) -> None:
+        configured(tree, GPU, first=0, second=0)
+        (tree.path(str(GPU)) / "physfn").symlink_to(tree.path(str(AUDIO)))
+        assert await kernel.lost([GPU]) == ()
+
+    @pytest.mark.parametrize("flag", [0x10, 0x20, 0x20000000], ids=["fixed", "enhanced allocation", "unset"])
+    async def test_nor_has_memory_that_is_elsewhere(self, flag: int, tree: Tree, kernel: LinuxKernel) -> None:
+        configured(tree, GPU, first=0xC)
+        resource = tree.path(str(GPU)) / "resource"
+        lines = resource.read_text().splitlines()
+        start, end, flags = lines[0].split()
+        lines[0] = f"{start} {end} {int(flags, 16) | flag:#018x}"
+        resource.write_text("\n".join(lines) + "\n")
+        assert await kernel.lost([GPU]) == ()
+
     async def test_who_is_not_there(self, kernel: LinuxKernel) -> None:
         assert (await refused(kernel.lost([PciAddress.parse("0000:09:00.0")]))).errno == errno.ENODEV
 

@@ -127,6 +127,17 @@ def snapshot(machine: Machine, functions: Iterable[str] = (GPU, GPU_AUDIO)) -> s
     return "\n".join([*lines, vfio or "", str((cards or "").count("card")), str((sounds or "").count("control")), ""])
 
 
+def registers(machine: Machine) -> str:
+    """What libvirt's reset takes away: the base addresses of both functions, and whether they decode memory."""
+    return "\n".join(
+        machine.sh(
+            f"config=/sys/bus/pci/devices/{function}/config; od -An -tx4 -j16 -N24 $config; "
+            "echo $(($(od -An -tu1 -j4 -N1 $config) & 2))"
+        ).stdout
+        for function in (GPU, GPU_AUDIO)
+    )
+
+
 def node_of_sound(machine: Machine, function: str = GPU_AUDIO) -> str:
     """The control node of a function's sound card, which PipeWire holds open for ever on a desktop.
 

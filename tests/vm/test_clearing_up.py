@@ -11,7 +11,7 @@ import pytest
 
 from tests.machines.inside import words
 from tests.vm import units
-from tests.vm.guest import ctl, drivers, prop, state, wait_prop
+from tests.vm.guest import ctl, drivers, prop, registers, state, wait_prop
 from tests.vm.rig.hardware import GPU, GPU_AUDIO
 from tests.vm.rig.machine import Machine
 from tests.vm.stage.libvirt import (
@@ -32,17 +32,6 @@ from tests.vm.stage.libvirt import (
 
 QUICK = f"{MANAGED}release_grace = 2\n"
 LIBVIRTD = "libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket"
-
-
-def registers(machine: Machine) -> str:
-    """What libvirt's reset takes away: the base addresses of both functions, and whether they decode memory."""
-    return "\n".join(
-        machine.sh(
-            f"config=/sys/bus/pci/devices/{function}/config; od -An -tx4 -j16 -N24 $config; "
-            "echo $(($(od -An -tu1 -j4 -N1 $config) & 2))"
-        ).stdout
-        for function in (GPU, GPU_AUDIO)
-    )
 
 
 def start(machine: Machine, *, managed: str = "yes") -> None:

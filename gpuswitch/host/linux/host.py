@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 
 from gpuswitch.host.linux import uevents
 from gpuswitch.host.linux.kernel import LinuxKernel
+from gpuswitch.host.linux.kernellog import LinuxKernelLog
 from gpuswitch.host.linux.libvirt import LinuxLibvirt
 from gpuswitch.host.linux.processes import LinuxProcesses
 from gpuswitch.host.linux.sysfs import Roots, Sysfs
@@ -25,6 +26,7 @@ class LinuxHost(Host):
         self.processes = LinuxProcesses(self._roots)
         self.systemd = LinuxSystemd(self._roots.tools)
         self.libvirt = LinuxLibvirt(self._roots.libvirt)
+        self.kernel_log = LinuxKernelLog(self._roots.tools)
         self._kernels: dict[str, LinuxKernel] = {}
         self._readers: dict[str, LinuxKernel] = {}
         self._watchers: dict[object, Callable[[], None]] = {}

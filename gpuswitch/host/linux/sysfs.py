@@ -130,7 +130,9 @@ class Sysfs:
         self._booted = self._boot_display.among(self._displays(present), {str(each.function) for each in framebuffers})
         mediated = self._mediated_devices()
         # Drivers before functions: one that registers in between is asked for by name.
-        drivers = {name: self._module(name) for name, _ in entries(f"{self._roots.sysfs}/bus/pci/drivers")}
+        # A folder that is made anew has another inode.
+        registrations = dict(entries(f"{self._roots.sysfs}/bus/pci/drivers"))
+        drivers = {name: self._module(name) for name in registrations}
         functions = self._functions(present, drivers, mediated)
         return HostFacts(
             functions=functions,
@@ -138,6 +140,7 @@ class Sysfs:
             processor=self._processor,
             vfio_available=VFIO_DRIVER in drivers or self._installed.vfio_pci(),
             pci_drivers=drivers,
+            registrations=registrations,
             vfio_aliases=self._installed.vfio_aliases(),
             vfio_nodes=frozenset(self._vfio_nodes()),
             modules=self._modules(),

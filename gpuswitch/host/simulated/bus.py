@@ -69,6 +69,8 @@ class Bus:
         self.ready: list[CardListener] = []
         self.leaving: list[CardListener] = []
         self.gone: list[CardListener] = []
+        self.log: list[tuple[PciAddress, str]] = []
+        """What the kernel said of which device."""
         self._groups: dict[int, Group] = {}
         self._orphans: dict[PciAddress, list[Card]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,10 +108,19 @@ class Bus:
         if not module.needs_device:
             return True
         return self.autoprobe and any(
-            device.binding is None and matches(driver, device.shape.modalias, device.override)
+            device.binding is None
+            and device.trouble is None
+            and matches(driver, device.shape.modalias, device.override)
             for device in self.devices.values()
             for driver in module.drivers
         )
+
+    def say_why(self, module: Module) -> None:
+        """Such a module found no device: its drivers have tried each that is for them."""
+        for device in self.devices.values():
+            for driver in module.drivers:
+                if device.binding is None and matches(driver, device.shape.modalias, device.override):
+                    self._fails(device, driver)
 
     def bind_all(self) -> None:
         for device in self.devices.values():
@@ -132,7 +143,7 @@ class Bus:
 
     def bind_first_match(self, device: Device) -> None:
         driver = self.drivers.first_match(device.shape.modalias, device.override) if device.binding is None else None
-        if driver is not None and self._may_bind(device, driver):
+        if driver is not None and self._may_bind(device, driver) and not self._fails(device, driver):
             self._bind(device, driver)
 
     async def attach(self, device: Device, call: Call, strike: Strike) -> None:
@@ -154,8 +165,15 @@ class Bus:
         finally:
             device.link = None
             self.changed(device)
-        if bound:
+        if bound and not self._fails(device, driver):
             self._bind(device, driver)
+
+    def _fails(self, device: Device, driver: PciDriver) -> bool:
+        """Whether its probe fails, for a reason that is the device's own: the kernel's core says so in the log."""
+        if device.trouble is None or driver.vfio:
+            return False
+        self.log.append((device.address, f"probe with driver {driver.name} failed with error -22"))
+        return True
 
     async def let_go(self, device: Device, binding: Binding, call: Call, strike: Strike | None) -> None:
         """A driver's remove(), under the device lock. The `driver` link goes first, and says nothing about the end."""

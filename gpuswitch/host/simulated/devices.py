@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import lru_cache
 
 from gpuswitch.host.simulated.drivers import PciDriver
@@ -13,6 +14,18 @@ _HIDDEN_KINDS = frozenset({"", "nvidia", "vfio"})
 """Kinds whose nodes a look at the device does not show: they are not below it in sysfs, or are vfio's."""
 _IDLE_KINDS = frozenset({"sound", "nvidia"})
 """Kinds that let the device sleep while somebody only has them open: a control node plays nothing."""
+
+
+class Trouble(Enum):
+    """Why no host driver can take a device as it is: its probe fails.
+
+    `LOST`: somebody has reset it by the bus, and its base addresses are gone: the kernel sets them up when it finds it
+    anew. `HUNG`: a virtual machine left it so that only a reset helps. `UNKNOWN`: neither does.
+    """
+
+    LOST = "lost"
+    HUNG = "hung"
+    UNKNOWN = "unknown"
 
 
 @dataclass(eq=False)
@@ -116,7 +129,7 @@ class Device:
     `link` is what its `driver` link says, `binding` the driver that the kernel has for it: not the same thing while
     an unbind is under way. `lock` is the device lock, first come, first served. `first_control`: what power/control
     is before anybody writes to it. `persistent`: nvidia's persistence mode is on. `reset_errno`: what a reset of it
-    fails with, 0 where it works; ENOENT: it has no reset method. `lost`: it was reset behind its driver's back.
+    fails with, 0 where it works; ENOENT: it has no reset method. `trouble`: why a host driver cannot take it now.
     """
 
     def __init__(self, shape: PciFunction, first_control: str = "on", *, reset_errno: int = 0) -> None:
@@ -127,7 +140,7 @@ class Device:
         self.override: str | None = None
         self.power_control = first_control
         self.persistent = False
-        self.lost = False
+        self.trouble: Trouble | None = None
         self.link: Driver | None = None
         self.binding: Binding | None = None
         self.lock = asyncio.Lock()
@@ -151,7 +164,9 @@ class Device:
 
     def anew(self) -> Device:
         """The same function as it is when the kernel finds it: nothing of what was set is left."""
-        return Device(self.shape, self.first_control, reset_errno=self.reset_errno)
+        device = Device(self.shape, self.first_control, reset_errno=self.reset_errno)
+        device.trouble = None if self.trouble is Trouble.LOST else self.trouble
+        return device
 
     def changed(self) -> None:
         self._seen = None

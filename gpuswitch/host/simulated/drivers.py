@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -88,10 +88,15 @@ class Drivers:
         """Modules that are being unloaded: what they made cannot be opened any more."""
         self._loaded: dict[str, Module] = {}
         self._registered: dict[str, tuple[PciDriver, str | None]] = {d.name: (d, None) for d in builtin}
+        self._registrations: Counter[str] = Counter(self._registered)
 
     def registered(self) -> dict[str, str | None]:
         """The registered drivers, with the module that brought each."""
         return {name: module for name, (_, module) in self._registered.items()}
+
+    def registrations(self) -> dict[str, int]:
+        """The same, with how often each was registered."""
+        return {name: self._registrations[name] for name in self._registered}
 
     def vfio_available(self) -> bool:
         return VFIO_DRIVER in self._registered or VFIO_MODULE in self.modules
@@ -135,6 +140,7 @@ class Drivers:
         """Put a module into the kernel, with its drivers."""
         self._loaded[module.name] = module
         self._registered.update({driver.name: (driver, module.name) for driver in module.drivers})
+        self._registrations.update(driver.name for driver in module.drivers)
 
     def unregister(self, module: Module) -> None:
         """Take it out."""

@@ -33,6 +33,7 @@ Operation = Literal[
     "bind_platform",
     "persistence",
     "set_persistence",
+    "lost",
     "reset",
     "remove",
     "rescan",

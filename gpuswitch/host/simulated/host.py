@@ -19,7 +19,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import Candidate
 from gpuswitch.model.facts import Captured, Consoles, HostFacts
 from gpuswitch.model.holders import Process
-from gpuswitch.switch.host import Host, Kernel, Pending
+from gpuswitch.switch.host import Host, Kernel, KernelLog, Pending
 
 T = TypeVar("T")
 
@@ -41,6 +41,7 @@ class SimulatedHost(Host):
         self.processes = SimulatedProcesses(machine, machine.processes)
         self.systemd = SimulatedSystemd(machine, machine.units)
         self.libvirt = SimulatedLibvirt(machine, machine.libvirt)
+        self.kernel_log = SimulatedKernelLog(machine)
         for worker in list(machine.workers.values()):
             worker.let_go()
         machine.uevent = self._announce
@@ -99,6 +100,19 @@ class SimulatedHost(Host):
         self._told = False
         for watcher in list(self._watchers):
             watcher()
+
+
+class SimulatedKernelLog(KernelLog):
+    """What the machine's kernel said, in order; a mark is how many lines there were."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def mark(self) -> float:
+        return len(self._machine.log)
+
+    async def said(self, functions: Collection[PciAddress], names: Collection[str], mark: float) -> tuple[str, ...]:  # noqa: ARG002 -- each line is about a device
+        return tuple(text for function, text in self._machine.log[int(mark) :] if function in functions)
 
 
 class SimulatedKernel(Kernel):
@@ -216,7 +230,8 @@ class SimulatedKernel(Kernel):
 
     async def lost(self, functions: Sequence[PciAddress]) -> tuple[PciAddress, ...]:
         async def each(call: Call) -> tuple[PciAddress, ...]:
-            return tuple(function for function in functions if self._machine.device(call, function).lost)
+            found = [await self._machine.lost(function, call.about(function)) for function in functions]
+            return tuple(function for function, lost in zip(functions, found, strict=True) if lost)
 
         return await self._run(each, Call("read the configuration space of", _names(functions)))
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.simulated.bus import Bus
-from gpuswitch.host.simulated.devices import Device
+from gpuswitch.host.simulated.devices import Device, Trouble
 from gpuswitch.host.simulated.faults import Call, Strike
 from gpuswitch.host.simulated.modules import Modules
 from gpuswitch.model.address import PciAddress
@@ -51,8 +51,12 @@ class Hotplug:
         if device.reset_errno == errno.ENOENT:
             raise KernelError(call.verb, call.subject, errno.ENOENT, "it has no reset method")
         async with self._bus.locked(device, call):
-            if await strike.land(call) and device.reset_errno:
+            if not await strike.land(call):
+                return
+            if device.reset_errno:
                 raise call.error(device.reset_errno)
+            if device.trouble is Trouble.HUNG:
+                device.trouble = None
 
     async def remove(self, function: PciAddress, call: Call) -> None:
         """Everybody else who removes or scans waits until the driver has let go (pci_lock_rescan_remove())."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 from gpuswitch.errors import KernelError
 from gpuswitch.host.simulated.bus import Bus
 from gpuswitch.host.simulated.consoles import FrameBuffers
-from gpuswitch.host.simulated.devices import Device
+from gpuswitch.host.simulated.devices import Device, Trouble
 from gpuswitch.host.simulated.drivers import Module, PciDriver
 from gpuswitch.host.simulated.faults import Call, Operation
 from gpuswitch.host.simulated.hotplug import Hotplug
@@ -87,6 +87,7 @@ class Machine(Bus):
                 iommu=self.iommu,
                 vfio_available=self.drivers.vfio_available(),
                 pci_drivers=self.drivers.registered(),
+                registrations=self.drivers.registrations(),
                 vfio_aliases=self.drivers.vfio_aliases,
                 vfio_nodes=frozenset(self._vfio_nodes()),
                 modules=self.modules.seen(),
@@ -302,6 +303,11 @@ class Machine(Bus):
             return
         async with self.locked(device, call):
             await self.attach(device, call, strike)
+
+    async def lost(self, function: PciAddress, call: Call) -> bool:
+        device = self.device(call, function)
+        await self.faults.strike("lost", function).land(call)
+        return device.trouble is Trouble.LOST
 
     async def hold_group(self, number: int, user: str, call: Call) -> None:
         if await self.faults.strike("hold_group", number).land(call) and self.group(number).opened_by != user:

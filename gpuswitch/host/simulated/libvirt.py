@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from gpuswitch.host.simulated.bus import Bus
+from gpuswitch.host.simulated.devices import Trouble
 from gpuswitch.host.simulated.faults import Call
 from gpuswitch.host.simulated.systemd import Units
 from gpuswitch.model.address import PciAddress
@@ -46,7 +47,7 @@ class Books:
         for function in self.machines.pop(owner, ()):
             device = self._bus.devices.get(function)
             if device is not None and device.binding is not None and not device.seen().on_vfio:
-                device.lost = True
+                device.trouble = Trouble.LOST
                 self.reset.append(function)
         self._tell()
 

@@ -95,6 +95,7 @@ class Modules:
             if self._drivers.loaded(module.name) is not None:
                 continue
             if not self._bus.finds_a_device(module):
+                self._bus.say_why(module)
                 raise call.error(errno.ENODEV)
             self._drivers.register(module)
             self._bus.changed(None, uevent=bool(module.drivers))

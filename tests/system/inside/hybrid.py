@@ -26,6 +26,7 @@ class Hybrid(Host):
         self.processes = simulated.processes
         self.systemd = LinuxSystemd(Roots().tools)
         self.libvirt = LinuxLibvirt(Roots().libvirt)
+        self.kernel_log = simulated.kernel_log
         # for those who make something go wrong with it
         self.machine, self.faults = simulated.machine, simulated.faults
 

@@ -19,7 +19,10 @@ COMMAND, MEMORY_SPACE, NO_ANSWER = 0x04, 0x2, 0xFFFF
 BASE_ADDRESSES = range(0x10, 0x28, 4)
 """Where the configuration space of an endpoint has them (include/uapi/linux/pci_regs.h)."""
 IORESOURCE_MEM, IORESOURCE_MEM_64, IORESOURCE_UNSET = 0x200, 0x100000, 0x20000000
-"""Flags in `resource` (resource_show in drivers/pci/pci-sysfs.c; include/linux/ioport.h)."""
+IORESOURCE_PCI_FIXED, IORESOURCE_PCI_EA_BEI = 0x10, 0x20
+"""Flags in `resource` (resource_show in drivers/pci/pci-sysfs.c; include/linux/ioport.h). The last two are of memory
+that no base address register has."""
+_NO_BASE_ADDRESS = IORESOURCE_UNSET | IORESOURCE_PCI_FIXED | IORESOURCE_PCI_EA_BEI
 
 
 class Buses:
@@ -70,17 +73,19 @@ class Buses:
         return []
 
     def lost(self, *addresses: str) -> list[str]:
-        """Those that a driver has enabled and that have lost what it enabled: somebody else has reset them.
+        """Those that have lost what the kernel had set up in them: somebody else has reset them, or they are dead.
 
-        A base address of 0 where there is memory, no decoding of memory, or no answer at all. Reading `config` wakes a
-        sleeping device (pci_read_config in drivers/pci/pci-sysfs.c); `enable` is how often it was enabled.
+        A base address of 0 where there is memory, no decoding of memory where a driver has enabled it, or no answer at
+        all. Reading `config` wakes a sleeping device (pci_read_config in drivers/pci/pci-sysfs.c); `enable` is how
+        often it was enabled. A virtual function has no base
+        addresses, its memory is in those of its physical function (pci_iov_add_virtfn in drivers/pci/iov.c).
         """
         return [address for address in addresses if self._has_lost(address)]
 
     def _has_lost(self, address: str) -> bool:
         device = self._device(address)
         try:
-            given = [int(line.split()[2], 16) for line in raw(f"{device}/resource").splitlines()]
+            given = [[int(word, 16) for word in line.split()] for line in raw(f"{device}/resource").splitlines()]
             enabled = read(f"{device}/enable") != "0"
             config = raw(f"{device}/config")
         except FileNotFoundError:
@@ -90,13 +95,15 @@ class Buses:
         bases = [
             # One of 64 bits goes on in the next register: above 4 GiB the lower half of it may be 0.
             unpack_from("<Q" if flags & IORESOURCE_MEM_64 else "<I", config, place)[0] & ~0xF
-            for place, flags in zip(BASE_ADDRESSES, given, strict=False)
-            if flags & IORESOURCE_MEM and not flags & IORESOURCE_UNSET
+            for place, (start, _, flags) in zip(BASE_ADDRESSES, given, strict=False)
+            if start and flags & IORESOURCE_MEM and not flags & _NO_BASE_ADDRESS
         ]
-        if not enabled or not bases:
-            return False
         (command,) = unpack_from("<H", config, COMMAND)
-        return command == NO_ANSWER or not command & MEMORY_SPACE or 0 in bases
+        if command == NO_ANSWER:
+            return True
+        if not bases or there(f"{device}/physfn"):
+            return False
+        return 0 in bases or (enabled and not command & MEMORY_SPACE)
 
     def _rescan_bus(self, bus: str) -> None:
         """Below a bridge that is awake: one with nothing below it may sleep, and this way to scan does not wake it."""

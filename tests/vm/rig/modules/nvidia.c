@@ -23,6 +23,10 @@ static bool interruptible;
 module_param(interruptible, bool, 0644);
 MODULE_PARM_DESC(interruptible, "remove() waits in state S, as NVIDIA's, so that a signal makes it spin; N: in D");
 
+static bool refuse;
+module_param(refuse, bool, 0644);
+MODULE_PARM_DESC(refuse, "take no GPU any more, as where one came back from a virtual machine in no state to be used");
+
 struct gpu {
 	struct list_head list;
 	struct pci_dev *pdev;
@@ -168,8 +172,13 @@ static int show_information(struct seq_file *file, void *unused)
 
 static int nvidia_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 {
-	struct gpu *gpu = kzalloc(sizeof(*gpu), GFP_KERNEL);
+	struct gpu *gpu;
 
+	if (refuse) {
+		dev_err(&pdev->dev, "RmInitAdapter failed!\n");
+		return -EIO;
+	}
+	gpu = kzalloc(sizeof(*gpu), GFP_KERNEL);
 	if (!gpu)
 		return -ENOMEM;
 	gpu->page = alloc_page(GFP_KERNEL | __GFP_ZERO);
