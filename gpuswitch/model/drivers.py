@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -15,6 +15,7 @@ from gpuswitch.model.holders import Unit
 # Modules whose PCI driver goes by another name; for all others the two are the same.
 _DRIVER_OF_MODULE: Mapping[str, str] = {
     "bochs": "bochs-drm",
+    "i2c_designware_pci": "i2c-designware-pci",
     "i2c_nvidia_gpu": "nvidia-gpu",
     "nova_core": "nova-core",
     "vfio_pci": VFIO_DRIVER,
@@ -179,23 +180,37 @@ def _numbers(version: str) -> tuple[int, ...]:
 def from_module(module: str, registered: Mapping[str, str | None], class_code: int = 0) -> Driver:
     """The PCI driver that a module brings for a function of this class.
 
-    `registered` (driver: module) is believed first. While it says nothing, it is as good a guess as there is.
+    `registered` (driver: module) is believed first; what is built in shows no module there, and may have dashes in its
+    name where the module has underscores. While it says nothing, it is as good a guess as there is.
     Who packs nvidia's modules for a distribution may put a word behind their names: nvidia-current.ko, or
     nvidia-tesla-470.ko, is called nvidia in the kernel.
     """
-    own = _own_name(module)
+    own = kernel_name(module)
     known = _DRIVER_OF_CLASS.get((own, class_code >> 8)) or _DRIVER_OF_MODULE.get(own, own)
     loaded = sorted(name for name, owner in registered.items() if owner == own)
     for name in (known, _DRIVER_OF_MODULE.get(own, own), *loaded):
         if name in loaded:
             return Driver(name, own)
-    return Driver(known, registered.get(known, module))
+    built_in = [name for name, owner in registered.items() if owner is None and _alike(name, known)]
+    name = next(iter(built_in), known)
+    return Driver(name, registered.get(name, module))
 
 
-def _own_name(module: str) -> str:
-    """What the kernel calls it, as far as that can be told before it is loaded."""
-    renamed = module.startswith(f"{NVIDIA.module}_") and module not in MODULES
-    return NVIDIA.module if renamed else module
+def kernel_name(module: str) -> str:
+    """What the kernel calls it, as far as that can be told before it is loaded: of nvidia_current_drm, nvidia_drm."""
+    if module in MODULES or not module.startswith(f"{NVIDIA.module}_"):
+        return module
+    around = (name for name in NVIDIA.chain[:-1] if module.endswith(name.removeprefix(NVIDIA.module)))
+    return next(around, NVIDIA.module)
+
+
+def shown_by(driver: Driver) -> Iterator[str]:
+    """The modules without which devices of the driver have no picture: by the kernel's name, then by the file's."""
+    profile = profile_of(driver)
+    for module in profile.shows:
+        yield module
+        if driver.module and driver.module != profile.module and kernel_name(driver.module) == profile.module:
+            yield driver.module + module.removeprefix(profile.module)
 
 
 def from_name(name: str, registered: Mapping[str, str | None]) -> Driver:
@@ -203,14 +218,14 @@ def from_name(name: str, registered: Mapping[str, str | None]) -> Driver:
     if name in registered:
         return Driver(name, registered[name])
     module = name.replace("-", "_")
-    if name not in _MODULE_OF_DRIVER and (module in _DRIVER_OF_MODULE or module != _own_name(module)):
+    if name not in _MODULE_OF_DRIVER and (module in _DRIVER_OF_MODULE or module != kernel_name(module)):
         return from_module(module, registered)
     return Driver(name, _MODULE_OF_DRIVER.get(name, module))
 
 
 def around(name: str, registered: Iterable[str]) -> str:
     """The driver that this module is around: so it is no driver itself. "" where nothing of the kind is known."""
-    return "" if name in registered else _AROUND.get(name.replace("-", "_"), "")
+    return "" if name in registered else _AROUND.get(kernel_name(name.replace("-", "_")), "")
 
 
 def named_surely(driver: Driver, registered: Iterable[str]) -> bool:
@@ -230,14 +245,29 @@ def host_drivers(function: PciFunction, candidates: Iterable[Candidate], facts: 
     if len(equals) == 1:
         return tuple(equals)
     registered = facts.pci_drivers
-    modules = [each for each in candidates if each.module not in _AROUND]
+    modules = [each for each in candidates if not _brings_none(each.module, facts)]
     # What cannot be without another one sits on top of it.
     names = {each.module for each in modules}
     own = [each.module for each in modules if names.isdisjoint(each.needs - {each.module})]
-    found = dict.fromkeys(from_module(module, registered, function.class_code) for module in own)
-    names = {driver.name for driver in found}
-    found = dict.fromkeys(driver for driver in found if _LEAVES_TO.get(driver.name) not in names)
-    return tuple(driver for driver in found if driver.name in registered) or tuple(found)
+    found: dict[str, Driver] = {}
+    for module in own:
+        driver = from_module(module, registered, function.class_code)
+        # Several files that bring one module: modprobe's configuration says which of them that is.
+        same = found.setdefault(driver.name, driver) == driver
+        found[driver.name] = driver if same else Driver(driver.name, kernel_name(module))
+    drivers = [driver for name, driver in found.items() if _LEAVES_TO.get(name) not in found]
+    return tuple(driver for driver in drivers if driver.name in registered) or tuple(drivers)
+
+
+def _brings_none(module: str, facts: HostFacts) -> bool:
+    """Whether it is around a driver, or the kernel refuses it; or it is loaded and has none, as nouveau with modeset=0.
+
+    kmod knows nothing of `module_blacklist=`, which is the kernel's own (blacklisted() in kernel/module/main.c).
+    """
+    if kernel_name(module) in _AROUND or not facts.barred.isdisjoint({module, kernel_name(module)}):
+        return True
+    loaded = facts.modules.get(module)
+    return loaded is not None and loaded.references is not None and module not in facts.pci_drivers.values()
 
 
 def _equal(one: PciFunction, other: PciFunction) -> bool:

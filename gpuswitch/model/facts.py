@@ -71,6 +71,7 @@ class Kind(StrEnum):
 
 _NVIDIA = 0x10DE
 _OTHER_BRIDGE = 0x0680
+_WITHOUT_OUTPUTS = 0x0302
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,11 @@ class PciFunction:
         """
         kind = self.kind
         return kind is Kind.DISPLAY or kind is Kind.ACCELERATOR
+
+    @property
+    def may_have_screen(self) -> bool:
+        """Whether it is a display function, and of another class than 0302, which has no outputs."""
+        return self.kind is Kind.DISPLAY and self.class_code >> 8 != _WITHOUT_OUTPUTS
 
     @property
     def nvswitch(self) -> bool:
@@ -198,18 +204,20 @@ class HostFacts:
     """The host at one instant.
 
     `iommu`: the kernel put devices into IOMMU groups; `processor`: `intel`, `amd` or `arm`, whose IOMMUs have different
-    names, else "". `pci_drivers`: drivers registered on the PCI bus, by name, with the module that brought each (None:
-    built in); `registrations`: a number for each that another registration of it has not. `vfio_available`: vfio-pci is
-    registered, or its module is installed for the running kernel. `vfio_aliases`: what the modules of vfio drivers say
-    that they are for, each pattern (`vfio_pci:v000010DEd00002342sv*sd*bc*sc*i*`) with its module. `vfio_nodes`: the
-    numbers of the groups that have a `/dev/vfio/GROUP` node, and `vfio` unless vfio is in the kernel and makes no such
-    nodes. `modules`: those that a driver profile names (`gpuswitch.model.drivers`) and that are in the kernel, by name.
-    `boot_framebuffers`: those that a driver has. `console_map`: the frame buffers that the kernel's command line gives
-    text consoles to (`fbcon=map:`), None where it says nothing of it. `autoprobe`: a driver that registers, or a device
-    that is found, is bound without being asked for (`drivers_autoprobe` of the PCI bus). `modules_on_disk`: the index
-    of the running kernel's modules is there; some distributions remove it with the kernel's package. `direct_regions`:
-    the IOMMU groups with memory that the firmware claims and that must be mapped as it is, each with its ranges
-    (`0xbdf6e000-0xbdf6efff`).
+    names, else "". `hypervisor`: this is a domain of `xen`, or another virtual `machine`, else "". `pci_drivers`:
+    drivers registered on the PCI bus, by name, with the module that brought each (None: built in); `registrations`: a
+    number for each that another registration of it has not. `barred`: modules that the kernel refuses to load
+    (`module_blacklist=`). `vfio_available`: vfio-pci is registered, or its module is installed for the running kernel.
+    `vfio_aliases`: what the modules of vfio drivers say that they are for, each
+    pattern (`vfio_pci:v000010DEd00002342sv*sd*bc*sc*i*`) with its module. `vfio_nodes`: the numbers of the groups that
+    have a `/dev/vfio/GROUP` node, and `vfio` unless vfio is in the kernel and makes no such nodes. `modules`: those
+    that a driver profile names (`gpuswitch.model.drivers`) and that are in the kernel, by name. `boot_framebuffers`:
+    those that a driver has. `console_map`: the frame buffers that the kernel's command line gives text consoles to
+    (`fbcon=map:`), None where it says nothing of it. `autoprobe`: a driver that registers, or a device that is found,
+    is bound without being asked for (`drivers_autoprobe` of the PCI bus). `modules_on_disk`: the index of the running
+    kernel's modules is there; some distributions remove it with the kernel's package. `direct_regions`: the IOMMU
+    groups with memory that the firmware claims and that must be mapped as it is, each with its ranges
+    (`0xbdf6e000-0xbdf6efff`). `groups_without_iommu`: those that vfio made of a device without IOMMU.
     """
 
     functions: Mapping[PciAddress, PciFunction]
@@ -226,6 +234,9 @@ class HostFacts:
     modules_on_disk: bool = True
     processor: str = ""
     direct_regions: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    groups_without_iommu: frozenset[int] = frozenset()
+    hypervisor: str = ""
+    barred: frozenset[str] = frozenset()
 
     @property
     def vfio_without_groups(self) -> bool:
@@ -243,7 +254,7 @@ class HostFacts:
         return (
             *(("NVSwitch",) if function.nvswitch else ()),
             *(("virtual function",) if function.physical_function is not None else ()),
-            *(_counted(number, what) for number, what in zip(shared, _SHARED, strict=True) if number),
+            *(counted(number, what) for number, what in zip(shared, _SHARED, strict=True) if number),
             *(("firmware frame buffer",) if framebuffer else ()),
             *(("reserved region",) if function.iommu_group in self.direct_regions else ()),
         )
@@ -260,7 +271,8 @@ class HostFacts:
 _SHARED = ("virtual function", "mediated device")
 
 
-def _counted(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """`1 virtual function`, `2 virtual functions`."""
     return f"{number} {what}s" if number > 1 else f"1 {what}"
 
 

@@ -10,8 +10,8 @@ from gpuswitch.model.facts import HostFacts, Kind, PciFunction
 
 _COMPANIONS = {Kind.AUDIO, Kind.USB, Kind.UCSI}
 # Drivers under which a neighbour does not stop a group from being given away: they do no DMA of their own
-# (`driver_managed_dma` in drivers/pci/pci-stub.c). So does every vfio driver.
-_HARMLESS_DRIVERS = {None, "pci-stub"}
+# (`driver_managed_dma` in drivers/pci/pci-stub.c and pcie/portdrv.c). So does every vfio driver.
+_HARMLESS_DRIVERS = {None, "pci-stub", "pcieport"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,15 @@ class Gpu:
         return tuple(dict.fromkeys(word for function in self.present(facts) for word in facts.adds(function)))
 
     def neighbours(self, facts: HostFacts) -> tuple[PciFunction, ...]:
-        """Every other endpoint in its IOMMU groups. Bridges are not endpoints."""
+        """Every other endpoint in its IOMMU groups.
+
+        Bridges are not endpoints; but one with a driver that the kernel takes for an endpoint's (shpchp) counts as one.
+        """
         return tuple(
             function
             for number in self.groups(facts)
             for function in facts.group(number)
-            if function.address not in self.functions and function.kind is not Kind.BRIDGE
+            if function.address not in self.functions and (function.kind is not Kind.BRIDGE or not harmless(function))
         )
 
 
@@ -110,7 +113,8 @@ def _companions(display: PciFunction, slot: Iterable[PciFunction]) -> list[PciFu
     """The functions of the display's slot that belong to it.
 
     A processor's graphics shares its slot with the host's own USB controllers and sound (an AMD APU puts its security
-    processor there too): of a root-complex device only the audio that its own maker built for it comes along.
+    processor there too): of a root-complex device only the audio that its own maker built for it comes along. USB of
+    another maker than the display's is the host's: AMD's graphics (1002) have the processor's (1022) beside them.
     """
     siblings = [f for f in slot if not f.makes_gpu]
     if _root_complex(display, siblings):
@@ -160,7 +164,11 @@ def _above(function: PciFunction, facts: HostFacts) -> Iterator[PciAddress]:
 
 def _root_complex(display: PciFunction, siblings: Iterable[PciFunction]) -> bool:
     """On a root bus (Intel), or in a slot that also holds what no graphics card has (an AMD APU's)."""
-    return display.parent is None or any(f.kind not in _COMPANIONS for f in siblings)
+    return display.parent is None or any(not _of_a_card(display, sibling) for sibling in siblings)
+
+
+def _of_a_card(display: PciFunction, sibling: PciFunction) -> bool:
+    return sibling.kind is Kind.AUDIO or (sibling.kind in _COMPANIONS and sibling.vendor == display.vendor)
 
 
 def _holder_of(own: Mapping[PciAddress, set[PciAddress]], function: PciAddress) -> PciAddress | None:

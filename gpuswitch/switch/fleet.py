@@ -10,7 +10,7 @@ from typing import Any
 from gpuswitch.config import Config
 from gpuswitch.errors import Failed, InvalidArgument, KernelError, NoSuchGpu, NotViable
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.facts import HostFacts, counted
 from gpuswitch.model.gpu import Gpu, discover
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
@@ -60,6 +60,7 @@ class Fleet:
         self._put_off: asyncio.Handle | None = None
         self._again: asyncio.Handle | None = None
         self._blind = Pause()
+        self._screen_unknown = False
 
     async def start(self) -> None:
         """Find every GPU, bring home what a dead daemon left half-way, and follow the host from here on."""
@@ -215,6 +216,7 @@ class Fleet:
         found = {gpu.address: gpu for gpu in self._gpus()}
         absent = [actor.gpu for address, actor in self.actors.items() if address not in facts.functions]
         self._tell_misfits(self._fit([*found.values(), *absent], facts))
+        self._tell_of_the_screen(facts)
         for address, actor in list(self.actors.items()):
             if address not in found and address in self.facts.functions:
                 # Not gone from the bus: the config gave its functions to another GPU.
@@ -278,6 +280,17 @@ class Fleet:
             actor.config = self.config
         return misfits
 
+    def _tell_of_the_screen(self, facts: HostFacts) -> None:
+        """No GPU is refused for a screen that nobody knows of: so whoever relies on that is told, once."""
+        displays = [f for f in facts.functions.values() if f.may_have_screen]
+        unknown = bool(displays) and not any(f.boot_display for f in displays)
+        if unknown and not self._screen_unknown:
+            _log.warning(
+                "nobody can tell which display this machine booted on, so no GPU is kept on the host for its sake; "
+                "`allow_boot_display` has no effect"
+            )
+        self._screen_unknown = unknown
+
     def _tell_misfits(self, misfits: tuple[Misfit, ...]) -> None:
         """Once, and not again at each look."""
         for misfit in misfits:
@@ -328,7 +341,7 @@ class Fleet:
             return drawing[0]
         if not self.actors:
             raise NoSuchGpu("this host has no GPU")
-        raise InvalidArgument(f"this host has {len(self.actors)} GPUs; name one of {self._names()}")
+        raise InvalidArgument(f"this host has {counted(len(self.actors), 'GPU')}; name one of {self._names()}")
 
     def _misfit(self, addresses: Collection[PciAddress]) -> str:
         """What is wrong with the configuration of these; "": nothing."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gpuswitch.errors import Busy, Failed, GpuswitchError, InProgress, NotViable, Owned, Wedged
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import vfio_available, vfio_drivers
-from gpuswitch.model.facts import HostFacts, Kind, PciFunction
+from gpuswitch.model.facts import HostFacts, Kind, PciFunction, counted
 from gpuswitch.model.gpu import Gpu, harmless
 from gpuswitch.model.states import State
 
@@ -100,11 +100,12 @@ def _immovable(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
 
 def _host_ready(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
     if not facts.iommu:
-        yield Blocker("no_iommu", f"the IOMMU is off: {_SWITCH_ON.get(facts.processor, _SWITCH_ON_ANY)}")
+        yield Blocker("no_iommu", f"the IOMMU is off: {_switch_on(facts)}")
     else:
+        why = _LEFT_OUT.get(facts.processor, _LEFT_OUT_ANY)
         for function in gpu.present(facts):
             if function.iommu_group is None:
-                yield Blocker("no_iommu", f"{function.address} has no IOMMU group")
+                yield Blocker("no_iommu", f"{function.address} has no IOMMU group: {why}")
 
 
 def _drivers(gpu: Gpu, facts: HostFacts, named: str) -> Iterator[Blocker]:
@@ -124,8 +125,24 @@ def without_groups(gpu: Gpu, target: State, facts: HostFacts) -> Iterator[Blocke
 
 def _groups(gpu: Gpu, facts: HostFacts, along: Collection[PciAddress]) -> Iterator[Blocker]:
     """What keeps its groups from being given to a machine, wherever the GPU is."""
+    yield from _without_iommu(gpu, facts)
     yield from _neighbours(gpu, facts, along)
     yield from _reserved(gpu, facts)
+
+
+def _switch_on(facts: HostFacts) -> str:
+    return _SWITCH_ON.get(facts.hypervisor or facts.processor, _SWITCH_ON_ANY)
+
+
+def _without_iommu(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
+    """Such groups vfio makes when it has the device, so nobody is asked before; QEMU and libvirt cannot use them."""
+    for number in gpu.groups(facts):
+        if number in facts.groups_without_iommu:
+            yield Blocker(
+                "no_iommu",
+                f"IOMMU group {number} is one of vfio's own, without an IOMMU (enable_unsafe_noiommu_mode), and no "
+                f"virtual machine can have it; the IOMMU is off: {_switch_on(facts)}",
+            )
 
 
 def _neighbours(gpu: Gpu, facts: HostFacts, along: Collection[PciAddress]) -> Iterator[Blocker]:
@@ -150,7 +167,8 @@ def _reserved(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
         if regions := facts.direct_regions.get(number):
             yield Blocker(
                 "reserved_region",
-                f"IOMMU group {number} has memory that the firmware claims for itself ({', '.join(regions)}, RMRR), "
+                f"IOMMU group {number} has memory that the firmware claims for itself "
+                f"({', '.join(regions)}, {_CLAIMED.get(facts.processor, 'RMRR')}), "
                 "and no virtual machine can have it: put the card into another slot, or have the firmware claim none "
                 "for this one (an update of it, or its settings for shared memory of devices)",
             )
@@ -161,13 +179,14 @@ def _shared_out(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
         if function.virtual_functions:
             yield Blocker(
                 "virtual_functions",
-                f"{function.address} has {function.virtual_functions} virtual functions: "
+                f"{function.address} has {counted(function.virtual_functions, 'virtual function')}: "
                 "write 0 to its sriov_numvfs first",
             )
         if function.mediated_devices:
             yield Blocker(
                 "mediated_devices",
-                f"{function.address} has {function.mediated_devices} mediated devices: remove them first",
+                f"{function.address} has {counted(function.mediated_devices, 'mediated device')}: remove "
+                f"{'it' if function.mediated_devices == 1 else 'them'} first",
             )
 
 
@@ -188,11 +207,20 @@ _SWITCH_ON = {
     "intel": "enable VT-d in the firmware, and add intel_iommu=on to the kernel command line",
     "amd": "enable AMD-Vi (often called IOMMU) in the firmware",
     "arm": "enable the SMMU in the firmware; a machine that has none before its PCIe slots cannot give a GPU away",
+    "xen": "Xen has it, and this is a domain of Xen, where there is no vfio; give the GPU away with Xen's own tools",
+    "machine": "this is a virtual machine; have its host give it a virtual IOMMU (libvirt: <iommu model='intel'>)",
 }
 _SWITCH_ON_ANY = (
     "enable it in the firmware (VT-d on Intel, AMD-Vi on AMD, the SMMU on ARM), and on Intel add intel_iommu=on to the "
     "kernel command line"
 )
+_LEFT_OUT = {
+    "intel": "the kernel leaves it out; igfx_off on its command line does that, or the firmware (the DMAR table)",
+    "arm": "there is no SMMU before its slot, and without one it cannot be given away",
+}
+_LEFT_OUT_ANY = "there is no IOMMU before its slot, or the firmware does not tell of one"
+_CLAIMED = {"intel": "RMRR", "amd": "IVMD", "arm": "RMR"}
+"""What the firmware's tables call such memory (DMAR, IVRS, IORT)."""
 NO_GROUPS = "this kernel has no VFIO groups; use one with CONFIG_VFIO_GROUP"
 
 _THE_BOARD = frozenset({Kind.BRIDGE, Kind.CHIPSET})

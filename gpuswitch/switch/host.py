@@ -52,8 +52,11 @@ class Kernel(Protocol):
     async def candidates(self, function: PciAddress) -> tuple[Candidate, ...]:
         """The modules whose alias table matches the function; without vfio-pci and without blacklisted ones."""
 
-    async def loadable(self, modules: Sequence[str]) -> tuple[str, ...]:
-        """Those of the modules that the system would load by itself: installed for this kernel, and not blacklisted."""
+    async def loadable(self, modules: Sequence[str], *, by_name: bool = False) -> tuple[str, ...]:
+        """Those of the modules that the system would load by itself: installed for this kernel, and not blacklisted.
+
+        `by_name`: that `load` finds; a blacklist is no matter then.
+        """
 
     async def load(self, module: str) -> None:
         """Load a module and what it needs; nothing to do where it is loaded or built in."""

@@ -54,7 +54,10 @@ class Inquiry:
             *found,
             *rules.cannot_let_go(self.gpu, self.facts, occupied),
             *rules.no_way_home(self.facts, occupied),
+            *rules.used_besides(self.facts, occupied),
         ]
+        if not found:
+            found = [*await self._not_found_again(occupied)]
         if found:
             raise refusal([*found, *await self._besides(occupied)])
         async with answered(self.config.deadlines.capture):
@@ -73,6 +76,17 @@ class Inquiry:
         if unknown or staying:
             raise refusal([*unknown, *staying])
         return now, needs
+
+    async def _not_found_again(self, occupied: tuple[Occupation, ...]) -> tuple[Blocker, ...]:
+        """Where nobody can tell, that a module does not come back is told when it does not."""
+        if not (modules := rules.unloaded(occupied)):
+            return ()
+        try:
+            async with answered(self.config.deadlines.module):
+                known = await self.kernel.loadable(modules, by_name=True)
+        except KernelError:
+            return ()
+        return tuple(rules.not_found_again(modules, known))
 
     async def _besides(self, occupied: tuple[Occupation, ...]) -> tuple[Blocker, ...]:
         """What else is in the way of a switch that is refused already, as far as it can be told.

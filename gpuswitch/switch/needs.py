@@ -171,6 +171,35 @@ def no_way_home(facts: HostFacts, found: Iterable[Occupation]) -> Iterator[Block
         )
 
 
+def unloaded(found: Iterable[Occupation]) -> tuple[str, ...]:
+    """The drivers' own modules that would be unloaded, and without which nothing comes home."""
+    return tuple(dict.fromkeys(occupation.loaded[-1] for occupation in found if occupation.unload))
+
+
+def not_found_again(modules: Iterable[str], known: Collection[str]) -> Iterator[Blocker]:
+    """Those that modprobe does not know, as when they were loaded out of a container, or by hand."""
+    for module in modules:
+        if module not in known:
+            yield Blocker(
+                "no_modules",
+                f"{module} would have to be unloaded and could not be loaded again, since modprobe finds no module of "
+                "that name: install it for this kernel, or set module_policy to never",
+            )
+
+
+def used_besides(facts: HostFacts, found: Iterable[Occupation]) -> Iterator[Blocker]:
+    """Modules that nobody here knows, and without which one that would be unloaded cannot go."""
+    for occupation in found:
+        for module in occupation.loaded if occupation.unload else ():
+            there = facts.modules.get(module)
+            if others := [user for user in (there.users if there else ()) if user not in occupation.loaded]:
+                yield Blocker(
+                    "module_users",
+                    f"{', '.join(others)} {'uses' if len(others) == 1 else 'use'} {module}, which would have to be "
+                    f"unloaded: unload {'it' if len(others) == 1 else 'them'} first, or set module_policy to never",
+                )
+
+
 def cannot_let_go(gpu: Gpu, facts: HostFacts, found: Iterable[Occupation]) -> Iterator[Blocker]:
     """Drivers that would have to let one device go, and cannot."""
     for occupation in found:

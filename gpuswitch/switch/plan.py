@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.drivers import PERSISTENCED, profile_of, vfio_drivers
+from gpuswitch.model.drivers import PERSISTENCED, kernel_name, profile_of, vfio_drivers
 from gpuswitch.model.facts import Driver, HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Sought, Unit
@@ -266,7 +266,7 @@ def _load_chain(facts: HostFacts, baseline: Baseline, owed: Owed) -> list[Step]:
     drivers = {captured.driver for captured in baseline.values() if captured.driver}
     around = {module for driver in drivers for module in profile_of(driver).chain if module != driver.module}
     there = {*facts.modules, *facts.pci_drivers.values()}
-    missing = tuple(module for module in owed.modules if module in around - there)
+    missing = tuple(module for module in owed.modules if kernel_name(module) in around - there)
     return [LoadModules(missing)] if missing else []
 
 

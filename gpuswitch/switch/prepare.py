@@ -14,7 +14,16 @@ from dataclasses import dataclass, field, replace
 from gpuswitch.config import Config, GpuConfig
 from gpuswitch.errors import Failed, InProgress, KernelError, NotViable, Owned, Wedged
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.drivers import around, from_module, from_name, host_drivers, named_surely, profile_of, vfio_drivers
+from gpuswitch.model.drivers import (
+    around,
+    from_module,
+    from_name,
+    host_drivers,
+    kernel_name,
+    named_surely,
+    shown_by,
+    vfio_drivers,
+)
 from gpuswitch.model.facts import VFIO_DRIVER, Captured, Driver, HostFacts, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Scan, Sought, Unit
@@ -181,7 +190,7 @@ class Preparation:
         if not seen.on_vfio:
             return captured
         if seen.makes_gpu and self._own.host_driver:
-            driver = self._named_in_the_config(self._own.host_driver)
+            driver = await self._named_in_the_config(self._own.host_driver)
         else:
             found = host_drivers(seen, await self.kernel.candidates(function), self.facts)
             if not found and not seen.makes_gpu:
@@ -199,17 +208,33 @@ class Preparation:
         """Modules around the drivers of functions that nobody saw on the host: what was loaded there is not known."""
         first = {c.driver for a, c in baseline.items() if c.driver and a not in self.owed.functions}
         here = {f.driver for f in self.gpu.present(self.facts)}
-        wanted = dict.fromkeys(module for driver in first - here for module in profile_of(driver).shows)
-        return await self.kernel.loadable(tuple(wanted)) if wanted else ()
+        wanted = dict.fromkeys(module for driver in first - here for module in shown_by(driver))
+        found = await self.kernel.loadable(tuple(wanted)) if wanted else ()
+        # By one name each, the kernel's where modprobe knows it.
+        return tuple({kernel_name(module): module for module in reversed(found)}.values())
 
-    def _named_in_the_config(self, name: str) -> Driver:
+    async def _named_in_the_config(self, name: str) -> Driver:
         registered = self.facts.pci_drivers
         if driver := around(name, registered):
             raise NotViable(
                 f"`host_driver` of {self.gpu.address} is {name}, which is a module around the driver {driver} and no "
                 f"driver of the PCI bus: name {driver} there"
             )
-        return from_name(name, registered)
+        named = from_name(name, registered)
+        if named.name not in registered and named.module and not await self._is_installed(named.module):
+            why = "modprobe finds no module for it" if self.facts.modules_on_disk else f"the {GONE}"
+            raise NotViable(
+                f"`host_driver` of {self.gpu.address} is {name}, which is not there and cannot be loaded: {why}; "
+                "correct it, or install the driver"
+            )
+        return named
+
+    async def _is_installed(self, module: str) -> bool:
+        """Where nobody can tell, it is tried: should it not load, all is taken back."""
+        try:
+            return bool(await self.kernel.loadable((module,), by_name=True))
+        except KernelError:
+            return True
 
     async def _with_true_names(self, baseline: Baseline) -> Baseline:
         """The same, once the modules are loaded whose drivers' names nobody knows before.

@@ -137,7 +137,9 @@ async def module_binds_what_waits_for_it(bench: Bench) -> None:
 @case
 async def loadable_are_those_that_are_installed(bench: Bench) -> None:
     own = str(bench.audio_driver.module)
-    assert await bench.kernel.loadable((own, "no_such_module", VFIO_MODULE)) == (own, VFIO_MODULE)
+    asked = (own, "no_such_module", VFIO_MODULE)
+    assert await bench.kernel.loadable(asked) == (own, VFIO_MODULE)
+    assert await bench.kernel.loadable(asked, by_name=True) == (own, VFIO_MODULE)
 
 
 @case

@@ -135,6 +135,14 @@ class TestOnVfio:
             assert switch.reason == "cannot load nvidia_current: No such device"
             assert bed.snapshot() == before
 
+    async def test_shows_a_picture_by_a_module_of_a_renamed_file(self, tmp_path: Path) -> None:
+        driver = PciDriver("nvidia", (alias(NVIDIA, 0x03),), makes="nvidia")
+        own = Module("nvidia_current", (driver,), needs_device=True)
+        drm = Module("nvidia_current_drm", requires=(own.name,), aliases=driver.aliases, above="nvidia", makes="drm")
+        bed = await Bed.made(on_vfio(own, drm), tmp_path)
+        await bed.moved(bed.fleet.find(""), State.HOST)
+        assert any("/dri/" in node for node in bed.machine.look().functions[GPU].nodes)
+
     @pytest.mark.parametrize("name", ["bochs-drm", "simple", "bochs"])
     async def test_goes_to_the_driver_that_the_config_names(self, name: str, tmp_path: Path) -> None:
         modules = Module("bochs", (_DRAWING,)), Module("simple", (_DRAWING_TOO,))
@@ -145,10 +153,22 @@ class TestOnVfio:
         await bed.moved(actor, State.HOST)
         assert home(bed.machine, GPU).bound == ("bochs-drm" if name == "bochs" else name)
 
-    async def test_comes_back_to_vfio_where_the_configured_driver_does_not_exist(self, tmp_path: Path) -> None:
+    async def test_stays_where_the_configured_driver_does_not_exist(self, tmp_path: Path) -> None:
         gpu = GpuConfig(GPU, managed=True, host_driver="nothing")
         bed = await Bed.made(on_vfio(), tmp_path, Config(gpus=(gpu,)))
         actor, before = bed.fleet.find(""), bed.snapshot()
+        for ask in (actor.plan, actor.request):
+            with pytest.raises(
+                NotViable, match=r"`host_driver` of 0000:01:00\.0 is nothing, .* finds no module for it"
+            ):
+                await ask(State.HOST)
+        assert (bed.snapshot(), bed.debts) == (before, [])
+
+    async def test_comes_back_to_vfio_where_nobody_can_tell_and_it_does_not_exist(self, tmp_path: Path) -> None:
+        gpu = GpuConfig(GPU, managed=True, host_driver="nothing")
+        bed = await Bed.made(on_vfio(), tmp_path, Config(gpus=(gpu,)))
+        actor, before = bed.fleet.find(""), bed.snapshot()
+        bed.host.faults.add(Errno(2), operation="loadable", subject="nothing")
         switch = await bed.switch(actor, State.HOST)
         assert (str(switch.result), actor.state) == ("reverted", State.VFIO)
         assert "nothing" in switch.reason

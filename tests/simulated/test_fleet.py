@@ -9,6 +9,7 @@ import pytest
 
 from gpuswitch.config import Config, GpuConfig
 from gpuswitch.errors import Failed, GpuswitchError, InvalidArgument, NoSuchGpu, NotViable
+from gpuswitch.host.simulated.catalogue import DISPLAY_3D, NVIDIA, VGA, Slot
 from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.host.simulated.scenarios import SCENARIOS, boot
 from gpuswitch.model.address import PciAddress
@@ -50,7 +51,7 @@ class TestFind:
         bed = await Bed.made(SCENARIOS["instinct"](), tmp_path / "both")
         assert str(bed.fleet.find("").gpu.address) == "0000:c4:00.0"
         lone = await Bed.made(boot([d for d in bed.machine.devices.values() if d.address.bus == 5]), tmp_path / "lone")
-        with pytest.raises(InvalidArgument, match=r"name one of 0000:05:00\.0"):
+        with pytest.raises(InvalidArgument, match=r"has 1 GPU; name one of 0000:05:00\.0"):
             lone.fleet.find("")
 
     @pytest.mark.parametrize(
@@ -88,6 +89,23 @@ class TestFind:
             bed.fleet.find("")
         with pytest.raises(NoSuchGpu, match="this host has none"):
             bed.fleet.find("01:00.0")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "unknown"), [("server", False), ("laptop", False), ("unlit", True), ("cuda", False)]
+)
+async def test_a_screen_that_nobody_knows_of_is_told_once(
+    scenario: str, unknown: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cards of class 0302 have no outputs."""
+    if scenario in SCENARIOS:
+        host = SCENARIOS[scenario]()
+    else:
+        host = boot([Slot("0000:01:00", 1).function(0, NVIDIA, 0x20F1, VGA if unknown else DISPLAY_3D)])
+    bed = await Bed.made(host, tmp_path)
+    bed.fleet.look()
+    told = [record.message for record in caplog.records if "which display this machine booted on" in record.message]
+    assert len(told) == unknown
 
 
 class TestMembers:

@@ -73,6 +73,30 @@ async def test_modules_that_are_gone_from_disk_are_not_unloaded(tmp_path: Path) 
     assert (bed.snapshot(), bed.debts) == (before, [])
 
 
+async def test_a_module_that_modprobe_does_not_know_is_not_unloaded(tmp_path: Path) -> None:
+    """Out of a container, as NVIDIA's operator for Kubernetes loads it."""
+    bed = await Bed.of("plain", tmp_path)
+    bed.machine.drivers.modules = {n: m for n, m in bed.machine.drivers.modules.items() if not n.startswith("nvidia")}
+    actor, before = bed.fleet.find("01:00.0"), bed.snapshot()
+    for ask in (actor.plan, actor.request):
+        with pytest.raises(NotViable, match=r"nvidia would have to be unloaded .* finds no module of that name"):
+            await ask(State.VFIO)
+    assert (bed.snapshot(), bed.debts) == (before, [])
+
+
+async def test_a_module_that_another_one_uses_is_not_unloaded(tmp_path: Path) -> None:
+    bed = await Bed.made(plain(modules=(*MODULES, Module("nv_peer_mem", requires=("nvidia",)))), tmp_path)
+    somebody = bed.host.kernel("somebody")
+    await somebody.load("nv_peer_mem")
+    actor, before = bed.fleet.find("01:00.0"), bed.snapshot()
+    for ask in (actor.plan, actor.request):
+        with pytest.raises(NotViable, match="nv_peer_mem uses nvidia, which would have to be unloaded"):
+            await ask(State.VFIO)
+    assert (bed.snapshot(), bed.debts) == (before, [])
+    await somebody.unload("nv_peer_mem")
+    await bed.moved(actor, State.VFIO)
+
+
 def two_kinds() -> SimulatedHost:
     geforce, radeon = (Slot(f"0000:0{n}:00", n, f"0000:00:0{n}.0") for n in (1, 2))
     return boot([geforce.function(0, NVIDIA, 0x2484, VGA), radeon.function(0, AMD, 0x73BF, VGA)])

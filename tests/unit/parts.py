@@ -66,6 +66,8 @@ def facts(
     vfio_nodes: frozenset[str] = frozenset({"vfio"}),
     direct_regions: Mapping[int, tuple[str, ...]] | None = None,
     processor: str = "",
+    hypervisor: str = "",
+    groups_without_iommu: frozenset[int] = frozenset(),
 ) -> HostFacts:
     return HostFacts(
         functions={f.address: f for f in functions},
@@ -74,6 +76,8 @@ def facts(
         pci_drivers=registered,
         vfio_nodes=vfio_nodes,
         processor=processor,
+        hypervisor=hypervisor,
+        groups_without_iommu=groups_without_iommu,
         direct_regions=direct_regions or {},
     )
 

@@ -16,12 +16,14 @@ from gpuswitch.model.drivers import (
     from_module,
     from_name,
     host_drivers,
+    kernel_name,
     lets_go_of_one,
     named_surely,
     profile_of,
+    shown_by,
     waits_for_ever,
 )
-from gpuswitch.model.facts import Driver
+from gpuswitch.model.facts import Driver, Module
 from gpuswitch.model.holders import Unit
 from tests.unit.parts import VGA, facts, function
 
@@ -140,6 +142,10 @@ def test_the_driver_of_a_name(name: str, registered: dict[str, str | None], driv
         ("several", {"second": "several", "first": "several"}, Driver("first", "several")),
         ("amdgpu", {"i915": "i915"}, Driver("amdgpu", "amdgpu")),
         ("bochs", {"bochs-drm": None}, Driver("bochs-drm", None)),
+        # built in, where sysfs links no module to it
+        ("i2c_designware_pci", {"i2c-designware-pci": None}, Driver("i2c-designware-pci", None)),
+        ("some_thing", {"some-thing": None}, Driver("some-thing", None)),
+        ("some_thing", {"some-thing": "other"}, Driver("some_thing", "some_thing")),
         ("nova_core", {}, Driver("nova-core", "nova_core")),
         ("nova_core", {"NovaCore": "nova_core"}, Driver("NovaCore", "nova_core")),
         ("nvidia", {"nvidia-nvswitch": "nvidia", "nvidia": "nvidia"}, Driver("nvidia", "nvidia")),
@@ -218,8 +224,58 @@ class TestHome:
         assert drivers("nvidia", card=NVSWITCH, registered=LOADED) == ["nvidia-nvswitch"]
         assert drivers("nvidia", registered=LOADED) == ["nvidia"]
 
+    def test_several_files_of_one_module_are_no_doubt(self) -> None:
+        """Debian's nvidia-current and nvidia-tesla-470 side by side: `install nvidia` says which of them it is."""
+        files = (*RENAMED, *candidates("nvidia_tesla_470_drm drm nvidia_tesla_470", "nvidia_tesla_470 drm"))
+        assert host_drivers(CARD, files, facts([CARD], registered={})) == (Driver("nvidia", "nvidia"),)
+
+    @pytest.mark.parametrize("barred", ["nouveau", "nvidia"])
+    def test_one_that_the_kernel_refuses_is_none(self, barred: str) -> None:
+        """`module_blacklist=`, of which kmod knows nothing."""
+        found = (*candidates("nouveau drm"), *RENAMED)
+        [driver] = host_drivers(CARD, found, replace(facts([CARD], registered={}), barred=frozenset({barred})))
+        assert driver.name == ({"nouveau", "nvidia"} - {barred}).pop()
+
+    def test_a_module_that_has_brought_no_driver_is_none(self) -> None:
+        """Nouveau does that with modeset=0."""
+        found = candidates("nouveau drm", "nvidia")
+        idle = replace(facts([CARD], registered={}), modules={"nouveau": Module(references=0)})
+        assert host_drivers(CARD, found, idle) == (Driver("nvidia", "nvidia"),)
+        built_in = replace(idle, modules={"nouveau": Module()})
+        assert len(host_drivers(CARD, found, built_in)) == 2, "what a built-in one brought shows no module"
+
     def test_none_fits(self) -> None:
         assert drivers() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("amdgpu", "amdgpu"),
+        ("nvidia_uvm", "nvidia_uvm"),
+        ("nvidia_current", "nvidia"),
+        ("nvidia_tesla_470", "nvidia"),
+        ("nvidia_tesla_470_drm", "nvidia_drm"),
+        ("nvidia_current_modeset", "nvidia_modeset"),
+        ("nvidiafb", "nvidiafb"),
+    ],
+)
+def test_what_the_kernel_calls_a_module(file: str, name: str) -> None:
+    assert kernel_name(file) == name
+
+
+@pytest.mark.parametrize(
+    ("driver", "modules"),
+    [
+        (Driver("nvidia", "nvidia"), ["nvidia_drm"]),
+        (Driver("nvidia", "nvidia_current"), ["nvidia_drm", "nvidia_current_drm"]),
+        (Driver("NovaCore", "nova_core"), ["nova_drm"]),
+        (Driver("amdgpu", "amdgpu"), []),
+        (Driver("nvidia", None), ["nvidia_drm"]),
+    ],
+)
+def test_what_shows_the_picture(driver: Driver, modules: list[str]) -> None:
+    assert list(shown_by(driver)) == modules
 
 
 @pytest.mark.parametrize(

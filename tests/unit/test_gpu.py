@@ -133,6 +133,19 @@ class TestRootComplex:
         )
         assert shapes(host) == {f"{slot}.0": [f"{slot}.0", f"{slot}.1"]}
 
+    @pytest.mark.parametrize(("maker", "comes"), [(AMD_PROCESSOR, False), (AMD, True)])
+    def test_usb_of_another_maker_is_the_hosts(self, maker: int, comes: bool) -> None:
+        """Also where the firmware hides the security processor of an APU. A card's own is of its maker."""
+        slot = "0000:04:00"
+        host = facts(
+            [
+                function(f"{slot}.0", VGA, vendor=AMD),
+                function(f"{slot}.1", AUDIO, vendor=AMD),
+                function(f"{slot}.3", USB, vendor=maker),
+            ]
+        )
+        assert shapes(host) == {f"{slot}.0": [f"{slot}.0", f"{slot}.1", *([f"{slot}.3"] if comes else [])]}
+
 
 def switch(maker: int, *ports: str, above: str | None = "0000:00:01.0") -> list[PciFunction]:
     """A PCIe switch: its upstream port 0000:01:00.0, behind a root port, and downstream ports."""
@@ -248,11 +261,14 @@ class TestNeighbours:
             function("0000:02:00.0", ETHERNET, "r8169", group=1),
             function("0000:03:00.0", NVME, group=2),
             function("0000:00:01.0", BRIDGE, "pcieport", group=1, parent=None),
+            function("0000:00:02.0", BRIDGE, group=1, parent=None),
+            function("0000:04:00.0", BRIDGE, "shpchp", group=1, parent=None),
             function("0000:05:00.0", ETHERNET, "r8169", group=3),
             function("0000:06:00.0", ETHERNET, "r8169", group=None),
         ]
         host = facts(card + others)
-        assert [str(f.address) for f in discover(host)[0].neighbours(host)] == ["0000:02:00.0", "0000:03:00.0"]
+        found = discover(host)[0].neighbours(host)
+        assert [str(f.address) for f in found] == ["0000:02:00.0", "0000:04:00.0", "0000:03:00.0"]
 
     def test_two_gpus_in_one_group_are_neighbours(self) -> None:
         host = facts([function("0000:01:00.0", VGA), function("0000:02:00.0", VGA)])

@@ -79,21 +79,37 @@ class TestToVfio:
             ("amd", ("AMD-Vi",), ("VT-d", "intel_iommu", "SMMU")),
             ("arm", ("SMMU",), ("VT-d", "AMD-Vi", "intel_iommu")),
             ("", ("VT-d", "AMD-Vi", "SMMU", "intel_iommu=on"), ()),
+            ("intel on xen", ("Xen",), ("VT-d", "firmware")),
+            ("intel on machine", ("virtual IOMMU",), ("VT-d", "firmware")),
         ],
     )
     def test_the_remedy_for_an_iommu_that_is_off_fits_the_machine(
         self, processor: str, named: tuple[str, ...], not_named: tuple[str, ...]
     ) -> None:
-        sentence = reasons(facts(card().functions.values(), iommu=False, processor=processor))["no_iommu"]
+        processor, _, hypervisor = processor.partition(" on ")
+        host = facts(card().functions.values(), iommu=False, processor=processor, hypervisor=hypervisor)
+        sentence = reasons(host)["no_iommu"]
         assert all(word in sentence for word in named)
         assert not any(word in sentence for word in not_named)
 
     def test_needs_a_group_for_each_function(self) -> None:
         found = blockers(GPU, State.VFIO, State.HOST, card(group=None))
-        assert [blocker.sentence for blocker in found] == [
+        assert [blocker.sentence.partition(": ")[0] for blocker in found] == [
             "0000:01:00.0 has no IOMMU group",
             "0000:01:00.1 has no IOMMU group",
         ]
+
+    @pytest.mark.parametrize(("processor", "named"), [("intel", "igfx_off"), ("arm", "SMMU"), ("amd", "no IOMMU")])
+    def test_says_why_a_function_has_none(self, processor: str, named: str) -> None:
+        host = facts(card(group=None).functions.values(), processor=processor)
+        assert named in reasons(host)["no_iommu"].partition("has no IOMMU group: ")[2]
+
+    @pytest.mark.parametrize("state", [State.HOST, State.VFIO], ids=str)
+    def test_a_group_that_vfio_made_without_an_iommu_is_none(self, state: State) -> None:
+        host = facts(card().functions.values(), groups_without_iommu=frozenset({1}), processor="arm")
+        for named in ("IOMMU group 1 ", "enable_unsafe_noiommu_mode", "SMMU"):
+            assert named in reasons(host, state=state)["no_iommu"]
+        assert reasons(host, State.HOST, State.VFIO) == {}
 
     def test_needs_the_driver(self) -> None:
         host = facts(card().functions.values(), vfio_available=False)
@@ -125,6 +141,13 @@ class TestToVfio:
         bridge = function(str(PORT), BRIDGE, "pcieport", parent=None)
         assert reasons(facts([*card().functions.values(), bridge])) == {}
 
+    def test_a_bridge_whose_driver_does_dma_is_in_the_way(self) -> None:
+        """For the kernel, that is; of the drivers of bridges, pcieport alone has `driver_managed_dma`."""
+        bridge = function(str(PORT), BRIDGE, "shpchp", parent=None)
+        assert reasons(facts([*card().functions.values(), bridge])) == {
+            "neighbour": f"the bridge {PORT} is in IOMMU group 1 too and stays on shpchp: unbind it"
+        }
+
     def test_an_nvswitch_is_named_and_may_move_along(self) -> None:
         host = facts([*card().functions.values(), function("0000:02:00.0", NVSWITCH, "nvidia-nvswitch")])
         assert reasons(host) == {
@@ -155,6 +178,13 @@ class TestToVfio:
         assert reasons(facts(card().functions.values(), direct_regions={2: ("0x1000-0x1fff",)})) == {}
         assert reasons(host, State.HOST, State.VFIO) == {}
 
+    @pytest.mark.parametrize(
+        ("processor", "called"), [("intel", "RMRR"), ("amd", "IVMD"), ("arm", "RMR"), ("", "RMRR")]
+    )
+    def test_such_memory_is_called_as_the_machine_calls_it(self, processor: str, called: str) -> None:
+        host = facts(card().functions.values(), direct_regions={1: ("0x1000-0x1fff",)}, processor=processor)
+        assert f"0x1fff, {called})" in reasons(host)["reserved_region"]
+
     def test_leaves_the_screen_on_unless_told(self) -> None:
         host = card(boot_display=True)
         assert "allow_boot_display" in reasons(host)["boot_display"]
@@ -169,6 +199,8 @@ class TestToVfio:
         )
         assert reasons(host)["virtual_functions"].startswith("0000:01:00.0 has 3 virtual functions")
         assert reasons(host)["mediated_devices"].startswith("0000:01:00.1 has 2 mediated devices")
+        host = facts([function("0000:01:00.0", VGA, virtual_functions=1), function("0000:01:00.1", AUDIO)])
+        assert "has 1 virtual function:" in reasons(host)["virtual_functions"]
 
     def test_a_look_at_some_functions_does_not_count_mediated_devices(self) -> None:
         """What was counted before is so still."""

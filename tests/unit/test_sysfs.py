@@ -360,7 +360,7 @@ facts = sysfs.look()
 sysfs.look()
 print(json.dumps([len(facts.functions), [path for path in opened if path.startswith(sys.argv[1])]]))
 """
-ALLOWED = {"modalias", "boot_vga", "boot_display", "resource", "data"}
+ALLOWED = {"modalias", "boot_vga", "boot_display", "resource", "data", "name", "type"}
 ALLOWED |= {"reserved_regions", "runtime_status", "dev", "refcnt", "version", "modeset", "drivers_autoprobe"}
 
 

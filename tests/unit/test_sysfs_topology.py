@@ -66,3 +66,41 @@ def test_whose_processor_it_is(cpuinfo: str, processor: str, tmp_path: Path) -> 
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text(cpuinfo)
     assert Sysfs(replace(tree.roots, proc=str(tmp_path / "proc"))).look().processor == processor
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "hypervisor"),
+    [("fpu lahf_lm", "", ""), ("fpu hypervisor lahf_lm", "", "machine"), ("fpu hypervisor", "xen", "xen")],
+)
+def test_what_the_kernel_runs_on(flags: str, kind: str, hypervisor: str, tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(f"vendor_id\t: GenuineIntel\nflags\t\t: {flags}\nbugs\t\t:\n")
+    if kind:
+        (tree.sys / "hypervisor").mkdir()
+        (tree.sys / "hypervisor/type").write_text(f"{kind}\n")
+    assert Sysfs(replace(tree.roots, proc=str(tmp_path / "proc"))).look().hypervisor == hypervisor
+
+
+@pytest.mark.parametrize(
+    ("command_line", "barred"),
+    [
+        ("quiet splash", set()),
+        ("quiet module_blacklist=nouveau,nvidiafb", {"nouveau", "nvidiafb"}),
+        ("module_blacklist=nouveau module_blacklist=i915 modprobe.blacklist=xe", {"i915"}),
+    ],
+)
+def test_which_modules_the_kernel_refuses(command_line: str, barred: set[str], tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cmdline").write_text(f"{command_line}\n")
+    assert Sysfs(replace(tree.roots, proc=str(tmp_path / "proc"))).look().barred == barred
+
+
+def test_a_group_that_vfio_made_without_an_iommu(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    for address, group, name in ((GPU, 0, "vfio-noiommu"), ("0000:02:00.0", 1, ""), ("0000:03:00.0", 2, None)):
+        tree.function(address, group=group)
+        if name is not None:
+            (tree.sys / f"kernel/iommu_groups/{group}/name").write_text(f"{name}\n")
+    assert Sysfs(tree.roots).look().groups_without_iommu == {0}

@@ -64,6 +64,24 @@ async def test_loadable(tree: Tree, kernel: LinuxKernel) -> None:
     assert await kernel.loadable(asked) == ("nouveau", "nvidia_current_drm", "nvidia")
 
 
+BY_NAME = """
+case "$*" in
+"-D nvidia") echo 'install modprobe -i nvidia-current $CMDLINE_OPTS ' ;;
+"-D nvidia_old") echo 'insmod /lib/modules/6.1.0/updates/dkms/nvidia-390.ko ' ;;
+"-D radeon") echo 'install /bin/false ' ;;
+"-D odd") echo 'modprobe: ERROR: something else' >&2; exit 1 ;;
+*) echo "modprobe: FATAL: Module $2 not found in directory /lib/modules/6.1.0" >&2; exit 1 ;;
+esac
+"""
+
+
+async def test_what_is_found_by_name(tree: Tree, kernel: LinuxKernel) -> None:
+    """Whether it is blacklisted is not asked; what cannot be told counts as there."""
+    tree.tool("modprobe", BY_NAME)
+    asked = ("nvidia", "nvidia_old", "radeon", "odd", "nobody")
+    assert await kernel.loadable(asked, by_name=True) == ("nvidia", "nvidia_old", "odd")
+
+
 async def test_no_candidates(tree: Tree, kernel: LinuxKernel) -> None:
     tree.tool(
         "modprobe", f"echo 'modprobe: FATAL: Module {MODALIAS} not found in directory /lib/modules/6.1.0' >&2; exit 1"

@@ -23,10 +23,15 @@ AWAY = ["vfio-pci", "vfio-pci"]
 
 
 def wipe(machine: Machine) -> None:
-    """What a reset of the bus takes away, and libvirt does not give back."""
+    """What a reset of the bus takes away, and libvirt does not give back.
+
+    While it is awake: one that sleeps has its registers restored when it wakes (pci_pm_runtime_resume).
+    """
     for function in (GPU, GPU_AUDIO):
+        device = f"/sys/bus/pci/devices/{function}"
         machine.sh(
-            f"dd if=/dev/zero of=/sys/bus/pci/devices/{function}/config bs=4 seek=4 count=6 conv=notrunc status=none"
+            f"echo on >{device}/power/control; "
+            f"dd if=/dev/zero of={device}/config bs=4 seek=4 count=6 conv=notrunc status=none"
         )
 
 

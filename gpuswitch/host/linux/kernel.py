@@ -80,8 +80,9 @@ class LinuxKernel(Kernel):
         found = await self._call("find the modules for", str(function), "candidates", str(function))
         return tuple(Candidate(module, frozenset(needs)) for module, *needs in map(str.split, found))
 
-    async def loadable(self, modules: Sequence[str]) -> tuple[str, ...]:
-        return tuple(await self._call("find the modules", ", ".join(modules), "loadable", *modules))
+    async def loadable(self, modules: Sequence[str], *, by_name: bool = False) -> tuple[str, ...]:
+        operation = "installed" if by_name else "loadable"
+        return tuple(await self._call("find the modules", ", ".join(modules), operation, *modules))
 
     async def load(self, module: str) -> None:
         await self._call("load", module, "load", module)

@@ -44,7 +44,7 @@ from gpuswitch.host.linux.reading import (
     there,
     written,
 )
-from gpuswitch.host.linux.regions import DirectRegions
+from gpuswitch.host.linux.regions import Groups
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import MODULES
 from gpuswitch.model.facts import (
@@ -103,9 +103,13 @@ class Sysfs:
         self._names: dict[str, tuple[int, str, str]] = {}
         self._installed = Installed(roots.modules)
         self._boot_display = BootDisplay(roots.sysfs)
-        self._direct_regions = DirectRegions(roots.sysfs)
-        self._processor = _processor(contents(f"{roots.proc}/cpuinfo", 4096).decode(errors="replace"))
-        self._console_map = console_map(first_line(f"{roots.proc}/cmdline"))
+        self._groups = Groups(roots.sysfs)
+        cpuinfo = contents(f"{roots.proc}/cpuinfo", 16384).decode(errors="replace")
+        self._processor = _processor(cpuinfo)
+        self._hypervisor = _hypervisor(cpuinfo, first_line(f"{roots.sysfs}/hypervisor/type"))
+        command_line = first_line(f"{roots.proc}/cmdline")
+        self._console_map = console_map(command_line)
+        self._barred = _barred(command_line)
         self._booted: frozenset[str] | None = None
 
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
@@ -134,6 +138,7 @@ class Sysfs:
         registrations = dict(entries(f"{self._roots.sysfs}/bus/pci/drivers"))
         drivers = {name: self._module(name) for name in registrations}
         functions = self._functions(present, drivers, mediated)
+        direct_regions, without_iommu = self._groups.among(functions.values(), present)
         return HostFacts(
             functions=functions,
             iommu=any(True for _ in entries(f"{self._roots.sysfs}/kernel/iommu_groups")),
@@ -146,7 +151,10 @@ class Sysfs:
             modules=self._modules(),
             boot_framebuffers=framebuffers,
             console_map=self._console_map,
-            direct_regions=self._direct_regions.among(functions.values(), present),
+            direct_regions=direct_regions,
+            groups_without_iommu=without_iommu,
+            hypervisor=self._hypervisor,
+            barred=self._barred,
             autoprobe=first_line(f"{self._roots.sysfs}/bus/pci/drivers_autoprobe") != "0",
             modules_on_disk=self._installed.on_disk(),
         )
@@ -297,6 +305,19 @@ def _processor(cpuinfo: str) -> str:
     """Whose it is, by the first lines of /proc/cpuinfo (arch/x86/kernel/cpu/proc.c, arch/arm64/kernel/cpuinfo.c)."""
     marks = {"intel": "GenuineIntel", "amd": "AuthenticAMD", "arm": "CPU implementer"}
     return next((name for name, mark in marks.items() if mark in cpuinfo), "")
+
+
+def _hypervisor(cpuinfo: str, kind: str) -> str:
+    """What this kernel runs on (Documentation/ABI/stable/sysfs-hypervisor-xen; X86_FEATURE_HYPERVISOR)."""
+    if kind == "xen":
+        return kind
+    return "machine" if re.search(r"^flags\b.*\bhypervisor\b", cpuinfo, re.MULTILINE) else ""
+
+
+def _barred(command_line: str) -> frozenset[str]:
+    """The modules that the kernel refuses, by its own option; the last one counts (core_param in kernel/module)."""
+    values = [word.partition("=")[2] for word in command_line.split() if word.startswith("module_blacklist=")]
+    return frozenset(filter(None, values[-1].split(","))) if values else frozenset()
 
 
 def _virtual_functions(path: str) -> int:

@@ -158,13 +158,13 @@ class Drivers:
             and self.loadable(module.name)
         )
 
-    def loadable(self, name: str) -> bool:
-        """Whether it, and what it needs, is installed, and it is not blacklisted."""
+    def loadable(self, name: str, *, by_name: bool = False) -> bool:
+        """Whether it, and what it needs, is installed, and it is not blacklisted; `by_name`: or that is no matter."""
         try:
             self.needed(name)
         except KeyError:
             return False
-        return not self.modules[name].blacklisted
+        return by_name or not self.modules[name].blacklisted
 
     def first_match(self, modalias: str, override: str | None) -> PciDriver | None:
         known = (d for d, module in self._registered.values() if module not in self.leaving)

@@ -141,8 +141,8 @@ class SimulatedKernel(Kernel):
         work = partial(self._machine.modules.candidates, function)
         return await self._run(work, Call("find the modules for", function))
 
-    async def loadable(self, modules: Sequence[str]) -> tuple[str, ...]:
-        work = partial(self._machine.modules.loadable, modules)
+    async def loadable(self, modules: Sequence[str], *, by_name: bool = False) -> tuple[str, ...]:
+        work = partial(self._machine.modules.loadable, modules, by_name=by_name)
         return await self._run(work, Call("find the modules", ", ".join(modules)))
 
     async def load(self, module: str) -> None:

@@ -72,9 +72,9 @@ class Modules:
         await self._bus.faults.strike("candidates", function).land(call)
         return self._drivers.candidates(device.shape.modalias)
 
-    async def loadable(self, names: Sequence[str], call: Call) -> tuple[str, ...]:
+    async def loadable(self, names: Sequence[str], call: Call, *, by_name: bool) -> tuple[str, ...]:
         await self._bus.faults.strike("loadable", ", ".join(names)).land(call)
-        return tuple(name for name in names if self._drivers.loadable(name))
+        return tuple(name for name in names if self._drivers.loadable(name, by_name=by_name))
 
     async def load(self, name: str, call: Call) -> None:
         """ENOENT: no such module is installed (modprobe ends with 1, says `not found`). ENODEV: it found no device."""

@@ -31,7 +31,7 @@ class Modules:
             raise OperationError(errno.EINVAL, address, f"its modalias {modalias!r} is not a PCI alias")
         status, lines = self._run(address, "modprobe", "-R", modalias)
         if status:
-            if lines and "not found in directory" in lines[-1]:
+            if _not_found(lines):
                 return []
             raise _kmod_failure(address, "modprobe", status, lines)
         found = [line for line in lines if is_name(line) and "vfio" not in line]
@@ -41,6 +41,10 @@ class Modules:
     def loadable(self, *modules: str) -> list[str]:
         """Those that are installed, and that modprobe's configuration does not bar."""
         return [module for module in modules if self._load_of(module, checked_name(module)) is not None]
+
+    def installed(self, *modules: str) -> list[str]:
+        """Those that `modprobe MODULE` finds: by a file, an alias, or an install command."""
+        return [module for module in modules if self._is_installed(checked_name(module))]
 
     def load(self, module: str) -> list[str]:
         """`modprobe MODULE`, unless it is there already."""
@@ -89,6 +93,10 @@ class Modules:
     def _state(self, module: str) -> str:
         return contents(f"{self._sysfs}/module/{module.replace('-', '_')}/initstate")
 
+    def _is_installed(self, module: str) -> bool:
+        status, lines = self._run(module, "modprobe", "-D", module)
+        return not (status and _not_found(lines)) and not any(_is_bar(line) for line in lines)
+
     def _load_of(self, subject: str, module: str) -> list[str] | None:
         """What a load of this module loads before it; None: nothing would be loaded.
 
@@ -98,10 +106,10 @@ class Modules:
         before: list[str] = []
         commands = False
         for line in [] if status else lines:
+            if _is_bar(line):
+                return None
             kind, _, rest = line.strip().partition(" ")
             name = last(rest.split(" ")[0])
-            if kind == "install" and name in _NEVER:
-                return None
             commands = commands or kind == "install"
             if kind not in {"insmod", "builtin"}:
                 continue
@@ -141,12 +149,22 @@ class Modules:
             os.close(output)
 
 
+def _not_found(lines: list[str]) -> bool:
+    return bool(lines) and "not found in directory" in lines[-1]
+
+
+def _is_bar(line: str) -> bool:
+    """Whether it is a command that is run instead of a load, and loads nothing."""
+    kind, _, rest = line.strip().partition(" ")
+    return kind == "install" and last(rest.split(" ")[0]) in _NEVER
+
+
 def _kmod_failure(subject: str, program: str, status: int, lines: list[str]) -> OperationError:
     """They end with 1 whatever went wrong; the last line ends with the kernel's own words, or says what they saw."""
     said = lines[-1] if lines else "it said nothing"
     words = said.rpartition(": ")[2]
     number = next((n for n in errno.errorcode if os.strerror(n) == words), errno.EIO)
-    if "not found in directory" in said:
+    if _not_found(lines):
         number = errno.ENOENT
     elif " is in use" in said:
         # What rmmod looked up before it asked the kernel (check_module_inuse in tools/rmmod.c), which says EAGAIN.
