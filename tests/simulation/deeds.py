@@ -137,11 +137,11 @@ class Deeds(Book):
         if struck.operation == "unbind" and device.binding.driver.name != self._from.get(function):
             # Somebody else was quicker: the kernel says ENODEV, and nothing happens.
             return
-        if device.on_vfio and struck.operation == "unbind":
+        if device.on_vfio:
             has = self.world.machine.group(device.shape.iommu_group or 0).opened_by
             self.world.tenants.leaves_vfio(function)
             if has is None or not has.startswith("the worker of"):
-                self.broken(7, f"{function} is unbound from vfio-pci at {struck.at}, and its group is open by {has}")
+                self.broken(7, f"{struck.operation} of {function}, on vfio, at {struck.at}; its group is open by {has}")
             return
         self._unused(function, struck)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import cast
 
+from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.states import State
@@ -80,8 +81,10 @@ def at_rest(world: World) -> None:
             judge.broken(4, f"{actor.gpu.address} is wedged, and the kernel has returned")
         if actor.state is State.UNKNOWN and actor.gpu.address not in judge.meddled and not judge.torn:
             judge.broken(5, f"{actor.gpu.address} is unknown, and nobody else moved it: {actor.reason}")
-    # Where somebody else is half-way with a GPU, it is tried again to bring it home.
-    if (times := world.loop.timers(service.life)) and not world.others_wait:
+    # Where somebody else is half-way with a GPU, it is tried again to bring it home; and of who is no process, nothing
+    # tells that he is gone.
+    untold = any(actor.stays_out and _in_flight(world, actor) for actor in actors)
+    if (times := world.loop.timers(service.life)) and not world.others_wait and not untold:
         judge.broken(9, f"an idle service waits for {len(times)} timers, the first one at {times[0]:g} s")
     _nothing_left(world, service.life)
     _around(world, actors)
@@ -98,6 +101,10 @@ def _nothing_left(world: World, life: Life) -> None:
         actor = world.actor(PciAddress.parse(whose)) if whose else None
         if whose and (actor is None or actor.state is not State.WEDGED):
             world.judge.broken(7, f"{group.opened_by} has group {number} open, and no switch runs")
+
+
+def _in_flight(world: World, actor: Actor) -> bool:
+    return any(IN_FLIGHT in world.judge.users(function) for function in actor.gpu.functions)
 
 
 def _stuck(world: World, actor: Actor) -> bool:
