@@ -40,7 +40,11 @@ class Hotplug:
             self._pulled.setdefault(slot, []).append(self._removed.pop(address))
 
     def replug(self, slot: str) -> None:
-        self._found(self._pulled.pop(slot, []))
+        cards = self._pulled.pop(slot, [])
+        for device in cards:
+            # It had no power.
+            device.trouble = None
+        self._found(cards)
 
     # The operations of the kernel.
 
