@@ -15,12 +15,13 @@ ADDRESS, SOUND = "0000:01:00.0", "0000:01:00.1"
 DISCRETE = f"{ROOT}/gpu/0000_01_00_0"
 BOTH_WAYS_FAIL = tuple(f"probe@{SOUND}#{nth}=EINVAL" for nth in (1, 2, 3))
 """To vfio-pci, on the way back, and to vfio-pci once more; after that nothing is wrong with it."""
+GENTLE = f"{ANY_PORT}[defaults]\nreset_on_failure = false\nrescan_on_failure = false\n"
 HOME_FAILS_TOO = (*BOTH_WAYS_FAIL, f"probe@{SOUND}#4=EINVAL")
 
 
 async def failed(start: Start, *faults: str) -> Service:
-    """A service whose GPU is `failed`."""
-    service = await start("laptop", *faults)
+    """A service whose GPU is `failed`, and that does nothing rough."""
+    service = await start("laptop", *faults, config=GENTLE)
     switch = await service.move(DISCRETE, "vfio")
     assert (await service.wait(DISCRETE, switch))["result"] == "failed"
     assert (await service.properties(DISCRETE))["State"] == "failed"
@@ -116,3 +117,20 @@ async def test_recoveries_are_counted_by_where_they_ended(start: Start) -> None:
     counted = samples(await scrape(service))
     assert value(counted, "recoveries_total", gpu=ADDRESS, outcome="failed") == 1
     assert value(counted, "recoveries_total", gpu=ADDRESS, outcome="vfio") == 1
+
+
+async def test_one_that_its_driver_cannot_take_after_a_reset_stays_out(start: Start, private_bus: PrivateBus) -> None:
+    faults = (f"probe@{SOUND}#{nth}=EINVAL" for nth in (2, 4))
+    service = await start("laptop", *faults, config=f"{ANY_PORT}[defaults]\nrescan_on_failure = false\n")
+    assert (await service.wait(DISCRETE, await service.move(DISCRETE, "vfio")))["result"] == "done"
+    status, out, err = await ctl(private_bus, "to-host", ADDRESS)
+    assert status == 1
+    assert f"reset {ADDRESS}: done" in out
+    assert "cannot get it on the host after a reset" in err
+    assert (await service.properties(DISCRETE))["StaysOut"] is True
+    assert value(samples(await scrape(service)), "stays_out", gpu=ADDRESS) == 1
+    _, shown, _ = await ctl(private_bus, "status", ADDRESS)
+    assert "stays out: tried again when a user of it is gone" in shown
+    assert (await ctl(private_bus, "to-host", ADDRESS))[0] == 0
+    assert (await service.properties(DISCRETE))["StaysOut"] is False
+    assert value(samples(await scrape(service)), "stays_out", gpu=ADDRESS) == 0
