@@ -202,7 +202,7 @@ class _Drama:
         """Where no driver has it: on the frame buffer that the firmware left in it, if it did."""
         machine = self._machine
         left = next((each for each in machine.frame_buffers.boot() if each.function == function), None)
-        if left is None or machine.devices[function].binding is not None:
+        if left is None or function not in machine.devices or machine.devices[function].binding is not None:
             return False
         if machine.processes.named(user) is None:
             machine.run(user)
