@@ -54,7 +54,8 @@ class Ask:
     """A request that waits for its answer.
 
     `rules` are what the configuration said then; `before` requests of this GPU waited already; `quiet`: no switch of it
-    ran all the while. `others` are the GPUs that a machine asks for besides. `seen`: who had it open at the last look.
+    ran all the while. `others` are the GPUs that a machine asks for besides; `along`: functions that went to the same
+    machine when it was asked. `seen`: who had it open at the last look.
     """
 
     what: str
@@ -67,6 +68,7 @@ class Ask:
     before: int = 0
     sent: int = 0
     quiet: bool = True
+    along: frozenset[PciAddress] = frozenset()
     seen: frozenset[str] | None = None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from asyncio import futures
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gpuswitch.errors import Busy, GpuswitchError, InProgress, NotViable, Wedged
@@ -126,6 +126,7 @@ class Judge(Deeds):
         self.note(f"{ask.actor.gpu.address}: asked {ask.what}")
         ask.began = self.now
         ask.rules = ask.actor.config.gpu(ask.actor.gpu.address).rules if ask.target is not None else None
+        ask.along = self.world.tenants.along(ask.actor.gpu.address)
         ask.before = sum(other.actor is ask.actor for other in self.asks)
         ask.sent = self.sent[str(ask.actor.gpu.address)]
         ask.quiet = not ask.actor.state.moving and ask.actor.state is not State.WEDGED and not ask.before
@@ -160,7 +161,7 @@ class Judge(Deeds):
             for each in self._in_the_way(ask, error):
                 if each not in text:
                     self.broken(8, f"the refusal does not name {each}: {text}")
-        for function in self._along(ask):
+        for function in _of(ask.others):
             if "too and stays on" in text.partition(f"{function} ")[2].partition("\n")[0]:
                 self.broken(8, f"the refusal names {function}, which goes along: {text}")
 
@@ -172,9 +173,10 @@ class Judge(Deeds):
         along = self._along(ask)
         neighbours = [str(f.address) for f in gpu.neighbours(facts) if not harmless(f) and f.address not in along]
         neighbours += [region for number in gpu.groups(facts) for region in facts.direct_regions.get(number, ())]
-        policy = ask.options.policy(ask.actor.config.gpu(gpu.address).rules.busy)
+        rules = (ask.rules, ask.actor.config.gpu(gpu.address).rules)
+        policies = {ask.options.policy(each.busy) for each in rules if each is not None}
         # On vfio-pci it is in nobody's way: a machine that asks for several waits for whoever is done with this one.
-        if policy is not Policy.REFUSE or "nobody can tell" in str(error) or ask.actor.state is State.VFIO:
+        if policies != {Policy.REFUSE} or "nobody can tell" in str(error) or ask.actor.state is State.VFIO:
             return neighbours
         # Of those who have its sound open, it may be hoped that they let go.
         users = self.users(gpu.address)
@@ -186,8 +188,7 @@ class Judge(Deeds):
 
     def _along(self, ask: Ask) -> frozenset[PciAddress]:
         """What goes to the same machine, and so is in nobody's way."""
-        asked = {function for actor in ask.others for function in actor.gpu.functions}
-        return self.world.tenants.along(ask.actor.gpu.address) | asked
+        return self.world.tenants.along(ask.actor.gpu.address) | ask.along | _of(ask.others)
 
     def scans(self, sought: Sought, scan: Scan) -> None:
         super().scans(sought, scan)
@@ -285,3 +286,7 @@ class Judge(Deeds):
         home = {a: self.home[a] for a in now}
         if now != home:
             self.broken(3, f"{actor.gpu.address} is home, and {difference(home, now)}")
+
+
+def _of(actors: Iterable[Actor]) -> frozenset[PciAddress]:
+    return frozenset(function for actor in actors for function in actor.gpu.functions)

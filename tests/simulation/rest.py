@@ -81,9 +81,8 @@ def at_rest(world: World) -> None:
             judge.broken(4, f"{actor.gpu.address} is wedged, and the kernel has returned")
         if actor.state is State.UNKNOWN and actor.gpu.address not in judge.meddled and not judge.torn:
             judge.broken(5, f"{actor.gpu.address} is unknown, and nobody else moved it: {actor.reason}")
-    # Where somebody else is half-way with a GPU, it is tried again to bring it home; and of who is no process, nothing
-    # tells that he is gone.
-    untold = any(actor.stays_out and _in_flight(world, actor) for actor in actors)
+    # Where somebody else is half-way with a GPU, it is tried again to bring it home.
+    untold = any(_untold(world, actor) for actor in actors)
     if (times := world.loop.timers(service.life)) and not world.others_wait and not untold:
         judge.broken(9, f"an idle service waits for {len(times)} timers, the first one at {times[0]:g} s")
     _nothing_left(world, service.life)
@@ -103,8 +102,15 @@ def _nothing_left(world: World, life: Life) -> None:
             world.judge.broken(7, f"{group.opened_by} has group {number} open, and no switch runs")
 
 
-def _in_flight(world: World, actor: Actor) -> bool:
-    return any(IN_FLIGHT in world.judge.users(function) for function in actor.gpu.functions)
+def _untold(world: World, actor: Actor) -> bool:
+    """Whether something is in the way of whose end nothing tells.
+
+    A user that is no process; another machine in the books of libvirt, which is not there to clear up after it.
+    """
+    in_flight = any(IN_FLIGHT in world.judge.users(function) for function in actor.gpu.functions)
+    books = world.machine.libvirt
+    in_the_books = any(not {*functions}.isdisjoint(actor.gpu.functions) for functions in books.machines.values())
+    return (bool(actor.stays_out) and in_flight) or (in_the_books and not books.running)
 
 
 def _stuck(world: World, actor: Actor) -> bool:

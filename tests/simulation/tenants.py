@@ -35,8 +35,8 @@ class Tenants:
         """What they have open, as it was when they took it."""
         self._promised: dict[PciAddress, tuple[str, float]] = {}
         """What they were given and have not opened: whose it is, and until when."""
-        self._asking: set[str] = set()
-        """The machines whose hook waits for an answer."""
+        self._asking: dict[str, tuple[PciAddress, ...]] = {}
+        """The machines whose hook waits for an answer, and what they ask for."""
         self._own: dict[str, tuple[PciAddress, ...]] = {}
         """The machines that asked for their GPUs, and have them."""
         self._books = world.machine.libvirt
@@ -56,7 +56,7 @@ class Tenants:
         busy = self._runs(name) or name in self._own or name in self._asking or _owner(name) in self._books.machines
         if service is None or service.fleet is None or actor is None or busy or not self._books.running:
             return
-        self._asking.add(name)
+        self._asking[name] = gpus
         others = tuple(filter(None, map(self._world.actor, gpus[1:])))
         ask = Ask(f"acquire for {name}", actor, target=State.VFIO, others=others)
         _ = self._world.ask(ask, lambda: self._acquired(name, gpus))
@@ -68,7 +68,7 @@ class Tenants:
                 raise Failed("the service is stopping")
             actors = await service.fleet.owners.acquire(_owner(name), self._functions(gpus), _HOOK)
         finally:
-            self._asking.discard(name)
+            self._asking.pop(name, None)
         self._own[name] = gpus
         for actor in actors:
             self._handed_over(name, actor)
@@ -92,8 +92,8 @@ class Tenants:
             self._world.judge.broken(7, f"{gpu} is handed to {name}, and belongs to {actor.owner}")
 
     def along(self, gpu: PciAddress) -> frozenset[PciAddress]:
-        """The functions of the GPUs that the machine which asked for this one asked for, too."""
-        asked = (gpus for gpus in self._own.values() if gpu in gpus)
+        """The functions of the GPUs that the machine which asks, or asked, for this one asked for, too."""
+        asked = (gpus for gpus in (*self._own.values(), *self._asking.values()) if gpu in gpus)
         return frozenset(function for gpus in asked for function in self._functions(gpus))
 
     def _starts(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
@@ -108,7 +108,7 @@ class Tenants:
     def takes(self, name: str, gpus: tuple[PciAddress, ...]) -> bool:
         """A machine opens GPUs, whoever may have let it."""
         judge, functions = self._world.judge, self._functions(gpus)
-        if self._runs(name) or _owner(name) in self._books.machines:
+        if self._runs(name) or name in self._asking or _owner(name) in self._books.machines:
             return False
         try:
             self._world.machine.start_vm(name, functions)
