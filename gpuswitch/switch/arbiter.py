@@ -145,7 +145,11 @@ class Arbiter:
         moves one any more. `staying` looks which functions have the driver now, this GPU's left out.
         """
         moving = self._moving[driver]
-        while moving and not set(await staying()).difference(*moving.values()):
+        while moving:
+            there = set(await staying())
+            # Whoever has ended his turn during that look has told of it already.
+            if not moving or there.difference(*moving.values()):
+                break
             await self._ended.wait()
         moving[gpu.address] = frozenset(gpu.functions)
 

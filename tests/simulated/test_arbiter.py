@@ -188,6 +188,23 @@ class TestTurns:
         await second
         assert arbiter.moving("nvidia") == (SECOND,)
 
+    async def test_a_turn_that_ends_during_the_look_is_not_missed(self, arbiter: Arbiter) -> None:
+        """A look takes its time where it cannot see everything at first."""
+        seen, looking = asyncio.Event(), asyncio.Event()
+
+        async def slowly() -> set[PciAddress]:
+            looking.set()
+            await seen.wait()
+            return set()
+
+        await arbiter.take_turn(gpu(FIRST), "nvidia", nobody)
+        second = asyncio.create_task(arbiter.take_turn(gpu(SECOND), "nvidia", slowly))
+        await looking.wait()
+        arbiter.end_turn(FIRST)
+        seen.set()
+        async with asyncio.timeout(1):
+            await second
+
     async def test_several_at_a_time_while_one_more_stays(self, arbiter: Arbiter) -> None:
         """None of them is the last then; the one that stays has to wait for all of them."""
         await arbiter.take_turn(gpu(FIRST), "nvidia", staying(SECOND, THIRD))
