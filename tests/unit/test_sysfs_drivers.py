@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,11 @@ def test_the_modules_of_the_running_kernel_may_be_gone_from_disk(tree: Tree) -> 
     assert sysfs.look().modules_on_disk
     (tree.modules / platform.release() / "modules.dep").unlink()
     assert not sysfs.look().modules_on_disk
+
+
+def test_they_may_lie_in_another_folder(tree: Tree) -> None:
+    elsewhere = Sysfs(replace(tree.roots, modules=f"{tree.sys}/nowhere:{tree.modules}"))
+    assert not elsewhere.look().modules_on_disk
+    tree.installed("modules.dep", "kernel/drivers/vfio/pci/vfio-pci.ko.zst:\n")
+    found = elsewhere.look()
+    assert (found.modules_on_disk, found.vfio_available) == (True, True)

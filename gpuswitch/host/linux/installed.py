@@ -14,21 +14,18 @@ _VFIO_ALIAS = re.compile(rb"^alias (vfio_pci:\S+) (\S+)$", re.MULTILINE)
 
 
 class Installed:
-    """The indexes in `modules`, which has a folder for each kernel. Each is read again when it was written anew."""
+    """The indexes in `modules`: folders, joined by colons, each of which may have one for each kernel.
+
+    The first that has an index counts. It is read again when it was written anew.
+    """
 
     def __init__(self, modules: str) -> None:
-        self._folder = f"{modules}/{os.uname().release}"
+        self._folders = [f"{folder}/{os.uname().release}" for folder in modules.split(":")]
         self._known: dict[str, tuple[int, list[tuple[str, ...]]]] = {}
 
     def on_disk(self) -> bool:
         """Whether the index of its modules is there."""
-        try:
-            os.stat(f"{self._folder}/modules.dep")  # noqa: PTH116 - a Path takes several times as long, at each look
-        except OSError as error:
-            if is_gone(error):
-                return False
-            raise
-        return True
+        return self._written("modules.dep") is not None
 
     def vfio_pci(self) -> bool:
         """Whether vfio_pci is there, as a module or built in."""
@@ -39,19 +36,28 @@ class Installed:
         return tuple((alias, module) for alias, module in self._found("modules.alias", _VFIO_ALIAS))
 
     def _found(self, index: str, pattern: re.Pattern[bytes]) -> list[tuple[str, ...]]:
-        path = f"{self._folder}/{index}"
-        try:
-            written = os.stat(path).st_mtime_ns  # noqa: PTH116 - a Path takes several times as long, at each look
-            known = self._known.get(index)
-            if known is None or known[0] != written:
+        if (there := self._written(index)) is None:
+            return []
+        path, written = there
+        known = self._known.get(index)
+        if known is None or known[0] != written:
+            try:
                 matches = pattern.finditer(Path(path).read_bytes())
-                known = (
-                    written,
-                    [tuple(group.decode(errors="replace") for group in match.groups()) for match in matches],
-                )
-                self._known[index] = known
-        except OSError as error:
-            if is_gone(error):
-                return []
-            raise
+            except OSError as error:
+                if is_gone(error):
+                    return []
+                raise
+            known = written, [tuple(group.decode(errors="replace") for group in match.groups()) for match in matches]
+            self._known[index] = known
         return known[1]
+
+    def _written(self, index: str) -> tuple[str, int] | None:
+        """Where this index is, and when it was written; None where it is nowhere."""
+        for folder in self._folders:
+            path = f"{folder}/{index}"
+            try:
+                return path, os.stat(path).st_mtime_ns  # noqa: PTH116 - a Path takes several times as long
+            except OSError as error:
+                if not is_gone(error):
+                    raise
+        return None

@@ -66,13 +66,17 @@ _ON = {"Y", "1"}
 
 @dataclass(frozen=True, slots=True)
 class Roots:
-    """Where things lie; a test has them elsewhere. `tools`: the folders that may have modprobe, joined by colons."""
+    """Where things lie; a test has them elsewhere.
+
+    `modules`: the folders that may have the running kernel's modules, and `tools`: those that may have modprobe, joined
+    by colons. NixOS has both below /run.
+    """
 
     sysfs: str = "/sys"
     dev: str = "/dev"
     udev: str = "/run/udev"
-    modules: str = "/lib/modules"
-    tools: str = "/usr/sbin:/sbin:/usr/bin:/bin"
+    modules: str = "/run/booted-system/kernel-modules/lib/modules:/lib/modules"
+    tools: str = "/usr/sbin:/sbin:/usr/bin:/bin:/run/current-system/sw/bin"
     iomem: str = "/proc/iomem"
     proc: str = "/proc"
     libvirt: str = "/run/libvirt/qemu"
