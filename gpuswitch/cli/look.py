@@ -195,7 +195,10 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
         yield "" if number else "functions", f"{address} {kind} on {driver or 'no driver'}"
     yield "host driver", gpu["HostDriver"] or "-"
     if gpu["StaysOut"]:
-        yield "stays out", "tried again when a user of it is gone, its driver is loaded anew, or the service starts"
+        yield (
+            "stays out",
+            "tried again by to-host, when a user of it is gone, when its driver is loaded anew, at a start",
+        )
     if gpu["Adds"]:
         yield "with", ", ".join(gpu["Adds"])
     yield "IOMMU groups", " ".join(map(str, gpu["IommuGroups"])) or "-"

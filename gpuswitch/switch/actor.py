@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from gpuswitch.config import Config
-from gpuswitch.errors import Failed, GpuswitchError, InProgress, Owned, Wedged
+from gpuswitch.errors import Failed, GpuswitchError, InProgress, InvalidArgument, NotViable, Owned, Wedged
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
@@ -124,6 +125,9 @@ class Actor(Running):
                 if not self._is_at(target):
                     return await self._begun(preparation, target, asker)
                 self._refuse_unusable(target)
+                if target is State.VFIO:
+                    self.let_stay()
+                    self._rested()
             finally:
                 if self._task is None:
                     self._arbiter.end_turn(self.gpu.address)
@@ -147,7 +151,7 @@ class Actor(Running):
             self._refuse_owned(State.HOST)
             if found := blockers(self.gpu, State.HOST, self.state, self.facts):
                 raise refusal(found)
-            if self.state.stable:
+            if self.state.stable and not self.stays_out:
                 return self._there(Switch(self.state, 0, options, asker))
             switch = Switch(State.HOST, 0, options, asker, recovery=True)
             self._start_recovery(switch, "", starting=False)
@@ -195,18 +199,35 @@ class Actor(Running):
 
     async def pay_at_start(self) -> None:
         """The same, once the service has started: now there are ways home that could not be gone before."""
-        if self.stays_out:
-            await self.try_again("the service has started")
-        else:
-            await self.pay()
-
-    async def try_again(self, why: str) -> None:
-        """What did not come home is brought there once more; `why` that may work now."""
-        _log.info("%s is to come home once more: %s", self.gpu.address, why)
         try:
-            await (await (self.recover() if self.state is State.FAILED else self.request(State.HOST))).wait()
+            if self.stays_out and await self.try_again("the service has started"):
+                return
         except GpuswitchError as error:
             _log.warning("%s", error)
+        await self.pay()
+
+    async def try_again(self, why: str) -> bool:
+        """What did not come home is brought there once more; `why` that may work now. False: not now, says who refuses.
+
+        Raises:
+            NotViable, InvalidArgument: nor later.
+        """
+        _log.info("%s is to come home once more: %s", self.gpu.address, why)
+        try:
+            switch = await (self.recover() if self.state is State.FAILED else self.request(State.HOST))
+        except (NotViable, InvalidArgument):
+            raise
+        except GpuswitchError as error:
+            _log.warning("%s", error)
+            return False
+        await switch.wait()
+        return True
+
+    def own(self, owner: Owner | None, *, again: bool = False) -> None:
+        super().own(owner, again=again)
+        if self.stays_out:
+            # Nobody has it any more, and somebody has to see to it.
+            self._rested()
 
     async def _bring_home(self) -> None:
         try:

@@ -182,10 +182,13 @@ class Engine:
             await self._bounded(step, step.verify, deadline)
 
     async def _heard(self, step: Step, mark: float) -> tuple[str, ...]:
-        with suppress(TimeoutError):
+        """What the kernel said; whatever is wrong with that is in nobody's way."""
+        try:
             async with asyncio.timeout(LOG_SECONDS):
                 return await step.heard(self._hands, mark)
-        return ()
+        except Exception as fault:  # noqa: BLE001 -- it only makes a failure easier to understand
+            _log.warning("cannot tell what the kernel said of '%s': %r", step.title, fault)
+            return ()
 
     async def back(self) -> None:
         """Revert what was begun, last first. Goes on past a revert that fails, to bring home what it can.

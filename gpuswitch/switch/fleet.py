@@ -24,7 +24,7 @@ from gpuswitch.switch.owed import NOTHING
 from gpuswitch.switch.owners import Owners
 from gpuswitch.switch.pause import Pause
 from gpuswitch.switch.record import Drift
-from gpuswitch.switch.retry import Retry
+from gpuswitch.switch.retry import Pace, Retry
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Fleet:
         self.owners = Owners(lambda: list(self.actors.values()), host, self._arbiter)
         self._paying: dict[PciAddress, asyncio.Task[None]] = {}
         self._retries: dict[PciAddress, Retry] = {}
+        self._paces: dict[PciAddress, Pace] = {}
         self._put_off: asyncio.Handle | None = None
         self._again: asyncio.Handle | None = None
         self._blind = Pause()
@@ -155,13 +156,18 @@ class Fleet:
 
     def _retry(self) -> None:
         """See to it that what did not come home is brought there when that may work."""
-        for address in [a for a, retry in self._retries.items() if retry.is_over]:
-            del self._retries[address]
+        for address, retry in list(self._retries.items()):
+            if self.actors.get(address) is not retry.actor or not retry.is_needed:
+                retry.stop()
+                del self._retries[address]
         for address, actor in self.actors.items():
-            if address in self._retries:
+            if not actor.stays_out:
+                if not actor.busy:
+                    self._paces.pop(address, None)
+            elif address in self._retries:
                 self._retries[address].see(self.facts)
-            elif self._open and actor.stays_out and not actor.busy:
-                self._retries[address] = Retry(actor, self._host)
+            elif self._open and not actor.busy:
+                self._retries[address] = Retry(actor, self._host, self._paces.setdefault(address, Pace()))
 
     async def stop(self, reason: str) -> None:
         """End every switch at the next safe point. A GPU that the kernel has is left to it."""
@@ -225,7 +231,6 @@ class Fleet:
                 self._observer.vanished(actor)
         for address, actor in self.actors.items():
             self._pay_soon(actor, actor.see(self.facts, found.get(address)))
-        self._retry()
         for address, gpu in found.items():
             if address not in self.actors:
                 actor = Actor(
@@ -240,6 +245,7 @@ class Fleet:
                 )
                 self.actors[address] = actor
                 self._observer.appeared(actor)
+        self._retry()
 
     def _gpus(self) -> Iterator[Gpu]:
         """Every GPU as hardware and config have it now; one that is under way, or away from home, as it set out.

@@ -1,6 +1,7 @@
-"""The steps that are left when neither the way on nor the way back worked: a reset, and a removal with a rescan.
+"""The steps that are left when a device is in no state to be used, or when neither the way on nor the way back worked.
 
-None is taken back. What was set on a function that is removed, its driver override and its power setting, goes with it.
+A reset, and a removal with a rescan. What is off the bus is found again; nothing else is taken back: what was set on a
+function that is removed, its driver override and its power setting, goes with it.
 """
 
 from __future__ import annotations
@@ -48,6 +49,12 @@ class RemoveFunctions(Step):
 
     async def verify(self, hands: Hands) -> None:
         await hands.check(self._unmet, self.functions)
+
+    async def revert(self, hands: Hands) -> None:
+        # As a removal that ends after its time.
+        there = (await hands.look(self.functions)).functions
+        if gone := tuple(function for function in self.functions if function not in there):
+            await hands.kernel.rescan(gone)
 
     def _unmet(self, facts: HostFacts) -> str | None:
         left = [function for function in self.functions if function in facts.functions]

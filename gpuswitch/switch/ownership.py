@@ -127,6 +127,7 @@ class Ownership:
         while self._mine:
             while (holders := await self.holders()) and self._mine:
                 self._was_open, cleared = True, False
+                self.actor.let_stay()
                 pause.over()
                 self.actor.awaited = False
                 await self._stirred(holders, None if _all_known(holders) else RESCAN_SECONDS)
@@ -269,6 +270,8 @@ class Ownership:
                     return not self._mine
                 if switch.result is not Result.DONE and self._mine:
                     _log.warning("%s did not come home from %s: %s", self.actor.gpu.address, self.owner, switch.reason)
+        if self._mine and self._to is None and self.where_to is Release.STAY:
+            self.actor.let_stay()
         if self._mine and not self.actor.awaited:
             self.actor.own(None)
         if not self.actor.owned:

@@ -1,7 +1,7 @@
 """What becomes of a GPU whose way home ended elsewhere: it is tried once more after each event that may change that.
 
 Another user of it is gone; its driver is registered anew, by a module that was loaded. (The service starts, or somebody
-asks for it: those are others' affair.) What our own attempt does is none of them: they are counted from its end on.
+asks for it: those are others' affair.) What an attempt of ours does is none of them: they count from its end on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from gpuswitch.errors import Failed, KernelError
+from gpuswitch.errors import Failed, GpuswitchError, KernelError
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.host import Host
@@ -18,68 +18,92 @@ from gpuswitch.switch.pause import Pause
 _log = logging.getLogger(__name__)
 
 
-class Retry:
-    """Of one GPU, from the end of one attempt until it is home, or somebody's, or moved by somebody."""
+class Pace:
+    """Of the attempts for one GPU: the first one is made at once; the others, however fast the events come, are not."""
 
-    def __init__(self, actor: Actor, host: Host) -> None:
-        self._actor = actor
+    def __init__(self) -> None:
+        self._pause = Pause()
+        self._begun = False
+
+    async def wait(self) -> None:
+        if self._begun:
+            await self._pause.wait()
+        self._begun = True
+
+
+class Retry:
+    """One more attempt for one GPU, from the end of the last one on: over when it was made, or is not needed."""
+
+    def __init__(self, actor: Actor, host: Host, pace: Pace) -> None:
+        self.actor = actor
+        self.made = False
+        """From here on, it is a switch like any other."""
+        self._after = actor.switch
         self._host = host
+        self._pace = pace
         self._registration = self._now(actor.facts)
         self._registered = asyncio.Event()
-        # However fast the events come, the attempts do not.
-        self._pause: Pause | None = None
         self._task = asyncio.create_task(self._watched())
 
     @property
-    def is_over(self) -> bool:
-        return self._task.done()
+    def is_needed(self) -> bool:
+        """Whether nothing has changed but what it waits for."""
+        return bool(self.actor.stays_out) and self.actor.switch is self._after and not self._task.done()
 
     def see(self, facts: HostFacts) -> None:
         """Take in a look at the host."""
-        if self._actor.busy:
-            return
         now = self._now(facts)
         if now is not None and now != self._registration:
             self._registered.set()
         self._registration = now
 
     def stop(self) -> None:
-        """An attempt that has begun is a switch like any other, and goes on."""
-        self._task.cancel()
+        """Wait no longer. An attempt that has begun goes on."""
+        if not self.made:
+            self._task.cancel()
 
     async def _watched(self) -> None:
         """Follow it, whatever goes wrong meanwhile."""
-        while self._actor.stays_out:
+        pause = Pause()
+        while True:
             try:
-                await self._once()
+                return await self._once()
             except Exception as fault:  # noqa: BLE001 -- whatever it was, it goes on, and is told
-                _log.critical("a fault of gpuswitch itself: %s is watched anew", self._actor.gpu, exc_info=fault)
+                _log.critical("a fault of gpuswitch itself: %s is watched anew", self.actor.gpu, exc_info=fault)
+            await pause.wait()
 
     async def _once(self) -> None:
+        why = await self._event()
+        await self._pace.wait()
+        self.made = True
+        pause = Pause()
+        try:
+            # Who refuses it now may not do so later, and that makes no event.
+            while self.is_needed and not await self.actor.try_again(why):
+                await pause.wait()
+        except GpuswitchError as error:
+            _log.warning("%s", error)
+
+    async def _event(self) -> str:
+        """Wait for one; which it is."""
         events = {
             asyncio.create_task(self._until_a_user_is_gone()): "another user of it is gone",
             asyncio.create_task(self._registered.wait()): "its driver's module was loaded anew",
         }
         try:
             done, _ = await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+            task = done.pop()
+            task.result()
+            return events[task]
         finally:
             for task in events:
                 task.cancel()
-        if self._pause is not None:
-            await self._pause.wait()
-        self._pause = self._pause or Pause()
-        if not self._actor.stays_out:
-            return
-        await self._actor.try_again(events[done.pop()])
-        await self._actor.rest()
-        self._registration = self._now(self._actor.facts)
-        self._registered.clear()
 
     async def _until_a_user_is_gone(self) -> None:
         pause, before = Pause(), frozenset[object]()
         while True:
             try:
-                holders = await self._actor.holders()
+                holders = await self.actor.holders()
             except Failed as error:
                 _log.warning("%s", error)
                 await pause.wait()
@@ -101,4 +125,4 @@ class Retry:
                 await pause.wait()
 
     def _now(self, facts: HostFacts) -> int | None:
-        return facts.registrations.get(self._actor.host_driver or "")
+        return facts.registrations.get(self.actor.home_driver or self.actor.host_driver or "")

@@ -36,6 +36,7 @@ class HungError(StepError):
 class Running(Waiting):
     """A GPU with the one switch that moves it. Who hears of what, and what is asked, its actor knows."""
 
+    _paying: asyncio.Task[None] | None = None
     _device_failed = False
     """Whether a recovery that runs has met a device in no state to be used."""
 
@@ -49,6 +50,7 @@ class Running(Waiting):
         """
         before = self._owed, self._entry.failed
         self._begin_journal(switch, plan.owed)
+        self._aims_home(plan)
         self._set_out(switch)
         self._engine = self._new_engine(plan.steps, held=preparation.holds)
         self.patience = 2 * self._engine.longest
@@ -105,7 +107,7 @@ class Running(Waiting):
 
     async def _mended(self, switch: Switch, reason: str) -> tuple[Result, str, Plan | None]:
         """It is back on vfio, since its host driver could not take it: perhaps it can after a reset."""
-        if not (rungs := after_refusal(self._rules)):
+        if self._retired or not (rungs := after_refusal(self._rules)):
             return Result.REVERTED, reason, None
         switch.recovery = True
         result, reason, reached = await self._climb(switch, rungs, reason)
@@ -139,7 +141,7 @@ class Running(Waiting):
         if self.state is State.RECOVERING:
             self._fire("give_up")
         self.reason = reason
-        self._keep_if_possible(replace(self._entry, unfinished=None, failed=reason))
+        self._keep_if_possible(replace(self._entry, unfinished=None, failed=reason, stays_out=reason))
         return result, reason
 
     # A recovery -----------------------------------------------------------------------------------------------------
@@ -215,9 +217,16 @@ class Running(Waiting):
 
     async def _tried(self, rung: Rung, switch: Switch, *, starting: bool) -> Plan:
         """One rung of the ladder, to its end; raises as `_led`."""
-        if rung.rough is not None:
-            await self._led(rung, switch, rung.rough(self.gpu, await seen(self._host)), starting=starting)
-        return await self._led(rung, switch, None, starting=starting)
+        if rung.rough is None:
+            return await self._led(rung, switch, None, starting=starting)
+        await self._led(rung, switch, rung.rough(self.gpu, await seen(self._host)), starting=starting)
+        cleared = self._engine
+        try:
+            return await self._led(rung, switch, None, starting=starting)
+        except (GpuswitchError, StepError) as failure:
+            if cleared is not None and not isinstance(failure, HungError) and (worse := await self._go_back(cleared)):
+                raise StepError(f"{failure}; the way back failed too: {worse}") from failure
+            raise
 
     async def _led(self, rung: Rung, switch: Switch, rough: Sequence[Step] | None, *, starting: bool) -> Plan:
         """What is rough about a rung, or its way to a known-good state.
@@ -226,15 +235,18 @@ class Running(Waiting):
             GpuswitchError, StepError: it led nowhere, and what it began is taken back, as far as that went.
         """
         engine = self._new_engine(())
+        # The machine that ended is not in its own way: its ownership has waited for libvirt as long as it is to.
+        machine = switch.asker.vm if switch.asker.service else ""
         try:
             self.facts = await seen(self._host)
-            preparation = self._preparation_in(State.UNKNOWN, switch.options, starting=starting)
+            preparation = self._preparation_in(State.UNKNOWN, switch.options, starting=starting, machine=machine)
             try:
                 plan = await self._planned(preparation, rung.target, rough=rough)
             except (GpuswitchError, StuckError):
                 engine = self._new_engine(tuple(preparation.holds), begun=True)
                 raise
             self._keep_if_possible(replace(self._entry, owed=plan.owed))
+            self._aims_home(plan)
             engine = self._engine = self._new_engine(plan.steps, held=preparation.holds)
             self.patience = 2 * engine.longest
             if self._retired:
@@ -294,6 +306,11 @@ class Running(Waiting):
 
     # Around it ------------------------------------------------------------------------------------------------------
 
+    def _aims_home(self, plan: Plan) -> None:
+        captured = plan.owed.functions.get(self.gpu.address)
+        if plan.target is State.HOST and captured is not None and captured.driver is not None:
+            self.home_driver = captured.driver.name
+
     def _make_current(self, switch: Switch) -> None:
         self.switch = switch
         self.recent.append(switch)
@@ -325,6 +342,9 @@ class Running(Waiting):
         if switch is not None and switch.recovery and self.state in OUTCOMES:
             self._tell_recovered(OUTCOMES[self.state])
         self._rested()
+        if result is not Result.DONE and self.state is State.HOST and self._owed and not self._retired:
+            # The kernel found it again on its own, after the time for that: what else is owed follows.
+            self._paying = asyncio.create_task(self.pay())
 
     def _stepped(self, event: StepEvent) -> None:
         self.progress = asyncio.get_running_loop().time()

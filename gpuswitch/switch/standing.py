@@ -74,6 +74,8 @@ class Standing:
         self._looking = asyncio.Lock()
         self._explaining: asyncio.Task[None] | None = None
         self._machine = GpuMachine()
+        self.home_driver = ""
+        """The driver that its last way home led to, or was to lead to."""
         self.awaited = False
         """Its owner has yet to open it: nobody else may take it back meanwhile."""
         self.asked_with: frozenset[PciAddress] = frozenset()
@@ -146,7 +148,8 @@ class Standing:
             self.reason = ""
             drift = Drift(before, now, f"{before} → {now}: {whereabouts(gpu, facts)}", self.since)
             # The first look of a service finds it where the one before left it.
-            out = self._entry.stays_out if before is State.UNKNOWN and now is State.VFIO else ""
+            found = before is State.UNKNOWN and now is State.VFIO and not self._entry.failed
+            out = self._entry.stays_out if found else ""
             self._keep_if_possible(replace(self._entry, failed="", stays_out=out, owner=self._owner_at(now)))
         if self.state is State.UNKNOWN and not (self.reason and explain(gpu, facts) == explain(*seen_before)):
             self.reason = explain(gpu, facts)
@@ -194,14 +197,27 @@ class Standing:
         owed = self._owed_after(result, reached, owed_before)
         failed = self.reason if self.state is State.FAILED else ""
         owner = self._owner_at(self.state)
-        out = self.state is State.FAILED or (self.state is State.VFIO and self._was_to_come_home)
-        stays_out = self.reason if out and result in {Result.REVERTED, Result.FAILED} else ""
-        self._keep_if_possible(Entry(owed, owner=owner, failed=failed, stays_out=stays_out))
+        self._keep_if_possible(Entry(owed, owner=owner, failed=failed, stays_out=self._out_after(result)))
         return result, reason
 
-    @property
-    def _was_to_come_home(self) -> bool:
-        return self.switch is not None and self.switch.target is State.HOST
+    def _out_after(self, result: Result) -> str:
+        """Why it stays out from here on, as far as it does."""
+        if result is Result.CANCELLED:
+            return self._entry.stays_out
+        switch, owner = self.switch, self.owner
+        to_come_home = self.state is State.VFIO and switch is not None and switch.target is State.HOST
+        # Of one that belongs to a machine, only that one's end is to bring it home.
+        anothers = owner is not None and (switch is None or switch.asker.vm != owner.name)
+        if anothers or result is Result.DONE or not (to_come_home or self.state is State.FAILED):
+            return ""
+        return self.reason
+
+    def let_stay(self) -> None:
+        """It is where somebody wants it: whatever brought it there, nothing is to bring it home."""
+        if self._entry.stays_out:
+            self._keep_if_possible(replace(self._entry, stays_out=""))
+            self.reason = ""
+            self._changed()
 
     def _owed_after(self, result: Result, reached: Plan | None, owed_before: Owed) -> Owed:
         if reached is not None:
@@ -290,7 +306,7 @@ class Standing:
         if owner is None or again:
             self._keep_if_possible(replace(self._entry, owner=owner))
         else:
-            self._keep(replace(self._entry, owner=owner, stays_out=""))
+            self._keep(replace(self._entry, owner=owner))
         if owner != before:
             self.asked_with = frozenset()
         self._changed()
@@ -308,7 +324,7 @@ class Standing:
         unfinished = Unfinished(switch.id, switch.target, switch.asker, switch.started, count=switch.count)
         self._page.reserve()
         try:
-            self._keep(replace(self._entry, owed=owed, unfinished=unfinished, stuck=None, failed="", stays_out=""))
+            self._keep(replace(self._entry, owed=owed, unfinished=unfinished, stuck=None, failed=""))
         except Failed as error:
             raise Failed(f"{error}, so nothing was changed") from error
 

@@ -130,7 +130,7 @@ async def test_one_that_its_driver_cannot_take_after_a_reset_stays_out(start: St
     assert (await service.properties(DISCRETE))["StaysOut"] is True
     assert value(samples(await scrape(service)), "stays_out", gpu=ADDRESS) == 1
     _, shown, _ = await ctl(private_bus, "status", ADDRESS)
-    assert "stays out: tried again when a user of it is gone" in shown
+    assert "stays out: tried again by to-host" in shown
     assert (await ctl(private_bus, "to-host", ADDRESS))[0] == 0
     assert (await service.properties(DISCRETE))["StaysOut"] is False
     assert value(samples(await scrape(service)), "stays_out", gpu=ADDRESS) == 0

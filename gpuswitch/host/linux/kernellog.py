@@ -7,16 +7,19 @@ their module, as in `[drm:bochs_pci_probe [bochs]] *ERROR* ...`, or the device b
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import time
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 
 from gpuswitch.host.linux import children
 from gpuswitch.model.address import PciAddress
 from gpuswitch.switch.host import KernelLog
 
+SYNC_SECONDS = 2.0
 MOST_LINES = 4
 LONGEST = 160
 _ADDRESS = re.compile(r"\b[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]\b")
@@ -38,7 +41,9 @@ class LinuxKernelLog(KernelLog):
         try:
             journalctl = children.find(self._tools, "journalctl")
             # journald reads the kernel's buffer when it gets to it. Where it cannot be asked to, that has to do.
-            await children.run([journalctl, "--sync"], _ENVIRONMENT)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SYNC_SECONDS):
+                    await children.run([journalctl, "--sync"], _ENVIRONMENT)
             fields = "--output-fields=MESSAGE,_KERNEL_DEVICE"
             query = ["--boot", f"--since=@{mark:.6f}", "--output=json", fields, "--no-pager", "--quiet", "--all"]
             status, output, errors = await children.run([journalctl, *query, "_TRANSPORT=kernel"], _ENVIRONMENT)
