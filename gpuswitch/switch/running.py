@@ -37,6 +37,8 @@ class Running(Waiting):
     """A GPU with the one switch that moves it. Who hears of what, and what is asked, its actor knows."""
 
     _paying: asyncio.Task[None] | None = None
+    _removed_late = False
+    """Whether it may have come home by itself, so that all else is still owed."""
     _device_failed = False
     """Whether a recovery that runs has met a device in no state to be used."""
 
@@ -111,11 +113,14 @@ class Running(Waiting):
             return Result.REVERTED, reason, None
         switch.recovery = True
         result, reason, reached = await self._climb(switch, rungs, reason)
-        if reached is None and await self._at_rest():
-            return Result.REVERTED, reason, None
-        if reached is not None or (self._engine is not None and self._engine.hung):
+        if reached is not None:
             return result, reason, reached
-        return await self._climb(switch, back_on_vfio(), reason)
+        hung = self._engine is not None and self._engine.hung
+        # A removal that ends after its time is followed by a rescan, and that by whatever drives the GPU at boot.
+        self._removed_late = hung
+        if await self._at_rest():
+            return Result.REVERTED, reason, None
+        return (result, reason, None) if hung else await self._climb(switch, back_on_vfio(), reason)
 
     async def _go_back(self, engine: Engine) -> str | None:
         """Take all of it back, however long the kernel takes; what did not work, in sentences, or None."""
@@ -318,7 +323,7 @@ class Running(Waiting):
     def _set_out(self, switch: Switch, trigger: str = "") -> None:
         self._make_current(switch)
         self.reason = ""
-        self._device_failed = False
+        self._device_failed = self._removed_late = False
         self._resting.clear()
         self._fire_start(switch.target, trigger)
         self._tell()
@@ -342,8 +347,7 @@ class Running(Waiting):
         if switch is not None and switch.recovery and self.state in OUTCOMES:
             self._tell_recovered(OUTCOMES[self.state])
         self._rested()
-        if result is not Result.DONE and self.state is State.HOST and self._owed and not self._retired:
-            # The kernel found it again on its own, after the time for that: what else is owed follows.
+        if self._removed_late and self.state is State.HOST and self._owed and not self._retired:
             self._paying = asyncio.create_task(self.pay())
 
     def _stepped(self, event: StepEvent) -> None:
