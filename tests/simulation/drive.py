@@ -269,10 +269,8 @@ async def calms_down(world: World) -> None:
     world.disk.healthy()
     world.senses.blind = world.senses.deaf = 0
     world.machine.units.stopping = False
-    mended_by_us = world.rules != "gentle"
-    for device in world.machine.devices.values():
-        if device.trouble is DeviceTrouble.UNKNOWN or not mended_by_us:
-            device.trouble = None
+    for gpu in world.stage.gpus:
+        _mended(world, gpu)
     for _, card in world.machine.cards():
         # udev has caught up.
         card.ready = True
@@ -289,6 +287,15 @@ async def calms_down(world: World) -> None:
         world.stop()
         await asyncio.sleep(LONGER_THAN_ANYTHING)
     rest.at_home(world)
+
+
+def _mended(world: World, gpu: PciAddress) -> None:
+    """Whatever is wrong with its functions, but for what the service is to mend by itself."""
+    devices = [world.machine.devices[f] for f in world.functions[gpu] if f in world.machine.devices]
+    on_host = any(device.binding is not None and not device.on_vfio for device in devices)
+    for device in devices:
+        if device.trouble is DeviceTrouble.UNKNOWN or world.rules == "gentle" or on_host:
+            device.trouble = None
 
 
 async def _others_undo(world: World) -> None:
@@ -322,6 +329,7 @@ async def _all_come_home(world: World) -> None:
     for gpu in world.stage.gpus:
         if gpu in world.judge.meddled and rest.settings_at_home(world, gpu).bound is None:
             await _taken_from_vfio(world, gpu)
+        _mended(world, gpu)
         actor = world.actor(gpu)
         if actor is not None and actor.state in {State.FAILED, State.UNKNOWN}:
             await over(world.recover(gpu))

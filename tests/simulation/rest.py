@@ -107,7 +107,8 @@ def _untold(world: World, actor: Actor) -> bool:
 
     A user that is no process; another machine in the books of libvirt, which is not there to clear up after it.
     """
-    in_flight = any(IN_FLIGHT in world.judge.users(function) for function in actor.gpu.functions)
+    # Of any GPU: they may share a driver, and what it counts.
+    in_flight = any(IN_FLIGHT in world.judge.users(function) for gpu in world.functions.values() for function in gpu)
     books = world.machine.libvirt
     in_the_books = any(not {*functions}.isdisjoint(actor.gpu.functions) for functions in books.machines.values())
     return (bool(actor.stays_out) and in_flight) or (in_the_books and not books.running)

@@ -225,6 +225,9 @@ class Tenants:
         if any(self._world.machine.group(number).opened_by for number in groups):
             # Whoever has it open: it is not given back while he does.
             return
+        if any(not {*functions}.isdisjoint(actor.gpu.functions) for functions in self._books.machines.values()):
+            # Nor while libvirt is not done with a machine, be it another one.
+            return
         if not self._runs(actor.owner.name):
             judge.broken(7, f"{gpu} belongs to {actor.owner}, which does not run")
 
