@@ -139,8 +139,10 @@ def _last_look(sought: Sought, needs: Needs) -> CheckHolders:
     return CheckHolders(replace(sought, numbers=needs.numbers), needs.passing_seconds, needs.announce)
 
 
-def to_clear(gpu: Gpu, facts: HostFacts, owed: Owed, needs: Needs, everything: Sought, rough: Sequence[Step]) -> Plan:
-    """Nobody has it open, or can open it, and then what would be `rough` if somebody had.
+def to_clear(
+    gpu: Gpu, facts: HostFacts, owed: Owed, needs: Needs, everything: Sought, destructive_steps: Sequence[Step]
+) -> Plan:
+    """Nobody has it open, or can open it, and then the `destructive_steps`, which would harm whoever had.
 
     The way to the host gives back the rest.
     """
@@ -157,7 +159,7 @@ def to_clear(gpu: Gpu, facts: HostFacts, owed: Owed, needs: Needs, everything: S
             *_make_ready(gpu, needs),
             *(HoldGroup(number) for number in held),
             CheckHolders(others, needs.passing_seconds, needs.announce),
-            *rough,
+            *destructive_steps,
             *(ReleaseGroup(number) for number in held),
         ),
         debts,

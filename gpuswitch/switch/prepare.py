@@ -128,13 +128,13 @@ class Preparation:
             along=self.along,
         )
 
-    async def plan_rough(self, rough: Sequence[Step]) -> Plan:
-        """The plan of a rung of the ladder that comes before a way to the host. Raises as `plan` does."""
+    async def plan_destructive(self, steps: Sequence[Step]) -> Plan:
+        """The plan of a strategy's destructive steps, which come before its way to the host. Raises as `plan` does."""
         if await self.arbiter.system_stopping():
             raise Failed("the system is going down")
         self._refuse_in_the_books()
         _, needs = await self._inquiry.made()
-        return to_clear(self.gpu, self.facts, self.owed, needs, everything(self.gpu, self.facts), rough)
+        return to_clear(self.gpu, self.facts, self.owed, needs, everything(self.gpu, self.facts), steps)
 
     def _refuse_in_the_books(self) -> None:
         """What libvirt is not done with stays on vfio. Its owner has waited for that itself."""

@@ -22,8 +22,16 @@ from gpuswitch.switch.pause import LateError
 from gpuswitch.switch.plan import Plan
 from gpuswitch.switch.prepare import Preparation
 from gpuswitch.switch.record import Result, Switch
-from gpuswitch.switch.recovery import OUTCOMES, Rung, after_crash, after_failure, after_refusal, back_on_vfio, summary
 from gpuswitch.switch.step import Hands, Step, StepError
+from gpuswitch.switch.strategies import (
+    OUTCOMES,
+    RecoveryStrategy,
+    after_crash,
+    after_failure,
+    after_refusal,
+    back_on_vfio,
+    summary,
+)
 from gpuswitch.switch.waiting import Waiting
 
 _log = logging.getLogger(__name__)
@@ -203,7 +211,7 @@ class Running(Waiting):
         return await self._settle(result, reason, reached, self._owed)
 
     async def _climb(
-        self, switch: Switch, ladder: Iterable[Rung], reason: str, *, starting: bool = False
+        self, switch: Switch, ladder: Iterable[RecoveryStrategy], reason: str, *, starting: bool = False
     ) -> tuple[Result, str, Plan | None]:
         """Try one way after the other to a known-good state; the plan is the one that led there."""
         story = [reason]
@@ -220,11 +228,11 @@ class Running(Waiting):
                 return (*summary(switch.target, plan.target, place(self.gpu, self._own_look_now()), story), plan)
         return Result.FAILED, "; ".join(filter(None, story)), None
 
-    async def _tried(self, rung: Rung, switch: Switch, *, starting: bool) -> Plan:
+    async def _tried(self, rung: RecoveryStrategy, switch: Switch, *, starting: bool) -> Plan:
         """One rung of the ladder, to its end; raises as `_led`."""
-        if rung.rough is None:
+        if rung.destructive_steps is None:
             return await self._led(rung, switch, None, starting=starting)
-        await self._led(rung, switch, rung.rough(self.gpu, await seen(self._host)), starting=starting)
+        await self._led(rung, switch, rung.destructive_steps(self.gpu, await seen(self._host)), starting=starting)
         cleared = self._engine
         try:
             return await self._led(rung, switch, None, starting=starting)
@@ -233,7 +241,9 @@ class Running(Waiting):
                 raise StepError(f"{failure}; the way back failed too: {worse}") from failure
             raise
 
-    async def _led(self, rung: Rung, switch: Switch, rough: Sequence[Step] | None, *, starting: bool) -> Plan:
+    async def _led(
+        self, rung: RecoveryStrategy, switch: Switch, rough: Sequence[Step] | None, *, starting: bool
+    ) -> Plan:
         """What is rough about a rung, or its way to a known-good state.
 
         Raises:
@@ -288,7 +298,7 @@ class Running(Waiting):
         )
 
     async def _planned(self, preparation: Preparation, target: State, *, rough: Sequence[Step] | None = None) -> Plan:
-        """What `Preparation.plan` says, or `plan_rough`.
+        """What `Preparation.plan` says, or `plan_destructive`.
 
         Raises:
             GpuswitchError: refused, or the kernel said no; nothing was changed.
@@ -296,7 +306,7 @@ class Running(Waiting):
         """
         try:
             if rough is not None:
-                return await preparation.plan_rough(rough)
+                return await preparation.plan_destructive(rough)
             return await preparation.plan(target)
         except LateError as late:
             pending = preparation.kernel.pending

@@ -29,7 +29,7 @@ from gpuswitch.switch.observe import explain, observe, whereabouts
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.plan import Plan
 from gpuswitch.switch.record import Drift, Result, Switch
-from gpuswitch.switch.recovery import still_failed
+from gpuswitch.switch.strategies import still_failed
 from gpuswitch.switch.wedged import first_words, report
 from gpuswitch.tables import Defaults
 

@@ -1,7 +1,7 @@
-"""The ladder: the ways to a known-good state, in order, for a GPU that a switch or a crash left without one.
+"""The recovery strategies: ways to a known-good state, in order, for a GPU that a switch or a crash left without one.
 
-Each rung is tried once. The rougher ones, which reset the GPU or take it off the bus for a moment, are there unless
-the configuration says otherwise, and only while nobody has the GPU open.
+Each is tried once. The destructive ones, which reset the GPU or take it off the bus for a moment, are there unless the
+configuration says otherwise, and only while nobody has the GPU open.
 """
 
 from __future__ import annotations
@@ -26,26 +26,29 @@ _WORDS = {State.HOST: "on the host", State.VFIO: "on vfio"}
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One way: what is `rough`, if anything, then the plan of a switch to `target`, made of what is there by then."""
+class RecoveryStrategy:
+    """One way: the `destructive_steps`, if any, then the plan of a switch to `target`, made of what is there by then.
+
+    `words` say what did not work, should it lead nowhere.
+    """
 
     words: str
     target: State
-    rough: Callable[[Gpu, HostFacts], tuple[Step, ...]] | None = None
+    destructive_steps: Callable[[Gpu, HostFacts], tuple[Step, ...]] | None = None
 
     def __str__(self) -> str:
         return self.words
 
 
-def after_failure(target: State, rules: Defaults) -> tuple[Rung, ...]:
+def after_failure(target: State, rules: Defaults) -> tuple[RecoveryStrategy, ...]:
     """For a switch to `target` whose way back failed."""
     # It came from the other state, and could not get back there.
-    return (_onward(target), *_rougher(rules))
+    return (_onward(target), *_destructive(rules))
 
 
-def after_crash(rules: Defaults, *, starting: bool = False) -> tuple[Rung, ...]:
+def after_crash(rules: Defaults, *, starting: bool = False) -> tuple[RecoveryStrategy, ...]:
     """For a GPU that was left between two states, or in none. `starting`: the service is, and there is more to come."""
-    return (_onward(State.HOST), _onward(State.VFIO), *(() if starting else _rougher(rules)))
+    return (_onward(State.HOST), _onward(State.VFIO), *(() if starting else _destructive(rules)))
 
 
 def summary(wanted: State, reached: State, place: str, story: list[str]) -> tuple[Result, str]:
@@ -62,35 +65,37 @@ def still_failed(story: str, reason: str) -> str:
     return f"{first}{_SINCE}{reason}" if first and first != reason else reason
 
 
-def _onward(target: State) -> Rung:
-    return Rung(f"cannot get it {_WORDS[target]}", target)
+def _onward(target: State) -> RecoveryStrategy:
+    return RecoveryStrategy(f"cannot get it {_WORDS[target]}", target)
 
 
-def after_refusal(rules: Defaults) -> tuple[Rung, ...]:
+def after_refusal(rules: Defaults) -> tuple[RecoveryStrategy, ...]:
     """For a way to the host that ended back on vfio since the host driver could not take the GPU."""
-    return _rougher(rules)
+    return _destructive(rules)
 
 
-def back_on_vfio() -> tuple[Rung, ...]:
+def back_on_vfio() -> tuple[RecoveryStrategy, ...]:
     """For a GPU that was on vfio, and that no reset nor rescan has brought to the host: it is left where it was."""
     return (_onward(State.VFIO),)
 
 
-def _rougher(rules: Defaults) -> tuple[Rung, ...]:
-    rungs = []
+def _destructive(rules: Defaults) -> tuple[RecoveryStrategy, ...]:
+    strategies = []
     if rules.reset_on_failure:
-        rungs.append(
-            Rung("cannot get it on the host after a reset", State.HOST, partial(_reset, rules.reset_on_failure))
+        strategies.append(
+            RecoveryStrategy(
+                "cannot get it on the host after a reset", State.HOST, partial(_reset, rules.reset_on_failure)
+            )
         )
     if rules.rescan_on_failure:
-        rungs.append(
-            Rung(
+        strategies.append(
+            RecoveryStrategy(
                 "cannot get it on the host after a removal and a rescan",
                 State.HOST,
                 partial(_rescan, rules.rescan_on_failure),
             )
         )
-    return tuple(rungs)
+    return tuple(strategies)
 
 
 def _reset(attempt: Attempt, gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
