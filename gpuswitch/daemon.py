@@ -31,6 +31,7 @@ from gpuswitch.notify import notify, reloading, watchdog_seconds
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.fleet import Fleet
+from gpuswitch.switch.gpu_record import GpuRecord
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.observer import Observer
@@ -41,7 +42,7 @@ _log = logging.getLogger("gpuswitch")
 
 
 class Observers:
-    """Tells each of several observers, and the log. An `Observer` (`gpuswitch.switch.actor`)."""
+    """Tells each of several observers, and the log. An `Observer` (`gpuswitch.switch.observer`)."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
@@ -56,31 +57,31 @@ class Observers:
         for observer in self._observers:
             observer.vanished(actor)
 
-    def changed(self, actor: Actor) -> None:
-        _log.info("%s: %s%s", actor.gpu.address, actor.state, f" ({actor.reason})" if actor.reason else "")
+    def changed(self, record: GpuRecord) -> None:
+        _log.info("%s: %s%s", record.gpu.address, record.state, f" ({record.reason})" if record.reason else "")
         for observer in self._observers:
-            observer.changed(actor)
+            observer.changed(record)
 
-    def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None:
-        _log.debug("%s: switch %s: %s: %s", actor.gpu.address, switch.id, event.step.title, event.status)
+    def stepped(self, record: GpuRecord, switch: Switch, event: StepEvent) -> None:
+        _log.debug("%s: switch %s: %s: %s", record.gpu.address, switch.id, event.step.title, event.status)
         for observer in self._observers:
-            observer.stepped(actor, switch, event)
+            observer.stepped(record, switch, event)
 
-    def finished(self, actor: Actor, switch: Switch) -> None:
+    def finished(self, record: GpuRecord, switch: Switch) -> None:
         why = f" ({switch.reason})" if switch.reason else ""
-        _log.info("%s: switch %s to %s: %s%s", actor.gpu.address, switch.id, switch.target, switch.result, why)
+        _log.info("%s: switch %s to %s: %s%s", record.gpu.address, switch.id, switch.target, switch.result, why)
         for observer in self._observers:
-            observer.finished(actor, switch)
+            observer.finished(record, switch)
 
-    def drifted(self, actor: Actor, drift: Drift) -> None:
-        _log.warning("%s: changed by somebody else: %s", actor.gpu.address, drift.text)
+    def drifted(self, record: GpuRecord, drift: Drift) -> None:
+        _log.warning("%s: changed by somebody else: %s", record.gpu.address, drift.text)
         for observer in self._observers:
-            observer.drifted(actor, drift)
+            observer.drifted(record, drift)
 
-    def recovered(self, actor: Actor, outcome: str) -> None:
-        _log.info("%s: recovery is over: %s", actor.gpu.address, outcome)
+    def recovered(self, record: GpuRecord, outcome: str) -> None:
+        _log.info("%s: recovery is over: %s", record.gpu.address, outcome)
         for observer in self._observers:
-            observer.recovered(actor, outcome)
+            observer.recovered(record, outcome)
 
 
 class Daemon:

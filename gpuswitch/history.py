@@ -24,6 +24,7 @@ from gpuswitch.aside import fulfil
 from gpuswitch.errors import Failed, InvalidArgument
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import StepEvent
+from gpuswitch.switch.gpu_record import GpuRecord
 from gpuswitch.switch.record import Asker, Drift, Switch
 from gpuswitch.tables import History as Settings
 
@@ -81,19 +82,19 @@ class History:
     def vanished(self, actor: Actor) -> None:
         """Nothing to keep."""
 
-    def changed(self, actor: Actor) -> None:
+    def changed(self, record: GpuRecord) -> None:
         """Nothing to keep."""
 
-    def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None:
+    def stepped(self, record: GpuRecord, switch: Switch, event: StepEvent) -> None:
         """Nothing to keep: the switch has its steps itself."""
 
-    def finished(self, actor: Actor, switch: Switch) -> None:
-        self._keep(entry_of(str(actor.gpu.address), switch), f"switch {switch.id}")
+    def finished(self, record: GpuRecord, switch: Switch) -> None:
+        self._keep(entry_of(str(record.gpu.address), switch), f"switch {switch.id}")
 
-    def drifted(self, actor: Actor, drift: Drift) -> None:
-        self._keep(entry_of_drift(str(actor.gpu.address), drift), f"what somebody else did to {actor.gpu.address}")
+    def drifted(self, record: GpuRecord, drift: Drift) -> None:
+        self._keep(entry_of_drift(str(record.gpu.address), drift), f"what somebody else did to {record.gpu.address}")
 
-    def recovered(self, actor: Actor, outcome: str) -> None:
+    def recovered(self, record: GpuRecord, outcome: str) -> None:
         """Nothing to keep: the switch that it was part of says so."""
 
     def _keep(self, entry: Entry, what: str) -> None:

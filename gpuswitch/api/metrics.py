@@ -26,6 +26,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.fleet import Fleet
+from gpuswitch.switch.gpu_record import GpuRecord
 from gpuswitch.switch.record import Drift, Switch
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class MetricsFace:
-    """Counts what happens. An `Observer` (`gpuswitch.switch.actor`)."""
+    """Counts what happens. An `Observer` (`gpuswitch.switch.observer`)."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library leaves it untyped
@@ -101,23 +102,23 @@ class MetricsFace:
     def vanished(self, actor: Actor) -> None:
         """Nothing to count."""
 
-    def changed(self, actor: Actor) -> None:
+    def changed(self, record: GpuRecord) -> None:
         """Nothing to count: the state is read with each scrape."""
 
-    def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None:  # noqa: ARG002 -- an Observer's
+    def stepped(self, record: GpuRecord, switch: Switch, event: StepEvent) -> None:  # noqa: ARG002 -- an Observer's
         if event.status is Status.DONE:
             self._step_seconds.labels(event.step.kind).observe(event.seconds)
 
-    def finished(self, actor: Actor, switch: Switch) -> None:
-        self._switches.labels(str(actor.gpu.address), str(switch.target), str(switch.result)).inc()
+    def finished(self, record: GpuRecord, switch: Switch) -> None:
+        self._switches.labels(str(record.gpu.address), str(switch.target), str(switch.result)).inc()
         if switch.result == "done" and switch.count:
             self._switch_seconds.labels(str(switch.target)).observe(switch.seconds)
 
-    def drifted(self, actor: Actor, drift: Drift) -> None:  # noqa: ARG002 -- an Observer's
-        self._drifts.labels(str(actor.gpu.address)).inc()
+    def drifted(self, record: GpuRecord, drift: Drift) -> None:  # noqa: ARG002 -- an Observer's
+        self._drifts.labels(str(record.gpu.address)).inc()
 
-    def recovered(self, actor: Actor, outcome: str) -> None:
-        self._recoveries.labels(str(actor.gpu.address), outcome).inc()
+    def recovered(self, record: GpuRecord, outcome: str) -> None:
+        self._recoveries.labels(str(record.gpu.address), outcome).inc()
 
 
 class _FleetCollector(Collector):
@@ -143,14 +144,14 @@ class _FleetCollector(Collector):
         )
         for address, actor in sorted(self._fleet.actors.items()):
             gpu = str(address)
-            out.add_metric([gpu], 1.0 if actor.stays_out else 0.0)
+            out.add_metric([gpu], 1.0 if actor.record.stays_out else 0.0)
             if address in self._found:
                 holders.add_metric([gpu], self._found[address])
             for each in State:
                 state.add_metric([gpu, str(each)], 1.0 if actor.state is each else 0.0)
-            name = actor.config.gpu(address).name
-            info.add_metric([gpu], {"name": name, "host_driver": actor.host_driver or ""})
-            since.add_metric([gpu], actor.since)
+            name = actor.record.own_config.name
+            info.add_metric([gpu], {"name": name, "host_driver": actor.record.host_driver or ""})
+            since.add_metric([gpu], actor.record.since)
         stuck = GaugeMetricFamily(
             "gpuswitch_workers_stuck",
             "Workers that the kernel has not returned to.",

@@ -37,6 +37,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.fleet import Fleet
+from gpuswitch.switch.gpu_record import GpuRecord
 from gpuswitch.switch.holding import is_machine, remedy
 from gpuswitch.switch.record import Drift, Switch
 
@@ -130,6 +131,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     def __init__(self, actor: Actor, callers: Callers, refusals: Refusals) -> None:
         self.actor = actor
+        self._record = actor.record
         self._callers = callers
         self._refusals = refusals
         self._told: dict[str, object] = {}
@@ -137,11 +139,11 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @dbus_property
     def address(self) -> Str:
-        return str(self.actor.gpu.address)
+        return str(self._record.gpu.address)
 
     @dbus_property
     def name(self) -> Str:
-        return self.actor.config.gpu(self.actor.gpu.address).name
+        return self._record.own_config.name
 
     @dbus_property
     def model(self) -> Str:
@@ -155,55 +157,55 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @dbus_property
     def managed(self) -> Bool:
-        return self.actor.config.gpu(self.actor.gpu.address).managed
+        return self._record.own_config.managed
 
     @dbus_property
     def state(self) -> Str:
-        return str(self.actor.state)
+        return str(self._record.state)
 
     @dbus_property
     def driver(self) -> Str:
-        display = self.actor.facts_now.functions.get(self.actor.gpu.address)
+        display = self._record.facts_now.functions.get(self._record.gpu.address)
         return (display.driver_name if display else None) or ""
 
     @dbus_property
     def host_driver(self) -> Str:
-        return self.actor.host_driver or ""
+        return self._record.host_driver or ""
 
     @dbus_property
     def functions(self) -> StrTripleArray:
-        present = self.actor.gpu.present(self.actor.facts_now)
+        present = self._record.gpu.present(self._record.facts_now)
         return [(str(f.address), str(f.kind), f.driver_name or "") for f in present]
 
     @dbus_property
     def iommu_groups(self) -> UInt32Array:
-        return list(self.actor.gpu.groups(self.actor.facts))
+        return list(self._record.gpu.groups(self._record.facts))
 
     @dbus_property
     def adds(self) -> StrArray:
-        return list(self.actor.gpu.adds(self.actor.facts))
+        return list(self._record.gpu.adds(self._record.facts))
 
     @dbus_property
     def owner(self) -> StrPair:
-        owner = self.actor.owner
+        owner = self._record.owner
         return (owner.name, owner.uuid) if owner else ("", "")
 
     @dbus_property
     def switch(self) -> Values:
-        return _switch(self.actor.switch) if self.actor.switch else {}
+        return _switch(self._record.switch) if self._record.switch else {}
 
     @dbus_property
     def reason(self) -> Str:
-        return self.actor.reason
+        return self._record.reason
 
     @dbus_property
     def stays_out(self) -> Bool:
         """Its last way home ended elsewhere; `reason` says why."""
-        return bool(self.actor.stays_out)
+        return bool(self._record.stays_out)
 
     @dbus_property
     def state_since(self) -> UInt64:
-        return int(self.actor.since * 1_000_000)
+        return int(self._record.since * 1_000_000)
 
     @dbus_method
     async def to_vfio(self, options: Values) -> Str:
@@ -216,7 +218,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     @dbus_method
     async def recover(self, options: Values) -> Str:
         """Look for a known-good state, from `failed` and `unknown`."""
-        with self._refusals([self.actor.gpu.address]):
+        with self._refusals([self._record.gpu.address]):
             return (await self.actor.recover(options_of(options), await self._callers.asker())).id
 
     @dbus_method
@@ -229,7 +231,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         if target not in _TARGETS:
             raise InvalidArgument(f"{target[:80]!r} is not a target; it is one of {', '.join(_TARGETS)}")
         plan = await self.actor.plan(_TARGETS[target], chosen)
-        deadlines: dict[str, float] = self.actor.config.deadlines.model_dump()
+        deadlines: dict[str, float] = self._record.config.deadlines.model_dump()
         return [{"name": step.kind, "title": step.title, "deadline": step.deadline(deadlines)} for step in plan.steps]
 
     @dbus_method
@@ -239,7 +241,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @dbus_method
     async def wait(self, id: Str) -> Values:  # noqa: A002 -- the argument's name on the bus
-        switch = self.actor.known_switch(id)
+        switch = self._record.known_switch(id)
         await switch.wait()
         return _switch(switch)
 
@@ -252,7 +254,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         """A switch is over."""
 
     async def _move(self, target: State, options: Mapping[str, object]) -> str:
-        with self._refusals([self.actor.gpu.address]):
+        with self._refusals([self._record.gpu.address]):
             return (await self.actor.request(target, options_of(options), await self._callers.asker())).id
 
     def remember(self) -> None:
@@ -286,11 +288,11 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @property
     def _display(self) -> PciFunction | None:
-        return self.actor.facts.functions.get(self.actor.gpu.address)
+        return self._record.facts.functions.get(self._record.gpu.address)
 
 
 class BusFace:
-    """Keeps the objects on the bus true to the fleet. An `Observer` (`gpuswitch.switch.actor`)."""
+    """Keeps the objects on the bus true to the fleet. An `Observer` (`gpuswitch.switch.observer`)."""
 
     def __init__(self, bus: Bus, refusals: Refusals) -> None:
         self._bus = bus
@@ -307,27 +309,27 @@ class BusFace:
         del self._objects[actor.gpu.address]
         self._bus.unexport(path_of(actor.gpu.address))
 
-    def changed(self, actor: Actor) -> None:
-        if gpu := self._objects.get(actor.gpu.address):
+    def changed(self, record: GpuRecord) -> None:
+        if gpu := self._objects.get(record.gpu.address):
             gpu.tell_soon()
 
-    def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None:
-        gpu = self._objects[actor.gpu.address]
+    def stepped(self, record: GpuRecord, switch: Switch, event: StepEvent) -> None:
+        gpu = self._objects[record.gpu.address]
         gpu.step_changed(
             switch.id, event.index, event.count, event.step.title, event.status, int(event.seconds * 1_000_000)
         )
         gpu.tell_in_a_moment()
 
-    def finished(self, actor: Actor, switch: Switch) -> None:
-        gpu = self._objects[actor.gpu.address]
+    def finished(self, record: GpuRecord, switch: Switch) -> None:
+        gpu = self._objects[record.gpu.address]
         # Whoever hears of the end and then reads the properties must find the end there, too.
         gpu.tell()
         gpu.switch_finished(switch.id, str(switch.result), switch.reason)
 
-    def drifted(self, actor: Actor, drift: Drift) -> None:
+    def drifted(self, record: GpuRecord, drift: Drift) -> None:
         """Nothing to tell: the properties that changed are."""
 
-    def recovered(self, actor: Actor, outcome: str) -> None:
+    def recovered(self, record: GpuRecord, outcome: str) -> None:
         """Nothing to tell, as above."""
 
 

@@ -1,4 +1,7 @@
-"""The actor: one per GPU. It owns the GPU's state machine and its one switch at a time; nobody else moves either."""
+"""The actor: one per GPU. It decides what is done with the GPU; nobody else moves it.
+
+A request goes one way: from here to the `runner`, or to the `recovery`, and from both to the `record`.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +11,31 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from gpuswitch.config import Config
-from gpuswitch.errors import Failed, GpuswitchError, InProgress, InvalidArgument, NotViable, Owned, Wedged
+from gpuswitch.errors import Failed, GpuswitchError, InProgress, InvalidArgument, KernelError, NotViable, Wedged
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.holders import Holder
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
+from gpuswitch.switch.admission import Admission
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.cancelling import cancellable
-from gpuswitch.switch.engine import StepEvent, StuckError
+from gpuswitch.switch.engine import Engine, StuckError
+from gpuswitch.switch.gpu_record import GpuObserver, GpuRecord
 from gpuswitch.switch.guards import blockers, refusal
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.looking import seen, seen_within
-from gpuswitch.switch.needs import boot_framebuffers
-from gpuswitch.switch.observe import place, whereabouts
-from gpuswitch.switch.observer import Observer
+from gpuswitch.switch.needs import everything
+from gpuswitch.switch.observe import whereabouts
 from gpuswitch.switch.plan import Plan
+from gpuswitch.switch.planner import Planner
 from gpuswitch.switch.prepare import Preparation
 from gpuswitch.switch.record import THE_SERVICE, Asker, Drift, Result, Switch
-from gpuswitch.switch.running import Running
+from gpuswitch.switch.recovery import Recovery
+from gpuswitch.switch.runner import Runner
 from gpuswitch.switch.step import StepError
 
 _log = logging.getLogger(__name__)
@@ -37,8 +44,8 @@ _TURN_SECONDS = 10.0
 """Plenty for another GPU's switch, unless that waits for somebody."""
 
 
-class Actor(Running):
-    """One GPU that can be asked to move."""
+class Actor:
+    """One GPU that can be asked to move. All that is known of it is in `record`."""
 
     def __init__(
         self,
@@ -49,40 +56,75 @@ class Actor(Running):
         config: Config,
         journal: Journal,
         arbiter: Arbiter,
-        observer: Observer,
+        observer: GpuObserver,
         rested: Callable[[], None],
     ) -> None:
+        self.record = GpuRecord(
+            gpu, facts, host=host, config=config, journal=journal, arbiter=arbiter, observer=observer
+        )
+        self.runner = Runner(self.record, host=host, arbiter=arbiter, observer=observer, rested=self._is_over)
+        self._planner = Planner(self.record, host, arbiter)
+        self._recovery = Recovery(self.record, self.runner, self._planner, host)
+        self._admission = Admission(self.record)
+        self._host = host
+        self._arbiter = arbiter
         self._observer = observer
-        super().__init__(gpu, facts, host=host, config=config, journal=journal, arbiter=arbiter, rested=rested)
+        self._rested = rested
+        self._restoring: asyncio.Task[None] | None = None
         self._deciding = asyncio.Lock()
         self._planning = asyncio.Lock()
+        self._looking = asyncio.Lock()
+
+    # What everybody asks; the rest is in the record.
+
+    @property
+    def gpu(self) -> Gpu:
+        return self.record.gpu
+
+    @property
+    def state(self) -> State:
+        return self.record.state
+
+    @property
+    def reason(self) -> str:
+        return self.record.reason
+
+    @property
+    def owner(self) -> Owner | None:
+        return self.record.owner
+
+    @property
+    def switch(self) -> Switch | None:
+        return self.record.switch
 
     @property
     def bound(self) -> bool:
         """Its functions are its own until it is home: they are under way, or are owed something."""
-        return self._task is not None or self._deciding.locked() or bool(self._owed) or self.owned
+        return self.busy or bool(self.record.owed) or self.record.owned
 
     @property
     def busy(self) -> bool:
         """It is under way, or may be in a moment."""
-        return self._task is not None or self._deciding.locked()
+        return self.runner.busy or self._deciding.locked()
 
-    # What others see and ask ----------------------------------------------------------------------------------------
+    # What it is asked -------------------------------------------------------------------------------------------------
 
-    def see(self, facts: HostFacts, gpu: Gpu | None = None) -> Drift | None:
-        """Take in a look at the host; what somebody else did to this GPU since the last one.
+    async def holders(self) -> tuple[Holder, ...]:
+        """Who has it open, on whatever driver it is.
 
-        Nothing follows from it while a switch runs or the kernel has not returned.
+        Raises:
+            Failed: nobody can tell.
         """
-        if self._task is not None:
-            return None
-        known = (self.gpu, self.gpu.present(self.facts), self.state)
-        drift = self._take_in(facts, gpu or self.gpu)
-        if known != (self.gpu, self.gpu.present(facts), self.state):
-            self._tell()
-        if drift is not None:
-            self._observer.drifted(self, drift)
-        return drift
+        record, unknown = self.record, f"nobody can tell who has {self.gpu.address} open"
+        try:
+            # One look at a time: anyone may ask.
+            async with self._looking, asyncio.timeout(record.config.deadlines.holders):
+                return (await self._host.processes.scan(everything(record.gpu, record.facts))).holders
+        except KernelError as error:
+            raise Failed(f"{unknown}: {error}") from error
+        except TimeoutError:
+            seconds = record.config.deadlines.holders
+            raise Failed(f"{unknown}: the look for them took longer than {seconds:g} s") from None
 
     async def plan(self, target: State, options: Options = _AS_CONFIGURED) -> Plan:
         """The plan of a switch to `target`, without steps where nothing is to do; or the refusal with all blockers.
@@ -91,13 +133,13 @@ class Actor(Running):
         """
         # Anyone may ask, and many: those who want to switch stand in another line.
         async with self._planning, self._deciding:
-            self._refuse_retired()
+            self._admission.refuse_retired()
             preparation = await self._preparation(options, asking=True)
-            self._refuse_owned(target)
-            if self._is_at(target):
-                self._refuse_unusable(target)
-                return Plan(self.gpu, target, self._owed, ())
-            return await self._planned(preparation, target)
+            self._admission.refuse_owned(target)
+            if self._admission.is_at(target):
+                self._admission.refuse_unusable(target)
+                return Plan(self.gpu, target, self.record.owed, ())
+            return await self._planner.plan(preparation, target)
 
     async def request(self, target: State, options: Options = _AS_CONFIGURED, asker: Asker = THE_SERVICE) -> Switch:
         """Start a switch to State.VFIO or State.HOST, or join the one that goes there already.
@@ -109,28 +151,28 @@ class Actor(Running):
             GpuswitchError: refused, with every reason; nothing was changed.
         """
         async with self._deciding:
-            self._refuse_retired()
-            if self.state.moving and self.switch is not None and self.switch.result is None:
-                if self.switch.target is target:
-                    return self._joined(self.switch, options)
+            self._admission.refuse_retired()
+            if (running := self._admission.running()) is not None:
+                if running.target is target:
+                    return self._admission.join(running, options)
                 raise InProgress(
-                    f"{self.gpu.address} cannot go to {target} while it is on its way to {self.switch.target} "
-                    f"(switch {self.switch.id}): wait for that first"
+                    f"{self.gpu.address} cannot go to {target} while it is on its way to {running.target} "
+                    f"(switch {running.id}): wait for that first"
                 )
-            if self._task is None:
-                await self._take_turn(_TURN_SECONDS)
+            if not self.runner.busy:
+                await self.runner.turns.take(_TURN_SECONDS)
             try:
                 preparation = await self._preparation(options, machine=asker.vm if asker.service else "")
-                self._refuse_owned(target)
-                if not self._is_at(target):
+                self._admission.refuse_owned(target)
+                if not self._admission.is_at(target):
                     return await self._begun(preparation, target, asker)
-                self._refuse_unusable(target)
+                self._admission.refuse_unusable(target)
                 if target is State.VFIO:
-                    self.let_stay()
+                    self.record.let_stay()
                     self._rested()
             finally:
-                if self._task is None:
-                    self._arbiter.end_turn(self.gpu.address)
+                if not self.runner.busy:
+                    self.runner.turns.end()
             return self._there(Switch(target, 0, options, asker))
 
     async def recover(self, options: Options = _AS_CONFIGURED, asker: Asker = THE_SERVICE) -> Switch:
@@ -142,19 +184,19 @@ class Actor(Running):
             GpuswitchError: it is wedged, absent, or on its way; nothing was changed.
         """
         async with self._deciding:
-            self._refuse_retired()
+            self._admission.refuse_retired()
             self.see(await self._seen())
-            if self.state.moving and self.switch is not None and self.switch.result is None:
-                if self.switch.recovery:
-                    return self._joined(self.switch, options)
-                raise InProgress(f"{self.gpu.address} is on its way to {self.switch.target}: wait for that first")
-            self._refuse_owned(State.HOST)
-            if found := blockers(self.gpu, State.HOST, self.state, self.facts):
+            if (running := self._admission.running()) is not None:
+                if running.recovery:
+                    return self._admission.join(running, options)
+                raise InProgress(f"{self.gpu.address} is on its way to {running.target}: wait for that first")
+            self._admission.refuse_owned(State.HOST)
+            if found := blockers(self.gpu, State.HOST, self.state, self.record.facts):
                 raise refusal(found)
-            if self.state.stable and not self.stays_out:
+            if self.state.stable and not self.record.stays_out:
                 return self._there(Switch(self.state, 0, options, asker))
             switch = Switch(State.HOST, 0, options, asker, recovery=True)
-            self._start_recovery(switch, "", starting=False)
+            self._recovery.start(switch, "", starting=False)
             return switch
 
     def cancel(self, id: str, asker: Asker) -> None:  # noqa: A002 -- as on the bus
@@ -163,48 +205,68 @@ class Actor(Running):
         Raises:
             GpuswitchError: it cannot be taken back, or not any more, and goes on.
         """
+        record = self.record
         engine = cancellable(
-            self.gpu.address, self.state, place(self.gpu, self._own_look_now()), self.known_switch(id), self._engine
+            record.gpu.address, record.state, record.place(), record.known_switch(id), self.runner.engine
         )
         engine.stop(f"cancelled by {asker}")
+
+    # What the service does by itself ----------------------------------------------------------------------------------
+
+    def see(self, facts: HostFacts, gpu: Gpu | None = None) -> Drift | None:
+        """Take in a look at the host; what somebody else did to this GPU since the last one.
+
+        Nothing follows from it while a switch runs or the kernel has not returned.
+        """
+        if self.runner.busy:
+            return None
+        record = self.record
+        known = (record.gpu, record.gpu.present(record.facts), record.state)
+        drift = record.take_in(facts, gpu or record.gpu)
+        if known != (record.gpu, record.gpu.present(facts), record.state):
+            record.tell()
+        if drift is not None:
+            self._observer.drifted(record, drift)
+        return drift
 
     async def adopt(self) -> None:
         """Take up what a dead service left: find what the kernel still has, and bring home what was under way.
 
         A GPU at rest is left alone, and so is one that somebody else moved meanwhile.
         """
+        record = self.record
         self.see(await seen(self._host))
-        stuck = self._left_in_the_kernel(self._entry)
+        stuck = self.runner.left_behind()
         if stuck is not None:
-            self._wedge(StuckError(stuck, None))
-            self._task = asyncio.create_task(self._outlast(self._new_engine(())))
+            self.runner.wedge(StuckError(stuck, None))
+            self.runner.launch(self._restore_after_stall(self.runner.new_engine(())))
             return
-        self._keep_if_possible(replace(self._entry, stuck=None))
-        if (left := self._entry.unfinished) is not None:
-            switch, why = self._resumed(left)
-            self._start_recovery(switch, why, starting=True)
-            await switch.wait()
-        elif self._owed.functions and self.state in {State.HOST, State.UNKNOWN, State.ABSENT}:
-            text = f"{State.VFIO} → {self.state}: {whereabouts(self.gpu, self.facts)}, while the service was away"
-            self._observer.drifted(self, Drift(State.VFIO, self.state, text, self.since))
+        record.page.write_if_possible(replace(record.page.entry, stuck=None))
+        if (left := record.page.entry.unfinished) is not None:
+            await self._recovery.resume(left).wait()
+        elif record.owed.functions and self.state in {State.HOST, State.UNKNOWN, State.ABSENT}:
+            text = f"{State.VFIO} → {self.state}: {whereabouts(self.gpu, record.facts)}, while the service was away"
+            self._observer.drifted(record, Drift(State.VFIO, self.state, text, record.since))
 
-    async def pay(self) -> None:
-        if self._owed and self.state is State.HOST and not self.awaited:
+    async def restore_deferred(self) -> None:
+        """Give back what the start of the service could not wait for, and what no switch of this GPU will: units."""
+        record = self.record
+        if record.owed and self.state is State.HOST and not record.awaited:
             await self._bring_home()
-        elif self.state is State.ABSENT and self.owes_units and not self.owned:
+        elif self.state is State.ABSENT and record.owes_units and not record.owned:
             await self._start_units()
-        elif self._task is None and not self.owned:
+        elif not self.runner.busy and not record.owned:
             # A switch that was cut short left it behind, and nothing of ours needs it.
-            await self._arbiter.give_back(self.gpu.address, (), self.config.deadlines)
+            await self._arbiter.give_back(self.gpu.address, (), record.config.deadlines)
 
-    async def pay_at_start(self) -> None:
+    async def restore_deferred_at_start(self) -> None:
         """The same, once the service has started: now there are ways home that could not be gone before."""
         try:
-            if self.stays_out and await self.try_again("the service has started"):
+            if self.record.stays_out and await self.try_again("the service has started"):
                 return
         except GpuswitchError as error:
             _log.warning("%s", error)
-        await self.pay()
+        await self.restore_deferred()
 
     async def try_again(self, why: str) -> bool:
         """What did not come home is brought there once more; `why` that may work now. False: not now, says who refuses.
@@ -224,8 +286,9 @@ class Actor(Running):
         return True
 
     def own(self, owner: Owner | None, *, again: bool = False) -> None:
-        super().own(owner, again=again)
-        if self.stays_out:
+        """As `GpuRecord.own`."""
+        self.record.own(owner, again=again)
+        if self.record.stays_out:
             # Nobody has it any more, and somebody has to see to it.
             self._rested()
 
@@ -236,116 +299,92 @@ class Actor(Running):
         except Wedged:
             return
         except GpuswitchError as error:
-            self.reason = f"cannot bring {self.gpu.address} back to the host: {error}"
-            self._tell()
+            self.record.note(f"cannot bring {self.gpu.address} back to the host: {error}")
 
-    def note(self, reason: str) -> None:
-        """Something that whoever looks at this GPU should know."""
-        self.reason = reason
-        self._tell()
+    async def _start_units(self) -> None:
+        """Give back what is owed where no GPU comes home with it."""
+        record = self.record
+        units = record.owed.units
+        await self._arbiter.give_back(record.gpu.address, units, record.config.deadlines)
+        # A member that is still there may be owed its driver.
+        left = replace(record.owed, units=tuple(unit for unit in record.owed.units if unit not in units))
+        record.page.write_if_possible(replace(record.page.entry, owed=left))
 
     def retire(self, reason: str) -> None:
         """No switch begins from here on."""
-        self._retired = reason
+        self.record.retired = reason
 
     async def stop(self, reason: str) -> None:
         """The service stops: a running switch ends its step and reverts. What the kernel has is left to it."""
         self.retire(reason)
+        runner = self.runner
         async with self._deciding:
-            if self._engine is not None:
-                self._engine.stop(reason, leaving=True)
-        while self._task is not None and self.state is not State.WEDGED:
-            await self._resting.wait()
-        self._page.catch_up()
-        if self._task is not None:
-            self._task.cancel()
+            if runner.engine is not None:
+                runner.engine.stop(reason, leaving=True)
+        while runner.busy and self.state is not State.WEDGED:
+            await runner.rest()
+        self.record.page.catch_up()
+        if runner.task is not None:
+            runner.task.cancel()
 
-    # Deciding -------------------------------------------------------------------------------------------------------
+    def _is_over(self) -> None:
+        """A switch is."""
+        self._rested()
+        record = self.record
+        if record.removed_late and record.state is State.HOST and record.owed and not record.retired:
+            self._restoring = asyncio.create_task(self.restore_deferred())
 
-    def _is_at(self, target: State) -> bool:
-        # On its host drivers, and what was changed besides is still to be undone: not home yet. On vfio, with the
-        # firmware's frame buffer in its memory: no machine can use it yet.
-        short = self._owed if target is State.HOST else boot_framebuffers(self.gpu, self.facts)
-        return self.state is target and not short
-
-    def _refuse_unusable(self, target: State) -> None:
-        """On vfio, and of no use to a machine. At home, nothing is in its way."""
-        if target is not State.VFIO:
-            return
-        if found := blockers(self.gpu, target, self.state, self.facts, along=self._along):
-            raise refusal(found)
-
-    def _refuse_retired(self) -> None:
-        if self._retired:
-            raise Failed(f"cannot switch {self.gpu.address}: {self._retired}")
-
-    def _refuse_owned(self, target: State) -> None:
-        """Who waits for it is not left without it at the last moment."""
-        if target is State.HOST and self.awaited and self.owner is not None:
-            raise Owned(
-                f"{self.gpu.address} belongs to {self.owner}, which is about to open it: shut that down first; "
-                f"not opened within {self._rules.start_grace:g} s, it comes home by itself"
-            )
-
-    def _joined(self, running: Switch, options: Options) -> Switch:
-        """The one that goes there already, where that does all that is asked for."""
-        rules = self._rules
-        configured = Options(rules.busy, rules.wait_seconds, tuple(map(str, rules.stop_units)))
-        if more := options.beyond(running.options, configured):
-            raise InProgress(
-                f"{self.gpu.address} is on its way to {running.target} already (switch {running.id}), and not with "
-                f"{' '.join(more)}: ask without, wait for its end, or cancel it and ask again"
-            )
-        return running
+    # Deciding ---------------------------------------------------------------------------------------------------------
 
     def _there(self, switch: Switch) -> Switch:
         """It was where it should be: nothing has happened that anybody would look up later."""
-        self.needless.append(switch)
+        self.record.needless.append(switch)
         switch.finish(Result.DONE, "")
         return switch
 
     async def _seen(self, only: Collection[PciAddress] | None = None) -> HostFacts:
         """Whoever asked is answered, whatever can be seen."""
-        return await seen_within(self.config.deadlines.capture, self._host, only)
+        return await seen_within(self.record.config.deadlines.capture, self._host, only)
 
     async def _preparation(self, options: Options, *, asking: bool = False, machine: str = "") -> Preparation:
         self.see(await self._seen())
-        return self._preparation_in(self.state, options, asking=asking, machine=machine)
+        return self._planner.preparation(self.state, options, asking=asking, machine=machine)
 
     async def _begun(self, preparation: Preparation, target: State, asker: Asker) -> Switch:
         plan = await self._prepared(preparation, target)
         switch = Switch(target, len(plan.steps), preparation.options, asker)
+        record = self.record
         try:
-            self._refuse_retired()
+            self._admission.refuse_retired()
             # The way home depends on nobody else's functions.
-            own = self.gpu.functions
-            self.see(await self._seen() if target is State.VFIO else self.facts.renewed(await self._seen(own), own))
-            if not preparation.holds_true(self.gpu, self.state, self.facts, self._owed):
+            own = record.gpu.functions
+            self.see(await self._seen() if target is State.VFIO else record.facts.renewed(await self._seen(own), own))
+            if not preparation.holds_true(record.gpu, record.state, record.facts, record.owed):
                 raise Failed(
                     f"somebody else moved {self.gpu.address} at the same moment; nothing was changed; try again"
                 )
-            self._start(switch, plan, preparation)
+            self.runner.start(switch, plan, preparation, self._recovery.after_failure)
         except GpuswitchError:
-            await self._let_go(preparation)
+            await self._release_holds(preparation)
             raise
         return switch
 
     async def _prepared(self, preparation: Preparation, target: State) -> Plan:
         try:
-            return await self._planned(preparation, target)
+            return await self._planner.plan(preparation, target)
         except StuckError as stuck:
             self._await_kernel(stuck, preparation)
             raise Wedged(str(stuck)) from None
         except GpuswitchError:
-            await self._let_go(preparation)
+            await self._release_holds(preparation)
             raise
 
-    async def _let_go(self, preparation: Preparation) -> None:
+    async def _release_holds(self, preparation: Preparation) -> None:
         """No switch follows from it: give back what it holds."""
         if not preparation.holds:
             return
         try:
-            await self._new_engine(tuple(preparation.holds), begun=True).back()
+            await self.runner.new_engine(tuple(preparation.holds), begun=True).back()
         except StepError as error:
             _log.warning("%s", error)
         except StuckError as stuck:
@@ -353,21 +392,11 @@ class Actor(Running):
 
     def _await_kernel(self, stuck: StuckError, preparation: Preparation) -> None:
         """The kernel has not returned, and no switch had begun: give back what is held if ever it does."""
-        engine = self._new_engine(tuple(preparation.holds), begun=True)
-        self._wedge(stuck)
-        self.patience = 2 * engine.longest
-        self._task = asyncio.create_task(self._outlast(engine))
+        engine = self.runner.new_engine(tuple(preparation.holds), begun=True)
+        self.runner.wedge(stuck)
+        self.runner.patience = 2 * engine.longest
+        self.runner.launch(self._restore_after_stall(engine))
 
-    # Telling --------------------------------------------------------------------------------------------------------
-
-    def _tell(self) -> None:
-        self._observer.changed(self)
-
-    def _tell_step(self, switch: Switch, event: StepEvent) -> None:
-        self._observer.stepped(self, switch, event)
-
-    def _tell_end(self, switch: Switch) -> None:
-        self._observer.finished(self, switch)
-
-    def _tell_recovered(self, outcome: str) -> None:
-        self._observer.recovered(self, outcome)
+    async def _restore_after_stall(self, engine: Engine) -> None:
+        await self._recovery.recover_after_stall(engine)
+        await self.restore_deferred()

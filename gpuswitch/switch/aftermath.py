@@ -56,7 +56,7 @@ class Aftermath:
     async def _look(self) -> None:
         gpu = self._actor.gpu
         try:
-            async with answered(self._actor.config.deadlines.capture):
+            async with answered(self._actor.record.config.deadlines.capture):
                 lost = await self._host.reader(str(gpu.address)).lost(gpu.functions)
         except (KernelError, LateError) as error:
             self._tell(f"libvirt may have reset {gpu.address} by the bus, and nobody can tell: {error}")
@@ -64,12 +64,12 @@ class Aftermath:
         if lost:
             self._tell(_damage(gpu.address, lost))
         elif self._actor.reason == self._said:
-            self._actor.note("")
+            self._actor.record.note("")
 
     def _tell(self, text: str) -> None:
         self._said = text
         _log.error("%s", text)
-        self._actor.note(text)
+        self._actor.record.note(text)
 
 
 def _damage(gpu: PciAddress, lost: tuple[PciAddress, ...]) -> str:

@@ -80,7 +80,7 @@ class Fleet:
         await _each(self.actors.values(), Actor.adopt)
         self.owners.start()
         # Nobody is told that the service is ready while a machine runs whose host may fall asleep.
-        owned = [address for address, actor in self.actors.items() if actor.owned]
+        owned = [address for address, actor in self.actors.items() if actor.record.owned]
         await asyncio.gather(*map(self._arbiter.awake.settled_if_possible, owned))
 
     async def _outlive(self, gpu: PciAddress, entry: Entry) -> None:
@@ -121,7 +121,7 @@ class Fleet:
         for address, entry in (await self._read()).items():
             if address not in self.actors:
                 await self._pay_for_gone(address, entry)
-        await _each(self.actors.values(), Actor.pay_at_start)
+        await _each(self.actors.values(), Actor.restore_deferred_at_start)
         self._retry()
 
     async def _read(self) -> Mapping[PciAddress, Entry]:
@@ -148,10 +148,10 @@ class Fleet:
         home is there already.
         """
         address = actor.gpu.address
-        gone = actor.state is State.ABSENT and actor.owes_units and not actor.owned
+        gone = actor.state is State.ABSENT and actor.record.owes_units and not actor.record.owned
         home = actor.state is State.HOST and drift is not None
         if self._open and (gone or home) and address not in self._paying:
-            self._paying[address] = asyncio.create_task(_each([actor], Actor.pay))
+            self._paying[address] = asyncio.create_task(_each([actor], Actor.restore_deferred))
             self._paying[address].add_done_callback(lambda _: self._paying.pop(address))
 
     def _retry(self) -> None:
@@ -161,7 +161,7 @@ class Fleet:
                 retry.stop()
                 del self._retries[address]
         for address, actor in self.actors.items():
-            if not actor.stays_out:
+            if not actor.record.stays_out:
                 if not actor.busy:
                     self._paces.pop(address, None)
             elif address in self._retries:
@@ -277,13 +277,13 @@ class Fleet:
         self.misfits = ()
         self.look()
         for actor in self.actors.values():
-            self._observer.changed(actor)
+            actor.record.tell()
 
     def _fit(self, gpus: Iterable[Gpu], facts: HostFacts) -> tuple[Misfit, ...]:
         """Put each table under the address of its GPU; what fits none of them."""
         self.config, misfits = fitted(self._written, gpus, facts)
         for actor in self.actors.values():
-            actor.config = self.config
+            actor.record.config = self.config
         return misfits
 
     def _tell_of_the_screen(self, facts: HostFacts) -> None:
@@ -315,8 +315,7 @@ class Fleet:
 
     def stalled(self) -> list[Actor]:
         """Actors that are at work and have not moved for twice their longest deadline: a fault of the program."""
-        now = asyncio.get_running_loop().time()
-        return [a for a in self.actors.values() if a.state.moving and now - a.progress > a.patience]
+        return [actor for actor in self.actors.values() if actor.runner.stalled]
 
     def find(self, selector: str) -> Actor:
         """The GPU by address, in any spelling, of any of its functions, or by configured name; "" is the only one.
@@ -342,7 +341,7 @@ class Fleet:
 
     def _only(self) -> Actor:
         """The only GPU. Accelerators do not count: one may be the processor's own, which nobody means."""
-        drawing = [a for a in self.actors.values() if a.state is State.ABSENT or a.gpu.draws(a.facts)]
+        drawing = [a for a in self.actors.values() if a.state is State.ABSENT or a.gpu.draws(a.record.facts)]
         if len(drawing) == 1:
             return drawing[0]
         if not self.actors:
@@ -366,6 +365,6 @@ async def _each(actors: Iterable[Actor], work: Callable[[Actor], Coroutine[Any, 
             await work(actor)
         except Exception as fault:  # noqa: BLE001 -- whatever it was, it is told
             _log.critical("%s: a fault of gpuswitch itself", actor.gpu.address, exc_info=fault)
-            actor.note(f"a fault of gpuswitch itself: {fault!r}")
+            actor.record.note(f"a fault of gpuswitch itself: {fault!r}")
 
     await asyncio.gather(*map(done, list(actors)))

@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +21,10 @@ from gpuswitch.model.facts import Captured, Driver
 from gpuswitch.model.holders import Process, Unit
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
+from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.host import Pending
 from gpuswitch.switch.owed import NOTHING, Owed
-from gpuswitch.switch.record import Asker
+from gpuswitch.switch.record import Asker, Switch
 from gpuswitch.switch.store import Store
 
 _FORMAT = 3
@@ -188,18 +189,18 @@ class Journal:
 
 
 class Page:
-    """What the journal keeps for one GPU: `entry`, in memory as on the disk, unless that cannot be written."""
+    """What the journal keeps for one GPU: `entry`, in memory as on the disk, unless that cannot be written.
 
-    def __init__(self, journal: Journal, gpu: PciAddress) -> None:
+    `kept` is called with each entry that is kept from then on.
+    """
+
+    def __init__(self, journal: Journal, gpu: PciAddress, kept: Callable[[Entry], None]) -> None:
         self._journal = journal
         self._gpu = gpu
+        self._kept = kept
         self.entry = journal.load(gpu)
         self._behind = False
         """Whether the disk still says something older."""
-
-    def reserve(self) -> None:
-        """As `Journal.reserve`."""
-        self._journal.reserve(self._gpu)
 
     def write(self, entry: Entry) -> None:
         """From now on it is this, durably.
@@ -210,19 +211,46 @@ class Page:
         if self._behind or entry != self.entry:
             self._journal.save(self._gpu, entry)
             self.entry, self._behind = entry, False
+        self._kept(entry)
 
     def write_if_possible(self, entry: Entry) -> None:
-        """From now on it is this: should that not be written, a service that starts anew does more than it need."""
+        """From now on it is this: where it cannot be written, a service that starts anew gives back too much."""
         try:
             self.write(entry)
         except Failed as error:
             _log.error("%s", error)
             self.entry, self._behind = entry, True
+            self._kept(entry)
 
     def catch_up(self) -> None:
         """Write what could not be written when it was time, if that is possible now."""
         if self._behind:
             self.write_if_possible(self.entry)
+
+    def begin(self, switch: Switch, owed: Owed) -> None:
+        """This switch is under way from here on, and this is owed for it: a service that starts anew knows of both.
+
+        Raises:
+            Failed: that could not be written; nothing was changed.
+        """
+        unfinished = Unfinished(switch.id, switch.target, switch.asker, switch.started, count=switch.count)
+        self._journal.reserve(self._gpu)
+        try:
+            self.write(replace(self.entry, owed=owed, unfinished=unfinished, stuck=None, failed=""))
+        except Failed as error:
+            raise Failed(f"{error}, so nothing was changed") from error
+
+    def begin_step(self, event: StepEvent, worker: Process | None, *, durably: bool) -> None:
+        """This step is begun next, or taken back, by this worker; unless `durably`, as `write_if_possible`.
+
+        Raises:
+            Failed: that could not be written.
+        """
+        if (unfinished := self.entry.unfinished) is None:
+            return
+        back = event.status is Status.REVERTING
+        unfinished = unfinished.at(event.index, event.count, event.step.title, back=back, worker=worker)
+        (self.write if durably else self.write_if_possible)(self.entry.at(unfinished))
 
 
 def _gpu(name: str) -> PciAddress | None:

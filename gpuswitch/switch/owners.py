@@ -50,7 +50,7 @@ class Owners:
                     actor.own(None)
                 self._mind(actor)
             elif actor.owner is not None:
-                actor.awaited = actor.state is State.VFIO
+                actor.record.awaited = actor.state is State.VFIO
                 self._take_up(actor, actor.owner)
 
     def ready(self) -> None:
@@ -83,7 +83,7 @@ class Owners:
         # None of these is in the way of another: it moves too, or libvirt moves it.
         together = frozenset(addresses).union(*(actor.gpu.functions for actor in actors))
         for actor in actors:
-            actor.asked_with = together
+            actor.record.asked_with = together
         asking = asyncio.create_task(self._handed_over(claims, replace(asker, vm=owner.name)))
         self._asking[owner.uuid] = asking
         try:
@@ -137,7 +137,7 @@ class Owners:
     def _managed(self, addresses: Collection[PciAddress]) -> Iterable[Actor]:
         wanted = set(addresses)
         for actor in self._actors():
-            if actor.config.gpu(actor.gpu.address).managed and wanted & set(actor.gpu.functions):
+            if actor.record.own_config.managed and wanted & set(actor.gpu.functions):
                 yield actor
 
     def _refuse(self, actors: Sequence[Actor], owner: Owner) -> None:
@@ -168,19 +168,19 @@ class Owners:
                 actor.own(before, again=True)
             raise
         for actor in actors:
-            actor.awaited = True
+            actor.record.awaited = True
         return tuple(self._begin(a, owner, back) for a, back in zip(actors, back_to, strict=True))
 
     def _back_to(self, actor: Actor) -> Release:
         """Where it is, or is going, now that somebody asks for it."""
         earlier = self._ownerships.get(actor.gpu.address)
-        if earlier is not None and actor.owned:
-            return earlier.back_to if actor.awaited else earlier.where_to
+        if earlier is not None and actor.record.owned:
+            return earlier.back_to if actor.record.awaited else earlier.where_to
         return Release.STAY if actor.state in {State.DETACHING, State.VFIO} else Release.HOST
 
     async def _handed_over(self, claims: Sequence[Ownership], asker: Asker) -> None:
         actors = [claim.actor for claim in claims]
-        seconds = min(actor.config.gpu(actor.gpu.address).rules.acquire_seconds for actor in actors)
+        seconds = min(actor.record.rules.acquire_seconds for actor in actors)
         try:
             async with asyncio.timeout(seconds):
                 if len(actors) > 1:
@@ -200,7 +200,7 @@ class Owners:
                     with suppress(GpuswitchError):
                         actor.cancel(actor.switch.id, asker)
                 # Also where no switch of this run of the service is under way: what an earlier one left comes home.
-                await actor.rest()
+                await actor.runner.rest()
             # Where somebody was faster, or has the turn at the driver: after that.
             with suppress(InProgress):
                 switch = await actor.request(State.VFIO, asker=asker)
@@ -208,7 +208,7 @@ class Owners:
         await switch.wait()
         if switch.result is not Result.DONE:
             raise Failed(f"{actor.gpu.address} could not be handed to {claim.owner}: {switch.reason}")
-        await actor.rest()
+        await actor.runner.rest()
         if switch.asker != asker or not switch.count:
             # This switch has not done it, or not for us.
             await self._arbiter.awake.settled_if_possible(actor.gpu.address)
@@ -257,7 +257,7 @@ class Owners:
             actor = claim.actor
             if self._ownerships.get(actor.gpu.address) is not claim:
                 continue
-            actor.awaited = False
+            actor.record.awaited = False
             switch = actor.switch
             ours = switch is not None and switch.target is State.VFIO and switch.asker.vm == claim.owner.name
             if switch is not None and ours and claim.back_to is Release.HOST:
@@ -271,7 +271,7 @@ def _mention_the_rest(actor: Actor, owner: Owner, addresses: Collection[PciAddre
     if rest:
         text = f"{owner} has {actor.gpu.address} without {' and '.join(rest)}: name them in its XML as well"
         _log.warning("%s", text)
-        actor.note(text)
+        actor.record.note(text)
 
 
 async def _refuse_all(actors: Iterable[Actor]) -> None:

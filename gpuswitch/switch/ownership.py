@@ -119,7 +119,7 @@ class Ownership:
     async def _follow(self) -> None:
         if self._to is Release.STAY and not self.waits_for_another:
             # Nothing is to be moved, so whoever has it open is in nobody's way; and he has it from somebody else.
-            self.actor.awaited = False
+            self.actor.record.awaited = False
             await self._let_go()
             return
         self._was_open = self._was_open or await self._until_opened()
@@ -127,9 +127,9 @@ class Ownership:
         while self._mine:
             while (holders := await self.holders()) and self._mine:
                 self._was_open, cleared = True, False
-                self.actor.let_stay()
+                self.actor.record.let_stay()
                 pause.over()
-                self.actor.awaited = False
+                self.actor.record.awaited = False
                 await self._stirred(holders, None if _all_known(holders) else RESCAN_SECONDS)
             if not cleared and not self.is_released.is_set():
                 cleared = await self._until_cleared_up()
@@ -138,14 +138,14 @@ class Ownership:
             if not self._mine:
                 # It came home, or another machine asked for it, while we looked.
                 break
-            self.actor.awaited = False
+            self.actor.record.awaited = False
             self.letting_go = True
             if await self._let_go():
                 return
             # Something that no look shows is in the way, or something that passes: it makes no event.
             await pause.wait()
-        if not (self._over or self.actor.owned):
-            await self.actor.pay()
+        if not (self._over or self.actor.record.owned):
+            await self.actor.restore_deferred()
 
     @property
     def _mine(self) -> bool:
@@ -177,13 +177,13 @@ class Ownership:
         if not self.is_released.is_set() and self._in_the_books():
             how = "is gone" if self._was_open else f"has not opened {gpu}"
             told = f"{self.owner} {how}, and libvirt is not done with it: {gpu} stays on vfio until it is"
-            self.actor.note(told)
+            self.actor.record.note(told)
         clearing = asyncio.create_task(self._clearing_up.wait(self._rules.libvirt_patience))
         others = {asyncio.create_task(event.wait()) for event in (self.is_released, self._opened)}
         try:
             await asyncio.wait({clearing, *others}, return_when=asyncio.FIRST_COMPLETED)
             if told and self.actor.reason == told:
-                self.actor.note("")
+                self.actor.record.note("")
             if not clearing.done():
                 return self.is_released.is_set()
             if told and clearing.result():
@@ -224,16 +224,16 @@ class Ownership:
 
     async def holders(self) -> tuple[Holder, ...]:
         """Who has it open by vfio; one nameless holder where nobody can tell."""
-        await self.actor.unwedged()
-        await self.actor.rest()
-        there = [f for f in self.actor.gpu.present(self.actor.facts) if f.on_vfio]
+        await self.actor.runner.unwedged()
+        await self.actor.runner.rest()
+        there = [f for f in self.actor.gpu.present(self.actor.record.facts) if f.on_vfio]
         if not there and self.actor.state is not State.ABSENT:
             # At home it is open to others.
             return ()
         if there:
             self._groups = sorted({f.iommu_group for f in there if f.iommu_group is not None})
         try:
-            async with asyncio.timeout(self.actor.config.deadlines.holders):
+            async with asyncio.timeout(self.actor.record.config.deadlines.holders):
                 sought = Sought(tuple(f.address for f in there), tuple(f"vfio/{number}" for number in self._groups))
                 return (await self._processes.scan(sought)).holders
         except (KernelError, TimeoutError) as error:
@@ -265,28 +265,28 @@ class Ownership:
                 return not self._mine
             else:
                 await switch.wait()
-                await self.actor.rest()
+                await self.actor.runner.rest()
                 if switch.result is Result.WEDGED:
                     return not self._mine
                 if switch.result is not Result.DONE and self._mine:
                     _log.warning("%s did not come home from %s: %s", self.actor.gpu.address, self.owner, switch.reason)
         if self._mine and self._to is None and self.where_to is Release.STAY:
-            self.actor.let_stay()
-        if self._mine and not self.actor.awaited:
+            self.actor.record.let_stay()
+        if self._mine and not self.actor.record.awaited:
             self.actor.own(None)
-        if not self.actor.owned:
-            await self.actor.pay()
+        if not self.actor.record.owned:
+            await self.actor.restore_deferred()
         return True
 
     def _complain(self, error: GpuswitchError) -> None:
         text = f"{self.owner} is done with {self.actor.gpu.address}, which stays where it is: {error}"
         if self._mine and self.actor.reason != text:
-            self.actor.note(text)
+            self.actor.record.note(text)
             _log.warning("%s", text)
 
     @property
     def _rules(self) -> Defaults:
-        return self.actor.config.gpu(self.actor.gpu.address).rules
+        return self.actor.record.rules
 
 
 def _all_known(holders: tuple[Holder, ...]) -> bool:

@@ -41,14 +41,14 @@ class Retry:
         self._after = actor.switch
         self._host = host
         self._pace = pace
-        self._registration = self._now(actor.facts)
+        self._registration = self._now(actor.record.facts)
         self._registered = asyncio.Event()
         self._task = asyncio.create_task(self._watched())
 
     @property
     def is_needed(self) -> bool:
         """Whether nothing has changed but what it waits for."""
-        return bool(self.actor.stays_out) and self.actor.switch is self._after and not self._task.done()
+        return bool(self.actor.record.stays_out) and self.actor.switch is self._after and not self._task.done()
 
     def see(self, facts: HostFacts) -> None:
         """Take in a look at the host."""
@@ -125,4 +125,4 @@ class Retry:
                 await pause.wait()
 
     def _now(self, facts: HostFacts) -> int | None:
-        return facts.registrations.get(self.actor.home_driver or self.actor.host_driver or "")
+        return facts.registrations.get(self.actor.record.home_driver or self.actor.record.host_driver or "")

@@ -19,7 +19,7 @@ from gpuswitch import __version__
 from gpuswitch.api import metrics
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.gpu_record import GpuRecord
 from gpuswitch.switch.record import Drift
 from tests.service.conftest import Start
 from tests.service.peers import PeerError
@@ -140,8 +140,8 @@ async def test_holders_are_those_of_the_last_look_and_no_scrape_looks(start: Sta
 async def test_what_somebody_else_moved_is_counted() -> None:
     """A simulated machine has nobody else, so the observer is told by itself."""
     face = metrics.MetricsFace()
-    actor = cast("Actor", SimpleNamespace(gpu=SimpleNamespace(address=PciAddress.parse(ADDRESS))))
-    face.drifted(actor, Drift(State.HOST, State.UNKNOWN, "one function is on vfio-pci", 0.0))
+    record = cast("GpuRecord", SimpleNamespace(gpu=SimpleNamespace(address=PciAddress.parse(ADDRESS))))
+    face.drifted(record, Drift(State.HOST, State.UNKNOWN, "one function is on vfio-pci", 0.0))
     assert face.registry.get_sample_value("gpuswitch_drifts_total", {"gpu": ADDRESS}) == 1
 
 

@@ -22,6 +22,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.fleet import Fleet
+from gpuswitch.switch.gpu_record import GpuRecord
 from gpuswitch.switch.journal import Journal
 from gpuswitch.switch.observer import Observer
 from gpuswitch.switch.record import Drift, Result, Switch
@@ -116,36 +117,38 @@ class Witness(Observer):
     home: dict[PciAddress, Settings] = field(default_factory=dict)
     """What each function had at home, when it was first seen there."""
     told: asyncio.Event = field(default_factory=asyncio.Event)
+    _actors: dict[PciAddress, Actor] = field(default_factory=dict)
 
     def appeared(self, actor: Actor) -> None:
-        self._heard(actor, f"appeared {actor.state}")
+        self._actors[actor.gpu.address] = actor
+        self._heard(actor.record, f"appeared {actor.state}")
 
     def vanished(self, actor: Actor) -> None:
-        self._heard(actor, "vanished")
+        self._heard(actor.record, "vanished")
 
-    def changed(self, actor: Actor) -> None:
-        self._heard(actor, str(actor.state))
+    def changed(self, record: GpuRecord) -> None:
+        self._heard(record, str(record.state))
 
-    def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None:
-        self._holds(actor, switch is actor.switch and switch.result is None, "a step of a switch that is over")
+    def stepped(self, record: GpuRecord, switch: Switch, event: StepEvent) -> None:
+        self._holds(record, switch is record.switch and switch.result is None, "a step of a switch that is over")
         if event.status is Status.RUNNING and isinstance(event.step, Unbind):
-            self._check_unbind(actor, event.step)
-        self._heard(actor, f"{event.index}/{event.count} {event.status}")
+            self._check_unbind(record, event.step)
+        self._heard(record, f"{event.index}/{event.count} {event.status}")
         if self.on_step is not None:
-            self.on_step(actor, event)
+            self.on_step(self._actors[record.gpu.address], event)
 
-    def finished(self, actor: Actor, switch: Switch) -> None:
+    def finished(self, record: GpuRecord, switch: Switch) -> None:
         done = switch.result is Result.DONE
-        self._holds(actor, switch.result is not None, "finished without a result")
-        self._holds(actor, not done or actor.state is switch.target, f"done, and it is {actor.state}")
-        self._heard(actor, str(switch.result))
+        self._holds(record, switch.result is not None, "finished without a result")
+        self._holds(record, not done or record.state is switch.target, f"done, and it is {record.state}")
+        self._heard(record, str(switch.result))
 
-    def drifted(self, actor: Actor, drift: Drift) -> None:
-        self._holds(actor, drift.before is not drift.after, "a drift to where it was")
-        self._heard(actor, f"drifted from {drift.before} to {drift.after}")
+    def drifted(self, record: GpuRecord, drift: Drift) -> None:
+        self._holds(record, drift.before is not drift.after, "a drift to where it was")
+        self._heard(record, f"drifted from {drift.before} to {drift.after}")
 
-    def recovered(self, actor: Actor, outcome: str) -> None:
-        self._heard(actor, f"recovered: {outcome}")
+    def recovered(self, record: GpuRecord, outcome: str) -> None:
+        self._heard(record, f"recovered: {outcome}")
 
     async def until(self, wanted: Callable[[], bool]) -> None:
         """Wait for the event after which it is so."""
@@ -153,31 +156,31 @@ class Witness(Observer):
             self.told.clear()
             await self.told.wait()
 
-    def _heard(self, actor: Actor, word: str) -> None:
-        self.words.append(f"{actor.gpu.address} {word}")
+    def _heard(self, record: GpuRecord, word: str) -> None:
+        self.words.append(f"{record.gpu.address} {word}")
         self.told.set()
-        self._check(actor)
+        self._check(record)
 
-    def _holds(self, actor: Actor, so: bool, what: str) -> None:
+    def _holds(self, record: GpuRecord, so: bool, what: str) -> None:
         if not so:
-            self.broken.append(f"{actor.gpu.address}, after {self.words[-1:]}: {what}")
+            self.broken.append(f"{record.gpu.address}, after {self.words[-1:]}: {what}")
 
-    def _check(self, actor: Actor) -> None:
+    def _check(self, record: GpuRecord) -> None:
         """Invariants 2, 3 and 6 of a GPU."""
-        on_vfio = {f.on_vfio for f in actor.gpu.present(self.machine.look())}
-        if actor.state.stable:
-            self._holds(actor, on_vfio == {actor.state is State.VFIO}, "split between vfio and host drivers")
-        if actor.state is State.HOST and not actor.bound:
-            for function in actor.gpu.functions:
+        on_vfio = {f.on_vfio for f in record.gpu.present(self.machine.look())}
+        if record.state.stable:
+            self._holds(record, on_vfio == {record.state is State.VFIO}, "split between vfio and host drivers")
+        if record.state is State.HOST and not self._actors[record.gpu.address].bound:
+            for function in record.gpu.functions:
                 now = settings_of(self.machine.devices[function])
                 kept = self.home.setdefault(function, now)
                 # A link that is gone before its driver: somebody is pulling the card.
                 left = now.link is None and now.bound is not None
-                self._holds(actor, left or kept == now, f"not all of it came back: {kept} is {now}")
-        at_once = sum(switch.result is None for switch in actor.recent)
-        self._holds(actor, at_once <= 1, "two switches at once")
+                self._holds(record, left or kept == now, f"not all of it came back: {kept} is {now}")
+        at_once = sum(switch.result is None for switch in record.recent)
+        self._holds(record, at_once <= 1, "two switches at once")
 
-    def _check_unbind(self, actor: Actor, step: Unbind) -> None:
+    def _check_unbind(self, record: GpuRecord, step: Unbind) -> None:
         """What must be so before an unbind, for which there is no undo (invariants 1 and 7)."""
         device = self.machine.devices.get(step.function)
         if device is None:
@@ -185,14 +188,14 @@ class Witness(Observer):
             return
         if named_for_vfio(step.driver):
             group = self.machine.group(device.shape.iommu_group or 0)
-            held = group.opened_by == f"the worker of {actor.gpu.address}"
-            self._holds(actor, held, f"unbound from {step.driver} while {group.opened_by} has its group")
+            held = group.opened_by == f"the worker of {record.gpu.address}"
+            self._holds(record, held, f"unbound from {step.driver} while {group.opened_by} has its group")
             return
-        overrides = {self.machine.devices[f.address].override for f in actor.gpu.present(self.machine.look())}
+        overrides = {self.machine.devices[f.address].override for f in record.gpu.present(self.machine.look())}
         aimed = all(override and named_for_vfio(override) for override in overrides)
-        self._holds(actor, aimed, f"unbound with overrides {overrides}")
+        self._holds(record, aimed, f"unbound with overrides {overrides}")
         users = self.machine.users(step.function)
-        self._holds(actor, not users, f"{step.title} while {', '.join(users)} has it open")
+        self._holds(record, not users, f"{step.title} while {', '.join(users)} has it open")
 
 
 @dataclass
@@ -261,7 +264,7 @@ class Bed:
 
     async def crash(self, *actors: Actor, pay: bool = True) -> Bed:
         """The service is killed while these are at work. What it had sent to the kernel goes on; a new one starts."""
-        tasks = [actor._task for actor in actors if actor._task is not None]
+        tasks = [actor.runner.task for actor in actors if actor.runner.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

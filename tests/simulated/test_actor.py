@@ -44,7 +44,7 @@ class TestThereAndBack:
         before = bed.snapshot()
         for _ in range(3):
             await bed.moved(actor, State.VFIO)
-            assert {f.driver_name for f in actor.gpu.present(actor.facts)} == {"vfio-pci"}
+            assert {f.driver_name for f in actor.gpu.present(actor.record.facts)} == {"vfio-pci"}
             assert bed.debts == [f"{actor.gpu.address.identifier}.json"]
             await bed.moved(actor, State.HOST)
             assert bed.snapshot() == before
@@ -66,9 +66,9 @@ class TestThereAndBack:
 
     async def test_says_how_people_see_host(self, laptop: Bed) -> None:
         actor = laptop.fleet.find("01:00.0")
-        assert actor.host_driver == "nvidia"
+        assert actor.record.host_driver == "nvidia"
         await laptop.moved(actor, State.VFIO)
-        assert actor.host_driver == "nvidia"
+        assert actor.record.host_driver == "nvidia"
 
     async def test_already_there_is_done_without_a_step(self, laptop: Bed) -> None:
         actor = laptop.fleet.find("01:00.0")

@@ -21,14 +21,14 @@ async def crashed(bed: Bed, actor: Actor, target: State, index: int, status: Sta
 
     def die(actor: Actor, event: StepEvent) -> None:
         if (event.index, event.status) == (index, status):
-            assert actor._task is not None
-            actor._task.cancel()
-            killed.append(actor._task)
+            assert actor.runner.task is not None
+            actor.runner.task.cancel()
+            killed.append(actor.runner.task)
 
     bed.witness.on_step = die
     await actor.request(target)
-    assert actor._task is not None
-    await asyncio.wait([actor._task])
+    assert actor.runner.task is not None
+    await asyncio.wait([actor.runner.task])
     return await bed.crash(actor) if killed else None
 
 
@@ -93,8 +93,8 @@ async def test_a_crash_while_the_kernel_has_it(tmp_path: Path) -> None:
     hang = bed.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.2")
     switch = await actor.request(State.VFIO)
     await switch.wait()
-    assert actor._task is not None
-    actor._task.cancel()
+    assert actor.runner.task is not None
+    actor.runner.task.cancel()
     again = await bed.again()
     successor = again.fleet.find("01:00.0")
     assert successor.state is State.WEDGED
@@ -137,7 +137,7 @@ class TestAdoption:
         away = bed.snapshot()
         again = await bed.again()
         actor = again.fleet.find("01:00.0")
-        assert (actor.state, actor.host_driver, again.snapshot()) == (State.VFIO, "nvidia", away)
+        assert (actor.state, actor.record.host_driver, again.snapshot()) == (State.VFIO, "nvidia", away)
         again.machine.end("win11")
         await again.moved(actor, State.HOST)
         assert again.snapshot() == before
@@ -168,4 +168,4 @@ class TestAdoption:
         actor = again.fleet.find("01:00.0")
         assert actor.state is State.VFIO
         await again.moved(actor, State.HOST)
-        assert actor.host_driver == "nvidia"
+        assert actor.record.host_driver == "nvidia"

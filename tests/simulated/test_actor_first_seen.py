@@ -50,11 +50,11 @@ class TestOnVfio:
     async def test_goes_to_the_only_driver_that_fits(self, tmp_path: Path) -> None:
         bed = await Bed.made(on_vfio(Module("bochs", (_DRAWING,))), tmp_path)
         actor = bed.fleet.find("")
-        assert (actor.state, actor.host_driver) == (State.VFIO, None)
+        assert (actor.state, actor.record.host_driver) == (State.VFIO, None)
         await bed.moved(actor, State.HOST)
         assert home(bed.machine, GPU)[:3] == ("bochs-drm", "bochs-drm", None)
         assert home(bed.machine, SOUND)[:3] == ("snd_hda_intel", "snd_hda_intel", None)
-        assert actor.host_driver == "bochs-drm"
+        assert actor.record.host_driver == "bochs-drm"
 
     async def test_goes_to_a_driver_that_is_built_in(self, tmp_path: Path) -> None:
         """The module that a modalias names never shows in the link of a driver that is built in."""
@@ -149,7 +149,7 @@ class TestOnVfio:
         gpu = GpuConfig(GPU, managed=True, host_driver=name)
         bed = await Bed.made(on_vfio(*modules), tmp_path, Config(gpus=(gpu,)))
         actor = bed.fleet.find("")
-        assert actor.host_driver == name
+        assert actor.record.host_driver == name
         await bed.moved(actor, State.HOST)
         assert home(bed.machine, GPU).bound == ("bochs-drm" if name == "bochs" else name)
 
@@ -173,7 +173,7 @@ class TestOnVfio:
         assert (str(switch.result), actor.state) == ("reverted", State.VFIO)
         assert "nothing" in switch.reason
         assert bed.snapshot() == before
-        assert actor.stays_out == switch.reason
+        assert actor.record.stays_out == switch.reason
 
     async def test_a_companion_that_no_driver_fits_gets_none(self, tmp_path: Path) -> None:
         host = on_vfio(Module("bochs", (_DRAWING,)))

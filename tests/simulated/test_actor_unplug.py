@@ -176,7 +176,7 @@ class TestWhileItIsDecided:
         asked, hang = await self.requested(bed, actor)
         kernel = bed.host.kernel("somebody")
         await kernel.load("vfio_pci")
-        for f in actor.gpu.present(actor.facts)[:3]:
+        for f in actor.gpu.present(actor.record.facts)[:3]:
             await kernel.unbind(f.address, str(f.driver_name))
             await kernel.set_override({f.address: "vfio-pci"})
             await kernel.probe(f.address)

@@ -90,7 +90,7 @@ async def test_a_hang_at_each_operation(target: State, operation: Operation, tmp
         hang.release()
         await bed.witness.until(lambda: not actor.bound or actor.state.stable)
         # logind's lock is let go by and by
-        await actor._arbiter.awake.settled(actor.gpu.address)
+        await bed.fleet._arbiter.awake.settled(actor.gpu.address)
         if target is State.HOST:
             # Modules that were loaded for the way home stay.
             before |= {"modules": bed.snapshot()["modules"]}
@@ -121,10 +121,10 @@ async def test_a_wedged_gpu_shows_the_drivers_that_it_has(tmp_path: Path) -> Non
     bed, actor = await at_the_start(State.VFIO, tmp_path)
     hang = bed.host.faults.add(Hang("D", "snd_card_free"), operation="unbind")
     await (await actor.request(State.VFIO)).wait()
-    assert actor.facts.functions[PciAddress.parse("0000:01:00.1")].driver is None
+    assert actor.record.facts.functions[PciAddress.parse("0000:01:00.1")].driver is None
     hang.release()
     await bed.witness.until(lambda: actor.state is State.HOST)
-    assert actor.facts.functions[PciAddress.parse("0000:01:00.1")].driver_name == "snd_hda_intel"
+    assert actor.record.facts.functions[PciAddress.parse("0000:01:00.1")].driver_name == "snd_hda_intel"
 
 
 async def test_a_sound_card_that_somebody_opens_at_the_last_moment(tmp_path: Path) -> None:

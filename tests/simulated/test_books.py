@@ -123,7 +123,7 @@ class TestTheDaemonIsThere:
         bed = with_libvirt(await made(tmp_path, on_release=Release.STAY))
         actor = bed.fleet.find("01:00.0")
         await ended(bed)
-        assert actor.owned
+        assert actor.record.owned
         bed.machine.libvirt.cleared_up(WIN11)
         await asyncio.sleep(20)
         assert (actor.state, actor.owner, actor.reason) == (State.VFIO, None, "")
@@ -156,7 +156,7 @@ class TestTheDaemonIsThere:
         bed.machine.open_group(GROUP, "win11")
         bed.fleet.owners.adopt(WIN11, ALL)
         await settled()
-        assert (actor.owner, actor.awaited, actor.reason) == (WIN11, False, "")
+        assert (actor.owner, actor.record.awaited, actor.reason) == (WIN11, False, "")
         bed.machine.end("win11")
         bed.machine.libvirt.cleared_up(WIN11)
         await home(bed, actor)
@@ -255,7 +255,7 @@ class TestTheDaemonIsGone:
         bed.host.faults.add(Errno(errno.EMFILE), operation="libvirt", nth=None)
         bed.machine.end("win11")
         await asyncio.sleep(10 * PATIENCE)
-        assert actor.owned
+        assert actor.record.owned
         bed.machine.units.settle(LIBVIRTD, "failed")
         cannot_start(bed)
         await asyncio.sleep(2 * PATIENCE)

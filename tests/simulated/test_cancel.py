@@ -170,7 +170,7 @@ async def test_what_the_service_does_by_itself_says_so(laptop: Bed) -> None:
     await actor.request(State.VFIO, Options(), ALICE)
     await laptop.witness.until(lambda: actor.switch is not None and actor.switch.step.startswith("bind"))
     again = await laptop.crash(actor)
-    [taken_back, paid] = again.fleet.find("01:00.0").recent
+    [taken_back, paid] = again.fleet.find("01:00.0").record.recent
     assert (taken_back.target, taken_back.asker, taken_back.result) == (State.VFIO, ALICE, Result.REVERTED)
     assert taken_back.reason.startswith("the service ended at step ")
     assert (paid.target, paid.asker, paid.result) == (State.HOST, THE_SERVICE, Result.DONE)

@@ -31,13 +31,13 @@ async def on_vfio(directory: Path, trouble: Trouble | None, **rules: object) -> 
     actor = bed.fleet.find("01:00.0")
     await bed.moved(actor, State.VFIO)
     bed.machine.devices[GPU].trouble = trouble
-    actor.recent.clear()
+    actor.record.recent.clear()
     return bed, actor
 
 
 def done(actor: Actor) -> list[str]:
     """What was done to the device besides moving it, in order."""
-    titles = [step.title for switch in actor.recent for step in switch.steps if step.kind in {"reset", "rescan"}]
+    titles = [step.title for switch in actor.record.recent for step in switch.steps if step.kind in {"reset", "rescan"}]
     return list(dict.fromkeys(title.split()[0] for title in titles))
 
 
@@ -88,7 +88,7 @@ async def test_where_nothing_helps_it_stays_on_vfio_and_says_so(tmp_path: Path) 
     for words in ("cannot get it on the host after a reset", "after a removal and a rescan", "the kernel says"):
         assert words in switch.reason
     assert switch.reason.endswith("it is on vfio-pci now")
-    assert actor.stays_out == actor.reason == switch.reason
+    assert actor.record.stays_out == actor.reason == switch.reason
     assert bed.snapshot() == before
     assert bed.debts == ["0000_01_00_0.json"]
 
@@ -143,37 +143,37 @@ class TestOnceMore:
         actor = bed.fleet.find("05:00.0")
         await bed.moved(actor, State.VFIO)
         bed.machine.devices[ACCELERATOR].trouble = Trouble.UNKNOWN
-        actor.recent.clear()
+        actor.record.recent.clear()
         await bed.switch(actor, State.HOST)
-        assert actor.stays_out
+        assert actor.record.stays_out
         return bed, actor
 
     async def test_nothing_is_tried_by_the_clock(self, tmp_path: Path) -> None:
         _, actor = await self.out(tmp_path)
         await asyncio.sleep(36000)
-        assert (actor.state, len(actor.recent)) == (State.VFIO, 1)
+        assert (actor.state, len(actor.record.recent)) == (State.VFIO, 1)
 
     async def test_after_its_module_was_loaded_anew(self, tmp_path: Path) -> None:
         bed, actor = await self.out(tmp_path)
         bed.machine.devices[ACCELERATOR].trouble = None
         await reload(bed)
         await bed.witness.until(lambda: actor.state is State.HOST)
-        assert (actor.stays_out, actor.reason, bed.debts) == ("", "", [])
+        assert (actor.record.stays_out, actor.reason, bed.debts) == ("", "", [])
 
     async def test_once_for_each_time(self, tmp_path: Path) -> None:
         bed, actor = await self.out(tmp_path)
         for times in (2, 3, 4):
             await reload(bed)
             await asyncio.sleep(3600)
-            assert len(actor.recent) == times
-        assert actor.stays_out
+            assert len(actor.record.recent) == times
+        assert actor.record.stays_out
 
     async def test_not_more_often_than_makes_sense(self, tmp_path: Path) -> None:
         bed, actor = await self.out(tmp_path)
         for _ in range(300):
             await reload(bed)
             await asyncio.sleep(1)
-        assert 5 < len(actor.recent) < 15
+        assert 5 < len(actor.record.recent) < 15
 
     async def test_after_another_user_of_it_is_gone(self, tmp_path: Path) -> None:
         bed, actor = await self.out(tmp_path)
@@ -184,7 +184,7 @@ class TestOnceMore:
         bed.machine.open_group(group, "somebody")
         again = await bed.again()
         actor = again.fleet.find("05:00.0")
-        assert actor.stays_out
+        assert actor.record.stays_out
         await asyncio.sleep(600)
         assert actor.state is State.VFIO
         again.machine.close_group(group, "somebody")
@@ -201,14 +201,14 @@ class TestOnceMore:
         bed, _ = await self.out(tmp_path)
         again = await bed.again()
         found = again.fleet.find("05:00.0")
-        assert (found.state, len(found.recent)) == (State.VFIO, 1)
-        assert found.reason == found.stays_out
+        assert (found.state, len(found.record.recent)) == (State.VFIO, 1)
+        assert found.reason == found.record.stays_out
         assert "the kernel says" in found.reason
 
     async def test_what_a_machine_has_is_nobody_elses(self, tmp_path: Path) -> None:
         bed, actor = await self.out(tmp_path)
         actor.own(Owner("win11", "11111111-1111-1111-1111-111111111111"))
-        assert actor.stays_out == ""
+        assert actor.record.stays_out == ""
         await reload(bed)
         await asyncio.sleep(3600)
-        assert (actor.state, len(actor.recent)) == (State.VFIO, 1)
+        assert (actor.state, len(actor.record.recent)) == (State.VFIO, 1)

@@ -196,7 +196,7 @@ class TestConfigurationThatFitsNothing:
     async def test_any_function_of_a_gpu_means_the_gpu(self, tmp_path: Path) -> None:
         bed = await self.plain(tmp_path, self.table("0000:01:00.1", "card"))
         actor = bed.fleet.find("card")
-        assert (str(actor.gpu.address), actor.config.gpu(actor.gpu.address).managed) == ("0000:01:00.0", True)
+        assert (str(actor.gpu.address), actor.record.own_config.managed) == ("0000:01:00.0", True)
         assert bed.fleet.misfits == ()
 
     async def test_and_brings_its_members(self, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ class TestConfigurationThatFitsNothing:
 
     async def test_of_two_tables_for_one_gpu_its_own_address_holds(self, tmp_path: Path) -> None:
         bed = await self.plain(tmp_path, self.table("0000:01:00.1", "sound"), self.table("0000:01:00.0", "card"))
-        assert bed.fleet.find("card").config.gpu(PciAddress.parse("0000:01:00.0")).name == "card"
+        assert bed.fleet.find("card").record.config.gpu(PciAddress.parse("0000:01:00.0")).name == "card"
         [misfit] = bed.fleet.misfits
         assert "the [[gpu]] table of 0000:01:00.1 (sound) counts for nothing" in misfit.sentence
 
@@ -246,7 +246,7 @@ class TestConfigurationThatFitsNothing:
         bed.fleet.look()
         assert bed.fleet.misfits == ()
         actor = bed.fleet.find("card")
-        assert actor.config.gpu(actor.gpu.address).managed
+        assert actor.record.own_config.managed
 
     async def test_a_machine_that_asks_for_it_is_refused(self, tmp_path: Path) -> None:
         bed = await self.plain(tmp_path, self.table("0000:09:00.0", "moved", "0000:02:00.0"))

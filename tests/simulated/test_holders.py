@@ -245,10 +245,10 @@ async def test_a_plan_meanwhile_does_not_disturb_who_waits(tmp_path: Path) -> No
     actor = bed.fleet.find("01:00.0")
     bed.machine.open(actor.gpu.address, "game")
     switch = await actor.request(State.VFIO, Options(wait_seconds=3000.0))
-    patience = actor.patience
+    patience = actor.runner.patience
     with pytest.raises(InProgress):
         await actor.plan(State.VFIO)
-    assert actor.patience == patience > 3000.0
+    assert actor.runner.patience == patience > 3000.0
     bed.machine.close(actor.gpu.address, "game")
     await switch.wait()
     assert actor.state is State.VFIO

@@ -180,7 +180,7 @@ class TestLastCard:
     async def test_a_crash_between_two_modules(self, bed: Bed, actor: Actor) -> None:
         before = bed.snapshot()
         await actor.request(State.VFIO)
-        task = actor._task
+        task = actor.runner.task
         assert task is not None
         hang = bed.host.faults.add(Hang(), operation="unload", subject="nvidia_uvm")
         await hang.reached.wait()

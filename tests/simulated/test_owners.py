@@ -164,7 +164,7 @@ class TestRefused:
             await acquire(bed, addresses=set(SERVER))
         await settled()
         actors = [bed.fleet.find(str(a)) for a in SERVER]
-        assert [(a.state, a.owner, len(a.recent)) for a in actors] == [(State.HOST, None, 0)] * 2
+        assert [(a.state, a.owner, len(a.record.recent)) for a in actors] == [(State.HOST, None, 0)] * 2
 
     async def test_all_or_none_when_one_fails_on_the_way(self, tmp_path: Path) -> None:
         bed = await made(tmp_path, "server")

@@ -101,7 +101,7 @@ async def test_what_one_machine_asked_for_is_nothing_to_the_next_one(tmp_path: P
     await asyncio.sleep(1)
     bed.machine.end(VM.name)
     bed.fleet.owners.release(VM, "shutdown")
-    await bed.witness.until(lambda: not any(actor.owned for actor in bed.fleet.actors.values()))
+    await bed.witness.until(lambda: not any(actor.record.owned for actor in bed.fleet.actors.values()))
     await (await bed.fleet.find("28:00.0").request(State.HOST)).wait()
     bed.fleet.owners.adopt(Owner("other", "another uuid"), {FIRST})
     with pytest.raises(NotViable, match=r"0000:28:00\.0"):

@@ -116,7 +116,7 @@ class TestTwoRequestsOfOneMachine:
         bed = await made(tmp_path, "server")
         one, other = (bed.fleet.find(str(a)) for a in SERVER)
         await acquire(bed, addresses={SERVER[0]})
-        group = one.gpu.groups(one.facts)[0]
+        group = one.gpu.groups(one.record.facts)[0]
         bed.machine.open_group(group, "win11")
         bed.fleet.owners.adopt(WIN11, {SERVER[0]})
         await settled()
@@ -139,7 +139,7 @@ class TestRefusedHalfWay:
         bed = await made(tmp_path, "server")
         one = bed.fleet.find(str(SERVER[0]))
         await acquire(bed, addresses={SERVER[0]})
-        bed.machine.open_group(one.gpu.groups(one.facts)[0], "win11")
+        bed.machine.open_group(one.gpu.groups(one.record.facts)[0], "win11")
         bed.fleet.owners.adopt(WIN11, {SERVER[0]})
         await settled()
         bed.fleet.owners.release(WIN11, "shutdown")
@@ -163,7 +163,7 @@ class TestRefusedHalfWay:
         bed = await made(tmp_path, "server")
         one, other = (bed.fleet.find(str(a)) for a in SERVER)
         await bed.moved(one, State.VFIO)
-        bed.machine.open_group(one.gpu.groups(one.facts)[0], "linux")
+        bed.machine.open_group(one.gpu.groups(one.record.facts)[0], "linux")
         bed.machine.run("train", uid=1000)
         bed.machine.open_card(SERVER[1], "train")
         with pytest.raises(Busy, match="train"):
@@ -239,7 +239,7 @@ class TestTheWayHome:
         await acquire(bed)
         kernel = bed.host.kernel("somebody")
         for function in sorted(ALL):
-            driver = actor._owed.functions[function].driver
+            driver = actor.record.owed.functions[function].driver
             await kernel.unbind(function, "vfio-pci")
             await kernel.set_override({function: driver.name if driver else "none"})
             if driver is not None:

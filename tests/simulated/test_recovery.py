@@ -39,7 +39,7 @@ async def stranded(bed: Bed, actor: Actor) -> None:
 
 def rough(actor: Actor) -> set[str]:
     """What was done to it besides moving it."""
-    return {step.kind for switch in actor.recent for step in switch.steps} & {"reset", "rescan"}
+    return {step.kind for switch in actor.record.recent for step in switch.steps} & {"reset", "rescan"}
 
 
 class TestAfterAFailedWayBack:
@@ -152,7 +152,7 @@ class TestRecover:
     async def test_a_hang_in_it_is_wedged_and_nothing_is_stacked_on_it(self, tmp_path: Path) -> None:
         bed, actor = await made(tmp_path, reset_on_failure=True)
         await stranded(bed, actor)
-        actor.recent.clear()
+        actor.record.recent.clear()
         hang = bed.host.faults.add(Hang("D"), operation="probe", subject=SOUND, nth=1)
         switch = await actor.recover()
         await switch.wait()
@@ -203,7 +203,7 @@ class TestAcrossAStart:
         again = await bed.again()
         found = again.fleet.find("01:00.0")
         assert (found.state, again.snapshot(), again.debts) == (State.HOST, before, [])
-        assert next(each.id for each in found.recent) == switch.id
+        assert next(each.id for each in found.record.recent) == switch.id
 
 
 async def test_no_recovery_waits_for_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,9 +251,9 @@ class TestBeforeTheServiceIsReady:
         """The service dies in the middle of a way to vfio-pci, and the sound function does not come home."""
         await actor.request(State.VFIO)
         await bed.witness.until(lambda: bool(actor.switch and actor.switch.step.startswith(f"bind {GPU}")))
-        assert actor._task is not None
-        actor._task.cancel()
-        await asyncio.wait([actor._task])
+        assert actor.runner.task is not None
+        actor.runner.task.cancel()
+        await asyncio.wait([actor.runner.task])
         await bed.host.kernel(str(actor.gpu.address)).returned()
         await bed.host.close()
         bed.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=None)
@@ -281,8 +281,8 @@ class TestBeforeTheServiceIsReady:
         hang = bed.host.faults.add(Hang(), operation="rescan")
         await actor.request(State.VFIO)
         await hang.reached.wait()
-        assert actor._task is not None
-        actor._task.cancel()
+        assert actor.runner.task is not None
+        actor.runner.task.cancel()
         bed.host.faults.clear()
         hang.release()
         again = await Bed.made(SimulatedHost(bed.machine), tmp_path, bed.fleet.config)
@@ -295,9 +295,9 @@ class TestBeforeTheServiceIsReady:
         bed.host.faults.add(Delay(5.0), operation="unload")
         await actor.request(State.VFIO)
         await bed.witness.until(lambda: bool(actor.switch and actor.switch.step.startswith("unload")))
-        assert actor._task is not None
-        actor._task.cancel()
-        await asyncio.wait([actor._task])
+        assert actor.runner.task is not None
+        actor.runner.task.cancel()
+        await asyncio.wait([actor.runner.task])
         again = await Bed.made(SimulatedHost(bed.machine), tmp_path, bed.fleet.config)
         assert (again.fleet.find("01:00.0").state, again.debts) == (State.HOST, [])
         assert again.snapshot() == before
@@ -308,7 +308,7 @@ async def test_a_recovery_that_waits_for_its_turn_does_not_stand_still(tmp_path:
     bed = await Bed.of("server", tmp_path, busy="wait", wait_seconds=3000.0, **GENTLE)
     first, second = (bed.fleet.find(f"{bus}:00.0") for bus in ("11", "21"))
     for actor in bed.fleet.actors.values():
-        if actor not in {first, second} and actor.host_driver == "nvidia":
+        if actor not in {first, second} and actor.record.host_driver == "nvidia":
             await bed.moved(actor, State.VFIO)
     bed.host.faults.add(Errno(EIO), operation="probe", subject=first.gpu.address, nth=None)
     failed = await bed.switch(first, State.VFIO)
@@ -340,7 +340,7 @@ async def test_a_journal_that_cannot_be_written_is_told_in_its_own_words(
     bed.machine.units.add(Unit("render.service"))
     bed.machine.run("render", unit=Unit("render.service"))
     bed.machine.open_card(GPU, "render")
-    monkeypatch.setattr(actor, "_owe", owe)
+    monkeypatch.setattr(actor.record, "record_restore", owe)
     switch = await bed.switch(actor, State.VFIO)
     assert (switch.result, switch.reason) == (Result.REVERTED, words)
     assert (actor.state, bed.state(Unit("render.service"))) == (State.HOST, "active")

@@ -50,7 +50,7 @@ async def out(directory: Path, **rules: object) -> tuple[Bed, Actor]:
     await bed.moved(actor, State.VFIO)
     spoiled(bed)
     await bed.switch(actor, State.HOST)
-    assert actor.stays_out
+    assert actor.record.stays_out
     await asyncio.sleep(60)
     return bed, actor
 
@@ -82,7 +82,7 @@ def somebody_opens(bed: Bed) -> None:
 async def comes_home(bed: Bed, actor: Actor) -> None:
     await bed.witness.until(lambda: actor.state is State.HOST)
     await asyncio.sleep(60)
-    assert (actor.stays_out, bed.debts) == ("", [])
+    assert (actor.record.stays_out, bed.debts) == ("", [])
 
 
 class TestAfterAMachine:
@@ -93,7 +93,7 @@ class TestAfterAMachine:
         spoiled(bed)
         machine_ends(bed)
         await asyncio.sleep(600)
-        assert (bool(actor.stays_out), actor.owned) == (True, False)
+        assert (bool(actor.record.stays_out), actor.record.owned) == (True, False)
         spoiled(bed, None)
         await reload(bed)
         await comes_home(bed, actor)
@@ -153,7 +153,7 @@ class TestSomebodyAsks:
     async def test_for_vfio_and_there_it_stays(self, event: str, tmp_path: Path) -> None:
         bed, actor = await out(tmp_path)
         assert (await bed.switch(actor, State.VFIO)).result is Result.DONE
-        assert (actor.stays_out, actor.reason) == ("", "")
+        assert (actor.record.stays_out, actor.reason) == ("", "")
         spoiled(bed, None)
         if event == "a start":
             bed = await bed.again()
@@ -184,10 +184,10 @@ class TestSomebodyAsks:
         await bed.moved(bed.fleet.find("26:00.0"), State.VFIO)
         await bed.machine.modules.unload("amdgpu", Call("unload", "amdgpu"))
         await asyncio.sleep(600)
-        before = len(actor.recent)
+        before = len(actor.record.recent)
         await bed.switch(actor, State.HOST)
         await asyncio.sleep(600)
-        assert len(actor.recent) == before + 1
+        assert len(actor.record.recent) == before + 1
 
 
 class TestAnAttempt:
@@ -218,7 +218,7 @@ class TestAnAttempt:
 
     async def test_is_no_fault_of_who_watches(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         bed, actor = await out(tmp_path)
-        before = len(actor.recent)
+        before = len(actor.record.recent)
 
         async def broken() -> None:
             raise ValueError("a fault")
@@ -226,7 +226,7 @@ class TestAnAttempt:
         monkeypatch.setattr(actor, "holders", broken)
         await reload(bed)
         await asyncio.sleep(5 * 3600)
-        assert len(actor.recent) == before + 1
+        assert len(actor.record.recent) == before + 1
 
     async def test_for_one_that_nobody_saw_at_home(self, tmp_path: Path) -> None:
         """Nothing is owed to it; its driver is known since it was to get it."""
@@ -234,7 +234,7 @@ class TestAnAttempt:
         actor = bed.fleet.find("05:00.0")
         spoiled(bed)
         await bed.switch(actor, State.HOST)
-        assert actor.stays_out
+        assert actor.record.stays_out
         spoiled(bed, None)
         await reload(bed)
         await bed.witness.until(lambda: actor.state is State.HOST)
@@ -311,6 +311,6 @@ class TestTheLadder:
 
 async def test_one_that_failed_and_was_moved_by_hand_while_nobody_looked_stays_there(tmp_path: Path) -> None:
     bed, actor = await on_vfio(tmp_path, None)
-    actor._keep(replace(actor._entry, failed="it was failed", stays_out="it was failed"))
+    actor.record.page.write(replace(actor.record.page.entry, failed="it was failed", stays_out="it was failed"))
     again = await bed.again()
     assert again.fleet.find("01:00.0").state is State.VFIO

@@ -85,7 +85,7 @@ class TestSleep:
         hang = bed.host.faults.add(Hang(), operation="release_inhibitor")
         await actor.request(State.VFIO)
         await hang.reached.wait()
-        task = actor._task
+        task = actor.runner.task
         assert task is not None
         task.cancel()
         await asyncio.wait([task])
@@ -155,8 +155,8 @@ class TestWedged:
         hang = bed.host.faults.add(Hang(), operation="unbind", subject=SOUND)
         await actor.request(State.VFIO)
         await hang.reached.wait()
-        assert actor._task is not None
-        actor._task.cancel()
+        assert actor.runner.task is not None
+        actor.runner.task.cancel()
         bed.host.faults.add(Errno(EMFILE), operation="adopt", nth=1)
         bed.host.faults.add(Errno(EMFILE), operation="adopt", nth=2)
         again = await bed.again()

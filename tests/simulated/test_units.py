@@ -265,14 +265,14 @@ class TestTheServiceDies:
 
         def die(actor: Actor, event: StepEvent) -> None:
             if event.index == index and not killed:
-                assert actor._task is not None
-                actor._task.cancel()
+                assert actor.runner.task is not None
+                actor.runner.task.cancel()
                 killed.append(index)
 
         bed.witness.on_step = die
         await actor.request(State.VFIO)
-        assert actor._task is not None
-        await asyncio.wait([actor._task])
+        assert actor.runner.task is not None
+        await asyncio.wait([actor.runner.task])
         return await bed.crash(actor) if killed else None
 
 

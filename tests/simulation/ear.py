@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from gpuswitch.model.address import PciAddress
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
+from gpuswitch.switch.gpu_record import GpuRecord
 from gpuswitch.switch.observer import Observer
 from gpuswitch.switch.record import Drift, Switch
 from tests.simulation.faces import AT, At
@@ -17,32 +19,34 @@ class Ear(Observer):
     def __init__(self, life: Life, judge: Judge) -> None:
         self._life = life
         self._judge = judge
+        self._actors: dict[PciAddress, Actor] = {}
 
     def appeared(self, actor: Actor) -> None:
+        self._actors[actor.gpu.address] = actor
         if self._life.alive:
             self._judge.changed(actor)
 
     def vanished(self, actor: Actor) -> None:
         """Its functions belong to another GPU now."""
 
-    def changed(self, actor: Actor) -> None:
+    def changed(self, record: GpuRecord) -> None:
         if self._life.alive:
-            self._judge.changed(actor)
+            self._judge.changed(self._actors[record.gpu.address])
 
-    def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None:
+    def stepped(self, record: GpuRecord, switch: Switch, event: StepEvent) -> None:
         if event.status in BEGINS:
             # The step runs in this very task: whatever it sends to the kernel inherits this.
-            AT.set(At(str(actor.gpu.address), type(event.step).__name__, event.status is Status.REVERTING))
+            AT.set(At(str(record.gpu.address), type(event.step).__name__, event.status is Status.REVERTING))
         if self._life.alive:
-            self._judge.stepped(actor, switch, event)
+            self._judge.stepped(self._actors[record.gpu.address], switch, event)
 
-    def finished(self, actor: Actor, switch: Switch) -> None:
+    def finished(self, record: GpuRecord, switch: Switch) -> None:
         if self._life.alive:
-            self._judge.finished(actor, switch)
+            self._judge.finished(self._actors[record.gpu.address], switch)
 
-    def drifted(self, actor: Actor, drift: Drift) -> None:
+    def drifted(self, record: GpuRecord, drift: Drift) -> None:
         if self._life.alive:
-            self._judge.drifted(actor, drift)
+            self._judge.drifted(self._actors[record.gpu.address], drift)
 
-    def recovered(self, actor: Actor, outcome: str) -> None:
+    def recovered(self, record: GpuRecord, outcome: str) -> None:
         """It is told by the state, too."""

@@ -125,7 +125,7 @@ class Judge(Deeds):
     def asked(self, ask: Ask) -> None:
         self.note(f"{ask.actor.gpu.address}: asked {ask.what}")
         ask.began = self.now
-        ask.rules = ask.actor.config.gpu(ask.actor.gpu.address).rules if ask.target is not None else None
+        ask.rules = ask.actor.record.rules if ask.target is not None else None
         ask.along = self.world.tenants.along(ask.actor.gpu.address)
         ask.before = sum(other.actor is ask.actor for other in self.asks)
         ask.sent = self.sent[str(ask.actor.gpu.address)]
@@ -149,7 +149,7 @@ class Judge(Deeds):
             self.broken(8, f"{ask.what} of {gpu.address} is refused ({text}), and yet something was changed")
         self._named(ask, error)
         if isinstance(error, InProgress) and "on its way to" in text and ask.what != "recover":
-            ids = [switch.id for switch in ask.actor.recent]
+            ids = [switch.id for switch in ask.actor.record.recent]
             if not any(id_ in text for id_ in ids):
                 self.broken(8, f"the refusal does not name the switch: {text}")
 
@@ -173,7 +173,7 @@ class Judge(Deeds):
         along = self._along(ask)
         neighbours = [str(f.address) for f in gpu.neighbours(facts) if not harmless(f) and f.address not in along]
         neighbours += [region for number in gpu.groups(facts) for region in facts.direct_regions.get(number, ())]
-        rules = (ask.rules, ask.actor.config.gpu(gpu.address).rules)
+        rules = (ask.rules, ask.actor.record.rules)
         policies = {ask.options.policy(each.busy) for each in rules if each is not None}
         # On vfio-pci it is in nobody's way: a machine that asks for several waits for whoever is done with this one.
         if policies != {Policy.REFUSE} or "nobody can tell" in str(error) or ask.actor.state is State.VFIO:
@@ -219,11 +219,11 @@ class Judge(Deeds):
             own = [ask for ask in self.asks if actor in (ask.actor, *ask.others)]
             asked = [ask.rules for ask in own if ask.rules is not None]
             self.options_of[gpu] = actor.switch.options if actor.switch is not None else Options()
-            self.rules_of[gpu] = (*asked[:1], actor.config.gpu(actor.gpu.address).rules)
+            self.rules_of[gpu] = (*asked[:1], actor.record.rules)
             self._before[gpu] = self.settings(actor.gpu.functions)
         self.split(actor, NOTICE_SECONDS)
         self._came_back(actor)
-        if sum(switch.result is None for switch in actor.recent) > 1:
+        if sum(switch.result is None for switch in actor.record.recent) > 1:
             self.broken(6, f"{gpu} has two switches at once")
 
     def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None:

@@ -21,20 +21,24 @@ from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from gpuswitch.switch import engine, guards, observe, prepare, running, standing
+from gpuswitch.switch import engine, gpu_record, guards, observe, prepare
 from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.admission import Admission
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.awake import Awake, Why
 from gpuswitch.switch.clearing_up import ClearingUp
 from gpuswitch.switch.engine import Engine
 from gpuswitch.switch.fleet import Fleet
 from gpuswitch.switch.inquiry import Inquiry
-from gpuswitch.switch.journal import Journal
+from gpuswitch.switch.journal import Journal, Page
 from gpuswitch.switch.letting_go import CheckHolders
+from gpuswitch.switch.machine import START
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.owners import Owners
 from gpuswitch.switch.ownership import Ownership
+from gpuswitch.switch.planner import Planner
 from gpuswitch.switch.prepare import Preparation
+from gpuswitch.switch.runner import Runner
 from gpuswitch.switch.steps import AimOverrides, AwaitLibvirt, HoldGroup, KeepAwake, RestorePower
 from tests.simulation.story import Event, Story
 
@@ -94,7 +98,7 @@ def half_way_counts_as_there(patch: pytest.MonkeyPatch) -> None:
         half = found is State.UNKNOWN and any(f.on_vfio for f in gpu.present(facts))
         return State.VFIO if half else found
 
-    patch.setattr(standing, "observe", observed)
+    patch.setattr(gpu_record, "observe", observed)
 
 
 @breaks(3)
@@ -109,12 +113,12 @@ def overrides_stay_when_a_switch_is_taken_back(patch: pytest.MonkeyPatch) -> Non
 
 @breaks(3)
 def owed_units_are_forgotten(patch: pytest.MonkeyPatch) -> None:
-    keep = standing.Standing._keep
+    write = Page.write
 
-    def forgetful(self: standing.Standing, entry: Any) -> None:
-        keep(self, replace(entry, owed=replace(entry.owed, units=())))
+    def forgetful(self: Page, entry: Any) -> None:
+        write(self, replace(entry, owed=replace(entry.owed, units=())))
 
-    patch.setattr(standing.Standing, "_keep", forgetful)
+    patch.setattr(Page, "write", forgetful)
 
 
 @breaks(3)
@@ -187,7 +191,7 @@ def the_kernel_is_waited_for(patch: pytest.MonkeyPatch) -> None:
 @breaks(4)
 def a_wedged_gpu_is_written_to(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Engine, "back", _written_to)
-    patch.setattr(running.Running, "_returned", _hurried)
+    patch.setattr(Runner, "until_returned", _hurried)
 
 
 async def _written_to(self: Engine) -> None:
@@ -196,18 +200,18 @@ async def _written_to(self: Engine) -> None:
         await step.revert(self._hands)
 
 
-async def _hurried(self: running.Running) -> None:
-    await self._new_engine((KeepAwake({}),)).forward()
+async def _hurried(self: Runner) -> None:
+    await self.new_engine((KeepAwake({}),)).forward()
 
 
 @breaks(4)
 def units_are_waited_for_before_the_service_is_ready(patch: pytest.MonkeyPatch) -> None:
-    prepared = running.Running._preparation_in
+    prepared = Planner.preparation
 
-    def patient(self: running.Running, state: State, options: Any, *, starting: bool) -> Preparation:
+    def patient(self: Planner, state: State, options: Any, *, starting: bool) -> Preparation:
         return replace(prepared(self, state, options, starting=starting), starting=False)
 
-    patch.setattr(running.Running, "_preparation_in", patient)
+    patch.setattr(Planner, "preparation", patient)
 
 
 @breaks(3, 5)
@@ -226,14 +230,15 @@ def two_switches_may_run(patch: pytest.MonkeyPatch) -> None:
         preparation = replace(await self._preparation(others[0]), state=State.UNKNOWN)
         return await self._begun(preparation, target, others[1])
 
-    def set_out(self: Actor, switch: Any, trigger: str = "") -> None:
-        self._make_current(switch)
-        if not self.state.moving:
-            self._fire_start(switch.target, trigger)
-        self._tell()
+    def set_out(self: Runner, switch: Any, trigger: str = "") -> None:
+        record = self._record
+        record.make_current(switch)
+        if not record.state.moving:
+            record.fire(trigger or ("recover" if record.state is State.FAILED else START[switch.target]))
+        record.tell()
 
     patch.setattr(Actor, "request", request)
-    patch.setattr(Actor, "_set_out", set_out)
+    patch.setattr(Runner, "set_out", set_out)
     patch.setattr(Preparation, "holds_true", lambda *_: True)
 
 
@@ -256,7 +261,7 @@ def any_machine_that_ends_lets_go_of_all(patch: pytest.MonkeyPatch) -> None:
 
 @breaks(7, story=Story("pair", "refuse", (A_MACHINE_ASKS, Event("ask", 0, "host", seconds=1.0))))
 def it_is_taken_from_who_is_about_to_open_it(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Actor, "_refuse_owned", lambda *_: None)
+    patch.setattr(Admission, "refuse_owned", lambda *_: None)
 
 
 @breaks(
@@ -390,4 +395,4 @@ def programs_are_killed_whatever_the_policy(patch: pytest.MonkeyPatch) -> None:
 
 @breaks(3, 5)
 def what_is_owed_is_forgotten_after_a_failure(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(standing.Standing, "_owed_after", lambda *_: NOTHING)
+    patch.setattr(gpu_record.GpuRecord, "_owed_after", lambda *_: NOTHING)

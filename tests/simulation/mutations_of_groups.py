@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpuswitch.switch import guards, needs, standing
+from gpuswitch.switch import gpu_record, guards, needs
 from gpuswitch.switch.steps import CheckGroup
 from tests.simulation.mutations import A_MACHINE_ASKS, breaks, nothing
 from tests.simulation.story import Event, Story
@@ -14,7 +14,7 @@ _A_MACHINE_ASKS_FOR_ALL = Event("vm", 0, "asks", 2)
 
 @breaks(8, story=Story("plx", "refuse", (_A_MACHINE_ASKS_FOR_ALL,)))
 def what_a_machine_asks_for_is_in_its_own_way(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(standing.Standing, "_along", frozenset())
+    patch.setattr(gpu_record.GpuRecord, "along", frozenset())
 
 
 @breaks(7, story=Story("plx", "refuse", (A_MACHINE_ASKS,)))

@@ -46,7 +46,7 @@ def meanwhile(world: World) -> None:
     if service is None or service.fleet is None:
         return
     for actor in world.loop.run_as(service.life, service.fleet.stalled):
-        judge.broken(4, f"{actor.gpu.address} stands still: {actor.state} since {actor.progress:g} s")
+        judge.broken(4, f"{actor.gpu.address} stands still: {actor.state} since {actor.record.progress:g} s")
     if not service.ready and service.life.alive and judge.now - judge.started > START_SECONDS:
         judge.broken(4, "the service is not ready")
 
@@ -111,7 +111,7 @@ def _untold(world: World, actor: Actor) -> bool:
     in_flight = any(IN_FLIGHT in world.judge.users(function) for gpu in world.functions.values() for function in gpu)
     books = world.machine.libvirt
     in_the_books = any(not {*functions}.isdisjoint(actor.gpu.functions) for functions in books.machines.values())
-    return (bool(actor.stays_out) and in_flight) or (in_the_books and not books.running)
+    return (bool(actor.record.stays_out) and in_flight) or (in_the_books and not books.running)
 
 
 def _stuck(world: World, actor: Actor) -> bool:

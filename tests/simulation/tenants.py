@@ -77,7 +77,7 @@ class Tenants:
 
     def _handed_over(self, name: str, actor: Actor) -> None:
         gpu = actor.gpu.address
-        self._promised[gpu] = name, self._now + actor.config.gpu(gpu).rules.start_grace
+        self._promised[gpu] = name, self._now + actor.record.rules.start_grace
         on_vfio = all(f.on_vfio for f in actor.gpu.present(self._world.machine.look()))
         if not on_vfio and not self._world.judge.lately(gpu):
             self._world.judge.broken(7, f"{gpu} is handed to {name}, and is {actor.state}")

@@ -18,14 +18,14 @@ from gpuswitch.errors import Failed, InvalidArgument
 from gpuswitch.history import History
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
+from gpuswitch.switch.gpu_record import GpuRecord
 from gpuswitch.switch.record import Asker, Drift, Result, Switch
 from gpuswitch.tables import History as Settings
 from tests.unit.parts import at
 
-GPU = cast("Actor", SimpleNamespace(gpu=SimpleNamespace(address=at("0000:01:00.0"))))
-"""As much of an actor as the history looks at."""
+GPU = cast("GpuRecord", SimpleNamespace(gpu=SimpleNamespace(address=at("0000:01:00.0"))))
+"""As much of a record as the history looks at."""
 
 
 def finished(**how: Any) -> Switch:

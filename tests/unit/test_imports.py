@@ -39,6 +39,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.archive",
         "gpuswitch.switch.actor",
         "gpuswitch.switch.engine",
+        "gpuswitch.switch.gpu_record",
         "gpuswitch.switch.record",
     ),
     "gpuswitch.api": (
@@ -124,6 +125,17 @@ def test_imports_only_what_lies_below(path: Path) -> None:
     allowed = LAYERS[layer_of(module)]
     own = [name for name in imports(path.read_text()) if within(name, ("gpuswitch",))]
     assert [name for name in own if not within(name, allowed)] == []
+
+
+def test_the_parts_of_a_gpu_know_none_above_them() -> None:
+    """From what is known of a GPU to who decides what is done with it; those of one line do not know each other."""
+    order = ["gpu_record"], ["turns", "stall", "planner", "admission"], ["runner"], ["recovery"], ["actor"]
+    level = {f"gpuswitch.switch.{part}": rank for rank, parts in enumerate(order) for part in parts}
+    found = {(module, name.rpartition(".")[0]) for module, name in all_imports() if module in level}
+    assert level.keys() == {module for module, _ in found}
+    assert [pair for pair in found if pair[1] in level and level[pair[1]] >= level[pair[0]]] == []
+    above = ("gpuswitch.switch.observer", "gpuswitch.switch.fleet", "gpuswitch.switch.owners", "gpuswitch.switch.retry")
+    assert [pair for pair in found if pair[1] in above] == []
 
 
 def test_one_module_knows_the_bus_library() -> None:

@@ -274,7 +274,8 @@ def test_what_cannot_even_be_set_aside_does_not_stop_us(tmp_path: Path, caplog: 
 
 def test_what_could_not_be_written_in_time_is_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a service that starts would believe something that is long over."""
-    page = Page(kept_in(tmp_path), GPU)
+    told: list[Entry] = []
+    page = Page(kept_in(tmp_path), GPU, told.append)
     page.write(Entry(OWED))
     with monkeypatch.context() as broken:
         broken.setattr(DirectoryStore, "remove", no_room)
@@ -282,6 +283,7 @@ def test_what_could_not_be_written_in_time_is_written_later(tmp_path: Path, monk
     assert (page.entry, kept_in(tmp_path).load(GPU)) == (Entry(), Entry(OWED))
     page.catch_up()
     assert kept_in(tmp_path).load(GPU) == Entry()
+    assert told == [Entry(OWED), Entry(), Entry()]
 
 
 def no_room(*_: object) -> None:
