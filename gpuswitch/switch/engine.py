@@ -2,7 +2,7 @@
 
 Forward, for each step: intent → apply → verify → done, under the deadline of its kind. Back: revert what was begun, in
 reverse, the failed step included, each under a deadline of its own. The engine knows no GPU, no state and no bus: the
-actor decides what a result means.
+runner decides what a result means.
 """
 
 from __future__ import annotations

@@ -214,9 +214,6 @@ class TestRunner:
 
 
 class TestRecovery:
-    def recovery(self, parts: Parts) -> Recovery:
-        return Recovery(parts.record, parts.runner(), parts.planner(), parts.host)
-
     async def test_one_strategy_after_the_other_until_one_leads_somewhere(self, parts: Parts) -> None:
         """The first one is refused, and that is the story."""
         parts.record.fire("seen_mixed")
@@ -229,8 +226,9 @@ class TestRecovery:
             RecoveryStrategy("cannot get it there", State.HOST, never),
             RecoveryStrategy("cannot get it on vfio", State.VFIO),
         )
-        recovery = self.recovery(parts)
-        recovery._runner.set_out(switch, "recover")
+        runner = parts.runner()
+        recovery = Recovery(parts.record, runner, parts.planner(), parts.host)
+        runner.set_out(switch, "recover")
         outcome = await recovery.run_recovery(switch, strategies, "because")
         assert (outcome.result, outcome.reason) == (Result.DONE, "because; cannot get it there: not this way")
         assert outcome.reached is not None
