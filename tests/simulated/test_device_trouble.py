@@ -96,8 +96,11 @@ async def test_where_nothing_helps_it_stays_on_vfio_and_says_so(tmp_path: Path) 
 @pytest.mark.parametrize("rule", ["reset_on_failure", "rescan_on_failure"])
 async def test_each_can_be_forbidden(rule: str, tmp_path: Path) -> None:
     bed, actor = await on_vfio(tmp_path, Trouble.UNKNOWN, **{rule: False})
-    assert (await bed.switch(actor, State.HOST)).result is Result.REVERTED
+    switch = await bed.switch(actor, State.HOST)
+    assert switch.result is Result.REVERTED
     assert done(actor) == (["remove", "find"] if rule == "reset_on_failure" else ["reset"])
+    tried = "a removal and a rescan" if rule == "reset_on_failure" else "a reset"
+    assert f"; cannot get it on the host after {tried}: " in switch.reason
 
 
 async def test_nobody_loses_what_he_has_open(tmp_path: Path) -> None:
