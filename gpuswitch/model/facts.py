@@ -10,8 +10,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
+from typing import Annotated
 
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.hints import OneOf
 
 VFIO_DRIVER = "vfio-pci"
 """The vfio driver of every PCI device; for some devices there are others (variants), which know more of them."""
@@ -286,4 +288,4 @@ class Captured:
 
     driver: Driver | None
     override: str | None
-    power_control: str
+    power_control: Annotated[str, OneOf("auto", "on")]
