@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from gpuswitch.errors import Failed
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import Captured, Driver
+from gpuswitch.model.facts import Driver
 from gpuswitch.model.holders import Process, Unit
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
-from gpuswitch.switch.host import Pending
+from gpuswitch.switch.host import Captured, Pending
 from gpuswitch.switch.journal import Entry, Journal, Page, Unfinished, boot_id
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.record import Asker
