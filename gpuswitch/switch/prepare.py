@@ -195,7 +195,7 @@ class Preparation:
         else:
             found = host_drivers(seen, await self.kernel.candidates(function), self.facts)
             if not found and not seen.makes_gpu:
-                return Captured(None, None, captured.power_control)
+                return replace(captured, driver=None, override=None)
             if not found and not self.facts.modules_on_disk:
                 raise NotViable(
                     f"{function} was on a vfio driver before gpuswitch looked, and its driver cannot be loaded: the "
@@ -203,7 +203,7 @@ class Preparation:
                 )
             driver = _only(found, seen)
         # Whoever put it on its vfio driver before us may have aimed the override there; at home it would be in the way.
-        return Captured(driver, None, captured.power_control)
+        return replace(captured, driver=driver, override=None)
 
     async def _without_which_it_shows_nothing(self, baseline: Baseline) -> tuple[str, ...]:
         """Modules around the drivers of functions that nobody saw on the host: what was loaded there is not known."""
