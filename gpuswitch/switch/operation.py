@@ -2,7 +2,6 @@
 
     @operation("unbind", raises={errno.ENODEV: "it is not bound to that driver"})
     def unbind(self, function: PciAddress, driver: str) -> Words[None]:
-        \"\"\"Take the function from `driver`; returns when the kernel's write returned.\"\"\"
         return Words("unbind", function, f"{function} from {driver}")
 
 Its callers `await kernel.unbind(function, driver)`, with these arguments, and get what stands between the brackets. Its
