@@ -196,6 +196,17 @@ class Deadlines(Table):
     rescan: _Seconds = 60.0
 
 
+def check_kind(kind: str, whose: str) -> None:
+    """See that there is a deadline of this kind.
+
+    Raises:
+        TypeError: there is none; `whose` it is to be, in a word or two.
+    """
+    if kind not in Deadlines.model_fields:
+        known = ", ".join(Deadlines.model_fields)
+        raise TypeError(f"{whose} is of kind {kind!r}, for which there is no deadline in gpuswitch/tables.py: {known}")
+
+
 class Metrics(Table):
     """Where Prometheus finds the metrics. `port` 0: any free one."""
 

@@ -1,7 +1,6 @@
 """Facts: one frozen observation of the host. Guards and plans read nothing else.
 
-Everything here comes from reads that take no device lock and wake no sleeping device; `Captured` alone is read by a
-worker, since the kernel hands those values out under the device lock.
+Everything here comes from reads that take no device lock and wake no sleeping device.
 """
 
 from __future__ import annotations
@@ -274,16 +273,3 @@ _SHARED = ("virtual function", "mediated device")
 def counted(number: int, what: str) -> str:
     """`1 virtual function`, `2 virtual functions`."""
     return f"{number} {what}s" if number > 1 else f"1 {what}"
-
-
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """What one function had before we touched it, and gets back: the baseline.
-
-    `driver` None: it had no driver. `override` is the text of sysfs' `driver_override` (None: not set).
-    `power_control` is `auto` or `on` (Documentation/ABI/testing/sysfs-devices-power).
-    """
-
-    driver: Driver | None
-    override: str | None
-    power_control: str

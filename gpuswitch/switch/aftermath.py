@@ -13,7 +13,8 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.books import machines_with, watching
-from gpuswitch.switch.host import Host
+from gpuswitch.switch.host import Host, Kernel
+from gpuswitch.switch.operation import seconds_for
 from gpuswitch.switch.pause import LateError, Pause, answered
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Aftermath:
     async def _look(self) -> None:
         gpu = self._actor.gpu
         try:
-            async with answered(self._actor.record.config.deadlines.capture):
+            async with answered(seconds_for(Kernel.lost, self._actor.record.config.deadlines)):
                 lost = await self._host.reader(str(gpu.address)).lost(gpu.functions)
         except (KernelError, LateError) as error:
             self._tell(f"libvirt may have reset {gpu.address} by the bus, and nobody can tell: {error}")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from signal import Signals
-from typing import Protocol
+from typing import Annotated, Protocol, get_type_hints
 
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import Candidate
-from gpuswitch.model.facts import Captured, Consoles, HostFacts
+from gpuswitch.model.facts import Consoles, Driver, HostFacts
+from gpuswitch.model.hints import Attribute, OneOf
 from gpuswitch.model.holders import Holder, Process, Scan, Sought, Unit
 from gpuswitch.model.owner import Owner
+from gpuswitch.switch.operation import Operations, Words, operation, operations_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,115 +37,195 @@ class Pending:
     worker: Process | None = None
 
 
-class Kernel(Protocol):
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What one function had before we touched it, and gets back: the baseline.
+
+    `driver` None: it had no driver. The rest are attributes in sysfs; None: not set. `power_control` is described in
+    Documentation/ABI/testing/sysfs-devices-power. A field with a default may be one that a function has not.
+    """
+
+    driver: Driver | None
+    override: Annotated[str | None, Attribute("driver_override", at_boot="")]
+    power_control: Annotated[str, OneOf("auto", "on"), Attribute("power/control", at_boot="on")]
+
+
+def _attributes() -> dict[str, Attribute]:
+    hints = get_type_hints(Captured, include_extras=True)
+    return {
+        name: a for name, hint in hints.items() for a in getattr(hint, "__metadata__", ()) if isinstance(a, Attribute)
+    }
+
+
+ATTRIBUTES = _attributes()
+"""What `Captured` keeps but for the driver, by the names of its fields, in order."""
+MAY_LACK = frozenset(each.name for each in fields(Captured) if each.default is not MISSING)
+"""Those that a function may not have."""
+
+
+class Kernel(Operations):
     """The writes to one GPU, and the reads that take the device lock: each may block for ever.
 
     So each runs in the GPU's worker, one at a time. Cancelling the caller abandons the operation and never ends it:
     it stays `pending` until the kernel returns, and until then every further call raises `KernelError` with EBUSY at
     once. Callers bound each call with a deadline of their own.
 
-    Every method raises `KernelError` with the kernel's own errno.
+    Each operation is declared here, and nowhere else (`gpuswitch.switch.operation`): the hosts follow. What it raises
+    is a `KernelError` with the kernel's own errno.
     """
 
-    def prepare(self) -> None:
-        """Get ready for calls that come soon: starts the worker where none runs. Does not wait for it."""
+    @operation("capture", reads=True)
+    def capture(self, functions: Sequence[PciAddress]) -> Words[Mapping[PciAddress, Captured]]:
+        """What each function has now: its driver, and each attribute of `Captured`."""
+        return Words("read the settings of", _names(functions))
 
-    async def capture(self, functions: Sequence[PciAddress]) -> Mapping[PciAddress, Captured]:
-        """Driver, driver_override and power/control of each function, now."""
-
-    async def candidates(self, function: PciAddress) -> tuple[Candidate, ...]:
+    @operation("module", reads=True)
+    def candidates(self, function: PciAddress) -> Words[tuple[Candidate, ...]]:
         """The modules whose alias table matches the function; without vfio-pci and without blacklisted ones."""
+        return Words("find the modules for", function)
 
-    async def loadable(self, modules: Sequence[str], *, by_name: bool = False) -> tuple[str, ...]:
+    @operation("module", reads=True)
+    def loadable(self, modules: Sequence[str], *, by_name: bool = False) -> Words[tuple[str, ...]]:  # noqa: ARG002 -- not in its words
         """Those of the modules that the system would load by itself: installed for this kernel, and not blacklisted.
 
         `by_name`: that `load` finds; a blacklist is no matter then.
         """
+        return Words("find the modules", ", ".join(modules))
 
-    async def load(self, module: str) -> None:
+    @operation("module", raises={errno.ENOENT: "no such module is installed"})
+    def load(self, module: str) -> Words[None]:
         """Load a module and what it needs; nothing to do where it is loaded or built in."""
+        return Words("load", module)
 
-    async def keep_awake(self, functions: Sequence[PciAddress]) -> None:
+    @operation("power", raises={errno.ENOENT: "it has no such attribute"})
+    def keep_awake(self, functions: Sequence[PciAddress]) -> Words[None]:
         """Set power/control to `on`; returns when each function is awake (the write resumes it synchronously)."""
+        return Words("keep awake", _names(functions))
 
-    async def set_power_control(self, control: Mapping[PciAddress, str]) -> None:
-        """Set power/control of each function to the value given, `auto` or `on`."""
+    @operation("power", raises={errno.ENOENT: "it has no such attribute"}, writes="power/control")
+    def set_power_control(self, control: Mapping[PciAddress, Annotated[str, OneOf("auto", "on")]]) -> Words[None]:
+        """Set power/control of each function to the value given."""
+        return Words("set power/control of", _names(control))
 
-    async def set_override(self, overrides: Mapping[PciAddress, str | None]) -> None:
+    @operation("override", raises={errno.ENOENT: "it has no such attribute"}, writes="driver_override")
+    def set_override(self, overrides: Mapping[PciAddress, str | None]) -> Words[None]:
         """Aim driver_override of each function at a driver; None clears it, by a newline."""
+        return Words("set driver_override of", _names(overrides))
 
-    async def unbind(self, function: PciAddress, driver: str) -> None:
-        """Take the function from `driver`; returns when the kernel's write returned. ENODEV: it is not bound to it."""
+    @operation("unbind", raises={errno.ENODEV: "it is not bound to that driver"})
+    def unbind(self, function: PciAddress, driver: str) -> Words[None]:
+        """Take the function from `driver`; returns when the kernel's write returned."""
+        return Words("unbind", function, f"{function} from {driver}")
 
-    async def probe(self, function: PciAddress) -> None:
-        """Write to drivers_probe. Success says nothing about what is bound now: look. EINVAL: the probe failed."""
+    @operation("probe", raises={errno.EINVAL: "the driver's probe failed"})
+    def probe(self, function: PciAddress) -> Words[None]:
+        """Write to drivers_probe. Success says nothing about what is bound now: look."""
+        return Words("probe", function)
 
-    async def hold_group(self, group: int) -> None:
-        """Open /dev/vfio/GROUP and keep it open; nothing to do where we have it. EBUSY: somebody else has it open."""
+    @operation("group", raises={errno.EBUSY: "somebody else has it open", errno.ENOENT: "there is no such node"})
+    def hold_group(self, group: int) -> Words[None]:
+        """Open /dev/vfio/GROUP and keep it open; nothing to do where we have it."""
+        return Words("open", f"/dev/vfio/{group}")
 
-    async def release_group(self, group: int) -> None:
+    @operation("group")
+    def release_group(self, group: int) -> Words[None]:
         """Close what `hold_group` opened; nothing to do where it is not open."""
+        return Words("close", f"/dev/vfio/{group}")
 
-    async def unload(self, module: str) -> None:
-        """Take one module out of the kernel, and no other; nothing to do where it is not loaded.
+    @operation("module", raises={errno.EAGAIN: "it is in use; nothing was changed, and no driver left its device"})
+    def unload(self, module: str) -> Words[None]:
+        """Take one module out of the kernel, and no other; nothing to do where it is not loaded."""
+        return Words("unload", module)
 
-        EAGAIN: it is in use; nothing was changed then, and no driver left its device.
-        """
-
-    async def announce(self, functions: Sequence[PciAddress], subsystem: str, action: str) -> None:
+    @operation("announce")
+    def announce(self, functions: Sequence[PciAddress], subsystem: str, action: str) -> Words[None]:
         """A synthetic uevent (`remove` or `add`) on each card that the functions have in `subsystem` (`sound`, `drm`).
 
         Nothing happens to the card; whoever follows udev believes it, and lets go of it or takes it up. Nothing to do
         where there is no such card (Documentation/ABI/testing/sysfs-uevent).
         """
+        return Words(f"send {action!r} for the {subsystem} cards of", _names(functions))
 
-    async def consoles(self) -> Consoles:
+    @operation("console", reads=True)
+    def consoles(self) -> Words[Consoles]:
         """What the text consoles are shown on, now."""
+        return Words("read the console map from", "the frame buffers")
 
-    async def map_consoles(self, terminals: Sequence[int], frame_buffer: int) -> None:
+    @operation(
+        "console",
+        raises={errno.ENOENT: "there is no such frame buffer", errno.ENODEV: "frame buffers show no text"},
+    )
+    def map_consoles(self, terminals: Sequence[int], frame_buffer: int) -> Words[None]:  # noqa: ARG002 -- not in its words
         """Show these virtual terminals on that frame buffer (ioctl FBIOPUT_CON2FBMAP, drivers/video/fbdev/core)."""
+        return Words("show text consoles on", f"/dev/fb{frame_buffer}")
 
-    async def bind_console(self, vtconsole: str, *, bound: bool) -> None:
+    @operation("console", raises={errno.ENOENT: "there is no such vtconsole"})
+    def bind_console(self, vtconsole: str, *, bound: bool) -> Words[None]:
         """Write `bind` of /sys/class/vtconsole/VTCONSOLE; nothing to do where it is so."""
+        return Words("bind" if bound else "unbind", vtconsole)
 
-    async def unbind_platform(self, device: str, driver: str) -> None:
+    @operation("console")
+    def unbind_platform(self, device: str, driver: str) -> Words[None]:
         """Take a platform device (`efi-framebuffer.0`) from its driver; nothing to do where it is not bound to it."""
+        return Words("unbind", device, f"{device} from {driver}")
 
-    async def bind_platform(self, device: str, driver: str) -> None:
+    @operation("console")
+    def bind_platform(self, device: str, driver: str) -> Words[None]:
         """Bind a platform device to a driver; nothing to do where it is bound to it."""
+        return Words("bind", device, f"{device} to {driver}")
 
-    async def persistence(self, function: PciAddress) -> bool | None:
+    @operation("module", reads=True)
+    def persistence(self, function: PciAddress) -> Words[bool | None]:
         """Whether nvidia's persistence mode is on for this GPU; None where no nvidia-smi is there to ask."""
+        return Words("read the persistence mode of", function)
 
-    async def set_persistence(self, function: PciAddress, *, on: bool) -> None:
+    @operation("module", raises={errno.ENOENT: "there is no nvidia-smi"})
+    def set_persistence(self, function: PciAddress, *, on: bool) -> Words[None]:
         """Turn nvidia's persistence mode on or off for this GPU."""
+        return Words(f"turn {'on' if on else 'off'} the persistence mode of", function)
 
-    async def reset(self, function: PciAddress) -> None:
-        """Reset the function, and nothing beside it; its settings in sysfs stay.
+    @operation(
+        "reset",
+        raises={errno.ENOENT: "it has no reset method", errno.ENOTTY: "its method resets others too, and was not used"},
+    )
+    def reset(self, function: PciAddress) -> Words[None]:
+        """Reset the function, and nothing beside it; its settings in sysfs stay."""
+        return Words("reset", function)
 
-        ENOENT: it has no reset method. ENOTTY: it has one that would reset others too, and was not used.
-        """
-
-    async def lost(self, functions: Sequence[PciAddress]) -> tuple[PciAddress, ...]:
+    @operation("capture", reads=True)
+    def lost(self, functions: Sequence[PciAddress]) -> Words[tuple[PciAddress, ...]]:
         """Those of them in which what the kernel had set up is gone, or that do not answer: on any driver, or none."""
+        return Words("read the configuration space of", _names(functions))
 
-    async def remove(self, functions: Sequence[PciAddress]) -> None:
+    @operation("rescan")
+    def remove(self, functions: Sequence[PciAddress]) -> Words[None]:
         """Take the functions off the PCI bus, in this order; nothing to do for one that is gone already.
 
         Their drivers let go of them first, which may wait as an unbind does; until then no other device of the machine
         can leave the bus or be found on it. What was set in sysfs is lost.
         """
+        return Words("remove from the PCI bus", _names(functions))
 
-    async def rescan(self, functions: Sequence[PciAddress]) -> None:
+    @operation("rescan", raises={errno.ENODEV: "there is no such bus any more"})
+    def rescan(self, functions: Sequence[PciAddress]) -> Words[None]:
         """Look for the functions on the buses that they are, or were, on, and on no other; what is found is bound.
 
-        That the kernel looked says nothing about what it found: look. ENODEV: there is no such bus any more.
+        That the kernel looked says nothing about what it found: look.
         """
+        return Words("rescan the bus of", _names(functions))
+
+    # What is no operation.
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Get ready for calls that come soon: starts the worker where none runs. Does not wait for it."""
 
     @property
+    @abstractmethod
     def worker(self) -> Process | None:
         """The process that does all this for us; None where none runs."""
 
+    @abstractmethod
     def adopt(self, pending: Pending) -> bool:
         """Take over an operation that an earlier run of the service left in the kernel; False if it is over.
 
@@ -149,11 +233,17 @@ class Kernel(Protocol):
         """
 
     @property
+    @abstractmethod
     def pending(self) -> Pending | None:
         """The operation that the kernel still has, or None."""
 
+    @abstractmethod
     async def returned(self) -> None:
         """Wait until nothing is pending."""
+
+
+OPERATIONS = operations_of(Kernel)
+"""All that are declared, by name."""
 
 
 class Processes(Protocol):
@@ -321,3 +411,7 @@ class Host(Protocol):
 
     async def close(self) -> None:
         """Let the idle workers go. Never waits for a worker that the kernel has."""
+
+
+def _names(functions: Mapping[PciAddress, object] | Sequence[PciAddress]) -> str:
+    return ", ".join(str(function) for function in functions)

@@ -21,6 +21,7 @@ from gpuswitch.switch.guards import Blocker, refusal
 from gpuswitch.switch.holding import Leaving
 from gpuswitch.switch.host import Host, Kernel
 from gpuswitch.switch.needs import Needs, Occupation
+from gpuswitch.switch.operation import seconds_for
 from gpuswitch.switch.owed import Baseline
 from gpuswitch.switch.pause import answered
 from gpuswitch.tables import Defaults
@@ -60,7 +61,7 @@ class Inquiry:
             found = [*await self._not_found_again(occupied)]
         if found:
             raise refusal([*found, *await self._besides(occupied)])
-        async with answered(self.config.deadlines.capture):
+        async with answered(seconds_for(Kernel.capture, self.config.deadlines)):
             now = await self._capture()
         if not (occupied or rules.boot_framebuffers(self.gpu, self.facts)):
             # Nobody has open what no driver has, the firmware's neither.
@@ -82,7 +83,7 @@ class Inquiry:
         if not (modules := rules.unloaded(occupied)):
             return ()
         try:
-            async with answered(self.config.deadlines.module):
+            async with answered(seconds_for(Kernel.loadable, self.config.deadlines)):
                 known = await self.kernel.loadable(modules, by_name=True)
         except KernelError:
             return ()

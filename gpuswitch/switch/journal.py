@@ -12,28 +12,28 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 from gpuswitch.errors import Failed, GpuswitchError
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import Captured, Driver
-from gpuswitch.model.holders import Process, Unit
+from gpuswitch.model.hints import OneOf
+from gpuswitch.model.holders import Process
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
+from gpuswitch.switch.codec import decode, encoders_of
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.host import Pending
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.record import Asker, Switch
 from gpuswitch.switch.store import Store
 
-_FORMAT = 3
+_FORMAT = 4
 _TEXT = json.JSONEncoder(separators=(",", ":"), check_circular=False)
-_TARGETS = {str(state): state for state in (State.HOST, State.VFIO)}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
 """What says nothing about the page itself."""
-_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +46,7 @@ class Unfinished:
     """
 
     id: str
-    target: State
+    target: Annotated[State, OneOf(State.HOST, State.VFIO)]
     asker: Asker
     started: float
     index: int = 0
@@ -57,7 +57,7 @@ class Unfinished:
 
     def at(self, index: int, count: int, title: str, *, back: bool, worker: Process | None) -> Unfinished:
         """The same switch, come to this step."""
-        return Unfinished(self.id, self.target, self.asker, self.started, index, count, title, back, worker)
+        return replace(self, index=index, count=count, title=title, back=back, worker=worker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,17 @@ class Entry:
 
     def at(self, unfinished: Unfinished) -> Entry:
         """The same, with the switch come to another step."""
-        return Entry(self.owed, self.stuck, unfinished, self.owner, self.failed, self.stays_out)
+        return replace(self, unfinished=unfinished)
 
     def __bool__(self) -> bool:
         some = (self.unfinished, self.owner, self.stuck)
         return some != (None, None, None) or bool(self.failed or self.stays_out or self.owed)
+
+
+_FIELDS = tuple(encoders_of(Entry).items())
+_VALUES = attrgetter(*(name for name, _ in _FIELDS))
+_NEVER = (_FIELDS, [""] * len(_FIELDS))
+"""Of a GPU that nothing was written for: no value is one of these."""
 
 
 class Journal:
@@ -89,8 +95,8 @@ class Journal:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._owed: dict[PciAddress, tuple[Owed, str]] = {}
-        """What was last written as owed, and its text: one and the same at most steps of a switch."""
+        self._written: dict[PciAddress, tuple[tuple[object, ...], list[str]]] = {}
+        """The fields as they were last written, and their texts: most are the same from step to step."""
 
     def load(self, gpu: PciAddress) -> Entry:
         """What is kept for `gpu`, empty if nothing. A page that says nothing is set aside, with a warning.
@@ -99,7 +105,7 @@ class Journal:
             Failed: it cannot be read now.
         """
         try:
-            return _decode(json.loads(self._store.read(gpu.identifier)))
+            return _read(json.loads(self._store.read(gpu.identifier)))
         except FileNotFoundError:
             # With what a service that died in its first write left beside it.
             self._tidy(gpu)
@@ -157,15 +163,24 @@ class Journal:
         if not entry:
             self._drop(gpu)
             return
-        owed, text = self._owed.get(gpu, (None, ""))
-        if owed is not entry.owed:
-            text = _TEXT.encode(_encode_owed(entry.owed))
-            self._owed[gpu] = entry.owed, text
+        if entry.stuck is not None:
+            entry = replace(entry, stuck=_findable(entry.stuck))
         try:
-            self._store.replace(gpu.identifier, _page(entry, text))
+            self._store.replace(gpu.identifier, self._page(gpu, entry))
         except OSError as error:
             where = self._store.where(gpu.identifier)
             raise Failed(f"cannot write the journal {where} ({error.strerror})") from error
+
+    def _page(self, gpu: PciAddress, entry: Entry) -> bytes:
+        """The page as it is written."""
+        values = _VALUES(entry)
+        before, texts = self._written.get(gpu, _NEVER)
+        texts = [
+            text if value is old else f'"{name}":{_TEXT.encode(encoder(value))}'
+            for (name, encoder), value, old, text in zip(_FIELDS, values, before, texts, strict=True)
+        ]
+        self._written[gpu] = values, texts
+        return f'{{"format":{_FORMAT},"boot":"{boot_id()}",{",".join(texts)}}}'.encode()
 
     def _drop(self, gpu: PciAddress) -> None:
         try:
@@ -260,171 +275,57 @@ def _gpu(name: str) -> PciAddress | None:
         return None
 
 
-def _page(entry: Entry, owed: str) -> bytes:
-    """The page as it is written; `owed` is the text of `_encode_owed`."""
-    rest = _TEXT.encode(_encode_rest(entry)).removeprefix("{")
-    return f'{{"format":{_FORMAT},"boot":{_TEXT.encode(boot_id())},"owed":{owed},{rest}'.encode()
+def _findable(stuck: Pending) -> Pending | None:
+    """What it takes to find it again; None where no process sits in it."""
+    return Pending(stuck.what, worker=stuck.worker) if stuck.worker else None
 
 
-def _encode_rest(entry: Entry) -> dict[str, Any]:
-    """All but what is owed."""
-    stuck, unfinished, owner = entry.stuck, entry.unfinished, entry.owner
-    return {
-        "stuck": stuck and stuck.worker and [stuck.what, stuck.worker.pid, stuck.worker.started],
-        "unfinished": unfinished
-        and {
-            "id": unfinished.id,
-            "target": str(unfinished.target),
-            "asker": _encode_asker(unfinished.asker),
-            "started": unfinished.started,
-            "index": unfinished.index,
-            "count": unfinished.count,
-            "title": unfinished.title,
-            "back": unfinished.back,
-            "worker": unfinished.worker and [unfinished.worker.pid, unfinished.worker.started],
-        },
-        "owner": owner and [owner.name, owner.uuid],
-        "failed": entry.failed,
-        "stays_out": entry.stays_out,
-    }
-
-
-def _encode_asker(asker: Asker) -> dict[str, Any]:
-    return {
-        "uid": asker.uid,
-        "pid": asker.pid,
-        "unit": asker.unit,
-        "command": asker.command,
-        "vm": asker.vm,
-        "service": asker.service,
-    }
-
-
-def _encode_owed(owed: Owed) -> dict[str, Any]:
-    return {
-        "functions": {
-            str(address): {
-                "driver": captured.driver and captured.driver.name,
-                "module": captured.driver and captured.driver.module,
-                "override": captured.override,
-                "power_control": captured.power_control,
-            }
-            for address, captured in owed.functions.items()
-        },
-        "units": [[unit.name, unit.user] for unit in owed.units],
-        "modules": list(owed.modules),
-        "terminals": list(owed.terminals),
-        "vtconsoles": list(owed.vtconsoles),
-        "beside": [[terminal, str(address)] for terminal, address in owed.beside],
-        "boot_framebuffers": [list(pair) for pair in owed.boot_framebuffers],
-        "persistent": [str(address) for address in owed.persistent],
-        "announced": [[subsystem, [str(address) for address in cards]] for subsystem, cards in owed.announced],
-    }
-
-
-def _decode(content: dict[str, Any]) -> Entry:
-    """All of it is done to the host one day: nothing but what `_page` wrote may pass."""
-    if content["format"] != _FORMAT:
-        raise ValueError(f"format {content['format']!r}, not {_FORMAT}")
-    if content["boot"] != boot_id():
+def _read(page: dict[str, Any]) -> Entry:
+    """All of it is done to the host one day: nothing but what `Journal.save` wrote may pass."""
+    content = dict(page)
+    version = content.pop("format")
+    if content.pop("boot") != boot_id():
         raise ValueError("it describes the kernel of an earlier boot")
-    return Entry(
-        _decode_owed(_is(dict, content["owed"])),
-        _stuck(content["stuck"]),
-        _unfinished(content["unfinished"]),
-        _owner(content["owner"]),
-        _is(str, content["failed"]),
-        # Pages of earlier versions have none.
-        _is(str, content.get("stays_out", "")),
-    )
+    if version == 3:
+        content = _from_3(content)
+    elif version != _FORMAT:
+        raise ValueError(f"format {version!r}, not {_FORMAT}")
+    return decode(Entry, content)
 
 
-def _decode_owed(content: Mapping[str, Any]) -> Owed:
-    return Owed(
-        functions={PciAddress.parse(address): _captured(kept) for address, kept in content["functions"].items()},
-        units=tuple(_unit(*_is(list, pair)) for pair in _is(list, content["units"])),
-        modules=tuple(_is(str, module) for module in _is(list, content["modules"])),
-        terminals=tuple(_is(int, terminal) for terminal in _is(list, content["terminals"])),
-        vtconsoles=tuple(_is(str, name) for name in _is(list, content["vtconsoles"])),
-        beside=tuple(_beside(*_is(list, pair)) for pair in _is(list, content.get("beside", []))),
-        boot_framebuffers=tuple(_pair(*_is(list, pair)) for pair in _is(list, content["boot_framebuffers"])),
-        persistent=_addresses(content["persistent"]),
-        announced=tuple(_announced(*_is(list, pair)) for pair in _is(list, content["announced"])),
-    )
+def _from_3(page: Mapping[str, Any]) -> dict[str, Any]:
+    """A page as gpuswitch wrote it until it had the codec: a service that is upgraded has its predecessor's pages."""
+    owed, unfinished, stuck = page["owed"], page["unfinished"], page["stuck"]
+    functions = {
+        address: {
+            "driver": {"name": kept["driver"], "module": kept["module"]} if kept["driver"] else None,
+            "override": kept["override"],
+            "power_control": kept["power_control"],
+        }
+        for address, kept in owed["functions"].items()
+    }
+    return {
+        "owed": {
+            "functions": functions,
+            "units": [_named(unit, "name", "user") for unit in owed["units"]],
+            "modules": owed["modules"],
+            "terminals": owed["terminals"],
+            "vtconsoles": owed["vtconsoles"],
+            "beside": owed.get("beside", []),
+            "boot_framebuffers": owed["boot_framebuffers"],
+            "persistent": owed["persistent"],
+            "announced": owed["announced"],
+        },
+        "stuck": stuck and {"what": stuck[0], "worker": _named(stuck[1:], "pid", "started")},
+        "unfinished": unfinished and {**unfinished, "worker": _named(unfinished["worker"], "pid", "started")},
+        "owner": _named(page["owner"], "name", "uuid"),
+        "failed": page["failed"],
+        "stays_out": page.get("stays_out", ""),
+    }
 
 
-def _stuck(content: object) -> Pending | None:
-    if content is None:
-        return None
-    what, pid, started = _is(list, content)
-    return Pending(_is(str, what), worker=Process(_is(int, pid), _is(int, started)))
-
-
-def _unfinished(content: object) -> Unfinished | None:
-    if content is None:
-        return None
-    kept = _is(dict, content)
-    return Unfinished(
-        _is(str, kept["id"]),
-        _TARGETS[kept["target"]],
-        _asker(_is(dict, kept["asker"])),
-        float(_is(float, kept["started"])),
-        _is(int, kept["index"]),
-        _is(int, kept["count"]),
-        _is(str, kept["title"]),
-        bool(kept["back"]),
-        None if kept["worker"] is None else Process(*(_is(int, number) for number in _is(list, kept["worker"]))),
-    )
-
-
-def _asker(kept: Mapping[str, object]) -> Asker:
-    uid, pid = (number if number is None else _is(int, number) for number in (kept["uid"], kept["pid"]))
-    unit, command, vm = (_is(str, kept[key]) for key in ("unit", "command", "vm"))
-    return Asker(uid, pid, unit, command, vm, service=bool(kept["service"]))
-
-
-def _owner(content: object) -> Owner | None:
-    if content is None:
-        return None
-    name, uuid = _is(list, content)
-    return Owner(_is(str, name), _is(str, uuid))
-
-
-def _captured(kept: dict[str, Any]) -> Captured:
-    driver, module, override = (_text(kept[key]) for key in ("driver", "module", "override"))
-    if kept["power_control"] not in {"auto", "on"}:
-        raise ValueError(f"power_control {kept['power_control']!r}")
-    return Captured(Driver(driver, module) if driver else None, override, kept["power_control"])
-
-
-def _unit(name: object, user: object) -> Unit:
-    return Unit(_is(str, name), user if user is None else _is(int, user))
-
-
-def _pair(device: object, driver: object) -> tuple[str, str]:
-    return _is(str, device), _is(str, driver)
-
-
-def _beside(terminal: object, function: object) -> tuple[int, PciAddress]:
-    return _is(int, terminal), PciAddress.parse(_is(str, function))
-
-
-def _announced(subsystem: object, functions: object) -> tuple[str, tuple[PciAddress, ...]]:
-    return _is(str, subsystem), _addresses(functions)
-
-
-def _addresses(values: object) -> tuple[PciAddress, ...]:
-    return tuple(PciAddress.parse(_is(str, value)) for value in _is(list, values))
-
-
-def _text(value: object) -> str | None:
-    return value if value is None else _is(str, value)
-
-
-def _is(kind: type[_T], value: object) -> _T:
-    if isinstance(value, kind) and not isinstance(value, bool):
-        return value
-    raise TypeError(f"{value!r} is no {kind.__name__}")
+def _named(values: list[Any] | None, *names: str) -> dict[str, Any] | None:
+    return None if values is None else dict(zip(names, values, strict=True))
 
 
 def boot_id() -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import Captured
 from gpuswitch.model.holders import Unit
+from gpuswitch.switch.host import Captured
 
 Baseline = Mapping[PciAddress, Captured]
 """What each function of a GPU had before we touched it."""

@@ -24,7 +24,7 @@ from gpuswitch.model.drivers import (
     shown_by,
     vfio_drivers,
 )
-from gpuswitch.model.facts import VFIO_DRIVER, Captured, Driver, HostFacts, PciFunction
+from gpuswitch.model.facts import VFIO_DRIVER, Driver, HostFacts, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Scan, Sought, Unit
 from gpuswitch.model.policy import Busy, Options
@@ -33,10 +33,11 @@ from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.books import machines_with, sentence
 from gpuswitch.switch.guards import GONE, Blocker, blockers, refusal, without_groups
 from gpuswitch.switch.holding import in_the_way
-from gpuswitch.switch.host import Host, Kernel
+from gpuswitch.switch.host import Captured, Host, Kernel
 from gpuswitch.switch.inquiry import Inquiry
 from gpuswitch.switch.looking import seen_within
 from gpuswitch.switch.needs import cannot_load, everything
+from gpuswitch.switch.operation import seconds_for
 from gpuswitch.switch.owed import Baseline, Owed
 from gpuswitch.switch.pause import answered
 from gpuswitch.switch.plan import Back, Plan, to_clear, to_host, to_vfio
@@ -194,7 +195,7 @@ class Preparation:
         else:
             found = host_drivers(seen, await self.kernel.candidates(function), self.facts)
             if not found and not seen.makes_gpu:
-                return Captured(None, None, captured.power_control)
+                return replace(captured, driver=None, override=None)
             if not found and not self.facts.modules_on_disk:
                 raise NotViable(
                     f"{function} was on a vfio driver before gpuswitch looked, and its driver cannot be loaded: the "
@@ -202,7 +203,7 @@ class Preparation:
                 )
             driver = _only(found, seen)
         # Whoever put it on its vfio driver before us may have aimed the override there; at home it would be in the way.
-        return Captured(driver, None, captured.power_control)
+        return replace(captured, driver=driver, override=None)
 
     async def _without_which_it_shows_nothing(self, baseline: Baseline) -> tuple[str, ...]:
         """Modules around the drivers of functions that nobody saw on the host: what was loaded there is not known."""
@@ -247,7 +248,7 @@ class Preparation:
         unsure = {a: d for a, d in first.items() if d.module and not named_surely(d, named)}
         if not unsure:
             return baseline
-        async with answered(self.config.deadlines.module):
+        async with answered(seconds_for(Kernel.load, self.config.deadlines)):
             for module in dict.fromkeys(str(driver.module) for driver in unsure.values()):
                 with suppress(KernelError):
                     await self.kernel.load(module)
@@ -265,7 +266,7 @@ class Preparation:
         named = {VFIO_DRIVER, *self.facts.pci_drivers}
         if not (unnamed := [driver.module for driver in wanted if driver.module and driver.name not in named]):
             return self.facts
-        async with answered(self.config.deadlines.module):
+        async with answered(seconds_for(Kernel.load, self.config.deadlines)):
             for module in unnamed:
                 await self.kernel.load(module)
         seen = await seen_within(self.config.deadlines.capture, self.host)

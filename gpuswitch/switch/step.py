@@ -16,6 +16,7 @@ from gpuswitch.switch.host import Host, Kernel
 from gpuswitch.switch.looking import seen
 from gpuswitch.switch.owed import Owed
 from gpuswitch.switch.pause import within
+from gpuswitch.tables import check_kind
 
 RESCAN_SECONDS = 1.0
 """While holders are waited for: not all that lets go makes an event (the kernel's own use, a descriptor on its way)."""
@@ -114,8 +115,9 @@ class Hands:
 
 
 class Step:
-    """One reversible action. `kind` names its deadline in the config and its series in the metrics.
+    """One reversible action.
 
+    `kind` names its deadline in the config (`gpuswitch.tables.Deadlines`) and its series in the metrics.
     `optional`: should it fail, the switch goes on without it, and says so in the end. `interruptible`: `apply` waits
     for people and their programs; should the switch be told to end, it is cut short, and `revert` puts it right.
     """
@@ -123,6 +125,11 @@ class Step:
     kind: ClassVar[str]
     optional: ClassVar[bool] = False
     interruptible: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a step whose `kind` has no deadline, before any switch runs into it."""
+        super().__init_subclass__()
+        check_kind(getattr(cls, "kind", ""), f"the step {cls.__name__}")
 
     def deadline(self, deadlines: Mapping[str, float]) -> float:
         """How many seconds `apply` may take, and then `verify`; `deadlines` are what the config says, by kind."""

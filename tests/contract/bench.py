@@ -13,7 +13,8 @@ from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Driver, Kind, PciFunction
 from gpuswitch.model.holders import Scan, Sought, Unit
-from gpuswitch.switch.host import Host, Kernel
+from gpuswitch.switch.host import OPERATIONS, Host, Kernel
+from gpuswitch.switch.operation import ANY_OPERATION
 
 DEADLINE = 120.0
 """Seconds after which a case has failed: plenty, also in an emulated machine."""
@@ -190,7 +191,10 @@ class Bench:
 
 
 async def refused(operation: Awaitable[object], number: int) -> None:
-    """The operation ends with this errno."""
+    """The operation ends with this errno, and is declared to."""
+    if (declared := OPERATIONS.get(getattr(operation, "__name__", ""))) is not None:
+        known = {**ANY_OPERATION, **declared.raises}
+        assert number in known, f"say in Kernel that {declared.name} raises {errno.errorcode[number]}"
     refusal = None
     try:
         await operation

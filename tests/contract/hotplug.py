@@ -6,7 +6,8 @@ import asyncio
 import errno
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Captured
+from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE
+from gpuswitch.switch.host import Captured
 from tests.contract.bench import Bench, case, refused
 
 

@@ -65,8 +65,11 @@ class Settings(NamedTuple):
     bound: str | None
     override: str | None
     power_control: str
+    others: tuple[tuple[str, str], ...] = ()
+    """What else was declared to be written, by its path (`gpuswitch.switch.host.ATTRIBUTES`)."""
 
 
+_TOLD = frozenset({"driver_override", "power/control"})
 Snapshot = dict[object, object]
 
 
@@ -76,6 +79,7 @@ def settings_of(device: Device) -> Settings:
         device.binding.driver.name if device.binding else None,
         device.override,
         device.power_control,
+        tuple((path, value) for path, value in device.settings.items() if path not in _TOLD),
     )
 
 

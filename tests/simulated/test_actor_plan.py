@@ -39,7 +39,9 @@ class TestAReadThatHangs:
 
     async def test_who_asks_is_told_how_long_it_took_and_who_is_to_move_it_may(self, bed: Bed, actor: Actor) -> None:
         bed.host.faults.add(Hang(), operation="consoles")
-        with pytest.raises(Failed, match=r"did not answer within 30 s \('read what shows the consoles'\)"):
+        with pytest.raises(
+            Failed, match=r"did not answer within 30 s \('read the console map from the frame buffers'\)"
+        ):
             await actor.plan(State.VFIO)
         await bed.moved(actor, State.VFIO)
 

@@ -31,7 +31,7 @@ class Scripted(Step):
 
     name: str
     faults: frozenset[str]
-    kind = "scripted"
+    kind = "probe"
 
     @property
     def title(self) -> str:
@@ -87,7 +87,7 @@ class Bench:
         self.intended: list[str] = []
         self.full_at = ""
         arbiter = Arbiter(self.host.systemd)
-        kernel, deadlines = self.host.kernel(str(GPU)), {"scripted": DEADLINE}
+        kernel, deadlines = self.host.kernel(str(GPU)), {"probe": DEADLINE}
         self.hands = Hands(GPU, self.host, kernel, arbiter, self.owed.append, deadlines=deadlines)
         self.events: list[StepEvent] = []
         words = [word.split("-") for word in script.split()]

@@ -55,7 +55,7 @@ async def test_what_fails_has_changed_nothing(operation: str) -> None:
     if operation == "rescan":
         await kernel.remove([AUDIO])
     before = host.look()
-    host.faults.add(Errno(errno.EIO), operation=operation, subject=AUDIO)  # type: ignore[arg-type] # one of three words
+    host.faults.add(Errno(errno.EIO), operation=operation, subject=AUDIO)
     work = {"reset": kernel.reset(AUDIO), "remove": kernel.remove([AUDIO]), "rescan": kernel.rescan([AUDIO])}
     await fails(work.pop(operation), errno.EIO)
     for other in work.values():

@@ -22,17 +22,12 @@ from tests.simulation.trouble import Struck
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-_READS = frozenset(
-    {
-        *("read the settings of", "find the modules for", "find the modules", "read what shows"),
-        *("ask for the persistence mode of", "open", "close", "load"),
-    }
-)
-"""What operations are called that change nothing, or are undone by the next.
+_UNDONE = frozenset({"hold_group", "release_group", "load"})
+"""What changes nothing for the GPU, or is undone by the next.
 
 A module that is loaded so that its drivers' names are known stays loaded, and has none of this GPU.
 """
-_NOTHING_BETWEEN = frozenset({"unbind", "probe", "set driver_override of", "unload", "remove from the PCI bus"})
+_NOTHING_BETWEEN = frozenset({"unbind", "probe", "set_override", "unload", "remove", "unbind_platform"})
 """What may come between the look for holders and the unbind: steps that do the same to other functions."""
 AGAIN_SECONDS = 1.0
 """For what was ended by somebody else to be done again."""
@@ -63,12 +58,14 @@ class Deeds(Book):
         world.trouble.struck = self._struck
 
     def sends(self, gpu: str, call: Call) -> None:
-        if call.verb == "unbind" and call.subject.count(":") == 2:
-            self._from[PciAddress.parse(call.subject)] = call.what.rpartition(" from ")[2]
-        if call.verb not in _READS:
+        assert call.request is not None
+        operation, arguments = call.request.operation, call.request.arguments
+        if operation.name == "unbind":
+            self._from[arguments["function"]] = arguments["driver"]
+        if not operation.reads and operation.name not in _UNDONE:
             self.sent[gpu] += 1
         address = PciAddress.parse(gpu)
-        if self._clean and call.verb not in _NOTHING_BETWEEN:
+        if self._clean and operation.name not in _NOTHING_BETWEEN:
             for function in self.world.functions.get(address, ()):
                 self._clean.pop(function, None)
         actor = self.world.actor(address)

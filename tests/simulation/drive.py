@@ -253,7 +253,8 @@ async def _moved(world: World, gpu: PciAddress, functions: tuple[PciAddress, ...
         await machine.modules.load(VFIO_MODULE, call)
         for function in functions:
             world.judge.meddled.add(gpu)
-            await machine.set_override(function, VFIO_DRIVER if to_vfio else None, call)
+            to = VFIO_DRIVER if to_vfio else None
+            await machine.write("set_override", "driver_override", {function: to}, call)
             device = machine.devices.get(function)
             if device is not None and device.binding is not None:
                 await machine.unbind(function, device.binding.driver.name, call)

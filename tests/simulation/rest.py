@@ -141,7 +141,7 @@ def _around(world: World, actors: Iterable[Actor]) -> None:
 def _owed_units(world: World) -> set[str]:
     """As the journal has it."""
     pages = [json.loads(page) for page in world.disk.pages.values()]
-    return {name for page in pages for name, _ in page["owed"]["units"]}
+    return {unit["name"] for page in pages for unit in page["owed"]["units"]}
 
 
 def _excused(world: World) -> set[str]:

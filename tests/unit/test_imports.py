@@ -29,7 +29,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.switch",
     ),
     # The hosts implement the protocol that the switch owns, and see nothing else of it.
-    "gpuswitch.host": ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.switch.host", "gpuswitch.host"),
+    "gpuswitch.host": (
+        "gpuswitch.errors",
+        "gpuswitch.model",
+        "gpuswitch.switch.host",
+        "gpuswitch.switch.operation",
+        "gpuswitch.host",
+    ),
     # An observer of the switches, and what it writes: files of its own.
     "gpuswitch.archive": (),
     "gpuswitch.history": (

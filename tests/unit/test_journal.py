@@ -8,8 +8,9 @@ import os
 import resource
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,11 +18,11 @@ from hypothesis import strategies as st
 
 from gpuswitch.errors import Failed
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import Captured, Driver
+from gpuswitch.model.facts import Driver
 from gpuswitch.model.holders import Process, Unit
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
-from gpuswitch.switch.host import Pending
+from gpuswitch.switch.host import Captured, Pending
 from gpuswitch.switch.journal import Entry, Journal, Page, Unfinished, boot_id
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.record import Asker
@@ -114,7 +115,7 @@ BEGUN = {
 
 
 def whole(**changes: object) -> str:
-    """A file as this version writes it, with changes."""
+    """A file as it was written before there was a codec, with changes."""
     content: dict[str, object] = {"format": 3, "boot": boot_id(), "owed": owed()}
     rest: dict[str, object] = {"stuck": None, "unfinished": None, "owner": None, "failed": ""}
     return json.dumps(content | rest | changes)
@@ -126,10 +127,75 @@ def owed(**changes: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("earlier", [[], ["beside"]])
-def test_a_file_as_this_version_or_one_before_writes_it_is_read(tmp_path: Path, earlier: list[str]) -> None:
+def test_a_file_of_a_version_without_a_field_is_read(tmp_path: Path, earlier: list[str]) -> None:
     debts = {key: value for key, value in owed().items() if key not in earlier}
     (tmp_path / "0000_01_00_0.json").write_text(whole(owed=debts))
     assert kept_in(tmp_path).load(GPU) == Entry(LESS)
+
+
+OLD = """{"format":3,"boot":"%s","owed":{"functions":{\
+"0000:01:00.0":{"driver":"nvidia","module":"nvidia","override":null,"power_control":"auto"},\
+"0000:01:00.1":{"driver":"snd_hda_intel","module":null,"override":"mine","power_control":"on"},\
+"10000:e1:00.0":{"driver":null,"module":null,"override":null,"power_control":"auto"}},\
+"units":[["sddm.service",null],["plasma-kwin_x11.service",1000]],"modules":["nvidia","nvidia_drm"],\
+"terminals":[1,2],"vtconsoles":["vtcon1"],"beside":[[3,"0000:01:00.0"]],\
+"boot_framebuffers":[["efi-framebuffer.0","efi-framebuffer"]],"persistent":["0000:01:00.0"],\
+"announced":[["sound",["0000:01:00.1"]]]},"stuck":["unbind 0000:01:00.0 from nvidia",4711,88],\
+"unfinished":{"id":"0a1b2c3d","target":"vfio","asker":{"uid":1000,"pid":4711,"unit":"a.service",\
+"command":"gpuswitchctl","vm":"win11","service":false},"started":1.5,"index":3,"count":9,"title":"bind",\
+"back":false,"worker":[4711,88]},"owner":["win11","5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"],\
+"failed":"nothing worked","stays_out":"the driver did not take it"}"""
+"""A page as the last version before the codec wrote it, byte by byte."""
+
+
+def test_a_page_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """A service that is upgraded over a running virtual machine keeps the GPU's owner, and what it is to give back."""
+    (tmp_path / "0000_01_00_0.json").write_text(OLD % boot_id())
+    announced = (("sound", (at("0000:01:00.1"),)),)
+    entry = Entry(
+        replace(OWED, announced=announced),
+        STUCK,
+        replace(UNFINISHED, worker=Process(4711, 88)),
+        WIN11,
+        "nothing worked",
+        "the driver did not take it",
+    )
+    assert kept_in(tmp_path).load(GPU) == entry
+    assert entry.owner is not None
+    assert kept_in(tmp_path).load(GPU).owner == entry.owner
+    assert entry.owner.name == WIN11.name
+
+
+def written(tmp_path: Path, entry: Entry) -> dict[str, Any]:
+    kept_in(tmp_path).save(GPU, entry)
+    content: dict[str, Any] = json.loads((tmp_path / "0000_01_00_0.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("field", [each.name for each in fields(Owed)])
+def test_a_page_without_a_field_is_one_of_an_earlier_version(tmp_path: Path, field: str) -> None:
+    """So a new field of what is owed is no new format."""
+    content = written(tmp_path, Entry(OWED))
+    del content["owed"][field]
+    (tmp_path / "0000_01_00_0.json").write_text(json.dumps(content))
+    assert kept_in(tmp_path).load(GPU) == Entry(replace(OWED, **{field: getattr(NOTHING, field)}))
+
+
+def test_a_page_with_a_field_that_nobody_knows_is_set_aside(tmp_path: Path) -> None:
+    """It is owed, and a version that does not know it cannot give it back: better to say so."""
+    content = written(tmp_path, Entry(OWED))
+    content["owed"]["firmware"] = []
+    (tmp_path / "0000_01_00_0.json").write_text(json.dumps(content))
+    assert kept_in(tmp_path).load(GPU) == Entry()
+    assert names(tmp_path) == ["0000_01_00_0.bad"]
+
+
+def test_a_step_further_everything_else_is_kept() -> None:
+    worker = Process(4711, 88)
+    further = UNFINISHED.at(4, 10, "unbind", back=True, worker=worker)
+    assert further == replace(UNFINISHED, index=4, count=10, title="unbind", back=True, worker=worker)
+    entry = Entry(OWED, STUCK, UNFINISHED, WIN11, "nothing worked", "the driver did not take it")
+    assert entry.at(further) == replace(entry, unfinished=further)
 
 
 def test_keeps_how_far_a_switch_is_and_whose_it_is(tmp_path: Path) -> None:
@@ -171,6 +237,7 @@ _CHANGES: list[dict[str, object]] = [
     {"format": 1},
     {"format": 2},
     {"format": 4},
+    {"format": 5},
     {"owed": None},
     {"owed": {}},
     {"boot": "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"},
@@ -391,7 +458,7 @@ _owner = st.none() | st.builds(Owner, _texts, _texts)
 _stuck = st.none() | st.builds(Pending, _texts, worker=st.builds(Process, st.integers(1), st.integers(0)))
 
 
-@given(entry=st.builds(Entry, _owed, _stuck, _unfinished, _owner, _texts))
+@given(entry=st.builds(Entry, _owed, _stuck, _unfinished, _owner, _texts, _texts))
 def test_anything_comes_back_as_it_was(entry: Entry, tmp_path_factory: pytest.TempPathFactory) -> None:
     journal = kept_in(tmp_path_factory.mktemp("journal"))
     journal.save(GPU, entry)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gpuswitch.model.facts import Captured, Driver
+from gpuswitch.model.facts import Driver
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
+from gpuswitch.switch.host import Captured
 from gpuswitch.switch.observe import explain, observe
 from gpuswitch.switch.owed import NOTHING, Owed
 from tests.unit.parts import AUDIO, at, captured, facts, function, geforce

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuswitch.model.facts import Captured, Driver
+from gpuswitch.model.facts import Driver
 from gpuswitch.model.holders import Unit
+from gpuswitch.switch.host import Captured
 from gpuswitch.switch.owed import NOTHING, Owed
 from tests.unit.parts import at
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import Captured, Driver, HostFacts, PciFunction
+from gpuswitch.model.facts import Driver, HostFacts, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
+from gpuswitch.switch.host import Captured
 from gpuswitch.switch.owed import NOTHING, Owed
 from gpuswitch.switch.plan import Plan, to_host, to_vfio
 from tests.unit.parts import AUDIO, MODULES, UCSI, VGA, at, captured, driver, facts, function, geforce

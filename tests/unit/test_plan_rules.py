@@ -10,8 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_DRIVER, Captured, HostFacts, Kind
+from gpuswitch.model.facts import VFIO_DRIVER, HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
+from gpuswitch.switch.host import Captured
 from gpuswitch.switch.owed import NOTHING, Baseline, Owed
 from gpuswitch.switch.plan import Plan, to_host, to_vfio
 from gpuswitch.switch.steps import (

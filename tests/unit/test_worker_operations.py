@@ -9,7 +9,9 @@ import pytest
 
 from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import Captured, Driver
+from gpuswitch.model.facts import Driver
+from gpuswitch.switch.host import Captured
+from gpuswitch.switch.operation import Words
 from tests.unit.sysfs_tree import Tree
 from tests.unit.worker_bench import AUDIO, BOTH, GPU, refused
 
@@ -93,13 +95,13 @@ async def test_what_is_no_name_is_refused_and_nothing_is_written(tree: Tree, ker
     ["", "01:00.0", "0000:01:00", "0000:01:00.8", "0000:01:20.0", "0000:01:00.0/..", "../../0000:01", "0000:0A:00.0"],
 )
 async def test_the_worker_checks_addresses_itself(kernel: LinuxKernel, address: str) -> None:
-    error = await refused(kernel._call("probe", address, "probe", address))
+    error = await refused(kernel._call(Words("probe", address), "probe", address))
     assert (error.errno, error.message) == (errno.EINVAL, "this is not a PCI address")
 
 
 @pytest.mark.parametrize("request_", ["_read", "__init__", "no_such_thing", ""])
 async def test_the_worker_does_its_operations_only(kernel: LinuxKernel, request_: str) -> None:
-    error = await refused(kernel._call("do", "this", request_, "0000:01:00.0", "uevent"))
+    error = await refused(kernel._call(Words("do", "this"), request_, "0000:01:00.0", "uevent"))
     assert (error.errno, error.message) == (errno.EINVAL, "the worker knows no such operation")
 
 

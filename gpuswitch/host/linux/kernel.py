@@ -7,20 +7,20 @@ import errno
 import itertools
 import logging
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux import procfs
 from gpuswitch.host.linux.adopted import Adopted
 from gpuswitch.host.linux.sysfs import Roots
+from gpuswitch.host.linux.wire import CAPTURED, from_wire, on_wire
 from gpuswitch.host.linux.worker import Worker
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.drivers import Candidate
-from gpuswitch.model.facts import Captured, Consoles, Driver
 from gpuswitch.model.holders import Process
 from gpuswitch.switch.host import Kernel, Pending
+from gpuswitch.switch.operation import Request, Words
 
 log = logging.getLogger(__name__)
 
@@ -69,109 +69,34 @@ class LinuxKernel(Kernel):
         except OSError as error:
             log.warning("cannot start the worker of %s: %s", self._gpu, error.strerror)
 
-    async def capture(self, functions: Sequence[PciAddress]) -> Mapping[PciAddress, Captured]:
-        values = await self._call("read the settings of", _names(functions), "capture", *map(str, functions))
-        captured = {}
-        for function, (driver, module, override, control) in zip(functions, _fours(values), strict=True):
-            captured[function] = Captured(Driver(driver, module or None) if driver else None, override or None, control)
-        return captured
-
-    async def candidates(self, function: PciAddress) -> tuple[Candidate, ...]:
-        found = await self._call("find the modules for", str(function), "candidates", str(function))
-        return tuple(Candidate(module, frozenset(needs)) for module, *needs in map(str.split, found))
-
-    async def loadable(self, modules: Sequence[str], *, by_name: bool = False) -> tuple[str, ...]:
-        operation = "installed" if by_name else "loadable"
-        return tuple(await self._call("find the modules", ", ".join(modules), operation, *modules))
-
-    async def load(self, module: str) -> None:
-        await self._call("load", module, "load", module)
-
-    async def keep_awake(self, functions: Sequence[PciAddress]) -> None:
-        await self._call("keep awake", _names(functions), "awake", *map(str, functions))
-
-    async def set_power_control(self, control: Mapping[PciAddress, str]) -> None:
-        pairs = [text for function, value in control.items() for text in (str(function), value)]
-        await self._call("set power/control of", _names(control), "power", *pairs)
-
-    async def set_override(self, overrides: Mapping[PciAddress, str | None]) -> None:
-        pairs = [text for function, driver in overrides.items() for text in (str(function), driver or "")]
-        await self._call("set driver_override of", _names(overrides), "override", *pairs)
+    async def perform(self, request: Request) -> Any:
+        if request.operation.name == "capture":
+            name, arguments = "capture", [CAPTURED, *on_wire(request.arguments)]
+        elif request.operation.attribute:
+            name, arguments = "write", [request.operation.attribute, *on_wire(request.arguments)]
+        else:
+            name, arguments = request.operation.name, on_wire(request.arguments)
+        return from_wire(request.operation, await self._call(request.words, name, *arguments))
 
     async def unbind(self, function: PciAddress, driver: str) -> None:
         if self._lost:
             # Somebody else may have opened the group since: then this write would wait for them, and cannot be undone.
             nodes = ", ".join(f"/dev/vfio/{group}" for group in sorted(self._lost))
             raise KernelError("unbind", str(function), errno.EIO, f"the worker that held {nodes} is gone")
-        await self._call("unbind", str(function), "unbind", str(function), driver, what=f"{function} from {driver}")
-
-    async def probe(self, function: PciAddress) -> None:
-        await self._call("probe", str(function), "probe", str(function))
+        await super().unbind(function, driver)
 
     async def hold_group(self, group: int) -> None:
         if group in self._held:
             return
-        await self._call("open", f"/dev/vfio/{group}", "hold", str(group))
+        await super().hold_group(group)
         self._lost.discard(group)
         self._held.add(group)
 
     async def release_group(self, group: int) -> None:
         if self._worker is not None:
-            await self._call("close", f"/dev/vfio/{group}", "release", str(group))
+            await super().release_group(group)
         self._lost.discard(group)
         self._held.discard(group)
-
-    async def unload(self, module: str) -> None:
-        await self._call("unload", module, "unload", module)
-
-    async def announce(self, functions: Sequence[PciAddress], subsystem: str, action: str) -> None:
-        arguments = (subsystem, action, *map(str, functions))
-        await self._call(f"send {action!r} for the {subsystem} cards of", _names(functions), "announce", *arguments)
-
-    async def consoles(self) -> Consoles:
-        values = await self._call("read the console map from", "the frame buffers", "consoles")
-        seen = list(zip(values[::3], values[1::3], values[2::3], strict=True))
-        return Consoles(
-            frame_buffers={int(n): PciAddress.parse(at) if at else None for kind, n, at in seen if kind == "fb"},
-            mapped={int(terminal): int(n) for kind, terminal, n in seen if kind == "vt"},
-            bound={name: bound == "1" for kind, name, bound in seen if kind == "vtcon"},
-        )
-
-    async def map_consoles(self, terminals: Sequence[int], frame_buffer: int) -> None:
-        numbers = tuple(map(str, terminals))
-        node = f"/dev/fb{frame_buffer}"
-        await self._call("show text consoles on", node, "map_consoles", str(frame_buffer), *numbers)
-
-    async def bind_console(self, vtconsole: str, *, bound: bool) -> None:
-        await self._call("bind" if bound else "unbind", vtconsole, "bind_console", vtconsole, str(int(bound)))
-
-    async def unbind_platform(self, device: str, driver: str) -> None:
-        await self._call("unbind", device, "unbind_platform", device, driver, what=f"{device} from {driver}")
-
-    async def bind_platform(self, device: str, driver: str) -> None:
-        await self._call("bind", device, "bind_platform", device, driver, what=f"{device} to {driver}")
-
-    async def persistence(self, function: PciAddress) -> bool | None:
-        subject = str(function)
-        modes = await self._call("read the persistence mode of", subject, "persistence", subject)
-        return modes == ["on"] if modes else None
-
-    async def set_persistence(self, function: PciAddress, *, on: bool) -> None:
-        mode = "on" if on else "off"
-        await self._call(f"turn {mode} the persistence mode of", str(function), "set_persistence", str(function), mode)
-
-    async def reset(self, function: PciAddress) -> None:
-        await self._call("reset", str(function), "reset", str(function))
-
-    async def remove(self, functions: Sequence[PciAddress]) -> None:
-        await self._call("remove from the PCI bus", _names(functions), "remove", *map(str, functions))
-
-    async def rescan(self, functions: Sequence[PciAddress]) -> None:
-        await self._call("rescan the bus of", _names(functions), "rescan", *map(str, functions))
-
-    async def lost(self, functions: Sequence[PciAddress]) -> tuple[PciAddress, ...]:
-        found = await self._call("read the configuration space of", _names(functions), "lost", *map(str, functions))
-        return tuple(map(PciAddress.parse, found))
 
     @property
     def worker(self) -> Process | None:
@@ -216,8 +141,9 @@ class LinuxKernel(Kernel):
         except TimeoutError:
             log.warning("the worker of %s (pid %d) does not end, though it has nothing to do", self._gpu, worker.pid)
 
-    async def _call(self, operation: str, subject: str, request: str, *arguments: str, what: str = "") -> list[str]:
+    async def _call(self, words: Words[Any], request: str, *arguments: str) -> list[str]:
         """Send one request and wait for its reply. A cancelled caller leaves it to the kernel, and to `_returned`."""
+        operation, subject = words.verb, words.subject
         if busy := self._adopted or self._sent:
             text = f"the kernel has not returned from this: {busy.what}"
             raise KernelError(operation, subject, errno.EBUSY, text)
@@ -233,7 +159,7 @@ class LinuxKernel(Kernel):
             text = f"its worker cannot be started or reached: {error.strerror}"
             raise KernelError(operation, subject, error.errno or errno.EIO, text) from None
         answer: asyncio.Future[list[str]] = loop.create_future()
-        self._sent = _Sent(number, operation, subject, f"{operation} {what or subject}", loop.time(), answer)
+        self._sent = _Sent(number, operation, subject, words.what, loop.time(), answer)
         self._idle.clear()
         return await answer
 
@@ -307,14 +233,6 @@ class LinuxKernel(Kernel):
     def _settle(self) -> None:
         if self._sent is None and self._adopted is None:
             self._idle.set()
-
-
-def _names(functions: Mapping[PciAddress, object] | Sequence[PciAddress]) -> str:
-    return ", ".join(str(function) for function in functions)
-
-
-def _fours(values: Sequence[str]) -> list[tuple[str, str, str, str]]:
-    return list(zip(values[::4], values[1::4], values[2::4], values[3::4], strict=True))
 
 
 def _in_kernel(what: str, worker_pid: int, worker: Process | None) -> Pending:

@@ -9,11 +9,14 @@ from functools import lru_cache
 
 from gpuswitch.host.simulated.drivers import PciDriver
 from gpuswitch.model.facts import Driver, PciFunction
+from gpuswitch.switch.host import ATTRIBUTES
 
 _HIDDEN_KINDS = frozenset({"", "nvidia", "vfio"})
 """Kinds whose nodes a look at the device does not show: they are not below it in sysfs, or are vfio's."""
 _IDLE_KINDS = frozenset({"sound", "nvidia"})
 """Kinds that let the device sleep while somebody only has them open: a control node plays nothing."""
+
+_OVERRIDE, _CONTROL = "driver_override", "power/control"
 
 
 class Trouble(StrEnum):
@@ -130,6 +133,7 @@ class Device:
     an unbind is under way. `lock` is the device lock, first come, first served. `first_control`: what power/control
     is before anybody writes to it. `persistent`: nvidia's persistence mode is on. `reset_errno`: what a reset of it
     fails with, 0 where it works; ENOENT: it has no reset method. `trouble`: why a host driver cannot take it now.
+    `settings` are its attributes that can be written (`gpuswitch.switch.host.ATTRIBUTES`), by their paths.
     """
 
     def __init__(self, shape: PciFunction, first_control: str = "on", *, reset_errno: int = 0) -> None:
@@ -137,14 +141,29 @@ class Device:
         self.address = shape.address
         self.first_control = first_control
         self.reset_errno = reset_errno
-        self.override: str | None = None
-        self.power_control = first_control
+        self.settings = {each.path: each.at_boot for each in ATTRIBUTES.values()} | {_CONTROL: first_control}
         self.persistent = False
         self.trouble: Trouble | None = None
         self.link: Driver | None = None
         self.binding: Binding | None = None
         self.lock = asyncio.Lock()
         self._seen: PciFunction | None = None
+
+    @property
+    def override(self) -> str | None:
+        return self.settings[_OVERRIDE] or None
+
+    @override.setter
+    def override(self, driver: str | None) -> None:
+        self.settings[_OVERRIDE] = driver or ""
+
+    @property
+    def power_control(self) -> str:
+        return self.settings[_CONTROL]
+
+    @power_control.setter
+    def power_control(self, control: str) -> None:
+        self.settings[_CONTROL] = control
 
     @property
     def asleep(self) -> bool:

@@ -6,50 +6,20 @@ import asyncio
 import os
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar, get_args
+from typing import TypeAlias, TypeVar
 
 from gpuswitch.errors import KernelError
+from gpuswitch.switch.host import OPERATIONS as DECLARED
+from gpuswitch.switch.operation import Request
 
-Operation = Literal[
-    "look",
-    "libvirt",
-    "capture",
-    "candidates",
-    "loadable",
-    "load",
-    "keep_awake",
-    "set_power_control",
-    "set_override",
-    "unbind",
-    "probe",
-    "hold_group",
-    "release_group",
-    "unload",
-    "announce",
-    "consoles",
-    "map_consoles",
-    "bind_console",
-    "unbind_platform",
-    "bind_platform",
-    "persistence",
-    "set_persistence",
-    "lost",
-    "reset",
-    "remove",
-    "rescan",
-    "adopt",
-    "scan",
-    "signal",
-    "active",
-    "sockets",
-    "stop_unit",
-    "start_unit",
-    "end_session",
-    "inhibit",
-    "release_inhibitor",
-    "nodes",
-    "let_go",
-]
+Operation: TypeAlias = str
+"""One of OPERATIONS."""
+OPERATIONS = (
+    *("look", "libvirt", "adopt", "scan", "signal"),
+    *DECLARED,
+    *("active", "sockets", "stop_unit", "start_unit", "end_session", "inhibit", "release_inhibitor"),
+    *("nodes", "let_go"),
+)
 """The operations of the port (`gpuswitch.switch.host`), and what others do that nobody is told the end of.
 
 `nodes` is udev's work on the nodes of a bound driver; `let_go` is that of a polite process which closes an announced
@@ -62,14 +32,17 @@ _UNHEARD = {"nodes": "udev", "let_go": "a process"}
 class Call:
     """One operation while the kernel has it: what it is, and what it waits for.
 
-    `verb` and `subject` say it to a person, and so does `what`. `process_state` and `kernel_wait` are what /proc would
-    show of the process that sits in it (see `gpuswitch.switch.host.Pending`).
+    `verb` and `subject` say it to a person, and so does `what`. `request` is what was asked for, None where that is not
+    declared (`gpuswitch.switch.operation`); `user` is the worker that does it. `process_state` and `kernel_wait` are
+    what /proc would show of the process that sits in it (see `gpuswitch.switch.host.Pending`).
     """
 
-    def __init__(self, verb: str, subject: object, what: str = "") -> None:
+    def __init__(self, verb: str, subject: object, what: str = "", request: Request | None = None) -> None:
         self.verb = verb
         self.subject = str(subject)
         self.what = what or f"{verb} {subject}"
+        self.request = request
+        self.user = ""
         self.process_state = "R"
         self.kernel_wait = ""
 
@@ -191,7 +164,7 @@ class Faults:
         Raises:
             ValueError: no operation is named so, or this one has nobody to tell an errno to.
         """
-        if operation not in get_args(Operation):
+        if operation not in OPERATIONS:
             raise ValueError(f"no operation is named {operation!r}")
         if operation in _UNHEARD and isinstance(fault, Errno):
             raise ValueError(f"{_UNHEARD[operation]} tells nobody that it failed; what never happens is Silent()")

@@ -2,7 +2,7 @@
 
     OPERATION[@SUBJECT][#NTH]=FAULT
 
-OPERATION is one of `gpuswitch.host.simulated.faults.Operation`, and SUBJECT what it is about, as `Faults.add` says: a
+OPERATION is one of `gpuswitch.host.simulated.faults.OPERATIONS`, and SUBJECT what it is about, as `Faults.add` says: a
 function, a module, a unit ...; left out: any. NTH counts from 1; left out: each one. FAULT is the name of an errno,
 `silent` (says that it worked, and did not), `hang`, or how long it takes: `0.3s`.
 """
@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import errno
 import re
-from typing import cast, get_args
 
 from gpuswitch.errors import InvalidArgument
-from gpuswitch.host.simulated.faults import Delay, Errno, Fault, Hang, Operation, Silent
+from gpuswitch.host.simulated.faults import OPERATIONS, Delay, Errno, Fault, Hang, Operation, Silent
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.kernel import Machine
 from gpuswitch.model.address import PciAddress
@@ -32,13 +31,12 @@ def inject(host: SimulatedHost, text: str) -> None:
     if (match := _SHAPE.fullmatch(text)) is None:
         raise _refused(text, "write it like probe@0000:01:00.1#1=EINVAL or unbind=0.3s")
     name, subject, nth = match["operation"], match["subject"], match["nth"]
-    if name not in get_args(Operation):
-        raise _refused(text, f"no operation is named {name!r}; known are {', '.join(get_args(Operation))}")
-    operation = cast("Operation", name)
+    if name not in OPERATIONS:
+        raise _refused(text, f"no operation is named {name!r}; known are {', '.join(OPERATIONS)}")
     fault = _fault(text, match["fault"])
-    about = None if subject is None else _subject(host.machine, operation, subject, text)
+    about = None if subject is None else _subject(host.machine, name, subject, text)
     try:
-        host.faults.add(fault, operation=operation, subject=about, nth=None if nth is None else int(nth))
+        host.faults.add(fault, operation=name, subject=about, nth=None if nth is None else int(nth))
     except ValueError as error:
         raise _refused(text, str(error)) from None
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
 from gpuswitch.errors import KernelError
-from gpuswitch.host.simulated.faults import Call, Faults, Operation
+from gpuswitch.host.simulated.faults import Call, Faults
 from gpuswitch.host.simulated.kernel import Machine
 from gpuswitch.host.simulated.libvirt import SimulatedLibvirt
 from gpuswitch.host.simulated.processes import SimulatedProcesses
 from gpuswitch.host.simulated.systemd import SimulatedSystemd
 from gpuswitch.host.simulated.workers import Worker
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.drivers import Candidate
-from gpuswitch.model.facts import Captured, Consoles, HostFacts
+from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.holders import Process
 from gpuswitch.switch.host import Host, Kernel, KernelLog, Pending
+from gpuswitch.switch.operation import Request
 
 T = TypeVar("T")
 
@@ -131,120 +131,23 @@ class SimulatedKernel(Kernel):
     def prepare(self) -> None:
         """A worker that is needed is there at once."""
 
-    async def capture(self, functions: Sequence[PciAddress]) -> Mapping[PciAddress, Captured]:
-        async def each(call: Call) -> dict[PciAddress, Captured]:
-            return {function: await self._machine.capture(function, call.about(function)) for function in functions}
-
-        return await self._run(each, Call("read the settings of", _names(functions)))
-
-    async def candidates(self, function: PciAddress) -> tuple[Candidate, ...]:
-        work = partial(self._machine.modules.candidates, function)
-        return await self._run(work, Call("find the modules for", function))
-
-    async def loadable(self, modules: Sequence[str], *, by_name: bool = False) -> tuple[str, ...]:
-        work = partial(self._machine.modules.loadable, modules, by_name=by_name)
-        return await self._run(work, Call("find the modules", ", ".join(modules)))
-
-    async def load(self, module: str) -> None:
-        await self._run(partial(self._machine.modules.load, module), Call("load", module))
-
-    async def keep_awake(self, functions: Sequence[PciAddress]) -> None:
-        await self._set_power("keep_awake", dict.fromkeys(functions, "on"))
-
-    async def set_power_control(self, control: Mapping[PciAddress, str]) -> None:
-        await self._set_power("set_power_control", control)
-
-    async def _set_power(self, operation: Operation, control: Mapping[PciAddress, str]) -> None:
-        async def each(call: Call) -> None:
-            for function, value in control.items():
-                await self._machine.set_power(operation, function, value, call.about(function))
-
-        await self._run(each, Call("set power/control of", _names(control)))
-
-    async def set_override(self, overrides: Mapping[PciAddress, str | None]) -> None:
-        async def each(call: Call) -> None:
-            for function, driver in overrides.items():
-                await self._machine.set_override(function, driver, call.about(function))
-
-        await self._run(each, Call("set driver_override of", _names(overrides)))
+    async def perform(self, request: Request) -> Any:
+        work = partial(_done, self._machine, request)
+        return await self._run(work, Call(request.words.verb, request.words.subject, request.words.what, request))
 
     async def unbind(self, function: PciAddress, driver: str) -> None:
         if lost := self._lost:
             nodes = ", ".join(f"/dev/vfio/{group}" for group in sorted(lost))
-            call = Call("unbind", function)
-            raise KernelError(call.verb, call.subject, errno.EIO, f"the worker that held {nodes} is gone")
-        what = f"unbind {function} from {driver}"
-        await self._run(partial(self._machine.unbind, function, driver), Call("unbind", function, what))
-
-    async def probe(self, function: PciAddress) -> None:
-        await self._run(partial(self._machine.probe, function), Call("probe", function))
+            raise KernelError("unbind", str(function), errno.EIO, f"the worker that held {nodes} is gone")
+        await super().unbind(function, driver)
 
     async def hold_group(self, group: int) -> None:
-        work = partial(self._machine.hold_group, group, self._running_worker().user)
-        await self._run(work, Call("open", f"/dev/vfio/{group}"))
+        await super().hold_group(group)
         self._held.add(group)
 
     async def release_group(self, group: int) -> None:
-        work = partial(self._machine.release_group, group, self._running_worker().user)
-        await self._run(work, Call("close", f"/dev/vfio/{group}"))
+        await super().release_group(group)
         self._held.discard(group)
-
-    async def unload(self, module: str) -> None:
-        await self._run(partial(self._machine.modules.unload, module), Call("unload", module))
-
-    async def announce(self, functions: Sequence[PciAddress], subsystem: str, action: str) -> None:
-        async def each(call: Call) -> None:
-            for function in functions:
-                await self._machine.announce(function, subsystem, action, call.about(function))
-
-        await self._run(each, Call(f"announce {action} of the {subsystem} card of", _names(functions)))
-
-    async def consoles(self) -> Consoles:
-        return await self._run(self._machine.frame_buffers.consoles, Call("read what shows", "the consoles"))
-
-    async def map_consoles(self, terminals: Sequence[int], frame_buffer: int) -> None:
-        work = partial(self._machine.frame_buffers.map_consoles, terminals, frame_buffer)
-        await self._run(work, Call("show the consoles on", f"fb{frame_buffer}"))
-
-    async def bind_console(self, vtconsole: str, *, bound: bool) -> None:
-        work = partial(self._machine.frame_buffers.bind_console, vtconsole, bound)
-        await self._run(work, Call("bind" if bound else "unbind", vtconsole))
-
-    async def unbind_platform(self, device: str, driver: str) -> None:
-        work = partial(self._machine.frame_buffers.unbind_platform, device, driver)
-        await self._run(work, Call("unbind", device))
-
-    async def bind_platform(self, device: str, driver: str) -> None:
-        await self._run(partial(self._machine.frame_buffers.bind_platform, device, driver), Call("bind", device))
-
-    async def persistence(self, function: PciAddress) -> bool | None:
-        work = partial(self._machine.persistence, function)
-        return await self._run(work, Call("ask for the persistence mode of", function))
-
-    async def set_persistence(self, function: PciAddress, *, on: bool) -> None:
-        work = partial(self._machine.set_persistence, function, on)
-        await self._run(work, Call("set the persistence mode of", function))
-
-    async def reset(self, function: PciAddress) -> None:
-        await self._run(partial(self._machine.hotplug.reset, function), Call("reset", function))
-
-    async def lost(self, functions: Sequence[PciAddress]) -> tuple[PciAddress, ...]:
-        async def each(call: Call) -> tuple[PciAddress, ...]:
-            found = [await self._machine.lost(function, call.about(function)) for function in functions]
-            return tuple(function for function, lost in zip(functions, found, strict=True) if lost)
-
-        return await self._run(each, Call("read the configuration space of", _names(functions)))
-
-    async def remove(self, functions: Sequence[PciAddress]) -> None:
-        async def each(call: Call) -> None:
-            for function in functions:
-                await self._machine.hotplug.remove(function, call.about(function))
-
-        await self._run(each, Call("remove from the PCI bus", _names(functions)))
-
-    async def rescan(self, functions: Sequence[PciAddress]) -> None:
-        work = partial(self._machine.hotplug.rescan, functions)
-        await self._run(work, Call("rescan the bus of", _names(functions)))
 
     @property
     def worker(self) -> Process | None:
@@ -300,5 +203,16 @@ def said(worker: Worker, call: Call, result: T) -> T:
     return result
 
 
-def _names(functions: Mapping[PciAddress, object] | Sequence[PciAddress]) -> str:
-    return ", ".join(str(function) for function in functions)
+def parts_of(machine: Machine) -> tuple[object, ...]:
+    """Who does the operations that write no attribute, by methods of their names."""
+    return machine, machine.modules, machine.frame_buffers, machine.hotplug
+
+
+async def _done(machine: Machine, request: Request, call: Call) -> Any:
+    """What the machine's kernel does, and returns."""
+    operation = request.operation
+    if operation.attribute:
+        [values] = request.arguments.values()
+        return await machine.write(operation.name, operation.attribute, values, call)
+    part = next(part for part in parts_of(machine) if hasattr(part, operation.name))
+    return await getattr(part, operation.name)(**request.arguments, call=call)

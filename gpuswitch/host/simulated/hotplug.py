@@ -62,14 +62,15 @@ class Hotplug:
             if device.trouble is Trouble.HUNG:
                 device.trouble = None
 
-    async def remove(self, function: PciAddress, call: Call) -> None:
+    async def remove(self, functions: Sequence[PciAddress], call: Call) -> None:
         """Everybody else who removes or scans waits until the driver has let go (pci_lock_rescan_remove())."""
-        strike = self._bus.faults.strike("remove", function)
-        async with self._locked(call):
-            if (device := self._bus.devices.get(function)) is not None:
-                await self._leave(device, call, strike)
-            else:
-                await strike.land(call)
+        for function in functions:
+            strike = self._bus.faults.strike("remove", function)
+            async with self._locked(call.about(function)):
+                if (device := self._bus.devices.get(function)) is not None:
+                    await self._leave(device, call, strike)
+                else:
+                    await strike.land(call)
 
     async def rescan(self, functions: Sequence[PciAddress], call: Call) -> None:
         """Of the buses of these functions, with all that is on them. A silent fault: this one does not answer."""

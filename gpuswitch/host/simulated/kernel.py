@@ -11,13 +11,14 @@ import asyncio
 import errno
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.simulated.bus import Bus
 from gpuswitch.host.simulated.consoles import FrameBuffers
 from gpuswitch.host.simulated.devices import Device, Trouble
 from gpuswitch.host.simulated.drivers import Module, PciDriver
-from gpuswitch.host.simulated.faults import Call, Operation
+from gpuswitch.host.simulated.faults import Call
 from gpuswitch.host.simulated.hotplug import Hotplug
 from gpuswitch.host.simulated.libvirt import Books
 from gpuswitch.host.simulated.modules import Modules
@@ -25,14 +26,15 @@ from gpuswitch.host.simulated.processes import MOMENT, ProcessTable, Program
 from gpuswitch.host.simulated.systemd import Units
 from gpuswitch.host.simulated.workers import Worker
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import BootFramebuffer, Captured, HostFacts, Kind
+from gpuswitch.model.facts import BootFramebuffer, HostFacts, Kind
 from gpuswitch.model.gpu import harmless
 from gpuswitch.model.holders import Process, Unit
+from gpuswitch.switch.host import ATTRIBUTES, Captured
 
 IN_FLIGHT = "a descriptor in flight"
 """Who has something open that `Machine.hide` hid."""
 # sysfs hands a store function one page at most, and driver_set_override() refuses what fills it.
-_LONGEST_OVERRIDE = 4096 - 2
+_LONGEST_VALUE = 4096 - 2
 _PERSISTENT = "nvidia"
 """The kind of `Card`, and the PCI driver, that persistence is about."""
 _DAEMON = "nvidia-persistenced"
@@ -256,33 +258,45 @@ class Machine(Bus):
         """Put it back. The devices are new: no override, power/control as at boot, bound by what matches."""
         self.hotplug.replug(slot)
 
-    # The operations of the kernel; others are in `modules`, `frame_buffers` and `hotplug`.
+    # The operations of the kernel, by their names; others are in `modules`, `frame_buffers` and `hotplug`.
 
-    async def capture(self, function: PciAddress, call: Call) -> Captured:
-        device = self.device(call, function)
-        strike = self.faults.strike("capture", function)
-        async with self.locked(device, call):
-            await strike.land(call)
-            return Captured(device.link, device.override, device.power_control)
+    async def write(self, name: str, attribute: str, values: Mapping[PciAddress, str | None], call: Call) -> None:
+        """An operation that writes one attribute of each function."""
+        for function, value in values.items():
+            device = self.device(call.about(function), function)
+            strike = self.faults.strike(name, function)
+            if value is not None and len(value) > _LONGEST_VALUE:
+                raise call.error(errno.EINVAL)
+            async with self.locked(device, call):
+                if await strike.land(call):
+                    if (has := self._has(device, attribute)) is None:
+                        raise call.error(errno.ENOENT)
+                    has.settings[attribute] = value or ""
+                    self.changed(has)
 
-    async def set_power(self, operation: Operation, function: PciAddress, control: str, call: Call) -> None:
-        device = self.device(call, function)
-        strike = self.faults.strike(operation, function)
-        if control not in {"auto", "on"}:
-            raise call.error(errno.EINVAL)
-        async with self.locked(device, call):
-            if await strike.land(call):
-                device.power_control = control
-                self.changed(device)
+    def _has(self, device: Device, attribute: str) -> Device | None:
+        """Whose an attribute is: of the bridge above, where it is `../name`."""
+        if not attribute.startswith("../"):
+            return device
+        return self.devices.get(device.shape.parent) if device.shape.parent is not None else None
 
-    async def set_override(self, function: PciAddress, driver: str | None, call: Call) -> None:
-        device = self.device(call, function)
-        strike = self.faults.strike("set_override", function)
-        if driver is not None and len(driver) > _LONGEST_OVERRIDE:
-            raise call.error(errno.EINVAL)
-        async with self.locked(device, call):
-            if await strike.land(call):
-                device.override = driver or None
+    async def capture(self, functions: Sequence[PciAddress], call: Call) -> dict[PciAddress, Captured]:
+        captured = {}
+        for function in functions:
+            device = self.device(call.about(function), function)
+            strike = self.faults.strike("capture", function)
+            async with self.locked(device, call):
+                await strike.land(call)
+                settings: dict[str, Any] = {
+                    name: has.settings[attribute.path] or None
+                    for name, attribute in ATTRIBUTES.items()
+                    if (has := self._has(device, attribute.path)) is not None
+                }
+                captured[function] = Captured(device.link, **settings)
+        return captured
+
+    async def keep_awake(self, functions: Sequence[PciAddress], call: Call) -> None:
+        await self.write("keep_awake", "power/control", dict.fromkeys(functions, "on"), call)
 
     async def unbind(self, function: PciAddress, driver: str, call: Call) -> None:
         device = self.device(call, function)
@@ -304,27 +318,32 @@ class Machine(Bus):
         async with self.locked(device, call):
             await self.attach(device, call, strike)
 
-    async def lost(self, function: PciAddress, call: Call) -> bool:
-        device = self.device(call, function)
-        await self.faults.strike("lost", function).land(call)
-        return device.trouble is Trouble.LOST
+    async def lost(self, functions: Sequence[PciAddress], call: Call) -> tuple[PciAddress, ...]:
+        found = []
+        for function in functions:
+            device = self.device(call.about(function), function)
+            await self.faults.strike("lost", function).land(call)
+            if device.trouble is Trouble.LOST:
+                found.append(function)
+        return tuple(found)
 
-    async def hold_group(self, number: int, user: str, call: Call) -> None:
-        if await self.faults.strike("hold_group", number).land(call) and self.group(number).opened_by != user:
-            self._take_group(number, user)
+    async def hold_group(self, group: int, call: Call) -> None:
+        if await self.faults.strike("hold_group", group).land(call) and self.group(group).opened_by != call.user:
+            self._take_group(group, call.user)
 
-    async def release_group(self, number: int, user: str, call: Call) -> None:
-        if await self.faults.strike("release_group", number).land(call):
-            self.close_group(number, user)
+    async def release_group(self, group: int, call: Call) -> None:
+        if await self.faults.strike("release_group", group).land(call):
+            self.close_group(group, call.user)
 
-    async def announce(self, function: PciAddress, subsystem: str, action: str, call: Call) -> None:
+    async def announce(self, functions: Sequence[PciAddress], subsystem: str, action: str, call: Call) -> None:
         """ENODEV: there is no such function. Where it has no such card, nobody is told anything."""
-        device = self.device(call, function)
-        if not await self.faults.strike("announce", function).land(call):
-            return
-        if device.binding is not None and any(card.kind == subsystem for card in device.binding.cards):
-            self.processes.announced(function, subsystem, action)
-            self.uevent()
+        for function in functions:
+            device = self.device(call.about(function), function)
+            if not await self.faults.strike("announce", function).land(call):
+                continue
+            if device.binding is not None and any(card.kind == subsystem for card in device.binding.cards):
+                self.processes.announced(function, subsystem, action)
+                self.uevent()
 
     async def persistence(self, function: PciAddress, call: Call) -> bool | None:
         device = self.device(call, function)

@@ -72,23 +72,23 @@ class Modules:
         await self._bus.faults.strike("candidates", function).land(call)
         return self._drivers.candidates(device.shape.modalias)
 
-    async def loadable(self, names: Sequence[str], call: Call, *, by_name: bool) -> tuple[str, ...]:
-        await self._bus.faults.strike("loadable", ", ".join(names)).land(call)
-        return tuple(name for name in names if self._drivers.loadable(name, by_name=by_name))
+    async def loadable(self, modules: Sequence[str], call: Call, *, by_name: bool) -> tuple[str, ...]:
+        await self._bus.faults.strike("loadable", ", ".join(modules)).land(call)
+        return tuple(name for name in modules if self._drivers.loadable(name, by_name=by_name))
 
-    async def load(self, name: str, call: Call) -> None:
+    async def load(self, module: str, call: Call) -> None:
         """ENOENT: no such module is installed (modprobe ends with 1, says `not found`). ENODEV: it found no device."""
-        strike = self._bus.faults.strike("load", name)
+        strike = self._bus.faults.strike("load", module)
         try:
-            there = self._drivers.loaded(name) is not None and name not in self._drivers.leaving
-            needed = () if there else self._drivers.needed(name)
+            there = self._drivers.loaded(module) is not None and module not in self._drivers.leaving
+            needed = () if there else self._drivers.needed(module)
         except KeyError:
             raise call.error(errno.ENOENT) from None
         if await strike.land(call):
             # One that is on its way out is waited for, and then loaded anew (finished_loading).
             while not self._drivers.leaving.isdisjoint(needed):
                 await call.wait_in(self._left.wait(), "S", "add_unformed_module")
-            await self._insert(() if there else self._drivers.missing(name), call)
+            await self._insert(() if there else self._drivers.missing(module), call)
 
     async def _insert(self, missing: tuple[Module, ...], call: Call) -> None:
         for module in missing:
@@ -103,24 +103,24 @@ class Modules:
                 await self._bind(module, call)
             self._bus.add_above(module)
 
-    async def unload(self, name: str, call: Call) -> None:
+    async def unload(self, module: str, call: Call) -> None:
         """EAGAIN: something uses it, and nothing was changed. Nobody can open what it made from that check on."""
-        strike = self._bus.faults.strike("unload", name)
-        module = self._drivers.loaded(name)
-        if module is None:
+        strike = self._bus.faults.strike("unload", module)
+        there = self._drivers.loaded(module)
+        if there is None:
             await strike.land(call)
             return
-        if name in self._drivers.leaving or self.references(name):
+        if module in self._drivers.leaving or self.references(module):
             raise call.error(errno.EAGAIN)
-        self._drivers.leaving.add(name)
+        self._drivers.leaving.add(module)
         try:
             if await strike.land(call):
-                await self._unbind(module, call)
-                self._bus.drop_above(module)
-                self._drivers.unregister(module)
+                await self._unbind(there, call)
+                self._bus.drop_above(there)
+                self._drivers.unregister(there)
                 self._bus.changed(None, uevent=True)
         finally:
-            self._drivers.leaving.discard(name)
+            self._drivers.leaving.discard(module)
             self._left.set()
             self._left.clear()
 

@@ -40,6 +40,7 @@ class Worker:
 
     def give(self, work: Callable[[Call], Coroutine[Any, Any, T]], call: Call) -> asyncio.Task[T]:
         """Start one operation; it runs to its end, whatever becomes of its caller."""
+        call.user = self.user
         task = asyncio.get_running_loop().create_task(work(call))
         self._call, self._task = call, task
         task.add_done_callback(self._returned)

@@ -29,8 +29,10 @@ class Functions:
         self._dev = dev
         self._groups: dict[str, int] = {}
 
-    def capture(self, *addresses: str) -> list[str]:
-        """Four values for each function: driver, its module, driver_override, power/control; "" for none.
+    def capture(self, attributes: str, *addresses: str) -> list[str]:
+        """For each function: its address, driver, the driver's module, and each of the attributes; "" for none.
+
+        `attributes` are paths below its folder, joined by commas; with a `?`, it may have none such.
 
         driver_override comes first: on 6.1 reading it takes the device lock (driver_override_show in
         drivers/pci/pci-sysfs.c), so a bind or unbind that was under way is over before the driver link is read. Where
@@ -40,25 +42,30 @@ class Functions:
         """
         values = []
         for address in addresses:
-            override = self._read(address, "driver_override")
-            control = self._read(address, "power/control")
+            settings = [self._setting(address, attribute) for attribute in attributes.split(",")]
             driver = link(f"{self._device(address)}/driver")
             module = link(f"{self._sysfs}/bus/pci/drivers/{driver}/module") if driver else ""
             # A module that is built in has a folder too, but was never initialised from a file.
             if module and not there(f"{self._sysfs}/module/{module}/initstate"):
                 module = ""
-            values += [driver, module, "" if override == "(null)" else override, control]
+            values += [address, driver, module, *settings]
         return values
 
-    def power(self, *pairs: str) -> list[str]:
-        """ADDRESS VALUE pairs: power/control of each function."""
+    def _setting(self, address: str, attribute: str) -> str:
+        path = _checked_attribute(attribute.rstrip("?"))
+        if attribute.endswith("?") and not there(f"{self._device(address)}/{path}"):
+            return ""
+        value = self._read(address, path)
+        return "" if value == "(null)" else value
+
+    def write(self, attribute: str, *pairs: str) -> list[str]:
+        """ADDRESS VALUE pairs; "" clears by a newline, since the kernel ignores an empty write."""
+        _checked_attribute(attribute)
         for address, value in _pairs(pairs):
-            if value not in {"auto", "on"}:
-                raise OperationError(errno.EINVAL, address, f"power/control has no value {value!r}")
-            self._write(address, "power/control", value)
+            self._write(address, attribute, checked_name(value) if value else "\n")
         return []
 
-    def awake(self, *addresses: str) -> list[str]:
+    def keep_awake(self, *addresses: str) -> list[str]:
         """Forbid runtime suspend, which resumes synchronously, and see that it did.
 
         pm_runtime_forbid in drivers/base/power/runtime.c calls rpm_resume and drops its result, so the state has to be
@@ -69,12 +76,6 @@ class Functions:
             status = self._read(address, "power/runtime_status")
             if status not in {"active", "unsupported"}:
                 raise OperationError(errno.EIO, address, f"it is {status} although power/control is on")
-        return []
-
-    def override(self, *pairs: str) -> list[str]:
-        """ADDRESS DRIVER pairs; "" clears by a newline, since the kernel ignores an empty write."""
-        for address, driver in _pairs(pairs):
-            self._write(address, "driver_override", checked_name(driver) if driver else "\n")
         return []
 
     def unbind(self, address: str, driver: str) -> list[str]:
@@ -98,8 +99,8 @@ class Functions:
             raise failure(error, address, meanings) from None
         return []
 
-    def hold(self, group: str) -> list[str]:
-        """Open /dev/vfio/GROUP; kept until `release`, or until this process ends."""
+    def hold_group(self, group: str) -> list[str]:
+        """Open /dev/vfio/GROUP; kept until `release_group`, or until this process ends."""
         checked_number(group, "an IOMMU group")
         if group not in self._groups:
             try:
@@ -108,7 +109,7 @@ class Functions:
                 raise failure(error, f"/dev/vfio/{group}", {errno.EBUSY: "somebody else has it open"}) from None
         return []
 
-    def release(self, group: str) -> list[str]:
+    def release_group(self, group: str) -> list[str]:
         descriptor = self._groups.pop(group, None)
         if descriptor is not None:
             os.close(descriptor)
@@ -197,3 +198,10 @@ class Functions:
 
 def _pairs(values: tuple[str, ...]) -> list[tuple[str, str]]:
     return list(zip(values[::2], values[1::2], strict=True))
+
+
+def _checked_attribute(path: str) -> str:
+    """An attribute of a function, or of the bridge above it (`../name`): it becomes part of a path."""
+    if not all(map(is_name, path.removeprefix("../").split("/"))):
+        raise OperationError(errno.EINVAL, path, "this is not an attribute of a function")
+    return path

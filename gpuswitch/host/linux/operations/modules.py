@@ -38,13 +38,14 @@ class Modules:
         loads = {name: self._load_of(address, name) for name in dict.fromkeys(found)}
         return [" ".join([name, *needs]) for name, needs in loads.items() if needs is not None]
 
-    def loadable(self, *modules: str) -> list[str]:
-        """Those that are installed, and that modprobe's configuration does not bar."""
-        return [module for module in modules if self._load_of(module, checked_name(module)) is not None]
+    def loadable(self, by_name: str, *modules: str) -> list[str]:
+        """Those that are installed, and that modprobe's configuration does not bar.
 
-    def installed(self, *modules: str) -> list[str]:
-        """Those that `modprobe MODULE` finds: by a file, an alias, or an install command."""
-        return [module for module in modules if self._is_installed(checked_name(module))]
+        `by_name` 1: those that `modprobe MODULE` finds, by a file, an alias, or an install command.
+        """
+        if by_name == "1":
+            return [module for module in modules if self._is_installed(checked_name(module))]
+        return [module for module in modules if self._load_of(module, checked_name(module)) is not None]
 
     def load(self, module: str) -> list[str]:
         """`modprobe MODULE`, unless it is there already."""
@@ -70,17 +71,17 @@ class Modules:
         return []
 
     def persistence(self, address: str) -> list[str]:
-        """`on` or `off`; nothing where there is no nvidia-smi."""
+        """1 where it is on, 0 where it is off; nothing where there is no nvidia-smi."""
         if self._found("nvidia-smi") is None:
             return []
         answer = self._nvidia_smi(address, "--query-gpu=persistence_mode", "--format=csv,noheader")
-        modes = {"Enabled": "on", "Disabled": "off"}
+        modes = {"Enabled": "1", "Disabled": "0"}
         if answer not in modes:
             raise OperationError(errno.EIO, address, f"nvidia-smi says {answer!r}")
         return [modes[answer]]
 
-    def set_persistence(self, address: str, mode: str) -> list[str]:
-        self._nvidia_smi(address, "-pm", "1" if mode == "on" else "0")
+    def set_persistence(self, address: str, on: str) -> list[str]:
+        self._nvidia_smi(address, "-pm", on)
         return []
 
     def _modalias(self, address: str) -> str:

@@ -153,7 +153,7 @@ class Gpu:
     def owed(self) -> list[str]:
         """The units that the journal says it is owed."""
         page = Path(JOURNAL, self._functions[0].replace(":", "_").replace(".", "_") + ".json")
-        return [name for name, _ in json.loads(page.read_text())["owed"]["units"]] if page.exists() else []
+        return [unit["name"] for unit in json.loads(page.read_text())["owed"]["units"]] if page.exists() else []
 
 
 class Server:
