@@ -169,7 +169,7 @@ class Running(Waiting):
     async def _recover(self, switch: Switch, why: str, story: str, *, starting: bool) -> tuple[Result, str]:
         await self._take_turn(None)
         self._be_patient()
-        if not self._owed.functions and await self._at_rest():
+        if why and not self._owed.functions and await self._at_rest():
             # Nothing of it was to be moved: what was done around it is owed, as ever.
             return await self._settle(Result.REVERTED, why, None, self._owed, story)
         ladder = after_crash(self._rules, starting=starting)

@@ -216,7 +216,7 @@ class Standing:
         """It is where somebody wants it: whatever brought it there, nothing is to bring it home."""
         if self._entry.stays_out:
             self._keep_if_possible(replace(self._entry, stays_out=""))
-            self.reason = ""
+            self.reason = self._entry.failed
             self._changed()
 
     def _owed_after(self, result: Result, reached: Plan | None, owed_before: Owed) -> Owed:

@@ -169,6 +169,19 @@ class TestSomebodyAsks:
         await switch.wait()
         assert (switch.result, actor.state) == (Result.DONE, State.HOST)
 
+    async def test_for_a_recovery_of_one_that_nobody_saw_at_home(self, tmp_path: Path) -> None:
+        bed = await Bed.made(SCENARIOS["instinct"](vfio_ids=[(AMD, 0x74A1)]), tmp_path, config("instinct"))
+        actor = bed.fleet.find("05:00.0")
+        spoiled(bed)
+        await bed.switch(actor, State.HOST)
+        switch = await actor.recover()
+        await switch.wait()
+        assert (switch.result, actor.state) == (Result.REVERTED, State.VFIO)
+        assert "the kernel says" in switch.reason
+        spoiled(bed, None)
+        await (await actor.recover()).wait()
+        assert (actor.state, bed.debts) == (State.HOST, [])
+
     async def test_in_vain_and_then_a_user_is_gone(self, tmp_path: Path) -> None:
         bed, actor = await out(tmp_path)
         somebody_opens(bed)
@@ -307,6 +320,15 @@ class TestTheLadder:
         switch = await actor.request(State.HOST)
         await switch.wait()
         assert (switch.result, actor.state) == (Result.REVERTED, State.VFIO)
+
+
+async def test_one_that_failed_says_so_whoever_has_it_open(tmp_path: Path) -> None:
+    bed, actor = await on_vfio(tmp_path, None)
+    actor._keep(replace(actor._entry, failed="it was failed", stays_out="it was failed"))
+    actor.reason = "it was failed"
+    actor.let_stay()
+    assert (actor.reason, actor.stays_out) == ("it was failed", "")
+    assert bed.fleet.find("01:00.0") is actor
 
 
 async def test_one_that_failed_and_was_moved_by_hand_while_nobody_looked_stays_there(tmp_path: Path) -> None:
