@@ -60,7 +60,7 @@ class Actor(Running):
     @property
     def bound(self) -> bool:
         """Its functions are its own until it is home: they are under way, or are owed something."""
-        return self._task is not None or self._deciding.locked() or bool(self._owed) or self.owned
+        return self.busy or bool(self._owed) or self.owned
 
     @property
     def busy(self) -> bool:
