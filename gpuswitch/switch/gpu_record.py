@@ -260,7 +260,7 @@ class GpuRecord:
         """It is where somebody wants it: whatever brought it there, nothing is to bring it home."""
         if self.page.entry.stays_out:
             self.page.write_if_possible(replace(self.page.entry, stays_out=""))
-            self.note("")
+            self.note(self.page.entry.failed)
 
     def aims_home(self, plan: Plan) -> None:
         """This plan is next."""

@@ -20,7 +20,7 @@ from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.clearing_up import ClearingUp
 from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.host import Processes
-from gpuswitch.switch.pause import Pause, within
+from gpuswitch.switch.pause import Pause, whatever_happens, within
 from gpuswitch.switch.record import Asker, Result
 from gpuswitch.switch.step import RESCAN_SECONDS
 from gpuswitch.tables import Defaults
@@ -70,8 +70,8 @@ class Ownership:
     # What it is told ------------------------------------------------------------------------------------------------
 
     def follow(self) -> None:
-        """It was handed over: from here on, see what becomes of it."""
-        self._task = asyncio.create_task(self._watched())
+        """It was handed over: from here on, see what becomes of it. Who is not watched owns it for ever."""
+        self._task = asyncio.create_task(whatever_happens(self._follow, self.actor.gpu))
         self._task.add_done_callback(lambda task: self._tell_ended(self, cut_short=task.cancelled()))
 
     def opened(self) -> None:
@@ -105,16 +105,6 @@ class Ownership:
         return self._to or own or rules.on_release
 
     # What follows ---------------------------------------------------------------------------------------------------
-
-    async def _watched(self) -> None:
-        """Follow it, whatever goes wrong meanwhile: who is not watched owns it for ever."""
-        pause = Pause()
-        while True:
-            try:
-                return await self._follow()
-            except Exception as fault:  # noqa: BLE001 -- whatever it was, it goes on, and is told
-                _log.critical("a fault of gpuswitch itself: %s is watched anew", self.actor.gpu, exc_info=fault)
-            await pause.wait()
 
     async def _follow(self) -> None:
         if self._to is Release.STAY and not self.waits_for_another:

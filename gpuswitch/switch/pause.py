@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+
+_log = logging.getLogger(__name__)
 
 FIRST_SECONDS = 1.0
 LONGEST_SECONDS = 60.0
@@ -27,6 +30,17 @@ class Pause:
 
     async def wait(self) -> None:
         await within(self.seconds(), asyncio.Event())
+
+
+async def whatever_happens(work: Callable[[], Awaitable[None]], what: object) -> None:
+    """Do this work, and after a fault in it once more; `what` is watched so, for a person."""
+    pause = Pause()
+    while True:
+        try:
+            return await work()
+        except Exception as fault:  # noqa: BLE001 -- whatever it was, it goes on, and is told
+            _log.critical("a fault of gpuswitch itself: %s is watched anew", what, exc_info=fault)
+        await pause.wait()
 
 
 async def within(seconds: float, event: asyncio.Event) -> None:

@@ -75,7 +75,7 @@ class Recovery:
         record = self._record
         await self._runner.turns.take(None)
         self._runner.be_patient()
-        if not record.owed.functions and await record.is_at_rest():
+        if why and not record.owed.functions and await record.is_at_rest():
             # Nothing of it was to be moved: what was done around it is owed, as ever.
             return await record.settle(Outcome(Result.REVERTED, why), record.owed, story)
         outcome = await self.run_recovery(switch, after_crash(record.rules, starting=starting), why, starting=starting)

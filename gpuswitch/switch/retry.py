@@ -13,7 +13,7 @@ from gpuswitch.errors import Failed, GpuswitchError, KernelError
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.host import Host
-from gpuswitch.switch.pause import Pause
+from gpuswitch.switch.pause import Pause, whatever_happens
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Retry:
         self._pace = pace
         self._registration = self._now(actor.record.facts)
         self._registered = asyncio.Event()
-        self._task = asyncio.create_task(self._watched())
+        self._task = asyncio.create_task(whatever_happens(self._once, actor.gpu))
 
     @property
     def is_needed(self) -> bool:
@@ -61,16 +61,6 @@ class Retry:
         """Wait no longer. An attempt that has begun goes on."""
         if not self.made:
             self._task.cancel()
-
-    async def _watched(self) -> None:
-        """Follow it, whatever goes wrong meanwhile."""
-        pause = Pause()
-        while True:
-            try:
-                return await self._once()
-            except Exception as fault:  # noqa: BLE001 -- whatever it was, it goes on, and is told
-                _log.critical("a fault of gpuswitch itself: %s is watched anew", self.actor.gpu, exc_info=fault)
-            await pause.wait()
 
     async def _once(self) -> None:
         why = await self._event()

@@ -35,6 +35,17 @@ async def on_vfio(directory: Path, trouble: Trouble | None, **rules: object) -> 
     return bed, actor
 
 
+def somebody_opens(bed: Bed, group: int) -> None:
+    """As soon as a way back lets go of this group."""
+
+    def opened(_: Actor, event: StepEvent) -> None:
+        held = isinstance(event.step, HoldGroup) and event.status is Status.REVERTED
+        if held and not bed.machine.group(group).taken:
+            bed.machine.open_group(group, "somebody")
+
+    bed.witness.on_step = opened
+
+
 def done(actor: Actor) -> list[str]:
     """What was done to the device besides moving it, in order."""
     titles = [step.title for switch in actor.record.recent for step in switch.steps if step.kind in {"reset", "rescan"}]
@@ -107,12 +118,7 @@ async def test_nobody_loses_what_he_has_open(tmp_path: Path) -> None:
     """A machine opens it in the very moment between one way and the next."""
     bed, actor = await on_vfio(tmp_path, Trouble.HUNG)
 
-    def opened(_: Actor, event: StepEvent) -> None:
-        held = isinstance(event.step, HoldGroup) and event.status is Status.REVERTED
-        if held and not bed.machine.group(GROUP).taken:
-            bed.machine.open_group(GROUP, "somebody")
-
-    bed.witness.on_step = opened
+    somebody_opens(bed, GROUP)
     switch = await bed.switch(actor, State.HOST)
     assert (switch.result, actor.state) == (Result.REVERTED, State.VFIO)
     assert done(actor) == []

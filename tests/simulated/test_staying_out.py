@@ -23,9 +23,8 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Asker, Result
-from gpuswitch.switch.steps import HoldGroup
 from tests.simulated.bed import GENTLE, Bed, config
-from tests.simulated.test_device_trouble import ACCELERATOR, GPU, on_vfio, reload
+from tests.simulated.test_device_trouble import ACCELERATOR, GPU, on_vfio, reload, somebody_opens
 
 OTHER = PciAddress.parse("0000:26:00.0")
 GROUP = 10
@@ -68,17 +67,6 @@ def machine_ends(bed: Bed) -> None:
     bed.fleet.owners.release(OWNER, "shutdown")
 
 
-def somebody_opens(bed: Bed) -> None:
-    """As soon as a way back lets go of the group."""
-
-    def opened(_: Actor, event: StepEvent) -> None:
-        held = isinstance(event.step, HoldGroup) and event.status is Status.REVERTED
-        if held and not bed.machine.group(GROUP).taken:
-            bed.machine.open_group(GROUP, "somebody")
-
-    bed.witness.on_step = opened
-
-
 async def comes_home(bed: Bed, actor: Actor) -> None:
     await bed.witness.until(lambda: actor.state is State.HOST)
     await asyncio.sleep(60)
@@ -103,7 +91,7 @@ class TestAfterAMachine:
         actor = bed.fleet.find("05:00.0")
         await with_machine(bed)
         spoiled(bed)
-        somebody_opens(bed)
+        somebody_opens(bed, GROUP)
         machine_ends(bed)
         await asyncio.sleep(600)
         assert bed.machine.group(GROUP).taken
@@ -169,9 +157,22 @@ class TestSomebodyAsks:
         await switch.wait()
         assert (switch.result, actor.state) == (Result.DONE, State.HOST)
 
+    async def test_for_a_recovery_of_one_that_nobody_saw_at_home(self, tmp_path: Path) -> None:
+        bed = await Bed.made(SCENARIOS["instinct"](vfio_ids=[(AMD, 0x74A1)]), tmp_path, config("instinct"))
+        actor = bed.fleet.find("05:00.0")
+        spoiled(bed)
+        await bed.switch(actor, State.HOST)
+        switch = await actor.recover()
+        await switch.wait()
+        assert (switch.result, actor.state) == (Result.REVERTED, State.VFIO)
+        assert "the kernel says" in switch.reason
+        spoiled(bed, None)
+        await (await actor.recover()).wait()
+        assert (actor.state, bed.debts) == (State.HOST, [])
+
     async def test_in_vain_and_then_a_user_is_gone(self, tmp_path: Path) -> None:
         bed, actor = await out(tmp_path)
-        somebody_opens(bed)
+        somebody_opens(bed, GROUP)
         await bed.switch(actor, State.HOST)
         assert bed.machine.group(GROUP).taken
         await asyncio.sleep(600)
@@ -307,6 +308,15 @@ class TestTheLadder:
         switch = await actor.request(State.HOST)
         await switch.wait()
         assert (switch.result, actor.state) == (Result.REVERTED, State.VFIO)
+
+
+async def test_one_that_failed_says_so_whoever_has_it_open(tmp_path: Path) -> None:
+    bed, actor = await on_vfio(tmp_path, None)
+    actor._keep(replace(actor._entry, failed="it was failed", stays_out="it was failed"))
+    actor.reason = "it was failed"
+    actor.let_stay()
+    assert (actor.reason, actor.stays_out) == ("it was failed", "")
+    assert bed.fleet.find("01:00.0") is actor
 
 
 async def test_one_that_failed_and_was_moved_by_hand_while_nobody_looked_stays_there(tmp_path: Path) -> None:

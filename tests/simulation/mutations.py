@@ -7,7 +7,7 @@ proves nothing when it finds nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from gpuswitch.switch import engine, gpu_record, guards, observe, prepare
+from gpuswitch.switch import engine, gpu_record, guards, observe, ownership, prepare
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.admission import Admission
 from gpuswitch.switch.arbiter import Arbiter
@@ -274,12 +274,12 @@ def a_watch_ends_with_its_first_fault(patch: pytest.MonkeyPatch) -> None:
     async def stirred(self: Ownership, holders: Any, _: object) -> None:
         await self._processes.stirred(holders)
 
-    async def watched(self: Ownership) -> None:
+    async def once(work: Callable[[], Awaitable[None]], _: object) -> None:
         with suppress(KernelError):
-            await self._follow()
+            await work()
 
     patch.setattr(Ownership, "_stirred", stirred)
-    patch.setattr(Ownership, "_watched", watched)
+    patch.setattr(ownership, "whatever_happens", once)
 
 
 _LIBVIRT_DIES = (A_MACHINE_ASKS, Event("vm", 0, "dies", 1, seconds=6.0))

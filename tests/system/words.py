@@ -98,6 +98,11 @@ def until_restarted(machine: Machine, times: int = 1) -> None:
     until(machine, "systemctl --quiet is-active gpuswitchd")
 
 
+def until_all_is_given_back(machine: Machine) -> None:
+    """Wait until nothing is owed any more: a service that starts anew starts units when it is ready, not before."""
+    until(machine, f"[ -z \"$(find {JOURNAL} -name '*.json')\" ]")
+
+
 def history(machine: Machine) -> list[tuple[str, str]]:
     """The finished switches, newest first: target and result."""
     return [(entry["target"], entry["result"]) for entry in json.loads(ctl(machine, "history --json").stdout)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.vm.guest import (
+    configure,
     ctl,
     drivers,
     hold_open,
@@ -34,6 +35,7 @@ def test_a_bind_to_vfio_that_fails_half_way_is_reverted(machine: Machine) -> Non
 
 def test_a_bind_to_the_host_that_fails_half_way_is_reverted(machine: Machine) -> None:
     """The sound driver turns its card down; both functions are on vfio-pci again, and later the way home is free."""
+    configure(machine, "[defaults]\nreset_on_failure = false\nrescan_on_failure = false\n")
     ctl(machine, f"to-vfio {GPU}")
     machine.sh(f"modprobe -r {AUDIO_DRIVER} && modprobe {AUDIO_DRIVER} enable=0,0,0,0")
     assert ctl(machine, f"to-host {GPU}", check=False).status == 1

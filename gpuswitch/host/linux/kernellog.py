@@ -70,6 +70,6 @@ def _about(output: str, functions: Collection[PciAddress], names: Collection[str
         # What is no text comes as numbers.
         if not isinstance(text, str) or not isinstance(device, str):
             continue
-        devices = {*_ADDRESS.findall(text), device.removeprefix("+pci:")} if device else {*_ADDRESS.findall(text)}
+        devices = {*_ADDRESS.findall(text), device.removeprefix("+pci:")} - {""}
         if devices & own or (names and not devices and named.search(text)):
             yield "".join(letter if letter.isprintable() else " " for letter in text).strip()[:LONGEST]
