@@ -312,10 +312,10 @@ class TestTheLadder:
 
 async def test_one_that_failed_says_so_whoever_has_it_open(tmp_path: Path) -> None:
     bed, actor = await on_vfio(tmp_path, None)
-    actor._keep(replace(actor._entry, failed="it was failed", stays_out="it was failed"))
-    actor.reason = "it was failed"
-    actor.let_stay()
-    assert (actor.reason, actor.stays_out) == ("it was failed", "")
+    actor.record.page.write(replace(actor.record.page.entry, failed="it was failed", stays_out="it was failed"))
+    actor.record.note("it was failed")
+    actor.record.let_stay()
+    assert (actor.reason, actor.record.stays_out) == ("it was failed", "")
     assert bed.fleet.find("01:00.0") is actor
 
 
