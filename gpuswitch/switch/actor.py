@@ -236,12 +236,11 @@ class Actor(Running):
         except Wedged:
             return
         except GpuswitchError as error:
-            self.reason = f"cannot bring {self.gpu.address} back to the host: {error}"
-            self._tell()
+            self.note(f"cannot bring {self.gpu.address} back to the host: {error}")
 
-    def note(self, reason: str) -> None:
-        """Something that whoever looks at this GPU should know."""
-        self.reason = reason
+    def note(self, text: str) -> None:
+        """Something that whoever looks at this GPU should know, beside why it is where it is; "" for no more of it."""
+        self.noted = text
         self._tell()
 
     def retire(self, reason: str) -> None:

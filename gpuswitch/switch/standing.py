@@ -39,11 +39,10 @@ _log = logging.getLogger(__name__)
 class Standing:
     """What a GPU is (`gpu`, `facts`) and where it is (`state`, `reason`, `since`).
 
-    `facts` is the last look; `reason` says why the GPU is where it is, when that is not where somebody wanted it;
-    `since` is when it came there, in seconds since the epoch. `progress` is when anything last happened here, on the
-    loop's clock. `switch` is its last switch, `recent` are its last ones, `needless` the last that had nothing to do,
-    which are known by their ids alone. `changed` is called when any of it did, later than whoever asked could have
-    told.
+    `facts` is the last look; `noted` is what else whoever looks at this GPU should know, until it moves; `since` is
+    when it came there, in seconds since the epoch. `progress` is when anything last happened here, on the loop's clock.
+    `switch` is its last switch, `recent` are its last ones, `needless` the last that had nothing to do, which are known
+    by their ids alone. `changed` is called when any of it did, later than whoever asked could have told.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class Standing:
         self.gpu = gpu
         self.facts = facts
         self.config = config
-        self.reason = ""
+        self._why = self.noted = ""
         self.since = time.time()
         self.progress = asyncio.get_running_loop().time()
         self.switch: Switch | None = None
@@ -92,6 +91,18 @@ class Standing:
     @property
     def state(self) -> State:
         return self._machine.state
+
+    @property
+    def reason(self) -> str:
+        """Why the GPU is where it is, when that is not where somebody wanted it, and what was noted beside that.
+
+        To set it is to say why, once more from the beginning.
+        """
+        return "; ".join(filter(None, (self._why, self.noted)))
+
+    @reason.setter
+    def reason(self, why: str) -> None:
+        self._why, self.noted = why, ""
 
     @property
     def owner(self) -> Owner | None:
@@ -151,8 +162,8 @@ class Standing:
             found = before is State.UNKNOWN and now is State.VFIO and not self._entry.failed
             out = self._entry.stays_out if found else ""
             self._keep_if_possible(replace(self._entry, failed="", stays_out=out, owner=self._owner_at(now)))
-        if self.state is State.UNKNOWN and not (self.reason and explain(gpu, facts) == explain(*seen_before)):
-            self.reason = explain(gpu, facts)
+        if self.state is State.UNKNOWN and not (self._why and explain(gpu, facts) == explain(*seen_before)):
+            self._why = explain(gpu, facts)
         if not gpu.present(facts):
             # The overrides and power settings that we owed went with the device.
             self._owe_units_only()
@@ -216,7 +227,7 @@ class Standing:
         """It is where somebody wants it: whatever brought it there, nothing is to bring it home."""
         if self._entry.stays_out:
             self._keep_if_possible(replace(self._entry, stays_out=""))
-            self.reason = self._entry.failed
+            self.reason = self._entry.failed or (self._why if self.state is State.UNKNOWN else "")
             self._changed()
 
     def _owed_after(self, result: Result, reached: Plan | None, owed_before: Owed) -> Owed:
