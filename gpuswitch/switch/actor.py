@@ -247,6 +247,11 @@ class Actor(Running):
         """No switch begins from here on."""
         self._retired = reason
 
+    def leave(self, reason: str) -> None:
+        """It is nobody's any more."""
+        self.retire(reason)
+        self._page.close()
+
     async def stop(self, reason: str) -> None:
         """The service stops: a running switch ends its step and reverts. What the kernel has is left to it."""
         self.retire(reason)
@@ -255,7 +260,7 @@ class Actor(Running):
                 self._engine.stop(reason, leaving=True)
         while self._task is not None and self.state is not State.WEDGED:
             await self._resting.wait()
-        self._page.catch_up()
+        self._page.close()
         if self._task is not None:
             self._task.cancel()
 

@@ -7,6 +7,7 @@ anew compares it with what the kernel shows.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
@@ -23,6 +24,7 @@ from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.switch.host import Pending
 from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.pause import Pause
 from gpuswitch.switch.record import Asker
 from gpuswitch.switch.store import Store
 
@@ -188,7 +190,10 @@ class Journal:
 
 
 class Page:
-    """What the journal keeps for one GPU: `entry`, in memory as on the disk, unless that cannot be written."""
+    """What the journal keeps for one GPU: `entry`, in memory as on the disk, unless that cannot be written.
+
+    What could not be written is tried again, for a disk that has room again makes no event.
+    """
 
     def __init__(self, journal: Journal, gpu: PciAddress) -> None:
         self._journal = journal
@@ -196,6 +201,9 @@ class Page:
         self.entry = journal.load(gpu)
         self._behind = False
         """Whether the disk still says something older."""
+        self._closed = False
+        self._pause = Pause()
+        self._again: asyncio.Handle | None = None
 
     def reserve(self) -> None:
         """As `Journal.reserve`."""
@@ -210,6 +218,7 @@ class Page:
         if self._behind or entry != self.entry:
             self._journal.save(self._gpu, entry)
             self.entry, self._behind = entry, False
+            self._pause.over()
 
     def write_if_possible(self, entry: Entry) -> None:
         """From now on it is this: should that not be written, a service that starts anew does more than it need."""
@@ -218,9 +227,18 @@ class Page:
         except Failed as error:
             _log.error("%s", error)
             self.entry, self._behind = entry, True
+            if self._again is None and not self._closed:
+                self._again = asyncio.get_running_loop().call_later(self._pause.seconds(), self._catch_up)
 
-    def catch_up(self) -> None:
-        """Write what could not be written when it was time, if that is possible now."""
+    def close(self) -> None:
+        """Write what could not be written when it was time, if that is possible now; no more is tried after that."""
+        self._closed = True
+        if self._again is not None:
+            self._again.cancel()
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        self._again = None
         if self._behind:
             self.write_if_possible(self.entry)
 
