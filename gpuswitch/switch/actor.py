@@ -314,6 +314,11 @@ class Actor:
         """No switch begins from here on."""
         self.record.retired = reason
 
+    def leave(self, reason: str) -> None:
+        """It is nobody's any more."""
+        self.retire(reason)
+        self.record.page.close()
+
     async def stop(self, reason: str) -> None:
         """The service stops: a running switch ends its step and reverts. What the kernel has is left to it."""
         self.retire(reason)
@@ -323,7 +328,7 @@ class Actor:
                 runner.engine.stop(reason, leaving=True)
         while runner.busy and self.state is not State.WEDGED:
             await runner.rest()
-        self.record.page.catch_up()
+        self.record.page.close()
         if runner.task is not None:
             runner.task.cancel()
 

@@ -64,7 +64,7 @@ class Aftermath:
             return
         if lost:
             self._tell(_damage(gpu.address, lost))
-        elif self._actor.reason == self._said:
+        elif self._actor.record.noted == self._said:
             self._actor.record.note("")
 
     def _tell(self, text: str) -> None:

@@ -227,7 +227,7 @@ class Fleet:
             if address not in found and address in self.facts.functions:
                 # Not gone from the bus: the config gave its functions to another GPU.
                 del self.actors[address]
-                actor.retire("its functions belong to another GPU now")
+                actor.leave("its functions belong to another GPU now")
                 self._observer.vanished(actor)
         for address, actor in self.actors.items():
             self._pay_soon(actor, actor.see(self.facts, found.get(address)))

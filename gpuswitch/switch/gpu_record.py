@@ -63,10 +63,10 @@ class Outcome(NamedTuple):
 class GpuRecord:
     """What a GPU is (`gpu`, `facts`), where it is (`state`, `reason`, `since`), and what the journal keeps (`page`).
 
-    `facts` is the last look; `reason` says why the GPU is where it is, when that is not where somebody wanted it;
-    `since` is when it came there, in seconds since the epoch. `progress` is when anything last happened here, on the
-    loop's clock. `switch` is its last switch, `recent` are its last ones, `needless` the last that had nothing to do,
-    which are known by their ids alone.
+    `facts` is the last look; `noted` is what else whoever looks at this GPU should know, until it moves; `since` is
+    when it came there, in seconds since the epoch. `progress` is when anything last happened here, on the loop's clock.
+    `switch` is its last switch, `recent` are its last ones, `needless` the last that had nothing to do, which are known
+    by their ids alone.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class GpuRecord:
         self.gpu = gpu
         self.facts = facts
         self.config = config
-        self.reason = ""
+        self._why = self.noted = ""
         self.since = time.time()
         self.progress = asyncio.get_running_loop().time()
         self.switch: Switch | None = None
@@ -116,6 +116,18 @@ class GpuRecord:
     @property
     def state(self) -> State:
         return self._machine.state
+
+    @property
+    def reason(self) -> str:
+        """Why the GPU is where it is, when that is not where somebody wanted it, and what was noted beside that.
+
+        To set it is to say why, once more from the beginning.
+        """
+        return "; ".join(filter(None, (self._why, self.noted)))
+
+    @reason.setter
+    def reason(self, why: str) -> None:
+        self._why, self.noted = why, ""
 
     @property
     def own_config(self) -> GpuConfig:
@@ -208,8 +220,8 @@ class GpuRecord:
             found = before is State.UNKNOWN and now is State.VFIO and not entry.failed
             out = entry.stays_out if found else ""
             self.page.write_if_possible(replace(entry, failed="", stays_out=out, owner=self._owner_at(now)))
-        if self.state is State.UNKNOWN and not (self.reason and explain(gpu, facts) == explain(*seen_before)):
-            self.reason = explain(gpu, facts)
+        if self.state is State.UNKNOWN and not (self._why and explain(gpu, facts) == explain(*seen_before)):
+            self._why = explain(gpu, facts)
         if not gpu.present(facts):
             # The overrides and power settings that we owed went with the device.
             self._owe_units_only()
@@ -260,7 +272,7 @@ class GpuRecord:
         """It is where somebody wants it: whatever brought it there, nothing is to bring it home."""
         if self.page.entry.stays_out:
             self.page.write_if_possible(replace(self.page.entry, stays_out=""))
-            self.note(self.page.entry.failed)
+            self.say_why(self.page.entry.failed or (self._why if self.state is State.UNKNOWN else ""))
 
     def aims_home(self, plan: Plan) -> None:
         """This plan is next."""
@@ -290,9 +302,14 @@ class GpuRecord:
         """Something of all this has changed."""
         self._observer.changed(self)
 
-    def note(self, reason: str) -> None:
-        """Something that whoever looks at this GPU should know."""
+    def say_why(self, reason: str) -> None:
+        """Why it is where it is, told."""
         self.reason = reason
+        self.tell()
+
+    def note(self, text: str) -> None:
+        """Something that whoever looks at this GPU should know, beside why it is where it is; "" for no more of it."""
+        self.noted = text
         self.tell()
 
     # Its switches ---------------------------------------------------------------------------------------------------

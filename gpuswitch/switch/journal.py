@@ -7,6 +7,7 @@ anew compares it with what the kernel shows.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
@@ -26,6 +27,7 @@ from gpuswitch.switch.codec import decode, encoders_of
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.host import Pending
 from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.pause import Pause
 from gpuswitch.switch.record import Asker, Switch
 from gpuswitch.switch.store import Store
 
@@ -206,7 +208,8 @@ class Journal:
 class Page:
     """What the journal keeps for one GPU: `entry`, in memory as on the disk, unless that cannot be written.
 
-    `kept` is called with each entry that is kept from then on.
+    What could not be written is tried again, for a disk that has room again makes no event. `kept` is
+    called with each entry that is kept from then on.
     """
 
     def __init__(self, journal: Journal, gpu: PciAddress, kept: Callable[[Entry], None]) -> None:
@@ -216,6 +219,9 @@ class Page:
         self.entry = journal.load(gpu)
         self._behind = False
         """Whether the disk still says something older."""
+        self._closed = False
+        self._pause = Pause()
+        self._again: asyncio.Handle | None = None
 
     def write(self, entry: Entry) -> None:
         """From now on it is this, durably.
@@ -226,6 +232,7 @@ class Page:
         if self._behind or entry != self.entry:
             self._journal.save(self._gpu, entry)
             self.entry, self._behind = entry, False
+            self._pause.over()
         self._kept(entry)
 
     def write_if_possible(self, entry: Entry) -> None:
@@ -235,10 +242,19 @@ class Page:
         except Failed as error:
             _log.error("%s", error)
             self.entry, self._behind = entry, True
+            if self._again is None and not self._closed:
+                self._again = asyncio.get_running_loop().call_later(self._pause.seconds(), self._catch_up)
             self._kept(entry)
 
-    def catch_up(self) -> None:
-        """Write what could not be written when it was time, if that is possible now."""
+    def close(self) -> None:
+        """Write what could not be written when it was time, if that is possible now; no more is tried after that."""
+        self._closed = True
+        if self._again is not None:
+            self._again.cancel()
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        self._again = None
         if self._behind:
             self.write_if_possible(self.entry)
 

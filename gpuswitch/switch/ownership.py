@@ -172,7 +172,7 @@ class Ownership:
         others = {asyncio.create_task(event.wait()) for event in (self.is_released, self._opened)}
         try:
             await asyncio.wait({clearing, *others}, return_when=asyncio.FIRST_COMPLETED)
-            if told and self.actor.reason == told:
+            if told and self.actor.record.noted == told:
                 self.actor.record.note("")
             if not clearing.done():
                 return self.is_released.is_set()
@@ -270,7 +270,7 @@ class Ownership:
 
     def _complain(self, error: GpuswitchError) -> None:
         text = f"{self.owner} is done with {self.actor.gpu.address}, which stays where it is: {error}"
-        if self._mine and self.actor.reason != text:
+        if self._mine and self.actor.record.noted != text:
             self.actor.record.note(text)
             _log.warning("%s", text)
 

@@ -272,7 +272,7 @@ class Runner:
         self._unwedged.set()
         self.be_patient()
         record.facts = await record.fresh_facts()
-        record.note("")
+        record.say_why("")
 
 
 def _left(word: StoppedError) -> str:

@@ -128,6 +128,23 @@ class TestTheDaemonIsThere:
         await asyncio.sleep(20)
         assert (actor.state, actor.owner, actor.reason) == (State.VFIO, None, "")
 
+    async def test_where_somebody_moved_a_part_of_it_meanwhile_that_is_still_told(self, tmp_path: Path) -> None:
+        bed = with_libvirt(await made(tmp_path, on_release=Release.STAY))
+        actor = bed.fleet.find("01:00.0")
+        await started(bed)
+        bed.machine.end("win11")
+        kernel = bed.host.kernel("somebody")
+        await kernel.unbind(SOUND, "vfio-pci")
+        await kernel.set_override({SOUND: "snd_hda_intel"})
+        await kernel.probe(SOUND)
+        await asyncio.sleep(100)
+        split, waiting = actor.reason.split("; ")
+        assert "0000:01:00.1 is on snd_hda_intel" in split
+        assert "libvirt is not done with it" in waiting
+        bed.machine.libvirt.cleared_up(WIN11)
+        await asyncio.sleep(20)
+        assert (actor.state, actor.owner, actor.reason) == (State.UNKNOWN, None, split)
+
     @pytest.mark.parametrize("policy", ["refuse", "wait"])
     async def test_it_comes_late_and_is_slow(self, policy: str, tmp_path: Path) -> None:
         """Only while it is away does patience run out."""

@@ -17,6 +17,7 @@ from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.record import Result
+from gpuswitch.switch.store import DirectoryStore
 from tests.simulated.bed import GENTLE, Bed
 
 GPU = PciAddress.parse("0000:01:00.0")
@@ -213,12 +214,18 @@ async def test_no_recovery_waits_for_a_disk(tmp_path: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gpuswitch.switch.store.DirectoryStore.replace", full)
-    monkeypatch.setattr("gpuswitch.switch.store.DirectoryStore.reserve", full)
-    with pytest.raises(GpuswitchError, match="No space left on device"):
-        await actor.request(State.VFIO)
-    await (await actor.recover()).wait()
-    assert actor.state is State.HOST
+    with monkeypatch.context() as disk:
+        for what in ("replace", "reserve", "remove"):
+            disk.setattr(DirectoryStore, what, full)
+        with pytest.raises(GpuswitchError, match="No space left on device"):
+            await actor.request(State.VFIO)
+        await (await actor.recover()).wait()
+        assert actor.state is State.HOST
+        await asyncio.sleep(1000)
+        assert bed.debts
+    # Nothing tells that there is room again.
+    await asyncio.sleep(60)
+    assert bed.debts == []
 
 
 async def test_what_starts_again_by_itself_does_not_keep_it_from_a_rescan(tmp_path: Path) -> None:

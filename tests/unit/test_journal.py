@@ -339,7 +339,9 @@ def test_what_cannot_even_be_set_aside_does_not_stop_us(tmp_path: Path, caplog: 
         kept_in(tmp_path / "file").save(GPU, Entry())
 
 
-def test_what_could_not_be_written_in_time_is_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_could_not_be_written_in_time_is_written_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else a service that starts would believe something that is long over."""
     told: list[Entry] = []
     page = Page(kept_in(tmp_path), GPU, told.append)
@@ -348,7 +350,7 @@ def test_what_could_not_be_written_in_time_is_written_later(tmp_path: Path, monk
         broken.setattr(DirectoryStore, "remove", no_room)
         page.write_if_possible(Entry())
     assert (page.entry, kept_in(tmp_path).load(GPU)) == (Entry(), Entry(OWED))
-    page.catch_up()
+    page.close()
     assert kept_in(tmp_path).load(GPU) == Entry()
     assert told == [Entry(OWED), Entry(), Entry()]
 
