@@ -76,7 +76,7 @@ class Entry:
     result: str
     reason: str
     options: Mapping[str, Any]
-    asker: Mapping[str, Any]
+    requester: Mapping[str, Any]
     steps: tuple[StepEntry, ...] = ()
 
 
@@ -190,7 +190,7 @@ def _add(database: sqlite3.Connection, entries: Sequence[Entry], keep: int, sinc
 def _insert(database: sqlite3.Connection, entry: Entry) -> None:
     row = (
         *(entry.id, entry.gpu, entry.target, entry.count, entry.started, entry.finished, entry.result, entry.reason),
-        *(json.dumps(entry.options), json.dumps(entry.asker)),
+        *(json.dumps(entry.options), json.dumps(entry.requester)),
     )
     number = database.execute(f"INSERT INTO switch ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)", row).lastrowid  # noqa: S608 -- constants
     steps = [
@@ -210,7 +210,8 @@ def _select(database: sqlite3.Connection, where: str, limit: int, *values: objec
 
 def _entry(row: dict[str, Any]) -> Entry:
     try:
-        return Entry(**row | {"options": json.loads(row["options"]), "asker": json.loads(row["asker"])})
+        options, requester = json.loads(row.pop("options")), json.loads(row.pop("asker"))
+        return Entry(**row, options=options, requester=requester)
     except ValueError as error:
         raise _UnfitError(f"switch {row['id']}: {error}") from error
 

@@ -16,14 +16,14 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def aside(work: Callable[[], T]) -> T:
+async def run_in_thread(work: Callable[[], T]) -> T:
     """The result of `work`, done in a thread of its own. Who is cancelled waits no longer; the thread goes on."""
     promise: Future[T] = Future()
-    Thread(target=partial(fulfil, promise, work), daemon=True).start()
+    Thread(target=partial(resolve, promise, work), daemon=True).start()
     return await asyncio.wrap_future(promise)
 
 
-def fulfil(promise: Future[T], work: Callable[[], T]) -> None:
+def resolve(promise: Future[T], work: Callable[[], T]) -> None:
     """Do it and keep the promise, unless nobody waits for it any more."""
     if not promise.set_running_or_notify_cancel():
         return

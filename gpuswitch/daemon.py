@@ -17,8 +17,8 @@ from typing import IO
 
 from gpuswitch import __version__
 from gpuswitch.api.bus import Bus
-from gpuswitch.api.metrics import MetricsEndpoint, MetricsFace
-from gpuswitch.api.objects import NAME, ROOT, BusFace, ManagerObject
+from gpuswitch.api.metrics import MetricsEndpoint, MetricsObserver
+from gpuswitch.api.objects import NAME, ROOT, BusObserver, ManagerObject
 from gpuswitch.api.vms import VirtualMachines
 from gpuswitch.buses import check_simulated, system_bus
 from gpuswitch.config import DIRECTORY, Config, load
@@ -93,17 +93,19 @@ class Daemon:
         self._host = host
         self._config_directory = config_directory
         self._bus = bus
-        self._metrics = metrics = MetricsFace()
+        self._metrics = metrics = MetricsObserver()
         journal = Journal(DirectoryStore(runtime / "gpus"))
         self._history = History(state / "history.db", config.history)
-        self._fleet = Fleet(host, config, journal, Observers(BusFace(bus, metrics.refusals), metrics, self._history))
+        self._fleet = Fleet(
+            host, config, journal, Observers(BusObserver(bus, metrics.refusals), metrics, self._history)
+        )
         metrics.show(self._fleet)
         host.processes.noticed = metrics.noticed
         self._endpoint = MetricsEndpoint(metrics.registry)
         self._ending = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._reload_task: asyncio.Task[None] | None = None
-        self._paying: asyncio.Task[None] | None = None
+        self._restoring: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Serve until SIGTERM, SIGINT or the loss of the bus.
@@ -160,7 +162,7 @@ class Daemon:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_on_signal)
         notify("READY=1", f"STATUS={len(self._fleet.actors)} GPUs")
         # Not before: systemd may be waiting for us with the very job that we would wait for.
-        self._paying = asyncio.create_task(self._fleet.pay())
+        self._restoring = asyncio.create_task(self._fleet.restore_deferred())
 
     async def _serve(self) -> None:
         watchdog = asyncio.create_task(self._watchdog())

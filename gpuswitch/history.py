@@ -20,12 +20,12 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from gpuswitch.archive import Archive, ArchiveError, Entry, StepEntry
-from gpuswitch.aside import fulfil
+from gpuswitch.aside import resolve
 from gpuswitch.errors import Failed, InvalidArgument
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.gpu_record import GpuRecord
-from gpuswitch.switch.record import Asker, Drift, Switch
+from gpuswitch.switch.record import Drift, Requester, Switch
 from gpuswitch.tables import History as Settings
 
 _T = TypeVar("_T")
@@ -66,7 +66,7 @@ class History:
     async def close(self) -> None:
         """Write what is not yet written, if the disk lets us soon."""
         flushed: Future[None] = Future()
-        self._jobs.put(partial(fulfil, flushed, lambda: None))
+        self._jobs.put(partial(resolve, flushed, lambda: None))
         self._jobs.put(None)
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
@@ -135,7 +135,7 @@ class History:
             async with asyncio.timeout(ANSWER_SECONDS), self._asking:
                 if self._jobs.qsize() >= BACKLOG:
                     raise TimeoutError
-                self._jobs.put(partial(fulfil, answer, question))
+                self._jobs.put(partial(resolve, answer, question))
                 return await asyncio.wrap_future(answer)
         except TimeoutError:
             raise Failed(f"the history cannot be read: the disk did not answer within {ANSWER_SECONDS:g} s") from None
@@ -178,7 +178,7 @@ def entry_of(gpu: str, switch: Switch) -> Entry:
         result=str(switch.result),
         reason=switch.reason,
         options=_options(switch),
-        asker=_asker(switch.asker),
+        requester=_requester(switch.requester),
         steps=tuple(
             StepEntry(step.index, step.title, step.kind, str(step.status), _usec(step.started), _usec(step.seconds))
             for step in switch.steps
@@ -199,7 +199,7 @@ def entry_of_drift(gpu: str, drift: Drift) -> Entry:
         result="drifted",
         reason=drift.text,
         options={},
-        asker={"somebody_else": True},
+        requester={"somebody_else": True},
     )
 
 
@@ -210,10 +210,10 @@ def _options(switch: Switch) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value}
 
 
-def _asker(asker: Asker) -> dict[str, Any]:
+def _requester(requester: Requester) -> dict[str, Any]:
     """What is known of who asked."""
-    known = {"service": asker.service, "uid": asker.uid, "pid": asker.pid}
-    words = {"unit": asker.unit, "command": asker.command, "vm": asker.vm}
+    known = {"service": requester.service, "uid": requester.uid, "pid": requester.pid}
+    words = {"unit": requester.unit, "command": requester.command, "vm": requester.vm}
     return {key: value for key, value in known.items() if value is not None} | words
 
 

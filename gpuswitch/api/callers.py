@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from gpuswitch.api.bus import Bus
 from gpuswitch.api.serving import caller
-from gpuswitch.aside import aside
+from gpuswitch.aside import run_in_thread
 from gpuswitch.errors import GpuswitchError
-from gpuswitch.model.holders import placed
-from gpuswitch.switch.record import Asker
+from gpuswitch.model.holders import unit_and_session
+from gpuswitch.switch.record import Requester
 
 _T = TypeVar("_T")
 
@@ -26,7 +26,7 @@ class Callers:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
-    async def asker(self) -> Asker:
+    async def requester(self) -> Requester:
         """Who called the method that is being served, without what cannot be told. Raises LookupError outside of one.
 
         It has to be asked before the answer is sent: afterwards the caller may be gone. Uid and pid are of one process
@@ -38,9 +38,9 @@ class Callers:
         uid, pid = await asyncio.gather(
             _by(end, partial(self._bus.user, name)), _by(end, partial(self._bus.process, name))
         )
-        found = await _by(end, partial(aside, partial(_process, pid))) if pid else None
+        found = await _by(end, partial(run_in_thread, partial(_process, pid))) if pid else None
         unit, command = found or ("", "")
-        return Asker(uid=uid, pid=pid, unit=unit, command=command)
+        return Requester(uid=uid, pid=pid, unit=unit, command=command)
 
 
 async def _by(end: float, ask: Callable[[], Awaitable[_T]]) -> _T | None:
@@ -59,5 +59,5 @@ def _process(pid: int) -> tuple[str, str]:
             texts.append(Path(f"/proc/{pid}/{file}").read_bytes().decode(errors="replace"))
         except OSError:
             texts.append("")
-    unit, _ = placed(texts[0])
+    unit, _ = unit_and_session(texts[0])
     return str(unit or ""), texts[1].rstrip("\n")

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from gpuswitch import __version__
 from gpuswitch.errors import GpuswitchError
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.holders import Scan, Sought
+from gpuswitch.model.holders import HolderQuery, Scan
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
@@ -40,7 +40,7 @@ Refusals = Callable[[Iterable[PciAddress]], AbstractContextManager[None]]
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-class MetricsFace:
+class MetricsObserver:
     """Counts what happens. An `Observer` (`gpuswitch.switch.observer`)."""
 
     def __init__(self) -> None:
@@ -81,9 +81,9 @@ class MetricsFace:
         """Tell of this fleet's GPUs with every scrape."""
         self.registry.register(_FleetCollector(fleet, self._found))
 
-    def noticed(self, sought: Sought, scan: Scan) -> None:
+    def noticed(self, query: HolderQuery, scan: Scan) -> None:
         """Somebody looked for holders (`Processes.noticed`): no scrape does."""
-        self._found.update(dict.fromkeys(sought.functions, len(scan.holders)))
+        self._found.update(dict.fromkeys(query.functions, len(scan.holders)))
 
     @contextmanager
     def refusals(self, gpus: Iterable[PciAddress]) -> Iterator[None]:

@@ -219,11 +219,11 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     async def recover(self, options: Values) -> Str:
         """Look for a known-good state, from `failed` and `unknown`."""
         with self._refusals([self._record.gpu.address]):
-            return (await self.actor.recover(options_of(options), await self._callers.asker())).id
+            return (await self.actor.recover(options_of(options), await self._callers.requester())).id
 
     @dbus_method
     async def cancel(self, id: Str) -> None:  # noqa: A002 -- the argument's name on the bus
-        self.actor.cancel(id, await self._callers.asker())
+        self.actor.cancel(id, await self._callers.requester())
 
     @dbus_method
     async def plan(self, target: Str, options: Values) -> ValuesArray:
@@ -255,7 +255,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     async def _move(self, target: State, options: Mapping[str, object]) -> str:
         with self._refusals([self._record.gpu.address]):
-            return (await self.actor.request(target, options_of(options), await self._callers.asker())).id
+            return (await self.actor.request(target, options_of(options), await self._callers.requester())).id
 
     def remember(self) -> None:
         """What the bus was told when the object appeared there."""
@@ -291,7 +291,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         return self._record.facts.functions.get(self._record.gpu.address)
 
 
-class BusFace:
+class BusObserver:
     """Keeps the objects on the bus true to the fleet. An `Observer` (`gpuswitch.switch.observer`)."""
 
     def __init__(self, bus: Bus, refusals: Refusals) -> None:
@@ -358,7 +358,7 @@ def _entry(entry: Entry) -> dict[str, object]:
         "result": entry.result,
         "reason": entry.reason,
         "options": dict(entry.options),
-        "asker": dict(entry.asker),
+        "asker": dict(entry.requester),
     }
 
 

@@ -35,8 +35,8 @@ class VirtualMachines:
         """
         owner, functions = _owner(name, uuid), _functions(addresses)
         self._fleet.refuse_misfits(functions)
-        asker = await self._callers.asker()
-        acquiring = asyncio.create_task(self._fleet.owners.acquire(owner, functions, asker))
+        requester = await self._callers.requester()
+        acquiring = asyncio.create_task(self._fleet.owners.acquire(owner, functions, requester))
         gone = asyncio.create_task(self._bus.gone(caller()))
         try:
             await asyncio.wait([acquiring, gone], return_when=asyncio.FIRST_COMPLETED)

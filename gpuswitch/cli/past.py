@@ -54,7 +54,7 @@ def _cells(entry: Values) -> Sequence[str]:
         entry["target"],
         entry["result"],
         _took(entry),
-        asker_words(entry["asker"]),
+        requester_words(entry["asker"]),
         _shortened("; ".join(_reason(entry))),
     )
 
@@ -81,27 +81,27 @@ def _about(entry: Values) -> Iterable[tuple[str, str]]:
     for number, sentence in enumerate(_reason(entry)):
         yield "" if number else "reason", sentence
     yield "started", moment(entry["started"])
-    yield "asked by", asker_words(entry["asker"], whole=True)
+    yield "asked by", requester_words(entry["asker"], whole=True)
     for number, (option, value) in enumerate(sorted(entry["options"].items())):
         words = " ".join(value) if isinstance(value, list) else str(value)
         yield "" if number else "options", f"{option.replace('_', ' ')}: {words}"
 
 
-def asker_words(asker: Values, *, whole: bool = False) -> str:
+def requester_words(requester: Values, *, whole: bool = False) -> str:
     """Who asked: `gpuswitchctl of alice`; `whole`: with its number, and the unit that it ran in."""
-    if asker.get("somebody_else"):
+    if requester.get("somebody_else"):
         return "somebody else"
-    if asker["service"]:
+    if requester["service"]:
         return "the service itself"
-    words = [asker["command"] or "somebody"]
-    if whole and "pid" in asker:
-        words.append(f"(pid {asker['pid']})")
-    if "uid" in asker:
-        words.append(f"of {_user(asker['uid'])}")
-    if asker["unit"] and whole:
-        words.append(f"in {asker['unit']}")
-    if asker["vm"]:
-        words.append(f"for {asker['vm']}")
+    words = [requester["command"] or "somebody"]
+    if whole and "pid" in requester:
+        words.append(f"(pid {requester['pid']})")
+    if "uid" in requester:
+        words.append(f"of {_user(requester['uid'])}")
+    if requester["unit"] and whole:
+        words.append(f"in {requester['unit']}")
+    if requester["vm"]:
+        words.append(f"for {requester['vm']}")
     return " ".join(words)
 
 

@@ -61,7 +61,7 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
-class Sought:
+class HolderQuery:
     """What to scan for: every device node below the `functions`, and those that these do not show.
 
     `nodes` are paths below /dev, shell patterns allowed (`nvidiactl`, `nvidia-caps/*`, `vfio/12`). `numbers` are
@@ -83,7 +83,7 @@ class Scan:
     numbers: tuple[str, ...] = ()
 
 
-def placed(cgroup: str) -> tuple[Unit | None, str]:
+def unit_and_session(cgroup: str) -> tuple[Unit | None, str]:
     r"""The unit and the session ("" none) of a process, by the text of its /proc/PID/cgroup.
 
     As systemd reads it (cg_path_get_unit and cg_path_get_user_unit in src/basic/cgroup-util.c): below the slices lies

@@ -33,7 +33,7 @@ from gpuswitch.switch.observe import whereabouts
 from gpuswitch.switch.plan import Plan
 from gpuswitch.switch.planner import Planner
 from gpuswitch.switch.prepare import Preparation
-from gpuswitch.switch.record import THE_SERVICE, Asker, Drift, Result, Switch
+from gpuswitch.switch.record import THE_SERVICE, Drift, Requester, Result, Switch
 from gpuswitch.switch.recovery import Recovery
 from gpuswitch.switch.runner import Runner
 from gpuswitch.switch.step import StepError
@@ -100,7 +100,7 @@ class Actor:
     @property
     def bound(self) -> bool:
         """Its functions are its own until it is home: they are under way, or are owed something."""
-        return self.busy or bool(self.record.owed) or self.record.owned
+        return self.busy or bool(self.record.restore_state) or self.record.owned
 
     @property
     def busy(self) -> bool:
@@ -138,10 +138,12 @@ class Actor:
             self._admission.refuse_owned(target)
             if self._admission.is_at(target):
                 self._admission.refuse_unusable(target)
-                return Plan(self.gpu, target, self.record.owed, ())
+                return Plan(self.gpu, target, self.record.restore_state, ())
             return await self._planner.plan(preparation, target)
 
-    async def request(self, target: State, options: Options = _AS_CONFIGURED, asker: Asker = THE_SERVICE) -> Switch:
+    async def request(
+        self, target: State, options: Options = _AS_CONFIGURED, requester: Requester = THE_SERVICE
+    ) -> Switch:
         """Start a switch to State.VFIO or State.HOST, or join the one that goes there already.
 
         One that goes there with other options than were asked for is not joined. Where the GPU is there already, the
@@ -162,10 +164,10 @@ class Actor:
             if not self.runner.busy:
                 await self.runner.turns.take(_TURN_SECONDS)
             try:
-                preparation = await self._preparation(options, machine=asker.vm if asker.service else "")
+                preparation = await self._preparation(options, machine=requester.vm if requester.service else "")
                 self._admission.refuse_owned(target)
                 if not self._admission.is_at(target):
-                    return await self._begun(preparation, target, asker)
+                    return await self._begun(preparation, target, requester)
                 self._admission.refuse_unusable(target)
                 if target is State.VFIO:
                     self.record.let_stay()
@@ -173,9 +175,9 @@ class Actor:
             finally:
                 if not self.runner.busy:
                     self.runner.turns.end()
-            return self._there(Switch(target, 0, options, asker))
+            return self._there(Switch(target, 0, options, requester))
 
-    async def recover(self, options: Options = _AS_CONFIGURED, asker: Asker = THE_SERVICE) -> Switch:
+    async def recover(self, options: Options = _AS_CONFIGURED, requester: Requester = THE_SERVICE) -> Switch:
         """Look for a known-good state: home, else vfio-pci, else by what the configuration allows besides.
 
         Where it is in one, the switch that comes back is finished and had no steps; a recovery that runs is joined.
@@ -194,12 +196,12 @@ class Actor:
             if found := blockers(self.gpu, State.HOST, self.state, self.record.facts):
                 raise refusal(found)
             if self.state.stable and not self.record.stays_out:
-                return self._there(Switch(self.state, 0, options, asker))
-            switch = Switch(State.HOST, 0, options, asker, recovery=True)
+                return self._there(Switch(self.state, 0, options, requester))
+            switch = Switch(State.HOST, 0, options, requester, recovery=True)
             self._recovery.start(switch, "", starting=False)
             return switch
 
-    def cancel(self, id: str, asker: Asker) -> None:  # noqa: A002 -- as on the bus
+    def cancel(self, id: str, requester: Requester) -> None:  # noqa: A002 -- as on the bus
         """Take the running switch of this id back, once the step that runs is over; `result` says what came of it.
 
         Raises:
@@ -209,7 +211,7 @@ class Actor:
         engine = cancellable(
             record.gpu.address, record.state, record.place(), record.known_switch(id), self.runner.engine
         )
-        engine.stop(f"cancelled by {asker}")
+        engine.stop(f"cancelled by {requester}")
 
     # What the service does by itself ----------------------------------------------------------------------------------
 
@@ -244,16 +246,16 @@ class Actor:
         record.page.write_if_possible(replace(record.page.entry, stuck=None))
         if (left := record.page.entry.unfinished) is not None:
             await self._recovery.resume(left).wait()
-        elif record.owed.functions and self.state in {State.HOST, State.UNKNOWN, State.ABSENT}:
+        elif record.restore_state.functions and self.state in {State.HOST, State.UNKNOWN, State.ABSENT}:
             text = f"{State.VFIO} → {self.state}: {whereabouts(self.gpu, record.facts)}, while the service was away"
             self._observer.drifted(record, Drift(State.VFIO, self.state, text, record.since))
 
     async def restore_deferred(self) -> None:
         """Give back what the start of the service could not wait for, and what no switch of this GPU will: units."""
         record = self.record
-        if record.owed and self.state is State.HOST and not record.awaited:
+        if record.restore_state and self.state is State.HOST and not record.awaited:
             await self._bring_home()
-        elif self.state is State.ABSENT and record.owes_units and not record.owned:
+        elif self.state is State.ABSENT and record.has_units_to_start and not record.owned:
             await self._start_units()
         elif not self.runner.busy and not record.owned:
             # A switch that was cut short left it behind, and nothing of ours needs it.
@@ -304,11 +306,13 @@ class Actor:
     async def _start_units(self) -> None:
         """Give back what is owed where no GPU comes home with it."""
         record = self.record
-        units = record.owed.units
+        units = record.restore_state.units
         await self._arbiter.give_back(record.gpu.address, units, record.config.deadlines)
         # A member that is still there may be owed its driver.
-        left = replace(record.owed, units=tuple(unit for unit in record.owed.units if unit not in units))
-        record.page.write_if_possible(replace(record.page.entry, owed=left))
+        left = replace(
+            record.restore_state, units=tuple(unit for unit in record.restore_state.units if unit not in units)
+        )
+        record.page.write_if_possible(replace(record.page.entry, restore_state=left))
 
     def retire(self, reason: str) -> None:
         """No switch begins from here on."""
@@ -336,7 +340,7 @@ class Actor:
         """A switch is."""
         self._rested()
         record = self.record
-        if record.removed_late and record.state is State.HOST and record.owed and not record.retired:
+        if record.removed_late and record.state is State.HOST and record.restore_state and not record.retired:
             self._restoring = asyncio.create_task(self.restore_deferred())
 
     # Deciding ---------------------------------------------------------------------------------------------------------
@@ -355,16 +359,16 @@ class Actor:
         self.see(await self._seen())
         return self._planner.preparation(self.state, options, asking=asking, machine=machine)
 
-    async def _begun(self, preparation: Preparation, target: State, asker: Asker) -> Switch:
+    async def _begun(self, preparation: Preparation, target: State, requester: Requester) -> Switch:
         plan = await self._prepared(preparation, target)
-        switch = Switch(target, len(plan.steps), preparation.options, asker)
+        switch = Switch(target, len(plan.steps), preparation.options, requester)
         record = self.record
         try:
             self._admission.refuse_retired()
             # The way home depends on nobody else's functions.
             own = record.gpu.functions
             self.see(await self._seen() if target is State.VFIO else record.facts.renewed(await self._seen(own), own))
-            if not preparation.holds_true(record.gpu, record.state, record.facts, record.owed):
+            if not preparation.is_still_valid(record.gpu, record.state, record.facts, record.restore_state):
                 raise Failed(
                     f"somebody else moved {self.gpu.address} at the same moment; nothing was changed; try again"
                 )
@@ -386,10 +390,10 @@ class Actor:
 
     async def _release_holds(self, preparation: Preparation) -> None:
         """No switch follows from it: give back what it holds."""
-        if not preparation.holds:
+        if not preparation.held_groups:
             return
         try:
-            await self.runner.new_engine(tuple(preparation.holds), begun=True).back()
+            await self.runner.new_engine(tuple(preparation.held_groups), begun=True).back()
         except StepError as error:
             _log.warning("%s", error)
         except StuckError as stuck:
@@ -397,7 +401,7 @@ class Actor:
 
     def _await_kernel(self, stuck: StuckError, preparation: Preparation) -> None:
         """The kernel has not returned, and no switch had begun: give back what is held if ever it does."""
-        engine = self.runner.new_engine(tuple(preparation.holds), begun=True)
+        engine = self.runner.new_engine(tuple(preparation.held_groups), begun=True)
         self.runner.wedge(stuck)
         self.runner.patience = 2 * engine.longest
         self.runner.launch(self._restore_after_stall(engine))

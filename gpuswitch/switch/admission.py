@@ -29,7 +29,7 @@ class Admission:
         record = self._record
         # On its host drivers, and what was changed besides is still to be undone: not home yet. On vfio, with the
         # firmware's frame buffer in its memory: no machine can use it yet.
-        short = record.owed if target is State.HOST else boot_framebuffers(record.gpu, record.facts)
+        short = record.restore_state if target is State.HOST else boot_framebuffers(record.gpu, record.facts)
         return record.state is target and not short
 
     def refuse_retired(self) -> None:

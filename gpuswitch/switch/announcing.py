@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Holder
-from gpuswitch.switch.step import RESCAN_SECONDS, Hands, Step
+from gpuswitch.switch.step import RESCAN_SECONDS, Step, StepContext
 
 _log = logging.getLogger(__name__)
 
@@ -33,11 +33,11 @@ class Announce(Step):
     def title(self) -> str:
         return f"announce that {_card(self.subsystem, self.functions)} goes"
 
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.announce(self.functions, self.subsystem, "remove")
+    async def apply(self, context: StepContext) -> None:
+        await context.kernel.announce(self.functions, self.subsystem, "remove")
 
-    async def revert(self, hands: Hands) -> None:
-        await hands.kernel.announce(self.functions, self.subsystem, "add")
+    async def revert(self, context: StepContext) -> None:
+        await context.kernel.announce(self.functions, self.subsystem, "add")
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class AnnounceAgain(Step):
     def title(self) -> str:
         return f"announce that {_card(self.subsystem, self.functions)} is there"
 
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.announce(self.functions, self.subsystem, "add")
+    async def apply(self, context: StepContext) -> None:
+        await context.kernel.announce(self.functions, self.subsystem, "add")
 
 
 def _card(subsystem: str, functions: Iterable[PciAddress]) -> str:
@@ -83,18 +83,18 @@ class Reminder:
         """Whether the last word was that they go: who comes now has not been called."""
         return not self._there
 
-    async def remind(self, hands: Hands, holders: Collection[Holder], now: float, left: float) -> None:
+    async def remind(self, context: StepContext, holders: Collection[Holder], now: float, left: float) -> None:
         """Say the next word, if it is time; `now` by the clock of the event loop, `left` seconds before it is over."""
         if self._there:
             if not holders or now >= self._due or left <= 0:
                 there, self._there = self._there, ()
                 self._pause *= 2
                 self._due = now + self._pause
-                await _say(hands, there, "remove")
+                await _say(context, there, "remove")
         elif now >= self._due and left >= 3 * RESCAN_SECONDS:
             self._there = tuple(each for each in self._announced if _follows(holders, each[0]))
             self._due = now + RESCAN_SECONDS
-            await _say(hands, self._there, "add")
+            await _say(context, self._there, "add")
 
 
 def _follows(holders: Iterable[Holder], subsystem: str) -> bool:
@@ -103,14 +103,14 @@ def _follows(holders: Iterable[Holder], subsystem: str) -> bool:
     return any(node.startswith(_NODES[subsystem]) for holder in those for node in holder.nodes)
 
 
-async def _say(hands: Hands, cards: Announced, action: str) -> None:
+async def _say(context: StepContext, cards: Announced, action: str) -> None:
     """It is only a word: one that is not heard is logged; but a kernel that does not return from it is wedged."""
     for subsystem, functions in cards:
         try:
-            async with asyncio.timeout(hands.deadlines["announce"]):
-                await hands.kernel.announce(functions, subsystem, action)
+            async with asyncio.timeout(context.deadlines["announce"]):
+                await context.kernel.announce(functions, subsystem, action)
         except KernelError as error:
             _log.warning("%s", error)
         except TimeoutError:
-            if hands.kernel.pending is not None:
+            if context.kernel.pending is not None:
                 raise

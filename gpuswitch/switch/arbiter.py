@@ -19,7 +19,7 @@ from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
 from gpuswitch.switch.awake import Awake
 from gpuswitch.switch.host import Systemd
-from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
 from gpuswitch.tables import Deadlines
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Arbiter:
         self._busy: defaultdict[Unit, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._moving: defaultdict[str, dict[PciAddress, frozenset[PciAddress]]] = defaultdict(dict)
         self._groups: dict[PciAddress, frozenset[int]] = {}
-        self._owed: dict[PciAddress, Owed] = {}
+        self._restore_states: dict[PciAddress, RestoreState] = {}
         self.consoles = asyncio.Lock()
         """Held from a step's look at the consoles until what follows from it is done, or its time is over."""
         self._ended = asyncio.Event()
@@ -45,18 +45,18 @@ class Arbiter:
 
     # Units ----------------------------------------------------------------------------------------------------------
 
-    def claim(self, gpu: PciAddress, owed: Owed) -> None:
+    def claim(self, gpu: PciAddress, restore_state: RestoreState) -> None:
         """What this GPU is owed since an earlier run of the service: its units are stopped for its sake."""
-        self.keep(gpu, owed)
-        for unit in owed.units:
+        self.set_restore_state(gpu, restore_state)
+        for unit in restore_state.units:
             self._down[unit].add(gpu)
 
-    def is_owed(self, unit: Unit) -> bool:
+    def is_to_be_started(self, unit: Unit) -> bool:
         """Whether it is to run again when some GPU is home: it was active before it was stopped for that one's sake.
 
         A unit that a GPU only needs stopped, and that was so, is none of these.
         """
-        return any(unit in owed.units for owed in self._owed.values())
+        return any(unit in restore_state.units for restore_state in self._restore_states.values())
 
     async def stop(self, gpu: PciAddress, unit: Unit) -> None:
         """Stop it for this GPU's sake; where the GPU is owed it, nobody of us starts it from the first moment on.
@@ -66,7 +66,7 @@ class Arbiter:
         Raises:
             KernelError: what its manager says.
         """
-        if unit in self._owed.get(gpu, NOTHING).units:
+        if unit in self._restore_states.get(gpu, NOTHING_TO_RESTORE).units:
             self._down[unit].add(gpu)
         async with self._busy[unit]:
             await self._systemd.stop(unit)
@@ -105,36 +105,55 @@ class Arbiter:
 
     # Consoles -------------------------------------------------------------------------------------------------------
 
-    def keep(self, gpu: PciAddress, owed: Owed) -> None:
+    def set_restore_state(self, gpu: PciAddress, restore_state: RestoreState) -> None:
         """What this GPU is owed from here on; where it is nothing, it needs no unit stopped any more."""
-        self._owed[gpu] = owed
-        for claims in self._down.values() if not owed else ():
+        self._restore_states[gpu] = restore_state
+        for claims in self._down.values() if not restore_state else ():
             claims.discard(gpu)
 
-    def away(self, *, besides: PciAddress) -> frozenset[PciAddress]:
+    def functions_away_from_host(self, *, besides: PciAddress) -> frozenset[PciAddress]:
         """The functions of other GPUs that are away from home, or about to leave: they show nothing for long."""
-        return frozenset(function for gpu, owed in self._owed.items() if gpu != besides for function in owed.functions)
+        return frozenset(
+            function
+            for gpu, restore_state in self._restore_states.items()
+            if gpu != besides
+            for function in restore_state.functions
+        )
 
     def terminals_of_others(self, gpu: PciAddress) -> frozenset[int]:
         """The virtual terminals that other GPUs are owed: whoever shows them now has them on loan."""
-        return frozenset(terminal for other, owed in self._owed.items() if other != gpu for terminal in owed.terminals)
+        return frozenset(
+            terminal
+            for other, restore_state in self._restore_states.items()
+            if other != gpu
+            for terminal in restore_state.terminals
+        )
 
     def terminals_at_home(self, consoles: Consoles) -> frozenset[int]:
         """The virtual terminals that GPUs are owed and show: they have them back, and the rest is on its way."""
-        return frozenset(t for owed in self._owed.values() for t in consoles.of(owed.functions) if t in owed.terminals)
+        return frozenset(
+            t
+            for restore_state in self._restore_states.values()
+            for t in consoles.of(restore_state.functions)
+            if t in restore_state.terminals
+        )
 
-    def terminals_beside(self, functions: Collection[PciAddress], consoles: Consoles) -> frozenset[int]:
+    def terminals_of_absent_gpus(self, functions: Collection[PciAddress], consoles: Consoles) -> frozenset[int]:
         """Those of these functions that another GPU's new frame buffer was drawn over, and that it will give back."""
         return frozenset(
             terminal
-            for owed in self._owed.values()
-            for terminal, whose in owed.beside
-            if whose in functions and terminal in consoles.of(owed.functions)
+            for restore_state in self._restore_states.values()
+            for terminal, whose in restore_state.shown_by_others
+            if whose in functions and terminal in consoles.of(restore_state.functions)
         )
 
     def unbound(self) -> tuple[str, ...]:
         """The vtconsoles that were unbound for some GPU's sake."""
-        return tuple(sorted({vtconsole for owed in self._owed.values() for vtconsole in owed.vtconsoles}))
+        return tuple(
+            sorted(
+                {vtconsole for restore_state in self._restore_states.values() for vtconsole in restore_state.vtconsoles}
+            )
+        )
 
     # Drivers --------------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Consoles
-from gpuswitch.switch.owed import Owed
-from gpuswitch.switch.step import Hands, Step
+from gpuswitch.switch.owed import RestoreState
+from gpuswitch.switch.step import Step, StepContext
 
 
 def consoles_to_move(
@@ -45,10 +45,10 @@ def unbound_with(functions: Collection[PciAddress], consoles: Consoles) -> tuple
     return tuple(sorted(name for name, is_bound in consoles.bound.items() if is_bound))
 
 
-def shown_beside(
+def shown_by_other_gpus(
     functions: Collection[PciAddress],
     consoles: Consoles,
-    borrowed: Collection[int],
+    terminals_of_others: Collection[int],
     *,
     boot_display: bool,
     console_map: Collection[int] | None = None,
@@ -63,17 +63,19 @@ def shown_beside(
     if not own or not (any(number in drawn_on for number in own) or (boot_display and console_map is None)):
         return ()
     whose = {terminal: consoles.frame_buffers.get(number) for terminal, number in sorted(consoles.mapped.items())}
-    return tuple([(t, f) for t, f in whose.items() if f is not None and f not in functions and t not in borrowed])
+    return tuple(
+        [(t, f) for t, f in whose.items() if f is not None and f not in functions and t not in terminals_of_others]
+    )
 
 
 @dataclass(frozen=True)
 class MoveConsoles(Step):
     """Show the GPU's virtual terminals on another GPU's frame buffer; where none is left, unbind the vtconsoles.
 
-    `terminals`, `to` (None for none) and `vtconsoles` are what was seen when it was planned; of the terminals, those
-    in `borrowed` belonged to GPUs that were away. Other GPUs showed what is in `beside`. Of what is unbound, those in
-    `leave` stay so. `unload`: the driver's modules are to be unloaded. The way back looks at what is there then: a
-    driver that was bound anew has made a new frame buffer.
+    `terminals`, `to` (None for none) and `vtconsoles` are what was seen when it was planned. `terminals_of_others` are
+    shown on it while their own GPUs are away; `shown_by_others` are on other GPUs. Of what is unbound, those in `leave`
+    stay so. `unload`: the driver's modules are to be unloaded. The way back looks at what is there then: a driver that
+    was bound anew has made a new frame buffer.
     """
 
     kind = "console"
@@ -83,8 +85,8 @@ class MoveConsoles(Step):
     vtconsoles: tuple[str, ...]
     leave: tuple[str, ...]
     unload: bool
-    borrowed: frozenset[int] = frozenset()
-    beside: tuple[tuple[int, PciAddress], ...] = ()
+    terminals_of_others: frozenset[int] = frozenset()
+    shown_by_others: tuple[tuple[int, PciAddress], ...] = ()
 
     @property
     def title(self) -> str:
@@ -94,41 +96,41 @@ class MoveConsoles(Step):
             return f"move the console to fb{self.to}"
         return "see that no console is on it"
 
-    async def apply(self, hands: Hands) -> None:
-        async with _alone(hands):
-            await self._move(hands)
+    async def apply(self, context: StepContext) -> None:
+        async with _alone(context):
+            await self._move(context)
 
-    async def _move(self, hands: Hands) -> None:
-        consoles = await hands.kernel.consoles()
-        leaving = hands.arbiter.away(besides=hands.gpu)
+    async def _move(self, context: StepContext) -> None:
+        consoles = await context.kernel.consoles()
+        leaving = context.arbiter.functions_away_from_host(besides=context.gpu)
         terminals, to, unbind = consoles_to_move(self.functions, consoles, unload=self.unload, leaving=leaving)
         if terminals and to is not None:
-            await hands.kernel.map_consoles(terminals, to)
-            consoles = await hands.kernel.consoles()
+            await context.kernel.map_consoles(terminals, to)
+            consoles = await context.kernel.consoles()
         lost = unbind or unbound_with(self.functions, consoles)
         if lost:
-            hands.shown = {terminal: consoles.frame_buffers.get(n) for terminal, n in consoles.mapped.items()}
+            context.shown = {terminal: consoles.frame_buffers.get(n) for terminal, n in consoles.mapped.items()}
         if again := tuple(vtconsole for vtconsole in lost if vtconsole not in self.leave):
-            hands.owe(Owed(vtconsoles=again))
+            context.record_restore(RestoreState(vtconsoles=again))
         for vtconsole in unbind:
-            await hands.kernel.bind_console(vtconsole, bound=False)
+            await context.kernel.bind_console(vtconsole, bound=False)
 
-    async def revert(self, hands: Hands) -> None:
-        async with _alone(hands):
-            theirs = await self._taken_back(hands) if self.borrowed else frozenset()
-            await _put_back(hands, self.functions, tuple(t for t in self.terminals if t not in theirs), self.leave)
-            await self._show_the_others(hands)
-            await _show_beside(hands, self.functions, self.beside)
+    async def revert(self, context: StepContext) -> None:
+        async with _alone(context):
+            theirs = await self._taken_back(context) if self.terminals_of_others else frozenset()
+            await _put_back(context, self.functions, tuple(t for t in self.terminals if t not in theirs), self.leave)
+            await self._show_the_others(context)
+            await _show_on_others(context, self.functions, self.shown_by_others)
 
-    async def _taken_back(self, hands: Hands) -> frozenset[int]:
+    async def _taken_back(self, context: StepContext) -> frozenset[int]:
         """The borrowed terminals whose GPU came home meanwhile, or is about to."""
-        at_home = hands.arbiter.terminals_at_home(await hands.kernel.consoles())
-        return self.borrowed - (hands.arbiter.terminals_of_others(hands.gpu) - at_home)
+        at_home = context.arbiter.terminals_at_home(await context.kernel.consoles())
+        return self.terminals_of_others - (context.arbiter.terminals_of_others(context.gpu) - at_home)
 
-    async def _show_the_others(self, hands: Hands) -> None:
+    async def _show_the_others(self, context: StepContext) -> None:
         """A vtconsole that is bound again shows all terminals on one frame buffer, the other GPUs' too."""
-        shown, hands.shown = hands.shown, {}
-        consoles = await hands.kernel.consoles() if shown else Consoles()
+        shown, context.shown = context.shown, {}
+        consoles = await context.kernel.consoles() if shown else Consoles()
         for number, function in consoles.frame_buffers.items():
             theirs = [
                 terminal
@@ -136,7 +138,7 @@ class MoveConsoles(Step):
                 if before == function and consoles.mapped.get(terminal, number) != number
             ]
             if theirs and function not in self.functions:
-                await hands.kernel.map_consoles(theirs, number)
+                await context.kernel.map_consoles(theirs, number)
 
 
 @dataclass(frozen=True)
@@ -148,50 +150,50 @@ class RestoreConsoles(Step):
     functions: tuple[PciAddress, ...]
     terminals: tuple[int, ...]
     leave: tuple[str, ...]
-    beside: tuple[tuple[int, PciAddress], ...] = ()
+    shown_by_others: tuple[tuple[int, PciAddress], ...] = ()
 
     @property
     def title(self) -> str:
         return "bring the console back"
 
-    async def apply(self, hands: Hands) -> None:
-        async with _alone(hands):
-            await _put_back(hands, self.functions, self.terminals, self.leave)
-            await _show_beside(hands, self.functions, self.beside)
+    async def apply(self, context: StepContext) -> None:
+        async with _alone(context):
+            await _put_back(context, self.functions, self.terminals, self.leave)
+            await _show_on_others(context, self.functions, self.shown_by_others)
 
 
 @asynccontextmanager
-async def _alone(hands: Hands) -> AsyncIterator[None]:
+async def _alone(context: StepContext) -> AsyncIterator[None]:
     """No other GPU's step looks at the consoles, or moves any, meanwhile."""
-    hands.waiting_for = "the consoles of another GPU are still being moved"
-    async with hands.arbiter.consoles:
-        hands.waiting_for = ""
+    context.waiting_for = "the consoles of another GPU are still being moved"
+    async with context.arbiter.consoles:
+        context.waiting_for = ""
         yield
 
 
 async def _put_back(
-    hands: Hands, functions: tuple[PciAddress, ...], terminals: tuple[int, ...], leave: tuple[str, ...]
+    context: StepContext, functions: tuple[PciAddress, ...], terminals: tuple[int, ...], leave: tuple[str, ...]
 ) -> None:
     """Bind the vtconsoles, for whichever GPU's sake they were unbound, and map the terminals to the frame buffer that
     the functions have now, if they have one.
     """
-    consoles = await hands.kernel.consoles()
-    if again := [name for name in hands.arbiter.unbound() if name not in leave and not consoles.bound.get(name)]:
+    consoles = await context.kernel.consoles()
+    if again := [name for name in context.arbiter.unbound() if name not in leave and not consoles.bound.get(name)]:
         for vtconsole in again:
-            await hands.kernel.bind_console(vtconsole, bound=True)
-        consoles = await hands.kernel.consoles()
+            await context.kernel.bind_console(vtconsole, bound=True)
+        consoles = await context.kernel.consoles()
     own = consoles.numbers(functions)
     # Mapping a terminal while no frame buffer console is bound would bind it, whatever was left unbound on purpose.
     if own and terminals and any(consoles.bound.values()):
-        await hands.kernel.map_consoles(terminals, own[0])
+        await context.kernel.map_consoles(terminals, own[0])
 
 
-async def _show_beside(
-    hands: Hands, functions: tuple[PciAddress, ...], beside: tuple[tuple[int, PciAddress], ...]
+async def _show_on_others(
+    context: StepContext, functions: tuple[PciAddress, ...], shown_by_others: tuple[tuple[int, PciAddress], ...]
 ) -> None:
     """Map what was drawn on the functions' frame buffer to other GPUs' again, where those are there to show theirs."""
-    consoles = await hands.kernel.consoles() if beside else Consoles()
-    drawn = set(consoles.of(functions)) - hands.arbiter.terminals_of_others(hands.gpu)
+    consoles = await context.kernel.consoles() if shown_by_others else Consoles()
+    drawn = set(consoles.of(functions)) - context.arbiter.terminals_of_others(context.gpu)
     for number, function in consoles.frame_buffers.items():
-        if theirs := [terminal for terminal, whose in beside if whose == function and terminal in drawn]:
-            await hands.kernel.map_consoles(theirs, number)
+        if theirs := [terminal for terminal, whose in shown_by_others if whose == function and terminal in drawn]:
+            await context.kernel.map_consoles(theirs, number)

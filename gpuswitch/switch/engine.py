@@ -17,7 +17,7 @@ from typing import Any
 
 from gpuswitch.errors import Failed, KernelError
 from gpuswitch.switch.host import Pending
-from gpuswitch.switch.step import DeviceError, Hands, Step, StepError
+from gpuswitch.switch.step import DeviceError, Step, StepContext, StepError
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class StoppedError(Exception):
 
 
 class Engine:
-    """One run of one plan's steps, under the deadlines that `hands` have; `report` hears of every step.
+    """One run of one plan's steps, under the deadlines that `context` have; `report` hears of every step.
 
     `intend` keeps, durably, what is begun next; it raises `Failed` where it cannot.
 
@@ -75,7 +75,7 @@ class Engine:
 
     def __init__(
         self,
-        hands: Hands,
+        context: StepContext,
         steps: tuple[Step, ...],
         report: Callable[[StepEvent], None],
         intend: Callable[[StepEvent], None],
@@ -83,9 +83,9 @@ class Engine:
         begun: bool = False,
         held: Collection[Step] = (),
     ) -> None:
-        self._hands = hands
+        self._context = context
         self._steps = steps
-        self._deadlines = hands.deadlines
+        self._deadlines = context.deadlines
         self._report = report
         self._intend = intend
         self._begun = [(number, step) for number, step in enumerate(steps, 1) if begun or step in held]
@@ -106,14 +106,14 @@ class Engine:
         `leaving`: the service itself is stopped, and cannot wait for units.
         """
         self._stop = self._stop or reason
-        self._hands.leaving = self._hands.leaving or leaving
+        self._context.leaving = self._context.leaving or leaving
         if self._cut is not None and self._cut.when() is None:
             self._cut.reschedule(0)
 
     @property
     def numbers(self) -> tuple[str, ...]:
         """The device numbers that the last look for holders looked for."""
-        return self._hands.numbers
+        return self._context.numbers
 
     @property
     def longest(self) -> float:
@@ -162,7 +162,7 @@ class Engine:
         except Failed as error:
             if not step.optional:
                 raise StepError(str(error)) from error
-        mark = self._hands.host.kernel_log.mark()
+        mark = self._context.host.kernel_log.mark()
         try:
             await self._done(step, step.deadline(self._deadlines))
         except StepError as failure:
@@ -174,7 +174,7 @@ class Engine:
         try:
             await self._bounded(step, step.apply, deadline)
         except StepError:
-            if not (step.optional and step.interruptible and self._hands.leaving):
+            if not (step.optional and step.interruptible and self._context.leaving):
                 raise
             # It waited for units when the service was told to stop; this time it does not wait.
             await self._bounded(step, step.apply, deadline)
@@ -185,7 +185,7 @@ class Engine:
         """What the kernel said; whatever is wrong with that is in nobody's way."""
         try:
             async with asyncio.timeout(LOG_SECONDS):
-                return await step.heard(self._hands, mark)
+                return await step.heard(self._context, mark)
         except Exception as fault:  # noqa: BLE001 -- it only makes a failure easier to understand
             _log.warning("cannot tell what the kernel said of '%s': %r", step.title, fault)
             return ()
@@ -216,16 +216,18 @@ class Engine:
         if self._faults:
             raise StepError("; ".join(self._faults))
 
-    async def _bounded(self, step: Step, work: Callable[[Hands], Coroutine[Any, Any, None]], deadline: float) -> None:
-        self._hands.waiting_for = ""
+    async def _bounded(
+        self, step: Step, work: Callable[[StepContext], Coroutine[Any, Any, None]], deadline: float
+    ) -> None:
+        self._context.waiting_for = ""
         try:
             async with asyncio.timeout(deadline):
-                if step.interruptible and work == step.apply and not self._hands.leaving:
+                if step.interruptible and work == step.apply and not self._context.leaving:
                     await self._unless_ending(step)
                 else:
-                    await work(self._hands)
+                    await work(self._context)
         except TimeoutError:
-            if (pending := self._hands.kernel.pending) is not None:
+            if (pending := self._context.kernel.pending) is not None:
                 self.hung = True
                 raise StuckError(pending, deadline) from None
             raise StepError(f"{self._waiting_for(step)} after {deadline:g} s") from None
@@ -243,7 +245,7 @@ class Engine:
         self._cut = cut = asyncio.timeout(0 if self._stop else None)
         try:
             async with cut:
-                await step.apply(self._hands)
+                await step.apply(self._context)
         except TimeoutError:
             if not cut.expired():
                 raise
@@ -256,14 +258,14 @@ class Engine:
         """Until the kernel has done what was sent to it last: that goes on, whoever waits for it."""
         try:
             async with asyncio.timeout(deadline):
-                await self._hands.kernel.returned()
+                await self._context.kernel.returned()
         except TimeoutError:
-            if (pending := self._hands.kernel.pending) is not None:
+            if (pending := self._context.kernel.pending) is not None:
                 self.hung = True
                 raise StuckError(pending, deadline) from None
 
     def _waiting_for(self, step: Step) -> str:
-        return self._hands.waiting_for or f"'{step.title}' is not done"
+        return self._context.waiting_for or f"'{step.title}' is not done"
 
     def _tell(self, number: int, step: Step, status: Status, started: float | None = None) -> float:
         now = asyncio.get_running_loop().time()

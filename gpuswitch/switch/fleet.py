@@ -20,7 +20,7 @@ from gpuswitch.switch.host import Host, Pending
 from gpuswitch.switch.journal import Entry, Journal
 from gpuswitch.switch.looking import seen
 from gpuswitch.switch.observer import Observer
-from gpuswitch.switch.owed import NOTHING
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE
 from gpuswitch.switch.owners import Owners
 from gpuswitch.switch.pause import Pause
 from gpuswitch.switch.record import Drift
@@ -55,7 +55,7 @@ class Fleet:
         self._looked = float("-inf")
         self._open = False
         self.owners = Owners(lambda: list(self.actors.values()), host, self._arbiter)
-        self._paying: dict[PciAddress, asyncio.Task[None]] = {}
+        self._restoring: dict[PciAddress, asyncio.Task[None]] = {}
         self._retries: dict[PciAddress, Retry] = {}
         self._paces: dict[PciAddress, Pace] = {}
         self._put_off: asyncio.Handle | None = None
@@ -76,7 +76,7 @@ class Fleet:
             self.look()
         for address, entry in (await self._read()).items():
             if address not in self.actors:
-                self._arbiter.claim(address, entry.owed)
+                self._arbiter.claim(address, entry.restore_state)
         await _each(self.actors.values(), Actor.adopt)
         self.owners.start()
         # Nobody is told that the service is ready while a machine runs whose host may fall asleep.
@@ -103,24 +103,24 @@ class Fleet:
         """A service that died between a removal and the rescan has left GPUs off the bus."""
         facts = await seen(self._host)
         there = facts.functions
-        self._fit([Gpu(address, tuple(entry.owed.functions)) for address, entry in left.items()], facts)
+        self._fit([Gpu(address, tuple(entry.restore_state.functions)) for address, entry in left.items()], facts)
         for address, entry in left.items():
-            lost = [function for function in entry.owed.functions if function not in there]
+            lost = [function for function in entry.restore_state.functions if function not in there]
             if entry.unfinished is None or not lost or self.config.gpu(address).rules.rescan_on_failure is False:
                 continue
             try:
                 async with asyncio.timeout(self.config.deadlines.rescan):
-                    await self._host.kernel(str(address)).rescan(tuple(entry.owed.functions))
+                    await self._host.kernel(str(address)).rescan(tuple(entry.restore_state.functions))
             except (KernelError, TimeoutError) as error:
                 _log.warning("%s is not on the PCI bus, and cannot be found again: %s", address, error)
 
-    async def pay(self) -> None:
+    async def restore_deferred(self) -> None:
         """Give back what could not be waited for before READY: whoever waits for us may be what it waits for."""
         self._open = True
         self.owners.ready()
         for address, entry in (await self._read()).items():
             if address not in self.actors:
-                await self._pay_for_gone(address, entry)
+                await self._restore_for_absent(address, entry)
         await _each(self.actors.values(), Actor.restore_deferred_at_start)
         self._retry()
 
@@ -134,25 +134,25 @@ class Fleet:
                 _log.warning("%s: it is tried again", error)
             await pause.wait()
 
-    async def _pay_for_gone(self, gpu: PciAddress, entry: Entry) -> None:
+    async def _restore_for_absent(self, gpu: PciAddress, entry: Entry) -> None:
         """It left the bus while nobody looked: what was changed around it is given back all the same."""
-        await self._arbiter.give_back(gpu, entry.owed.units, self.config.deadlines)
-        self._arbiter.keep(gpu, NOTHING)
+        await self._arbiter.give_back(gpu, entry.restore_state.units, self.config.deadlines)
+        self._arbiter.set_restore_state(gpu, NOTHING_TO_RESTORE)
         try:
             self._journal.save(gpu, Entry())
         except Failed as error:
             _log.error("%s", error)
 
-    def _pay_soon(self, actor: Actor, drift: Drift | None) -> None:
+    def _restore_soon(self, actor: Actor, drift: Drift | None) -> None:
         """Give back what no switch will: a GPU that left the bus does not come home, and one that somebody else brought
         home is there already.
         """
         address = actor.gpu.address
-        gone = actor.state is State.ABSENT and actor.record.owes_units and not actor.record.owned
+        gone = actor.state is State.ABSENT and actor.record.has_units_to_start and not actor.record.owned
         home = actor.state is State.HOST and drift is not None
-        if self._open and (gone or home) and address not in self._paying:
-            self._paying[address] = asyncio.create_task(_each([actor], Actor.restore_deferred))
-            self._paying[address].add_done_callback(lambda _: self._paying.pop(address))
+        if self._open and (gone or home) and address not in self._restoring:
+            self._restoring[address] = asyncio.create_task(_each([actor], Actor.restore_deferred))
+            self._restoring[address].add_done_callback(lambda _: self._restoring.pop(address))
 
     def _retry(self) -> None:
         """See to it that what did not come home is brought there when that may work."""
@@ -230,7 +230,7 @@ class Fleet:
                 actor.leave("its functions belong to another GPU now")
                 self._observer.vanished(actor)
         for address, actor in self.actors.items():
-            self._pay_soon(actor, actor.see(self.facts, found.get(address)))
+            self._restore_soon(actor, actor.see(self.facts, found.get(address)))
         for address, gpu in found.items():
             if address not in self.actors:
                 actor = Actor(
@@ -262,11 +262,13 @@ class Fleet:
 
     def _away(self, found: Iterable[Gpu]) -> list[Gpu]:
         """At the first look: the GPUs that an earlier run of the service moved, with what it moved and what is free."""
-        journals = {address: self._journal.load(address).owed.functions for address in self._journal.kept()}
-        owed = {a: set(functions) for a, functions in journals.items() if functions and a in self.facts.functions}
-        moved = set().union(*owed.values())
+        journals = {address: self._journal.load(address).restore_state.functions for address in self._journal.kept()}
+        restore_state = {
+            a: set(functions) for a, functions in journals.items() if functions and a in self.facts.functions
+        }
+        moved = set().union(*restore_state.values())
         free = {gpu.address: set(gpu.functions) - moved for gpu in found}
-        return [Gpu(a, tuple(sorted(functions | free.get(a, set())))) for a, functions in owed.items()]
+        return [Gpu(a, tuple(sorted(functions | free.get(a, set())))) for a, functions in restore_state.items()]
 
     def reconfigure(self, config: Config) -> None:
         """Follow a new configuration. A switch under way ends under the deadlines that it began with."""

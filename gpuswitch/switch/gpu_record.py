@@ -27,7 +27,7 @@ from gpuswitch.switch.journal import Entry, Journal, Page
 from gpuswitch.switch.looking import seen
 from gpuswitch.switch.machine import SEEN, SETTLE, GpuMachine
 from gpuswitch.switch.observe import explain, observe, place, whereabouts
-from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
 from gpuswitch.switch.plan import Plan
 from gpuswitch.switch.record import Drift, Result, Switch
 from gpuswitch.switch.strategies import still_failed
@@ -104,7 +104,7 @@ class GpuRecord:
         self._observer = observer
         self._machine = GpuMachine()
         self.page = Page(journal, gpu.address, self._share)
-        arbiter.claim(gpu.address, self.owed)
+        arbiter.claim(gpu.address, self.restore_state)
         self._share(self.page.entry)
         self.take_in(facts, gpu)
         if self.page.entry.failed and self.state is State.UNKNOWN:
@@ -139,13 +139,13 @@ class GpuRecord:
         return self.own_config.rules
 
     @property
-    def owed(self) -> Owed:
-        return self.page.entry.owed
+    def restore_state(self) -> RestoreState:
+        return self.page.entry.restore_state
 
     @property
-    def owes_units(self) -> bool:
+    def has_units_to_start(self) -> bool:
         """Some are to be started again, when it is home or gone for good."""
-        return bool(self.owed.units)
+        return bool(self.restore_state.units)
 
     @property
     def owner(self) -> Owner | None:
@@ -171,7 +171,7 @@ class GpuRecord:
     def host_driver(self) -> str | None:
         """The driver of the display function at home, None where it has none or nobody knows it yet."""
         display = self.facts.functions.get(self.gpu.address)
-        if captured := self.owed.functions.get(self.gpu.address):
+        if captured := self.restore_state.functions.get(self.gpu.address):
             return captured.driver.name if captured.driver else None
         if display is not None and not display.on_vfio:
             return display.driver_name
@@ -202,7 +202,7 @@ class GpuRecord:
 
     async def is_at_rest(self) -> bool:
         """Whether it is in a known-good state now, by a fresh look."""
-        return observe(self.gpu, await self.fresh_facts(), self.owed).stable
+        return observe(self.gpu, await self.fresh_facts(), self.restore_state).stable
 
     # Where it is ----------------------------------------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ class GpuRecord:
         """Take in a look; what somebody else did to it since the last one."""
         before, seen_before, drift = self.state, (self.gpu, self.facts), None
         self.facts, self.gpu = facts, gpu
-        now = observe(gpu, facts, self.owed)
+        now = observe(gpu, facts, self.restore_state)
         if now is not self.state and self._machine.can(SEEN[now]):
             self.fire(SEEN[now])
             self.reason = ""
@@ -224,17 +224,17 @@ class GpuRecord:
             self._why = explain(gpu, facts)
         if not gpu.present(facts):
             # The overrides and power settings that we owed went with the device.
-            self._owe_units_only()
+            self._keep_units_only()
         return drift
 
-    async def settle(self, outcome: Outcome, owed_before: Owed, story: str = "") -> Outcome:
+    async def settle(self, outcome: Outcome, restore_state_before: RestoreState, story: str = "") -> Outcome:
         """Enter the state that a fresh look shows; what is owed is forgotten once all of it was given back.
 
         `story` is why it was `failed` before, "" where it was not.
         """
         result, reason, reached = outcome
         self.facts = await self.fresh_facts()
-        where = observe(self.gpu, self.facts, self.owed)
+        where = observe(self.gpu, self.facts, self.restore_state)
         if where is State.ABSENT:
             self.fire("seen_gone")
         else:
@@ -250,10 +250,10 @@ class GpuRecord:
                 # All is as before, and that was no known-good state.
                 result = Result.FAILED
             self.reason = still_failed(story, self.reason or explain(self.gpu, self.facts))
-        owed = self._owed_after(result, reached, owed_before)
+        restore_state = self._restore_state_after(result, reached, restore_state_before)
         failed = self.reason if self.state is State.FAILED else ""
         owner = self._owner_at(self.state)
-        self.page.write_if_possible(Entry(owed, owner=owner, failed=failed, stays_out=self._out_after(result)))
+        self.page.write_if_possible(Entry(restore_state, owner=owner, failed=failed, stays_out=self._out_after(result)))
         return Outcome(result, reason, reached)
 
     def _out_after(self, result: Result) -> str:
@@ -263,7 +263,7 @@ class GpuRecord:
         switch, owner = self.switch, self.owner
         to_come_home = self.state is State.VFIO and switch is not None and switch.target is State.HOST
         # Of one that belongs to a machine, only that one's end is to bring it home.
-        anothers = owner is not None and (switch is None or switch.asker.vm != owner.name)
+        anothers = owner is not None and (switch is None or switch.requester.vm != owner.name)
         if anothers or result is Result.DONE or not (to_come_home or self.state is State.FAILED):
             return ""
         return self.reason
@@ -276,21 +276,25 @@ class GpuRecord:
 
     def aims_home(self, plan: Plan) -> None:
         """This plan is next."""
-        captured = plan.owed.functions.get(self.gpu.address)
+        captured = plan.restore_state.functions.get(self.gpu.address)
         if plan.target is State.HOST and captured is not None and captured.driver is not None:
             self.home_driver = captured.driver.name
 
-    def _owed_after(self, result: Result, reached: Plan | None, owed_before: Owed) -> Owed:
+    def _restore_state_after(
+        self, result: Result, reached: Plan | None, restore_state_before: RestoreState
+    ) -> RestoreState:
         if reached is not None:
             # With the units that a policy stopped on the way, and consoles that were unbound since it was planned.
-            ended = tuple(unit for unit in self.owed.units if unit not in reached.owed.units)
-            unbound = tuple(name for name in self.owed.vtconsoles if name not in reached.owed.vtconsoles)
-            return Owed(units=ended, vtconsoles=unbound).and_before(reached.afterwards)
+            ended = tuple(unit for unit in self.restore_state.units if unit not in reached.restore_state.units)
+            unbound = tuple(
+                name for name in self.restore_state.vtconsoles if name not in reached.restore_state.vtconsoles
+            )
+            return RestoreState(units=ended, vtconsoles=unbound).and_before(reached.afterwards)
         if not self.gpu.present(self.facts):
-            return Owed(units=self.owed.units)
-        if result in {Result.REVERTED, Result.CANCELLED} and not owed_before:
-            return NOTHING
-        return self.owed
+            return RestoreState(units=self.restore_state.units)
+        if result in {Result.REVERTED, Result.CANCELLED} and not restore_state_before:
+            return NOTHING_TO_RESTORE
+        return self.restore_state
 
     def fire(self, trigger: str) -> None:
         """Take the edge of that name (`model/states.py`)."""
@@ -334,21 +338,23 @@ class GpuRecord:
 
     def _share(self, entry: Entry) -> None:
         """What others share with it follows from what it is owed, and from whose it is."""
-        self._arbiter.keep(self.gpu.address, entry.owed)
+        self._arbiter.set_restore_state(self.gpu.address, entry.restore_state)
         self._arbiter.awake.need(self.gpu.address, Why.OWNER, needed=entry.owner is not None)
 
-    def record_restore(self, more: Owed) -> None:
+    def record_restore(self, more: RestoreState) -> None:
         """Owe this, too.
 
         Raises:
             Failed: that could not be written.
         """
-        self.page.write(replace(self.page.entry, owed=more.and_before(self.owed)))
+        self.page.write(replace(self.page.entry, restore_state=more.and_before(self.restore_state)))
 
-    def _owe_units_only(self) -> None:
+    def _keep_units_only(self) -> None:
         """What was owed to the device went with it; the host still gets its units back."""
-        if self.owed:
-            self.page.write_if_possible(replace(self.page.entry, owed=Owed(units=self.owed.units)))
+        if self.restore_state:
+            self.page.write_if_possible(
+                replace(self.page.entry, restore_state=RestoreState(units=self.restore_state.units))
+            )
 
     def own(self, owner: Owner | None, *, again: bool = False) -> None:
         """It belongs to this virtual machine from now on, or to none any more. `again`: it did, before it was claimed.

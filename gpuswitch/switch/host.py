@@ -13,7 +13,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import Candidate
 from gpuswitch.model.facts import Consoles, Driver, HostFacts
 from gpuswitch.model.hints import Attribute, OneOf
-from gpuswitch.model.holders import Holder, Process, Scan, Sought, Unit
+from gpuswitch.model.holders import Holder, HolderQuery, Process, Scan, Unit
 from gpuswitch.model.owner import Owner
 from gpuswitch.switch.operation import Operations, Words, operation, operations_of
 
@@ -249,10 +249,10 @@ OPERATIONS = operations_of(Kernel)
 class Processes(Protocol):
     """The processes of the machine: who has what open, and a word to them."""
 
-    noticed: Callable[[Sought, Scan], None]
+    noticed: Callable[[HolderQuery, Scan], None]
     """Told what each look found. Does nothing until somebody sets it; must return at once and not raise."""
 
-    async def scan(self, sought: Sought) -> Scan:
+    async def scan(self, query: HolderQuery) -> Scan:
         """Who has it open, in containers too. Takes no device lock, but may block (a dead network mount).
 
         Not in a GPU's worker: a scan that never returns leaves no GPU wedged. Cancelling the caller abandons it.
@@ -261,7 +261,7 @@ class Processes(Protocol):
             KernelError: nobody can tell; whatever was asked about counts as busy.
         """
 
-    async def stirred(self, holders: Sequence[Holder]) -> None:
+    async def wait_for_change(self, holders: Sequence[Holder]) -> None:
         """Wait until one of them ends, or somebody closes a node that one of them has open.
 
         Raises:

@@ -12,15 +12,15 @@ from gpuswitch.errors import Failed, GpuswitchError, KernelError
 from gpuswitch.model.drivers import PERSISTENCED
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
-from gpuswitch.model.holders import Holder, Scan, Sought, Unit
+from gpuswitch.model.holders import Holder, HolderQuery, Scan, Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.switch import needs as rules
 from gpuswitch.switch.arbiter import Arbiter
-from gpuswitch.switch.consoles import consoles_to_move, shown_beside
+from gpuswitch.switch.consoles import consoles_to_move, shown_by_other_gpus
 from gpuswitch.switch.guards import Blocker, refusal
 from gpuswitch.switch.holding import Leaving
 from gpuswitch.switch.host import Host, Kernel
-from gpuswitch.switch.needs import Needs, Occupation
+from gpuswitch.switch.needs import BoundDriver, DetachRequirements
 from gpuswitch.switch.operation import seconds_for
 from gpuswitch.switch.owed import Baseline
 from gpuswitch.switch.pause import answered
@@ -28,7 +28,7 @@ from gpuswitch.tables import Defaults
 
 
 @dataclass(frozen=True)
-class Inquiry:
+class DetachSurvey:
     """About one GPU, once. `kernel` is who reads its settings."""
 
     gpu: Gpu
@@ -39,7 +39,7 @@ class Inquiry:
     kernel: Kernel
     arbiter: Arbiter
 
-    async def made(self, found: Iterable[Blocker] = ()) -> tuple[Baseline, Needs]:
+    async def run(self, found: Iterable[Blocker] = ()) -> tuple[Baseline, DetachRequirements]:
         """What the functions have now, and what is to be done around them.
 
         `found` are the blockers that the facts show: what is found here is named with them.
@@ -48,7 +48,7 @@ class Inquiry:
             GpuswitchError: refused, with every blocker.
             KernelError, LateError: the GPU's worker could not tell.
         """
-        occupied = rules.occupations(
+        occupied = rules.bound_drivers(
             self.gpu, self.facts, self._rules.module_policy, frozenset(self.arbiter.stuck.values())
         )
         found = [
@@ -65,20 +65,20 @@ class Inquiry:
             now = await self._capture()
         if not (occupied or rules.boot_framebuffers(self.gpu, self.facts)):
             # Nobody has open what no driver has, the firmware's neither.
-            return now, Needs()
-        sought = rules.sought(self.gpu, self.facts, occupied)
-        needs, unknown = await self._units(Needs(sought=sought, occupations=occupied), occupied)
+            return now, DetachRequirements()
+        query = rules.query(self.gpu, self.facts, occupied)
+        requirements, unknown = await self._units(DetachRequirements(query=query, bound_drivers=occupied), occupied)
         if not unknown:
             async with answered(self.config.deadlines.module):
-                needs = await self._of_the_kernel(needs)
+                requirements = await self._of_the_kernel(requirements)
         # Not before: nvidia-smi, which may have been asked, has the GPU open as long as it runs.
-        scan = await self._scan(sought)
-        needs, staying = await self._holding(replace(needs, numbers=scan.numbers), scan.holders)
+        scan = await self._scan(query)
+        requirements, staying = await self._holding(replace(requirements, numbers=scan.numbers), scan.holders)
         if unknown or staying:
             raise refusal([*unknown, *staying])
-        return now, needs
+        return now, requirements
 
-    async def _not_found_again(self, occupied: tuple[Occupation, ...]) -> tuple[Blocker, ...]:
+    async def _not_found_again(self, occupied: tuple[BoundDriver, ...]) -> tuple[Blocker, ...]:
         """Where nobody can tell, that a module does not come back is told when it does not."""
         if not (modules := rules.unloaded(occupied)):
             return ()
@@ -89,7 +89,7 @@ class Inquiry:
             return ()
         return tuple(rules.not_found_again(modules, known))
 
-    async def _besides(self, occupied: tuple[Occupation, ...]) -> tuple[Blocker, ...]:
+    async def _besides(self, occupied: tuple[BoundDriver, ...]) -> tuple[Blocker, ...]:
         """What else is in the way of a switch that is refused already, as far as it can be told.
 
         Nothing is asked for it that takes a device lock.
@@ -98,9 +98,9 @@ class Inquiry:
             return ()
         unknown: tuple[Blocker, ...] = ()
         try:
-            needs, unknown = await self._units(Needs(), occupied)
-            scan = await self._scan(rules.sought(self.gpu, self.facts, occupied))
-            _, staying = await self._holding(needs, scan.holders)
+            requirements, unknown = await self._units(DetachRequirements(), occupied)
+            scan = await self._scan(rules.query(self.gpu, self.facts, occupied))
+            _, staying = await self._holding(requirements, scan.holders)
         except GpuswitchError as error:
             return (*unknown, Blocker("unknown", str(error), type(error)))
         return (*unknown, *staying)
@@ -116,32 +116,32 @@ class Inquiry:
     async def _capture(self) -> Baseline:
         return await self.kernel.capture(self.gpu.functions)
 
-    async def _of_the_kernel(self, needs: Needs) -> Needs:
+    async def _of_the_kernel(self, requirements: DetachRequirements) -> DetachRequirements:
         """Consoles, the firmware's frame buffer, persistence mode."""
         consoles = await self.kernel.consoles()
         terminals, to, unbind = consoles_to_move(
             self.gpu.functions,
             consoles,
-            unload=bool(needs.unload),
-            leaving=self.arbiter.away(besides=self.gpu.address),
+            unload=bool(requirements.unload),
+            leaving=self.arbiter.functions_away_from_host(besides=self.gpu.address),
         )
-        borrowed = self.arbiter.terminals_of_others(self.gpu.address)
+        terminals_of_others = self.arbiter.terminals_of_others(self.gpu.address)
         # A daemon that keeps it persistent ends that when it is stopped; to ask otherwise may take nvidia-smi a second.
         asked = [
             function
-            for occupation in needs.occupations
-            if occupation.profile.persistence and needs.units_told and PERSISTENCED not in needs.active
-            for function in occupation.functions
+            for bound_driver in requirements.bound_drivers
+            if bound_driver.profile.persistence and requirements.units_told and PERSISTENCED not in requirements.active
+            for function in bound_driver.functions
         ]
         return replace(
-            needs,
+            requirements,
             # Another GPU that is on its way home has been drawn over some of them.
-            terminals=tuple(sorted({*terminals, *self.arbiter.terminals_beside(self.gpu.functions, consoles)})),
-            borrowed=borrowed,
-            beside=shown_beside(
+            terminals=tuple(sorted({*terminals, *self.arbiter.terminals_of_absent_gpus(self.gpu.functions, consoles)})),
+            terminals_of_others=terminals_of_others,
+            shown_by_others=shown_by_other_gpus(
                 self.gpu.functions,
                 consoles,
-                borrowed,
+                terminals_of_others,
                 boot_display=any(function.boot_display for function in self.gpu.present(self.facts)),
                 console_map=self.facts.console_map,
             ),
@@ -153,7 +153,9 @@ class Inquiry:
             persistent=tuple([f for f in asked if await self.kernel.persistence(f)]),
         )
 
-    async def _units(self, needs: Needs, found: tuple[Occupation, ...]) -> tuple[Needs, tuple[Blocker, ...]]:
+    async def _units(
+        self, requirements: DetachRequirements, found: tuple[BoundDriver, ...]
+    ) -> tuple[DetachRequirements, tuple[Blocker, ...]]:
         """Those to stop, and those of them that there are not.
 
         Those that are to be started again for some other GPU's sake were active, too.
@@ -168,32 +170,34 @@ class Inquiry:
             if own:
                 raise Failed(f"cannot tell whether {', '.join(map(str, own))} is active: {_said(error)}") from error
             running, missing, told = frozenset(), frozenset(), False
-        active = tuple(unit for unit in (*own, *comfort) if unit in running or self.arbiter.is_owed(unit))
+        active = tuple(unit for unit in (*own, *comfort) if unit in running or self.arbiter.is_to_be_started(unit))
         at_once = rules.back_at_once(found)
         unknown = tuple(
             Blocker("unknown_unit", f"there is no {unit}, which is to be stopped first: correct its name in stop_units")
             for unit in own
             if unit in missing
         )
-        needs = replace(
-            needs,
+        requirements = replace(
+            requirements,
             stop=(*own, *(unit for unit in comfort if unit in active)),
             active=active,
             units_told=told,
             later=tuple(unit for unit in active if unit not in at_once or unit in own),
         )
-        return needs, unknown
+        return requirements, unknown
 
-    async def _scan(self, sought: Sought) -> Scan:
+    async def _scan(self, query: HolderQuery) -> Scan:
         try:
             async with asyncio.timeout(self.config.deadlines.holders):
-                return await self.host.processes.scan(sought)
+                return await self.host.processes.scan(query)
         except (KernelError, TimeoutError) as error:
             raise BusyError(
                 f"nobody can tell who has {self.gpu.address} open, so it counts as busy: {_said(error)}"
             ) from error
 
-    async def _holding(self, needs: Needs, holders: tuple[Holder, ...]) -> tuple[Needs, tuple[Blocker, ...]]:
+    async def _holding(
+        self, requirements: DetachRequirements, holders: tuple[Holder, ...]
+    ) -> tuple[DetachRequirements, tuple[Blocker, ...]]:
         """What is to be done about those who have it open, and who keeps it all the same."""
         mine = self._rules
         sessions = await self._sessions(holders) if mine.end_sessions else ()
@@ -208,12 +212,12 @@ class Inquiry:
                 coming=desk_ends,
             )
         )
-        stopped = (*needs.stop, *await self._canonical(needs.stop))
+        stopped = (*requirements.stop, *await self._canonical(requirements.stop))
         leaving = Leaving(stopped, sessions, sound=any(subsystem == "sound" for subsystem, _ in announced))
         staying = tuple(rules.refuse_holders(self.gpu, holders, leaving, self._busy))
         wait = self.options.wait_seconds or mine.wait_seconds
-        needs = replace(
-            needs,
+        requirements = replace(
+            requirements,
             busy=self._busy,
             wait_seconds=wait if self._busy is Busy.WAIT else self.config.deadlines.release,
             grace_seconds=mine.grace_seconds,
@@ -222,7 +226,7 @@ class Inquiry:
             announce=announced,
             holding=bool(holders or desk_ends),
         )
-        return needs, staying
+        return requirements, staying
 
     async def _canonical(self, units: Iterable[Unit]) -> tuple[Unit, ...]:
         """By the names that holders run under; one that nobody knows is told of when it is to be stopped."""

@@ -26,9 +26,9 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.codec import decode, encoders_of
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.host import Pending
-from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
 from gpuswitch.switch.pause import Pause
-from gpuswitch.switch.record import Asker, Switch
+from gpuswitch.switch.record import Requester, Switch
 from gpuswitch.switch.store import Store
 
 _FORMAT = 4
@@ -49,7 +49,7 @@ class Unfinished:
 
     id: str
     target: Annotated[State, OneOf(State.HOST, State.VFIO)]
-    asker: Asker
+    requester: Requester
     started: float
     index: int = 0
     count: int = 0
@@ -70,7 +70,7 @@ class Entry:
     the last way home ended elsewhere.
     """
 
-    owed: Owed = NOTHING
+    restore_state: RestoreState = NOTHING_TO_RESTORE
     stuck: Pending | None = None
     unfinished: Unfinished | None = None
     owner: Owner | None = None
@@ -83,7 +83,7 @@ class Entry:
 
     def __bool__(self) -> bool:
         some = (self.unfinished, self.owner, self.stuck)
-        return some != (None, None, None) or bool(self.failed or self.stays_out or self.owed)
+        return some != (None, None, None) or bool(self.failed or self.stays_out or self.restore_state)
 
 
 _FIELDS = tuple(encoders_of(Entry).items())
@@ -258,16 +258,16 @@ class Page:
         if self._behind:
             self.write_if_possible(self.entry)
 
-    def begin(self, switch: Switch, owed: Owed) -> None:
+    def begin(self, switch: Switch, restore_state: RestoreState) -> None:
         """This switch is under way from here on, and this is owed for it: a service that starts anew knows of both.
 
         Raises:
             Failed: that could not be written; nothing was changed.
         """
-        unfinished = Unfinished(switch.id, switch.target, switch.asker, switch.started, count=switch.count)
+        unfinished = Unfinished(switch.id, switch.target, switch.requester, switch.started, count=switch.count)
         self._journal.reserve(self._gpu)
         try:
-            self.write(replace(self.entry, owed=owed, unfinished=unfinished, stuck=None, failed=""))
+            self.write(replace(self.entry, restore_state=restore_state, unfinished=unfinished, stuck=None, failed=""))
         except Failed as error:
             raise Failed(f"{error}, so nothing was changed") from error
 
@@ -321,19 +321,24 @@ def _from_3(page: Mapping[str, Any]) -> dict[str, Any]:
         for address, kept in owed["functions"].items()
     }
     return {
-        "owed": {
+        "restore_state": {
             "functions": functions,
             "units": [_named(unit, "name", "user") for unit in owed["units"]],
             "modules": owed["modules"],
             "terminals": owed["terminals"],
             "vtconsoles": owed["vtconsoles"],
-            "beside": owed.get("beside", []),
+            "shown_by_others": owed.get("beside", []),
             "boot_framebuffers": owed["boot_framebuffers"],
             "persistent": owed["persistent"],
             "announced": owed["announced"],
         },
         "stuck": stuck and {"what": stuck[0], "worker": _named(stuck[1:], "pid", "started")},
-        "unfinished": unfinished and {**unfinished, "worker": _named(unfinished["worker"], "pid", "started")},
+        "unfinished": unfinished
+        and {
+            **{key: value for key, value in unfinished.items() if key != "asker"},
+            "requester": unfinished["asker"],
+            "worker": _named(unfinished["worker"], "pid", "started"),
+        },
         "owner": _named(page["owner"], "name", "uuid"),
         "failed": page["failed"],
         "stays_out": page.get("stays_out", ""),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
-from gpuswitch.switch.step import Hands, Step
+from gpuswitch.switch.step import Step, StepContext
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class ResetFunction(Step):
     def title(self) -> str:
         return f"reset {self.function}"
 
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.reset(self.function)
+    async def apply(self, context: StepContext) -> None:
+        await context.kernel.reset(self.function)
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,17 @@ class RemoveFunctions(Step):
     def title(self) -> str:
         return f"remove {_and(self.functions)} from the PCI bus"
 
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.remove(tuple(reversed(self.functions)))
+    async def apply(self, context: StepContext) -> None:
+        await context.kernel.remove(tuple(reversed(self.functions)))
 
-    async def verify(self, hands: Hands) -> None:
-        await hands.check(self._unmet, self.functions)
+    async def verify(self, context: StepContext) -> None:
+        await context.check(self._unmet, self.functions)
 
-    async def revert(self, hands: Hands) -> None:
+    async def revert(self, context: StepContext) -> None:
         # As a removal that ends after its time.
-        there = (await hands.look(self.functions)).functions
+        there = (await context.look(self.functions)).functions
         if gone := tuple(function for function in self.functions if function not in there):
-            await hands.kernel.rescan(gone)
+            await context.kernel.rescan(gone)
 
     def _unmet(self, facts: HostFacts) -> str | None:
         left = [function for function in self.functions if function in facts.functions]
@@ -77,16 +77,16 @@ class Rescan(Step):
     def title(self) -> str:
         return f"find {_and(self.functions)} on the PCI bus again"
 
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.rescan(self.functions)
+    async def apply(self, context: StepContext) -> None:
+        await context.kernel.rescan(self.functions)
 
-    async def verify(self, hands: Hands) -> None:
-        await hands.until(self._unmet, self.functions)
-        if hands.host.look().autoprobe:
+    async def verify(self, context: StepContext) -> None:
+        await context.until(self._unmet, self.functions)
+        if context.host.look().autoprobe:
             for function in self.functions:
                 # Which driver could not take it is told when the GPU is brought home.
                 with suppress(KernelError):
-                    await hands.kernel.probe(function)
+                    await context.kernel.probe(function)
 
     def _unmet(self, facts: HostFacts) -> str | None:
         missing = [function for function in self.functions if function not in facts.functions]

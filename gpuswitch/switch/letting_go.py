@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from signal import SIGKILL, SIGTERM, Signals
 
 from gpuswitch.errors import Failed, KernelError
-from gpuswitch.model.holders import Holder, Process, Sought, Unit
+from gpuswitch.model.holders import Holder, HolderQuery, Process, Unit
 from gpuswitch.model.policy import Busy
 from gpuswitch.switch.announcing import Announced, Reminder
 from gpuswitch.switch.holding import in_the_way, is_machine, never_ended, stoppable_unit
-from gpuswitch.switch.owed import Owed
-from gpuswitch.switch.step import RESCAN_SECONDS, Hands, Step, StepError, side_by_side
+from gpuswitch.switch.owed import RestoreState
+from gpuswitch.switch.step import RESCAN_SECONDS, Step, StepContext, StepError, side_by_side
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class EndSession(Step):
     def title(self) -> str:
         return f"end session {self.session}"
 
-    async def apply(self, hands: Hands) -> None:
+    async def apply(self, context: StepContext) -> None:
         try:
-            await hands.host.systemd.end_session(self.session)
+            await context.host.systemd.end_session(self.session)
         except KernelError as error:
             # Its display manager may have ended it a moment ago.
             if error.errno != errno.ENOENT:
@@ -49,7 +49,7 @@ class AwaitHolders(Step):
 
     kind = "release"
     interruptible = True
-    sought: Sought
+    query: HolderQuery
     policy: Busy
     seconds: float
     grace: float
@@ -72,26 +72,26 @@ class AwaitHolders(Step):
         # What it takes back is the stop of units.
         return deadlines["units"]
 
-    async def apply(self, hands: Hands) -> None:
-        holders = await hands.holders(self.sought)
+    async def apply(self, context: StepContext) -> None:
+        holders = await context.holders(self.query)
         if holders and self.policy in {Busy.TERMINATE, Busy.KILL}:
-            holders = await self._end(hands, holders)
+            holders = await self._end(context, holders)
         elif holders:
-            holders = await _gone(hands, self.sought, self.seconds, self.announced)
+            holders = await _gone(context, self.query, self.seconds, self.announced)
         if holders:
-            raise StepError(in_the_way(hands.gpu, holders))
+            raise StepError(in_the_way(context.gpu, holders))
 
-    async def _end(self, hands: Hands, holders: tuple[Holder, ...]) -> tuple[Holder, ...]:
+    async def _end(self, context: StepContext, holders: tuple[Holder, ...]) -> tuple[Holder, ...]:
         """Those that are still there after all that the policy allows."""
-        left_behind = await self._stop_units(hands, holders)
-        await self._signal(hands, SIGTERM, left_behind)
-        left = await _gone(hands, self.sought, self.grace, self.announced)
+        left_behind = await self._stop_units(context, holders)
+        await self._signal(context, SIGTERM, left_behind)
+        left = await _gone(context, self.query, self.grace, self.announced)
         if left and self.policy is Busy.KILL:
-            await self._signal(hands, SIGKILL, left_behind)
-            left = await _gone(hands, self.sought, self.grace, self.announced)
+            await self._signal(context, SIGKILL, left_behind)
+            left = await _gone(context, self.query, self.grace, self.announced)
         return left
 
-    async def _stop_units(self, hands: Hands, holders: Collection[Holder]) -> frozenset[Unit]:
+    async def _stop_units(self, context: StepContext, holders: Collection[Holder]) -> frozenset[Unit]:
         """Through their manager, and what would start them again first; those that do not run any more.
 
         What such a one left behind (KillMode=process) its manager does not end, and it is not owed to anybody.
@@ -99,33 +99,35 @@ class AwaitHolders(Step):
         units = {unit for holder in holders if not never_ended(holder) and (unit := stoppable_unit(holder))}
         units -= {stoppable_unit(holder) for holder in holders if is_machine(holder)}
         try:
-            running = sorted(await hands.host.systemd.active(units), key=str)
-            hands.waiting_for = f"{', '.join(map(str, running))}: not stopped"
-            await side_by_side(self._stop_unit(hands, unit) for unit in running)
+            running = sorted(await context.host.systemd.active(units), key=str)
+            context.waiting_for = f"{', '.join(map(str, running))}: not stopped"
+            await side_by_side(self._stop_unit(context, unit) for unit in running)
         except (KernelError, Failed) as error:
             raise StepError(str(error)) from error
         return frozenset(units.difference(running))
 
-    async def _stop_unit(self, hands: Hands, unit: Unit) -> None:
-        for each in (*await hands.host.systemd.sockets(unit), unit):
-            hands.owe(Owed(units=(each,)))
-            hands.stopped.append(each)
-            await hands.arbiter.stop(hands.gpu, each)
+    async def _stop_unit(self, context: StepContext, unit: Unit) -> None:
+        for each in (*await context.host.systemd.sockets(unit), unit):
+            context.record_restore(RestoreState(units=(each,)))
+            context.stopped.append(each)
+            await context.arbiter.stop(context.gpu, each)
 
-    async def revert(self, hands: Hands) -> None:
-        stopped, hands.stopped = hands.stopped, []
-        await side_by_side(hands.arbiter.start(hands.gpu, unit, wait=not hands.leaving) for unit in reversed(stopped))
+    async def revert(self, context: StepContext) -> None:
+        stopped, context.stopped = context.stopped, []
+        await side_by_side(
+            context.arbiter.start(context.gpu, unit, wait=not context.leaving) for unit in reversed(stopped)
+        )
 
-    async def _signal(self, hands: Hands, number: Signals, left_behind: frozenset[Unit]) -> None:
+    async def _signal(self, context: StepContext, number: Signals, left_behind: frozenset[Unit]) -> None:
         """To each process that has it open at this moment. Those of units got theirs from their manager."""
-        for holder in await hands.holders(self.sought):
+        for holder in await context.holders(self.query):
             managed = number is SIGTERM and stoppable_unit(holder) not in {None, *left_behind}
             if holder.process is not None and not managed and not never_ended(holder):
-                self._send(hands, holder.process, number)
+                self._send(context, holder.process, number)
 
-    def _send(self, hands: Hands, process: Process, number: Signals) -> None:
+    def _send(self, context: StepContext, process: Process, number: Signals) -> None:
         try:
-            hands.host.processes.signal(process, number)
+            context.host.processes.signal(process, number)
         except KernelError as error:
             raise StepError(str(error)) from error
 
@@ -141,7 +143,7 @@ class CheckHolders(Step):
 
     kind = "holders"
     interruptible = True
-    sought: Sought
+    query: HolderQuery
     seconds: float = 0.0
     announced: Announced = ()
 
@@ -152,25 +154,25 @@ class CheckHolders(Step):
     def deadline(self, deadlines: Mapping[str, float]) -> float:
         return deadlines[self.kind] + self.seconds
 
-    async def apply(self, hands: Hands) -> None:
-        if holders := await _gone(hands, self.sought, self.seconds, self.announced):
-            raise StepError(in_the_way(hands.gpu, holders))
+    async def apply(self, context: StepContext) -> None:
+        if holders := await _gone(context, self.query, self.seconds, self.announced):
+            raise StepError(in_the_way(context.gpu, holders))
 
 
-async def _gone(hands: Hands, sought: Sought, seconds: float, announced: Announced) -> tuple[Holder, ...]:
+async def _gone(context: StepContext, query: HolderQuery, seconds: float, announced: Announced) -> tuple[Holder, ...]:
     """Wait until there are none, this long at most; those that are left."""
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
     reminder = Reminder(announced, loop.time())
     while True:
-        hands.waiting_for = "the look for programs that have it open is not over"
-        holders = await hands.holders(sought)
+        context.waiting_for = "the look for programs that have it open is not over"
+        holders = await context.holders(query)
         left = until - loop.time()
         if reminder.settled and (left <= 0 or not holders):
             return holders
         if holders:
-            hands.waiting_for = in_the_way(hands.gpu, holders)
+            context.waiting_for = in_the_way(context.gpu, holders)
         # A GPU that is pulled meanwhile shows its nodes no more, and they are open all the same.
-        sought = replace(sought, numbers=hands.numbers)
-        await reminder.remind(hands, holders, loop.time(), left)
-        await hands.stirred(holders, max(left, RESCAN_SECONDS))
+        query = replace(query, numbers=context.numbers)
+        await reminder.remind(context, holders, loop.time(), left)
+        await context.wait_for_change(holders, max(left, RESCAN_SECONDS))

@@ -13,7 +13,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import Profile, lets_go_of_one, profile_of
 from gpuswitch.model.facts import BootFramebuffer, Driver, HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
-from gpuswitch.model.holders import Holder, Sought, Unit
+from gpuswitch.model.holders import Holder, HolderQuery, Unit
 from gpuswitch.model.policy import Busy, ModulePolicy
 from gpuswitch.switch.guards import GONE, Blocker
 from gpuswitch.switch.holding import Leaving, is_logind, never_ended, sentences
@@ -22,7 +22,7 @@ AUTOPROBE = "/sys/bus/pci/drivers_autoprobe"
 
 
 @dataclass(frozen=True, slots=True)
-class Occupation:
+class BoundDriver:
     """A host driver that has functions of the GPU, all of which are to leave it.
 
     `last`: no other device is on any driver of its module. `loaded`: the modules of its chain that can be unloaded, in
@@ -37,7 +37,7 @@ class Occupation:
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class DetachRequirements:
     """What is to be done around the GPU on its way out; by default, nothing.
 
     `stop` are the units to stop, of which `active` are to be started again: `later` with the GPU, the others at once,
@@ -45,16 +45,16 @@ class Needs:
     with functions. `holding`: somebody has the GPU open, or may come to, who may be waited for, or ended;
     `passing_seconds`: how long one may take who has it open for a moment only, when all that is done.
 
-    `sought` is what to look for to find who has it open, `numbers` the device numbers that a look found.
+    `query` is what to look for to find who has it open, `numbers` the device numbers that a look found.
 
-    `shows`: it has a frame buffer. `terminals` are shown there, and can be moved `to` another; those in `borrowed`
-    belong to other GPUs, and others show those `beside` (`gpuswitch.switch.owed`). `unbind_consoles` are unbound, since
-    fbcon would keep the driver's module, and bound again but for `leave_consoles`. `persistent` functions are in
-    nvidia's persistence mode. `owned`: a machine is to have it, and these functions `along` with it. `vfio_driver`:
-    what the configuration names for its display functions ("" whatever fits best).
+    `shows`: it has a frame buffer. `terminals` are shown there, and can be moved `to` another; `terminals_of_others`
+    are shown there while their own GPUs are away, and `shown_by_others` as in `RestoreState`. `unbind_consoles` are
+    unbound, since fbcon would keep the driver's module, and bound again but for `leave_consoles`. `persistent`
+    functions are in nvidia's persistence mode. `owned`: a machine is to have it, and these functions `along` with it.
+    `vfio_driver`: what the configuration names for its display functions ("" whatever fits best).
     """
 
-    sought: Sought | None = None
+    query: HolderQuery | None = None
     numbers: tuple[str, ...] = ()
     busy: Busy = Busy.REFUSE
     wait_seconds: float = 0.0
@@ -67,10 +67,10 @@ class Needs:
     sessions: tuple[str, ...] = ()
     announce: tuple[tuple[str, tuple[PciAddress, ...]], ...] = ()
     holding: bool = False
-    occupations: tuple[Occupation, ...] = ()
+    bound_drivers: tuple[BoundDriver, ...] = ()
     terminals: tuple[int, ...] = ()
-    borrowed: frozenset[int] = frozenset()
-    beside: tuple[tuple[int, PciAddress], ...] = ()
+    terminals_of_others: frozenset[int] = frozenset()
+    shown_by_others: tuple[tuple[int, PciAddress], ...] = ()
     shows: bool = False
     owned: bool = False
     along: frozenset[PciAddress] = frozenset()
@@ -99,16 +99,16 @@ class Needs:
     @property
     def chain(self) -> tuple[str, ...]:
         """The modules that are there around the host drivers, in the order to load them."""
-        return tuple(module for o in self.occupations for module in reversed(o.loaded))
+        return tuple(module for o in self.bound_drivers for module in reversed(o.loaded))
 
     @property
-    def unload(self) -> tuple[Occupation, ...]:
-        return tuple(o for o in self.occupations if o.unload)
+    def unload(self) -> tuple[BoundDriver, ...]:
+        return tuple(o for o in self.bound_drivers if o.unload)
 
 
-def occupations(
+def bound_drivers(
     gpu: Gpu, facts: HostFacts, policy: ModulePolicy, stuck: frozenset[str] = frozenset()
-) -> tuple[Occupation, ...]:
+) -> tuple[BoundDriver, ...]:
     """The host drivers that have functions of this GPU, companions' first.
 
     `stuck` are drivers that the kernel is in with another device, although that shows no driver any more: to unload
@@ -122,14 +122,14 @@ def occupations(
     others = {Driver(name, facts.pci_drivers.get(name)) for name in stuck}
     others |= {f.driver for a, f in facts.functions.items() if a not in gpu.functions and f.driver is not None}
     return tuple(
-        _occupation(facts, policy, driver, tuple(own), last=not any(driver.comes_with(other) for other in others))
+        _bound_driver(facts, policy, driver, tuple(own), last=not any(driver.comes_with(other) for other in others))
         for driver, own in drivers.items()
     )
 
 
-def _occupation(
+def _bound_driver(
     facts: HostFacts, policy: ModulePolicy, driver: Driver, own: tuple[PciAddress, ...], *, last: bool
-) -> Occupation:
+) -> BoundDriver:
     profile = profile_of(driver)
     loaded = tuple(m for m in profile.chain if m == driver.module or _can_go(facts, m))
     display = all(facts.functions[a].makes_gpu for a in own)
@@ -137,7 +137,7 @@ def _occupation(
     if profile.needs_device and not facts.autoprobe:
         # It would find none when it is to come back.
         wanted = False
-    return Occupation(profile, own, last, loaded, unload=bool(wanted and last and display and driver.module))
+    return BoundDriver(profile, own, last, loaded, unload=bool(wanted and last and display and driver.module))
 
 
 def _can_go(facts: HostFacts, module: str) -> bool:
@@ -160,9 +160,9 @@ def cannot_load(drivers: Iterable[Driver], facts: HostFacts) -> Iterator[Blocker
             )
 
 
-def no_way_home(facts: HostFacts, found: Iterable[Occupation]) -> Iterator[Blocker]:
+def no_way_home(facts: HostFacts, found: Iterable[BoundDriver]) -> Iterator[Blocker]:
     """Modules that would be unloaded, and could not be loaded again."""
-    modules = [module for occupation in found if occupation.unload for module in reversed(occupation.loaded)]
+    modules = [module for bound_driver in found if bound_driver.unload for module in reversed(bound_driver.loaded)]
     if modules and not facts.modules_on_disk:
         yield Blocker(
             "no_modules",
@@ -171,9 +171,9 @@ def no_way_home(facts: HostFacts, found: Iterable[Occupation]) -> Iterator[Block
         )
 
 
-def unloaded(found: Iterable[Occupation]) -> tuple[str, ...]:
+def unloaded(found: Iterable[BoundDriver]) -> tuple[str, ...]:
     """The drivers' own modules that would be unloaded, and without which nothing comes home."""
-    return tuple(dict.fromkeys(occupation.loaded[-1] for occupation in found if occupation.unload))
+    return tuple(dict.fromkeys(bound_driver.loaded[-1] for bound_driver in found if bound_driver.unload))
 
 
 def not_found_again(modules: Iterable[str], known: Collection[str]) -> Iterator[Blocker]:
@@ -187,12 +187,12 @@ def not_found_again(modules: Iterable[str], known: Collection[str]) -> Iterator[
             )
 
 
-def used_besides(facts: HostFacts, found: Iterable[Occupation]) -> Iterator[Blocker]:
+def used_besides(facts: HostFacts, found: Iterable[BoundDriver]) -> Iterator[Blocker]:
     """Modules that nobody here knows, and without which one that would be unloaded cannot go."""
-    for occupation in found:
-        for module in occupation.loaded if occupation.unload else ():
+    for bound_driver in found:
+        for module in bound_driver.loaded if bound_driver.unload else ():
             there = facts.modules.get(module)
-            if others := [user for user in (there.users if there else ()) if user not in occupation.loaded]:
+            if others := [user for user in (there.users if there else ()) if user not in bound_driver.loaded]:
                 yield Blocker(
                     "module_users",
                     f"{', '.join(others)} {'uses' if len(others) == 1 else 'use'} {module}, which would have to be "
@@ -200,17 +200,17 @@ def used_besides(facts: HostFacts, found: Iterable[Occupation]) -> Iterator[Bloc
                 )
 
 
-def cannot_let_go(gpu: Gpu, facts: HostFacts, found: Iterable[Occupation]) -> Iterator[Blocker]:
+def cannot_let_go(gpu: Gpu, facts: HostFacts, found: Iterable[BoundDriver]) -> Iterator[Blocker]:
     """Drivers that would have to let one device go, and cannot."""
-    for occupation in found:
-        profile = occupation.profile
+    for bound_driver in found:
+        profile = bound_driver.profile
         modeset = facts.modules.get(profile.modeset)
         own = facts.modules.get(profile.module)
         version = own.version if own else ""
-        if occupation.unload or modeset is None or not modeset.modeset or lets_go_of_one(profile, version):
+        if bound_driver.unload or modeset is None or not modeset.modeset or lets_go_of_one(profile, version):
             continue
         why = "module_policy is never" if facts.autoprobe else f"{AUTOPROBE} is 0"
-        why = why if occupation.last else "other GPUs stay on it"
+        why = why if bound_driver.last else "other GPUs stay on it"
         yield Blocker(
             "driver_too_old",
             f"{profile.driver} {version} cannot let go of {gpu.address} alone while {profile.modeset} has modeset on, "
@@ -219,7 +219,7 @@ def cannot_let_go(gpu: Gpu, facts: HostFacts, found: Iterable[Occupation]) -> It
         )
 
 
-def sought(gpu: Gpu, facts: HostFacts, found: Collection[Occupation]) -> Sought:
+def query(gpu: Gpu, facts: HostFacts, found: Collection[BoundDriver]) -> HolderQuery:
     """What to look for: whoever has these devices open, through whatever node.
 
     Programs may draw on it by the firmware's frame buffer, whoever has the GPU, and if nobody does. What no host driver
@@ -228,14 +228,14 @@ def sought(gpu: Gpu, facts: HostFacts, found: Collection[Occupation]) -> Sought:
     nodes = [node for framebuffer in boot_framebuffers(gpu, facts) for node in framebuffer.nodes]
     nodes += [f"vfio/{number}" for number in (() if found else gpu.groups(facts))]
     modules: list[str] = []
-    for occupation in found:
-        profile = occupation.profile
-        if occupation.last:
+    for bound_driver in found:
+        profile = bound_driver.profile
+        if bound_driver.last:
             nodes += profile.nodes
         # Shared nodes of other GPUs count as references too, and are not looked for then.
-        if profile.waits and (occupation.last or not profile.nodes):
-            modules += occupation.loaded
-    return Sought(gpu.functions, tuple(nodes), modules=tuple(modules))
+        if profile.waits and (bound_driver.last or not profile.nodes):
+            modules += bound_driver.loaded
+    return HolderQuery(gpu.functions, tuple(nodes), modules=tuple(modules))
 
 
 def boot_framebuffers(gpu: Gpu, facts: HostFacts) -> tuple[BootFramebuffer, ...]:
@@ -243,23 +243,23 @@ def boot_framebuffers(gpu: Gpu, facts: HostFacts) -> tuple[BootFramebuffer, ...]
     return tuple(each for each in facts.boot_framebuffers if each.function in gpu.functions)
 
 
-def everything(gpu: Gpu, facts: HostFacts) -> Sought:
+def everything(gpu: Gpu, facts: HostFacts) -> HolderQuery:
     """What to look for where a person asks: whatever driver it is on."""
-    host = sought(gpu, facts, occupations(gpu, facts, ModulePolicy.AUTO))
+    host = query(gpu, facts, bound_drivers(gpu, facts, ModulePolicy.AUTO))
     groups = tuple(f"vfio/{number}" for number in gpu.groups(facts))
-    return Sought(gpu.functions, tuple(dict.fromkeys(host.nodes + groups)), modules=host.modules)
+    return HolderQuery(gpu.functions, tuple(dict.fromkeys(host.nodes + groups)), modules=host.modules)
 
 
-def units_to_stop(found: Iterable[Occupation], configured: Iterable[str]) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
+def units_to_stop(found: Iterable[BoundDriver], configured: Iterable[str]) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
     """The configured units, and those that the drivers' profiles name."""
     own = tuple(dict.fromkeys(map(Unit, configured)))
-    comfort = dict.fromkeys(unit for occupation in found for unit in occupation.profile.units)
+    comfort = dict.fromkeys(unit for bound_driver in found for unit in bound_driver.profile.units)
     return own, tuple(unit for unit in comfort if unit not in own)
 
 
-def back_at_once(found: Iterable[Occupation]) -> frozenset[Unit]:
+def back_at_once(found: Iterable[BoundDriver]) -> frozenset[Unit]:
     """Units that serve the GPUs which stay on the host as well."""
-    return frozenset(unit for occupation in found if not occupation.last for unit in occupation.profile.units)
+    return frozenset(unit for bound_driver in found if not bound_driver.last for unit in bound_driver.profile.units)
 
 
 def announcements(

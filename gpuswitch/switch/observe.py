@@ -5,10 +5,10 @@ from __future__ import annotations
 from gpuswitch.model.facts import Driver, HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
-from gpuswitch.switch.owed import Owed
+from gpuswitch.switch.owed import RestoreState
 
 
-def observe(gpu: Gpu, facts: HostFacts, owed: Owed) -> State:
+def observe(gpu: Gpu, facts: HostFacts, restore_state: RestoreState) -> State:
     """State.HOST, VFIO, ABSENT, or UNKNOWN for what is none of these.
 
     Where nothing is owed, whatever drivers the functions have off vfio-pci are the host's choice: its baseline.
@@ -23,7 +23,7 @@ def observe(gpu: Gpu, facts: HostFacts, owed: Owed) -> State:
         return State.VFIO
     if True in on_vfio:
         return State.UNKNOWN
-    kept = owed.functions
+    kept = restore_state.functions
     home = all(f.driver_name == _name(kept[f.address].driver) for f in present if f.address in kept)
     return State.HOST if home else State.UNKNOWN
 

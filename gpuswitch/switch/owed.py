@@ -15,7 +15,7 @@ Baseline = Mapping[PciAddress, Captured]
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
+class RestoreState:
     """False when it is nothing.
 
     `units` were active and were stopped; `modules` of the host driver's chain were loaded, in the order to load them;
@@ -30,37 +30,39 @@ class Owed:
     modules: tuple[str, ...] = ()
     terminals: tuple[int, ...] = ()
     vtconsoles: tuple[str, ...] = ()
-    beside: tuple[tuple[int, PciAddress], ...] = ()
+    shown_by_others: tuple[tuple[int, PciAddress], ...] = ()
     boot_framebuffers: tuple[tuple[str, str], ...] = ()
     persistent: tuple[PciAddress, ...] = ()
     announced: tuple[tuple[str, tuple[PciAddress, ...]], ...] = ()
 
     def __bool__(self) -> bool:
-        return self != NOTHING
+        return self != NOTHING_TO_RESTORE
 
-    def and_before(self, earlier: Owed) -> Owed:
+    def and_before(self, earlier: RestoreState) -> RestoreState:
         """With what an earlier switch, that never came home, owes already: of one thing, what it was at first."""
         # A terminal was shown on one of them only.
-        own = tuple(terminal for terminal in self.terminals if terminal not in dict(earlier.beside))
-        beside = {terminal: whose for terminal, whose in self.beside if terminal not in earlier.terminals}
-        return Owed(
+        own = tuple(terminal for terminal in self.terminals if terminal not in dict(earlier.shown_by_others))
+        shown_by_others = {
+            terminal: whose for terminal, whose in self.shown_by_others if terminal not in earlier.terminals
+        }
+        return RestoreState(
             functions={**self.functions, **earlier.functions},
             units=_both(earlier.units, self.units),
             modules=earlier.modules or self.modules,
             terminals=_both(earlier.terminals, own),
             vtconsoles=_both(earlier.vtconsoles, self.vtconsoles),
-            beside=tuple((beside | dict(earlier.beside)).items()),
+            shown_by_others=tuple((shown_by_others | dict(earlier.shown_by_others)).items()),
             boot_framebuffers=_both(earlier.boot_framebuffers, self.boot_framebuffers),
             persistent=_both(earlier.persistent, self.persistent),
             announced=_both(earlier.announced, self.announced),
         )
 
-    def and_unit(self, unit: Unit) -> Owed:
+    def and_unit(self, unit: Unit) -> RestoreState:
         """With one more unit to start."""
         return replace(self, units=_both(self.units, (unit,)))
 
 
-NOTHING = Owed()
+NOTHING_TO_RESTORE = RestoreState()
 _T = TypeVar("_T")
 
 

@@ -24,7 +24,7 @@ from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.clearing_up import ClearingUp
 from gpuswitch.switch.host import Host
 from gpuswitch.switch.ownership import Ownership
-from gpuswitch.switch.record import Asker, Result
+from gpuswitch.switch.record import Requester, Result
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Owners:
 
     # What libvirt says ----------------------------------------------------------------------------------------------
 
-    async def acquire(self, owner: Owner, addresses: Collection[PciAddress], asker: Asker) -> tuple[Actor, ...]:
+    async def acquire(self, owner: Owner, addresses: Collection[PciAddress], requester: Requester) -> tuple[Actor, ...]:
         """Hand over every managed GPU that one of these functions belongs to, once all of them are on vfio-pci.
 
         Cancelled, it takes all of it back.
@@ -84,7 +84,7 @@ class Owners:
         together = frozenset(addresses).union(*(actor.gpu.functions for actor in actors))
         for actor in actors:
             actor.record.asked_with = together
-        asking = asyncio.create_task(self._handed_over(claims, replace(asker, vm=owner.name)))
+        asking = asyncio.create_task(self._handed_over(claims, replace(requester, vm=owner.name)))
         self._asking[owner.uuid] = asking
         try:
             await asyncio.shield(asking)
@@ -178,19 +178,19 @@ class Owners:
             return earlier.back_to if actor.record.awaited else earlier.where_to
         return Release.STAY if actor.state in {State.DETACHING, State.VFIO} else Release.HOST
 
-    async def _handed_over(self, claims: Sequence[Ownership], asker: Asker) -> None:
+    async def _handed_over(self, claims: Sequence[Ownership], requester: Requester) -> None:
         actors = [claim.actor for claim in claims]
         seconds = min(actor.record.rules.acquire_seconds for actor in actors)
         try:
             async with asyncio.timeout(seconds):
                 if len(actors) > 1:
                     await _refuse_all(actors)
-                await _all_of(self._on_vfio(claim, asker) for claim in claims)
+                await _all_of(self._on_vfio(claim, requester) for claim in claims)
         except TimeoutError:
             names = " and ".join(str(actor.gpu.address) for actor in actors)
             raise Timeout(f"{names} could not be handed to {claims[0].owner} within {seconds:g} s") from None
 
-    async def _on_vfio(self, claim: Ownership, asker: Asker) -> None:
+    async def _on_vfio(self, claim: Ownership, requester: Requester) -> None:
         """Have it on vfio-pci, past whatever else is under way, and free."""
         actor = claim.actor
         switch = None
@@ -198,18 +198,18 @@ class Owners:
             if actor.state is not State.DETACHING:
                 if actor.switch is not None:
                     with suppress(GpuswitchError):
-                        actor.cancel(actor.switch.id, asker)
+                        actor.cancel(actor.switch.id, requester)
                 # Also where no switch of this run of the service is under way: what an earlier one left comes home.
                 await actor.runner.rest()
             # Where somebody was faster, or has the turn at the driver: after that.
             with suppress(InProgress):
-                switch = await actor.request(State.VFIO, asker=asker)
+                switch = await actor.request(State.VFIO, requester=requester)
             await asyncio.sleep(0)
         await switch.wait()
         if switch.result is not Result.DONE:
             raise Failed(f"{actor.gpu.address} could not be handed to {claim.owner}: {switch.reason}")
         await actor.runner.rest()
-        if switch.asker != asker or not switch.count:
+        if switch.requester != requester or not switch.count:
             # This switch has not done it, or not for us.
             await self._arbiter.awake.settled_if_possible(actor.gpu.address)
             await claim.until_free()
@@ -259,10 +259,10 @@ class Owners:
                 continue
             actor.record.awaited = False
             switch = actor.switch
-            ours = switch is not None and switch.target is State.VFIO and switch.asker.vm == claim.owner.name
+            ours = switch is not None and switch.target is State.VFIO and switch.requester.vm == claim.owner.name
             if switch is not None and ours and claim.back_to is Release.HOST:
                 with suppress(GpuswitchError):
-                    actor.cancel(switch.id, Asker(service=True, vm=claim.owner.name))
+                    actor.cancel(switch.id, Requester(service=True, vm=claim.owner.name))
             claim.given_up()
 
 

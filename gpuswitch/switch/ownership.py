@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from gpuswitch.errors import GpuswitchError, InvalidArgument, KernelError, NotViable, Owned
-from gpuswitch.model.holders import Holder, Sought
+from gpuswitch.model.holders import Holder, HolderQuery
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
@@ -21,7 +21,7 @@ from gpuswitch.switch.clearing_up import ClearingUp
 from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.host import Processes
 from gpuswitch.switch.pause import Pause, whatever_happens, within
-from gpuswitch.switch.record import Asker, Result
+from gpuswitch.switch.record import Requester, Result
 from gpuswitch.switch.step import RESCAN_SECONDS
 from gpuswitch.tables import Defaults
 
@@ -110,7 +110,7 @@ class Ownership:
         if self._to is Release.STAY and not self.waits_for_another:
             # Nothing is to be moved, so whoever has it open is in nobody's way; and he has it from somebody else.
             self.actor.record.awaited = False
-            await self._let_go()
+            await self._send_home()
             return
         self._was_open = self._was_open or await self._until_opened()
         cleared, pause = False, Pause()
@@ -120,7 +120,7 @@ class Ownership:
                 self.actor.record.let_stay()
                 pause.over()
                 self.actor.record.awaited = False
-                await self._stirred(holders, None if _all_known(holders) else RESCAN_SECONDS)
+                await self._wait_for_change(holders, None if _all_known(holders) else RESCAN_SECONDS)
             if not cleared and not self.is_released.is_set():
                 cleared = await self._until_cleared_up()
                 # Whoever opened it meanwhile has it: look again.
@@ -130,7 +130,7 @@ class Ownership:
                 break
             self.actor.record.awaited = False
             self.letting_go = True
-            if await self._let_go():
+            if await self._send_home():
                 return
             # Something that no look shows is in the way, or something that passes: it makes no event.
             await pause.wait()
@@ -210,7 +210,7 @@ class Ownership:
         while holders := await self.holders():
             if not self.waits_for_another:
                 raise Owned(in_the_way(self.actor.gpu.address, holders))
-            await self._stirred(holders, None if _all_known(holders) else RESCAN_SECONDS)
+            await self._wait_for_change(holders, None if _all_known(holders) else RESCAN_SECONDS)
 
     async def holders(self) -> tuple[Holder, ...]:
         """Who has it open by vfio; one nameless holder where nobody can tell."""
@@ -224,18 +224,18 @@ class Ownership:
             self._groups = sorted({f.iommu_group for f in there if f.iommu_group is not None})
         try:
             async with asyncio.timeout(self.actor.record.config.deadlines.holders):
-                sought = Sought(tuple(f.address for f in there), tuple(f"vfio/{number}" for number in self._groups))
-                return (await self._processes.scan(sought)).holders
+                query = HolderQuery(tuple(f.address for f in there), tuple(f"vfio/{number}" for number in self._groups))
+                return (await self._processes.scan(query)).holders
         except (KernelError, TimeoutError) as error:
             _log.warning("cannot tell whether %s still has %s: %s", self.owner, self.actor.gpu.address, error)
             return (Holder(None, "somebody"),)
 
-    async def _stirred(self, holders: tuple[Holder, ...], seconds: float | None) -> None:
+    async def _wait_for_change(self, holders: tuple[Holder, ...], seconds: float | None) -> None:
         """Until something may have become of them, this long at most; where no event would tell, for a while."""
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await self._processes.stirred(holders)
+                    await self._processes.wait_for_change(holders)
             self._untold.over()
         except KernelError as error:
             _log.warning("%s", error)
@@ -243,11 +243,11 @@ class Ownership:
 
     # The end --------------------------------------------------------------------------------------------------------
 
-    async def _let_go(self) -> bool:
+    async def _send_home(self) -> bool:
         """Send it where it goes now; False where it did not work yet, and may work later."""
         if self.where_to is Release.HOST and self.actor.state not in {State.HOST, State.ABSENT}:
             try:
-                switch = await self.actor.request(State.HOST, asker=Asker(service=True, vm=self.owner.name))
+                switch = await self.actor.request(State.HOST, requester=Requester(service=True, vm=self.owner.name))
             except (NotViable, InvalidArgument) as error:
                 self._complain(error)
             except GpuswitchError as error:

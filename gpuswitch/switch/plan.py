@@ -13,14 +13,14 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import PERSISTENCED, kernel_name, profile_of, vfio_drivers
 from gpuswitch.model.facts import Driver, HostFacts
 from gpuswitch.model.gpu import Gpu
-from gpuswitch.model.holders import Sought, Unit
+from gpuswitch.model.holders import HolderQuery, Unit
 from gpuswitch.model.policy import Busy
 from gpuswitch.model.states import State
 from gpuswitch.switch.announcing import Announce, AnnounceAgain
 from gpuswitch.switch.consoles import MoveConsoles, RestoreConsoles
 from gpuswitch.switch.letting_go import AwaitHolders, CheckHolders, EndSession
-from gpuswitch.switch.needs import Needs
-from gpuswitch.switch.owed import NOTHING, Baseline, Owed
+from gpuswitch.switch.needs import DetachRequirements
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE, Baseline, RestoreState
 from gpuswitch.switch.step import Step
 from gpuswitch.switch.steps import (
     AimOverrides,
@@ -29,19 +29,19 @@ from gpuswitch.switch.steps import (
     Bind,
     CheckGroup,
     CheckRegisters,
+    DisableRuntimePm,
     HoldGroup,
-    KeepAwake,
     LoadDriver,
     ReleaseGroup,
     RestorePower,
     Unbind,
 )
 from gpuswitch.switch.surroundings import (
-    KeepUp,
-    LetSleep,
+    InhibitSleep,
     LoadModules,
     Persistence,
     ReleaseBootFramebuffer,
+    ReleaseSleepInhibitor,
     RestoreBootFramebuffer,
     RestorePersistence,
     StartUnits,
@@ -54,19 +54,19 @@ from gpuswitch.switch.surroundings import (
 class Plan:
     """The ordered steps that take `gpu` to `target` (State.HOST or State.VFIO).
 
-    `owed` is what the GPU must get back one day, from the moment the first step begins; `afterwards` is what is left
-    of it once all steps are done.
+    `restore_state` is what the GPU must get back one day, from the moment the first step begins; `afterwards` is what
+    is left of it once all steps are done.
     """
 
     gpu: Gpu
     target: State
-    owed: Owed
+    restore_state: RestoreState
     steps: tuple[Step, ...]
-    afterwards: Owed = NOTHING
+    afterwards: RestoreState = NOTHING_TO_RESTORE
 
 
 @dataclass(frozen=True, slots=True)
-class Back:
+class HomeOptions:
     """What the config says of the way home: a unit to start `after`, and what is not to be put back.
 
     `wait_seconds`: how long to wait for whoever has it open; None: not at all, since its groups are held already.
@@ -85,68 +85,85 @@ class Back:
     vtconsoles: tuple[str, ...] = ()
 
 
-def to_vfio(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, needs: Needs = Needs()) -> Plan:  # noqa: B008 -- frozen
+def to_vfio(
+    gpu: Gpu,
+    facts: HostFacts,
+    now: Baseline,
+    restore_state: RestoreState,
+    requirements: DetachRequirements = DetachRequirements(),  # noqa: B008 -- frozen
+) -> Plan:
     """Every function of the GPU to its vfio driver.
 
-    `now` is what the functions have at this moment, and what a revert gives back; `owed` is what an earlier switch
-    that never came home still owes them.
+    `now` is what the functions have at this moment, and what a revert gives back; `restore_state` is what an earlier
+    switch, that never came home, has left to restore.
     """
     driver = {f.address: f.driver_name for f in gpu.present(facts)}
-    vfio = vfio_drivers(gpu, facts, needs.vfio_driver)
-    unloaded = {a for o in needs.unload for a in o.functions}
-    patience = {a: o.profile.unbind_seconds for o in needs.occupations for a in o.functions}
+    vfio = vfio_drivers(gpu, facts, requirements.vfio_driver)
+    unloaded = {a for o in requirements.unload for a in o.functions}
+    patience = {a: o.profile.unbind_seconds for o in requirements.bound_drivers for a in o.functions}
     arriving = [a for a in gpu.in_detach_order(facts) if driver[a] != vfio[a].name]
     leaving = [a for a in arriving if driver[a] is not None]
     overrides = {a: now[a].override for a in gpu.functions}
-    debts = _debts(needs, {a: now[a] for a in arriving}).and_before(owed)
+    pages = _restore_state(requirements, {a: now[a] for a in arriving}).and_before(restore_state)
     return Plan(
         gpu,
         State.VFIO,
-        debts,
+        pages,
         (
             # First what may fail without anything having been touched.
             *_load(facts, vfio),
-            *_make_ready(gpu, needs),
+            *_make_ready(gpu, requirements),
             # A device that sleeps in D3cold may not wake up in other hands. A vfio driver takes power management over
             # with the bind (pm_runtime_allow in vfio_pci_core_register_device), so this needs no end here.
-            *([KeepAwake({a: now[a].power_control for a in arriving})] if arriving else []),
+            *([DisableRuntimePm({a: now[a].power_control for a in arriving})] if arriving else []),
             # All functions before any unbind: from here on whatever probes them, be it udev or a rescan, can only
             # bind its vfio driver, and no host driver snatches a function back half-way.
             *([AimOverrides({a: vfio[a].name for a in gpu.functions}, overrides)] if arriving else []),
             # An unbind that meets a holder waits for him, and nothing takes it back; and a vfio driver takes what the
             # firmware's frame buffer is drawn on from whoever draws there: look again, now.
-            *([_last_look(needs.sought, needs)] if needs.sought and (leaving or needs.boot_framebuffers) else []),
+            *(
+                [_last_look(requirements.query, requirements)]
+                if requirements.query and (leaving or requirements.boot_framebuffers)
+                else []
+            ),
             # Companions first: the display function powers the card, and it is the one that must not be lost early.
             *(Unbind(a, str(driver[a]), patience.get(a, 0.0)) for a in leaving if a not in unloaded),
-            *(UnloadModules(o.functions, o.profile.driver, o.loaded) for o in needs.unload),
+            *(UnloadModules(o.functions, o.profile.driver, o.loaded) for o in requirements.unload),
             *(Bind(a, vfio[a].name) for a in arriving),
             # A VM takes whole groups, and finds out late that it cannot.
-            *(CheckGroup(number, gpu, needs.along) for number in gpu.groups(facts)),
+            *(CheckGroup(number, gpu, requirements.along) for number in gpu.groups(facts)),
             # The other GPUs of this driver want theirs back.
-            *([StartUnits(needs.at_once)] if needs.at_once else []),
+            *([StartUnits(requirements.at_once)] if requirements.at_once else []),
             # A machine that has it keeps its host from sleeping all the while.
-            *([] if needs.owned else [LetSleep()]),
+            *([] if requirements.owned else [ReleaseSleepInhibitor()]),
         ),
-        replace(debts, units=tuple(unit for unit in debts.units if unit not in needs.at_once)),
+        replace(pages, units=tuple(unit for unit in pages.units if unit not in requirements.at_once)),
     )
 
 
-def _last_look(sought: Sought, needs: Needs) -> CheckHolders:
+def _last_look(query: HolderQuery, requirements: DetachRequirements) -> CheckHolders:
     """Should somebody else unbind or pull it meanwhile, sysfs shows its nodes no more: whoever has them open has it.
 
     Nobody is ended for a number alone, which may be another device's by then.
     """
-    return CheckHolders(replace(sought, numbers=needs.numbers), needs.passing_seconds, needs.announce)
+    return CheckHolders(
+        replace(query, numbers=requirements.numbers), requirements.passing_seconds, requirements.announce
+    )
 
 
-def to_clear(
-    gpu: Gpu, facts: HostFacts, owed: Owed, needs: Needs, everything: Sought, destructive_steps: Sequence[Step]
+def to_quiesced(
+    gpu: Gpu,
+    facts: HostFacts,
+    restore_state: RestoreState,
+    requirements: DetachRequirements,
+    everything: HolderQuery,
+    destructive_steps: Sequence[Step],
 ) -> Plan:
     """Nobody has it open, or can open it, and then the `destructive_steps`, which would harm whoever had.
 
     The way to the host gives back the rest.
     """
-    debts = _debts(needs, {}).and_before(owed)
+    pages = _restore_state(requirements, {}).and_before(restore_state)
     held = _groups(facts, (f.address for f in gpu.present(facts) if f.on_vfio))
     # Who had one of them open would keep us from holding it.
     ours = {f"vfio/{number}" for number in held}
@@ -154,81 +171,93 @@ def to_clear(
     return Plan(
         gpu,
         State.HOST,
-        debts,
+        pages,
         (
-            *_make_ready(gpu, needs),
+            *_make_ready(gpu, requirements),
             *(HoldGroup(number) for number in held),
-            CheckHolders(others, needs.passing_seconds, needs.announce),
+            CheckHolders(others, requirements.passing_seconds, requirements.announce),
             *destructive_steps,
             *(ReleaseGroup(number) for number in held),
         ),
-        debts,
+        pages,
     )
 
 
-def _make_ready(gpu: Gpu, needs: Needs) -> list[Step]:
+def _make_ready(gpu: Gpu, requirements: DetachRequirements) -> list[Step]:
     """The host around the GPU, before the GPU itself is touched."""
     return [
         # A machine that falls asleep half-way may wake up with a GPU that no driver knows.
-        KeepUp(),
+        InhibitSleep(),
         # Then whoever has it open: what the config names, what may be asked, what the policy says of the rest.
-        *([StopUnits(needs.stop, needs.active)] if needs.stop else []),
-        *(EndSession(session) for session in needs.sessions),
-        *(Announce(functions, subsystem) for subsystem, functions in needs.announce),
-        *_await_holders(needs),
+        *([StopUnits(requirements.stop, requirements.active)] if requirements.stop else []),
+        *(EndSession(session) for session in requirements.sessions),
+        *(Announce(functions, subsystem) for subsystem, functions in requirements.announce),
+        *_await_holders(requirements),
         # What draws the kernel's text on it, and what keeps it in use by itself.
-        *_move_consoles(gpu, needs),
-        *(Persistence(a, on=False) for a in needs.persistent),
+        *_move_consoles(gpu, requirements),
+        *(Persistence(a, on=False) for a in requirements.persistent),
     ]
 
 
-def _debts(needs: Needs, functions: Baseline) -> Owed:
-    return Owed(
+def _restore_state(requirements: DetachRequirements, functions: Baseline) -> RestoreState:
+    return RestoreState(
         functions,
-        units=needs.active,
-        modules=needs.chain,
+        units=requirements.active,
+        modules=requirements.chain,
         # Those of a GPU that is away are shown on this one only until it comes back.
-        terminals=tuple(terminal for terminal in needs.terminals if terminal not in needs.borrowed),
-        vtconsoles=needs.consoles_again,
-        beside=needs.beside,
-        boot_framebuffers=tuple((b.device, b.driver) for b in needs.boot_framebuffers),
-        persistent=needs.persistent,
-        announced=needs.announce,
+        terminals=tuple(
+            terminal for terminal in requirements.terminals if terminal not in requirements.terminals_of_others
+        ),
+        vtconsoles=requirements.consoles_again,
+        shown_by_others=requirements.shown_by_others,
+        boot_framebuffers=tuple((b.device, b.driver) for b in requirements.boot_framebuffers),
+        persistent=requirements.persistent,
+        announced=requirements.announce,
     )
 
 
-def _await_holders(needs: Needs) -> list[Step]:
-    if not needs.holding or needs.sought is None:
+def _await_holders(requirements: DetachRequirements) -> list[Step]:
+    if not requirements.holding or requirements.query is None:
         return []
-    return [AwaitHolders(needs.sought, needs.busy, needs.wait_seconds, needs.grace_seconds, needs.announce)]
+    return [
+        AwaitHolders(
+            requirements.query,
+            requirements.busy,
+            requirements.wait_seconds,
+            requirements.grace_seconds,
+            requirements.announce,
+        )
+    ]
 
 
-def _move_consoles(gpu: Gpu, needs: Needs) -> list[Step]:
-    steps: list[Step] = [ReleaseBootFramebuffer(b.device, b.driver) for b in needs.boot_framebuffers]
+def _move_consoles(gpu: Gpu, requirements: DetachRequirements) -> list[Step]:
+    steps: list[Step] = [ReleaseBootFramebuffer(b.device, b.driver) for b in requirements.boot_framebuffers]
     # Also where it shows nothing now: another GPU that leaves at the same time may have moved its terminals here.
-    if needs.shows or (needs.terminals and needs.to is not None) or needs.unbind_consoles:
+    if requirements.shows or (requirements.terminals and requirements.to is not None) or requirements.unbind_consoles:
         steps.append(
             MoveConsoles(
                 gpu.functions,
-                needs.terminals,
-                needs.to,
-                needs.unbind_consoles,
-                needs.leave_consoles,
-                unload=bool(needs.unload),
-                borrowed=needs.borrowed,
-                beside=needs.beside,
+                requirements.terminals,
+                requirements.to,
+                requirements.unbind_consoles,
+                requirements.leave_consoles,
+                unload=bool(requirements.unload),
+                terminals_of_others=requirements.terminals_of_others,
+                shown_by_others=requirements.shown_by_others,
             )
         )
     return steps
 
 
-def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = Back()) -> Plan:
-    """Everything that is `owed`: each function's driver (or none), override and power setting, and the host around it.
+def to_host(
+    gpu: Gpu, facts: HostFacts, now: Baseline, restore_state: RestoreState, back: HomeOptions = HomeOptions()
+) -> Plan:
+    """Everything in `restore_state`: each function's driver (or none), override and power setting, and the host around.
 
-    `owed` knows every function; `now` is what the functions have, and what a revert gives back.
+    `restore_state` knows every function; `now` is what the functions have, and what a revert gives back.
     """
     driver = {f.address: f.driver_name for f in gpu.present(facts)}
-    baseline = _home(gpu, facts, owed.functions)
+    baseline = _home(gpu, facts, restore_state.functions)
     names = {a: captured.driver.name if captured.driver else None for a, captured in baseline.items()}
     order = gpu.in_attach_order(facts)
     leaving = [a for a in order if facts.functions[a].on_vfio]
@@ -238,32 +267,38 @@ def to_host(gpu: Gpu, facts: HostFacts, now: Baseline, owed: Owed, back: Back = 
     return Plan(
         gpu,
         State.HOST,
-        replace(owed, functions=baseline),
+        replace(restore_state, functions=baseline),
         (
-            KeepUp(),
+            InhibitSleep(),
             *_await_vm(gpu, leaving, held, back),
-            KeepAwake({a: now[a].power_control for a in gpu.functions}),
+            DisableRuntimePm({a: now[a].power_control for a in gpu.functions}),
             *([CheckRegisters(tuple(arriving))] if arriving else []),
             # `vfio-pci.ids=` on the kernel command line would win a probe that is not aimed.
             AimOverrides(
                 {a: names[a] or baseline[a].override for a in gpu.functions},
                 {a: now[a].override for a in gpu.functions},
             ),
-            *_past_the_group(leaving),
+            *_check_vfio_cdev(leaving),
             # Display first: the reverse of the way out.
             *(Unbind(a, str(driver[a])) for a in leaving),
             *(ReleaseGroup(number) for number in held),
             # Not before the device is free: nvidia's module refuses to load where it finds no card of its own.
             *_load(facts, {a: c.driver for a, c in baseline.items() if c.driver is not None}),
             *(Bind(a, str(names[a])) for a in arriving),
-            *_load_chain(facts, baseline, owed),
+            *_load_chain(facts, baseline, restore_state),
             *(AwaitNodes(a) for a in order if facts.functions[a].makes_gpu),
             # The override has done its work; from here the functions probe as they did before us.
             AimOverrides(to={a: baseline[a].override for a in gpu.functions}, before=names),
             RestorePower({a: baseline[a].power_control for a in gpu.functions}),
-            *_put_right(gpu, owed, back, {*leaving, *arriving}, _never_left(facts, owed, {*leaving, *arriving})),
+            *_restore_host(
+                gpu,
+                restore_state,
+                back,
+                {*leaving, *arriving},
+                _never_left(facts, restore_state, {*leaving, *arriving}),
+            ),
         ),
-        _later(owed, back) if back.units_later else NOTHING,
+        _later(restore_state, back) if back.units_later else NOTHING_TO_RESTORE,
     )
 
 
@@ -271,31 +306,31 @@ def _groups(facts: HostFacts, functions: Iterable[PciAddress]) -> list[int]:
     return sorted({g for a in functions if (g := facts.functions[a].iommu_group) is not None})
 
 
-def _past_the_group(leaving: Sequence[PciAddress]) -> list[Step]:
+def _check_vfio_cdev(leaving: Sequence[PciAddress]) -> list[Step]:
     """A VM may have a function open by /dev/vfio/devices/ too."""
-    return [CheckHolders(Sought(tuple(leaving)))] if leaving else []
+    return [CheckHolders(HolderQuery(tuple(leaving)))] if leaving else []
 
 
-def _load_chain(facts: HostFacts, baseline: Baseline, owed: Owed) -> list[Step]:
+def _load_chain(facts: HostFacts, baseline: Baseline, restore_state: RestoreState) -> list[Step]:
     """The modules around the host drivers; their own are loaded by then."""
     drivers = {captured.driver for captured in baseline.values() if captured.driver}
     around = {module for driver in drivers for module in profile_of(driver).chain if module != driver.module}
     there = {*facts.modules, *facts.pci_drivers.values()}
-    missing = tuple(module for module in owed.modules if kernel_name(module) in around - there)
+    missing = tuple(module for module in restore_state.modules if kernel_name(module) in around - there)
     return [LoadModules(missing)] if missing else []
 
 
-def _await_vm(gpu: Gpu, leaving: Sequence[PciAddress], held: Sequence[int], back: Back) -> list[Step]:
+def _await_vm(gpu: Gpu, leaving: Sequence[PciAddress], held: Sequence[int], back: HomeOptions) -> list[Step]:
     """Whoever has the group open would lose the device; holding it keeps the next one out, too.
 
     Who has it open now is a virtual machine, and nobody ends that; one that was waited for, libvirt clears up after.
     """
-    holds = [HoldGroup(number) for number in held]
+    held_groups = [HoldGroup(number) for number in held]
     if back.wait_seconds is None or not leaving:
-        return [*holds]
-    sought = Sought(tuple(leaving), tuple(f"vfio/{number}" for number in held))
+        return [*held_groups]
+    query = HolderQuery(tuple(leaving), tuple(f"vfio/{number}" for number in held))
     clearing_up = AwaitLibvirt(gpu.functions, back.wait_seconds, back.machine)
-    return [AwaitHolders(sought, Busy.WAIT, back.wait_seconds, 0.0), *holds, clearing_up]
+    return [AwaitHolders(query, Busy.WAIT, back.wait_seconds, 0.0), *held_groups, clearing_up]
 
 
 def _home(gpu: Gpu, facts: HostFacts, kept: Baseline) -> Baseline:
@@ -304,43 +339,55 @@ def _home(gpu: Gpu, facts: HostFacts, kept: Baseline) -> Baseline:
     return {a: replace(kept[a], driver=elsewhere.get(a, kept[a].driver)) for a in gpu.functions}
 
 
-def _later(owed: Owed, back: Back) -> Owed:
+def _later(restore_state: RestoreState, back: HomeOptions) -> RestoreState:
     """The units that are owed, and the one that is to be started after them."""
-    units = Owed(units=owed.units)
+    units = RestoreState(units=restore_state.units)
     return units.and_unit(back.after) if back.after else units
 
 
-def _never_left(facts: HostFacts, owed: Owed, moved: Collection[PciAddress]) -> Iterator[Step]:
+def _never_left(facts: HostFacts, restore_state: RestoreState, moved: Collection[PciAddress]) -> Iterator[Step]:
     """A card that gets its driver back is new to everybody; one that never lost it is thought to be gone."""
-    for subsystem, functions in owed.announced:
+    for subsystem, functions in restore_state.announced:
         if there := tuple(a for a in functions if a not in moved and facts.functions[a].driver is not None):
             yield AnnounceAgain(there, subsystem)
 
 
-def _put_right(
-    gpu: Gpu, owed: Owed, back: Back, moved: Collection[PciAddress], announcements: Iterable[Step]
+def _restore_host(
+    gpu: Gpu,
+    restore_state: RestoreState,
+    back: HomeOptions,
+    moved: Collection[PciAddress],
+    announcements: Iterable[Step],
 ) -> list[Step]:
     """The host around the GPU, which is home by now: should any of it fail, that takes nothing away."""
     # One after the other: what the user wants afterwards may need what was there before.
-    own = (back.after,) if back.after and back.after not in owed.units else ()
-    now = [] if back.units_later else [units for units in (owed.units, own) if units]
+    own = (back.after,) if back.after and back.after not in restore_state.units else ()
+    now = [] if back.units_later else [units for units in (restore_state.units, own) if units]
     return [
         *announcements,
         # A daemon that keeps it persistent does so when it starts; nvidia-smi alone would turn on another mode.
-        *(RestorePersistence(a, on=True) for a in owed.persistent if PERSISTENCED not in owed.units),
-        *_bring_consoles_back(gpu, owed, back, moved),
+        *(RestorePersistence(a, on=True) for a in restore_state.persistent if PERSISTENCED not in restore_state.units),
+        *_bring_consoles_back(gpu, restore_state, back, moved),
         *(StartUnits(units) for units in now),
-        LetSleep(),
+        ReleaseSleepInhibitor(),
     ]
 
 
-def _bring_consoles_back(gpu: Gpu, owed: Owed, back: Back, moved: Collection[PciAddress]) -> list[Step]:
+def _bring_consoles_back(
+    gpu: Gpu, restore_state: RestoreState, back: HomeOptions, moved: Collection[PciAddress]
+) -> list[Step]:
     steps: list[Step] = []
-    if owed.terminals or owed.beside or {*owed.vtconsoles, *back.vtconsoles}.difference(back.leave_consoles):
-        steps.append(RestoreConsoles(gpu.functions, owed.terminals, back.leave_consoles, owed.beside))
+    if (
+        restore_state.terminals
+        or restore_state.shown_by_others
+        or {*restore_state.vtconsoles, *back.vtconsoles}.difference(back.leave_consoles)
+    ):
+        steps.append(
+            RestoreConsoles(gpu.functions, restore_state.terminals, back.leave_consoles, restore_state.shown_by_others)
+        )
     # Where the service died before the GPU went, nobody has touched what the firmware had set up.
     if back.boot_framebuffer or gpu.address not in moved:
-        steps += [RestoreBootFramebuffer(device, driver) for device, driver in owed.boot_framebuffers]
+        steps += [RestoreBootFramebuffer(device, driver) for device, driver in restore_state.boot_framebuffers]
     return steps
 
 

@@ -34,7 +34,7 @@ class Planner:
             record.gpu,
             state,
             record.facts,
-            record.owed,
+            record.restore_state,
             record.config,
             options,
             self._host,

@@ -26,7 +26,7 @@ from gpuswitch.model.drivers import (
 )
 from gpuswitch.model.facts import VFIO_DRIVER, Driver, HostFacts, PciFunction
 from gpuswitch.model.gpu import Gpu
-from gpuswitch.model.holders import Scan, Sought, Unit
+from gpuswitch.model.holders import HolderQuery, Scan, Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.arbiter import Arbiter
@@ -34,20 +34,20 @@ from gpuswitch.switch.books import machines_with, sentence
 from gpuswitch.switch.guards import GONE, Blocker, blockers, refusal, without_groups
 from gpuswitch.switch.holding import in_the_way
 from gpuswitch.switch.host import Captured, Host, Kernel
-from gpuswitch.switch.inquiry import Inquiry
+from gpuswitch.switch.inquiry import DetachSurvey
 from gpuswitch.switch.looking import seen_within
 from gpuswitch.switch.needs import cannot_load, everything
 from gpuswitch.switch.operation import seconds_for
-from gpuswitch.switch.owed import Baseline, Owed
+from gpuswitch.switch.owed import Baseline, RestoreState
 from gpuswitch.switch.pause import answered
-from gpuswitch.switch.plan import Back, Plan, to_clear, to_host, to_vfio
+from gpuswitch.switch.plan import HomeOptions, Plan, to_host, to_quiesced, to_vfio
 from gpuswitch.switch.step import Step
 from gpuswitch.switch.steps import HoldGroup
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """Everything that a plan for one GPU is computed from; `owed` is what an earlier switch still owes the GPU.
+    """Everything that a plan for one GPU is computed from; `restore_state` is left to restore by an earlier switch.
 
     `starting`: the service is, and no systemd job may be waited for. `owned`: a virtual machine has it or asks for it,
     and for these functions `along` with it.
@@ -59,7 +59,7 @@ class Preparation:
     gpu: Gpu
     state: State
     facts: HostFacts
-    owed: Owed
+    restore_state: RestoreState
     config: Config
     options: Options
     host: Host
@@ -69,7 +69,7 @@ class Preparation:
     along: frozenset[PciAddress] = frozenset()
     machine: str = ""
     asking: bool = False
-    holds: list[HoldGroup] = field(default_factory=list)
+    held_groups: list[HoldGroup] = field(default_factory=list)
 
     async def plan(self, target: State) -> Plan:
         """The plan that takes the GPU to `target`. For a way to the host, the GPU's groups are held from here on.
@@ -89,12 +89,12 @@ class Preparation:
         if await self.arbiter.system_stopping():
             raise Failed(f"cannot switch {self.gpu.address}: the system is going down")
         if target is State.VFIO:
-            now, needs = await self._inquiry.made(found)
-            if self.starting and needs.waits:
+            now, requirements = await self._survey.run(found)
+            if self.starting and requirements.waits:
                 raise Failed("nobody is waited for, and no unit is stopped, before the service has started")
-            needs = replace(needs, owned=self.owned, along=self.along, vfio_driver=rules.vfio_driver)
+            requirements = replace(requirements, owned=self.owned, along=self.along, vfio_driver=rules.vfio_driver)
             facts = self.facts if self.asking else await self._with_names()
-            return to_vfio(self.gpu, facts, now, self.owed, needs)
+            return to_vfio(self.gpu, facts, now, self.restore_state, requirements)
         async with answered(self.config.deadlines.capture):
             now = await self.kernel.capture(self.gpu.functions)
             baseline = await self._baseline(now)
@@ -106,7 +106,7 @@ class Preparation:
             self._refuse_in_the_books()
         if not self.asking:
             baseline = await self._with_true_names(baseline)
-        back = Back(
+        back = HomeOptions(
             Unit(rules.after_host) if rules.after_host else None,
             rules.leave_consoles,
             rules.restore_boot_framebuffer,
@@ -115,7 +115,9 @@ class Preparation:
             units_later=self.starting,
             vtconsoles=self.arbiter.unbound(),
         )
-        return to_host(self.gpu, self.facts, now, Owed(baseline, modules=shows).and_before(self.owed), back)
+        return to_host(
+            self.gpu, self.facts, now, RestoreState(baseline, modules=shows).and_before(self.restore_state), back
+        )
 
     def _blockers(self, target: State) -> tuple[Blocker, ...]:
         rules = self._own.rules
@@ -134,8 +136,10 @@ class Preparation:
         if await self.arbiter.system_stopping():
             raise Failed("the system is going down")
         self._refuse_in_the_books()
-        _, needs = await self._inquiry.made()
-        return to_clear(self.gpu, self.facts, self.owed, needs, everything(self.gpu, self.facts), steps)
+        _, requirements = await self._survey.run()
+        return to_quiesced(
+            self.gpu, self.facts, self.restore_state, requirements, everything(self.gpu, self.facts), steps
+        )
 
     def _refuse_in_the_books(self) -> None:
         """What libvirt is not done with stays on vfio. Its owner has waited for that itself."""
@@ -151,10 +155,10 @@ class Preparation:
         if found:
             raise Owned(sentence(libvirt, found))
 
-    def holds_true(self, gpu: Gpu, state: State, facts: HostFacts, owed: Owed) -> bool:
+    def is_still_valid(self, gpu: Gpu, state: State, facts: HostFacts, restore_state: RestoreState) -> bool:
         """Whether a plan made before is right for what is so now: nobody has moved anything that it depends on."""
-        before = self.gpu, self.state, self.owed, self._drivers(self.gpu, self.facts)
-        return before == (gpu, state, owed, self._drivers(gpu, facts))
+        before = self.gpu, self.state, self.restore_state, self._drivers(self.gpu, self.facts)
+        return before == (gpu, state, restore_state, self._drivers(gpu, facts))
 
     def _drivers(self, gpu: Gpu, facts: HostFacts) -> Mapping[PciAddress, str | None]:
         """What depends on them; what moves along does so at its own time."""
@@ -167,15 +171,15 @@ class Preparation:
         return self.host.reader(gpu) if self.asking else self.host.kernel(gpu)
 
     @property
-    def _inquiry(self) -> Inquiry:
-        return Inquiry(self.gpu, self.facts, self.config, self.options, self.host, self.kernel, self.arbiter)
+    def _survey(self) -> DetachSurvey:
+        return DetachSurvey(self.gpu, self.facts, self.config, self.options, self.host, self.kernel, self.arbiter)
 
     @property
     def _own(self) -> GpuConfig:
         return self.config.gpu(self.gpu.address)
 
     async def _baseline(self, now: Baseline) -> Baseline:
-        kept = self.owed.functions
+        kept = self.restore_state.functions
         baseline = {a: kept.get(a) or await self._first_seen(a, now) for a in self.gpu.functions}
         home = dict.fromkeys(captured.driver for captured in baseline.values() if captured.driver)
         if found := tuple(cannot_load(home, self.facts)):
@@ -207,7 +211,7 @@ class Preparation:
 
     async def _without_which_it_shows_nothing(self, baseline: Baseline) -> tuple[str, ...]:
         """Modules around the drivers of functions that nobody saw on the host: what was loaded there is not known."""
-        first = {c.driver for a, c in baseline.items() if c.driver and a not in self.owed.functions}
+        first = {c.driver for a, c in baseline.items() if c.driver and a not in self.restore_state.functions}
         here = {f.driver for f in self.gpu.present(self.facts)}
         wanted = dict.fromkeys(module for driver in first - here for module in shown_by(driver))
         found = await self.kernel.loadable(tuple(wanted)) if wanted else ()
@@ -243,7 +247,7 @@ class Preparation:
         What does not load while the GPU is on vfio may do so once it is free, and is looked at then. The GPU is aimed
         at its vfio driver, or that has it: no driver that comes with such a module takes it.
         """
-        first = {a: c.driver for a, c in baseline.items() if c.driver and a not in self.owed.functions}
+        first = {a: c.driver for a, c in baseline.items() if c.driver and a not in self.restore_state.functions}
         named = {*self.facts.pci_drivers, self._own.host_driver}
         unsure = {a: d for a, d in first.items() if d.module and not named_surely(d, named)}
         if not unsure:
@@ -278,7 +282,7 @@ class Preparation:
         """Open the groups now: EBUSY is the kernel's own word that a VM has one, and holding it keeps it so."""
         on_vfio = [f for f in self.gpu.present(self.facts) if f.on_vfio]
         for group in sorted({f.iommu_group for f in on_vfio if f.iommu_group is not None}):
-            self.holds.append(HoldGroup(group))
+            self.held_groups.append(HoldGroup(group))
             try:
                 async with answered(self.config.deadlines.capture):
                     await self.kernel.hold_group(group)
@@ -291,7 +295,7 @@ class Preparation:
         """The sentence that names who has the group, where that can be told."""
         try:
             async with asyncio.timeout(self.config.deadlines.holders):
-                scan = await self.host.processes.scan(Sought(self.gpu.functions, (f"vfio/{group}",)))
+                scan = await self.host.processes.scan(HolderQuery(self.gpu.functions, (f"vfio/{group}",)))
         except (KernelError, TimeoutError):
             scan = Scan()
         if scan.holders:

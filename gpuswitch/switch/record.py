@@ -24,7 +24,7 @@ class Result(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class Requester:
     """Who asked for a switch, as well as it could be told; None and empty: nobody could.
 
     `service`: the service itself, by its own rules. `command` is the name of the process (/proc/PID/comm), `unit` the
@@ -45,7 +45,7 @@ class Asker:
         return f"{self.command or 'somebody'} ({numbers})" if numbers else "somebody"
 
 
-THE_SERVICE = Asker(service=True)
+THE_SERVICE = Requester(service=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Switch:
     target: State
     count: int
     options: Options = field(default_factory=Options)
-    asker: Asker = THE_SERVICE
+    requester: Requester = THE_SERVICE
     id: str = field(default_factory=lambda: secrets.token_hex(4))
     started: float = field(default_factory=time.time)
     finished: float | None = None
@@ -99,10 +99,10 @@ class Switch:
     _clock: float = field(default_factory=lambda: asyncio.get_running_loop().time(), repr=False)
 
     @classmethod
-    def resumed(cls, id: str, target: State, asker: Asker, started: float) -> Switch:  # noqa: A002 -- as on the bus
+    def resumed(cls, id: str, target: State, requester: Requester, started: float) -> Switch:  # noqa: A002 -- as on the bus
         """One that an earlier run of the service began, and that ends with a recovery."""
         clock = asyncio.get_running_loop().time() - max(0.0, time.time() - started)
-        return cls(target, 0, asker=asker, id=id, started=started, recovery=True, _clock=clock)
+        return cls(target, 0, requester=requester, id=id, started=started, recovery=True, _clock=clock)
 
     def at(self, event: StepEvent) -> None:
         self.index, self.count, self.step = event.index, event.count, event.step.title

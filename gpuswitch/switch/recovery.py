@@ -54,7 +54,7 @@ class Recovery:
         record = self._record
         story = record.page.entry.failed
         try:
-            record.page.begin(switch, record.owed)
+            record.page.begin(switch, record.restore_state)
         except Failed as error:
             # No reason to leave it where it is.
             _log.error("%s", error)
@@ -75,14 +75,14 @@ class Recovery:
         record = self._record
         await self._runner.turns.take(None)
         self._runner.be_patient()
-        if why and not record.owed.functions and await record.is_at_rest():
+        if why and not record.restore_state.functions and await record.is_at_rest():
             # Nothing of it was to be moved: what was done around it is owed, as ever.
-            return await record.settle(Outcome(Result.REVERTED, why), record.owed, story)
+            return await record.settle(Outcome(Result.REVERTED, why), record.restore_state, story)
         outcome = await self.run_recovery(switch, after_crash(record.rules, starting=starting), why, starting=starting)
         reverted = outcome.result is Result.REVERTED and switch.target is State.HOST
         if reverted and self._device_failed and not starting:
             outcome = await self._after_device_failure(switch, outcome.reason)
-        return await record.settle(outcome, record.owed, story)
+        return await record.settle(outcome, record.restore_state, story)
 
     async def recover_after_stall(self, engine: Engine) -> None:
         """The way from `wedged` to a state of rest where no switch of this run of the service had begun."""
@@ -98,7 +98,7 @@ class Recovery:
         if switch is not None:
             record.make_current(switch)
             outcome = await self.run_recovery(switch, after_crash(record.rules), why)
-        return await record.settle(outcome, record.owed)
+        return await record.settle(outcome, record.restore_state)
 
     def _resumed(self, left: Unfinished) -> tuple[Switch, str]:
         """The switch that a dead service left unfinished, and why there is a need to recover."""
@@ -106,7 +106,7 @@ class Recovery:
         taken_back = ", as it was being taken back" if left.back else ""
         why = f"the service ended {where}{taken_back}"
         _log.warning("%s: switch %s to %s is unfinished: %s", self._record.gpu.address, left.id, left.target, why)
-        return Switch.resumed(left.id, left.target, left.asker, left.started), why
+        return Switch.resumed(left.id, left.target, left.requester, left.started), why
 
     # From within a switch ---------------------------------------------------------------------------------------------
 
@@ -189,18 +189,18 @@ class Recovery:
         record, runner = self._record, self._runner
         engine = runner.new_engine(())
         # The machine that ended is not in its own way: its ownership has waited for libvirt as long as it is to.
-        machine = switch.asker.vm if switch.asker.service else ""
+        machine = switch.requester.vm if switch.requester.service else ""
         try:
             record.facts = await seen(self._host)
             preparation = self._planner.preparation(State.UNKNOWN, switch.options, starting=starting, machine=machine)
             try:
                 plan = await self._planner.plan(preparation, strategy.target, destructive_steps=destructive_steps)
             except (GpuswitchError, StuckError):
-                engine = runner.new_engine(tuple(preparation.holds), begun=True)
+                engine = runner.new_engine(tuple(preparation.held_groups), begun=True)
                 raise
-            record.page.write_if_possible(replace(record.page.entry, owed=plan.owed))
+            record.page.write_if_possible(replace(record.page.entry, restore_state=plan.restore_state))
             record.aims_home(plan)
-            engine = runner.new_engine(plan.steps, held=preparation.holds)
+            engine = runner.new_engine(plan.steps, held=preparation.held_groups)
             runner.use(engine)
             if record.retired:
                 raise StoppedError(record.retired)

@@ -110,7 +110,7 @@ class Retry:
                 await pause.wait()
                 continue
             try:
-                await self._host.processes.stirred(holders)
+                await self._host.processes.wait_for_change(holders)
             except KernelError:
                 await pause.wait()
 

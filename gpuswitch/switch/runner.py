@@ -19,12 +19,12 @@ from gpuswitch.switch.engine import Engine, Status, StepEvent, StoppedError, Stu
 from gpuswitch.switch.gpu_record import GpuObserver, GpuRecord, Outcome
 from gpuswitch.switch.host import Host, Pending
 from gpuswitch.switch.machine import START
-from gpuswitch.switch.owed import Owed
+from gpuswitch.switch.owed import RestoreState
 from gpuswitch.switch.plan import Plan
 from gpuswitch.switch.prepare import Preparation
 from gpuswitch.switch.record import Result, Switch
 from gpuswitch.switch.stall import Stall
-from gpuswitch.switch.step import Hands, Step, StepError
+from gpuswitch.switch.step import Step, StepContext, StepError
 from gpuswitch.switch.strategies import OUTCOMES
 from gpuswitch.switch.turns import Turns
 
@@ -87,16 +87,22 @@ class Runner:
         Raises:
             Failed: the journal cannot be written; nothing was changed.
         """
-        before = self._record.owed, self._record.page.entry.failed
-        self._record.page.begin(switch, plan.owed)
+        before = self._record.restore_state, self._record.page.entry.failed
+        self._record.page.begin(switch, plan.restore_state)
         self._record.aims_home(plan)
         self.set_out(switch)
-        engine = self.new_engine(plan.steps, held=preparation.holds)
+        engine = self.new_engine(plan.steps, held=preparation.held_groups)
         self.use(engine)
         self.launch(self.to_rest(switch, partial(self._run, switch, engine, plan, after_failure, *before)))
 
     async def _run(
-        self, switch: Switch, engine: Engine, plan: Plan, after_failure: AfterFailure, owed_before: Owed, story: str
+        self,
+        switch: Switch,
+        engine: Engine,
+        plan: Plan,
+        after_failure: AfterFailure,
+        restore_state_before: RestoreState,
+        story: str,
     ) -> Outcome:
         """One switch from its first step to a state of rest."""
         try:
@@ -111,7 +117,7 @@ class Runner:
             await self.outlast(stuck)
         if outcome.result is not Result.DONE:
             outcome = await after_failure(engine, switch, outcome)
-        return await self._record.settle(outcome, owed_before, story)
+        return await self._record.settle(outcome, restore_state_before, story)
 
     def set_out(self, switch: Switch, trigger: str = "") -> None:
         """This switch is under way from here on."""
@@ -179,7 +185,7 @@ class Runner:
 
     def new_engine(self, steps: tuple[Step, ...], *, begun: bool = False, held: Collection[Step] = ()) -> Engine:
         """An engine for these steps (`Engine`); what it does is told, and kept in the journal."""
-        hands = Hands(
+        context = StepContext(
             self._record.gpu.address,
             self._host,
             self._kernel,
@@ -187,7 +193,7 @@ class Runner:
             self._record.record_restore,
             deadlines=self._deadlines,
         )
-        return Engine(hands, steps, self._stepped, self._intend, begun=begun, held=held)
+        return Engine(context, steps, self._stepped, self._intend, begun=begun, held=held)
 
     def use(self, engine: Engine) -> None:
         """Its steps are what runs from here on."""

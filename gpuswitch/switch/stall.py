@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from gpuswitch.errors import Failed, KernelError
-from gpuswitch.model.holders import Holder, Sought
+from gpuswitch.model.holders import Holder, HolderQuery
 from gpuswitch.switch.engine import StuckError
 from gpuswitch.switch.gpu_record import GpuRecord
 from gpuswitch.switch.host import Host, Kernel, Pending
@@ -49,7 +49,7 @@ class Stall:
         holders: tuple[Holder, ...] | None = None
         try:
             async with asyncio.timeout(record.config.deadlines.holders):
-                holders = (await self._processes.scan(Sought(gpu.functions, numbers=numbers))).holders
+                holders = (await self._processes.scan(HolderQuery(gpu.functions, numbers=numbers))).holders
         except (KernelError, TimeoutError) as error:
             _log.warning("cannot tell who has %s open: %s", gpu.address, error)
         nvidia = record.facts.modules.get("nvidia")

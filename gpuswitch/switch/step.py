@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
-from gpuswitch.model.holders import Holder, Sought, Unit
+from gpuswitch.model.holders import Holder, HolderQuery, Unit
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.host import Host, Kernel
 from gpuswitch.switch.looking import seen
-from gpuswitch.switch.owed import Owed
+from gpuswitch.switch.owed import RestoreState
 from gpuswitch.switch.pause import within
 from gpuswitch.tables import check_kind
 
@@ -33,11 +33,11 @@ class DeviceError(StepError):
     """The device is in no state to be used by its host driver: a reset may help, or a removal and a rescan."""
 
 
-class Hands:
+class StepContext:
     """What a step works with: eyes on the host, the kernel operations of one GPU, and what it shares with others.
 
-    `owe` notes, durably, what is to be given back one day; it raises `Failed` where it cannot. `deadlines` gives
-    seconds by kind of step.
+    `record_restore` notes, durably, what is to be given back one day; it raises `Failed` where it cannot. `deadlines`
+    gives seconds by kind of step.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Hands:
         host: Host,
         kernel: Kernel,
         arbiter: Arbiter,
-        owe: Callable[[Owed], None],
+        record_restore: Callable[[RestoreState], None],
         *,
         deadlines: Mapping[str, float],
     ) -> None:
@@ -54,7 +54,7 @@ class Hands:
         self.host = host
         self.kernel = kernel
         self.arbiter = arbiter
-        self.owe = owe
+        self.record_restore = record_restore
         self.deadlines = deadlines
         self.leaving = False
         """The service is being stopped: units are started without waiting for them."""
@@ -78,26 +78,26 @@ class Hands:
         if (why := unmet(await self.look(only))) is not None:
             raise StepError(why)
 
-    async def holders(self, sought: Sought) -> tuple[Holder, ...]:
+    async def holders(self, query: HolderQuery) -> tuple[Holder, ...]:
         """Who has it open, now.
 
         Raises:
             StepError: nobody can tell, which is no different from being busy.
         """
         try:
-            scan = await self.host.processes.scan(sought)
+            scan = await self.host.processes.scan(query)
         except KernelError as error:
             raise StepError(f"{error}, so {self.gpu} counts as busy") from error
         self.numbers = scan.numbers
         return scan.holders
 
-    async def stirred(self, holders: Sequence[Holder], seconds: float = RESCAN_SECONDS) -> None:
+    async def wait_for_change(self, holders: Sequence[Holder], seconds: float = RESCAN_SECONDS) -> None:
         """Wait until something may have become of them, this long at most: then it is time to look again."""
         seconds = min(seconds, RESCAN_SECONDS)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 try:
-                    await self.host.processes.stirred(holders)
+                    await self.host.processes.wait_for_change(holders)
                 except KernelError:
                     await within(seconds, asyncio.Event())
 
@@ -144,16 +144,16 @@ class Step:
         """What it does, for a person: `unbind 0000:01:00.1 from snd_hda_intel`."""
         raise NotImplementedError
 
-    async def apply(self, hands: Hands) -> None:
+    async def apply(self, context: StepContext) -> None:
         """Do it."""
 
-    async def verify(self, hands: Hands) -> None:
+    async def verify(self, context: StepContext) -> None:
         """Raise `StepError` unless it is done."""
 
-    async def revert(self, hands: Hands) -> None:
+    async def revert(self, context: StepContext) -> None:
         """Take it back, also when it was done in part or not at all."""
 
-    async def heard(self, hands: Hands, mark: float) -> tuple[str, ...]:  # noqa: ARG002 -- of most, the kernel says nothing
+    async def heard(self, context: StepContext, mark: float) -> tuple[str, ...]:  # noqa: ARG002 -- of most, the kernel says nothing
         """What the kernel said of it since `mark` (`KernelLog.mark`), now that it did not work."""
         return ()
 

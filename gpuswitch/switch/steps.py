@@ -18,12 +18,12 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import profile_of
 from gpuswitch.model.facts import Driver, HostFacts, named_for_vfio
 from gpuswitch.model.gpu import Gpu, harmless
-from gpuswitch.model.holders import Sought
+from gpuswitch.model.holders import HolderQuery
 from gpuswitch.switch.books import machines_with, sentence
 from gpuswitch.switch.clearing_up import ClearingUp
 from gpuswitch.switch.guards import NO_GROUPS
 from gpuswitch.switch.holding import in_the_way
-from gpuswitch.switch.step import DeviceError, Hands, Step, StepError
+from gpuswitch.switch.step import DeviceError, Step, StepContext, StepError
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -45,20 +45,20 @@ class LoadDriver(Step):
     def title(self) -> str:
         return f"load {self.driver}"
 
-    async def heard(self, hands: Hands, mark: float) -> tuple[str, ...]:
-        return await hands.host.kernel_log.said(self.functions, {self.driver, self.module}, mark)
+    async def heard(self, context: StepContext, mark: float) -> tuple[str, ...]:
+        return await context.host.kernel_log.said(self.functions, {self.driver, self.module}, mark)
 
-    async def apply(self, hands: Hands) -> None:
+    async def apply(self, context: StepContext) -> None:
         try:
-            await hands.kernel.load(self.module)
+            await context.kernel.load(self.module)
         except KernelError as error:
             if error.errno == errno.ENODEV:
                 # Its driver takes none of the devices that it is for, and there it loads no further.
                 raise DeviceError(str(error)) from error
             raise
 
-    async def verify(self, hands: Hands) -> None:
-        await hands.check(self._unmet)
+    async def verify(self, context: StepContext) -> None:
+        await context.check(self._unmet)
 
     def _unmet(self, facts: HostFacts) -> str | None:
         if self.driver in facts.pci_drivers:
@@ -70,7 +70,7 @@ class LoadDriver(Step):
 
 
 @dataclass(frozen=True)
-class KeepAwake(Step):
+class DisableRuntimePm(Step):
     """Pin runtime power to `on`: a device that sleeps in D3 may not come back when its driver changes."""
 
     kind = "power"
@@ -80,17 +80,17 @@ class KeepAwake(Step):
     def title(self) -> str:
         return f"keep {_all(self.before)} awake"
 
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.keep_awake(tuple(self.before))
+    async def apply(self, context: StepContext) -> None:
+        await context.kernel.keep_awake(tuple(self.before))
 
-    async def verify(self, hands: Hands) -> None:
-        await hands.check(self._unmet, self.before)
+    async def verify(self, context: StepContext) -> None:
+        await context.check(self._unmet, self.before)
 
     def _unmet(self, facts: HostFacts) -> str | None:
         return next((f"{a} is still asleep" for a in self.before if _asleep(facts, a)), None)
 
-    async def revert(self, hands: Hands) -> None:
-        await hands.kernel.set_power_control(_but_for(hands.staying, self.before))
+    async def revert(self, context: StepContext) -> None:
+        await context.kernel.set_power_control(_but_for(context.staying, self.before))
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class CheckRegisters(Step):
     def title(self) -> str:
         return f"check the registers of {_all(self.functions)}"
 
-    async def apply(self, hands: Hands) -> None:
+    async def apply(self, context: StepContext) -> None:
         try:
-            lost = await hands.kernel.lost(self.functions)
+            lost = await context.kernel.lost(self.functions)
         except KernelError as error:
             # Then their drivers find out.
             _log.warning("%s", error)
@@ -131,11 +131,11 @@ class RestorePower(Step):
     def title(self) -> str:
         return f"restore the power setting of {_all(self.before)}"
 
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.set_power_control(self.before)
+    async def apply(self, context: StepContext) -> None:
+        await context.kernel.set_power_control(self.before)
 
-    async def revert(self, hands: Hands) -> None:
-        await hands.kernel.keep_awake(tuple(self.before))
+    async def revert(self, context: StepContext) -> None:
+        await context.kernel.keep_awake(tuple(self.before))
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,11 @@ class AimOverrides(Step):
         whose = f"the driver override of {_all(self.to)}"
         return f"aim {whose} at {', '.join(goals)}" if goals else f"clear {whose}"
 
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.set_override(self.to)
+    async def apply(self, context: StepContext) -> None:
+        await context.kernel.set_override(self.to)
 
-    async def revert(self, hands: Hands) -> None:
-        await hands.kernel.set_override(_but_for(hands.staying, self.before))
+    async def revert(self, context: StepContext) -> None:
+        await context.kernel.set_override(_but_for(context.staying, self.before))
 
 
 @dataclass(frozen=True)
@@ -175,26 +175,26 @@ class Unbind(Step):
     def title(self) -> str:
         return f"unbind {self.function} from {self.driver}"
 
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.unbind(self.function, self.driver)
+    async def apply(self, context: StepContext) -> None:
+        await context.kernel.unbind(self.function, self.driver)
 
-    async def verify(self, hands: Hands) -> None:
-        await hands.check(lambda facts: _not_on(facts, self.function, None), [self.function])
+    async def verify(self, context: StepContext) -> None:
+        await context.check(lambda facts: _not_on(facts, self.function, None), [self.function])
 
-    async def revert(self, hands: Hands) -> None:
-        now = (await hands.look([self.function])).functions.get(self.function)
+    async def revert(self, context: StepContext) -> None:
+        now = (await context.look([self.function])).functions.get(self.function)
         if now is not None and now.driver_name == self.driver:
             return
         if now is not None and now.driver_name is not None:
             # The driver that it was aimed at came with its module, and took it before anybody bound it.
-            await Bind(self.function, now.driver_name).revert(hands)
+            await Bind(self.function, now.driver_name).revert(context)
         elif now is not None and not named_for_vfio(self.driver):
             # Perhaps since an unbind from a vfio driver that hung here, and ended later.
-            hands.staying.discard(self.function)
-            await _release(hands, now.iommu_group)
-        await hands.kernel.set_override({self.function: self.driver})
-        await hands.kernel.probe(self.function)
-        await hands.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])
+            context.staying.discard(self.function)
+            await _release(context, now.iommu_group)
+        await context.kernel.set_override({self.function: self.driver})
+        await context.kernel.probe(self.function)
+        await context.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])
 
 
 @dataclass(frozen=True)
@@ -209,21 +209,21 @@ class Bind(Step):
     def title(self) -> str:
         return f"bind {self.function} to {self.driver}"
 
-    async def heard(self, hands: Hands, mark: float) -> tuple[str, ...]:
-        module = (await hands.look()).pci_drivers.get(self.driver)
-        return await hands.host.kernel_log.said([self.function], {self.driver, module or self.driver}, mark)
+    async def heard(self, context: StepContext, mark: float) -> tuple[str, ...]:
+        module = (await context.look()).pci_drivers.get(self.driver)
+        return await context.host.kernel_log.said([self.function], {self.driver, module or self.driver}, mark)
 
     def deadline_back(self, deadlines: Mapping[str, float]) -> float:
         return max(deadlines[self.kind], profile_of(Driver(self.driver, None)).unbind_seconds)
 
-    async def apply(self, hands: Hands) -> None:
+    async def apply(self, context: StepContext) -> None:
         try:
-            await hands.kernel.probe(self.function)
+            await context.kernel.probe(self.function)
         except KernelError as error:
             raise (StepError if error.errno == errno.ENODEV else self._refused)(str(error)) from error
 
-    async def verify(self, hands: Hands) -> None:
-        seen = await hands.look([self.function])
+    async def verify(self, context: StepContext) -> None:
+        seen = await context.look([self.function])
         if (why := _not_on(seen, self.function, self.driver)) is not None:
             raise (self._refused if self.function in seen.functions else StepError)(why)
 
@@ -232,41 +232,41 @@ class Bind(Step):
         # A vfio driver takes a device in any state.
         return StepError if named_for_vfio(self.driver) else DeviceError
 
-    async def revert(self, hands: Hands) -> None:
-        now = (await hands.look([self.function])).functions.get(self.function)
+    async def revert(self, context: StepContext) -> None:
+        now = (await context.look([self.function])).functions.get(self.function)
         bound = now is not None and now.driver_name == self.driver
         if now is not None and (named_for_vfio(self.driver) or (bound and now.on_vfio)):
-            await self._from_vfio(hands, now.iommu_group, bound=bound)
+            await self._from_vfio(context, now.iommu_group, bound=bound)
         elif bound:
-            await self._until_free(hands)
-            await hands.kernel.unbind(self.function, self.driver)
+            await self._until_free(context)
+            await context.kernel.unbind(self.function, self.driver)
 
-    async def _from_vfio(self, hands: Hands, group: int | None, *, bound: bool) -> None:
+    async def _from_vfio(self, context: StepContext, group: int | None, *, bound: bool) -> None:
         """A virtual machine may have taken it by now: only who holds the group may unbind."""
         if bound:
-            hands.staying.add(self.function)
+            context.staying.add(self.function)
             if group is not None:
-                await hands.kernel.hold_group(group)
+                await context.kernel.hold_group(group)
             try:
-                await hands.kernel.unbind(self.function, self.driver)
+                await context.kernel.unbind(self.function, self.driver)
             except KernelError:
                 with suppress(KernelError):
-                    await _release(hands, group)
+                    await _release(context, group)
                 raise
-        hands.staying.discard(self.function)
+        context.staying.discard(self.function)
         # Where it is not bound, it may be held since an unbind that hung, and ended later.
-        await _release(hands, group)
+        await _release(context, group)
 
-    async def _until_free(self, hands: Hands) -> None:
+    async def _until_free(self, context: StepContext) -> None:
         """It was on the host for a moment, and whoever waits for new cards may have opened it by now."""
-        holders = await hands.holders(Sought((self.function,)))
+        holders = await context.holders(HolderQuery((self.function,)))
         if holders:
-            await hands.kernel.announce([self.function], "sound", "remove")
+            await context.kernel.announce([self.function], "sound", "remove")
         while holders:
-            hands.waiting_for = in_the_way(self.function, holders)
-            await hands.stirred(holders)
+            context.waiting_for = in_the_way(self.function, holders)
+            await context.wait_for_change(holders)
             # Of one that is pulled meanwhile, sysfs shows no node any more.
-            holders = await hands.holders(Sought((self.function,), numbers=hands.numbers))
+            holders = await context.holders(HolderQuery((self.function,), numbers=context.numbers))
 
 
 @dataclass(frozen=True)
@@ -280,11 +280,11 @@ class HoldGroup(Step):
     def title(self) -> str:
         return f"hold IOMMU group {self.group}"
 
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.hold_group(self.group)
+    async def apply(self, context: StepContext) -> None:
+        await context.kernel.hold_group(self.group)
 
-    async def revert(self, hands: Hands) -> None:
-        await hands.kernel.release_group(self.group)
+    async def revert(self, context: StepContext) -> None:
+        await context.kernel.release_group(self.group)
 
 
 @dataclass(frozen=True)
@@ -304,17 +304,17 @@ class AwaitLibvirt(Step):
     def deadline(self, deadlines: Mapping[str, float]) -> float:
         return deadlines[self.kind] + self.seconds
 
-    async def apply(self, hands: Hands) -> None:
-        libvirt = hands.host.libvirt
+    async def apply(self, context: StepContext) -> None:
+        libvirt = context.host.libvirt
         try:
             if found := machines_with(libvirt, self.functions, besides=self.besides):
-                hands.waiting_for = sentence(libvirt, found)
+                context.waiting_for = sentence(libvirt, found)
         except KernelError as error:
-            hands.waiting_for = str(error)
+            context.waiting_for = str(error)
         # Whoever cannot be had is not waited for for ever; nor is what hangs.
-        clearing_up = ClearingUp(hands.host, hands.arbiter, lambda: self.functions, besides=self.besides)
-        if not await clearing_up.wait(hands.deadlines[self.kind]):
-            raise StepError(hands.waiting_for)
+        clearing_up = ClearingUp(context.host, context.arbiter, lambda: self.functions, besides=self.besides)
+        if not await clearing_up.wait(context.deadlines[self.kind]):
+            raise StepError(context.waiting_for)
 
 
 @dataclass(frozen=True)
@@ -328,8 +328,8 @@ class ReleaseGroup(Step):
     def title(self) -> str:
         return f"release IOMMU group {self.group}"
 
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.release_group(self.group)
+    async def apply(self, context: StepContext) -> None:
+        await context.kernel.release_group(self.group)
 
 
 @dataclass(frozen=True)
@@ -348,8 +348,8 @@ class CheckGroup(Step):
     def title(self) -> str:
         return f"check IOMMU group {self.group}"
 
-    async def verify(self, hands: Hands) -> None:
-        await hands.until(self._unmet)
+    async def verify(self, context: StepContext) -> None:
+        await context.until(self._unmet)
 
     def _unmet(self, facts: HostFacts) -> str | None:
         for function in facts.group(self.group):
@@ -372,8 +372,8 @@ class AwaitNodes(Step):
     def title(self) -> str:
         return f"wait for the device nodes of {self.function}"
 
-    async def verify(self, hands: Hands) -> None:
-        await hands.until(self._unmet, [self.function])
+    async def verify(self, context: StepContext) -> None:
+        await context.until(self._unmet, [self.function])
 
     def _unmet(self, facts: HostFacts) -> str | None:
         function = facts.functions.get(self.function)
@@ -382,9 +382,9 @@ class AwaitNodes(Step):
         return f"the device nodes of {self.function} are not ready" if function.nodes_pending else None
 
 
-async def _release(hands: Hands, group: int | None) -> None:
+async def _release(context: StepContext, group: int | None) -> None:
     if group is not None:
-        await hands.kernel.release_group(group)
+        await context.kernel.release_group(group)
 
 
 def _not_on(facts: HostFacts, address: PciAddress, driver: str | None) -> str | None:

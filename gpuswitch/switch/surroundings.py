@@ -11,11 +11,11 @@ from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
 from gpuswitch.switch.awake import Why
-from gpuswitch.switch.step import Hands, Step, StepError, side_by_side
+from gpuswitch.switch.step import Step, StepContext, StepError, side_by_side
 
 
 @dataclass(frozen=True)
-class KeepUp(Step):
+class InhibitSleep(Step):
     """Keep the machine from sleeping: a GPU between two drivers, or in a VM, may not survive it."""
 
     kind = "inhibit"
@@ -25,18 +25,18 @@ class KeepUp(Step):
     def title(self) -> str:
         return "keep the machine from sleeping"
 
-    async def apply(self, hands: Hands) -> None:
-        hands.waiting_for = "logind has not granted the inhibitor"
-        awake = hands.arbiter.awake
-        awake.need(hands.gpu, Why.SWITCH, needed=True)
-        await awake.settled(hands.gpu)
+    async def apply(self, context: StepContext) -> None:
+        context.waiting_for = "logind has not granted the inhibitor"
+        awake = context.arbiter.awake
+        awake.need(context.gpu, Why.SWITCH, needed=True)
+        await awake.settled(context.gpu)
 
-    async def revert(self, hands: Hands) -> None:
-        await _let_sleep(hands)
+    async def revert(self, context: StepContext) -> None:
+        await _let_sleep(context)
 
 
 @dataclass(frozen=True)
-class LetSleep(Step):
+class ReleaseSleepInhibitor(Step):
     """Let the machine sleep again, unless a virtual machine has asked for the GPU meanwhile."""
 
     kind = "inhibit"
@@ -46,14 +46,14 @@ class LetSleep(Step):
     def title(self) -> str:
         return "let the machine sleep again"
 
-    async def apply(self, hands: Hands) -> None:
-        await _let_sleep(hands)
+    async def apply(self, context: StepContext) -> None:
+        await _let_sleep(context)
 
 
-async def _let_sleep(hands: Hands) -> None:
+async def _let_sleep(context: StepContext) -> None:
     """The switch needs it awake no more; a machine that owns the GPU may."""
-    hands.arbiter.awake.need(hands.gpu, Why.SWITCH, needed=False)
-    await hands.arbiter.awake.settled(hands.gpu)
+    context.arbiter.awake.need(context.gpu, Why.SWITCH, needed=False)
+    await context.arbiter.awake.settled(context.gpu)
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class StopUnits(Step):
     def title(self) -> str:
         return f"stop {_all(self.units)}"
 
-    async def apply(self, hands: Hands) -> None:
-        hands.waiting_for = f"{_all(self.units)}: not stopped"
-        await side_by_side(hands.arbiter.stop(hands.gpu, unit) for unit in self.units)
+    async def apply(self, context: StepContext) -> None:
+        context.waiting_for = f"{_all(self.units)}: not stopped"
+        await side_by_side(context.arbiter.stop(context.gpu, unit) for unit in self.units)
 
-    async def revert(self, hands: Hands) -> None:
-        await side_by_side(hands.arbiter.start(hands.gpu, unit, wait=not hands.leaving) for unit in self.active)
+    async def revert(self, context: StepContext) -> None:
+        await side_by_side(context.arbiter.start(context.gpu, unit, wait=not context.leaving) for unit in self.active)
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class StartUnits(Step):
     def title(self) -> str:
         return f"start {_all(self.units)}"
 
-    async def apply(self, hands: Hands) -> None:
-        hands.waiting_for = f"{_all(self.units)}: not started"
-        await side_by_side(hands.arbiter.start(hands.gpu, unit, wait=not hands.leaving) for unit in self.units)
+    async def apply(self, context: StepContext) -> None:
+        context.waiting_for = f"{_all(self.units)}: not started"
+        await side_by_side(context.arbiter.start(context.gpu, unit, wait=not context.leaving) for unit in self.units)
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ class ReleaseBootFramebuffer(Step):
     def title(self) -> str:
         return f"unbind {self.device} from {self.driver}"
 
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.unbind_platform(self.device, self.driver)
+    async def apply(self, context: StepContext) -> None:
+        await context.kernel.unbind_platform(self.device, self.driver)
 
-    async def revert(self, hands: Hands) -> None:
+    async def revert(self, context: StepContext) -> None:
         try:
-            await hands.kernel.bind_platform(self.device, self.driver)
+            await context.kernel.bind_platform(self.device, self.driver)
         except KernelError as error:
             # vfio-pci's probe removes the platform device for good (aperture_remove_conflicting_pci_devices).
             if error.errno != errno.ENODEV:
@@ -132,8 +132,8 @@ class RestoreBootFramebuffer(Step):
     def title(self) -> str:
         return f"bind {self.device} to {self.driver}"
 
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.bind_platform(self.device, self.driver)
+    async def apply(self, context: StepContext) -> None:
+        await context.kernel.bind_platform(self.device, self.driver)
 
 
 @dataclass(frozen=True)
@@ -148,16 +148,16 @@ class Persistence(Step):
     def title(self) -> str:
         return f"turn persistence mode of {self.function} {'on' if self.on else 'off'}"
 
-    async def apply(self, hands: Hands) -> None:
-        await hands.kernel.set_persistence(self.function, on=self.on)
+    async def apply(self, context: StepContext) -> None:
+        await context.kernel.set_persistence(self.function, on=self.on)
 
-    async def verify(self, hands: Hands) -> None:
+    async def verify(self, context: StepContext) -> None:
         # nvidia-smi may say that it worked where it did not.
-        if await hands.kernel.persistence(self.function) is not self.on:
+        if await context.kernel.persistence(self.function) is not self.on:
             raise StepError(f"persistence mode of {self.function} is still {'off' if self.on else 'on'}")
 
-    async def revert(self, hands: Hands) -> None:
-        await hands.kernel.set_persistence(self.function, on=not self.on)
+    async def revert(self, context: StepContext) -> None:
+        await context.kernel.set_persistence(self.function, on=not self.on)
 
 
 @dataclass(frozen=True)
@@ -184,31 +184,31 @@ class UnloadModules(Step):
     def title(self) -> str:
         return f"unload {', '.join(self.modules)}"
 
-    async def apply(self, hands: Hands) -> None:
+    async def apply(self, context: StepContext) -> None:
         for module in self.modules:
-            await hands.kernel.unload(module)
+            await context.kernel.unload(module)
 
-    async def verify(self, hands: Hands) -> None:
-        if self.driver in (await hands.look()).pci_drivers:
+    async def verify(self, context: StepContext) -> None:
+        if self.driver in (await context.look()).pci_drivers:
             raise StepError(f"{self.modules[-1]} is unloaded, but the PCI driver {self.driver} is still there")
 
-    async def revert(self, hands: Hands) -> None:
+    async def revert(self, context: StepContext) -> None:
         # The override may be aimed at vfio-pci, and then the module would find no card of its own and not load.
-        if away := await self._away(hands):
-            await hands.kernel.set_override(dict.fromkeys(away, self.driver))
+        if away := await self._away(context):
+            await context.kernel.set_override(dict.fromkeys(away, self.driver))
         *around, own = self.modules
-        await hands.kernel.load(own)
-        for function in await self._away(hands):
-            await hands.kernel.probe(function)
-        await _each(hands.kernel.load(module) for module in reversed(around))
-        now = (await hands.look(self.functions)).functions
+        await context.kernel.load(own)
+        for function in await self._away(context):
+            await context.kernel.probe(function)
+        await _each(context.kernel.load(module) for module in reversed(around))
+        now = (await context.look(self.functions)).functions
         lost = [str(a) for a in self.functions if a not in now or now[a].driver_name != self.driver]
         if lost:
             raise StepError(f"{', '.join(lost)} did not come back to {self.driver}")
 
-    async def _away(self, hands: Hands) -> list[PciAddress]:
-        now = (await hands.look(self.functions)).functions
-        back = [a for a in self.functions if a in now and a not in hands.staying]
+    async def _away(self, context: StepContext) -> list[PciAddress]:
+        now = (await context.look(self.functions)).functions
+        back = [a for a in self.functions if a in now and a not in context.staying]
         return [a for a in back if now[a].driver_name != self.driver]
 
 
@@ -224,8 +224,8 @@ class LoadModules(Step):
     def title(self) -> str:
         return f"load {', '.join(self.modules)}"
 
-    async def apply(self, hands: Hands) -> None:
-        await _each(hands.kernel.load(module) for module in self.modules)
+    async def apply(self, context: StepContext) -> None:
+        await _each(context.kernel.load(module) for module in self.modules)
 
 
 async def _each(work: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from gpuswitch.host.linux.processes import LinuxProcesses
 from gpuswitch.host.linux.sysfs import Roots
-from gpuswitch.model.holders import Sought
+from gpuswitch.model.holders import HolderQuery
 from tests.bench.table import Row, median
 
 PROCESSES = 500
@@ -62,7 +62,7 @@ def crowd() -> Iterator[None]:
 async def _measure(fuser: str) -> tuple[float, list[float], list[float]]:
     """In turn, so that what else the machine does is the same for both."""
     processes = LinuxProcesses(Roots())
-    sought = Sought((), nodes=NODES)
+    query = HolderQuery((), nodes=NODES)
     nodes = [f"/dev/{node}" for node in NODES]
     theirs = []
     ours = []
@@ -71,7 +71,7 @@ async def _measure(fuser: str) -> tuple[float, list[float], list[float]]:
         subprocess.run([fuser, "--silent", *nodes], stderr=subprocess.DEVNULL, check=False)  # noqa: ASYNC221 - nothing else is to be done meanwhile
         theirs.append(time.perf_counter() - begun)
         begun = time.perf_counter()
-        await processes.scan(sought)
+        await processes.scan(query)
         ours.append(time.perf_counter() - begun)
     await processes.close()
     return ours[0], ours[1:], theirs[1:]

@@ -10,7 +10,7 @@ from typing import Any
 import jeepney
 from jeepney.io.asyncio import DBusConnection, open_dbus_connection
 
-from tests.managers.faces import NOTHING, Face
+from tests.managers.faces import NOTHING_TO_RESTORE, Face
 from tests.managers.memory import RefusedError
 
 UNIT = "org.freedesktop.systemd1.Unit"
@@ -32,7 +32,7 @@ class Starter(Face):
     async def call(self, message: jeepney.Message, member: str, arguments: tuple[Any, ...]) -> None:
         match member:
             case "Subscribe":
-                await self.answer(message, NOTHING)
+                await self.answer(message, NOTHING_TO_RESTORE)
             case "LoadUnit":
                 await self.answer(message, ("o", (PATH,)))
             case "StartTransientUnit":

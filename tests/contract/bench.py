@@ -12,7 +12,7 @@ from typing import Protocol
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Driver, Kind, PciFunction
-from gpuswitch.model.holders import Scan, Sought, Unit
+from gpuswitch.model.holders import HolderQuery, Scan, Unit
 from gpuswitch.switch.host import OPERATIONS, Host, Kernel
 from gpuswitch.switch.operation import ANY_OPERATION
 
@@ -149,7 +149,7 @@ class Bench:
         return self.look(function).driver_name
 
     async def scan(self, *functions: PciAddress, nodes: Sequence[str] = (), modules: Sequence[str] = ()) -> Scan:
-        return await self.host.processes.scan(Sought(functions, tuple(nodes), modules=tuple(modules)))
+        return await self.host.processes.scan(HolderQuery(functions, tuple(nodes), modules=tuple(modules)))
 
     async def unbind(self, function: PciAddress) -> None:
         await self.kernel.unbind(function, str(self.driver(function)))

@@ -6,7 +6,7 @@ import asyncio
 from signal import SIGTERM
 
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.holders import Holder, Sought
+from gpuswitch.model.holders import Holder, HolderQuery
 from tests.contract.bench import Bench, case
 
 
@@ -19,7 +19,7 @@ async def start_to_wait(bench: Bench) -> tuple[Holder, asyncio.Task[None]]:
     """Somebody opens the sound card, and we wait for him to stir."""
     await bench.outside.open(bench.audio)
     holder = await only_holder(bench, bench.audio)
-    waiting = asyncio.create_task(bench.host.processes.stirred([holder]))
+    waiting = asyncio.create_task(bench.host.processes.wait_for_change([holder]))
     assert await only_holder(bench, bench.audio) == holder
     assert not waiting.done()
     return holder, waiting
@@ -68,7 +68,7 @@ async def scan_finds_by_number_what_sysfs_shows_no_more(bench: Bench) -> None:
     pid = await bench.outside.open(bench.display)
     seen = await bench.scan(bench.display)
     await bench.unbind(bench.display)
-    scan = await bench.host.processes.scan(Sought((bench.display,), numbers=seen.numbers))
+    scan = await bench.host.processes.scan(HolderQuery((bench.display,), numbers=seen.numbers))
     assert [holder.pid for holder in scan.holders] == [pid]
 
 
@@ -117,7 +117,7 @@ async def stirred_when_a_holder_ends(bench: Bench) -> None:
     holder, waiting = await start_to_wait(bench)
     await bench.outside.close(bench.audio)
     await waiting
-    await bench.host.processes.stirred([holder])
+    await bench.host.processes.wait_for_change([holder])
 
 
 @case

@@ -17,7 +17,7 @@ from tests.managers.memory import Job, Manager, MemoryUnit, RefusedError
 Answer = tuple[str, tuple[object, ...]]
 """Signature and values."""
 
-NOTHING: Answer = ("", ())
+NOTHING_TO_RESTORE: Answer = ("", ())
 _FIELDS = jeepney.HeaderFields
 
 
@@ -127,7 +127,7 @@ class SystemdFace(Face):
     def _plain_call(self, path: str, member: str, arguments: tuple[Any, ...]) -> Answer:
         match member:
             case "Subscribe":
-                return NOTHING
+                return NOTHING_TO_RESTORE
             case "ListUnitsByNames":
                 rows = []
                 for name in arguments[0]:
@@ -138,10 +138,10 @@ class SystemdFace(Face):
                 return "o", (self.manager.find(arguments[0]).path,)
             case "ResetFailedUnit":
                 self.manager.reset_failed(arguments[0])
-                return NOTHING
+                return NOTHING_TO_RESTORE
             case "Cancel":
                 self.manager.end(self._job(path), "canceled")
-                return NOTHING
+                return NOTHING_TO_RESTORE
             case "Get" | "GetAll":
                 return self._property(path, arguments)
         raise RefusedError("UnknownMethod", member)
@@ -214,7 +214,7 @@ class LogindFace(Face):
                 await self.answer(message, ("a(ssssuu)", ([lock.row for lock in self.locks],)))
             case "Inhibit":
                 await self._inhibit(message.header.fields[_FIELDS.sender], arguments)
-                await self.answer(message, NOTHING)
+                await self.answer(message, NOTHING_TO_RESTORE)
             case "ListSessions":
                 rows = [(name, uid, "kim", "seat0", _session_path(name)) for name, (uid, _) in self.sessions.items()]
                 await self.answer(message, ("a(susso)", (rows,)))
@@ -223,7 +223,9 @@ class LogindFace(Face):
             case "GetSession" | "TerminateSession":
                 if arguments[0] not in self.sessions:
                     raise RefusedError("NoSuchSession", f"No session '{arguments[0]}' known")
-                await self.answer(message, ("o", (_session_path(arguments[0]),)) if member == "GetSession" else NOTHING)
+                await self.answer(
+                    message, ("o", (_session_path(arguments[0]),)) if member == "GetSession" else NOTHING_TO_RESTORE
+                )
             case _:
                 raise RefusedError("UnknownMethod", member)
 

@@ -109,10 +109,10 @@ async def test_it_knows_the_options_and_who_asked(start: Start) -> None:
     await service.wait(DISCRETE, switch)
     [found] = await history(service)
     assert found["options"] == {"busy": "wait", "wait_seconds": 5.0, "stop_units": ["nvidia-persistenced.service"]}
-    asker = found["asker"]
-    assert (asker["service"], asker["uid"], asker["pid"]) == (False, os.geteuid(), os.getpid())
-    assert (asker["command"], asker["vm"]) == (my_command(), "")
-    assert (await entry(service, switch))["asker"] == asker
+    requester = found["asker"]
+    assert (requester["service"], requester["uid"], requester["pid"]) == (False, os.geteuid(), os.getpid())
+    assert (requester["command"], requester["vm"]) == (my_command(), "")
+    assert (await entry(service, switch))["asker"] == requester
 
 
 async def test_who_asks_and_goes_is_known_all_the_same(start: Start, private_bus: PrivateBus) -> None:
@@ -120,9 +120,9 @@ async def test_who_asks_and_goes_is_known_all_the_same(start: Start, private_bus
     status, out, _ = await ctl(private_bus, "to-vfio", ADDRESS, "--no-wait")
     assert status == 0
     await service.signals_until("SwitchFinished")
-    asker = (await entry(service, out.strip()))["asker"]
-    assert asker["command"] == "gpuswitchctl"
-    assert asker["pid"] not in (0, os.getpid())
+    requester = (await entry(service, out.strip()))["asker"]
+    assert requester["command"] == "gpuswitchctl"
+    assert requester["pid"] not in (0, os.getpid())
 
 
 async def test_an_entry_has_each_step_with_its_time(start: Start) -> None:

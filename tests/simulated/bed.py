@@ -213,14 +213,14 @@ class Bed:
 
     @classmethod
     async def made(
-        cls, host: SimulatedHost, directory: Path, settings: Config | None = None, *, pay: bool = True
+        cls, host: SimulatedHost, directory: Path, settings: Config | None = None, *, restore_deferred: bool = True
     ) -> Bed:
-        """Start a service on this host. `pay`: and let it give back what its start could not wait for."""
+        """Start a service on this host. `restore_deferred`: and let it give back what its start could not wait for."""
         witness = Witness(host.machine)
         fleet = Fleet(host, settings or config(), Journal(DirectoryStore(directory)), witness)
         await fleet.start()
-        if pay:
-            await fleet.pay()
+        if restore_deferred:
+            await fleet.restore_deferred()
         return cls(host, fleet, witness, directory)
 
     @classmethod
@@ -232,7 +232,7 @@ class Bed:
         return self.host.machine
 
     @property
-    def debts(self) -> list[str]:
+    def pages(self) -> list[str]:
         """Whose journal there is."""
         return sorted(path.name for path in self.directory.glob("*.json"))
 
@@ -266,7 +266,7 @@ class Bed:
         switch = await self.switch(actor, target, options)
         assert (switch.result, switch.reason, actor.state) == (Result.DONE, "", target)
 
-    async def crash(self, *actors: Actor, pay: bool = True) -> Bed:
+    async def crash(self, *actors: Actor, restore_deferred: bool = True) -> Bed:
         """The service is killed while these are at work. What it had sent to the kernel goes on; a new one starts."""
         tasks = [actor.runner.task for actor in actors if actor.runner.task is not None]
         for task in tasks:
@@ -274,12 +274,14 @@ class Bed:
         await asyncio.gather(*tasks, return_exceptions=True)
         for actor in actors:
             await self.host.kernel(str(actor.gpu.address)).returned()
-        return await self.again(pay=pay)
+        return await self.again(restore_deferred=restore_deferred)
 
-    async def again(self, *, pay: bool = True) -> Bed:
+    async def again(self, *, restore_deferred: bool = True) -> Bed:
         """The next service on the same machine; the workers of this one, if they are idle, are gone."""
         self.fleet._arbiter.awake.stop()
         for retry in self.fleet._retries.values():
             retry.stop()
         await self.host.close()
-        return await Bed.made(SimulatedHost(self.machine), self.directory, self.fleet.config, pay=pay)
+        return await Bed.made(
+            SimulatedHost(self.machine), self.directory, self.fleet.config, restore_deferred=restore_deferred
+        )

@@ -45,10 +45,10 @@ class TestThereAndBack:
         for _ in range(3):
             await bed.moved(actor, State.VFIO)
             assert {f.driver_name for f in actor.gpu.present(actor.record.facts)} == {"vfio-pci"}
-            assert bed.debts == [f"{actor.gpu.address.identifier}.json"]
+            assert bed.pages == [f"{actor.gpu.address.identifier}.json"]
             await bed.moved(actor, State.HOST)
             assert bed.snapshot() == before
-            assert bed.debts == []
+            assert bed.pages == []
 
     async def test_tells_each_step_and_each_state(self, laptop: Bed) -> None:
         actor = laptop.fleet.find("01:00.0")
@@ -185,7 +185,7 @@ class TestRefusals:
         before = bed.snapshot()
         with pytest.raises(NotViable, match=r"0000:02:00\.0 .* stays on r8169"):
             await actor.request(State.VFIO)
-        assert (bed.snapshot(), bed.debts, actor.state, actor.switch) == (before, [], State.HOST, None)
+        assert (bed.snapshot(), bed.pages, actor.state, actor.switch) == (before, [], State.HOST, None)
 
     async def test_the_screen_stays_on(self, tmp_path: Path) -> None:
         bed = await Bed.made(SCENARIOS["single"](), tmp_path, Config(defaults=Defaults()))
@@ -266,9 +266,9 @@ class TestPlan:
         bed = await Bed.of(scenario, tmp_path)
         actor = bed.fleet.find(GPUS[scenario])
         for target in (State.VFIO, State.HOST):
-            before, owed, words = bed.snapshot(), bed.debts, list(bed.witness.words)
+            before, restore_state, words = bed.snapshot(), bed.pages, list(bed.witness.words)
             plan = await actor.plan(target)
-            assert (bed.snapshot(), bed.debts, bed.witness.words) == (before, owed, words)
+            assert (bed.snapshot(), bed.pages, bed.witness.words) == (before, restore_state, words)
             told: list[Step] = []
             bed.witness.on_step = lambda _, event, told=told: told.append(event.step)
             await bed.moved(actor, target)

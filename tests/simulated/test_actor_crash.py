@@ -37,10 +37,10 @@ async def check_home(bed: Bed, scenario: str, before: object) -> None:
     actor = bed.fleet.find(GPUS[scenario])
     assert actor.state in {State.HOST, State.VFIO}
     if actor.state is State.HOST:
-        assert (bed.debts, bed.snapshot()) == ([], before)
+        assert (bed.pages, bed.snapshot()) == ([], before)
     else:
         await bed.moved(actor, State.HOST)
-        assert (bed.debts, bed.snapshot()) == ([], before)
+        assert (bed.pages, bed.snapshot()) == ([], before)
 
 
 @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
@@ -70,9 +70,9 @@ async def test_a_crash_before_the_first_step(tmp_path: Path) -> None:
     actor = bed.fleet.find("01:00.0")
     before = bed.snapshot()
     await actor.request(State.VFIO)
-    assert bed.debts
+    assert bed.pages
     again = await bed.crash(actor)
-    assert (again.fleet.find("01:00.0").state, again.debts, again.snapshot()) == (State.HOST, [], before)
+    assert (again.fleet.find("01:00.0").state, again.pages, again.snapshot()) == (State.HOST, [], before)
 
 
 async def test_a_crash_while_it_is_reverted(tmp_path: Path) -> None:
@@ -99,11 +99,11 @@ async def test_a_crash_while_the_kernel_has_it(tmp_path: Path) -> None:
     successor = again.fleet.find("01:00.0")
     assert successor.state is State.WEDGED
     assert "the kernel has not returned" in successor.reason
-    assert again.debts == ["0000_01_00_0.json"]
+    assert again.pages == ["0000_01_00_0.json"]
     hang.release()
     await again.witness.until(lambda: successor.state is State.HOST and not successor.bound)
     assert again.snapshot() == before
-    assert again.debts == []
+    assert again.pages == []
 
 
 async def test_two_gpus_come_home_together(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ async def test_two_gpus_come_home_together(tmp_path: Path) -> None:
     for actor in again.fleet.actors.values():
         if actor.state is State.VFIO:
             await again.moved(actor, State.HOST)
-    assert (again.snapshot(), again.debts) == (before, [])
+    assert (again.snapshot(), again.pages) == (before, [])
 
 
 class TestAdoption:
@@ -151,7 +151,7 @@ class TestAdoption:
         bed.machine.open_group(13, "win11")
         again = await bed.again()
         actor = again.fleet.find("01:00.0")
-        assert again.debts == ["0000_01_00_0.json"]
+        assert again.pages == ["0000_01_00_0.json"]
         assert str(actor.state) == "unknown"
         assert "0000:01:00.0 is on no driver" in actor.reason
         assert "0000:01:00.0 drifted from vfio to unknown" in again.witness.words

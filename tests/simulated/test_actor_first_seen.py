@@ -67,7 +67,7 @@ class TestOnVfio:
         before = bed.snapshot()
         with pytest.raises(NotViable, match=r"0000:01:00\.0 .*\(bochs-drm, simple\): name one as `host_driver`"):
             await bed.fleet.find("").request(State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_where_none_fits_says_so(self, tmp_path: Path) -> None:
         bed = await Bed.made(on_vfio(), tmp_path)
@@ -85,7 +85,7 @@ class TestOnVfio:
         actor = bed.fleet.find("01:00.0")
         await bed.moved(actor, State.HOST)
         assert home(bed.machine, GPU)[:3] == ("nvidia", "nvidia", None)
-        assert bed.debts == []
+        assert bed.pages == []
 
     @pytest.mark.parametrize("barred", ["", "nvidia_drm", "nvidia_modeset"])
     async def test_shows_a_picture_at_home_where_the_host_lets_it(self, barred: str, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ class TestOnVfio:
                 NotViable, match=r"`host_driver` of 0000:01:00\.0 is nothing, .* finds no module for it"
             ):
                 await ask(State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_comes_back_to_vfio_where_nobody_can_tell_and_it_does_not_exist(self, tmp_path: Path) -> None:
         gpu = GpuConfig(GPU, managed=True, host_driver="nothing")
@@ -215,7 +215,7 @@ class TestHalfWay:
         assert home(bed.machine, SOUND)[:3] == ("snd_hda_intel", "snd_hda_intel", None)
 
 
-class TestDebts:
+class TestRestoreState:
     """Somebody else brought the functions home: on their drivers, but still with our overrides."""
 
     @pytest.fixture
@@ -239,7 +239,7 @@ class TestDebts:
         bed.fleet.look()
         assert "0000:01:00.0 drifted from vfio to host" in bed.witness.words
         await bed.witness.until(lambda: actor.state is State.HOST and not actor.bound)
-        assert bed.debts == []
+        assert bed.pages == []
         assert snapshot(bed.machine) | bed.witness.home == snapshot(bed.machine)
 
     async def test_are_not_forgotten_when_that_fails(self, bed: Bed) -> None:
@@ -248,15 +248,15 @@ class TestDebts:
         bed.fleet.look()
         await bed.witness.until(lambda: bool(actor.switch and actor.switch.result is Result.REVERTED))
         assert (actor.state, bed.snapshot()) == (State.HOST, before)
-        assert bed.debts
+        assert bed.pages
         await bed.moved(actor, State.HOST)
-        assert bed.debts == []
+        assert bed.pages == []
 
     async def test_are_paid_by_the_next_service(self, bed: Bed) -> None:
         await bed.host.close()
         again = await Bed.made(SimulatedHost(bed.machine), bed.directory)
         assert again.fleet.find("01:00.0").state is State.HOST
-        assert again.debts == []
+        assert again.pages == []
         assert snapshot(bed.machine) | bed.witness.home == snapshot(bed.machine)
 
 
@@ -275,4 +275,4 @@ async def test_a_function_with_another_host_driver_by_now_is_left_there(tmp_path
     await bed.moved(actor, State.HOST)
     assert home(bed.machine, GPU)[:3] == ("nouveau", "nouveau", None)
     assert home(bed.machine, SOUND)[:3] == ("snd_hda_intel", "snd_hda_intel", None)
-    assert bed.debts == []
+    assert bed.pages == []

@@ -35,7 +35,7 @@ async def at_the_start(scenario: str, target: State, directory: Path) -> tuple[B
 
 async def fails_harmlessly(bed: Bed, actor: Actor, target: State, sentence: str) -> bool:
     """Switch, and see that a failure leaves no trace; whether it failed."""
-    before, owed, state = bed.snapshot(), bed.debts, actor.state
+    before, restore_state, state = bed.snapshot(), bed.pages, actor.state
     try:
         switch = await bed.switch(actor, target)
     except Failed as refusal:
@@ -49,7 +49,7 @@ async def fails_harmlessly(bed: Bed, actor: Actor, target: State, sentence: str)
     assert sentence in reason
     if target is State.HOST:
         before |= {"modules": stay_loaded(before["modules"], bed.snapshot()["modules"])}
-    assert (actor.state, bed.snapshot(), bed.debts) == (state, before, owed)
+    assert (actor.state, bed.snapshot(), bed.pages) == (state, before, restore_state)
     return True
 
 
@@ -128,7 +128,7 @@ class TestTheWayBackFails:
         assert "cannot probe 0000:01:00.2: Input/output error" in switch.reason.partition("too: ")[2]
         assert "cannot probe 0000:01:00.1: Operation not permitted" in switch.reason
         assert actor.reason == switch.reason
-        assert bed.debts == ["0000_01_00_0.json"]
+        assert bed.pages == ["0000_01_00_0.json"]
         lost = {USB, PciAddress.parse("0000:01:00.1")}
         assert {a for a, kept in bed.snapshot().items() if kept != before[a]} == lost
 
@@ -154,7 +154,7 @@ class TestTheWayBackFails:
         assert {a: settings_of(bed.machine.devices[a]) for a in functions} == taken
         bed.machine.end("win11")
         await bed.moved(actor, State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_a_group_that_was_held_for_an_unbind_that_failed_is_let_go(self, tmp_path: Path) -> None:
         bed, actor = await at_the_start("laptop", State.VFIO, tmp_path)
@@ -181,7 +181,7 @@ class TestTheWayBackFails:
         assert bed.witness.words[0] == "0000:01:00.0 recovering"
         assert actor.reason == ""
         await bed.switch(actor, State.HOST)
-        assert bed.debts == []
+        assert bed.pages == []
 
     async def test_failed_is_left_when_a_look_shows_home(self, tmp_path: Path) -> None:
         bed, actor = await self.failed(tmp_path)
@@ -192,7 +192,7 @@ class TestTheWayBackFails:
         assert actor.state is State.HOST
         # what is still owed is paid by the next to-host
         await bed.moved(actor, State.HOST)
-        assert bed.debts == []
+        assert bed.pages == []
 
     async def test_failed_stays_failed_while_nothing_changes(self, tmp_path: Path) -> None:
         bed, actor = await self.failed(tmp_path)
@@ -210,7 +210,7 @@ class TestTheWayBackFails:
         assert (switch.result, actor.state) == (Result.FAILED, State.FAILED)
         assert actor.reason == f"{story}\nand since then: {switch.reason}"
         assert bed.snapshot() == before
-        assert bed.debts
+        assert bed.pages
         await bed.moved(actor, State.HOST)
 
 
@@ -229,6 +229,6 @@ async def test_somebody_else_moves_it_meanwhile(tmp_path: Path) -> None:
     switch = await bed.switch(actor, State.VFIO)
     assert (switch.result, actor.state) == (Result.FAILED, State.FAILED)
     assert switch.reason.startswith("somebody else moved it meanwhile: neither host nor vfio: 0000:01:00.0 is on vfio")
-    assert bed.debts
+    assert bed.pages
     bed.witness.on_step = None
     await bed.moved(actor, State.HOST)

@@ -63,7 +63,7 @@ class TestAtRest:
         await bed.moved(actor, State.VFIO)
         await bed.machine.unplug(SLOT)
         await becomes(bed, actor, State.ABSENT)
-        assert bed.debts == []
+        assert bed.pages == []
         bed.replug(SLOT)
         await becomes(bed, actor, State.HOST)
         assert bed.snapshot() == before
@@ -95,11 +95,11 @@ class TestAtRest:
         await bed.moved(actor, State.VFIO)
         await bed.machine.unplug("0000:11:00")
         await becomes(bed, actor, State.ABSENT)
-        assert bed.debts == ["0000_11_00_0.json"]
+        assert bed.pages == ["0000_11_00_0.json"]
         bed.replug("0000:11:00")
         await becomes(bed, actor, State.UNKNOWN)
         await bed.moved(actor, State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 class TestMeanwhile:
@@ -122,7 +122,7 @@ class TestMeanwhile:
         await asyncio.gather(*work)
         await becomes(bed, actor, State.ABSENT)
         assert str(switch.result) in {"done", "failed"}
-        assert bed.debts == []
+        assert bed.pages == []
         bed.witness.on_step = None
         bed.replug(SLOT)
         await becomes(bed, actor, State.HOST)
@@ -137,7 +137,7 @@ class TestMeanwhile:
         hang.release()
         await pulling
         await bed.witness.until(lambda: actor.state is State.ABSENT)
-        assert bed.debts == []
+        assert bed.pages == []
 
 
 class TestWhileItIsDecided:
@@ -157,7 +157,7 @@ class TestWhileItIsDecided:
         hang.release()
         with pytest.raises(Failed, match=r"nothing was changed"):
             await asked
-        assert (actor.state, bed.debts) == (State.ABSENT, [])
+        assert (actor.state, bed.pages) == (State.ABSENT, [])
 
     async def test_a_card_is_pulled_and_the_kernel_does_not_return(self, bed: Bed) -> None:
         actor = bed.fleet.find("01:00.0")
@@ -186,7 +186,7 @@ class TestWhileItIsDecided:
         hang.release()
         with pytest.raises(Failed, match=r"somebody else moved 0000:01:00\.0 at the same moment; nothing was changed"):
             await asked
-        assert (bed.snapshot(), bed.debts, actor.state) == (before, [], State.UNKNOWN)
+        assert (bed.snapshot(), bed.pages, actor.state) == (before, [], State.UNKNOWN)
 
     async def test_a_neighbour_comes(self, bed: Bed) -> None:
         """What the guards allowed is not so any more."""
@@ -199,7 +199,7 @@ class TestWhileItIsDecided:
         hang.release()
         with pytest.raises(Failed, match="nothing was changed"):
             await asked
-        assert bed.debts == []
+        assert bed.pages == []
 
     async def test_it_leaves_the_fleet_only_when_that_is_over(self, bed: Bed) -> None:
         actor = bed.fleet.find("01:00.0")

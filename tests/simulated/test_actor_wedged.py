@@ -74,7 +74,7 @@ async def check_wedged(bed: Bed, actor: Actor, reason: str) -> None:
 @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
 async def test_a_hang_at_each_operation(target: State, operation: Operation, tmp_path: Path) -> None:
     bed, actor = await at_the_start(target, tmp_path)
-    before, owed, origin = bed.snapshot(), bed.debts, actor.state
+    before, restore_state, origin = bed.snapshot(), bed.pages, actor.state
     loop = asyncio.get_running_loop()
     for nth in range(1, 100):
         bed.host.faults.clear()
@@ -94,7 +94,7 @@ async def test_a_hang_at_each_operation(target: State, operation: Operation, tmp
         if target is State.HOST:
             # Modules that were loaded for the way home stay.
             before |= {"modules": bed.snapshot()["modules"]}
-        assert (actor.state, bed.snapshot(), bed.debts) == (origin, before, owed)
+        assert (actor.state, bed.snapshot(), bed.pages) == (origin, before, restore_state)
         assert loop.time() - started == deadline
     assert actor.state is target
     assert (nth > 1) is (operation not in NOT_USED[target])
@@ -171,7 +171,7 @@ class TestTheWayBackHangs:
         hang.release()
         await bed.witness.until(lambda: actor.state is State.HOST)
         assert bed.snapshot() == before
-        assert bed.debts == []
+        assert bed.pages == []
 
     async def test_twice(self, tmp_path: Path) -> None:
         bed, actor = await at_the_start(State.VFIO, tmp_path)
@@ -196,7 +196,7 @@ class TestTheWayBackHangs:
         hang.release()
         await bed.witness.until(lambda: actor.state is State.FAILED)
         assert "the way back failed too: cannot probe 0000:01:00.3" in actor.reason
-        assert bed.debts
+        assert bed.pages
 
     async def test_while_it_recovers_nobody_joins_the_switch_that_is_over(self, tmp_path: Path) -> None:
         bed, actor = await at_the_start(State.VFIO, tmp_path)
@@ -247,7 +247,7 @@ class TestBeforeTheFirstStep:
             await actor.request(State.HOST)
         hang.release()
         await bed.witness.until(lambda: actor.state is State.VFIO)
-        assert bed.debts == ["0000_01_00_0.json"]
+        assert bed.pages == ["0000_01_00_0.json"]
 
 
 class TestStop:
@@ -263,7 +263,7 @@ class TestStop:
         hang.release()
         await stopping
         assert (switch.result, switch.reason) == (Result.CANCELLED, "the service is stopping")
-        assert (actor.state, bed.snapshot(), bed.debts) == (State.HOST, before, [])
+        assert (actor.state, bed.snapshot(), bed.pages) == (State.HOST, before, [])
 
     async def test_a_switch_that_had_not_begun_is_cancelled(self, tmp_path: Path) -> None:
         bed, actor = await at_the_start(State.VFIO, tmp_path)
@@ -278,7 +278,7 @@ class TestStop:
         before = bed.snapshot()
         with pytest.raises(Failed, match=r"cannot switch 0000:01:00\.0: the service is stopping"):
             await actor.request(State.VFIO)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_nor_one_that_was_being_decided(self, tmp_path: Path) -> None:
         bed, actor = await at_the_start(State.HOST, tmp_path)
@@ -301,7 +301,7 @@ class TestStop:
         await hang.reached.wait()
         await bed.fleet.stop("the service is stopping")
         assert (switch.result, actor.state) == (Result.WEDGED, State.WEDGED)
-        assert bed.debts == ["0000_01_00_0.json"]
+        assert bed.pages == ["0000_01_00_0.json"]
 
     async def test_a_recovery_that_has_just_begun_is_finished(self, tmp_path: Path) -> None:
         bed, actor = await at_the_start(State.VFIO, tmp_path)
@@ -332,9 +332,9 @@ class TestStop:
         switch = await actor.request(State.VFIO)
         await switch.wait()
         await stopping[0]
-        assert (switch.result, bed.debts) == (Result.WEDGED, ["0000_01_00_0.json"])
+        assert (switch.result, bed.pages) == (Result.WEDGED, ["0000_01_00_0.json"])
         again = await bed.again()
-        assert (again.fleet.find("01:00.0").state, again.snapshot(), again.debts) == (State.HOST, before, [])
+        assert (again.fleet.find("01:00.0").state, again.snapshot(), again.pages) == (State.HOST, before, [])
 
 
 async def test_stalled_is_what_stands_still_beyond_its_deadlines(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ async def test_a_group_that_was_held_for_an_unbind_that_hung_is_let_go(tmp_path:
     assert actor.state is State.WEDGED
     hang.release()
     await bed.witness.until(lambda: actor.state is State.HOST)
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 async def test_the_same_where_somebody_else_had_bound_it_to_vfio_pci(tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ async def test_the_same_where_somebody_else_had_bound_it_to_vfio_pci(tmp_path: P
     assert actor.state is State.WEDGED
     hang.release()
     await bed.witness.until(lambda: actor.state is State.HOST)
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 async def bound_to_vfio(bed: Bed, function: PciAddress) -> None:

@@ -16,7 +16,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
 from gpuswitch.switch.arbiter import Arbiter
-from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
 
 FIRST, SECOND, THIRD = (PciAddress.parse(f"0000:0{n}:00.0") for n in (1, 2, 3))
 SDDM, OLLAMA = Unit("sddm.service"), Unit("ollama.service")
@@ -35,7 +35,7 @@ def arbiter(host: SimulatedHost) -> Arbiter:
     """All three GPUs are owed both units."""
     arbiter = Arbiter(host.systemd)
     for each in (FIRST, SECOND, THIRD):
-        arbiter.keep(each, Owed(units=(SDDM, OLLAMA)))
+        arbiter.set_restore_state(each, RestoreState(units=(SDDM, OLLAMA)))
     return arbiter
 
 
@@ -72,7 +72,7 @@ class TestUnits:
 
     async def test_what_an_earlier_run_stopped_counts(self, host: SimulatedHost, arbiter: Arbiter) -> None:
         host.machine.units.stop(SDDM)
-        arbiter.claim(FIRST, Owed(units=(SDDM,)))
+        arbiter.claim(FIRST, RestoreState(units=(SDDM,)))
         await arbiter.stop(SECOND, SDDM)
         await arbiter.start(SECOND, SDDM)
         assert host.machine.units.state(SDDM) == "inactive"
@@ -84,22 +84,22 @@ class TestUnits:
     ) -> None:
         await arbiter.stop(FIRST, SDDM)
         await arbiter.stop(SECOND, SDDM)
-        arbiter.keep(FIRST, NOTHING)
+        arbiter.set_restore_state(FIRST, NOTHING_TO_RESTORE)
         await arbiter.start(SECOND, SDDM)
         assert host.machine.units.state(SDDM) == "active"
 
     async def test_who_is_not_owed_it_is_not_in_the_way_of_who_is(self, host: SimulatedHost, arbiter: Arbiter) -> None:
-        arbiter.keep(FIRST, Owed(units=(OLLAMA,)))
+        arbiter.set_restore_state(FIRST, RestoreState(units=(OLLAMA,)))
         await arbiter.stop(FIRST, SDDM)
         await arbiter.stop(SECOND, SDDM)
         await arbiter.start(SECOND, SDDM)
         assert host.machine.units.state(SDDM) == "active"
 
     async def test_it_is_owed_until_the_last_one_is_owed_nothing(self, arbiter: Arbiter) -> None:
-        seen = [arbiter.is_owed(SDDM)]
+        seen = [arbiter.is_to_be_started(SDDM)]
         for each in (FIRST, SECOND, THIRD):
-            arbiter.keep(each, NOTHING)
-            seen.append(arbiter.is_owed(SDDM))
+            arbiter.set_restore_state(each, NOTHING_TO_RESTORE)
+            seen.append(arbiter.is_to_be_started(SDDM))
         assert seen == [True, True, True, False]
 
     async def test_nothing_starts_while_the_system_goes_down(self, host: SimulatedHost, arbiter: Arbiter) -> None:

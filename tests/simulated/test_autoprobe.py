@@ -36,7 +36,7 @@ async def test_a_gpu_goes_and_comes_back(tmp_path: Path) -> None:
     assert not any(title.startswith("unload") for title in titles)
     await bed.moved(actor, State.VFIO)
     await bed.moved(actor, State.HOST)
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 @pytest.mark.parametrize("policy", ["auto", "always"])
@@ -58,7 +58,7 @@ async def test_a_driver_that_would_not_load_keeps_it_on_vfio(tmp_path: Path) -> 
     before = bed.snapshot()
     with pytest.raises(NotViable, match=r"the module nvidia is given no device, .* write 1 to it first"):
         await actor.request(State.HOST)
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])
     bed.machine.set_autoprobe(on=True)
     await bed.moved(actor, State.HOST)
 
@@ -70,4 +70,4 @@ async def test_a_removal_and_a_rescan_bring_it_home(tmp_path: Path) -> None:
     bed.witness.on_step = lambda _, event: bed.host.faults.clear() if event.step.kind == "rescan" else None
     switch = await bed.switch(actor, State.VFIO)
     assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])

@@ -39,12 +39,12 @@ class TestAtRest:
         blind(bed, 3)
         bed.machine.uevent()
         await asyncio.sleep(0.5)
-        assert (bed.snapshot(), actor.state, bed.debts) == (away, State.VFIO, ["0000_01_00_0.json"])
+        assert (bed.snapshot(), actor.state, bed.pages) == (away, State.VFIO, ["0000_01_00_0.json"])
         assert [r.levelno for r in caplog.records if "cannot look at the host" in r.message] == [logging.WARNING]
         await asyncio.sleep(100)
         assert (bed.snapshot(), actor.state, bed.state(DISPLAY_MANAGER)) == (away, State.VFIO, "inactive")
         await bed.moved(actor, State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_what_happened_meanwhile_is_seen_without_another_event(self, tmp_path: Path) -> None:
         bed = await Bed.of("plain", tmp_path)
@@ -85,12 +85,12 @@ class TestWhileItMoves:
             for again in range(3):
                 bed.host.faults.add(EMFILE, operation="look", nth=nth + again)
             await bed.moved(actor, State.VFIO)
-            assert bed.debts
+            assert bed.pages
             await bed.moved(actor, State.HOST)
             hit = _reached(bed, nth)
             bed.host.faults.clear()
             await asyncio.sleep(100)
-            assert (bed.snapshot(), bed.debts, actor.state) == (before, [], State.HOST)
+            assert (bed.snapshot(), bed.pages, actor.state) == (before, [], State.HOST)
         assert nth > 20
 
     async def test_while_it_is_taken_back(self, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ class TestWhileItMoves:
         assert (switch.result, actor.state) == (Result.WEDGED, State.WEDGED)
         hang.release()
         await bed.witness.until(lambda: not actor.bound)
-        assert (actor.state, bed.snapshot(), bed.debts) == (State.HOST, before, [])
+        assert (actor.state, bed.snapshot(), bed.pages) == (State.HOST, before, [])
 
 
 class TestAsked:
@@ -123,7 +123,7 @@ class TestAsked:
         for work in (actor.request(State.VFIO), actor.plan(State.VFIO), actor.recover()):
             with pytest.raises(Failed, match=r"^cannot look at the host: Too many open files; nothing was changed$"):
                 await work
-        assert (bed.snapshot(), bed.debts, actor.state) == (before, [], State.HOST)
+        assert (bed.snapshot(), bed.pages, actor.state) == (before, [], State.HOST)
         bed.host.faults.clear()
         await bed.moved(actor, State.VFIO)
 
@@ -139,7 +139,7 @@ class TestStart:
         bed = await Bed.made(SimulatedHost(bed.machine), bed.directory, bed.fleet.config)
         assert (bed.snapshot(), bed.fleet.find("").state) == (away, State.VFIO)
         await bed.moved(bed.fleet.find(""), State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_what_was_under_way_comes_home_all_the_same(self, tmp_path: Path) -> None:
         bed = await Bed.of("plain", tmp_path)
@@ -151,7 +151,7 @@ class TestStart:
         blind(bed, 7)
         bed = await bed.crash(actor)
         await bed.witness.until(lambda: not bed.fleet.find("01:00.0").bound)
-        assert (bed.fleet.find("01:00.0").state, bed.snapshot(), bed.debts) == (State.HOST, before, [])
+        assert (bed.fleet.find("01:00.0").state, bed.snapshot(), bed.pages) == (State.HOST, before, [])
 
     async def test_a_journal_that_cannot_be_read_now_is_not_set_aside(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -180,7 +180,7 @@ class TestStart:
         assert failing[0] < 0
         assert failing[1] < 0
         await bed.moved(bed.fleet.find(""), State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 def _reached(bed: Bed, nth: int) -> bool:

@@ -33,7 +33,7 @@ class TestWorkstation:
         await bed.moved(bed.fleet.find("41:00.0"), State.VFIO)
         assert (bound(bed, FIRST), bound(bed, SECOND)) == ("nvidia", "vfio-pci")
         await bed.moved(bed.fleet.find("41:00.0"), State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_what_it_booted_on_is_the_controller(self, tmp_path: Path) -> None:
         bed = await Bed.made(SCENARIOS["workstation"](), tmp_path, Config())
@@ -89,4 +89,4 @@ class TestHgx:
         await bed.moved(bed.fleet.find("2a:00.0"), State.VFIO)
         assert (bound(bed, H100), bound(bed, NVSWITCH), bound(bed, OTHER_H100)) == ("vfio-pci", "vfio-pci", "nvidia")
         await bed.moved(bed.fleet.find("2a:00.0"), State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])

@@ -191,10 +191,10 @@ class TestTheDaemonIsGone:
         await started(bed)
         dies(bed)
         await bed.fleet.stop("the service is stopping")
-        bed = await bed.again(pay=False)
+        bed = await bed.again(restore_deferred=False)
         await asyncio.sleep(1000)
         assert bed.state(LIBVIRTD) == "inactive"
-        await bed.fleet.pay()
+        await bed.fleet.restore_deferred()
         await home(bed, bed.fleet.find("01:00.0"))
         assert bed.state(LIBVIRTD) == "active"
 

@@ -61,18 +61,18 @@ class TestOnVfio:
         bed = await Bed.made(self.host(), tmp_path, own)
         actor = bed.fleet.find("")
         await bed.moved(actor, State.VFIO)
-        assert bed.debts
+        assert bed.pages
         switch = await bed.switch(actor, State.HOST)
         # Its driver has evicted it.
         assert (switch.result, LEFT.device in switch.reason) == (Result.DONE, True)
-        assert bed.debts == []
+        assert bed.pages == []
 
     async def test_comes_back_after_a_failure(self, bed: Bed) -> None:
         bed.host.faults.add(Errno(5), operation="unbind_platform")
         actor, before = bed.fleet.find(""), bed.snapshot()
         switch = await bed.switch(actor, State.VFIO)
         assert (switch.result, actor.state) == (Result.REVERTED, State.VFIO)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_is_not_taken_from_who_draws_on_it(self, bed: Bed) -> None:
         bed.machine.run("Xorg")
@@ -104,7 +104,7 @@ class TestOnVfio:
         for ask in (actor.plan, actor.request):
             with pytest.raises(NotViable, match=r"0000:02:00\.0 .* stays on r8169"):
                 await ask(State.VFIO)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 class TestDriverless:
@@ -118,7 +118,7 @@ class TestDriverless:
         for ask in (actor.plan, actor.request):
             with pytest.raises(BusyError, match=r"Xorg .* has /dev/fb0 open"):
                 await ask(State.VFIO)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_shows_again_what_a_service_took_that_died_before_the_gpu_went(self, bed: Bed) -> None:
         actor, before = bed.fleet.find("01:00.0"), bed.snapshot()
@@ -126,7 +126,7 @@ class TestDriverless:
         await actor.request(State.VFIO, Options(stop_units=(str(DISPLAY_MANAGER),)))
         await bed.witness.until(lambda: not framebuffers(bed))
         again = await bed.crash(actor)
-        await again.witness.until(lambda: not again.debts)
+        await again.witness.until(lambda: not again.pages)
         assert again.snapshot() == before
 
     async def test_goes_once_he_is_gone(self, bed: Bed) -> None:

@@ -14,12 +14,12 @@ from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
-from gpuswitch.switch.record import THE_SERVICE, Asker, Result, Switch
+from gpuswitch.switch.record import THE_SERVICE, Requester, Result, Switch
 from tests.simulated.bed import GPUS, Bed
 from tests.simulated.test_actor_revert import at_the_start, stay_loaded
 
-ALICE = Asker(uid=1000, pid=42, unit="session-2.scope", command="gpuswitchctl")
-BOB = Asker(uid=1001, pid=43, command="busctl")
+ALICE = Requester(uid=1000, pid=42, unit="session-2.scope", command="gpuswitchctl")
+BOB = Requester(uid=1001, pid=43, command="busctl")
 BY_ALICE = "cancelled by gpuswitchctl (pid 42, uid 1000)"
 
 
@@ -57,14 +57,14 @@ async def test_at_each_step_it_leads_back_until_only_the_last_are_left(
     cancelled = refused = 0
     while actor.state is not target:
         steps = (await actor.plan(target)).steps
-        before, owed, state = bed.snapshot(), bed.debts, actor.state
+        before, restore_state, state = bed.snapshot(), bed.pages, actor.state
         index = cancelled + 1
         switch, refusal = await switched(bed, actor, target, index, status)
         if any(not step.optional for step in steps[index:]):
             assert (switch.result, switch.reason, refusal) == (Result.CANCELLED, BY_ALICE, "")
             if target is State.HOST:
                 before |= {"modules": stay_loaded(before["modules"], bed.snapshot()["modules"])}
-            assert (actor.state, bed.snapshot(), bed.debts) == (state, before, owed)
+            assert (actor.state, bed.snapshot(), bed.pages) == (state, before, restore_state)
             cancelled += 1
         else:
             assert (switch.result, actor.state) == (Result.DONE, target)
@@ -85,7 +85,7 @@ async def test_whoever_joined_hears_of_it_and_the_first_word_stands(laptop: Bed)
     actor.cancel(first.id, ALICE)
     actor.cancel(first.id, BOB)
     await joined.wait()
-    assert (first.result, first.reason, first.asker) == (Result.CANCELLED, BY_ALICE, BOB)
+    assert (first.result, first.reason, first.requester) == (Result.CANCELLED, BY_ALICE, BOB)
     assert actor.reason == BY_ALICE
     await laptop.witness.until(lambda: not actor.state.moving)
     await laptop.moved(actor, State.VFIO)
@@ -171,9 +171,9 @@ async def test_what_the_service_does_by_itself_says_so(laptop: Bed) -> None:
     await laptop.witness.until(lambda: actor.switch is not None and actor.switch.step.startswith("bind"))
     again = await laptop.crash(actor)
     [taken_back, paid] = again.fleet.find("01:00.0").record.recent
-    assert (taken_back.target, taken_back.asker, taken_back.result) == (State.VFIO, ALICE, Result.REVERTED)
+    assert (taken_back.target, taken_back.requester, taken_back.result) == (State.VFIO, ALICE, Result.REVERTED)
     assert taken_back.reason.startswith("the service ended at step ")
-    assert (paid.target, paid.asker, paid.result) == (State.HOST, THE_SERVICE, Result.DONE)
+    assert (paid.target, paid.requester, paid.result) == (State.HOST, THE_SERVICE, Result.DONE)
 
 
 async def test_the_record_has_each_step_in_time(laptop: Bed) -> None:

@@ -85,7 +85,7 @@ class TestConsoles:
         assert consoles(bed.machine)[1] == first.gpu.address
         hang.release()
         await bed.witness.until(lambda: first.state is State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_those_of_another_gpu_stay_on_it_when_both_are_on_their_way_home(self, tmp_path: Path) -> None:
         """Whose they are shows them again, and is not home before the machine may sleep."""
@@ -100,7 +100,7 @@ class TestConsoles:
             hang.release()
             await asyncio.sleep(1)  # of the simulated clock: the kernel returns to one after the other
         await bed.witness.until(lambda: {first.state, second.state} == {State.HOST})
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     @pytest.mark.parametrize("fails", [False, True])
     async def test_those_of_another_gpu_stay_on_it_when_frame_buffer_0_comes(
@@ -116,7 +116,7 @@ class TestConsoles:
         else:
             await bed.moved(second, State.VFIO)
             await bed.moved(second, State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     @pytest.mark.parametrize("kind", ["nodes", "override", "power"])
     async def test_those_that_a_gpu_on_its_way_home_was_drawn_over(self, tmp_path: Path, kind: str) -> None:
@@ -136,7 +136,7 @@ class TestConsoles:
         await bed.moved(second, State.HOST)
         await (await leaving[0]).wait()
         await bed.moved(first, State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_one_that_somebody_moved_to_another_gpu(self, tmp_path: Path) -> None:
         """The kernel draws all on the display that the machine booted on."""
@@ -148,7 +148,7 @@ class TestConsoles:
         before = bed.snapshot()
         await bed.moved(first, State.VFIO)
         await bed.moved(first, State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_a_gpu_whose_consoles_hang_is_named_by_who_waits(self, tmp_path: Path) -> None:
         bed = await self.two_screens(tmp_path)
@@ -170,7 +170,7 @@ class TestConsoles:
         before = bed.snapshot()
         await bed.moved(second, State.VFIO)
         await bed.moved(second, State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def geforce_first(self, directory: Path) -> tuple[Bed, Actor, Actor]:
         """Frame buffer 0 is the GeForce's, since that came home first; and the Radeon shows all terminals."""
@@ -219,7 +219,7 @@ class TestConsoles:
         bed.host.faults.add(Errno(5), operation="map_consoles", nth=None)
         bed.host.faults.add(Errno(5), operation="bind_console", nth=None)
         switch = await bed.switch(actor, State.HOST)
-        assert (switch.result, bed.debts) == (Result.DONE, [])
+        assert (switch.result, bed.pages) == (Result.DONE, [])
         assert "Input/output error" in switch.reason
 
 

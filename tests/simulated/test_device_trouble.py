@@ -63,7 +63,7 @@ async def test_what_helps_is_done_and_told(trouble: Trouble | None, expected: li
     assert (switch.result, actor.state, actor.reason) == (Result.DONE, State.HOST, "")
     assert done(actor) == expected
     assert switch.recovery is bool(expected)
-    assert bed.debts == []
+    assert bed.pages == []
 
 
 async def test_what_the_kernel_said_is_told(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ async def test_where_nothing_helps_it_stays_on_vfio_and_says_so(tmp_path: Path) 
     assert switch.reason.endswith("it is on vfio-pci now")
     assert actor.record.stays_out == actor.reason == switch.reason
     assert bed.snapshot() == before
-    assert bed.debts == ["0000_01_00_0.json"]
+    assert bed.pages == ["0000_01_00_0.json"]
 
 
 @pytest.mark.parametrize("rule", ["reset_on_failure", "rescan_on_failure"])
@@ -167,7 +167,7 @@ class TestOnceMore:
         bed.machine.devices[ACCELERATOR].trouble = None
         await reload(bed)
         await bed.witness.until(lambda: actor.state is State.HOST)
-        assert (actor.record.stays_out, actor.reason, bed.debts) == ("", "", [])
+        assert (actor.record.stays_out, actor.reason, bed.pages) == ("", "", [])
 
     async def test_once_for_each_time(self, tmp_path: Path) -> None:
         bed, actor = await self.out(tmp_path)
@@ -204,7 +204,7 @@ class TestOnceMore:
         bed.machine.devices[ACCELERATOR].trouble = None
         again = await bed.again()
         assert again.fleet.find("05:00.0").state is State.HOST
-        assert again.debts == []
+        assert again.pages == []
 
     async def test_a_start_that_helps_nothing_says_the_same(self, tmp_path: Path) -> None:
         bed, _ = await self.out(tmp_path)

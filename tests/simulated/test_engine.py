@@ -16,8 +16,8 @@ from gpuswitch.host.simulated.scenarios import laptop
 from gpuswitch.model.address import PciAddress
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.engine import Engine, Status, StepEvent, StoppedError, StuckError
-from gpuswitch.switch.owed import Owed
-from gpuswitch.switch.step import Hands, Step, StepError
+from gpuswitch.switch.owed import RestoreState
+from gpuswitch.switch.step import Step, StepContext, StepError
 
 GPU = PciAddress.parse("0000:01:00.0")
 DEADLINE = 10.0
@@ -37,16 +37,16 @@ class Scripted(Step):
     def title(self) -> str:
         return self.name
 
-    async def apply(self, hands: Hands) -> None:
-        await self._act("apply", hands)
+    async def apply(self, context: StepContext) -> None:
+        await self._act("apply", context)
 
-    async def verify(self, hands: Hands) -> None:
-        await self._act("verify", hands)
+    async def verify(self, context: StepContext) -> None:
+        await self._act("verify", context)
 
-    async def revert(self, hands: Hands) -> None:
-        await self._act("revert", hands)
+    async def revert(self, context: StepContext) -> None:
+        await self._act("revert", context)
 
-    async def _act(self, part: str, hands: Hands) -> None:
+    async def _act(self, part: str, context: StepContext) -> None:
         if f"{part}:error" in self.faults:
             raise StepError(f"{part} of {self.name} found it wrong")
         if f"{part}:kernel" in self.faults:
@@ -54,11 +54,11 @@ class Scripted(Step):
         if f"{part}:bug" in self.faults:
             raise ZeroDivisionError("by nothing")
         if f"{part}:waits" in self.faults:
-            await hands.until(lambda _: f"{self.name} is not there")
+            await context.until(lambda _: f"{self.name} is not there")
         if f"{part}:sleeps" in self.faults:
             await asyncio.sleep(DEADLINE * 2)
         if f"{part}:hang" in self.faults:
-            await hands.kernel.probe(GPU)
+            await context.kernel.probe(GPU)
 
 
 class Forgoable(Scripted):
@@ -83,19 +83,19 @@ class Bench:
         self, script: str, *, steps: int = 3, begun: bool = False, kinds: Mapping[str, type[Scripted]] = NO_KINDS
     ) -> None:
         self.host: SimulatedHost = laptop()
-        self.owed: list[Owed] = []
+        self.restore_state: list[RestoreState] = []
         self.intended: list[str] = []
         self.full_at = ""
         arbiter = Arbiter(self.host.systemd)
         kernel, deadlines = self.host.kernel(str(GPU)), {"probe": DEADLINE}
-        self.hands = Hands(GPU, self.host, kernel, arbiter, self.owed.append, deadlines=deadlines)
+        self.context = StepContext(GPU, self.host, kernel, arbiter, self.restore_state.append, deadlines=deadlines)
         self.events: list[StepEvent] = []
         words = [word.split("-") for word in script.split()]
         names = [f"s{n}" for n in range(1, steps + 1)]
         scripted = tuple(
             kinds.get(name, Scripted)(name, frozenset(fault for step, fault in words if step == name)) for name in names
         )
-        self.engine = Engine(self.hands, scripted, self._hear, self._intend, begun=begun)
+        self.engine = Engine(self.context, scripted, self._hear, self._intend, begun=begun)
         self.stop_at = ("", Status.DONE)
 
     def _intend(self, event: StepEvent) -> None:
@@ -208,7 +208,7 @@ class TestStuck:
         assert stuck.value.pending.kernel_wait == "snd_card_free"
         assert bench.heard == FORWARD_2_FAILS
         hang.release()
-        await bench.hands.kernel.returned()
+        await bench.context.kernel.returned()
         await bench.engine.back()
         assert bench.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
 
@@ -221,7 +221,7 @@ class TestStuck:
             await bench.engine.back()
         bench.events.clear()
         hang.release()
-        await bench.hands.kernel.returned()
+        await bench.context.kernel.returned()
         await bench.engine.back()
         assert bench.heard == f"{S2} {S1}"
 
@@ -233,7 +233,7 @@ class TestStuck:
         with pytest.raises(StuckError):
             await bench.engine.back()
         hang.release()
-        await bench.hands.kernel.returned()
+        await bench.context.kernel.returned()
         with pytest.raises(StepError, match=r"^revert of s3 found it wrong; revert of s1 found it wrong$"):
             await bench.engine.back()
 
@@ -341,7 +341,7 @@ class TestOptional:
         with pytest.raises(StuckError):
             await bench.engine.forward()
         hang.release()
-        await bench.hands.kernel.returned()
+        await bench.context.kernel.returned()
 
     async def test_once_only_such_are_left_a_stop_is_too_late(self) -> None:
         """The switch is done: to take it back would be worse."""

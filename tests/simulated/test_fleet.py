@@ -124,7 +124,7 @@ class TestMembers:
         for ask in (second.request, second.plan):
             with pytest.raises(Failed, match=r"cannot switch 0000:21:00\.0: its functions belong to another GPU now"):
                 await ask(State.VFIO)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_and_comes_back_when_it_is_let_go(self, tmp_path: Path) -> None:
         bed = await server(tmp_path, managed(FIRST, "", SECOND))

@@ -24,7 +24,7 @@ from gpuswitch.switch.engine import Engine, StepEvent, StuckError
 from gpuswitch.switch.gpu_record import GpuObserver, GpuRecord, Outcome
 from gpuswitch.switch.host import Pending
 from gpuswitch.switch.journal import Journal
-from gpuswitch.switch.owed import NOTHING
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE
 from gpuswitch.switch.planner import Planner
 from gpuswitch.switch.record import Drift, Result, Switch
 from gpuswitch.switch.recovery import Recovery
@@ -149,7 +149,7 @@ class TestAdmission:
     async def test_at_home_there_is_nothing_to_do_unless_something_is_owed(self, parts: Parts) -> None:
         admission = Admission(parts.record)
         assert (admission.is_at(State.HOST), admission.is_at(State.VFIO)) == (True, False)
-        parts.record.record_restore(replace(parts.record.owed, modules=("nvidia_drm",)))
+        parts.record.record_restore(replace(parts.record.restore_state, modules=("nvidia_drm",)))
         assert not admission.is_at(State.HOST)
 
 
@@ -195,7 +195,11 @@ class TestRunner:
         parts.host.machine.faults.add(Errno(errno.EIO), operation="unbind")
         switch = await parts.start(parts.runner())
         await switch.wait()
-        assert (switch.result, parts.record.state, parts.record.owed) == (Result.REVERTED, State.HOST, NOTHING)
+        assert (switch.result, parts.record.state, parts.record.restore_state) == (
+            Result.REVERTED,
+            State.HOST,
+            NOTHING_TO_RESTORE,
+        )
         assert "reverted" in parts.heard.words[:-2], "its steps were"
 
     async def test_waits_for_a_kernel_that_hangs(self, parts: Parts) -> None:

@@ -51,7 +51,7 @@ async def refused(bed: Bed, actor: Actor, options: Options = Options()) -> str: 
     before, running = bed.snapshot(), {program.process for program in bed.machine.processes.running()}
     with pytest.raises(BusyError) as refusal:
         await actor.request(State.VFIO, options)
-    assert (bed.snapshot(), bed.debts, actor.state, actor.switch) == (before, [], State.HOST, None)
+    assert (bed.snapshot(), bed.pages, actor.state, actor.switch) == (before, [], State.HOST, None)
     assert {program.process for program in bed.machine.processes.running()} == running
     return str(refusal.value)
 
@@ -61,7 +61,7 @@ async def reverted(bed: Bed, actor: Actor, options: Options = Options()) -> str:
     before = bed.snapshot()
     switch = await bed.switch(actor, State.VFIO, options)
     assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])
     return switch.reason
 
 
@@ -112,7 +112,7 @@ class TestRefuse:
                 "there is no no-such-thing.service, which is to be stopped first: correct its name in stop_units"
             )
             assert program.startswith("blender (pid ")
-            assert (bed.snapshot(), bed.debts, actor.state, actor.switch) == (before, [], State.HOST, None)
+            assert (bed.snapshot(), bed.pages, actor.state, actor.switch) == (before, [], State.HOST, None)
 
     async def test_what_cannot_be_told_is_said_beside_what_is_in_the_way(self, tmp_path: Path) -> None:
         bed = await Bed.made(SCENARIOS["shared"](), tmp_path, Config())
@@ -207,7 +207,7 @@ class TestWait:
         await bed.fleet.stop("the service is stopping")
         assert asyncio.get_running_loop().time() == started
         assert (switch.result, switch.reason) == (Result.CANCELLED, "the service is stopping")
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 class TestPolite:

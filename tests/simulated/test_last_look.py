@@ -14,7 +14,7 @@ from gpuswitch.host.simulated.faults import Delay, Errno, Hang
 from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.holders import Sought, Unit
+from gpuswitch.model.holders import HolderQuery, Unit
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
@@ -25,7 +25,7 @@ from gpuswitch.switch.steps import Unbind
 from tests.simulated.bed import Bed, Snapshot
 from tests.simulated.test_holders import DISPLAY, SOUND, refused, reverted, when
 
-LAST_LOOK = CheckHolders(Sought(())).title
+LAST_LOOK = CheckHolders(HolderQuery(())).title
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ class TestAtTheLastMoment:
         asyncio.get_running_loop().call_later(1.5, lambda: actor.cancel(switch.id, THE_SERVICE))
         await switch.wait()
         assert (switch.result, actor.state) == (Result.CANCELLED, State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_a_word_that_hangs_is_wedged_soon(self, bed: Bed, actor: Actor) -> None:
         hang = Hang()
@@ -199,7 +199,7 @@ class TestAtTheLastMoment:
         assert asyncio.get_running_loop().time() <= 1 + bed.fleet.config.deadlines.announce
         hang.release()
         await bed.witness.until(lambda: actor.state is State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     @pytest.mark.parametrize(
         ("holder", "words"),

@@ -15,20 +15,20 @@ from gpuswitch.model.facts import VFIO_DRIVER
 from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.engine import Engine, StepEvent, StuckError
 from gpuswitch.switch.last_resort import RemoveFunctions, Rescan, ResetFunction
-from gpuswitch.switch.owed import Owed
-from gpuswitch.switch.step import Hands, Step, StepError
+from gpuswitch.switch.owed import RestoreState
+from gpuswitch.switch.step import Step, StepContext, StepError
 from gpuswitch.tables import Deadlines
 
 GPU, AUDIO = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:01:00.1")
 BOTH = (GPU, AUDIO)
 
 
-def ignore(told: StepEvent | Owed) -> None:
+def ignore(told: StepEvent | RestoreState) -> None:
     """Nobody listens."""
 
 
 def engine(host: SimulatedHost, *steps: Step) -> Engine:
-    hands = Hands(
+    context = StepContext(
         GPU,
         host,
         host.kernel(str(GPU)),
@@ -36,7 +36,7 @@ def engine(host: SimulatedHost, *steps: Step) -> Engine:
         ignore,
         deadlines=Deadlines().model_dump(),
     )
-    return Engine(hands, steps, ignore, ignore)
+    return Engine(context, steps, ignore, ignore)
 
 
 async def failure(host: SimulatedHost, *steps: Step) -> str:

@@ -44,7 +44,7 @@ async def reverted(bed: Bed, actor: Actor) -> str:
     before = bed.snapshot()
     switch = await bed.switch(actor, State.VFIO)
     assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])
     return switch.reason
 
 
@@ -70,7 +70,7 @@ async def test_modules_that_are_gone_from_disk_are_not_unloaded(tmp_path: Path) 
             await ask(State.VFIO)
     await bed.moved(amdgpu, State.VFIO)
     await bed.moved(amdgpu, State.HOST)
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 async def test_a_module_that_modprobe_does_not_know_is_not_unloaded(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ async def test_a_module_that_modprobe_does_not_know_is_not_unloaded(tmp_path: Pa
     for ask in (actor.plan, actor.request):
         with pytest.raises(NotViable, match=r"nvidia would have to be unloaded .* finds no module of that name"):
             await ask(State.VFIO)
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 async def test_a_module_that_another_one_uses_is_not_unloaded(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ async def test_a_module_that_another_one_uses_is_not_unloaded(tmp_path: Path) ->
     for ask in (actor.plan, actor.request):
         with pytest.raises(NotViable, match="nv_peer_mem uses nvidia, which would have to be unloaded"):
             await ask(State.VFIO)
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])
     await somebody.unload("nv_peer_mem")
     await bed.moved(actor, State.VFIO)
 
@@ -149,7 +149,7 @@ class TestLastCard:
         await bed.moved(actor, State.VFIO)
         bed.host.faults.add(Errno(2), operation="load", subject="nvidia_uvm")
         switch = await bed.switch(actor, State.HOST)
-        assert (switch.result, actor.state, bed.debts) == (Result.DONE, State.HOST, [])
+        assert (switch.result, actor.state, bed.pages) == (Result.DONE, State.HOST, [])
         assert switch.reason == "cannot load nvidia_uvm: No such file or directory"
         assert {"nvidia", "nvidia_modeset", "nvidia_drm"} <= bed.machine.look().modules.keys()
 
@@ -188,7 +188,7 @@ class TestLastCard:
         await asyncio.wait([task])
         hang.release()
         again = await bed.crash(actor)
-        assert (again.fleet.find("01:00.0").state, again.snapshot(), again.debts) == (State.HOST, before, [])
+        assert (again.fleet.find("01:00.0").state, again.snapshot(), again.pages) == (State.HOST, before, [])
 
 
 class TestPolicy:
@@ -206,7 +206,7 @@ class TestPolicy:
         before = bed.snapshot()
         with pytest.raises(NotViable, match=r"nvidia 580\.95\.05 cannot let go .* since module_policy is never"):
             await bed.fleet.find("01:00.0").request(State.VFIO)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_always_unloads_what_it_may(self, tmp_path: Path) -> None:
         bed = await Bed.made(apu(), tmp_path, config(module_policy="always"))
@@ -276,7 +276,7 @@ class TestTwoCards:
             NotViable, match=r"580\.95\.05 cannot let go .* since other GPUs stay on it: install nvidia"
         ):
             await bed.fleet.find("11:00.0").request(State.VFIO)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 class TestBootFramebuffer:

@@ -18,7 +18,7 @@ from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
-from gpuswitch.switch.record import Asker, Result
+from gpuswitch.switch.record import Requester, Result
 from tests.simulated.bed import GENTLE, Bed, config
 
 GPU = PciAddress.parse("0000:01:00.0")
@@ -26,7 +26,7 @@ SOUND = PciAddress.parse("0000:01:00.1")
 ALL = {PciAddress.parse(f"0000:01:00.{n}") for n in range(4)}
 WIN11 = Owner("win11", "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d")
 LINUX = Owner("linux", "0b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d")
-HOOK = Asker(0, 4711, command="dbus-send")
+HOOK = Requester(0, 4711, command="dbus-send")
 GROUP = 13
 
 
@@ -84,7 +84,7 @@ class TestThereAndBack:
         assert await acquire(bed) == ["0000:01:00.0"]
         assert (actor.state, actor.owner, inhibited(bed)) == (State.VFIO, WIN11, True)
         assert actor.switch is not None
-        assert actor.switch.asker == replace(HOOK, vm="win11")
+        assert actor.switch.requester == replace(HOOK, vm="win11")
         bed.machine.open_group(GROUP, "win11")
         bed.fleet.owners.adopt(WIN11, ALL)
         await asyncio.sleep(10_000)
@@ -92,7 +92,7 @@ class TestThereAndBack:
         bed.machine.end("win11")
         bed.fleet.owners.release(WIN11, "shutdown")
         await home(bed, actor)
-        assert (actor.owner, bed.snapshot(), bed.debts) == (None, before, [])
+        assert (actor.owner, bed.snapshot(), bed.pages) == (None, before, [])
 
     async def test_a_lock_that_somebody_ends_is_taken_again(self, bed: Bed, actor: Actor) -> None:
         await running(bed)
@@ -153,7 +153,7 @@ class TestRefused:
         await settled()
         assert (actor.state, actor.owner) == (State.HOST, None)
         bed.machine.end("game")
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_all_or_none(self, tmp_path: Path) -> None:
         """One of two is in use: the other one is not even touched."""
@@ -174,7 +174,7 @@ class TestRefused:
             await acquire(bed, addresses=set(SERVER))
         for address in SERVER:
             await home(bed, bed.fleet.find(str(address)))
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_to_host_while_it_has_yet_to_open_it(self, bed: Bed, actor: Actor) -> None:
         await acquire(bed)
@@ -197,7 +197,7 @@ class TestRefused:
         await home(bed, actor)
         bed.machine.end("game")
         await settled()
-        assert (bed.snapshot(), bed.debts, actor.owner) == (before, [], None)
+        assert (bed.snapshot(), bed.pages, actor.owner) == (before, [], None)
 
 
 class TestTakenBack:

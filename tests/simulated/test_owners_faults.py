@@ -13,7 +13,7 @@ from gpuswitch.errors import KernelError, Owned, Wedged
 from gpuswitch.host.simulated.faults import Delay, Errno, Fault, Hang
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
-from gpuswitch.model.holders import Holder, Scan, Sought
+from gpuswitch.model.holders import Holder, HolderQuery, Scan
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from tests.simulated.bed import Bed
@@ -37,13 +37,13 @@ class TestTheWatch:
     async def test_in_the_watch_of_who_has_it(
         self, error: Exception, bed: Bed, actor: Actor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        stirred, times = bed.host.processes.stirred, [0]
+        wait_for_change, times = bed.host.processes.wait_for_change, [0]
 
         async def failing(holders: Sequence[Holder]) -> None:
             times[0] += 1
             if times[0] <= 3:
                 raise error
-            await stirred(holders)
+            await wait_for_change(holders)
 
         monkeypatch.setattr(bed.host.processes, "stirred", failing)
         await running(bed)
@@ -61,9 +61,9 @@ class TestTheWatch:
         looks = []
         scan = bed.host.processes.scan
 
-        async def counted(sought: Sought) -> Scan:
-            looks.append(sought)
-            return await scan(sought)
+        async def counted(query: HolderQuery) -> Scan:
+            looks.append(query)
+            return await scan(query)
 
         async def deaf(_: Sequence[Holder]) -> None:
             raise KernelError("watch", "the holders", errno.EMFILE, "Too many open files")

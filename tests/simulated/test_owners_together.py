@@ -17,14 +17,14 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
-from gpuswitch.switch.record import Asker
+from gpuswitch.switch.record import Requester
 from gpuswitch.tables import Deadlines, Defaults
 from tests.simulated.bed import Bed
 
 FIRST, SECOND = PciAddress.parse("0000:27:00.0"), PciAddress.parse("0000:28:00.0")
 CARD, NIC = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:02:00.0")
 VM = Owner("train", "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d")
-HOOK = Asker(0, 4711, command="dbus-send")
+HOOK = Requester(0, 4711, command="dbus-send")
 
 
 async def made(directory: Path, scenario: str = "plx", **rules: object) -> Bed:
@@ -60,7 +60,7 @@ async def test_a_machine_gets_both_of_a_group_and_gives_them_back(tmp_path: Path
     bed.machine.end(VM.name)
     bed.fleet.owners.release(VM, "shutdown")
     await all_home(bed)
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 async def test_the_way_home_is_one_after_the_other_and_nobody_complains(
@@ -116,7 +116,7 @@ async def test_where_one_fails_both_are_home_again(function: PciAddress, tmp_pat
     with pytest.raises(Failed, match="could not be handed to the virtual machine train"):
         await bed.fleet.owners.acquire(VM, {FIRST, SECOND}, HOOK)
     await all_home(bed)
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 async def test_a_neighbour_that_the_machine_asks_for_is_libvirts_to_move(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import pytest
 
 from gpuswitch.errors import Busy, Failed, Owned
 from gpuswitch.host.simulated.faults import Delay, Errno
-from gpuswitch.model.holders import Scan, Sought
+from gpuswitch.model.holders import HolderQuery, Scan
 from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
-from gpuswitch.switch.record import Asker, Result
+from gpuswitch.switch.record import Requester, Result
 from gpuswitch.switch.store import DirectoryStore
 from tests.simulated.bed import GENTLE, Bed
 from tests.simulated.test_owners import (
@@ -33,7 +33,7 @@ from tests.simulated.test_owners import (
     settled,
 )
 
-ALICE = Asker(1000, 1)
+ALICE = Requester(1000, 1)
 
 
 @pytest.fixture
@@ -209,10 +209,10 @@ class TestTheWayHome:
         looks = 0
         scan = bed.host.processes.scan
 
-        async def counted(sought: Sought) -> Scan:
+        async def counted(query: HolderQuery) -> Scan:
             nonlocal looks
             looks += 1
-            return await scan(sought)
+            return await scan(query)
 
         bed.host.processes.scan = counted  # type: ignore[method-assign] # to count
         bed.fleet.owners.release(WIN11, "failed")
@@ -239,7 +239,7 @@ class TestTheWayHome:
         await acquire(bed)
         kernel = bed.host.kernel("somebody")
         for function in sorted(ALL):
-            driver = actor.record.owed.functions[function].driver
+            driver = actor.record.restore_state.functions[function].driver
             await kernel.unbind(function, "vfio-pci")
             await kernel.set_override({function: driver.name if driver else "none"})
             if driver is not None:
@@ -255,7 +255,7 @@ class TestTheWayHome:
         actor = bed.fleet.find("01:00.0")
         bed.machine.run("game", uid=1000)
         bed.machine.open_card(GPU, "game")
-        switch = await actor.request(State.VFIO, asker=ALICE)
+        switch = await actor.request(State.VFIO, requester=ALICE)
         asking = asyncio.create_task(acquire(bed))
         await settled()
         asking.cancel()
@@ -273,7 +273,7 @@ class TestNobodyElse:
         again = await bed.again()
         actor = again.fleet.find("01:00.0")
         with pytest.raises(Owned, match="about to open it"):
-            await actor.request(State.HOST, asker=ALICE)
+            await actor.request(State.HOST, requester=ALICE)
         again.machine.open_group(GROUP, "win11")
         again.fleet.owners.adopt(WIN11, ALL)
         await asyncio.sleep(1000)
@@ -314,7 +314,7 @@ class TestRestart:
         again = await bed.again()
         actor = again.fleet.find("01:00.0")
         await home(again, actor)
-        assert (again.snapshot(), again.debts) == (before, [])
+        assert (again.snapshot(), again.pages) == (before, [])
 
     async def test_one_whose_request_died_with_the_service_has_nothing(self, bed: Bed, actor: Actor) -> None:
         before = bed.snapshot()
@@ -324,7 +324,7 @@ class TestRestart:
         actor = again.fleet.find("01:00.0")
         assert (actor.state, actor.owner) == (State.HOST, None)
         await home(again, actor)
-        assert (again.snapshot(), again.debts) == (before, [])
+        assert (again.snapshot(), again.pages) == (before, [])
         asking.cancel()
 
     async def test_a_machine_from_before_the_service_is_adopted(self, bed: Bed, actor: Actor) -> None:

@@ -83,7 +83,7 @@ class TestAfterAFailedWayBack:
         switch = await bed.switch(actor, State.VFIO)
         assert rough(actor) == {"rescan"}
         assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 class TestRecover:
@@ -99,7 +99,7 @@ class TestRecover:
             State.HOST,
             "",
         )
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
         assert bed.witness.words.count("0000:01:00.0 recovered: home") == 1
 
     async def test_takes_vfio_where_the_host_cannot_be_had(self, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ class TestRecover:
         assert actor.state is State.UNKNOWN
         assert "0000:01:00.0 drifted from vfio to unknown" in bed.witness.words
         await (await actor.recover()).wait()
-        assert (actor.state, bed.debts) == (State.HOST, [])
+        assert (actor.state, bed.pages) == (State.HOST, [])
 
     async def test_is_refused_while_it_is_wedged_or_gone(self, tmp_path: Path) -> None:
         bed, actor = await made(tmp_path)
@@ -175,7 +175,7 @@ class TestAcrossAStart:
         assert found.reason.startswith(story)
         bed.host.faults.clear()
         await (await found.recover()).wait()
-        assert (found.state, again.debts) == (State.HOST, [])
+        assert (found.state, again.pages) == (State.HOST, [])
 
     async def test_one_that_is_well_by_then_is_not(self, tmp_path: Path) -> None:
         bed, actor = await made(tmp_path)
@@ -203,7 +203,7 @@ class TestAcrossAStart:
         assert "recovered when the service starts again" in switch.reason
         again = await bed.again()
         found = again.fleet.find("01:00.0")
-        assert (found.state, again.snapshot(), again.debts) == (State.HOST, before, [])
+        assert (found.state, again.snapshot(), again.pages) == (State.HOST, before, [])
         assert next(each.id for each in found.record.recent) == switch.id
 
 
@@ -222,10 +222,10 @@ async def test_no_recovery_waits_for_a_disk(tmp_path: Path, monkeypatch: pytest.
         await (await actor.recover()).wait()
         assert actor.state is State.HOST
         await asyncio.sleep(1000)
-        assert bed.debts
+        assert bed.pages
     # Nothing tells that there is room again.
     await asyncio.sleep(60)
-    assert bed.debts == []
+    assert bed.pages == []
 
 
 async def test_what_starts_again_by_itself_does_not_keep_it_from_a_rescan(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ async def test_what_starts_again_by_itself_does_not_keep_it_from_a_rescan(tmp_pa
     assert "rescan" in rough(actor)
     assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
     bed.host.faults.clear()
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 @pytest.mark.parametrize(("busy", "state"), [(None, State.FAILED), (Busy.TERMINATE, State.VFIO)])
@@ -269,7 +269,7 @@ class TestBeforeTheServiceIsReady:
         bed, actor = await made(tmp_path, busy="wait", wait_seconds=3000.0)
         await self.left(bed, actor)
         began = asyncio.get_running_loop().time()
-        again = await Bed.made(SimulatedHost(bed.machine), tmp_path, bed.fleet.config, pay=False)
+        again = await Bed.made(SimulatedHost(bed.machine), tmp_path, bed.fleet.config, restore_deferred=False)
         assert asyncio.get_running_loop().time() - began < 100
         assert again.fleet.find("01:00.0").state is State.FAILED
 
@@ -293,7 +293,7 @@ class TestBeforeTheServiceIsReady:
         bed.host.faults.clear()
         hang.release()
         again = await Bed.made(SimulatedHost(bed.machine), tmp_path, bed.fleet.config)
-        assert (again.fleet.find("01:00.0").state, again.debts) == (State.HOST, [])
+        assert (again.fleet.find("01:00.0").state, again.pages) == (State.HOST, [])
 
     async def test_what_a_dead_service_had_sent_is_over_before_anything_is_believed(self, tmp_path: Path) -> None:
         """Its worker unloads a module that is still there when the next service looks."""
@@ -306,7 +306,7 @@ class TestBeforeTheServiceIsReady:
         actor.runner.task.cancel()
         await asyncio.wait([actor.runner.task])
         again = await Bed.made(SimulatedHost(bed.machine), tmp_path, bed.fleet.config)
-        assert (again.fleet.find("01:00.0").state, again.debts) == (State.HOST, [])
+        assert (again.fleet.find("01:00.0").state, again.pages) == (State.HOST, [])
         assert again.snapshot() == before
 
 
@@ -339,7 +339,7 @@ async def test_a_journal_that_cannot_be_written_is_told_in_its_own_words(
     """Also by a step that has to owe something before it does it."""
     words = "cannot write the journal (No space left on device)"
 
-    def owe(*_: object) -> None:
+    def record_restore(*_: object) -> None:
         raise Failed(words)
 
     bed = await Bed.of("plain", tmp_path, busy="terminate")
@@ -347,7 +347,7 @@ async def test_a_journal_that_cannot_be_written_is_told_in_its_own_words(
     bed.machine.units.add(Unit("render.service"))
     bed.machine.run("render", unit=Unit("render.service"))
     bed.machine.open_card(GPU, "render")
-    monkeypatch.setattr(actor.record, "record_restore", owe)
+    monkeypatch.setattr(actor.record, "record_restore", record_restore)
     switch = await bed.switch(actor, State.VFIO)
     assert (switch.result, switch.reason) == (Result.REVERTED, words)
     assert (actor.state, bed.state(Unit("render.service"))) == (State.HOST, "active")

@@ -16,7 +16,7 @@ from gpuswitch.host.simulated.scenarios import laptop, plain, server, single
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE
 from gpuswitch.model.gpu import discover
-from gpuswitch.model.holders import Holder, Process, Sought, Unit
+from gpuswitch.model.holders import Holder, HolderQuery, Process, Unit
 from tests.contract.bench import refused
 
 GPU, AUDIO = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:01:00.1")
@@ -26,7 +26,7 @@ A_WHILE = 60.0
 
 
 async def holders(host: SimulatedHost, *functions: PciAddress, nodes: tuple[str, ...] = ()) -> tuple[Holder, ...]:
-    return (await host.processes.scan(Sought(functions or (GPU, AUDIO), nodes))).holders
+    return (await host.processes.scan(HolderQuery(functions or (GPU, AUDIO), nodes))).holders
 
 
 def process(host: SimulatedHost, name: str) -> Process:
@@ -91,32 +91,32 @@ async def test_scan_finds_a_vm_by_its_group_only() -> None:
 
 async def test_scan_counts_what_no_process_explains() -> None:
     host = laptop()
-    sought = Sought((AUDIO,), modules=("snd_hda_intel", "nothing"))
-    assert [holder.pid for holder in (await host.processes.scan(sought)).holders] == [process(host, "wireplumber").pid]
+    query = HolderQuery((AUDIO,), modules=("snd_hda_intel", "nothing"))
+    assert [holder.pid for holder in (await host.processes.scan(query)).holders] == [process(host, "wireplumber").pid]
     host.machine.hide(AUDIO)
-    kernel, wireplumber = (await host.processes.scan(sought)).holders
+    kernel, wireplumber = (await host.processes.scan(query)).holders
     assert kernel == Holder(None, "snd_hda_intel", doubt="module snd_hda_intel has 1 user that no process explains")
     assert wireplumber.process is not None
     host.machine.close(AUDIO, IN_FLIGHT)
-    assert len((await host.processes.scan(sought)).holders) == 1
+    assert len((await host.processes.scan(query)).holders) == 1
 
 
 async def test_nodes_that_all_gpus_share_are_explained_where_they_are_looked_for() -> None:
     host = laptop()
-    [kernel, _] = (await host.processes.scan(Sought((AUDIO,), modules=("nvidia",)))).holders
+    [kernel, _] = (await host.processes.scan(HolderQuery((AUDIO,), modules=("nvidia",)))).holders
     assert kernel.doubt == "module nvidia has 1 user that no process explains"
-    seen = await host.processes.scan(Sought((AUDIO,), ("nvidiactl",), modules=("nvidia",)))
+    seen = await host.processes.scan(HolderQuery((AUDIO,), ("nvidiactl",), modules=("nvidia",)))
     assert {holder.command for holder in seen.holders} == {"nvidia-persistenced", "wireplumber"}
 
 
 async def test_scan_finds_who_keeps_an_unbind_waiting() -> None:
     host = plain()
     host.machine.open(AUDIO, "jackd")
-    seen = await host.processes.scan(Sought((AUDIO,)))
+    seen = await host.processes.scan(HolderQuery((AUDIO,)))
     unbinding = asyncio.create_task(host.kernel(str(GPU)).unbind(AUDIO, "snd_hda_intel"))
     await asyncio.sleep(A_WHILE)
     assert await holders(host, AUDIO) == ()
-    again = await host.processes.scan(Sought((AUDIO,), numbers=seen.numbers))
+    again = await host.processes.scan(HolderQuery((AUDIO,), numbers=seen.numbers))
     assert again == seen
     assert host.processes.signal(process(host, "jackd"), SIGTERM)
     await unbinding
@@ -142,14 +142,14 @@ async def test_scan_fails_waits_and_hangs_as_told() -> None:
 async def test_stirred_by_an_end_and_by_a_close() -> None:
     host = laptop()
     host.machine.open(GPU, "Xorg")
-    waiting = asyncio.create_task(host.processes.stirred(await holders(host)))
+    waiting = asyncio.create_task(host.processes.wait_for_change(await holders(host)))
     host.machine.open(GPU, "glxgears")
     host.machine.close(BOARD_AUDIO, "wireplumber")
     await asyncio.sleep(A_WHILE)
     assert not waiting.done()
     host.machine.end("glxgears")  # it closes a node that Xorg has open, too
     await waiting
-    waiting = asyncio.create_task(host.processes.stirred(await holders(host)))
+    waiting = asyncio.create_task(host.processes.wait_for_change(await holders(host)))
     await asyncio.sleep(A_WHILE)
     host.machine.end("Xorg")
     await waiting
@@ -158,9 +158,9 @@ async def test_stirred_by_an_end_and_by_a_close() -> None:
 async def test_kernel_stirs_nobody() -> None:
     host = plain()
     host.machine.hide(AUDIO)
-    found = (await host.processes.scan(Sought((AUDIO,), modules=("snd_hda_intel",)))).holders
+    found = (await host.processes.scan(HolderQuery((AUDIO,), modules=("snd_hda_intel",)))).holders
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(host.processes.stirred(found), 3600)
+        await asyncio.wait_for(host.processes.wait_for_change(found), 3600)
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,14 @@ from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
-from gpuswitch.switch.record import Asker, Result
+from gpuswitch.switch.record import Requester, Result
 from tests.simulated.bed import GENTLE, Bed, config
 from tests.simulated.test_device_trouble import ACCELERATOR, GPU, on_vfio, reload, somebody_opens
 
 OTHER = PciAddress.parse("0000:26:00.0")
 GROUP = 10
 OWNER = Owner("win11", "11111111-1111-1111-1111-111111111111")
-HOOK = Asker(0, 4711, command="dbus-send")
+HOOK = Requester(0, 4711, command="dbus-send")
 DISPLAY_MANAGER = Unit("display-manager.service")
 
 
@@ -70,7 +70,7 @@ def machine_ends(bed: Bed) -> None:
 async def comes_home(bed: Bed, actor: Actor) -> None:
     await bed.witness.until(lambda: actor.state is State.HOST)
     await asyncio.sleep(60)
-    assert (actor.record.stays_out, bed.debts) == ("", [])
+    assert (actor.record.stays_out, bed.pages) == ("", [])
 
 
 class TestAfterAMachine:
@@ -168,7 +168,7 @@ class TestSomebodyAsks:
         assert "the kernel says" in switch.reason
         spoiled(bed, None)
         await (await actor.recover()).wait()
-        assert (actor.state, bed.debts) == (State.HOST, [])
+        assert (actor.state, bed.pages) == (State.HOST, [])
 
     async def test_in_vain_and_then_a_user_is_gone(self, tmp_path: Path) -> None:
         bed, actor = await out(tmp_path)
@@ -258,7 +258,7 @@ class TestAnAttempt:
         await bed.witness.until(lambda: actor.state is State.HOST)
 
 
-class TestTheLadder:
+class TestTheStrategies:
     async def test_a_removal_that_ends_after_its_time_is_found_again(self, tmp_path: Path) -> None:
         bed, actor = await on_vfio(tmp_path, Trouble.LOST)
         before = bed.witness.home
@@ -268,7 +268,7 @@ class TestTheLadder:
         hang.release()
         await bed.witness.until(lambda: actor.state is State.HOST and not actor.bound)
         assert bed.snapshot() | before == bed.snapshot()
-        assert bed.debts == []
+        assert bed.pages == []
 
     async def test_what_it_made_ready_for_a_reset_is_put_right_where_that_does_not_help(self, tmp_path: Path) -> None:
         card = Slot("0000:01:00", 5).function(0, NVIDIA, 0x2484, VGA, boot_display=True)

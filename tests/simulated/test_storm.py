@@ -175,7 +175,7 @@ async def rage(story: list[Event], directory: Path) -> None:
     for answered in storm.asked:
         answered.result()
     assert (faults, Witness.broken) == ([], [])
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])
     assert {actor.state for actor in bed.fleet.actors.values()} == {State.HOST}
 
 

@@ -17,7 +17,7 @@ from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Result
 from gpuswitch.switch.steps import LoadDriver, Unbind
-from gpuswitch.switch.surroundings import KeepUp, LetSleep
+from gpuswitch.switch.surroundings import InhibitSleep, ReleaseSleepInhibitor
 from tests.simulated.bed import Bed
 
 SOUND = PciAddress.parse("0000:01:00.1")
@@ -44,8 +44,8 @@ class TestSleep:
 
         def look(_: Actor, event: StepEvent) -> None:
             held = bed.machine.units.inhibitors == {"0000:01:00.0"}
-            begins = isinstance(event.step, LoadDriver | KeepUp) and event.status is Status.RUNNING
-            ends = isinstance(event.step, LetSleep) and event.status is Status.DONE
+            begins = isinstance(event.step, LoadDriver | InhibitSleep) and event.status is Status.RUNNING
+            ends = isinstance(event.step, ReleaseSleepInhibitor) and event.status is Status.DONE
             if not begins and not ends and not (isinstance(event.step, LoadDriver) and event.index == 1):
                 awake.append(held)
 
@@ -109,7 +109,7 @@ class TestWedged:
         assert bed.state(PERSISTENCED) == "inactive"
         hang.release()
         await bed.witness.until(lambda: not actor.bound)
-        assert (actor.state, bed.snapshot(), bed.debts) == (State.HOST, before, [])
+        assert (actor.state, bed.snapshot(), bed.pages) == (State.HOST, before, [])
 
     async def test_the_next_service_finds_it_again_and_brings_it_home(self, bed: Bed, actor: Actor) -> None:
         before = bed.snapshot()
@@ -131,7 +131,7 @@ class TestWedged:
         assert again.snapshot() == stands
         hang.release()
         await again.witness.until(lambda: not successor.bound)
-        assert (successor.state, again.snapshot(), again.debts) == (State.HOST, before, [])
+        assert (successor.state, again.snapshot(), again.pages) == (State.HOST, before, [])
 
     async def test_while_nobody_can_tell_whether_the_kernel_has_returned(self, bed: Bed, actor: Actor) -> None:
         """The next service starts, and the GPU counts as wedged until it is known."""
@@ -148,7 +148,7 @@ class TestWedged:
         assert "the kernel has not returned from 'unbind 0000:01:00.1 from snd_hda_intel'" in successor.reason
         hang.release()
         await again.witness.until(lambda: not successor.bound)
-        assert (successor.state, again.snapshot(), again.debts) == (State.HOST, before, [])
+        assert (successor.state, again.snapshot(), again.pages) == (State.HOST, before, [])
 
     async def test_the_same_of_a_switch_that_was_under_way(self, bed: Bed, actor: Actor) -> None:
         before = bed.snapshot()
@@ -166,7 +166,7 @@ class TestWedged:
         assert successor.state is State.WEDGED
         hang.release()
         await again.witness.until(lambda: not successor.bound)
-        assert (successor.state, again.snapshot(), again.debts) == (State.HOST, before, [])
+        assert (successor.state, again.snapshot(), again.pages) == (State.HOST, before, [])
 
     async def test_a_fault_with_one_gpu_takes_nothing_from_the_others(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -190,7 +190,7 @@ class TestWedged:
         hang.release()
         await bed.host.kernel("0000:01:00.0").returned()
         again = await bed.again()
-        assert (again.fleet.find("01:00.0").state, again.snapshot(), again.debts) == (State.HOST, before, [])
+        assert (again.fleet.find("01:00.0").state, again.snapshot(), again.pages) == (State.HOST, before, [])
 
     async def test_other_gpus_of_its_driver_may_go_but_nobody_unloads_it(self, tmp_path: Path) -> None:
         bed = await Bed.of("server", tmp_path)
@@ -227,4 +227,4 @@ class TestWedged:
         assert again.state(DISPLAY_MANAGER) == "inactive"
         hang.release()
         await again.witness.until(lambda: not again.fleet.find("").bound)
-        assert (again.snapshot(), again.debts) == (before, [])
+        assert (again.snapshot(), again.pages) == (before, [])

@@ -24,10 +24,10 @@ OLLAMA = Unit("ollama.service")
 
 async def reverted(bed: Bed, actor: Actor, options: Options = Options()) -> str:  # noqa: B008 -- frozen
     """See that it begins, fails, and leaves no trace; the sentence."""
-    before, owed = bed.snapshot(), bed.debts
+    before, restore_state = bed.snapshot(), bed.pages
     switch = await bed.switch(actor, State.VFIO, options)
     assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
-    assert (bed.snapshot(), bed.debts) == (before, owed)
+    assert (bed.snapshot(), bed.pages) == (before, restore_state)
     return switch.reason
 
 
@@ -94,7 +94,7 @@ class TestConfigured:
     async def test_one_that_does_not_exist(self, bed: Bed, actor: Actor) -> None:
         with pytest.raises(NotViable, match=r"^there is no missing\.service, which is to be stopped first: correct"):
             await actor.request(State.VFIO, Options(stop_units=("missing.service",)))
-        assert (bed.debts, actor.state, actor.switch) == ([], State.HOST, None)
+        assert (bed.pages, actor.state, actor.switch) == ([], State.HOST, None)
 
     @pytest.mark.parametrize(
         ("fault", "sentence"),
@@ -120,7 +120,7 @@ class TestConfigured:
         before = bed.snapshot()
         with pytest.raises(Failed, match=r"^cannot tell whether ollama\.service is active: "):
             await actor.request(State.VFIO)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     @pytest.mark.parametrize("fault", [Errno(5), Hang()], ids=["fails", "hangs"])
     async def test_one_that_does_not_start_takes_nothing_away(self, fault: Fault, bed: Bed, actor: Actor) -> None:
@@ -128,7 +128,7 @@ class TestConfigured:
         await bed.moved(actor, State.VFIO)
         bed.host.faults.add(fault, operation="start_unit", subject=OLLAMA)
         switch = await bed.switch(actor, State.HOST)
-        assert (switch.result, actor.state, bed.debts) == (Result.DONE, State.HOST, [])
+        assert (switch.result, actor.state, bed.pages) == (Result.DONE, State.HOST, [])
         assert "ollama.service" in switch.reason
         assert bed.state(PERSISTENCED) == "active"
 
@@ -146,7 +146,7 @@ class TestConfigured:
         stopping = asyncio.create_task(bed.fleet.stop("the service is stopping"))
         await asyncio.wait([stopping])
         assert switch.result is Result.CANCELLED
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 class TestDesktop:
@@ -175,7 +175,7 @@ class TestDesktop:
         actor = bed.fleet.find("")
         await bed.moved(actor, State.VFIO)
         switch = await bed.switch(actor, State.HOST)
-        assert (switch.result, bed.debts) == (Result.DONE, [])
+        assert (switch.result, bed.pages) == (Result.DONE, [])
         assert "getty@tty1.service" in switch.reason
         assert bed.state(DISPLAY_MANAGER) == "active"
 
@@ -236,7 +236,7 @@ class TestTheServiceDies:
             if again is None:
                 break
             assert again.fleet.find("").state is State.HOST
-            assert (again.snapshot(), again.debts) == (before, [])
+            assert (again.snapshot(), again.pages) == (before, [])
             index += 1
         assert index > 15
 
@@ -249,14 +249,14 @@ class TestTheServiceDies:
         await hang.reached.wait()
         hang.release()
         never = bed.host.faults.add(Hang(), operation="start_unit")
-        again = await bed.crash(actor, pay=False)
+        again = await bed.crash(actor, restore_deferred=False)
         assert not never.reached.is_set()
-        assert (again.fleet.find("").state, again.debts) == (State.HOST, ["0000_01_00_0.json"])
-        paying = asyncio.create_task(again.fleet.pay())
+        assert (again.fleet.find("").state, again.pages) == (State.HOST, ["0000_01_00_0.json"])
+        restoring = asyncio.create_task(again.fleet.restore_deferred())
         await never.reached.wait()
         never.release()
-        await paying
-        assert (again.state(DISPLAY_MANAGER), again.debts) == ("active", [])
+        await restoring
+        assert (again.state(DISPLAY_MANAGER), again.pages) == ("active", [])
 
     @staticmethod
     async def crashed(bed: Bed, actor: Actor, index: int) -> Bed | None:
@@ -286,8 +286,8 @@ class TestThePulledCard:
         assert bed.state(DISPLAY_MANAGER) == "inactive"
         await bed.machine.unplug("0000:01:00")
         await bed.witness.until(lambda: actor.state is State.ABSENT)
-        await bed.fleet._paying[actor.gpu.address]
-        assert (bed.state(DISPLAY_MANAGER), bed.debts) == ("active", [])
+        await bed.fleet._restoring[actor.gpu.address]
+        assert (bed.state(DISPLAY_MANAGER), bed.pages) == ("active", [])
 
     async def test_also_where_it_was_pulled_while_no_service_was_there(self, tmp_path: Path) -> None:
         bed = await Bed.of("single", tmp_path)
@@ -295,4 +295,4 @@ class TestThePulledCard:
         await bed.host.close()
         await bed.machine.unplug("0000:01:00")
         bed = await bed.again()
-        assert (bed.state(DISPLAY_MANAGER), bed.debts) == ("active", [])
+        assert (bed.state(DISPLAY_MANAGER), bed.pages) == ("active", [])

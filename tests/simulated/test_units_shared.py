@@ -52,7 +52,7 @@ class TestTwoGpus:
             ("active" if home[0] == out[1] else "inactive", "inactive"),
             ("active", "active"),
         ]
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     @pytest.mark.parametrize("out", list(itertools.permutations(("11", "21"))), ids=" ".join)
     @pytest.mark.parametrize("home", list(itertools.permutations(("11", "21"))), ids=" ".join)
@@ -64,7 +64,7 @@ class TestTwoGpus:
         for numbers, target in ((out, State.VFIO), (home, State.HOST)):
             for number in numbers:
                 await bed.moved(bed.fleet.find(f"{number}:00.0"), target)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_one_that_is_off_stays_off_while_both_leave_at_once(self, tmp_path: Path) -> None:
         bed = await two_cards(tmp_path, 3, stop_units=["ollama.service"])
@@ -80,7 +80,7 @@ class TestTwoGpus:
         await asyncio.gather(leaving, following)
         for actor in (first, second):
             await bed.moved(actor, State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_one_that_somebody_started_while_the_other_was_away(self, tmp_path: Path) -> None:
         """It ran beside the first one that is away, and may do so again."""
@@ -94,7 +94,7 @@ class TestTwoGpus:
         await bed.moved(second, State.HOST)
         assert bed.state(OLLAMA) == "active"
         await bed.moved(first, State.HOST)
-        assert (bed.state(OLLAMA), bed.debts) == ("active", [])
+        assert (bed.state(OLLAMA), bed.pages) == ("active", [])
 
     async def test_at_the_same_time(self, tmp_path: Path) -> None:
         bed = await two_cards(tmp_path, stop_units=["ollama.service"])
@@ -103,7 +103,7 @@ class TestTwoGpus:
         for target in (State.VFIO, State.HOST):
             switches = await asyncio.gather(*(bed.switch(actor, target) for actor in actors))
             assert [switch.result for switch in switches] == [Result.DONE] * 2
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_one_that_fails_starts_nothing_that_the_other_needs_stopped(self, tmp_path: Path) -> None:
         bed = await two_cards(tmp_path, stop_units=["ollama.service"])
@@ -126,7 +126,7 @@ class TestTwoGpus:
         await again.moved(first, State.HOST)
         assert again.state(OLLAMA) == "inactive"
         await again.moved(second, State.HOST)
-        assert (again.snapshot(), again.debts) == (before, [])
+        assert (again.snapshot(), again.pages) == (before, [])
 
     async def test_where_another_card_stays_it_comes_back_at_once(self, tmp_path: Path) -> None:
         bed = await two_cards(tmp_path)
@@ -145,10 +145,10 @@ class TestTwoGpus:
         await bed.moved(first, State.VFIO)
         await bed.host.close()
         await bed.machine.unplug("0000:11:00")
-        bed = await Bed.made(SimulatedHost(bed.machine), bed.directory, bed.fleet.config, pay=False)
+        bed = await Bed.made(SimulatedHost(bed.machine), bed.directory, bed.fleet.config, restore_deferred=False)
         second = bed.fleet.find("21:00.0")
         await bed.moved(second, State.VFIO)
-        await bed.fleet.pay()
+        await bed.fleet.restore_deferred()
         assert bed.state(OLLAMA) == "inactive"
         await bed.moved(second, State.HOST)
-        assert (bed.state(OLLAMA), bed.debts) == ("active", [])
+        assert (bed.state(OLLAMA), bed.pages) == ("active", [])

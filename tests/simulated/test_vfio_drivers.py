@@ -45,7 +45,7 @@ async def test_each_function_goes_to_the_driver_that_fits_it_best_and_comes_home
     bed.machine.end("vm")
     await bed.moved(actor, State.HOST)
     assert drivers(bed) == ("nvidia", "snd_hda_intel")
-    assert bed.debts == []
+    assert bed.pages == []
     assert bed.snapshot() == before
 
 
@@ -61,7 +61,7 @@ async def test_a_driver_that_is_not_there_is_told_before_anything_is_touched(tmp
     before = bed.snapshot()
     with pytest.raises(NotViable, match="the driver xe-vfio-pci is not available"):
         await actor.request(State.VFIO)
-    assert (bed.snapshot(), bed.debts) == (before, [])
+    assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 async def test_a_plan_loads_nothing(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ class TestAKernelWithoutGroups:
             except NotViable as error:
                 told = str(error)
             assert "this kernel has no VFIO groups" in told
-            assert (actor.state, bed.snapshot(), bed.debts) == (State.HOST, before, [])
+            assert (actor.state, bed.snapshot(), bed.pages) == (State.HOST, before, [])
 
     async def test_leaves_a_gpu_alone_that_is_on_vfio(self, tmp_path: Path) -> None:
         bed = await Bed.made(plain(vfio_groups=False, vfio_ids=[(NVIDIA, 0x2484)]), tmp_path, config())
@@ -150,7 +150,7 @@ class TestAKernelWithoutGroups:
         before = bed.snapshot()
         with pytest.raises(NotViable, match="this kernel has no VFIO groups"):
             await actor.request(State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
 
 class TestNodesOfDevices:
@@ -166,7 +166,7 @@ class TestNodesOfDevices:
             await actor.request(State.HOST)
         bed.machine.end("vm")
         await bed.moved(actor, State.HOST)
-        assert (bed.snapshot(), bed.debts) == (before, [])
+        assert (bed.snapshot(), bed.pages) == (before, [])
 
     async def test_who_has_one_open_and_not_bound_is_seen_before_the_unbind(self, tmp_path: Path) -> None:
         """The group can be had then, and the unbind would wait."""

@@ -11,7 +11,7 @@ from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import PERSISTENCED
 from gpuswitch.model.facts import VFIO_DRIVER
-from gpuswitch.model.holders import Process, Scan, Sought
+from gpuswitch.model.holders import HolderQuery, Process, Scan
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.tables import Defaults
@@ -72,18 +72,18 @@ class Deeds(Book):
         if actor is not None and actor.state is State.WEDGED and str(actor.gpu.address) == gpu:
             self.broken(4, f"'{call.what}' is sent to {gpu}, which is wedged")
 
-    def scans(self, sought: Sought, scan: Scan) -> None:
+    def scans(self, query: HolderQuery, scan: Scan) -> None:
         devices = self.world.machine.devices
-        for function in sought.functions:
+        for function in query.functions:
             self._clean.pop(function, None)
             if not scan.holders and function in devices:
-                self._clean[function] = self.users(function) - self._hidden(function, sought)
+                self._clean[function] = self.users(function) - self._hidden(function, query)
 
-    def _hidden(self, function: PciAddress, sought: Sought) -> set[str]:
+    def _hidden(self, function: PciAddress, query: HolderQuery) -> set[str]:
         """Who can be told by the references of a module alone, and that was not asked for."""
         device = self.world.machine.devices[function]
         cards = device.binding.cards if device.link is not None and device.binding is not None else ()
-        told = all(card.module in sought.modules for card in cards if IN_FLIGHT in card.users)
+        told = all(card.module in query.modules for card in cards if IN_FLIGHT in card.users)
         return set() if told and cards else {IN_FLIGHT}
 
     def signals(self, process: Process, number: Signals) -> None:

@@ -282,7 +282,7 @@ async def calms_down(world: World) -> None:
     await _others_undo(world)
     await _all_come_home(world)
     if world.judge.meddled:
-        await _put_right(world)
+        await _restore_host(world)
     if not rest.is_home(world):
         # Whatever was forgone, the next service puts right.
         world.stop()
@@ -361,7 +361,7 @@ async def over(asked: asyncio.Task[None] | None) -> None:
         await asyncio.wait([asked])
 
 
-async def _put_right(world: World) -> None:
+async def _restore_host(world: World) -> None:
     """Those who moved a GPU put right what they did to its settings."""
     machine = world.machine
     moved = [function for gpu in world.judge.meddled for function in world.functions[gpu]]

@@ -26,7 +26,7 @@ SHORTEST = "bare"
 """The stage of the shortest plans."""
 _STAGES = (*(stage.name for stage in SCENARIO_STAGES), "superchip", "arc", "hgx", "driverless")
 PLANS = (*((stage, target) for stage in _STAGES for target in TARGETS), ("prebound", State.HOST))
-_LAST_STEPS = frozenset({"StartUnits", "LetSleep", "RestoreConsoles", "LoadModules", "AnnounceAgain"})
+_LAST_STEPS = frozenset({"StartUnits", "ReleaseSleepInhibitor", "RestoreConsoles", "LoadModules", "AnnounceAgain"})
 """Those whose failure is no reason to take anything back."""
 
 

@@ -23,7 +23,7 @@ from gpuswitch.host.simulated.processes import SimulatedProcesses
 from gpuswitch.host.simulated.systemd import SimulatedSystemd
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
-from gpuswitch.model.holders import Holder, Process, Scan, Sought, Unit
+from gpuswitch.model.holders import Holder, HolderQuery, Process, Scan, Unit
 from tests.simulation.loop import LIFE, Killed, Life, SimulatedLoop
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ class Watcher(Protocol):
     """Hears of what a service does, as it does it."""
 
     def sends(self, gpu: str, call: Call) -> None: ...
-    def scans(self, sought: Sought, scan: Scan) -> None: ...
+    def scans(self, query: HolderQuery, scan: Scan) -> None: ...
     def signals(self, process: Process, number: Signals) -> None: ...
     def ends_session(self, session: str) -> None: ...
 
@@ -155,22 +155,22 @@ class ServiceProcesses(SimulatedProcesses):
     def of(self, life: Life, watcher: Watcher, senses: Senses) -> None:
         self._life, self._watcher, self._senses, self._loop = life, watcher, senses, _loop()
 
-    async def scan(self, sought: Sought) -> Scan:
+    async def scan(self, query: HolderQuery) -> Scan:
         self._life.reached(SEND)
-        work = self._scanned(super().scan(sought), sought)
+        work = self._scanned(super().scan(query), query)
         return await self._loop.apart(self._loop.run_as(None, _started, work))
 
-    async def _scanned(self, work: Coroutine[Any, Any, Scan], sought: Sought) -> Scan:
+    async def _scanned(self, work: Coroutine[Any, Any, Scan], query: HolderQuery) -> Scan:
         scan = await work
         # Before anybody else opens or closes anything.
-        self._watcher.scans(sought, scan)
+        self._watcher.scans(query, scan)
         return scan
 
-    async def stirred(self, holders: Sequence[Holder]) -> None:
+    async def wait_for_change(self, holders: Sequence[Holder]) -> None:
         self._life.check()
         if not self._senses.hears():
             raise KernelError("watch", "the holders", errno.EMFILE, os.strerror(errno.EMFILE))
-        await super().stirred(holders)
+        await super().wait_for_change(holders)
 
     def signal(self, process: Process, number: Signals) -> bool:
         self._life.reached(SEND)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gpuswitch.errors import Busy, GpuswitchError, InProgress, NotViable, Wedged
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import harmless
-from gpuswitch.model.holders import Scan, Sought
+from gpuswitch.model.holders import HolderQuery, Scan
 from gpuswitch.model.policy import Busy as Policy
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
@@ -190,10 +190,10 @@ class Judge(Deeds):
         """What goes to the same machine, and so is in nobody's way."""
         return self.world.tenants.along(ask.actor.gpu.address) | ask.along | _of(ask.others)
 
-    def scans(self, sought: Sought, scan: Scan) -> None:
-        super().scans(sought, scan)
+    def scans(self, query: HolderQuery, scan: Scan) -> None:
+        super().scans(query, scan)
         for ask in self.asks:
-            if ask.actor.gpu.address in sought.functions:
+            if ask.actor.gpu.address in query.functions:
                 ask.seen = self.users(ask.actor.gpu.address)
 
     def _over(self, ask: Ask) -> None:

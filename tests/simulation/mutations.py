@@ -29,17 +29,17 @@ from gpuswitch.switch.awake import Awake, Why
 from gpuswitch.switch.clearing_up import ClearingUp
 from gpuswitch.switch.engine import Engine
 from gpuswitch.switch.fleet import Fleet
-from gpuswitch.switch.inquiry import Inquiry
+from gpuswitch.switch.inquiry import DetachSurvey
 from gpuswitch.switch.journal import Journal, Page
 from gpuswitch.switch.letting_go import CheckHolders
 from gpuswitch.switch.machine import START
-from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
 from gpuswitch.switch.owners import Owners
 from gpuswitch.switch.ownership import Ownership
 from gpuswitch.switch.planner import Planner
 from gpuswitch.switch.prepare import Preparation
 from gpuswitch.switch.runner import Runner
-from gpuswitch.switch.steps import AimOverrides, AwaitLibvirt, HoldGroup, KeepAwake, RestorePower
+from gpuswitch.switch.steps import AimOverrides, AwaitLibvirt, DisableRuntimePm, HoldGroup, RestorePower
 from tests.simulation.story import Event, Story
 
 
@@ -93,8 +93,8 @@ def units_start_while_others_need_them_stopped(patch: pytest.MonkeyPatch) -> Non
 def half_way_counts_as_there(patch: pytest.MonkeyPatch) -> None:
     seen = observe.observe
 
-    def observed(gpu: Gpu, facts: HostFacts, owed: Owed) -> State:
-        found = seen(gpu, facts, owed)
+    def observed(gpu: Gpu, facts: HostFacts, restore_state: RestoreState) -> State:
+        found = seen(gpu, facts, restore_state)
         half = found is State.UNKNOWN and any(f.on_vfio for f in gpu.present(facts))
         return State.VFIO if half else found
 
@@ -116,7 +116,7 @@ def owed_units_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     write = Page.write
 
     def forgetful(self: Page, entry: Any) -> None:
-        write(self, replace(entry, owed=replace(entry.owed, units=())))
+        write(self, replace(entry, restore_state=replace(entry.restore_state, units=())))
 
     patch.setattr(Page, "write", forgetful)
 
@@ -136,22 +136,22 @@ def the_last_step_is_not_taken_back(patch: pytest.MonkeyPatch) -> None:
 def the_machine_never_sleeps_again(patch: pytest.MonkeyPatch) -> None:
     need = Awake.need
 
-    def needs(self: Awake, gpu: PciAddress, why: Why, *, needed: bool) -> None:
+    def requirements(self: Awake, gpu: PciAddress, why: Why, *, needed: bool) -> None:
         if needed:
             need(self, gpu, why, needed=True)
 
-    patch.setattr(Awake, "need", needs)
+    patch.setattr(Awake, "need", requirements)
 
 
 @breaks(3, story=Story("pair", "refuse", (A_MACHINE_ASKS,)))
 def the_machine_may_sleep_under_a_virtual_machine(patch: pytest.MonkeyPatch) -> None:
     need = Awake.need
 
-    def needs(self: Awake, gpu: PciAddress, why: Why, *, needed: bool) -> None:
+    def requirements(self: Awake, gpu: PciAddress, why: Why, *, needed: bool) -> None:
         if why is not Why.OWNER:
             need(self, gpu, why, needed=needed)
 
-    patch.setattr(Awake, "need", needs)
+    patch.setattr(Awake, "need", requirements)
 
 
 @breaks(3)
@@ -197,11 +197,11 @@ def a_wedged_gpu_is_written_to(patch: pytest.MonkeyPatch) -> None:
 async def _written_to(self: Engine) -> None:
     while self._begun:
         _, step = self._begun.pop()
-        await step.revert(self._hands)
+        await step.revert(self._context)
 
 
 async def _hurried(self: Runner) -> None:
-    await self.new_engine((KeepAwake({}),)).forward()
+    await self.new_engine((DisableRuntimePm({}),)).forward()
 
 
 @breaks(4)
@@ -271,14 +271,14 @@ def it_is_taken_from_who_is_about_to_open_it(patch: pytest.MonkeyPatch) -> None:
     ),
 )
 def a_watch_ends_with_its_first_fault(patch: pytest.MonkeyPatch) -> None:
-    async def stirred(self: Ownership, holders: Any, _: object) -> None:
-        await self._processes.stirred(holders)
+    async def wait_for_change(self: Ownership, holders: Any, _: object) -> None:
+        await self._processes.wait_for_change(holders)
 
     async def once(work: Callable[[], Awaitable[None]], _: object) -> None:
         with suppress(KernelError):
             await work()
 
-    patch.setattr(Ownership, "_stirred", stirred)
+    patch.setattr(Ownership, "_stirred", wait_for_change)
     patch.setattr(ownership, "whatever_happens", once)
 
 
@@ -374,7 +374,7 @@ def a_step_sleeps(patch: pytest.MonkeyPatch) -> None:
     async def verify(*_: object) -> None:
         await asyncio.sleep(0.1)
 
-    patch.setattr(KeepAwake, "verify", verify)
+    patch.setattr(DisableRuntimePm, "verify", verify)
 
 
 @breaks(9)
@@ -390,9 +390,9 @@ def an_idle_service_looks_again_and_again(patch: pytest.MonkeyPatch) -> None:
 
 @breaks(10)
 def programs_are_killed_whatever_the_policy(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Inquiry, "_busy", property(lambda _: Busy.KILL))
+    patch.setattr(DetachSurvey, "_busy", property(lambda _: Busy.KILL))
 
 
 @breaks(3, 5)
 def what_is_owed_is_forgotten_after_a_failure(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(gpu_record.GpuRecord, "_owed_after", lambda *_: NOTHING)
+    patch.setattr(gpu_record.GpuRecord, "_owed_after", lambda *_: NOTHING_TO_RESTORE)

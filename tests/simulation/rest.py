@@ -124,11 +124,11 @@ def _around(world: World, actors: Iterable[Actor]) -> None:
     if world.others_wait or judge.torn:
         return
     excused = _excused(world)
-    owed = _owed_units(world)
+    restore_state = _units_to_start(world)
     now = snapshot(world.machine)
     units = [unit for unit in judge.home if isinstance(unit, Unit) and str(unit) not in judge.units_touched]
     for unit in units if "units" not in excused else ():
-        if judge.home[unit] == "active" != now[unit] and unit.name not in owed:
+        if judge.home[unit] == "active" != now[unit] and unit.name not in restore_state:
             judge.broken(3, f"{unit} is {now[unit]}, and nobody owes it")
     for unit in units:
         # Whatever went wrong, nobody had a reason to start it.
@@ -138,10 +138,10 @@ def _around(world: World, actors: Iterable[Actor]) -> None:
         _compare(judge, {k: v for k, v in judge.home.items() if not isinstance(k, Unit)}, now)
 
 
-def _owed_units(world: World) -> set[str]:
+def _units_to_start(world: World) -> set[str]:
     """As the journal has it."""
     pages = [json.loads(page) for page in world.disk.pages.values()]
-    return {unit["name"] for page in pages for unit in page["owed"]["units"]}
+    return {unit["name"] for page in pages for unit in page["restore_state"]["units"]}
 
 
 def _excused(world: World) -> set[str]:

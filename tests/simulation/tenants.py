@@ -12,14 +12,14 @@ from gpuswitch.model.gpu import harmless
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
-from gpuswitch.switch.record import Asker
+from gpuswitch.switch.record import Requester
 from tests.simulated.bed import Settings
 from tests.simulation.invariants import Ask, difference
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-_HOOK = Asker(uid=0, command="libvirt-hook")
+_HOOK = Requester(uid=0, command="libvirt-hook")
 _QEMU_SECONDS = 2.0
 """From libvirt's `prepare` until QEMU has opened its devices."""
 _CLEARING_SECONDS = (0.0, 0.3, 15.0)

@@ -17,7 +17,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.fleet import Fleet
 from gpuswitch.switch.journal import Journal
-from gpuswitch.switch.record import Asker, Switch
+from gpuswitch.switch.record import Requester, Switch
 from tests.simulation.ear import Ear
 from tests.simulation.faces import SEND, WRITE, WRITTEN, Disk, Senses, ServiceHost, ServiceStore
 from tests.simulation.invariants import Ask
@@ -33,7 +33,7 @@ STOP_SECONDS = 240.0
 """Longer than any step of these stages may take: then systemd kills the service."""
 POINTS = frozenset({AWAIT, SEND, WRITE, WRITTEN})
 OPERATION = "operation"
-SOMEBODY = Asker(uid=0, pid=1, command="somebody")
+SOMEBODY = Requester(uid=0, pid=1, command="somebody")
 
 
 class Mishap(NamedTuple):
@@ -106,7 +106,7 @@ class World:
             await service.fleet.start()
             service.ready = service.said_ready = True
             self.judge.ready(service.fleet)
-            await service.fleet.pay()
+            await service.fleet.restore_deferred()
         except Exception as fault:  # noqa: BLE001 -- whatever it is, it is what we are looking for
             self.judge.fault(f"the service does not start: {fault!r}")
 
@@ -216,7 +216,7 @@ class World:
         actor = self.actor(gpu)
         if actor is None:
             return None
-        return self.ask(Ask("recover", actor), lambda: actor.recover(asker=SOMEBODY))
+        return self.ask(Ask("recover", actor), lambda: actor.recover(requester=SOMEBODY))
 
     def plan(self, gpu: PciAddress, target: State) -> None:
         if (actor := self.actor(gpu)) is not None:

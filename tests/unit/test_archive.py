@@ -33,7 +33,7 @@ ENTRY = Entry(
     result="reverted",
     reason="cannot probe 0000:01:00.0: Invalid argument",
     options={"busy": "wait", "wait_seconds": 30.0, "stop_units": ["a.service"]},
-    asker={"service": False, "uid": 1000, "unit": "session-2.scope", "command": "gpuswitchctl", "vm": ""},
+    requester={"service": False, "uid": 1000, "unit": "session-2.scope", "command": "gpuswitchctl", "vm": ""},
     steps=STEPS,
 )
 EVERYTHING = {"keep": 1000, "since": 0}
@@ -171,8 +171,8 @@ def test_what_cannot_be_used_is_set_aside_once_with_a_warning(
     kept.add(entries("b"), **EVERYTHING)
     assert ids(kept.last(5)) == ["b", "a"]
     assert names(full.parent) == ["history.db", "history.db.bad"]
-    aside = full.with_name("history.db.bad")
-    assert (aside.read_bytes() if aside.is_file() else b"") == before
+    run_in_thread = full.with_name("history.db.bad")
+    assert (run_in_thread.read_bytes() if run_in_thread.is_file() else b"") == before
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert str(full) in record.message
@@ -310,7 +310,7 @@ _number = st.integers(0, 2**62)
         Entry,
         *(_text, _text, _text, _number, _number, _number, _text, _text),
         options=st.dictionaries(_text, _text | st.lists(_text)),
-        asker=st.dictionaries(_text, st.booleans() | _number | _text),
+        requester=st.dictionaries(_text, st.booleans() | _number | _text),
         steps=st.lists(st.builds(StepEntry, _number, _text, _text, _text, _number, _number)).map(tuple),
     )
 )

@@ -17,9 +17,9 @@ from gpuswitch.api import callers, serving
 from gpuswitch.api.bus import Bus, CallError
 from gpuswitch.api.callers import Callers
 from gpuswitch.api.connection import Message
-from gpuswitch.aside import aside
+from gpuswitch.aside import run_in_thread
 from gpuswitch.errors import GpuswitchError
-from gpuswitch.switch.record import Asker
+from gpuswitch.switch.record import Requester
 
 Told = int | GpuswitchError | None
 """What the bus says; or raises; or, with None, it says nothing at all."""
@@ -57,12 +57,12 @@ def a_call() -> Iterator[None]:
     serving._call.reset(token)
 
 
-async def asker(uid: Told, pid: Told) -> Asker:
-    return await Callers(cast("Bus", FixedBus(uid, pid))).asker()
+async def requester(uid: Told, pid: Told) -> Requester:
+    return await Callers(cast("Bus", FixedBus(uid, pid))).requester()
 
 
 async def test_the_bus_knows_the_process_and_proc_its_name() -> None:
-    found = await asker(os.geteuid(), os.getpid())
+    found = await requester(os.geteuid(), os.getpid())
     assert (found.uid, found.pid, found.service) == (os.geteuid(), os.getpid(), False)
     assert f"{found.command}\n" == await asyncio.to_thread(Path("/proc/self/comm").read_text)
 
@@ -70,65 +70,65 @@ async def test_the_bus_knows_the_process_and_proc_its_name() -> None:
 async def test_a_process_that_is_gone_has_no_name() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])  # noqa: ASYNC220 -- it ends at once
     ended.wait()
-    assert await asker(1000, ended.pid) == Asker(uid=1000, pid=ended.pid)
+    assert await requester(1000, ended.pid) == Requester(uid=1000, pid=ended.pid)
 
 
 @pytest.mark.parametrize(
     ("uid", "pid", "known"),
     [
-        (1000, CallError("org.freedesktop.DBus.Error.UnixProcessIdUnknown", "not known"), Asker(uid=1000)),
-        (1000, 0, Asker(uid=1000)),
-        (1000, GONE, Asker(uid=1000)),
-        (GONE, GONE, Asker()),
+        (1000, CallError("org.freedesktop.DBus.Error.UnixProcessIdUnknown", "not known"), Requester(uid=1000)),
+        (1000, 0, Requester(uid=1000)),
+        (1000, GONE, Requester(uid=1000)),
+        (GONE, GONE, Requester()),
     ],
 )
-async def test_what_the_bus_does_not_know_is_left_out(uid: Told, pid: Told, known: Asker) -> None:
-    assert await asker(uid, pid) == known
+async def test_what_the_bus_does_not_know_is_left_out(uid: Told, pid: Told, known: Requester) -> None:
+    assert await requester(uid, pid) == known
 
 
 @pytest.mark.parametrize(
     ("uid", "pid", "known"),
     [
-        (None, None, Asker()),
-        (1000, None, Asker(uid=1000)),
-        (None, os.getpid(), Asker(pid=os.getpid())),
+        (None, None, Requester()),
+        (1000, None, Requester(uid=1000)),
+        (None, os.getpid(), Requester(pid=os.getpid())),
     ],
 )
 async def test_what_the_bus_does_not_answer_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, uid: Told, pid: Told, known: Asker
+    monkeypatch: pytest.MonkeyPatch, uid: Told, pid: Told, known: Requester
 ) -> None:
     monkeypatch.setattr(callers, "SECONDS", 0.01)
-    assert await asker(uid, pid) == known
+    assert await requester(uid, pid) == known
 
 
 async def test_neither_is_a_kernel_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     returning = threading.Event()
     monkeypatch.setattr(callers, "SECONDS", 0.01)
     monkeypatch.setattr(callers, "_process", lambda _pid: returning.wait())
-    assert await asker(os.geteuid(), os.getpid()) == Asker(uid=os.geteuid(), pid=os.getpid())
+    assert await requester(os.geteuid(), os.getpid()) == Requester(uid=os.geteuid(), pid=os.getpid())
     returning.set()
 
 
 @pytest.mark.parametrize(
-    ("asker", "words"),
+    ("requester", "words"),
     [
-        (Asker(service=True), "the service itself"),
-        (Asker(), "somebody"),
-        (Asker(uid=0), "somebody (uid 0)"),
-        (Asker(uid=1000, pid=42, command="bash"), "bash (pid 42, uid 1000)"),
+        (Requester(service=True), "the service itself"),
+        (Requester(), "somebody"),
+        (Requester(uid=0), "somebody (uid 0)"),
+        (Requester(uid=1000, pid=42, command="bash"), "bash (pid 42, uid 1000)"),
     ],
 )
-def test_an_asker_in_words(asker: Asker, words: str) -> None:
-    assert str(asker) == words
+def test_an_asker_in_words(requester: Requester, words: str) -> None:
+    assert str(requester) == words
 
 
 async def test_work_beside_the_loop_returns_or_raises_as_it_did() -> None:
     def fail() -> None:
         raise OSError("no luck")
 
-    assert await aside(threading.get_ident) != threading.get_ident()
+    assert await run_in_thread(threading.get_ident) != threading.get_ident()
     with pytest.raises(OSError, match="no luck"):
-        await aside(fail)
+        await run_in_thread(fail)
 
 
 async def test_who_waits_no_longer_does_not_disturb_the_thread() -> None:
@@ -139,7 +139,7 @@ async def test_who_waits_no_longer_does_not_disturb_the_thread() -> None:
         going_on.wait()
         over.set()
 
-    waiting = asyncio.create_task(aside(cast("Callable[[], Any]", work)))
+    waiting = asyncio.create_task(run_in_thread(cast("Callable[[], Any]", work)))
     await asyncio.to_thread(begun.wait)
     waiting.cancel()
     await asyncio.wait([waiting])

@@ -164,7 +164,7 @@ def test_one_that_was_there_already(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asker", "short", "whole"),
+    ("requester", "short", "whole"),
     [
         (OWN, "the service itself", "the service itself"),
         (MINE, f"bash of {ME}", f"bash (pid 42) of {ME} in session-2.scope"),
@@ -172,9 +172,9 @@ def test_one_that_was_there_already(capsys: pytest.CaptureFixture[str]) -> None:
         ({"service": False, "unit": "", "command": "", "vm": ""}, "somebody", "somebody"),
     ],
 )
-def test_who_asked_in_words(asker: dict[str, Any], short: str, whole: str | None) -> None:
-    assert past.asker_words(asker) == short
-    assert whole is None or past.asker_words(asker, whole=True) == whole
+def test_who_asked_in_words(requester: dict[str, Any], short: str, whole: str | None) -> None:
+    assert past.requester_words(requester) == short
+    assert whole is None or past.requester_words(requester, whole=True) == whole
 
 
 def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.gpu_record import GpuRecord
-from gpuswitch.switch.record import Asker, Drift, Result, Switch
+from gpuswitch.switch.record import Drift, Requester, Result, Switch
 from gpuswitch.tables import History as Settings
 from tests.unit.parts import at
 
@@ -62,7 +62,7 @@ async def test_what_somebody_else_moved_is_an_entry_too(history: History) -> Non
         "all functions are on vfio-pci",
     )
     assert (entry.count, entry.started, entry.finished) == (0, at * 1_000_000, at * 1_000_000)
-    assert entry.asker == {"somebody_else": True}
+    assert entry.requester == {"somebody_else": True}
     assert await history.find(entry.id) == entry
 
 
@@ -77,8 +77,8 @@ async def test_a_switch_is_there_once_it_is_finished_newest_first(history: Histo
 
 async def test_an_entry_says_all_that_is_known_of_it(history: History) -> None:
     options = Options(Busy.WAIT, 30.0, ("a.service",))
-    asker = Asker(uid=1000, pid=42, unit="session-2.scope", command="bash")
-    switch = Switch(State.VFIO, 2, options, asker)
+    requester = Requester(uid=1000, pid=42, unit="session-2.scope", command="bash")
+    switch = Switch(State.VFIO, 2, options, requester)
     step = cast("Any", SimpleNamespace(title="unbind 0000:01:00.0 from nvidia", kind="unbind"))
     for status in (Status.RUNNING, Status.DONE, Status.REVERTING, Status.REVERTED):
         switch.at(StepEvent(1, 2, step, status, 0.5 if status is Status.DONE else 0.0))
@@ -95,18 +95,18 @@ async def test_an_entry_says_all_that_is_known_of_it(history: History) -> None:
         *("0000:01:00.0", "vfio", 2, "cancelled", "why"),
     )
     assert entry.options == {"busy": "wait", "wait_seconds": 30.0, "stop_units": ["a.service"]}
-    assert entry.asker == {
+    assert entry.requester == {
         "service": False, "uid": 1000, "pid": 42, "unit": "session-2.scope", "command": "bash", "vm": ""
     }  # fmt: skip  # one record
     assert entry.started == int(switch.started * 1_000_000)
 
 
 async def test_who_is_not_known_is_left_out_and_the_service_says_so(history: History) -> None:
-    unknown, own = finished(asker=Asker()), finished()
+    unknown, own = finished(requester=Requester()), finished()
     history.finished(GPU, unknown)
     history.finished(GPU, own)
-    assert (await history.find(unknown.id)).asker == {"service": False, "unit": "", "command": "", "vm": ""}
-    assert (await history.find(own.id)).asker["service"] is True
+    assert (await history.find(unknown.id)).requester == {"service": False, "unit": "", "command": "", "vm": ""}
+    assert (await history.find(own.id)).requester["service"] is True
     assert (await history.find(own.id)).options == {}
 
 

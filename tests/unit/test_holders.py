@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpuswitch.model.holders import Unit, placed
+from gpuswitch.model.holders import Unit, unit_and_session
 
 HYBRID = "12:devices:/user.slice\n1:name=systemd:/user.slice/user-1000.slice/session-7.scope\n0::/user.slice\n"
 LEGACY = "9:cpu,cpuacct:/\n1:name=systemd:/system.slice/gdm.service\n"
@@ -43,4 +43,4 @@ APP = "user.slice/user-1000.slice/user@1000.service"
     ],
 )
 def test_placed(cgroup: str, unit: Unit | None, session: str) -> None:
-    assert placed(cgroup) == (unit, session)
+    assert unit_and_session(cgroup) == (unit, session)

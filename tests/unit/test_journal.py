@@ -24,13 +24,13 @@ from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.switch.host import Captured, Pending
 from gpuswitch.switch.journal import Entry, Journal, Page, Unfinished, boot_id
-from gpuswitch.switch.owed import NOTHING, Owed
-from gpuswitch.switch.record import Asker
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.record import Requester
 from gpuswitch.switch.store import DirectoryStore
 from tests.unit.parts import at
 
 GPU = at("0000:01:00.0")
-OWED = Owed(
+RESTORE_STATE = RestoreState(
     functions={
         GPU: Captured(Driver("nvidia", "nvidia"), None, "auto"),
         at("0000:01:00.1"): Captured(Driver("snd_hda_intel", None), "mine", "on"),
@@ -40,16 +40,16 @@ OWED = Owed(
     modules=("nvidia", "nvidia_drm"),
     terminals=(1, 2),
     vtconsoles=("vtcon1",),
-    beside=((3, GPU),),
+    shown_by_others=((3, GPU),),
     boot_framebuffers=(("efi-framebuffer.0", "efi-framebuffer"),),
     persistent=(GPU,),
 )
-LESS = Owed({GPU: OWED.functions[GPU]})
+LESS = RestoreState({GPU: RESTORE_STATE.functions[GPU]})
 STUCK = Pending("unbind 0000:01:00.0 from nvidia", worker=Process(4711, 88))
 
 
 UNFINISHED = Unfinished(
-    "0a1b2c3d", State.VFIO, Asker(1000, 4711, "a.service", "gpuswitchctl", "win11"), 1.5, 3, 9, "bind"
+    "0a1b2c3d", State.VFIO, Requester(1000, 4711, "a.service", "gpuswitchctl", "win11"), 1.5, 3, 9, "bind"
 )
 WIN11 = Owner("win11", "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d")
 
@@ -63,20 +63,20 @@ def names(directory: Path) -> list[str]:
 
 
 def test_gives_back_what_it_was_given(tmp_path: Path) -> None:
-    kept_in(tmp_path / "a" / "b").save(GPU, Entry(OWED))
-    assert kept_in(tmp_path / "a" / "b").load(GPU) == Entry(OWED)
+    kept_in(tmp_path / "a" / "b").save(GPU, Entry(RESTORE_STATE))
+    assert kept_in(tmp_path / "a" / "b").load(GPU) == Entry(RESTORE_STATE)
     assert names(tmp_path / "a" / "b") == ["0000_01_00_0.json"]
 
 
 def test_owes_nothing_to_whom_it_does_not_know(tmp_path: Path) -> None:
     assert kept_in(tmp_path / "missing").load(GPU) == Entry()
-    kept_in(tmp_path).save(GPU, Entry(OWED))
+    kept_in(tmp_path).save(GPU, Entry(RESTORE_STATE))
     assert kept_in(tmp_path).load(at("0000:02:00.0")) == Entry()
 
 
 def test_forgets_what_was_given_back(tmp_path: Path) -> None:
     journal = kept_in(tmp_path)
-    journal.save(GPU, Entry(OWED))
+    journal.save(GPU, Entry(RESTORE_STATE))
     journal.save(GPU, Entry())
     journal.save(GPU, Entry())
     assert journal.load(GPU) == Entry()
@@ -85,15 +85,15 @@ def test_forgets_what_was_given_back(tmp_path: Path) -> None:
 
 def test_one_gpu_does_not_touch_another(tmp_path: Path) -> None:
     journal = kept_in(tmp_path)
-    journal.save(GPU, Entry(OWED))
+    journal.save(GPU, Entry(RESTORE_STATE))
     journal.save(at("0000:02:00.0"), Entry(LESS))
     journal.save(at("0000:02:00.0"), Entry())
-    assert journal.load(GPU) == Entry(OWED)
+    assert journal.load(GPU) == Entry(RESTORE_STATE)
 
 
 def test_a_later_save_replaces_the_earlier_one(tmp_path: Path) -> None:
     journal = kept_in(tmp_path)
-    journal.save(GPU, Entry(OWED))
+    journal.save(GPU, Entry(RESTORE_STATE))
     journal.save(GPU, Entry(LESS))
     assert journal.load(GPU) == Entry(LESS)
 
@@ -116,20 +116,20 @@ BEGUN = {
 
 def whole(**changes: object) -> str:
     """A file as it was written before there was a codec, with changes."""
-    content: dict[str, object] = {"format": 3, "boot": boot_id(), "owed": owed()}
+    content: dict[str, object] = {"format": 3, "boot": boot_id(), "owed": restore_state()}
     rest: dict[str, object] = {"stuck": None, "unfinished": None, "owner": None, "failed": ""}
     return json.dumps(content | rest | changes)
 
 
-def owed(**changes: object) -> dict[str, object]:
+def restore_state(**changes: object) -> dict[str, object]:
     lists = ("units", "modules", "terminals", "vtconsoles", "beside", "boot_framebuffers", "persistent", "announced")
     return {"functions": {str(GPU): KEPT}} | {name: [] for name in lists} | changes
 
 
 @pytest.mark.parametrize("earlier", [[], ["beside"]])
 def test_a_file_of_a_version_without_a_field_is_read(tmp_path: Path, earlier: list[str]) -> None:
-    debts = {key: value for key, value in owed().items() if key not in earlier}
-    (tmp_path / "0000_01_00_0.json").write_text(whole(owed=debts))
+    pages = {key: value for key, value in restore_state().items() if key not in earlier}
+    (tmp_path / "0000_01_00_0.json").write_text(whole(restore_state=pages))
     assert kept_in(tmp_path).load(GPU) == Entry(LESS)
 
 
@@ -153,7 +153,7 @@ def test_a_page_of_the_version_before_is_read(tmp_path: Path) -> None:
     (tmp_path / "0000_01_00_0.json").write_text(OLD % boot_id())
     announced = (("sound", (at("0000:01:00.1"),)),)
     entry = Entry(
-        replace(OWED, announced=announced),
+        replace(RESTORE_STATE, announced=announced),
         STUCK,
         replace(UNFINISHED, worker=Process(4711, 88)),
         WIN11,
@@ -172,18 +172,18 @@ def written(tmp_path: Path, entry: Entry) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("field", [each.name for each in fields(Owed)])
+@pytest.mark.parametrize("field", [each.name for each in fields(RestoreState)])
 def test_a_page_without_a_field_is_one_of_an_earlier_version(tmp_path: Path, field: str) -> None:
     """So a new field of what is owed is no new format."""
-    content = written(tmp_path, Entry(OWED))
+    content = written(tmp_path, Entry(RESTORE_STATE))
     del content["owed"][field]
     (tmp_path / "0000_01_00_0.json").write_text(json.dumps(content))
-    assert kept_in(tmp_path).load(GPU) == Entry(replace(OWED, **{field: getattr(NOTHING, field)}))
+    assert kept_in(tmp_path).load(GPU) == Entry(replace(RESTORE_STATE, **{field: getattr(NOTHING_TO_RESTORE, field)}))
 
 
 def test_a_page_with_a_field_that_nobody_knows_is_set_aside(tmp_path: Path) -> None:
     """It is owed, and a version that does not know it cannot give it back: better to say so."""
-    content = written(tmp_path, Entry(OWED))
+    content = written(tmp_path, Entry(RESTORE_STATE))
     content["owed"]["firmware"] = []
     (tmp_path / "0000_01_00_0.json").write_text(json.dumps(content))
     assert kept_in(tmp_path).load(GPU) == Entry()
@@ -194,7 +194,7 @@ def test_a_step_further_everything_else_is_kept() -> None:
     worker = Process(4711, 88)
     further = UNFINISHED.at(4, 10, "unbind", back=True, worker=worker)
     assert further == replace(UNFINISHED, index=4, count=10, title="unbind", back=True, worker=worker)
-    entry = Entry(OWED, STUCK, UNFINISHED, WIN11, "nothing worked", "the driver did not take it")
+    entry = Entry(RESTORE_STATE, STUCK, UNFINISHED, WIN11, "nothing worked", "the driver did not take it")
     assert entry.at(further) == replace(entry, unfinished=further)
 
 
@@ -211,8 +211,8 @@ def test_keeps_what_the_kernel_has_not_returned_from(tmp_path: Path) -> None:
     assert kept_in(tmp_path).load(GPU) == Entry(LESS, STUCK)
     kept_in(tmp_path).save(GPU, Entry(LESS))
     assert kept_in(tmp_path).load(GPU) == Entry(LESS)
-    kept_in(tmp_path).save(GPU, Entry(NOTHING, STUCK))
-    assert kept_in(tmp_path).load(GPU) == Entry(NOTHING, STUCK)
+    kept_in(tmp_path).save(GPU, Entry(NOTHING_TO_RESTORE, STUCK))
+    assert kept_in(tmp_path).load(GPU) == Entry(NOTHING_TO_RESTORE, STUCK)
 
 
 def test_what_no_process_sits_in_cannot_be_found_again(tmp_path: Path) -> None:
@@ -242,46 +242,46 @@ _CHANGES: list[dict[str, object]] = [
     {"owed": {}},
     {"boot": "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"},
     {"boot": None},
-    {"owed": owed(functions=None)},
-    {"owed": owed(functions=[])},
-    {"owed": owed(functions={"01:00": {}})},
-    {"owed": owed(functions={str(GPU): None})},
-    {"owed": owed(functions={str(GPU): {"driver": "nvidia"}})},
-    {"owed": owed(functions={str(GPU): KEPT | {"driver": 5}})},
-    {"owed": owed(functions={str(GPU): KEPT | {"driver": True}})},
-    {"owed": owed(functions={str(GPU): KEPT | {"module": []}})},
-    {"owed": owed(functions={str(GPU): KEPT | {"override": {}}})},
-    {"owed": owed(functions={str(GPU): KEPT | {"power_control": "off"}})},
-    {"owed": owed(functions={str(GPU): KEPT | {"power_control": 1}})},
-    {"owed": owed(units=None)},
-    {"owed": owed(units=["sddm.service"])},
-    {"owed": owed(units=[["sddm.service"]])},
-    {"owed": owed(units=[["sddm.service", "1000"]])},
-    {"owed": owed(units=[["sddm.service", True]])},
-    {"owed": owed(units=[["sddm.service", 1000.0]])},
-    {"owed": owed(units=[[7, None]])},
-    {"owed": owed(modules=[7])},
-    {"owed": owed(modules=7)},
-    {"owed": owed(modules="nvidia")},
-    {"owed": owed(terminals=["1"])},
-    {"owed": owed(terminals=[True])},
-    {"owed": owed(terminals=[1.5])},
-    {"owed": owed(vtconsoles=[None])},
-    {"owed": owed(vtconsoles="vtcon1")},
-    {"owed": owed(beside=[["3", "01:00.0"]])},
-    {"owed": owed(boot_framebuffers=[["efi-framebuffer.0"]])},
-    {"owed": owed(boot_framebuffers=[["efi-framebuffer.0", None]])},
-    {"owed": owed(boot_framebuffers=["ab"])},
-    {"owed": owed(persistent=["nvidia0"])},
-    {"owed": owed(persistent=[7])},
+    {"owed": restore_state(functions=None)},
+    {"owed": restore_state(functions=[])},
+    {"owed": restore_state(functions={"01:00": {}})},
+    {"owed": restore_state(functions={str(GPU): None})},
+    {"owed": restore_state(functions={str(GPU): {"driver": "nvidia"}})},
+    {"owed": restore_state(functions={str(GPU): KEPT | {"driver": 5}})},
+    {"owed": restore_state(functions={str(GPU): KEPT | {"driver": True}})},
+    {"owed": restore_state(functions={str(GPU): KEPT | {"module": []}})},
+    {"owed": restore_state(functions={str(GPU): KEPT | {"override": {}}})},
+    {"owed": restore_state(functions={str(GPU): KEPT | {"power_control": "off"}})},
+    {"owed": restore_state(functions={str(GPU): KEPT | {"power_control": 1}})},
+    {"owed": restore_state(units=None)},
+    {"owed": restore_state(units=["sddm.service"])},
+    {"owed": restore_state(units=[["sddm.service"]])},
+    {"owed": restore_state(units=[["sddm.service", "1000"]])},
+    {"owed": restore_state(units=[["sddm.service", True]])},
+    {"owed": restore_state(units=[["sddm.service", 1000.0]])},
+    {"owed": restore_state(units=[[7, None]])},
+    {"owed": restore_state(modules=[7])},
+    {"owed": restore_state(modules=7)},
+    {"owed": restore_state(modules="nvidia")},
+    {"owed": restore_state(terminals=["1"])},
+    {"owed": restore_state(terminals=[True])},
+    {"owed": restore_state(terminals=[1.5])},
+    {"owed": restore_state(vtconsoles=[None])},
+    {"owed": restore_state(vtconsoles="vtcon1")},
+    {"owed": restore_state(shown_by_others=[["3", "01:00.0"]])},
+    {"owed": restore_state(boot_framebuffers=[["efi-framebuffer.0"]])},
+    {"owed": restore_state(boot_framebuffers=[["efi-framebuffer.0", None]])},
+    {"owed": restore_state(boot_framebuffers=["ab"])},
+    {"owed": restore_state(persistent=["nvidia0"])},
+    {"owed": restore_state(persistent=[7])},
     {"stuck": ["unbind"]},
     {"stuck": ["unbind", "7", 9]},
     {"stuck": ["unbind", 7, True]},
     {"stuck": [None, 7, 9]},
     {"stuck": True},
-    {"owed": owed(announced=[["sound"]])},
-    {"owed": owed(announced=[["sound", ["card0"]]])},
-    {"owed": owed(announced=[[7, []]])},
+    {"owed": restore_state(announced=[["sound"]])},
+    {"owed": restore_state(announced=[["sound", ["card0"]]])},
+    {"owed": restore_state(announced=[[7, []]])},
     {"unfinished": True},
     {"unfinished": {}},
     {"unfinished": BEGUN | {"target": "detaching"}},
@@ -345,14 +345,14 @@ async def test_what_could_not_be_written_in_time_is_written_at_the_end(
     """Else a service that starts would believe something that is long over."""
     told: list[Entry] = []
     page = Page(kept_in(tmp_path), GPU, told.append)
-    page.write(Entry(OWED))
+    page.write(Entry(RESTORE_STATE))
     with monkeypatch.context() as broken:
         broken.setattr(DirectoryStore, "remove", no_room)
         page.write_if_possible(Entry())
-    assert (page.entry, kept_in(tmp_path).load(GPU)) == (Entry(), Entry(OWED))
+    assert (page.entry, kept_in(tmp_path).load(GPU)) == (Entry(), Entry(RESTORE_STATE))
     page.close()
     assert kept_in(tmp_path).load(GPU) == Entry()
-    assert told == [Entry(OWED), Entry(), Entry()]
+    assert told == [Entry(RESTORE_STATE), Entry(), Entry()]
 
 
 def no_room(*_: object) -> None:
@@ -363,7 +363,7 @@ def test_refuses_where_it_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for directory in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(Failed, match=r"cannot write the journal .*0000_01_00_0.json"):
-            kept_in(directory).save(GPU, Entry(OWED))
+            kept_in(directory).save(GPU, Entry(RESTORE_STATE))
         with pytest.raises(Failed, match=r"cannot write the journal .* nothing was changed"):
             kept_in(directory).reserve(GPU)
 
@@ -395,17 +395,17 @@ def test_a_disk_that_is_full_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     )
     assert ended.stdout.startswith("cannot write the journal")
     assert kept_in(tmp_path).load(GPU) == Entry(LESS)
-    kept_in(tmp_path).save(GPU, Entry(OWED))
-    assert kept_in(tmp_path).load(GPU) == Entry(OWED)
+    kept_in(tmp_path).save(GPU, Entry(RESTORE_STATE))
+    assert kept_in(tmp_path).load(GPU) == Entry(RESTORE_STATE)
     assert names(tmp_path) == ["0000_01_00_0.json"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
 def test_a_save_that_was_cut_short_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     """A daemon that died in it leaves a part of the new file beside the old one."""
-    kept_in(tmp_path).save(GPU, Entry(OWED))
+    kept_in(tmp_path).save(GPU, Entry(RESTORE_STATE))
     (tmp_path / "0000_01_00_0.new").write_text(whole()[:20])
-    assert kept_in(tmp_path).load(GPU) == Entry(OWED)
+    assert kept_in(tmp_path).load(GPU) == Entry(RESTORE_STATE)
     kept_in(tmp_path).save(GPU, Entry(LESS))
     assert kept_in(tmp_path).load(GPU) == Entry(LESS)
     assert names(tmp_path) == ["0000_01_00_0.json"]
@@ -413,7 +413,7 @@ def test_a_save_that_was_cut_short_leaves_the_file_as_it_was(tmp_path: Path) -> 
 
 def test_who_reads_the_old_file_still_reads_the_old_file(tmp_path: Path) -> None:
     """It is replaced, never written over."""
-    kept_in(tmp_path).save(GPU, Entry(OWED))
+    kept_in(tmp_path).save(GPU, Entry(RESTORE_STATE))
     with (tmp_path / "0000_01_00_0.json").open() as old:
         before = (tmp_path / "0000_01_00_0.json").read_text()
         kept_in(tmp_path).save(GPU, Entry(LESS))
@@ -427,8 +427,8 @@ _addresses = st.builds(
 
 
 _texts = st.text(max_size=8)
-_owed = st.builds(
-    Owed,
+_restore_states = st.builds(
+    RestoreState,
     functions=st.dictionaries(
         _addresses, st.builds(Captured, _drivers, st.none() | _texts, st.sampled_from(["auto", "on"])), max_size=4
     ),
@@ -436,19 +436,19 @@ _owed = st.builds(
     modules=st.lists(_texts).map(tuple),
     terminals=st.lists(st.integers(1, 63)).map(tuple),
     vtconsoles=st.lists(_texts).map(tuple),
-    beside=st.lists(st.tuples(st.integers(1, 63), _addresses)).map(tuple),
+    shown_by_others=st.lists(st.tuples(st.integers(1, 63), _addresses)).map(tuple),
     boot_framebuffers=st.lists(st.tuples(_texts, _texts)).map(tuple),
     persistent=st.lists(_addresses).map(tuple),
     announced=st.lists(st.tuples(_texts, st.lists(_addresses).map(tuple))).map(tuple),
 )
-_asker = st.builds(
-    Asker, st.none() | st.integers(0), st.none() | st.integers(0), _texts, _texts, _texts, service=st.booleans()
+_requester = st.builds(
+    Requester, st.none() | st.integers(0), st.none() | st.integers(0), _texts, _texts, _texts, service=st.booleans()
 )
 _unfinished = st.none() | st.builds(
     Unfinished,
     _texts,
     st.sampled_from([State.HOST, State.VFIO]),
-    _asker,
+    _requester,
     st.floats(0, 2**40),
     st.integers(0),
     st.integers(0),
@@ -460,7 +460,7 @@ _owner = st.none() | st.builds(Owner, _texts, _texts)
 _stuck = st.none() | st.builds(Pending, _texts, worker=st.builds(Process, st.integers(1), st.integers(0)))
 
 
-@given(entry=st.builds(Entry, _owed, _stuck, _unfinished, _owner, _texts, _texts))
+@given(entry=st.builds(Entry, _restore_states, _stuck, _unfinished, _owner, _texts, _texts))
 def test_anything_comes_back_as_it_was(entry: Entry, tmp_path_factory: pytest.TempPathFactory) -> None:
     journal = kept_in(tmp_path_factory.mktemp("journal"))
     journal.save(GPU, entry)

@@ -13,7 +13,7 @@ import pytest
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux import procfs
-from gpuswitch.host.linux.adopted import Adopted
+from gpuswitch.host.linux.adopted import AdoptedWorker
 from gpuswitch.host.linux.scanning.devices import Devices
 from gpuswitch.host.linux.scanning.tables import Seen, Wanted, look
 from gpuswitch.host.linux.sysfs import Sysfs
@@ -120,5 +120,5 @@ def test_whether_a_process_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         procfs.process(os.getpid())
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 -- pathlib is what fails here
     with pytest.raises(OSError, match="Too many open files"):
-        Adopted("an unbind", Process(mine.pid, mine.started), lambda: None)
+        AdoptedWorker("an unbind", Process(mine.pid, mine.started), lambda: None)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 -- as above

@@ -9,22 +9,22 @@ import pytest
 
 from gpuswitch.model.facts import Consoles, Driver, HostFacts, Module, PciFunction
 from gpuswitch.model.gpu import Gpu
-from gpuswitch.model.holders import Holder, Process, Sought, Unit
+from gpuswitch.model.holders import Holder, HolderQuery, Process, Unit
 from gpuswitch.model.policy import Busy, ModulePolicy
-from gpuswitch.switch.consoles import consoles_to_move, shown_beside, unbound_with
+from gpuswitch.switch.consoles import consoles_to_move, shown_by_other_gpus, unbound_with
 from gpuswitch.switch.holding import Leaving
 from gpuswitch.switch.needs import (
-    Needs,
-    Occupation,
+    BoundDriver,
+    DetachRequirements,
     announcements,
     back_at_once,
+    bound_drivers,
     cannot_let_go,
     everything,
     moves_in_turns,
     no_way_home,
-    occupations,
+    query,
     refuse_holders,
-    sought,
     units_to_stop,
 )
 from tests.unit.parts import VGA, at, facts, function, geforce
@@ -58,14 +58,14 @@ def with_version(version: str) -> dict[str, Module]:
     return CHAIN | {"nvidia": replace(CHAIN["nvidia"], version=version)}
 
 
-def found(*more: PciFunction, on: tuple[str | None, ...] = HOME, policy: ModulePolicy = AUTO) -> dict[str, Occupation]:
-    return {o.profile.driver: o for o in occupations(GPU, host(*more, on=on), policy)}
+def found(*more: PciFunction, on: tuple[str | None, ...] = HOME, policy: ModulePolicy = AUTO) -> dict[str, BoundDriver]:
+    return {o.profile.driver: o for o in bound_drivers(GPU, host(*more, on=on), policy)}
 
 
 @pytest.mark.parametrize(("on_disk", "policy", "refused"), [(False, AUTO, 1), (False, NEVER, 0), (True, AUTO, 0)])
 def test_what_could_not_be_loaded_again_is_not_unloaded(*, on_disk: bool, policy: ModulePolicy, refused: int) -> None:
     seen = replace(host(), modules_on_disk=on_disk)
-    blockers = list(no_way_home(seen, occupations(GPU, seen, policy)))
+    blockers = list(no_way_home(seen, bound_drivers(GPU, seen, policy)))
     assert len(blockers) == refused
     for blocker in blockers:
         assert blocker.reason == "no_modules"
@@ -76,7 +76,7 @@ def test_what_could_not_be_loaded_again_is_not_unloaded(*, on_disk: bool, policy
         )
 
 
-class TestOccupations:
+class TestBoundDrivers:
     def test_one_for_each_driver_the_displays_last(self) -> None:
         assert list(found()) == ["snd_hda_intel", "xhci_hcd", "nvidia-gpu", "nvidia"]
         assert [o.functions for o in found().values()] == [(SOUND,), (USB,), (UCSI,), (DISPLAY,)]
@@ -86,7 +86,7 @@ class TestOccupations:
 
     def test_two_functions_of_one_driver_are_one(self) -> None:
         gpu = Gpu(DISPLAY, (*GPU.functions, SIBLING.address))
-        (nvidia,) = (o for o in occupations(gpu, host(SIBLING), AUTO) if o.profile.driver == "nvidia")
+        (nvidia,) = (o for o in bound_drivers(gpu, host(SIBLING), AUTO) if o.profile.driver == "nvidia")
         assert (nvidia.functions, nvidia.last) == ((DISPLAY, SIBLING.address), True)
 
     def test_the_last_is_who_leaves_none_behind(self) -> None:
@@ -103,12 +103,12 @@ class TestOccupations:
         nvidia = found(switch)["nvidia"]
         assert (nvidia.last, nvidia.unload) == (last, last)
         stuck = replace(host(), pci_drivers={"nvidia-nvswitch": str(switch.driver and switch.driver.module)})
-        (*_, nvidia) = occupations(GPU, stuck, AUTO, frozenset({"nvidia-nvswitch"}))
+        (*_, nvidia) = bound_drivers(GPU, stuck, AUTO, frozenset({"nvidia-nvswitch"}))
         assert (nvidia.last, nvidia.unload) == (last, last)
 
     def test_nobody_is_the_last_of_a_driver_that_the_kernel_is_stuck_in(self) -> None:
         """A device that is being unbound shows no driver any more."""
-        (*_, nvidia) = occupations(GPU, host(replace(SIBLING, driver=None)), AUTO, frozenset({"nvidia"}))
+        (*_, nvidia) = bound_drivers(GPU, host(replace(SIBLING, driver=None)), AUTO, frozenset({"nvidia"}))
         assert (nvidia.last, nvidia.unload) == (False, False)
 
     def test_what_is_loaded_of_the_chain_in_the_order_to_unload_it(self) -> None:
@@ -116,7 +116,7 @@ class TestOccupations:
 
     def test_what_is_built_in_cannot_be_unloaded(self) -> None:
         built_in = CHAIN | {"nvidia_uvm": Module()}
-        (*_, nvidia) = occupations(GPU, host(modules=built_in), AUTO)
+        (*_, nvidia) = bound_drivers(GPU, host(modules=built_in), AUTO)
         assert nvidia.loaded == ("nvidia_drm", "nvidia_modeset", "nvidia")
 
     @pytest.mark.parametrize(
@@ -138,12 +138,12 @@ class TestOccupations:
     @pytest.mark.parametrize(("policy", "unload"), [(AUTO, False), (ALWAYS, True), (NEVER, False)])
     def test_other_drivers_are_unloaded_on_request_only(self, policy: ModulePolicy, unload: bool) -> None:
         radeon = facts(geforce("amdgpu"))
-        (amdgpu,) = occupations(GPU, replace(radeon, modules={"amdgpu": Module(0)}), policy)
+        (amdgpu,) = bound_drivers(GPU, replace(radeon, modules={"amdgpu": Module(0)}), policy)
         assert amdgpu.unload is unload
 
     def test_a_driver_that_is_built_in_is_never_unloaded(self) -> None:
         built_in = replace(geforce("nvidia")[0], driver=Driver("nvidia", None))
-        (nvidia,) = occupations(GPU, facts([built_in]), ALWAYS)
+        (nvidia,) = bound_drivers(GPU, facts([built_in]), ALWAYS)
         assert (nvidia.unload, nvidia.loaded) == (False, ())
 
 
@@ -187,45 +187,45 @@ class TestCannotLetGo:
         self, version: str, policy: ModulePolicy, last: bool, sentences: list[str]
     ) -> None:
         seen = host(*([] if last else [SIBLING]), modules=with_version(version))
-        blocked = list(cannot_let_go(GPU, seen, occupations(GPU, seen, policy)))
+        blocked = list(cannot_let_go(GPU, seen, bound_drivers(GPU, seen, policy)))
         assert [blocker.sentence for blocker in blocked] == sentences
 
     @pytest.mark.parametrize("drm", [replace(CHAIN["nvidia_drm"], modeset=False), None])
     def test_old_versions_without_modeset_can(self, drm: Module | None) -> None:
         modules = {name: module for name, module in CHAIN.items() if name != "nvidia_drm"}
         seen = host(SIBLING, modules=modules | ({"nvidia_drm": drm} if drm else {}))
-        assert list(cannot_let_go(GPU, seen, occupations(GPU, seen, AUTO))) == []
+        assert list(cannot_let_go(GPU, seen, bound_drivers(GPU, seen, AUTO))) == []
 
 
-class TestSought:
+class TestHolderQuery:
     def test_shared_nodes_only_where_nobody_else_uses_them(self) -> None:
-        last, not_last = (sought(GPU, host(), found(*more).values()) for more in ((), (SIBLING,)))
+        last, not_last = (query(GPU, host(), found(*more).values()) for more in ((), (SIBLING,)))
         assert last.functions == not_last.functions == GPU.functions
         assert "nvidiactl" in last.nodes
         assert not_last.nodes == ()
 
     def test_unexplained_references_of_drivers_that_wait(self) -> None:
         """But where others stay on nvidia, their programs are not looked for, and would be unexplained all."""
-        assert set(sought(GPU, host(), found().values()).modules) == {
+        assert set(query(GPU, host(), found().values()).modules) == {
             "snd_hda_intel",
             *("nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidia"),
         }
-        assert sought(GPU, host(), found(SIBLING).values()).modules == ("snd_hda_intel",)
+        assert query(GPU, host(), found(SIBLING).values()).modules == ("snd_hda_intel",)
 
     def test_an_nvswitch_does_not_wait_for_who_uses_other_gpus(self) -> None:
         """Their programs have nodes open that are nvidia's own, and are not looked for."""
         switch = replace(function("0000:03:00.0", 0x068000, group=3), driver=Driver("nvidia-nvswitch", "nvidia"))
         gpu = Gpu(DISPLAY, (*GPU.functions, switch.address))
         seen = host(switch, SIBLING)
-        assert sought(gpu, seen, occupations(gpu, seen, AUTO)).modules == ("snd_hda_intel",)
+        assert query(gpu, seen, bound_drivers(gpu, seen, AUTO)).modules == ("snd_hda_intel",)
         alone = host(switch)
-        assert "nvidia-nvswitch*" in sought(gpu, alone, occupations(gpu, alone, AUTO)).nodes
+        assert "nvidia-nvswitch*" in query(gpu, alone, bound_drivers(gpu, alone, AUTO)).nodes
 
     def test_everything_is_for_any_driver(self) -> None:
         assert "nvidiactl" in everything(GPU, host()).nodes
         assert "vfio/1" in everything(GPU, host()).nodes
         away = everything(GPU, host(on=("vfio-pci",) * 4))
-        assert away == Sought(GPU.functions, ("vfio/1",))
+        assert away == HolderQuery(GPU.functions, ("vfio/1",))
 
 
 class TestUnits:
@@ -244,15 +244,15 @@ class TestUnits:
         assert back_at_once(found(SIBLING).values()) == {PERSISTENCED, POWERD}
 
     def test_the_others_come_back_with_the_gpu(self) -> None:
-        needs = Needs(active=(Unit("sddm.service"), PERSISTENCED), later=(Unit("sddm.service"),))
-        assert needs.at_once == (PERSISTENCED,)
+        requirements = DetachRequirements(active=(Unit("sddm.service"), PERSISTENCED), later=(Unit("sddm.service"),))
+        assert requirements.at_once == (PERSISTENCED,)
 
 
 def test_the_chain_is_told_in_the_order_to_load_it() -> None:
     occupied = tuple(found().values())
-    chain = Needs(occupations=occupied).chain
+    chain = DetachRequirements(bound_drivers=occupied).chain
     assert chain.index("nvidia") < chain.index("nvidia_modeset") < chain.index("nvidia_drm")
-    assert Needs(occupations=occupied).unload == (found()["nvidia"],)
+    assert DetachRequirements(bound_drivers=occupied).unload == (found()["nvidia"],)
 
 
 def holder(*nodes: str, command: str = "program", unit: Unit | None = None) -> Holder:
@@ -312,7 +312,7 @@ class TestConsoles:
         assert consoles_to_move(GPU.functions, consoles, unload=unload) == moved
 
     @pytest.mark.parametrize(
-        ("numbers", "boot_display", "borrowed", "beside"),
+        ("numbers", "boot_display", "terminals_of_others", "shown_by_others"),
         [
             # all are drawn on what comes as frame buffer 0, or on the booted display; not on any other
             ((0, 1), False, (), ((2, OTHER), (3, OTHER))),
@@ -325,15 +325,22 @@ class TestConsoles:
         ],
     )
     def test_what_others_show_beside_it(
-        self, numbers: tuple[int, int], boot_display: bool, borrowed: tuple[int, ...], beside: object
+        self,
+        numbers: tuple[int, int],
+        boot_display: bool,
+        terminals_of_others: tuple[int, ...],
+        shown_by_others: object,
     ) -> None:
         own, other = numbers
         buffers = {own: DISPLAY, other: OTHER, 5: None} if own != 9 else {other: OTHER, 5: None}
         consoles = Consoles(buffers, {1: own, 2: other, 3: other, 4: 5}, {"vtcon1": True})
-        assert shown_beside(GPU.functions, consoles, borrowed, boot_display=boot_display) == beside
+        assert (
+            shown_by_other_gpus(GPU.functions, consoles, terminals_of_others, boot_display=boot_display)
+            == shown_by_others
+        )
 
     @pytest.mark.parametrize(
-        ("own", "boot_display", "console_map", "beside"),
+        ("own", "boot_display", "console_map", "shown_by_others"),
         [
             (1, False, {1}, ((2, OTHER),)),
             (1, False, {0, 1}, ((2, OTHER),)),
@@ -343,11 +350,11 @@ class TestConsoles:
         ],
     )
     def test_what_others_show_beside_it_with_a_map(
-        self, own: int, boot_display: bool, console_map: set[int], beside: object
+        self, own: int, boot_display: bool, console_map: set[int], shown_by_others: object
     ) -> None:
         consoles = Consoles({own: DISPLAY, 7: OTHER}, {1: own, 2: 7}, {"vtcon1": True})
-        shown = shown_beside(GPU.functions, consoles, (), boot_display=boot_display, console_map=console_map)
-        assert shown == beside
+        shown = shown_by_other_gpus(GPU.functions, consoles, (), boot_display=boot_display, console_map=console_map)
+        assert shown == shown_by_others
 
     @pytest.mark.parametrize(
         ("consoles", "lost"),

@@ -9,7 +9,7 @@ import pytest
 from gpuswitch.model.facts import BootFramebuffer, HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.policy import ModulePolicy
-from gpuswitch.switch.needs import boot_framebuffers, everything, occupations, sought
+from gpuswitch.switch.needs import boot_framebuffers, bound_drivers, everything, query
 from tests.unit.parts import VGA, at, facts, function
 
 GPU = Gpu(at("0000:01:00.0"), (at("0000:01:00.0"),))
@@ -30,7 +30,7 @@ def test_those_in_its_own_memory() -> None:
 def test_their_nodes_are_looked_for(on: str | None) -> None:
     """And on no host driver, for a machine that has it by hand, which no steps of ours would tell."""
     seen = host(on)
-    nodes = sought(GPU, seen, occupations(GPU, seen, ModulePolicy.AUTO)).nodes
+    nodes = query(GPU, seen, bound_drivers(GPU, seen, ModulePolicy.AUTO)).nodes
     assert {"dri/card0", "fb0"} <= {*nodes}
     assert "fb1" not in nodes
     assert ("vfio/7" in nodes) is (on != "amdgpu")

@@ -10,7 +10,7 @@ import pytest
 from gpuswitch.model.facts import HostFacts, Module
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.policy import ModulePolicy
-from gpuswitch.switch.needs import Occupation, not_found_again, occupations, unloaded, used_besides
+from gpuswitch.switch.needs import BoundDriver, bound_drivers, not_found_again, unloaded, used_besides
 from tests.unit.parts import VGA, at, facts, function
 
 DISPLAY = at("0000:01:00.0")
@@ -23,8 +23,8 @@ def host(modules: Mapping[str, Module] = CHAIN, *, last: bool = True) -> HostFac
     return replace(facts([card] if last else [card, SIBLING]), modules=modules)
 
 
-def found(seen: HostFacts, policy: ModulePolicy = ModulePolicy.AUTO) -> tuple[Occupation, ...]:
-    return occupations(Gpu(DISPLAY, (DISPLAY,)), seen, policy)
+def found(seen: HostFacts, policy: ModulePolicy = ModulePolicy.AUTO) -> tuple[BoundDriver, ...]:
+    return bound_drivers(Gpu(DISPLAY, (DISPLAY,)), seen, policy)
 
 
 def using(module: str, *users: str) -> dict[str, Module]:

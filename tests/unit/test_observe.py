@@ -9,7 +9,7 @@ from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
 from gpuswitch.switch.host import Captured
 from gpuswitch.switch.observe import explain, observe
-from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
 from tests.unit.parts import AUDIO, at, captured, facts, function, geforce
 
 GPU = Gpu(at("0000:01:00.0"), (at("0000:01:00.0"), at("0000:01:00.1")))
@@ -28,7 +28,7 @@ GPU = Gpu(at("0000:01:00.0"), (at("0000:01:00.0"), at("0000:01:00.1")))
     ],
 )
 def test_where_nothing_is_owed(display: str | None, audio: str | None, state: State) -> None:
-    assert observe(GPU, facts(geforce(display, audio)), NOTHING) is state
+    assert observe(GPU, facts(geforce(display, audio)), NOTHING_TO_RESTORE) is state
 
 
 @pytest.mark.parametrize(
@@ -42,25 +42,25 @@ def test_where_nothing_is_owed(display: str | None, audio: str | None, state: St
     ],
 )
 def test_what_is_owed_must_be_there(display: str | None, audio: str | None, state: State) -> None:
-    owed = Owed(captured(facts(geforce("nvidia", "snd_hda_intel"))))
-    assert observe(GPU, facts(geforce(display, audio)), owed) is state
+    restore_state = RestoreState(captured(facts(geforce("nvidia", "snd_hda_intel"))))
+    assert observe(GPU, facts(geforce(display, audio)), restore_state) is state
 
 
 def test_only_what_is_owed_must_be_there() -> None:
-    owed = Owed({GPU.address: Captured(Driver("nvidia", "nvidia"), None, "auto")})
-    assert observe(GPU, facts(geforce("nvidia", None)), owed) is State.HOST
+    restore_state = RestoreState({GPU.address: Captured(Driver("nvidia", "nvidia"), None, "auto")})
+    assert observe(GPU, facts(geforce("nvidia", None)), restore_state) is State.HOST
 
 
 def test_a_driver_is_the_same_whatever_was_guessed_of_its_module() -> None:
     """Where a driver is built in, the module that a modalias names never shows up in its link."""
-    owed = Owed({GPU.address: Captured(Driver("nvidia", "nvidia_current"), None, "auto")})
-    assert observe(GPU, facts(geforce("nvidia", None)), owed) is State.HOST
+    restore_state = RestoreState({GPU.address: Captured(Driver("nvidia", "nvidia_current"), None, "auto")})
+    assert observe(GPU, facts(geforce("nvidia", None)), restore_state) is State.HOST
 
 
 def test_a_gpu_is_gone_with_its_display_and_incomplete_without_a_companion() -> None:
-    assert observe(GPU, facts([]), NOTHING) is State.ABSENT
-    assert observe(GPU, facts([function("0000:01:00.1", AUDIO, "vfio-pci")]), NOTHING) is State.ABSENT
-    assert observe(GPU, facts(geforce("vfio-pci")), NOTHING) is State.UNKNOWN
+    assert observe(GPU, facts([]), NOTHING_TO_RESTORE) is State.ABSENT
+    assert observe(GPU, facts([function("0000:01:00.1", AUDIO, "vfio-pci")]), NOTHING_TO_RESTORE) is State.ABSENT
+    assert observe(GPU, facts(geforce("vfio-pci")), NOTHING_TO_RESTORE) is State.UNKNOWN
 
 
 def test_explains_every_function() -> None:

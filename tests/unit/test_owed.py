@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gpuswitch.model.facts import Driver
 from gpuswitch.model.holders import Unit
 from gpuswitch.switch.host import Captured
-from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
 from tests.unit.parts import at
 
 GPU, SOUND, OTHER = at("0000:01:00.0"), at("0000:01:00.1"), at("0000:02:00.0")
@@ -23,77 +23,77 @@ ON_NOUVEAU = Captured(Driver("nouveau", "nouveau"), None, "on")
 @pytest.mark.parametrize(
     "something",
     [
-        Owed({GPU: ON_NVIDIA}),
-        Owed(units=(SDDM,)),
-        Owed(modules=("nvidia",)),
-        Owed(terminals=(1,)),
-        Owed(vtconsoles=("vtcon1",)),
-        Owed(beside=((3, GPU),)),
-        Owed(boot_framebuffers=(("efi-framebuffer.0", "efi-framebuffer"),)),
-        Owed(persistent=(GPU,)),
+        RestoreState({GPU: ON_NVIDIA}),
+        RestoreState(units=(SDDM,)),
+        RestoreState(modules=("nvidia",)),
+        RestoreState(terminals=(1,)),
+        RestoreState(vtconsoles=("vtcon1",)),
+        RestoreState(shown_by_others=((3, GPU),)),
+        RestoreState(boot_framebuffers=(("efi-framebuffer.0", "efi-framebuffer"),)),
+        RestoreState(persistent=(GPU,)),
     ],
 )
-def test_anything_owed_is_something(something: Owed) -> None:
+def test_anything_owed_is_something(something: RestoreState) -> None:
     assert something
-    assert not Owed()
-    assert not NOTHING
+    assert not RestoreState()
+    assert not NOTHING_TO_RESTORE
 
 
 def test_of_one_function_what_it_had_at_first() -> None:
-    later, earlier = Owed({GPU: ON_NOUVEAU, SOUND: ON_NOUVEAU}), Owed({GPU: ON_NVIDIA})
+    later, earlier = RestoreState({GPU: ON_NOUVEAU, SOUND: ON_NOUVEAU}), RestoreState({GPU: ON_NVIDIA})
     assert later.and_before(earlier).functions == {GPU: ON_NVIDIA, SOUND: ON_NOUVEAU}
 
 
 def test_units_of_both_each_once_the_earlier_first() -> None:
-    later, earlier = Owed(units=(PERSISTENCED, SDDM)), Owed(units=(SDDM,))
+    later, earlier = RestoreState(units=(PERSISTENCED, SDDM)), RestoreState(units=(SDDM,))
     assert later.and_before(earlier).units == (SDDM, PERSISTENCED)
     assert later.and_unit(SDDM) == later
     assert earlier.and_unit(PERSISTENCED).units == (SDDM, PERSISTENCED)
 
 
 def test_modules_keep_the_order_in_which_they_were_loaded() -> None:
-    earlier, later = Owed(modules=("nvidia", "nvidia_drm")), Owed(modules=("nouveau",))
+    earlier, later = RestoreState(modules=("nvidia", "nvidia_drm")), RestoreState(modules=("nouveau",))
     assert later.and_before(earlier).modules == ("nvidia", "nvidia_drm")
-    assert later.and_before(NOTHING).modules == ("nouveau",)
+    assert later.and_before(NOTHING_TO_RESTORE).modules == ("nouveau",)
 
 
 def test_a_terminal_stays_where_it_was_at_first() -> None:
     """What somebody's terminals are shown on while the GPU is away is nobody's but theirs."""
     earlier, later = (
-        Owed(terminals=(1, 2), beside=((3, OTHER),)),
-        Owed(terminals=(3, 4), beside=((1, OTHER), (5, OTHER))),
+        RestoreState(terminals=(1, 2), shown_by_others=((3, OTHER),)),
+        RestoreState(terminals=(3, 4), shown_by_others=((1, OTHER), (5, OTHER))),
     )
     both = later.and_before(earlier)
     assert both.terminals == (1, 2, 4)
-    assert sorted(both.beside) == [(3, OTHER), (5, OTHER)]
+    assert sorted(both.shown_by_others) == [(3, OTHER), (5, OTHER)]
 
 
 _names = st.sampled_from(["a", "b", "c"])
-_owed = st.builds(
-    Owed,
+_restore_states = st.builds(
+    RestoreState,
     functions=st.dictionaries(st.sampled_from([GPU, SOUND]), st.sampled_from([ON_NVIDIA, ON_NOUVEAU])),
     units=st.lists(st.builds(Unit, _names, st.sampled_from([None, 1000])), unique=True).map(tuple),
     modules=st.lists(_names, unique=True).map(tuple),
     terminals=st.lists(st.integers(1, 6), unique=True).map(tuple),
     vtconsoles=st.lists(_names, unique=True).map(tuple),
-    beside=st.dictionaries(st.integers(1, 6), st.sampled_from([GPU, SOUND])).map(lambda d: tuple(d.items())),
+    shown_by_others=st.dictionaries(st.integers(1, 6), st.sampled_from([GPU, SOUND])).map(lambda d: tuple(d.items())),
     boot_framebuffers=st.lists(st.tuples(_names, _names), unique=True).map(tuple),
     persistent=st.lists(st.sampled_from([GPU, SOUND]), unique=True).map(tuple),
-).filter(lambda owed: dict(owed.beside).keys().isdisjoint(owed.terminals))
+).filter(lambda restore_state: dict(restore_state.shown_by_others).keys().isdisjoint(restore_state.terminals))
 
 
-@given(_owed, _owed)
-def test_nothing_that_was_owed_before_is_lost(later: Owed, earlier: Owed) -> None:
+@given(_restore_states, _restore_states)
+def test_nothing_that_was_owed_before_is_lost(later: RestoreState, earlier: RestoreState) -> None:
     both = later.and_before(earlier)
     assert earlier.functions.items() <= both.functions.items()
-    for field in fields(Owed):
+    for field in fields(RestoreState):
         if field.name != "functions":
             assert set(getattr(earlier, field.name)) <= set(getattr(both, field.name))
             assert set(getattr(both, field.name)) <= {*getattr(earlier, field.name), *getattr(later, field.name)}
 
 
-@given(_owed)
-def test_a_switch_that_owes_nothing_changes_nothing(owed: Owed) -> None:
-    assert NOTHING.and_before(owed) == owed
-    assert owed.and_before(NOTHING) == owed
-    assert owed.and_before(owed) == owed
+@given(_restore_states)
+def test_a_switch_that_owes_nothing_changes_nothing(restore_state: RestoreState) -> None:
+    assert NOTHING_TO_RESTORE.and_before(restore_state) == restore_state
+    assert restore_state.and_before(NOTHING_TO_RESTORE) == restore_state
+    assert restore_state.and_before(restore_state) == restore_state

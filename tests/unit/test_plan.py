@@ -9,7 +9,7 @@ from gpuswitch.model.facts import Driver, HostFacts, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
 from gpuswitch.switch.host import Captured
-from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
 from gpuswitch.switch.plan import Plan, to_host, to_vfio
 from tests.unit.parts import AUDIO, MODULES, UCSI, VGA, at, captured, driver, facts, function, geforce
 
@@ -37,12 +37,12 @@ def titles(plan: Plan) -> list[str]:
 
 def away(functions: Sequence[PciFunction], registered: Mapping[str, str | None] = MODULES) -> Plan:
     host = facts(functions, registered=registered)
-    return to_vfio(gpu_of(host), host, captured(host), NOTHING)
+    return to_vfio(gpu_of(host), host, captured(host), NOTHING_TO_RESTORE)
 
 
 def back(functions: Sequence[PciFunction], drivers: Sequence[str | None]) -> Plan:
     host = facts(functions, registered=dict.fromkeys(("vfio-pci", "nvidia", "nouveau", "snd_hda_intel")))
-    return to_host(gpu_of(host), host, captured(host, "vfio-pci"), Owed(home_of(host, drivers)))
+    return to_host(gpu_of(host), host, captured(host, "vfio-pci"), RestoreState(home_of(host, drivers)))
 
 
 class TestToVfio:
@@ -94,15 +94,15 @@ class TestToVfio:
     def test_half_moved_only_the_rest_moves(self) -> None:
         plan = away(geforce("nvidia", "vfio-pci", None))
         assert titles(plan)[3:6] == ["unbind gpu.0 from nvidia", "bind gpu.2 to vfio-pci", "bind gpu.0 to vfio-pci"]
-        assert sorted(plan.owed.functions) == [at("0000:01:00.0"), at("0000:01:00.2")]
+        assert sorted(plan.restore_state.functions) == [at("0000:01:00.0"), at("0000:01:00.2")]
 
     def test_a_driver_that_is_there_is_not_loaded(self) -> None:
         assert titles(away(geforce("nvidia"), registered={"vfio-pci": None}))[0] == "keep gpu.0 awake"
 
     def test_owes_what_the_functions_had(self) -> None:
         host = facts(geforce("nvidia", None))
-        plan = to_vfio(gpu_of(host), host, captured(host, "mine", "on"), NOTHING)
-        assert plan.owed.functions == {
+        plan = to_vfio(gpu_of(host), host, captured(host, "mine", "on"), NOTHING_TO_RESTORE)
+        assert plan.restore_state.functions == {
             at("0000:01:00.0"): Captured(Driver("nvidia", "nvidia"), "mine", "on"),
             at("0000:01:00.1"): Captured(None, "mine", "on"),
         }
@@ -110,9 +110,9 @@ class TestToVfio:
     def test_owes_what_an_earlier_switch_owes_still(self) -> None:
         host = facts(geforce("nvidia", "snd_hda_intel"))
         first = {at("0000:01:00.0"): Captured(Driver("nouveau", "nouveau"), None, "on")}
-        plan = to_vfio(gpu_of(host), host, captured(host, "vfio-pci"), Owed(first))
-        assert plan.owed.functions[at("0000:01:00.0")] == first[at("0000:01:00.0")]
-        assert plan.owed.functions[at("0000:01:00.1")].override == "vfio-pci"
+        plan = to_vfio(gpu_of(host), host, captured(host, "vfio-pci"), RestoreState(first))
+        assert plan.restore_state.functions[at("0000:01:00.0")] == first[at("0000:01:00.0")]
+        assert plan.restore_state.functions[at("0000:01:00.1")].override == "vfio-pci"
 
 
 class TestToHost:
@@ -188,15 +188,17 @@ class TestToHost:
 
     def test_an_override_of_the_owner_comes_back(self) -> None:
         host = facts(geforce("vfio-pci"))
-        plan = to_host(gpu_of(host), host, captured(host, "vfio-pci"), Owed(home_of(host, ["nvidia"], "nvidia")))
+        plan = to_host(
+            gpu_of(host), host, captured(host, "vfio-pci"), RestoreState(home_of(host, ["nvidia"], "nvidia"))
+        )
         assert titles(plan)[-2] == "aim the override of gpu.0 at nvidia"
 
     def test_a_function_that_has_another_host_driver_by_now_is_home(self) -> None:
         plan = back(geforce("nouveau", "vfio-pci"), ["nvidia", "snd_hda_intel"])
         assert [title for title in titles(plan) if "gpu.0" in title] == ["wait for the device nodes of gpu.0"]
         assert "aim the override of both functions at nouveau, snd_hda_intel" in titles(plan)
-        assert plan.owed.functions[at("0000:01:00.0")].driver == Driver("nouveau", "nouveau")
-        assert plan.owed.functions[at("0000:01:00.0")].power_control == "auto"
+        assert plan.restore_state.functions[at("0000:01:00.0")].driver == Driver("nouveau", "nouveau")
+        assert plan.restore_state.functions[at("0000:01:00.0")].power_control == "auto"
 
 
 def test_a_plan_says_whose_it_is() -> None:

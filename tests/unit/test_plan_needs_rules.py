@@ -15,17 +15,17 @@ from gpuswitch.model.policy import Busy, ModulePolicy
 from gpuswitch.switch.announcing import Announce
 from gpuswitch.switch.consoles import MoveConsoles, RestoreConsoles
 from gpuswitch.switch.letting_go import AwaitHolders, CheckHolders, EndSession
-from gpuswitch.switch.needs import Needs, occupations, sought
-from gpuswitch.switch.owed import NOTHING, Owed
-from gpuswitch.switch.plan import Back, Plan, to_host, to_vfio
+from gpuswitch.switch.needs import DetachRequirements, bound_drivers, query
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.plan import HomeOptions, Plan, to_host, to_vfio
 from gpuswitch.switch.step import Step
-from gpuswitch.switch.steps import AimOverrides, Bind, CheckGroup, KeepAwake, LoadDriver, RestorePower, Unbind
+from gpuswitch.switch.steps import AimOverrides, Bind, CheckGroup, DisableRuntimePm, LoadDriver, RestorePower, Unbind
 from gpuswitch.switch.surroundings import (
-    KeepUp,
-    LetSleep,
+    InhibitSleep,
     LoadModules,
     Persistence,
     ReleaseBootFramebuffer,
+    ReleaseSleepInhibitor,
     RestoreBootFramebuffer,
     StartUnits,
     StopUnits,
@@ -36,7 +36,7 @@ from tests.unit.test_plan_rules import Case, cases
 _MODULES = ("nvidia", "nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nouveau", "snd_hda_intel", "xhci_pci")
 _UNITS = tuple(Unit(f"{name}.service") for name in ("sddm", "nvidia-persistenced", "ollama"))
 _TERMINALS = st.sampled_from([(), (1,), (1, 2, 3)])
-_COME_BACK = (LoadDriver, StopUnits, EndSession, Announce, AwaitHolders, MoveConsoles, Persistence, KeepAwake)
+_COME_BACK = (LoadDriver, StopUnits, EndSession, Announce, AwaitHolders, MoveConsoles, Persistence, DisableRuntimePm)
 """Steps after which somebody may open it again, or who may do so meanwhile."""
 
 
@@ -45,15 +45,15 @@ class Around:
     """A GPU in some condition, and what has to be done around it."""
 
     case: Case
-    needs: Needs
+    requirements: DetachRequirements
 
     @property
     def out(self) -> Plan:
-        return to_vfio(self.case.gpu, self.case.host, self.case.now, NOTHING, self.needs)
+        return to_vfio(self.case.gpu, self.case.host, self.case.now, NOTHING_TO_RESTORE, self.requirements)
 
-    def back(self, back: Back) -> Plan:
-        owed = replace(self.out.owed, functions=self.case.baseline)
-        return to_host(self.case.gpu, self.case.host, self.case.now, owed, back)
+    def back(self, back: HomeOptions) -> Plan:
+        restore_state = replace(self.out.restore_state, functions=self.case.baseline)
+        return to_host(self.case.gpu, self.case.host, self.case.now, restore_state, back)
 
 
 def _subset(draw: st.DrawFn, units: tuple[Unit, ...]) -> tuple[Unit, ...]:
@@ -67,13 +67,13 @@ def arounds(draw: st.DrawFn) -> Around:
     host: HostFacts = replace(case.host, modules=modules)
     case = replace(case, host=host)
     gpu: Gpu = case.gpu
-    found = occupations(gpu, host, draw(st.sampled_from(ModulePolicy)))
+    found = bound_drivers(gpu, host, draw(st.sampled_from(ModulePolicy)))
     stop = _subset(draw, _UNITS)
     active = _subset(draw, stop)
     to = draw(st.sampled_from([None, 1]))
     boot = (BootFramebuffer("efi-framebuffer.0", "efi-framebuffer", gpu.address),)
-    needs = Needs(
-        sought=sought(gpu, host, found) if found else None,
+    requirements = DetachRequirements(
+        query=query(gpu, host, found) if found else None,
         busy=draw(st.sampled_from(Busy)),
         stop=stop,
         active=active,
@@ -81,14 +81,14 @@ def arounds(draw: st.DrawFn) -> Around:
         sessions=draw(st.sampled_from([(), ("2", "c7")])),
         announce=draw(st.sampled_from([(), (("sound", gpu.functions),)])),
         holding=draw(st.booleans()),
-        occupations=found,
+        bound_drivers=found,
         terminals=draw(_TERMINALS),
         to=to,
         unbind_consoles=() if to is not None else draw(st.sampled_from([(), ("vtcon1",)])),
         boot_framebuffers=draw(st.sampled_from([(), boot])),
         persistent=draw(st.sampled_from([(), (gpu.address,)])),
     )
-    return Around(case, needs if found else Needs())
+    return Around(case, requirements if found else DetachRequirements())
 
 
 def places(plan: Plan, *kinds: type[Step]) -> list[int]:
@@ -109,7 +109,7 @@ def test_out_the_last_look_for_holders_is_right_before_the_first_detach(around: 
 
 @given(arounds())
 def test_back_the_last_look_for_holders_is_right_before_the_first_detach(around: Around) -> None:
-    plan = around.back(Back())
+    plan = around.back(HomeOptions())
     unbinds = places(plan, Unbind)
     assert places(plan, CheckHolders) == ([min(unbinds) - 1] if unbinds else [])
 
@@ -129,7 +129,7 @@ def test_out_units_are_stopped_before_holders_are_waited_for(around: Around) -> 
     first = [min(places(plan, kind), default=None) for kind in order]
     there = [place for place in first if place is not None]
     assert there == sorted(there)
-    assert max(there, default=-1) < min(places(plan, KeepAwake), default=len(plan.steps))
+    assert max(there, default=-1) < min(places(plan, DisableRuntimePm), default=len(plan.steps))
 
 
 @given(arounds())
@@ -139,30 +139,30 @@ def test_out_what_may_fail_without_harm_comes_first(around: Around) -> None:
 
 @given(arounds())
 def test_out_everything_that_it_changes_is_owed(around: Around) -> None:
-    owed, needs = around.out.owed, around.needs
-    assert set(owed.units) == set(needs.active)
-    assert set(owed.modules) == {module for o in needs.occupations for module in o.loaded}
-    assert (owed.terminals, owed.vtconsoles, owed.persistent) == (
-        needs.terminals,
-        needs.unbind_consoles,
-        needs.persistent,
+    restore_state, requirements = around.out.restore_state, around.requirements
+    assert set(restore_state.units) == set(requirements.active)
+    assert set(restore_state.modules) == {module for o in requirements.bound_drivers for module in o.loaded}
+    assert (restore_state.terminals, restore_state.vtconsoles, restore_state.persistent) == (
+        requirements.terminals,
+        requirements.unbind_consoles,
+        requirements.persistent,
     )
-    assert owed.boot_framebuffers == tuple((b.device, b.driver) for b in needs.boot_framebuffers)
+    assert restore_state.boot_framebuffers == tuple((b.device, b.driver) for b in requirements.boot_framebuffers)
     for step in around.out.steps:
         match step:
             case StopUnits():
-                assert set(step.active) <= set(owed.units)
+                assert set(step.active) <= set(restore_state.units)
             case MoveConsoles():
-                assert set(step.terminals) <= set(owed.terminals)
-                assert set(step.vtconsoles) <= set(owed.vtconsoles)
+                assert set(step.terminals) <= set(restore_state.terminals)
+                assert set(step.vtconsoles) <= set(restore_state.vtconsoles)
             case ReleaseBootFramebuffer():
-                assert (step.device, step.driver) in owed.boot_framebuffers
+                assert (step.device, step.driver) in restore_state.boot_framebuffers
             case Persistence():
-                assert step.function in owed.persistent
+                assert step.function in restore_state.persistent
             case UnloadModules():
-                assert set(step.modules) <= set(owed.modules)
+                assert set(step.modules) <= set(restore_state.modules)
             case Unbind():
-                assert step.function in owed.functions
+                assert step.function in restore_state.functions
 
 
 @given(arounds())
@@ -170,7 +170,7 @@ def test_out_a_module_is_unloaded_after_those_that_use_it_and_owed_before_them(a
     plan = around.out
     for step in plan.steps:
         if isinstance(step, UnloadModules):
-            assert tuple(m for m in plan.owed.modules if m in step.modules) == tuple(reversed(step.modules))
+            assert tuple(m for m in plan.restore_state.modules if m in step.modules) == tuple(reversed(step.modules))
 
 
 @given(arounds())
@@ -180,59 +180,61 @@ def test_out_units_start_only_once_the_gpu_is_away(around: Around) -> None:
     gone = places(plan, Unbind, UnloadModules, Bind, CheckGroup)
     assert all(start > max(gone, default=-1) for start in starts)
     started = {unit for step in plan.steps if isinstance(step, StartUnits) for unit in step.units}
-    assert started == set(around.needs.active) - set(around.needs.later)
-    assert set(plan.afterwards.units) == set(around.needs.later)
-    assert replace(plan.afterwards, units=()) == replace(plan.owed, units=())
+    assert started == set(around.requirements.active) - set(around.requirements.later)
+    assert set(plan.afterwards.units) == set(around.requirements.later)
+    assert replace(plan.afterwards, units=()) == replace(plan.restore_state, units=())
 
 
 @given(arounds(), st.booleans())
 def test_the_machine_is_kept_from_sleeping_all_the_while(around: Around, out: bool) -> None:
-    plan = around.out if out else around.back(Back())
-    assert places(plan, KeepUp) == [1 if isinstance(plan.steps[0], LoadDriver) and out else 0]
-    assert places(plan, LetSleep) == [len(plan.steps) - 1]
+    plan = around.out if out else around.back(HomeOptions())
+    assert places(plan, InhibitSleep) == [1 if isinstance(plan.steps[0], LoadDriver) and out else 0]
+    assert places(plan, ReleaseSleepInhibitor) == [len(plan.steps) - 1]
 
 
 @given(arounds())
 def test_out_only_what_follows_the_last_proof_may_fail_and_be_forgone(around: Around) -> None:
     plan = around.out
     done = max(places(plan, Bind, CheckGroup, Unbind, AimOverrides))
-    forgone = [place for place, step in enumerate(plan.steps) if step.optional and not isinstance(step, KeepUp)]
+    forgone = [place for place, step in enumerate(plan.steps) if step.optional and not isinstance(step, InhibitSleep)]
     assert forgone == list(range(done + 1, len(plan.steps)))
 
 
 @given(arounds())
 def test_back_everything_that_is_owed_is_given_back(around: Around) -> None:
-    plan = around.back(Back(boot_framebuffer=True))
-    owed = around.out.owed
+    plan = around.back(HomeOptions(boot_framebuffer=True))
+    restore_state = around.out.restore_state
     started = [unit for step in plan.steps if isinstance(step, StartUnits) for unit in step.units]
-    assert started == list(owed.units)
+    assert started == list(restore_state.units)
     shown = [step for step in plan.steps if isinstance(step, RestoreConsoles)]
-    assert [step.terminals for step in shown] == ([owed.terminals] if owed.terminals or owed.vtconsoles else [])
+    assert [step.terminals for step in shown] == (
+        [restore_state.terminals] if restore_state.terminals or restore_state.vtconsoles else []
+    )
     bound = [(step.device, step.driver) for step in plan.steps if isinstance(step, RestoreBootFramebuffer)]
-    assert bound == list(owed.boot_framebuffers)
+    assert bound == list(restore_state.boot_framebuffers)
     on = [step.function for step in plan.steps if isinstance(step, Persistence) and step.on]
     # A daemon that is started does so itself.
-    assert on == (list(owed.persistent) if PERSISTENCED not in owed.units else [])
-    assert plan.afterwards == NOTHING
+    assert on == (list(restore_state.persistent) if PERSISTENCED not in restore_state.units else [])
+    assert plan.afterwards == NOTHING_TO_RESTORE
 
 
 @given(arounds())
 def test_back_no_module_is_loaded_twice_or_without_being_owed(around: Around) -> None:
-    plan = around.back(Back())
+    plan = around.back(HomeOptions())
     loaded = [module for step in plan.steps if isinstance(step, LoadModules) for module in step.modules]
     assert len(set(loaded)) == len(loaded)
-    assert set(loaded) <= set(around.out.owed.modules) - set(around.case.host.modules)
+    assert set(loaded) <= set(around.out.restore_state.modules) - set(around.case.host.modules)
 
 
 @given(arounds())
 def test_back_once_the_gpu_is_home_nothing_takes_it_away_again(around: Around) -> None:
-    plan = around.back(Back(Unit("getty@tty1.service"), boot_framebuffer=True))
+    plan = around.back(HomeOptions(Unit("getty@tty1.service"), boot_framebuffer=True))
     (home,) = places(plan, RestorePower)
     assert all(step.optional for step in plan.steps[home + 1 :])
 
 
 @given(arounds())
 def test_back_while_the_service_starts_units_stay_owed(around: Around) -> None:
-    plan = around.back(Back(Unit("getty@tty1.service"), units_later=True))
+    plan = around.back(HomeOptions(Unit("getty@tty1.service"), units_later=True))
     assert places(plan, StartUnits) == []
-    assert plan.afterwards == Owed(units=(*around.out.owed.units, Unit("getty@tty1.service")))
+    assert plan.afterwards == RestoreState(units=(*around.out.restore_state.units, Unit("getty@tty1.service")))

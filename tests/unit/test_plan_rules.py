@@ -13,19 +13,19 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.switch.host import Captured
-from gpuswitch.switch.owed import NOTHING, Baseline, Owed
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE, Baseline, RestoreState
 from gpuswitch.switch.plan import Plan, to_host, to_vfio
 from gpuswitch.switch.steps import (
     AimOverrides,
     Bind,
+    DisableRuntimePm,
     HoldGroup,
-    KeepAwake,
     LoadDriver,
     ReleaseGroup,
     RestorePower,
     Unbind,
 )
-from gpuswitch.switch.surroundings import LetSleep
+from gpuswitch.switch.surroundings import ReleaseSleepInhibitor
 from tests.unit.parts import AUDIO, UCSI, USB, VGA, driver, facts, function
 
 _HOST_DRIVERS = st.sampled_from([None, "nvidia", "nouveau", "snd_hda_intel", "xhci_hcd"])
@@ -72,11 +72,11 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def out(case: Case) -> Plan:
-    return to_vfio(case.gpu, case.host, case.now, NOTHING)
+    return to_vfio(case.gpu, case.host, case.now, NOTHING_TO_RESTORE)
 
 
 def back(case: Case) -> Plan:
-    return to_host(case.gpu, case.host, case.now, Owed(case.baseline))
+    return to_host(case.gpu, case.host, case.now, RestoreState(case.baseline))
 
 
 def unbinds(plan: Plan) -> list[Unbind]:
@@ -127,7 +127,7 @@ def test_a_function_is_unbound_from_the_driver_it_is_on_and_once(make: Callable[
 def test_it_is_awake_before_anything_is_touched(make: Callable[[Case], Plan], case: Case) -> None:
     plan = make(case)
     assume(make is back or binds(plan))
-    (awake,) = places(plan, KeepAwake)
+    (awake,) = places(plan, DisableRuntimePm)
     assert awake < min(places(plan, AimOverrides))
 
 
@@ -135,7 +135,7 @@ def test_it_is_awake_before_anything_is_touched(make: Callable[[Case], Plan], ca
 def test_out_power_management_is_left_to_vfio(case: Case) -> None:
     """The bind itself sets power/control, as vfio-pci wants it."""
     plan = out(case)
-    awake = {a for step in plan.steps if isinstance(step, KeepAwake) for a in step.before}
+    awake = {a for step in plan.steps if isinstance(step, DisableRuntimePm) for a in step.before}
     assert awake == {step.function for step in binds(plan)}
     assert places(plan, RestorePower) == []
 
@@ -144,7 +144,7 @@ def test_out_power_management_is_left_to_vfio(case: Case) -> None:
 def test_out_nothing_is_written_to_a_gpu_that_is_there(case: Case) -> None:
     """A machine may run with it."""
     plan = out(case)
-    writes = (KeepAwake, AimOverrides, Unbind, Bind)
+    writes = (DisableRuntimePm, AimOverrides, Unbind, Bind)
     assert bool(binds(plan)) is any(isinstance(step, writes) for step in plan.steps)
 
 
@@ -154,7 +154,7 @@ def test_out_every_function_ends_on_vfio(case: Case) -> None:
     assert {step.function for step in binds(plan)} == {a for a in case.gpu.functions if case.on(a) != VFIO_DRIVER}
     assert {step.driver for step in binds(plan)} <= {VFIO_DRIVER}
     assert VFIO_DRIVER not in {step.driver for step in unbinds(plan)}
-    assert set(plan.owed.functions) == {step.function for step in binds(plan)}
+    assert set(plan.restore_state.functions) == {step.function for step in binds(plan)}
 
 
 @given(cases())
@@ -200,11 +200,13 @@ def test_back_everything_is_as_it_was(case: Case) -> None:
     *_, last, rest, sleep = plan.steps
     assert isinstance(last, AimOverrides)
     assert isinstance(rest, RestorePower)
-    assert isinstance(sleep, LetSleep)
+    assert isinstance(sleep, ReleaseSleepInhibitor)
     assert last.to == {a: kept.override for a, kept in case.baseline.items()}
     assert rest.before == {a: kept.power_control for a, kept in case.baseline.items()}
     ends = {a: None if case.on(a) == VFIO_DRIVER else case.on(a) for a in case.gpu.functions}
     ends |= {step.function: step.driver for step in binds(plan)}
-    assert ends == {a: kept.driver.name if kept.driver else None for a, kept in plan.owed.functions.items()}
+    assert ends == {a: kept.driver.name if kept.driver else None for a, kept in plan.restore_state.functions.items()}
     stayed = {a for a in case.gpu.functions if case.on(a) not in {None, VFIO_DRIVER}}
-    assert all(plan.owed.functions[a].driver == case.baseline[a].driver for a in case.gpu.functions if a not in stayed)
+    assert all(
+        plan.restore_state.functions[a].driver == case.baseline[a].driver for a in case.gpu.functions if a not in stayed
+    )

@@ -15,13 +15,13 @@ from gpuswitch.errors import KernelError
 from gpuswitch.host.linux import procfs
 from gpuswitch.host.linux.processes import LinuxProcesses
 from gpuswitch.host.linux.worker import Worker
-from gpuswitch.model.holders import Holder, Process, Sought
+from gpuswitch.model.holders import Holder, HolderQuery, Process
 from tests.unit.scan_bench import FULL, NOBODYS, OPEN, Proc, processes, program, threads
 from tests.unit.sysfs_tree import Tree
 from tests.unit.test_worker import gone, is_process, kill_unseen
 from tests.unit.worker_bench import GPU, refused
 
-SOUGHT = Sought((GPU,))
+QUERY = HolderQuery((GPU,))
 NOBODY = Holder(None, "nvidia", doubt="module nvidia has 1 user that no process explains")
 
 
@@ -53,7 +53,7 @@ class Stuck:
 async def begin(scanner: LinuxProcesses) -> asyncio.Task[object]:
     """A scan that was asked for."""
     before = set(scanner._looks)
-    task = asyncio.create_task(scanner.scan(SOUGHT))
+    task = asyncio.create_task(scanner.scan(QUERY))
     await asyncio.sleep(0)
     assert set(scanner._looks) - before
     return task
@@ -69,9 +69,9 @@ async def abandon(scanner: LinuxProcesses) -> Worker:
 
 
 async def test_one_scanner_is_kept(scanner: LinuxProcesses) -> None:
-    await scanner.scan(SOUGHT)
+    await scanner.scan(QUERY)
     first = scanner._idle
-    await scanner.scan(SOUGHT)
+    await scanner.scan(QUERY)
     assert scanner._idle is first
     tasks = [await begin(scanner), await begin(scanner)]
     workers = set(scanner._looks)
@@ -90,13 +90,13 @@ async def test_a_scan_that_does_not_return(scanner: LinuxProcesses, tree: Tree) 
     stuck = Stuck(tree)
     workers = [await abandon(scanner) for _ in range(4)]
     assert all(is_process(worker.pid) for worker in workers)
-    error = await refused(scanner.scan(SOUGHT))
+    error = await refused(scanner.scan(QUERY))
     assert error.errno == errno.EBUSY
     assert str(error) == "cannot look for holders: 4 earlier looks have not returned"
     stuck.release()
     for worker in workers:
         await worker.gone.wait()
-    assert (await scanner.scan(SOUGHT)).numbers == (f"c{FULL}",)
+    assert (await scanner.scan(QUERY)).numbers == (f"c{FULL}",)
 
 
 async def test_nobody_waits_at_the_end_for_a_scan_that_does_not_return(scanner: LinuxProcesses, tree: Tree) -> None:
@@ -118,12 +118,12 @@ async def test_a_scanner_that_dies_at_work(scanner: LinuxProcesses, tree: Tree) 
     assert error.errno == errno.EIO
     assert str(error) == "cannot look for holders: the scanner died of signal 9"
     stuck.release()
-    assert (await scanner.scan(SOUGHT)).numbers == (f"c{FULL}",)
+    assert (await scanner.scan(QUERY)).numbers == (f"c{FULL}",)
 
 
 @pytest.mark.parametrize("seen", [True, False])
 async def test_a_scanner_that_died_idle(scanner: LinuxProcesses, seen: bool) -> None:
-    await scanner.scan(SOUGHT)
+    await scanner.scan(QUERY)
     assert scanner._idle is not None
     pid = scanner._idle.pid
     if seen:
@@ -131,22 +131,22 @@ async def test_a_scanner_that_died_idle(scanner: LinuxProcesses, seen: bool) -> 
         await gone(pid)
     else:
         kill_unseen(pid)
-    await scanner.scan(SOUGHT)
+    await scanner.scan(QUERY)
     assert scanner._idle.pid != pid
 
 
 async def test_a_scan_that_cannot_be_done(tree: Tree, tmp_path: Path) -> None:
     scanner = LinuxProcesses(tree.roots.__class__(str(tree.sys), "/dev", proc=str(tmp_path / "nothing")))
-    error = await refused(scanner.scan(SOUGHT))
+    error = await refused(scanner.scan(QUERY))
     assert error.errno == errno.ENOENT
     assert str(error) == f"cannot look for holders: {tmp_path}/nothing: No such file or directory"
     await scanner.close()
 
 
 async def test_a_request_that_is_too_long(scanner: LinuxProcesses) -> None:
-    error = await refused(scanner.scan(Sought((), numbers=("c1:7",) * 100_000)))
+    error = await refused(scanner.scan(HolderQuery((), numbers=("c1:7",) * 100_000)))
     assert error.errno == errno.EMSGSIZE
-    await scanner.scan(SOUGHT)
+    await scanner.scan(QUERY)
 
 
 async def test_an_answer_of_many_messages(tree: Tree, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ async def test_an_answer_of_many_messages(tree: Tree, tmp_path: Path) -> None:
         folder = proc.process(pid, "x" * 500)
         (folder / "fd/3").symlink_to("/dev/full")
     scanner = LinuxProcesses(tree.roots.__class__(str(tree.sys), "/dev", proc=str(proc.root)))
-    holders = (await scanner.scan(Sought((), nodes=("full",)))).holders
+    holders = (await scanner.scan(HolderQuery((), nodes=("full",)))).holders
     assert [holder.pid for holder in holders] == list(pids)
     assert {holder.nodes for holder in holders} == {("/dev/full",)}
     await scanner.close()
@@ -199,7 +199,7 @@ def holder(pid: int, *nodes: str) -> Holder:
 
 
 async def begun(scanner: LinuxProcesses, *holders: Holder) -> asyncio.Task[None]:
-    task = asyncio.create_task(scanner.stirred(holders))
+    task = asyncio.create_task(scanner.wait_for_change(holders))
     await asyncio.sleep(0)
     assert not task.done()
     return task
@@ -217,7 +217,7 @@ async def test_stirred_by_an_end(scanner: LinuxProcesses) -> None:
         task = await begun(scanner, NOBODY, holder(one.pid), holder(other.pid, "c195:0"))
         other.kill()
         await task
-        await scanner.stirred([holder(one.pid), holder(other.pid)])
+        await scanner.wait_for_change([holder(one.pid), holder(other.pid)])
 
 
 async def test_stirred_by_a_node_that_is_closed(scanner: LinuxProcesses, tree: Tree) -> None:
@@ -242,7 +242,7 @@ async def test_watching_a_node_does_not_open_it(tree: Tree) -> None:
 
 @pytest.mark.parametrize("started", [0, -1])
 async def test_stirred_at_once_where_one_is_gone(scanner: LinuxProcesses, started: int) -> None:
-    await scanner.stirred([holder(os.getppid()), Holder(Process(os.getpid(), started), "somebody earlier")])
+    await scanner.wait_for_change([holder(os.getppid()), Holder(Process(os.getpid(), started), "somebody earlier")])
 
 
 def own_descriptors() -> set[str]:
@@ -273,4 +273,4 @@ async def test_who_cannot_watch_says_so(scanner: LinuxProcesses, monkeypatch: py
     one = holder(os.getppid())
     monkeypatch.setattr(os, "pidfd_open", none_left)
     with pytest.raises(KernelError, match=r"^cannot watch the holders: cannot wait for their end: Too many open files"):
-        await scanner.stirred([one])
+        await scanner.wait_for_change([one])

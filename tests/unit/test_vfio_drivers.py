@@ -16,9 +16,9 @@ from gpuswitch.model.facts import Driver, HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
 from gpuswitch.switch.guards import blockers
-from gpuswitch.switch.needs import Needs
+from gpuswitch.switch.needs import DetachRequirements
 from gpuswitch.switch.observe import observe, place
-from gpuswitch.switch.owed import NOTHING, Owed
+from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
 from gpuswitch.switch.plan import Plan, to_host, to_vfio
 from tests.unit.parts import MODULES, VFIO, at, captured, facts, geforce
 from tests.unit.sysfs_tree import Tree
@@ -124,7 +124,7 @@ class TestTheDriverOfAFunction:
 class TestPlan:
     def test_each_function_to_its_own_driver(self) -> None:
         host = superchip()
-        assert titles(to_vfio(CARD, host, captured(host), NOTHING)) == [
+        assert titles(to_vfio(CARD, host, captured(host), NOTHING_TO_RESTORE)) == [
             "load nvgrace_gpu_vfio_pci",
             "load vfio-pci",
             "keep the machine from sleeping",
@@ -140,12 +140,14 @@ class TestPlan:
 
     def test_to_the_driver_that_the_configuration_names(self) -> None:
         host = superchip()
-        told = titles(to_vfio(CARD, host, captured(host), NOTHING, Needs(vfio_driver="vfio-pci")))
+        told = titles(
+            to_vfio(CARD, host, captured(host), NOTHING_TO_RESTORE, DetachRequirements(vfio_driver="vfio-pci"))
+        )
         assert "aim the override of both functions at vfio-pci" in told
 
     def test_a_function_stays_on_the_vfio_driver_that_it_has(self) -> None:
         host = superchip("vfio-pci", "snd_hda_intel", vfio_pci="vfio_pci")
-        told = titles(to_vfio(CARD, host, captured(host), NOTHING))
+        told = titles(to_vfio(CARD, host, captured(host), NOTHING_TO_RESTORE))
         assert "aim the override of both functions at vfio-pci" in told
         assert [title for title in told if "bind" in title] == [
             "unbind gpu.1 from snd_hda_intel",
@@ -154,7 +156,7 @@ class TestPlan:
 
     def test_home_from_each_driver(self) -> None:
         host = superchip("nvgrace-gpu-vfio-pci", "vfio-pci")
-        told = titles(to_host(CARD, host, captured(host), Owed(captured(superchip()))))
+        told = titles(to_host(CARD, host, captured(host), RestoreState(captured(superchip()))))
         assert [title for title in told if "bind" in title] == [
             "unbind gpu.0 from nvgrace-gpu-vfio-pci",
             "unbind gpu.1 from vfio-pci",
@@ -165,10 +167,10 @@ class TestPlan:
 
 def test_a_gpu_is_on_vfio_whichever_driver_each_function_has() -> None:
     host = superchip("nvgrace-gpu-vfio-pci", "vfio-pci")
-    assert observe(CARD, host, NOTHING) is State.VFIO
+    assert observe(CARD, host, NOTHING_TO_RESTORE) is State.VFIO
     assert place(CARD, host) == "on nvgrace-gpu-vfio-pci"
     assert place(CARD, superchip()) == "on the host"
-    assert observe(CARD, superchip("nvgrace-gpu-vfio-pci", "snd_hda_intel"), NOTHING) is State.UNKNOWN
+    assert observe(CARD, superchip("nvgrace-gpu-vfio-pci", "snd_hda_intel"), NOTHING_TO_RESTORE) is State.UNKNOWN
 
 
 @pytest.mark.parametrize("aliases", [ALIASES, ()], ids=["installed", "not installed"])

@@ -16,7 +16,7 @@ def assert_home(forked: Forked, first: Told, before: str) -> None:
     assert first.drivers == forked.home[1]
     # It is on its way as long as a unit starts that it is owed, which no service waits for before it is ready.
     assert first.state == ("reattaching" if first.moving else "host")
-    assert first.moving == "" or (first.moving == "host" and first.owed)
+    assert first.moving == "" or (first.moving == "host" and first.restore_state)
     assert forked.switch("ToHost").where == forked.home
     assert forked.condition() == before
 

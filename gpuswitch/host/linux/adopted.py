@@ -12,7 +12,7 @@ from gpuswitch.host.linux import procfs
 from gpuswitch.model.holders import Process
 
 
-class Adopted:
+class AdoptedWorker:
     """It, and what it does. It ends when the kernel returns: its answer finds nobody. `ended` is called then, once."""
 
     def __init__(self, what: str, worker: Process, ended: Callable[[], None]) -> None:

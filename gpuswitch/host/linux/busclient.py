@@ -182,7 +182,7 @@ class Remote:
 
 
 @asynccontextmanager
-async def talking(name: str, operation: str, subject: str, *, start: bool = False) -> AsyncIterator[Remote]:
+async def connected_to(name: str, operation: str, subject: str, *, start: bool = False) -> AsyncIterator[Remote]:
     """A connection for one operation; what goes wrong in it is a `KernelError` that says "cannot OPERATION SUBJECT"."""
     try:
         remote = await Remote.connect(name, start=start)

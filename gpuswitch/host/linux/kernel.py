@@ -13,7 +13,7 @@ from typing import Any
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux import procfs
-from gpuswitch.host.linux.adopted import Adopted
+from gpuswitch.host.linux.adopted import AdoptedWorker
 from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.linux.wire import CAPTURED, from_wire, on_wire
 from gpuswitch.host.linux.worker import Worker
@@ -53,7 +53,7 @@ class LinuxKernel(Kernel):
         self._process: Process | None = None
         self._numbers = itertools.count(1)
         self._sent: _Sent | None = None
-        self._adopted: Adopted | None = None
+        self._adopted: AdoptedWorker | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._held: set[int] = set()
@@ -106,7 +106,7 @@ class LinuxKernel(Kernel):
         if pending.worker is None:
             return False
         try:
-            self._adopted = Adopted(pending.what, pending.worker, self._adopted_ended)
+            self._adopted = AdoptedWorker(pending.what, pending.worker, self._adopted_ended)
         except ProcessLookupError:
             return False
         except OSError as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux import procfs
-from gpuswitch.host.linux.busclient import PROPERTIES, CallError, Remote, talking
+from gpuswitch.host.linux.busclient import PROPERTIES, CallError, Remote, connected_to
 from gpuswitch.host.linux.children import Child, find
 from gpuswitch.host.linux.descriptors import when_readable
 from gpuswitch.model.holders import Process
@@ -42,7 +42,7 @@ class Sessions:
 
         Since version 256 a user's manager has a session too; it ends by itself, after the last one of the user's own.
         """
-        async with talking(LOGIND, "list the sessions of", f"user {uid}", start=True) as logind:
+        async with connected_to(LOGIND, "list the sessions of", f"user {uid}", start=True) as logind:
             try:
                 rows = await logind.call(PATH, MANAGER, "ListSessions")
             except CallError as error:
@@ -54,7 +54,7 @@ class Sessions:
 
     async def end(self, session: str) -> None:
         """See `gpuswitch.switch.host.Systemd.end_session`."""
-        async with talking(LOGIND, "end session", session, start=True) as logind:
+        async with connected_to(LOGIND, "end session", session, start=True) as logind:
             if not await _has_session(logind, session):
                 raise KernelError("end session", session, errno.ENOENT, "there is no such session")
             await logind.listen(MANAGER, "SessionRemoved")
@@ -75,7 +75,7 @@ class Inhibitors:
 
     async def inhibit(self, gpu: str) -> None:
         """See `gpuswitch.switch.host.Systemd.inhibit`."""
-        async with talking(LOGIND, _KEEP, gpu, start=True) as logind:
+        async with connected_to(LOGIND, _KEEP, gpu, start=True) as logind:
             try:
                 if await self._lasting(logind, gpu):
                     return
@@ -110,7 +110,7 @@ class Inhibitors:
 
     async def _asked(self, gpu: str) -> list[int] | None:
         """As `_lasting`; None where there is no logind."""
-        async with talking(LOGIND, _KEEP, gpu, start=True) as logind:
+        async with connected_to(LOGIND, _KEEP, gpu, start=True) as logind:
             try:
                 return await self._lasting(logind, gpu)
             except CallError as error:
@@ -120,7 +120,7 @@ class Inhibitors:
 
     async def release(self, gpu: str) -> None:
         """See `gpuswitch.switch.host.Systemd.release`."""
-        async with talking(LOGIND, _LET, gpu, start=True) as logind:
+        async with connected_to(LOGIND, _LET, gpu, start=True) as logind:
             try:
                 holders = await _holders(logind, gpu)
             except CallError as error:

@@ -23,7 +23,7 @@ from gpuswitch.host.linux.descriptors import when_readable
 from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.linux.worker import Worker
 from gpuswitch.model.drivers import from_module, profile_of
-from gpuswitch.model.holders import Holder, Process, Scan, Sought, placed
+from gpuswitch.model.holders import Holder, HolderQuery, Process, Scan, unit_and_session
 from gpuswitch.switch.host import Processes
 
 log = logging.getLogger(__name__)
@@ -55,11 +55,11 @@ class LinuxProcesses(Processes):
         self._abandoned: set[Worker] = set()
         self._leaving: set[Worker] = set()
 
-    async def scan(self, sought: Sought) -> Scan:
+    async def scan(self, query: HolderQuery) -> Scan:
         if len(self._abandoned) >= _MOST_ABANDONED:
             text = f"{len(self._abandoned)} earlier looks have not returned"
             raise KernelError("look for", "holders", errno.EBUSY, text)
-        worker, look = self._ask(_request(sought))
+        worker, look = self._ask(_request(query))
         try:
             said = json.loads(await look.answer)
         except asyncio.CancelledError:
@@ -70,11 +70,11 @@ class LinuxProcesses(Processes):
             raise KernelError("look for", "holders", number or errno.EIO, text)
         holders = sorted((_holder(found) for found in said["holders"]), key=lambda holder: (holder.pid, holder.nodes))
         scan = Scan(tuple(holders), tuple(said["numbers"]))
-        self.noticed(sought, scan)
+        self.noticed(query, scan)
         return scan
 
-    async def stirred(self, holders: Sequence[Holder]) -> None:
-        stirred = asyncio.Event()
+    async def wait_for_change(self, holders: Sequence[Holder]) -> None:
+        wait_for_change = asyncio.Event()
         processes = [holder.process for holder in holders if holder.process]
         with ExitStack() as stack:
             try:
@@ -83,15 +83,15 @@ class LinuxProcesses(Processes):
                     if pidfd is None:
                         return
                     stack.callback(os.close, pidfd)
-                    when_readable(stack, pidfd, stirred.set)
+                    when_readable(stack, pidfd, wait_for_change.set)
             except OSError as error:
                 text = f"cannot wait for their end: {error.strerror}"
                 raise KernelError("watch", "the holders", error.errno or errno.EIO, text) from None
             nodes = {
                 node.removeprefix("/dev") for holder in holders for node in holder.nodes if node.startswith("/dev/")
             }
-            self._watch_nodes(stack, nodes, stirred.set)
-            await stirred.wait()
+            self._watch_nodes(stack, nodes, wait_for_change.set)
+            await wait_for_change.wait()
 
     def signal(self, process: Process, number: signal.Signals) -> bool:
         try:
@@ -182,11 +182,11 @@ class LinuxProcesses(Processes):
             log.warning("the scanner (pid %d) %s", worker.pid, how)
             look.answer.set_exception(KernelError("look for", "holders", errno.EIO, f"the scanner {how}"))
 
-    def _watch_nodes(self, stack: ExitStack, nodes: Iterable[str], stirred: Callable[[], None]) -> None:
+    def _watch_nodes(self, stack: ExitStack, nodes: Iterable[str], wait_for_change: Callable[[], None]) -> None:
         """Their own file tells when one is closed. This does not open them."""
         try:
             inotify = stack.enter_context(Inotify())
-            when_readable(stack, inotify.fd, stirred)
+            when_readable(stack, inotify.fd, wait_for_change)
             for node in nodes:
                 with suppress(FileNotFoundError):  # it is in another /dev only, or its device left
                     inotify.add_watch(f"{self._dev}{node}", Mask.CLOSE)
@@ -218,20 +218,20 @@ def _open(process: Process) -> int | None:
     return None
 
 
-def _request(sought: Sought) -> bytes:
+def _request(query: HolderQuery) -> bytes:
     """As scan_main.py wants it. The nodes that a module's devices share tell who else has a reference to it."""
     return json.dumps(
         {
-            "functions": [str(function) for function in sought.functions],
-            "nodes": sought.nodes,
-            "numbers": sought.numbers,
-            "modules": {module: profile_of(from_module(module, {})).nodes for module in sought.modules},
+            "functions": [str(function) for function in query.functions],
+            "nodes": query.nodes,
+            "numbers": query.numbers,
+            "modules": {module: profile_of(from_module(module, {})).nodes for module in query.modules},
         }
     ).encode()
 
 
 def _holder(found: dict[str, Any]) -> Holder:
-    unit, session = placed(found["cgroup"])
+    unit, session = unit_and_session(found["cgroup"])
     return Holder(
         process=Process(found["pid"], found["started"]) if found["pid"] else None,
         command=found["command"],

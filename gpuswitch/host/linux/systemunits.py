@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuswitch.errors import KernelError
-from gpuswitch.host.linux.busclient import PROPERTIES, CallError, Remote, plain, talking
+from gpuswitch.host.linux.busclient import PROPERTIES, CallError, Remote, connected_to, plain
 
 SYSTEMD = "org.freedesktop.systemd1"
 PATH = "/org/freedesktop/systemd1"
@@ -71,30 +71,30 @@ class SystemUnits:
     async def active(self, names: Collection[str]) -> frozenset[str]:
         if not names or not self._booted.is_dir():
             return frozenset()
-        async with talking(SYSTEMD, "ask systemd about", ", ".join(sorted(names))) as systemd:
+        async with connected_to(SYSTEMD, "ask systemd about", ", ".join(sorted(names))) as systemd:
             return frozenset([name for name in names if (await _row(systemd, name)).active])
 
     async def missing(self, names: Collection[str]) -> frozenset[str]:
         if not names or not self._booted.is_dir():
             return frozenset()
-        async with talking(SYSTEMD, "ask systemd about", ", ".join(sorted(names))) as systemd:
+        async with connected_to(SYSTEMD, "ask systemd about", ", ".join(sorted(names))) as systemd:
             return frozenset([name for name in names if (await _row(systemd, name)).missing])
 
     async def canonical(self, name: str) -> str:
         if not self._booted.is_dir():
             return name
-        async with talking(SYSTEMD, "ask systemd about", name) as systemd:
+        async with connected_to(SYSTEMD, "ask systemd about", name) as systemd:
             return (await _row(systemd, name)).name
 
     async def triggers(self, name: str) -> tuple[str, ...]:
         if not self._booted.is_dir():
             return ()
-        async with talking(SYSTEMD, "ask what triggers", name) as systemd:
+        async with connected_to(SYSTEMD, "ask what triggers", name) as systemd:
             row = await _row(systemd, name)
             return tuple((await systemd.call(row.path, PROPERTIES, "Get", "ss", UNIT, "TriggeredBy"))[1])
 
     async def stop(self, name: str) -> None:
-        async with talking(SYSTEMD, "stop", name) as systemd:
+        async with connected_to(SYSTEMD, "stop", name) as systemd:
             if (await _row(systemd, name)).missing:
                 raise KernelError("stop", name, errno.ENOENT, "there is no such unit")
             end = await self._job(systemd, "StopUnit", name)
@@ -106,7 +106,7 @@ class SystemUnits:
             raise await _failure(systemd, "stop", name, after.path, end)
 
     async def start(self, name: str) -> None:
-        async with talking(SYSTEMD, "start", name) as systemd:
+        async with connected_to(SYSTEMD, "start", name) as systemd:
             await self._forget_failures(systemd, name)
             end = await self._job(systemd, "StartUnit", name)
             after = await _row(systemd, name)
@@ -118,14 +118,14 @@ class SystemUnits:
             raise await _failure(systemd, "start", name, after.path, "failed" if end in {"done", ""} else end)
 
     async def queue_start(self, name: str) -> None:
-        async with talking(SYSTEMD, "start", name) as systemd:
+        async with connected_to(SYSTEMD, "start", name) as systemd:
             await self._forget_failures(systemd, name)
             await systemd.call(PATH, MANAGER, "StartUnit", "ss", name, "replace")
 
     async def stopping(self) -> bool:
         """Whether the system goes down; False where no systemd tells."""
         try:
-            async with talking(SYSTEMD, "ask for the state of", "the system") as systemd:
+            async with connected_to(SYSTEMD, "ask for the state of", "the system") as systemd:
                 state = await systemd.call(PATH, PROPERTIES, "Get", "ss", MANAGER, "SystemState")
                 return bool(state[1] == "stopping")
         except KernelError:
@@ -185,7 +185,7 @@ async def _exists(systemd: Remote, job: str) -> bool:
 
 async def _cancel(name: str, kind: str, job: str) -> None:
     """Cancel the job, by a connection of its own; `job` is "" where the caller was cancelled before it was named."""
-    async with talking(SYSTEMD, "cancel the job of", name) as systemd:
+    async with connected_to(SYSTEMD, "cancel the job of", name) as systemd:
         row = await _row(systemd, name)
         if row.job_type == kind and job in {row.job, ""}:
             await systemd.call(row.job, JOB, "Cancel")

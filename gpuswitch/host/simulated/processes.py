@@ -17,7 +17,7 @@ from gpuswitch.host.simulated.devices import Card
 from gpuswitch.host.simulated.faults import Call
 from gpuswitch.host.simulated.modules import Modules
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.holders import Holder, Process, Scan, Sought, Unit
+from gpuswitch.model.holders import Holder, HolderQuery, Process, Scan, Unit
 from gpuswitch.switch.host import Processes
 
 MOMENT = 0.1
@@ -66,7 +66,7 @@ class Program:
 class _Waiter:
     processes: frozenset[Process]
     nodes: frozenset[str]
-    stirred: asyncio.Future[None]
+    wait_for_change: asyncio.Future[None]
 
 
 class ProcessTable:
@@ -149,7 +149,7 @@ class ProcessTable:
             return True
         return False
 
-    async def stirred(self, holders: Sequence[Holder]) -> None:
+    async def wait_for_change(self, holders: Sequence[Holder]) -> None:
         """Wait until one of them ends, or somebody closes a node that one of them has open."""
         processes = frozenset(holder.process for holder in holders if holder.process is not None)
         if not processes <= {program.process for program in self.running()}:
@@ -158,42 +158,42 @@ class ProcessTable:
         waiter = _Waiter(processes, nodes, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
         try:
-            await waiter.stirred
+            await waiter.wait_for_change
         finally:
             self._waiters.remove(waiter)
 
-    def scan(self, sought: Sought) -> Scan:
+    def scan(self, query: HolderQuery) -> Scan:
         """Who has it open."""
-        cards = self._cards(sought)
+        cards = self._cards(query)
         nodes: dict[str, set[str]] = {}
         for card in cards:
             for user in card.users:
                 nodes.setdefault(user, set()).add(card.nodes[0])
-        for user, node in self._named(sought.nodes):
+        for user, node in self._named(query.nodes):
             nodes.setdefault(user, set()).add(node)
         holders = [_holder(program, nodes[program.name]) for program in self.running() if program.name in nodes]
-        kernel = [holder for module in sought.modules for holder in self._unexplained(module, sought.nodes)]
+        kernel = [holder for module in query.modules for holder in self._unexplained(module, query.nodes)]
         return Scan((*kernel, *sorted(holders, key=lambda holder: holder.pid)), _numbers(cards))
 
-    def numbers(self, sought: Sought) -> tuple[str, ...]:
+    def numbers(self, query: HolderQuery) -> tuple[str, ...]:
         """The device numbers that are looked for."""
-        return _numbers(self._cards(sought))
+        return _numbers(self._cards(query))
 
-    def _cards(self, sought: Sought) -> list[Card]:
-        return [card for function, card in self._bus.cards() if self._sought(sought, function, card)]
+    def _cards(self, query: HolderQuery) -> list[Card]:
+        return [card for function, card in self._bus.cards() if self._matches(query, function, card)]
 
-    def _sought(self, sought: Sought, function: PciAddress, card: Card) -> bool:
+    def _matches(self, query: HolderQuery, function: PciAddress, card: Card) -> bool:
         """Whether it is below one of the functions in sysfs, or an earlier scan had seen it there."""
         device = self._bus.devices.get(function)
         shown = (
-            function in sought.functions
+            function in query.functions
             and device is not None
             and device.link is not None
             and device.binding is not None
             and card in device.binding.cards
             and bool(card.nodes)
         )
-        return shown or (bool(sought.numbers) and not set(card.numbers).isdisjoint(sought.numbers))
+        return shown or (bool(query.numbers) and not set(card.numbers).isdisjoint(query.numbers))
 
     def _named(self, patterns: Collection[str]) -> Iterator[tuple[str, str]]:
         """Who has a node open that one of these patterns names, and the node."""
@@ -230,8 +230,10 @@ class ProcessTable:
 
     def stir(self, process: Process | None, nodes: Collection[str]) -> None:
         for waiter in self._waiters:
-            if (process in waiter.processes or not waiter.nodes.isdisjoint(nodes)) and not waiter.stirred.done():
-                waiter.stirred.set_result(None)
+            if (
+                process in waiter.processes or not waiter.nodes.isdisjoint(nodes)
+            ) and not waiter.wait_for_change.done():
+                waiter.wait_for_change.set_result(None)
 
 
 class SimulatedProcesses(Processes):
@@ -242,19 +244,19 @@ class SimulatedProcesses(Processes):
         self._bus = bus
         self._table = table
 
-    async def scan(self, sought: Sought) -> Scan:
-        call = Call("look for the holders of", ", ".join(map(str, sought.functions)))
+    async def scan(self, query: HolderQuery) -> Scan:
+        call = Call("look for the holders of", ", ".join(map(str, query.functions)))
         # Others get their turn meanwhile, as they do while a real look goes on.
         await asyncio.sleep(0)
         # First the device numbers, then the processes: what is pulled in between is found all the same.
-        sought = replace(sought, numbers=(*sought.numbers, *self._table.numbers(sought)))
-        sees = [await self._bus.faults.strike("scan", function).land(call) for function in sought.functions]
-        scan = self._table.scan(sought) if all(sees) else Scan()
-        self.noticed(sought, scan)
+        query = replace(query, numbers=(*query.numbers, *self._table.numbers(query)))
+        sees = [await self._bus.faults.strike("scan", function).land(call) for function in query.functions]
+        scan = self._table.scan(query) if all(sees) else Scan()
+        self.noticed(query, scan)
         return scan
 
-    async def stirred(self, holders: Sequence[Holder]) -> None:
-        await self._table.stirred(holders)
+    async def wait_for_change(self, holders: Sequence[Holder]) -> None:
+        await self._table.wait_for_change(holders)
 
     def signal(self, process: Process, number: Signals) -> bool:
         return self._table.signal(process, number)

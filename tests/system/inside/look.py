@@ -16,7 +16,7 @@ from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.host.linux.processes import LinuxProcesses
 from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.holders import Sought
+from gpuswitch.model.holders import HolderQuery
 
 NOWHERE = PciAddress.parse("00ff:ff:1f.7")
 
@@ -24,7 +24,7 @@ NOWHERE = PciAddress.parse("00ff:ff:1f.7")
 async def holders(node: str) -> list[dict[str, Any]]:
     processes = LinuxProcesses(Roots())
     try:
-        return [asdict(holder) for holder in (await processes.scan(Sought((), (node,)))).holders]
+        return [asdict(holder) for holder in (await processes.scan(HolderQuery((), (node,)))).holders]
     finally:
         await processes.close()
 

@@ -75,7 +75,7 @@ class Told:
     state: str = ""
     drivers: tuple[str, ...] = ()
     moving: str = ""
-    owed: tuple[str, ...] = ()
+    restore_state: tuple[str, ...] = ()
     ended: int | None = None
     result: str = ""
     refused: str = ""
@@ -130,7 +130,7 @@ class Forked:
 
     def _tell(self, what: str) -> Told:
         told = self._ask(what)
-        return Told(**told | {name: tuple(told.get(name, ())) for name in ("drivers", "owed")})
+        return Told(**told | {name: tuple(told.get(name, ())) for name in ("drivers", "restore_state")})
 
     def _ask(self, what: str) -> Any:
         return json.loads(self.machine.do(words.exchange, f"{FOLDER}/ask", f"{FOLDER}/told", what))

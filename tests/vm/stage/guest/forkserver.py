@@ -15,8 +15,8 @@ ENOSPC, and so do all after it; fill: before it, and before all after it, what i
 filled up.
 
 The answer to start and switch has `state`, `drivers` and `moving` (where a switch is under way to, "" for none) as they
-are right then, and what there is to say of `owed` (the units that the service found to be owed when it started),
-`ended` (its status), `result` (the switch's), `refused` (in words) and `met` (to how many calls something was done).
+are right then, and what there is to say of `restore_state` (the units that it is to start when it is home), `ended`
+(its status), `result` (the switch's), `refused` (in words) and `met` (to how many calls something was done).
 """
 
 from __future__ import annotations
@@ -150,10 +150,12 @@ class Gpu:
         }
 
     @property
-    def owed(self) -> list[str]:
-        """The units that the journal says it is owed."""
+    def restore_state(self) -> list[str]:
+        """The units that are to be started, by the journal."""
         page = Path(JOURNAL, self._functions[0].replace(":", "_").replace(".", "_") + ".json")
-        return [unit["name"] for unit in json.loads(page.read_text())["owed"]["units"]] if page.exists() else []
+        if not page.exists():
+            return []
+        return [unit["name"] for unit in json.loads(page.read_text())["restore_state"]["units"]]
 
 
 class Server:
@@ -164,11 +166,11 @@ class Server:
 
     def start(self, *trap: str) -> dict[str, Any]:
         self._trap.set(*trap)
-        owed = self._gpu.owed
+        restore_state = self._gpu.restore_state
         self._service = Service(self._trap)
         if self._service.ended is not None:
             return {"ended": self._service.ended}
-        return self._gpu.seen() | {"owed": owed}
+        return self._gpu.seen() | {"restore_state": restore_state}
 
     def kill(self) -> dict[str, Any]:
         assert self._service is not None
