@@ -20,29 +20,29 @@ from gpuswitch.api.bus import Bus
 from gpuswitch.api.metrics import MetricsEndpoint, MetricsObserver
 from gpuswitch.api.objects import NAME, ROOT, BusObserver, ManagerObject
 from gpuswitch.api.vms import VirtualMachines
-from gpuswitch.buses import check_simulated, system_bus
-from gpuswitch.config import DIRECTORY, Config, load
+from gpuswitch.config.settings import DIRECTORY, Config, load
 from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgument
-from gpuswitch.history import History
+from gpuswitch.fleet.fleet import Fleet
+from gpuswitch.gpu.actor import Actor
+from gpuswitch.gpu.gpu_record import GpuRecord
+from gpuswitch.gpu.observer import Observer
+from gpuswitch.history.history import History
 from gpuswitch.host.linux.host import LinuxHost
+from gpuswitch.host.port import Host
 from gpuswitch.host.simulated.faultspec import inject
 from gpuswitch.host.simulated.scenarios import SCENARIOS
-from gpuswitch.notify import notify, reloading, watchdog_seconds
-from gpuswitch.switch.actor import Actor
+from gpuswitch.runtime.buses import check_simulated, system_bus
+from gpuswitch.runtime.notify import notify, reloading, watchdog_seconds
 from gpuswitch.switch.engine import StepEvent
-from gpuswitch.switch.fleet import Fleet
-from gpuswitch.switch.gpu_record import GpuRecord
-from gpuswitch.switch.host import Host
-from gpuswitch.switch.journal import Journal
-from gpuswitch.switch.observer import Observer
+from gpuswitch.switch.journal.journal import Journal
+from gpuswitch.switch.journal.store import DirectoryStore
 from gpuswitch.switch.record import Drift, Switch
-from gpuswitch.switch.store import DirectoryStore
 
 _log = logging.getLogger("gpuswitch")
 
 
 class Observers:
-    """Tells each of several observers, and the log. An `Observer` (`gpuswitch.switch.observer`)."""
+    """Tells each of several observers, and the log. An `Observer` (`gpuswitch.gpu.observer`)."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from gpuswitch.api.bus import Bus
 from gpuswitch.api.serving import caller
-from gpuswitch.aside import run_in_thread
 from gpuswitch.errors import GpuswitchError
 from gpuswitch.model.holders import unit_and_session
+from gpuswitch.runtime.threads import run_in_thread
 from gpuswitch.switch.record import Requester
 
 _T = TypeVar("_T")

@@ -20,13 +20,13 @@ from prometheus_client.registry import Collector
 
 from gpuswitch import __version__
 from gpuswitch.errors import GpuswitchError
+from gpuswitch.fleet.fleet import Fleet
+from gpuswitch.gpu.actor import Actor
+from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import HolderQuery, Scan
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
-from gpuswitch.switch.fleet import Fleet
-from gpuswitch.switch.gpu_record import GpuRecord
 from gpuswitch.switch.record import Drift, Switch
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class MetricsObserver:
-    """Counts what happens. An `Observer` (`gpuswitch.switch.observer`)."""
+    """Counts what happens. An `Observer` (`gpuswitch.gpu.observer`)."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library leaves it untyped

@@ -27,18 +27,18 @@ from gpuswitch.api.signatures import (
     typed,
 )
 from gpuswitch.api.vms import VirtualMachines
-from gpuswitch.archive import Entry, StepEntry
 from gpuswitch.errors import InvalidArgument
-from gpuswitch.history import History
+from gpuswitch.fleet.fleet import Fleet
+from gpuswitch.gpu.actor import Actor
+from gpuswitch.gpu.gpu_record import GpuRecord
+from gpuswitch.history.archive import Entry, StepEntry
+from gpuswitch.history.history import History
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import PciFunction
 from gpuswitch.model.holders import Holder
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import StepEvent
-from gpuswitch.switch.fleet import Fleet
-from gpuswitch.switch.gpu_record import GpuRecord
-from gpuswitch.switch.holding import is_machine, remedy
+from gpuswitch.switch.holder_policy import is_machine, remedy
 from gpuswitch.switch.record import Drift, Switch
 
 NAME = "org.gpuswitch1"
@@ -292,7 +292,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
 
 class BusObserver:
-    """Keeps the objects on the bus true to the fleet. An `Observer` (`gpuswitch.switch.observer`)."""
+    """Keeps the objects on the bus true to the fleet. An `Observer` (`gpuswitch.gpu.observer`)."""
 
     def __init__(self, bus: Bus, refusals: Refusals) -> None:
         self._bus = bus

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gpuswitch.config.schema import LONGEST_WAIT, unit
 from gpuswitch.errors import InvalidArgument
 from gpuswitch.model.policy import Busy, Options
-from gpuswitch.tables import LONGEST_WAIT, unit
 
 _KNOWN = ("busy", "wait_seconds", "stop_units")
 

@@ -11,9 +11,9 @@ from gpuswitch.api.callers import Callers
 from gpuswitch.api.metrics import Refusals
 from gpuswitch.api.serving import caller
 from gpuswitch.errors import InvalidArgument
+from gpuswitch.fleet.fleet import Fleet
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.owner import Owner
-from gpuswitch.switch.fleet import Fleet
 
 _LONGEST_NAME = 255
 _MOST_FUNCTIONS = 1024

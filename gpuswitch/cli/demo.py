@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 from gpuswitch.cli.client import CtlError
-from gpuswitch.cli.show import line, on_terminal
-from gpuswitch.cli.stage import Stage, stage
+from gpuswitch.cli.demo_service import Stage, stage
+from gpuswitch.cli.output import line, on_terminal
 from gpuswitch.errors import Failed
 
 PACE = ("load=0.3s", "unbind=0.1s", "probe=0.15s", "keep_awake=0.02s", "set_override=0.01s")

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpuswitch import __version__
-from gpuswitch.cli import look, move, past
+from gpuswitch.cli import history as past
+from gpuswitch.cli import query as look
+from gpuswitch.cli import switch as move
 from gpuswitch.cli.client import CtlError, Service
-from gpuswitch.cli.show import problem
+from gpuswitch.cli.output import problem
 
 BUS_VARIABLE = "GPUSWITCH_BUS"
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Protocol
 
 from gpuswitch.cli.client import StepChange
-from gpuswitch.cli.show import as_json_line, duration, line, numbered, on_terminal
+from gpuswitch.cli.output import as_json_line, duration, line, numbered, on_terminal
 
 
 class Display(Protocol):

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuswitch.cli.client import StepChange
-from gpuswitch.cli.show import clean, duration, numbered
+from gpuswitch.cli.output import clean, duration, numbered
 
 _STATE_STYLES = {
     "vfio": "magenta",

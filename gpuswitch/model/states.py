@@ -1,6 +1,6 @@
 """The nine states of a GPU and every edge between them: what may follow what, and what a crash in each one means.
 
-This is the table only. The `transitions` machine that holds it is built in `switch/machine.py`; `docs/states.md` is
+This is the table only. The `transitions` machine that holds it is built in `gpu/machine.py`; `docs/states.md` is
 generated from here.
 """
 

@@ -1,0 +1,1 @@
+"""How a switch is planned, run, taken back and kept."""

@@ -16,8 +16,8 @@ from enum import StrEnum
 from typing import Any
 
 from gpuswitch.errors import Failed, KernelError
-from gpuswitch.switch.host import Pending
-from gpuswitch.switch.step import DeviceError, Step, StepContext, StepError
+from gpuswitch.host.port import Pending
+from gpuswitch.switch.steps.step import DeviceError, Step, StepContext, StepError
 
 _log = logging.getLogger(__name__)
 

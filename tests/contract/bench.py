@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gpuswitch.errors import KernelError
+from gpuswitch.host.operation import ANY_OPERATION
+from gpuswitch.host.port import OPERATIONS, Host, Kernel
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Driver, Kind, PciFunction
 from gpuswitch.model.holders import HolderQuery, Scan, Unit
-from gpuswitch.switch.host import OPERATIONS, Host, Kernel
-from gpuswitch.switch.operation import ANY_OPERATION
 
 DEADLINE = 120.0
 """Seconds after which a case has failed: plenty, also in an emulated machine."""

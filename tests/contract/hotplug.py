@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 
+from gpuswitch.host.port import Captured
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE
-from gpuswitch.switch.host import Captured
 from tests.contract.bench import Bench, case, refused
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.host import LinuxHost
+from gpuswitch.host.port import Host
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Kind
 from gpuswitch.model.holders import Unit
-from gpuswitch.switch.host import Host
 from tests.contract.bench import Outside
 
 PCI = Path("/sys/bus/pci")

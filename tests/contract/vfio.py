@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 
+from gpuswitch.host.port import Pending
 from gpuswitch.model.facts import VFIO_DRIVER, Kind
-from gpuswitch.switch.host import Pending
 from tests.contract.bench import Bench, case, refused
 
 

@@ -6,9 +6,9 @@ import asyncio
 import errno
 from dataclasses import replace
 
+from gpuswitch.host.port import Pending
 from gpuswitch.model.facts import VFIO_DRIVER
 from gpuswitch.model.holders import Process
-from gpuswitch.switch.host import Pending
 from tests.contract.bench import Bench, case, refused
 
 

@@ -90,7 +90,7 @@ def system_socket(private_bus: PrivateBus, tmp_path: Path, monkeypatch: pytest.M
     """The private bus plays the system's. Whether this is a container is for the test to say."""
     socket = private_bus.address.removeprefix("unix:path=").partition(",")[0]
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={socket}")
-    monkeypatch.setattr("gpuswitch.buses.CONTAINER", tmp_path / "container")
+    monkeypatch.setattr("gpuswitch.runtime.buses.CONTAINER", tmp_path / "container")
     return socket
 
 

@@ -16,8 +16,8 @@ import jeepney
 import pytest
 from jeepney.io import blocking
 
-from gpuswitch.archive import Archive
-from gpuswitch.history import entry_of_drift
+from gpuswitch.history.archive import Archive
+from gpuswitch.history.history import entry_of_drift
 from gpuswitch.model.states import State
 from gpuswitch.switch.record import Drift
 from tests.buses.private import PrivateBus

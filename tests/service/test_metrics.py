@@ -17,9 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gpuswitch import __version__
 from gpuswitch.api import metrics
+from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
-from gpuswitch.switch.gpu_record import GpuRecord
 from gpuswitch.switch.record import Drift
 from tests.service.conftest import Start
 from tests.service.peers import PeerError

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from gpuswitch.config import Config, GpuConfig
+from gpuswitch.config.schema import Defaults
+from gpuswitch.config.settings import Config, GpuConfig
+from gpuswitch.fleet.fleet import Fleet
+from gpuswitch.gpu.actor import Actor
+from gpuswitch.gpu.gpu_record import GpuRecord
+from gpuswitch.gpu.observer import Observer
 from gpuswitch.host.simulated.consoles import VTCONSOLE
 from gpuswitch.host.simulated.devices import Device
 from gpuswitch.host.simulated.host import SimulatedHost
@@ -19,16 +24,11 @@ from gpuswitch.model.facts import named_for_vfio
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
-from gpuswitch.switch.fleet import Fleet
-from gpuswitch.switch.gpu_record import GpuRecord
-from gpuswitch.switch.journal import Journal
-from gpuswitch.switch.observer import Observer
+from gpuswitch.switch.journal.journal import Journal
+from gpuswitch.switch.journal.store import DirectoryStore
 from gpuswitch.switch.record import Drift, Result, Switch
-from gpuswitch.switch.steps import Unbind
-from gpuswitch.switch.store import DirectoryStore
-from gpuswitch.tables import Defaults
+from gpuswitch.switch.steps.pci import Unbind
 
 _AS_CONFIGURED = Options()
 _SHARED = PciAddress.parse("0000:01:00.0")
@@ -66,7 +66,7 @@ class Settings(NamedTuple):
     override: str | None
     power_control: str
     others: tuple[tuple[str, str], ...] = ()
-    """What else was declared to be written, by its path (`gpuswitch.switch.host.ATTRIBUTES`)."""
+    """What else was declared to be written, by its path (`gpuswitch.host.port.ATTRIBUTES`)."""
 
 
 _TOLD = frozenset({"driver_override", "power/control"})

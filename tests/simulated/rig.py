@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
+from gpuswitch.host.port import Host
 from gpuswitch.host.simulated.catalogue import AUDIO, ETHERNET, INTEL, MODULES, VGA, Slot, alias, port
 from gpuswitch.host.simulated.drivers import Module, PciDriver
 from gpuswitch.host.simulated.faults import Errno
@@ -13,7 +14,6 @@ from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.host.simulated.scenarios import boot
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
-from gpuswitch.switch.host import Host
 from tests.contract.bench import Bench, Outside
 
 BOCHS = 0x1234

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config import Config
+from gpuswitch.config.schema import Defaults
+from gpuswitch.config.settings import Config
 from gpuswitch.errors import Busy as BusyError
 from gpuswitch.errors import Failed, InProgress, NotViable, Owned
 from gpuswitch.host.simulated.catalogue import AMD, DISPLAY_OTHER, NVIDIA, VGA, Slot, port
@@ -18,8 +19,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.record import Result
-from gpuswitch.switch.step import Step
-from gpuswitch.tables import Defaults
+from gpuswitch.switch.steps.step import Step
 from tests.simulated.bed import GPUS, Bed
 
 SCENARIO_NAMES = list(GPUS)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import Owned
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Errno, Hang
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from tests.simulated.bed import GPUS, Bed
 

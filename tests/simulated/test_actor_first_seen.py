@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config import Config, GpuConfig
+from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import NotViable
 from gpuswitch.host.simulated.catalogue import AUDIO, NVIDIA, PCIEPORT, VFIO, VGA, Slot, alias, port
 from gpuswitch.host.simulated.devices import Device

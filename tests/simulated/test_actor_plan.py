@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import Failed, Wedged
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from tests.simulated.bed import Bed
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import Failed
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Errno, Operation, Silent
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import THE_SERVICE, Result
-from gpuswitch.switch.steps import Bind
+from gpuswitch.switch.steps.pci import Bind
 from tests.simulated.bed import GENTLE, GPUS, Bed, Settings, settings_of
 
 WRITES: tuple[Operation, ...] = ("load", "keep_awake", "set_power_control", "set_override", "unbind", "probe")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config import Config, GpuConfig
+from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import Failed, NotViable, Wedged
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.host.simulated.scenarios import SCENARIOS
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.record import Switch
 from tests.simulated.bed import Bed

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import Failed, GpuswitchError, InProgress, Wedged
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Delay, Errno, Hang, Operation
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Result
-from gpuswitch.switch.steps import AimOverrides, Bind, Unbind
+from gpuswitch.switch.steps.pci import AimOverrides, Bind, Unbind
 from tests.simulated.bed import Bed
 
 OPERATIONS: tuple[Operation, ...] = (

@@ -15,8 +15,8 @@ from gpuswitch.host.simulated.scenarios import plain
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
-from gpuswitch.switch.arbiter import Arbiter
-from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.shared.arbiter import Arbiter
 
 FIRST, SECOND, THIRD = (PciAddress.parse(f"0000:0{n}:00.0") for n in (1, 2, 3))
 SDDM, OLLAMA = Unit("sddm.service"), Unit("ollama.service")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import NotViable
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.catalogue import NVIDIA
 from gpuswitch.host.simulated.faults import Errno
 from gpuswitch.host.simulated.scenarios import plain
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.record import Result
 from tests.simulated.bed import Bed, config
 

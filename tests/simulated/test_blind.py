@@ -14,8 +14,8 @@ from gpuswitch.host.simulated.faults import Errno, Hang
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER
 from gpuswitch.model.states import State
+from gpuswitch.switch.journal.store import DirectoryStore
 from gpuswitch.switch.record import Result
-from gpuswitch.switch.store import DirectoryStore
 from tests.simulated.bed import Bed
 
 EMFILE = Errno(errno.EMFILE)

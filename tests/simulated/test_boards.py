@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config import Config, GpuConfig
+from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import NotViable
 from gpuswitch.host.simulated.catalogue import INTEL, NVIDIA
 from gpuswitch.host.simulated.scenarios import SCENARIOS

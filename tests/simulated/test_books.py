@@ -1,4 +1,4 @@
-"""What libvirt is not done with stays on vfio, whoever wants it home: see `gpuswitch.switch.books`.
+"""What libvirt is not done with stays on vfio, whoever wants it home: see `gpuswitch.switch.shared.books`.
 
 To sleep here is to let the virtual clock run, past whatever would end too early.
 """
@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import Failed, Owned
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Errno
 from gpuswitch.host.simulated.libvirt import LIBVIRTD
 from gpuswitch.model.policy import Options, Release
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.record import Result
 from tests.simulated.bed import Bed
 from tests.simulated.test_owners import ALL, GROUP, HOOK, SOUND, WIN11, acquire, home, inhibited, made, running, settled

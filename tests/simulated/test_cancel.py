@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import Failed, GpuswitchError, InProgress, InvalidArgument, Wedged
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Errno, Hang
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import THE_SERVICE, Requester, Result, Switch
 from tests.simulated.bed import GPUS, Bed

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.catalogue import AMD, NVIDIA, VGA, Slot, port
 from gpuswitch.host.simulated.faults import Delay, Errno, Hang, Operation
 from gpuswitch.host.simulated.scenarios import Options, boot, shared
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Result, Switch
 from tests.simulated.bed import Bed, config, consoles

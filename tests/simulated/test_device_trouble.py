@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import KernelError
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.devices import Trouble
 from gpuswitch.host.simulated.faults import Call, Errno
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Result
-from gpuswitch.switch.steps import HoldGroup
+from gpuswitch.switch.steps.pci import HoldGroup
 from tests.simulated.bed import GENTLE, Bed
 
 GPU = PciAddress.parse("0000:01:00.0")

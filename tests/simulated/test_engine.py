@@ -14,10 +14,10 @@ from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import laptop
 from gpuswitch.model.address import PciAddress
-from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.engine import Engine, Status, StepEvent, StoppedError, StuckError
-from gpuswitch.switch.owed import RestoreState
-from gpuswitch.switch.step import Step, StepContext, StepError
+from gpuswitch.switch.restore_state import RestoreState
+from gpuswitch.switch.shared.arbiter import Arbiter
+from gpuswitch.switch.steps.step import Step, StepContext, StepError
 
 GPU = PciAddress.parse("0000:01:00.0")
 DEADLINE = 10.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config import Config, GpuConfig
+from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import Failed, GpuswitchError, InvalidArgument, NoSuchGpu, NotViable
 from gpuswitch.host.simulated.catalogue import DISPLAY_3D, NVIDIA, VGA, Slot
 from gpuswitch.host.simulated.faults import Hang

@@ -10,6 +10,15 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import Failed, InProgress, Owned
+from gpuswitch.gpu.admission import Admission
+from gpuswitch.gpu.gpu_record import GpuObserver, GpuRecord, Outcome
+from gpuswitch.gpu.planner import Planner
+from gpuswitch.gpu.recovery import Recovery
+from gpuswitch.gpu.runner import Runner
+from gpuswitch.gpu.stall import Stall
+from gpuswitch.gpu.strategies import RecoveryStrategy
+from gpuswitch.gpu.turns import Turns
+from gpuswitch.host.port import Pending
 from gpuswitch.host.simulated.faults import Errno, Hang
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import plain
@@ -18,21 +27,12 @@ from gpuswitch.model.gpu import Gpu, discover
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.admission import Admission
-from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.engine import Engine, StepEvent, StuckError
-from gpuswitch.switch.gpu_record import GpuObserver, GpuRecord, Outcome
-from gpuswitch.switch.host import Pending
-from gpuswitch.switch.journal import Journal
-from gpuswitch.switch.owed import NOTHING_TO_RESTORE
-from gpuswitch.switch.planner import Planner
+from gpuswitch.switch.journal.journal import Journal
+from gpuswitch.switch.journal.store import DirectoryStore
 from gpuswitch.switch.record import Drift, Result, Switch
-from gpuswitch.switch.recovery import Recovery
-from gpuswitch.switch.runner import Runner
-from gpuswitch.switch.stall import Stall
-from gpuswitch.switch.store import DirectoryStore
-from gpuswitch.switch.strategies import RecoveryStrategy
-from gpuswitch.switch.turns import Turns
+from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE
+from gpuswitch.switch.shared.arbiter import Arbiter
 from tests.simulated.bed import config
 
 GPU = PciAddress.parse("0000:01:00.0")

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config import Config
+from gpuswitch.config.schema import Defaults
+from gpuswitch.config.settings import Config
 from gpuswitch.errors import Busy as BusyError
 from gpuswitch.errors import InProgress, KernelError
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Errno, Silent
 from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.host.simulated.scenarios import PERSISTENCED, SCENARIOS
@@ -18,10 +20,8 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Result
-from gpuswitch.tables import Defaults
 from tests.simulated.bed import Bed
 
 DISPLAY, SOUND = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:01:00.1")

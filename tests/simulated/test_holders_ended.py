@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Delay, Errno
 from gpuswitch.model.holders import Process, Unit
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status
 from tests.simulated.bed import Bed
 from tests.simulated.test_holders import (

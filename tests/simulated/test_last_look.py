@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import Failed
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Delay, Errno, Hang
 from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER
@@ -17,11 +18,10 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import HolderQuery, Unit
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
-from gpuswitch.switch.letting_go import CheckHolders
 from gpuswitch.switch.record import THE_SERVICE, Result, Switch
-from gpuswitch.switch.steps import Unbind
+from gpuswitch.switch.steps.holders import CheckHolders
+from gpuswitch.switch.steps.pci import Unbind
 from tests.simulated.bed import Bed, Snapshot
 from tests.simulated.test_holders import DISPLAY, SOUND, refused, reverted, when
 

@@ -7,17 +7,17 @@ import errno
 
 import pytest
 
+from gpuswitch.config.schema import Deadlines
 from gpuswitch.host.simulated.faults import Errno, Hang, Silent
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import plain
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER
-from gpuswitch.switch.arbiter import Arbiter
 from gpuswitch.switch.engine import Engine, StepEvent, StuckError
-from gpuswitch.switch.last_resort import RemoveFunctions, Rescan, ResetFunction
-from gpuswitch.switch.owed import RestoreState
-from gpuswitch.switch.step import Step, StepContext, StepError
-from gpuswitch.tables import Deadlines
+from gpuswitch.switch.restore_state import RestoreState
+from gpuswitch.switch.shared.arbiter import Arbiter
+from gpuswitch.switch.steps.reset import RemoveFunctions, Rescan, ResetFunction
+from gpuswitch.switch.steps.step import Step, StepContext, StepError
 
 GPU, AUDIO = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:01:00.1")
 BOTH = (GPU, AUDIO)

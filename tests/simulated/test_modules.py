@@ -11,6 +11,7 @@ import pytest
 
 from gpuswitch.errors import Busy as BusyError
 from gpuswitch.errors import NotViable
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.catalogue import AMD, DISPLAY_3D, MODULES, NVIDIA, VGA, Slot, port
 from gpuswitch.host.simulated.drivers import Module
 from gpuswitch.host.simulated.faults import Errno, Hang, Silent
@@ -19,10 +20,9 @@ from gpuswitch.host.simulated.scenarios import apu, boot, laptop, plain
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import BootFramebuffer
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Result
-from gpuswitch.switch.surroundings import UnloadModules
+from gpuswitch.switch.steps.host import UnloadModules
 from tests.simulated.bed import Bed, config
 
 DISPLAY = PciAddress.parse("0000:01:00.0")

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config import Config, GpuConfig
+from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import Busy, Failed, GpuswitchError, Owned, Timeout
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Errno, Hang
 from gpuswitch.host.simulated.scenarios import SCENARIOS
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.record import Requester, Result
 from tests.simulated.bed import GENTLE, Bed, config
 

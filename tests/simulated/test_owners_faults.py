@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import KernelError, Owned, Wedged
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Delay, Errno, Fault, Hang
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.holders import Holder, HolderQuery, Scan
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from tests.simulated.bed import Bed
 from tests.simulated.test_owners import LINUX, WIN11, acquire, home, inhibited, made, running
 

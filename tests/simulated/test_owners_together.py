@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config import Config, GpuConfig
+from gpuswitch.config.schema import Deadlines, Defaults
+from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import Failed, InProgress, NotViable
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Errno, Hang
 from gpuswitch.host.simulated.scenarios import SCENARIOS
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.record import Requester
-from gpuswitch.tables import Deadlines, Defaults
 from tests.simulated.bed import Bed
 
 FIRST, SECOND = PciAddress.parse("0000:27:00.0"), PciAddress.parse("0000:28:00.0")

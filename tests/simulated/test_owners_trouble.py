@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import Busy, Failed, Owned
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Delay, Errno
 from gpuswitch.model.holders import HolderQuery, Scan
 from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.journal.store import DirectoryStore
 from gpuswitch.switch.record import Requester, Result
-from gpuswitch.switch.store import DirectoryStore
 from tests.simulated.bed import GENTLE, Bed
 from tests.simulated.test_owners import (
     ALL,

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import Failed, GpuswitchError, NotViable, Wedged
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Delay, Errno, Hang
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
+from gpuswitch.switch.journal.store import DirectoryStore
 from gpuswitch.switch.record import Result
-from gpuswitch.switch.store import DirectoryStore
 from tests.simulated.bed import GENTLE, Bed
 
 GPU = PciAddress.parse("0000:01:00.0")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 
+from gpuswitch.host.port import Pending
 from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import plain
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE
-from gpuswitch.switch.host import Pending
 from tests.contract.bench import refused
 
 GPU, AUDIO = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:01:00.1")

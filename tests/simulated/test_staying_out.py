@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config import Config, GpuConfig
+from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import GpuswitchError
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.catalogue import AMD, NVIDIA, VGA, Slot
 from gpuswitch.host.simulated.devices import Trouble
 from gpuswitch.host.simulated.faults import Call, Delay, Hang
@@ -20,7 +21,6 @@ from gpuswitch.model.holders import Unit
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Requester, Result
 from tests.simulated.bed import GENTLE, Bed, config

@@ -12,14 +12,14 @@ from pathlib import Path
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from gpuswitch.config import Config, GpuConfig
+from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import GpuswitchError, KernelError
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Delay, Errno, Fault, Hang, Operation, Silent
 from gpuswitch.host.simulated.scenarios import PERSISTENCED, SCENARIOS
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from tests.simulated.bed import Bed, Witness, config
 from tests.simulated.clock import VirtualClockLoop
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Errno, Fault, Hang, Operation
 from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER, PERSISTENCED
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Result
-from gpuswitch.switch.steps import LoadDriver, Unbind
-from gpuswitch.switch.surroundings import InhibitSleep, ReleaseSleepInhibitor
+from gpuswitch.switch.steps.host import InhibitSleep, ReleaseSleepInhibitor
+from gpuswitch.switch.steps.pci import LoadDriver, Unbind
 from tests.simulated.bed import Bed
 
 SOUND = PciAddress.parse("0000:01:00.1")

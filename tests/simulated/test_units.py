@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import Failed, NotViable
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Errno, Fault, Hang
 from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER, PERSISTENCED, laptop
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.record import Result
 from tests.simulated.bed import Bed, config

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.errors import NotViable, Owned
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.catalogue import AUDIO, DISPLAY_3D, GRACE_HOPPER, NVIDIA, Slot, port
 from gpuswitch.host.simulated.faults import Errno
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import boot, plain, superchip
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.record import Result
 from tests.simulated.bed import GENTLE, Bed, config
 

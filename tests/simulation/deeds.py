@@ -6,6 +6,7 @@ from collections import Counter
 from signal import SIGKILL, Signals
 from typing import TYPE_CHECKING, Any
 
+from gpuswitch.config.schema import Defaults
 from gpuswitch.host.simulated.faults import Call
 from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.model.address import PciAddress
@@ -14,7 +15,6 @@ from gpuswitch.model.facts import VFIO_DRIVER
 from gpuswitch.model.holders import HolderQuery, Process, Scan
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from gpuswitch.tables import Defaults
 from tests.simulation.faces import AT
 from tests.simulation.invariants import Book
 from tests.simulation.trouble import Struck

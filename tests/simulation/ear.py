@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from gpuswitch.gpu.actor import Actor
+from gpuswitch.gpu.gpu_record import GpuRecord
+from gpuswitch.gpu.observer import Observer
 from gpuswitch.model.address import PciAddress
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
-from gpuswitch.switch.gpu_record import GpuRecord
-from gpuswitch.switch.observer import Observer
 from gpuswitch.switch.record import Drift, Switch
 from tests.simulation.faces import AT, At
 from tests.simulation.judge import BEGINS, Judge

@@ -266,7 +266,7 @@ class Disk:
 
 
 class ServiceStore:
-    """The journal's store (`gpuswitch.switch.store`), as one life of the service has it.
+    """The journal's store (`gpuswitch.switch.journal.store`), as one life of the service has it.
 
     Each write happens whole, or not at all: that is what a store has to promise.
     """

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpuswitch.config.schema import Defaults
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
-from gpuswitch.tables import Defaults
 from tests.simulated.bed import Settings, settings_of
 
 if TYPE_CHECKING:

@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gpuswitch.errors import Busy, GpuswitchError, InProgress, NotViable, Wedged
+from gpuswitch.fleet.fleet import Fleet
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import harmless
 from gpuswitch.model.holders import HolderQuery, Scan
 from gpuswitch.model.policy import Busy as Policy
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.engine import Status, StepEvent
-from gpuswitch.switch.fleet import Fleet
 from gpuswitch.switch.record import Drift, Result, Switch
-from gpuswitch.switch.surroundings import StartUnits, StopUnits
+from gpuswitch.switch.steps.host import StartUnits, StopUnits
 from tests.simulated.bed import Settings
 from tests.simulation.deeds import Deeds
 from tests.simulation.faces import AT, At

@@ -15,31 +15,35 @@ from typing import Any, NamedTuple
 import pytest
 
 from gpuswitch.errors import KernelError
+from gpuswitch.fleet import ownership
+from gpuswitch.fleet.fleet import Fleet
+from gpuswitch.fleet.owners import Owners
+from gpuswitch.fleet.ownership import Ownership
+from gpuswitch.gpu import gpu_record, observe
+from gpuswitch.gpu.actor import Actor
+from gpuswitch.gpu.admission import Admission
+from gpuswitch.gpu.machine import START
+from gpuswitch.gpu.planner import Planner
+from gpuswitch.gpu.runner import Runner
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from gpuswitch.switch import engine, gpu_record, guards, observe, ownership, prepare
-from gpuswitch.switch.actor import Actor
-from gpuswitch.switch.admission import Admission
-from gpuswitch.switch.arbiter import Arbiter
-from gpuswitch.switch.awake import Awake, Why
-from gpuswitch.switch.clearing_up import ClearingUp
+from gpuswitch.switch import engine
 from gpuswitch.switch.engine import Engine
-from gpuswitch.switch.fleet import Fleet
-from gpuswitch.switch.inquiry import DetachSurvey
-from gpuswitch.switch.journal import Journal, Page
-from gpuswitch.switch.letting_go import CheckHolders
-from gpuswitch.switch.machine import START
-from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
-from gpuswitch.switch.owners import Owners
-from gpuswitch.switch.ownership import Ownership
-from gpuswitch.switch.planner import Planner
-from gpuswitch.switch.prepare import Preparation
-from gpuswitch.switch.runner import Runner
-from gpuswitch.switch.steps import AimOverrides, AwaitLibvirt, DisableRuntimePm, HoldGroup, RestorePower
+from gpuswitch.switch.journal.journal import Journal, Page
+from gpuswitch.switch.planning import guards
+from gpuswitch.switch.planning import preparation as prepare
+from gpuswitch.switch.planning.preparation import Preparation
+from gpuswitch.switch.planning.survey import DetachSurvey
+from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.shared.arbiter import Arbiter
+from gpuswitch.switch.shared.awake import Awake, Why
+from gpuswitch.switch.shared.clearing_up import ClearingUp
+from gpuswitch.switch.steps.holders import CheckHolders
+from gpuswitch.switch.steps.pci import AimOverrides, AwaitLibvirt, DisableRuntimePm, HoldGroup, RestorePower
 from tests.simulation.story import Event, Story
 
 
@@ -355,7 +359,7 @@ def refusals_saynothing(patch: pytest.MonkeyPatch) -> None:
         return next(iter(blockers)).error("")
 
     patch.setattr(prepare, "refusal", refusal)
-    patch.setattr("gpuswitch.switch.inquiry.refusal", refusal)
+    patch.setattr("gpuswitch.switch.planning.survey.refusal", refusal)
 
 
 @breaks(8)
@@ -366,7 +370,7 @@ def only_one_of_all_is_named(patch: pytest.MonkeyPatch) -> None:
         return said(list(blockers)[:1])
 
     patch.setattr(prepare, "refusal", refusal)
-    patch.setattr("gpuswitch.switch.inquiry.refusal", refusal)
+    patch.setattr("gpuswitch.switch.planning.survey.refusal", refusal)
 
 
 @breaks(9)

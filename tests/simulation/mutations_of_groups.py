@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gpuswitch.switch import gpu_record, guards, needs
-from gpuswitch.switch.steps import CheckGroup
+from gpuswitch.gpu import gpu_record
+from gpuswitch.switch.planning import guards
+from gpuswitch.switch.planning import requirements as needs
+from gpuswitch.switch.steps.pci import CheckGroup
 from tests.simulation.mutations import A_MACHINE_ASKS, breaks, nothing
 from tests.simulation.story import Event, Story
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpuswitch.gpu.machine import GpuMachine
 from gpuswitch.model.states import EDGES, State
-from gpuswitch.switch import journal
-from gpuswitch.switch.machine import GpuMachine
+from gpuswitch.switch.journal import journal
 from tests.simulation import drive
 from tests.simulation.invariants import Violation
 from tests.simulation.loop import SimulatedLoop

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable
 from typing import cast
 
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from tests.simulated.bed import Settings, Snapshot, snapshot
 from tests.simulation.invariants import Book
 from tests.simulation.judge import ANSWER_SECONDS

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import cast
 
-from gpuswitch.config import Config, GpuConfig
+from gpuswitch.config.schema import Defaults
+from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.host.simulated import catalogue as parts
 from gpuswitch.host.simulated.catalogue import AMD, INTEL, NVIDIA, REALTEK, Slot, port
 from gpuswitch.host.simulated.devices import Device
@@ -17,7 +18,6 @@ from gpuswitch.host.simulated.scenarios import PERSISTENCED, SCENARIOS, WIREPLUM
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import discover
 from gpuswitch.model.holders import Unit
-from gpuswitch.tables import Defaults
 from tests.simulated.bed import GPUS, Snapshot, settings_of, snapshot
 
 _MEMBERS: Mapping[str, Mapping[str, str]] = {

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuswitch.errors import Failed, KernelError
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.libvirt import LIBVIRTD
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER
 from gpuswitch.model.gpu import harmless
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
 from gpuswitch.switch.record import Requester
 from tests.simulated.bed import Settings
 from tests.simulation.invariants import Ask, difference

@@ -8,15 +8,15 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-from gpuswitch.config import Config
+from gpuswitch.config.settings import Config
 from gpuswitch.errors import GpuswitchError
+from gpuswitch.fleet.fleet import Fleet
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.libvirt import LIBVIRTD
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.actor import Actor
-from gpuswitch.switch.fleet import Fleet
-from gpuswitch.switch.journal import Journal
+from gpuswitch.switch.journal.journal import Journal
 from gpuswitch.switch.record import Requester, Switch
 from tests.simulation.ear import Ear
 from tests.simulation.faces import SEND, WRITE, WRITTEN, Disk, Senses, ServiceHost, ServiceStore

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from gpuswitch.host.port import Captured
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, Driver, HostFacts, PciFunction
-from gpuswitch.switch.host import Captured
 
 NVIDIA, AMD, INTEL, AMD_PROCESSOR = 0x10DE, 0x1002, 0x8086, 0x1022
 VGA, AUDIO, USB, UCSI = 0x030000, 0x040300, 0x0C0330, 0x0C8000

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuswitch import archive
-from gpuswitch.archive import Archive, ArchiveError, Entry, StepEntry
+from gpuswitch.history import archive
+from gpuswitch.history.archive import Archive, ArchiveError, Entry, StepEntry
 
 STEPS = (
     StepEntry(1, "unbind 0000:01:00.0 from nvidia", "unbind", "done", 1_000_000, 5),
@@ -256,7 +256,7 @@ def test_somebody_who_has_it_locked_is_no_reason_to_set_it_aside(full: Path, mon
 _FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from gpuswitch.archive import Archive, ArchiveError
+from gpuswitch.history.archive import Archive, ArchiveError
 from tests.unit.test_archive import EVERYTHING, entries
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 kept = Archive(Path(sys.argv[1]))

@@ -17,8 +17,8 @@ from gpuswitch.api import callers, serving
 from gpuswitch.api.bus import Bus, CallError
 from gpuswitch.api.callers import Callers
 from gpuswitch.api.connection import Message
-from gpuswitch.aside import run_in_thread
 from gpuswitch.errors import GpuswitchError
+from gpuswitch.runtime.threads import run_in_thread
 from gpuswitch.switch.record import Requester
 
 Told = int | GpuswitchError | None

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import pytest
 
-from gpuswitch.cli import look
+from gpuswitch.cli import query as look
 from gpuswitch.cli.client import Service, StepChange, plain_values
 from gpuswitch.cli.main import main, parser, sentence
-from gpuswitch.cli.show import aligned, clean, duration, numbered, problem, table
+from gpuswitch.cli.output import aligned, clean, duration, numbered, problem, table
 from gpuswitch.cli.steps import JsonLines, Lines
 from gpuswitch.cli.terminal import StepsInPlace
 

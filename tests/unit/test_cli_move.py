@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from gpuswitch.cli import move
+from gpuswitch.cli import switch as move
 from gpuswitch.cli.client import CtlError, Gpu, Service, StepChange
 from tests.unit.test_cli import gpu
 

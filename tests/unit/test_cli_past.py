@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from gpuswitch.cli import past
+from gpuswitch.cli import history as past
 from gpuswitch.cli.client import Service, plain_values
 from gpuswitch.cli.terminal import print_timeline
 from tests.unit.test_cli import EVIL, HARMLESS

@@ -12,7 +12,7 @@ import pytest
 
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.hints import OneOf
-from gpuswitch.switch.codec import decode, encode
+from gpuswitch.switch.journal.codec import decode, encode
 from tests.unit.parts import at
 
 
@@ -122,5 +122,7 @@ class Odd:
 
 
 def test_a_type_that_nobody_can_keep_is_named() -> None:
-    with pytest.raises(TypeError, match=r"cannot keep a value of type set\[str\] as JSON: gpuswitch.switch.codec says"):
+    with pytest.raises(
+        TypeError, match=r"cannot keep a value of type set\[str\] as JSON: see gpuswitch.switch.journal.codec"
+    ):
         encode(Odd(set()))

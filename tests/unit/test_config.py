@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config import Config, load
+from gpuswitch.config.schema import Deadlines, Defaults, History, Metrics
+from gpuswitch.config.settings import Config, load
 from gpuswitch.errors import ConfigError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.policy import Release
-from gpuswitch.tables import Deadlines, Defaults, History, Metrics
 
 EXAMPLE = Path(__file__).parents[2] / "contrib" / "config.toml"
 FIRST = PciAddress.parse("0000:01:00.0")

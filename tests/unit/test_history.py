@@ -12,16 +12,16 @@ from typing import Any, cast
 
 import pytest
 
-from gpuswitch import history as module
-from gpuswitch.archive import Archive, Entry
+from gpuswitch.config.schema import History as Settings
 from gpuswitch.errors import Failed, InvalidArgument
-from gpuswitch.history import History
+from gpuswitch.gpu.gpu_record import GpuRecord
+from gpuswitch.history import history as module
+from gpuswitch.history.archive import Archive, Entry
+from gpuswitch.history.history import History
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
-from gpuswitch.switch.gpu_record import GpuRecord
 from gpuswitch.switch.record import Drift, Requester, Result, Switch
-from gpuswitch.tables import History as Settings
 from tests.unit.parts import at
 
 GPU = cast("GpuRecord", SimpleNamespace(gpu=SimpleNamespace(address=at("0000:01:00.0"))))

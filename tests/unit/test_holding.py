@@ -8,7 +8,7 @@ from typing import TypedDict, Unpack
 import pytest
 
 from gpuswitch.model.holders import Holder, Process, Unit
-from gpuswitch.switch.holding import Leaving, in_the_way, is_logind, never_ended, sentences, stoppable_unit
+from gpuswitch.switch.holder_policy import Leaving, in_the_way, is_logind, never_ended, sentences, stoppable_unit
 from tests.unit.parts import at
 
 GPU = at("0000:01:00.0")

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuswitch import config, hook
+from gpuswitch import hook
+from gpuswitch.config import settings as config
 from tests.unit.hook_parts import BOMB, DOMAIN, HOSTDEV, INTERFACE, UUID, domain, table, write
 from tests.unit.sysfs_tree import Tree, link
 

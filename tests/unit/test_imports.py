@@ -1,4 +1,4 @@
-"""Imports go one way: errors <- model <- switch <- api <- daemon; the clients know none of them."""
+"""Imports go one way: errors, model, config, the host's port, switch, gpu, fleet, api, daemon; clients know none."""
 
 from __future__ import annotations
 
@@ -11,52 +11,68 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "gpuswitch"
 
+_HEART = (
+    "gpuswitch.errors",
+    "gpuswitch.model",
+    "gpuswitch.config",
+    "gpuswitch.runtime.pause",
+    "gpuswitch.host.operation",
+    "gpuswitch.host.port",
+    "gpuswitch.host.looking",
+)
+"""What all of the heart may import: plain values, and what it asks of a host."""
+_HOST = ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.host.operation", "gpuswitch.host.port")
+"""What a host may: it implements the port, and sees nothing of the heart."""
+_ROOMS = (
+    "gpuswitch.switch.restore_state",
+    "gpuswitch.switch.holder_policy",
+    "gpuswitch.switch.shared",
+    "gpuswitch.switch.steps",
+    "gpuswitch.switch.planning",
+    "gpuswitch.switch.engine",
+    "gpuswitch.switch.record",
+    "gpuswitch.switch.journal",
+    "gpuswitch.gpu",
+    "gpuswitch.fleet",
+)
+"""The rooms of the heart: each knows those before it, and itself."""
+
 LAYERS: dict[str, tuple[str, ...]] = {
     "gpuswitch": (),
     "gpuswitch.errors": (),
     "gpuswitch.model": ("gpuswitch.errors", "gpuswitch.model"),
-    "gpuswitch.layers": ("gpuswitch.errors", "gpuswitch.model"),
-    "gpuswitch.tables": ("gpuswitch.errors", "gpuswitch.model"),
-    "gpuswitch.config": ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.layers", "gpuswitch.tables"),
-    "gpuswitch.notify": (),
-    "gpuswitch.buses": ("gpuswitch.errors",),
-    "gpuswitch.aside": (),
-    "gpuswitch.switch": (
-        "gpuswitch.errors",
-        "gpuswitch.model",
-        "gpuswitch.tables",
-        "gpuswitch.config",
-        "gpuswitch.switch",
-    ),
-    # The hosts implement the protocol that the switch owns, and see nothing else of it.
-    "gpuswitch.host": (
-        "gpuswitch.errors",
-        "gpuswitch.model",
-        "gpuswitch.switch.host",
-        "gpuswitch.switch.operation",
-        "gpuswitch.host",
-    ),
+    "gpuswitch.config": ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.config"),
+    "gpuswitch.runtime": ("gpuswitch.errors",),
+    "gpuswitch.switch": (),
+    **{room: (*_HEART, *_ROOMS[: _ROOMS.index(room) + 1]) for room in _ROOMS},
+    "gpuswitch.host": (),
+    "gpuswitch.host.operation": ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.config.schema"),
+    "gpuswitch.host.port": _HOST,
+    "gpuswitch.host.looking": (*_HOST, "gpuswitch.runtime.pause"),
+    "gpuswitch.host.linux": (*_HOST, "gpuswitch.host.linux"),
+    "gpuswitch.host.simulated": (*_HOST, "gpuswitch.host.simulated"),
     # An observer of the switches, and what it writes: files of its own.
-    "gpuswitch.archive": (),
     "gpuswitch.history": (
         "gpuswitch.errors",
-        "gpuswitch.tables",
-        "gpuswitch.aside",
-        "gpuswitch.archive",
-        "gpuswitch.switch.actor",
+        "gpuswitch.config.schema",
+        "gpuswitch.runtime.threads",
+        "gpuswitch.history",
         "gpuswitch.switch.engine",
-        "gpuswitch.switch.gpu_record",
         "gpuswitch.switch.record",
+        "gpuswitch.gpu.actor",
+        "gpuswitch.gpu.gpu_record",
     ),
     "gpuswitch.api": (
         "gpuswitch.__version__",
         "gpuswitch.errors",
         "gpuswitch.model",
-        "gpuswitch.tables",
-        "gpuswitch.aside",
-        "gpuswitch.archive",
+        "gpuswitch.config.schema",
+        "gpuswitch.runtime.threads",
         "gpuswitch.history",
         "gpuswitch.switch",
+        "gpuswitch.gpu",
+        "gpuswitch.fleet",
+        "gpuswitch.host.port",
         "gpuswitch.api",
     ),
     # The composition root: the only place that sees both the hosts and the faces.
@@ -65,10 +81,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.errors",
         "gpuswitch.model",
         "gpuswitch.config",
-        "gpuswitch.notify",
-        "gpuswitch.buses",
+        "gpuswitch.runtime",
         "gpuswitch.history",
         "gpuswitch.switch",
+        "gpuswitch.gpu",
+        "gpuswitch.fleet",
         "gpuswitch.host",
         "gpuswitch.api",
     ),
@@ -103,8 +120,10 @@ def within(name: str, parents: tuple[str, ...]) -> bool:
 
 
 def layer_of(module: str) -> str:
-    """The part of the package that a module belongs to."""
-    return ".".join(module.split(".")[:2])
+    """The part of the package that a module belongs to: the smallest that has a line of its own."""
+    return max(
+        (layer for layer in LAYERS if layer != "gpuswitch" and within(module, (layer,))), key=len, default=module
+    )
 
 
 def is_program(source: str) -> bool:
@@ -136,11 +155,11 @@ def test_imports_only_what_lies_below(path: Path) -> None:
 def test_the_parts_of_a_gpu_know_none_above_them() -> None:
     """From what is known of a GPU to who decides what is done with it; those of one line do not know each other."""
     order = ["gpu_record"], ["turns", "stall", "planner", "admission"], ["runner"], ["recovery"], ["actor"]
-    level = {f"gpuswitch.switch.{part}": rank for rank, parts in enumerate(order) for part in parts}
+    level = {f"gpuswitch.gpu.{part}": rank for rank, parts in enumerate(order) for part in parts}
     found = {(module, name.rpartition(".")[0]) for module, name in all_imports() if module in level}
     assert level.keys() == {module for module, _ in found}
     assert [pair for pair in found if pair[1] in level and level[pair[1]] >= level[pair[0]]] == []
-    above = ("gpuswitch.switch.observer", "gpuswitch.switch.fleet", "gpuswitch.switch.owners", "gpuswitch.switch.retry")
+    above = ("gpuswitch.gpu.observer", "gpuswitch.fleet.fleet", "gpuswitch.fleet.owners", "gpuswitch.gpu.retry")
     assert [pair for pair in found if pair[1] in above] == []
 
 
@@ -184,7 +203,7 @@ def test_the_rules_can_fail() -> None:
     source = "def f():\n    from gpuswitch.host import linux\n    import gpuswitch.api.bus\n"
     assert list(imports(source)) == ["gpuswitch.host.linux", "gpuswitch.api.bus"]
     assert not within("gpuswitch.hosts", ("gpuswitch.host",))
-    assert within("gpuswitch.switch.host.Host", LAYERS["gpuswitch.host"])
-    assert not within("gpuswitch.switch.engine", LAYERS["gpuswitch.host"])
-    assert not within("gpuswitch.switch.plan.Plan", LAYERS["gpuswitch.cli"])
+    assert within("gpuswitch.host.port.Host", LAYERS["gpuswitch.host.linux"])
+    assert not within("gpuswitch.switch.engine", LAYERS["gpuswitch.host.linux"])
+    assert not within("gpuswitch.switch.planning.plan.Plan", LAYERS["gpuswitch.cli"])
     assert is_program('if __name__ == "__main__":\n    main()\n')

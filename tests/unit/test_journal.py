@@ -17,16 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuswitch.errors import Failed
+from gpuswitch.host.port import Captured, Pending
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Driver
 from gpuswitch.model.holders import Process, Unit
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
-from gpuswitch.switch.host import Captured, Pending
-from gpuswitch.switch.journal import Entry, Journal, Page, Unfinished, boot_id
-from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.journal.journal import Entry, Journal, Page, Unfinished, boot_id
+from gpuswitch.switch.journal.store import DirectoryStore
 from gpuswitch.switch.record import Requester
-from gpuswitch.switch.store import DirectoryStore
+from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
 from tests.unit.parts import at
 
 GPU = at("0000:01:00.0")
@@ -372,7 +372,7 @@ _FULL_DISK = f"""
 import resource, signal, sys
 from pathlib import Path
 from gpuswitch.errors import Failed
-from gpuswitch.switch.journal import Entry
+from gpuswitch.switch.journal.journal import Entry
 from tests.unit.test_journal import GPU, OWED, kept_in
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (64, {resource.RLIM_INFINITY}))

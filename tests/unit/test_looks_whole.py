@@ -15,7 +15,7 @@ from gpuswitch.errors import KernelError
 from gpuswitch.host.linux import procfs
 from gpuswitch.host.linux.adopted import AdoptedWorker
 from gpuswitch.host.linux.scanning.devices import Devices
-from gpuswitch.host.linux.scanning.tables import Seen, Wanted, look
+from gpuswitch.host.linux.scanning.open_files import Seen, Wanted, look
 from gpuswitch.host.linux.sysfs import Sysfs
 from gpuswitch.model.holders import Process
 from tests.unit.scan_bench import FULL

@@ -11,9 +11,8 @@ from gpuswitch.model.facts import Consoles, Driver, HostFacts, Module, PciFuncti
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, HolderQuery, Process, Unit
 from gpuswitch.model.policy import Busy, ModulePolicy
-from gpuswitch.switch.consoles import consoles_to_move, shown_by_other_gpus, unbound_with
-from gpuswitch.switch.holding import Leaving
-from gpuswitch.switch.needs import (
+from gpuswitch.switch.holder_policy import Leaving
+from gpuswitch.switch.planning.requirements import (
     BoundDriver,
     DetachRequirements,
     announcements,
@@ -27,6 +26,7 @@ from gpuswitch.switch.needs import (
     refuse_holders,
     units_to_stop,
 )
+from gpuswitch.switch.steps.consoles import consoles_to_move, shown_by_other_gpus, unbound_with
 from tests.unit.parts import VGA, at, facts, function, geforce
 
 GPU = Gpu(at("0000:01:00.0"), tuple(at(f"0000:01:00.{n}") for n in range(4)))

@@ -9,7 +9,7 @@ import pytest
 from gpuswitch.model.facts import BootFramebuffer, HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.policy import ModulePolicy
-from gpuswitch.switch.needs import boot_framebuffers, bound_drivers, everything, query
+from gpuswitch.switch.planning.requirements import boot_framebuffers, bound_drivers, everything, query
 from tests.unit.parts import VGA, at, facts, function
 
 GPU = Gpu(at("0000:01:00.0"), (at("0000:01:00.0"),))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.notify import notify, reloading, watchdog_seconds
+from gpuswitch.runtime.notify import notify, reloading, watchdog_seconds
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from gpuswitch.gpu.observe import explain, observe
+from gpuswitch.host.port import Captured
 from gpuswitch.model.facts import Driver
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
-from gpuswitch.switch.host import Captured
-from gpuswitch.switch.observe import explain, observe
-from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
 from tests.unit.parts import AUDIO, at, captured, facts, function, geforce
 
 GPU = Gpu(at("0000:01:00.0"), (at("0000:01:00.0"), at("0000:01:00.1")))

@@ -19,13 +19,13 @@ from gpuswitch.host.linux.operations.functions import Functions
 from gpuswitch.host.linux.operations.modules import Modules
 from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.linux.wire import on_wire
+from gpuswitch.host.operation import Operation, Operations, Request, Words, operation
+from gpuswitch.host.port import OPERATIONS
 from gpuswitch.host.simulated import faults
 from gpuswitch.host.simulated.host import parts_of
 from gpuswitch.host.simulated.kernel import Machine
 from gpuswitch.model.address import PciAddress
-from gpuswitch.switch.host import OPERATIONS
-from gpuswitch.switch.operation import Operation, Operations, Request, Words, operation
-from gpuswitch.switch.step import Step
+from gpuswitch.switch.steps.step import Step
 from tests.unit.parts import at
 
 GPU = at("0000:01:00.0")
@@ -155,7 +155,7 @@ def test_what_writes_an_attribute_takes_values_by_function() -> None:
 
 
 def test_a_step_without_a_deadline_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"the step Bend is of kind 'bending', for which .* gpuswitch/tables.py"):
+    with pytest.raises(TypeError, match=r"the step Bend is of kind 'bending', for which .* gpuswitch/config/schema.py"):
 
         class Bend(Step):
             kind = "bending"

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuswitch.host.port import Captured
 from gpuswitch.model.facts import Driver
 from gpuswitch.model.holders import Unit
-from gpuswitch.switch.host import Captured
-from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
 from tests.unit.parts import at
 
 GPU, SOUND, OTHER = at("0000:01:00.0"), at("0000:01:00.1"), at("0000:02:00.0")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from gpuswitch.host.port import Captured
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Driver, HostFacts, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
-from gpuswitch.switch.host import Captured
-from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
-from gpuswitch.switch.plan import Plan, to_host, to_vfio
+from gpuswitch.switch.planning.plan import Plan, to_host, to_vfio
+from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
 from tests.unit.parts import AUDIO, MODULES, UCSI, VGA, at, captured, driver, facts, function, geforce
 
 HOME = ("nvidia", "snd_hda_intel", "xhci_hcd", "nvidia-gpu")

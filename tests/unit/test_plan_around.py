@@ -10,13 +10,13 @@ from gpuswitch.model.drivers import profile_of
 from gpuswitch.model.facts import BootFramebuffer, Driver, HostFacts, Module
 from gpuswitch.model.holders import HolderQuery, Unit
 from gpuswitch.model.policy import Busy
-from gpuswitch.switch.consoles import MoveConsoles, RestoreConsoles
-from gpuswitch.switch.letting_go import AwaitHolders, CheckHolders
-from gpuswitch.switch.needs import BoundDriver, DetachRequirements
-from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
-from gpuswitch.switch.plan import HomeOptions, Plan, to_host, to_vfio
-from gpuswitch.switch.steps import Unbind
-from gpuswitch.switch.surroundings import ReleaseSleepInhibitor, StartUnits, StopUnits
+from gpuswitch.switch.planning.plan import HomeOptions, Plan, to_host, to_vfio
+from gpuswitch.switch.planning.requirements import BoundDriver, DetachRequirements
+from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.steps.consoles import MoveConsoles, RestoreConsoles
+from gpuswitch.switch.steps.holders import AwaitHolders, CheckHolders
+from gpuswitch.switch.steps.host import ReleaseSleepInhibitor, StartUnits, StopUnits
+from gpuswitch.switch.steps.pci import Unbind
 from tests.unit.parts import at, captured, facts, geforce
 from tests.unit.test_plan import gpu_of, home_of, titles
 

@@ -12,15 +12,12 @@ from gpuswitch.model.facts import BootFramebuffer, HostFacts, Module
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Busy, ModulePolicy
-from gpuswitch.switch.announcing import Announce
-from gpuswitch.switch.consoles import MoveConsoles, RestoreConsoles
-from gpuswitch.switch.letting_go import AwaitHolders, CheckHolders, EndSession
-from gpuswitch.switch.needs import DetachRequirements, bound_drivers, query
-from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
-from gpuswitch.switch.plan import HomeOptions, Plan, to_host, to_vfio
-from gpuswitch.switch.step import Step
-from gpuswitch.switch.steps import AimOverrides, Bind, CheckGroup, DisableRuntimePm, LoadDriver, RestorePower, Unbind
-from gpuswitch.switch.surroundings import (
+from gpuswitch.switch.planning.plan import HomeOptions, Plan, to_host, to_vfio
+from gpuswitch.switch.planning.requirements import DetachRequirements, bound_drivers, query
+from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.steps.consoles import MoveConsoles, RestoreConsoles
+from gpuswitch.switch.steps.holders import AwaitHolders, CheckHolders, EndSession
+from gpuswitch.switch.steps.host import (
     InhibitSleep,
     LoadModules,
     Persistence,
@@ -31,6 +28,17 @@ from gpuswitch.switch.surroundings import (
     StopUnits,
     UnloadModules,
 )
+from gpuswitch.switch.steps.pci import (
+    AimOverrides,
+    Bind,
+    CheckGroup,
+    DisableRuntimePm,
+    LoadDriver,
+    RestorePower,
+    Unbind,
+)
+from gpuswitch.switch.steps.step import Step
+from gpuswitch.switch.steps.uevents import Announce
 from tests.unit.test_plan_rules import Case, cases
 
 _MODULES = ("nvidia", "nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nouveau", "snd_hda_intel", "xhci_pci")

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from gpuswitch.host.port import Captured
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
-from gpuswitch.switch.host import Captured
-from gpuswitch.switch.owed import NOTHING_TO_RESTORE, Baseline, RestoreState
-from gpuswitch.switch.plan import Plan, to_host, to_vfio
-from gpuswitch.switch.steps import (
+from gpuswitch.switch.planning.plan import Plan, to_host, to_vfio
+from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, Baseline, RestoreState
+from gpuswitch.switch.steps.host import ReleaseSleepInhibitor
+from gpuswitch.switch.steps.pci import (
     AimOverrides,
     Bind,
     DisableRuntimePm,
@@ -25,7 +26,6 @@ from gpuswitch.switch.steps import (
     RestorePower,
     Unbind,
 )
-from gpuswitch.switch.surroundings import ReleaseSleepInhibitor
 from tests.unit.parts import AUDIO, UCSI, USB, VGA, driver, facts, function
 
 _HOST_DRIVERS = st.sampled_from([None, "nvidia", "nouveau", "snd_hda_intel", "xhci_hcd"])

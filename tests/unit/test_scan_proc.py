@@ -14,10 +14,11 @@ import pytest
 
 from gpuswitch.host.linux import scan_main
 from gpuswitch.host.linux.scan_main import Scan
-from gpuswitch.host.linux.scanning import tables, watch
+from gpuswitch.host.linux.scanning import open_files as tables
+from gpuswitch.host.linux.scanning import watch
 from gpuswitch.host.linux.scanning.devices import Devices
-from gpuswitch.host.linux.scanning.halves import in_two
 from gpuswitch.host.linux.scanning.kernel import Client, mounted
+from gpuswitch.host.linux.scanning.split import in_two
 from tests.unit.scan_bench import FULL, NOBODYS, OPEN, Proc, program
 from tests.unit.sysfs_tree import Tree, link
 from tests.unit.worker_bench import AUDIO, GPU

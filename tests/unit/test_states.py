@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from transitions import MachineError
 
+from gpuswitch.gpu.machine import GpuMachine
 from gpuswitch.model.states import EDGES, State
-from gpuswitch.switch.machine import GpuMachine
 
 ROOT = Path(__file__).parents[2]
 TRIGGERS = sorted({edge.trigger for edge in EDGES})

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.switch.store import SPARE_BYTES, DirectoryStore
+from gpuswitch.switch.journal.store import SPARE_BYTES, DirectoryStore
 
 _FULL = """
 import ctypes, os, sys
 from pathlib import Path
-from gpuswitch.switch.store import DirectoryStore
+from gpuswitch.switch.journal.store import DirectoryStore
 
 directory = Path(sys.argv[1])
 libc = ctypes.CDLL(None, use_errno=True)

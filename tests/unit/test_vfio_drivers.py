@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config import load
+from gpuswitch.config.settings import load
 from gpuswitch.errors import ConfigError
+from gpuswitch.gpu.observe import observe, place
 from gpuswitch.host.linux.sysfs import Sysfs
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import vfio_drivers
 from gpuswitch.model.facts import Driver, HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
-from gpuswitch.switch.guards import blockers
-from gpuswitch.switch.needs import DetachRequirements
-from gpuswitch.switch.observe import observe, place
-from gpuswitch.switch.owed import NOTHING_TO_RESTORE, RestoreState
-from gpuswitch.switch.plan import Plan, to_host, to_vfio
+from gpuswitch.switch.planning.guards import blockers
+from gpuswitch.switch.planning.plan import Plan, to_host, to_vfio
+from gpuswitch.switch.planning.requirements import DetachRequirements
+from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
 from tests.unit.parts import MODULES, VFIO, at, captured, facts, geforce
 from tests.unit.sysfs_tree import Tree
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from gpuswitch.gpu.wedged import first_words, report
+from gpuswitch.host.port import Pending
 from gpuswitch.model.holders import Holder, Process
 from gpuswitch.switch.engine import StuckError
-from gpuswitch.switch.host import Pending
-from gpuswitch.switch.wedged import first_words, report
 from tests.unit.parts import at
 
 GPU = at("0000:01:00.0")

@@ -15,8 +15,8 @@ import pytest
 
 from gpuswitch.host.linux import procfs
 from gpuswitch.host.linux.kernel import LinuxKernel
+from gpuswitch.host.port import Pending
 from gpuswitch.model.holders import Process
-from gpuswitch.switch.host import Pending
 from tests.unit.sysfs_tree import Tree
 from tests.unit.test_worker import Blocked, abandoned, gone, pid_of
 from tests.unit.worker_bench import AUDIO, GPU, refused

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.host.linux.kernel import LinuxKernel
+from gpuswitch.host.operation import Words
+from gpuswitch.host.port import Captured
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Driver
-from gpuswitch.switch.host import Captured
-from gpuswitch.switch.operation import Words
 from tests.unit.sysfs_tree import Tree
 from tests.unit.worker_bench import AUDIO, BOTH, GPU, refused
 

@@ -19,9 +19,9 @@ from typing import Any
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.host.linux.sysfs import Roots, Sysfs
+from gpuswitch.host.port import Pending
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Process
-from gpuswitch.switch.host import Pending
 
 
 class Program:

@@ -1,1 +1,1 @@
-"""The real host: sysfs, /dev, modprobe and netlink, behind the port that `switch/host.py` owns."""
+"""The real host: sysfs, /dev, modprobe and netlink, behind the port that `host/port.py` owns."""

@@ -12,9 +12,9 @@ from gpuswitch.host.linux.libvirt import LinuxLibvirt
 from gpuswitch.host.linux.processes import LinuxProcesses
 from gpuswitch.host.linux.sysfs import Roots, Sysfs
 from gpuswitch.host.linux.systemd import LinuxSystemd
+from gpuswitch.host.port import Host
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
-from gpuswitch.switch.host import Host
 
 
 class LinuxHost(Host):

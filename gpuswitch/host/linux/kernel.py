@@ -17,10 +17,10 @@ from gpuswitch.host.linux.adopted import AdoptedWorker
 from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.linux.wire import CAPTURED, from_wire, on_wire
 from gpuswitch.host.linux.worker import Worker
+from gpuswitch.host.operation import Request, Words
+from gpuswitch.host.port import Kernel, Pending
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Process
-from gpuswitch.switch.host import Kernel, Pending
-from gpuswitch.switch.operation import Request, Words
 
 log = logging.getLogger(__name__)
 

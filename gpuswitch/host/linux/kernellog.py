@@ -16,8 +16,8 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 from gpuswitch.host.linux import children
+from gpuswitch.host.port import KernelLog
 from gpuswitch.model.address import PciAddress
-from gpuswitch.switch.host import KernelLog
 
 SYNC_SECONDS = 2.0
 MOST_LINES = 4

@@ -24,9 +24,9 @@ from asyncinotify import Inotify, Mask
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.descriptors import when_readable
+from gpuswitch.host.port import Libvirt
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.owner import Owner
-from gpuswitch.switch.host import Libvirt
 
 _LOCK = struct.Struct("@hhqqi")
 """struct flock (fcntl(2)) where off_t has 64 bits: type, whence, start, length, process."""

@@ -38,7 +38,7 @@ class Sessions:
     """The sessions of logind."""
 
     async def of(self, uid: int) -> tuple[str, ...]:
-        """See `gpuswitch.switch.host.Systemd.sessions`.
+        """See `gpuswitch.host.port.Systemd.sessions`.
 
         Since version 256 a user's manager has a session too; it ends by itself, after the last one of the user's own.
         """
@@ -53,7 +53,7 @@ class Sessions:
             return tuple([name for name, path in own.items() if not await _is_managers(logind, path)])
 
     async def end(self, session: str) -> None:
-        """See `gpuswitch.switch.host.Systemd.end_session`."""
+        """See `gpuswitch.host.port.Systemd.end_session`."""
         async with connected_to(LOGIND, "end session", session, start=True) as logind:
             if not await _has_session(logind, session):
                 raise KernelError("end session", session, errno.ENOENT, "there is no such session")
@@ -74,7 +74,7 @@ class Inhibitors:
         """Those that were told to end: they may have a lock still, and will not for long."""
 
     async def inhibit(self, gpu: str) -> None:
-        """See `gpuswitch.switch.host.Systemd.inhibit`."""
+        """See `gpuswitch.host.port.Systemd.inhibit`."""
         async with connected_to(LOGIND, _KEEP, gpu, start=True) as logind:
             try:
                 if await self._lasting(logind, gpu):
@@ -96,7 +96,7 @@ class Inhibitors:
                 raise
 
     async def uninhibited(self, gpu: str) -> None:
-        """See `gpuswitch.switch.host.Systemd.uninhibited`."""
+        """See `gpuswitch.host.port.Systemd.uninhibited`."""
         while pids := await self._asked(gpu):
             try:
                 with suppress(ProcessLookupError), _pidfd(pids[0]) as process:
@@ -119,7 +119,7 @@ class Inhibitors:
                 return None
 
     async def release(self, gpu: str) -> None:
-        """See `gpuswitch.switch.host.Systemd.release`."""
+        """See `gpuswitch.host.port.Systemd.release`."""
         async with connected_to(LOGIND, _LET, gpu, start=True) as logind:
             try:
                 holders = await _holders(logind, gpu)

@@ -22,9 +22,9 @@ from gpuswitch.host.linux import procfs
 from gpuswitch.host.linux.descriptors import when_readable
 from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.linux.worker import Worker
+from gpuswitch.host.port import Processes
 from gpuswitch.model.drivers import from_module, profile_of
 from gpuswitch.model.holders import Holder, HolderQuery, Process, Scan, unit_and_session
-from gpuswitch.switch.host import Processes
 
 log = logging.getLogger(__name__)
 

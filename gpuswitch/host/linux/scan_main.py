@@ -20,11 +20,11 @@ sys.path.append(__file__.rsplit("/", 4)[0])
 
 from gpuswitch.host.linux.scanning.devices import Devices
 from gpuswitch.host.linux.scanning.files import is_gone
-from gpuswitch.host.linux.scanning.halves import in_two
+from gpuswitch.host.linux.scanning.identity import Who, who
 from gpuswitch.host.linux.scanning.kernel import Client, mounted
 from gpuswitch.host.linux.scanning.modules import Modules
-from gpuswitch.host.linux.scanning.tables import MACHINE_NODES, Opened, Seen, Wanted, look
-from gpuswitch.host.linux.scanning.who import Who, who
+from gpuswitch.host.linux.scanning.open_files import MACHINE_NODES, Opened, Seen, Wanted, look
+from gpuswitch.host.linux.scanning.split import in_two
 
 LONGEST_REQUEST = 1 << 18
 _PIECE = 1 << 15

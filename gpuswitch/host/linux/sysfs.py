@@ -117,7 +117,7 @@ class Sysfs:
         self._booted: frozenset[str] | None = None
 
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
-        """Observe, now. As `gpuswitch.switch.host.Host` says."""
+        """Observe, now. As `gpuswitch.host.port.Host` says."""
         try:
             return self._look(only)
         except OSError as error:

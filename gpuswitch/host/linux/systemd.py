@@ -1,4 +1,4 @@
-"""The managers of units and sessions, behind the port that `switch/host.py` owns. Each call goes to its manager."""
+"""The managers of units and sessions, behind the port that `host/port.py` owns. Each call goes to its manager."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.logind import Inhibitors, Sessions
 from gpuswitch.host.linux.systemunits import SystemUnits
 from gpuswitch.host.linux.userunits import UserUnits
+from gpuswitch.host.port import Systemd
 from gpuswitch.model.holders import Unit
-from gpuswitch.switch.host import Systemd
 
 log = logging.getLogger(__name__)
 

@@ -61,7 +61,7 @@ class _Row:
 
 
 class SystemUnits:
-    """Calls as in `gpuswitch.switch.host.Systemd`, by the names of units. `run` is /run, or what a test has for it."""
+    """Calls as in `gpuswitch.host.port.Systemd`, by the names of units. `run` is /run, or what a test has for it."""
 
     def __init__(self, run: Path, in_background: InBackground) -> None:
         # What sd_booted(3) looks at: without systemd nothing is one of its units.

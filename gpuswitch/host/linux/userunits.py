@@ -40,7 +40,7 @@ class _Shown:
 
 
 class UserUnits:
-    """Calls as in `gpuswitch.switch.host.Systemd`, for the units of any user."""
+    """Calls as in `gpuswitch.host.port.Systemd`, for the units of any user."""
 
     def __init__(self, tools: str, run: Path, in_background: InBackground) -> None:
         self._tools = tools

@@ -11,11 +11,11 @@ from itertools import chain
 from types import NoneType
 from typing import Any
 
+from gpuswitch.host.operation import Operation
+from gpuswitch.host.port import ATTRIBUTES, MAY_LACK, OPERATIONS, Captured
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import Candidate
 from gpuswitch.model.facts import Consoles, Driver
-from gpuswitch.switch.host import ATTRIBUTES, MAY_LACK, OPERATIONS, Captured
-from gpuswitch.switch.operation import Operation
 
 
 def on_wire(arguments: Mapping[str, Any]) -> list[str]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 
+from gpuswitch.host.port import ATTRIBUTES
 from gpuswitch.host.simulated.drivers import PciDriver
 from gpuswitch.model.facts import Driver, PciFunction
-from gpuswitch.switch.host import ATTRIBUTES
 
 _HIDDEN_KINDS = frozenset({"", "nvidia", "vfio"})
 """Kinds whose nodes a look at the device does not show: they are not below it in sysfs, or are vfio's."""
@@ -133,7 +133,7 @@ class Device:
     an unbind is under way. `lock` is the device lock, first come, first served. `first_control`: what power/control
     is before anybody writes to it. `persistent`: nvidia's persistence mode is on. `reset_errno`: what a reset of it
     fails with, 0 where it works; ENOENT: it has no reset method. `trouble`: why a host driver cannot take it now.
-    `settings` are its attributes that can be written (`gpuswitch.switch.host.ATTRIBUTES`), by their paths.
+    `settings` are its attributes that can be written (`gpuswitch.host.port.ATTRIBUTES`), by their paths.
     """
 
     def __init__(self, shape: PciFunction, first_control: str = "on", *, reset_errno: int = 0) -> None:

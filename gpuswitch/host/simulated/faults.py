@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
 from gpuswitch.errors import KernelError
-from gpuswitch.switch.host import OPERATIONS as DECLARED
-from gpuswitch.switch.operation import Request
+from gpuswitch.host.operation import Request
+from gpuswitch.host.port import OPERATIONS as DECLARED
 
 Operation: TypeAlias = str
 """One of OPERATIONS."""
@@ -20,7 +20,7 @@ OPERATIONS = (
     *("active", "sockets", "stop_unit", "start_unit", "end_session", "inhibit", "release_inhibitor"),
     *("nodes", "let_go"),
 )
-"""The operations of the port (`gpuswitch.switch.host`), and what others do that nobody is told the end of.
+"""The operations of the port (`gpuswitch.host.port`), and what others do that nobody is told the end of.
 
 `nodes` is udev's work on the nodes of a bound driver; `let_go` is that of a polite process which closes an announced
 card.
@@ -33,8 +33,8 @@ class Call:
     """One operation while the kernel has it: what it is, and what it waits for.
 
     `verb` and `subject` say it to a person, and so does `what`. `request` is what was asked for, None where that is not
-    declared (`gpuswitch.switch.operation`); `user` is the worker that does it. `process_state` and `kernel_wait` are
-    what /proc would show of the process that sits in it (see `gpuswitch.switch.host.Pending`).
+    declared (`gpuswitch.host.operation`); `user` is the worker that does it. `process_state` and `kernel_wait` are
+    what /proc would show of the process that sits in it (see `gpuswitch.host.port.Pending`).
     """
 
     def __init__(self, verb: str, subject: object, what: str = "", request: Request | None = None) -> None:

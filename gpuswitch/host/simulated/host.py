@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from gpuswitch.errors import KernelError
+from gpuswitch.host.operation import Request
+from gpuswitch.host.port import Host, Kernel, KernelLog, Pending
 from gpuswitch.host.simulated.faults import Call, Faults
 from gpuswitch.host.simulated.kernel import Machine
 from gpuswitch.host.simulated.libvirt import SimulatedLibvirt
@@ -18,8 +20,6 @@ from gpuswitch.host.simulated.workers import Worker
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.holders import Process
-from gpuswitch.switch.host import Host, Kernel, KernelLog, Pending
-from gpuswitch.switch.operation import Request
 
 T = TypeVar("T")
 

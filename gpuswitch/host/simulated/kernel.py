@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from gpuswitch.errors import KernelError
+from gpuswitch.host.port import ATTRIBUTES, Captured
 from gpuswitch.host.simulated.bus import Bus
 from gpuswitch.host.simulated.consoles import FrameBuffers
 from gpuswitch.host.simulated.devices import Device, Trouble
@@ -29,7 +30,6 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import BootFramebuffer, HostFacts, Kind
 from gpuswitch.model.gpu import harmless
 from gpuswitch.model.holders import Process, Unit
-from gpuswitch.switch.host import ATTRIBUTES, Captured
 
 IN_FLIGHT = "a descriptor in flight"
 """Who has something open that `Machine.hide` hid."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from gpuswitch.host.port import Libvirt
 from gpuswitch.host.simulated.bus import Bus
 from gpuswitch.host.simulated.devices import Trouble
 from gpuswitch.host.simulated.faults import Call
@@ -12,7 +13,6 @@ from gpuswitch.host.simulated.systemd import Units
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.owner import Owner
-from gpuswitch.switch.host import Libvirt
 
 LIBVIRTD = Unit("libvirtd.service")
 

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, Signals
 
 from gpuswitch.errors import KernelError
+from gpuswitch.host.port import Processes
 from gpuswitch.host.simulated.bus import Bus
 from gpuswitch.host.simulated.consoles import FrameBuffers
 from gpuswitch.host.simulated.devices import Card
@@ -18,7 +19,6 @@ from gpuswitch.host.simulated.faults import Call
 from gpuswitch.host.simulated.modules import Modules
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Holder, HolderQuery, Process, Scan, Unit
-from gpuswitch.switch.host import Processes
 
 MOMENT = 0.1
 """Seconds: how long systemd waits before it starts a unit again (RestartSec=), and others until they notice."""

@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gpuswitch.errors import KernelError
+from gpuswitch.host.port import Systemd
 from gpuswitch.host.simulated.bus import Bus
 from gpuswitch.host.simulated.faults import Call
 from gpuswitch.host.simulated.processes import MOMENT, ProcessTable, Program
 from gpuswitch.model.holders import Unit
-from gpuswitch.switch.host import Systemd
 
 
 @dataclass

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from gpuswitch.host.port import Pending
 from gpuswitch.host.simulated.faults import Call
 from gpuswitch.model.holders import Process
-from gpuswitch.switch.host import Pending
 
 T = TypeVar("T")
 

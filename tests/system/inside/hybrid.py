@@ -13,11 +13,11 @@ from gpuswitch import daemon
 from gpuswitch.host.linux.libvirt import LinuxLibvirt
 from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.linux.systemd import LinuxSystemd
+from gpuswitch.host.port import Host
 from gpuswitch.host.simulated.host import SimulatedHost, SimulatedKernel
 from gpuswitch.host.simulated.scenarios import SCENARIOS
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
-from gpuswitch.switch.host import Host
 
 
 class Hybrid(Host):

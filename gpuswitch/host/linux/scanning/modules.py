@@ -6,7 +6,7 @@ from functools import cmp_to_key
 from gpuswitch.host.linux.scanning.devices import Devices
 from gpuswitch.host.linux.scanning.files import names, text
 from gpuswitch.host.linux.scanning.kernel import Client
-from gpuswitch.host.linux.scanning.tables import Opened, order
+from gpuswitch.host.linux.scanning.open_files import Opened, order
 
 # How many references one open file is, where it is more than one: chrdev_open in fs/char_dev.c takes one for the
 # owner of the device, if it has one, and one for that of the operations; nvidia's old front end took another.

@@ -1,0 +1,240 @@
+"""The configuration: config.toml, then conf.d/*.toml by name, then `GPUSWITCH_...` variables → frozen settings.
+
+Each layer overrides single keys of those before it. Every fault is found in one go and named with its file and key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import EnvSettingsSource, SettingsError
+
+from gpuswitch.config.merge import Layers, Location
+from gpuswitch.config.schema import (
+    ENVIRONMENT,
+    Deadlines,
+    Defaults,
+    GpuTable,
+    History,
+    Metrics,
+    Table,
+    Tables,
+    Variables,
+)
+from gpuswitch.errors import ConfigError
+from gpuswitch.model.address import PciAddress
+
+DIRECTORY = Path("/etc/gpuswitch")
+BUS_VARIABLE = "GPUSWITCH_BUS"
+"""Names the bus to `gpuswitchctl`; often set where the service starts too, and no setting of it."""
+
+
+_KEYS: dict[str, list[str]] = {
+    "gpu": list(GpuTable.model_fields),
+    "defaults": list(Defaults.model_fields),
+    "deadlines": list(Deadlines.model_fields),
+    "metrics": list(Metrics.model_fields),
+    "history": list(History.model_fields),
+}
+"""The keys of each table."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuConfig:
+    """What the configuration says of one GPU. `managed`: it has a table of its own.
+
+    `name` and `host_driver` are empty where none is configured. `members` are further functions that move along.
+    `rules` are the keys of [defaults], each as the GPU's own table has it, where it has it.
+    """
+
+    address: PciAddress
+    managed: bool
+    name: str = ""
+    members: tuple[PciAddress, ...] = ()
+    host_driver: str = ""
+    rules: Defaults = field(default_factory=Defaults)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key in force: `deadlines.unbind`, its value as TOML writes it, and the file or variable that set it.
+
+    `origin` is `default` where nothing did.
+    """
+
+    key: str
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole configuration. `gpus` are the managed ones; `settings` is every key in force, for people to read."""
+
+    gpus: tuple[GpuConfig, ...] = ()
+    defaults: Defaults = field(default_factory=Defaults)
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    metrics: Metrics = field(default_factory=Metrics)
+    history: History = field(default_factory=History)
+    settings: tuple[Setting, ...] = ()
+
+    def gpu(self, address: PciAddress) -> GpuConfig:
+        """The configuration of one GPU; the defaults where it is not managed."""
+        managed = next((gpu for gpu in self.gpus if gpu.address == address), None)
+        return managed or GpuConfig(address, managed=False, rules=self.defaults)
+
+    @property
+    def members(self) -> Mapping[PciAddress, tuple[PciAddress, ...]]:
+        """The configured members of every managed GPU, by its address."""
+        return MappingProxyType({gpu.address: gpu.members for gpu in self.gpus})
+
+
+def load(path: Path = DIRECTORY, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read everything below `path`, then `environ`. A directory or file that is not there sets nothing.
+
+    Raises:
+        ConfigError: with one line for each fault.
+
+    """
+    layers = Layers()
+    layers.add_directory(path)
+    for variable in sorted(environ):
+        if variable.upper().startswith(ENVIRONMENT) and variable != BUS_VARIABLE:
+            _add_variable(layers, variable, environ[variable])
+    tables = _checked(layers)
+    return Config(
+        gpus=tuple(_gpu_config(gpu, tables.defaults) for gpu in tables.gpu),
+        defaults=tables.defaults,
+        deadlines=tables.deadlines,
+        metrics=tables.metrics,
+        history=tables.history,
+        settings=tuple(_in_force(layers, tables)),
+    )
+
+
+def _add_variable(layers: Layers, variable: str, value: str) -> None:
+    """Each variable is a layer of its own, so that a fault in it names it."""
+    source = EnvSettingsSource(Variables)
+    source.env_vars = {variable.lower(): value}
+    try:
+        values = source()
+    except SettingsError:
+        layers.faults.append(f"cannot use the variable {variable}: its value is not JSON")
+        return
+    if not values:
+        tables = [f"{ENVIRONMENT}{table}".upper() for table in _KEYS]
+        layers.faults.append(f"cannot use the variable {variable}: no such setting{_suggest(variable, tables)}")
+    layers.add(f"the variable {variable}", values)
+
+
+def _checked(layers: Layers) -> Tables:
+    """The settings of all layers.
+
+    Raises:
+        ConfigError: with every fault.
+
+    """
+    faults = layers.faults
+    if not faults:  # a layer that could not be read would make others look wrong
+        try:
+            tables = Tables.model_validate(layers.values)
+        except ValidationError as error:
+            faults = [_fault(layers, details) for details in error.errors(include_url=False)]
+        else:
+            faults = [_sentence(layers, location, reason) for location, reason in _contradictions(tables.gpu)]
+            if not faults:
+                return tables
+    raise ConfigError("\n".join(faults))
+
+
+def _contradictions(gpus: Sequence[GpuTable]) -> Iterator[tuple[Location, str]]:
+    """What is wrong between tables that are well-formed each."""
+    names: dict[str, PciAddress] = {}
+    claims = {gpu.address: gpu.address for gpu in gpus}
+    for index, gpu in enumerate(gpus):
+        if gpu.name and gpu.name in names:
+            yield ("gpu", index, "name"), f"{gpu.name!r} is the name of {names[gpu.name]} already"
+        names.setdefault(gpu.name, gpu.address)
+        for place, member in enumerate(gpu.members):
+            claimant = claims.setdefault(member, gpu.address)
+            if claimant == member:
+                yield ("gpu", index, "members", place), f"{member} has a [[gpu]] table, so it cannot be a member"
+            elif claimant != gpu.address:
+                yield ("gpu", index, "members", place), f"{member} is a member of {claimant} already"
+
+
+def _fault(layers: Layers, error: ErrorDetails) -> str:
+    location = error["loc"]
+    match error["type"]:
+        case "extra_forbidden":
+            known = _KEYS[str(location[0])] if len(location) > 1 else list(_KEYS)
+            reason = f"no such key{_suggest(str(location[-1]), known)}"
+        case "missing":
+            reason = "this key is required"
+        case "value_error":
+            reason = str(error["ctx"]["error"])
+        case "tuple_type":
+            reason = "must be a list"
+        case "model_type":
+            reason = "must be a table"
+        case _:
+            reason = f"{error['msg'].replace('Input should', 'must')}, not {reprlib.repr(error['input'])}"
+    return _sentence(layers, location, reason)
+
+
+def _sentence(layers: Layers, location: Location, reason: str) -> str:
+    return f"cannot use {layers.nearest_origin(location)}: {layers.key(location)}: {reason}"
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+def _gpu_config(gpu: GpuTable, defaults: Defaults) -> GpuConfig:
+    return GpuConfig(
+        address=gpu.address,
+        managed=True,
+        name=gpu.name,
+        members=gpu.members,
+        host_driver=gpu.host_driver,
+        rules=defaults.model_copy(update={key: getattr(gpu, key) for key in _own_rules(gpu)}),
+    )
+
+
+def _own_rules(gpu: GpuTable) -> set[str]:
+    """The keys of [defaults] that this table sets for itself."""
+    return gpu.model_fields_set & Defaults.model_fields.keys()
+
+
+def _in_force(layers: Layers, tables: Tables) -> Iterator[Setting]:
+    """Every key with its value and the layer that set it."""
+    for index, gpu in enumerate(tables.gpu):
+        for key, value in gpu:
+            inherits = key in Defaults.model_fields and key not in gpu.model_fields_set
+            origin = layers.origin(("defaults", key) if inherits else ("gpu", index, key))
+            in_force = getattr(tables.defaults, key) if inherits else value
+            yield Setting(layers.key(("gpu", index, key)), _toml(in_force), origin or "default")
+    for name, table in tables:
+        if isinstance(table, Table):
+            for key, value in table:
+                yield Setting(f"{name}.{key}", _toml(value), layers.origin((name, key)) or "default")
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, PciAddress):
+        return json.dumps(str(value))
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if value is None:  # as it is written: TOML has no null
+        return '""'
+    return json.dumps(value)

@@ -1,0 +1,1 @@
+"""All GPUs, and the virtual machines that own them."""

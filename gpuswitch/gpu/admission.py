@@ -1,0 +1,70 @@
+"""Which request of one GPU is let in: it is refused, joins the switch that runs, or has nothing to do."""
+
+from __future__ import annotations
+
+from gpuswitch.errors import Failed, InProgress, Owned
+from gpuswitch.gpu.gpu_record import GpuRecord
+from gpuswitch.model.policy import Options
+from gpuswitch.model.states import State
+from gpuswitch.switch.planning.guards import blockers, refusal
+from gpuswitch.switch.planning.requirements import boot_framebuffers
+from gpuswitch.switch.record import Switch
+
+
+class Admission:
+    """Of one GPU."""
+
+    def __init__(self, record: GpuRecord) -> None:
+        self._record = record
+
+    def running(self) -> Switch | None:
+        """The switch that is under way, which others join or wait for."""
+        record = self._record
+        if record.state.moving and record.switch is not None and record.switch.result is None:
+            return record.switch
+        return None
+
+    def is_at(self, target: State) -> bool:
+        """Whether there is nothing to do."""
+        record = self._record
+        # On its host drivers, and what was changed besides is still to be undone: not home yet. On vfio, with the
+        # firmware's frame buffer in its memory: no machine can use it yet.
+        short = record.restore_state if target is State.HOST else boot_framebuffers(record.gpu, record.facts)
+        return record.state is target and not short
+
+    def refuse_retired(self) -> None:
+        """Raises `Failed` where nothing new begins here."""
+        if self._record.retired:
+            raise Failed(f"cannot switch {self._record.gpu.address}: {self._record.retired}")
+
+    def refuse_owned(self, target: State) -> None:
+        """Who waits for it is not left without it at the last moment: that raises `Owned`."""
+        record = self._record
+        if target is State.HOST and record.awaited and record.owner is not None:
+            raise Owned(
+                f"{record.gpu.address} belongs to {record.owner}, which is about to open it: shut that down first; "
+                f"not opened within {record.rules.start_grace:g} s, it comes home by itself"
+            )
+
+    def refuse_unusable(self, target: State) -> None:
+        """On vfio, and of no use to a machine: raises with every reason. At home, nothing is in its way."""
+        record = self._record
+        if target is not State.VFIO:
+            return
+        if found := blockers(record.gpu, target, record.state, record.facts, along=record.along):
+            raise refusal(found)
+
+    def join(self, running: Switch, options: Options) -> Switch:
+        """The one that goes there already, where that does all that is asked for.
+
+        Raises:
+            InProgress: it does not.
+        """
+        rules = self._record.rules
+        configured = Options(rules.busy, rules.wait_seconds, tuple(map(str, rules.stop_units)))
+        if more := options.beyond(running.options, configured):
+            raise InProgress(
+                f"{self._record.gpu.address} is on its way to {running.target} already (switch {running.id}), and not "
+                f"with {' '.join(more)}: ask without, wait for its end, or cancel it and ask again"
+            )
+        return running

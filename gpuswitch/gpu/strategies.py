@@ -1,0 +1,116 @@
+"""The recovery strategies: ways to a known-good state, in order, for a GPU that a switch or a crash left without one.
+
+Each is tried once. The destructive ones, which reset the GPU or take it off the bus for a moment, are there unless the
+configuration says otherwise, and only while nobody has the GPU open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from gpuswitch.config.schema import Attempt, Defaults
+from gpuswitch.model.facts import HostFacts, PciFunction
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.states import State
+from gpuswitch.switch.record import Result
+from gpuswitch.switch.steps.reset import RemoveFunctions, Rescan, ResetFunction
+from gpuswitch.switch.steps.step import Step, StepError
+
+OUTCOMES = {State.HOST: "home", State.VFIO: "vfio", State.FAILED: "failed"}
+"""What became of a recovery, by the state that it ended in."""
+
+_SINCE = "\nand since then: "
+_WORDS = {State.HOST: "on the host", State.VFIO: "on vfio"}
+
+
+@dataclass(frozen=True)
+class RecoveryStrategy:
+    """One way: the `destructive_steps`, if any, then the plan of a switch to `target`, made of what is there by then.
+
+    `words` say what did not work, should it lead nowhere.
+    """
+
+    words: str
+    target: State
+    destructive_steps: Callable[[Gpu, HostFacts], tuple[Step, ...]] | None = None
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def after_failure(target: State, rules: Defaults) -> tuple[RecoveryStrategy, ...]:
+    """For a switch to `target` whose way back failed."""
+    # It came from the other state, and could not get back there.
+    return (_onward(target), *_destructive(rules))
+
+
+def after_crash(rules: Defaults, *, starting: bool = False) -> tuple[RecoveryStrategy, ...]:
+    """For a GPU that was left between two states, or in none. `starting`: the service is, and there is more to come."""
+    return (_onward(State.HOST), _onward(State.VFIO), *(() if starting else _destructive(rules)))
+
+
+def summary(wanted: State, reached: State, place: str, story: list[str]) -> tuple[Result, str]:
+    """How a switch that wanted one state and reached this one ended, and why; `place`: where it is, in words."""
+    why = "; ".join(filter(None, story))
+    if reached is wanted:
+        return Result.DONE, why
+    return Result.REVERTED, f"{why}; it is {place} now"
+
+
+def still_failed(story: str, reason: str) -> str:
+    """Why it is `failed`: the `story` of how it came to be, and what became of the last attempt since."""
+    first = story.partition(_SINCE)[0]
+    return f"{first}{_SINCE}{reason}" if first and first != reason else reason
+
+
+def _onward(target: State) -> RecoveryStrategy:
+    return RecoveryStrategy(f"cannot get it {_WORDS[target]}", target)
+
+
+def after_refusal(rules: Defaults) -> tuple[RecoveryStrategy, ...]:
+    """For a way to the host that ended back on vfio since the host driver could not take the GPU."""
+    return _destructive(rules)
+
+
+def back_on_vfio() -> tuple[RecoveryStrategy, ...]:
+    """For a GPU that was on vfio, and that no reset nor rescan has brought to the host: it is left where it was."""
+    return (_onward(State.VFIO),)
+
+
+def _destructive(rules: Defaults) -> tuple[RecoveryStrategy, ...]:
+    strategies = []
+    if rules.reset_on_failure:
+        strategies.append(
+            RecoveryStrategy(
+                "cannot get it on the host after a reset", State.HOST, partial(_reset, rules.reset_on_failure)
+            )
+        )
+    if rules.rescan_on_failure:
+        strategies.append(
+            RecoveryStrategy(
+                "cannot get it on the host after a removal and a rescan",
+                State.HOST,
+                partial(_rescan, rules.rescan_on_failure),
+            )
+        )
+    return tuple(strategies)
+
+
+def _reset(attempt: Attempt, gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
+    """A reset takes the state of a device away from under its driver: none but those for vfio expect that."""
+    displays = [f for f in gpu.present(facts) if f.makes_gpu]
+    _refuse_on_host(displays if attempt is True else gpu.present(facts))
+    return tuple(ResetFunction(f.address) for f in displays)
+
+
+def _rescan(attempt: Attempt, gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
+    if attempt is not True:
+        _refuse_on_host(gpu.present(facts))
+    return (RemoveFunctions(gpu.functions), Rescan(gpu.functions))
+
+
+def _refuse_on_host(functions: Iterable[PciFunction]) -> None:
+    if busy := [f for f in functions if f.driver is not None and not f.on_vfio]:
+        raise StepError(f"{busy[0].address} is on {busy[0].driver_name}, which would lose it unawares")

@@ -1,0 +1,1 @@
+"""Finished switches, kept beside the event loop."""

@@ -1,0 +1,1 @@
+"""Small helpers of the process: threads, waiting, systemd's notify socket, addresses of buses."""

@@ -1,0 +1,1 @@
+"""Facts → guards → requirements → plan."""

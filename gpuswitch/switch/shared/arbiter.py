@@ -1,0 +1,212 @@
+"""The arbiter: what several GPUs share, serialised and counted.
+
+Units that more than one switch needs stopped, consoles that more than one GPU may show, and host drivers whose modules
+come and go with the last of their GPUs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from typing import Any
+
+from gpuswitch.config.schema import Deadlines
+from gpuswitch.errors import KernelError
+from gpuswitch.host.port import Systemd
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import Consoles
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.holders import Unit
+from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.shared.awake import Awake
+
+_log = logging.getLogger(__name__)
+_MANAGER_SECONDS = 5.0
+
+
+class Arbiter:
+    """One for all GPUs."""
+
+    def __init__(self, systemd: Systemd) -> None:
+        self._systemd = systemd
+        self.awake = Awake(systemd)
+        self._down: defaultdict[Unit, set[PciAddress]] = defaultdict(set)
+        self._busy: defaultdict[Unit, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._moving: defaultdict[str, dict[PciAddress, frozenset[PciAddress]]] = defaultdict(dict)
+        self._groups: dict[PciAddress, frozenset[int]] = {}
+        self._restore_states: dict[PciAddress, RestoreState] = {}
+        self.consoles = asyncio.Lock()
+        """Held from a step's look at the consoles until what follows from it is done, or its time is over."""
+        self._ended = asyncio.Event()
+        self.stuck: dict[PciAddress, str] = {}
+        """The drivers that the kernel is in, and does not return from, by the GPU whose it was."""
+
+    # Units ----------------------------------------------------------------------------------------------------------
+
+    def claim(self, gpu: PciAddress, restore_state: RestoreState) -> None:
+        """What this GPU is owed since an earlier run of the service: its units are stopped for its sake."""
+        self.set_restore_state(gpu, restore_state)
+        for unit in restore_state.units:
+            self._down[unit].add(gpu)
+
+    def is_to_be_started(self, unit: Unit) -> bool:
+        """Whether it is to run again when some GPU is home: it was active before it was stopped for that one's sake.
+
+        A unit that a GPU only needs stopped, and that was so, is none of these.
+        """
+        return any(unit in restore_state.units for restore_state in self._restore_states.values())
+
+    async def stop(self, gpu: PciAddress, unit: Unit) -> None:
+        """Stop it for this GPU's sake; where the GPU is owed it, nobody of us starts it from the first moment on.
+
+        Whoever is not owed it will not start it either, so it must not be in the way of one that is.
+
+        Raises:
+            KernelError: what its manager says.
+        """
+        if unit in self._restore_states.get(gpu, NOTHING_TO_RESTORE).units:
+            self._down[unit].add(gpu)
+        async with self._busy[unit]:
+            await self._systemd.stop(unit)
+
+    async def start(self, gpu: PciAddress, unit: Unit, *, wait: bool = True) -> None:
+        """This GPU does not need it stopped any more: start it, unless another one does, or the system goes down.
+
+        Without `wait`, its start is queued: while the service is stopped, systemd begins no job of a unit that is to
+        come after it, and to wait for one would be to wait for each other (job_compare in systemd's job.c).
+
+        Raises:
+            KernelError: what its manager says.
+        """
+        self._down[unit].discard(gpu)
+        async with self._busy[unit]:
+            if self._down[unit]:
+                _log.info("%s stays stopped: another GPU needs it so", unit)
+            elif await self.system_stopping():
+                _log.info("%s stays stopped: the system is going down", unit)
+            else:
+                await (self._systemd.start(unit) if wait else self._systemd.queue_start(unit))
+
+    async def give_back(self, gpu: PciAddress, units: Iterable[Unit], deadlines: Deadlines) -> None:
+        """Start these, and let the machine sleep, where no switch of this GPU does so. What does not work is logged."""
+        for unit in units:
+            await _tried(f"start {unit}", self.start(gpu, unit), deadlines.units)
+        await self.awake.settled_if_possible(gpu)
+
+    async def system_stopping(self) -> bool:
+        """Whether the whole system goes down. A manager that does not say so in time does other things."""
+        try:
+            async with asyncio.timeout(_MANAGER_SECONDS):
+                return await self._systemd.stopping()
+        except (KernelError, TimeoutError):
+            return False
+
+    # Consoles -------------------------------------------------------------------------------------------------------
+
+    def set_restore_state(self, gpu: PciAddress, restore_state: RestoreState) -> None:
+        """What this GPU is owed from here on; where it is nothing, it needs no unit stopped any more."""
+        self._restore_states[gpu] = restore_state
+        for claims in self._down.values() if not restore_state else ():
+            claims.discard(gpu)
+
+    def functions_away_from_host(self, *, besides: PciAddress) -> frozenset[PciAddress]:
+        """The functions of other GPUs that are away from home, or about to leave: they show nothing for long."""
+        return frozenset(
+            function
+            for gpu, restore_state in self._restore_states.items()
+            if gpu != besides
+            for function in restore_state.functions
+        )
+
+    def terminals_of_others(self, gpu: PciAddress) -> frozenset[int]:
+        """The virtual terminals that other GPUs are owed: whoever shows them now has them on loan."""
+        return frozenset(
+            terminal
+            for other, restore_state in self._restore_states.items()
+            if other != gpu
+            for terminal in restore_state.terminals
+        )
+
+    def terminals_at_home(self, consoles: Consoles) -> frozenset[int]:
+        """The virtual terminals that GPUs are owed and show: they have them back, and the rest is on its way."""
+        return frozenset(
+            t
+            for restore_state in self._restore_states.values()
+            for t in consoles.of(restore_state.functions)
+            if t in restore_state.terminals
+        )
+
+    def terminals_of_absent_gpus(self, functions: Collection[PciAddress], consoles: Consoles) -> frozenset[int]:
+        """Those of these functions that another GPU's new frame buffer was drawn over, and that it will give back."""
+        return frozenset(
+            terminal
+            for restore_state in self._restore_states.values()
+            for terminal, whose in restore_state.shown_by_others
+            if whose in functions and terminal in consoles.of(restore_state.functions)
+        )
+
+    def unbound(self) -> tuple[str, ...]:
+        """The vtconsoles that were unbound for some GPU's sake."""
+        return tuple(
+            sorted(
+                {vtconsole for restore_state in self._restore_states.values() for vtconsole in restore_state.vtconsoles}
+            )
+        )
+
+    # Drivers --------------------------------------------------------------------------------------------------------
+
+    async def take_turn(self, gpu: Gpu, driver: str, staying: Callable[[], Awaitable[Collection[PciAddress]]]) -> None:
+        """Move a GPU of this driver from here on; who is the driver's last one cannot change meanwhile.
+
+        At once, where some device of the driver is moved by nobody: then nobody is the last. Else when nobody else
+        moves one any more. `staying` looks which functions have the driver now, this GPU's left out.
+        """
+        moving = self._moving[driver]
+        while moving:
+            there = set(await staying())
+            # Whoever has ended his turn during that look has told of it already.
+            if not moving or there.difference(*moving.values()):
+                break
+            await self._ended.wait()
+        moving[gpu.address] = frozenset(gpu.functions)
+
+    async def take_groups(self, gpu: Gpu, groups: Iterable[int]) -> None:
+        """Move a GPU of these IOMMU groups from here on, when nobody else moves one of them any more.
+
+        The way home holds its groups, which one alone can do. Taken before the turn at a driver, and all at once, so
+        that nobody waits in a circle.
+        """
+        wanted = frozenset(groups)
+        while self.in_groups(wanted, besides=gpu.address):
+            await self._ended.wait()
+        self._groups[gpu.address] = wanted
+
+    def in_groups(self, groups: Iterable[int], *, besides: PciAddress) -> tuple[PciAddress, ...]:
+        """The other GPUs of these IOMMU groups that are being moved."""
+        wanted = frozenset(groups)
+        return tuple(sorted(a for a, theirs in self._groups.items() if a != besides and wanted & theirs))
+
+    def end_turn(self, gpu: PciAddress) -> None:
+        """This GPU is not moved any more."""
+        self._groups.pop(gpu, None)
+        for moving in self._moving.values():
+            moving.pop(gpu, None)
+        self._ended.set()
+        self._ended.clear()
+
+    def moving(self, driver: str) -> tuple[PciAddress, ...]:
+        """The GPUs of this driver that are being moved."""
+        return tuple(sorted(self._moving[driver]))
+
+
+async def _tried(what: str, work: Coroutine[Any, Any, None], seconds: float) -> None:
+    """Do it, within this time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except KernelError as error:
+        _log.warning("%s", error)
+    except TimeoutError:
+        _log.warning("cannot %s within %g s", what, seconds)
