@@ -167,7 +167,7 @@ class TestWait:
         async def deaf(*_: object) -> None:
             raise KernelError("watch", "the holders", 24, "Too many open files")
 
-        monkeypatch.setattr(bed.host.processes, "stirred", deaf)
+        monkeypatch.setattr(bed.host.processes, "wait_for_change", deaf)
         blender(bed)
         asyncio.get_running_loop().call_later(20.5, bed.machine.end, "blender")
         started = asyncio.get_running_loop().time()

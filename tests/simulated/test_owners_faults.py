@@ -45,7 +45,7 @@ class TestTheWatch:
                 raise error
             await wait_for_change(holders)
 
-        monkeypatch.setattr(bed.host.processes, "stirred", failing)
+        monkeypatch.setattr(bed.host.processes, "wait_for_change", failing)
         await running(bed)
         await asyncio.sleep(1000)
         assert times == [4]
@@ -68,7 +68,7 @@ class TestTheWatch:
         async def deaf(_: Sequence[Holder]) -> None:
             raise KernelError("watch", "the holders", errno.EMFILE, "Too many open files")
 
-        monkeypatch.setattr(bed.host.processes, "stirred", deaf)
+        monkeypatch.setattr(bed.host.processes, "wait_for_change", deaf)
         await running(bed)
         monkeypatch.setattr(bed.host.processes, "scan", counted)
         await asyncio.sleep(600)

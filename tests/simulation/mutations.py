@@ -165,7 +165,7 @@ def nobody_waits_for_the_lock(patch: pytest.MonkeyPatch) -> None:
 
 @breaks(3)
 def whatever_is_stopped_was_active(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Arbiter, "is_owed", lambda *_: True)
+    patch.setattr(Arbiter, "is_to_be_started", lambda *_: True)
 
 
 @breaks(
@@ -243,7 +243,7 @@ def two_switches_may_run(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Actor, "request", request)
     patch.setattr(Runner, "set_out", set_out)
-    patch.setattr(Preparation, "holds_true", lambda *_: True)
+    patch.setattr(Preparation, "is_still_valid", lambda *_: True)
 
 
 @breaks(7)
@@ -282,7 +282,7 @@ def a_watch_ends_with_its_first_fault(patch: pytest.MonkeyPatch) -> None:
         with suppress(KernelError):
             await work()
 
-    patch.setattr(Ownership, "_stirred", wait_for_change)
+    patch.setattr(Ownership, "_wait_for_change", wait_for_change)
     patch.setattr(ownership, "whatever_happens", once)
 
 
@@ -399,4 +399,4 @@ def programs_are_killed_whatever_the_policy(patch: pytest.MonkeyPatch) -> None:
 
 @breaks(3, 5)
 def what_is_owed_is_forgotten_after_a_failure(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(gpu_record.GpuRecord, "_owed_after", lambda *_: NOTHING_TO_RESTORE)
+    patch.setattr(gpu_record.GpuRecord, "_restore_state_after", lambda *_: NOTHING_TO_RESTORE)

@@ -116,19 +116,19 @@ BEGUN = {
 
 def whole(**changes: object) -> str:
     """A file as it was written before there was a codec, with changes."""
-    content: dict[str, object] = {"format": 3, "boot": boot_id(), "owed": restore_state()}
+    content: dict[str, object] = {"format": 3, "boot": boot_id(), "owed": owed()}
     rest: dict[str, object] = {"stuck": None, "unfinished": None, "owner": None, "failed": ""}
     return json.dumps(content | rest | changes)
 
 
-def restore_state(**changes: object) -> dict[str, object]:
+def owed(**changes: object) -> dict[str, object]:
     lists = ("units", "modules", "terminals", "vtconsoles", "beside", "boot_framebuffers", "persistent", "announced")
     return {"functions": {str(GPU): KEPT}} | {name: [] for name in lists} | changes
 
 
 @pytest.mark.parametrize("earlier", [[], ["beside"]])
 def test_a_file_of_a_version_without_a_field_is_read(tmp_path: Path, earlier: list[str]) -> None:
-    pages = {key: value for key, value in restore_state().items() if key not in earlier}
+    pages = {key: value for key, value in owed().items() if key not in earlier}
     (tmp_path / "0000_01_00_0.json").write_text(whole(restore_state=pages))
     assert kept_in(tmp_path).load(GPU) == Entry(LESS)
 
@@ -176,7 +176,7 @@ def written(tmp_path: Path, entry: Entry) -> dict[str, Any]:
 def test_a_page_without_a_field_is_one_of_an_earlier_version(tmp_path: Path, field: str) -> None:
     """So a new field of what is owed is no new format."""
     content = written(tmp_path, Entry(RESTORE_STATE))
-    del content["owed"][field]
+    del content["restore_state"][field]
     (tmp_path / "0000_01_00_0.json").write_text(json.dumps(content))
     assert kept_in(tmp_path).load(GPU) == Entry(replace(RESTORE_STATE, **{field: getattr(NOTHING_TO_RESTORE, field)}))
 
@@ -184,7 +184,7 @@ def test_a_page_without_a_field_is_one_of_an_earlier_version(tmp_path: Path, fie
 def test_a_page_with_a_field_that_nobody_knows_is_set_aside(tmp_path: Path) -> None:
     """It is owed, and a version that does not know it cannot give it back: better to say so."""
     content = written(tmp_path, Entry(RESTORE_STATE))
-    content["owed"]["firmware"] = []
+    content["restore_state"]["firmware"] = []
     (tmp_path / "0000_01_00_0.json").write_text(json.dumps(content))
     assert kept_in(tmp_path).load(GPU) == Entry()
     assert names(tmp_path) == ["0000_01_00_0.bad"]
@@ -242,46 +242,46 @@ _CHANGES: list[dict[str, object]] = [
     {"owed": {}},
     {"boot": "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"},
     {"boot": None},
-    {"owed": restore_state(functions=None)},
-    {"owed": restore_state(functions=[])},
-    {"owed": restore_state(functions={"01:00": {}})},
-    {"owed": restore_state(functions={str(GPU): None})},
-    {"owed": restore_state(functions={str(GPU): {"driver": "nvidia"}})},
-    {"owed": restore_state(functions={str(GPU): KEPT | {"driver": 5}})},
-    {"owed": restore_state(functions={str(GPU): KEPT | {"driver": True}})},
-    {"owed": restore_state(functions={str(GPU): KEPT | {"module": []}})},
-    {"owed": restore_state(functions={str(GPU): KEPT | {"override": {}}})},
-    {"owed": restore_state(functions={str(GPU): KEPT | {"power_control": "off"}})},
-    {"owed": restore_state(functions={str(GPU): KEPT | {"power_control": 1}})},
-    {"owed": restore_state(units=None)},
-    {"owed": restore_state(units=["sddm.service"])},
-    {"owed": restore_state(units=[["sddm.service"]])},
-    {"owed": restore_state(units=[["sddm.service", "1000"]])},
-    {"owed": restore_state(units=[["sddm.service", True]])},
-    {"owed": restore_state(units=[["sddm.service", 1000.0]])},
-    {"owed": restore_state(units=[[7, None]])},
-    {"owed": restore_state(modules=[7])},
-    {"owed": restore_state(modules=7)},
-    {"owed": restore_state(modules="nvidia")},
-    {"owed": restore_state(terminals=["1"])},
-    {"owed": restore_state(terminals=[True])},
-    {"owed": restore_state(terminals=[1.5])},
-    {"owed": restore_state(vtconsoles=[None])},
-    {"owed": restore_state(vtconsoles="vtcon1")},
-    {"owed": restore_state(shown_by_others=[["3", "01:00.0"]])},
-    {"owed": restore_state(boot_framebuffers=[["efi-framebuffer.0"]])},
-    {"owed": restore_state(boot_framebuffers=[["efi-framebuffer.0", None]])},
-    {"owed": restore_state(boot_framebuffers=["ab"])},
-    {"owed": restore_state(persistent=["nvidia0"])},
-    {"owed": restore_state(persistent=[7])},
+    {"owed": owed(functions=None)},
+    {"owed": owed(functions=[])},
+    {"owed": owed(functions={"01:00": {}})},
+    {"owed": owed(functions={str(GPU): None})},
+    {"owed": owed(functions={str(GPU): {"driver": "nvidia"}})},
+    {"owed": owed(functions={str(GPU): KEPT | {"driver": 5}})},
+    {"owed": owed(functions={str(GPU): KEPT | {"driver": True}})},
+    {"owed": owed(functions={str(GPU): KEPT | {"module": []}})},
+    {"owed": owed(functions={str(GPU): KEPT | {"override": {}}})},
+    {"owed": owed(functions={str(GPU): KEPT | {"power_control": "off"}})},
+    {"owed": owed(functions={str(GPU): KEPT | {"power_control": 1}})},
+    {"owed": owed(units=None)},
+    {"owed": owed(units=["sddm.service"])},
+    {"owed": owed(units=[["sddm.service"]])},
+    {"owed": owed(units=[["sddm.service", "1000"]])},
+    {"owed": owed(units=[["sddm.service", True]])},
+    {"owed": owed(units=[["sddm.service", 1000.0]])},
+    {"owed": owed(units=[[7, None]])},
+    {"owed": owed(modules=[7])},
+    {"owed": owed(modules=7)},
+    {"owed": owed(modules="nvidia")},
+    {"owed": owed(terminals=["1"])},
+    {"owed": owed(terminals=[True])},
+    {"owed": owed(terminals=[1.5])},
+    {"owed": owed(vtconsoles=[None])},
+    {"owed": owed(vtconsoles="vtcon1")},
+    {"owed": owed(beside=[["3", "01:00.0"]])},
+    {"owed": owed(boot_framebuffers=[["efi-framebuffer.0"]])},
+    {"owed": owed(boot_framebuffers=[["efi-framebuffer.0", None]])},
+    {"owed": owed(boot_framebuffers=["ab"])},
+    {"owed": owed(persistent=["nvidia0"])},
+    {"owed": owed(persistent=[7])},
     {"stuck": ["unbind"]},
     {"stuck": ["unbind", "7", 9]},
     {"stuck": ["unbind", 7, True]},
     {"stuck": [None, 7, 9]},
     {"stuck": True},
-    {"owed": restore_state(announced=[["sound"]])},
-    {"owed": restore_state(announced=[["sound", ["card0"]]])},
-    {"owed": restore_state(announced=[[7, []]])},
+    {"owed": owed(announced=[["sound"]])},
+    {"owed": owed(announced=[["sound", ["card0"]]])},
+    {"owed": owed(announced=[[7, []]])},
     {"unfinished": True},
     {"unfinished": {}},
     {"unfinished": BEGUN | {"target": "detaching"}},
@@ -373,11 +373,11 @@ import resource, signal, sys
 from pathlib import Path
 from gpuswitch.errors import Failed
 from gpuswitch.switch.journal.journal import Entry
-from tests.unit.test_journal import GPU, OWED, kept_in
+from tests.unit.test_journal import GPU, RESTORE_STATE, kept_in
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (64, {resource.RLIM_INFINITY}))
 try:
-    kept_in(Path(sys.argv[1])).save(GPU, Entry(OWED))
+    kept_in(Path(sys.argv[1])).save(GPU, Entry(RESTORE_STATE))
 except Failed as error:
     print(error)
 """
