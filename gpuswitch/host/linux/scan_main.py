@@ -58,7 +58,7 @@ class Scan:
     def run(self) -> dict[str, object]:
         pids = self._pids()
         looks = [*in_two(self._look, sorted(pids))]
-        # What one of them had may be in the hands of a child by now.
+        # What one of them had open may be open in a child alone by now.
         looks.append(self._look(sorted(self._pids() - pids)))
         opened = [Opened(*row) for found in looks for row in found["opened"]]
         clients = mounted(self._proc, self._numbers)
