@@ -1,4 +1,4 @@
-"""gpuswitchd: puts the parts together. The only module that sees both the host and the faces."""
+"""gpuswitchd: puts the parts together. The only module that sees both the host and the API."""
 
 from __future__ import annotations
 

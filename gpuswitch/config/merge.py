@@ -1,7 +1,7 @@
 """Layers of settings: files and variables, one over the other, with a note of which layer set which key.
 
 Tables merge key by key, everything else is replaced whole. `[[gpu]]` tables of different layers are one where their
-address is the same. What the keys mean, and which exist, is `config.py`'s to say.
+address is the same. What the keys mean, and which exist, `schema.py` says.
 """
 
 from __future__ import annotations

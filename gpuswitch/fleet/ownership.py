@@ -1,4 +1,4 @@
-"""Ownership: one GPU in the hands of one virtual machine, from its request until nobody has the GPU open any more.
+"""Ownership: one GPU that belongs to one virtual machine, from its request until nobody has the GPU open any more.
 
 Who has it open is told by the process that does (pidfd), not by what anybody says: libvirt may have died before it
 could say that a machine ended, and it may say so while QEMU is still at it.

@@ -99,7 +99,7 @@ class Actor:
 
     @property
     def bound(self) -> bool:
-        """Its functions are its own until it is home: they are under way, or are owed something."""
+        """Its functions stay its own until it is home: they are under way, or something of them is to be restored."""
         return self.busy or bool(self.record.restore_state) or self.record.owned
 
     @property
@@ -304,11 +304,11 @@ class Actor:
             self.record.note(f"cannot bring {self.gpu.address} back to the host: {error}")
 
     async def _start_units(self) -> None:
-        """Give back what is owed where no GPU comes home with it."""
+        """Start the units of the restore state where no GPU comes home with them."""
         record = self.record
         units = record.restore_state.units
         await self._arbiter.give_back(record.gpu.address, units, record.config.deadlines)
-        # A member that is still there may be owed its driver.
+        # A member that is still there may have its driver to get back.
         left = replace(
             record.restore_state, units=tuple(unit for unit in record.restore_state.units if unit not in units)
         )

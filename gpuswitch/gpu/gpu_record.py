@@ -96,7 +96,7 @@ class GpuRecord:
         self.home_driver = ""
         """The driver that its last way home led to, or was to lead to."""
         self.removed_late = False
-        """Whether it may have come home by itself, so that all else is still owed."""
+        """Whether it may have come home by itself, so that all else is still to be restored."""
         self.retired = ""
         """Why nothing new begins here."""
         self._host = host
@@ -223,12 +223,12 @@ class GpuRecord:
         if self.state is State.UNKNOWN and not (self._why and explain(gpu, facts) == explain(*seen_before)):
             self._why = explain(gpu, facts)
         if not gpu.present(facts):
-            # The overrides and power settings that we owed went with the device.
+            # The overrides and power settings that we had to restore went with the device.
             self._keep_units_only()
         return drift
 
     async def settle(self, outcome: Outcome, restore_state_before: RestoreState, story: str = "") -> Outcome:
-        """Enter the state that a fresh look shows; what is owed is forgotten once all of it was given back.
+        """Enter the state that a fresh look shows; the restore state is forgotten once all of it was restored.
 
         `story` is why it was `failed` before, "" where it was not.
         """
@@ -337,12 +337,12 @@ class GpuRecord:
     # What is kept ---------------------------------------------------------------------------------------------------
 
     def _share(self, entry: Entry) -> None:
-        """What others share with it follows from what it is owed, and from whose it is."""
+        """What others share with it follows from what it has to restore, and from who owns it."""
         self._arbiter.set_restore_state(self.gpu.address, entry.restore_state)
         self._arbiter.awake.need(self.gpu.address, Why.OWNER, needed=entry.owner is not None)
 
     def record_restore(self, more: RestoreState) -> None:
-        """Owe this, too.
+        """Add this to the restore state, durably.
 
         Raises:
             Failed: that could not be written.
@@ -350,7 +350,7 @@ class GpuRecord:
         self.page.write(replace(self.page.entry, restore_state=more.and_before(self.restore_state)))
 
     def _keep_units_only(self) -> None:
-        """What was owed to the device went with it; the host still gets its units back."""
+        """What was to be restored on the device went with it; the host still gets its units back."""
         if self.restore_state:
             self.page.write_if_possible(
                 replace(self.page.entry, restore_state=RestoreState(units=self.restore_state.units))

@@ -11,7 +11,8 @@ from gpuswitch.switch.restore_state import RestoreState
 def observe(gpu: Gpu, facts: HostFacts, restore_state: RestoreState) -> State:
     """State.HOST, VFIO, ABSENT, or UNKNOWN for what is none of these.
 
-    Where nothing is owed, whatever drivers the functions have off vfio-pci are the host's choice: its baseline.
+    Where nothing is to be restored, the drivers that the functions have, other than vfio's, are the host's choice: its
+    baseline.
     """
     if gpu.address not in facts.functions:
         return State.ABSENT

@@ -76,7 +76,7 @@ class Recovery:
         await self._runner.turns.take(None)
         self._runner.be_patient()
         if why and not record.restore_state.functions and await record.is_at_rest():
-            # Nothing of it was to be moved: what was done around it is owed, as ever.
+            # None of its functions was to be moved: what was changed around it stays in the restore state.
             return await record.settle(Outcome(Result.REVERTED, why), record.restore_state, story)
         outcome = await self.run_recovery(switch, after_crash(record.rules, starting=starting), why, starting=starting)
         reverted = outcome.result is Result.REVERTED and switch.target is State.HOST

@@ -1,7 +1,7 @@
 """Looks at the host: one that could not see everything is none, and is taken again.
 
-What follows from a look is done to the host: an empty one would mean that every GPU has left, and that nothing is owed
-to any of them.
+What follows from a look is done to the host: an empty one would mean that every GPU has left, and that none of them has
+anything to restore.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is owed: everything that a switch changed on the host, and that the GPU's way home gives back."""
+"""The restore state: everything that a switch changed on the host, and that the way home of the GPU restores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class RestoreState:
 
     `units` were active and were stopped; `modules` of the host driver's chain were loaded, in the order to load them;
     `terminals` are the virtual terminals that the GPU showed, `vtconsoles` those that were unbound;
-    `beside` are pairs of a terminal that another GPU showed, and could lose to the new frame buffer, and its function;
+    `shown_by_others` are pairs: a terminal that another GPU showed, and could lose to the new frame buffer, and the
+    function that showed it;
     `boot_framebuffers` are pairs of device and driver; `persistent` are the functions in nvidia's persistence mode;
     `announced` are pairs of subsystem and functions, whose cards udev was told would go.
     """
@@ -39,7 +40,9 @@ class RestoreState:
         return self != NOTHING_TO_RESTORE
 
     def and_before(self, earlier: RestoreState) -> RestoreState:
-        """With what an earlier switch, that never came home, owes already: of one thing, what it was at first."""
+        """Together with what an earlier switch, which never came home, left to restore. Where both have a value, the
+        earlier one counts: it is the original.
+        """
         # A terminal was shown on one of them only.
         own = tuple(terminal for terminal in self.terminals if terminal not in dict(earlier.shown_by_others))
         shown_by_others = {

@@ -1,12 +1,12 @@
 r"""The scanner: a small program that looks who has a device open, which may block for ever.
 
 Run as `python -ISE scan_main.py SYSFS DEV PROC` with a SOCK_SEQPACKET socket as its standard input. One message is one
-request, an object in JSON: `functions`, `nodes` and `numbers` as in `gpuswitch.model.holders.Sought`; `modules`, each
-with the nodes that all its devices share. The answer is an object too, in as many messages as it needs: the last one
-begins with `.`, the others with `+`. It has the `numbers` that were looked for, and `holders`, each with `pid` (0: the
-kernel), `started`, `command`, `uid`, `user`, `cgroup` (the text of /proc/PID/cgroup), `nodes`, `doubt` and `machine`;
-or an `error`, its number and its text. The program ends at end-of-file, that is when the service let it go or died. The
-service itself and its workers, that is its parent and its siblings, are no holders.
+request, an object in JSON: `functions`, `nodes` and `numbers` as in `gpuswitch.model.holders.HolderQuery`; `modules`,
+each with the nodes that all its devices share. The answer is an object too, in as many messages as it needs: the last
+one begins with `.`, the others with `+`. It has the `numbers` that were looked for, and `holders`, each with `pid` (0:
+the kernel), `started`, `command`, `uid`, `user`, `cgroup` (the text of /proc/PID/cgroup), `nodes`, `doubt` and
+`machine`; or an `error`, its number and its text. The program ends at end-of-file, that is when the service let it go
+or died. The service itself and its workers, that is its parent and its siblings, are no holders.
 """
 
 import json
@@ -58,7 +58,7 @@ class Scan:
     def run(self) -> dict[str, object]:
         pids = self._pids()
         looks = [*in_two(self._look, sorted(pids))]
-        # What one of them had may be in the hands of a child by now.
+        # What one of them had open may be open in a child alone by now.
         looks.append(self._look(sorted(self._pids() - pids)))
         opened = [Opened(*row) for found in looks for row in found["opened"]]
         clients = mounted(self._proc, self._numbers)

@@ -1,4 +1,4 @@
-"""The journal: what is owed to each GPU, how far its switch has come, and who owns it.
+"""The journal: what each GPU has to restore, how far its switch has come, and who owns it.
 
 One small page per GPU in the runtime directory, which lives as long as the kernel whose state it describes. Written
 before each step touches anything; taken away when the GPU is home and nothing is left to say. A service that starts
@@ -259,7 +259,7 @@ class Page:
             self.write_if_possible(self.entry)
 
     def begin(self, switch: Switch, restore_state: RestoreState) -> None:
-        """This switch is under way from here on, and this is owed for it: a service that starts anew knows of both.
+        """This switch is under way from here on, and this is to be restored after it: the next service finds both here.
 
         Raises:
             Failed: that could not be written; nothing was changed.

@@ -73,7 +73,7 @@ class HomeOptions:
     `machine`: the one for whose sake it goes home, by name, which has waited for libvirt; for others that are waited
     for, libvirt is waited for, too.
     `vtconsoles` were unbound for other GPUs' sake, when none was left to show them; now one is.
-    `units_later`: systemd jobs cannot be waited for now, while the service starts; the units stay owed.
+    `units_later`: systemd jobs cannot be waited for while the service starts; the units stay in the restore state.
     """
 
     after: Unit | None = None
@@ -113,8 +113,8 @@ def to_vfio(
             # First what may fail without anything having been touched.
             *_load(facts, vfio),
             *_make_ready(gpu, requirements),
-            # A device that sleeps in D3cold may not wake up in other hands. A vfio driver takes power management over
-            # with the bind (pm_runtime_allow in vfio_pci_core_register_device), so this needs no end here.
+            # A device that sleeps in D3cold may not wake up on another driver. A vfio driver takes power management
+            # over with the bind (pm_runtime_allow in vfio_pci_core_register_device), so this needs no end here.
             *([DisableRuntimePm({a: now[a].power_control for a in arriving})] if arriving else []),
             # All functions before any unbind: from here on whatever probes them, be it udev or a rescan, can only
             # bind its vfio driver, and no host driver snatches a function back half-way.
@@ -340,7 +340,7 @@ def _home(gpu: Gpu, facts: HostFacts, kept: Baseline) -> Baseline:
 
 
 def _later(restore_state: RestoreState, back: HomeOptions) -> RestoreState:
-    """The units that are owed, and the one that is to be started after them."""
+    """The units that are to be started again, and the one that is to be started after them."""
     units = RestoreState(units=restore_state.units)
     return units.and_unit(back.after) if back.after else units
 

@@ -1,6 +1,6 @@
 """What comes before the first step: guards, the values to give back, who is in the way, and out of them a plan.
 
-Changes nothing but what `holds` names: once that is reverted, the host is as it was.
+Changes nothing but what `held_groups` names: once that is reverted, the host is as it was.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Preparation:
     `starting`: the service is, and no systemd job may be waited for. `owned`: a virtual machine has it or asks for it,
     and for these functions `along` with it.
     `machine`: the one for whose sake it is asked, by name. `asking`: nothing is to follow from it, so nothing is held,
-    and who reads for it is not who works on the GPU. `holds` are the groups that `plan` took, or began to take: with no
-    switch to follow, they are to be reverted.
+    and who reads for it is not who works on the GPU. `held_groups` are the groups that `plan` took, or began to take:
+    with no switch to follow, they are to be reverted.
     """
 
     gpu: Gpu

@@ -1,6 +1,6 @@
 """What a switch needs of the host around a GPU before it may touch it. Pure: facts and answers in, values out.
 
-`prepare.py` asks the host; this says what follows from the answers.
+`survey.py` asks the host; this says what follows from the answers.
 """
 
 from __future__ import annotations

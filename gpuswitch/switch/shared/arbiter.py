@@ -46,7 +46,7 @@ class Arbiter:
     # Units ----------------------------------------------------------------------------------------------------------
 
     def claim(self, gpu: PciAddress, restore_state: RestoreState) -> None:
-        """What this GPU is owed since an earlier run of the service: its units are stopped for its sake."""
+        """Take over what an earlier run of the service left to restore: its units were stopped for this GPU."""
         self.set_restore_state(gpu, restore_state)
         for unit in restore_state.units:
             self._down[unit].add(gpu)
@@ -59,9 +59,9 @@ class Arbiter:
         return any(unit in restore_state.units for restore_state in self._restore_states.values())
 
     async def stop(self, gpu: PciAddress, unit: Unit) -> None:
-        """Stop it for this GPU's sake; where the GPU is owed it, nobody of us starts it from the first moment on.
+        """Stop it for this GPU. Where it is in this GPU's restore state, no other GPU starts it from this moment on.
 
-        Whoever is not owed it will not start it either, so it must not be in the way of one that is.
+        A GPU that does not have it in its restore state never starts it, so it must not keep another one from doing so.
 
         Raises:
             KernelError: what its manager says.
@@ -106,7 +106,7 @@ class Arbiter:
     # Consoles -------------------------------------------------------------------------------------------------------
 
     def set_restore_state(self, gpu: PciAddress, restore_state: RestoreState) -> None:
-        """What this GPU is owed from here on; where it is nothing, it needs no unit stopped any more."""
+        """What this GPU has to restore from here on; where it is nothing, it needs no unit stopped any more."""
         self._restore_states[gpu] = restore_state
         for claims in self._down.values() if not restore_state else ():
             claims.discard(gpu)
@@ -121,7 +121,7 @@ class Arbiter:
         )
 
     def terminals_of_others(self, gpu: PciAddress) -> frozenset[int]:
-        """The virtual terminals that other GPUs are owed: whoever shows them now has them on loan."""
+        """The virtual terminals that other GPUs get back: whoever shows them now does so only until then."""
         return frozenset(
             terminal
             for other, restore_state in self._restore_states.items()
@@ -130,7 +130,7 @@ class Arbiter:
         )
 
     def terminals_at_home(self, consoles: Consoles) -> frozenset[int]:
-        """The virtual terminals that GPUs are owed and show: they have them back, and the rest is on its way."""
+        """The virtual terminals in a restore state that their GPU shows again already; the others follow."""
         return frozenset(
             t
             for restore_state in self._restore_states.values()

@@ -1,4 +1,4 @@
-"""Who keeps the machine awake: logind's lock of a GPU is held for as long as the GPU is under way, or a machine's.
+"""Who keeps the machine awake: logind's inhibitor lock of a GPU, held while a switch or a virtual machine has the GPU.
 
 This alone takes the locks and lets them go, one word at a time for each GPU: what is asked for while logind has not
 answered yet comes after that, and what did not work is tried again for as long as it is so wished. A lock that somebody

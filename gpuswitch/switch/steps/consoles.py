@@ -1,7 +1,7 @@
 """The text consoles: which virtual terminals a GPU shows, where they go when it leaves, and how they come back.
 
 One frame buffer console may serve all GPUs, so what is right for one GPU depends on where the others are. Each step
-looks at the consoles at the moment it runs; what it does, it owes.
+looks at the consoles at the moment it runs, and notes in the restore state what it changes.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class AwaitHolders(Step):
     async def _stop_units(self, context: StepContext, holders: Collection[Holder]) -> frozenset[Unit]:
         """Through their manager, and what would start them again first; those that do not run any more.
 
-        What such a one left behind (KillMode=process) its manager does not end, and it is not owed to anybody.
+        What such a unit left behind (KillMode=process) is not ended by its manager, and nobody starts it again.
         """
         units = {unit for holder in holders if not never_ended(holder) and (unit := stoppable_unit(holder))}
         units -= {stoppable_unit(holder) for holder in holders if is_machine(holder)}

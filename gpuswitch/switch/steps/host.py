@@ -51,7 +51,7 @@ class ReleaseSleepInhibitor(Step):
 
 
 async def _let_sleep(context: StepContext) -> None:
-    """The switch needs it awake no more; a machine that owns the GPU may."""
+    """The switch does not need the machine awake any more; a virtual machine that owns the GPU may."""
     context.arbiter.awake.need(context.gpu, Why.SWITCH, needed=False)
     await context.arbiter.awake.settled(context.gpu)
 

@@ -34,7 +34,7 @@ class DeviceError(StepError):
 
 
 class StepContext:
-    """What a step works with: eyes on the host, the kernel operations of one GPU, and what it shares with others.
+    """What a step works with: the host, the kernel operations of one GPU, and what this GPU shares with others.
 
     `record_restore` notes, durably, what is to be given back one day; it raises `Failed` where it cannot. `deadlines`
     gives seconds by kind of step.
@@ -92,7 +92,7 @@ class StepContext:
         return scan.holders
 
     async def wait_for_change(self, holders: Sequence[Holder], seconds: float = RESCAN_SECONDS) -> None:
-        """Wait until something may have become of them, this long at most: then it is time to look again."""
+        """Wait until one of them may have changed, for so many seconds at most: then it is time to look again."""
         seconds = min(seconds, RESCAN_SECONDS)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
