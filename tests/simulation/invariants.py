@@ -11,7 +11,7 @@ from gpuswitch.gpu.actor import Actor
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from tests.simulated.bed import Settings, settings_of
+from tests.simulated.harness import Settings, settings_of
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

@@ -23,7 +23,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Drift, Result, Switch
 from gpuswitch.switch.steps.host import StartUnits, StopUnits
-from tests.simulated.bed import Settings
+from tests.simulated.harness import Settings
 from tests.simulation.deeds import Deeds
 from tests.simulation.faces import AT, At
 from tests.simulation.invariants import Ask, difference

@@ -11,7 +11,7 @@ from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.states import State
-from tests.simulated.bed import Settings, Snapshot, snapshot
+from tests.simulated.harness import Settings, Snapshot, snapshot
 from tests.simulation.invariants import Book
 from tests.simulation.judge import ANSWER_SECONDS
 from tests.simulation.loop import Life

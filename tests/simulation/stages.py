@@ -18,7 +18,7 @@ from gpuswitch.host.simulated.scenarios import PERSISTENCED, SCENARIOS, WIREPLUM
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import discover
 from gpuswitch.model.holders import Unit
-from tests.simulated.bed import GPUS, Snapshot, settings_of, snapshot
+from tests.simulated.harness import GPUS, Snapshot, settings_of, snapshot
 
 _MEMBERS: Mapping[str, Mapping[str, str]] = {
     "shared": {"0000:01:00.0": "0000:02:00.0"},

@@ -13,7 +13,7 @@ from gpuswitch.model.gpu import harmless
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.switch.record import Requester
-from tests.simulated.bed import Settings
+from tests.simulated.harness import Settings
 from tests.simulation.invariants import Ask, difference
 
 if TYPE_CHECKING:
