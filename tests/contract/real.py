@@ -17,7 +17,7 @@ from gpuswitch.host.port import Host
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Kind
 from gpuswitch.model.holders import Unit
-from tests.contract.bench import Outside
+from tests.contract.harness import Outside
 
 PCI = Path("/sys/bus/pci")
 UNITS = Path("/run/systemd/system")

@@ -14,7 +14,7 @@ from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.host.simulated.scenarios import boot
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
-from tests.contract.bench import Bench, Outside
+from tests.contract.harness import ContractHarness, Outside
 
 BOCHS = 0x1234
 GPU = PciAddress.parse("0000:01:00.0")
@@ -126,6 +126,6 @@ class SimulatedOutside(Outside):
         return SimulatedHost(self._machine)
 
 
-def bench() -> Bench:
+def contract_harness() -> ContractHarness:
     host = rig()
-    return Bench.of(host, SimulatedOutside(host), GPU, CROWDED_GPU, LONE_GPU)
+    return ContractHarness.of(host, SimulatedOutside(host), GPU, CROWDED_GPU, LONE_GPU)

@@ -20,7 +20,7 @@ DEADLINE = 120.0
 """Seconds after which a case has failed: plenty, also in an emulated machine."""
 _BETWEEN_LOOKS = 0.05
 
-Case = Callable[["Bench"], Awaitable[None]]
+Case = Callable[["ContractHarness"], Awaitable[None]]
 CASES: dict[str, Case] = {}
 """Every case, by name."""
 
@@ -96,7 +96,7 @@ class Outside(Protocol):
 
 
 @dataclass(frozen=True)
-class Bench:
+class ContractHarness:
     """A host with a GPU of two functions, `display` and `audio`, each on its host driver, alone in `group`.
 
     The display's driver is a DRM driver with a frame buffer, which is not the one that shows the consoles; audio's
@@ -118,8 +118,10 @@ class Bench:
     lone: PciAddress
 
     @classmethod
-    def of(cls, host: Host, outside: Outside, gpu: PciAddress, crowded: PciAddress, lone: PciAddress) -> Bench:
-        """The bench for the GPU at this address; fails where the host is not as promised."""
+    def of(
+        cls, host: Host, outside: Outside, gpu: PciAddress, crowded: PciAddress, lone: PciAddress
+    ) -> ContractHarness:
+        """The harness for the GPU at this address; fails where the host is not as promised."""
         facts = host.look()
         display = facts.functions[gpu]
         audio = next(f for a, f in facts.functions.items() if a.slot_name == gpu.slot_name and f.kind is Kind.AUDIO)
