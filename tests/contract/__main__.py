@@ -15,18 +15,18 @@ from gpuswitch.host.linux.host import LinuxHost
 from gpuswitch.model.address import PciAddress
 from tests.contract.cases import CASES
 from tests.contract.harness import DEADLINE, ContractHarness
-from tests.contract.real import RealOutside
+from tests.contract.real import RealExternalActivity
 
 
 async def run(name: str, gpu: PciAddress, crowded: PciAddress, lone: PciAddress) -> None:
     host = LinuxHost()
-    outside = RealOutside(host)
+    external = RealExternalActivity(host)
     try:
         async with asyncio.timeout(DEADLINE):
-            await CASES[name](ContractHarness.of(host, outside, gpu, crowded, lone))
+            await CASES[name](ContractHarness.of(host, external, gpu, crowded, lone))
     finally:
         # Processes first: an operation that waits for one of them returns then.
-        await outside.end()
+        await external.end()
         await host.close()
 
 

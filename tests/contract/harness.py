@@ -30,7 +30,7 @@ def case(function: Case) -> Case:
     return function
 
 
-class Outside(Protocol):
+class ExternalActivity(Protocol):
     """What others do to the host: processes, VMs, people with a card in their hand. One of each at a time.
 
     Where a process is started, its number is returned; `command` is what all of these are called.
@@ -108,7 +108,7 @@ class ContractHarness:
     """
 
     host: Host
-    outside: Outside
+    external: ExternalActivity
     display: PciAddress
     audio: PciAddress
     display_driver: Driver
@@ -119,7 +119,7 @@ class ContractHarness:
 
     @classmethod
     def of(
-        cls, host: Host, outside: Outside, gpu: PciAddress, crowded: PciAddress, lone: PciAddress
+        cls, host: Host, external: ExternalActivity, gpu: PciAddress, crowded: PciAddress, lone: PciAddress
     ) -> ContractHarness:
         """The harness for the GPU at this address; fails where the host is not as promised."""
         facts = host.look()
@@ -130,7 +130,7 @@ class ContractHarness:
         assert display.iommu_group is not None
         assert {f.address for f in facts.group(display.iommu_group)} == {gpu, audio.address}
         drivers = display.driver, audio.driver
-        return cls(host, outside, gpu, audio.address, *drivers, display.iommu_group, crowded, lone)
+        return cls(host, external, gpu, audio.address, *drivers, display.iommu_group, crowded, lone)
 
     @property
     def functions(self) -> tuple[PciAddress, PciAddress]:

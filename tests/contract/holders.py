@@ -17,7 +17,7 @@ async def only_holder(harness: ContractHarness, *functions: PciAddress) -> Holde
 
 async def start_to_wait(harness: ContractHarness) -> tuple[Holder, asyncio.Task[None]]:
     """Somebody opens the sound card, and we wait for him to stir."""
-    await harness.outside.open(harness.audio)
+    await harness.external.open(harness.audio)
     holder = await only_holder(harness, harness.audio)
     waiting = asyncio.create_task(harness.host.processes.wait_for_change([holder]))
     assert await only_holder(harness, harness.audio) == holder
@@ -36,36 +36,36 @@ async def nobody_has_it_open(harness: ContractHarness) -> None:
 @case
 async def scan_names_who_has_a_node_open(harness: ContractHarness) -> None:
     for function, folder in ((harness.display, "/dev/dri/"), (harness.audio, "/dev/snd/")):
-        pid = await harness.outside.open(function)
+        pid = await harness.external.open(function)
         holder = await only_holder(harness, *harness.functions)
-        assert (holder.pid, holder.command) == (pid, harness.outside.command)
+        assert (holder.pid, holder.command) == (pid, harness.external.command)
         assert (holder.uid, holder.user, holder.doubt, holder.machine) == (0, "root", "", False)
         [node] = holder.nodes
         assert node.startswith(folder)
-        await harness.outside.close(function)
+        await harness.external.close(function)
         assert (await harness.scan(*harness.functions)).holders == ()
 
 
 @case
 async def scan_looks_at_the_functions_that_it_is_asked_about(harness: ContractHarness) -> None:
-    await harness.outside.open(harness.audio)
+    await harness.external.open(harness.audio)
     assert (await harness.scan(harness.display)).holders == ()
     assert (await harness.scan(harness.crowded)).holders == ()
 
 
 @case
 async def scan_finds_a_mapping(harness: ContractHarness) -> None:
-    pid = await harness.outside.map(harness.display)
+    pid = await harness.external.map(harness.display)
     holder = await only_holder(harness, harness.display)
     assert holder.pid == pid
     assert holder.nodes
-    await harness.outside.close(harness.display)
+    await harness.external.close(harness.display)
     assert (await harness.scan(harness.display)).holders == ()
 
 
 @case
 async def scan_finds_by_number_what_sysfs_shows_no_more(harness: ContractHarness) -> None:
-    pid = await harness.outside.open(harness.display)
+    pid = await harness.external.open(harness.display)
     seen = await harness.scan(harness.display)
     await harness.unbind(harness.display)
     scan = await harness.host.processes.scan(HolderQuery((harness.display,), numbers=seen.numbers))
@@ -77,10 +77,10 @@ async def scan_finds_who_has_the_group(harness: ContractHarness) -> None:
     await harness.to_vfio(*harness.functions)
     node = f"vfio/{harness.group}"
     assert (await harness.scan(*harness.functions, nodes=[node])).holders == ()
-    pid = await harness.outside.open_group(harness.group)
+    pid = await harness.external.open_group(harness.group)
     [holder] = (await harness.scan(*harness.functions, nodes=[node])).holders
     assert (holder.pid, holder.nodes, holder.machine) == (pid, (f"/dev/{node}",), True)
-    await harness.outside.close_group(harness.group)
+    await harness.external.close_group(harness.group)
     assert (await harness.scan(*harness.functions, nodes=[node])).holders == ()
 
 
@@ -94,12 +94,12 @@ async def scan_does_not_name_ourselves(harness: ContractHarness) -> None:
 @case
 async def scan_tells_of_references_that_no_process_explains(harness: ContractHarness) -> None:
     module = str(harness.audio_driver.module)
-    await harness.outside.hide(harness.audio)
+    await harness.external.hide(harness.audio)
     [holder] = (await harness.scan(harness.audio, modules=[module])).holders
     assert (holder.process, holder.command, holder.nodes) == (None, module, ())
     assert module in holder.doubt
-    await harness.outside.close(harness.audio)
-    await harness.outside.open(harness.audio)
+    await harness.external.close(harness.audio)
+    await harness.external.open(harness.audio)
     [holder] = (await harness.scan(harness.audio, modules=[module])).holders
     assert holder.process is not None
 
@@ -107,7 +107,7 @@ async def scan_tells_of_references_that_no_process_explains(harness: ContractHar
 @case
 async def stirred_when_a_holder_closes_the_node(harness: ContractHarness) -> None:
     _, waiting = await start_to_wait(harness)
-    await harness.outside.let_go(harness.audio)
+    await harness.external.let_go(harness.audio)
     await waiting
     assert (await harness.scan(harness.audio)).holders == ()
 
@@ -115,7 +115,7 @@ async def stirred_when_a_holder_closes_the_node(harness: ContractHarness) -> Non
 @case
 async def stirred_when_a_holder_ends(harness: ContractHarness) -> None:
     holder, waiting = await start_to_wait(harness)
-    await harness.outside.close(harness.audio)
+    await harness.external.close(harness.audio)
     await waiting
     await harness.host.processes.wait_for_change([holder])
 

@@ -92,7 +92,7 @@ async def rescan_with_nothing_missing_changes_nothing(harness: ContractHarness) 
 @case
 async def remove_waits_for_the_user_of_a_function(harness: ContractHarness) -> None:
     """As an unbind does; and meanwhile nobody in the machine can remove or find anything else."""
-    await harness.outside.open(harness.audio)
+    await harness.external.open(harness.audio)
     removing = asyncio.create_task(harness.kernel.remove([harness.audio]))
     await harness.until(lambda: harness.kernel.pending is not None and harness.kernel.pending.process_state == "D")
     assert harness.kernel.pending is not None
@@ -101,7 +101,7 @@ async def remove_waits_for_the_user_of_a_function(harness: ContractHarness) -> N
     rescanning = asyncio.create_task(other.rescan([harness.lone]))
     await harness.until(lambda: other.pending is not None and other.pending.process_state == "D")
     assert harness.audio in harness.host.look().functions
-    await harness.outside.close(harness.audio)
+    await harness.external.close(harness.audio)
     await asyncio.gather(removing, rescanning)
     assert harness.audio not in harness.host.look().functions
 
@@ -110,7 +110,7 @@ async def remove_waits_for_the_user_of_a_function(harness: ContractHarness) -> N
 async def without_autoprobe_a_probe_binds_and_a_module_does_not(harness: ContractHarness) -> None:
     """bus_add_driver() looks at it; drivers_probe_store() does not (drivers/base/bus.c)."""
     assert harness.host.look().autoprobe
-    await harness.outside.set_autoprobe(on=False)
+    await harness.external.set_autoprobe(on=False)
     assert not harness.host.look().autoprobe
     await harness.kernel.set_override({harness.audio: VFIO_DRIVER})
     await harness.unbind(harness.audio)
@@ -118,14 +118,14 @@ async def without_autoprobe_a_probe_binds_and_a_module_does_not(harness: Contrac
     assert harness.driver(harness.audio) is None
     await harness.kernel.probe(harness.audio)
     assert harness.driver(harness.audio) == VFIO_DRIVER
-    await harness.outside.set_autoprobe(on=True)
+    await harness.external.set_autoprobe(on=True)
     assert harness.host.look().autoprobe
 
 
 @case
 async def without_autoprobe_what_is_found_again_can_be_bound(harness: ContractHarness) -> None:
     """Until 6.16 a rescan binds it all the same (pci_bus_add_device in drivers/pci/bus.c)."""
-    await harness.outside.set_autoprobe(on=False)
+    await harness.external.set_autoprobe(on=False)
     await harness.kernel.remove(tuple(reversed(harness.functions)))
     await harness.kernel.rescan(harness.functions)
     for function in harness.functions:

@@ -29,21 +29,21 @@ async def unload_detaches_and_load_brings_back(harness: ContractHarness) -> None
 
 @case
 async def unload_of_what_is_open_is_refused(harness: ContractHarness) -> None:
-    await harness.outside.open(harness.audio)
+    await harness.external.open(harness.audio)
     assert references(harness) > 0
     await refused(harness.kernel.unload(str(harness.audio_driver.module)), errno.EAGAIN)
     assert harness.look(harness.audio).driver == harness.audio_driver
     assert len((await harness.scan(harness.audio)).holders) == 1
-    await harness.outside.close(harness.audio)
+    await harness.external.close(harness.audio)
     await harness.kernel.unload(str(harness.audio_driver.module))
 
 
 @case
 async def unload_is_refused_for_a_descriptor_that_nobody_has(harness: ContractHarness) -> None:
-    await harness.outside.hide(harness.audio)
+    await harness.external.hide(harness.audio)
     await refused(harness.kernel.unload(str(harness.audio_driver.module)), errno.EAGAIN)
     assert harness.look(harness.audio).driver == harness.audio_driver
-    await harness.outside.close(harness.audio)
+    await harness.external.close(harness.audio)
 
 
 @case

@@ -117,11 +117,11 @@ async def watch_stops(harness: ContractHarness) -> None:
 async def device_leaves_and_comes_back(harness: ContractHarness) -> None:
     await harness.kernel.set_override({harness.display: "somebody"})
     async with harness.changes() as changed:
-        await harness.outside.unplug(harness.functions)
+        await harness.external.unplug(harness.functions)
         await harness.until_told(lambda: not set(harness.functions) & set(harness.host.look().functions), changed)
         await refused(harness.kernel.unbind(harness.display, harness.display_driver.name), errno.ENODEV)
         await refused(harness.kernel.capture(harness.functions), errno.ENODEV)
-        await harness.outside.replug()
+        await harness.external.replug()
         await harness.until_told(lambda: set(harness.functions) <= set(harness.host.look().functions), changed)
     await harness.until(lambda: harness.look(harness.display).driver == harness.display_driver)
     await harness.until(lambda: harness.look(harness.audio).driver == harness.audio_driver)

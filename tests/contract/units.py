@@ -14,7 +14,7 @@ NOBODY = Unit("no-such-unit-here.service")
 @case
 async def unit_is_started_and_stopped(harness: ContractHarness) -> None:
     systemd = harness.host.systemd
-    unit = await harness.outside.add_unit()
+    unit = await harness.external.add_unit()
     assert await systemd.active([unit, NOBODY]) == frozenset()
     assert await systemd.missing([unit, NOBODY]) == {NOBODY}
     await systemd.start(unit)
@@ -29,7 +29,7 @@ async def unit_is_started_and_stopped(harness: ContractHarness) -> None:
 @case
 async def unit_is_that_of_its_processes(harness: ContractHarness) -> None:
     systemd = harness.host.systemd
-    unit = await harness.outside.add_unit(harness.display)
+    unit = await harness.external.add_unit(harness.display)
     assert (await harness.scan(harness.display)).holders == ()
     for _ in range(2):
         await systemd.start(unit)
@@ -51,7 +51,7 @@ async def unit_that_is_not_there(harness: ContractHarness) -> None:
 
 @case
 async def unit_that_cannot_start(harness: ContractHarness) -> None:
-    unit = await harness.outside.add_unit(fails=True)
+    unit = await harness.external.add_unit(fails=True)
     await refused(harness.host.systemd.start(unit), errno.EIO)
     assert await harness.host.systemd.active([unit]) == frozenset()
     await harness.host.systemd.stop(unit)
@@ -60,9 +60,9 @@ async def unit_that_cannot_start(harness: ContractHarness) -> None:
 @case
 async def socket_would_start_its_unit_again(harness: ContractHarness) -> None:
     systemd = harness.host.systemd
-    unit = await harness.outside.add_unit()
+    unit = await harness.external.add_unit()
     assert await systemd.sockets(unit) == ()
-    socket = await harness.outside.add_socket(unit)
+    socket = await harness.external.add_socket(unit)
     assert await systemd.sockets(unit) == (socket,)
     assert await systemd.active([unit, socket]) == {socket}
     await systemd.stop(socket)
@@ -82,14 +82,14 @@ async def inhibitor_is_taken_once_and_outlives_us(harness: ContractHarness) -> N
     await harness.host.systemd.inhibit(one)
     await harness.host.systemd.inhibit(other)
     await harness.host.close()
-    systemd = harness.outside.next_run().systemd
+    systemd = harness.external.next_run().systemd
     await systemd.inhibit(one)
-    assert [await harness.outside.inhibitors(gpu) for gpu in (one, other)] == [1, 1]
+    assert [await harness.external.inhibitors(gpu) for gpu in (one, other)] == [1, 1]
     await systemd.release(one)
     await systemd.release(one)
-    assert [await harness.outside.inhibitors(gpu) for gpu in (one, other)] == [0, 1]
+    assert [await harness.external.inhibitors(gpu) for gpu in (one, other)] == [0, 1]
     await systemd.release(other)
-    assert await harness.outside.inhibitors(other) == 0
+    assert await harness.external.inhibitors(other) == 0
 
 
 @case
@@ -98,8 +98,8 @@ async def inhibitor_may_be_ended_by_anybody(harness: ContractHarness) -> None:
     await systemd.uninhibited(gpu)
     await systemd.inhibit(gpu)
     waiting = asyncio.create_task(systemd.uninhibited(gpu))
-    await harness.outside.end_inhibitors(gpu)
+    await harness.external.end_inhibitors(gpu)
     await waiting
     await systemd.inhibit(gpu)
-    assert await harness.outside.inhibitors(gpu) == 1
+    assert await harness.external.inhibitors(gpu) == 1
     await systemd.release(gpu)

@@ -33,9 +33,9 @@ async def group_without_a_node(harness: ContractHarness) -> None:
 @case
 async def group_that_somebody_has_open(harness: ContractHarness) -> None:
     await harness.to_vfio(*harness.functions)
-    await harness.outside.open_group(harness.group)
+    await harness.external.open_group(harness.group)
     await refused(harness.kernel.hold_group(harness.group), errno.EBUSY)
-    await harness.outside.close_group(harness.group)
+    await harness.external.close_group(harness.group)
     await harness.kernel.hold_group(harness.group)
 
 
@@ -44,9 +44,9 @@ async def group_that_we_hold_is_nobody_elses(harness: ContractHarness) -> None:
     await harness.to_vfio(*harness.functions)
     await harness.kernel.hold_group(harness.group)
     await harness.kernel.hold_group(harness.group)
-    await refused(harness.outside.open_group(harness.group), errno.EBUSY)
+    await refused(harness.external.open_group(harness.group), errno.EBUSY)
     await harness.kernel.release_group(harness.group)
-    await harness.outside.open_group(harness.group)
+    await harness.external.open_group(harness.group)
     await harness.kernel.release_group(harness.group)
     await refused(harness.kernel.hold_group(harness.group), errno.EBUSY)
 
@@ -56,7 +56,7 @@ async def host_that_closes_lets_its_groups_go(harness: ContractHarness) -> None:
     await harness.to_vfio(*harness.functions)
     await harness.kernel.hold_group(harness.group)
     await harness.host.close()
-    await harness.outside.open_group(harness.group)
+    await harness.external.open_group(harness.group)
 
 
 @case
@@ -81,7 +81,7 @@ async def bind_succeeds_in_a_group_that_is_not_viable(harness: ContractHarness) 
     neighbours = [f for f in harness.host.look().group(group) if f.kind not in {Kind.BRIDGE, Kind.DISPLAY}]
     assert [f.driver_name for f in neighbours] != []
     assert None not in [f.driver_name for f in neighbours]
-    await refused(harness.outside.start_vm([harness.crowded]), errno.EPERM)
+    await refused(harness.external.start_vm([harness.crowded]), errno.EPERM)
 
 
 @case
@@ -89,13 +89,13 @@ async def host_driver_cannot_join_a_vm(harness: ContractHarness) -> None:
     """The group's DMA is the VM's: the probe fails, and says so."""
     await harness.to_vfio(harness.display)
     await harness.unbind(harness.audio)
-    await harness.outside.start_vm([harness.display])
+    await harness.external.start_vm([harness.display])
     await refused(harness.kernel.probe(harness.audio), errno.EINVAL)
     assert harness.driver(harness.audio) is None
     await harness.to_vfio(harness.audio)
     await harness.unbind(harness.audio)
     await harness.kernel.set_override({harness.audio: None})
-    await harness.outside.stop_vm()
+    await harness.external.stop_vm()
     await harness.kernel.probe(harness.audio)
     assert harness.look(harness.audio).driver == harness.audio_driver
 
@@ -103,12 +103,12 @@ async def host_driver_cannot_join_a_vm(harness: ContractHarness) -> None:
 @case
 async def unbind_waits_for_a_vm(harness: ContractHarness) -> None:
     await harness.to_vfio(*harness.functions)
-    await harness.outside.start_vm(harness.functions)
+    await harness.external.start_vm(harness.functions)
     await refused(harness.kernel.hold_group(harness.group), errno.EBUSY)
     waiting = asyncio.create_task(harness.kernel.unbind(harness.display, VFIO_DRIVER))
     await harness.until(lambda: (harness.kernel.pending or Pending("")).process_state in {"S", "D"})
     await harness.until(lambda: harness.driver(harness.display) is None)
     assert not waiting.done()
-    await harness.outside.stop_vm()
+    await harness.external.stop_vm()
     await waiting
     assert harness.kernel.pending is None

@@ -14,7 +14,7 @@ from tests.contract.harness import ContractHarness, case, refused
 
 async def start_to_wait(harness: ContractHarness) -> asyncio.Task[None]:
     """An unbind of the sound function, which waits for somebody who has the sound card open."""
-    await harness.outside.open(harness.audio)
+    await harness.external.open(harness.audio)
     waiting = asyncio.create_task(harness.kernel.unbind(harness.audio, harness.audio_driver.name))
     await harness.until(lambda: harness.driver(harness.audio) is None and pending(harness).process_state == "D")
     return waiting
@@ -47,7 +47,7 @@ async def unbind_waits_for_who_has_the_sound_card(harness: ContractHarness) -> N
     assert str(harness.audio) in pending(harness).what
     assert harness.audio_driver.name in pending(harness).what
     assert "snd_card" in pending(harness).kernel_wait
-    await harness.outside.close(harness.audio)
+    await harness.external.close(harness.audio)
     await waiting
     assert harness.kernel.pending is None
     await harness.kernel.probe(harness.audio)
@@ -61,7 +61,7 @@ async def second_call_is_refused_while_one_is_pending(harness: ContractHarness) 
     await refused(harness.kernel.capture(harness.functions), errno.EBUSY)
     await refused(harness.kernel.hold_group(harness.group), errno.EBUSY)
     assert not waiting.done()
-    await harness.outside.close(harness.audio)
+    await harness.external.close(harness.audio)
     await waiting
 
 
@@ -75,7 +75,7 @@ async def abandoned_call_stays_pending(harness: ContractHarness) -> None:
     assert str(harness.audio) in pending(harness).what
     await refused(harness.kernel.probe(harness.audio), errno.EBUSY)
     returned = asyncio.create_task(harness.kernel.returned())
-    await harness.outside.close(harness.audio)
+    await harness.external.close(harness.audio)
     await returned
     assert harness.kernel.pending is None
     captured = await harness.kernel.capture([harness.audio])
@@ -92,7 +92,7 @@ async def next_run_adopts_what_is_left(harness: ContractHarness) -> None:
     left = pending(harness)
     assert left.worker is not None
     await harness.host.close()
-    kernel = harness.outside.next_run().kernel(str(harness.display))
+    kernel = harness.external.next_run().kernel(str(harness.display))
     assert kernel.pending is None
     assert not kernel.adopt(replace(left, worker=Process(left.worker.pid, left.worker.started + 1)))
     assert kernel.adopt(left)
@@ -101,7 +101,7 @@ async def next_run_adopts_what_is_left(harness: ContractHarness) -> None:
     assert kernel.pending.process_state == "D"
     await refused(kernel.probe(harness.audio), errno.EBUSY)
     returned = asyncio.create_task(kernel.returned())
-    await harness.outside.close(harness.audio)
+    await harness.external.close(harness.audio)
     await returned
     assert kernel.pending is None
     assert not kernel.adopt(left)
@@ -124,7 +124,7 @@ async def power_control_waits_behind_it(harness: ContractHarness) -> None:
     assert harness.look(harness.display).driver == harness.display_driver
     assert not waiting.done()
     assert not behind.done()
-    await harness.outside.close(harness.audio)
+    await harness.external.close(harness.audio)
     await waiting
     await behind
 
@@ -137,7 +137,7 @@ async def override_may_wait_behind_it(harness: ContractHarness) -> None:
         asyncio.create_task(harness.another_kernel("0000:ff:00.0").set_override({harness.audio: VFIO_DRIVER})),
         asyncio.create_task(harness.another_kernel("0000:ff:00.1").capture([harness.audio])),
     ]
-    await harness.outside.close(harness.audio)
+    await harness.external.close(harness.audio)
     await waiting
     await asyncio.gather(*behind)
     assert (await harness.kernel.capture([harness.audio]))[harness.audio].override == VFIO_DRIVER
@@ -150,7 +150,7 @@ async def probe_waits_for_no_unbind(harness: ContractHarness) -> None:
     await harness.another_kernel("0000:ff:00.0").probe(harness.audio)
     assert harness.driver(harness.audio) is None
     assert not waiting.done()
-    await harness.outside.close(harness.audio)
+    await harness.external.close(harness.audio)
     await waiting
     assert harness.driver(harness.audio) is None
 
@@ -163,7 +163,7 @@ async def second_unbind_waits_and_finds_nothing_left(harness: ContractHarness) -
     second = asyncio.create_task(other.unbind(harness.audio, harness.audio_driver.name))
     await harness.until(lambda: (other.pending or Pending("")).process_state == "D")
     assert not second.done()
-    await harness.outside.close(harness.audio)
+    await harness.external.close(harness.audio)
     await waiting
     await second
     assert harness.driver(harness.audio) is None
@@ -173,13 +173,13 @@ async def second_unbind_waits_and_finds_nothing_left(harness: ContractHarness) -
 async def drm_driver_waits_for_nobody(harness: ContractHarness) -> None:
     """It goes at once, its users keep what is left of it, and the next card has another number."""
     before = await drm_nodes(harness)
-    await harness.outside.open(harness.display)
+    await harness.external.open(harness.display)
     await harness.unbind(harness.display)
     await harness.kernel.probe(harness.display)
     after = await drm_nodes(harness)
     assert after
     assert not before & after
-    await harness.outside.close(harness.display)
+    await harness.external.close(harness.display)
 
 
 @case

@@ -14,7 +14,7 @@ from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.host.simulated.scenarios import boot
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
-from tests.contract.harness import ContractHarness, Outside
+from tests.contract.harness import ContractHarness, ExternalActivity
 
 BOCHS = 0x1234
 GPU = PciAddress.parse("0000:01:00.0")
@@ -46,7 +46,7 @@ def rig() -> SimulatedHost:
     )
 
 
-class SimulatedOutside(Outside):
+class SimulatedExternalActivity(ExternalActivity):
     """What others do to a simulated host."""
 
     command = "somebody"
@@ -128,4 +128,4 @@ class SimulatedOutside(Outside):
 
 def contract_harness() -> ContractHarness:
     host = rig()
-    return ContractHarness.of(host, SimulatedOutside(host), GPU, CROWDED_GPU, LONE_GPU)
+    return ContractHarness.of(host, SimulatedExternalActivity(host), GPU, CROWDED_GPU, LONE_GPU)
