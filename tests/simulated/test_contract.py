@@ -8,7 +8,7 @@ import pytest
 
 from tests.contract.cases import CASES
 from tests.contract.harness import DEADLINE
-from tests.simulated.rig import contract_harness
+from tests.simulated.contract_host import contract_harness
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -20,14 +20,14 @@ BOCHS = 0x1234
 GPU = PciAddress.parse("0000:01:00.0")
 LONE_GPU = PciAddress.parse("0000:02:00.0")
 CROWDED_GPU = PciAddress.parse("0000:05:01.0")
-RIG_MODULES = (
+CONTRACT_MODULES = (
     *MODULES,
     Module("bochs", (PciDriver("bochs-drm", (alias(BOCHS, 0x03),), makes="drm", render=False),)),
     Module("e1000", (PciDriver("e1000", (alias(INTEL, 0x02, 0x00),)),)),
 )
 
 
-def rig() -> SimulatedHost:
+def contract_host() -> SimulatedHost:
     """A boot display, a GPU with sound, one without, and one that shares its IOMMU group with a network card."""
     slot = Slot("0000:01:00", 3, "0000:00:05.0")
     return boot(
@@ -42,7 +42,7 @@ def rig() -> SimulatedHost:
             Slot("0000:05:01", 5, "0000:04:00.0").function(0, BOCHS, 0x1111, VGA),
             Slot("0000:05:02", 5, "0000:04:00.0").function(0, INTEL, 0x100E, ETHERNET),
         ],
-        modules=RIG_MODULES,
+        modules=CONTRACT_MODULES,
     )
 
 
@@ -127,5 +127,5 @@ class SimulatedExternalActivity(ExternalActivity):
 
 
 def contract_harness() -> ContractHarness:
-    host = rig()
+    host = contract_host()
     return ContractHarness.of(host, SimulatedExternalActivity(host), GPU, CROWDED_GPU, LONE_GPU)
