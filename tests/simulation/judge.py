@@ -24,7 +24,7 @@ from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Drift, Result, Switch
 from gpuswitch.switch.steps.host import StartUnits, StopUnits
 from tests.simulated.harness import Settings
-from tests.simulation.deeds import Deeds
+from tests.simulation.actions import ActionChecker
 from tests.simulation.faces import AT, At
 from tests.simulation.invariants import Ask, difference
 from tests.simulation.loop import Killed
@@ -43,7 +43,7 @@ _WITH_UNITS = (StartUnits, StopUnits)
 _FAULT_OF_ITS_OWN = "a fault of gpuswitch itself"
 
 
-class Judge(Deeds):
+class Judge(ActionChecker):
     """Hears what the service tells, and what it is asked. `steps` counts the steps that began, forward or back."""
 
     def __init__(self, world: World, *, trace: bool) -> None:

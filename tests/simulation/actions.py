@@ -34,7 +34,7 @@ AGAIN_SECONDS = 1.0
 _JOBS = frozenset({"stop_unit", "start_unit", "end_session"})
 
 
-class Deeds(Book):
+class ActionChecker(Book):
     """A `Watcher` (`gpuswitch` sends its operations past it), and told of each operation by the machine.
 
     `sent` counts what was sent for each GPU that changes anything.
