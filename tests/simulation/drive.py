@@ -35,7 +35,7 @@ async def happens(world: World, story: Story) -> None:
     await _passes(world, 0, 0.01)
     for event in story.events:
         await _passes(world, event.turns, event.seconds)
-        world.judge.note(f"event {event}")
+        world.checker.note(f"event {event}")
         _Drama(world).happens(event)
         rest.meanwhile(world)
     await calms_down(world)
@@ -115,7 +115,7 @@ class _Drama:
                 self._world.senses.deaf = event.number
             case "going down":
                 self._machine.units.stopping = True
-                self._world.judge.units_touched.update(self._machine.units.names())
+                self._world.checker.units_touched.update(self._machine.units.names())
             case _:
                 self._others_do(event, gpu)
 
@@ -148,7 +148,7 @@ class _Drama:
                 self._worker_dies(gpu)
             case "sleepy":
                 # Somebody ends what keeps the machine awake for it.
-                self._world.judge.sleepy[gpu] = self._world.loop.time()
+                self._world.checker.sleepy[gpu] = self._world.loop.time()
                 machine.units.uninhibit(str(gpu))
             case "unit":
                 self._unit(event)
@@ -157,10 +157,10 @@ class _Drama:
             case "spoil":
                 self._spoil(DeviceTrouble(event.word), gpu)
             case "pull":
-                self._world.judge.meddled.add(gpu)
+                self._world.checker.meddled.add(gpu)
                 self._world.others(machine.unplug(gpu.slot_name))
             case "plug":
-                self._world.judge.meddled.add(gpu)
+                self._world.checker.meddled.add(gpu)
                 machine.replug(gpu.slot_name)
 
     def _vm(self, event: Event) -> None:
@@ -234,10 +234,10 @@ class _Drama:
             case "fails":
                 self._world.trouble.rules.append(Rule("error", 1, "start_unit", str(unit)))
             case "stops":
-                self._world.judge.units_touched.add(str(unit))
+                self._world.checker.units_touched.add(str(unit))
                 units.stop(unit)
             case "starts":
-                self._world.judge.units_touched.add(str(unit))
+                self._world.checker.units_touched.add(str(unit))
                 units.settle(unit, "active")
 
     def _moves(self, event: Event, gpu: PciAddress) -> None:
@@ -252,14 +252,14 @@ async def _moved(world: World, gpu: PciAddress, functions: tuple[PciAddress, ...
     with suppress(KernelError):
         await machine.modules.load(VFIO_MODULE, call)
         for function in functions:
-            world.judge.meddled.add(gpu)
+            world.checker.meddled.add(gpu)
             to = VFIO_DRIVER if to_vfio else None
             await machine.write("set_override", "driver_override", {function: to}, call)
             device = machine.devices.get(function)
             if device is not None and device.binding is not None:
                 await machine.unbind(function, device.binding.driver.name, call)
             await machine.probe(function, call)
-    world.judge.meddled.add(gpu)
+    world.checker.meddled.add(gpu)
 
 
 async def calms_down(world: World) -> None:
@@ -281,7 +281,7 @@ async def calms_down(world: World) -> None:
     rest.at_rest(world)
     await _others_undo(world)
     await _all_come_home(world)
-    if world.judge.meddled:
+    if world.checker.meddled:
         await _restore_host(world)
     if not rest.is_home(world):
         # Whatever was forgone, the next service puts right.
@@ -320,7 +320,7 @@ async def _others_undo(world: World) -> None:
     await asyncio.sleep(LONGER_THAN_ANYTHING)
     for slot in world.stage.slots():
         machine.replug(slot)
-    for unit, state in world.judge.home.items():
+    for unit, state in world.checker.home.items():
         if isinstance(unit, Unit) and state == "active":
             machine.units.settle(unit, "active")
     await asyncio.sleep(LONGER_THAN_ANYTHING)
@@ -328,7 +328,7 @@ async def _others_undo(world: World) -> None:
 
 async def _all_come_home(world: World) -> None:
     for gpu in world.stage.gpus:
-        if gpu in world.judge.meddled and rest.settings_at_home(world, gpu).bound is None:
+        if gpu in world.checker.meddled and rest.settings_at_home(world, gpu).bound is None:
             await _taken_from_vfio(world, gpu)
         _mended(world, gpu)
         actor = world.actor(gpu)
@@ -364,7 +364,7 @@ async def over(asked: asyncio.Task[None] | None) -> None:
 async def _restore_host(world: World) -> None:
     """Those who moved a GPU put right what they did to its settings."""
     machine = world.machine
-    moved = [function for gpu in world.judge.meddled for function in world.functions[gpu]]
+    moved = [function for gpu in world.checker.meddled for function in world.functions[gpu]]
     for function in moved:
         if (device := machine.devices[function]).binding is None:
             # Where vfio-pci is for such devices, it is to have another driver nevertheless.

@@ -65,14 +65,14 @@ def run(
         try:
             loop.run_until_complete(happens(world))
         except Exception as fault:  # noqa: BLE001 -- whatever it is, it is told with its seed
-            world.judge.fault(repr(fault))
+            world.checker.fault(repr(fault))
         if world.service is not None:
             loop.end(world.service.life)
-    judge = world.judge
-    outcome.steps, outcome.violations, outcome.ends = judge.steps, judge.violations, judge.ends
+    checker = world.checker
+    outcome.steps, outcome.violations, outcome.ends = checker.steps, checker.violations, checker.ends
     outcome.hits.update({(step, str(wrong)): n for (step, wrong), n in world.trouble.hits.items()})
-    outcome.hits.update(judge.crashes)
-    outcome.trace = judge.trace or []
+    outcome.hits.update(checker.crashes)
+    outcome.trace = checker.trace or []
     return outcome
 
 

@@ -43,7 +43,7 @@ _WITH_UNITS = (StartUnits, StopUnits)
 _FAULT_OF_ITS_OWN = "a fault of gpuswitch itself"
 
 
-class Judge(ActionChecker):
+class InvariantChecker(ActionChecker):
     """Hears what the service tells, and what it is asked. `steps` counts the steps that began, forward or back."""
 
     def __init__(self, world: World, *, trace: bool) -> None:
