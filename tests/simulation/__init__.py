@@ -7,7 +7,7 @@ play one again, event for event. From the outside in:
 - `world` is a machine, the service that lives on it, and whoever asks it; `tenants` are its virtual machines.
 - `loop` has the clock, and ends a service as SIGKILL does; `faces` is all that the service sees of the world; `trouble`
   lets operations fail, wait and hang.
-- `invariants`, `checker`, `actions` and `rest` check what must always be so; `mutations` break it, so
+- `invariants`, `checker`, `actions` and `rest_checks` check what must always be so; `mutations` break it, so
   that we know they do.
 - `play` runs one, `crew` many, `shrink` makes a story short.
 """

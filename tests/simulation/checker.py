@@ -1,6 +1,6 @@
 """Hears of everything that happens, and checks after each of it what must always be so: the ten invariants.
 
-What can be seen at one event alone is checked here; what must be so once all is quiet, `rest.py` checks.
+What can be seen at one event alone is checked here; what must be so once all is quiet, `rest_checks.py` checks.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from tests.simulation import rest
+from tests.simulation import rest_checks
 from tests.simulation.stages import OLLAMA, RENDERER, RULES
 from tests.simulation.story import Event, Story
 from tests.simulation.trouble import Rule
@@ -37,7 +37,7 @@ async def happens(world: World, story: Story) -> None:
         await _passes(world, event.turns, event.seconds)
         world.checker.note(f"event {event}")
         _Drama(world).happens(event)
-        rest.meanwhile(world)
+        rest_checks.meanwhile(world)
     await calms_down(world)
 
 
@@ -265,7 +265,7 @@ async def _moved(world: World, gpu: PciAddress, functions: tuple[PciAddress, ...
 async def calms_down(world: World) -> None:
     """Nothing goes wrong any more, and everybody lets go: then everything has to come home."""
     await asyncio.sleep(LONGER_THAN_ANYTHING)
-    rest.in_trouble(world)
+    rest_checks.in_trouble(world)
     world.trouble.calm()
     world.disk.healthy()
     world.senses.blind = world.senses.deaf = 0
@@ -278,16 +278,16 @@ async def calms_down(world: World) -> None:
     world.machine.changed(None, uevent=True)
     world.spare()
     await asyncio.sleep(LONGER_THAN_ANYTHING)
-    rest.at_rest(world)
+    rest_checks.at_rest(world)
     await _others_undo(world)
     await _all_come_home(world)
     if world.checker.meddled:
         await _restore_host(world)
-    if not rest.is_home(world):
+    if not rest_checks.is_home(world):
         # Whatever was forgone, the next service puts right.
         world.stop()
         await asyncio.sleep(LONGER_THAN_ANYTHING)
-    rest.at_home(world)
+    rest_checks.at_home(world)
 
 
 def _mended(world: World, gpu: PciAddress) -> None:
@@ -328,7 +328,7 @@ async def _others_undo(world: World) -> None:
 
 async def _all_come_home(world: World) -> None:
     for gpu in world.stage.gpus:
-        if gpu in world.checker.meddled and rest.settings_at_home(world, gpu).bound is None:
+        if gpu in world.checker.meddled and rest_checks.settings_at_home(world, gpu).bound is None:
             await _taken_from_vfio(world, gpu)
         _mended(world, gpu)
         actor = world.actor(gpu)
@@ -339,7 +339,7 @@ async def _all_come_home(world: World) -> None:
     if any(actor.state.moving for actor in actors):
         # The way home of one has brought another one home, by the module that they share: it goes by itself.
         await asyncio.sleep(LONGER_THAN_ANYTHING)
-    rest.came_home(world)
+    rest_checks.came_home(world)
 
 
 async def _taken_from_vfio(world: World, gpu: PciAddress) -> None:
@@ -349,7 +349,7 @@ async def _taken_from_vfio(world: World, gpu: PciAddress) -> None:
         if device.on_vfio and device.binding is not None:
             with suppress(KernelError):
                 await world.machine.unbind(function, device.binding.driver.name, Call("unbind", function))
-        device.override = rest.settings_at_home(world, function).bound
+        device.override = rest_checks.settings_at_home(world, function).bound
         with suppress(KernelError):
             await world.machine.probe(function, Call("probe", function))
         device.override = None
@@ -368,11 +368,11 @@ async def _restore_host(world: World) -> None:
     for function in moved:
         if (device := machine.devices[function]).binding is None:
             # Where vfio-pci is for such devices, it is to have another driver nevertheless.
-            device.override = rest.settings_at_home(world, function).bound
-    for name in rest.modules_at_home(world):
+            device.override = rest_checks.settings_at_home(world, function).bound
+    for name in rest_checks.modules_at_home(world):
         machine.modules.at_boot(name)
     for function in moved:
-        home, device = rest.settings_at_home(world, function), machine.devices[function]
+        home, device = rest_checks.settings_at_home(world, function), machine.devices[function]
         if device.binding is None:
             with suppress(KernelError):
                 await machine.probe(function, Call("probe", function))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from tests.simulation import drive, rest
+from tests.simulation import drive, rest_checks
 from tests.simulation.faces import SEND, WRITE, WRITTEN
 from tests.simulation.loop import AWAIT
 from tests.simulation.play import Outcome, run
@@ -84,7 +84,7 @@ async def _happens(world: World, trial: Trial, left: Counter[str], operations: l
     await asyncio.sleep(drive.LONGER_THAN_ANYTHING)
     left.update(world.progress)
     world.trouble.log = None
-    rest.meanwhile(world)
+    rest_checks.meanwhile(world)
     await drive.calms_down(world)
 
 
