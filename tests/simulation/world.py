@@ -19,9 +19,9 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.journal.journal import Journal
 from gpuswitch.switch.record import Requester, Switch
 from tests.simulation.checker import InvariantChecker
-from tests.simulation.ear import Ear
 from tests.simulation.faces import SEND, WRITE, WRITTEN, Disk, Senses, ServiceHost, ServiceStore
 from tests.simulation.invariants import Ask
+from tests.simulation.listener import ServiceListener
 from tests.simulation.loop import AWAIT, Fuse, Life, SimulatedLoop
 from tests.simulation.stages import STAGES, functions, settings
 from tests.simulation.tenants import Tenants
@@ -102,7 +102,7 @@ class World:
     async def _serve(self, service: Service) -> None:
         journal = Journal(ServiceStore(self.disk, service.life))
         try:
-            service.fleet = Fleet(service.host, self.config, journal, Ear(service.life, self.checker))
+            service.fleet = Fleet(service.host, self.config, journal, ServiceListener(service.life, self.checker))
             await service.fleet.start()
             service.ready = service.said_ready = True
             self.checker.ready(service.fleet)

@@ -13,7 +13,7 @@ from tests.simulation.faces import AT, At
 from tests.simulation.loop import Life
 
 
-class Ear(Observer):
+class ServiceListener(Observer):
     """Passes on to the checker what is told by a service that lives: nobody hears a dead one."""
 
     def __init__(self, life: Life, checker: InvariantChecker) -> None:
