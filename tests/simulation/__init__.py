@@ -9,5 +9,5 @@ play one again, event for event. From the outside in:
   lets operations fail, wait and hang.
 - `invariants`, `checker`, `actions` and `rest_checks` check what must always be so; `mutations` break it, so
   that we know they do.
-- `play` runs one, `crew` many, `shrink` makes a story short.
+- `play` runs one, `process_pool` many, `shrink` makes a story short.
 """
