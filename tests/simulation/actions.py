@@ -136,7 +136,7 @@ class ActionChecker(Book):
             return
         if device.on_vfio:
             has = self.world.machine.group(device.shape.iommu_group or 0).opened_by
-            self.world.tenants.leaves_vfio(function)
+            self.world.virtual_machines.leaves_vfio(function)
             if has is None or not has.startswith("the worker of"):
                 self.broken(7, f"{struck.operation} of {function}, on vfio, at {struck.at}; its group is open by {has}")
             return

@@ -166,21 +166,21 @@ class _Drama:
     def _vm(self, event: Event) -> None:
         """One with a GPU, or (even numbers) one with all of them."""
         gpus = self._world.stage.gpus[event.gpu :][:1] if event.number % 2 else self._world.stage.gpus
-        name, tenants = f"vm {event.number}", self._world.tenants
+        name, virtual_machines = f"vm {event.number}", self._world.virtual_machines
         match event.word:
             case "asks":
-                tenants.asks(name, gpus)
+                virtual_machines.asks(name, gpus)
             case "grabs":
-                tenants.takes(name, gpus)
+                virtual_machines.takes(name, gpus)
             case "ends":
-                tenants.ends(name)
+                virtual_machines.ends(name)
             case "dies":
-                tenants.ends(name, unheard=True)
+                virtual_machines.ends(name, unheard=True)
             case "is released":
                 # Its QEMU may still be at it, or it may have nothing at all.
-                tenants.released(name, "saved")
+                virtual_machines.released(name, "saved")
             case "is heard of":
-                tenants.daemon_comes()
+                virtual_machines.daemon_comes()
 
     def _program(self, event: Event, gpu: PciAddress) -> None:
         functions = self._world.functions[gpu]
@@ -301,9 +301,9 @@ def _mended(world: World, gpu: PciAddress) -> None:
 
 async def _others_undo(world: World) -> None:
     machine = world.machine
-    for name in world.tenants.names:
-        world.tenants.ends(name)
-    world.tenants.daemon_comes()
+    for name in world.virtual_machines.names:
+        world.virtual_machines.ends(name)
+    world.virtual_machines.daemon_comes()
     for gpu in world.stage.gpus:
         names = (f"program {number} on {gpu}" for number in range(2))
         for program in filter(None, map(machine.processes.named, names)):

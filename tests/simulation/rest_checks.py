@@ -36,7 +36,7 @@ _EXCUSED_BY = {
 def meanwhile(world: World) -> None:
     """At any time: whoever asked is answered, and whoever works gets on."""
     checker = world.checker
-    world.tenants.untouched()
+    world.virtual_machines.untouched()
     for ask in checker.asks:
         if checker.now - ask.began > ANSWER_SECONDS * (1 + ask.before):
             checker.broken(
@@ -78,7 +78,7 @@ def at_rest(world: World) -> None:
     for actor in actors:
         checker.explained(actor, "at rest")
         checker.split(actor, 0.0)
-        world.tenants.at_rest(actor)
+        world.virtual_machines.at_rest(actor)
         if actor.state is State.WEDGED and world.machine.workers and not _stuck(world, actor):
             checker.broken(4, f"{actor.gpu.address} is wedged, and the kernel has returned")
         if actor.state is State.UNKNOWN and actor.gpu.address not in checker.meddled and not checker.torn:

@@ -24,8 +24,8 @@ from tests.simulation.invariants import Ask
 from tests.simulation.listener import ServiceListener
 from tests.simulation.loop import AWAIT, Fuse, Life, SimulatedLoop
 from tests.simulation.stages import STAGES, functions, settings
-from tests.simulation.tenants import Tenants
 from tests.simulation.trouble import Rule, Trouble, Wrong
+from tests.simulation.virtual_machines import VirtualMachines
 
 RESTART_SECONDS = 0.1
 """RestartSec= of a unit, where it says nothing else."""
@@ -73,7 +73,7 @@ class World:
         """The next crash leaves a page of the journal torn."""
         self.functions = functions(stage)
         self.checker = InvariantChecker(self, trace=trace)
-        self.tenants = Tenants(self)
+        self.virtual_machines = VirtualMachines(self)
         self.service: Service | None = None
         self.since: Counter[str] = Counter()
         self._crashed = False

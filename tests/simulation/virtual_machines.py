@@ -26,7 +26,7 @@ _CLEARING_SECONDS = (0.0, 0.3, 15.0)
 """From QEMU's end until libvirt has cleared up after it, quick or slow."""
 
 
-class Tenants:
+class VirtualMachines:
     """Checks invariants 5 and 7: what machines have stays as it is, and goes back when they are done with it."""
 
     def __init__(self, world: World) -> None:
