@@ -15,7 +15,7 @@ from gpuswitch.model.facts import VFIO_DRIVER
 from gpuswitch.model.holders import HolderQuery, Process, Scan
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from tests.simulation.faces import AT
+from tests.simulation.doubles import AT
 from tests.simulation.invariants import Book
 from tests.simulation.trouble import Struck
 

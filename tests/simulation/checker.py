@@ -25,7 +25,7 @@ from gpuswitch.switch.record import Drift, Result, Switch
 from gpuswitch.switch.steps.host import StartUnits, StopUnits
 from tests.simulated.harness import Settings
 from tests.simulation.actions import ActionChecker
-from tests.simulation.faces import AT, At
+from tests.simulation.doubles import AT, At
 from tests.simulation.invariants import Ask, difference
 from tests.simulation.loop import Killed
 

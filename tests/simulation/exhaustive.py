@@ -13,7 +13,7 @@ from typing import NamedTuple
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from tests.simulation import drive, rest_checks
-from tests.simulation.faces import SEND, WRITE, WRITTEN
+from tests.simulation.doubles import SEND, WRITE, WRITTEN
 from tests.simulation.loop import AWAIT
 from tests.simulation.play import Outcome, run
 from tests.simulation.stages import SCENARIO_STAGES

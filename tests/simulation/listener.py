@@ -9,7 +9,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Drift, Switch
 from tests.simulation.checker import BEGINS, InvariantChecker
-from tests.simulation.faces import AT, At
+from tests.simulation.doubles import AT, At
 from tests.simulation.loop import Life
 
 

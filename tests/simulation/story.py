@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from gpuswitch.host.simulated.devices import Trouble as DeviceTrouble
-from tests.simulation.faces import SEND, WRITE, WRITTEN
+from tests.simulation.doubles import SEND, WRITE, WRITTEN
 from tests.simulation.loop import AWAIT
 from tests.simulation.stages import RULES, STAGES
 

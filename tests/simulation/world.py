@@ -19,7 +19,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.journal.journal import Journal
 from gpuswitch.switch.record import Requester, Switch
 from tests.simulation.checker import InvariantChecker
-from tests.simulation.faces import SEND, WRITE, WRITTEN, Disk, Senses, ServiceHost, ServiceStore
+from tests.simulation.doubles import SEND, WRITE, WRITTEN, Disk, Senses, ServiceHost, ServiceStore
 from tests.simulation.invariants import Ask
 from tests.simulation.listener import ServiceListener
 from tests.simulation.loop import AWAIT, Fuse, Life, SimulatedLoop
