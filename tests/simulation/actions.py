@@ -16,7 +16,7 @@ from gpuswitch.model.holders import HolderQuery, Process, Scan
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from tests.simulation.doubles import AT
-from tests.simulation.invariants import Book
+from tests.simulation.invariants import ViolationLog
 from tests.simulation.trouble import Struck
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ AGAIN_SECONDS = 1.0
 _JOBS = frozenset({"stop_unit", "start_unit", "end_session"})
 
 
-class ActionChecker(Book):
+class ActionChecker(ViolationLog):
     """A `Watcher` (`gpuswitch` sends its operations past it), and told of each operation by the machine.
 
     `sent` counts what was sent for each GPU that changes anything.

@@ -1,4 +1,4 @@
-"""What must always be so, by its number, and the book in which it is written down when it is not."""
+"""What must always be so, by its number, and the log in which it is written down when it is not."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Ask:
     seen: frozenset[str] | None = None
 
 
-class Book:
+class ViolationLog:
     """`violations` is what must never be; `trace`, where wanted, all that happened, in order.
 
     `home` is the machine with its GPUs at home, as it was booted for the most part. What others did to it excuses the

@@ -13,7 +13,7 @@ from gpuswitch.model.holders import Unit
 from gpuswitch.model.states import State
 from tests.simulated.harness import Settings, Snapshot, snapshot
 from tests.simulation.checker import ANSWER_SECONDS
-from tests.simulation.invariants import Book
+from tests.simulation.invariants import ViolationLog
 from tests.simulation.loop import Life
 from tests.simulation.world import World
 
@@ -194,7 +194,7 @@ def at_home(world: World) -> None:
     came_home(world)
 
 
-def _compare(checker: Book, home: Snapshot, now: Snapshot) -> None:
+def _compare(checker: ViolationLog, home: Snapshot, now: Snapshot) -> None:
     for what in home.keys() | now.keys() if len(home) == len(checker.home) else home.keys():
         if home.get(what) != now.get(what):
             checker.broken(3, f"{what} was {home.get(what)}, and is {now.get(what)}")
