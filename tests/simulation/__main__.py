@@ -117,7 +117,7 @@ def _tell(found: Found) -> None:
 
 
 def _replay(story: Story) -> int:
-    print(f"stage {story.stage}, rules {story.rules}")
+    print(f"machine {story.machine_name}, rules {story.rules}")
     return _shown(played(story, trace=True))
 
 

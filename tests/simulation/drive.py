@@ -16,7 +16,7 @@ from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from tests.simulation import rest_checks
-from tests.simulation.stages import OLLAMA, RENDERER, RULES
+from tests.simulation.machines import OLLAMA, RENDERER, RULES
 from tests.simulation.story import Event, Story
 from tests.simulation.trouble import Rule
 from tests.simulation.world import World
@@ -59,7 +59,7 @@ class _Drama:
         self._machine = world.machine
 
     def happens(self, event: Event) -> None:
-        world, gpu = self._world, self._world.stage.gpus[event.gpu]
+        world, gpu = self._world, self._world.spec.gpus[event.gpu]
         match event.what:
             case "ask":
                 world.request(gpu, _TARGETS[event.word], _OPTIONS[event.number])
@@ -165,7 +165,7 @@ class _Drama:
 
     def _vm(self, event: Event) -> None:
         """One with a GPU, or (even numbers) one with all of them."""
-        gpus = self._world.stage.gpus[event.gpu :][:1] if event.number % 2 else self._world.stage.gpus
+        gpus = self._world.spec.gpus[event.gpu :][:1] if event.number % 2 else self._world.spec.gpus
         name, virtual_machines = f"vm {event.number}", self._world.virtual_machines
         match event.word:
             case "asks":
@@ -270,7 +270,7 @@ async def calms_down(world: World) -> None:
     world.disk.healthy()
     world.senses.blind = world.senses.deaf = 0
     world.machine.units.stopping = False
-    for gpu in world.stage.gpus:
+    for gpu in world.spec.gpus:
         _mended(world, gpu)
     for _, card in world.machine.cards():
         # udev has caught up.
@@ -304,7 +304,7 @@ async def _others_undo(world: World) -> None:
     for name in world.virtual_machines.names:
         world.virtual_machines.ends(name)
     world.virtual_machines.daemon_comes()
-    for gpu in world.stage.gpus:
+    for gpu in world.spec.gpus:
         names = (f"program {number} on {gpu}" for number in range(2))
         for program in filter(None, map(machine.processes.named, names)):
             machine.end(program.name)
@@ -318,7 +318,7 @@ async def _others_undo(world: World) -> None:
         else:
             machine.end(program.name)
     await asyncio.sleep(LONGER_THAN_ANYTHING)
-    for slot in world.stage.slots():
+    for slot in world.spec.slots():
         machine.replug(slot)
     for unit, state in world.checker.home.items():
         if isinstance(unit, Unit) and state == "active":
@@ -327,7 +327,7 @@ async def _others_undo(world: World) -> None:
 
 
 async def _all_come_home(world: World) -> None:
-    for gpu in world.stage.gpus:
+    for gpu in world.spec.gpus:
         if gpu in world.checker.meddled and rest_checks.settings_at_home(world, gpu).bound is None:
             await _taken_from_vfio(world, gpu)
         _mended(world, gpu)
@@ -335,7 +335,7 @@ async def _all_come_home(world: World) -> None:
         if actor is not None and actor.state in {State.FAILED, State.UNKNOWN}:
             await over(world.recover(gpu))
         await over(world.request(gpu, State.HOST, Options(wait_seconds=20.0)))
-    actors = filter(None, map(world.actor, world.stage.gpus))
+    actors = filter(None, map(world.actor, world.spec.gpus))
     if any(actor.state.moving for actor in actors):
         # The way home of one has brought another one home, by the module that they share: it goes by itself.
         await asyncio.sleep(LONGER_THAN_ANYTHING)

@@ -84,7 +84,7 @@ class ViolationLog:
         self.world = world
         self.violations: list[Violation] = []
         self.trace: list[str] | None = [] if trace else None
-        self.home = world.stage.home(world.machine)
+        self.home = world.spec.home(world.machine)
         self.meddled: set[PciAddress] = set()
         self.units_touched: set[str] = set()
         self.torn: set[str] = set()

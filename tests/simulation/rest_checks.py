@@ -162,7 +162,7 @@ def _excused(world: World) -> set[str]:
 
 def came_home(world: World) -> None:
     """Everybody was asked to come home, and nothing was in the way."""
-    for gpu in world.stage.gpus:
+    for gpu in world.spec.gpus:
         actor = world.actor(gpu)
         if actor is None:
             world.checker.broken(5, f"nobody answers for {gpu}")

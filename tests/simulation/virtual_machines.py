@@ -211,7 +211,7 @@ class VirtualMachines:
                 a: settings._replace(override=before[a].override) if settings.override == VFIO_DRIVER else settings
                 for a, settings in self._world.checker.settings(tuple(before)).items()
             }
-            meddled = any(self._world.checker.lately(gpu) for gpu in self._world.stage.gpus)
+            meddled = any(self._world.checker.lately(gpu) for gpu in self._world.spec.gpus)
             if now != before and not meddled:
                 self._world.checker.broken(5, f"{name} has it, and {difference(before, now)}")
                 self._lent[name] = now

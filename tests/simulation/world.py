@@ -23,14 +23,14 @@ from tests.simulation.doubles import SEND, WRITE, WRITTEN, Disk, Senses, Service
 from tests.simulation.invariants import Ask
 from tests.simulation.listener import ServiceListener
 from tests.simulation.loop import AWAIT, Fuse, Life, SimulatedLoop
-from tests.simulation.stages import STAGES, functions, settings
+from tests.simulation.machines import MACHINES, functions, settings
 from tests.simulation.trouble import Rule, Trouble, Wrong
 from tests.simulation.virtual_machines import VirtualMachines
 
 RESTART_SECONDS = 0.1
 """RestartSec= of a unit, where it says nothing else."""
 STOP_SECONDS = 240.0
-"""Longer than any step of these stages may take: then systemd kills the service."""
+"""Longer than any step on these machines may take: then systemd kills the service."""
 POINTS = frozenset({AWAIT, SEND, WRITE, WRITTEN})
 OPERATION = "operation"
 SOMEBODY = Requester(uid=0, pid=1, command="somebody")
@@ -57,11 +57,11 @@ class Service:
 class World:
     """Everything that one schedule happens to."""
 
-    def __init__(self, loop: SimulatedLoop, stage: str, rules: str, *, trace: bool = False) -> None:
+    def __init__(self, loop: SimulatedLoop, machine_name: str, rules: str, *, trace: bool = False) -> None:
         self.loop = loop
-        self.stage = STAGES[stage]
+        self.spec = MACHINES[machine_name]
         self.rules = rules
-        self.machine = self.stage.machine()
+        self.machine = self.spec.machine()
         self.firmware = self.machine.frame_buffers.names("bind_platform")
         """The frame buffers that the firmware left."""
         self.trouble = Trouble()
@@ -71,7 +71,7 @@ class World:
         self.senses = Senses()
         self.tears = False
         """The next crash leaves a page of the journal torn."""
-        self.functions = functions(stage)
+        self.functions = functions(machine_name)
         self.checker = InvariantChecker(self, trace=trace)
         self.virtual_machines = VirtualMachines(self)
         self.service: Service | None = None
@@ -85,7 +85,7 @@ class World:
 
     @property
     def config(self) -> Config:
-        return settings(self.stage.name, self.rules)
+        return settings(self.spec.name, self.rules)
 
     # The service ----------------------------------------------------------------------------------------------------
 
