@@ -15,9 +15,9 @@ from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.systemd import LinuxSystemd
 from gpuswitch.model.holders import Unit
 from tests.buses.private import BusProgram, PrivateBus, running
-from tests.managers.cases import CASES, Bench
+from tests.managers.cases import CASES, ManagerHarness
 from tests.managers.doubles import FakeSystemd, systemd_on
-from tests.managers.memory import Manager, MemoryOutside
+from tests.managers.memory import Manager, MemoryAdministrator
 from tests.managers.systemctl import Systemctl, user_manager
 from tests.service.peers import Peer, ScriptedBus, scripted_bus
 
@@ -65,12 +65,12 @@ async def systemctl(run: Path, manager: Manager) -> AsyncIterator[Systemctl]:
 @pytest.mark.parametrize("name", CASES)
 async def test_system(name: str, early: bool, systemd: LinuxSystemd, private_bus: PrivateBus, manager: Manager) -> None:
     async with systemd_on(private_bus.address, manager, early=early):
-        await CASES[name](Bench(systemd, MemoryOutside(manager), None))
+        await CASES[name](ManagerHarness(systemd, MemoryAdministrator(manager), None))
 
 
 @pytest.mark.parametrize("name", CASES)
 async def test_user(name: str, systemd: LinuxSystemd, systemctl: Systemctl, manager: Manager) -> None:
-    await CASES[name](Bench(systemd, MemoryOutside(manager), ME))
+    await CASES[name](ManagerHarness(systemd, MemoryAdministrator(manager), ME))
 
 
 async def error_of(call: Awaitable[object]) -> KernelError:
