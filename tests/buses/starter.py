@@ -10,7 +10,7 @@ from typing import Any
 import jeepney
 from jeepney.io.asyncio import DBusConnection, open_dbus_connection
 
-from tests.managers.faces import NOTHING_TO_RESTORE, Face
+from tests.managers.doubles import EMPTY_ANSWER, FakeBusService
 from tests.managers.memory import RefusedError
 
 UNIT = "org.freedesktop.systemd1.Unit"
@@ -18,7 +18,7 @@ PATH = "/org/freedesktop/systemd1/unit/started"
 JOB = "/org/freedesktop/systemd1/job/1"
 
 
-class Starter(Face):
+class Starter(FakeBusService):
     """org.freedesktop.systemd1, with a single unit: the command that the launcher makes one of (its service.c)."""
 
     name = "org.freedesktop.systemd1"
@@ -32,7 +32,7 @@ class Starter(Face):
     async def call(self, message: jeepney.Message, member: str, arguments: tuple[Any, ...]) -> None:
         match member:
             case "Subscribe":
-                await self.answer(message, NOTHING_TO_RESTORE)
+                await self.answer(message, EMPTY_ANSWER)
             case "LoadUnit":
                 await self.answer(message, ("o", (PATH,)))
             case "StartTransientUnit":

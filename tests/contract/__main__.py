@@ -13,20 +13,20 @@ import traceback
 
 from gpuswitch.host.linux.host import LinuxHost
 from gpuswitch.model.address import PciAddress
-from tests.contract.bench import DEADLINE, Bench
 from tests.contract.cases import CASES
-from tests.contract.real import RealOutside
+from tests.contract.harness import DEADLINE, ContractHarness
+from tests.contract.real import RealExternalActivity
 
 
 async def run(name: str, gpu: PciAddress, crowded: PciAddress, lone: PciAddress) -> None:
     host = LinuxHost()
-    outside = RealOutside(host)
+    external = RealExternalActivity(host)
     try:
         async with asyncio.timeout(DEADLINE):
-            await CASES[name](Bench.of(host, outside, gpu, crowded, lone))
+            await CASES[name](ContractHarness.of(host, external, gpu, crowded, lone))
     finally:
         # Processes first: an operation that waits for one of them returns then.
-        await outside.end()
+        await external.end()
         await host.close()
 
 
@@ -39,7 +39,7 @@ def broken(error: Exception) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.contract")
     parser.add_argument("case", choices=CASES)
-    parser.add_argument("--gpu", type=PciAddress.parse, required=True, help="a GPU of two functions, as in bench.py")
+    parser.add_argument("--gpu", type=PciAddress.parse, required=True, help="a GPU of two functions, as in harness.py")
     parser.add_argument("--crowded", type=PciAddress.parse, required=True, help="a GPU in a group with something else")
     parser.add_argument("--lone", type=PciAddress.parse, required=True, help="a GPU of one function")
     asked = parser.parse_args()

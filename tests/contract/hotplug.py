@@ -8,127 +8,127 @@ import errno
 from gpuswitch.host.port import Captured
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE
-from tests.contract.bench import Bench, case, refused
+from tests.contract.harness import ContractHarness, case, refused
 
 
-async def settings(bench: Bench, *functions: PciAddress) -> list[Captured]:
-    return list((await bench.kernel.capture(functions)).values())
-
-
-@case
-async def reset_of_a_driverless_function_leaves_it_as_it_was(bench: Bench) -> None:
-    driver = bench.driver(bench.lone)
-    await bench.unbind(bench.lone)
-    await bench.kernel.set_override({bench.lone: "somebody"})
-    before = await settings(bench, bench.lone)
-    await bench.kernel.reset(bench.lone)
-    assert await settings(bench, bench.lone) == before
-    await bench.kernel.set_override({bench.lone: None})
-    await bench.kernel.probe(bench.lone)
-    assert bench.driver(bench.lone) == driver
+async def settings(harness: ContractHarness, *functions: PciAddress) -> list[Captured]:
+    return list((await harness.kernel.capture(functions)).values())
 
 
 @case
-async def reset_that_is_not_possible_changes_nothing(bench: Bench) -> None:
+async def reset_of_a_driverless_function_leaves_it_as_it_was(harness: ContractHarness) -> None:
+    driver = harness.driver(harness.lone)
+    await harness.unbind(harness.lone)
+    await harness.kernel.set_override({harness.lone: "somebody"})
+    before = await settings(harness, harness.lone)
+    await harness.kernel.reset(harness.lone)
+    assert await settings(harness, harness.lone) == before
+    await harness.kernel.set_override({harness.lone: None})
+    await harness.kernel.probe(harness.lone)
+    assert harness.driver(harness.lone) == driver
+
+
+@case
+async def reset_that_is_not_possible_changes_nothing(harness: ContractHarness) -> None:
     """One function has no reset method at all; the other one's would reset both."""
-    for function in bench.functions:
-        await bench.unbind(function)
-    before = await settings(bench, *bench.functions)
-    await refused(bench.kernel.reset(bench.audio), errno.ENOENT)
-    await refused(bench.kernel.reset(bench.display), errno.ENOTTY)
-    assert await settings(bench, *bench.functions) == before
+    for function in harness.functions:
+        await harness.unbind(function)
+    before = await settings(harness, *harness.functions)
+    await refused(harness.kernel.reset(harness.audio), errno.ENOENT)
+    await refused(harness.kernel.reset(harness.display), errno.ENOTTY)
+    assert await settings(harness, *harness.functions) == before
 
 
 @case
-async def removed_functions_are_found_again_as_if_new(bench: Bench) -> None:
+async def removed_functions_are_found_again_as_if_new(harness: ContractHarness) -> None:
     """They get the drivers that match, and nothing of what was set is left. Others have not moved."""
-    home = await bench.kernel.capture(bench.functions)
-    others = set(bench.host.look().functions) - set(bench.functions)
-    await bench.to_vfio(*bench.functions)
-    async with bench.changes() as changed:
-        await bench.kernel.remove(tuple(reversed(bench.functions)))
-        assert set(bench.host.look().functions) == others
-        await bench.kernel.remove(bench.functions)
-        await bench.kernel.rescan(bench.functions)
-        assert set(bench.host.look().functions) == {*others, *bench.functions}
-        await bench.until_told(lambda: bench.look(bench.display).driver == bench.display_driver, changed)
-        await bench.until_told(lambda: bench.look(bench.audio).driver == bench.audio_driver, changed)
-        await bench.until_told(lambda: not bench.look(bench.display).nodes_pending, changed)
-    assert bench.look(bench.display).nodes
-    assert await bench.kernel.capture(bench.functions) == home
+    home = await harness.kernel.capture(harness.functions)
+    others = set(harness.host.look().functions) - set(harness.functions)
+    await harness.to_vfio(*harness.functions)
+    async with harness.changes() as changed:
+        await harness.kernel.remove(tuple(reversed(harness.functions)))
+        assert set(harness.host.look().functions) == others
+        await harness.kernel.remove(harness.functions)
+        await harness.kernel.rescan(harness.functions)
+        assert set(harness.host.look().functions) == {*others, *harness.functions}
+        await harness.until_told(lambda: harness.look(harness.display).driver == harness.display_driver, changed)
+        await harness.until_told(lambda: harness.look(harness.audio).driver == harness.audio_driver, changed)
+        await harness.until_told(lambda: not harness.look(harness.display).nodes_pending, changed)
+    assert harness.look(harness.display).nodes
+    assert await harness.kernel.capture(harness.functions) == home
 
 
 @case
-async def rescan_finds_one_of_several_functions(bench: Bench) -> None:
-    await bench.kernel.remove([bench.audio])
-    assert bench.audio not in bench.host.look().functions
-    assert bench.look(bench.display).driver == bench.display_driver
-    await bench.kernel.rescan(bench.functions)
-    await bench.until(lambda: bench.look(bench.audio).driver == bench.audio_driver)
-    assert bench.look(bench.display).driver == bench.display_driver
+async def rescan_finds_one_of_several_functions(harness: ContractHarness) -> None:
+    await harness.kernel.remove([harness.audio])
+    assert harness.audio not in harness.host.look().functions
+    assert harness.look(harness.display).driver == harness.display_driver
+    await harness.kernel.rescan(harness.functions)
+    await harness.until(lambda: harness.look(harness.audio).driver == harness.audio_driver)
+    assert harness.look(harness.display).driver == harness.display_driver
 
 
 @case
-async def rescan_finds_nothing_on_other_buses(bench: Bench) -> None:
+async def rescan_finds_nothing_on_other_buses(harness: ContractHarness) -> None:
     """Who has removed something elsewhere may have meant it."""
-    await bench.kernel.remove([bench.lone])
-    await bench.kernel.remove([bench.audio])
-    await bench.kernel.rescan([bench.audio])
-    assert bench.audio in bench.host.look().functions
-    assert bench.lone not in bench.host.look().functions
-    await bench.kernel.rescan([bench.lone])
-    assert bench.lone in bench.host.look().functions
+    await harness.kernel.remove([harness.lone])
+    await harness.kernel.remove([harness.audio])
+    await harness.kernel.rescan([harness.audio])
+    assert harness.audio in harness.host.look().functions
+    assert harness.lone not in harness.host.look().functions
+    await harness.kernel.rescan([harness.lone])
+    assert harness.lone in harness.host.look().functions
 
 
 @case
-async def rescan_with_nothing_missing_changes_nothing(bench: Bench) -> None:
-    await bench.to_vfio(bench.audio)
-    before = await settings(bench, *bench.functions)
-    await bench.kernel.rescan(bench.functions)
-    assert await settings(bench, *bench.functions) == before
-    assert bench.driver(bench.audio) == VFIO_DRIVER
+async def rescan_with_nothing_missing_changes_nothing(harness: ContractHarness) -> None:
+    await harness.to_vfio(harness.audio)
+    before = await settings(harness, *harness.functions)
+    await harness.kernel.rescan(harness.functions)
+    assert await settings(harness, *harness.functions) == before
+    assert harness.driver(harness.audio) == VFIO_DRIVER
 
 
 @case
-async def remove_waits_for_the_user_of_a_function(bench: Bench) -> None:
+async def remove_waits_for_the_user_of_a_function(harness: ContractHarness) -> None:
     """As an unbind does; and meanwhile nobody in the machine can remove or find anything else."""
-    await bench.outside.open(bench.audio)
-    removing = asyncio.create_task(bench.kernel.remove([bench.audio]))
-    await bench.until(lambda: bench.kernel.pending is not None and bench.kernel.pending.process_state == "D")
-    assert bench.kernel.pending is not None
-    assert str(bench.audio) in bench.kernel.pending.what
-    other = bench.another_kernel(str(bench.lone))
-    rescanning = asyncio.create_task(other.rescan([bench.lone]))
-    await bench.until(lambda: other.pending is not None and other.pending.process_state == "D")
-    assert bench.audio in bench.host.look().functions
-    await bench.outside.close(bench.audio)
+    await harness.external.open(harness.audio)
+    removing = asyncio.create_task(harness.kernel.remove([harness.audio]))
+    await harness.until(lambda: harness.kernel.pending is not None and harness.kernel.pending.process_state == "D")
+    assert harness.kernel.pending is not None
+    assert str(harness.audio) in harness.kernel.pending.what
+    other = harness.another_kernel(str(harness.lone))
+    rescanning = asyncio.create_task(other.rescan([harness.lone]))
+    await harness.until(lambda: other.pending is not None and other.pending.process_state == "D")
+    assert harness.audio in harness.host.look().functions
+    await harness.external.close(harness.audio)
     await asyncio.gather(removing, rescanning)
-    assert bench.audio not in bench.host.look().functions
+    assert harness.audio not in harness.host.look().functions
 
 
 @case
-async def without_autoprobe_a_probe_binds_and_a_module_does_not(bench: Bench) -> None:
+async def without_autoprobe_a_probe_binds_and_a_module_does_not(harness: ContractHarness) -> None:
     """bus_add_driver() looks at it; drivers_probe_store() does not (drivers/base/bus.c)."""
-    assert bench.host.look().autoprobe
-    await bench.outside.set_autoprobe(on=False)
-    assert not bench.host.look().autoprobe
-    await bench.kernel.set_override({bench.audio: VFIO_DRIVER})
-    await bench.unbind(bench.audio)
-    await bench.kernel.load(VFIO_MODULE)
-    assert bench.driver(bench.audio) is None
-    await bench.kernel.probe(bench.audio)
-    assert bench.driver(bench.audio) == VFIO_DRIVER
-    await bench.outside.set_autoprobe(on=True)
-    assert bench.host.look().autoprobe
+    assert harness.host.look().autoprobe
+    await harness.external.set_autoprobe(on=False)
+    assert not harness.host.look().autoprobe
+    await harness.kernel.set_override({harness.audio: VFIO_DRIVER})
+    await harness.unbind(harness.audio)
+    await harness.kernel.load(VFIO_MODULE)
+    assert harness.driver(harness.audio) is None
+    await harness.kernel.probe(harness.audio)
+    assert harness.driver(harness.audio) == VFIO_DRIVER
+    await harness.external.set_autoprobe(on=True)
+    assert harness.host.look().autoprobe
 
 
 @case
-async def without_autoprobe_what_is_found_again_can_be_bound(bench: Bench) -> None:
+async def without_autoprobe_what_is_found_again_can_be_bound(harness: ContractHarness) -> None:
     """Until 6.16 a rescan binds it all the same (pci_bus_add_device in drivers/pci/bus.c)."""
-    await bench.outside.set_autoprobe(on=False)
-    await bench.kernel.remove(tuple(reversed(bench.functions)))
-    await bench.kernel.rescan(bench.functions)
-    for function in bench.functions:
-        await bench.kernel.probe(function)
-    drivers = bench.look(bench.display).driver, bench.look(bench.audio).driver
-    assert drivers == (bench.display_driver, bench.audio_driver)
+    await harness.external.set_autoprobe(on=False)
+    await harness.kernel.remove(tuple(reversed(harness.functions)))
+    await harness.kernel.rescan(harness.functions)
+    for function in harness.functions:
+        await harness.kernel.probe(function)
+    drivers = harness.look(harness.display).driver, harness.look(harness.audio).driver
+    assert drivers == (harness.display_driver, harness.audio_driver)

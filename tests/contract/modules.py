@@ -5,65 +5,65 @@ from __future__ import annotations
 import errno
 
 from gpuswitch.model.facts import VFIO_MODULE
-from tests.contract.bench import Bench, case, refused
+from tests.contract.harness import ContractHarness, case, refused
 
 
-def references(bench: Bench) -> int:
-    return bench.host.look().modules[str(bench.audio_driver.module)].references or 0
+def references(harness: ContractHarness) -> int:
+    return harness.host.look().modules[str(harness.audio_driver.module)].references or 0
 
 
 @case
-async def unload_detaches_and_load_brings_back(bench: Bench) -> None:
-    module = str(bench.audio_driver.module)
-    assert references(bench) == 0
-    await bench.kernel.unload(module)
-    after = bench.host.look()
-    assert after.functions[bench.audio].driver is None
+async def unload_detaches_and_load_brings_back(harness: ContractHarness) -> None:
+    module = str(harness.audio_driver.module)
+    assert references(harness) == 0
+    await harness.kernel.unload(module)
+    after = harness.host.look()
+    assert after.functions[harness.audio].driver is None
     assert module not in after.modules
-    assert bench.audio_driver.name not in after.pci_drivers
-    assert after.functions[bench.display].driver == bench.display_driver
-    await bench.kernel.unload(module)
-    await bench.kernel.load(module)
-    assert bench.look(bench.audio).driver == bench.audio_driver
+    assert harness.audio_driver.name not in after.pci_drivers
+    assert after.functions[harness.display].driver == harness.display_driver
+    await harness.kernel.unload(module)
+    await harness.kernel.load(module)
+    assert harness.look(harness.audio).driver == harness.audio_driver
 
 
 @case
-async def unload_of_what_is_open_is_refused(bench: Bench) -> None:
-    await bench.outside.open(bench.audio)
-    assert references(bench) > 0
-    await refused(bench.kernel.unload(str(bench.audio_driver.module)), errno.EAGAIN)
-    assert bench.look(bench.audio).driver == bench.audio_driver
-    assert len((await bench.scan(bench.audio)).holders) == 1
-    await bench.outside.close(bench.audio)
-    await bench.kernel.unload(str(bench.audio_driver.module))
+async def unload_of_what_is_open_is_refused(harness: ContractHarness) -> None:
+    await harness.external.open(harness.audio)
+    assert references(harness) > 0
+    await refused(harness.kernel.unload(str(harness.audio_driver.module)), errno.EAGAIN)
+    assert harness.look(harness.audio).driver == harness.audio_driver
+    assert len((await harness.scan(harness.audio)).holders) == 1
+    await harness.external.close(harness.audio)
+    await harness.kernel.unload(str(harness.audio_driver.module))
 
 
 @case
-async def unload_is_refused_for_a_descriptor_that_nobody_has(bench: Bench) -> None:
-    await bench.outside.hide(bench.audio)
-    await refused(bench.kernel.unload(str(bench.audio_driver.module)), errno.EAGAIN)
-    assert bench.look(bench.audio).driver == bench.audio_driver
-    await bench.outside.close(bench.audio)
+async def unload_is_refused_for_a_descriptor_that_nobody_has(harness: ContractHarness) -> None:
+    await harness.external.hide(harness.audio)
+    await refused(harness.kernel.unload(str(harness.audio_driver.module)), errno.EAGAIN)
+    assert harness.look(harness.audio).driver == harness.audio_driver
+    await harness.external.close(harness.audio)
 
 
 @case
-async def unload_of_what_is_not_there(bench: Bench) -> None:
-    await bench.kernel.unload(VFIO_MODULE)
-    await bench.kernel.unload("no_such_module_here")
+async def unload_of_what_is_not_there(harness: ContractHarness) -> None:
+    await harness.kernel.unload(VFIO_MODULE)
+    await harness.kernel.unload("no_such_module_here")
 
 
 @case
-async def announcement_changes_nothing(bench: Bench) -> None:
+async def announcement_changes_nothing(harness: ContractHarness) -> None:
     """Who follows udev is told, and the card stays as it is."""
     for action in ("remove", "add"):
-        async with bench.changes() as changed:
-            await bench.kernel.announce(bench.functions, "sound", action)
+        async with harness.changes() as changed:
+            await harness.kernel.announce(harness.functions, "sound", action)
             await changed.wait()
-        assert bench.look(bench.audio).driver == bench.audio_driver
-    await bench.unbind(bench.audio)
-    await bench.kernel.announce(bench.functions, "sound", "remove")
+        assert harness.look(harness.audio).driver == harness.audio_driver
+    await harness.unbind(harness.audio)
+    await harness.kernel.announce(harness.functions, "sound", "remove")
 
 
 @case
-async def persistence_is_nobodys_without_nvidia(bench: Bench) -> None:
-    assert await bench.kernel.persistence(bench.display) is None
+async def persistence_is_nobodys_without_nvidia(harness: ContractHarness) -> None:
+    assert await harness.kernel.persistence(harness.display) is None

@@ -17,7 +17,7 @@ from gpuswitch.host.port import Host
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Kind
 from gpuswitch.model.holders import Unit
-from tests.contract.bench import Outside
+from tests.contract.harness import ExternalActivity
 
 PCI = Path("/sys/bus/pci")
 UNITS = Path("/run/systemd/system")
@@ -25,7 +25,7 @@ UNIT = "gpuswitch-contract"
 OTHER = Path(__file__).with_name("other.py")
 
 
-class RealOutside(Outside):
+class RealExternalActivity(ExternalActivity):
     command = Path(sys.executable).name
 
     def __init__(self, host: Host) -> None:

@@ -6,15 +6,15 @@ import asyncio
 import errno
 
 from gpuswitch.model.holders import Unit
-from tests.contract.bench import Bench, case, refused
+from tests.contract.harness import ContractHarness, case, refused
 
 NOBODY = Unit("no-such-unit-here.service")
 
 
 @case
-async def unit_is_started_and_stopped(bench: Bench) -> None:
-    systemd = bench.host.systemd
-    unit = await bench.outside.add_unit()
+async def unit_is_started_and_stopped(harness: ContractHarness) -> None:
+    systemd = harness.host.systemd
+    unit = await harness.external.add_unit()
     assert await systemd.active([unit, NOBODY]) == frozenset()
     assert await systemd.missing([unit, NOBODY]) == {NOBODY}
     await systemd.start(unit)
@@ -27,21 +27,21 @@ async def unit_is_started_and_stopped(bench: Bench) -> None:
 
 
 @case
-async def unit_is_that_of_its_processes(bench: Bench) -> None:
-    systemd = bench.host.systemd
-    unit = await bench.outside.add_unit(bench.display)
-    assert (await bench.scan(bench.display)).holders == ()
+async def unit_is_that_of_its_processes(harness: ContractHarness) -> None:
+    systemd = harness.host.systemd
+    unit = await harness.external.add_unit(harness.display)
+    assert (await harness.scan(harness.display)).holders == ()
     for _ in range(2):
         await systemd.start(unit)
-        [holder] = (await bench.scan(bench.display)).holders
+        [holder] = (await harness.scan(harness.display)).holders
         assert (holder.unit, holder.session) == (unit, "")
         await systemd.stop(unit)
-        assert (await bench.scan(bench.display)).holders == ()
+        assert (await harness.scan(harness.display)).holders == ()
 
 
 @case
-async def unit_that_is_not_there(bench: Bench) -> None:
-    systemd = bench.host.systemd
+async def unit_that_is_not_there(harness: ContractHarness) -> None:
+    systemd = harness.host.systemd
     await refused(systemd.start(NOBODY), errno.ENOENT)
     await refused(systemd.stop(NOBODY), errno.ENOENT)
     assert await systemd.active([NOBODY]) == frozenset()
@@ -50,19 +50,19 @@ async def unit_that_is_not_there(bench: Bench) -> None:
 
 
 @case
-async def unit_that_cannot_start(bench: Bench) -> None:
-    unit = await bench.outside.add_unit(fails=True)
-    await refused(bench.host.systemd.start(unit), errno.EIO)
-    assert await bench.host.systemd.active([unit]) == frozenset()
-    await bench.host.systemd.stop(unit)
+async def unit_that_cannot_start(harness: ContractHarness) -> None:
+    unit = await harness.external.add_unit(fails=True)
+    await refused(harness.host.systemd.start(unit), errno.EIO)
+    assert await harness.host.systemd.active([unit]) == frozenset()
+    await harness.host.systemd.stop(unit)
 
 
 @case
-async def socket_would_start_its_unit_again(bench: Bench) -> None:
-    systemd = bench.host.systemd
-    unit = await bench.outside.add_unit()
+async def socket_would_start_its_unit_again(harness: ContractHarness) -> None:
+    systemd = harness.host.systemd
+    unit = await harness.external.add_unit()
     assert await systemd.sockets(unit) == ()
-    socket = await bench.outside.add_socket(unit)
+    socket = await harness.external.add_socket(unit)
     assert await systemd.sockets(unit) == (socket,)
     assert await systemd.active([unit, socket]) == {socket}
     await systemd.stop(socket)
@@ -70,36 +70,36 @@ async def socket_would_start_its_unit_again(bench: Bench) -> None:
 
 
 @case
-async def system_is_not_going_down(bench: Bench) -> None:
-    assert not await bench.host.systemd.stopping()
-    assert await bench.host.systemd.sessions(4_000_000) == ()
+async def system_is_not_going_down(harness: ContractHarness) -> None:
+    assert not await harness.host.systemd.stopping()
+    assert await harness.host.systemd.sessions(4_000_000) == ()
 
 
 @case
-async def inhibitor_is_taken_once_and_outlives_us(bench: Bench) -> None:
-    one, other = str(bench.display), str(bench.crowded)
-    await bench.host.systemd.inhibit(one)
-    await bench.host.systemd.inhibit(one)
-    await bench.host.systemd.inhibit(other)
-    await bench.host.close()
-    systemd = bench.outside.next_run().systemd
+async def inhibitor_is_taken_once_and_outlives_us(harness: ContractHarness) -> None:
+    one, other = str(harness.display), str(harness.crowded)
+    await harness.host.systemd.inhibit(one)
+    await harness.host.systemd.inhibit(one)
+    await harness.host.systemd.inhibit(other)
+    await harness.host.close()
+    systemd = harness.external.next_run().systemd
     await systemd.inhibit(one)
-    assert [await bench.outside.inhibitors(gpu) for gpu in (one, other)] == [1, 1]
+    assert [await harness.external.inhibitors(gpu) for gpu in (one, other)] == [1, 1]
     await systemd.release(one)
     await systemd.release(one)
-    assert [await bench.outside.inhibitors(gpu) for gpu in (one, other)] == [0, 1]
+    assert [await harness.external.inhibitors(gpu) for gpu in (one, other)] == [0, 1]
     await systemd.release(other)
-    assert await bench.outside.inhibitors(other) == 0
+    assert await harness.external.inhibitors(other) == 0
 
 
 @case
-async def inhibitor_may_be_ended_by_anybody(bench: Bench) -> None:
-    gpu, systemd = str(bench.display), bench.host.systemd
+async def inhibitor_may_be_ended_by_anybody(harness: ContractHarness) -> None:
+    gpu, systemd = str(harness.display), harness.host.systemd
     await systemd.uninhibited(gpu)
     await systemd.inhibit(gpu)
     waiting = asyncio.create_task(systemd.uninhibited(gpu))
-    await bench.outside.end_inhibitors(gpu)
+    await harness.external.end_inhibitors(gpu)
     await waiting
     await systemd.inhibit(gpu)
-    assert await bench.outside.inhibitors(gpu) == 1
+    assert await harness.external.inhibitors(gpu) == 1
     await systemd.release(gpu)

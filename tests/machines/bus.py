@@ -24,7 +24,7 @@ class BusError(Exception):
 
 
 @dataclass(frozen=True)
-class Face:
+class BusInterface:
     """One interface of an object: the name on the bus, the path, and the interface."""
 
     name: str
@@ -47,21 +47,21 @@ class Bus:
         self._connection.close()
 
     def call(
-        self, face: Face, method: str, signature: str = "", *arguments: Any, timeout: float = CALL_SECONDS
+        self, target: BusInterface, method: str, signature: str = "", *arguments: Any, timeout: float = CALL_SECONDS
     ) -> tuple[Any, ...]:
         """Call a method; gives what it returns. A value of type `v` is a pair of signature and value.
 
         Raises:
             BusError: so it was answered.
         """
-        to = DBusAddress(face.path, face.name, face.interface)
+        to = DBusAddress(target.path, target.name, target.interface)
         message = new_method_call(to, method, signature or None, arguments)
         return answer(self._connection.send_and_get_reply(message, timeout=timeout))
 
-    def get(self, face: Face, name: str, *, timeout: float = CALL_SECONDS) -> Any:
+    def get(self, target: BusInterface, name: str, *, timeout: float = CALL_SECONDS) -> Any:
         """A property, without signatures; also those in an `a{sv}` are left out."""
-        properties = Face(face.name, face.path, "org.freedesktop.DBus.Properties")
-        [value] = self.call(properties, "Get", "ss", face.interface, name, timeout=timeout)
+        properties = BusInterface(target.name, target.path, "org.freedesktop.DBus.Properties")
+        [value] = self.call(properties, "Get", "ss", target.interface, name, timeout=timeout)
         return plain(*value)
 
     def until(self, rule: MatchRule, met: Callable[[], bool], *, timeout: float = CALL_SECONDS) -> None:

@@ -19,15 +19,15 @@ from pathlib import Path
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.systemd import LinuxSystemd
 from gpuswitch.model.holders import Unit
-from tests.managers.cases import CASES, Bench
+from tests.managers.cases import CASES, ManagerHarness
 from tests.managers.units import STOPPING
 
 DEADLINE = 100.0
 
 
 @dataclass(frozen=True)
-class RealOutside:
-    """`tests.managers.cases.Outside`, by systemctl, with the rights of the manager's user."""
+class RealAdministrator:
+    """`tests.managers.cases.Administrator`, by systemctl, with the rights of the manager's user."""
 
     user: int | None
 
@@ -87,7 +87,7 @@ CALLS = ("stop", "end_session", "sessions", "stopping", "inhibit", "inhibit_and_
 async def cases(systemd: LinuxSystemd, user: int | None) -> None:
     for name, case in CASES.items():
         try:
-            await case(Bench(systemd, RealOutside(user), user))
+            await case(ManagerHarness(systemd, RealAdministrator(user), user))
         except Exception as error:  # noqa: BLE001 - whatever a case ends with, the test outside is told
             say(f"{name}: {''.join(traceback.format_exception(error))}")
         else:

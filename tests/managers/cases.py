@@ -16,7 +16,7 @@ from gpuswitch.host.linux.systemd import LinuxSystemd
 from gpuswitch.model.holders import Unit
 
 
-class Outside(Protocol):
+class Administrator(Protocol):
     """What a person at this machine can do and see."""
 
     async def mend(self) -> None:
@@ -33,9 +33,9 @@ class Outside(Protocol):
 
 
 @dataclass(frozen=True)
-class Bench:
+class ManagerHarness:
     systemd: LinuxSystemd
-    outside: Outside
+    administrator: Administrator
     user: int | None
 
     def unit(self, name: str) -> Unit:
@@ -57,104 +57,107 @@ class Bench:
         raise AssertionError("it worked")
 
 
-async def stop_and_start(bench: Bench) -> None:
-    unit = bench.unit("plain.service")
-    assert await bench.active("plain.service", "triggered.path") == {"plain.service"}
-    await bench.systemd.stop(unit)
-    assert await bench.active("plain.service") == set()
-    await bench.systemd.stop(unit)  # what does not run is as good as stopped
-    await bench.systemd.start(unit)
-    assert await bench.active("plain.service") == {"plain.service"}
-    await bench.systemd.start(unit)
+async def stop_and_start(harness: ManagerHarness) -> None:
+    unit = harness.unit("plain.service")
+    assert await harness.active("plain.service", "triggered.path") == {"plain.service"}
+    await harness.systemd.stop(unit)
+    assert await harness.active("plain.service") == set()
+    await harness.systemd.stop(unit)  # what does not run is as good as stopped
+    await harness.systemd.start(unit)
+    assert await harness.active("plain.service") == {"plain.service"}
+    await harness.systemd.start(unit)
 
 
-async def alias(bench: Bench) -> None:
+async def alias(harness: ManagerHarness) -> None:
     """As display-manager.service is one; jobs carry the unit's own name."""
-    unit = bench.unit("alias.service")
-    assert await bench.active("alias.service") == {"alias.service"}
-    await bench.systemd.stop(unit)
-    assert await bench.active("alias.service", "plain.service") == set()
-    await bench.systemd.start(unit)
-    assert await bench.active("plain.service") == {"plain.service"}
+    unit = harness.unit("alias.service")
+    assert await harness.active("alias.service") == {"alias.service"}
+    await harness.systemd.stop(unit)
+    assert await harness.active("alias.service", "plain.service") == set()
+    await harness.systemd.start(unit)
+    assert await harness.active("plain.service") == {"plain.service"}
 
 
-async def missing(bench: Bench) -> None:
-    unit = bench.unit("missing.service")
-    assert await bench.active("missing.service") == set()
+async def missing(harness: ManagerHarness) -> None:
+    unit = harness.unit("missing.service")
+    assert await harness.active("missing.service") == set()
     # of users' units nobody asks: only those of the system can be configured
-    known = await bench.systemd.missing([bench.unit("plain.service"), unit])
-    assert known == ({unit} if bench.user is None else set())
-    assert await bench.systemd.sockets(unit) == ()
-    stop = await bench.refused(bench.systemd.stop(unit), f"stop {unit}: there is no such unit")
+    known = await harness.systemd.missing([harness.unit("plain.service"), unit])
+    assert known == ({unit} if harness.user is None else set())
+    assert await harness.systemd.sockets(unit) == ()
+    stop = await harness.refused(harness.systemd.stop(unit), f"stop {unit}: there is no such unit")
     assert stop.errno == errno.ENOENT
-    start = await bench.refused(bench.systemd.start(unit), f"start {unit}: ")
+    start = await harness.refused(harness.systemd.start(unit), f"start {unit}: ")
     assert "not found" in str(start)
 
 
-async def not_a_name(bench: Bench) -> None:
+async def not_a_name(harness: ManagerHarness) -> None:
     for name in ("plain", "pl*.service", "no/such.service"):
-        await bench.refused(bench.systemd.stop(bench.unit(name)), f"stop {bench.unit(name)}: ")
-    assert await bench.active("plain.service") == {"plain.service"}
+        await harness.refused(harness.systemd.stop(harness.unit(name)), f"stop {harness.unit(name)}: ")
+    assert await harness.active("plain.service") == {"plain.service"}
 
 
-async def masked(bench: Bench) -> None:
-    unit = bench.unit("masked.service")
-    assert await bench.active("masked.service") == set()
-    error = await bench.refused(bench.systemd.start(unit), f"start {unit}: ")
+async def masked(harness: ManagerHarness) -> None:
+    unit = harness.unit("masked.service")
+    assert await harness.active("masked.service") == set()
+    error = await harness.refused(harness.systemd.start(unit), f"start {unit}: ")
     assert "masked" in str(error)
 
 
-async def refuses_to_stop(bench: Bench) -> None:
-    unit = bench.unit("refuses.service")
-    error = await bench.refused(bench.systemd.stop(unit), f"stop {unit}: Operation refused")
+async def refuses_to_stop(harness: ManagerHarness) -> None:
+    unit = harness.unit("refuses.service")
+    error = await harness.refused(harness.systemd.stop(unit), f"stop {unit}: Operation refused")
     assert "refuse manual" in str(error)
-    assert await bench.active("refuses.service") == {"refuses.service"}
+    assert await harness.active("refuses.service") == {"refuses.service"}
 
 
-async def fails_to_start(bench: Bench) -> None:
-    unit = bench.unit("fails.service")
-    error = await bench.refused(bench.systemd.start(unit), f"start {unit}: ")
+async def fails_to_start(harness: ManagerHarness) -> None:
+    unit = harness.unit("fails.service")
+    error = await harness.refused(harness.systemd.start(unit), f"start {unit}: ")
     assert "failed" in str(error)
-    if bench.user is None:
+    if harness.user is None:
         assert "(exit-code, status 3)" in str(error)
-    assert await bench.active("fails.service") == set()
+    assert await harness.active("fails.service") == set()
 
 
-async def starts_after_too_many_failures(bench: Bench) -> None:
-    unit = bench.unit("tired.service")
-    await bench.refused(bench.systemd.start(unit), f"start {unit}: ")
-    await bench.outside.mend()
-    await bench.systemd.start(unit)
-    assert await bench.active("tired.service") == {"tired.service"}
+async def starts_after_too_many_failures(harness: ManagerHarness) -> None:
+    unit = harness.unit("tired.service")
+    await harness.refused(harness.systemd.start(unit), f"start {unit}: ")
+    await harness.administrator.mend()
+    await harness.systemd.start(unit)
+    assert await harness.active("tired.service") == {"tired.service"}
 
 
-async def cancelled_stop(bench: Bench) -> None:
-    stop = asyncio.ensure_future(bench.systemd.stop(bench.unit("hangs.service")))
-    await bench.outside.stop_under_way()
-    assert await bench.outside.job("hangs.service") == "stop"
+async def cancelled_stop(harness: ManagerHarness) -> None:
+    stop = asyncio.ensure_future(harness.systemd.stop(harness.unit("hangs.service")))
+    await harness.administrator.stop_under_way()
+    assert await harness.administrator.job("hangs.service") == "stop"
     stop.cancel()
     await asyncio.wait([stop])
     assert stop.cancelled()
-    await bench.systemd.close()
-    assert await bench.outside.job("hangs.service") == ""
+    await harness.systemd.close()
+    assert await harness.administrator.job("hangs.service") == ""
 
 
-async def queued_is_active(bench: Bench) -> None:
-    await bench.outside.begin(["slow.service", "queued.service"])
-    assert await bench.active("slow.service", "queued.service", "missing.service") == {"slow.service", "queued.service"}
+async def queued_is_active(harness: ManagerHarness) -> None:
+    await harness.administrator.begin(["slow.service", "queued.service"])
+    assert await harness.active("slow.service", "queued.service", "missing.service") == {
+        "slow.service",
+        "queued.service",
+    }
 
 
-async def sockets(bench: Bench) -> None:
-    unit = bench.unit("triggered.service")
-    triggers = await bench.systemd.sockets(unit)
-    assert triggers == (bench.unit("triggered.socket"), bench.unit("triggered.timer"))
+async def sockets(harness: ManagerHarness) -> None:
+    unit = harness.unit("triggered.service")
+    triggers = await harness.systemd.sockets(unit)
+    assert triggers == (harness.unit("triggered.socket"), harness.unit("triggered.timer"))
     for each in (*triggers, unit):
-        await bench.systemd.stop(each)
-    assert await bench.systemd.sockets(unit) == ()
-    assert await bench.active("triggered.service", "triggered.socket") == set()
+        await harness.systemd.stop(each)
+    assert await harness.systemd.sockets(unit) == ()
+    assert await harness.active("triggered.service", "triggered.socket") == set()
 
 
-CASES: dict[str, Callable[[Bench], Awaitable[None]]] = {
+CASES: dict[str, Callable[[ManagerHarness], Awaitable[None]]] = {
     case.__name__: case
     for case in (
         *(stop_and_start, alias, missing, not_a_name, masked, refuses_to_stop, fails_to_start),

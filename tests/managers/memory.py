@@ -125,8 +125,8 @@ class Manager:
 
 
 @dataclass(frozen=True)
-class MemoryOutside:
-    """`tests.managers.cases.Outside`"""
+class MemoryAdministrator:
+    """`tests.managers.cases.Administrator`"""
 
     manager: Manager
 

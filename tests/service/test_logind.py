@@ -19,7 +19,7 @@ import pytest
 
 from gpuswitch.host.linux.systemd import LinuxSystemd
 from tests.buses.private import PrivateBus
-from tests.managers.faces import LogindFace, logind_on
+from tests.managers.doubles import FakeLogind, logind_on
 from tests.service.test_systemd import error_of
 
 GPU = "0000:01:00.0"
@@ -62,14 +62,14 @@ def write(program: Path, text: str) -> None:
 
 
 @pytest.fixture
-async def logind(private_bus: PrivateBus, systemd: LinuxSystemd) -> AsyncIterator[LogindFace]:
+async def logind(private_bus: PrivateBus, systemd: LinuxSystemd) -> AsyncIterator[FakeLogind]:
     async with logind_on(private_bus.address) as logind:
         yield logind
         for gpu in (GPU, OTHER):
             await systemd.release(gpu)
 
 
-def holders(logind: LogindFace) -> list[int]:
+def holders(logind: FakeLogind) -> list[int]:
     return [lock.row[5] for lock in logind.locks]
 
 
@@ -100,7 +100,7 @@ async def ended(pid: int) -> None:
     os.close(process)
 
 
-async def test_one_lock_for_each_gpu(systemd: LinuxSystemd, logind: LogindFace) -> None:
+async def test_one_lock_for_each_gpu(systemd: LinuxSystemd, logind: FakeLogind) -> None:
     for gpu in (GPU, OTHER, GPU):
         await systemd.inhibit(gpu)
     why = [f"GPU {gpu} is being switched" for gpu in (GPU, OTHER)]
@@ -115,7 +115,7 @@ async def test_one_lock_for_each_gpu(systemd: LinuxSystemd, logind: LogindFace) 
     await systemd.release(OTHER)
 
 
-async def test_it_is_on_its_own(systemd: LinuxSystemd, logind: LogindFace) -> None:
+async def test_it_is_on_its_own(systemd: LinuxSystemd, logind: FakeLogind) -> None:
     """It stays when the service ends: a session of its own, nothing open that is the service's."""
     await systemd.inhibit(GPU)
     (pid,) = holders(logind)
@@ -126,7 +126,7 @@ async def test_it_is_on_its_own(systemd: LinuxSystemd, logind: LogindFace) -> No
     assert folder_of(pid) == Path("/")
 
 
-async def test_a_later_run_of_the_service_finds_it(systemd: LinuxSystemd, logind: LogindFace, tmp_path: Path) -> None:
+async def test_a_later_run_of_the_service_finds_it(systemd: LinuxSystemd, logind: FakeLogind, tmp_path: Path) -> None:
     await systemd.inhibit(GPU)
     (pid,) = holders(logind)
     later = LinuxSystemd(str(tmp_path), tmp_path)
@@ -136,7 +136,7 @@ async def test_a_later_run_of_the_service_finds_it(systemd: LinuxSystemd, logind
     await ended(pid)
 
 
-async def test_what_is_not_ours_is_left_alone(systemd: LinuxSystemd, logind: LogindFace) -> None:
+async def test_what_is_not_ours_is_left_alone(systemd: LinuxSystemd, logind: FakeLogind) -> None:
     """Logind lists what has just ended; its number may be another process's by now: here, our own."""
     await systemd.inhibit(GPU)
     (lock,) = logind.locks
@@ -150,7 +150,7 @@ async def test_what_is_not_ours_is_left_alone(systemd: LinuxSystemd, logind: Log
         await systemd.release(GPU)
 
 
-async def test_one_that_does_not_come_up(systemd: LinuxSystemd, logind: LogindFace, tmp_path: Path) -> None:
+async def test_one_that_does_not_come_up(systemd: LinuxSystemd, logind: FakeLogind, tmp_path: Path) -> None:
     write(tmp_path / "systemd-inhibit", "#!/bin/sh\nexit 4\n")
     error = await error_of(systemd.inhibit(GPU))
     assert str(error) == f"cannot keep the machine awake for GPU {GPU}: systemd-inhibit ended with status 4"
@@ -160,7 +160,7 @@ async def test_one_that_does_not_come_up(systemd: LinuxSystemd, logind: LogindFa
     assert "systemd-inhibit cannot be started: there is no systemd-inhibit in" in str(error)
 
 
-async def test_cancelled_before_the_lock_is_there(systemd: LinuxSystemd, logind: LogindFace, tmp_path: Path) -> None:
+async def test_cancelled_before_the_lock_is_there(systemd: LinuxSystemd, logind: FakeLogind, tmp_path: Path) -> None:
     fifo = tmp_path / "pid"
     os.mkfifo(fifo)
     write(tmp_path / "systemd-inhibit", f"#!/bin/sh\necho $$ >{fifo}\nexec sleep 1000\n")
@@ -172,7 +172,7 @@ async def test_cancelled_before_the_lock_is_there(systemd: LinuxSystemd, logind:
     await ended(pid)
 
 
-async def test_a_lock_that_is_about_to_go_is_none(systemd: LinuxSystemd, logind: LogindFace, tmp_path: Path) -> None:
+async def test_a_lock_that_is_about_to_go_is_none(systemd: LinuxSystemd, logind: FakeLogind, tmp_path: Path) -> None:
     """Whoever was told to end may take its time, and whoever asked for that may not have waited."""
     told = tmp_path / "told"
     os.mkfifo(told)
@@ -209,13 +209,13 @@ async def test_no_logind(systemd: LinuxSystemd, caplog: pytest.LogCaptureFixture
     assert str(error).startswith("cannot end session 4: there is no org.freedesktop.login1 on the system bus (")
 
 
-async def test_the_sessions_of_a_user(systemd: LinuxSystemd, logind: LogindFace) -> None:
+async def test_the_sessions_of_a_user(systemd: LinuxSystemd, logind: FakeLogind) -> None:
     logind.sessions.update({"2": (1000, "user"), "c1": (113, "greeter"), "3": (1000, "manager"), "5": (1000, "user")})
     assert await systemd.sessions(1000) == ("2", "5")
     assert await systemd.sessions(7) == ()
 
 
-async def test_a_session_ends(systemd: LinuxSystemd, logind: LogindFace) -> None:
+async def test_a_session_ends(systemd: LinuxSystemd, logind: FakeLogind) -> None:
     logind.sessions.update({"2": (1000, "user"), "3": (1000, "user")})
     end = asyncio.ensure_future(systemd.end_session("2"))
     await logind.called("TerminateSession")
@@ -238,7 +238,7 @@ async def test_a_session_ends_while_logind_is_started_anew(systemd: LinuxSystemd
         await end
 
 
-async def test_a_holder_that_is_killed_from_outside_is_no_zombie(systemd: LinuxSystemd, logind: LogindFace) -> None:
+async def test_a_holder_that_is_killed_from_outside_is_no_zombie(systemd: LinuxSystemd, logind: FakeLogind) -> None:
     await systemd.inhibit(GPU)
     (pid,) = holders(logind)
     os.kill(pid, signal.SIGKILL)

@@ -139,10 +139,10 @@ async def test_holders_are_those_of_the_last_look_and_no_scrape_looks(start: Sta
 
 async def test_what_somebody_else_moved_is_counted() -> None:
     """A simulated machine has nobody else, so the observer is told by itself."""
-    face = metrics.MetricsObserver()
+    observer = metrics.MetricsObserver()
     record = cast("GpuRecord", SimpleNamespace(gpu=SimpleNamespace(address=PciAddress.parse(ADDRESS))))
-    face.drifted(record, Drift(State.HOST, State.UNKNOWN, "one function is on vfio-pci", 0.0))
-    assert face.registry.get_sample_value("gpuswitch_drifts_total", {"gpu": ADDRESS}) == 1
+    observer.drifted(record, Drift(State.HOST, State.UNKNOWN, "one function is on vfio-pci", 0.0))
+    assert observer.registry.get_sample_value("gpuswitch_drifts_total", {"gpu": ADDRESS}) == 1
 
 
 async def test_promtool_finds_nothing_wrong(start: Start) -> None:

@@ -15,9 +15,9 @@ from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.systemd import LinuxSystemd
 from gpuswitch.model.holders import Unit
 from tests.buses.private import BusProgram, PrivateBus, running
-from tests.managers.cases import CASES, Bench
-from tests.managers.faces import SystemdFace, systemd_on
-from tests.managers.memory import Manager, MemoryOutside
+from tests.managers.cases import CASES, ManagerHarness
+from tests.managers.doubles import FakeSystemd, systemd_on
+from tests.managers.memory import Manager, MemoryAdministrator
 from tests.managers.systemctl import Systemctl, user_manager
 from tests.service.peers import Peer, ScriptedBus, scripted_bus
 
@@ -50,9 +50,9 @@ async def systemd(run: Path, private_bus: PrivateBus, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
-async def face(private_bus: PrivateBus, manager: Manager) -> AsyncIterator[SystemdFace]:
-    async with systemd_on(private_bus.address, manager) as face:
-        yield face
+async def fake_systemd(private_bus: PrivateBus, manager: Manager) -> AsyncIterator[FakeSystemd]:
+    async with systemd_on(private_bus.address, manager) as fake_systemd:
+        yield fake_systemd
 
 
 @pytest.fixture
@@ -65,12 +65,12 @@ async def systemctl(run: Path, manager: Manager) -> AsyncIterator[Systemctl]:
 @pytest.mark.parametrize("name", CASES)
 async def test_system(name: str, early: bool, systemd: LinuxSystemd, private_bus: PrivateBus, manager: Manager) -> None:
     async with systemd_on(private_bus.address, manager, early=early):
-        await CASES[name](Bench(systemd, MemoryOutside(manager), None))
+        await CASES[name](ManagerHarness(systemd, MemoryAdministrator(manager), None))
 
 
 @pytest.mark.parametrize("name", CASES)
 async def test_user(name: str, systemd: LinuxSystemd, systemctl: Systemctl, manager: Manager) -> None:
-    await CASES[name](Bench(systemd, MemoryOutside(manager), ME))
+    await CASES[name](ManagerHarness(systemd, MemoryAdministrator(manager), ME))
 
 
 async def error_of(call: Awaitable[object]) -> KernelError:
@@ -93,7 +93,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-async def test_how_a_job_ends(end: str, systemd: LinuxSystemd, face: SystemdFace, manager: Manager) -> None:
+async def test_how_a_job_ends(end: str, systemd: LinuxSystemd, fake_systemd: FakeSystemd, manager: Manager) -> None:
     number, says = ENDS[end]
     unit = manager.units["hangs.service"]
     unit.result, unit.status, unit.status_text = "timeout", 5, "waiting for the fan"
@@ -109,7 +109,7 @@ async def test_how_a_job_ends(end: str, systemd: LinuxSystemd, face: SystemdFace
 
 
 async def test_what_is_up_again_at_once_is_not_stopped(
-    systemd: LinuxSystemd, face: SystemdFace, manager: Manager
+    systemd: LinuxSystemd, fake_systemd: FakeSystemd, manager: Manager
 ) -> None:
     unit = manager.units["hangs.service"]
     stop = asyncio.ensure_future(systemd.stop(HANGS))
@@ -120,7 +120,7 @@ async def test_what_is_up_again_at_once_is_not_stopped(
     assert str(await error_of(stop)) == "cannot stop hangs.service: its job is done, and it is activating again"
 
 
-async def test_a_condition_that_is_not_met(systemd: LinuxSystemd, face: SystemdFace, manager: Manager) -> None:
+async def test_a_condition_that_is_not_met(systemd: LinuxSystemd, fake_systemd: FakeSystemd, manager: Manager) -> None:
     """Systemd's word for such a job is `done`. A unit that has done its work and is over is inactive as well."""
     slow = manager.units["slow.service"]
     for condition in (False, True):
@@ -136,8 +136,10 @@ async def test_a_condition_that_is_not_met(systemd: LinuxSystemd, face: SystemdF
             assert "a Condition line of its unit file is not true" in str(await error_of(start))
 
 
-async def test_cancelled_before_the_job_has_a_name(systemd: LinuxSystemd, face: SystemdFace, manager: Manager) -> None:
-    face.mute = True
+async def test_cancelled_before_the_job_has_a_name(
+    systemd: LinuxSystemd, fake_systemd: FakeSystemd, manager: Manager
+) -> None:
+    fake_systemd.mute = True
     stop = asyncio.ensure_future(systemd.stop(HANGS))
     await manager.stop_under_way.wait()
     stop.cancel()
@@ -148,15 +150,15 @@ async def test_cancelled_before_the_job_has_a_name(systemd: LinuxSystemd, face: 
 
 
 async def test_somebody_elses_signal_is_not_believed(
-    systemd: LinuxSystemd, face: SystemdFace, manager: Manager, peer: Peer
+    systemd: LinuxSystemd, fake_systemd: FakeSystemd, manager: Manager, peer: Peer
 ) -> None:
     stop = asyncio.ensure_future(systemd.stop(HANGS))
     await manager.stop_under_way.wait()
     job = manager.units["hangs.service"].job
     assert job
-    origin = (SystemdFace.path, SystemdFace.interface, "JobRemoved")
+    origin = (FakeSystemd.path, FakeSystemd.interface, "JobRemoved")
     told = (job.number, job.path, "hangs.service", "dependency")
-    await peer.signal(await face.called("StopUnit"), *origin, "uoss", *told)
+    await peer.signal(await fake_systemd.called("StopUnit"), *origin, "uoss", *told)
     manager.end(job, "timeout")
     assert (await error_of(stop)).errno == errno.ETIMEDOUT
 
@@ -166,18 +168,18 @@ async def test_systemd_executes_itself_anew(
     over: bool, systemd: LinuxSystemd, private_bus: PrivateBus, manager: Manager
 ) -> None:
     unit = manager.units["hangs.service"]
-    async with systemd_on(private_bus.address, manager) as face:
+    async with systemd_on(private_bus.address, manager) as fake_systemd:
         stop = asyncio.ensure_future(systemd.stop(HANGS))
-        await face.called("StopUnit")
+        await fake_systemd.called("StopUnit")
         await manager.stop_under_way.wait()
     assert unit.job
     job = unit.job
     if over:
         unit.state = "inactive"
         manager.end(job, "done")
-    async with systemd_on(private_bus.address, manager) as face:
+    async with systemd_on(private_bus.address, manager) as fake_systemd:
         if not over:
-            await face.called("Get")
+            await fake_systemd.called("Get")
             unit.state = "inactive"
             manager.end(job, "done")
         await stop
@@ -244,14 +246,14 @@ async def test_without_systemd(systemd: LinuxSystemd, run: Path) -> None:
     assert await systemd.sockets(PLAIN) == ()
 
 
-async def test_stopping(systemd: LinuxSystemd, face: SystemdFace) -> None:
+async def test_stopping(systemd: LinuxSystemd, fake_systemd: FakeSystemd) -> None:
     assert not await systemd.stopping()
-    face.state = "stopping"
+    fake_systemd.state = "stopping"
     assert await systemd.stopping()
 
 
 async def test_the_units_of_several_managers(
-    systemd: LinuxSystemd, face: SystemdFace, systemctl: Systemctl, manager: Manager
+    systemd: LinuxSystemd, fake_systemd: FakeSystemd, systemctl: Systemctl, manager: Manager
 ) -> None:
     nobody = Unit("plain.service", 4_000_000)
     units = [PLAIN, MINE, nobody, Unit("missing.service"), Unit("missing.service", ME)]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
-from tests.simulated.bed import Witness
 from tests.simulated.clock import VirtualClockLoop
+from tests.simulated.harness import Witness
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -20,7 +20,7 @@ from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.record import Result
 from gpuswitch.switch.steps.step import Step
-from tests.simulated.bed import GPUS, Bed
+from tests.simulated.harness import GPUS, Harness
 
 SCENARIO_NAMES = list(GPUS)
 
@@ -32,25 +32,25 @@ def four_radeons() -> SimulatedHost:
 
 
 @pytest.fixture
-async def laptop(tmp_path: Path) -> Bed:
-    return await Bed.of("laptop", tmp_path)
+async def laptop(tmp_path: Path) -> Harness:
+    return await Harness.of("laptop", tmp_path)
 
 
 class TestThereAndBack:
     @pytest.mark.parametrize("scenario", SCENARIO_NAMES)
     async def test_on_every_machine_three_times(self, scenario: str, tmp_path: Path) -> None:
-        bed = await Bed.of(scenario, tmp_path)
-        actor = bed.fleet.find(GPUS[scenario])
-        before = bed.snapshot()
+        harness = await Harness.of(scenario, tmp_path)
+        actor = harness.fleet.find(GPUS[scenario])
+        before = harness.snapshot()
         for _ in range(3):
-            await bed.moved(actor, State.VFIO)
+            await harness.moved(actor, State.VFIO)
             assert {f.driver_name for f in actor.gpu.present(actor.record.facts)} == {"vfio-pci"}
-            assert bed.pages == [f"{actor.gpu.address.identifier}.json"]
-            await bed.moved(actor, State.HOST)
-            assert bed.snapshot() == before
-            assert bed.pages == []
+            assert harness.pages == [f"{actor.gpu.address.identifier}.json"]
+            await harness.moved(actor, State.HOST)
+            assert harness.snapshot() == before
+            assert harness.pages == []
 
-    async def test_tells_each_step_and_each_state(self, laptop: Bed) -> None:
+    async def test_tells_each_step_and_each_state(self, laptop: Harness) -> None:
         actor = laptop.fleet.find("01:00.0")
         count = len((await actor.plan(State.VFIO)).steps)
         laptop.witness.words.clear()
@@ -64,13 +64,13 @@ class TestThereAndBack:
         ]
         assert (switch.index, switch.count, switch.step) == (count, count, switch.steps[-1].title)
 
-    async def test_says_how_people_see_host(self, laptop: Bed) -> None:
+    async def test_says_how_people_see_host(self, laptop: Harness) -> None:
         actor = laptop.fleet.find("01:00.0")
         assert actor.record.host_driver == "nvidia"
         await laptop.moved(actor, State.VFIO)
         assert actor.record.host_driver == "nvidia"
 
-    async def test_already_there_is_done_without_a_step(self, laptop: Bed) -> None:
+    async def test_already_there_is_done_without_a_step(self, laptop: Harness) -> None:
         actor = laptop.fleet.find("01:00.0")
         before = laptop.snapshot()
         switch = await laptop.switch(actor, State.HOST)
@@ -78,7 +78,7 @@ class TestThereAndBack:
         assert laptop.snapshot() == before
         assert (await actor.plan(State.HOST)).steps == ()
 
-    async def test_a_driverless_companion_comes_back_driverless(self, laptop: Bed) -> None:
+    async def test_a_driverless_companion_comes_back_driverless(self, laptop: Harness) -> None:
         actor = laptop.fleet.find("01:00.0")
         ucsi = PciAddress.parse("0000:01:00.3")
         await laptop.host.kernel("somebody").unbind(ucsi, "nvidia-gpu")
@@ -91,14 +91,14 @@ class TestThereAndBack:
 
 
 class TestTwoAtOnce:
-    async def test_the_same_request_joins(self, laptop: Bed) -> None:
+    async def test_the_same_request_joins(self, laptop: Harness) -> None:
         actor = laptop.fleet.find("01:00.0")
         first, second, third = await asyncio.gather(*(actor.request(State.VFIO) for _ in range(3)))
         assert first is second is third
         await first.wait()
         assert first.result is Result.DONE
 
-    async def test_the_same_request_with_other_options_is_refused(self, laptop: Bed) -> None:
+    async def test_the_same_request_with_other_options_is_refused(self, laptop: Harness) -> None:
         """What it asks for besides would not be done, and whoever asked would believe that it is."""
         actor = laptop.fleet.find("01:00.0")
         laptop.machine.run("blender")
@@ -117,7 +117,7 @@ class TestTwoAtOnce:
         await switch.wait()
         assert switch.result is Result.DONE
 
-    async def test_another_is_refused_with_the_id(self, laptop: Bed) -> None:
+    async def test_another_is_refused_with_the_id(self, laptop: Harness) -> None:
         actor = laptop.fleet.find("01:00.0")
         switch = await actor.request(State.VFIO)
         with pytest.raises(InProgress, match=switch.id):
@@ -127,7 +127,7 @@ class TestTwoAtOnce:
         await switch.wait()
         assert switch.result is Result.DONE
 
-    async def test_asking_all_the_while_disturbs_nothing(self, laptop: Bed) -> None:
+    async def test_asking_all_the_while_disturbs_nothing(self, laptop: Harness) -> None:
         """Not even between two operations of the kernel, and not while a group is held."""
         actor = laptop.fleet.find("01:00.0")
         before = laptop.snapshot()
@@ -144,31 +144,31 @@ class TestTwoAtOnce:
         await laptop.switch(actor, State.HOST)
 
     async def test_different_gpus_go_in_parallel(self, tmp_path: Path) -> None:
-        bed = await Bed.made(four_radeons(), tmp_path)
-        bed.host.faults.add(Delay(3), operation="unbind", nth=None)
-        before = bed.snapshot()
-        actors = list(bed.fleet.actors.values())
+        harness = await Harness.start(four_radeons(), tmp_path)
+        harness.host.faults.add(Delay(3), operation="unbind", nth=None)
+        before = harness.snapshot()
+        actors = list(harness.fleet.actors.values())
         for target in (State.VFIO, State.HOST):
             started = asyncio.get_running_loop().time()
-            switches = await asyncio.gather(*(bed.switch(actor, target) for actor in actors))
+            switches = await asyncio.gather(*(harness.switch(actor, target) for actor in actors))
             assert [switch.result for switch in switches] == [Result.DONE] * 4
             assert asyncio.get_running_loop().time() - started < 4 * 3
-        assert bed.snapshot() == before
+        assert harness.snapshot() == before
 
     async def test_of_gpus_whose_driver_may_be_unloaded_the_last_one_goes_alone(self, tmp_path: Path) -> None:
         """Who of them is the last one would change under their feet."""
-        bed = await Bed.made(server(), tmp_path)
-        before = bed.snapshot()
-        actors = list(bed.fleet.actors.values())
+        harness = await Harness.start(server(), tmp_path)
+        before = harness.snapshot()
+        actors = list(harness.fleet.actors.values())
         moving: list[int] = []
-        bed.witness.on_step = lambda *_: moving.append(sum(actor.state.moving for actor in actors))
+        harness.witness.on_step = lambda *_: moving.append(sum(actor.state.moving for actor in actors))
         for target in (State.VFIO, State.HOST):
-            switches = await asyncio.gather(*(bed.switch(actor, target) for actor in actors))
+            switches = await asyncio.gather(*(harness.switch(actor, target) for actor in actors))
             assert [switch.result for switch in switches] == [Result.DONE] * 8
         assert max(moving) == 7
-        assert bed.snapshot() == before
+        assert harness.snapshot() == before
 
-    async def test_a_look_meanwhile_changes_nothing(self, laptop: Bed) -> None:
+    async def test_a_look_meanwhile_changes_nothing(self, laptop: Harness) -> None:
         actor = laptop.fleet.find("01:00.0")
         before = laptop.snapshot()
         laptop.witness.on_step = lambda *_: laptop.fleet.look()
@@ -180,31 +180,33 @@ class TestTwoAtOnce:
 class TestRefusals:
     async def test_change_nothing_and_name_every_blocker(self, tmp_path: Path) -> None:
         host = SCENARIOS["shared"]()
-        bed = await Bed.made(host, tmp_path, Config())
-        actor = bed.fleet.find("01:00.0")
-        before = bed.snapshot()
+        harness = await Harness.start(host, tmp_path, Config())
+        actor = harness.fleet.find("01:00.0")
+        before = harness.snapshot()
         with pytest.raises(NotViable, match=r"0000:02:00\.0 .* stays on r8169"):
             await actor.request(State.VFIO)
-        assert (bed.snapshot(), bed.pages, actor.state, actor.switch) == (before, [], State.HOST, None)
+        assert (harness.snapshot(), harness.pages, actor.state, actor.switch) == (before, [], State.HOST, None)
 
     async def test_the_screen_stays_on(self, tmp_path: Path) -> None:
-        bed = await Bed.made(SCENARIOS["single"](), tmp_path, Config(defaults=Defaults()))
+        harness = await Harness.start(SCENARIOS["single"](), tmp_path, Config(defaults=Defaults()))
         # the desktop that draws on it is named as well
         with pytest.raises(BusyError, match=r"(?s)allow_boot_display.* has .* open"):
-            await bed.fleet.find("").request(State.VFIO)
+            await harness.fleet.find("").request(State.VFIO)
 
     async def test_the_screen_of_a_processor_that_is_no_vga_stays_on(self, tmp_path: Path) -> None:
         """Its class is 0380, and the card beside it has the class for which the firmware draws, usually."""
         slots = [Slot("0000:64:00", 20, "0000:00:01.1"), Slot("0000:65:00", 21, "0000:00:08.1")]
         panel = slots[1].function(0, AMD, 0x150E, DISPLAY_OTHER, boot_display=True)
         ports = [port("0000:00:01.1", 1), port("0000:00:08.1", 2)]
-        bed = await Bed.made(boot([*ports, slots[0].function(0, NVIDIA, 0x2D58, VGA), panel]), tmp_path, Config())
+        harness = await Harness.start(
+            boot([*ports, slots[0].function(0, NVIDIA, 0x2D58, VGA), panel]), tmp_path, Config()
+        )
         with pytest.raises(NotViable, match=r"0000:65:00\.0 is the display that this machine booted on"):
-            await bed.fleet.find("65:00.0").request(State.VFIO)
-        await bed.moved(bed.fleet.find("64:00.0"), State.VFIO)
+            await harness.fleet.find("65:00.0").request(State.VFIO)
+        await harness.moved(harness.fleet.find("64:00.0"), State.VFIO)
 
     @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
-    async def test_a_value_that_cannot_be_read(self, target: State, laptop: Bed) -> None:
+    async def test_a_value_that_cannot_be_read(self, target: State, laptop: Harness) -> None:
         actor = laptop.fleet.find("01:00.0")
         if target is State.HOST:
             await laptop.moved(actor, State.VFIO)
@@ -215,24 +217,24 @@ class TestRefusals:
         assert laptop.snapshot() == before
 
     async def test_a_journal_that_cannot_be_written(self, tmp_path: Path) -> None:
-        bed = await Bed.of("laptop", tmp_path / "run")
-        actor = bed.fleet.find("01:00.0")
+        harness = await Harness.of("laptop", tmp_path / "run")
+        actor = harness.fleet.find("01:00.0")
         (tmp_path / "run").write_text("in the way")
-        before = bed.snapshot()
+        before = harness.snapshot()
         with pytest.raises(Failed, match="cannot write the journal"):
             await actor.request(State.VFIO)
-        assert (bed.snapshot(), actor.state) == (before, State.HOST)
+        assert (harness.snapshot(), actor.state) == (before, State.HOST)
         (tmp_path / "run").unlink()
-        await bed.moved(actor, State.VFIO)
+        await harness.moved(actor, State.VFIO)
         (tmp_path / "run").rename(tmp_path / "moved")
         (tmp_path / "run").write_text("in the way")
-        before = bed.snapshot()
+        before = harness.snapshot()
         with pytest.raises(Failed, match="cannot write the journal"):
             await actor.request(State.HOST)
         # the group that was held for it is let go again
-        assert (bed.snapshot(), actor.state) == (before, State.VFIO)
+        assert (harness.snapshot(), actor.state) == (before, State.VFIO)
 
-    async def test_a_gpu_that_a_vm_has(self, laptop: Bed) -> None:
+    async def test_a_gpu_that_a_vm_has(self, laptop: Harness) -> None:
         actor = laptop.fleet.find("01:00.0")
         await laptop.moved(actor, State.VFIO)
         laptop.machine.start_vm("win11", actor.gpu.functions)
@@ -249,32 +251,32 @@ class TestRefusals:
         await laptop.moved(actor, State.HOST)
 
     async def test_of_two_groups_the_first_is_let_go_when_the_second_is_taken(self, tmp_path: Path) -> None:
-        bed = await Bed.of("apu", tmp_path)
-        actor = bed.fleet.find("04:00.0")
-        await bed.moved(actor, State.VFIO)
-        bed.machine.open_group(11, "win11")
-        before = bed.snapshot()
+        harness = await Harness.of("apu", tmp_path)
+        actor = harness.fleet.find("04:00.0")
+        await harness.moved(actor, State.VFIO)
+        harness.machine.open_group(11, "win11")
+        before = harness.snapshot()
         with pytest.raises(Owned, match=r"^win11 .* has /dev/vfio/11 open"):
             await actor.request(State.HOST)
-        assert bed.snapshot() == before
+        assert harness.snapshot() == before
         assert before[11] == ("win11", None)
 
 
 class TestPlan:
     @pytest.mark.parametrize("scenario", SCENARIO_NAMES)
     async def test_changes_nothing_and_tells_what_will_happen(self, scenario: str, tmp_path: Path) -> None:
-        bed = await Bed.of(scenario, tmp_path)
-        actor = bed.fleet.find(GPUS[scenario])
+        harness = await Harness.of(scenario, tmp_path)
+        actor = harness.fleet.find(GPUS[scenario])
         for target in (State.VFIO, State.HOST):
-            before, restore_state, words = bed.snapshot(), bed.pages, list(bed.witness.words)
+            before, restore_state, words = harness.snapshot(), harness.pages, list(harness.witness.words)
             plan = await actor.plan(target)
-            assert (bed.snapshot(), bed.pages, bed.witness.words) == (before, restore_state, words)
+            assert (harness.snapshot(), harness.pages, harness.witness.words) == (before, restore_state, words)
             told: list[Step] = []
-            bed.witness.on_step = lambda _, event, told=told: told.append(event.step)
-            await bed.moved(actor, target)
+            harness.witness.on_step = lambda _, event, told=told: told.append(event.step)
+            await harness.moved(actor, target)
             assert told[::2] == list(plan.steps)
 
     async def test_refuses_as_a_switch_would(self, tmp_path: Path) -> None:
-        bed = await Bed.made(SCENARIOS["shared"](), tmp_path, Config())
+        harness = await Harness.start(SCENARIOS["shared"](), tmp_path, Config())
         with pytest.raises(NotViable, match="r8169"):
-            await bed.fleet.find("").plan(State.VFIO)
+            await harness.fleet.find("").plan(State.VFIO)

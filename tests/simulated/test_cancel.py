@@ -15,7 +15,7 @@ from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import THE_SERVICE, Requester, Result, Switch
-from tests.simulated.bed import GPUS, Bed
+from tests.simulated.harness import GPUS, Harness
 from tests.simulated.test_actor_revert import at_the_start, stay_loaded
 
 ALICE = Requester(uid=1000, pid=42, unit="session-2.scope", command="gpuswitchctl")
@@ -24,11 +24,11 @@ BY_ALICE = "cancelled by gpuswitchctl (pid 42, uid 1000)"
 
 
 @pytest.fixture
-async def laptop(tmp_path: Path) -> Bed:
-    return await Bed.of("laptop", tmp_path)
+async def laptop(tmp_path: Path) -> Harness:
+    return await Harness.of("laptop", tmp_path)
 
 
-async def switched(bed: Bed, actor: Actor, target: State, index: int, status: Status) -> tuple[Switch, str]:
+async def switched(harness: Harness, actor: Actor, target: State, index: int, status: Status) -> tuple[Switch, str]:
     """Switch, and cancel at this step; how it ended, and what the refusal said."""
     refusals: list[str] = []
 
@@ -39,9 +39,9 @@ async def switched(bed: Bed, actor: Actor, target: State, index: int, status: St
             except InProgress as refusal:
                 refusals.append(str(refusal))
 
-    bed.witness.on_step = cancel
-    switch = await bed.switch(actor, target)
-    bed.witness.on_step = None
+    harness.witness.on_step = cancel
+    switch = await harness.switch(actor, target)
+    harness.witness.on_step = None
     return switch, "".join(refusals)
 
 
@@ -52,19 +52,19 @@ async def switched(bed: Bed, actor: Actor, target: State, index: int, status: St
 async def test_at_each_step_it_leads_back_until_only_the_last_are_left(
     scenario: str, target: State, status: Status, tmp_path: Path
 ) -> None:
-    bed, actor = await at_the_start(scenario, target, tmp_path)
+    harness, actor = await at_the_start(scenario, target, tmp_path)
     place = {State.VFIO: "on vfio-pci", State.HOST: "on the host"}[target]
     cancelled = refused = 0
     while actor.state is not target:
         steps = (await actor.plan(target)).steps
-        before, restore_state, state = bed.snapshot(), bed.pages, actor.state
+        before, restore_state, state = harness.snapshot(), harness.pages, actor.state
         index = cancelled + 1
-        switch, refusal = await switched(bed, actor, target, index, status)
+        switch, refusal = await switched(harness, actor, target, index, status)
         if any(not step.optional for step in steps[index:]):
             assert (switch.result, switch.reason, refusal) == (Result.CANCELLED, BY_ALICE, "")
             if target is State.HOST:
-                before |= {"modules": stay_loaded(before["modules"], bed.snapshot()["modules"])}
-            assert (actor.state, bed.snapshot(), bed.pages) == (state, before, restore_state)
+                before |= {"modules": stay_loaded(before["modules"], harness.snapshot()["modules"])}
+            assert (actor.state, harness.snapshot(), harness.pages) == (state, before, restore_state)
             cancelled += 1
         else:
             assert (switch.result, actor.state) == (Result.DONE, target)
@@ -77,7 +77,7 @@ async def test_at_each_step_it_leads_back_until_only_the_last_are_left(
     assert refused == 1
 
 
-async def test_whoever_joined_hears_of_it_and_the_first_word_stands(laptop: Bed) -> None:
+async def test_whoever_joined_hears_of_it_and_the_first_word_stands(laptop: Harness) -> None:
     actor = laptop.fleet.find("01:00.0")
     first = await actor.request(State.VFIO, Options(), BOB)
     joined = await actor.request(State.VFIO, Options(), ALICE)
@@ -93,21 +93,21 @@ async def test_whoever_joined_hears_of_it_and_the_first_word_stands(laptop: Bed)
 
 
 async def test_what_waits_for_people_is_cut_short(tmp_path: Path) -> None:
-    bed = await Bed.of("laptop", tmp_path)
-    actor = bed.fleet.find("01:00.0")
-    bed.machine.run("blender", uid=1000)
-    bed.machine.open(actor.gpu.address, "blender", "nvidia")
-    before = bed.snapshot()
+    harness = await Harness.of("laptop", tmp_path)
+    actor = harness.fleet.find("01:00.0")
+    harness.machine.run("blender", uid=1000)
+    harness.machine.open(actor.gpu.address, "blender", "nvidia")
+    before = harness.snapshot()
     switch = await actor.request(State.VFIO, Options(Busy.WAIT, 3600.0))
-    await bed.witness.until(lambda: switch.step == "wait until nobody has it open")
+    await harness.witness.until(lambda: switch.step == "wait until nobody has it open")
     now = asyncio.get_running_loop().time()
     actor.cancel(switch.id, ALICE)
     await switch.wait()
     assert asyncio.get_running_loop().time() - now < 5
-    assert (switch.result, bed.snapshot()) == (Result.CANCELLED, before)
+    assert (switch.result, harness.snapshot()) == (Result.CANCELLED, before)
 
 
-async def test_a_switch_nobody_knows_and_one_that_is_over(laptop: Bed) -> None:
+async def test_a_switch_nobody_knows_and_one_that_is_over(laptop: Harness) -> None:
     actor = laptop.fleet.find("01:00.0")
     assert refusal(actor, "5f") == (InvalidArgument, "0000:01:00.0 knows of no switch '5f'")
     switch = await laptop.switch(actor, State.VFIO)
@@ -121,7 +121,7 @@ def refusal(actor: Actor, id_: str) -> tuple[type[GpuswitchError], str]:
     return raised.type, str(raised.value)
 
 
-async def test_on_its_way_back_it_cannot_be_cancelled(laptop: Bed) -> None:
+async def test_on_its_way_back_it_cannot_be_cancelled(laptop: Harness) -> None:
     actor = laptop.fleet.find("01:00.0")
     laptop.host.faults.add(Errno(errno.EINVAL), operation="probe", nth=1)
     before = laptop.snapshot()
@@ -138,7 +138,7 @@ async def test_on_its_way_back_it_cannot_be_cancelled(laptop: Bed) -> None:
     assert (switch.result, laptop.snapshot()) == (Result.REVERTED, before)
 
 
-async def test_a_wedged_one_cannot_be_cancelled(laptop: Bed) -> None:
+async def test_a_wedged_one_cannot_be_cancelled(laptop: Harness) -> None:
     actor = laptop.fleet.find("01:00.0")
     hang = laptop.host.faults.add(Hang(), operation="unbind")
     switch = await actor.request(State.VFIO)
@@ -150,7 +150,7 @@ async def test_a_wedged_one_cannot_be_cancelled(laptop: Bed) -> None:
     assert refusal(actor, switch.id) == (Failed, f"cannot cancel switch {switch.id}: it is over already (wedged)")
 
 
-async def test_cancelled_in_a_step_that_never_returns_it_is_wedged_and_comes_back_later(laptop: Bed) -> None:
+async def test_cancelled_in_a_step_that_never_returns_it_is_wedged_and_comes_back_later(laptop: Harness) -> None:
     actor = laptop.fleet.find("01:00.0")
     before = laptop.snapshot()
     hang = laptop.host.faults.add(Hang(), operation="unbind")
@@ -164,7 +164,7 @@ async def test_cancelled_in_a_step_that_never_returns_it_is_wedged_and_comes_bac
     assert laptop.snapshot() == before
 
 
-async def test_what_the_service_does_by_itself_says_so(laptop: Bed) -> None:
+async def test_what_the_service_does_by_itself_says_so(laptop: Harness) -> None:
     """It died in mid-switch, and takes back what was half-way: the same switch, of the same asker."""
     actor = laptop.fleet.find("01:00.0")
     await actor.request(State.VFIO, Options(), ALICE)
@@ -176,7 +176,7 @@ async def test_what_the_service_does_by_itself_says_so(laptop: Bed) -> None:
     assert (paid.target, paid.requester, paid.result) == (State.HOST, THE_SERVICE, Result.DONE)
 
 
-async def test_the_record_has_each_step_in_time(laptop: Bed) -> None:
+async def test_the_record_has_each_step_in_time(laptop: Harness) -> None:
     actor = laptop.fleet.find("01:00.0")
     laptop.host.faults.add(Errno(errno.EINVAL), operation="probe", nth=1)
     count = len((await actor.plan(State.VFIO)).steps)

@@ -11,14 +11,14 @@ import pytest
 from gpuswitch.host.simulated.catalogue import MODULES
 from gpuswitch.host.simulated.drivers import Module
 from gpuswitch.host.simulated.scenarios import SCENARIOS
-from tests.simulation.stages import STAGES
+from tests.simulation.machines import MACHINES
 
 _LINES = Path(__file__).with_name("modules.alias").read_text().splitlines()
 REAL = [(pattern, module) for _, pattern, module in (line.split() for line in _LINES if line.startswith("alias "))]
 MODALIASES = sorted(
     {
         device.shape.modalias
-        for boot in (*SCENARIOS.values(), *(stage.boot for stage in STAGES.values()))
+        for boot in (*SCENARIOS.values(), *(spec.boot for spec in MACHINES.values()))
         for device in boot().machine.devices.values()
     }
 )

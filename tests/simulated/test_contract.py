@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from tests.contract.bench import DEADLINE
 from tests.contract.cases import CASES
-from tests.simulated.rig import bench
+from tests.contract.harness import DEADLINE
+from tests.simulated.contract_host import contract_harness
 
 
 @pytest.mark.parametrize("name", CASES)
 async def test_simulated_host(name: str) -> None:
     async with asyncio.timeout(DEADLINE):
-        await CASES[name](bench())
+        await CASES[name](contract_harness())

@@ -76,7 +76,7 @@ class Patient(Scripted):
         return deadlines[self.kind] + 100
 
 
-class Bench:
+class EngineHarness:
     """An engine with scripted steps, and what it reports. `kinds`: of which class they are, where not `Scripted`."""
 
     def __init__(
@@ -174,31 +174,31 @@ SEQUENCES: Iterable[tuple[str, str, str, str]] = [
     ("script", "heard", "failure", "worse"), SEQUENCES, ids=[row[0] or "well" for row in SEQUENCES]
 )
 async def test_sequences(script: str, heard: str, failure: str, worse: str) -> None:
-    bench = Bench(script)
-    assert await bench.run() == (failure, worse)
-    assert bench.heard == heard
-    assert {event.count for event in bench.events} == {3}
+    harness = EngineHarness(script)
+    assert await harness.run() == (failure, worse)
+    assert harness.heard == heard
+    assert {event.count for event in harness.events} == {3}
 
 
 async def test_no_step_takes_longer_than_its_deadline_to_fail() -> None:
-    bench = Bench("s1-verify:waits")
-    await bench.run()
+    harness = EngineHarness("s1-verify:waits")
+    await harness.run()
     assert asyncio.get_running_loop().time() == DEADLINE
-    assert [event.seconds for event in bench.events] == [0, DEADLINE, 0, 0]
+    assert [event.seconds for event in harness.events] == [0, DEADLINE, 0, 0]
 
 
 async def test_apply_and_verify_have_the_deadline_each() -> None:
-    bench = Bench("s1-verify:sleeps s2-apply:sleeps")
-    await bench.run()
+    harness = EngineHarness("s1-verify:sleeps s2-apply:sleeps")
+    await harness.run()
     assert asyncio.get_running_loop().time() == DEADLINE
 
 
 class TestStuck:
     async def test_forward(self) -> None:
-        bench = Bench("s2-apply:hang")
-        hang = bench.host.faults.add(Hang("D", "snd_card_free"), operation="probe")
+        harness = EngineHarness("s2-apply:hang")
+        hang = harness.host.faults.add(Hang("D", "snd_card_free"), operation="probe")
         with pytest.raises(StuckError) as stuck:
-            await bench.engine.forward()
+            await harness.engine.forward()
         assert asyncio.get_running_loop().time() == DEADLINE
         pid = stuck.value.pending.pid
         assert str(stuck.value) == (
@@ -206,193 +206,193 @@ class TestStuck:
             f"(process {pid} is in state D, waiting in snd_card_free)"
         )
         assert stuck.value.pending.kernel_wait == "snd_card_free"
-        assert bench.heard == FORWARD_2_FAILS
+        assert harness.heard == FORWARD_2_FAILS
         hang.release()
-        await bench.context.kernel.returned()
-        await bench.engine.back()
-        assert bench.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
+        await harness.context.kernel.returned()
+        await harness.engine.back()
+        assert harness.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
 
     async def test_back_goes_on_with_the_step_that_was_stuck(self) -> None:
-        bench = Bench("s3-apply:error s2-revert:hang")
-        hang = bench.host.faults.add(Hang(), operation="probe")
+        harness = EngineHarness("s3-apply:error s2-revert:hang")
+        hang = harness.host.faults.add(Hang(), operation="probe")
         with pytest.raises(StepError):
-            await bench.engine.forward()
+            await harness.engine.forward()
         with pytest.raises(StuckError):
-            await bench.engine.back()
-        bench.events.clear()
+            await harness.engine.back()
+        harness.events.clear()
         hang.release()
-        await bench.context.kernel.returned()
-        await bench.engine.back()
-        assert bench.heard == f"{S2} {S1}"
+        await harness.context.kernel.returned()
+        await harness.engine.back()
+        assert harness.heard == f"{S2} {S1}"
 
     async def test_back_remembers_what_failed_before_it_was_stuck(self) -> None:
-        bench = Bench("s3-apply:error s3-revert:error s2-revert:hang s1-revert:error")
-        hang = bench.host.faults.add(Hang(), operation="probe")
+        harness = EngineHarness("s3-apply:error s3-revert:error s2-revert:hang s1-revert:error")
+        hang = harness.host.faults.add(Hang(), operation="probe")
         with pytest.raises(StepError):
-            await bench.engine.forward()
+            await harness.engine.forward()
         with pytest.raises(StuckError):
-            await bench.engine.back()
+            await harness.engine.back()
         hang.release()
-        await bench.context.kernel.returned()
+        await harness.context.kernel.returned()
         with pytest.raises(StepError, match=r"^revert of s3 found it wrong; revert of s1 found it wrong$"):
-            await bench.engine.back()
+            await harness.engine.back()
 
 
 class TestStop:
     async def test_before_the_first_step(self) -> None:
-        bench = Bench("")
-        bench.engine.stop("enough")
+        harness = EngineHarness("")
+        harness.engine.stop("enough")
         with pytest.raises(StoppedError, match="enough"):
-            await bench.engine.forward()
-        await bench.engine.back()
-        assert bench.heard == ""
+            await harness.engine.forward()
+        await harness.engine.back()
+        assert harness.heard == ""
 
     async def test_the_step_that_runs_is_finished_first(self) -> None:
-        bench = Bench("")
-        bench.stop_at = ("s2", Status.RUNNING)
+        harness = EngineHarness("")
+        harness.stop_at = ("s2", Status.RUNNING)
         with pytest.raises(StoppedError, match="enough"):
-            await bench.engine.forward()
-        assert bench.heard == "s1:do s1:ok s2:do s2:ok"
-        await bench.engine.back()
-        assert bench.heard == f"s1:do s1:ok s2:do s2:ok {S2} {S1}"
+            await harness.engine.forward()
+        assert harness.heard == "s1:do s1:ok s2:do s2:ok"
+        await harness.engine.back()
+        assert harness.heard == f"s1:do s1:ok s2:do s2:ok {S2} {S1}"
 
     async def test_a_step_that_fails_meanwhile_has_failed(self) -> None:
         """The switch ends because it was asked to, all the same."""
-        bench = Bench("s2-verify:waits")
-        bench.stop_at = ("s2", Status.RUNNING)
+        harness = EngineHarness("s2-verify:waits")
+        harness.stop_at = ("s2", Status.RUNNING)
         with pytest.raises(StoppedError, match="enough") as stopped:
-            await bench.engine.forward()
+            await harness.engine.forward()
         assert str(stopped.value.__cause__) == "s2 is not there after 10 s"
-        await bench.engine.back()
-        assert bench.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
+        await harness.engine.back()
+        assert harness.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
 
     async def test_in_the_last_step_is_too_late(self) -> None:
-        bench = Bench("")
-        bench.stop_at = ("s3", Status.RUNNING)
-        assert await bench.run() == ("", "")
+        harness = EngineHarness("")
+        harness.stop_at = ("s3", Status.RUNNING)
+        assert await harness.run() == ("", "")
 
 
 async def test_steps_that_somebody_else_began_are_reverted() -> None:
-    bench = Bench("", steps=2, begun=True)
-    await bench.engine.back()
-    assert bench.heard == f"{S2} {S1}"
+    harness = EngineHarness("", steps=2, begun=True)
+    await harness.engine.back()
+    assert harness.heard == f"{S2} {S1}"
 
 
 class TestIntent:
     """What is kept of a step before it is begun."""
 
     async def test_each_step_in_both_directions(self) -> None:
-        bench = Bench("s3-verify:error")
-        await bench.run()
+        harness = EngineHarness("s3-verify:error")
+        await harness.run()
         forward, back = ["s1:do", "s2:do", "s3:do"], ["s3:reverting", "s2:reverting", "s1:reverting"]
-        assert bench.intended == forward + back
+        assert harness.intended == forward + back
 
     async def test_before_it_touches_anything(self) -> None:
         """A kernel that hangs from the first call on: by then it is known what for."""
-        bench = Bench("s2-apply:hang")
-        bench.host.faults.add(Hang("D"), operation="probe")
+        harness = EngineHarness("s2-apply:hang")
+        harness.host.faults.add(Hang("D"), operation="probe")
         with pytest.raises(StuckError):
-            await bench.engine.forward()
-        assert bench.intended == ["s1:do", "s2:do"]
+            await harness.engine.forward()
+        assert harness.intended == ["s1:do", "s2:do"]
 
     async def test_what_cannot_be_kept_is_not_begun(self) -> None:
-        bench = Bench("s2-apply:hang")
-        bench.full_at = "s2:do"
-        assert await bench.run() == ("the disk is full", "")
-        assert bench.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
+        harness = EngineHarness("s2-apply:hang")
+        harness.full_at = "s2:do"
+        assert await harness.run() == ("the disk is full", "")
+        assert harness.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
 
     async def test_a_way_back_does_not_wait_for_a_disk(self) -> None:
-        bench = Bench("s2-apply:error")
-        bench.full_at = "s2:reverting"
-        assert await bench.run() == ("apply of s2 found it wrong", "")
-        assert bench.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
+        harness = EngineHarness("s2-apply:error")
+        harness.full_at = "s2:reverting"
+        assert await harness.run() == ("apply of s2 found it wrong", "")
+        assert harness.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
 
     async def test_nor_does_what_can_be_done_without(self) -> None:
-        bench = Bench("", kinds={"s2": Forgoable})
-        bench.full_at = "s2:do"
-        assert await bench.run() == ("", "")
-        assert bench.engine.forgone == []
+        harness = EngineHarness("", kinds={"s2": Forgoable})
+        harness.full_at = "s2:do"
+        assert await harness.run() == ("", "")
+        assert harness.engine.forgone == []
 
 
 class TestOptional:
     """Steps that the switch can do without."""
 
     async def test_it_goes_on_and_says_so_in_the_end(self) -> None:
-        bench = Bench("s2-apply:error s3-verify:waits", kinds={"s2": Forgoable, "s3": Forgoable})
-        assert await bench.run() == ("", "")
-        assert bench.heard == "s1:do s1:ok s2:do s2:fail s3:do s3:fail"
-        assert bench.engine.forgone == ["apply of s2 found it wrong", "s3 is not there after 10 s"]
+        harness = EngineHarness("s2-apply:error s3-verify:waits", kinds={"s2": Forgoable, "s3": Forgoable})
+        assert await harness.run() == ("", "")
+        assert harness.heard == "s1:do s1:ok s2:do s2:fail s3:do s3:fail"
+        assert harness.engine.forgone == ["apply of s2 found it wrong", "s3 is not there after 10 s"]
 
     @pytest.mark.parametrize("fault", ["apply:kernel", "apply:bug", "apply:sleeps", "verify:error"])
     async def test_whatever_is_wrong_with_it(self, fault: str) -> None:
-        bench = Bench(f"s2-{fault}", kinds={"s2": Forgoable})
-        assert await bench.run() == ("", "")
-        assert len(bench.engine.forgone) == 1
+        harness = EngineHarness(f"s2-{fault}", kinds={"s2": Forgoable})
+        assert await harness.run() == ("", "")
+        assert len(harness.engine.forgone) == 1
 
     async def test_it_is_reverted_like_the_others(self) -> None:
         """What it did before it failed is done."""
-        bench = Bench("s2-apply:error s3-apply:error", kinds={"s2": Forgoable})
-        assert await bench.run() == ("apply of s3 found it wrong", "")
-        assert bench.heard.endswith(f"s3:reverting s3:reverted {S2} {S1}")
+        harness = EngineHarness("s2-apply:error s3-apply:error", kinds={"s2": Forgoable})
+        assert await harness.run() == ("apply of s3 found it wrong", "")
+        assert harness.heard.endswith(f"s3:reverting s3:reverted {S2} {S1}")
 
     async def test_a_kernel_that_does_not_return_is_no_option(self) -> None:
-        bench = Bench("s2-apply:hang", kinds={"s2": Forgoable})
-        hang = bench.host.faults.add(Hang(), operation="probe")
+        harness = EngineHarness("s2-apply:hang", kinds={"s2": Forgoable})
+        hang = harness.host.faults.add(Hang(), operation="probe")
         with pytest.raises(StuckError):
-            await bench.engine.forward()
+            await harness.engine.forward()
         hang.release()
-        await bench.context.kernel.returned()
+        await harness.context.kernel.returned()
 
     async def test_once_only_such_are_left_a_stop_is_too_late(self) -> None:
         """The switch is done: to take it back would be worse."""
-        bench = Bench("", kinds={"s2": Forgoable, "s3": Forgoable})
-        bench.stop_at = ("s1", Status.DONE)
-        assert await bench.run() == ("", "")
-        assert bench.heard.endswith("s3:ok")
+        harness = EngineHarness("", kinds={"s2": Forgoable, "s3": Forgoable})
+        harness.stop_at = ("s1", Status.DONE)
+        assert await harness.run() == ("", "")
+        assert harness.heard.endswith("s3:ok")
 
     async def test_before_that_a_stop_is_a_stop(self) -> None:
-        bench = Bench("", kinds={"s2": Forgoable})
-        bench.stop_at = ("s1", Status.DONE)
+        harness = EngineHarness("", kinds={"s2": Forgoable})
+        harness.stop_at = ("s1", Status.DONE)
         with pytest.raises(StoppedError, match="enough"):
-            await bench.engine.forward()
+            await harness.engine.forward()
 
 
 class TestPatient:
     """Steps that wait for people and their programs."""
 
     async def test_a_step_says_how_long_it_may_take(self) -> None:
-        bench = Bench("s1-apply:waits", kinds={"s1": Patient})
-        assert await bench.run() == ("s1 is not there after 110 s", "")
+        harness = EngineHarness("s1-apply:waits", kinds={"s1": Patient})
+        assert await harness.run() == ("s1 is not there after 110 s", "")
         assert asyncio.get_running_loop().time() == DEADLINE + 100
 
     async def test_its_way_back_has_the_deadline_of_its_kind(self) -> None:
-        bench = Bench("s1-apply:error s1-revert:sleeps", kinds={"s1": Patient})
-        assert await bench.run() == ("apply of s1 found it wrong", "'s1' is not done after 10 s")
+        harness = EngineHarness("s1-apply:error s1-revert:sleeps", kinds={"s1": Patient})
+        assert await harness.run() == ("apply of s1 found it wrong", "'s1' is not done after 10 s")
 
     @pytest.mark.parametrize("fault", ["waits", "sleeps"])
     async def test_a_stop_cuts_it_short(self, fault: str) -> None:
-        bench = Bench(f"s2-apply:{fault}", kinds={"s2": Patient})
-        asyncio.get_running_loop().call_later(3, bench.engine.stop, "enough")
+        harness = EngineHarness(f"s2-apply:{fault}", kinds={"s2": Patient})
+        asyncio.get_running_loop().call_later(3, harness.engine.stop, "enough")
         with pytest.raises(StoppedError, match="enough"):
-            await bench.engine.forward()
+            await harness.engine.forward()
         assert asyncio.get_running_loop().time() == 3
-        await bench.engine.back()
-        assert bench.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
+        await harness.engine.back()
+        assert harness.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
 
     async def test_one_that_is_done_at_that_moment_is_done(self) -> None:
-        bench = Bench("", kinds={"s2": Patient})
-        bench.stop_at = ("s2", Status.RUNNING)
+        harness = EngineHarness("", kinds={"s2": Patient})
+        harness.stop_at = ("s2", Status.RUNNING)
         with pytest.raises(StoppedError):
-            await bench.engine.forward()
-        assert bench.heard == "s1:do s1:ok s2:do s2:ok"
+            await harness.engine.forward()
+        assert harness.heard == "s1:do s1:ok s2:do s2:ok"
 
     async def test_a_stop_right_before_it_cuts_it_too(self) -> None:
-        bench = Bench("s2-apply:sleeps", kinds={"s2": Patient})
-        bench.stop_at = ("s2", Status.RUNNING)
+        harness = EngineHarness("s2-apply:sleeps", kinds={"s2": Patient})
+        harness.stop_at = ("s2", Status.RUNNING)
         with pytest.raises(StoppedError, match="enough"):
-            await bench.engine.forward()
-        assert (asyncio.get_running_loop().time(), bench.heard) == (0, FORWARD_2_FAILS)
+            await harness.engine.forward()
+        assert (asyncio.get_running_loop().time(), harness.heard) == (0, FORWARD_2_FAILS)
 
     async def test_its_own_failure_is_told_as_such(self) -> None:
-        bench = Bench("s2-apply:error", kinds={"s2": Patient})
-        assert await bench.run() == ("apply of s2 found it wrong", "")
+        harness = EngineHarness("s2-apply:error", kinds={"s2": Patient})
+        assert await harness.run() == ("apply of s2 found it wrong", "")

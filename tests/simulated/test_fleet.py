@@ -14,7 +14,7 @@ from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.host.simulated.scenarios import SCENARIOS, boot
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
-from tests.simulated.bed import Bed, config
+from tests.simulated.harness import Harness, config
 
 FIRST, SECOND = PciAddress.parse("0000:11:00.0"), PciAddress.parse("0000:21:00.0")
 NIC = PciAddress.parse("0000:a2:00.0")
@@ -28,8 +28,8 @@ def managed(address: PciAddress, name: str = "", *members: PciAddress) -> GpuCon
     return GpuConfig(address, managed=True, name=name, members=members)
 
 
-async def server(directory: Path, *gpus: GpuConfig) -> Bed:
-    return await Bed.made(SCENARIOS["server"](), directory, Config(gpus=gpus))
+async def server(directory: Path, *gpus: GpuConfig) -> Harness:
+    return await Harness.start(SCENARIOS["server"](), directory, Config(gpus=gpus))
 
 
 class TestFind:
@@ -39,18 +39,20 @@ class TestFind:
     )
     async def test_by_every_name(self, selector: str, tmp_path: Path) -> None:
         settings = Config(gpus=(managed(PciAddress.parse("0000:01:00.0"), "card"),))
-        bed = await Bed.made(SCENARIOS["laptop"](), tmp_path, settings)
-        assert str(bed.fleet.find(selector).gpu.address) == "0000:01:00.0"
+        harness = await Harness.start(SCENARIOS["laptop"](), tmp_path, settings)
+        assert str(harness.fleet.find(selector).gpu.address) == "0000:01:00.0"
 
     async def test_the_only_one_needs_no_name(self, tmp_path: Path) -> None:
-        bed = await Bed.made(SCENARIOS["single"](), tmp_path)
-        assert str(bed.fleet.find("").gpu.address) == "0000:01:00.0"
+        harness = await Harness.start(SCENARIOS["single"](), tmp_path)
+        assert str(harness.fleet.find("").gpu.address) == "0000:01:00.0"
 
     async def test_an_accelerator_is_never_the_only_one(self, tmp_path: Path) -> None:
         """It may be the processor's own, which nobody means: Intel's NPUs are of the same class."""
-        bed = await Bed.made(SCENARIOS["instinct"](), tmp_path / "both")
-        assert str(bed.fleet.find("").gpu.address) == "0000:c4:00.0"
-        lone = await Bed.made(boot([d for d in bed.machine.devices.values() if d.address.bus == 5]), tmp_path / "lone")
+        harness = await Harness.start(SCENARIOS["instinct"](), tmp_path / "both")
+        assert str(harness.fleet.find("").gpu.address) == "0000:c4:00.0"
+        lone = await Harness.start(
+            boot([d for d in harness.machine.devices.values() if d.address.bus == 5]), tmp_path / "lone"
+        )
         with pytest.raises(InvalidArgument, match=r"has 1 GPU; name one of 0000:05:00\.0"):
             lone.fleet.find("")
 
@@ -78,17 +80,17 @@ class TestFind:
         self, selector: str, error: type[GpuswitchError], sentence: str, tmp_path: Path
     ) -> None:
         gpus = managed(PciAddress.parse("0000:01:00.0"), "card"), managed(PciAddress.parse("0000:09:00.0"), "gone")
-        bed = await Bed.made(SCENARIOS["laptop"](), tmp_path, Config(gpus=gpus))
+        harness = await Harness.start(SCENARIOS["laptop"](), tmp_path, Config(gpus=gpus))
         with pytest.raises(error) as refusal:
-            bed.fleet.find(selector)
+            harness.fleet.find(selector)
         assert str(refusal.value) == sentence
 
     async def test_on_a_host_without_gpus(self, tmp_path: Path) -> None:
-        bed = await Bed.made(boot([]), tmp_path)
+        harness = await Harness.start(boot([]), tmp_path)
         with pytest.raises(NoSuchGpu, match="this host has no GPU"):
-            bed.fleet.find("")
+            harness.fleet.find("")
         with pytest.raises(NoSuchGpu, match="this host has none"):
-            bed.fleet.find("01:00.0")
+            harness.fleet.find("01:00.0")
 
 
 @pytest.mark.parametrize(
@@ -102,53 +104,53 @@ async def test_a_screen_that_nobody_knows_of_is_told_once(
         host = SCENARIOS[scenario]()
     else:
         host = boot([Slot("0000:01:00", 1).function(0, NVIDIA, 0x20F1, VGA if unknown else DISPLAY_3D)])
-    bed = await Bed.made(host, tmp_path)
-    bed.fleet.look()
+    harness = await Harness.start(host, tmp_path)
+    harness.fleet.look()
     told = [record.message for record in caplog.records if "which display this machine booted on" in record.message]
     assert len(told) == unknown
 
 
 class TestMembers:
     async def test_a_gpu_that_another_takes_vanishes(self, tmp_path: Path) -> None:
-        bed = await server(tmp_path)
-        assert len(bed.fleet.actors) == 8
-        bed.fleet.reconfigure(Config(gpus=(managed(FIRST, "", SECOND),)))
-        assert bed.witness.words[8:10] == ["0000:21:00.0 vanished", "0000:11:00.0 host"]
-        assert len(bed.fleet.actors) == 7
-        assert bed.fleet.find("21:00.0") is bed.fleet.find("11:00.0")
+        harness = await server(tmp_path)
+        assert len(harness.fleet.actors) == 8
+        harness.fleet.reconfigure(Config(gpus=(managed(FIRST, "", SECOND),)))
+        assert harness.witness.words[8:10] == ["0000:21:00.0 vanished", "0000:11:00.0 host"]
+        assert len(harness.fleet.actors) == 7
+        assert harness.fleet.find("21:00.0") is harness.fleet.find("11:00.0")
 
     async def test_and_who_asked_it_too_late_is_refused(self, tmp_path: Path) -> None:
-        bed = await server(tmp_path)
-        second, before = bed.fleet.find("21:00.0"), bed.snapshot()
-        bed.fleet.reconfigure(Config(gpus=(managed(FIRST, "", SECOND),)))
+        harness = await server(tmp_path)
+        second, before = harness.fleet.find("21:00.0"), harness.snapshot()
+        harness.fleet.reconfigure(Config(gpus=(managed(FIRST, "", SECOND),)))
         for ask in (second.request, second.plan):
             with pytest.raises(Failed, match=r"cannot switch 0000:21:00\.0: its functions belong to another GPU now"):
                 await ask(State.VFIO)
-        assert (bed.snapshot(), bed.pages) == (before, [])
+        assert (harness.snapshot(), harness.pages) == (before, [])
 
     async def test_and_comes_back_when_it_is_let_go(self, tmp_path: Path) -> None:
-        bed = await server(tmp_path, managed(FIRST, "", SECOND))
-        bed.fleet.reconfigure(Config())
-        assert bed.witness.words[-9] == "0000:21:00.0 appeared host"
-        assert bed.fleet.find("21:00.0").gpu.functions == (SECOND,)
-        assert bed.fleet.find("11:00.0").gpu.functions == (FIRST,)
+        harness = await server(tmp_path, managed(FIRST, "", SECOND))
+        harness.fleet.reconfigure(Config())
+        assert harness.witness.words[-9] == "0000:21:00.0 appeared host"
+        assert harness.fleet.find("21:00.0").gpu.functions == (SECOND,)
+        assert harness.fleet.find("11:00.0").gpu.functions == (FIRST,)
 
     async def test_move_along(self, tmp_path: Path) -> None:
-        bed = await server(tmp_path, managed(FIRST, "both", SECOND, NIC))
-        actor = bed.fleet.find("both")
-        before = bed.snapshot()
-        await bed.moved(actor, State.VFIO)
-        assert {bed.machine.devices[a].seen().driver_name for a in (FIRST, SECOND, NIC)} == {"vfio-pci"}
-        await bed.moved(actor, State.HOST)
-        assert bed.snapshot() == before
+        harness = await server(tmp_path, managed(FIRST, "both", SECOND, NIC))
+        actor = harness.fleet.find("both")
+        before = harness.snapshot()
+        await harness.moved(actor, State.VFIO)
+        assert {harness.machine.devices[a].seen().driver_name for a in (FIRST, SECOND, NIC)} == {"vfio-pci"}
+        await harness.moved(actor, State.HOST)
+        assert harness.snapshot() == before
 
     async def test_also_when_the_service_was_restarted_meanwhile(self, tmp_path: Path) -> None:
         """What it set out with comes home, whatever the config says by then."""
-        bed = await server(tmp_path, managed(FIRST, "", SECOND, NIC))
-        before = bed.snapshot()
-        await bed.moved(bed.fleet.find("11:00.0"), State.VFIO)
-        bed.fleet.reconfigure(Config())
-        again = await bed.again()
+        harness = await server(tmp_path, managed(FIRST, "", SECOND, NIC))
+        before = harness.snapshot()
+        await harness.moved(harness.fleet.find("11:00.0"), State.VFIO)
+        harness.fleet.reconfigure(Config())
+        again = await harness.again()
         first = again.fleet.find("11:00.0")
         assert first.gpu.functions == tuple(sorted((FIRST, SECOND, NIC)))
         assert SECOND not in again.fleet.actors
@@ -158,30 +160,30 @@ class TestMembers:
 
     async def test_a_gpu_away_from_home_keeps_its_own_until_it_is_back(self, tmp_path: Path) -> None:
         """Else nobody would remember what the functions had."""
-        bed = await server(tmp_path, managed(SECOND, "", NIC))
-        second, before = bed.fleet.find("21:00.0"), bed.snapshot()
-        await bed.moved(second, State.VFIO)
-        bed.fleet.reconfigure(Config(gpus=(managed(FIRST, "", SECOND, NIC),)))
-        assert bed.fleet.find("21:00.0") is second
+        harness = await server(tmp_path, managed(SECOND, "", NIC))
+        second, before = harness.fleet.find("21:00.0"), harness.snapshot()
+        await harness.moved(second, State.VFIO)
+        harness.fleet.reconfigure(Config(gpus=(managed(FIRST, "", SECOND, NIC),)))
+        assert harness.fleet.find("21:00.0") is second
         assert second.gpu.functions == (SECOND, NIC)
-        assert bed.fleet.find("11:00.0").gpu.functions == (FIRST,)
-        await bed.moved(second, State.HOST)
-        assert bed.snapshot() == before
-        await bed.witness.until(lambda: SECOND not in bed.fleet.actors)
-        assert bed.fleet.find("11:00.0").gpu.functions == (FIRST, SECOND, NIC)
+        assert harness.fleet.find("11:00.0").gpu.functions == (FIRST,)
+        await harness.moved(second, State.HOST)
+        assert harness.snapshot() == before
+        await harness.witness.until(lambda: SECOND not in harness.fleet.actors)
+        assert harness.fleet.find("11:00.0").gpu.functions == (FIRST, SECOND, NIC)
 
     async def test_a_gpu_under_way_keeps_its_own_too(self, tmp_path: Path) -> None:
-        bed = await server(tmp_path, managed(FIRST, "", SECOND))
-        first = bed.fleet.find("11:00.0")
-        hang = bed.host.faults.add(Hang(), operation="unbind")
+        harness = await server(tmp_path, managed(FIRST, "", SECOND))
+        first = harness.fleet.find("11:00.0")
+        hang = harness.host.faults.add(Hang(), operation="unbind")
         switch = await first.request(State.VFIO)
         await hang.reached.wait()
-        bed.fleet.reconfigure(Config())
-        assert bed.fleet.find("21:00.0") is first
+        harness.fleet.reconfigure(Config())
+        assert harness.fleet.find("21:00.0") is first
         hang.release()
         await switch.wait()
-        await bed.moved(first, State.HOST)
-        await bed.witness.until(lambda: SECOND in bed.fleet.actors)
+        await harness.moved(first, State.HOST)
+        await harness.witness.until(lambda: SECOND in harness.fleet.actors)
         assert first.gpu.functions == (FIRST,)
 
 
@@ -189,19 +191,19 @@ class TestConfigurationThatFitsNothing:
     def table(self, address: str, name: str = "", *members: str) -> GpuConfig:
         return managed(PciAddress.parse(address), name, *map(PciAddress.parse, members))
 
-    async def plain(self, directory: Path, *tables: GpuConfig) -> Bed:
+    async def plain(self, directory: Path, *tables: GpuConfig) -> Harness:
         """A GeForce at 0000:01:00, an NVMe disk at 0000:02:00.0."""
-        return await Bed.made(SCENARIOS["plain"](), directory, Config(gpus=tables))
+        return await Harness.start(SCENARIOS["plain"](), directory, Config(gpus=tables))
 
     async def test_any_function_of_a_gpu_means_the_gpu(self, tmp_path: Path) -> None:
-        bed = await self.plain(tmp_path, self.table("0000:01:00.1", "card"))
-        actor = bed.fleet.find("card")
+        harness = await self.plain(tmp_path, self.table("0000:01:00.1", "card"))
+        actor = harness.fleet.find("card")
         assert (str(actor.gpu.address), actor.record.own_config.managed) == ("0000:01:00.0", True)
-        assert bed.fleet.misfits == ()
+        assert harness.fleet.misfits == ()
 
     async def test_and_brings_its_members(self, tmp_path: Path) -> None:
-        bed = await self.plain(tmp_path, self.table("0000:01:00.3", "card", "0000:02:00.0"))
-        assert str(bed.fleet.find("card").gpu.functions[-1]) == "0000:02:00.0"
+        harness = await self.plain(tmp_path, self.table("0000:01:00.3", "card", "0000:02:00.0"))
+        assert str(harness.fleet.find("card").gpu.functions[-1]) == "0000:02:00.0"
 
     @pytest.mark.parametrize(
         ("table", "words"),
@@ -214,71 +216,71 @@ class TestConfigurationThatFitsNothing:
     async def test_is_told_at_start_and_at_reload_and_once_each(
         self, table: tuple[str, ...], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        bed = await self.plain(tmp_path, self.table(*table))
+        harness = await self.plain(tmp_path, self.table(*table))
         for _ in range(2):
-            bed.fleet.look()
+            harness.fleet.look()
             told = [record.message for record in caplog.records if words in record.message]
-            assert told == [misfit.sentence for misfit in bed.fleet.misfits]
+            assert told == [misfit.sentence for misfit in harness.fleet.misfits]
             assert len(told) == 1
             caplog.clear()
-            bed.fleet.reconfigure(Config(gpus=(self.table(*table),)))
+            harness.fleet.reconfigure(Config(gpus=(self.table(*table),)))
 
     async def test_of_two_tables_for_one_gpu_its_own_address_holds(self, tmp_path: Path) -> None:
-        bed = await self.plain(tmp_path, self.table("0000:01:00.1", "sound"), self.table("0000:01:00.0", "card"))
-        assert bed.fleet.find("card").record.config.gpu(PciAddress.parse("0000:01:00.0")).name == "card"
-        [misfit] = bed.fleet.misfits
+        harness = await self.plain(tmp_path, self.table("0000:01:00.1", "sound"), self.table("0000:01:00.0", "card"))
+        assert harness.fleet.find("card").record.config.gpu(PciAddress.parse("0000:01:00.0")).name == "card"
+        [misfit] = harness.fleet.misfits
         assert "the [[gpu]] table of 0000:01:00.1 (sound) counts for nothing" in misfit.sentence
 
     async def test_a_gpu_that_was_pulled_has_its_table_still(self, tmp_path: Path) -> None:
-        bed = await self.plain(tmp_path, self.table("0000:01:00.1", "card", "0000:02:00.0"))
-        await bed.machine.unplug("0000:01:00")
-        bed.fleet.look()
-        assert bed.fleet.misfits == ()
-        assert bed.fleet.find("card").state is State.ABSENT
+        harness = await self.plain(tmp_path, self.table("0000:01:00.1", "card", "0000:02:00.0"))
+        await harness.machine.unplug("0000:01:00")
+        harness.fleet.look()
+        assert harness.fleet.misfits == ()
+        assert harness.fleet.find("card").state is State.ABSENT
 
     async def test_a_gpu_that_comes_later_is_managed_then(self, tmp_path: Path) -> None:
         host = SCENARIOS["plain"]()
         await host.machine.unplug("0000:01:00")
-        bed = await Bed.made(host, tmp_path, Config(gpus=(self.table("0000:01:00.1", "card"),)))
-        [misfit] = bed.fleet.misfits
+        harness = await Harness.start(host, tmp_path, Config(gpus=(self.table("0000:01:00.1", "card"),)))
+        [misfit] = harness.fleet.misfits
         assert misfit.table == PciAddress.parse("0000:01:00.1")
-        bed.replug("0000:01:00")
-        bed.fleet.look()
-        assert bed.fleet.misfits == ()
-        actor = bed.fleet.find("card")
+        harness.replug("0000:01:00")
+        harness.fleet.look()
+        assert harness.fleet.misfits == ()
+        actor = harness.fleet.find("card")
         assert actor.record.own_config.managed
 
     async def test_a_machine_that_asks_for_it_is_refused(self, tmp_path: Path) -> None:
-        bed = await self.plain(tmp_path, self.table("0000:09:00.0", "moved", "0000:02:00.0"))
+        harness = await self.plain(tmp_path, self.table("0000:09:00.0", "moved", "0000:02:00.0"))
         for asked in ("0000:09:00.0", "0000:02:00.0"):
             with pytest.raises(NotViable, match=r"table of 0000:09:00\.0 \(moved\) is about no GPU"):
-                bed.fleet.refuse_misfits({PciAddress.parse(asked)})
-        bed.fleet.refuse_misfits({PciAddress.parse("0000:01:00.0")})
+                harness.fleet.refuse_misfits({PciAddress.parse(asked)})
+        harness.fleet.refuse_misfits({PciAddress.parse("0000:01:00.0")})
 
 
 class TestReconfigure:
     async def test_reaches_every_gpu(self, tmp_path: Path) -> None:
-        bed = await Bed.made(SCENARIOS["single"](), tmp_path, Config())
-        actor = bed.fleet.find("")
+        harness = await Harness.start(SCENARIOS["single"](), tmp_path, Config())
+        actor = harness.fleet.find("")
         with pytest.raises(GpuswitchError, match="allow_boot_display"):
             await actor.request(State.VFIO)
-        bed.fleet.reconfigure(config("single"))
-        await bed.moved(actor, State.VFIO)
+        harness.fleet.reconfigure(config("single"))
+        await harness.moved(actor, State.VFIO)
 
     async def test_leaves_a_switch_under_way_alone(self, tmp_path: Path) -> None:
-        bed = await Bed.of("laptop", tmp_path)
-        actor = bed.fleet.find("01:00.0")
-        bed.witness.on_step = lambda *_: bed.fleet.reconfigure(Config())
-        await bed.moved(actor, State.VFIO)
+        harness = await Harness.of("laptop", tmp_path)
+        actor = harness.fleet.find("01:00.0")
+        harness.witness.on_step = lambda *_: harness.fleet.reconfigure(Config())
+        await harness.moved(actor, State.VFIO)
 
 
 async def test_hears_nothing_after_stop(tmp_path: Path) -> None:
-    bed = await Bed.of("plain", tmp_path)
-    await bed.fleet.stop("the service is stopping")
-    bed.witness.words.clear()
-    await bed.machine.unplug("0000:01:00")
+    harness = await Harness.of("plain", tmp_path)
+    await harness.fleet.stop("the service is stopping")
+    harness.witness.words.clear()
+    await harness.machine.unplug("0000:01:00")
     told = asyncio.Event()
-    bed.host.watch(told.set)
-    bed.machine.replug("0000:01:00")
+    harness.host.watch(told.set)
+    harness.machine.replug("0000:01:00")
     await told.wait()
-    assert bed.witness.words == []
+    assert harness.witness.words == []

@@ -33,7 +33,7 @@ from gpuswitch.switch.journal.store import DirectoryStore
 from gpuswitch.switch.record import Drift, Result, Switch
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE
 from gpuswitch.switch.shared.arbiter import Arbiter
-from tests.simulated.bed import config
+from tests.simulated.harness import config
 
 GPU = PciAddress.parse("0000:01:00.0")
 SCREEN = PciAddress.parse("0000:00:02.0")

@@ -15,7 +15,7 @@ from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import plain, server, shared
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE, BootFramebuffer, Consoles
-from tests.contract.bench import refused
+from tests.contract.harness import refused
 
 GPU, INTEGRATED = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:00:02.0")
 EFI = BootFramebuffer("efi-framebuffer.0", "efi-framebuffer", GPU)

@@ -17,7 +17,7 @@ from gpuswitch.host.simulated.scenarios import plain, server
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, Module
 from gpuswitch.model.gpu import discover
-from tests.contract.bench import refused
+from tests.contract.harness import refused
 
 GPU, AUDIO = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:01:00.1")
 CHAIN = ("nvidia_drm", "nvidia_modeset", "nvidia_uvm", "nvidia")

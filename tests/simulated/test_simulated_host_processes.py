@@ -17,7 +17,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE
 from gpuswitch.model.gpu import discover
 from gpuswitch.model.holders import Holder, HolderQuery, Process, Unit
-from tests.contract.bench import refused
+from tests.contract.harness import refused
 
 GPU, AUDIO = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:01:00.1")
 BOARD_AUDIO = PciAddress.parse("0000:00:1f.3")

@@ -14,7 +14,7 @@ from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER, PERSISTENCED, la
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import discover
 from gpuswitch.model.holders import Process, Unit
-from tests.contract.bench import refused
+from tests.contract.harness import refused
 
 GPU, AUDIO = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:01:00.1")
 SERVICE, SOCKET = Unit("mpd.service"), Unit("mpd.socket")

@@ -20,8 +20,8 @@ from gpuswitch.host.simulated.scenarios import PERSISTENCED, SCENARIOS
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from tests.simulated.bed import Bed, Witness, config
 from tests.simulated.clock import VirtualClockLoop
+from tests.simulated.harness import Harness, Witness, config
 
 GPUS = tuple(PciAddress.parse(f"0000:{number}1:00.0") for number in (1, 2, 3))
 LONGER_THAN_ALL_DEADLINES = 1000.0
@@ -73,7 +73,7 @@ Event = tuple[str, PciAddress, State, Operation, str, int, float]
 class Storm:
     """What is under way."""
 
-    bed: Bed
+    harness: Harness
     asked: list[asyncio.Task[None]] = field(default_factory=list)
     hangs: list[Hang] = field(default_factory=list)
     pulled: set[str] = field(default_factory=set)
@@ -87,15 +87,15 @@ class Storm:
             case "plan":
                 self.ask(actor.plan(target))
             case "fault":
-                self.bed.host.faults.add(self.fault(fault, operation), operation=operation, nth=nth)
+                self.harness.host.faults.add(self.fault(fault, operation), operation=operation, nth=nth)
             case "release":
                 for hang in self.hangs:
                     hang.release()
             case "look":
-                self.bed.fleet.look()
+                self.harness.fleet.look()
             case "members":
                 table = GpuConfig(gpu, managed=True, members=GPUS[:nth])
-                self.bed.fleet.reconfigure(Config(gpus=(table,)))
+                self.harness.fleet.reconfigure(Config(gpus=(table,)))
             case _:
                 self.others_do(what, gpu, actor)
         await asyncio.sleep(pause)
@@ -103,23 +103,23 @@ class Storm:
     def others_do(self, what: str, gpu: PciAddress, actor: Actor) -> None:
         program = f"program on {gpu}"
         if what == "end":
-            self.bed.machine.end(str(gpu))
+            self.harness.machine.end(str(gpu))
         elif what == "close":
-            self.bed.machine.end(program)
+            self.harness.machine.end(program)
         elif what == "open" and not actor.state.moving:
             # Once a switch has looked for the last time, nobody can keep it from meeting who opens it then.
             with suppress(KernelError):
-                self.bed.machine.open(gpu, program, "nvidia")
+                self.harness.machine.open(gpu, program, "nvidia")
         elif what == "vm":
             with suppress(KernelError):
-                self.bed.machine.start_vm(str(gpu), actor.gpu.functions)
+                self.harness.machine.start_vm(str(gpu), actor.gpu.functions)
         elif gpu.slot_name not in self.pulled:
             self.pulled.add(gpu.slot_name)
-            self.ask(self.bed.machine.unplug(gpu.slot_name))
+            self.ask(self.harness.machine.unplug(gpu.slot_name))
 
     def actor(self, gpu: PciAddress) -> Actor:
         """Whose the function is; anybody, where it was pulled and nobody misses it."""
-        actors = list(self.bed.fleet.actors.values())
+        actors = list(self.harness.fleet.actors.values())
         return next((actor for actor in actors if gpu in {actor.gpu.address, *actor.gpu.functions}), actors[0])
 
     def ask(self, question: Coroutine[object, object, object]) -> None:
@@ -141,42 +141,42 @@ class Storm:
 
     async def calms_down(self) -> None:
         """The kernel returns, the VMs end, the cards are put back, and everything is asked home."""
-        self.bed.host.faults.clear()
+        self.harness.host.faults.clear()
         for hang in self.hangs:
             hang.release()
         for gpu in GPUS:
-            self.bed.machine.end(str(gpu))
-            self.bed.machine.end(f"program on {gpu}")
+            self.harness.machine.end(str(gpu))
+            self.harness.machine.end(f"program on {gpu}")
         if self.pulled:
             # nvidia's daemon never lets go of a card that is pulled: its administrator restarts it.
-            self.bed.machine.units.stop(PERSISTENCED)
+            self.harness.machine.units.stop(PERSISTENCED)
         await asyncio.wait([*self.asked, asyncio.create_task(asyncio.sleep(LONGER_THAN_ALL_DEADLINES))])
         for slot in self.pulled:
-            self.bed.replug(slot)
-        self.bed.machine.units.settle(PERSISTENCED, "active")
+            self.harness.replug(slot)
+        self.harness.machine.units.settle(PERSISTENCED, "active")
         for _ in GPUS:
-            self.bed.fleet.reconfigure(config())
-            for actor in list(self.bed.fleet.actors.values()):
-                await self.bed.switch(actor, State.HOST)
+            self.harness.fleet.reconfigure(config())
+            for actor in list(self.harness.fleet.actors.values()):
+                await self.harness.switch(actor, State.HOST)
 
 
 async def rage(story: list[Event], directory: Path) -> None:
     faults: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
-    bed = await Bed.made(SCENARIOS["server"](), directory, config())
-    before = bed.snapshot()
-    storm = Storm(bed)
+    harness = await Harness.start(SCENARIOS["server"](), directory, config())
+    before = harness.snapshot()
+    storm = Storm(harness)
     for event in story:
         await storm.happens(event)
     await storm.calms_down()
-    assert {actor.state for actor in bed.fleet.actors.values()} == {State.HOST}
+    assert {actor.state for actor in harness.fleet.actors.values()} == {State.HOST}
     # Whatever was forgone, the next service puts right.
-    bed = await bed.again()
+    harness = await harness.again()
     for answered in storm.asked:
         answered.result()
     assert (faults, Witness.broken) == ([], [])
-    assert (bed.snapshot(), bed.pages) == (before, [])
-    assert {actor.state for actor in bed.fleet.actors.values()} == {State.HOST}
+    assert (harness.snapshot(), harness.pages) == (before, [])
+    assert {actor.state for actor in harness.fleet.actors.values()} == {State.HOST}
 
 
 # The same stories each run; a story that fails is told as it is, since making it shorter takes minutes.

@@ -15,12 +15,12 @@ from gpuswitch.host.simulated.scenarios import PERSISTENCED, boot
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.states import State
 from gpuswitch.switch.record import Result
-from tests.simulated.bed import Bed, config
+from tests.simulated.harness import Harness, config
 
 OLLAMA = Unit("ollama.service")
 
 
-async def two_cards(directory: Path, number: int = 2, **rules: object) -> Bed:
+async def two_cards(directory: Path, number: int = 2, **rules: object) -> Harness:
     """Two cards of nvidia, or another number of them, and its daemon on all."""
     numbers = range(1, number + 1)
     slots = [Slot(f"0000:{n}1:00", n, f"0000:{n}0:01.0") for n in numbers]
@@ -28,7 +28,7 @@ async def two_cards(directory: Path, number: int = 2, **rules: object) -> Bed:
     host = boot([*(port(f"0000:{n}0:01.0", 20 + n) for n in numbers), *cards])
     host.machine.run("nvidia-persistenced", unit=PERSISTENCED, opens="nvidia")
     host.machine.units.add(OLLAMA)
-    return await Bed.made(host, directory, config("", **rules))
+    return await Harness.start(host, directory, config("", **rules))
 
 
 class TestTwoGpus:
@@ -37,14 +37,14 @@ class TestTwoGpus:
     @pytest.mark.parametrize("out", list(itertools.permutations(("11", "21"))), ids=" ".join)
     @pytest.mark.parametrize("home", list(itertools.permutations(("11", "21"))), ids=" ".join)
     async def test_in_every_order(self, out: tuple[str, str], home: tuple[str, str], tmp_path: Path) -> None:
-        bed = await two_cards(tmp_path, stop_units=["ollama.service"])
-        before, states = bed.snapshot(), []
+        harness = await two_cards(tmp_path, stop_units=["ollama.service"])
+        before, states = harness.snapshot(), []
         for number in out:
-            await bed.moved(bed.fleet.find(f"{number}:00.0"), State.VFIO)
-            states.append((bed.state(PERSISTENCED), bed.state(OLLAMA)))
+            await harness.moved(harness.fleet.find(f"{number}:00.0"), State.VFIO)
+            states.append((harness.state(PERSISTENCED), harness.state(OLLAMA)))
         for number in home:
-            await bed.moved(bed.fleet.find(f"{number}:00.0"), State.HOST)
-            states.append((bed.state(PERSISTENCED), bed.state(OLLAMA)))
+            await harness.moved(harness.fleet.find(f"{number}:00.0"), State.HOST)
+            states.append((harness.state(PERSISTENCED), harness.state(OLLAMA)))
         assert states == [
             ("active", "inactive"),
             ("inactive", "inactive"),
@@ -52,76 +52,76 @@ class TestTwoGpus:
             ("active" if home[0] == out[1] else "inactive", "inactive"),
             ("active", "active"),
         ]
-        assert (bed.snapshot(), bed.pages) == (before, [])
+        assert (harness.snapshot(), harness.pages) == (before, [])
 
     @pytest.mark.parametrize("out", list(itertools.permutations(("11", "21"))), ids=" ".join)
     @pytest.mark.parametrize("home", list(itertools.permutations(("11", "21"))), ids=" ".join)
     async def test_one_that_is_off_stays_off(self, out: tuple[str, str], home: tuple[str, str], tmp_path: Path) -> None:
         """That both need it stopped does not mean that it ever ran."""
-        bed = await two_cards(tmp_path, stop_units=["ollama.service"])
-        bed.machine.units.stop(OLLAMA)
-        before = bed.snapshot()
+        harness = await two_cards(tmp_path, stop_units=["ollama.service"])
+        harness.machine.units.stop(OLLAMA)
+        before = harness.snapshot()
         for numbers, target in ((out, State.VFIO), (home, State.HOST)):
             for number in numbers:
-                await bed.moved(bed.fleet.find(f"{number}:00.0"), target)
-        assert (bed.snapshot(), bed.pages) == (before, [])
+                await harness.moved(harness.fleet.find(f"{number}:00.0"), target)
+        assert (harness.snapshot(), harness.pages) == (before, [])
 
     async def test_one_that_is_off_stays_off_while_both_leave_at_once(self, tmp_path: Path) -> None:
-        bed = await two_cards(tmp_path, 3, stop_units=["ollama.service"])
-        bed.machine.units.stop(OLLAMA)
-        before = bed.snapshot()
-        hang = bed.host.faults.add(Hang(), operation="stop_unit", subject=OLLAMA)
-        first, second, _ = bed.fleet.actors.values()
-        leaving = asyncio.create_task(bed.switch(first, State.VFIO))
+        harness = await two_cards(tmp_path, 3, stop_units=["ollama.service"])
+        harness.machine.units.stop(OLLAMA)
+        before = harness.snapshot()
+        hang = harness.host.faults.add(Hang(), operation="stop_unit", subject=OLLAMA)
+        first, second, _ = harness.fleet.actors.values()
+        leaving = asyncio.create_task(harness.switch(first, State.VFIO))
         await hang.reached.wait()
-        following = asyncio.create_task(bed.switch(second, State.VFIO))
-        await bed.witness.until(lambda: second.state is State.DETACHING)
+        following = asyncio.create_task(harness.switch(second, State.VFIO))
+        await harness.witness.until(lambda: second.state is State.DETACHING)
         hang.release()
         await asyncio.gather(leaving, following)
         for actor in (first, second):
-            await bed.moved(actor, State.HOST)
-        assert (bed.snapshot(), bed.pages) == (before, [])
+            await harness.moved(actor, State.HOST)
+        assert (harness.snapshot(), harness.pages) == (before, [])
 
     async def test_one_that_somebody_started_while_the_other_was_away(self, tmp_path: Path) -> None:
         """It ran beside the first one that is away, and may do so again."""
-        bed = await two_cards(tmp_path, stop_units=["ollama.service"])
-        bed.machine.units.stop(OLLAMA)
-        first, second = bed.fleet.actors.values()
-        await bed.moved(first, State.VFIO)
-        bed.machine.units.settle(OLLAMA, "active")
-        await bed.moved(second, State.VFIO)
-        assert bed.state(OLLAMA) == "inactive"
-        await bed.moved(second, State.HOST)
-        assert bed.state(OLLAMA) == "active"
-        await bed.moved(first, State.HOST)
-        assert (bed.state(OLLAMA), bed.pages) == ("active", [])
+        harness = await two_cards(tmp_path, stop_units=["ollama.service"])
+        harness.machine.units.stop(OLLAMA)
+        first, second = harness.fleet.actors.values()
+        await harness.moved(first, State.VFIO)
+        harness.machine.units.settle(OLLAMA, "active")
+        await harness.moved(second, State.VFIO)
+        assert harness.state(OLLAMA) == "inactive"
+        await harness.moved(second, State.HOST)
+        assert harness.state(OLLAMA) == "active"
+        await harness.moved(first, State.HOST)
+        assert (harness.state(OLLAMA), harness.pages) == ("active", [])
 
     async def test_at_the_same_time(self, tmp_path: Path) -> None:
-        bed = await two_cards(tmp_path, stop_units=["ollama.service"])
-        before = bed.snapshot()
-        actors = list(bed.fleet.actors.values())
+        harness = await two_cards(tmp_path, stop_units=["ollama.service"])
+        before = harness.snapshot()
+        actors = list(harness.fleet.actors.values())
         for target in (State.VFIO, State.HOST):
-            switches = await asyncio.gather(*(bed.switch(actor, target) for actor in actors))
+            switches = await asyncio.gather(*(harness.switch(actor, target) for actor in actors))
             assert [switch.result for switch in switches] == [Result.DONE] * 2
-        assert (bed.snapshot(), bed.pages) == (before, [])
+        assert (harness.snapshot(), harness.pages) == (before, [])
 
     async def test_one_that_fails_starts_nothing_that_the_other_needs_stopped(self, tmp_path: Path) -> None:
-        bed = await two_cards(tmp_path, stop_units=["ollama.service"])
-        first, second = bed.fleet.find("11:00.0"), bed.fleet.find("21:00.0")
-        await bed.moved(first, State.VFIO)
-        bed.host.faults.add(Errno(5), operation="set_override", subject=second.gpu.address)
-        switch = await bed.switch(second, State.VFIO)
+        harness = await two_cards(tmp_path, stop_units=["ollama.service"])
+        first, second = harness.fleet.find("11:00.0"), harness.fleet.find("21:00.0")
+        await harness.moved(first, State.VFIO)
+        harness.host.faults.add(Errno(5), operation="set_override", subject=second.gpu.address)
+        switch = await harness.switch(second, State.VFIO)
         assert (switch.result, second.state) == (Result.REVERTED, State.HOST)
-        assert bed.state(OLLAMA) == "inactive"
-        await bed.moved(first, State.HOST)
-        assert bed.state(OLLAMA) == "active"
+        assert harness.state(OLLAMA) == "inactive"
+        await harness.moved(first, State.HOST)
+        assert harness.state(OLLAMA) == "active"
 
     async def test_also_after_the_service_was_restarted(self, tmp_path: Path) -> None:
-        bed = await two_cards(tmp_path, stop_units=["ollama.service"])
-        before = bed.snapshot()
-        for actor in bed.fleet.actors.values():
-            await bed.moved(actor, State.VFIO)
-        again = await bed.again()
+        harness = await two_cards(tmp_path, stop_units=["ollama.service"])
+        before = harness.snapshot()
+        for actor in harness.fleet.actors.values():
+            await harness.moved(actor, State.VFIO)
+        again = await harness.again()
         first, second = again.fleet.find("11:00.0"), again.fleet.find("21:00.0")
         await again.moved(first, State.HOST)
         assert again.state(OLLAMA) == "inactive"
@@ -129,26 +129,28 @@ class TestTwoGpus:
         assert (again.snapshot(), again.pages) == (before, [])
 
     async def test_where_another_card_stays_it_comes_back_at_once(self, tmp_path: Path) -> None:
-        bed = await two_cards(tmp_path)
-        first, second = bed.fleet.find("11:00.0"), bed.fleet.find("21:00.0")
+        harness = await two_cards(tmp_path)
+        first, second = harness.fleet.find("11:00.0"), harness.fleet.find("21:00.0")
         stopped: list[bool] = []
-        bed.witness.on_step = lambda *_: stopped.append(bed.state(PERSISTENCED) == "inactive")
-        await bed.moved(first, State.VFIO)
+        harness.witness.on_step = lambda *_: stopped.append(harness.state(PERSISTENCED) == "inactive")
+        await harness.moved(first, State.VFIO)
         assert any(stopped)
-        assert bed.state(PERSISTENCED) == "active"
-        assert "nvidia-persistenced" in bed.machine.users(second.gpu.address)
+        assert harness.state(PERSISTENCED) == "active"
+        assert "nvidia-persistenced" in harness.machine.users(second.gpu.address)
 
     async def test_what_it_is_still_owed_counts_for_the_next_that_leaves(self, tmp_path: Path) -> None:
         """Nobody could start its unit yet, so it is stopped, and is to run when both are done with it."""
-        bed = await two_cards(tmp_path, stop_units=["ollama.service"])
-        first = bed.fleet.find("11:00.0")
-        await bed.moved(first, State.VFIO)
-        await bed.host.close()
-        await bed.machine.unplug("0000:11:00")
-        bed = await Bed.made(SimulatedHost(bed.machine), bed.directory, bed.fleet.config, restore_deferred=False)
-        second = bed.fleet.find("21:00.0")
-        await bed.moved(second, State.VFIO)
-        await bed.fleet.restore_deferred()
-        assert bed.state(OLLAMA) == "inactive"
-        await bed.moved(second, State.HOST)
-        assert (bed.state(OLLAMA), bed.pages) == ("active", [])
+        harness = await two_cards(tmp_path, stop_units=["ollama.service"])
+        first = harness.fleet.find("11:00.0")
+        await harness.moved(first, State.VFIO)
+        await harness.host.close()
+        await harness.machine.unplug("0000:11:00")
+        harness = await Harness.start(
+            SimulatedHost(harness.machine), harness.directory, harness.fleet.config, restore_deferred=False
+        )
+        second = harness.fleet.find("21:00.0")
+        await harness.moved(second, State.VFIO)
+        await harness.fleet.restore_deferred()
+        assert harness.state(OLLAMA) == "inactive"
+        await harness.moved(second, State.HOST)
+        assert (harness.state(OLLAMA), harness.pages) == ("active", [])

@@ -4,9 +4,10 @@
 play one again, event for event. From the outside in:
 
 - `story` makes what happens from a seed, `drive` makes it happen; `exhaustive` goes through every step instead.
-- `world` is a machine, the service that lives on it, and whoever asks it; `tenants` are its virtual machines.
-- `loop` has the clock, and ends a service as SIGKILL does; `faces` is all that the service sees of the world; `trouble`
-  lets operations fail, wait and hang.
-- `invariants`, `judge`, `deeds` and `rest` check what must always be so; `mutations` break it, so that we know they do.
-- `play` runs one, `crew` many, `shrink` makes a story short.
+- `world` is a machine, the service that lives on it, and whoever asks it; `virtual_machines` are those that it runs.
+- `loop` has the clock, and ends a service as SIGKILL does; `doubles` are all that the service sees of the world;
+  `trouble` lets operations fail, wait and hang.
+- `invariants`, `checker`, `actions` and `rest_checks` check what must always be so; `mutations` break it, so that we
+  know they do.
+- `play` runs one, `process_pool` many, `shrink` makes a story short.
 """

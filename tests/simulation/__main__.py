@@ -13,10 +13,10 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from gpuswitch.model.states import EDGES, State
-from tests.simulation import crew
-from tests.simulation.crew import Found, Sum
+from tests.simulation import process_pool
 from tests.simulation.exhaustive import Trial, tried
 from tests.simulation.play import Outcome, played
+from tests.simulation.process_pool import Found, Sum
 from tests.simulation.shrink import read, shrunk, written
 from tests.simulation.story import Story, told
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.trial is not None:
         return _shown(tried(Trial.read(options.trial), trace=True).outcome)
     seeds = range(options.first, options.first + options.seeds)
-    whole = (crew.everything if options.exhaustive else crew.stories)(seeds, options.jobs, _progress)
+    whole = (process_pool.everything if options.exhaustive else process_pool.stories)(seeds, options.jobs, _progress)
     print(file=sys.stderr)
     _covered(whole)
     for found in _first_of_each(whole.found):
@@ -117,7 +117,7 @@ def _tell(found: Found) -> None:
 
 
 def _replay(story: Story) -> int:
-    print(f"stage {story.stage}, rules {story.rules}")
+    print(f"machine {story.machine_name}, rules {story.rules}")
     return _shown(played(story, trace=True))
 
 

@@ -15,8 +15,8 @@ from gpuswitch.model.facts import VFIO_DRIVER, VFIO_MODULE
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from tests.simulation import rest
-from tests.simulation.stages import OLLAMA, RENDERER, RULES
+from tests.simulation import rest_checks
+from tests.simulation.machines import OLLAMA, RENDERER, RULES
 from tests.simulation.story import Event, Story
 from tests.simulation.trouble import Rule
 from tests.simulation.world import World
@@ -35,9 +35,9 @@ async def happens(world: World, story: Story) -> None:
     await _passes(world, 0, 0.01)
     for event in story.events:
         await _passes(world, event.turns, event.seconds)
-        world.judge.note(f"event {event}")
+        world.checker.note(f"event {event}")
         _Drama(world).happens(event)
-        rest.meanwhile(world)
+        rest_checks.meanwhile(world)
     await calms_down(world)
 
 
@@ -59,7 +59,7 @@ class _Drama:
         self._machine = world.machine
 
     def happens(self, event: Event) -> None:
-        world, gpu = self._world, self._world.stage.gpus[event.gpu]
+        world, gpu = self._world, self._world.spec.gpus[event.gpu]
         match event.what:
             case "ask":
                 world.request(gpu, _TARGETS[event.word], _OPTIONS[event.number])
@@ -115,7 +115,7 @@ class _Drama:
                 self._world.senses.deaf = event.number
             case "going down":
                 self._machine.units.stopping = True
-                self._world.judge.units_touched.update(self._machine.units.names())
+                self._world.checker.units_touched.update(self._machine.units.names())
             case _:
                 self._others_do(event, gpu)
 
@@ -148,7 +148,7 @@ class _Drama:
                 self._worker_dies(gpu)
             case "sleepy":
                 # Somebody ends what keeps the machine awake for it.
-                self._world.judge.sleepy[gpu] = self._world.loop.time()
+                self._world.checker.sleepy[gpu] = self._world.loop.time()
                 machine.units.uninhibit(str(gpu))
             case "unit":
                 self._unit(event)
@@ -157,30 +157,30 @@ class _Drama:
             case "spoil":
                 self._spoil(DeviceTrouble(event.word), gpu)
             case "pull":
-                self._world.judge.meddled.add(gpu)
+                self._world.checker.meddled.add(gpu)
                 self._world.others(machine.unplug(gpu.slot_name))
             case "plug":
-                self._world.judge.meddled.add(gpu)
+                self._world.checker.meddled.add(gpu)
                 machine.replug(gpu.slot_name)
 
     def _vm(self, event: Event) -> None:
         """One with a GPU, or (even numbers) one with all of them."""
-        gpus = self._world.stage.gpus[event.gpu :][:1] if event.number % 2 else self._world.stage.gpus
-        name, tenants = f"vm {event.number}", self._world.tenants
+        gpus = self._world.spec.gpus[event.gpu :][:1] if event.number % 2 else self._world.spec.gpus
+        name, virtual_machines = f"vm {event.number}", self._world.virtual_machines
         match event.word:
             case "asks":
-                tenants.asks(name, gpus)
+                virtual_machines.asks(name, gpus)
             case "grabs":
-                tenants.takes(name, gpus)
+                virtual_machines.takes(name, gpus)
             case "ends":
-                tenants.ends(name)
+                virtual_machines.ends(name)
             case "dies":
-                tenants.ends(name, unheard=True)
+                virtual_machines.ends(name, unheard=True)
             case "is released":
                 # Its QEMU may still be at it, or it may have nothing at all.
-                tenants.released(name, "saved")
+                virtual_machines.released(name, "saved")
             case "is heard of":
-                tenants.daemon_comes()
+                virtual_machines.daemon_comes()
 
     def _program(self, event: Event, gpu: PciAddress) -> None:
         functions = self._world.functions[gpu]
@@ -234,10 +234,10 @@ class _Drama:
             case "fails":
                 self._world.trouble.rules.append(Rule("error", 1, "start_unit", str(unit)))
             case "stops":
-                self._world.judge.units_touched.add(str(unit))
+                self._world.checker.units_touched.add(str(unit))
                 units.stop(unit)
             case "starts":
-                self._world.judge.units_touched.add(str(unit))
+                self._world.checker.units_touched.add(str(unit))
                 units.settle(unit, "active")
 
     def _moves(self, event: Event, gpu: PciAddress) -> None:
@@ -252,25 +252,25 @@ async def _moved(world: World, gpu: PciAddress, functions: tuple[PciAddress, ...
     with suppress(KernelError):
         await machine.modules.load(VFIO_MODULE, call)
         for function in functions:
-            world.judge.meddled.add(gpu)
+            world.checker.meddled.add(gpu)
             to = VFIO_DRIVER if to_vfio else None
             await machine.write("set_override", "driver_override", {function: to}, call)
             device = machine.devices.get(function)
             if device is not None and device.binding is not None:
                 await machine.unbind(function, device.binding.driver.name, call)
             await machine.probe(function, call)
-    world.judge.meddled.add(gpu)
+    world.checker.meddled.add(gpu)
 
 
 async def calms_down(world: World) -> None:
     """Nothing goes wrong any more, and everybody lets go: then everything has to come home."""
     await asyncio.sleep(LONGER_THAN_ANYTHING)
-    rest.in_trouble(world)
+    rest_checks.in_trouble(world)
     world.trouble.calm()
     world.disk.healthy()
     world.senses.blind = world.senses.deaf = 0
     world.machine.units.stopping = False
-    for gpu in world.stage.gpus:
+    for gpu in world.spec.gpus:
         _mended(world, gpu)
     for _, card in world.machine.cards():
         # udev has caught up.
@@ -278,16 +278,16 @@ async def calms_down(world: World) -> None:
     world.machine.changed(None, uevent=True)
     world.spare()
     await asyncio.sleep(LONGER_THAN_ANYTHING)
-    rest.at_rest(world)
+    rest_checks.at_rest(world)
     await _others_undo(world)
     await _all_come_home(world)
-    if world.judge.meddled:
+    if world.checker.meddled:
         await _restore_host(world)
-    if not rest.is_home(world):
+    if not rest_checks.is_home(world):
         # Whatever was forgone, the next service puts right.
         world.stop()
         await asyncio.sleep(LONGER_THAN_ANYTHING)
-    rest.at_home(world)
+    rest_checks.at_home(world)
 
 
 def _mended(world: World, gpu: PciAddress) -> None:
@@ -301,10 +301,10 @@ def _mended(world: World, gpu: PciAddress) -> None:
 
 async def _others_undo(world: World) -> None:
     machine = world.machine
-    for name in world.tenants.names:
-        world.tenants.ends(name)
-    world.tenants.daemon_comes()
-    for gpu in world.stage.gpus:
+    for name in world.virtual_machines.names:
+        world.virtual_machines.ends(name)
+    world.virtual_machines.daemon_comes()
+    for gpu in world.spec.gpus:
         names = (f"program {number} on {gpu}" for number in range(2))
         for program in filter(None, map(machine.processes.named, names)):
             machine.end(program.name)
@@ -318,28 +318,28 @@ async def _others_undo(world: World) -> None:
         else:
             machine.end(program.name)
     await asyncio.sleep(LONGER_THAN_ANYTHING)
-    for slot in world.stage.slots():
+    for slot in world.spec.slots():
         machine.replug(slot)
-    for unit, state in world.judge.home.items():
+    for unit, state in world.checker.home.items():
         if isinstance(unit, Unit) and state == "active":
             machine.units.settle(unit, "active")
     await asyncio.sleep(LONGER_THAN_ANYTHING)
 
 
 async def _all_come_home(world: World) -> None:
-    for gpu in world.stage.gpus:
-        if gpu in world.judge.meddled and rest.settings_at_home(world, gpu).bound is None:
+    for gpu in world.spec.gpus:
+        if gpu in world.checker.meddled and rest_checks.settings_at_home(world, gpu).bound is None:
             await _taken_from_vfio(world, gpu)
         _mended(world, gpu)
         actor = world.actor(gpu)
         if actor is not None and actor.state in {State.FAILED, State.UNKNOWN}:
             await over(world.recover(gpu))
         await over(world.request(gpu, State.HOST, Options(wait_seconds=20.0)))
-    actors = filter(None, map(world.actor, world.stage.gpus))
+    actors = filter(None, map(world.actor, world.spec.gpus))
     if any(actor.state.moving for actor in actors):
         # The way home of one has brought another one home, by the module that they share: it goes by itself.
         await asyncio.sleep(LONGER_THAN_ANYTHING)
-    rest.came_home(world)
+    rest_checks.came_home(world)
 
 
 async def _taken_from_vfio(world: World, gpu: PciAddress) -> None:
@@ -349,7 +349,7 @@ async def _taken_from_vfio(world: World, gpu: PciAddress) -> None:
         if device.on_vfio and device.binding is not None:
             with suppress(KernelError):
                 await world.machine.unbind(function, device.binding.driver.name, Call("unbind", function))
-        device.override = rest.settings_at_home(world, function).bound
+        device.override = rest_checks.settings_at_home(world, function).bound
         with suppress(KernelError):
             await world.machine.probe(function, Call("probe", function))
         device.override = None
@@ -364,15 +364,15 @@ async def over(asked: asyncio.Task[None] | None) -> None:
 async def _restore_host(world: World) -> None:
     """Those who moved a GPU put right what they did to its settings."""
     machine = world.machine
-    moved = [function for gpu in world.judge.meddled for function in world.functions[gpu]]
+    moved = [function for gpu in world.checker.meddled for function in world.functions[gpu]]
     for function in moved:
         if (device := machine.devices[function]).binding is None:
             # Where vfio-pci is for such devices, it is to have another driver nevertheless.
-            device.override = rest.settings_at_home(world, function).bound
-    for name in rest.modules_at_home(world):
+            device.override = rest_checks.settings_at_home(world, function).bound
+    for name in rest_checks.modules_at_home(world):
         machine.modules.at_boot(name)
     for function in moved:
-        home, device = rest.settings_at_home(world, function), machine.devices[function]
+        home, device = rest_checks.settings_at_home(world, function), machine.devices[function]
         if device.binding is None:
             with suppress(KernelError):
                 await machine.probe(function, Call("probe", function))

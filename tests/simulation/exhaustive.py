@@ -12,33 +12,35 @@ from typing import NamedTuple
 
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from tests.simulation import drive, rest
-from tests.simulation.faces import SEND, WRITE, WRITTEN
+from tests.simulation import drive, rest_checks
+from tests.simulation.doubles import SEND, WRITE, WRITTEN
 from tests.simulation.loop import AWAIT
+from tests.simulation.machines import SCENARIO_MACHINES
 from tests.simulation.play import Outcome, run
-from tests.simulation.stages import SCENARIO_STAGES
 from tests.simulation.trouble import Struck
 from tests.simulation.world import OPERATION, Mishap, World
 
 TARGETS = (State.VFIO, State.HOST)
 BY_WORD = {str(target): target for target in TARGETS}
 SHORTEST = "bare"
-"""The stage of the shortest plans."""
-_STAGES = (*(stage.name for stage in SCENARIO_STAGES), "superchip", "arc", "hgx", "driverless")
-PLANS = (*((stage, target) for stage in _STAGES for target in TARGETS), ("prebound", State.HOST))
+"""The machine of the shortest plans."""
+_MACHINES = (*(spec.name for spec in SCENARIO_MACHINES), "superchip", "arc", "hgx", "driverless")
+PLANS = (*((machine_name, target) for machine_name in _MACHINES for target in TARGETS), ("prebound", State.HOST))
 _LAST_STEPS = frozenset({"StartUnits", "ReleaseSleepInhibitor", "RestoreConsoles", "LoadModules", "AnnounceAgain"})
 """Those whose failure is no reason to take anything back."""
 
 
 class Trial(NamedTuple):
-    """One switch of the GPU of this stage, on which these mishaps befall."""
+    """One switch of the GPU of this machine, on which these mishaps befall."""
 
-    stage: str
+    machine_name: str
     target: State
     mishaps: tuple[Mishap, ...] = ()
 
     def __str__(self) -> str:
-        return " ".join((self.stage, str(self.target), *(f"{mishap.what} {mishap.nth}" for mishap in self.mishaps)))
+        return " ".join(
+            (self.machine_name, str(self.target), *(f"{mishap.what} {mishap.nth}" for mishap in self.mishaps))
+        )
 
     @classmethod
     def read(cls, text: str) -> Trial:
@@ -47,9 +49,9 @@ class Trial(NamedTuple):
         Raises:
             ValueError, KeyError: it did not.
         """
-        stage, target, *mishaps = text.split()
+        machine_name, target, *mishaps = text.split()
         pairs = zip(mishaps[::2], mishaps[1::2], strict=True)
-        return cls(stage, BY_WORD[target], tuple(Mishap(what, int(nth)) for what, nth in pairs))
+        return cls(machine_name, BY_WORD[target], tuple(Mishap(what, int(nth)) for what, nth in pairs))
 
 
 class Tried(NamedTuple):
@@ -68,12 +70,12 @@ def tried(trial: Trial, *, trace: bool = False) -> Tried:
     async def happens(world: World) -> None:
         await _happens(world, trial, left, operations)
 
-    outcome = run(trial.stage, "refuse", happens, trace=trace)
+    outcome = run(trial.machine_name, "refuse", happens, trace=trace)
     return Tried(outcome, tuple(operations), left)
 
 
 async def _happens(world: World, trial: Trial, left: Counter[str], operations: list[Struck]) -> None:
-    [gpu] = world.stage.gpus[:1]
+    [gpu] = world.spec.gpus[:1]
     world.start()
     await asyncio.sleep(1.0)
     if trial.target is State.HOST:
@@ -84,27 +86,29 @@ async def _happens(world: World, trial: Trial, left: Counter[str], operations: l
     await asyncio.sleep(drive.LONGER_THAN_ANYTHING)
     left.update(world.progress)
     world.trouble.log = None
-    rest.meanwhile(world)
+    rest_checks.meanwhile(world)
     await drive.calms_down(world)
 
 
-def singles(stage: str, target: State, *, thorough: bool) -> Iterator[Trial]:
+def singles(machine_name: str, target: State, *, thorough: bool) -> Iterator[Trial]:
     """Each step with an errno and a hang, a crash before and after each, and while each is taken back.
 
     `thorough`: not only each step, but each of its operations; and a crash wherever the service waits.
     """
-    plain = tried(Trial(stage, target))
-    yield Trial(stage, target)
+    plain = tried(Trial(machine_name, target))
+    yield Trial(machine_name, target)
     for number, struck in enumerate(plain.operations, 1):
         if thorough or _last_of_its_step(plain.operations, number):
-            yield from (Trial(stage, target, (Mishap(wrong, number),)) for wrong in _wrongs(struck, thorough=thorough))
+            yield from (
+                Trial(machine_name, target, (Mishap(wrong, number),)) for wrong in _wrongs(struck, thorough=thorough)
+            )
     # What is intended is written, and nothing is done yet; the step is done, and that is not written yet.
     crashes = (SEND, WRITE, WRITTEN, AWAIT) if thorough else (WRITTEN, WRITE)
     for point in crashes:
         for number in range(1, plain.left[point] + 1):
-            yield Trial(stage, target, (Mishap(point, number),))
+            yield Trial(machine_name, target, (Mishap(point, number),))
     last = max(n for n, s in enumerate(plain.operations, 1) if s.at.step not in _LAST_STEPS)
-    failing = Trial(stage, target, (Mishap("error", last),))
+    failing = Trial(machine_name, target, (Mishap("error", last),))
     left = tried(failing).left
     for point in (SEND, WRITE, WRITTEN) if thorough else (WRITTEN,):
         for number in range(1, left[point] + 1):
@@ -125,13 +129,13 @@ def _wrongs(struck: Struck, *, thorough: bool) -> Iterator[str]:
         yield "silent"
 
 
-def pairs(stage: str, target: State, *, thorough: bool) -> Iterator[Trial]:
+def pairs(machine_name: str, target: State, *, thorough: bool) -> Iterator[Trial]:
     """Every two of: an errno, a hang, a crash before an operation is sent.
 
     `thorough`: and a crash after the journal was written.
     """
-    for first in _mishaps(tried(Trial(stage, target)).left, thorough=thorough):
-        one = Trial(stage, target, (first,))
+    for first in _mishaps(tried(Trial(machine_name, target)).left, thorough=thorough):
+        one = Trial(machine_name, target, (first,))
         for second in _mishaps(tried(one).left, thorough=thorough):
             yield one._replace(mishaps=(first, second))
 

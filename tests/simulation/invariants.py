@@ -1,4 +1,4 @@
-"""What must always be so, by its number, and the book in which it is written down when it is not."""
+"""What must always be so, by its number, and the log in which it is written down when it is not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpuswitch.gpu.actor import Actor
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
-from tests.simulated.bed import Settings, settings_of
+from tests.simulated.harness import Settings, settings_of
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -72,7 +72,7 @@ class Ask:
     seen: frozenset[str] | None = None
 
 
-class Book:
+class ViolationLog:
     """`violations` is what must never be; `trace`, where wanted, all that happened, in order.
 
     `home` is the machine with its GPUs at home, as it was booted for the most part. What others did to it excuses the
@@ -84,7 +84,7 @@ class Book:
         self.world = world
         self.violations: list[Violation] = []
         self.trace: list[str] | None = [] if trace else None
-        self.home = world.stage.home(world.machine)
+        self.home = world.spec.home(world.machine)
         self.meddled: set[PciAddress] = set()
         self.units_touched: set[str] = set()
         self.torn: set[str] = set()

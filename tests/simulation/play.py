@@ -51,28 +51,28 @@ class Outcome:
 
 def played(story: Story, *, trace: bool = False) -> Outcome:
     """Play it, alone in a world of its own."""
-    return run(story.stage, story.rules, lambda world: drive.happens(world, story), trace=trace)
+    return run(story.machine_name, story.rules, lambda world: drive.happens(world, story), trace=trace)
 
 
 def run(
-    stage: str, rules: str, happens: Callable[[World], Coroutine[Any, Any, None]], *, trace: bool = False
+    machine_name: str, rules: str, happens: Callable[[World], Coroutine[Any, Any, None]], *, trace: bool = False
 ) -> Outcome:
     """Have this happen in a new world, to its end."""
     outcome = Outcome(stories=1)
     loop = SimulatedLoop()
     with _quiet(), _watched(outcome), asyncio.Runner(loop_factory=lambda: loop):
-        world = loop.run_until_complete(_world(loop, stage, rules, trace=trace))
+        world = loop.run_until_complete(_world(loop, machine_name, rules, trace=trace))
         try:
             loop.run_until_complete(happens(world))
         except Exception as fault:  # noqa: BLE001 -- whatever it is, it is told with its seed
-            world.judge.fault(repr(fault))
+            world.checker.fault(repr(fault))
         if world.service is not None:
             loop.end(world.service.life)
-    judge = world.judge
-    outcome.steps, outcome.violations, outcome.ends = judge.steps, judge.violations, judge.ends
+    checker = world.checker
+    outcome.steps, outcome.violations, outcome.ends = checker.steps, checker.violations, checker.ends
     outcome.hits.update({(step, str(wrong)): n for (step, wrong), n in world.trouble.hits.items()})
-    outcome.hits.update(judge.crashes)
-    outcome.trace = judge.trace or []
+    outcome.hits.update(checker.crashes)
+    outcome.trace = checker.trace or []
     return outcome
 
 
@@ -81,8 +81,8 @@ def replayed(seed: int, *, trace: bool = False) -> Outcome:
     return played(told(seed), trace=trace)
 
 
-async def _world(loop: SimulatedLoop, stage: str, rules: str, *, trace: bool) -> World:
-    return World(loop, stage, rules, trace=trace)
+async def _world(loop: SimulatedLoop, machine_name: str, rules: str, *, trace: bool) -> World:
+    return World(loop, machine_name, rules, trace=trace)
 
 
 def many() -> None:

@@ -62,7 +62,7 @@ def _simpler(event: Event) -> Iterator[Event]:
 
 def written(story: Story) -> str:
     """On one line, for `python -m tests.simulation --story`."""
-    return json.dumps([story.stage, story.rules, [list(event) for event in story.events]])
+    return json.dumps([story.machine_name, story.rules, [list(event) for event in story.events]])
 
 
 def read(text: str) -> Story:
@@ -72,7 +72,7 @@ def read(text: str) -> Story:
         ValueError: it did not.
     """
     try:
-        stage, rules, events = json.loads(text)
-        return Story(str(stage), str(rules), tuple(Event(*event) for event in events))
+        machine_name, rules, events = json.loads(text)
+        return Story(str(machine_name), str(rules), tuple(Event(*event) for event in events))
     except TypeError as error:
         raise ValueError(f"this is no story: {error}") from error

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from gpuswitch.host.simulated.devices import Trouble as DeviceTrouble
-from tests.simulation.faces import SEND, WRITE, WRITTEN
+from tests.simulation.doubles import SEND, WRITE, WRITTEN
 from tests.simulation.loop import AWAIT
-from tests.simulation.stages import RULES, STAGES
+from tests.simulation.machines import MACHINES, RULES
 
 
 class Event(NamedTuple):
-    """After so many `seconds`, and `turns` of the loop, `what` happens; to this GPU of the stage, where it is to one.
+    """After so many `seconds`, and `turns` of the loop, `what` happens; to this GPU of the machine, where it is to one.
 
     `word` and `number` say it more closely (`gpuswitch` itself knows nothing of events: see `drive.py`).
     """
@@ -27,14 +27,14 @@ class Event(NamedTuple):
 
 
 class Story(NamedTuple):
-    """A stage, the rules of its configuration, and what happens there."""
+    """A machine, the rules of its configuration, and what happens there."""
 
-    stage: str
+    machine_name: str
     rules: str
     events: tuple[Event, ...]
 
 
-_STAGES = (
+_MACHINES = (
     *("pair", "trio", "mixed") * 3,
     *("twins", "laptop", "plain", "apu", "single", "single", "shared", "crowded"),
     *("plx", "plx", "hgx", "instinct", "arc", "superchip", "driverless", "prebound", "reserved", "rmrr"),
@@ -97,13 +97,13 @@ _SMALL_NUMBERS = frozenset({SEND, WRITE, WRITTEN})
 def told(seed: int) -> Story:
     """The story of this seed: a few scenes, in each of which somebody asks for a switch, and is disturbed."""
     dice = random.Random(seed)  # noqa: S311 -- it is to be the same each time
-    stage = dice.choice(_STAGES)
-    gpus = len(STAGES[stage].gpus)
+    machine_name = dice.choice(_MACHINES)
+    gpus = len(MACHINES[machine_name].gpus)
     away: set[int] = set()
     events: list[Event] = []
     for _ in range(dice.choice((1, 2, 2, 3))):
         events += _scene(dice, gpus, away)
-    return Story(stage, dice.choice(_RULES), tuple(events))
+    return Story(machine_name, dice.choice(_RULES), tuple(events))
 
 
 def _scene(dice: random.Random, gpus: int, away: set[int]) -> Iterator[Event]:

@@ -14,9 +14,9 @@ def broken(trials: Iterable[Trial]) -> dict[str, str]:
     return {str(trial): str(violations[0]) for trial in trials if (violations := tried(trial).outcome.violations)}
 
 
-@pytest.mark.parametrize(("stage", "target"), PLANS, ids=str)
-def test_whatever_goes_wrong_at_any_step(stage: str, target: State) -> None:
-    assert broken(singles(stage, target, thorough=False)) == {}
+@pytest.mark.parametrize(("machine_name", "target"), PLANS, ids=str)
+def test_whatever_goes_wrong_at_any_step(machine_name: str, target: State) -> None:
+    assert broken(singles(machine_name, target, thorough=False)) == {}
 
 
 def test_a_trial_can_be_written_down() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from gpuswitch.host.simulated.faults import Delay, Errno, Fault, Faults, Hang, Operation, Silent, Strike
-from tests.simulation.faces import AT, FROM, At
+from tests.simulation.doubles import AT, FROM, At
 
 Wrong = Literal["error", "hang", "delay", "late", "silent"]
 """An errno; it does not return; it takes a second; it takes longer than any deadline; it says that it worked."""

@@ -18,19 +18,19 @@ from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.journal.journal import Journal
 from gpuswitch.switch.record import Requester, Switch
-from tests.simulation.ear import Ear
-from tests.simulation.faces import SEND, WRITE, WRITTEN, Disk, Senses, ServiceHost, ServiceStore
+from tests.simulation.checker import InvariantChecker
+from tests.simulation.doubles import SEND, WRITE, WRITTEN, Disk, Senses, ServiceHost, ServiceStore
 from tests.simulation.invariants import Ask
-from tests.simulation.judge import Judge
+from tests.simulation.listener import ServiceListener
 from tests.simulation.loop import AWAIT, Fuse, Life, SimulatedLoop
-from tests.simulation.stages import STAGES, functions, settings
-from tests.simulation.tenants import Tenants
+from tests.simulation.machines import MACHINES, functions, settings
 from tests.simulation.trouble import Rule, Trouble, Wrong
+from tests.simulation.virtual_machines import VirtualMachines
 
 RESTART_SECONDS = 0.1
 """RestartSec= of a unit, where it says nothing else."""
 STOP_SECONDS = 240.0
-"""Longer than any step of these stages may take: then systemd kills the service."""
+"""Longer than any step on these machines may take: then systemd kills the service."""
 POINTS = frozenset({AWAIT, SEND, WRITE, WRITTEN})
 OPERATION = "operation"
 SOMEBODY = Requester(uid=0, pid=1, command="somebody")
@@ -57,11 +57,11 @@ class Service:
 class World:
     """Everything that one schedule happens to."""
 
-    def __init__(self, loop: SimulatedLoop, stage: str, rules: str, *, trace: bool = False) -> None:
+    def __init__(self, loop: SimulatedLoop, machine_name: str, rules: str, *, trace: bool = False) -> None:
         self.loop = loop
-        self.stage = STAGES[stage]
+        self.spec = MACHINES[machine_name]
         self.rules = rules
-        self.machine = self.stage.machine()
+        self.machine = self.spec.machine()
         self.firmware = self.machine.frame_buffers.names("bind_platform")
         """The frame buffers that the firmware left."""
         self.trouble = Trouble()
@@ -71,29 +71,29 @@ class World:
         self.senses = Senses()
         self.tears = False
         """The next crash leaves a page of the journal torn."""
-        self.functions = functions(stage)
-        self.judge = Judge(self, trace=trace)
-        self.tenants = Tenants(self)
+        self.functions = functions(machine_name)
+        self.checker = InvariantChecker(self, trace=trace)
+        self.virtual_machines = VirtualMachines(self)
         self.service: Service | None = None
         self.since: Counter[str] = Counter()
         self._crashed = False
         self._mishaps: deque[Mishap] = deque()
         self._others: set[asyncio.Task[None]] = set()
         loop.ended = self._killed
-        loop.timed = self.judge.timed
-        loop.set_exception_handler(lambda _, context: self.judge.unhandled(context))
+        loop.timed = self.checker.timed
+        loop.set_exception_handler(lambda _, context: self.checker.unhandled(context))
 
     @property
     def config(self) -> Config:
-        return settings(self.stage.name, self.rules)
+        return settings(self.spec.name, self.rules)
 
     # The service ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start it, as systemd does."""
         life = Life()
-        self.service = Service(life, ServiceHost(self.machine, life, self.judge, self.senses))
-        self.judge.starts()
+        self.service = Service(life, ServiceHost(self.machine, life, self.checker, self.senses))
+        self.checker.starts()
         self.loop.begin(life, self._serve(self.service))
         if self._crashed:
             self._crashed = False
@@ -102,13 +102,13 @@ class World:
     async def _serve(self, service: Service) -> None:
         journal = Journal(ServiceStore(self.disk, service.life))
         try:
-            service.fleet = Fleet(service.host, self.config, journal, Ear(service.life, self.judge))
+            service.fleet = Fleet(service.host, self.config, journal, ServiceListener(service.life, self.checker))
             await service.fleet.start()
             service.ready = service.said_ready = True
-            self.judge.ready(service.fleet)
+            self.checker.ready(service.fleet)
             await service.fleet.restore_deferred()
         except Exception as fault:  # noqa: BLE001 -- whatever it is, it is what we are looking for
-            self.judge.fault(f"the service does not start: {fault!r}")
+            self.checker.fault(f"the service does not start: {fault!r}")
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -140,7 +140,7 @@ class World:
         assert service.fleet is not None
         await service.fleet.stop("the service is stopping")
         await service.host.close()
-        self.judge.stopped(service.fleet)
+        self.checker.stopped(service.fleet)
         self.kill()
 
     def _kill_if_there(self, service: Service) -> None:
@@ -151,15 +151,15 @@ class World:
         """It is gone. Its idle workers see that; those that the kernel has end when it lets them."""
         for worker in list(self.machine.workers.values()):
             worker.let_go()
-        self.judge.killed()
+        self.checker.killed()
         self._crashed = True
         if self.tears and self.disk.pages:
             name = min(self.disk.pages)
             self.disk.pages[name] = self.disk.pages[name][: len(self.disk.pages[name]) // 2]
-            self.judge.tore(name)
+            self.checker.tore(name)
         self.tears = False
         for name in sorted(self.disk.stale & self.disk.pages.keys()):
-            self.judge.tore(name)
+            self.checker.tore(name)
         self.disk.stale.clear()
         self.service = None
         self.loop.call_later(RESTART_SECONDS, self.start)
@@ -241,15 +241,15 @@ class World:
         return self.loop.run_as(self.service.life, self.loop.create_task, self._asked(ask, work))
 
     async def _asked(self, ask: Ask, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        self.judge.asked(ask)
+        self.checker.asked(ask)
         try:
             answer = await work()
         except GpuswitchError as error:
-            self.judge.refused(ask, error)
+            self.checker.refused(ask, error)
         except Exception as fault:  # noqa: BLE001 -- whatever it is, it is what we are looking for
-            self.judge.fault(f"{ask.what} of {ask.actor.gpu.address}: {fault!r}")
+            self.checker.fault(f"{ask.what} of {ask.actor.gpu.address}: {fault!r}")
         else:
-            self.judge.answered(ask, answer)
+            self.checker.answered(ask, answer)
             if isinstance(answer, Switch):
                 await answer.wait()
 

@@ -21,7 +21,7 @@ from tests.unit.hook_parts import BOMB, DOMAIN, UUID, domain, table, write
 
 
 @dataclass
-class Stage:
+class HookHarness:
     """The hook in this process, with a program of ours for dbus-send and a configuration of its own."""
 
     folder: Path
@@ -55,12 +55,12 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Stage:
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> HookHarness:
     """Nothing is managed, and every call is answered."""
     monkeypatch.setattr(hook, "CONFIGURATION", str(write(tmp_path / "etc")))
-    stage = Stage(tmp_path, monkeypatch, capfd)
-    stage.answer()
-    return stage
+    harness = HookHarness(tmp_path, monkeypatch, capfd)
+    harness.answer()
+    return harness
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
         ("release", "ReleaseFromVm", [f"string:{UUID}", "string:crashed"]),
     ],
 )
-def test_each_operation_is_one_call(operation: str, method: str, arguments: list[str], stage: Stage) -> None:
-    assert stage.run(operation, "crashed") == (0, "")
-    assert stage.called[0] == "--system"
-    assert stage.called[3:] == [
+def test_each_operation_is_one_call(operation: str, method: str, arguments: list[str], harness: HookHarness) -> None:
+    assert harness.run(operation, "crashed") == (0, "")
+    assert harness.called[0] == "--system"
+    assert harness.called[3:] == [
         "--dest=org.gpuswitch1",
         "/org/gpuswitch1",
         f"org.gpuswitch1.Manager.{method}",
@@ -85,21 +85,21 @@ def test_each_operation_is_one_call(operation: str, method: str, arguments: list
 
 
 @pytest.mark.parametrize("operation", ["prepare", "started", "reconnect", "release"])
-def test_nothing_is_asked_for_a_domain_without_pci_devices(operation: str, stage: Stage) -> None:
+def test_nothing_is_asked_for_a_domain_without_pci_devices(operation: str, harness: HookHarness) -> None:
     usb = "<hostdev mode='subsystem' type='usb'><source><address bus='1' device='2'/></source></hostdev>"
-    stage.answer("Error org.gpuswitch1.Error.Busy: not asked", 1)
-    assert stage.run(operation, xml=domain(usb)) == (0, "")
-    assert stage.called == []
+    harness.answer("Error org.gpuswitch1.Error.Busy: not asked", 1)
+    assert harness.run(operation, xml=domain(usb)) == (0, "")
+    assert harness.called == []
 
 
-def test_a_refusal_is_one_line(stage: Stage) -> None:
-    stage.answer(
+def test_a_refusal_is_one_line(harness: HookHarness) -> None:
+    harness.answer(
         "Error org.gpuswitch1.Error.Busy: cannot move it: x has it open\n  cannot move it: y has it open\n\n", 1
     )
     said = "gpuswitch: cannot move it: x has it open; cannot move it: y has it open\n"
-    assert stage.run("prepare") == (1, said)
+    assert harness.run("prepare") == (1, said)
     for operation in ("started", "reconnect", "release"):
-        assert stage.run(operation) == (0, said)
+        assert harness.run(operation) == (0, said)
 
 
 DOWN = "is not running and could not be started (why); run: systemctl start gpuswitchd"
@@ -121,58 +121,60 @@ SILENT = "has not answered (why); run: systemctl status gpuswitchd"
         ("", 3, "has not answered (dbus-send ended with status 3); run: systemctl status gpuswitchd"),
     ],
 )
-def test_without_an_answer_only_managed_gpus_are_refused(said: str, status: int, reason: str, stage: Stage) -> None:
-    stage.answer(said, status)
-    assert stage.run("prepare") == (0, "")
-    stage.manage(table("01:00.1"))
+def test_without_an_answer_only_managed_gpus_are_refused(
+    said: str, status: int, reason: str, harness: HookHarness
+) -> None:
+    harness.answer(said, status)
+    assert harness.run("prepare") == (0, "")
+    harness.manage(table("01:00.1"))
     line = f"gpuswitch: cannot give 0000:01:00.0, 0000:01:00.1 to win 10: gpuswitchd {reason}\n"
-    assert stage.run("prepare") == (1, line)
-    assert stage.run("reconnect")[0] == 0
+    assert harness.run("prepare") == (1, line)
+    assert harness.run("reconnect")[0] == 0
 
 
-def test_without_an_answer_and_without_a_configuration_nothing_is_risked(stage: Stage) -> None:
-    stage.answer("Error org.freedesktop.DBus.Error.ServiceUnknown: why", 1)
-    file = stage.manage("[[gpu]\n")
-    status, said = stage.run("prepare")
+def test_without_an_answer_and_without_a_configuration_nothing_is_risked(harness: HookHarness) -> None:
+    harness.answer("Error org.freedesktop.DBus.Error.ServiceUnknown: why", 1)
+    file = harness.manage("[[gpu]\n")
+    status, said = harness.run("prepare")
     assert status == 1
     assert said.startswith(f"gpuswitch: cannot tell whether win 10 has a managed GPU: gpuswitchd {DOWN}; and ")
     assert str(file) in said
     assert said.count("\n") == 1
 
 
-def test_bad_xml_refuses_only_where_a_gpu_is_managed(stage: Stage) -> None:
-    assert stage.run("prepare", xml=BOMB) == (0, "")
-    stage.manage(table("01:00.0"))
-    assert stage.run("prepare", xml=BOMB) == (
+def test_bad_xml_refuses_only_where_a_gpu_is_managed(harness: HookHarness) -> None:
+    assert harness.run("prepare", xml=BOMB) == (0, "")
+    harness.manage(table("01:00.0"))
+    assert harness.run("prepare", xml=BOMB) == (
         1,
         "gpuswitch: cannot give 0000:01:00.0 to win 10: its XML has a document type\n",
     )
     for operation in ("started", "reconnect", "release"):
-        assert stage.run(operation, xml=BOMB) == (0, "gpuswitch: its XML has a document type\n")
-    assert stage.called == []
+        assert harness.run(operation, xml=BOMB) == (0, "gpuswitch: its XML has a document type\n")
+    assert harness.called == []
 
 
-def test_dbus_send_that_is_missing_or_killed(stage: Stage) -> None:
-    stage.manage(table("01:00.0"))
-    stage.answer(first="kill -KILL $$")
-    assert stage.run("prepare")[0] == 1
-    assert "dbus-send ended with status -9" in stage.run("started")[1]
-    stage.monkeypatch.setattr(hook, "DBUS_SEND", str(stage.folder / "nowhere"))
-    status, said = stage.run("prepare")
+def test_dbus_send_that_is_missing_or_killed(harness: HookHarness) -> None:
+    harness.manage(table("01:00.0"))
+    harness.answer(first="kill -KILL $$")
+    assert harness.run("prepare")[0] == 1
+    assert "dbus-send ended with status -9" in harness.run("started")[1]
+    harness.monkeypatch.setattr(hook, "DBUS_SEND", str(harness.folder / "nowhere"))
+    status, said = harness.run("prepare")
     assert status == 1
     assert "No such file or directory; it comes with D-Bus (dbus-bin)" in said
-    assert stage.run("release")[0] == 0
+    assert harness.run("release")[0] == 0
 
 
-def test_whatever_else_goes_wrong_is_one_line(stage: Stage) -> None:
-    stage.monkeypatch.setattr(hook, "read_domain", None)
+def test_whatever_else_goes_wrong_is_one_line(harness: HookHarness) -> None:
+    harness.monkeypatch.setattr(hook, "read_domain", None)
     line = "gpuswitch: cannot look after the GPUs of win 10: TypeError(\"'NoneType' object is not callable\")\n"
-    assert stage.run("prepare") == (1, line)
-    assert stage.run("reconnect") == (0, line)
+    assert harness.run("prepare") == (1, line)
+    assert harness.run("reconnect") == (0, line)
 
 
-def test_a_bus_that_hangs_is_left(stage: Stage) -> None:
-    stage.answer(first="exec cat")
+def test_a_bus_that_hangs_is_left(harness: HookHarness) -> None:
+    harness.answer(first="exec cat")
     with pytest.raises(subprocess.TimeoutExpired):
         hook.run([hook.DBUS_SEND], 0.01)
 

@@ -12,7 +12,7 @@ from gpuswitch.host.linux import procfs
 from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.host.linux.processes import LinuxProcesses
 from gpuswitch.model.holders import HolderQuery, unit_and_session
-from tests.unit.scan_bench import (
+from tests.unit.scan_harness import (
     FULL,
     MAP,
     OPEN,
@@ -26,7 +26,7 @@ from tests.unit.scan_bench import (
     wait_for_the_first_thread,
 )
 from tests.unit.sysfs_tree import Tree
-from tests.unit.worker_bench import AUDIO, GPU
+from tests.unit.worker_harness import AUDIO, GPU
 
 CGROUP = Path("/proc/self/cgroup").read_text()
 

@@ -17,7 +17,7 @@ import pytest
 from gpuswitch.host.linux import kernel as kernel_module
 from gpuswitch.host.linux.kernel import LinuxKernel
 from tests.unit.sysfs_tree import Tree
-from tests.unit.worker_bench import AUDIO, GPU, refused
+from tests.unit.worker_harness import AUDIO, GPU, refused
 
 
 async def gone(pid: int) -> None:

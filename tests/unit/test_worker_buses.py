@@ -11,7 +11,7 @@ from asyncinotify import Inotify, Mask
 from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.model.address import PciAddress
 from tests.unit.sysfs_tree import Tree, link
-from tests.unit.worker_bench import AUDIO, BOTH, GPU, refused
+from tests.unit.worker_harness import AUDIO, BOTH, GPU, refused
 
 BRIDGE = "0000:00:01.0"
 

@@ -13,7 +13,7 @@ import pytest
 from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.model.facts import Consoles
 from tests.unit.sysfs_tree import Tree
-from tests.unit.worker_bench import AUDIO, BOTH, GPU, refused
+from tests.unit.worker_harness import AUDIO, BOTH, GPU, refused
 
 
 async def test_cards_are_announced(tree: Tree, kernel: LinuxKernel) -> None:

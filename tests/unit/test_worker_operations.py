@@ -13,7 +13,7 @@ from gpuswitch.host.port import Captured
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Driver
 from tests.unit.sysfs_tree import Tree
-from tests.unit.worker_bench import AUDIO, BOTH, GPU, refused
+from tests.unit.worker_harness import AUDIO, BOTH, GPU, refused
 
 
 def attribute(tree: Tree, address: PciAddress, name: str) -> Path:

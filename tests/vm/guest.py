@@ -15,14 +15,14 @@ from typing import Any
 
 from jeepney import MatchRule
 
-from tests.machines.bus import Face
+from tests.machines.bus import BusInterface
 from tests.machines.errors import CommandFailedError, Result
 from tests.machines.inside import words
 from tests.vm.rig.hardware import AUDIO_DRIVER, GPU, GPU_AUDIO
 from tests.vm.rig.machine import Machine
 
 BUS_NAME = "org.gpuswitch1"
-MANAGER = Face(BUS_NAME, "/org/gpuswitch1", "org.gpuswitch1.Manager")
+MANAGER = BusInterface(BUS_NAME, "/org/gpuswitch1", "org.gpuswitch1.Manager")
 ANSWER_SECONDS = 10.0
 """Within these the daemon answers, whatever it does: in an emulated machine, with its like beside it."""
 SWITCH_SECONDS = 100.0
@@ -69,13 +69,13 @@ def path_of(gpu: str) -> str:
     return "/org/gpuswitch1/gpu/" + gpu.replace(":", "_").replace(".", "_")
 
 
-def face_of(gpu: str) -> Face:
-    return Face(BUS_NAME, path_of(gpu), "org.gpuswitch1.Gpu")
+def gpu_interface(gpu: str) -> BusInterface:
+    return BusInterface(BUS_NAME, path_of(gpu), "org.gpuswitch1.Gpu")
 
 
 def prop(machine: Machine, gpu: str, name: str) -> Any:
     """One property of a GPU. The test fails where the daemon does not answer within ANSWER_SECONDS."""
-    return machine.bus.get(face_of(gpu), name, timeout=ANSWER_SECONDS)
+    return machine.bus.get(gpu_interface(gpu), name, timeout=ANSWER_SECONDS)
 
 
 def state(machine: Machine, gpu: str = GPU) -> str:
@@ -88,22 +88,22 @@ def switch_field(machine: Machine, gpu: str, field: str) -> Any:
 
 def start_switch(machine: Machine, gpu: str, method: str) -> str:
     """Start a switch as a D-Bus client would, without waiting for it; returns its id."""
-    [switch] = machine.bus.call(face_of(gpu), method, "a{sv}", {})
+    [switch] = machine.bus.call(gpu_interface(gpu), method, "a{sv}", {})
     return str(switch)
 
 
 def wait_switch(machine: Machine, gpu: str, switch: str) -> dict[str, Any]:
     """Wait for the end of a switch, in the daemon."""
-    [fields] = machine.bus.call(face_of(gpu), "Wait", "s", switch, timeout=SWITCH_SECONDS)
+    [fields] = machine.bus.call(gpu_interface(gpu), "Wait", "s", switch, timeout=SWITCH_SECONDS)
     return {name: value for name, (_, value) in fields.items()}
 
 
 def wait_prop(machine: Machine, gpu: str, name: str, met: Callable[[Any], bool]) -> None:
     """Wait for a property by listening to what the GPU tells: subscribe first, then look, then wait."""
     rule = MatchRule(type="signal", path=path_of(gpu))
-    face = face_of(gpu)
+    target = gpu_interface(gpu)
     # the daemon may have to be started for the answer
-    machine.bus.until(rule, lambda: met(machine.bus.get(face, name)), timeout=SWITCH_SECONDS)
+    machine.bus.until(rule, lambda: met(machine.bus.get(target, name)), timeout=SWITCH_SECONDS)
 
 
 def wait_state(machine: Machine, gpu: str, wanted: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from jeepney import MatchRule
 
-from tests.machines.bus import Face
+from tests.machines.bus import BusInterface
 from tests.vm.guest import SWITCH_SECONDS
 from tests.vm.rig.machine import Machine
 
-MANAGER = Face("org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager")
+MANAGER = BusInterface("org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager")
 
 
 def kept_awake(machine: Machine) -> bool:

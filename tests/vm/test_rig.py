@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from jeepney import MatchRule
 
-from tests.machines.bus import Bus, BusError, Face
+from tests.machines.bus import Bus, BusError, BusInterface
 from tests.machines.errors import CommandFailedError, MachineGoneError
 from tests.machines.inside import words
 from tests.vm import units
@@ -146,18 +146,18 @@ def test_a_failing_command_is_an_error_that_tells_all(machine: Machine) -> None:
 
 def test_programs_out_here_are_on_the_machines_bus(machine: Machine) -> None:
     """As root, several at once; one that leaves disturbs nobody."""
-    face = Face("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+    target = BusInterface("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
     assert machine.bus.get(units.MANAGER, "Virtualization") == "qemu"
     other = Bus(machine.bus_address)
-    [names] = machine.bus.call(face, "ListNames")
-    [uid] = other.call(face, "GetConnectionUnixUser", "s", other.name)
+    [names] = machine.bus.call(target, "ListNames")
+    [uid] = other.call(target, "GetConnectionUnixUser", "s", other.name)
     assert ({machine.bus.name, other.name} <= set(names), uid) == (True, 0)
-    rule = MatchRule(type="signal", interface=face.interface, member="NameOwnerChanged")
+    rule = MatchRule(type="signal", interface=target.interface, member="NameOwnerChanged")
     with machine.bus.signals(rule) as signals:
         other.close()
         assert machine.bus.next_signal(signals) == (other.name, other.name, "")
     with pytest.raises(BusError, match=r"ServiceUnknown: "):
-        machine.bus.call(Face("org.nobody", "/", "org.nobody"), "Nothing")
+        machine.bus.call(BusInterface("org.nobody", "/", "org.nobody"), "Nothing")
 
 
 def test_a_reset_machine_boots_anew_with_the_disk_it_had(machine: Machine) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 from jeepney import MatchRule
 
-from tests.machines.bus import BusError, Face
+from tests.machines.bus import BusError, BusInterface
 from tests.machines.errors import CommandFailedError, Result
 from tests.vm.rig.machine import Machine
 
 SYSTEMD = "org.freedesktop.systemd1"
-MANAGER = Face(SYSTEMD, "/org/freedesktop/systemd1", f"{SYSTEMD}.Manager")
+MANAGER = BusInterface(SYSTEMD, "/org/freedesktop/systemd1", f"{SYSTEMD}.Manager")
 JOB_SECONDS = 200.0
 
 OF_ALL_UNITS = frozenset({"Id", "ActiveState"})
@@ -51,7 +51,7 @@ def show(machine: Machine, unit: str, name: str) -> Any:
     """A property, as it is on the bus: of the unit, or of the service that it is."""
     path = _path(machine, unit)
     interface = "Unit" if name in OF_ALL_UNITS else "Service"
-    return machine.bus.get(Face(SYSTEMD, path, f"{SYSTEMD}.{interface}"), name)
+    return machine.bus.get(BusInterface(SYSTEMD, path, f"{SYSTEMD}.{interface}"), name)
 
 
 def main_pid(machine: Machine, unit: str) -> str:

@@ -70,8 +70,11 @@ class _Work(NamedTuple):
 
     def done(self) -> tuple[Outcome, list[Found]]:
         trials = chain(
-            *(exhaustive.singles(stage, exhaustive.BY_WORD[to], thorough=True) for stage, to in self.singles),
-            *(exhaustive.pairs(stage, exhaustive.BY_WORD[to], thorough=True) for stage, to in self.pairs),
+            *(
+                exhaustive.singles(machine_name, exhaustive.BY_WORD[to], thorough=True)
+                for machine_name, to in self.singles
+            ),
+            *(exhaustive.pairs(machine_name, exhaustive.BY_WORD[to], thorough=True) for machine_name, to in self.pairs),
         )
         if self.seeds:
             return play(self.seeds)
@@ -80,7 +83,7 @@ class _Work(NamedTuple):
 
 def everything(seeds: range, jobs: int, tell: Callable[[Sum, float], None]) -> Sum:
     """The exhaustive part, and these seeds, on so many cores; `tell` hears the sum and how much is done (0..1)."""
-    plans = [(stage, str(target)) for stage, target in exhaustive.PLANS]
+    plans = [(machine_name, str(target)) for machine_name, target in exhaustive.PLANS]
     work = [_Work(singles=(plan,), part=part, parts=4) for plan in plans for part in range(4)]
     shortest = [(exhaustive.SHORTEST, str(target)) for target in exhaustive.TARGETS]
     work += [_Work(pairs=(plan,), part=part, parts=16) for plan in shortest for part in range(16)]

@@ -15,8 +15,8 @@ from gpuswitch.model.facts import VFIO_DRIVER
 from gpuswitch.model.holders import HolderQuery, Process, Scan
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from tests.simulation.faces import AT
-from tests.simulation.invariants import Book
+from tests.simulation.doubles import AT
+from tests.simulation.invariants import ViolationLog
 from tests.simulation.trouble import Struck
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ AGAIN_SECONDS = 1.0
 _JOBS = frozenset({"stop_unit", "start_unit", "end_session"})
 
 
-class Deeds(Book):
+class ActionChecker(ViolationLog):
     """A `Watcher` (`gpuswitch` sends its operations past it), and told of each operation by the machine.
 
     `sent` counts what was sent for each GPU that changes anything.
@@ -136,7 +136,7 @@ class Deeds(Book):
             return
         if device.on_vfio:
             has = self.world.machine.group(device.shape.iommu_group or 0).opened_by
-            self.world.tenants.leaves_vfio(function)
+            self.world.virtual_machines.leaves_vfio(function)
             if has is None or not has.startswith("the worker of"):
                 self.broken(7, f"{struck.operation} of {function}, on vfio, at {struck.at}; its group is open by {has}")
             return

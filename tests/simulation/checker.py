@@ -1,6 +1,6 @@
 """Hears of everything that happens, and checks after each of it what must always be so: the ten invariants.
 
-What can be seen at one event alone is checked here; what must be so once all is quiet, `rest.py` checks.
+What can be seen at one event alone is checked here; what must be so once all is quiet, `rest_checks.py` checks.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Drift, Result, Switch
 from gpuswitch.switch.steps.host import StartUnits, StopUnits
-from tests.simulated.bed import Settings
-from tests.simulation.deeds import Deeds
-from tests.simulation.faces import AT, At
+from tests.simulated.harness import Settings
+from tests.simulation.actions import ActionChecker
+from tests.simulation.doubles import AT, At
 from tests.simulation.invariants import Ask, difference
 from tests.simulation.loop import Killed
 
@@ -43,7 +43,7 @@ _WITH_UNITS = (StartUnits, StopUnits)
 _FAULT_OF_ITS_OWN = "a fault of gpuswitch itself"
 
 
-class Judge(Deeds):
+class InvariantChecker(ActionChecker):
     """Hears what the service tells, and what it is asked. `steps` counts the steps that began, forward or back."""
 
     def __init__(self, world: World, *, trace: bool) -> None:
@@ -105,7 +105,7 @@ class Judge(Deeds):
         self.crashes.update((at.step, "crash while taken back" if at.back else "crash") for at in self._at.values())
         self._at.clear()
         self.asks.clear()
-        self.world.tenants.killed()
+        self.world.virtual_machines.killed()
         self._before.clear()
 
     def tore(self, page: str) -> None:
@@ -126,7 +126,7 @@ class Judge(Deeds):
         self.note(f"{ask.actor.gpu.address}: asked {ask.what}")
         ask.began = self.now
         ask.rules = ask.actor.record.rules if ask.target is not None else None
-        ask.along = self.world.tenants.along(ask.actor.gpu.address)
+        ask.along = self.world.virtual_machines.along(ask.actor.gpu.address)
         ask.before = sum(other.actor is ask.actor for other in self.asks)
         ask.sent = self.sent[str(ask.actor.gpu.address)]
         ask.quiet = not ask.actor.state.moving and ask.actor.state is not State.WEDGED and not ask.before
@@ -188,7 +188,7 @@ class Judge(Deeds):
 
     def _along(self, ask: Ask) -> frozenset[PciAddress]:
         """What goes to the same machine, and so is in nobody's way."""
-        return self.world.tenants.along(ask.actor.gpu.address) | ask.along | _of(ask.others)
+        return self.world.virtual_machines.along(ask.actor.gpu.address) | ask.along | _of(ask.others)
 
     def scans(self, query: HolderQuery, scan: Scan) -> None:
         super().scans(query, scan)
@@ -215,7 +215,7 @@ class Judge(Deeds):
                 ask.quiet = ask.quiet and ask.actor is not actor
         if actor.state.moving and actor.switch is not self._current.get(gpu):
             self._current[gpu] = actor.switch
-            self.world.tenants.moves(actor)
+            self.world.virtual_machines.moves(actor)
             own = [ask for ask in self.asks if actor in (ask.actor, *ask.others)]
             asked = [ask.rules for ask in own if ask.rules is not None]
             self.options_of[gpu] = actor.switch.options if actor.switch is not None else Options()

@@ -17,11 +17,11 @@ from tests.managers.memory import Job, Manager, MemoryUnit, RefusedError
 Answer = tuple[str, tuple[object, ...]]
 """Signature and values."""
 
-NOTHING_TO_RESTORE: Answer = ("", ())
+EMPTY_ANSWER: Answer = ("", ())
 _FIELDS = jeepney.HeaderFields
 
 
-class Face:
+class FakeBusService:
     """A name on the bus; a subclass answers the calls to it. `seen` are those answered, their members and senders."""
 
     name: str
@@ -90,7 +90,7 @@ class Face:
         self.changed.set()
 
 
-class SystemdFace(Face):
+class FakeSystemd(FakeBusService):
     """org.freedesktop.systemd1. `early`: a job is over before the call for it is answered; `mute`: it never is."""
 
     name = "org.freedesktop.systemd1"
@@ -127,7 +127,7 @@ class SystemdFace(Face):
     def _plain_call(self, path: str, member: str, arguments: tuple[Any, ...]) -> Answer:
         match member:
             case "Subscribe":
-                return NOTHING_TO_RESTORE
+                return EMPTY_ANSWER
             case "ListUnitsByNames":
                 rows = []
                 for name in arguments[0]:
@@ -138,10 +138,10 @@ class SystemdFace(Face):
                 return "o", (self.manager.find(arguments[0]).path,)
             case "ResetFailedUnit":
                 self.manager.reset_failed(arguments[0])
-                return NOTHING_TO_RESTORE
+                return EMPTY_ANSWER
             case "Cancel":
                 self.manager.end(self._job(path), "canceled")
-                return NOTHING_TO_RESTORE
+                return EMPTY_ANSWER
             case "Get" | "GetAll":
                 return self._property(path, arguments)
         raise RefusedError("UnknownMethod", member)
@@ -194,7 +194,7 @@ class Lock:
     owner: str
 
 
-class LogindFace(Face):
+class FakeLogind(FakeBusService):
     """org.freedesktop.login1. A lock is its caller's, and lasts as long as that is on the bus."""
 
     name = "org.freedesktop.login1"
@@ -214,7 +214,7 @@ class LogindFace(Face):
                 await self.answer(message, ("a(ssssuu)", ([lock.row for lock in self.locks],)))
             case "Inhibit":
                 await self._inhibit(message.header.fields[_FIELDS.sender], arguments)
-                await self.answer(message, NOTHING_TO_RESTORE)
+                await self.answer(message, EMPTY_ANSWER)
             case "ListSessions":
                 rows = [(name, uid, "kim", "seat0", _session_path(name)) for name, (uid, _) in self.sessions.items()]
                 await self.answer(message, ("a(susso)", (rows,)))
@@ -224,7 +224,7 @@ class LogindFace(Face):
                 if arguments[0] not in self.sessions:
                     raise RefusedError("NoSuchSession", f"No session '{arguments[0]}' known")
                 await self.answer(
-                    message, ("o", (_session_path(arguments[0]),)) if member == "GetSession" else NOTHING_TO_RESTORE
+                    message, ("o", (_session_path(arguments[0]),)) if member == "GetSession" else EMPTY_ANSWER
                 )
             case _:
                 raise RefusedError("UnknownMethod", member)
@@ -274,17 +274,17 @@ def _session_path(name: str) -> str:
 
 
 @asynccontextmanager
-async def systemd_on(address: str, manager: Manager, *, early: bool = False) -> AsyncIterator[SystemdFace]:
+async def systemd_on(address: str, manager: Manager, *, early: bool = False) -> AsyncIterator[FakeSystemd]:
     """systemd, on the bus at this address."""
-    face = SystemdFace(await open_dbus_connection(address), manager, early=early)
-    async with face.at_work():
-        yield face
+    fake = FakeSystemd(await open_dbus_connection(address), manager, early=early)
+    async with fake.at_work():
+        yield fake
 
 
 @asynccontextmanager
-async def logind_on(address: str) -> AsyncIterator[LogindFace]:
+async def logind_on(address: str) -> AsyncIterator[FakeLogind]:
     """logind, on the bus at this address."""
     async with await open_dbus_connection(address) as connection, DBusRouter(connection) as bus:
-        face = LogindFace(await open_dbus_connection(address), bus)
-        async with face.at_work():
-            yield face
+        fake = FakeLogind(await open_dbus_connection(address), bus)
+        async with fake.at_work():
+            yield fake

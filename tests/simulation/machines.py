@@ -18,7 +18,7 @@ from gpuswitch.host.simulated.scenarios import PERSISTENCED, SCENARIOS, WIREPLUM
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import discover
 from gpuswitch.model.holders import Unit
-from tests.simulated.bed import GPUS, Snapshot, settings_of, snapshot
+from tests.simulated.harness import GPUS, Snapshot, settings_of, snapshot
 
 _MEMBERS: Mapping[str, Mapping[str, str]] = {
     "shared": {"0000:01:00.0": "0000:02:00.0"},
@@ -129,11 +129,11 @@ def _with_daemons(host: SimulatedHost) -> SimulatedHost:
 
 
 _SHARING = ("pair", "twins", "trio", "mixed")
-"""The stages whose GPUs share units."""
+"""The machines whose GPUs share units."""
 
 
 @dataclass(frozen=True)
-class Stage:
+class MachineSpec:
     """A machine to boot, and its GPUs that are asked to move."""
 
     name: str
@@ -149,34 +149,34 @@ class Stage:
         return tuple(gpu.slot_name for gpu in self.gpus)
 
 
-def _stage(
+def _spec(
     name: str, boots: Callable[..., SimulatedHost], *gpus: str, home: Callable[[Machine], Snapshot] = snapshot
-) -> Stage:
-    return Stage(name, boots, tuple(PciAddress.parse(gpu) for gpu in gpus), home)
+) -> MachineSpec:
+    return MachineSpec(name, boots, tuple(PciAddress.parse(gpu) for gpu in gpus), home)
 
 
-SCENARIO_STAGES = tuple(_stage(name, SCENARIOS[name], gpu) for name, gpu in GPUS.items())
-STAGES: Mapping[str, Stage] = {
-    stage.name: stage
-    for stage in (
-        *SCENARIO_STAGES,
-        _stage("pair", pair, "0000:01:00.0", "0000:02:00.0"),
-        _stage("twins", twins, "0000:01:00.0", "0000:02:00.0"),
-        _stage("trio", trio, "0000:11:00.0", "0000:21:00.0", "0000:31:00.0"),
-        _stage("crowded", crowded, "0000:01:00.0"),
-        _stage("bare", bare, "0000:03:00.0"),
-        _stage("mixed", mixed, "0000:01:00.0", "0000:03:00.0"),
-        _stage("plx", SCENARIOS["plx"], "0000:27:00.0", "0000:28:00.0"),
-        _stage("arc", SCENARIOS["arc"], "0000:03:00.0"),
-        _stage("reserved", SCENARIOS["reserved"], "0000:01:00.0", home=partial(_never_reserved, SCENARIOS["shared"])),
-        _stage("prebound", prebound, "0000:01:00.0", home=partial(_never_reserved, SCENARIOS["laptop"])),
-        _stage("driverless", SCENARIOS["driverless"], "0000:01:00.0"),
-        _stage("rmrr", SCENARIOS["rmrr"], "0000:01:00.0"),
-        _stage("hgx", SCENARIOS["hgx"], "0000:2a:00.0", "0000:3a:00.0"),
-        _stage("instinct", SCENARIOS["instinct"], "0000:05:00.0", "0000:26:00.0"),
-        _stage("superchip", SCENARIOS["superchip"], "0009:01:00.0"),
-        _stage("workstation", SCENARIOS["workstation"], "0000:01:00.0", "0000:41:00.0"),
-        _stage("hybrid", SCENARIOS["hybrid"], "0000:64:00.0", "0000:65:00.0"),
+SCENARIO_MACHINES = tuple(_spec(name, SCENARIOS[name], gpu) for name, gpu in GPUS.items())
+MACHINES: Mapping[str, MachineSpec] = {
+    spec.name: spec
+    for spec in (
+        *SCENARIO_MACHINES,
+        _spec("pair", pair, "0000:01:00.0", "0000:02:00.0"),
+        _spec("twins", twins, "0000:01:00.0", "0000:02:00.0"),
+        _spec("trio", trio, "0000:11:00.0", "0000:21:00.0", "0000:31:00.0"),
+        _spec("crowded", crowded, "0000:01:00.0"),
+        _spec("bare", bare, "0000:03:00.0"),
+        _spec("mixed", mixed, "0000:01:00.0", "0000:03:00.0"),
+        _spec("plx", SCENARIOS["plx"], "0000:27:00.0", "0000:28:00.0"),
+        _spec("arc", SCENARIOS["arc"], "0000:03:00.0"),
+        _spec("reserved", SCENARIOS["reserved"], "0000:01:00.0", home=partial(_never_reserved, SCENARIOS["shared"])),
+        _spec("prebound", prebound, "0000:01:00.0", home=partial(_never_reserved, SCENARIOS["laptop"])),
+        _spec("driverless", SCENARIOS["driverless"], "0000:01:00.0"),
+        _spec("rmrr", SCENARIOS["rmrr"], "0000:01:00.0"),
+        _spec("hgx", SCENARIOS["hgx"], "0000:2a:00.0", "0000:3a:00.0"),
+        _spec("instinct", SCENARIOS["instinct"], "0000:05:00.0", "0000:26:00.0"),
+        _spec("superchip", SCENARIOS["superchip"], "0009:01:00.0"),
+        _spec("workstation", SCENARIOS["workstation"], "0000:01:00.0", "0000:41:00.0"),
+        _spec("hybrid", SCENARIOS["hybrid"], "0000:64:00.0", "0000:65:00.0"),
     )
 }
 
@@ -195,16 +195,17 @@ RULES: Mapping[str, Mapping[str, object]] = {
 
 
 @cache
-def settings(stage: str, rules: str) -> Config:
-    """A configuration under which the GPUs of this stage may go, and these rules for all of them."""
+def settings(machine_name: str, rules: str) -> Config:
+    """A configuration under which the GPUs of this machine may go, and these rules for all of them."""
     stopped = dict.fromkeys(("single", "driverless"), (_DISPLAY_MANAGER,)) | dict.fromkeys(
         _SHARING, (str(OLLAMA), str(RENDERER))
     )
-    chosen = {"allow_boot_display": True, "stop_units": stopped.get(stage, ())} | dict(RULES[rules])
+    chosen = {"allow_boot_display": True, "stop_units": stopped.get(machine_name, ())} | dict(RULES[rules])
     own = Defaults.model_validate(chosen)
-    members = _MEMBERS.get(stage, {})
+    members = _MEMBERS.get(machine_name, {})
     gpus = tuple(
-        GpuConfig(gpu, managed=True, rules=own, members=_addresses(members.get(str(gpu)))) for gpu in STAGES[stage].gpus
+        GpuConfig(gpu, managed=True, rules=own, members=_addresses(members.get(str(gpu))))
+        for gpu in MACHINES[machine_name].gpus
     )
     return Config(gpus=gpus, defaults=own)
 
@@ -214,7 +215,7 @@ def _addresses(text: str | None) -> tuple[PciAddress, ...]:
 
 
 @cache
-def functions(stage: str) -> Mapping[PciAddress, tuple[PciAddress, ...]]:
-    """Those of each GPU on this stage, by its address."""
-    facts = STAGES[stage].machine().look()
-    return {gpu.address: gpu.functions for gpu in discover(facts, settings(stage, next(iter(RULES))).members)}
+def functions(machine_name: str) -> Mapping[PciAddress, tuple[PciAddress, ...]]:
+    """Those of each GPU of this machine, by its address."""
+    facts = MACHINES[machine_name].machine().look()
+    return {gpu.address: gpu.functions for gpu in discover(facts, settings(machine_name, next(iter(RULES))).members)}

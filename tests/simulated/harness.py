@@ -203,7 +203,7 @@ class Witness(Observer):
 
 
 @dataclass
-class Bed:
+class Harness:
     """A fleet that runs on a simulated host."""
 
     host: SimulatedHost
@@ -212,9 +212,9 @@ class Bed:
     directory: Path
 
     @classmethod
-    async def made(
+    async def start(
         cls, host: SimulatedHost, directory: Path, settings: Config | None = None, *, restore_deferred: bool = True
-    ) -> Bed:
+    ) -> Harness:
         """Start a service on this host. `restore_deferred`: and let it give back what its start could not wait for."""
         witness = Witness(host.machine)
         fleet = Fleet(host, settings or config(), Journal(DirectoryStore(directory)), witness)
@@ -224,8 +224,8 @@ class Bed:
         return cls(host, fleet, witness, directory)
 
     @classmethod
-    async def of(cls, scenario: str, directory: Path, **rules: object) -> Bed:
-        return await cls.made(SCENARIOS[scenario](), directory, config(scenario, **rules))
+    async def of(cls, scenario: str, directory: Path, **rules: object) -> Harness:
+        return await cls.start(SCENARIOS[scenario](), directory, config(scenario, **rules))
 
     @property
     def machine(self) -> Machine:
@@ -266,7 +266,7 @@ class Bed:
         switch = await self.switch(actor, target, options)
         assert (switch.result, switch.reason, actor.state) == (Result.DONE, "", target)
 
-    async def crash(self, *actors: Actor, restore_deferred: bool = True) -> Bed:
+    async def crash(self, *actors: Actor, restore_deferred: bool = True) -> Harness:
         """The service is killed while these are at work. What it had sent to the kernel goes on; a new one starts."""
         tasks = [actor.runner.task for actor in actors if actor.runner.task is not None]
         for task in tasks:
@@ -276,12 +276,12 @@ class Bed:
             await self.host.kernel(str(actor.gpu.address)).returned()
         return await self.again(restore_deferred=restore_deferred)
 
-    async def again(self, *, restore_deferred: bool = True) -> Bed:
+    async def again(self, *, restore_deferred: bool = True) -> Harness:
         """The next service on the same machine; the workers of this one, if they are idle, are gone."""
         self.fleet._arbiter.awake.stop()
         for retry in self.fleet._retries.values():
             retry.stop()
         await self.host.close()
-        return await Bed.made(
+        return await Harness.start(
             SimulatedHost(self.machine), self.directory, self.fleet.config, restore_deferred=restore_deferred
         )

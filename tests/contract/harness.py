@@ -20,7 +20,7 @@ DEADLINE = 120.0
 """Seconds after which a case has failed: plenty, also in an emulated machine."""
 _BETWEEN_LOOKS = 0.05
 
-Case = Callable[["Bench"], Awaitable[None]]
+Case = Callable[["ContractHarness"], Awaitable[None]]
 CASES: dict[str, Case] = {}
 """Every case, by name."""
 
@@ -30,7 +30,7 @@ def case(function: Case) -> Case:
     return function
 
 
-class Outside(Protocol):
+class ExternalActivity(Protocol):
     """What others do to the host: processes, VMs, people with a card in their hand. One of each at a time.
 
     Where a process is started, its number is returned; `command` is what all of these are called.
@@ -96,7 +96,7 @@ class Outside(Protocol):
 
 
 @dataclass(frozen=True)
-class Bench:
+class ContractHarness:
     """A host with a GPU of two functions, `display` and `audio`, each on its host driver, alone in `group`.
 
     The display's driver is a DRM driver with a frame buffer, which is not the one that shows the consoles; audio's
@@ -108,7 +108,7 @@ class Bench:
     """
 
     host: Host
-    outside: Outside
+    external: ExternalActivity
     display: PciAddress
     audio: PciAddress
     display_driver: Driver
@@ -118,8 +118,10 @@ class Bench:
     lone: PciAddress
 
     @classmethod
-    def of(cls, host: Host, outside: Outside, gpu: PciAddress, crowded: PciAddress, lone: PciAddress) -> Bench:
-        """The bench for the GPU at this address; fails where the host is not as promised."""
+    def of(
+        cls, host: Host, external: ExternalActivity, gpu: PciAddress, crowded: PciAddress, lone: PciAddress
+    ) -> ContractHarness:
+        """The harness for the GPU at this address; fails where the host is not as promised."""
         facts = host.look()
         display = facts.functions[gpu]
         audio = next(f for a, f in facts.functions.items() if a.slot_name == gpu.slot_name and f.kind is Kind.AUDIO)
@@ -128,7 +130,7 @@ class Bench:
         assert display.iommu_group is not None
         assert {f.address for f in facts.group(display.iommu_group)} == {gpu, audio.address}
         drivers = display.driver, audio.driver
-        return cls(host, outside, gpu, audio.address, *drivers, display.iommu_group, crowded, lone)
+        return cls(host, external, gpu, audio.address, *drivers, display.iommu_group, crowded, lone)
 
     @property
     def functions(self) -> tuple[PciAddress, PciAddress]:

@@ -8,45 +8,45 @@ from gpuswitch.gpu.observer import Observer
 from gpuswitch.model.address import PciAddress
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Drift, Switch
-from tests.simulation.faces import AT, At
-from tests.simulation.judge import BEGINS, Judge
+from tests.simulation.checker import BEGINS, InvariantChecker
+from tests.simulation.doubles import AT, At
 from tests.simulation.loop import Life
 
 
-class Ear(Observer):
-    """Passes on to the judge what is told by a service that lives: nobody hears a dead one."""
+class ServiceListener(Observer):
+    """Passes on to the checker what is told by a service that lives: nobody hears a dead one."""
 
-    def __init__(self, life: Life, judge: Judge) -> None:
+    def __init__(self, life: Life, checker: InvariantChecker) -> None:
         self._life = life
-        self._judge = judge
+        self._checker = checker
         self._actors: dict[PciAddress, Actor] = {}
 
     def appeared(self, actor: Actor) -> None:
         self._actors[actor.gpu.address] = actor
         if self._life.alive:
-            self._judge.changed(actor)
+            self._checker.changed(actor)
 
     def vanished(self, actor: Actor) -> None:
         """Its functions belong to another GPU now."""
 
     def changed(self, record: GpuRecord) -> None:
         if self._life.alive:
-            self._judge.changed(self._actors[record.gpu.address])
+            self._checker.changed(self._actors[record.gpu.address])
 
     def stepped(self, record: GpuRecord, switch: Switch, event: StepEvent) -> None:
         if event.status in BEGINS:
             # The step runs in this very task: whatever it sends to the kernel inherits this.
             AT.set(At(str(record.gpu.address), type(event.step).__name__, event.status is Status.REVERTING))
         if self._life.alive:
-            self._judge.stepped(self._actors[record.gpu.address], switch, event)
+            self._checker.stepped(self._actors[record.gpu.address], switch, event)
 
     def finished(self, record: GpuRecord, switch: Switch) -> None:
         if self._life.alive:
-            self._judge.finished(self._actors[record.gpu.address], switch)
+            self._checker.finished(self._actors[record.gpu.address], switch)
 
     def drifted(self, record: GpuRecord, drift: Drift) -> None:
         if self._life.alive:
-            self._judge.drifted(self._actors[record.gpu.address], drift)
+            self._checker.drifted(self._actors[record.gpu.address], drift)
 
     def recovered(self, record: GpuRecord, outcome: str) -> None:
         """It is told by the state, too."""

@@ -14,20 +14,20 @@ from gpuswitch.host.simulated.kernel import IN_FLIGHT
 from gpuswitch.host.simulated.scenarios import boot
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
-from tests.contract.bench import Bench, Outside
+from tests.contract.harness import ContractHarness, ExternalActivity
 
 BOCHS = 0x1234
 GPU = PciAddress.parse("0000:01:00.0")
 LONE_GPU = PciAddress.parse("0000:02:00.0")
 CROWDED_GPU = PciAddress.parse("0000:05:01.0")
-RIG_MODULES = (
+CONTRACT_MODULES = (
     *MODULES,
     Module("bochs", (PciDriver("bochs-drm", (alias(BOCHS, 0x03),), makes="drm", render=False),)),
     Module("e1000", (PciDriver("e1000", (alias(INTEL, 0x02, 0x00),)),)),
 )
 
 
-def rig() -> SimulatedHost:
+def contract_host() -> SimulatedHost:
     """A boot display, a GPU with sound, one without, and one that shares its IOMMU group with a network card."""
     slot = Slot("0000:01:00", 3, "0000:00:05.0")
     return boot(
@@ -42,11 +42,11 @@ def rig() -> SimulatedHost:
             Slot("0000:05:01", 5, "0000:04:00.0").function(0, BOCHS, 0x1111, VGA),
             Slot("0000:05:02", 5, "0000:04:00.0").function(0, INTEL, 0x100E, ETHERNET),
         ],
-        modules=RIG_MODULES,
+        modules=CONTRACT_MODULES,
     )
 
 
-class SimulatedOutside(Outside):
+class SimulatedExternalActivity(ExternalActivity):
     """What others do to a simulated host."""
 
     command = "somebody"
@@ -126,6 +126,6 @@ class SimulatedOutside(Outside):
         return SimulatedHost(self._machine)
 
 
-def bench() -> Bench:
-    host = rig()
-    return Bench.of(host, SimulatedOutside(host), GPU, CROWDED_GPU, LONE_GPU)
+def contract_harness() -> ContractHarness:
+    host = contract_host()
+    return ContractHarness.of(host, SimulatedExternalActivity(host), GPU, CROWDED_GPU, LONE_GPU)

@@ -13,7 +13,7 @@ from gpuswitch.model.gpu import harmless
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.switch.record import Requester
-from tests.simulated.bed import Settings
+from tests.simulated.harness import Settings
 from tests.simulation.invariants import Ask, difference
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _CLEARING_SECONDS = (0.0, 0.3, 15.0)
 """From QEMU's end until libvirt has cleared up after it, quick or slow."""
 
 
-class Tenants:
+class VirtualMachines:
     """Checks invariants 5 and 7: what machines have stays as it is, and goes back when they are done with it."""
 
     def __init__(self, world: World) -> None:
@@ -79,17 +79,19 @@ class Tenants:
         gpu = actor.gpu.address
         self._promised[gpu] = name, self._now + actor.record.rules.start_grace
         on_vfio = all(f.on_vfio for f in actor.gpu.present(self._world.machine.look()))
-        if not on_vfio and not self._world.judge.lately(gpu):
-            self._world.judge.broken(7, f"{gpu} is handed to {name}, and is {actor.state}")
+        if not on_vfio and not self._world.checker.lately(gpu):
+            self._world.checker.broken(7, f"{gpu} is handed to {name}, and is {actor.state}")
         facts = self._world.machine.look()
         staying = [f for f in actor.gpu.neighbours(facts) if not harmless(f)]
         claimed = [number for number in actor.gpu.groups(facts) if number in facts.direct_regions]
-        if (staying or claimed) and not self._world.judge.lately(gpu):
-            self._world.judge.broken(7, f"{gpu} is handed to {name}, which cannot have its group: {staying or claimed}")
-        if not self._world.judge.awake(gpu):
-            self._world.judge.broken(3, f"{gpu} is handed to {name}, and the machine may sleep")
+        if (staying or claimed) and not self._world.checker.lately(gpu):
+            self._world.checker.broken(
+                7, f"{gpu} is handed to {name}, which cannot have its group: {staying or claimed}"
+            )
+        if not self._world.checker.awake(gpu):
+            self._world.checker.broken(3, f"{gpu} is handed to {name}, and the machine may sleep")
         if actor.owner != _owner(name):
-            self._world.judge.broken(7, f"{gpu} is handed to {name}, and belongs to {actor.owner}")
+            self._world.checker.broken(7, f"{gpu} is handed to {name}, and belongs to {actor.owner}")
 
     def along(self, gpu: PciAddress) -> frozenset[PciAddress]:
         """The functions of the GPUs that the machine which asks, or asked, for this one asked for, too."""
@@ -107,15 +109,15 @@ class Tenants:
 
     def takes(self, name: str, gpus: tuple[PciAddress, ...]) -> bool:
         """A machine opens GPUs, whoever may have let it."""
-        judge, functions = self._world.judge, self._functions(gpus)
+        checker, functions = self._world.checker, self._functions(gpus)
         if self._runs(name) or name in self._asking or _owner(name) in self._books.machines:
             return False
         try:
             self._world.machine.start_vm(name, functions)
         except KernelError:
             return False
-        judge.note(f"{name} runs with {' and '.join(map(str, gpus))}")
-        self._lent[name] = judge.settings(functions)
+        checker.note(f"{name} runs with {' and '.join(map(str, gpus))}")
+        self._lent[name] = checker.settings(functions)
         actors = filter(None, map(self._world.actor, gpus))
         if self._books.running and (name in self._own or not any(actor.owner == _owner(name) for actor in actors)):
             # libvirt would have asked for what this machine had before.
@@ -129,7 +131,7 @@ class Tenants:
         self.untouched()
         self._lent.pop(name, None)
         if unheard:
-            self._world.judge.units_touched.add(str(LIBVIRTD))
+            self._world.checker.units_touched.add(str(LIBVIRTD))
             self._away_since = self._now if self._books.running else self._away_since
             self._world.machine.units.settle(LIBVIRTD, "inactive")
         self._world.machine.end(name)
@@ -170,7 +172,7 @@ class Tenants:
         """The service takes it from vfio: of no machine that is in the books, unless libvirt was not to be had."""
         for owner, functions in self._books.machines.items():
             if function in functions and self._away(owner.name) < self._world.config.defaults.libvirt_patience:
-                self._world.judge.broken(3, f"{function} leaves vfio, and libvirt is not done with {owner}")
+                self._world.checker.broken(3, f"{function} leaves vfio, and libvirt is not done with {owner}")
 
     def _away(self, name: str) -> float:
         """How long, in all, libvirt's daemon was not there since this machine ended."""
@@ -185,7 +187,7 @@ class Tenants:
         for gpu in [gpu for gpu, (whose, _) in self._promised.items() if whose == name]:
             del self._promised[gpu]
         if (service := self._world.ready) is not None and service.fleet is not None:
-            self._world.judge.note(f"{name} is released: {reason}")
+            self._world.checker.note(f"{name} is released: {reason}")
             self._world.loop.tell(service.life, service.fleet.owners.release, _owner(name), reason)
 
     # What may be expected -------------------------------------------------------------------------------------------
@@ -199,7 +201,7 @@ class Tenants:
         """A switch begins: of nothing that was promised to a machine which is about to open it."""
         name, until = self._promised.get(actor.gpu.address, ("", 0.0))
         if name and actor.switch is not None and actor.switch.target is State.HOST and self._now < until:
-            self._world.judge.broken(7, f"{actor.gpu.address} goes to the host, and {name} is about to open it")
+            self._world.checker.broken(7, f"{actor.gpu.address} goes to the host, and {name} is about to open it")
 
     def untouched(self) -> None:
         """What machines have is as it was when they took it."""
@@ -207,20 +209,20 @@ class Tenants:
             # Where an override aims is nothing to a machine; vfio-pci is where it has to.
             now = {
                 a: settings._replace(override=before[a].override) if settings.override == VFIO_DRIVER else settings
-                for a, settings in self._world.judge.settings(tuple(before)).items()
+                for a, settings in self._world.checker.settings(tuple(before)).items()
             }
-            meddled = any(self._world.judge.lately(gpu) for gpu in self._world.stage.gpus)
+            meddled = any(self._world.checker.lately(gpu) for gpu in self._world.spec.gpus)
             if now != before and not meddled:
-                self._world.judge.broken(5, f"{name} has it, and {difference(before, now)}")
+                self._world.checker.broken(5, f"{name} has it, and {difference(before, now)}")
                 self._lent[name] = now
 
     def at_rest(self, actor: Actor) -> None:
         """Who owns it has it; who does not run owns nothing."""
-        judge, gpu = self._world.judge, actor.gpu.address
-        if actor.owner is None or actor.state is State.WEDGED or judge.lately(gpu):
+        checker, gpu = self._world.checker, actor.gpu.address
+        if actor.owner is None or actor.state is State.WEDGED or checker.lately(gpu):
             return
         if str(gpu) not in self._world.machine.units.inhibitors:
-            judge.broken(3, f"{gpu} belongs to {actor.owner}, and the machine may sleep")
+            checker.broken(3, f"{gpu} belongs to {actor.owner}, and the machine may sleep")
         groups = {self._world.machine.devices[f].shape.iommu_group or 0 for f in actor.gpu.functions}
         if any(self._world.machine.group(number).opened_by for number in groups):
             # Whoever has it open: it is not given back while he does.
@@ -229,7 +231,7 @@ class Tenants:
             # Nor while libvirt is not done with a machine, be it another one.
             return
         if not self._runs(actor.owner.name):
-            judge.broken(7, f"{gpu} belongs to {actor.owner}, which does not run")
+            checker.broken(7, f"{gpu} belongs to {actor.owner}, which does not run")
 
     # ----------------------------------------------------------------------------------------------------------------
 
