@@ -38,6 +38,7 @@ class Outer:
     colour: Colour = Colour.RED
     red: Annotated[Colour, OneOf(Colour.RED)] = Colour.RED
     power: Annotated[str, OneOf("auto", "on")] = "on"
+    cold: Annotated[str | None, OneOf("0", "1")] = None
     address: PciAddress | None = None
     inner: Inner | None = None
     many: tuple[Inner, ...] = ()
@@ -52,6 +53,7 @@ FULL = Outer(
     told=True,
     colour=Colour.GREEN,
     power="auto",
+    cold="1",
     address=at("0000:01:00.0"),
     inner=Inner(2),
     many=(Inner(3), Inner(4)),

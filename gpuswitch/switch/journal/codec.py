@@ -8,7 +8,7 @@ is missing gets its default, so a page of an earlier version is read; one that n
 | `str`, `int`, `float`, `bool` | the same; a bool is no int, an int no float |
 | `X | None` | that of X, or null |
 | an enum of strings, `PciAddress` | a string, in the one spelling that the value has |
-| `Annotated[X, OneOf(...)]` | that of X, and one of these values |
+| `Annotated[X, OneOf(...)]` | that of X, and one of these values, or null where X is `Y | None` |
 | `tuple[X, ...]`, `tuple[X, Y]` | an array, of any or of this length |
 | `Mapping[X, Y]`, where X is a string in JSON | an object |
 | a dataclass | an object: its fields by name |
@@ -198,7 +198,7 @@ def _decode_restricted(hint: Any) -> _Decoder:
 
     def decoded(content: object) -> object:
         value = decoder(content)
-        if any(value not in values for values in allowed):
+        if value is not None and any(value not in values for values in allowed):
             raise ValueError(f"{content!r} is none of {allowed}")
         return value
 
