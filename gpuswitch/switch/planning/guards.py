@@ -19,7 +19,7 @@ from gpuswitch.switch.steps.pci import NO_GROUPS
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """One reason to refuse. `reason` is its word in the metrics, `sentence` what a person reads."""
+    """One reason to refuse: `reason` in a word, `sentence` for a person, `error` as clients and metrics have it."""
 
     reason: str
     sentence: str
