@@ -10,16 +10,18 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuswitch.errors import Failed
-from gpuswitch.host.port import Captured, Pending
+from gpuswitch.host.port import ATTRIBUTES, Captured, Pending
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Driver
+from gpuswitch.model.hints import OneOf
 from gpuswitch.model.holders import Process, Unit
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
@@ -427,20 +429,42 @@ _addresses = st.builds(
 
 
 _texts = st.text(max_size=8)
-_restore_states = st.builds(
-    RestoreState,
-    functions=st.dictionaries(
-        _addresses, st.builds(Captured, _drivers, st.none() | _texts, st.sampled_from(["auto", "on"])), max_size=4
-    ),
-    units=st.lists(st.builds(Unit, _texts, st.none() | st.integers(0, 2**32))).map(tuple),
-    modules=st.lists(_texts).map(tuple),
-    terminals=st.lists(st.integers(1, 63)).map(tuple),
-    vtconsoles=st.lists(_texts).map(tuple),
-    shown_by_others=st.lists(st.tuples(st.integers(1, 63), _addresses)).map(tuple),
-    boot_framebuffers=st.lists(st.tuples(_texts, _texts)).map(tuple),
-    persistent=st.lists(_addresses).map(tuple),
-    announced=st.lists(st.tuples(_texts, st.lists(_addresses).map(tuple))).map(tuple),
-)
+
+
+def _attributes() -> dict[str, st.SearchStrategy[str | None]]:
+    """Of each attribute of a function: the values that it may have."""
+    hints = get_type_hints(Captured, include_extras=True)
+    few = {
+        name: [v for each in get_args(hints[name])[1:] if isinstance(each, OneOf) for v in each.values]
+        for name in ATTRIBUTES
+    }
+    lacking = {name: [None] if NoneType in get_args(get_args(hints[name])[0]) else [] for name in ATTRIBUTES}
+    return {
+        name: st.sampled_from([*lacking[name], *few[name]]) if few[name] else st.sampled_from(lacking[name]) | _texts
+        for name in ATTRIBUTES
+    }
+
+
+_captured: dict[str, st.SearchStrategy[Any]] = {"driver": _drivers, **_attributes()}
+_kept: dict[str, st.SearchStrategy[Any]] = {
+    "functions": st.dictionaries(_addresses, st.builds(Captured, **_captured), max_size=4),
+    "units": st.lists(st.builds(Unit, _texts, st.none() | st.integers(0, 2**32))).map(tuple),
+    "modules": st.lists(_texts).map(tuple),
+    "terminals": st.lists(st.integers(1, 63)).map(tuple),
+    "vtconsoles": st.lists(_texts).map(tuple),
+    "shown_by_others": st.lists(st.tuples(st.integers(1, 63), _addresses)).map(tuple),
+    "boot_framebuffers": st.lists(st.tuples(_texts, _texts)).map(tuple),
+    "persistent": st.lists(_addresses).map(tuple),
+    "announced": st.lists(st.tuples(_texts, st.lists(_addresses).map(tuple))).map(tuple),
+}
+_restore_states = st.builds(RestoreState, **_kept)
+
+
+def test_every_field_that_is_kept_is_among_the_examples() -> None:
+    assert _captured.keys() == {each.name for each in fields(Captured)}
+    assert _kept.keys() == {each.name for each in fields(RestoreState)}
+
+
 _requester = st.builds(
     Requester, st.none() | st.integers(0), st.none() | st.integers(0), _texts, _texts, _texts, service=st.booleans()
 )
