@@ -66,6 +66,14 @@ async def test_a_device_that_does_not_wake_up(tree: Tree, kernel: LinuxKernel) -
     assert "suspended" in str(error)
 
 
+async def test_where_the_worker_cannot_tell_what_it_failed_at_the_request_does(tree: Tree, kernel: LinuxKernel) -> None:
+    driver = attribute(tree, GPU, "driver")
+    driver.unlink()
+    driver.write_text("no link")
+    error = await refused(kernel.capture([GPU]))
+    assert (error.errno, error.subject) == (errno.EINVAL, str(GPU))
+
+
 async def test_functions_and_drivers_that_are_not_there(tree: Tree, kernel: LinuxKernel) -> None:
     nobody = PciAddress.parse("0000:09:00.0")
     error = await refused(kernel.capture([GPU, nobody]))

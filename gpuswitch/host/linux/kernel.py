@@ -196,7 +196,7 @@ class LinuxKernel(Kernel):
             case [number, "ok", *values] if sent is not None and number == sent.number:
                 self._returned(sent, values)
             case [number, "error", code, subject, text] if sent is not None and number == sent.number:
-                self._returned(sent, KernelError(sent.operation, subject, int(code), text))
+                self._returned(sent, KernelError(sent.operation, subject or sent.subject, int(code), text))
             case _:
                 # Not the program that we know. Whatever it does, it does not do it for us any longer.
                 self._give_up(worker, "said something that is no answer")

@@ -2,7 +2,8 @@ r"""The worker: a small program that does one GPU's kernel operations, one at a 
 
 Run as `python -ISE worker_main.py SYSFS DEV IOMEM TOOLS GPU ROLE` with a SOCK_SEQPACKET socket as its standard input.
 One message is one request, `NUMBER \0 OPERATION \0 ARGUMENT...`, answered by one message: `NUMBER \0 ok \0 VALUE...` or
-`NUMBER \0 error \0 ERRNO \0 SUBJECT \0 TEXT`. It ends at end-of-file, that is when the daemon let it go or died.
+`NUMBER \0 error \0 ERRNO \0 SUBJECT \0 TEXT`, SUBJECT empty where the worker cannot tell. It ends at end-of-file, that
+is when the daemon let it go or died.
 TOOLS are the folders where modprobe may live, joined by colons; GPU and ROLE are there for the person who reads `ps`.
 """
 
@@ -34,8 +35,7 @@ def answer(parts: tuple[object, ...], request: bytes) -> bytes:
     except OperationError as failure:
         return "\0".join([number, "error", str(failure.number), failure.subject, failure.text]).encode()
     except OSError as error:
-        subject = arguments[0] if arguments else operation
-        return "\0".join([number, "error", str(error.errno or errno.EIO), subject, str(error)]).encode()
+        return "\0".join([number, "error", str(error.errno or errno.EIO), "", str(error)]).encode()
 
 
 def main() -> None:
