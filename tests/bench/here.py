@@ -73,7 +73,7 @@ class Service:
 
 
 def measure() -> Iterator[Row]:
-    with unit_and_session(DEVELOPED) as place:
+    with placed(DEVELOPED) as place:
         yield from figures(STARTS, place)
     with serving(DEVELOPED) as service:
         yield from figures(SERVICE, service)
@@ -81,14 +81,14 @@ def measure() -> Iterator[Row]:
 
 
 def compare(this: Build, base: Build) -> Iterator[Compared]:
-    with unit_and_session(this) as ours, unit_and_session(base) as theirs:
+    with placed(this) as ours, placed(base) as theirs:
         yield from ratios(STARTS, ours, theirs)
     with serving(this) as mine, serving(base) as other:
         yield from ratios(SERVICE, mine, other)
 
 
 @contextmanager
-def unit_and_session(build: Build) -> Iterator[Place]:
+def placed(build: Build) -> Iterator[Place]:
     with tempfile.TemporaryDirectory(prefix="gpuswitch-bench-") as folder, private_bus(Path(folder)) as bus:
         yield Place(build, Path(folder), bus)
 
@@ -96,7 +96,7 @@ def unit_and_session(build: Build) -> Iterator[Place]:
 @contextmanager
 def serving(build: Build, config: str = "") -> Iterator[Service]:
     """With this configuration, in TOML."""
-    with unit_and_session(build) as place:
+    with placed(build) as place:
         write(place.folder / "etc", config=config)
         with daemon(place, "--simulate=laptop") as running, open_dbus_connection(place.bus) as connection:
             yield Service(place, running, connection)

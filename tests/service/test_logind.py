@@ -1,7 +1,7 @@
 """Sessions, and the locks that keep the machine from sleeping, as a logind in memory has them.
 
 What stands in for systemd-inhibit takes its lock over the bus, as the real one does; the lock goes with the process.
-tests/vm/test_systemd.py has the real ones.
+tests/system/test_managers.py has the real ones.
 """
 
 from __future__ import annotations

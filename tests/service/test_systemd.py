@@ -1,4 +1,4 @@
-"""Units of the system and of users, as managers in memory have them. tests/vm/test_systemd.py asks real ones."""
+"""Units of the system and of users, as managers in memory have them. tests/system/test_managers.py asks real ones."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class LinuxProcesses(Processes):
         return scan
 
     async def wait_for_change(self, holders: Sequence[Holder]) -> None:
-        wait_for_change = asyncio.Event()
+        changed = asyncio.Event()
         processes = [holder.process for holder in holders if holder.process]
         with ExitStack() as stack:
             try:
@@ -83,15 +83,15 @@ class LinuxProcesses(Processes):
                     if pidfd is None:
                         return
                     stack.callback(os.close, pidfd)
-                    when_readable(stack, pidfd, wait_for_change.set)
+                    when_readable(stack, pidfd, changed.set)
             except OSError as error:
                 text = f"cannot wait for their end: {error.strerror}"
                 raise KernelError("watch", "the holders", error.errno or errno.EIO, text) from None
             nodes = {
                 node.removeprefix("/dev") for holder in holders for node in holder.nodes if node.startswith("/dev/")
             }
-            self._watch_nodes(stack, nodes, wait_for_change.set)
-            await wait_for_change.wait()
+            self._watch_nodes(stack, nodes, changed.set)
+            await changed.wait()
 
     def signal(self, process: Process, number: signal.Signals) -> bool:
         try:
@@ -182,11 +182,11 @@ class LinuxProcesses(Processes):
             log.warning("the scanner (pid %d) %s", worker.pid, how)
             look.answer.set_exception(KernelError("look for", "holders", errno.EIO, f"the scanner {how}"))
 
-    def _watch_nodes(self, stack: ExitStack, nodes: Iterable[str], wait_for_change: Callable[[], None]) -> None:
+    def _watch_nodes(self, stack: ExitStack, nodes: Iterable[str], changed: Callable[[], None]) -> None:
         """Their own file tells when one is closed. This does not open them."""
         try:
             inotify = stack.enter_context(Inotify())
-            when_readable(stack, inotify.fd, wait_for_change)
+            when_readable(stack, inotify.fd, changed)
             for node in nodes:
                 with suppress(FileNotFoundError):  # it is in another /dev only, or its device left
                     inotify.add_watch(f"{self._dev}{node}", Mask.CLOSE)

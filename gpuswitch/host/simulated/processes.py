@@ -66,7 +66,7 @@ class Program:
 class _Waiter:
     processes: frozenset[Process]
     nodes: frozenset[str]
-    wait_for_change: asyncio.Future[None]
+    changed: asyncio.Future[None]
 
 
 class ProcessTable:
@@ -158,7 +158,7 @@ class ProcessTable:
         waiter = _Waiter(processes, nodes, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
         try:
-            await waiter.wait_for_change
+            await waiter.changed
         finally:
             self._waiters.remove(waiter)
 
@@ -230,10 +230,8 @@ class ProcessTable:
 
     def stir(self, process: Process | None, nodes: Collection[str]) -> None:
         for waiter in self._waiters:
-            if (
-                process in waiter.processes or not waiter.nodes.isdisjoint(nodes)
-            ) and not waiter.wait_for_change.done():
-                waiter.wait_for_change.set_result(None)
+            if (process in waiter.processes or not waiter.nodes.isdisjoint(nodes)) and not waiter.changed.done():
+                waiter.changed.set_result(None)
 
 
 class SimulatedProcesses(Processes):

@@ -104,11 +104,11 @@ def to_vfio(
     arriving = [a for a in gpu.in_detach_order(facts) if driver[a] != vfio[a].name]
     leaving = [a for a in arriving if driver[a] is not None]
     overrides = {a: now[a].override for a in gpu.functions}
-    pages = _restore_state(requirements, {a: now[a] for a in arriving}).and_before(restore_state)
+    to_restore = _restore_state(requirements, {a: now[a] for a in arriving}).and_before(restore_state)
     return Plan(
         gpu,
         State.VFIO,
-        pages,
+        to_restore,
         (
             # First what may fail without anything having been touched.
             *_load(facts, vfio),
@@ -137,7 +137,7 @@ def to_vfio(
             # A machine that has it keeps its host from sleeping all the while.
             *([] if requirements.owned else [ReleaseSleepInhibitor()]),
         ),
-        replace(pages, units=tuple(unit for unit in pages.units if unit not in requirements.at_once)),
+        replace(to_restore, units=tuple(unit for unit in to_restore.units if unit not in requirements.at_once)),
     )
 
 
@@ -163,7 +163,7 @@ def to_quiesced(
 
     The way to the host gives back the rest.
     """
-    pages = _restore_state(requirements, {}).and_before(restore_state)
+    to_restore = _restore_state(requirements, {}).and_before(restore_state)
     held = _groups(facts, (f.address for f in gpu.present(facts) if f.on_vfio))
     # Who had one of them open would keep us from holding it.
     ours = {f"vfio/{number}" for number in held}
@@ -171,7 +171,7 @@ def to_quiesced(
     return Plan(
         gpu,
         State.HOST,
-        pages,
+        to_restore,
         (
             *_make_ready(gpu, requirements),
             *(HoldGroup(number) for number in held),
@@ -179,7 +179,7 @@ def to_quiesced(
             *destructive_steps,
             *(ReleaseGroup(number) for number in held),
         ),
-        pages,
+        to_restore,
     )
 
 
