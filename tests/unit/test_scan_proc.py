@@ -36,7 +36,7 @@ def devices(tree: Tree, proc: Proc) -> Devices:
 def scan(tree: Tree, proc: Proc, *numbers: str, **modules: list[str]) -> list[dict[str, object]]:
     """The holders of these device numbers."""
     request = {"functions": [str(GPU)], "nodes": [], "numbers": numbers, "modules": modules}
-    found = Scan(str(tree.sys), "/dev", str(proc.root), request).run()["holders"]
+    found = scan_main.scanned(str(tree.sys), "/dev", str(proc.root), request)["holders"]
     assert isinstance(found, list)
     return found
 
@@ -317,6 +317,22 @@ def test_references_that_no_process_explains(tree: Tree, proc: Proc, opens: str,
         proc.real(person.pid)
         expected = [("nvidia", f"module nvidia has {left} that no process explains")] if left else []
         assert doubts(tree, proc, "nvidia", "nvidia_uvm") == expected
+
+
+def test_references_that_went_while_the_processes_were_looked_at(
+    tree: Tree, proc: Proc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PipeWire's do, which opens a card for a moment: nobody of the kernel has it."""
+    driver = Driver(tree)
+    driver.references("nvidia", 1)
+    look = Scan._look
+
+    def closes(self: Scan, pids: Sequence[str]) -> object:
+        driver.references("nvidia", 0)
+        return look(self, pids)
+
+    monkeypatch.setattr(Scan, "_look", closes)
+    assert doubts(tree, proc, "nvidia") == []
 
 
 def test_references_of_a_file_that_was_inherited(tree: Tree, proc: Proc) -> None:
