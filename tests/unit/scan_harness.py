@@ -117,8 +117,8 @@ class Proc:
         (self.root / str(pid)).symlink_to(f"/proc/{pid}")
 
     def process(self, pid: int, name: str, *, flags: int = 0, state: str = "S", threads: int = 1) -> Path:
-        """One that has nothing open; returns its folder."""
-        fields = f"{pid} ({name}) {state} 1 1 1 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 {threads} 0 4321 0 0\n"
+        """One that has nothing open, and is no child of whoever runs this test; returns its folder."""
+        fields = f"{pid} ({name}) {state} {NOBODYS - 9} 1 1 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 {threads} 0 4321 0 0\n"
         self.write(f"{pid}/stat", fields)
         self.write(f"{pid}/status", f"Name:\t{name}\nUid:\t54321\t0\t0\t0\n")
         self.write(f"{pid}/cmdline", f"/usr/bin/{name}-and-more\0--quiet\0")
