@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-from gpuswitch.api.objects import NAME
+from gpuswitch.api.objects import NAME, path_of
 from tests.buses.private import PrivateBus
 from tests.entry import PciAddress, Tree, link, linux_host, serve, simulated_host
 from tests.service.peers import Peer
@@ -27,8 +27,9 @@ async def served(peer: Peer, running: asyncio.Task[None]) -> None:
 
 
 async def driver(peer: Peer) -> object:
-    path = f"/org/gpuswitch1/gpu/{_GPU.identifier}"
-    _, value = await peer.call(NAME, path, "org.freedesktop.DBus.Properties.Get", "ss", f"{NAME}.Gpu", "HostDriver")
+    _, value = await peer.call(
+        NAME, path_of(_GPU), "org.freedesktop.DBus.Properties.Get", "ss", f"{NAME}.Gpu", "HostDriver"
+    )
     return value
 
 

@@ -1,4 +1,7 @@
-"""The ladder: other ways to a known-good state where the way back failed too, or a crash left none."""
+"""Recovery: other ways to a known-good state where the way back failed too, or a crash left none.
+
+To sleep here is to let the virtual clock run.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ async def stranded(harness: Harness, actor: Actor) -> None:
     harness.host.faults.clear()
 
 
-def rough(actor: Actor) -> set[str]:
+def destructive(actor: Actor) -> set[str]:
     """What was done to it besides moving it."""
     return {step.kind for switch in actor.record.recent for step in switch.steps} & {"reset", "rescan"}
 
@@ -72,7 +75,7 @@ class TestAfterAFailedWayBack:
         harness, actor = await start_harness(tmp_path, **rules)
         await stranded(harness, actor)
         await (await actor.recover()).wait()
-        assert rough(actor) == set()
+        assert destructive(actor) == set()
 
     async def test_a_rescan_brings_it_home_where_that_is_allowed(self, tmp_path: Path) -> None:
         """Only a device that was off the bus takes its driver again."""
@@ -81,7 +84,7 @@ class TestAfterAFailedWayBack:
         harness.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=None)
         harness.witness.on_step = lambda _, event: harness.host.faults.clear() if event.step.kind == "rescan" else None
         switch = await harness.switch(actor, State.VFIO)
-        assert rough(actor) == {"rescan"}
+        assert destructive(actor) == {"rescan"}
         assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
         assert (harness.snapshot(), harness.pages) == (before, [])
 
@@ -160,7 +163,7 @@ class TestRecover:
         assert (switch.result, actor.state) == (Result.WEDGED, State.WEDGED)
         hang.release()
         await harness.witness.until(lambda: actor.state not in {State.WEDGED, State.RECOVERING})
-        assert "reset" not in rough(actor)
+        assert "reset" not in destructive(actor)
 
 
 class TestAcrossAStart:
@@ -234,7 +237,7 @@ async def test_what_starts_again_by_itself_does_not_keep_it_from_a_rescan(tmp_pa
     actor, before = harness.fleet.find("01:00.0"), harness.snapshot()
     harness.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=None)
     switch = await harness.switch(actor, State.VFIO)
-    assert "rescan" in rough(actor)
+    assert "rescan" in destructive(actor)
     assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
     harness.host.faults.clear()
     assert (harness.snapshot(), harness.pages) == (before, [])
@@ -281,7 +284,7 @@ class TestBeforeTheServiceIsReady:
         await self.left(harness, actor)
         again = await Harness.start(SimulatedHost(harness.machine), tmp_path, harness.fleet.config)
         actor = again.fleet.find("01:00.0")
-        assert (actor.state, rough(actor)) == (State.HOST, {"rescan"})
+        assert (actor.state, destructive(actor)) == (State.HOST, {"rescan"})
         assert again.snapshot() | before == again.snapshot()
 
     async def test_a_gpu_that_was_off_the_bus_when_the_service_died_is_found_again(self, tmp_path: Path) -> None:

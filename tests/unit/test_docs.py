@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.unit.test_house import ROOT, relative
+
 PACKAGE = ROOT / "gpuswitch"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -35,10 +36,6 @@ PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, (*PARTS, *ROOMS)))}
 PYTHON = re.compile(r"(?<![\w./*-])[\w/]+\.py(?![\w/])")
 DOTTED = re.compile(r"(?<![\w./-])gpuswitch(?:\.[A-Za-z_]\w*)+")
 IN_TREE = re.compile(r"[\w./]+(?:\.py|/)(?![\w/])")
-
-
-def relative(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
 
 
 def without_fences(page: str) -> str:

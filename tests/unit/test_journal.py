@@ -431,21 +431,18 @@ _addresses = st.builds(
 _texts = st.text(max_size=8)
 
 
-def _attributes() -> dict[str, st.SearchStrategy[str | None]]:
-    """Of each attribute of a function: the values that it may have."""
-    hints = get_type_hints(Captured, include_extras=True)
-    few = {
-        name: [v for each in get_args(hints[name])[1:] if isinstance(each, OneOf) for v in each.values]
-        for name in ATTRIBUTES
-    }
-    lacking = {name: [None] if NoneType in get_args(get_args(hints[name])[0]) else [] for name in ATTRIBUTES}
-    return {
-        name: st.sampled_from([*lacking[name], *few[name]]) if few[name] else st.sampled_from(lacking[name]) | _texts
-        for name in ATTRIBUTES
-    }
+def _values(hint: Any) -> st.SearchStrategy[Any]:
+    """What an attribute of a function may be, by its hint."""
+    kind, *beyond = get_args(hint)
+    few = [value for each in beyond if isinstance(each, OneOf) for value in each.values]
+    there: st.SearchStrategy[Any] = st.sampled_from(few) if few else _texts
+    return st.none() | there if NoneType in get_args(kind) else there
 
 
-_captured: dict[str, st.SearchStrategy[Any]] = {"driver": _drivers, **_attributes()}
+_hints = get_type_hints(Captured, include_extras=True)
+_captured: dict[str, st.SearchStrategy[Any]] = {"driver": _drivers} | {
+    name: _values(_hints[name]) for name in ATTRIBUTES
+}
 _kept: dict[str, st.SearchStrategy[Any]] = {
     "functions": st.dictionaries(_addresses, st.builds(Captured, **_captured), max_size=4),
     "units": st.lists(st.builds(Unit, _texts, st.none() | st.integers(0, 2**32))).map(tuple),

@@ -208,8 +208,8 @@ class Journal:
 class Page:
     """What the journal keeps for one GPU: `entry`, in memory as on the disk, unless that cannot be written.
 
-    What could not be written is tried again, for a disk that has room again makes no event. `kept` is
-    called with each entry that is kept from then on.
+    What could not be written is tried again, for a disk that has room again makes no event. `kept` is called with each
+    entry that is kept from then on.
     """
 
     def __init__(self, journal: Journal, gpu: PciAddress, kept: Callable[[Entry], None]) -> None:
