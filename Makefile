@@ -43,14 +43,14 @@ format: venv ## let ruff put things in order
 	$(BIN)/ruff format
 
 system-test: venv need-system ## the tests on a real systemd and bus, in containers (RELEASE=bookworm, BUS=dbus-daemon)
-	RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/pytest --timeout=600 tests/system
+	RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/pytest --timeout=600 tests/real_system
 
 test-python: venv need-system ## the fast tests with another release's Python, in a system of it (RELEASE=trixie or forky; TESTS=FOLDER: some)
-	@RELEASE=$(RELEASE) $(BIN)/python -m tests.debian.fast_tests $(TESTS)
+	@RELEASE=$(RELEASE) $(BIN)/python -m tests.harness.debian.fast_tests $(TESTS)
 
 vm-test: venv need-vm ## the tests on a real kernel in virtual machines (RELEASE=bookworm; SELECT=smoke: a few; WORKERS=auto)
-	@RELEASE=$(RELEASE) $(BIN)/python -m tests.vm.rig build
-	RELEASE=$(RELEASE) $(BIN)/pytest --timeout=1800 --durations=20 -n $(WORKERS) --maxschedchunk=1 $(if $(SELECT),-m $(SELECT)) tests/vm
+	@RELEASE=$(RELEASE) $(BIN)/python -m tests.harness.virtual_machines build
+	RELEASE=$(RELEASE) $(BIN)/pytest --timeout=1800 --durations=20 -n $(WORKERS) --maxschedchunk=1 $(if $(SELECT),-m $(SELECT)) tests/real_kernel
 
 release-test: ## all of it on all releases, with long campaigns: hours, before a release
 	@.ci/steps test 'test BUS=dbus-broker' \
@@ -60,13 +60,13 @@ release-test: ## all of it on all releases, with long campaigns: hours, before a
 	    'simulate SEEDS=100000'
 
 vm-shell: venv need-vm ## a shell in such a machine, to play in
-	@RELEASE=$(RELEASE) $(BIN)/python -m tests.vm.rig shell
+	@RELEASE=$(RELEASE) $(BIN)/python -m tests.harness.virtual_machines shell
 
 bench: venv $(if $(VM),need-vm) ## measure speed and size, and print them (BASE=REV: beside that revision; VM=: without the virtual machine)
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.bench $(if $(VM),--vm) $(if $(BASE),--base '$(BASE)')
 
 simulate: venv ## the service on machines in memory, with all that can go wrong, on every core (SEEDS=10000)
-	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+	@$(BIN)/python -m tests.harness.simulation --seeds $(SEEDS)
 
 docs: venv ## write the generated documents anew
 	$(BIN)/python docs/generate_states.py

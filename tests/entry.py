@@ -17,7 +17,7 @@ from gpuswitch.host.port import Host
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import SCENARIOS
 from gpuswitch.model.address import PciAddress
-from tests.unit.sysfs_tree import Tree, link
+from tests.harness.sysfs_tree import Tree, link
 
 __all__ = ["PciAddress", "Tree", "link", "linux_host", "serve", "simulated_host"]
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from gpuswitch.cli.client import CtlError
-from gpuswitch.cli.demo_service import Stage, stage
+from gpuswitch.cli.demo_service import DemoService, demo_service
 from gpuswitch.cli.output import line, on_terminal
 from gpuswitch.errors import Failed
 
@@ -23,58 +23,58 @@ def demo() -> int:
     Raises:
         CtlError: something did not go as the captions say.
     """
-    with stage() as playing:
-        _laptop(playing)
-        _server(playing)
-        _failure(playing)
+    with demo_service() as service:
+        _laptop(service)
+        _server(service)
+        _failure(service)
     _caption("That was all. Nothing of it touched this machine; 'gpuswitchctl list' shows the GPUs that it has.")
     return 0
 
 
-def _laptop(playing: Stage) -> None:
+def _laptop(service: DemoService) -> None:
     _caption("1. A laptop. The integrated graphics draw the screen, and nobody uses the GeForce.")
-    with playing.machine("laptop", *PACE, config=NAMED):
-        playing.ctl("list")
+    with service.machine("laptop", *PACE, config=NAMED):
+        service.ctl("list")
         _caption("A virtual machine is given whole IOMMU groups. The GeForce has one of its own:")
-        playing.ctl("groups")
+        service.ctl("groups")
         _caption("All four functions of the card leave their drivers for vfio-pci; each step is verified.")
-        playing.ctl("to-vfio", "geforce")
-        playing.ctl("status", "geforce")
-        _expect(playing, "geforce", "vfio")
+        service.ctl("to-vfio", "geforce")
+        service.ctl("status", "geforce")
+        _expect(service, "geforce", "vfio")
         _caption("The virtual machine is gone: everything comes back as it was.")
-        playing.ctl("to-host", "geforce")
-        playing.ctl("status", "geforce")
-        _expect(playing, "geforce", "host")
+        service.ctl("to-host", "geforce")
+        service.ctl("status", "geforce")
+        _expect(service, "geforce", "host")
 
 
-def _server(playing: Stage) -> None:
+def _server(service: DemoService) -> None:
     _caption("2. A server with eight GPUs. Two of them switch at the same time.")
-    with playing.machine("server", *PACE):
-        playing.ctl("list")
-        playing.ctl_at_once(("to-vfio", "11:00.0"), ("to-vfio", "21:00.0"))
-        playing.ctl("list")
-        _expect(playing, "11:00.0", "vfio")
-        _expect(playing, "21:00.0", "vfio")
+    with service.machine("server", *PACE):
+        service.ctl("list")
+        service.ctl_at_once(("to-vfio", "11:00.0"), ("to-vfio", "21:00.0"))
+        service.ctl("list")
+        _expect(service, "11:00.0", "vfio")
+        _expect(service, "21:00.0", "vfio")
 
 
-def _failure(playing: Stage) -> None:
+def _failure(service: DemoService) -> None:
     _caption("3. The laptop again, and this time its kernel refuses one step. All before it is undone, in reverse.")
-    with playing.machine("laptop", *PACE, REFUSAL, config=NAMED):
-        before = _look(playing, "geforce")
-        playing.ctl("to-vfio", "geforce", expect=Failed.exit_code)
-        playing.ctl("status", "geforce")
-        _expect(playing, "geforce", "host")
-        if _look(playing, "geforce")["functions"] != before["functions"]:
+    with service.machine("laptop", *PACE, REFUSAL, config=NAMED):
+        before = _look(service, "geforce")
+        service.ctl("to-vfio", "geforce", expect=Failed.exit_code)
+        service.ctl("status", "geforce")
+        _expect(service, "geforce", "host")
+        if _look(service, "geforce")["functions"] != before["functions"]:
             raise CtlError("the drivers are not as they were before", Failed.exit_code)
 
 
-def _expect(playing: Stage, gpu: str, state: str) -> None:
-    if (found := _look(playing, gpu)["state"]) != state:
+def _expect(service: DemoService, gpu: str, state: str) -> None:
+    if (found := _look(service, gpu)["state"]) != state:
         raise CtlError(f"{gpu} is {found}, not {state}", Failed.exit_code)
 
 
-def _look(playing: Stage, gpu: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(playing.look(gpu) or '{"state": "not to be seen", "functions": []}')
+def _look(service: DemoService, gpu: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(service.look(gpu) or '{"state": "not to be seen", "functions": []}')
     return found
 
 

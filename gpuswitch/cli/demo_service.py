@@ -30,7 +30,7 @@ START_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Stage:
+class DemoService:
     """A private bus at `address`; `folder` is for the files of all who are on it."""
 
     folder: Path
@@ -131,7 +131,7 @@ class Stage:
 
 
 @contextmanager
-def stage() -> Iterator[Stage]:
+def demo_service() -> Iterator[DemoService]:
     """A bus that nobody else knows of.
 
     Raises:
@@ -146,7 +146,7 @@ def stage() -> Iterator[Stage]:
             address = cast("IO[str]", bus.stdout).readline().strip()
             if not address.startswith("unix:"):
                 raise CtlError(f"{program} did not start: {address}", Failed.exit_code)
-            yield Stage(Path(folder), address)
+            yield DemoService(Path(folder), address)
 
 
 class _Signals:

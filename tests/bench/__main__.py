@@ -12,8 +12,8 @@ import sys
 from tests.bench import emulated, here, holders, hook
 from tests.bench.builds import Build, build_tree, checked_out, find_commit, open_cache
 from tests.bench.table import show
-from tests.debian.errors import RigError
-from tests.debian.tools import PROJECT
+from tests.harness.debian.errors import HarnessError
+from tests.harness.debian.tools import PROJECT
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
             measure(vm=options.vm)
         else:
             compare(options.base, vm=options.vm)
-    except RigError as error:
+    except HarnessError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -43,7 +43,7 @@ def measure(*, vm: bool) -> None:
 
 
 def compare(revision: str, *, vm: bool) -> None:
-    """Only what can be seen from outside: commands, the bus, the unit. Raises RigError where it cannot be built."""
+    """Only what can be seen from outside: commands, the bus, the unit. Raises HarnessError where it cannot be built."""
     commit = find_commit(revision)
     cache = open_cache()
     with checked_out(commit) as tree:

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.debian.cache import Cache, content_key, default_folder
-from tests.debian.errors import RigError
-from tests.debian.project import project_sources
-from tests.debian.tools import PROJECT, run
+from tests.harness.debian.cache import Cache, content_key, default_folder
+from tests.harness.debian.errors import HarnessError
+from tests.harness.debian.project import project_sources
+from tests.harness.debian.tools import PROJECT, run
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ DEVELOPED = Build("this", Path(sys.executable), PROJECT)
 def build_tree(cache: Cache, name: str, tree: Path) -> Build:
     """Install what lies in a tree, in a virtual environment of its own; kept by what `make install` would read of it.
 
-    Raises RigError.
+    Raises HarnessError.
     """
     with project_sources(tree) as sources:
 
@@ -80,11 +80,11 @@ def find_commit(revision: str, repository: Path = PROJECT) -> str:
     """The short id of the commit that a branch, a tag or an id stands for.
 
     Raises:
-        RigError: git knows none.
+        HarnessError: git knows none.
     """
     asked = ["rev-parse", "--verify", "--quiet", "--short", "--end-of-options", f"{revision}^{{commit}}"]
     found = subprocess.run(["git", "-C", repository, *asked], check=False, capture_output=True, text=True)
     if found.returncode != 0:
         why = found.stderr.strip() or "git knows no such commit; BASE is a branch, a tag or an id"
-        raise RigError(f"cannot compare with {revision!r}: {why}")
+        raise HarnessError(f"cannot compare with {revision!r}: {why}")
     return found.stdout.strip()

@@ -13,16 +13,16 @@ from tests.bench import guest
 from tests.bench.builds import DEVELOPED, Build, open_cache
 from tests.bench.rounds import Experiment, Quantity, ratios
 from tests.bench.table import Compared, Row, median, megabytes
-from tests.debian.tools import require_tools
-from tests.vm import rig
-from tests.vm.rig.hardware import GPU, GPU_AUDIO
-from tests.vm.rig.machine import Machine
-from tests.vm.rig.template import Template, find_template
+from tests.harness.debian.tools import require_tools
+from tests.harness.setups.programs import PLACE, install
+from tests.harness.virtual_machines.hardware import GPU, GPU_AUDIO
+from tests.harness.virtual_machines.machine import Machine
+from tests.harness.virtual_machines.template import Template, find_template
 
 ROUNDS = 10
 PYTHON = "/usr/local/lib/gpuswitch/current/bin/python"
-FLOOR = Path(rig.__file__).with_name("floor.sh")
 TARGETS = ("vfio", "host")
+BARE_WRITES = "bare_writes.sh"
 VIEWS = {"floor": "bare writes", "client": "as a client sees it", "service": "in the service"}
 START = """\
 set -e
@@ -33,7 +33,7 @@ awk '$1 == "VmRSS:" { print "VmRSS=" $2 }' "/proc/$(systemctl show -P MainPID gp
 
 
 def measure() -> Iterator[Row]:
-    """Raises RigError where there is no machine to be had."""
+    """Raises HarnessError where there is no machine to be had."""
     [template] = _templates(DEVELOPED)
     with _machine(template) as machine:
         measured = _rounds(machine, ROUNDS)
@@ -47,7 +47,7 @@ def measure() -> Iterator[Row]:
 
 
 def compare(this: Build, base: Build) -> Iterator[Compared]:
-    """The bare writes, which are no build's, show how alike the machines were. Raises RigError as measure() does."""
+    """The bare writes, which are no build's, show how alike the machines were. Raises HarnessError as measure()."""
     templates = _templates(this, base)
     with _machine(templates[0]) as ours, _machine(templates[1]) as theirs:
         yield from ratios(EXPERIMENTS, ours, theirs)
@@ -63,14 +63,14 @@ def _templates(*builds: Build) -> list[Template]:
 def _machine(template: Template) -> Iterator[Machine]:
     """A machine with what is run in it."""
     with template.clone() as machine:
-        machine.push(FLOOR.read_text(), "/tmp/floor.sh")  # noqa: S108 -- in the guest, which is ours alone
-        machine.push(Path(guest.__file__).read_text(), "/tmp/guest.py")  # noqa: S108 -- as above
+        install(machine, BARE_WRITES)
+        machine.push(Path(guest.__file__).read_text(), "/tmp/guest.py")  # noqa: S108 -- in the guest, which is ours alone
         yield machine
 
 
 def _rounds(machine: Machine, rounds: int) -> dict[str, list[float]]:
     """Seconds by name: those of guest.py."""
-    said = machine.sh(f"{PYTHON} /tmp/guest.py /tmp/floor.sh {rounds} {GPU} {GPU_AUDIO}", timeout=600).stdout
+    said = machine.sh(f"{PYTHON} /tmp/guest.py {PLACE}/{BARE_WRITES} {rounds} {GPU} {GPU_AUDIO}", timeout=600).stdout
     measured: dict[str, list[float]] = json.loads(said)
     return measured
 

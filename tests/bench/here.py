@@ -26,11 +26,10 @@ from gpuswitch.host.linux.sysfs import Sysfs
 from tests.bench.builds import DEVELOPED, Build
 from tests.bench.rounds import Experiment, Quantity, figures, ratios
 from tests.bench.table import Compared, Row, count, median, megabytes
-from tests.debian.errors import RigError
-from tests.service.services import environment
-from tests.unit.hook_parts import write
-from tests.unit.sysfs_tree import Tree
-from tests.unit.test_sysfs import big_host
+from tests.harness.debian.errors import HarnessError
+from tests.harness.domains import write
+from tests.harness.service.services import environment
+from tests.harness.sysfs_tree import Tree, big_host
 
 GPU = DBusAddress("/org/gpuswitch1/gpu/0000_01_00_0", "org.gpuswitch1", "org.gpuswitch1.Gpu")
 PROPERTIES = DBusAddress(GPU.object_path, GPU.bus_name, "org.freedesktop.DBus.Properties")
@@ -118,7 +117,7 @@ def private_bus(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def daemon(place: Place, *options: str) -> Iterator[Running]:
-    """A gpuswitchd as systemd would start it, the watchdog included. Raises RigError where it does not get ready."""
+    """A gpuswitchd as systemd would start it, the watchdog included. Raises HarnessError if it does not get ready."""
     folder = place.folder
     told = {
         "NOTIFY_SOCKET": str(folder / "notify"),
@@ -136,7 +135,7 @@ def daemon(place: Place, *options: str) -> Iterator[Running]:
             try:
                 if not _is_ready(process, listener):
                     said = (folder / "log").read_text()
-                    raise RigError(f"cannot measure {place.build.name}: its gpuswitchd did not get ready:\n{said}")
+                    raise HarnessError(f"cannot measure {place.build.name}: its gpuswitchd did not get ready:\n{said}")
                 yield Running(process, time.perf_counter() - begun, at_work(process.pid))
             finally:
                 process.terminate()

@@ -21,7 +21,7 @@ from tests.bench.builds import DEVELOPED, Build
 from tests.bench.here import Service
 from tests.bench.rounds import Experiment, Quantity, figures, ratios
 from tests.bench.table import Compared, Row, microseconds
-from tests.unit.hook_parts import HOSTDEV, domain, table
+from tests.harness.domains import HOSTDEV, domain, table
 
 _ENVIRON = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 """As libvirt sets it."""

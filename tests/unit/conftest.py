@@ -9,8 +9,8 @@ import pytest
 from hypothesis import settings
 
 from gpuswitch.host.linux.kernel import LinuxKernel
-from tests.unit.sysfs_tree import Tree
-from tests.unit.worker_harness import GPU, fill
+from tests.harness.sysfs_tree import Tree
+from tests.harness.workers import GPU, fill
 
 # The same examples each run, and none of them fails because the machine is busy.
 settings.register_profile("steady", derandomize=True, deadline=None, max_examples=40)

@@ -12,7 +12,7 @@ import pytest
 from tests.bench.builds import checked_out, find_commit
 from tests.bench.rounds import Experiment, Quantity, ratio, ratios
 from tests.bench.table import count
-from tests.debian.errors import RigError
+from tests.harness.debian.errors import HarnessError
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_revision_is_checked_out_as_it_was_committed(repository: Path) -> None
 
 @pytest.mark.parametrize("revision", ["nope", "", "-h", "old:file", "1234567890" * 4])
 def test_a_revision_that_there_is_not(repository: Path, revision: str) -> None:
-    with pytest.raises(RigError) as error:
+    with pytest.raises(HarnessError) as error:
         find_commit(revision, repository)
     assert str(error.value) == (
         f"cannot compare with {revision!r}: git knows no such commit; BASE is a branch, a tag or an id"
@@ -78,5 +78,5 @@ def test_a_revision_that_there_is_not(repository: Path, revision: str) -> None:
 
 
 def test_a_revision_of_what_is_no_repository(tmp_path: Path) -> None:
-    with pytest.raises(RigError, match=r"cannot compare with 'old': .*not a git repository"):
+    with pytest.raises(HarnessError, match=r"cannot compare with 'old': .*not a git repository"):
         find_commit("old", tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from gpuswitch.host.linux.framebuffers import BOOT_DRIVERS
 from gpuswitch.host.linux.sysfs import Sysfs
 from gpuswitch.model.address import PciAddress
-from tests.unit.sysfs_tree import Tree
+from tests.harness.sysfs_tree import Tree
 
 CARD = "0000:64:00.0"
 PANEL = "0000:65:00.0"

@@ -13,7 +13,7 @@ import pytest
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.hints import OneOf
 from gpuswitch.switch.journal.codec import decode, encode
-from tests.unit.parts import at
+from tests.harness.facts import at
 
 
 class Colour(Enum):

@@ -25,7 +25,7 @@ from gpuswitch.model.drivers import (
 )
 from gpuswitch.model.facts import Driver, Module
 from gpuswitch.model.holders import Unit
-from tests.unit.parts import VGA, facts, function
+from tests.harness.facts import VGA, facts, function
 
 
 @pytest.mark.parametrize(

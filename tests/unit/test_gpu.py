@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import BootFramebuffer, HostFacts, Kind, PciFunction
 from gpuswitch.model.gpu import Gpu, discover, harmless
-from tests.unit.parts import (
+from tests.harness.facts import (
     ACCELERATOR,
     AMD,
     AMD_PROCESSOR,

@@ -11,7 +11,7 @@ from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
 from gpuswitch.switch.planning.guards import Blocker, blockers, refusal
-from tests.unit.parts import AUDIO, BRIDGE, ETHERNET, HOST_BRIDGE, NVME, NVSWITCH, PORT, VGA, at, facts, function
+from tests.harness.facts import AUDIO, BRIDGE, ETHERNET, HOST_BRIDGE, NVME, NVSWITCH, PORT, VGA, at, facts, function
 
 GPU = Gpu(at("0000:01:00.0"), (at("0000:01:00.0"), at("0000:01:00.1")))
 

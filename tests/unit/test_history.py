@@ -22,7 +22,7 @@ from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Drift, Requester, Result, Switch
-from tests.unit.parts import at
+from tests.harness.facts import at
 
 GPU = cast("GpuRecord", SimpleNamespace(gpu=SimpleNamespace(address=at("0000:01:00.0"))))
 """As much of a record as the history looks at."""

@@ -9,7 +9,7 @@ import pytest
 
 from gpuswitch.model.holders import Holder, Process, Unit
 from gpuswitch.switch.holder_policy import Leaving, in_the_way, is_logind, never_ended, sentences, stoppable_unit
-from tests.unit.parts import at
+from tests.harness.facts import at
 
 GPU = at("0000:01:00.0")
 SDDM, OLLAMA = Unit("sddm.service"), Unit("ollama.service")

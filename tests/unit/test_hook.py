@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from gpuswitch import hook
 from gpuswitch.config import settings as config
-from tests.unit.hook_parts import BOMB, DOMAIN, HOSTDEV, INTERFACE, UUID, domain, table, write
-from tests.unit.sysfs_tree import Tree, link
+from tests.harness.domains import BOMB, DOMAIN, HOSTDEV, INTERFACE, UUID, domain, table, write
+from tests.harness.sysfs_tree import Tree, link
 
 GPU, SOUND = (0, 1, 0, 0), (0, 1, 0, 1)
 ON_BUS_1 = HOSTDEV.format("bus='1'")

@@ -1,6 +1,6 @@
 """What the libvirt hook makes of the service's answers. A program stands in for dbus-send.
 
-The real one, on a real bus, is in tests/service.
+The real one, on a real bus, is in tests/real_bus.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from gpuswitch import hook
-from tests.unit.hook_parts import BOMB, DOMAIN, UUID, domain, table, write
+from tests.harness.domains import BOMB, DOMAIN, UUID, domain, table, write
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.hook_parts import DOMAIN, domain
+from tests.harness.domains import DOMAIN, domain
 
 SCRIPT = Path(__file__).parents[2] / "contrib/libvirt/qemu.d/50-gpuswitch"
 LIMIT = 1 << 20

@@ -22,7 +22,7 @@ TEXT = sorted(
 
 MARKERS = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 PLACES = re.compile(r"(?<![\w.])/(home|root|Users)/")
-LOOKS_AGAIN = ROOT / "tests/machines/inside/words.py"
+LOOKS_AGAIN = ROOT / "tests/harness/machines/inside/words.py"
 """It waits for what makes no event, until somebody's patience is at its end."""
 LUCK = re.compile(r"time\.sleep\(|pytest\.(mark\.)?(skip|xfail|importorskip)")
 IGNORE = re.compile(r"#\s*(type:\s*ignore|noqa|pragma:|ruff:)")
@@ -30,6 +30,11 @@ REASONED = re.compile(
     r"# (type: ignore\[[\w, -]+\]|noqa: [A-Z]+\d+(, [A-Z]+\d+)*|pragma: no cover|ruff: noqa: [A-Z]+\d+)"
     r"\s+(# )?(- )?\S+ \S+"
 )
+
+FOLDERS = {"unit", "simulated_host", "random_schedules", "real_bus", "real_system", "real_kernel"}
+"""Of tests; CONTRIBUTING.md says what each is about."""
+TEST_FILE = re.compile(r"(test_\w+|conftest|__init__)\.py")
+KNOWS_TESTS = re.compile(rf"^\s*(from|import) tests\.({'|'.join(sorted(FOLDERS))})\b", re.MULTILINE)
 
 
 def relative(path: Path) -> str:
@@ -72,6 +77,17 @@ def test_every_directory_of_tests_is_a_package() -> None:
     ] == []
 
 
+def test_harnesses_stand_apart_from_tests() -> None:
+    """A folder of tests has nothing else, and what they are run with knows none of them."""
+    tests = [path for path in PYTHON if path.is_relative_to(ROOT / "tests") and path.parent != ROOT / "tests"]
+    here = [path for path in tests if path.parent.name in FOLDERS]
+    assert {path.parent.name for path in here} == FOLDERS
+    assert [relative(path) for path in here if not TEST_FILE.fullmatch(path.name)] == []
+    others = [path for path in tests if path not in here]
+    assert [relative(path) for path in others if path.name.startswith("test_")] == []
+    assert [relative(path) for path in others if KNOWS_TESTS.search(path.read_text())] == []
+
+
 def test_the_rules_can_fail() -> None:
     assert bare_ignores("x = 1  # noqa: E501\n") != []
     assert bare_ignores("x = 1  # type: ignore[misc]\n") != []
@@ -81,3 +97,5 @@ def test_the_rules_can_fail() -> None:
     assert MARKERS.search("# TODO later")
     assert PLACES.search("see /home/me/x")
     assert LUCK.search("time.sleep(1)")
+    assert not TEST_FILE.fullmatch("parts.py")
+    assert KNOWS_TESTS.search("from tests.unit.test_house import ROOT")

@@ -29,7 +29,7 @@ from gpuswitch.switch.journal.journal import Entry, Journal, Page, Unfinished, b
 from gpuswitch.switch.journal.store import DirectoryStore
 from gpuswitch.switch.record import Requester
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
-from tests.unit.parts import at
+from tests.harness.facts import at
 
 GPU = at("0000:01:00.0")
 RESTORE_STATE = RestoreState(

@@ -18,10 +18,10 @@ from gpuswitch.host.linux.scanning.devices import Devices
 from gpuswitch.host.linux.scanning.open_files import Seen, Wanted, look
 from gpuswitch.host.linux.sysfs import Sysfs
 from gpuswitch.model.holders import Process
-from tests.unit.scan_harness import FULL
-from tests.unit.sysfs_tree import Tree
+from tests.harness.scans import FULL
+from tests.harness.sysfs_tree import Tree
+from tests.harness.workers import GPU
 from tests.unit.test_sysfs import two_functions
-from tests.unit.worker_harness import GPU
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, failing: int, number: int) -> Callable[[], int]:

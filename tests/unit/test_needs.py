@@ -27,7 +27,7 @@ from gpuswitch.switch.planning.requirements import (
     units_to_stop,
 )
 from gpuswitch.switch.steps.consoles import consoles_to_move, shown_by_other_gpus, unbound_with
-from tests.unit.parts import VGA, at, facts, function, geforce
+from tests.harness.facts import VGA, at, facts, function, geforce
 
 GPU = Gpu(at("0000:01:00.0"), tuple(at(f"0000:01:00.{n}") for n in range(4)))
 DISPLAY, SOUND, USB, UCSI = GPU.functions

@@ -10,7 +10,7 @@ from gpuswitch.model.facts import BootFramebuffer, HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.policy import ModulePolicy
 from gpuswitch.switch.planning.requirements import boot_framebuffers, bound_drivers, everything, query
-from tests.unit.parts import VGA, at, facts, function
+from tests.harness.facts import VGA, at, facts, function
 
 GPU = Gpu(at("0000:01:00.0"), (at("0000:01:00.0"),))
 OWN = BootFramebuffer("simple-framebuffer.0", "simple-framebuffer", GPU.address, ("dri/card0", "fb0"))

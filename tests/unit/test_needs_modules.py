@@ -11,7 +11,7 @@ from gpuswitch.model.facts import HostFacts, Module
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.policy import ModulePolicy
 from gpuswitch.switch.planning.requirements import BoundDriver, bound_drivers, not_found_again, unloaded, used_besides
-from tests.unit.parts import VGA, at, facts, function
+from tests.harness.facts import VGA, at, facts, function
 
 DISPLAY = at("0000:01:00.0")
 SIBLING = function("0000:02:00.0", VGA, "nvidia", group=2)

@@ -10,7 +10,7 @@ from gpuswitch.model.facts import Driver
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
-from tests.unit.parts import AUDIO, at, captured, facts, function, geforce
+from tests.harness.facts import AUDIO, at, captured, facts, function, geforce
 
 GPU = Gpu(at("0000:01:00.0"), (at("0000:01:00.0"), at("0000:01:00.1")))
 

@@ -26,7 +26,7 @@ from gpuswitch.host.simulated.host import parts_of
 from gpuswitch.host.simulated.kernel import Machine
 from gpuswitch.model.address import PciAddress
 from gpuswitch.switch.steps.step import Step
-from tests.unit.parts import at
+from tests.harness.facts import at
 
 GPU = at("0000:01:00.0")
 WORKER = (Functions, Buses, Modules, Consoles)

@@ -12,7 +12,7 @@ from gpuswitch.host.port import Captured
 from gpuswitch.model.facts import Driver
 from gpuswitch.model.holders import Unit
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
-from tests.unit.parts import at
+from tests.harness.facts import at
 
 GPU, SOUND, OTHER = at("0000:01:00.0"), at("0000:01:00.1"), at("0000:02:00.0")
 SDDM, PERSISTENCED = Unit("sddm.service"), Unit("nvidia-persistenced.service")

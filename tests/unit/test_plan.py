@@ -11,7 +11,7 @@ from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
 from gpuswitch.switch.planning.plan import Plan, to_host, to_vfio
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
-from tests.unit.parts import AUDIO, MODULES, UCSI, VGA, at, captured, driver, facts, function, geforce
+from tests.harness.facts import AUDIO, MODULES, UCSI, VGA, at, captured, driver, facts, function, geforce
 
 HOME = ("nvidia", "snd_hda_intel", "xhci_hcd", "nvidia-gpu")
 AWAY = ("vfio-pci",) * 4

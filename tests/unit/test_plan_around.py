@@ -17,7 +17,7 @@ from gpuswitch.switch.steps.consoles import MoveConsoles, RestoreConsoles
 from gpuswitch.switch.steps.holders import AwaitHolders, CheckHolders
 from gpuswitch.switch.steps.host import ReleaseSleepInhibitor, StartUnits, StopUnits
 from gpuswitch.switch.steps.pci import Unbind
-from tests.unit.parts import at, captured, facts, geforce
+from tests.harness.facts import at, captured, facts, geforce
 from tests.unit.test_plan import gpu_of, home_of, titles
 
 DISPLAY, SOUND = at("0000:01:00.0"), at("0000:01:00.1")

@@ -26,7 +26,7 @@ from gpuswitch.switch.steps.pci import (
     RestorePower,
     Unbind,
 )
-from tests.unit.parts import AUDIO, UCSI, USB, VGA, driver, facts, function
+from tests.harness.facts import AUDIO, UCSI, USB, VGA, driver, facts, function
 
 _HOST_DRIVERS = st.sampled_from([None, "nvidia", "nouveau", "snd_hda_intel", "xhci_hcd"])
 _OVERRIDES = st.sampled_from([None, "vfio-pci", "nvidia"])

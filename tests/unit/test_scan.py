@@ -12,7 +12,7 @@ from gpuswitch.host.linux import procfs
 from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.host.linux.processes import LinuxProcesses
 from gpuswitch.model.holders import HolderQuery, unit_and_session
-from tests.unit.scan_harness import (
+from tests.harness.scans import (
     FULL,
     MAP,
     OPEN,
@@ -25,8 +25,8 @@ from tests.unit.scan_harness import (
     program,
     wait_for_the_first_thread,
 )
-from tests.unit.sysfs_tree import Tree
-from tests.unit.worker_harness import AUDIO, GPU
+from tests.harness.sysfs_tree import Tree
+from tests.harness.workers import AUDIO, GPU
 
 CGROUP = Path("/proc/self/cgroup").read_text()
 

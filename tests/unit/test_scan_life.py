@@ -16,10 +16,10 @@ from gpuswitch.host.linux import procfs
 from gpuswitch.host.linux.processes import LinuxProcesses
 from gpuswitch.host.linux.worker import Worker
 from gpuswitch.model.holders import Holder, HolderQuery, Process
-from tests.unit.scan_harness import FULL, NOBODYS, OPEN, Proc, processes, program, threads
-from tests.unit.sysfs_tree import Tree
+from tests.harness.scans import FULL, NOBODYS, OPEN, Proc, processes, program, threads
+from tests.harness.sysfs_tree import Tree
+from tests.harness.workers import GPU, refused
 from tests.unit.test_worker import gone, is_process, kill_unseen
-from tests.unit.worker_harness import GPU, refused
 
 QUERY = HolderQuery((GPU,))
 NOBODY = Holder(None, "nvidia", doubt="module nvidia has 1 user that no process explains")

@@ -19,9 +19,9 @@ from gpuswitch.host.linux.scanning import watch
 from gpuswitch.host.linux.scanning.devices import Devices
 from gpuswitch.host.linux.scanning.kernel import Client, mounted
 from gpuswitch.host.linux.scanning.split import in_two
-from tests.unit.scan_harness import FULL, NOBODYS, OPEN, Proc, program
-from tests.unit.sysfs_tree import Tree, link
-from tests.unit.worker_harness import AUDIO, GPU
+from tests.harness.scans import FULL, NOBODYS, OPEN, Proc, program
+from tests.harness.sysfs_tree import Tree, link
+from tests.harness.workers import AUDIO, GPU
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A look at a host, over a fake sysfs; tests/vm looks at real ones."""
+"""A look at a host, over a fake sysfs; tests/real_kernel looks at real ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpuswitch.host.linux.sysfs import Sysfs
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import BootFramebuffer, Driver, HostFacts, Module, PciFunction
 from gpuswitch.model.gpu import discover
-from tests.unit.sysfs_tree import Tree
+from tests.harness.sysfs_tree import Tree, big_host
 
 GPU = "0000:01:00.0"
 AUDIO = "0000:01:00.1"
@@ -362,27 +362,6 @@ print(json.dumps([len(facts.functions), [path for path in opened if path.startsw
 """
 ALLOWED = {"modalias", "boot_vga", "boot_display", "resource", "data", "name", "type"}
 ALLOWED |= {"reserved_regions", "runtime_status", "dev", "refcnt", "version", "modeset", "drivers_autoprobe"}
-
-
-def big_host(tree: Tree) -> None:
-    """300 functions: bridges, cards with sound, network cards with virtual functions, asleep and awake."""
-    for module in ("nvidia", "nvidia_modeset", "nvidia_drm", "nvidia_uvm", "snd_hda_intel"):
-        tree.loaded(module, 60)
-    tree.driver("nvidia", "nvidia")
-    tree.driver("snd_hda_intel", "snd_hda_intel")
-    for bus in range(1, 61):
-        port = f"0000:00:{bus // 8:02x}.{bus % 8}"
-        tree.function(port, ids="8086:a70d", class_code="060400", group=bus)
-        for function, (code, driver) in enumerate([("030000", "nvidia"), ("040300", "snd_hda_intel")]):
-            address = f"0000:{bus:02x}:00.{function}"
-            tree.function(address, class_code=code, driver=driver, group=100 + bus, under=[port], status="suspended")
-        tree.class_device(f"0000:{bus:02x}:00.0", f"drm/card{bus}", f"226:{bus}")
-        tree.memory(f"0000:{bus:02x}:00.0", (bus << 32, (bus << 32) + 0xFFFF))
-        tree.class_device(f"0000:{bus:02x}:00.1", f"sound/card{bus}/controlC{bus}", f"116:{bus}")
-        network = tree.function(f"0000:{bus:02x}:01.0", class_code="020000", group=200 + bus, under=[port])
-        virtual = tree.function(f"0000:{bus:02x}:01.1", class_code="020000", group=200 + bus, under=[port])
-        os.mkfifo(network / "sriov_numvfs")
-        (network / "virtfn0").symlink_to(f"../{virtual.name}")
 
 
 def test_a_big_host_is_looked_at_without_a_lock(tree: Tree) -> None:

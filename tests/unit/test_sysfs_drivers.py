@@ -11,7 +11,7 @@ import pytest
 from gpuswitch.host.linux.sysfs import Sysfs
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import PciFunction
-from tests.unit.sysfs_tree import Tree
+from tests.harness.sysfs_tree import Tree
 
 GPU = "0000:01:00.0"
 

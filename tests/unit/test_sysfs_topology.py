@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.host.linux.sysfs import Sysfs
-from tests.unit.parts import at
-from tests.unit.sysfs_tree import Tree
+from tests.harness.facts import at
+from tests.harness.sysfs_tree import Tree
 
 GPU = "0000:01:00.0"
 

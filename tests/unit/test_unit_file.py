@@ -1,4 +1,4 @@
-"""The unit file: what the service may do there, and what would break it. tests/vm has it run under a real systemd."""
+"""The unit file: what the service may do there, and what would break it. tests/real_system runs it."""
 
 from __future__ import annotations
 

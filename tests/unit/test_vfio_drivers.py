@@ -20,8 +20,8 @@ from gpuswitch.switch.planning.guards import blockers
 from gpuswitch.switch.planning.plan import Plan, to_host, to_vfio
 from gpuswitch.switch.planning.requirements import DetachRequirements
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
-from tests.unit.parts import MODULES, VFIO, at, captured, facts, geforce
-from tests.unit.sysfs_tree import Tree
+from tests.harness.facts import MODULES, VFIO, at, captured, facts, geforce
+from tests.harness.sysfs_tree import Tree
 
 SUPERCHIP = "pci:v000010DEd00002342sv000010DEsd000016EBbc03sc02i00"
 NVGRACE = Driver("nvgrace-gpu-vfio-pci", "nvgrace_gpu_vfio_pci")

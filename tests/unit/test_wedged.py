@@ -8,7 +8,7 @@ from gpuswitch.gpu.wedged import first_words, report
 from gpuswitch.host.port import Pending
 from gpuswitch.model.holders import Holder, Process
 from gpuswitch.switch.engine import StuckError
-from tests.unit.parts import at
+from tests.harness.facts import at
 
 GPU = at("0000:01:00.0")
 FROM_NVIDIA = StuckError(Pending("unbind 0000:01:00.0 from nvidia", 77, "S", "nv_pci_remove"), 20.0)

@@ -16,8 +16,8 @@ import pytest
 
 from gpuswitch.host.linux import kernel as kernel_module
 from gpuswitch.host.linux.kernel import LinuxKernel
-from tests.unit.sysfs_tree import Tree
-from tests.unit.worker_harness import AUDIO, GPU, refused
+from tests.harness.sysfs_tree import Tree
+from tests.harness.workers import AUDIO, GPU, refused
 
 
 async def gone(pid: int) -> None:

@@ -17,9 +17,9 @@ from gpuswitch.host.linux import procfs
 from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.host.port import Pending
 from gpuswitch.model.holders import Process
-from tests.unit.sysfs_tree import Tree
+from tests.harness.sysfs_tree import Tree
+from tests.harness.workers import AUDIO, GPU, refused
 from tests.unit.test_worker import Blocked, abandoned, gone, pid_of
-from tests.unit.worker_harness import AUDIO, GPU, refused
 
 
 async def test_an_adopted_operation_is_pending_until_it_returns(tree: Tree, kernel: LinuxKernel) -> None:

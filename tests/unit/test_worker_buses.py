@@ -10,8 +10,8 @@ from asyncinotify import Inotify, Mask
 
 from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.model.address import PciAddress
-from tests.unit.sysfs_tree import Tree, link
-from tests.unit.worker_harness import AUDIO, BOTH, GPU, refused
+from tests.harness.sysfs_tree import Tree, link
+from tests.harness.workers import AUDIO, BOTH, GPU, refused
 
 BRIDGE = "0000:00:01.0"
 

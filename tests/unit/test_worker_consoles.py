@@ -1,6 +1,6 @@
 """Cards that are announced, text consoles, the boot's frame buffer: what can be told without a frame buffer.
 
-tests/vm/test_consoles.py does it on real ones.
+tests/real_kernel/test_consoles.py does it on real ones.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import pytest
 
 from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.model.facts import Consoles
-from tests.unit.sysfs_tree import Tree
-from tests.unit.worker_harness import AUDIO, BOTH, GPU, refused
+from tests.harness.sysfs_tree import Tree
+from tests.harness.workers import AUDIO, BOTH, GPU, refused
 
 
 async def test_cards_are_announced(tree: Tree, kernel: LinuxKernel) -> None:

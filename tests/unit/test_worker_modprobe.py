@@ -17,7 +17,7 @@ from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import Candidate
-from tests.unit.sysfs_tree import Tree
+from tests.harness.sysfs_tree import Tree
 
 GPU = PciAddress.parse("0000:01:00.0")
 MODALIAS = "pci:v000010DEd00002484sv00001043sd000087C1bc03sc00i00"

@@ -12,8 +12,8 @@ from gpuswitch.host.operation import Words
 from gpuswitch.host.port import Captured
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Driver
-from tests.unit.sysfs_tree import Tree
-from tests.unit.worker_harness import AUDIO, BOTH, GPU, refused
+from tests.harness.sysfs_tree import Tree
+from tests.harness.workers import AUDIO, BOTH, GPU, refused
 
 
 def attribute(tree: Tree, address: PciAddress, name: str) -> Path:

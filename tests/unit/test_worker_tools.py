@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.host.linux.kernel import LinuxKernel
-from tests.unit.sysfs_tree import Tree
-from tests.unit.worker_harness import GPU, refused
+from tests.harness.sysfs_tree import Tree
+from tests.harness.workers import GPU, refused
 
 
 async def test_one_module_is_unloaded_and_no_other(tree: Tree, kernel: LinuxKernel, tmp_path: Path) -> None:

@@ -139,7 +139,8 @@ MODULES = (
 )
 """Installed. udev has loaded those whose devices are there; vfio-pci has no device of its own.
 
-Each says that it is for what a real one says, as far as there are such devices here: `tests/simulated/modules.alias`.
+Each says that it is for what a real one says, as far as there are such devices here:
+`tests/simulated_host/modules.alias`.
 """
 
 

@@ -1,5 +1,0 @@
-"""Debian systems for the tests: made of packages, the project installed in them as a user would, and kept.
-
-tests/system boots them as containers, tests/vm in an emulated PC. All of it lies in ~/.cache/gpuswitch-tests, or where
-GPUSWITCH_TEST_CACHE says. Remove it to get Debian's newest.
-"""

@@ -1,0 +1,23 @@
+"""What a build says, on the terminal of a run of pytest."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness.debian.cache import Say
+
+
+def progress(config: pytest.Config) -> Say:
+    """Shows a line at once, whatever is captured. A worker of pytest-xdist has no terminal, and says nothing."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is None:
+        return lambda _line: None
+    assert capture is not None  # pytest's own plugin, always there
+
+    def say(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            reporter.ensure_newline()
+            reporter.write_line(line)
+
+    return say

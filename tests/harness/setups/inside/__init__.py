@@ -1,0 +1,1 @@
+"""Programs that the setups put into machines."""

@@ -1,0 +1,244 @@
+"""The defects of the D-Bus library's connection, each shown at the far end of the socket."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import jeepney
+import pytest
+
+from gpuswitch.api import connection
+from gpuswitch.api.bus import Bus, BusError, BusLostError
+from gpuswitch.api.connection import Message
+from gpuswitch.api.interface import Interface, dbus_method, dbus_signal
+from gpuswitch.api.signatures import Str, UInt32
+from tests.harness.service.peers import ScriptedBus, scripted_bus
+
+PING = jeepney.DBusAddress("/", ":1.1", "org.freedesktop.DBus.Peer")
+
+
+class Counter(Interface, name="org.example.Counter"):
+    def __init__(self) -> None:
+        self.counted = 0
+
+    @dbus_method
+    def count(self) -> None:
+        self.counted += 1
+
+    @dbus_signal
+    def filled(self, index: UInt32, text: Str) -> None:
+        """A large signal."""
+
+
+@asynccontextmanager
+async def connected(folder: Path) -> AsyncIterator[tuple[Bus, ScriptedBus]]:
+    async with scripted_bus(folder) as (address, connections):
+        connecting = asyncio.create_task(Bus.connect(address))
+        far_end = await connections.get()
+        await far_end.log_in()
+        bus = await connecting
+        yield bus, far_end
+        await bus.close()
+        far_end.writer.close()
+
+
+def ping(member: str = "Ping") -> jeepney.Message:
+    return jeepney.new_method_call(PING, member)
+
+
+def reply_serial(message: jeepney.Message) -> object:
+    return message.header.fields[jeepney.HeaderFields.reply_serial]
+
+
+async def test_a_message_with_an_unknown_header_field_is_answered(tmp_path: Path) -> None:
+    destination, unknown = b"\x06\x01s\x00", b"\xc8\x01s\x00"
+    async with connected(tmp_path) as (_, far_end):
+        far_end.write(ping().serialise(7).replace(destination, unknown), ping().serialise(8))
+        assert reply_serial(await far_end.receive()) == 7
+
+
+async def test_a_message_of_an_unknown_type_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with connected(tmp_path) as (_, far_end):
+        unknown = bytearray(ping().serialise(7))
+        unknown[1] = 9
+        far_end.write(bytes(unknown), ping().serialise(8))
+        assert reply_serial(await far_end.receive()) == 8
+        assert not caplog.records
+
+
+@pytest.mark.parametrize("length", [0, 100_000])
+async def test_a_message_that_cannot_be_read_costs_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, length: int
+) -> None:
+    unreadable = jeepney.new_method_call(PING, "Ping", "s", ("x" * length,)).serialise(7).replace(b"/\0", b"-\0")
+    async with connected(tmp_path) as (_, far_end):
+        far_end.write(unreadable, ping().serialise(8))
+        assert reply_serial(await far_end.receive()) == 8
+    assert "cannot read a message from the bus: it is dropped" in caplog.text
+
+
+async def test_a_message_that_comes_byte_by_byte_is_answered(tmp_path: Path) -> None:
+    async with connected(tmp_path) as (_, far_end):
+        for byte in ping().serialise(7):
+            far_end.write(bytes([byte]))
+            await far_end.writer.drain()
+        assert reply_serial(await far_end.receive()) == 7
+
+
+async def test_bytes_that_are_no_message_end_the_connection(tmp_path: Path) -> None:
+    async with connected(tmp_path) as (bus, far_end):
+        far_end.write(b"HTTP/1.1 400 Bad Request\r\n")
+        await bus.lost()
+
+
+async def test_a_huge_call_is_refused_unread(tmp_path: Path) -> None:
+    async with connected(tmp_path) as (_, far_end):
+        huge = jeepney.new_method_call(PING, "Ping", "au", ([0] * 100_000,))
+        far_end.send(huge, ping(), first_serial=7)
+        refusal, answer = await far_end.receive(), await far_end.receive()
+    assert refusal.header.fields[jeepney.HeaderFields.error_name] == "org.freedesktop.DBus.Error.LimitsExceeded"
+    assert refusal.body == (f"cannot take a message of {len(huge.serialise(7))} bytes, only up to 65536",)
+    assert (reply_serial(refusal), reply_serial(answer)) == (7, 8)
+
+
+async def test_a_flood_leaves_the_loop_turns_for_other_work(tmp_path: Path) -> None:
+    counter = Counter()
+    turns: list[int] = []
+    loop = asyncio.get_running_loop()
+
+    def note_turn() -> None:
+        turns.append(counter.counted)
+        if counter.counted < 400:
+            loop.call_soon(note_turn)
+
+    async with connected(tmp_path) as (bus, far_end):
+        bus.export("/counter", counter)
+        call = jeepney.new_method_call(jeepney.DBusAddress("/counter", ":1.1", "org.example.Counter"), "Count")
+        call.header.flags |= jeepney.MessageFlag.no_reply_expected
+        far_end.send(*[call] * 400, ping())
+        note_turn()
+        await far_end.receive()
+    assert counter.counted == 400
+    assert max(after - before for before, after in pairwise(turns)) <= connection.BATCH
+
+
+async def test_more_signals_than_the_socket_takes_arrive_in_order(tmp_path: Path) -> None:
+    counter = Counter()
+    async with connected(tmp_path) as (bus, far_end):
+        bus.export("/counter", counter)
+        for index in range(1000):
+            counter.filled(index, "x" * 4000)
+        assert [(await far_end.receive()).body[0] for _ in range(1000)] == list(range(1000))
+
+
+async def test_a_bus_that_hangs_up_during_login_is_an_error(tmp_path: Path) -> None:
+    async with scripted_bus(tmp_path) as (address, connections):
+        connecting = asyncio.create_task(Bus.connect(address))
+        far_end = await connections.get()
+        await far_end.reader.readuntil(b"\r\n")
+        far_end.writer.close()
+        with pytest.raises(BusError, match=r"cannot connect .*: the bus ended the connection during login"):
+            await connecting
+
+
+async def test_a_bus_that_refuses_hello_is_an_error(tmp_path: Path) -> None:
+    async with scripted_bus(tmp_path) as (address, connections):
+        connecting = asyncio.create_task(Bus.connect(address))
+        far_end = await connections.get()
+        hello = await far_end.receive_hello()
+        far_end.send(jeepney.new_error(hello, "org.freedesktop.DBus.Error.LimitsExceeded", "s", ("too many of you",)))
+        with pytest.raises(BusError, match=r"cannot connect to the bus at .*: too many of you"):
+            await connecting
+        far_end.writer.close()
+
+
+async def test_no_bus_at_an_address_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BusError, match=r"cannot connect to the bus at unix:path=.*/nothing: .*No such file"):
+        await Bus.connect(f"unix:path={tmp_path}/nothing")
+
+
+async def test_an_address_that_makes_no_sense_is_an_error() -> None:
+    with pytest.raises(BusError, match="cannot connect to the bus at nonsense: "):
+        await Bus.connect("nonsense")
+
+
+async def test_the_loss_of_the_bus_is_told_and_ends_calls(tmp_path: Path) -> None:
+    message = Message(destination="org.example", path="/", interface="org.example.A", member="B")
+    async with connected(tmp_path) as (bus, far_end):
+        calling = asyncio.create_task(bus.call(message, within=30))
+        await far_end.receive()
+        far_end.writer.close()
+        await bus.lost()
+        with pytest.raises(BusLostError, match="the connection to the bus was lost before the answer came"):
+            await calling
+        with pytest.raises(BusLostError, match="cannot call B: the connection to the bus is lost"):
+            await bus.call(message, within=30)
+
+
+async def test_a_lost_bus_takes_signals_and_closing_without_complaint(tmp_path: Path) -> None:
+    counter = Counter()
+    async with connected(tmp_path) as (bus, far_end):
+        bus.export("/counter", counter)
+        far_end.writer.close()
+        await bus.lost()
+        counter.filled(1, "nobody hears it")
+        bus.unexport("/counter")
+
+
+async def log_in_and_close(address: str, connections: "asyncio.Queue[ScriptedBus]") -> object:
+    connecting = asyncio.create_task(Bus.connect(address))
+    far_end = await connections.get()
+    await far_end.log_in()
+    bus = await connecting
+    await bus.close()
+    await far_end.close()
+    return bus
+
+
+async def log_in_and_lose(address: str, connections: "asyncio.Queue[ScriptedBus]") -> object:
+    connecting = asyncio.create_task(Bus.connect(address))
+    far_end = await connections.get()
+    await far_end.log_in()
+    bus = await connecting
+    await far_end.close()
+    await bus.lost()
+    return bus
+
+
+async def fail_to_log_in(address: str, connections: "asyncio.Queue[ScriptedBus]") -> object:
+    connecting = asyncio.create_task(Bus.connect(address))
+    far_end = await connections.get()
+    await far_end.reader.readuntil(b"\r\n")
+    far_end.writer.write(b"REJECTED EXTERNAL\r\n")
+    with pytest.raises(BusError) as error:
+        await connecting
+    await far_end.close()
+    return error
+
+
+async def find_no_bus(address: str, _: "asyncio.Queue[ScriptedBus]") -> object:
+    with pytest.raises(BusError) as error:
+        await Bus.connect(address + "-not-there")
+    return error
+
+
+@pytest.mark.parametrize("ending", [log_in_and_close, log_in_and_lose, fail_to_log_in, find_no_bus])
+async def test_sockets_are_closed_without_the_garbage_collector(
+    tmp_path: Path, ending: Callable[[str, "asyncio.Queue[ScriptedBus]"], Awaitable[object]]
+) -> None:
+    gc.disable()
+    try:
+        async with scripted_bus(tmp_path) as (address, connections):
+            kept = [await ending(address, connections)]
+            before = open_descriptors()
+            kept += [await ending(address, connections) for _ in range(5)]
+            assert open_descriptors() == before
+    finally:
+        gc.enable()
+
+
+def open_descriptors() -> list[str]:
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir())

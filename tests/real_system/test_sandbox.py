@@ -1,0 +1,144 @@
+"""The unit of the service, read by a real systemd: what the service can do in there, and what it cannot."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.harness.containers.container import Container
+from tests.harness.containers.sandbox import ask, ask_shell
+from tests.harness.containers.system import System
+from tests.harness.containers.words import AS_NOBODY, GPU, INSIDE, PYTHON, UNIT_FILE, ctl, show, simulated
+from tests.real_system.conftest import Boot
+from tests.unit.test_unit_file import CAPABILITIES
+
+READ = "python3 -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())' "
+NUMBERS = {
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_DAC_READ_SEARCH": 2,
+    "CAP_KILL": 5,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_SYS_MODULE": 16,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+}
+"""linux/capability.h"""
+
+
+@pytest.fixture
+def machine(boot: Boot, system: System) -> Container:
+    return boot(system.installed, simulated())
+
+
+def status(machine: Container, pid: str) -> dict[str, str]:
+    """/proc/PID/status"""
+    lines = machine.sh(f"cat /proc/{pid}/status").stdout.splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+# The unit
+
+
+def test_systemd_has_nothing_to_say_about_it(machine: Container) -> None:
+    verified = machine.sh(f"systemd-analyze verify {UNIT_FILE} 2>&1")
+    assert verified.stdout == ""
+    said = machine.sh("journalctl -b _PID=1 -o cat").stdout
+    assert [line for line in said.splitlines() if re.search(r"gpuswitchd\.service:\d", line)] == []
+
+
+def test_the_bus_has_nothing_to_say_about_its_policy(machine: Container) -> None:
+    machine.sh("systemctl reload dbus")
+    said = machine.sh("journalctl -b -u dbus -u dbus-broker -o cat").stdout
+    assert [line for line in said.splitlines() if ".conf" in line or "policy" in line.lower()] == []
+
+
+# What it takes away
+
+
+def test_of_roots_rights_it_has_what_it_needs(machine: Container) -> None:
+    """Of those, a container has no right to load modules, whoever asks."""
+    service = status(machine, show(machine, "MainPID"))
+    everybody = int(status(machine, "1")["CapBnd"], 16)
+    wanted = sum(1 << NUMBERS[name] for name in CAPABILITIES)
+    assert int(service["CapBnd"], 16) == int(service["CapEff"], 16) == wanted & everybody
+    assert wanted & ~everybody == 1 << NUMBERS["CAP_SYS_MODULE"]
+    assert (service["NoNewPrivs"], service["Seccomp"]) == ("1", "2")
+
+
+@pytest.mark.parametrize("place", ["/etc", "/usr", "/usr/local/lib/gpuswitch", "/var/lib", "/var/log", "/boot"])
+def test_it_writes_to_no_file_of_others(machine: Container, place: str) -> None:
+    refused = ask_shell(machine, f"touch {place}/there 2>&1", check=False)
+    assert refused.status != 0
+    assert "Read-only file system" in refused.stdout
+    assert machine.sh(f"ls {place}/there", check=False).status != 0
+
+
+def test_people_keep_their_homes_to_themselves(machine: Container) -> None:
+    homes = "cd /; for home in home root; do"
+    machine.sh(f"{homes} mkdir -p $home/kim; echo secret >$home/kim/diary; done; echo here >/tmp/note")
+    seen = ask_shell(machine, f"({homes} cat $home/kim/diary; done; cat /tmp/note) 2>&1 || :").stdout
+    assert "secret" not in seen
+    assert "here" not in seen
+    assert len(seen.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("unshare --net true", "unshare --user true", "mount -t tmpfs none /tmp", "hostname other"),
+        *("chrt -f 1 true", "mkdir -m 4755 /tmp/s", "dmesg", "echo 1 >/sys/fs/cgroup/system.slice/cgroup.freeze"),
+        "python3 -c 'import mmap; mmap.mmap(-1, 4096, prot=7)'",
+    ],
+)
+def test_what_it_has_no_use_for_fails(machine: Container, command: str) -> None:
+    """Outside of the sandbox, root can do all of it but what the container itself forbids."""
+    assert ask_shell(machine, f"{command} 2>&1", check=False).status != 0
+
+
+# What works in it
+
+
+def test_it_sees_who_has_a_device_open(machine: Container) -> None:
+    """Of any user, in any unit or session; by a program of its own, as is the worker for what may block."""
+    machine.push((INSIDE / "look.py").read_text(), "/srv/look.py")
+    hold = "/bin/sh -c 'exec 3</dev/held; echo >/run/holds; exec sleep infinity'"
+    machine.sh(
+        f"""set -e
+        mknod -m 666 /dev/held c 1 7
+        useradd -m -u 1234 kim
+        mkfifo -m 666 /run/holds
+        systemd-run --quiet --unit=game --uid=kim {hold}
+        read -r line </run/holds
+        systemctl start user@1234.service
+        systemd-run --quiet --user --machine=kim@.host --unit=desk {hold}
+        read -r line </run/holds"""
+    )
+    said = json.loads(ask(machine, f"{PYTHON} /srv/look.py held").stdout)
+    seen = {(it["command"], it["uid"], it["user"], it["unit"]["name"], it["unit"]["user"]) for it in said["holders"]}
+    assert seen == {("sleep", 1234, "kim", "game.service", None), ("sleep", 1234, "kim", "desk.service", 1234)}
+    assert {tuple(it["nodes"]) for it in said["holders"]} == {("/dev/full",)}
+    assert said["worker"].startswith("cannot read the settings of 00ff:ff:1f.7: ")
+
+
+def test_metrics_are_where_the_configuration_says(machine: Container) -> None:
+    ctl(machine, f"to-vfio {GPU}")
+    for address, url in (("127.0.0.1", "127.0.0.1"), ("::", "[::1]")):
+        machine.push(f'[metrics]\naddress = "{address}"\nport = 9999\n', "/etc/gpuswitch/config.toml")
+        machine.sh("systemctl reload gpuswitchd")
+        text = machine.sh(f"{AS_NOBODY} {READ} http://{url}:9999/metrics").stdout
+        assert f'gpuswitch_gpu_state{{gpu="{GPU}",state="vfio"}} 1.0' in text
+        assert f'gpuswitch_switches_total{{gpu="{GPU}",result="done",target="vfio"}} 1.0' in text
+
+
+def test_it_has_folders_of_its_own(machine: Container) -> None:
+    """The configuration's is an administrator's to write to."""
+    ctl(machine, f"to-vfio {GPU}")
+    folders = machine.sh("stat -c '%n %U %a' /run/gpuswitch /var/lib/gpuswitch /etc/gpuswitch").stdout.split("\n")
+    assert folders[:3] == ["/run/gpuswitch root 755", "/var/lib/gpuswitch root 755", "/etc/gpuswitch root 755"]
+    assert machine.sh("ls /var/lib/gpuswitch").stdout.split()[0] == "history.db"
+    machine.push("[history]\nkeep = 7\n", "/etc/gpuswitch/conf.d/fewer.toml")
+    machine.sh("systemctl reload gpuswitchd")
+    assert re.search(r"history\.keep +7 +/etc/gpuswitch/conf\.d/fewer\.toml", ctl(machine, "config").stdout)

@@ -1,0 +1,171 @@
+"""The service dies at any instant; the next one brings the GPU home, or finds it on vfio and can."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.errors import Owned
+from gpuswitch.gpu.actor import Actor
+from gpuswitch.host.simulated.faults import Errno, Hang
+from gpuswitch.model.states import State
+from gpuswitch.switch.engine import Status, StepEvent
+from tests.harness.simulated.harness import GPUS, Harness
+
+
+async def crashed(harness: Harness, actor: Actor, target: State, index: int, status: Status) -> Harness | None:
+    """Switch, and die when this is told of the step; the next service, or None where there are fewer steps."""
+    killed: list[asyncio.Task[None]] = []
+
+    def die(actor: Actor, event: StepEvent) -> None:
+        if (event.index, event.status) == (index, status):
+            assert actor.runner.task is not None
+            actor.runner.task.cancel()
+            killed.append(actor.runner.task)
+
+    harness.witness.on_step = die
+    await actor.request(target)
+    assert actor.runner.task is not None
+    await asyncio.wait([actor.runner.task])
+    return await harness.crash(actor) if killed else None
+
+
+async def check_home(harness: Harness, scenario: str, before: object) -> None:
+    """At home, or on vfio with everything owed; then home."""
+    actor = harness.fleet.find(GPUS[scenario])
+    assert actor.state in {State.HOST, State.VFIO}
+    if actor.state is State.HOST:
+        assert (harness.pages, harness.snapshot()) == ([], before)
+    else:
+        await harness.moved(actor, State.HOST)
+        assert (harness.pages, harness.snapshot()) == ([], before)
+
+
+@pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+@pytest.mark.parametrize(
+    ("scenario", "status"), [*((name, Status.RUNNING) for name in GPUS), ("laptop", Status.DONE)], ids=str
+)
+async def test_a_crash_at_each_step(scenario: str, target: State, status: Status, tmp_path: Path) -> None:
+    index, outcomes = 1, set()
+    while True:
+        harness = await Harness.of(scenario, tmp_path / str(index))
+        actor = harness.fleet.find(GPUS[scenario])
+        before = harness.snapshot()
+        if target is State.HOST:
+            await harness.moved(actor, State.VFIO)
+        again = await crashed(harness, actor, target, index, status)
+        if again is None:
+            break
+        outcomes.add(again.fleet.find(GPUS[scenario]).state)
+        await check_home(again, scenario, before)
+        index += 1
+    assert index > 6
+    assert State.HOST in outcomes
+
+
+async def test_a_crash_before_the_first_step(tmp_path: Path) -> None:
+    harness = await Harness.of("laptop", tmp_path)
+    actor = harness.fleet.find("01:00.0")
+    before = harness.snapshot()
+    await actor.request(State.VFIO)
+    assert harness.pages
+    again = await harness.crash(actor)
+    assert (again.fleet.find("01:00.0").state, again.pages, again.snapshot()) == (State.HOST, [], before)
+
+
+async def test_a_crash_while_it_is_reverted(tmp_path: Path) -> None:
+    harness = await Harness.of("laptop", tmp_path)
+    actor = harness.fleet.find("01:00.0")
+    before = harness.snapshot()
+    harness.host.faults.add(Errno(5), operation="probe", subject="0000:01:00.0")
+    again = await crashed(harness, actor, State.VFIO, 7, Status.REVERTED)
+    assert again is not None
+    await check_home(again, "laptop", before)
+
+
+async def test_a_crash_while_the_kernel_has_it(tmp_path: Path) -> None:
+    """The next service does not wait for the kernel; it brings the GPU home when the kernel has returned."""
+    harness = await Harness.of("laptop", tmp_path)
+    actor = harness.fleet.find("01:00.0")
+    before = harness.snapshot()
+    hang = harness.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.2")
+    switch = await actor.request(State.VFIO)
+    await switch.wait()
+    assert actor.runner.task is not None
+    actor.runner.task.cancel()
+    again = await harness.again()
+    successor = again.fleet.find("01:00.0")
+    assert successor.state is State.WEDGED
+    assert "the kernel has not returned" in successor.reason
+    assert again.pages == ["0000_01_00_0.json"]
+    hang.release()
+    await again.witness.until(lambda: successor.state is State.HOST and not successor.bound)
+    assert again.snapshot() == before
+    assert again.pages == []
+
+
+async def test_two_gpus_come_home_together(tmp_path: Path) -> None:
+    harness = await Harness.of("server", tmp_path)
+    before = harness.snapshot()
+    actors = [harness.fleet.find(f"{number}1:00.0") for number in (1, 2)]
+    for actor in actors:
+        hang = harness.host.faults.add(Hang(), operation="probe", subject=actor.gpu.address)
+        await actor.request(State.VFIO)
+        await hang.reached.wait()
+        hang.release()
+    again = await harness.crash(*actors)
+    for actor in again.fleet.actors.values():
+        if actor.state is State.VFIO:
+            await again.moved(actor, State.HOST)
+    assert (again.snapshot(), again.pages) == (before, [])
+
+
+class TestAdoption:
+    async def test_leaves_a_gpu_at_rest_alone(self, tmp_path: Path) -> None:
+        harness = await Harness.of("laptop", tmp_path)
+        before = harness.snapshot()
+        again = await harness.again()
+        assert (again.fleet.find("01:00.0").switch, again.snapshot()) == (None, before)
+
+    async def test_leaves_a_gpu_on_vfio_alone_and_remembers_its_home(self, tmp_path: Path) -> None:
+        harness = await Harness.of("laptop", tmp_path)
+        before = harness.snapshot()
+        await harness.moved(harness.fleet.find("01:00.0"), State.VFIO)
+        harness.machine.start_vm("win11", harness.fleet.find("01:00.0").gpu.functions)
+        away = harness.snapshot()
+        again = await harness.again()
+        actor = again.fleet.find("01:00.0")
+        assert (actor.state, actor.record.host_driver, again.snapshot()) == (State.VFIO, "nvidia", away)
+        again.machine.end("win11")
+        await again.moved(actor, State.HOST)
+        assert again.snapshot() == before
+
+    async def test_what_somebody_else_moved_meanwhile_is_left_alone(self, tmp_path: Path) -> None:
+        """No switch of ours was under way: it is said, and whoever did it may have had a reason."""
+        harness = await Harness.of("laptop", tmp_path)
+        actor = harness.fleet.find("01:00.0")
+        await harness.moved(actor, State.VFIO)
+        await harness.host.kernel("somebody").unbind(actor.gpu.address, "vfio-pci")
+        harness.machine.open_group(13, "win11")
+        again = await harness.again()
+        actor = again.fleet.find("01:00.0")
+        assert again.pages == ["0000_01_00_0.json"]
+        assert str(actor.state) == "unknown"
+        assert "0000:01:00.0 is on no driver" in actor.reason
+        assert "0000:01:00.0 drifted from vfio to unknown" in again.witness.words
+        with pytest.raises(Owned, match=r"win11 \(pid .* has /dev/vfio/13 open"):
+            await actor.request(State.HOST)
+        again.machine.end("win11")
+        await again.moved(actor, State.HOST)
+
+    async def test_a_journal_that_is_damaged_is_told_and_the_hardware_believed(self, tmp_path: Path) -> None:
+        harness = await Harness.of("laptop", tmp_path)
+        await harness.moved(harness.fleet.find("01:00.0"), State.VFIO)
+        (tmp_path / "0000_01_00_0.json").write_text("{")
+        again = await harness.again()
+        actor = again.fleet.find("01:00.0")
+        assert actor.state is State.VFIO
+        await again.moved(actor, State.HOST)
+        assert actor.record.host_driver == "nvidia"

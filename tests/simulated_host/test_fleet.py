@@ -1,0 +1,286 @@
+"""The fleet: which GPUs there are, how they are named, and who a function belongs to."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.config.settings import Config, GpuConfig
+from gpuswitch.errors import Failed, GpuswitchError, InvalidArgument, NoSuchGpu, NotViable
+from gpuswitch.host.simulated.catalogue import DISPLAY_3D, NVIDIA, VGA, Slot
+from gpuswitch.host.simulated.faults import Hang
+from gpuswitch.host.simulated.scenarios import SCENARIOS, boot
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.states import State
+from tests.harness.simulated.harness import Harness, config
+
+FIRST, SECOND = PciAddress.parse("0000:11:00.0"), PciAddress.parse("0000:21:00.0")
+NIC = PciAddress.parse("0000:a2:00.0")
+GONE = (
+    "the [[gpu]] table of 0000:09:00.0 (gone) is about no GPU: there is no such function on the PCI bus; give it the "
+    "address of one, as gpuswitchctl list shows it, or take it out"
+)
+
+
+def managed(address: PciAddress, name: str = "", *members: PciAddress) -> GpuConfig:
+    return GpuConfig(address, managed=True, name=name, members=members)
+
+
+async def server(directory: Path, *gpus: GpuConfig) -> Harness:
+    return await Harness.start(SCENARIOS["server"](), directory, Config(gpus=gpus))
+
+
+class TestFind:
+    @pytest.mark.parametrize(
+        "selector",
+        ["0000:01:00.0", "01:00.0", "pci_0000_01_00_0", "PCI_0000_01_00_0", "01:00.1", "01:00.3", "card"],
+    )
+    async def test_by_every_name(self, selector: str, tmp_path: Path) -> None:
+        settings = Config(gpus=(managed(PciAddress.parse("0000:01:00.0"), "card"),))
+        harness = await Harness.start(SCENARIOS["laptop"](), tmp_path, settings)
+        assert str(harness.fleet.find(selector).gpu.address) == "0000:01:00.0"
+
+    async def test_the_only_one_needs_no_name(self, tmp_path: Path) -> None:
+        harness = await Harness.start(SCENARIOS["single"](), tmp_path)
+        assert str(harness.fleet.find("").gpu.address) == "0000:01:00.0"
+
+    async def test_an_accelerator_is_never_the_only_one(self, tmp_path: Path) -> None:
+        """It may be the processor's own, which nobody means: Intel's NPUs are of the same class."""
+        harness = await Harness.start(SCENARIOS["instinct"](), tmp_path / "both")
+        assert str(harness.fleet.find("").gpu.address) == "0000:c4:00.0"
+        lone = await Harness.start(
+            boot([d for d in harness.machine.devices.values() if d.address.bus == 5]), tmp_path / "lone"
+        )
+        with pytest.raises(InvalidArgument, match=r"has 1 GPU; name one of 0000:05:00\.0"):
+            lone.fleet.find("")
+
+    @pytest.mark.parametrize(
+        ("selector", "error", "sentence"),
+        [
+            ("", InvalidArgument, "this host has 2 GPUs; name one of 0000:00:02.0, 0000:01:00.0 (card)"),
+            ("cart", NoSuchGpu, "no GPU is named 'cart'; this host has 0000:00:02.0, 0000:01:00.0 (card)"),
+            ("gone", NoSuchGpu, GONE),
+            ("1:0.0", NoSuchGpu, "no GPU is named '1:0.0'; this host has 0000:00:02.0, 0000:01:00.0 (card)"),
+            ("09:00.0", NoSuchGpu, GONE),
+            (
+                "08:00.0",
+                NoSuchGpu,
+                "0000:08:00.0 is not a GPU of this host; this host has 0000:00:02.0, 0000:01:00.0 (card)",
+            ),
+            (
+                "02:00.0",
+                NoSuchGpu,
+                "0000:02:00.0 is not a GPU of this host; this host has 0000:00:02.0, 0000:01:00.0 (card)",
+            ),
+        ],
+    )
+    async def test_says_what_would_do(
+        self, selector: str, error: type[GpuswitchError], sentence: str, tmp_path: Path
+    ) -> None:
+        gpus = managed(PciAddress.parse("0000:01:00.0"), "card"), managed(PciAddress.parse("0000:09:00.0"), "gone")
+        harness = await Harness.start(SCENARIOS["laptop"](), tmp_path, Config(gpus=gpus))
+        with pytest.raises(error) as refusal:
+            harness.fleet.find(selector)
+        assert str(refusal.value) == sentence
+
+    async def test_on_a_host_without_gpus(self, tmp_path: Path) -> None:
+        harness = await Harness.start(boot([]), tmp_path)
+        with pytest.raises(NoSuchGpu, match="this host has no GPU"):
+            harness.fleet.find("")
+        with pytest.raises(NoSuchGpu, match="this host has none"):
+            harness.fleet.find("01:00.0")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "unknown"), [("server", False), ("laptop", False), ("unlit", True), ("cuda", False)]
+)
+async def test_a_screen_that_nobody_knows_of_is_told_once(
+    scenario: str, unknown: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cards of class 0302 have no outputs."""
+    if scenario in SCENARIOS:
+        host = SCENARIOS[scenario]()
+    else:
+        host = boot([Slot("0000:01:00", 1).function(0, NVIDIA, 0x20F1, VGA if unknown else DISPLAY_3D)])
+    harness = await Harness.start(host, tmp_path)
+    harness.fleet.look()
+    told = [record.message for record in caplog.records if "which display this machine booted on" in record.message]
+    assert len(told) == unknown
+
+
+class TestMembers:
+    async def test_a_gpu_that_another_takes_vanishes(self, tmp_path: Path) -> None:
+        harness = await server(tmp_path)
+        assert len(harness.fleet.actors) == 8
+        harness.fleet.reconfigure(Config(gpus=(managed(FIRST, "", SECOND),)))
+        assert harness.witness.words[8:10] == ["0000:21:00.0 vanished", "0000:11:00.0 host"]
+        assert len(harness.fleet.actors) == 7
+        assert harness.fleet.find("21:00.0") is harness.fleet.find("11:00.0")
+
+    async def test_and_who_asked_it_too_late_is_refused(self, tmp_path: Path) -> None:
+        harness = await server(tmp_path)
+        second, before = harness.fleet.find("21:00.0"), harness.snapshot()
+        harness.fleet.reconfigure(Config(gpus=(managed(FIRST, "", SECOND),)))
+        for ask in (second.request, second.plan):
+            with pytest.raises(Failed, match=r"cannot switch 0000:21:00\.0: its functions belong to another GPU now"):
+                await ask(State.VFIO)
+        assert (harness.snapshot(), harness.pages) == (before, [])
+
+    async def test_and_comes_back_when_it_is_let_go(self, tmp_path: Path) -> None:
+        harness = await server(tmp_path, managed(FIRST, "", SECOND))
+        harness.fleet.reconfigure(Config())
+        assert harness.witness.words[-9] == "0000:21:00.0 appeared host"
+        assert harness.fleet.find("21:00.0").gpu.functions == (SECOND,)
+        assert harness.fleet.find("11:00.0").gpu.functions == (FIRST,)
+
+    async def test_move_along(self, tmp_path: Path) -> None:
+        harness = await server(tmp_path, managed(FIRST, "both", SECOND, NIC))
+        actor = harness.fleet.find("both")
+        before = harness.snapshot()
+        await harness.moved(actor, State.VFIO)
+        assert {harness.machine.devices[a].seen().driver_name for a in (FIRST, SECOND, NIC)} == {"vfio-pci"}
+        await harness.moved(actor, State.HOST)
+        assert harness.snapshot() == before
+
+    async def test_also_when_the_service_was_restarted_meanwhile(self, tmp_path: Path) -> None:
+        """What it set out with comes home, whatever the config says by then."""
+        harness = await server(tmp_path, managed(FIRST, "", SECOND, NIC))
+        before = harness.snapshot()
+        await harness.moved(harness.fleet.find("11:00.0"), State.VFIO)
+        harness.fleet.reconfigure(Config())
+        again = await harness.again()
+        first = again.fleet.find("11:00.0")
+        assert first.gpu.functions == tuple(sorted((FIRST, SECOND, NIC)))
+        assert SECOND not in again.fleet.actors
+        await again.moved(first, State.HOST)
+        assert again.snapshot() == before
+        await again.witness.until(lambda: SECOND in again.fleet.actors)
+
+    async def test_a_gpu_away_from_home_keeps_its_own_until_it_is_back(self, tmp_path: Path) -> None:
+        """Else nobody would remember what the functions had."""
+        harness = await server(tmp_path, managed(SECOND, "", NIC))
+        second, before = harness.fleet.find("21:00.0"), harness.snapshot()
+        await harness.moved(second, State.VFIO)
+        harness.fleet.reconfigure(Config(gpus=(managed(FIRST, "", SECOND, NIC),)))
+        assert harness.fleet.find("21:00.0") is second
+        assert second.gpu.functions == (SECOND, NIC)
+        assert harness.fleet.find("11:00.0").gpu.functions == (FIRST,)
+        await harness.moved(second, State.HOST)
+        assert harness.snapshot() == before
+        await harness.witness.until(lambda: SECOND not in harness.fleet.actors)
+        assert harness.fleet.find("11:00.0").gpu.functions == (FIRST, SECOND, NIC)
+
+    async def test_a_gpu_under_way_keeps_its_own_too(self, tmp_path: Path) -> None:
+        harness = await server(tmp_path, managed(FIRST, "", SECOND))
+        first = harness.fleet.find("11:00.0")
+        hang = harness.host.faults.add(Hang(), operation="unbind")
+        switch = await first.request(State.VFIO)
+        await hang.reached.wait()
+        harness.fleet.reconfigure(Config())
+        assert harness.fleet.find("21:00.0") is first
+        hang.release()
+        await switch.wait()
+        await harness.moved(first, State.HOST)
+        await harness.witness.until(lambda: SECOND in harness.fleet.actors)
+        assert first.gpu.functions == (FIRST,)
+
+
+class TestConfigurationThatFitsNothing:
+    def table(self, address: str, name: str = "", *members: str) -> GpuConfig:
+        return managed(PciAddress.parse(address), name, *map(PciAddress.parse, members))
+
+    async def plain(self, directory: Path, *tables: GpuConfig) -> Harness:
+        """A GeForce at 0000:01:00, an NVMe disk at 0000:02:00.0."""
+        return await Harness.start(SCENARIOS["plain"](), directory, Config(gpus=tables))
+
+    async def test_any_function_of_a_gpu_means_the_gpu(self, tmp_path: Path) -> None:
+        harness = await self.plain(tmp_path, self.table("0000:01:00.1", "card"))
+        actor = harness.fleet.find("card")
+        assert (str(actor.gpu.address), actor.record.own_config.managed) == ("0000:01:00.0", True)
+        assert harness.fleet.misfits == ()
+
+    async def test_and_brings_its_members(self, tmp_path: Path) -> None:
+        harness = await self.plain(tmp_path, self.table("0000:01:00.3", "card", "0000:02:00.0"))
+        assert str(harness.fleet.find("card").gpu.functions[-1]) == "0000:02:00.0"
+
+    @pytest.mark.parametrize(
+        ("table", "words"),
+        [
+            (("0000:02:00.0",), "the storage controller 0000:02:00.0 (Intel Corporation SSD 660P Series), which is"),
+            (("0000:09:00.0",), "there is no such function on the PCI bus"),
+            (("0000:01:00.0", "card", "0000:09:00.1"), "has the member 0000:09:00.1, and there is no such function"),
+        ],
+    )
+    async def test_is_told_at_start_and_at_reload_and_once_each(
+        self, table: tuple[str, ...], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        harness = await self.plain(tmp_path, self.table(*table))
+        for _ in range(2):
+            harness.fleet.look()
+            told = [record.message for record in caplog.records if words in record.message]
+            assert told == [misfit.sentence for misfit in harness.fleet.misfits]
+            assert len(told) == 1
+            caplog.clear()
+            harness.fleet.reconfigure(Config(gpus=(self.table(*table),)))
+
+    async def test_of_two_tables_for_one_gpu_its_own_address_holds(self, tmp_path: Path) -> None:
+        harness = await self.plain(tmp_path, self.table("0000:01:00.1", "sound"), self.table("0000:01:00.0", "card"))
+        assert harness.fleet.find("card").record.config.gpu(PciAddress.parse("0000:01:00.0")).name == "card"
+        [misfit] = harness.fleet.misfits
+        assert "the [[gpu]] table of 0000:01:00.1 (sound) counts for nothing" in misfit.sentence
+
+    async def test_a_gpu_that_was_pulled_has_its_table_still(self, tmp_path: Path) -> None:
+        harness = await self.plain(tmp_path, self.table("0000:01:00.1", "card", "0000:02:00.0"))
+        await harness.machine.unplug("0000:01:00")
+        harness.fleet.look()
+        assert harness.fleet.misfits == ()
+        assert harness.fleet.find("card").state is State.ABSENT
+
+    async def test_a_gpu_that_comes_later_is_managed_then(self, tmp_path: Path) -> None:
+        host = SCENARIOS["plain"]()
+        await host.machine.unplug("0000:01:00")
+        harness = await Harness.start(host, tmp_path, Config(gpus=(self.table("0000:01:00.1", "card"),)))
+        [misfit] = harness.fleet.misfits
+        assert misfit.table == PciAddress.parse("0000:01:00.1")
+        harness.replug("0000:01:00")
+        harness.fleet.look()
+        assert harness.fleet.misfits == ()
+        actor = harness.fleet.find("card")
+        assert actor.record.own_config.managed
+
+    async def test_a_machine_that_asks_for_it_is_refused(self, tmp_path: Path) -> None:
+        harness = await self.plain(tmp_path, self.table("0000:09:00.0", "moved", "0000:02:00.0"))
+        for asked in ("0000:09:00.0", "0000:02:00.0"):
+            with pytest.raises(NotViable, match=r"table of 0000:09:00\.0 \(moved\) is about no GPU"):
+                harness.fleet.refuse_misfits({PciAddress.parse(asked)})
+        harness.fleet.refuse_misfits({PciAddress.parse("0000:01:00.0")})
+
+
+class TestReconfigure:
+    async def test_reaches_every_gpu(self, tmp_path: Path) -> None:
+        harness = await Harness.start(SCENARIOS["single"](), tmp_path, Config())
+        actor = harness.fleet.find("")
+        with pytest.raises(GpuswitchError, match="allow_boot_display"):
+            await actor.request(State.VFIO)
+        harness.fleet.reconfigure(config("single"))
+        await harness.moved(actor, State.VFIO)
+
+    async def test_leaves_a_switch_under_way_alone(self, tmp_path: Path) -> None:
+        harness = await Harness.of("laptop", tmp_path)
+        actor = harness.fleet.find("01:00.0")
+        harness.witness.on_step = lambda *_: harness.fleet.reconfigure(Config())
+        await harness.moved(actor, State.VFIO)
+
+
+async def test_hears_nothing_after_stop(tmp_path: Path) -> None:
+    harness = await Harness.of("plain", tmp_path)
+    await harness.fleet.stop("the service is stopping")
+    harness.witness.words.clear()
+    await harness.machine.unplug("0000:01:00")
+    told = asyncio.Event()
+    harness.host.watch(told.set)
+    harness.machine.replug("0000:01:00")
+    await told.wait()
+    assert harness.witness.words == []

@@ -1,0 +1,300 @@
+"""Units: stopped for the GPU's sake, remembered, and started again."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.errors import Failed, NotViable
+from gpuswitch.gpu.actor import Actor
+from gpuswitch.host.simulated.faults import Errno, Fault, Hang
+from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER, PERSISTENCED, laptop
+from gpuswitch.model.holders import Unit
+from gpuswitch.model.policy import Options
+from gpuswitch.model.states import State
+from gpuswitch.switch.engine import StepEvent
+from gpuswitch.switch.record import Result
+from tests.harness.simulated.harness import Harness, config
+
+POWERD, GETTY = Unit("nvidia-powerd.service"), Unit("getty@tty1.service")
+OLLAMA = Unit("ollama.service")
+
+
+async def reverted(harness: Harness, actor: Actor, options: Options = Options()) -> str:  # noqa: B008 -- frozen
+    """See that it begins, fails, and leaves no trace; the sentence."""
+    before, restore_state = harness.snapshot(), harness.pages
+    switch = await harness.switch(actor, State.VFIO, options)
+    assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
+    assert (harness.snapshot(), harness.pages) == (before, restore_state)
+    return switch.reason
+
+
+class TestComfort:
+    """Those that have the GPU open without anybody using it."""
+
+    async def test_the_last_cards_daemon_comes_back_with_it(self, tmp_path: Path) -> None:
+        harness = await Harness.of("laptop", tmp_path)
+        harness.machine.units.add(POWERD, active=False)
+        actor = harness.fleet.find("01:00.0")
+        await harness.moved(actor, State.VFIO)
+        assert (harness.state(PERSISTENCED), harness.state(POWERD)) == ("inactive", "inactive")
+        await harness.moved(actor, State.HOST)
+        assert (harness.state(PERSISTENCED), harness.state(POWERD)) == ("active", "inactive")
+        assert "nvidia-persistenced" in harness.machine.users(actor.gpu.address)
+
+    async def test_one_that_is_off_stays_off(self, tmp_path: Path) -> None:
+        harness = await Harness.of("laptop", tmp_path)
+        harness.machine.units.stop(PERSISTENCED)
+        actor = harness.fleet.find("01:00.0")
+        await harness.moved(actor, State.VFIO)
+        await harness.moved(actor, State.HOST)
+        assert harness.state(PERSISTENCED) == "inactive"
+
+    async def test_where_no_manager_answers_they_are_nobodys_business(self, tmp_path: Path) -> None:
+        harness = await Harness.of("plain", tmp_path)
+        harness.machine.units.managed = False
+        actor = harness.fleet.find("01:00.0")
+        await harness.moved(actor, State.VFIO)
+        await harness.moved(actor, State.HOST)
+
+
+class TestConfigured:
+    @pytest.fixture
+    async def harness(self, tmp_path: Path) -> Harness:
+        host = laptop()
+        host.machine.units.add(OLLAMA)
+        return await Harness.start(host, tmp_path, config(stop_units=["ollama.service"]))
+
+    @pytest.fixture
+    def actor(self, harness: Harness) -> Actor:
+        return harness.fleet.find("01:00.0")
+
+    async def test_stopped_and_started_again(self, harness: Harness, actor: Actor) -> None:
+        before = harness.snapshot()
+        await harness.moved(actor, State.VFIO)
+        assert harness.state(OLLAMA) == "inactive"
+        await harness.moved(actor, State.HOST)
+        assert harness.snapshot() == before
+
+    async def test_one_that_is_off_stays_off(self, harness: Harness, actor: Actor) -> None:
+        harness.machine.units.stop(OLLAMA)
+        await harness.moved(actor, State.VFIO)
+        await harness.moved(actor, State.HOST)
+        assert harness.state(OLLAMA) == "inactive"
+
+    async def test_one_more_for_this_call(self, harness: Harness, actor: Actor) -> None:
+        harness.machine.units.add(GETTY)
+        await harness.moved(actor, State.VFIO, Options(stop_units=("getty@tty1.service",)))
+        assert (harness.state(OLLAMA), harness.state(GETTY)) == ("inactive", "inactive")
+        await harness.moved(actor, State.HOST)
+        assert (harness.state(OLLAMA), harness.state(GETTY)) == ("active", "active")
+
+    async def test_one_that_does_not_exist(self, harness: Harness, actor: Actor) -> None:
+        with pytest.raises(NotViable, match=r"^there is no missing\.service, which is to be stopped first: correct"):
+            await actor.request(State.VFIO, Options(stop_units=("missing.service",)))
+        assert (harness.pages, actor.state, actor.switch) == ([], State.HOST, None)
+
+    @pytest.mark.parametrize(
+        ("fault", "sentence"),
+        [(Errno(1), "cannot stop ollama.service: Operation not permitted"), (Hang(), "ollama.service")],
+        ids=["refuses", "hangs"],
+    )
+    async def test_one_that_does_not_stop(self, fault: Fault, sentence: str, harness: Harness, actor: Actor) -> None:
+        """What was stopped beside it comes back."""
+        harness.host.faults.add(fault, operation="stop_unit", subject=OLLAMA)
+        started = asyncio.get_running_loop().time()
+        assert sentence in await reverted(harness, actor)
+        waited = asyncio.get_running_loop().time() - started
+        assert waited == (100 if isinstance(fault, Hang) else 0)
+
+    async def test_all_that_do_not_are_told(self, harness: Harness, actor: Actor) -> None:
+        harness.host.faults.add(Errno(1), operation="stop_unit", nth=None)
+        reason = await reverted(harness, actor)
+        assert "ollama.service" in reason
+        assert "nvidia-persistenced.service" in reason
+
+    async def test_where_nobody_can_tell_whether_it_runs(self, harness: Harness, actor: Actor) -> None:
+        harness.host.faults.add(Errno(5), operation="active")
+        before = harness.snapshot()
+        with pytest.raises(Failed, match=r"^cannot tell whether ollama\.service is active: "):
+            await actor.request(State.VFIO)
+        assert (harness.snapshot(), harness.pages) == (before, [])
+
+    @pytest.mark.parametrize("fault", [Errno(5), Hang()], ids=["fails", "hangs"])
+    async def test_one_that_does_not_start_takes_nothing_away(
+        self, fault: Fault, harness: Harness, actor: Actor
+    ) -> None:
+        """The GPU is home, and that is said with the fault."""
+        await harness.moved(actor, State.VFIO)
+        harness.host.faults.add(fault, operation="start_unit", subject=OLLAMA)
+        switch = await harness.switch(actor, State.HOST)
+        assert (switch.result, actor.state, harness.pages) == (Result.DONE, State.HOST, [])
+        assert "ollama.service" in switch.reason
+        assert harness.state(PERSISTENCED) == "active"
+
+    async def test_one_that_somebody_started_meanwhile(self, harness: Harness, actor: Actor) -> None:
+        await harness.moved(actor, State.VFIO)
+        harness.machine.units.settle(OLLAMA, "active")
+        await harness.moved(actor, State.HOST)
+        assert harness.state(OLLAMA) == "active"
+
+    async def test_a_cancelled_stop_is_no_debt(self, harness: Harness, actor: Actor) -> None:
+        hang = harness.host.faults.add(Hang(), operation="stop_unit", subject=OLLAMA)
+        before = harness.snapshot()
+        switch = await actor.request(State.VFIO)
+        await hang.reached.wait()
+        stopping = asyncio.create_task(harness.fleet.stop("the service is stopping"))
+        await asyncio.wait([stopping])
+        assert switch.result is Result.CANCELLED
+        assert (harness.snapshot(), harness.pages) == (before, [])
+
+
+class TestDesktop:
+    """A display manager that holds the only GPU, and a session of a person on it."""
+
+    @pytest.fixture
+    async def harness(self, tmp_path: Path) -> Harness:
+        return await Harness.of("single", tmp_path, after_host="getty@tty1.service")
+
+    async def test_there_and_back(self, harness: Harness) -> None:
+        harness.machine.units.add(GETTY, active=False)
+        actor = harness.fleet.find("")
+        await harness.moved(actor, State.VFIO)
+        assert harness.state(DISPLAY_MANAGER) == "inactive"
+        await harness.moved(actor, State.HOST)
+        assert (harness.state(DISPLAY_MANAGER), harness.state(GETTY)) == ("active", "active")
+        assert "Xorg" in harness.machine.users(actor.gpu.address)
+
+    async def test_after_a_failure_the_users_unit_is_not_started(self, harness: Harness) -> None:
+        harness.machine.units.add(GETTY, active=False)
+        harness.host.faults.add(Errno(5), operation="set_override")
+        await reverted(harness, harness.fleet.find(""))
+        assert (harness.state(DISPLAY_MANAGER), harness.state(GETTY)) == ("active", "inactive")
+
+    async def test_a_unit_of_the_users_choice_that_does_not_exist(self, harness: Harness) -> None:
+        actor = harness.fleet.find("")
+        await harness.moved(actor, State.VFIO)
+        switch = await harness.switch(actor, State.HOST)
+        assert (switch.result, harness.pages) == (Result.DONE, [])
+        assert "getty@tty1.service" in switch.reason
+        assert harness.state(DISPLAY_MANAGER) == "active"
+
+    async def test_sessions_are_ended_where_that_is_configured(self, tmp_path: Path) -> None:
+        """Somebody who called startx: no display manager is there to be stopped."""
+        harness = await Harness.of("single", tmp_path, stop_units=[], end_sessions=True)
+        actor = harness.fleet.find("")
+        harness.machine.end("Xorg")
+        assert "2" in harness.machine.units.sessions
+        await harness.moved(actor, State.VFIO)
+        assert "2" not in harness.machine.units.sessions
+
+    async def test_and_one_that_does_not_end_is_told(self, tmp_path: Path) -> None:
+        harness = await Harness.of("single", tmp_path, stop_units=[], end_sessions=True)
+        harness.machine.end("Xorg")
+        harness.host.faults.add(Errno(1), operation="end_session")
+        assert "session 2" in await reverted(harness, harness.fleet.find(""))
+
+
+class TestTheSystemGoesDown:
+    @pytest.fixture
+    async def harness(self, tmp_path: Path) -> Harness:
+        return await Harness.of("laptop", tmp_path)
+
+    @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
+    async def test_nothing_begins(self, target: State, harness: Harness) -> None:
+        actor = harness.fleet.find("01:00.0")
+        if target is State.HOST:
+            await harness.moved(actor, State.VFIO)
+        harness.machine.units.stopping = True
+        before = harness.snapshot()
+        with pytest.raises(Failed, match=r"^cannot switch 0000:01:00\.0: the system is going down$"):
+            await actor.request(target)
+        assert harness.snapshot() == before
+
+    async def test_a_revert_starts_no_units(self, harness: Harness) -> None:
+        actor = harness.fleet.find("01:00.0")
+        before = harness.snapshot()
+        hang = harness.host.faults.add(Hang(), operation="unbind")
+        switch = await actor.request(State.VFIO)
+        await hang.reached.wait()
+        harness.machine.units.stopping = True
+        stopping = asyncio.create_task(harness.fleet.stop("the service is stopping"))
+        hang.release()
+        await stopping
+        assert (switch.result, actor.state) == (Result.CANCELLED, State.HOST)
+        assert harness.snapshot() == before | {PERSISTENCED: "inactive"}
+
+
+class TestTheServiceDies:
+    async def test_at_each_step_its_units_come_back(self, tmp_path: Path) -> None:
+        index = 1
+        while True:
+            harness = await Harness.of("single", tmp_path / str(index))
+            actor = harness.fleet.find("")
+            before = harness.snapshot()
+            again = await self.crashed(harness, actor, index)
+            if again is None:
+                break
+            assert again.fleet.find("").state is State.HOST
+            assert (again.snapshot(), again.pages) == (before, [])
+            index += 1
+        assert index > 15
+
+    async def test_units_are_waited_for_only_once_the_service_has_started(self, tmp_path: Path) -> None:
+        """Whoever waits for it may be what it would wait for."""
+        harness = await Harness.of("single", tmp_path)
+        hang = harness.host.faults.add(Hang(), operation="unbind")
+        actor = harness.fleet.find("")
+        await actor.request(State.VFIO)
+        await hang.reached.wait()
+        hang.release()
+        never = harness.host.faults.add(Hang(), operation="start_unit")
+        again = await harness.crash(actor, restore_deferred=False)
+        assert not never.reached.is_set()
+        assert (again.fleet.find("").state, again.pages) == (State.HOST, ["0000_01_00_0.json"])
+        restoring = asyncio.create_task(again.fleet.restore_deferred())
+        await never.reached.wait()
+        never.release()
+        await restoring
+        assert (again.state(DISPLAY_MANAGER), again.pages) == ("active", [])
+
+    @staticmethod
+    async def crashed(harness: Harness, actor: Actor, index: int) -> Harness | None:
+        """Switch to vfio, and die at this step; the next service, or None where there are fewer steps."""
+        killed: list[int] = []
+
+        def die(actor: Actor, event: StepEvent) -> None:
+            if event.index == index and not killed:
+                assert actor.runner.task is not None
+                actor.runner.task.cancel()
+                killed.append(index)
+
+        harness.witness.on_step = die
+        await actor.request(State.VFIO)
+        assert actor.runner.task is not None
+        await asyncio.wait([actor.runner.task])
+        return await harness.crash(actor) if killed else None
+
+
+class TestThePulledCard:
+    """It does not come home by a switch, and its units do not wait for that."""
+
+    async def test_what_was_stopped_for_it_comes_back(self, tmp_path: Path) -> None:
+        harness = await Harness.of("single", tmp_path)
+        actor = harness.fleet.find("")
+        await harness.moved(actor, State.VFIO)
+        assert harness.state(DISPLAY_MANAGER) == "inactive"
+        await harness.machine.unplug("0000:01:00")
+        await harness.witness.until(lambda: actor.state is State.ABSENT)
+        await harness.fleet._restoring[actor.gpu.address]
+        assert (harness.state(DISPLAY_MANAGER), harness.pages) == ("active", [])
+
+    async def test_also_where_it_was_pulled_while_no_service_was_there(self, tmp_path: Path) -> None:
+        harness = await Harness.of("single", tmp_path)
+        await harness.moved(harness.fleet.find(""), State.VFIO)
+        await harness.host.close()
+        await harness.machine.unplug("0000:01:00")
+        harness = await harness.again()
+        assert (harness.state(DISPLAY_MANAGER), harness.pages) == ("active", [])

@@ -1,1 +1,0 @@
-"""Programs that the stage puts into machines."""
