@@ -14,6 +14,8 @@ from gpuswitch.api.metrics import Refusals
 from gpuswitch.api.options import options_of
 from gpuswitch.api.signatures import (
     Bool,
+    Double,
+    Int64,
     ObjectPath,
     Str,
     StrArray,
@@ -21,7 +23,6 @@ from gpuswitch.api.signatures import (
     StrTripleArray,
     UInt32,
     UInt32Array,
-    UInt64,
     Values,
     ValuesArray,
     typed,
@@ -204,8 +205,8 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         return bool(self._record.stays_out)
 
     @dbus_property
-    def state_since(self) -> UInt64:
-        return int(self._record.since * 1_000_000)
+    def state_since(self) -> Double:
+        return self._record.since
 
     @dbus_method
     async def to_vfio(self, options: Values) -> Str:
@@ -232,7 +233,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
             raise InvalidArgument(f"{target[:80]!r} is not a target; it is one of {', '.join(_TARGETS)}")
         plan = await self.actor.plan(_TARGETS[target], chosen)
         deadlines: dict[str, float] = self._record.config.deadlines.model_dump()
-        return [{"name": step.kind, "title": step.title, "deadline": step.deadline(deadlines)} for step in plan.steps]
+        return [{"kind": step.kind, "title": step.title, "deadline": step.deadline(deadlines)} for step in plan.steps]
 
     @dbus_method
     async def holders(self) -> ValuesArray:
@@ -246,8 +247,17 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         return _switch(switch)
 
     @dbus_signal
-    def step_changed(self, id: Str, index: UInt32, count: UInt32, step: Str, status: Str, usec: UInt64) -> None:  # noqa: A002 -- as on the bus
-        """A step began or ended; `usec` is how long it took."""
+    def step_changed(
+        self,
+        id: Str,  # noqa: A002 -- the argument's name on the bus
+        index: Int64,
+        count: Int64,
+        kind: Str,
+        title: Str,
+        status: Str,
+        seconds: Double,
+    ) -> None:
+        """A step began or ended; `seconds` is how long it took."""
 
     @dbus_signal
     def switch_finished(self, id: Str, result: Str, reason: Str) -> None:  # noqa: A002 -- as above
@@ -316,7 +326,7 @@ class BusObserver:
     def stepped(self, record: GpuRecord, switch: Switch, event: StepEvent) -> None:
         gpu = self._objects[record.gpu.address]
         gpu.step_changed(
-            switch.id, event.index, event.count, event.step.title, event.status, int(event.seconds * 1_000_000)
+            switch.id, event.index, event.count, event.step.kind, event.step.title, event.status, event.seconds
         )
         gpu.tell_in_a_moment()
 
@@ -339,9 +349,10 @@ def _switch(switch: Switch) -> dict[str, object]:
         "target": str(switch.target),
         "index": switch.index,
         "count": switch.count,
-        "step": switch.step,
-        "started": int(switch.started * 1_000_000),
-        "finished": int(switch.finished * 1_000_000) if switch.finished else 0,
+        "kind": switch.step_kind,
+        "title": switch.step,
+        "started": switch.started,
+        "finished": switch.finished or 0.0,
         "result": str(switch.result or ""),
         "reason": switch.reason,
     }
@@ -353,8 +364,8 @@ def _entry(entry: Entry) -> dict[str, object]:
         "gpu": entry.gpu,
         "target": entry.target,
         "count": entry.count,
-        "started": entry.started,
-        "finished": entry.finished,
+        "started": entry.started / 1e6,
+        "finished": entry.finished / 1e6,
         "result": entry.result,
         "reason": entry.reason,
         "options": dict(entry.options),
@@ -365,11 +376,11 @@ def _entry(entry: Entry) -> dict[str, object]:
 def _step(step: StepEntry) -> dict[str, object]:
     return {
         "index": step.number,
-        "title": step.title,
         "kind": step.kind,
+        "title": step.title,
         "status": step.status,
-        "started": step.started,
-        "usec": step.usec,
+        "started": step.started / 1e6,
+        "seconds": step.usec / 1e6,
     }
 
 

@@ -35,9 +35,9 @@ def _busy(value: object) -> Busy:
 
 
 def _seconds(value: object) -> float:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LONGEST_WAIT:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LONGEST_WAIT:
         return float(value)
-    raise InvalidArgument(f"wait_seconds must be a whole number from 1 to {LONGEST_WAIT}, not {str(value)[:80]!r}")
+    raise InvalidArgument(f"wait_seconds must be a number of seconds up to {LONGEST_WAIT}, not {str(value)[:80]!r}")
 
 
 def _units(value: object) -> tuple[str, ...]:

@@ -48,13 +48,14 @@ class CtlError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StepChange:
-    """What has just become of step `index` (from 1) of `count`; `usec` is how long it took, 0 while it runs."""
+    """What has just become of step `index` (from 1) of `count`; `seconds` is how long it took, 0 while it runs."""
 
     index: int
     count: int
-    step: str
+    kind: str
+    title: str
     status: str
-    usec: int
+    seconds: float
 
     @property
     def at_work(self) -> bool:

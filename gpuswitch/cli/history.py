@@ -117,7 +117,7 @@ def _print_steps(entry: Values) -> None:
             (
                 str(step["index"]),
                 duration(step["started"] - entry["started"]),
-                duration(step["usec"]),
+                duration(step["seconds"]),
                 step["status"],
                 step["title"],
             )

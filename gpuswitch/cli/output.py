@@ -74,19 +74,19 @@ def pairs(items: Iterable[tuple[str, str]]) -> None:
         print(f"{label:>{width}}{':' if label else ' '} {text}")
 
 
-def moment(usec: int) -> str:
-    """Microseconds since the epoch as local time, to the second."""
-    return datetime.fromtimestamp(usec / 1e6).astimezone().isoformat(" ", "seconds")
+def moment(seconds: float) -> str:
+    """Seconds since the epoch as local time, to the second."""
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
 
 
-def duration(usec: float) -> str:
-    """Microseconds as people say them: `12 ms`, `1.24 s`."""
-    if usec < 999_500:
-        return f"{usec / 1e3:.0f} ms" if usec >= 9_950 else f"{usec / 1e3:.1f} ms"
-    return f"{usec / 1e6:.2f} s"
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `12 ms`, `1.24 s`."""
+    if seconds < 0.9995:
+        return f"{seconds * 1e3:.0f} ms" if seconds >= 0.00995 else f"{seconds * 1e3:.1f} ms"
+    return f"{seconds:.2f} s"
 
 
 def numbered(change: StepChange) -> str:
     """`[ 3/12] unbind 0000:01:00.1 from snd_hda_intel`."""
     count = str(change.count)
-    return f"[{change.index:>{len(count)}}/{count}] {clean(change.step)}"
+    return f"[{change.index:>{len(count)}}/{count}] {clean(change.title)}"

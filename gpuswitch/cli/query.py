@@ -223,7 +223,7 @@ def state_words(gpu: Values) -> str:
 def _switch_words(switch: Values) -> str:
     words = f"{switch['id']} to {switch['target']}: "
     if not switch["result"]:
-        return f"{words}at step {switch['index']} of {switch['count']}, {switch['step']}"
+        return f"{words}at step {switch['index']} of {switch['count']}, {switch['title']}"
     words += f"{switch['result']} at {moment(switch['finished'])}"
     words += f" after {duration(switch['finished'] - switch['started'])}"
     return f"{words}: {'; '.join(switch['reason'].splitlines())}" if switch["reason"] else words

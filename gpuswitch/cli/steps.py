@@ -22,7 +22,7 @@ class Lines:
 
     def step(self, change: StepChange) -> None:
         if not change.at_work:
-            line(f"{numbered(change)}: {change.status} ({duration(change.usec)})")
+            line(f"{numbered(change)}: {change.status} ({duration(change.seconds)})")
 
 
 class JsonLines:

@@ -48,14 +48,14 @@ def print_timeline(entry: Mapping[str, Any]) -> None:
     grid.add_column(ratio=1, min_width=10)
     grid.add_column(overflow="fold")
     grid.add_column(justify="right", no_wrap=True)
-    whole = max(entry["finished"] - entry["started"], 1)
+    whole = max(entry["finished"] - entry["started"], 1e-6)
     for step in entry["steps"]:
         begin = min(step["started"] - entry["started"], whole * (1 - _SHORTEST))
-        end = begin + max(step["usec"], whole * _SHORTEST)
+        end = begin + max(step["seconds"], whole * _SHORTEST)
         status = clean(step["status"])
         style = _STEP_STYLES.get(status, "")
         bar = Bar(whole, begin, end, color=style.removeprefix("bold ") or "default")
-        took = duration(step["usec"])
+        took = duration(step["seconds"])
         grid.add_row(str(step["index"]), Text(clean(step["title"])), bar, Text(status, style), Text(took, "dim"))
     console.print(grid)
 
@@ -81,7 +81,7 @@ class StepsInPlace:
             return
         self._at_work = None
         status = (clean(change.status), _STEP_STYLES.get(change.status, ""))
-        self._console.print(Text.assemble(f"{numbered(change)}  ", status, (f"  {duration(change.usec)}", "dim")))
+        self._console.print(Text.assemble(f"{numbered(change)}  ", status, (f"  {duration(change.seconds)}", "dim")))
 
     def __rich__(self) -> Text:
         """The line that is redrawn; called from a thread of `rich`."""

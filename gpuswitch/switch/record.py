@@ -91,6 +91,7 @@ class Switch:
     seconds: float = 0.0
     index: int = 0
     step: str = ""
+    step_kind: str = ""
     result: Result | None = None
     reason: str = ""
     steps: list[StepRecord] = field(default_factory=list)
@@ -105,7 +106,8 @@ class Switch:
         return cls(target, 0, requester=requester, id=id, started=started, recovery=True, _clock=clock)
 
     def at(self, event: StepEvent) -> None:
-        self.index, self.count, self.step = event.index, event.count, event.step.title
+        self.index, self.count = event.index, event.count
+        self.step, self.step_kind = event.step.title, event.step.kind
         if event.status not in {Status.RUNNING, Status.REVERTING}:
             began = self.started + asyncio.get_running_loop().time() - self._clock - event.seconds
             self.steps.append(

@@ -140,7 +140,7 @@ def _switching(hooks: Hooks) -> Iterable[float]:
     connection, bus = hooks.service.connection, hooks.service.place.bus
     seconds = _run(hooks.ours, "prepare begin", WITH, bus)
     switch = {key: value for key, (_, value) in _read(connection, "Switch").items()}
-    yield seconds - (switch["finished"] - switch["started"]) / 1e6
+    yield seconds - (switch["finished"] - switch["started"])
     yield _run(hooks.ours, "release end", WITH, bus)
     while _read(connection, "State") != "host":
         pass

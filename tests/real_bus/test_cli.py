@@ -185,7 +185,7 @@ def follow(environ: dict[str, str]) -> subprocess.Popen[str]:
     following = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert following.stdout is not None
     for line in following.stdout:
-        if json.loads(line).get("step") == UNBIND_SOUND:
+        if json.loads(line).get("kind") == "unbind":
             return following
     raise AssertionError(following.communicate())
 

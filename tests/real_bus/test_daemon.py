@@ -106,8 +106,8 @@ async def test_a_plan_names_its_steps_and_takes_none(start: Start) -> None:
     service = await start("laptop", config=f"{ANY_PORT}[deadlines]\nunbind = 7\n")
     before = await service.properties(DISCRETE)
     steps = await service.call(DISCRETE, f"{GPU}.Plan", "sa{sv}", "vfio", {})
-    assert steps[0] == {"name": ("s", "module"), "title": ("s", "load vfio-pci"), "deadline": ("d", 30.0)}
-    unbinds = [step["title"][1] for step in steps if step["name"][1] == "unbind"]
+    assert steps[0] == {"kind": ("s", "module"), "title": ("s", "load vfio-pci"), "deadline": ("d", 30.0)}
+    unbinds = [step["title"][1] for step in steps if step["kind"][1] == "unbind"]
     assert unbinds == [
         "unbind 0000:01:00.1 from snd_hda_intel",
         "unbind 0000:01:00.2 from xhci_hcd",
@@ -115,7 +115,7 @@ async def test_a_plan_names_its_steps_and_takes_none(start: Start) -> None:
     ]
     assert "unload nvidia_drm, nvidia_modeset, nvidia_uvm, nvidia" in [step["title"][1] for step in steps]
     # The last one waits for a port that is silent.
-    assert [step["deadline"][1] for step in steps if step["name"][1] == "unbind"] == [7.0, 7.0, 200.0]
+    assert [step["deadline"][1] for step in steps if step["kind"][1] == "unbind"] == [7.0, 7.0, 200.0]
     assert await service.properties(DISCRETE) == before
 
 

@@ -99,7 +99,7 @@ async def test_a_scrape_tells_of_every_gpu_and_switch(start: Start) -> None:
         assert value(after, "switch_duration_seconds_bucket", target=target, le="+Inf") == 1
     assert value(after, "step_duration_seconds_count", step="unbind") == 7
     shown = await service.properties(DISCRETE)
-    assert value(after, "state_since_seconds", gpu=ADDRESS) == pytest.approx(shown["StateSince"] / 1e6, abs=1e-3)
+    assert value(after, "state_since_seconds", gpu=ADDRESS) == pytest.approx(shown["StateSince"], abs=1e-3)
 
 
 async def test_a_switch_under_way_is_seen_and_stops_no_scrape(start: Start) -> None:

@@ -39,7 +39,7 @@ def gpu(**changes: object) -> dict[str, Any]:
         "Switch": {},
         "Reason": "",
         "StaysOut": False,
-        "StateSince": 1_700_000_000_000_000,
+        "StateSince": 1_700_000_000.0,
         **changes,
     }
 
@@ -165,7 +165,7 @@ def test_one_reason_stands_in_the_sentence_and_several_below_it(capsys: pytest.C
 
 def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     evil = gpu(Name=EVIL, Model=EVIL, Reason=EVIL, Driver=EVIL, Functions=[(EVIL, EVIL, EVIL)])
-    change = StepChange(1, 1, EVIL, EVIL, 5)
+    change = StepChange(1, 1, EVIL, EVIL, EVIL, 5)
     look.list_gpus(service(evil), PLAIN)
     look.list_gpus(service(evil), JSON)
     look.status(service(evil), PLAIN)
@@ -182,7 +182,7 @@ def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFix
 
 def test_a_line_that_is_redrawn_is_clean_too() -> None:
     shown = StepsInPlace()
-    shown.step(StepChange(1, 1, EVIL, "running", 0))
+    shown.step(StepChange(1, 1, EVIL, EVIL, "running", 0))
     assert HARMLESS in shown.__rich__().plain
     assert shown.__rich__().plain.isprintable()
 
@@ -198,15 +198,15 @@ def test_columns_are_aligned_and_an_empty_cell_shows_a_dash(capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("usec", "words"),
-    [(0, "0.0 ms"), (432, "0.4 ms"), (9_900, "9.9 ms"), (12_345, "12 ms"), (999_000, "999 ms"), (1_240_000, "1.24 s")],
+    ("seconds", "words"),
+    [(0, "0.0 ms"), (4.3e-4, "0.4 ms"), (9.9e-3, "9.9 ms"), (0.012345, "12 ms"), (0.999, "999 ms"), (1.24, "1.24 s")],
 )
-def test_durations_have_three_digits_at_most(usec: int, words: str) -> None:
-    assert duration(usec) == words
+def test_durations_have_three_digits_at_most(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
 
 
 def test_steps_are_numbered_in_one_column() -> None:
-    assert numbered(StepChange(3, 12, "load vfio-pci", "done", 1)) == "[ 3/12] load vfio-pci"
+    assert numbered(StepChange(3, 12, "module", "load vfio-pci", "done", 1)) == "[ 3/12] load vfio-pci"
 
 
 def test_values_from_the_bus_lose_their_signatures() -> None:
@@ -249,10 +249,18 @@ def test_people_see_the_driver_with_the_host(changes: dict[str, str], words: str
 
 
 def test_status_tells_of_a_switch_under_way_and_of_the_last(capsys: pytest.CaptureFixture[str]) -> None:
-    switch = {"id": "1f", "target": "vfio", "step": "load vfio-pci", "index": 1, "count": 9, "started": 0, "reason": ""}
+    switch = {
+        "id": "1f",
+        "target": "vfio",
+        "title": "load vfio-pci",
+        "index": 1,
+        "count": 9,
+        "started": 0,
+        "reason": "",
+    }
     look.status(service(gpu(Switch={**switch, "finished": 0, "result": ""})), PLAIN)
     assert "1f to vfio: at step 1 of 9, load vfio-pci\n" in capsys.readouterr().out
-    look.status(service(gpu(Switch={**switch, "finished": 12_000, "result": "failed", "reason": "no luck"})), PLAIN)
+    look.status(service(gpu(Switch={**switch, "finished": 0.012, "result": "failed", "reason": "no luck"})), PLAIN)
     assert "after 12 ms: no luck\n" in capsys.readouterr().out
 
 

@@ -16,7 +16,7 @@ TO_VFIO = Namespace(json=False, target="vfio")
 
 
 def outcome(result: str) -> dict[str, Any]:
-    return {"result": result, "reason": "because", "count": 3, "started": 0, "finished": 5_000}
+    return {"result": result, "reason": "because", "count": 3, "started": 0, "finished": 0.005}
 
 
 def finish(result: str, state: str) -> int:
@@ -69,7 +69,7 @@ class Cancelled:
 
     def follow(self, switch: str, _seconds: float | None) -> list[object]:
         assert self.asked == switch
-        return [StepChange(2, 3, "load vfio-pci", "reverted", 5_000), outcome(self.result)]
+        return [StepChange(2, 3, "module", "load vfio-pci", "reverted", 0.005), outcome(self.result)]
 
 
 def test_cancelled_is_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +115,7 @@ class Recovering:
 
     def follow(self, switch: str, _seconds: float | None) -> list[object]:
         assert switch == "5f"
-        return [StepChange(1, 3, "reset 0000:01:00.0", "done", 5_000), self._ends]
+        return [StepChange(1, 3, "reset", "reset 0000:01:00.0", "done", 0.005), self._ends]
 
 
 def recovered(*, no_wait: bool = False, **ends: object) -> int:

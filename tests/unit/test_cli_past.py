@@ -18,11 +18,10 @@ from tests.unit.test_cli import EVIL, HARMLESS
 ME = pwd.getpwuid(os.geteuid()).pw_name
 OWN: dict[str, Any] = {"service": True, "unit": "", "command": "", "vm": ""}
 MINE = {"service": False, "uid": os.geteuid(), "pid": 42, "unit": "session-2.scope", "command": "bash", "vm": ""}
-SECOND = 1_000_000
 
 
-def step(index: int, status: str, started: int, usec: int, title: str = "load vfio-pci") -> dict[str, Any]:
-    return {"index": index, "title": title, "kind": "module", "status": status, "started": started, "usec": usec}
+def step(index: int, status: str, started: float, seconds: float, title: str = "load vfio-pci") -> dict[str, Any]:
+    return {"index": index, "kind": "module", "title": title, "status": status, "started": started, "seconds": seconds}
 
 
 def entry(**changes: object) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def entry(**changes: object) -> dict[str, Any]:
         "target": "vfio",
         "count": 2,
         "started": 0,
-        "finished": 2 * SECOND,
+        "finished": 2.0,
         "result": "done",
         "reason": "",
         "options": {},
@@ -134,7 +133,7 @@ def test_one_switch_with_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
         result="reverted",
         reason="no luck\nat all",
         options={"busy": "wait", "stop_units": ["a.service", "b.service"], "wait_seconds": 30.0},
-        steps=[step(1, "done", 1000, SECOND), step(2, "failed", SECOND + 1000, 5000), step(1, "reverted", SECOND, 12)],
+        steps=[step(1, "done", 1e-3, 1), step(2, "failed", 1.001, 5e-3), step(1, "reverted", 1, 12e-6)],
     )
     lines = shown(capsys, one).splitlines()
     assert lines[:4] == [
@@ -185,7 +184,7 @@ def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFix
         reason=EVIL,
         options={EVIL: [EVIL], "busy": EVIL},
         asker={**MINE, "unit": EVIL, "command": EVIL, "vm": EVIL},
-        steps=[step(1, EVIL, 0, 5, EVIL)],
+        steps=[step(1, EVIL, 0, 5e-6, EVIL)],
     )
     printed = "\n".join(told(capsys, evil)) + shown(capsys, evil)
     print_timeline(evil)
@@ -198,7 +197,7 @@ def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFix
 
 def test_bars_stand_where_the_steps_were(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    steps = [step(1, "done", 0, SECOND), step(2, "failed", SECOND, 3), step(1, "reverted", SECOND, SECOND)]
+    steps = [step(1, "done", 0, 1), step(2, "failed", 1, 3e-6), step(1, "reverted", 1, 1)]
     print_timeline(entry(steps=steps))
     rows = [line.partition("load vfio-pci")[2] for line in capsys.readouterr().out.splitlines()]
     first, failed, reverted = (len(row) - len(row.lstrip()) for row in rows)

@@ -8,6 +8,8 @@ import pytest
 from gpuswitch.api.connection import Variant
 from gpuswitch.api.signatures import (
     Bool,
+    Double,
+    Int64,
     ObjectPath,
     Signature,
     Str,
@@ -16,7 +18,6 @@ from gpuswitch.api.signatures import (
     StrTripleArray,
     UInt32,
     UInt32Array,
-    UInt64,
     Value,
     Values,
     ValuesArray,
@@ -39,7 +40,8 @@ class Colour(StrEnum):
         (Str, "s"),
         (Bool, "b"),
         (UInt32, "u"),
-        (UInt64, "t"),
+        (Int64, "x"),
+        (Double, "d"),
         (ObjectPath, "o"),
         (StrArray, "as"),
         (UInt32Array, "au"),
