@@ -70,6 +70,7 @@ simulate: venv ## the service on machines in memory, with all that can go wrong,
 
 docs: venv ## write the generated documents anew
 	$(BIN)/python docs/generate_states.py
+	$(BIN)/python docs/generate_dbus.py
 
 install: ## install on this system (root; PREFIX=/usr/local, PYTHON=/usr/bin/python3)
 	@PREFIX='$(PREFIX)' PYTHON='$(SYSTEM_PYTHON)' contrib/install.sh install

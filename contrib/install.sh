@@ -19,7 +19,8 @@ unit=gpuswitchd.service
 hooks=/etc/libvirt/hooks
 
 # Everything that is put outside of PREFIX/lib/gpuswitch: how | from | to.
-# Units and activation lie where an administrator's own belong; the bus reads policies in /usr/share and /etc only.
+# Units and activation lie where an administrator's own belong; the bus reads policies in /usr/share and /etc only, and
+# polkit before 124 actions in /usr/share only.
 # libvirt looks for hooks in one place; it may be installed later, and finds ours then.
 files() {
     cat <<EOF
@@ -28,6 +29,9 @@ link|$current/bin/gpuswitchd|$PREFIX/sbin/gpuswitchd
 file|units/gpuswitchd.service.in|/usr/local/lib/systemd/system/gpuswitchd.service
 file|units/org.gpuswitch1.service.in|/usr/local/share/dbus-1/system-services/org.gpuswitch1.service
 file|units/org.gpuswitch1.conf|/etc/dbus-1/system.d/org.gpuswitch1.conf
+file|units/org.gpuswitch1.policy|/usr/share/polkit-1/actions/org.gpuswitch1.policy
+file|units/org.gpuswitch1.rules|/usr/share/polkit-1/rules.d/50-gpuswitch.rules
+file|units/gpuswitch.sysusers|/usr/local/lib/sysusers.d/gpuswitch.conf
 hook|contrib/libvirt/qemu.d/50-gpuswitch|$hooks/qemu.d/50-gpuswitch
 EOF
 }
@@ -36,6 +40,15 @@ say() { printf '%s\n' "gpuswitch: $*"; }
 die() { printf '%s\n' "cannot $*" >&2; exit 1; }
 
 has_systemd() { [ -d /run/systemd/system ] && command -v systemctl >/dev/null && ! systemd-detect-virt -q --chroot; }
+
+# add_group: whose members may switch (units/org.gpuswitch1.rules). It stays when we go, as its number could be another's.
+add_group() {
+    if command -v systemd-sysusers >/dev/null; then
+        systemd-sysusers /usr/local/lib/sysusers.d/gpuswitch.conf
+    else
+        grep -q '^gpuswitch:' /etc/group || groupadd --system gpuswitch
+    fi
+}
 
 # tell_system: systemd and the bus read what has changed.
 tell_system() {
@@ -109,6 +122,7 @@ install() {
         [ -z "$missing" ] || printf '%s\n' "$missing"
     } >"$new/manifest"
     files | while IFS='|' read -r how from to; do put "$how" "$from" "$to"; done
+    add_group
     if [ -n "$old" ]; then # what the old version had put elsewhere
         grep '^file ' "$current/manifest" | grep -vxFf "$new/manifest" >"$new/gone" || :
         remove "$new/gone"

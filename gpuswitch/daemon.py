@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import IO
 
 from gpuswitch import __version__
+from gpuswitch.api.authority import Authority
 from gpuswitch.api.bus import Bus
+from gpuswitch.api.manager import ManagerObject
 from gpuswitch.api.metrics import MetricsEndpoint, MetricsObserver
-from gpuswitch.api.objects import NAME, ROOT, BusObserver, ManagerObject
+from gpuswitch.api.observer import BusObserver
+from gpuswitch.api.paths import NAME, ROOT
 from gpuswitch.api.vms import VirtualMachines
 from gpuswitch.config.settings import DIRECTORY, Config, load
 from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgument
@@ -93,6 +96,7 @@ class Daemon:
         self._host = host
         self._config_directory = config_directory
         self._bus = bus
+        bus.authorize_by(Authority(bus))
         self._metrics = metrics = MetricsObserver()
         journal = Journal(DirectoryStore(runtime / "gpus"))
         self._history = History(state / "history.db", config.history)

@@ -6,16 +6,23 @@ formats prose twice: an error is raised with its sentence and shown as it is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 PREFIX = "org.gpuswitch1.Error."
+AUTHENTICATION_REQUIRED = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
 
 
 class GpuswitchError(Exception):
-    """An error with a D-Bus name (`dbus_name`) and the exit status `gpuswitchctl` ends with (`exit_code`)."""
+    """An error with a D-Bus name (`dbus_name`) and the exit status `gpuswitchctl` ends with (`exit_code`).
+
+    `blockers` are the reasons of a refusal that has several, for programs: of each its `kind` in a word, the sentence
+    (`text`), and the name of the error that it would be alone (`error`).
+    """
 
     name: ClassVar[str] = "Failed"
     exit_code: ClassVar[int] = 1
+    blockers: tuple[Mapping[str, str], ...] = ()
 
     @property
     def dbus_name(self) -> str:
@@ -75,6 +82,17 @@ class NotAuthorized(GpuswitchError):
     exit_code = 4
 
 
+class AuthenticationRequired(NotAuthorized):
+    """The caller may do this once a person has proved who they are, and has not allowed that they are asked.
+
+    Its name is the one that D-Bus has for it (specification, Header Flags: ALLOW_INTERACTIVE_AUTHORIZATION).
+    """
+
+    @property
+    def dbus_name(self) -> str:
+        return AUTHENTICATION_REQUIRED
+
+
 class Timeout(GpuswitchError):
     """The answer did not come in the time that the caller allowed."""
 
@@ -99,7 +117,7 @@ class ConfigError(GpuswitchError):
 EXIT_CODES: dict[str, int] = {
     PREFIX + kind.name: kind.exit_code
     for kind in (Failed, InvalidArgument, NoSuchGpu, NotViable, Busy, Owned, InProgress, NotAuthorized, Timeout, Wedged)
-}
+} | {AUTHENTICATION_REQUIRED: NotAuthorized.exit_code}
 """Exit status by D-Bus error name, for a client that knows nothing but the name."""
 EXIT_UNREACHABLE = 5
 """The service does not answer on the bus."""

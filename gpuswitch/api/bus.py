@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final, Self
 
 from gpuswitch.api.connection import Connection, Message, MessageFlag, MessageType, NameFlag, RequestNameReply
 from gpuswitch.api.interface import Interface
-from gpuswitch.api.serving import Server
+from gpuswitch.api.serving import Authority, Server
 from gpuswitch.api.signatures import plain
 from gpuswitch.api.standard import Introspectable, ObjectManager, Peer, Properties, interface_values, is_below, told
 from gpuswitch.errors import Failed, Timeout
@@ -15,6 +16,10 @@ logger = logging.getLogger(__name__)
 
 BUS_SECONDS: Final = 10.0
 """Seconds that the message bus itself has to answer."""
+
+
+_BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+"""Name, path and interface of the message bus itself."""
 
 
 class BusError(Failed):
@@ -26,11 +31,12 @@ class BusLostError(BusError):
 
 
 class CallError(BusError):
-    """A call was answered with an error: `remote_name` is its D-Bus name, `str()` its text."""
+    """A call was answered with an error: `remote_name` is its D-Bus name, `sender` who answered, `str()` its text."""
 
-    def __init__(self, remote_name: str, text: str) -> None:
+    def __init__(self, remote_name: str, text: str, sender: str) -> None:
         super().__init__(text)
         self.remote_name = remote_name
+        self.sender = sender
 
 
 class Bus:
@@ -40,8 +46,8 @@ class Bus:
         self._connection = connection
         self._objects: dict[str, dict[str, Interface]] = {}
         self._calls: dict[int, asyncio.Future[Message]] = {}
-        self._leaving: dict[str, set[asyncio.Event]] = {}
-        self._server = Server(connection, self._objects, self._everywhere)
+        self._gone: Callable[[str], None] | None = None
+        self._server = Server(connection, self._objects, self._everywhere, self)
         connection.add_message_handler(self._receive)
         self._end = asyncio.create_task(self._await_end())
 
@@ -72,6 +78,10 @@ class Bus:
         await self._server.stop()
         self._connection.disconnect()
         await self._end
+
+    def authorize_by(self, authority: Authority) -> None:
+        """Have this one say who may call what; until then nobody may."""
+        self._server.authority = authority
 
     # Objects
 
@@ -118,14 +128,14 @@ class Bus:
         if answer != RequestNameReply.PRIMARY_OWNER.value:
             raise BusError(f"cannot own {name}: another gpuswitchd owns it")
 
-    async def call(self, message: Message, *, within: float) -> list[object]:
+    async def call(self, message: Message, *, within: float | None) -> list[object]:
         """Call a method and return the body of the answer in plain Python.
 
         Call only those whose answers carry no file descriptors: dbus-broker would hang up on us, who negotiate none
         (its peer.c, peer_queue_reply).
 
-        Raises CallError if the answer is an error, Timeout if there is none `within` so many seconds, and
-        BusLostError. Cancelled or timed out, nothing of the call is left behind.
+        Raises CallError if the answer is an error, Timeout if there is none `within` so many seconds (None: it may
+        take as long as it likes), and BusLostError. Cancelled or timed out, nothing of the call is left behind.
         """
         if not self._connection.connected:
             raise BusLostError(f"cannot call {message.member}: the connection to the bus is lost")
@@ -141,7 +151,7 @@ class Bus:
             del self._calls[message.serial]
         body = [plain(value) for value in reply.body]
         if reply.message_type is MessageType.ERROR:
-            raise CallError(reply.error_name, str(body[0]) if body else reply.error_name)
+            raise CallError(reply.error_name, str(body[0]) if body else reply.error_name, str(reply.sender))
         return body
 
     async def user(self, name: str) -> int:
@@ -168,29 +178,22 @@ class Bus:
             raise BusError(f"cannot use what the bus answers to {member}: it is no number")
         return found
 
-    async def gone(self, name: str) -> None:
-        """Return when the connection with this unique name has left the bus (specification, NameOwnerChanged).
+    def watch_names(self, gone: Callable[[str], None] | None) -> None:
+        """Have `gone` called with the name of each connection that leaves the bus; None: no longer.
 
-        Raises as `call` does.
+        Whoever asks for the user of a connection after this hears of its end, or is told that it is gone already: the
+        bus works off what one connection sends in order (specification, Message Bus Message Routing).
         """
-        left = asyncio.Event()
-        self._leaving.setdefault(name, set()).add(left)
-        rule = f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{name}'"
-        await self._ask("org.freedesktop.DBus", "AddMatch", "s", rule)
-        try:
-            # It may have left before we listened.
-            if await self._ask("org.freedesktop.DBus", "NameHasOwner", "s", name):
-                await left.wait()
-        finally:
-            self._leaving[name].discard(left)
-            if not self._leaving[name]:
-                del self._leaving[name]
-            self._forget(rule)
+        self._gone = gone
+        # arg2 is the new owner: of a unique name there never is one again
+        rule = "type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg2=''"
+        member = "RemoveMatch" if gone is None else "AddMatch"
+        self.send(Message(*_BUS, member, signature="s", body=[rule], flags=MessageFlag.NO_REPLY_EXPECTED))
 
-    def _forget(self, rule: str) -> None:
+    def send(self, message: Message) -> None:
+        """Send what is not answered; nothing once the bus is lost."""
         if self._connection.connected:
-            to = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "RemoveMatch")
-            self._connection.send(Message(*to, signature="s", body=[rule], flags=MessageFlag.NO_REPLY_EXPECTED))
+            self._connection.send(message)
 
     async def _ask(self, interface: str, member: str, signature: str = "", *arguments: object) -> object:
         """Call a method of the message bus itself, which returns one value or none."""
@@ -224,5 +227,5 @@ class Bus:
         """Who has left the bus: the name, its old owner, and no new one."""
         if message.member == "NameOwnerChanged" and message.sender == "org.freedesktop.DBus":
             name, _, new = message.body
-            for left in self._leaving.get(name, ()) if not new else ():
-                left.set()
+            if not new and self._gone is not None:
+                self._gone(name)

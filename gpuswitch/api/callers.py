@@ -33,14 +33,12 @@ class Callers:
         even then: the bus noted both when it connected, and gives its unique name to no other (specification, Unique
         Connection Name).
         """
-        name = caller()
+        name = caller().name
         end = asyncio.get_running_loop().time() + SECONDS
-        uid, pid = await asyncio.gather(
-            _by(end, partial(self._bus.user, name)), _by(end, partial(self._bus.process, name))
-        )
+        pid = await _by(end, partial(self._bus.process, name))
         found = await _by(end, partial(run_in_thread, partial(_process, pid))) if pid else None
         unit, command = found or ("", "")
-        return Requester(uid=uid, pid=pid, unit=unit, command=command)
+        return Requester(uid=caller().user, pid=pid, unit=unit, command=command)
 
 
 async def _by(end: float, ask: Callable[[], Awaitable[_T]]) -> _T | None:

@@ -31,19 +31,18 @@ from typing_extensions import override
 vars(typing).setdefault("no_type_check_decorator", lambda decorator: decorator)  # gone in 3.15, asked for on import
 
 # ruff: noqa: E402 -- the line above has to come first
-from dbus_next import introspection
 from dbus_next._private.constants import HeaderField
 from dbus_next._private.marshaller import Marshaller
 from dbus_next._private.unmarshaller import Unmarshaller
 from dbus_next.aio.message_bus import MessageBus
-from dbus_next.constants import ArgDirection, MessageFlag, MessageType, NameFlag, PropertyAccess, RequestNameReply
+from dbus_next.constants import MessageFlag, MessageType, NameFlag, RequestNameReply
 from dbus_next.errors import AuthError
 from dbus_next.message import Message
 from dbus_next.signature import SignatureTree, SignatureType, Variant
 
 __all__ = [
-    "ArgDirection", "Connection", "Message", "MessageFlag", "MessageType", "NameFlag", "PropertyAccess",
-    "RequestNameReply", "SignatureTree", "SignatureType", "Variant", "introspection",
+    "Connection", "Message", "MessageFlag", "MessageType", "NameFlag", "RequestNameReply", "SignatureTree",
+    "SignatureType", "Variant",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)

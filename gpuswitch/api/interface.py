@@ -5,9 +5,9 @@
         def state(self) -> Str:
             return self._gpu.state
 
-        @dbus_method
+        @dbus_method(returns="id", action="switch", outlives=True)
         async def to_vfio(self, options: Values) -> Str:
-            ...
+            "Start a switch; gives its id."
 
         @dbus_signal
         def step_changed(self, switch: Str, index: UInt32) -> None:
@@ -15,18 +15,19 @@
 
 On the bus, `to_vfio` is `ToVfio`. A method may be `async`. A property is read only, and its getter must not ask who
 is calling, since it is also read for signals. To call a signal is to send it; the body of its declaration never runs.
+What the docstrings say is what introspection tells (`gpuswitch.api.introspection`).
 The annotations are needed at run time: such a module has no `from __future__ import annotations`, nor imports them for
 type checkers only.
 """
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, get_type_hints, overload
 
-from gpuswitch.api.connection import ArgDirection, Connection, PropertyAccess, Variant, introspection
+from gpuswitch.api.connection import Connection, Variant
 from gpuswitch.api.signatures import pack, signature_of
 
 logger = logging.getLogger(__name__)
@@ -39,12 +40,28 @@ AnyInterface = TypeVar("AnyInterface", bound="Interface")
 
 @dataclass(frozen=True)
 class Member:
-    """A method or a signal: the signature of each argument by its name, and of the result ("": none)."""
+    """A method or a signal: the signature of each argument by its name, and of the result ("": none).
+
+    `returns` names the result. `action` is what its caller has to be allowed to do ("": nothing, it is for everyone).
+    `outlives`: once allowed, the call goes on also where its caller has left the bus.
+    """
 
     name: str
     arguments: Mapping[str, str]
     result: str
     function: Callable[..., Any]
+    returns: str = ""
+    action: str = ""
+    outlives: bool = False
+
+    @property
+    def documentation(self) -> str:
+        return documentation(self.function)
+
+    @property
+    def waits(self) -> bool:
+        """Whether its answer may take a while."""
+        return inspect.iscoroutinefunction(self.function)
 
     @property
     def signature(self) -> str:
@@ -52,10 +69,11 @@ class Member:
 
 
 class Property(Generic[T]):
-    """A property: on the class this object, on an instance the value."""
+    """A property: on the class this object, on an instance the value. `constant`: it never changes."""
 
-    def __init__(self, getter: Callable[[Any], T]) -> None:
+    def __init__(self, getter: Callable[[Any], T], *, constant: bool = False) -> None:
         self.name = wire_name(getter)
+        self.constant = constant
         self.signature = signature_of(get_type_hints(getter, include_extras=True)["return"])
         self.__doc__ = getter.__doc__
         self._getter = getter
@@ -71,16 +89,29 @@ class Property(Generic[T]):
         """The value on `interface` as it goes to the bus. Raises what the getter raises."""
         return Variant(self.signature, pack(self.signature, self._getter(interface)))
 
+    @property
+    def documentation(self) -> str:
+        return documentation(self._getter)
+
 
 def dbus_property(getter: Callable[[Any], T]) -> Property[T]:
     """Make `getter` a read-only D-Bus property of the type that it is annotated with."""
     return Property(getter)
 
 
-def dbus_method(function: Function) -> Function:
-    """Make `function` a D-Bus method. From Python it stays the function that it is."""
-    vars(function)["dbus_method"] = _member(function)
-    return function
+def dbus_constant(getter: Callable[[Any], T]) -> Property[T]:
+    """The same, of a value that never changes."""
+    return Property(getter, constant=True)
+
+
+def dbus_method(*, returns: str = "", action: str = "", outlives: bool = False) -> Callable[[Function], Function]:
+    """Make a function a D-Bus method; see `Member`. From Python it stays the function that it is."""
+
+    def declare(function: Function) -> Function:
+        vars(function)["dbus_method"] = _member(function, returns=returns, action=action, outlives=outlives)
+        return function
+
+    return declare
 
 
 def dbus_signal(
@@ -104,13 +135,19 @@ def wire_name(function: Callable[..., Any]) -> str:
     return "".join(word.capitalize() for word in function.__name__.split("_"))
 
 
-def _member(function: Callable[..., Any]) -> Member:
+def documentation(function: Callable[..., Any]) -> str:
+    """Its docstring, each paragraph on a line."""
+    text = inspect.getdoc(function) or ""
+    return "\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+def _member(function: Callable[..., Any], *, returns: str = "", action: str = "", outlives: bool = False) -> Member:
     hints = get_type_hints(function, include_extras=True)
     result = signature_of(hints.pop("return", None))
     arguments = {name: signature_of(hints.get(name)) for name in list(inspect.signature(function).parameters)[1:]}
     if "" in arguments.values():
         raise TypeError(f"{function.__qualname__}: each argument needs a type of gpuswitch.api.signatures")
-    return Member(wire_name(function), arguments, result, function)
+    return Member(wire_name(function), arguments, result, function, returns, action, outlives)
 
 
 class Interface:
@@ -120,8 +157,6 @@ class Interface:
     methods: ClassVar[Mapping[str, Member]]
     signals: ClassVar[Mapping[str, Member]]
     properties: ClassVar[Mapping[str, Property[Any]]]
-    introspection: ClassVar[introspection.Interface]
-
     _connection: Connection | None = None
     _path: str = ""
 
@@ -131,7 +166,14 @@ class Interface:
         cls.methods = _marked(members, "dbus_method")
         cls.signals = _marked(members, "dbus_signal")
         cls.properties = {m.name: m for m in members if isinstance(m, Property)}
-        cls.introspection = _describe(cls)
+
+    def actions(self, method: Member, arguments: Sequence[object]) -> Sequence[str]:  # noqa: ARG002 -- for who overrides it
+        """What a caller of this method, with these arguments, has to be allowed to do. Raises as the method does."""
+        return [method.action] if method.action else []
+
+    def about(self, method: Member, arguments: Sequence[object]) -> Mapping[str, str]:  # noqa: ARG002 -- as above
+        """What whoever allows it should know, by name (`$(gpu)` in the messages of the policy)."""
+        return {}
 
     def attach(self, connection: Connection, path: str) -> None:
         """Called on export. Raises ValueError if it already belongs to an object."""
@@ -177,24 +219,3 @@ class Interface:
 def _marked(members: Iterable[object], mark: str) -> dict[str, Member]:
     marks: list[Member] = [vars(each)[mark] for each in members if mark in getattr(each, "__dict__", ())]
     return {member.name: member for member in marks}
-
-
-def _describe(interface: type[Interface]) -> introspection.Interface:
-    """What Introspect says of `interface`. No annotation: each property emits its changes, which is the default."""
-
-    def arguments(member: Member, direction: ArgDirection) -> list[introspection.Arg]:
-        return [_argument(type_, direction, name) for name, type_ in member.arguments.items()]
-
-    def result(member: Member) -> list[introspection.Arg]:
-        return [_argument(member.result, ArgDirection.OUT)] if member.result else []
-
-    return introspection.Interface(
-        interface.dbus_name,
-        [introspection.Method(m.name, arguments(m, ArgDirection.IN), result(m)) for m in interface.methods.values()],
-        [introspection.Signal(s.name, arguments(s, ArgDirection.OUT)) for s in interface.signals.values()],
-        [introspection.Property(p.name, p.signature, PropertyAccess.READ) for p in interface.properties.values()],
-    )
-
-
-def _argument(signature: str, direction: ArgDirection, name: str | None = None) -> introspection.Arg:
-    return introspection.Arg(signature, direction, name)  # type: ignore[arg-type] # annotated wrongly in the library

@@ -1,77 +1,229 @@
-"""Method calls from others: who calls, what is called, and an answer in every case.
+"""Method calls from others: who calls, what is called, whether they may, and an answer in every case.
 
 This is ours and not the library's, which sends tracebacks to the caller, or no answer at all to a call that was
 cancelled. Here, whatever goes wrong, the caller gets an error with a name and one sentence.
+
+A call that may take a while belongs to a user, who can have `MOST_CALLS` under way, and ends when its caller leaves the
+bus, unless it was let through and outlives that (`Member.outlives`).
 """
+
+from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from functools import partial
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
-from gpuswitch.api.connection import Connection, Message, MessageFlag
+from gpuswitch.api.connection import Connection, Message, MessageFlag, MessageType
 from gpuswitch.api.interface import Interface, Member
 from gpuswitch.api.signatures import pack, plain
 from gpuswitch.api.standard import StandardError, Tree, below
-from gpuswitch.errors import Failed, GpuswitchError
+from gpuswitch.errors import Failed, GpuswitchError, NotAuthorized
 
 logger = logging.getLogger(__name__)
 
-_call: ContextVar[Message] = ContextVar("_call")
+MOST_CALLS: Final = 64
+"""Calls of one user, root excepted, that are under way at once, over all connections."""
+MOST_UNKNOWN: Final = 16
+"""Calls of one connection that wait until the bus has told whose it is."""
+
+_caller: ContextVar[Caller] = ContextVar("_caller")
 
 
-def caller() -> str:
-    """The unique bus name of whoever called the method that is being served. Raises LookupError outside of one."""
-    return str(_call.get().sender)
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whoever called: the unique name of the connection, its user, and whether that allows that a person is asked."""
+
+    name: str
+    user: int
+    may_be_asked: bool
 
 
-def caller_may_be_asked() -> bool:
-    """Whether the caller allows that polkit asks for a password. Raises LookupError outside of a method."""
-    return bool(_call.get().flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
+def caller() -> Caller:
+    """Whoever called the method that is being served. Raises LookupError outside of one that waits."""
+    return _caller.get()
+
+
+class Authority(Protocol):
+    """Says who may do what (`gpuswitch.api.authority`)."""
+
+    async def permit(self, caller: Caller, action: str, about: Mapping[str, str]) -> None:
+        """Return if the caller may; raises GpuswitchError if not."""
+
+
+class Users(Protocol):
+    """What the message bus tells of its connections."""
+
+    async def user(self, name: str) -> int:
+        """The user behind a connection. Raises GpuswitchError where that is gone, or the bus does not say."""
+
+    def watch_names(self, gone: Callable[[str], None] | None) -> None:
+        """Have `gone` called with the name of each connection that ends from now on; None: no longer."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One that may take a while. `begun`: it was let through, and the method runs."""
+
+    message: Message
+    method: Member
+    task: asyncio.Task[object] | None = None
+    begun: bool = False
+
+
+@dataclass
+class Connected:
+    """A connection that has calls under way. `user` is None until the bus has told."""
+
+    calls: set[Call] = field(default_factory=set)
+    user: int | None = None
+    asking: asyncio.Task[None] | None = None
 
 
 class Server:
     """Serves calls to the objects in `tree`; `everywhere` makes the interfaces of a path that only leads to objects."""
 
-    def __init__(self, connection: Connection, tree: Tree, everywhere: Callable[[str], list[Interface]]) -> None:
+    def __init__(
+        self, connection: Connection, tree: Tree, everywhere: Callable[[str], list[Interface]], users: Users
+    ) -> None:
+        self.authority: Authority | None = None
+        """While there is none, nobody may do what not everybody may."""
         self._connection = connection
         self._tree = tree
         self._everywhere = everywhere
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._users = users
+        self._connected: dict[str, Connected] = {}
+        self._of_user: Counter[int] = Counter()
 
     async def stop(self) -> None:
         """Cancel the calls that are still served; each is answered with an error."""
-        for task in self._tasks:
+        tasks = []
+        for connected in self._connected.values():
+            tasks += [call.task for call in connected.calls if call.task]
+            tasks += [connected.asking] if connected.asking else []
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def serve(self, message: Message) -> None:
-        """Run the method that `message` calls, and answer now or, if it is async, when it returns."""
-        token = _call.set(message)
+        """Run the method that `message` calls, and answer now or, if that may take a while, when it returns."""
         try:
             interface, method = self._find(message)
-            result = method.function(interface, *(plain(argument) for argument in message.body))
-            if inspect.iscoroutine(result):
-                task = asyncio.create_task(result)
-                self._tasks.add(task)
-                task.add_done_callback(partial(self._finish, message, method))
+            if method.action or method.waits:
+                self._begin(Call(message, method))
             else:
-                self._answer(message, method, result)
+                self._answer(message, method, method.function(interface, *_arguments(message)))
         except Exception as error:  # noqa: BLE001 -- whatever it was: it is logged, and the caller gets an answer
             self._answer_error(message, error)
-        finally:
-            _call.reset(token)
 
-    def _finish(self, message: Message, method: Member, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
+    # Calls that may take a while
+
+    def _begin(self, call: Call) -> None:
+        """Run it, once it is known whose it is. Raises StandardError where they have too many already."""
+        name = str(call.message.sender)
+        if not self._connected:
+            self._users.watch_names(self._left)
+        connected = self._connected.setdefault(name, Connected())
+        if connected.user is None:
+            if len(connected.calls) >= MOST_UNKNOWN:
+                raise StandardError(
+                    "LimitsExceeded", f"cannot serve more than {MOST_UNKNOWN} of your calls at once yet"
+                )
+            connected.calls.add(call)
+            if connected.asking is None:
+                connected.asking = asyncio.create_task(self._identify(name, connected))
+            return
+        self._check(connected.user)
+        connected.calls.add(call)
+        self._run(call, connected, connected.user)
+
+    async def _identify(self, name: str, connected: Connected) -> None:
+        """Ask the bus whose connection this is, and run what it has called meanwhile."""
+        user: int | None = None
+        why = "it was cancelled"
         try:
-            self._answer(message, method, task.result())
+            user = connected.user = await self._users.user(name)
+        except GpuswitchError as error:
+            why = f"nobody knows who you are: {error}"
+        finally:
+            connected.asking = None
+            for call in list(connected.calls):
+                try:
+                    if user is None:
+                        raise Failed(f"cannot finish {call.method.name}: {why}")
+                    self._check(user)
+                    self._run(call, connected, user)
+                except (GpuswitchError, StandardError) as error:
+                    connected.calls.discard(call)
+                    self._answer_error(call.message, error)
+            self._forget(name, connected)
+
+    def _check(self, user: int) -> None:
+        if user and self._of_user[user] >= MOST_CALLS:
+            raise StandardError("LimitsExceeded", f"cannot serve more than {MOST_CALLS} calls of one user at once")
+
+    def _run(self, call: Call, connected: Connected, user: int) -> None:
+        message = call.message
+        who = Caller(str(message.sender), user, bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION))
+        self._of_user[user] += 1
+        call.task = asyncio.create_task(self._work(call, who))
+        call.task.add_done_callback(lambda task: self._finish(call, connected, user, task))
+
+    async def _work(self, call: Call, who: Caller) -> object:
+        """What the method returns, once its caller has been allowed all that it needs.
+
+        An answer may take long: the object may be gone by then, or the configuration another. So all is looked at
+        again after each.
+        """
+        _caller.set(who)
+        granted: set[str] = set()
+        while True:
+            interface, method = self._find(call.message)
+            arguments = _arguments(call.message)
+            missing = next((each for each in interface.actions(method, arguments) if each not in granted), None)
+            if missing is None:
+                break
+            if self.authority is None:
+                raise NotAuthorized(f"nobody may {missing} here")
+            await self.authority.permit(who, missing, interface.about(method, arguments))
+            granted.add(missing)
+        call.begun = True
+        result = method.function(interface, *arguments)
+        if inspect.isawaitable(result):
+            return await _awaited(result)
+        return result
+
+    def _finish(self, call: Call, connected: Connected, user: int, task: asyncio.Task[object]) -> None:
+        connected.calls.discard(call)
+        self._of_user[user] -= 1
+        if not self._of_user[user]:
+            del self._of_user[user]
+        self._forget(str(call.message.sender), connected)
+        try:
+            self._answer(call.message, call.method, task.result())
         except asyncio.CancelledError:
-            self._answer_error(message, Failed(f"cannot finish {method.name}: it was cancelled"))
+            self._answer_error(call.message, Failed(f"cannot finish {call.method.name}: it was cancelled"))
         except Exception as error:  # noqa: BLE001 -- whatever it was: it is logged, and the caller gets an answer
-            self._answer_error(message, error)
+            self._answer_error(call.message, error)
+
+    def _forget(self, name: str, connected: Connected) -> None:
+        if not connected.calls and connected.asking is None and self._connected.get(name) is connected:
+            del self._connected[name]
+            if not self._connected:
+                self._users.watch_names(None)
+
+    def _left(self, name: str) -> None:
+        """This connection is gone: nobody waits for what it has called."""
+        if connected := self._connected.get(name):
+            for call in connected.calls:
+                if call.task and not (call.begun and call.method.outlives):
+                    call.task.cancel()
+
+    # What is called, and the answer
 
     def _find(self, message: Message) -> tuple[Interface, Member]:
         """The method that `message` calls. Raises StandardError if there is none or it takes other arguments."""
@@ -103,8 +255,32 @@ class Server:
         if not isinstance(error, (GpuswitchError, StandardError)):
             logger.error("%s, called by %s, failed", message.member, message.sender, exc_info=error)
             error = Failed(f"cannot serve {message.member}: an error inside gpuswitchd, see its log")
-        self._send(message, Message.new_error(message, error.dbus_name, str(error)))
+        body: list[object] = [str(error)]
+        if isinstance(error, GpuswitchError):
+            body.append([dict(blocker) for blocker in error.blockers])
+        self._send(message, _error(message, error.dbus_name, body))
 
     def _send(self, message: Message, answer: Message) -> None:
         if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
             self._connection.send(answer)
+
+
+def _error(message: Message, name: str, body: list[object]) -> Message:
+    """Its text, and of one of ours the blockers: a client that knows of no such thing reads the text alone."""
+    types = ("s", "aa{sv}")[: len(body)]
+    return Message(
+        message_type=MessageType.ERROR,
+        destination=message.sender,
+        error_name=name,
+        reply_serial=message.serial,
+        signature="".join(types),
+        body=[pack(type_, value) for type_, value in zip(types, body, strict=True)],
+    )
+
+
+def _arguments(message: Message) -> list[object]:
+    return [plain(argument) for argument in message.body]
+
+
+async def _awaited(result: Awaitable[object]) -> object:
+    return await result

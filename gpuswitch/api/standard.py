@@ -6,8 +6,9 @@ See "Standard Interfaces" there. They read the tree of objects that `Bus` keeps.
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated
 
-from gpuswitch.api.connection import Variant, introspection
+from gpuswitch.api.connection import Variant
 from gpuswitch.api.interface import Interface, dbus_method, dbus_signal
+from gpuswitch.api.introspection import document
 from gpuswitch.api.signatures import ObjectPath, Signature, Str, StrArray, Value, Values, plain
 
 Interfaces = Mapping[str, Interface]
@@ -27,35 +28,35 @@ class StandardError(Exception):
 
 
 class Peer(Interface, name="org.freedesktop.DBus.Peer"):
-    """Whether somebody is there. Works also on paths that only lead to objects."""
+    """Whether somebody is there."""
 
     def __init__(self, machine_id: Callable[[], Awaitable[str]]) -> None:
         self._machine_id = machine_id
 
-    @dbus_method
+    @dbus_method()
     def ping(self) -> None:
         """An answer is all that is asked for."""
 
-    @dbus_method
+    @dbus_method(returns="machine_uuid")
     async def get_machine_id(self) -> Str:
+        """The id of the machine that the service runs on."""
         return await self._machine_id()
 
 
 class Introspectable(Interface, name="org.freedesktop.DBus.Introspectable"):
-    """What an object can do, and the names of those below it. Works also on paths that only lead to objects."""
+    """What an object can do, and the names of those below it."""
 
     def __init__(self, tree: Tree, path: str) -> None:
         self._tree = tree
         self._object = path
 
-    @dbus_method
+    @dbus_method(returns="xml_data")
     def introspect(self) -> Str:
+        """This text."""
         interfaces = self._tree.get(self._object, {})
         depth = len(self._object.rstrip("/")) + 1
         children = sorted({path[depth:].split("/")[0] for path in below(self._tree, self._object)})
-        node = introspection.Node(self._object, [each.introspection for each in interfaces.values()])
-        node.nodes = [introspection.Node(child, is_root=False) for child in children]
-        return node.tostring()
+        return document(map(type, interfaces.values()), children, self._object)
 
 
 class Properties(Interface, name="org.freedesktop.DBus.Properties"):
@@ -64,27 +65,30 @@ class Properties(Interface, name="org.freedesktop.DBus.Properties"):
     def __init__(self, interfaces: Interfaces) -> None:
         self._interfaces = interfaces
 
-    @dbus_method
+    @dbus_method(returns="value")
     def get(self, interface: Str, name: Str) -> Value:
+        """The value of one property."""
         found = self._find(interface)
         if name not in found.properties:
             raise StandardError("UnknownProperty", f"{interface} has no property {name}")
         return found.properties[name].read(found)
 
-    @dbus_method
+    @dbus_method(returns="properties")
     def get_all(self, interface: Str) -> Values:
+        """The values of all properties of an interface."""
         found = self._find(interface)
         values, _ = found.read_properties(found.properties)
         return {**values}
 
-    @dbus_method
+    @dbus_method()
     def set(self, interface: Str, name: Str, value: Value) -> None:
+        """Refused: all properties are read only."""
         now = plain(self.get(interface, name))
         raise StandardError("PropertyReadOnly", f"cannot set {interface}.{name} to {value}: it is {now} and read only")
 
     @dbus_signal
     def properties_changed(self, interface: Str, changed: Values, invalidated: StrArray) -> None:
-        """Sent by `Interface.emit_properties_changed`."""
+        """Some properties have other values now."""
 
     def _find(self, interface: str) -> Interface:
         if interface not in self._interfaces:
@@ -93,14 +97,15 @@ class Properties(Interface, name="org.freedesktop.DBus.Properties"):
 
 
 class ObjectManager(Interface, name="org.freedesktop.DBus.ObjectManager"):
-    """Tells of all objects below its own, which has to be exported before them."""
+    """Tells of all objects below its own."""
 
     def __init__(self, tree: Tree, path: str) -> None:
         self._tree = tree
         self._object = path
 
-    @dbus_method
+    @dbus_method(returns="objects")
     def get_managed_objects(self) -> ObjectValues:
+        """All objects below this one, with their interfaces and properties."""
         return {path: interface_values(self._tree[path]) for path in below(self._tree, self._object)}
 
     @dbus_signal

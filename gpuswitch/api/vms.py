@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from uuid import UUID
 
 from gpuswitch.api.bus import Bus
 from gpuswitch.api.callers import Callers
 from gpuswitch.api.metrics import Refusals
-from gpuswitch.api.serving import caller
 from gpuswitch.errors import InvalidArgument
 from gpuswitch.fleet.fleet import Fleet
 from gpuswitch.model.address import PciAddress
@@ -25,29 +23,20 @@ class VirtualMachines:
     def __init__(self, fleet: Fleet, bus: Bus, refusals: Refusals) -> None:
         self._fleet = fleet
         self._refusals = refusals
-        self._bus = bus
         self._callers = Callers(bus)
 
     async def acquire(self, name: str, uuid: str, addresses: Sequence[str]) -> list[str]:
         """See `Fleet.refuse_misfits` and `Owners.acquire`.
 
-        A caller that leaves the bus before it has its answer has asked for nothing.
+        Cancelled, nothing was asked for.
         """
         owner, functions = _owner(name, uuid), _functions(addresses)
         self._fleet.refuse_misfits(functions)
         requester = await self._callers.requester()
-        acquiring = asyncio.create_task(self._fleet.owners.acquire(owner, functions, requester))
-        gone = asyncio.create_task(self._bus.gone(caller()))
-        try:
-            await asyncio.wait([acquiring, gone], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
-            if not acquiring.done():
-                acquiring.cancel()
-            await asyncio.wait([acquiring, gone])
         named = [actor.gpu for actor in self._fleet.actors.values() if not functions.isdisjoint(actor.gpu.functions)]
         with self._refusals(gpu.address for gpu in named if self._fleet.config.gpu(gpu.address).managed):
-            return [str(actor.gpu.address) for actor in acquiring.result()]
+            acquired = await self._fleet.owners.acquire(owner, functions, requester)
+            return [str(actor.gpu.address) for actor in acquired]
 
     def adopt(self, name: str, uuid: str, addresses: Sequence[str]) -> None:
         """See `Owners.adopt`."""

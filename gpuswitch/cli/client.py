@@ -9,14 +9,33 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
-from jeepney import DBusAddress, HeaderFields, MatchRule, Message, MessageType, message_bus, new_method_call
+from jeepney import (
+    DBusAddress,
+    HeaderFields,
+    MatchRule,
+    Message,
+    MessageFlag,
+    MessageType,
+    message_bus,
+    new_method_call,
+)
 from jeepney.auth import AuthenticationError
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
-from gpuswitch.errors import EXIT_CODES, EXIT_UNREACHABLE, Failed, InvalidArgument, NotAuthorized, Timeout
+from gpuswitch.cli.agent import agent, can_ask
+from gpuswitch.errors import (
+    AUTHENTICATION_REQUIRED,
+    EXIT_CODES,
+    EXIT_UNREACHABLE,
+    Failed,
+    InvalidArgument,
+    NotAuthorized,
+    Timeout,
+)
 
 NAME = "org.gpuswitch1"
 ROOT = "/org/gpuswitch1"
@@ -44,6 +63,10 @@ class CtlError(Exception):
     def __init__(self, text: str, exit_code: int) -> None:
         super().__init__(text)
         self.exit_code = exit_code
+
+
+class AskedForError(CtlError):
+    """A person has to prove that they may do this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +141,23 @@ class Service:
         """A finished switch with its steps."""
         return plain_values(self.ask(call(NAME, ROOT, MANAGER, "HistoryEntry", "s", switch)).body[0])
 
-    def ask(self, message: Message, seconds: float = ANSWER_SECONDS) -> Message:
+    def ask_allowed(self, message: Message, seconds: float = ANSWER_SECONDS) -> Message:
+        """The same for what not everybody may do: a person at a terminal is asked, which may take as long as it likes.
+
+        Only once that is needed: members of the group `gpuswitch` are not. A desktop's agent asks, where there is one.
+        """
+        try:
+            return self.ask(message, seconds)
+        except AskedForError:
+            if not can_ask():
+                raise
+        message.header.flags |= MessageFlag.allow_interactive_authorization
+        with suppress(AskedForError):
+            return self.ask(message, None)
+        with agent():
+            return self.ask(message, None)
+
+    def ask(self, message: Message, seconds: float | None = ANSWER_SECONDS) -> Message:
         """Send a method call and return its answer, which may take that long."""
         try:
             reply = self.connection.send_and_get_reply(message, timeout=seconds)
@@ -137,11 +176,13 @@ class Service:
         raise self._error(name, text)
 
     def _error(self, name: str, text: str) -> CtlError:
+        if name == AUTHENTICATION_REQUIRED:
+            return AskedForError(f"{text}; on a terminal you are asked, and root is not", NotAuthorized.exit_code)
         if name in EXIT_CODES:
             return CtlError(text, EXIT_CODES[name])
         kind = name.removeprefix(_BUS_ERROR)
         if kind == "AccessDenied":
-            return CtlError(_denied(), NotAuthorized.exit_code)
+            return CtlError("the policy of the bus does not allow it", NotAuthorized.exit_code)
         if kind == "InvalidArgs":
             return CtlError(text, InvalidArgument.exit_code)
         if kind.startswith(_WENT_AWAY):
@@ -191,12 +232,13 @@ class Gpu:
 
     def _begin(self, method: str, options: Options) -> str:
         self._subscribe()
-        return str(self._ask(GPU, method, "a{sv}", options, seconds=DECISION_SECONDS))
+        message = call(self._owner, self._path, GPU, method, "a{sv}", options)
+        return str(self._service.ask_allowed(message, DECISION_SECONDS).body[0])
 
     def cancel(self, switch: str) -> None:
         """Take a running switch back. `follow` misses nothing of it."""
         self._subscribe()
-        self._service.ask(call(self._owner, self._path, GPU, "Cancel", "s", switch))
+        self._service.ask_allowed(call(self._owner, self._path, GPU, "Cancel", "s", switch))
 
     def follow(self, switch: str, seconds: float | None) -> Iterator[StepChange | dict[str, Any]]:
         """What becomes of each step, as it happens; the record of the finished switch is the last.
@@ -256,9 +298,3 @@ def _plain(signature: str, value: Any) -> Any:
 
 def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-
-def _denied() -> str:
-    if os.geteuid() == 0:
-        return "the policy of the bus does not allow it"
-    return "you may not do this; try it with sudo"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,6 +14,10 @@ class Busy(StrEnum):
     WAIT = "wait"
     TERMINATE = "terminate"
     KILL = "kill"
+
+    @property
+    def ends_programs(self) -> bool:
+        return self in {Busy.TERMINATE, Busy.KILL}
 
 
 class ModulePolicy(StrEnum):
@@ -43,6 +48,12 @@ class Options:
         if self.busy is None and self.wait_seconds is not None:
             return Busy.WAIT
         return self.busy or configured
+
+    def ends_more(self, busy: Busy, stop_units: Collection[str]) -> bool:
+        """Whether this ends programs or stops units where a configuration with these two does not."""
+        asked = self.policy(busy)
+        harder = asked.ends_programs and asked is not busy and busy is not Busy.KILL
+        return harder or not set(stop_units).issuperset(self.stop_units)
 
     def beyond(self, running: Options, configured: Options) -> tuple[str, ...]:
         """What this asks for in so many words, and a switch that runs with other options does not do: `busy=kill`.

@@ -21,11 +21,11 @@ INTERFACE = "org.example1.Called"
 
 
 class Called(Interface, name=INTERFACE):
-    @dbus_method
+    @dbus_method()
     def show(self) -> Values:
         return {"pairs": Variant("a(ss)", [["a", "b"]]), "deep": {"number": 7}}
 
-    @dbus_method
+    @dbus_method()
     async def never_answer(self) -> None:
         await asyncio.Event().wait()
 

@@ -24,7 +24,7 @@ class Counter(Interface, name="org.example.Counter"):
     def __init__(self) -> None:
         self.counted = 0
 
-    @dbus_method
+    @dbus_method()
     def count(self) -> None:
         self.counted += 1
 

@@ -12,7 +12,8 @@ import pytest
 from jeepney.io.blocking import open_dbus_connection
 
 from gpuswitch import __version__
-from gpuswitch.api.objects import GpuObject, ManagerObject
+from gpuswitch.api.gpu import GpuObject
+from gpuswitch.api.manager import ManagerObject
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.peers import PeerError
 from tests.harness.service.services import ANY_PORT, GPU, MANAGER, NAME, PROPERTIES, ROOT, Service

@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-from gpuswitch.api.objects import NAME, path_of
+from gpuswitch.api.paths import NAME, path_of
 from tests.entry import PciAddress, Tree, link, linux_host, serve, simulated_host
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.peers import Peer

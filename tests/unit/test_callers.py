@@ -16,7 +16,7 @@ import pytest
 from gpuswitch.api import callers, serving
 from gpuswitch.api.bus import Bus, CallError
 from gpuswitch.api.callers import Callers
-from gpuswitch.api.connection import Message
+from gpuswitch.api.serving import Caller
 from gpuswitch.errors import GpuswitchError
 from gpuswitch.runtime.threads import run_in_thread
 from gpuswitch.switch.record import Requester
@@ -24,88 +24,66 @@ from gpuswitch.switch.record import Requester
 Told = int | GpuswitchError | None
 """What the bus says; or raises; or, with None, it says nothing at all."""
 
-GONE = CallError("org.freedesktop.DBus.Error.NameHasNoOwner", "it is gone")
+GONE = CallError("org.freedesktop.DBus.Error.NameHasNoOwner", "it is gone", "org.freedesktop.DBus")
 
 
 class FixedBus:
     """A bus that knows this of :1.7, and of nobody else."""
 
-    def __init__(self, uid: Told, pid: Told) -> None:
-        self._uid = uid
+    def __init__(self, pid: Told) -> None:
         self._pid = pid
 
-    async def user(self, name: str) -> int:
-        return await self._say(name, self._uid)
-
     async def process(self, name: str) -> int | None:
-        return await self._say(name, self._pid) or None
-
-    async def _say(self, name: str, told: Told) -> int:
         assert name == ":1.7"
-        if told is None:
+        if self._pid is None:
             await asyncio.Event().wait()
-        if isinstance(told, GpuswitchError):
-            raise told
-        return cast("int", told)
+        if isinstance(self._pid, GpuswitchError):
+            raise self._pid
+        return cast("int", self._pid) or None
 
 
 @pytest.fixture(autouse=True)
 def a_call() -> Iterator[None]:
     """A method is being served that :1.7 called."""
-    token = serving._call.set(Message(path="/a", member="A", sender=":1.7"))
+    token = serving._caller.set(Caller(":1.7", 1000, may_be_asked=False))
     yield
-    serving._call.reset(token)
+    serving._caller.reset(token)
 
 
-async def requester(uid: Told, pid: Told) -> Requester:
-    return await Callers(cast("Bus", FixedBus(uid, pid))).requester()
+async def requester(pid: Told) -> Requester:
+    return await Callers(cast("Bus", FixedBus(pid))).requester()
 
 
 async def test_the_bus_knows_the_process_and_proc_its_name() -> None:
-    found = await requester(os.geteuid(), os.getpid())
-    assert (found.uid, found.pid, found.service) == (os.geteuid(), os.getpid(), False)
+    found = await requester(os.getpid())
+    assert (found.uid, found.pid, found.service) == (1000, os.getpid(), False)
     assert f"{found.command}\n" == await asyncio.to_thread(Path("/proc/self/comm").read_text)
 
 
 async def test_a_process_that_is_gone_has_no_name() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])  # noqa: ASYNC220 -- it ends at once
     ended.wait()
-    assert await requester(1000, ended.pid) == Requester(uid=1000, pid=ended.pid)
+    assert await requester(ended.pid) == Requester(uid=1000, pid=ended.pid)
 
 
 @pytest.mark.parametrize(
-    ("uid", "pid", "known"),
-    [
-        (1000, CallError("org.freedesktop.DBus.Error.UnixProcessIdUnknown", "not known"), Requester(uid=1000)),
-        (1000, 0, Requester(uid=1000)),
-        (1000, GONE, Requester(uid=1000)),
-        (GONE, GONE, Requester()),
-    ],
+    "pid",
+    [CallError("org.freedesktop.DBus.Error.UnixProcessIdUnknown", "not known", "org.freedesktop.DBus"), 0, GONE],
 )
-async def test_what_the_bus_does_not_know_is_left_out(uid: Told, pid: Told, known: Requester) -> None:
-    assert await requester(uid, pid) == known
+async def test_what_the_bus_does_not_know_is_left_out(pid: Told) -> None:
+    assert await requester(pid) == Requester(uid=1000)
 
 
-@pytest.mark.parametrize(
-    ("uid", "pid", "known"),
-    [
-        (None, None, Requester()),
-        (1000, None, Requester(uid=1000)),
-        (None, os.getpid(), Requester(pid=os.getpid())),
-    ],
-)
-async def test_what_the_bus_does_not_answer_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, uid: Told, pid: Told, known: Requester
-) -> None:
+async def test_what_the_bus_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callers, "SECONDS", 0.01)
-    assert await requester(uid, pid) == known
+    assert await requester(None) == Requester(uid=1000)
 
 
 async def test_neither_is_a_kernel_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     returning = threading.Event()
     monkeypatch.setattr(callers, "SECONDS", 0.01)
     monkeypatch.setattr(callers, "_process", lambda _pid: returning.wait())
-    assert await requester(os.geteuid(), os.getpid()) == Requester(uid=os.geteuid(), pid=os.getpid())
+    assert await requester(os.getpid()) == Requester(uid=1000, pid=os.getpid())
     returning.set()
 
 

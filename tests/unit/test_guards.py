@@ -33,7 +33,7 @@ def card(*, boot_display: bool = False, virtual_functions: int = 0, group: int |
 
 
 def reasons(host: HostFacts, target: State = State.VFIO, state: State = State.HOST, gpu: Gpu = GPU) -> dict[str, str]:
-    return {blocker.reason: blocker.sentence for blocker in blockers(gpu, target, state, host)}
+    return {blocker.kind: blocker.sentence for blocker in blockers(gpu, target, state, host)}
 
 
 @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
@@ -45,7 +45,7 @@ def test_nothing_is_in_the_way_of_a_sound_gpu(state: State, target: State) -> No
 @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
 def test_a_wedged_gpu_is_left_alone(target: State) -> None:
     (blocker,) = blockers(GPU, target, State.WEDGED, card())
-    assert (blocker.reason, blocker.error) == ("wedged", Wedged)
+    assert (blocker.kind, blocker.error) == ("wedged", Wedged)
     assert "0000:01:00.0" in blocker.sentence
 
 
@@ -53,7 +53,7 @@ def test_a_wedged_gpu_is_left_alone(target: State) -> None:
 @pytest.mark.parametrize("state", [State.DETACHING, State.REATTACHING, State.RECOVERING], ids=str)
 def test_one_switch_at_a_time(state: State, target: State) -> None:
     (blocker,) = blockers(GPU, target, state, card())
-    assert (blocker.reason, blocker.error) == ("in_progress", InProgress)
+    assert (blocker.kind, blocker.error) == ("in_progress", InProgress)
     assert blocker.sentence == f"0000:01:00.0 is {state}: wait until it is at rest"
 
 
@@ -129,7 +129,7 @@ class TestToVfio:
         nic, disk = function("0000:02:00.0", ETHERNET, "r8169"), function("0000:03:00.0", NVME, "nvme")
         host = facts([*card().functions.values(), nic, disk])
         found = blockers(GPU, State.VFIO, State.HOST, host, along={nic.address})
-        assert [blocker.reason for blocker in found] == ["neighbour"]
+        assert [blocker.kind for blocker in found] == ["neighbour"]
         assert "0000:03:00.0" in found[0].sentence
         assert blockers(GPU, State.VFIO, State.HOST, host, along={nic.address, disk.address}) == ()
 
@@ -236,7 +236,7 @@ class TestToVfio:
             vfio_available=False,
         )
         found = blockers(gpu, State.VFIO, State.WEDGED, host)
-        assert [blocker.reason for blocker in found] == [
+        assert [blocker.kind for blocker in found] == [
             "wedged",
             "missing_function",
             "no_iommu",

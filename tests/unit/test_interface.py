@@ -12,12 +12,12 @@ class Lamp(Interface, name="org.example1.Lamp"):
         """Red."""
         return "red"
 
-    @dbus_method
+    @dbus_method()
     def turn_on(self, seconds: UInt32, options: Values) -> Str:
         """Turn the lamp on."""
         return f"{seconds} {options}"
 
-    @dbus_method
+    @dbus_method()
     async def turn_off(self) -> Str:
         """Turn it off."""
         return "off"
@@ -59,7 +59,7 @@ def test_a_change_of_a_property_that_does_not_exist_is_an_error() -> None:
 def test_an_argument_needs_a_type() -> None:
     with pytest.raises(TypeError, match=r"dim: each argument needs a type of gpuswitch\.api\.signatures"):
 
-        @dbus_method
+        @dbus_method()
         def dim(self: Interface, percent) -> None:  # type: ignore[no-untyped-def] # this is what is tested
             """Dim the lamp."""
 

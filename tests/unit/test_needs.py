@@ -68,7 +68,7 @@ def test_what_could_not_be_loaded_again_is_not_unloaded(*, on_disk: bool, policy
     blockers = list(no_way_home(seen, bound_drivers(GPU, seen, policy)))
     assert len(blockers) == refused
     for blocker in blockers:
-        assert blocker.reason == "no_modules"
+        assert blocker.kind == "no_modules"
         assert blocker.sentence == (
             "nvidia, nvidia_uvm, nvidia_modeset, nvidia_drm would have to be unloaded and could not be loaded again, "
             "since the modules of the running kernel are not on disk any more, as after an upgrade of it: "

@@ -41,7 +41,7 @@ def using(module: str, *users: str) -> dict[str, Module]:
 def test_what_others_use_is_not_unloaded(module: str, users: tuple[str, ...], sentence: str) -> None:
     seen = host(using(module, *users))
     [blocker] = used_besides(seen, found(seen))
-    assert blocker.reason == "module_users"
+    assert blocker.kind == "module_users"
     assert blocker.sentence == f"{sentence}, or set module_policy to never"
 
 
@@ -61,7 +61,7 @@ def test_what_modprobe_does_not_know_is_not_unloaded() -> None:
     assert module == "nvidia"
     assert list(not_found_again([module], ("nvidia",))) == []
     [blocker] = not_found_again([module], ())
-    assert (blocker.reason, "module_policy" in blocker.sentence) == ("no_modules", True)
+    assert (blocker.kind, "module_policy" in blocker.sentence) == ("no_modules", True)
     assert blocker.sentence.startswith("nvidia would have to be unloaded and could not be loaded again, since modprobe")
 
 

@@ -188,7 +188,7 @@ class TestAKernelWithoutGroups:
             (loaded, []),
             (replace(loaded, vfio_nodes=frozenset()), ["no_vfio_groups"]),
         ):
-            assert [blocker.reason for blocker in blockers(CARD, State.VFIO, State.HOST, host)] == found
+            assert [blocker.kind for blocker in blockers(CARD, State.VFIO, State.HOST, host)] == found
 
     def test_keeps_what_is_on_vfio_there(self) -> None:
         """Nobody could keep a machine from opening it in the last moment."""

@@ -19,9 +19,9 @@ from gpuswitch.switch.steps.pci import NO_GROUPS
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """One reason to refuse: `reason` in a word, `sentence` for a person, `error` as clients and metrics have it."""
+    """One reason to refuse: its `kind` in a word, `sentence` for a person, `error` as clients and metrics have it."""
 
-    reason: str
+    kind: str
     sentence: str
     error: type[GpuswitchError] = NotViable
 
@@ -31,10 +31,12 @@ _PRECEDENCE: tuple[type[GpuswitchError], ...] = (Wedged, InProgress, Owned, Busy
 
 
 def refusal(blockers: Iterable[Blocker]) -> GpuswitchError:
-    """One error that names all blockers, a line each."""
+    """One error that names all blockers, a line each, and has them as data."""
     blockers = tuple(blockers)
-    kind = next(kind for kind in _PRECEDENCE if any(b.error is kind for b in blockers))
-    return kind("\n".join(b.sentence for b in blockers))
+    named = next(error for error in _PRECEDENCE if any(b.error is error for b in blockers))
+    error = named("\n".join(b.sentence for b in blockers))
+    error.blockers = tuple({"kind": b.kind, "text": b.sentence, "error": b.error.name} for b in blockers)
+    return error
 
 
 def blockers(

@@ -1,0 +1,90 @@
+"""What the bus shows of a switch, a holder, a function: an `a{sv}` each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpuswitch.history.archive import Entry, StepEntry
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import PciFunction
+from gpuswitch.model.holders import Holder
+from gpuswitch.switch.holder_policy import is_machine, remedy
+from gpuswitch.switch.record import Switch
+
+
+def switch_values(switch: Switch) -> dict[str, object]:
+    return {
+        "id": switch.id,
+        "target": str(switch.target),
+        "index": switch.index,
+        "count": switch.count,
+        "kind": switch.step_kind,
+        "title": switch.step,
+        "started": _as_kept(switch.started),
+        "finished": _as_kept(switch.finished or 0.0),
+        "result": str(switch.result or ""),
+        "reason": switch.reason,
+    }
+
+
+def _as_kept(seconds: float) -> float:
+    """As the history has it later: to the microsecond."""
+    return int(seconds * 1e6) / 1e6
+
+
+def entry_values(entry: Entry) -> dict[str, object]:
+    return {
+        "id": entry.id,
+        "gpu": entry.gpu,
+        "target": entry.target,
+        "count": entry.count,
+        "started": entry.started / 1e6,
+        "finished": entry.finished / 1e6,
+        "result": entry.result,
+        "reason": entry.reason,
+        "options": dict(entry.options),
+        "asker": dict(entry.requester),
+    }
+
+
+def step_values(step: StepEntry) -> dict[str, object]:
+    return {
+        "index": step.number,
+        "kind": step.kind,
+        "title": step.title,
+        "status": step.status,
+        "started": step.started / 1e6,
+        "seconds": step.usec / 1e6,
+    }
+
+
+def holder_values(holder: Holder) -> dict[str, object]:
+    return {
+        "pid": holder.pid,
+        "command": holder.command,
+        "uid": holder.uid,
+        "user": holder.user,
+        "unit": holder.unit.name if holder.unit else "",
+        "user_unit": holder.unit is not None and holder.unit.user is not None,
+        "session": holder.session,
+        "nodes": list(holder.nodes),
+        "doubt": holder.doubt,
+        "machine": is_machine(holder),
+        "remedy": remedy([holder]),
+    }
+
+
+def function_values(function: PciFunction, gpu: PciAddress | None, adds: Sequence[str]) -> dict[str, object]:
+    return {
+        "group": function.iommu_group or 0,
+        "address": str(function.address),
+        "kind": str(function.kind),
+        "class": function.class_code,
+        "vendor": function.vendor,
+        "device": function.device,
+        "maker": function.maker,
+        "model": function.model,
+        "driver": function.driver_name or "",
+        "gpu": str(gpu or ""),
+        "adds": list(adds),
+    }

@@ -1,0 +1,254 @@
+"""The object of a GPU. Reads memory only, so it always answers; Plan, Holders and a switch look at the host.
+
+The annotations are signatures that `gpuswitch.api.interface` reads when the class is made, its docstrings what
+introspection tells.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from gpuswitch.api.authority import Action
+from gpuswitch.api.callers import Callers
+from gpuswitch.api.encoders import holder_values, switch_values
+from gpuswitch.api.interface import Interface, Member, dbus_constant, dbus_method, dbus_property, dbus_signal
+from gpuswitch.api.metrics import Refusals
+from gpuswitch.api.options import options_of
+from gpuswitch.api.signatures import (
+    Bool,
+    Double,
+    Int64,
+    Str,
+    StrArray,
+    StrPair,
+    StrTripleArray,
+    UInt32Array,
+    Values,
+    ValuesArray,
+)
+from gpuswitch.errors import InvalidArgument
+from gpuswitch.gpu.actor import Actor
+from gpuswitch.model.facts import PciFunction
+from gpuswitch.model.states import State
+
+_VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
+_TARGETS = {"host": State.HOST, "vfio": State.VFIO}
+_MOMENT = 0.1
+"""Seconds."""
+
+
+class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
+    """One GPU."""
+
+    def __init__(self, actor: Actor, callers: Callers, refusals: Refusals) -> None:
+        self.actor = actor
+        self._record = actor.record
+        self._callers = callers
+        self._refusals = refusals
+        self._told: dict[str, object] = {}
+        self._telling: asyncio.Handle | None = None
+
+    @dbus_constant
+    def address(self) -> Str:
+        """Of its first display function; of an accelerator without one, of that itself."""
+        return str(self._record.gpu.address)
+
+    @dbus_property
+    def name(self) -> Str:
+        """From the configuration; empty where it has none."""
+        return self._record.own_config.name
+
+    @dbus_property
+    def model(self) -> Str:
+        """Maker and model, from the hardware database."""
+        display = self._display
+        return " ".join(filter(None, (display.maker, display.model))) if display else ""
+
+    @dbus_property
+    def vendor(self) -> Str:
+        """`nvidia`, `amd`, `intel`, or the id: `0x1234`."""
+        display = self._display
+        return _VENDORS.get(display.vendor, f"0x{display.vendor:04x}") if display else ""
+
+    @dbus_property
+    def managed(self) -> Bool:
+        """Whether the configuration has a table for it."""
+        return self._record.own_config.managed
+
+    @dbus_property
+    def state(self) -> Str:
+        """`host`, `vfio`, or one of the states between and beside these: docs/states.md has all."""
+        return str(self._record.state)
+
+    @dbus_property
+    def driver(self) -> Str:
+        """The driver of its display function now; empty: none."""
+        display = self._record.facts_now.functions.get(self._record.gpu.address)
+        return (display.driver_name if display else None) or ""
+
+    @dbus_property
+    def host_driver(self) -> Str:
+        """The driver of its display function at home; empty: none."""
+        return self._record.host_driver or ""
+
+    @dbus_property
+    def functions(self) -> StrTripleArray:
+        """Address, kind and driver of each of its functions."""
+        present = self._record.gpu.present(self._record.facts_now)
+        return [(str(f.address), str(f.kind), f.driver_name or "") for f in present]
+
+    @dbus_property
+    def iommu_groups(self) -> UInt32Array:
+        """The IOMMU groups of its functions."""
+        return list(self._record.gpu.groups(self._record.facts))
+
+    @dbus_property
+    def adds(self) -> StrArray:
+        """What its functions bring with them, such as virtual functions or memory that the firmware claims."""
+        return list(self._record.gpu.adds(self._record.facts))
+
+    @dbus_property
+    def owner(self) -> StrPair:
+        """Name and UUID of the virtual machine that has it, or is about to have it; empty: none."""
+        owner = self._record.owner
+        return (owner.name, owner.uuid) if owner else ("", "")
+
+    @dbus_property
+    def switch(self) -> Values:
+        """The switch in flight, or the last; empty: none since the service started."""
+        return switch_values(self._record.switch) if self._record.switch else {}
+
+    @dbus_property
+    def reason(self) -> Str:
+        """Why it is where it is, where that is not where somebody wanted it; empty: nothing to say."""
+        return self._record.reason
+
+    @dbus_property
+    def stays_out(self) -> Bool:
+        """Whether its last way home ended elsewhere; Reason says why."""
+        return bool(self._record.stays_out)
+
+    @dbus_property
+    def state_since(self) -> Double:
+        """Since when it is in this state, in seconds since the epoch."""
+        return self._record.since
+
+    @dbus_method(returns="id", action=Action.SWITCH, outlives=True)
+    async def to_vfio(self, options: Values) -> Str:
+        """Start a switch to vfio, or join the one that goes there; gives its id.
+
+        Options: busy (refuse, wait, terminate, kill), wait_seconds, stop_units.
+        """
+        return await self._move(State.VFIO, options)
+
+    @dbus_method(returns="id", action=Action.SWITCH, outlives=True)
+    async def to_host(self, options: Values) -> Str:
+        """Start a switch to its host drivers, or join the one that goes there; gives its id. Options as of ToVfio."""
+        return await self._move(State.HOST, options)
+
+    @dbus_method(returns="id", action=Action.RECOVER, outlives=True)
+    async def recover(self, options: Values) -> Str:
+        """Bring one that is failed or unknown into a known-good state; gives the id of that switch."""
+        with self._refusals([self._record.gpu.address]):
+            return (await self.actor.recover(options_of(options), await self._callers.requester())).id
+
+    @dbus_method(action=Action.SWITCH, outlives=True)
+    async def cancel(self, id: Str) -> None:  # noqa: A002 -- the argument's name on the bus
+        """Take the running switch of that id back, once the step that runs is over; Wait tells what came of it."""
+        self.actor.cancel(id, await self._callers.requester())
+
+    @dbus_method(returns="steps", action=Action.INSPECT)
+    async def plan(self, target: Str, options: Values) -> ValuesArray:
+        """The steps to `vfio` or `host`, each with its kind, title and deadline in seconds. Changes nothing."""
+        chosen = options_of(options)
+        if target not in _TARGETS:
+            raise InvalidArgument(f"{target[:80]!r} is not a target; it is one of {', '.join(_TARGETS)}")
+        plan = await self.actor.plan(_TARGETS[target], chosen)
+        deadlines: dict[str, float] = self._record.config.deadlines.model_dump()
+        return [{"kind": step.kind, "title": step.title, "deadline": step.deadline(deadlines)} for step in plan.steps]
+
+    @dbus_method(returns="holders", action=Action.INSPECT)
+    async def holders(self) -> ValuesArray:
+        """Who has it open, now, and what frees the GPU of them."""
+        return [holder_values(holder) for holder in await self.actor.holders()]
+
+    @dbus_method(returns="switch")
+    async def wait(self, id: Str) -> Values:  # noqa: A002 -- the argument's name on the bus
+        """Return when that switch is over, with what the property Switch says of it."""
+        switch = self._record.known_switch(id)
+        await switch.wait()
+        return switch_values(switch)
+
+    @dbus_signal
+    def step_changed(
+        self,
+        id: Str,  # noqa: A002 -- the argument's name on the bus
+        index: Int64,
+        count: Int64,
+        kind: Str,
+        title: Str,
+        status: Str,
+        seconds: Double,
+    ) -> None:
+        """A step of a switch began or ended: it is running, done, failed, reverting, reverted or revert-failed."""
+
+    @dbus_signal
+    def switch_finished(self, id: Str, result: Str, reason: Str) -> None:  # noqa: A002 -- as above
+        """A switch is over: it is done, reverted, failed, cancelled or wedged."""
+
+    def actions(self, method: Member, arguments: Sequence[object]) -> Sequence[str]:
+        """`FORCE` for options that end more than the configuration does: it goes for the method's own as well."""
+        if method.action in {Action.SWITCH, Action.RECOVER} and isinstance(arguments[0], dict):
+            rules = self._record.rules
+            with self._refusals([self._record.gpu.address]):
+                options = options_of(arguments[0])
+            if options.ends_more(rules.busy, rules.stop_units):
+                return [Action.FORCE]
+        return super().actions(method, arguments)
+
+    def about(self, method: Member, arguments: Sequence[object]) -> Mapping[str, str]:
+        """The GPU, and what configuration and request say may be stopped for a switch of it."""
+        name = f"{self.name} ({self.address})" if self.name else f"{self.address} ({self.model})"
+        if method.action not in {Action.SWITCH, Action.RECOVER} or not isinstance(arguments[0], dict):
+            return {"gpu": name}
+        rules, options = self._record.rules, options_of(arguments[0])
+        stops = [*map(str, rules.stop_units), *options.stop_units, *(["sessions"] if rules.end_sessions else [])]
+        policy = options.policy(rules.busy)
+        stops += [f"programs ({policy})"] if policy.ends_programs else []
+        return {"gpu": name, "stops": ", ".join(dict.fromkeys(stops)) or "-"}
+
+    async def _move(self, target: State, options: Mapping[str, object]) -> str:
+        with self._refusals([self._record.gpu.address]):
+            return (await self.actor.request(target, options_of(options), await self._callers.requester())).id
+
+    def remember(self) -> None:
+        """What the bus was told when the object appeared there."""
+        self._told = self._now()
+
+    def tell_soon(self) -> None:
+        """Send what changed, once for all that changes in this turn of the loop."""
+        if self._telling is not None:
+            self._telling.cancel()
+        self._telling = asyncio.get_running_loop().call_soon(self.tell)
+
+    def tell_in_a_moment(self) -> None:
+        """Send what changed, once for all that changes until then: steps that take no time have their own signals."""
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(_MOMENT, self.tell)
+
+    def tell(self) -> None:
+        """Send PropertiesChanged for what differs from what was last told."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        now = self._now()
+        changed = [name for name, value in now.items() if self._told.get(name) != value]
+        self._told = now
+        if changed:
+            self.emit_properties_changed(*changed)
+
+    def _now(self) -> dict[str, object]:
+        return {name: property_.__get__(self, type(self)) for name, property_ in self.properties.items()}
+
+    @property
+    def _display(self) -> PciFunction | None:
+        return self._record.facts.functions.get(self._record.gpu.address)

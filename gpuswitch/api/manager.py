@@ -1,0 +1,98 @@
+"""The object at the root: the service as a whole. Reads memory only, so it always answers; the history lies on disk.
+
+The annotations are signatures that `gpuswitch.api.interface` reads when the class is made, its docstrings what
+introspection tells.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from gpuswitch import __version__
+from gpuswitch.api.authority import Action
+from gpuswitch.api.encoders import entry_values, function_values, step_values
+from gpuswitch.api.interface import Interface, Member, dbus_constant, dbus_method
+from gpuswitch.api.paths import path_of
+from gpuswitch.api.signatures import ObjectPath, Str, StrArray, UInt32, Values, ValuesArray, typed
+from gpuswitch.api.vms import VirtualMachines
+from gpuswitch.fleet.fleet import Fleet
+from gpuswitch.history.history import History
+
+
+class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
+    """The service as a whole."""
+
+    def __init__(
+        self, fleet: Fleet, vms: VirtualMachines, history: History, reload: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._fleet = fleet
+        self._vms = vms
+        self._history = history
+        self._reload = reload
+
+    @dbus_constant
+    def version(self) -> Str:
+        """The version of the service."""
+        return __version__
+
+    @dbus_method(returns="gpu")
+    def get_gpu(self, selector: Str) -> ObjectPath:
+        """A GPU by its address, that of any of its functions, or its configured name; "": the only one there is."""
+        return path_of(self._fleet.find(selector).gpu.address)
+
+    @dbus_method(returns="functions", action=Action.INSPECT)
+    def groups(self) -> ValuesArray:
+        """Every function that is in an IOMMU group, with that group, its driver, and the GPU that it belongs to."""
+        owners = {f: actor.gpu.address for actor in self._fleet.actors.values() for f in actor.gpu.functions}
+        functions = sorted(self._fleet.facts.functions.items())
+        return [
+            function_values(function, owners.get(address), self._fleet.facts.adds(function))
+            for address, function in functions
+            if function.iommu_group is not None
+        ]
+
+    @dbus_method(returns="settings", action=Action.INSPECT)
+    def config(self) -> ValuesArray:
+        """Every setting in force: its key, its value as TOML writes it, and the file or variable that set it."""
+        return [{"key": s.key, "value": s.value, "origin": s.origin} for s in self._fleet.config.settings]
+
+    @dbus_method(returns="sentences", action=Action.INSPECT)
+    def warnings(self) -> StrArray:
+        """What the configuration says that is about no GPU of this host, a sentence each."""
+        return [misfit.sentence for misfit in self._fleet.misfits]
+
+    @dbus_method(returns="switches", action=Action.INSPECT)
+    async def history(self, limit: UInt32) -> ValuesArray:
+        """The last finished switches without their steps, and what somebody else moved, newest first; 0: all kept."""
+        return [entry_values(entry) for entry in await self._history.last(limit)]
+
+    @dbus_method(returns="switch", action=Action.INSPECT)
+    async def history_entry(self, id: Str) -> Values:  # noqa: A002 -- the argument's name on the bus
+        """One finished switch, with its steps."""
+        entry = await self._history.find(id)
+        return {**entry_values(entry), "steps": typed("aa{sv}", [step_values(step) for step in entry.steps])}
+
+    @dbus_method(returns="gpus", action=Action.VM)
+    async def acquire_for_vm(self, name: Str, uuid: Str, addresses: StrArray) -> StrArray:
+        """Hand every managed GPU that has one of these functions over to this virtual machine, all or none.
+
+        Returns their addresses when all are on vfio. A caller that leaves before has asked for nothing.
+        """
+        return await self._vms.acquire(name, uuid, addresses)
+
+    @dbus_method(action=Action.VM, outlives=True)
+    def adopt_vm(self, name: Str, uuid: Str, addresses: StrArray) -> None:
+        """This virtual machine runs, and has these functions."""
+        self._vms.adopt(name, uuid, addresses)
+
+    @dbus_method(action=Action.VM, outlives=True)
+    def release_from_vm(self, name: Str, uuid: Str, reason: Str) -> None:
+        """This virtual machine is gone: its GPUs go where the configuration says, as soon as nobody has them open."""
+        self._vms.release(name, uuid, reason)
+
+    @dbus_method(action=Action.MANAGE, outlives=True)
+    async def reload(self) -> None:
+        """Read the configuration again; one with a fault is refused whole, and the old one stays."""
+        await self._reload()
+
+    def about(self, method: Member, arguments: Sequence[object]) -> Mapping[str, str]:
+        """For `VM`, the machine."""
+        return {"machine": str(arguments[0])} if method.action is Action.VM else {}

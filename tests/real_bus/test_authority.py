@@ -1,0 +1,136 @@
+"""What is asked of polkit, and what its answers mean. Real ones are asked in tests/real_system/test_polkit.py."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from gpuswitch.api.authority import Action, Authority
+from gpuswitch.api.bus import Bus
+from gpuswitch.api.serving import Caller
+from gpuswitch.errors import AuthenticationRequired, Failed, NotAuthorized
+from tests.harness.buses.private import PrivateBus
+from tests.harness.managers.memory import RefusedError
+from tests.harness.managers.polkit import NO, PROVE, FakePolkit
+
+SOMEBODY = Caller(":1.99", 4242, may_be_asked=False)
+TO_PROVE = (
+    "to switch GPUs, prove to polkit that you may (org.gpuswitch1.switch), or become a member of the group gpuswitch"
+)
+AT_A_TERMINAL = Caller(":1.99", 4242, may_be_asked=True)
+
+
+@pytest.fixture
+async def polkit(private_bus: PrivateBus) -> AsyncIterator[FakePolkit]:
+    async with FakePolkit.on(private_bus.address) as polkit:
+        yield polkit
+
+
+async def test_the_question_names_the_caller_by_its_connection(bus: Bus, polkit: FakePolkit) -> None:
+    about = {"gpu": "0000:01:00.0", "stops": "-"}
+    await Authority(bus).permit(SOMEBODY, Action.SWITCH, about)
+    await Authority(bus).permit(AT_A_TERMINAL, Action.FORCE, about)
+    subject = ("system-bus-name", {"name": ("s", ":1.99")})
+    assert [each[:4] for each in polkit.asked] == [
+        (subject, "org.gpuswitch1.switch", about, 0),
+        (subject, "org.gpuswitch1.force", about, 1),
+    ]
+    assert polkit.asked[0][4] != ""
+
+
+async def test_root_and_who_runs_the_service_may_do_all_and_are_not_asked(bus: Bus, polkit: FakePolkit) -> None:
+    polkit.says = NO
+    for user in (0, os.geteuid()):
+        for action in Action:
+            await Authority(bus).permit(Caller(":1.99", user, may_be_asked=True), action, {})
+    assert polkit.asked == []
+
+
+@pytest.mark.parametrize(
+    ("says", "caller", "error", "text"),
+    [
+        (
+            NO,
+            SOMEBODY,
+            NotAuthorized,
+            "you may not switch GPUs: polkit does not allow it (org.gpuswitch1.switch)",
+        ),
+        (
+            PROVE,
+            SOMEBODY,
+            AuthenticationRequired,
+            TO_PROVE,
+        ),
+        (
+            PROVE,
+            AT_A_TERMINAL,
+            AuthenticationRequired,
+            f"{TO_PROVE}; no agent of it is there to ask you",
+        ),
+        (
+            (False, False, {"polkit.dismissed": "true"}),
+            AT_A_TERMINAL,
+            NotAuthorized,
+            "you may not switch GPUs: the question of polkit was dismissed",
+        ),
+        (
+            RefusedError("Failed", "no such process"),
+            SOMEBODY,
+            Failed,
+            "cannot ask polkit whether you may switch GPUs: no such process",
+        ),
+    ],
+)
+async def test_what_its_answers_mean(
+    bus: Bus, polkit: FakePolkit, says: Any, caller: Caller, error: type[Exception], text: str
+) -> None:
+    polkit.says = says
+    with pytest.raises(error) as raised:
+        await Authority(bus).permit(caller, Action.SWITCH, {})
+    assert (type(raised.value), str(raised.value)) == (error, text)
+
+
+async def test_a_question_that_nobody_waits_for_any_more_is_withdrawn(bus: Bus, polkit: FakePolkit) -> None:
+    polkit.says = None
+    asking = asyncio.create_task(Authority(bus).permit(AT_A_TERMINAL, Action.SWITCH, {}))
+    while not polkit.asked:
+        polkit.changed.clear()
+        await polkit.changed.wait()
+    asking.cancel()
+    assert await polkit.withdrawn.get() == polkit.asked[0][4]
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+
+
+async def test_without_polkit_everybody_may_look_and_root_alone_may_act(
+    bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = Authority(bus)
+    await authority.permit(SOMEBODY, Action.INSPECT, {})
+    for action in set(Action) - {Action.INSPECT}:
+        with pytest.raises(NotAuthorized, match=r"only root may .*: polkit is not there to ask"):
+            await authority.permit(AT_A_TERMINAL, action, {})
+    assert [record.getMessage() for record in caplog.records] == ["polkit is not there, so only root may switch GPUs"]
+
+
+async def test_a_polkit_that_goes_says_neither_yes_nor_no(private_bus: PrivateBus, bus: Bus) -> None:
+    async with FakePolkit.on(private_bus.address) as polkit:
+        polkit.says = None
+        asking = asyncio.create_task(Authority(bus).permit(SOMEBODY, Action.SWITCH, {}))
+        while not polkit.asked:
+            polkit.changed.clear()
+            await polkit.changed.wait()
+    with pytest.raises(Failed, match="cannot ask polkit whether you may switch GPUs"):
+        await asking
+
+
+async def test_that_its_caller_is_gone_is_no_sign_that_polkit_is(bus: Bus, polkit: FakePolkit) -> None:
+    """It passes on what the bus says of that: the name that also stands for a service that is not there."""
+    polkit.says = RefusedError("NameHasNoOwner", "no such name")
+    polkit.name = "org.freedesktop.DBus.Error"
+    with pytest.raises(Failed, match="cannot ask polkit whether you may look at this: no such name"):
+        await Authority(bus).permit(SOMEBODY, Action.INSPECT, {})
