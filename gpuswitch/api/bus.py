@@ -10,6 +10,7 @@ from gpuswitch.api.interface import Interface
 from gpuswitch.api.serving import Authority, Server
 from gpuswitch.api.signatures import plain
 from gpuswitch.api.standard import Introspectable, ObjectManager, Peer, Properties, interface_values, is_below, told
+from gpuswitch.api.users import Users
 from gpuswitch.errors import Failed, Timeout
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,9 @@ class Bus:
         self._objects: dict[str, dict[str, Interface]] = {}
         self._calls: dict[int, asyncio.Future[Message]] = {}
         self._gone: Callable[[str], None] | None = None
-        self._server = Server(connection, self._objects, self._everywhere, self)
+        self._users = Users(self.user)
+        self._server = Server(connection, self._objects, self._everywhere, self._users, self.watch_names)
+        connection.owner_of = self._owner
         connection.add_message_handler(self._receive)
         self._end = asyncio.create_task(self._await_end())
 
@@ -76,6 +79,7 @@ class Bus:
     async def close(self) -> None:
         """Answer the calls that are still served with an error, then hang up."""
         await self._server.stop()
+        await self._users.stop()
         self._connection.disconnect()
         await self._end
 
@@ -212,6 +216,14 @@ class Bus:
         for answer in self._calls.values():
             if not answer.done():
                 answer.set_exception(BusLostError("the connection to the bus was lost before the answer came"))
+
+    def _owner(self, name: str) -> int | str:
+        """In whose turn this connection is served: its user's, where that is known."""
+        if (user := self._users.known(name)) is not None:
+            return user
+        if self._connection.crowded and name:
+            self._users.learn(name)
+        return name
 
     def _receive(self, message: Message) -> bool:
         """Called by the connection for each message. Returns True: the library has nothing more to do for it."""

@@ -10,7 +10,7 @@ private parts, the version is pinned. What is put right, and where:
 - every signature that a peer makes up is remembered for ever: `SignatureTree._get`
 - a bus that hangs up during login makes the loop spin, one that refuses Hello counts as connected: `_auth_readline`,
   `connect`
-- many messages, or a huge one, keep the loop from all other work: `_handle_batch`, `_handle`
+- many messages, or a huge one, keep the loop from all other work, and everybody else waiting: `_sort`, `_work`
 - sockets stay open until the garbage collector comes by: `_finalize`
 - a signal costs three times what it needs to: `emit`
 """
@@ -21,6 +21,8 @@ private parts, the version is pinned. What is put right, and where:
 import contextlib
 import logging
 import typing
+from collections import deque
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from io import BytesIO
 from struct import pack, unpack_from
@@ -40,6 +42,8 @@ from dbus_next.errors import AuthError
 from dbus_next.message import Message
 from dbus_next.signature import SignatureTree, SignatureType, Variant
 
+from gpuswitch.api.inbox import CALL, SIGNAL, Frame, Inbox, sender_of
+
 __all__ = [
     "Connection", "Message", "MessageFlag", "MessageType", "NameFlag", "RequestNameReply", "SignatureTree",
     "SignatureType", "Variant",
@@ -48,11 +52,15 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 BATCH: Final = 32
-"""Messages handled in one turn of the loop."""
+"""Calls served in one turn of the loop."""
 MAX_UNASKED: Final = 64 * 1024
 """Bytes in a call or signal from a peer: ours have a few hundred. Replies, which we asked for, may be larger."""
+DRIVER: Final = "org.freedesktop.DBus"
+"""The message bus itself, as a sender. Signals of others were sent to us without being asked for."""
 MAX_LOGIN_LINE: Final = 16 * 1024
 RECEIVE: Final = 64 * 1024
+
+UNASKED: Final = (CALL, SIGNAL)
 
 # "Implementations must ignore fields they do not understand" (D-Bus specification, Header Fields).
 # An unknown field is taken for UNIX_FDS, the one that the library never looks at.
@@ -65,9 +73,16 @@ class Connection(MessageBus):
     """A connection to the message bus at `address`.
 
     File descriptors are never negotiated: a peer could make us hold as many as it likes.
+
+    `owner_of` says in whose turn the calls of a connection are served (`gpuswitch.api.inbox`); at first, its own.
     """
 
     def __init__(self, address: str) -> None:
+        self.owner_of: Callable[[str], Hashable] = str
+        self._inbox = Inbox()
+        self._working = False
+        self._skipping = 0
+        self._told: deque[str] = deque(maxlen=64)
         self._received = bytearray()
         self._unsent = bytearray()
         try:
@@ -115,56 +130,102 @@ class Connection(MessageBus):
         except (OSError, EOFError) as error:
             self._finalize(error)
             return
+        if self._skipping:
+            skipped = min(self._skipping, len(data))
+            self._skipping -= skipped
+            data = data[skipped:]
         self._received += data
-        if self._handle_batch():
-            self._loop.remove_reader(self._fd)
-            self._loop.call_soon(self._catch_up)
+        self._sort()
 
-    def _catch_up(self) -> None:
-        """Work off what was received before more is read, so that the bus keeps the rest of a flood."""
-        if self._handle_batch():
-            self._loop.call_soon(self._catch_up)
-        elif not self._disconnected:
-            self._loop.add_reader(self._fd, self._message_reader)
-
-    def _handle_batch(self) -> bool:
-        """Handle the first messages received, at most `BATCH`. Returns whether more may be left."""
-        for _ in range(BATCH):
-            if self._disconnected:
-                return False
+    def _sort(self) -> None:
+        """Take apart what was received. What others want is served in turn; answers, and the bus itself, at once."""
+        while not self._disconnected:
             try:
                 size = message_size(self._received)
             except ValueError as error:
                 self._finalize(error)
-                return False
-            if size is None or size > len(self._received):
-                return False
-            frame = bytes(self._received[:size])
-            del self._received[:size]
-            self._handle(frame)
-        return not self._disconnected
+                return
+            if size is None:
+                return
+            if size > MAX_UNASKED and self._received[1] in UNASKED:
+                if not self._cut(size):
+                    return
+            elif size > len(self._received):
+                return
+            else:
+                frame = bytes(self._received[:size])
+                del self._received[:size]
+                self._file(frame)
 
-    def _handle(self, frame: bytes) -> None:
+    def _cut(self, size: int) -> bool:
+        """Refuse a message that is too large, without keeping it: its header is enough. False: too early to say."""
+        header = header_size(self._received)
+        if header <= MAX_UNASKED:
+            if len(self._received) < header:
+                return False
+            self._refuse(without_body(bytes(self._received[:header])), size)
+        self._skipping = max(0, size - len(self._received))
+        del self._received[:size]
+        return True
+
+    def _file(self, frame: bytes) -> None:
         kind = frame[1]
         if kind not in MessageType._value2member_map_:  # "Unknown types must be ignored" (specification, Header)
             return
-        unasked = kind in (MessageType.METHOD_CALL.value, MessageType.SIGNAL.value)
-        too_large = unasked and len(frame) > MAX_UNASKED
-        try:
-            message = Unmarshaller(BytesIO(without_body(frame) if too_large else frame)).unmarshall()
-        except Exception:
-            logger.warning("cannot read a message from the bus: it is dropped", exc_info=True)
-            return
-        if too_large:
-            self._refuse(message, len(frame))
-        else:
-            self._on_message(message)
+        if kind == CALL:
+            sender = sender_of(frame)
+            if not self._inbox.put(self.owner_of(sender), Frame(frame, sender)):
+                self._refuse_more(frame)
+            elif not self._working:
+                self._working = True
+                self._loop.call_soon(self._work)
+        elif kind != SIGNAL or sender_of(frame) == DRIVER:
+            self._handle(frame)
 
-    def _refuse(self, message: Message, size: int) -> None:
-        logger.warning("a message of %d bytes from %s is refused", size, message.sender)
+    def _work(self) -> None:
+        """Serve the calls whose turn it is, some in each turn of the loop."""
+        for _ in range(BATCH):
+            if self._disconnected or (frame := self._inbox.take()) is None:
+                self._working = False
+                return
+            self._handle(frame.data)
+        self._loop.call_soon(self._work)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many calls wait that it matters whose is next."""
+        return self._inbox.crowded
+
+    def _handle(self, frame: bytes) -> None:
+        try:
+            message = Unmarshaller(BytesIO(frame)).unmarshall()
+        except Exception as error:  # noqa: BLE001 -- whatever the library stumbles over
+            self._tell(sender_of(frame), f"cannot read a message from the bus: it is dropped ({error})")
+            return
+        self._on_message(message)
+
+    def _refuse(self, header: bytes, size: int) -> None:
+        try:
+            message = Unmarshaller(BytesIO(header)).unmarshall()
+        except Exception as error:  # noqa: BLE001 -- as above
+            self._tell(sender_of(header), f"cannot read a message from the bus: it is dropped ({error})")
+            return
+        self._tell(str(message.sender), f"a message of {size} bytes is refused")
         if message.message_type is MessageType.METHOD_CALL:
             text = f"cannot take a message of {size} bytes, only up to {MAX_UNASKED}"
             self.send(Message.new_error(message, "org.freedesktop.DBus.Error.LimitsExceeded", text))
+
+    def _refuse_more(self, frame: bytes) -> None:
+        """Of what a user has waiting there is enough. It is told in few bytes, as there will be many such answers."""
+        if not frame[2] & MessageFlag.NO_REPLY_EXPECTED.value and (sender := sender_of(frame)):
+            serial: int = unpack_from(byte_order(frame) + "I", frame, 8)[0]
+            self._write(crowded_error(sender, serial, self.next_serial()))
+
+    def _tell(self, sender: str, text: str) -> None:
+        """Log what somebody sent that we do not take, once for each connection: they choose how often they send it."""
+        if sender not in self._told:
+            self._told.append(sender)
+            logger.warning("%s, from %s", text, sender)
 
     # Sending
 
@@ -256,10 +317,29 @@ def message_size(received: bytes | bytearray) -> int | None:
     return 16 + (fields + 7) // 8 * 8 + body
 
 
+def header_size(received: bytes | bytearray) -> int:
+    """How many bytes the header has, of a message of which the first 16 are there."""
+    fields: int = unpack_from(byte_order(received) + "I", received, 12)[0]
+    return 16 + (fields + 7) // 8 * 8
+
+
+def crowded_error(destination: str, reply_to: int, serial: int) -> bytes:
+    """The answer LimitsExceeded, without a text (specification, Message Types: ERROR)."""
+    fields = [
+        [HeaderField.ERROR_NAME.value, Variant("s", "org.freedesktop.DBus.Error.LimitsExceeded")],
+        [HeaderField.REPLY_SERIAL.value, Variant("u", reply_to)],
+        [HeaderField.DESTINATION.value, Variant("s", destination)],
+    ]
+    start = [ord("l"), MessageType.ERROR.value, MessageFlag.NO_REPLY_EXPECTED.value, 1, 0, serial]
+    marshaller = Marshaller("yyyyuua(yv)", [*start, fields])
+    marshaller.marshall()
+    marshaller.align(8)
+    return bytes(marshaller.buffer)
+
+
 def without_body(message: bytes) -> bytes:
     """The header of `message` as a message of its own."""
-    size: int = unpack_from(byte_order(message) + "I", message, 4)[0]
-    return message[:4] + bytes(4) + message[8 : len(message) - size]
+    return message[:4] + bytes(4) + message[8 : header_size(message)]
 
 
 @lru_cache(maxsize=256)

@@ -22,6 +22,7 @@ from gpuswitch.api.connection import Connection, Message, MessageFlag, MessageTy
 from gpuswitch.api.interface import Interface, Member
 from gpuswitch.api.signatures import pack, plain
 from gpuswitch.api.standard import StandardError, Tree, below
+from gpuswitch.api.users import Users
 from gpuswitch.errors import Failed, GpuswitchError, NotAuthorized
 
 logger = logging.getLogger(__name__)
@@ -55,16 +56,6 @@ class Authority(Protocol):
         """Return if the caller may; raises GpuswitchError if not."""
 
 
-class Users(Protocol):
-    """What the message bus tells of its connections."""
-
-    async def user(self, name: str) -> int:
-        """The user behind a connection. Raises GpuswitchError where that is gone, or the bus does not say."""
-
-    def watch_names(self, gone: Callable[[str], None] | None) -> None:
-        """Have `gone` called with the name of each connection that ends from now on; None: no longer."""
-
-
 @dataclass(eq=False)
 class Call:
     """One that may take a while. `begun`: it was let through, and the method runs."""
@@ -77,7 +68,7 @@ class Call:
 
 @dataclass
 class Connected:
-    """A connection that has calls under way. `user` is None until the bus has told."""
+    """A connection that has calls under way. `user` is None, and it is asked for, until the bus has told."""
 
     calls: set[Call] = field(default_factory=set)
     user: int | None = None
@@ -85,10 +76,18 @@ class Connected:
 
 
 class Server:
-    """Serves calls to the objects in `tree`; `everywhere` makes the interfaces of a path that only leads to objects."""
+    """Serves calls to the objects in `tree`; `everywhere` makes the interfaces of a path that only leads to objects.
+
+    `watch_names`: have a function called with the name of each connection that leaves the bus; None: no longer.
+    """
 
     def __init__(
-        self, connection: Connection, tree: Tree, everywhere: Callable[[str], list[Interface]], users: Users
+        self,
+        connection: Connection,
+        tree: Tree,
+        everywhere: Callable[[str], list[Interface]],
+        users: Users,
+        watch_names: Callable[[Callable[[str], None] | None], None],
     ) -> None:
         self.authority: Authority | None = None
         """While there is none, nobody may do what not everybody may."""
@@ -96,6 +95,7 @@ class Server:
         self._tree = tree
         self._everywhere = everywhere
         self._users = users
+        self._watch_names = watch_names
         self._connected: dict[str, Connected] = {}
         self._of_user: Counter[int] = Counter()
 
@@ -126,9 +126,10 @@ class Server:
         """Run it, once it is known whose it is. Raises StandardError where they have too many already."""
         name = str(call.message.sender)
         if not self._connected:
-            self._users.watch_names(self._left)
+            self._watch_names(self._left)
         connected = self._connected.setdefault(name, Connected())
-        if connected.user is None:
+        user = connected.user
+        if user is None:
             if len(connected.calls) >= MOST_UNKNOWN:
                 raise StandardError(
                     "LimitsExceeded", f"cannot serve more than {MOST_UNKNOWN} of your calls at once yet"
@@ -137,16 +138,16 @@ class Server:
             if connected.asking is None:
                 connected.asking = asyncio.create_task(self._identify(name, connected))
             return
-        self._check(connected.user)
+        self._check(user)
         connected.calls.add(call)
-        self._run(call, connected, connected.user)
+        self._run(call, connected, user)
 
     async def _identify(self, name: str, connected: Connected) -> None:
         """Ask the bus whose connection this is, and run what it has called meanwhile."""
         user: int | None = None
         why = "it was cancelled"
         try:
-            user = connected.user = await self._users.user(name)
+            user = connected.user = await self._users.of(name)
         except GpuswitchError as error:
             why = f"nobody knows who you are: {error}"
         finally:
@@ -214,7 +215,7 @@ class Server:
         if not connected.calls and connected.asking is None and self._connected.get(name) is connected:
             del self._connected[name]
             if not self._connected:
-                self._users.watch_names(None)
+                self._watch_names(None)
 
     def _left(self, name: str) -> None:
         """This connection is gone: nobody waits for what it has called."""

@@ -1,0 +1,114 @@
+"""Calls that have come and are not served yet: of each user in turn, so that one who floods us is in nobody else's way.
+
+The message bus hands on what it gets in the order in which it got it, and waits for nobody. So all that it has for us
+is read at once, and what is served next is decided here (start-time fair queueing: Goyal, Vin, Cheng 1996).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from struct import unpack_from
+from typing import Final, NamedTuple
+
+CALL: Final = 1
+"""METHOD_CALL (specification, Message Types)."""
+SIGNAL: Final = 4
+_SENDER: Final = 7
+_TEXTS: Final = (b"s", b"o")
+
+MANY: Final = 512
+"""Calls that wait: from here on each user has a limit."""
+MOST_OF_ONE: Final = 64
+"""Calls of one user that wait then. More of them are refused."""
+
+
+class Frame(NamedTuple):
+    """A call as it came, and the unique name of who sent it; "" where the header has what nobody knows."""
+
+    data: bytes
+    sender: str
+
+
+@dataclass
+class _Queue:
+    frames: deque[Frame] = field(default_factory=deque)
+    turn: int = 0
+
+
+class Inbox:
+    """What waits, of each of its owners: a user where it is known, else a connection."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Hashable, _Queue] = {}
+        self._turns: list[tuple[int, int, Hashable]] = []
+        self._numbers = itertools.count()
+        self._now = 0
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def crowded(self) -> bool:
+        """Whether it matters whose is next."""
+        return self._count >= MANY
+
+    def put(self, owner: Hashable, frame: Frame) -> bool:
+        """Keep it until it is its turn. False where there are too many of this owner's already."""
+        queue = self._queues.get(owner)
+        if queue is None:
+            # Whoever had nothing waiting is next: a caller that waits for each answer is before one that does not.
+            queue = self._queues[owner] = _Queue(turn=self._now)
+            heapq.heappush(self._turns, (queue.turn, -next(self._numbers), owner))
+        elif self.crowded and len(queue.frames) >= MOST_OF_ONE:
+            return False
+        queue.frames.append(frame)
+        self._count += 1
+        return True
+
+    def take(self) -> Frame | None:
+        """The next one; None: nothing waits."""
+        if not self._turns:
+            return None
+        self._now, _, owner = heapq.heappop(self._turns)
+        queue = self._queues[owner]
+        frame = queue.frames.popleft()
+        self._count -= 1
+        if queue.frames:
+            queue.turn += 1
+            heapq.heappush(self._turns, (queue.turn, next(self._numbers), owner))
+        else:
+            del self._queues[owner]
+        return frame
+
+
+def sender_of(message: bytes) -> str:
+    """The sender in a header (specification, Message Format), without reading the rest; "" where that is not so easy.
+
+    `message` is one that the bus has passed on, so it is a valid one.
+    """
+    order = "<" if message[0] == ord("l") else ">"
+    number = f"{order}I"
+    at, end = 16, 16 + int(unpack_from(number, message, 12)[0])
+    while at < end:
+        at = (at + 7) & ~7
+        code, length = message[at], message[at + 1]
+        kind = message[at + 2 : at + 2 + length]
+        at += 3 + length
+        if kind in _TEXTS:
+            at = (at + 3) & ~3
+            size = int(unpack_from(number, message, at)[0])
+            if code == _SENDER:
+                return message[at + 4 : at + 4 + size].decode()
+            at += 5 + size
+        elif kind == b"g":
+            at += 2 + message[at]
+        elif kind == b"u":
+            at = ((at + 3) & ~3) + 4
+        else:
+            return ""
+    return ""

@@ -1,0 +1,66 @@
+"""The service under attack by users without rights, on a real bus with its limits: it answers, and stays as it is.
+
+How fast it answers meanwhile, and how much memory it takes: `make bench`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness.containers.attacks import Attack, attack, memory
+from tests.harness.containers.container import Container
+from tests.harness.containers.people import INA, KIM, NOBODY, move_in
+from tests.harness.containers.system import System
+from tests.harness.containers.words import GPU, prop, show, simulated
+from tests.real_system.conftest import Boot
+
+GROWTH = 10 << 20
+"""Bytes that it may take more than before."""
+
+
+@pytest.fixture
+def machine(boot: Boot, system: System) -> Iterator[Container]:
+    """One whose service is the same before and after, and has switched a GPU there and back meanwhile."""
+    machine = boot(system.installed, simulated())
+    move_in(machine)
+    machine.sh(f"gpuswitchctl to-vfio {GPU}; gpuswitchctl to-host {GPU}")
+    before = show(machine, "MainPID"), memory(machine)
+    yield machine
+    machine.sh(f"gpuswitchctl to-vfio {GPU}; gpuswitchctl to-host {GPU}")
+    assert (show(machine, "MainPID"), show(machine, "NRestarts")) == (before[0], "0")
+    assert memory(machine) - before[1] < GROWTH
+    results = [each["result"] for each in json.loads(machine.sh("gpuswitchctl history --json").stdout)]
+    assert results == ["done"] * len(results)
+    assert "Traceback" not in machine.sh("journalctl -u gpuswitchd --output=cat").stdout
+
+
+def test_messages_of_every_kind(machine: Container) -> None:
+    """A fraction of the campaign: `make bench` has 100,000."""
+    for seed, name in enumerate((NOBODY, KIM)):
+        done = attack(machine, name, "messages", 4000, seed).end()
+        assert done["odd"] > 1000
+        assert done["broken"] > 500
+    assert prop(machine, "State") == "host"
+
+
+@pytest.mark.parametrize("what", ["flood", "one_by_one", "deaf", "half_open"])
+def test_who_looks_and_who_switches_is_served_meanwhile(machine: Container, what: str) -> None:
+    attackers: list[Attack] = [attack(machine, name, what, 200, seed) for seed, name in enumerate((NOBODY, INA))]
+    for each in attackers:
+        each.until_at_work()
+    assert prop(machine, "State") == "host"
+    machine.sh(f"gpuswitchctl to-vfio {GPU}")
+    assert "vfio" in machine.sh(f"gpuswitchctl status {GPU}").stdout
+    machine.sh(f"gpuswitchctl to-host {GPU}")
+    for each in attackers:
+        each.end()
+
+
+@pytest.mark.parametrize("what", ["names", "leave"])
+def test_names_that_change_hands_and_callers_that_leave(machine: Container, what: str) -> None:
+    done = attack(machine, NOBODY, what, 1500, 1).end()
+    assert sum(done.values()) > 500
+    assert prop(machine, "State") == "host"
