@@ -51,14 +51,16 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-BATCH: Final = 32
-"""Calls served in one turn of the loop."""
+WORK_SECONDS: Final = 0.005
+"""For calls in one turn of the loop, before what has come meanwhile is looked at."""
 MAX_UNASKED: Final = 64 * 1024
 """Bytes in a call or signal from a peer: ours have a few hundred. Replies, which we asked for, may be larger."""
 DRIVER: Final = "org.freedesktop.DBus"
 """The message bus itself, as a sender. Signals of others were sent to us without being asked for."""
 MAX_LOGIN_LINE: Final = 16 * 1024
 RECEIVE: Final = 64 * 1024
+MOST_UNSENT: Final = 64 * 1024
+"""Bytes that the bus has not taken yet: until it does, no call is served, as nobody would get the answer."""
 
 UNASKED: Final = (CALL, SIGNAL)
 
@@ -120,7 +122,10 @@ class Connection(MessageBus):
 
     @override
     def _message_reader(self) -> None:
-        """Called by the loop when the socket has something to read."""
+        """Called by the loop when the socket has something to read.
+
+        It is read however much waits to be served: what we left to the bus, others would wait behind.
+        """
         try:
             data = self._sock.recv(RECEIVE)
             if not data:
@@ -130,11 +135,12 @@ class Connection(MessageBus):
         except (OSError, EOFError) as error:
             self._finalize(error)
             return
-        if self._skipping:
-            skipped = min(self._skipping, len(data))
-            self._skipping -= skipped
-            data = data[skipped:]
-        self._received += data
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        skipped = min(self._skipping, len(data))
+        self._skipping -= skipped
+        self._received += data[skipped:] if skipped else data
         self._sort()
 
     def _sort(self) -> None:
@@ -176,20 +182,25 @@ class Connection(MessageBus):
             sender = sender_of(frame)
             if not self._inbox.put(self.owner_of(sender), Frame(frame, sender)):
                 self._refuse_more(frame)
-            elif not self._working:
-                self._working = True
-                self._loop.call_soon(self._work)
+            else:
+                self._resume()
         elif kind != SIGNAL or sender_of(frame) == DRIVER:
             self._handle(frame)
 
+    def _resume(self) -> None:
+        if not self._working and self._inbox and len(self._unsent) < MOST_UNSENT:
+            self._working = True
+            self._loop.call_soon(self._work)
+
     def _work(self) -> None:
-        """Serve the calls whose turn it is, some in each turn of the loop."""
-        for _ in range(BATCH):
-            if self._disconnected or (frame := self._inbox.take()) is None:
-                self._working = False
-                return
+        """Serve the calls whose turn it is, some in each turn of the loop, while the bus takes the answers."""
+        until = self._loop.time() + WORK_SECONDS
+        while not self._disconnected and len(self._unsent) < MOST_UNSENT and (frame := self._inbox.take()) is not None:
             self._handle(frame.data)
-        self._loop.call_soon(self._work)
+            if self._loop.time() >= until:
+                self._loop.call_soon(self._work)
+                return
+        self._working = False
 
     @property
     def crowded(self) -> bool:
@@ -217,7 +228,8 @@ class Connection(MessageBus):
 
     def _refuse_more(self, frame: bytes) -> None:
         """Of what a user has waiting there is enough. It is told in few bytes, as there will be many such answers."""
-        if not frame[2] & MessageFlag.NO_REPLY_EXPECTED.value and (sender := sender_of(frame)):
+        wanted = not frame[2] & MessageFlag.NO_REPLY_EXPECTED.value
+        if wanted and len(self._unsent) < MOST_UNSENT and (sender := sender_of(frame)):
             serial: int = unpack_from(byte_order(frame) + "I", frame, 8)[0]
             self._write(crowded_error(sender, serial, self.next_serial()))
 
@@ -263,6 +275,7 @@ class Connection(MessageBus):
             self._finalize(error)
             return
         del self._unsent[:sent]
+        self._resume()
         if self._unsent:
             self._loop.add_writer(self._fd, self._flush)
         else:
@@ -324,17 +337,24 @@ def header_size(received: bytes | bytearray) -> int:
 
 
 def crowded_error(destination: str, reply_to: int, serial: int) -> bytes:
-    """The answer LimitsExceeded, without a text (specification, Message Types: ERROR)."""
-    fields = [
-        [HeaderField.ERROR_NAME.value, Variant("s", "org.freedesktop.DBus.Error.LimitsExceeded")],
-        [HeaderField.REPLY_SERIAL.value, Variant("u", reply_to)],
-        [HeaderField.DESTINATION.value, Variant("s", destination)],
-    ]
-    start = [ord("l"), MessageType.ERROR.value, MessageFlag.NO_REPLY_EXPECTED.value, 1, 0, serial]
-    marshaller = Marshaller("yyyyuua(yv)", [*start, fields])
-    marshaller.marshall()
-    marshaller.align(8)
-    return bytes(marshaller.buffer)
+    """The answer LimitsExceeded, without a text, laid out by hand: there may be thousands in a second.
+
+    D-Bus specification, Message Format: each field begins at a multiple of eight, and is its number, its signature, and
+    its value.
+    """
+    name = destination.encode()
+    fields = _LIMITS_EXCEEDED + pack("<B3sI", 5, b"\1u\0", reply_to)
+    fields += pack("<B3sI", 6, b"\1s\0", len(name)) + name + b"\0"
+    kind = MessageType.ERROR.value, MessageFlag.NO_REPLY_EXPECTED.value
+    return pack("<4BIII", ord("l"), *kind, 1, 0, serial, len(fields)) + fields + bytes(-len(fields) % 8)
+
+
+def _text_field(number: int, text: str) -> bytes:
+    field = pack("<B3sI", number, b"\1s\0", len(text)) + text.encode() + b"\0"
+    return field + bytes(-len(field) % 8)
+
+
+_LIMITS_EXCEEDED: Final = _text_field(4, "org.freedesktop.DBus.Error.LimitsExceeded")
 
 
 def without_body(message: bytes) -> bytes:

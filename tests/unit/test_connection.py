@@ -8,7 +8,7 @@ from itertools import product
 import jeepney
 import pytest
 
-from gpuswitch.api.connection import SignatureTree, message_size
+from gpuswitch.api.connection import SignatureTree, crowded_error, message_size
 
 PING = jeepney.new_method_call(jeepney.DBusAddress("/", "org.example1", "org.freedesktop.DBus.Peer"), "Ping")
 
@@ -35,3 +35,16 @@ def test_the_size_of_a_message_shows_in_its_first_bytes() -> None:
 def test_what_is_no_message_has_no_size() -> None:
     with pytest.raises(ValueError, match="the bus sent something that is not D-Bus"):
         message_size(b"HTTP/1.1 400 Bad Request")
+
+
+@pytest.mark.parametrize("destination", [":1.4", ":1.42", ":1.4294967295"])
+def test_the_answer_that_is_laid_out_by_hand_is_a_message(destination: str) -> None:
+    parser = jeepney.low_level.Parser()
+    parser.add_data(crowded_error(destination, 7, 9))
+    error = parser.get_next_message()
+    assert (error.header.message_type, error.header.serial, error.body) == (jeepney.MessageType.error, 9, ())
+    assert error.header.fields == {
+        jeepney.HeaderFields.error_name: "org.freedesktop.DBus.Error.LimitsExceeded",
+        jeepney.HeaderFields.reply_serial: 7,
+        jeepney.HeaderFields.destination: destination,
+    }

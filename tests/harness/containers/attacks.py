@@ -1,4 +1,4 @@
-"""Peers that mean ill, in a machine (`inside/attack.py`)."""
+"""Peers that mean ill, in a machine, and somebody who is on the bus meanwhile."""
 
 from __future__ import annotations
 
@@ -13,28 +13,44 @@ from tests.harness.machines.machine import Machine
 _numbers = itertools.count(1)
 
 
-class Attack:
-    """One that runs, until `end`."""
+class Running:
+    """A program of `inside` that runs until `end`."""
 
-    def __init__(self, machine: Machine, user: str, words: str) -> None:
+    def __init__(self, machine: Machine, runs: str, program: str, *words: object) -> None:
         self._machine = machine
-        self._files = f"/run/attack-{next(_numbers)}"
-        machine.push((INSIDE / "attack.py").read_text(), "/run/harness/attack.py")
-        program = f"{as_user(user)} {PYTHON} /run/harness/attack.py {words} {self._files}.stop"
-        self._job = machine.start(f"{program} >{self._files}.out", timeout=500)
+        self._files = f"/run/harness/{program}-{next(_numbers)}"
+        machine.push((INSIDE / program).read_text(), f"/run/harness/{program}")
+        command = " ".join(map(str, (PYTHON, f"/run/harness/{program}", *words, f"{self._files}.stop")))
+        self._job = machine.start(f"{runs} {command} >{self._files}.out", timeout=500)
 
-    def until_at_work(self) -> None:
+    def until_there(self) -> None:
+        """Wait until it has its connections."""
         until(self._machine, f"[ -s {self._files}.out ]")
 
-    def end(self) -> Mapping[str, int]:
-        """Have it end, or wait for its end; how often it did what."""
+    def begin(self) -> None:
+        self._machine.sh(f"touch {self._files}.go")
+
+    def end(self) -> Mapping[str, float]:
+        """Have it end, or wait for its end; what it has done."""
         self._machine.sh(f"touch {self._files}.stop")
         self._job.wait()
         return dict(json.loads(self._machine.sh(f"tail -n1 {self._files}.out").stdout))
 
 
-def attack(machine: Machine, user: str, what: str, count: int, seed: int) -> Attack:
-    return Attack(machine, user, f"{what} {count} {seed}")
+def attack(machine: Machine, user: str, what: str, count: int, seed: int) -> Running:
+    """One of those that `inside/attack.py` lists.
+
+    It has the processors when nobody else wants them: where they are few, to take them is an attack of another kind.
+
+    """
+    return Running(machine, f"nice -n 19 {as_user(user)}", "attack.py", what, count, seed)
+
+
+def bystander(machine: Machine) -> Running:
+    """Root, who is on the bus already."""
+    one = Running(machine, "", "bystander.py")
+    one.until_there()
+    return one
 
 
 def memory(machine: Machine) -> int:

@@ -216,6 +216,12 @@ def on_many(count: int, begin: Callable[[], Connection]) -> list[Connection]:
     return made
 
 
+def begin() -> None:
+    """Wait until the others are there, too."""
+    while not Path(sys.argv[4]).with_suffix(".go").exists():
+        select.select([], [], [], 0.05)
+
+
 def ended() -> bool:
     return Path(sys.argv[4]).exists()
 
@@ -227,6 +233,7 @@ def until_ended() -> None:
 
 def flood(count: int, dice: random.Random) -> Iterator[str]:
     connections = on_many(count, Connection)
+    begin()
     for each in connections:
         each.socket.setblocking(False)
     while not ended():
@@ -245,6 +252,7 @@ def flood(count: int, dice: random.Random) -> Iterator[str]:
 
 def one_by_one(count: int, dice: random.Random) -> Iterator[str]:
     connections = {each.socket: each for each in on_many(count, Connection)}
+    begin()
     for each in connections.values():
         each.send(call(dice))
     while not ended():
