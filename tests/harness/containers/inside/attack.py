@@ -1,7 +1,7 @@
 """An unprivileged peer that means ill: `attack.py WHAT COUNT SEED [STOP]`, on the system bus.
 
     messages      COUNT messages: malformed, truncated, oversized, random, and legal but odd
-    flood         calls without a pause, whose answers nobody reads, on COUNT connections, until the file STOP is there
+    flood         calls without a pause, whose answers nobody reads, on COUNT connections, some hundred on each
     one_by_one    the next call of each of COUNT connections when the last is answered, until the file STOP is there
     deaf          COUNT connections that subscribe to everything and never read, until the file STOP is there
     half_open     COUNT connections that have not said who they are, until the file STOP is there
@@ -38,6 +38,8 @@ OBJECTS = jeepney.DBusAddress(ROOT, NAME, "org.freedesktop.DBus.ObjectManager")
 MANAGER = jeepney.DBusAddress(ROOT, NAME, f"{NAME}.Manager")
 GPU_METHODS = jeepney.DBusAddress(GPU, NAME, f"{NAME}.Gpu")
 
+ROUNDS = 300
+"""Of a flood: the bus itself is busy with that for a while, and answers nobody else."""
 PATHS = ["/", "/" + "/".join("a" * 200), f"{GPU}/deeper", f"{ROOT}/gpu"]
 METHODS: list[tuple[jeepney.DBusAddress, str, str, tuple[Any, ...]]] = [
     (PROPERTIES, "GetAll", "s", (f"{NAME}.Gpu",)),
@@ -236,7 +238,7 @@ def flood(count: int, dice: random.Random) -> Iterator[str]:
     begin()
     for each in connections:
         each.socket.setblocking(False)
-    while not ended():
+    for _ in range(ROUNDS):
         for number, each in enumerate(connections):
             try:
                 each.socket.send(call(dice, answered=bool(dice.randrange(2))).serialise(1 + dice.randrange(1 << 30)))
