@@ -1,53 +1,45 @@
-"""The connection to the bus, and the only importer of the D-Bus library in this project.
+"""The connection to the bus: what the rest of the project has of the D-Bus library.
 
-dbus-next 0.2.3 knows the wire format and how to log in. It was last released in 2021 and what its connection does
-wrong is put right here; `bus` answers method calls itself and asks nothing more of the library. As this reaches into
-private parts, the version is pinned. What is put right, and where:
+The library knows the wire format and how to log in, and has the loop call `_message_reader`; `bus` answers method
+calls itself and asks nothing more. Which library that is, and what one alone does wrong, stands in
+`gpuswitch.api.library`. What both do wrong is put right here:
 
-- Python 3.15 cannot import the library: `no_type_check_decorator`
-- an unknown header field or message type, or a socket that is full for a moment, ends the connection:
-  `HeaderField._missing_`, `_handle`, `_flush`
-- every signature that a peer makes up is remembered for ever: `SignatureTree._get`
-- a bus that hangs up during login makes the loop spin, one that refuses Hello counts as connected: `_auth_readline`,
-  `connect`
+- an unknown message type, a message that cannot be read, or a socket that is full for a moment, ends the connection:
+  `_file`, `_handle`, `_flush`
+- a bus that refuses Hello counts as connected: `connect`
 - many messages, or a huge one, keep the loop from all other work, and everybody else waiting: `_sort`, `_work`
-- sockets stay open until the garbage collector comes by: `_finalize`
+- a connection that ends twice takes from the loop what has its socket's number by then: `_finalize`
 - a signal costs three times what it needs to: `emit`
 """
 
 # The library says that it is typed; its private parts are not.
 # mypy: allow-untyped-calls
 
-import contextlib
 import logging
-import typing
 from collections import deque
 from collections.abc import Callable, Hashable
 from functools import lru_cache
-from io import BytesIO
 from struct import pack, unpack_from
 from typing import Final
 
 from typing_extensions import override
 
-vars(typing).setdefault("no_type_check_decorator", lambda decorator: decorator)  # gone in 3.15, asked for on import
-
-# ruff: noqa: E402 -- the line above has to come first
-from dbus_next._private.constants import HeaderField
-from dbus_next._private.marshaller import Marshaller
-from dbus_next._private.unmarshaller import Unmarshaller
-from dbus_next.aio.message_bus import MessageBus
-from dbus_next.constants import MessageFlag, MessageType, NameFlag, RequestNameReply
-from dbus_next.errors import AuthError
-from dbus_next.message import Message
-from dbus_next.signature import SignatureTree, SignatureType, Variant
-
 from gpuswitch.api.inbox import CALL, SIGNAL, Frame, Inbox, sender_of
+from gpuswitch.api.library import library
 
 __all__ = [
     "Connection", "Message", "MessageFlag", "MessageType", "NameFlag", "RequestNameReply", "SignatureTree",
     "SignatureType", "Variant",
 ]  # fmt: skip
+
+Message = library.Message
+MessageFlag = library.MessageFlag
+MessageType = library.MessageType
+NameFlag = library.NameFlag
+RequestNameReply = library.RequestNameReply
+SignatureTree = library.SignatureTree
+SignatureType = library.SignatureType
+Variant = library.Variant
 
 logger = logging.getLogger(__name__)
 
@@ -57,21 +49,17 @@ MAX_UNASKED: Final = 64 * 1024
 """Bytes in a call or signal from a peer: ours have a few hundred. Replies, which we asked for, may be larger."""
 DRIVER: Final = "org.freedesktop.DBus"
 """The message bus itself, as a sender. Signals of others were sent to us without being asked for."""
-MAX_LOGIN_LINE: Final = 16 * 1024
 RECEIVE: Final = 64 * 1024
 MOST_UNSENT: Final = 64 * 1024
 """Bytes that the bus has not taken yet: until it does, no call is served, as nobody would get the answer."""
 
 UNASKED: Final = (CALL, SIGNAL)
 
-# "Implementations must ignore fields they do not understand" (D-Bus specification, Header Fields).
-# An unknown field is taken for UNIX_FDS, the one that the library never looks at.
-HeaderField._missing_ = classmethod(lambda cls, _: cls.UNIX_FDS)  # type: ignore[method-assign,assignment] # a repair
-# Peers choose the signatures in their messages, so what is remembered of them needs a limit.
-SignatureTree._get = staticmethod(lru_cache(maxsize=512)(SignatureTree))  # type: ignore[method-assign] # noqa: SLF001 -- a repair
+PATH, INTERFACE, MEMBER, ERROR_NAME, REPLY_SERIAL, DESTINATION, SIGNATURE = 1, 2, 3, 4, 5, 6, 8
+"""Codes of header fields (D-Bus specification, Header Fields)."""
 
 
-class Connection(MessageBus):
+class Connection(library.Link):
     """A connection to the message bus at `address`.
 
     File descriptors are never negotiated: a peer could make us hold as many as it likes.
@@ -87,36 +75,17 @@ class Connection(MessageBus):
         self._told: deque[str] = deque(maxlen=64)
         self._received = bytearray()
         self._unsent = bytearray()
-        try:
-            super().__init__(address, negotiate_unix_fd=False)
-        except BaseException:
-            self._close_socket()
-            raise
-
-    # Login
+        super().__init__(address)
 
     @override
     async def connect(self) -> "Connection":
-        """Log in and say Hello. Raises OSError, EOFError or the library's AuthError, and leaves nothing open then."""
-        try:
-            await super().connect()
-            name = str(self.unique_name)
-            if not name.startswith(":"):
-                raise AuthError(name)  # the text of the bus' refusal, which the library took for our name
-        except BaseException:
+        """Log in and say Hello. Raises what the library's does, and leaves nothing open then."""
+        await super().connect()
+        name = str(self.unique_name)
+        if not name.startswith(":"):
             self._finalize()
-            raise
+            raise library.AuthError(name)  # the text of the bus' refusal, which the library took for our name
         return self
-
-    @override
-    async def _auth_readline(self) -> str:
-        line = bytearray()
-        while not line.endswith(b"\r\n"):
-            byte = await self._loop.sock_recv(self._sock, 1)
-            if not byte or len(line) > MAX_LOGIN_LINE:
-                raise EOFError("the bus ended the connection during login")
-            line += byte
-        return line[:-2].decode()
 
     # Receiving
 
@@ -209,7 +178,7 @@ class Connection(MessageBus):
 
     def _handle(self, frame: bytes) -> None:
         try:
-            message = Unmarshaller(BytesIO(frame)).unmarshall()
+            message = library.unmarshal(frame)
         except Exception as error:  # noqa: BLE001 -- whatever the library stumbles over
             self._tell(sender_of(frame), f"cannot read a message from the bus: it is dropped ({error})")
             return
@@ -217,7 +186,7 @@ class Connection(MessageBus):
 
     def _refuse(self, header: bytes, size: int) -> None:
         try:
-            message = Unmarshaller(BytesIO(header)).unmarshall()
+            message = library.unmarshal(header)
         except Exception as error:  # noqa: BLE001 -- as above
             self._tell(sender_of(header), f"cannot read a message from the bus: it is dropped ({error})")
             return
@@ -245,7 +214,7 @@ class Connection(MessageBus):
     def send(self, message: Message) -> None:
         """Send `message` as soon as the socket takes it. Once the bus is lost, nothing is sent."""
         message.serial = message.serial or self.next_serial()
-        self._write(message._marshall())  # noqa: SLF001 -- the library has no public name for it
+        self._write(library.marshal(message))
 
     def emit(self, path: str, interface: str, member: str, signature: str, body: list[object]) -> None:
         """Send a signal. Raises the library's SignatureBodyMismatchError where `body` does not fit `signature`.
@@ -253,7 +222,7 @@ class Connection(MessageBus):
         Everything but the body, its size and the serial is the same each time, so it is laid out once.
         """
         header = signal_header(path, interface, member, signature)
-        content = Marshaller(signature, body).marshall()
+        content = library.marshal_body(signature, body)
         self._write(header[:4] + pack("<II", len(content), self.next_serial()) + header[12:] + content)
 
     def _write(self, data: bytes) -> None:
@@ -297,15 +266,8 @@ class Connection(MessageBus):
 
     @override
     def _finalize(self, err: Exception | None = None) -> None:
-        if self._disconnected:  # the socket's number may be another's by now
-            return
-        super()._finalize(err)
-        self._close_socket()
-
-    def _close_socket(self) -> None:
-        for end in ("_stream", "_sock"):  # neither is there if the address was not understood
-            with contextlib.suppress(AttributeError, OSError):
-                getattr(self, end).close()
+        if not self._disconnected:  # else the socket's number may be another's by now
+            super()._finalize(err)
 
 
 def byte_order(message: bytes | bytearray) -> str:
@@ -366,14 +328,12 @@ def without_body(message: bytes) -> bytes:
 def signal_header(path: str, interface: str, member: str, signature: str) -> bytes:
     """The header of a signal (D-Bus specification, Message Format): size of the body and serial are zero."""
     fields = [
-        [HeaderField.PATH.value, Variant("o", path)],
-        [HeaderField.INTERFACE.value, Variant("s", interface)],
-        [HeaderField.MEMBER.value, Variant("s", member)],
+        [PATH, Variant("o", path)],
+        [INTERFACE, Variant("s", interface)],
+        [MEMBER, Variant("s", member)],
     ]
     if signature:
-        fields.append([HeaderField.SIGNATURE.value, Variant("g", signature)])
+        fields.append([SIGNATURE, Variant("g", signature)])
     start = [ord("l"), MessageType.SIGNAL.value, MessageFlag.NONE.value, 1, 0, 0]
-    marshaller = Marshaller("yyyyuua(yv)", [*start, fields])
-    marshaller.marshall()
-    marshaller.align(8)
-    return bytes(marshaller.buffer)
+    header = library.marshal_body("yyyyuua(yv)", [*start, fields])
+    return header + bytes(-len(header) % 8)

@@ -80,6 +80,16 @@ async def test_a_message_that_cannot_be_read_costs_no_other(
     assert "cannot read a message from the bus: it is dropped" in caplog.text
 
 
+async def test_a_message_that_is_longer_inside_than_outside_costs_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = jeepney.new_method_call(PING, "Ping", "s", ("x" * 5,)).serialise(7)
+    async with connected(tmp_path) as (_, far_end):
+        far_end.write(message.replace(b"\5\0\0\0xxxxx", b"\6\0\0\0xxxxx"), ping().serialise(8))
+        assert reply_serial(await far_end.receive()) == 8
+    assert "cannot read a message from the bus: it is dropped" in caplog.text
+
+
 async def test_a_message_that_comes_byte_by_byte_is_answered(tmp_path: Path) -> None:
     async with connected(tmp_path) as (_, far_end):
         for byte in ping().serialise(7):
