@@ -4,6 +4,7 @@ PYTHON ?= python3
 PREFIX ?= /usr/local
 RELEASE ?= bookworm
 BUS ?= dbus-daemon
+LIBRARY ?= dbus-next
 VM ?= 1
 SEEDS ?= 10000
 WORKERS ?= auto
@@ -16,11 +17,12 @@ SYSTEM_PYTHON := $(if $(filter file,$(origin PYTHON)),/usr/bin/python3,$(PYTHON)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-pyproject
+STAMP_FAST := $(VENV)/.has-dbus-fast
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help venv need-develop need-test need-bus need-system need-vm demo test lint format types system-test test-python vm-test release-test vm-shell bench simulate docs install uninstall clean
+.PHONY: help venv need-develop need-test need-bus need-library need-system need-vm demo test lint format types system-test test-python vm-test release-test vm-shell bench simulate docs install uninstall clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,8 +30,8 @@ help: ## list these targets
 demo: venv ## switch GPUs of a simulated host, step by step (no hardware, no root)
 	@$(BIN)/gpuswitchctl demo
 
-test: need-test need-bus lint types ## lint, types and the fast tests (no hardware, no root; BUS=dbus-broker: once as root; TESTS=FOLDER: some)
-	BUS=$(BUS) $(BIN)/pytest $(TESTS)
+test: need-test need-bus need-library lint types ## lint, types and the fast tests (no hardware, no root; BUS=dbus-broker: once as root; LIBRARY=dbus-fast; TESTS=FOLDER: some)
+	BUS=$(BUS) DBUS_LIBRARY=$(LIBRARY) $(BIN)/pytest $(TESTS)
 
 lint: venv ## ruff: rules and format
 	$(BIN)/ruff check
@@ -54,6 +56,7 @@ vm-test: venv need-vm ## the tests on a real kernel in virtual machines (RELEASE
 
 release-test: ## all of it on all releases, with long campaigns: hours, before a release
 	@.ci/steps test 'test BUS=dbus-broker' \
+	    $(foreach bus,dbus-daemon dbus-broker,'test BUS=$(bus) LIBRARY=dbus-fast TESTS=tests/real_bus') \
 	    $(foreach bus,dbus-daemon dbus-broker,$(foreach release,bookworm trixie forky,'system-test RELEASE=$(release) BUS=$(bus)')) \
 	    $(foreach release,trixie forky,'test-python RELEASE=$(release)') \
 	    $(foreach release,bookworm trixie forky,'vm-test RELEASE=$(release)') \
@@ -89,6 +92,10 @@ $(STAMP): pyproject.toml | need-develop
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
+$(STAMP_FAST): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,dbus-fast]'
+	@touch $@
+
 need-develop:
 	@contrib/need.sh '$(PYTHON)' develop
 
@@ -98,6 +105,9 @@ need-test:
 need-bus:
 	$(if $(filter dbus-daemon dbus-broker,$(BUS)),,$(error cannot test on BUS=$(BUS): it is one of dbus-daemon, dbus-broker))
 	@contrib/need.sh '$(PYTHON)' '$(BUS)'
+
+need-library: $(if $(filter dbus-fast,$(LIBRARY)),$(STAMP_FAST))
+	$(if $(filter dbus-next dbus-fast,$(LIBRARY)),,$(error cannot test with LIBRARY=$(LIBRARY): it is one of dbus-next, dbus-fast))
 
 need-system:
 	@contrib/need.sh '$(PYTHON)' system

@@ -305,8 +305,8 @@ def crowded_error(destination: str, reply_to: int, serial: int) -> bytes:
     its value.
     """
     name = destination.encode()
-    fields = _LIMITS_EXCEEDED + pack("<B3sI", 5, b"\1u\0", reply_to)
-    fields += pack("<B3sI", 6, b"\1s\0", len(name)) + name + b"\0"
+    fields = _LIMITS_EXCEEDED + pack("<B3sI", REPLY_SERIAL, b"\1u\0", reply_to)
+    fields += pack("<B3sI", DESTINATION, b"\1s\0", len(name)) + name + b"\0"
     kind = MessageType.ERROR.value, MessageFlag.NO_REPLY_EXPECTED.value
     return pack("<4BIII", ord("l"), *kind, 1, 0, serial, len(fields)) + fields + bytes(-len(fields) % 8)
 
@@ -316,7 +316,7 @@ def _text_field(number: int, text: str) -> bytes:
     return field + bytes(-len(field) % 8)
 
 
-_LIMITS_EXCEEDED: Final = _text_field(4, "org.freedesktop.DBus.Error.LimitsExceeded")
+_LIMITS_EXCEEDED: Final = _text_field(ERROR_NAME, "org.freedesktop.DBus.Error.LimitsExceeded")
 
 
 def without_body(message: bytes) -> bytes:

@@ -73,7 +73,8 @@ async def test_a_message_of_an_unknown_type_is_ignored(tmp_path: Path, caplog: p
 async def test_a_message_that_cannot_be_read_costs_no_other(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, length: int
 ) -> None:
-    unreadable = jeepney.new_method_call(PING, "Ping", "s", ("x" * length,)).serialise(7).replace(b"/\0", b"-\0")
+    message = jeepney.new_method_call(PING, "Ping", "s", ("x" * length,)).serialise(7)
+    unreadable = message.replace(b"Ping", b"\xff" * 4)
     async with connected(tmp_path) as (_, far_end):
         far_end.write(unreadable, ping().serialise(8))
         assert reply_serial(await far_end.receive()) == 8
@@ -151,7 +152,7 @@ async def test_a_bus_that_hangs_up_during_login_is_an_error(tmp_path: Path) -> N
         far_end = await connections.get()
         await far_end.reader.readuntil(b"\r\n")
         far_end.writer.close()
-        with pytest.raises(BusError, match=r"cannot connect .*: the bus ended the connection during login"):
+        with pytest.raises(BusError, match=r"cannot connect .*: .* during (login|authentication)"):
             await connecting
 
 

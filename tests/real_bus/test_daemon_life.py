@@ -51,6 +51,11 @@ async def test_it_does_not_start_with_a_configuration_that_is_wrong(private_bus:
     assert said == f"gpuswitchd: cannot use {file}: deadlines.unbnid: no such key; did you mean unbind?\n"
 
 
+async def test_it_does_not_start_with_a_library_that_nobody_knows() -> None:
+    status, said = await run_to_the_end("--simulate", "laptop", DBUS_LIBRARY="libdbus")
+    assert (status, said) == (1, "cannot use DBUS_LIBRARY=libdbus: it is one of dbus-next, dbus-fast\n")
+
+
 async def test_a_second_one_in_the_same_runtime_directory_does_not_start(
     start: Start, private_bus: PrivateBus, tmp_path: Path
 ) -> None:
