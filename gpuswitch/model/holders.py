@@ -88,9 +88,12 @@ def unit_and_session(cgroup: str) -> tuple[Unit | None, str]:
 
     As systemd reads it (cg_path_get_unit and cg_path_get_user_unit in src/basic/cgroup-util.c): below the slices lies
     the unit, and below a user's manager his slices and units. What lies deeper is the unit's own affair: a container's
-    services are not the host's, though their names may be the same. Escapes such as `\x2d` belong to the name.
+    services are not the host's, though their names may be the same. Escapes such as `\x2d` belong to the name. So does
+    whatever else ends a line to Python: below his manager a user chooses the names, and the kernel refuses a new line
+    in them only (cgroup_mkdir in kernel/cgroup/cgroup.c).
     """
-    paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in cgroup.splitlines())}
+    lines = [line.split(":", 2) for line in cgroup.split("\n") if line]
+    paths = {controllers: path for _, controllers, path in lines}
     # cgroup v1, or both: systemd has a hierarchy of its own. A systemd in a container that has version 2 alone does not
     # use it, though the machine has both.
     own = paths.get("name=systemd", "/")

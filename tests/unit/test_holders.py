@@ -40,7 +40,11 @@ APP = "user.slice/user-1000.slice/user@1000.service"
         ("0::/\n", None, ""),
         ("0::/user.slice\n", None, ""),
         ("", None, ""),
+        (f"0::/{APP}/app.slice/a\vb.scope\n", Unit("a\vb.scope", 1000), ""),
+        (f"0::/{APP}/x\v0::/system.slice/gdm.service\n", Unit("user@1000.service"), ""),
+        (f"0::/{APP}/x\u20280::/system.slice/gdm.service\n", Unit("user@1000.service"), ""),
     ],
 )
 def test_placed(cgroup: str, unit: Unit | None, session: str) -> None:
+    """A user may have any letter but a new line in the names of cgroups below his manager's."""
     assert unit_and_session(cgroup) == (unit, session)
