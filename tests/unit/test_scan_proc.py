@@ -277,6 +277,19 @@ def test_mounts_and_swap(proc: Proc) -> None:
     assert mounted(str(proc.root), {"c8:17"}) == set()
 
 
+@pytest.mark.parametrize("place", ["a\vb", "a\x85b", "a\u2028b", "a\rb"])
+def test_whoever_mounts_something_may_call_it_anything(proc: Proc, place: str) -> None:
+    """In a user namespace, anybody may mount something. Of what ends lines elsewhere, the kernel escapes few."""
+    (proc.root / "1/ns").mkdir(parents=True)
+    (proc.root / "1/ns/mnt").symlink_to("mnt:[1]")
+    disk = f"36 35 8:17 / /{place} rw - ext4 /dev/sdb1 rw"
+    loop = proc.root / "loop"
+    loop.symlink_to(loop)
+    others = [f"37 35 0:30 / /run rw - tmpfs /dev/{source} rw" for source in (place, "x" * 300, f"..{loop}/x")]
+    (proc.root / "1/mountinfo").write_bytes("\n".join([disk, *others, ""]).encode())
+    assert mounted(str(proc.root), {"b8:17"}) == {Client("mount", f"mounted on /{place}", "b8:17")}
+
+
 class Driver:
     """A module with a driver, made up, whose device is really /dev/full."""
 

@@ -11,6 +11,8 @@ from stat import S_ISBLK, S_ISCHR
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.ENODEV, errno.ENXIO})
 # What root alone may read says nothing to others, whenever they ask; EINVAL: this is no link, or has nothing to say.
 _MUTE = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL})
+# Where names lead that are no names: who mounts something may say that it is a device of any name.
+_NOWHERE = frozenset({errno.ELOOP, errno.ENAMETOOLONG})
 
 ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 
@@ -68,6 +70,14 @@ def text(path: str, folder: int | None = None) -> str:
         raise
 
 
+def lines(path: str) -> list[str]:
+    """Those of a file of the kernel's.
+
+    Names in it are other people's: the kernel escapes a new line in them, and none of what else ends a line to Python.
+    """
+    return [line for line in text(path).split("\n") if line]
+
+
 def target(link: str, folder: int | None = None) -> str:
     """What a link points to."""
     try:
@@ -94,7 +104,7 @@ def number_of(node: str) -> str:
     try:
         found = os.stat(node)  # noqa: PTH116 - a Path takes several times as long
     except OSError as error:
-        if says_nothing(error):
+        if says_nothing(error) or error.errno in _NOWHERE:
             return ""
         raise
     return number_text(found.st_mode, os.major(found.st_rdev), os.minor(found.st_rdev))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from gpuswitch.host.linux.scanning.files import names, number_of, target, text
+from gpuswitch.host.linux.scanning.files import lines, names, number_of, target
 
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
@@ -29,7 +29,7 @@ def mounted(proc: str, numbers: Collection[str]) -> set[Client]:
         if namespace and namespace not in seen:
             seen.add(namespace)
             found |= {Client("mount", f"mounted on {point}", n) for n, point in _mounts(proc, name) if n in numbers}
-    for line in text(f"{proc}/swaps").splitlines()[1:]:
+    for line in lines(f"{proc}/swaps")[1:]:
         number = number_of(_plain(line.split()[0]))
         if number in numbers:
             found.add(Client("swap", "used as swap space", number))
@@ -41,7 +41,7 @@ def _mounts(proc: str, name: str) -> Iterator[tuple[str, str]]:
 
     A file system of several devices has a number of its own (btrfs); then one of them at least is named as its source.
     """
-    for line in text(f"{proc}/{name}/mountinfo").splitlines():
+    for line in lines(f"{proc}/{name}/mountinfo"):
         fields = line.split(" ")
         source = _plain(fields[fields.index("-") + 2])
         number = number_of(source) if fields[2].startswith("0:") and source.startswith("/dev/") else f"b{fields[2]}"
