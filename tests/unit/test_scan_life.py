@@ -173,6 +173,16 @@ async def test_a_signal(scanner: LinuxProcesses) -> None:
     assert not scanner.signal(process, SIGTERM)
 
 
+async def test_a_signal_to_one_whose_name_is_cut_in_the_middle_of_a_letter(scanner: LinuxProcesses) -> None:
+    """The kernel keeps 15 bytes of a name, and a process may choose any."""
+    name = "open('/proc/self/comm', 'wb').write('Программа'.encode()[:15]); "
+    with program(name + OPEN) as person:
+        process = procfs.process(person.pid)
+        assert process is not None
+        assert scanner.signal(process, SIGTERM)
+        assert person.wait() == -SIGTERM
+
+
 async def test_a_signal_to_a_thread(scanner: LinuxProcesses) -> None:
     """Nobody's number, as processes go."""
     code = "import threading; threading.Thread(target=ready).start()"

@@ -290,6 +290,17 @@ def test_whoever_mounts_something_may_call_it_anything(proc: Proc, place: str) -
     assert mounted(str(proc.root), {"b8:17"}) == {Client("mount", f"mounted on /{place}", "b8:17")}
 
 
+@pytest.mark.parametrize("name", [b"\xd0\x9f\xd1\x80\xd0\xbe\xd0\xb3\xd1\x80\xd0\xb0\xd0", b"a-very-long-nam"])
+def test_a_name_that_the_kernel_has_cut_is_told_in_full(tree: Tree, proc: Proc, name: bytes) -> None:
+    """It cuts after 15 bytes, whichever letter that is in."""
+    full = "Программа" if name[0] > 0x7F else "a-very-long-name"
+    folder = proc.process(NOBODYS, "cut")
+    (folder / "stat").write_bytes((folder / "stat").read_bytes().replace(b"(cut)", b"(%b)" % name))
+    (folder / "cmdline").write_text(f"/usr/bin/{full}\0")
+    (folder / "fd/3").symlink_to("/dev/full")
+    assert [holder["command"] for holder in scan(tree, proc, "c1:7")] == [full]
+
+
 class Driver:
     """A module with a driver, made up, whose device is really /dev/full."""
 

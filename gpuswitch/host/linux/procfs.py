@@ -18,7 +18,7 @@ def process(pid: int) -> Process | None:
         OSError: nobody can tell.
     """
     try:
-        fields = _fields(Path(f"/proc/{pid}/stat").read_text())
+        fields = _fields(_text(pid, "stat"))
     except (FileNotFoundError, ProcessLookupError):
         return None
     return Process(pid, int(fields[19]))
@@ -53,6 +53,11 @@ def _fields(stat: str) -> list[str]:
 
 def _read(pid: int, name: str) -> str:
     try:
-        return Path(f"/proc/{pid}/{name}").read_text()
+        return _text(pid, name)
     except OSError:
         return ""
+
+
+def _text(pid: int, name: str) -> str:
+    """A process may call itself by any bytes, and the kernel cuts what is longer than 15, also within a letter."""
+    return Path(f"/proc/{pid}/{name}").read_text("utf-8", errors="replace")

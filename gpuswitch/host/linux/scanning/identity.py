@@ -56,9 +56,10 @@ def who(folder: int, *, sparing: bool = False) -> Who | None:
 
 
 def _command(name: str, path: str) -> str:
-    """The kernel's name for it, which is cut; in full, where its command line begins with it."""
+    """The kernel's name for it, which is cut, also within a letter; in full, where its command line begins with it."""
     full = os.path.basename(path)  # noqa: PTH119 - text, of whatever form
-    return full if len(name.encode()) == _LONGEST_NAME and full.startswith(name) else name
+    cut = len(name.encode()) >= _LONGEST_NAME
+    return full if cut and full.startswith(name.rstrip("\N{REPLACEMENT CHARACTER}")) else name
 
 
 def _user(uid: int) -> str:
