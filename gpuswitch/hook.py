@@ -127,7 +127,8 @@ def read_domain(xml: bytes) -> tuple[str, list[Address]]:
     the guest sees something.
 
     Raises:
-        BadDomainError: too long, not well-formed, with a document type or entities, or with addresses that are none.
+        BadDomainError: too long, not well-formed, in an unknown encoding, with a document type or entities, or with
+            addresses that are none.
     """
     if len(xml) > LIMIT:
         raise BadDomainError(f"its XML is longer than {LIMIT >> 20} MiB")
@@ -145,6 +146,8 @@ def read_domain(xml: bytes) -> tuple[str, list[Address]]:
         parser.Parse(xml, True)
     except expat.ExpatError as error:
         raise BadDomainError(f"its XML is not well-formed: {error}") from None
+    except (LookupError, ValueError) as error:  # it says that it is in an encoding that Python does not know
+        raise BadDomainError(f"its XML cannot be read: {error}") from None
     return "".join(domain.uuid).strip(), domain.addresses
 
 
@@ -319,6 +322,8 @@ def configured(directory: str) -> dict[Address, list[Address]]:
             raise ValueError(f"cannot use {file}: {error}") from None
         except (TypeError, KeyError):
             raise ValueError(f"cannot use {file}: each GPU is a [[gpu]] table with an address") from None
+        except RecursionError:
+            raise ValueError(f"cannot use {file}: it is nested too deeply") from None
     return gpus
 
 

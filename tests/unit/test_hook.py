@@ -129,6 +129,8 @@ def test_an_address_that_is_none(bus: str) -> None:
         ("<domain><devices></domain>", "is not well-formed"),
         ("", "is not well-formed"),
         ("win10", "is not well-formed"),
+        ("<?xml version='1.0' encoding='x'?><domain/>", "cannot be read: "),
+        ("<?xml version='1.0' encoding='utf-7'?><domain/>", "cannot be read: "),
         (domain("x" * hook.LIMIT), "is longer than 1 MiB"),
     ],
 )
@@ -184,6 +186,7 @@ def test_faults_in_other_keys_do_not_matter(tmp_path: Path) -> None:
         ("gpu = '01:00.0'\n", "each GPU is a .* table with an address"),
         ("gpu = 1\n", "each GPU is a .* table with an address"),
         ("[[gpu]]\naddress = 1\n", "each GPU is a .* table with an address"),
+        (f"a = {'[' * 5000}", "cannot use .*config.toml: it is nested too deeply"),
     ],
 )
 def test_a_configuration_that_does_not_say_which_gpus_are_managed(tmp_path: Path, content: str, reason: str) -> None:

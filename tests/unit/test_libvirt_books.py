@@ -103,11 +103,18 @@ def test_no_libvirt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "<domstatus>", "<domstatus/>", STATUS.replace("'0x01'", "'one'")],
-    ids=["empty", "cut short", "no domain", "no address"],
+    [
+        *("", "<domstatus>", "<domstatus/>", STATUS.replace("'0x01'", "'one'")),
+        *(STATUS.replace("'0x01'", wrong) for wrong in ("'-1'", "'0x100'")),
+        *(f"<?xml version='1.0' encoding='{name}'?>{STATUS[STATUS.index('<dom') :]}" for name in ("x", "utf-7")),
+    ],
+    ids=[
+        *("empty", "cut short", "no domain", "no address", "below all addresses", "above all addresses"),
+        *("unknown encoding", "encoding of several bytes"),
+    ],
 )
 def test_what_libvirt_does_not_know_again(content: str, folder: Path, libvirt: LinuxLibvirt) -> None:
-    (folder / "other.xml").write_text(content)
+    (folder / "other.xml").write_text(content.replace(UUID, "another"))
     (folder / "folder.xml").mkdir()
     (folder / "win11.xml").write_text(STATUS)
     assert list(libvirt.machines()) == [Owner("win11", UUID)]

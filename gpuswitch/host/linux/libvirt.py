@@ -37,7 +37,8 @@ _PASSED_THROUGH = (
     "devices/disk[@type='nvme']",
     "devices/disk//backingStore[@type='nvme']",
 )
-_PARTS = ("domain", "bus", "slot", "function")
+_MOST = {"domain": 0xFFFFFFFF, "bus": 0xFF, "slot": 0x1F, "function": 7}
+"""What each part of an address can be (virPCIDeviceAddressParseXML in src/conf/device_conf.c)."""
 _CHANGED = Mask.CREATE | Mask.MODIFY | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.DELETE_SELF
 
 
@@ -57,7 +58,7 @@ class LinuxLibvirt(Libvirt):
                 continue
             except OSError as error:
                 raise _unknown(file, error.errno, str(error.strerror)) from None
-            except (ET.ParseError, ValueError):
+            except (ET.ParseError, ValueError, LookupError):  # the last one: in an encoding that nobody knows
                 # A machine that libvirt does not know again, either (virDomainObjListLoadAllConfigs).
                 continue
         return found
@@ -117,13 +118,23 @@ class LinuxLibvirt(Libvirt):
 
 
 def _read(xml: bytes) -> tuple[Owner, frozenset[PciAddress]]:
-    """The machine that a status file tells of, and the functions that it has."""
+    """The machine that a status file tells of, and the functions that it has.
+
+    Raises:
+        ET.ParseError, ValueError, LookupError: it makes no sense.
+    """
     domain = ET.fromstring(xml).find("domain")  # noqa: S314 -- root's own file, by libvirt
     if domain is None:
         raise ValueError("it tells of no domain")
     addresses = (address for path in _PASSED_THROUGH for address in domain.iterfind(f"{path}/source/address"))
-    functions = frozenset(PciAddress(*(int(address.get(part, "0"), 0) for part in _PARTS)) for address in addresses)
-    return Owner(domain.findtext("name", ""), domain.findtext("uuid", "")), functions
+    return Owner(domain.findtext("name", ""), domain.findtext("uuid", "")), frozenset(map(_address, addresses))
+
+
+def _address(element: ET.Element) -> PciAddress:
+    numbers = {part: int(element.get(part, "0"), 0) for part in _MOST}
+    if not all(0 <= numbers[part] <= most for part, most in _MOST.items()):
+        raise ValueError("it has an address that is none")
+    return PciAddress(**numbers)
 
 
 def _opened(pid: int) -> int | None:
