@@ -6,7 +6,9 @@ address is the same. What the keys mean, and which exist, `schema.py` says.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import reprlib
 import stat
 import tomllib
@@ -16,6 +18,9 @@ from typing import Any
 
 from gpuswitch.errors import ConfigError, InvalidArgument
 from gpuswitch.model.address import PciAddress
+
+TOO_DEEP = "it is nested too deeply"
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 Location = tuple[str | int, ...]
 """Where a key stands: `("gpu", 0, "name")`."""
@@ -42,6 +47,8 @@ class Layers:
                 self.faults.append(f"cannot read {file}: {error.strerror}")
             except ValueError as error:  # not TOML, or not even UTF-8
                 self.faults.append(f"cannot use {file}: {error}")
+            except RecursionError:
+                self.faults.append(f"cannot use {file}: {TOO_DEEP}")
 
     def add(self, origin: str, values: Mapping[str, Any]) -> None:
         """Put one layer over the others; `origin` names it to a person."""
@@ -66,7 +73,8 @@ class Layers:
         text = ""
         for depth, part in enumerate(location):
             if isinstance(part, str):
-                text += f".{part}" if text else part
+                name = part if _BARE_KEY.fullmatch(part) else json.dumps(part)
+                text += f".{name}" if text else name
             else:
                 own = _address_text(self.values["gpu"][part]) if depth == 1 and location[0] == "gpu" else None
                 text += f"[{own or part + 1}]"
@@ -147,5 +155,13 @@ def _address_text(gpu: object) -> str | None:
     written = gpu.get("address") if isinstance(gpu, dict) else None
     try:
         return str(PciAddress.parse(str(written)))
-    except InvalidArgument:
-        return None if written is None else reprlib.repr(written)
+    except (InvalidArgument, ValueError):
+        return None if written is None else shown(written)
+
+
+def shown(value: object) -> str:
+    """A value to a person, cut short."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python does not write a number of more than 4300 digits, but reads it in hex
+        return "a number that is too long"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource, SettingsError
 
-from gpuswitch.config.merge import Layers, Location
+from gpuswitch.config.merge import TOO_DEEP, Layers, Location, shown
 from gpuswitch.config.schema import (
     ENVIRONMENT,
     Deadlines,
@@ -130,6 +129,9 @@ def _add_variable(layers: Layers, variable: str, value: str) -> None:
     except SettingsError:
         layers.faults.append(f"cannot use the variable {variable}: its value is not JSON")
         return
+    except RecursionError:
+        layers.faults.append(f"cannot use the variable {variable}: {TOO_DEEP}")
+        return
     if not values:
         tables = [f"{ENVIRONMENT}{table}".upper() for table in _KEYS]
         layers.faults.append(f"cannot use the variable {variable}: no such setting{_suggest(variable, tables)}")
@@ -187,7 +189,7 @@ def _fault(layers: Layers, error: ErrorDetails) -> str:
         case "model_type":
             reason = "must be a table"
         case _:
-            reason = f"{error['msg'].replace('Input should', 'must')}, not {reprlib.repr(error['input'])}"
+            reason = f"{error['msg'].replace('Input should', 'must')}, not {shown(error['input'])}"
     return _sentence(layers, location, reason)
 
 

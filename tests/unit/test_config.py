@@ -257,6 +257,29 @@ def test_a_file_that_is_not_toml_is_named_with_the_place(tmp_path: Path, write: 
     assert str(good) not in first + second
 
 
+@pytest.mark.parametrize("text", [f"a = {'[' * 5000}", f"{'a.' * 5000}b = 1"])
+def test_a_file_that_is_nested_too_deeply_is_named(tmp_path: Path, write: Write, text: str) -> None:
+    file = write("config.toml", text)
+    assert faults(tmp_path) == [f"cannot use {file}: it is nested too deeply"]
+
+
+def test_a_number_that_is_too_long_to_be_written_is_refused_like_any_other(tmp_path: Path, write: Write) -> None:
+    """Python does not write numbers of more than 4300 digits, and reads those in hex."""
+    huge = f"0x{'f' * 5000}"
+    file = write("config.toml", f"[metrics]\nport = {huge}\n[deadlines]\nprobe = {huge}\n[[gpu]]\naddress = {huge}\n")
+    found = faults(tmp_path)
+    assert len(found) == 3
+    assert all(fault.startswith(f"cannot use {file}: ") for fault in found)
+
+
+def test_each_fault_is_one_line_whatever_a_key_is_called(tmp_path: Path, write: Write) -> None:
+    file = write("config.toml", '"a\\nb" = 1\n[defaults]\n"c\u2028" = 2\n')
+    assert [fault.partition(": no such key")[0] for fault in faults(tmp_path)] == [
+        f'cannot use {file}: defaults."c\\u2028"',
+        f'cannot use {file}: "a\\nb"',
+    ]
+
+
 def test_a_pipe_among_the_files_is_refused_without_waiting_for_its_writer(tmp_path: Path, write: Write) -> None:
     pipe = tmp_path / "conf.d" / "pipe.toml"
     os.mkfifo(pipe)
@@ -271,6 +294,7 @@ def test_a_pipe_among_the_files_is_refused_without_waiting_for_its_writer(tmp_pa
         ("GPUSWITCH_METRICS__PROT", "1", "metrics.prot: no such key; did you mean port?"),
         ("GPUSWITCH_METRICS__PORT", "x", "metrics.port: must be a valid integer"),
         ("GPUSWITCH_GPU", "0000:01:00.0", "its value is not JSON"),
+        ("GPUSWITCH_GPU", "[" * 5000, "it is nested too deeply"),
     ],
 )
 def test_a_wrong_variable_is_refused_by_its_name(tmp_path: Path, variable: str, value: str, reason: str) -> None:
