@@ -201,7 +201,8 @@ class MetricsEndpoint:
             writer.transport.abort()  # close() alone would wait for ever for a client that does not read
 
     def _answer(self, request: bytes) -> bytes:
-        lines = request.decode("latin-1").split("\r\n")
+        # A lone CR or LF is none of ours (RFC 9112, 2.2), and parts of what is accepted are said again in the answer.
+        lines = re.split("\r\n|\r|\n", request.decode("latin-1"))
         method, _, rest = lines[0].partition(" ")
         path = rest.partition(" ")[0].partition("?")[0]
         if path not in ("/metrics", "/"):
@@ -209,7 +210,10 @@ class MetricsEndpoint:
         if method not in ("GET", "HEAD"):
             return _response("405 Method Not Allowed", b"only GET\n")
         headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
-        encode, content_type = choose_encoder(headers.get("accept", ""))
+        try:
+            encode, content_type = choose_encoder(headers.get("accept", ""))
+        except TypeError:  # the library compares a version that is no number with one that is
+            encode, content_type = choose_encoder("")
         body: bytes = encode(self._registry)
         return _response("200 OK", body, content_type, head=method == "HEAD")
 

@@ -231,6 +231,23 @@ async def test_a_request_gets_the_answer_that_http_has_for_it(
     assert answer.startswith(f"HTTP/1.1 {status}\r\n")
 
 
+@pytest.mark.parametrize("accept", ["application/openmetrics-text;version=x", "text/plain;version=a.b"])
+async def test_who_asks_for_a_version_that_is_no_number_gets_what_everybody_can_read(
+    endpoint: metrics.MetricsEndpoint, accept: str
+) -> None:
+    request = f"HEAD /metrics HTTP/1.1\r\nAccept: {accept}\r\n\r\n".encode()
+    assert "\r\nContent-Type: text/plain; version=0.0.4;" in await ask(endpoint_port(endpoint), request)
+
+
+async def test_no_client_writes_into_the_head_of_the_answer(endpoint: metrics.MetricsEndpoint) -> None:
+    accept = b"application/openmetrics-text;version=2.0\nX: y"
+    answer = await ask(endpoint_port(endpoint), b"HEAD /metrics HTTP/1.1\r\nAccept: %b\r\n\r\n" % accept)
+    assert [line.partition(":")[0] for line in answer.splitlines()][1:] == [
+        *("Content-Type", "Content-Length", "Connection"),
+        "",
+    ]
+
+
 async def test_head_is_get_without_the_body(endpoint: metrics.MetricsEndpoint) -> None:
     head = await ask(endpoint_port(endpoint), b"HEAD /metrics HTTP/1.1\r\n\r\n")
     got = await ask(endpoint_port(endpoint), b"GET /metrics HTTP/1.1\r\n\r\n")
