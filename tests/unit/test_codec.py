@@ -78,6 +78,8 @@ _REFUSED: list[dict[str, Any]] = [
     {"number": 1.0},
     {"number": "1"},
     {"seconds": 1},
+    {"seconds": float("inf")},
+    {"seconds": float("nan")},
     {"told": 1},
     {"told": None},
     {"colour": "blue"},

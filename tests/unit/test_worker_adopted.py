@@ -66,6 +66,7 @@ async def test_what_is_over_is_not_adopted(kernel: LinuxKernel, dead: Process) -
     assert ours is not None
     assert not kernel.adopt(Pending("unbind it", worker=replace(ours, started=ours.started - 1)))
     assert not kernel.adopt(Pending("unbind it"))
+    assert not kernel.adopt(Pending("unbind it", worker=Process(1 << 40, 1)))
     assert kernel.pending is None
     await kernel.returned()
 

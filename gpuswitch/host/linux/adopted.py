@@ -27,6 +27,8 @@ class AdoptedWorker:
         self._told = ended
         try:
             self._pidfd = os.pidfd_open(worker.pid)
+        except OverflowError:  # nobody can have had this number
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
         except OSError as error:
             if error.errno in {errno.EINVAL, errno.ENOENT}:  # a thread has this number now; ENOENT: newer kernels
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None

@@ -5,7 +5,7 @@ is missing gets its default, so a page of an earlier version is read; one that n
 
 | hint | JSON |
 |---|---|
-| `str`, `int`, `float`, `bool` | the same; a bool is no int, an int no float |
+| `str`, `int`, `float`, `bool` | the same; a bool is no int, an int no float, and no float is infinite, or no number |
 | `X | None` | that of X, or null |
 | an enum of strings, `PciAddress` | a string, in the one spelling that the value has |
 | `Annotated[X, OneOf(...)]` | that of X, and one of these values, or null where X is `Y | None` |
@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
+from math import isfinite
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -168,7 +169,7 @@ def _encode_dataclass(kind: Any) -> _Encoder:
 
 def _decode_plain(kind: type) -> _Decoder:
     def decoded(content: object) -> object:
-        if type(content) is not kind:
+        if type(content) is not kind or (type(content) is float and not isfinite(content)):
             raise ValueError(f"{content!r} is no {kind.__name__}")
         return content
 
