@@ -333,6 +333,14 @@ async def test_a_users_unit_that_fails_when_its_job_is_done(
     assert str(await error_of(systemd.start(MINE))) == f"cannot start {MINE}: it failed"
 
 
+async def test_a_manager_whose_list_of_jobs_makes_no_sense(
+    systemd: LinuxSystemd, systemctl: Systemctl, run: Path
+) -> None:
+    """It is the user's, and may be a program of his own."""
+    (run / "tools/systemctl").write_text("#!/bin/sh\necho Job=7\necho\necho 7\n")
+    assert await systemd.active([MINE]) == set()
+
+
 async def test_a_job_that_cannot_be_cancelled_is_told_to_the_log(
     systemd: LinuxSystemd, private_bus: PrivateBus, manager: Manager, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -70,8 +70,14 @@ async def test_few_and_short_ones_and_each_once(tmp_path: Path) -> None:
 
 async def test_what_is_no_line_is_passed_over(tmp_path: Path) -> None:
     rest: list[object] = ["{", "[]", "5", "", {}, entry([104, 105], OWN), entry("text", ["+pci:0000:01:00.0"])]
+    rest.append("[" * 100_000)
     log = journalctl(tmp_path, *rest, entry("bad \x1b[31m0000:01:00.0", OWN))
     assert await log.said([GPU], [], 0) == ("bad  [31m0000:01:00.0",)
+
+
+async def test_a_line_ends_where_journalctl_ends_it(tmp_path: Path) -> None:
+    log = journalctl(tmp_path, json.dumps(entry("a\u2028b\x85c", OWN), ensure_ascii=False))
+    assert await log.said([GPU], [], 0) == ("a b c",)
 
 
 async def test_without_a_journal_nothing_is_told(tmp_path: Path) -> None:

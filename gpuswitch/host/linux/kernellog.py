@@ -61,11 +61,11 @@ def _about(output: str, functions: Collection[PciAddress], names: Collection[str
     # The kernel writes both in names, whichever a file has.
     words = "|".join("[-_]".join(map(re.escape, re.split("[-_]", name))) for name in names)
     named = re.compile(rf"\b({words})\b", re.IGNORECASE)
-    for line in output.splitlines():
+    for line in output.split("\n"):
         try:
             entry = json.loads(line)
             text, device = entry["MESSAGE"], entry.get("_KERNEL_DEVICE", "")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
         # What is no text comes as numbers.
         if not isinstance(text, str) or not isinstance(device, str):

@@ -126,7 +126,7 @@ class UserUnits:
         """`start`, `stop` and so on; "" where the job is over."""
         jobs = await self._systemctl(unit, "list-jobs", "--plain", "--no-legend", "--full")
         number_unit_type = (line.split() for line in jobs.splitlines())
-        return next((fields[2] for fields in number_unit_type if fields[0] == job), "")
+        return next((fields[2] for fields in number_unit_type if fields[:1] == [job] and len(fields) > 2), "")
 
     async def _change(self, verb: str, unit: Unit) -> None:
         """`systemctl VERB UNIT`, which waits for the job."""
