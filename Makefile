@@ -7,6 +7,8 @@ BUS ?= dbus-daemon
 LIBRARY ?= dbus-next
 VM ?= 1
 SEEDS ?= 10000
+TARGET ?=
+SECONDS ?= 60
 WORKERS ?= auto
 SELECT ?=
 TESTS ?=
@@ -22,7 +24,7 @@ STAMP_FAST := $(VENV)/.has-dbus-fast
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help venv need-develop need-test need-bus need-library need-system need-vm demo test lint format types system-test test-python vm-test release-test vm-shell bench simulate docs install uninstall clean
+.PHONY: help venv need-develop need-test need-bus need-library need-system need-vm demo test lint format types system-test test-python vm-test release-test vm-shell bench simulate fuzz docs install uninstall clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +72,9 @@ bench: venv $(if $(VM),need-vm) ## measure speed and size, and print them (BASE=
 
 simulate: venv ## the service on machines in memory, with all that can go wrong, on every core (SEEDS=10000)
 	@$(BIN)/python -m tests.harness.simulation --seeds $(SEEDS)
+
+fuzz: venv ## look for bytes that a reader of others' bytes does not take (TARGET=: all in turn, SECONDS=60 each)
+	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(TARGET)
 
 docs: venv ## write the generated documents anew
 	$(BIN)/python docs/generate_states.py
