@@ -10,7 +10,9 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from struct import error as StructError
 from struct import unpack_from
 from typing import Final, NamedTuple
 
@@ -89,8 +91,14 @@ class Inbox:
 def sender_of(message: bytes) -> str:
     """The sender in a header (specification, Message Format), without reading the rest; "" where that is not so easy.
 
-    `message` is one that the bus has passed on, so it is a valid one.
+    Of what the bus has passed on, that is so where a header field has a type of its own.
     """
+    with suppress(IndexError, StructError, UnicodeDecodeError):
+        return _sender(message)
+    return ""
+
+
+def _sender(message: bytes) -> str:
     order = "<" if message[0] == ord("l") else ">"
     number = f"{order}I"
     at, end = 16, 16 + int(unpack_from(number, message, 12)[0])

@@ -16,6 +16,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -28,12 +29,14 @@ from typing_extensions import override
 
 from gpuswitch import hook
 from gpuswitch.api.connection import Connection, Message, MessageFlag, MessageType, message_size, without_body
+from gpuswitch.api.inbox import Inbox
 from gpuswitch.api.interface import Interface
 from gpuswitch.api.metrics import MetricsEndpoint
 from gpuswitch.api.options import options_of
-from gpuswitch.api.serving import Authority, Caller, Server, Users
+from gpuswitch.api.serving import Authority, Caller, Server
 from gpuswitch.api.signatures import plain
 from gpuswitch.api.standard import Introspectable, Peer, Properties
+from gpuswitch.api.users import Users
 from gpuswitch.config import Config, load
 from gpuswitch.config.schema import LONGEST_WAIT
 from gpuswitch.errors import ConfigError, InvalidArgument
@@ -132,6 +135,12 @@ class _Wire(Connection):
     """A connection that has nothing but what it has received; what it hands on and what it sends is kept."""
 
     def __init__(self, received: bytes) -> None:
+        self.owner_of = str
+        self._inbox = Inbox()
+        self._working = True
+        self._skipping = 0
+        self._told = deque(maxlen=64)
+        self._unsent = bytearray()
         self._received = bytearray(received)
         self._disconnected = False
         self.messages: list[Message] = []
@@ -139,8 +148,9 @@ class _Wire(Connection):
 
     def read(self) -> list[Message]:
         """The messages in what was received."""
-        while self._handle_batch():
-            pass
+        self._sort()
+        while (frame := self._inbox.take()) is not None:
+            self._handle(frame.data)
         return self.messages
 
     def _on_message(self, message: Message) -> None:
@@ -200,7 +210,7 @@ async def _answers(message: Message) -> list[Message]:
 
     table = {each.dbus_name: each for each in (Example(), *everywhere("/org/gpuswitch1"))}
     tree["/org/gpuswitch1"] = {**table, Properties.dbus_name: Properties(table)}
-    server = Server(wire, tree, everywhere, _Everybody())
+    server = Server(wire, tree, everywhere, Users(_user), lambda _: None)
     server.authority = _Everybody()
     server.serve(message)
     while others := asyncio.all_tasks() - {asyncio.current_task()}:
@@ -212,16 +222,12 @@ async def _machine_id() -> str:
     return "0" * 32
 
 
-class _Everybody(Users, Authority):
-    """The bus knows whose each connection is, and everybody may do everything."""
+async def _user(name: str) -> int:
+    return USER
 
-    @override
-    async def user(self, name: str) -> int:
-        return USER
 
-    @override
-    def watch_names(self, gone: Callable[[str], None] | None) -> None:
-        """Nobody leaves."""
+class _Everybody(Authority):
+    """Everybody may do everything."""
 
     @override
     async def permit(self, caller: Caller, action: str, about: Mapping[str, str]) -> None:

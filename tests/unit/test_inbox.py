@@ -107,3 +107,9 @@ def test_a_field_of_a_type_that_nobody_knows() -> None:
     odd += bytes(-len(odd) % 8)
     header = known[:12] + (len(odd) + len(fields)).to_bytes(4, "little") + odd + fields
     assert sender_of(header + bytes(-len(header) % 8)) == ""
+
+
+@pytest.mark.parametrize("cut", range(16, 60, 7))
+def test_a_header_that_has_no_end(cut: int) -> None:
+    """No bus passes that on."""
+    assert sender_of(message(":1.42")[:cut]) == ""
