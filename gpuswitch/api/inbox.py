@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import struct
 from collections import deque
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from struct import error as StructError
 from struct import unpack_from
 from typing import Final, NamedTuple
 
@@ -93,7 +93,7 @@ def sender_of(message: bytes) -> str:
 
     Of what the bus has passed on, that is so where a header field has a type of its own.
     """
-    with suppress(IndexError, StructError, UnicodeDecodeError):
+    with suppress(IndexError, struct.error, UnicodeDecodeError):
         return _sender(message)
     return ""
 

@@ -12,8 +12,6 @@ import pytest
 from jeepney.io.blocking import open_dbus_connection
 
 from gpuswitch import __version__
-from gpuswitch.api.gpu import GpuObject
-from gpuswitch.api.manager import ManagerObject
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.peers import PeerError
 from tests.harness.service.services import ANY_PORT, GPU, MANAGER, NAME, PROPERTIES, ROOT, Service
@@ -159,20 +157,30 @@ async def test_the_configuration_in_force_is_told_with_who_set_it(start: Start) 
 # Who may call what
 
 
-def test_the_bus_policy_opens_what_looks_and_nothing_else() -> None:
-    """A method that is not named there is for root; a name with a typo would open nothing."""
-    default = ET.parse(POLICY).find("policy[@context='default']")  # noqa: S314 -- our own file
-    assert default is not None
-    open_to_all = {
-        (rule.attrib["send_interface"], rule.attrib["send_member"])
-        for rule in default.iter("allow")
-        if rule.attrib.get("send_interface", "").startswith(NAME)
+def test_by_the_bus_policy_only_root_may_be_the_service() -> None:
+    """Who may call what, polkit says: tests/real_system/test_polkit.py."""
+    owners = {
+        policy.attrib.get("user") or policy.attrib["context"]
+        for policy in ET.parse(POLICY).iter("policy")  # noqa: S314 -- our own file
+        if policy.find("allow[@own]") is not None
     }
-    members = {(each.dbus_name, method) for each in (ManagerObject, GpuObject) for method in each.methods}
-    of_the_hook = {(MANAGER, "AcquireForVm"), (MANAGER, "AdoptVm"), (MANAGER, "ReleaseFromVm")}
-    switching = {(MANAGER, "Reload"), (GPU, "ToVfio"), (GPU, "ToHost"), (GPU, "Recover"), (GPU, "Cancel")}
-    assert members - open_to_all == switching | of_the_hook
-    assert open_to_all - members == set()
+    assert owners == {"root"}
+
+
+async def test_a_refusal_has_its_reasons_as_data(start: Start) -> None:
+    service = await start("single")
+    with pytest.raises(PeerError) as raised:
+        await service.call(DISCRETE, f"{GPU}.ToVfio", "a{sv}", {})
+    text, blockers = raised.value.body
+    told = [{key: value for key, (_, value) in blocker.items()} for blocker in blockers]
+    assert [blocker["text"] for blocker in told] == text.splitlines()
+    assert {(blocker["kind"], blocker["error"]) for blocker in told} == {
+        ("boot_display", "NotViable"),
+        ("busy", "Busy"),
+    }
+    with pytest.raises(PeerError) as raised:
+        await service.ask("GetGpu", "s", "nonsense")
+    assert raised.value.body[1] == []
 
 
 # Nonsense

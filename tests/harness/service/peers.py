@@ -20,6 +20,7 @@ class PeerError(Exception):
     def __init__(self, answer: jeepney.Message) -> None:
         self.name: str = answer.header.fields[jeepney.HeaderFields.error_name]
         self.text: str = answer.body[0]
+        self.body: tuple[Any, ...] = answer.body
         super().__init__(f"{self.name}: {self.text}")
 
 
