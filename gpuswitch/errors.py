@@ -6,6 +6,7 @@ formats prose twice: an error is raised with its sentence and shown as it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -27,6 +28,11 @@ class GpuswitchError(Exception):
     @property
     def dbus_name(self) -> str:
         return PREFIX + self.name
+
+    @property
+    def kind(self) -> str:
+        """Its name as programs have it: `not_viable`."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", self.name).lower()
 
 
 class Failed(GpuswitchError):

@@ -25,7 +25,7 @@ from gpuswitch.api.signatures import (
     Values,
     ValuesArray,
 )
-from gpuswitch.errors import InvalidArgument
+from gpuswitch.errors import GpuswitchError, InvalidArgument
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.model.facts import PciFunction
 from gpuswitch.model.states import State
@@ -159,12 +159,20 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     @dbus_method(returns="steps", action=Action.INSPECT)
     async def plan(self, target: Str, options: Values) -> ValuesArray:
         """The steps to `vfio` or `host`, each with its kind, title and deadline in seconds. Changes nothing."""
-        chosen = options_of(options)
-        if target not in _TARGETS:
-            raise InvalidArgument(f"{target[:80]!r} is not a target; it is one of {', '.join(_TARGETS)}")
-        plan = await self.actor.plan(_TARGETS[target], chosen)
+        plan = await self.actor.plan(_target(target), options_of(options))
         deadlines: dict[str, float] = self._record.config.deadlines.model_dump()
         return [{"kind": step.kind, "title": step.title, "deadline": step.deadline(deadlines)} for step in plan.steps]
+
+    @dbus_method(returns="blockers", action=Action.INSPECT)
+    async def blockers(self, target: Str, options: Values) -> ValuesArray:
+        """Why a switch to `vfio` or `host` would be refused now: kind, text, error of each reason. Changes nothing."""
+        wanted, chosen = _target(target), options_of(options)
+        try:
+            await self.actor.plan(wanted, chosen)
+        except GpuswitchError as error:
+            alone = {"kind": error.kind, "text": str(error), "error": error.name}
+            return [dict(blocker) for blocker in error.blockers or (alone,)]
+        return []
 
     @dbus_method(returns="holders", action=Action.INSPECT)
     async def holders(self) -> ValuesArray:
@@ -252,3 +260,9 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     @property
     def _display(self) -> PciFunction | None:
         return self._record.facts.functions.get(self._record.gpu.address)
+
+
+def _target(name: str) -> State:
+    if name not in _TARGETS:
+        raise InvalidArgument(f"{name[:80]!r} is not a target; it is one of {', '.join(_TARGETS)}")
+    return _TARGETS[name]

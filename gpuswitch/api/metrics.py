@@ -91,7 +91,7 @@ class MetricsObserver:
         try:
             yield
         except GpuswitchError as error:
-            reason = re.sub(r"(?<!^)(?=[A-Z])", "_", error.name).lower()
+            reason = error.kind
             for gpu in gpus:
                 self._refusals.labels(str(gpu), reason).inc()
             raise

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from gpuswitch.api.connection import Connection, Message, MessageFlag, MessageType
+from gpuswitch.api.connection import Connection, Message, MessageFlag
 from gpuswitch.api.interface import Interface, Member
 from gpuswitch.api.signatures import pack, plain
 from gpuswitch.api.standard import StandardError, Tree, below
@@ -256,27 +256,11 @@ class Server:
         if not isinstance(error, (GpuswitchError, StandardError)):
             logger.error("%s, called by %s, failed", message.member, message.sender, exc_info=error)
             error = Failed(f"cannot serve {message.member}: an error inside gpuswitchd, see its log")
-        body: list[object] = [str(error)]
-        if isinstance(error, GpuswitchError):
-            body.append([dict(blocker) for blocker in error.blockers])
-        self._send(message, _error(message, error.dbus_name, body))
+        self._send(message, Message.new_error(message, error.dbus_name, str(error)))
 
     def _send(self, message: Message, answer: Message) -> None:
         if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
             self._connection.send(answer)
-
-
-def _error(message: Message, name: str, body: list[object]) -> Message:
-    """Its text, and of one of ours the blockers: a client that knows of no such thing reads the text alone."""
-    types = ("s", "aa{sv}")[: len(body)]
-    return Message(
-        message_type=MessageType.ERROR,
-        destination=message.sender,
-        error_name=name,
-        reply_serial=message.serial,
-        signature="".join(types),
-        body=[pack(type_, value) for type_, value in zip(types, body, strict=True)],
-    )
 
 
 def _arguments(message: Message) -> list[object]:

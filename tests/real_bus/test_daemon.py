@@ -14,7 +14,7 @@ from jeepney.io.blocking import open_dbus_connection
 from gpuswitch import __version__
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.peers import PeerError
-from tests.harness.service.services import ANY_PORT, GPU, MANAGER, NAME, PROPERTIES, ROOT, Service
+from tests.harness.service.services import ANY_PORT, GPU, MANAGER, NAME, PROPERTIES, ROOT, Service, plain
 from tests.real_bus.conftest import Start
 
 POLICY = Path(__file__).parents[2] / "units" / "org.gpuswitch1.conf"
@@ -167,20 +167,15 @@ def test_by_the_bus_policy_only_root_may_be_the_service() -> None:
     assert owners == {"root"}
 
 
-async def test_a_refusal_has_its_reasons_as_data(start: Start) -> None:
+async def test_the_reasons_of_a_refusal_can_be_had_as_data(start: Start) -> None:
     service = await start("single")
-    with pytest.raises(PeerError) as raised:
-        await service.call(DISCRETE, f"{GPU}.ToVfio", "a{sv}", {})
-    text, blockers = raised.value.body
-    told = [{key: value for key, (_, value) in blocker.items()} for blocker in blockers]
-    assert [blocker["text"] for blocker in told] == text.splitlines()
-    assert {(blocker["kind"], blocker["error"]) for blocker in told} == {
-        ("boot_display", "NotViable"),
-        ("busy", "Busy"),
-    }
-    with pytest.raises(PeerError) as raised:
-        await service.ask("GetGpu", "s", "nonsense")
-    assert raised.value.body[1] == []
+    told = [plain(each) for each in await service.call(DISCRETE, f"{GPU}.Blockers", "sa{sv}", "vfio", {})]
+    said = await refused(service, DISCRETE, f"{GPU}.ToVfio", "a{sv}", {})
+    assert [blocker["text"] for blocker in told] == said.partition(": ")[2].splitlines()
+    kinds = {(blocker["kind"], blocker["error"]) for blocker in told}
+    assert kinds == {("boot_display", "NotViable"), ("busy", "Busy")}
+    assert await service.call(DISCRETE, f"{GPU}.Blockers", "sa{sv}", "host", {}) == []
+    assert (await refused(service, DISCRETE, f"{GPU}.Blockers", "sa{sv}", "mars", {})).startswith("InvalidArgument")
 
 
 # Nonsense

@@ -57,7 +57,7 @@ ACTIONS = {
     },
     "inspect": {
         *(f"{MANAGER}.{member}" for member in ("Config", "Groups", "History", "HistoryEntry", "Warnings")),
-        *(f"{GPU_INTERFACE}.{member}" for member in ("Holders", "Plan")),
+        *(f"{GPU_INTERFACE}.{member}" for member in ("Blockers", "Holders", "Plan")),
     },
     "switch": {f"{GPU_INTERFACE}.{member}" for member in ("Cancel", "ToHost", "ToVfio")},
     "recover": {f"{GPU_INTERFACE}.Recover"},
