@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+from collections import deque
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final
@@ -68,6 +69,7 @@ class Authority:
         self._bus = bus
         self._numbers = itertools.count(1)
         self._told = False
+        self._refused: deque[tuple[str, Action]] = deque(maxlen=64)
 
     async def permit(self, caller: Caller, action: str, about: Mapping[str, str]) -> None:
         """Return if the caller may do this. A question to a person takes as long as that person.
@@ -93,7 +95,7 @@ class Authority:
             raise Failed(f"cannot ask polkit whether you may {_WORDS[asked]}: {error}") from error
         if allowed:
             return
-        logger.info("user %d (%s) may not %s: polkit says no to %s", caller.user, caller.name, _WORDS[asked], asked.id)
+        self._tell(caller, asked)
         if "polkit.dismissed" in details:
             raise NotAuthorized(f"you may not {_WORDS[asked]}: the question of polkit was dismissed")
         if challenge:
@@ -127,6 +129,13 @@ class Authority:
             raise Failed(f"cannot understand polkit: it answered {str(result)[:80]}")
         yes, challenge, details = result
         return bool(yes), bool(challenge), details
+
+    def _tell(self, caller: Caller, action: Action) -> None:
+        """Log it, once for each connection: they choose how often they ask."""
+        if (caller.name, action) not in self._refused:
+            self._refused.append((caller.name, action))
+            words = _WORDS[action]
+            logger.info("user %d (%s) may not %s: polkit says no to %s", caller.user, caller.name, words, action.id)
 
     def _without(self, action: Action) -> None:
         """There is no polkit: everybody may look, as by its defaults, and only root may act."""

@@ -94,6 +94,20 @@ async def test_what_its_answers_mean(
     assert (type(raised.value), str(raised.value)) == (error, text)
 
 
+async def test_who_asks_again_and_again_is_logged_once(
+    bus: Bus, polkit: FakePolkit, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    polkit.says = NO
+    authority = Authority(bus)
+    for _ in range(3):
+        with pytest.raises(NotAuthorized):
+            await authority.permit(SOMEBODY, Action.SWITCH, {})
+    assert [record.getMessage() for record in caplog.records] == [
+        "user 4242 (:1.99) may not switch GPUs: polkit says no to org.gpuswitch1.switch"
+    ]
+
+
 async def test_a_question_that_nobody_waits_for_any_more_is_withdrawn(bus: Bus, polkit: FakePolkit) -> None:
     polkit.says = None
     asking = asyncio.create_task(Authority(bus).permit(AT_A_TERMINAL, Action.SWITCH, {}))
