@@ -155,7 +155,7 @@ uninstall() {
     remove "$manifest"
     rm -f "$manifest"
     tell_system
-    say "is removed from $PREFIX; /etc/gpuswitch and /var/lib/gpuswitch stay"
+    say "is removed from $PREFIX; /etc/gpuswitch, /var/lib/gpuswitch and the group gpuswitch stay"
 }
 
 [ "$(id -u)" -eq 0 ] || die "${1:-install}: this writes to the system; run it as root"
