@@ -32,6 +32,7 @@ from gpuswitch.model.states import State
 
 _VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
 _TARGETS = {"host": State.HOST, "vfio": State.VFIO}
+_MOST_NAMED = 10
 _MOMENT = 0.1
 """Seconds."""
 
@@ -217,12 +218,15 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         """The GPU, and what configuration and request say may be stopped for a switch of it."""
         name = f"{self.name} ({self.address})" if self.name else f"{self.address} ({self.model})"
         if method.action not in {Action.SWITCH, Action.RECOVER} or not isinstance(arguments[0], dict):
-            return {"gpu": name}
+            return {"gpu": name, "stops": "-"}
         rules, options = self._record.rules, options_of(arguments[0])
         stops = [*map(str, rules.stop_units), *options.stop_units, *(["sessions"] if rules.end_sessions else [])]
         policy = options.policy(rules.busy)
         stops += [f"programs ({policy})"] if policy.ends_programs else []
-        return {"gpu": name, "stops": ", ".join(dict.fromkeys(stops)) or "-"}
+        named = list(dict.fromkeys(stops))
+        # A caller chooses how many it names, and a dialog has room for some.
+        more = [f"and {len(named) - _MOST_NAMED} more"] if len(named) > _MOST_NAMED else []
+        return {"gpu": name, "stops": ", ".join([*named[:_MOST_NAMED], *more]) or "-"}
 
     async def _move(self, target: State, options: Mapping[str, object]) -> str:
         with self._refusals([self._record.gpu.address]):

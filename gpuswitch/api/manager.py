@@ -95,4 +95,5 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
 
     def about(self, method: Member, arguments: Sequence[object]) -> Mapping[str, str]:
         """For `VM`, the machine."""
-        return {"machine": str(arguments[0])} if method.action is Action.VM else {}
+        shown = "".join(letter if letter.isprintable() else "?" for letter in str(arguments[0])[:80])
+        return {"machine": shown} if method.action is Action.VM else {}
