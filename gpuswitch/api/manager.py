@@ -95,5 +95,6 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
 
     def about(self, method: Member, arguments: Sequence[object]) -> Mapping[str, str]:
         """For `VM`, the machine."""
-        shown = "".join(letter if letter.isprintable() else "?" for letter in str(arguments[0])[:80])
-        return {"machine": shown} if method.action is Action.VM else {}
+        if method.action is not Action.VM:
+            return {}
+        return {"machine": "".join(letter if letter.isprintable() else "?" for letter in str(arguments[0])[:80])}

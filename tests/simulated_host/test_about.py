@@ -84,6 +84,17 @@ async def test_what_ends_more_than_the_configuration_needs_more(
     assert list(gpu.actions(GpuObject.methods["ToVfio"], [options])) == [needed]
 
 
+EXAMPLES: dict[str, object] = {"s": "text", "u": 0, "as": [], "a{sv}": {}}
+
+
+async def test_each_method_that_needs_an_action_can_be_told_of(tmp_path: Path) -> None:
+    for each in (ManagerObject(*[cast("Any", None)] * 4), await gpu_object(tmp_path)):
+        for method in each.methods.values():
+            arguments = [EXAMPLES[signature] for signature in method.arguments.values()]
+            assert list(each.actions(method, arguments)) == ([method.action] if method.action else [])
+            assert all(isinstance(text, str) for text in each.about(method, arguments).values())
+
+
 def test_the_name_of_a_machine_is_shown_in_one_line() -> None:
     manager = ManagerObject(cast("Any", None), cast("Any", None), cast("Any", None), cast("Any", None))
     about = manager.about(ManagerObject.methods["AcquireForVm"], ["win\n11" + "x" * 200, "", []])

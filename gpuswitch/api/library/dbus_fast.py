@@ -7,8 +7,8 @@ What it does wrong by itself, and where that is put right:
   up on us: `marshal`, `marshal_body`
 
 What is left: its compiled reader trusts the bus, which passes on none but valid messages. One that is invalid may end
-the process instead of being dropped. To connect never blocks, and fails where the bus has too many newcomers waiting. An unknown header field is ignored where its type is a simple one;
-else the message counts as one that cannot be read.
+the process instead of being dropped. To connect never blocks, and fails where the bus has too many newcomers waiting.
+An unknown header field is ignored where its type is a simple one; else the message counts as one that cannot be read.
 
 It closes its sockets, hears of a bus that hangs up during login, and remembers 4096 signatures at most.
 """
