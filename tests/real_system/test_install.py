@@ -82,6 +82,8 @@ def version(machine: Container) -> str:
 
 
 def test_it_comes_works_and_goes_and_nothing_is_left(bare: Container) -> None:
+    # it starts when it is first asked, and has folders of its own as long as it runs
+    bare.sh("systemctl start polkit")
     before = everything(bare)
     assert "is installed in /usr/local" in make(bare, "install").stdout
     installed = everything(bare) - before
