@@ -14,6 +14,11 @@ PREFIX = "org.gpuswitch1.Error."
 AUTHENTICATION_REQUIRED = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
 
 
+def snake_case(name: str) -> str:
+    """A name on the bus as JSON and metrics have it: `NotViable` is `not_viable`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
 class GpuswitchError(Exception):
     """An error with a D-Bus name (`dbus_name`) and the exit status `gpuswitchctl` ends with (`exit_code`).
 
@@ -32,7 +37,7 @@ class GpuswitchError(Exception):
     @property
     def kind(self) -> str:
         """Its name as programs have it: `not_viable`."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", self.name).lower()
+        return snake_case(self.name)
 
 
 class Failed(GpuswitchError):

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Final
 
 from gpuswitch.api.bus import Bus, CallError
-from gpuswitch.api.connection import Message, MessageFlag
+from gpuswitch.api.connection import DRIVER, Message, MessageFlag
 from gpuswitch.api.serving import Caller
 from gpuswitch.api.signatures import pack
 from gpuswitch.errors import AuthenticationRequired, Failed, NotAuthorized, Timeout
@@ -87,7 +87,7 @@ class Authority:
         try:
             allowed, challenge, details = await self._ask(caller, asked, about)
         except CallError as error:
-            if error.sender != "org.freedesktop.DBus" or not error.remote_name.startswith(_ABSENT):
+            if error.sender != DRIVER or not error.remote_name.startswith(_ABSENT):
                 raise Failed(f"cannot ask polkit whether you may {_WORDS[asked]}: {error}") from error
             self._without(asked)
             return

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Final, Self
 
-from gpuswitch.api.connection import Connection, Message, MessageFlag, MessageType, NameFlag, RequestNameReply
+from gpuswitch.api.connection import DRIVER, Connection, Message, MessageFlag, MessageType, NameFlag, RequestNameReply
 from gpuswitch.api.interface import Interface
 from gpuswitch.api.serving import Authority, Server
 from gpuswitch.api.signatures import plain
@@ -19,7 +19,7 @@ BUS_SECONDS: Final = 10.0
 """Seconds that the message bus itself has to answer."""
 
 
-_BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+_BUS: Final = (DRIVER, "/org/freedesktop/DBus", DRIVER)
 """Name, path and interface of the message bus itself."""
 
 
@@ -237,7 +237,7 @@ class Bus:
 
     def _hear(self, message: Message) -> None:
         """Who has left the bus: the name, its old owner, and no new one."""
-        if message.member == "NameOwnerChanged" and message.sender == "org.freedesktop.DBus":
+        if message.member == "NameOwnerChanged" and message.sender == DRIVER:
             name, _, new = message.body
             if not new and self._gone is not None:
                 self._gone(name)

@@ -24,11 +24,11 @@ from typing import Final
 
 from typing_extensions import override
 
-from gpuswitch.api.inbox import CALL, SIGNAL, Frame, Inbox, sender_of
+from gpuswitch.api.inbox import CALL, SIGNAL, Inbox, sender_of
 from gpuswitch.api.library import library
 
 __all__ = [
-    "Connection", "Message", "MessageFlag", "MessageType", "NameFlag", "RequestNameReply", "SignatureTree",
+    "DRIVER", "Connection", "Message", "MessageFlag", "MessageType", "NameFlag", "RequestNameReply", "SignatureTree",
     "SignatureType", "Variant",
 ]  # fmt: skip
 
@@ -149,8 +149,8 @@ class Connection(library.Link):
             return
         if kind == CALL:
             sender = sender_of(frame)
-            if not self._inbox.put(self.owner_of(sender), Frame(frame, sender)):
-                self._refuse_more(frame)
+            if not self._inbox.put(self.owner_of(sender), frame):
+                self._refuse_more(frame, sender)
             else:
                 self._resume()
         elif kind != SIGNAL or sender_of(frame) == DRIVER:
@@ -165,7 +165,7 @@ class Connection(library.Link):
         """Serve the calls whose turn it is, some in each turn of the loop, while the bus takes the answers."""
         until = self._loop.time() + WORK_SECONDS
         while not self._disconnected and len(self._unsent) < MOST_UNSENT and (frame := self._inbox.take()) is not None:
-            self._handle(frame.data)
+            self._handle(frame)
             if self._loop.time() >= until:
                 self._loop.call_soon(self._work)
                 return
@@ -195,10 +195,10 @@ class Connection(library.Link):
             text = f"cannot take a message of {size} bytes, only up to {MAX_UNASKED}"
             self.send(Message.new_error(message, "org.freedesktop.DBus.Error.LimitsExceeded", text))
 
-    def _refuse_more(self, frame: bytes) -> None:
+    def _refuse_more(self, frame: bytes, sender: str) -> None:
         """Of what a user has waiting there is enough. It is told in few bytes, as there will be many such answers."""
         wanted = not frame[2] & MessageFlag.NO_REPLY_EXPECTED.value
-        if wanted and len(self._unsent) < MOST_UNSENT and (sender := sender_of(frame)):
+        if wanted and len(self._unsent) < MOST_UNSENT and sender:
             serial: int = unpack_from(byte_order(frame) + "I", frame, 8)[0]
             self._write(crowded_error(sender, serial, self.next_serial()))
 

@@ -28,6 +28,7 @@ from gpuswitch.api.signatures import (
 from gpuswitch.errors import GpuswitchError, InvalidArgument
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.model.facts import PciFunction
+from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 
 _VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
@@ -206,20 +207,17 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     def actions(self, method: Member, arguments: Sequence[object]) -> Sequence[str]:
         """`FORCE` for options that end more than the configuration does: it goes for the method's own as well."""
-        if method.action in {Action.SWITCH, Action.RECOVER} and isinstance(arguments[0], dict):
-            rules = self._record.rules
-            with self._refusals([self._record.gpu.address]):
-                options = options_of(arguments[0])
-            if options.ends_more(rules.busy, rules.stop_units):
-                return [Action.FORCE]
+        rules, options = self._record.rules, self._options(method, arguments)
+        if options and options.ends_more(rules.busy, rules.stop_units):
+            return [Action.FORCE]
         return super().actions(method, arguments)
 
     def about(self, method: Member, arguments: Sequence[object]) -> Mapping[str, str]:
         """The GPU, and what configuration and request say may be stopped for a switch of it."""
         name = f"{self.name} ({self.address})" if self.name else f"{self.address} ({self.model})"
-        if method.action not in {Action.SWITCH, Action.RECOVER} or not isinstance(arguments[0], dict):
+        rules, options = self._record.rules, self._options(method, arguments)
+        if options is None:
             return {"gpu": name, "stops": "-"}
-        rules, options = self._record.rules, options_of(arguments[0])
         stops = [*map(str, rules.stop_units), *options.stop_units, *(["sessions"] if rules.end_sessions else [])]
         policy = options.policy(rules.busy)
         stops += [f"programs ({policy})"] if policy.ends_programs else []
@@ -227,6 +225,13 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         # A caller chooses how many it names, and a dialog has room for some.
         more = [f"and {len(named) - _MOST_NAMED} more"] if len(named) > _MOST_NAMED else []
         return {"gpu": name, "stops": ", ".join([*named[:_MOST_NAMED], *more]) or "-"}
+
+    def _options(self, method: Member, arguments: Sequence[object]) -> Options | None:
+        """Those of the switch that this call asks for; None: it asks for none."""
+        if method.action not in {Action.SWITCH, Action.RECOVER} or not isinstance(arguments[0], dict):
+            return None
+        with self._refusals([self._record.gpu.address]):
+            return options_of(arguments[0])
 
     async def _move(self, target: State, options: Mapping[str, object]) -> str:
         with self._refusals([self._record.gpu.address]):

@@ -12,9 +12,8 @@ import struct
 from collections import deque
 from collections.abc import Hashable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from struct import unpack_from
-from typing import Final, NamedTuple
+from typing import Final
 
 CALL: Final = 1
 """METHOD_CALL (specification, Message Types)."""
@@ -28,24 +27,11 @@ MOST_OF_ONE: Final = 64
 """Calls of one user that wait then. More of them are refused."""
 
 
-class Frame(NamedTuple):
-    """A call as it came, and the unique name of who sent it; "" where the header has what nobody knows."""
-
-    data: bytes
-    sender: str
-
-
-@dataclass
-class _Queue:
-    frames: deque[Frame] = field(default_factory=deque)
-    turn: int = 0
-
-
 class Inbox:
-    """What waits, of each of its owners: a user where it is known, else a connection."""
+    """The frames that wait, of each of their owners: a user where it is known, else a connection."""
 
     def __init__(self) -> None:
-        self._queues: dict[Hashable, _Queue] = {}
+        self._queues: dict[Hashable, deque[bytes]] = {}
         self._turns: list[tuple[int, int, Hashable]] = []
         self._numbers = itertools.count()
         self._now = 0
@@ -59,30 +45,29 @@ class Inbox:
         """Whether it matters whose is next."""
         return self._count >= MANY
 
-    def put(self, owner: Hashable, frame: Frame) -> bool:
+    def put(self, owner: Hashable, frame: bytes) -> bool:
         """Keep it until it is its turn. False where there are too many of this owner's already."""
         queue = self._queues.get(owner)
         if queue is None:
             # Whoever had nothing waiting is next: a caller that waits for each answer is before one that does not.
-            queue = self._queues[owner] = _Queue(turn=self._now)
-            heapq.heappush(self._turns, (queue.turn, -next(self._numbers), owner))
-        elif self.crowded and len(queue.frames) >= MOST_OF_ONE:
+            queue = self._queues[owner] = deque()
+            heapq.heappush(self._turns, (self._now, -next(self._numbers), owner))
+        elif self.crowded and len(queue) >= MOST_OF_ONE:
             return False
-        queue.frames.append(frame)
+        queue.append(frame)
         self._count += 1
         return True
 
-    def take(self) -> Frame | None:
+    def take(self) -> bytes | None:
         """The next one; None: nothing waits."""
         if not self._turns:
             return None
         self._now, _, owner = heapq.heappop(self._turns)
         queue = self._queues[owner]
-        frame = queue.frames.popleft()
+        frame = queue.popleft()
         self._count -= 1
-        if queue.frames:
-            queue.turn += 1
-            heapq.heappush(self._turns, (queue.turn, next(self._numbers), owner))
+        if queue:
+            heapq.heappush(self._turns, (self._now + 1, next(self._numbers), owner))
         else:
             del self._queues[owner]
         return frame

@@ -157,6 +157,7 @@ class Interface:
     methods: ClassVar[Mapping[str, Member]]
     signals: ClassVar[Mapping[str, Member]]
     properties: ClassVar[Mapping[str, Property[Any]]]
+
     _connection: Connection | None = None
     _path: str = ""
 

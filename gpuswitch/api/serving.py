@@ -10,10 +10,9 @@ bus, unless it was let through and outlives that (`Member.outlives`).
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -194,9 +193,7 @@ class Server:
             granted.add(missing)
         call.begun = True
         result = method.function(interface, *arguments)
-        if inspect.isawaitable(result):
-            return await _awaited(result)
-        return result
+        return await result if method.waits else result
 
     def _finish(self, call: Call, connected: Connected, user: int, task: asyncio.Task[object]) -> None:
         connected.calls.discard(call)
@@ -265,7 +262,3 @@ class Server:
 
 def _arguments(message: Message) -> list[object]:
     return [plain(argument) for argument in message.body]
-
-
-async def _awaited(result: Awaitable[object]) -> object:
-    return await result

@@ -26,7 +26,6 @@ from jeepney import (
 from jeepney.auth import AuthenticationError
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
-from gpuswitch.cli.agent import agent, can_ask
 from gpuswitch.errors import (
     AUTHENTICATION_REQUIRED,
     EXIT_CODES,
@@ -149,6 +148,8 @@ class Service:
         try:
             return self.ask(message, seconds)
         except AskedForError:
+            from gpuswitch.cli.agent import agent, can_ask  # noqa: PLC0415 -- brings subprocess, for few who ask
+
             if not can_ask():
                 raise
         message.header.flags |= MessageFlag.allow_interactive_authorization

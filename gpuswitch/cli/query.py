@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import Service
 from gpuswitch.cli.output import aligned, as_json, clean, duration, line, moment, pairs, table, warning
+from gpuswitch.errors import snake_case
 
 Values = Mapping[str, Any]
 
@@ -107,8 +107,8 @@ def config(service: Service, args: Namespace) -> int:
 
 
 def gpu_record(gpu: Values) -> dict[str, Any]:
-    """The properties of a GPU as one JSON object. Times are microseconds since the epoch, as on the bus."""
-    record = {_snake(name): value for name, value in gpu.items()}
+    """The properties of a GPU as one JSON object. Times are seconds since the epoch, as on the bus."""
+    record = {snake_case(name): value for name, value in gpu.items()}
     record["functions"] = [
         {"address": address, "kind": kind, "driver": driver} for address, kind, driver in gpu["Functions"]
     ]
@@ -227,7 +227,3 @@ def _switch_words(switch: Values) -> str:
     words += f"{switch['result']} at {moment(switch['finished'])}"
     words += f" after {duration(switch['finished'] - switch['started'])}"
     return f"{words}: {'; '.join(switch['reason'].splitlines())}" if switch["reason"] else words
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

@@ -150,7 +150,7 @@ class _Wire(Connection):
         """The messages in what was received."""
         self._sort()
         while (frame := self._inbox.take()) is not None:
-            self._handle(frame.data)
+            self._handle(frame)
         return self.messages
 
     def _on_message(self, message: Message) -> None:

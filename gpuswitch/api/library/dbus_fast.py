@@ -42,9 +42,6 @@ class Link(message_bus.MessageBus):
     def __init__(self, address: str) -> None:
         super().__init__(address)
 
-    def _message_reader(self) -> None:
-        raise NotImplementedError
-
     def _on_message(self, message: Message) -> None:
         try:
             self._process_message(message)

@@ -32,6 +32,7 @@ class FakeBusService:
         self.connection = connection
         self.seen: list[tuple[str, str]] = []
         self.changed = asyncio.Event()
+        self._named = asyncio.Event()
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
@@ -39,6 +40,7 @@ class FakeBusService:
         task = asyncio.ensure_future(self._serve())
         try:
             await self.connection.send(message_bus.RequestName(self.name))
+            await self._named.wait()
             yield
         finally:
             task.cancel()
@@ -75,6 +77,8 @@ class FakeBusService:
             while True:
                 message = await self.connection.receive()
                 if message.header.message_type is jeepney.MessageType.signal:
+                    if message.header.fields[_FIELDS.member] == "NameAcquired" and message.body[0] == self.name:
+                        self._named.set()
                     await self.told(message)
                 elif message.header.message_type is jeepney.MessageType.method_call:
                     await self._take(message)

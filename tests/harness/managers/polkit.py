@@ -8,8 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Self
 
 import jeepney
-from jeepney.bus_messages import message_bus
-from jeepney.io.asyncio import open_dbus_connection
+from jeepney.io.asyncio import DBusConnection, open_dbus_connection
 
 from tests.harness.managers.doubles import FakeBusService
 from tests.harness.managers.memory import RefusedError
@@ -34,23 +33,17 @@ class FakePolkit(FakeBusService):
 
     says: Says | RefusedError | None = YES
 
+    def __init__(self, connection: DBusConnection) -> None:
+        super().__init__(connection)
+        self.asked: list[tuple[Any, ...]] = []
+        self.withdrawn: asyncio.Queue[str] = asyncio.Queue()
+
     @classmethod
     @asynccontextmanager
     async def on(cls, address: str) -> AsyncIterator[Self]:
-        async with await open_dbus_connection(address) as connection:
-            await connection.send(message_bus.RequestName(cls.name), serial=next(connection.outgoing_serial))
-            polkit = cls(connection)
-            polkit.asked = []
-            polkit.withdrawn = asyncio.Queue()
-            serving = asyncio.create_task(polkit._serve())
-            try:
-                yield polkit
-            finally:
-                serving.cancel()
-                await asyncio.wait([serving])
-
-    asked: list[tuple[Any, ...]]
-    withdrawn: asyncio.Queue[str]
+        polkit = cls(await open_dbus_connection(address))
+        async with polkit.at_work():
+            yield polkit
 
     async def call(self, message: jeepney.Message, member: str, arguments: tuple[Any, ...]) -> None:
         if member == "CancelCheckAuthorization":
