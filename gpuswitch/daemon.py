@@ -70,6 +70,10 @@ class Observers:
         for observer in self._observers:
             observer.stepped(record, switch, event)
 
+    def waits(self, record: GpuRecord) -> None:
+        for observer in self._observers:
+            observer.waits(record)
+
     def finished(self, record: GpuRecord, switch: Switch) -> None:
         why = f" ({switch.reason})" if switch.reason else ""
         _log.info("%s: switch %s to %s: %s%s", record.gpu.address, switch.id, switch.target, switch.result, why)

@@ -20,10 +20,14 @@ def switch_values(switch: Switch) -> dict[str, object]:
         "count": switch.count,
         "kind": switch.step_kind,
         "title": switch.step,
+        "step_started": _as_kept(switch.step_started),
+        "waiting_for": switch.waiting_for,
+        "waiting_until": _as_kept(switch.waiting_until),
         "started": _as_kept(switch.started),
         "finished": _as_kept(switch.finished or 0.0),
         "result": str(switch.result or ""),
         "reason": switch.reason,
+        "error": switch.error,
     }
 
 

@@ -35,7 +35,7 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
 
     @dbus_method(returns="gpu")
     def get_gpu(self, selector: Str) -> ObjectPath:
-        """A GPU by its address, that of any of its functions, or its configured name; "": the only one there is."""
+        """A GPU by its address, that of any of its functions, or its configured name in any case; "": the only one."""
         return path_of(self._fleet.find(selector).gpu.address)
 
     @dbus_method(returns="functions", action=Action.INSPECT)
@@ -66,7 +66,7 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
 
     @dbus_method(returns="switch", action=Action.INSPECT)
     async def history_entry(self, id: Str) -> Values:  # noqa: A002 -- the argument's name on the bus
-        """One finished switch, with its steps."""
+        """One finished switch with its steps, by its id, or by the beginning of it where no other begins so."""
         entry = await self._history.find(id)
         return {**entry_values(entry), "steps": typed("aa{sv}", [step_values(step) for step in entry.steps])}
 

@@ -109,6 +109,9 @@ class MetricsObserver:
         if event.status is Status.DONE:
             self._step_seconds.labels(event.step.kind).observe(event.seconds)
 
+    def waits(self, record: GpuRecord) -> None:
+        """Nothing to count: what came of it is told when the step ends."""
+
     def finished(self, record: GpuRecord, switch: Switch) -> None:
         self._switches.labels(str(record.gpu.address), str(switch.target), str(switch.result)).inc()
         if switch.result == "done" and switch.count:

@@ -43,6 +43,9 @@ class BusObserver:
         )
         gpu.tell_in_a_moment()
 
+    def waits(self, record: GpuRecord) -> None:
+        self._objects[record.gpu.address].tell_in_a_moment()
+
     def finished(self, record: GpuRecord, switch: Switch) -> None:
         gpu = self._objects[record.gpu.address]
         # Whoever hears of the end and then reads the properties must find the end there, too.

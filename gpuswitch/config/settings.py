@@ -163,9 +163,10 @@ def _contradictions(gpus: Sequence[GpuTable]) -> Iterator[tuple[Location, str]]:
     names: dict[str, PciAddress] = {}
     claims = {gpu.address: gpu.address for gpu in gpus}
     for index, gpu in enumerate(gpus):
-        if gpu.name and gpu.name in names:
-            yield ("gpu", index, "name"), f"{gpu.name!r} is the name of {names[gpu.name]} already"
-        names.setdefault(gpu.name, gpu.address)
+        name = gpu.name.casefold()
+        if name and name in names:
+            yield ("gpu", index, "name"), f"{gpu.name!r} is the name of {names[name]} already"
+        names.setdefault(name, gpu.address)
         for place, member in enumerate(gpu.members):
             claimant = claims.setdefault(member, gpu.address)
             if claimant == member:

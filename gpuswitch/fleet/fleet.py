@@ -320,20 +320,21 @@ class Fleet:
         return [actor for actor in self.actors.values() if actor.runner.stalled]
 
     def find(self, selector: str) -> Actor:
-        """The GPU by address, in any spelling, of any of its functions, or by configured name; "" is the only one.
+        """The GPU by address, in any spelling, of any of its functions, or by its name in any case; "" is the only one.
 
         Raises:
             NoSuchGpu, InvalidArgument: with the names that would do.
         """
         if not selector:
             return self._only()
+        name = selector.casefold()
         for gpu in self.config.gpus:
-            if gpu.name == selector and gpu.address in self.actors:
+            if gpu.name.casefold() == name and gpu.address in self.actors:
                 return self.actors[gpu.address]
         try:
             address = PciAddress.parse(selector)
         except InvalidArgument:
-            why = self._misfit({misfit.address for misfit in self.misfits if misfit.name == selector})
+            why = self._misfit({misfit.address for misfit in self.misfits if misfit.name.casefold() == name})
             raise NoSuchGpu(why or f"no GPU is named {selector[:80]!r}; this host has {self._names()}") from None
         for actor in self.actors.values():
             if address in actor.gpu.functions:

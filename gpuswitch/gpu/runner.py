@@ -110,6 +110,7 @@ class Runner:
             outcome = Outcome(Result.DONE, "; ".join(engine.forgone), plan)
         except StepError as failure:
             outcome = Outcome(Result.REVERTED, str(failure))
+            switch.error = failure.error.name
         except StoppedError as word:
             outcome = Outcome(Result.CANCELLED, str(word))
         except StuckError as stuck:
@@ -192,6 +193,7 @@ class Runner:
             self._arbiter,
             self._record.record_restore,
             deadlines=self._deadlines,
+            waits=self._waits,
         )
         return Engine(context, steps, self._stepped, self._intend, begun=begun, held=held)
 
@@ -225,6 +227,12 @@ class Runner:
         if record.switch is not None and record.switch.result is None:
             record.switch.at(event)
             self._observer.stepped(record, record.switch, event)
+
+    def _waits(self, what: str, until: float | None) -> None:
+        record = self._record
+        if record.switch is not None and record.switch.result is None:
+            record.switch.waits(what, until)
+            self._observer.waits(record)
 
     async def go_back(self, engine: Engine) -> str | None:
         """Take all of it back, however long the kernel takes; what did not work, in sentences, or None."""

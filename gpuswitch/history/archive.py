@@ -111,6 +111,15 @@ class Archive:
         """
         return self._do(lambda database: _whole(database, id))
 
+    def beginning_with(self, prefix: str, limit: int) -> list[str]:
+        """The ids, newest first, that begin so; not more than `limit`.
+
+        Raises:
+            ArchiveError: it cannot be read.
+        """
+        query = "SELECT DISTINCT id FROM switch WHERE substr(id, 1, ?) = ? ORDER BY number DESC LIMIT ?"
+        return self._do(lambda database: [id for (id,) in database.execute(query, (len(prefix), prefix, limit))])  # noqa: A001 -- as on the bus
+
     def _do(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """Do it in one transaction; on a new database where this one is broken."""
         try:

@@ -39,6 +39,7 @@ BACKLOG = 1000
 ANSWER = 1000
 """Entries in one answer: one message on the bus, made on the event loop."""
 _DAY = 86400
+_MOST_NAMED = 5
 
 
 class History:
@@ -88,6 +89,9 @@ class History:
     def stepped(self, record: GpuRecord, switch: Switch, event: StepEvent) -> None:
         """Nothing to keep: the switch has its steps itself."""
 
+    def waits(self, record: GpuRecord) -> None:
+        """Nothing to keep: what came of it is told when the step ends."""
+
     def finished(self, record: GpuRecord, switch: Switch) -> None:
         self._keep(entry_of(str(record.gpu.address), switch), f"switch {switch.id}")
 
@@ -116,14 +120,21 @@ class History:
         return await self._ask(partial(self._archive.last, min(limit or ANSWER, ANSWER)))
 
     async def find(self, id: str) -> Entry:  # noqa: A002 -- as on the bus
-        """One switch with its steps.
+        """One switch with its steps, by its id or the beginning of that, as long as no other begins so.
 
         Raises:
-            InvalidArgument: there is none of this id.
+            InvalidArgument: there is none of this id, or several begin so.
             Failed: it cannot be told.
         """
         if entry := await self._ask(partial(self._archive.find, id)):
             return entry
+        alike = await self._ask(partial(self._archive.beginning_with, id, _MOST_NAMED + 1)) if id else []
+        if len(alike) == 1 and (entry := await self._ask(partial(self._archive.find, alike[0]))):
+            return entry
+        if alike:
+            named = ", ".join(alike[:_MOST_NAMED])
+            more = ", ..." if len(alike) > _MOST_NAMED else ""
+            raise InvalidArgument(f"several switches begin with {id!r}: {named}{more}; write more of it")
         raise InvalidArgument(f"the history knows of no switch {id[:80]!r}")
 
     async def _ask(self, question: Callable[[], _T]) -> _T:

@@ -219,7 +219,7 @@ class Engine:
     async def _bounded(
         self, step: Step, work: Callable[[StepContext], Coroutine[Any, Any, None]], deadline: float
     ) -> None:
-        self._context.waiting_for = ""
+        self._context.waits_for("")
         try:
             async with asyncio.timeout(deadline):
                 if step.interruptible and work == step.apply and not self._context.leaving:

@@ -78,7 +78,9 @@ class Switch:
     """One switch. `started` and `finished` are seconds since the epoch; `seconds` is how long it took.
 
     `index` of `count` steps is under way, or was the last; `steps` are those that ended, in that order; `result` is
-    None until it is over. `recovery`: it looks for any known-good state.
+    None until it is over. `step_started` is when the step that is under way began; `waiting_for` is what it waits for,
+    in one sentence, and `waiting_until` when it gives that up (0.0: it did not say). `error`, of one that was reverted:
+    what a refusal for the same reason is called. `recovery`: it looks for any known-good state.
     """
 
     target: State
@@ -92,8 +94,12 @@ class Switch:
     index: int = 0
     step: str = ""
     step_kind: str = ""
+    step_started: float = 0.0
+    waiting_for: str = ""
+    waiting_until: float = 0.0
     result: Result | None = None
     reason: str = ""
+    error: str = ""
     steps: list[StepRecord] = field(default_factory=list)
     recovery: bool = False
     _over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
@@ -108,16 +114,28 @@ class Switch:
     def at(self, event: StepEvent) -> None:
         self.index, self.count = event.index, event.count
         self.step, self.step_kind = event.step.title, event.step.kind
+        self.step_started = began = self._at(asyncio.get_running_loop().time()) - event.seconds
         if event.status not in {Status.RUNNING, Status.REVERTING}:
-            began = self.started + asyncio.get_running_loop().time() - self._clock - event.seconds
             self.steps.append(
                 StepRecord(event.index, event.step.title, event.step.kind, event.status, began, event.seconds)
             )
+
+    def waits(self, what: str, until: float | None) -> None:
+        """The step that is under way waits for this, "" for nothing; `until` is a time of the loop."""
+        self.waiting_for = what
+        self.waiting_until = self._at(until) if until is not None else 0.0
+
+    def _at(self, loop_time: float) -> float:
+        """In seconds since the epoch, as its beginning is: a clock that is set meanwhile moves nothing."""
+        return self.started + loop_time - self._clock
 
     def finish(self, result: Result, reason: str) -> None:
         self.seconds = asyncio.get_running_loop().time() - self._clock
         self.finished = self.started + self.seconds
         self.result, self.reason = result, reason
+        self.waits("", None)
+        if result is not Result.REVERTED:
+            self.error = ""
         self._over.set()
 
     async def wait(self) -> None:

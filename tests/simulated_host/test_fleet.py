@@ -35,7 +35,7 @@ async def server(directory: Path, *gpus: GpuConfig) -> Harness:
 class TestFind:
     @pytest.mark.parametrize(
         "selector",
-        ["0000:01:00.0", "01:00.0", "pci_0000_01_00_0", "PCI_0000_01_00_0", "01:00.1", "01:00.3", "card"],
+        ["0000:01:00.0", "01:00.0", "pci_0000_01_00_0", "PCI_0000_01_00_0", "01:00.1", "01:00.3", "card", "CARD"],
     )
     async def test_by_every_name(self, selector: str, tmp_path: Path) -> None:
         settings = Config(gpus=(managed(PciAddress.parse("0000:01:00.0"), "card"),))

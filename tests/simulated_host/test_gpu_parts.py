@@ -53,6 +53,9 @@ class Heard(GpuObserver):
         assert switch is record.switch
         self.words.append(str(event.status))
 
+    def waits(self, record: GpuRecord) -> None:
+        assert record.switch is not None
+
     def finished(self, record: GpuRecord, switch: Switch) -> None:
         assert switch is record.switch
         self.words.append(str(switch.result))

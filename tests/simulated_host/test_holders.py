@@ -22,6 +22,7 @@ from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Result
+from gpuswitch.switch.steps.holders import AwaitHolders
 from gpuswitch.switch.steps.step import Step
 from tests.harness.simulated.harness import Harness
 
@@ -176,6 +177,23 @@ class TestWait:
         started = asyncio.get_running_loop().time()
         await harness.moved(actor, State.VFIO, Options(wait_seconds=50))
         assert asyncio.get_running_loop().time() - started == 21
+
+    async def test_meanwhile_it_says_for_whom_and_until_when(self, harness: Harness, actor: Actor) -> None:
+        blender(harness)
+        switch = await actor.request(State.VFIO, Options(wait_seconds=50))
+        await harness.witness.until_step(actor.gpu, AwaitHolders)
+        began = switch.step_started
+        await asyncio.sleep(20)
+        assert switch.waiting_for.startswith("blender (pid ")
+        assert (round(began - switch.started), round(switch.waiting_until - began)) == (0, 50)
+        harness.machine.end("blender")
+        await switch.wait()
+        assert (switch.result, switch.waiting_for, switch.waiting_until, switch.error) == (Result.DONE, "", 0.0, "")
+
+    async def test_what_was_in_vain_is_busy(self, harness: Harness, actor: Actor) -> None:
+        blender(harness)
+        assert (await harness.switch(actor, State.VFIO, Options(wait_seconds=50))).error == "Busy"
+        assert (await harness.switch(actor, State.VFIO, Options(busy=Busy.TERMINATE))).error == ""
 
     async def test_in_vain(self, harness: Harness, actor: Actor) -> None:
         blender(harness)

@@ -231,10 +231,10 @@ def test_two_tables_for_one_address_in_one_file_are_refused(tmp_path: Path, writ
 
 def test_contradictions_between_gpus_are_refused_with_their_names(tmp_path: Path, write: Write) -> None:
     main = write("config.toml", '[[gpu]]\naddress = "01:00.0"\nname = "big"\nmembers = ["05:00.0", "02:00.0"]\n')
-    other = write("conf.d/b.toml", '[[gpu]]\naddress = "02:00.0"\nname = "big"\nmembers = ["05:00.0"]\n')
+    other = write("conf.d/b.toml", '[[gpu]]\naddress = "02:00.0"\nname = "BIG"\nmembers = ["05:00.0"]\n')
     assert faults(tmp_path) == [
         f"cannot use {main}: gpu[0000:01:00.0].members[2]: 0000:02:00.0 has a [[gpu]] table, so it cannot be a member",
-        f"cannot use {other}: gpu[0000:02:00.0].name: 'big' is the name of 0000:01:00.0 already",
+        f"cannot use {other}: gpu[0000:02:00.0].name: 'BIG' is the name of 0000:01:00.0 already",
         f"cannot use {other}: gpu[0000:02:00.0].members[1]: 0000:05:00.0 is a member of 0000:01:00.0 already",
     ]
 

@@ -115,6 +115,17 @@ async def test_a_switch_that_it_does_not_know_is_named(history: History) -> None
         await history.find("5f")
 
 
+async def test_the_beginning_of_an_id_will_do_where_no_other_begins_so(history: History) -> None:
+    for name in ("5f0c3a1b", "5f0cffff", "a0000000"):
+        history.finished(GPU, finished(id=name))
+    assert (await history.find("a")).id == "a0000000"
+    assert (await history.find("5f0cf")).id == "5f0cffff"
+    with pytest.raises(InvalidArgument, match=r"^several switches begin with '5f': 5f0cffff, 5f0c3a1b; write more"):
+        await history.find("5f")
+    with pytest.raises(InvalidArgument, match=r"^the history knows of no switch ''$"):
+        await history.find("")
+
+
 async def test_the_next_run_finds_what_was_written_until_the_end(path: Path) -> None:
     first = History(path, Settings())
     first.start()

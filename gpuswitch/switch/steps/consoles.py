@@ -165,9 +165,9 @@ class RestoreConsoles(Step):
 @asynccontextmanager
 async def _alone(context: StepContext) -> AsyncIterator[None]:
     """No other GPU's step looks at the consoles, or moves any, meanwhile."""
-    context.waiting_for = "the consoles of another GPU are still being moved"
+    context.waits_for("the consoles of another GPU are still being moved")
     async with context.arbiter.consoles:
-        context.waiting_for = ""
+        context.waits_for("")
         yield
 
 

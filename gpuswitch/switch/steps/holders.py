@@ -13,7 +13,7 @@ from gpuswitch.model.holders import Holder, HolderQuery, Process, Unit
 from gpuswitch.model.policy import Busy
 from gpuswitch.switch.holder_policy import in_the_way, is_machine, never_ended, stoppable_unit
 from gpuswitch.switch.restore_state import RestoreState
-from gpuswitch.switch.steps.step import RESCAN_SECONDS, Step, StepContext, StepError, side_by_side
+from gpuswitch.switch.steps.step import RESCAN_SECONDS, HeldError, Step, StepContext, StepError, side_by_side
 from gpuswitch.switch.steps.uevents import Announced, Reminder
 
 
@@ -79,7 +79,7 @@ class AwaitHolders(Step):
         elif holders:
             holders = await _gone(context, self.query, self.seconds, self.announced)
         if holders:
-            raise StepError(in_the_way(context.gpu, holders))
+            raise HeldError(in_the_way(context.gpu, holders))
 
     async def _end(self, context: StepContext, holders: tuple[Holder, ...]) -> tuple[Holder, ...]:
         """Those that are still there after all that the policy allows."""
@@ -100,7 +100,7 @@ class AwaitHolders(Step):
         units -= {stoppable_unit(holder) for holder in holders if is_machine(holder)}
         try:
             running = sorted(await context.host.systemd.active(units), key=str)
-            context.waiting_for = f"{', '.join(map(str, running))}: not stopped"
+            context.waits_for(f"{', '.join(map(str, running))}: not stopped")
             await side_by_side(self._stop_unit(context, unit) for unit in running)
         except (KernelError, Failed) as error:
             raise StepError(str(error)) from error
@@ -156,7 +156,7 @@ class CheckHolders(Step):
 
     async def apply(self, context: StepContext) -> None:
         if holders := await _gone(context, self.query, self.seconds, self.announced):
-            raise StepError(in_the_way(context.gpu, holders))
+            raise HeldError(in_the_way(context.gpu, holders))
 
 
 async def _gone(context: StepContext, query: HolderQuery, seconds: float, announced: Announced) -> tuple[Holder, ...]:
@@ -165,13 +165,13 @@ async def _gone(context: StepContext, query: HolderQuery, seconds: float, announ
     until = loop.time() + seconds
     reminder = Reminder(announced, loop.time())
     while True:
-        context.waiting_for = "the look for programs that have it open is not over"
+        context.waits_for("the look for programs that have it open is not over")
         holders = await context.holders(query)
         left = until - loop.time()
         if reminder.settled and (left <= 0 or not holders):
             return holders
         if holders:
-            context.waiting_for = in_the_way(context.gpu, holders)
+            context.waits_for(in_the_way(context.gpu, holders), until)
         # A GPU that is pulled meanwhile shows its nodes no more, and they are open all the same.
         query = replace(query, numbers=context.numbers)
         await reminder.remind(context, holders, loop.time(), left)

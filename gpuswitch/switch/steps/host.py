@@ -26,7 +26,7 @@ class InhibitSleep(Step):
         return "keep the machine from sleeping"
 
     async def apply(self, context: StepContext) -> None:
-        context.waiting_for = "logind has not granted the inhibitor"
+        context.waits_for("logind has not granted the inhibitor")
         awake = context.arbiter.awake
         awake.need(context.gpu, Why.SWITCH, needed=True)
         await awake.settled(context.gpu)
@@ -70,7 +70,7 @@ class StopUnits(Step):
         return f"stop {_all(self.units)}"
 
     async def apply(self, context: StepContext) -> None:
-        context.waiting_for = f"{_all(self.units)}: not stopped"
+        context.waits_for(f"{_all(self.units)}: not stopped")
         await side_by_side(context.arbiter.stop(context.gpu, unit) for unit in self.units)
 
     async def revert(self, context: StepContext) -> None:
@@ -91,7 +91,7 @@ class StartUnits(Step):
         return f"start {_all(self.units)}"
 
     async def apply(self, context: StepContext) -> None:
-        context.waiting_for = f"{_all(self.units)}: not started"
+        context.waits_for(f"{_all(self.units)}: not started")
         await side_by_side(context.arbiter.start(context.gpu, unit, wait=not context.leaving) for unit in self.units)
 
 

@@ -264,7 +264,7 @@ class Bind(Step):
         if holders:
             await context.kernel.announce([self.function], "sound", "remove")
         while holders:
-            context.waiting_for = in_the_way(self.function, holders)
+            context.waits_for(in_the_way(self.function, holders))
             await context.wait_for_change(holders)
             # Of one that is pulled meanwhile, sysfs shows no node any more.
             holders = await context.holders(HolderQuery((self.function,), numbers=context.numbers))
@@ -309,9 +309,9 @@ class AwaitLibvirt(Step):
         libvirt = context.host.libvirt
         try:
             if found := machines_with(libvirt, self.functions, besides=self.besides):
-                context.waiting_for = sentence(libvirt, found)
+                context.waits_for(sentence(libvirt, found))
         except KernelError as error:
-            context.waiting_for = str(error)
+            context.waits_for(str(error))
         # Whoever cannot be had is not waited for for ever; nor is what hangs.
         clearing_up = ClearingUp(context.host, context.arbiter, lambda: self.functions, besides=self.besides)
         if not await clearing_up.wait(context.deadlines[self.kind]):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, ClassVar
 
 from gpuswitch.config.schema import check_kind
-from gpuswitch.errors import KernelError
+from gpuswitch.errors import Busy, Failed, GpuswitchError, KernelError
 from gpuswitch.host.looking import seen
 from gpuswitch.host.port import Host, Kernel
 from gpuswitch.model.address import PciAddress
@@ -26,7 +26,18 @@ Unmet = Callable[[HostFacts], str | None]
 
 
 class StepError(Exception):
-    """A step did not work; the sentence says what was found instead."""
+    """A step did not work; the sentence says what was found instead.
+
+    `error`: what a refusal for the same reason is called.
+    """
+
+    error: ClassVar[type[GpuswitchError]] = Failed
+
+
+class HeldError(StepError):
+    """Somebody has the GPU open, and did not let go."""
+
+    error = Busy
 
 
 class DeviceError(StepError):
@@ -37,7 +48,8 @@ class StepContext:
     """What a step works with: the host, the kernel operations of one GPU, and what this GPU shares with others.
 
     `record_restore` notes, durably, what is to be given back one day; it raises `Failed` where it cannot. `deadlines`
-    gives seconds by kind of step.
+    gives seconds by kind of step. `waits` is called with what a step waits for, and until when, whenever that is
+    another thing than before (`waits_for`).
     """
 
     def __init__(
@@ -49,6 +61,7 @@ class StepContext:
         record_restore: Callable[[RestoreState], None],
         *,
         deadlines: Mapping[str, float],
+        waits: Callable[[str, float | None], None] = lambda *_: None,
     ) -> None:
         self.gpu = gpu
         self.host = host
@@ -68,6 +81,13 @@ class StepContext:
         """What showed each virtual terminal before a vtconsole was unbound."""
         self.waiting_for = ""
         """What a step that waits for it has not seen yet, in one sentence; "" where it did not say."""
+        self._waits = waits
+
+    def waits_for(self, what: str, until: float | None = None) -> None:
+        """Say what has not been seen yet, in one sentence; `until`: when it is given up, by the clock of the loop."""
+        if what != self.waiting_for:
+            self.waiting_for = what
+            self._waits(what, until)
 
     async def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
         """What a look shows that has seen everything; `only`: the functions to look at (`Host.look`)."""
@@ -107,7 +127,7 @@ class StepContext:
         stop = self.host.watch(changed.set)
         try:
             while (why := unmet(await self.look(only))) is not None:
-                self.waiting_for = why
+                self.waits_for(why)
                 await changed.wait()
                 changed.clear()
         finally:

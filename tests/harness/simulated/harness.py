@@ -151,6 +151,10 @@ class Witness(Observer):
         if self.on_step is not None:
             self.on_step(self._actors[record.gpu.address], event)
 
+    def waits(self, record: GpuRecord) -> None:
+        switch = record.switch
+        self._holds(record, switch is not None and switch.result is None, "a switch that is over waits")
+
     def finished(self, record: GpuRecord, switch: Switch) -> None:
         done = switch.result is Result.DONE
         self._holds(record, switch.result is not None, "finished without a result")

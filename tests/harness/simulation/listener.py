@@ -40,6 +40,9 @@ class ServiceListener(Observer):
         if self._life.alive:
             self._checker.stepped(self._actors[record.gpu.address], switch, event)
 
+    def waits(self, record: GpuRecord) -> None:
+        """Nothing to check: it is told when the step ends."""
+
     def finished(self, record: GpuRecord, switch: Switch) -> None:
         if self._life.alive:
             self._checker.finished(self._actors[record.gpu.address], switch)
