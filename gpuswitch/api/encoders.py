@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gpuswitch.history.archive import Entry, StepEntry
 from gpuswitch.model.address import PciAddress
@@ -10,6 +10,7 @@ from gpuswitch.model.facts import PciFunction
 from gpuswitch.model.holders import Holder
 from gpuswitch.switch.holder_policy import is_machine, remedy
 from gpuswitch.switch.record import Switch
+from gpuswitch.switch.steps.step import Step
 
 
 def switch_values(switch: Switch) -> dict[str, object]:
@@ -34,6 +35,16 @@ def switch_values(switch: Switch) -> dict[str, object]:
 def _as_kept(seconds: float) -> float:
     """As the history has it later: to the microsecond."""
     return int(seconds * 1e6) / 1e6
+
+
+def planned_values(step: Step, deadlines: Mapping[str, float]) -> dict[str, object]:
+    return {
+        "kind": step.kind,
+        "title": step.title,
+        "deadline": step.deadline(deadlines),
+        "stops": list(step.stops),
+        "ends_programs": step.ends_programs,
+    }
 
 
 def entry_values(entry: Entry) -> dict[str, object]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from gpuswitch.api.authority import Action
 from gpuswitch.api.callers import Callers
-from gpuswitch.api.encoders import holder_values, switch_values
+from gpuswitch.api.encoders import holder_values, planned_values, switch_values
 from gpuswitch.api.interface import Interface, Member, dbus_constant, dbus_method, dbus_property, dbus_signal
 from gpuswitch.api.metrics import Refusals
 from gpuswitch.api.options import options_of
@@ -160,10 +160,10 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @dbus_method(returns="steps", action=Action.INSPECT)
     async def plan(self, target: Str, options: Values) -> ValuesArray:
-        """The steps to `vfio` or `host`, each with its kind, title and deadline in seconds. Changes nothing."""
+        """The steps to `vfio` or `host`, each with kind, title, deadline in seconds, and what it ends. Looks only."""
         plan = await self.actor.plan(_target(target), options_of(options))
         deadlines: dict[str, float] = self._record.config.deadlines.model_dump()
-        return [{"kind": step.kind, "title": step.title, "deadline": step.deadline(deadlines)} for step in plan.steps]
+        return [planned_values(step, deadlines) for step in plan.steps]
 
     @dbus_method(returns="blockers", action=Action.INSPECT)
     async def blockers(self, target: Str, options: Values) -> ValuesArray:

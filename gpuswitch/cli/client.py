@@ -1,4 +1,4 @@
-"""The service as seen from the command line: calls over D-Bus, and the signals of one switch.
+"""The service as seen from the command line: calls over D-Bus, and the signals of switches.
 
 Whatever goes wrong here is a `CtlError` with a sentence and an exit status.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections import deque, namedtuple
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Self
 
 from jeepney import (
@@ -26,14 +25,16 @@ from jeepney import (
 from jeepney.auth import AuthenticationError
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
+from gpuswitch.cli.failures import AskedForError, CtlError
 from gpuswitch.errors import (
     AUTHENTICATION_REQUIRED,
     EXIT_CODES,
     EXIT_UNREACHABLE,
+    PREFIX,
     Failed,
     InvalidArgument,
+    NoSuchGpu,
     NotAuthorized,
-    Timeout,
 )
 
 NAME = "org.gpuswitch1"
@@ -55,33 +56,9 @@ _BUS_ERROR = "org.freedesktop.DBus.Error."
 _NOT_RUNNING = ("ServiceUnknown", "NameHasNoOwner", "Spawn.", "TimedOut")
 _WENT_AWAY = ("NoReply", "Disconnected")
 
-
-class CtlError(Exception):
-    """What `gpuswitchctl` ends with when it did not do what it was asked: text for a person, and an exit status."""
-
-    def __init__(self, text: str, exit_code: int) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code
-
-
-class AskedForError(CtlError):
-    """A person has to prove that they may do this."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepChange:
-    """What has just become of step `index` (from 1) of `count`; `seconds` is how long it took, 0 while it runs."""
-
-    index: int
-    count: int
-    kind: str
-    title: str
-    status: str
-    seconds: float
-
-    @property
-    def at_work(self) -> bool:
-        return self.status in {"running", "reverting"}
+# Not dataclasses, nor typing's: those take longer to import than all that is done with them here.
+Signal = namedtuple("Signal", "path interface member body")
+"""What the service told everybody."""
 
 
 class Service:
@@ -90,6 +67,9 @@ class Service:
     def __init__(self, connection: DBusConnection, address: str | None) -> None:
         self.connection = connection
         self._address = address
+        self._signals: deque[Message] = deque()
+        self._replies: dict[int, Message] = {}
+        self._rules: list[MatchRule] = []
 
     @classmethod
     def connect(cls, address: str | None) -> Self:
@@ -98,35 +78,40 @@ class Service:
             return cls(open_dbus_connection(address or "SYSTEM", auth_timeout=ANSWER_SECONDS), address)
         except (OSError, AuthenticationError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise CtlError(f"cannot connect to {where}: {reason}", EXIT_UNREACHABLE) from error
+            raise CtlError(f"cannot connect to {where}: {reason}", EXIT_UNREACHABLE, name="Unreachable") from error
         except (ValueError, LookupError, RuntimeError) as error:  # what jeepney's parser of addresses stumbles over
             given = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS")
-            raise CtlError(
-                f"cannot use the bus address {given!r}: write it like unix:path=/run/dbus/system_bus_socket",
-                InvalidArgument.exit_code,
-            ) from error
+            text = f"cannot use the bus address {given!r}: write it like unix:path=/run/dbus/system_bus_socket"
+            raise CtlError.of(InvalidArgument, text) from error
 
     def close(self) -> None:
         self.connection.close()
+
+    # What it knows --------------------------------------------------------------------------------------------------
 
     def gpu(self, selector: str) -> Gpu:
         """The GPU of that name or address; "" where there is only one."""
         reply = self.ask(call(NAME, ROOT, MANAGER, "GetGpu", "s", selector))
         return Gpu(self, owner=reply.header.fields[HeaderFields.sender], path=reply.body[0])
 
-    def gpus(self) -> list[dict[str, Any]]:
-        """The properties of every GPU, in address order."""
-        objects = self.ask(call(NAME, ROOT, OBJECTS, "GetManagedObjects")).body[0]
-        found = [plain_values(interfaces[GPU]) for _, interfaces in sorted(objects.items()) if GPU in interfaces]
-        return sorted(found, key=lambda gpu: str(gpu["Address"]))
+    def gpus(self) -> list[Gpu]:
+        """Every GPU with its properties, in address order."""
+        reply = self.ask(call(NAME, ROOT, OBJECTS, "GetManagedObjects"))
+        owner = reply.header.fields[HeaderFields.sender]
+        found = [
+            Gpu(self, owner, path, plain_values(interfaces[GPU]))
+            for path, interfaces in reply.body[0].items()
+            if GPU in interfaces
+        ]
+        return sorted(found, key=lambda gpu: gpu.address)
 
     def groups(self) -> list[dict[str, Any]]:
         """Every PCI function that is in an IOMMU group."""
-        return [plain_values(each) for each in self.ask(call(NAME, ROOT, MANAGER, "Groups")).body[0]]
+        return self._list("Groups")
 
     def config(self) -> list[dict[str, Any]]:
         """Every setting in force."""
-        return [plain_values(each) for each in self.ask(call(NAME, ROOT, MANAGER, "Config")).body[0]]
+        return self._list("Config")
 
     def warnings(self) -> list[str]:
         """What the configuration says that is about no GPU of this host, a sentence each."""
@@ -134,19 +119,27 @@ class Service:
 
     def history(self, limit: int) -> list[dict[str, Any]]:
         """The last finished switches without their steps, newest first; 0: all."""
-        return [plain_values(each) for each in self.ask(call(NAME, ROOT, MANAGER, "History", "u", limit)).body[0]]
+        return self._list("History", "u", limit)
 
     def history_entry(self, switch: str) -> dict[str, Any]:
         """A finished switch with its steps."""
         return plain_values(self.ask(call(NAME, ROOT, MANAGER, "HistoryEntry", "s", switch)).body[0])
 
-    def ask_allowed(self, message: Message, seconds: float = ANSWER_SECONDS) -> Message:
-        """The same for what not everybody may do: a person at a terminal is asked, which may take as long as it likes.
+    def _list(self, method: str, signature: str = "", *arguments: object) -> list[dict[str, Any]]:
+        return [
+            plain_values(each) for each in self.ask(call(NAME, ROOT, MANAGER, method, signature, *arguments)).body[0]
+        ]
+
+    # Questions and answers ------------------------------------------------------------------------------------------
+
+    def answer_allowed(self, message: Message, serial: int) -> Message:
+        """The answer to a call, sent so, that not everybody may make: a person at a terminal is asked, who may take as
+        long as they like.
 
         Only once that is needed: members of the group `gpuswitch` are not. A desktop's agent asks, where there is one.
         """
         try:
-            return self.ask(message, seconds)
+            return self.answer(serial, DECISION_SECONDS)
         except AskedForError:
             from gpuswitch.cli.agent import agent, can_ask  # noqa: PLC0415 -- brings subprocess, for few who ask
 
@@ -160,13 +153,65 @@ class Service:
 
     def ask(self, message: Message, seconds: float | None = ANSWER_SECONDS) -> Message:
         """Send a method call and return its answer, which may take that long."""
+        return self.answer(self.send(message), seconds)
+
+    def send(self, message: Message) -> int:
+        """Send a method call; the serial number that its answer is known by."""
+        serial: int = next(self.connection.outgoing_serial)
         try:
-            reply = self.connection.send_and_get_reply(message, timeout=seconds)
-        except TimeoutError:
-            raise CtlError(f"the service did not answer within {seconds:g} s", EXIT_UNREACHABLE) from None
+            self.connection.send(message, serial=serial)
         except OSError as error:
             raise bus_lost(error) from error
-        return self.checked(reply)
+        return serial
+
+    def answer(self, serial: int, seconds: float | None = ANSWER_SECONDS) -> Message:
+        """The answer to what was sent so; other answers and signals that come meanwhile are kept.
+
+        Raises:
+            CtlError: it is an error, or did not come within these seconds.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while serial not in self._replies:
+            if not self._receive(deadline):
+                text = f"the service did not answer within {seconds:g} s"
+                raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
+        return self.checked(self._replies.pop(serial))
+
+    def subscribe(self, rule: MatchRule) -> None:
+        """Keep the signals that match this for `next_event`."""
+        self._rules.append(rule)
+        self.ask(message_bus.AddMatch(rule))
+
+    def next_event(self, deadline: float | None = None) -> Signal | int | None:
+        """A signal that was subscribed to, or the serial number of an answer that has come, for `answer`.
+
+        `deadline` is by the monotonic clock; None is returned when it is over.
+        """
+        while True:
+            # Signals first: what was told before an answer came before it.
+            if self._signals:
+                return _signal(self._signals.popleft())
+            if self._replies:
+                serial: int = next(iter(self._replies))
+                return serial
+            if not self._receive(deadline):
+                return None
+
+    def _receive(self, deadline: float | None) -> bool:
+        """Take in one message; False: the time is over."""
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            message = self.connection.receive(timeout=left)
+        except TimeoutError:
+            return False
+        except OSError as error:
+            raise bus_lost(error) from error
+        serial = message.header.fields.get(HeaderFields.reply_serial)
+        if serial is not None:
+            self._replies[serial] = message
+        elif any(rule.matches(message) for rule in self._rules):
+            self._signals.append(message)
+        return True
 
     def checked(self, reply: Message) -> Message:
         """The answer, unless it is an error."""
@@ -178,19 +223,21 @@ class Service:
 
     def _error(self, name: str, text: str) -> CtlError:
         if name == AUTHENTICATION_REQUIRED:
-            return AskedForError(f"{text}; on a terminal you are asked, and root is not", NotAuthorized.exit_code)
+            text = f"{text}; on a terminal you are asked, and root is not"
+            return AskedForError(text, NotAuthorized.exit_code, name="AuthenticationRequired")
         if name in EXIT_CODES:
-            return CtlError(text, EXIT_CODES[name])
+            return CtlError(text, EXIT_CODES[name], name=name.removeprefix(PREFIX))
         kind = name.removeprefix(_BUS_ERROR)
         if kind == "AccessDenied":
-            return CtlError("the policy of the bus does not allow it", NotAuthorized.exit_code)
+            return CtlError.of(NotAuthorized, "the policy of the bus does not allow it")
         if kind == "InvalidArgs":
-            return CtlError(text, InvalidArgument.exit_code)
+            return CtlError.of(InvalidArgument, text)
         if kind.startswith(_WENT_AWAY):
-            return CtlError("the service went away before it answered; it may have been restarted", EXIT_UNREACHABLE)
+            text = "the service went away before it answered; it may have been restarted"
+            return CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
         if kind.startswith(_NOT_RUNNING) or name.startswith("org.freedesktop.systemd1."):
-            return CtlError(self._not_running(text), EXIT_UNREACHABLE)
-        return CtlError(text, Failed.exit_code)
+            return CtlError(self._not_running(text), EXIT_UNREACHABLE, name="Unreachable")
+        return CtlError.of(Failed, text)
 
     def _not_running(self, text: str) -> str:
         if self._address:
@@ -201,85 +248,93 @@ class Service:
 class Gpu:
     """One GPU of the service. It talks to the very process that named it, whose signals it believes, and no other."""
 
-    def __init__(self, service: Service, owner: str, path: str) -> None:
+    def __init__(self, service: Service, owner: str, path: str, properties: dict[str, Any] | None = None) -> None:
         self._service = service
-        self._owner = owner
-        self._path = path
-        self._signals: deque[Message] = deque()
-        self._rule = MatchRule(type="signal", sender=owner, interface=GPU, member="StepChanged", path=path)
+        self.owner = owner
+        self.path = path
+        self._properties = properties
 
+    @property
+    def address(self) -> str:
+        return str(self.properties["Address"])
+
+    @property
     def properties(self) -> dict[str, Any]:
-        return plain_values(self._ask(PROPERTIES, "GetAll", "s", GPU))
+        """As they were when first asked for."""
+        if self._properties is None:
+            self._properties = self.look()
+        return self._properties
+
+    def look(self) -> dict[str, Any]:
+        """Its properties now."""
+        self._properties = plain_values(self._ask(PROPERTIES, "GetAll", "s", GPU))
+        return self._properties
 
     def plan(self, target: str, options: Options) -> list[dict[str, Any]]:
         """The steps of a switch to `host` or `vfio`, without taking one."""
         steps = self._ask(GPU, "Plan", "sa{sv}", target, options, seconds=DECISION_SECONDS)
         return [plain_values(step) for step in steps]
 
+    def blockers(self, target: str, options: Options) -> list[dict[str, Any]]:
+        """What is in the way of a switch to `host` or `vfio` now."""
+        found = self._ask(GPU, "Blockers", "sa{sv}", target, options, seconds=DECISION_SECONDS)
+        return [plain_values(blocker) for blocker in found]
+
     def holders(self) -> list[dict[str, Any]]:
         """Who has it open."""
         return [plain_values(holder) for holder in self._ask(GPU, "Holders", seconds=DECISION_SECONDS)]
 
-    def move(self, target: str, options: Options) -> str:
-        """Begin a switch to `host` or `vfio`, or join the one under way; returns its id.
+    def move(self, target: str, options: Options) -> Message:
+        """The call that begins a switch to `host` or `vfio`, or joins the one under way; it answers with its id."""
+        method = {"vfio": "ToVfio", "host": "ToHost"}[target]
+        return call(self.owner, self.path, GPU, method, "a{sv}", options)
 
-        `follow` misses nothing of it.
-        """
-        return self._begin({"vfio": "ToVfio", "host": "ToHost"}[target], options)
+    def recover(self) -> Message:
+        """The call that begins a recovery, or joins the one under way; it answers with its id."""
+        return call(self.owner, self.path, GPU, "Recover", "a{sv}", {})
 
-    def recover(self) -> str:
-        """Begin a recovery, or join the one under way; returns its id. `follow` misses nothing of it."""
-        return self._begin("Recover", {})
+    def cancel(self, switch: str) -> Message:
+        """The call that takes a running switch back."""
+        return call(self.owner, self.path, GPU, "Cancel", "s", switch)
 
-    def _begin(self, method: str, options: Options) -> str:
-        self._subscribe()
-        message = call(self._owner, self._path, GPU, method, "a{sv}", options)
-        return str(self._service.ask_allowed(message, DECISION_SECONDS).body[0])
-
-    def cancel(self, switch: str) -> None:
-        """Take a running switch back. `follow` misses nothing of it."""
-        self._subscribe()
-        self._service.ask_allowed(call(self._owner, self._path, GPU, "Cancel", "s", switch))
-
-    def follow(self, switch: str, seconds: float | None) -> Iterator[StepChange | dict[str, Any]]:
-        """What becomes of each step, as it happens; the record of the finished switch is the last.
-
-        Raises:
-            CtlError: also when it has not finished within `seconds`.
-
-        """
-        connection = self._service.connection
-        deadline = None if seconds is None else time.monotonic() + seconds
-        serial = next(connection.outgoing_serial)
-        try:
-            connection.send(call(self._owner, self._path, GPU, "Wait", "s", switch), serial=serial)
-            while True:
-                # Those that came while `move` waited for its answer are in the queue.
-                message = self._signals.popleft() if self._signals else connection.receive(timeout=_left(deadline))
-                if message.header.fields.get(HeaderFields.reply_serial) == serial:
-                    yield plain_values(self._service.checked(message).body[0])
-                    return
-                if self._rule.matches(message) and message.body[0] == switch:
-                    yield StepChange(*message.body[1:])
-        except TimeoutError:
-            text = f"switch {switch} has not finished within {seconds:g} s, and goes on"
-            raise CtlError(text, Timeout.exit_code) from None
-        except OSError as error:
-            raise bus_lost(error) from error
-
-    def _subscribe(self) -> None:
-        self._service.ask(message_bus.AddMatch(self._rule))
-        self._service.connection.filter(self._rule, queue=self._signals)
+    def wait(self, switch: str) -> Message:
+        """The call that answers when this switch is over, with how it ended."""
+        return call(self.owner, self.path, GPU, "Wait", "s", switch)
 
     def _ask(
         self, interface: str, method: str, signature: str = "", *arguments: object, seconds: float = ANSWER_SECONDS
     ) -> Any:
-        message = call(self._owner, self._path, interface, method, signature, *arguments)
+        message = call(self.owner, self.path, interface, method, signature, *arguments)
         return self._service.ask(message, seconds).body[0]
+
+
+def gpus_named(service: Service, selectors: Sequence[str]) -> list[Gpu]:
+    """Those GPUs, each once; all of them where none is named."""
+    if not selectors:
+        return service.gpus()
+    return list({gpu.path: gpu for gpu in map(service.gpu, selectors)}.values())
+
+
+def gpus_to_move(service: Service, selectors: Sequence[str], *, every: bool) -> list[Gpu]:
+    """Those GPUs, each once; with `every`, all that are managed; the only one where none is named."""
+    if every and selectors:
+        raise CtlError.of(InvalidArgument, "cannot take --all and names of GPUs together: leave one of them out")
+    if not every:
+        return gpus_named(service, selectors or [""])
+    managed = [gpu for gpu in service.gpus() if gpu.properties["Managed"]]
+    if not managed:
+        text = "no GPU is managed: give those that --all is to mean a [[gpu]] table in /etc/gpuswitch/config.toml"
+        raise CtlError.of(NoSuchGpu, text)
+    return managed
 
 
 def call(to: str, path: str, interface: str, method: str, signature: str = "", *arguments: object) -> Message:
     return new_method_call(DBusAddress(path, to, interface), method, signature or None, arguments)
+
+
+def signals_of(owner: str) -> MatchRule:
+    """All that this process tells of its GPUs."""
+    return MatchRule(type="signal", sender=owner, path_namespace=ROOT)
 
 
 def plain_values(values: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
@@ -288,14 +343,16 @@ def plain_values(values: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
 
 
 def bus_lost(error: OSError) -> CtlError:
-    return CtlError(f"the connection to the bus is lost: {error.strerror or error}", EXIT_UNREACHABLE)
+    text = f"the connection to the bus is lost: {error.strerror or error}"
+    return CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
+
+
+def _signal(message: Message) -> Signal:
+    fields = message.header.fields
+    return Signal(fields[HeaderFields.path], fields[HeaderFields.interface], fields[HeaderFields.member], message.body)
 
 
 def _plain(signature: str, value: Any) -> Any:
     if signature == "aa{sv}":
         return [plain_values(each) for each in value]
     return plain_values(value) if signature == "a{sv}" else value
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())

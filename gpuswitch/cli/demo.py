@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from typing import Any
 
-from gpuswitch.cli.client import CtlError
 from gpuswitch.cli.demo_service import DemoService, demo_service
-from gpuswitch.cli.output import line, on_terminal
+from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.output import in_colour, line, write
 from gpuswitch.errors import Failed
 
 PACE = ("load=0.3s", "unbind=0.1s", "probe=0.15s", "keep_awake=0.02s", "set_override=0.01s")
@@ -17,7 +18,7 @@ REFUSAL = "probe@0000:01:00.3#1=EINVAL"
 NAMED = '[[gpu]]\naddress = "0000:01:00.0"\nname = "geforce"\n'
 
 
-def demo() -> int:
+def demo(_: Namespace) -> int:
     """Play all acts.
 
     Raises:
@@ -74,13 +75,15 @@ def _expect(service: DemoService, gpu: str, state: str) -> None:
 
 
 def _look(service: DemoService, gpu: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(service.look(gpu) or '{"state": "not to be seen", "functions": []}')
+    looked = service.look(gpu)
+    unseen = {"state": "not to be seen", "functions": []}
+    found: dict[str, Any] = json.loads(looked)["gpus"][0] if looked else unseen
     return found
 
 
 def _caption(text: str) -> None:
-    line("")
-    if on_terminal(sys.stdout):
-        print(f"\x1b[1m{text}\x1b[0m", flush=True)
+    write("")
+    if in_colour(sys.stdout):
+        write(f"\x1b[1m{text}\x1b[0m")
     else:
         line(text)

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import IO, Any, cast
 
-from gpuswitch.cli.client import CtlError
+from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import line
 from gpuswitch.errors import Failed
 

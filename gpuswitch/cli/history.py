@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import Service
-from gpuswitch.cli.output import as_json, clean, duration, line, moment, on_terminal, pairs, table
+from gpuswitch.cli.layout import pairs, shortened, table
+from gpuswitch.cli.output import as_json, duration, line, moment, on_terminal, write
+from gpuswitch.cli.records import entry_record
 
 Values = Mapping[str, Any]
 
@@ -20,15 +22,16 @@ _SHORT = 60
 def history(service: Service, args: Namespace) -> int:
     if args.gpu:
         # The service knows every spelling of its name.
-        address = service.gpu(args.gpu).properties()["Address"]
+        address = service.gpu(args.gpu).address
         found = [entry for entry in service.history(0) if entry["gpu"] == address]
         found = found[: args.limit or None]
     else:
         found = service.history(args.limit)
     if args.json:
-        as_json(found)
+        as_json({"switches": [entry_record(entry) for entry in found]})
     elif found:
-        table(("WHEN", "ID", "GPU", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON"), map(_cells, found))
+        headings = ("WHEN", "ID", "GPU", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
+        table(headings, map(_cells, found), elastic=("REASON", "ASKED BY"), left_out=("REASON", "TOOK", "ASKED BY"))
     else:
         line("there is no finished switch")
     return 0
@@ -37,11 +40,11 @@ def history(service: Service, args: Namespace) -> int:
 def show(service: Service, args: Namespace) -> int:
     entry = service.history_entry(args.id)
     if args.json:
-        as_json(entry)
+        as_json({"switch": entry_record(entry)})
         return 0
-    pairs(_about(entry))
+    pairs(list(_about(entry)))
     if entry["steps"]:
-        line("")
+        write("")
         _print_steps(entry)
     return 0
 
@@ -55,7 +58,7 @@ def _cells(entry: Values) -> Sequence[str]:
         entry["result"],
         _took(entry),
         requester_words(entry["asker"]),
-        _shortened("; ".join(_reason(entry))),
+        _one_line("; ".join(_reason(entry))),
     )
 
 
@@ -137,6 +140,5 @@ def _user(uid: int) -> str:
         return f"uid {uid}"
 
 
-def _shortened(text: str) -> str:
-    text = clean(text)
-    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
+def _one_line(text: str) -> str:
+    return shortened(text, _SHORT) if on_terminal(sys.stdout) else text

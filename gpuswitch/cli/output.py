@@ -1,18 +1,22 @@
 """Output: everything that is printed goes through here, so nothing from the bus reaches a terminal raw.
 
-The look of a terminal is `terminal.py`'s.
+How columns fit is `layout.py`'s; what moves on a terminal is `terminal.py`'s.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import TextIO
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
 
-from gpuswitch.cli.client import StepChange
+JSON_VERSION = 1
+"""Of the forms in docs/json.md: another one where a program that reads this one could go wrong."""
+
+
+class OutputError(Exception):
+    """Standard output cannot be written."""
 
 
 def clean(text: object) -> str:
@@ -21,13 +25,33 @@ def clean(text: object) -> str:
 
 
 def on_terminal(stream: TextIO) -> bool:
-    """Whether lines on it can be redrawn and coloured."""
+    """Whether lines on it can be redrawn."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
+def in_colour(stream: TextIO) -> bool:
+    """Whether it may have colours (no-color.org)."""
+    return on_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
+def write(text: str) -> None:
+    """Print this, now: whoever reads a pipe wants to see a switch while it runs.
+
+    Raises:
+        BrokenPipeError: nobody reads it.
+        OutputError: it cannot be written.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.strerror) from error
+
+
 def line(text: str) -> None:
-    """Print one line, now: whoever reads a pipe wants to see a switch while it runs."""
-    print(clean(text), flush=True)
+    """Print one line."""
+    write(clean(text))
 
 
 def problem(text: str) -> None:
@@ -41,42 +65,47 @@ def warning(text: str) -> None:
     print(f"gpuswitchctl: warning: {clean(text)}", file=sys.stderr, flush=True)
 
 
-def as_json(value: object) -> None:
-    print(json.dumps(value, indent=2), flush=True)
+def sentence(purpose: str, text: str) -> str:
+    """`cannot PURPOSE: TEXT`; several reasons stand below each other. Text that says what it cannot stays as it is."""
+    if text.startswith(("cannot ", "interrupted; ")):
+        return text
+    return f"cannot {purpose}:\n{text}" if "\n" in text else f"cannot {purpose}: {text}"
 
 
-def as_json_line(value: object) -> None:
-    print(json.dumps(value), flush=True)
+def as_json(value: Mapping[str, Any]) -> None:
+    """Print a document: docs/json.md has the form of each."""
+    write(_json({"version": JSON_VERSION, **value}, indent=2))
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print aligned columns under their headings; an empty cell shows a dash."""
-    cells = [[clean(cell) or "-" for cell in row] for row in rows]
-    if on_terminal(sys.stdout):
-        from gpuswitch.cli.terminal import print_table  # noqa: PLC0415  # brings `rich`, which is slow to start
-
-        print_table(headings, cells)
-    else:
-        print(*aligned([headings, *cells]), sep="\n")
+def as_json_line(value: Mapping[str, Any]) -> None:
+    """Print one event of several."""
+    write(_json({"version": JSON_VERSION, **value}))
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows as lines whose columns stand below each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+def _json(value: object, *, indent: int | None = None) -> str:
+    import json  # noqa: PLC0415 -- for few, and it takes as long as the rest
+
+    return json.dumps(value, indent=indent)
 
 
-def pairs(items: Iterable[tuple[str, str]]) -> None:
-    """Print labels and what belongs to them; a label that is empty continues the one above."""
-    items = [(clean(label), clean(text)) for label, text in items]
-    width = max(len(label) for label, _ in items)
-    for label, text in items:
-        print(f"{label:>{width}}{':' if label else ' '} {text}")
+def rfc3339(seconds: float) -> str | None:
+    """Seconds since the epoch for programs: `2026-11-29T19:49:09.522901Z`; None for 0, which is never."""
+    if not seconds:
+        return None
+    whole, micro = divmod(round(seconds * 1_000_000), 1_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{micro:06}Z"
 
 
 def moment(seconds: float) -> str:
-    """Seconds since the epoch as local time, to the second."""
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+    """Seconds since the epoch as local time, to the second, with its distance from UTC."""
+    there = time.localtime(seconds)
+    offset = time.strftime("%z", there)
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', there)}{offset[:3]}:{offset[3:]}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds since the epoch as the time of the day."""
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
 def duration(seconds: float) -> str:
@@ -86,7 +115,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2f} s"
 
 
-def numbered(change: StepChange) -> str:
+def numbered(index: int, count: int, title: str) -> str:
     """`[ 3/12] unbind 0000:01:00.1 from snd_hda_intel`."""
-    count = str(change.count)
-    return f"[{change.index:>{len(count)}}/{count}] {clean(change.title)}"
+    return f"[{index:>{len(str(count))}}/{count}] {clean(title)}"

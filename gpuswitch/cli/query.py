@@ -1,4 +1,4 @@
-"""The verbs that look and change nothing: `list`, `status`, `holders`, `groups`, `config`."""
+"""The verbs that look and change nothing: `list`, `status`, `holders`, `config`."""
 
 from __future__ import annotations
 
@@ -6,41 +6,46 @@ from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gpuswitch.cli.client import Service
-from gpuswitch.cli.output import aligned, as_json, clean, duration, line, moment, pairs, table, warning
-from gpuswitch.errors import snake_case
+from gpuswitch.cli.client import Service, gpus_named
+from gpuswitch.cli.layout import pairs, table
+from gpuswitch.cli.output import as_json, duration, line, moment, warning, write
+from gpuswitch.cli.records import gpu_record, state_label
 
 Values = Mapping[str, Any]
 
 
 def list_gpus(service: Service, args: Namespace) -> int:
-    gpus = service.gpus()
+    gpus = [gpu.properties for gpu in service.gpus()]
+    warnings = service.warnings()
     if args.json:
-        as_json([gpu_record(gpu) for gpu in gpus])
-    elif gpus:
-        owned, adding = any(any(gpu["Owner"]) for gpu in gpus), any(gpu["Adds"] for gpu in gpus)
-        optional = ("OWNER",) if owned else (), ("WITH",) if adding else ()
-        headings = ("GPU", "NAME", "STATE", "DRIVER", *optional[0], "IOMMU GROUP", *optional[1], "MODEL")
-        table(headings, (_gpu_cells(gpu, owned=owned, adding=adding) for gpu in gpus))
+        as_json({"gpus": [gpu_record(gpu) for gpu in gpus], "warnings": warnings})
+        return 0
+    if gpus:
+        adding = ("WITH",) if any(gpu["Adds"] for gpu in gpus) else ()
+        headings = ("GPU", "NAME", "STATE", "OWNER", "MANAGED", "DRIVER", "IOMMU GROUP", *adding, "MODEL")
+        rows = (_gpu_cells(gpu, adding=bool(adding)) for gpu in gpus)
+        narrow = ("MODEL", "WITH", "IOMMU GROUP", "DRIVER", "MANAGED", "OWNER")
+        table(headings, rows, elastic=("MODEL", "WITH"), left_out=narrow)
     else:
         line("there is no GPU on this host")
-    _warn(service)
+    _warn(warnings)
     return 0
 
 
-def _warn(service: Service) -> None:
+def _warn(sentences: Iterable[str]) -> None:
     """Beside the answer, so that programs which read that do not meet it."""
-    for sentence in service.warnings():
+    for sentence in sentences:
         warning(sentence)
 
 
-def _gpu_cells(gpu: Values, *, owned: bool, adding: bool) -> tuple[str, ...]:
+def _gpu_cells(gpu: Values, *, adding: bool) -> tuple[str, ...]:
     return (
         gpu["Address"],
         gpu["Name"],
-        gpu["State"],
+        state_label(gpu),
+        _owner_words(gpu["Owner"]),
+        "yes" if gpu["Managed"] else "no",
         gpu["Driver"],
-        *((_owner_words(gpu["Owner"]),) if owned else ()),
         " ".join(map(str, gpu["IommuGroups"])),
         *((", ".join(gpu["Adds"]),) if adding else ()),
         gpu["Model"],
@@ -54,22 +59,40 @@ def _owner_words(owner: Sequence[str]) -> str:
 
 
 def status(service: Service, args: Namespace) -> int:
-    gpu = service.gpu(args.gpu).properties()
+    gpus = [gpu.properties for gpu in gpus_named(service, args.gpus)]
     if args.json:
-        as_json(gpu_record(gpu))
+        as_json({"gpus": [gpu_record(gpu) for gpu in gpus]})
+    elif not gpus:
+        line("there is no GPU on this host")
     else:
-        pairs(_status_lines(gpu))
+        for number, gpu in enumerate(gpus):
+            if number:
+                write("")
+            pairs(list(_status_lines(gpu)))
     return 0
 
 
 def holders(service: Service, args: Namespace) -> int:
-    found = service.gpu(args.gpu).holders()
+    gpus = gpus_named(service, args.gpus)
+    found = [(gpu.address, holder) for gpu in gpus for holder in gpu.holders()]
     if args.json:
-        as_json(found)
+        as_json({"holders": [{"gpu": address, **holder} for address, holder in found]})
     elif found:
-        table(("PID", "COMMAND", "USER", "UNIT", "SESSION", "HAS OPEN", "TO FREE IT"), map(_holder_cells, found))
+        several = len(gpus) > 1
+        headings = (
+            *(("GPU",) if several else ()),
+            "PID",
+            "COMMAND",
+            "USER",
+            "UNIT",
+            "SESSION",
+            "HAS OPEN",
+            "TO FREE IT",
+        )
+        rows = (((address,) if several else ()) + _holder_cells(holder) for address, holder in found)
+        table(headings, rows, elastic=("HAS OPEN",))
     else:
-        line("nobody has it open")
+        line(f"nobody has {'it' if len(gpus) == 1 else 'any of them'} open")
     return 0
 
 
@@ -85,108 +108,21 @@ def _holder_cells(holder: Values) -> tuple[str, ...]:
     )
 
 
-def groups(service: Service, args: Namespace) -> int:
-    found = grouped(service.groups())
-    if args.json:
-        as_json(found)
-    elif found:
-        _print_groups(found)
-    else:
-        line("there are no IOMMU groups: the IOMMU is off")
-    return 0
-
-
 def config(service: Service, args: Namespace) -> int:
-    settings = service.config()
+    settings, warnings = service.config(), service.warnings()
     if args.json:
-        as_json(settings)
-    else:
-        table(("KEY", "VALUE", "SET BY"), ((each["key"], each["value"], each["origin"]) for each in settings))
-    _warn(service)
+        as_json({"settings": settings, "warnings": warnings})
+        return 0
+    rows = ((each["key"], each["value"], each["origin"]) for each in settings)
+    table(("KEY", "VALUE", "SET BY"), rows)
+    _warn(warnings)
     return 0
-
-
-def gpu_record(gpu: Values) -> dict[str, Any]:
-    """The properties of a GPU as one JSON object. Times are seconds since the epoch, as on the bus."""
-    record = {snake_case(name): value for name, value in gpu.items()}
-    record["functions"] = [
-        {"address": address, "kind": kind, "driver": driver} for address, kind, driver in gpu["Functions"]
-    ]
-    name, uuid = gpu["Owner"]
-    record["owner"] = {"name": name, "uuid": uuid} if name or uuid else None
-    record["switch"] = gpu["Switch"] or None
-    return record
-
-
-def grouped(functions: Iterable[Values]) -> list[dict[str, Any]]:
-    """One record for each IOMMU group. `alone`: it has functions of one GPU, and beside them bridges, and pieces of
-    the chipset without a driver, at most.
-    """
-    groups: dict[int, list[Values]] = {}
-    for function in functions:
-        groups.setdefault(int(function["group"]), []).append(function)
-    records = []
-    for number, members in sorted(groups.items()):
-        members.sort(key=lambda function: str(function["address"]))
-        endpoints = [function for function in members if _counts(function)]
-        gpus = sorted({str(function["gpu"]) for function in endpoints if function["gpu"]})
-        alone = len(gpus) == 1 and all(function["gpu"] for function in endpoints)
-        records.append({"group": number, "gpus": gpus, "alone": alone, "functions": [_ids(each) for each in members]})
-    return records
-
-
-def _counts(function: Values) -> bool:
-    """Whether it is more than a piece of the board: host and ISA bridges are, where a driver has them."""
-    return function["kind"] != "bridge" and not (function["kind"] == "chipset" and not function["driver"])
-
-
-def _ids(function: Values) -> dict[str, Any]:
-    """A function with its numbers as people know them: class 030000, vendor 10de, device 2484."""
-    return {
-        **{key: value for key, value in function.items() if key != "group"},
-        "class": f"{function['class']:06x}",
-        "vendor": f"{function['vendor']:04x}",
-        "device": f"{function['device']:04x}",
-    }
-
-
-def _print_groups(groups: Iterable[Values]) -> None:
-    groups = list(groups)
-    rows = [_function_cells(function) for group in groups for function in group["functions"]]
-    lines = iter(aligned(rows))
-    for group in groups:
-        line(_group_heading(group))
-        for _ in group["functions"]:
-            line(f"  {next(lines)}")
-
-
-def _function_cells(function: Values) -> list[str]:
-    cells = (
-        function["address"],
-        f"{function['kind']} [{function['class'][:4]}]",
-        f"[{function['vendor']}:{function['device']}]",
-        function["driver"] or "-",
-        ", ".join((*(["GPU"] if function["gpu"] else []), *function["adds"])),
-        f"{function['maker']} {function['model']}".strip(),
-    )
-    return [clean(cell) for cell in cells]
-
-
-def _group_heading(group: Values) -> str:
-    heading = f"IOMMU group {group['group']}"
-    if not group["gpus"]:
-        return heading
-    heading += f": GPU {' and GPU '.join(group['gpus'])}"
-    if group["alone"]:
-        return f"{heading} alone"
-    others = [each["address"] for each in group["functions"] if not each["gpu"] and _counts(each)]
-    return f"{heading}, shared with {', '.join(others)}" if others else heading
 
 
 def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     yield "GPU", f"{gpu['Address']} {gpu['Name']}".rstrip()
     yield "model", gpu["Model"] or gpu["Vendor"]
-    yield "state", f"{state_words(gpu)} since {moment(gpu['StateSince'])}"
+    yield "state", f"{state_label(gpu)} since {moment(gpu['StateSince'])}"
     for number, sentence in enumerate(gpu["Reason"].splitlines()):
         yield "" if number else "reason", sentence
     if gpu["State"] == "failed":
@@ -203,9 +139,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
         yield "with", ", ".join(gpu["Adds"])
     yield "IOMMU groups", " ".join(map(str, gpu["IommuGroups"])) or "-"
     yield "managed", "yes" if gpu["Managed"] else "no"
-    if any(gpu["Owner"]):
-        name, uuid = gpu["Owner"]
-        yield "owner", f"{name} ({uuid})" if name and uuid else name or uuid
+    name, uuid = gpu["Owner"]
+    yield "owner", f"{name} ({uuid})" if name and uuid else name or uuid or "-"
     if gpu["Switch"]:
         yield "last switch" if gpu["Switch"]["result"] else "switch", _switch_words(gpu["Switch"])
 
@@ -215,15 +150,11 @@ def what_to_do(gpu: Values) -> str:
     return f"put right what is named here, then: gpuswitchctl recover {gpu['Address']}"
 
 
-def state_words(gpu: Values) -> str:
-    """`host-nvidia`, `host-none`: what people call `host`; every other state by its own word."""
-    return f"host-{gpu['Driver'] or 'none'}" if gpu["State"] == "host" else str(gpu["State"])
-
-
 def _switch_words(switch: Values) -> str:
     words = f"{switch['id']} to {switch['target']}: "
     if not switch["result"]:
-        return f"{words}at step {switch['index']} of {switch['count']}, {switch['title']}"
+        words += f"at step {switch['index']} of {switch['count']}, {switch['title']}"
+        return f"{words}; it waits: {switch['waiting_for']}" if switch["waiting_for"] else words
     words += f"{switch['result']} at {moment(switch['finished'])}"
     words += f" after {duration(switch['finished'] - switch['started'])}"
     return f"{words}: {'; '.join(switch['reason'].splitlines())}" if switch["reason"] else words

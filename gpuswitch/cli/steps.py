@@ -1,46 +1,53 @@
-"""A switch while it runs: on a terminal the step at work in place, elsewhere one line a step, or JSON."""
+"""Switches while they run: on a terminal the steps at work in place, elsewhere one line a step, or JSON."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
-from typing import Protocol
 
-from gpuswitch.cli.client import StepChange
-from gpuswitch.cli.output import as_json_line, duration, line, numbered, on_terminal
-
-
-class Display(Protocol):
-    """Shows the steps of one switch, in the order of their events."""
-
-    def step(self, change: StepChange) -> None: ...
+from gpuswitch.cli.follow import Display, StepChange, Waiting, at_work
+from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, on_terminal, rfc3339
 
 
 class Lines:
-    """One line for each step that ended."""
+    """One line for each step that ended, and for whom somebody has to wait; `several`: each names its GPU."""
 
-    def step(self, change: StepChange) -> None:
-        if not change.at_work:
-            line(f"{numbered(change)}: {change.status} ({duration(change.seconds)})")
+    def __init__(self, *, several: bool = False) -> None:
+        self._several = several
+
+    def step(self, gpu: str, _: str, change: StepChange) -> None:
+        if not at_work(change):
+            title = numbered(change.index, change.count, change.title)
+            self._say(gpu, f"{title}: {change.status} ({duration(change.seconds)})")
+
+    def waits(self, gpu: str, _: str, waiting: Waiting) -> None:
+        # What does not say how long it is waited for is there in a moment, or fails.
+        if waiting.until:
+            self._say(gpu, f"waiting until {clock(waiting.until)}: {waiting.what}")
+
+    def _say(self, gpu: str, text: str) -> None:
+        line(f"{gpu}: {text}" if self._several else text)
 
 
 class JsonLines:
     """One JSON object for each event."""
 
-    def __init__(self, switch: str) -> None:
-        self._switch = switch
+    def step(self, gpu: str, switch: str, change: StepChange) -> None:
+        as_json_line({"event": "step", "gpu": gpu, "id": switch, **change._asdict()})
 
-    def step(self, change: StepChange) -> None:
-        as_json_line({"event": "step", "id": self._switch, **asdict(change)})
+    def waits(self, gpu: str, switch: str, waiting: Waiting) -> None:
+        since, until = rfc3339(waiting.since), rfc3339(waiting.until)
+        as_json_line(
+            {"event": "waiting", "gpu": gpu, "id": switch, "for": waiting.what, "since": since, "until": until}
+        )
 
 
-def display(switch: str, *, as_json: bool) -> AbstractContextManager[Display]:
+def display(*, as_json: bool, several: bool) -> AbstractContextManager[Display]:
     """What suits standard output; entered while it is used."""
     if as_json:
-        return nullcontext(JsonLines(switch))
+        return nullcontext(JsonLines())
     if on_terminal(sys.stdout):
         from gpuswitch.cli.terminal import StepsInPlace  # noqa: PLC0415  # brings `rich`, which is slow to start
 
-        return StepsInPlace()
-    return nullcontext(Lines())
+        return StepsInPlace(several=several)
+    return nullcontext(Lines(several=several))

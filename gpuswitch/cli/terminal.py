@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.bar import Bar
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gpuswitch.cli.client import StepChange
+from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.output import clean, duration, numbered
 
-_STATE_STYLES = {
-    "vfio": "magenta",
-    "detaching": "yellow",
-    "reattaching": "yellow",
-    "recovering": "yellow",
-    "failed": "bold red",
-    "wedged": "bold red",
-    "absent": "dim",
-}
 _SHORTEST = 1 / 40
 """Of the whole width: a bar as long as that can be seen, however short the step was."""
+_BAR_COLUMNS = 40
 _STEP_STYLES = {"done": "green", "failed": "bold red", "reverted": "yellow", "revert-failed": "bold red"}
-
-
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns that fold where the terminal is narrow; states are coloured."""
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        grid.add_column(heading, overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(cell, _STATE_STYLES.get(cell, "")) for cell in row))
-    Console().print(grid)
 
 
 def print_timeline(entry: Mapping[str, Any]) -> None:
@@ -60,12 +43,24 @@ def print_timeline(entry: Mapping[str, Any]) -> None:
     console.print(grid)
 
 
-class StepsInPlace:
-    """The step at work with a running clock, redrawn in place; its line stays when it ended."""
+class _AtWork:
+    """A step that runs, as far as it was heard of; `begun` is by the monotonic clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, change: StepChange) -> None:
+        self.change = change
+        self.begun = time.monotonic()
+        self.waiting: Waiting | None = None
+
+
+class StepsInPlace:
+    """The steps at work with a running clock, what they wait for, and a bar over the whole, redrawn in place. The line
+    of a step stays when it ended. `several`: each names its GPU.
+    """
+
+    def __init__(self, *, several: bool = False) -> None:
         self._console = Console()
-        self._at_work: tuple[StepChange, float] | None = None
+        self._several = several
+        self._at_work: dict[str, _AtWork] = {}
         self._live = Live(self, console=self._console, transient=True, refresh_per_second=10)
 
     def __enter__(self) -> StepsInPlace:
@@ -75,18 +70,34 @@ class StepsInPlace:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def step(self, change: StepChange) -> None:
-        if change.at_work:
-            self._at_work = (change, time.monotonic())
+    def step(self, gpu: str, _: str, change: StepChange) -> None:
+        if at_work(change):
+            self._at_work[gpu] = _AtWork(change)
             return
-        self._at_work = None
-        status = (clean(change.status), _STEP_STYLES.get(change.status, ""))
-        self._console.print(Text.assemble(f"{numbered(change)}  ", status, (f"  {duration(change.seconds)}", "dim")))
+        if change.index == change.count or change.status != "done":
+            self._at_work.pop(gpu, None)
+        style = _STEP_STYLES.get(change.status, "")
+        took = (f"  {duration(change.seconds)}", "dim")
+        self._console.print(Text.assemble(f"{self._title(gpu, change)}  ", (clean(change.status), style), took))
 
-    def __rich__(self) -> Text:
-        """The line that is redrawn; called from a thread of `rich`."""
-        if (at_work := self._at_work) is None:
-            return Text("")
-        change, since = at_work
-        status, elapsed = (clean(change.status), "cyan"), (f"  {time.monotonic() - since:.1f} s", "dim")
-        return Text.assemble(f"{numbered(change)}  ", status, elapsed, no_wrap=True, overflow="ellipsis")
+    def waits(self, gpu: str, _: str, waiting: Waiting) -> None:
+        if gpu in self._at_work:
+            self._at_work[gpu].waiting = waiting
+
+    def _title(self, gpu: str, change: StepChange) -> str:
+        title = numbered(change.index, change.count, change.title)
+        return f"{gpu}  {title}" if self._several else title
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        """What is redrawn; called from a thread of `rich`."""
+        for gpu, step in sorted(self._at_work.items()):
+            yield from self._lines(gpu, step, min(options.max_width, _BAR_COLUMNS))
+
+    def _lines(self, gpu: str, step: _AtWork, columns: int) -> Iterator[Text | ProgressBar]:
+        change = step.change
+        elapsed = (f"  {time.monotonic() - step.begun:.1f} s", "dim")
+        yield Text.assemble(f"{self._title(gpu, change)}  ", (clean(change.status), "cyan"), elapsed)
+        if (waiting := step.waiting) is not None:
+            left = f" ({max(waiting.until - time.time(), 0):.0f} s left)" if waiting.until else ""
+            yield Text(f"  waiting{left}: {clean(waiting.what)}", "yellow")
+        yield ProgressBar(total=change.count, completed=change.index - 1, width=columns)

@@ -29,6 +29,10 @@ class EndSession(Step):
     def title(self) -> str:
         return f"end session {self.session}"
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (f"session {self.session}",)
+
     async def apply(self, context: StepContext) -> None:
         try:
             await context.host.systemd.end_session(self.session)
@@ -63,10 +67,14 @@ class AwaitHolders(Step):
             case _:
                 return "wait until nobody has it open"
 
+    @property
+    def ends_programs(self) -> bool:
+        return self.policy.ends_programs
+
     def deadline(self, deadlines: Mapping[str, float]) -> float:
         # Stopping units takes what systemd gives them; the seconds of the policy are counted by ourselves.
-        ends = self.policy in {Busy.TERMINATE, Busy.KILL}
-        return deadlines[self.kind] + self.seconds + (deadlines["units"] + 2 * self.grace if ends else 0.0)
+        ends = deadlines["units"] + 2 * self.grace if self.ends_programs else 0.0
+        return deadlines[self.kind] + self.seconds + ends
 
     def deadline_back(self, deadlines: Mapping[str, float]) -> float:
         # What it takes back is the stop of units.
@@ -74,7 +82,7 @@ class AwaitHolders(Step):
 
     async def apply(self, context: StepContext) -> None:
         holders = await context.holders(self.query)
-        if holders and self.policy in {Busy.TERMINATE, Busy.KILL}:
+        if holders and self.ends_programs:
             holders = await self._end(context, holders)
         elif holders:
             holders = await _gone(context, self.query, self.seconds, self.announced)

@@ -69,6 +69,10 @@ class StopUnits(Step):
     def title(self) -> str:
         return f"stop {_all(self.units)}"
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return tuple(map(str, self.active))
+
     async def apply(self, context: StepContext) -> None:
         context.waits_for(f"{_all(self.units)}: not stopped")
         await side_by_side(context.arbiter.stop(context.gpu, unit) for unit in self.units)

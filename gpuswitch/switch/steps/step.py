@@ -164,6 +164,16 @@ class Step:
         """What it does, for a person: `unbind 0000:01:00.1 from snd_hda_intel`."""
         raise NotImplementedError
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """What runs now and does not after it, by name: units, and sessions as `session 2`."""
+        return ()
+
+    @property
+    def ends_programs(self) -> bool:
+        """Whether it ends whoever has the GPU open."""
+        return False
+
     async def apply(self, context: StepContext) -> None:
         """Do it."""
 

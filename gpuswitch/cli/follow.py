@@ -1,0 +1,84 @@
+"""Follows switches to their end, one or several at once."""
+
+from __future__ import annotations
+
+import time
+from collections import namedtuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from gpuswitch.cli.client import GPU, Gpu, Service, plain_values
+from gpuswitch.cli.failures import CtlError
+from gpuswitch.errors import Timeout
+
+StepChange = namedtuple("StepChange", "index count kind title status seconds")
+"""What has just become of step `index` (from 1) of `count`; `seconds` is how long it took, 0 while it runs."""
+Waiting = namedtuple("Waiting", "what since until")
+"""What the step under way waits for, in a sentence, since when, and when it gives that up (0: it does not say), both in
+seconds since the epoch."""
+
+
+def at_work(change: StepChange) -> bool:
+    """It has begun, and is not over."""
+    return change.status in {"running", "reverting"}
+
+
+class Display(Protocol):
+    """Shows the steps of switches, in the order of their events; each GPU by its address."""
+
+    def step(self, gpu: str, switch: str, change: StepChange) -> None: ...
+    def waits(self, gpu: str, switch: str, waiting: Waiting) -> None: ...
+
+
+class Following:
+    """Of switches that were begun, by their GPUs. Signals were subscribed to before that, so nothing is missed.
+
+    `outcomes` are what property Switch says of those that are over, by the address of their GPU.
+    """
+
+    def __init__(self, service: Service, begun: Iterable[tuple[Gpu, str]], seconds: float | None) -> None:
+        self._service = service
+        self._seconds = seconds
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._switches = {gpu.path: (gpu, switch) for gpu, switch in begun}
+        self._asked = {service.send(gpu.wait(switch)): gpu for gpu, switch in self._switches.values()}
+        self._waiting: dict[str, str] = {}
+        self.outcomes: dict[str, dict[str, Any]] = {}
+
+    @property
+    def under_way(self) -> list[tuple[Gpu, str]]:
+        """Those that are not over, with the ids of their switches."""
+        return [(gpu, switch) for gpu, switch in self._switches.values() if gpu.address not in self.outcomes]
+
+    def to_the_end(self, display: Display) -> None:
+        """Show what happens until all are over. May be called again after an interrupt.
+
+        Raises:
+            CtlError: also where they have not finished in time.
+        """
+        while self._asked:
+            event = self._service.next_event(self._deadline)
+            if event is None:
+                ids = " and ".join(switch for _, switch in self.under_way)
+                text = f"switch {ids} has not finished within {self._seconds:g} s, and goes on"
+                raise CtlError.of(Timeout, text)
+            if isinstance(event, int):
+                reply = self._service.answer(event)
+                if (gpu := self._asked.pop(event, None)) is not None:
+                    self.outcomes[gpu.address] = plain_values(reply.body[0])
+            elif event.path in self._switches and event.interface == GPU and event.member == "StepChanged":
+                self._stepped(*self._switches[event.path], event.body, display)
+            elif event.path in self._switches and event.member == "PropertiesChanged" and event.body[0] == GPU:
+                self._changed(*self._switches[event.path], event.body[1], display)
+
+    def _stepped(self, gpu: Gpu, switch: str, body: tuple[Any, ...], display: Display) -> None:
+        if body[0] == switch:
+            self._waiting.pop(gpu.path, None)
+            display.step(gpu.address, switch, StepChange(*body[1:]))
+
+    def _changed(self, gpu: Gpu, switch: str, changed: Mapping[str, tuple[str, Any]], display: Display) -> None:
+        now = plain_values(changed).get("Switch", {})
+        what = now.get("waiting_for", "")
+        if now.get("id") == switch and what and self._waiting.get(gpu.path) != what:
+            self._waiting[gpu.path] = what
+            display.waits(gpu.address, switch, Waiting(what, now["step_started"], now["waiting_until"]))

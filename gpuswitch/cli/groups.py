@@ -1,0 +1,92 @@
+"""The verb that shows which functions can be given away together: `groups`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gpuswitch.cli.client import Service
+from gpuswitch.cli.layout import aligned, shortened, width
+from gpuswitch.cli.output import as_json, clean, line, write
+
+Values = Mapping[str, Any]
+
+
+def groups(service: Service, args: Namespace) -> int:
+    found = grouped(service.groups())
+    if args.json:
+        as_json({"groups": found})
+    elif found:
+        _print_groups(found)
+    else:
+        line("there are no IOMMU groups: the IOMMU is off")
+    return 0
+
+
+def grouped(functions: Iterable[Values]) -> list[dict[str, Any]]:
+    """One record for each IOMMU group. `alone`: it has functions of one GPU, and beside them bridges, and pieces of
+    the chipset without a driver, at most.
+    """
+    groups: dict[int, list[Values]] = {}
+    for function in functions:
+        groups.setdefault(int(function["group"]), []).append(function)
+    records = []
+    for number, members in sorted(groups.items()):
+        members.sort(key=lambda function: str(function["address"]))
+        endpoints = [function for function in members if _counts(function)]
+        gpus = sorted({str(function["gpu"]) for function in endpoints if function["gpu"]})
+        alone = len(gpus) == 1 and all(function["gpu"] for function in endpoints)
+        records.append({"group": number, "gpus": gpus, "alone": alone, "functions": [_ids(each) for each in members]})
+    return records
+
+
+def _counts(function: Values) -> bool:
+    """Whether it is more than a piece of the board: host and ISA bridges are, where a driver has them."""
+    return function["kind"] != "bridge" and not (function["kind"] == "chipset" and not function["driver"])
+
+
+def _ids(function: Values) -> dict[str, Any]:
+    """A function with its numbers as people know them: class 030000, vendor 10de, device 2484."""
+    return {
+        **{key: value for key, value in function.items() if key != "group"},
+        "class": f"{function['class']:06x}",
+        "vendor": f"{function['vendor']:04x}",
+        "device": f"{function['device']:04x}",
+    }
+
+
+def _print_groups(groups: Iterable[Values]) -> None:
+    groups = list(groups)
+    rows = [_function_cells(function) for group in groups for function in group["functions"]]
+    lines = iter(aligned(rows))
+    columns = width()
+    for group in groups:
+        write(_group_heading(group))
+        for _ in group["functions"]:
+            text = f"  {next(lines)}"
+            # What a maker calls it comes last, so it alone is shortened.
+            write(shortened(text, columns) if columns else text)
+
+
+def _function_cells(function: Values) -> list[str]:
+    cells = (
+        function["address"],
+        f"{function['kind']} [{function['class'][:4]}]",
+        f"[{function['vendor']}:{function['device']}]",
+        function["driver"] or "-",
+        ", ".join((*(["GPU"] if function["gpu"] else []), *function["adds"])),
+        f"{function['maker']} {function['model']}".strip(),
+    )
+    return [clean(cell) for cell in cells]
+
+
+def _group_heading(group: Values) -> str:
+    heading = f"IOMMU group {group['group']}"
+    if not group["gpus"]:
+        return heading
+    heading += f": GPU {' and GPU '.join(group['gpus'])}"
+    if group["alone"]:
+        return f"{heading} alone"
+    others = [each["address"] for each in group["functions"] if not each["gpu"] and _counts(each)]
+    return f"{heading}, shared with {', '.join(others)}" if others else heading

@@ -1,0 +1,266 @@
+"""What gpuswitchctl understands: every verb with its options and its help. The work is done elsewhere.
+
+Help, completion and the manual page are made of this tree. It imports argparse alone, so that help is there at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+
+from gpuswitch import __version__
+
+TYPE_CHECKING = False  # as typing has it, which takes longer to import than argparse
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+BUS_VARIABLE = "GPUSWITCH_BUS"
+
+EXIT_STATUSES = (
+    (0, "done, or nothing to do"),
+    (1, "failed, reverted or cancelled: the message says what became of the GPU"),
+    (2, "wrong usage, no such GPU, an argument that makes no sense"),
+    (3, "refused: the message names what is in the way; nothing was changed, or all was taken back"),
+    (4, "you may not do this"),
+    (5, "the service cannot be reached"),
+    (6, "not finished within --timeout; the switch goes on"),
+    (7, "wedged: the kernel has not returned from an operation on this GPU"),
+    (8, "the output could not be written; a switch, once begun, goes on"),
+    (130, "interrupted; a switch, once begun, goes on"),
+    (141, "whoever read the output has gone; a switch, once begun, goes on"),
+)
+"""With several GPUs, the worst of theirs."""
+
+EXIT_STATUS = """\
+exit status:
+  0  done, or there already        5    the service cannot be reached
+  1  failed, reverted, cancelled   6    not finished in time
+  2  wrong usage, no such GPU      7    wedged: the kernel does not return
+  3  refused, with the reasons     8    the output could not be written
+  4  you may not do this           130  interrupted; the switch goes on
+
+a GPU is named like 0000:01:00.0, 01:00.0, pci_0000_01_00_0, or by its name in the configuration
+"""
+
+TARGETS = ("host", "vfio")
+POLICIES = ("refuse", "wait", "terminate", "kill")
+TOPICS = ("states", "exit-status", "configuration")
+_LONGEST_WAIT = 86400
+
+
+class UsageError(Exception):
+    """The command line cannot be understood. `usage` is how it goes."""
+
+    def __init__(self, text: str, usage: str) -> None:
+        super().__init__(text)
+        self.usage = usage
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Knows the width by itself: argparse asks shutil, which takes longer to import than all else that help needs."""
+
+    def __init__(self, prog: str, indent_increment: int = 2, max_help_position: int = 24) -> None:
+        super().__init__(prog, indent_increment, max_help_position, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """Of the terminal, as shutil.get_terminal_size() has them."""
+    try:
+        return int(os.environ.get("COLUMNS", "")) or os.get_terminal_size(1).columns
+    except (ValueError, OSError):
+        return 80
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of ending the process, so that a fault can be told as JSON too."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **how)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, self.format_usage())
+
+
+_Add = Callable[..., argparse.ArgumentParser]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Each verb sets `run`, where its function is (`module:function`), and `purpose`, what it does; {gpu} is in it."""
+    top = _Parser(
+        prog="gpuswitchctl",
+        description="Move GPUs between their host drivers and vfio-pci, and see where they are.",
+        epilog=EXIT_STATUS,
+    )
+    top.add_argument("--version", action="version", version=f"gpuswitchctl {__version__}")
+    _shared_options(top)
+    shared = _Parser(add_help=False)
+    _shared_options(shared)
+    verbs = top.add_subparsers(metavar="COMMAND", required=True, dest="verb")
+
+    def verb(name: str, run: str, purpose: str, *examples: str, **defaults: Any) -> argparse.ArgumentParser:
+        added = verbs.add_parser(
+            name,
+            help=purpose.format(gpu="a GPU"),
+            description=f"{purpose[0].upper()}{purpose[1:].format(gpu='a GPU')}.",
+            epilog="\n".join(f"example: {example}" for example in examples),
+            parents=[shared],
+        )
+        added.set_defaults(run=f"gpuswitch.cli.{run}", purpose=purpose, **defaults)
+        return added
+
+    _looking(verb)
+    _switching(verb)
+    _telling(verb)
+    return top
+
+
+def _looking(verb: _Add) -> None:
+    verb("list", "query:list_gpus", "list the GPUs", "gpuswitchctl list")
+    shown = verb("status", "query:status", "show the state of {gpu}", "gpuswitchctl status 01:00.0")
+    _gpus_argument(shown, "of these only")
+    held = verb("holders", "query:holders", "show who has {gpu} open", "gpuswitchctl holders 01:00.0")
+    _gpus_argument(held, "of these only")
+    verb("groups", "groups:groups", "show the IOMMU groups", "gpuswitchctl groups")
+    planned = verb("plan", "switch:plan", "show the steps of a switch of {gpu}", "gpuswitchctl plan 01:00.0 vfio")
+    _gpu_argument(planned)
+    planned.add_argument("target", metavar="TARGET", type=str.lower, choices=TARGETS, help="host or vfio")
+    _busy_arguments(planned)
+    watched = verb("watch", "watch:watch", "follow what happens, until ^C", "gpuswitchctl watch --json")
+    _gpus_argument(watched, "of these only")
+    waited = verb(
+        "wait",
+        "watch:wait",
+        "wait until no switch of {gpu} is under way",
+        "gpuswitchctl wait 01:00.0",
+        "gpuswitchctl wait 01:00.0 --for vfio --timeout 60",
+    )
+    _gpus_argument(waited, "for these; default: all")
+    waited.add_argument(
+        "--for", dest="state", metavar="STATE", type=str.lower, choices=TARGETS, help="until it is there"
+    )
+    waited.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="give up then")
+
+
+def _switching(verb: _Add) -> None:
+    for target in TARGETS[::-1]:
+        moved = verb(
+            f"to-{target}",
+            "switch:move",
+            f"move {{gpu}} to {target}",
+            f"gpuswitchctl to-{target} 01:00.0 --wait 60",
+            f"gpuswitchctl to-{target} --all",
+            target=target,
+        )
+        _gpus_to_move(moved)
+        _busy_arguments(moved)
+        _watching_arguments(moved, dry_run=True)
+        moved.add_argument("-y", "--yes", action="store_true", help="do not ask before a desktop or a session is ended")
+    cancelled = verb("cancel", "switch:cancel", "cancel the switch of {gpu}", "gpuswitchctl cancel 01:00.0")
+    cancelled.set_defaults(timeout=None, no_wait=False)
+    _gpu_argument(cancelled)
+    recovered = verb("recover", "switch:recover", "recover {gpu}", "gpuswitchctl recover 01:00.0", target="host")
+    recovered.description = (
+        "Bring a GPU that is failed or unknown home, else to vfio-pci; then whatever the configuration allows.\n"
+        "Nothing to do where it is in a known-good state."
+    )
+    _gpus_to_move(recovered)
+    _watching_arguments(recovered)
+
+
+def _telling(verb: _Add) -> None:
+    told = verb("history", "history:history", "list finished switches", "gpuswitchctl history 01:00.0 --limit 5")
+    told.add_argument("gpu", metavar="GPU", nargs="?", default="", help="of this one only")
+    told.add_argument("--limit", metavar="N", type=_count, default=20, help="the last N (default: 20; 0: all)")
+    shown = verb("show", "history:show", "show the steps of a finished switch", "gpuswitchctl show 5f0c3a1b")
+    shown.add_argument("id", metavar="ID", help="as `history` lists it, or the beginning of it")
+    verb("config", "query:config", "show the configuration", "gpuswitchctl config --json")
+    helped = verb("help", "topics:show_help", "explain a command or a topic", "gpuswitchctl help states")
+    helped.add_argument(
+        "topic", metavar="TOPIC", nargs="?", default="", help=f"a command, or one of {', '.join(TOPICS)}"
+    )
+    verb("demo", "demo:demo", "show switches on simulated machines", "gpuswitchctl demo")
+
+
+def _shared_options(of: argparse.ArgumentParser) -> None:
+    """They may stand before the verb and after it; what is left out there says nothing (`options_of_all`)."""
+    of.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    of.add_argument(
+        "--bus",
+        metavar="ADDRESS",
+        default=argparse.SUPPRESS,
+        help=f"the D-Bus address to find the service at (default: ${BUS_VARIABLE}, else the system bus)",
+    )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with a value for each option of all verbs.
+
+    Raises:
+        UsageError: it cannot be understood.
+    """
+    args = parser().parse_args(arguments)
+    args.json = getattr(args, "json", False)
+    args.bus = getattr(args, "bus", None) or os.environ.get(BUS_VARIABLE) or None
+    return args
+
+
+def _gpu_argument(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("gpu", metavar="GPU", nargs="?", default="", help="may be left out where there is only one")
+
+
+def _gpus_argument(verb: argparse.ArgumentParser, which: str) -> None:
+    verb.add_argument("gpus", metavar="GPU", nargs="*", default=[], help=which)
+
+
+def _gpus_to_move(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("gpus", metavar="GPU", nargs="*", default=[], help="may be left out where there is only one")
+    verb.add_argument("--all", action="store_true", help="all GPUs that the configuration has a table for, at once")
+
+
+def _watching_arguments(verb: argparse.ArgumentParser, *, dry_run: bool = False) -> None:
+    how = verb.add_mutually_exclusive_group()
+    how.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="stop watching then; the switch goes on")
+    how.add_argument("--no-wait", action="store_true", help="print the id of the switch, do not follow it")
+    if dry_run:
+        how.add_argument("--dry-run", action="store_true", help="print the steps, take none")
+
+
+def _busy_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--busy",
+        choices=POLICIES,
+        help="what becomes of programs that have it open (default: as the configuration says)",
+    )
+    verb.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=_whole_seconds,
+        help="wait this long for them; by itself, the same as --busy=wait",
+    )
+    verb.add_argument(
+        "--stop-unit", metavar="UNIT", action="append", default=[], help="stop this unit first; may be given again"
+    )
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 1 << 32):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of switches")
+    return int(text)
+
+
+def _whole_seconds(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= _LONGEST_WAIT):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds from 1 to {_LONGEST_WAIT}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    # Neither infinite nor no number at all.
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds

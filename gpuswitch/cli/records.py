@@ -1,0 +1,53 @@
+"""What `--json` shows of a GPU, a switch, a holder: docs/json.md has each form. Also the words for a state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gpuswitch.cli.output import rfc3339
+from gpuswitch.errors import snake_case
+
+Values = Mapping[str, Any]
+
+_TIMES = ("step_started", "waiting_until", "started", "finished")
+
+
+def state_label(gpu: Values) -> str:
+    """`host-nvidia`, `host-none`: what people call `host`; every other state by its own word. Of properties."""
+    return f"host-{gpu['Driver'] or 'none'}" if gpu["State"] == "host" else str(gpu["State"])
+
+
+def gpu_record(gpu: Values) -> dict[str, Any]:
+    """The properties of a GPU."""
+    record = {snake_case(name): value for name, value in gpu.items()}
+    record["state_label"] = state_label(gpu)
+    record["state_since"] = rfc3339(gpu["StateSince"])
+    record["functions"] = [
+        {"address": address, "kind": kind, "driver": driver} for address, kind, driver in gpu["Functions"]
+    ]
+    name, uuid = gpu["Owner"]
+    record["owner"] = {"name": name, "uuid": uuid} if name or uuid else None
+    record["switch"] = switch_record(gpu["Switch"]) if gpu["Switch"] else None
+    return record
+
+
+def switch_record(switch: Values) -> dict[str, Any]:
+    """A switch that is under way or was the last of its GPU."""
+    record = {**switch, **{key: rfc3339(switch[key]) for key in _TIMES}}
+    return {**record, "result": switch["result"] or None, "seconds": seconds_of(switch)}
+
+
+def seconds_of(switch: Values) -> float | None:
+    """How long it took; None: it is not over."""
+    return round(switch["finished"] - switch["started"], 6) if switch["finished"] else None
+
+
+def entry_record(entry: Values) -> dict[str, Any]:
+    """A finished switch as the history has it."""
+    record = {key: value for key, value in entry.items() if key not in {"asker", "steps"}}
+    record |= {"started": rfc3339(entry["started"]), "finished": rfc3339(entry["finished"])}
+    record |= {"seconds": seconds_of(entry), "requester": entry["asker"]}
+    if "steps" in entry:
+        record["steps"] = [{**step, "started": rfc3339(step["started"])} for step in entry["steps"]]
+    return record
