@@ -27,6 +27,7 @@ files() {
 link|$current/bin/gpuswitchctl|$PREFIX/bin/gpuswitchctl
 link|$current/bin/gpuswitchd|$PREFIX/sbin/gpuswitchd
 file|units/gpuswitchd.service.in|/usr/local/lib/systemd/system/gpuswitchd.service
+file|units/gpuswitch-notify.service.in|/usr/local/lib/systemd/user/gpuswitch-notify.service
 file|units/org.gpuswitch1.service.in|/usr/local/share/dbus-1/system-services/org.gpuswitch1.service
 file|units/org.gpuswitch1.conf|/etc/dbus-1/system.d/org.gpuswitch1.conf
 file|units/org.gpuswitch1.policy|/usr/share/polkit-1/actions/org.gpuswitch1.policy
@@ -82,7 +83,7 @@ put() {
     case $1 in
     link) ln -sfn "$2" "$prepared" ;;
     file)
-        sed "s|@sbindir@|$PREFIX/sbin|g" "$source/$2" >"$prepared"
+        sed "s|@sbindir@|$PREFIX/sbin|g; s|@bindir@|$PREFIX/bin|g" "$source/$2" >"$prepared"
         chmod 0644 "$prepared"
         ;;
     hook)

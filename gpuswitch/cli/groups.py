@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import Service
-from gpuswitch.cli.layout import aligned, shortened, width
+from gpuswitch.cli.layout import SHORTEST, aligned, cells, shortened, width
 from gpuswitch.cli.output import as_json, clean, line, write
 
 Values = Mapping[str, Any]
+_INDENT = "  "
+_FEWEST = 3
+"""Columns without which a line says nothing: address, kind, driver."""
 
 
 def groups(service: Service, args: Namespace) -> int:
@@ -59,18 +62,32 @@ def _ids(function: Values) -> dict[str, Any]:
 def _print_groups(groups: Iterable[Values]) -> None:
     groups = list(groups)
     rows = [_function_cells(function) for group in groups for function in group["functions"]]
-    lines = iter(aligned(rows))
-    columns = width()
+    lines = iter(_fitted(rows, width() - len(_INDENT)))
     for group in groups:
         write(_group_heading(group))
         for _ in group["functions"]:
-            text = f"  {next(lines)}"
-            # What a maker calls it comes last, so it alone is shortened.
-            write(shortened(text, columns) if columns else text)
+            write(f"{_INDENT}{next(lines)}")
+
+
+def _fitted(rows: Sequence[Sequence[str]], columns: int) -> list[str]:
+    """The rows as lines. What makers call their things comes last and is shortened; without room for it, it is left
+    out, and then what each is for, and the numbers.
+    """
+    *others, names = zip(*rows, strict=True)
+    lines = aligned(list(zip(*others, strict=True)))
+    if columns <= 0:
+        return aligned(list(zip(lines, names, strict=True)))
+    left = columns - max(map(cells, lines)) - 2
+    if left >= SHORTEST:
+        return aligned([(line, shortened(name, left)) for line, name in zip(lines, names, strict=True)])
+    while max(map(cells, lines)) > columns and len(others) > _FEWEST:
+        others.pop(2 if len(others) < len(rows[0]) - 1 else -1)
+        lines = aligned(list(zip(*others, strict=True)))
+    return lines
 
 
 def _function_cells(function: Values) -> list[str]:
-    cells = (
+    shown = (
         function["address"],
         f"{function['kind']} [{function['class'][:4]}]",
         f"[{function['vendor']}:{function['device']}]",
@@ -78,7 +95,7 @@ def _function_cells(function: Values) -> list[str]:
         ", ".join((*(["GPU"] if function["gpu"] else []), *function["adds"])),
         f"{function['maker']} {function['model']}".strip(),
     )
-    return [clean(cell) for cell in cells]
+    return [clean(cell) for cell in shown]
 
 
 def _group_heading(group: Values) -> str:

@@ -17,6 +17,7 @@ Values = Mapping[str, Any]
 
 _SHORT = 60
 """Characters of a reason in a table."""
+_SECOND = len("2026-11-29 20:07:24")
 
 
 def history(service: Service, args: Namespace) -> int:
@@ -31,7 +32,7 @@ def history(service: Service, args: Namespace) -> int:
         as_json({"switches": [entry_record(entry) for entry in found]})
     elif found:
         headings = ("WHEN", "ID", "GPU", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
-        table(headings, map(_cells, found), elastic=("REASON", "ASKED BY"), left_out=("REASON", "TOOK", "ASKED BY"))
+        table(headings, map(_cells, found), elastic=("REASON",), left_out=("REASON", "TOOK", "ASKED BY"))
     else:
         line("there is no finished switch")
     return 0
@@ -51,7 +52,7 @@ def show(service: Service, args: Namespace) -> int:
 
 def _cells(entry: Values) -> Sequence[str]:
     return (
-        moment(entry["started"]),
+        _when(entry["started"]),
         entry["id"],
         entry["gpu"],
         entry["target"],
@@ -138,6 +139,11 @@ def _user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"uid {uid}"
+
+
+def _when(seconds: float) -> str:
+    """On a terminal without the distance from UTC, which whoever sits there knows."""
+    return moment(seconds)[:_SECOND] if on_terminal(sys.stdout) else moment(seconds)
 
 
 def _one_line(text: str) -> str:

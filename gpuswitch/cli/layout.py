@@ -6,16 +6,16 @@ left out, in the order that a table names; and where even that is too wide, each
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from unicodedata import east_asian_width
 
 from gpuswitch.cli.output import clean, in_colour, on_terminal, write
+from gpuswitch.cli.parser import terminal_columns
 
 _GAP = "  "
-_SHORTEST = 12
+SHORTEST = 12
 """Columns of what was shortened: below that nothing can be told from it."""
 _STATES = {
     "vfio": "35",
@@ -33,12 +33,7 @@ _KEPT = "\0"
 
 def width() -> int:
     """Columns of the terminal on standard output; 0: it is none, and nothing needs to fit."""
-    if not on_terminal(sys.stdout):
-        return 0
-    try:
-        return int(os.environ.get("COLUMNS", "")) or os.get_terminal_size(sys.stdout.fileno()).columns
-    except (ValueError, OSError):
-        return 80
+    return terminal_columns() if on_terminal(sys.stdout) else 0
 
 
 def table(
@@ -82,7 +77,7 @@ def _shrink(rows: list[list[str]], stretch: Sequence[int], columns: int) -> bool
     widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
     too_much = sum(widths) + len(_GAP) * (len(widths) - 1) - columns
     for place in stretch:
-        less = min(max(too_much, 0), max(widths[place] - _SHORTEST, 0))
+        less = min(max(too_much, 0), max(widths[place] - SHORTEST, 0))
         if less:
             for row in rows[1:]:
                 row[place] = shortened(row[place], widths[place] - less)
@@ -129,6 +124,14 @@ def pairs(items: Iterable[tuple[str, str]]) -> None:
     """Print labels and what belongs to them; a label that is empty continues the one above."""
     for text in paired([(clean(label), clean(text)) for label, text in items], width()):
         write(text)
+
+
+def hung(lead: str, text: str) -> None:
+    """Print a text whose further lines, where a terminal needs some, stand below its beginning, after `lead`."""
+    indent = cells(lead)
+    columns = width()
+    for number, each in enumerate(wrapped(clean(text), columns - indent) if columns else [clean(text)]):
+        write(f"{' ' * indent if number else lead}{each}")
 
 
 def paired(items: Sequence[tuple[str, str]], columns: int) -> Iterator[str]:

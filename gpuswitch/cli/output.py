@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 JSON_VERSION = 1
@@ -57,7 +57,22 @@ def line(text: str) -> None:
 def problem(text: str) -> None:
     """Say on standard error what went wrong; further lines of `text` are further reasons."""
     first, *more = map(clean, text.splitlines())
-    print(f"gpuswitchctl: {first}", *(f"  {each}" for each in more), sep="\n", file=sys.stderr, flush=True)
+    for each in _to_fit([f"gpuswitchctl: {first}", *(f"  {each}" for each in more)]):
+        print(each, file=sys.stderr, flush=True)
+
+
+def _to_fit(sentences: Iterable[str]) -> Iterator[str]:
+    """Broken between words for a terminal, so that what is to be copied is whole."""
+    if not on_terminal(sys.stderr):
+        yield from sentences
+        return
+    from gpuswitch.cli.layout import wrapped  # noqa: PLC0415 -- it knows us
+    from gpuswitch.cli.parser import terminal_columns  # noqa: PLC0415 -- for a terminal alone
+
+    for sentence in sentences:
+        first, *more = wrapped(sentence, terminal_columns(sys.stderr.fileno()) - 4)
+        yield first
+        yield from (f"    {each}" for each in more)
 
 
 def warning(text: str) -> None:

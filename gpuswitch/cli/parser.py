@@ -61,14 +61,15 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Knows the width by itself: argparse asks shutil, which takes longer to import than all else that help needs."""
 
     def __init__(self, prog: str, indent_increment: int = 2, max_help_position: int = 24) -> None:
-        super().__init__(prog, indent_increment, max_help_position, width=_columns() - 2)
+        super().__init__(prog, indent_increment, max_help_position, width=terminal_columns() - 2)
 
 
-def _columns() -> int:
-    """Of the terminal, as shutil.get_terminal_size() has them."""
+def terminal_columns(descriptor: int = 1) -> int:
+    """As shutil.get_terminal_size() has them: $COLUMNS first, and 80 where the descriptor is no terminal."""
+    given = os.environ.get("COLUMNS", "")
     try:
-        return int(os.environ.get("COLUMNS", "")) or os.get_terminal_size(1).columns
-    except (ValueError, OSError):
+        return (given.isdecimal() and int(given)) or os.get_terminal_size(descriptor).columns or 80
+    except OSError:
         return 80
 
 
@@ -128,6 +129,13 @@ def _looking(verb: _Add) -> None:
     _busy_arguments(planned)
     watched = verb("watch", "watch:watch", "follow what happens, until ^C", "gpuswitchctl watch --json")
     _gpus_argument(watched, "of these only")
+    noted = verb(
+        "notify",
+        "notify:notify",
+        "show a desktop notification when a switch ends or needs somebody, until ^C",
+        "systemctl --user enable --now gpuswitch-notify",
+    )
+    _gpus_argument(noted, "about these only")
     waited = verb(
         "wait",
         "watch:wait",

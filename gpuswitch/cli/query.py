@@ -22,9 +22,9 @@ def list_gpus(service: Service, args: Namespace) -> int:
         return 0
     if gpus:
         adding = ("WITH",) if any(gpu["Adds"] for gpu in gpus) else ()
-        headings = ("GPU", "NAME", "STATE", "OWNER", "MANAGED", "DRIVER", "IOMMU GROUP", *adding, "MODEL")
+        headings = ("GPU", "NAME", "STATE", "OWNER", "MANAGED", "DRIVER", "GROUP", *adding, "MODEL")
         rows = (_gpu_cells(gpu, adding=bool(adding)) for gpu in gpus)
-        narrow = ("MODEL", "WITH", "IOMMU GROUP", "DRIVER", "MANAGED", "OWNER")
+        narrow = ("MODEL", "WITH", "GROUP", "DRIVER", "MANAGED", "OWNER")
         table(headings, rows, elastic=("MODEL", "WITH"), left_out=narrow)
     else:
         line("there is no GPU on this host")

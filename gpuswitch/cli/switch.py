@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gpuswitch.cli.client import Gpu, Options, Service, gpus_to_move, signals_of
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import Following
+from gpuswitch.cli.layout import hung
 from gpuswitch.cli.output import as_json, as_json_line, duration, line, on_terminal, problem, sentence
 from gpuswitch.cli.query import what_to_do
 from gpuswitch.cli.records import switch_record
@@ -99,7 +100,7 @@ def _print_plans(gpus: Sequence[Gpu], target: str, options: Options, args: Names
         if len(plans) > 1:
             line(f"{gpu.address}:")
         for number, step in enumerate(steps, 1):
-            line(f"{number:>{len(str(len(steps)))}}. {step['title']} (within {step['deadline']:g} s)")
+            hung(f"{number:>{len(str(len(steps)))}}. ", f"{step['title']} (within {step['deadline']:g} s)")
         if not steps:
             line(f"nothing to do: it is {place(gpu, target)} already")
     return 0

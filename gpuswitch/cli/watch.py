@@ -7,118 +7,76 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jeepney import MatchRule
-
-from gpuswitch.cli.client import GPU, NAME, Gpu, Service, Signal, gpus_named, plain_values, signals_of
+from gpuswitch.cli.client import GPU, Gpu, Service, Signal, gpus_named, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, rfc3339
 from gpuswitch.cli.records import gpu_record, state_label
+from gpuswitch.cli.watching import BUS, Watching, name_owner
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Timeout, Wedged
 
-_BUS = "org.freedesktop.DBus"
 _MOVING = frozenset({"detaching", "reattaching", "recovering"})
 _LOST = frozenset({"failed", "wedged", "unknown", "absent"})
 
 
 def watch(service: Service, args: Namespace) -> int:
     """Tell each event; a service that ends or starts again is one of them."""
-    service.subscribe(_name_owner())
-    watched = _Watched(service, args.gpus, as_json=args.json)
-    watched.begin()
-    while True:
-        event = service.next_event()
-        if isinstance(event, Signal):
-            watched.take(event)
+    Watching(service, args.gpus, _JsonEvents() if args.json else _Lines()).for_ever()
+    return 0
 
 
-class _Watched:
-    """The GPUs that somebody watches, as far as they were heard of."""
+class _Lines:
+    """One line for each event that people want to know of."""
 
-    def __init__(self, service: Service, selectors: Sequence[str], *, as_json: bool) -> None:
-        self._service = service
-        self._selectors = selectors
-        self._as_json = as_json
-        self._gpus: dict[str, Gpu] = {}
-        self._waiting: dict[str, str] = {}
+    def service(self, text: str, *, running: bool) -> None:
+        self._say(text if running else f"{text}; it is waited for")
 
-    def begin(self) -> None:
-        """Subscribe to all that the service tells of them from here on, and say how they are."""
-        gpus = gpus_named(self._service, self._selectors)
-        for owner in {gpu.owner for gpu in gpus}:
-            self._service.subscribe(signals_of(owner))
-        for gpu in gpus:
-            # What changed before it was subscribed to would not be told again.
-            gpu.look()
-            self._gpus[gpu.path] = gpu
-            self._state(gpu)
-
-    def take(self, event: Signal) -> None:
-        if event.interface == _BUS:
-            self._owner_changed(*event.body)
-        elif (gpu := self._gpus.get(event.path)) is None:
-            return
-        elif event.member == "StepChanged":
-            self._stepped(gpu, event.body[0], StepChange(*event.body[1:]))
-        elif event.member == "SwitchFinished":
-            self._finished(gpu, *event.body)
-        elif event.member == "PropertiesChanged" and event.body[0] == GPU:
-            self._changed(gpu, plain_values(event.body[1]))
-
-    def _owner_changed(self, _: str, before: str, now: str) -> None:
-        if before and not now:
-            self._gpus.clear()
-            self._tell("service", "the service has ended; it is waited for", running=False)
-        elif now:
-            self._tell("service", "the service is there", running=True)
-            try:
-                self.begin()
-            except CtlError as error:
-                # It has ended again, or knows none of these any more.
-                self._tell("service", str(error), running=error.exit_code != EXIT_UNREACHABLE)
-
-    def _changed(self, gpu: Gpu, changed: Mapping[str, Any]) -> None:
-        before = dict(gpu.properties)
-        gpu.properties.update(changed)
-        if any(before[name] != gpu.properties[name] for name in ("State", "Driver", "Owner", "Reason")):
-            self._state(gpu)
-        switch = gpu.properties["Switch"]
-        what = switch.get("waiting_for", "")
-        if what and switch["waiting_until"] and self._waiting.get(gpu.path) != what:
-            self._waits(gpu, switch["id"], Waiting(what, switch["step_started"], switch["waiting_until"]))
-        self._waiting[gpu.path] = what
-
-    def _state(self, gpu: Gpu) -> None:
+    def state(self, gpu: Gpu) -> None:
         known = gpu.properties
         words = [state_label(known)]
         if any(known["Owner"]):
             words.append(f"owned by {known['Owner'][0] or known['Owner'][1]}")
         if known["Reason"]:
             words.append("; ".join(known["Reason"].splitlines()))
-        self._tell("state", f"{gpu.address}: {', '.join(words)}", gpu=gpu.address, now=gpu_record(known))
+        self._say(f"{gpu.address}: {', '.join(words)}")
 
-    def _stepped(self, gpu: Gpu, switch: str, change: StepChange) -> None:
-        took = "" if at_work(change) else f" ({duration(change.seconds)})"
-        text = f"{gpu.address}: {numbered(change.index, change.count, change.title)}: {change.status}{took}"
-        if self._as_json or not at_work(change):
-            self._tell("step", text, gpu=gpu.address, id=switch, **change._asdict())
+    def step(self, gpu: Gpu, _: str, change: StepChange) -> None:
+        if not at_work(change):
+            title = numbered(change.index, change.count, change.title)
+            self._say(f"{gpu.address}: {title}: {change.status} ({duration(change.seconds)})")
 
-    def _waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None:
-        text = f"{gpu.address}: waiting until {clock(waiting.until)}: {waiting.what}"
+    def waits(self, gpu: Gpu, _: str, waiting: Waiting) -> None:
+        self._say(f"{gpu.address}: waiting until {clock(waiting.until)}: {waiting.what}")
+
+    def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None:
+        why = f": {'; '.join(reason.splitlines())}" if reason else ""
+        self._say(f"{gpu.address}: switch {switch} is {result}{why}")
+
+    def _say(self, text: str) -> None:
+        line(f"{clock(time.time())}  {text}")
+
+
+class _JsonEvents:
+    """One JSON object for each event."""
+
+    def service(self, text: str, *, running: bool) -> None:
+        self._say("service", running=running, text=text)
+
+    def state(self, gpu: Gpu) -> None:
+        self._say("state", gpu=gpu.address, now=gpu_record(gpu.properties))
+
+    def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
+        self._say("step", gpu=gpu.address, id=switch, **change._asdict())
+
+    def waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None:
         times = {"since": rfc3339(waiting.since), "until": rfc3339(waiting.until)}
-        self._tell("waiting", text, gpu=gpu.address, id=switch, **{"for": waiting.what}, **times)
+        self._say("waiting", gpu=gpu.address, id=switch, **{"for": waiting.what}, **times)
 
-    def _finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None:
-        text = f"{gpu.address}: switch {switch} is {result}"
-        text += f": {'; '.join(reason.splitlines())}" if reason else ""
-        self._tell("finished", text, gpu=gpu.address, id=switch, result=result, reason=reason)
+    def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None:
+        self._say("finished", gpu=gpu.address, id=switch, result=result, reason=reason)
 
-    def _tell(self, event: str, text: str, **data: object) -> None:
-        now = time.time()
-        if self._as_json:
-            as_json_line({"event": event, "at": rfc3339(now), **data})
-        else:
-            line(f"{clock(now)}  {text}")
+    def _say(self, event: str, **data: object) -> None:
+        as_json_line({"event": event, "at": rfc3339(time.time()), **data})
 
 
 def wait(service: Service, args: Namespace) -> int:
@@ -129,29 +87,35 @@ def wait(service: Service, args: Namespace) -> int:
     """
     deadline = None if args.timeout is None else time.monotonic() + args.timeout
     gpus = gpus_named(service, args.gpus)
+    service.subscribe(name_owner())
     for owner in {gpu.owner for gpu in gpus}:
         service.subscribe(signals_of(owner))
-        service.subscribe(_name_owner())
-    waiting = {gpu.path: gpu for gpu in gpus}
     for gpu in gpus:
+        # What changed before it was subscribed to would not be told again.
         gpu.look()
+    waiting = {gpu.path: gpu for gpu in gpus}
     arrived = _arrived(args.state)
     while waiting := {path: gpu for path, gpu in waiting.items() if not arrived(gpu.properties)}:
         event = service.next_event(deadline)
         if event is None:
-            named = " and ".join(f"{gpu.address} ({gpu.properties['State']})" for gpu in waiting.values())
+            named = " and ".join(f"{gpu.address} is {state_label(gpu.properties)}" for gpu in waiting.values())
             where = f"on {args.state}" if args.state else "at rest"
             raise CtlError.of(Timeout, f"not {where} within {args.timeout:g} s: {named}")
-        if isinstance(event, Signal) and event.interface == _BUS:
+        if isinstance(event, Signal) and event.interface == BUS:
             raise CtlError("the service went away; it may have been restarted", EXIT_UNREACHABLE, name="Unreachable")
         if isinstance(event, Signal) and event.path in waiting and event.member == "PropertiesChanged":
-            waiting[event.path].properties.update(plain_values(event.body[1]))
+            _take(waiting[event.path], event.body)
     return _told(gpus, args)
+
+
+def _take(gpu: Gpu, body: tuple[Any, ...]) -> None:
+    if body[0] == GPU:
+        gpu.properties.update(plain_values(body[1]))
 
 
 def _arrived(state: str | None) -> Callable[[Mapping[str, Any]], bool]:
     def arrived(properties: Mapping[str, Any]) -> bool:
-        if state is None or properties["State"] == "wedged":
+        if state is None or properties["State"] in _LOST:
             return properties["State"] not in _MOVING
         return bool(properties["State"] == state)
 
@@ -161,16 +125,12 @@ def _arrived(state: str | None) -> Callable[[Mapping[str, Any]], bool]:
 def _told(gpus: Sequence[Gpu], args: Namespace) -> int:
     for gpu in gpus:
         if args.json:
-            as_json_line({"event": "state", "gpu": gpu.address, "now": gpu_record(gpu.properties)})
+            as_json_line(
+                {"event": "state", "at": rfc3339(time.time()), "gpu": gpu.address, "now": gpu_record(gpu.properties)}
+            )
         else:
             line(f"{gpu.address} is {state_label(gpu.properties)}")
     states = {str(gpu.properties["State"]) for gpu in gpus}
     if "wedged" in states:
         return Wedged.exit_code
     return Failed.exit_code if states & _LOST else 0
-
-
-def _name_owner() -> MatchRule:
-    rule = MatchRule(type="signal", sender=_BUS, interface=_BUS, member="NameOwnerChanged")
-    rule.add_arg_condition(0, NAME)
-    return rule

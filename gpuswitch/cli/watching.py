@@ -1,0 +1,104 @@
+"""Follows all that the service tells of GPUs, over its ends and starts, for as long as somebody listens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from jeepney import MatchRule
+
+from gpuswitch.cli.client import GPU, NAME, Gpu, Service, Signal, gpus_named, plain_values, signals_of
+from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.follow import StepChange, Waiting
+from gpuswitch.errors import EXIT_UNREACHABLE
+
+BUS = "org.freedesktop.DBus"
+_SHOWN = ("State", "Driver", "Owner", "Reason")
+
+
+class Teller(Protocol):
+    """Who hears of what happens, in its order. `state`: how a GPU is, at first and whenever that is another."""
+
+    def service(self, text: str, *, running: bool) -> None: ...
+    def state(self, gpu: Gpu) -> None: ...
+    def step(self, gpu: Gpu, switch: str, change: StepChange) -> None: ...
+    def waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None: ...
+    def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None: ...
+
+
+class Watching:
+    """Some GPUs, all where none is named, as far as they were heard of."""
+
+    def __init__(self, service: Service, selectors: Sequence[str], teller: Teller) -> None:
+        self._service = service
+        self._selectors = selectors
+        self._teller = teller
+        self._gpus: dict[str, Gpu] = {}
+        self._waiting: dict[str, str] = {}
+
+    def for_ever(self) -> None:
+        """Until the bus is lost.
+
+        Raises:
+            CtlError: it is; or the service cannot be asked, at first.
+        """
+        self._service.subscribe(name_owner())
+        self._begin()
+        while True:
+            event = self._service.next_event()
+            if isinstance(event, Signal):
+                self._take(event)
+
+    def _begin(self) -> None:
+        """Subscribe to all that the service tells of them from here on, and say how they are."""
+        gpus = gpus_named(self._service, self._selectors)
+        for owner in {gpu.owner for gpu in gpus}:
+            self._service.subscribe(signals_of(owner))
+        for gpu in gpus:
+            # What changed before it was subscribed to would not be told again.
+            gpu.look()
+            self._gpus[gpu.path] = gpu
+            self._teller.state(gpu)
+
+    def _take(self, event: Signal) -> None:
+        if event.interface == BUS:
+            self._owner_changed(*event.body)
+        elif (gpu := self._gpus.get(event.path)) is None:
+            return
+        elif event.member == "StepChanged":
+            self._teller.step(gpu, event.body[0], StepChange(*event.body[1:]))
+        elif event.member == "SwitchFinished":
+            self._teller.finished(gpu, *event.body)
+        elif event.member == "PropertiesChanged" and event.body[0] == GPU:
+            self._changed(gpu, plain_values(event.body[1]))
+
+    def _owner_changed(self, _: str, before: str, now: str) -> None:
+        if before and not now:
+            self._gpus.clear()
+            self._teller.service("the service has ended", running=False)
+        elif now:
+            self._teller.service("the service is there", running=True)
+            try:
+                self._begin()
+            except CtlError as error:
+                # It has ended again, or knows none of these any more.
+                self._teller.service(str(error), running=error.exit_code != EXIT_UNREACHABLE)
+
+    def _changed(self, gpu: Gpu, changed: Mapping[str, Any]) -> None:
+        before = [gpu.properties[name] for name in _SHOWN]
+        gpu.properties.update(changed)
+        if before != [gpu.properties[name] for name in _SHOWN]:
+            self._teller.state(gpu)
+        switch = gpu.properties["Switch"]
+        what = switch.get("waiting_for", "")
+        # What does not say how long it is waited for is there in a moment, or fails.
+        if what and switch["waiting_until"] and self._waiting.get(gpu.path) != what:
+            self._teller.waits(gpu, switch["id"], Waiting(what, switch["step_started"], switch["waiting_until"]))
+        self._waiting[gpu.path] = what
+
+
+def name_owner() -> MatchRule:
+    """Tells when the service ends and starts."""
+    rule = MatchRule(type="signal", sender=BUS, interface=BUS, member="NameOwnerChanged")
+    rule.add_arg_condition(0, NAME)
+    return rule
