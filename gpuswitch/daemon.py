@@ -85,10 +85,10 @@ class Observers:
         for observer in self._observers:
             observer.drifted(record, drift)
 
-    def recovered(self, record: GpuRecord, outcome: str) -> None:
-        _log.info("%s: recovery is over: %s", record.gpu.address, outcome)
+    def recovered(self, record: GpuRecord) -> None:
+        _log.info("%s: recovery is over: %s", record.gpu.address, record.state)
         for observer in self._observers:
-            observer.recovered(record, outcome)
+            observer.recovered(record)
 
 
 class Daemon:

@@ -72,8 +72,8 @@ class MetricsObserver:
         )
         self._recoveries = Counter(
             "gpuswitch_recoveries",
-            "Recoveries by where they ended: home, vfio, failed.",
-            ["gpu", "outcome"],
+            "Recoveries by the state that they ended in: host, vfio, failed.",
+            ["gpu", "state"],
             registry=self.registry,
         )
 
@@ -120,8 +120,8 @@ class MetricsObserver:
     def drifted(self, record: GpuRecord, drift: Drift) -> None:  # noqa: ARG002 -- an Observer's
         self._drifts.labels(str(record.gpu.address)).inc()
 
-    def recovered(self, record: GpuRecord, outcome: str) -> None:
-        self._recoveries.labels(str(record.gpu.address), outcome).inc()
+    def recovered(self, record: GpuRecord) -> None:
+        self._recoveries.labels(str(record.gpu.address), str(record.state)).inc()
 
 
 class _FleetCollector(Collector):

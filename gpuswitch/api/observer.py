@@ -55,5 +55,5 @@ class BusObserver:
     def drifted(self, record: GpuRecord, drift: Drift) -> None:
         """Nothing to tell: the properties that changed are."""
 
-    def recovered(self, record: GpuRecord, outcome: str) -> None:
+    def recovered(self, record: GpuRecord) -> None:
         """Nothing to tell, as above."""

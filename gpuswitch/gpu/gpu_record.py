@@ -39,8 +39,8 @@ _log = logging.getLogger(__name__)
 class GpuObserver(Protocol):
     """Who hears of what happens to one GPU. Called on the event loop, in order; must return at once and not raise.
 
-    `waits`: what the step under way waits for has changed (`Switch.waiting_for`). `recovered`: a recovery is over;
-    `outcome` is where the GPU is now: `home`, `vfio` or, known-good nowhere, `failed`.
+    `waits`: what the step under way waits for has changed (`Switch.waiting_for`). `recovered`: a recovery is over,
+    and has led to `host`, `vfio` or, known-good nowhere, `failed`.
     """
 
     def changed(self, record: GpuRecord) -> None: ...
@@ -48,7 +48,7 @@ class GpuObserver(Protocol):
     def waits(self, record: GpuRecord) -> None: ...
     def finished(self, record: GpuRecord, switch: Switch) -> None: ...
     def drifted(self, record: GpuRecord, drift: Drift) -> None: ...
-    def recovered(self, record: GpuRecord, outcome: str) -> None: ...
+    def recovered(self, record: GpuRecord) -> None: ...
 
 
 class Outcome(NamedTuple):

@@ -162,7 +162,7 @@ class Runner:
             self._end(switch, result, reason)
         record.tell()
         if switch is not None and switch.recovery and record.state in OUTCOMES:
-            self._observer.recovered(record, OUTCOMES[record.state])
+            self._observer.recovered(record)
         self._rested()
 
     def _end(self, switch: Switch, result: Result, reason: str) -> None:

@@ -18,8 +18,8 @@ from gpuswitch.switch.record import Result
 from gpuswitch.switch.steps.reset import RemoveFunctions, Rescan, ResetFunction
 from gpuswitch.switch.steps.step import Step, StepError
 
-OUTCOMES = {State.HOST: "home", State.VFIO: "vfio", State.FAILED: "failed"}
-"""What became of a recovery, by the state that it ended in."""
+OUTCOMES = (State.HOST, State.VFIO, State.FAILED)
+"""The states that a recovery ends in."""
 
 _SINCE = "\nand since then: "
 _WORDS = {State.HOST: "on the host", State.VFIO: "on vfio"}

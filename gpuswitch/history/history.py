@@ -98,7 +98,7 @@ class History:
     def drifted(self, record: GpuRecord, drift: Drift) -> None:
         self._keep(entry_of_drift(str(record.gpu.address), drift), f"what somebody else did to {record.gpu.address}")
 
-    def recovered(self, record: GpuRecord, outcome: str) -> None:
+    def recovered(self, record: GpuRecord) -> None:
         """Nothing to keep: the switch that it was part of says so."""
 
     def _keep(self, entry: Entry, what: str) -> None:

@@ -115,8 +115,8 @@ async def test_recoveries_are_counted_by_where_they_ended(start: Start) -> None:
     service = await failed(start, *HOME_FAILS_TOO)
     await service.wait(DISCRETE, await recover(service))
     counted = samples(await scrape(service))
-    assert value(counted, "recoveries_total", gpu=ADDRESS, outcome="failed") == 1
-    assert value(counted, "recoveries_total", gpu=ADDRESS, outcome="vfio") == 1
+    assert value(counted, "recoveries_total", gpu=ADDRESS, state="failed") == 1
+    assert value(counted, "recoveries_total", gpu=ADDRESS, state="vfio") == 1
 
 
 async def test_one_that_its_driver_cannot_take_after_a_reset_stays_out(start: Start, private_bus: PrivateBus) -> None:

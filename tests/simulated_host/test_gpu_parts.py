@@ -64,9 +64,9 @@ class Heard(GpuObserver):
         """A record takes in what others did, and whoever had it look says so."""
         raise AssertionError((record.gpu, drift))
 
-    def recovered(self, record: GpuRecord, outcome: str) -> None:
+    def recovered(self, record: GpuRecord) -> None:
         assert not record.state.moving
-        self.words.append(f"recovered: {outcome}")
+        self.words.append(f"recovered: {record.state}")
 
 
 class Parts:

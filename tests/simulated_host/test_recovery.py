@@ -105,7 +105,7 @@ class TestRecover:
             "",
         )
         assert (harness.snapshot(), harness.pages) == (before, [])
-        assert harness.witness.words.count("0000:01:00.0 recovered: home") == 1
+        assert harness.witness.words.count("0000:01:00.0 recovered: host") == 1
 
     async def test_takes_vfio_where_the_host_cannot_be_had(self, tmp_path: Path) -> None:
         harness, actor = await start_harness(tmp_path, **GENTLE)

@@ -165,8 +165,8 @@ class Witness(Observer):
         self._holds(record, drift.before is not drift.after, "a drift to where it was")
         self._heard(record, f"drifted from {drift.before} to {drift.after}")
 
-    def recovered(self, record: GpuRecord, outcome: str) -> None:
-        self._heard(record, f"recovered: {outcome}")
+    def recovered(self, record: GpuRecord) -> None:
+        self._heard(record, f"recovered: {record.state}")
 
     async def until(self, wanted: Callable[[], bool]) -> None:
         """Wait for the event after which it is so."""

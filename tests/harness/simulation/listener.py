@@ -51,5 +51,5 @@ class ServiceListener(Observer):
         if self._life.alive:
             self._checker.drifted(self._actors[record.gpu.address], drift)
 
-    def recovered(self, record: GpuRecord, outcome: str) -> None:
+    def recovered(self, record: GpuRecord) -> None:
         """It is told by the state, too."""
