@@ -28,6 +28,7 @@ EOF
 dbus-daemon|command -v dbus-daemon
 dbus-bin|test -x /usr/bin/dbus-send
 prometheus|command -v promtool
+openssl|command -v openssl
 EOF
         ;;
     dbus-daemon) ;; # what `test` needs is enough

@@ -18,8 +18,9 @@ from typing import IO
 from gpuswitch import __version__
 from gpuswitch.api.authority import Authority
 from gpuswitch.api.bus import Bus
+from gpuswitch.api.exposition import Exposition
 from gpuswitch.api.manager import ManagerObject
-from gpuswitch.api.metrics import MetricsEndpoint, MetricsObserver
+from gpuswitch.api.metrics import MetricsObserver
 from gpuswitch.api.observer import BusObserver
 from gpuswitch.api.paths import NAME, ROOT
 from gpuswitch.api.vms import VirtualMachines
@@ -109,7 +110,7 @@ class Daemon:
         )
         metrics.show(self._fleet)
         host.processes.noticed = metrics.noticed
-        self._endpoint = MetricsEndpoint(metrics.registry)
+        self._exposition = Exposition(metrics)
         self._ending = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._reload_task: asyncio.Task[None] | None = None
@@ -144,10 +145,7 @@ class Daemon:
             reloading()
             try:
                 config = load(self._config_directory)
-                if config.metrics != self._fleet.config.metrics:
-                    await self._endpoint.stop()
-                    if config.metrics.enabled:
-                        await self._endpoint.start(config.metrics.address, config.metrics.port)
+                await self._exposition.follow(config.metrics)
                 self._history.configure(config.history)
                 self._fleet.reconfigure(config)
             finally:
@@ -165,8 +163,7 @@ class Daemon:
         # What a dead daemon left half-way is home before anybody can ask, and before systemd starts what comes after.
         await self._fleet.start()
         await self._bus.own(NAME)
-        if self._fleet.config.metrics.enabled:
-            await self._endpoint.start(self._fleet.config.metrics.address, self._fleet.config.metrics.port)
+        await self._exposition.start(self._fleet.config.metrics)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_on_signal)
         notify("READY=1", f"STATUS={len(self._fleet.actors)} GPUs")
         # Not before: systemd may be waiting for us with the very job that we would wait for.
@@ -179,7 +176,7 @@ class Daemon:
         await asyncio.wait([watchdog, lost, ending], return_when=asyncio.FIRST_COMPLETED)
         notify("STOPPING=1")
         await self._fleet.stop("the service is stopping")
-        await self._endpoint.stop()
+        await self._exposition.stop()
         await self._host.close()
         for task in (watchdog, ending):
             task.cancel()

@@ -125,10 +125,12 @@ class ConfigError(GpuswitchError):
     exit_code = 2
 
 
-EXIT_CODES: dict[str, int] = {
-    PREFIX + kind.name: kind.exit_code
-    for kind in (Failed, InvalidArgument, NoSuchGpu, NotViable, Busy, Owned, InProgress, NotAuthorized, Timeout, Wedged)
-} | {AUTHENTICATION_REQUIRED: NotAuthorized.exit_code}
+_ERRORS = (Failed, InvalidArgument, NoSuchGpu, NotViable, Busy, Owned, InProgress, NotAuthorized, Timeout, Wedged)
+KINDS = tuple(snake_case(error.name) for error in _ERRORS)
+"""Every `kind` of an error."""
+EXIT_CODES: dict[str, int] = {PREFIX + error.name: error.exit_code for error in _ERRORS} | {
+    AUTHENTICATION_REQUIRED: NotAuthorized.exit_code
+}
 """Exit status by D-Bus error name, for a client that knows nothing but the name."""
 EXIT_UNREACHABLE = 5
 """The service does not answer on the bus."""

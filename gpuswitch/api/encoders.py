@@ -1,9 +1,10 @@
-"""What the bus shows of a switch, a holder, a function: an `a{sv}` each."""
+"""What the bus shows of a GPU, a switch, a holder, a function: the last three are an `a{sv}` each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.history.archive import Entry, StepEntry
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import PciFunction
@@ -11,6 +12,20 @@ from gpuswitch.model.holders import Holder
 from gpuswitch.switch.holder_policy import is_machine, remedy
 from gpuswitch.switch.record import Switch
 from gpuswitch.switch.steps.step import Step
+
+_VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
+
+
+def model_of(record: GpuRecord) -> str:
+    """Maker and model of its display function, from the hardware database; empty where it is not there."""
+    display = record.facts.functions.get(record.gpu.address)
+    return " ".join(filter(None, (display.maker, display.model))) if display else ""
+
+
+def vendor_of(record: GpuRecord) -> str:
+    """The maker in a word, or by its id; empty where it is not there."""
+    display = record.facts.functions.get(record.gpu.address)
+    return _VENDORS.get(display.vendor, f"0x{display.vendor:04x}") if display else ""
 
 
 def switch_values(switch: Switch) -> dict[str, object]:

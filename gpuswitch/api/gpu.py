@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from gpuswitch.api.authority import Action
 from gpuswitch.api.callers import Callers
-from gpuswitch.api.encoders import holder_values, planned_values, switch_values
+from gpuswitch.api.encoders import holder_values, model_of, planned_values, switch_values, vendor_of
 from gpuswitch.api.interface import Interface, Member, dbus_constant, dbus_method, dbus_property, dbus_signal
 from gpuswitch.api.metrics import Refusals
 from gpuswitch.api.options import options_of
@@ -27,11 +27,9 @@ from gpuswitch.api.signatures import (
 )
 from gpuswitch.errors import GpuswitchError, InvalidArgument
 from gpuswitch.gpu.actor import Actor
-from gpuswitch.model.facts import PciFunction
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 
-_VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
 _TARGETS = {"host": State.HOST, "vfio": State.VFIO}
 _MOST_NAMED = 10
 _MOMENT = 0.1
@@ -62,14 +60,12 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     @dbus_property
     def model(self) -> Str:
         """Maker and model, from the hardware database."""
-        display = self._display
-        return " ".join(filter(None, (display.maker, display.model))) if display else ""
+        return model_of(self._record)
 
     @dbus_property
     def vendor(self) -> Str:
         """`nvidia`, `amd`, `intel`, or the id: `0x1234`."""
-        display = self._display
-        return _VENDORS.get(display.vendor, f"0x{display.vendor:04x}") if display else ""
+        return vendor_of(self._record)
 
     @dbus_property
     def managed(self) -> Bool:
@@ -265,10 +261,6 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     def _now(self) -> dict[str, object]:
         return {name: property_.__get__(self, type(self)) for name, property_ in self.properties.items()}
-
-    @property
-    def _display(self) -> PciFunction | None:
-        return self._record.facts.functions.get(self._record.gpu.address)
 
 
 def _target(name: str) -> State:

@@ -1,81 +1,65 @@
 """Metrics for Prometheus: what the fleet looks like now, and how its switches went. Reads memory only.
 
-The endpoint is a small asyncio server with the client library's own encoders: the library's threaded server would
-answer any path, without a limit on time or on the number of clients.
+What there is, and what it means, stands in `gpuswitch/api/families.py`. Each series exists from the moment on that its
+GPU is known, so that the first event is an increase and no new series: of that, Prometheus would see none.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from gpuswitch import __version__
-from gpuswitch.errors import GpuswitchError
+from gpuswitch.api import families
+from gpuswitch.api.encoders import model_of, vendor_of
+from gpuswitch.api.families import BUCKETS, Family
+from gpuswitch.config.schema import Deadlines
+from gpuswitch.errors import KINDS, GpuswitchError
 from gpuswitch.fleet.fleet import Fleet
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.gpu_record import GpuRecord
+from gpuswitch.gpu.strategies import OUTCOMES
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import HolderQuery, Scan
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
-from gpuswitch.switch.record import Drift, Switch
+from gpuswitch.switch.record import Drift, Result, Switch
 
-_log = logging.getLogger(__name__)
-
-REQUEST_SECONDS = 5.0
-REQUEST_BYTES = 16 * 1024
-CLIENTS = 32
 Refusals = Callable[[Iterable[PciAddress]], AbstractContextManager[None]]
 """Counts the requests to these GPUs that are refused while it is entered."""
 
-_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TARGETS = (State.HOST, State.VFIO)
 
 
 class MetricsObserver:
-    """Counts what happens. An `Observer` (`gpuswitch.gpu.observer`)."""
+    """Counts what happens. An `Observer` (`gpuswitch.gpu.observer`).
+
+    `registry` has all of it. `heard` is called after each event, when something there is or will be different.
+    """
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library leaves it untyped
         self.registry = CollectorRegistry()
+        self.heard: Callable[[], None] = _nobody
         self._found: dict[PciAddress, int] = {}
-        self._switches = Counter(
-            "gpuswitch_switches", "Finished switches by result.", ["gpu", "target", "result"], registry=self.registry
-        )
-        self._switch_seconds = Histogram(
-            "gpuswitch_switch_duration_seconds",
-            "Duration of successful switches in seconds.",
-            ["target"],
-            buckets=_BUCKETS,
-            registry=self.registry,
-        )
-        self._step_seconds = Histogram(
-            "gpuswitch_step_duration_seconds",
-            "Duration of completed steps in seconds.",
-            ["step"],
-            buckets=_BUCKETS,
-            registry=self.registry,
-        )
-        self._refusals = Counter(
-            "gpuswitch_refusals", "Requests that were refused, by reason.", ["gpu", "reason"], registry=self.registry
-        )
-        self._drifts = Counter(
-            "gpuswitch_drifts", "Times that somebody else moved a GPU.", ["gpu"], registry=self.registry
-        )
-        self._recoveries = Counter(
-            "gpuswitch_recoveries",
-            "Recoveries by the state that they ended in: host, vfio, failed.",
-            ["gpu", "state"],
-            registry=self.registry,
-        )
+        self._switches = self._counter(families.SWITCHES)
+        self._switch_seconds = self._histogram(families.SWITCH_SECONDS)
+        self._step_seconds = self._histogram(families.STEP_SECONDS)
+        for kind in Deadlines.model_fields:
+            self._step_seconds.labels(kind)
+        self._refusals = self._counter(families.REFUSALS)
+        self._drifts = self._counter(families.DRIFTS)
+        self._recoveries = self._counter(families.RECOVERIES)
+
+    def _counter(self, family: Family) -> Counter:
+        return Counter(family.name, family.help, family.labels, registry=self.registry)
+
+    def _histogram(self, family: Family) -> Histogram:
+        return Histogram(family.name, family.help, family.labels, registry=self.registry, buckets=BUCKETS)
 
     def show(self, fleet: Fleet) -> None:
         """Tell of this fleet's GPUs with every scrape."""
@@ -84,6 +68,7 @@ class MetricsObserver:
     def noticed(self, query: HolderQuery, scan: Scan) -> None:
         """Somebody looked for holders (`Processes.noticed`): no scrape does."""
         self._found.update(dict.fromkeys(query.functions, len(scan.holders)))
+        self.heard()
 
     @contextmanager
     def refusals(self, gpus: Iterable[PciAddress]) -> Iterator[None]:
@@ -94,34 +79,57 @@ class MetricsObserver:
             reason = error.kind
             for gpu in gpus:
                 self._refusals.labels(str(gpu), reason).inc()
+            self.heard()
             raise
 
     def appeared(self, actor: Actor) -> None:
-        """Nothing to count."""
+        """Each of its series is there from now on, at 0."""
+        gpu = str(actor.gpu.address)
+        for target in map(str, _TARGETS):
+            self._switch_seconds.labels(gpu, target)
+            for result in Result:
+                self._switches.labels(gpu, target, str(result))
+        for reason in KINDS:
+            self._refusals.labels(gpu, reason)
+        self._drifts.labels(gpu)
+        for outcome in OUTCOMES:
+            self._recoveries.labels(gpu, str(outcome))
+        self.heard()
 
-    def vanished(self, actor: Actor) -> None:
-        """Nothing to count."""
+    def vanished(self, actor: Actor) -> None:  # noqa: ARG002 -- an Observer's
+        self.heard()
 
-    def changed(self, record: GpuRecord) -> None:
+    def changed(self, record: GpuRecord) -> None:  # noqa: ARG002 -- an Observer's
         """Nothing to count: the state is read with each scrape."""
+        self.heard()
 
     def stepped(self, record: GpuRecord, switch: Switch, event: StepEvent) -> None:  # noqa: ARG002 -- an Observer's
         if event.status is Status.DONE:
             self._step_seconds.labels(event.step.kind).observe(event.seconds)
+        self.heard()
 
-    def waits(self, record: GpuRecord) -> None:
+    def waits(self, record: GpuRecord) -> None:  # noqa: ARG002 -- an Observer's
         """Nothing to count: what came of it is told when the step ends."""
+        self.heard()
 
     def finished(self, record: GpuRecord, switch: Switch) -> None:
-        self._switches.labels(str(record.gpu.address), str(switch.target), str(switch.result)).inc()
-        if switch.result == "done" and switch.count:
-            self._switch_seconds.labels(str(switch.target)).observe(switch.seconds)
+        gpu, target = str(record.gpu.address), str(switch.target)
+        self._switches.labels(gpu, target, str(switch.result)).inc()
+        if switch.result is Result.DONE and switch.count:
+            self._switch_seconds.labels(gpu, target).observe(switch.seconds)
+        self.heard()
 
     def drifted(self, record: GpuRecord, drift: Drift) -> None:  # noqa: ARG002 -- an Observer's
         self._drifts.labels(str(record.gpu.address)).inc()
+        self.heard()
 
     def recovered(self, record: GpuRecord) -> None:
         self._recoveries.labels(str(record.gpu.address), str(record.state)).inc()
+        self.heard()
+
+
+def _nobody() -> None:
+    """Nobody wants to hear of it."""
 
 
 class _FleetCollector(Collector):
@@ -132,99 +140,44 @@ class _FleetCollector(Collector):
         self._found = found
 
     def collect(self) -> Iterable[Metric]:
-        state = GaugeMetricFamily(
-            "gpuswitch_gpu_state", "1 for the current state of a GPU, 0 for the others.", labels=["gpu", "state"]
-        )
-        info = InfoMetricFamily("gpuswitch_gpu", "What is known of a GPU.", labels=["gpu"])
-        since = GaugeMetricFamily(
-            "gpuswitch_state_since_seconds", "When a GPU entered its state, seconds since the epoch.", labels=["gpu"]
-        )
-        holders = GaugeMetricFamily(
-            "gpuswitch_holders", "How many had a GPU open when it was last looked for them.", labels=["gpu"]
-        )
-        out = GaugeMetricFamily(
-            "gpuswitch_stays_out", "1 for a GPU whose last way home ended elsewhere, else 0.", labels=["gpu"]
-        )
+        state, since, info = _gauge(families.GPU_STATE), _gauge(families.STATE_SINCE), _info(families.GPU_INFO)
+        owner, holders = _gauge(families.GPU_OWNER), _gauge(families.HOLDERS)
+        out, waiting = _gauge(families.STAYS_OUT), _gauge(families.WAITING)
+        stuck, build = _gauge(families.WORKERS_STUCK), _info(families.BUILD_INFO)
         for address, actor in sorted(self._fleet.actors.items()):
-            gpu = str(address)
-            out.add_metric([gpu], 1.0 if actor.record.stays_out else 0.0)
+            gpu, record = str(address), actor.record
+            for each in State:
+                state.add_metric([gpu, str(each)], record.state is each)
+            since.add_metric([gpu], record.since)
+            info.add_metric([gpu], _known_of(record))
+            if record.owner is not None:
+                owner.add_metric([gpu, record.owner.name, record.owner.uuid], 1)
             if address in self._found:
                 holders.add_metric([gpu], self._found[address])
-            for each in State:
-                state.add_metric([gpu, str(each)], 1.0 if actor.state is each else 0.0)
-            name = actor.record.own_config.name
-            info.add_metric([gpu], {"name": name, "host_driver": actor.record.host_driver or ""})
-            since.add_metric([gpu], actor.record.since)
-        stuck = GaugeMetricFamily(
-            "gpuswitch_workers_stuck",
-            "Workers that the kernel has not returned to.",
-            value=sum(actor.state is State.WEDGED for actor in self._fleet.actors.values()),
-        )
-        build = InfoMetricFamily("gpuswitch_build", "The version that runs.", value={"version": __version__})
-        return [state, info, since, holders, out, stuck, build]
+            out.add_metric([gpu], bool(record.stays_out))
+            waiting.add_metric([gpu], record.switch is not None and bool(record.switch.waiting_for))
+        stuck.add_metric([], sum(actor.state is State.WEDGED for actor in self._fleet.actors.values()))
+        build.add_metric([], {"version": __version__})
+        return [state, since, info, owner, holders, out, waiting, stuck, build]
 
 
-class MetricsEndpoint:
-    """Serves `registry` at /metrics over HTTP."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-        self._server: asyncio.Server | None = None
-        self._clients = 0
-
-    async def start(self, address: str, port: int) -> None:
-        """Listen. Where that cannot be done the service runs on without: a warning says why."""
-        try:
-            self._server = await asyncio.start_server(self._serve, address, port, limit=REQUEST_BYTES)
-        except OSError as error:
-            why = os.strerror(error.errno) if error.errno else error
-            _log.warning("no metrics: cannot listen on %s port %s: %s", address, port, why)
-        else:
-            _log.info("metrics on %s port %s", *self._server.sockets[0].getsockname()[:2])
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._clients += 1
-        try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                if self._clients > CLIENTS:
-                    writer.write(_response("503 Service Unavailable", b"too many clients\n"))
-                else:
-                    writer.write(self._answer(await reader.readuntil(b"\r\n\r\n")))
-                writer.close()
-                await writer.wait_closed()
-        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            _log.debug("a metrics client was cut off: %r", error)
-        finally:
-            self._clients -= 1
-            writer.transport.abort()  # close() alone would wait for ever for a client that does not read
-
-    def _answer(self, request: bytes) -> bytes:
-        # A lone CR or LF is none of ours (RFC 9112, 2.2), and parts of what is accepted are said again in the answer.
-        lines = re.split("\r\n|\r|\n", request.decode("latin-1"))
-        method, _, rest = lines[0].partition(" ")
-        path = rest.partition(" ")[0].partition("?")[0]
-        if path not in ("/metrics", "/"):
-            return _response("404 Not Found", b"the metrics are at /metrics\n")
-        if method not in ("GET", "HEAD"):
-            return _response("405 Method Not Allowed", b"only GET\n")
-        headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
-        try:
-            encode, content_type = choose_encoder(headers.get("accept", ""))
-        except TypeError:  # the library compares a version that is no number with one that is
-            encode, content_type = choose_encoder("")
-        body: bytes = encode(self._registry)
-        return _response("200 OK", body, content_type, head=method == "HEAD")
+def _known_of(record: GpuRecord) -> dict[str, str]:
+    config = record.own_config
+    return {
+        "name": config.name,
+        "model": model_of(record),
+        "vendor": vendor_of(record),
+        "managed": "true" if config.managed else "false",
+        "on_release": str(config.rules.on_release),
+        "host_driver": record.host_driver or "",
+    }
 
 
-def _response(
-    status: str, body: bytes, content_type: str = "text/plain; charset=utf-8", *, head: bool = False
-) -> bytes:
-    header = (
-        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    return header.encode() + (b"" if head else body)
+def _gauge(family: Family) -> GaugeMetricFamily:
+    return GaugeMetricFamily(family.name, family.help, labels=family.labels)
+
+
+def _info(family: Family) -> InfoMetricFamily:
+    """Its labels are given when a metric is added, but for the GPU."""
+    own = [label for label in family.labels if label == "gpu"]
+    return InfoMetricFamily(family.name.removesuffix("_info"), family.help, labels=own)

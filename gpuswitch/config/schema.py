@@ -7,7 +7,7 @@ import re
 import reprlib
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gpuswitch.errors import InvalidArgument
@@ -17,8 +17,9 @@ from gpuswitch.model.policy import Busy, ModulePolicy, Release
 
 ENVIRONMENT = "GPUSWITCH_"
 
+LONGEST_DEADLINE = 600
 LONGEST_WAIT = 86400
-"""Seconds."""
+"""Seconds, both."""
 NEVER_STOPPED = frozenset(
     {
         *("dbus.service", "dbus.socket", "dbus-broker.service", "systemd-logind.service", "systemd-udevd.service"),
@@ -63,8 +64,14 @@ def _vfio_driver(value: str) -> str:
     return value
 
 
-def _ip_address(value: str) -> str:
-    return str(ipaddress.ip_address(value))
+def _ip_address_or_none(value: str) -> str:
+    return str(ipaddress.ip_address(value)) if value else ""
+
+
+def _path_or_none(value: str) -> str:
+    if value and (not value.startswith("/") or "\0" in value):
+        raise ValueError(f"{reprlib.repr(value)} is not an absolute path")
+    return value
 
 
 def _not_bool(value: object) -> object:
@@ -110,9 +117,10 @@ def _vtconsole(value: str) -> str:
     return value
 
 
-_Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False), BeforeValidator(_not_bool)]
+_Seconds = Annotated[float, Field(gt=0, le=LONGEST_DEADLINE, allow_inf_nan=False), BeforeValidator(_not_bool)]
 _Patience = Annotated[float, Field(gt=0, le=LONGEST_WAIT, allow_inf_nan=False), BeforeValidator(_not_bool)]
 _Unit = Annotated[str, AfterValidator(unit)]
+_Path = Annotated[str, AfterValidator(_path_or_none)]
 Attempt = Annotated[Literal["auto"] | bool, PlainValidator(_attempt)]
 _AsOnRelease = Annotated[Release | None, BeforeValidator(lambda value: None if value == "" else value)]
 """TOML has no null: "" stands for it."""
@@ -210,11 +218,28 @@ def check_kind(kind: str, whose: str) -> None:
 
 
 class Metrics(Table):
-    """Where Prometheus finds the metrics. `port` 0: any free one."""
+    """Where Prometheus finds the metrics. `port` 0: any free one; `address` "": none, they are in the file alone.
+
+    `certificate` and `key`: they are served over HTTPS; `client_ca`: and to those alone whose certificate it signed.
+    `textfile_directory`: where node_exporter looks for files. Each is an absolute path, or "": no such thing.
+    """
 
     enabled: bool = True
-    address: Annotated[str, AfterValidator(_ip_address)] = "127.0.0.1"
+    address: Annotated[str, AfterValidator(_ip_address_or_none)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535), BeforeValidator(_not_bool)] = 9752
+    certificate: _Path = ""
+    key: _Path = ""
+    client_ca: _Path = ""
+    textfile_directory: _Path = ""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Metrics:
+        if bool(self.certificate) != bool(self.key):
+            there, missing = ("certificate", "key") if self.certificate else ("key", "certificate")
+            raise ValueError(f"{there} is of no use without {missing}: set both, or none for plain HTTP")
+        if self.client_ca and not self.certificate:
+            raise ValueError("client_ca is of no use without certificate and key: set them as well")
+        return self
 
 
 class History(Table):

@@ -31,7 +31,7 @@ from gpuswitch import hook
 from gpuswitch.api.connection import Connection, Message, MessageFlag, MessageType, message_size, without_body
 from gpuswitch.api.inbox import Inbox
 from gpuswitch.api.interface import Interface
-from gpuswitch.api.metrics import MetricsEndpoint
+from gpuswitch.api.metrics_endpoint import MetricsEndpoint
 from gpuswitch.api.options import options_of
 from gpuswitch.api.serving import Authority, Caller, Server
 from gpuswitch.api.signatures import plain

@@ -189,6 +189,10 @@ def test_whether_a_device_is_removed_by_a_variable(tmp_path: Path) -> None:
         ("[history]\nkeep = 0", "history.keep", "must be greater than or equal to 1, not 0"),
         ("[history]\nkeep_days = true", "history.keep_days", "must be a number, not True"),
         ("[metrics]\nport = 65536", "metrics.port", "must be less than or equal to 65535, not 65536"),
+        ('[metrics]\ncertificate = "/a.pem"', "metrics", "certificate is of no use without key: set both, or none"),
+        ('[metrics]\nkey = "/a.key"', "metrics", "key is of no use without certificate: set both, or none"),
+        ('[metrics]\nclient_ca = "/ca.pem"', "metrics", "client_ca is of no use without certificate and key"),
+        ('[metrics]\ntextfile_directory = "here"', "metrics.textfile_directory", "'here' is not an absolute path"),
         ('[metrics]\naddress = "localhost"', "metrics.address", "'localhost' does not appear to be an IPv4 or IPv6"),
         ('[[gpu]]\naddress = "01:00.0"\nname = "a b"', "gpu[0000:01:00.0].name", "'a b' is not a name"),
         (
