@@ -1,0 +1,84 @@
+"""The Prometheus of a release, in a container of the same: scrapes the service, follows our rules, answers queries."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.harness.containers.words import INSIDE, until
+from tests.harness.debian.cache import Cache, content_key
+from tests.harness.debian.releases import Release
+from tests.harness.debian.roots import find_root
+from tests.harness.machines.machine import Machine
+from tests.harness.promtool import RULES
+
+PROGRAMS = ("usr/bin/prometheus", "usr/bin/promtool")
+FOLDER = "/run/prometheus"
+ASK = f"{FOLDER}/ask.py"
+
+SECONDS = {"1m": "0s", "5m": "3s", "15m": "2s", "1h": "2s"}
+"""How long a test waits for what `for` says in our rules."""
+WINDOWS = {"15m": "10s", "1h": "10s", "7d": "1m"}
+"""What a test has the ranges of our rules for."""
+
+
+def find_prometheus(cache: Cache, release: Release) -> Path:
+    """A layer with its programs, out of the package and all that it needs, which is unpacked first: about a minute."""
+    with cache.lock():
+        root = find_root(cache, "prometheus", release, ("prometheus",))
+
+        def build(folder: Path) -> None:
+            for program in PROGRAMS:
+                (folder / program).parent.mkdir(parents=True, exist_ok=True)
+                os.link(root / program, folder / program)
+
+        return cache.make(f"prometheus-programs-{release.name}", content_key(root.parent.name, Path(__file__)), build)
+
+
+def hasty(rules: str) -> str:
+    """These rules for somebody in a hurry: shorter ranges and delays, and three switches are many."""
+    rules = re.sub(r"for: (\w+)", lambda found: f"for: {SECONDS[found[1]]}", rules)
+    rules = re.sub(r"\[(\w+)\]", lambda found: f"[{WINDOWS[found[1]]}]", rules)
+    assert "> 20\n" in rules
+    return rules.replace("> 20\n", "> 2\n")
+
+
+class Prometheus:
+    """One that runs in this machine, and has scraped the service once when this returns."""
+
+    def __init__(self, machine: Machine, scrape: Mapping[str, object] | None = None) -> None:
+        """`scrape` are further keys of its job, such as `tls_config`."""
+        self._machine = machine
+        job = {"job_name": "gpuswitch", "static_configs": [{"targets": ["127.0.0.1:9752"]}], **(scrape or {})}
+        settings = {
+            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
+            "rule_files": [f"{FOLDER}/rules.yml"],
+            "scrape_configs": [job],
+        }
+        machine.push(json.dumps(settings), f"{FOLDER}/prometheus.yml")  # which is YAML
+        machine.push(hasty(RULES.read_text()), f"{FOLDER}/rules.yml")
+        machine.push((INSIDE / "ask.py").read_text(), ASK)
+        options = f"--config.file={FOLDER}/prometheus.yml --storage.tsdb.path={FOLDER}/data"
+        machine.sh(f"systemd-run --quiet --unit=prometheus prometheus {options} --web.listen-address=127.0.0.1:9090")
+        until(machine, f"python3 -ISE {ASK} 'up' >/dev/null 2>&1")
+        self.until('up{job="gpuswitch"} == 1')
+
+    def ask(self, query: str) -> list[tuple[dict[str, str], float]]:
+        """The series of an instant query, with their labels and values."""
+        said = self._machine.sh(f"python3 -ISE {ASK} '{query}'", check=False).stdout
+        return [(series["metric"], float(series["value"][1])) for series in json.loads(said)]
+
+    def value(self, query: str) -> float:
+        """Of a query that has one series."""
+        [(_, value)] = self.ask(query)
+        return value
+
+    def until(self, query: str) -> None:
+        """Wait until a query has a series."""
+        until(self._machine, f"python3 -ISE {ASK} '{query}' >/dev/null")
+
+    def until_not(self, query: str) -> None:
+        until(self._machine, f"! python3 -ISE {ASK} '{query}' >/dev/null")
