@@ -41,6 +41,7 @@ EOF
         cat <<EOF
 dbus-daemon|command -v dbus-daemon
 mmdebstrap|command -v mmdebstrap
+openssl|command -v openssl
 EOF
         ;;
     vm)

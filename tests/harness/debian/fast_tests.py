@@ -22,7 +22,7 @@ from tests.harness.debian.releases import Release, find_release
 from tests.harness.debian.roots import find_root
 from tests.harness.debian.tools import PROJECT, require_root, require_tools, run_on_top, show_on_top
 
-PACKAGES = ("git", "python3", "python3-venv", "procps", "dbus-daemon", "dbus-bin", "prometheus")
+PACKAGES = ("git", "python3", "python3-venv", "procps", "dbus-daemon", "dbus-bin", "prometheus", "openssl")
 """The last ones as contrib/need.sh has them for `test`."""
 TREE = "usr/src/gpuswitch"
 WHEELS = "usr/src/wheels"
