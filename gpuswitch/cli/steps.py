@@ -23,7 +23,10 @@ class Lines:
     def waits(self, gpu: str, _: str, waiting: Waiting) -> None:
         # What does not say how long it is waited for is there in a moment, or fails.
         if waiting.until:
-            self._say(gpu, f"waiting until {clock(waiting.until)}: {waiting.what}")
+            first, *more = waiting.what.splitlines()
+            self._say(gpu, f"waiting until {clock(waiting.until)}: {first}")
+            for each in more:
+                self._say(gpu, f"  and: {each}")
 
     def _say(self, gpu: str, text: str) -> None:
         line(f"{gpu}: {text}" if self._several else text)

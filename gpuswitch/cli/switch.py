@@ -16,7 +16,7 @@ from gpuswitch.cli.output import as_json, as_json_line, duration, line, on_termi
 from gpuswitch.cli.query import what_to_do
 from gpuswitch.cli.records import switch_record
 from gpuswitch.cli.steps import display
-from gpuswitch.errors import EXIT_CODES, PREFIX, Failed, Wedged
+from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, Wedged
 
 if TYPE_CHECKING:
     from jeepney import Message
@@ -45,6 +45,7 @@ def move(service: Service, args: Namespace) -> int:
         purpose=f"move {{}} to {args.target}",
         again=f"gpuswitchctl to-{args.target} {{}}",
         remark="not all went well",
+        patient=f"gpuswitchctl to-{args.target} {{}} --wait 60" if args.wait is args.busy is None else "",
         blockers=lambda gpu: gpu.blockers(args.target, options),
     ).run(gpus)
 
@@ -150,8 +151,8 @@ class _Switches:
     """One switch of each of several GPUs, at the same time.
 
     `begin` makes the call that begins one, `purpose` says what that is for and `again` what to type for it once more,
-    {} being the GPU. `remark` introduces what there is to say about one that is done. `blockers` asks what is in the
-    way.
+    {} being the GPU; `patient` is that with some time for whoever has it open, where that is not so already. `remark`
+    introduces what there is to say about one that is done. `blockers` asks what is in the way.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class _Switches:
         purpose: str,
         again: str,
         remark: str,
+        patient: str = "",
         blockers: Callable[[Gpu], Sequence[Mapping[str, Any]]] = lambda _: (),
     ) -> None:
         self._service = service
@@ -171,6 +173,7 @@ class _Switches:
         self._purpose = purpose
         self._again = again
         self._remark = remark
+        self._patient = patient
         self._blockers = blockers
         self._several = False
         self._failures: list[CtlError] = []
@@ -206,8 +209,16 @@ class _Switches:
             try:
                 begun.append((gpu, str(self._service.answer_allowed(message, serial).body[0])))
             except CtlError as error:
-                self._fail(gpu, _with_blockers(error, partial(self._blockers, gpu), self._args))
+                self._fail(gpu, self._refusal(gpu, error))
         return begun
+
+    def _refusal(self, gpu: Gpu, error: CtlError) -> CtlError:
+        """With its reasons as data where they are to be printed so, and with what else there is to type."""
+        named = _with_blockers(error, partial(self._blockers, gpu), self._args)
+        if error.name != Busy.name or not self._patient:
+            return named
+        text = f"{error}\nor have it wait for them: {self._patient.format(gpu.address)}"
+        return CtlError(text, error.exit_code, name=error.name, blockers=named.blockers)
 
     def _followed(self, begun: Sequence[tuple[Gpu, str]]) -> Mapping[str, Mapping[str, Any]]:
         following = Following(self._service, begun, self._args.timeout)

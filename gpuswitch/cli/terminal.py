@@ -99,5 +99,6 @@ class StepsInPlace:
         yield Text.assemble(f"{self._title(gpu, change)}  ", (clean(change.status), "cyan"), elapsed)
         if (waiting := step.waiting) is not None:
             left = f" ({max(waiting.until - time.time(), 0):.0f} s left)" if waiting.until else ""
-            yield Text(f"  waiting{left}: {clean(waiting.what)}", "yellow")
+            for number, each in enumerate(waiting.what.splitlines()):
+                yield Text(f"  {'and' if number else f'waiting{left}'}: {clean(each)}", "yellow")
         yield ProgressBar(total=change.count, completed=change.index - 1, width=columns)

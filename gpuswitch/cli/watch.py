@@ -46,7 +46,7 @@ class _Lines:
             self._say(f"{gpu.address}: {title}: {change.status} ({duration(change.seconds)})")
 
     def waits(self, gpu: Gpu, _: str, waiting: Waiting) -> None:
-        self._say(f"{gpu.address}: waiting until {clock(waiting.until)}: {waiting.what}")
+        self._say(f"{gpu.address}: waiting until {clock(waiting.until)}: {'; '.join(waiting.what.splitlines())}")
 
     def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None:
         why = f": {'; '.join(reason.splitlines())}" if reason else ""
