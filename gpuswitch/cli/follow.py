@@ -14,8 +14,9 @@ from gpuswitch.errors import Timeout
 StepChange = namedtuple("StepChange", "index count kind title status seconds")
 """What has just become of step `index` (from 1) of `count`; `seconds` is how long it took, 0 while it runs."""
 Waiting = namedtuple("Waiting", "what since until")
-"""What the step under way waits for, a sentence a line; since when, and when it gives that up (0: it does not say), both
-in seconds since the epoch."""
+"""What the step under way waits for, a sentence a line; since when; and when it gives that up (0: it does not say).
+
+Times are seconds since the epoch."""
 
 
 def at_work(change: StepChange) -> bool:
