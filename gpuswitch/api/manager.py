@@ -51,8 +51,9 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
 
     @dbus_method(returns="settings", action=Action.INSPECT)
     def config(self) -> ValuesArray:
-        """Every setting in force: its key, its value as TOML writes it, and the file or variable that set it."""
-        return [{"key": s.key, "value": s.value, "origin": s.origin} for s in self._fleet.config.settings]
+        """Every setting in force: its key, its value and its default as TOML has them, and what set it."""
+        settings = self._fleet.config.settings
+        return [{"key": s.key, "value": s.value, "origin": s.origin, "default": s.default} for s in settings]
 
     @dbus_method(returns="sentences", action=Action.INSPECT)
     def warnings(self) -> StrArray:
