@@ -57,8 +57,8 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
 
     @dbus_method(returns="sentences", action=Action.INSPECT)
     def warnings(self) -> StrArray:
-        """What the configuration says that is about no GPU of this host, a sentence each."""
-        return [misfit.sentence for misfit in self._fleet.misfits]
+        """What of the configuration is about no GPU of this host, or has no effect otherwise, a sentence each."""
+        return [*self._fleet.warnings, *(misfit.sentence for misfit in self._fleet.misfits)]
 
     @dbus_method(returns="switches", action=Action.INSPECT)
     async def history(self, limit: UInt32) -> ValuesArray:

@@ -129,7 +129,7 @@ class Service:
         return [plain_values(each) for each in self.ask(call(NAME, ROOT, MANAGER, "Config")).body[0]]
 
     def warnings(self) -> list[str]:
-        """What the configuration says that is about no GPU of this host, a sentence each."""
+        """What of the configuration is about no GPU of this host, or has no effect otherwise, a sentence each."""
         return list(self.ask(call(NAME, ROOT, MANAGER, "Warnings")).body[0])
 
     def history(self, limit: int) -> list[dict[str, Any]]:
