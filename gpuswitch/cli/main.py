@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     _busy_arguments(planned)
     _history_verbs(verb)
     verb("groups", look.groups, "show the IOMMU groups", "gpuswitchctl groups")
-    verb("config", look.config, "show the configuration", "gpuswitchctl config --json")
+    _config_verb(verb)
     purpose = "show switches on simulated machines"
     demonstration = verbs.add_parser("demo", help=purpose, description=f"{purpose.capitalize()}.", allow_abbrev=False)
     demonstration.set_defaults(run=None, purpose=purpose)
@@ -108,6 +108,17 @@ def _switch_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     _watching_arguments(recovered)
     example = "gpuswitchctl cancel 01:00.0"
     _gpu_argument(verb("cancel", move.cancel, "cancel the switch of {gpu}", example, timeout=None))
+
+
+def _config_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    shown = verb("config", look.config, "show the configuration", "gpuswitchctl config check")
+    shown.description = (
+        "Show the configuration in force; or check a file, or a directory as a whole, without the service; or edit a "
+        "file, which is replaced only by one that can be used."
+    )
+    shown.add_argument("action", metavar="ACTION", nargs="?", choices=("check", "edit"), help="check or edit")
+    shown.add_argument("path", metavar="PATH", nargs="?", help="what to check or edit (default: in /etc/gpuswitch)")
+    shown.add_argument("--changed", action="store_true", help="show only what differs from the default")
 
 
 def _history_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -130,12 +141,26 @@ def _run(args: argparse.Namespace) -> int:
         from gpuswitch.cli.demo import demo  # noqa: PLC0415  # the one that brings its own service, and all that it takes
 
         return demo()
+    if getattr(args, "action", None):
+        return _without_service(args)
     service = Service.connect(args.bus)
     try:
         status: int = args.run(service, args)
     finally:
         service.close()
     return status
+
+
+def _without_service(args: argparse.Namespace) -> int:
+    if args.changed:
+        raise CtlError(f"cannot {args.action} with --changed: that is for showing", 2)
+    if args.action == "check":
+        from gpuswitch.cli.configuration import check  # noqa: PLC0415 -- by need
+
+        return check(args)
+    from gpuswitch.cli.editing import edit  # noqa: PLC0415 -- by need: it brings what runs an editor
+
+    return edit(args)
 
 
 def _shared_options() -> argparse.ArgumentParser:

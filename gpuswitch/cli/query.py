@@ -97,9 +97,11 @@ def groups(service: Service, args: Namespace) -> int:
 
 
 def config(service: Service, args: Namespace) -> int:
-    settings = service.config()
+    settings = [each for each in service.config() if not args.changed or each["value"] != each["default"]]
     if args.json:
         as_json(settings)
+    elif not settings:
+        line("everything is as by default")
     else:
         table(("KEY", "VALUE", "SET BY"), ((each["key"], each["value"], each["origin"]) for each in settings))
     _warn(service)

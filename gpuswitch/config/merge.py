@@ -62,7 +62,7 @@ class Layers:
     def add_file(self, file: Path) -> None:
         """Add one file. One that is not there says nothing."""
         try:
-            content = _read(self._instead.get(file, file))
+            content = _read(self._instead.get(file, file), file)
         except FileNotFoundError:
             return
         except ConfigError as error:
@@ -164,14 +164,15 @@ class Layers:
             self._overlay(target[key], value, here, origin)
 
 
-def _read(file: Path) -> bytes:
-    """Read a regular file. It is opened without waiting, since opening a pipe waits for its writer.
+def _read(place: Path, file: Path) -> bytes:
+    """Read the regular file that lies there, and is `file` to a person. It is opened without waiting, since opening a
+    pipe waits for its writer.
 
     Raises:
         ConfigError: it is no regular file, or others than root may write it.
 
     """
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

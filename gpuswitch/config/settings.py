@@ -113,10 +113,10 @@ def load(
 
     """
     layers = Layers(instead)
-    if path.is_file():
-        layers.add_file(path)
-    else:
+    if path.is_dir() or not path.exists():
         layers.add_directory(path)
+    else:
+        layers.add_file(path)
     for variable in sorted(environ):
         if variable.upper().startswith(ENVIRONMENT) and variable != BUS_VARIABLE:
             _add_variable(layers, variable, environ[variable])

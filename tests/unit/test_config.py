@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.cli.editing import TEMPLATE
 from gpuswitch.config.schema import Deadlines, Defaults, History, Metrics
 from gpuswitch.config.settings import Config, load
 from gpuswitch.errors import ConfigError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.policy import Release
 
-EXAMPLE = Path(__file__).parents[2] / "contrib" / "config.toml"
+EXAMPLE = TEMPLATE
 FIRST = PciAddress.parse("0000:01:00.0")
 SECONDS = "a number of seconds above 0 and at most 600"
 WITHOUT_QUOTES = "must be true or false, without quotes, not "
