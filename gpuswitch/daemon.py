@@ -258,7 +258,7 @@ def check_config(options: argparse.Namespace) -> int:
         faults.append(f"cannot check {path}: there is no such file or directory")
     else:
         try:
-            config = load(path, instead=dict([options.instead] if options.instead else []))
+            config = load(path, instead=dict([options.instead] if options.instead else []), as_root=path == DIRECTORY)
             warnings += config.warnings
             warnings += _without_effect(config, _host(options))
         except ConfigError as error:
@@ -311,6 +311,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.check_config is not None:
         return options
+    if options.instead or options.json:
+        raise InvalidArgument("cannot use --instead and --json without --check-config: they say how to check")
     if options.bus == "":
         raise InvalidArgument("cannot use an empty --bus: leave it out for the system bus")
     if options.simulate:

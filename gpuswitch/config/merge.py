@@ -34,6 +34,8 @@ _ASIDE = re.compile(
     r"(\..*|README.*|.*(~|\.(bak|md|new|off|old|orig|save|disabled|example|sample|(rpm|dpkg-|ucf-)\w+)))", re.DOTALL
 )
 """What is called so was put aside, by an editor, a packet manager or a person, and nobody expects it to be read."""
+_MEANT = re.compile(r"(conf|gpuswitch).*|.*\.(toml|conf|cfg|ini|ya?ml|json|d)", re.DOTALL)
+"""What is called so beside the configuration may be meant for it. A service of somebody's own has other files there."""
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 Location = tuple[str | int, ...]
@@ -44,14 +46,15 @@ class Layers:
     """What the layers added so far say together. `faults` has one sentence for each that could not be read.
 
     `warnings` has one for each file that is never read, though it lies where one is. `instead` has the files that are
-    read from somewhere else.
+    read from somewhere else. `trusting`: it is no matter who else may write them.
     """
 
-    def __init__(self, instead: Mapping[Path, Path]) -> None:
+    def __init__(self, instead: Mapping[Path, Path], *, trusting: bool) -> None:
         self.values: dict[str, Any] = {}
         self.faults: list[str] = []
         self.warnings: list[str] = []
         self._instead = instead
+        self._trusting = trusting
         self._origins: dict[Location, str] = {}
 
     def add_directory(self, path: Path) -> None:
@@ -62,7 +65,10 @@ class Layers:
     def add_file(self, file: Path) -> None:
         """Add one file. One that is not there says nothing."""
         try:
-            content = _read(self._instead.get(file, file), file)
+            content, status = _read(self._instead.get(file, file), file)
+            if distrust := self._distrust(file, status):
+                self.faults.append(distrust)
+                return
         except FileNotFoundError:
             return
         except ConfigError as error:
@@ -118,7 +124,7 @@ class Layers:
         for directory in (path, drop_ins):
             try:
                 entries = sorted(directory.iterdir())
-                self.faults.extend(_distrust(directory, directory.stat()))
+                self.faults.extend(filter(None, [self._distrust(directory, directory.stat())]))
             except FileNotFoundError:
                 break
             except OSError as error:
@@ -128,10 +134,16 @@ class Layers:
                 names.update(entry.name for entry in entries)
                 self.warnings.extend(_unread(entry, path) for entry in entries if not _is_drop_in(entry.name))
             else:
-                others = (entry for entry in entries if entry.name not in {"config.toml", "conf.d"})
+                others = (entry for entry in entries if _looks_meant(entry.name))
                 self.warnings.extend(_unread(entry, path) for entry in others)
         self.warnings[:] = filter(None, self.warnings)
         yield from (drop_ins / name for name in sorted(names) if _is_drop_in(name))
+
+    def _distrust(self, path: Path, status: os.stat_result) -> str:
+        """Why a service that runs as root must not take orders from this file or directory; "": it may."""
+        if self._trusting or (status.st_uid == 0 and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+            return ""
+        return f"cannot trust {path}: others than root may write it; run: chown root {path} && chmod go-w {path}"
 
     def _add_gpus(self, origin: str, gpus: Sequence[Any]) -> None:
         present: list[Any] = self.values["gpu"]
@@ -164,12 +176,12 @@ class Layers:
             self._overlay(target[key], value, here, origin)
 
 
-def _read(place: Path, file: Path) -> bytes:
+def _read(place: Path, file: Path) -> tuple[bytes, os.stat_result]:
     """Read the regular file that lies there, and is `file` to a person. It is opened without waiting, since opening a
     pipe waits for its writer.
 
     Raises:
-        ConfigError: it is no regular file, or others than root may write it.
+        ConfigError: it is no regular file.
 
     """
     descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -177,13 +189,16 @@ def _read(place: Path, file: Path) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"cannot read {file}: it is not a regular file")
-        for fault in _distrust(file, status):
-            raise ConfigError(fault)
-        return stream.read()
+        return stream.read(), status
 
 
 def _is_drop_in(name: str) -> bool:
     return name.endswith(".toml") and not name.startswith(".")
+
+
+def _looks_meant(name: str) -> bool:
+    """Whether it may be meant for the configuration, as it is called."""
+    return name not in {"config.toml", "conf.d"} and _MEANT.fullmatch(name) is not None
 
 
 def _unread(entry: Path, path: Path) -> str:
@@ -191,12 +206,6 @@ def _unread(entry: Path, path: Path) -> str:
     if _ASIDE.fullmatch(entry.name) or (entry.is_dir() and not any(entry.glob("*.toml"))):
         return ""
     return f"{entry} is not read: the configuration is {path / 'config.toml'} and {path / 'conf.d'}/*.toml"
-
-
-def _distrust(path: Path, status: os.stat_result) -> Iterator[str]:
-    """Why a service that runs as root must not take orders from this file or directory."""
-    if os.geteuid() == 0 and (status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-        yield f"cannot trust {path}: others than root may write it; run: chown root {path} && chmod go-w {path}"
 
 
 def _address_text(gpu: object) -> str | None:

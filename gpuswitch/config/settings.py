@@ -102,17 +102,19 @@ def load(
     environ: Mapping[str, str] = os.environ,
     *,
     instead: Mapping[Path, Path] = MappingProxyType({}),
+    as_root: bool = False,
 ) -> Config:
     """Read everything below `path`, then `environ`. A directory or file that is not there sets nothing.
 
     Where `path` is a file, it is the only one. `instead` has the files that are read from somewhere else: a copy that
-    somebody is at work on.
+    somebody is at work on. Root takes no orders from files that others may write; `as_root` is the same for whoever
+    only wants to know.
 
     Raises:
         ConfigError: with one line for each fault.
 
     """
-    layers = Layers(instead)
+    layers = Layers(instead, trusting=os.geteuid() != 0 and not as_root)
     if path.is_dir() or not path.exists():
         layers.add_directory(path)
     else:
@@ -143,6 +145,9 @@ def _add_variable(layers: Layers, variable: str, value: str) -> None:
         return
     except RecursionError:
         layers.faults.append(f"cannot use the variable {variable}: {TOO_DEEP}")
+        return
+    if isinstance(values.get("gpu"), dict):
+        layers.faults.append(f'cannot use the variable {variable}: write a list of tables, [{{"address": "01:00.0"}}]')
         return
     if not values:
         layers.faults.append(f"cannot use the variable {variable}: {no_such_variable(variable)}")

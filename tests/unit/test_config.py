@@ -320,6 +320,8 @@ def test_one_gpu_in_single_brackets_is_refused_whatever_comes_after(tmp_path: Pa
 def test_files_that_nobody_reads_are_told(tmp_path: Path, write: Write) -> None:
     for name in ("config.toml", "conf.d/10-a.toml", "conf.d/README", "conf.d/.10-a.toml.swp", "config.toml~"):
         write(name, "")
+    for other in ("log", "history.db"):
+        write(other, "")
     for aside in ("config.toml.bak", "config.toml.dpkg-old", "conf.d/10-a.toml.disabled"):
         write(aside, "")
     assert load(tmp_path, {}).warnings == ()
@@ -394,6 +396,8 @@ def test_a_pipe_among_the_files_is_refused_without_waiting_for_its_writer(tmp_pa
         ("GPUSWITCH_METRICS", '{"port": "2"}', "metrics.port: must be a whole number from 0 to 65535, without quotes"),
         ("GPUSWITCH_DEFAULTS__END_SESSIONS", "5", "defaults.end_sessions: must be true or false, not '5'"),
         ("GPUSWITCH_GPU", "0000:01:00.0", "its value is not JSON"),
+        ("GPUSWITCH_GPU", '{"address": "01:00.0"}', 'write a list of tables, [{"address": "01:00.0"}]'),
+        ("GPUSWITCH_GPU__NAME", "x", 'write a list of tables, [{"address": "01:00.0"}]'),
         ("GPUSWITCH_GPU", "[" * 5000, "it is nested too deeply"),
     ],
 )
@@ -415,6 +419,8 @@ def test_root_does_not_trust_what_others_may_write(
     assert f"cannot trust {tmp_path / 'conf.d'}: " in text
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert load(tmp_path, {}).metrics.port == 1
+    with pytest.raises(ConfigError, match=f"cannot trust {file}: others than root may write it"):
+        load(tmp_path, {}, as_root=True)
 
 
 def uncommented() -> str:
