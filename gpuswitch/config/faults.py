@@ -76,7 +76,8 @@ def _must_be(key: Key, value: object) -> str:
     must = f"must be {must_be(key)}"
     if type(value) is not str or key.type == "string":
         return f"{must}, not {shown(value)}"
-    return f"{must}, without quotes, not {shown(value)}{_instead(key, value)}"
+    quotes = "" if '"' in must else ", without quotes"
+    return f"{must}{quotes}, not {shown(value)}{_instead(key, value)}"
 
 
 def _instead(key: Key, text: str) -> str:

@@ -216,7 +216,7 @@ def test_whether_a_device_is_removed_by_a_variable(tmp_path: Path) -> None:
         ('[defaults]\nend_sessions = "never"', "defaults.end_sessions", WITHOUT_QUOTES + "'never'"),
         ("[defaults]\nend_sessions = 1", "defaults.end_sessions", "must be true or false, not 1"),
         ("[metrics]\nenabled = {}", "metrics.enabled", "must be true or false, not a table"),
-        ('[defaults]\nreset_on_failure = "true"', "defaults.reset_on_failure", 'true, false or "auto", without quotes'),
+        ('[defaults]\nreset_on_failure = "true"', "defaults.reset_on_failure", """or "auto", not 'true'; write true"""),
         ("[defaults]\nreset_on_failure = 1", "defaults.reset_on_failure", 'must be true, false or "auto", not 1'),
         ('[metrics]\nport = "19761"', "metrics.port", "from 0 to 65535, without quotes, not '19761'; write 19761"),
         ("[metrics]\nport = 9752.0", "metrics.port", "must be a whole number from 0 to 65535, not 9752.0"),
