@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
+import json
 import logging
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -24,8 +25,10 @@ from gpuswitch.api.observer import BusObserver
 from gpuswitch.api.paths import NAME, ROOT
 from gpuswitch.api.vms import VirtualMachines
 from gpuswitch.config.settings import DIRECTORY, Config, load
-from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgument
+from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgument, KernelError
+from gpuswitch.fleet.fitting import fitted
 from gpuswitch.fleet.fleet import Fleet
+from gpuswitch.fleet.host_drivers import missing_host_drivers
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.gpu.observer import Observer
@@ -34,6 +37,7 @@ from gpuswitch.host.linux.host import LinuxHost
 from gpuswitch.host.port import Host
 from gpuswitch.host.simulated.faultspec import inject
 from gpuswitch.host.simulated.scenarios import SCENARIOS
+from gpuswitch.model.gpu import discover
 from gpuswitch.runtime.buses import check_simulated, system_bus
 from gpuswitch.runtime.notify import notify, reloading, watchdog_seconds
 from gpuswitch.switch.engine import StepEvent
@@ -246,6 +250,42 @@ def _lock(runtime: Path) -> IO[str]:
     return lock
 
 
+def check_config(options: argparse.Namespace) -> int:
+    """Say what is wrong with a configuration, and what of it has no effect on this host. Changes nothing.
+
+    Returns the exit status of the program: 2 where the service would refuse it.
+    """
+    path: Path = options.check_config
+    faults: list[str] = []
+    warnings: list[str] = []
+    if not path.exists() and path != DIRECTORY:
+        faults.append(f"cannot check {path}: there is no such file or directory")
+    else:
+        try:
+            config = load(path, instead=dict([options.instead] if options.instead else []), as_root=path == DIRECTORY)
+            warnings += config.warnings
+            warnings += _without_effect(config, _host(options))
+        except ConfigError as error:
+            faults += str(error).splitlines()
+    if options.json:
+        print(json.dumps({"faults": faults, "warnings": warnings}))  # noqa: T201 -- what was asked for
+    else:
+        for sentence in (*(f"warning: {each}" for each in warnings), *faults):
+            print(f"gpuswitchd: {sentence}", file=sys.stderr)  # noqa: T201 -- as above
+    return 2 if faults else 0
+
+
+def _without_effect(config: Config, host: Host) -> Iterator[str]:
+    try:
+        facts = host.look()
+    except KernelError as error:
+        yield f"nobody can tell what the [[gpu]] tables are about: {error}"
+        return
+    yield from missing_host_drivers(config, facts, host.installed)
+    _, misfits = fitted(config, discover(facts, config.members), facts)
+    yield from (misfit.sentence for misfit in misfits)
+
+
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="gpuswitchd",
@@ -260,7 +300,23 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--simulate", choices=sorted(SCENARIOS), help="a machine in memory instead of this one")
     parser.add_argument("--fault", action="append", default=[], metavar="FAULT", help=f"with --simulate: {_FAULT_HELP}")
     parser.add_argument("--verbose", action="store_true", help="log every step")
+    parser.add_argument(
+        "--check-config",
+        nargs="?",
+        type=Path,
+        const=DIRECTORY,
+        metavar="PATH",
+        help="say what is wrong with this directory or file, and end (default: %(const)s)",
+    )
+    parser.add_argument(
+        "--instead", nargs=2, type=Path, metavar=("FILE", "COPY"), help="with --check-config: read COPY instead of FILE"
+    )
+    parser.add_argument("--json", action="store_true", help="with --check-config: print JSON")
     options = parser.parse_args(arguments)
+    if options.check_config is not None:
+        return options
+    if options.instead or options.json:
+        raise InvalidArgument("cannot use --instead and --json without --check-config: they say how to check")
     if options.bus == "":
         raise InvalidArgument("cannot use an empty --bus: leave it out for the system bus")
     if options.simulate:
@@ -277,6 +333,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the service; returns its exit status: 2 for what no second try makes better."""
     try:
         options = _options(arguments)
+        if options.check_config is not None:
+            return check_config(options)
         logging.basicConfig(
             level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr
         )

@@ -114,7 +114,7 @@ class Service:
         return self._list("Config")
 
     def warnings(self) -> list[str]:
-        """What the configuration says that is about no GPU of this host, a sentence each."""
+        """What of the configuration is about no GPU of this host, or has no effect otherwise, a sentence each."""
         return list(self.ask(call(NAME, ROOT, MANAGER, "Warnings")).body[0])
 
     def history(self, limit: int) -> list[dict[str, Any]]:
@@ -131,6 +131,10 @@ class Service:
         ]
 
     # Questions and answers ------------------------------------------------------------------------------------------
+
+    def ask_allowed(self, message: Message) -> Message:
+        """As `ask`, of what not everybody may do (`answer_allowed`)."""
+        return self.answer_allowed(message, self.send(message))
 
     def answer_allowed(self, message: Message, serial: int) -> Message:
         """The answer to a call, sent so, that not everybody may make: a person at a terminal is asked, who may take as

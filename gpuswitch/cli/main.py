@@ -22,7 +22,7 @@ EXIT_USAGE = 2
 EXIT_OUTPUT = 8
 EXIT_INTERRUPTED = 130
 """What a shell expects of a program that ^C ended."""
-_WITHOUT_SERVICE = frozenset({"gpuswitch.cli.demo", "gpuswitch.cli.topics"})
+_WITHOUT_SERVICE = frozenset(f"gpuswitch.cli.{module}" for module in ("configuration", "demo", "editing", "topics"))
 """Modules whose verbs ask no service."""
 
 

@@ -182,12 +182,40 @@ def _telling(verb: _Add) -> None:
     told.add_argument("--limit", metavar="N", type=_count, default=20, help="the last N (default: 20; 0: all)")
     shown = verb("show", "history:show", "show the steps of a finished switch", "gpuswitchctl show 5f0c3a1b")
     shown.add_argument("id", metavar="ID", help="as `history` lists it, or the beginning of it")
-    verb("config", "query:config", "show the configuration", "gpuswitchctl config --json")
+    _configuration(verb)
     helped = verb("help", "topics:show_help", "explain a command or a topic", "gpuswitchctl help states")
     helped.add_argument(
         "topic", metavar="TOPIC", nargs="?", default="", help=f"a command, or one of {', '.join(TOPICS)}"
     )
     verb("demo", "demo:demo", "show switches on simulated machines", "gpuswitchctl demo")
+
+
+def _configuration(verb: _Add) -> None:
+    shown = verb("config", "query:config", "show, check or edit the configuration", "gpuswitchctl config --changed")
+    shown.add_argument("--changed", action="store_true", help="show only what differs from the default")
+    actions = shown.add_subparsers(metavar="ACTION", required=False, dest="action")
+    for name, run, purpose, example, what in (
+        (
+            "check",
+            "configuration:check",
+            "check a configuration, without the service",
+            "gpuswitchctl config check ./config.toml",
+            "a file, or a directory as a whole; default: /etc/gpuswitch",
+        ),
+        (
+            "edit",
+            "editing:edit",
+            "edit a file, which is replaced only by one that can be used",
+            "gpuswitchctl config edit",
+            "default: /etc/gpuswitch/config.toml",
+        ),
+    ):
+        action = actions.add_parser(
+            name, help=purpose, description=f"{purpose.capitalize()}.", epilog=f"example: {example}"
+        )
+        _shared_options(action)
+        action.add_argument("path", metavar="PATH", nargs="?", help=what)
+        action.set_defaults(run=f"gpuswitch.cli.{run}", purpose=purpose)
 
 
 def _shared_options(of: argparse.ArgumentParser) -> None:

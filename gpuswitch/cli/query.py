@@ -109,12 +109,15 @@ def _holder_cells(holder: Values) -> tuple[str, ...]:
 
 
 def config(service: Service, args: Namespace) -> int:
-    settings, warnings = service.config(), service.warnings()
+    settings = [each for each in service.config() if not args.changed or each["value"] != each["default"]]
+    warnings = service.warnings()
     if args.json:
         as_json({"settings": settings, "warnings": warnings})
         return 0
-    rows = ((each["key"], each["value"], each["origin"]) for each in settings)
-    table(("KEY", "VALUE", "SET BY"), rows)
+    if settings:
+        table(("KEY", "VALUE", "SET BY"), ((each["key"], each["value"], each["origin"]) for each in settings))
+    else:
+        line("everything is as by default")
     _warn(warnings)
     return 0
 

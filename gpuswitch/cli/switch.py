@@ -71,7 +71,7 @@ def cancel(service: Service, args: Namespace) -> int:
     service.subscribe(signals_of(gpu.owner))
     try:
         message = gpu.cancel(switch["id"])
-        service.answer_allowed(message, service.send(message))
+        service.ask_allowed(message)
         following = Following(service, [(gpu, switch["id"])], None)
         with display(as_json=args.json, several=False) as shown:
             following.to_the_end(shown)
@@ -247,7 +247,7 @@ class _Switches:
         for gpu, switch in under_way:
             try:
                 message = gpu.cancel(switch)
-                self._service.answer_allowed(message, self._service.send(message))
+                self._service.ask_allowed(message)
             except CtlError as error:
                 # It may be over by now, or too far: what becomes of it is told.
                 problem(sentence(f"cancel the switch of {gpu.address}", str(error)))

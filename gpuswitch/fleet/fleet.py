@@ -10,6 +10,7 @@ from typing import Any
 from gpuswitch.config.settings import Config
 from gpuswitch.errors import Failed, InvalidArgument, KernelError, NoSuchGpu, NotViable
 from gpuswitch.fleet.fitting import Misfit, fitted
+from gpuswitch.fleet.host_drivers import missing_host_drivers
 from gpuswitch.fleet.owners import Owners
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.observer import Observer
@@ -37,12 +38,14 @@ SWITCH_SECONDS = 1.0
 class Fleet:
     """All actors by address; `facts` is the last look at the whole host.
 
-    `config` has each table under the address of its GPU; `misfits` are what in it is about none.
+    `config` has each table under the address of its GPU; `misfits` are what in it is about none, and `warnings` what
+    else it makes sense to look after.
     """
 
     def __init__(self, host: Host, config: Config, journal: Journal, observer: Observer) -> None:
         self.config = config
         self.misfits: tuple[Misfit, ...] = ()
+        self.warnings: tuple[str, ...] = ()
         self._written = config
         self.actors: dict[PciAddress, Actor] = {}
         self.facts = HostFacts({}, iommu=False, vfio_available=False)
@@ -222,6 +225,7 @@ class Fleet:
         found = {gpu.address: gpu for gpu in self._gpus()}
         absent = [actor.gpu for address, actor in self.actors.items() if address not in facts.functions]
         self._tell_misfits(self._fit([*found.values(), *absent], facts))
+        self._tell_warnings(facts)
         self._tell_of_the_screen(facts)
         for address, actor in list(self.actors.items()):
             if address not in found and address in self.facts.functions:
@@ -277,6 +281,7 @@ class Fleet:
         # Also where no look sees everything now. What does not fit is told once more after the next that does.
         self._fit([actor.gpu for actor in self.actors.values()], self.facts)
         self.misfits = ()
+        self.warnings = ()
         self.look()
         for actor in self.actors.values():
             actor.record.tell()
@@ -305,6 +310,15 @@ class Fleet:
             if misfit not in self.misfits:
                 _log.warning("%s", misfit.sentence)
         self.misfits = misfits
+
+    def _tell_warnings(self, facts: HostFacts) -> None:
+        """The same of what is no matter of one GPU, or is none yet."""
+        missing = missing_host_drivers(self._written, facts, self._host.installed)
+        warnings = (*self._written.warnings, *missing)
+        for sentence in warnings:
+            if sentence not in self.warnings:
+                _log.warning("%s", sentence)
+        self.warnings = warnings
 
     def refuse_misfits(self, functions: Collection[PciAddress]) -> None:
         """A machine does not get what was meant to be managed, and is not.

@@ -397,6 +397,12 @@ class Host(Protocol):
             KernelError: it could not see everything (no descriptor is left, say), so nothing may follow from it.
         """
 
+    def installed(self, module: str) -> bool:
+        """Whether a module that the kernel calls so has a file for the running kernel, or is in it.
+
+        True where nobody can tell. What modprobe would do with the name is more: `Kernel.loadable`.
+        """
+
     def kernel(self, gpu: str) -> Kernel:
         """The kernel operations of one GPU, by its address; the same object each time."""
 

@@ -148,10 +148,11 @@ async def test_groups_are_every_function_that_is_in_one(start: Start) -> None:
 
 async def test_the_configuration_in_force_is_told_with_who_set_it(start: Start) -> None:
     service = await start("laptop", config=NAMED, GPUSWITCH_DEADLINES__PROBE="3")
-    settings = {each["key"][1]: (each["value"][1], each["origin"][1]) for each in await service.ask("Config")}
-    assert settings["gpu[0000:01:00.0].name"] == ('"geforce"', f"{service.config}/config.toml")
-    assert settings["deadlines.probe"] == ("3.0", "the variable GPUSWITCH_DEADLINES__PROBE")
-    assert settings["deadlines.unbind"] == ("20.0", "default")
+    told = [{name: value for name, (_, value) in each.items()} for each in await service.ask("Config")]
+    settings = {each["key"]: (each["value"], each["default"], each["origin"]) for each in told}
+    assert settings["gpu[0000:01:00.0].name"] == ('"geforce"', '""', f"{service.config}/config.toml")
+    assert settings["deadlines.probe"] == ("3.0", "30.0", "the variable GPUSWITCH_DEADLINES__PROBE")
+    assert settings["deadlines.unbind"] == ("20.0", "20.0", "default")
 
 
 # Who may call what

@@ -144,6 +144,7 @@ def test_a_simulated_one_goes_on_the_system_bus_of_a_container(
 async def test_options_that_make_no_sense_are_refused_in_one_sentence() -> None:
     bus = "--bus=unix:path=/nowhere"
     for options, sentence in (
+        (["--json"], "cannot use --instead and --json without --check-config: they say how to check"),
         (["--bus="], "cannot use an empty --bus: leave it out for the system bus"),
         (["--fault=unbind=EIO"], "cannot inject a --fault into this machine, only into one in memory: add --simulate"),
         (

@@ -35,6 +35,9 @@ class LinuxHost(Host):
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
         return self._sysfs.look(only)
 
+    def installed(self, module: str) -> bool:
+        return self._sysfs.installed(module)
+
     def kernel(self, gpu: str) -> LinuxKernel:
         if gpu not in self._kernels:
             self._kernels[gpu] = LinuxKernel(gpu, self._roots)

@@ -18,6 +18,7 @@ from gpuswitch.host.simulated.processes import SimulatedProcesses
 from gpuswitch.host.simulated.systemd import SimulatedSystemd
 from gpuswitch.host.simulated.workers import Worker
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.drivers import kernel_name
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.holders import Process
 
@@ -58,6 +59,9 @@ class SimulatedHost(Host):
         devices = self.machine.devices
         seen = {address: devices[address].seen() for address in only if address in devices}
         return HostFacts(seen, iommu=False, vfio_available=False)
+
+    def installed(self, module: str) -> bool:
+        return module in {kernel_name(name) for name in self.machine.drivers.modules}
 
     def _blind(self) -> int:
         """Why this look does not see everything; 0: it does."""

@@ -33,6 +33,9 @@ class Hybrid(Host):
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
         return self._simulated.look(only)
 
+    def installed(self, module: str) -> bool:
+        return self._simulated.installed(module)
+
     def kernel(self, gpu: str) -> SimulatedKernel:
         return self._simulated.kernel(gpu)
 
