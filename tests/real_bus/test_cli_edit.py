@@ -15,7 +15,7 @@ import pytest
 from gpuswitch.cli import editing
 from gpuswitch.cli.client import CtlError
 from gpuswitch.cli.editing import TEMPLATE, changes
-from gpuswitch.cli.main import parser
+from gpuswitch.cli.parser import parse
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.services import BIN, contents, environment, write_config
 from tests.real_bus.conftest import Start
@@ -214,7 +214,7 @@ def test_who_may_not_write_there_is_told_what_it_takes(tmp_path: Path, monkeypat
     monkeypatch.setattr(editing, "Draft", refuse)
     for stream in ("stdin", "stdout"):
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
-    args = parser().parse_args(["config", "edit", str(tmp_path / "config.toml")])
+    args = parse(["config", "edit", str(tmp_path / "config.toml")])
     with pytest.raises(CtlError, match=r"Permission denied; it takes root: sudo gpuswitchctl config edit$"):
         editing.edit(args)
 
