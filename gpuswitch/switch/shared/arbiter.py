@@ -1,7 +1,7 @@
 """The arbiter: what several GPUs share, serialised and counted.
 
-Units that more than one switch needs stopped, consoles that more than one GPU may show, and host drivers whose modules
-come and go with the last of their GPUs.
+Settings that more than one switch needs changed, units above all, consoles that more than one GPU may show, and host
+drivers whose modules come and go with the last of their GPUs.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
-from gpuswitch.config.schema import Deadlines
 from gpuswitch.errors import KernelError
 from gpuswitch.host.port import Systemd
 from gpuswitch.model.address import PciAddress
@@ -87,12 +85,6 @@ class Arbiter:
                 await (self._systemd.start(unit) if wait else self._systemd.queue_start(unit))
 
         await self.settings.restore(gpu, _stopped(unit), start)
-
-    async def give_back(self, gpu: PciAddress, units: Iterable[Unit], deadlines: Deadlines) -> None:
-        """Start these, and let the machine sleep, where no switch of this GPU does so. What does not work is logged."""
-        for unit in units:
-            await _tried(f"start {unit}", self.start(gpu, unit), deadlines.units)
-        await self.awake.settled_if_possible(gpu)
 
     async def system_stopping(self) -> bool:
         """Whether the whole system goes down. A manager that does not say so in time does other things."""
@@ -192,17 +184,6 @@ class Arbiter:
     def moving(self, driver: str) -> tuple[PciAddress, ...]:
         """The GPUs of this driver that are being moved."""
         return tuple(sorted(self._moving[driver]))
-
-
-async def _tried(what: str, work: Coroutine[Any, Any, None], seconds: float) -> None:
-    """Do it, within this time."""
-    try:
-        async with asyncio.timeout(seconds):
-            await work
-    except KernelError as error:
-        _log.warning("%s", error)
-    except TimeoutError:
-        _log.warning("cannot %s within %g s", what, seconds)
 
 
 def _stopped(unit: Unit) -> SharedSetting:
