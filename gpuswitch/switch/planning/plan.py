@@ -376,7 +376,7 @@ def _restore_host(
 def restore_shared(restore_state: RestoreState) -> list[Step]:
     """Give back what several GPUs share (`Shared`): on the way home, and for a GPU that has left the bus.
 
-    All of them optional: none takes the GPU from the host again, or keeps another one from its turn.
+    What is `optional` takes no GPU from the host again; of one that has left, each has its turn, whatever fails before.
     """
     return [*([StartUnits(restore_state.units)] if restore_state.units else [])]
 
