@@ -12,6 +12,7 @@ from gpuswitch.errors import Failed, InvalidArgument, KernelError, NoSuchGpu, No
 from gpuswitch.fleet.fitting import Misfit, fitted
 from gpuswitch.fleet.host_drivers import missing_host_drivers
 from gpuswitch.fleet.owners import Owners
+from gpuswitch.gpu.absent import restore_for_absent
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.observer import Observer
 from gpuswitch.gpu.retry import Pace, Retry
@@ -138,8 +139,8 @@ class Fleet:
             await pause.wait()
 
     async def _restore_for_absent(self, gpu: PciAddress, entry: Entry) -> None:
-        """It left the bus while nobody looked: what was changed around it is given back all the same."""
-        await self._arbiter.give_back(gpu, entry.restore_state.units, self.config.deadlines)
+        """It left the bus while nobody looked."""
+        await restore_for_absent(gpu, entry.restore_state, self._host, self._arbiter, self.config.deadlines)
         self._arbiter.set_restore_state(gpu, NOTHING_TO_RESTORE)
         try:
             self._journal.save(gpu, Entry())
@@ -151,7 +152,7 @@ class Fleet:
         home is there already.
         """
         address = actor.gpu.address
-        gone = actor.state is State.ABSENT and actor.record.has_units_to_start and not actor.record.owned
+        gone = actor.state is State.ABSENT and actor.record.has_shared_to_restore and not actor.record.owned
         home = actor.state is State.HOST and drift is not None
         if self._open and (gone or home) and address not in self._restoring:
             self._restoring[address] = asyncio.create_task(_each([actor], Actor.restore_deferred))

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from gpuswitch.config.settings import Config
 from gpuswitch.errors import Failed, GpuswitchError, InProgress, InvalidArgument, KernelError, NotViable, Wedged
+from gpuswitch.gpu.absent import restore_for_absent
 from gpuswitch.gpu.admission import Admission
 from gpuswitch.gpu.cancelling import cancellable
 from gpuswitch.gpu.gpu_record import GpuObserver, GpuRecord
@@ -251,15 +252,15 @@ class Actor:
             self._observer.drifted(record, Drift(State.VFIO, self.state, text, record.since))
 
     async def restore_deferred(self) -> None:
-        """Give back what the start of the service could not wait for, and what no switch of this GPU will: units."""
+        """Give back what the start of the service could not wait for, and what no switch of this GPU will."""
         record = self.record
         if record.restore_state and self.state is State.HOST and not record.awaited:
             await self._bring_home()
-        elif self.state is State.ABSENT and record.has_units_to_start and not record.owned:
-            await self._start_units()
+        elif self.state is State.ABSENT and record.has_shared_to_restore and not record.owned:
+            await self._restore_shared()
         elif not self.runner.busy and not record.owned:
             # A switch that was cut short left it behind, and nothing of ours needs it.
-            await self._arbiter.give_back(self.gpu.address, (), record.config.deadlines)
+            await self._arbiter.awake.settled_if_possible(self.gpu.address)
 
     async def restore_deferred_at_start(self) -> None:
         """The same, once the service has started: now there are ways home that could not be gone before."""
@@ -303,15 +304,13 @@ class Actor:
         except GpuswitchError as error:
             self.record.note(f"cannot bring {self.gpu.address} back to the host: {error}")
 
-    async def _start_units(self) -> None:
-        """Start the units of the restore state where no GPU comes home with them."""
+    async def _restore_shared(self) -> None:
+        """Give back what it shares with others where no GPU comes home with that."""
         record = self.record
-        units = record.restore_state.units
-        await self._arbiter.give_back(record.gpu.address, units, record.config.deadlines)
+        shared = record.restore_state.shared
+        await restore_for_absent(record.gpu.address, shared, self._host, self._arbiter, record.config.deadlines)
         # A member that is still there may have its driver to get back.
-        left = replace(
-            record.restore_state, units=tuple(unit for unit in record.restore_state.units if unit not in units)
-        )
+        left = record.restore_state.without(shared)
         record.page.write_if_possible(replace(record.page.entry, restore_state=left))
 
     def retire(self, reason: str) -> None:

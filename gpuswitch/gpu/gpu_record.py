@@ -145,9 +145,9 @@ class GpuRecord:
         return self.page.entry.restore_state
 
     @property
-    def has_units_to_start(self) -> bool:
-        """Some are to be started again, when it is home or gone for good."""
-        return bool(self.restore_state.units)
+    def has_shared_to_restore(self) -> bool:
+        """Something that it shares with others is to be given back, when it is home or gone for good."""
+        return bool(self.restore_state.shared)
 
     @property
     def owner(self) -> Owner | None:
@@ -226,7 +226,7 @@ class GpuRecord:
             self._why = explain(gpu, facts)
         if not gpu.present(facts):
             # The overrides and power settings that we had to restore went with the device.
-            self._keep_units_only()
+            self._keep_shared_only()
         return drift
 
     async def settle(self, outcome: Outcome, restore_state_before: RestoreState, story: str = "") -> Outcome:
@@ -286,14 +286,11 @@ class GpuRecord:
         self, result: Result, reached: Plan | None, restore_state_before: RestoreState
     ) -> RestoreState:
         if reached is not None:
-            # With the units that a policy stopped on the way, and consoles that were unbound since it was planned.
-            ended = tuple(unit for unit in self.restore_state.units if unit not in reached.restore_state.units)
-            unbound = tuple(
-                name for name in self.restore_state.vtconsoles if name not in reached.restore_state.vtconsoles
-            )
-            return RestoreState(units=ended, vtconsoles=unbound).and_before(reached.afterwards)
+            # With what steps have recorded since then: units that a policy stopped, consoles that were unbound.
+            since = self.restore_state.without(reached.restore_state)
+            return replace(since.shared, vtconsoles=since.vtconsoles).and_before(reached.afterwards)
         if not self.gpu.present(self.facts):
-            return RestoreState(units=self.restore_state.units)
+            return self.restore_state.shared
         if result in {Result.REVERTED, Result.CANCELLED} and not restore_state_before:
             return NOTHING_TO_RESTORE
         return self.restore_state
@@ -351,12 +348,10 @@ class GpuRecord:
         """
         self.page.write(replace(self.page.entry, restore_state=more.and_before(self.restore_state)))
 
-    def _keep_units_only(self) -> None:
-        """What was to be restored on the device went with it; the host still gets its units back."""
+    def _keep_shared_only(self) -> None:
+        """What was to be restored on the device went with it; what others share with it did not."""
         if self.restore_state:
-            self.page.write_if_possible(
-                replace(self.page.entry, restore_state=RestoreState(units=self.restore_state.units))
-            )
+            self.page.write_if_possible(replace(self.page.entry, restore_state=self.restore_state.shared))
 
     def own(self, owner: Owner | None, *, again: bool = False) -> None:
         """It belongs to this virtual machine from now on, or to none any more. `again`: it did, before it was claimed.

@@ -50,6 +50,20 @@ class Captured:
     power_control: Annotated[str, OneOf("auto", "on"), Attribute("power/control", at_boot="on")]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """Settings of the host that several GPUs may want changed at once, as they were before the first of them came.
+
+    Each field is a kind of setting: a tuple of the things that were changed, or, where it is to be known what each had,
+    a mapping of things to that. What is changed is no part of a GPU, so it is given back also when the GPU has left.
+    Who changes one, and the last who needs it so: `gpuswitch.switch.shared.settings`.
+
+    `units` were active and were stopped.
+    """
+
+    units: tuple[Unit, ...] = ()
+
+
 def _attributes() -> dict[str, Attribute]:
     hints = get_type_hints(Captured, include_extras=True)
     return {
