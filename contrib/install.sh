@@ -113,7 +113,7 @@ install() {
     chmod 0755 "$new"
     "$PYTHON" -m venv "$new"
     "$new/bin/pip" install --quiet --disable-pip-version-check "$source"
-    "$new/bin/python" -I -c 'import gpuswitch.cli.main, gpuswitch.daemon'
+    "$new/bin/python" -I -c 'import gpuswitch.cli.main, gpuswitch.service, gpuswitch.daemon'
     ln -s "$("$new/bin/python" -I -c 'import gpuswitch.hook; print(gpuswitch.hook.__file__)')" "$new/hook.py"
     deaf=$(deaf_libvirt)
 

@@ -1,4 +1,4 @@
-"""gpuswitchd: puts the parts together. The only module that sees both the host and the API."""
+"""Puts the parts of gpuswitchd together. The only module that sees both the host and the API."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
-from gpuswitch import __version__
 from gpuswitch.api.authority import Authority
 from gpuswitch.api.bus import Bus
 from gpuswitch.api.manager import ManagerObject
@@ -208,10 +207,12 @@ class Daemon:
 
 async def serve(options: argparse.Namespace) -> None:
     """Make the parts and run them."""
-    config = load(options.config)
+    directory = Path(options.config) if options.config else DIRECTORY
+    config = load(directory)
     host = _host(options)
     with ExitStack() as until_the_end:
-        runtime, state = options.runtime, options.state
+        runtime = Path(options.runtime) if options.runtime else None
+        state = Path(options.state) if options.state else None
         if options.simulate and None in (runtime, state):
             own = Path(until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="gpuswitch-")))
             runtime, state = runtime or own / "run", state or own / "state"
@@ -219,7 +220,7 @@ async def serve(options: argparse.Namespace) -> None:
         state = state or Path(os.environ.get("STATE_DIRECTORY", "/var/lib/gpuswitch"))
         until_the_end.enter_context(_lock(runtime))
         bus = await Bus.connect(options.bus or system_bus())
-        await Daemon(host, config, options.config, bus, runtime=runtime, state=state).run()
+        await Daemon(host, config, directory, bus, runtime=runtime, state=state).run()
 
 
 def _host(options: argparse.Namespace) -> Host:
@@ -255,14 +256,16 @@ def check_config(options: argparse.Namespace) -> int:
 
     Returns the exit status of the program: 2 where the service would refuse it.
     """
-    path: Path = options.check_config
+    path = Path(options.check_config)
+    file, copy = options.instead or ("", "")
+    instead = {Path(file): Path(copy)} if file else {}
     faults: list[str] = []
     warnings: list[str] = []
     if not path.exists() and path != DIRECTORY:
         faults.append(f"cannot check {path}: there is no such file or directory")
     else:
         try:
-            config = load(path, instead=dict([options.instead] if options.instead else []), as_root=path == DIRECTORY)
+            config = load(path, instead=instead, as_root=path == DIRECTORY)
             warnings += config.warnings
             warnings += _without_effect(config, _host(options))
         except ConfigError as error:
@@ -286,53 +289,29 @@ def _without_effect(config: Config, host: Host) -> Iterator[str]:
     yield from (misfit.sentence for misfit in misfits)
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="gpuswitchd",
-        description="Moves GPUs between their host drivers and vfio-pci. Usually started by systemd.",
-        epilog="example: gpuswitchd --simulate laptop --bus unix:path=/tmp/bus",
-    )
-    parser.add_argument("--version", action="version", version=f"gpuswitchd {__version__}")
-    parser.add_argument("--config", type=Path, default=DIRECTORY, metavar="DIRECTORY", help="default: %(default)s")
-    parser.add_argument("--runtime", type=Path, metavar="DIRECTORY", help="default: /run/gpuswitch")
-    parser.add_argument("--state", type=Path, metavar="DIRECTORY", help="default: /var/lib/gpuswitch")
-    parser.add_argument("--bus", metavar="ADDRESS", help="a D-Bus address; default: the system bus")
-    parser.add_argument("--simulate", choices=sorted(SCENARIOS), help="a machine in memory instead of this one")
-    parser.add_argument("--fault", action="append", default=[], metavar="FAULT", help=f"with --simulate: {_FAULT_HELP}")
-    parser.add_argument("--verbose", action="store_true", help="log every step")
-    parser.add_argument(
-        "--check-config",
-        nargs="?",
-        type=Path,
-        const=DIRECTORY,
-        metavar="PATH",
-        help="say what is wrong with this directory or file, and end (default: %(const)s)",
-    )
-    parser.add_argument(
-        "--instead", nargs=2, type=Path, metavar=("FILE", "COPY"), help="with --check-config: read COPY instead of FILE"
-    )
-    parser.add_argument("--json", action="store_true", help="with --check-config: print JSON")
-    options = parser.parse_args(arguments)
+def check(options: argparse.Namespace) -> None:
+    """See that these can be meant, all together.
+
+    Raises:
+        InvalidArgument: they cannot.
+    """
+    for name in ("bus", "config", "runtime", "state", "check_config"):
+        if getattr(options, name) == "":
+            raise InvalidArgument(f"cannot use an empty --{name.replace('_', '-')}: leave it out for the usual one")
     if options.check_config is not None:
-        return options
+        return
     if options.instead or options.json:
         raise InvalidArgument("cannot use --instead and --json without --check-config: they say how to check")
-    if options.bus == "":
-        raise InvalidArgument("cannot use an empty --bus: leave it out for the system bus")
     if options.simulate:
         check_simulated(options.bus or system_bus())
     if options.fault and not options.simulate:
         raise InvalidArgument("cannot inject a --fault into this machine, only into one in memory: add --simulate")
-    return options
 
 
-_FAULT_HELP = "OPERATION[@SUBJECT][#NTH]=errno, silent, hang or SECONDSs, like probe@0000:01:00.1#1=EINVAL"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run the service; returns its exit status: 2 for what no second try makes better."""
     try:
-        options = _options(arguments)
+        check(options)
         if options.check_config is not None:
             return check_config(options)
         logging.basicConfig(

@@ -89,6 +89,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.host",
         "gpuswitch.api",
     ),
+    # It says what it understands before any of that is there.
+    "gpuswitch.service": ("gpuswitch.__version__", "gpuswitch.daemon"),
     # Clients of the bus: they work, and say what is wrong, when nothing else of the program does.
     "gpuswitch.cli": ("gpuswitch.__version__", "gpuswitch.errors", "gpuswitch.cli"),
     "gpuswitch.hook": (),

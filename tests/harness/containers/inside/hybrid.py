@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Collection
 from unittest import mock
 
-from gpuswitch import daemon
+from gpuswitch import daemon, service
 from gpuswitch.host.linux.libvirt import LinuxLibvirt
 from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.linux.systemd import LinuxSystemd
@@ -57,4 +57,4 @@ def hybrid(scenario: Callable[..., SimulatedHost]) -> Callable[[], Host]:
 if __name__ == "__main__":
     scenarios = {name: hybrid(scenario) for name, scenario in SCENARIOS.items()}
     with mock.patch.object(daemon, "SCENARIOS", scenarios):
-        sys.exit(daemon.main())
+        sys.exit(service.main())
