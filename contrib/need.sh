@@ -28,6 +28,9 @@ EOF
 dbus-daemon|command -v dbus-daemon
 dbus-bin|test -x /usr/bin/dbus-send
 prometheus|command -v promtool
+bash-completion|test -e /usr/share/bash-completion/bash_completion
+zsh|command -v zsh
+fish|command -v fish
 EOF
         ;;
     dbus-daemon) ;; # what `test` needs is enough

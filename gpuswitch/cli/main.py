@@ -42,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["__complete"]:
+        from gpuswitch.cli.complete import complete  # noqa: PLC0415 -- for shells alone
+
+        return complete(arguments[1:])
     try:
         args = parse(arguments)
     except UsageError as error:

@@ -241,6 +241,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def arguments_of(parser: argparse.ArgumentParser) -> Sequence[argparse.Action]:
+    """Its arguments and options, in order; those that a verb has are in `choices` of the argument for it."""
+    return parser._actions  # noqa: SLF001 -- argparse has no public name for them
+
+
 def _gpu_argument(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("gpu", metavar="GPU", nargs="?", default="", help="may be left out where there is only one")
 
