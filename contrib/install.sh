@@ -37,6 +37,10 @@ file|units/gpuswitch.sysusers|/usr/local/lib/sysusers.d/gpuswitch.conf
 file|contrib/completion/gpuswitchctl.bash|/usr/local/share/bash-completion/completions/gpuswitchctl
 file|contrib/completion/gpuswitchctl.fish|/usr/local/share/fish/vendor_completions.d/gpuswitchctl.fish
 file|contrib/completion/_gpuswitchctl|/usr/local/share/zsh/site-functions/_gpuswitchctl
+file|docs/man/gpuswitchctl.1|$PREFIX/share/man/man1/gpuswitchctl.1
+file|docs/man/gpuswitchd.8|$PREFIX/share/man/man8/gpuswitchd.8
+file|docs/man/gpuswitch.toml.5|$PREFIX/share/man/man5/gpuswitch.toml.5
+file|docs/man/org.gpuswitch1.5|$PREFIX/share/man/man5/org.gpuswitch1.5
 hook|contrib/libvirt/qemu.d/50-gpuswitch|$hooks/qemu.d/50-gpuswitch
 EOF
 }

@@ -31,6 +31,9 @@ prometheus|command -v promtool
 bash-completion|test -e /usr/share/bash-completion/bash_completion
 zsh|command -v zsh
 fish|command -v fish
+man-db|command -v man
+groff-base|command -v groff
+mandoc|command -v mandoc
 EOF
         ;;
     dbus-daemon) ;; # what `test` needs is enough

@@ -36,7 +36,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--runtime", metavar="DIRECTORY", help="default: /run/gpuswitch")
     options.add_argument("--state", metavar="DIRECTORY", help="default: /var/lib/gpuswitch")
     options.add_argument("--bus", metavar="ADDRESS", help="a D-Bus address; default: the system bus")
-    options.add_argument("--simulate", choices=MACHINES, help="a machine in memory instead of this one")
+    options.add_argument(
+        "--simulate",
+        metavar="MACHINE",
+        choices=MACHINES,
+        help=f"a machine in memory instead of this one: {', '.join(MACHINES)}",
+    )
     options.add_argument("--fault", action="append", default=[], metavar="FAULT", help=f"with --simulate: {_FAULT}")
     options.add_argument("--verbose", action="store_true", help="log every step")
     options.add_argument(

@@ -24,9 +24,10 @@ from tests.harness.debian.tools import PROJECT, require_root, require_tools, run
 
 PACKAGES = (
     *("git", "python3", "python3-venv", "procps"),
-    *("dbus-daemon", "dbus-bin", "prometheus", "bash-completion", "zsh", "fish"),
+    *("dbus-daemon", "dbus-bin", "prometheus", "bash-completion", "zsh", "fish", "man-db"),
+    *("groff-base", "mandoc"),
 )
-"""The second line as contrib/need.sh has them for `test`."""
+"""The last two lines as contrib/need.sh has them for `test`."""
 TREE = "usr/src/gpuswitch"
 WHEELS = "usr/src/wheels"
 VENV = "/opt/tests"
