@@ -52,10 +52,10 @@ def _counts(function: Values) -> bool:
 def _ids(function: Values) -> dict[str, Any]:
     """A function with its numbers as people know them: class 030000, vendor 10de, device 2484."""
     return {
-        **{key: value for key, value in function.items() if key != "group"},
+        **{key: value for key, value in function.items() if key not in {"group", "vendor", "device"}},
         "class": f"{function['class']:06x}",
-        "vendor": f"{function['vendor']:04x}",
-        "device": f"{function['device']:04x}",
+        "vendor_id": f"{function['vendor']:04x}",
+        "device_id": f"{function['device']:04x}",
     }
 
 
@@ -90,7 +90,7 @@ def _function_cells(function: Values) -> list[str]:
     shown = (
         function["address"],
         f"{function['kind']} [{function['class'][:4]}]",
-        f"[{function['vendor']}:{function['device']}]",
+        f"[{function['vendor_id']}:{function['device_id']}]",
         function["driver"] or "-",
         ", ".join((*(["GPU"] if function["gpu"] else []), *function["adds"])),
         f"{function['maker']} {function['model']}".strip(),

@@ -78,11 +78,11 @@ def _run(args: Namespace) -> int:
 
 
 def _failed(error: CtlError, args: Namespace) -> int:
-    from gpuswitch.cli.output import as_json, problem, sentence  # noqa: PLC0415 -- by need, as above
+    from gpuswitch.cli.output import as_json_line, problem, sentence  # noqa: PLC0415 -- by need, as above
 
     named = " and ".join(getattr(args, "gpus", None) or filter(None, [getattr(args, "gpu", "")]))
     if args.json:
-        as_json(error.as_json())
+        as_json_line(error.as_json())
     problem(sentence(args.purpose.format(gpu=named or "the GPU"), str(error)))
     return error.exit_code
 
@@ -90,9 +90,9 @@ def _failed(error: CtlError, args: Namespace) -> int:
 def _wrong_usage(error: UsageError, *, as_json: bool) -> int:
     if as_json:
         from gpuswitch.cli.failures import CtlError  # noqa: PLC0415 -- by need, as above
-        from gpuswitch.cli.output import as_json as print_json  # noqa: PLC0415 -- as above
+        from gpuswitch.cli.output import as_json_line  # noqa: PLC0415 -- as above
 
-        print_json(CtlError(str(error), EXIT_USAGE, name="InvalidArgument").as_json())
+        as_json_line(CtlError(str(error), EXIT_USAGE, name="InvalidArgument").as_json())
     print(f"{error.usage}gpuswitchctl: {error}", file=sys.stderr)
     return EXIT_USAGE
 

@@ -93,8 +93,8 @@ def as_json(value: Mapping[str, Any]) -> None:
 
 
 def as_json_line(value: Mapping[str, Any]) -> None:
-    """Print one event of several."""
-    write(_json({"version": JSON_VERSION, **value}))
+    """Print one event, with the time. Errors are events, too."""
+    write(_json({"version": JSON_VERSION, "event": value["event"], "at": rfc3339(time.time()), **value}))
 
 
 def _json(value: object, *, indent: int | None = None) -> str:

@@ -6,7 +6,8 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 
 from gpuswitch.cli.follow import Display, StepChange, Waiting, at_work
-from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, on_terminal, rfc3339
+from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, on_terminal
+from gpuswitch.cli.records import change_record, waiting_record
 
 
 class Lines:
@@ -36,13 +37,10 @@ class JsonLines:
     """One JSON object for each event."""
 
     def step(self, gpu: str, switch: str, change: StepChange) -> None:
-        as_json_line({"event": "step", "gpu": gpu, "id": switch, **change._asdict()})
+        as_json_line({"event": "step", "gpu": gpu, "id": switch, **change_record(change)})
 
     def waits(self, gpu: str, switch: str, waiting: Waiting) -> None:
-        since, until = rfc3339(waiting.since), rfc3339(waiting.until)
-        as_json_line(
-            {"event": "waiting", "gpu": gpu, "id": switch, "for": waiting.what, "since": since, "until": until}
-        )
+        as_json_line({"event": "waiting", "gpu": gpu, "id": switch, **waiting_record(waiting)})
 
 
 def display(*, as_json: bool, several: bool) -> AbstractContextManager[Display]:

@@ -14,7 +14,7 @@ from gpuswitch.cli.follow import Following
 from gpuswitch.cli.layout import hung
 from gpuswitch.cli.output import as_json, as_json_line, duration, line, on_terminal, problem, sentence
 from gpuswitch.cli.query import what_to_do
-from gpuswitch.cli.records import switch_record
+from gpuswitch.cli.records import planned_record, switch_record
 from gpuswitch.cli.steps import display
 from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, Wedged
 
@@ -95,7 +95,8 @@ def plan(service: Service, args: Namespace) -> int:
 def _print_plans(gpus: Sequence[Gpu], target: str, options: Options, args: Namespace) -> int:
     plans = [(gpu, _or_blockers(gpu, target, options, args)) for gpu in gpus]
     if args.json:
-        as_json({"plans": [{"gpu": gpu.address, "target": target, "steps": steps} for gpu, steps in plans]})
+        records = [(gpu.address, list(map(planned_record, steps))) for gpu, steps in plans]
+        as_json({"plans": [{"gpu": address, "target": target, "steps": steps} for address, steps in records]})
         return 0
     for gpu, steps in plans:
         if len(plans) > 1:
@@ -116,6 +117,7 @@ def _or_blockers(gpu: Gpu, target: str, options: Options, args: Namespace) -> li
     try:
         return gpu.plan(target, options)
     except CtlError as error:
+        error.gpu = gpu.address
         raise _with_blockers(error, lambda: gpu.blockers(target, options), args) from None
 
 
@@ -291,6 +293,7 @@ class _Switches:
 
     def _fail(self, gpu: Gpu, error: CtlError, *, told: bool = False) -> None:
         """`told`: programs have heard of it already."""
+        error.gpu = gpu.address
         if not self._several:
             if told:
                 problem(str(error))
@@ -299,7 +302,7 @@ class _Switches:
             raise error
         self._failures.append(error)
         if self._args.json and not told:
-            as_json_line({"event": "error", "gpu": gpu.address, **error.as_json()})
+            as_json_line(error.as_json())
         problem(sentence(self._purpose.format(gpu.address), str(error)))
 
 

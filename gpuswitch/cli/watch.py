@@ -10,8 +10,8 @@ from typing import Any
 from gpuswitch.cli.client import GPU, Gpu, Service, Signal, gpus_named, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
-from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, rfc3339
-from gpuswitch.cli.records import gpu_record, state_label
+from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered
+from gpuswitch.cli.records import change_record, gpu_record, state_label, waiting_record
 from gpuswitch.cli.watching import BUS, Watching, name_owner
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Timeout, Wedged
 
@@ -66,17 +66,16 @@ class _JsonEvents:
         self._say("state", gpu=gpu.address, now=gpu_record(gpu.properties))
 
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
-        self._say("step", gpu=gpu.address, id=switch, **change._asdict())
+        self._say("step", gpu=gpu.address, id=switch, **change_record(change))
 
     def waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None:
-        times = {"since": rfc3339(waiting.since), "until": rfc3339(waiting.until)}
-        self._say("waiting", gpu=gpu.address, id=switch, **{"for": waiting.what}, **times)
+        self._say("waiting", gpu=gpu.address, id=switch, **waiting_record(waiting))
 
     def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None:
         self._say("finished", gpu=gpu.address, id=switch, result=result, reason=reason)
 
     def _say(self, event: str, **data: object) -> None:
-        as_json_line({"event": event, "at": rfc3339(time.time()), **data})
+        as_json_line({"event": event, **data})
 
 
 def wait(service: Service, args: Namespace) -> int:
@@ -125,9 +124,7 @@ def _arrived(state: str | None) -> Callable[[Mapping[str, Any]], bool]:
 def _told(gpus: Sequence[Gpu], args: Namespace) -> int:
     for gpu in gpus:
         if args.json:
-            as_json_line(
-                {"event": "state", "at": rfc3339(time.time()), "gpu": gpu.address, "now": gpu_record(gpu.properties)}
-            )
+            as_json_line({"event": "state", "gpu": gpu.address, "now": gpu_record(gpu.properties)})
         else:
             line(f"{gpu.address} is {state_label(gpu.properties)}")
     states = {str(gpu.properties["State"]) for gpu in gpus}
