@@ -21,7 +21,7 @@ hooks=/etc/libvirt/hooks
 # Everything that is put outside of PREFIX/lib/gpuswitch: how | from | to.
 # Units and activation lie where an administrator's own belong; the bus reads policies in /usr/share and /etc only, and
 # polkit before 124 actions in /usr/share only.
-# Shells look for completions in /usr/local/share, wherever the command is (XDG_DATA_DIRS; zsh: fpath).
+# bash and zsh look for completions in /usr/local/share, too, wherever the command is; fish does so only in a desktop.
 # libvirt looks for hooks in one place; it may be installed later, and finds ours then.
 files() {
     cat <<EOF
@@ -35,7 +35,7 @@ file|units/org.gpuswitch1.policy|/usr/share/polkit-1/actions/org.gpuswitch1.poli
 file|units/org.gpuswitch1.rules|/usr/share/polkit-1/rules.d/50-gpuswitch.rules
 file|units/gpuswitch.sysusers|/usr/local/lib/sysusers.d/gpuswitch.conf
 file|contrib/completion/gpuswitchctl.bash|/usr/local/share/bash-completion/completions/gpuswitchctl
-file|contrib/completion/gpuswitchctl.fish|/usr/local/share/fish/vendor_completions.d/gpuswitchctl.fish
+file|contrib/completion/gpuswitchctl.fish|/usr/share/fish/vendor_completions.d/gpuswitchctl.fish
 file|contrib/completion/_gpuswitchctl|/usr/local/share/zsh/site-functions/_gpuswitchctl
 file|docs/man/gpuswitchctl.1|$PREFIX/share/man/man1/gpuswitchctl.1
 file|docs/man/gpuswitchd.8|$PREFIX/share/man/man8/gpuswitchd.8
