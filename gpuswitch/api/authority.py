@@ -19,6 +19,7 @@ from gpuswitch.api.connection import DRIVER, Message, MessageFlag
 from gpuswitch.api.serving import Caller
 from gpuswitch.api.signatures import pack
 from gpuswitch.errors import AuthenticationRequired, Failed, NotAuthorized, Timeout
+from gpuswitch.runtime.seldom import Seldom
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Authority:
         self._numbers = itertools.count(1)
         self._told = False
         self._refused: deque[tuple[str, Action]] = deque(maxlen=64)
+        self._tells = Seldom()
 
     async def permit(self, caller: Caller, action: str, about: Mapping[str, str]) -> None:
         """Return if the caller may do this. A question to a person takes as long as that person.
@@ -131,8 +133,8 @@ class Authority:
         return bool(yes), bool(challenge), details
 
     def _tell(self, caller: Caller, action: Action) -> None:
-        """Log it, once for each connection: they choose how often they ask."""
-        if (caller.name, action) not in self._refused:
+        """Log it, once for each connection, of which they can have many."""
+        if (caller.name, action) not in self._refused and self._tells():
             self._refused.append((caller.name, action))
             words = _WORDS[action]
             logger.info("user %d (%s) may not %s: polkit says no to %s", caller.user, caller.name, words, action.id)

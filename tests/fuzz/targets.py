@@ -48,6 +48,7 @@ from gpuswitch.host.linux.scanning.kernel import Client, mounted
 from gpuswitch.host.linux.scanning.open_files import Opened, Seen, Wanted, _Look
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Process, Unit, unit_and_session
+from gpuswitch.runtime.seldom import Seldom
 from gpuswitch.switch.journal.journal import Entry, Journal, boot_id
 from tests.fuzz.served import Example
 
@@ -141,6 +142,7 @@ class _Wire(Connection):
         self._skipping = 0
         self._came = 0
         self._told = deque(maxlen=64)
+        self._tells = Seldom()
         self._unsent = bytearray()
         self._received = bytearray(received)
         self._disconnected = False
