@@ -10,7 +10,7 @@ import itertools
 import logging
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -36,6 +36,10 @@ _ASK: Final = 1
 """AllowUserInteraction, a flag of CheckAuthorization."""
 _SECONDS: Final = 60.0
 """For an answer for which nobody is asked: its rules are programs, which it ends after 15 s each."""
+
+
+Denied = Callable[[str, NotAuthorized], None]
+"""Hears of each call that its caller was not allowed: the action, and the error that it was answered with."""
 
 
 class Action(StrEnum):
@@ -66,8 +70,9 @@ _WORDS: Final = {
 class Authority:
     """Asks polkit on this bus."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, denied: Denied = lambda _action, _error: None) -> None:
         self._bus = bus
+        self._denied = denied
         self._numbers = itertools.count(1)
         self._told = False
         self._refused: deque[tuple[str, Action]] = deque(maxlen=64)
@@ -85,7 +90,13 @@ class Authority:
         """
         if caller.user in {0, os.geteuid()}:
             return
-        asked = Action(action)
+        try:
+            await self._permit(caller, Action(action), about)
+        except NotAuthorized as error:
+            self._denied(action, error)
+            raise
+
+    async def _permit(self, caller: Caller, asked: Action, about: Mapping[str, str]) -> None:
         try:
             allowed, challenge, details = await self._ask(caller, asked, about)
         except CallError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ import pytest
 from gpuswitch.api.authority import Action, Authority
 from gpuswitch.api.bus import Bus
 from gpuswitch.api.interface import Interface, dbus_method
+from gpuswitch.api.metrics import MetricsObserver
 from gpuswitch.api.serving import Caller
 from gpuswitch.errors import AuthenticationRequired, Failed, NotAuthorized
 from tests.harness.buses.private import PrivateBus
 from tests.harness.managers.memory import RefusedError
-from tests.harness.managers.polkit import NO, PROVE, FakePolkit
+from tests.harness.managers.polkit import NO, PROVE, YES, FakePolkit
 from tests.harness.service.peers import Peer, PeerError
 
 SOMEBODY = Caller(":1.99", 4242, may_be_asked=False)
@@ -176,6 +178,25 @@ async def test_a_question_about_another_gpu_stays_open(bus: Bus, peer: Peer) -> 
     assert not calling.done()
     assert not asking.over.is_set()
     calling.cancel()
+
+
+async def test_who_is_not_allowed_is_counted_by_action_and_reason(bus: Bus, polkit: FakePolkit) -> None:
+    metrics = MetricsObserver()
+    authority = Authority(bus, metrics.denied)
+    for says in (NO, PROVE, PROVE, YES):
+        polkit.says = says
+        with suppress(NotAuthorized):
+            await authority.permit(SOMEBODY, Action.SWITCH, {"gpu": "whatever"})
+    polkit.says = RefusedError("Failed", "no such process")
+    with pytest.raises(Failed):
+        await authority.permit(SOMEBODY, Action.SWITCH, {})
+    counted = {
+        (sample.labels["action"], sample.labels["reason"]): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "gpuswitch_denials_total"
+    }
+    assert counted == {("switch", "not_authorized"): 1, ("switch", "interactive_authorization_required"): 2}
 
 
 async def test_without_polkit_everybody_may_look_and_root_alone_may_act(
