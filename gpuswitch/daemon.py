@@ -103,8 +103,8 @@ class Daemon:
         self._host = host
         self._config_directory = config_directory
         self._bus = bus
-        bus.authorize_by(Authority(bus))
         self._metrics = metrics = MetricsObserver()
+        bus.authorize_by(Authority(bus, metrics.denied))
         journal = Journal(DirectoryStore(runtime / "gpus"))
         self._history = History(state / "history.db", config.history)
         self._fleet = Fleet(

@@ -36,8 +36,8 @@ class GpuswitchError(Exception):
 
     @property
     def kind(self) -> str:
-        """Its name as programs have it: `not_viable`."""
-        return snake_case(self.name)
+        """The last part of its D-Bus name as programs have it: `not_viable`."""
+        return snake_case(self.dbus_name.rpartition(".")[2])
 
 
 class Failed(GpuswitchError):

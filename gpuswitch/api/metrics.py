@@ -19,7 +19,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from gpuswitch import __version__
-from gpuswitch.errors import GpuswitchError
+from gpuswitch.errors import GpuswitchError, NotAuthorized
 from gpuswitch.fleet.fleet import Fleet
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.gpu_record import GpuRecord
@@ -67,6 +67,12 @@ class MetricsObserver:
         self._refusals = Counter(
             "gpuswitch_refusals", "Requests that were refused, by reason.", ["gpu", "reason"], registry=self.registry
         )
+        self._denials = Counter(
+            "gpuswitch_denials",
+            "Calls that their caller was not allowed, by action and reason.",
+            ["action", "reason"],
+            registry=self.registry,
+        )
         self._drifts = Counter(
             "gpuswitch_drifts", "Times that somebody else moved a GPU.", ["gpu"], registry=self.registry
         )
@@ -95,6 +101,13 @@ class MetricsObserver:
             for gpu in gpus:
                 self._refusals.labels(str(gpu), reason).inc()
             raise
+
+    def denied(self, action: str, error: NotAuthorized) -> None:
+        """Somebody was not allowed this action: `not_authorized` or `interactive_authorization_required`.
+
+        Anybody can bring that about as often as they like, so nothing of theirs is a label.
+        """
+        self._denials.labels(action, error.kind).inc()
 
     def appeared(self, actor: Actor) -> None:
         """Nothing to count."""

@@ -67,6 +67,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.errors",
         "gpuswitch.model",
         "gpuswitch.config.schema",
+        "gpuswitch.runtime.seldom",
         "gpuswitch.runtime.threads",
         "gpuswitch.history",
         "gpuswitch.switch",

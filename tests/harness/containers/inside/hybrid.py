@@ -1,12 +1,16 @@
 """gpuswitchd on a simulated machine, but for its units, sessions and inhibitors, which are those of the real one.
 
 hybrid.py OPTION...       as gpuswitchd takes them, --simulate among them
+
+A simulated machine begins anew with the service. Where the file ON_VFIO is, the GeForce is on vfio-pci then, as a real
+one still is after a switch.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection
+from pathlib import Path
 from unittest import mock
 
 from gpuswitch import daemon, service
@@ -50,8 +54,12 @@ class Hybrid(Host):
         await self.systemd.close()
 
 
+ON_VFIO = Path("/run/harness/on-vfio")
+GEFORCE = [(0x10DE, device) for device in (0x2484, 0x228B, 0x1AD8, 0x1AD9)]
+
+
 def hybrid(scenario: Callable[..., SimulatedHost]) -> Callable[[], Host]:
-    return lambda: Hybrid(scenario())
+    return lambda: Hybrid(scenario(vfio_ids=GEFORCE if ON_VFIO.exists() else ()))
 
 
 if __name__ == "__main__":
