@@ -19,8 +19,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Hashable
 from functools import lru_cache
-from socket import SO_SNDBUF, SOL_SOCKET
-from struct import Struct, pack, unpack_from
+from struct import pack, unpack_from
 from typing import Final
 
 from typing_extensions import override
@@ -45,34 +44,17 @@ Variant = library.Variant
 
 logger = logging.getLogger(__name__)
 
-READ_SECONDS: Final = 0.02
-"""For reading in one turn of the loop, before other work has its turn."""
-WORK_SECONDS: Final = 0.001
-"""For calls in one turn of the loop, before what has come meanwhile is read."""
-PRESSING: Final = 64
-"""Calls that came in one turn: more than can be served in it. Then one is, the next by turns, and reading goes on: what
-the bus cannot hand on to us it keeps, in the order in which it came, and everybody else waits behind that."""
+WORK_SECONDS: Final = 0.005
+"""For calls in one turn of the loop, before what has come meanwhile is looked at."""
 MAX_UNASKED: Final = 64 * 1024
 """Bytes in a call or signal from a peer: ours have a few hundred. Replies, which we asked for, may be larger."""
 DRIVER: Final = "org.freedesktop.DBus"
 """The message bus itself, as a sender. Signals of others were sent to us without being asked for."""
 RECEIVE: Final = 64 * 1024
-SENT_AHEAD: Final = 4 * 1024
-"""Size of the socket's buffer (socket(7), SO_SNDBUF): nothing overtakes what is in it.
-
-A busy bus takes 4 KiB of it each time that it has gone through all its connections, which may be tens of milliseconds
-(dbus-daemon 1.14 and 1.16: dbus-transport-socket.c, max_bytes_read_per_iteration).
-"""
-MOST_UNSENT: Final = 4 * 1024
-"""Bytes that the socket has not taken yet: until it does, no call is served, since its answer would wait behind these.
-Those that wait to be served do so by turns."""
-MOST_REFUSALS: Final = 1024
-"""Bytes that the socket has not taken yet: until it does, who has too much waiting is not told so."""
+MOST_UNSENT: Final = 64 * 1024
+"""Bytes that the bus has not taken yet: until it does, no call is served, as nobody would get the answer."""
 
 UNASKED: Final = (CALL, SIGNAL)
-ANSWERS: Final = (MessageType.METHOD_RETURN.value, MessageType.ERROR.value)
-_NO_ANSWER: Final = MessageFlag.NO_REPLY_EXPECTED.value
-_SIZES: Final = {ord("l"): Struct("<4xI4xI"), ord("B"): Struct(">4xI4xI")}
 
 PATH, INTERFACE, MEMBER, ERROR_NAME, REPLY_SERIAL, DESTINATION, SIGNATURE = 1, 2, 3, 4, 5, 6, 8
 """Codes of header fields (D-Bus specification, Header Fields)."""
@@ -91,7 +73,6 @@ class Connection(library.Link):
         self._inbox = Inbox()
         self._working = False
         self._skipping = 0
-        self._came = 0
         self._told: deque[str] = deque(maxlen=64)
         self._tells = Seldom()
         self._received = bytearray()
@@ -106,7 +87,6 @@ class Connection(library.Link):
         if not name.startswith(":"):
             self._finalize()
             raise library.AuthError(name)  # the text of the bus' refusal, which the library took for our name
-        self._sock.setsockopt(SOL_SOCKET, SO_SNDBUF, SENT_AHEAD)
         return self
 
     # Receiving
@@ -117,20 +97,16 @@ class Connection(library.Link):
 
         It is read however much waits to be served: what we left to the bus, others would wait behind.
         """
-        until = self._loop.time() + READ_SECONDS
-        while not self._disconnected:
-            try:
-                data = self._sock.recv(RECEIVE)
-                if not data:
-                    raise EOFError("the bus ended the connection")
-            except BlockingIOError:
-                return
-            except (OSError, EOFError) as error:
-                self._finalize(error)
-                return
-            self._take(data)
-            if len(data) < RECEIVE or self._loop.time() >= until:
-                return
+        try:
+            data = self._sock.recv(RECEIVE)
+            if not data:
+                raise EOFError("the bus ended the connection")
+        except BlockingIOError:
+            return
+        except (OSError, EOFError) as error:
+            self._finalize(error)
+            return
+        self._take(data)
 
     def _take(self, data: bytes) -> None:
         skipped = min(self._skipping, len(data))
@@ -140,27 +116,23 @@ class Connection(library.Link):
 
     def _sort(self) -> None:
         """Take apart what was received. What others want is served in turn; answers, and the bus itself, at once."""
-        received, at = self._received, 0
         while not self._disconnected:
             try:
-                size = message_size(received, at)
+                size = message_size(self._received)
             except ValueError as error:
                 self._finalize(error)
                 return
             if size is None:
-                break
-            if size > MAX_UNASKED and received[at + 1] in UNASKED:
-                del received[:at]
-                at = 0
+                return
+            if size > MAX_UNASKED and self._received[1] in UNASKED:
                 if not self._cut(size):
-                    break
-            elif size > len(received) - at:
-                break
+                    return
+            elif size > len(self._received):
+                return
             else:
-                frame = bytes(received[at : at + size])
-                at += size
+                frame = bytes(self._received[:size])
+                del self._received[:size]
                 self._file(frame)
-        del received[:at]
 
     def _cut(self, size: int) -> bool:
         """Refuse a message that is too large, without keeping it: its header is enough. False: too early to say."""
@@ -175,15 +147,16 @@ class Connection(library.Link):
 
     def _file(self, frame: bytes) -> None:
         kind = frame[1]
+        if kind not in MessageType._value2member_map_:  # "Unknown types must be ignored" (specification, Header)
+            return
         if kind == CALL:
-            self._came += 1
             sender = sender_of(frame)
             if not self._inbox.put(self.owner_of(sender), frame):
                 self._refuse_more(frame, sender)
             else:
                 self._resume()
-        elif kind in ANSWERS or (kind == SIGNAL and sender_of(frame) == DRIVER):
-            self._handle(frame)  # "Unknown types must be ignored" (specification, Message Format)
+        elif kind != SIGNAL or sender_of(frame) == DRIVER:
+            self._handle(frame)
 
     def _resume(self) -> None:
         if not self._working and self._inbox and len(self._unsent) < MOST_UNSENT:
@@ -192,8 +165,7 @@ class Connection(library.Link):
 
     def _work(self) -> None:
         """Serve the calls whose turn it is, some in each turn of the loop, while the bus takes the answers."""
-        until = self._loop.time() + (0 if self._came >= PRESSING else WORK_SECONDS)
-        self._came = 0
+        until = self._loop.time() + WORK_SECONDS
         while not self._disconnected and len(self._unsent) < MOST_UNSENT and (frame := self._inbox.take()) is not None:
             self._handle(frame)
             if self._loop.time() >= until:
@@ -227,8 +199,8 @@ class Connection(library.Link):
 
     def _refuse_more(self, frame: bytes, sender: str) -> None:
         """Of what a user has waiting there is enough. It is told in few bytes, as there will be many such answers."""
-        wanted = not frame[2] & _NO_ANSWER
-        if wanted and len(self._unsent) < MOST_REFUSALS and sender:
+        wanted = not frame[2] & MessageFlag.NO_REPLY_EXPECTED.value
+        if wanted and len(self._unsent) < MOST_UNSENT and sender:
             serial: int = unpack_from(byte_order(frame) + "I", frame, 8)[0]
             self._write(crowded_error(sender, serial, self.next_serial()))
 
@@ -301,24 +273,24 @@ class Connection(library.Link):
 
 
 def byte_order(message: bytes | bytearray) -> str:
-    """What `struct` calls the byte order of a message."""
-    return "<" if message[0] == ord("l") else ">"
+    """What `struct` calls the byte order of a message. Raises ValueError if this is the start of no message."""
+    orders = {ord("l"): "<", ord("B"): ">"}
+    if message[0] not in orders:
+        raise ValueError("the bus sent something that is not D-Bus")
+    return orders[message[0]]
 
 
-def message_size(received: bytes | bytearray, at: int = 0) -> int | None:
-    """How many bytes the message has that begins at `at`; None: too early to say. Raises ValueError if it is none.
+def message_size(received: bytes | bytearray) -> int | None:
+    """How many bytes the first message in `received` has; None: too early to say. Raises ValueError if it is none.
 
     D-Bus specification, Message Format: the size of the body stands at byte 4, that of the header fields at 12; they
     start at 16, and the body on the next multiple of eight.
     """
-    if len(received) - at < 16:
+    if len(received) < 16:
         return None
-    sizes = _SIZES.get(received[at])
-    if sizes is None:
-        raise ValueError("the bus sent something that is not D-Bus")
     body: int
     fields: int
-    body, fields = sizes.unpack_from(received, at)
+    body, fields = unpack_from(byte_order(received) + "I4xI", received, 4)
     return 16 + (fields + 7) // 8 * 8 + body
 
 

@@ -141,7 +141,6 @@ class _Wire(Connection):
         self._inbox = Inbox()
         self._working = True
         self._skipping = 0
-        self._came = 0
         self._told = deque(maxlen=64)
         self._tells = Seldom()
         self._unsent = bytearray()
