@@ -132,7 +132,7 @@ async def test_while_a_switch_runs_the_same_request_joins_it_and_another_is_refu
     assert await service.move(DISCRETE, "vfio") == switch
     assert await refused(service, "host") == (
         f"InProgress: 0000:01:00.0 cannot go to host while it is on its way to vfio (switch {switch}): "
-        "wait for that first"
+        "wait for that first, or cancel it: gpuswitchctl cancel 0000:01:00.0"
     )
     assert (await service.wait(DISCRETE, switch))["result"] == "done"
 

@@ -290,7 +290,8 @@ async def test_what_cannot_be_cancelled_says_why(start: Start) -> None:
     await service.until_state(DISCRETE, "wedged")
     assert await refused(service, switch) == (
         f"Wedged: cannot cancel switch {switch}: 0000:01:00.0 is wedged, "
-        "and nothing is written to it until the kernel returns"
+        "and nothing is written to it until the kernel returns; "
+        "gpuswitchctl status 0000:01:00.0 says what may make it return"
     )
 
 
