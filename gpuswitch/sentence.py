@@ -44,7 +44,7 @@ class Sentence(str):
     def read(cls, text: str, templates: Iterable[str]) -> Sentence:
         """What another program of ours has said by one of these templates; as `of` does where none of them fits."""
         for template in templates:
-            if (found := _read(template, text)) is not None:
+            if (found := values(template, text)) is not None:
                 return cls(template, **found)
         return cls.of(text)
 
@@ -78,8 +78,8 @@ def _parts(template: str) -> list[tuple[str, str]]:
     return [("", first), *(part.partition("}")[::2] for part in rest)]
 
 
-def _read(template: str, text: str) -> dict[str, str] | None:
-    """What stands in the fields; None where the text is none of this template's."""
+def values(template: str, text: str) -> dict[str, str] | None:
+    """What stands in the fields, as far as can be told; None where the text is none of this template's."""
     (_, first), *rest = _parts(template)
     if not text.startswith(first):
         return None

@@ -84,6 +84,7 @@ def sentence_values(text: str) -> dict[str, object]:
 
 
 def holder_values(holder: Holder) -> dict[str, object]:
+    freed_by = remedy([holder])
     return {
         "pid": holder.pid,
         "command": holder.command,
@@ -95,7 +96,8 @@ def holder_values(holder: Holder) -> dict[str, object]:
         "nodes": list(holder.nodes),
         "doubt": holder.doubt,
         "machine": is_machine(holder),
-        "remedy": remedy([holder]),
+        "remedy": freed_by,
+        "words": {key: sentence_values(text) for key, text in (("doubt", holder.doubt), ("remedy", freed_by)) if text},
     }
 
 
