@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar
 
+from gpuswitch.sentence import Sentence
+
 PREFIX = "org.gpuswitch1.Error."
 AUTHENTICATION_REQUIRED = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
 
@@ -141,7 +143,8 @@ class KernelError(Exception):
     """
 
     def __init__(self, operation: str, subject: str, errno: int, message: str) -> None:
-        super().__init__(f"cannot {operation} {subject}: {message}")
+        words = {"operation": operation, "subject": subject, "message": message}
+        super().__init__(Sentence("cannot {operation} {subject}: {message}", **words))
         self.operation = operation
         self.subject = subject
         self.errno = errno

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from gpuswitch.api.authority import Action
 from gpuswitch.api.callers import Callers
-from gpuswitch.api.encoders import holder_values, planned_values, switch_values
+from gpuswitch.api.encoders import holder_values, planned_values, sentence_values, switch_values
 from gpuswitch.api.interface import Interface, Member, dbus_constant, dbus_method, dbus_property, dbus_signal
 from gpuswitch.api.metrics import Refusals
 from gpuswitch.api.options import options_of
@@ -30,6 +30,7 @@ from gpuswitch.gpu.actor import Actor
 from gpuswitch.model.facts import PciFunction
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence
 
 _VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
 _TARGETS = {"host": State.HOST, "vfio": State.VFIO}
@@ -167,13 +168,16 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @dbus_method(returns="blockers", action=Action.INSPECT)
     async def blockers(self, target: Str, options: Values) -> ValuesArray:
-        """Why a switch to `vfio` or `host` would be refused now: kind, text, error of each reason. Changes nothing."""
+        """Why a switch to `vfio` or `host` would be refused now: kind, text, error of each reason. Changes nothing.
+
+        To say it in another language: the template of the text, with {named} fields, and the data that stands in these.
+        """
         wanted, chosen = _target(target), options_of(options)
         try:
             await self.actor.plan(wanted, chosen)
         except GpuswitchError as error:
             alone = {"kind": error.kind, "text": str(error), "error": error.name}
-            return [dict(blocker) for blocker in error.blockers or (alone,)]
+            return [{**blocker, **sentence_values(blocker["text"])} for blocker in error.blockers or (alone,)]
         return []
 
     @dbus_method(returns="holders", action=Action.INSPECT)
@@ -273,5 +277,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
 def _target(name: str) -> State:
     if name not in _TARGETS:
-        raise InvalidArgument(f"{name[:80]!r} is not a target; it is one of {', '.join(_TARGETS)}")
+        raise InvalidArgument(
+            Sentence("{name} is not a target; it is one of {known}", name=repr(name[:80]), known=", ".join(_TARGETS))
+        )
     return _TARGETS[name]

@@ -26,6 +26,7 @@ from jeepney.auth import AuthenticationError
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
 from gpuswitch.cli.failures import AskedForError, CtlError
+from gpuswitch.cli.translate import _, is_english, reworded
 from gpuswitch.errors import (
     AUTHENTICATION_REQUIRED,
     EXIT_CODES,
@@ -73,15 +74,19 @@ class Service:
 
     @classmethod
     def connect(cls, address: str | None) -> Self:
-        where = f"the bus at {address}" if address else "the system bus"
+        where = _("the bus at {address}", address=address) if address else _("the system bus")
         try:
             return cls(open_dbus_connection(address or "SYSTEM", auth_timeout=ANSWER_SECONDS), address)
         except (OSError, AuthenticationError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise CtlError(f"cannot connect to {where}: {reason}", EXIT_UNREACHABLE, name="Unreachable") from error
+            text = _("cannot connect to {where}: {reason}", where=where, reason=reason)
+            raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable") from error
         except (ValueError, LookupError, RuntimeError) as error:  # what jeepney's parser of addresses stumbles over
             given = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS")
-            text = f"cannot use the bus address {given!r}: write it like unix:path=/run/dbus/system_bus_socket"
+            text = _(
+                "cannot use the bus address {address}: write it like unix:path=/run/dbus/system_bus_socket",
+                address=repr(given),
+            )
             raise CtlError.of(InvalidArgument, text) from error
 
     def close(self) -> None:
@@ -177,7 +182,7 @@ class Service:
         deadline = None if seconds is None else time.monotonic() + seconds
         while serial not in self._replies:
             if not self._receive(deadline):
-                text = f"the service did not answer within {seconds:g} s"
+                text = _("the service did not answer within {seconds} s", seconds=f"{seconds:g}")
                 raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
         return self.checked(self._replies.pop(serial))
 
@@ -227,17 +232,17 @@ class Service:
 
     def _error(self, name: str, text: str) -> CtlError:
         if name == AUTHENTICATION_REQUIRED:
-            text = f"{text}; on a terminal you are asked, and root is not"
+            text = _("{text}; on a terminal you are asked, and root is not", text=text)
             return AskedForError(text, NotAuthorized.exit_code, name="AuthenticationRequired")
         if name in EXIT_CODES:
             return CtlError(text, EXIT_CODES[name], name=name.removeprefix(PREFIX))
         kind = name.removeprefix(_BUS_ERROR)
         if kind == "AccessDenied":
-            return CtlError.of(NotAuthorized, "the policy of the bus does not allow it")
+            return CtlError.of(NotAuthorized, _("the policy of the bus does not allow it"))
         if kind == "InvalidArgs":
             return CtlError.of(InvalidArgument, text)
         if kind.startswith(_WENT_AWAY):
-            text = "the service went away before it answered; it may have been restarted"
+            text = _("the service went away before it answered; it may have been restarted")
             return CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
         if kind.startswith(_NOT_RUNNING) or name.startswith("org.freedesktop.systemd1."):
             return CtlError(self._not_running(text), EXIT_UNREACHABLE, name="Unreachable")
@@ -245,8 +250,10 @@ class Service:
 
     def _not_running(self, text: str) -> str:
         if self._address:
-            return f"the gpuswitch service is not on the bus at {self._address}; start it: gpuswitchd"
-        return f"the gpuswitch service is not running ({text}); start it: systemctl start gpuswitchd"
+            return _(
+                "the gpuswitch service is not on the bus at {address}; start it: gpuswitchd", address=self._address
+            )
+        return _("the gpuswitch service is not running ({reason}); start it: systemctl start gpuswitchd", reason=text)
 
 
 class Gpu:
@@ -286,7 +293,8 @@ class Gpu:
 
     def holders(self) -> list[dict[str, Any]]:
         """Who has it open."""
-        return [plain_values(holder) for holder in self._ask(GPU, "Holders", seconds=DECISION_SECONDS)]
+        found = [plain_values(holder) for holder in self._ask(GPU, "Holders", seconds=DECISION_SECONDS)]
+        return [_in_words(holder) for holder in found]
 
     def move(self, target: str, options: Options) -> Message:
         """The call that begins a switch to `host` or `vfio`, or joins the one under way; it answers with its id."""
@@ -322,12 +330,12 @@ def gpus_named(service: Service, selectors: Sequence[str]) -> list[Gpu]:
 def gpus_to_move(service: Service, selectors: Sequence[str], *, every: bool) -> list[Gpu]:
     """Those GPUs, each once; with `every`, all that are managed; the only one where none is named."""
     if every and selectors:
-        raise CtlError.of(InvalidArgument, "cannot take --all and names of GPUs together: leave one of them out")
+        raise CtlError.of(InvalidArgument, _("cannot take --all and names of GPUs together: leave one of them out"))
     if not every:
         return gpus_named(service, selectors or [""])
     managed = [gpu for gpu in service.gpus() if gpu.properties["Managed"]]
     if not managed:
-        text = "no GPU is managed: give those that --all is to mean a [[gpu]] table in /etc/gpuswitch/config.toml"
+        text = _("no GPU is managed: give those that --all is to mean a [[gpu]] table in /etc/gpuswitch/config.toml")
         raise CtlError.of(NoSuchGpu, text)
     return managed
 
@@ -347,8 +355,16 @@ def plain_values(values: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
 
 
 def bus_lost(error: OSError) -> CtlError:
-    text = f"the connection to the bus is lost: {error.strerror or error}"
+    text = _("the connection to the bus is lost: {reason}", reason=error.strerror or error)
     return CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
+
+
+def _in_words(holder: dict[str, Any]) -> dict[str, Any]:
+    """With its sentences in the language of whoever reads them."""
+    words = holder.pop("words", {})
+    if is_english():
+        return holder
+    return holder | {key: reworded(holder[key], [{"text": holder[key], **each}]) for key, each in words.items()}
 
 
 def _signal(message: Message) -> Signal:

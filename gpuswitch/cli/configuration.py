@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import as_json, line, problem, warning
+from gpuswitch.cli.translate import _
 from gpuswitch.errors import ConfigError, Failed
 
 DIRECTORY = Path("/etc/gpuswitch")
@@ -42,7 +43,7 @@ def check(args: Namespace) -> int:
     else:
         verdict.tell()
         if not verdict.faults:
-            line(f"the configuration in {path} can be used")
+            line(_("the configuration in {path} can be used", path=path))
     return ConfigError.exit_code if verdict.faults else 0
 
 
@@ -66,6 +67,7 @@ def judged(path: Path, *, file: Path | None = None, copy: Path | None = None) ->
     try:
         found = json.loads(ended.stdout)
     except ValueError:
-        said = ended.stderr.strip().rpartition("\n")[2] or f"it ended with status {ended.returncode}"
-        raise CtlError.of(Failed, f"cannot check {path}: {said.removeprefix('gpuswitchd: ')}") from None
+        said = ended.stderr.strip().rpartition("\n")[2] or _("it ended with status {status}", status=ended.returncode)
+        text = _("cannot check {path}: {why}", path=path, why=said.removeprefix("gpuswitchd: "))
+        raise CtlError.of(Failed, text) from None
     return Verdict(found["faults"], found["warnings"])

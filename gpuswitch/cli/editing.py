@@ -22,10 +22,11 @@ from gpuswitch.cli.client import MANAGER, NAME, ROOT, Service, call
 from gpuswitch.cli.configuration import DIRECTORY, judged
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import line, problem
+from gpuswitch.cli.translate import _, mark
 from gpuswitch.errors import ConfigError, Failed, InvalidArgument
 
 Setting = Mapping[str, str]
-_NOTHING = "nothing is changed"
+_NOTHING = mark("nothing is changed")
 TEMPLATE = Path(__file__).parents[1] / "config" / "template.toml"
 """What a file begins with that is not there yet: every key, and none of them in force."""
 
@@ -39,11 +40,14 @@ def edit(args: Namespace) -> int:
     file = Path(args.path or DIRECTORY / "config.toml").absolute()
     directory = _directory_of(file)
     if args.json:
-        raise CtlError.of(InvalidArgument, "cannot edit with --json: an editor needs a terminal")
+        raise CtlError.of(InvalidArgument, _("cannot edit with --json: an editor needs a terminal"))
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise CtlError(
-            f"cannot edit {file}: this is no terminal; write it in another way, then: gpuswitchctl config check && "
-            "systemctl reload gpuswitchd",
+            _(
+                "cannot edit {file}: this is no terminal; write it in another way, then: gpuswitchctl config check && "
+                "systemctl reload gpuswitchd",
+                file=file,
+            ),
             InvalidArgument.exit_code,
         )
     editor = _editor()
@@ -54,7 +58,7 @@ def edit(args: Namespace) -> int:
         raise _cannot(file, error) from error
     if status is not None:
         return status
-    line(f"{file} is saved")
+    line(_("{file} is saved", file=file))
     _reload(args.bus, file)
     return 0
 
@@ -126,21 +130,22 @@ def _edited(draft: Draft, directory: Path, editor: Sequence[str]) -> int | None:
             status = _run(editor, draft)
             if not draft.changed:
                 draft.drop()
-                line(f"{draft.file} is unchanged")
+                line(_("{file} is unchanged", file=draft.file))
                 return 0
             verdict = judged(directory, file=draft.file, copy=draft.path)
             verdict.tell()
             if status:
-                problem(f"the editor ended with status {status}")
+                problem(_("the editor ended with status {status}", status=status))
             if not status and not verdict.faults:
                 break
             if not _again():
-                return _left(draft, _NOTHING, ConfigError.exit_code if verdict.faults else Failed.exit_code)
+                return _left(draft, _(_NOTHING), ConfigError.exit_code if verdict.faults else Failed.exit_code)
     except KeyboardInterrupt:
-        _left(draft, _NOTHING, 0)
+        _left(draft, _(_NOTHING), 0)
         raise
     if not draft.replace():
-        return _left(draft, f"{draft.file} was changed by somebody else meanwhile, and stays so", Failed.exit_code)
+        what = _("{file} was changed by somebody else meanwhile, and stays so", file=draft.file)
+        return _left(draft, what, Failed.exit_code)
     return None
 
 
@@ -154,15 +159,20 @@ def _run(editor: Sequence[str], draft: Draft) -> int:
         status = subprocess.run([*editor, str(draft.path)], check=False).returncode
     except OSError as error:
         draft.drop()
-        text = f"cannot start the editor {editor[0]}: {error.strerror}; set EDITOR to one that is there"
+        text = _(
+            "cannot start the editor {editor}: {why}; set EDITOR to one that is there",
+            editor=editor[0],
+            why=error.strerror,
+        )
         raise CtlError.of(Failed, text) from error
     if not draft.path.exists():
-        raise CtlError.of(Failed, f"cannot save {draft.file}: the editor took its copy away; {_NOTHING}")
+        text = _("cannot save {file}: the editor took its copy away; nothing is changed", file=draft.file)
+        raise CtlError.of(Failed, text)
     return status
 
 
 def _left(draft: Draft, what: str, status: int) -> int:
-    problem(f"{what}; your text is kept in {draft.path}")
+    problem(_("{what}; your text is kept in {file}", what=what, file=draft.path))
     return status
 
 
@@ -170,12 +180,14 @@ def _again() -> bool:
     """What a person wants: to go on, or to leave everything as it was. Without an answer, the latter."""
     while True:
         try:
-            answer = input("edit it (a)gain, or (l)eave everything as it was? ").strip().lower()
+            answer = input(_("edit it (a)gain, or (l)eave everything as it was? ")).strip().lower()
         except (EOFError, KeyboardInterrupt):
             line("")
             return False
-        if answer in {"a", "again", "l", "leave"}:
-            return answer.startswith("a")
+        if answer in {"a", "again", *_("a again").split()}:
+            return True
+        if answer in {"l", "leave", *_("l leave").split()}:
+            return False
 
 
 def _reload(address: str | None, file: Path) -> None:
@@ -187,22 +199,25 @@ def _reload(address: str | None, file: Path) -> None:
     try:
         service = Service.connect(address)
     except CtlError as error:
-        line(f"nobody was told: {error}")
+        line(_("nobody was told: {error}", error=error))
         return
     try:
         # A call would start it.
         if not service.ask(message_bus.NameHasOwner(NAME)).body[0]:
-            line("the service does not run, and reads it when it starts")
+            line(_("the service does not run, and reads it when it starts"))
             return
         before = _by_key(service)
         service.ask_allowed(call(NAME, ROOT, MANAGER, "Reload"))
         changed = list(changes(before, _by_key(service)))
     except CtlError as error:
-        text = f"cannot have the service read {file}, which is saved: {error}"
+        text = _("cannot have the service read {file}, which is saved: {error}", file=file, error=error)
         raise CtlError(text, error.exit_code, name=error.name) from error
     finally:
         service.close()
-    line(f"the service has read it: {'this is new' if changed else 'nothing in force is changed by that'}")
+    if changed:
+        line(_("the service has read it: this is new"))
+    else:
+        line(_("the service has read it: nothing in force is changed by that"))
     for sentence in changed:
         line(f"  {sentence}")
 
@@ -212,10 +227,10 @@ def changes(before: Mapping[str, Setting], after: Mapping[str, Setting]) -> Iter
     for key, setting in after.items():
         value, was = setting["value"], before.get(key, setting)["value" if key in before else "default"]
         if value != was:
-            yield f"{key} = {value} (before: {was})" if was else f"{key} = {value}"
+            yield _("{key} = {value} (before: {was})", key=key, value=value, was=was) if was else f"{key} = {value}"
     for key in before:
         if key not in after and key.endswith("].address"):
-            yield f"{key.removesuffix('.address')} has no table any more"
+            yield _("{key} has no table any more", key=key.removesuffix(".address"))
 
 
 def _by_key(service: Service) -> dict[str, Setting]:
@@ -233,8 +248,11 @@ def _directory_of(file: Path) -> Path:
     if file.parent.name == "conf.d" and file.suffix == ".toml" and not file.name.startswith("."):
         return file.parent.parent
     raise CtlError(
-        f"cannot edit {file}: nobody reads it; the configuration is {DIRECTORY}/config.toml and "
-        f"{DIRECTORY}/conf.d/*.toml",
+        _(
+            "cannot edit {file}: nobody reads it; the configuration is {folder}/config.toml and {folder}/conf.d/*.toml",
+            file=file,
+            folder=DIRECTORY,
+        ),
         InvalidArgument.exit_code,
     )
 
@@ -246,16 +264,20 @@ def _editor() -> list[str]:
             try:
                 return shlex.split(chosen)
             except ValueError as error:
-                raise CtlError.of(InvalidArgument, f"cannot use {variable}={chosen}: {error}") from None
+                raise CtlError.of(
+                    InvalidArgument, _("cannot use {setting}: {error}", setting=f"{variable}={chosen}", error=error)
+                ) from None
     for program in ("editor", "vi"):
         if found := shutil.which(program):
             return [found]
-    raise CtlError.of(Failed, "cannot find an editor: set EDITOR to one")
+    raise CtlError.of(Failed, _("cannot find an editor: set EDITOR to one"))
 
 
 def _cannot(file: Path, error: OSError) -> CtlError:
-    remedy = "; it takes root: sudo gpuswitchctl config edit" if error.errno in {errno.EACCES, errno.EPERM} else ""
-    return CtlError.of(Failed, f"cannot edit {file}: {error.strerror}{remedy}")
+    text = _("cannot edit {file}: {why}", file=file, why=error.strerror)
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        text = _("{text}; it takes root: sudo gpuswitchctl config edit", text=text)
+    return CtlError.of(Failed, text)
 
 
 def _sync(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from gpuswitch.cli.client import GPU, Gpu, Service, plain_values
 from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.translate import _
 from gpuswitch.errors import Timeout
 
 StepChange = namedtuple("StepChange", "index count kind title status seconds")
@@ -60,8 +61,12 @@ class Following:
         while self._asked:
             event = self._service.next_event(self._deadline)
             if event is None:
-                ids = " and ".join(switch for _, switch in self.under_way)
-                text = f"switch {ids} has not finished within {self._seconds:g} s, and goes on"
+                ids = _(" and ").join(switch for _gpu, switch in self.under_way)
+                text = _(
+                    "switch {ids} has not finished within {seconds} s, and goes on",
+                    ids=ids,
+                    seconds=f"{self._seconds:g}",
+                )
                 raise CtlError.of(Timeout, text)
             if isinstance(event, int):
                 reply = self._service.answer(event)

@@ -9,6 +9,7 @@ from typing import Any
 from gpuswitch.cli.client import Service
 from gpuswitch.cli.layout import SHORTEST, aligned, cells, shortened, width
 from gpuswitch.cli.output import as_json, clean, line, write
+from gpuswitch.cli.translate import _
 
 Values = Mapping[str, Any]
 _INDENT = "  "
@@ -23,7 +24,7 @@ def groups(service: Service, args: Namespace) -> int:
     elif found:
         _print_groups(found)
     else:
-        line("there are no IOMMU groups: the IOMMU is off")
+        line(_("there are no IOMMU groups: the IOMMU is off"))
     return 0
 
 
@@ -65,7 +66,7 @@ def _print_groups(groups: Iterable[Values]) -> None:
     lines = iter(_fitted(rows, width() - len(_INDENT)))
     for group in groups:
         write(_group_heading(group))
-        for _ in group["functions"]:
+        for _function in group["functions"]:
             write(f"{_INDENT}{next(lines)}")
 
 
@@ -99,11 +100,13 @@ def _function_cells(function: Values) -> list[str]:
 
 
 def _group_heading(group: Values) -> str:
-    heading = f"IOMMU group {group['group']}"
-    if not group["gpus"]:
-        return heading
-    heading += f": GPU {' and GPU '.join(group['gpus'])}"
+    number, gpus = group["group"], _(" and GPU ").join(group["gpus"])
+    if not gpus:
+        return _("IOMMU group {group}", group=number)
     if group["alone"]:
-        return f"{heading} alone"
+        return _("IOMMU group {group}: GPU {gpus} alone", group=number, gpus=gpus)
     others = [each["address"] for each in group["functions"] if not each["gpu"] and _counts(each)]
-    return f"{heading}, shared with {', '.join(others)}" if others else heading
+    if others:
+        others_named = ", ".join(others)
+        return _("IOMMU group {group}: GPU {gpus}, shared with {others}", group=number, gpus=gpus, others=others_named)
+    return _("IOMMU group {group}: GPU {gpus}", group=number, gpus=gpus)

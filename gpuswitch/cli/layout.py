@@ -13,6 +13,7 @@ from unicodedata import east_asian_width
 
 from gpuswitch.cli.output import clean, in_colour, on_terminal, write
 from gpuswitch.cli.parser import terminal_columns
+from gpuswitch.cli.translate import _
 
 _GAP = "  "
 SHORTEST = 12
@@ -26,7 +27,9 @@ _STATES = {
     "wedged": "1;31",
     "absent": "2",
 }
-_COMMANDS = re.compile(r"\b(?:gpuswitchctl|systemctl|kill|loginctl|usermod|echo|virsh|modprobe)\b[^;,]*")
+_COMMANDS = re.compile(
+    r"`[^`]*`|\b(?:gpuswitchctl|systemctl|kill|loginctl|usermod|echo|virsh|modprobe|mdevctl|rm)\b[^;,；，。]*"  # noqa: RUF001 -- as Chinese has them
+)
 """What stands here is to be copied: it is not broken, whatever the width."""
 _KEPT = "\0"
 
@@ -43,7 +46,7 @@ def table(
     elastic: Collection[str] = (),
     left_out: Sequence[str] = (),
 ) -> None:
-    """Print aligned columns under their headings; an empty cell shows a dash.
+    """Print aligned columns under their headings, which are translated here; an empty cell shows a dash.
 
     Too wide, the `elastic` columns are shortened, and then the columns `left_out` are, one after the other.
     """
@@ -63,13 +66,14 @@ def fitted(
 ) -> list[str]:
     """The lines of a table that is not wider than so many columns (0: as wide as it is)."""
     kept = list(range(len(headings)))
+    titles = [_(heading) for heading in headings]
     for gone in ("", *left_out):
         kept = [number for number in kept if headings[number] != gone]
-        shown = [[row[number] for number in kept] for row in (headings, *rows)]
+        shown = [[row[number] for number in kept] for row in (titles, *rows)]
         stretch = [place for place, number in enumerate(kept) if headings[number] in elastic]
         if not columns or _shrink(shown, stretch, columns):
             return _lines(shown, colour=colour)
-    return list(_blocks(headings, rows, columns, colour=colour))
+    return list(_blocks(titles, rows, columns, colour=colour))
 
 
 def _shrink(rows: list[list[str]], stretch: Sequence[int], columns: int) -> bool:

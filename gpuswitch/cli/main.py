@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gpuswitch.cli.parser import UsageError, parse
+from gpuswitch.cli.translate import _, speak
 
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than argparse
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def _main(arguments: Sequence[str]) -> int:
         from gpuswitch.cli.complete import complete  # noqa: PLC0415 -- for shells alone
 
         return complete(arguments[1:])
+    if "--json" in arguments:
+        # Programs read it, and what stands beside it is for whoever reads these.
+        speak("en")
     try:
         args = parse(arguments)
     except UsageError as error:
@@ -80,10 +84,10 @@ def _run(args: Namespace) -> int:
 def _failed(error: CtlError, args: Namespace) -> int:
     from gpuswitch.cli.output import as_json_line, problem, sentence  # noqa: PLC0415 -- by need, as above
 
-    named = " and ".join(getattr(args, "gpus", None) or filter(None, [getattr(args, "gpu", "")]))
+    named = _(" and ").join(getattr(args, "gpus", None) or filter(None, [getattr(args, "gpu", "")]))
     if args.json:
         as_json_line(error.as_json())
-    problem(sentence(args.purpose.format(gpu=named or "the GPU"), str(error)))
+    problem(sentence(args.purpose.format(gpu=named or _("the GPU")), str(error)))
     return error.exit_code
 
 
@@ -108,7 +112,7 @@ def _flush() -> None:
 
 def _cannot_write(why: str) -> int:
     _close_output()
-    print(f"gpuswitchctl: cannot write the output: {why}", file=sys.stderr)
+    print(f"gpuswitchctl: {_('cannot write the output: {why}', why=why)}", file=sys.stderr)
     return EXIT_OUTPUT
 
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
+from gpuswitch.cli.translate import _, recognized
+
 JSON_VERSION = 1
 """Of the forms in docs/json.md: another one where a program that reads this one could go wrong."""
 
@@ -77,14 +79,17 @@ def _to_fit(sentences: Iterable[str]) -> Iterator[str]:
 
 def warning(text: str) -> None:
     """Say on standard error what somebody should look after, though nothing went wrong now."""
-    print(f"gpuswitchctl: warning: {clean(text)}", file=sys.stderr, flush=True)
+    print(f"gpuswitchctl: {_('warning: {text}', text=clean(text))}", file=sys.stderr, flush=True)
 
 
 def sentence(purpose: str, text: str) -> str:
     """`cannot PURPOSE: TEXT`; several reasons stand below each other. Text that says what it cannot stays as it is."""
-    if text.startswith(("cannot ", "interrupted; ")):
+    text = recognized(text)
+    if text.startswith(("cannot ", "interrupted; ", _("cannot "), _("interrupted; "))):
         return text
-    return f"cannot {purpose}:\n{text}" if "\n" in text else f"cannot {purpose}: {text}"
+    if "\n" in text:
+        return _("cannot {purpose}:\n{text}", purpose=purpose, text=text)
+    return _("cannot {purpose}: {text}", purpose=purpose, text=text)
 
 
 def as_json(value: Mapping[str, Any]) -> None:

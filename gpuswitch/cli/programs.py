@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.translate import _
 from gpuswitch.errors import Failed
 
 
@@ -18,4 +19,4 @@ def installed(name: str) -> str:
     program = Path(sys.executable).with_name(name)
     if program.exists():
         return str(program)
-    raise CtlError.of(Failed, f"cannot find {program}; install gpuswitch anew")
+    raise CtlError.of(Failed, _("cannot find {program}; install gpuswitch anew", program=program))

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from gpuswitch.cli.follow import Display, StepChange, Waiting, at_work
 from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, on_terminal
 from gpuswitch.cli.records import change_record, waiting_record
+from gpuswitch.cli.translate import _
 
 
 class Lines:
@@ -16,18 +17,18 @@ class Lines:
     def __init__(self, *, several: bool = False) -> None:
         self._several = several
 
-    def step(self, gpu: str, _: str, change: StepChange) -> None:
+    def step(self, gpu: str, _switch: str, change: StepChange) -> None:
         if not at_work(change):
             title = numbered(change.index, change.count, change.title)
             self._say(gpu, f"{title}: {change.status} ({duration(change.seconds)})")
 
-    def waits(self, gpu: str, _: str, waiting: Waiting) -> None:
+    def waits(self, gpu: str, _switch: str, waiting: Waiting) -> None:
         # What does not say how long it is waited for is there in a moment, or fails.
         if waiting.until:
             first, *more = waiting.what.splitlines()
-            self._say(gpu, f"waiting until {clock(waiting.until)}: {first}")
+            self._say(gpu, _("waiting until {time}: {what}", time=clock(waiting.until), what=first))
             for each in more:
-                self._say(gpu, f"  and: {each}")
+                self._say(gpu, f"  {_('and: {what}', what=each)}")
 
     def _say(self, gpu: str, text: str) -> None:
         line(f"{gpu}: {text}" if self._several else text)

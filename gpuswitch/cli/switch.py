@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,15 @@ from gpuswitch.cli.output import as_json, as_json_line, duration, line, on_termi
 from gpuswitch.cli.query import what_to_do
 from gpuswitch.cli.records import planned_record, switch_record
 from gpuswitch.cli.steps import display
-from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, Wedged
+from gpuswitch.cli.translate import _, is_english, reworded
+from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NotViable, Owned, Wedged
 
 if TYPE_CHECKING:
     from jeepney import Message
 
 EXIT_INTERRUPTED = 130
+_HAS_BLOCKERS = frozenset(kind.name for kind in (Busy, Failed, InProgress, NotViable, Owned, Wedged))
+"""Errors that have what they say as data, too, for whoever asks (docs/dbus.md)."""
 _WORST_FIRST = (7, 1, 5, 4, 3, 6, 2)
 _REFUSED = 3
 _DESKTOPS = frozenset(
@@ -42,9 +46,9 @@ def move(service: Service, args: Namespace) -> int:
         service,
         args,
         begin=lambda gpu: gpu.move(args.target, options),
-        purpose=f"move {{}} to {args.target}",
+        purpose=_("move {gpu} to {target}", gpu="{}", target=args.target),
         again=f"gpuswitchctl to-{args.target} {{}}",
-        remark="not all went well",
+        remark=_("not all went well"),
         patient=f"gpuswitchctl to-{args.target} {{}} --wait 60" if args.wait is args.busy is None else "",
         blockers=lambda gpu: gpu.blockers(args.target, options),
     ).run(gpus)
@@ -56,9 +60,10 @@ def recover(service: Service, args: Namespace) -> int:
         service,
         args,
         begin=Gpu.recover,
-        purpose="recover {}",
+        purpose=_("recover {gpu}", gpu="{}"),
         again="gpuswitchctl recover {}",
-        remark="it has recovered from this",
+        remark=_("it has recovered from this"),
+        blockers=lambda gpu: gpu.blockers("host", {}),
     ).run(gpus_to_move(service, args.gpus, every=args.all))
 
 
@@ -67,7 +72,7 @@ def cancel(service: Service, args: Namespace) -> int:
     gpu = service.gpu(args.gpu)
     address, switch = gpu.address, gpu.properties["Switch"]
     if not switch:
-        raise CtlError.of(Failed, f"nobody has switched {address} since the service started")
+        raise CtlError.of(Failed, _("nobody has switched {gpu} since the service started", gpu=address))
     service.subscribe(signals_of(gpu.owner))
     try:
         message = gpu.cancel(switch["id"])
@@ -81,10 +86,22 @@ def cancel(service: Service, args: Namespace) -> int:
     if args.json:
         _print_result(address, outcome, changed=outcome["result"] == "cancelled")
     if (result := str(outcome["result"])) != "cancelled":
-        text = f"cannot cancel switch {switch['id']}: it is {result}: {outcome['reason']}"
+        text = _(
+            "cannot cancel switch {id}: it is {result}: {reason}",
+            id=switch["id"],
+            result=result,
+            reason=outcome["reason"],
+        )
         raise CtlError.of(Wedged if result == "wedged" else Failed, text)
     if not args.json:
-        line(f"switch {switch['id']} of {address} to {switch['target']} is cancelled: all is as before")
+        line(
+            _(
+                "switch {id} of {gpu} to {target} is cancelled: all is as before",
+                id=switch["id"],
+                gpu=address,
+                target=switch["target"],
+            )
+        )
     return 0
 
 
@@ -102,9 +119,10 @@ def _print_plans(gpus: Sequence[Gpu], target: str, options: Options, args: Names
         if len(plans) > 1:
             line(f"{gpu.address}:")
         for number, step in enumerate(steps, 1):
-            hung(f"{number:>{len(str(len(steps)))}}. ", f"{step['title']} (within {step['deadline']:g} s)")
+            within = _("{title} (within {seconds} s)", title=step["title"], seconds=f"{step['deadline']:g}")
+            hung(f"{number:>{len(str(len(steps)))}}. ", within)
         if not steps:
-            line(f"nothing to do: it is {place(gpu, target)} already")
+            line(_("nothing to do: it is {place} already", place=place(gpu, target)))
     return 0
 
 
@@ -124,17 +142,21 @@ def _or_blockers(gpu: Gpu, target: str, options: Options, args: Namespace) -> li
 def _with_blockers(error: CtlError, blockers: Callable[[], Sequence[Mapping[str, Any]]], args: Namespace) -> CtlError:
     if args.json and error.exit_code == _REFUSED:
         error.blockers = blockers()
+    elif not is_english() and error.name in _HAS_BLOCKERS:
+        # Others have been there in between: what it said is true all the same.
+        with suppress(CtlError):
+            return CtlError(reworded(str(error), blockers()), error.exit_code, name=error.name)
     return error
 
 
 def place(gpu: Gpu, target: str) -> str:
     """How a person says where a GPU is that a switch to `target` brought there."""
     if target == "host":
-        return "on the host"
+        return _("on the host")
     try:
-        return f"on {gpu.look()['Driver']}"
+        return _("on {driver}", driver=gpu.look()["Driver"])
     except CtlError:
-        return "on vfio"  # there it is, although the service has gone since
+        return _("on {driver}", driver="vfio")  # there it is, although the service has gone since
 
 
 def options_of(args: Namespace) -> Options:
@@ -167,7 +189,7 @@ class _Switches:
         again: str,
         remark: str,
         patient: str = "",
-        blockers: Callable[[Gpu], Sequence[Mapping[str, Any]]] = lambda _: (),
+        blockers: Callable[[Gpu], Sequence[Mapping[str, Any]]],
     ) -> None:
         self._service = service
         self._args = args
@@ -199,7 +221,7 @@ class _Switches:
                 self._print_id(gpu, switch)
         elif begun:
             outcomes = self._followed(begun)
-            for gpu, _ in begun:
+            for gpu, _switch in begun:
                 self._finished(gpu, outcomes[gpu.address])
         return next((status for status in _WORST_FIRST if status in {each.exit_code for each in self._failures}), 0)
 
@@ -219,7 +241,8 @@ class _Switches:
         named = _with_blockers(error, partial(self._blockers, gpu), self._args)
         if error.name != Busy.name or not self._patient:
             return named
-        text = f"{error}\nor have it wait for them: {self._patient.format(gpu.address)}"
+        wait = _("or have it wait for them: {command}", command=self._patient.format(gpu.address))
+        text = f"{named}\n{wait}"
         return CtlError(text, error.exit_code, name=error.name, blockers=named.blockers)
 
     def _followed(self, begun: Sequence[tuple[Gpu, str]]) -> Mapping[str, Mapping[str, Any]]:
@@ -232,7 +255,7 @@ class _Switches:
             except KeyboardInterrupt:
                 under_way = following.under_way
                 if asked or not _can_ask() or not self._cancelled(under_way):
-                    addresses = [gpu.address for gpu, _ in under_way]
+                    addresses = [gpu.address for gpu, _switch in under_way]
                     raise _interrupted(addresses, self._again.format(" ".join(addresses))) from None
                 asked = True
             else:
@@ -240,9 +263,10 @@ class _Switches:
 
     def _cancelled(self, under_way: Iterable[tuple[Gpu, str]]) -> bool:
         """Whether a person says that they are to be taken back, and they are being."""
-        named = " and ".join(gpu.address for gpu, _ in under_way)
+        named = _(" and ").join(gpu.address for gpu, _switch in under_way)
+        question = _("Take the switch of {gpus} back (c), or leave it to go on (l)? [c/L] ", gpus=named)
         try:
-            if _answer(f"Take the switch of {named} back (c), or leave it to go on (l)? [c/L] ") not in {"c", "cancel"}:
+            if _answer(question) not in {"c", "cancel", *_("c cancel").split()}:
                 return False
         except KeyboardInterrupt:
             return False
@@ -252,7 +276,7 @@ class _Switches:
                 self._service.ask_allowed(message)
             except CtlError as error:
                 # It may be over by now, or too far: what becomes of it is told.
-                problem(sentence(f"cancel the switch of {gpu.address}", str(error)))
+                problem(sentence(_("cancel the switch of {gpu}", gpu=gpu.address), str(error)))
         return True
 
     def _print_id(self, gpu: Gpu, switch: str) -> None:
@@ -273,23 +297,36 @@ class _Switches:
             took = duration(outcome["finished"] - outcome["started"])
             # A recovery of one that is in a known-good state leaves it there, whichever that is.
             where = place(gpu, str(outcome["target"]))
-            line(f"{address} is {where} {f'now, after {took}' if outcome['count'] else 'already'}")
+            if outcome["count"]:
+                line(_("{gpu} is {place} now, after {duration}", gpu=address, place=where, duration=took))
+            else:
+                line(_("{gpu} is {place} already", gpu=address, place=where))
             if outcome["reason"]:
                 problem(f"{self._remark}: {outcome['reason']}")
 
     def _failure(self, gpu: Gpu, outcome: Mapping[str, Any]) -> CtlError:
         """With what there is to do next."""
         address, result, name = gpu.address, str(outcome["result"]), str(outcome.get("error", ""))
-        text = f"cannot {self._purpose.format(address)} ({result}): {outcome['reason']}"
+        text = _(
+            "cannot {purpose} ({result}): {reason}",
+            purpose=self._purpose.format(address),
+            result=result,
+            reason=outcome["reason"],
+        )
         again = self._again.format(address)
         if result == "wedged":
-            return CtlError.of(Wedged, f"{text}\ngpuswitchctl status {address} tells when the kernel has returned")
+            status = _("gpuswitchctl status {gpu} tells when the kernel has returned", gpu=address)
+            return CtlError.of(Wedged, f"{text}\n{status}")
         if (now := gpu.look())["State"] == "failed":
             return CtlError.of(Failed, f"{text}\n{what_to_do(now)}")
-        if result == "reverted":
-            text += f"\nput right what is named here, then: {again}"
-        status = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
-        return CtlError(text, status, name=name)
+        if result == "failed":
+            # It stands, and not all around it is as before: on the host, that is what to-host puts right.
+            verb = "to-host" if now["State"] in {"host", "vfio"} else "recover"
+            again = f"gpuswitchctl {verb} {address}"
+        if result in {"failed", "reverted"}:
+            text += "\n" + _("put right what is named here, then: {command}", command=again)
+        code = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
+        return CtlError(text, code, name=name)
 
     def _fail(self, gpu: Gpu, error: CtlError, *, told: bool = False) -> None:
         """`told`: programs have heard of it already."""
@@ -314,8 +351,12 @@ def _interrupted(addresses: Sequence[str], again: str) -> CtlError:
     """A switch is not ours to end: ^C ends the watching, and says so."""
     named = " ".join(addresses)
     return CtlError(
-        f"interrupted; the switch, once begun, goes on: gpuswitchctl status {named} shows it, {again} follows it "
-        f"again, gpuswitchctl cancel {named} takes it back",
+        _(
+            "interrupted; the switch, once begun, goes on: gpuswitchctl status {gpus} shows it, {again} follows it "
+            "again, gpuswitchctl cancel {gpus} takes it back",
+            gpus=named,
+            again=again,
+        ),
         EXIT_INTERRUPTED,
         name="Interrupted",
     )
@@ -340,10 +381,17 @@ def _ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Option
     ending = list(dict.fromkeys(what for gpu in gpus for what in _ended(gpu, target, options)))
     if not ending:
         return
-    named = " and ".join(gpu.address for gpu in gpus)
-    problem(f"to move {named} to {target} ends what runs on this screen: {', '.join(ending)}")
-    if _answer("Go on? [y/N] ") not in {"y", "yes"}:
-        raise CtlError.of(Failed, "cannot go on: you said no; nothing was changed")
+    named = _(" and ").join(gpu.address for gpu in gpus)
+    problem(
+        _(
+            "to move {gpus} to {target} ends what runs on this screen: {what}",
+            gpus=named,
+            target=target,
+            what=", ".join(ending),
+        )
+    )
+    if _answer(_("Go on? [y/N] ")) not in {"y", "yes", *_("y yes").split()}:
+        raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))
 
 
 def _ended(gpu: Gpu, target: str, options: Options) -> list[str]:
@@ -355,5 +403,9 @@ def _ended(gpu: Gpu, target: str, options: Options) -> list[str]:
     stops = [name for step in steps for name in step["stops"]]
     found = [name for name in stops if name in _DESKTOPS or name.startswith("session ")]
     if any(step["ends_programs"] for step in steps):
-        found += [f"{each['command']} in session {each['session']}" for each in gpu.holders() if each["session"]]
+        found += [
+            _("{command} in session {session}", command=each["command"], session=each["session"])
+            for each in gpu.holders()
+            if each["session"]
+        ]
     return found

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.output import clean, duration, numbered
+from gpuswitch.cli.translate import _
 
 _SHORTEST = 1 / 40
 """Of the whole width: a bar as long as that can be seen, however short the step was."""
@@ -70,7 +71,7 @@ class StepsInPlace:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def step(self, gpu: str, _: str, change: StepChange) -> None:
+    def step(self, gpu: str, _switch: str, change: StepChange) -> None:
         if at_work(change):
             self._at_work[gpu] = _AtWork(change)
             return
@@ -80,7 +81,7 @@ class StepsInPlace:
         took = (f"  {duration(change.seconds)}", "dim")
         self._console.print(Text.assemble(f"{self._title(gpu, change)}  ", (clean(change.status), style), took))
 
-    def waits(self, gpu: str, _: str, waiting: Waiting) -> None:
+    def waits(self, gpu: str, _switch: str, waiting: Waiting) -> None:
         if gpu in self._at_work:
             self._at_work[gpu].waiting = waiting
 
@@ -88,7 +89,7 @@ class StepsInPlace:
         title = numbered(change.index, change.count, change.title)
         return f"{gpu}  {title}" if self._several else title
 
-    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         """What is redrawn; called from a thread of `rich`."""
         for gpu, step in sorted(self._at_work.items()):
             yield from self._lines(gpu, step, min(options.max_width, _BAR_COLUMNS))
@@ -98,7 +99,13 @@ class StepsInPlace:
         elapsed = (f"  {time.monotonic() - step.begun:.1f} s", "dim")
         yield Text.assemble(f"{self._title(gpu, change)}  ", (clean(change.status), "cyan"), elapsed)
         if (waiting := step.waiting) is not None:
-            left = f" ({max(waiting.until - time.time(), 0):.0f} s left)" if waiting.until else ""
             for number, each in enumerate(waiting.what.splitlines()):
-                yield Text(f"  {'and' if number else f'waiting{left}'}: {clean(each)}", "yellow")
+                what, left = clean(each), f"{max(waiting.until - time.time(), 0):.0f}"
+                if number:
+                    text = _("and: {what}", what=what)
+                elif waiting.until:
+                    text = _("waiting ({seconds} s left): {what}", seconds=left, what=what)
+                else:
+                    text = _("waiting: {what}", what=what)
+                yield Text(f"  {text}", "yellow")
         yield ProgressBar(total=change.count, completed=change.index - 1, width=columns)

@@ -12,6 +12,7 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered
 from gpuswitch.cli.records import change_record, gpu_record, state_label, waiting_record
+from gpuswitch.cli.translate import _
 from gpuswitch.cli.watching import BUS, Watching, name_owner
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Timeout, Wedged
 
@@ -29,28 +30,31 @@ class _Lines:
     """One line for each event that people want to know of."""
 
     def service(self, text: str, *, running: bool) -> None:
-        self._say(text if running else f"{text}; it is waited for")
+        self._say(text if running else _("{text}; it is waited for", text=text))
 
     def state(self, gpu: Gpu) -> None:
         known = gpu.properties
         words = [state_label(known)]
         if any(known["Owner"]):
-            words.append(f"owned by {known['Owner'][0] or known['Owner'][1]}")
+            words.append(_("owned by {machine}", machine=known["Owner"][0] or known["Owner"][1]))
         if known["Reason"]:
             words.append("; ".join(known["Reason"].splitlines()))
         self._say(f"{gpu.address}: {', '.join(words)}")
 
-    def step(self, gpu: Gpu, _: str, change: StepChange) -> None:
+    def step(self, gpu: Gpu, _switch: str, change: StepChange) -> None:
         if not at_work(change):
             title = numbered(change.index, change.count, change.title)
             self._say(f"{gpu.address}: {title}: {change.status} ({duration(change.seconds)})")
 
-    def waits(self, gpu: Gpu, _: str, waiting: Waiting) -> None:
-        self._say(f"{gpu.address}: waiting until {clock(waiting.until)}: {'; '.join(waiting.what.splitlines())}")
+    def waits(self, gpu: Gpu, _switch: str, waiting: Waiting) -> None:
+        what = "; ".join(waiting.what.splitlines())
+        until = _("waiting until {time}: {what}", time=clock(waiting.until), what=what)
+        self._say(f"{gpu.address}: {until}")
 
     def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None:
         why = f": {'; '.join(reason.splitlines())}" if reason else ""
-        self._say(f"{gpu.address}: switch {switch} is {result}{why}")
+        ended = _("switch {id} is {result}", id=switch, result=result)
+        self._say(f"{gpu.address}: {ended}{why}")
 
     def _say(self, text: str) -> None:
         line(f"{clock(time.time())}  {text}")
@@ -97,11 +101,18 @@ def wait(service: Service, args: Namespace) -> int:
     while waiting := {path: gpu for path, gpu in waiting.items() if not arrived(gpu.properties)}:
         event = service.next_event(deadline)
         if event is None:
-            named = " and ".join(f"{gpu.address} is {state_label(gpu.properties)}" for gpu in waiting.values())
-            where = f"on {args.state}" if args.state else "at rest"
-            raise CtlError.of(Timeout, f"not {where} within {args.timeout:g} s: {named}")
+            states = [
+                _("{gpu} is {state}", gpu=gpu.address, state=state_label(gpu.properties)) for gpu in waiting.values()
+            ]
+            named, seconds = _(" and ").join(states), f"{args.timeout:g}"
+            if args.state:
+                text = _("not on {state} within {seconds} s: {gpus}", state=args.state, seconds=seconds, gpus=named)
+            else:
+                text = _("not at rest within {seconds} s: {gpus}", seconds=seconds, gpus=named)
+            raise CtlError.of(Timeout, text)
         if isinstance(event, Signal) and event.interface == BUS:
-            raise CtlError("the service went away; it may have been restarted", EXIT_UNREACHABLE, name="Unreachable")
+            text = _("the service went away; it may have been restarted")
+            raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
         if isinstance(event, Signal) and event.path in waiting and event.member == "PropertiesChanged":
             _take(waiting[event.path], event.body)
     return _told(gpus, args)
@@ -126,7 +137,7 @@ def _told(gpus: Sequence[Gpu], args: Namespace) -> int:
         if args.json:
             as_json_line({"event": "state", "gpu": gpu.address, "now": gpu_record(gpu.properties)})
         else:
-            line(f"{gpu.address} is {state_label(gpu.properties)}")
+            line(_("{gpu} is {state}", gpu=gpu.address, state=state_label(gpu.properties)))
     states = {str(gpu.properties["State"]) for gpu in gpus}
     if "wedged" in states:
         return Wedged.exit_code

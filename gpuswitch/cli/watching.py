@@ -10,6 +10,7 @@ from jeepney import MatchRule
 from gpuswitch.cli.client import GPU, NAME, Gpu, Service, Signal, gpus_named, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting
+from gpuswitch.cli.translate import _
 from gpuswitch.errors import EXIT_UNREACHABLE
 
 BUS = "org.freedesktop.DBus"
@@ -72,12 +73,12 @@ class Watching:
         elif event.member == "PropertiesChanged" and event.body[0] == GPU:
             self._changed(gpu, plain_values(event.body[1]))
 
-    def _owner_changed(self, _: str, before: str, now: str) -> None:
+    def _owner_changed(self, _name: str, before: str, now: str) -> None:
         if before and not now:
             self._gpus.clear()
-            self._teller.service("the service has ended", running=False)
+            self._teller.service(_("the service has ended"), running=False)
         elif now:
-            self._teller.service("the service is there", running=True)
+            self._teller.service(_("the service is there"), running=True)
             try:
                 self._begin()
             except CtlError as error:

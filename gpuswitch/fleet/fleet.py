@@ -19,10 +19,11 @@ from gpuswitch.gpu.retry import Pace, Retry
 from gpuswitch.host.looking import seen
 from gpuswitch.host.port import Host, Pending
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import HostFacts, counted
+from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu, discover
 from gpuswitch.model.states import State
 from gpuswitch.runtime.pause import Pause
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.journal.journal import Entry, Journal
 from gpuswitch.switch.record import Drift
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE
@@ -328,7 +329,7 @@ class Fleet:
             NotViable: it asks for some of that.
         """
         if found := [misfit.sentence for misfit in self.misfits if not misfit.functions.isdisjoint(functions)]:
-            raise NotViable("\n".join(found))
+            raise NotViable(Sentence.joined("\n", found))
 
     def stalled(self) -> list[Actor]:
         """Actors that are at work and have not moved for twice their longest deadline: a fault of the program."""
@@ -350,12 +351,18 @@ class Fleet:
             address = PciAddress.parse(selector)
         except InvalidArgument:
             why = self._misfit({misfit.address for misfit in self.misfits if misfit.name.casefold() == name})
-            raise NoSuchGpu(why or f"no GPU is named {selector[:80]!r}; this host has {self._names()}") from None
+            unknown = Sentence(
+                "no GPU is named {name}; this host has {gpus}", name=repr(selector[:80]), gpus=self._names()
+            )
+            raise NoSuchGpu(why or unknown) from None
         for actor in self.actors.values():
             if address in actor.gpu.functions:
                 return actor
         why = self._misfit({address})
-        raise NoSuchGpu(why or f"{address} is not a GPU of this host; this host has {self._names()}")
+        unknown = Sentence(
+            "{address} is not a GPU of this host; this host has {gpus}", address=address, gpus=self._names()
+        )
+        raise NoSuchGpu(why or unknown)
 
     def _only(self) -> Actor:
         """The only GPU. Accelerators do not count: one may be the processor's own, which nobody means."""
@@ -363,16 +370,20 @@ class Fleet:
         if len(drawing) == 1:
             return drawing[0]
         if not self.actors:
-            raise NoSuchGpu("this host has no GPU")
-        raise InvalidArgument(f"this host has {counted(len(self.actors), 'GPU')}; name one of {self._names()}")
+            raise NoSuchGpu(Sentence("this host has no GPU"))
+        if len(self.actors) == 1:
+            raise InvalidArgument(Sentence("this host has 1 GPU; name one of {gpus}", gpus=self._names()))
+        raise InvalidArgument(
+            Sentence("this host has {count} GPUs; name one of {gpus}", count=len(self.actors), gpus=self._names())
+        )
 
-    def _misfit(self, addresses: Collection[PciAddress]) -> str:
+    def _misfit(self, addresses: Collection[PciAddress]) -> Sentence:
         """What is wrong with the configuration of these; "": nothing."""
-        return "\n".join(misfit.sentence for misfit in self.misfits if misfit.address in addresses)
+        return Sentence.joined("\n", (misfit.sentence for misfit in self.misfits if misfit.address in addresses))
 
     def _names(self) -> str:
         named = ((address, self.config.gpu(address).name) for address in sorted(self.actors))
-        return ", ".join(f"{address} ({name})" if name else str(address) for address, name in named) or "none"
+        return ", ".join(f"{address} ({name})" if name else str(address) for address, name in named) or Sentence("none")
 
 
 async def _each(actors: Iterable[Actor], work: Callable[[Actor], Coroutine[Any, Any, None]]) -> None:

@@ -29,6 +29,7 @@ from gpuswitch.model.holders import Holder
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import Engine, StuckError
 from gpuswitch.switch.journal.journal import Journal
 from gpuswitch.switch.planning.guards import blockers, refusal
@@ -116,16 +117,20 @@ class Actor:
         Raises:
             Failed: nobody can tell.
         """
-        record, unknown = self.record, f"nobody can tell who has {self.gpu.address} open"
+        record = self.record
         try:
             # One look at a time: anyone may ask.
             async with self._looking, asyncio.timeout(record.config.deadlines.holders):
                 return (await self._host.processes.scan(everything(record.gpu, record.facts))).holders
         except KernelError as error:
-            raise Failed(f"{unknown}: {error}") from error
+            raise Failed(self._unknown(Sentence.of(error))) from error
         except TimeoutError:
-            seconds = record.config.deadlines.holders
-            raise Failed(f"{unknown}: the look for them took longer than {seconds:g} s") from None
+            seconds = f"{record.config.deadlines.holders:g}"
+            why = Sentence("the look for them took longer than {seconds} s", seconds=seconds)
+            raise Failed(self._unknown(why)) from None
+
+    def _unknown(self, why: Sentence) -> Sentence:
+        return Sentence("nobody can tell who has {gpu} open: {why}", gpu=self.gpu.address, why=why)
 
     async def plan(self, target: State, options: Options = _AS_CONFIGURED) -> Plan:
         """The plan of a switch to `target`, without steps where nothing is to do; or the refusal with all blockers.
@@ -159,8 +164,14 @@ class Actor:
                 if running.target is target:
                     return self._admission.join(running, options)
                 raise InProgress(
-                    f"{self.gpu.address} cannot go to {target} while it is on its way to {running.target} "
-                    f"(switch {running.id}): wait for that first"
+                    Sentence(
+                        "{gpu} cannot go to {target} while it is on its way to {other} (switch {id}): wait for that "
+                        "first, or cancel it: gpuswitchctl cancel {gpu}",
+                        gpu=self.gpu.address,
+                        target=target,
+                        other=running.target,
+                        id=running.id,
+                    )
                 )
             if not self.runner.busy:
                 await self.runner.turns.take(_TURN_SECONDS)
@@ -192,9 +203,17 @@ class Actor:
             if (running := self._admission.running()) is not None:
                 if running.recovery:
                     return self._admission.join(running, options)
-                raise InProgress(f"{self.gpu.address} is on its way to {running.target}: wait for that first")
+                raise InProgress(
+                    Sentence(
+                        "{gpu} is on its way to {other} (switch {id}): wait for that first, or cancel it: gpuswitchctl "
+                        "cancel {gpu}",
+                        gpu=self.gpu.address,
+                        other=running.target,
+                        id=running.id,
+                    )
+                )
             self._admission.refuse_owned(State.HOST)
-            if found := blockers(self.gpu, State.HOST, self.state, self.record.facts):
+            if found := blockers(self.gpu, State.HOST, self.state, self.record.facts, self.record.config):
                 raise refusal(found)
             if self.state.stable and not self.record.stays_out:
                 return self._there(Switch(self.state, 0, options, requester))
@@ -369,7 +388,10 @@ class Actor:
             self.see(await self._seen() if target is State.VFIO else record.facts.renewed(await self._seen(own), own))
             if not preparation.is_still_valid(record.gpu, record.state, record.facts, record.restore_state):
                 raise Failed(
-                    f"somebody else moved {self.gpu.address} at the same moment; nothing was changed; try again"
+                    Sentence(
+                        "somebody else moved {gpu} at the same moment; nothing was changed; try again",
+                        gpu=self.gpu.address,
+                    )
                 )
             self.runner.start(switch, plan, preparation, self._recovery.after_failure)
         except GpuswitchError:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+
 from gpuswitch.errors import Failed, InProgress, Owned
 from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.planning.guards import blockers, refusal
 from gpuswitch.switch.planning.requirements import boot_framebuffers
 from gpuswitch.switch.record import Switch
@@ -35,15 +38,21 @@ class Admission:
     def refuse_retired(self) -> None:
         """Raises `Failed` where nothing new begins here."""
         if self._record.retired:
-            raise Failed(f"cannot switch {self._record.gpu.address}: {self._record.retired}")
+            raise Failed(Sentence("cannot switch {gpu}: {why}", gpu=self._record.gpu.address, why=self._record.retired))
 
     def refuse_owned(self, target: State) -> None:
         """Who waits for it is not left without it at the last moment: that raises `Owned`."""
         record = self._record
         if target is State.HOST and record.awaited and record.owner is not None:
             raise Owned(
-                f"{record.gpu.address} belongs to {record.owner}, which is about to open it: shut that down first; "
-                f"not opened within {record.rules.start_grace:g} s, it comes home by itself"
+                Sentence(
+                    "{gpu} belongs to {owner}, which is about to open it: shut that down first: virsh shutdown {name}; "
+                    "not opened within {seconds} s, it comes home by itself",
+                    gpu=record.gpu.address,
+                    owner=record.owner,
+                    name=shlex.quote(record.owner.name),
+                    seconds=f"{record.rules.start_grace:g}",
+                )
             )
 
     def refuse_unusable(self, target: State) -> None:
@@ -51,7 +60,7 @@ class Admission:
         record = self._record
         if target is not State.VFIO:
             return
-        if found := blockers(record.gpu, target, record.state, record.facts, along=record.along):
+        if found := blockers(record.gpu, target, record.state, record.facts, record.config, along=record.along):
             raise refusal(found)
 
     def join(self, running: Switch, options: Options) -> Switch:
@@ -64,7 +73,13 @@ class Admission:
         configured = Options(rules.busy, rules.wait_seconds, tuple(map(str, rules.stop_units)))
         if more := options.beyond(running.options, configured):
             raise InProgress(
-                f"{self._record.gpu.address} is on its way to {running.target} already (switch {running.id}), and not "
-                f"with {' '.join(more)}: ask without, wait for its end, or cancel it and ask again"
+                Sentence(
+                    "{gpu} is on its way to {target} already (switch {id}), and not with {options}: ask without, wait "
+                    "for its end, or cancel it and ask again: gpuswitchctl cancel {gpu}",
+                    gpu=self._record.gpu.address,
+                    target=running.target,
+                    id=running.id,
+                    options=" ".join(more),
+                )
             )
         return running

@@ -25,6 +25,7 @@ from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.journal.journal import Entry, Journal, Page
 from gpuswitch.switch.planning.plan import Plan
@@ -331,7 +332,7 @@ class GpuRecord:
         for switch in (*self.recent, *self.needless):
             if switch.id == id:
                 return switch
-        raise InvalidArgument(f"{self.gpu.address} knows of no switch {id[:80]!r}")
+        raise InvalidArgument(Sentence("{gpu} knows of no switch {id}", gpu=self.gpu.address, id=repr(id[:80])))
 
     # What is kept ---------------------------------------------------------------------------------------------------
 

@@ -134,7 +134,7 @@ class Kernel(Operations):
     @operation("probe", raises={errno.EINVAL: "the driver's probe failed"})
     def probe(self, function: PciAddress) -> Words[None]:
         """Write to drivers_probe. Success says nothing about what is bound now: look."""
-        return Words("probe", function)
+        return Words("bind", function)
 
     @operation("group", raises={errno.EBUSY: "somebody else has it open", errno.ENOENT: "there is no such node"})
     def hold_group(self, group: int) -> Words[None]:

@@ -78,7 +78,9 @@ async def test_a_module_that_is_no_driver_is_refused_as_one(start: Start, ctl: C
     for arguments in (("plan", "geforce", "host"), ("to-host", "geforce")):
         refused = ctl(*arguments)
         assert (refused.returncode, refused.stdout) == (3, "")
-        assert "around the driver nvidia and no driver of the PCI bus: name nvidia there" in refused.stderr
+        assert (
+            'around the driver nvidia and no driver of the PCI bus: set `host_driver = "nvidia"` in' in refused.stderr
+        )
     assert status(ctl)["state"] == "vfio"
 
 

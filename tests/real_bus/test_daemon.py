@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,12 @@ def test_by_the_bus_policy_only_root_may_be_the_service() -> None:
     assert owners == {"root"}
 
 
+def filled(template: str, data: Mapping[str, Any]) -> str:
+    """The English text, made of what stands beside it."""
+    parts = {k: v if isinstance(v, str) else filled(v["template"], v["data"]) for k, v in data.items()}
+    return template.format(**parts)
+
+
 async def test_the_reasons_of_a_refusal_can_be_had_as_data(start: Start) -> None:
     service = await start("single")
     told = [plain(each) for each in await service.call(DISCRETE, f"{GPU}.Blockers", "sa{sv}", "vfio", {})]
@@ -175,6 +182,10 @@ async def test_the_reasons_of_a_refusal_can_be_had_as_data(start: Start) -> None
     assert [blocker["text"] for blocker in told] == said.partition(": ")[2].splitlines()
     kinds = {(blocker["kind"], blocker["error"]) for blocker in told}
     assert kinds == {("boot_display", "NotViable"), ("busy", "Busy")}
+    assert [filled(blocker["template"], blocker["data"]) for blocker in told] == [each["text"] for each in told]
+    display = next(blocker["data"] for blocker in told if blocker["kind"] == "boot_display")
+    assert display["function"] == "0000:01:00.0"
+    assert display["set"]["data"]["line"] == "allow_boot_display = true"
     assert await service.call(DISCRETE, f"{GPU}.Blockers", "sa{sv}", "host", {}) == []
     assert (await refused(service, DISCRETE, f"{GPU}.Blockers", "sa{sv}", "mars", {})).startswith("InvalidArgument")
 

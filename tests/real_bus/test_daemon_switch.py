@@ -132,7 +132,7 @@ async def test_while_a_switch_runs_the_same_request_joins_it_and_another_is_refu
     assert await service.move(DISCRETE, "vfio") == switch
     assert await refused(service, "host") == (
         f"InProgress: 0000:01:00.0 cannot go to host while it is on its way to vfio (switch {switch}): "
-        "wait for that first"
+        "wait for that first, or cancel it: gpuswitchctl cancel 0000:01:00.0"
     )
     assert (await service.wait(DISCRETE, switch))["result"] == "done"
 
@@ -154,10 +154,10 @@ async def test_a_step_that_fails_is_told_and_everything_before_it_reverted(start
     signals = await service.signals_until("SwitchFinished")
     told = steps(signals)
     [failed] = [index for index, _, _, status in told if status == "failed"]
-    assert signals[-1].body == (switch, "reverted", f"cannot probe {SOUND}: Invalid argument")
+    assert signals[-1].body == (switch, "reverted", f"cannot bind {SOUND}: Invalid argument")
     assert [index for index, _, _, status in told if status == "reverted"] == list(range(failed, 0, -1))
     after = await service.properties(DISCRETE)
-    assert after["Reason"] == f"cannot probe {SOUND}: Invalid argument"
+    assert after["Reason"] == f"cannot bind {SOUND}: Invalid argument"
     assert "recovering" in [told_properties([signal]).get("State") for signal in signals]
     changed = {"Reason", "Switch", "StateSince"}
     assert {name for name in after if after[name] != before[name]} == changed

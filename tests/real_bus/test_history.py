@@ -219,7 +219,7 @@ async def test_people_see_the_list_and_one_switch_step_by_step(start: Start, pri
     assert heading.startswith("WHEN ")
     assert f"  {newest['id']}  {ADDRESS}  vfio    done " in first
     assert f"  {oldest['id']}  {ADDRESS}  vfio    reverted " in second
-    assert second.endswith(f"  cannot probe {SOUND}: Invalid argument")
+    assert second.endswith(f"  cannot bind {SOUND}: Invalid argument")
     assert json.loads((await ctl(private_bus, "history", "--json"))[1]) == [newest, oldest]
     assert len((await ctl(private_bus, "history", "01:00.0", "--limit", "1"))[1].splitlines()) == 2
     assert (await ctl(private_bus, "history", "00:02.0"))[1] == "there is no finished switch\n"
@@ -290,7 +290,8 @@ async def test_what_cannot_be_cancelled_says_why(start: Start) -> None:
     await service.until_state(DISCRETE, "wedged")
     assert await refused(service, switch) == (
         f"Wedged: cannot cancel switch {switch}: 0000:01:00.0 is wedged, "
-        "and nothing is written to it until the kernel returns"
+        "and nothing is written to it until the kernel returns; "
+        "gpuswitchctl status 0000:01:00.0 says what may make it return"
     )
 
 

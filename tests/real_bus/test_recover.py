@@ -104,7 +104,7 @@ async def test_what_fails_once_more_is_told_with_what_failed_before(start: Start
         reason = (await service.properties(DISCRETE))["Reason"].splitlines()
         assert reason[0] == story
         assert len(reason) == 2
-        assert reason[1].startswith(f"and since then: cannot probe {SOUND}")
+        assert reason[1].startswith(f"and since then: cannot bind {SOUND}")
         _, shown, _ = await ctl(private_bus, "status", ADDRESS)
         assert story in shown
         assert hint in shown

@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "gpuswitch"
 
 _HEART = (
+    "gpuswitch.sentence",
     "gpuswitch.errors",
     "gpuswitch.model",
     "gpuswitch.config",
@@ -21,7 +22,13 @@ _HEART = (
     "gpuswitch.host.looking",
 )
 """What all of the heart may import: plain values, and what it asks of a host."""
-_HOST = ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.host.operation", "gpuswitch.host.port")
+_HOST = (
+    "gpuswitch.sentence",
+    "gpuswitch.errors",
+    "gpuswitch.model",
+    "gpuswitch.host.operation",
+    "gpuswitch.host.port",
+)
 """What a host may: it implements the port, and sees nothing of the heart."""
 _ROOMS = (
     "gpuswitch.switch.restore_state",
@@ -39,8 +46,9 @@ _ROOMS = (
 
 LAYERS: dict[str, tuple[str, ...]] = {
     "gpuswitch": (),
-    "gpuswitch.errors": (),
-    "gpuswitch.model": ("gpuswitch.errors", "gpuswitch.model"),
+    "gpuswitch.sentence": (),
+    "gpuswitch.errors": ("gpuswitch.sentence",),
+    "gpuswitch.model": ("gpuswitch.sentence", "gpuswitch.errors", "gpuswitch.model"),
     "gpuswitch.config": ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.config"),
     "gpuswitch.runtime": ("gpuswitch.errors",),
     "gpuswitch.switch": (),
@@ -64,6 +72,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "gpuswitch.api": (
         "gpuswitch.__version__",
+        "gpuswitch.sentence",
         "gpuswitch.errors",
         "gpuswitch.model",
         "gpuswitch.config.schema",
@@ -93,7 +102,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # It says what it understands before any of that is there.
     "gpuswitch.service": ("gpuswitch.__version__", "gpuswitch.daemon"),
     # Clients of the bus: they work, and say what is wrong, when nothing else of the program does.
-    "gpuswitch.cli": ("gpuswitch.__version__", "gpuswitch.errors", "gpuswitch.cli"),
+    "gpuswitch.cli": ("gpuswitch.__version__", "gpuswitch.sentence", "gpuswitch.errors", "gpuswitch.cli"),
     "gpuswitch.hook": (),
 }
 """What a part of the package may import of the package."""

@@ -264,6 +264,7 @@ class Sysfs:
                     users=tuple(sorted(user for user, _ in entries(f"{folder}/holders"))),
                     version=first_line(f"{folder}/version"),
                     modeset=first_line(f"{folder}/parameters/modeset") in _ON,
+                    built_in=not there(f"{folder}/initstate"),
                 )
         return found
 

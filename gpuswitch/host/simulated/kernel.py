@@ -156,6 +156,11 @@ class Machine(Bus):
         self.autoprobe, self.probes_later = on, later
         self.changed(None)
 
+    def set_unloading(self, *, on: bool) -> None:
+        """It is a kernel that unloads modules, or one that does not (CONFIG_MODULE_UNLOAD)."""
+        self.modules.unloads = on
+        self.changed(None)
+
     def open(self, function: PciAddress, user: str, kind: str = "") -> None:
         """A process opens a device node of the function; one that does not run yet is started. It has it open once.
 
