@@ -18,6 +18,7 @@ from roff import bold, example, heading, italic, item, paragraph, section, see_a
 from gpuswitch import __version__, errors, service
 from gpuswitch.cli import parser as ctl
 from gpuswitch.cli.topics import STATES
+from gpuswitch.cli.translate import speak
 from gpuswitch.config.reference import Key, TableReference, reference
 from gpuswitch.config.schema import ENVIRONMENT
 
@@ -364,6 +365,7 @@ def _own_name(kind: type[errors.GpuswitchError]) -> str:
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "man"
     folder.mkdir(exist_ok=True)
+    speak("en")
     for name, text in pages().items():
         (folder / name).write_text(text)
 
