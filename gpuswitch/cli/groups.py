@@ -62,7 +62,7 @@ def _print_groups(groups: Iterable[Values]) -> None:
     lines = iter(aligned(rows))
     columns = width()
     for group in groups:
-        write(_group_heading(group))
+        line(_group_heading(group))
         for _ in group["functions"]:
             text = f"  {next(lines)}"
             # What a maker calls it comes last, so it alone is shortened.

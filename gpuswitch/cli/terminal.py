@@ -86,7 +86,7 @@ class StepsInPlace:
 
     def _title(self, gpu: str, change: StepChange) -> str:
         title = numbered(change.index, change.count, change.title)
-        return f"{gpu}  {title}" if self._several else title
+        return f"{clean(gpu)}  {title}" if self._several else title
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
         """What is redrawn; called from a thread of `rich`."""
