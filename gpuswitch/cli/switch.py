@@ -322,7 +322,7 @@ def _ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Option
     Raises:
         CtlError: they say no.
     """
-    ending = list(dict.fromkeys(what for gpu in gpus for what in _ended(gpu, target, options)))
+    ending = list(dict.fromkeys(what for gpu in gpus for what in ended(gpu, target, options)))
     if not ending:
         return
     named = " and ".join(gpu.address for gpu in gpus)
@@ -331,7 +331,7 @@ def _ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Option
         raise CtlError.of(Failed, "cannot go on: you said no; nothing was changed")
 
 
-def _ended(gpu: Gpu, target: str, options: Options) -> list[str]:
+def ended(gpu: Gpu, target: str, options: Options) -> list[str]:
     """The desktops and sessions that such a switch ends now; none where it would be refused anyway."""
     try:
         steps = gpu.plan(target, options)
