@@ -10,7 +10,7 @@ from typing import Any
 
 from gpuswitch.cli.client import Service
 from gpuswitch.cli.layout import pairs, shortened, table
-from gpuswitch.cli.output import as_json, duration, line, moment, on_terminal, write
+from gpuswitch.cli.output import as_json, can_write, duration, line, moment, on_terminal, write
 from gpuswitch.cli.records import entry_record
 
 Values = Mapping[str, Any]
@@ -109,7 +109,7 @@ def requester_words(requester: Values, *, whole: bool = False) -> str:
 
 
 def _print_steps(entry: Values) -> None:
-    if on_terminal(sys.stdout):
+    if on_terminal(sys.stdout) and can_write("█▌"):
         from gpuswitch.cli.terminal import print_timeline  # noqa: PLC0415  # brings `rich`, which is slow to start
 
         print_timeline(entry)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from unicodedata import east_asian_width
 
-from gpuswitch.cli.output import clean, in_colour, on_terminal, write
+from gpuswitch.cli.output import can_write, clean, in_colour, on_terminal, write
 
 _GAP = "  "
 _SHORTEST = 12
@@ -159,7 +159,7 @@ def shortened(text: str, columns: int) -> str:
     """The text in so many columns, without its middle where it is longer."""
     if cells(text) <= columns:
         return text
-    mark = _mark()
+    mark = "…" if can_write("…") else "..."
     head, tail = list(text), list[str]()
     left = columns - cells(mark)
     tail_columns = left // 2
@@ -168,14 +168,6 @@ def shortened(text: str, columns: int) -> str:
     while cells("".join(head)) > left - cells("".join(tail)):
         head.pop()
     return f"{''.join(head).rstrip()}{mark}{''.join(tail).lstrip()}"
-
-
-def _mark() -> str:
-    try:
-        "…".encode(sys.stdout.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return "..."
-    return "…"
 
 
 def cells(text: str) -> int:

@@ -26,7 +26,16 @@ def clean(text: object) -> str:
 
 def on_terminal(stream: TextIO) -> bool:
     """Whether lines on it can be redrawn."""
-    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return stream.isatty() and os.environ.get("TERM", "") not in {"", "dumb"}
+
+
+def can_write(text: str) -> bool:
+    """Whether standard output has these characters; others are escaped there."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def in_colour(stream: TextIO) -> bool:
@@ -57,12 +66,27 @@ def line(text: str) -> None:
 def problem(text: str) -> None:
     """Say on standard error what went wrong; further lines of `text` are further reasons."""
     first, *more = map(clean, text.splitlines())
-    print(f"gpuswitchctl: {first}", *(f"  {each}" for each in more), sep="\n", file=sys.stderr, flush=True)
+    _say("\n".join([f"gpuswitchctl: {first}", *(f"  {each}" for each in more)]))
 
 
 def warning(text: str) -> None:
     """Say on standard error what somebody should look after, though nothing went wrong now."""
-    print(f"gpuswitchctl: warning: {clean(text)}", file=sys.stderr, flush=True)
+    _say(f"gpuswitchctl: warning: {clean(text)}")
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        # It cannot be said, and the exit status still tells: Python is not to try once more at its exit, and change it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def wrong_usage(usage: str, text: str) -> None:
+    """Say on standard error what cannot be understood, with how it goes."""
+    _say(f"{usage}gpuswitchctl: {clean(text)}")
 
 
 def sentence(purpose: str, text: str) -> str:

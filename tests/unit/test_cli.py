@@ -66,9 +66,7 @@ def test_a_gpu_may_be_left_out_and_a_target_is_taken_in_any_case() -> None:
 def test_the_help_of_each_verb_has_an_example_that_it_understands(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([verb, "--help"])
-    assert ended.value.code == 0
+    assert main([verb, "--help"]) == 0
     example = capsys.readouterr().out.rpartition("example: gpuswitchctl ")[2].split()
     assert example[0] == verb
     assert parse(example).run.startswith("gpuswitch.cli.")
@@ -312,8 +310,7 @@ def test_wrong_usage_is_json_for_whoever_reads_that(capsys: pytest.CaptureFixtur
 
 
 def test_every_exit_status_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--help"])
+    assert main(["--help"]) == 0
     short = capsys.readouterr().out
     assert main(["help", "exit-status"]) == 0
     whole = capsys.readouterr().out
@@ -332,8 +329,7 @@ def test_each_topic_is_explained(topic: str, capsys: pytest.CaptureFixture[str])
 def test_help_of_a_command_is_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help", "to-vfio"]) == 0
     asked = capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["to-vfio", "--help"])
+    assert main(["to-vfio", "--help"]) == 0
     assert asked == capsys.readouterr().out
     assert main(["help"]) == 0
     assert "COMMAND" in capsys.readouterr().out
