@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from jeepney import Message
 
 EXIT_INTERRUPTED = 130
-_WORST_FIRST = (7, 1, 5, 4, 3, 6, 2)
+_WORST_FIRST = (EXIT_INTERRUPTED, 7, 1, 5, 4, 3, 6, 2)
 _REFUSED = 3
 _DESKTOPS = frozenset(
     f"{name}.service"
@@ -74,7 +75,8 @@ def cancel(service: Service, args: Namespace) -> int:
         with display(as_json=args.json, several=False) as shown:
             following.to_the_end(shown)
     except KeyboardInterrupt:
-        raise _interrupted([address], f"gpuswitchctl to-{switch['target']} {address}") from None
+        text = f"interrupted; what was cancelled is taken back all the same: gpuswitchctl status {address} shows it"
+        raise CtlError(text, EXIT_INTERRUPTED, name="Interrupted") from None
     outcome = following.outcomes[address]
     if args.json:
         _print_result(address, outcome, changed=outcome["result"] == "cancelled")
@@ -192,10 +194,15 @@ class _Switches:
             for gpu, switch in begun:
                 self._print_id(gpu, switch)
         elif begun:
-            outcomes = self._followed(begun)
+            following = Following(self._service, begun, self._args.timeout)
+            unwatched = self._followed(following)
             for gpu, _ in begun:
-                self._finished(gpu, outcomes[gpu.address])
-        return next((status for status in _WORST_FIRST if status in {each.exit_code for each in self._failures}), 0)
+                if gpu.address in following.outcomes:
+                    self._finished(gpu, following.outcomes[gpu.address])
+            if unwatched is not None:
+                unwatched.exit_code = _worst([*self._failures, unwatched])
+                raise unwatched
+        return _worst(self._failures)
 
     def _begun(self, gpus: Sequence[Gpu]) -> list[tuple[Gpu, str]]:
         """Those that were begun, with the ids of their switches."""
@@ -208,21 +215,23 @@ class _Switches:
                 self._fail(gpu, _with_blockers(error, partial(self._blockers, gpu), self._args))
         return begun
 
-    def _followed(self, begun: Sequence[tuple[Gpu, str]]) -> Mapping[str, Mapping[str, Any]]:
-        following = Following(self._service, begun, self._args.timeout)
+    def _followed(self, following: Following) -> CtlError | None:
+        """Until all are over, or why nobody looks any longer."""
         asked = False
         while True:
             try:
                 with display(as_json=self._args.json, several=self._several) as shown:
                     following.to_the_end(shown)
+            except CtlError as error:
+                return error
             except KeyboardInterrupt:
                 under_way = following.under_way
                 if asked or not _can_ask() or not self._cancelled(under_way):
                     addresses = [gpu.address for gpu, _ in under_way]
-                    raise _interrupted(addresses, self._again.format(" ".join(addresses))) from None
+                    return _interrupted(addresses, self._again.format(" ".join(addresses)))
                 asked = True
             else:
-                return following.outcomes
+                return None
 
     def _cancelled(self, under_way: Iterable[tuple[Gpu, str]]) -> bool:
         """Whether a person says that they are to be taken back, and they are being."""
@@ -230,16 +239,19 @@ class _Switches:
         try:
             if _answer(f"Take the switch of {named} back (c), or leave it to go on (l)? [c/L] ") not in {"c", "cancel"}:
                 return False
+            for gpu, switch in under_way:
+                self._cancel(gpu, switch)
         except KeyboardInterrupt:
             return False
-        for gpu, switch in under_way:
-            try:
-                message = gpu.cancel(switch)
-                self._service.answer_allowed(message, self._service.send(message))
-            except CtlError as error:
-                # It may be over by now, or too far: what becomes of it is told.
-                problem(sentence(f"cancel the switch of {gpu.address}", str(error)))
         return True
+
+    def _cancel(self, gpu: Gpu, switch: str) -> None:
+        try:
+            message = gpu.cancel(switch)
+            self._service.answer_allowed(message, self._service.send(message))
+        except CtlError as error:
+            # It may be over by now, or too far: what becomes of it is told.
+            problem(sentence(f"cancel the switch of {gpu.address}", str(error)))
 
     def _print_id(self, gpu: Gpu, switch: str) -> None:
         if self._args.json:
@@ -270,8 +282,9 @@ class _Switches:
         again = self._again.format(address)
         if result == "wedged":
             return CtlError.of(Wedged, f"{text}\ngpuswitchctl status {address} tells when the kernel has returned")
-        if (now := gpu.look())["State"] == "failed":
-            return CtlError.of(Failed, f"{text}\n{what_to_do(now)}")
+        with suppress(CtlError):  # the service has gone since; how the switch ended is known
+            if (now := gpu.look())["State"] == "failed":
+                return CtlError.of(Failed, f"{text}\n{what_to_do(now)}")
         if result == "reverted":
             text += f"\nput right what is named here, then: {again}"
         status = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
@@ -291,6 +304,12 @@ class _Switches:
         problem(sentence(self._purpose.format(gpu.address), str(error)))
 
 
+def _worst(failures: Iterable[CtlError]) -> int:
+    """The exit status of several; 0 where all went well."""
+    statuses = {each.exit_code for each in failures}
+    return next((status for status in _WORST_FIRST if status in statuses), 0)
+
+
 def _print_result(address: str, outcome: Mapping[str, Any], *, changed: bool) -> None:
     as_json_line({"event": "result", "gpu": address, **switch_record(outcome), "changed": changed})
 
@@ -307,13 +326,19 @@ def _interrupted(addresses: Sequence[str], again: str) -> CtlError:
 
 
 def _can_ask() -> bool:
-    return sys.stdin.isatty() and on_terminal(sys.stdout)
+    return sys.stdin.isatty() and sys.stderr.isatty() and on_terminal(sys.stdout)
 
 
 def _answer(question: str) -> str:
     """What a person at the terminal says; no answer at all is "". Not by input(), which writes to where it may."""
     print(question, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().casefold()
+    said = ""
+    try:
+        said = sys.stdin.readline()
+    finally:
+        if not said.endswith("\n"):
+            print(file=sys.stderr, flush=True)
+    return said.strip().casefold()
 
 
 def _ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options) -> None:
