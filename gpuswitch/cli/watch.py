@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from jeepney import MatchRule
 
-from gpuswitch.cli.client import GPU, NAME, Gpu, Service, Signal, gpus_named, plain_values, signals_of
+from gpuswitch.cli.client import GPU, NAME, OBJECTS, Gpu, Service, Signal, gpus_named, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, rfc3339
@@ -39,23 +40,23 @@ class _Watched:
         self._service = service
         self._selectors = selectors
         self._as_json = as_json
+        self._owner = ""
+        """The process of the service that they are from; "": none."""
         self._gpus: dict[str, Gpu] = {}
         self._waiting: dict[str, str] = {}
 
     def begin(self) -> None:
-        """Subscribe to all that the service tells of them from here on, and say how they are."""
-        gpus = gpus_named(self._service, self._selectors)
-        for owner in {gpu.owner for gpu in gpus}:
-            self._service.subscribe(signals_of(owner))
-        for gpu in gpus:
-            # What changed before it was subscribed to would not be told again.
-            gpu.look()
-            self._gpus[gpu.path] = gpu
-            self._state(gpu)
+        """Subscribe to all that the service tells from here on, and say how its GPUs are."""
+        self._owner = self._service.owner()
+        self._service.subscribe(signals_of(self._owner))
+        for gpu in gpus_named(self._service, self._selectors):
+            self._add(gpu)
 
     def take(self, event: Signal) -> None:
         if event.interface == _BUS:
             self._owner_changed(*event.body)
+        elif event.interface == OBJECTS:
+            self._objects_changed(event)
         elif (gpu := self._gpus.get(event.path)) is None:
             return
         elif event.member == "StepChanged":
@@ -65,17 +66,35 @@ class _Watched:
         elif event.member == "PropertiesChanged" and event.body[0] == GPU:
             self._changed(gpu, plain_values(event.body[1]))
 
+    def _add(self, gpu: Gpu) -> None:
+        self._gpus[gpu.path] = gpu
+        self._state(gpu)
+
     def _owner_changed(self, _: str, before: str, now: str) -> None:
-        if before and not now:
+        if before and before == self._owner:
+            self._owner = ""
             self._gpus.clear()
+            self._waiting.clear()
             self._tell("service", "the service has ended; it is waited for", running=False)
-        elif now:
+            self._service.unsubscribe(signals_of(before))
+        # The one that answers already, which our own call may have started, needs no second beginning.
+        if now and now != self._owner:
             self._tell("service", "the service is there", running=True)
             try:
                 self.begin()
             except CtlError as error:
                 # It has ended again, or knows none of these any more.
                 self._tell("service", str(error), running=error.exit_code != EXIT_UNREACHABLE)
+
+    def _objects_changed(self, event: Signal) -> None:
+        """A GPU came to the host, or left it: of those that are named, only their end is told."""
+        path, interfaces = event.body
+        if event.member == "InterfacesRemoved" and path in self._gpus:
+            address = self._gpus.pop(path).address
+            self._tell("gone", f"{address}: it is not on this host any more", gpu=address)
+        elif event.member == "InterfacesAdded" and GPU in interfaces and path not in self._gpus and not self._selectors:
+            with suppress(CtlError):  # it has left again
+                self._add(Gpu(self._service, self._owner, path))
 
     def _changed(self, gpu: Gpu, changed: Mapping[str, Any]) -> None:
         before = dict(gpu.properties)
@@ -122,30 +141,28 @@ class _Watched:
 
 
 def wait(service: Service, args: Namespace) -> int:
-    """Until no switch of these GPUs is under way; with a state, until they are there.
+    """Until no switch of these GPUs is under way; with a state, until all of them are there, or wedged.
 
     Raises:
-        CtlError: one of them is somewhere from where nothing leads there, or the time is over.
+        CtlError: the time is over, or the service has gone.
     """
     deadline = None if args.timeout is None else time.monotonic() + args.timeout
+    service.subscribe(_name_owner())
+    owner = service.owner()
+    service.subscribe(signals_of(owner))
     gpus = gpus_named(service, args.gpus)
-    for owner in {gpu.owner for gpu in gpus}:
-        service.subscribe(signals_of(owner))
-        service.subscribe(_name_owner())
-    waiting = {gpu.path: gpu for gpu in gpus}
-    for gpu in gpus:
-        gpu.look()
+    by_path = {gpu.path: gpu for gpu in gpus}
     arrived = _arrived(args.state)
-    while waiting := {path: gpu for path, gpu in waiting.items() if not arrived(gpu.properties)}:
+    while waiting := [gpu for gpu in gpus if not arrived(gpu.properties)]:
         event = service.next_event(deadline)
         if event is None:
-            named = " and ".join(f"{gpu.address} ({gpu.properties['State']})" for gpu in waiting.values())
+            named = " and ".join(f"{gpu.address} ({gpu.properties['State']})" for gpu in waiting)
             where = f"on {args.state}" if args.state else "at rest"
             raise CtlError.of(Timeout, f"not {where} within {args.timeout:g} s: {named}")
-        if isinstance(event, Signal) and event.interface == _BUS:
+        if isinstance(event, Signal) and event.interface == _BUS and event.body[1] == owner:
             raise CtlError("the service went away; it may have been restarted", EXIT_UNREACHABLE, name="Unreachable")
-        if isinstance(event, Signal) and event.path in waiting and event.member == "PropertiesChanged":
-            waiting[event.path].properties.update(plain_values(event.body[1]))
+        if isinstance(event, Signal) and event.path in by_path and event.member == "PropertiesChanged":
+            by_path[event.path].properties.update(plain_values(event.body[1]))
     return _told(gpus, args)
 
 
