@@ -72,7 +72,6 @@ class StepsInPlace:
     def __enter__(self) -> StepsInPlace:
         # Whoever ends us gets the cursor back, which is hidden meanwhile.
         self._before = signal.signal(signal.SIGTERM, _end)
-        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -80,6 +79,8 @@ class StepsInPlace:
         signal.signal(signal.SIGTERM, self._before)
 
     def step(self, gpu: str, _: str, change: StepChange) -> None:
+        # Not before: where no step is told, it would leave an empty line.
+        self._live.start()
         if at_work(change):
             self._at_work[gpu] = _AtWork(change)
             return
