@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpuswitch.cli.client import Service
-from gpuswitch.cli.layout import aligned, shortened, width
-from gpuswitch.cli.output import as_json, clean, line, write
+from gpuswitch.cli.layout import aligned, fitting
+from gpuswitch.cli.output import as_json, clean, line, width, write
 
 Values = Mapping[str, Any]
+
+_CELLS = ("address", "kind", "ids", "driver", "with", "model")
+_INDENT = "  "
 
 
 def groups(service: Service, args: Namespace) -> int:
@@ -59,14 +63,15 @@ def _ids(function: Values) -> dict[str, Any]:
 def _print_groups(groups: Iterable[Values]) -> None:
     groups = list(groups)
     rows = [_function_cells(function) for group in groups for function in group["functions"]]
-    lines = iter(aligned(rows))
-    columns = width()
+    columns = width(sys.stdout)
+    room = max(columns - len(_INDENT), 1) if columns else 0
+    # What a maker calls it comes last, and goes first.
+    shown = fitting(_CELLS, rows, room, elastic=("model",), left_out=("model", "with", "ids", "driver", "kind"))
+    lines = iter(aligned(shown or [row[:1] for row in rows]))
     for group in groups:
         line(_group_heading(group))
         for _ in group["functions"]:
-            text = f"  {next(lines)}"
-            # What a maker calls it comes last, so it alone is shortened.
-            write(shortened(text, columns) if columns else text)
+            write(f"{_INDENT}{next(lines)}")
 
 
 def _function_cells(function: Values) -> list[str]:

@@ -9,14 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import Service
-from gpuswitch.cli.layout import pairs, shortened, table
-from gpuswitch.cli.output import as_json, can_write, duration, line, moment, on_terminal, write
+from gpuswitch.cli.layout import pairs, table
+from gpuswitch.cli.output import as_json, can_write, cells, duration, line, moment, on_terminal, width, write
 from gpuswitch.cli.records import entry_record
 
 Values = Mapping[str, Any]
-
-_SHORT = 60
-"""Characters of a reason in a table."""
 
 
 def history(service: Service, args: Namespace) -> int:
@@ -31,7 +28,7 @@ def history(service: Service, args: Namespace) -> int:
         as_json({"switches": [entry_record(entry) for entry in found]})
     elif found:
         headings = ("WHEN", "ID", "GPU", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
-        table(headings, map(_cells, found), elastic=("REASON", "ASKED BY"), left_out=("REASON", "TOOK", "ASKED BY"))
+        table(headings, map(_cells, found), elastic=("REASON", "ASKED BY"), left_out=("REASON", "ASKED BY", "TOOK"))
     else:
         line("there is no finished switch")
     return 0
@@ -58,7 +55,7 @@ def _cells(entry: Values) -> Sequence[str]:
         entry["result"],
         _took(entry),
         requester_words(entry["asker"]),
-        _one_line("; ".join(_reason(entry))),
+        "; ".join(_reason(entry)),
     )
 
 
@@ -109,7 +106,7 @@ def requester_words(requester: Values, *, whole: bool = False) -> str:
 
 
 def _print_steps(entry: Values) -> None:
-    if on_terminal(sys.stdout) and can_write("█▌"):
+    if _has_room_for_bars(entry):
         from gpuswitch.cli.terminal import print_timeline  # noqa: PLC0415  # brings `rich`, which is slow to start
 
         print_timeline(entry)
@@ -129,6 +126,12 @@ def _print_steps(entry: Values) -> None:
     )
 
 
+def _has_room_for_bars(entry: Values) -> bool:
+    """Whether titles beside bars can be broken between words."""
+    longest = max(cells(word) for step in entry["steps"] for word in step["title"].split())
+    return on_terminal(sys.stdout) and can_write("█▌") and longest <= width(sys.stdout) * 2 // 5
+
+
 def _took(entry: Values) -> str:
     return duration(entry["finished"] - entry["started"]) if entry["count"] else ""
 
@@ -138,7 +141,3 @@ def _user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"uid {uid}"
-
-
-def _one_line(text: str) -> str:
-    return shortened(text, _SHORT) if on_terminal(sys.stdout) else text

@@ -6,13 +6,21 @@ How columns fit is `layout.py`'s; what moves on a terminal is `terminal.py`'s.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 JSON_VERSION = 1
 """Of the forms in docs/json.md: another one where a program that reads this one could go wrong."""
+
+
+_UNBROKEN = re.compile(
+    r"\b(?:gpuswitchctl(?!:| of | \()|systemctl|kill|loginctl|usermod|echo|virsh|modprobe)\b[^;,]*|\b[\d.]+ m?s\b"
+)
+"""What stands here is not broken, whatever the width: commands, which are to be copied, and durations."""
+_KEPT = "\0"
 
 
 class OutputError(Exception):
@@ -43,6 +51,44 @@ def in_colour(stream: TextIO) -> bool:
     return on_terminal(stream) and not os.environ.get("NO_COLOR")
 
 
+def width(stream: TextIO) -> int:
+    """Columns of the terminal that it is; 0: it is none, and nothing needs to fit."""
+    if not on_terminal(stream):
+        return 0
+    try:
+        return int(os.environ.get("COLUMNS", "")) or os.get_terminal_size(stream.fileno()).columns
+    except (ValueError, OSError):
+        return 80
+
+
+def cells(text: str) -> int:
+    """Columns that a text takes on a terminal: two for each of the wide characters of the Far East (UAX #11)."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import east_asian_width  # noqa: PLC0415 -- few texts need it
+
+    return sum(2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def wrapped(text: str, columns: int, *, indent: str = "") -> list[str]:
+    """The text in lines of so many columns (0: one line): broken between words, and not within a command or a
+    duration. `indent` stands before each but the first.
+    """
+    if not columns or cells(text) <= columns:
+        return [text]
+    kept = _UNBROKEN.sub(
+        lambda found: found[0].rstrip().replace(" ", _KEPT) + found[0][len(found[0].rstrip()) :], text.lstrip(" ")
+    )
+    first, *words = kept.split(" ")
+    lines = [text[: len(text) - len(text.lstrip(" "))] + first]
+    for word in words:
+        if cells(lines[-1]) + 1 + cells(word) <= columns:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"{indent}{word}")
+    return [each.replace(_KEPT, " ") for each in lines]
+
+
 def write(text: str) -> None:
     """Print this, now: whoever reads a pipe wants to see a switch while it runs.
 
@@ -59,24 +105,26 @@ def write(text: str) -> None:
 
 
 def line(text: str) -> None:
-    """Print one line."""
-    write(clean(text))
+    """Print one line; on a terminal that is narrower, as many as that takes."""
+    write("\n".join(wrapped(clean(text), width(sys.stdout), indent="  ")))
 
 
 def problem(text: str) -> None:
     """Say on standard error what went wrong; further lines of `text` are further reasons."""
     first, *more = map(clean, text.splitlines())
-    _say("\n".join([f"gpuswitchctl: {first}", *(f"  {each}" for each in more)]))
+    _say([f"gpuswitchctl: {first}", *(f"  {each}" for each in more)])
 
 
 def warning(text: str) -> None:
     """Say on standard error what somebody should look after, though nothing went wrong now."""
-    _say(f"gpuswitchctl: warning: {clean(text)}")
+    _say([f"gpuswitchctl: warning: {clean(text)}"])
 
 
-def _say(text: str) -> None:
+def _say(lines: Iterable[str]) -> None:
+    columns = width(sys.stderr)
     try:
-        print(text, file=sys.stderr, flush=True)
+        for text in lines:
+            print(*wrapped(text, columns, indent="    "), sep="\n", file=sys.stderr, flush=True)
     except BrokenPipeError:
         raise
     except OSError:
@@ -86,7 +134,7 @@ def _say(text: str) -> None:
 
 def wrong_usage(usage: str, text: str) -> None:
     """Say on standard error what cannot be understood, with how it goes."""
-    _say(f"{usage}gpuswitchctl: {clean(text)}")
+    _say([*usage.splitlines(), f"gpuswitchctl: {clean(text)}"])
 
 
 def sentence(purpose: str, text: str) -> str:
