@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from jeepney import HeaderFields, MatchRule, Message
 
-from gpuswitch.cli.client import GPU, ROOT, Gpu, Options, Service, Signal
+from gpuswitch.cli.client import GPU, PROPERTIES, ROOT, Gpu, Options, Service, Signal
 from gpuswitch.cli.failures import CtlError
 
 CARD = "0000:01:00.0"
@@ -108,7 +108,8 @@ class FixedGpu(Gpu):
 class FixedService:
     """Its GPUs and what else it knows; a call that begins a switch answers "5f", and then come the events.
 
-    `events` are signals; `outcomes` is how each switch ended, by the address of its GPU.
+    `events` are signals, or a method whose call is answered at that point; then all calls of Wait are. `outcomes` is
+    how each switch ended, by the address of its GPU.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class FixedService:
         config: Iterable[dict[str, Any]] = (),
         holders: Sequence[dict[str, Any]] = (),
         plan: Sequence[dict[str, Any]] | CtlError = (),
-        events: Iterable[Signal] = (),
+        events: Iterable[Signal | str] = (),
         outcomes: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
         self._gpus = [FixedGpu(self, properties, holders, plan) for properties in gpus]
@@ -155,8 +156,14 @@ class FixedService:
     def history_entry(self, switch: str) -> dict[str, Any]:
         return next(each for each in self._history if each["id"] == switch)
 
+    def owner(self) -> str:
+        return ":1.1"
+
     def subscribe(self, rule: MatchRule) -> None:
         """Its signals come anyway."""
+
+    def unsubscribe(self, rule: MatchRule) -> None:
+        """As above."""
 
     def send(self, message: Message) -> int:
         self._calls.append(message)
@@ -167,24 +174,40 @@ class FixedService:
         return SimpleNamespace(body=("5f",))
 
     def answer(self, serial: int) -> SimpleNamespace:
-        path = self._calls[serial - 1].header.fields[HeaderFields.path]
-        [address] = [gpu.address for gpu in self._gpus if gpu.path == path]
-        return SimpleNamespace(body=({key: ("v", value) for key, value in self._outcomes[address].items()},))
+        fields = self._calls[serial - 1].header.fields
+        [gpu] = [gpu for gpu in self._gpus if gpu.path == fields[HeaderFields.path]]
+        if fields[HeaderFields.member] == "GetAll":
+            return _values({**gpu.properties, "Switch": _values(gpu.properties["Switch"]).body[0]}, Switch="a{sv}")
+        return _values(self._outcomes[gpu.address])
 
-    def next_event(self, _deadline: float | None = None) -> Signal | int:
-        if self._events:
-            return self._events.pop(0)
-        serial = self.asked.index("Wait")
-        self.asked[serial] = "Wait, answered"
+    def next_event(self, _deadline: float | None = None) -> Signal | int | None:
+        event = self._events.pop(0) if self._events else "Wait"
+        if isinstance(event, Signal):
+            return event
+        if event not in self.asked:
+            return None
+        serial = self.asked.index(event)
+        self.asked[serial] += ", answered"
         return serial + 1
 
     def close(self) -> None:
         """There is no connection."""
 
 
+def _values(values: Mapping[str, Any], **signatures: str) -> SimpleNamespace:
+    """An answer of one `a{sv}`."""
+    return SimpleNamespace(body=({key: (signatures.get(key, "v"), value) for key, value in values.items()},))
+
+
 def fixed(*gpus: dict[str, Any], **knows: Any) -> Service:
     """As the command takes it."""
     return cast("Service", FixedService(*gpus, **knows))
+
+
+def changed(*, gpu: str = CARD, **properties: object) -> Signal:
+    """The signal that tells of new values of properties."""
+    path = f"{ROOT}/gpu/" + gpu.replace(":", "_").replace(".", "_")
+    return Signal(path, PROPERTIES, "PropertiesChanged", (GPU, {key: ("v", v) for key, v in properties.items()}, []))
 
 
 def stepped(index: int, count: int, title: str, status: str, seconds: float = 0.0, *, gpu: str = CARD) -> Signal:
