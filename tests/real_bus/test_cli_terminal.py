@@ -32,7 +32,7 @@ QUESTION = "[c/L] "
 
 @pytest.fixture
 def environ(private_bus: PrivateBus) -> dict[str, str]:
-    return environment(GPUSWITCH_BUS=private_bus.address, TERM="xterm")
+    return environment(GPUSWITCH_BUS=private_bus.address, TERM="xterm", COLUMNS="200")
 
 
 def card(environ: dict[str, str]) -> Any:
