@@ -26,6 +26,7 @@ from jeepney.auth import AuthenticationError
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
 from gpuswitch.cli.failures import AskedForError, CtlError
+from gpuswitch.cli.interrupts import INTERRUPTS
 from gpuswitch.cli.translate import _, is_english, reworded
 from gpuswitch.errors import (
     AUTHENTICATION_REQUIRED,
@@ -43,6 +44,7 @@ ROOT = "/org/gpuswitch1"
 MANAGER = "org.gpuswitch1.Manager"
 GPU = "org.gpuswitch1.Gpu"
 OBJECTS = "org.freedesktop.DBus.ObjectManager"
+PEER = "org.freedesktop.DBus.Peer"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 
 Options = Mapping[str, tuple[str, Any]]
@@ -70,6 +72,7 @@ class Service:
         self._address = address
         self._signals: deque[Message] = deque()
         self._replies: dict[int, Message] = {}
+        self._given_up: set[int] = set()
         self._rules: list[MatchRule] = []
 
     @classmethod
@@ -93,6 +96,11 @@ class Service:
         self.connection.close()
 
     # What it knows --------------------------------------------------------------------------------------------------
+
+    def owner(self) -> str:
+        """The process that is the service now, as the bus calls it. It is started first where the bus can do that."""
+        reply = self.ask(call(NAME, ROOT, PEER, "Ping"))
+        return str(reply.header.fields[HeaderFields.sender])
 
     def gpu(self, selector: str) -> Gpu:
         """The GPU of that name or address; "" where there is only one."""
@@ -180,16 +188,28 @@ class Service:
             CtlError: it is an error, or did not come within these seconds.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
-        while serial not in self._replies:
-            if not self._receive(deadline):
-                text = _("the service did not answer within {seconds} s", seconds=f"{seconds:g}")
-                raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
+        try:
+            while serial not in self._replies:
+                if not self._receive(deadline):
+                    text = _("the service did not answer within {seconds} s", seconds=f"{seconds:g}")
+                    raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
+        except BaseException:
+            # Nobody takes the answer any more, and `next_event` would offer it for ever.
+            self._given_up.add(serial)
+            self._replies.pop(serial, None)
+            raise
         return self.checked(self._replies.pop(serial))
 
     def subscribe(self, rule: MatchRule) -> None:
         """Keep the signals that match this for `next_event`."""
         self._rules.append(rule)
         self.ask(message_bus.AddMatch(rule))
+
+    def unsubscribe(self, rule: MatchRule) -> None:
+        """Give up what was subscribed to by this rule; what is kept of it already comes all the same."""
+        text = rule.serialise()
+        self._rules = [each for each in self._rules if each.serialise() != text]
+        self.ask(message_bus.RemoveMatch(rule))
 
     def next_event(self, deadline: float | None = None) -> Signal | int | None:
         """A signal that was subscribed to, or the serial number of an answer that has come, for `answer`.
@@ -208,19 +228,34 @@ class Service:
 
     def _receive(self, deadline: float | None) -> bool:
         """Take in one message; False: the time is over."""
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
-            message = self.connection.receive(timeout=left)
+            message = self._message(deadline)
         except TimeoutError:
             return False
         except OSError as error:
             raise bus_lost(error) from error
         serial = message.header.fields.get(HeaderFields.reply_serial)
         if serial is not None:
-            self._replies[serial] = message
+            if serial not in self._given_up:
+                self._replies[serial] = message
         elif any(rule.matches(message) for rule in self._rules):
             self._signals.append(message)
         return True
+
+    def _message(self, deadline: float | None) -> Message:
+        """The next message.
+
+        Raises:
+            TimeoutError: the time is over.
+        """
+        while True:
+            # A message is read as a whole, or not at all: a ^C in the midst of it would break what follows.
+            with suppress(TimeoutError):
+                return self.connection.receive(timeout=0)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            with INTERRUPTS.let_in():
+                if not self.connection.selector.select(left):
+                    raise TimeoutError
 
     def checked(self, reply: Message) -> Message:
         """The answer, unless it is an error."""
@@ -278,8 +313,12 @@ class Gpu:
 
     def look(self) -> dict[str, Any]:
         """Its properties now."""
-        self._properties = plain_values(self._ask(PROPERTIES, "GetAll", "s", GPU))
+        self._properties = plain_values(self._service.ask(self.properties_now()).body[0])
         return self._properties
+
+    def properties_now(self) -> Message:
+        """The call that answers with its properties."""
+        return call(self.owner, self.path, PROPERTIES, "GetAll", "s", GPU)
 
     def plan(self, target: str, options: Options) -> list[dict[str, Any]]:
         """The steps of a switch to `host` or `vfio`, without taking one."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpuswitch.cli.client import Service
-from gpuswitch.cli.layout import SHORTEST, aligned, cells, shortened, width
-from gpuswitch.cli.output import as_json, clean, line, write
+from gpuswitch.cli.layout import aligned, fitting
+from gpuswitch.cli.output import as_json, clean, line, width, write
 from gpuswitch.cli.translate import _
 
 Values = Mapping[str, Any]
+
+_CELLS = ("address", "kind", "ids", "driver", "with", "model")
 _INDENT = "  "
-_FEWEST = 3
-"""Columns without which a line says nothing: address, kind, driver."""
 
 
 def groups(service: Service, args: Namespace) -> int:
@@ -63,28 +64,15 @@ def _ids(function: Values) -> dict[str, Any]:
 def _print_groups(groups: Iterable[Values]) -> None:
     groups = list(groups)
     rows = [_function_cells(function) for group in groups for function in group["functions"]]
-    lines = iter(_fitted(rows, width() - len(_INDENT)))
+    columns = width(sys.stdout)
+    room = max(columns - len(_INDENT), 1) if columns else 0
+    # What a maker calls it comes last, and goes first.
+    shown = fitting(_CELLS, rows, room, elastic=("model",), left_out=("model", "with", "ids", "driver", "kind"))
+    lines = iter(aligned(shown or [row[:1] for row in rows]))
     for group in groups:
-        write(_group_heading(group))
+        line(_group_heading(group))
         for _function in group["functions"]:
             write(f"{_INDENT}{next(lines)}")
-
-
-def _fitted(rows: Sequence[Sequence[str]], columns: int) -> list[str]:
-    """The rows as lines. What makers call their things comes last and is shortened; without room for it, it is left
-    out, and then what each is for, and the numbers.
-    """
-    *others, names = zip(*rows, strict=True)
-    lines = aligned(list(zip(*others, strict=True)))
-    if columns <= 0:
-        return aligned(list(zip(lines, names, strict=True)))
-    left = columns - max(map(cells, lines)) - 2
-    if left >= SHORTEST:
-        return aligned([(line, shortened(name, left)) for line, name in zip(lines, names, strict=True)])
-    while max(map(cells, lines)) > columns and len(others) > _FEWEST:
-        others.pop(2 if len(others) < len(rows[0]) - 1 else -1)
-        lines = aligned(list(zip(*others, strict=True)))
-    return lines
 
 
 def _function_cells(function: Values) -> list[str]:

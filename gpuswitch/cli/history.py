@@ -9,16 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import Service
-from gpuswitch.cli.layout import pairs, shortened, table
-from gpuswitch.cli.output import as_json, duration, line, moment, on_terminal, write
+from gpuswitch.cli.layout import pairs, table
+from gpuswitch.cli.output import as_json, can_write, cells, duration, line, moment, on_terminal, width, write
 from gpuswitch.cli.records import entry_record
 from gpuswitch.cli.translate import _, marks
 
 Values = Mapping[str, Any]
-
-_SHORT = 60
-"""Characters of a reason in a table."""
-_SECOND = len("2026-11-29 20:07:24")
+_TO_THE_SECOND = len("2026-11-29 20:07:24")
 
 
 def history(service: Service, args: Namespace) -> int:
@@ -33,7 +30,7 @@ def history(service: Service, args: Namespace) -> int:
         as_json({"switches": [entry_record(entry) for entry in found]})
     elif found:
         headings = marks("WHEN", "ID", "GPU", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
-        table(headings, map(_cells, found), elastic=("REASON",), left_out=("REASON", "TOOK", "ASKED BY"))
+        table(headings, map(_cells, found), elastic=("REASON", "ASKED BY"), left_out=("REASON", "ASKED BY", "TOOK"))
     else:
         line(_("there is no finished switch"))
     return 0
@@ -53,14 +50,14 @@ def show(service: Service, args: Namespace) -> int:
 
 def _cells(entry: Values) -> Sequence[str]:
     return (
-        _when(entry["started"]),
+        _moment(entry["started"]),
         entry["id"],
         entry["gpu"],
         entry["target"],
         entry["result"],
         _took(entry),
         requester_words(entry["asker"]),
-        _one_line("; ".join(_reason(entry))),
+        "; ".join(_reason(entry)),
     )
 
 
@@ -114,7 +111,7 @@ def requester_words(requester: Values, *, whole: bool = False) -> str:
 
 
 def _print_steps(entry: Values) -> None:
-    if on_terminal(sys.stdout):
+    if _has_room_for_bars(entry):
         from gpuswitch.cli.terminal import print_timeline  # noqa: PLC0415  # brings `rich`, which is slow to start
 
         print_timeline(entry)
@@ -134,6 +131,12 @@ def _print_steps(entry: Values) -> None:
     )
 
 
+def _has_room_for_bars(entry: Values) -> bool:
+    """Whether titles beside bars can be broken between words."""
+    longest = max(cells(word) for step in entry["steps"] for word in step["title"].split())
+    return on_terminal(sys.stdout) and can_write("█▌") and longest <= width(sys.stdout) * 2 // 5
+
+
 def _took(entry: Values) -> str:
     return duration(entry["finished"] - entry["started"]) if entry["count"] else ""
 
@@ -145,10 +148,6 @@ def _user(uid: int) -> str:
         return f"uid {uid}"
 
 
-def _when(seconds: float) -> str:
+def _moment(seconds: float) -> str:
     """On a terminal without the distance from UTC, which whoever sits there knows."""
-    return moment(seconds)[:_SECOND] if on_terminal(sys.stdout) else moment(seconds)
-
-
-def _one_line(text: str) -> str:
-    return shortened(text, _SHORT) if on_terminal(sys.stdout) else text
+    return moment(seconds)[:_TO_THE_SECOND] if on_terminal(sys.stdout) else moment(seconds)

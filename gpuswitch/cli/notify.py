@@ -60,6 +60,9 @@ class _Notifier:
             self._show(gpu, _("{gpu} is {state}", gpu=_name(gpu), state=state), gpu.properties["Reason"], _CRITICAL)
         self._first.add(gpu.path)
 
+    def gone(self, gpu: Gpu) -> None:
+        self._first.discard(gpu.path)
+
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
         """Nothing that anybody has to do anything about."""
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 _HAS_BLOCKERS = frozenset(kind.name for kind in (Busy, Failed, InProgress, NotViable, Owned, Wedged))
 """Errors that have what they say as data, too, for whoever asks (docs/dbus.md)."""
-_WORST_FIRST = (7, 1, 5, 4, 3, 6, 2)
+_WORST_FIRST = (EXIT_INTERRUPTED, 7, 1, 5, 4, 3, 6, 2)
 _REFUSED = 3
 _DESKTOPS = frozenset(
     f"{name}.service"
@@ -81,7 +81,8 @@ def cancel(service: Service, args: Namespace) -> int:
         with display(as_json=args.json, several=False) as shown:
             following.to_the_end(shown)
     except KeyboardInterrupt:
-        raise _interrupted([address], f"gpuswitchctl to-{switch['target']} {address}") from None
+        text = f"interrupted; what was cancelled is taken back all the same: gpuswitchctl status {address} shows it"
+        raise CtlError(text, EXIT_INTERRUPTED, name="Interrupted") from None
     outcome = following.outcomes[address]
     if args.json:
         _print_result(address, outcome, changed=outcome["result"] == "cancelled")
@@ -220,10 +221,15 @@ class _Switches:
             for gpu, switch in begun:
                 self._print_id(gpu, switch)
         elif begun:
-            outcomes = self._followed(begun)
+            following = Following(self._service, begun, self._args.timeout)
+            unwatched = self._followed(following)
             for gpu, _switch in begun:
-                self._finished(gpu, outcomes[gpu.address])
-        return next((status for status in _WORST_FIRST if status in {each.exit_code for each in self._failures}), 0)
+                if gpu.address in following.outcomes:
+                    self._finished(gpu, following.outcomes[gpu.address])
+            if unwatched is not None:
+                unwatched.exit_code = _worst([*self._failures, unwatched])
+                raise unwatched
+        return _worst(self._failures)
 
     def _begun(self, gpus: Sequence[Gpu]) -> list[tuple[Gpu, str]]:
         """Those that were begun, with the ids of their switches."""
@@ -245,21 +251,23 @@ class _Switches:
         text = f"{named}\n{wait}"
         return CtlError(text, error.exit_code, name=error.name, blockers=named.blockers)
 
-    def _followed(self, begun: Sequence[tuple[Gpu, str]]) -> Mapping[str, Mapping[str, Any]]:
-        following = Following(self._service, begun, self._args.timeout)
+    def _followed(self, following: Following) -> CtlError | None:
+        """Until all are over, or why nobody looks any longer."""
         asked = False
         while True:
             try:
                 with display(as_json=self._args.json, several=self._several) as shown:
                     following.to_the_end(shown)
+            except CtlError as error:
+                return error
             except KeyboardInterrupt:
                 under_way = following.under_way
                 if asked or not _can_ask() or not self._cancelled(under_way):
                     addresses = [gpu.address for gpu, _switch in under_way]
-                    raise _interrupted(addresses, self._again.format(" ".join(addresses))) from None
+                    return _interrupted(addresses, self._again.format(" ".join(addresses)))
                 asked = True
             else:
-                return following.outcomes
+                return None
 
     def _cancelled(self, under_way: Iterable[tuple[Gpu, str]]) -> bool:
         """Whether a person says that they are to be taken back, and they are being."""
@@ -268,16 +276,18 @@ class _Switches:
         try:
             if _answer(question) not in {"c", "cancel", *_("c cancel").split()}:
                 return False
+            for gpu, switch in under_way:
+                self._cancel(gpu, switch)
         except KeyboardInterrupt:
             return False
-        for gpu, switch in under_way:
-            try:
-                message = gpu.cancel(switch)
-                self._service.ask_allowed(message)
-            except CtlError as error:
-                # It may be over by now, or too far: what becomes of it is told.
-                problem(sentence(_("cancel the switch of {gpu}", gpu=gpu.address), str(error)))
         return True
+
+    def _cancel(self, gpu: Gpu, switch: str) -> None:
+        try:
+            self._service.ask_allowed(gpu.cancel(switch))
+        except CtlError as error:
+            # It may be over by now, or too far: what becomes of it is told.
+            problem(sentence(_("cancel the switch of {gpu}", gpu=gpu.address), str(error)))
 
     def _print_id(self, gpu: Gpu, switch: str) -> None:
         if self._args.json:
@@ -317,7 +327,10 @@ class _Switches:
         if result == "wedged":
             status = _("gpuswitchctl status {gpu} tells when the kernel has returned", gpu=address)
             return CtlError.of(Wedged, f"{text}\n{status}")
-        if (now := gpu.look())["State"] == "failed":
+        now = gpu.properties
+        with suppress(CtlError):  # the service has gone since; how the switch ended is known
+            now = gpu.look()
+        if now["State"] == "failed":
             return CtlError.of(Failed, f"{text}\n{what_to_do(now)}")
         if result == "failed":
             # It stands, and not all around it is as before: on the host, that is what to-host puts right.
@@ -343,6 +356,12 @@ class _Switches:
         problem(sentence(self._purpose.format(gpu.address), str(error)))
 
 
+def _worst(failures: Iterable[CtlError]) -> int:
+    """The exit status of several; 0 where all went well."""
+    statuses = {each.exit_code for each in failures}
+    return next((status for status in _WORST_FIRST if status in statuses), 0)
+
+
 def _print_result(address: str, outcome: Mapping[str, Any], *, changed: bool) -> None:
     as_json_line({"event": "result", "gpu": address, **switch_record(outcome), "changed": changed})
 
@@ -363,13 +382,19 @@ def _interrupted(addresses: Sequence[str], again: str) -> CtlError:
 
 
 def _can_ask() -> bool:
-    return sys.stdin.isatty() and on_terminal(sys.stdout)
+    return sys.stdin.isatty() and sys.stderr.isatty() and on_terminal(sys.stdout)
 
 
 def _answer(question: str) -> str:
     """What a person at the terminal says; no answer at all is "". Not by input(), which writes to where it may."""
     print(question, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().casefold()
+    said = ""
+    try:
+        said = sys.stdin.readline()
+    finally:
+        if not said.endswith("\n"):
+            print(file=sys.stderr, flush=True)
+    return said.strip().casefold()
 
 
 def _ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options) -> None:
@@ -378,7 +403,7 @@ def _ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Option
     Raises:
         CtlError: they say no.
     """
-    ending = list(dict.fromkeys(what for gpu in gpus for what in _ended(gpu, target, options)))
+    ending = list(dict.fromkeys(what for gpu in gpus for what in ended(gpu, target, options)))
     if not ending:
         return
     named = _(" and ").join(gpu.address for gpu in gpus)
@@ -394,7 +419,7 @@ def _ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Option
         raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))
 
 
-def _ended(gpu: Gpu, target: str, options: Options) -> list[str]:
+def ended(gpu: Gpu, target: str, options: Options) -> list[str]:
     """The desktops and sessions that such a switch ends now; none where it would be refused anyway."""
     try:
         steps = gpu.plan(target, options)

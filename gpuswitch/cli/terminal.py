@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.bar import Bar
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -44,12 +46,16 @@ def print_timeline(entry: Mapping[str, Any]) -> None:
     console.print(grid)
 
 
+def _end(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
 class _AtWork:
-    """A step that runs, as far as it was heard of; `begun` is by the monotonic clock."""
+    """A step that runs, as far as it was heard of; `begun` is when, by the monotonic clock."""
 
     def __init__(self, change: StepChange) -> None:
         self.change = change
-        self.begun = time.monotonic()
+        self.begun = time.monotonic() - change.seconds
         self.waiting: Waiting | None = None
 
 
@@ -65,13 +71,17 @@ class StepsInPlace:
         self._live = Live(self, console=self._console, transient=True, refresh_per_second=10)
 
     def __enter__(self) -> StepsInPlace:
-        self._live.start()
+        # Whoever ends us gets the cursor back, which is hidden meanwhile.
+        self._before = signal.signal(signal.SIGTERM, _end)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+        signal.signal(signal.SIGTERM, self._before)
 
     def step(self, gpu: str, _switch: str, change: StepChange) -> None:
+        # Not before: where no step is told, it would leave an empty line.
+        self._live.start()
         if at_work(change):
             self._at_work[gpu] = _AtWork(change)
             return
@@ -87,7 +97,7 @@ class StepsInPlace:
 
     def _title(self, gpu: str, change: StepChange) -> str:
         title = numbered(change.index, change.count, change.title)
-        return f"{gpu}  {title}" if self._several else title
+        return f"{clean(gpu)}  {title}" if self._several else title
 
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         """What is redrawn; called from a thread of `rich`."""

@@ -41,6 +41,9 @@ class _Lines:
             words.append("; ".join(known["Reason"].splitlines()))
         self._say(f"{gpu.address}: {', '.join(words)}")
 
+    def gone(self, gpu: Gpu) -> None:
+        self._say(_("{gpu}: it is not on this host any more", gpu=gpu.address))
+
     def step(self, gpu: Gpu, _switch: str, change: StepChange) -> None:
         if not at_work(change):
             title = numbered(change.index, change.count, change.title)
@@ -69,6 +72,9 @@ class _JsonEvents:
     def state(self, gpu: Gpu) -> None:
         self._say("state", gpu=gpu.address, now=gpu_record(gpu.properties))
 
+    def gone(self, gpu: Gpu) -> None:
+        self._say("gone", gpu=gpu.address)
+
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
         self._say("step", gpu=gpu.address, id=switch, **change_record(change))
 
@@ -83,38 +89,33 @@ class _JsonEvents:
 
 
 def wait(service: Service, args: Namespace) -> int:
-    """Until no switch of these GPUs is under way; with a state, until they are there.
+    """Until no switch of these GPUs is under way; with a state, until all of them are there, or wedged.
 
     Raises:
-        CtlError: one of them is somewhere from where nothing leads there, or the time is over.
+        CtlError: the time is over, or the service has gone.
     """
     deadline = None if args.timeout is None else time.monotonic() + args.timeout
-    gpus = gpus_named(service, args.gpus)
     service.subscribe(name_owner())
-    for owner in {gpu.owner for gpu in gpus}:
-        service.subscribe(signals_of(owner))
-    for gpu in gpus:
-        # What changed before it was subscribed to would not be told again.
-        gpu.look()
-    waiting = {gpu.path: gpu for gpu in gpus}
+    owner = service.owner()
+    service.subscribe(signals_of(owner))
+    gpus = gpus_named(service, args.gpus)
+    by_path = {gpu.path: gpu for gpu in gpus}
     arrived = _arrived(args.state)
-    while waiting := {path: gpu for path, gpu in waiting.items() if not arrived(gpu.properties)}:
+    while waiting := [gpu for gpu in gpus if not arrived(gpu.properties)]:
         event = service.next_event(deadline)
         if event is None:
-            states = [
-                _("{gpu} is {state}", gpu=gpu.address, state=state_label(gpu.properties)) for gpu in waiting.values()
-            ]
+            states = [_("{gpu} is {state}", gpu=gpu.address, state=state_label(gpu.properties)) for gpu in waiting]
             named, seconds = _(" and ").join(states), f"{args.timeout:g}"
             if args.state:
                 text = _("not on {state} within {seconds} s: {gpus}", state=args.state, seconds=seconds, gpus=named)
             else:
                 text = _("not at rest within {seconds} s: {gpus}", seconds=seconds, gpus=named)
             raise CtlError.of(Timeout, text)
-        if isinstance(event, Signal) and event.interface == BUS:
+        if isinstance(event, Signal) and event.interface == BUS and event.body[1] == owner:
             text = _("the service went away; it may have been restarted")
             raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
-        if isinstance(event, Signal) and event.path in waiting and event.member == "PropertiesChanged":
-            _take(waiting[event.path], event.body)
+        if isinstance(event, Signal) and event.path in by_path and event.member == "PropertiesChanged":
+            _take(by_path[event.path], event.body)
     return _told(gpus, args)
 
 
@@ -125,7 +126,7 @@ def _take(gpu: Gpu, body: tuple[Any, ...]) -> None:
 
 def _arrived(state: str | None) -> Callable[[Mapping[str, Any]], bool]:
     def arrived(properties: Mapping[str, Any]) -> bool:
-        if state is None or properties["State"] in _LOST:
+        if state is None or properties["State"] == "wedged":
             return properties["State"] not in _MOVING
         return bool(properties["State"] == state)
 

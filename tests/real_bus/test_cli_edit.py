@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.cli import editing
-from gpuswitch.cli.client import CtlError
 from gpuswitch.cli.editing import TEMPLATE, changes
+from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.parser import parse
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.services import BIN, contents, environment, write_config

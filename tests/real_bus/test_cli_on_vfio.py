@@ -33,7 +33,8 @@ def ctl(private_bus: PrivateBus) -> Ctl:
 
 
 def status(ctl: Ctl) -> Any:
-    return json.loads(ctl("status", "geforce", "--json").stdout)
+    [record] = json.loads(ctl("status", "geforce", "--json").stdout)["gpus"]
+    return record
 
 
 async def test_a_card_that_vfio_pci_had_from_boot_on_comes_home(start: Start, ctl: Ctl) -> None:

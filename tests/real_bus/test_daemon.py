@@ -106,7 +106,13 @@ async def test_a_plan_names_its_steps_and_takes_none(start: Start) -> None:
     service = await start("laptop", config=f"{ANY_PORT}[deadlines]\nunbind = 7\n")
     before = await service.properties(DISCRETE)
     steps = await service.call(DISCRETE, f"{GPU}.Plan", "sa{sv}", "vfio", {})
-    assert steps[0] == {"kind": ("s", "module"), "title": ("s", "load vfio-pci"), "deadline": ("d", 30.0)}
+    assert steps[0] == {
+        "kind": ("s", "module"),
+        "title": ("s", "load vfio-pci"),
+        "deadline": ("d", 30.0),
+        "stops": ("as", []),
+        "ends_programs": ("b", False),
+    }
     unbinds = [step["title"][1] for step in steps if step["kind"][1] == "unbind"]
     assert unbinds == [
         "unbind 0000:01:00.1 from snd_hda_intel",

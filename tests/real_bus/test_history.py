@@ -220,14 +220,23 @@ async def test_people_see_the_list_and_one_switch_step_by_step(start: Start, pri
     assert f"  {newest['id']}  {ADDRESS}  vfio    done " in first
     assert f"  {oldest['id']}  {ADDRESS}  vfio    reverted " in second
     assert second.endswith(f"  cannot bind {SOUND}: Invalid argument")
-    assert json.loads((await ctl(private_bus, "history", "--json"))[1]) == [newest, oldest]
+    told = json.loads((await ctl(private_bus, "history", "--json"))[1])["switches"]
+    assert [(each["id"], each["requester"]) for each in told] == [
+        (each["id"], each["asker"]) for each in (newest, oldest)
+    ]
     assert len((await ctl(private_bus, "history", "01:00.0", "--limit", "1"))[1].splitlines()) == 2
     assert (await ctl(private_bus, "history", "00:02.0"))[1] == "there is no finished switch\n"
 
     whole = await entry(service, oldest["id"])
-    assert json.loads((await ctl(private_bus, "show", oldest["id"], "--json"))[1]) == whole
-    status, out, _ = await ctl(private_bus, "show", oldest["id"])
-    assert status == 0
+    shown = json.loads((await ctl(private_bus, "show", oldest["id"], "--json"))[1])["switch"]
+    assert (shown["id"], shown["result"], shown["reason"]) == (whole["id"], whole["result"], whole["reason"])
+    assert [(each["title"], each["status"], each["seconds"]) for each in shown["steps"]] == [
+        (each["title"], each["status"], each["seconds"]) for each in whole["steps"]
+    ]
+    status, out, err = await ctl(private_bus, "show", oldest["id"])
+    assert (status, err) == (0, "")
+    begins = next(length for length in range(1, 9) if oldest["id"][:length] != newest["id"][:length])
+    assert await ctl(private_bus, "show", oldest["id"][:begins].upper()) == (status, out, "")
     assert re.search(rf" failed +bind {SOUND} to vfio-pci$", out, flags=re.MULTILINE)
     assert re.search(rf" reverted +{UNBIND_SOUND}$", out, flags=re.MULTILINE)
     assert len(out.partition("STEP\n")[2].splitlines()) == len(whole["steps"])

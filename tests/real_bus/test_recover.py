@@ -88,7 +88,9 @@ async def test_people_hear_that_it_is_elsewhere(start: Start, private_bus: Priva
     status, _, err = await ctl(private_bus, "recover", ADDRESS)
     assert status == 1
     assert err.startswith(f"gpuswitchctl: cannot recover {ADDRESS} (reverted): ")
-    assert err.endswith("it is on vfio-pci now\n")
+    reason, hint = err.splitlines()
+    assert reason.endswith("it is on vfio-pci now")
+    assert hint == f"  put right what is named here, then: gpuswitchctl recover {ADDRESS}"
 
 
 async def test_what_fails_once_more_is_told_with_what_failed_before(start: Start, private_bus: PrivateBus) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +196,23 @@ def test_clients_start_fast() -> None:
         and root not in allowed[layer_of(module)]
     ]
     assert heavy == []
+
+
+@pytest.mark.parametrize(
+    ("modules", "without"),
+    [
+        # `--help` is there as soon as argparse is.
+        ("gpuswitch.cli.main", {"jeepney", "typing"}),
+        ("gpuswitch.cli.main, gpuswitch.cli.query, gpuswitch.cli.client", set[str]()),
+        ("gpuswitch.cli.switch, gpuswitch.cli.watch, gpuswitch.cli.history", set[str]()),
+    ],
+)
+def test_the_command_brings_what_takes_long_when_it_is_needed(modules: str, without: set[str]) -> None:
+    program = f"import sys, {modules}\nprint(*sys.modules)"
+    brought = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    slow = {"asyncio", "dataclasses", "datetime", "inspect", "json", "rich", "shutil", "subprocess", "unicodedata"}
+    assert (slow | without).intersection(brought) == set()
+    assert "argparse" in brought or "jeepney" in brought
 
 
 def test_programs_of_the_linux_host_use_the_standard_library_only() -> None:
