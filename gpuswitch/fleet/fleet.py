@@ -11,6 +11,7 @@ from gpuswitch.config.settings import Config
 from gpuswitch.errors import Failed, InvalidArgument, KernelError, NoSuchGpu, NotViable
 from gpuswitch.fleet.fitting import Misfit, fitted
 from gpuswitch.fleet.owners import Owners
+from gpuswitch.fleet.trials import Trials
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.observer import Observer
 from gpuswitch.gpu.retry import Pace, Retry
@@ -55,6 +56,7 @@ class Fleet:
         self._looked = float("-inf")
         self._open = False
         self.owners = Owners(lambda: list(self.actors.values()), host, self._arbiter)
+        self._trials = Trials(host)
         self._restoring: dict[PciAddress, asyncio.Task[None]] = {}
         self._retries: dict[PciAddress, Retry] = {}
         self._paces: dict[PciAddress, Pace] = {}
@@ -123,6 +125,7 @@ class Fleet:
                 await self._restore_for_absent(address, entry)
         await _each(self.actors.values(), Actor.restore_deferred_at_start)
         self._retry()
+        self._follow_trials()
 
     async def _read(self) -> Mapping[PciAddress, Entry]:
         """All that is kept for any GPU, there or not, as soon as it can be read."""
@@ -154,6 +157,10 @@ class Fleet:
             self._restoring[address] = asyncio.create_task(_each([actor], Actor.restore_deferred))
             self._restoring[address].add_done_callback(lambda _: self._restoring.pop(address))
 
+    def _follow_trials(self) -> None:
+        if self._open:
+            self._trials.follow(self.actors)
+
     def _retry(self) -> None:
         """See to it that what did not come home is brought there when that may work."""
         for address, retry in list(self._retries.items()):
@@ -177,6 +184,7 @@ class Fleet:
             later.cancel()
         for retry in self._retries.values():
             retry.stop()
+        self._trials.stop()
         self.owners.stop()
         await asyncio.gather(*(actor.stop(reason) for actor in self.actors.values()))
         self._arbiter.awake.stop()
@@ -215,6 +223,8 @@ class Fleet:
             self._again = loop.call_later(seconds, self.look)
         else:
             self._blind.over()
+        # Nobody has to see the host for that.
+        self._follow_trials()
 
     def _take_in(self, facts: HostFacts) -> None:
         """Raises `Failed` where the journal of a GPU cannot be read now; it is not known then."""
