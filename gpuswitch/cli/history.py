@@ -91,6 +91,8 @@ def requester_words(requester: Values, *, whole: bool = False) -> str:
     """Who asked: `gpuswitchctl of alice`; `whole`: with its number, and the unit that it ran in."""
     if requester.get("somebody_else"):
         return "somebody else"
+    if requester.get("trial"):
+        return "the service itself, since a trial was over"
     if requester["service"]:
         return "the service itself"
     words = [requester["command"] or "somebody"]
