@@ -6,6 +6,7 @@ Whatever goes wrong here is a `CtlError` with a sentence and an exit status.
 from __future__ import annotations
 
 import os
+import select
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -207,6 +208,7 @@ class Gpu:
         self._path = path
         self._signals: deque[Message] = deque()
         self._rule = MatchRule(type="signal", sender=owner, interface=GPU, member="StepChanged", path=path)
+        self._subscribed = False
 
     def properties(self) -> dict[str, Any]:
         return plain_values(self._ask(PROPERTIES, "GetAll", "s", GPU))
@@ -227,13 +229,17 @@ class Gpu:
         """
         return self._begin({"vfio": "ToVfio", "host": "ToHost"}[target], options)
 
+    def trial(self, seconds: float, options: Options) -> str:
+        """As `move` to vfio; so many seconds after it came there, it goes home by itself."""
+        return self._begin("Trial", options, seconds)
+
     def recover(self) -> str:
         """Begin a recovery, or join the one under way; returns its id. `follow` misses nothing of it."""
         return self._begin("Recover", {})
 
-    def _begin(self, method: str, options: Options) -> str:
+    def _begin(self, method: str, options: Options, *numbers: float) -> str:
         self._subscribe()
-        message = call(self._owner, self._path, GPU, method, "a{sv}", options)
+        message = call(self._owner, self._path, GPU, method, "d" * len(numbers) + "a{sv}", *numbers, options)
         return str(self._service.ask_allowed(message, DECISION_SECONDS).body[0])
 
     def cancel(self, switch: str) -> None:
@@ -267,7 +273,39 @@ class Gpu:
         except OSError as error:
             raise bus_lost(error) from error
 
+    def watch(self) -> None:
+        """From now on, `pause` ends when a property of it changes."""
+        rule = MatchRule(type="signal", sender=self._owner, interface=PROPERTIES, path=self._path)
+        self._service.ask(message_bus.AddMatch(rule))
+
+    def pause(self, seconds: float | None, descriptor: int) -> bool:
+        """Until this can be read (True), the service says something, or so many seconds are over (None: never)."""
+        connection = self._service.connection
+        if self._take_in():
+            return False
+        readable, _, _ = select.select([connection.sock, descriptor], [], [], seconds)
+        if connection.sock in readable:
+            self._take_in()
+        return descriptor in readable
+
+    def _take_in(self) -> bool:
+        """Whatever has come and nobody has read; what `follow` is to have of it is kept. Whether there was anything."""
+        some = False
+        try:
+            while True:
+                message = self._service.connection.receive(timeout=0)
+                some = True
+                if self._rule.matches(message):
+                    self._signals.append(message)
+        except TimeoutError:
+            return some
+        except OSError as error:
+            raise bus_lost(error) from error
+
     def _subscribe(self) -> None:
+        if self._subscribed:
+            return
+        self._subscribed = True
         self._service.ask(message_bus.AddMatch(self._rule))
         self._service.connection.filter(self._rule, queue=self._signals)
 

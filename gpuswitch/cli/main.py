@@ -14,6 +14,7 @@ from gpuswitch import __version__
 from gpuswitch.cli import history as past
 from gpuswitch.cli import query as look
 from gpuswitch.cli import switch as move
+from gpuswitch.cli import trial as tried
 from gpuswitch.cli.client import CtlError, Service
 from gpuswitch.cli.output import problem
 
@@ -99,6 +100,20 @@ def _switch_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     for target in ("vfio", "host"):
         example = f"gpuswitchctl to-{target} 01:00.0 --wait 60"
         _switch_arguments(verb(f"to-{target}", move.move, f"move {{gpu}} to {target}", example, target=target))
+    trial = verb("trial", tried.trial, "try {gpu} on vfio", "gpuswitchctl trial 01:00.0 --seconds 60")
+    trial.description = (
+        "Move a GPU to vfio, and home by itself after a while, whatever becomes of this terminal, the desktop or the "
+        "service. On a terminal, h brings it home before, and k keeps it on vfio; so does to-vfio."
+    )
+    _gpu_argument(trial)
+    _busy_arguments(trial)
+    trial.add_argument(
+        "--seconds",
+        metavar="N",
+        type=_trial_seconds,
+        default=60.0,
+        help="from when it is on vfio (default: 60; to 86400)",
+    )
     recovered = verb("recover", move.recover, "recover {gpu}", "gpuswitchctl recover 01:00.0", target="host")
     recovered.description = (
         "Bring a GPU that is failed or unknown home, else to vfio-pci; then whatever the configuration allows. "
@@ -195,6 +210,16 @@ def _whole_seconds(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= _LONGEST_WAIT):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds from 1 to {_LONGEST_WAIT}")
     return int(text)
+
+
+def _trial_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 1 <= seconds <= tried.LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 1 to {tried.LONGEST_SECONDS}")
+    return seconds
 
 
 def _seconds(text: str) -> float:

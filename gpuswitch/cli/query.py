@@ -194,6 +194,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     for number, (address, kind, driver) in enumerate(gpu["Functions"]):
         yield "" if number else "functions", f"{address} {kind} on {driver or 'no driver'}"
     yield "host driver", gpu["HostDriver"] or "-"
+    if gpu["TrialEnds"]:
+        yield "trial ends", f"{moment(gpu['TrialEnds'])}; to keep it on vfio: gpuswitchctl to-vfio {gpu['Address']}"
     if gpu["StaysOut"]:
         yield (
             "stays out",
