@@ -158,8 +158,15 @@ class _FleetCollector(Collector):
         out = GaugeMetricFamily(
             "gpuswitch_stays_out", "1 for a GPU whose last way home ended elsewhere, else 0.", labels=["gpu"]
         )
+        trial = GaugeMetricFamily(
+            "gpuswitch_trial_ends_timestamp_seconds",
+            "When a GPU goes home by itself, since its trial is over, seconds since the epoch.",
+            labels=["gpu"],
+        )
         for address, actor in sorted(self._fleet.actors.items()):
             gpu = str(address)
+            if ends := actor.record.trial_ends:
+                trial.add_metric([gpu], ends)
             out.add_metric([gpu], 1.0 if actor.record.stays_out else 0.0)
             if address in self._found:
                 holders.add_metric([gpu], self._found[address])
@@ -174,7 +181,7 @@ class _FleetCollector(Collector):
             value=sum(actor.state is State.WEDGED for actor in self._fleet.actors.values()),
         )
         build = InfoMetricFamily("gpuswitch_build", "The version that runs.", value={"version": __version__})
-        return [state, info, since, holders, out, stuck, build]
+        return [state, info, since, holders, out, trial, stuck, build]
 
 
 class MetricsEndpoint:

@@ -9,6 +9,9 @@ from gpuswitch.errors import InvalidArgument
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.sentence import Sentence
 
+LONGEST_TRIAL = 86400
+"""Seconds: a day."""
+
 _KNOWN = ("busy", "wait_seconds", "stop_units")
 
 
@@ -32,6 +35,17 @@ def options_of(values: Mapping[str, object]) -> Options:
         _seconds(values["wait_seconds"]) if "wait_seconds" in values else None,
         _units(values.get("stop_units", [])),
     )
+
+
+def trial_seconds(seconds: float) -> float:
+    """How long a trial may last: 1 to 86400.
+
+    Raises:
+        InvalidArgument: not so long.
+    """
+    if 1 <= seconds <= LONGEST_TRIAL:
+        return seconds
+    raise InvalidArgument(f"a trial lasts from 1 to {LONGEST_TRIAL} seconds, not {seconds}")
 
 
 def _busy(value: object) -> Busy:

@@ -226,6 +226,27 @@ class Service:
             if not self._receive(deadline):
                 return None
 
+    def pause(self, seconds: float | None, descriptor: int) -> bool:
+        """Until this can be read (True), something is told that was subscribed to, or so many seconds are over (None:
+        never). What was told is not kept.
+        """
+        from select import select  # noqa: PLC0415 -- for a countdown alone
+
+        if self._taken_in():
+            return False
+        readable = select([self.connection.sock, descriptor], [], [], seconds)[0]
+        if self.connection.sock in readable:
+            self._taken_in()
+        return descriptor in readable
+
+    def _taken_in(self) -> bool:
+        """Take in whatever has come; whether it was a signal that was subscribed to."""
+        while self._receive(time.monotonic()):
+            pass
+        some = bool(self._signals)
+        self._signals.clear()
+        return some
+
     def _receive(self, deadline: float | None) -> bool:
         """Take in one message; False: the time is over."""
         try:
@@ -343,6 +364,10 @@ class Gpu:
     def recover(self) -> Message:
         """The call that begins a recovery, or joins the one under way; it answers with its id."""
         return call(self.owner, self.path, GPU, "Recover", "a{sv}", {})
+
+    def trial(self, seconds: float, options: Options) -> Message:
+        """As `move` to vfio; so many seconds after it came there, it goes home by itself."""
+        return call(self.owner, self.path, GPU, "Trial", "da{sv}", seconds, options)
 
     def cancel(self, switch: str) -> Message:
         """The call that takes a running switch back."""

@@ -96,6 +96,8 @@ def requester_words(requester: Values, *, whole: bool = False) -> str:
     """Who asked: `gpuswitchctl of alice`; `whole`: with its number, and the unit that it ran in."""
     if requester.get("somebody_else"):
         return _("somebody else")
+    if requester.get("trial"):
+        return _("the service itself, since a trial was over")
     if requester["service"]:
         return _("the service itself")
     words = [requester["command"] or _("somebody")]

@@ -182,9 +182,23 @@ def _switching(verb: _Add) -> None:
         _gpus_to_move(moved)
         _busy_arguments(moved)
         _watching_arguments(moved, dry_run=True)
-        moved.add_argument(
-            "-y", "--yes", action="store_true", help=_("do not ask before a desktop or a session is ended")
-        )
+        _yes_argument(moved)
+    tried = verb("trial", "trial:trial", mark("try {gpu} on vfio"), "gpuswitchctl trial 01:00.0 --seconds 60")
+    tried.description = _(
+        "Move a GPU to vfio, and home by itself after a while, whatever becomes of this terminal, the desktop or the\n"
+        "service. On a terminal, h brings it home before, and k keeps it on vfio; so does to-vfio."
+    )
+    tried.set_defaults(target="vfio", timeout=None, no_wait=False)
+    _gpu_argument(tried)
+    _busy_arguments(tried)
+    tried.add_argument(
+        "--seconds",
+        metavar="N",
+        type=_trial_seconds,
+        default=60.0,
+        help=_("from when it is on vfio (default: 60; to 86400)"),
+    )
+    _yes_argument(tried)
     cancelled = verb("cancel", "switch:cancel", _("cancel the switch of {gpu}"), "gpuswitchctl cancel 01:00.0")
     cancelled.set_defaults(timeout=None, no_wait=False)
     _gpu_argument(cancelled)
@@ -298,6 +312,10 @@ def _watching_arguments(verb: argparse.ArgumentParser, *, dry_run: bool = False)
         how.add_argument("--dry-run", action="store_true", help=_("print the steps, take none"))
 
 
+def _yes_argument(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("-y", "--yes", action="store_true", help=_("do not ask before a desktop or a session is ended"))
+
+
 def _busy_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--busy",
@@ -327,6 +345,18 @@ def _whole_seconds(text: str) -> int:
             _("{text} is not a whole number of seconds from 1 to {most}", text=repr(text), most=_LONGEST_WAIT)
         )
     return int(text)
+
+
+def _trial_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= _LONGEST_WAIT:
+        raise argparse.ArgumentTypeError(
+            _("{text} is not a number of seconds from 1 to {most}", text=repr(text), most=_LONGEST_WAIT)
+        )
+    return seconds
 
 
 def _seconds(text: str) -> float:

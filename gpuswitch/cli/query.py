@@ -129,6 +129,10 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
         bound = _("{function} {kind} on {driver}", function=address, kind=kind, driver=driver or _("no driver"))
         yield "" if number else _("functions"), bound
     yield _("host driver"), gpu["HostDriver"] or "-"
+    if gpu["TrialEnds"]:
+        keep = f"gpuswitchctl to-vfio {gpu['Address']}"
+        ends = _("{moment}; to keep it on vfio: {command}", moment=moment(gpu["TrialEnds"]), command=keep)
+        yield _("trial ends"), ends
     if gpu["StaysOut"]:
         yield (
             _("stays out"),

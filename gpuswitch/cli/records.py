@@ -27,6 +27,7 @@ def gpu_record(gpu: Values) -> dict[str, Any]:
     record = {snake_case(name): value for name, value in gpu.items()}
     record["state_label"] = state_label(gpu)
     record["state_since"] = rfc3339(gpu["StateSince"])
+    record["trial_ends"] = rfc3339(gpu["TrialEnds"])
     record["functions"] = [
         {"address": address, "kind": kind, "driver": driver} for address, kind, driver in gpu["Functions"]
     ]

@@ -40,9 +40,9 @@ def move(service: Service, args: Namespace) -> int:
     gpus = gpus_to_move(service, args.gpus, every=args.all)
     if args.dry_run:
         return _print_plans(gpus, args.target, options, args)
-    if not args.yes and _can_ask():
-        _ask_before_a_desktop_ends(gpus, args.target, options)
-    return _Switches(
+    if not args.yes and can_ask():
+        ask_before_a_desktop_ends(gpus, args.target, options)
+    return Switches(
         service,
         args,
         begin=lambda gpu: gpu.move(args.target, options),
@@ -56,7 +56,7 @@ def move(service: Service, args: Namespace) -> int:
 
 def recover(service: Service, args: Namespace) -> int:
     """Look for a known-good state. Done is home; on vfio-pci instead counts as failed, and is said."""
-    return _Switches(
+    return Switches(
         service,
         args,
         begin=Gpu.recover,
@@ -172,7 +172,7 @@ def options_of(args: Namespace) -> Options:
     return options
 
 
-class _Switches:
+class Switches:
     """One switch of each of several GPUs, at the same time.
 
     `begin` makes the call that begins one, `purpose` says what that is for and `again` what to type for it once more,
@@ -221,15 +221,23 @@ class _Switches:
             for gpu, switch in begun:
                 self._print_id(gpu, switch)
         elif begun:
-            following = Following(self._service, begun, self._args.timeout)
-            unwatched = self._followed(following)
-            for gpu, _switch in begun:
-                if gpu.address in following.outcomes:
-                    self._finished(gpu, following.outcomes[gpu.address])
-            if unwatched is not None:
-                unwatched.exit_code = _worst([*self._failures, unwatched])
-                raise unwatched
+            self.to_the_end(begun)
         return _worst(self._failures)
+
+    def to_the_end(self, begun: Sequence[tuple[Gpu, str]]) -> None:
+        """Follow those that were begun, whoever did that, and say how they ended.
+
+        Raises:
+            CtlError: what went wrong, where it is about one GPU, or why nobody looks any longer.
+        """
+        following = Following(self._service, begun, self._args.timeout)
+        unwatched = self._followed(following)
+        for gpu, _switch in begun:
+            if gpu.address in following.outcomes:
+                self._finished(gpu, following.outcomes[gpu.address])
+        if unwatched is not None:
+            unwatched.exit_code = _worst([*self._failures, unwatched])
+            raise unwatched
 
     def _begun(self, gpus: Sequence[Gpu]) -> list[tuple[Gpu, str]]:
         """Those that were begun, with the ids of their switches."""
@@ -262,7 +270,7 @@ class _Switches:
                 return error
             except KeyboardInterrupt:
                 under_way = following.under_way
-                if asked or not _can_ask() or not self._cancelled(under_way):
+                if asked or not can_ask() or not self._cancelled(under_way):
                     addresses = [gpu.address for gpu, _switch in under_way]
                     return _interrupted(addresses, self._again.format(" ".join(addresses)))
                 asked = True
@@ -381,7 +389,7 @@ def _interrupted(addresses: Sequence[str], again: str) -> CtlError:
     )
 
 
-def _can_ask() -> bool:
+def can_ask() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty() and on_terminal(sys.stdout)
 
 
@@ -397,7 +405,7 @@ def _answer(question: str) -> str:
     return said.strip().casefold()
 
 
-def _ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options) -> None:
+def ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options) -> None:
     """Ask whoever sits there, where the switch ends a desktop or a session.
 
     Raises:

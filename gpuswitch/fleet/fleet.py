@@ -12,6 +12,7 @@ from gpuswitch.errors import Failed, InvalidArgument, KernelError, NoSuchGpu, No
 from gpuswitch.fleet.fitting import Misfit, fitted
 from gpuswitch.fleet.host_drivers import missing_host_drivers
 from gpuswitch.fleet.owners import Owners
+from gpuswitch.fleet.trials import Trials
 from gpuswitch.gpu.absent import restore_for_absent
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.observer import Observer
@@ -60,6 +61,7 @@ class Fleet:
         self._looked = float("-inf")
         self._open = False
         self.owners = Owners(lambda: list(self.actors.values()), host, self._arbiter)
+        self._trials = Trials(host)
         self._restoring: dict[PciAddress, asyncio.Task[None]] = {}
         self._retries: dict[PciAddress, Retry] = {}
         self._paces: dict[PciAddress, Pace] = {}
@@ -128,6 +130,7 @@ class Fleet:
                 await self._restore_for_absent(address, entry)
         await _each(self.actors.values(), Actor.restore_deferred_at_start)
         self._retry()
+        self._follow_trials()
 
     async def _read(self) -> Mapping[PciAddress, Entry]:
         """All that is kept for any GPU, there or not, as soon as it can be read."""
@@ -159,6 +162,10 @@ class Fleet:
             self._restoring[address] = asyncio.create_task(_each([actor], Actor.restore_deferred))
             self._restoring[address].add_done_callback(lambda _: self._restoring.pop(address))
 
+    def _follow_trials(self) -> None:
+        if self._open:
+            self._trials.follow(self.actors)
+
     def _retry(self) -> None:
         """See to it that what did not come home is brought there when that may work."""
         for address, retry in list(self._retries.items()):
@@ -182,6 +189,7 @@ class Fleet:
             later.cancel()
         for retry in self._retries.values():
             retry.stop()
+        self._trials.stop()
         self.owners.stop()
         await asyncio.gather(*(actor.stop(reason) for actor in self.actors.values()))
         self._arbiter.awake.stop()
@@ -220,6 +228,8 @@ class Fleet:
             self._again = loop.call_later(seconds, self.look)
         else:
             self._blind.over()
+        # Nobody has to see the host for that.
+        self._follow_trials()
 
     def _take_in(self, facts: HostFacts) -> None:
         """Raises `Failed` where the journal of a GPU cannot be read now; it is not known then."""

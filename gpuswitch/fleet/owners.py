@@ -104,6 +104,7 @@ class Owners:
                 del self._asking[owner.uuid]
         for claim in claims:
             if self._ownerships.get(claim.actor.gpu.address) is claim:
+                claim.actor.keep()
                 claim.follow()
                 _mention_the_rest(claim.actor, owner, addresses)
         return actors

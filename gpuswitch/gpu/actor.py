@@ -102,7 +102,8 @@ class Actor:
     @property
     def bound(self) -> bool:
         """Its functions stay its own until it is home: they are under way, or something of them is to be restored."""
-        return self.busy or bool(self.record.restore_state) or self.record.owned
+        record = self.record
+        return self.busy or bool(record.restore_state) or record.owned or record.trial is not None
 
     @property
     def busy(self) -> bool:
@@ -153,16 +154,20 @@ class Actor:
         """Start a switch to State.VFIO or State.HOST, or join the one that goes there already.
 
         One that goes there with other options than were asked for is not joined. Where the GPU is there already, the
-        switch that comes back is finished and had no steps.
+        switch that comes back is finished and had no steps. Who asks for vfio without `trial_seconds`, and not for a
+        virtual machine, keeps it there: what was promised of it is no more so.
 
         Raises:
             GpuswitchError: refused, with every reason; nothing was changed.
         """
         async with self._deciding:
             self._admission.refuse_retired()
+            self._admission.refuse_trial(options)
             if (running := self._admission.running()) is not None:
                 if running.target is target:
-                    return self._admission.join(running, options)
+                    joined = self._admission.join(running, options)
+                    self._promise(target, options, requester)
+                    return joined
                 raise InProgress(
                     Sentence(
                         "{gpu} cannot go to {target} while it is on its way to {other} (switch {id}): wait for that "
@@ -178,9 +183,12 @@ class Actor:
             try:
                 preparation = await self._preparation(options, machine=requester.vm if requester.service else "")
                 self._admission.refuse_owned(target)
+                self._admission.refuse_trial(options)
+                self._admission.refuse_kept(requester)
                 if not self._admission.is_at(target):
                     return await self._begun(preparation, target, requester)
                 self._admission.refuse_unusable(target)
+                self._promise(target, options, requester)
                 if target is State.VFIO:
                     self.record.let_stay()
                     self._rested()
@@ -310,8 +318,19 @@ class Actor:
     def own(self, owner: Owner | None, *, again: bool = False) -> None:
         """As `GpuRecord.own`."""
         self.record.own(owner, again=again)
-        if self.record.stays_out:
-            # Nobody has it any more, and somebody has to see to it.
+        if self.record.stays_out or self.record.trial is not None:
+            # Nobody has it any more, and somebody has to see to it; or a machine may get it, and nobody is to.
+            self._rested()
+
+    def give_up_trial(self, why: str) -> None:
+        """As `GpuRecord.give_up_trial`."""
+        self.record.give_up_trial(why)
+        self._rested()
+
+    def keep(self) -> None:
+        """As `GpuRecord.keep`."""
+        if self.record.trial is not None:
+            self.record.keep()
             self._rested()
 
     async def _bring_home(self) -> None:
@@ -362,6 +381,13 @@ class Actor:
             self._restoring = asyncio.create_task(self.restore_deferred())
 
     # Deciding ---------------------------------------------------------------------------------------------------------
+
+    def _promise(self, target: State, options: Options, requester: Requester) -> None:
+        """What no step of a switch says: whether it goes home from vfio by itself. Raises as `GpuRecord.promise`."""
+        if options.trial_seconds is not None:
+            self.record.promise(options.trial_seconds)
+        elif target is State.VFIO and not requester.vm:
+            self.record.keep()
 
     def _there(self, switch: Switch) -> Switch:
         """It was where it should be: nothing has happened that anybody would look up later."""

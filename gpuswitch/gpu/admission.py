@@ -11,7 +11,7 @@ from gpuswitch.model.states import State
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.planning.guards import blockers, refusal
 from gpuswitch.switch.planning.requirements import boot_framebuffers
-from gpuswitch.switch.record import Switch
+from gpuswitch.switch.record import Requester, Switch
 
 
 class Admission:
@@ -54,6 +54,17 @@ class Admission:
                     seconds=f"{record.rules.start_grace:g}",
                 )
             )
+
+    def refuse_trial(self, options: Options) -> None:
+        """What belongs to a machine is not tried, and does not go home by the clock: raises `Owned`."""
+        record = self._record
+        if options.trial_seconds is not None and record.owner is not None:
+            raise Owned(f"{record.gpu.address} belongs to {record.owner}: shut that down first")
+
+    def refuse_kept(self, requester: Requester) -> None:
+        """Raises `Failed` where the end of a trial asks for it, and somebody has kept it, or given it more time."""
+        if requester.trial and not self._record.trial_is_over:
+            raise Failed(f"{self._record.gpu.address} does not go home by itself: somebody keeps it where it is")
 
     def refuse_unusable(self, target: State) -> None:
         """On vfio, and of no use to a machine: raises with every reason. At home, nothing is in its way."""

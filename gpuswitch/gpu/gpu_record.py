@@ -25,6 +25,7 @@ from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
+from gpuswitch.model.trial import Trial
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.journal.journal import Entry, Journal, Page
@@ -171,6 +172,23 @@ class GpuRecord:
         return self.page.entry.stays_out if out else ""
 
     @property
+    def trial(self) -> Trial | None:
+        """The promise that it goes home by itself; None: nobody was given one, or it is home."""
+        return self.page.entry.trial
+
+    @property
+    def trial_is_over(self) -> bool:
+        """It is to go home now."""
+        return self.trial is not None and self.trial.is_over(self._host.boottime())
+
+    @property
+    def trial_ends(self) -> float:
+        """When it goes home by itself, in seconds since the epoch as the clock of the host is now; 0: it does not."""
+        if self.trial is None or self.trial.ends is None:
+            return 0.0
+        return time.time() + self.trial.ends - self._host.boottime()
+
+    @property
     def host_driver(self) -> str | None:
         """The driver of the display function at home, None where it has none or nobody knows it yet."""
         display = self.facts.functions.get(self.gpu.address)
@@ -222,7 +240,9 @@ class GpuRecord:
             entry = self.page.entry
             found = before is State.UNKNOWN and now is State.VFIO and not entry.failed
             out = entry.stays_out if found else ""
-            self.page.write_if_possible(replace(entry, failed="", stays_out=out, owner=self._owner_at(now)))
+            trial = entry.trial if now in {State.VFIO, State.UNKNOWN} else None
+            entry = replace(entry, failed="", stays_out=out, owner=self._owner_at(now), trial=trial)
+            self.page.write_if_possible(entry)
         if self.state is State.UNKNOWN and not (self._why and explain(gpu, facts) == explain(*seen_before)):
             self._why = explain(gpu, facts)
         if not gpu.present(facts):
@@ -256,7 +276,9 @@ class GpuRecord:
         restore_state = self._restore_state_after(result, reached, restore_state_before)
         failed = self.reason if self.state is State.FAILED else ""
         owner = self._owner_at(self.state)
-        self.page.write_if_possible(Entry(restore_state, owner=owner, failed=failed, stays_out=self._out_after(result)))
+        out = self._out_after(result)
+        trial = self._trial_after(result, out)
+        self.page.write_if_possible(Entry(restore_state, owner=owner, failed=failed, stays_out=out, trial=trial))
         return Outcome(result, reason, reached)
 
     def _out_after(self, result: Result) -> str:
@@ -315,6 +337,49 @@ class GpuRecord:
         """Something that whoever looks at this GPU should know, beside why it is where it is; "" for no more of it."""
         self.noted = text
         self.tell()
+
+    # Its trial ------------------------------------------------------------------------------------------------------
+
+    def promise(self, seconds: float) -> None:
+        """It goes home by itself so many seconds after it came to vfio; where it is there already, from now on.
+
+        Raises:
+            Failed: that could not be written, and is not so.
+        """
+        trial = Trial(seconds)
+        if self.state is State.VFIO:
+            trial = trial.begun(self._host.boottime())
+        self.page.write(replace(self.page.entry, trial=trial))
+        self.tell()
+
+    def keep(self) -> None:
+        """It is wanted on vfio: it does not go home by itself."""
+        if self.trial is not None:
+            self.page.write_if_possible(replace(self.page.entry, trial=None))
+            self.tell()
+
+    def trial_during(self, switch: Switch) -> Trial | None:
+        """What is promised while this switch is under way."""
+        if (seconds := switch.options.trial_seconds) is not None:
+            return Trial(seconds)
+        # A machine that asks for it may not get it after all.
+        kept = switch.target is State.VFIO and not switch.requester.vm
+        return None if kept else self.trial
+
+    def give_up_trial(self, why: str) -> None:
+        """It was to go home by itself, and `why` that cannot be now; events that may change it are waited for."""
+        self.page.write_if_possible(replace(self.page.entry, trial=None, stays_out=why))
+        self.say_why(why)
+
+    def _trial_after(self, result: Result, out: str) -> Trial | None:
+        """What is promised from here on; `out` is why it stays out, if it does: then that is to bring it home."""
+        if self.trial is None or self.state is not State.VFIO:
+            return None
+        # Whoever cancels the way home keeps it; a service that stops leaves it to the next.
+        ended = out or (result is Result.CANCELLED and not self.retired)
+        if self.trial_is_over and not self.owned and ended:
+            return None
+        return self.trial.begun(self._host.boottime())
 
     # Its switches ---------------------------------------------------------------------------------------------------
 

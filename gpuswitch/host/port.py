@@ -426,6 +426,19 @@ class Host(Protocol):
         A read that never returns leaves the GPU as it is, and whoever asks next is refused.
         """
 
+    def boottime(self) -> float:
+        """Seconds since the machine was booted, with those that it slept; nobody can set this clock.
+
+        clock_gettime(2), CLOCK_BOOTTIME: the same for every run of the service on this kernel.
+        """
+
+    async def until(self, boottime: float) -> None:
+        """Until that moment of `boottime`; where the machine sleeps then, until it wakes.
+
+        Raises:
+            KernelError: there is no timer to be had (no descriptor is left, say).
+        """
+
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call `changed` on the event loop whenever a look may show something new; returns the way to stop it."""
 

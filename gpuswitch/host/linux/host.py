@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 
-from gpuswitch.host.linux import uevents
+from gpuswitch.host.linux import clock, uevents
 from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.host.linux.kernellog import LinuxKernelLog
 from gpuswitch.host.linux.libvirt import LinuxLibvirt
@@ -47,6 +47,12 @@ class LinuxHost(Host):
         if gpu not in self._readers:
             self._readers[gpu] = LinuxKernel(gpu, self._roots, "reader")
         return self._readers[gpu]
+
+    def boottime(self) -> float:
+        return clock.boottime()
+
+    async def until(self, boottime: float) -> None:
+        await clock.until(boottime)
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         # One pair of sockets for all: steps come and go by the second, and each would start with a search for libudev.

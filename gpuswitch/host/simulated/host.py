@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -76,6 +77,15 @@ class SimulatedHost(Host):
         if gpu not in self._readers:
             self._readers[gpu] = SimulatedKernel(self.machine, gpu, "reader")
         return self._readers[gpu]
+
+    def boottime(self) -> float:
+        # A machine in memory never sleeps: its clock is that of whoever runs it.
+        return asyncio.get_running_loop().time()
+
+    async def until(self, boottime: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(boottime):
+                await asyncio.Event().wait()
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         # Wrapped, so that the same callable may watch twice, and each stops itself only.

@@ -33,6 +33,7 @@ def gpu(**changes: object) -> dict[str, Any]:
         "Reason": "",
         "StaysOut": False,
         "StateSince": 1_700_000_000.0,
+        "TrialEnds": 0.0,
         **changes,
     }
 

@@ -46,6 +46,12 @@ class Hybrid(Host):
     def reader(self, gpu: str) -> SimulatedKernel:
         return self._simulated.reader(gpu)
 
+    def boottime(self) -> float:
+        return self._simulated.boottime()
+
+    async def until(self, boottime: float) -> None:
+        await self._simulated.until(boottime)
+
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         return self._simulated.watch(changed)
 
