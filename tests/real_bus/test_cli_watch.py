@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from jeepney import HeaderFields
 
 from tests.harness.buses.private import PrivateBus
+from tests.harness.service.peers import watching
 from tests.harness.service.services import ANY_PORT, ROOT, environment
 from tests.real_bus.conftest import Start
 from tests.real_bus.test_cli import CTL
@@ -269,10 +271,12 @@ async def test_one_that_is_lost_is_told_by_the_status(
     assert waiting.ended() == (status, "")
 
 
-async def test_a_service_that_goes_is_not_waited_for(start: Start, watch: Watch) -> None:
+async def test_a_service_that_goes_is_not_waited_for(start: Start, watch: Watch, private_bus: PrivateBus) -> None:
     service = await start("laptop", config=CONFIG)
-    seen, waiting = watch("watch"), watch("wait", "--for", "vfio")
-    seen.until(CARD)
+    async with watching(private_bus.address) as calls:
+        waiting = watch("wait", "--for", "vfio")
+        while (await calls.get()).header.fields.get(HeaderFields.member) != "GetManagedObjects":
+            pass
     service.process.kill()
     status, err = waiting.ended()
-    assert (status, "the service" in err) == (5, True)
+    assert (status, "the service went away" in err) == (5, True)
