@@ -58,7 +58,7 @@ def in_colour(stream: TextIO) -> bool:
 
 def width(stream: TextIO) -> int:
     """Columns of the terminal that it is; 0: it is none, and nothing needs to fit."""
-    return terminal_columns(stream.fileno()) if on_terminal(stream) else 0
+    return terminal_columns(stream) if on_terminal(stream) else 0
 
 
 def cells(text: str) -> int:

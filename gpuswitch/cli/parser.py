@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 
 from gpuswitch import __version__
@@ -14,7 +15,7 @@ from gpuswitch.cli.translate import _, is_english, mark, ngettext
 
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than argparse
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any, NoReturn, TextIO
 
 BUS_VARIABLE = "GPUSWITCH_BUS"
 
@@ -64,15 +65,15 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Knows the width by itself: argparse asks shutil, which takes longer to import than all else that help needs."""
 
     def __init__(self, prog: str, indent_increment: int = 2, max_help_position: int = 24) -> None:
-        super().__init__(prog, indent_increment, max_help_position, width=terminal_columns() - 2)
+        super().__init__(prog, indent_increment, max_help_position, width=terminal_columns(sys.stdout) - 2)
 
 
-def terminal_columns(descriptor: int = 1) -> int:
-    """As shutil.get_terminal_size() has them: $COLUMNS first, and 80 where the descriptor is no terminal."""
+def terminal_columns(stream: TextIO) -> int:
+    """As shutil.get_terminal_size() has them: $COLUMNS first, and 80 where it is no terminal."""
     given = os.environ.get("COLUMNS", "")
     try:
-        return (given.isdecimal() and int(given)) or os.get_terminal_size(descriptor).columns or 80
-    except OSError:
+        return (given.isdecimal() and int(given)) or os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
         return 80
 
 

@@ -159,7 +159,7 @@ def _ended(now: Mapping[str, Any], service: Service, gpu: Gpu, args: Namespace) 
 def _words(seconds: int) -> str:
     when = _("home in {seconds} s", seconds=seconds) if seconds > 0 else _("home when possible")
     long = _("{when}; press h for back now, k to keep it", when=when)
-    return long if len(long) < terminal_columns() else _("{when} (h now, k keep)", when=when)
+    return long if len(long) < terminal_columns(sys.stdout) else _("{when} (h now, k keep)", when=when)
 
 
 def _in_place(text: str) -> None:

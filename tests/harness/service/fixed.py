@@ -174,6 +174,9 @@ class FixedService:
     def answer_allowed(self, _message: Message, _serial: int) -> SimpleNamespace:
         return SimpleNamespace(body=("5f",))
 
+    def ask_allowed(self, message: Message) -> SimpleNamespace:
+        return self.answer_allowed(message, self.send(message))
+
     def answer(self, serial: int) -> SimpleNamespace:
         fields = self._calls[serial - 1].header.fields
         [gpu] = [gpu for gpu in self._gpus if gpu.path == fields[HeaderFields.path]]
