@@ -11,6 +11,9 @@ _NOTHING_CHANGED = frozenset({2, 3, 4})
 """Exit statuses of what was not begun, or is as before. After others, only a look can tell."""
 
 
+_OF_BLOCKER = ("kind", "text", "error")
+
+
 class CtlError(Exception):
     """Text for a person, an exit status, and what programs get: the `name` of the error, the `blockers` of a refusal,
     and the address of the `gpu` that it is about, where that is one. An empty text has been told already.
@@ -42,7 +45,8 @@ class CtlError(Exception):
                 "text": str(self),
                 "exit_status": self.exit_code,
             },
-            "blockers": [with_error_kind(blocker) for blocker in self.blockers],
+            # What their sentences are made of is for whoever words them anew, as we do.
+            "blockers": [with_error_kind({key: told[key] for key in _OF_BLOCKER}) for told in self.blockers],
         }
 
 

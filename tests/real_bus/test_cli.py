@@ -141,6 +141,7 @@ async def test_no_wait_prints_the_id(start: Start, ctl: Ctl) -> None:
     assert begun.returncode == 0
     assert begun.stdout.strip() == field(ctl, "switch")["id"]
     joined = json.loads(ctl("to-vfio", "geforce", "--no-wait", "--json").stdout)
+    assert joined.pop("at").endswith("Z")
     assert joined == {"version": 1, "event": "begun", "id": begun.stdout.strip(), "gpu": DISCRETE, "target": "vfio"}
 
 

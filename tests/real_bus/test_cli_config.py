@@ -104,8 +104,6 @@ def test_the_service_program_itself_checks_with_its_variables(tmp_path: Path) ->
     [
         (["check", "/none/such"], "cannot check /none/such: there is no such file or directory"),
         (["check", "/dev/null"], "cannot read /dev/null: it is not a regular file"),
-        (["check", "--changed"], "cannot check with --changed: that is for showing"),
-        (["edit", "--json"], "cannot edit with --json: an editor needs a terminal"),
         (["edit", "/etc/gpuswitch/gpuswitch.toml"], "cannot edit /etc/gpuswitch/gpuswitch.toml: nobody reads it; the"),
         (["edit", "/etc/gpuswitch/conf.d/.a.toml"], "cannot edit /etc/gpuswitch/conf.d/.a.toml: nobody reads it; the"),
         (["edit"], "cannot edit /etc/gpuswitch/config.toml: this is no terminal; write it in another way, then: gpu"),
@@ -116,6 +114,12 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(ctl: Ctl, arguments: lis
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith(f"gpuswitchctl: {sentence}")
     assert refused.stderr.count("\n") == 1
+
+
+def test_an_editor_is_for_people(ctl: Ctl) -> None:
+    refused = ctl("edit", "--json")
+    assert refused.returncode == 2
+    assert json.loads(refused.stdout)["error"]["text"] == "cannot edit with --json: an editor needs a terminal"
 
 
 def test_the_command_and_the_service_mean_the_same_directory() -> None:

@@ -63,9 +63,9 @@ async def test_a_refusal_is_worded_anew(
 async def test_json_is_english_in_every_language(start: Start, ctl: Ctl) -> None:
     await start("single", config=TABLE)
     told = [ctl(language, "plan", DISCRETE, "vfio", "--json") for language in ("de_DE", "en_US")]
-    assert told[0].stdout == told[1].stdout
+    refusal, english = ({**json.loads(each.stdout), "at": ""} for each in told)
+    assert refusal == english
     assert told[0].stderr == told[1].stderr
-    refusal = json.loads(told[0].stdout)
     assert "booted on" in refusal["error"]["text"]
 
 

@@ -111,7 +111,7 @@ async def test_programs_get_a_line_for_each_that_is_refused_or_over(start: Start
     told = events(ctl("to-vfio", INTEGRATED, CARD, "--json").stdout)
     [refused] = [each for each in told if each["event"] == "error"]
     assert (refused["gpu"], refused["error"]["exit_status"]) == (INTEGRATED, 3)
-    assert refused["blockers"][0].keys() == {"kind", "text", "error"}
+    assert refused["blockers"][0].keys() == {"kind", "text", "error_kind"}
     [result] = [each for each in told if each["event"] == "result"]
     assert (result["gpu"], result["result"], result["changed"]) == (CARD, "done", True)
 
@@ -180,7 +180,7 @@ async def test_plans_of_several_stand_below_their_names(start: Start, ctl: Ctl) 
     assert [line for line in planned.stdout.splitlines() if line.endswith(":")] == [f"{FIRST}:", f"{SECOND}:"]
     plans = json.loads(ctl("to-vfio", "--all", "--dry-run", "--json").stdout)["plans"]
     assert [(each["gpu"], each["target"]) for each in plans] == [(FIRST, "vfio"), (SECOND, "vfio")]
-    assert plans[0]["steps"][0].keys() == {"kind", "title", "deadline", "stops", "ends_programs"}
+    assert plans[0]["steps"][0].keys() == {"kind", "title", "deadline_seconds", "stops", "ends_programs"}
 
 
 # Refusals and errors as JSON
@@ -195,7 +195,7 @@ async def test_a_refusal_is_json_with_its_reasons(start: Start, ctl: Ctl) -> Non
         assert (told["version"], told["error"]["kind"], told["error"]["exit_status"]) == (1, "not_viable", 3)
         assert told["error"]["text"] in refused.stderr.replace("\n  ", "\n")
         assert "0000:02:00.0" in told["blockers"][0]["text"]
-        assert told["blockers"][0].keys() == {"kind", "text", "error"}
+        assert told["blockers"][0].keys() == {"kind", "text", "error_kind"}
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ async def test_an_error_is_json_on_standard_output(
     failed = ctl(*arguments, "--json")
     assert failed.returncode == status
     [told] = events(failed.stdout)
-    assert told.keys() == {"version", "error", "blockers"}
+    assert (told["event"], told["gpu"], told["changed"] in {False, None}) == ("error", None, True)
     assert told["error"] == {"kind": kind, "text": told["error"]["text"], "exit_status": status}
     assert told["error"]["text"] in failed.stderr
     assert told["blockers"] == []

@@ -184,6 +184,7 @@ async def test_programs_hear_for_whom_it_waits(start: Start, environ: dict[str, 
             event = json.loads(process.stdout.readline())
         process.kill()
     switch = card(environ)["switch"]
+    assert event.pop("at").endswith("Z")
     assert event == {
         "version": 1,
         "event": "waiting",

@@ -98,7 +98,7 @@ async def test_everything_that_happens_is_told_in_a_line(start: Start, watch: Wa
     assert any(
         re.fullmatch(rf"{CARD}: \[ *\d+/\d+\] bind {SOUND} to vfio-pci: failed \(.*\)\n", line) for line in lines
     )
-    assert lines[-1] == f"{CARD}: switch {switch} is reverted: cannot probe {SOUND}: Invalid argument\n"
+    assert lines[-1] == f"{CARD}: switch {switch} is reverted: cannot bind {SOUND}: Invalid argument\n"
     assert not [line for line in lines if "running" in line]
     assert watching.interrupted() == (130, "")
 
@@ -248,11 +248,11 @@ async def test_a_state_is_waited_for_until_somebody_brings_it_there(start: Start
 async def test_the_time_may_be_over_before(start: Start, watch: Watch) -> None:
     service = await start("laptop", f"unbind@{SOUND}=hang", config=f"{CONFIG}[deadlines]\nunbind = 600\n")
     late = watch("wait", "geforce", "--for", "vfio", "--timeout", "0.1")
-    assert late.ended() == (6, f"gpuswitchctl: {_wait_for(f'not on vfio within 0.1 s: {CARD} (host)')}\n")
+    assert late.ended() == (6, f"gpuswitchctl: {_wait_for(f'not on vfio within 0.1 s: {CARD} is host-nvidia')}\n")
     await service.move(PATH, "vfio")
     late = watch("wait", "geforce", "--timeout", "0.1", "--json")
     status, err = late.ended()
-    assert (status, f"not at rest within 0.1 s: {CARD} (detaching)" in err) == (6, True)
+    assert (status, f"not at rest within 0.1 s: {CARD} is detaching" in err) == (6, True)
 
 
 def _wait_for(text: str) -> str:

@@ -69,6 +69,7 @@ async def test_a_gpu_shows_what_it_is_and_where(start: Start) -> None:
         "Switch": {},
         "Reason": "",
         "StaysOut": False,
+        "TrialEnds": 0.0,
     }
     unnamed = await service.properties(INTEGRATED)
     assert (unnamed["Name"], unnamed["Managed"], unnamed["Vendor"]) == ("", False, "intel")
