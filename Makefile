@@ -80,6 +80,9 @@ docs: venv ## write the generated documents anew
 	$(BIN)/python docs/generate_states.py
 	$(BIN)/python docs/generate_dbus.py
 	$(BIN)/python docs/generate_metrics.py
+	$(BIN)/python docs/generate_configuration.py
+	$(BIN)/python docs/generate_man.py
+	$(BIN)/python docs/generate_messages.py
 
 install: ## install on this system (root; PREFIX=/usr/local, PYTHON=/usr/bin/python3)
 	@PREFIX='$(PREFIX)' PYTHON='$(SYSTEM_PYTHON)' contrib/install.sh install

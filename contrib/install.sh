@@ -21,6 +21,7 @@ hooks=/etc/libvirt/hooks
 # Everything that is put outside of PREFIX/lib/gpuswitch: how | from | to.
 # Units and activation lie where an administrator's own belong; the bus reads policies in /usr/share and /etc only, and
 # polkit before 124 actions in /usr/share only.
+# bash and zsh look for completions in /usr/local/share, too, wherever the command is; fish does so only in a desktop.
 # libvirt looks for hooks in one place; it may be installed later, and finds ours then.
 files() {
     cat <<EOF
@@ -33,6 +34,13 @@ file|units/org.gpuswitch1.conf|/etc/dbus-1/system.d/org.gpuswitch1.conf
 file|units/org.gpuswitch1.policy|/usr/share/polkit-1/actions/org.gpuswitch1.policy
 file|units/org.gpuswitch1.rules|/usr/share/polkit-1/rules.d/50-gpuswitch.rules
 file|units/gpuswitch.sysusers|/usr/local/lib/sysusers.d/gpuswitch.conf
+file|contrib/completion/gpuswitchctl.bash|/usr/local/share/bash-completion/completions/gpuswitchctl
+file|contrib/completion/gpuswitchctl.fish|/usr/share/fish/vendor_completions.d/gpuswitchctl.fish
+file|contrib/completion/_gpuswitchctl|/usr/local/share/zsh/site-functions/_gpuswitchctl
+file|docs/man/gpuswitchctl.1|$PREFIX/share/man/man1/gpuswitchctl.1
+file|docs/man/gpuswitchd.8|$PREFIX/share/man/man8/gpuswitchd.8
+file|docs/man/gpuswitch.toml.5|$PREFIX/share/man/man5/gpuswitch.toml.5
+file|docs/man/org.gpuswitch1.5|$PREFIX/share/man/man5/org.gpuswitch1.5
 hook|contrib/libvirt/qemu.d/50-gpuswitch|$hooks/qemu.d/50-gpuswitch
 EOF
 }
@@ -113,7 +121,7 @@ install() {
     chmod 0755 "$new"
     "$PYTHON" -m venv "$new"
     "$new/bin/pip" install --quiet --disable-pip-version-check "$source"
-    "$new/bin/python" -I -c 'import gpuswitch.cli.main, gpuswitch.daemon'
+    "$new/bin/python" -I -c 'import gpuswitch.cli.main, gpuswitch.service, gpuswitch.daemon'
     ln -s "$("$new/bin/python" -I -c 'import gpuswitch.hook; print(gpuswitch.hook.__file__)')" "$new/hook.py"
     deaf=$(deaf_libvirt)
 

@@ -29,6 +29,12 @@ dbus-daemon|command -v dbus-daemon
 dbus-bin|test -x /usr/bin/dbus-send
 prometheus|command -v promtool
 openssl|command -v openssl
+bash-completion|test -e /usr/share/bash-completion/bash_completion
+zsh|command -v zsh
+fish|command -v fish
+man-db|command -v man
+groff-base|command -v groff
+mandoc|command -v mandoc
 EOF
         ;;
     dbus-daemon) ;; # what `test` needs is enough

@@ -1,21 +1,21 @@
-"""gpuswitchd: puts the parts together. The only module that sees both the host and the API."""
+"""Puts the parts of gpuswitchd together. The only module that sees both the host and the API."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import fcntl
+import json
 import logging
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
-from gpuswitch import __version__
 from gpuswitch.api.authority import Authority
 from gpuswitch.api.bus import Bus
 from gpuswitch.api.exposition import Exposition
@@ -25,8 +25,10 @@ from gpuswitch.api.observer import BusObserver
 from gpuswitch.api.paths import NAME, ROOT
 from gpuswitch.api.vms import VirtualMachines
 from gpuswitch.config.settings import DIRECTORY, Config, load
-from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgument
+from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgument, KernelError
+from gpuswitch.fleet.fitting import fitted
 from gpuswitch.fleet.fleet import Fleet
+from gpuswitch.fleet.host_drivers import missing_host_drivers
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.gpu.observer import Observer
@@ -35,6 +37,7 @@ from gpuswitch.host.linux.host import LinuxHost
 from gpuswitch.host.port import Host
 from gpuswitch.host.simulated.faultspec import inject
 from gpuswitch.host.simulated.scenarios import SCENARIOS
+from gpuswitch.model.gpu import discover
 from gpuswitch.runtime.buses import check_simulated, system_bus
 from gpuswitch.runtime.notify import notify, reloading, watchdog_seconds
 from gpuswitch.switch.engine import StepEvent
@@ -101,8 +104,8 @@ class Daemon:
         self._host = host
         self._config_directory = config_directory
         self._bus = bus
-        bus.authorize_by(Authority(bus))
         self._metrics = metrics = MetricsObserver()
+        bus.authorize_by(Authority(bus, metrics.denied))
         journal = Journal(DirectoryStore(runtime / "gpus"))
         self._history = History(state / "history.db", config.history)
         self._fleet = Fleet(
@@ -201,10 +204,12 @@ class Daemon:
 
 async def serve(options: argparse.Namespace) -> None:
     """Make the parts and run them."""
-    config = load(options.config)
+    directory = Path(options.config) if options.config else DIRECTORY
+    config = load(directory)
     host = _host(options)
     with ExitStack() as until_the_end:
-        runtime, state = options.runtime, options.state
+        runtime = Path(options.runtime) if options.runtime else None
+        state = Path(options.state) if options.state else None
         if options.simulate and None in (runtime, state):
             own = Path(until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="gpuswitch-")))
             runtime, state = runtime or own / "run", state or own / "state"
@@ -212,7 +217,7 @@ async def serve(options: argparse.Namespace) -> None:
         state = state or Path(os.environ.get("STATE_DIRECTORY", "/var/lib/gpuswitch"))
         until_the_end.enter_context(_lock(runtime))
         bus = await Bus.connect(options.bus or system_bus())
-        await Daemon(host, config, options.config, bus, runtime=runtime, state=state).run()
+        await Daemon(host, config, directory, bus, runtime=runtime, state=state).run()
 
 
 def _host(options: argparse.Namespace) -> Host:
@@ -243,37 +248,69 @@ def _lock(runtime: Path) -> IO[str]:
     return lock
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="gpuswitchd",
-        description="Moves GPUs between their host drivers and vfio-pci. Usually started by systemd.",
-        epilog="example: gpuswitchd --simulate laptop --bus unix:path=/tmp/bus",
-    )
-    parser.add_argument("--version", action="version", version=f"gpuswitchd {__version__}")
-    parser.add_argument("--config", type=Path, default=DIRECTORY, metavar="DIRECTORY", help="default: %(default)s")
-    parser.add_argument("--runtime", type=Path, metavar="DIRECTORY", help="default: /run/gpuswitch")
-    parser.add_argument("--state", type=Path, metavar="DIRECTORY", help="default: /var/lib/gpuswitch")
-    parser.add_argument("--bus", metavar="ADDRESS", help="a D-Bus address; default: the system bus")
-    parser.add_argument("--simulate", choices=sorted(SCENARIOS), help="a machine in memory instead of this one")
-    parser.add_argument("--fault", action="append", default=[], metavar="FAULT", help=f"with --simulate: {_FAULT_HELP}")
-    parser.add_argument("--verbose", action="store_true", help="log every step")
-    options = parser.parse_args(arguments)
-    if options.bus == "":
-        raise InvalidArgument("cannot use an empty --bus: leave it out for the system bus")
+def check_config(options: argparse.Namespace) -> int:
+    """Say what is wrong with a configuration, and what of it has no effect on this host. Changes nothing.
+
+    Returns the exit status of the program: 2 where the service would refuse it.
+    """
+    path = Path(options.check_config)
+    file, copy = options.instead or ("", "")
+    instead = {Path(file): Path(copy)} if file else {}
+    faults: list[str] = []
+    warnings: list[str] = []
+    if not path.exists() and path != DIRECTORY:
+        faults.append(f"cannot check {path}: there is no such file or directory")
+    else:
+        try:
+            config = load(path, instead=instead, as_root=path == DIRECTORY)
+            warnings += config.warnings
+            warnings += _without_effect(config, _host(options))
+        except ConfigError as error:
+            faults += str(error).splitlines()
+    if options.json:
+        print(json.dumps({"faults": faults, "warnings": warnings}))  # noqa: T201 -- what was asked for
+    else:
+        for sentence in (*(f"warning: {each}" for each in warnings), *faults):
+            print(f"gpuswitchd: {sentence}", file=sys.stderr)  # noqa: T201 -- as above
+    return 2 if faults else 0
+
+
+def _without_effect(config: Config, host: Host) -> Iterator[str]:
+    try:
+        facts = host.look()
+    except KernelError as error:
+        yield f"nobody can tell what the [[gpu]] tables are about: {error}"
+        return
+    yield from missing_host_drivers(config, facts, host.installed)
+    _, misfits = fitted(config, discover(facts, config.members), facts)
+    yield from (misfit.sentence for misfit in misfits)
+
+
+def check(options: argparse.Namespace) -> None:
+    """See that these can be meant, all together.
+
+    Raises:
+        InvalidArgument: they cannot.
+    """
+    for name in ("bus", "config", "runtime", "state", "check_config"):
+        if getattr(options, name) == "":
+            raise InvalidArgument(f"cannot use an empty --{name.replace('_', '-')}: leave it out for the usual one")
+    if options.check_config is not None:
+        return
+    if options.instead or options.json:
+        raise InvalidArgument("cannot use --instead and --json without --check-config: they say how to check")
     if options.simulate:
         check_simulated(options.bus or system_bus())
     if options.fault and not options.simulate:
         raise InvalidArgument("cannot inject a --fault into this machine, only into one in memory: add --simulate")
-    return options
 
 
-_FAULT_HELP = "OPERATION[@SUBJECT][#NTH]=errno, silent, hang or SECONDSs, like probe@0000:01:00.1#1=EINVAL"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run the service; returns its exit status: 2 for what no second try makes better."""
     try:
-        options = _options(arguments)
+        check(options)
+        if options.check_config is not None:
+            return check_config(options)
         logging.basicConfig(
             level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr
         )

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar
 
+from gpuswitch.sentence import Sentence
+
 PREFIX = "org.gpuswitch1.Error."
 AUTHENTICATION_REQUIRED = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
 
@@ -36,8 +38,8 @@ class GpuswitchError(Exception):
 
     @property
     def kind(self) -> str:
-        """Its name as programs have it: `not_viable`."""
-        return snake_case(self.name)
+        """The last part of its D-Bus name as programs have it: `not_viable`."""
+        return snake_case(self.dbus_name.rpartition(".")[2])
 
 
 class Failed(GpuswitchError):
@@ -143,7 +145,8 @@ class KernelError(Exception):
     """
 
     def __init__(self, operation: str, subject: str, errno: int, message: str) -> None:
-        super().__init__(f"cannot {operation} {subject}: {message}")
+        words = {"operation": operation, "subject": subject, "message": message}
+        super().__init__(Sentence("cannot {operation} {subject}: {message}", **words))
         self.operation = operation
         self.subject = subject
         self.errno = errno

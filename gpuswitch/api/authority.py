@@ -10,7 +10,7 @@ import itertools
 import logging
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -19,6 +19,7 @@ from gpuswitch.api.connection import DRIVER, Message, MessageFlag
 from gpuswitch.api.serving import Caller
 from gpuswitch.api.signatures import pack
 from gpuswitch.errors import AuthenticationRequired, Failed, NotAuthorized, Timeout
+from gpuswitch.runtime.seldom import Seldom
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,10 @@ _ASK: Final = 1
 """AllowUserInteraction, a flag of CheckAuthorization."""
 _SECONDS: Final = 60.0
 """For an answer for which nobody is asked: its rules are programs, which it ends after 15 s each."""
+
+
+Denied = Callable[[str, NotAuthorized], None]
+"""Hears of each call that its caller was not allowed: the action, and the error that it was answered with."""
 
 
 class Action(StrEnum):
@@ -65,11 +70,13 @@ _WORDS: Final = {
 class Authority:
     """Asks polkit on this bus."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, denied: Denied = lambda _action, _error: None) -> None:
         self._bus = bus
+        self._denied = denied
         self._numbers = itertools.count(1)
         self._told = False
         self._refused: deque[tuple[str, Action]] = deque(maxlen=64)
+        self._tells = Seldom()
 
     async def permit(self, caller: Caller, action: str, about: Mapping[str, str]) -> None:
         """Return if the caller may do this. A question to a person takes as long as that person.
@@ -83,7 +90,13 @@ class Authority:
         """
         if caller.user in {0, os.geteuid()}:
             return
-        asked = Action(action)
+        try:
+            await self._permit(caller, Action(action), about)
+        except NotAuthorized as error:
+            self._denied(action, error)
+            raise
+
+    async def _permit(self, caller: Caller, asked: Action, about: Mapping[str, str]) -> None:
         try:
             allowed, challenge, details = await self._ask(caller, asked, about)
         except CallError as error:
@@ -131,8 +144,8 @@ class Authority:
         return bool(yes), bool(challenge), details
 
     def _tell(self, caller: Caller, action: Action) -> None:
-        """Log it, once for each connection: they choose how often they ask."""
-        if (caller.name, action) not in self._refused:
+        """Log it, once for each connection, of which they can have many."""
+        if (caller.name, action) not in self._refused and self._tells():
             self._refused.append((caller.name, action))
             words = _WORDS[action]
             logger.info("user %d (%s) may not %s: polkit says no to %s", caller.user, caller.name, words, action.id)

@@ -110,6 +110,7 @@ class Bus:
         table = self._objects.pop(path)
         for each in table.values():
             each.detach()
+        self._server.object_gone(path)
         for manager in self._managers(path):
             manager.interfaces_removed(path, list(told(table)))
 

@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from gpuswitch.api.inbox import CALL, SIGNAL, Inbox, sender_of
 from gpuswitch.api.library import library
+from gpuswitch.runtime.seldom import Seldom
 
 __all__ = [
     "DRIVER", "Connection", "Message", "MessageFlag", "MessageType", "NameFlag", "RequestNameReply", "SignatureTree",
@@ -73,6 +74,7 @@ class Connection(library.Link):
         self._working = False
         self._skipping = 0
         self._told: deque[str] = deque(maxlen=64)
+        self._tells = Seldom()
         self._received = bytearray()
         self._unsent = bytearray()
         super().__init__(address)
@@ -203,8 +205,8 @@ class Connection(library.Link):
             self._write(crowded_error(sender, serial, self.next_serial()))
 
     def _tell(self, sender: str, text: str) -> None:
-        """Log what somebody sent that we do not take, once for each connection: they choose how often they send it."""
-        if sender not in self._told:
+        """Log what somebody sent that we do not take, once for each connection, of which they can have many."""
+        if sender not in self._told and self._tells():
             self._told.append(sender)
             logger.warning("%s, from %s", text, sender)
 

@@ -9,6 +9,7 @@ from gpuswitch.history.archive import Entry, StepEntry
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import PciFunction
 from gpuswitch.model.holders import Holder
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.holder_policy import is_machine, remedy
 from gpuswitch.switch.record import Switch
 from gpuswitch.switch.steps.step import Step
@@ -88,7 +89,17 @@ def step_values(step: StepEntry) -> dict[str, object]:
     }
 
 
+def sentence_values(text: str) -> dict[str, object]:
+    """What a sentence is made of: its `template`, and the `data` in its fields, each a text or such values itself."""
+    sentence = Sentence.of(text)
+    data: dict[str, object] = {
+        name: sentence_values(value) if isinstance(value, Sentence) else value for name, value in sentence.data.items()
+    }
+    return {"template": sentence.template, "data": data}
+
+
 def holder_values(holder: Holder) -> dict[str, object]:
+    freed_by = remedy([holder])
     return {
         "pid": holder.pid,
         "command": holder.command,
@@ -100,7 +111,8 @@ def holder_values(holder: Holder) -> dict[str, object]:
         "nodes": list(holder.nodes),
         "doubt": holder.doubt,
         "machine": is_machine(holder),
-        "remedy": remedy([holder]),
+        "remedy": freed_by,
+        "words": {key: sentence_values(text) for key, text in (("doubt", holder.doubt), ("remedy", freed_by)) if text},
     }
 
 

@@ -34,6 +34,7 @@ LABELS = {
     "state": "one of the nine words of [states.md](states.md), as `State` on D-Bus",
     "target": "`host` or `vfio`, as `target` of a switch on D-Bus",
     "result": "`done`, `reverted`, `failed`, `cancelled` or `wedged`, as `SwitchFinished` on D-Bus has it",
+    "action": "what was asked for, as polkit has it: `switch` is `org.gpuswitch1.switch`",
     "reason": "the name of the error on D-Bus, written as JSON has it: `not_viable` for `NotViable`",
     "step": "the kind of the step, as `kind` in `Plan` on D-Bus: a key of `[deadlines]`",
     "owner": "the name of the virtual machine",
@@ -68,6 +69,12 @@ GPU_OWNER = Family(
     Type.GAUGE,
     ("gpu", "owner", "uuid"),
     "1 for the virtual machine that owns a GPU; no series where none does.",
+)
+TRIAL_ENDS = Family(
+    "gpuswitch_trial_ends_timestamp_seconds",
+    Type.GAUGE,
+    ("gpu",),
+    "When a GPU goes home by itself, since its trial is over then, in seconds since the epoch; no series without one.",
 )
 HOLDERS = Family(
     "gpuswitch_holders",
@@ -110,6 +117,12 @@ STEP_SECONDS = Family(
 REFUSALS = Family(
     "gpuswitch_refusals_total", Type.COUNTER, ("gpu", "reason"), "Requests that were refused, by the error."
 )
+DENIALS = Family(
+    "gpuswitch_denials_total",
+    Type.COUNTER,
+    ("action", "reason"),
+    "Calls that their caller was not allowed, by action and by the error.",
+)
 DRIFTS = Family("gpuswitch_drifts_total", Type.COUNTER, ("gpu",), "Times that somebody else moved a GPU.")
 RECOVERIES = Family(
     "gpuswitch_recoveries_total",
@@ -119,8 +132,9 @@ RECOVERIES = Family(
 )
 
 FAMILIES = (
-    *(GPU_STATE, STATE_SINCE, GPU_INFO, GPU_OWNER, HOLDERS, STAYS_OUT, WAITING, WORKERS_STUCK, BUILD_INFO),
-    *(SWITCHES, SWITCH_SECONDS, STEP_SECONDS, REFUSALS, DRIFTS, RECOVERIES),
+    *(GPU_STATE, STATE_SINCE, GPU_INFO, GPU_OWNER, TRIAL_ENDS, HOLDERS, STAYS_OUT),
+    *(WAITING, WORKERS_STUCK, BUILD_INFO),
+    *(SWITCHES, SWITCH_SECONDS, STEP_SECONDS, REFUSALS, DENIALS, DRIFTS, RECOVERIES),
 )
 """What is told of the GPUs: over HTTP, and in the file for node_exporter."""
 

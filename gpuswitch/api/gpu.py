@@ -6,13 +6,21 @@ introspection tells.
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from gpuswitch.api.authority import Action
 from gpuswitch.api.callers import Callers
-from gpuswitch.api.encoders import holder_values, model_of, planned_values, switch_values, vendor_of
+from gpuswitch.api.encoders import (
+    holder_values,
+    model_of,
+    planned_values,
+    sentence_values,
+    switch_values,
+    vendor_of,
+)
 from gpuswitch.api.interface import Interface, Member, dbus_constant, dbus_method, dbus_property, dbus_signal
 from gpuswitch.api.metrics import Refusals
-from gpuswitch.api.options import options_of
+from gpuswitch.api.options import options_of, trial_seconds
 from gpuswitch.api.signatures import (
     Bool,
     Double,
@@ -29,11 +37,14 @@ from gpuswitch.errors import GpuswitchError, InvalidArgument
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence
 
 _TARGETS = {"host": State.HOST, "vfio": State.VFIO}
 _MOST_NAMED = 10
 _MOMENT = 0.1
 """Seconds."""
+_CLOCK_JUMPS = 0.5
+"""Seconds by which the wall clock was set, at least: between two readings of it and of the other clock, less passes."""
 
 
 class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
@@ -46,6 +57,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         self._refusals = refusals
         self._told: dict[str, object] = {}
         self._telling: asyncio.Handle | None = None
+        self._trial_ends = 0.0
 
     @dbus_constant
     def address(self) -> Str:
@@ -130,13 +142,30 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         """Since when it is in this state, in seconds since the epoch."""
         return self._record.since
 
+    @dbus_property
+    def trial_ends(self) -> Double:
+        """When it goes home by itself, since its trial is over then, in seconds since the epoch; 0: it has none."""
+        ends = self._record.trial_ends
+        if abs(ends - self._trial_ends) > _CLOCK_JUMPS:
+            # Nothing is told as changed that is the same but for the time between two readings.
+            self._trial_ends = ends
+        return self._trial_ends
+
     @dbus_method(returns="id", action=Action.SWITCH, outlives=True)
     async def to_vfio(self, options: Values) -> Str:
-        """Start a switch to vfio, or join the one that goes there; gives its id.
+        """Start a switch to vfio, or join the one that goes there; gives its id. It stays there: a trial ends with it.
 
         Options: busy (refuse, wait, terminate, kill), wait_seconds, stop_units.
         """
         return await self._move(State.VFIO, options)
+
+    @dbus_method(returns="id", action=Action.SWITCH, outlives=True)
+    async def trial(self, seconds: Double, options: Values) -> Str:
+        """Start a switch to vfio that goes home by itself 1 to 86400 seconds after it came there; gives its id.
+
+        On vfio already: from now on. Options as of ToVfio, which keeps it there.
+        """
+        return await self._move(State.VFIO, options, seconds)
 
     @dbus_method(returns="id", action=Action.SWITCH, outlives=True)
     async def to_host(self, options: Values) -> Str:
@@ -163,13 +192,16 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @dbus_method(returns="blockers", action=Action.INSPECT)
     async def blockers(self, target: Str, options: Values) -> ValuesArray:
-        """Why a switch to `vfio` or `host` would be refused now: kind, text, error of each reason. Changes nothing."""
+        """Why a switch to `vfio` or `host` would be refused now: kind, text, error of each reason. Changes nothing.
+
+        To say it in another language: the template of the text, with {named} fields, and the data that stands in these.
+        """
         wanted, chosen = _target(target), options_of(options)
         try:
             await self.actor.plan(wanted, chosen)
         except GpuswitchError as error:
             alone = {"kind": error.kind, "text": str(error), "error": error.name}
-            return [dict(blocker) for blocker in error.blockers or (alone,)]
+            return [{**blocker, **sentence_values(blocker["text"])} for blocker in error.blockers or (alone,)]
         return []
 
     @dbus_method(returns="holders", action=Action.INSPECT)
@@ -223,15 +255,18 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         return {"gpu": name, "stops": ", ".join([*named[:_MOST_NAMED], *more]) or "-"}
 
     def _options(self, method: Member, arguments: Sequence[object]) -> Options | None:
-        """Those of the switch that this call asks for; None: it asks for none."""
-        if method.action not in {Action.SWITCH, Action.RECOVER} or not isinstance(arguments[0], dict):
+        """Those of the switch that this call asks for, its last argument; None: it asks for none."""
+        if method.action not in {Action.SWITCH, Action.RECOVER} or not isinstance(arguments[-1], dict):
             return None
         with self._refusals([self._record.gpu.address]):
-            return options_of(arguments[0])
+            return options_of(arguments[-1])
 
-    async def _move(self, target: State, options: Mapping[str, object]) -> str:
+    async def _move(self, target: State, values: Mapping[str, object], seconds: float | None = None) -> str:
         with self._refusals([self._record.gpu.address]):
-            return (await self.actor.request(target, options_of(options), await self._callers.requester())).id
+            options = options_of(values)
+            if seconds is not None:
+                options = replace(options, trial_seconds=trial_seconds(seconds))
+            return (await self.actor.request(target, options, await self._callers.requester())).id
 
     def remember(self) -> None:
         """What the bus was told when the object appeared there."""
@@ -265,5 +300,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
 def _target(name: str) -> State:
     if name not in _TARGETS:
-        raise InvalidArgument(f"{name[:80]!r} is not a target; it is one of {', '.join(_TARGETS)}")
+        raise InvalidArgument(
+            Sentence("{name} is not a target; it is one of {known}", name=repr(name[:80]), known=", ".join(_TARGETS))
+        )
     return _TARGETS[name]

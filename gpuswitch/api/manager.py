@@ -51,13 +51,14 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
 
     @dbus_method(returns="settings", action=Action.INSPECT)
     def config(self) -> ValuesArray:
-        """Every setting in force: its key, its value as TOML writes it, and the file or variable that set it."""
-        return [{"key": s.key, "value": s.value, "origin": s.origin} for s in self._fleet.config.settings]
+        """Every setting in force: its key, its value and its default as TOML has them, and what set it."""
+        settings = self._fleet.config.settings
+        return [{"key": s.key, "value": s.value, "origin": s.origin, "default": s.default} for s in settings]
 
     @dbus_method(returns="sentences", action=Action.INSPECT)
     def warnings(self) -> StrArray:
-        """What the configuration says that is about no GPU of this host, a sentence each."""
-        return [misfit.sentence for misfit in self._fleet.misfits]
+        """What of the configuration is about no GPU of this host, or has no effect otherwise, a sentence each."""
+        return [*self._fleet.warnings, *(misfit.sentence for misfit in self._fleet.misfits)]
 
     @dbus_method(returns="switches", action=Action.INSPECT)
     async def history(self, limit: UInt32) -> ValuesArray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
@@ -15,10 +16,11 @@ from prometheus_client.registry import Collector
 
 from gpuswitch import __version__
 from gpuswitch.api import families
+from gpuswitch.api.authority import Action
 from gpuswitch.api.encoders import model_of, vendor_of
 from gpuswitch.api.families import BUCKETS, Family
 from gpuswitch.config.schema import Deadlines
-from gpuswitch.errors import KINDS, GpuswitchError
+from gpuswitch.errors import KINDS, AuthenticationRequired, GpuswitchError, NotAuthorized
 from gpuswitch.fleet.fleet import Fleet
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.gpu_record import GpuRecord
@@ -52,6 +54,9 @@ class MetricsObserver:
         for kind in Deadlines.model_fields:
             self._step_seconds.labels(kind)
         self._refusals = self._counter(families.REFUSALS)
+        self._denials = self._counter(families.DENIALS)
+        for action, error in product(Action, (NotAuthorized(), AuthenticationRequired())):
+            self._denials.labels(str(action), error.kind)
         self._drifts = self._counter(families.DRIFTS)
         self._recoveries = self._counter(families.RECOVERIES)
 
@@ -81,6 +86,14 @@ class MetricsObserver:
                 self._refusals.labels(str(gpu), reason).inc()
             self.heard()
             raise
+
+    def denied(self, action: str, error: NotAuthorized) -> None:
+        """Somebody was not allowed this action: `not_authorized` or `interactive_authorization_required`.
+
+        Anybody can bring that about as often as they like, so nothing of theirs is a label.
+        """
+        self._denials.labels(action, error.kind).inc()
+        self.heard()
 
     def appeared(self, actor: Actor) -> None:
         """Each of its series is there from now on, at 0."""
@@ -141,7 +154,7 @@ class _FleetCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         state, since, info = _gauge(families.GPU_STATE), _gauge(families.STATE_SINCE), _info(families.GPU_INFO)
-        owner, holders = _gauge(families.GPU_OWNER), _gauge(families.HOLDERS)
+        owner, holders, trial = _gauge(families.GPU_OWNER), _gauge(families.HOLDERS), _gauge(families.TRIAL_ENDS)
         out, waiting = _gauge(families.STAYS_OUT), _gauge(families.WAITING)
         stuck, build = _gauge(families.WORKERS_STUCK), _info(families.BUILD_INFO)
         for address, actor in sorted(self._fleet.actors.items()):
@@ -152,13 +165,15 @@ class _FleetCollector(Collector):
             info.add_metric([gpu], _known_of(record))
             if record.owner is not None:
                 owner.add_metric([gpu, record.owner.name, record.owner.uuid], 1)
+            if ends := record.trial_ends:
+                trial.add_metric([gpu], ends)
             if address in self._found:
                 holders.add_metric([gpu], self._found[address])
             out.add_metric([gpu], bool(record.stays_out))
             waiting.add_metric([gpu], record.switch is not None and bool(record.switch.waiting_for))
         stuck.add_metric([], sum(actor.state is State.WEDGED for actor in self._fleet.actors.values()))
         build.add_metric([], {"version": __version__})
-        return [state, since, info, owner, holders, out, waiting, stuck, build]
+        return [state, since, info, owner, trial, holders, out, waiting, stuck, build]
 
 
 def _known_of(record: GpuRecord) -> dict[str, str]:

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from gpuswitch.config.schema import LONGEST_WAIT, unit
 from gpuswitch.errors import InvalidArgument
 from gpuswitch.model.policy import Busy, Options
+from gpuswitch.sentence import Sentence
+
+LONGEST_TRIAL = 86400
+"""Seconds: a day."""
 
 _KNOWN = ("busy", "wait_seconds", "stop_units")
 
@@ -19,7 +23,13 @@ def options_of(values: Mapping[str, object]) -> Options:
     """
     unknown = sorted(set(values) - set(_KNOWN))
     if unknown:
-        raise InvalidArgument(f"unknown option {', '.join(unknown)[:80]!r}: there are {', '.join(_KNOWN)}")
+        raise InvalidArgument(
+            Sentence(
+                "unknown option {option}: there are {known}",
+                option=repr(", ".join(unknown)[:80]),
+                known=", ".join(_KNOWN),
+            )
+        )
     return Options(
         _busy(values["busy"]) if "busy" in values else None,
         _seconds(values["wait_seconds"]) if "wait_seconds" in values else None,
@@ -27,22 +37,43 @@ def options_of(values: Mapping[str, object]) -> Options:
     )
 
 
+def trial_seconds(seconds: float) -> float:
+    """How long a trial may last: 1 to 86400.
+
+    Raises:
+        InvalidArgument: not so long.
+    """
+    if 1 <= seconds <= LONGEST_TRIAL:
+        return seconds
+    raise InvalidArgument(f"a trial lasts from 1 to {LONGEST_TRIAL} seconds, not {seconds}")
+
+
 def _busy(value: object) -> Busy:
     try:
         return Busy(str(value))
     except ValueError:
-        raise InvalidArgument(f"busy has no value {str(value)[:80]!r}; it is one of {', '.join(Busy)}") from None
+        raise InvalidArgument(
+            Sentence(
+                "busy has no value {value}; it is one of {known}", value=repr(str(value)[:80]), known=", ".join(Busy)
+            )
+        ) from None
 
 
 def _seconds(value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LONGEST_WAIT:
         return float(value)
-    raise InvalidArgument(f"wait_seconds must be a number of seconds up to {LONGEST_WAIT}, not {str(value)[:80]!r}")
+    raise InvalidArgument(
+        Sentence(
+            "wait_seconds must be a number of seconds up to {most}, not {value}",
+            most=LONGEST_WAIT,
+            value=repr(str(value)[:80]),
+        )
+    )
 
 
 def _units(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise InvalidArgument("stop_units must be a list of names")
+        raise InvalidArgument(Sentence("stop_units must be a list of names"))
     try:
         return tuple(unit(name) for name in value)
     except ValueError as error:

@@ -204,15 +204,29 @@ class Server:
         try:
             self._answer(call.message, call.method, task.result())
         except asyncio.CancelledError:
-            self._answer_error(call.message, Failed(f"cannot finish {call.method.name}: it was cancelled"))
+            self._answer_error(call.message, self._why_cancelled(call))
         except Exception as error:  # noqa: BLE001 -- whatever it was: it is logged, and the caller gets an answer
             self._answer_error(call.message, error)
+
+    def _why_cancelled(self, call: Call) -> Exception:
+        try:
+            self._find(call.message)
+        except StandardError as error:  # what it was about is gone
+            return error
+        return Failed(f"cannot finish {call.method.name}: it was cancelled")
 
     def _forget(self, name: str, connected: Connected) -> None:
         if not connected.calls and connected.asking is None and self._connected.get(name) is connected:
             del self._connected[name]
             if not self._connected:
                 self._watch_names(None)
+
+    def object_gone(self, path: str) -> None:
+        """There is none there any more: whoever is being asked whether a call of it may go on need not answer."""
+        for connected in self._connected.values():
+            for call in connected.calls:
+                if call.task and call.message.path == path and not call.begun:
+                    call.task.cancel()
 
     def _left(self, name: str) -> None:
         """This connection is gone: nobody waits for what it has called."""

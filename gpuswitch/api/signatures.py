@@ -95,6 +95,8 @@ def plain(value: object) -> object:
             return [plain(element) for element in value]
         case dict():
             return {key: plain(element) for key, element in value.items()}
+        case bytearray():  # `ay`, of dbus-fast
+            return bytes(value)
     return value
 
 

@@ -26,6 +26,8 @@ from jeepney.auth import AuthenticationError
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
 from gpuswitch.cli.failures import AskedForError, CtlError
+from gpuswitch.cli.interrupts import INTERRUPTS
+from gpuswitch.cli.translate import _, is_english, reworded
 from gpuswitch.errors import (
     AUTHENTICATION_REQUIRED,
     EXIT_CODES,
@@ -42,6 +44,7 @@ ROOT = "/org/gpuswitch1"
 MANAGER = "org.gpuswitch1.Manager"
 GPU = "org.gpuswitch1.Gpu"
 OBJECTS = "org.freedesktop.DBus.ObjectManager"
+PEER = "org.freedesktop.DBus.Peer"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 
 Options = Mapping[str, tuple[str, Any]]
@@ -69,25 +72,35 @@ class Service:
         self._address = address
         self._signals: deque[Message] = deque()
         self._replies: dict[int, Message] = {}
+        self._given_up: set[int] = set()
         self._rules: list[MatchRule] = []
 
     @classmethod
     def connect(cls, address: str | None) -> Self:
-        where = f"the bus at {address}" if address else "the system bus"
+        where = _("the bus at {address}", address=address) if address else _("the system bus")
         try:
             return cls(open_dbus_connection(address or "SYSTEM", auth_timeout=ANSWER_SECONDS), address)
         except (OSError, AuthenticationError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise CtlError(f"cannot connect to {where}: {reason}", EXIT_UNREACHABLE, name="Unreachable") from error
+            text = _("cannot connect to {where}: {reason}", where=where, reason=reason)
+            raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable") from error
         except (ValueError, LookupError, RuntimeError) as error:  # what jeepney's parser of addresses stumbles over
             given = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS")
-            text = f"cannot use the bus address {given!r}: write it like unix:path=/run/dbus/system_bus_socket"
+            text = _(
+                "cannot use the bus address {address}: write it like unix:path=/run/dbus/system_bus_socket",
+                address=repr(given),
+            )
             raise CtlError.of(InvalidArgument, text) from error
 
     def close(self) -> None:
         self.connection.close()
 
     # What it knows --------------------------------------------------------------------------------------------------
+
+    def owner(self) -> str:
+        """The process that is the service now, as the bus calls it. It is started first where the bus can do that."""
+        reply = self.ask(call(NAME, ROOT, PEER, "Ping"))
+        return str(reply.header.fields[HeaderFields.sender])
 
     def gpu(self, selector: str) -> Gpu:
         """The GPU of that name or address; "" where there is only one."""
@@ -114,7 +127,7 @@ class Service:
         return self._list("Config")
 
     def warnings(self) -> list[str]:
-        """What the configuration says that is about no GPU of this host, a sentence each."""
+        """What of the configuration is about no GPU of this host, or has no effect otherwise, a sentence each."""
         return list(self.ask(call(NAME, ROOT, MANAGER, "Warnings")).body[0])
 
     def history(self, limit: int) -> list[dict[str, Any]]:
@@ -131,6 +144,10 @@ class Service:
         ]
 
     # Questions and answers ------------------------------------------------------------------------------------------
+
+    def ask_allowed(self, message: Message) -> Message:
+        """As `ask`, of what not everybody may do (`answer_allowed`)."""
+        return self.answer_allowed(message, self.send(message))
 
     def answer_allowed(self, message: Message, serial: int) -> Message:
         """The answer to a call, sent so, that not everybody may make: a person at a terminal is asked, who may take as
@@ -171,16 +188,28 @@ class Service:
             CtlError: it is an error, or did not come within these seconds.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
-        while serial not in self._replies:
-            if not self._receive(deadline):
-                text = f"the service did not answer within {seconds:g} s"
-                raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
+        try:
+            while serial not in self._replies:
+                if not self._receive(deadline):
+                    text = _("the service did not answer within {seconds} s", seconds=f"{seconds:g}")
+                    raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
+        except BaseException:
+            # Nobody takes the answer any more, and `next_event` would offer it for ever.
+            self._given_up.add(serial)
+            self._replies.pop(serial, None)
+            raise
         return self.checked(self._replies.pop(serial))
 
     def subscribe(self, rule: MatchRule) -> None:
         """Keep the signals that match this for `next_event`."""
         self._rules.append(rule)
         self.ask(message_bus.AddMatch(rule))
+
+    def unsubscribe(self, rule: MatchRule) -> None:
+        """Give up what was subscribed to by this rule; what is kept of it already comes all the same."""
+        text = rule.serialise()
+        self._rules = [each for each in self._rules if each.serialise() != text]
+        self.ask(message_bus.RemoveMatch(rule))
 
     def next_event(self, deadline: float | None = None) -> Signal | int | None:
         """A signal that was subscribed to, or the serial number of an answer that has come, for `answer`.
@@ -197,21 +226,57 @@ class Service:
             if not self._receive(deadline):
                 return None
 
+    def pause(self, seconds: float | None, descriptor: int) -> bool:
+        """Until this can be read (True), something is told that was subscribed to, or so many seconds are over (None:
+        never). What was told is not kept.
+        """
+        from select import select  # noqa: PLC0415 -- for a countdown alone
+
+        if self._taken_in():
+            return False
+        readable = select([self.connection.sock, descriptor], [], [], seconds)[0]
+        if self.connection.sock in readable:
+            self._taken_in()
+        return descriptor in readable
+
+    def _taken_in(self) -> bool:
+        """Take in whatever has come; whether it was a signal that was subscribed to."""
+        while self._receive(time.monotonic()):
+            pass
+        some = bool(self._signals)
+        self._signals.clear()
+        return some
+
     def _receive(self, deadline: float | None) -> bool:
         """Take in one message; False: the time is over."""
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
-            message = self.connection.receive(timeout=left)
+            message = self._message(deadline)
         except TimeoutError:
             return False
         except OSError as error:
             raise bus_lost(error) from error
         serial = message.header.fields.get(HeaderFields.reply_serial)
         if serial is not None:
-            self._replies[serial] = message
+            if serial not in self._given_up:
+                self._replies[serial] = message
         elif any(rule.matches(message) for rule in self._rules):
             self._signals.append(message)
         return True
+
+    def _message(self, deadline: float | None) -> Message:
+        """The next message.
+
+        Raises:
+            TimeoutError: the time is over.
+        """
+        while True:
+            # A message is read as a whole, or not at all: a ^C in the midst of it would break what follows.
+            with suppress(TimeoutError):
+                return self.connection.receive(timeout=0)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            with INTERRUPTS.let_in():
+                if not self.connection.selector.select(left):
+                    raise TimeoutError
 
     def checked(self, reply: Message) -> Message:
         """The answer, unless it is an error."""
@@ -223,17 +288,17 @@ class Service:
 
     def _error(self, name: str, text: str) -> CtlError:
         if name == AUTHENTICATION_REQUIRED:
-            text = f"{text}; on a terminal you are asked, and root is not"
+            text = _("{text}; on a terminal you are asked, and root is not", text=text)
             return AskedForError(text, NotAuthorized.exit_code, name="AuthenticationRequired")
         if name in EXIT_CODES:
             return CtlError(text, EXIT_CODES[name], name=name.removeprefix(PREFIX))
         kind = name.removeprefix(_BUS_ERROR)
         if kind == "AccessDenied":
-            return CtlError.of(NotAuthorized, "the policy of the bus does not allow it")
+            return CtlError.of(NotAuthorized, _("the policy of the bus does not allow it"))
         if kind == "InvalidArgs":
             return CtlError.of(InvalidArgument, text)
         if kind.startswith(_WENT_AWAY):
-            text = "the service went away before it answered; it may have been restarted"
+            text = _("the service went away before it answered; it may have been restarted")
             return CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
         if kind.startswith(_NOT_RUNNING) or name.startswith("org.freedesktop.systemd1."):
             return CtlError(self._not_running(text), EXIT_UNREACHABLE, name="Unreachable")
@@ -241,8 +306,10 @@ class Service:
 
     def _not_running(self, text: str) -> str:
         if self._address:
-            return f"the gpuswitch service is not on the bus at {self._address}; start it: gpuswitchd"
-        return f"the gpuswitch service is not running ({text}); start it: systemctl start gpuswitchd"
+            return _(
+                "the gpuswitch service is not on the bus at {address}; start it: gpuswitchd", address=self._address
+            )
+        return _("the gpuswitch service is not running ({reason}); start it: systemctl start gpuswitchd", reason=text)
 
 
 class Gpu:
@@ -267,8 +334,12 @@ class Gpu:
 
     def look(self) -> dict[str, Any]:
         """Its properties now."""
-        self._properties = plain_values(self._ask(PROPERTIES, "GetAll", "s", GPU))
+        self._properties = plain_values(self._service.ask(self.properties_now()).body[0])
         return self._properties
+
+    def properties_now(self) -> Message:
+        """The call that answers with its properties."""
+        return call(self.owner, self.path, PROPERTIES, "GetAll", "s", GPU)
 
     def plan(self, target: str, options: Options) -> list[dict[str, Any]]:
         """The steps of a switch to `host` or `vfio`, without taking one."""
@@ -282,7 +353,8 @@ class Gpu:
 
     def holders(self) -> list[dict[str, Any]]:
         """Who has it open."""
-        return [plain_values(holder) for holder in self._ask(GPU, "Holders", seconds=DECISION_SECONDS)]
+        found = [plain_values(holder) for holder in self._ask(GPU, "Holders", seconds=DECISION_SECONDS)]
+        return [_in_words(holder) for holder in found]
 
     def move(self, target: str, options: Options) -> Message:
         """The call that begins a switch to `host` or `vfio`, or joins the one under way; it answers with its id."""
@@ -292,6 +364,10 @@ class Gpu:
     def recover(self) -> Message:
         """The call that begins a recovery, or joins the one under way; it answers with its id."""
         return call(self.owner, self.path, GPU, "Recover", "a{sv}", {})
+
+    def trial(self, seconds: float, options: Options) -> Message:
+        """As `move` to vfio; so many seconds after it came there, it goes home by itself."""
+        return call(self.owner, self.path, GPU, "Trial", "da{sv}", seconds, options)
 
     def cancel(self, switch: str) -> Message:
         """The call that takes a running switch back."""
@@ -318,12 +394,12 @@ def gpus_named(service: Service, selectors: Sequence[str]) -> list[Gpu]:
 def gpus_to_move(service: Service, selectors: Sequence[str], *, every: bool) -> list[Gpu]:
     """Those GPUs, each once; with `every`, all that are managed; the only one where none is named."""
     if every and selectors:
-        raise CtlError.of(InvalidArgument, "cannot take --all and names of GPUs together: leave one of them out")
+        raise CtlError.of(InvalidArgument, _("cannot take --all and names of GPUs together: leave one of them out"))
     if not every:
         return gpus_named(service, selectors or [""])
     managed = [gpu for gpu in service.gpus() if gpu.properties["Managed"]]
     if not managed:
-        text = "no GPU is managed: give those that --all is to mean a [[gpu]] table in /etc/gpuswitch/config.toml"
+        text = _("no GPU is managed: give those that --all is to mean a [[gpu]] table in /etc/gpuswitch/config.toml")
         raise CtlError.of(NoSuchGpu, text)
     return managed
 
@@ -343,8 +419,16 @@ def plain_values(values: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
 
 
 def bus_lost(error: OSError) -> CtlError:
-    text = f"the connection to the bus is lost: {error.strerror or error}"
+    text = _("the connection to the bus is lost: {reason}", reason=error.strerror or error)
     return CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
+
+
+def _in_words(holder: dict[str, Any]) -> dict[str, Any]:
+    """With its sentences in the language of whoever reads them."""
+    words = holder.pop("words", {})
+    if is_english():
+        return holder
+    return holder | {key: reworded(holder[key], [{"text": holder[key], **each}]) for key, each in words.items()}
 
 
 def _signal(message: Message) -> Signal:

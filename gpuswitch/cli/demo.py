@@ -66,12 +66,12 @@ def _failure(service: DemoService) -> None:
         service.ctl("status", "geforce")
         _expect(service, "geforce", "host")
         if _look(service, "geforce")["functions"] != before["functions"]:
-            raise CtlError("the drivers are not as they were before", Failed.exit_code)
+            raise CtlError.of(Failed, "the drivers are not as they were before")
 
 
 def _expect(service: DemoService, gpu: str, state: str) -> None:
     if (found := _look(service, gpu)["state"]) != state:
-        raise CtlError(f"{gpu} is {found}, not {state}", Failed.exit_code)
+        raise CtlError.of(Failed, f"{gpu} is {found}, not {state}")
 
 
 def _look(service: DemoService, gpu: str) -> dict[str, Any]:

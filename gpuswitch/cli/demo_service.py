@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import IO, Any, cast
 
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import line
+from gpuswitch.cli.programs import installed
 from gpuswitch.errors import Failed
 
 START_SECONDS = 30.0
@@ -59,7 +59,7 @@ class DemoService:
             ready.unlink(missing_ok=True)
             notify.bind(str(ready))
             environ = {**self.environment, "NOTIFY_SOCKET": str(ready)}
-            command = [_command("gpuswitchd"), *options, *(f"--fault={fault}" for fault in faults)]
+            command = [installed("gpuswitchd"), *options, *(f"--fault={fault}" for fault in faults)]
             with _child(command, env=environ, stderr=log) as daemon:
                 self._wait_until_ready(daemon, notify)
                 yield
@@ -74,9 +74,8 @@ class DemoService:
             CtlError: it ended with another exit status than `expect`.
         """
         _show_command(f"gpuswitchctl {shlex.join(arguments)}")
-        ended = subprocess.run(
-            [_command("gpuswitchctl"), *arguments], env=self.environment, stderr=subprocess.PIPE, text=True, check=False
-        )
+        command = [installed("gpuswitchctl"), *arguments]
+        ended = subprocess.run(command, env=self.environment, stderr=subprocess.PIPE, text=True, check=False)
         for text in ended.stderr.splitlines():
             line(text)
         _check(arguments, ended.returncode, expect)
@@ -93,7 +92,7 @@ class DemoService:
             for arguments in commands:
                 child = stack.enter_context(
                     _child(
-                        [_command("gpuswitchctl"), *arguments],
+                        [installed("gpuswitchctl"), *arguments],
                         env=self.environment,
                         stdout=subprocess.PIPE,
                         stderr=subprocess.STDOUT,
@@ -110,7 +109,7 @@ class DemoService:
 
     def look(self, gpu: str) -> str:
         """What `status --json` says of a GPU, without showing it."""
-        command = [_command("gpuswitchctl"), "status", gpu, "--json"]
+        command = [installed("gpuswitchctl"), "status", gpu, "--json"]
         return subprocess.run(command, env=self.environment, stdout=subprocess.PIPE, text=True, check=False).stdout
 
     def _wait_until_ready(self, daemon: subprocess.Popen[Any], notify: socket.socket) -> None:
@@ -127,7 +126,7 @@ class DemoService:
 
     def _broken(self, what: str) -> CtlError:
         log = (self.folder / "log").read_text().splitlines()
-        return CtlError(f"{what}: {log[-1] if log else 'it said nothing'}", Failed.exit_code)
+        return CtlError.of(Failed, f"{what}: {log[-1] if log else 'it said nothing'}")
 
 
 @contextmanager
@@ -139,13 +138,13 @@ def demo_service() -> Iterator[DemoService]:
     """
     program = shutil.which("dbus-daemon")
     if program is None:
-        raise CtlError("dbus-daemon is missing; install it: apt-get install dbus-daemon", Failed.exit_code)
+        raise CtlError.of(Failed, "dbus-daemon is missing; install it: apt-get install dbus-daemon")
     with _SIGNALS.installed(), TemporaryDirectory(prefix="gpuswitch-demo-") as folder:
         options = ["--session", "--nofork", "--nopidfile", "--print-address", f"--address=unix:path={folder}/bus"]
         with _child([program, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as bus:
             address = cast("IO[str]", bus.stdout).readline().strip()
             if not address.startswith("unix:"):
-                raise CtlError(f"{program} did not start: {address}", Failed.exit_code)
+                raise CtlError.of(Failed, f"{program} did not start: {address}")
             yield DemoService(Path(folder), address)
 
 
@@ -201,14 +200,6 @@ def _child(command: list[Any], **how: Any) -> Iterator[subprocess.Popen[Any]]:
         yield child
 
 
-def _command(name: str) -> str:
-    """A command of this installation."""
-    installed = Path(sys.executable).with_name(name)
-    if installed.exists():
-        return str(installed)
-    raise CtlError(f"{installed} is missing; install gpuswitch anew", Failed.exit_code)
-
-
 def _show_command(text: str) -> None:
     line("")
     line(f"$ {text}")
@@ -222,4 +213,4 @@ def _tell(lines: IO[str], who: str) -> None:
 def _check(arguments: tuple[str, ...], status: int, expected: int) -> None:
     if status != expected:
         said = f"'gpuswitchctl {shlex.join(arguments)}' ended with status {status}, not {expected}"
-        raise CtlError(f"{said}; this is not how it goes", Failed.exit_code)
+        raise CtlError.of(Failed, f"{said}; this is not how it goes")

@@ -7,11 +7,19 @@ from typing import Any
 
 from gpuswitch.errors import Failed, GpuswitchError, snake_case
 
+_NOTHING_CHANGED = frozenset({2, 3, 4})
+"""Exit statuses of what was not begun, or is as before. After others, only a look can tell."""
+
+
+_OF_BLOCKER = ("kind", "text", "error")
+
 
 class CtlError(Exception):
-    """Text for a person, an exit status, and what programs get: the `name` of the error, and the `blockers` of a
-    refusal. An empty text has been told already.
+    """Text for a person, an exit status, and what programs get: the `name` of the error, the `blockers` of a refusal,
+    and the address of the `gpu` that it is about, where that is one. An empty text has been told already.
     """
+
+    gpu: str | None = None
 
     def __init__(
         self, text: str, exit_code: int, *, name: str = "", blockers: Sequence[Mapping[str, Any]] = ()
@@ -29,13 +37,22 @@ class CtlError(Exception):
     def as_json(self) -> dict[str, Any]:
         """docs/json.md has the form."""
         return {
+            "event": "error",
+            "gpu": self.gpu,
+            "changed": False if self.exit_code in _NOTHING_CHANGED else None,
             "error": {
                 "kind": snake_case(self.name or Failed.name),
                 "text": str(self),
                 "exit_status": self.exit_code,
             },
-            "blockers": [dict(blocker) for blocker in self.blockers],
+            # What their sentences are made of is for whoever words them anew, as we do.
+            "blockers": [with_error_kind({key: told[key] for key in _OF_BLOCKER}) for told in self.blockers],
         }
+
+
+def with_error_kind(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What the service tells, with the name of an error in it as programs have it: `not_viable`."""
+    return {**{key: value for key, value in told.items() if key != "error"}, "error_kind": snake_case(told["error"])}
 
 
 class AskedForError(CtlError):

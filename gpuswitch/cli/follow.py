@@ -5,17 +5,21 @@ from __future__ import annotations
 import time
 from collections import namedtuple
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
-from gpuswitch.cli.client import GPU, Gpu, Service, plain_values
+from gpuswitch.cli.client import GPU, Gpu, Service, Signal, plain_values
 from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.interrupts import INTERRUPTS
+from gpuswitch.cli.translate import _
 from gpuswitch.errors import Timeout
 
 StepChange = namedtuple("StepChange", "index count kind title status seconds")
-"""What has just become of step `index` (from 1) of `count`; `seconds` is how long it took, 0 while it runs."""
+"""What has just become of step `index` (from 1) of `count`; `seconds` is how long it took, or has run until now."""
 Waiting = namedtuple("Waiting", "what since until")
-"""What the step under way waits for, in a sentence, since when, and when it gives that up (0: it does not say), both in
-seconds since the epoch."""
+"""What the step under way waits for, a sentence a line; since when; and when it gives that up (0: it does not say).
+
+Times are seconds since the epoch."""
 
 
 def at_work(change: StepChange) -> bool:
@@ -42,6 +46,9 @@ class Following:
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._switches = {gpu.path: (gpu, switch) for gpu, switch in begun}
         self._asked = {service.send(gpu.wait(switch)): gpu for gpu, switch in self._switches.values()}
+        # A switch that was joined tells nothing of the step that it is at, and it may stand there for long.
+        self._looks = {service.send(gpu.properties_now()): (gpu, switch) for gpu, switch in self._switches.values()}
+        self._heard: set[str] = set()
         self._waiting: dict[str, str] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
 
@@ -56,28 +63,57 @@ class Following:
         Raises:
             CtlError: also where they have not finished in time.
         """
-        while self._asked:
-            event = self._service.next_event(self._deadline)
-            if event is None:
-                ids = " and ".join(switch for _, switch in self.under_way)
-                text = f"switch {ids} has not finished within {self._seconds:g} s, and goes on"
-                raise CtlError.of(Timeout, text)
-            if isinstance(event, int):
-                reply = self._service.answer(event)
-                if (gpu := self._asked.pop(event, None)) is not None:
-                    self.outcomes[gpu.address] = plain_values(reply.body[0])
-            elif event.path in self._switches and event.interface == GPU and event.member == "StepChanged":
-                self._stepped(*self._switches[event.path], event.body, display)
-            elif event.path in self._switches and event.member == "PropertiesChanged" and event.body[0] == GPU:
-                self._changed(*self._switches[event.path], event.body[1], display)
+        with INTERRUPTS.held():
+            while self._asked:
+                event = self._service.next_event(self._deadline)
+                if event is None:
+                    ids = _(" and ").join(switch for _gpu, switch in self.under_way)
+                    text = _(
+                        "switch {ids} has not finished within {seconds} s, and goes on",
+                        ids=ids,
+                        seconds=f"{self._seconds:g}",
+                    )
+                    raise CtlError.of(Timeout, text)
+                self._take(event, display)
+
+    def _take(self, event: Signal | int, display: Display) -> None:
+        if isinstance(event, int):
+            self._answered(event, display)
+        elif event.path in self._switches and event.interface == GPU and event.member == "StepChanged":
+            self._stepped(*self._switches[event.path], event.body, display)
+        elif event.path in self._switches and event.member == "PropertiesChanged" and event.body[0] == GPU:
+            self._changed(*self._switches[event.path], event.body[1], display)
+
+    def _answered(self, serial: int, display: Display) -> None:
+        if serial in self._looks:
+            gpu, switch = self._looks.pop(serial)
+            with suppress(CtlError):  # it has left the bus; how its switch ends is told all the same
+                known = plain_values(self._service.answer(serial).body[0])
+                self._joined(gpu, switch, known["Switch"], display)
+            return
+        outcome = plain_values(self._service.answer(serial).body[0])
+        self.outcomes[self._asked.pop(serial).address] = outcome
+
+    def _joined(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
+        """Show the step that it is at. What was told before this answer was given has been shown."""
+        if gpu.path in self._heard or now.get("id") != switch or not now["index"] or now["result"]:
+            return
+        seconds = max(time.time() - now["step_started"], 0.0)
+        display.step(
+            gpu.address, switch, StepChange(now["index"], now["count"], now["kind"], now["title"], "running", seconds)
+        )
+        self._waits(gpu, switch, now, display)
 
     def _stepped(self, gpu: Gpu, switch: str, body: tuple[Any, ...], display: Display) -> None:
         if body[0] == switch:
+            self._heard.add(gpu.path)
             self._waiting.pop(gpu.path, None)
             display.step(gpu.address, switch, StepChange(*body[1:]))
 
     def _changed(self, gpu: Gpu, switch: str, changed: Mapping[str, tuple[str, Any]], display: Display) -> None:
-        now = plain_values(changed).get("Switch", {})
+        self._waits(gpu, switch, plain_values(changed).get("Switch", {}), display)
+
+    def _waits(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
         what = now.get("waiting_for", "")
         if now.get("id") == switch and what and self._waiting.get(gpu.path) != what:
             self._waiting[gpu.path] = what

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpuswitch.cli.client import Service
-from gpuswitch.cli.layout import SHORTEST, aligned, cells, shortened, width
-from gpuswitch.cli.output import as_json, clean, line, write
+from gpuswitch.cli.layout import aligned, fitting
+from gpuswitch.cli.output import as_json, clean, line, width, write
+from gpuswitch.cli.translate import _
 
 Values = Mapping[str, Any]
+
+_CELLS = ("address", "kind", "ids", "driver", "with", "model")
 _INDENT = "  "
-_FEWEST = 3
-"""Columns without which a line says nothing: address, kind, driver."""
 
 
 def groups(service: Service, args: Namespace) -> int:
@@ -23,7 +25,7 @@ def groups(service: Service, args: Namespace) -> int:
     elif found:
         _print_groups(found)
     else:
-        line("there are no IOMMU groups: the IOMMU is off")
+        line(_("there are no IOMMU groups: the IOMMU is off"))
     return 0
 
 
@@ -52,45 +54,32 @@ def _counts(function: Values) -> bool:
 def _ids(function: Values) -> dict[str, Any]:
     """A function with its numbers as people know them: class 030000, vendor 10de, device 2484."""
     return {
-        **{key: value for key, value in function.items() if key != "group"},
+        **{key: value for key, value in function.items() if key not in {"group", "vendor", "device"}},
         "class": f"{function['class']:06x}",
-        "vendor": f"{function['vendor']:04x}",
-        "device": f"{function['device']:04x}",
+        "vendor_id": f"{function['vendor']:04x}",
+        "device_id": f"{function['device']:04x}",
     }
 
 
 def _print_groups(groups: Iterable[Values]) -> None:
     groups = list(groups)
     rows = [_function_cells(function) for group in groups for function in group["functions"]]
-    lines = iter(_fitted(rows, width() - len(_INDENT)))
+    columns = width(sys.stdout)
+    room = max(columns - len(_INDENT), 1) if columns else 0
+    # What a maker calls it comes last, and goes first.
+    shown = fitting(_CELLS, rows, room, elastic=("model",), left_out=("model", "with", "ids", "driver", "kind"))
+    lines = iter(aligned(shown or [row[:1] for row in rows]))
     for group in groups:
-        write(_group_heading(group))
-        for _ in group["functions"]:
+        line(_group_heading(group))
+        for _function in group["functions"]:
             write(f"{_INDENT}{next(lines)}")
-
-
-def _fitted(rows: Sequence[Sequence[str]], columns: int) -> list[str]:
-    """The rows as lines. What makers call their things comes last and is shortened; without room for it, it is left
-    out, and then what each is for, and the numbers.
-    """
-    *others, names = zip(*rows, strict=True)
-    lines = aligned(list(zip(*others, strict=True)))
-    if columns <= 0:
-        return aligned(list(zip(lines, names, strict=True)))
-    left = columns - max(map(cells, lines)) - 2
-    if left >= SHORTEST:
-        return aligned([(line, shortened(name, left)) for line, name in zip(lines, names, strict=True)])
-    while max(map(cells, lines)) > columns and len(others) > _FEWEST:
-        others.pop(2 if len(others) < len(rows[0]) - 1 else -1)
-        lines = aligned(list(zip(*others, strict=True)))
-    return lines
 
 
 def _function_cells(function: Values) -> list[str]:
     shown = (
         function["address"],
         f"{function['kind']} [{function['class'][:4]}]",
-        f"[{function['vendor']}:{function['device']}]",
+        f"[{function['vendor_id']}:{function['device_id']}]",
         function["driver"] or "-",
         ", ".join((*(["GPU"] if function["gpu"] else []), *function["adds"])),
         f"{function['maker']} {function['model']}".strip(),
@@ -99,11 +88,13 @@ def _function_cells(function: Values) -> list[str]:
 
 
 def _group_heading(group: Values) -> str:
-    heading = f"IOMMU group {group['group']}"
-    if not group["gpus"]:
-        return heading
-    heading += f": GPU {' and GPU '.join(group['gpus'])}"
+    number, gpus = group["group"], _(" and GPU ").join(group["gpus"])
+    if not gpus:
+        return _("IOMMU group {group}", group=number)
     if group["alone"]:
-        return f"{heading} alone"
+        return _("IOMMU group {group}: GPU {gpus} alone", group=number, gpus=gpus)
     others = [each["address"] for each in group["functions"] if not each["gpu"] and _counts(each)]
-    return f"{heading}, shared with {', '.join(others)}" if others else heading
+    if others:
+        others_named = ", ".join(others)
+        return _("IOMMU group {group}: GPU {gpus}, shared with {others}", group=number, gpus=gpus, others=others_named)
+    return _("IOMMU group {group}: GPU {gpus}", group=number, gpus=gpus)

@@ -9,15 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import Service
-from gpuswitch.cli.layout import pairs, shortened, table
-from gpuswitch.cli.output import as_json, duration, line, moment, on_terminal, write
+from gpuswitch.cli.layout import pairs, table
+from gpuswitch.cli.output import as_json, can_write, cells, duration, line, moment, on_terminal, width, write
 from gpuswitch.cli.records import entry_record
+from gpuswitch.cli.translate import _, marks
 
 Values = Mapping[str, Any]
-
-_SHORT = 60
-"""Characters of a reason in a table."""
-_SECOND = len("2026-11-29 20:07:24")
+_TO_THE_SECOND = len("2026-11-29 20:07:24")
 
 
 def history(service: Service, args: Namespace) -> int:
@@ -31,10 +29,10 @@ def history(service: Service, args: Namespace) -> int:
     if args.json:
         as_json({"switches": [entry_record(entry) for entry in found]})
     elif found:
-        headings = ("WHEN", "ID", "GPU", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
-        table(headings, map(_cells, found), elastic=("REASON",), left_out=("REASON", "TOOK", "ASKED BY"))
+        headings = marks("WHEN", "ID", "GPU", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
+        table(headings, map(_cells, found), elastic=("REASON", "ASKED BY"), left_out=("REASON", "ASKED BY", "TOOK"))
     else:
-        line("there is no finished switch")
+        line(_("there is no finished switch"))
     return 0
 
 
@@ -52,21 +50,21 @@ def show(service: Service, args: Namespace) -> int:
 
 def _cells(entry: Values) -> Sequence[str]:
     return (
-        _when(entry["started"]),
+        _moment(entry["started"]),
         entry["id"],
         entry["gpu"],
         entry["target"],
         entry["result"],
         _took(entry),
         requester_words(entry["asker"]),
-        _one_line("; ".join(_reason(entry))),
+        "; ".join(_reason(entry)),
     )
 
 
 def _reason(entry: Values) -> list[str]:
     """Why it ended as it did, a sentence each; empty where there is nothing to say."""
     sentences: list[str] = entry["reason"].splitlines()
-    return [f"changed by somebody else: {' '.join(sentences)}"] if _drifted(entry) else sentences
+    return [_("changed by somebody else: {what}", what=" ".join(sentences))] if _drifted(entry) else sentences
 
 
 def _drifted(entry: Values) -> bool:
@@ -76,47 +74,52 @@ def _drifted(entry: Values) -> bool:
 
 def _about(entry: Values) -> Iterable[tuple[str, str]]:
     if _drifted(entry):
-        yield "change", f"{entry['id']}: {entry['gpu']} is {entry['target']} now"
-        yield "reason", " ".join(_reason(entry))
-        yield "seen", moment(entry["started"])
+        yield _("change"), _("{id}: {gpu} is {target} now", id=entry["id"], gpu=entry["gpu"], target=entry["target"])
+        yield _("reason"), " ".join(_reason(entry))
+        yield _("seen"), moment(entry["started"])
         return
-    yield "switch", f"{entry['id']}: {entry['gpu']} to {entry['target']}"
-    yield "result", f"{entry['result']}, after {_took(entry)}" if entry["count"] else "it was there already"
+    yield _("switch"), _("{id}: {gpu} to {target}", id=entry["id"], gpu=entry["gpu"], target=entry["target"])
+    ended = _("it was there already")
+    if entry["count"]:
+        ended = _("{result}, after {duration}", result=entry["result"], duration=_took(entry))
+    yield _("result"), ended
     for number, sentence in enumerate(_reason(entry)):
-        yield "" if number else "reason", sentence
-    yield "started", moment(entry["started"])
-    yield "asked by", requester_words(entry["asker"], whole=True)
+        yield "" if number else _("reason"), sentence
+    yield _("started"), moment(entry["started"])
+    yield _("asked by"), requester_words(entry["asker"], whole=True)
     for number, (option, value) in enumerate(sorted(entry["options"].items())):
         words = " ".join(value) if isinstance(value, list) else str(value)
-        yield "" if number else "options", f"{option.replace('_', ' ')}: {words}"
+        yield "" if number else _("options"), f"{option.replace('_', ' ')}: {words}"
 
 
 def requester_words(requester: Values, *, whole: bool = False) -> str:
     """Who asked: `gpuswitchctl of alice`; `whole`: with its number, and the unit that it ran in."""
     if requester.get("somebody_else"):
-        return "somebody else"
+        return _("somebody else")
+    if requester.get("trial"):
+        return _("the service itself, since a trial was over")
     if requester["service"]:
-        return "the service itself"
-    words = [requester["command"] or "somebody"]
+        return _("the service itself")
+    words = [requester["command"] or _("somebody")]
     if whole and "pid" in requester:
         words.append(f"(pid {requester['pid']})")
     if "uid" in requester:
-        words.append(f"of {_user(requester['uid'])}")
+        words.append(_("of {user}", user=_user(requester["uid"])))
     if requester["unit"] and whole:
-        words.append(f"in {requester['unit']}")
+        words.append(_("in {unit}", unit=requester["unit"]))
     if requester["vm"]:
-        words.append(f"for {requester['vm']}")
+        words.append(_("for {machine}", machine=requester["vm"]))
     return " ".join(words)
 
 
 def _print_steps(entry: Values) -> None:
-    if on_terminal(sys.stdout):
+    if _has_room_for_bars(entry):
         from gpuswitch.cli.terminal import print_timeline  # noqa: PLC0415  # brings `rich`, which is slow to start
 
         print_timeline(entry)
         return
     table(
-        ("#", "AFTER", "TOOK", "STATUS", "STEP"),
+        marks("#", "AFTER", "TOOK", "STATUS", "STEP"),
         (
             (
                 str(step["index"]),
@@ -130,6 +133,12 @@ def _print_steps(entry: Values) -> None:
     )
 
 
+def _has_room_for_bars(entry: Values) -> bool:
+    """Whether titles beside bars can be broken between words."""
+    longest = max(cells(word) for step in entry["steps"] for word in step["title"].split())
+    return on_terminal(sys.stdout) and can_write("█▌") and longest <= width(sys.stdout) * 2 // 5
+
+
 def _took(entry: Values) -> str:
     return duration(entry["finished"] - entry["started"]) if entry["count"] else ""
 
@@ -141,10 +150,6 @@ def _user(uid: int) -> str:
         return f"uid {uid}"
 
 
-def _when(seconds: float) -> str:
+def _moment(seconds: float) -> str:
     """On a terminal without the distance from UTC, which whoever sits there knows."""
-    return moment(seconds)[:_SECOND] if on_terminal(sys.stdout) else moment(seconds)
-
-
-def _one_line(text: str) -> str:
-    return shortened(text, _SHORT) if on_terminal(sys.stdout) else text
+    return moment(seconds)[:_TO_THE_SECOND] if on_terminal(sys.stdout) else moment(seconds)

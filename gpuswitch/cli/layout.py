@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from unicodedata import east_asian_width
 
-from gpuswitch.cli.output import clean, in_colour, on_terminal, write
-from gpuswitch.cli.parser import terminal_columns
+from gpuswitch.cli.output import can_write, cells, clean, in_colour, width, wrapped, write
+from gpuswitch.cli.translate import _
 
 _GAP = "  "
 SHORTEST = 12
@@ -26,14 +25,6 @@ _STATES = {
     "wedged": "1;31",
     "absent": "2",
 }
-_COMMANDS = re.compile(r"\b(?:gpuswitchctl|systemctl|kill|loginctl|usermod|echo|virsh|modprobe)\b[^;,]*")
-"""What stands here is to be copied: it is not broken, whatever the width."""
-_KEPT = "\0"
-
-
-def width() -> int:
-    """Columns of the terminal on standard output; 0: it is none, and nothing needs to fit."""
-    return terminal_columns() if on_terminal(sys.stdout) else 0
 
 
 def table(
@@ -43,12 +34,13 @@ def table(
     elastic: Collection[str] = (),
     left_out: Sequence[str] = (),
 ) -> None:
-    """Print aligned columns under their headings; an empty cell shows a dash.
+    """Print aligned columns under their headings, which are translated here; an empty cell shows a dash.
 
     Too wide, the `elastic` columns are shortened, and then the columns `left_out` are, one after the other.
     """
-    cells = [[clean(cell) or "-" for cell in row] for row in rows]
-    for text in fitted(headings, cells, width(), elastic=elastic, left_out=left_out, colour=in_colour(sys.stdout)):
+    texts = [[clean(cell) or "-" for cell in row] for row in rows]
+    columns, colour = width(sys.stdout), in_colour(sys.stdout)
+    for text in fitted(headings, texts, columns, elastic=elastic, left_out=left_out, colour=colour):
         write(text)
 
 
@@ -62,14 +54,30 @@ def fitted(
     colour: bool = False,
 ) -> list[str]:
     """The lines of a table that is not wider than so many columns (0: as wide as it is)."""
-    kept = list(range(len(headings)))
+    titles = [_(heading) for heading in headings]
+    shown = fitting(headings, [titles, *rows], columns, elastic=elastic, left_out=left_out)
+    return list(_blocks(titles, rows, columns, colour=colour)) if shown is None else _lines(shown, colour=colour)
+
+
+def fitting(
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    columns: int,
+    *,
+    elastic: Collection[str] = (),
+    left_out: Sequence[str] = (),
+) -> list[list[str]] | None:
+    """The rows as far as so many columns have room for them, as `table` has it; None: they have none. `names` are those
+    of the cells of a row.
+    """
+    kept = list(range(len(names)))
     for gone in ("", *left_out):
-        kept = [number for number in kept if headings[number] != gone]
-        shown = [[row[number] for number in kept] for row in (headings, *rows)]
-        stretch = [place for place, number in enumerate(kept) if headings[number] in elastic]
+        kept = [number for number in kept if names[number] != gone]
+        shown = [[row[number] for number in kept] for row in rows]
+        stretch = [place for place, number in enumerate(kept) if names[number] in elastic]
         if not columns or _shrink(shown, stretch, columns):
-            return _lines(shown, colour=colour)
-    return list(_blocks(headings, rows, columns, colour=colour))
+            return shown
+    return None
 
 
 def _shrink(rows: list[list[str]], stretch: Sequence[int], columns: int) -> bool:
@@ -79,7 +87,7 @@ def _shrink(rows: list[list[str]], stretch: Sequence[int], columns: int) -> bool
     for place in stretch:
         less = min(max(too_much, 0), max(widths[place] - SHORTEST, 0))
         if less:
-            for row in rows[1:]:
+            for row in rows:
                 row[place] = shortened(row[place], widths[place] - less)
             too_much -= widths[place] - max(cells(row[place]) for row in rows)
     return too_much <= 0
@@ -122,67 +130,37 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def pairs(items: Iterable[tuple[str, str]]) -> None:
     """Print labels and what belongs to them; a label that is empty continues the one above."""
-    for text in paired([(clean(label), clean(text)) for label, text in items], width()):
+    for text in paired([(clean(label), clean(text)) for label, text in items], width(sys.stdout)):
         write(text)
 
 
 def hung(lead: str, text: str) -> None:
     """Print a text whose further lines, where a terminal needs some, stand below its beginning, after `lead`."""
     indent = cells(lead)
-    columns = width()
+    columns = width(sys.stdout)
     for number, each in enumerate(wrapped(clean(text), columns - indent) if columns else [clean(text)]):
         write(f"{' ' * indent if number else lead}{each}")
 
 
 def paired(items: Sequence[tuple[str, str]], columns: int) -> Iterator[str]:
     """The lines of labels and what belongs to them, not wider than so many columns where words allow it."""
-    wide = max(cells(label) for label, _ in items)
+    wide = max((cells(label) for label, _ in items), default=0)
     for label, text in items:
-        first, *more = wrapped(text, columns - wide - 2) if columns else [text]
+        first, *more = wrapped(text, max(columns - wide - 2, 1) if columns else 0)
         yield f"{' ' * (wide - cells(label))}{label}{':' if label else ' '} {first}".rstrip()
         yield from (f"{' ' * (wide + 2)}{each}" for each in more)
-
-
-def wrapped(text: str, columns: int) -> list[str]:
-    """The text in lines of so many columns: broken between words, and not within a command."""
-    words = _COMMANDS.sub(
-        lambda found: found[0].rstrip().replace(" ", _KEPT) + found[0][len(found[0].rstrip()) :], text
-    )
-    lines = [""]
-    for word in words.split(" "):
-        longer = f"{lines[-1]} {word}" if lines[-1] else word
-        if lines[-1] and cells(longer) > columns:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return [each.replace(_KEPT, " ") for each in lines]
 
 
 def shortened(text: str, columns: int) -> str:
     """The text in so many columns, without its middle where it is longer."""
     if cells(text) <= columns:
         return text
-    mark = _mark()
+    mark = "…" if can_write("…") else "..."
     head, tail = list(text), list[str]()
     left = columns - cells(mark)
     tail_columns = left // 2
     while head and cells("".join(tail)) + cells(head[-1]) <= tail_columns:
         tail.insert(0, head.pop())
-    while cells("".join(head)) > left - cells("".join(tail)):
+    while head and cells("".join(head)) > left - cells("".join(tail)):
         head.pop()
     return f"{''.join(head).rstrip()}{mark}{''.join(tail).lstrip()}"
-
-
-def _mark() -> str:
-    try:
-        "…".encode(sys.stdout.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return "..."
-    return "…"
-
-
-def cells(text: str) -> int:
-    """Columns that a text takes on a terminal: two for each of the wide characters of the Far East (UAX #11)."""
-    if text.isascii():
-        return len(text)
-    return sum(2 if east_asian_width(c) in "WF" else 1 for c in text)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gpuswitch.cli.parser import UsageError, parse
+from gpuswitch.cli.translate import _, speak
 
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than argparse
 if TYPE_CHECKING:
@@ -22,37 +23,46 @@ EXIT_USAGE = 2
 EXIT_OUTPUT = 8
 EXIT_INTERRUPTED = 130
 """What a shell expects of a program that ^C ended."""
-_WITHOUT_SERVICE = frozenset({"gpuswitch.cli.demo", "gpuswitch.cli.topics"})
+_WITHOUT_SERVICE = frozenset(f"gpuswitch.cli.{module}" for module in ("configuration", "demo", "editing", "topics"))
 """Modules whose verbs ask no service."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; ends by SIGPIPE where nobody reads what it says."""
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # the locale may not have what a device is called
     try:
-        status = _main(sys.argv[1:] if arguments is None else arguments)
-        _flush()
+        return _written(_main(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return _nobody_reads()
-    return status
 
 
 def _main(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["__complete"]:
+        from gpuswitch.cli.complete import complete  # noqa: PLC0415 -- for shells alone
+
+        return complete(arguments[1:])
+    if "--json" in arguments:
+        # Programs read it, and what stands beside it is for whoever reads these.
+        speak("en")
     try:
         args = parse(arguments)
     except UsageError as error:
         return _wrong_usage(error, as_json="--json" in arguments)
+    except SystemExit as told:  # it was asked for help or for the version, and has printed that
+        return int(told.code or 0)
     from gpuswitch.cli.failures import CtlError  # noqa: PLC0415 -- help needs none of it
     from gpuswitch.cli.output import OutputError  # noqa: PLC0415 -- as above
 
     try:
-        return _run(args)
-    except CtlError as error:
-        return _failed(error, args)
+        try:
+            return _run(args)
+        except CtlError as error:
+            return _failed(error, args)
     except OutputError as error:
         return _cannot_write(str(error))
 
@@ -74,37 +84,52 @@ def _run(args: Namespace) -> int:
 
 
 def _failed(error: CtlError, args: Namespace) -> int:
-    from gpuswitch.cli.output import as_json, problem, sentence  # noqa: PLC0415 -- by need, as above
+    from gpuswitch.cli.output import as_json_line, problem, sentence  # noqa: PLC0415 -- by need, as above
 
-    named = " and ".join(getattr(args, "gpus", None) or filter(None, [getattr(args, "gpu", "")]))
+    named = _(" and ").join(getattr(args, "gpus", None) or filter(None, [getattr(args, "gpu", "")]))
+    problem(sentence(args.purpose.format(gpu=named or _("the GPU")), str(error)))
     if args.json:
-        as_json(error.as_json())
-    problem(sentence(args.purpose.format(gpu=named or "the GPU"), str(error)))
+        # On one line: events may stand before it, a line each.
+        as_json_line(error.as_json())
     return error.exit_code
 
 
 def _wrong_usage(error: UsageError, *, as_json: bool) -> int:
-    if as_json:
-        from gpuswitch.cli.failures import CtlError  # noqa: PLC0415 -- by need, as above
-        from gpuswitch.cli.output import as_json as print_json  # noqa: PLC0415 -- as above
+    from gpuswitch.cli.failures import CtlError  # noqa: PLC0415 -- by need, as above
+    from gpuswitch.cli.output import OutputError, as_json_line, wrong_usage  # noqa: PLC0415 -- as above
 
-        print_json(CtlError(str(error), EXIT_USAGE, name="InvalidArgument").as_json())
-    print(f"{error.usage}gpuswitchctl: {error}", file=sys.stderr)
+    wrong_usage(error.usage, str(error))
+    if as_json:
+        try:
+            as_json_line(CtlError(str(error), EXIT_USAGE, name="InvalidArgument").as_json())
+        except OutputError as unwritten:
+            return _cannot_write(str(unwritten))
     return EXIT_USAGE
 
 
-def _flush() -> None:
+def _open_what_is_closed() -> None:
+    """Give the standard streams that our caller has closed to /dev/null: Python has None for them, and what is opened
+    next, the connection to the bus, would be taken for one of them.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 -- until we end
+
+
+def _written(status: int) -> int:
+    """The exit status, when all that was said is out."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        sys.exit(_cannot_write(str(error.strerror)))
+        return _cannot_write(str(error.strerror))
+    return status
 
 
 def _cannot_write(why: str) -> int:
     _close_output()
-    print(f"gpuswitchctl: cannot write the output: {why}", file=sys.stderr)
+    print(f"gpuswitchctl: {_('cannot write the output: {why}', why=why)}", file=sys.stderr)
     return EXIT_OUTPUT
 
 

@@ -13,6 +13,7 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting
 from gpuswitch.cli.output import clean, clock, problem
 from gpuswitch.cli.records import state_label
+from gpuswitch.cli.translate import _
 from gpuswitch.cli.watching import Watching
 from gpuswitch.errors import EXIT_UNREACHABLE
 
@@ -36,7 +37,7 @@ def _session_bus() -> DBusConnection:
         return open_dbus_connection("SESSION", auth_timeout=ANSWER_SECONDS)
     except (OSError, AuthenticationError, LookupError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        text = f"cannot connect to the bus of this session: {reason}; run this in a desktop's session"
+        text = _("cannot connect to the bus of this session: {reason}; run this in a desktop's session", reason=reason)
         raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable") from error
 
 
@@ -56,21 +57,24 @@ class _Notifier:
         state = gpu.properties["State"]
         # How it was when this began is no news.
         if gpu.path in self._first and state in {"failed", "wedged"}:
-            self._show(gpu, f"{_name(gpu)} is {state}", gpu.properties["Reason"], _CRITICAL)
+            self._show(gpu, _("{gpu} is {state}", gpu=_name(gpu), state=state), gpu.properties["Reason"], _CRITICAL)
         self._first.add(gpu.path)
+
+    def gone(self, gpu: Gpu) -> None:
+        self._first.discard(gpu.path)
 
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
         """Nothing that anybody has to do anything about."""
 
-    def waits(self, gpu: Gpu, _: str, waiting: Waiting) -> None:
-        self._show(gpu, f"{_name(gpu)} waits until {clock(waiting.until)}", waiting.what, _NORMAL)
+    def waits(self, gpu: Gpu, _switch: str, waiting: Waiting) -> None:
+        self._show(gpu, _("{gpu} waits until {time}", gpu=_name(gpu), time=clock(waiting.until)), waiting.what, _NORMAL)
 
-    def finished(self, gpu: Gpu, _: str, result: str, reason: str) -> None:
+    def finished(self, gpu: Gpu, _switch: str, result: str, reason: str) -> None:
         if result == "done":
-            self._show(gpu, f"{_name(gpu)} is {state_label(gpu.properties)} now", reason, _LOW)
+            self._show(gpu, _("{gpu} is {state} now", gpu=_name(gpu), state=state_label(gpu.properties)), reason, _LOW)
         else:
             urgency = _CRITICAL if result in {"failed", "wedged"} else _NORMAL
-            self._show(gpu, f"The switch of {_name(gpu)} is {result}", reason, urgency)
+            self._show(gpu, _("The switch of {gpu} is {result}", gpu=_name(gpu), result=result), reason, urgency)
 
     def _show(self, gpu: Gpu, summary: str, body: str, urgency: int) -> None:
         sentences = "\n".join(map(_plain, body.splitlines()))
@@ -82,20 +86,20 @@ class _Notifier:
         try:
             reply = self._connection.send_and_get_reply(message, timeout=ANSWER_SECONDS)
         except TimeoutError:
-            self._complain("the desktop did not answer")
+            self._complain(_("the desktop did not answer"))
         except OSError as error:
-            text = f"the bus of this session is lost: {error.strerror or error}"
+            text = _("the bus of this session is lost: {reason}", reason=error.strerror or error)
             raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable") from error
         else:
             if reply.header.message_type is MessageType.error:
-                self._complain(str(reply.body[0]) if reply.body else "the desktop shows no notifications")
+                self._complain(str(reply.body[0]) if reply.body else _("the desktop shows no notifications"))
             else:
                 self._shown[gpu.path] = int(reply.body[0])
 
     def _complain(self, why: str) -> None:
         """Once: a desktop that shows none now may do so later."""
         if not self._complained:
-            problem(f"cannot show a notification: {why}")
+            problem(_("cannot show a notification: {why}", why=why))
         self._complained = True
 
 

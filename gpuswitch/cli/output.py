@@ -6,13 +6,26 @@ How columns fit is `layout.py`'s; what moves on a terminal is `terminal.py`'s.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
+
+from gpuswitch.cli.parser import terminal_columns
+from gpuswitch.cli.translate import _, recognized
 
 JSON_VERSION = 1
 """Of the forms in docs/json.md: another one where a program that reads this one could go wrong."""
+
+
+_UNBROKEN = re.compile(
+    r"`[^`]*`"
+    r"|\b(?:gpuswitchctl(?!:| of | \()|systemctl|kill|loginctl|usermod|echo|virsh|modprobe|mdevctl|rm)\b[^;,；，。]*"  # noqa: RUF001 -- as Chinese has them
+    r"|\b[\d.]+ m?s\b"
+)
+"""What stands here is not broken, whatever the width: commands, which are to be copied, and durations."""
+_KEPT = "\0"
 
 
 class OutputError(Exception):
@@ -26,12 +39,54 @@ def clean(text: object) -> str:
 
 def on_terminal(stream: TextIO) -> bool:
     """Whether lines on it can be redrawn."""
-    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return stream.isatty() and os.environ.get("TERM", "") not in {"", "dumb"}
+
+
+def can_write(text: str) -> bool:
+    """Whether standard output has these characters; others are escaped there."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def in_colour(stream: TextIO) -> bool:
     """Whether it may have colours (no-color.org)."""
     return on_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
+def width(stream: TextIO) -> int:
+    """Columns of the terminal that it is; 0: it is none, and nothing needs to fit."""
+    return terminal_columns(stream) if on_terminal(stream) else 0
+
+
+def cells(text: str) -> int:
+    """Columns that a text takes on a terminal: two for each of the wide characters of the Far East (UAX #11)."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import east_asian_width  # noqa: PLC0415 -- few texts need it
+
+    return sum(2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def wrapped(text: str, columns: int, *, indent: str = "") -> list[str]:
+    """The text in lines of so many columns (0: one line): broken between words, and not within a command or a
+    duration. `indent` stands before each but the first.
+    """
+    if not columns or cells(text) <= columns:
+        return [text]
+    kept = _UNBROKEN.sub(
+        lambda found: found[0].rstrip().replace(" ", _KEPT) + found[0][len(found[0].rstrip()) :], text.lstrip(" ")
+    )
+    first, *words = kept.split(" ")
+    lines = [text[: len(text) - len(text.lstrip(" "))] + first]
+    for word in words:
+        if cells(lines[-1]) + 1 + cells(word) <= columns:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"{indent}{word}")
+    return [each.replace(_KEPT, " ") for each in lines]
 
 
 def write(text: str) -> None:
@@ -50,41 +105,46 @@ def write(text: str) -> None:
 
 
 def line(text: str) -> None:
-    """Print one line."""
-    write(clean(text))
+    """Print one line; on a terminal that is narrower, as many as that takes."""
+    write("\n".join(wrapped(clean(text), width(sys.stdout), indent="  ")))
 
 
 def problem(text: str) -> None:
     """Say on standard error what went wrong; further lines of `text` are further reasons."""
     first, *more = map(clean, text.splitlines())
-    for each in _to_fit([f"gpuswitchctl: {first}", *(f"  {each}" for each in more)]):
-        print(each, file=sys.stderr, flush=True)
-
-
-def _to_fit(sentences: Iterable[str]) -> Iterator[str]:
-    """Broken between words for a terminal, so that what is to be copied is whole."""
-    if not on_terminal(sys.stderr):
-        yield from sentences
-        return
-    from gpuswitch.cli.layout import wrapped  # noqa: PLC0415 -- it knows us
-    from gpuswitch.cli.parser import terminal_columns  # noqa: PLC0415 -- for a terminal alone
-
-    for sentence in sentences:
-        first, *more = wrapped(sentence, terminal_columns(sys.stderr.fileno()) - 4)
-        yield first
-        yield from (f"    {each}" for each in more)
+    _say([f"gpuswitchctl: {first}", *(f"  {each}" for each in more)])
 
 
 def warning(text: str) -> None:
     """Say on standard error what somebody should look after, though nothing went wrong now."""
-    print(f"gpuswitchctl: warning: {clean(text)}", file=sys.stderr, flush=True)
+    _say([f"gpuswitchctl: {_('warning: {text}', text=clean(text))}"])
+
+
+def _say(lines: Iterable[str]) -> None:
+    columns = width(sys.stderr)
+    try:
+        for text in lines:
+            print(*wrapped(text, columns, indent="    "), sep="\n", file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        # It cannot be said, and the exit status still tells: Python is not to try once more at its exit, and change it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def wrong_usage(usage: str, text: str) -> None:
+    """Say on standard error what cannot be understood, with how it goes."""
+    _say([*usage.splitlines(), f"gpuswitchctl: {clean(text)}"])
 
 
 def sentence(purpose: str, text: str) -> str:
     """`cannot PURPOSE: TEXT`; several reasons stand below each other. Text that says what it cannot stays as it is."""
-    if text.startswith(("cannot ", "interrupted; ")):
+    text = recognized(text)
+    if text.startswith(("cannot ", "interrupted; ", _("cannot "), _("interrupted; "))):
         return text
-    return f"cannot {purpose}:\n{text}" if "\n" in text else f"cannot {purpose}: {text}"
+    if "\n" in text:
+        return _("cannot {purpose}:\n{text}", purpose=purpose, text=text)
+    return _("cannot {purpose}: {text}", purpose=purpose, text=text)
 
 
 def as_json(value: Mapping[str, Any]) -> None:
@@ -93,8 +153,8 @@ def as_json(value: Mapping[str, Any]) -> None:
 
 
 def as_json_line(value: Mapping[str, Any]) -> None:
-    """Print one event of several."""
-    write(_json({"version": JSON_VERSION, **value}))
+    """Print one event, with the time. Errors are events, too."""
+    write(_json({"version": JSON_VERSION, "event": value["event"], "at": rfc3339(time.time()), **value}))
 
 
 def _json(value: object, *, indent: int | None = None) -> str:

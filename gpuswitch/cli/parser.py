@@ -7,32 +7,35 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 
 from gpuswitch import __version__
+from gpuswitch.cli.translate import _, is_english, mark, ngettext
 
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than argparse
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any, NoReturn, TextIO
 
 BUS_VARIABLE = "GPUSWITCH_BUS"
 
 EXIT_STATUSES = (
-    (0, "done, or nothing to do"),
-    (1, "failed, reverted or cancelled: the message says what became of the GPU"),
-    (2, "wrong usage, no such GPU, an argument that makes no sense"),
-    (3, "refused: the message names what is in the way; nothing was changed, or all was taken back"),
-    (4, "you may not do this"),
-    (5, "the service cannot be reached"),
-    (6, "not finished within --timeout; the switch goes on"),
-    (7, "wedged: the kernel has not returned from an operation on this GPU"),
-    (8, "the output could not be written; a switch, once begun, goes on"),
-    (130, "interrupted; a switch, once begun, goes on"),
-    (141, "whoever read the output has gone; a switch, once begun, goes on"),
+    (0, mark("done, or nothing to do")),
+    (1, mark("failed, reverted or cancelled: the message says what became of the GPU")),
+    (2, mark("wrong usage, no such GPU, an argument that makes no sense")),
+    (3, mark("refused: the message names what is in the way; nothing was changed, or all was taken back")),
+    (4, mark("you may not do this")),
+    (5, mark("the service cannot be reached")),
+    (6, mark("not finished within --timeout; the switch goes on")),
+    (7, mark("wedged: the kernel has not returned from an operation on this GPU")),
+    (8, mark("the output could not be written; a switch, once begun, goes on")),
+    (130, mark("interrupted; a switch, once begun, goes on")),
+    (141, mark("whoever read the output has gone; a switch, once begun, goes on")),
 )
 """With several GPUs, the worst of theirs."""
 
-EXIT_STATUS = """\
+EXIT_STATUS = mark(
+    """\
 exit status:
   0  done, or there already        5    the service cannot be reached
   1  failed, reverted, cancelled   6    not finished in time
@@ -42,6 +45,7 @@ exit status:
 
 a GPU is named like 0000:01:00.0, 01:00.0, pci_0000_01_00_0, or by its name in the configuration
 """
+)
 
 TARGETS = ("host", "vfio")
 POLICIES = ("refuse", "wait", "terminate", "kill")
@@ -61,15 +65,15 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Knows the width by itself: argparse asks shutil, which takes longer to import than all else that help needs."""
 
     def __init__(self, prog: str, indent_increment: int = 2, max_help_position: int = 24) -> None:
-        super().__init__(prog, indent_increment, max_help_position, width=terminal_columns() - 2)
+        super().__init__(prog, indent_increment, max_help_position, width=terminal_columns(sys.stdout) - 2)
 
 
-def terminal_columns(descriptor: int = 1) -> int:
-    """As shutil.get_terminal_size() has them: $COLUMNS first, and 80 where the descriptor is no terminal."""
+def terminal_columns(stream: TextIO) -> int:
+    """As shutil.get_terminal_size() has them: $COLUMNS first, and 80 where it is no terminal."""
     given = os.environ.get("COLUMNS", "")
     try:
-        return (given.isdecimal() and int(given)) or os.get_terminal_size(descriptor).columns or 80
-    except OSError:
+        return (given.isdecimal() and int(given)) or os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
         return 80
 
 
@@ -83,17 +87,33 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, self.format_usage())
 
 
+def _purpose(of: str) -> str:
+    return of.format(gpu=_("a GPU"))
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 _Add = Callable[..., argparse.ArgumentParser]
 
 
 def parser() -> argparse.ArgumentParser:
     """Each verb sets `run`, where its function is (`module:function`), and `purpose`, what it does; {gpu} is in it."""
+    if not is_english():
+        # It looks for its own words where nobody has put any.
+        vars(argparse).update(_=_, ngettext=ngettext)
     top = _Parser(
         prog="gpuswitchctl",
-        description="Move GPUs between their host drivers and vfio-pci, and see where they are.",
-        epilog=EXIT_STATUS,
+        description=_("Move GPUs between their host drivers and vfio-pci, and see where they are."),
+        epilog=_(EXIT_STATUS),
     )
-    top.add_argument("--version", action="version", version=f"gpuswitchctl {__version__}")
+    top.add_argument(
+        "--version",
+        action="version",
+        version=f"gpuswitchctl {__version__}",
+        help=_("show program's version number and exit"),
+    )
     _shared_options(top)
     shared = _Parser(add_help=False)
     _shared_options(shared)
@@ -102,9 +122,9 @@ def parser() -> argparse.ArgumentParser:
     def verb(name: str, run: str, purpose: str, *examples: str, **defaults: Any) -> argparse.ArgumentParser:
         added = verbs.add_parser(
             name,
-            help=purpose.format(gpu="a GPU"),
-            description=f"{purpose[0].upper()}{purpose[1:].format(gpu='a GPU')}.",
-            epilog="\n".join(f"example: {example}" for example in examples),
+            help=_purpose(purpose),
+            description=_("{sentence}.", sentence=_capital(_purpose(purpose))),
+            epilog="\n".join(_("example: {command}", command=example) for example in examples),
             parents=[shared],
         )
         added.set_defaults(run=f"gpuswitch.cli.{run}", purpose=purpose, **defaults)
@@ -117,37 +137,37 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _looking(verb: _Add) -> None:
-    verb("list", "query:list_gpus", "list the GPUs", "gpuswitchctl list")
-    shown = verb("status", "query:status", "show the state of {gpu}", "gpuswitchctl status 01:00.0")
-    _gpus_argument(shown, "of these only")
-    held = verb("holders", "query:holders", "show who has {gpu} open", "gpuswitchctl holders 01:00.0")
-    _gpus_argument(held, "of these only")
-    verb("groups", "groups:groups", "show the IOMMU groups", "gpuswitchctl groups")
-    planned = verb("plan", "switch:plan", "show the steps of a switch of {gpu}", "gpuswitchctl plan 01:00.0 vfio")
+    verb("list", "query:list_gpus", _("list the GPUs"), "gpuswitchctl list")
+    shown = verb("status", "query:status", _("show the state of {gpu}"), "gpuswitchctl status 01:00.0")
+    _gpus_argument(shown, _("of these only"))
+    held = verb("holders", "query:holders", _("show who has {gpu} open"), "gpuswitchctl holders 01:00.0")
+    _gpus_argument(held, _("of these only"))
+    verb("groups", "groups:groups", _("show the IOMMU groups"), "gpuswitchctl groups")
+    planned = verb("plan", "switch:plan", _("show the steps of a switch of {gpu}"), "gpuswitchctl plan 01:00.0 vfio")
     _gpu_argument(planned)
-    planned.add_argument("target", metavar="TARGET", type=str.lower, choices=TARGETS, help="host or vfio")
+    planned.add_argument("target", metavar="TARGET", type=str.lower, choices=TARGETS, help=_("host or vfio"))
     _busy_arguments(planned)
-    watched = verb("watch", "watch:watch", "follow what happens, until ^C", "gpuswitchctl watch --json")
-    _gpus_argument(watched, "of these only")
+    watched = verb("watch", "watch:watch", _("follow what happens, until ^C"), "gpuswitchctl watch --json")
+    _gpus_argument(watched, _("of these only"))
     noted = verb(
         "notify",
         "notify:notify",
-        "show a desktop notification when a switch ends or needs somebody, until ^C",
+        _("show a desktop notification when a switch ends or needs somebody, until ^C"),
         "systemctl --user enable --now gpuswitch-notify",
     )
-    _gpus_argument(noted, "about these only")
+    _gpus_argument(noted, _("about these only"))
     waited = verb(
         "wait",
         "watch:wait",
-        "wait until no switch of {gpu} is under way",
+        _("wait until no switch of {gpu} is under way"),
         "gpuswitchctl wait 01:00.0",
         "gpuswitchctl wait 01:00.0 --for vfio --timeout 60",
     )
-    _gpus_argument(waited, "for these; default: all")
+    _gpus_argument(waited, _("for these; default: all"))
     waited.add_argument(
-        "--for", dest="state", metavar="STATE", type=str.lower, choices=TARGETS, help="until it is there"
+        "--for", dest="state", metavar="STATE", type=str.lower, choices=TARGETS, help=_("until it is there")
     )
-    waited.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="give up then")
+    waited.add_argument("--timeout", metavar="SECONDS", type=_seconds, help=_("give up then"))
 
 
 def _switching(verb: _Add) -> None:
@@ -155,7 +175,7 @@ def _switching(verb: _Add) -> None:
         moved = verb(
             f"to-{target}",
             "switch:move",
-            f"move {{gpu}} to {target}",
+            _("move {gpu} to {target}", gpu="{gpu}", target=target),
             f"gpuswitchctl to-{target} 01:00.0 --wait 60",
             f"gpuswitchctl to-{target} --all",
             target=target,
@@ -163,12 +183,28 @@ def _switching(verb: _Add) -> None:
         _gpus_to_move(moved)
         _busy_arguments(moved)
         _watching_arguments(moved, dry_run=True)
-        moved.add_argument("-y", "--yes", action="store_true", help="do not ask before a desktop or a session is ended")
-    cancelled = verb("cancel", "switch:cancel", "cancel the switch of {gpu}", "gpuswitchctl cancel 01:00.0")
+        _yes_argument(moved)
+    tried = verb("trial", "trial:trial", mark("try {gpu} on vfio"), "gpuswitchctl trial 01:00.0 --seconds 60")
+    tried.description = _(
+        "Move a GPU to vfio, and home by itself after a while, whatever becomes of this terminal, the desktop or the\n"
+        "service. On a terminal, h brings it home before, and k keeps it on vfio; so does to-vfio."
+    )
+    tried.set_defaults(target="vfio", timeout=None, no_wait=False)
+    _gpu_argument(tried)
+    _busy_arguments(tried)
+    tried.add_argument(
+        "--seconds",
+        metavar="N",
+        type=_trial_seconds,
+        default=60.0,
+        help=_("from when it is on vfio (default: 60; to 86400)"),
+    )
+    _yes_argument(tried)
+    cancelled = verb("cancel", "switch:cancel", _("cancel the switch of {gpu}"), "gpuswitchctl cancel 01:00.0")
     cancelled.set_defaults(timeout=None, no_wait=False)
     _gpu_argument(cancelled)
-    recovered = verb("recover", "switch:recover", "recover {gpu}", "gpuswitchctl recover 01:00.0", target="host")
-    recovered.description = (
+    recovered = verb("recover", "switch:recover", _("recover {gpu}"), "gpuswitchctl recover 01:00.0", target="host")
+    recovered.description = _(
         "Bring a GPU that is failed or unknown home, else to vfio-pci; then whatever the configuration allows.\n"
         "Nothing to do where it is in a known-good state."
     )
@@ -177,27 +213,65 @@ def _switching(verb: _Add) -> None:
 
 
 def _telling(verb: _Add) -> None:
-    told = verb("history", "history:history", "list finished switches", "gpuswitchctl history 01:00.0 --limit 5")
-    told.add_argument("gpu", metavar="GPU", nargs="?", default="", help="of this one only")
-    told.add_argument("--limit", metavar="N", type=_count, default=20, help="the last N (default: 20; 0: all)")
-    shown = verb("show", "history:show", "show the steps of a finished switch", "gpuswitchctl show 5f0c3a1b")
-    shown.add_argument("id", metavar="ID", help="as `history` lists it, or the beginning of it")
-    verb("config", "query:config", "show the configuration", "gpuswitchctl config --json")
-    helped = verb("help", "topics:show_help", "explain a command or a topic", "gpuswitchctl help states")
+    told = verb("history", "history:history", _("list finished switches"), "gpuswitchctl history 01:00.0 --limit 5")
+    told.add_argument("gpu", metavar="GPU", nargs="?", default="", help=_("of this one only"))
+    told.add_argument("--limit", metavar="N", type=_count, default=20, help=_("the last N (default: 20; 0: all)"))
+    shown = verb("show", "history:show", _("show the steps of a finished switch"), "gpuswitchctl show 5f0c3a1b")
+    shown.add_argument("id", metavar="ID", help=_("as `history` lists it, or the beginning of it"))
+    _configuration(verb)
+    helped = verb("help", "topics:show_help", _("explain a command or a topic"), "gpuswitchctl help states")
     helped.add_argument(
-        "topic", metavar="TOPIC", nargs="?", default="", help=f"a command, or one of {', '.join(TOPICS)}"
+        "topic",
+        metavar="TOPIC",
+        nargs="?",
+        default="",
+        help=_("a command, or one of {topics}", topics=", ".join(TOPICS)),
     )
-    verb("demo", "demo:demo", "show switches on simulated machines", "gpuswitchctl demo")
+    verb("demo", "demo:demo", _("show switches on simulated machines"), "gpuswitchctl demo")
+
+
+def _configuration(verb: _Add) -> None:
+    shown = verb("config", "query:config", _("show, check or edit the configuration"), "gpuswitchctl config --changed")
+    shown.add_argument("--changed", action="store_true", help=_("show only what differs from the default"))
+    actions = shown.add_subparsers(metavar="ACTION", required=False, dest="action")
+    for name, run, purpose, example, what in (
+        (
+            "check",
+            "configuration:check",
+            _("check a configuration, without the service"),
+            "gpuswitchctl config check ./config.toml",
+            _("a file, or a directory as a whole; default: /etc/gpuswitch"),
+        ),
+        (
+            "edit",
+            "editing:edit",
+            _("edit a file, which is replaced only by one that can be used"),
+            "gpuswitchctl config edit",
+            _("default: /etc/gpuswitch/config.toml"),
+        ),
+    ):
+        action = actions.add_parser(
+            name,
+            help=purpose,
+            description=_("{sentence}.", sentence=_capital(purpose)),
+            epilog=_("example: {command}", command=example),
+        )
+        _shared_options(action)
+        action.add_argument("path", metavar="PATH", nargs="?", help=what)
+        action.set_defaults(run=f"gpuswitch.cli.{run}", purpose=purpose)
 
 
 def _shared_options(of: argparse.ArgumentParser) -> None:
     """They may stand before the verb and after it; what is left out there says nothing (`options_of_all`)."""
-    of.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    of.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=_("print JSON"))
     of.add_argument(
         "--bus",
         metavar="ADDRESS",
         default=argparse.SUPPRESS,
-        help=f"the D-Bus address to find the service at (default: ${BUS_VARIABLE}, else the system bus)",
+        help=_(
+            "the D-Bus address to find the service at (default: ${variable}, else the system bus)",
+            variable=BUS_VARIABLE,
+        ),
     )
 
 
@@ -213,8 +287,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def arguments_of(parser: argparse.ArgumentParser) -> Sequence[argparse.Action]:
+    """Its arguments and options, in order; those that a verb has are in `choices` of the argument for it."""
+    return parser._actions  # noqa: SLF001 -- argparse has no public name for them
+
+
 def _gpu_argument(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("gpu", metavar="GPU", nargs="?", default="", help="may be left out where there is only one")
+    verb.add_argument("gpu", metavar="GPU", nargs="?", default="", help=_("may be left out where there is only one"))
 
 
 def _gpus_argument(verb: argparse.ArgumentParser, which: str) -> None:
@@ -222,45 +301,63 @@ def _gpus_argument(verb: argparse.ArgumentParser, which: str) -> None:
 
 
 def _gpus_to_move(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("gpus", metavar="GPU", nargs="*", default=[], help="may be left out where there is only one")
-    verb.add_argument("--all", action="store_true", help="all GPUs that the configuration has a table for, at once")
+    verb.add_argument("gpus", metavar="GPU", nargs="*", default=[], help=_("may be left out where there is only one"))
+    verb.add_argument("--all", action="store_true", help=_("all GPUs that the configuration has a table for, at once"))
 
 
 def _watching_arguments(verb: argparse.ArgumentParser, *, dry_run: bool = False) -> None:
     how = verb.add_mutually_exclusive_group()
-    how.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="stop watching then; the switch goes on")
-    how.add_argument("--no-wait", action="store_true", help="print the id of the switch, do not follow it")
+    how.add_argument("--timeout", metavar="SECONDS", type=_seconds, help=_("stop watching then; the switch goes on"))
+    how.add_argument("--no-wait", action="store_true", help=_("print the id of the switch, do not follow it"))
     if dry_run:
-        how.add_argument("--dry-run", action="store_true", help="print the steps, take none")
+        how.add_argument("--dry-run", action="store_true", help=_("print the steps, take none"))
+
+
+def _yes_argument(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("-y", "--yes", action="store_true", help=_("do not ask before a desktop or a session is ended"))
 
 
 def _busy_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--busy",
         choices=POLICIES,
-        help="what becomes of programs that have it open (default: as the configuration says)",
+        help=_("what becomes of programs that have it open (default: as the configuration says)"),
     )
     verb.add_argument(
         "--wait",
         metavar="SECONDS",
         type=_whole_seconds,
-        help="wait this long for them; by itself, the same as --busy=wait",
+        help=_("wait this long for them; by itself, the same as --busy=wait"),
     )
     verb.add_argument(
-        "--stop-unit", metavar="UNIT", action="append", default=[], help="stop this unit first; may be given again"
+        "--stop-unit", metavar="UNIT", action="append", default=[], help=_("stop this unit first; may be given again")
     )
 
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) < 1 << 32):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of switches")
+        raise argparse.ArgumentTypeError(_("{text} is not a number of switches", text=repr(text)))
     return int(text)
 
 
 def _whole_seconds(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= _LONGEST_WAIT):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds from 1 to {_LONGEST_WAIT}")
+        raise argparse.ArgumentTypeError(
+            _("{text} is not a whole number of seconds from 1 to {most}", text=repr(text), most=_LONGEST_WAIT)
+        )
     return int(text)
+
+
+def _trial_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= _LONGEST_WAIT:
+        raise argparse.ArgumentTypeError(
+            _("{text} is not a number of seconds from 1 to {most}", text=repr(text), most=_LONGEST_WAIT)
+        )
+    return seconds
 
 
 def _seconds(text: str) -> float:
@@ -270,5 +367,5 @@ def _seconds(text: str) -> float:
         seconds = 0.0
     # Neither infinite nor no number at all.
     if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+        raise argparse.ArgumentTypeError(_("{text} is not a number of seconds above 0", text=repr(text)))
     return seconds

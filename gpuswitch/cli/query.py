@@ -10,6 +10,7 @@ from gpuswitch.cli.client import Service, gpus_named
 from gpuswitch.cli.layout import pairs, table
 from gpuswitch.cli.output import as_json, duration, line, moment, warning, write
 from gpuswitch.cli.records import gpu_record, state_label
+from gpuswitch.cli.translate import _, marks
 
 Values = Mapping[str, Any]
 
@@ -21,13 +22,13 @@ def list_gpus(service: Service, args: Namespace) -> int:
         as_json({"gpus": [gpu_record(gpu) for gpu in gpus], "warnings": warnings})
         return 0
     if gpus:
-        adding = ("WITH",) if any(gpu["Adds"] for gpu in gpus) else ()
-        headings = ("GPU", "NAME", "STATE", "OWNER", "MANAGED", "DRIVER", "GROUP", *adding, "MODEL")
+        adding = marks("WITH") if any(gpu["Adds"] for gpu in gpus) else ()
+        headings = (*marks("GPU", "NAME", "STATE", "OWNER", "MANAGED", "DRIVER", "GROUP"), *adding, *marks("MODEL"))
         rows = (_gpu_cells(gpu, adding=bool(adding)) for gpu in gpus)
         narrow = ("MODEL", "WITH", "GROUP", "DRIVER", "MANAGED", "OWNER")
         table(headings, rows, elastic=("MODEL", "WITH"), left_out=narrow)
     else:
-        line("there is no GPU on this host")
+        line(_("there is no GPU on this host"))
     _warn(warnings)
     return 0
 
@@ -44,7 +45,7 @@ def _gpu_cells(gpu: Values, *, adding: bool) -> tuple[str, ...]:
         gpu["Name"],
         state_label(gpu),
         _owner_words(gpu["Owner"]),
-        "yes" if gpu["Managed"] else "no",
+        _("yes") if gpu["Managed"] else _("no"),
         gpu["Driver"],
         " ".join(map(str, gpu["IommuGroups"])),
         *((", ".join(gpu["Adds"]),) if adding else ()),
@@ -63,7 +64,7 @@ def status(service: Service, args: Namespace) -> int:
     if args.json:
         as_json({"gpus": [gpu_record(gpu) for gpu in gpus]})
     elif not gpus:
-        line("there is no GPU on this host")
+        line(_("there is no GPU on this host"))
     else:
         for number, gpu in enumerate(gpus):
             if number:
@@ -81,24 +82,18 @@ def holders(service: Service, args: Namespace) -> int:
         several = len(gpus) > 1
         headings = (
             *(("GPU",) if several else ()),
-            "PID",
-            "COMMAND",
-            "USER",
-            "UNIT",
-            "SESSION",
-            "HAS OPEN",
-            "TO FREE IT",
+            *marks("PID", "COMMAND", "USER", "UNIT", "SESSION", "HAS OPEN", "TO FREE IT"),
         )
         rows = (((address,) if several else ()) + _holder_cells(holder) for address, holder in found)
         table(headings, rows, elastic=("HAS OPEN",))
     else:
-        line(f"nobody has {'it' if len(gpus) == 1 else 'any of them'} open")
+        line(_("nobody has it open") if len(gpus) == 1 else _("nobody has any of them open"))
     return 0
 
 
 def _holder_cells(holder: Values) -> tuple[str, ...]:
     return (
-        str(holder["pid"] or "kernel"),
+        str(holder["pid"] or _("kernel")),
         holder["command"],
         holder["user"],
         holder["unit"],
@@ -109,52 +104,67 @@ def _holder_cells(holder: Values) -> tuple[str, ...]:
 
 
 def config(service: Service, args: Namespace) -> int:
-    settings, warnings = service.config(), service.warnings()
+    settings = [each for each in service.config() if not args.changed or each["value"] != each["default"]]
+    warnings = service.warnings()
     if args.json:
         as_json({"settings": settings, "warnings": warnings})
         return 0
-    rows = ((each["key"], each["value"], each["origin"]) for each in settings)
-    table(("KEY", "VALUE", "SET BY"), rows)
+    if settings:
+        table(marks("KEY", "VALUE", "SET BY"), ((each["key"], each["value"], each["origin"]) for each in settings))
+    else:
+        line(_("everything is as by default"))
     _warn(warnings)
     return 0
 
 
 def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     yield "GPU", f"{gpu['Address']} {gpu['Name']}".rstrip()
-    yield "model", gpu["Model"] or gpu["Vendor"]
-    yield "state", f"{state_label(gpu)} since {moment(gpu['StateSince'])}"
+    yield _("model"), gpu["Model"] or gpu["Vendor"]
+    yield _("state"), _("{state} since {moment}", state=state_label(gpu), moment=moment(gpu["StateSince"]))
     for number, sentence in enumerate(gpu["Reason"].splitlines()):
-        yield "" if number else "reason", sentence
+        yield "" if number else _("reason"), sentence
     if gpu["State"] == "failed":
-        yield "to do", what_to_do(gpu)
+        yield _("to do"), what_to_do(gpu)
     for number, (address, kind, driver) in enumerate(gpu["Functions"]):
-        yield "" if number else "functions", f"{address} {kind} on {driver or 'no driver'}"
-    yield "host driver", gpu["HostDriver"] or "-"
+        bound = _("{function} {kind} on {driver}", function=address, kind=kind, driver=driver or _("no driver"))
+        yield "" if number else _("functions"), bound
+    yield _("host driver"), gpu["HostDriver"] or "-"
+    if gpu["TrialEnds"]:
+        keep = f"gpuswitchctl to-vfio {gpu['Address']}"
+        ends = _("{moment}; to keep it on vfio: {command}", moment=moment(gpu["TrialEnds"]), command=keep)
+        yield _("trial ends"), ends
     if gpu["StaysOut"]:
         yield (
-            "stays out",
-            "tried again by to-host, when a user of it is gone, when its driver is loaded anew, at a start",
+            _("stays out"),
+            _("tried again by to-host, when a user of it is gone, when its driver is loaded anew, at a start"),
         )
     if gpu["Adds"]:
-        yield "with", ", ".join(gpu["Adds"])
-    yield "IOMMU groups", " ".join(map(str, gpu["IommuGroups"])) or "-"
-    yield "managed", "yes" if gpu["Managed"] else "no"
+        yield _("with"), ", ".join(gpu["Adds"])
+    yield _("IOMMU groups"), " ".join(map(str, gpu["IommuGroups"])) or "-"
+    yield _("managed"), _("yes") if gpu["Managed"] else _("no")
     name, uuid = gpu["Owner"]
-    yield "owner", f"{name} ({uuid})" if name and uuid else name or uuid or "-"
+    yield _("owner"), f"{name} ({uuid})" if name and uuid else name or uuid or "-"
     if gpu["Switch"]:
-        yield "last switch" if gpu["Switch"]["result"] else "switch", _switch_words(gpu["Switch"])
+        yield _("last switch") if gpu["Switch"]["result"] else _("switch"), _switch_words(gpu["Switch"])
 
 
 def what_to_do(gpu: Values) -> str:
     """About a GPU that is `failed`."""
-    return f"put right what is named here, then: gpuswitchctl recover {gpu['Address']}"
+    return _("put right what is named here, then: gpuswitchctl recover {gpu}", gpu=gpu["Address"])
 
 
 def _switch_words(switch: Values) -> str:
-    words = f"{switch['id']} to {switch['target']}: "
     if not switch["result"]:
-        words += f"at step {switch['index']} of {switch['count']}, {switch['title']}"
-        return f"{words}; it waits: {switch['waiting_for']}" if switch["waiting_for"] else words
-    words += f"{switch['result']} at {moment(switch['finished'])}"
-    words += f" after {duration(switch['finished'] - switch['started'])}"
+        words = _(
+            "{id} to {target}: at step {index} of {count}, {title}",
+            **{key: switch[key] for key in ("id", "target", "index", "count", "title")},
+        )
+        what = switch["waiting_for"]
+        return _("{words}; it waits: {what}", words=words, what=what) if what else words
+    words = _(
+        "{id} to {target}: {result} at {moment} after {duration}",
+        **{key: switch[key] for key in ("id", "target", "result")},
+        moment=moment(switch["finished"]),
+        duration=duration(switch["finished"] - switch["started"]),
+    )
     return f"{words}: {'; '.join(switch['reason'].splitlines())}" if switch["reason"] else words

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gpuswitch.cli.failures import with_error_kind
 from gpuswitch.cli.output import rfc3339
 from gpuswitch.errors import snake_case
+
+if TYPE_CHECKING:
+    from gpuswitch.cli.follow import StepChange, Waiting
 
 Values = Mapping[str, Any]
 
@@ -23,6 +27,7 @@ def gpu_record(gpu: Values) -> dict[str, Any]:
     record = {snake_case(name): value for name, value in gpu.items()}
     record["state_label"] = state_label(gpu)
     record["state_since"] = rfc3339(gpu["StateSince"])
+    record["trial_ends"] = rfc3339(gpu["TrialEnds"])
     record["functions"] = [
         {"address": address, "kind": kind, "driver": driver} for address, kind, driver in gpu["Functions"]
     ]
@@ -34,13 +39,29 @@ def gpu_record(gpu: Values) -> dict[str, Any]:
 
 def switch_record(switch: Values) -> dict[str, Any]:
     """A switch that is under way or was the last of its GPU."""
-    record = {**switch, **{key: rfc3339(switch[key]) for key in _TIMES}}
+    record = {**with_error_kind(switch), **{key: rfc3339(switch[key]) for key in _TIMES}}
     return {**record, "result": switch["result"] or None, "seconds": seconds_of(switch)}
+
+
+def change_record(change: StepChange) -> dict[str, Any]:
+    """What has become of a step."""
+    return {**change._asdict(), "seconds": round(change.seconds, 6)}
+
+
+def waiting_record(waiting: Waiting) -> dict[str, Any]:
+    """What a step waits for."""
+    return {"for": waiting.what, "since": rfc3339(waiting.since), "until": rfc3339(waiting.until)}
 
 
 def seconds_of(switch: Values) -> float | None:
     """How long it took; None: it is not over."""
     return round(switch["finished"] - switch["started"], 6) if switch["finished"] else None
+
+
+def planned_record(step: Values) -> dict[str, Any]:
+    """A step of a plan."""
+    record = {key: value for key, value in step.items() if key != "deadline"}
+    return {**record, "deadline_seconds": step["deadline"]}
 
 
 def entry_record(entry: Values) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 
 from gpuswitch.cli.follow import Display, StepChange, Waiting, at_work
-from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, on_terminal, rfc3339
+from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, on_terminal
+from gpuswitch.cli.records import change_record, waiting_record
+from gpuswitch.cli.translate import _
 
 
 class Lines:
@@ -15,15 +17,18 @@ class Lines:
     def __init__(self, *, several: bool = False) -> None:
         self._several = several
 
-    def step(self, gpu: str, _: str, change: StepChange) -> None:
+    def step(self, gpu: str, _switch: str, change: StepChange) -> None:
         if not at_work(change):
             title = numbered(change.index, change.count, change.title)
             self._say(gpu, f"{title}: {change.status} ({duration(change.seconds)})")
 
-    def waits(self, gpu: str, _: str, waiting: Waiting) -> None:
+    def waits(self, gpu: str, _switch: str, waiting: Waiting) -> None:
         # What does not say how long it is waited for is there in a moment, or fails.
         if waiting.until:
-            self._say(gpu, f"waiting until {clock(waiting.until)}: {waiting.what}")
+            first, *more = waiting.what.splitlines()
+            self._say(gpu, _("waiting until {time}: {what}", time=clock(waiting.until), what=first))
+            for each in more:
+                self._say(gpu, f"  {_('and: {what}', what=each)}")
 
     def _say(self, gpu: str, text: str) -> None:
         line(f"{gpu}: {text}" if self._several else text)
@@ -33,13 +38,10 @@ class JsonLines:
     """One JSON object for each event."""
 
     def step(self, gpu: str, switch: str, change: StepChange) -> None:
-        as_json_line({"event": "step", "gpu": gpu, "id": switch, **change._asdict()})
+        as_json_line({"event": "step", "gpu": gpu, "id": switch, **change_record(change)})
 
     def waits(self, gpu: str, switch: str, waiting: Waiting) -> None:
-        since, until = rfc3339(waiting.since), rfc3339(waiting.until)
-        as_json_line(
-            {"event": "waiting", "gpu": gpu, "id": switch, "for": waiting.what, "since": since, "until": until}
-        )
+        as_json_line({"event": "waiting", "gpu": gpu, "id": switch, **waiting_record(waiting)})
 
 
 def display(*, as_json: bool, several: bool) -> AbstractContextManager[Display]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,18 @@ from gpuswitch.cli.follow import Following
 from gpuswitch.cli.layout import hung
 from gpuswitch.cli.output import as_json, as_json_line, duration, line, on_terminal, problem, sentence
 from gpuswitch.cli.query import what_to_do
-from gpuswitch.cli.records import switch_record
+from gpuswitch.cli.records import planned_record, switch_record
 from gpuswitch.cli.steps import display
-from gpuswitch.errors import EXIT_CODES, PREFIX, Failed, Wedged
+from gpuswitch.cli.translate import _, is_english, reworded
+from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NotViable, Owned, Wedged
 
 if TYPE_CHECKING:
     from jeepney import Message
 
 EXIT_INTERRUPTED = 130
-_WORST_FIRST = (7, 1, 5, 4, 3, 6, 2)
+_HAS_BLOCKERS = frozenset(kind.name for kind in (Busy, Failed, InProgress, NotViable, Owned, Wedged))
+"""Errors that have what they say as data, too, for whoever asks (docs/dbus.md)."""
+_WORST_FIRST = (EXIT_INTERRUPTED, 7, 1, 5, 4, 3, 6, 2)
 _REFUSED = 3
 _DESKTOPS = frozenset(
     f"{name}.service"
@@ -36,28 +40,30 @@ def move(service: Service, args: Namespace) -> int:
     gpus = gpus_to_move(service, args.gpus, every=args.all)
     if args.dry_run:
         return _print_plans(gpus, args.target, options, args)
-    if not args.yes and _can_ask():
-        _ask_before_a_desktop_ends(gpus, args.target, options)
-    return _Switches(
+    if not args.yes and can_ask():
+        ask_before_a_desktop_ends(gpus, args.target, options)
+    return Switches(
         service,
         args,
         begin=lambda gpu: gpu.move(args.target, options),
-        purpose=f"move {{}} to {args.target}",
+        purpose=_("move {gpu} to {target}", gpu="{}", target=args.target),
         again=f"gpuswitchctl to-{args.target} {{}}",
-        remark="not all went well",
+        remark=_("not all went well"),
+        patient=f"gpuswitchctl to-{args.target} {{}} --wait 60" if args.wait is args.busy is None else "",
         blockers=lambda gpu: gpu.blockers(args.target, options),
     ).run(gpus)
 
 
 def recover(service: Service, args: Namespace) -> int:
     """Look for a known-good state. Done is home; on vfio-pci instead counts as failed, and is said."""
-    return _Switches(
+    return Switches(
         service,
         args,
         begin=Gpu.recover,
-        purpose="recover {}",
+        purpose=_("recover {gpu}", gpu="{}"),
         again="gpuswitchctl recover {}",
-        remark="it has recovered from this",
+        remark=_("it has recovered from this"),
+        blockers=lambda gpu: gpu.blockers("host", {}),
     ).run(gpus_to_move(service, args.gpus, every=args.all))
 
 
@@ -66,24 +72,37 @@ def cancel(service: Service, args: Namespace) -> int:
     gpu = service.gpu(args.gpu)
     address, switch = gpu.address, gpu.properties["Switch"]
     if not switch:
-        raise CtlError.of(Failed, f"nobody has switched {address} since the service started")
+        raise CtlError.of(Failed, _("nobody has switched {gpu} since the service started", gpu=address))
     service.subscribe(signals_of(gpu.owner))
     try:
         message = gpu.cancel(switch["id"])
-        service.answer_allowed(message, service.send(message))
+        service.ask_allowed(message)
         following = Following(service, [(gpu, switch["id"])], None)
         with display(as_json=args.json, several=False) as shown:
             following.to_the_end(shown)
     except KeyboardInterrupt:
-        raise _interrupted([address], f"gpuswitchctl to-{switch['target']} {address}") from None
+        text = f"interrupted; what was cancelled is taken back all the same: gpuswitchctl status {address} shows it"
+        raise CtlError(text, EXIT_INTERRUPTED, name="Interrupted") from None
     outcome = following.outcomes[address]
     if args.json:
         _print_result(address, outcome, changed=outcome["result"] == "cancelled")
     if (result := str(outcome["result"])) != "cancelled":
-        text = f"cannot cancel switch {switch['id']}: it is {result}: {outcome['reason']}"
+        text = _(
+            "cannot cancel switch {id}: it is {result}: {reason}",
+            id=switch["id"],
+            result=result,
+            reason=outcome["reason"],
+        )
         raise CtlError.of(Wedged if result == "wedged" else Failed, text)
     if not args.json:
-        line(f"switch {switch['id']} of {address} to {switch['target']} is cancelled: all is as before")
+        line(
+            _(
+                "switch {id} of {gpu} to {target} is cancelled: all is as before",
+                id=switch["id"],
+                gpu=address,
+                target=switch["target"],
+            )
+        )
     return 0
 
 
@@ -94,15 +113,17 @@ def plan(service: Service, args: Namespace) -> int:
 def _print_plans(gpus: Sequence[Gpu], target: str, options: Options, args: Namespace) -> int:
     plans = [(gpu, _or_blockers(gpu, target, options, args)) for gpu in gpus]
     if args.json:
-        as_json({"plans": [{"gpu": gpu.address, "target": target, "steps": steps} for gpu, steps in plans]})
+        records = [(gpu.address, list(map(planned_record, steps))) for gpu, steps in plans]
+        as_json({"plans": [{"gpu": address, "target": target, "steps": steps} for address, steps in records]})
         return 0
     for gpu, steps in plans:
         if len(plans) > 1:
             line(f"{gpu.address}:")
         for number, step in enumerate(steps, 1):
-            hung(f"{number:>{len(str(len(steps)))}}. ", f"{step['title']} (within {step['deadline']:g} s)")
+            within = _("{title} (within {seconds} s)", title=step["title"], seconds=f"{step['deadline']:g}")
+            hung(f"{number:>{len(str(len(steps)))}}. ", within)
         if not steps:
-            line(f"nothing to do: it is {place(gpu, target)} already")
+            line(_("nothing to do: it is {place} already", place=place(gpu, target)))
     return 0
 
 
@@ -115,23 +136,28 @@ def _or_blockers(gpu: Gpu, target: str, options: Options, args: Namespace) -> li
     try:
         return gpu.plan(target, options)
     except CtlError as error:
+        error.gpu = gpu.address
         raise _with_blockers(error, lambda: gpu.blockers(target, options), args) from None
 
 
 def _with_blockers(error: CtlError, blockers: Callable[[], Sequence[Mapping[str, Any]]], args: Namespace) -> CtlError:
     if args.json and error.exit_code == _REFUSED:
         error.blockers = blockers()
+    elif not is_english() and error.name in _HAS_BLOCKERS:
+        # Others have been there in between: what it said is true all the same.
+        with suppress(CtlError):
+            return CtlError(reworded(str(error), blockers()), error.exit_code, name=error.name)
     return error
 
 
 def place(gpu: Gpu, target: str) -> str:
     """How a person says where a GPU is that a switch to `target` brought there."""
     if target == "host":
-        return "on the host"
+        return _("on the host")
     try:
-        return f"on {gpu.look()['Driver']}"
+        return _("on {driver}", driver=gpu.look()["Driver"])
     except CtlError:
-        return "on vfio"  # there it is, although the service has gone since
+        return _("on {driver}", driver="vfio")  # there it is, although the service has gone since
 
 
 def options_of(args: Namespace) -> Options:
@@ -146,12 +172,12 @@ def options_of(args: Namespace) -> Options:
     return options
 
 
-class _Switches:
+class Switches:
     """One switch of each of several GPUs, at the same time.
 
     `begin` makes the call that begins one, `purpose` says what that is for and `again` what to type for it once more,
-    {} being the GPU. `remark` introduces what there is to say about one that is done. `blockers` asks what is in the
-    way.
+    {} being the GPU; `patient` is that with some time for whoever has it open, where that is not so already. `remark`
+    introduces what there is to say about one that is done. `blockers` asks what is in the way.
     """
 
     def __init__(
@@ -163,7 +189,8 @@ class _Switches:
         purpose: str,
         again: str,
         remark: str,
-        blockers: Callable[[Gpu], Sequence[Mapping[str, Any]]] = lambda _: (),
+        patient: str = "",
+        blockers: Callable[[Gpu], Sequence[Mapping[str, Any]]],
     ) -> None:
         self._service = service
         self._args = args
@@ -171,6 +198,7 @@ class _Switches:
         self._purpose = purpose
         self._again = again
         self._remark = remark
+        self._patient = patient
         self._blockers = blockers
         self._several = False
         self._failures: list[CtlError] = []
@@ -193,10 +221,23 @@ class _Switches:
             for gpu, switch in begun:
                 self._print_id(gpu, switch)
         elif begun:
-            outcomes = self._followed(begun)
-            for gpu, _ in begun:
-                self._finished(gpu, outcomes[gpu.address])
-        return next((status for status in _WORST_FIRST if status in {each.exit_code for each in self._failures}), 0)
+            self.to_the_end(begun)
+        return _worst(self._failures)
+
+    def to_the_end(self, begun: Sequence[tuple[Gpu, str]]) -> None:
+        """Follow those that were begun, whoever did that, and say how they ended.
+
+        Raises:
+            CtlError: what went wrong, where it is about one GPU, or why nobody looks any longer.
+        """
+        following = Following(self._service, begun, self._args.timeout)
+        unwatched = self._followed(following)
+        for gpu, _switch in begun:
+            if gpu.address in following.outcomes:
+                self._finished(gpu, following.outcomes[gpu.address])
+        if unwatched is not None:
+            unwatched.exit_code = _worst([*self._failures, unwatched])
+            raise unwatched
 
     def _begun(self, gpus: Sequence[Gpu]) -> list[tuple[Gpu, str]]:
         """Those that were begun, with the ids of their switches."""
@@ -206,41 +247,55 @@ class _Switches:
             try:
                 begun.append((gpu, str(self._service.answer_allowed(message, serial).body[0])))
             except CtlError as error:
-                self._fail(gpu, _with_blockers(error, partial(self._blockers, gpu), self._args))
+                self._fail(gpu, self._refusal(gpu, error))
         return begun
 
-    def _followed(self, begun: Sequence[tuple[Gpu, str]]) -> Mapping[str, Mapping[str, Any]]:
-        following = Following(self._service, begun, self._args.timeout)
+    def _refusal(self, gpu: Gpu, error: CtlError) -> CtlError:
+        """With its reasons as data where they are to be printed so, and with what else there is to type."""
+        named = _with_blockers(error, partial(self._blockers, gpu), self._args)
+        if error.name != Busy.name or not self._patient:
+            return named
+        wait = _("or have it wait for them: {command}", command=self._patient.format(gpu.address))
+        text = f"{named}\n{wait}"
+        return CtlError(text, error.exit_code, name=error.name, blockers=named.blockers)
+
+    def _followed(self, following: Following) -> CtlError | None:
+        """Until all are over, or why nobody looks any longer."""
         asked = False
         while True:
             try:
                 with display(as_json=self._args.json, several=self._several) as shown:
                     following.to_the_end(shown)
+            except CtlError as error:
+                return error
             except KeyboardInterrupt:
                 under_way = following.under_way
-                if asked or not _can_ask() or not self._cancelled(under_way):
-                    addresses = [gpu.address for gpu, _ in under_way]
-                    raise _interrupted(addresses, self._again.format(" ".join(addresses))) from None
+                if asked or not can_ask() or not self._cancelled(under_way):
+                    addresses = [gpu.address for gpu, _switch in under_way]
+                    return _interrupted(addresses, self._again.format(" ".join(addresses)))
                 asked = True
             else:
-                return following.outcomes
+                return None
 
     def _cancelled(self, under_way: Iterable[tuple[Gpu, str]]) -> bool:
         """Whether a person says that they are to be taken back, and they are being."""
-        named = " and ".join(gpu.address for gpu, _ in under_way)
+        named = _(" and ").join(gpu.address for gpu, _switch in under_way)
+        question = _("Take the switch of {gpus} back (c), or leave it to go on (l)? [c/L] ", gpus=named)
         try:
-            if _answer(f"Take the switch of {named} back (c), or leave it to go on (l)? [c/L] ") not in {"c", "cancel"}:
+            if _answer(question) not in {"c", "cancel", *_("c cancel").split()}:
                 return False
+            for gpu, switch in under_way:
+                self._cancel(gpu, switch)
         except KeyboardInterrupt:
             return False
-        for gpu, switch in under_way:
-            try:
-                message = gpu.cancel(switch)
-                self._service.answer_allowed(message, self._service.send(message))
-            except CtlError as error:
-                # It may be over by now, or too far: what becomes of it is told.
-                problem(sentence(f"cancel the switch of {gpu.address}", str(error)))
         return True
+
+    def _cancel(self, gpu: Gpu, switch: str) -> None:
+        try:
+            self._service.ask_allowed(gpu.cancel(switch))
+        except CtlError as error:
+            # It may be over by now, or too far: what becomes of it is told.
+            problem(sentence(_("cancel the switch of {gpu}", gpu=gpu.address), str(error)))
 
     def _print_id(self, gpu: Gpu, switch: str) -> None:
         if self._args.json:
@@ -260,26 +315,43 @@ class _Switches:
             took = duration(outcome["finished"] - outcome["started"])
             # A recovery of one that is in a known-good state leaves it there, whichever that is.
             where = place(gpu, str(outcome["target"]))
-            line(f"{address} is {where} {f'now, after {took}' if outcome['count'] else 'already'}")
+            if outcome["count"]:
+                line(_("{gpu} is {place} now, after {duration}", gpu=address, place=where, duration=took))
+            else:
+                line(_("{gpu} is {place} already", gpu=address, place=where))
             if outcome["reason"]:
                 problem(f"{self._remark}: {outcome['reason']}")
 
     def _failure(self, gpu: Gpu, outcome: Mapping[str, Any]) -> CtlError:
         """With what there is to do next."""
         address, result, name = gpu.address, str(outcome["result"]), str(outcome.get("error", ""))
-        text = f"cannot {self._purpose.format(address)} ({result}): {outcome['reason']}"
+        text = _(
+            "cannot {purpose} ({result}): {reason}",
+            purpose=self._purpose.format(address),
+            result=result,
+            reason=outcome["reason"],
+        )
         again = self._again.format(address)
         if result == "wedged":
-            return CtlError.of(Wedged, f"{text}\ngpuswitchctl status {address} tells when the kernel has returned")
-        if (now := gpu.look())["State"] == "failed":
+            status = _("gpuswitchctl status {gpu} tells when the kernel has returned", gpu=address)
+            return CtlError.of(Wedged, f"{text}\n{status}")
+        now = gpu.properties
+        with suppress(CtlError):  # the service has gone since; how the switch ended is known
+            now = gpu.look()
+        if now["State"] == "failed":
             return CtlError.of(Failed, f"{text}\n{what_to_do(now)}")
-        if result == "reverted":
-            text += f"\nput right what is named here, then: {again}"
-        status = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
-        return CtlError(text, status, name=name)
+        if result == "failed":
+            # It stands, and not all around it is as before: on the host, that is what to-host puts right.
+            verb = "to-host" if now["State"] in {"host", "vfio"} else "recover"
+            again = f"gpuswitchctl {verb} {address}"
+        if result in {"failed", "reverted"}:
+            text += "\n" + _("put right what is named here, then: {command}", command=again)
+        code = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
+        return CtlError(text, code, name=name)
 
     def _fail(self, gpu: Gpu, error: CtlError, *, told: bool = False) -> None:
         """`told`: programs have heard of it already."""
+        error.gpu = gpu.address
         if not self._several:
             if told:
                 problem(str(error))
@@ -288,8 +360,14 @@ class _Switches:
             raise error
         self._failures.append(error)
         if self._args.json and not told:
-            as_json_line({"event": "error", "gpu": gpu.address, **error.as_json()})
+            as_json_line(error.as_json())
         problem(sentence(self._purpose.format(gpu.address), str(error)))
+
+
+def _worst(failures: Iterable[CtlError]) -> int:
+    """The exit status of several; 0 where all went well."""
+    statuses = {each.exit_code for each in failures}
+    return next((status for status in _WORST_FIRST if status in statuses), 0)
 
 
 def _print_result(address: str, outcome: Mapping[str, Any], *, changed: bool) -> None:
@@ -300,39 +378,56 @@ def _interrupted(addresses: Sequence[str], again: str) -> CtlError:
     """A switch is not ours to end: ^C ends the watching, and says so."""
     named = " ".join(addresses)
     return CtlError(
-        f"interrupted; the switch, once begun, goes on: gpuswitchctl status {named} shows it, {again} follows it "
-        f"again, gpuswitchctl cancel {named} takes it back",
+        _(
+            "interrupted; the switch, once begun, goes on: gpuswitchctl status {gpus} shows it, {again} follows it "
+            "again, gpuswitchctl cancel {gpus} takes it back",
+            gpus=named,
+            again=again,
+        ),
         EXIT_INTERRUPTED,
         name="Interrupted",
     )
 
 
-def _can_ask() -> bool:
-    return sys.stdin.isatty() and on_terminal(sys.stdout)
+def can_ask() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty() and on_terminal(sys.stdout)
 
 
 def _answer(question: str) -> str:
     """What a person at the terminal says; no answer at all is "". Not by input(), which writes to where it may."""
     print(question, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().casefold()
+    said = ""
+    try:
+        said = sys.stdin.readline()
+    finally:
+        if not said.endswith("\n"):
+            print(file=sys.stderr, flush=True)
+    return said.strip().casefold()
 
 
-def _ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options) -> None:
+def ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options) -> None:
     """Ask whoever sits there, where the switch ends a desktop or a session.
 
     Raises:
         CtlError: they say no.
     """
-    ending = list(dict.fromkeys(what for gpu in gpus for what in _ended(gpu, target, options)))
+    ending = list(dict.fromkeys(what for gpu in gpus for what in ended(gpu, target, options)))
     if not ending:
         return
-    named = " and ".join(gpu.address for gpu in gpus)
-    problem(f"to move {named} to {target} ends what runs on this screen: {', '.join(ending)}")
-    if _answer("Go on? [y/N] ") not in {"y", "yes"}:
-        raise CtlError.of(Failed, "cannot go on: you said no; nothing was changed")
+    named = _(" and ").join(gpu.address for gpu in gpus)
+    problem(
+        _(
+            "to move {gpus} to {target} ends what runs on this screen: {what}",
+            gpus=named,
+            target=target,
+            what=", ".join(ending),
+        )
+    )
+    if _answer(_("Go on? [y/N] ")) not in {"y", "yes", *_("y yes").split()}:
+        raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))
 
 
-def _ended(gpu: Gpu, target: str, options: Options) -> list[str]:
+def ended(gpu: Gpu, target: str, options: Options) -> list[str]:
     """The desktops and sessions that such a switch ends now; none where it would be refused anyway."""
     try:
         steps = gpu.plan(target, options)
@@ -341,5 +436,9 @@ def _ended(gpu: Gpu, target: str, options: Options) -> list[str]:
     stops = [name for step in steps for name in step["stops"]]
     found = [name for name in stops if name in _DESKTOPS or name.startswith("session ")]
     if any(step["ends_programs"] for step in steps):
-        found += [f"{each['command']} in session {each['session']}" for each in gpu.holders() if each["session"]]
+        found += [
+            _("{command} in session {session}", command=each["command"], session=each["session"])
+            for each in gpu.holders()
+            if each["session"]
+        ]
     return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.bar import Bar
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -15,6 +17,7 @@ from rich.text import Text
 
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.output import clean, duration, numbered
+from gpuswitch.cli.translate import _
 
 _SHORTEST = 1 / 40
 """Of the whole width: a bar as long as that can be seen, however short the step was."""
@@ -43,12 +46,16 @@ def print_timeline(entry: Mapping[str, Any]) -> None:
     console.print(grid)
 
 
+def _end(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
 class _AtWork:
-    """A step that runs, as far as it was heard of; `begun` is by the monotonic clock."""
+    """A step that runs, as far as it was heard of; `begun` is when, by the monotonic clock."""
 
     def __init__(self, change: StepChange) -> None:
         self.change = change
-        self.begun = time.monotonic()
+        self.begun = time.monotonic() - change.seconds
         self.waiting: Waiting | None = None
 
 
@@ -64,13 +71,17 @@ class StepsInPlace:
         self._live = Live(self, console=self._console, transient=True, refresh_per_second=10)
 
     def __enter__(self) -> StepsInPlace:
-        self._live.start()
+        # Whoever ends us gets the cursor back, which is hidden meanwhile.
+        self._before = signal.signal(signal.SIGTERM, _end)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+        signal.signal(signal.SIGTERM, self._before)
 
-    def step(self, gpu: str, _: str, change: StepChange) -> None:
+    def step(self, gpu: str, _switch: str, change: StepChange) -> None:
+        # Not before: where no step is told, it would leave an empty line.
+        self._live.start()
         if at_work(change):
             self._at_work[gpu] = _AtWork(change)
             return
@@ -80,15 +91,15 @@ class StepsInPlace:
         took = (f"  {duration(change.seconds)}", "dim")
         self._console.print(Text.assemble(f"{self._title(gpu, change)}  ", (clean(change.status), style), took))
 
-    def waits(self, gpu: str, _: str, waiting: Waiting) -> None:
+    def waits(self, gpu: str, _switch: str, waiting: Waiting) -> None:
         if gpu in self._at_work:
             self._at_work[gpu].waiting = waiting
 
     def _title(self, gpu: str, change: StepChange) -> str:
         title = numbered(change.index, change.count, change.title)
-        return f"{gpu}  {title}" if self._several else title
+        return f"{clean(gpu)}  {title}" if self._several else title
 
-    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         """What is redrawn; called from a thread of `rich`."""
         for gpu, step in sorted(self._at_work.items()):
             yield from self._lines(gpu, step, min(options.max_width, _BAR_COLUMNS))
@@ -98,6 +109,13 @@ class StepsInPlace:
         elapsed = (f"  {time.monotonic() - step.begun:.1f} s", "dim")
         yield Text.assemble(f"{self._title(gpu, change)}  ", (clean(change.status), "cyan"), elapsed)
         if (waiting := step.waiting) is not None:
-            left = f" ({max(waiting.until - time.time(), 0):.0f} s left)" if waiting.until else ""
-            yield Text(f"  waiting{left}: {clean(waiting.what)}", "yellow")
+            for number, each in enumerate(waiting.what.splitlines()):
+                what, left = clean(each), f"{max(waiting.until - time.time(), 0):.0f}"
+                if number:
+                    text = _("and: {what}", what=what)
+                elif waiting.until:
+                    text = _("waiting ({seconds} s left): {what}", seconds=left, what=what)
+                else:
+                    text = _("waiting: {what}", what=what)
+                yield Text(f"  {text}", "yellow")
         yield ProgressBar(total=change.count, completed=change.index - 1, width=columns)

@@ -8,21 +8,23 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.layout import pairs
 from gpuswitch.cli.output import write
 from gpuswitch.cli.parser import EXIT_STATUSES, TOPICS, UsageError, parser
+from gpuswitch.cli.translate import _, mark
 from gpuswitch.errors import InvalidArgument
 
 STATES = (
-    ("host", "on its host drivers; people read host-nvidia, after the driver of its display function"),
-    ("detaching", "on its way to vfio"),
-    ("vfio", "all its functions are on a vfio driver: a virtual machine can have it"),
-    ("reattaching", "on its way to the host"),
-    ("recovering", "on its way to a known-good state, after a failure or a crash"),
-    ("failed", "no known-good state could be reached; gpuswitchctl recover tries again"),
-    ("wedged", "the kernel has not returned from an operation on it; nothing more is written to it"),
-    ("unknown", "half-way, and nobody asked for that: somebody else moved a part of it"),
-    ("absent", "its functions are not on the PCI bus"),
+    ("host", mark("on its host drivers; people read host-nvidia, after the driver of its display function")),
+    ("detaching", mark("on its way to vfio")),
+    ("vfio", mark("all its functions are on a vfio driver: a virtual machine can have it")),
+    ("reattaching", mark("on its way to the host")),
+    ("recovering", mark("on its way to a known-good state, after a failure or a crash")),
+    ("failed", mark("no known-good state could be reached; gpuswitchctl recover tries again")),
+    ("wedged", mark("the kernel has not returned from an operation on it; nothing more is written to it")),
+    ("unknown", mark("half-way, and nobody asked for that: somebody else moved a part of it")),
+    ("absent", mark("its functions are not on the PCI bus")),
 )
 
-_CONFIGURATION = """\
+_CONFIGURATION = mark(
+    """\
 /etc/gpuswitch/config.toml, then /etc/gpuswitch/conf.d/*.toml by name, then variables such as
 GPUSWITCH_DEADLINES__UNBIND=60; the later ones override single keys. None is needed.
 
@@ -36,6 +38,7 @@ GPUSWITCH_DEADLINES__UNBIND=60; the later ones override single keys. None is nee
 
 gpuswitchctl config        shows every key, its value, and the file that set it
 systemctl reload gpuswitchd   reads it again; with a mistake in it, all stays as it was"""
+)
 
 
 def show_help(args: Namespace) -> int:
@@ -46,13 +49,13 @@ def show_help(args: Namespace) -> int:
     """
     topic = args.topic.casefold()
     if topic == "states":
-        pairs(STATES)
-        write("\nEdges between them: docs/states.md.")
+        pairs([(state, _(meaning)) for state, meaning in STATES])
+        write(f"\n{_('Edges between them: docs/states.md.')}")
     elif topic == "exit-status":
-        pairs([(str(status), text) for status, text in EXIT_STATUSES])
-        write("\nWith several GPUs, the worst of theirs.")
+        pairs([(str(status), _(meaning)) for status, meaning in EXIT_STATUSES])
+        write(f"\n{_('With several GPUs, the worst of theirs.')}")
     elif topic == "configuration":
-        write(_CONFIGURATION)
+        write(_(_CONFIGURATION))
     else:
         _show_command(topic)
     return 0
@@ -62,7 +65,11 @@ def _show_command(topic: str) -> None:
     try:
         parser().parse_args([topic, "--help"] if topic else ["--help"])
     except UsageError:
-        text = f"{topic!r} is neither a command nor one of {', '.join(TOPICS)}; gpuswitchctl help lists the commands"
+        text = _(
+            "{topic} is neither a command nor one of {topics}; gpuswitchctl help lists the commands",
+            topic=repr(topic),
+            topics=", ".join(TOPICS),
+        )
         raise CtlError.of(InvalidArgument, text) from None
     except SystemExit:
         """It has printed its help."""

@@ -10,8 +10,9 @@ from typing import Any
 from gpuswitch.cli.client import GPU, Gpu, Service, Signal, gpus_named, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
-from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, rfc3339
-from gpuswitch.cli.records import gpu_record, state_label
+from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered
+from gpuswitch.cli.records import change_record, gpu_record, state_label, waiting_record
+from gpuswitch.cli.translate import _
 from gpuswitch.cli.watching import BUS, Watching, name_owner
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Timeout, Wedged
 
@@ -29,28 +30,34 @@ class _Lines:
     """One line for each event that people want to know of."""
 
     def service(self, text: str, *, running: bool) -> None:
-        self._say(text if running else f"{text}; it is waited for")
+        self._say(text if running else _("{text}; it is waited for", text=text))
 
     def state(self, gpu: Gpu) -> None:
         known = gpu.properties
         words = [state_label(known)]
         if any(known["Owner"]):
-            words.append(f"owned by {known['Owner'][0] or known['Owner'][1]}")
+            words.append(_("owned by {machine}", machine=known["Owner"][0] or known["Owner"][1]))
         if known["Reason"]:
             words.append("; ".join(known["Reason"].splitlines()))
         self._say(f"{gpu.address}: {', '.join(words)}")
 
-    def step(self, gpu: Gpu, _: str, change: StepChange) -> None:
+    def gone(self, gpu: Gpu) -> None:
+        self._say(_("{gpu}: it is not on this host any more", gpu=gpu.address))
+
+    def step(self, gpu: Gpu, _switch: str, change: StepChange) -> None:
         if not at_work(change):
             title = numbered(change.index, change.count, change.title)
             self._say(f"{gpu.address}: {title}: {change.status} ({duration(change.seconds)})")
 
-    def waits(self, gpu: Gpu, _: str, waiting: Waiting) -> None:
-        self._say(f"{gpu.address}: waiting until {clock(waiting.until)}: {waiting.what}")
+    def waits(self, gpu: Gpu, _switch: str, waiting: Waiting) -> None:
+        what = "; ".join(waiting.what.splitlines())
+        until = _("waiting until {time}: {what}", time=clock(waiting.until), what=what)
+        self._say(f"{gpu.address}: {until}")
 
     def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None:
         why = f": {'; '.join(reason.splitlines())}" if reason else ""
-        self._say(f"{gpu.address}: switch {switch} is {result}{why}")
+        ended = _("switch {id} is {result}", id=switch, result=result)
+        self._say(f"{gpu.address}: {ended}{why}")
 
     def _say(self, text: str) -> None:
         line(f"{clock(time.time())}  {text}")
@@ -65,46 +72,50 @@ class _JsonEvents:
     def state(self, gpu: Gpu) -> None:
         self._say("state", gpu=gpu.address, now=gpu_record(gpu.properties))
 
+    def gone(self, gpu: Gpu) -> None:
+        self._say("gone", gpu=gpu.address)
+
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
-        self._say("step", gpu=gpu.address, id=switch, **change._asdict())
+        self._say("step", gpu=gpu.address, id=switch, **change_record(change))
 
     def waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None:
-        times = {"since": rfc3339(waiting.since), "until": rfc3339(waiting.until)}
-        self._say("waiting", gpu=gpu.address, id=switch, **{"for": waiting.what}, **times)
+        self._say("waiting", gpu=gpu.address, id=switch, **waiting_record(waiting))
 
     def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None:
         self._say("finished", gpu=gpu.address, id=switch, result=result, reason=reason)
 
     def _say(self, event: str, **data: object) -> None:
-        as_json_line({"event": event, "at": rfc3339(time.time()), **data})
+        as_json_line({"event": event, **data})
 
 
 def wait(service: Service, args: Namespace) -> int:
-    """Until no switch of these GPUs is under way; with a state, until they are there.
+    """Until no switch of these GPUs is under way; with a state, until all of them are there, or wedged.
 
     Raises:
-        CtlError: one of them is somewhere from where nothing leads there, or the time is over.
+        CtlError: the time is over, or the service has gone.
     """
     deadline = None if args.timeout is None else time.monotonic() + args.timeout
-    gpus = gpus_named(service, args.gpus)
     service.subscribe(name_owner())
-    for owner in {gpu.owner for gpu in gpus}:
-        service.subscribe(signals_of(owner))
-    for gpu in gpus:
-        # What changed before it was subscribed to would not be told again.
-        gpu.look()
-    waiting = {gpu.path: gpu for gpu in gpus}
+    owner = service.owner()
+    service.subscribe(signals_of(owner))
+    gpus = gpus_named(service, args.gpus)
+    by_path = {gpu.path: gpu for gpu in gpus}
     arrived = _arrived(args.state)
-    while waiting := {path: gpu for path, gpu in waiting.items() if not arrived(gpu.properties)}:
+    while waiting := [gpu for gpu in gpus if not arrived(gpu.properties)]:
         event = service.next_event(deadline)
         if event is None:
-            named = " and ".join(f"{gpu.address} is {state_label(gpu.properties)}" for gpu in waiting.values())
-            where = f"on {args.state}" if args.state else "at rest"
-            raise CtlError.of(Timeout, f"not {where} within {args.timeout:g} s: {named}")
-        if isinstance(event, Signal) and event.interface == BUS:
-            raise CtlError("the service went away; it may have been restarted", EXIT_UNREACHABLE, name="Unreachable")
-        if isinstance(event, Signal) and event.path in waiting and event.member == "PropertiesChanged":
-            _take(waiting[event.path], event.body)
+            states = [_("{gpu} is {state}", gpu=gpu.address, state=state_label(gpu.properties)) for gpu in waiting]
+            named, seconds = _(" and ").join(states), f"{args.timeout:g}"
+            if args.state:
+                text = _("not on {state} within {seconds} s: {gpus}", state=args.state, seconds=seconds, gpus=named)
+            else:
+                text = _("not at rest within {seconds} s: {gpus}", seconds=seconds, gpus=named)
+            raise CtlError.of(Timeout, text)
+        if isinstance(event, Signal) and event.interface == BUS and event.body[1] == owner:
+            text = _("the service went away; it may have been restarted")
+            raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
+        if isinstance(event, Signal) and event.path in by_path and event.member == "PropertiesChanged":
+            _take(by_path[event.path], event.body)
     return _told(gpus, args)
 
 
@@ -115,7 +126,7 @@ def _take(gpu: Gpu, body: tuple[Any, ...]) -> None:
 
 def _arrived(state: str | None) -> Callable[[Mapping[str, Any]], bool]:
     def arrived(properties: Mapping[str, Any]) -> bool:
-        if state is None or properties["State"] in _LOST:
+        if state is None or properties["State"] == "wedged":
             return properties["State"] not in _MOVING
         return bool(properties["State"] == state)
 
@@ -125,11 +136,9 @@ def _arrived(state: str | None) -> Callable[[Mapping[str, Any]], bool]:
 def _told(gpus: Sequence[Gpu], args: Namespace) -> int:
     for gpu in gpus:
         if args.json:
-            as_json_line(
-                {"event": "state", "at": rfc3339(time.time()), "gpu": gpu.address, "now": gpu_record(gpu.properties)}
-            )
+            as_json_line({"event": "state", "gpu": gpu.address, "now": gpu_record(gpu.properties)})
         else:
-            line(f"{gpu.address} is {state_label(gpu.properties)}")
+            line(_("{gpu} is {state}", gpu=gpu.address, state=state_label(gpu.properties)))
     states = {str(gpu.properties["State"]) for gpu in gpus}
     if "wedged" in states:
         return Wedged.exit_code

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from jeepney import MatchRule
 
-from gpuswitch.cli.client import GPU, NAME, Gpu, Service, Signal, gpus_named, plain_values, signals_of
+from gpuswitch.cli.client import GPU, NAME, OBJECTS, Gpu, Service, Signal, gpus_named, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting
+from gpuswitch.cli.translate import _
 from gpuswitch.errors import EXIT_UNREACHABLE
 
 BUS = "org.freedesktop.DBus"
@@ -17,10 +19,13 @@ _SHOWN = ("State", "Driver", "Owner", "Reason")
 
 
 class Teller(Protocol):
-    """Who hears of what happens, in its order. `state`: how a GPU is, at first and whenever that is another."""
+    """Who hears of what happens, in its order. `state`: how a GPU is, at first and whenever that is another.
+    `gone`: it has left the host.
+    """
 
     def service(self, text: str, *, running: bool) -> None: ...
     def state(self, gpu: Gpu) -> None: ...
+    def gone(self, gpu: Gpu) -> None: ...
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None: ...
     def waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None: ...
     def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None: ...
@@ -33,6 +38,8 @@ class Watching:
         self._service = service
         self._selectors = selectors
         self._teller = teller
+        self._owner = ""
+        """The process of the service that they are from; "": none."""
         self._gpus: dict[str, Gpu] = {}
         self._waiting: dict[str, str] = {}
 
@@ -50,19 +57,21 @@ class Watching:
                 self._take(event)
 
     def _begin(self) -> None:
-        """Subscribe to all that the service tells of them from here on, and say how they are."""
-        gpus = gpus_named(self._service, self._selectors)
-        for owner in {gpu.owner for gpu in gpus}:
-            self._service.subscribe(signals_of(owner))
-        for gpu in gpus:
-            # What changed before it was subscribed to would not be told again.
-            gpu.look()
-            self._gpus[gpu.path] = gpu
-            self._teller.state(gpu)
+        """Subscribe to all that the service tells from here on, and say how its GPUs are."""
+        self._owner = self._service.owner()
+        self._service.subscribe(signals_of(self._owner))
+        for gpu in gpus_named(self._service, self._selectors):
+            self._add(gpu)
+
+    def _add(self, gpu: Gpu) -> None:
+        self._gpus[gpu.path] = gpu
+        self._teller.state(gpu)
 
     def _take(self, event: Signal) -> None:
         if event.interface == BUS:
             self._owner_changed(*event.body)
+        elif event.interface == OBJECTS:
+            self._objects_changed(event)
         elif (gpu := self._gpus.get(event.path)) is None:
             return
         elif event.member == "StepChanged":
@@ -72,17 +81,30 @@ class Watching:
         elif event.member == "PropertiesChanged" and event.body[0] == GPU:
             self._changed(gpu, plain_values(event.body[1]))
 
-    def _owner_changed(self, _: str, before: str, now: str) -> None:
-        if before and not now:
+    def _owner_changed(self, _name: str, before: str, now: str) -> None:
+        if before and before == self._owner:
+            self._owner = ""
             self._gpus.clear()
-            self._teller.service("the service has ended", running=False)
-        elif now:
-            self._teller.service("the service is there", running=True)
+            self._waiting.clear()
+            self._teller.service(_("the service has ended"), running=False)
+            self._service.unsubscribe(signals_of(before))
+        # The one that answers already, which our own call may have started, needs no second beginning.
+        if now and now != self._owner:
+            self._teller.service(_("the service is there"), running=True)
             try:
                 self._begin()
             except CtlError as error:
                 # It has ended again, or knows none of these any more.
                 self._teller.service(str(error), running=error.exit_code != EXIT_UNREACHABLE)
+
+    def _objects_changed(self, event: Signal) -> None:
+        """A GPU came to the host, or left it: of those that are named, only their end is told."""
+        path, interfaces = event.body
+        if event.member == "InterfacesRemoved" and path in self._gpus:
+            self._teller.gone(self._gpus.pop(path))
+        elif event.member == "InterfacesAdded" and GPU in interfaces and path not in self._gpus and not self._selectors:
+            with suppress(CtlError):  # it has left again
+                self._add(Gpu(self._service, self._owner, path))
 
     def _changed(self, gpu: Gpu, changed: Mapping[str, Any]) -> None:
         before = [gpu.properties[name] for name in _SHOWN]

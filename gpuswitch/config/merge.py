@@ -20,6 +20,22 @@ from gpuswitch.errors import ConfigError, InvalidArgument
 from gpuswitch.model.address import PciAddress
 
 TOO_DEEP = "it is nested too deeply"
+NO_TABLES = "write [[gpu]] with two brackets on each side: there is such a table for each GPU"
+_PLACE = re.compile(r"(?P<what>.*) \(at line (?P<line>\d+), column (?P<column>\d+)\)", re.DOTALL)
+"""How tomllib ends a sentence."""
+_QUOTES = "; text stands in double quotes, numbers, true and false without any"
+_HINTS = {
+    "Invalid value": _QUOTES,
+    "Expected newline or end of document after a statement": _QUOTES,
+    "Cannot overwrite a value": "; this key is there twice",
+}
+"""What most likely led to a sentence of tomllib's."""
+_ASIDE = re.compile(
+    r"(\..*|README.*|.*(~|\.(bak|md|new|off|old|orig|save|disabled|example|sample|(rpm|dpkg-|ucf-)\w+)))", re.DOTALL
+)
+"""What is called so was put aside, by an editor, a packet manager or a person, and nobody expects it to be read."""
+_MEANT = re.compile(r"(conf|gpuswitch).*|.*\.(toml|conf|cfg|ini|ya?ml|json|d)", re.DOTALL)
+"""What is called so beside the configuration may be meant for it. A service of somebody's own has other files there."""
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 Location = tuple[str | int, ...]
@@ -27,34 +43,54 @@ Location = tuple[str | int, ...]
 
 
 class Layers:
-    """What the layers added so far say together. `faults` has one sentence for each that could not be read."""
+    """What the layers added so far say together. `faults` has one sentence for each that could not be read.
 
-    def __init__(self) -> None:
+    `warnings` has one for each file that is never read, though it lies where one is. `instead` has the files that are
+    read from somewhere else. `trusting`: it is no matter who else may write them.
+    """
+
+    def __init__(self, instead: Mapping[Path, Path], *, trusting: bool) -> None:
         self.values: dict[str, Any] = {}
         self.faults: list[str] = []
+        self.warnings: list[str] = []
+        self._instead = instead
+        self._trusting = trusting
         self._origins: dict[Location, str] = {}
 
     def add_directory(self, path: Path) -> None:
         """Add `config.toml`, then `conf.d/*.toml` by name. What is not there says nothing."""
         for file in self._files(path):
-            try:
-                self.add(str(file), tomllib.loads(_read(file).decode()))
-            except FileNotFoundError:
-                continue
-            except ConfigError as error:
-                self.faults.append(str(error))
-            except OSError as error:
-                self.faults.append(f"cannot read {file}: {error.strerror}")
-            except ValueError as error:  # not TOML, or not even UTF-8
-                self.faults.append(f"cannot use {file}: {error}")
-            except RecursionError:
-                self.faults.append(f"cannot use {file}: {TOO_DEEP}")
+            self.add_file(file)
+
+    def add_file(self, file: Path) -> None:
+        """Add one file. One that is not there says nothing."""
+        try:
+            content, status = _read(self._instead.get(file, file), file)
+            if distrust := self._distrust(file, status):
+                self.faults.append(distrust)
+                return
+        except FileNotFoundError:
+            return
+        except ConfigError as error:
+            self.faults.append(str(error))
+            return
+        except OSError as error:
+            self.faults.append(f"cannot read {file}: {error.strerror}")
+            return
+        try:
+            self.add(str(file), tomllib.loads(content.decode()))
+        except ValueError as error:  # not TOML, or not even UTF-8
+            self.faults.append(f"cannot use {file}: {_unreadable(content, error)}")
+        except RecursionError:
+            self.faults.append(f"cannot use {file}: {TOO_DEEP}")
 
     def add(self, origin: str, values: Mapping[str, Any]) -> None:
         """Put one layer over the others; `origin` names it to a person."""
         tables = dict(values)
         gpus = tables.get("gpu")
-        if isinstance(gpus, list) and isinstance(self.values.setdefault("gpu", []), list):
+        if isinstance(gpus, dict):  # [gpu], which a later layer would replace whole
+            self.faults.append(f"cannot use {origin}: gpu: {NO_TABLES}")
+        elif isinstance(gpus, list) and isinstance(self.values.setdefault("gpu", []), list):
             self._add_gpus(origin, tables.pop("gpu"))
         self._overlay(self.values, tables, (), origin)
 
@@ -84,17 +120,30 @@ class Layers:
         """The files to read, in order. Hidden ones are an editor's, not the administrator's."""
         yield path / "config.toml"
         drop_ins = path / "conf.d"
-        names: list[str] = []
+        names = {file.name for file in self._instead if file.parent == drop_ins}
         for directory in (path, drop_ins):
             try:
-                names = sorted(entry.name for entry in directory.iterdir())
-                self.faults.extend(_distrust(directory, directory.stat()))
+                entries = sorted(directory.iterdir())
+                self.faults.extend(filter(None, [self._distrust(directory, directory.stat())]))
             except FileNotFoundError:
-                return
+                break
             except OSError as error:
                 self.faults.append(f"cannot read {directory}: {error.strerror}")
-                return
-        yield from (drop_ins / name for name in names if name.endswith(".toml") and not name.startswith("."))
+                break
+            if directory == drop_ins:
+                names.update(entry.name for entry in entries)
+                self.warnings.extend(_unread(entry, path) for entry in entries if not _is_drop_in(entry.name))
+            else:
+                others = (entry for entry in entries if _looks_meant(entry.name))
+                self.warnings.extend(_unread(entry, path) for entry in others)
+        self.warnings[:] = filter(None, self.warnings)
+        yield from (drop_ins / name for name in sorted(names) if _is_drop_in(name))
+
+    def _distrust(self, path: Path, status: os.stat_result) -> str:
+        """Why a service that runs as root must not take orders from this file or directory; "": it may."""
+        if self._trusting or (status.st_uid == 0 and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+            return ""
+        return f"cannot trust {path}: others than root may write it; run: chown root {path} && chmod go-w {path}"
 
     def _add_gpus(self, origin: str, gpus: Sequence[Any]) -> None:
         present: list[Any] = self.values["gpu"]
@@ -127,27 +176,36 @@ class Layers:
             self._overlay(target[key], value, here, origin)
 
 
-def _read(file: Path) -> bytes:
-    """Read a regular file. It is opened without waiting, since opening a pipe waits for its writer.
+def _read(place: Path, file: Path) -> tuple[bytes, os.stat_result]:
+    """Read the regular file that lies there, and is `file` to a person. It is opened without waiting, since opening a
+    pipe waits for its writer.
 
     Raises:
-        ConfigError: it is no regular file, or others than root may write it.
+        ConfigError: it is no regular file.
 
     """
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"cannot read {file}: it is not a regular file")
-        for fault in _distrust(file, status):
-            raise ConfigError(fault)
-        return stream.read()
+        return stream.read(), status
 
 
-def _distrust(path: Path, status: os.stat_result) -> Iterator[str]:
-    """Why a service that runs as root must not take orders from this file or directory."""
-    if os.geteuid() == 0 and (status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-        yield f"cannot trust {path}: others than root may write it; run: chown root {path} && chmod go-w {path}"
+def _is_drop_in(name: str) -> bool:
+    return name.endswith(".toml") and not name.startswith(".")
+
+
+def _looks_meant(name: str) -> bool:
+    """Whether it may be meant for the configuration, as it is called."""
+    return name not in {"config.toml", "conf.d"} and _MEANT.fullmatch(name) is not None
+
+
+def _unread(entry: Path, path: Path) -> str:
+    """That nobody reads this file, or the files in this directory; "" where nobody expects it."""
+    if _ASIDE.fullmatch(entry.name) or (entry.is_dir() and not any(entry.glob("*.toml"))):
+        return ""
+    return f"{entry} is not read: the configuration is {path / 'config.toml'} and {path / 'conf.d'}/*.toml"
 
 
 def _address_text(gpu: object) -> str | None:
@@ -161,7 +219,25 @@ def _address_text(gpu: object) -> str | None:
 
 def shown(value: object) -> str:
     """A value to a person, cut short."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "a table"
     try:
         return reprlib.repr(value)
     except ValueError:  # Python does not write a number of more than 4300 digits, but reads it in hex
         return "a number that is too long"
+
+
+def _unreadable(content: bytes, error: ValueError) -> str:
+    """Why these bytes are no TOML, with the line where it begins, and what stands there."""
+    if isinstance(error, UnicodeDecodeError):
+        number = content.count(b"\n", 0, error.start) + 1
+        return f"line {number} is not UTF-8, the encoding of TOML: save the file as that"
+    place = _PLACE.fullmatch(str(error))
+    if place is None:  # its end, which has no line
+        return f"it is not TOML: {error}"
+    lines = content.decode().splitlines()
+    number, column = int(place["line"]), place["column"]
+    what, line = place["what"], lines[number - 1].strip() if number <= len(lines) else ""
+    return f"it is not TOML: line {number}, column {column}: {what}: {shown(line)}{_HINTS.get(what, '')}"

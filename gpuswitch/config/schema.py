@@ -1,13 +1,19 @@
-"""The tables of the configuration, as they are written: every key, what it may hold, and its default."""
+"""The tables of the configuration, as they are written: every key, what it may hold, its default, and what it is for.
+
+`reference.py` tells the same to people; docs/configuration.md is made from that.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 import reprlib
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gpuswitch.errors import InvalidArgument
@@ -65,30 +71,68 @@ def _vfio_driver(value: str) -> str:
 
 
 def _ip_address_or_none(value: str) -> str:
-    return str(ipaddress.ip_address(value)) if value else ""
+    try:
+        return str(ipaddress.ip_address(value)) if value else ""
+    except ValueError:
+        raise ValueError(f"{reprlib.repr(value)} is no IP address: write one, such as 127.0.0.1 or ::1") from None
 
 
 def _path_or_none(value: str) -> str:
     if value and (not value.startswith("/") or "\0" in value):
-        raise ValueError(f"{reprlib.repr(value)} is not an absolute path")
+        raise ValueError(f"{reprlib.repr(value)} is not an absolute path: begin it with /")
     return value
 
 
-def _not_bool(value: object) -> object:
-    # pydantic takes true for 1, so `unbind = true` would become a deadline of one second
-    if isinstance(value, bool):
-        raise ValueError(f"must be a number, not {value}")  # pydantic collects ValueErrors only
-    return value
+class Text(str):
+    """A value of an environment variable, where everything is text. In a file, 5 and "5" are different things."""
+
+    __slots__ = ()
+
+
+def _number(value: object) -> object:
+    # pydantic takes true for 1 and "5" for 5, so `unbind = true` would become a deadline of one second.
+    if isinstance(value, Text) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise PydanticCustomError("float_type", "no number")
+
+
+def _whole_number(value: object) -> object:
+    if isinstance(value, Text) or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise PydanticCustomError("int_type", "no whole number")
+
+
+def _boolean(value: object) -> object:
+    # pydantic takes 1 and "yes" for true.
+    if isinstance(value, Text | bool):
+        return value
+    raise PydanticCustomError("bool_type", "neither true nor false")
 
 
 def _attempt(value: object) -> object:
     if isinstance(value, bool):
         return value
-    # A variable of the environment is text.
-    words: dict[object, object] = {"auto": "auto", "true": True, "false": False}
+    words: dict[object, object] = {"auto": "auto", **({"true": True, "false": False} if type(value) is Text else {})}
     if not isinstance(value, str) or value not in words:
-        raise ValueError(f'must be true, false or "auto", not {reprlib.repr(value)}')
+        raise PydanticCustomError("enum", "none of the words")
     return words[value]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What the value of a key is, in words of TOML. `values` says which there are, where the type does not.
+
+    `unit` is what a number counts.
+    """
+
+    type: str
+    values: str = ""
+    unit: str = ""
+
+
+def _one_of(words: type[StrEnum], *more: str) -> Form:
+    *first, last = (f'"{word}"' for word in (*words, *more))
+    return Form("string", f"{', '.join(first)} or {last}")
 
 
 _Address = Annotated[PciAddress, PlainValidator(_address)]
@@ -117,12 +161,22 @@ def _vtconsole(value: str) -> str:
     return value
 
 
-_Seconds = Annotated[float, Field(gt=0, le=LONGEST_DEADLINE, allow_inf_nan=False), BeforeValidator(_not_bool)]
-_Patience = Annotated[float, Field(gt=0, le=LONGEST_WAIT, allow_inf_nan=False), BeforeValidator(_not_bool)]
+_ADDRESS = Form("string", "a PCI address, such as 0000:01:00.0")
+_UNIT = Form("string", 'the full name of a systemd unit, such as display-manager.service, or "" for none')
+_DRIVER = Form("string", 'the name of a driver, or ""')
+_ATTEMPT = Form('boolean or "auto"', 'true, false or "auto"')
+
+_Boolean = Annotated[bool, BeforeValidator(_boolean), Form("boolean", "true or false")]
+_Number = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
+_Integer = Annotated[int, BeforeValidator(_whole_number)]
+_Seconds = Annotated[_Number, Field(le=LONGEST_DEADLINE), Form("number", unit="seconds")]
+_Patience = Annotated[_Number, Field(le=LONGEST_WAIT), Form("number", unit="seconds")]
 _Unit = Annotated[str, AfterValidator(unit)]
-_Path = Annotated[str, AfterValidator(_path_or_none)]
-Attempt = Annotated[Literal["auto"] | bool, PlainValidator(_attempt)]
-_AsOnRelease = Annotated[Release | None, BeforeValidator(lambda value: None if value == "" else value)]
+_Path = Annotated[str, AfterValidator(_path_or_none), Form("string", 'an absolute path, or "" for none')]
+Attempt = Annotated[Literal["auto"] | bool, PlainValidator(_attempt), _ATTEMPT]
+_AsOnRelease = Annotated[
+    Release | None, BeforeValidator(lambda value: None if value == "" else value), _one_of(Release, "")
+]
 """TOML has no null: "" stands for it."""
 
 
@@ -131,77 +185,135 @@ class Table(BaseModel):
 
 
 class Defaults(Table):
-    """What holds for a GPU whose own table does not say otherwise, or that has none.
+    """What holds for a GPU whose own table does not say otherwise, or that has none."""
 
-    `busy`, with `wait_seconds` and `grace_seconds` (between a polite word and the next step), is about processes that
-    have the GPU open; `stop_units` are stopped before anything is touched, and `after_host` is started when the GPU is
-    back. `end_sessions`: logind sessions that have it open may be ended. `announce_sound`, `announce_display`: tell who
-    follows udev that the card goes. `leave_consoles` are vtconsoles that stay unbound once they were. `vfio_driver` is
-    for its display functions; "" is whatever fits best.
-
-    `reset_on_failure`, then `rescan_on_failure`: what may be tried when the host driver cannot take the GPU, or when
-    neither the way on nor the way back worked. "auto": while no host driver has any of its functions.
-
-    A virtual machine that was given the GPU has `start_grace` seconds to open it; one that ended without a word has
-    lost it `release_grace` seconds later, unless libvirt still has it in its books: a libvirt that is not there has
-    `libvirt_patience` seconds to start. One that asks for it waits `acquire_seconds` at most. `on_release` is where
-    the GPU goes then, `on_saved` and `on_migrated` where it goes after these two (None: as `on_release`).
-    """
-
-    allow_boot_display: bool = False
-    busy: Busy = Busy.REFUSE
-    wait_seconds: _Patience = 60.0
-    grace_seconds: _Seconds = 10.0
-    stop_units: tuple[_Unit, ...] = ()
-    after_host: Annotated[str, AfterValidator(_unit_or_none)] = ""
-    end_sessions: bool = False
-    module_policy: ModulePolicy = ModulePolicy.AUTO
-    vfio_driver: Annotated[str, AfterValidator(_vfio_driver)] = ""
-    announce_sound: bool = True
-    announce_display: bool = False
-    leave_consoles: tuple[Annotated[str, AfterValidator(_vtconsole)], ...] = ()
-    restore_boot_framebuffer: bool = False
-    reset_on_failure: Attempt = "auto"
-    rescan_on_failure: Attempt = "auto"
-    start_grace: _Patience = 120.0
-    release_grace: _Seconds = 10.0
-    libvirt_patience: _Patience = 60.0
-    acquire_seconds: _Seconds = 120.0
-    on_release: Release = Release.HOST
-    on_saved: _AsOnRelease = None
-    on_migrated: _AsOnRelease = None
+    allow_boot_display: _Boolean = Field(
+        False, description="Whether the GPU may go although it shows the firmware's and the kernel's first screen."
+    )
+    busy: Annotated[Busy, _one_of(Busy)] = Field(
+        Busy.REFUSE,
+        description="What becomes of programs that have the GPU open: they are named and nothing is touched, waited "
+        "for, asked to end (services through systemd, others by SIGTERM), or ended (by SIGKILL in the end).",
+    )
+    wait_seconds: _Patience = Field(60.0, description='How long `busy = "wait"` waits for them.')
+    grace_seconds: _Seconds = Field(
+        10.0, description='How long `"terminate"` and `"kill"` leave them between a polite word and the next step.'
+    )
+    stop_units: Annotated[tuple[_Unit, ...], Form("array of strings", "full names of systemd units")] = Field(
+        (), description="Units that are stopped before anything is touched, and started again when the GPU is back."
+    )
+    after_host: Annotated[str, AfterValidator(_unit_or_none), _UNIT] = Field(
+        "", description="A unit that is started when the GPU is back."
+    )
+    end_sessions: _Boolean = Field(
+        False, description="Whether logind sessions that have the GPU open are ended, and all programs in them."
+    )
+    module_policy: Annotated[ModulePolicy, _one_of(ModulePolicy)] = Field(
+        ModulePolicy.AUTO,
+        description="When the modules of the host driver are unloaded: where that is the safe way to detach the GPU "
+        "(the last NVIDIA GPU), wherever no other GPU uses them, or never.",
+    )
+    vfio_driver: Annotated[
+        str, AfterValidator(_vfio_driver), Form("string", 'the name of a vfio driver, such as vfio-pci, or ""')
+    ] = Field("", description='The vfio driver of the display functions; "" is the one that fits best.')
+    announce_sound: _Boolean = Field(
+        True, description="Whether who follows udev, such as PipeWire, is told that the sound card goes, to let it go."
+    )
+    announce_display: _Boolean = Field(
+        False, description="The same for the display; a compositor that draws on the GPU may end."
+    )
+    leave_consoles: Annotated[
+        tuple[Annotated[str, AfterValidator(_vtconsole)], ...],
+        Form("array of strings", "names in /sys/class/vtconsole, such as vtcon1"),
+    ] = Field(
+        (), description="Text consoles that stay unbound once they were: binding them again freezes some machines."
+    )
+    restore_boot_framebuffer: _Boolean = Field(
+        False, description="Whether the firmware's frame buffer gets its driver back when the GPU is back."
+    )
+    reset_on_failure: Attempt = Field(
+        "auto",
+        description="Whether the functions may be reset when the host driver cannot take the GPU, or when neither the "
+        'way on nor the way back worked: "auto" only while no host driver has any of them, true also then.',
+    )
+    rescan_on_failure: Attempt = Field(
+        "auto",
+        description="Whether, after that, the functions may be removed from the PCI bus and found again; as above.",
+    )
+    start_grace: _Patience = Field(
+        120.0, description="How long a virtual machine that was given the GPU may take to open it before it goes home."
+    )
+    release_grace: _Seconds = Field(
+        10.0,
+        description="How long libvirt's word is waited for when the process of a machine is gone, and libvirt has it "
+        "in its books no more.",
+    )
+    libvirt_patience: _Patience = Field(
+        60.0,
+        description="How long a libvirt that is not there may take to start and to clear up after its machine; the "
+        "GPU stays on vfio until then.",
+    )
+    acquire_seconds: _Seconds = Field(
+        120.0,
+        description="How long the start of a virtual machine waits for its GPUs before it is refused; more than "
+        "`wait_seconds` makes sense.",
+    )
+    on_release: Annotated[Release, _one_of(Release)] = Field(
+        Release.HOST,
+        description="Where the GPU goes when its virtual machine is over: home to the host, or it stays on vfio.",
+    )
+    on_saved: _AsOnRelease = Field(
+        None, description='The same when the machine was saved to a file; "" is as `on_release`.'
+    )
+    on_migrated: _AsOnRelease = Field(
+        None, description='The same when the machine went to another host; "" is as `on_release`.'
+    )
 
 
 class GpuTable(Defaults):
-    """One managed GPU. Keys that are not set are as in `Defaults`."""
+    """One managed GPU: there is such a table for each. It has all keys of [defaults], too, for this GPU alone."""
 
-    address: _Address
-    name: Annotated[str, AfterValidator(_name)] = ""
-    members: tuple[_Address, ...] = ()
-    host_driver: Annotated[str, AfterValidator(_host_driver)] = ""
+    address: Annotated[_Address, _ADDRESS] = Field(
+        description="The PCI address of the GPU, as `gpuswitchctl list` shows it; any function of the card will do."
+    )
+    name: Annotated[
+        str, AfterValidator(_name), Form("string", "at most 32 letters, digits, dots, underscores and dashes")
+    ] = Field("", description="What the GPU is called on the command line.")
+    members: Annotated[tuple[_Address, ...], Form("array of strings", "PCI addresses")] = Field(
+        (), description="Functions of other slots that move along; each belongs to one GPU only."
+    )
+    host_driver: Annotated[str, AfterValidator(_host_driver), _DRIVER] = Field(
+        "",
+        description="The driver of the display functions on the host where nothing else tells: the GPU was on a vfio "
+        "driver before the service started.",
+    )
 
 
 class Deadlines(Table):
-    """How long a step may take before it counts as failed, in seconds, by kind of step."""
+    """How long a step may take before it counts as failed, by kind of step."""
 
-    module: _Seconds = 30.0
-    power: _Seconds = 10.0
-    override: _Seconds = 5.0
-    unbind: _Seconds = 20.0
-    probe: _Seconds = 30.0
-    group: _Seconds = 5.0
-    nodes: _Seconds = 15.0
-    capture: _Seconds = 5.0
-    holders: _Seconds = 10.0
-    release: _Seconds = 5.0
-    announce: _Seconds = 5.0
-    libvirt: _Seconds = 60.0
-    units: _Seconds = 100.0
-    sessions: _Seconds = 20.0
-    console: _Seconds = 10.0
-    inhibit: _Seconds = 10.0
-    reset: _Seconds = 30.0
-    rescan: _Seconds = 60.0
+    module: _Seconds = Field(30.0, description="Load or unload kernel modules.")
+    power: _Seconds = Field(10.0, description="Wake the GPU, or restore its power management.")
+    override: _Seconds = Field(5.0, description="Set or clear `driver_override`.")
+    unbind: _Seconds = Field(20.0, description="Take a function from its driver.")
+    probe: _Seconds = Field(30.0, description="Have the kernel bind a function to a driver.")
+    group: _Seconds = Field(5.0, description="Open or close the VFIO group.")
+    nodes: _Seconds = Field(15.0, description="Wait for device nodes, such as those in `/dev/dri`.")
+    capture: _Seconds = Field(5.0, description="Read what the way home will have to restore.")
+    holders: _Seconds = Field(
+        10.0, description="Look once for programs that have the GPU open; who does not answer by then counts as one."
+    )
+    release: _Seconds = Field(
+        5.0, description="Wait for programs that were asked to let go, or that have the GPU open for a moment only."
+    )
+    announce: _Seconds = Field(5.0, description="Tell who follows udev that a card goes.")
+    libvirt: _Seconds = Field(60.0, description="Wait until libvirt has cleared up after a machine.")
+    units: _Seconds = Field(100.0, description="Stop or start a unit; systemd itself gives most of them 90 seconds.")
+    sessions: _Seconds = Field(20.0, description="End a session.")
+    console: _Seconds = Field(10.0, description="Move the text consoles to another screen.")
+    inhibit: _Seconds = Field(10.0, description="Keep the machine from sleeping.")
+    reset: _Seconds = Field(30.0, description="Reset a function.")
+    rescan: _Seconds = Field(60.0, description="Remove the functions from the PCI bus, or find them again.")
 
 
 def check_kind(kind: str, whose: str) -> None:
@@ -218,19 +330,31 @@ def check_kind(kind: str, whose: str) -> None:
 
 
 class Metrics(Table):
-    """Where Prometheus finds the metrics. `port` 0: any free one; `address` "": none, they are in the file alone.
+    """Where Prometheus finds the metrics: at http://ADDRESS:PORT/metrics, or https:// with a certificate."""
 
-    `certificate` and `key`: they are served over HTTPS; `client_ca`: and to those alone whose certificate it signed.
-    `textfile_directory`: where node_exporter looks for files. Each is an absolute path, or "": no such thing.
-    """
-
-    enabled: bool = True
-    address: Annotated[str, AfterValidator(_ip_address_or_none)] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535), BeforeValidator(_not_bool)] = 9752
-    certificate: _Path = ""
-    key: _Path = ""
-    client_ca: _Path = ""
-    textfile_directory: _Path = ""
+    enabled: _Boolean = Field(True, description="Whether there are metrics.")
+    address: Annotated[
+        str,
+        AfterValidator(_ip_address_or_none),
+        Form("string", 'an IP address, such as 127.0.0.1 or ::1, or "" for none'),
+    ] = Field(
+        "127.0.0.1",
+        description='Where they are served; "0.0.0.0" or "::" lets other machines read them; "" leaves them to the '
+        "file alone (`textfile_directory`).",
+    )
+    port: Annotated[_Integer, Field(ge=0, le=65535), Form("integer")] = Field(
+        9752, description="The TCP port; 0 is any free one."
+    )
+    certificate: _Path = Field(
+        "", description="The file with the certificate to serve them over HTTPS, PEM; `key` belongs to it."
+    )
+    key: _Path = Field("", description="The file with its private key, PEM, which not everybody may read.")
+    client_ca: _Path = Field(
+        "", description="A file with certificates of authorities, PEM: only who has a certificate of one is served."
+    )
+    textfile_directory: _Path = Field(
+        "", description="The directory in which node_exporter looks for files; gpuswitch.prom is kept there."
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> Metrics:
@@ -243,11 +367,17 @@ class Metrics(Table):
 
 
 class History(Table):
-    """Which finished switches are remembered: the last `keep`, none for longer than `keep_days`."""
+    """Which finished switches are remembered."""
 
-    enabled: bool = True
-    keep_days: Annotated[float, Field(gt=0, le=36500, allow_inf_nan=False), BeforeValidator(_not_bool)] = 90.0
-    keep: Annotated[int, Field(ge=1, le=10_000), BeforeValidator(_not_bool)] = 1000
+    enabled: _Boolean = Field(
+        True, description="Whether finished switches are kept in `/var/lib/gpuswitch/history.db`."
+    )
+    keep_days: Annotated[_Number, Field(le=36500), Form("number", unit="days")] = Field(
+        90.0, description="How long each is kept."
+    )
+    keep: Annotated[_Integer, Field(ge=1, le=10_000), Form("integer", unit="switches")] = Field(
+        1000, description="How many are kept at most, the last ones."
+    )
 
 
 class Tables(Table):

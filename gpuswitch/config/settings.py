@@ -5,19 +5,19 @@ Each layer overrides single keys of those before it. Every fault is found in one
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource, SettingsError
 
-from gpuswitch.config.merge import TOO_DEEP, Layers, Location, shown
+from gpuswitch.config.faults import no_such_variable, reason
+from gpuswitch.config.merge import TOO_DEEP, Layers, Location
+from gpuswitch.config.reference import as_toml, key_of
 from gpuswitch.config.schema import (
     ENVIRONMENT,
     Deadlines,
@@ -27,6 +27,7 @@ from gpuswitch.config.schema import (
     Metrics,
     Table,
     Tables,
+    Text,
     Variables,
 )
 from gpuswitch.errors import ConfigError
@@ -37,14 +38,7 @@ BUS_VARIABLE = "GPUSWITCH_BUS"
 """Names the bus to `gpuswitchctl`; often set where the service starts too, and no setting of it."""
 
 
-_KEYS: dict[str, list[str]] = {
-    "gpu": list(GpuTable.model_fields),
-    "defaults": list(Defaults.model_fields),
-    "deadlines": list(Deadlines.model_fields),
-    "metrics": list(Metrics.model_fields),
-    "history": list(History.model_fields),
-}
-"""The keys of each table."""
+_NOT_JSON = 'its value is not JSON: write a list like ["a", "b"], a table like {"key": 1}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +61,22 @@ class GpuConfig:
 class Setting:
     """One key in force: `deadlines.unbind`, its value as TOML writes it, and the file or variable that set it.
 
-    `origin` is `default` where nothing did.
+    `origin` is `default` where nothing did. `default` is the value that it would have then, "" for a key that has to be
+    set.
     """
 
     key: str
     value: str
     origin: str
+    default: str
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The whole configuration. `gpus` are the managed ones; `settings` is every key in force, for people to read."""
+    """The whole configuration. `gpus` are the managed ones; `settings` is every key in force, for people to read.
+
+    `warnings` has a sentence for each file that is never read, though it lies where one is.
+    """
 
     gpus: tuple[GpuConfig, ...] = ()
     defaults: Defaults = field(default_factory=Defaults)
@@ -85,6 +84,7 @@ class Config:
     metrics: Metrics = field(default_factory=Metrics)
     history: History = field(default_factory=History)
     settings: tuple[Setting, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def gpu(self, address: PciAddress) -> GpuConfig:
         """The configuration of one GPU; the defaults where it is not managed."""
@@ -97,15 +97,28 @@ class Config:
         return MappingProxyType({gpu.address: gpu.members for gpu in self.gpus})
 
 
-def load(path: Path = DIRECTORY, environ: Mapping[str, str] = os.environ) -> Config:
+def load(
+    path: Path = DIRECTORY,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    instead: Mapping[Path, Path] = MappingProxyType({}),
+    as_root: bool = False,
+) -> Config:
     """Read everything below `path`, then `environ`. A directory or file that is not there sets nothing.
+
+    Where `path` is a file, it is the only one. `instead` has the files that are read from somewhere else: a copy that
+    somebody is at work on. Root takes no orders from files that others may write; `as_root` is the same for whoever
+    only wants to know.
 
     Raises:
         ConfigError: with one line for each fault.
 
     """
-    layers = Layers()
-    layers.add_directory(path)
+    layers = Layers(instead, trusting=os.geteuid() != 0 and not as_root)
+    if path.is_dir() or not path.exists():
+        layers.add_directory(path)
+    else:
+        layers.add_file(path)
     for variable in sorted(environ):
         if variable.upper().startswith(ENVIRONMENT) and variable != BUS_VARIABLE:
             _add_variable(layers, variable, environ[variable])
@@ -117,6 +130,7 @@ def load(path: Path = DIRECTORY, environ: Mapping[str, str] = os.environ) -> Con
         metrics=tables.metrics,
         history=tables.history,
         settings=tuple(_in_force(layers, tables)),
+        warnings=tuple(layers.warnings),
     )
 
 
@@ -127,15 +141,24 @@ def _add_variable(layers: Layers, variable: str, value: str) -> None:
     try:
         values = source()
     except SettingsError:
-        layers.faults.append(f"cannot use the variable {variable}: its value is not JSON")
+        layers.faults.append(f"cannot use the variable {variable}: {_NOT_JSON}")
         return
     except RecursionError:
         layers.faults.append(f"cannot use the variable {variable}: {TOO_DEEP}")
         return
+    if isinstance(values.get("gpu"), dict):
+        layers.faults.append(f'cannot use the variable {variable}: write a list of tables, [{{"address": "01:00.0"}}]')
+        return
     if not values:
-        tables = [f"{ENVIRONMENT}{table}".upper() for table in _KEYS]
-        layers.faults.append(f"cannot use the variable {variable}: no such setting{_suggest(variable, tables)}")
-    layers.add(f"the variable {variable}", values)
+        layers.faults.append(f"cannot use the variable {variable}: {no_such_variable(variable)}")
+    layers.add(f"the variable {variable}", {name: _marked(variable, table) for name, table in values.items()})
+
+
+def _marked(variable: str, table: Any) -> Any:
+    """The table, with what stands in the variable as it is, and not as JSON, marked as text of the environment."""
+    if not isinstance(table, dict) or "__" not in variable:
+        return table
+    return {key: Text(value) if isinstance(value, str) else value for key, value in table.items()}
 
 
 def _checked(layers: Layers) -> Tables:
@@ -150,9 +173,10 @@ def _checked(layers: Layers) -> Tables:
         try:
             tables = Tables.model_validate(layers.values)
         except ValidationError as error:
-            faults = [_fault(layers, details) for details in error.errors(include_url=False)]
+            found = error.errors(include_url=False)
+            faults = [_sentence(layers, details["loc"], reason(details)) for details in found]
         else:
-            faults = [_sentence(layers, location, reason) for location, reason in _contradictions(tables.gpu)]
+            faults = [_sentence(layers, location, why) for location, why in _contradictions(tables.gpu)]
             if not faults:
                 return tables
     raise ConfigError("\n".join(faults))
@@ -175,32 +199,8 @@ def _contradictions(gpus: Sequence[GpuTable]) -> Iterator[tuple[Location, str]]:
                 yield ("gpu", index, "members", place), f"{member} is a member of {claimant} already"
 
 
-def _fault(layers: Layers, error: ErrorDetails) -> str:
-    location = error["loc"]
-    match error["type"]:
-        case "extra_forbidden":
-            known = _KEYS[str(location[0])] if len(location) > 1 else list(_KEYS)
-            reason = f"no such key{_suggest(str(location[-1]), known)}"
-        case "missing":
-            reason = "this key is required"
-        case "value_error":
-            reason = str(error["ctx"]["error"])
-        case "tuple_type":
-            reason = "must be a list"
-        case "model_type":
-            reason = "must be a table"
-        case _:
-            reason = f"{error['msg'].replace('Input should', 'must')}, not {shown(error['input'])}"
-    return _sentence(layers, location, reason)
-
-
-def _sentence(layers: Layers, location: Location, reason: str) -> str:
-    return f"cannot use {layers.nearest_origin(location)}: {layers.key(location)}: {reason}"
-
-
-def _suggest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+def _sentence(layers: Layers, location: Location, why: str) -> str:
+    return f"cannot use {layers.nearest_origin(location)}: {layers.key(location)}: {why}"
 
 
 def _gpu_config(gpu: GpuTable, defaults: Defaults) -> GpuConfig:
@@ -226,18 +226,10 @@ def _in_force(layers: Layers, tables: Tables) -> Iterator[Setting]:
             inherits = key in Defaults.model_fields and key not in gpu.model_fields_set
             origin = layers.origin(("defaults", key) if inherits else ("gpu", index, key))
             in_force = getattr(tables.defaults, key) if inherits else value
-            yield Setting(layers.key(("gpu", index, key)), _toml(in_force), origin or "default")
+            default = key_of(GpuTable, key).default
+            yield Setting(layers.key(("gpu", index, key)), as_toml(in_force), origin or "default", default)
     for name, table in tables:
         if isinstance(table, Table):
             for key, value in table:
-                yield Setting(f"{name}.{key}", _toml(value), layers.origin((name, key)) or "default")
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, PciAddress):
-        return json.dumps(str(value))
-    if isinstance(value, tuple):
-        return f"[{', '.join(_toml(item) for item in value)}]"
-    if value is None:  # as it is written: TOML has no null
-        return '""'
-    return json.dumps(value)
+                default = key_of(type(table), key).default
+                yield Setting(f"{name}.{key}", as_toml(value), layers.origin((name, key)) or "default", default)

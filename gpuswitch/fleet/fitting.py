@@ -9,6 +9,7 @@ from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.planning.guards import describe
 
 
@@ -23,7 +24,7 @@ class Misfit:
     address: PciAddress
     table: PciAddress
     name: str
-    sentence: str
+    sentence: Sentence
     functions: frozenset[PciAddress] = frozenset()
 
 
@@ -60,22 +61,29 @@ def _not_its_own(table: GpuConfig, gpu: Gpu | None) -> bool:
 def _none(table: GpuConfig, facts: HostFacts) -> Misfit:
     function = facts.functions.get(table.address)
     if function is None:
-        why = "there is no such function on the PCI bus"
+        why = Sentence("there is no such function on the PCI bus")
     elif function.physical_function is not None:
-        why = f"it is a virtual function of {function.physical_function}, and those are not managed"
+        why = Sentence(
+            "it is a virtual function of {physical}, and those are not managed", physical=function.physical_function
+        )
     else:
-        why = f"that is {describe(function)}, which is part of none"
-    sentence = (
-        f"the [[gpu]] table of {_called(table)} is about no GPU: {why}; give it the address of one, as "
-        "gpuswitchctl list shows it, or take it out"
+        why = Sentence("that is {function}, which is part of none", function=describe(function))
+    sentence = Sentence(
+        "the [[gpu]] table of {gpu} is about no GPU: {why}; give it the address of one, as gpuswitchctl list shows it, "
+        "or take it out",
+        gpu=_called(table),
+        why=why,
     )
     return Misfit(table.address, table.address, table.name, sentence, frozenset({table.address, *table.members}))
 
 
 def _second(table: GpuConfig, first: GpuConfig, gpu: Gpu) -> Misfit:
-    sentence = (
-        f"the [[gpu]] table of {_called(table)} counts for nothing: it is a function of GPU {gpu.address}, and that "
-        f"has the table of {_called(first)} already; make one of them"
+    sentence = Sentence(
+        "the [[gpu]] table of {function} counts for nothing: it is a function of GPU {gpu}, and that has the table of "
+        "{first} already; make one of them",
+        function=_called(table),
+        gpu=gpu.address,
+        first=_called(first),
     )
     return Misfit(table.address, table.address, table.name, sentence)
 
@@ -84,9 +92,11 @@ def _absent_members(table: GpuConfig, gpu: Gpu, facts: HostFacts) -> Iterator[Mi
     """Where the GPU itself is not there, nobody misses them."""
     for member in table.members if gpu.address in facts.functions else ():
         if member not in facts.functions:
-            sentence = (
-                f"the [[gpu]] table of {_called(table)} has the member {member}, and there is no such function on the "
-                "PCI bus: correct it, or take it out; until then the GPU cannot be moved"
+            sentence = Sentence(
+                "the [[gpu]] table of {gpu} has the member {member}, and there is no such function on the PCI bus: "
+                "correct it, or take it out; until then the GPU cannot be moved",
+                gpu=_called(table),
+                member=member,
             )
             yield Misfit(member, table.address, table.name, sentence)
 

@@ -10,17 +10,21 @@ from typing import Any
 from gpuswitch.config.settings import Config
 from gpuswitch.errors import Failed, InvalidArgument, KernelError, NoSuchGpu, NotViable
 from gpuswitch.fleet.fitting import Misfit, fitted
+from gpuswitch.fleet.host_drivers import missing_host_drivers
 from gpuswitch.fleet.owners import Owners
+from gpuswitch.fleet.trials import Trials
+from gpuswitch.gpu.absent import restore_for_absent
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.observer import Observer
 from gpuswitch.gpu.retry import Pace, Retry
 from gpuswitch.host.looking import seen
 from gpuswitch.host.port import Host, Pending
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import HostFacts, counted
+from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu, discover
 from gpuswitch.model.states import State
 from gpuswitch.runtime.pause import Pause
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.journal.journal import Entry, Journal
 from gpuswitch.switch.record import Drift
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE
@@ -37,12 +41,14 @@ SWITCH_SECONDS = 1.0
 class Fleet:
     """All actors by address; `facts` is the last look at the whole host.
 
-    `config` has each table under the address of its GPU; `misfits` are what in it is about none.
+    `config` has each table under the address of its GPU; `misfits` are what in it is about none, and `warnings` what
+    else it makes sense to look after.
     """
 
     def __init__(self, host: Host, config: Config, journal: Journal, observer: Observer) -> None:
         self.config = config
         self.misfits: tuple[Misfit, ...] = ()
+        self.warnings: tuple[str, ...] = ()
         self._written = config
         self.actors: dict[PciAddress, Actor] = {}
         self.facts = HostFacts({}, iommu=False, vfio_available=False)
@@ -55,6 +61,7 @@ class Fleet:
         self._looked = float("-inf")
         self._open = False
         self.owners = Owners(lambda: list(self.actors.values()), host, self._arbiter)
+        self._trials = Trials(host)
         self._restoring: dict[PciAddress, asyncio.Task[None]] = {}
         self._retries: dict[PciAddress, Retry] = {}
         self._paces: dict[PciAddress, Pace] = {}
@@ -123,6 +130,7 @@ class Fleet:
                 await self._restore_for_absent(address, entry)
         await _each(self.actors.values(), Actor.restore_deferred_at_start)
         self._retry()
+        self._follow_trials()
 
     async def _read(self) -> Mapping[PciAddress, Entry]:
         """All that is kept for any GPU, there or not, as soon as it can be read."""
@@ -135,8 +143,8 @@ class Fleet:
             await pause.wait()
 
     async def _restore_for_absent(self, gpu: PciAddress, entry: Entry) -> None:
-        """It left the bus while nobody looked: what was changed around it is given back all the same."""
-        await self._arbiter.give_back(gpu, entry.restore_state.units, self.config.deadlines)
+        """It left the bus while nobody looked."""
+        await restore_for_absent(gpu, entry.restore_state, self._host, self._arbiter, self.config.deadlines)
         self._arbiter.set_restore_state(gpu, NOTHING_TO_RESTORE)
         try:
             self._journal.save(gpu, Entry())
@@ -148,11 +156,15 @@ class Fleet:
         home is there already.
         """
         address = actor.gpu.address
-        gone = actor.state is State.ABSENT and actor.record.has_units_to_start and not actor.record.owned
+        gone = actor.state is State.ABSENT and actor.record.has_shared_to_restore and not actor.record.owned
         home = actor.state is State.HOST and drift is not None
         if self._open and (gone or home) and address not in self._restoring:
             self._restoring[address] = asyncio.create_task(_each([actor], Actor.restore_deferred))
             self._restoring[address].add_done_callback(lambda _: self._restoring.pop(address))
+
+    def _follow_trials(self) -> None:
+        if self._open:
+            self._trials.follow(self.actors)
 
     def _retry(self) -> None:
         """See to it that what did not come home is brought there when that may work."""
@@ -177,6 +189,7 @@ class Fleet:
             later.cancel()
         for retry in self._retries.values():
             retry.stop()
+        self._trials.stop()
         self.owners.stop()
         await asyncio.gather(*(actor.stop(reason) for actor in self.actors.values()))
         self._arbiter.awake.stop()
@@ -215,6 +228,8 @@ class Fleet:
             self._again = loop.call_later(seconds, self.look)
         else:
             self._blind.over()
+        # Nobody has to see the host for that.
+        self._follow_trials()
 
     def _take_in(self, facts: HostFacts) -> None:
         """Raises `Failed` where the journal of a GPU cannot be read now; it is not known then."""
@@ -222,6 +237,7 @@ class Fleet:
         found = {gpu.address: gpu for gpu in self._gpus()}
         absent = [actor.gpu for address, actor in self.actors.items() if address not in facts.functions]
         self._tell_misfits(self._fit([*found.values(), *absent], facts))
+        self._tell_warnings(facts)
         self._tell_of_the_screen(facts)
         for address, actor in list(self.actors.items()):
             if address not in found and address in self.facts.functions:
@@ -277,6 +293,7 @@ class Fleet:
         # Also where no look sees everything now. What does not fit is told once more after the next that does.
         self._fit([actor.gpu for actor in self.actors.values()], self.facts)
         self.misfits = ()
+        self.warnings = ()
         self.look()
         for actor in self.actors.values():
             actor.record.tell()
@@ -306,6 +323,15 @@ class Fleet:
                 _log.warning("%s", misfit.sentence)
         self.misfits = misfits
 
+    def _tell_warnings(self, facts: HostFacts) -> None:
+        """The same of what is no matter of one GPU, or is none yet."""
+        missing = missing_host_drivers(self._written, facts, self._host.installed)
+        warnings = (*self._written.warnings, *missing)
+        for sentence in warnings:
+            if sentence not in self.warnings:
+                _log.warning("%s", sentence)
+        self.warnings = warnings
+
     def refuse_misfits(self, functions: Collection[PciAddress]) -> None:
         """A machine does not get what was meant to be managed, and is not.
 
@@ -313,7 +339,7 @@ class Fleet:
             NotViable: it asks for some of that.
         """
         if found := [misfit.sentence for misfit in self.misfits if not misfit.functions.isdisjoint(functions)]:
-            raise NotViable("\n".join(found))
+            raise NotViable(Sentence.joined("\n", found))
 
     def stalled(self) -> list[Actor]:
         """Actors that are at work and have not moved for twice their longest deadline: a fault of the program."""
@@ -335,12 +361,18 @@ class Fleet:
             address = PciAddress.parse(selector)
         except InvalidArgument:
             why = self._misfit({misfit.address for misfit in self.misfits if misfit.name.casefold() == name})
-            raise NoSuchGpu(why or f"no GPU is named {selector[:80]!r}; this host has {self._names()}") from None
+            unknown = Sentence(
+                "no GPU is named {name}; this host has {gpus}", name=repr(selector[:80]), gpus=self._names()
+            )
+            raise NoSuchGpu(why or unknown) from None
         for actor in self.actors.values():
             if address in actor.gpu.functions:
                 return actor
         why = self._misfit({address})
-        raise NoSuchGpu(why or f"{address} is not a GPU of this host; this host has {self._names()}")
+        unknown = Sentence(
+            "{address} is not a GPU of this host; this host has {gpus}", address=address, gpus=self._names()
+        )
+        raise NoSuchGpu(why or unknown)
 
     def _only(self) -> Actor:
         """The only GPU. Accelerators do not count: one may be the processor's own, which nobody means."""
@@ -348,16 +380,20 @@ class Fleet:
         if len(drawing) == 1:
             return drawing[0]
         if not self.actors:
-            raise NoSuchGpu("this host has no GPU")
-        raise InvalidArgument(f"this host has {counted(len(self.actors), 'GPU')}; name one of {self._names()}")
+            raise NoSuchGpu(Sentence("this host has no GPU"))
+        if len(self.actors) == 1:
+            raise InvalidArgument(Sentence("this host has 1 GPU; name one of {gpus}", gpus=self._names()))
+        raise InvalidArgument(
+            Sentence("this host has {count} GPUs; name one of {gpus}", count=len(self.actors), gpus=self._names())
+        )
 
-    def _misfit(self, addresses: Collection[PciAddress]) -> str:
+    def _misfit(self, addresses: Collection[PciAddress]) -> Sentence:
         """What is wrong with the configuration of these; "": nothing."""
-        return "\n".join(misfit.sentence for misfit in self.misfits if misfit.address in addresses)
+        return Sentence.joined("\n", (misfit.sentence for misfit in self.misfits if misfit.address in addresses))
 
     def _names(self) -> str:
         named = ((address, self.config.gpu(address).name) for address in sorted(self.actors))
-        return ", ".join(f"{address} ({name})" if name else str(address) for address, name in named) or "none"
+        return ", ".join(f"{address} ({name})" if name else str(address) for address, name in named) or Sentence("none")
 
 
 async def _each(actors: Iterable[Actor], work: Callable[[Actor], Coroutine[Any, Any, None]]) -> None:

@@ -22,6 +22,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.record import Requester, Result
 from gpuswitch.switch.shared.arbiter import Arbiter
 from gpuswitch.switch.shared.clearing_up import ClearingUp
@@ -103,6 +104,7 @@ class Owners:
                 del self._asking[owner.uuid]
         for claim in claims:
             if self._ownerships.get(claim.actor.gpu.address) is claim:
+                claim.actor.keep()
                 claim.follow()
                 _mention_the_rest(claim.actor, owner, addresses)
         return actors
@@ -144,7 +146,11 @@ class Owners:
         """Those that somebody else has, and is not about to be done with."""
         taken = [a for a in actors if a.owner not in (None, owner) and not self._done_with(a)]
         if taken:
-            raise Owned("\n".join(f"{a.gpu.address} belongs to {a.owner}: shut that down first" for a in taken))
+            sentences = [
+                Sentence("{gpu} belongs to {owner}: shut that down first", gpu=a.gpu.address, owner=a.owner)
+                for a in taken
+            ]
+            raise Owned(Sentence.joined("\n", sentences))
 
     def _done_with(self, actor: Actor) -> bool:
         ownership = self._ownerships.get(actor.gpu.address)
@@ -287,7 +293,7 @@ async def _refuse_all(actors: Iterable[Actor]) -> None:
             except GpuswitchError as error:
                 refusals.append(error)
     if refusals:
-        raise type(refusals[0])("\n".join(map(str, refusals)))
+        raise type(refusals[0])(Sentence.joined("\n", refusals))
 
 
 async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:

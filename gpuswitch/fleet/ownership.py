@@ -118,6 +118,7 @@ class Ownership:
             while (holders := await self.holders()) and self._mine:
                 self._was_open, cleared = True, False
                 self.actor.record.let_stay()
+                self.actor.keep()
                 pause.over()
                 self.actor.record.awaited = False
                 await self._wait_for_change(holders, None if _all_known(holders) else RESCAN_SECONDS)

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from gpuswitch.config.settings import Config
 from gpuswitch.errors import Failed, GpuswitchError, InProgress, InvalidArgument, KernelError, NotViable, Wedged
+from gpuswitch.gpu.absent import restore_for_absent
 from gpuswitch.gpu.admission import Admission
 from gpuswitch.gpu.cancelling import cancellable
 from gpuswitch.gpu.gpu_record import GpuObserver, GpuRecord
@@ -28,6 +29,7 @@ from gpuswitch.model.holders import Holder
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import Engine, StuckError
 from gpuswitch.switch.journal.journal import Journal
 from gpuswitch.switch.planning.guards import blockers, refusal
@@ -100,7 +102,8 @@ class Actor:
     @property
     def bound(self) -> bool:
         """Its functions stay its own until it is home: they are under way, or something of them is to be restored."""
-        return self.busy or bool(self.record.restore_state) or self.record.owned
+        record = self.record
+        return self.busy or bool(record.restore_state) or record.owned or record.trial is not None
 
     @property
     def busy(self) -> bool:
@@ -115,16 +118,20 @@ class Actor:
         Raises:
             Failed: nobody can tell.
         """
-        record, unknown = self.record, f"nobody can tell who has {self.gpu.address} open"
+        record = self.record
         try:
             # One look at a time: anyone may ask.
             async with self._looking, asyncio.timeout(record.config.deadlines.holders):
                 return (await self._host.processes.scan(everything(record.gpu, record.facts))).holders
         except KernelError as error:
-            raise Failed(f"{unknown}: {error}") from error
+            raise Failed(self._unknown(Sentence.of(error))) from error
         except TimeoutError:
-            seconds = record.config.deadlines.holders
-            raise Failed(f"{unknown}: the look for them took longer than {seconds:g} s") from None
+            seconds = f"{record.config.deadlines.holders:g}"
+            why = Sentence("the look for them took longer than {seconds} s", seconds=seconds)
+            raise Failed(self._unknown(why)) from None
+
+    def _unknown(self, why: Sentence) -> Sentence:
+        return Sentence("nobody can tell who has {gpu} open: {why}", gpu=self.gpu.address, why=why)
 
     async def plan(self, target: State, options: Options = _AS_CONFIGURED) -> Plan:
         """The plan of a switch to `target`, without steps where nothing is to do; or the refusal with all blockers.
@@ -147,28 +154,41 @@ class Actor:
         """Start a switch to State.VFIO or State.HOST, or join the one that goes there already.
 
         One that goes there with other options than were asked for is not joined. Where the GPU is there already, the
-        switch that comes back is finished and had no steps.
+        switch that comes back is finished and had no steps. Who asks for vfio without `trial_seconds`, and not for a
+        virtual machine, keeps it there: what was promised of it is no more so.
 
         Raises:
             GpuswitchError: refused, with every reason; nothing was changed.
         """
         async with self._deciding:
             self._admission.refuse_retired()
+            self._admission.refuse_trial(options)
             if (running := self._admission.running()) is not None:
                 if running.target is target:
-                    return self._admission.join(running, options)
+                    joined = self._admission.join(running, options)
+                    self._promise(target, options, requester)
+                    return joined
                 raise InProgress(
-                    f"{self.gpu.address} cannot go to {target} while it is on its way to {running.target} "
-                    f"(switch {running.id}): wait for that first"
+                    Sentence(
+                        "{gpu} cannot go to {target} while it is on its way to {other} (switch {id}): wait for that "
+                        "first, or cancel it: gpuswitchctl cancel {gpu}",
+                        gpu=self.gpu.address,
+                        target=target,
+                        other=running.target,
+                        id=running.id,
+                    )
                 )
             if not self.runner.busy:
                 await self.runner.turns.take(_TURN_SECONDS)
             try:
                 preparation = await self._preparation(options, machine=requester.vm if requester.service else "")
                 self._admission.refuse_owned(target)
+                self._admission.refuse_trial(options)
+                self._admission.refuse_kept(requester)
                 if not self._admission.is_at(target):
                     return await self._begun(preparation, target, requester)
                 self._admission.refuse_unusable(target)
+                self._promise(target, options, requester)
                 if target is State.VFIO:
                     self.record.let_stay()
                     self._rested()
@@ -191,9 +211,17 @@ class Actor:
             if (running := self._admission.running()) is not None:
                 if running.recovery:
                     return self._admission.join(running, options)
-                raise InProgress(f"{self.gpu.address} is on its way to {running.target}: wait for that first")
+                raise InProgress(
+                    Sentence(
+                        "{gpu} is on its way to {other} (switch {id}): wait for that first, or cancel it: gpuswitchctl "
+                        "cancel {gpu}",
+                        gpu=self.gpu.address,
+                        other=running.target,
+                        id=running.id,
+                    )
+                )
             self._admission.refuse_owned(State.HOST)
-            if found := blockers(self.gpu, State.HOST, self.state, self.record.facts):
+            if found := blockers(self.gpu, State.HOST, self.state, self.record.facts, self.record.config):
                 raise refusal(found)
             if self.state.stable and not self.record.stays_out:
                 return self._there(Switch(self.state, 0, options, requester))
@@ -251,15 +279,15 @@ class Actor:
             self._observer.drifted(record, Drift(State.VFIO, self.state, text, record.since))
 
     async def restore_deferred(self) -> None:
-        """Give back what the start of the service could not wait for, and what no switch of this GPU will: units."""
+        """Give back what the start of the service could not wait for, and what no switch of this GPU will."""
         record = self.record
         if record.restore_state and self.state is State.HOST and not record.awaited:
             await self._bring_home()
-        elif self.state is State.ABSENT and record.has_units_to_start and not record.owned:
-            await self._start_units()
+        elif self.state is State.ABSENT and record.has_shared_to_restore and not record.owned:
+            await self._restore_shared()
         elif not self.runner.busy and not record.owned:
             # A switch that was cut short left it behind, and nothing of ours needs it.
-            await self._arbiter.give_back(self.gpu.address, (), record.config.deadlines)
+            await self._arbiter.awake.settled_if_possible(self.gpu.address)
 
     async def restore_deferred_at_start(self) -> None:
         """The same, once the service has started: now there are ways home that could not be gone before."""
@@ -290,8 +318,19 @@ class Actor:
     def own(self, owner: Owner | None, *, again: bool = False) -> None:
         """As `GpuRecord.own`."""
         self.record.own(owner, again=again)
-        if self.record.stays_out:
-            # Nobody has it any more, and somebody has to see to it.
+        if self.record.stays_out or self.record.trial is not None:
+            # Nobody has it any more, and somebody has to see to it; or a machine may get it, and nobody is to.
+            self._rested()
+
+    def give_up_trial(self, why: str) -> None:
+        """As `GpuRecord.give_up_trial`."""
+        self.record.give_up_trial(why)
+        self._rested()
+
+    def keep(self) -> None:
+        """As `GpuRecord.keep`."""
+        if self.record.trial is not None:
+            self.record.keep()
             self._rested()
 
     async def _bring_home(self) -> None:
@@ -303,15 +342,13 @@ class Actor:
         except GpuswitchError as error:
             self.record.note(f"cannot bring {self.gpu.address} back to the host: {error}")
 
-    async def _start_units(self) -> None:
-        """Start the units of the restore state where no GPU comes home with them."""
+    async def _restore_shared(self) -> None:
+        """Give back what it shares with others where no GPU comes home with that."""
         record = self.record
-        units = record.restore_state.units
-        await self._arbiter.give_back(record.gpu.address, units, record.config.deadlines)
+        shared = record.restore_state.shared
+        await restore_for_absent(record.gpu.address, shared, self._host, self._arbiter, record.config.deadlines)
         # A member that is still there may have its driver to get back.
-        left = replace(
-            record.restore_state, units=tuple(unit for unit in record.restore_state.units if unit not in units)
-        )
+        left = record.restore_state.without(shared)
         record.page.write_if_possible(replace(record.page.entry, restore_state=left))
 
     def retire(self, reason: str) -> None:
@@ -345,6 +382,13 @@ class Actor:
 
     # Deciding ---------------------------------------------------------------------------------------------------------
 
+    def _promise(self, target: State, options: Options, requester: Requester) -> None:
+        """What no step of a switch says: whether it goes home from vfio by itself. Raises as `GpuRecord.promise`."""
+        if options.trial_seconds is not None:
+            self.record.promise(options.trial_seconds)
+        elif target is State.VFIO and not requester.vm:
+            self.record.keep()
+
     def _there(self, switch: Switch) -> Switch:
         """It was where it should be: nothing has happened that anybody would look up later."""
         self.record.needless.append(switch)
@@ -370,7 +414,10 @@ class Actor:
             self.see(await self._seen() if target is State.VFIO else record.facts.renewed(await self._seen(own), own))
             if not preparation.is_still_valid(record.gpu, record.state, record.facts, record.restore_state):
                 raise Failed(
-                    f"somebody else moved {self.gpu.address} at the same moment; nothing was changed; try again"
+                    Sentence(
+                        "somebody else moved {gpu} at the same moment; nothing was changed; try again",
+                        gpu=self.gpu.address,
+                    )
                 )
             self.runner.start(switch, plan, preparation, self._recovery.after_failure)
         except GpuswitchError:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+
 from gpuswitch.errors import Failed, InProgress, Owned
 from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.planning.guards import blockers, refusal
 from gpuswitch.switch.planning.requirements import boot_framebuffers
-from gpuswitch.switch.record import Switch
+from gpuswitch.switch.record import Requester, Switch
 
 
 class Admission:
@@ -35,23 +38,40 @@ class Admission:
     def refuse_retired(self) -> None:
         """Raises `Failed` where nothing new begins here."""
         if self._record.retired:
-            raise Failed(f"cannot switch {self._record.gpu.address}: {self._record.retired}")
+            raise Failed(Sentence("cannot switch {gpu}: {why}", gpu=self._record.gpu.address, why=self._record.retired))
 
     def refuse_owned(self, target: State) -> None:
         """Who waits for it is not left without it at the last moment: that raises `Owned`."""
         record = self._record
         if target is State.HOST and record.awaited and record.owner is not None:
             raise Owned(
-                f"{record.gpu.address} belongs to {record.owner}, which is about to open it: shut that down first; "
-                f"not opened within {record.rules.start_grace:g} s, it comes home by itself"
+                Sentence(
+                    "{gpu} belongs to {owner}, which is about to open it: shut that down first: virsh shutdown {name}; "
+                    "not opened within {seconds} s, it comes home by itself",
+                    gpu=record.gpu.address,
+                    owner=record.owner,
+                    name=shlex.quote(record.owner.name),
+                    seconds=f"{record.rules.start_grace:g}",
+                )
             )
+
+    def refuse_trial(self, options: Options) -> None:
+        """What belongs to a machine is not tried, and does not go home by the clock: raises `Owned`."""
+        record = self._record
+        if options.trial_seconds is not None and record.owner is not None:
+            raise Owned(f"{record.gpu.address} belongs to {record.owner}: shut that down first")
+
+    def refuse_kept(self, requester: Requester) -> None:
+        """Raises `Failed` where the end of a trial asks for it, and somebody has kept it, or given it more time."""
+        if requester.trial and not self._record.trial_is_over:
+            raise Failed(f"{self._record.gpu.address} does not go home by itself: somebody keeps it where it is")
 
     def refuse_unusable(self, target: State) -> None:
         """On vfio, and of no use to a machine: raises with every reason. At home, nothing is in its way."""
         record = self._record
         if target is not State.VFIO:
             return
-        if found := blockers(record.gpu, target, record.state, record.facts, along=record.along):
+        if found := blockers(record.gpu, target, record.state, record.facts, record.config, along=record.along):
             raise refusal(found)
 
     def join(self, running: Switch, options: Options) -> Switch:
@@ -64,7 +84,13 @@ class Admission:
         configured = Options(rules.busy, rules.wait_seconds, tuple(map(str, rules.stop_units)))
         if more := options.beyond(running.options, configured):
             raise InProgress(
-                f"{self._record.gpu.address} is on its way to {running.target} already (switch {running.id}), and not "
-                f"with {' '.join(more)}: ask without, wait for its end, or cancel it and ask again"
+                Sentence(
+                    "{gpu} is on its way to {target} already (switch {id}), and not with {options}: ask without, wait "
+                    "for its end, or cancel it and ask again: gpuswitchctl cancel {gpu}",
+                    gpu=self._record.gpu.address,
+                    target=running.target,
+                    id=running.id,
+                    options=" ".join(more),
+                )
             )
         return running

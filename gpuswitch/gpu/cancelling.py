@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpuswitch.errors import Failed, InProgress, Wedged
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import Engine
 from gpuswitch.switch.record import Result, Switch
 
@@ -19,13 +20,31 @@ def cancellable(gpu: PciAddress, state: State, place: str, switch: Switch, engin
         InProgress: it is being taken back already, or is at its last steps.
         Failed: it is over.
     """
-    cannot = f"cannot cancel switch {switch.id}"
     if switch.result is Result.WEDGED and state is State.WEDGED:
-        raise Wedged(f"{cannot}: {gpu} is wedged, and nothing is written to it until the kernel returns")
+        sentence = Sentence(
+            "cannot cancel switch {id}: {gpu} is wedged, and nothing is written to it until the kernel returns; "
+            "gpuswitchctl status {gpu} says what may make it return",
+            id=switch.id,
+            gpu=gpu,
+        )
+        raise Wedged(sentence)
     if switch.result is not None:
-        raise Failed(f"{cannot}: it is over already ({switch.result})")
+        raise Failed(
+            Sentence("cannot cancel switch {id}: it is over already ({result})", id=switch.id, result=switch.result)
+        )
     if state is State.RECOVERING:
-        raise InProgress(f"{cannot}: {gpu} is recovering, and nothing else is safe now")
+        raise InProgress(
+            Sentence(
+                "cannot cancel switch {id}: {gpu} is recovering, and nothing else is safe now", id=switch.id, gpu=gpu
+            )
+        )
     if engine is None or not engine.stoppable:
-        raise InProgress(f"{cannot}: {gpu} is {place} already, and only its last steps are left")
+        raise InProgress(
+            Sentence(
+                "cannot cancel switch {id}: {gpu} is {place} already, and only its last steps are left",
+                id=switch.id,
+                gpu=gpu,
+                place=place,
+            )
+        )
     return engine

@@ -25,6 +25,8 @@ from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
+from gpuswitch.model.trial import Trial
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.journal.journal import Entry, Journal, Page
 from gpuswitch.switch.planning.plan import Plan
@@ -145,9 +147,9 @@ class GpuRecord:
         return self.page.entry.restore_state
 
     @property
-    def has_units_to_start(self) -> bool:
-        """Some are to be started again, when it is home or gone for good."""
-        return bool(self.restore_state.units)
+    def has_shared_to_restore(self) -> bool:
+        """Something that it shares with others is to be given back, when it is home or gone for good."""
+        return bool(self.restore_state.shared)
 
     @property
     def owner(self) -> Owner | None:
@@ -168,6 +170,23 @@ class GpuRecord:
         """Why the last way home ended elsewhere, where it still is; "" where none did, or it is somebody's."""
         out = self.state in {State.VFIO, State.FAILED} and not self.owned
         return self.page.entry.stays_out if out else ""
+
+    @property
+    def trial(self) -> Trial | None:
+        """The promise that it goes home by itself; None: nobody was given one, or it is home."""
+        return self.page.entry.trial
+
+    @property
+    def trial_is_over(self) -> bool:
+        """It is to go home now."""
+        return self.trial is not None and self.trial.is_over(self._host.boottime())
+
+    @property
+    def trial_ends(self) -> float:
+        """When it goes home by itself, in seconds since the epoch as the clock of the host is now; 0: it does not."""
+        if self.trial is None or self.trial.ends is None:
+            return 0.0
+        return time.time() + self.trial.ends - self._host.boottime()
 
     @property
     def host_driver(self) -> str | None:
@@ -221,12 +240,14 @@ class GpuRecord:
             entry = self.page.entry
             found = before is State.UNKNOWN and now is State.VFIO and not entry.failed
             out = entry.stays_out if found else ""
-            self.page.write_if_possible(replace(entry, failed="", stays_out=out, owner=self._owner_at(now)))
+            trial = entry.trial if now in {State.VFIO, State.UNKNOWN} else None
+            entry = replace(entry, failed="", stays_out=out, owner=self._owner_at(now), trial=trial)
+            self.page.write_if_possible(entry)
         if self.state is State.UNKNOWN and not (self._why and explain(gpu, facts) == explain(*seen_before)):
             self._why = explain(gpu, facts)
         if not gpu.present(facts):
             # The overrides and power settings that we had to restore went with the device.
-            self._keep_units_only()
+            self._keep_shared_only()
         return drift
 
     async def settle(self, outcome: Outcome, restore_state_before: RestoreState, story: str = "") -> Outcome:
@@ -255,7 +276,9 @@ class GpuRecord:
         restore_state = self._restore_state_after(result, reached, restore_state_before)
         failed = self.reason if self.state is State.FAILED else ""
         owner = self._owner_at(self.state)
-        self.page.write_if_possible(Entry(restore_state, owner=owner, failed=failed, stays_out=self._out_after(result)))
+        out = self._out_after(result)
+        trial = self._trial_after(result, out)
+        self.page.write_if_possible(Entry(restore_state, owner=owner, failed=failed, stays_out=out, trial=trial))
         return Outcome(result, reason, reached)
 
     def _out_after(self, result: Result) -> str:
@@ -286,14 +309,11 @@ class GpuRecord:
         self, result: Result, reached: Plan | None, restore_state_before: RestoreState
     ) -> RestoreState:
         if reached is not None:
-            # With the units that a policy stopped on the way, and consoles that were unbound since it was planned.
-            ended = tuple(unit for unit in self.restore_state.units if unit not in reached.restore_state.units)
-            unbound = tuple(
-                name for name in self.restore_state.vtconsoles if name not in reached.restore_state.vtconsoles
-            )
-            return RestoreState(units=ended, vtconsoles=unbound).and_before(reached.afterwards)
+            # With what steps have recorded since then: units that a policy stopped, consoles that were unbound.
+            since = self.restore_state.without(reached.restore_state)
+            return replace(since.shared, vtconsoles=since.vtconsoles).and_before(reached.afterwards)
         if not self.gpu.present(self.facts):
-            return RestoreState(units=self.restore_state.units)
+            return self.restore_state.shared
         if result in {Result.REVERTED, Result.CANCELLED} and not restore_state_before:
             return NOTHING_TO_RESTORE
         return self.restore_state
@@ -318,6 +338,49 @@ class GpuRecord:
         self.noted = text
         self.tell()
 
+    # Its trial ------------------------------------------------------------------------------------------------------
+
+    def promise(self, seconds: float) -> None:
+        """It goes home by itself so many seconds after it came to vfio; where it is there already, from now on.
+
+        Raises:
+            Failed: that could not be written, and is not so.
+        """
+        trial = Trial(seconds)
+        if self.state is State.VFIO:
+            trial = trial.begun(self._host.boottime())
+        self.page.write(replace(self.page.entry, trial=trial))
+        self.tell()
+
+    def keep(self) -> None:
+        """It is wanted on vfio: it does not go home by itself."""
+        if self.trial is not None:
+            self.page.write_if_possible(replace(self.page.entry, trial=None))
+            self.tell()
+
+    def trial_during(self, switch: Switch) -> Trial | None:
+        """What is promised while this switch is under way."""
+        if (seconds := switch.options.trial_seconds) is not None:
+            return Trial(seconds)
+        # A machine that asks for it may not get it after all.
+        kept = switch.target is State.VFIO and not switch.requester.vm
+        return None if kept else self.trial
+
+    def give_up_trial(self, why: str) -> None:
+        """It was to go home by itself, and `why` that cannot be now; events that may change it are waited for."""
+        self.page.write_if_possible(replace(self.page.entry, trial=None, stays_out=why))
+        self.say_why(why)
+
+    def _trial_after(self, result: Result, out: str) -> Trial | None:
+        """What is promised from here on; `out` is why it stays out, if it does: then that is to bring it home."""
+        if self.trial is None or self.state is not State.VFIO:
+            return None
+        # Whoever cancels the way home keeps it; a service that stops leaves it to the next.
+        ended = out or (result is Result.CANCELLED and not self.retired)
+        if self.trial_is_over and not self.owned and ended:
+            return None
+        return self.trial.begun(self._host.boottime())
+
     # Its switches ---------------------------------------------------------------------------------------------------
 
     def make_current(self, switch: Switch) -> None:
@@ -334,7 +397,7 @@ class GpuRecord:
         for switch in (*self.recent, *self.needless):
             if switch.id == id:
                 return switch
-        raise InvalidArgument(f"{self.gpu.address} knows of no switch {id[:80]!r}")
+        raise InvalidArgument(Sentence("{gpu} knows of no switch {id}", gpu=self.gpu.address, id=repr(id[:80])))
 
     # What is kept ---------------------------------------------------------------------------------------------------
 
@@ -351,12 +414,10 @@ class GpuRecord:
         """
         self.page.write(replace(self.page.entry, restore_state=more.and_before(self.restore_state)))
 
-    def _keep_units_only(self) -> None:
-        """What was to be restored on the device went with it; the host still gets its units back."""
+    def _keep_shared_only(self) -> None:
+        """What was to be restored on the device went with it; what others share with it did not."""
         if self.restore_state:
-            self.page.write_if_possible(
-                replace(self.page.entry, restore_state=RestoreState(units=self.restore_state.units))
-            )
+            self.page.write_if_possible(replace(self.page.entry, restore_state=self.restore_state.shared))
 
     def own(self, owner: Owner | None, *, again: bool = False) -> None:
         """It belongs to this virtual machine from now on, or to none any more. `again`: it did, before it was claimed.

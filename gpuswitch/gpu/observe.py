@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpuswitch.model.facts import Driver, HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.restore_state import RestoreState
 
 
@@ -39,10 +40,12 @@ def explain(gpu: Gpu, facts: HostFacts) -> str:
     return f"neither host nor vfio: {whereabouts(gpu, facts)}"
 
 
-def place(gpu: Gpu, facts: HostFacts) -> str:
+def place(gpu: Gpu, facts: HostFacts) -> Sentence:
     """Where a GPU in a known-good state is, in words: on the host, or on which vfio driver."""
     display = facts.functions.get(gpu.address)
-    return f"on {display.driver_name}" if display is not None and display.on_vfio else "on the host"
+    if display is not None and display.on_vfio:
+        return Sentence("on {driver}", driver=display.driver_name)
+    return Sentence("on the host")
 
 
 def whereabouts(gpu: Gpu, facts: HostFacts) -> str:

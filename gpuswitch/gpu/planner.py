@@ -10,6 +10,7 @@ from gpuswitch.host.port import Host
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.runtime.pause import LateError
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import StuckError
 from gpuswitch.switch.planning.plan import Plan
 from gpuswitch.switch.planning.preparation import Preparation
@@ -63,9 +64,18 @@ class Planner:
             pending = preparation.kernel.pending
             if pending is not None and not preparation.asking:
                 raise StuckError(pending, late.seconds) from None
-            what = f" ('{pending.what}')" if pending is not None else ""
-            raise Failed(
-                f"{self._record.gpu.address} did not answer within {late.seconds:g} s{what}; nothing was changed"
-            ) from None
+            gpu, seconds = self._record.gpu.address, f"{late.seconds:g}"
+            if pending is None:
+                text = Sentence(
+                    "{gpu} did not answer within {seconds} s; nothing was changed", gpu=gpu, seconds=seconds
+                )
+            else:
+                text = Sentence(
+                    "{gpu} did not answer within {seconds} s ('{operation}'); nothing was changed",
+                    gpu=gpu,
+                    seconds=seconds,
+                    operation=pending.what,
+                )
+            raise Failed(text) from None
         except KernelError as error:
-            raise Failed(f"{error}; nothing was changed") from error
+            raise Failed(Sentence("{error}; nothing was changed", error=error)) from error

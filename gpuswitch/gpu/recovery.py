@@ -54,7 +54,7 @@ class Recovery:
         record = self._record
         story = record.page.entry.failed
         try:
-            record.page.begin(switch, record.restore_state)
+            record.page.begin(switch, record.restore_state, record.trial)
         except Failed as error:
             # No reason to leave it where it is.
             _log.error("%s", error)

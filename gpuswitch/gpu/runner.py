@@ -88,7 +88,7 @@ class Runner:
             Failed: the journal cannot be written; nothing was changed.
         """
         before = self._record.restore_state, self._record.page.entry.failed
-        self._record.page.begin(switch, plan.restore_state)
+        self._record.page.begin(switch, plan.restore_state, self._record.trial_during(switch))
         self._record.aims_home(plan)
         self.set_out(switch)
         engine = self.new_engine(plan.steps, held=preparation.held_groups)
@@ -179,7 +179,8 @@ class Runner:
         if record.state is State.RECOVERING:
             record.fire("give_up")
         record.reason = reason
-        record.page.write_if_possible(replace(record.page.entry, unfinished=None, failed=reason, stays_out=reason))
+        entry = replace(record.page.entry, unfinished=None, failed=reason, stays_out=reason, trial=None)
+        record.page.write_if_possible(entry)
         return result, reason
 
     # Its steps ------------------------------------------------------------------------------------------------------

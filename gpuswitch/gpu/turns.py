@@ -10,6 +10,7 @@ from gpuswitch.host.looking import seen
 from gpuswitch.host.port import Host
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Driver
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.planning.requirements import moves_in_turns
 from gpuswitch.switch.shared.arbiter import Arbiter
 
@@ -35,8 +36,11 @@ class Turns:
                 await self._arbiter.take_groups(gpu, groups)
         except TimeoutError:
             if others := self._arbiter.in_groups(groups, besides=gpu.address):
-                names = ", ".join(map(str, others))
-                text = f"{gpu.address} cannot be switched while {names} is: they share an IOMMU group"
+                text = Sentence(
+                    "{gpu} cannot be switched while {others} is: they share an IOMMU group; wait for that first",
+                    gpu=gpu.address,
+                    others=", ".join(map(str, others)),
+                )
                 raise InProgress(text) from None
             # At that very moment it was over.
             await self._arbiter.take_groups(gpu, groups)
@@ -66,5 +70,10 @@ class Turns:
             async with asyncio.timeout(seconds):
                 await self._arbiter.take_turn(gpu, driver, staying)
         except TimeoutError:
-            others = ", ".join(map(str, self._arbiter.moving(driver)))
-            raise InProgress(f"{gpu.address} cannot be switched while {others} is: both are on {driver}") from None
+            text = Sentence(
+                "{gpu} cannot be switched while {others} is: both are on {driver}; wait for that first",
+                gpu=gpu.address,
+                others=", ".join(map(str, self._arbiter.moving(driver))),
+                driver=driver,
+            )
+            raise InProgress(text) from None

@@ -7,27 +7,41 @@ from collections.abc import Iterable
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import NVIDIA, waits_for_ever
 from gpuswitch.model.holders import Holder
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import StuckError
 from gpuswitch.switch.holder_policy import in_the_way
 
-_REBOOT = (
-    "only a reboot frees it, and an ordinary one will hang: as root, write s, then u, then b to /proc/sysrq-trigger "
+_REBOOT = Sentence(
+    "only a reboot frees it, and an ordinary one will hang: as root, echo s > /proc/sysrq-trigger, then u, then b "
     "(sync the disks, remount them read-only, reboot)"
 )
 
 
-def first_words(gpu: PciAddress, stuck: StuckError) -> str:
+def first_words(gpu: PciAddress, stuck: StuckError) -> Sentence:
     """What is known at once."""
-    return f"{stuck}; nothing more is written to {gpu} until it does"
+    return Sentence("{stuck}; nothing more is written to {gpu} until it does", stuck=stuck, gpu=gpu)
 
 
-def report(gpu: PciAddress, stuck: StuckError, holders: Iterable[Holder] | None, nvidia: str) -> str:
+def report(gpu: PciAddress, stuck: StuckError, holders: Iterable[Holder] | None, nvidia: str) -> Sentence:
     """The whole story. `holders`: who has it open now, None where that cannot be told; `nvidia`: its version, or ""."""
     words = first_words(gpu, stuck)
     if stuck.pending.what.endswith(" from nvidia") and waits_for_ever(NVIDIA, nvidia):
-        return f"{words}. nvidia {nvidia} never returns from this, whoever lets go: {_REBOOT}"
+        return Sentence(
+            "{words}. nvidia {version} never returns from this, whoever lets go: {reboot}",
+            words=words,
+            version=nvidia,
+            reboot=_REBOOT,
+        )
     holders = tuple(holders or ())
     if holders:
-        return f"{words}. It recovers by itself once these let go:\n{in_the_way(gpu, holders)}"
-    unseen = "It recovers by itself should the kernel return; since nobody is seen to have it open, most likely"
-    return f"{words}. {unseen} {_REBOOT}"
+        return Sentence(
+            "{words}. It recovers by itself once these let go:\n{holders}",
+            words=words,
+            holders=in_the_way(gpu, holders),
+        )
+    return Sentence(
+        "{words}. It recovers by itself should the kernel return; since nobody is seen to have it open, most likely "
+        "{reboot}",
+        words=words,
+        reboot=_REBOOT,
+    )

@@ -218,6 +218,7 @@ def _options(switch: Switch) -> dict[str, Any]:
     """Those that were given."""
     options = switch.options
     given = {"busy": options.busy, "wait_seconds": options.wait_seconds, "stop_units": list(options.stop_units)}
+    given |= {"trial_seconds": options.trial_seconds}
     return {key: value for key, value in given.items() if value}
 
 
@@ -225,7 +226,8 @@ def _requester(requester: Requester) -> dict[str, Any]:
     """What is known of who asked."""
     known = {"service": requester.service, "uid": requester.uid, "pid": requester.pid}
     words = {"unit": requester.unit, "command": requester.command, "vm": requester.vm}
-    return {key: value for key, value in known.items() if value is not None} | words
+    trial = {"trial": True} if requester.trial else {}
+    return {key: value for key, value in known.items() if value is not None} | words | trial
 
 
 def _usec(seconds: float) -> int:

@@ -14,6 +14,7 @@ from gpuswitch.host.port import Host
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.runtime.pause import LateError, Pause, answered
+from gpuswitch.sentence import Sentence
 
 _log = logging.getLogger(__name__)
 
@@ -42,4 +43,4 @@ async def seen_within(seconds: float, host: Host, only: Collection[PciAddress] |
         try:
             return host.look(only)
         except KernelError as error:
-            raise Failed(f"{error}; nothing was changed") from error
+            raise Failed(Sentence("{error}; nothing was changed", error=error)) from error

@@ -41,8 +41,7 @@ class Operation:
 
     `parameters` are its arguments, and `result` what it returns, as type hints. `raises` says what its errnos mean, but
     for those in ANY_OPERATION. `reads`: it changes nothing. `attribute`: what it does is a write of its one argument to
-    this attribute of functions, by their folder in sysfs (`power/control`; `../name` is one of the bridge above), so
-    that no host needs to know more of it.
+    this attribute of functions, by their folder in sysfs (`power/control`), so that no host needs to know more of it.
     """
 
     name: str

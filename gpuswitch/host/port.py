@@ -50,6 +50,20 @@ class Captured:
     power_control: Annotated[str, OneOf("auto", "on"), Attribute("power/control", at_boot="on")]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """Settings of the host that several GPUs may want changed at once, as they were before the first of them came.
+
+    Each field is a kind of setting: a tuple of the things that were changed, or, where it is to be known what each had,
+    a mapping of things to that. What is changed is no part of a GPU, so it is given back also when the GPU has left.
+    Who changes one, and the last who needs it so: `gpuswitch.switch.shared.settings`.
+
+    `units` were active and were stopped.
+    """
+
+    units: tuple[Unit, ...] = ()
+
+
 def _attributes() -> dict[str, Attribute]:
     hints = get_type_hints(Captured, include_extras=True)
     return {
@@ -120,7 +134,7 @@ class Kernel(Operations):
     @operation("probe", raises={errno.EINVAL: "the driver's probe failed"})
     def probe(self, function: PciAddress) -> Words[None]:
         """Write to drivers_probe. Success says nothing about what is bound now: look."""
-        return Words("probe", function)
+        return Words("bind", function)
 
     @operation("group", raises={errno.EBUSY: "somebody else has it open", errno.ENOENT: "there is no such node"})
     def hold_group(self, group: int) -> Words[None]:
@@ -397,6 +411,12 @@ class Host(Protocol):
             KernelError: it could not see everything (no descriptor is left, say), so nothing may follow from it.
         """
 
+    def installed(self, module: str) -> bool:
+        """Whether a module that the kernel calls so has a file for the running kernel, or is in it.
+
+        True where nobody can tell. What modprobe would do with the name is more: `Kernel.loadable`.
+        """
+
     def kernel(self, gpu: str) -> Kernel:
         """The kernel operations of one GPU, by its address; the same object each time."""
 
@@ -404,6 +424,19 @@ class Host(Protocol):
         """For questions of anybody, which change nothing: by a worker of its own, the same object each time.
 
         A read that never returns leaves the GPU as it is, and whoever asks next is refused.
+        """
+
+    def boottime(self) -> float:
+        """Seconds since the machine was booted, with those that it slept; nobody can set this clock.
+
+        clock_gettime(2), CLOCK_BOOTTIME: the same for every run of the service on this kernel.
+        """
+
+    async def until(self, boottime: float) -> None:
+        """Until that moment of `boottime`; where the machine sleeps then, until it wakes.
+
+        Raises:
+            KernelError: there is no timer to be had (no descriptor is left, say).
         """
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:

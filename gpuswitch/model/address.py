@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple, Self
 
 from gpuswitch.errors import InvalidArgument
+from gpuswitch.sentence import Sentence
 
 # Domains are four digits, or up to eight behind Intel VMD (drivers/pci/controller/vmd.c starts at 0x10000).
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.IGNORECASE | re.ASCII)
@@ -30,7 +31,9 @@ class PciAddress(NamedTuple):
         """
         match = _PCI.fullmatch(text) or _LIBVIRT.fullmatch(text)
         if match is None:
-            raise InvalidArgument(f"{text[:80]!r} is not a PCI address; write it like 0000:01:00.0")
+            raise InvalidArgument(
+                Sentence("{text} is not a PCI address; write it like 0000:01:00.0", text=repr(text[:80]))
+            )
         domain, bus, slot, function = match.groups()
         return cls(int(domain or "0", 16), int(bus, 16), int(slot, 16), int(function, 16))
 

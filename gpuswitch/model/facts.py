@@ -153,14 +153,17 @@ class PciFunction:
 class Module:
     """A kernel module that is loaded, or built in and with a folder in /sys/module.
 
-    `references` is its reference count (None: built in, it cannot be unloaded); `users` are the modules that need it.
-    `version` is what MODULE_VERSION says ("" nothing). `modeset`: its parameter of that name is on.
+    `references` is its reference count (None: it cannot be unloaded); `users` are the modules that need it.
+    `version` is what MODULE_VERSION says ("" nothing). `modeset`: its parameter of that name is on. `built_in`: it was
+    not loaded. One that was loaded, and has no references, is in a kernel that unloads none (CONFIG_MODULE_UNLOAD is
+    not set).
     """
 
     references: int | None = None
     users: tuple[str, ...] = ()
     version: str = ""
     modeset: bool = False
+    built_in: bool = False
 
 
 @dataclass(frozen=True, slots=True)

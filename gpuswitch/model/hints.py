@@ -11,7 +11,7 @@ class OneOf:
 
 
 class Attribute:
-    """Where sysfs has a value of a function: `path` below the function's folder, `../name` is one of the bridge above.
+    """Where sysfs has a value of a function: `path` below the function's folder.
 
     `at_boot`: what it says before anybody writes to it, for hosts that are not there; "": nothing.
     """

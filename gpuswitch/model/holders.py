@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from itertools import dropwhile
 
 from gpuswitch.model.address import PciAddress
+from gpuswitch.sentence import Sentence, template
 
+_DOUBTS = (
+    template("its descriptors cannot be read"),
+    template("its mappings cannot be read"),
+    template("it is stuck in the kernel, or was looked at for too long"),
+    template("module {module} has 1 user that no process explains"),
+    template("module {module} has {count} users that no process explains"),
+    template("mounted on {folder}"),
+    template("used as swap space"),
+)
 _MANAGER = re.compile(r"user@(\d+)\.service")
 _SESSION = re.compile(r"session-(\w+)\.scope")
 _KINDS = (".service", ".scope")
@@ -81,6 +91,11 @@ class Scan:
 
     holders: tuple[Holder, ...] = ()
     numbers: tuple[str, ...] = ()
+
+
+def doubt(text: str) -> str:
+    """A `Holder.doubt`, as whoever looks for holders says it; "" none."""
+    return Sentence.read(text, _DOUBTS) if text else ""
 
 
 def unit_and_session(cgroup: str) -> tuple[Unit | None, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gpuswitch.sentence import Sentence
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -12,5 +14,10 @@ class Owner:
     name: str = field(compare=False)
     uuid: str
 
+    @property
+    def words(self) -> Sentence:
+        """It, in a sentence."""
+        return Sentence("the virtual machine {name}", name=self.name)
+
     def __str__(self) -> str:
-        return f"the virtual machine {self.name}"
+        return self.words

@@ -37,11 +37,15 @@ class Release(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a caller asked for besides the target; None and empty: as the config says."""
+    """What a caller asked for besides the target; None and empty: as the config says.
+
+    `trial_seconds`, of a switch to vfio: so long after it came there, the GPU goes home by itself; None: it stays.
+    """
 
     busy: Busy | None = None
     wait_seconds: float | None = None
     stop_units: tuple[str, ...] = ()
+    trial_seconds: float | None = None
 
     def policy(self, configured: Busy) -> Busy:
         """What holds for this call: to say how long to wait is to ask to wait."""
@@ -68,4 +72,6 @@ class Options:
             more.append(f"wait_seconds={self.wait_seconds:g}")
         if units := [name for name in self.stop_units if name not in (*running.stop_units, *configured.stop_units)]:
             more.append(f"stop_units={','.join(units)}")
+        if self.trial_seconds is not None and running.trial_seconds is None:
+            more.append(f"trial_seconds={self.trial_seconds:g}")
         return tuple(more)

@@ -17,6 +17,7 @@ from typing import Any
 
 from gpuswitch.errors import Failed, KernelError
 from gpuswitch.host.port import Pending
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.steps.step import DeviceError, Step, StepContext, StepError
 
 _log = logging.getLogger(__name__)
@@ -52,11 +53,19 @@ class StuckError(Exception):
 
     def __init__(self, pending: Pending, deadline: float | None) -> None:
         """`deadline` in seconds; None: an earlier run of the service sent it."""
-        where = f", waiting in {pending.kernel_wait}" if pending.kernel_wait else ""
-        who = f" (process {pending.pid} is in state {pending.process_state}{where})" if pending.pid else ""
-        since = f"within {deadline:g} s" if deadline is not None else "since before the service started"
-        self.afterwards = f"'{pending.what}' took longer than {deadline or 0:g} s"
-        super().__init__(f"the kernel has not returned from '{pending.what}' {since}{who}")
+        self.afterwards = Sentence(
+            "'{operation}' took longer than {seconds} s", operation=pending.what, seconds=f"{deadline or 0:g}"
+        )
+        since = Sentence("since before the service started")
+        if deadline is not None:
+            since = Sentence("within {seconds} s", seconds=f"{deadline:g}")
+        said = Sentence("the kernel has not returned from '{operation}' {since}", operation=pending.what, since=since)
+        if pending.pid:
+            state = Sentence("process {pid} is in state {state}", pid=pending.pid, state=pending.process_state)
+            if pending.kernel_wait:
+                state = Sentence("{state}, waiting in {function}", state=state, function=pending.kernel_wait)
+            said = Sentence.joined(" ", [said, Sentence("({state})", state=state)])
+        super().__init__(said)
         self.pending = pending
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gpuswitch.config.schema import NEVER_STOPPED
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Holder, Unit
+from gpuswitch.sentence import Sentence
 
 _SHOWN = 3
 """Nodes of one holder that a sentence names; the rest is counted."""
@@ -79,21 +80,37 @@ def is_udevs(holder: Holder) -> bool:
 
 
 def never_ended(holder: Holder) -> str:
-    """Why no policy ends this one; "" where one may."""
+    """Why no policy ends this one, and what to do instead; "" where one may."""
     if holder.process is None:
-        return "nobody can end the kernel's own use of it"
+        return Sentence("nobody can end the kernel's own use of it")
     if holder.doubt and not holder.nodes:
-        return "nobody can tell whether it has it open"
+        return Sentence("nobody can tell whether it has it open")
+    return _stays(holder)
+
+
+def _stays(holder: Holder) -> str:
+    """Why nobody should end it, whether or not it has the GPU open; "" where somebody may."""
+    if holder.pid == 1 and not holder.nodes:
+        return Sentence(
+            "it is the init process, which cannot be ended; have the service see what it has open: run gpuswitchd as "
+            "its unit does, as root, with CAP_SYS_PTRACE and outside of any container"
+        )
     if holder.pid == 1:
-        return "it keeps them for logind: end the session that draws on it"
+        return Sentence(
+            "it is the init process, which cannot be ended, and keeps them for logind: end the session that draws on "
+            "it: loginctl list-sessions, then loginctl terminate-session ID"
+        )
     if is_machine(holder):
-        return "it is a virtual machine; shut it down"
+        return Sentence("it is a virtual machine: shut it down (libvirt: virsh list, then virsh shutdown NAME)")
     if is_logind(holder):
-        return "it has them for a session: end the one that draws on it"
+        return Sentence(
+            "it has them for a session: end the one that draws on it: loginctl list-sessions, then loginctl "
+            "terminate-session ID"
+        )
     if is_udevs(holder):
-        return "udev runs it to see what that is: try again in a moment"
+        return Sentence("udev runs it to see what that is: try again in a moment")
     if holder.unit is not None and holder.unit.name in NEVER_STOPPED:
-        return "the system lives by it"
+        return Sentence("the system lives by it, and it is not to be ended")
     return ""
 
 
@@ -106,12 +123,12 @@ def stoppable_unit(holder: Holder) -> Unit | None:
     return None if unit.name.startswith("user@") else unit
 
 
-def in_the_way(gpu: PciAddress, holders: Iterable[Holder]) -> str:
+def in_the_way(gpu: PciAddress, holders: Iterable[Holder]) -> Sentence:
     """All of them, a line each, with what frees the GPU."""
-    return "\n".join(sentences(gpu, holders))
+    return Sentence.joined("\n", sentences(gpu, holders))
 
 
-def sentences(gpu: PciAddress, holders: Iterable[Holder]) -> Iterator[str]:
+def sentences(gpu: PciAddress, holders: Iterable[Holder]) -> Iterator[Sentence]:
     """One for each program: the processes of one unit that have the same name are told together."""
     together: dict[tuple[str, Unit | None, str, bool], list[Holder]] = {}
     for holder in holders:
@@ -120,41 +137,54 @@ def sentences(gpu: PciAddress, holders: Iterable[Holder]) -> Iterator[str]:
         yield _sentence(gpu, alike)
 
 
-def _sentence(gpu: PciAddress, alike: list[Holder]) -> str:
+def _sentence(gpu: PciAddress, alike: list[Holder]) -> Sentence:
     first = alike[0]
-    nodes = list(dict.fromkeys(node for holder in alike for node in holder.nodes))
     if first.process is None:
-        return f"{gpu} is in use by the kernel: {first.doubt}"
-    more = f" and {len(nodes) - _SHOWN} more" if len(nodes) > _SHOWN else ""
-    has = f"has {', '.join(nodes[:_SHOWN])}{more} open" if nodes else f"may have {gpu} open: {first.doubt}"
-    pids = ", ".join(str(holder.pid) for holder in alike)
-    who = f"{first.command} (pid{'s' if len(alike) > 1 else ''} {pids}{_whose(first)})"
-    return f"{who} {has}; {remedy(alike)}"
+        return Sentence("{gpu} is in use by the kernel: {doubt}", gpu=gpu, doubt=first.doubt)
+    who, what = _who(alike), remedy(alike)
+    if not (nodes := list(dict.fromkeys(node for holder in alike for node in holder.nodes))):
+        return Sentence(
+            "{who} may have {gpu} open: {doubt}; {remedy}", who=who, gpu=gpu, doubt=first.doubt, remedy=what
+        )
+    shown = ", ".join(nodes[:_SHOWN])
+    if more := len(nodes) - _SHOWN if len(nodes) > _SHOWN else 0:
+        shown = Sentence("{nodes} and {count} more", nodes=shown, count=more)
+    return Sentence("{who} has {nodes} open; {remedy}", who=who, nodes=shown, remedy=what)
+
+
+def _who(alike: list[Holder]) -> Sentence:
+    command, pids = alike[0].command, ", ".join(str(holder.pid) for holder in alike)
+    if whose := _whose(alike[0]):
+        return Sentence(
+            "{command} (pid {pids}, {whose})" if len(alike) == 1 else "{command} (pids {pids}, {whose})",
+            command=command,
+            pids=pids,
+            whose=whose,
+        )
+    return Sentence(
+        "{command} (pid {pids})" if len(alike) == 1 else "{command} (pids {pids})", command=command, pids=pids
+    )
 
 
 def _whose(holder: Holder) -> str:
-    words = []
     if holder.session:
-        words.append(f"session {holder.session} of {holder.user}")
-    elif holder.unit is not None and holder.unit.user is None:
-        words.append(holder.unit.name)
-    elif holder.unit is not None:
-        words.append(f"{holder.unit.name} of {holder.user}")
-    elif holder.user:
-        words.append(f"user {holder.user}")
-    return "".join(f", {word}" for word in words)
+        return Sentence("session {session} of {user}", session=holder.session, user=holder.user)
+    if holder.unit is not None and holder.unit.user is None:
+        return holder.unit.name
+    if holder.unit is not None:
+        return Sentence("{unit} of {user}", unit=holder.unit.name, user=holder.user)
+    return Sentence("user {user}", user=holder.user) if holder.user else ""
 
 
 def remedy(alike: list[Holder]) -> str:
     """What a person can do about them, all of one program."""
     first = alike[0]
-    # A person may know what nobody else can tell.
-    doubtful = first.process is not None and first.doubt and not first.nodes
-    if not doubtful and (why := never_ended(first)):
+    # A person may know what nobody else can tell: whether it has the GPU open.
+    if why := never_ended(first) if first.process is None else _stays(first):
         return why
     unit = stoppable_unit(first)
     if unit is not None and unit.user is None:
-        return f"stop it: systemctl stop {unit.name}"
+        return Sentence("stop it: systemctl stop {unit}", unit=unit.name)
     if unit is not None:
-        return f"stop it: systemctl --user --machine={first.user}@ stop {unit.name}"
-    return f"close it, or: kill {' '.join(str(holder.pid) for holder in alike)}"
+        return Sentence("stop it: systemctl --user --machine={user}@ stop {unit}", user=first.user, unit=unit.name)
+    return Sentence("close it, or: kill {pids}", pids=" ".join(str(holder.pid) for holder in alike))

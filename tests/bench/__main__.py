@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 
-from tests.bench import emulated, here, holders, hook
+from tests.bench import attacked, command, emulated, here, holders, hook
 from tests.bench.builds import Build, build_tree, checked_out, find_commit, open_cache
 from tests.bench.table import show
 from tests.harness.debian.errors import HarnessError
@@ -35,9 +35,16 @@ def main() -> int:
 def measure(*, vm: bool) -> None:
     head = ("measured", "target")
     show(f"The service on this machine ({machine()})", head, here.measure())
+    show("The commands, from start to exit", head, command.measure())
     crowd = f"{holders.PROCESSES} processes with {holders.PROCESSES * holders.DESCRIPTORS} descriptors"
     show(f"Who has a node open, among {crowd}", head, holders.measure())
     show("The libvirt hook", head, hook.measure())
+    for name, program in attacked.buses():
+        show(
+            f"Under attack by {attacked.CONNECTIONS} connections on {name} ({machine()})",
+            head,
+            attacked.measure(program),
+        )
     if vm:
         show("Switching two functions in the virtual machine", head, emulated.measure())
 
@@ -52,10 +59,14 @@ def compare(revision: str, *, vm: bool) -> None:
     head = (this.name, base.name, f"{this.name} / {base.name}, the median of the pairs (and their middle half)")
     tell_libraries(this, base)
     show(f"The service on this machine ({machine()})", head, here.compare(this, base))
+    show("The commands, from start to exit", head, command.compare(this, base))
     if hook.gate(base).exists():
         show("The libvirt hook", head, hook.compare(this, base))
     else:
         print(f"\nThe libvirt hook: {base.name} has none")
+    for name, program in attacked.buses():
+        title = f"Under attack by {attacked.CONNECTIONS} connections on {name} ({machine()})"
+        show(title, head, attacked.compare(program, this, base))
     if vm:
         show("The service in the virtual machine, and two functions", head, emulated.compare(this, base))
 

@@ -31,6 +31,7 @@ from gpuswitch import hook
 from gpuswitch.api.connection import Connection, Message, MessageFlag, MessageType, message_size, without_body
 from gpuswitch.api.inbox import Inbox
 from gpuswitch.api.interface import Interface
+from gpuswitch.api.library import library
 from gpuswitch.api.metrics_endpoint import MetricsEndpoint
 from gpuswitch.api.options import options_of
 from gpuswitch.api.serving import Authority, Caller, Server
@@ -48,6 +49,7 @@ from gpuswitch.host.linux.scanning.kernel import Client, mounted
 from gpuswitch.host.linux.scanning.open_files import Opened, Seen, Wanted, _Look
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Process, Unit, unit_and_session
+from gpuswitch.runtime.seldom import Seldom
 from gpuswitch.switch.journal.journal import Entry, Journal, boot_id
 from tests.fuzz.served import Example
 
@@ -140,6 +142,7 @@ class _Wire(Connection):
         self._working = True
         self._skipping = 0
         self._told = deque(maxlen=64)
+        self._tells = Seldom()
         self._unsent = bytearray()
         self._received = bytearray(received)
         self._disconnected = False
@@ -188,14 +191,17 @@ def dbus_message(data: bytes) -> None:
 def dbus_call(data: bytes) -> None:
     """A call gets one answer, which another D-Bus library can read, and which is no excuse for a fault of ours."""
     call = next((each for each in _Wire(data).read() if each.message_type is MessageType.METHOD_CALL), None)
-    # The bus lets no message pass that has no serial, or not the body that it says; and it writes who sent it.
+    # The bus lets no message pass that has no serial, or not the body that it says, or a text with a zero byte; and it
+    # writes who sent it.
     if call is None or not call.serial or len(call.body) != len(call.signature_tree.types):
+        return
+    if "\\x00" in repr((call.path, call.interface, call.member, call.body)):
         return
     call.sender = ":1.7"
     answers = asyncio.run(_answers(call))
     assert len(answers) == (0 if call.flags & MessageFlag.NO_REPLY_EXPECTED else 1)
     for each in answers:
-        [answer] = _parsed(each._marshall())
+        [answer] = _parsed(library.marshal(each))
         assert answer.header.fields[jeepney.HeaderFields.reply_serial] == call.serial
         assert answer.header.fields[jeepney.HeaderFields.destination] == ":1.7"
         assert "an error inside gpuswitchd" not in str(answer.body)

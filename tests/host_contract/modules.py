@@ -53,6 +53,15 @@ async def unload_of_what_is_not_there(harness: ContractHarness) -> None:
 
 
 @case
+async def modules_are_installed_or_not(harness: ContractHarness) -> None:
+    """Loaded or not is no matter."""
+    for module in (str(harness.audio_driver.module), VFIO_MODULE):
+        assert harness.host.installed(module)
+    for module in ("no_such_module_here", f"{VFIO_MODULE}_not"):
+        assert not harness.host.installed(module)
+
+
+@case
 async def announcement_changes_nothing(harness: ContractHarness) -> None:
     """Who follows udev is told, and the card stays as it is."""
     for action in ("remove", "add"):

@@ -39,6 +39,16 @@ async def capture_of_a_driverless_function(harness: ContractHarness) -> None:
 
 
 @case
+async def capture_of_a_bridge(harness: ContractHarness) -> None:
+    """By its own address, as that of any function."""
+    bridge = harness.look(harness.display).parent
+    assert bridge is not None
+    captured = (await harness.kernel.capture([bridge]))[bridge]
+    assert (captured.driver, captured.override) == (harness.look(bridge).driver, None)
+    assert captured.power_control in {"auto", "on"}
+
+
+@case
 async def override_none_clears(harness: ContractHarness) -> None:
     await harness.kernel.set_override({harness.audio: VFIO_DRIVER})
     await harness.kernel.set_override({harness.audio: None})

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from gpuswitch.api.authority import Action, Authority
 from gpuswitch.api.bus import Bus
+from gpuswitch.api.interface import Interface, dbus_method
+from gpuswitch.api.metrics import MetricsObserver
 from gpuswitch.api.serving import Caller
 from gpuswitch.errors import AuthenticationRequired, Failed, NotAuthorized
 from tests.harness.buses.private import PrivateBus
 from tests.harness.managers.memory import RefusedError
-from tests.harness.managers.polkit import NO, PROVE, FakePolkit
+from tests.harness.managers.polkit import NO, PROVE, YES, FakePolkit
+from tests.harness.service.peers import Peer, PeerError
 
 SOMEBODY = Caller(":1.99", 4242, may_be_asked=False)
 TO_PROVE = (
@@ -118,6 +122,84 @@ async def test_a_question_that_nobody_waits_for_any_more_is_withdrawn(bus: Bus, 
     assert await polkit.withdrawn.get() == polkit.asked[0][4]
     await asyncio.wait([asking])
     assert asking.cancelled()
+
+
+class Guarded(Interface, name="org.example1.Guarded"):
+    def __init__(self) -> None:
+        self.switched = 0
+
+    @dbus_method(action="switch", outlives=True)
+    async def switch(self) -> None:
+        self.switched += 1
+
+
+class Asking:
+    """Asks a person who does not answer. `over` is set when that is given up."""
+
+    def __init__(self) -> None:
+        self.begun, self.over = asyncio.Event(), asyncio.Event()
+
+    async def permit(self, _caller: Caller, _action: str, _about: Mapping[str, str]) -> None:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.over.set()
+
+
+async def test_the_gpu_is_unplugged_while_the_question_is_open(bus: Bus, peer: Peer) -> None:
+    """Nobody is asked about it any more, the caller is told, and who calls others is served all the while."""
+    guarded, other, asking = Guarded(), Guarded(), Asking()
+    bus.export("/gpus", manages=True)
+    bus.export("/gpus/one", guarded)
+    bus.export("/gpus/two", other)
+    bus.authorize_by(asking)
+    calling = asyncio.create_task(peer.call(bus.name, "/gpus/one", "org.example1.Guarded.Switch", interactive=True))
+    await asking.begun.wait()
+    bus.unexport("/gpus/one")
+    with pytest.raises(PeerError, match="there is no object /gpus/one") as told:
+        await calling
+    assert told.value.name == "org.freedesktop.DBus.Error.UnknownObject"
+    assert asking.over.is_set()
+    assert await peer.call(bus.name, "/gpus/two", "org.freedesktop.DBus.Peer.Ping") is None
+    bus.export("/gpus/one", Guarded())
+    assert guarded.switched == other.switched == 0
+
+
+async def test_a_question_about_another_gpu_stays_open(bus: Bus, peer: Peer) -> None:
+    asking = Asking()
+    for name in ("one", "two"):
+        bus.export(f"/gpus/{name}", Guarded())
+    bus.authorize_by(asking)
+    calling = asyncio.create_task(peer.call(bus.name, "/gpus/one", "org.example1.Guarded.Switch", interactive=True))
+    await asking.begun.wait()
+    bus.unexport("/gpus/two")
+    await peer.call(bus.name, "/", "org.freedesktop.DBus.Peer.Ping")
+    assert not calling.done()
+    assert not asking.over.is_set()
+    calling.cancel()
+
+
+async def test_who_is_not_allowed_is_counted_by_action_and_reason(bus: Bus, polkit: FakePolkit) -> None:
+    metrics = MetricsObserver()
+    heard: list[str] = []
+    metrics.heard = lambda: heard.append("a denial")
+    authority = Authority(bus, metrics.denied)
+    for says in (NO, PROVE, PROVE, YES):
+        polkit.says = says
+        with suppress(NotAuthorized):
+            await authority.permit(SOMEBODY, Action.SWITCH, {"gpu": "whatever"})
+    polkit.says = RefusedError("Failed", "no such process")
+    with pytest.raises(Failed):
+        await authority.permit(SOMEBODY, Action.SWITCH, {})
+    counted = {
+        (sample.labels["action"], sample.labels["reason"]): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "gpuswitch_denials_total" and sample.value
+    }
+    assert counted == {("switch", "not_authorized"): 1, ("switch", "interactive_authorization_required"): 2}
+    assert len(heard) == 3
 
 
 async def test_without_polkit_everybody_may_look_and_root_alone_may_act(

@@ -33,7 +33,8 @@ def ctl(private_bus: PrivateBus) -> Ctl:
 
 
 def status(ctl: Ctl) -> Any:
-    return json.loads(ctl("status", "geforce", "--json").stdout)
+    [record] = json.loads(ctl("status", "geforce", "--json").stdout)["gpus"]
+    return record
 
 
 async def test_a_card_that_vfio_pci_had_from_boot_on_comes_home(start: Start, ctl: Ctl) -> None:
@@ -78,7 +79,9 @@ async def test_a_module_that_is_no_driver_is_refused_as_one(start: Start, ctl: C
     for arguments in (("plan", "geforce", "host"), ("to-host", "geforce")):
         refused = ctl(*arguments)
         assert (refused.returncode, refused.stdout) == (3, "")
-        assert "around the driver nvidia and no driver of the PCI bus: name nvidia there" in refused.stderr
+        assert (
+            'around the driver nvidia and no driver of the PCI bus: set `host_driver = "nvidia"` in' in refused.stderr
+        )
     assert status(ctl)["state"] == "vfio"
 
 

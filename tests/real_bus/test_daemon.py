@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ async def test_a_gpu_shows_what_it_is_and_where(start: Start) -> None:
         "Switch": {},
         "Reason": "",
         "StaysOut": False,
+        "TrialEnds": 0.0,
     }
     unnamed = await service.properties(INTEGRATED)
     assert (unnamed["Name"], unnamed["Managed"], unnamed["Vendor"]) == ("", False, "intel")
@@ -105,7 +107,13 @@ async def test_a_plan_names_its_steps_and_takes_none(start: Start) -> None:
     service = await start("laptop", config=f"{ANY_PORT}[deadlines]\nunbind = 7\n")
     before = await service.properties(DISCRETE)
     steps = await service.call(DISCRETE, f"{GPU}.Plan", "sa{sv}", "vfio", {})
-    assert steps[0] == {"kind": ("s", "module"), "title": ("s", "load vfio-pci"), "deadline": ("d", 30.0)}
+    assert steps[0] == {
+        "kind": ("s", "module"),
+        "title": ("s", "load vfio-pci"),
+        "deadline": ("d", 30.0),
+        "stops": ("as", []),
+        "ends_programs": ("b", False),
+    }
     unbinds = [step["title"][1] for step in steps if step["kind"][1] == "unbind"]
     assert unbinds == [
         "unbind 0000:01:00.1 from snd_hda_intel",
@@ -148,10 +156,11 @@ async def test_groups_are_every_function_that_is_in_one(start: Start) -> None:
 
 async def test_the_configuration_in_force_is_told_with_who_set_it(start: Start) -> None:
     service = await start("laptop", config=NAMED, GPUSWITCH_DEADLINES__PROBE="3")
-    settings = {each["key"][1]: (each["value"][1], each["origin"][1]) for each in await service.ask("Config")}
-    assert settings["gpu[0000:01:00.0].name"] == ('"geforce"', f"{service.config}/config.toml")
-    assert settings["deadlines.probe"] == ("3.0", "the variable GPUSWITCH_DEADLINES__PROBE")
-    assert settings["deadlines.unbind"] == ("20.0", "default")
+    told = [{name: value for name, (_, value) in each.items()} for each in await service.ask("Config")]
+    settings = {each["key"]: (each["value"], each["default"], each["origin"]) for each in told}
+    assert settings["gpu[0000:01:00.0].name"] == ('"geforce"', '""', f"{service.config}/config.toml")
+    assert settings["deadlines.probe"] == ("3.0", "30.0", "the variable GPUSWITCH_DEADLINES__PROBE")
+    assert settings["deadlines.unbind"] == ("20.0", "20.0", "default")
 
 
 # Who may call what
@@ -167,6 +176,12 @@ def test_by_the_bus_policy_only_root_may_be_the_service() -> None:
     assert owners == {"root"}
 
 
+def filled(template: str, data: Mapping[str, Any]) -> str:
+    """The English text, made of what stands beside it."""
+    parts = {k: v if isinstance(v, str) else filled(v["template"], v["data"]) for k, v in data.items()}
+    return template.format(**parts)
+
+
 async def test_the_reasons_of_a_refusal_can_be_had_as_data(start: Start) -> None:
     service = await start("single")
     told = [plain(each) for each in await service.call(DISCRETE, f"{GPU}.Blockers", "sa{sv}", "vfio", {})]
@@ -174,6 +189,10 @@ async def test_the_reasons_of_a_refusal_can_be_had_as_data(start: Start) -> None
     assert [blocker["text"] for blocker in told] == said.partition(": ")[2].splitlines()
     kinds = {(blocker["kind"], blocker["error"]) for blocker in told}
     assert kinds == {("boot_display", "NotViable"), ("busy", "Busy")}
+    assert [filled(blocker["template"], blocker["data"]) for blocker in told] == [each["text"] for each in told]
+    display = next(blocker["data"] for blocker in told if blocker["kind"] == "boot_display")
+    assert display["function"] == "0000:01:00.0"
+    assert display["set"]["data"]["line"] == "allow_boot_display = true"
     assert await service.call(DISCRETE, f"{GPU}.Blockers", "sa{sv}", "host", {}) == []
     assert (await refused(service, DISCRETE, f"{GPU}.Blockers", "sa{sv}", "mars", {})).startswith("InvalidArgument")
 

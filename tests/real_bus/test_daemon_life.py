@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.daemon import main
 from gpuswitch.host.simulated.scenarios import SCENARIOS
+from gpuswitch.service import main
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.peers import PeerError
 from tests.harness.service.services import ANY_PORT, GPU, ROOT, contents, run_to_the_end, told_properties, write_config
@@ -144,7 +144,8 @@ def test_a_simulated_one_goes_on_the_system_bus_of_a_container(
 async def test_options_that_make_no_sense_are_refused_in_one_sentence() -> None:
     bus = "--bus=unix:path=/nowhere"
     for options, sentence in (
-        (["--bus="], "cannot use an empty --bus: leave it out for the system bus"),
+        (["--json"], "cannot use --instead and --json without --check-config: they say how to check"),
+        (["--bus="], "cannot use an empty --bus: leave it out for the usual one"),
         (["--fault=unbind=EIO"], "cannot inject a --fault into this machine, only into one in memory: add --simulate"),
         (
             ["--simulate=laptop", bus, "--fault=x"],

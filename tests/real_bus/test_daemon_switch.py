@@ -75,7 +75,7 @@ async def test_the_record_of_a_switch_says_how_it_went(start: Start) -> None:
     switch = await service.move(DISCRETE, "vfio")
     record = await service.wait(DISCRETE, switch)
     assert record == (await service.properties(DISCRETE))["Switch"]
-    assert record.pop("finished") >= record.pop("started") > 0
+    assert record.pop("finished") >= record.pop("step_started") >= record.pop("started") > 0
     assert record == {
         "id": switch,
         "target": "vfio",
@@ -83,8 +83,11 @@ async def test_the_record_of_a_switch_says_how_it_went(start: Start) -> None:
         "count": len(planned),
         "kind": planned[-1]["kind"][1],
         "title": planned[-1]["title"][1],
+        "waiting_for": "",
+        "waiting_until": 0.0,
         "result": "done",
         "reason": "",
+        "error": "",
     }
 
 
@@ -132,7 +135,7 @@ async def test_while_a_switch_runs_the_same_request_joins_it_and_another_is_refu
     assert await service.move(DISCRETE, "vfio") == switch
     assert await refused(service, "host") == (
         f"InProgress: 0000:01:00.0 cannot go to host while it is on its way to vfio (switch {switch}): "
-        "wait for that first"
+        "wait for that first, or cancel it: gpuswitchctl cancel 0000:01:00.0"
     )
     assert (await service.wait(DISCRETE, switch))["result"] == "done"
 
@@ -154,10 +157,10 @@ async def test_a_step_that_fails_is_told_and_everything_before_it_reverted(start
     signals = await service.signals_until("SwitchFinished")
     told = steps(signals)
     [failed] = [index for index, _, _, status in told if status == "failed"]
-    assert signals[-1].body == (switch, "reverted", f"cannot probe {SOUND}: Invalid argument")
+    assert signals[-1].body == (switch, "reverted", f"cannot bind {SOUND}: Invalid argument")
     assert [index for index, _, _, status in told if status == "reverted"] == list(range(failed, 0, -1))
     after = await service.properties(DISCRETE)
-    assert after["Reason"] == f"cannot probe {SOUND}: Invalid argument"
+    assert after["Reason"] == f"cannot bind {SOUND}: Invalid argument"
     assert "recovering" in [told_properties([signal]).get("State") for signal in signals]
     changed = {"Reason", "Switch", "StateSince"}
     assert {name for name in after if after[name] != before[name]} == changed

@@ -29,24 +29,25 @@ async def desktop(private_bus: PrivateBus) -> AsyncIterator[FakeDesktop]:
 
 
 @asynccontextmanager
-async def notifying(
-    bus: PrivateBus, session: str | None = None, *, gpus: int = 2
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The command, from when it follows so many GPUs."""
+async def notifying(bus: PrivateBus, session: str | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The command, from when it has subscribed to what the service tells."""
     where = environment(GPUSWITCH_BUS=bus.address, DBUS_SESSION_BUS_ADDRESS=session or bus.address)
     async with watching(bus.address) as messages:
         process = await asyncio.create_subprocess_exec(
             BIN / "gpuswitchctl", "notify", env=where, stderr=asyncio.subprocess.PIPE
         )
         try:
-            for _ in range(gpus if session is None else 0):
-                while (await messages.get()).header.fields.get(jeepney.HeaderFields.member) != "GetAll":
-                    pass
+            while session is None and await _member(messages) != "GetManagedObjects":
+                pass
             yield process
         finally:
             if process.returncode is None:
                 process.terminate()
             await process.wait()
+
+
+async def _member(calls: asyncio.Queue[jeepney.Message]) -> str:
+    return str((await calls.get()).header.fields.get(jeepney.HeaderFields.member))
 
 
 async def test_a_switch_that_is_done_is_shown_and_the_next_one_takes_its_place(
@@ -64,7 +65,7 @@ async def test_whom_it_waits_for_is_shown_while_it_waits(
     start: Start, private_bus: PrivateBus, desktop: FakeDesktop
 ) -> None:
     service = await start("single", config=f"{CONFIG}allow_boot_display = true\n")
-    async with notifying(private_bus, gpus=1):
+    async with notifying(private_bus):
         switch = await service.call(DISCRETE, f"{GPU}.ToVfio", "a{sv}", {"wait_seconds": ("u", 600)})
         waits = await desktop.shown.get()
         assert re.fullmatch(r"card waits until \d\d:\d\d:\d\d", waits.summary)

@@ -88,7 +88,9 @@ async def test_people_hear_that_it_is_elsewhere(start: Start, private_bus: Priva
     status, _, err = await ctl(private_bus, "recover", ADDRESS)
     assert status == 1
     assert err.startswith(f"gpuswitchctl: cannot recover {ADDRESS} (reverted): ")
-    assert err.endswith("it is on vfio-pci now\n")
+    reason, hint = err.splitlines()
+    assert reason.endswith("it is on vfio-pci now")
+    assert hint == f"  put right what is named here, then: gpuswitchctl recover {ADDRESS}"
 
 
 async def test_what_fails_once_more_is_told_with_what_failed_before(start: Start, private_bus: PrivateBus) -> None:
@@ -104,7 +106,7 @@ async def test_what_fails_once_more_is_told_with_what_failed_before(start: Start
         reason = (await service.properties(DISCRETE))["Reason"].splitlines()
         assert reason[0] == story
         assert len(reason) == 2
-        assert reason[1].startswith(f"and since then: cannot probe {SOUND}")
+        assert reason[1].startswith(f"and since then: cannot bind {SOUND}")
         _, shown, _ = await ctl(private_bus, "status", ADDRESS)
         assert story in shown
         assert hint in shown

@@ -103,7 +103,7 @@ def test_nobody_waits_longer_than_asked(machine: Machine) -> None:
     before = snapshot(machine)
     start_game(machine, card(GPU))
     given_up = ctl(machine, f"to-vfio {GPU} --wait 2", check=False)
-    assert given_up.status == 1
+    assert given_up.status == 3
     assert "game.service" in given_up.stderr
     assert state(machine) == "host"
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
@@ -127,7 +127,7 @@ def test_terminate_leaves_who_does_not_listen(machine: Machine) -> None:
     deaf = start_deaf(machine, card(GPU))
     start_holder(machine, "game.service", node_of_sound(machine))
     refused = ctl(machine, f"to-vfio {GPU} --busy=terminate", check=False)
-    assert refused.status == 1
+    assert refused.status == 3
     assert f"pid {deaf}" in refused.stderr
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
     assert units.active(machine, "game") == ["active"]
@@ -136,7 +136,7 @@ def test_terminate_leaves_who_does_not_listen(machine: Machine) -> None:
 def test_a_program_of_no_unit_gets_sigterm_and_the_kill_policy_is_heard(machine: Machine) -> None:
     configure(machine, "[defaults]\ngrace_seconds = 2\n")
     deaf = start_deaf(machine, card(GPU))
-    assert ctl(machine, f"to-vfio {GPU} --busy=terminate", check=False).status == 1
+    assert ctl(machine, f"to-vfio {GPU} --busy=terminate", check=False).status == 3
     machine.sh(f"kill -0 {deaf}")
     ctl(machine, f"to-vfio {GPU} --busy=kill")
     assert drivers(machine, GPU, GPU_AUDIO) == AWAY
@@ -157,6 +157,6 @@ def test_pipewire_takes_the_sound_card_up_again_after_a_switch_that_failed(machi
     login(machine)
     wireplumber = start_audio(machine)
     start_deaf(machine, card(GPU))
-    assert ctl(machine, f"to-vfio {GPU} --busy=terminate", check=False).status == 1
+    assert ctl(machine, f"to-vfio {GPU} --busy=terminate", check=False).status == 3
     await_nodes(machine, wireplumber, "all", node_of_sound(machine))
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME

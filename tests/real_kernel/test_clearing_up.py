@@ -159,7 +159,7 @@ def test_nobody_brings_home_what_libvirt_is_not_done_with(machine: Machine) -> N
     kill_qemu(machine)
     refused = ctl(machine, f"to-host {GPU}", check=False)
     assert refused.status != 0
-    assert "libvirt has the virtual machine win11 in its books, with 0000:01:00.0 and 0000:01:00.1" in refused.stderr
+    assert "libvirt has the virtual machine win11 in its books, with 0000:01:00.0, 0000:01:00.1" in refused.stderr
     assert drivers(machine, GPU, GPU_AUDIO) == AWAY
     machine.sh("systemctl start libvirtd")
     machine.do(words.await_gone, "/run/libvirt/qemu/win11.xml")

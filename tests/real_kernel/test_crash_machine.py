@@ -76,7 +76,8 @@ def test_restarted_at_work_over_and_over(machine: Machine) -> None:
 
 def history(machine: Machine) -> list[tuple[str, str]]:
     """The finished switches, newest first: id and result."""
-    return [(entry["id"], entry["result"]) for entry in json.loads(ctl(machine, "history --json").stdout)]
+    told = json.loads(ctl(machine, "history --json").stdout)
+    return [(entry["id"], entry["result"]) for entry in told["switches"]]
 
 
 def test_a_power_cut_in_a_switch(machine: Machine) -> None:

@@ -10,6 +10,9 @@ from tests.harness.containers.container import Container
 from tests.harness.containers.system import System
 from tests.harness.containers.words import (
     GPU,
+    NAME,
+    ROOT,
+    call,
     ctl,
     hybrid,
     prop,
@@ -19,10 +22,17 @@ from tests.harness.containers.words import (
     until_all_is_given_back,
     until_state,
 )
+from tests.harness.domains import DOMAIN, UUID
 from tests.real_system.conftest import Boot
 
 IDLE = "[Service]\nExecStart=/bin/sleep infinity\n"
 INHIBITORS = "busctl --json=short call org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager"
+
+
+KEPT_AWAKE = (
+    'for lock in /run/systemd/inhibit/*; do [ ! -f $lock ] || ! grep -q "^WHO=gpuswitch" $lock || cat $lock; done'
+)
+"""What logind has on disk of the locks that are ours. Without its bus it may not answer for a while (systemd 262)."""
 
 
 @pytest.fixture
@@ -119,6 +129,29 @@ def test_what_a_service_left_is_found_and_given_back_by_the_next(machine: Contai
     until_all_is_given_back(machine)
     assert prop(machine, "State") == "host"
     until_no_lock(machine, holder)
+
+
+def test_what_a_virtual_machine_has_is_as_it_was_after_the_bus_was_gone(machine: Container) -> None:
+    """Its GPU, the owner, and the lock that keeps the machine awake; which is the same one, without a gap."""
+    configure(machine, f'[[gpu]]\naddress = "{GPU}"\n')
+    machine.push(f"<domstatus>{DOMAIN}</domstatus>", "/run/libvirt/qemu/win 10.xml")
+    machine.push("", "/run/harness/on-vfio")
+    acquired = call(machine, ROOT, f"{NAME}.Manager.AcquireForVm", "ssas", "win 10", UUID, "1", GPU)
+    assert acquired == [[GPU]]
+    wanted = {"State": "vfio", "Driver": "vfio-pci", "Owner": ["win 10", UUID]}
+    assert {name: prop(machine, name) for name in wanted} == wanted
+    other = {name: prop(machine, name, "0000:00:02.0") for name in ("State", "Driver", "Owner")}
+    [holder] = locks(machine)
+    kept = machine.sh(KEPT_AWAKE).stdout
+    assert f"PID={holder}\n" in kept
+    before = show(machine, "MainPID")
+    machine.sh("systemctl kill --kill-whom=main -s KILL dbus.service")
+    until(machine, f"[ $(systemctl show -P MainPID gpuswitchd) != {before} ]")
+    until(machine, "systemctl -q is-active gpuswitchd")
+    assert {name: prop(machine, name) for name in wanted} == wanted
+    assert {name: prop(machine, name, "0000:00:02.0") for name in other} == other
+    assert machine.sh(KEPT_AWAKE).stdout == kept
+    assert machine.sh(f"[ -e /proc/{holder} ]", check=False).status == 0
 
 
 def test_a_lock_lives_on_while_no_service_runs(machine: Container) -> None:

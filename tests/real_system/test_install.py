@@ -36,6 +36,17 @@ find / -xdev \( -path /usr/src/gpuswitch -o -path /var/log/journal -o -path /var
 """
 
 
+FOR_READERS_AND_SHELLS = {
+    "/usr/local/share/man/man1/gpuswitchctl.1",
+    "/usr/local/share/man/man8/gpuswitchd.8",
+    "/usr/local/share/man/man5/gpuswitch.toml.5",
+    "/usr/local/share/man/man5/org.gpuswitch1.5",
+    "/usr/local/share/bash-completion/completions/gpuswitchctl",
+    "/usr/local/share/zsh/site-functions/_gpuswitchctl",
+    "/usr/share/fish/vendor_completions.d/gpuswitchctl.fish",
+}
+
+
 def make(machine: Container, target: str, *, check: bool = True) -> Result:
     """Make install or uninstall, as a user would, but for the network."""
     return machine.sh(f"{SETTINGS} make -C {SOURCES} --no-print-directory {target} 2>&1", check=check, timeout=300)
@@ -91,6 +102,7 @@ def test_it_comes_works_and_goes_and_nothing_is_left(bare: Container) -> None:
     assert [line for line in installed if "".join(fields(line)[1:3]) not in usual] == []
     assert {tuple(owner) for _, _, _, *owner in (fields(line)[:5] for line in installed)} == {("root", "root")}
     assert bare.sh("systemctl is-enabled gpuswitchd").stdout == "enabled\n"
+    assert {fields(line)[0] for line in installed} >= FOR_READERS_AND_SHELLS
 
     # the bus knows it at once, and who may what
     assert GPU in bare.sh(f"{AS_NOBODY} gpuswitchctl list").stdout

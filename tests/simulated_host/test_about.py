@@ -82,9 +82,10 @@ async def test_what_ends_more_than_the_configuration_needs_more(
 ) -> None:
     gpu = await gpu_object(tmp_path, rules)
     assert list(gpu.actions(GpuObject.methods["ToVfio"], [options])) == [needed]
+    assert list(gpu.actions(GpuObject.methods["Trial"], [60.0, options])) == [needed]
 
 
-EXAMPLES: dict[str, object] = {"s": "text", "u": 0, "as": [], "a{sv}": {}}
+EXAMPLES: dict[str, object] = {"s": "text", "u": 0, "d": 60.0, "as": [], "a{sv}": {}}
 
 
 async def test_each_method_that_needs_an_action_can_be_told_of(tmp_path: Path) -> None:

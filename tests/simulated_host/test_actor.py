@@ -240,7 +240,7 @@ class TestRefusals:
         laptop.machine.start_vm("win11", actor.gpu.functions)
         before = laptop.snapshot()
         with pytest.raises(
-            Owned, match=r"^qemu-system-x86 \(pid \d+, user root\) has /dev/vfio/13 open; .* shut it down$"
+            Owned, match=r"^qemu-system-x86 \(pid \d+, user root\) has /dev/vfio/13 open; .* shut it down "
         ):
             await actor.request(State.HOST)
         assert (laptop.snapshot(), actor.state) == (before, State.VFIO)

@@ -195,7 +195,7 @@ class TestTheWayBackHangs:
         assert actor.state is State.WEDGED
         hang.release()
         await harness.witness.until(lambda: actor.state is State.FAILED)
-        assert "the way back failed too: cannot probe 0000:01:00.3" in actor.reason
+        assert "the way back failed too: cannot bind 0000:01:00.3" in actor.reason
         assert harness.pages
 
     async def test_while_it_recovers_nobody_joins_the_switch_that_is_over(self, tmp_path: Path) -> None:

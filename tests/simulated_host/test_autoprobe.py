@@ -56,7 +56,9 @@ async def test_a_driver_that_would_not_load_keeps_it_on_vfio(tmp_path: Path) -> 
     harness.machine.set_autoprobe(on=False)
     actor = harness.fleet.find(GPU)
     before = harness.snapshot()
-    with pytest.raises(NotViable, match=r"the module nvidia is given no device, .* write 1 to it first"):
+    with pytest.raises(
+        NotViable, match=r"the module nvidia is given no device, .* echo 1 > /sys/bus/pci/drivers_autoprobe"
+    ):
         await actor.request(State.HOST)
     assert (harness.snapshot(), harness.pages) == (before, [])
     harness.machine.set_autoprobe(on=True)

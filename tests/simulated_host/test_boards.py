@@ -77,7 +77,7 @@ async def test_an_arc_that_was_on_vfio_from_boot_on_goes_home_to_i915(tmp_path: 
 class TestHgx:
     async def test_an_nvswitch_in_the_group_is_in_the_way(self, tmp_path: Path) -> None:
         harness = await Harness.start(SCENARIOS["hgx"](), tmp_path, Config())
-        with pytest.raises(NotViable, match=r"the NVSwitch 0000:2b:00\.0 .* or name it in `members`"):
+        with pytest.raises(NotViable, match=r"the NVSwitch 0000:2b:00\.0 .* or move both: .* `members = "):
             await harness.fleet.find("2a:00.0").plan(State.VFIO)
 
     async def test_as_a_member_it_goes_along_while_another_gpu_computes(self, tmp_path: Path) -> None:

@@ -322,7 +322,7 @@ class TestSomebodyWantsItHome:
         await harness.host.kernel("somebody").unbind(SOUND, "vfio-pci")
         await settled()
         if way == "request":
-            with pytest.raises(Owned, match=r"remove /run/libvirt/qemu/win11\.xml"):
+            with pytest.raises(Owned, match=r"rm /run/libvirt/qemu/win11\.xml"):
                 await actor.request(State.HOST)
         else:
             await (await actor.recover()).wait()

@@ -145,7 +145,10 @@ async def test_a_wedged_one_cannot_be_cancelled(laptop: Harness) -> None:
     hang = laptop.host.faults.add(Hang(), operation="unbind")
     switch = await actor.request(State.VFIO)
     await switch.wait()
-    sentence = "0000:01:00.0 is wedged, and nothing is written to it until the kernel returns"
+    sentence = (
+        "0000:01:00.0 is wedged, and nothing is written to it until the kernel returns; "
+        "gpuswitchctl status 0000:01:00.0 says what may make it return"
+    )
     assert refusal(actor, switch.id) == (Wedged, f"cannot cancel switch {switch.id}: {sentence}")
     hang.release()
     await laptop.witness.until(lambda: actor.state is State.HOST)

@@ -202,7 +202,7 @@ class TestStuck:
         assert asyncio.get_running_loop().time() == DEADLINE
         pid = stuck.value.pending.pid
         assert str(stuck.value) == (
-            f"the kernel has not returned from 'probe {GPU}' within 10 s "
+            f"the kernel has not returned from 'bind {GPU}' within 10 s "
             f"(process {pid} is in state D, waiting in snd_card_free)"
         )
         assert stuck.value.pending.kernel_wait == "snd_card_free"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import Failed, GpuswitchError, InvalidArgument, NoSuchGpu, NotViable
+from gpuswitch.fleet.host_drivers import missing_host_drivers
 from gpuswitch.host.simulated.catalogue import DISPLAY_3D, NVIDIA, VGA, Slot
 from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.host.simulated.scenarios import SCENARIOS, boot
@@ -256,6 +258,58 @@ class TestConfigurationThatFitsNothing:
             with pytest.raises(NotViable, match=r"table of 0000:09:00\.0 \(moved\) is about no GPU"):
                 harness.fleet.refuse_misfits({PciAddress.parse(asked)})
         harness.fleet.refuse_misfits({PciAddress.parse("0000:01:00.0")})
+
+
+class TestWarnings:
+    """What is no matter of one GPU, or is none yet."""
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            (
+                "nvida",
+                "no module nvida is installed for this kernel; did you mean nvidia? Correct it, or install the driver",
+            ),
+            (
+                "quite-another",
+                "no module quite_another is installed for this kernel; correct it, or install the driver",
+            ),
+            ("nvidia_drm", "which is a module around the driver nvidia and no driver of the PCI bus: write nvidia"),
+        ],
+    )
+    async def test_a_host_driver_that_nothing_brings_is_told_and_changes_nothing(
+        self, name: str, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        table = GpuConfig(PciAddress.parse("0000:01:00.0"), managed=True, host_driver=name)
+        harness = await Harness.start(SCENARIOS["reserved"](), tmp_path, Config(gpus=(table,)))
+        [sentence] = harness.fleet.warnings
+        assert sentence.startswith(f'the [[gpu]] table of 0000:01:00.0 has host_driver = "{name}", ')
+        assert sentence.endswith(words)
+        harness.fleet.look()
+        assert [record.message for record in caplog.records].count(sentence) == 1
+        assert harness.fleet.find("01:00.0").state is State.VFIO
+
+    @pytest.mark.parametrize("name", ["nvidia", "amdgpu", "nouveau"])
+    async def test_one_that_is_registered_or_installed_is_none(self, name: str, tmp_path: Path) -> None:
+        table = GpuConfig(PciAddress.parse("0000:01:00.0"), managed=True, host_driver=name)
+        harness = await Harness.start(SCENARIOS["reserved"](), tmp_path, Config(gpus=(table,)))
+        assert harness.fleet.warnings == ()
+
+    async def test_where_no_module_is_on_disk_nobody_can_tell(self) -> None:
+        table = GpuConfig(PciAddress.parse("0000:01:00.0"), managed=True, host_driver="quite-another")
+        facts = replace(SCENARIOS["reserved"]().look(), modules_on_disk=False)
+        assert list(missing_host_drivers(Config(gpus=(table,)), facts, lambda _: False)) == []
+
+    async def test_those_of_the_files_are_told_at_start_and_at_reload(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = Config(warnings=("x is not read",))
+        harness = await Harness.start(SCENARIOS["plain"](), tmp_path, config)
+        assert harness.fleet.warnings == config.warnings
+        harness.fleet.reconfigure(config)
+        assert [record.message for record in caplog.records].count("x is not read") == 2
+        harness.fleet.reconfigure(Config())
+        assert harness.fleet.warnings == ()
 
 
 class TestReconfigure:

@@ -111,7 +111,9 @@ class TestRefuse:
             neighbour, unit, program = str(refusal.value).splitlines()
             assert "0000:02:00.0" in neighbour
             assert unit == (
-                "there is no no-such-thing.service, which is to be stopped first: correct its name in stop_units"
+                "there is no no-such-thing.service, which is to be stopped first: correct its name, or leave it out: "
+                "set `stop_units = []` in the [defaults] table in /etc/gpuswitch/config.toml, then run: "
+                "systemctl reload gpuswitchd"
             )
             assert program.startswith("blender (pid ")
             assert (harness.snapshot(), harness.pages, actor.state, actor.switch) == (before, [], State.HOST, None)

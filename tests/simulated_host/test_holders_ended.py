@@ -182,7 +182,10 @@ class TestKill:
         for user in ("vm", "dbus-daemon"):
             harness.machine.open(DISPLAY, user, "drm")
         told = (await refused(harness, actor, policy)).splitlines()
-        assert [line.rpartition("; ")[2] for line in told] == ["shut it down", "the system lives by it"]
+        assert [line.rpartition("; ")[2] for line in told] == [
+            "it is a virtual machine: shut it down (libvirt: virsh list, then virsh shutdown NAME)",
+            "the system lives by it, and it is not to be ended",
+        ]
         assert harness.machine.processes.named("blender") is not None
 
     @pytest.mark.parametrize("policy", [TERMINATE, KILL], ids=["terminate", "kill"])

@@ -309,3 +309,23 @@ class TestBootFramebuffer:
         harness = await Harness.start(self.host(), tmp_path)
         harness.host.faults.add(Errno(5), operation="set_override")
         await reverted(harness, harness.fleet.find("01:00.0"))
+
+
+async def test_a_kernel_that_unloads_no_modules(tmp_path: Path) -> None:
+    """It is not asked to; that the driver is unbound instead is for the configuration to say."""
+    harness = await Harness.of("plain", tmp_path)
+    harness.machine.set_unloading(on=False)
+    before = harness.snapshot()
+    with pytest.raises(NotViable, match=r"nvidia would have to be unloaded, .*CONFIG_MODULE_UNLOAD") as refused:
+        await harness.fleet.find("01:00.0").request(State.VFIO)
+    assert '`module_policy = "never"`' in str(refused.value)
+    assert (harness.snapshot(), harness.pages) == (before, [])
+
+
+async def test_a_kernel_that_unloads_no_modules_and_a_policy_that_does_not(tmp_path: Path) -> None:
+    harness = await Harness.of("plain", tmp_path, module_policy="never")
+    harness.machine.set_unloading(on=False)
+    before, actor = harness.snapshot(), harness.fleet.find("01:00.0")
+    await harness.moved(actor, State.VFIO)
+    await harness.moved(actor, State.HOST)
+    assert (harness.snapshot(), harness.pages) == (before, [])

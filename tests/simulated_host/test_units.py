@@ -298,3 +298,23 @@ class TestThePulledCard:
         await harness.machine.unplug("0000:01:00")
         harness = await harness.again()
         assert (harness.state(DISPLAY_MANAGER), harness.pages) == ("active", [])
+
+    @pytest.mark.parametrize(
+        ("fault", "told"),
+        [(Errno(5), "cannot start display-manager.service"), (Hang(), "display-manager.service: not started after")],
+        ids=["refused", "hangs"],
+    )
+    async def test_what_does_not_start_is_told_and_not_kept(
+        self, fault: Errno | Hang, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The host is asked once: nothing of this GPU is left that would ask again."""
+        harness = await Harness.of("single", tmp_path)
+        actor = harness.fleet.find("")
+        await harness.moved(actor, State.VFIO)
+        harness.host.faults.add(fault, operation="start_unit", subject=DISPLAY_MANAGER)
+        await harness.machine.unplug("0000:01:00")
+        await harness.witness.until(lambda: actor.state is State.ABSENT)
+        await harness.fleet._restoring[actor.gpu.address]
+        assert any(told in message for message in caplog.messages)
+        assert harness.state(DISPLAY_MANAGER) != "active"
+        assert harness.pages == []

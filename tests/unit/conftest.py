@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from gpuswitch.cli.translate import speak
 from gpuswitch.host.linux.kernel import LinuxKernel
 from tests.harness.sysfs_tree import Tree
 from tests.harness.workers import GPU, fill
@@ -15,6 +16,12 @@ from tests.harness.workers import GPU, fill
 # The same examples each run, and none of them fails because the machine is busy.
 settings.register_profile("steady", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True)
+def english() -> None:
+    """Whatever language the environment asks for."""
+    speak("en")
 
 
 @pytest.fixture

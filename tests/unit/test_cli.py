@@ -5,100 +5,32 @@ from __future__ import annotations
 import io
 import json
 from argparse import Namespace
-from collections.abc import Sequence
-from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
+from gpuswitch.cli import groups, records
 from gpuswitch.cli import query as look
-from gpuswitch.cli.client import Service, StepChange, plain_values
-from gpuswitch.cli.main import main, parser, sentence
-from gpuswitch.cli.output import aligned, clean, duration, numbered, problem, table
+from gpuswitch.cli.client import Service, plain_values
+from gpuswitch.cli.follow import StepChange, Waiting
+from gpuswitch.cli.layout import aligned, table
+from gpuswitch.cli.main import main
+from gpuswitch.cli.output import clean, duration, numbered, problem, sentence
+from gpuswitch.cli.parser import EXIT_STATUSES, TOPICS, UsageError, parse, parser
 from gpuswitch.cli.steps import JsonLines, Lines
 from gpuswitch.cli.terminal import StepsInPlace
+from tests.harness.service.fixed import fixed, function, gpu, switch
 
 EVIL = "GeForce\x1b[2J\r\n\x9b31m\u202e\x07"
 HARMLESS = "GeForce\\x1b[2J\\r\\n\\x9b31m\\u202e\\x07"
 
 
-def gpu(**changes: object) -> dict[str, Any]:
-    """The properties of a GPU as the bus has them."""
-    return {
-        "Address": "0000:01:00.0",
-        "Name": "",
-        "Model": "NVIDIA Corporation GA104",
-        "Vendor": "nvidia",
-        "Managed": False,
-        "State": "host",
-        "Driver": "nvidia",
-        "HostDriver": "nvidia",
-        "Functions": [("0000:01:00.0", "display", "nvidia"), ("0000:01:00.1", "audio", "")],
-        "IommuGroups": [13],
-        "Adds": [],
-        "Owner": ("", ""),
-        "Switch": {},
-        "Reason": "",
-        "StaysOut": False,
-        "StateSince": 1_700_000_000.0,
-        **changes,
-    }
-
-
-def function(address: str, group: int, kind: str, gpu: str = "", driver: str = "") -> dict[str, Any]:
-    """A function as `Groups` tells it."""
-    return {
-        "group": group,
-        "address": address,
-        "kind": kind,
-        "class": 0x030000,
-        "vendor": 0x10DE,
-        "device": 0x2484,
-        "maker": "NVIDIA Corporation",
-        "model": "",
-        "driver": driver,
-        "gpu": gpu,
-        "adds": [],
-    }
-
-
-class FixedService:
-    """A service with answers that no hardware gives."""
-
-    def __init__(
-        self, *gpus: dict[str, Any], functions: list[dict[str, Any]] | None = None, warnings: Sequence[str] = ()
-    ) -> None:
-        self._gpus = gpus
-        self._functions = functions or []
-        self._warnings = list(warnings)
-
-    def gpus(self) -> list[dict[str, Any]]:
-        return list(self._gpus)
-
-    def gpu(self, _selector: str) -> FixedService:
-        return self
-
-    def properties(self) -> dict[str, Any]:
-        return self._gpus[0]
-
-    def warnings(self) -> list[str]:
-        return self._warnings
-
-    def groups(self) -> list[dict[str, Any]]:
-        return self._functions
-
-
-def service(
-    *gpus: dict[str, Any], functions: list[dict[str, Any]] | None = None, warnings: Sequence[str] = ()
-) -> Service:
-    return cast("Service", FixedService(*gpus, functions=functions, warnings=warnings))
-
-
 VERBS = (
     *("list", "status", "to-vfio", "to-host", "recover", "cancel", "holders", "plan"),
-    *("history", "show", "groups", "config"),
+    *("history", "show", "groups", "config", "watch", "wait", "help", "demo"),
 )
-PLAIN = Namespace(json=False, gpu="")
-JSON = Namespace(json=True, gpu="")
+PLAIN = Namespace(json=False, gpus=[])
+JSON = Namespace(json=True, gpus=[])
 
 
 @pytest.mark.parametrize(
@@ -118,15 +50,15 @@ JSON = Namespace(json=True, gpu="")
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-    assert complaint in capsys.readouterr().err
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert complaint in err
+    assert out == ""
 
 
 def test_a_gpu_may_be_left_out_and_a_target_is_taken_in_any_case() -> None:
-    assert vars(parser().parse_args(["plan", "VFIO"]))["gpu"] == ""
-    planned = parser().parse_args(["plan", "01:00.0", "Host"])
+    assert parse(["plan", "VFIO"]).gpu == ""
+    planned = parse(["plan", "01:00.0", "Host"])
     assert (planned.gpu, planned.target) == ("01:00.0", "host")
 
 
@@ -134,20 +66,19 @@ def test_a_gpu_may_be_left_out_and_a_target_is_taken_in_any_case() -> None:
 def test_the_help_of_each_verb_has_an_example_that_it_understands(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([verb, "--help"])
-    assert ended.value.code == 0
+    assert main([verb, "--help"]) == 0
     example = capsys.readouterr().out.rpartition("example: gpuswitchctl ")[2].split()
     assert example[0] == verb
-    parser().parse_args(example)
+    assert parse(example).run.startswith("gpuswitch.cli.")
 
 
 def test_the_bus_comes_from_the_option_then_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPUSWITCH_BUS", "unix:path=/a")
-    assert parser().parse_args(["list"]).bus == "unix:path=/a"
-    assert parser().parse_args(["list", "--bus", "unix:path=/b"]).bus == "unix:path=/b"
+    assert parse(["list"]).bus == "unix:path=/a"
+    assert parse(["list", "--bus", "unix:path=/b"]).bus == "unix:path=/b"
+    assert parse(["--bus", "unix:path=/b", "list"]).bus == "unix:path=/b"
     monkeypatch.setenv("GPUSWITCH_BUS", "")
-    assert parser().parse_args(["list"]).bus is None
+    assert parse(["list"]).bus is None
 
 
 def test_one_reason_stands_in_the_sentence_and_several_below_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,25 +97,32 @@ def test_one_reason_stands_in_the_sentence_and_several_below_it(capsys: pytest.C
 def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     evil = gpu(Name=EVIL, Model=EVIL, Reason=EVIL, Driver=EVIL, Functions=[(EVIL, EVIL, EVIL)])
     change = StepChange(1, 1, EVIL, EVIL, EVIL, 5)
-    look.list_gpus(service(evil), PLAIN)
-    look.list_gpus(service(evil), JSON)
-    look.status(service(evil), PLAIN)
-    look.groups(service(functions=[function(EVIL, 1, EVIL, EVIL)]), PLAIN)
-    Lines().step(change)
-    JsonLines("1").step(change)
+    look.list_gpus(fixed(evil), PLAIN)
+    look.list_gpus(fixed(evil), JSON)
+    look.status(fixed(evil), PLAIN)
+    groups.groups(fixed(functions=[function(EVIL, 1, EVIL, EVIL)]), PLAIN)
+    for shown in (Lines(), Lines(several=True), JsonLines()):
+        shown.step(EVIL, EVIL, change)
+        shown.waits(EVIL, EVIL, Waiting(EVIL, 1.0, 2.0))
     problem(EVIL)
-    with StepsInPlace() as shown:
-        shown.step(change)
+    with StepsInPlace(several=True) as in_place:
+        in_place.step(EVIL, EVIL, change)
     out, err = capsys.readouterr()
     assert HARMLESS in out
     assert all(c.isprintable() or c == "\n" for c in out + err)
 
 
 def test_a_line_that_is_redrawn_is_clean_too() -> None:
-    shown = StepsInPlace()
-    shown.step(StepChange(1, 1, EVIL, EVIL, "running", 0))
-    assert HARMLESS in shown.__rich__().plain
-    assert shown.__rich__().plain.isprintable()
+    shown = StepsInPlace(several=True)
+    shown.step(EVIL, "5f", StepChange(1, 1, EVIL, EVIL, "running", 0))
+    shown.waits(EVIL, "5f", Waiting(EVIL, 1.0, 2.0))
+    written = io.StringIO()
+    Console(file=written, width=200).print(shown)
+    assert written.getvalue().count(HARMLESS) == 2
+    assert [line.strip().rpartition(": ")[2] for line in written.getvalue().splitlines()[1:3]] == HARMLESS.split(
+        "\\r\\n"
+    )
+    assert all(c.isprintable() or c == "\n" for c in written.getvalue())
 
 
 def test_clean_keeps_what_people_write() -> None:
@@ -206,7 +144,7 @@ def test_durations_have_three_digits_at_most(seconds: float, words: str) -> None
 
 
 def test_steps_are_numbered_in_one_column() -> None:
-    assert numbered(StepChange(3, 12, "module", "load vfio-pci", "done", 1)) == "[ 3/12] load vfio-pci"
+    assert numbered(3, 12, "load vfio-pci") == "[ 3/12] load vfio-pci"
 
 
 def test_values_from_the_bus_lose_their_signatures() -> None:
@@ -219,25 +157,33 @@ def test_values_from_the_bus_lose_their_signatures() -> None:
 
 
 def test_a_gpu_as_json_has_names_for_everything() -> None:
-    record = look.gpu_record(gpu(Owner=("win11", "c0ffee"), Switch={"id": "1f"}))
+    record = records.gpu_record(gpu(Owner=("win11", "c0ffee"), Switch=switch()))
     assert record["functions"][1] == {"address": "0000:01:00.1", "kind": "audio", "driver": ""}
     assert record["owner"] == {"name": "win11", "uuid": "c0ffee"}
-    assert (record["host_driver"], record["iommu_groups"], record["switch"]) == ("nvidia", [13], {"id": "1f"})
-    assert look.gpu_record(gpu())["owner"] is None
-    assert look.gpu_record(gpu())["switch"] is None
+    assert (record["host_driver"], record["iommu_groups"], record["switch"]["id"]) == ("nvidia", [13], "5f")
+    assert (record["state"], record["state_label"]) == ("host", "host-nvidia")
+    assert record["state_since"] == "2023-11-14T22:13:20.000000Z"
+    assert records.gpu_record(gpu())["owner"] is None
+    assert records.gpu_record(gpu())["switch"] is None
+
+
+def test_a_switch_as_json_has_times_that_anybody_reads_and_none_that_never_was() -> None:
+    over = records.switch_record(switch(started=1.5, finished=4.0, waiting_until=0.0))
+    assert (over["started"], over["finished"]) == ("1970-01-01T00:00:01.500000Z", "1970-01-01T00:00:04.000000Z")
+    assert (over["seconds"], over["waiting_until"], over["result"]) == (2.5, None, "done")
+    under_way = records.switch_record(switch(finished=0.0, result=""))
+    assert (under_way["finished"], under_way["seconds"], under_way["result"]) == (None, None, None)
 
 
 def test_the_virtual_machine_that_has_a_gpu_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     owned = gpu(State="vfio", Driver="vfio-pci", Owner=("win11", "c0ffee"))
-    look.status(service(owned), PLAIN)
+    look.status(fixed(owned), PLAIN)
     assert "owner: win11 (c0ffee)\n" in capsys.readouterr().out
-    look.list_gpus(service(owned, gpu()), PLAIN)
+    look.list_gpus(fixed(owned, gpu()), PLAIN)
     heading, first, second = capsys.readouterr().out.splitlines()
-    assert heading.split()[3:6] == ["DRIVER", "OWNER", "IOMMU"]
-    assert first.split()[3:6] == ["vfio-pci", "win11", "13"]
-    assert second.split()[3:6] == ["nvidia", "-", "13"]
-    look.list_gpus(service(gpu()), PLAIN)
-    assert "OWNER" not in capsys.readouterr().out
+    assert heading.split()[2:6] == ["STATE", "OWNER", "MANAGED", "DRIVER"]
+    assert first.split()[2:6] == ["vfio", "win11", "no", "vfio-pci"]
+    assert second.split()[2:6] == ["host-nvidia", "-", "no", "nvidia"]
 
 
 @pytest.mark.parametrize(
@@ -245,22 +191,16 @@ def test_the_virtual_machine_that_has_a_gpu_is_named(capsys: pytest.CaptureFixtu
     [({}, "host-nvidia"), ({"Driver": ""}, "host-none"), ({"State": "vfio", "Driver": "vfio-pci"}, "vfio")],
 )
 def test_people_see_the_driver_with_the_host(changes: dict[str, str], words: str) -> None:
-    assert look.state_words(gpu(**changes)) == words
+    assert records.state_label(gpu(**changes)) == words
 
 
 def test_status_tells_of_a_switch_under_way_and_of_the_last(capsys: pytest.CaptureFixture[str]) -> None:
-    switch = {
-        "id": "1f",
-        "target": "vfio",
-        "title": "load vfio-pci",
-        "index": 1,
-        "count": 9,
-        "started": 0,
-        "reason": "",
-    }
-    look.status(service(gpu(Switch={**switch, "finished": 0, "result": ""})), PLAIN)
-    assert "1f to vfio: at step 1 of 9, load vfio-pci\n" in capsys.readouterr().out
-    look.status(service(gpu(Switch={**switch, "finished": 0.012, "result": "failed", "reason": "no luck"})), PLAIN)
+    under_way = switch(id="1f", index=1, count=9, finished=0.0, result="")
+    look.status(fixed(gpu(Switch=under_way)), PLAIN)
+    assert "switch: 1f to vfio: at step 1 of 9, load vfio-pci\n" in capsys.readouterr().out
+    look.status(fixed(gpu(Switch={**under_way, "waiting_for": "blender has it open"})), PLAIN)
+    assert "at step 1 of 9, load vfio-pci; it waits: blender has it open\n" in capsys.readouterr().out
+    look.status(fixed(gpu(Switch=switch(finished=1.012, result="failed", reason="no luck"))), PLAIN)
     assert "after 12 ms: no luck\n" in capsys.readouterr().out
 
 
@@ -276,11 +216,11 @@ def test_a_group_stands_alone_when_it_has_one_gpu_and_bridges(capsys: pytest.Cap
         function("0000:05:00.0", 3, "display", "0000:05:00.0"),
         function("0000:06:00.0", 10, "network"),
     ]
-    records = look.grouped(reversed(functions))
+    records = groups.grouped(reversed(functions))
     assert [(each["group"], each["alone"]) for each in records] == [(1, True), (2, False), (3, False), (10, False)]
     assert [each["address"] for each in records[0]["functions"]] == ["0000:00:01.0", first, "0000:01:00.1"]
-    assert records[0]["functions"][0]["vendor"] == "10de"
-    look.groups(service(functions=functions), PLAIN)
+    assert records[0]["functions"][0]["vendor_id"] == "10de"
+    groups.groups(fixed(functions=functions), PLAIN)
     headings = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     assert headings == [
         f"IOMMU group 1: GPU {first} alone",
@@ -302,46 +242,106 @@ def test_a_group_stands_alone_when_it_has_one_gpu_and_bridges(capsys: pytest.Cap
 )
 def test_pieces_of_the_board_leave_a_gpu_alone(kind: str, driver: str, alone: bool) -> None:
     card = "0000:01:00.0"
-    [record] = look.grouped([function(card, 1, "display", card), function("0000:02:00.0", 1, kind, driver=driver)])
+    [record] = groups.grouped([function(card, 1, "display", card), function("0000:02:00.0", 1, kind, driver=driver)])
     assert record["alone"] is alone
 
 
 def test_what_a_function_brings_with_it_is_said_in_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     card = "0000:01:00.0"
-    look.groups(service(functions=[{**function(card, 1, "display", card), "adds": ["8 virtual functions"]}]), PLAIN)
+    groups.groups(fixed(functions=[{**function(card, 1, "display", card), "adds": ["8 virtual functions"]}]), PLAIN)
     assert "GPU, 8 virtual functions" in capsys.readouterr().out
-    look.list_gpus(service(gpu(Adds=["NVSwitch", "reserved region"]), gpu()), PLAIN)
+    look.list_gpus(fixed(gpu(Adds=["NVSwitch", "reserved region"]), gpu()), PLAIN)
     heading, first, _ = capsys.readouterr().out.splitlines()
     assert heading.split()[-2:] == ["WITH", "MODEL"]
-    assert "13           NVSwitch, reserved region  NVIDIA" in first
-    look.status(service(gpu(Adds=["firmware frame buffer"], StaysOut=True)), PLAIN)
+    assert "13     NVSwitch, reserved region  NVIDIA" in first
+    look.status(fixed(gpu(Adds=["firmware frame buffer"], StaysOut=True)), PLAIN)
     assert "with: firmware frame buffer\n" in capsys.readouterr().out
-    look.list_gpus(service(gpu()), PLAIN)
+    look.list_gpus(fixed(gpu()), PLAIN)
     assert "WITH" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [PLAIN, JSON])
-def test_what_fits_no_gpu_stands_beside_the_answer(arguments: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
-    look.list_gpus(service(gpu()), arguments)
+def test_what_fits_no_gpu_stands_beside_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    warning = "the table of 0000:09:00.0 is about no GPU"
+    look.list_gpus(fixed(gpu()), PLAIN)
     alone = capsys.readouterr()
-    look.list_gpus(service(gpu(), warnings=["the table of 0000:09:00.0 is about no GPU"]), arguments)
+    look.list_gpus(fixed(gpu(), warnings=[warning]), PLAIN)
     said = capsys.readouterr()
     assert (said.out, alone.err) == (alone.out, "")
-    assert said.err == "gpuswitchctl: warning: the table of 0000:09:00.0 is about no GPU\n"
+    assert said.err == f"gpuswitchctl: warning: {warning}\n"
+    look.list_gpus(fixed(gpu(), warnings=[warning]), JSON)
+    said = capsys.readouterr()
+    assert (json.loads(said.out)["warnings"], said.err) == ([warning], "")
 
 
 def test_nothing_to_show_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    look.list_gpus(service(), PLAIN)
-    look.groups(service(), PLAIN)
+    look.list_gpus(fixed(), PLAIN)
+    groups.groups(fixed(), PLAIN)
     assert capsys.readouterr().out == "there is no GPU on this host\nthere are no IOMMU groups: the IOMMU is off\n"
-    look.list_gpus(service(), JSON)
-    assert json.loads(capsys.readouterr().out) == []
+    look.list_gpus(fixed(), JSON)
+    assert json.loads(capsys.readouterr().out) == {"version": 1, "gpus": [], "warnings": []}
+    look.status(fixed(), PLAIN)
+    look.holders(fixed(), PLAIN)
+    look.holders(fixed(gpu()), PLAIN)
+    assert capsys.readouterr().out == (
+        "there is no GPU on this host\nnobody has any of them open\nnobody has it open\n"
+    )
 
 
 def test_what_the_locale_cannot_write_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
-    monkeypatch.setattr(Service, "connect", lambda _address: service(gpu(Model="Müller")))
-    monkeypatch.setattr(FixedService, "close", lambda _self: None, raising=False)
+    monkeypatch.setattr(Service, "connect", lambda _address: fixed(gpu(Model="Müller")))
     assert main(["list"]) == 0
     assert b"M\\xfcller" in written.getvalue()
+
+
+@pytest.mark.parametrize("arguments", [["--json", "status", "a"], ["status", "a", "--json"], ["status", "--json", "a"]])
+def test_what_goes_for_all_verbs_stands_before_them_or_behind(arguments: list[str]) -> None:
+    args = parse(arguments)
+    assert (args.json, args.gpus) == (True, ["a"])
+    assert parse(["status"]).json is False
+
+
+def test_wrong_usage_is_json_for_whoever_reads_that(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["to-vfio", "--timeout", "0", "--json"]) == 2
+    out, err = capsys.readouterr()
+    error = json.loads(out)
+    assert error["error"]["kind"] == "invalid_argument"
+    assert error["error"]["exit_status"] == 2
+    assert error["error"]["text"] in err
+    assert (error["blockers"], error["version"]) == ([], 1)
+
+
+def test_every_exit_status_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    short = capsys.readouterr().out
+    assert main(["help", "exit-status"]) == 0
+    whole = capsys.readouterr().out
+    for status, words in EXIT_STATUSES:
+        assert f"{status}: {words}\n" in whole
+    # Whoever read the output has gone: nobody reads this either.
+    assert [status for status, _ in EXIT_STATUSES if f" {status} " not in short] == [141]
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_each_topic_is_explained(topic: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", topic.upper()]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+def test_help_of_a_command_is_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "to-vfio"]) == 0
+    asked = capsys.readouterr().out
+    assert main(["to-vfio", "--help"]) == 0
+    assert asked == capsys.readouterr().out
+    assert main(["help"]) == 0
+    assert "COMMAND" in capsys.readouterr().out
+    assert main(["help", "everything"]) == 2
+    assert "'everything' is neither a command nor one of states, " in capsys.readouterr().err
+
+
+def test_the_usage_of_a_command_comes_with_what_is_wrong_with_it() -> None:
+    with pytest.raises(UsageError) as wrong:
+        parse(["wait", "--for", "nvidia"])
+    assert wrong.value.usage.startswith("usage: gpuswitchctl wait ")
+    assert parser().prog == "gpuswitchctl"

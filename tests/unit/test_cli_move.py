@@ -4,76 +4,71 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from gpuswitch.cli import switch as move
-from gpuswitch.cli.client import CtlError, Gpu, Service, StepChange
-from tests.unit.test_cli import gpu
+from gpuswitch.cli.client import Signal
+from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.parser import parse
+from tests.harness.service.fixed import CARD, fixed, gpu, stepped, switch
 
-TO_VFIO = Namespace(json=False, target="vfio")
-
-
-def outcome(result: str) -> dict[str, Any]:
-    return {"result": result, "reason": "because", "count": 3, "started": 0, "finished": 0.005}
+OTHER = "0000:02:00.0"
 
 
-def finish(result: str, state: str) -> int:
-    """What a switch that ended so ends with, its GPU being in this state."""
-    here = cast("Gpu", StandingGpu(state))
-    purpose = "move 0000:01:00.0 to vfio"
-    return move.finish(outcome(result), here, "0000:01:00.0", TO_VFIO, purpose=purpose, remark="not all went well")
+def moved(*arguments: str, ends: dict[str, Any], state: str = "vfio", events: Sequence[Signal] = ()) -> int:
+    """What `to-vfio` ends with where the switch ended so, the GPU being in this state."""
+    here = gpu(State=state, Driver="xe-vfio-pci")
+    return run(["to-vfio", "01:00.0", *arguments], here, outcomes={CARD: ends}, events=events)
 
 
-class StandingGpu:
-    def __init__(self, state: str) -> None:
-        self._state = state
-
-    def properties(self) -> dict[str, Any]:
-        return gpu(State=self._state, Driver="xe-vfio-pci")
+def run(arguments: Sequence[str], *gpus: dict[str, Any], **knows: Any) -> int:
+    args = parse(arguments)
+    return {"cancel": move.cancel, "recover": move.recover}.get(args.verb, move.move)(fixed(*gpus, **knows), args)
 
 
 @pytest.mark.parametrize("result", ["reverted", "failed"])
 def test_what_is_left_to_do_about_a_failed_gpu_is_said(result: str) -> None:
     with pytest.raises(CtlError) as error:
-        finish(result, "failed")
+        moved(ends=switch(result=result, reason="because"), state="failed")
     assert str(error.value).splitlines()[1:] == [
         "put right what is named here, then: gpuswitchctl recover 0000:01:00.0"
     ]
 
 
-@pytest.mark.parametrize(("result", "exit_code"), [("reverted", 1), ("failed", 1), ("cancelled", 1), ("wedged", 7)])
-def test_a_switch_that_was_not_done_is_an_error(result: str, exit_code: int) -> None:
+@pytest.mark.parametrize(
+    ("result", "exit_code", "next_line"),
+    [
+        ("reverted", 1, ["put right what is named here, then: gpuswitchctl to-vfio 0000:01:00.0"]),
+        ("failed", 1, ["put right what is named here, then: gpuswitchctl to-host 0000:01:00.0"]),
+        ("cancelled", 1, []),
+        ("wedged", 7, ["gpuswitchctl status 0000:01:00.0 tells when the kernel has returned"]),
+    ],
+)
+def test_a_switch_that_was_not_done_is_an_error_and_says_what_to_type_next(
+    result: str, exit_code: int, next_line: list[str]
+) -> None:
     with pytest.raises(CtlError) as error:
-        finish(result, "vfio")
-    assert str(error.value) == f"cannot move 0000:01:00.0 to vfio ({result}): because"
-    assert error.value.exit_code == exit_code
+        moved(ends=switch(result=result, reason="because"))
+    first, *more = str(error.value).splitlines()
+    assert first == f"cannot move 0000:01:00.0 to vfio ({result}): because"
+    assert (error.value.exit_code, more) == (exit_code, next_line)
 
 
-class Cancelled:
-    """A GPU whose switch ends so, once it is cancelled."""
-
-    def __init__(self, result: str) -> None:
-        self.result = result
-        self.asked = ""
-
-    def gpu(self, _selector: str) -> Cancelled:
-        return self
-
-    def properties(self) -> dict[str, Any]:
-        return gpu(Switch={"id": "5f", "target": "vfio"})
-
-    def cancel(self, switch: str) -> None:
-        self.asked = switch
-
-    def follow(self, switch: str, _seconds: float | None) -> list[object]:
-        assert self.asked == switch
-        return [StepChange(2, 3, "module", "load vfio-pci", "reverted", 0.005), outcome(self.result)]
+@pytest.mark.parametrize(("error", "exit_code"), [("Busy", 3), ("Failed", 1), ("", 1), ("SomethingNew", 1)])
+def test_reverted_for_what_would_be_refused_has_the_status_of_a_refusal(error: str, exit_code: int) -> None:
+    with pytest.raises(CtlError) as raised:
+        moved(ends=switch(result="reverted", reason="because", error=error))
+    assert raised.value.exit_code == exit_code
 
 
 def test_cancelled_is_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert move.cancel(cast("Service", Cancelled("cancelled")), Namespace(json=False, gpu="", timeout=None)) == 0
+    under_way = gpu(Switch=switch(result="", finished=0.0))
+    events = [stepped(2, 3, "load vfio-pci", "reverting"), stepped(2, 3, "load vfio-pci", "reverted", 0.005)]
+    cancelled = {CARD: switch(result="cancelled")}
+    assert run(["cancel"], under_way, events=events, outcomes=cancelled) == 0
     assert capsys.readouterr().out.splitlines() == [
         "[2/3] load vfio-pci: reverted (5.0 ms)",
         "switch 5f of 0000:01:00.0 to vfio is cancelled: all is as before",
@@ -84,44 +79,83 @@ def test_cancelled_is_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_switch_that_was_to_be_cancelled_and_was_not_is_an_error(
     result: str, exit_code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    under_way = gpu(Switch=switch(result="", finished=0.0))
     with pytest.raises(CtlError) as error:
-        move.cancel(cast("Service", Cancelled(result)), Namespace(json=True, gpu="", timeout=None))
+        run(["cancel", "--json"], under_way, outcomes={CARD: switch(result=result, reason="because")})
     assert str(error.value) == f"cannot cancel switch 5f: it is {result}: because"
     assert error.value.exit_code == exit_code
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["result"] == result
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["event"], told["result"], told["changed"]) == ("result", result, False)
 
 
 def test_a_switch_that_was_done_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
-    assert finish("done", "vfio") == 0
+    assert moved(ends=switch(reason="because")) == 0
     out, err = capsys.readouterr()
     assert out == "0000:01:00.0 is on xe-vfio-pci now, after 5.0 ms\n"
     assert err == "gpuswitchctl: not all went well: because\n"
 
 
-class Recovering:
-    """A GPU whose recovery ends so."""
+@pytest.mark.parametrize(
+    ("ends", "changed"),
+    [
+        ({"result": "done"}, True),
+        ({"result": "done", "count": 0}, False),
+        ({"result": "reverted"}, False),
+        ({"result": "cancelled"}, False),
+        ({"result": "failed"}, True),
+        ({"result": "wedged"}, True),
+    ],
+)
+def test_programs_are_told_whether_anything_is_different_now(
+    ends: dict[str, Any], changed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = moved("--json", ends=switch(**ends))
+    assert (status == 0) == (ends["result"] == "done")
+    [told] = map(json.loads, capsys.readouterr().out.splitlines())
+    assert told["changed"] is changed
 
-    def __init__(self, **ends: object) -> None:
-        self._ends = outcome("done") | {"target": "host"} | ends
 
-    def gpu(self, _selector: str) -> Recovering:
-        return self
+def test_of_several_the_worst_counts_and_each_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    gpus = [gpu(), gpu(Address=OTHER), gpu(Address="0000:03:00.0", State="failed")]
+    outcomes = {
+        CARD: switch(target="host"),
+        OTHER: switch(target="host", result="reverted", reason="blender has it open", error="Busy"),
+        "0000:03:00.0": switch(target="host", result="failed", reason="no luck"),
+    }
+    events = [stepped(2, 3, "load nvidia", "done", 0.005, gpu=OTHER)]
+    args = parse(["to-host", "--all"])
+    managed = [{**each, "Managed": True} for each in gpus]
+    assert move.move(fixed(*managed, outcomes=outcomes, events=events), args) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        f"{OTHER}: [2/3] load nvidia: done (5.0 ms)",
+        f"{CARD} is on the host now, after 5.0 ms",
+    ]
+    assert err.splitlines() == [
+        f"gpuswitchctl: cannot move {OTHER} to host (reverted): blender has it open",
+        f"  put right what is named here, then: gpuswitchctl to-host {OTHER}",
+        "gpuswitchctl: cannot move 0000:03:00.0 to host (failed): no luck",
+        "  put right what is named here, then: gpuswitchctl recover 0000:03:00.0",
+    ]
+    only_busy = {**outcomes, "0000:03:00.0": switch(target="host")}
+    assert move.move(fixed(*managed, outcomes=only_busy), args) == 3
 
-    def properties(self) -> dict[str, Any]:
-        return gpu(Driver="vfio-pci")
 
-    def recover(self) -> str:
-        return "5f"
+def test_all_are_those_that_are_managed() -> None:
+    told = r"^no GPU is managed: .* \[\[gpu\]\] table in /etc/gpuswitch/config\.toml$"
+    with pytest.raises(CtlError, match=told) as none:
+        run(["to-vfio", "--all"], gpu())
+    assert none.value.exit_code == 2
+    with pytest.raises(CtlError, match="--all and names of GPUs together") as both:
+        run(["to-vfio", "--all", "01:00.0"], gpu(Managed=True))
+    assert both.value.exit_code == 2
 
-    def follow(self, switch: str, _seconds: float | None) -> list[object]:
-        assert switch == "5f"
-        return [StepChange(1, 3, "reset", "reset 0000:01:00.0", "done", 0.005), self._ends]
 
-
-def recovered(*, no_wait: bool = False, **ends: object) -> int:
+def recovered(*arguments: str, **ends: object) -> int:
     """What `recover` ends with."""
-    args = Namespace(json=False, gpu="", timeout=None, no_wait=no_wait, target="host")
-    return move.recover(cast("Service", Recovering(**ends)), args)
+    events = [stepped(1, 3, "reset 0000:01:00.0", "done", 0.005)]
+    outcomes = {CARD: switch(**{"target": "host", "reason": "because", **ends})}
+    return run(["recover", *arguments], gpu(Driver="vfio-pci"), events=events, outcomes=outcomes)
 
 
 def test_recovered_is_home_and_what_was_wrong_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +166,7 @@ def test_recovered_is_home_and_what_was_wrong_is_said(capsys: pytest.CaptureFixt
         "0000:01:00.0 is on the host now, after 5.0 ms",
     ]
     assert err == "gpuswitchctl: it has recovered from this: because\n"
-    assert recovered(no_wait=True) == 0
+    assert recovered("--no-wait") == 0
     assert capsys.readouterr().out == "5f\n"
 
 
@@ -145,5 +179,40 @@ def test_one_that_needs_no_recovery_stays_where_it_is(capsys: pytest.CaptureFixt
 def test_a_recovery_that_ends_anywhere_but_home_is_an_error(result: str, exit_code: int) -> None:
     with pytest.raises(CtlError) as error:
         recovered(result=result)
-    assert str(error.value) == f"cannot recover 0000:01:00.0 ({result}): because"
+    assert str(error.value).splitlines()[0] == f"cannot recover 0000:01:00.0 ({result}): because"
     assert error.value.exit_code == exit_code
+
+
+DESKTOP = [
+    {"kind": "units", "title": "stop gdm.service", "deadline": 30.0, "stops": ["gdm.service"], "ends_programs": True}
+]
+HOLDER = {"pid": 7, "command": "blender", "session": "2", "nodes": [], "remedy": ""}
+
+
+@pytest.mark.parametrize(
+    ("plan", "holders", "named"),
+    [
+        (DESKTOP, [], ["gdm.service"]),
+        (DESKTOP, [HOLDER], ["gdm.service", "blender in session 2"]),
+        ([{**DESKTOP[0], "stops": ["session 2 of alice"]}], [], ["session 2 of alice"]),
+        ([{**DESKTOP[0], "stops": ["cron.service"]}], [{**HOLDER, "session": ""}], []),
+        ([{**DESKTOP[0], "stops": [], "ends_programs": False}], [HOLDER], []),
+        (CtlError("refused", 3), [HOLDER], []),
+    ],
+)
+def test_what_would_end_a_desktop_or_a_session_is_known_before(
+    plan: Any, holders: list[dict[str, Any]], named: list[str]
+) -> None:
+    [card] = fixed(gpu(), plan=plan, holders=holders).gpus()
+    assert move.ended(card, "vfio", {}) == named
+
+
+def test_options_are_only_what_was_said() -> None:
+    said = Namespace(busy=None, wait=None, stop_unit=[])
+    assert move.options_of(said) == {}
+    said = Namespace(busy="kill", wait=7, stop_unit=["a.service"])
+    assert move.options_of(said) == {
+        "busy": ("s", "kill"),
+        "wait_seconds": ("u", 7),
+        "stop_units": ("as", ["a.service"]),
+    }

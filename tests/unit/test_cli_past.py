@@ -6,13 +6,14 @@ import json
 import os
 import pwd
 from argparse import Namespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from gpuswitch.cli import history as past
-from gpuswitch.cli.client import Service, plain_values
+from gpuswitch.cli.client import plain_values
 from gpuswitch.cli.terminal import print_timeline
+from tests.harness.service.fixed import fixed, gpu
 from tests.unit.test_cli import EVIL, HARMLESS
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -41,36 +42,16 @@ def entry(**changes: object) -> dict[str, Any]:
     }
 
 
-class FixedService:
-    """A service with these finished switches."""
-
-    def __init__(self, *entries: dict[str, Any]) -> None:
-        self._entries = entries
-
-    def history(self, limit: int) -> list[dict[str, Any]]:
-        return list(self._entries[: limit or None])
-
-    def history_entry(self, switch: str) -> dict[str, Any]:
-        return next(each for each in self._entries if each["id"] == switch)
-
-    def gpu(self, selector: str) -> FixedService:
-        assert selector == "geforce"
-        return self
-
-    def properties(self) -> dict[str, Any]:
-        return {"Address": "0000:01:00.0"}
-
-
 def told(capsys: pytest.CaptureFixture[str], *entries: dict[str, Any], **arguments: Any) -> list[str]:
     """The lines of `history`."""
     args = Namespace(**{"json": False, "gpu": "", "limit": 0} | arguments)
-    assert past.history(cast("Service", FixedService(*entries)), args) == 0
+    assert past.history(fixed(gpu(), history=entries), args) == 0
     return capsys.readouterr().out.splitlines()
 
 
 def shown(capsys: pytest.CaptureFixture[str], one: dict[str, Any], *, as_json: bool = False) -> str:
     """What `show` says."""
-    assert past.show(cast("Service", FixedService(one)), Namespace(json=as_json, id=one["id"])) == 0
+    assert past.show(fixed(history=[one]), Namespace(json=as_json, id=one["id"])) == 0
     return capsys.readouterr().out
 
 
@@ -84,14 +65,15 @@ def test_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"  5f0c3a1b  0000:01:00.0  vfio    done    2.00 s  bash of {ME}  " in first
     assert first.endswith("  one; two")
     assert "  host    failed  -       the service itself  " in second
-    assert second.endswith("  " + "long " * 11 + "long…")
+    assert second.endswith("  " + ("long " * 50).rstrip())
 
 
 def test_of_one_gpu_only_and_so_many(capsys: pytest.CaptureFixture[str]) -> None:
     entries = [entry(id="1"), entry(id="2", gpu="0000:02:00.0"), entry(id="3"), entry(id="4")]
 
     def ids(**arguments: object) -> list[str]:
-        return [each["id"] for each in json.loads("".join(told(capsys, *entries, json=True, **arguments)))]
+        said = json.loads("".join(told(capsys, *entries, json=True, **arguments)))
+        return [each["id"] for each in said["switches"]]
 
     assert ids() == ["1", "2", "3", "4"]
     assert ids(limit=2) == ["1", "2"]
@@ -120,12 +102,13 @@ def test_what_somebody_else_moved_is_told_in_words(capsys: pytest.CaptureFixture
         "reason: changed by somebody else: 0000:01:00.1 is on vfio-pci",
     ]
     assert lines[2].startswith("  seen: 1970-01-0")
-    assert json.loads(shown(capsys, drift, as_json=True)) == drift
+    record = json.loads(shown(capsys, drift, as_json=True))["switch"]
+    assert (record["requester"], record["finished"], record["seconds"]) == ({"somebody_else": True}, None, None)
 
 
 def test_nothing_to_tell_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert told(capsys) == ["there is no finished switch"]
-    assert told(capsys, json=True) == ["[]"]
+    assert json.loads("".join(told(capsys, json=True))) == {"version": 1, "switches": []}
 
 
 def test_one_switch_with_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +136,13 @@ def test_one_switch_with_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
         "2  1.00 s  5.0 ms  failed    load vfio-pci",
         "1  1.00 s  0.0 ms  reverted  load vfio-pci",
     ]
-    assert json.loads(shown(capsys, one, as_json=True)) == one
+    record = json.loads(shown(capsys, one, as_json=True))["switch"]
+    assert (record["requester"], record["options"], record["seconds"]) == (MINE, one["options"], 2.0)
+    assert [(each["status"], each["started"]) for each in record["steps"]] == [
+        ("done", "1970-01-01T00:00:00.001000Z"),
+        ("failed", "1970-01-01T00:00:01.001000Z"),
+        ("reverted", "1970-01-01T00:00:01.000000Z"),
+    ]
 
 
 def test_one_that_was_there_already(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,6 +155,7 @@ def test_one_that_was_there_already(capsys: pytest.CaptureFixture[str]) -> None:
     ("requester", "short", "whole"),
     [
         (OWN, "the service itself", "the service itself"),
+        ({**OWN, "trial": True}, "the service itself, since a trial was over", None),
         (MINE, f"bash of {ME}", f"bash (pid 42) of {ME} in session-2.scope"),
         ({**MINE, "uid": 4_000_000_000, "vm": "win11"}, "bash of uid 4000000000 for win11", None),
         ({"service": False, "unit": "", "command": "", "vm": ""}, "somebody", "somebody"),

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.cli.editing import TEMPLATE
 from gpuswitch.config.schema import Deadlines, Defaults, History, Metrics
 from gpuswitch.config.settings import Config, load
 from gpuswitch.errors import ConfigError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.policy import Release
 
-EXAMPLE = Path(__file__).parents[2] / "contrib" / "config.toml"
+EXAMPLE = TEMPLATE
 FIRST = PciAddress.parse("0000:01:00.0")
+SECONDS = "a number of seconds above 0 and at most 600"
+WITHOUT_QUOTES = "must be true or false, without quotes, not "
 SECOND = PciAddress.parse("0000:02:00.0")
 
 Write = Callable[[str, str], Path]
@@ -118,6 +121,15 @@ def test_the_environment_comes_last(tmp_path: Path, write: Write) -> None:
     assert config.defaults.allow_boot_display is True
 
 
+def test_settings_say_what_they_are_by_default(tmp_path: Path, write: Write) -> None:
+    write("config.toml", '[metrics]\nport = 1\n[[gpu]]\naddress = "01:00.0"\nbusy = "wait"\n')
+    settings = {s.key: (s.value, s.default) for s in load(tmp_path, {}).settings}
+    assert settings["metrics.port"] == ("1", "9752")
+    assert settings["gpu[0000:01:00.0].busy"] == ('"wait"', '"refuse"')
+    assert settings["gpu[0000:01:00.0].address"] == ('"0000:01:00.0"', "")
+    assert {s.value == s.default for s in load(tmp_path / "missing", {}).settings} == {True}
+
+
 def test_settings_say_which_layer_set_them(tmp_path: Path, write: Write) -> None:
     main = write("config.toml", '[defaults]\nallow_boot_display = true\n[[gpu]]\naddress = "0000:01:00.0"\n')
     drop_in = write("conf.d/a.toml", '[[gpu]]\naddress = "01:00.0"\nname = "one"\n')
@@ -174,27 +186,60 @@ def test_whether_a_device_is_removed_by_a_variable(tmp_path: Path) -> None:
         ("[metric]\nport = 1", "metric", "no such key; did you mean metrics?"),
         ("[deadlines]\nxyz = 1", "deadlines.xyz", "no such key; known are module, power, override"),
         ('[[gpu]]\naddress = "01:00.0"\nnmae = "x"', "gpu[0000:01:00.0].nmae", "did you mean name?"),
-        ('[[gpu]]\nname = "x"', "gpu[1].address", "this key is required"),
+        ('[[gpu]]\nname = "x"', "gpu[1].address", "this key is required: a PCI address, such as 0000:01:00.0"),
         ('[[gpu]]\naddress = "01:00"', "gpu['01:00'].address", "'01:00' is not a PCI address"),
-        ('[gpu]\naddress = "01:00.0"', "gpu", "must be a list"),
-        ("metrics = 5", "metrics", "must be a table"),
-        ("gpu = [5]", "gpu[1]", "must be a table"),
-        ("[deadlines]\nunbind = 0", "deadlines.unbind", "must be greater than 0, not 0"),
-        ("[deadlines]\nunbind = 601", "deadlines.unbind", "must be less than or equal to 600, not 601"),
-        ("[deadlines]\nunbind = nan", "deadlines.unbind", "must be a finite number, not nan"),
-        ("[deadlines]\nunbind = true", "deadlines.unbind", "must be a number, not True"),
-        ('[defaults]\non_release = ""', "defaults.on_release", "must be 'host' or 'stay', not ''"),
-        ('[defaults]\non_saved = "off"', "defaults.on_saved", "must be 'host' or 'stay', not 'off'"),
-        ("[defaults]\nacquire_seconds = 601", "defaults.acquire_seconds", "must be less than or equal to 600, not 601"),
-        ("[history]\nkeep = 0", "history.keep", "must be greater than or equal to 1, not 0"),
-        ("[history]\nkeep_days = true", "history.keep_days", "must be a number, not True"),
-        ("[metrics]\nport = 65536", "metrics.port", "must be less than or equal to 65535, not 65536"),
+        ('[gpu]\naddress = "01:00.0"', "gpu", "write [[gpu]] with two brackets on each side"),
+        ("metrics = 5", "metrics", "must be a table: write [metrics] on a line of its own"),
+        ("gpu = [5]", "gpu[1]", "must be a table: write [[gpu]] on a line of its own"),
+        ("[deadlines]\nunbind = 0", "deadlines.unbind", f"must be {SECONDS}, not 0"),
+        ("[deadlines]\nunbind = 601", "deadlines.unbind", f"must be {SECONDS}, not 601"),
+        ("[deadlines]\nunbind = nan", "deadlines.unbind", f"must be {SECONDS}, not nan"),
+        ("[deadlines]\nunbind = true", "deadlines.unbind", f"must be {SECONDS}, not true"),
+        ('[defaults]\non_release = ""', "defaults.on_release", 'must be "host" or "stay", not \'\''),
+        ('[defaults]\non_saved = "off"', "defaults.on_saved", 'must be "host", "stay" or "", not \'off\''),
+        ("[defaults]\nacquire_seconds = 601", "defaults.acquire_seconds", f"must be {SECONDS}, not 601"),
+        ("[history]\nkeep = 0", "history.keep", "must be a whole number of switches from 1 to 10000, not 0"),
+        (
+            "[history]\nkeep_days = true",
+            "history.keep_days",
+            "must be a number of days above 0 and at most 36500, not true",
+        ),
+        ("[metrics]\nport = 65536", "metrics.port", "must be a whole number from 0 to 65535, not 65536"),
         ('[metrics]\ncertificate = "/a.pem"', "metrics", "certificate is of no use without key: set both, or none"),
         ('[metrics]\nkey = "/a.key"', "metrics", "key is of no use without certificate: set both, or none"),
         ('[metrics]\nclient_ca = "/ca.pem"', "metrics", "client_ca is of no use without certificate and key"),
         ('[metrics]\ntextfile_directory = "here"', "metrics.textfile_directory", "'here' is not an absolute path"),
-        ('[metrics]\naddress = "localhost"', "metrics.address", "'localhost' does not appear to be an IPv4 or IPv6"),
+        (
+            '[metrics]\naddress = "localhost"',
+            "metrics.address",
+            "'localhost' is no IP address: write one, such as 127.0.0.1",
+        ),
         ('[[gpu]]\naddress = "01:00.0"\nname = "a b"', "gpu[0000:01:00.0].name", "'a b' is not a name"),
+        ('[defaults]\nallow_boot_display = "yes"', "defaults.allow_boot_display", WITHOUT_QUOTES + "'yes'; write true"),
+        ('[defaults]\nend_sessions = "Off"', "defaults.end_sessions", WITHOUT_QUOTES + "'Off'; write false"),
+        ('[defaults]\nend_sessions = "never"', "defaults.end_sessions", WITHOUT_QUOTES + "'never'"),
+        ("[defaults]\nend_sessions = 1", "defaults.end_sessions", "must be true or false, not 1"),
+        ("[metrics]\nenabled = {}", "metrics.enabled", "must be true or false, not a table"),
+        ('[defaults]\nreset_on_failure = "true"', "defaults.reset_on_failure", """or "auto", not 'true'; write true"""),
+        ("[defaults]\nreset_on_failure = 1", "defaults.reset_on_failure", 'must be true, false or "auto", not 1'),
+        ('[metrics]\nport = "19761"', "metrics.port", "from 0 to 65535, without quotes, not '19761'; write 19761"),
+        ("[metrics]\nport = 9752.0", "metrics.port", "must be a whole number from 0 to 65535, not 9752.0"),
+        ('[deadlines]\nunbind = "5m"', "deadlines.unbind", f"must be {SECONDS}, without quotes, not '5m'; write 300"),
+        ('[deadlines]\nunbind = "250 ms"', "deadlines.unbind", "not '250 ms'; write 0.25"),
+        ('[deadlines]\nunbind = "soon"', "deadlines.unbind", "without quotes, not 'soon'"),
+        ('[history]\nkeep_days = "5m"', "history.keep_days", "without quotes, not '5m'"),
+        ("[defaults]\nafter_host = 5", "defaults.after_host", "must be text in quotes, not 5"),
+        ('[defaults]\nstop_units = "a.service"', "defaults.stop_units", 'must be a list: write ["a.service"]'),
+        ("[defaults]\nstop_units = 5", "defaults.stop_units", "must be a list: write [...]"),
+        ("gpu = 5", "gpu", "must be tables: write [[gpu]] on a line of its own"),
+        (
+            "busy = 'wait'",
+            "busy",
+            "no such key outside of a table; it belongs in [defaults], for all GPUs, or in [[gpu]]",
+        ),
+        ("unbind = 5", "unbind", "no such key outside of a table; it belongs in [deadlines]"),
+        ("[metrics]\nunbind = 5", "metrics.unbind", "no such key in [metrics]; it belongs in [deadlines]"),
+        ("[defaults]\nname = 'x'", "defaults.name", "no such key in [defaults]; it belongs in [[gpu]]"),
         (
             '[[gpu]]\naddress = "01:00.0"\nname = "pci_0000_01_00_0"',
             "gpu[0000:01:00.0].name",
@@ -253,12 +298,64 @@ def test_a_file_that_is_not_toml_is_named_with_the_place(tmp_path: Path, write: 
     good = write("config.toml", "[metrics]\nport = 1\n")
     bad = write("conf.d/bad.toml", "[metrics\n")
     binary = write("conf.d/binary.toml", "")
-    binary.write_bytes(b"\xff")
+    binary.write_bytes(b"[metrics]\n# caf\xe9\n")
     first, second = faults(tmp_path)
-    assert first.startswith(f"cannot use {bad}: ")
-    assert "line 1" in first
-    assert second.startswith(f"cannot use {binary}: ")
+    what = "Expected ']' at the end of a table declaration"
+    assert first == f"cannot use {bad}: it is not TOML: line 1, column 9: {what}: '[metrics'"
+    assert second == f"cannot use {binary}: line 2 is not UTF-8, the encoding of TOML: save the file as that"
     assert str(good) not in first + second
+
+
+@pytest.mark.parametrize(("value", "column"), [("yes", 13), ("True", 13), ("nvidia", 13), ("5m", 14)])
+def test_text_without_quotes_is_shown_with_what_to_write(tmp_path: Path, write: Write, value: str, column: int) -> None:
+    file = write("config.toml", f"[metrics]\n  enabled = {value}\n")
+    (fault,) = faults(tmp_path)
+    assert fault.startswith(f"cannot use {file}: it is not TOML: line 2, column {column}: ")
+    assert fault.endswith(f": 'enabled = {value}'; text stands in double quotes, numbers, true and false without any")
+
+
+def test_one_gpu_in_single_brackets_is_refused_whatever_comes_after(tmp_path: Path, write: Write) -> None:
+    file = write("config.toml", '[gpu]\naddress = "01:00.0"\n')
+    write("conf.d/b.toml", '[[gpu]]\naddress = "02:00.0"\n')
+    sentence = "write [[gpu]] with two brackets on each side: there is such a table for each GPU"
+    assert faults(tmp_path) == [f"cannot use {file}: gpu: {sentence}"]
+
+
+def test_files_that_nobody_reads_are_told(tmp_path: Path, write: Write) -> None:
+    for name in ("config.toml", "conf.d/10-a.toml", "conf.d/README", "conf.d/.10-a.toml.swp", "config.toml~"):
+        write(name, "")
+    for other in ("log", "history.db"):
+        write(other, "")
+    for aside in ("config.toml.bak", "config.toml.dpkg-old", "conf.d/10-a.toml.disabled"):
+        write(aside, "")
+    assert load(tmp_path, {}).warnings == ()
+    (tmp_path / "empty.d").mkdir()
+    (tmp_path / "config.d").mkdir()
+    for unread in ("gpuswitch.toml", "config.conf", "conf.d/20-b.conf", "conf.d/30-c", "config.d/10-a.toml"):
+        write(unread, "")
+    read = f"is not read: the configuration is {tmp_path}/config.toml and {tmp_path}/conf.d/*.toml"
+    unread_names = ("config.conf", "config.d", "gpuswitch.toml", "conf.d/20-b.conf", "conf.d/30-c")
+    assert load(tmp_path, {}).warnings == tuple(f"{tmp_path / name} {read}" for name in unread_names)
+
+
+def test_one_file_alone(tmp_path: Path, write: Write) -> None:
+    file = write("other.toml", "[metrics]\nport = 7\n")
+    write("config.toml", "[metrics]\nport = 8\n")
+    config = load(file, {})
+    assert (config.metrics.port, config.warnings) == (7, ())
+
+
+@pytest.mark.parametrize("name", ["config.toml", "conf.d/50-b.toml"])
+def test_a_copy_is_read_instead_of_a_file_and_called_as_that(tmp_path: Path, write: Write, name: str) -> None:
+    write("conf.d/10-a.toml", "[metrics]\nport = 8\n")
+    write("conf.d/90-c.toml", "[deadlines]\nunbind = 9\n")
+    copy = write(".copy", "[metrics]\nport = 7\n[deadlines]\nunbind = 7\n")
+    instead = {tmp_path / name: copy}
+    config = load(tmp_path, {}, instead=instead)
+    assert (config.metrics.port, config.deadlines.unbind) == (8 if name == "config.toml" else 7, 9)
+    write(".copy", "[metrics]\nprot = 7\n")
+    with pytest.raises(ConfigError, match=f"^cannot use {tmp_path / name}: metrics.prot: no such key"):
+        load(tmp_path, {}, instead=instead)
 
 
 @pytest.mark.parametrize("text", [f"a = {'[' * 5000}", f"{'a.' * 5000}b = 1"])
@@ -296,8 +393,15 @@ def test_a_pipe_among_the_files_is_refused_without_waiting_for_its_writer(tmp_pa
     [
         ("GPUSWITCH_METRIC", "1", "no such setting; did you mean GPUSWITCH_METRICS?"),
         ("GPUSWITCH_METRICS__PROT", "1", "metrics.prot: no such key; did you mean port?"),
-        ("GPUSWITCH_METRICS__PORT", "x", "metrics.port: must be a valid integer"),
+        ("GPUSWITCH_METRICS__PORT", "x", "metrics.port: must be a whole number from 0 to 65535, not 'x'"),
+        ("GPUSWITCH_METRICS_PORT", "1", "no such setting; write GPUSWITCH_METRICS__PORT"),
+        ("gpuswitch_unbind", "1", "no such setting; write GPUSWITCH_DEADLINES__UNBIND"),
+        ("GPUSWITCH_DEADLINES__UNBND", "1", "deadlines.unbnd: no such key; did you mean unbind?"),
+        ("GPUSWITCH_METRICS", '{"port": "2"}', "metrics.port: must be a whole number from 0 to 65535, without quotes"),
+        ("GPUSWITCH_DEFAULTS__END_SESSIONS", "5", "defaults.end_sessions: must be true or false, not '5'"),
         ("GPUSWITCH_GPU", "0000:01:00.0", "its value is not JSON"),
+        ("GPUSWITCH_GPU", '{"address": "01:00.0"}', 'write a list of tables, [{"address": "01:00.0"}]'),
+        ("GPUSWITCH_GPU__NAME", "x", 'write a list of tables, [{"address": "01:00.0"}]'),
         ("GPUSWITCH_GPU", "[" * 5000, "it is nested too deeply"),
     ],
 )
@@ -319,6 +423,8 @@ def test_root_does_not_trust_what_others_may_write(
     assert f"cannot trust {tmp_path / 'conf.d'}: " in text
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert load(tmp_path, {}).metrics.port == 1
+    with pytest.raises(ConfigError, match=f"cannot trust {file}: others than root may write it"):
+        load(tmp_path, {}, as_root=True)
 
 
 def uncommented() -> str:

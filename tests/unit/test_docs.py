@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.config.settings import load
 from tests.unit.test_house import ROOT, relative
 
 PACKAGE = ROOT / "gpuswitch"
@@ -144,6 +145,28 @@ def test_a_page_names_what_is_there(page: Path) -> None:
 @pytest.mark.parametrize("source", SOURCES, ids=relative)
 def test_a_comment_names_what_is_there(source: Path) -> None:
     assert [name for each in CODE_IN_A_LINE.findall(source.read_text()) for name in dangling(each)] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if fenced(page.read_text(), "toml")], ids=relative)
+def test_a_configuration_in_a_page_can_be_used(page: Path, tmp_path: Path) -> None:
+    for number, text in enumerate(fenced(page.read_text(), "toml")):
+        # With what is commented out there, too: people take the # off.
+        uncommented = re.sub(r"^# (?=\[|\w+ = )", "", text, flags=re.MULTILINE)
+        for which, shown in (("as it is", text), ("all of it", uncommented)):
+            file = tmp_path / f"{number} {which}.toml"
+            file.write_text(shown)
+            file.chmod(0o644)
+            load(file, {})
+
+
+def test_the_example_in_the_readme_is_safe_to_copy(tmp_path: Path) -> None:
+    """It names a GPU, and that is all."""
+    [text] = fenced((ROOT / "README.md").read_text(), "toml")
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    file.chmod(0o644)
+    changed = {setting.key for setting in load(file, {}).settings if setting.value != setting.default}
+    assert changed == {"gpu[0000:01:00.0].address", "gpu[0000:01:00.0].name"}
 
 
 def test_the_rooms_of_the_architecture_are_there() -> None:

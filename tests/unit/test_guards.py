@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from gpuswitch.config.schema import Defaults
+from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import Busy, GpuswitchError, InProgress, NotViable, Owned, Wedged
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.planning.guards import Blocker, blockers, refusal
 from tests.harness.facts import AUDIO, BRIDGE, ETHERNET, HOST_BRIDGE, NVME, NVSWITCH, PORT, VGA, at, facts, function
 
@@ -32,19 +35,25 @@ def card(*, boot_display: bool = False, virtual_functions: int = 0, group: int |
     )
 
 
+def configured(*members: str, **rules: object) -> Config:
+    """A configuration with a table for the card."""
+    own = GpuConfig(GPU.address, managed=True, members=tuple(map(at, members)), rules=Defaults.model_validate(rules))
+    return Config(gpus=(own,))
+
+
 def reasons(host: HostFacts, target: State = State.VFIO, state: State = State.HOST, gpu: Gpu = GPU) -> dict[str, str]:
-    return {blocker.kind: blocker.sentence for blocker in blockers(gpu, target, state, host)}
+    return {blocker.kind: blocker.sentence for blocker in blockers(gpu, target, state, host, Config())}
 
 
 @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
 @pytest.mark.parametrize("state", [State.HOST, State.VFIO, State.UNKNOWN, State.FAILED, State.ABSENT], ids=str)
 def test_nothing_is_in_the_way_of_a_sound_gpu(state: State, target: State) -> None:
-    assert blockers(GPU, target, state, card()) == ()
+    assert blockers(GPU, target, state, card(), Config()) == ()
 
 
 @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
 def test_a_wedged_gpu_is_left_alone(target: State) -> None:
-    (blocker,) = blockers(GPU, target, State.WEDGED, card())
+    (blocker,) = blockers(GPU, target, State.WEDGED, card(), Config())
     assert (blocker.kind, blocker.error) == ("wedged", Wedged)
     assert "0000:01:00.0" in blocker.sentence
 
@@ -52,15 +61,18 @@ def test_a_wedged_gpu_is_left_alone(target: State) -> None:
 @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
 @pytest.mark.parametrize("state", [State.DETACHING, State.REATTACHING, State.RECOVERING], ids=str)
 def test_one_switch_at_a_time(state: State, target: State) -> None:
-    (blocker,) = blockers(GPU, target, state, card())
+    (blocker,) = blockers(GPU, target, state, card(), Config())
     assert (blocker.kind, blocker.error) == ("in_progress", InProgress)
-    assert blocker.sentence == f"0000:01:00.0 is {state}: wait until it is at rest"
+    assert blocker.sentence == (
+        f"0000:01:00.0 is {state}: wait until it is at rest; gpuswitchctl status 0000:01:00.0 shows it"
+    )
 
 
 @pytest.mark.parametrize("target", [State.VFIO, State.HOST], ids=str)
 def test_all_functions_must_be_there(target: State) -> None:
     assert reasons(facts([function("0000:01:00.0", VGA)]), target) == {
-        "missing_function": "function 0000:01:00.1 is not on the PCI bus"
+        "missing_function": "function 0000:01:00.1 is not on the PCI bus: have it looked for: "
+        "echo 1 > /sys/bus/pci/rescan"
     }
 
 
@@ -93,7 +105,7 @@ class TestToVfio:
         assert not any(word in sentence for word in not_named)
 
     def test_needs_a_group_for_each_function(self) -> None:
-        found = blockers(GPU, State.VFIO, State.HOST, card(group=None))
+        found = blockers(GPU, State.VFIO, State.HOST, card(group=None), Config())
         assert [blocker.sentence.partition(": ")[0] for blocker in found] == [
             "0000:01:00.0 has no IOMMU group",
             "0000:01:00.1 has no IOMMU group",
@@ -113,7 +125,10 @@ class TestToVfio:
 
     def test_needs_the_driver(self) -> None:
         host = facts(card().functions.values(), vfio_available=False)
-        assert reasons(host) == {"no_vfio": "the driver vfio-pci is not available: its kernel module is not installed"}
+        assert reasons(host) == {
+            "no_vfio": "the driver vfio-pci is not available, its kernel module is not installed: install what has it "
+            "for the running kernel, so that this works: modprobe vfio_pci"
+        }
 
     def test_says_why_no_module_can_be_loaded(self) -> None:
         host = replace(facts(card().functions.values(), vfio_available=False), modules_on_disk=False)
@@ -128,10 +143,10 @@ class TestToVfio:
     def test_does_not_mind_what_the_same_machine_gets(self) -> None:
         nic, disk = function("0000:02:00.0", ETHERNET, "r8169"), function("0000:03:00.0", NVME, "nvme")
         host = facts([*card().functions.values(), nic, disk])
-        found = blockers(GPU, State.VFIO, State.HOST, host, along={nic.address})
+        found = blockers(GPU, State.VFIO, State.HOST, host, Config(), along={nic.address})
         assert [blocker.kind for blocker in found] == ["neighbour"]
         assert "0000:03:00.0" in found[0].sentence
-        assert blockers(GPU, State.VFIO, State.HOST, host, along={nic.address, disk.address}) == ()
+        assert blockers(GPU, State.VFIO, State.HOST, host, Config(), along={nic.address, disk.address}) == ()
 
     @pytest.mark.parametrize("on", [None, "vfio-pci", "mlx5_vfio_pci", "pci-stub"])
     def test_does_not_mind_a_harmless_neighbour(self, on: str | None) -> None:
@@ -145,14 +160,17 @@ class TestToVfio:
         """For the kernel, that is; of the drivers of bridges, pcieport alone has `driver_managed_dma`."""
         bridge = function(str(PORT), BRIDGE, "shpchp", parent=None)
         assert reasons(facts([*card().functions.values(), bridge])) == {
-            "neighbour": f"the bridge {PORT} is in IOMMU group 1 too and stays on shpchp: unbind it"
+            "neighbour": f"the bridge {PORT} is in IOMMU group 1 too and stays on shpchp: unbind it: "
+            f"echo {PORT} > /sys/bus/pci/drivers/shpchp/unbind"
         }
 
     def test_an_nvswitch_is_named_and_may_move_along(self) -> None:
         host = facts([*card().functions.values(), function("0000:02:00.0", NVSWITCH, "nvidia-nvswitch")])
         assert reasons(host) == {
-            "neighbour": "the NVSwitch 0000:02:00.0 is in IOMMU group 1 too and stays on nvidia-nvswitch: unbind it, "
-            "or name it in `members` of this GPU to move both"
+            "neighbour": "the NVSwitch 0000:02:00.0 is in IOMMU group 1 too and stays on nvidia-nvswitch: unbind it: "
+            "echo 0000:02:00.0 > /sys/bus/pci/drivers/nvidia-nvswitch/unbind; or move both: add the lines `[[gpu]]`, "
+            '`address = "0000:01:00.0"` and `members = ["0000:02:00.0"]` to /etc/gpuswitch/config.toml, '
+            "then run: systemctl reload gpuswitchd"
         }
         both = Gpu(GPU.address, (*GPU.functions, at("0000:02:00.0")))
         assert reasons(host, gpu=both) == {}
@@ -161,7 +179,8 @@ class TestToVfio:
         idle, busy = (function("0000:00:00.0", HOST_BRIDGE, on, parent=None) for on in (None, "ie31200_edac"))
         assert reasons(facts([*card().functions.values(), idle])) == {}
         assert reasons(facts([*card().functions.values(), busy])) == {
-            "neighbour": "the bridge 0000:00:00.0 is in IOMMU group 1 too and stays on ie31200_edac: unbind it"
+            "neighbour": "the bridge 0000:00:00.0 is in IOMMU group 1 too and stays on ie31200_edac: unbind it: "
+            "echo 0000:00:00.0 > /sys/bus/pci/drivers/ie31200_edac/unbind"
         }
         both = Gpu(GPU.address, (*GPU.functions, at("0000:00:00.0")))
         assert "is a bridge" in reasons(facts([*card().functions.values(), busy]), gpu=both)["member"]
@@ -188,7 +207,7 @@ class TestToVfio:
     def test_leaves_the_screen_on_unless_told(self) -> None:
         host = card(boot_display=True)
         assert "allow_boot_display" in reasons(host)["boot_display"]
-        assert blockers(GPU, State.VFIO, State.HOST, host, allow_boot_display=True) == ()
+        assert blockers(GPU, State.VFIO, State.HOST, host, configured(allow_boot_display=True)) == ()
 
     def test_does_not_take_what_is_shared_out(self) -> None:
         host = facts(
@@ -218,10 +237,17 @@ class TestToVfio:
                 function(str(PORT), BRIDGE, "pcieport", parent=None),
             ]
         )
-        sentences = [blocker.sentence for blocker in blockers(gpu, State.VFIO, State.HOST, host)]
+        config = configured("0000:01:00.4", str(PORT))
+        sentences = [blocker.sentence for blocker in blockers(gpu, State.VFIO, State.HOST, host, config)]
+        where = (
+            "in the [[gpu]] table of 0000:01:00.0 in /etc/gpuswitch/config.toml, then run: systemctl reload gpuswitchd"
+        )
         assert sentences == [
-            "0000:01:00.4 is a virtual function of 0000:01:00.0: take it out of `members` of this GPU",
-            f"{PORT} is a bridge: take it out of `members` of this GPU",
+            (
+                "0000:01:00.4 is a virtual function of 0000:01:00.0, and cannot be a member of a GPU: "
+                f'set `members = ["{PORT}"]` {where}'
+            ),
+            f'{PORT} is a bridge, and cannot be a member of a GPU: set `members = ["0000:01:00.4"]` {where}',
         ]
 
     def test_names_all_blockers_at_once(self) -> None:
@@ -235,7 +261,7 @@ class TestToVfio:
             ],
             vfio_available=False,
         )
-        found = blockers(gpu, State.VFIO, State.WEDGED, host)
+        found = blockers(gpu, State.VFIO, State.WEDGED, host, Config())
         assert [blocker.kind for blocker in found] == [
             "wedged",
             "missing_function",
@@ -295,6 +321,6 @@ class TestToHost:
 def test_the_gravest_blocker_names_the_error(
     kinds: tuple[type[GpuswitchError], ...], named: type[GpuswitchError]
 ) -> None:
-    error = refusal([Blocker("a_reason", f"sentence {n}", kind) for n, kind in enumerate(kinds)])
+    error = refusal([Blocker("a_reason", Sentence("sentence {n}", n=n), kind) for n, kind in enumerate(kinds)])
     assert type(error) is named
     assert str(error) == "\n".join(f"sentence {n}" for n in range(len(kinds)))

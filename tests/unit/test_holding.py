@@ -8,7 +8,15 @@ from typing import TypedDict, Unpack
 import pytest
 
 from gpuswitch.model.holders import Holder, Process, Unit
-from gpuswitch.switch.holder_policy import Leaving, in_the_way, is_logind, never_ended, sentences, stoppable_unit
+from gpuswitch.switch.holder_policy import (
+    Leaving,
+    in_the_way,
+    is_logind,
+    never_ended,
+    remedy,
+    sentences,
+    stoppable_unit,
+)
 from tests.harness.facts import at
 
 GPU = at("0000:01:00.0")
@@ -76,23 +84,33 @@ def test_an_announced_sound_card_frees_no_display() -> None:
     assert not Leaving(sound=True).takes(replace(PIPEWIRE, nodes=(), doubt="its descriptors cannot be read"))
 
 
+MACHINE = "it is a virtual machine: shut it down (libvirt: virsh list, then virsh shutdown NAME)"
+END_SESSION = "loginctl list-sessions, then loginctl terminate-session ID"
+
+
 @pytest.mark.parametrize(
     ("who", "why"),
     [
         (KERNEL, "nobody can end the kernel's own use of it"),
-        (holder("systemd", 1), "it keeps them for logind: end the session that draws on it"),
-        (holder("qemu-system-x86"), "it is a virtual machine; shut it down"),
-        (holder("kvm"), "it is a virtual machine; shut it down"),
-        (holder(".qemu-system-x8"), "it is a virtual machine; shut it down"),
-        (holder("cloud-hypervisor", machine=True), "it is a virtual machine; shut it down"),
-        (holder("VirtualBoxVM", unit=Unit("session-2.scope"), machine=True), "it is a virtual machine; shut it down"),
+        (
+            holder("systemd", 1),
+            (
+                "it is the init process, which cannot be ended, and keeps them for logind: end the session that draws "
+                f"on it: {END_SESSION}"
+            ),
+        ),
+        (holder("qemu-system-x86"), MACHINE),
+        (holder("kvm"), MACHINE),
+        (holder(".qemu-system-x8"), MACHINE),
+        (holder("cloud-hypervisor", machine=True), MACHINE),
+        (holder("VirtualBoxVM", unit=Unit("session-2.scope"), machine=True), MACHINE),
         # a container that was registered as a machine
         (holder("Xwayland", unit=Unit("machine-lab.scope")), ""),
-        (LOGIND, "it has them for a session: end the one that draws on it"),
+        (LOGIND, f"it has them for a session: end the one that draws on it: {END_SESSION}"),
         (UDEVS, "udev runs it to see what that is: try again in a moment"),
-        (holder("dbus-daemon", unit=Unit("dbus.service")), "the system lives by it"),
+        (holder("dbus-daemon", unit=Unit("dbus.service")), "the system lives by it, and it is not to be ended"),
         (replace(holder("vault"), nodes=(), doubt="unreadable"), "nobody can tell whether it has it open"),
-        (holder("python3", unit=Unit("gpuswitchd.service")), "the system lives by it"),
+        (holder("python3", unit=Unit("gpuswitchd.service")), "the system lives by it, and it is not to be ended"),
         (DAEMON, ""),
         (KWIN, ""),
         (holder(), ""),
@@ -101,6 +119,23 @@ def test_an_announced_sound_card_frees_no_display() -> None:
 )
 def test_who_is_never_ended(who: Holder, why: str) -> None:
     assert never_ended(who) == why
+
+
+@pytest.mark.parametrize("unit", [Unit("init.scope"), None])
+def test_nobody_is_told_to_kill_the_init_process(unit: Unit | None) -> None:
+    """Its descriptors cannot be read by a service in a container, or without the right to."""
+    init = replace(holder("systemd", 1), unit=unit, nodes=(), doubt="its descriptors cannot be read")
+    assert remedy([init]) == (
+        "it is the init process, which cannot be ended; have the service see what it has open: run gpuswitchd as its "
+        "unit does, as root, with CAP_SYS_PTRACE and outside of any container"
+    )
+    assert "kill" not in remedy([replace(init, nodes=("/dev/dri/card0",), doubt="")])
+
+
+def test_nobody_is_told_to_end_what_the_system_lives_by() -> None:
+    """Also where nobody can tell whether it has the GPU open."""
+    bus = replace(holder("dbus-daemon", unit=Unit("dbus.service")), nodes=(), doubt="its descriptors cannot be read")
+    assert remedy([bus]) == "the system lives by it, and it is not to be ended"
 
 
 def test_logind_is_known_by_its_unit() -> None:
@@ -142,7 +177,7 @@ def test_which_unit_is_stopped_to_end_somebody(unit: Unit | None, stoppable: Uni
         (KWIN, "kwin_wayland (pid 1234, session 2 of alice) has /dev/dri/card0 open; close it, or: kill 1234"),
         (
             holder("qemu-system-x86", nodes=("/dev/vfio/13",)),
-            "qemu-system-x86 (pid 1234, user alice) has /dev/vfio/13 open; it is a virtual machine; shut it down",
+            f"qemu-system-x86 (pid 1234, user alice) has /dev/vfio/13 open; {MACHINE}",
         ),
         (
             holder(nodes=tuple(f"/dev/dri/card{n}" for n in range(5))),

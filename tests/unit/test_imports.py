@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "gpuswitch"
 
 _HEART = (
+    "gpuswitch.sentence",
     "gpuswitch.errors",
     "gpuswitch.model",
     "gpuswitch.config",
@@ -21,7 +23,13 @@ _HEART = (
     "gpuswitch.host.looking",
 )
 """What all of the heart may import: plain values, and what it asks of a host."""
-_HOST = ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.host.operation", "gpuswitch.host.port")
+_HOST = (
+    "gpuswitch.sentence",
+    "gpuswitch.errors",
+    "gpuswitch.model",
+    "gpuswitch.host.operation",
+    "gpuswitch.host.port",
+)
 """What a host may: it implements the port, and sees nothing of the heart."""
 _ROOMS = (
     "gpuswitch.switch.restore_state",
@@ -39,8 +47,9 @@ _ROOMS = (
 
 LAYERS: dict[str, tuple[str, ...]] = {
     "gpuswitch": (),
-    "gpuswitch.errors": (),
-    "gpuswitch.model": ("gpuswitch.errors", "gpuswitch.model"),
+    "gpuswitch.sentence": (),
+    "gpuswitch.errors": ("gpuswitch.sentence",),
+    "gpuswitch.model": ("gpuswitch.sentence", "gpuswitch.errors", "gpuswitch.model"),
     "gpuswitch.config": ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.config"),
     "gpuswitch.runtime": ("gpuswitch.errors",),
     "gpuswitch.switch": (),
@@ -64,9 +73,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "gpuswitch.api": (
         "gpuswitch.__version__",
+        "gpuswitch.sentence",
         "gpuswitch.errors",
         "gpuswitch.model",
         "gpuswitch.config.schema",
+        "gpuswitch.runtime.seldom",
         "gpuswitch.runtime.threads",
         "gpuswitch.history",
         "gpuswitch.switch",
@@ -89,8 +100,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.host",
         "gpuswitch.api",
     ),
+    # It says what it understands before any of that is there.
+    "gpuswitch.service": ("gpuswitch.__version__", "gpuswitch.daemon"),
     # Clients of the bus: they work, and say what is wrong, when nothing else of the program does.
-    "gpuswitch.cli": ("gpuswitch.__version__", "gpuswitch.errors", "gpuswitch.cli"),
+    "gpuswitch.cli": ("gpuswitch.__version__", "gpuswitch.sentence", "gpuswitch.errors", "gpuswitch.cli"),
     "gpuswitch.hook": (),
 }
 """What a part of the package may import of the package."""
@@ -183,6 +196,23 @@ def test_clients_start_fast() -> None:
         and root not in allowed[layer_of(module)]
     ]
     assert heavy == []
+
+
+@pytest.mark.parametrize(
+    ("modules", "without"),
+    [
+        # `--help` is there as soon as argparse is.
+        ("gpuswitch.cli.main", {"jeepney", "typing"}),
+        ("gpuswitch.cli.main, gpuswitch.cli.query, gpuswitch.cli.client", set[str]()),
+        ("gpuswitch.cli.switch, gpuswitch.cli.watch, gpuswitch.cli.history", set[str]()),
+    ],
+)
+def test_the_command_brings_what_takes_long_when_it_is_needed(modules: str, without: set[str]) -> None:
+    program = f"import sys, {modules}\nprint(*sys.modules)"
+    brought = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    slow = {"asyncio", "dataclasses", "datetime", "inspect", "json", "rich", "shutil", "subprocess", "unicodedata"}
+    assert (slow | without).intersection(brought) == set()
+    assert "argparse" in brought or "jeepney" in brought
 
 
 def test_programs_of_the_linux_host_use_the_standard_library_only() -> None:

@@ -25,6 +25,7 @@ from gpuswitch.model.hints import OneOf
 from gpuswitch.model.holders import Process, Unit
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
+from gpuswitch.model.trial import Trial
 from gpuswitch.switch.journal.journal import Entry, Journal, Page, Unfinished, boot_id
 from gpuswitch.switch.journal.store import DirectoryStore
 from gpuswitch.switch.record import Requester
@@ -202,6 +203,14 @@ def test_a_step_further_everything_else_is_kept() -> None:
 
 def test_keeps_how_far_a_switch_is_and_whose_it_is(tmp_path: Path) -> None:
     entry = Entry(LESS, unfinished=UNFINISHED, owner=WIN11, failed="nothing worked")
+    kept_in(tmp_path).save(GPU, entry)
+    assert kept_in(tmp_path).load(GPU) == entry
+
+
+@pytest.mark.parametrize("ends", [None, 4711.25])
+def test_keeps_what_was_promised(ends: float | None, tmp_path: Path) -> None:
+    """Also where nothing has to be restored: somebody else may have brought it to vfio."""
+    entry = Entry(trial=Trial(60.0, ends))
     kept_in(tmp_path).save(GPU, entry)
     assert kept_in(tmp_path).load(GPU) == entry
 

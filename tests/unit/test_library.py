@@ -1,6 +1,7 @@
 """Which D-Bus library is used, and what both give."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,13 @@ def test_an_unknown_one_is_refused() -> None:
 def test_the_chosen_one_is_used_and_no_other() -> None:
     loaded = [name for name in LIBRARIES if name.replace("-", "_") in sys.modules]
     assert loaded == [chosen()]
+
+
+def test_what_reads_for_it_is_python() -> None:
+    """What is compiled may end the process where Python raises: at bytes that are no message."""
+    package = chosen().replace("-", "_")
+    files = [str(module.__file__) for name, module in sys.modules.items() if name.startswith(f"{package}.")]
+    assert {Path(file).suffix for file in files} == {".py"}
 
 
 @pytest.mark.parametrize(

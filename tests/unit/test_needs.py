@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from gpuswitch.config.settings import Config
 from gpuswitch.model.facts import Consoles, Driver, HostFacts, Module, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, HolderQuery, Process, Unit
@@ -19,6 +20,7 @@ from gpuswitch.switch.planning.requirements import (
     back_at_once,
     bound_drivers,
     cannot_let_go,
+    cannot_unload,
     everything,
     moves_in_turns,
     no_way_home,
@@ -74,6 +76,29 @@ def test_what_could_not_be_loaded_again_is_not_unloaded(*, on_disk: bool, policy
             "since the modules of the running kernel are not on disk any more, as after an upgrade of it: "
             "restart the machine first"
         )
+
+
+@pytest.mark.parametrize(
+    ("policy", "others", "refused"), [(AUTO, (), True), (NEVER, (), False), (AUTO, (SIBLING,), False)]
+)
+def test_a_kernel_that_unloads_no_modules_is_not_asked_to(
+    *, policy: ModulePolicy, others: tuple[PciFunction, ...], refused: bool
+) -> None:
+    stays = {name: replace(module, references=None) for name, module in CHAIN.items()}
+    seen = host(*others, modules=stays)
+    blockers = list(cannot_unload(GPU, seen, Config(), bound_drivers(GPU, seen, policy)))
+    assert [blocker.kind for blocker in blockers] == ["no_unload"] * refused
+    for blocker in blockers:
+        assert blocker.sentence.startswith(
+            "nvidia would have to be unloaded, and this kernel unloads no modules (CONFIG_MODULE_UNLOAD is not set)"
+        )
+        assert '`module_policy = "never"`' in blocker.sentence
+
+
+def test_a_kernel_that_has_the_driver_built_in_unloads_nothing() -> None:
+    built_in = {name: replace(module, references=None, built_in=True) for name, module in CHAIN.items()}
+    seen = host(modules=built_in)
+    assert list(cannot_unload(GPU, seen, Config(), bound_drivers(GPU, seen, AUTO))) == []
 
 
 class TestBoundDrivers:
@@ -179,7 +204,11 @@ class TestCannotLetGo:
                 "580.95.05",
                 NEVER,
                 True,
-                [TOO_OLD.format("module_policy is never")],
+                [
+                    TOO_OLD.format("module_policy is never")
+                    + '; or: add the lines `[[gpu]]`, `address = "0000:01:00.0"` and `module_policy = "auto"` to '
+                    "/etc/gpuswitch/config.toml, then run: systemctl reload gpuswitchd"
+                ],
             ),
         ],
     )
@@ -187,14 +216,14 @@ class TestCannotLetGo:
         self, version: str, policy: ModulePolicy, last: bool, sentences: list[str]
     ) -> None:
         seen = host(*([] if last else [SIBLING]), modules=with_version(version))
-        blocked = list(cannot_let_go(GPU, seen, bound_drivers(GPU, seen, policy)))
+        blocked = list(cannot_let_go(GPU, seen, Config(), bound_drivers(GPU, seen, policy)))
         assert [blocker.sentence for blocker in blocked] == sentences
 
     @pytest.mark.parametrize("drm", [replace(CHAIN["nvidia_drm"], modeset=False), None])
     def test_old_versions_without_modeset_can(self, drm: Module | None) -> None:
         modules = {name: module for name, module in CHAIN.items() if name != "nvidia_drm"}
         seen = host(SIBLING, modules=modules | ({"nvidia_drm": drm} if drm else {}))
-        assert list(cannot_let_go(GPU, seen, bound_drivers(GPU, seen, AUTO))) == []
+        assert list(cannot_let_go(GPU, seen, Config(), bound_drivers(GPU, seen, AUTO))) == []
 
 
 class TestHolderQuery:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from gpuswitch.config.settings import Config
 from gpuswitch.model.facts import HostFacts, Module
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.policy import ModulePolicy
@@ -27,6 +28,9 @@ def found(seen: HostFacts, policy: ModulePolicy = ModulePolicy.AUTO) -> tuple[Bo
     return bound_drivers(Gpu(DISPLAY, (DISPLAY,)), seen, policy)
 
 
+GPU = Gpu(at("0000:01:00.0"), (at("0000:01:00.0"),))
+
+
 def using(module: str, *users: str) -> dict[str, Module]:
     return CHAIN | {module: replace(CHAIN[module], users=(*CHAIN[module].users, *users))}
 
@@ -34,33 +38,42 @@ def using(module: str, *users: str) -> dict[str, Module]:
 @pytest.mark.parametrize(
     ("module", "users", "sentence"),
     [
-        ("nvidia", ("nv_peer_mem",), "nv_peer_mem uses nvidia, which would have to be unloaded: unload it first"),
-        ("nvidia_modeset", ("a", "b"), "a, b use nvidia_modeset, which would have to be unloaded: unload them first"),
+        (
+            "nvidia",
+            ("nv_peer_mem",),
+            "nv_peer_mem uses nvidia, which would have to be unloaded: unload it first: modprobe -r nv_peer_mem",
+        ),
+        (
+            "nvidia_modeset",
+            ("a", "b"),
+            "a, b use nvidia_modeset, which would have to be unloaded: unload them first: modprobe -r a b",
+        ),
     ],
 )
 def test_what_others_use_is_not_unloaded(module: str, users: tuple[str, ...], sentence: str) -> None:
     seen = host(using(module, *users))
-    [blocker] = used_besides(seen, found(seen))
+    [blocker] = used_besides(GPU, seen, Config(), found(seen))
     assert blocker.kind == "module_users"
-    assert blocker.sentence == f"{sentence}, or set module_policy to never"
+    assert blocker.sentence.startswith(f"{sentence}; or keep ")
+    assert '`module_policy = "never"`' in blocker.sentence
 
 
 def test_what_goes_with_it_is_no_user() -> None:
-    assert list(used_besides(host(), found(host()))) == []
+    assert list(used_besides(GPU, host(), Config(), found(host()))) == []
 
 
 def test_nobody_minds_what_uses_a_module_that_stays() -> None:
     used = using("nvidia", "nv_peer_mem")
     two = host(used, last=False)
-    assert list(used_besides(two, found(two))) == []
-    assert list(used_besides(host(used), found(host(used), ModulePolicy.NEVER))) == []
+    assert list(used_besides(GPU, two, Config(), found(two))) == []
+    assert list(used_besides(GPU, host(used), Config(), found(host(used), ModulePolicy.NEVER))) == []
 
 
 def test_what_modprobe_does_not_know_is_not_unloaded() -> None:
     [module] = unloaded(found(host()))
     assert module == "nvidia"
-    assert list(not_found_again([module], ("nvidia",))) == []
-    [blocker] = not_found_again([module], ())
+    assert list(not_found_again(GPU, Config(), [module], ("nvidia",))) == []
+    [blocker] = not_found_again(GPU, Config(), [module], ())
     assert (blocker.kind, "module_policy" in blocker.sentence) == ("no_modules", True)
     assert blocker.sentence.startswith("nvidia would have to be unloaded and could not be loaded again, since modprobe")
 

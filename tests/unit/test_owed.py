@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gpuswitch.host.port import Captured
 from gpuswitch.model.facts import Driver
 from gpuswitch.model.holders import Unit
-from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState, SharedSetting
 from tests.harness.facts import at
 
 GPU, SOUND, OTHER = at("0000:01:00.0"), at("0000:01:00.1"), at("0000:02:00.0")
@@ -97,3 +97,23 @@ def test_a_switch_that_owes_nothing_changes_nothing(restore_state: RestoreState)
     assert NOTHING_TO_RESTORE.and_before(restore_state) == restore_state
     assert restore_state.and_before(NOTHING_TO_RESTORE) == restore_state
     assert restore_state.and_before(restore_state) == restore_state
+
+
+@given(_restore_states, _restore_states)
+def test_what_is_restored_is_owed_no_more(restore_state: RestoreState, restored: RestoreState) -> None:
+    left = restore_state.without(restored)
+    for field in fields(RestoreState):
+        values, gone = getattr(restore_state, field.name), getattr(restored, field.name)
+        assert set(getattr(left, field.name)) == set(values) - set(gone)
+    assert left.functions.items() <= restore_state.functions.items()
+    assert restore_state.without(NOTHING_TO_RESTORE) == restore_state
+    assert restore_state.without(restore_state) == NOTHING_TO_RESTORE
+
+
+@given(_restore_states)
+def test_what_is_shared_is_not_the_gpus_own(restore_state: RestoreState) -> None:
+    shared, own = restore_state.shared, restore_state.without(restore_state.shared)
+    assert shared == RestoreState(units=restore_state.units)
+    assert own.and_before(shared) == restore_state
+    assert own.settings == frozenset()
+    assert shared.settings == restore_state.settings == {SharedSetting("units", unit) for unit in restore_state.units}

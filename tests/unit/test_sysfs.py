@@ -268,8 +268,14 @@ def test_modules_that_are_in_the_kernel(tree: Tree) -> None:
     assert Sysfs(tree.roots).look().modules == {
         "nvidia": Module(3, ("nvidia_modeset", "nvidia_uvm"), "580.105.08"),
         "nvidia_drm": Module(0, modeset=True),
-        "xhci_pci": Module(),
+        "xhci_pci": Module(built_in=True),
     }
+
+
+def test_a_kernel_that_unloads_no_modules(tree: Tree) -> None:
+    """Without CONFIG_MODULE_UNLOAD there is no `refcnt` (kernel/module/sysfs.c), and a module is as loaded as ever."""
+    (tree.loaded("nvidia", 3) / "refcnt").unlink()
+    assert Sysfs(tree.roots).look().modules == {"nvidia": Module(references=None, built_in=False)}
 
 
 @pytest.mark.parametrize(("text", "on"), [("1", True), ("Y", True), ("N", False), ("0", False), ("-1", False)])

@@ -64,7 +64,30 @@ def test_the_modules_of_the_running_kernel_may_be_gone_from_disk(tree: Tree) -> 
     assert not sysfs.look().modules_on_disk
 
 
-def test_they_may_lie_in_another_folder(tree: Tree) -> None:
+@pytest.mark.parametrize(
+    ("index", "line", "module"),
+    [
+        ("modules.dep", "updates/dkms/nvidia.ko.xz: kernel/drivers/video/backlight.ko.xz", "nvidia"),
+        ("modules.dep", "nvidia-current.ko:", "nvidia"),
+        ("modules.dep", "updates/nvidia-current-drm.ko:", "nvidia_drm"),
+        ("modules.dep", "kernel/drivers/i2c/i2c-nvidia-gpu.ko.zst:", "i2c_nvidia_gpu"),
+        ("modules.builtin", "kernel/drivers/gpu/drm/i915/i915.ko", "i915"),
+    ],
+)
+def test_a_module_is_found_by_what_the_kernel_calls_it(tree: Tree, index: str, line: str, module: str) -> None:
+    sysfs = Sysfs(tree.roots)
+    assert not sysfs.installed(module)
+    tree.installed(index, f"{line}\n")
+    assert sysfs.installed(module)
+    assert not sysfs.installed("amdgpu")
+
+
+def test_a_module_of_which_nobody_can_tell_counts_as_installed(tree: Tree) -> None:
+    (tree.modules / platform.release() / "modules.dep").mkdir()
+    assert Sysfs(tree.roots).installed("nvidia")
+
+
+def test_modules_may_lie_in_another_folder(tree: Tree) -> None:
     elsewhere = Sysfs(replace(tree.roots, modules=f"{tree.sys}/nowhere:{tree.modules}"))
     assert not elsewhere.look().modules_on_disk
     tree.installed("modules.dep", "kernel/drivers/vfio/pci/vfio-pci.ko.zst:\n")

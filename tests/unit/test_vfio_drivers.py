@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config.settings import load
+from gpuswitch.config.schema import Defaults
+from gpuswitch.config.settings import Config, GpuConfig, load
 from gpuswitch.errors import ConfigError
 from gpuswitch.gpu.observe import observe, place
 from gpuswitch.host.linux.sysfs import Sysfs
@@ -176,8 +177,16 @@ def test_a_gpu_is_on_vfio_whichever_driver_each_function_has() -> None:
 @pytest.mark.parametrize("aliases", [ALIASES, ()], ids=["installed", "not installed"])
 def test_a_driver_that_is_not_installed_is_a_blocker(aliases: tuple[tuple[str, str], ...]) -> None:
     host = replace(superchip(), vfio_aliases=aliases)
-    found = [blocker.sentence for blocker in blockers(CARD, State.VFIO, State.HOST, host, vfio_driver="xe-vfio-pci")]
-    assert found == ([] if aliases else ["the driver xe-vfio-pci is not available: its kernel module is not installed"])
+    rules = Defaults(vfio_driver="xe-vfio-pci")
+    named = Config(gpus=(GpuConfig(CARD.address, managed=True, rules=rules),))
+    found = [blocker.sentence for blocker in blockers(CARD, State.VFIO, State.HOST, host, named)]
+    missing = (
+        "the driver xe-vfio-pci is not available, its kernel module is not installed: install what has it for the "
+        "running kernel, so that this works: modprobe xe_vfio_pci; or use another one: "
+        f'set `vfio_driver = ""` in the [[gpu]] table of {CARD.address} in /etc/gpuswitch/config.toml, then run: '
+        "systemctl reload gpuswitchd"
+    )
+    assert found == ([] if aliases else [missing])
 
 
 class TestAKernelWithoutGroups:
@@ -188,12 +197,12 @@ class TestAKernelWithoutGroups:
             (loaded, []),
             (replace(loaded, vfio_nodes=frozenset()), ["no_vfio_groups"]),
         ):
-            assert [blocker.kind for blocker in blockers(CARD, State.VFIO, State.HOST, host)] == found
+            assert [blocker.kind for blocker in blockers(CARD, State.VFIO, State.HOST, host, Config())] == found
 
     def test_keeps_what_is_on_vfio_there(self) -> None:
         """Nobody could keep a machine from opening it in the last moment."""
         away = replace(superchip("vfio-pci", "vfio-pci", vfio_pci="vfio_pci"), vfio_nodes=frozenset())
-        (blocker,) = blockers(CARD, State.HOST, State.VFIO, away)
+        (blocker,) = blockers(CARD, State.HOST, State.VFIO, away, Config())
         assert blocker.sentence == (
             "0000:01:00.0 cannot be kept from virtual machines while it moves: this kernel has no VFIO groups; use one "
             "with CONFIG_VFIO_GROUP"
@@ -201,7 +210,7 @@ class TestAKernelWithoutGroups:
 
     def test_is_no_matter_to_what_is_at_home(self) -> None:
         home = replace(superchip(vfio_pci="vfio_pci"), vfio_nodes=frozenset())
-        assert blockers(CARD, State.HOST, State.UNKNOWN, home) == ()
+        assert blockers(CARD, State.HOST, State.UNKNOWN, home, Config()) == ()
 
 
 @pytest.mark.parametrize("value", ["nvidia", "vfio", "vfio-pci/..", "-vfio pci", "x" * 100 + "-vfio-pci"])

@@ -15,7 +15,7 @@ FROM_NVIDIA = StuckError(Pending("unbind 0000:01:00.0 from nvidia", 77, "S", "nv
 FROM_SOUND = StuckError(Pending("unbind 0000:01:00.1 from snd_hda_intel", 77, "D", "snd_card_free"), 20.0)
 FROM_USB_C = StuckError(Pending("unbind 0000:01:00.3 from nvidia-gpu", 77, "D"), 200.0)
 BLENDER = Holder(Process(1234, 5), "blender", 1000, "alice", nodes=("/dev/nvidia0",))
-SYSRQ = "only a reboot frees it, and an ordinary one will hang: as root, write s, then u, then b to /proc/sysrq-trigger"
+SYSRQ = "only a reboot frees it, and an ordinary one will hang: as root, echo s > /proc/sysrq-trigger, then u, then b"
 
 
 def test_what_is_known_at_once() -> None:

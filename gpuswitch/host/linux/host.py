@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 
-from gpuswitch.host.linux import uevents
+from gpuswitch.host.linux import clock, uevents
 from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.host.linux.kernellog import LinuxKernelLog
 from gpuswitch.host.linux.libvirt import LinuxLibvirt
@@ -35,6 +35,9 @@ class LinuxHost(Host):
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
         return self._sysfs.look(only)
 
+    def installed(self, module: str) -> bool:
+        return self._sysfs.installed(module)
+
     def kernel(self, gpu: str) -> LinuxKernel:
         if gpu not in self._kernels:
             self._kernels[gpu] = LinuxKernel(gpu, self._roots)
@@ -44,6 +47,12 @@ class LinuxHost(Host):
         if gpu not in self._readers:
             self._readers[gpu] = LinuxKernel(gpu, self._roots, "reader")
         return self._readers[gpu]
+
+    def boottime(self) -> float:
+        return clock.boottime()
+
+    async def until(self, boottime: float) -> None:
+        await clock.until(boottime)
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         # One pair of sockets for all: steps come and go by the second, and each would start with a search for libudev.

@@ -24,7 +24,7 @@ from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.linux.worker import Worker
 from gpuswitch.host.port import Processes
 from gpuswitch.model.drivers import from_module, profile_of
-from gpuswitch.model.holders import Holder, HolderQuery, Process, Scan, unit_and_session
+from gpuswitch.model.holders import Holder, HolderQuery, Process, Scan, doubt, unit_and_session
 
 log = logging.getLogger(__name__)
 
@@ -240,6 +240,6 @@ def _holder(found: dict[str, Any]) -> Holder:
         unit=unit,
         session=session,
         nodes=tuple(found["nodes"]),
-        doubt=found["doubt"],
+        doubt=doubt(found["doubt"]),
         machine=found["machine"],
     )

@@ -124,6 +124,13 @@ class Sysfs:
             number, what = error.errno or errno.EIO, error.filename or "the host"
             raise KernelError("look at", str(what), number, os.strerror(number)) from error
 
+    def installed(self, module: str) -> bool:
+        """As `gpuswitch.host.port.Host` says."""
+        try:
+            return self._installed.has(module)
+        except OSError:
+            return True
+
     def _look(self, only: Collection[PciAddress] | None) -> HostFacts:
         """A device that leaves while we look is left out, or is in it as it was just before."""
         if only is not None:
@@ -257,6 +264,7 @@ class Sysfs:
                     users=tuple(sorted(user for user, _ in entries(f"{folder}/holders"))),
                     version=first_line(f"{folder}/version"),
                     modeset=first_line(f"{folder}/parameters/modeset") in _ON,
+                    built_in=not there(f"{folder}/initstate"),
                 )
         return found
 

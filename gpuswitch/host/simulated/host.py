@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from gpuswitch.host.simulated.processes import SimulatedProcesses
 from gpuswitch.host.simulated.systemd import SimulatedSystemd
 from gpuswitch.host.simulated.workers import Worker
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.drivers import kernel_name
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.holders import Process
 
@@ -59,6 +61,9 @@ class SimulatedHost(Host):
         seen = {address: devices[address].seen() for address in only if address in devices}
         return HostFacts(seen, iommu=False, vfio_available=False)
 
+    def installed(self, module: str) -> bool:
+        return module in {kernel_name(name) for name in self.machine.drivers.modules}
+
     def _blind(self) -> int:
         """Why this look does not see everything; 0: it does."""
         return self.faults.strike("look", "").errno
@@ -72,6 +77,15 @@ class SimulatedHost(Host):
         if gpu not in self._readers:
             self._readers[gpu] = SimulatedKernel(self.machine, gpu, "reader")
         return self._readers[gpu]
+
+    def boottime(self) -> float:
+        # A machine in memory never sleeps: its clock is that of whoever runs it.
+        return asyncio.get_running_loop().time()
+
+    async def until(self, boottime: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(boottime):
+                await asyncio.Event().wait()
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         # Wrapped, so that the same callable may watch twice, and each stops itself only.

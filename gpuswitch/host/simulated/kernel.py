@@ -156,6 +156,11 @@ class Machine(Bus):
         self.autoprobe, self.probes_later = on, later
         self.changed(None)
 
+    def set_unloading(self, *, on: bool) -> None:
+        """It is a kernel that unloads modules, or one that does not (CONFIG_MODULE_UNLOAD)."""
+        self.modules.unloads = on
+        self.changed(None)
+
     def open(self, function: PciAddress, user: str, kind: str = "") -> None:
         """A process opens a device node of the function; one that does not run yet is started. It has it open once.
 
@@ -269,16 +274,8 @@ class Machine(Bus):
                 raise call.error(errno.EINVAL)
             async with self.locked(device, call):
                 if await strike.land(call):
-                    if (has := self._has(device, attribute)) is None:
-                        raise call.error(errno.ENOENT)
-                    has.settings[attribute] = value or ""
-                    self.changed(has)
-
-    def _has(self, device: Device, attribute: str) -> Device | None:
-        """Whose an attribute is: of the bridge above, where it is `../name`."""
-        if not attribute.startswith("../"):
-            return device
-        return self.devices.get(device.shape.parent) if device.shape.parent is not None else None
+                    device.settings[attribute] = value or ""
+                    self.changed(device)
 
     async def capture(self, functions: Sequence[PciAddress], call: Call) -> dict[PciAddress, Captured]:
         captured = {}
@@ -288,9 +285,7 @@ class Machine(Bus):
             async with self.locked(device, call):
                 await strike.land(call)
                 settings: dict[str, Any] = {
-                    name: has.settings[attribute.path] or None
-                    for name, attribute in ATTRIBUTES.items()
-                    if (has := self._has(device, attribute.path)) is not None
+                    name: device.settings[attribute.path] or None for name, attribute in ATTRIBUTES.items()
                 }
                 captured[function] = Captured(device.link, **settings)
         return captured

@@ -22,13 +22,17 @@ _SHOWN = tuple(sorted(MODULES))
 
 
 class Modules:
-    """The modules of one machine. What is loaded with the machine has bound what it matches, in this order."""
+    """The modules of one machine. What is loaded with the machine has bound what it matches, in this order.
+
+    `unloads`: its kernel unloads modules, and counts who uses them (CONFIG_MODULE_UNLOAD).
+    """
 
     def __init__(self, bus: Bus, frame_buffers: FrameBuffers) -> None:
         self._bus = bus
         self._drivers = bus.drivers
         self._frame_buffers = frame_buffers
         self._left = asyncio.Event()
+        self.unloads = True
 
     def seen(self) -> dict[str, facts.Module]:
         """What a look shows: those that a driver profile names."""
@@ -36,7 +40,7 @@ class Modules:
         users = self._drivers.all_users()
         return {
             name: facts.Module(
-                len(users[name]) + opened[name] + self._frame_buffers.pins(name),
+                len(users[name]) + opened[name] + self._frame_buffers.pins(name) if self.unloads else None,
                 tuple(users[name]),
                 module.version,
                 module.modeset,
@@ -104,12 +108,17 @@ class Modules:
             self._bus.add_above(module)
 
     async def unload(self, module: str, call: Call) -> None:
-        """EAGAIN: something uses it, and nothing was changed. Nobody can open what it made from that check on."""
+        """EAGAIN: something uses it, and nothing was changed. Nobody can open what it made from that check on.
+
+        ENOSYS: the kernel has no delete_module(2).
+        """
         strike = self._bus.faults.strike("unload", module)
         there = self._drivers.loaded(module)
         if there is None:
             await strike.land(call)
             return
+        if not self.unloads:
+            raise call.error(errno.ENOSYS)
         if module in self._drivers.leaving or self.references(module):
             raise call.error(errno.EAGAIN)
         self._drivers.leaving.add(module)

@@ -18,7 +18,7 @@ from gpuswitch.host.simulated.devices import Card
 from gpuswitch.host.simulated.faults import Call
 from gpuswitch.host.simulated.modules import Modules
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.holders import Holder, HolderQuery, Process, Scan, Unit
+from gpuswitch.model.holders import Holder, HolderQuery, Process, Scan, Unit, doubt
 
 MOMENT = 0.1
 """Seconds: how long systemd waits before it starts a unit again (RestartSec=), and others until they notice."""
@@ -207,13 +207,16 @@ class ProcessTable:
 
     def _unexplained(self, module: str, nodes: Collection[str]) -> Iterator[Holder]:
         """What no process explains, and no other module, and no console: nor a node that nobody looked for."""
+        if not self._modules.unloads:
+            # Nobody counts.
+            return
         count = sum(user not in self._running for user in self._modules.opened(module))
         if not _matches(_SHARED, nodes):
             shared = [user for _, card in self._bus.cards() if card.kind == module == "nvidia" for user in card.users]
             count += sum(user in self._running for user in shared)
         if count:
             users = "1 user" if count == 1 else f"{count} users"
-            yield Holder(None, module, doubt=f"module {module} has {users} that no process explains")
+            yield Holder(None, module, doubt=doubt(f"module {module} has {users} that no process explains"))
 
     async def _goes(self, program: Program, function: PciAddress, kind: str) -> None:
         if await self._bus.faults.strike("let_go", program.name).land(Call("let go of", function)):

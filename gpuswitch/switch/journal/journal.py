@@ -24,6 +24,7 @@ from gpuswitch.model.hints import OneOf
 from gpuswitch.model.holders import Process
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
+from gpuswitch.model.trial import Trial
 from gpuswitch.runtime.pause import Pause
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.journal.codec import decode, encoders_of
@@ -67,7 +68,7 @@ class Entry:
     """What is kept for one GPU; False when it is nothing.
 
     `stuck` has nothing but `what` and `worker`. `failed` says why no known-good state could be reached, `stays_out` why
-    the last way home ended elsewhere.
+    the last way home ended elsewhere. `trial` is what was promised of one that is on vfio, or on its way there.
     """
 
     restore_state: RestoreState = NOTHING_TO_RESTORE
@@ -76,14 +77,15 @@ class Entry:
     owner: Owner | None = None
     failed: str = ""
     stays_out: str = ""
+    trial: Trial | None = None
 
     def at(self, unfinished: Unfinished) -> Entry:
         """The same, with the switch come to another step."""
         return replace(self, unfinished=unfinished)
 
     def __bool__(self) -> bool:
-        some = (self.unfinished, self.owner, self.stuck)
-        return some != (None, None, None) or bool(self.failed or self.stays_out or self.restore_state)
+        some = (self.unfinished, self.owner, self.stuck, self.trial)
+        return some != (None, None, None, None) or bool(self.failed or self.stays_out or self.restore_state)
 
 
 _FIELDS = tuple(encoders_of(Entry).items())
@@ -258,8 +260,9 @@ class Page:
         if self._behind:
             self.write_if_possible(self.entry)
 
-    def begin(self, switch: Switch, restore_state: RestoreState) -> None:
-        """This switch is under way from here on, and this is to be restored after it: the next service finds both here.
+    def begin(self, switch: Switch, restore_state: RestoreState, trial: Trial | None) -> None:
+        """This switch is under way from here on, and this is to be restored after it, and is promised: the next service
+        finds all of it here.
 
         Raises:
             Failed: that could not be written; nothing was changed.
@@ -267,7 +270,8 @@ class Page:
         unfinished = Unfinished(switch.id, switch.target, switch.requester, switch.started, count=switch.count)
         self._journal.reserve(self._gpu)
         try:
-            self.write(replace(self.entry, restore_state=restore_state, unfinished=unfinished, stuck=None, failed=""))
+            entry = replace(self.entry, restore_state=restore_state, unfinished=unfinished, trial=trial)
+            self.write(replace(entry, stuck=None, failed=""))
         except Failed as error:
             raise Failed(f"{error}, so nothing was changed") from error
 

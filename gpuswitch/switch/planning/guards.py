@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from gpuswitch.config.settings import Config
 from gpuswitch.errors import Busy, Failed, GpuswitchError, InProgress, NotViable, Owned, Wedged
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import vfio_available, vfio_drivers
-from gpuswitch.model.facts import HostFacts, Kind, PciFunction, counted
+from gpuswitch.model.facts import VFIO_DRIVER, HostFacts, Kind, PciFunction
 from gpuswitch.model.gpu import Gpu, harmless
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence
+from gpuswitch.switch.planning.remedies import to_set, to_set_members
 from gpuswitch.switch.steps.pci import NO_GROUPS
 
 
@@ -22,7 +25,7 @@ class Blocker:
     """One reason to refuse: its `kind` in a word, `sentence` for a person, `error` as clients and metrics have it."""
 
     kind: str
-    sentence: str
+    sentence: Sentence
     error: type[GpuswitchError] = NotViable
 
 
@@ -34,7 +37,7 @@ def refusal(blockers: Iterable[Blocker]) -> GpuswitchError:
     """One error that names all blockers, a line each, and has them as data."""
     blockers = tuple(blockers)
     named = next(error for error in _PRECEDENCE if any(b.error is error for b in blockers))
-    error = named("\n".join(b.sentence for b in blockers))
+    error = named(Sentence.joined("\n", (b.sentence for b in blockers)))
     error.blockers = tuple({"kind": b.kind, "text": b.sentence, "error": b.error.name} for b in blockers)
     return error
 
@@ -44,96 +47,132 @@ def blockers(
     target: State,
     state: State,
     facts: HostFacts,
+    config: Config,
     *,
-    allow_boot_display: bool = False,
-    vfio_driver: str = "",
     along: Collection[PciAddress] = (),
 ) -> tuple[Blocker, ...]:
     """Everything that keeps `gpu`, now in `state`, from going to `target` (State.HOST or State.VFIO).
 
     On vfio already, it is of no use to a machine while its groups are not viable; all else is as it was taken there.
-    `vfio_driver`: what the configuration names for its display functions. `along`: functions that the same machine
-    gets, which are not in the way of each other.
+    `along`: functions that the same machine gets, which are not in the way of each other.
     """
     if target is state is State.VFIO:
-        return tuple(_groups(gpu, facts, along))
-    found = [*_state(gpu, state), *_presence(gpu, facts), *without_groups(gpu, target, facts)]
+        return tuple(_groups(gpu, facts, config, along))
+    found = [*_state(gpu, state), *_presence(gpu, facts, config), *without_groups(gpu, target, facts)]
     if target is State.VFIO:
-        found += _immovable(gpu, facts)
+        found += _immovable(gpu, facts, config)
         found += [
             *_host_ready(gpu, facts),
-            *_drivers(gpu, facts, vfio_driver),
-            *_groups(gpu, facts, along),
+            *_drivers(gpu, facts, config),
+            *_groups(gpu, facts, config, along),
             *_shared_out(gpu, facts),
         ]
-        if not allow_boot_display:
-            found += _boot_display(gpu, facts)
+        if not config.gpu(gpu.address).rules.allow_boot_display:
+            found += _boot_display(gpu, facts, config)
     return tuple(found)
 
 
 def _state(gpu: Gpu, state: State) -> Iterator[Blocker]:
     if state is State.WEDGED:
-        yield Blocker(
-            "wedged",
-            f"{gpu.address} is wedged: an operation of the kernel on it has not returned, and a further one would "
-            "only queue behind it",
-            Wedged,
+        sentence = Sentence(
+            "{gpu} is wedged: an operation of the kernel on it has not returned, and a further one would only queue "
+            "behind it; gpuswitchctl status {gpu} says which, and what may make it return",
+            gpu=gpu.address,
         )
+        yield Blocker("wedged", sentence, Wedged)
     elif state.moving:
-        yield Blocker("in_progress", f"{gpu.address} is {state}: wait until it is at rest", InProgress)
+        sentence = Sentence(
+            "{gpu} is {state}: wait until it is at rest; gpuswitchctl status {gpu} shows it",
+            gpu=gpu.address,
+            state=state,
+        )
+        yield Blocker("in_progress", sentence, InProgress)
 
 
-def _presence(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
+def _presence(gpu: Gpu, facts: HostFacts, config: Config) -> Iterator[Blocker]:
+    members = config.gpu(gpu.address).members
     for address in gpu.missing(facts):
-        yield Blocker("missing_function", f"function {address} is not on the PCI bus")
+        look = Sentence(
+            "function {function} is not on the PCI bus: have it looked for: {command}",
+            function=address,
+            command=_RESCAN,
+        )
+        if address in members:
+            look = Sentence(
+                "{look}; or, where there is none: {set}", look=look, set=to_set_members(config, gpu, less=[address])
+            )
+        yield Blocker("missing_function", look)
 
 
-def _immovable(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
+def _immovable(gpu: Gpu, facts: HostFacts, config: Config) -> Iterator[Blocker]:
     """What only the config can have made part of a GPU."""
     for function in gpu.present(facts):
+        out = to_set_members(config, gpu, less=[function.address])
         if function.kind in _THE_BOARD:
-            yield Blocker("member", f"{function.address} is a bridge: take it out of `members` of this GPU")
-        elif function.physical_function is not None:
-            yield Blocker(
-                "member",
-                f"{function.address} is a virtual function of {function.physical_function}: take it out of `members` "
-                "of this GPU",
+            sentence = Sentence(
+                "{function} is a bridge, and cannot be a member of a GPU: {set}", function=function.address, set=out
             )
+            yield Blocker("member", sentence)
+        elif function.physical_function is not None:
+            sentence = Sentence(
+                "{function} is a virtual function of {physical}, and cannot be a member of a GPU: {set}",
+                function=function.address,
+                physical=function.physical_function,
+                set=out,
+            )
+            yield Blocker("member", sentence)
 
 
 def _host_ready(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
     if not facts.iommu:
-        yield Blocker("no_iommu", f"the IOMMU is off: {_switch_on(facts)}")
+        yield Blocker("no_iommu", Sentence("the IOMMU is off: {remedy}", remedy=_switch_on(facts)))
     else:
         why = _LEFT_OUT.get(facts.processor, _LEFT_OUT_ANY)
         for function in gpu.present(facts):
             if function.iommu_group is None:
-                yield Blocker("no_iommu", f"{function.address} has no IOMMU group: {why}")
+                sentence = Sentence("{function} has no IOMMU group: {why}", function=function.address, why=why)
+                yield Blocker("no_iommu", sentence)
 
 
-def _drivers(gpu: Gpu, facts: HostFacts, named: str) -> Iterator[Blocker]:
+def _drivers(gpu: Gpu, facts: HostFacts, config: Config) -> Iterator[Blocker]:
+    named = config.gpu(gpu.address).rules.vfio_driver
     for driver in dict.fromkeys(vfio_drivers(gpu, facts, named).values()):
-        if not vfio_available(driver, facts):
-            why = "its kernel module is not installed" if facts.modules_on_disk else f"the {GONE}: restart the machine"
-            yield Blocker("no_vfio", f"the driver {driver.name} is not available: {why}")
+        if vfio_available(driver, facts):
+            continue
+        if not facts.modules_on_disk:
+            sentence = Sentence(
+                "the driver {driver} is not available: {why}: restart the machine", driver=driver.name, why=GONE
+            )
+        else:
+            sentence = Sentence(
+                "the driver {driver} is not available, its kernel module is not installed: install what has it for the "
+                "running kernel, so that this works: modprobe {module}",
+                driver=driver.name,
+                module=driver.module or driver.name,
+            )
+        if named and driver.name != VFIO_DRIVER:
+            other = to_set(config, gpu, "vfio_driver", '""')
+            sentence = Sentence("{install}; or use another one: {set}", install=sentence, set=other)
+        yield Blocker("no_vfio", sentence)
 
 
 def without_groups(gpu: Gpu, target: State, facts: HostFacts) -> Iterator[Blocker]:
     """A kernel on which nobody can hold the GPU while it is taken from its vfio driver; known once vfio is loaded."""
     if facts.vfio_without_groups and (target is State.VFIO or any(f.on_vfio for f in gpu.present(facts))):
-        yield Blocker(
-            "no_vfio_groups", f"{gpu.address} cannot be kept from virtual machines while it moves: {NO_GROUPS}"
+        sentence = Sentence(
+            "{gpu} cannot be kept from virtual machines while it moves: {why}", gpu=gpu.address, why=NO_GROUPS
         )
+        yield Blocker("no_vfio_groups", sentence)
 
 
-def _groups(gpu: Gpu, facts: HostFacts, along: Collection[PciAddress]) -> Iterator[Blocker]:
+def _groups(gpu: Gpu, facts: HostFacts, config: Config, along: Collection[PciAddress]) -> Iterator[Blocker]:
     """What keeps its groups from being given to a machine, wherever the GPU is."""
     yield from _without_iommu(gpu, facts)
-    yield from _neighbours(gpu, facts, along)
+    yield from _neighbours(gpu, facts, config, along)
     yield from _reserved(gpu, facts)
 
 
-def _switch_on(facts: HostFacts) -> str:
+def _switch_on(facts: HostFacts) -> Sentence:
     return _SWITCH_ON.get(facts.hypervisor or facts.processor, _SWITCH_ON_ANY)
 
 
@@ -141,23 +180,34 @@ def _without_iommu(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
     """Such groups vfio makes when it has the device, so nobody is asked before; QEMU and libvirt cannot use them."""
     for number in gpu.groups(facts):
         if number in facts.groups_without_iommu:
-            yield Blocker(
-                "no_iommu",
-                f"IOMMU group {number} is one of vfio's own, without an IOMMU (enable_unsafe_noiommu_mode), and no "
-                f"virtual machine can have it; the IOMMU is off: {_switch_on(facts)}",
+            sentence = Sentence(
+                "IOMMU group {group} is one of vfio's own, without an IOMMU (enable_unsafe_noiommu_mode), and no "
+                "virtual machine can have it; the IOMMU is off: {remedy}",
+                group=number,
+                remedy=_switch_on(facts),
             )
+            yield Blocker("no_iommu", sentence)
 
 
-def _neighbours(gpu: Gpu, facts: HostFacts, along: Collection[PciAddress]) -> Iterator[Blocker]:
+def _neighbours(gpu: Gpu, facts: HostFacts, config: Config, along: Collection[PciAddress]) -> Iterator[Blocker]:
     for neighbour in gpu.neighbours(facts):
         if not harmless(neighbour) and neighbour.address not in along:
-            both = neighbour.kind not in _THE_BOARD and neighbour.physical_function is None
-            remedy = "unbind it, or name it in `members` of this GPU to move both" if both else "unbind it"
-            yield Blocker(
-                "neighbour",
-                f"{describe(neighbour)} is in IOMMU group {neighbour.iommu_group} too and stays on "
-                f"{neighbour.driver_name}: {remedy}",
+            remedy = Sentence(
+                "unbind it: echo {function} > /sys/bus/pci/drivers/{driver}/unbind",
+                function=neighbour.address,
+                driver=neighbour.driver_name,
             )
+            if neighbour.kind not in _THE_BOARD and neighbour.physical_function is None:
+                both = to_set_members(config, gpu, more=[neighbour.address])
+                remedy = Sentence("{unbind}; or move both: {set}", unbind=remedy, set=both)
+            sentence = Sentence(
+                "{function} is in IOMMU group {group} too and stays on {driver}: {remedy}",
+                function=describe(neighbour),
+                group=neighbour.iommu_group,
+                driver=neighbour.driver_name,
+                remedy=remedy,
+            )
+            yield Blocker("neighbour", sentence)
 
 
 def _reserved(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
@@ -168,80 +218,117 @@ def _reserved(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
     """
     for number in gpu.groups(facts):
         if regions := facts.direct_regions.get(number):
-            yield Blocker(
-                "reserved_region",
-                f"IOMMU group {number} has memory that the firmware claims for itself "
-                f"({', '.join(regions)}, {_CLAIMED.get(facts.processor, 'RMRR')}), "
+            sentence = Sentence(
+                "IOMMU group {group} has memory that the firmware claims for itself ({regions}, {called}), "
                 "and no virtual machine can have it: put the card into another slot, or have the firmware claim none "
                 "for this one (an update of it, or its settings for shared memory of devices)",
+                group=number,
+                regions=", ".join(regions),
+                called=_CLAIMED.get(facts.processor, "RMRR"),
             )
+            yield Blocker("reserved_region", sentence)
 
 
 def _shared_out(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
     for function in gpu.present(facts):
-        if function.virtual_functions:
-            yield Blocker(
-                "virtual_functions",
-                f"{function.address} has {counted(function.virtual_functions, 'virtual function')}: "
-                "write 0 to its sriov_numvfs first",
+        if number := function.virtual_functions:
+            remedy = Sentence(
+                "remove what it is shared out to: echo 0 > /sys/bus/pci/devices/{function}/sriov_numvfs",
+                function=function.address,
             )
-        if function.mediated_devices:
-            yield Blocker(
-                "mediated_devices",
-                f"{function.address} has {counted(function.mediated_devices, 'mediated device')}: remove "
-                f"{'it' if function.mediated_devices == 1 else 'them'} first",
+            sentence = Sentence(
+                "{function} has 1 virtual function: {remedy}"
+                if number == 1
+                else "{function} has {count} virtual functions: {remedy}",
+                function=function.address,
+                count=number,
+                remedy=remedy,
             )
+            yield Blocker("virtual_functions", sentence)
+        if number := function.mediated_devices:
+            remedy = Sentence(
+                "remove what it is shared out to: mdevctl list --parent {function} shows each UUID, for which: "
+                "mdevctl stop --uuid UUID",
+                function=function.address,
+            )
+            sentence = Sentence(
+                "{function} has 1 mediated device: {remedy}"
+                if number == 1
+                else "{function} has {count} mediated devices: {remedy}",
+                function=function.address,
+                count=number,
+                remedy=remedy,
+            )
+            yield Blocker("mediated_devices", sentence)
 
 
-def _boot_display(gpu: Gpu, facts: HostFacts) -> list[Blocker]:
-    return [
-        Blocker(
-            "boot_display",
-            f"{function.address} is the display that this machine booted on, so its screen would go dark: "
-            "set allow_boot_display for this GPU if that is what you want",
-        )
-        for function in gpu.present(facts)
-        if function.boot_display
-    ]
+def _boot_display(gpu: Gpu, facts: HostFacts, config: Config) -> Iterator[Blocker]:
+    for function in gpu.present(facts):
+        if function.boot_display:
+            sentence = Sentence(
+                "{function} is the display that this machine booted on, so its screen would go dark: if that is what "
+                "you want, {set}",
+                function=function.address,
+                set=to_set(config, gpu, "allow_boot_display", "true"),
+            )
+            yield Blocker("boot_display", sentence)
 
 
-GONE = "modules of the running kernel are not on disk any more, as after an upgrade of it"
+GONE = Sentence("modules of the running kernel are not on disk any more, as after an upgrade of it")
+_RESCAN = "echo 1 > /sys/bus/pci/rescan"
+_INTEL = Sentence(
+    "add intel_iommu=on to the kernel command line (with GRUB on Debian: to GRUB_CMDLINE_LINUX in /etc/default/grub, "
+    "then run: update-grub) and restart the machine"
+)
 _SWITCH_ON = {
-    "intel": "enable VT-d in the firmware, and add intel_iommu=on to the kernel command line",
-    "amd": "enable AMD-Vi (often called IOMMU) in the firmware",
-    "arm": "enable the SMMU in the firmware; a machine that has none before its PCIe slots cannot give a GPU away",
-    "xen": "Xen has it, and this is a domain of Xen, where there is no vfio; give the GPU away with Xen's own tools",
-    "machine": "this is a virtual machine; have its host give it a virtual IOMMU (libvirt: <iommu model='intel'>)",
+    "intel": Sentence("enable VT-d in the firmware, and {command_line}", command_line=_INTEL),
+    "amd": Sentence("enable AMD-Vi (often called IOMMU) in the firmware"),
+    "arm": Sentence(
+        "enable the SMMU in the firmware; a machine that has none before its PCIe slots cannot give a GPU away"
+    ),
+    "xen": Sentence(
+        "Xen has it, and this is a domain of Xen, where there is no vfio; give the GPU away with Xen's own tools"
+    ),
+    "machine": Sentence(
+        "this is a virtual machine; have its host give it a virtual IOMMU (libvirt: <iommu model='intel'>)"
+    ),
 }
-_SWITCH_ON_ANY = (
-    "enable it in the firmware (VT-d on Intel, AMD-Vi on AMD, the SMMU on ARM), and on Intel add intel_iommu=on to the "
-    "kernel command line"
+_SWITCH_ON_ANY = Sentence(
+    "enable it in the firmware (VT-d on Intel, AMD-Vi on AMD, the SMMU on ARM), and on Intel {command_line}",
+    command_line=_INTEL,
 )
 _LEFT_OUT = {
-    "intel": "the kernel leaves it out; igfx_off on its command line does that, or the firmware (the DMAR table)",
-    "arm": "there is no SMMU before its slot, and without one it cannot be given away",
+    "intel": Sentence(
+        "the kernel leaves it out; igfx_off on its command line does that, or the firmware (the DMAR table): take "
+        "igfx_off off the kernel command line, else update the firmware"
+    ),
+    "arm": Sentence("there is no SMMU before its slot, and without one it cannot be given away"),
 }
-_LEFT_OUT_ANY = "there is no IOMMU before its slot, or the firmware does not tell of one"
+_LEFT_OUT_ANY = Sentence(
+    "there is no IOMMU before its slot, or the firmware does not tell of one: try another slot, or an update of the "
+    "firmware"
+)
 _CLAIMED = {"intel": "RMRR", "amd": "IVMD", "arm": "RMR"}
 """What the firmware's tables call such memory (DMAR, IVRS, IORT)."""
 
 _THE_BOARD = frozenset({Kind.BRIDGE, Kind.CHIPSET})
 """Kinds that no machine can have."""
-_KINDS: Mapping[Kind, str] = {
-    Kind.DISPLAY: "GPU",
-    Kind.ACCELERATOR: "accelerator",
-    Kind.BRIDGE: "bridge",
-    Kind.CHIPSET: "bridge",
-    Kind.AUDIO: "audio device",
-    Kind.USB: "USB controller",
-    Kind.UCSI: "USB-C controller",
-    Kind.NETWORK: "network card",
-    Kind.STORAGE: "storage controller",
+_KINDS: Mapping[Kind, Sentence] = {
+    Kind.DISPLAY: Sentence("GPU"),
+    Kind.ACCELERATOR: Sentence("accelerator"),
+    Kind.BRIDGE: Sentence("bridge"),
+    Kind.CHIPSET: Sentence("bridge"),
+    Kind.AUDIO: Sentence("audio device"),
+    Kind.USB: Sentence("USB controller"),
+    Kind.UCSI: Sentence("USB-C controller"),
+    Kind.NETWORK: Sentence("network card"),
+    Kind.STORAGE: Sentence("storage controller"),
 }
 
 
-def describe(function: PciFunction) -> str:
+def describe(function: PciFunction) -> Sentence:
     """`the network card 0000:02:00.0 (Realtek ...)`."""
     name = " ".join(filter(None, (function.maker, function.model)))
-    what = "NVSwitch" if function.nvswitch else _KINDS.get(function.kind, "device")
-    return f"the {what} {function.address}" + (f" ({name})" if name else "")
+    kind = Sentence("NVSwitch") if function.nvswitch else _KINDS.get(function.kind, Sentence("device"))
+    what = Sentence("the {kind} {function}", kind=kind, function=function.address)
+    return Sentence.joined(" ", [what, f"({name})"]) if name else what

@@ -361,16 +361,24 @@ def _restore_host(
 ) -> list[Step]:
     """The host around the GPU, which is home by now: should any of it fail, that takes nothing away."""
     # One after the other: what the user wants afterwards may need what was there before.
-    own = (back.after,) if back.after and back.after not in restore_state.units else ()
-    now = [] if back.units_later else [units for units in (restore_state.units, own) if units]
+    own = (back.after,) if back.after and back.after not in restore_state.units and not back.units_later else ()
     return [
         *announcements,
         # A daemon that keeps it persistent does so when it starts; nvidia-smi alone would turn on another mode.
         *(RestorePersistence(a, on=True) for a in restore_state.persistent if PERSISTENCED not in restore_state.units),
         *_bring_consoles_back(gpu, restore_state, back, moved),
-        *(StartUnits(units) for units in now),
+        *restore_shared(replace(restore_state, units=()) if back.units_later else restore_state),
+        *([StartUnits(own)] if own else []),
         ReleaseSleepInhibitor(),
     ]
+
+
+def restore_shared(restore_state: RestoreState) -> list[Step]:
+    """Give back what several GPUs share (`Shared`): on the way home, and for a GPU that has left the bus.
+
+    What is `optional` takes no GPU from the host again; of one that has left, each has its turn, whatever fails before.
+    """
+    return [*([StartUnits(restore_state.units)] if restore_state.units else [])]
 
 
 def _bring_consoles_back(

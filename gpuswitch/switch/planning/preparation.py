@@ -33,16 +33,20 @@ from gpuswitch.model.holders import HolderQuery, Scan, Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.runtime.pause import answered
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.holder_policy import in_the_way
 from gpuswitch.switch.planning.guards import GONE, Blocker, blockers, refusal, without_groups
 from gpuswitch.switch.planning.plan import HomeOptions, Plan, to_host, to_quiesced, to_vfio
+from gpuswitch.switch.planning.remedies import to_set
 from gpuswitch.switch.planning.requirements import cannot_load, everything
 from gpuswitch.switch.planning.survey import DetachSurvey
 from gpuswitch.switch.restore_state import Baseline, RestoreState
 from gpuswitch.switch.shared.arbiter import Arbiter
-from gpuswitch.switch.shared.books import machines_with, sentence
+from gpuswitch.switch.shared.books import in_the_books, machines_with
 from gpuswitch.switch.steps.pci import HoldGroup
 from gpuswitch.switch.steps.step import Step
+
+_GOING_DOWN = Sentence("the system is going down")
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,13 @@ class Preparation:
         if found and (target is not State.VFIO or any(blocker.error in {Wedged, InProgress} for blocker in found)):
             raise refusal(found)
         if await self.arbiter.system_stopping():
-            raise Failed(f"cannot switch {self.gpu.address}: the system is going down")
+            raise Failed(Sentence("cannot switch {gpu}: {why}", gpu=self.gpu.address, why=_GOING_DOWN))
         if target is State.VFIO:
             now, requirements = await self._survey.run(found)
             if self.starting and requirements.waits:
-                raise Failed("nobody is waited for, and no unit is stopped, before the service has started")
+                raise Failed(
+                    Sentence("nobody is waited for, and no unit is stopped, before the service has started: try again")
+                )
             requirements = replace(requirements, owned=self.owned, along=self.along, vfio_driver=rules.vfio_driver)
             facts = self.facts if self.asking else await self._with_names()
             return to_vfio(self.gpu, facts, now, self.restore_state, requirements)
@@ -120,21 +126,19 @@ class Preparation:
         )
 
     def _blockers(self, target: State) -> tuple[Blocker, ...]:
-        rules = self._own.rules
         return blockers(
             self.gpu,
             target,
             self.state,
             self.facts,
-            allow_boot_display=rules.allow_boot_display,
-            vfio_driver=rules.vfio_driver,
+            self.config,
             along=self.along,
         )
 
     async def plan_destructive(self, steps: Sequence[Step]) -> Plan:
         """The plan of a strategy's destructive steps, which come before its way to the host. Raises as `plan` does."""
         if await self.arbiter.system_stopping():
-            raise Failed("the system is going down")
+            raise Failed(_GOING_DOWN)
         self._refuse_in_the_books()
         _, requirements = await self._survey.run()
         return to_quiesced(
@@ -151,9 +155,12 @@ class Preparation:
         except KernelError as error:
             if self.machine:
                 return
-            raise Failed(f"nobody can tell whether libvirt is done with {self.gpu.address}: {error}") from error
+            sentence = Sentence(
+                "nobody can tell whether libvirt is done with {gpu}: {error}", gpu=self.gpu.address, error=error
+            )
+            raise Failed(sentence) from error
         if found:
-            raise Owned(sentence(libvirt, found))
+            raise Owned(in_the_books(libvirt, found))
 
     def is_still_valid(self, gpu: Gpu, state: State, facts: HostFacts, restore_state: RestoreState) -> bool:
         """Whether a plan made before is right for what is so now: nobody has moved anything that it depends on."""
@@ -202,12 +209,41 @@ class Preparation:
                 return replace(captured, driver=None, override=None)
             if not found and not self.facts.modules_on_disk:
                 raise NotViable(
-                    f"{function} was on a vfio driver before gpuswitch looked, and its driver cannot be loaded: the "
-                    f"{GONE}: restart the machine first"
+                    Sentence(
+                        "{function} was on a vfio driver before gpuswitch looked, and its driver cannot be loaded: the "
+                        "{gone}: restart the machine first",
+                        function=function,
+                        gone=GONE,
+                    )
                 )
-            driver = _only(found, seen)
+            driver = self._only(found, seen)
         # Whoever put it on its vfio driver before us may have aimed the override there; at home it would be in the way.
         return replace(captured, driver=driver, override=None)
+
+    def _only(self, found: Sequence[Driver], function: PciFunction) -> Driver:
+        if len(found) == 1:
+            return found[0]
+        what, driver = Sentence("no installed driver fits it"), "DRIVER"
+        if found:
+            names = [driver.name for driver in found]
+            what, driver = Sentence("several drivers fit it ({names})", names=", ".join(names)), names[0]
+        if function.makes_gpu:
+            remedy = Sentence("say which one it is to have, such as: {set}", set=self._to_set_host_driver(driver))
+        else:
+            remedy = Sentence(
+                "bind it to the right one yourself first: echo {driver} > /sys/bus/pci/devices/{function}/"
+                "driver_override, then echo {function} to unbind of its driver and to /sys/bus/pci/drivers_probe",
+                driver=driver,
+                function=function.address,
+            )
+        raise NotViable(
+            Sentence(
+                "{function} was on a vfio driver before gpuswitch looked, and {what}: {remedy}",
+                function=function.address,
+                what=what,
+                remedy=remedy,
+            )
+        )
 
     async def _without_which_it_shows_nothing(self, baseline: Baseline) -> tuple[str, ...]:
         """Modules around the drivers of functions that nobody saw on the host: what was loaded there is not known."""
@@ -221,18 +257,32 @@ class Preparation:
     async def _named_in_the_config(self, name: str) -> Driver:
         registered = self.facts.pci_drivers
         if driver := around(name, registered):
-            raise NotViable(
-                f"`host_driver` of {self.gpu.address} is {name}, which is a module around the driver {driver} and no "
-                f"driver of the PCI bus: name {driver} there"
+            sentence = Sentence(
+                "`host_driver` of {gpu} is {name}, which is a module around the driver {driver} and no driver of the "
+                "PCI bus: {set}",
+                gpu=self.gpu.address,
+                name=name,
+                driver=driver,
+                set=self._to_set_host_driver(driver),
             )
+            raise NotViable(sentence)
         named = from_name(name, registered)
         if named.name not in registered and named.module and not await self._is_installed(named.module):
-            why = "modprobe finds no module for it" if self.facts.modules_on_disk else f"the {GONE}"
-            raise NotViable(
-                f"`host_driver` of {self.gpu.address} is {name}, which is not there and cannot be loaded: {why}; "
-                "correct it, or install the driver"
+            sentence = Sentence(
+                "`host_driver` of {gpu} is {name}, which is not there and cannot be loaded: {why}; install the driver, "
+                "or have the only one taken that fits: {set}",
+                gpu=self.gpu.address,
+                name=name,
+                why=Sentence("modprobe finds no module for it")
+                if self.facts.modules_on_disk
+                else Sentence("the {gone}", gone=GONE),
+                set=self._to_set_host_driver(""),
             )
+            raise NotViable(sentence)
         return named
+
+    def _to_set_host_driver(self, name: str) -> Sentence:
+        return to_set(self.config, self.gpu, "host_driver", f'"{name}"')
 
     async def _is_installed(self, module: str) -> bool:
         """Where nobody can tell, it is tried: should it not load, all is taken back."""
@@ -291,7 +341,7 @@ class Preparation:
                     raise Owned(await self._who_has(group)) from error
                 raise
 
-    async def _who_has(self, group: int) -> str:
+    async def _who_has(self, group: int) -> Sentence:
         """The sentence that names who has the group, where that can be told."""
         try:
             async with asyncio.timeout(self.config.deadlines.holders):
@@ -300,17 +350,8 @@ class Preparation:
             scan = Scan()
         if scan.holders:
             return in_the_way(self.gpu.address, scan.holders)
-        return (
-            f"{self.gpu.address} is in use: something has /dev/vfio/{group} open, most likely a virtual machine; "
-            "shut it down first"
+        return Sentence(
+            "{gpu} is in use: something has /dev/vfio/{group} open, most likely a virtual machine: shut it down first",
+            gpu=self.gpu.address,
+            group=group,
         )
-
-
-def _only(found: Sequence[Driver], function: PciFunction) -> Driver:
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(driver.name for driver in found)
-    what = f"several drivers fit it ({names})" if found else "no installed driver fits it"
-    display = function.makes_gpu
-    remedy = "name one as `host_driver` in the config" if display else "bind it to the right one yourself first"
-    raise NotViable(f"{function.address} was on a vfio driver before gpuswitch looked, and {what}: {remedy}")

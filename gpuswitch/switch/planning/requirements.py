@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from gpuswitch.config.settings import Config
 from gpuswitch.errors import Busy as BusyError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import Profile, lets_go_of_one, profile_of
@@ -15,8 +16,10 @@ from gpuswitch.model.facts import BootFramebuffer, Driver, HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, HolderQuery, Unit
 from gpuswitch.model.policy import Busy, ModulePolicy
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.holder_policy import Leaving, is_logind, never_ended, sentences
 from gpuswitch.switch.planning.guards import GONE, Blocker
+from gpuswitch.switch.planning.remedies import to_set
 
 AUTOPROBE = "/sys/bus/pci/drivers_autoprobe"
 
@@ -153,22 +156,41 @@ def cannot_load(drivers: Iterable[Driver], facts: HostFacts) -> Iterator[Blocker
     """Drivers whose modules find no device to load for."""
     for driver in () if facts.autoprobe else drivers:
         if profile_of(driver).needs_device and driver.module and driver.name not in facts.pci_drivers:
-            yield Blocker(
-                "no_autoprobe",
-                f"the module {driver.module} is given no device, and does not load, while {AUTOPROBE} is 0: "
-                "write 1 to it first",
+            sentence = Sentence(
+                "the module {module} is given no device, and does not load, while {file} is 0: switch that on first: "
+                "echo 1 > {file}",
+                module=driver.module,
+                file=AUTOPROBE,
             )
+            yield Blocker("no_autoprobe", sentence)
 
 
 def no_way_home(facts: HostFacts, found: Iterable[BoundDriver]) -> Iterator[Blocker]:
     """Modules that would be unloaded, and could not be loaded again."""
     modules = [module for bound_driver in found if bound_driver.unload for module in reversed(bound_driver.loaded)]
     if modules and not facts.modules_on_disk:
-        yield Blocker(
-            "no_modules",
-            f"{', '.join(modules)} would have to be unloaded and could not be loaded again, since the {GONE}: "
-            "restart the machine first",
+        sentence = Sentence(
+            "{modules} would have to be unloaded and could not be loaded again, since the {gone}: restart the machine "
+            "first",
+            modules=", ".join(modules),
+            gone=GONE,
         )
+        yield Blocker("no_modules", sentence)
+
+
+def cannot_unload(gpu: Gpu, facts: HostFacts, config: Config, found: Iterable[BoundDriver]) -> Iterator[Blocker]:
+    """Modules that would be unloaded, in a kernel that unloads none."""
+    for bound_driver in found:
+        own = facts.modules.get(bound_driver.loaded[-1]) if bound_driver.unload else None
+        if own is not None and own.references is None and not own.built_in:
+            sentence = Sentence(
+                "{module} would have to be unloaded, and this kernel unloads no modules (CONFIG_MODULE_UNLOAD is not "
+                "set): start one that does; or, to have the driver unbound instead, which waits for ever where "
+                "something still uses the GPU: {set}",
+                module=bound_driver.loaded[-1],
+                set=to_set(config, gpu, "module_policy", '"never"'),
+            )
+            yield Blocker("no_unload", sentence)
 
 
 def unloaded(found: Iterable[BoundDriver]) -> tuple[str, ...]:
@@ -176,31 +198,42 @@ def unloaded(found: Iterable[BoundDriver]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(bound_driver.loaded[-1] for bound_driver in found if bound_driver.unload))
 
 
-def not_found_again(modules: Iterable[str], known: Collection[str]) -> Iterator[Blocker]:
+def not_found_again(gpu: Gpu, config: Config, modules: Iterable[str], known: Collection[str]) -> Iterator[Blocker]:
     """Those that modprobe does not know, as when they were loaded out of a container, or by hand."""
     for module in modules:
         if module not in known:
-            yield Blocker(
-                "no_modules",
-                f"{module} would have to be unloaded and could not be loaded again, since modprobe finds no module of "
-                "that name: install it for this kernel, or set module_policy to never",
+            sentence = Sentence(
+                "{module} would have to be unloaded and could not be loaded again, since modprobe finds no module of "
+                "that name: install it for this kernel; or keep it loaded: {set}",
+                module=module,
+                set=to_set(config, gpu, "module_policy", '"never"'),
             )
+            yield Blocker("no_modules", sentence)
 
 
-def used_besides(facts: HostFacts, found: Iterable[BoundDriver]) -> Iterator[Blocker]:
+def used_besides(gpu: Gpu, facts: HostFacts, config: Config, found: Iterable[BoundDriver]) -> Iterator[Blocker]:
     """Modules that nobody here knows, and without which one that would be unloaded cannot go."""
     for bound_driver in found:
         for module in bound_driver.loaded if bound_driver.unload else ():
             there = facts.modules.get(module)
-            if others := [user for user in (there.users if there else ()) if user not in bound_driver.loaded]:
-                yield Blocker(
-                    "module_users",
-                    f"{', '.join(others)} {'uses' if len(others) == 1 else 'use'} {module}, which would have to be "
-                    f"unloaded: unload {'it' if len(others) == 1 else 'them'} first, or set module_policy to never",
+            # Where nothing can be unloaded, that is what is in the way (`cannot_unload`).
+            users = there.users if there is not None and there.references is not None else ()
+            if others := [user for user in users if user not in bound_driver.loaded]:
+                sentence = Sentence(
+                    "{others} uses {module}, which would have to be unloaded: unload it first: modprobe -r {first}; or "
+                    "keep both loaded: {set}"
+                    if len(others) == 1
+                    else "{others} use {module}, which would have to be unloaded: unload them first: modprobe -r "
+                    "{first}; or keep all of them loaded: {set}",
+                    others=", ".join(others),
+                    module=module,
+                    first=" ".join(others),
+                    set=to_set(config, gpu, "module_policy", '"never"'),
                 )
+                yield Blocker("module_users", sentence)
 
 
-def cannot_let_go(gpu: Gpu, facts: HostFacts, found: Iterable[BoundDriver]) -> Iterator[Blocker]:
+def cannot_let_go(gpu: Gpu, facts: HostFacts, config: Config, found: Iterable[BoundDriver]) -> Iterator[Blocker]:
     """Drivers that would have to let one device go, and cannot."""
     for bound_driver in found:
         profile = bound_driver.profile
@@ -209,14 +242,24 @@ def cannot_let_go(gpu: Gpu, facts: HostFacts, found: Iterable[BoundDriver]) -> I
         version = own.version if own else ""
         if bound_driver.unload or modeset is None or not modeset.modeset or lets_go_of_one(profile, version):
             continue
-        why = "module_policy is never" if facts.autoprobe else f"{AUTOPROBE} is 0"
-        why = why if bound_driver.last else "other GPUs stay on it"
-        yield Blocker(
-            "driver_too_old",
-            f"{profile.driver} {version} cannot let go of {gpu.address} alone while {profile.modeset} has modeset on, "
-            f"and it cannot be unloaded, since {why}: install {profile.driver} "
-            f"{'.'.join(map(str, profile.single_from[0]))} or later",
+        why, remedy = Sentence("other GPUs stay on it"), None
+        if bound_driver.last and facts.autoprobe:
+            why, remedy = Sentence("module_policy is never"), to_set(config, gpu, "module_policy", '"auto"')
+        elif bound_driver.last:
+            why, remedy = Sentence("{file} is 0", file=AUTOPROBE), Sentence("echo 1 > {file}", file=AUTOPROBE)
+        sentence = Sentence(
+            "{driver} {version} cannot let go of {gpu} alone while {modeset} has modeset on, and it cannot be "
+            "unloaded, since {why}: install {driver} {since} or later",
+            driver=profile.driver,
+            version=version,
+            gpu=gpu.address,
+            modeset=profile.modeset,
+            why=why,
+            since=".".join(map(str, profile.single_from[0])),
         )
+        if remedy is not None:
+            sentence = Sentence("{sentence}; or: {remedy}", sentence=sentence, remedy=remedy)
+        yield Blocker("driver_too_old", sentence)
 
 
 def query(gpu: Gpu, facts: HostFacts, found: Collection[BoundDriver]) -> HolderQuery:

@@ -18,9 +18,11 @@ from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, HolderQuery, Scan, Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.runtime.pause import answered
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.holder_policy import Leaving
 from gpuswitch.switch.planning import requirements as rules
 from gpuswitch.switch.planning.guards import Blocker, refusal
+from gpuswitch.switch.planning.remedies import to_set_units
 from gpuswitch.switch.planning.requirements import BoundDriver, DetachRequirements
 from gpuswitch.switch.restore_state import Baseline
 from gpuswitch.switch.shared.arbiter import Arbiter
@@ -53,9 +55,10 @@ class DetachSurvey:
         )
         found = [
             *found,
-            *rules.cannot_let_go(self.gpu, self.facts, occupied),
+            *rules.cannot_let_go(self.gpu, self.facts, self.config, occupied),
+            *rules.cannot_unload(self.gpu, self.facts, self.config, occupied),
             *rules.no_way_home(self.facts, occupied),
-            *rules.used_besides(self.facts, occupied),
+            *rules.used_besides(self.gpu, self.facts, self.config, occupied),
         ]
         if not found:
             found = [*await self._not_found_again(occupied)]
@@ -87,7 +90,7 @@ class DetachSurvey:
                 known = await self.kernel.loadable(modules, by_name=True)
         except KernelError:
             return ()
-        return tuple(rules.not_found_again(modules, known))
+        return tuple(rules.not_found_again(self.gpu, self.config, modules, known))
 
     async def _besides(self, occupied: tuple[BoundDriver, ...]) -> tuple[Blocker, ...]:
         """What else is in the way of a switch that is refused already, as far as it can be told.
@@ -102,7 +105,7 @@ class DetachSurvey:
             scan = await self._scan(rules.query(self.gpu, self.facts, occupied))
             _, staying = await self._holding(requirements, scan.holders)
         except GpuswitchError as error:
-            return (*unknown, Blocker("unknown", str(error), type(error)))
+            return (*unknown, Blocker("unknown", Sentence.of(error), type(error)))
         return (*unknown, *staying)
 
     @property
@@ -168,15 +171,14 @@ class DetachSurvey:
                 missing = await self.host.systemd.missing(own)
         except (KernelError, TimeoutError) as error:
             if own:
-                raise Failed(f"cannot tell whether {', '.join(map(str, own))} is active: {_said(error)}") from error
+                sentence = Sentence(
+                    "cannot tell whether {units} is active: {why}", units=", ".join(map(str, own)), why=_said(error)
+                )
+                raise Failed(sentence) from error
             running, missing, told = frozenset(), frozenset(), False
         active = tuple(unit for unit in (*own, *comfort) if unit in running or self.arbiter.is_to_be_started(unit))
         at_once = rules.back_at_once(found)
-        unknown = tuple(
-            Blocker("unknown_unit", f"there is no {unit}, which is to be stopped first: correct its name in stop_units")
-            for unit in own
-            if unit in missing
-        )
+        unknown = tuple(Blocker("unknown_unit", self._no_unit(unit)) for unit in own if unit in missing)
         requirements = replace(
             requirements,
             stop=(*own, *(unit for unit in comfort if unit in active)),
@@ -186,14 +188,26 @@ class DetachSurvey:
         )
         return requirements, unknown
 
+    def _no_unit(self, unit: Unit) -> Sentence:
+        if str(unit) in self.options.stop_units:
+            return Sentence("there is no {unit}, which is to be stopped first: correct its name", unit=unit)
+        return Sentence(
+            "there is no {unit}, which is to be stopped first: correct its name, or leave it out: {set}",
+            unit=unit,
+            set=to_set_units(self.config, self.gpu, less=str(unit)),
+        )
+
     async def _scan(self, query: HolderQuery) -> Scan:
         try:
             async with asyncio.timeout(self.config.deadlines.holders):
                 return await self.host.processes.scan(query)
         except (KernelError, TimeoutError) as error:
-            raise BusyError(
-                f"nobody can tell who has {self.gpu.address} open, so it counts as busy: {_said(error)}"
-            ) from error
+            sentence = Sentence(
+                "nobody can tell who has {gpu} open, so it counts as busy: {why}",
+                gpu=self.gpu.address,
+                why=_said(error),
+            )
+            raise BusyError(sentence) from error
 
     async def _holding(
         self, requirements: DetachRequirements, holders: tuple[Holder, ...]
@@ -245,9 +259,12 @@ class DetachSurvey:
                 for uid in users:
                     sessions.update(await self.host.systemd.sessions(uid))
         except (KernelError, TimeoutError) as error:
-            raise Failed(f"cannot tell which sessions have {self.gpu.address} open: {_said(error)}") from error
+            sentence = Sentence(
+                "cannot tell which sessions have {gpu} open: {why}", gpu=self.gpu.address, why=_said(error)
+            )
+            raise Failed(sentence) from error
         return tuple(sorted(sessions))
 
 
-def _said(error: KernelError | TimeoutError) -> str:
-    return str(error) or "the answer did not come in time"
+def _said(error: KernelError | TimeoutError) -> Sentence:
+    return Sentence.of(error) if str(error) else Sentence("the answer did not come in time")

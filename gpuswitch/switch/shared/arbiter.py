@@ -1,7 +1,7 @@
 """The arbiter: what several GPUs share, serialised and counted.
 
-Units that more than one switch needs stopped, consoles that more than one GPU may show, and host drivers whose modules
-come and go with the last of their GPUs.
+Settings that more than one switch needs changed, units above all, consoles that more than one GPU may show, and host
+drivers whose modules come and go with the last of their GPUs.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
-from gpuswitch.config.schema import Deadlines
 from gpuswitch.errors import KernelError
 from gpuswitch.host.port import Systemd
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Consoles
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
-from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.restore_state import RestoreState, SharedSetting
 from gpuswitch.switch.shared.awake import Awake
+from gpuswitch.switch.shared.settings import SharedSettings
 
 _log = logging.getLogger(__name__)
 _MANAGER_SECONDS = 5.0
@@ -32,44 +31,42 @@ class Arbiter:
     def __init__(self, systemd: Systemd) -> None:
         self._systemd = systemd
         self.awake = Awake(systemd)
-        self._down: defaultdict[Unit, set[PciAddress]] = defaultdict(set)
-        self._busy: defaultdict[Unit, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._moving: defaultdict[str, dict[PciAddress, frozenset[PciAddress]]] = defaultdict(dict)
         self._groups: dict[PciAddress, frozenset[int]] = {}
         self._restore_states: dict[PciAddress, RestoreState] = {}
+        self.settings = SharedSettings(self._restore_states)
         self.consoles = asyncio.Lock()
         """Held from a step's look at the consoles until what follows from it is done, or its time is over."""
         self._ended = asyncio.Event()
         self.stuck: dict[PciAddress, str] = {}
         """The drivers that the kernel is in, and does not return from, by the GPU whose it was."""
 
-    # Units ----------------------------------------------------------------------------------------------------------
-
     def claim(self, gpu: PciAddress, restore_state: RestoreState) -> None:
-        """Take over what an earlier run of the service left to restore: its units were stopped for this GPU."""
+        """Take over what an earlier run of the service left to restore: shared settings were changed for this GPU."""
         self.set_restore_state(gpu, restore_state)
-        for unit in restore_state.units:
-            self._down[unit].add(gpu)
+        self.settings.claim(gpu)
+
+    def set_restore_state(self, gpu: PciAddress, restore_state: RestoreState) -> None:
+        """What this GPU has to restore from here on; what is not in it, the GPU does not need changed any more."""
+        self._restore_states[gpu] = restore_state
+        self.settings.forget(gpu)
+
+    # Units ----------------------------------------------------------------------------------------------------------
 
     def is_to_be_started(self, unit: Unit) -> bool:
         """Whether it is to run again when some GPU is home: it was active before it was stopped for that one's sake.
 
         A unit that a GPU only needs stopped, and that was so, is none of these.
         """
-        return any(unit in restore_state.units for restore_state in self._restore_states.values())
+        return self.settings.recorded(_stopped(unit)) is not None
 
     async def stop(self, gpu: PciAddress, unit: Unit) -> None:
-        """Stop it for this GPU. Where it is in this GPU's restore state, no other GPU starts it from this moment on.
-
-        A GPU that does not have it in its restore state never starts it, so it must not keep another one from doing so.
+        """Stop it for this GPU, as `SharedSettings.change` does.
 
         Raises:
             KernelError: what its manager says.
         """
-        if unit in self._restore_states.get(gpu, NOTHING_TO_RESTORE).units:
-            self._down[unit].add(gpu)
-        async with self._busy[unit]:
-            await self._systemd.stop(unit)
+        await self.settings.change(gpu, _stopped(unit), lambda: self._systemd.stop(unit))
 
     async def start(self, gpu: PciAddress, unit: Unit, *, wait: bool = True) -> None:
         """This GPU does not need it stopped any more: start it, unless another one does, or the system goes down.
@@ -80,20 +77,14 @@ class Arbiter:
         Raises:
             KernelError: what its manager says.
         """
-        self._down[unit].discard(gpu)
-        async with self._busy[unit]:
-            if self._down[unit]:
-                _log.info("%s stays stopped: another GPU needs it so", unit)
-            elif await self.system_stopping():
+
+        async def start() -> None:
+            if await self.system_stopping():
                 _log.info("%s stays stopped: the system is going down", unit)
             else:
                 await (self._systemd.start(unit) if wait else self._systemd.queue_start(unit))
 
-    async def give_back(self, gpu: PciAddress, units: Iterable[Unit], deadlines: Deadlines) -> None:
-        """Start these, and let the machine sleep, where no switch of this GPU does so. What does not work is logged."""
-        for unit in units:
-            await _tried(f"start {unit}", self.start(gpu, unit), deadlines.units)
-        await self.awake.settled_if_possible(gpu)
+        await self.settings.restore(gpu, _stopped(unit), start)
 
     async def system_stopping(self) -> bool:
         """Whether the whole system goes down. A manager that does not say so in time does other things."""
@@ -104,12 +95,6 @@ class Arbiter:
             return False
 
     # Consoles -------------------------------------------------------------------------------------------------------
-
-    def set_restore_state(self, gpu: PciAddress, restore_state: RestoreState) -> None:
-        """What this GPU has to restore from here on; where it is nothing, it needs no unit stopped any more."""
-        self._restore_states[gpu] = restore_state
-        for claims in self._down.values() if not restore_state else ():
-            claims.discard(gpu)
 
     def functions_away_from_host(self, *, besides: PciAddress) -> frozenset[PciAddress]:
         """The functions of other GPUs that are away from home, or about to leave: they show nothing for long."""
@@ -201,12 +186,5 @@ class Arbiter:
         return tuple(sorted(self._moving[driver]))
 
 
-async def _tried(what: str, work: Coroutine[Any, Any, None], seconds: float) -> None:
-    """Do it, within this time."""
-    try:
-        async with asyncio.timeout(seconds):
-            await work
-    except KernelError as error:
-        _log.warning("%s", error)
-    except TimeoutError:
-        _log.warning("cannot %s within %g s", what, seconds)
+def _stopped(unit: Unit) -> SharedSetting:
+    return SharedSetting("units", unit)

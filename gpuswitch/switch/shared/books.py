@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from gpuswitch.host.port import Libvirt
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.owner import Owner
 from gpuswitch.runtime.pause import Pause, within
+from gpuswitch.sentence import Sentence
 
 _log = logging.getLogger(__name__)
 LOOK_SECONDS = 60.0
@@ -34,13 +36,17 @@ def machines_with(
     return {owner: has for owner, has in found.items() if has and owner.name != besides}
 
 
-def sentence(libvirt: Libvirt, found: Mapping[Owner, tuple[PciAddress, ...]]) -> str:
+def in_the_books(libvirt: Libvirt, found: Mapping[Owner, tuple[PciAddress, ...]]) -> Sentence:
     """What is in the books, to a person."""
     owner, functions = next(iter(found.items()))
-    return (
-        f"libvirt has {owner} in its books, with {' and '.join(map(str, functions))}, and would reset that on the "
-        "host: shut the machine down first; where it has ended, have libvirt started, which then clears up after it; "
-        f"where libvirt runs and knows no such machine, remove {libvirt.file_of(owner)}"
+    return Sentence(
+        "libvirt has {owner} in its books, with {functions}, and would reset that on the host: shut the machine down "
+        "first: virsh shutdown {name}; where it has ended, have libvirt started, which then clears up after it; where "
+        "libvirt runs and knows no such machine: rm {file}",
+        owner=owner.words,
+        functions=", ".join(map(str, functions)),
+        name=shlex.quote(owner.name),
+        file=shlex.quote(str(libvirt.file_of(owner))),
     )
 
 

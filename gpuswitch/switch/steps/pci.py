@@ -19,15 +19,16 @@ from gpuswitch.model.drivers import profile_of
 from gpuswitch.model.facts import Driver, HostFacts, named_for_vfio
 from gpuswitch.model.gpu import Gpu, harmless
 from gpuswitch.model.holders import HolderQuery
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.holder_policy import in_the_way
-from gpuswitch.switch.shared.books import machines_with, sentence
+from gpuswitch.switch.shared.books import in_the_books, machines_with
 from gpuswitch.switch.shared.clearing_up import ClearingUp
 from gpuswitch.switch.steps.step import DeviceError, Step, StepContext, StepError
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
-NO_GROUPS = "this kernel has no VFIO groups; use one with CONFIG_VFIO_GROUP"
+NO_GROUPS = Sentence("this kernel has no VFIO groups; use one with CONFIG_VFIO_GROUP")
 
 
 @dataclass(frozen=True)
@@ -309,7 +310,7 @@ class AwaitLibvirt(Step):
         libvirt = context.host.libvirt
         try:
             if found := machines_with(libvirt, self.functions, besides=self.besides):
-                context.waits_for(sentence(libvirt, found))
+                context.waits_for(in_the_books(libvirt, found))
         except KernelError as error:
             context.waits_for(str(error))
         # Whoever cannot be had is not waited for for ever; nor is what hangs.

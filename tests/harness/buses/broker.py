@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,7 +68,19 @@ class Broker:
             listener.listen(socket.SOMAXCONN)
             with subprocess.Popen(command, env=settings, stdin=listener.fileno(), stdout=subprocess.PIPE) as process:
                 listener.close()
-                yield process
+                reader = threading.Thread(target=_read_to_the_end, args=(journal,))
+                reader.start()
+                try:
+                    yield process
+                finally:
+                    journal.shutdown(socket.SHUT_RD)
+                    reader.join()
+
+
+def _read_to_the_end(journal: socket.socket) -> None:
+    """dbus-broker tells of each peer that it hangs up on, and ends itself where nobody takes that (its log.c)."""
+    while journal.recv(1 << 16):
+        pass
 
 
 def find_broker(say: Say) -> Broker:

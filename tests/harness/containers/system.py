@@ -27,6 +27,8 @@ PACKAGES = (
     *("login", "passwd", "libpam-systemd", "dbus-user-session"),
     # what the project and its tests use
     *("python3", "python3-venv", "make", "procps", "strace"),
+    # other people's clients of the bus
+    *("libglib2.0-bin", "dbus-tests", "cockpit-bridge", "python3-dbusmock"),
 )
 BUSES = {"dbus-daemon": (), "dbus-broker": ("dbus-broker",)}
 """What runs as the system bus, and the packages that see to that."""

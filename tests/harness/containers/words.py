@@ -105,4 +105,5 @@ def until_all_is_given_back(machine: Machine) -> None:
 
 def history(machine: Machine) -> list[tuple[str, str]]:
     """The finished switches, newest first: target and result."""
-    return [(entry["target"], entry["result"]) for entry in json.loads(ctl(machine, "history --json").stdout)]
+    told = json.loads(ctl(machine, "history --json").stdout)
+    return [(entry["target"], entry["result"]) for entry in told["switches"]]

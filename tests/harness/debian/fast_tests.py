@@ -22,8 +22,12 @@ from tests.harness.debian.releases import Release, find_release
 from tests.harness.debian.roots import find_root
 from tests.harness.debian.tools import PROJECT, require_root, require_tools, run_on_top, show_on_top
 
-PACKAGES = ("git", "python3", "python3-venv", "procps", "dbus-daemon", "dbus-bin", "prometheus", "openssl")
-"""The last ones as contrib/need.sh has them for `test`."""
+PACKAGES = (
+    *("git", "python3", "python3-venv", "procps"),
+    *("dbus-daemon", "dbus-bin", "prometheus", "openssl", "bash-completion", "zsh", "fish", "man-db"),
+    *("groff-base", "mandoc"),
+)
+"""The last two lines as contrib/need.sh has them for `test`."""
 TREE = "usr/src/gpuswitch"
 WHEELS = "usr/src/wheels"
 VENV = "/opt/tests"

@@ -14,7 +14,7 @@ from tests.harness.debian.cache import Cache, content_key, remove
 from tests.harness.debian.releases import Release
 from tests.harness.debian.tools import PROJECT, run, run_in
 
-INSTALL_READS = ("pyproject.toml", "Makefile", "LICENSE", "README.md", "gpuswitch", "units", "contrib")
+INSTALL_READS = ("pyproject.toml", "Makefile", "LICENSE", "README.md", "gpuswitch", "units", "contrib", "docs/man")
 """What `make install` reads of the project; an older tree may have less."""
 
 PIP_SETTINGS = {
@@ -30,11 +30,13 @@ def project_sources(tree: Path = PROJECT) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="gpuswitch-sources-") as folder:
         sources = Path(folder) / "gpuswitch"
         sources.mkdir()
-        for origin in (tree / name for name in INSTALL_READS):
+        for name in INSTALL_READS:
+            origin, copy = tree / name, sources / name
+            copy.parent.mkdir(exist_ok=True)
             if origin.is_dir():
-                shutil.copytree(origin, sources / origin.name, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(origin, copy, ignore=shutil.ignore_patterns("__pycache__"))
             elif origin.exists():
-                shutil.copy2(origin, sources / origin.name)
+                shutil.copy2(origin, copy)
         yield sources
 
 

@@ -25,12 +25,14 @@ PROPERTIES = "org.freedesktop.DBus.Properties"
 
 BIN = Path(sys.executable).parent
 """Where the commands of the project are installed that the tests run under."""
+LANGUAGE = frozenset({"LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"})
 ANY_PORT = "[metrics]\nport = 0\n"
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Our own, without what would set up the service."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("GPUSWITCH_")} | more
+    """Our own, without what would set up the service, or have the command speak another language."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith("GPUSWITCH_") and key not in LANGUAGE}
+    return own | {"LC_ALL": "C.UTF-8"} | more
 
 
 def write_config(directory: Path, text: str) -> Path:

@@ -299,6 +299,7 @@ class Harness:
         self.fleet._arbiter.awake.stop()
         for retry in self.fleet._retries.values():
             retry.stop()
+        self.fleet._trials.stop()
         await self.host.close()
         return await Harness.start(
             SimulatedHost(self.machine), self.directory, self.fleet.config, restore_deferred=restore_deferred

@@ -7,7 +7,7 @@
 - `world` is a machine, the service that lives on it, and whoever asks it; `virtual_machines` are those that it runs.
 - `loop` has the clock, and ends a service as SIGKILL does; `doubles` are all that the service sees of the world;
   `trouble` lets operations fail, wait and hang.
-- `invariants`, `checker`, `actions` and `rest_checks` check what must always be so; `mutations` break it, so that we
-  know they do.
+- `invariants`, `checker`, `actions`, `promises` and `rest_checks` check what must always be so; `mutations` break it,
+  so that we know they do.
 - `play` runs one, `process_pool` many, `shrink` makes a story short.
 """

@@ -106,6 +106,7 @@ class InvariantChecker(ActionChecker):
         self._at.clear()
         self.asks.clear()
         self.world.virtual_machines.killed()
+        self.world.promises.killed()
         self._before.clear()
 
     def tore(self, page: str) -> None:
@@ -131,16 +132,19 @@ class InvariantChecker(ActionChecker):
         ask.sent = self.sent[str(ask.actor.gpu.address)]
         ask.quiet = not ask.actor.state.moving and ask.actor.state is not State.WEDGED and not ask.before
         self.asks.append(ask)
+        self.world.promises.asked(ask)
 
     def answered(self, ask: Ask, answer: object) -> None:
         told = f" ({answer.result})" if isinstance(answer, Switch) else ""
         self.note(f"{ask.actor.gpu.address}: answered {ask.what}{told}")
         self._over(ask)
+        self.world.promises.answered(ask, answer)
 
     def refused(self, ask: Ask, error: GpuswitchError) -> None:
         gpu, text = ask.actor.gpu, str(error)
         self.note(f"{gpu.address}: refused {ask.what}: {error.name}")
         self._over(ask)
+        self.world.promises.refused(ask)
         if not text.strip():
             self.broken(8, f"{ask.what} of {gpu.address} is refused without a word")
         if ask.what.startswith("plan") and "has not returned from" in text and isinstance(error, Wedged):
@@ -222,6 +226,7 @@ class InvariantChecker(ActionChecker):
             self.rules_of[gpu] = (*asked[:1], actor.record.rules)
             self._before[gpu] = self.settings(actor.gpu.functions)
         self.split(actor, NOTICE_SECONDS)
+        self.world.promises.changed(actor)
         self._came_back(actor)
         if sum(switch.result is None for switch in actor.record.recent) > 1:
             self.broken(6, f"{gpu} has two switches at once")
@@ -246,6 +251,7 @@ class InvariantChecker(ActionChecker):
         gpu = str(actor.gpu.address)
         self.note(f"{gpu}: to {switch.target} {switch.result}")
         self.ends[str(switch.target), str(switch.result)] += 1
+        self.world.promises.finished(actor, switch)
         before = self._before.pop(gpu, None)
         self.needs_none(gpu)
         if _FAULT_OF_ITS_OWN in switch.reason:

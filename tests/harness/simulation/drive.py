@@ -26,6 +26,8 @@ LONGER_THAN_ANYTHING = 3000.0
 _DEAF_SECONDS = 5.0
 _OPTIONS = (Options(), Options(wait_seconds=20.0), Options(busy=Busy.TERMINATE), Options(busy=Busy.KILL))
 _UNITS = (PERSISTENCED, WIREPLUMBER, OLLAMA, RENDERER)
+TRIALS = (1.0, 20.0, 300.0)
+"""Seconds: over at once, in the middle of what else happens, and long after that."""
 _TARGETS = {"vfio": State.VFIO, "host": State.HOST}
 
 
@@ -63,6 +65,8 @@ class _Drama:
         match event.what:
             case "ask":
                 world.request(gpu, _TARGETS[event.word], _OPTIONS[event.number])
+            case "trial":
+                world.try_out(gpu, TRIALS[event.number])
             case "plan" | "recover" | "holders" | "cancel":
                 self._asked(event, gpu)
             case "crash":

@@ -79,6 +79,7 @@ def at_rest(world: World) -> None:
         checker.explained(actor, "at rest")
         checker.split(actor, 0.0)
         world.virtual_machines.at_rest(actor)
+        world.promises.at_rest(actor)
         if actor.state is State.WEDGED and world.machine.workers and not _stuck(world, actor):
             checker.broken(4, f"{actor.gpu.address} is wedged, and the kernel has returned")
         if actor.state is State.UNKNOWN and actor.gpu.address not in checker.meddled and not checker.torn:

@@ -42,7 +42,7 @@ _MACHINES = (
 )
 _RULES = (*("refuse",) * 4, *RULES)
 _PAUSES = (0.0, 0.05, 1.0, 6.0, 50.0)
-_VM_SHARE = 0.3
+_VM_SHARE, _TRIAL_SHARE = 0.3, 0.3
 _TURNS = 150
 """About as many as a switch takes."""
 _BEFORE = (
@@ -62,7 +62,7 @@ _MEANWHILE = (
     *("ask",) * 3,
     *("cancel", "kill", "vm", "program", "fault", "crash") * 2,
     *("stop", "move", "pull", "storm", "release", "plan", "holders", "rules", "recover", "unit", "plug"),
-    *("blind", "unwatched", "worker", "sleepy", "spoil", "spoil"),
+    *("blind", "unwatched", "worker", "sleepy", "spoil", "spoil", "trial"),
 )
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "ask": ("vfio", "host"),
@@ -80,6 +80,7 @@ _NUMBERS: Mapping[str, Callable[[random.Random], int]] = {
     "ask": lambda dice: dice.choice((0, 0, 0, 0, 1, 2, 3)),
     "fault": lambda dice: dice.randint(1, 40),
     "crash": lambda dice: int(dice.expovariate(1 / 70)) + 1,
+    "trial": lambda dice: dice.randint(0, 2),
     "disk": lambda dice: dice.randint(1, 3),
     "program": lambda dice: dice.randint(0, 3),
     "unit": lambda dice: dice.randint(0, 3),
@@ -117,7 +118,10 @@ def _scene(dice: random.Random, gpus: int, away: set[int]) -> Iterator[Event]:
         yield _event(dice, "vm", gpus)._replace(gpu=gpu)
     else:
         away ^= {gpu}
-        yield _event(dice, "ask", gpus)._replace(gpu=gpu, word="vfio" if gpu in away else "host")
+        if gpu in away and dice.random() < _TRIAL_SHARE:
+            yield _event(dice, "trial", gpus)._replace(gpu=gpu)
+        else:
+            yield _event(dice, "ask", gpus)._replace(gpu=gpu, word="vfio" if gpu in away else "host")
     for _ in range(dice.choice((0, 0, 1, 2, 3))):
         yield _event(dice, dice.choice(_MEANWHILE), gpus)._replace(turns=dice.randint(0, _TURNS))
     yield _event(dice, dice.choice(("storm", "release", "plan")), gpus)._replace(seconds=dice.choice(_PAUSES))

@@ -24,6 +24,7 @@ from tests.harness.simulation.invariants import Ask
 from tests.harness.simulation.listener import ServiceListener
 from tests.harness.simulation.loop import AWAIT, Fuse, Life, SimulatedLoop
 from tests.harness.simulation.machines import MACHINES, functions, settings
+from tests.harness.simulation.promises import Promises
 from tests.harness.simulation.trouble import Rule, Trouble, Wrong
 from tests.harness.simulation.virtual_machines import VirtualMachines
 
@@ -74,6 +75,7 @@ class World:
         self.functions = functions(machine_name)
         self.checker = InvariantChecker(self, trace=trace)
         self.virtual_machines = VirtualMachines(self)
+        self.promises = Promises(self)
         self.service: Service | None = None
         self.since: Counter[str] = Counter()
         self._crashed = False
@@ -211,6 +213,13 @@ class World:
         if actor is None:
             return None
         return self.ask(Ask(f"to {target}", actor, options, target), lambda: actor.request(target, options, SOMEBODY))
+
+    def try_out(self, gpu: PciAddress, seconds: float) -> None:
+        """To vfio, and home by itself after so long."""
+        if (actor := self.actor(gpu)) is not None:
+            options = Options(trial_seconds=seconds)
+            ask = Ask(f"a trial of {seconds:g} s", actor, options, State.VFIO)
+            _ = self.ask(ask, lambda: actor.request(State.VFIO, options, SOMEBODY))
 
     def recover(self, gpu: PciAddress) -> asyncio.Task[None] | None:
         actor = self.actor(gpu)

@@ -201,7 +201,7 @@ def _pairs(values: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def _checked_attribute(path: str) -> str:
-    """An attribute of a function, or of the bridge above it (`../name`): it becomes part of a path."""
-    if not all(map(is_name, path.removeprefix("../").split("/"))):
+    """An attribute of a function: it becomes part of a path."""
+    if not all(map(is_name, path.split("/"))):
         raise OperationError(errno.EINVAL, path, "this is not an attribute of a function")
     return path

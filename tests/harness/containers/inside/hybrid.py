@@ -1,15 +1,19 @@
 """gpuswitchd on a simulated machine, but for its units, sessions and inhibitors, which are those of the real one.
 
 hybrid.py OPTION...       as gpuswitchd takes them, --simulate among them
+
+A simulated machine begins anew with the service. Where the file ON_VFIO is, the GeForce is on vfio-pci then, as a real
+one still is after a switch.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection
+from pathlib import Path
 from unittest import mock
 
-from gpuswitch import daemon
+from gpuswitch import daemon, service
 from gpuswitch.host.linux.libvirt import LinuxLibvirt
 from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.linux.systemd import LinuxSystemd
@@ -33,11 +37,20 @@ class Hybrid(Host):
     def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:
         return self._simulated.look(only)
 
+    def installed(self, module: str) -> bool:
+        return self._simulated.installed(module)
+
     def kernel(self, gpu: str) -> SimulatedKernel:
         return self._simulated.kernel(gpu)
 
     def reader(self, gpu: str) -> SimulatedKernel:
         return self._simulated.reader(gpu)
+
+    def boottime(self) -> float:
+        return self._simulated.boottime()
+
+    async def until(self, boottime: float) -> None:
+        await self._simulated.until(boottime)
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         return self._simulated.watch(changed)
@@ -47,11 +60,15 @@ class Hybrid(Host):
         await self.systemd.close()
 
 
+ON_VFIO = Path("/run/harness/on-vfio")
+GEFORCE = [(0x10DE, device) for device in (0x2484, 0x228B, 0x1AD8, 0x1AD9)]
+
+
 def hybrid(scenario: Callable[..., SimulatedHost]) -> Callable[[], Host]:
-    return lambda: Hybrid(scenario())
+    return lambda: Hybrid(scenario(vfio_ids=GEFORCE if ON_VFIO.exists() else ()))
 
 
 if __name__ == "__main__":
     scenarios = {name: hybrid(scenario) for name, scenario in SCENARIOS.items()}
     with mock.patch.object(daemon, "SCENARIOS", scenarios):
-        sys.exit(daemon.main())
+        sys.exit(service.main())

@@ -39,7 +39,7 @@ from typing import Any
 from jeepney import DBusAddress, MessageType, Properties, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
-from gpuswitch import daemon
+from gpuswitch import daemon, service
 
 NOTIFY = "\0gpuswitch-forkserver"
 JOURNAL = "/run/gpuswitch/gpus/"
@@ -106,7 +106,7 @@ class Service:
             if self.pid == 0:
                 os.environ["NOTIFY_SOCKET"] = NOTIFY.replace("\0", "@")
                 sys.addaudithook(trap)
-                os._exit(daemon.main([]))
+                os._exit(daemon.run(service.parser().parse_args([])))
             pidfd = os.pidfd_open(self.pid)
             ready = False
             while not ready and listening.fileno() in select.select([listening.fileno(), pidfd], [], [])[0]:

@@ -1,0 +1,73 @@
+"""`config check`: what is wrong with a configuration, without the service and before it reads it.
+
+gpuswitchd itself looks (`--check-config`), as a program that ends at once: so the command sees what the service would
+see, and knows nothing of how it reads.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.output import as_json, line, problem, warning
+from gpuswitch.cli.translate import _
+from gpuswitch.errors import ConfigError, Failed
+
+DIRECTORY = Path("/etc/gpuswitch")
+
+
+class Verdict:
+    """What gpuswitchd says of a configuration: one sentence for each fault, and for what has no effect."""
+
+    def __init__(self, faults: Sequence[str], warnings: Sequence[str]) -> None:
+        self.faults = faults
+        self.warnings = warnings
+
+    def tell(self) -> None:
+        """Say all of it on standard error."""
+        for sentence in self.warnings:
+            warning(sentence)
+        for sentence in self.faults:
+            problem(sentence)
+
+
+def check(args: Namespace) -> int:
+    """Check a file alone, or a directory as a whole."""
+    path = Path(args.path or DIRECTORY)
+    verdict = judged(path)
+    if args.json:
+        as_json({"path": str(path), "faults": verdict.faults, "warnings": verdict.warnings})
+    else:
+        verdict.tell()
+        if not verdict.faults:
+            line(_("the configuration in {path} can be used", path=path))
+    return ConfigError.exit_code if verdict.faults else 0
+
+
+def judged(path: Path, *, file: Path | None = None, copy: Path | None = None) -> Verdict:
+    """What gpuswitchd says of what lies there; of `copy` instead of `file`, where one is given.
+
+    Raises:
+        CtlError: it says nothing.
+    """
+    import json  # noqa: PLC0415 -- with subprocess half of the start, and for few
+    import subprocess  # noqa: PLC0415 -- as above
+
+    from gpuswitch.cli.programs import installed  # noqa: PLC0415 -- by need, as above
+
+    command = [installed("gpuswitchd"), f"--check-config={path}", "--json"]
+    if file and copy:
+        command += ["--instead", str(file), str(copy)]
+    # The service's own variables count for it alone. Ours are our caller's.
+    environ = {key: value for key, value in os.environ.items() if not key.upper().startswith("GPUSWITCH_")}
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    try:
+        found = json.loads(ended.stdout)
+    except ValueError:
+        said = ended.stderr.strip().rpartition("\n")[2] or _("it ended with status {status}", status=ended.returncode)
+        text = _("cannot check {path}: {why}", path=path, why=said.removeprefix("gpuswitchd: "))
+        raise CtlError.of(Failed, text) from None
+    return Verdict(found["faults"], found["warnings"])

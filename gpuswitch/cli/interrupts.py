@@ -1,0 +1,55 @@
+"""^C while a switch is followed: it is heard where nothing can get lost by it, as somebody may want to follow it on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class _Interrupts:
+    """SIGINT, as one process has it."""
+
+    def __init__(self) -> None:
+        self._holding = False
+        self._arrived = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """SIGINT raises KeyboardInterrupt within `let_in` only, or at the end."""
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as of a job in the background
+            yield
+            return
+        signal.signal(signal.SIGINT, self._receive)
+        self._holding = True
+        try:
+            yield
+            self._holding = False
+            self._raise_arrived()
+        finally:
+            self._holding = self._arrived = False
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    @contextmanager
+    def let_in(self) -> Iterator[None]:
+        """Here, and at once what came before."""
+        held, self._holding = self._holding, False
+        try:
+            self._raise_arrived()
+            yield
+        finally:
+            self._holding = held
+
+    def _receive(self, number: int, frame: object) -> None:  # noqa: ARG002 -- as signal.signal() calls it
+        self._arrived = True
+        if not self._holding:
+            self._raise_arrived()
+
+    def _raise_arrived(self) -> None:
+        if self._arrived:
+            self._arrived = False
+            raise KeyboardInterrupt
+
+
+INTERRUPTS = _Interrupts()
+"""A process has one handler of it."""

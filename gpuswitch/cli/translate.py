@@ -1,0 +1,163 @@
+"""What the command says in the language of whoever reads it, by gettext's catalogues and variables.
+
+A catalogue is read as it is written (`locale/LANGUAGE/gpuswitch.po`): nothing is to be made of it when the package is
+built, and in English nothing is read. What programs read (`--json`, words of the bus) is never translated.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+
+from gpuswitch.sentence import fields, filled, values
+
+TYPE_CHECKING = False  # as typing has it, which takes longer to import than argparse
+if TYPE_CHECKING:
+    from typing import Any
+
+DOMAIN = "gpuswitch"
+_FOLDER = f"{os.path.dirname(__file__)}/locale"  # noqa: PTH120 -- pathlib takes longer to import than argparse
+_TELLING = 12
+"""Letters that a text has in common with a template, for that to be no coincidence."""
+_ENGLISH: Mapping[str, str] = {}
+_spoken: list[Mapping[str, str]] = []
+"""The one catalogue that is in use, once that is known."""
+
+
+def _(text: str, /, **data: object) -> str:
+    """The text in the language of whoever reads it; with `data`, put into its fields."""
+    translated = catalogue().get(text, text)
+    return filled(translated, {name: str(value) for name, value in data.items()}) if data else translated
+
+
+def ngettext(one: str, many: str, number: int) -> str:
+    """The text for that many: the languages that there are have two forms at most."""
+    return _(one if number == 1 else many)
+
+
+def mark(text: str) -> str:
+    """Mark a text that is translated where it is shown."""
+    return text
+
+
+def marks(*texts: str) -> tuple[str, ...]:
+    """Mark several."""
+    return texts
+
+
+def is_english() -> bool:
+    """Whether nothing is translated."""
+    return not catalogue()
+
+
+def speak(*languages: str) -> None:
+    """The first of these languages that there is, from here on, whatever the environment says: `speak("en")`."""
+    _spoken[:] = [_first(languages)]
+
+
+def worded(sentence: Mapping[str, Any]) -> str:
+    """A sentence of the service, by its `template` and `data` (docs/dbus.md).
+
+    Raises:
+        KeyError: it has no known words in this language, or comes without what it was made of.
+    """
+    template = str(sentence["template"])
+    data = {
+        name: worded(value) if isinstance(value, Mapping) else str(value) for name, value in sentence["data"].items()
+    }
+    if template == "{text}":
+        # What somebody else said, such as the kernel.
+        return data["text"]
+    wordless = not any(map(str.isalpha, filled(template, dict.fromkeys(data, ""))))
+    return filled(template if wordless else catalogue()[template], data)
+
+
+def reworded(text: str, sentences: Iterable[Mapping[str, Any]]) -> str:
+    """The text with these sentences of the service (`text`, beside `template` and `data`) in this language.
+
+    What has no known words stays English.
+    """
+    for sentence in sentences:
+        try:
+            text = text.replace(str(sentence["text"]), worded(sentence))
+        except KeyError:
+            continue
+    return text
+
+
+def recognized(text: str) -> str:
+    """What the service said without telling of what it was made, in this language: each line by the template that it
+    has most of. English where none fits.
+    """
+    return text if is_english() else "\n".join(map(_recognized, text.split("\n")))
+
+
+def _recognized(line: str) -> str:
+    known = catalogue()
+    fitting = [(_letters(each), each) for each in known if values(each, line) is not None]
+    letters, template = max(fitting, default=(0, ""))
+    if letters < _TELLING:
+        return line
+    found = values(template, line) or {}
+    return filled(known[template], {name: _recognized(value) for name, value in found.items()})
+
+
+def _letters(template: str) -> int:
+    return sum(map(str.isalpha, filled(template, dict.fromkeys(fields(template), ""))))
+
+
+def catalogue() -> Mapping[str, str]:
+    """What is said in another way than in English."""
+    if not _spoken:
+        _spoken.append(_first(languages(os.environ)))
+    return _spoken[0]
+
+
+def _first(names: Iterable[str]) -> Mapping[str, str]:
+    """That of the first language that there is."""
+    for name in names:
+        if name.partition("_")[0] == "en":
+            break
+        try:
+            with open(f"{_FOLDER}/{name}/{DOMAIN}.po", encoding="utf-8") as file:  # noqa: PTH123 -- as above
+                return read(file.read())
+        except OSError:
+            continue
+    return _ENGLISH
+
+
+def languages(environ: Mapping[str, str]) -> Iterator[str]:
+    """The languages that are asked for, the best first: `de_AT`, then `de`.
+
+    As gettext has it (The GNU gettext manual, "Locale Environment Variables"): LANGUAGE counts in no C locale.
+    """
+    locale = next(filter(None, map(environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "C")
+    if locale in {"C", "POSIX"}:
+        return
+    for name in (environ.get("LANGUAGE") or locale).split(":"):
+        # de_AT.UTF-8@euro
+        plain = name.partition("@")[0].partition(".")[0]
+        # It becomes part of a path.
+        if plain.replace("_", "").isalnum():
+            yield from dict.fromkeys((plain, plain.partition("_")[0]))
+
+
+def read(po: str) -> Mapping[str, str]:
+    """The translations in the text of a catalogue; what is not translated is not there."""
+    found: dict[str, str] = {}
+    for entry in po.split("\n\n"):
+        texts, word = {"msgid": "", "msgstr": ""}, ""
+        for line in entry.split("\n"):
+            before, quote, rest = line.partition('"')
+            if quote and not before.startswith("#"):
+                word = before.rstrip() or word
+                texts[word] += _unescaped(rest[: rest.rindex('"')])
+        if texts["msgid"] and texts["msgstr"]:
+            found[texts["msgid"]] = texts["msgstr"]
+    return found
+
+
+def _unescaped(text: str) -> str:
+    if "\\" not in text:
+        return text
+    return "\\".join(part.replace('\\"', '"').replace("\\n", "\n") for part in text.split("\\\\"))

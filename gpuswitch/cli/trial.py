@@ -1,0 +1,203 @@
+"""`trial`: to vfio, and home by itself after a while. The service sees to that; here it is counted down."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from gpuswitch.cli.client import Gpu, Service
+from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.output import as_json_line, clean, clock, line, on_terminal, problem, rfc3339
+from gpuswitch.cli.parser import terminal_columns
+from gpuswitch.cli.switch import EXIT_INTERRUPTED, Switches, ask_before_a_desktop_ends, can_ask, options_of
+from gpuswitch.cli.translate import _
+from gpuswitch.errors import Failed, Wedged
+
+_HOME, _KEEP = "h", "k"
+_ASKS_FOR = {_HOME: "host", _KEEP: "vfio"}
+
+
+def trial(service: Service, args: Namespace) -> int:
+    """To vfio, and then home by itself; on a terminal until that is over, or kept."""
+    gpu, options = service.gpu(args.gpu), options_of(args)
+    if not args.yes and can_ask():
+        ask_before_a_desktop_ends([gpu], "vfio", options)
+    try:
+        status = Switches(
+            service,
+            args,
+            begin=lambda gpu: gpu.trial(args.seconds, options),
+            purpose=_("try {} on vfio"),
+            again="gpuswitchctl to-vfio {}",
+            remark=_("not all went well"),
+            blockers=lambda gpu: gpu.blockers("vfio", options),
+        ).run([gpu])
+    except CtlError as error:
+        if error.exit_code == EXIT_INTERRUPTED:
+            raise _goes_on(gpu.address, args.seconds) from None
+        raise
+    if status:
+        return status
+    now = gpu.look()
+    if args.json:
+        as_json_line({"event": "trial", "gpu": gpu.address, "trial_ends": rfc3339(now["TrialEnds"])})
+        return 0
+    if now["TrialEnds"] and not (on_terminal(sys.stdout) and sys.stdin.isatty()):
+        line(_by_itself(gpu.address, now["TrialEnds"]))
+        return 0
+    return _ended(_counted_down(service, gpu, now), service, gpu, args)
+
+
+def _goes_on(address: str, seconds: float) -> CtlError:
+    text = _(
+        "interrupted; the trial, once begun, goes on: {seconds} s after {gpu} came to vfio, it goes home by itself; to "
+        "keep it there: {command}",
+        seconds=f"{seconds:g}",
+        gpu=address,
+        command=f"gpuswitchctl to-vfio {address}",
+    )
+    return CtlError(text, EXIT_INTERRUPTED, name="Interrupted")
+
+
+def _by_itself(address: str, ends: float) -> str:
+    return _(
+        "{gpu} goes home by itself at {time}; to keep it on vfio: {command}",
+        gpu=address,
+        time=clock(ends),
+        command=f"gpuswitchctl to-vfio {address}",
+    )
+
+
+def _counted_down(service: Service, gpu: Gpu, now: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Until it is on its way home, or not to go there by itself any more: what the service says of it then."""
+    try:
+        while _counts(now):
+            with _single_keys() as descriptor:
+                key, now = _until_a_key(service, gpu, now, descriptor)
+            if key:
+                _ask(service, gpu, key)
+                now = gpu.look()
+    except KeyboardInterrupt:
+        text = _("interrupted; {what}", what=_by_itself(gpu.address, now["TrialEnds"]))
+        raise CtlError(text, EXIT_INTERRUPTED, name="Interrupted") from None
+    except CtlError as error:
+        # The promise is on disk: whatever has become of the service, the next run of it keeps that.
+        text = _("{error}; once it runs, {what}", error=str(error), what=_by_itself(gpu.address, now["TrialEnds"]))
+        raise CtlError(text, error.exit_code, name=error.name) from None
+    return now
+
+
+def _until_a_key(service: Service, gpu: Gpu, now: Mapping[str, Any], descriptor: int) -> tuple[str, Mapping[str, Any]]:
+    """Show how long is left, until one of the two keys is pressed, or ("") nothing is to be counted any more."""
+    told = ""
+    while _counts(now):
+        if now["Reason"] not in {"", told}:
+            told = now["Reason"]
+            _in_place("")
+            problem(told)
+        left = now["TrialEnds"] - time.time()
+        _in_place(_words(math.ceil(left)))
+        # From then on, nothing changes but by a key, or by what the service tells.
+        seconds = left - math.ceil(left) + 1 if left > 0 else None
+        if service.pause(seconds, descriptor) and (key := _typed(descriptor)) in _ASKS_FOR:
+            return key, now
+        now = gpu.look()
+    return "", now
+
+
+def _counts(now: Mapping[str, Any]) -> bool:
+    return bool(now["State"] == "vfio" and now["TrialEnds"])
+
+
+def _ask(service: Service, gpu: Gpu, key: str) -> None:
+    """What that comes to is seen by where the GPU is; what refuses it stands in nobody's way."""
+    try:
+        service.ask_allowed(gpu.move(_ASKS_FOR[key], {}))
+    except CtlError as error:
+        if key == _HOME:
+            problem(_("cannot bring {gpu} home now: {why}", gpu=gpu.address, why=str(error)))
+        else:
+            problem(_("cannot keep {gpu} now: {why}", gpu=gpu.address, why=str(error)))
+
+
+def _ended(now: Mapping[str, Any], service: Service, gpu: Gpu, args: Namespace) -> int:
+    """Say how the trial ended."""
+    address, switch = gpu.address, now["Switch"]
+    if switch and switch["target"] == "host":
+        args.target = "host"
+        Switches(
+            service,
+            args,
+            begin=lambda gpu: gpu.move("host", {}),
+            purpose=_("bring {} home"),
+            again="gpuswitchctl to-host {}",
+            remark=_("not all went well"),
+            blockers=lambda gpu: gpu.blockers("host", {}),
+        ).to_the_end([(gpu, switch["id"])])
+        return 0
+    if now["State"] != "vfio" or now["StaysOut"]:
+        kind = Wedged if now["State"] == "wedged" else Failed
+        what = _("cannot bring {gpu} home: it is {state}: {why}", gpu=address, state=now["State"], why=now["Reason"])
+        raise CtlError.of(kind, what)
+    if any(now["Owner"]):
+        owner = now["Owner"][0] or now["Owner"][1]
+        line(_("{gpu} stays on vfio: the virtual machine {machine} has it", gpu=address, machine=owner))
+    else:
+        home = f"gpuswitchctl to-host {address}"
+        line(_("{gpu} stays on vfio: {command} brings it home", gpu=address, command=home))
+    return 0
+
+
+# The terminal ---------------------------------------------------------------------------------------------------------
+
+
+def _words(seconds: int) -> str:
+    when = _("home in {seconds} s", seconds=seconds) if seconds > 0 else _("home when possible")
+    long = _("{when}; press h for back now, k to keep it", when=when)
+    return long if len(long) < terminal_columns(sys.stdout) else _("{when} (h now, k keep)", when=when)
+
+
+def _in_place(text: str) -> None:
+    """On the line where the cursor is; nothing further down."""
+    sys.stdout.write(f"\r{clean(text)}\x1b[K")
+    sys.stdout.flush()
+
+
+def _typed(descriptor: int) -> str:
+    """One key; where there is no terminal any more, as ^C."""
+    import os  # noqa: PLC0415 -- for a countdown alone
+
+    try:
+        if typed := os.read(descriptor, 1):
+            return typed.decode(errors="replace").lower()
+    except OSError:  # EIO: the terminal has gone
+        pass
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _single_keys() -> Iterator[int]:
+    """Keys come one by one, unseen, from this descriptor; whatever happens, the terminal is as it was afterwards."""
+    import signal  # noqa: PLC0415 -- for a countdown alone
+    import termios  # noqa: PLC0415 -- as above
+    import tty  # noqa: PLC0415 -- as above
+
+    def ended(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    handlers = {number: signal.signal(number, ended) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        tty.setcbreak(descriptor, termios.TCSADRAIN)
+        yield descriptor
+    finally:
+        _in_place("")
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,112 @@
+"""Every key in words, for pages and for sentences: what may stand there, what holds by default, what it is for."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+
+from pydantic.fields import FieldInfo
+
+from gpuswitch.config.schema import Deadlines, Defaults, Form, GpuTable, History, Metrics, Table
+from gpuswitch.model.address import PciAddress
+
+TABLES: dict[str, type[Table]] = {
+    "gpu": GpuTable,
+    "defaults": Defaults,
+    "deadlines": Deadlines,
+    "metrics": Metrics,
+    "history": History,
+}
+"""What stands behind each name at the top of the configuration; of `gpu` there are several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a table.
+
+    `type` is the one that TOML has for it, `values` which of that type may stand there ("above 0 and at most 600"),
+    `unit` what a number counts ("": nothing), `default` as TOML writes it ("": the key is required), `sentence` what it
+    is for.
+    """
+
+    name: str
+    type: str
+    values: str
+    unit: str
+    default: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableReference:
+    """One table: its `heading` as TOML writes it (`[[gpu]]`), what it is for, and the keys that it has of its own."""
+
+    heading: str
+    sentence: str
+    keys: tuple[Key, ...]
+
+
+def reference() -> tuple[TableReference, ...]:
+    """The whole configuration."""
+    return tuple(_table(name, table) for name, table in TABLES.items())
+
+
+def key_of(table: type[Table], name: str) -> Key:
+    """One key of a table. Raises `KeyError` where it has no such key."""
+    field = table.model_fields[name]
+    form = next(each for each in field.metadata if isinstance(each, Form))
+    return Key(
+        name=name,
+        type=form.type,
+        values=form.values or _range(field),
+        unit=form.unit,
+        default="" if field.is_required() else as_toml(field.default),
+        sentence=str(field.description),
+    )
+
+
+def must_be(key: Key) -> str:
+    """What a value of this key has to be, to go on after "must be": `a number of seconds above 0 and at most 600`."""
+    match key.type:
+        case "number" | "integer":
+            number = "a whole number" if key.type == "integer" else "a number"
+            return f"{number}{f' of {key.unit}' if key.unit else ''} {key.values}"
+        case "array of strings":
+            return f"a list of {key.values}"
+    return key.values
+
+
+def as_toml(value: object) -> str:
+    """A value in force as TOML writes it."""
+    if isinstance(value, PciAddress):
+        return json.dumps(str(value))
+    if isinstance(value, tuple):
+        return f"[{', '.join(as_toml(item) for item in value)}]"
+    if value is None:  # as it is written: TOML has no null
+        return '""'
+    return json.dumps(value)
+
+
+def _table(name: str, table: type[Table]) -> TableReference:
+    own = (each for each in table.model_fields if table is not GpuTable or each not in Defaults.model_fields)
+    return TableReference(
+        heading="[[gpu]]" if table is GpuTable else f"[{name}]",
+        sentence=" ".join(inspect.cleandoc(str(table.__doc__)).split()),
+        keys=tuple(key_of(table, each) for each in own),
+    )
+
+
+def _range(field: FieldInfo) -> str:
+    """The limits that pydantic holds it to."""
+    limits = {
+        word: limit
+        for each in field.metadata
+        for word in ("gt", "ge", "le")
+        if (limit := getattr(each, word, None)) is not None
+    }
+    return (
+        f"above {limits['gt']} and at most {limits['le']}"
+        if "gt" in limits
+        else f"from {limits['ge']} to {limits['le']}"
+    )

@@ -1,0 +1,66 @@
+"""gpuswitchd: from the command line to an exit status.
+
+What the service is made of is imported when it starts: `--help` is there as soon as argparse is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from gpuswitch import __version__
+
+MACHINES = (
+    *("apu", "arc", "driverless", "hgx", "hybrid", "instinct", "laptop", "plain", "plx", "reserved", "rmrr"),
+    *("server", "shared", "single", "superchip", "workstation"),
+)
+"""The names of `gpuswitch.host.simulated.scenarios.SCENARIOS`, which take long to import."""
+_FAULT = "OPERATION[@SUBJECT][#NTH]=errno, silent, hang or SECONDSs, like probe@0000:01:00.1#1=EINVAL"
+
+EXIT_STATUSES = (
+    (0, "ended by SIGTERM or SIGINT"),
+    (1, "could not start, or lost the bus: a second try may help, and systemd makes it"),
+    (2, "wrong usage, or a configuration with a fault: no second try helps"),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What gpuswitchd understands. Paths are texts in it, and `None` where they are left out."""
+    options = argparse.ArgumentParser(
+        prog="gpuswitchd",
+        description="Moves GPUs between their host drivers and vfio-pci. Usually started by systemd.",
+        epilog="example: gpuswitchd --simulate laptop --bus unix:path=/tmp/bus",
+    )
+    options.add_argument("--version", action="version", version=f"gpuswitchd {__version__}")
+    options.add_argument("--config", metavar="DIRECTORY", help="default: /etc/gpuswitch")
+    options.add_argument("--runtime", metavar="DIRECTORY", help="default: /run/gpuswitch")
+    options.add_argument("--state", metavar="DIRECTORY", help="default: /var/lib/gpuswitch")
+    options.add_argument("--bus", metavar="ADDRESS", help="a D-Bus address; default: the system bus")
+    options.add_argument(
+        "--simulate",
+        metavar="MACHINE",
+        choices=MACHINES,
+        help=f"a machine in memory instead of this one: {', '.join(MACHINES)}",
+    )
+    options.add_argument("--fault", action="append", default=[], metavar="FAULT", help=f"with --simulate: {_FAULT}")
+    options.add_argument("--verbose", action="store_true", help="log every step")
+    options.add_argument(
+        "--check-config",
+        nargs="?",
+        const="/etc/gpuswitch",
+        metavar="PATH",
+        help="say what is wrong with this directory or file, and end (default: %(const)s)",
+    )
+    options.add_argument(
+        "--instead", nargs=2, metavar=("FILE", "COPY"), help="with --check-config: read COPY instead of FILE"
+    )
+    options.add_argument("--json", action="store_true", help="with --check-config: print JSON")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the service; returns its exit status. Ends the process where there is only something to say."""
+    options = parser().parse_args(arguments)
+    from gpuswitch.daemon import run  # noqa: PLC0415 -- it takes a second, and help needs none of it
+
+    return run(options)

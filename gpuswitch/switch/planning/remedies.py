@@ -1,0 +1,65 @@
+"""What to write into the configuration so that what is refused can be done: whole, to be copied."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from gpuswitch.config.settings import DIRECTORY, Config
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.sentence import Sentence
+
+_FILE = str(DIRECTORY / "config.toml")
+
+
+def to_set(config: Config, gpu: Gpu, key: str, value: str) -> Sentence:
+    """How to give a key of a GPU's own table this value, as TOML writes it: the file, the table, the line."""
+    line = f"{key} = {value}"
+    if not config.gpu(gpu.address).managed:
+        return Sentence(
+            "add the lines `{table}`, `{address}` and `{line}` to {file}, then run: systemctl reload gpuswitchd",
+            table="[[gpu]]",
+            address=f"address = {json.dumps(str(gpu.address))}",
+            line=line,
+            file=_FILE,
+        )
+    return Sentence(
+        "set `{line}` in the [[gpu]] table of {gpu} in {file}, then run: systemctl reload gpuswitchd",
+        line=line,
+        gpu=gpu.address,
+        file=_where(config, gpu),
+    )
+
+
+def to_set_members(
+    config: Config, gpu: Gpu, *, more: Iterable[PciAddress] = (), less: Iterable[PciAddress] = ()
+) -> Sentence:
+    """The same for its members: those that there are, with some `more`, or some `less`."""
+    kept = [member for member in config.gpu(gpu.address).members if member not in set(less)]
+    return to_set(config, gpu, "members", _list(map(str, dict.fromkeys([*kept, *more]))))
+
+
+def to_set_units(config: Config, gpu: Gpu, *, less: str) -> Sentence:
+    """The same for the units that it has stopped, those that there are without this one: where these stand."""
+    own = config.gpu(gpu.address)
+    units = _list(str(unit) for unit in own.rules.stop_units if str(unit) != less)
+    if own.managed:
+        return to_set(config, gpu, "stop_units", units)
+    return Sentence(
+        "set `{line}` in the {table} table in {file}, then run: systemctl reload gpuswitchd",
+        line=f"stop_units = {units}",
+        table="[defaults]",
+        file=next((each.origin for each in config.settings if each.key == "defaults.stop_units"), _FILE),
+    )
+
+
+def _where(config: Config, gpu: Gpu) -> str:
+    """The last file that has its table: what that says holds. It may be under the address of any of its functions."""
+    origins = {setting.key: setting.origin for setting in config.settings}
+    tables = (f"gpu[{function}].address" for function in (gpu.address, *gpu.functions))
+    return next((origins[key] for key in tables if key in origins), _FILE)
+
+
+def _list(items: Iterable[str]) -> str:
+    return f"[{', '.join(map(json.dumps, items))}]"

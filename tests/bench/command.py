@@ -1,0 +1,50 @@
+"""How long the commands take to start and end, beside a Python that does nothing."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+from tests.bench.builds import DEVELOPED, Build
+from tests.bench.here import Service, serving, timed
+from tests.bench.rounds import Experiment, Quantity, figures, ratios
+from tests.bench.table import Compared, Row
+from tests.harness.service.services import environment
+
+_COMPLETE = ("__complete", "to-vfio", "")
+
+
+def measure() -> Iterator[Row]:
+    with serving(DEVELOPED) as service:
+        yield from figures(COMMANDS, service)
+
+
+def compare(this: Build, base: Build) -> Iterator[Compared]:
+    with serving(this) as ours, serving(base) as theirs:
+        yield from ratios(COMMANDS, ours, theirs)
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.2f} x"
+
+
+def _beside_python(program: str, *arguments: str, target: str) -> Experiment[Service]:
+    def sample(service: Service) -> Iterable[float]:
+        build = service.place.build
+        environ = environment(GPUSWITCH_BUS=service.place.bus)
+        run = partial(subprocess.run, env=environ, capture_output=True, check=False)
+        (nothing,) = timed(1, partial(run, [str(build.python), "-E", "-c", "pass"]))
+        (ours,) = timed(1, partial(run, [*build.command(program), *arguments]))
+        yield ours / nothing
+
+    shown = " ".join((program, *filter(None, arguments)))
+    return Experiment([Quantity(f"{shown} / python3 -c pass", _times, target)], sample, times=20, pairs=20)
+
+
+COMMANDS = (
+    _beside_python("gpuswitchctl", "status", target="5 x"),
+    _beside_python("gpuswitchctl", "--help", target="3 x"),
+    _beside_python("gpuswitchctl", *_COMPLETE, target="< 100 ms"),
+    _beside_python("gpuswitchd", "--help", target="4 x"),
+)

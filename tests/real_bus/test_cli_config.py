@@ -1,0 +1,126 @@
+"""`gpuswitchctl config`: what is in force, and `config check`: what is wrong with what is not yet."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.cli.configuration import DIRECTORY
+from gpuswitch.config import settings
+from tests.harness.buses.private import PrivateBus
+from tests.harness.service.services import BIN, environment, write_config
+from tests.real_bus.conftest import Start
+
+CTL = str(BIN / "gpuswitchctl")
+QUIET = "[metrics]\nenabled = false\n"
+TYPO = f"{QUIET}[deadlines]\nunbnid = 7\n"
+GOOD = f'{QUIET}[deadlines]\nunbind = 7\n[[gpu]]\naddress = "01:00.0"\nname = "geforce"\n'
+
+Ctl = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def environ(private_bus: PrivateBus) -> dict[str, str]:
+    return environment(GPUSWITCH_BUS=private_bus.address, TERM="dumb")
+
+
+@pytest.fixture
+def ctl(environ: dict[str, str]) -> Ctl:
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [CTL, "config", *arguments]
+        return subprocess.run(command, env=environ | variables, capture_output=True, text=True, check=False)
+
+    return run
+
+
+# What is in force
+
+
+async def test_changed_shows_what_differs_from_the_default(start: Start, ctl: Ctl) -> None:
+    service = await start("laptop", config=f"{GOOD}[history]\nkeep = 1000\n")
+    keys = [row.split()[0] for row in ctl("--changed").stdout.splitlines()[1:]]
+    gpu = "gpu[0000:01:00.0]"
+    assert keys == [f"{gpu}.address", f"{gpu}.name", "deadlines.unbind", "metrics.enabled"]
+    write_config(service.config, "[history]\nkeep = 1000\n[metrics]\nport = 0\n")
+    await service.ask("Reload")
+    assert [row.split()[0] for row in ctl("--changed").stdout.splitlines()[1:]] == ["metrics.port"]
+
+
+async def test_where_nothing_differs_that_is_said(start: Start, ctl: Ctl) -> None:
+    await start("laptop", config="", GPUSWITCH_METRICS__ENABLED="true", GPUSWITCH_METRICS__PORT="9752")
+    shown = ctl("--changed")
+    assert (shown.returncode, shown.stdout) == (0, "everything is as by default\n")
+
+
+# What is wrong
+
+
+def test_a_directory_is_checked_without_the_service(ctl: Ctl, tmp_path: Path) -> None:
+    file = write_config(tmp_path / "etc", TYPO)
+    fault = f"cannot use {file}: deadlines.unbnid: no such key; did you mean unbind?"
+    checked = ctl("check", str(tmp_path / "etc"))
+    assert (checked.returncode, checked.stdout, checked.stderr) == (2, "", f"gpuswitchctl: {fault}\n")
+    checked = ctl("check", str(file), "--json")
+    told = json.loads(checked.stdout)
+    assert (checked.returncode, told["path"], told["faults"], told["warnings"]) == (2, str(file), [fault], [])
+
+
+def test_what_has_no_effect_is_told_of_a_configuration_that_can_be_used(ctl: Ctl, tmp_path: Path) -> None:
+    file = write_config(tmp_path / "etc", '[[gpu]]\naddress = "ffff:ff:1f.7"\n')
+    (tmp_path / "etc/gpuswitch.toml").touch()
+    checked = ctl("check", str(tmp_path / "etc"))
+    assert (checked.returncode, checked.stdout) == (0, f"the configuration in {tmp_path}/etc can be used\n")
+    unread, misfit = checked.stderr.splitlines()
+    assert unread.startswith(f"gpuswitchctl: warning: {tmp_path}/etc/gpuswitch.toml is not read: ")
+    assert misfit.startswith("gpuswitchctl: warning: the [[gpu]] table of ffff:ff:1f.7 is about no GPU: ")
+    assert ctl("check", str(file)).stderr.splitlines() == [misfit]
+
+
+def test_a_check_goes_by_the_files_and_not_by_the_callers_variables(ctl: Ctl, tmp_path: Path) -> None:
+    write_config(tmp_path / "etc", QUIET)
+    assert ctl("check", str(tmp_path / "etc"), GPUSWITCH_METRICS__PORT="x").returncode == 0
+
+
+def test_the_service_program_itself_checks_with_its_variables(tmp_path: Path) -> None:
+    file = write_config(tmp_path / "etc", GOOD + 'host_driver = "nvida"\n')
+    command = [str(BIN / "gpuswitchd"), f"--check-config={tmp_path}/etc", "--simulate=reserved"]
+    checked = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout) == (0, "")
+    assert checked.stderr.startswith(
+        'gpuswitchd: warning: the [[gpu]] table of 0000:01:00.0 has host_driver = "nvida", and nothing brings that: '
+    )
+    wrong = environment(GPUSWITCH_METRICS__PORT="x")
+    checked = subprocess.run(command, env=wrong, capture_output=True, text=True, check=False)
+    assert (checked.returncode, str(file) in checked.stderr) == (2, False)
+    assert "cannot use the variable GPUSWITCH_METRICS__PORT: metrics.port: must be a whole number" in checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["check", "/none/such"], "cannot check /none/such: there is no such file or directory"),
+        (["check", "/dev/null"], "cannot read /dev/null: it is not a regular file"),
+        (["edit", "/etc/gpuswitch/gpuswitch.toml"], "cannot edit /etc/gpuswitch/gpuswitch.toml: nobody reads it; the"),
+        (["edit", "/etc/gpuswitch/conf.d/.a.toml"], "cannot edit /etc/gpuswitch/conf.d/.a.toml: nobody reads it; the"),
+        (["edit"], "cannot edit /etc/gpuswitch/config.toml: this is no terminal; write it in another way, then: gpu"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_sentence(ctl: Ctl, arguments: list[str], sentence: str) -> None:
+    refused = ctl(*arguments)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"gpuswitchctl: {sentence}")
+    assert refused.stderr.count("\n") == 1
+
+
+def test_an_editor_is_for_people(ctl: Ctl) -> None:
+    refused = ctl("edit", "--json")
+    assert refused.returncode == 2
+    assert json.loads(refused.stdout)["error"]["text"] == "cannot edit with --json: an editor needs a terminal"
+
+
+def test_the_command_and_the_service_mean_the_same_directory() -> None:
+    assert DIRECTORY == settings.DIRECTORY

@@ -1,0 +1,232 @@
+"""`gpuswitchctl config edit`: an editor on a terminal, around it the check, and after it the real service."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shlex
+import stat
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.cli import editing
+from gpuswitch.cli.editing import TEMPLATE, changes
+from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.parser import parse
+from tests.harness.buses.private import PrivateBus
+from tests.harness.service.services import BIN, contents, environment, write_config
+from tests.real_bus.conftest import Start
+
+QUIET = "[metrics]\nenabled = false\n"
+TYPO = f"{QUIET}[deadlines]\nunbnid = 7\n"
+GOOD = f"{QUIET}[deadlines]\nunbind = 7\n"
+FAULT = "deadlines.unbnid: no such key; did you mean unbind?"
+
+
+@dataclass
+class Person:
+    """Somebody at a terminal, whose editor is a shell script: $1 is the file, and `times` has a line for each run."""
+
+    folder: Path
+    environ: dict[str, str]
+
+    def edits(self, file: Path, script: str, answers: str = "", **variables: str) -> tuple[int, str]:
+        """The exit status, and what the terminal showed. The answers are given when something is asked."""
+        program = self.folder / "an editor"
+        program.write_text(f"#!/bin/sh\ncd {shlex.quote(str(self.folder))}\necho >>times\n{script}\n")
+        program.chmod(0o755)
+        ours, theirs = pty.openpty()
+        shown, waiting = b"", list(answers)
+        environ = self.environ | {"VISUAL": f"'{program}'", **variables}
+        command = [str(BIN / "gpuswitchctl"), "config", "edit", str(file)]
+        with subprocess.Popen(command, env=environ, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+            os.close(theirs)
+            while data := _read(ours):
+                shown += data
+                if waiting and shown.endswith(b"as it was? "):
+                    os.write(ours, f"{waiting.pop(0)}\n".encode())
+            os.close(ours)
+        return process.returncode, shown.decode().replace("\r\n", "\n")
+
+    @property
+    def times(self) -> int:
+        """How often the editor ran."""
+        return (self.folder / "times").read_text().count("\n")
+
+
+def _read(descriptor: int) -> bytes:
+    """What comes next; nothing once the other side is closed, which Linux tells as an error (EIO)."""
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:
+        return b""
+
+
+def writes(text: str) -> str:
+    return f"""cat >"$1" <<'END'\n{text}END"""
+
+
+def told(shown: str) -> list[str]:
+    """The lines, without what the machine of the test, which has other GPUs, has to say of it."""
+    return [line for line in shown.splitlines() if not line.startswith("gpuswitchctl: warning: ")]
+
+
+def kept(directory: Path) -> Path:
+    """The one file there that nobody reads."""
+    [hidden] = [path for path in directory.iterdir() if path.name.startswith(".")]
+    return hidden
+
+
+@pytest.fixture
+def person(private_bus: PrivateBus, tmp_path_factory: pytest.TempPathFactory) -> Person:
+    environ = environment(GPUSWITCH_BUS=private_bus.address, TERM="dumb")
+    return Person(tmp_path_factory.mktemp("editor"), environ)
+
+
+async def test_what_was_edited_is_in_force_and_told(start: Start, person: Person) -> None:
+    service = await start("laptop", config=QUIET)
+    file = service.config / "config.toml"
+    file.chmod(0o640)
+    status, shown = person.edits(file, writes(f'{GOOD}[[gpu]]\naddress = "01:00.0"\nname = "geforce"\n'))
+    assert told(shown) == [
+        f"{file} is saved",
+        "the service has read it: this is new",
+        '  gpu[0000:01:00.0].address = "0000:01:00.0"',
+        '  gpu[0000:01:00.0].name = "geforce" (before: "")',
+        "  deadlines.unbind = 7.0 (before: 20.0)",
+    ]
+    assert (status, contents(service.config), stat.S_IMODE(file.stat().st_mode)) == (0, ["config.toml"], 0o640)
+    assert await service.ask("GetGpu", "s", "geforce")
+    status, shown = person.edits(file, writes(f"{GOOD}# a word\n"))
+    assert told(shown)[1:] == [
+        "the service has read it: this is new",
+        "  gpu[0000:01:00.0] has no table any more",
+    ]
+    status, shown = person.edits(file, writes(GOOD))
+    assert told(shown)[1:] == ["the service has read it: nothing in force is changed by that"]
+
+
+async def test_what_the_service_refuses_all_the_same_is_said(start: Start, person: Person) -> None:
+    """It has variables that the files know nothing of."""
+    service = await start("laptop", config=QUIET, GPUSWITCH_GPU='[{"address": "02:00.0"}]')
+    file = service.config / "config.toml"
+    text = f'{QUIET}[[gpu]]\naddress = "01:00.0"\nmembers = ["02:00.0"]\n'
+    status, shown = person.edits(file, writes(text))
+    assert (status, file.read_text()) == (2, text)
+    assert f"gpuswitchctl: cannot have the service read {file}, which is saved: cannot use {file}: gpu[0000:01" in shown
+
+
+def test_a_drop_in_is_checked_together_with_the_others(person: Person, tmp_path: Path) -> None:
+    file = write_config(tmp_path, TYPO)
+    (tmp_path / "conf.d").mkdir(mode=0o755)
+    drop_in = tmp_path / "conf.d/50-a.toml"
+    status, shown = person.edits(drop_in, writes("[deadlines]\nprobe = 7\n"), "l")
+    assert (status, drop_in.exists()) == (2, False)
+    assert f"cannot use {file}: {FAULT}" in shown
+    file.write_text(QUIET)
+    status, shown = person.edits(drop_in, writes("[deadlines]\nprobe = 7\n"))
+    assert (status, drop_in.read_text()) == (0, "[deadlines]\nprobe = 7\n")
+
+
+def test_with_faults_one_may_go_on(person: Person, tmp_path: Path) -> None:
+    file = write_config(tmp_path, QUIET)
+    second_time = f"if [ -e tried ]; then\n{writes(GOOD)}\nelse\ntouch tried\n{writes(TYPO)}\nfi"
+    status, shown = person.edits(file, second_time, "xa")
+    assert (status, person.times, file.read_text(), contents(tmp_path)) == (0, 2, GOOD, ["config.toml"])
+    assert f"gpuswitchctl: cannot use {file}: {FAULT}\n" in shown
+    assert shown.endswith(f"{file} is saved\nthe service does not run, and reads it when it starts\n")
+
+
+def test_or_leave_and_nothing_is_changed_or_lost(person: Person, tmp_path: Path) -> None:
+    file = write_config(tmp_path, QUIET)
+    status, shown = person.edits(file, writes(TYPO), "l")
+    assert (status, file.read_text(), kept(tmp_path).read_text()) == (2, QUIET, TYPO)
+    assert shown.endswith(f"gpuswitchctl: nothing is changed; your text is kept in {kept(tmp_path)}\n")
+
+
+def test_an_editor_that_fails_has_changed_nothing(person: Person, tmp_path: Path) -> None:
+    file = write_config(tmp_path, QUIET)
+    status, shown = person.edits(file, f"{writes(GOOD)}\nexit 3", "l")
+    assert (status, file.read_text(), kept(tmp_path).read_text()) == (1, QUIET, GOOD)
+    assert "gpuswitchctl: the editor ended with status 3\n" in shown
+
+
+@pytest.mark.parametrize("script", ["true", "exit 1", 'touch "$1"'])
+def test_what_is_unchanged_is_said_and_left(person: Person, tmp_path: Path, script: str) -> None:
+    file = write_config(tmp_path, TYPO)
+    assert person.edits(file, script) == (0, f"{file} is unchanged\n")
+    assert (file.read_text(), contents(tmp_path)) == (TYPO, ["config.toml"])
+
+
+def test_a_file_that_is_not_there_begins_with_every_key_and_none_in_force(person: Person, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    file = tmp_path / "etc/config.toml"
+    assert person.edits(file, "true") == (0, f"{file} is unchanged\n")
+    assert contents(tmp_path / "etc") == []
+    status, _ = person.edits(file, """echo '[deadlines]' >>"$1"; echo 'unbind = 9' >>"$1" """)
+    assert (status, file.read_text()) == (0, f"{TEMPLATE.read_text()}[deadlines]\nunbind = 9\n")
+    assert (stat.S_IMODE(file.stat().st_mode), contents(tmp_path / "etc")) == (0o644, ["config.toml"])
+
+
+def test_what_somebody_else_changed_meanwhile_is_not_overwritten(person: Person, tmp_path: Path) -> None:
+    file = write_config(tmp_path, QUIET)
+    status, shown = person.edits(file, f"{writes(GOOD)}\necho '# theirs' >{shlex.quote(str(file))}")
+    assert (status, file.read_text(), kept(tmp_path).read_text()) == (1, "# theirs\n", GOOD)
+    assert f"{file} was changed by somebody else meanwhile, and stays so; your text is kept in " in shown
+
+
+def test_a_link_stays_one_and_an_editor_may_write_a_file_of_its_own(person: Person, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir(mode=0o755)
+    tmp_path.chmod(0o755)
+    place = tmp_path / "there/real.toml"
+    place.write_text(QUIET)
+    place.chmod(0o600)
+    file = tmp_path / "config.toml"
+    file.symlink_to(place)
+    status, _ = person.edits(file, 'cp "$1" new; echo "# a word" >>new; chmod 644 new; mv new "$1"')
+    assert (status, file.is_symlink(), place.read_text()) == (0, True, f"{QUIET}# a word\n")
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("editor", "sentence"),
+    [
+        ("/none/such -w", "cannot start the editor /none/such: No such file or directory; set EDITOR to one that is"),
+        ("'vi", "cannot use VISUAL='vi: No closing quotation"),
+        ("rm -f", "cannot save {file}: the editor took its copy away; nothing is changed"),
+    ],
+)
+def test_an_editor_that_does_not_work_is_named(person: Person, tmp_path: Path, editor: str, sentence: str) -> None:
+    file = write_config(tmp_path, QUIET)
+    status, shown = person.edits(file, "", VISUAL=editor)
+    assert status != 0
+    assert shown.startswith(f"gpuswitchctl: {sentence.format(file=file)}")
+    assert (file.read_text(), contents(tmp_path)) == (QUIET, ["config.toml"])
+
+
+def test_who_may_not_write_there_is_told_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(editing, "Draft", refuse)
+    for stream in ("stdin", "stdout"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    args = parse(["config", "edit", str(tmp_path / "config.toml")])
+    with pytest.raises(CtlError, match=r"Permission denied; it takes root: sudo gpuswitchctl config edit$"):
+        editing.edit(args)
+
+
+def test_the_names_of_what_changed() -> None:
+    def setting(value: str, default: str) -> dict[str, str]:
+        return {"value": value, "default": default}
+
+    before = {"a": setting("1", "1"), "b": setting('""', '""'), "gpu[x].address": setting('"x"', "")}
+    after = {"a": setting("2", "1"), "b": setting('""', '""'), "gpu[y].address": setting('"y"', "")}
+    assert list(changes(before, after)) == [
+        "a = 2 (before: 1)",
+        'gpu[y].address = "y"',
+        "gpu[x] has no table any more",
+    ]

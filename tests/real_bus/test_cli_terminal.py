@@ -1,0 +1,279 @@
+"""What a person at a terminal is asked and shown while a switch waits, or before it ends what they work with."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from typing import Any
+
+import pytest
+
+from tests.harness.buses.private import PrivateBus
+from tests.harness.service.services import ANY_PORT, environment
+from tests.harness.service.terminal import END, INTERRUPT, Terminal
+from tests.real_bus.conftest import Start
+from tests.real_bus.test_cli import CTL
+
+CARD = "0000:01:00.0"
+HELD = f"""
+{ANY_PORT}[defaults]
+allow_boot_display = true
+[[gpu]]
+address = "{CARD}"
+name = "geforce"
+"""
+"""Of a machine with a desktop on its only GPU, which nobody ends."""
+DESKTOP = f'{HELD}stop_units = ["display-manager.service"]\n'
+WAITING = ["to-vfio", "geforce", "--wait", "600"]
+QUESTION = "[c/L] "
+
+
+@pytest.fixture
+def environ(private_bus: PrivateBus) -> dict[str, str]:
+    return environment(GPUSWITCH_BUS=private_bus.address, TERM="xterm", COLUMNS="200")
+
+
+def card(environ: dict[str, str]) -> Any:
+    """As `status` has it."""
+    [found] = json.loads(run(environ, "status", CARD, "--json").stdout)["gpus"]
+    return found
+
+
+def run(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command to its end, its output in pipes."""
+    return subprocess.run([CTL, *arguments], env=environ, capture_output=True, text=True, check=False)
+
+
+def following(environ: dict[str, str], *more: str) -> subprocess.Popen[str]:
+    """A switch that waits for the desktop, its output in pipes."""
+    return subprocess.Popen(
+        [CTL, *WAITING, *more], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def waiting(environ: dict[str, str], *arguments: str) -> Terminal:
+    """A terminal on which a switch waits for the desktop to be closed."""
+    terminal = Terminal([CTL, *(arguments or WAITING)], environ)
+    terminal.until("s left): ")
+    return terminal
+
+
+def assert_as_it_was(terminal: Terminal) -> None:
+    """What was changed of the terminal was changed back: the cursor is not hidden."""
+    assert terminal.raw.count("\x1b[?25l") == terminal.raw.count("\x1b[?25h") > 0
+
+
+async def test_it_says_for_whom_it_waits_and_how_long_still(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=HELD)
+    with waiting(environ) as terminal:
+        terminal.until("(pid ")
+        assert re.search(r"wait until nobody has it open  running  [\d.]+ s", terminal.shown)
+        assert re.search(r"waiting \((600|59\d) s left\): (Xorg|kwin_x11) \(pid ", terminal.shown)
+        told = card(environ)["switch"]
+        assert "Xorg (pid " in told["waiting_for"]
+        assert told["step_started"] < told["waiting_until"]
+
+
+async def test_interrupted_it_asks_and_the_switch_may_go_on(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=HELD)
+    for answer in ("l\n", "\n", END):
+        with waiting(environ) as terminal:
+            terminal.press(INTERRUPT)
+            terminal.until(QUESTION)
+            terminal.press(answer)
+            assert terminal.ended() == 130
+            assert_as_it_was(terminal)
+        assert f"gpuswitchctl cancel {CARD} takes it back" in terminal.shown
+        assert card(environ)["state"] == "detaching"
+
+
+async def test_interrupted_it_asks_and_the_switch_may_be_taken_back(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=HELD)
+    with waiting(environ) as terminal:
+        terminal.press(INTERRUPT)
+        terminal.until(QUESTION)
+        terminal.press("c\n")
+        terminal.until("wait until nobody has it open  reverted")
+        assert terminal.ended() == 1
+        assert_as_it_was(terminal)
+    assert f"cannot move {CARD} to vfio (cancelled): cancelled by gpuswitchctl (pid " in terminal.shown
+    assert card(environ)["state"] == "host"
+
+
+async def test_interrupted_twice_it_goes_at_once(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=HELD)
+    with waiting(environ) as terminal:
+        terminal.press(INTERRUPT)
+        terminal.until(QUESTION)
+        terminal.press(INTERRUPT)
+        assert terminal.ended() == 130
+        assert_as_it_was(terminal)
+    assert f"gpuswitchctl cancel {CARD} takes it back" in terminal.shown
+    assert card(environ)["state"] == "detaching"
+
+
+async def test_ended_by_somebody_it_leaves_the_terminal_as_it_was(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=HELD)
+    with waiting(environ) as terminal:
+        terminal.process.send_signal(signal.SIGTERM)
+        assert terminal.ended() == 143
+        assert_as_it_was(terminal)
+    assert card(environ)["state"] == "detaching"
+
+
+async def test_a_service_that_dies_leaves_the_terminal_as_it_was(start: Start, environ: dict[str, str]) -> None:
+    service = await start("single", config=HELD)
+    with waiting(environ) as terminal:
+        service.process.kill()
+        assert terminal.ended() == 5
+        assert_as_it_was(terminal)
+    assert "the service went away before it answered" in terminal.shown
+
+
+async def test_a_service_that_dies_while_it_is_asked(start: Start, environ: dict[str, str]) -> None:
+    service = await start("single", config=HELD)
+    with waiting(environ) as terminal:
+        terminal.press(INTERRUPT)
+        terminal.until(QUESTION)
+        service.process.kill()
+        await service.process.wait()
+        terminal.press("c\n")
+        assert terminal.ended() == 5
+        assert_as_it_was(terminal)
+    assert f"cannot cancel the switch of {CARD}: " in terminal.shown
+
+
+async def test_whoever_follows_it_again_sees_at_once_for_whom_it_waits(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=HELD)
+    assert run(environ, *WAITING, "--no-wait").returncode == 0
+    with waiting(environ) as first:
+        first.press(f"{INTERRUPT}l\n")
+        assert first.ended() == 130
+    with waiting(environ) as again:
+        again.until("(pid ")
+        assert "wait until nobody has it open  running" in again.shown
+
+
+async def test_in_a_pipe_it_says_for_whom_and_names_the_way_back(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=HELD)
+    with following(environ) as process:
+        assert process.stdout is not None
+        said = ""
+        while "waiting until " not in said:
+            said = process.stdout.readline()
+            assert said
+        assert re.fullmatch(r"waiting until \d\d:\d\d:\d\d: .*Xorg \(pid .*\n", said)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert err == (
+        f"gpuswitchctl: interrupted; the switch, once begun, goes on: gpuswitchctl status {CARD} shows it, "
+        f"gpuswitchctl to-vfio {CARD} follows it again, gpuswitchctl cancel {CARD} takes it back\n"
+    )
+    assert card(environ)["state"] == "detaching"
+
+
+async def test_programs_hear_for_whom_it_waits(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=HELD)
+    with following(environ, "--json") as process:
+        assert process.stdout is not None
+        event: dict[str, Any] = {}
+        while event.get("event") != "waiting" or event["until"] is None:
+            event = json.loads(process.stdout.readline())
+        process.kill()
+    switch = card(environ)["switch"]
+    assert event.pop("at").endswith("Z")
+    assert event == {
+        "version": 1,
+        "event": "waiting",
+        "gpu": CARD,
+        "id": switch["id"],
+        "for": switch["waiting_for"],
+        "since": switch["step_started"],
+        "until": switch["waiting_until"],
+    }
+
+
+async def test_who_is_in_the_way_is_the_same_refusal_at_once_and_after_waiting(
+    start: Start, environ: dict[str, str]
+) -> None:
+    await start("single", config=HELD)
+    for how in (["--busy", "refuse"], ["--wait", "1"]):
+        refused = run(environ, "to-vfio", "geforce", *how)
+        assert refused.returncode == 3
+        assert "Xorg (pid " in refused.stderr
+        assert run(environ, "to-vfio", "geforce", *how, "--json").returncode == 3
+    assert card(environ)["state"] == "host"
+
+
+# Before a desktop or a session ends
+
+GO_ON = "Go on? [y/N] "
+
+
+@pytest.mark.parametrize("answer", ["n\n", "\n", "nonsense\n", END])
+async def test_a_desktop_is_not_ended_for_whoever_says_no(answer: str, start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=DESKTOP)
+    with Terminal([CTL, "to-vfio", "geforce"], environ) as terminal:
+        terminal.until(f"to move {CARD} to vfio ends what runs on this screen: display-manager.service")
+        terminal.until(GO_ON)
+        terminal.press(answer)
+        assert terminal.ended() == 1
+    assert terminal.shown.endswith("gpuswitchctl: cannot go on: you said no; nothing was changed\r\n")
+    assert card(environ)["switch"] is None
+
+
+async def test_a_desktop_is_not_ended_for_whoever_interrupts(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=DESKTOP)
+    with Terminal([CTL, "to-vfio", "geforce"], environ) as terminal:
+        terminal.until(GO_ON)
+        terminal.press(INTERRUPT)
+        assert terminal.ended() == 130
+    assert "Traceback" not in terminal.shown
+    assert card(environ)["switch"] is None
+
+
+async def test_a_desktop_is_ended_for_whoever_says_yes(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=DESKTOP)
+    with Terminal([CTL, "to-vfio", "geforce"], environ) as terminal:
+        terminal.until(GO_ON)
+        terminal.press("Yes\n")
+        assert terminal.ended() == 0
+    assert f"{CARD} is on vfio-pci now" in terminal.shown
+
+
+async def test_programs_of_a_session_are_named_with_it(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=HELD)
+    with Terminal([CTL, "to-vfio", "geforce", "--busy", "terminate"], environ) as terminal:
+        terminal.until("kwin_x11 in session 2")
+        terminal.until(GO_ON)
+        terminal.press("n\n")
+        assert terminal.ended() == 1
+    assert card(environ)["switch"] is None
+
+
+async def test_nobody_is_asked_with_yes(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=DESKTOP)
+    with Terminal([CTL, "to-vfio", "geforce", "--yes"], environ) as terminal:
+        assert terminal.ended() == 0
+    assert GO_ON not in terminal.shown
+
+
+@pytest.mark.parametrize("elsewhere", ["</dev/null", ">/dev/null", "2>/dev/null", "| cat"])
+async def test_nobody_is_asked_who_could_not_answer_or_see_it(
+    elsewhere: str, start: Start, environ: dict[str, str]
+) -> None:
+    await start("single", config=DESKTOP)
+    with Terminal(["bash", "-c", f"{CTL} to-vfio geforce {elsewhere}"], environ) as terminal:
+        assert terminal.ended() == 0
+    assert GO_ON not in terminal.shown
+    assert card(environ)["state"] == "vfio"
+
+
+async def test_nobody_is_asked_where_no_desktop_ends(start: Start, environ: dict[str, str]) -> None:
+    await start("laptop", config=HELD)
+    with Terminal([CTL, "to-vfio", "geforce"], environ) as terminal:
+        assert terminal.ended() == 0
+    assert GO_ON not in terminal.shown

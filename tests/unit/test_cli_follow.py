@@ -1,0 +1,258 @@
+"""How the command follows what happens: a step that was joined, ^C in the midst of it, answers that nobody takes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from jeepney import HeaderFields, Message, new_error, new_method_return
+from jeepney.io.blocking import DBusConnection
+
+from gpuswitch.cli import switch as move
+from gpuswitch.cli import watch
+from gpuswitch.cli.client import GPU as INTERFACE
+from gpuswitch.cli.client import NAME, OBJECTS, PROPERTIES, ROOT, Service, Signal, call
+from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.interrupts import INTERRUPTS
+from gpuswitch.cli.parser import parse
+from tests.harness.service.fixed import CARD, changed, fixed, gpu, stepped, switch
+
+OTHER = "0000:02:00.0"
+UNDER_WAY = switch(
+    index=4, count=9, title="wait", step_started=1.0, waiting_for="blender", waiting_until=2.0, finished=0.0, result=""
+)
+
+
+def followed(events: Iterable[Signal | str], now: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> list[Any]:
+    """The index, or what is waited for, of each event that `to-vfio` tells."""
+    card = gpu(Switch=now)
+    move.move(fixed(card, events=events, outcomes={CARD: switch()}), parse(["to-vfio", "--json"]))
+    told = map(json.loads, capsys.readouterr().out.splitlines())
+    return [each.get("index", each.get("for")) for each in told if each["event"] != "result"]
+
+
+def test_the_step_of_a_switch_that_was_joined_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert followed(["GetAll"], UNDER_WAY, capsys) == [4, "blender"]
+    assert followed(["GetAll", stepped(5, 9, "unbind", "running")], UNDER_WAY, capsys) == [4, "blender", 5]
+
+
+def test_what_was_told_already_is_not_told_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert followed([stepped(4, 9, "wait", "running"), "GetAll"], UNDER_WAY, capsys) == [4]
+    assert followed(["GetAll"], {**UNDER_WAY, "id": "another"}, capsys) == []
+    assert followed(["GetAll"], {**UNDER_WAY, "index": 0}, capsys) == []
+    assert followed(["GetAll"], {**UNDER_WAY, "result": "done"}, capsys) == []
+    assert followed(["GetAll"], {}, capsys) == []
+    waits = changed(Switch={key: ("v", value) for key, value in UNDER_WAY.items()})
+    signatures = Signal(*waits[:3], (INTERFACE, {"Switch": ("a{sv}", waits.body[1]["Switch"][1])}, []))
+    assert followed(["GetAll", signatures, signatures], UNDER_WAY, capsys) == [4, "blender"]
+
+
+def interrupt(happened: list[str], *, let_in: bool, wrong: bool = False) -> None:
+    """An interrupt in the midst of something, and then what it goes on with."""
+    with INTERRUPTS.held():
+        os.kill(os.getpid(), signal.SIGINT)
+        happened.append("read on")
+        if wrong:
+            raise CtlError("something else", 1)
+        if let_in:
+            with INTERRUPTS.let_in():
+                happened.append("waited")
+        happened.append("over")
+
+
+def interrupt_while_it_waits(happened: list[str]) -> None:
+    with INTERRUPTS.held(), INTERRUPTS.let_in():
+        os.kill(os.getpid(), signal.SIGINT)
+        happened.append("waited")
+
+
+def test_an_interrupt_is_held_until_it_is_let_in() -> None:
+    happened: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(happened, let_in=True)
+    assert happened == ["read on"]
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_while_it_waits(happened)
+    assert happened == ["read on"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_one_that_nobody_let_in_is_heard_at_the_end() -> None:
+    happened: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(happened, let_in=False)
+    assert happened == ["read on", "over"]
+
+
+def test_another_end_than_by_an_interrupt_forgets_it() -> None:
+    with pytest.raises(CtlError, match="something else"):
+        interrupt([], let_in=False, wrong=True)
+    with INTERRUPTS.held(), INTERRUPTS.let_in():
+        """It is not heard now."""
+
+
+def test_a_job_in_the_background_stays_deaf_to_interrupts() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with INTERRUPTS.held(), INTERRUPTS.let_in():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Connection:
+    """One on which these messages come, an answer to each call, and nothing after them."""
+
+    def __init__(self) -> None:
+        self.outgoing_serial = itertools.count(1)
+        self.incoming: list[Message] = []
+        self.selector = SimpleNamespace(select=lambda _seconds: [])
+
+    def send(self, message: Message, serial: int) -> None:
+        message.header.serial = serial
+
+    def receive(self, *, timeout: float) -> Message:
+        assert timeout == 0
+        if not self.incoming:
+            raise TimeoutError
+        return self.incoming.pop(0)
+
+
+def ping() -> Message:
+    return call(":1.1", ROOT, "org.freedesktop.DBus.Peer", "Ping")
+
+
+def test_an_answer_that_comes_too_late_is_offered_to_nobody() -> None:
+    connection = Connection()
+    service = Service(cast("DBusConnection", connection), None)
+    late, kept = ping(), ping()
+    serial, other = service.send(late), service.send(kept)
+    with pytest.raises(CtlError, match=r"did not answer within 0\.001 s") as error:
+        service.answer(serial, 0.001)
+    assert error.value.exit_code == 5
+    connection.incoming = [new_method_return(late), new_error(kept, "org.gpuswitch1.Error.Busy", "s", ("no",))]
+    assert service.next_event(0.0) == other
+    with pytest.raises(CtlError, match=r"^no$"):
+        service.answer(other)
+    assert service.next_event(0.0) is None
+
+
+def test_an_answer_that_was_interrupted_is_offered_to_nobody() -> None:
+    connection = Connection()
+    service = Service(cast("DBusConnection", connection), None)
+
+    def interrupted(_seconds: float | None) -> None:
+        raise KeyboardInterrupt
+
+    connection.selector = SimpleNamespace(select=interrupted)
+    call = ping()
+    with pytest.raises(KeyboardInterrupt):
+        service.answer(service.send(call))
+    connection.incoming = [new_method_return(call)]
+    connection.selector = SimpleNamespace(select=lambda _seconds: [])
+    assert service.next_event(0.0) is None
+
+
+# watch and wait
+
+
+class EventsAreOverError(Exception):
+    """There is nothing more to watch."""
+
+
+def watched(capsys: pytest.CaptureFixture[str], *events: Signal, named: str = "", **knows: Any) -> list[dict[str, Any]]:
+    """What `watch --json` tells."""
+    service = fixed(gpu(), gpu(Address=OTHER), events=events, **knows)
+    double = cast("Any", service)
+    given = double.next_event
+
+    def next_event(deadline: float | None = None) -> Signal | int | None:
+        if not double._events:
+            raise EventsAreOverError
+        return cast("Signal | int | None", given(deadline))
+
+    double.next_event = next_event
+    with pytest.raises(EventsAreOverError):
+        watch.watch(service, parse(["watch", "--json", *named.split()]))
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def owner(before: str, now: str) -> Signal:
+    return Signal("/org/freedesktop/DBus", "org.freedesktop.DBus", "NameOwnerChanged", (NAME, before, now))
+
+
+def objects(member: str, address: str, interfaces: Any) -> Signal:
+    path = f"{ROOT}/gpu/" + address.replace(":", "_").replace(".", "_")
+    return Signal(ROOT, OBJECTS, member, (path, interfaces))
+
+
+def kinds(told: Iterable[dict[str, Any]]) -> list[str]:
+    return [each["event"] for each in told]
+
+
+def test_a_service_that_our_own_call_started_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kinds(watched(capsys, owner("", ":1.1"))) == ["state", "state"]
+
+
+def test_news_of_a_process_that_was_not_watched_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kinds(watched(capsys, owner(":1.0", ""))) == ["state", "state"]
+
+
+def test_a_service_that_takes_over_is_told_as_an_end_and_a_beginning(capsys: pytest.CaptureFixture[str]) -> None:
+    told = watched(capsys, owner(":1.1", ":1.9"))
+    assert kinds(told) == ["state", "state", "service", "service", "state", "state"]
+    assert [each["running"] for each in told if each["event"] == "service"] == [False, True]
+
+
+def test_a_gpu_that_leaves_the_host_is_told_and_followed_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+    told = watched(capsys, objects("InterfacesRemoved", OTHER, [INTERFACE]), stepped(1, 1, "x", "done", gpu=OTHER))
+    assert kinds(told) == ["state", "state", "gone"]
+    assert told[-1]["gpu"] == OTHER
+
+
+def test_a_gpu_that_is_not_watched_may_leave(capsys: pytest.CaptureFixture[str]) -> None:
+    gone = objects("InterfacesRemoved", "0000:09:00.0", [INTERFACE])
+    assert kinds(watched(capsys, gone)) == ["state", "state"]
+
+
+def test_a_gpu_that_comes_is_followed_from_then_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpuswitch.cli.client.Gpu.look", lambda _self: gpu(Address="0000:09:00.0"))
+    come = objects("InterfacesAdded", "0000:09:00.0", {INTERFACE: {}})
+    step = stepped(1, 1, "x", "done", gpu="0000:09:00.0")
+    told = watched(capsys, come, come, step)
+    assert [(each["event"], each["gpu"]) for each in told[2:]] == [
+        ("state", "0000:09:00.0"),
+        ("step", "0000:09:00.0"),
+    ]
+    assert kinds(watched(capsys, come, step, named="a")) == ["state"]
+
+
+def test_all_have_to_be_there_at_the_same_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """One that arrives and leaves again is waited for once more."""
+    gpus = gpu(State="vfio"), gpu(Address=OTHER)
+    events = [changed(State="reattaching"), changed(gpu=OTHER, State="vfio"), changed(State="vfio")]
+    assert watch.wait(fixed(*gpus, events=events), parse(["wait", "--for", "vfio"])) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{CARD} is vfio", f"{OTHER} is vfio"]
+
+
+def test_the_end_of_another_process_is_no_end_of_the_service() -> None:
+    events = [owner(":1.0", ":1.1"), changed(State="vfio")]
+    assert watch.wait(fixed(gpu(), events=events), parse(["wait", "--for", "vfio"])) == 0
+    with pytest.raises(CtlError, match=r"^the service went away") as gone:
+        watch.wait(fixed(gpu(), events=[owner(":1.1", "")]), parse(["wait", "--for", "vfio"]))
+    assert gone.value.exit_code == 5
+
+
+def test_the_call_for_properties_is_the_one_of_d_bus() -> None:
+    [card] = fixed(gpu()).gpus()
+    fields = card.properties_now().header.fields
+    assert (fields[HeaderFields.interface], fields[HeaderFields.member]) == (PROPERTIES, "GetAll")

@@ -1,0 +1,133 @@
+"""What fits on a terminal, and how: whole screens of the command, and what holds for any table and any text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuswitch.cli.layout import fitted, paired, shortened
+from gpuswitch.cli.output import cells, wrapped
+from tests.harness.screens import SCREENS, WIDTHS, file, screens, shown
+
+ADDRESS = re.compile(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b")
+NAMES = ("workstation-left", "win11-spiele", "app-org.blender.Blender-4711.scope", "nvidia-persistenced.service")
+COMMANDS = (
+    "gpuswitchctl recover 0000:c1:00.0",
+    "gpuswitchctl to-vfio 0000:41:00.0",
+    "kill 4711",
+    "systemctl --user --machine=alice@ stop app-org.blender.Blender-4711.scope",
+    "echo 0 > /sys/class/vtconsole/vtcon1/bind",
+)
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_the_screens_are_as_they_were(columns: int) -> None:
+    assert screens(columns) == file(columns).read_text(), (
+        "people see something else than before; if that is meant: python -m tests.harness.screens"
+    )
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_nothing_that_is_copied_is_broken_on_any_screen(columns: int) -> None:
+    """What is shown where there is room is shown whole here, or not at all."""
+    for command, knows in SCREENS:
+        wide, here = shown(command, 1000, **knows), shown(command, columns, **knows)
+        for word in (*ADDRESS.findall(wide), *(word for word in (*NAMES, *COMMANDS) if word in wide)):
+            for length in range(5, len(word)):
+                begins = word[:length].rstrip()
+                assert f"{begins}\n" not in here, f"{word} of {command} at {columns}"
+                assert f"{begins}…" not in here, f"{word} of {command} at {columns}"
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_no_line_is_wider_than_the_screen_but_for_what_is_copied(columns: int) -> None:
+    for command, knows in SCREENS:
+        for line in shown(command, columns, **knows).splitlines():
+            value = line.partition(": ")[2] or line
+            assert cells(line) <= columns or " " not in value.strip() or value.strip() in COMMANDS, line
+
+
+# Any table, any text
+
+WORDS = st.text(st.characters(codec="utf-8", categories=["L", "N", "Pd", "So"]), min_size=1, max_size=30)
+TEXTS = st.lists(WORDS, min_size=1, max_size=8).map(" ".join)
+ADDRESSES = st.from_regex(ADDRESS, fullmatch=True)
+HEADINGS = ("GPU", "NAME", "TO FREE IT", "WITH", "MODEL")
+ROWS = st.lists(st.tuples(ADDRESSES, WORDS, st.sampled_from(COMMANDS), TEXTS, TEXTS).map(list), min_size=1, max_size=5)
+COLUMNS = st.integers(1, 250)
+
+
+def table(rows: Sequence[Sequence[str]], columns: int) -> list[str]:
+    return fitted(HEADINGS, rows, columns, elastic=("MODEL", "WITH"), left_out=("MODEL", "WITH"))
+
+
+@given(ROWS)
+def test_in_a_pipe_nothing_of_a_table_is_shortened(rows: list[list[str]]) -> None:
+    heading, *lines = table(rows, 0)
+    assert heading.split("  ")[0] == "GPU"
+    assert len(lines) == len(rows)
+    for row, line in zip(rows, lines, strict=True):
+        assert all(cell in line for cell in row)
+    begins = [[line.index(cell) for cell in row[:1]] for row, line in zip(rows, lines, strict=True)]
+    assert begins == [[0]] * len(rows)
+
+
+@given(ROWS, COLUMNS)
+def test_a_table_is_no_wider_than_the_screen_and_breaks_nothing(rows: list[list[str]], columns: int) -> None:
+    lines = table(rows, columns)
+    for line in lines:
+        value = line.partition(": ")[2] or line
+        assert cells(line) <= columns or " " not in value.strip() or value in COMMANDS
+    for address, name, command, *_ in rows:
+        for whole in (address, name, command):
+            assert any(whole in line for line in lines)
+
+
+@given(ROWS)
+def test_a_column_goes_before_one_that_is_copied_does(rows: list[list[str]]) -> None:
+    """The table stays one for as long as what is copied fits; the model is shortened first, and goes first."""
+    needed = sum(max(cells(row[place]) for row in [list(HEADINGS), *rows]) for place in range(3)) + 2 * 2
+    assert table(rows, needed)[0].split() == ["GPU", "NAME", "TO", "FREE", "IT"]
+    assert table(rows, needed - 1)[0].lstrip().startswith("gpu: ")
+    widest = max(map(cells, table(rows, 0)))
+    assert table(rows, widest) == table(rows, 0)
+    assert all(cells(line) < widest for line in table(rows, widest - 1))
+
+
+@given(TEXTS, st.sampled_from(COMMANDS), TEXTS, COLUMNS)
+def test_a_text_is_broken_between_words_and_not_within_a_command(
+    before: str, command: str, after: str, columns: int
+) -> None:
+    text = f"{before}, or: {command}; {after}"
+    lines = wrapped(text, columns, indent="  ")
+    assert " ".join(line.removeprefix("  ") for line in lines) == text
+    assert any(command in line for line in lines)
+    for line in lines:
+        assert cells(line) <= columns or " " not in line.strip() or line.strip().rstrip(";") == command
+    # No line is begun that the one before had room for.
+    for line, following in pairwise(lines):
+        assert cells(line) + 1 + cells(following.split()[0]) > columns or following.split()[0] in command
+
+
+@given(TEXTS)
+def test_in_a_pipe_a_text_is_one_line(text: str) -> None:
+    assert wrapped(text, 0) == [text]
+    assert list(paired([("label", text)], 0)) == [f"label: {text}"]
+
+
+@given(TEXTS, st.integers(3, 60))
+def test_what_is_shortened_keeps_its_beginning_and_its_end(text: str, columns: int) -> None:
+    short = shortened(text, columns)
+    if cells(text) <= columns:
+        assert short == text
+        return
+    head, mark, tail = short.partition("…")
+    assert (cells(short) <= columns, mark, text.startswith(head)) == (True, "…", True)
+    assert text.rstrip().endswith(tail)
+    # No more is taken out than has to be: a wide character and a space at either end may not fit.
+    assert cells(short) >= columns - 4

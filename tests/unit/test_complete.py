@@ -1,0 +1,88 @@
+"""What a shell is told of the word that somebody types, as far as no service is needed for it."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from gpuswitch.cli.main import main
+from gpuswitch.cli.parser import TOPICS, arguments_of, parser
+
+
+@pytest.fixture(autouse=True)
+def no_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUSWITCH_BUS", "unix:path=/nowhere")
+
+
+def completed(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    """The candidates for the last word, without what they are."""
+    assert main(["__complete", *words]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    return [line.partition("\t")[0] for line in said.out.splitlines()]
+
+
+def verbs() -> list[str]:
+    [choice] = [each for each in arguments_of(parser()) if each.dest == "verb"]
+    assert isinstance(choice.choices, dict)
+    return list(choice.choices)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["to-"], ["to-vfio", "to-host"]),
+        (["--json", "wa"], ["watch", "wait"]),
+        (["--bus", "unix:path=/x", "lis"], ["list"]),
+        (["frobnicate", ""], []),
+        (["plan", "geforce", ""], ["host", "vfio"]),
+        (["plan", "geforce", "vfio", ""], []),
+        (["plan", "--stop-unit", "x.service", "geforce", "v"], ["vfio"]),
+        (["plan", "--", "geforce", "v"], ["vfio"]),
+        (["plan", "--", "--b"], []),
+        (["to-vfio", "--busy", ""], ["refuse", "wait", "terminate", "kill"]),
+        (["to-vfio", "--busy=t"], ["--busy=terminate"]),
+        (["to-vfio", "--nonsense=t"], []),
+        (["to-vfio", "--dry"], ["--dry-run"]),
+        (["to-vfio", "--dry-run", "--d"], []),
+        (["to-vfio", "-y", "--ye"], []),
+        (["to-vfio", "--stop-unit=a.service", "--stop"], ["--stop-unit"]),
+        (["wait", "--for", "h"], ["host"]),
+        (["wait", "--timeout", ""], []),
+        (["help", "ex"], ["exit-status"]),
+        (["status", ""], []),
+        (["--bus", "nonsense", "status", ""], []),
+        (["show", ""], []),
+    ],
+)
+def test_the_last_word_becomes_what_the_command_understands_there(
+    words: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert completed(capsys, *words) == expected
+
+
+def test_every_verb_and_every_option_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert completed(capsys) == completed(capsys, "") == verbs()
+    assert set(completed(capsys, "help", "")) == {*TOPICS, *verbs()}
+    for verb in verbs():
+        assert {"--help", "--json", "--bus"} <= set(completed(capsys, verb, "--"))
+
+
+def test_a_file_is_left_to_the_shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = argparse.ArgumentParser()
+    reader.add_argument("path", metavar="PATH")
+    monkeypatch.setattr("gpuswitch.cli.complete.parser", lambda: reader)
+    assert completed(capsys, "conf") == [":files"]
+
+
+def test_it_says_what_a_word_is(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["__complete", "to-v"])
+    assert capsys.readouterr().out == "to-vfio\tMove a GPU to vfio.\n"
+
+
+def test_nobody_else_sees_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "__complete" not in capsys.readouterr().out
+    assert main(["nonsense"]) == 2
+    assert "__complete" not in capsys.readouterr().err

@@ -1,0 +1,54 @@
+"""The configuration in words, and the page that is made of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.config.reference import TABLES, Key, key_of, must_be, reference
+from gpuswitch.config.schema import Deadlines, Defaults, GpuTable, History, Metrics, Tables
+
+ROOT = Path(__file__).parents[2]
+KEYS = [pytest.param(key, id=f"{table.heading}{key.name}") for table in reference() for key in table.keys]
+
+
+def test_every_table_is_there_with_its_own_keys() -> None:
+    assert list(TABLES) == list(Tables.model_fields)
+    told = {table.heading: [key.name for key in table.keys] for table in reference()}
+    own = [name for name in GpuTable.model_fields if name not in Defaults.model_fields]
+    assert told["[[gpu]]"] == own == ["address", "name", "members", "host_driver"]
+    assert told["[defaults]"] == list(Defaults.model_fields)
+    assert told["[deadlines]"] == list(Deadlines.model_fields)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_key_has_a_sentence_and_says_what_may_stand_there(key: Key) -> None:
+    assert key.sentence[0].isupper()
+    assert key.sentence.endswith(".")
+    assert key.values
+    assert key.default or key.name == "address"
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (key_of(Deadlines, "unbind"), "a number of seconds above 0 and at most 600"),
+        (key_of(Defaults, "wait_seconds"), "a number of seconds above 0 and at most 86400"),
+        (key_of(Metrics, "port"), "a whole number from 0 to 65535"),
+        (key_of(History, "keep"), "a whole number of switches from 1 to 10000"),
+        (key_of(Defaults, "busy"), '"refuse", "wait", "terminate" or "kill"'),
+        (key_of(GpuTable, "members"), "a list of PCI addresses"),
+        (key_of(Defaults, "on_saved"), '"host", "stay" or ""'),
+    ],
+)
+def test_what_a_value_must_be(key: Key, words: str) -> None:
+    assert must_be(key) == words
+
+
+def test_the_page_is_current(tmp_path: Path) -> None:
+    fresh = tmp_path / "configuration.md"
+    subprocess.run([sys.executable, "docs/generate_configuration.py", fresh], cwd=ROOT, check=True)
+    assert (ROOT / "docs/configuration.md").read_text() == fresh.read_text(), "run `make docs`"

@@ -1,0 +1,249 @@
+"""The command in other languages: which is chosen, how a catalogue is read, what the service said, worded anew."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gpuswitch.api.encoders import sentence_values
+from gpuswitch.cli.client import plain_values
+from gpuswitch.cli.main import main
+from gpuswitch.cli.output import sentence
+from gpuswitch.cli.translate import _, is_english, languages, ngettext, read, recognized, reworded, speak, worded
+from gpuswitch.errors import Failed, KernelError
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.holders import Holder, Process, Unit, doubt
+from gpuswitch.sentence import Sentence
+from gpuswitch.switch.holder_policy import in_the_way
+from tests.harness.facts import at
+
+GPU = at("0000:01:00.0")
+OFF = Sentence("the IOMMU is off: {remedy}", remedy=Sentence("enable AMD-Vi (often called IOMMU) in the firmware"))
+
+
+@pytest.fixture(autouse=True)
+def words_of_argparse() -> Iterator[None]:
+    """As they were."""
+    before = {name: vars(argparse)[name] for name in ("_", "ngettext")}
+    yield
+    vars(argparse).update(before)
+
+
+def blocker(text: str) -> dict[str, Any]:
+    """What `Blockers` tells of this sentence, as the command has it."""
+    return {"text": text, **sentence_values(text)}
+
+
+@pytest.mark.parametrize(
+    ("environ", "asked"),
+    [
+        ({}, []),
+        ({"LANG": "de_DE.UTF-8"}, ["de_DE", "de"]),
+        ({"LANG": "de"}, ["de"]),
+        ({"LANG": "de_DE.UTF-8", "LC_MESSAGES": "fr_FR.UTF-8"}, ["fr_FR", "fr"]),
+        ({"LANG": "de_DE.UTF-8", "LC_MESSAGES": "fr_FR.UTF-8", "LC_ALL": "zh_CN.GB18030"}, ["zh_CN", "zh"]),
+        ({"LANG": "de_DE.UTF-8", "LC_ALL": ""}, ["de_DE", "de"]),
+        ({"LANG": "de_DE@euro", "LANGUAGE": "fr:de_AT"}, ["fr", "de_AT", "de"]),
+        ({"LANG": "en_US.UTF-8", "LANGUAGE": "de"}, ["de"]),
+        # In these locales nothing is translated.
+        ({"LC_ALL": "C", "LANGUAGE": "de"}, []),
+        ({"LANG": "POSIX", "LANGUAGE": "de"}, []),
+        ({"LANGUAGE": "de"}, []),
+        ({"LC_ALL": "C", "LANG": "de_DE.UTF-8"}, []),
+        # It becomes part of a path.
+        ({"LANG": "../../../etc"}, []),
+        ({"LANG": "de_DE.UTF-8", "LANGUAGE": "/etc:fr"}, ["fr"]),
+    ],
+)
+def test_which_languages_are_asked_for(environ: dict[str, str], asked: list[str]) -> None:
+    assert list(languages(environ)) == asked
+
+
+@pytest.mark.parametrize(
+    ("asked", "yes"),
+    [
+        (("de_AT", "de"), "ja"),
+        (("fr_CA", "fr"), "oui"),
+        (("zh_CN", "zh"), "是"),
+        (("zh_TW", "zh"), "yes"),
+        (("it", "fr"), "oui"),
+        # English is there, too.
+        (("en_US", "en", "de"), "yes"),
+        (("C",), "yes"),
+        ((), "yes"),
+    ],
+)
+def test_the_first_language_that_there_is(asked: tuple[str, ...], yes: str) -> None:
+    speak(*asked)
+    assert (_("yes"), is_english()) == (yes, yes == "yes")
+
+
+def test_what_is_not_translated_stays_english() -> None:
+    speak("de")
+    assert _("no such words") == "no such words"
+    assert _("no such {words}", words="thing") == "no such thing"
+
+
+def test_a_catalogue_is_read_as_gettext_writes_it() -> None:
+    po = (
+        '# of somebody\nmsgid ""\nmsgstr ""\n"Language: xx\\n"\n\n'
+        '#: a/file.py\nmsgid "one \\"word\\""\nmsgstr "ein \\\\n \\"Wort\\""\n\n'
+        'msgid ""\n"two\\n"\n"lines"\nmsgstr ""\n"zwei\\n"\n"Zeilen"\n\n'
+        'msgid "new"\nmsgstr ""\n'
+    )
+    assert read(po) == {'one "word"': 'ein \\n "Wort"', "two\nlines": "zwei\nZeilen"}
+
+
+def test_a_sentence_of_the_service_is_worded_anew_also_further_down() -> None:
+    speak("de")
+    assert worded(sentence_values(OFF)) == "die IOMMU ist aus: AMD-Vi (oft IOMMU genannt) in der Firmware einschalten"
+
+
+def test_several_holders_are_worded_anew() -> None:
+    speak("de")
+    blender = Holder(Process(1234, 1), "blender", user="alice", nodes=("/dev/dri/card0",))
+    kernel = Holder(None, "nvidia", doubt=doubt("module nvidia has 2 users that no process explains"))
+    daemon = Holder(Process(5, 1), "ollama", unit=Unit("ollama.service"), nodes=("/dev/nvidia0",))
+    said = in_the_way(GPU, [blender, kernel, daemon])
+    assert worded(sentence_values(said)).split("\n") == [
+        "blender (PID 1234, Benutzer alice) hat /dev/dri/card0 geöffnet; es schließen, oder: kill 1234",
+        "0000:01:00.0 wird vom Kernel benutzt: das Modul nvidia hat 2 Benutzer, die kein Prozess erklärt",
+        "ollama (PID 5, ollama.service) hat /dev/nvidia0 geöffnet; ihn stoppen: systemctl stop ollama.service",
+    ]
+
+
+def test_what_the_kernel_says_stays_as_it_is() -> None:
+    speak("de")
+    error = Failed(
+        Sentence("{error}; nothing was changed", error=KernelError("bind", "0000:01:00.0", 5, "Input/output error"))
+    )
+    assert worded(sentence_values(str(error))) == (
+        "nicht möglich (bind 0000:01:00.0): Input/output error; nichts wurde geändert"
+    )
+
+
+def test_what_has_no_known_words_stays_english() -> None:
+    """Beside what has: a service may be newer than the command."""
+    speak("de")
+    newer = Sentence("the {thing} is on fire", thing="card")
+    within = Sentence("the IOMMU is off: {remedy}", remedy=Sentence("pray"))
+    text = "\n".join([OFF, newer, within, "what {somebody} wrote"])
+    told = [*map(blocker, [OFF, newer, within, "what {somebody} wrote"]), {"text": "the IOMMU is off", "kind": "old"}]
+    assert reworded(text, told).split("\n") == [worded(sentence_values(OFF)), newer, within, "what {somebody} wrote"]
+
+
+@pytest.mark.parametrize(
+    ("said", "german"),
+    [
+        (
+            "no GPU is named 'radeon'; this host has 0000:01:00.0 (geforce)",
+            "keine GPU heißt 'radeon'; dieser Host hat 0000:01:00.0 (geforce)",
+        ),
+        (
+            "cannot cancel switch 5f: 0000:01:00.0 is on vfio-pci already, and only its last steps are left",
+            (
+                "nicht möglich, die Umschaltung 5f abzubrechen: 0000:01:00.0 ist schon on vfio-pci, und nur ihre "
+                "letzten Schritte sind übrig"
+            ),
+        ),
+        # The template with the most words, and what stands in its fields as well.
+        (
+            "libvirt cannot be asked; nothing was changed",
+            "libvirt cannot be asked; nichts wurde geändert",
+        ),
+        (
+            "this host has no GPU\nthis host has 2 GPUs; name one of a, b",
+            "dieser Host hat keine GPU\ndieser Host hat 2 GPUs; eine nennen von: a, b",
+        ),
+        ("the card is hot", "the card is hot"),
+        ("", ""),
+    ],
+)
+def test_what_comes_without_data_is_recognized_where_that_is_no_coincidence(said: str, german: str) -> None:
+    assert recognized(said) == said
+    speak("de")
+    assert recognized(said) == german
+
+
+def test_a_field_is_text_whatever_stands_in_it() -> None:
+    """Names are anybody's."""
+    speak("de")
+    said = Sentence("user {user}", user="{user}{0.__class__:>999999999}")
+    assert worded(sentence_values(said)) == "Benutzer {user}{0.__class__:>999999999}"
+
+
+def test_what_it_cannot_do_is_said_once() -> None:
+    speak("de")
+    assert (
+        sentence("die GPUs auflisten", "die IOMMU ist aus") == "nicht möglich (die GPUs auflisten): die IOMMU ist aus"
+    )
+    for whole in ("cannot fly", _("cannot write the output: {why}", why="voll"), _("interrupted; ")):
+        assert sentence("die GPUs auflisten", whole) == whole
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        ("de", ["Aufruf: gpuswitchctl", "Optionen:", "diese Hilfe zeigen", "zeigen, in welchem Zustand eine GPU ist"]),
+        ("fr", ["usage : gpuswitchctl", "options:", "montrer cette aide", "montrer dans quel état est un GPU"]),
+        ("zh_CN", ["gpuswitchctl [-h]", "选项:", "显示本帮助并退出", "显示 GPU 的状态"]),
+        ("en", ["usage: gpuswitchctl", "options:", "show this help message", "show the state of a GPU"]),
+    ],
+)
+def test_help_is_translated_with_the_words_of_argparse(
+    language: str, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    speak(language)
+    assert main(["--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert [words for words in said if " ".join(words.split()) not in told] == []
+
+
+def test_wrong_usage_is_told_in_the_language(capsys: pytest.CaptureFixture[str]) -> None:
+    speak("de")
+    assert main(["to-vfio", "--wait", "soon"]) == 2
+    assert "Argument --wait: 'soon' ist keine ganze Zahl von Sekunden von 1 bis 86400" in capsys.readouterr().err
+
+
+def test_json_is_english(capsys: pytest.CaptureFixture[str]) -> None:
+    speak("de")
+    assert main(["--json", "to-vfio", "--wait", "soon"]) == 2
+    told = capsys.readouterr()
+    assert "is not a whole number of seconds" in json.loads(told.out)["error"]["text"]
+    assert "is not a whole number of seconds" in told.err
+
+
+@pytest.mark.parametrize("topic", ["states", "exit-status", "configuration"])
+def test_topics_are_translated(topic: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for language in ("en", "de", "fr", "zh_CN"):
+        speak(language)
+        assert main(["help", topic]) == 0
+        said.append(capsys.readouterr().out)
+    assert len(set(said)) == 4
+
+
+def test_one_and_many() -> None:
+    speak("de")
+    assert (ngettext("yes", "no", 1), ngettext("yes", "no", 2)) == ("ja", "nein")
+
+
+def test_sentences_come_whole_over_the_bus() -> None:
+    """As jeepney reads an `a{sv}`: each value with its signature."""
+    values = sentence_values(OFF)
+    assert isinstance(values["data"], dict)
+    inner = {
+        key: ("a{sv}" if isinstance(value, dict) else "s", value) for key, value in values["data"]["remedy"].items()
+    }
+    sent = {"template": ("s", values["template"]), "data": ("a{sv}", {"remedy": ("a{sv}", inner)})}
+    assert plain_values(sent) == values
+
+
+def test_a_gpu_is_no_sentence() -> None:
+    """Its text is what it is, in any language."""
+    speak("de")
+    assert worded(sentence_values(str(Gpu(GPU, (GPU,)).address))) == "0000:01:00.0"
