@@ -184,7 +184,7 @@ def _switching(verb: _Add) -> None:
         _busy_arguments(moved)
         _watching_arguments(moved, dry_run=True)
         _yes_argument(moved)
-    tried = verb("trial", "trial:trial", mark("try {gpu} on vfio"), "gpuswitchctl trial 01:00.0 --seconds 60")
+    tried = verb("trial", "trial:trial", _("try {gpu} on vfio"), "gpuswitchctl trial 01:00.0 --seconds 60")
     tried.description = _(
         "Move a GPU to vfio, and home by itself after a while, whatever becomes of this terminal, the desktop or the\n"
         "service. On a terminal, h brings it home before, and k keeps it on vfio; so does to-vfio."
@@ -262,7 +262,7 @@ def _configuration(verb: _Add) -> None:
 
 
 def _shared_options(of: argparse.ArgumentParser) -> None:
-    """They may stand before the verb and after it; what is left out there says nothing (`options_of_all`)."""
+    """They may stand before the verb and after it; what is left out there says nothing (`parse`)."""
     of.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=_("print JSON"))
     of.add_argument(
         "--bus",

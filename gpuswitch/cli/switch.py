@@ -81,7 +81,10 @@ def cancel(service: Service, args: Namespace) -> int:
         with display(as_json=args.json, several=False) as shown:
             following.to_the_end(shown)
     except KeyboardInterrupt:
-        text = f"interrupted; what was cancelled is taken back all the same: gpuswitchctl status {address} shows it"
+        text = _(
+            "interrupted; what was cancelled is taken back all the same: {command} shows it",
+            command=f"gpuswitchctl status {address}",
+        )
         raise CtlError(text, EXIT_INTERRUPTED, name="Interrupted") from None
     outcome = following.outcomes[address]
     if args.json:

@@ -14,7 +14,7 @@ from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered
 from gpuswitch.cli.records import change_record, gpu_record, state_label, waiting_record
 from gpuswitch.cli.translate import _
 from gpuswitch.cli.watching import BUS, Watching, name_owner
-from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Timeout, Wedged
+from gpuswitch.errors import EXIT_UNREACHABLE, Failed, NoSuchGpu, Timeout, Wedged
 
 _MOVING = frozenset({"detaching", "reattaching", "recovering"})
 _LOST = frozenset({"failed", "wedged", "unknown", "absent"})
@@ -114,6 +114,9 @@ def wait(service: Service, args: Namespace) -> int:
         if isinstance(event, Signal) and event.interface == BUS and event.body[1] == owner:
             text = _("the service went away; it may have been restarted")
             raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
+        if isinstance(event, Signal) and event.member == "InterfacesRemoved" and event.body[0] in by_path:
+            gone = by_path[event.body[0]].address
+            raise CtlError.of(NoSuchGpu, _("{gpu}: it is not on this host any more", gpu=gone))
         if isinstance(event, Signal) and event.path in by_path and event.member == "PropertiesChanged":
             _take(by_path[event.path], event.body)
     return _told(gpus, args)
