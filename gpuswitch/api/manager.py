@@ -35,7 +35,7 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
 
     @dbus_method(returns="gpu")
     def get_gpu(self, selector: Str) -> ObjectPath:
-        """A GPU by its address, that of any of its functions, or its configured name in any case; "": the only one."""
+        """A GPU by its address, that of a function, or its name in any case; "": the only (managed) one."""
         return path_of(self._fleet.find(selector).gpu.address)
 
     @dbus_method(returns="functions", action=Action.INSPECT)

@@ -289,7 +289,7 @@ class Service:
     def _error(self, name: str, text: str) -> CtlError:
         if name == AUTHENTICATION_REQUIRED:
             text = _("{text}; on a terminal you are asked, and root is not", text=text)
-            return AskedForError(text, NotAuthorized.exit_code, name="AuthenticationRequired")
+            return AskedForError(text, NotAuthorized.exit_code, name="InteractiveAuthorizationRequired")
         if name in EXIT_CODES:
             return CtlError(text, EXIT_CODES[name], name=name.removeprefix(PREFIX))
         kind = name.removeprefix(_BUS_ERROR)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 
+from gpuswitch.cli.output import clean, moment
 from gpuswitch.cli.parser import BUS_VARIABLE, TOPICS, arguments_of, parser
 
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than argparse
@@ -31,7 +32,8 @@ def complete(words: Sequence[str]) -> int:
     """Print what the last of these words may become; it may be empty."""
     *before, current = words or [""]
     for word, about in _candidates(before, current):
-        print(f"{word}\t{about}" if about else word)
+        # Names and models come from elsewhere, and a shell prints them.
+        print("\t".join(map(clean, filter(None, (word, about)))))
     return 0
 
 
@@ -198,20 +200,12 @@ def _gpus(service: Service, named: Sequence[str], current: str, *, under_way: bo
         # Only for who begins to type it: it is not to be chosen from a list beside the whole address.
         if current and address.startswith("0000:") and not address.startswith(current):
             found.append((address.removeprefix("0000:"), found[-1][1]))
-    return [(word, _on_one_line(about)) for word, about in found]
+    return found
 
 
 def _switches(service: Service) -> list[Candidate]:
     """The last finished ones, the newest first."""
-    from gpuswitch.cli.output import moment  # noqa: PLC0415 -- by need
-
     return [
         (entry["id"], f"{entry['gpu']} to {entry['target']}: {entry['result']}, {moment(entry['started'])}")
         for entry in service.history(_MOST)
     ]
-
-
-def _on_one_line(about: str) -> str:
-    from gpuswitch.cli.output import clean  # noqa: PLC0415 -- by need
-
-    return clean(about)

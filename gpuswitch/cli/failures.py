@@ -16,7 +16,7 @@ _OF_BLOCKER = ("kind", "text", "error")
 
 class CtlError(Exception):
     """Text for a person, an exit status, and what programs get: the `name` of the error, the `blockers` of a refusal,
-    and the address of the `gpu` that it is about, where that is one. An empty text has been told already.
+    and the address of the `gpu` that it is about, where that is one.
     """
 
     gpu: str | None = None

@@ -69,9 +69,11 @@ class Following:
                 if event is None:
                     ids = _(" and ").join(switch for _gpu, switch in self.under_way)
                     text = _(
-                        "switch {ids} has not finished within {seconds} s, and goes on",
+                        "interrupted; switch {ids} has not finished within {seconds} s, and goes on: {command} waits for "
+                        "it",
                         ids=ids,
                         seconds=f"{self._seconds:g}",
+                        command=f"gpuswitchctl wait {' '.join(gpu.address for gpu, _switch in self.under_way)}",
                     )
                     raise CtlError.of(Timeout, text)
                 self._take(event, display)

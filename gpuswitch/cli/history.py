@@ -30,14 +30,18 @@ def history(service: Service, args: Namespace) -> int:
         as_json({"switches": [entry_record(entry) for entry in found]})
     elif found:
         headings = marks("WHEN", "ID", "GPU", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
-        table(headings, map(_cells, found), elastic=("REASON", "ASKED BY"), left_out=("REASON", "ASKED BY", "TOOK"))
+        table(headings, map(_cells, found), elastic=("REASON", "ASKED BY"), left_out=("ASKED BY", "TOOK", "REASON"))
     else:
         line(_("there is no finished switch"))
     return 0
 
 
 def show(service: Service, args: Namespace) -> int:
-    entry = service.history_entry(args.id)
+    last = [] if args.id else service.history(1)
+    if not args.id and not last:
+        line(_("there is no finished switch"))
+        return 0
+    entry = service.history_entry(args.id or last[0]["id"])
     if args.json:
         as_json({"switch": entry_record(entry)})
         return 0

@@ -71,7 +71,9 @@ def fitting(
     of the cells of a row.
     """
     kept = list(range(len(names)))
-    for gone in ("", *left_out):
+    # What says nothing goes before anything is shortened.
+    empty = {name for place, name in enumerate(names) if {row[place] for row in rows} <= {name, _(name), "-", "no"}}
+    for gone in ("", *sorted(left_out, key=lambda name: name not in empty)):
         kept = [number for number in kept if names[number] != gone]
         shown = [[row[number] for number in kept] for row in rows]
         stretch = [place for place, number in enumerate(kept) if names[number] in elastic]

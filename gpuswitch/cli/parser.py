@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gpuswitch import __version__
 from gpuswitch.cli.translate import _, is_english, mark, ngettext
@@ -67,6 +67,13 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str, indent_increment: int = 2, max_help_position: int = 24) -> None:
         super().__init__(prog, indent_increment, max_help_position, width=terminal_columns(sys.stdout) - 2)
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Each line of it broken between words; the lines stay."""
+        import textwrap  # noqa: PLC0415 -- for help alone
+
+        lines = (textwrap.wrap(line, width, subsequent_indent=_indent_of(line)) or [""] for line in text.splitlines())
+        return "\n".join(f"{indent}{each}" for wrapped in lines for each in wrapped)
+
 
 def terminal_columns(stream: TextIO) -> int:
     """As shutil.get_terminal_size() has them: $COLUMNS first, and 80 where it is no terminal."""
@@ -77,6 +84,10 @@ def terminal_columns(stream: TextIO) -> int:
         return 80
 
 
+def _indent_of(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
+
+
 class _Parser(argparse.ArgumentParser):
     """Raises instead of ending the process, so that a fault can be told as JSON too."""
 
@@ -85,6 +96,21 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, self.format_usage())
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """A command that is none is told with the one that was meant, and not with all that there are."""
+        if action.dest == "verb" and value not in (action.choices or ()):
+            text = _("there is no command {word}", word=repr(value)) + _meant(value, action.choices or ())
+            raise argparse.ArgumentError(None, text)
+        super()._check_value(action, value)
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415 -- for who mistypes alone
+
+    if close := get_close_matches(word.casefold().replace("_", "-"), known, 1):
+        return _("; did you mean {word}?", word=close[0])
+    return _("; {command} lists what there is", command="gpuswitchctl help")
 
 
 def _purpose(of: str) -> str:
@@ -106,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(
         prog="gpuswitchctl",
         description=_("Move GPUs between their host drivers and vfio-pci, and see where they are."),
-        epilog=_(EXIT_STATUS),
+        epilog=_(EXIT_STATUS) + "\n" + _("more: {topics}; {manual}", topics=_topics(), manual="man gpuswitchctl"),
     )
     top.add_argument(
         "--version",
@@ -134,6 +160,10 @@ def parser() -> argparse.ArgumentParser:
     _switching(verb)
     _telling(verb)
     return top
+
+
+def _topics() -> str:
+    return ", ".join(f"gpuswitchctl help {topic}" for topic in TOPICS)
 
 
 def _looking(verb: _Add) -> None:
@@ -184,10 +214,11 @@ def _switching(verb: _Add) -> None:
         _busy_arguments(moved)
         _watching_arguments(moved, dry_run=True)
         _yes_argument(moved)
-    tried = verb("trial", "trial:trial", mark("try {gpu} on vfio"), "gpuswitchctl trial 01:00.0 --seconds 60")
+    tried = verb("trial", "trial:trial", _("try {gpu} on vfio"), "gpuswitchctl trial 01:00.0 --seconds 60")
     tried.description = _(
-        "Move a GPU to vfio, and home by itself after a while, whatever becomes of this terminal, the desktop or the\n"
-        "service. On a terminal, h brings it home before, and k keeps it on vfio; so does to-vfio."
+        "Move a GPU to vfio, and home by itself after a while, whatever becomes of this terminal, the desktop or the "
+        "service. On a terminal, h brings it home before, and k keeps it on vfio; so does to-vfio. One that is on vfio "
+        "already goes home by itself from then on."
     )
     tried.set_defaults(target="vfio", timeout=None, no_wait=False)
     _gpu_argument(tried)
@@ -217,7 +248,13 @@ def _telling(verb: _Add) -> None:
     told.add_argument("gpu", metavar="GPU", nargs="?", default="", help=_("of this one only"))
     told.add_argument("--limit", metavar="N", type=_count, default=20, help=_("the last N (default: 20; 0: all)"))
     shown = verb("show", "history:show", _("show the steps of a finished switch"), "gpuswitchctl show 5f0c3a1b")
-    shown.add_argument("id", metavar="ID", help=_("as `history` lists it, or the beginning of it"))
+    shown.add_argument(
+        "id",
+        metavar="ID",
+        nargs="?",
+        default="",
+        help=_("as `history` lists it, or the beginning of it; default: the last"),
+    )
     _configuration(verb)
     helped = verb("help", "topics:show_help", _("explain a command or a topic"), "gpuswitchctl help states")
     helped.add_argument(
@@ -262,7 +299,7 @@ def _configuration(verb: _Add) -> None:
 
 
 def _shared_options(of: argparse.ArgumentParser) -> None:
-    """They may stand before the verb and after it; what is left out there says nothing (`options_of_all`)."""
+    """They may stand before the verb and after it; what is left out there says nothing (`parse`)."""
     of.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=_("print JSON"))
     of.add_argument(
         "--bus",
@@ -281,10 +318,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UsageError: it cannot be understood.
     """
-    args = parser().parse_args(arguments)
+    top = parser()
+    args, more = top.parse_known_args(arguments)
+    if more:
+        verb = _verbs(top)[args.verb]
+        options = [option for action in arguments_of(verb) for option in action.option_strings]
+        meant = _meant(more[0], options) if more[0].startswith("-") else ""
+        text = _("{verb} does not know {words}", verb=args.verb, words=" ".join(more))
+        raise UsageError(f"{text}{meant}", verb.format_usage())
     args.json = getattr(args, "json", False)
     args.bus = getattr(args, "bus", None) or os.environ.get(BUS_VARIABLE) or None
     return args
+
+
+def _verbs(top: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    found: Mapping[str, argparse.ArgumentParser] = next(
+        vars(action)["choices"] for action in arguments_of(top) if action.dest == "verb"
+    )
+    return found
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> Sequence[argparse.Action]:

@@ -81,7 +81,10 @@ def cancel(service: Service, args: Namespace) -> int:
         with display(as_json=args.json, several=False) as shown:
             following.to_the_end(shown)
     except KeyboardInterrupt:
-        text = f"interrupted; what was cancelled is taken back all the same: gpuswitchctl status {address} shows it"
+        text = _(
+            "interrupted; what was cancelled is taken back all the same: {command} shows it",
+            command=f"gpuswitchctl status {address}",
+        )
         raise CtlError(text, EXIT_INTERRUPTED, name="Interrupted") from None
     outcome = following.outcomes[address]
     if args.json:
@@ -119,12 +122,21 @@ def _print_plans(gpus: Sequence[Gpu], target: str, options: Options, args: Names
     for gpu, steps in plans:
         if len(plans) > 1:
             line(f"{gpu.address}:")
+        if steps:
+            line(_verdict(steps, gpu, target))
         for number, step in enumerate(steps, 1):
             within = _("{title} (within {seconds} s)", title=step["title"], seconds=f"{step['deadline']:g}")
             hung(f"{number:>{len(str(len(steps)))}}. ", within)
         if not steps:
             line(_("nothing to do: it is {place} already", place=place(gpu, target)))
     return 0
+
+
+def _verdict(steps: Sequence[Mapping[str, Any]], gpu: Gpu, target: str) -> str:
+    text = _("nothing keeps {gpu} from going to {target}", gpu=gpu.address, target=target)
+    if stops := dict.fromkeys(name for step in steps for name in step["stops"]):
+        text += _("; what it stops meanwhile: {names}", names=", ".join(stops))
+    return text
 
 
 def _or_blockers(gpu: Gpu, target: str, options: Options, args: Namespace) -> list[dict[str, Any]]:
@@ -344,6 +356,9 @@ class Switches:
             # It stands, and not all around it is as before: on the host, that is what to-host puts right.
             verb = "to-host" if now["State"] in {"host", "vfio"} else "recover"
             again = f"gpuswitchctl {verb} {address}"
+        if result == "reverted":
+            shown = f"gpuswitchctl show {outcome['id']}"
+            text += "\n" + _("all is as it was before; {command} has each step", command=shown)
         if result in {"failed", "reverted"}:
             text += "\n" + _("put right what is named here, then: {command}", command=again)
         code = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code

@@ -16,7 +16,7 @@ from gpuswitch.cli.output import as_json_line, clean, clock, line, on_terminal, 
 from gpuswitch.cli.parser import terminal_columns
 from gpuswitch.cli.switch import EXIT_INTERRUPTED, Switches, ask_before_a_desktop_ends, can_ask, options_of
 from gpuswitch.cli.translate import _
-from gpuswitch.errors import Failed, Wedged
+from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Wedged
 
 _HOME, _KEEP = "h", "k"
 _ASKS_FOR = {_HOME: "host", _KEEP: "vfio"}
@@ -50,7 +50,8 @@ def trial(service: Service, args: Namespace) -> int:
     if now["TrialEnds"] and not (on_terminal(sys.stdout) and sys.stdin.isatty()):
         line(_by_itself(gpu.address, now["TrialEnds"]))
         return 0
-    return _ended(_counted_down(service, gpu, now), service, gpu, args)
+    before = now["Switch"].get("id")
+    return _ended(_counted_down(service, gpu, now), service, gpu, args, before=before)
 
 
 def _goes_on(address: str, seconds: float) -> CtlError:
@@ -86,6 +87,8 @@ def _counted_down(service: Service, gpu: Gpu, now: Mapping[str, Any]) -> Mapping
         text = _("interrupted; {what}", what=_by_itself(gpu.address, now["TrialEnds"]))
         raise CtlError(text, EXIT_INTERRUPTED, name="Interrupted") from None
     except CtlError as error:
+        if error.exit_code != EXIT_UNREACHABLE:
+            raise
         # The promise is on disk: whatever has become of the service, the next run of it keeps that.
         text = _("{error}; once it runs, {what}", error=str(error), what=_by_itself(gpu.address, now["TrialEnds"]))
         raise CtlError(text, error.exit_code, name=error.name) from None
@@ -125,10 +128,10 @@ def _ask(service: Service, gpu: Gpu, key: str) -> None:
             problem(_("cannot keep {gpu} now: {why}", gpu=gpu.address, why=str(error)))
 
 
-def _ended(now: Mapping[str, Any], service: Service, gpu: Gpu, args: Namespace) -> int:
-    """Say how the trial ended."""
+def _ended(now: Mapping[str, Any], service: Service, gpu: Gpu, args: Namespace, *, before: str | None) -> int:
+    """Say how the trial ended; `before` is the switch that was the last one when it was begun to count."""
     address, switch = gpu.address, now["Switch"]
-    if switch and switch["target"] == "host":
+    if switch and switch["target"] == "host" and switch["id"] != before:
         args.target = "host"
         Switches(
             service,

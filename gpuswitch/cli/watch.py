@@ -14,7 +14,7 @@ from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered
 from gpuswitch.cli.records import change_record, gpu_record, state_label, waiting_record
 from gpuswitch.cli.translate import _
 from gpuswitch.cli.watching import BUS, Watching, name_owner
-from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Timeout, Wedged
+from gpuswitch.errors import EXIT_UNREACHABLE, Failed, NoSuchGpu, Timeout, Wedged
 
 _MOVING = frozenset({"detaching", "reattaching", "recovering"})
 _LOST = frozenset({"failed", "wedged", "unknown", "absent"})
@@ -29,6 +29,9 @@ def watch(service: Service, args: Namespace) -> int:
 class _Lines:
     """One line for each event that people want to know of."""
 
+    def __init__(self) -> None:
+        self._states: dict[str, str] = {}
+
     def service(self, text: str, *, running: bool) -> None:
         self._say(text if running else _("{text}; it is waited for", text=text))
 
@@ -39,7 +42,10 @@ class _Lines:
             words.append(_("owned by {machine}", machine=known["Owner"][0] or known["Owner"][1]))
         if known["Reason"]:
             words.append("; ".join(known["Reason"].splitlines()))
-        self._say(f"{gpu.address}: {', '.join(words)}")
+        # Not all that changes is told here, such as drivers on their way.
+        if self._states.get(gpu.path) != (said := ", ".join(words)):
+            self._states[gpu.path] = said
+            self._say(f"{gpu.address}: {said}")
 
     def gone(self, gpu: Gpu) -> None:
         self._say(_("{gpu}: it is not on this host any more", gpu=gpu.address))
@@ -107,13 +113,21 @@ def wait(service: Service, args: Namespace) -> int:
             states = [_("{gpu} is {state}", gpu=gpu.address, state=state_label(gpu.properties)) for gpu in waiting]
             named, seconds = _(" and ").join(states), f"{args.timeout:g}"
             if args.state:
-                text = _("not on {state} within {seconds} s: {gpus}", state=args.state, seconds=seconds, gpus=named)
+                text = _(
+                    "interrupted; not on {state} within {seconds} s: {gpus}",
+                    state=args.state,
+                    seconds=seconds,
+                    gpus=named,
+                )
             else:
-                text = _("not at rest within {seconds} s: {gpus}", seconds=seconds, gpus=named)
+                text = _("interrupted; not at rest within {seconds} s: {gpus}", seconds=seconds, gpus=named)
             raise CtlError.of(Timeout, text)
         if isinstance(event, Signal) and event.interface == BUS and event.body[1] == owner:
             text = _("the service went away; it may have been restarted")
             raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
+        if isinstance(event, Signal) and event.member == "InterfacesRemoved" and event.body[0] in by_path:
+            gone = by_path[event.body[0]].address
+            raise CtlError.of(NoSuchGpu, _("{gpu}: it is not on this host any more", gpu=gone))
         if isinstance(event, Signal) and event.path in by_path and event.member == "PropertiesChanged":
             _take(by_path[event.path], event.body)
     return _told(gpus, args)

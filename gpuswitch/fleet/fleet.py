@@ -346,7 +346,7 @@ class Fleet:
         return [actor for actor in self.actors.values() if actor.runner.stalled]
 
     def find(self, selector: str) -> Actor:
-        """The GPU by address, in any spelling, of any of its functions, or by its name in any case; "" is the only one.
+        """The GPU by address, in any spelling, of any of its functions, or by its name in any case; "": see `_only`.
 
         Raises:
             NoSuchGpu, InvalidArgument: with the names that would do.
@@ -375,10 +375,16 @@ class Fleet:
         raise NoSuchGpu(why or unknown)
 
     def _only(self) -> Actor:
-        """The only GPU. Accelerators do not count: one may be the processor's own, which nobody means."""
+        """The only GPU, or the only one with a table in the configuration.
+
+        Accelerators do not count as the only GPU: one may be the processor's own, which nobody means.
+        """
         drawing = [a for a in self.actors.values() if a.state is State.ABSENT or a.gpu.draws(a.record.facts)]
         if len(drawing) == 1:
             return drawing[0]
+        managed = [actor for actor in self.actors.values() if actor.record.own_config.managed]
+        if len(managed) == 1:
+            return managed[0]
         if not self.actors:
             raise NoSuchGpu(Sentence("this host has no GPU"))
         if len(self.actors) == 1:

@@ -88,6 +88,8 @@ class GpuRecord:
         self.facts = facts
         self.config = config
         self._why = self.noted = ""
+        self._before_vfio: tuple[Trial | None] | None = None
+        """What was promised before the switch to vfio that is under way; None: there is none."""
         self.since = time.time()
         self.progress = asyncio.get_running_loop().time()
         self.switch: Switch | None = None
@@ -297,7 +299,9 @@ class GpuRecord:
         """It is where somebody wants it: whatever brought it there, nothing is to bring it home."""
         if self.page.entry.stays_out:
             self.page.write_if_possible(replace(self.page.entry, stays_out=""))
-            self.say_why(self.page.entry.failed or (self._why if self.state is State.UNKNOWN else ""))
+        why = self.page.entry.failed or (self._why if self.state is State.UNKNOWN else "")
+        if why != self.reason:
+            self.say_why(why)
 
     def aims_home(self, plan: Plan) -> None:
         """This plan is next."""
@@ -359,7 +363,8 @@ class GpuRecord:
             self.tell()
 
     def trial_during(self, switch: Switch) -> Trial | None:
-        """What is promised while this switch is under way."""
+        """What is promised while this switch is under way; what was so before is so again where it is undone."""
+        self._before_vfio = (self.trial,) if switch.target is State.VFIO else None
         if (seconds := switch.options.trial_seconds) is not None:
             return Trial(seconds)
         # A machine that asks for it may not get it after all.
@@ -373,7 +378,12 @@ class GpuRecord:
 
     def _trial_after(self, result: Result, out: str) -> Trial | None:
         """What is promised from here on; `out` is why it stays out, if it does: then that is to bring it home."""
-        if self.trial is None or self.state is not State.VFIO:
+        before, self._before_vfio = self._before_vfio, None
+        if self.state is not State.VFIO:
+            return None
+        if before is not None and result in {Result.REVERTED, Result.CANCELLED}:
+            return before[0]
+        if self.trial is None:
             return None
         # Whoever cancels the way home keeps it; a service that stops leaves it to the next.
         ended = out or (result is Result.CANCELLED and not self.retired)

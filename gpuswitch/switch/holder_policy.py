@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from shlex import quote
 
 from gpuswitch.config.schema import NEVER_STOPPED
 from gpuswitch.model.address import PciAddress
@@ -184,7 +185,9 @@ def remedy(alike: list[Holder]) -> str:
         return why
     unit = stoppable_unit(first)
     if unit is not None and unit.user is None:
-        return Sentence("stop it: systemctl stop {unit}", unit=unit.name)
+        return Sentence("stop it: systemctl stop {unit}", unit=quote(unit.name))
     if unit is not None:
-        return Sentence("stop it: systemctl --user --machine={user}@ stop {unit}", user=first.user, unit=unit.name)
+        # People choose what is below their manager: it is copied into a shell, perhaps root's.
+        user, name = quote(first.user), quote(unit.name)
+        return Sentence("stop it: systemctl --user --machine={user}@ stop {unit}", user=user, unit=name)
     return Sentence("close it, or: kill {pids}", pids=" ".join(str(holder.pid) for holder in alike))

@@ -83,8 +83,8 @@ class Switch:
 
     `index` of `count` steps is under way, or was the last; `steps` are those that ended, in that order; `result` is
     None until it is over. `step_started` is when the step that is under way began; `waiting_for` is what it waits for,
-    in one sentence, and `waiting_until` when it gives that up (0.0: it did not say). `error`, of one that was reverted:
-    what a refusal for the same reason is called. `recovery`: it looks for any known-good state.
+    a sentence a line, and `waiting_until` when it gives that up (0.0: it did not say). `error`, of one that was
+    reverted: what a refusal for the same reason is called. `recovery`: it looks for any known-good state.
     """
 
     target: State
@@ -119,7 +119,9 @@ class Switch:
         self.index, self.count = event.index, event.count
         self.step, self.step_kind = event.step.title, event.step.kind
         self.step_started = began = self._at(asyncio.get_running_loop().time()) - event.seconds
-        if event.status not in {Status.RUNNING, Status.REVERTING}:
+        if event.status in {Status.RUNNING, Status.REVERTING}:
+            self.waits("", None)
+        else:
             self.steps.append(
                 StepRecord(event.index, event.step.title, event.step.kind, event.status, began, event.seconds)
             )

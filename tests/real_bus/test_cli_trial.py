@@ -154,7 +154,7 @@ async def test_what_is_in_the_way_at_its_end_is_said_and_it_can_be_kept(
     run = at_terminal(environ, "trial", "geforce", "--seconds", "1", when=over, then=typing(b"hk"))
     assert (run.status, run.after) == (0, run.before)
     said = run.said
-    why = f"{DISCRETE} is in use: something has /dev/vfio/13 open, most likely a virtual machine; shut it down first"
+    why = f"{DISCRETE} is in use: something has /dev/vfio/13 open, most likely a virtual machine: shut it down first"
     assert f"gpuswitchctl: the trial is over, and {DISCRETE} stays where it is for now: {why}" in said
     assert f"gpuswitchctl: cannot bring {DISCRETE} home now: {why}" in said
     assert run.lines[-1] == f"{DISCRETE} stays on vfio: gpuswitchctl to-host {DISCRETE} brings it home"

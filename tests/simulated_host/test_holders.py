@@ -187,6 +187,8 @@ class TestWait:
         began = switch.step_started
         await asyncio.sleep(20)
         assert switch.waiting_for.startswith("blender (pid ")
+        # It looks again each second, and nobody is told the same twice.
+        assert [text.startswith("blender (pid ") for text in harness.witness.waited].count(True) == 1
         assert (round(began - switch.started), round(switch.waiting_until - began)) == (0, 50)
         harness.machine.end("blender")
         await switch.wait()

@@ -16,7 +16,7 @@ from gpuswitch.host.simulated.faults import Call, Errno, Hang
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
-from gpuswitch.switch.record import Requester, Result
+from gpuswitch.switch.record import Requester, Result, Switch
 from gpuswitch.switch.steps.pci import Unbind
 from tests.harness.simulated.harness import GENTLE, Harness
 from tests.simulated_host.test_actor_first_seen import on_vfio as found_on_vfio
@@ -51,6 +51,26 @@ async def comes_home(harness: Harness, actor: Actor) -> None:
     await harness.witness.until(lambda: actor.state is State.HOST and not actor.bound)
     await settled()
     assert (actor.record.trial, harness.pages) == (None, [])
+
+
+class TestWhatItLeaves:
+    async def test_to_keep_it_says_nothing_more_of_what_was_cancelled_before(
+        self, harness: Harness, actor: Actor
+    ) -> None:
+        await harness.moved(actor, State.VFIO)
+        actor.record.say_why("cancelled by somebody")
+        await actor.request(State.VFIO)
+        assert actor.record.reason == ""
+
+    async def test_a_switch_that_is_undone_promises_what_was_promised_before(
+        self, harness: Harness, actor: Actor
+    ) -> None:
+        await tried(harness, actor)
+        before = actor.record.trial
+        for options in (Options(trial_seconds=5.0), Options()):
+            actor.record.trial_during(Switch(State.VFIO, 1, options))
+            assert actor.record._trial_after(Result.REVERTED, "") == before
+        assert actor.record._trial_after(Result.REVERTED, "out") == before  # of a way home, it is not over yet
 
 
 class TestItsEnd:

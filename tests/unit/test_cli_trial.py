@@ -50,7 +50,7 @@ def test_a_key_is_one_byte_in_any_case(typed: bytes, key: str) -> None:
 )
 def test_what_does_not_come_home_is_an_error(now: dict[str, Any], said: str, status: int) -> None:
     with pytest.raises(CtlError) as error:
-        trial._ended(now, NOBODY, IT, Namespace(json=False))
+        trial._ended(now, NOBODY, IT, Namespace(json=False), before=None)
     assert (str(error.value), error.value.exit_code) == (said, status)
 
 
@@ -63,7 +63,7 @@ def test_what_does_not_come_home_is_an_error(now: dict[str, Any], said: str, sta
     ],
 )
 def test_what_stays_says_whose_it_is(owner: tuple[str, str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert trial._ended(gpu(State="vfio", Owner=owner), NOBODY, IT, Namespace(json=False)) == 0
+    assert trial._ended(gpu(State="vfio", Owner=owner), NOBODY, IT, Namespace(json=False), before=None) == 0
     assert capsys.readouterr().out == said
 
 

@@ -172,9 +172,12 @@ async def _gone(context: StepContext, query: HolderQuery, seconds: float, announ
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
     reminder = Reminder(announced, loop.time())
+    looked = False
     while True:
-        context.waits_for("the look for programs that have it open is not over")
+        # Between two looks, whoever is waited for is what people want to know.
+        context.waits_for("the look for programs that have it open is not over", told=not looked)
         holders = await context.holders(query)
+        looked = True
         left = until - loop.time()
         if reminder.settled and (left <= 0 or not holders):
             return holders

@@ -80,13 +80,18 @@ class StepContext:
         self.shown: dict[int, PciAddress | None] = {}
         """What showed each virtual terminal before a vtconsole was unbound."""
         self.waiting_for = ""
-        """What a step that waits for it has not seen yet, in one sentence; "" where it did not say."""
+        """What a step that waits for it has not seen yet, a sentence a line; "" where it did not say."""
+        self._told = ""
         self._waits = waits
 
-    def waits_for(self, what: str, until: float | None = None) -> None:
-        """Say what has not been seen yet, in one sentence; `until`: when it is given up, by the clock of the loop."""
-        if what != self.waiting_for:
-            self.waiting_for = what
+    def waits_for(self, what: str, until: float | None = None, *, told: bool = True) -> None:
+        """Say what has not been seen yet, a sentence a line; `until`: when it is given up, by the clock of the loop.
+
+        Not `told`: only should it fail now.
+        """
+        self.waiting_for = what
+        if told and what != self._told:
+            self._told = what
             self._waits(what, until)
 
     async def look(self, only: Collection[PciAddress] | None = None) -> HostFacts:

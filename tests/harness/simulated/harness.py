@@ -130,6 +130,8 @@ class Witness(Observer):
     at: dict[PciAddress, Step] = field(default_factory=dict)
     """The step that each GPU's switch is at, or was at last."""
     told: asyncio.Event = field(default_factory=asyncio.Event)
+    waited: list[str] = field(default_factory=list)
+    """What switches waited for, in order."""
     _actors: dict[PciAddress, Actor] = field(default_factory=dict)
 
     def appeared(self, actor: Actor) -> None:
@@ -154,6 +156,8 @@ class Witness(Observer):
     def waits(self, record: GpuRecord) -> None:
         switch = record.switch
         self._holds(record, switch is not None and switch.result is None, "a switch that is over waits")
+        if switch is not None:
+            self.waited.append(switch.waiting_for)
 
     def finished(self, record: GpuRecord, switch: Switch) -> None:
         done = switch.result is Result.DONE
