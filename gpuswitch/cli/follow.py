@@ -69,8 +69,8 @@ class Following:
                 if event is None:
                     ids = _(" and ").join(switch for _gpu, switch in self.under_way)
                     text = _(
-                        "interrupted; switch {ids} has not finished within {seconds} s, and goes on: {command} waits for "
-                        "it",
+                        "interrupted; switch {ids} has not finished within {seconds} s, and goes on: {command} waits "
+                        "for it",
                         ids=ids,
                         seconds=f"{self._seconds:g}",
                         command=f"gpuswitchctl wait {' '.join(gpu.address for gpu, _switch in self.under_way)}",

@@ -17,6 +17,8 @@ from tests.harness.service.fixed import CARD, fixed, gpu, stepped, switch
 
 OTHER = "0000:02:00.0"
 
+AS_BEFORE = "all is as it was before; gpuswitchctl show 5f has each step"
+
 
 def moved(*arguments: str, ends: dict[str, Any], state: str = "vfio", events: Sequence[Signal] = ()) -> int:
     """What `to-vfio` ends with where the switch ended so, the GPU being in this state."""
@@ -41,7 +43,7 @@ def test_what_is_left_to_do_about_a_failed_gpu_is_said(result: str) -> None:
 @pytest.mark.parametrize(
     ("result", "exit_code", "next_line"),
     [
-        ("reverted", 1, ["put right what is named here, then: gpuswitchctl to-vfio 0000:01:00.0"]),
+        ("reverted", 1, [AS_BEFORE, "put right what is named here, then: gpuswitchctl to-vfio 0000:01:00.0"]),
         ("failed", 1, ["put right what is named here, then: gpuswitchctl to-host 0000:01:00.0"]),
         ("cancelled", 1, []),
         ("wedged", 7, ["gpuswitchctl status 0000:01:00.0 tells when the kernel has returned"]),
@@ -133,6 +135,7 @@ def test_of_several_the_worst_counts_and_each_is_told(capsys: pytest.CaptureFixt
     ]
     assert err.splitlines() == [
         f"gpuswitchctl: cannot move {OTHER} to host (reverted): blender has it open",
+        f"  {AS_BEFORE}",
         f"  put right what is named here, then: gpuswitchctl to-host {OTHER}",
         "gpuswitchctl: cannot move 0000:03:00.0 to host (failed): no luck",
         "  put right what is named here, then: gpuswitchctl recover 0000:03:00.0",
