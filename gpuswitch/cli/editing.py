@@ -18,6 +18,7 @@ from pathlib import Path
 
 from jeepney import message_bus
 
+from gpuswitch.cli.asking import answer
 from gpuswitch.cli.client import MANAGER, NAME, ROOT, Service, call
 from gpuswitch.cli.configuration import DIRECTORY, judged
 from gpuswitch.cli.failures import CtlError
@@ -41,7 +42,7 @@ def edit(args: Namespace) -> int:
     directory = _directory_of(file)
     if args.json:
         raise CtlError.of(InvalidArgument, _("cannot edit with --json: an editor needs a terminal"))
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise CtlError(
             _(
                 "cannot edit {file}: this is no terminal; write it in another way, then: gpuswitchctl config check && "
@@ -179,14 +180,10 @@ def _left(draft: Draft, what: str, status: int) -> int:
 def _again() -> bool:
     """What a person wants: to go on, or to leave everything as it was. Without an answer, the latter."""
     while True:
-        try:
-            answer = input(_("edit it (a)gain, or (l)eave everything as it was? ")).strip().lower()
-        except (EOFError, KeyboardInterrupt):
-            line("")
-            return False
-        if answer in {"a", "again", *_("a again").split()}:
+        said = answer(_("edit it (a)gain, or (l)eave everything as it was? "))
+        if said in {"a", "again", *_("a again").split()}:
             return True
-        if answer in {"l", "leave", *_("l leave").split()}:
+        if said in {None, "l", "leave", *_("l leave").split()}:
             return False
 
 

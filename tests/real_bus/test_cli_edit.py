@@ -18,6 +18,7 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.parser import parse
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.services import BIN, contents, environment, write_config
+from tests.harness.service.terminal import END, INTERRUPT
 from tests.real_bus.conftest import Start
 
 QUIET = "[metrics]\nenabled = false\n"
@@ -33,21 +34,25 @@ class Person:
     folder: Path
     environ: dict[str, str]
 
-    def edits(self, file: Path, script: str, answers: str = "", **variables: str) -> tuple[int, str]:
-        """The exit status, and what the terminal showed. The answers are given when something is asked."""
+    def edits(
+        self, file: Path, script: str, answers: str = "", *, stderr: int | None = None, **variables: str
+    ) -> tuple[int, str]:
+        """The exit status, and what the terminal showed. The answers, a key each, are given when something is asked."""
         program = self.folder / "an editor"
         program.write_text(f"#!/bin/sh\ncd {shlex.quote(str(self.folder))}\necho >>times\n{script}\n")
         program.chmod(0o755)
         ours, theirs = pty.openpty()
         shown, waiting = b"", list(answers)
         environ = self.environ | {"VISUAL": f"'{program}'", **variables}
-        command = [str(BIN / "gpuswitchctl"), "config", "edit", str(file)]
-        with subprocess.Popen(command, env=environ, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        # It has to be the terminal of its session, or ^C would be no signal.
+        command = ["setsid", "--ctty", str(BIN / "gpuswitchctl"), "config", "edit", str(file)]
+        with subprocess.Popen(command, env=environ, stdin=theirs, stdout=theirs, stderr=stderr or theirs) as process:
             os.close(theirs)
             while data := _read(ours):
                 shown += data
                 if waiting and shown.endswith(b"as it was? "):
-                    os.write(ours, f"{waiting.pop(0)}\n".encode())
+                    key = waiting.pop(0)
+                    os.write(ours, f"{key}\n".encode() if key.isalpha() else key.encode())
             os.close(ours)
         return process.returncode, shown.decode().replace("\r\n", "\n")
 
@@ -147,6 +152,21 @@ def test_or_leave_and_nothing_is_changed_or_lost(person: Person, tmp_path: Path)
     assert shown.endswith(f"gpuswitchctl: nothing is changed; your text is kept in {kept(tmp_path)}\n")
 
 
+@pytest.mark.parametrize(("key", "status"), [(END, 2), (INTERRUPT, 130)], ids=["^D", "^C"])
+def test_nor_where_there_is_no_answer(person: Person, tmp_path: Path, key: str, status: int) -> None:
+    file = write_config(tmp_path, QUIET)
+    ended, shown = person.edits(file, writes(TYPO), key)
+    assert (ended, file.read_text(), kept(tmp_path).read_text()) == (status, QUIET, TYPO)
+    assert f"gpuswitchctl: nothing is changed; your text is kept in {kept(tmp_path)}\n" in shown
+
+
+def test_the_question_is_not_in_the_output(person: Person, tmp_path: Path) -> None:
+    """Who has sent what goes wrong elsewhere would not see it, and sees none of the faults."""
+    file = write_config(tmp_path, QUIET)
+    status, shown = person.edits(file, writes(TYPO), stderr=subprocess.DEVNULL)
+    assert (status, shown, contents(tmp_path)) == (2, "", ["config.toml"])
+
+
 def test_an_editor_that_fails_has_changed_nothing(person: Person, tmp_path: Path) -> None:
     file = write_config(tmp_path, QUIET)
     status, shown = person.edits(file, f"{writes(GOOD)}\nexit 3", "l")
@@ -212,7 +232,7 @@ def test_who_may_not_write_there_is_told_what_it_takes(tmp_path: Path, monkeypat
         raise PermissionError(13, "Permission denied", str(file))
 
     monkeypatch.setattr(editing, "Draft", refuse)
-    for stream in ("stdin", "stdout"):
+    for stream in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
     args = parse(["config", "edit", str(tmp_path / "config.toml")])
     with pytest.raises(CtlError, match=r"Permission denied; it takes root: sudo gpuswitchctl config edit$"):
