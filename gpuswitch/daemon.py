@@ -258,8 +258,8 @@ def check_config(options: argparse.Namespace) -> int:
     instead = {Path(file): Path(copy)} if file else {}
     faults: list[str] = []
     warnings: list[str] = []
-    if not path.exists() and path != DIRECTORY:
-        faults.append(f"cannot check {path}: there is no such file or directory")
+    if fault := _out_of_reach(path):
+        faults.append(fault)
     else:
         try:
             config = load(path, instead=instead, as_root=path == DIRECTORY)
@@ -273,6 +273,17 @@ def check_config(options: argparse.Namespace) -> int:
         for sentence in (*(f"warning: {each}" for each in warnings), *faults):
             print(f"gpuswitchd: {sentence}", file=sys.stderr)  # noqa: T201 -- as above
     return 2 if faults else 0
+
+
+def _out_of_reach(path: Path) -> str:
+    """Why it cannot be looked at; "": it can, or is the directory that need not be there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "" if path == DIRECTORY else f"cannot check {path}: there is no such file or directory"
+    except OSError as error:
+        return f"cannot check {path}: {error.strerror}"
+    return ""
 
 
 def _without_effect(config: Config, host: Host) -> Iterator[str]:

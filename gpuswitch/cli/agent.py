@@ -14,8 +14,8 @@ _PROGRAM = "pkttyagent"
 _START_SECONDS = 10.0
 
 
-def can_ask() -> bool:
-    """Whether there is a person to ask: at a terminal, and not root, who is never asked."""
+def can_authenticate() -> bool:
+    """Whether there is a person to ask for a password: at a terminal, and not root, who is never asked."""
     return sys.stdin.isatty() and sys.stderr.isatty() and os.geteuid() != 0
 
 

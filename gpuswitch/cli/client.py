@@ -158,9 +158,9 @@ class Service:
         try:
             return self.answer(serial, DECISION_SECONDS)
         except AskedForError:
-            from gpuswitch.cli.agent import agent, can_ask  # noqa: PLC0415 -- brings subprocess, for few who ask
+            from gpuswitch.cli.agent import agent, can_authenticate  # noqa: PLC0415 -- brings subprocess, for few who ask
 
-            if not can_ask():
+            if not can_authenticate():
                 raise
         message.header.flags |= MessageFlag.allow_interactive_authorization
         with suppress(AskedForError):

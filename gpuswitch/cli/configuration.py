@@ -63,7 +63,11 @@ def judged(path: Path, *, file: Path | None = None, copy: Path | None = None) ->
         command += ["--instead", str(file), str(copy)]
     # The service's own variables count for it alone. Ours are our caller's.
     environ = {key: value for key, value in os.environ.items() if not key.upper().startswith("GPUSWITCH_")}
-    ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    try:
+        ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    except OSError as error:
+        why = _("cannot start {program}: {why}", program=command[0], why=error.strerror)
+        raise CtlError.of(Failed, _("cannot check {path}: {why}", path=path, why=why)) from error
     try:
         found = json.loads(ended.stdout)
     except ValueError:

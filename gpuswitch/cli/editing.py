@@ -9,15 +9,20 @@ import errno
 import os
 import shlex
 import shutil
+import signal
+import stat
 import subprocess
 import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from jeepney import message_bus
 
+from gpuswitch.cli.asking import answer
 from gpuswitch.cli.client import MANAGER, NAME, ROOT, Service, call
 from gpuswitch.cli.configuration import DIRECTORY, judged
 from gpuswitch.cli.failures import CtlError
@@ -41,7 +46,7 @@ def edit(args: Namespace) -> int:
     directory = _directory_of(file)
     if args.json:
         raise CtlError.of(InvalidArgument, _("cannot edit with --json: an editor needs a terminal"))
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise CtlError(
             _(
                 "cannot edit {file}: this is no terminal; write it in another way, then: gpuswitchctl config check && "
@@ -50,23 +55,37 @@ def edit(args: Namespace) -> int:
             ),
             InvalidArgument.exit_code,
         )
+    _refuse_where_others_write(file, directory)
     editor = _editor()
     try:
         draft = Draft(file)
-        status = _edited(draft, directory, editor)
     except OSError as error:
         raise _cannot(file, error) from error
+    try:
+        status = _edited(draft, directory, editor)
+    except CtlError as error:
+        raise _with_place(error, draft) from error
+    except OSError as error:
+        raise _with_place(_cannot(file, error), draft) from error
+    except KeyboardInterrupt:
+        if draft.is_there:
+            _left(draft, _(_NOTHING), 0)
+        raise
     if status is not None:
         return status
     line(_("{file} is saved", file=file))
-    _reload(args.bus, file)
+    if directory.resolve() == DIRECTORY.resolve():
+        _reload(args.bus, file)
+    else:
+        line(_("the service reads {folder}: this was only checked and saved", folder=DIRECTORY))
     return 0
 
 
 class Draft:
     """A copy of `file`, beside it and with its mode and owner, that nobody reads: its name begins with a dot.
 
-    `path` is where it is.
+    `path` is where it is. What is done with it later goes by a descriptor: an editor may have written a new file in its
+    place, and somebody else may have put a link there, which leads to what is not to be touched.
 
     Raises:
         OSError: there can be none.
@@ -77,32 +96,50 @@ class Draft:
         self._target = file.resolve()  # a link stays one
         self._before = self._content()
         self._begun = TEMPLATE.read_bytes() if self._before is None else self._before
-        self._status = self._target.stat() if self._before is not None else None
-        if self._status is None:
+        if self._before is None:
             self._target.parent.mkdir(mode=0o755, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=self._target.parent, prefix=f".{self._target.stem}.", suffix=".toml")
         self.path = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(self._begun)
-            self._as_the_file()
+                stream.flush()
+                self._as_the_file(descriptor)
         except OSError:
             self.drop()
             raise
 
     @property
+    def is_there(self) -> bool:
+        """Whether anything is left of it, be it a link to nowhere."""
+        return os.path.lexists(self.path)
+
+    @property
     def changed(self) -> bool:
-        return self.path.read_bytes() != self._begun
+        """Whether it has another text than in the beginning.
+
+        Raises:
+            CtlError: there is something else in its place.
+            OSError: it cannot be read.
+        """
+        with self._opened() as stream:
+            return stream.read() != self._begun
 
     def drop(self) -> None:
         self.path.unlink(missing_ok=True)
 
     def replace(self) -> bool:
-        """Put it in the place of the file, on disk before this returns; False where that was changed meanwhile."""
+        """Put it in the place of the file, on disk before this returns; False where that was changed meanwhile.
+
+        Raises:
+            CtlError: there is something else in its place.
+            OSError: it cannot be done.
+        """
         if self._content() != self._before:
             return False
-        self._as_the_file()
-        _sync(self.path)
+        with self._opened() as stream:
+            self._as_the_file(stream.fileno())
+            os.fsync(stream.fileno())
         self.path.replace(self._target)
         _sync(self._target.parent)
         return True
@@ -113,50 +150,84 @@ class Draft:
         except FileNotFoundError:
             return None
 
-    def _as_the_file(self) -> None:
-        """An editor may have written a new file in its place."""
-        if self._status is None:
-            self.path.chmod(0o644)
+    def _opened(self) -> BinaryIO:
+        try:
+            # Not to wait for whoever writes into a pipe.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise self._replaced() from None
+            raise
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            os.close(descriptor)
+            raise self._replaced()
+        return os.fdopen(descriptor, "rb")
+
+    def _replaced(self) -> CtlError:
+        text = _(
+            "cannot save {file}: its copy is no regular file with one name any more; nothing is changed", file=self.file
+        )
+        return CtlError.of(Failed, text)
+
+    def _as_the_file(self, descriptor: int) -> None:
+        """Give it the mode, owner and attributes of the file; of one that is not there yet, the usual ones."""
+        if self._before is None:
+            os.fchmod(descriptor, 0o644)
             return
-        shutil.copystat(self._target, self.path)  # with its label for SELinux, which is an extended attribute
-        os.utime(self.path)
-        os.chown(self.path, self._status.st_uid, self._status.st_gid)
+        status = self._target.stat()
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+        for name in _attributes(self._target):  # its label for SELinux, say
+            with suppress(OSError):  # one that we may not set, or that is not for this file system: as cp -p has it
+                os.setxattr(descriptor, name, os.getxattr(self._target, name))
+        os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+
+
+def _attributes(file: Path) -> list[str]:
+    try:
+        return os.listxattr(file)
+    except OSError:  # a file system without any
+        return []
 
 
 def _edited(draft: Draft, directory: Path, editor: Sequence[str]) -> int | None:
-    """Edit until it can be used, or a person has enough: then its exit status. None: it is in its place."""
-    try:
-        while True:
-            status = _run(editor, draft)
-            if not draft.changed:
-                draft.drop()
-                line(_("{file} is unchanged", file=draft.file))
-                return 0
-            verdict = judged(directory, file=draft.file, copy=draft.path)
-            verdict.tell()
-            if status:
-                problem(_("the editor ended with status {status}", status=status))
-            if not status and not verdict.faults:
-                break
-            if not _again():
-                return _left(draft, _(_NOTHING), ConfigError.exit_code if verdict.faults else Failed.exit_code)
-    except KeyboardInterrupt:
-        _left(draft, _(_NOTHING), 0)
-        raise
+    """Edit until it can be used, or a person has enough: then its exit status. None: it is in its place.
+
+    Raises:
+        CtlError, OSError: it is not in its place.
+    """
+    while True:
+        ended = _run(editor, draft)
+        if not draft.changed:
+            draft.drop()
+            if ended:
+                problem(_("{what}; {file} is unchanged", what=ended, file=draft.file))
+                return Failed.exit_code
+            line(_("{file} is unchanged", file=draft.file))
+            return 0
+        verdict = judged(directory, file=draft.file, copy=draft.path)
+        verdict.tell()
+        if ended:
+            problem(ended)
+        if not ended and not verdict.faults:
+            break
+        if not _again():
+            return _left(draft, _(_NOTHING), ConfigError.exit_code if verdict.faults else Failed.exit_code)
     if not draft.replace():
         what = _("{file} was changed by somebody else meanwhile, and stays so", file=draft.file)
         return _left(draft, what, Failed.exit_code)
     return None
 
 
-def _run(editor: Sequence[str], draft: Draft) -> int:
-    """Its exit status.
+def _run(editor: Sequence[str], draft: Draft) -> str:
+    """How it ended, where that was no success; "" where it was.
 
     Raises:
         CtlError: it did not start, or left nothing behind.
     """
     try:
-        status = subprocess.run([*editor, str(draft.path)], check=False).returncode
+        with _keyboard_signals_ignored():
+            status = subprocess.run([*editor, str(draft.path)], check=False).returncode
     except OSError as error:
         draft.drop()
         text = _(
@@ -165,10 +236,30 @@ def _run(editor: Sequence[str], draft: Draft) -> int:
             why=error.strerror,
         )
         raise CtlError.of(Failed, text) from error
-    if not draft.path.exists():
+    if not draft.is_there:
         text = _("cannot save {file}: the editor took its copy away; nothing is changed", file=draft.file)
         raise CtlError.of(Failed, text)
-    return status
+    if status < 0:
+        return _("the editor was ended by signal {number}", number=-status)
+    return _("the editor ended with status {status}", status=status) if status else ""
+
+
+@contextmanager
+def _keyboard_signals_ignored() -> Iterator[None]:
+    """^C and its like go to all on a terminal, and are for the editor alone. Else we would end it, a moment later.
+
+    By a handler, and not by SIG_IGN, which a program that is started would inherit (execve(2)).
+    """
+    before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGQUIT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ignore(number: int, frame: object) -> None:
+    pass
 
 
 def _left(draft: Draft, what: str, status: int) -> int:
@@ -176,17 +267,21 @@ def _left(draft: Draft, what: str, status: int) -> int:
     return status
 
 
+def _with_place(error: CtlError, draft: Draft) -> CtlError:
+    """The same, with where the text is, where it is not lost."""
+    if not draft.is_there:
+        return error
+    text = _("{what}; your text is kept in {file}", what=error, file=draft.path)
+    return CtlError(text, error.exit_code, name=error.name)
+
+
 def _again() -> bool:
     """What a person wants: to go on, or to leave everything as it was. Without an answer, the latter."""
     while True:
-        try:
-            answer = input(_("edit it (a)gain, or (l)eave everything as it was? ")).strip().lower()
-        except (EOFError, KeyboardInterrupt):
-            line("")
-            return False
-        if answer in {"a", "again", *_("a again").split()}:
+        said = answer(_("edit it (a)gain, or (l)eave everything as it was? "))
+        if said in {"a", "again", *_("a again").split()}:
             return True
-        if answer in {"l", "leave", *_("l leave").split()}:
+        if said in {None, "l", "leave", *_("l leave").split()}:
             return False
 
 
@@ -255,6 +350,32 @@ def _directory_of(file: Path) -> Path:
         ),
         InvalidArgument.exit_code,
     )
+
+
+def _refuse_where_others_write(file: Path, directory: Path) -> None:
+    """Who may write there could put a link in the place of the copy, or of the file, that root then goes by. It is the
+    rule that the service has for what it reads (config/merge.py).
+
+    Raises:
+        CtlError: we are root, and others may.
+    """
+    if os.geteuid() != 0:
+        return
+    for folder in dict.fromkeys((directory, file.parent, file.resolve().parent)):
+        try:
+            status = folder.stat()
+        except FileNotFoundError:  # we make it
+            continue
+        except OSError as error:
+            raise _cannot(file, error) from error
+        if status.st_uid == 0 and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            continue
+        text = _("cannot edit {file} as root: others than root may write {folder}", file=file, folder=folder)
+        if directory == DIRECTORY:
+            raise CtlError.of(
+                ConfigError, _("{text}; run: chown root {folder} && chmod go-w {folder}", text=text, folder=folder)
+            )
+        raise CtlError.of(ConfigError, _("{text}; edit it as the user whose it is", text=text))
 
 
 def _editor() -> list[str]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from gpuswitch.cli.asking import answer, can_ask
 from gpuswitch.cli.client import Gpu, Options, Service, gpus_to_move, signals_of
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import Following
 from gpuswitch.cli.layout import hung
-from gpuswitch.cli.output import as_json, as_json_line, duration, line, on_terminal, problem, sentence
+from gpuswitch.cli.output import as_json, as_json_line, duration, line, problem, sentence
 from gpuswitch.cli.query import what_to_do
 from gpuswitch.cli.records import planned_record, switch_record
 from gpuswitch.cli.steps import display
@@ -294,7 +294,7 @@ class Switches:
         named = _(" and ").join(gpu.address for gpu, _switch in under_way)
         question = _("Take the switch of {gpus} back (c), or leave it to go on (l)? [c/L] ", gpus=named)
         try:
-            if _answer(question) not in {"c", "cancel", *_("c cancel").split()}:
+            if answer(question) not in {"c", "cancel", *_("c cancel").split()}:
                 return False
             for gpu, switch in under_way:
                 self._cancel(gpu, switch)
@@ -404,22 +404,6 @@ def _interrupted(addresses: Sequence[str], again: str) -> CtlError:
     )
 
 
-def can_ask() -> bool:
-    return sys.stdin.isatty() and sys.stderr.isatty() and on_terminal(sys.stdout)
-
-
-def _answer(question: str) -> str:
-    """What a person at the terminal says; no answer at all is "". Not by input(), which writes to where it may."""
-    print(question, end="", file=sys.stderr, flush=True)
-    said = ""
-    try:
-        said = sys.stdin.readline()
-    finally:
-        if not said.endswith("\n"):
-            print(file=sys.stderr, flush=True)
-    return said.strip().casefold()
-
-
 def ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options) -> None:
     """Ask whoever sits there, where the switch ends a desktop or a session.
 
@@ -438,7 +422,7 @@ def ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options
             what=", ".join(ending),
         )
     )
-    if _answer(_("Go on? [y/N] ")) not in {"y", "yes", *_("y yes").split()}:
+    if answer(_("Go on? [y/N] ")) not in {"y", "yes", *_("y yes").split()}:
         raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))
 
 

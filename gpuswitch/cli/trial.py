@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from gpuswitch.cli.asking import can_ask
 from gpuswitch.cli.client import Gpu, Service
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import as_json_line, clean, clock, line, on_terminal, problem, rfc3339
 from gpuswitch.cli.parser import terminal_columns
-from gpuswitch.cli.switch import EXIT_INTERRUPTED, Switches, ask_before_a_desktop_ends, can_ask, options_of
+from gpuswitch.cli.switch import EXIT_INTERRUPTED, Switches, ask_before_a_desktop_ends, options_of
 from gpuswitch.cli.translate import _
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Wedged
 

@@ -203,8 +203,11 @@ def _looks_meant(name: str) -> bool:
 
 def _unread(entry: Path, path: Path) -> str:
     """That nobody reads this file, or the files in this directory; "" where nobody expects it."""
-    if _ASIDE.fullmatch(entry.name) or (entry.is_dir() and not any(entry.glob("*.toml"))):
-        return ""
+    try:
+        if _ASIDE.fullmatch(entry.name) or (entry.is_dir() and not any(entry.glob("*.toml"))):
+            return ""
+    except OSError:  # what it is cannot be seen, and that nobody reads it is true of all
+        pass
     return f"{entry} is not read: the configuration is {path / 'config.toml'} and {path / 'conf.d'}/*.toml"
 
 

@@ -115,10 +115,14 @@ def load(
 
     """
     layers = Layers(instead, trusting=os.geteuid() != 0 and not as_root)
-    if path.is_dir() or not path.exists():
-        layers.add_directory(path)
-    else:
+    try:
+        alone = path.exists() and not path.is_dir()
+    except OSError as error:  # no permission for a directory above it
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    if alone:
         layers.add_file(path)
+    else:
+        layers.add_directory(path)
     for variable in sorted(environ):
         if variable.upper().startswith(ENVIRONMENT) and variable != BUS_VARIABLE:
             _add_variable(layers, variable, environ[variable])

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.cli.configuration import DIRECTORY
+from gpuswitch.cli.configuration import DIRECTORY, judged
+from gpuswitch.cli.failures import CtlError
 from gpuswitch.config import settings
+from gpuswitch.errors import ConfigError
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.services import BIN, environment, write_config
 from tests.real_bus.conftest import Start
@@ -19,6 +21,7 @@ CTL = str(BIN / "gpuswitchctl")
 QUIET = "[metrics]\nenabled = false\n"
 TYPO = f"{QUIET}[deadlines]\nunbnid = 7\n"
 GOOD = f'{QUIET}[deadlines]\nunbind = 7\n[[gpu]]\naddress = "01:00.0"\nname = "geforce"\n'
+LONG = "x" * 300
 
 Ctl = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -114,6 +117,32 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(ctl: Ctl, arguments: lis
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith(f"gpuswitchctl: {sentence}")
     assert refused.stderr.count("\n") == 1
+
+
+def test_what_cannot_be_looked_at_is_a_fault_in_one_sentence(ctl: Ctl, tmp_path: Path) -> None:
+    """A name that no file can have stands for a place that we have no permission for: root has it everywhere."""
+    for path in (tmp_path / LONG, tmp_path / LONG / "config.toml"):
+        refused = ctl("check", str(path))
+        fault = f"gpuswitchctl: cannot check {path}: File name too long\n"
+        assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", fault)
+    with pytest.raises(ConfigError, match=r"^cannot read .*: File name too long"):
+        settings.load(tmp_path / LONG)
+
+
+def test_a_link_that_cannot_be_followed_is_not_read_either(ctl: Ctl, tmp_path: Path) -> None:
+    file = write_config(tmp_path / "etc", QUIET)
+    (tmp_path / "etc/gpuswitch.conf").symlink_to(LONG)
+    checked = ctl("check", str(file.parent))
+    assert checked.returncode == 0
+    assert f"gpuswitchctl: warning: {tmp_path}/etc/gpuswitch.conf is not read: the configuration is " in checked.stderr
+
+
+def test_a_service_program_that_cannot_be_started_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "gpuswitchd"
+    program.touch(mode=0o644)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    with pytest.raises(CtlError, match=f"^cannot check /etc: cannot start {program}: Permission denied$"):
+        judged(Path("/etc"))
 
 
 def test_an_editor_is_for_people(ctl: Ctl) -> None:

@@ -7,7 +7,9 @@ import pty
 import shlex
 import stat
 import subprocess
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,23 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.parser import parse
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.services import BIN, contents, environment, write_config
+from tests.harness.service.terminal import END, INTERRUPT
 from tests.real_bus.conftest import Start
 
 QUIET = "[metrics]\nenabled = false\n"
 TYPO = f"{QUIET}[deadlines]\nunbnid = 7\n"
 GOOD = f"{QUIET}[deadlines]\nunbind = 7\n"
+NOT_IN_FORCE = "the service reads /etc/gpuswitch: this was only checked and saved"
 FAULT = "deadlines.unbnid: no such key; did you mean unbind?"
+
+READS = """
+import sys
+from pathlib import Path
+from gpuswitch.cli import editing, main
+editing.DIRECTORY = Path(sys.argv.pop(1))
+sys.exit(main.main())
+"""
+"""The command, where the service reads another directory: the tests leave this machine's own alone."""
 
 
 @dataclass
@@ -32,22 +45,31 @@ class Person:
 
     folder: Path
     environ: dict[str, str]
+    command: Sequence[str] = (str(BIN / "gpuswitchctl"),)
 
-    def edits(self, file: Path, script: str, answers: str = "", **variables: str) -> tuple[int, str]:
-        """The exit status, and what the terminal showed. The answers are given when something is asked."""
+    def with_service_in(self, directory: Path) -> Person:
+        """The same, where the service reads this directory, and not /etc/gpuswitch."""
+        return replace(self, command=(sys.executable, "-c", READS, str(directory)))
+
+    def edits(
+        self, file: Path, script: str, answers: str = "", *, stderr: int | None = None, **variables: str
+    ) -> tuple[int, str]:
+        """The exit status, and what the terminal showed. The answers, a key each, are given when something is asked."""
         program = self.folder / "an editor"
         program.write_text(f"#!/bin/sh\ncd {shlex.quote(str(self.folder))}\necho >>times\n{script}\n")
         program.chmod(0o755)
         ours, theirs = pty.openpty()
         shown, waiting = b"", list(answers)
         environ = self.environ | {"VISUAL": f"'{program}'", **variables}
-        command = [str(BIN / "gpuswitchctl"), "config", "edit", str(file)]
-        with subprocess.Popen(command, env=environ, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        # It has to be the terminal of its session, or ^C would be no signal.
+        command = ["setsid", "--ctty", *self.command, "config", "edit", str(file)]
+        with subprocess.Popen(command, env=environ, stdin=theirs, stdout=theirs, stderr=stderr or theirs) as process:
             os.close(theirs)
             while data := _read(ours):
                 shown += data
                 if waiting and shown.endswith(b"as it was? "):
-                    os.write(ours, f"{waiting.pop(0)}\n".encode())
+                    key = waiting.pop(0)
+                    os.write(ours, f"{key}\n".encode() if key.isalpha() else key.encode())
             os.close(ours)
         return process.returncode, shown.decode().replace("\r\n", "\n")
 
@@ -90,6 +112,7 @@ async def test_what_was_edited_is_in_force_and_told(start: Start, person: Person
     service = await start("laptop", config=QUIET)
     file = service.config / "config.toml"
     file.chmod(0o640)
+    person = person.with_service_in(service.config)
     status, shown = person.edits(file, writes(f'{GOOD}[[gpu]]\naddress = "01:00.0"\nname = "geforce"\n'))
     assert told(shown) == [
         f"{file} is saved",
@@ -109,12 +132,24 @@ async def test_what_was_edited_is_in_force_and_told(start: Start, person: Person
     assert told(shown)[1:] == ["the service has read it: nothing in force is changed by that"]
 
 
+async def test_the_service_is_not_told_of_what_it_does_not_read(start: Start, person: Person, tmp_path: Path) -> None:
+    service = await start("laptop", config=QUIET)
+    write_config(service.config, GOOD)
+    file = write_config(tmp_path / "mine", QUIET)
+    status, shown = person.edits(file, writes(f"{QUIET}# a word\n"))
+    assert (status, told(shown)) == (0, [f"{file} is saved", NOT_IN_FORCE])
+    assert (
+        "the service has read it: this is new"
+        in person.with_service_in(service.config).edits(service.config / "config.toml", writes(f"{GOOD}# a word\n"))[1]
+    )
+
+
 async def test_what_the_service_refuses_all_the_same_is_said(start: Start, person: Person) -> None:
     """It has variables that the files know nothing of."""
     service = await start("laptop", config=QUIET, GPUSWITCH_GPU='[{"address": "02:00.0"}]')
     file = service.config / "config.toml"
     text = f'{QUIET}[[gpu]]\naddress = "01:00.0"\nmembers = ["02:00.0"]\n'
-    status, shown = person.edits(file, writes(text))
+    status, shown = person.with_service_in(service.config).edits(file, writes(text))
     assert (status, file.read_text()) == (2, text)
     assert f"gpuswitchctl: cannot have the service read {file}, which is saved: cannot use {file}: gpu[0000:01" in shown
 
@@ -134,7 +169,7 @@ def test_a_drop_in_is_checked_together_with_the_others(person: Person, tmp_path:
 def test_with_faults_one_may_go_on(person: Person, tmp_path: Path) -> None:
     file = write_config(tmp_path, QUIET)
     second_time = f"if [ -e tried ]; then\n{writes(GOOD)}\nelse\ntouch tried\n{writes(TYPO)}\nfi"
-    status, shown = person.edits(file, second_time, "xa")
+    status, shown = person.with_service_in(tmp_path).edits(file, second_time, "xa")
     assert (status, person.times, file.read_text(), contents(tmp_path)) == (0, 2, GOOD, ["config.toml"])
     assert f"gpuswitchctl: cannot use {file}: {FAULT}\n" in shown
     assert shown.endswith(f"{file} is saved\nthe service does not run, and reads it when it starts\n")
@@ -147,6 +182,21 @@ def test_or_leave_and_nothing_is_changed_or_lost(person: Person, tmp_path: Path)
     assert shown.endswith(f"gpuswitchctl: nothing is changed; your text is kept in {kept(tmp_path)}\n")
 
 
+@pytest.mark.parametrize(("key", "status"), [(END, 2), (INTERRUPT, 130)], ids=["^D", "^C"])
+def test_nor_where_there_is_no_answer(person: Person, tmp_path: Path, key: str, status: int) -> None:
+    file = write_config(tmp_path, QUIET)
+    ended, shown = person.edits(file, writes(TYPO), key)
+    assert (ended, file.read_text(), kept(tmp_path).read_text()) == (status, QUIET, TYPO)
+    assert f"gpuswitchctl: nothing is changed; your text is kept in {kept(tmp_path)}\n" in shown
+
+
+def test_the_question_is_not_in_the_output(person: Person, tmp_path: Path) -> None:
+    """Who has sent what goes wrong elsewhere would not see it, and sees none of the faults."""
+    file = write_config(tmp_path, QUIET)
+    status, shown = person.edits(file, writes(TYPO), stderr=subprocess.DEVNULL)
+    assert (status, shown, contents(tmp_path)) == (2, "", ["config.toml"])
+
+
 def test_an_editor_that_fails_has_changed_nothing(person: Person, tmp_path: Path) -> None:
     file = write_config(tmp_path, QUIET)
     status, shown = person.edits(file, f"{writes(GOOD)}\nexit 3", "l")
@@ -154,7 +204,33 @@ def test_an_editor_that_fails_has_changed_nothing(person: Person, tmp_path: Path
     assert "gpuswitchctl: the editor ended with status 3\n" in shown
 
 
-@pytest.mark.parametrize("script", ["true", "exit 1", 'touch "$1"'])
+@pytest.mark.parametrize(
+    ("script", "ended"),
+    [
+        ("exit 127", "ended with status 127"),
+        ('kill -INT $$\necho "# not reached" >>"$1"', "was ended by signal 2"),
+        ('kill -QUIT $$\necho "# not reached" >>"$1"', "was ended by signal 3"),
+    ],
+    ids=["status", "interrupt", "quit"],
+)
+def test_an_editor_that_fails_at_once_is_no_success(person: Person, tmp_path: Path, script: str, ended: str) -> None:
+    """The signals of the keyboard are for it as for any other program, although we ignore them meanwhile."""
+    file = write_config(tmp_path, QUIET)
+    assert person.edits(file, f"ulimit -c 0\n{script}") == (
+        1,
+        f"gpuswitchctl: the editor {ended}; {file} is unchanged\n",
+    )
+    assert (file.read_text(), contents(tmp_path)) == (QUIET, ["config.toml"])
+
+
+def test_an_editor_has_the_time_it_takes_after_an_interrupt(person: Person, tmp_path: Path) -> None:
+    """The keyboard sends them to all on the terminal. Some editors use them, and ask whether to save."""
+    file = write_config(tmp_path, QUIET)
+    status, shown = person.edits(file, f"trap : INT QUIT\nkill -INT 0\nkill -QUIT 0\nsleep 1\n{writes(GOOD)}")
+    assert (status, told(shown)[0], file.read_text()) == (0, f"{file} is saved", GOOD)
+
+
+@pytest.mark.parametrize("script", ["true", 'touch "$1"'])
 def test_what_is_unchanged_is_said_and_left(person: Person, tmp_path: Path, script: str) -> None:
     file = write_config(tmp_path, TYPO)
     assert person.edits(file, script) == (0, f"{file} is unchanged\n")
@@ -192,6 +268,55 @@ def test_a_link_stays_one_and_an_editor_may_write_a_file_of_its_own(person: Pers
 
 
 @pytest.mark.parametrize(
+    "puts",
+    ['mv "$1" other; ln -s "$PWD/other" "$1"', 'ln "$1" other', 'rm "$1"; mkfifo "$1"', 'rm "$1"; mkdir "$1"'],
+    ids=["symbolic link", "hard link", "pipe", "directory"],
+)
+def test_what_somebody_put_in_the_place_of_the_copy_is_not_touched(person: Person, tmp_path: Path, puts: str) -> None:
+    tmp_path.chmod(0o755)
+    file = write_config(tmp_path / "etc", QUIET)
+    file.chmod(0o640)
+    status, shown = person.edits(file, f'{writes(GOOD)}\ncd "$(dirname "$1")"/..\nchmod 600 "$1"\n{puts}')
+    [copy] = [path for path in (tmp_path / "etc").iterdir() if path != file]
+    assert status == 1
+    assert shown == (
+        f"gpuswitchctl: cannot save {file}: its copy is no regular file with one name any more; nothing is changed; "
+        f"your text is kept in {copy}\n"
+    )
+    assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == (QUIET, 0o640)
+    if (tmp_path / "other").exists():
+        assert stat.S_IMODE((tmp_path / "other").stat().st_mode) == 0o600
+
+
+def test_attributes_of_the_file_stay(person: Person, tmp_path: Path) -> None:
+    """A label of SELinux is one of them."""
+    file = write_config(tmp_path, QUIET)
+    os.setxattr(file, "user.label", b"a word")
+    file.chmod(0o604)
+    status, _ = person.edits(file, f'rm "$1"\n{writes(GOOD)}')
+    assert (status, file.read_text()) == (0, GOOD)
+    assert (os.getxattr(file, "user.label"), stat.S_IMODE(file.stat().st_mode)) == (b"a word", 0o604)
+
+
+def test_where_it_cannot_be_checked_one_is_told_where_the_text_is(person: Person, tmp_path: Path) -> None:
+    file = write_config(tmp_path, QUIET)
+    # Its interpreter is not in the folder that the service's program would be in.
+    lost = ("import sys; from gpuswitch.cli import main; sys.executable = '/none/python'; sys.exit(main.main())",)
+    status, shown = replace(person, command=(sys.executable, "-c", *lost)).edits(file, writes(GOOD))
+    assert (status, kept(tmp_path).read_text(), file.read_text()) == (1, GOOD, QUIET)
+    assert shown == (
+        f"gpuswitchctl: cannot find /none/gpuswitchd; install gpuswitch anew; your text is kept in {kept(tmp_path)}\n"
+    )
+
+
+def test_where_it_cannot_be_saved_one_is_told_where_the_text_is(person: Person, tmp_path: Path) -> None:
+    file = write_config(tmp_path, QUIET)
+    status, shown = person.edits(file, f"{writes(GOOD)}\nrm {shlex.quote(str(file))}\nmkdir {shlex.quote(str(file))}")
+    assert (status, kept(tmp_path).read_text()) == (1, GOOD)
+    assert f"cannot edit {file}: Is a directory; your text is kept in {kept(tmp_path)}\n" in shown
+
+
+@pytest.mark.parametrize(
     ("editor", "sentence"),
     [
         ("/none/such -w", "cannot start the editor /none/such: No such file or directory; set EDITOR to one that is"),
@@ -212,11 +337,41 @@ def test_who_may_not_write_there_is_told_what_it_takes(tmp_path: Path, monkeypat
         raise PermissionError(13, "Permission denied", str(file))
 
     monkeypatch.setattr(editing, "Draft", refuse)
-    for stream in ("stdin", "stdout"):
+    for stream in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
     args = parse(["config", "edit", str(tmp_path / "config.toml")])
     with pytest.raises(CtlError, match=r"Permission denied; it takes root: sudo gpuswitchctl config edit$"):
         editing.edit(args)
+
+
+@pytest.mark.parametrize("place", ["config.toml", "conf.d/a.toml", "link/config.toml"])
+def test_root_edits_nothing_where_others_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Whoever may could put something else in the place of the copy."""
+    folder = tmp_path / "open"
+    (folder / "conf.d").mkdir(parents=True)
+    (folder / "conf.d").chmod(0o755)
+    (tmp_path / "link").mkdir(mode=0o755)
+    (tmp_path / "link/config.toml").symlink_to(write_config(folder, QUIET))
+    folder.chmod(0o777)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setenv("VISUAL", "/none/such")
+    for stream in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    file = tmp_path / place if place.startswith("link") else folder / place
+    before = contents(folder), contents(folder / "conf.d")
+    with pytest.raises(CtlError) as refused:
+        editing.edit(parse(["config", "edit", str(file)]))
+    # Where the tests are not run by root, no folder here is root's.
+    assert str(refused.value).startswith(f"cannot edit {file} as root: others than root may write {tmp_path}/")
+    assert str(refused.value).endswith("; edit it as the user whose it is")
+    assert before == (contents(folder), contents(folder / "conf.d"))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(CtlError, match="cannot start the editor"):
+        editing.edit(parse(["config", "edit", str(file)]))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(editing, "DIRECTORY", folder)
+    with pytest.raises(CtlError, match=f"run: chown root {folder}(/conf.d)? && chmod go-w "):
+        editing.edit(parse(["config", "edit", str(folder / "config.toml")]))
 
 
 def test_the_names_of_what_changed() -> None:
