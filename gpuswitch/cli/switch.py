@@ -347,7 +347,7 @@ class Switches:
         if result == "wedged":
             status = _("gpuswitchctl status {gpu} tells when the kernel has returned", gpu=address)
             return CtlError.of(Wedged, f"{text}\n{status}")
-        now = gpu.properties
+        now = before = gpu.properties
         with suppress(CtlError):  # the service has gone since; how the switch ended is known
             now = gpu.look()
         if now["State"] == "failed":
@@ -356,7 +356,7 @@ class Switches:
             # It stands, and not all around it is as before: on the host, that is what to-host puts right.
             verb = "to-host" if now["State"] in {"host", "vfio"} else "recover"
             again = f"gpuswitchctl {verb} {address}"
-        if result == "reverted":
+        if result == "reverted" and now["State"] == before["State"]:  # what failed may be elsewhere now, and well
             shown = f"gpuswitchctl show {outcome['id']}"
             text += "\n" + _("all is as it was before; {command} has each step", command=shown)
         if result in {"failed", "reverted"}:
