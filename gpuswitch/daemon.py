@@ -23,6 +23,7 @@ from gpuswitch.api.manager import ManagerObject
 from gpuswitch.api.metrics import MetricsObserver
 from gpuswitch.api.observer import BusObserver
 from gpuswitch.api.paths import NAME, ROOT
+from gpuswitch.api.tls import server_context
 from gpuswitch.api.vms import VirtualMachines
 from gpuswitch.config.settings import DIRECTORY, Config, load
 from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgument, KernelError
@@ -264,6 +265,7 @@ def check_config(options: argparse.Namespace) -> int:
         try:
             config = load(path, instead=instead, as_root=path == DIRECTORY)
             warnings += config.warnings
+            warnings += _without_certificate(config)
             warnings += _without_effect(config, _host(options))
         except ConfigError as error:
             faults += str(error).splitlines()
@@ -284,6 +286,14 @@ def _out_of_reach(path: Path) -> str:
     except OSError as error:
         return f"cannot check {path}: {error.strerror}"
     return ""
+
+
+def _without_certificate(config: Config) -> Iterator[str]:
+    """What a reload would refuse. No fault here: whoever only checks may read less than the service."""
+    try:
+        server_context(config.metrics)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _without_effect(config: Config, host: Host) -> Iterator[str]:

@@ -43,7 +43,7 @@ class Exposition:
         Raises:
             ConfigError: one of the files cannot be used; all is as before.
         """
-        tls = server_context(settings) if settings.enabled and settings.address else None
+        tls = server_context(settings)
         if settings.enabled and settings.address:
             await self._endpoint.serve(settings.address, settings.port, tls)
         else:

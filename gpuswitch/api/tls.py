@@ -14,12 +14,12 @@ from gpuswitch.errors import ConfigError
 def server_context(settings: Metrics) -> ssl.SSLContext | None:
     """What these files say, read now: TLS 1.2 or newer, and where there is a `client_ca`, for its clients alone.
 
-    None: no certificate is configured, and it is plain HTTP.
+    None: no certificate is configured, so that it is plain HTTP, or nothing is served at all.
 
     Raises:
         ConfigError: one of them cannot be used; the sentence names it.
     """
-    if not settings.certificate:
+    if not (settings.enabled and settings.address and settings.certificate):
         return None
     certificate, key = Path(settings.certificate), Path(settings.key)
     _check(certificate, "certificate", "CERTIFICATE-----")

@@ -83,6 +83,16 @@ def test_what_has_no_effect_is_told_of_a_configuration_that_can_be_used(ctl: Ctl
     assert ctl("check", str(file)).stderr.splitlines() == [misfit]
 
 
+def test_a_certificate_that_cannot_be_used_is_told(ctl: Ctl, tmp_path: Path) -> None:
+    with_tls = f'certificate = "{tmp_path}/a.pem"\nkey = "{tmp_path}/a.key"\n'
+    file = write_config(tmp_path / "etc", f"[metrics]\n{with_tls}")
+    fault = f"cannot use metrics.certificate: cannot read {tmp_path}/a.pem: No such file or directory"
+    checked = ctl("check", str(file))
+    assert (checked.returncode, checked.stderr) == (0, f"gpuswitchctl: warning: {fault}\n")
+    write_config(tmp_path / "etc", QUIET + with_tls)
+    assert ctl("check", str(file)).stderr == ""
+
+
 def test_a_check_goes_by_the_files_and_not_by_the_callers_variables(ctl: Ctl, tmp_path: Path) -> None:
     write_config(tmp_path / "etc", QUIET)
     assert ctl("check", str(tmp_path / "etc"), GPUSWITCH_METRICS__PORT="x").returncode == 0
