@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from gpuswitch.cli.output import on_terminal
 
@@ -12,9 +13,10 @@ def can_ask() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty() and on_terminal(sys.stdout)
 
 
-def answer(question: str) -> str | None:
-    """What they say, in lower case; None: there is no answer, and never will be (^D).
+def answer(question: str, typed: Callable[[int], bool] = lambda _: True) -> str | None:
+    """What they say, in lower case; None: there is no answer, and never will be (^D, or `typed` says so).
 
+    `typed` waits until there is a line to be read from this descriptor (True), or the question is of no use any more.
     Not by input(), which writes to where it may.
 
     Raises:
@@ -23,7 +25,8 @@ def answer(question: str) -> str | None:
     print(question, end="", file=sys.stderr, flush=True)
     said = ""
     try:
-        said = sys.stdin.readline()
+        if typed(sys.stdin.fileno()):
+            said = sys.stdin.readline()
     finally:
         if not said.endswith("\n"):
             print(file=sys.stderr, flush=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import time
 from collections import deque, namedtuple
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 from jeepney import (
@@ -64,6 +64,10 @@ Signal = namedtuple("Signal", "path interface member body")
 """What the service told everybody."""
 
 
+class LineTyped(Exception):  # noqa: N818 -- nothing has gone wrong
+    """There is a line to be read from the terminal that was listened to."""
+
+
 class Service:
     """gpuswitchd, on the bus at `address` (None: the system bus)."""
 
@@ -74,6 +78,7 @@ class Service:
         self._replies: dict[int, Message] = {}
         self._given_up: set[int] = set()
         self._rules: list[MatchRule] = []
+        self._terminal: int | None = None
 
     @classmethod
     def connect(cls, address: str | None) -> Self:
@@ -275,8 +280,29 @@ class Service:
                 return self.connection.receive(timeout=0)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             with INTERRUPTS.let_in():
-                if not self.connection.selector.select(left):
-                    raise TimeoutError
+                self._wait_for_more(left)
+
+    def _wait_for_more(self, seconds: float | None) -> None:
+        if self._terminal is None:
+            if not self.connection.selector.select(seconds):
+                raise TimeoutError
+            return
+        from select import select  # noqa: PLC0415 -- for a question alone
+
+        readable = select([self.connection.sock, self._terminal], [], [], seconds)[0]
+        if not readable:
+            raise TimeoutError
+        if self.connection.sock not in readable:
+            raise LineTyped
+
+    @contextmanager
+    def listening_to(self, terminal: int) -> Iterator[None]:
+        """Whatever waits for the service meanwhile ends with LineTyped where this can be read first."""
+        self._terminal = terminal
+        try:
+            yield
+        finally:
+            self._terminal = None
 
     def checked(self, reply: Message) -> Message:
         """The answer, unless it is an error."""

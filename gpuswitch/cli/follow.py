@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
-from gpuswitch.cli.client import GPU, Gpu, Service, Signal, plain_values
+from gpuswitch.cli.client import GPU, Gpu, LineTyped, Service, Signal, plain_values
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.interrupts import INTERRUPTS
 from gpuswitch.cli.translate import _
@@ -77,6 +77,15 @@ class Following:
                     )
                     raise CtlError.of(Timeout, text)
                 self._take(event, display)
+
+    def until_typed(self, display: Display, terminal: int) -> bool:
+        """The same, until a line can be read from there (True), or all are over."""
+        try:
+            with self._service.listening_to(terminal):
+                self.to_the_end(display)
+        except LineTyped:
+            return True
+        return False
 
     def _take(self, event: Signal | int, display: Display) -> None:
         if isinstance(event, int):

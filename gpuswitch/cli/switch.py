@@ -16,7 +16,7 @@ from gpuswitch.cli.layout import hung
 from gpuswitch.cli.output import as_json, as_json_line, duration, line, problem, sentence
 from gpuswitch.cli.query import what_to_do
 from gpuswitch.cli.records import planned_record, switch_record
-from gpuswitch.cli.steps import display
+from gpuswitch.cli.steps import Lines, display
 from gpuswitch.cli.translate import _, is_english, reworded
 from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NotViable, Owned, Wedged
 
@@ -98,15 +98,17 @@ def cancel(service: Service, args: Namespace) -> int:
         )
         raise CtlError.of(Wedged if result == "wedged" else Failed, text)
     if not args.json:
-        line(
-            _(
-                "switch {id} of {gpu} to {target} is cancelled: all is as before",
-                id=switch["id"],
-                gpu=address,
-                target=switch["target"],
-            )
-        )
+        line(_cancelled(address, switch))
     return 0
+
+
+def _cancelled(address: str, switch: Mapping[str, Any]) -> str:
+    return _(
+        "switch {id} of {gpu} to {target} is cancelled: all is as before",
+        id=switch["id"],
+        gpu=address,
+        target=switch["target"],
+    )
 
 
 def plan(service: Service, args: Namespace) -> int:
@@ -213,6 +215,8 @@ class Switches:
         self._patient = patient
         self._blockers = blockers
         self._several = False
+        self._taken_back: list[tuple[Gpu, str]] = []
+        """Those that somebody here wanted to be taken back."""
         self._failures: list[CtlError] = []
 
     def run(self, gpus: Sequence[Gpu]) -> int:
@@ -273,31 +277,45 @@ class Switches:
 
     def _followed(self, following: Following) -> CtlError | None:
         """Until all are over, or why nobody looks any longer."""
-        asked = False
         while True:
             try:
-                with display(as_json=self._args.json, several=self._several) as shown:
-                    following.to_the_end(shown)
+                if self._followed_or_left(following):
+                    return None
             except CtlError as error:
                 return error
-            except KeyboardInterrupt:
-                under_way = following.under_way
-                if asked or not can_ask() or not self._cancelled(under_way):
-                    addresses = [gpu.address for gpu, _switch in under_way]
-                    return _interrupted(addresses, self._again.format(" ".join(addresses)))
-                asked = True
-            else:
-                return None
 
-    def _cancelled(self, under_way: Iterable[tuple[Gpu, str]]) -> bool:
-        """Whether a person says that they are to be taken back, and they are being."""
-        named = _(" and ").join(gpu.address for gpu, _switch in under_way)
-        question = _("Take the switch of {gpus} back (c), or leave it to go on (l)? [c/L] ", gpus=named)
+    def _followed_or_left(self, following: Following) -> bool:
+        """Whether all are over; else they are being taken back.
+
+        Raises:
+            CtlError: nobody looks any longer.
+        """
         try:
-            if answer(question) not in {"c", "cancel", *_("c cancel").split()}:
-                return False
-            for gpu, switch in under_way:
-                self._cancel(gpu, switch)
+            with display(as_json=self._args.json, several=self._several) as shown:
+                following.to_the_end(shown)
+        except KeyboardInterrupt:
+            if self._taken_back or not can_ask() or not self._settled(following):
+                addresses = [gpu.address for gpu, _switch in following.under_way]
+                raise _interrupted(addresses, self._again.format(" ".join(addresses))) from None
+            return False
+        return True
+
+    def _settled(self, following: Following) -> bool:
+        """Whether a person says that they are to be taken back, and they are being, or they are over meanwhile."""
+        named = _(" and ").join(gpu.address for gpu, _switch in following.under_way)
+        question = _("Take the switch of {gpus} back (c), or leave it to go on (l)? [c/L] ", gpus=named)
+        # They go on while somebody thinks about it.
+        shown = Lines(several=self._several)
+        try:
+            while following.under_way:
+                said = answer(question, partial(following.until_typed, shown))
+                if said in {"c", "cancel", *_("c cancel").split()}:
+                    self._taken_back = following.under_way
+                    for gpu, switch in following.under_way:
+                        self._cancel(gpu, switch)
+                    return True
+                if following.under_way and said in {None, "", "l", "leave", *_("l leave").split()}:
+                    return False
         except KeyboardInterrupt:
             return False
         return True
@@ -331,6 +349,9 @@ class Switches:
                 line(_("{gpu} is {place} now, after {duration}", gpu=address, place=where, duration=took))
             else:
                 line(_("{gpu} is {place} already", gpu=address, place=where))
+            if (gpu, outcome["id"]) in self._taken_back:
+                verb = "to-host" if outcome["target"] == "vfio" else "to-vfio"
+                problem(_("it was too late to take it back: {command}", command=f"gpuswitchctl {verb} {address}"))
             if outcome["reason"]:
                 problem(f"{self._remark}: {outcome['reason']}")
 
@@ -344,6 +365,8 @@ class Switches:
             reason=outcome["reason"],
         )
         again = self._again.format(address)
+        if result == "cancelled" and (gpu, outcome["id"]) in self._taken_back:
+            return CtlError.of(Failed, _("interrupted; {what}", what=_cancelled(address, outcome)))
         if result == "wedged":
             status = _("gpuswitchctl status {gpu} tells when the kernel has returned", gpu=address)
             return CtlError.of(Wedged, f"{text}\n{status}")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.harness.buses.private import PrivateBus
-from tests.harness.service.services import ANY_PORT, environment
+from tests.harness.service.services import ANY_PORT, GPU, ROOT, environment
 from tests.harness.service.terminal import END, INTERRUPT, Terminal
 from tests.real_bus.conftest import Start
 from tests.real_bus.test_cli import CTL
@@ -98,7 +98,7 @@ async def test_interrupted_it_asks_and_the_switch_may_be_taken_back(start: Start
         terminal.until("wait until nobody has it open  reverted")
         assert terminal.ended() == 1
         assert_as_it_was(terminal)
-    assert f"cannot move {CARD} to vfio (cancelled): cancelled by gpuswitchctl (pid " in terminal.shown
+    assert f"of {CARD} to vfio is cancelled: all is as before" in terminal.shown
     assert card(environ)["state"] == "host"
 
 
@@ -139,10 +139,23 @@ async def test_a_service_that_dies_while_it_is_asked(start: Start, environ: dict
         terminal.until(QUESTION)
         service.process.kill()
         await service.process.wait()
-        terminal.press("c\n")
         assert terminal.ended() == 5
         assert_as_it_was(terminal)
-    assert f"cannot cancel the switch of {CARD}: " in terminal.shown
+    assert "the service went away" in terminal.shown
+
+
+async def test_the_question_goes_away_when_the_switch_is_over(start: Start, environ: dict[str, str]) -> None:
+    service = await start("single", config=HELD)
+    with waiting(environ) as terminal:
+        terminal.press(INTERRUPT)
+        terminal.until(QUESTION)
+        terminal.press("what\n")
+        terminal.until(QUESTION)
+        await service.call(f"{ROOT}/gpu/0000_01_00_0", f"{GPU}.Cancel", "s", card(environ)["switch"]["id"])
+        assert terminal.ended() == 1
+        assert_as_it_was(terminal)
+    assert terminal.shown.count(QUESTION) == 2
+    assert f"cannot move {CARD} to vfio (cancelled): cancelled by " in terminal.shown
 
 
 async def test_whoever_follows_it_again_sees_at_once_for_whom_it_waits(start: Start, environ: dict[str, str]) -> None:
