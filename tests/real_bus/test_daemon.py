@@ -15,7 +15,7 @@ from jeepney.io.blocking import open_dbus_connection
 from gpuswitch import __version__
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.peers import PeerError
-from tests.harness.service.services import ANY_PORT, GPU, MANAGER, NAME, PROPERTIES, ROOT, Service, plain
+from tests.harness.service.services import ANY_PORT, GPU, MANAGER, NAME, PROPERTIES, ROOT, Service, plain, write_config
 from tests.real_bus.conftest import Start
 
 POLICY = Path(__file__).parents[2] / "units" / "org.gpuswitch1.conf"
@@ -95,12 +95,20 @@ async def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(start: Sta
     service = await start("laptop", config=NAMED)
     there = "0000:00:02.0, 0000:01:00.0 (geforce)"
     for selector, error in (
-        ("", f"InvalidArgument: this host has 2 GPUs; name one of {there}"),
         ("radeon", f"NoSuchGpu: no GPU is named 'radeon'; this host has {there}"),
         ("09:00.0", f"NoSuchGpu: 0000:09:00.0 is not a GPU of this host; this host has {there}"),
         ("02:00.0", f"NoSuchGpu: 0000:02:00.0 is not a GPU of this host; this host has {there}"),
     ):
         assert await refused(service, ROOT, f"{MANAGER}.GetGpu", "s", selector) == error
+
+
+async def test_without_a_name_it_is_the_only_managed_gpu(start: Start) -> None:
+    service = await start("laptop", config=NAMED)
+    assert await service.call(ROOT, f"{MANAGER}.GetGpu", "s", "") == DISCRETE
+    write_config(service.config, ANY_PORT)
+    await service.ask("Reload")
+    several = "InvalidArgument: this host has 2 GPUs; name one of 0000:00:02.0, 0000:01:00.0"
+    assert await refused(service, ROOT, f"{MANAGER}.GetGpu", "s", "") == several
 
 
 async def test_a_plan_names_its_steps_and_takes_none(start: Start) -> None:
