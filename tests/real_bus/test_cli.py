@@ -88,7 +88,7 @@ async def test_a_gpu_is_found_by_every_spelling(start: Start, ctl: Ctl) -> None:
 
 
 async def test_a_gpu_that_cannot_be_told_is_refused_with_the_candidates(start: Start, ctl: Ctl) -> None:
-    await start("laptop", config=CONFIG)
+    await start("laptop")
     for arguments in (("to-vfio",), ("cancel",), ("status", "radeon"), ("plan", "host")):
         refused = ctl(*arguments)
         assert refused.returncode == 2
@@ -97,6 +97,12 @@ async def test_a_gpu_that_cannot_be_told_is_refused_with_the_candidates(start: S
         assert DISCRETE in refused.stderr
         assert refused.stdout == ""
     assert ctl("status", "01:00").returncode == 2
+
+
+async def test_the_only_one_of_the_configuration_need_not_be_named_either(start: Start, ctl: Ctl) -> None:
+    await start("laptop", config=CONFIG)
+    assert ctl("to-vfio").returncode == 0
+    assert field(ctl, "state") == "vfio"
 
 
 async def test_the_only_gpu_need_not_be_named(start: Start, ctl: Ctl) -> None:
