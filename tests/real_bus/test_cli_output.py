@@ -72,7 +72,7 @@ def test_an_error_for_a_full_disk_is_told_all_the_same(environ: dict[str, str], 
     assert seen.stderr == f"gpuswitchctl: cannot connect to the bus at {absent}: No such file or directory\n{FULL}"
     seen = shell("gpuswitchctl frobnicate --json >/dev/full", environ)
     assert seen.stdout == "8\n"
-    assert "invalid choice: 'frobnicate'" in seen.stderr
+    assert "there is no command 'frobnicate'" in seen.stderr
     assert seen.stderr.endswith(FULL)
 
 
