@@ -105,7 +105,7 @@ async def test_after_a_failure_stands_what_to_type(
     await start("laptop", *faults, config=TABLE)
     failed = ctl("de_DE", "to-vfio", DISCRETE)
     assert failed.returncode == 1
-    first, last = failed.stderr.splitlines()
+    first, *_, last = failed.stderr.splitlines()
     assert first.startswith(f"gpuswitchctl: nicht möglich ({DISCRETE} auf vfio umschalten), {result}: ")
     assert last == f"  in Ordnung bringen, was hier genannt ist, dann: gpuswitchctl {command} {DISCRETE}"
 

@@ -59,7 +59,7 @@ ACTIONS = {
         *(f"{MANAGER}.{member}" for member in ("Config", "Groups", "History", "HistoryEntry", "Warnings")),
         *(f"{GPU_INTERFACE}.{member}" for member in ("Blockers", "Holders", "Plan")),
     },
-    "switch": {f"{GPU_INTERFACE}.{member}" for member in ("Cancel", "ToHost", "ToVfio")},
+    "switch": {f"{GPU_INTERFACE}.{member}" for member in ("Cancel", "ToHost", "ToVfio", "Trial")},
     "recover": {f"{GPU_INTERFACE}.Recover"},
     "manage": {f"{MANAGER}.Reload"},
     "vm": {f"{MANAGER}.{member}" for member in ("AcquireForVm", "AdoptVm", "ReleaseFromVm")},

@@ -48,6 +48,14 @@ class TestFind:
         harness = await Harness.start(SCENARIOS["single"](), tmp_path)
         assert str(harness.fleet.find("").gpu.address) == "0000:01:00.0"
 
+    async def test_the_only_one_of_the_configuration_needs_none_either(self, tmp_path: Path) -> None:
+        settings = Config(gpus=(managed(PciAddress.parse("0000:01:00.0"), "card"),))
+        harness = await Harness.start(SCENARIOS["laptop"](), tmp_path / "one", settings)
+        assert str(harness.fleet.find("").gpu.address) == "0000:01:00.0"
+        harness = await Harness.start(SCENARIOS["laptop"](), tmp_path / "none")
+        with pytest.raises(InvalidArgument, match=r"^this host has 2 GPUs; name one of 0000:00:02.0, 0000:01:00.0$"):
+            harness.fleet.find("")
+
     async def test_an_accelerator_is_never_the_only_one(self, tmp_path: Path) -> None:
         """It may be the processor's own, which nobody means: Intel's NPUs are of the same class."""
         harness = await Harness.start(SCENARIOS["instinct"](), tmp_path / "both")
@@ -61,7 +69,6 @@ class TestFind:
     @pytest.mark.parametrize(
         ("selector", "error", "sentence"),
         [
-            ("", InvalidArgument, "this host has 2 GPUs; name one of 0000:00:02.0, 0000:01:00.0 (card)"),
             ("cart", NoSuchGpu, "no GPU is named 'cart'; this host has 0000:00:02.0, 0000:01:00.0 (card)"),
             ("gone", NoSuchGpu, GONE),
             ("1:0.0", NoSuchGpu, "no GPU is named '1:0.0'; this host has 0000:00:02.0, 0000:01:00.0 (card)"),
