@@ -33,6 +33,8 @@ class _Lines:
         self._states: dict[str, str] = {}
 
     def service(self, text: str, *, running: bool) -> None:
+        # How a GPU is is said again by a service that is another one.
+        self._states.clear()
         self._say(text if running else _("{text}; it is waited for", text=text))
 
     def state(self, gpu: Gpu) -> None:
@@ -48,6 +50,7 @@ class _Lines:
             self._say(f"{gpu.address}: {said}")
 
     def gone(self, gpu: Gpu) -> None:
+        self._states.pop(gpu.path, None)
         self._say(_("{gpu}: it is not on this host any more", gpu=gpu.address))
 
     def step(self, gpu: Gpu, _switch: str, change: StepChange) -> None:
