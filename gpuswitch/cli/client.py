@@ -10,6 +10,7 @@ import time
 from collections import deque, namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from select import select
 from typing import Any, Self
 
 from jeepney import (
@@ -235,8 +236,6 @@ class Service:
         """Until this can be read (True), something is told that was subscribed to, or so many seconds are over (None:
         never). What was told is not kept.
         """
-        from select import select  # noqa: PLC0415 -- for a countdown alone
-
         if self._taken_in():
             return False
         readable = select([self.connection.sock, descriptor], [], [], seconds)[0]
@@ -283,16 +282,18 @@ class Service:
                 self._wait_for_more(left)
 
     def _wait_for_more(self, seconds: float | None) -> None:
-        if self._terminal is None:
+        terminal, interrupts = self._terminal, INTERRUPTS.descriptor
+        if terminal is None and interrupts is None:
             if not self.connection.selector.select(seconds):
                 raise TimeoutError
             return
-        from select import select  # noqa: PLC0415 -- for a question alone
-
-        readable = select([self.connection.sock, self._terminal], [], [], seconds)[0]
+        ours = self.connection.sock
+        readable = select([each for each in (ours, terminal, interrupts) if each is not None], [], [], seconds)[0]
         if not readable:
             raise TimeoutError
-        if self.connection.sock not in readable:
+        if interrupts in readable:
+            INTERRUPTS.heard()
+        elif ours not in readable:
             raise LineTyped
 
     @contextmanager

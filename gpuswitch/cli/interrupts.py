@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class _Interrupts:
@@ -13,6 +14,11 @@ class _Interrupts:
     def __init__(self) -> None:
         self._holding = False
         self._arrived = False
+        self.descriptor: int | None = None
+        """While SIGINT is held: it can be read once one has come.
+
+        One that comes right before a program begins to wait in the kernel does not end that waiting.
+        """
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -20,6 +26,8 @@ class _Interrupts:
         if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as of a job in the background
             yield
             return
+        self.descriptor, theirs = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        before = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
         signal.signal(signal.SIGINT, self._receive)
         self._holding = True
         try:
@@ -29,6 +37,16 @@ class _Interrupts:
         finally:
             self._holding = self._arrived = False
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.set_wakeup_fd(before)
+            os.close(theirs)
+            os.close(self.descriptor)
+            self.descriptor = None
+
+    def heard(self) -> None:
+        """What made `descriptor` readable is known."""
+        if self.descriptor is not None:
+            with suppress(BlockingIOError):
+                os.read(self.descriptor, 512)
 
     @contextmanager
     def let_in(self) -> Iterator[None]:
