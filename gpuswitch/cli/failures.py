@@ -7,10 +7,10 @@ from typing import Any
 
 from gpuswitch.errors import Failed, GpuswitchError, snake_case
 
+EXIT_INTERRUPTED = 130
+"""What a shell expects of a program that ^C ended."""
 _NOTHING_CHANGED = frozenset({2, 3, 4})
 """Exit statuses of what was not begun, or is as before. After others, only a look can tell."""
-
-
 _OF_BLOCKER = ("kind", "text", "error")
 
 
@@ -33,6 +33,11 @@ class CtlError(Exception):
     def of(cls, kind: type[GpuswitchError], text: str) -> CtlError:
         """One of those that the service has, too."""
         return cls(text, kind.exit_code, name=kind.name)
+
+    @classmethod
+    def interrupted(cls, text: str) -> CtlError:
+        """Nobody looks any longer: ^C."""
+        return cls(text, EXIT_INTERRUPTED, name="Interrupted")
 
     def as_json(self) -> dict[str, Any]:
         """docs/json.md has the form."""

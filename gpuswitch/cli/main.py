@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 EXIT_USAGE = 2
 EXIT_OUTPUT = 8
-EXIT_INTERRUPTED = 130
-"""What a shell expects of a program that ^C ended."""
 _WITHOUT_SERVICE = frozenset(f"gpuswitch.cli.{module}" for module in ("configuration", "demo", "editing", "topics"))
 """Modules whose verbs ask no service."""
 
@@ -36,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _written(_main(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
+        from gpuswitch.cli.failures import EXIT_INTERRUPTED  # noqa: PLC0415 -- help needs none of it
+
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return _nobody_reads()
@@ -70,7 +70,7 @@ def _main(arguments: Sequence[str]) -> int:
 def _run(args: Namespace) -> int:
     from importlib import import_module  # noqa: PLC0415 -- by need, as above
 
-    module, _, name = args.run.partition(":")
+    module, _colon, name = args.run.partition(":")
     work: Callable[..., int] = getattr(import_module(module), name)
     if module in _WITHOUT_SERVICE:
         return work(args)

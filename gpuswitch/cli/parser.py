@@ -232,7 +232,6 @@ def _switching(verb: _Add) -> None:
     )
     _yes_argument(tried)
     cancelled = verb("cancel", "switch:cancel", _("cancel the switch of {gpu}"), "gpuswitchctl cancel 01:00.0")
-    cancelled.set_defaults(timeout=None, no_wait=False)
     _gpu_argument(cancelled)
     recovered = verb("recover", "switch:recover", _("recover {gpu}"), "gpuswitchctl recover 01:00.0", target="host")
     recovered.description = _(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuswitch.cli.asking import answer, can_ask
 from gpuswitch.cli.client import Gpu, Options, Service, gpus_to_move, signals_of
-from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError
 from gpuswitch.cli.follow import Following
 from gpuswitch.cli.layout import hung
 from gpuswitch.cli.output import as_json, as_json_line, duration, line, problem, sentence
@@ -23,7 +23,6 @@ from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NotVi
 if TYPE_CHECKING:
     from jeepney import Message
 
-EXIT_INTERRUPTED = 130
 _HAS_BLOCKERS = frozenset(kind.name for kind in (Busy, Failed, InProgress, NotViable, Owned, Wedged))
 """Errors that have what they say as data, too, for whoever asks (docs/dbus.md)."""
 _WORST_FIRST = (EXIT_INTERRUPTED, 7, 1, 5, 4, 3, 6, 2)
@@ -75,8 +74,7 @@ def cancel(service: Service, args: Namespace) -> int:
         raise CtlError.of(Failed, _("nobody has switched {gpu} since the service started", gpu=address))
     service.subscribe(signals_of(gpu.owner))
     try:
-        message = gpu.cancel(switch["id"])
-        service.ask_allowed(message)
+        service.ask_allowed(gpu.cancel(switch["id"]))
         following = Following(service, [(gpu, switch["id"])], None)
         with display(as_json=args.json, several=False) as shown:
             following.to_the_end(shown)
@@ -85,7 +83,7 @@ def cancel(service: Service, args: Namespace) -> int:
             "interrupted; what was cancelled is taken back all the same: {command} shows it",
             command=f"gpuswitchctl status {address}",
         )
-        raise CtlError(text, EXIT_INTERRUPTED, name="Interrupted") from None
+        raise CtlError.interrupted(text) from None
     outcome = following.outcomes[address]
     if args.json:
         _print_result(address, outcome, changed=outcome["result"] == "cancelled")
@@ -415,15 +413,13 @@ def _print_result(address: str, outcome: Mapping[str, Any], *, changed: bool) ->
 def _interrupted(addresses: Sequence[str], again: str) -> CtlError:
     """A switch is not ours to end: ^C ends the watching, and says so."""
     named = " ".join(addresses)
-    return CtlError(
+    return CtlError.interrupted(
         _(
             "interrupted; the switch, once begun, goes on: gpuswitchctl status {gpus} shows it, {again} follows it "
             "again, gpuswitchctl cancel {gpus} takes it back",
             gpus=named,
             again=again,
-        ),
-        EXIT_INTERRUPTED,
-        name="Interrupted",
+        )
     )
 
 

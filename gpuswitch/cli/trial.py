@@ -12,10 +12,10 @@ from typing import Any
 
 from gpuswitch.cli.asking import can_ask
 from gpuswitch.cli.client import Gpu, Service
-from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError
 from gpuswitch.cli.output import as_json_line, clean, clock, line, on_terminal, problem, rfc3339
 from gpuswitch.cli.parser import terminal_columns
-from gpuswitch.cli.switch import EXIT_INTERRUPTED, Switches, ask_before_a_desktop_ends, options_of
+from gpuswitch.cli.switch import Switches, ask_before_a_desktop_ends, options_of
 from gpuswitch.cli.translate import _
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Wedged
 
@@ -63,7 +63,7 @@ def _goes_on(address: str, seconds: float) -> CtlError:
         gpu=address,
         command=f"gpuswitchctl to-vfio {address}",
     )
-    return CtlError(text, EXIT_INTERRUPTED, name="Interrupted")
+    return CtlError.interrupted(text)
 
 
 def _by_itself(address: str, ends: float) -> str:
@@ -86,7 +86,7 @@ def _counted_down(service: Service, gpu: Gpu, now: Mapping[str, Any]) -> Mapping
                 now = gpu.look()
     except KeyboardInterrupt:
         text = _("interrupted; {what}", what=_by_itself(gpu.address, now["TrialEnds"]))
-        raise CtlError(text, EXIT_INTERRUPTED, name="Interrupted") from None
+        raise CtlError.interrupted(text) from None
     except CtlError as error:
         if error.exit_code != EXIT_UNREACHABLE:
             raise

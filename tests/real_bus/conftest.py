@@ -1,5 +1,6 @@
 """What the service tests run on: a real message bus of their own, and those that are on it."""
 
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,10 +13,13 @@ from tests.harness.buses.private import running as running_bus
 from tests.harness.debian.errors import HarnessError
 from tests.harness.debian.progress import progress
 from tests.harness.service.peers import Peer
-from tests.harness.service.services import Service, running
+from tests.harness.service.services import BIN, Service, environment, running
 
 Start = Callable[..., Awaitable[Service]]
 """`start(scenario, *faults, config=...)`"""
+CTL = str(BIN / "gpuswitchctl")
+Ctl = Callable[..., "subprocess.CompletedProcess[str]"]
+"""`ctl(*arguments)`"""
 
 
 def pytest_configure() -> None:
@@ -75,3 +79,18 @@ async def start(private_bus: PrivateBus, tmp_path: Path) -> AsyncIterator[Start]
             return await until_the_end.enter_async_context(service)
 
         yield start
+
+
+@pytest.fixture
+def environ(private_bus: PrivateBus) -> dict[str, str]:
+    return environment(GPUSWITCH_BUS=private_bus.address, TERM="xterm", COLUMNS="200")
+
+
+@pytest.fixture
+def ctl(environ: dict[str, str]) -> Ctl:
+    """Run gpuswitchctl to its end."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([CTL, *arguments], env=environ, capture_output=True, text=True, check=False)
+
+    return run

@@ -8,7 +8,7 @@ import pty
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,8 @@ import pytest
 
 from tests.harness.buses.private import BusProgram, PrivateBus
 from tests.harness.buses.private import running as running_bus
-from tests.harness.service.services import BIN, environment, running
-from tests.real_bus.conftest import Start
-
-CTL = str(BIN / "gpuswitchctl")
+from tests.harness.service.services import running
+from tests.real_bus.conftest import CTL, Ctl, Start
 
 INTEGRATED, DISCRETE, SOUND = "0000:00:02.0", "0000:01:00.0", "0000:01:00.1"
 UNBIND_SOUND = f"unbind {SOUND} from snd_hda_intel"
@@ -34,23 +32,6 @@ probe = 30
 address = "{DISCRETE}"
 name = "geforce"
 """
-
-Ctl = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def environ(private_bus: PrivateBus) -> dict[str, str]:
-    return environment(GPUSWITCH_BUS=private_bus.address, TERM="xterm", COLUMNS="200")
-
-
-@pytest.fixture
-def ctl(environ: dict[str, str]) -> Ctl:
-    """Run gpuswitchctl to its end."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([CTL, *arguments], env=environ, capture_output=True, text=True, check=False)
-
-    return run
 
 
 def field(ctl: Ctl, name: str, gpu: str = DISCRETE) -> Any:

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-from collections.abc import Callable
 from typing import Any
 
-import pytest
-
-from tests.harness.buses.private import PrivateBus
-from tests.harness.service.services import ANY_PORT, BIN, environment
-from tests.real_bus.conftest import Start
+from tests.harness.service.services import ANY_PORT
+from tests.real_bus.conftest import Ctl, Start
 
 CARD = "0000:01:00.0"
 CONFIG = f'{ANY_PORT}[[gpu]]\naddress = "{CARD}"\nname = "geforce"\n'
-Ctl = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def ctl(private_bus: PrivateBus) -> Ctl:
-    """Run gpuswitchctl to its end."""
-    environ = environment(GPUSWITCH_BUS=private_bus.address, TERM="xterm", COLUMNS="200")
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(BIN / "gpuswitchctl"), *arguments], env=environ, capture_output=True, text=True, check=False
-        )
-
-    return run
 
 
 def status(ctl: Ctl) -> Any:

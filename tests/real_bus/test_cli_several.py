@@ -10,30 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.harness.buses.private import PrivateBus
-from tests.harness.service.services import ANY_PORT, environment
-from tests.real_bus.conftest import Start
-from tests.real_bus.test_cli import CTL, Ctl
+from tests.harness.service.services import ANY_PORT
+from tests.real_bus.conftest import CTL, Ctl, Start
 
 INTEGRATED, CARD, SOUND = "0000:00:02.0", "0000:01:00.0", "0000:01:00.1"
 FIRST, SECOND = "0000:11:00.0", "0000:21:00.0"
 MANAGED = "".join(f'[[gpu]]\naddress = "{address}"\n' for address in (FIRST, SECOND))
 SERVER = f"{ANY_PORT}{MANAGED}[deadlines]\nunbind = 600\n"
-
-
-@pytest.fixture
-def environ(private_bus: PrivateBus) -> dict[str, str]:
-    return environment(GPUSWITCH_BUS=private_bus.address, TERM="xterm", COLUMNS="200")
-
-
-@pytest.fixture
-def ctl(environ: dict[str, str]) -> Ctl:
-    """Run gpuswitchctl to its end."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([CTL, *arguments], env=environ, capture_output=True, text=True, check=False)
-
-    return run
 
 
 def states(ctl: Ctl) -> dict[str, str]:

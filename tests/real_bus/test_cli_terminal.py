@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.harness.buses.private import PrivateBus
-from tests.harness.service.services import ANY_PORT, GPU, ROOT, environment
+from tests.harness.service.services import ANY_PORT, GPU, ROOT
 from tests.harness.service.terminal import END, INTERRUPT, Terminal
-from tests.real_bus.conftest import Start
-from tests.real_bus.test_cli import CTL
+from tests.real_bus.conftest import CTL, Start
 
 CARD = "0000:01:00.0"
 HELD = f"""
@@ -28,11 +26,6 @@ name = "geforce"
 DESKTOP = f'{HELD}stop_units = ["display-manager.service"]\n'
 WAITING = ["to-vfio", "geforce", "--wait", "600"]
 QUESTION = "[c/L] "
-
-
-@pytest.fixture
-def environ(private_bus: PrivateBus) -> dict[str, str]:
-    return environment(GPUSWITCH_BUS=private_bus.address, TERM="xterm", COLUMNS="200")
 
 
 def card(environ: dict[str, str]) -> Any:

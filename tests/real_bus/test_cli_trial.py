@@ -19,10 +19,9 @@ from typing import Any
 
 import pytest
 
-from tests.real_bus.conftest import Start
-from tests.real_bus.test_cli import CONFIG, CTL, DISCRETE, Ctl, ctl, environ, field, words
+from tests.real_bus.conftest import CTL, Ctl, Start
+from tests.real_bus.test_cli import CONFIG, DISCRETE, field, words
 
-__all__ = ["ctl", "environ"]
 WIDE = {"COLUMNS": "200"}
 COUNTS = "press h for back now, k to keep it"
 CLOCK = r"\d\d:\d\d:\d\d"

@@ -15,8 +15,7 @@ from jeepney import HeaderFields
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.peers import watching
 from tests.harness.service.services import ANY_PORT, ROOT, environment
-from tests.real_bus.conftest import Start
-from tests.real_bus.test_cli import CTL
+from tests.real_bus.conftest import CTL, Start
 
 CARD, SOUND, INTEGRATED = "0000:01:00.0", "0000:01:00.1", "0000:00:02.0"
 PATH = f"{ROOT}/gpu/0000_01_00_0"
