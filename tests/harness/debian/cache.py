@@ -1,7 +1,8 @@
 """What was built is kept, under the hash of everything that went in.
 
 An entry is a folder FOLDER/KIND/KEY. It is built under another name and renamed when it is whole, by one builder at
-a time; the kernel drops the lock of a builder that died, and the next one clears away what it left.
+a time; the kernel drops the lock of a builder that died, and the next one clears away what it left. Who uses an entry
+has a lock on it until its process ends, so tests of two checkouts may run at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 KEPT = 2
-"""Entries of each kind that stay: the ones used last."""
+"""Entries of each kind that stay: the ones used last, and those that another process uses."""
+
+_used: dict[Path, int] = {}
+"""What this process uses until it ends: the descriptor whose lock says so to others."""
 
 Say = Callable[[str], None]
 """Takes one line about what is going on."""
@@ -54,7 +58,7 @@ class Cache:
         """The entry, marked as used now; None where it has yet to be built."""
         entry = self.folder / kind / key
         try:
-            mark_used(entry)
+            use(entry)
         except FileNotFoundError:
             return None
         return entry
@@ -86,7 +90,7 @@ class Cache:
             # a rename must not outlive a power cut that the contents do not
             os.sync()
             staging.rename(entry)
-            mark_used(entry)
+            use(entry)
         finally:
             remove(staging)
         self._prune(kind)
@@ -96,13 +100,36 @@ class Cache:
     def _prune(self, kind: str) -> None:
         entries = sorted((self.folder / kind).iterdir(), key=lambda entry: entry.stat().st_mtime, reverse=True)
         for entry in entries[KEPT:]:
-            remove(entry)
+            if not in_use(entry):
+                remove(entry)
 
 
-def mark_used(entry: Path) -> None:
-    """Note the time. The kernel's own stamps are some milliseconds coarse."""
+def use(entry: Path) -> None:
+    """Keep others from removing it, and note the time: the kernel's own stamps are some milliseconds coarse.
+
+    Raises FileNotFoundError where there is none.
+    """
+    if entry not in _used:
+        descriptor = os.open(entry, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if not entry.exists():  # removed in between
+            os.close(descriptor)
+            raise FileNotFoundError(entry)
+        _used[entry] = descriptor
     now = time.time_ns()
     os.utime(entry, ns=(now, now))
+
+
+def in_use(entry: Path) -> bool:
+    """By this process or another one."""
+    descriptor = os.open(entry, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def remove(folder: Path) -> None:
