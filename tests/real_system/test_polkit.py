@@ -100,7 +100,7 @@ def machine(boot: Boot, system: System) -> Container:
 
 def arguments(signature: str) -> Iterator[object]:
     """The emptiest there are."""
-    empty: dict[str, object] = {"s": "", "u": 0, "as": [], "a{sv}": {}, "v": ("s", "")}
+    empty: dict[str, object] = {"s": "", "u": 0, "d": 0.0, "as": [], "a{sv}": {}, "v": ("s", "")}
     while signature:
         first = next(each for each in sorted(empty, key=len, reverse=True) if signature.startswith(each))
         yield empty[first]
