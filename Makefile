@@ -33,7 +33,7 @@ demo: venv ## switch GPUs of a simulated host, step by step (no hardware, no roo
 	@$(BIN)/gpuswitchctl demo
 
 test: need-test need-bus need-library lint types ## lint, types and the fast tests (no hardware, no root; BUS=dbus-broker: once as root; LIBRARY=dbus-fast; TESTS=FOLDER: some)
-	BUS=$(BUS) DBUS_LIBRARY=$(LIBRARY) $(BIN)/pytest $(TESTS)
+	BUS=$(BUS) DBUS_LIBRARY=$(LIBRARY) $(BIN)/pytest -n $(WORKERS) $(TESTS)
 
 lint: venv ## ruff: rules and format
 	$(BIN)/ruff check
@@ -47,7 +47,7 @@ format: venv ## let ruff put things in order
 	$(BIN)/ruff format
 
 system-test: venv need-system ## the tests on a real systemd and bus, in containers (RELEASE=bookworm, BUS=dbus-daemon)
-	RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/pytest --timeout=600 tests/real_system
+	RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/pytest --timeout=600 -n $(WORKERS) tests/real_system
 
 test-python: venv need-system ## the fast tests with another release's Python, in a system of it (RELEASE=trixie or forky; TESTS=FOLDER: some)
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.harness.debian.fast_tests $(TESTS)
