@@ -13,20 +13,14 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
-from jsonschema.exceptions import best_match
-from referencing import Registry, Resource
 
 from gpuswitch.cli.parser import arguments_of, parser
 from gpuswitch.cli.records import entry_record
 from tests.harness.buses.private import PrivateBus
+from tests.harness.json_schemas import DOCS, SCHEMAS, check
 from tests.harness.service.services import BIN, environment
 from tests.real_bus.conftest import Start
 
-DOCS = Path(__file__).parents[2] / "docs"
-SCHEMAS = {file.name.partition(".")[0]: json.loads(file.read_text()) for file in (DOCS / "json").iterdir()}
-REGISTRY = Registry[Any]().with_resources(
-    (f"{name}.schema.json", Resource.from_contents(schema)) for name, schema in SCHEMAS.items()
-)
 FOR_PEOPLE = {"help", "demo", "notify"}
 """Verbs that print nothing that programs read."""
 
@@ -41,13 +35,6 @@ address = "{DISCRETE}"
 name = "geforce"
 allow_boot_display = true
 """
-
-
-def check(schema: str, value: object) -> None:
-    """It is of this form: of a verb, or one of those that are common (`common.schema.json#/$defs/gpu`)."""
-    form = SCHEMAS.get(schema) or {"$ref": schema}
-    if (fault := best_match(Draft202012Validator(form, registry=REGISTRY).iter_errors(value))) is not None:
-        raise fault
 
 
 class Told(list[dict[str, Any]]):
