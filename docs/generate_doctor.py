@@ -19,7 +19,7 @@ _INTRODUCTION = """\
 `gpuswitchctl doctor [GPU...]` says what keeps this machine from giving its GPUs away, or may surprise you one day, and
 what to do about it. It works without the service and without root, and says what it could not see then. It changes
 nothing: it reads files, and asks `systemctl show` and the bus; it opens no device, and reads nothing that takes a
-device's lock or wakes one. A look that takes longer than some seconds is left alone, and said.
+device's lock or wakes one. A look that takes longer than half a minute is left alone, and said.
 
 | severity | | exit status |
 |---|---|---|

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-LOOK_SECONDS = 10.0
-"""How long a look may take: it reads a few hundred small files, and asks a program or two."""
+LOOK_SECONDS = 30.0
+"""How long a look may take. It takes milliseconds on a machine that is well, and seconds on an emulated one."""
 
 
 class LookError(Exception):

@@ -32,7 +32,7 @@ UNITS = frozenset({"unknown_unit"})
 
 _AMD = 0x1002
 _RESETS_BADLY = (
-    *range(0x67C0, 0x67E0), *range(0x67E0, 0x6800), 0x6FDF, *range(0x6980, 0x69A0), *range(0x6860, 0x6880),
+    *range(0x67C0, 0x6800), 0x6FDF, *range(0x6980, 0x69A0), *range(0x6860, 0x6880),
     *range(0x66A0, 0x66B0), *range(0x7310, 0x7320), *range(0x7340, 0x7350), *range(0x7360, 0x7363), 0x738C,
 )  # fmt: skip
 """Polaris, Vega, Navi 1x, Arcturus: by their ranges, those that vendor-reset can reset (its src/device-db.h)."""

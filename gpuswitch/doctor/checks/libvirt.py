@@ -65,8 +65,8 @@ def hook(seen: Seen) -> Iterator[Said]:
         return
     if deaf := _deaf(seen):
         yield warning(
-            Sentence("{daemon} was started before there was any hook, and has not looked again", daemon=deaf),
-            Sentence("tell it to"),
+            Sentence("{daemon} was started before this hook came, and may know of none", daemon=deaf),
+            Sentence("have it look again"),
             (f"systemctl reload {deaf}",),
         )
     else:

@@ -114,7 +114,7 @@ def vfio(seen: Seen) -> Iterator[Said]:
     if facts is None:
         return
     if not facts.modules_on_disk:
-        yield problem(Sentence("the {gone}", gone=GONE), RESTART, (remedies.REBOOT,))
+        yield problem(GONE, RESTART, (remedies.REBOOT,))
         if VFIO_DRIVER not in facts.pci_drivers:
             return
     if not facts.vfio_available:

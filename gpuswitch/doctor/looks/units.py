@@ -36,6 +36,6 @@ def _unit(name: str, block: Mapping[str, str]) -> Unit:
         id=block.get("Id", name),
         found=block.get("LoadState") == "loaded",
         active=block.get("ActiveState") in {"active", "reloading"},
-        enabled=block.get("UnitFileState", "").startswith(("enabled", "static", "indirect", "alias")),
+        enabled=block.get("UnitFileState", "").startswith("enabled"),
         changed=float(changed) if changed.isdecimal() else 0.0,
     )
