@@ -113,9 +113,9 @@ def configuration(seen: Seen) -> Iterator[Said]:
             (_RELOAD,),
         )
     elif not told:
-        managed = len(found.config.gpus)
+        managed = ", ".join(str(gpu.address) for gpu in found.config.gpus)
         yield ok(
-            Sentence("the configuration can be used; it is about {count} GPUs", count=managed)
+            Sentence("the configuration can be used; it is about {gpus}", gpus=managed)
             if managed
             else Sentence("the configuration names no GPU: virtual machines get none by themselves")
         )
