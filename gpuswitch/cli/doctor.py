@@ -61,14 +61,15 @@ def _service(address: str | None) -> Service:
             owned = call(
                 "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "NameHasOwner", "s", NAME
             )
-            return _asked(bus) if bus.ask(owned, _BUS_SECONDS).body[0] else Service()
+            return _asked(bus, address) if bus.ask(owned, _BUS_SECONDS).body[0] else Service()
     except CtlError as error:
         return Service(why=str(error))
 
 
-def _asked(bus: Bus) -> Service:
+def _asked(bus: Bus, address: str | None) -> Service:
     version = call(NAME, ROOT, PROPERTIES, "Get", "ss", f"{NAME}.Manager", "Version")
-    settings = bus.config()
+    # One on another bus was started by hand, and has another configuration than the one in /etc.
+    settings = bus.config() if address is None else []
     return Service(
         running=True,
         version=str(bus.ask(version, _BUS_SECONDS).body[0][1]),

@@ -6,6 +6,7 @@ Only those of Debian with GRUB and initramfs-tools were ever run; the others fol
 from __future__ import annotations
 
 from collections.abc import Mapping
+from shlex import quote
 
 from gpuswitch.doctor.seen import System
 
@@ -80,9 +81,9 @@ def remove_option(system: System, option: str) -> tuple[str, ...]:
         case "grub":
             return (f"sed -i {_quoted(pattern)} /etc/default/grub", *_grub(system), REBOOT)
         case "grubby":
-            return (f"grubby --update-kernel=ALL --remove-args={option}", REBOOT)
+            return (f"grubby --update-kernel=ALL --remove-args={quote(option)}", REBOOT)
         case "kernelstub":
-            return (f"kernelstub --delete-options {option}", REBOOT)
+            return (f"kernelstub --delete-options {quote(option)}", REBOOT)
         case "systemd-boot" | "proxmox-boot-tool":
             return _edited(system, pattern, f"/^options/ {pattern}")
         case "nixos":
@@ -105,11 +106,17 @@ def install(system: System, what: str) -> tuple[str, ...]:
     return (f"{program} {package}",) if program and package else ()
 
 
-def comment_out(file: str, *words: str) -> str:
-    """Make comments of the lines of a file that have these words and no others, but for a comment."""
+def take_out(file: str, *words: str) -> str:
+    """Make comments of the lines of a file of modprobe's that have these words and no others, but for a comment.
+
+    What a package has brought is put aside as a whole: modprobe.d(5) reads the file of the same name in /etc instead.
+    """
+    if not file.startswith("/etc/"):
+        name = file.rpartition("/")[2]
+        return f"ln -s /dev/null {quote(f'/etc/modprobe.d/{name}')}"
     pattern = r"[[:space:]]\+".join(map(_escaped, words))
     end = r"[[:space:]]*\(#.*\)\?$"
-    return f"sed -i {_quoted(f's/^[[:space:]]*{pattern}{end}/# &/')} {file}"
+    return f"sed -i {_quoted(f's/^[[:space:]]*{pattern}{end}/# &/')} {quote(file)}"
 
 
 def _grub(system: System) -> tuple[str, ...]:

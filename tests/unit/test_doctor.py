@@ -814,8 +814,18 @@ def test_the_command_line_of_systemd_boot_is_one_line(tmp_path: Path) -> None:
 def test_a_line_of_modprobes_becomes_a_comment(tmp_path: Path) -> None:
     file = tmp_path / "vfio.conf"
     file.write_text(f"  {IDS}options vfio-pci disable_vga=1\noptions nvidia x=1\n")
-    run(remedies.comment_out(str(file), *IDS.split()), file)
+    # It is one below /etc, as far as the command can tell.
+    there = remedies.take_out("/etc/modprobe.d/vfio.conf", *IDS.split()).replace("/etc/modprobe.d/vfio.conf", str(file))
+    run(there, file)
     assert file.read_text() == f"#   {IDS}options vfio-pci disable_vga=1\noptions nvidia x=1\n"
+
+
+def test_a_file_of_a_package_is_put_aside_and_names_are_quoted() -> None:
+    assert remedies.take_out("/usr/lib/modprobe.d/a b.conf", "blacklist", "nvidia") == (
+        "ln -s /dev/null '/etc/modprobe.d/a b.conf'"
+    )
+    evil = System(family="fedora", loader="grubby")
+    assert remedies.remove_option(evil, "x=$(id)")[0] == "grubby --update-kernel=ALL --remove-args='x=$(id)'"
 
 
 def test_a_gpu_behind_no_bridge_is_no_neighbour_of_its_port(made: MadeMachine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from shlex import quote
 
 from gpuswitch.doctor import remedies
 from gpuswitch.doctor.findings import Said, ok, warning
@@ -44,7 +45,7 @@ def modprobe(seen: Seen) -> Iterator[Said]:
     for line in seen.tools.modprobe:
         if said := _line(line, functions):
             files.add(line.file)
-            commands = (remedies.comment_out(line.file, *line.words), *remedies.rebuild_initramfs(seen.system))
+            commands = (remedies.take_out(line.file, *line.words), *remedies.rebuild_initramfs(seen.system))
             yield warning(said, Sentence("take that line out, and make the initramfs anew"), commands)
     ids = seen.system.option("vfio-pci.ids") or ""
     if caught := _caught(ids, functions):
@@ -126,7 +127,7 @@ def old_hooks(seen: Seen) -> Iterator[Said]:
         yield warning(
             Sentence("{script} moves devices, too: two that move one card will meet each other", script=script),
             Sentence("take its lines for this card out, or keep libvirt from running it (docs/libvirt.md)"),
-            (f"chmod a-x {script}",),
+            (f"chmod a-x {quote(script)}",),
         )
 
 
@@ -143,7 +144,7 @@ def proxmox(seen: Seen) -> Iterator[Said]:
                         machine=machine,
                     ),
                     Sentence("move it first, before that machine is started, and back when it is shut down"),
-                    (f"gpuswitchctl to-vfio {patient.address}", f"qm start {machine}"),
+                    (f"gpuswitchctl to-vfio {patient.address}", f"qm start {quote(machine)}"),
                 )
 
 
