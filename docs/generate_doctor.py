@@ -45,9 +45,9 @@ _REMEDIES = """
 ## Commands of each system
 
 Which commands are told depends on `/etc/os-release` (`ID`, `ID_LIKE`) and on what starts the machine. The lines that
-edit a file (`echo`, `sed`) are run by tests, on files of their own. **No command of another distribution than Debian
-was ever run on it**; they follow the manuals of their tools. Where the boot loader is not known, the remedy is in words
-alone.
+edit a file (`echo`, `sed`) are run by tests, on files of their own; `update-grub` and `update-initramfs` were run after
+them on Debian 12, and did what they shall. **No command of another distribution or boot loader was ever run there**;
+they follow the manuals of their tools. Where the boot loader is not known, the remedy is in words alone.
 
 ### An option of the kernel's command line
 

@@ -1,6 +1,6 @@
 """Commands for this distribution and boot loader: whole lines, to be copied and run by root.
 
-Only those of Debian with GRUB and initramfs-tools were ever run; the others follow the manuals named beside them.
+Only those of Debian with GRUB and initramfs-tools were ever run; the others follow the manuals of their tools.
 """
 
 from __future__ import annotations
