@@ -60,6 +60,7 @@ _SYSTEMS = (
     ("Proxmox, GRUB", System(family="proxmox", loader="grub")),
     ("Proxmox, systemd-boot", System(family="proxmox", loader="proxmox-boot-tool", kernel_cmdline=True)),
     ("Fedora, RHEL, grubby", System(family="fedora", loader="grubby")),
+    ("Fedora Silverblue, Bazzite: rpm-ostree", System(family="ostree", loader="rpm-ostree")),
     ("Arch, GRUB", System(family="arch", loader="grub")),
     ("Arch, systemd-boot", System(family="arch", loader="systemd-boot")),
     ("Arch, unified kernel images", System(family="arch", loader="systemd-boot", kernel_cmdline=True)),
@@ -83,7 +84,7 @@ def page() -> str:
         ("made by", ""), ((name, _code(remedies.rebuild_initramfs(System(initramfs=name)))) for name in _INITRAMFS)
     )
     text.append("\n### Packages\n\n")
-    families = ("debian", "ubuntu", "proxmox", "fedora", "arch", "suse")
+    families = ("debian", "ubuntu", "proxmox", "fedora", "ostree", "arch", "suse")
     rows = (
         (family, *(_code(remedies.install(System(family=family), what)) for what in remedies.PACKAGES))
         for family in families

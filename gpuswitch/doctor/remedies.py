@@ -16,7 +16,7 @@ _GRUB: Mapping[str, str] = {
     "debian": "update-grub",
     "ubuntu": "update-grub",
     "proxmox": "update-grub",
-    "fedora": "grub2-mkconfig -o /boot/grub2/grub.cfg",
+    "fedora": "grub2-mkconfig -o /boot/grub2/grub.cfg --update-bls-cmdline",
     "suse": "grub2-mkconfig -o /boot/grub2/grub.cfg",
 }
 _GRUB_ELSEWHERE = "grub-mkconfig -o /boot/grub/grub.cfg"
@@ -27,7 +27,8 @@ _KERNEL_CMDLINE: Mapping[str, str] = {
     "arch": "mkinitcpio -P",  # which makes unified kernel images with it
 }
 _KERNEL_CMDLINE_ELSEWHERE = "kernel-install add-all"
-_ENTRIES = "/boot/loader/entries/*.conf"
+_ENTRIES = '"$(bootctl --print-boot-path)"/loader/entries/*.conf'
+"""Where boot loader entries lie is for bootctl(1) to say: /boot, /efi or /boot/efi."""
 _INITRAMFS: Mapping[str, str] = {
     "initramfs-tools": "update-initramfs -u -k all",
     "dracut": "dracut --force --regenerate-all",
@@ -39,6 +40,7 @@ _INSTALL: Mapping[str, str] = {
     "ubuntu": "apt-get install",
     "proxmox": "apt-get install",
     "fedora": "dnf install",
+    "ostree": "rpm-ostree install",
     "arch": "pacman -S",
     "suse": "zypper install",
 }
@@ -64,6 +66,8 @@ def add_option(system: System, option: str) -> tuple[str, ...]:
             return (line, *_grub(system), REBOOT)
         case "grubby":
             return (f"grubby --update-kernel=ALL --args={option}", REBOOT)
+        case "rpm-ostree":
+            return (f"rpm-ostree kargs --append-if-missing={option}", REBOOT)
         case "kernelstub":
             return (f"kernelstub --add-options {option}", REBOOT)
         case "systemd-boot" | "proxmox-boot-tool":
@@ -82,6 +86,8 @@ def remove_option(system: System, option: str) -> tuple[str, ...]:
             return (f"sed -i {_quoted(pattern)} /etc/default/grub", *_grub(system), REBOOT)
         case "grubby":
             return (f"grubby --update-kernel=ALL --remove-args={quote(option)}", REBOOT)
+        case "rpm-ostree":
+            return (f"rpm-ostree kargs --delete-if-present={quote(option)}", REBOOT)
         case "kernelstub":
             return (f"kernelstub --delete-options {quote(option)}", REBOOT)
         case "systemd-boot" | "proxmox-boot-tool":

@@ -20,9 +20,10 @@ from gpuswitch.switch.planning.guards import Blocker
 class System:
     """The distribution, how it boots, and what the kernel was told.
 
-    `family`: `debian`, `ubuntu`, `proxmox`, `fedora`, `arch`, `suse`, `nixos`, or "" (os-release, ID and ID_LIKE).
-    `loader`: `grub`, `grubby`, `systemd-boot`, `kernelstub`, `proxmox-boot-tool`, `nixos`, or "". `initramfs`:
-    `initramfs-tools`, `dracut`, `mkinitcpio`, `nixos`, or "". `kernel_cmdline`: /etc/kernel/cmdline is there.
+    `family`: `debian`, `ubuntu`, `proxmox`, `fedora`, `ostree` (images of Fedora), `arch`, `suse`, `nixos`, or ""
+    (os-release, ID and ID_LIKE). `loader`: `grub`, `grubby`, `rpm-ostree`, `systemd-boot`, `kernelstub`,
+    `proxmox-boot-tool`, `nixos`, or "". `initramfs`: `initramfs-tools`, `dracut`, `mkinitcpio`, `nixos`, or "".
+    `kernel_cmdline`: /etc/kernel/cmdline is there.
     `tables`: those of the firmware (ACPI), None where it has none to show. `secure_boot`: None where nobody says.
     `lockdown`: `none`, `integrity`, `confidentiality`, or "" (not in this kernel).
     """

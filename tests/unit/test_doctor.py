@@ -698,7 +698,7 @@ LOADERS: list[tuple[str, Change, list[str]]] = [
     (
         "arch-systemd-boot",
         by_loader(SYSTEMD_BOOT, family="arch"),
-        ["sed -i '/^options/ s/$/ intel_iommu=on/' /boot/loader/entries/*.conf"],
+        ["sed -i '/^options/ s/$/ intel_iommu=on/' \"$(bootctl --print-boot-path)\"/loader/entries/*.conf"],
     ),
     (
         "arch-unified",
@@ -710,6 +710,11 @@ LOADERS: list[tuple[str, Change, list[str]]] = [
         "rhel",
         by_loader(GRUB, "grubby", family="rocky", like="rhel centos fedora"),
         ["grubby --update-kernel=ALL --args=intel_iommu=on"],
+    ),
+    (
+        "bazzite",
+        by_loader(GRUB | {"run/ostree-booted": ""}, "grubby", "rpm-ostree", family="bazzite", like="fedora"),
+        ["rpm-ostree kargs --append-if-missing=intel_iommu=on"],
     ),
     (
         "suse",

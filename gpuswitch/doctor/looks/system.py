@@ -71,6 +71,8 @@ def _release(files: Files) -> Mapping[str, str]:
 def _family(files: Files, release: Mapping[str, str]) -> str:
     if files.there("/usr/bin/pveversion"):
         return "proxmox"
+    if files.there("/run/ostree-booted") and files.program("rpm-ostree"):
+        return "ostree"
     names = [release.get("ID", ""), *release.get("ID_LIKE", "").split()]
     return next((_FAMILIES[name.partition("-")[0]] for name in names if name.partition("-")[0] in _FAMILIES), "")
 
@@ -80,6 +82,8 @@ def _loader(files: Files, family: str) -> str:
     booted = files.text(_LOADER_INFO).replace("\0", "")
     if family == "nixos":
         return "nixos"
+    if family == "ostree":
+        return "rpm-ostree"
     if files.program("kernelstub"):
         return "kernelstub"
     if family == "proxmox" and "systemd-boot" in booted and files.there("/etc/kernel/proxmox-boot-uuids"):
@@ -96,6 +100,8 @@ def _loader(files: Files, family: str) -> str:
 def _initramfs(files: Files, family: str) -> str:
     if family == "nixos":
         return "nixos"
+    if family == "ostree":
+        return ""  # made with the image
     return next((name for program, name in _INITRAMFS if files.program(program)), "")
 
 
