@@ -154,7 +154,7 @@ def _show(found: Examination, *, short: bool) -> None:
                 command="gpuswitchctl doctor GPU",
             )
         )
-    if not found.gpus and not found.passed_over:
+    if found.host_seen and not found.gpus:
         line(_("there is no GPU on this host"))
     _show_unseen(found)
     counted = {severity: sum(each.severity is severity for each in found.findings) for severity in Severity}

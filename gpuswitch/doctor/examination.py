@@ -48,7 +48,10 @@ Gather = Callable[[Mapping[str, Callable[[], object]]], dict[str, object]]
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What was found. `gpus` are those that were judged, `passed_over` those that were not, by address."""
+    """What was found. `gpus` are those that were judged, `passed_over` those that were not, by address.
+
+    `host_seen`: the host was looked at, and there are no others.
+    """
 
     findings: tuple[Finding, ...]
     unseen: tuple[Unseen, ...]
@@ -56,6 +59,7 @@ class Examination:
     passed_over: tuple[str, ...]
     system: System
     as_root: bool
+    host_seen: bool = True
 
     @property
     def severity(self) -> Severity:
@@ -81,6 +85,7 @@ def examine(machine: Machine, service: Service, named: Sequence[str] = (), *, ga
         tuple(others),
         seen.system,
         seen.as_root,
+        seen.facts is not None,
     )
 
 

@@ -90,6 +90,14 @@ def test_json_is_as_its_schema_says(made: MadeMachine, shown: Shown) -> None:
     assert said["unseen"][0]["what"] == "holders"
 
 
+def test_a_host_that_cannot_be_looked_at_is_not_one_without_gpus(made: MadeMachine, shown: Shown) -> None:
+    made.folder("sys/bus/pci/drivers_autoprobe")
+    status, text = shown()
+    assert status == 1
+    assert "not seen: host: " in text
+    assert "there is no GPU" not in text
+
+
 def test_a_stranger_is_told_what_root_would_see(made: MadeMachine, shown: Shown) -> None:
     made.service, made.as_root = Service(), False
     _, text = shown()
