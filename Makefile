@@ -80,6 +80,7 @@ docs: venv ## write the generated documents anew
 	$(BIN)/python docs/generate_states.py
 	$(BIN)/python docs/generate_dbus.py
 	$(BIN)/python docs/generate_metrics.py
+	$(BIN)/python docs/generate_doctor.py
 	$(BIN)/python docs/generate_configuration.py
 	$(BIN)/python docs/generate_man.py
 	$(BIN)/python docs/generate_messages.py

@@ -62,7 +62,7 @@ def _gpuswitchctl() -> str:
             section("OPTIONS", paragraph("Before a command or after it:"), *_options(ctl.arguments_of(top))),
             section("STATES", *(item(bold(state), f"{text}.") for state, text in STATES)),
             section("JSON", paragraph(_JSON)),
-            section("EXIT STATUS", *_exit_statuses(ctl.EXIT_STATUSES), paragraph("With several GPUs, the worst.")),
+            section("EXIT STATUS", *_exit_statuses(ctl.EXIT_STATUSES), paragraph(_EXIT_STATUS_BESIDES)),
             section("ENVIRONMENT", *(item(bold(name), text) for name, text in (_BUS, *_CTL_ENVIRONMENT))),
             section("FILES", *(item(italic(path), text) for path, text in _CONFIG_FILES)),
             see_also([("gpuswitchd", 8), ("gpuswitch.toml", 5), ("org.gpuswitch1", 5), ("virsh", 1)]),
@@ -86,6 +86,7 @@ With `--json`, everything that is printed is JSON: one object, or for what goes 
 object a line. Each has `version`, which is 1. A refusal is an object, too, with `error` and `blockers`. docs/json.md in
 the sources has every form, with a schema for each command.
 """
+_EXIT_STATUS_BESIDES = f"With several GPUs, the worst. {ctl.EXIT_STATUS_OF_DOCTOR}"
 _CTL_ENVIRONMENT = (
     ("NO_COLOR", "Where it is set, nothing has colours."),
     ("TERM", "On a terminal called dumb, nothing is redrawn in place."),

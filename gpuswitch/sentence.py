@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 
 class Sentence(str):
@@ -50,6 +50,14 @@ class Sentence(str):
 
     def __str__(self) -> str:
         return self
+
+    def __reduce__(self) -> tuple[Callable[..., Sentence], tuple[str, dict[str, str]]]:
+        """So that it goes to another process as what it is (pickle)."""
+        return _remade, (self.template, dict(self.data))
+
+
+def _remade(template: str, data: Mapping[str, str]) -> Sentence:
+    return Sentence(template, **data)
 
 
 def template(text: str) -> str:

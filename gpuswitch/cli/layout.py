@@ -136,12 +136,15 @@ def pairs(items: Iterable[tuple[str, str]]) -> None:
         write(text)
 
 
-def hung(lead: str, text: str) -> None:
-    """Print a text whose further lines, where a terminal needs some, stand below its beginning, after `lead`."""
+def hung(lead: str, text: str, *, paint: str = "") -> None:
+    """Print a text whose further lines, where a terminal needs some, stand below its beginning, after `lead`; that in a
+    colour, by its number (ECMA-48, SGR), where there may be some.
+    """
     indent = cells(lead)
     columns = width(sys.stdout)
+    shown = f"\x1b[{paint}m{lead}\x1b[0m" if paint and in_colour(sys.stdout) else lead
     for number, each in enumerate(wrapped(clean(text), columns - indent) if columns else [clean(text)]):
-        write(f"{' ' * indent if number else lead}{each}")
+        write(f"{' ' * indent if number else shown}{each}")
 
 
 def paired(items: Sequence[tuple[str, str]], columns: int) -> Iterator[str]:

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 EXIT_USAGE = 2
 EXIT_OUTPUT = 8
-_WITHOUT_SERVICE = frozenset(f"gpuswitch.cli.{module}" for module in ("configuration", "demo", "editing", "topics"))
-"""Modules whose verbs ask no service."""
+_WITHOUT_SERVICE = frozenset(
+    f"gpuswitch.cli.{module}" for module in ("configuration", "demo", "doctor", "editing", "topics")
+)
+"""Modules whose verbs ask no service, or find it by themselves."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,6 +33,8 @@ EXIT_STATUSES = (
     (141, mark("whoever read the output has gone; a switch, once begun, goes on")),
 )
 """With several GPUs, the worst of theirs."""
+EXIT_STATUS_OF_DOCTOR = mark("Of doctor: 0 all is well, 1 there are warnings, 2 there are problems.")
+"""There, the numbers mean something else."""
 
 EXIT_STATUS = mark(
     """\
@@ -42,6 +44,8 @@ exit status:
   2  wrong usage, no such GPU      7    wedged: the kernel does not return
   3  refused, with the reasons     8    the output could not be written
   4  you may not do this           130  interrupted; the switch goes on
+
+doctor: 0 all is well, 1 warnings, 2 problems
 
 a GPU is named like 0000:01:00.0, 01:00.0, pci_0000_01_00_0, or by its name in the configuration
 """
@@ -172,6 +176,21 @@ def _looking(verb: _Add) -> None:
     _gpus_argument(shown, _("of these only"))
     held = verb("holders", "query:holders", _("show who has {gpu} open"), "gpuswitchctl holders 01:00.0")
     _gpus_argument(held, _("of these only"))
+    examined = verb(
+        "doctor",
+        "doctor:doctor",
+        _("say what keeps this machine from giving {gpu} away, and what to do"),
+        "gpuswitchctl doctor",
+        "gpuswitchctl doctor 01:00.0 --short",
+    )
+    examined.description = _(
+        "Look at the firmware, the kernel, the GPUs, libvirt and other tools, say of each thing whether it is well, "
+        "and what to do about it on this distribution. Changes nothing; works without the service, and without root, "
+        "which sees more. The exit status is 0 where all is well, 1 with warnings, 2 with problems, or where it was "
+        "called wrongly."
+    )
+    _gpus_argument(examined, _("these only; default: those that the configuration names, else all"))
+    examined.add_argument("--short", action="store_true", help=_("leave out what is well"))
     verb("groups", "groups:groups", _("show the IOMMU groups"), "gpuswitchctl groups")
     planned = verb("plan", "switch:plan", _("show the steps of a switch of {gpu}"), "gpuswitchctl plan 01:00.0 vfio")
     _gpu_argument(planned)

@@ -7,7 +7,7 @@ from argparse import Namespace
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.layout import pairs
 from gpuswitch.cli.output import write
-from gpuswitch.cli.parser import EXIT_STATUSES, TOPICS, UsageError, parser
+from gpuswitch.cli.parser import EXIT_STATUS_OF_DOCTOR, EXIT_STATUSES, TOPICS, UsageError, parser
 from gpuswitch.cli.translate import _, mark
 from gpuswitch.errors import InvalidArgument
 
@@ -53,7 +53,7 @@ def show_help(args: Namespace) -> int:
         write(f"\n{_('Edges between them: docs/states.md.')}")
     elif topic == "exit-status":
         pairs([(str(status), _(meaning)) for status, meaning in EXIT_STATUSES])
-        write(f"\n{_('With several GPUs, the worst of theirs.')}")
+        write(f"\n{_('With several GPUs, the worst of theirs.')}\n{_(EXIT_STATUS_OF_DOCTOR)}")
     elif topic == "configuration":
         write(_(_CONFIGURATION))
     else:

@@ -13,22 +13,18 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
-from jsonschema.exceptions import best_match
-from referencing import Registry, Resource
 
 from gpuswitch.cli.parser import arguments_of, parser
 from gpuswitch.cli.records import entry_record
 from tests.harness.buses.private import PrivateBus
+from tests.harness.json_schemas import DOCS, SCHEMAS, check
 from tests.harness.service.services import BIN, environment
 from tests.real_bus.conftest import Start
 
-DOCS = Path(__file__).parents[2] / "docs"
-SCHEMAS = {file.name.partition(".")[0]: json.loads(file.read_text()) for file in (DOCS / "json").iterdir()}
-REGISTRY = Registry[Any]().with_resources(
-    (f"{name}.schema.json", Resource.from_contents(schema)) for name, schema in SCHEMAS.items()
-)
 FOR_PEOPLE = {"help", "demo", "notify"}
 """Verbs that print nothing that programs read."""
+WITHOUT_SERVICE = "doctor"
+"""The verb to which it is a finding that there is no service, and no error."""
 
 INTEGRATED, DISCRETE, SOUND = "0000:00:02.0", "0000:01:00.0", "0000:01:00.1"
 CONFIG = f"""
@@ -41,13 +37,6 @@ address = "{DISCRETE}"
 name = "geforce"
 allow_boot_display = true
 """
-
-
-def check(schema: str, value: object) -> None:
-    """It is of this form: of a verb, or one of those that are common (`common.schema.json#/$defs/gpu`)."""
-    form = SCHEMAS.get(schema) or {"$ref": schema}
-    if (fault := best_match(Draft202012Validator(form, registry=REGISTRY).iter_errors(value))) is not None:
-        raise fault
 
 
 class Told(list[dict[str, Any]]):
@@ -127,6 +116,19 @@ async def test_what_only_looks_prints_one_object(start: Start, told: Json) -> No
         each for group in told("groups")[0]["groups"] for each in group["functions"] if each["address"] == DISCRETE
     ]
     assert (function["vendor_id"], function["device_id"], function["class"]) == ("10de", "2484", "030000")
+
+
+async def test_the_doctor_asks_the_service_where_there_is_one(start: Start, told: Json) -> None:
+    """What it says of the machine that runs this is what that is."""
+    without = told("doctor")
+    await start("laptop", config=CONFIG)
+    with_one = told("doctor")
+    for examined, severity in ((without, "warning"), (with_one, "ok")):
+        [found] = examined
+        assert examined.status == ["ok", "warning", "problem"].index(found["severity"])
+        [service] = [each for each in found["findings"] if each["kind"] == "service"]
+        # Where gpuswitch is not installed, that is what is wrong without one.
+        assert service["severity"] == severity or (examined is without and "not installed" in service["reason"])
 
 
 async def test_the_configuration_is_shown_and_checked_as_json(start: Start, told: Json, tmp_path: Path) -> None:
@@ -288,7 +290,7 @@ async def test_what_cannot_be_done_is_one_error(case: str, start: Start, told: J
     assert error["changed"] is (False if said.status == 2 else None)
 
 
-@pytest.mark.parametrize("verb", sorted(SCHEMAS.keys() - {"common"}))
+@pytest.mark.parametrize("verb", sorted(SCHEMAS.keys() - {"common", WITHOUT_SERVICE}))
 def test_a_service_that_is_not_there_is_an_error_of_every_verb(verb: str, told: Json) -> None:
     said = told(verb, *{"show": ["x"], "plan": ["host"]}.get(verb, []))
     assert (said.status, [each["error"]["kind"] for each in said]) == (5, ["unreachable"])

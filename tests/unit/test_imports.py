@@ -100,10 +100,41 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.host",
         "gpuswitch.api",
     ),
+    # It looks at this machine with the service's eyes, and judges with its guards, whether or not the service runs. It
+    # has no part in switching: no host that writes, no engine, no bus.
+    "gpuswitch.doctor": (
+        "gpuswitch.__version__",
+        "gpuswitch.sentence",
+        "gpuswitch.errors",
+        "gpuswitch.model",
+        "gpuswitch.config",
+        "gpuswitch.host.linux.processes",
+        "gpuswitch.host.linux.reading",
+        "gpuswitch.host.linux.scan_main",
+        "gpuswitch.host.linux.sysfs",
+        "gpuswitch.switch.holder_policy",
+        "gpuswitch.switch.planning.guards",
+        "gpuswitch.switch.planning.remedies",
+        "gpuswitch.switch.planning.requirements",
+        "gpuswitch.switch.restore_state",
+        "gpuswitch.switch.steps.pci",
+        "gpuswitch.gpu.observe",
+        "gpuswitch.fleet.fitting",
+        "gpuswitch.fleet.host_drivers",
+        "gpuswitch.doctor",
+    ),
     # It says what it understands before any of that is there.
     "gpuswitch.service": ("gpuswitch.__version__", "gpuswitch.daemon"),
     # Clients of the bus: they work, and say what is wrong, when nothing else of the program does.
     "gpuswitch.cli": ("gpuswitch.__version__", "gpuswitch.sentence", "gpuswitch.errors", "gpuswitch.cli"),
+    # The one verb that is more than that: it has to work where there is no service to ask (adr/0039).
+    "gpuswitch.cli.doctor": (
+        "gpuswitch.sentence",
+        "gpuswitch.errors",
+        "gpuswitch.model.holders",
+        "gpuswitch.cli",
+        "gpuswitch.doctor",
+    ),
     "gpuswitch.hook": (),
 }
 """What a part of the package may import of the package."""

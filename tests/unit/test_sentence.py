@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sqlite3
 
 import pytest
@@ -65,3 +66,11 @@ def test_what_was_said_by_a_template_is_read() -> None:
     assert (read.template, read.data) == (templates[1], {"module": "nvidia", "count": "2"})
     assert Sentence.read("it is busy", templates).template == "it is busy"
     assert Sentence.read("it is not busy", templates).template == "{text}"
+
+
+def test_it_goes_to_another_process_as_what_it_is() -> None:
+    inner = Sentence("the {what} {braces}", what="thing", braces="{x}")
+    made = pickle.loads(pickle.dumps(Sentence("look: {inner}", inner=inner)))  # noqa: S301 -- of our own making
+    assert made == "look: the thing {x}"
+    assert isinstance(made.data["inner"], Sentence)
+    assert made.data["inner"].template == "the {what} {braces}"

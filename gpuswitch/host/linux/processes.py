@@ -59,7 +59,7 @@ class LinuxProcesses(Processes):
         if len(self._abandoned) >= _MOST_ABANDONED:
             text = f"{len(self._abandoned)} earlier looks have not returned"
             raise KernelError("look for", "holders", errno.EBUSY, text)
-        worker, look = self._ask(_request(query))
+        worker, look = self._ask(request_of(query))
         try:
             said = json.loads(await look.answer)
         except asyncio.CancelledError:
@@ -68,7 +68,7 @@ class LinuxProcesses(Processes):
         if "error" in said:
             number, text = said["error"]
             raise KernelError("look for", "holders", number or errno.EIO, text)
-        holders = sorted((_holder(found) for found in said["holders"]), key=lambda holder: (holder.pid, holder.nodes))
+        holders = sorted((holder_of(found) for found in said["holders"]), key=lambda holder: (holder.pid, holder.nodes))
         scan = Scan(tuple(holders), tuple(said["numbers"]))
         self.noticed(query, scan)
         return scan
@@ -218,7 +218,7 @@ def _open(process: Process) -> int | None:
     return None
 
 
-def _request(query: HolderQuery) -> bytes:
+def request_of(query: HolderQuery) -> bytes:
     """As scan_main.py wants it. The nodes that a module's devices share tell who else has a reference to it."""
     return json.dumps(
         {
@@ -230,7 +230,8 @@ def _request(query: HolderQuery) -> bytes:
     ).encode()
 
 
-def _holder(found: dict[str, Any]) -> Holder:
+def holder_of(found: dict[str, Any]) -> Holder:
+    """A holder as scan_main.py tells it."""
     unit, session = unit_and_session(found["cgroup"])
     return Holder(
         process=Process(found["pid"], found["started"]) if found["pid"] else None,

@@ -125,7 +125,7 @@ def _immovable(gpu: Gpu, facts: HostFacts, config: Config) -> Iterator[Blocker]:
 
 def _host_ready(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
     if not facts.iommu:
-        yield Blocker("no_iommu", Sentence("the IOMMU is off: {remedy}", remedy=_switch_on(facts)))
+        yield Blocker("no_iommu", Sentence("the IOMMU is off: {remedy}", remedy=switch_on(facts)))
     else:
         why = _LEFT_OUT.get(facts.processor, _LEFT_OUT_ANY)
         for function in gpu.present(facts):
@@ -172,7 +172,7 @@ def _groups(gpu: Gpu, facts: HostFacts, config: Config, along: Collection[PciAdd
     yield from _reserved(gpu, facts)
 
 
-def _switch_on(facts: HostFacts) -> Sentence:
+def switch_on(facts: HostFacts) -> Sentence:
     return _SWITCH_ON.get(facts.hypervisor or facts.processor, _SWITCH_ON_ANY)
 
 
@@ -184,7 +184,7 @@ def _without_iommu(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
                 "IOMMU group {group} is one of vfio's own, without an IOMMU (enable_unsafe_noiommu_mode), and no "
                 "virtual machine can have it; the IOMMU is off: {remedy}",
                 group=number,
-                remedy=_switch_on(facts),
+                remedy=switch_on(facts),
             )
             yield Blocker("no_iommu", sentence)
 

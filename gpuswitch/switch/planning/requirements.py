@@ -19,7 +19,7 @@ from gpuswitch.model.policy import Busy, ModulePolicy
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.holder_policy import Leaving, is_logind, never_ended, sentences
 from gpuswitch.switch.planning.guards import GONE, Blocker
-from gpuswitch.switch.planning.remedies import to_set
+from gpuswitch.switch.planning.remedies import to_set, to_set_units
 
 AUTOPROBE = "/sys/bus/pci/drivers_autoprobe"
 
@@ -298,6 +298,15 @@ def units_to_stop(found: Iterable[BoundDriver], configured: Iterable[str]) -> tu
     own = tuple(dict.fromkeys(map(Unit, configured)))
     comfort = dict.fromkeys(unit for bound_driver in found for unit in bound_driver.profile.units)
     return own, tuple(unit for unit in comfort if unit not in own)
+
+
+def no_such_unit(gpu: Gpu, config: Config, unit: Unit) -> Sentence:
+    """One that the configuration names, and systemd does not know."""
+    return Sentence(
+        "there is no {unit}, which is to be stopped first: correct its name, or leave it out: {set}",
+        unit=unit,
+        set=to_set_units(config, gpu, less=str(unit)),
+    )
 
 
 def back_at_once(found: Iterable[BoundDriver]) -> frozenset[Unit]:

@@ -22,7 +22,6 @@ from gpuswitch.sentence import Sentence
 from gpuswitch.switch.holder_policy import Leaving
 from gpuswitch.switch.planning import requirements as rules
 from gpuswitch.switch.planning.guards import Blocker, refusal
-from gpuswitch.switch.planning.remedies import to_set_units
 from gpuswitch.switch.planning.requirements import BoundDriver, DetachRequirements
 from gpuswitch.switch.restore_state import Baseline
 from gpuswitch.switch.shared.arbiter import Arbiter
@@ -191,11 +190,7 @@ class DetachSurvey:
     def _no_unit(self, unit: Unit) -> Sentence:
         if str(unit) in self.options.stop_units:
             return Sentence("there is no {unit}, which is to be stopped first: correct its name", unit=unit)
-        return Sentence(
-            "there is no {unit}, which is to be stopped first: correct its name, or leave it out: {set}",
-            unit=unit,
-            set=to_set_units(self.config, self.gpu, less=str(unit)),
-        )
+        return rules.no_such_unit(self.gpu, self.config, unit)
 
     async def _scan(self, query: HolderQuery) -> Scan:
         try:

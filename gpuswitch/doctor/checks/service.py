@@ -1,0 +1,121 @@
+"""Of gpuswitch itself: its service, who may use it, what it was told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gpuswitch import __version__
+from gpuswitch.doctor import remedies
+from gpuswitch.doctor.findings import Said, ok, problem, warning
+from gpuswitch.doctor.looks.units import BUS, OURS, POLKIT
+from gpuswitch.doctor.seen import Seen
+from gpuswitch.sentence import Sentence
+
+_RELOAD = f"systemctl reload {OURS}"
+
+
+def service(seen: Seen) -> Iterator[Said]:
+    unit, said = seen.unit(OURS), seen.service
+    if said.running:
+        if said.version != __version__:
+            yield warning(
+                Sentence(
+                    "the service is of version {theirs}, and this command of {ours}",
+                    theirs=said.version,
+                    ours=__version__,
+                ),
+                Sentence("start it anew; GPUs stay where they are"),
+                (f"systemctl restart {OURS}",),
+            )
+        else:
+            yield ok(Sentence("the service runs, version {version}", version=said.version))
+        if unit.found and not unit.enabled:
+            yield warning(
+                Sentence("the service is not started when the machine starts"),
+                Sentence("enable it"),
+                (f"systemctl enable {OURS}",),
+            )
+    elif seen.units is not None and not unit.found:
+        yield problem(
+            Sentence("the service is not installed: there is no {unit}", unit=OURS),
+            Sentence("install it, in the sources of gpuswitch"),
+            ("make install",),
+        )
+    elif said.why:
+        yield problem(
+            Sentence("the service does not answer: {why}", why=said.why),
+            Sentence("see what it says, then start it"),
+            (f"journalctl -u {OURS} -b -n 50", f"systemctl restart {OURS}"),
+        )
+    else:
+        yield warning(
+            Sentence("the service does not run: no virtual machine gets a GPU by itself"),
+            Sentence("start it, now and with the machine"),
+            (f"systemctl enable --now {OURS}",),
+        )
+
+
+def broker(seen: Seen) -> Iterator[Said]:
+    """Either will do."""
+    if seen.units is None:
+        return
+    bus = seen.unit(BUS)
+    name = bus.id.removesuffix(".service").replace("dbus-daemon", "dbus")
+    if not bus.active:
+        yield problem(Sentence("the system bus does not run"), Sentence("start it"), ("systemctl start dbus.socket",))
+    elif not seen.installation.bus_policy:
+        yield problem(
+            Sentence("the policy of the bus knows nothing of gpuswitch: org.gpuswitch1.conf is missing"),
+            Sentence("install gpuswitch again, in its sources"),
+            ("make install",),
+        )
+    else:
+        yield ok(Sentence("the system bus is {name}", name="dbus-broker" if name == "dbus-broker" else "dbus-daemon"))
+
+
+def polkit(seen: Seen) -> Iterator[Said]:
+    if seen.units is None:
+        return
+    if not seen.unit(POLKIT).found:
+        yield warning(
+            Sentence("polkit is not installed: only root may switch"),
+            Sentence("install it"),
+            remedies.install(seen.system, "polkit"),
+        )
+    elif not seen.installation.actions:
+        yield warning(
+            Sentence("polkit knows nothing of gpuswitch: org.gpuswitch1.policy is missing"),
+            Sentence("install gpuswitch again, in its sources"),
+            ("make install",),
+        )
+    else:
+        yield ok(Sentence("polkit says who may switch"))
+
+
+def configuration(seen: Seen) -> Iterator[Said]:
+    found = seen.configuration
+    edit = ("gpuswitchctl config edit",)
+    for fault in found.faults:
+        yield problem(Sentence.of(fault), Sentence("correct it"), edit)
+    told = [*found.config.warnings, *(misfit.sentence for misfit in seen.misfits), *seen.missing_drivers]
+    for sentence in told:
+        yield warning(Sentence.of(sentence), Sentence("correct it"), edit)
+    if found.faults:
+        return
+    written = {setting.key: setting.value for setting in found.config.settings}
+    in_force = seen.service.settings
+    files = {*written, *in_force} - seen.service.by_variables if in_force else set[str]()
+    changed = sorted(key for key in files if written.get(key) != in_force.get(key))
+    if changed:
+        yield warning(
+            Sentence("the service still has what the configuration said before: {keys}", keys=", ".join(changed[:5])),
+            Sentence("have it read again"),
+            (_RELOAD,),
+        )
+    elif not told:
+        managed = ", ".join(str(gpu.address) for gpu in found.config.gpus)
+        yield ok(
+            Sentence("the configuration can be used; it is about {gpus}", gpus=managed)
+            if managed
+            else Sentence("the configuration names no GPU: virtual machines get none by themselves")
+        )

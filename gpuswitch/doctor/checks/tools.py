@@ -1,0 +1,164 @@
+"""Of other tools that want the same cards."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from shlex import quote
+
+from gpuswitch.doctor import remedies
+from gpuswitch.doctor.findings import Said, ok, warning
+from gpuswitch.doctor.looks.units import OTHERS
+from gpuswitch.doctor.seen import Line, Seen
+from gpuswitch.errors import InvalidArgument
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import PciFunction
+from gpuswitch.sentence import Sentence
+
+_VFIO_NAMES = frozenset({"vfio-pci", "vfio_pci"})
+_DRIVERS: Mapping[int, frozenset[str]] = {
+    # nouveau is not among them: to keep it out is what NVIDIA's own driver wants.
+    0x10DE: frozenset({"nvidia", "nvidia_drm", "nvidia_modeset", "nvidia_current"}),
+    0x1002: frozenset({"amdgpu"}),
+    0x8086: frozenset({"i915", "xe"}),
+}
+"""Whose cards a host has no use of without them, by vendor."""
+
+
+def driverctl(seen: Seen) -> Iterator[Said]:
+    """It has udev set an override whenever the device appears (driverctl(8))."""
+    own = {str(function) for patient in seen.patients for function in patient.gpu.functions}
+    for address in seen.tools.driverctl:
+        if address in own:
+            yield warning(
+                Sentence(
+                    "driverctl has a driver override for {function}, and sets it whenever that appears",
+                    function=address,
+                ),
+                Sentence("leave it to gpuswitch"),
+                (f"driverctl unset-override {address}",),
+            )
+
+
+def modprobe(seen: Seen) -> Iterator[Said]:
+    functions = _functions(seen)
+    files = set()
+    for line in seen.tools.modprobe:
+        if said := _line(line, functions):
+            files.add(line.file)
+            commands = (remedies.take_out(line.file, *line.words), *remedies.rebuild_initramfs(seen.system))
+            yield warning(said, Sentence("take that line out, and make the initramfs anew"), commands)
+    ids = seen.system.option("vfio-pci.ids") or ""
+    if caught := _caught(ids, functions):
+        yield warning(
+            Sentence(
+                "the kernel command line has {option}, which gives {functions} to vfio-pci when the machine starts, "
+                "and every other card of the same kind",
+                option=f"vfio-pci.ids={ids}",
+                functions=", ".join(caught),
+            ),
+            Sentence("take it off the kernel command line"),
+            remedies.remove_option(seen.system, f"vfio-pci.ids={ids}"),
+        )
+    for option in ("modprobe.blacklist", "module_blacklist"):
+        value = seen.system.option(option) or ""
+        if kept := sorted(_drivers_of(functions).intersection(_underscored(value.split(",")))):
+            yield warning(
+                Sentence("the kernel command line keeps {modules} from being loaded", modules=", ".join(kept)),
+                Sentence("take it off the kernel command line"),
+                remedies.remove_option(seen.system, f"{option}={value}"),
+            )
+
+
+def _functions(seen: Seen) -> list[PciFunction]:
+    """Those of the GPUs that are judged."""
+    return [f for patient in seen.patients for f in patient.gpu.present(seen.facts)] if seen.facts else []
+
+
+def _line(line: Line, functions: Collection[PciFunction]) -> Sentence | None:
+    """What is wrong with a line of modprobe's configuration."""
+    match line.words:
+        case ["options", name, *options] if name in _VFIO_NAMES:
+            ids = ",".join(option.partition("=")[2].strip('"') for option in options if option.startswith("ids="))
+            if caught := _caught(ids, functions):
+                return Sentence(
+                    "{file} gives {functions} to vfio-pci when the machine starts, and every other card of the same "
+                    "kind (ids={ids})",
+                    file=line.file,
+                    functions=", ".join(caught),
+                    ids=ids,
+                )
+        case ["blacklist", name] if _underscored([name]) & _drivers_of(functions):
+            return Sentence("{file} keeps {module} from being loaded for its cards", file=line.file, module=name)
+        case ["softdep", name, *others] if _VFIO_NAMES.intersection(others) and _underscored([name]) & _drivers_of(
+            functions
+        ):
+            return Sentence("{file} has vfio-pci loaded before {module}", file=line.file, module=name)
+    return None
+
+
+def _caught(ids: str, functions: Collection[PciFunction]) -> list[str]:
+    """The functions that these ids are of: `10de:2484,10de:228b` (vfio_pci_fill_ids in drivers/vfio/pci/vfio_pci.c)."""
+    wanted = [each.lower().split(":")[:2] for each in ids.split(",") if ":" in each]
+    return [str(f.address) for f in functions if [f"{f.vendor:04x}", f"{f.device:04x}"] in wanted]
+
+
+def _drivers_of(functions: Collection[PciFunction]) -> frozenset[str]:
+    return frozenset().union(*(_DRIVERS.get(f.vendor, frozenset()) for f in functions if f.makes_gpu))
+
+
+def _underscored(names: Collection[str]) -> frozenset[str]:
+    return frozenset(name.replace("-", "_") for name in names)
+
+
+def switchers(seen: Seen) -> Iterator[Said]:
+    """Tools that load, unload, bind or hide GPUs by themselves."""
+    for name in OTHERS:
+        unit = seen.unit(name)
+        if unit.active or (unit.found and unit.enabled):
+            yield warning(
+                Sentence("{unit} moves or hides GPUs by itself, and knows nothing of gpuswitch", unit=name),
+                Sentence("stop it, and keep it from being started"),
+                (f"systemctl disable --now {name}",),
+            )
+
+
+def old_hooks(seen: Seen) -> Iterator[Said]:
+    for script in seen.tools.moving:
+        yield warning(
+            Sentence("{script} moves devices, too: two that move one card will meet each other", script=script),
+            Sentence("take its lines for this card out, or keep libvirt from running it (docs/libvirt.md)"),
+            (f"chmod a-x {quote(script)}",),
+        )
+
+
+def proxmox(seen: Seen) -> Iterator[Said]:
+    """It takes whatever the machine is given from its driver, and asks nobody (PVE::QemuServer::PCI)."""
+    for machine, places in seen.tools.proxmox:
+        for patient in seen.patients:
+            if any(_is_part(place, patient.gpu.functions) for place in places):
+                yield warning(
+                    Sentence(
+                        "Proxmox gives {gpu} to its machine {machine}, and takes it from its driver without asking "
+                        "anybody",
+                        gpu=patient.address,
+                        machine=machine,
+                    ),
+                    Sentence("move it first, before that machine is started, and back when it is shut down"),
+                    (f"gpuswitchctl to-vfio {patient.address}", f"qm start {quote(machine)}"),
+                )
+
+
+def _is_part(place: str, functions: Collection[PciAddress]) -> bool:
+    """Whether a function, or a slot (`01:00`), is one of these, or theirs."""
+    try:
+        return PciAddress.parse(place) in functions
+    except InvalidArgument:
+        slot = place if place.count(":") == 2 else f"0000:{place}"
+        return any(function.slot_name == slot for function in functions)
+
+
+def none(seen: Seen) -> Iterator[Said]:
+    """All of the above, where nothing was found."""
+    found = (driverctl, modprobe, switchers, old_hooks, proxmox)
+    if seen.patients and not any(said for check in found for said in check(seen)):
+        yield ok(Sentence("no other tool was found that moves these cards"))

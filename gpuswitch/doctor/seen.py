@@ -1,0 +1,199 @@
+"""What was seen of a machine: frozen, and all that checks know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gpuswitch.config.settings import Config
+from gpuswitch.doctor.findings import Unseen
+from gpuswitch.fleet.fitting import Misfit
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.gpu import Gpu
+from gpuswitch.model.holders import Holder
+from gpuswitch.model.states import State
+from gpuswitch.switch.planning.guards import Blocker
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """The distribution, how it boots, and what the kernel was told.
+
+    `family`: `debian`, `ubuntu`, `proxmox`, `fedora`, `ostree` (images of Fedora), `arch`, `suse`, `nixos`, or ""
+    (os-release, ID and ID_LIKE). `loader`: `grub`, `grubby`, `rpm-ostree`, `systemd-boot`, `kernelstub`,
+    `proxmox-boot-tool`, `nixos`, or "". `initramfs`: `initramfs-tools`, `dracut`, `mkinitcpio`, `nixos`, or "".
+    `kernel_cmdline`: /etc/kernel/cmdline is there.
+    `tables`: those of the firmware (ACPI), None where it has none to show. `secure_boot`: None where nobody says.
+    `lockdown`: `none`, `integrity`, `confidentiality`, or "" (not in this kernel).
+    """
+
+    name: str = ""
+    family: str = ""
+    loader: str = ""
+    initramfs: str = ""
+    kernel: str = ""
+    command_line: tuple[str, ...] = ()
+    kernel_cmdline: bool = False
+    tables: frozenset[str] | None = None
+    secure_boot: bool | None = None
+    lockdown: str = ""
+    selinux_enforcing: bool = False
+    selinux_hooks_unconfined: bool | None = None
+    apparmor: bool = False
+    """AppArmor is in the kernel, and on."""
+
+    def option(self, name: str) -> str | None:
+        """The last value that the kernel's command line gives it, "" without one; None where it is not there."""
+        found = [word.partition("=")[2] for word in self.command_line if word.partition("=")[0] == name]
+        return found[-1] if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A unit of systemd as `systemctl show` has it. `id`: its real name; `changed`: when its state did."""
+
+    id: str
+    found: bool = False
+    active: bool = False
+    enabled: bool = False
+    changed: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A file that libvirt runs. `changed`: when it, or its mode, was last changed; `wants`: what it has to read."""
+
+    path: str
+    executable: bool = True
+    changed: float = 0.0
+    wants: str = ""
+    wanted_there: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Libvirt:
+    """`version`: by the name of its library, None where it is not installed."""
+
+    version: tuple[int, int, int] | None = None
+    own: Hook | None = None
+    others: tuple[Hook, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of somebody's configuration, without its comment, and the file."""
+
+    file: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherTools:
+    """`driverctl`: functions that it has an override for. `moving`: scripts of libvirt's hooks that move devices.
+
+    `proxmox`: its machines by number, with the addresses of functions or slots that each gets.
+    """
+
+    driverctl: tuple[str, ...] = ()
+    modprobe: tuple[Line, ...] = ()
+    moving: tuple[str, ...] = ()
+    proxmox: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Which files of ours are where the bus and polkit look for them."""
+
+    bus_policy: bool = False
+    actions: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the service says of one GPU."""
+
+    state: str
+    reason: str = ""
+    owner: str = ""
+    stays_out: bool = False
+    holders: tuple[Holder, ...] | None = None
+
+    @property
+    def at(self) -> State:
+        """Where it is."""
+        return next((state for state in State if state.value == self.state), State.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the service says of itself; not `running`, `why` it says nothing, as far as that is known.
+
+    `settings` are the keys in force with their values, `by_variables` those that its environment sets. `gpus` are by
+    address.
+    """
+
+    running: bool = False
+    why: str = ""
+    version: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    by_variables: frozenset[str] = frozenset()
+    gpus: Mapping[str, Told] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The configuration as the files have it; where they have `faults`, the one without any files."""
+
+    config: Config = field(default_factory=Config)
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """One GPU that is judged. `blockers`: what would refuse its switch to vfio, as far as facts tell.
+
+    `counts`: what refuses a switch is a problem. Else a warning: nobody has asked for this GPU. `memory`: its largest
+    range, in bytes. `holders`: None where nobody could tell.
+    """
+
+    gpu: Gpu
+    state: State
+    counts: bool
+    blockers: tuple[Blocker, ...] = ()
+    memory: int = 0
+    holders: tuple[Holder, ...] | None = None
+
+    @property
+    def address(self) -> PciAddress:
+        return self.gpu.address
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """All of it. `facts`: None where the host could not be looked at. `units`: by the names that were asked for, None
+    where systemd could not be asked. `gpus` are all that there are, `patients` those that are judged.
+    """
+
+    system: System = field(default_factory=System)
+    facts: HostFacts | None = None
+    gpus: tuple[Gpu, ...] = ()
+    patients: tuple[Patient, ...] = ()
+    units: Mapping[str, Unit] | None = None
+    installation: Installation = field(default_factory=Installation)
+    libvirt: Libvirt = field(default_factory=Libvirt)
+    tools: OtherTools = field(default_factory=OtherTools)
+    service: Service = field(default_factory=Service)
+    configuration: Configuration = field(default_factory=Configuration)
+    config: Config = field(default_factory=Config)
+    """With each table under the address of its GPU."""
+    misfits: tuple[Misfit, ...] = ()
+    missing_drivers: tuple[str, ...] = ()
+    vendor_reset: bool = False
+    """The module of that name is in the kernel."""
+    unseen: tuple[Unseen, ...] = ()
+    as_root: bool = False
+
+    def unit(self, name: str) -> Unit:
+        """The unit of that name; one that is not there where systemd could not be asked."""
+        return (self.units or {}).get(name, Unit(name))

@@ -1,0 +1,851 @@
+"""The doctor, on machines that are made of files: one where all is well, and for each check some where it is not."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpuswitch.doctor import remedies
+from gpuswitch.doctor.findings import Severity
+from gpuswitch.doctor.seen import Service, System, Told
+from gpuswitch.doctor.table import CHECKS
+from gpuswitch.errors import NoSuchGpu
+from gpuswitch.model.holders import Holder, Process, Unit
+from tests.harness.made_machine import CARD, HOOK, INTEGRATED, PORT, SOUND, MadeMachine
+from tests.unit.test_house import ROOT
+
+SLOT = "0000:02:00.0"
+OK, WARNING, PROBLEM = Severity.OK, Severity.WARNING, Severity.PROBLEM
+Change = Callable[[MadeMachine], object]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> MadeMachine:
+    return MadeMachine(tmp_path)
+
+
+def test_a_good_machine(made: MadeMachine) -> None:
+    """The managed card alone is judged; the screen of the other one is no matter."""
+    found = made.examined()
+    assert [f"{each.kind}: {each.reason}" for each in found.findings if each.severity is not OK] == []
+    assert (found.severity, found.unseen, found.gpus, found.passed_over) == (OK, (), (CARD,), (INTEGRATED,))
+    said = {each.kind: str(each.reason) for each in found.findings}
+    assert said["kernel"] == "Debian GNU/Linux 12 (bookworm), Linux 6.1.0-30-amd64"
+    assert said["iommu"] == "the IOMMU is on: 3 groups"
+    assert said["vfio"] == "vfio-pci is installed, and loaded when it is needed"
+    assert said["groups"] == "alone in IOMMU group 15"
+    assert said["driver"] == "on nvidia 580.142"
+    assert said["managed"] == "managed, by the name of geforce"
+    assert said["holders"] == "nobody has it open"
+    assert said["libvirt"] == "libvirt 9.0, virtqemud.service runs"
+    assert said["hook"] == "the hook is installed, and libvirt runs it"
+    assert said["other_tools"] == "no other tool was found that moves these cards"
+    assert {each.severity for each in found.findings if each.commands} == set()
+
+
+def without_iommu(*, table: bool = True, words: str = "quiet") -> Change:
+    def change(made: MadeMachine) -> None:
+        made.command_line(words)
+        for group in (made.tree.sys / "kernel/iommu_groups").iterdir():
+            for link in (group / "devices").iterdir():
+                (link.resolve() / "iommu_group").unlink()
+                link.unlink()
+            (group / "devices").rmdir()
+            for file in group.iterdir():
+                file.unlink()
+            group.rmdir()
+        if not table:
+            made.remove("sys/firmware/acpi/tables/DMAR")
+
+    return change
+
+
+def neighbour(made: MadeMachine) -> None:
+    made.tree.driver("r8169", "r8169")
+    made.tree.function(SLOT, ids="10ec:8168", class_code="020000", driver="r8169", group=15)
+
+
+def unloading_is_impossible(made: MadeMachine) -> None:
+    (made.tree.sys / "module/nvidia/refcnt").unlink()
+
+
+def version(text: str) -> Change:
+    return lambda made: (made.tree.sys / "module/nvidia/version").write_text(f"{text}\n")
+
+
+def without_driver(made: MadeMachine) -> str:
+    made.tree.unbind(CARD)
+    return CARD
+
+
+def half_way(made: MadeMachine) -> None:
+    made.service = Service()
+    made.as_root = False
+    made.tree.driver("vfio-pci", "vfio_pci")
+    made.tree.unbind(SOUND)
+    made.tree.bind(SOUND, "vfio-pci")
+
+
+def old_radeon(made: MadeMachine) -> Path:
+    made.tree.driver("amdgpu", "amdgpu")
+    made.tree.function(SLOT, ids="1002:67df", driver="amdgpu", group=16)
+    made.write("sys/kernel/iommu_groups/16/reserved_regions", "")
+    return made.write("etc/gpuswitch/config.toml", f'[[gpu]]\naddress = "{SLOT}"\n')
+
+
+def shared_out(made: MadeMachine) -> None:
+    (made.tree.path(CARD) / "sriov_numvfs").touch()
+    (made.tree.path(CARD) / "virtfn0").symlink_to("../x")
+
+
+def holder(command: str, node: str, unit: str = "", session: str = "") -> Holder:
+    return Holder(Process(1234, 1), command, 1000, "kim", Unit(unit) if unit else None, session, (node,))
+
+
+GAME = holder("game", "/dev/nvidia0", session="2")
+PIPEWIRE = holder("wireplumber", "/dev/snd/controlC1")
+IDS = "options vfio-pci ids=10de:2484,10de:228b\n"
+APPEND = """echo 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX intel_iommu=on"' >> /etc/default/grub"""
+
+CASES: list[tuple[str, Change, str, Severity, str, str]] = [
+    # name, change, kind, severity, words of it, one of the commands ("": none)
+    (
+        "old-kernel",
+        lambda m: m.write("proc/sys/kernel/osrelease", "5.10.0-9\n"),
+        "kernel",
+        PROBLEM,
+        "may stop this kernel",
+        "apt-get install linux-image-amd64",
+    ),
+    (
+        "untried-kernel",
+        lambda m: m.write("proc/sys/kernel/osrelease", "5.19.4\n"),
+        "kernel",
+        WARNING,
+        "older than any",
+        "",
+    ),
+    (
+        "iommu-in-firmware",
+        without_iommu(table=False),
+        "iommu",
+        PROBLEM,
+        "off in the firmware, which has no DMAR",
+        APPEND,
+    ),
+    ("iommu-in-kernel", without_iommu(), "iommu", PROBLEM, "off in the kernel; the firmware has it", APPEND),
+    (
+        "iommu-off",
+        without_iommu(words="intel_iommu=off"),
+        "iommu",
+        PROBLEM,
+        "has intel_iommu=off",
+        r"""sed -i 's/\(^\|[ "'\'']\)intel_iommu=off\($\|[ "'\'']\)/\1\2/g' /etc/default/grub""",
+    ),
+    (
+        "igfx-off",
+        lambda m: m.command_line("intel_iommu=on,igfx_off"),
+        "iommu",
+        WARNING,
+        "no IOMMU group",
+        "update-grub",
+    ),
+    (
+        "guest",
+        lambda m: (m.write("proc/cpuinfo", "vendor_id : GenuineIntel\nflags : fpu hypervisor\n"), without_iommu()(m)),
+        "iommu",
+        PROBLEM,
+        "the IOMMU is off",
+        "",
+    ),
+    (
+        "no-modules",
+        lambda m: m.tree.installed("modules.dep", ""),
+        "vfio",
+        PROBLEM,
+        "vfio-pci is not installed",
+        'apt-get install --reinstall "linux-image-$(uname -r)"',
+    ),
+    (
+        "barred",
+        lambda m: m.command_line("module_blacklist=vfio_pci"),
+        "vfio",
+        PROBLEM,
+        "keeps vfio_pci from",
+        "update-grub",
+    ),
+    (
+        "no-group-nodes",
+        lambda m: (m.tree.driver("vfio-pci", "vfio_pci"), m.folder("sys/class/vfio-dev")),
+        "vfio",
+        PROBLEM,
+        "no VFIO groups",
+        "",
+    ),
+    (
+        "no-autoprobe",
+        lambda m: m.write("sys/bus/pci/drivers_autoprobe", "0\n"),
+        "autoprobe",
+        WARNING,
+        "is 0",
+        "echo 1 > /sys/bus/pci/drivers_autoprobe",
+    ),
+    (
+        "locked-down",
+        lambda m: m.write("sys/kernel/security/lockdown", "none [integrity] confidentiality\n"),
+        "secure_boot",
+        OK,
+        "locked down (integrity)",
+        "",
+    ),
+    (
+        "locked-out",
+        lambda m: (m.write("sys/kernel/security/lockdown", "none [integrity] confidentiality\n"), without_driver(m)),
+        "secure_boot",
+        WARNING,
+        "not signed",
+        "mokutil --import /var/lib/dkms/mok.pub",
+    ),
+    (
+        "service-down",
+        lambda m: m.is_served(Service()),
+        "service",
+        WARNING,
+        "does not run",
+        "systemctl enable --now gpuswitchd.service",
+    ),
+    (
+        "service-mute",
+        lambda m: m.is_served(Service(why="nobody")),
+        "service",
+        PROBLEM,
+        "does not answer: nobody",
+        "journalctl -u gpuswitchd.service -b -n 50",
+    ),
+    (
+        "service-missing",
+        lambda m: (m.is_served(Service()), m.units.pop("gpuswitchd.service")),
+        "service",
+        PROBLEM,
+        "not installed",
+        "make install",
+    ),
+    (
+        "service-older",
+        lambda m: m.is_served(Service(running=True, version="0.0")),
+        "service",
+        WARNING,
+        "of version 0.0",
+        "systemctl restart gpuswitchd.service",
+    ),
+    (
+        "service-disabled",
+        lambda m: m.unit("gpuswitchd.service", UnitFileState="disabled"),
+        "service",
+        WARNING,
+        "not started when",
+        "systemctl enable gpuswitchd.service",
+    ),
+    ("dbus-broker", lambda m: m.unit("dbus.service", Id="dbus-broker.service"), "broker", OK, "dbus-broker", ""),
+    (
+        "no-bus-policy",
+        lambda m: m.remove("etc/dbus-1/system.d/org.gpuswitch1.conf"),
+        "broker",
+        PROBLEM,
+        "org.gpuswitch1.conf",
+        "make install",
+    ),
+    (
+        "no-polkit",
+        lambda m: m.units.pop("polkit.service"),
+        "polkit",
+        WARNING,
+        "only root may switch",
+        "apt-get install polkitd",
+    ),
+    (
+        "no-actions",
+        lambda m: m.remove("usr/share/polkit-1/actions/org.gpuswitch1.policy"),
+        "polkit",
+        WARNING,
+        "org.gpuswitch1.policy",
+        "make install",
+    ),
+    (
+        "bad-configuration",
+        lambda m: m.write("etc/gpuswitch/config.toml", "[defaults]\nbusyy = 1\n"),
+        "configuration",
+        PROBLEM,
+        "busyy",
+        "gpuswitchctl config edit",
+    ),
+    (
+        "about-nothing",
+        lambda m: m.write("etc/gpuswitch/config.toml", '[[gpu]]\naddress = "0a:00.0"\n'),
+        "configuration",
+        WARNING,
+        "is about no GPU",
+        "gpuswitchctl config edit",
+    ),
+    (
+        "no-such-driver",
+        lambda m: m.write("etc/gpuswitch/config.toml", f'[[gpu]]\naddress = "{CARD}"\nhost_driver = "nvidai"\n'),
+        "configuration",
+        WARNING,
+        "nothing brings that",
+        "gpuswitchctl config edit",
+    ),
+    (
+        "not-reloaded",
+        lambda m: m.is_served(Service(running=True, settings={"defaults.busy": '"wait"'})),
+        "configuration",
+        WARNING,
+        "said before",
+        "systemctl reload gpuswitchd.service",
+    ),
+    (
+        "failed",
+        lambda m: m.says("failed", reason="the unbind failed"),
+        "state",
+        PROBLEM,
+        "it is failed: the unbind failed",
+        f"gpuswitchctl recover {CARD}",
+    ),
+    ("wedged", lambda m: m.says("wedged"), "state", PROBLEM, "is wedged", ""),
+    ("half-way", half_way, "state", PROBLEM, "neither on the host nor on vfio", f"gpuswitchctl recover {CARD}"),
+    (
+        "stays-out",
+        lambda m: m.says("vfio", stays_out=True, reason="no reset"),
+        "state",
+        WARNING,
+        "did not come home",
+        f"gpuswitchctl to-host {CARD}",
+    ),
+    ("owned", lambda m: m.says("vfio", owner="win10"), "state", OK, "of the virtual machine win10", ""),
+    (
+        "missing-member",
+        lambda m: m.write("etc/gpuswitch/config.toml", f'[[gpu]]\naddress = "{CARD}"\nmembers = ["0a:00.0"]\n'),
+        "members",
+        PROBLEM,
+        "is not on the PCI bus",
+        "",
+    ),
+    ("neighbour", neighbour, "groups", PROBLEM, "stays on r8169: unbind it", ""),
+    (
+        "claimed",
+        lambda m: m.write("sys/kernel/iommu_groups/15/reserved_regions", "0xbd000000 0xbdffffff direct\n"),
+        "reserved_region",
+        PROBLEM,
+        "firmware claims",
+        "",
+    ),
+    (
+        "booted-on-it",
+        lambda m: m.booted_on(CARD),
+        "boot_display",
+        PROBLEM,
+        "allow_boot_display = true",
+        "",
+    ),
+    (
+        "no-variant",
+        lambda m: m.write(
+            "etc/gpuswitch/config.toml", f'[[gpu]]\naddress = "{CARD}"\nvfio_driver = "nvgrace-gpu-vfio-pci"\n'
+        ),
+        "vfio_driver",
+        PROBLEM,
+        "is not available",
+        "",
+    ),
+    ("new-driver", version("595.45.04"), "driver", WARNING, "waits for ever", ""),
+    ("no-driver", without_driver, "driver", WARNING, "has no driver", ""),
+    ("no-unload", unloading_is_impossible, "driver", PROBLEM, "unloads no modules", ""),
+    ("persistenced", lambda m: m.unit("nvidia-persistenced.service"), "persistence", OK, "a switch stops it", ""),
+    ("busy", lambda m: m.held_by(GAME), "holders", WARNING, "game (pid 1234, session 2 of kim)", ""),
+    ("sound", lambda m: m.held_by(PIPEWIRE), "holders", OK, "goes by itself", ""),
+    (
+        "waits",
+        lambda m: (
+            m.held_by(GAME),
+            m.write("etc/gpuswitch/config.toml", f'[[gpu]]\naddress = "{CARD}"\nbusy = "wait"\n'),
+        ),
+        "holders",
+        OK,
+        "wait is what becomes of them",
+        "",
+    ),
+    (
+        "no-unit",
+        lambda m: m.write("etc/gpuswitch/config.toml", f'[[gpu]]\naddress = "{CARD}"\nstop_units = ["gmd.service"]\n'),
+        "stop_units",
+        PROBLEM,
+        "there is no gmd.service",
+        "",
+    ),
+    (
+        "shared-out",
+        shared_out,
+        "shared_out",
+        PROBLEM,
+        "sriov_numvfs",
+        "",
+    ),
+    ("polaris", old_radeon, "reset", WARNING, "vendor-reset", "modprobe vendor-reset"),
+    ("polaris-helped", lambda m: (old_radeon(m), m.tree.loaded("vendor_reset", 0)), "reset", OK, "is loaded", ""),
+    ("rebar", lambda m: m.tree.memory(CARD, (1 << 40, (1 << 40) + (16 << 30) - 1)), "rebar", OK, "16 GiB", ""),
+    (
+        "old-libvirt",
+        lambda m: (
+            m.remove("usr/lib/x86_64-linux-gnu/libvirt.so.0.9000.0"),
+            m.write("usr/lib64/libvirt.so.0.6000.0", ""),
+        ),
+        "libvirt",
+        PROBLEM,
+        "libvirt 6.0",
+        "",
+    ),
+    (
+        "no-libvirt",
+        lambda m: m.remove("usr/lib/x86_64-linux-gnu/libvirt.so.0.9000.0"),
+        "libvirt",
+        OK,
+        "not installed",
+        "",
+    ),
+    ("no-hook", lambda m: m.remove(HOOK), "hook", PROBLEM, "the hook is missing", "make install"),
+    ("hook-mode", lambda m: (m.root / HOOK).chmod(0o644), "hook", PROBLEM, "not executable", f"chmod 0755 /{HOOK}"),
+    ("hook-broken", lambda m: m.remove("usr/lib/hook.py"), "hook", PROBLEM, "needs /usr/lib/hook.py", "make install"),
+    (
+        "selinux",
+        lambda m: (
+            m.write("sys/fs/selinux/enforce", "1"),
+            m.write("sys/fs/selinux/booleans/virt_hooks_unconfined", "0 0"),
+        ),
+        "mandatory_access",
+        WARNING,
+        "virt_hooks_unconfined",
+        "setsebool -P virt_hooks_unconfined on",
+    ),
+    (
+        "apparmor",
+        lambda m: m.write("sys/module/apparmor/parameters/enabled", "Y\n"),
+        "mandatory_access",
+        OK,
+        "AppArmor",
+        "",
+    ),
+    (
+        "apparmor-elsewhere",
+        lambda m: (
+            m.write("sys/module/apparmor/parameters/enabled", "Y\n"),
+            m.write("opt/hook.py", ""),
+            m.hook(HOOK, "hook='/opt/hook.py'\n"),
+        ),
+        "mandatory_access",
+        WARNING,
+        "may keep the hook from /opt/hook.py",
+        "make install PREFIX=/usr/local",
+    ),
+    (
+        "driverctl",
+        lambda m: m.write(f"etc/driverctl.d/{SOUND}", "vfio-pci\n"),
+        "driverctl",
+        WARNING,
+        SOUND,
+        f"driverctl unset-override {SOUND}",
+    ),
+    (
+        "ids",
+        lambda m: m.write("etc/modprobe.d/vfio.conf", IDS),
+        "modprobe",
+        WARNING,
+        f"gives {CARD}, {SOUND} to vfio-pci",
+        "update-initramfs -u -k all",
+    ),
+    (
+        "ids-at-boot",
+        lambda m: m.command_line("intel_iommu=on vfio-pci.ids=10de:2484"),
+        "modprobe",
+        WARNING,
+        "vfio-pci.ids=10de:2484",
+        "update-grub",
+    ),
+    (
+        "blacklist",
+        lambda m: m.write("etc/modprobe.d/x.conf", "blacklist nvidia\n"),
+        "modprobe",
+        WARNING,
+        "keeps nvidia from",
+        r"sed -i 's/^[[:space:]]*blacklist[[:space:]]\+nvidia[[:space:]]*\(#.*\)\?$/# &/' /etc/modprobe.d/x.conf",
+    ),
+    (
+        "blacklist-at-boot",
+        lambda m: m.command_line("modprobe.blacklist=nvidia,foo"),
+        "modprobe",
+        WARNING,
+        "nvidia",
+        "update-grub",
+    ),
+    (
+        "softdep",
+        lambda m: m.write("etc/modprobe.d/x.conf", "softdep nvidia pre: vfio-pci\n"),
+        "modprobe",
+        WARNING,
+        "loaded before nvidia",
+        "update-initramfs -u -k all",
+    ),
+    (
+        "supergfxd",
+        lambda m: m.unit("supergfxd.service"),
+        "switchers",
+        WARNING,
+        "supergfxd.service moves or hides",
+        "systemctl disable --now supergfxd.service",
+    ),
+    ("cardwire", lambda m: m.unit("cardwired.service", ActiveState="inactive"), "switchers", WARNING, "cardwired", ""),
+    (
+        "old-hook",
+        lambda m: m.hook("etc/libvirt/hooks/qemu", "#!/bin/sh\nvirsh nodedev-detach pci_0000_01_00_0\n"),
+        "old_hooks",
+        WARNING,
+        "/etc/libvirt/hooks/qemu moves devices",
+        "chmod a-x /etc/libvirt/hooks/qemu",
+    ),
+    (
+        "hook-helper",
+        lambda m: m.hook("etc/libvirt/hooks/qemu.d/win10/prepare/begin/start.sh", "modprobe -r nvidia_drm nvidia\n"),
+        "old_hooks",
+        WARNING,
+        "win10/prepare/begin/start.sh",
+        "",
+    ),
+    (
+        "proxmox",
+        lambda m: m.write("etc/pve/qemu-server/100.conf", "hostpci0: 0000:01:00,pcie=1,x-vga=1\n"),
+        "proxmox",
+        WARNING,
+        f"gives {CARD} to its machine 100",
+        f"gpuswitchctl to-vfio {CARD}",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "severity", "words", "command"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+)
+def test_a_machine(made: MadeMachine, change: Change, kind: str, severity: Severity, words: str, command: str) -> None:
+    change(made)
+    found = made.found(kind)
+    assert severity in {each.severity for each in found}
+    told = next((each for each in found if words in each.reason), None)
+    assert told is not None, [str(each.reason) for each in found]
+    assert told.severity is severity
+    assert not command or command in told.commands
+
+
+HARMLESS: list[tuple[str, Change, str]] = [
+    (
+        "a hook that moves nothing",
+        lambda m: m.hook("etc/libvirt/hooks/qemu", "#!/bin/sh\n# nodedev-detach\nexit 0\n"),
+        "old_hooks",
+    ),
+    (
+        "a hook that is not executed",
+        lambda m: m.hook("etc/libvirt/hooks/qemu", "nodedev-detach\n", executable=False),
+        "old_hooks",
+    ),
+    ("another card's ids", lambda m: m.write("etc/modprobe.d/x.conf", "options vfio-pci ids=1002:67df\n"), "modprobe"),
+    ("a comment", lambda m: m.write("etc/modprobe.d/x.conf", f"# {IDS}"), "modprobe"),
+    ("nouveau is kept out", lambda m: m.write("etc/modprobe.d/x.conf", "blacklist nouveau\n"), "modprobe"),
+    ("another's override", lambda m: m.write("etc/driverctl.d/0000:09:00.0", "vfio-pci\n"), "driverctl"),
+    (
+        "another's machine",
+        lambda m: m.write("etc/pve/qemu-server/100.conf", "hostpci0: 09:00.0\n[old]\nhostpci0: 01:00\n"),
+        "proxmox",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "kind"), [case[1:] for case in HARMLESS], ids=[case[0] for case in HARMLESS])
+def test_what_is_harmless_is_not_told(made: MadeMachine, change: Change, kind: str) -> None:
+    change(made)
+    assert made.found(kind) == []
+    assert made.examined().severity is OK
+
+
+def test_every_check_has_a_machine_on_which_it_finds_something() -> None:
+    assert {check.kind for check in CHECKS} - {kind for _, _, kind, *_ in CASES} == {"managed", "other_tools"}
+
+
+def test_every_guard_has_its_check() -> None:
+    """What refuses a switch by facts is told here, too: by the kinds in the source of the guards."""
+    planning = ROOT / "gpuswitch/switch/planning"
+    source = "".join((planning / f"{name}.py").read_text() for name in ("guards", "requirements", "survey"))
+    # "unknown": an answer that did not come, of which there is none here.
+    assert set(re.findall(r'Blocker\(\s*"(\w+)"', source)) - {"unknown"} == frozenset().union(
+        *(c.guards for c in CHECKS)
+    )
+
+
+# Which GPUs are judged ----------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_is_named_is_judged_though_it_is_not_managed(made: MadeMachine) -> None:
+    found = made.examined("00:02.0")
+    assert (found.gpus, found.passed_over) == ((INTEGRATED,), (CARD,))
+    assert [each.severity for each in made.found("boot_display", INTEGRATED)] == [PROBLEM]
+    assert made.examined("GeForce").gpus == made.examined(SOUND).gpus == (CARD,)
+
+
+def test_without_a_configuration_all_are_judged_and_nothing_is_a_problem_yet(made: MadeMachine) -> None:
+    made.remove("etc/gpuswitch/config.toml")
+    found = made.examined()
+    assert found.gpus == (INTEGRATED, CARD)
+    assert [(each.kind, each.subject) for each in found.findings if each.severity is WARNING] == [
+        ("boot_display", INTEGRATED)
+    ]
+
+
+@pytest.mark.parametrize("name", ["0a:00.0", "radeon", "x" * 300])
+def test_a_name_that_is_none(made: MadeMachine, name: str) -> None:
+    with pytest.raises(NoSuchGpu, match=f"this host has {INTEGRATED}, {CARD}"):
+        made.examined(name)
+
+
+# What cannot be seen ------------------------------------------------------------------------------------------------
+
+
+def test_without_the_service_only_root_knows_who_has_it_open(made: MadeMachine) -> None:
+    made.service, made.as_root = Service(), False
+    found = made.examined()
+    assert [(each.what, each.for_root) for each in found.unseen] == [("holders", True)]
+    assert [each.kind for each in found.findings if each.severity is not OK] == ["service"]
+    assert found.severity is WARNING
+
+
+def test_without_systemd(made: MadeMachine) -> None:
+    """Nothing is said of units, and that is said."""
+    made.examined()
+    made.program("systemctl", "echo 'Failed to connect to bus' >&2; exit 1")
+    made._write_units = lambda: None  # type: ignore[method-assign]  # else it would answer
+    found = made.examined()
+    assert [each.what for each in found.unseen] == ["systemctl"]
+    assert {each.kind for each in found.findings}.isdisjoint({"broker", "polkit"})
+    assert found.severity is WARNING
+
+
+def test_a_folder_that_cannot_be_read_fails_the_look_and_no_other(made: MadeMachine) -> None:
+    path = made.tree.sys / "bus/pci/drivers_autoprobe"
+    path.mkdir()
+    found = made.examined()
+    assert [each.what for each in found.unseen] == ["host"]
+    assert (found.gpus, found.host_seen) == ((), False)
+    assert {"kernel", "other_tools"} & {each.kind for each in found.findings} == {"kernel"}
+    assert found.severity is WARNING
+
+
+def test_a_fifo_is_not_waited_for(made: MadeMachine) -> None:
+    """Whoever opens one that nobody writes to waits for ever."""
+    (made.root / "etc/modprobe.d").mkdir()
+    os.mkfifo(made.root / "etc/modprobe.d/x.conf")
+    assert made.examined().severity is OK
+
+
+# The hook is seen ---------------------------------------------------------------------------------------------------
+
+
+def test_a_hook_that_came_after_libvirt_is_not_seen_until_libvirt_is_reloaded(made: MadeMachine) -> None:
+    now = int(time.time())
+    made.unit("virtqemud.service", StateChangeTimestamp=f"@{now - 3600}")
+    [found] = made.found("hook")
+    assert (found.severity, found.commands) == (WARNING, ("systemctl reload virtqemud.service",))
+    made.unit("virtqemud.service", StateChangeTimestamp=f"@{now + 3600}")
+    assert made.found("hook")[0].severity is OK
+
+
+# Remedies of other distributions ------------------------------------------------------------------------------------
+
+
+def by_loader(files: dict[str, str], *programs: str, family: str, like: str = "") -> Change:
+    def change(made: MadeMachine) -> None:
+        without_iommu()(made)
+        made.distribution(family, like)
+        for place in ("etc/default/grub", "usr/bin/update-grub", "usr/bin/update-initramfs"):
+            made.remove(place)
+        for place, text in files.items():
+            made.write(place, text)
+        for program in programs:
+            made.program(program)
+
+    return change
+
+
+BOOTED = "sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+SYSTEMD_BOOT = {BOOTED: "\x06\0\0\0s\0y\0s\0t\0e\0m\0d\0-\0b\0o\0o\0t\0 \0002\0005\0007\0\0\0"}
+GRUB = {"etc/default/grub": ""}
+CMDLINE = {"etc/kernel/cmdline": "root=/dev/sda1\n"}
+UUIDS = {"etc/kernel/proxmox-boot-uuids": "ABCD-1234\n"}
+SED = "sed -i '1s/$/ intel_iommu=on/' /etc/kernel/cmdline"
+LOADERS: list[tuple[str, Change, list[str]]] = [
+    ("arch-grub", by_loader(GRUB, family="arch"), [APPEND, "grub-mkconfig -o /boot/grub/grub.cfg"]),
+    (
+        "arch-systemd-boot",
+        by_loader(SYSTEMD_BOOT, family="arch"),
+        ["sed -i '/^options/ s/$/ intel_iommu=on/' \"$(bootctl --print-boot-path)\"/loader/entries/*.conf"],
+    ),
+    (
+        "arch-unified",
+        by_loader(SYSTEMD_BOOT | CMDLINE, "mkinitcpio", family="endeavouros", like="arch"),
+        [SED, "mkinitcpio -P"],
+    ),
+    ("fedora", by_loader(GRUB, "grubby", family="fedora"), ["grubby --update-kernel=ALL --args=intel_iommu=on"]),
+    (
+        "rhel",
+        by_loader(GRUB, "grubby", family="rocky", like="rhel centos fedora"),
+        ["grubby --update-kernel=ALL --args=intel_iommu=on"],
+    ),
+    (
+        "bazzite",
+        by_loader(GRUB | {"run/ostree-booted": ""}, "grubby", "rpm-ostree", family="bazzite", like="fedora"),
+        ["rpm-ostree kargs --append-if-missing=intel_iommu=on"],
+    ),
+    (
+        "suse",
+        by_loader(GRUB, family="opensuse-tumbleweed", like="opensuse suse"),
+        [APPEND, "grub2-mkconfig -o /boot/grub2/grub.cfg"],
+    ),
+    (
+        "pop",
+        by_loader(SYSTEMD_BOOT, "kernelstub", family="pop", like="ubuntu debian"),
+        ["kernelstub --add-options intel_iommu=on"],
+    ),
+    (
+        "debian-systemd-boot",
+        by_loader(SYSTEMD_BOOT | CMDLINE, family="debian"),
+        [SED, 'kernel-install add "$(uname -r)" "/boot/vmlinuz-$(uname -r)"'],
+    ),
+    (
+        "proxmox-systemd-boot",
+        by_loader(SYSTEMD_BOOT | CMDLINE | UUIDS, "pveversion", family="debian"),
+        [SED, "proxmox-boot-tool refresh"],
+    ),
+    ("proxmox-grub", by_loader(GRUB, "pveversion", family="debian"), [APPEND, "update-grub"]),
+    (
+        "nixos",
+        by_loader({}, family="nixos"),
+        ['# in /etc/nixos/configuration.nix: boot.kernelParams = [ "intel_iommu=on" ];', "nixos-rebuild boot"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "commands"), [case[1:] for case in LOADERS], ids=[case[0] for case in LOADERS])
+def test_the_command_line_is_changed_as_this_system_does_it(
+    made: MadeMachine, change: Change, commands: list[str]
+) -> None:
+    change(made)
+    [found] = made.found("iommu")
+    assert list(found.commands) == [*commands, "systemctl reboot"]
+
+
+def test_an_unknown_loader_has_words_and_no_commands(made: MadeMachine) -> None:
+    by_loader({}, family="slackware")(made)
+    [found] = made.found("iommu")
+    assert (str(found.remedy), found.commands) == ("add intel_iommu=on to the kernel command line", ())
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [("dracut", "dracut --force --regenerate-all"), ("mkinitcpio", "mkinitcpio -P")],
+)
+def test_the_initramfs_is_made_anew_as_this_system_does_it(made: MadeMachine, program: str, command: str) -> None:
+    made.remove("usr/bin/update-initramfs")
+    made.program(program)
+    made.write("etc/modprobe.d/vfio.conf", IDS)
+    [found] = made.found("modprobe")
+    assert found.commands[-1] == command
+
+
+def run(command: str, file: Path) -> str:
+    """What a command makes of the file that it is about, run by a shell as it is copied."""
+    there = command.replace("/etc/default/grub", str(file)).replace("/etc/kernel/cmdline", str(file))
+    subprocess.run(["sh", "-c", there], check=True)
+    return file.read_text()
+
+
+def grub_says(file: Path) -> str:
+    said = subprocess.run(
+        ["sh", "-c", f". {file}; echo $GRUB_CMDLINE_LINUX"], capture_output=True, text=True, check=True
+    )
+    return said.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "before", ['GRUB_CMDLINE_LINUX="quiet"\n', "GRUB_CMDLINE_LINUX='quiet'\n", "GRUB_CMDLINE_LINUX=quiet\n"]
+)
+def test_an_option_is_put_where_grub_finds_it_and_taken_off_again(tmp_path: Path, before: str) -> None:
+    debian = System(family="debian", loader="grub")
+    file = tmp_path / "grub"
+    file.write_text(before)
+    run(remedies.add_option(debian, "vfio-pci.ids=10de:2484,10de:228b")[0], file)
+    assert grub_says(file) == "quiet vfio-pci.ids=10de:2484,10de:228b"
+    run(remedies.remove_option(debian, "vfio-pci.ids=10de:2484,10de:228b")[0], file)
+    assert grub_says(file) == "quiet"
+    # Another option that begins alike is not meant.
+    run(remedies.add_option(debian, "intel_iommu=on,igfx_off")[0], file)
+    run(remedies.remove_option(debian, "intel_iommu=on")[0], file)
+    assert grub_says(file) == "quiet intel_iommu=on,igfx_off"
+
+
+def test_the_command_line_of_systemd_boot_is_one_line(tmp_path: Path) -> None:
+    proxmox = System(family="proxmox", loader="proxmox-boot-tool")
+    file = tmp_path / "cmdline"
+    file.write_text("root=ZFS=rpool/ROOT/pve-1 boot=zfs\n")
+    assert run(remedies.add_option(proxmox, "intel_iommu=on")[0], file) == (
+        "root=ZFS=rpool/ROOT/pve-1 boot=zfs intel_iommu=on\n"
+    )
+    assert run(remedies.remove_option(proxmox, "intel_iommu=on")[0], file).split() == [
+        "root=ZFS=rpool/ROOT/pve-1",
+        "boot=zfs",
+    ]
+
+
+def test_a_line_of_modprobes_becomes_a_comment(tmp_path: Path) -> None:
+    file = tmp_path / "vfio.conf"
+    file.write_text(f"  {IDS}options vfio-pci disable_vga=1\noptions nvidia x=1\n")
+    # It is one below /etc, as far as the command can tell.
+    there = remedies.take_out("/etc/modprobe.d/vfio.conf", *IDS.split()).replace("/etc/modprobe.d/vfio.conf", str(file))
+    run(there, file)
+    assert file.read_text() == f"#   {IDS}options vfio-pci disable_vga=1\noptions nvidia x=1\n"
+
+
+def test_a_file_of_a_package_is_put_aside_and_names_are_quoted() -> None:
+    assert remedies.take_out("/usr/lib/modprobe.d/a b.conf", "blacklist", "nvidia") == (
+        "ln -s /dev/null '/etc/modprobe.d/a b.conf'"
+    )
+    evil = System(family="fedora", loader="grubby")
+    assert remedies.remove_option(evil, "x=$(id)")[0] == "grubby --update-kernel=ALL --remove-args='x=$(id)'"
+
+
+def test_a_gpu_behind_no_bridge_is_no_neighbour_of_its_port(made: MadeMachine) -> None:
+    """A bridge in the group is in nobody's way, and not named."""
+    made.tree.function("0000:00:1c.0", ids="8086:7ab8", class_code="060400", driver="pcieport", group=15)
+    assert PORT not in str(made.found("groups")[0].reason)
+    assert made.found("groups")[0].severity is OK
+
+
+def test_what_the_service_says_of_a_gpu_counts_for_more_than_its_drivers(made: MadeMachine) -> None:
+    made.service = Service(running=True, gpus={CARD: Told("recovering")})
+    assert str(made.found("state")[0].reason) == "on recovering"
+
+
+def test_the_page_is_current(tmp_path: Path) -> None:
+    fresh = tmp_path / "doctor.md"
+    subprocess.run([sys.executable, "docs/generate_doctor.py", fresh], cwd=ROOT, check=True)
+    assert (ROOT / "docs/doctor.md").read_text() == fresh.read_text(), "run `make docs`"
