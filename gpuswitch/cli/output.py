@@ -115,6 +115,11 @@ def problem(text: str) -> None:
     _say([f"gpuswitchctl: {first}", *(f"  {each}" for each in more)])
 
 
+def place(where: str, text: str) -> None:
+    """Say on standard error what is wrong there: `FILE:LINE`."""
+    _say([f"{clean(where)}: {clean(text)}"])
+
+
 def warning(text: str) -> None:
     """Say on standard error what somebody should look after, though nothing went wrong now."""
     _say([f"gpuswitchctl: {_('warning: {text}', text=clean(text))}"])

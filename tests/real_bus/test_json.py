@@ -137,6 +137,8 @@ async def test_the_configuration_is_shown_and_checked_as_json(start: Start, told
     (tmp_path / "broken.toml").write_text("[deadlines]\nunbnd = 3\n")
     broken = told("config", "check", f"{tmp_path}/broken.toml")
     assert (broken.status, len(broken[0]["faults"])) == (2, 1)
+    assert [each["line"] for each in broken[0]["places"]] == [2]
+    told("config", "check", f"{tmp_path}/gone")
     assert told("config", "edit")[0]["error"]["kind"] == "invalid_argument"
 
 
