@@ -9,31 +9,52 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import Service
+from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.layout import pairs, table
 from gpuswitch.cli.output import as_json, can_write, cells, duration, line, moment, on_terminal, width, write
 from gpuswitch.cli.records import entry_record
 from gpuswitch.cli.translate import _, marks
+from gpuswitch.errors import InvalidArgument
 
 Values = Mapping[str, Any]
+_USUAL = 20
+"""So many are listed where nobody says how many, or which."""
 _TO_THE_SECOND = len("2026-11-29 20:07:24")
 
 
 def history(service: Service, args: Namespace) -> int:
-    if args.gpu:
+    if args.since is not None and args.until is not None and args.since > args.until:
+        text = _("nothing is both after --since and before --until: {since} is later than {until}", **_range(args))
+        raise CtlError.of(InvalidArgument, text)
+    chosen = [args.since, args.until, args.result] != [None, None, None]
+    limit = args.limit if args.limit is not None else 0 if chosen else _USUAL
+    if args.gpu or chosen:
         # The service knows every spelling of its name.
-        address = service.gpu(args.gpu).address
-        found = [entry for entry in service.history(0) if entry["gpu"] == address]
-        found = found[: args.limit or None]
+        address = service.gpu(args.gpu).address if args.gpu else None
+        found = [entry for entry in service.history(0) if address in {None, entry["gpu"]} and _wanted(entry, args)]
+        found = found[: limit or None]
     else:
-        found = service.history(args.limit)
+        found = service.history(limit)
     if args.json:
         as_json({"switches": [entry_record(entry) for entry in found]})
     elif found:
         headings = marks("WHEN", "ID", "GPU", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
         table(headings, map(_cells, found), elastic=("REASON", "ASKED BY"), left_out=("ASKED BY", "TOOK", "REASON"))
     else:
-        line(_("there is no finished switch"))
+        line(_("no finished switch is like that") if chosen else _("there is no finished switch"))
     return 0
+
+
+def _range(args: Namespace) -> Mapping[str, str]:
+    return {"since": moment(args.since), "until": moment(args.until)}
+
+
+def _wanted(entry: Values, args: Namespace) -> bool:
+    return (
+        (args.since is None or entry["started"] >= args.since)
+        and (args.until is None or entry["started"] <= args.until)
+        and args.result in {None, entry["result"]}
+    )
 
 
 def show(service: Service, args: Namespace) -> int:

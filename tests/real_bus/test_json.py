@@ -166,6 +166,9 @@ async def test_a_switch_is_events_and_its_result_and_then_a_part_of_the_history(
     assert told("recover", "geforce")[-1]["changed"] is False
 
     assert [each["target"] for each in told("history")[0]["switches"]] == ["host", "vfio"]
+    of_today = told("history", "--since", "1h", "--until", "now", "--result", "done", "--limit", "1")
+    assert [each["target"] for each in of_today[0]["switches"]] == ["host"]
+    assert told("history", "--since", there[0]["at"], "--until", there[0]["at"])[0]["switches"] == []
     [shown] = told("show", result["id"])
     assert shown["switch"]["seconds"] == result["seconds"]
     assert [step["index"] for step in shown["switch"]["steps"]] == list(range(1, result["count"] + 1))
@@ -275,6 +278,8 @@ WRONG = {
     "no such switch": (["show", "zz"], "invalid_argument"),
     "no such option": (["list", "--nonsense"], "invalid_argument"),
     "a number that is none": (["history", "--limit=x"], "invalid_argument"),
+    "a time that is none": (["history", "--since=x"], "invalid_argument"),
+    "no time at all": (["history", "--since=1h", "--until=2h"], "invalid_argument"),
     "a target that is none": (["plan", "geforce", "moon"], "invalid_argument"),
     "nothing to cancel": (["cancel", "geforce"], "failed"),
 }
