@@ -353,6 +353,21 @@ class Gpu:
         return str(self.properties["Address"])
 
     @property
+    def name(self) -> str:
+        """As the configuration calls it; "" where that has no name for it."""
+        return str(self.properties["Name"])
+
+    @property
+    def title(self) -> str:
+        """What it is called in sentences: `rtx3070 (0000:01:00.0)`, or its address alone."""
+        return title_of(self.properties)
+
+    @property
+    def word(self) -> str:
+        """What it is called in commands that are to be typed."""
+        return self.name or self.address
+
+    @property
     def properties(self) -> dict[str, Any]:
         """As they were when first asked for."""
         if self._properties is None:
@@ -409,6 +424,12 @@ class Gpu:
     ) -> Any:
         message = call(self.owner, self.path, interface, method, signature, *arguments)
         return self._service.ask(message, seconds).body[0]
+
+
+def title_of(properties: Mapping[str, Any]) -> str:
+    """`Gpu.title`, of its properties."""
+    name, address = properties["Name"], properties["Address"]
+    return f"{name} ({address})" if name else str(address)
 
 
 def gpus_named(service: Service, selectors: Sequence[str]) -> list[Gpu]:

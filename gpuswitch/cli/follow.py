@@ -28,10 +28,10 @@ def at_work(change: StepChange) -> bool:
 
 
 class Display(Protocol):
-    """Shows the steps of switches, in the order of their events; each GPU by its address."""
+    """Shows the steps of switches, in the order of their events."""
 
-    def step(self, gpu: str, switch: str, change: StepChange) -> None: ...
-    def waits(self, gpu: str, switch: str, waiting: Waiting) -> None: ...
+    def step(self, gpu: Gpu, switch: str, change: StepChange) -> None: ...
+    def waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None: ...
 
 
 class Following:
@@ -73,7 +73,7 @@ class Following:
                         "for it",
                         ids=ids,
                         seconds=f"{self._seconds:g}",
-                        command=f"gpuswitchctl wait {' '.join(gpu.address for gpu, _switch in self.under_way)}",
+                        command=f"gpuswitchctl wait {' '.join(gpu.word for gpu, _switch in self.under_way)}",
                     )
                     raise CtlError.of(Timeout, text)
                 self._take(event, display)
@@ -110,16 +110,14 @@ class Following:
         if gpu.path in self._heard or now.get("id") != switch or not now["index"] or now["result"]:
             return
         seconds = max(time.time() - now["step_started"], 0.0)
-        display.step(
-            gpu.address, switch, StepChange(now["index"], now["count"], now["kind"], now["title"], "running", seconds)
-        )
+        display.step(gpu, switch, StepChange(now["index"], now["count"], now["kind"], now["title"], "running", seconds))
         self._waits(gpu, switch, now, display)
 
     def _stepped(self, gpu: Gpu, switch: str, body: tuple[Any, ...], display: Display) -> None:
         if body[0] == switch:
             self._heard.add(gpu.path)
             self._waiting.pop(gpu.path, None)
-            display.step(gpu.address, switch, StepChange(*body[1:]))
+            display.step(gpu, switch, StepChange(*body[1:]))
 
     def _changed(self, gpu: Gpu, switch: str, changed: Mapping[str, tuple[str, Any]], display: Display) -> None:
         self._waits(gpu, switch, plain_values(changed).get("Switch", {}), display)
@@ -128,4 +126,4 @@ class Following:
         what = now.get("waiting_for", "")
         if now.get("id") == switch and what and self._waiting.get(gpu.path) != what:
             self._waiting[gpu.path] = what
-            display.waits(gpu.address, switch, Waiting(what, now["step_started"], now["waiting_until"]))
+            display.waits(gpu, switch, Waiting(what, now["step_started"], now["waiting_until"]))

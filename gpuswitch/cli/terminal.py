@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.output import clean, duration, numbered
 from gpuswitch.cli.translate import _
@@ -79,7 +80,8 @@ class StepsInPlace:
         self._live.stop()
         signal.signal(signal.SIGTERM, self._before)
 
-    def step(self, gpu: str, _switch: str, change: StepChange) -> None:
+    def step(self, of: Gpu, _switch: str, change: StepChange) -> None:
+        gpu = of.title
         # Not before: where no step is told, it would leave an empty line.
         self._live.start()
         if at_work(change):
@@ -91,9 +93,9 @@ class StepsInPlace:
         took = (f"  {duration(change.seconds)}", "dim")
         self._console.print(Text.assemble(f"{self._title(gpu, change)}  ", (clean(change.status), style), took))
 
-    def waits(self, gpu: str, _switch: str, waiting: Waiting) -> None:
-        if gpu in self._at_work:
-            self._at_work[gpu].waiting = waiting
+    def waits(self, of: Gpu, _switch: str, waiting: Waiting) -> None:
+        if of.title in self._at_work:
+            self._at_work[of.title].waiting = waiting
 
     def _title(self, gpu: str, change: StepChange) -> str:
         title = numbered(change.index, change.count, change.title)

@@ -81,7 +81,5 @@ def test_years_that_no_clock_has_are_refused() -> None:
 @pytest.mark.parametrize("option", ["--since", "--until"])
 def test_the_command_says_how_to_write_it(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["history", option, "last week"]) == 2
-    sentence = (
-        "'last week' is not a time; write it like '2h ago', yesterday, 20:00, '2026-11-29 20:00', 2026-11-29T"
-    )
+    sentence = "'last week' is not a time; write it like '2h ago', yesterday, 20:00, '2026-11-29 20:00', 2026-11-29T"
     assert f"argument {option}: {sentence}" in " ".join(capsys.readouterr().err.split())

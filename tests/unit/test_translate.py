@@ -140,8 +140,8 @@ def test_what_has_no_known_words_stays_english() -> None:
     ("said", "german"),
     [
         (
-            "no GPU is named 'radeon'; this host has 0000:01:00.0 (geforce)",
-            "keine GPU heißt 'radeon'; dieser Host hat 0000:01:00.0 (geforce)",
+            "no GPU is named 'radeon'; this host has geforce (0000:01:00.0)",
+            "keine GPU heißt 'radeon'; dieser Host hat geforce (0000:01:00.0)",
         ),
         (
             "cannot cancel switch 5f: 0000:01:00.0 is on vfio-pci already, and only its last steps are left",
