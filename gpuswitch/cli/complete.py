@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 
 from gpuswitch.cli.output import clean, moment
 from gpuswitch.cli.parser import BUS_VARIABLE, TOPICS, arguments_of, parser
-from gpuswitch.cli.translate import _
+from gpuswitch.cli.translate import _, state_word
 
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than argparse
 if TYPE_CHECKING:
@@ -210,6 +210,6 @@ def _gpus(service: Service, named: Sequence[str], current: str, *, under_way: bo
 def _switches(service: Service) -> list[Candidate]:
     """The last finished ones, the newest first."""
     return [
-        (entry["id"], f"{entry['gpu']} to {entry['target']}: {entry['result']}, {moment(entry['started'])}")
+        (entry["id"], f"{entry['gpu']} to {entry['target']}: {state_word(entry['result'])}, {moment(entry['started'])}")
         for entry in service.history(_MOST)
     ]

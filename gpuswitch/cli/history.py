@@ -13,7 +13,7 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.layout import pairs, table
 from gpuswitch.cli.output import as_json, can_write, cells, duration, line, moment, on_terminal, width, write
 from gpuswitch.cli.records import entry_record
-from gpuswitch.cli.translate import _, marks
+from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
 from gpuswitch.errors import InvalidArgument
 
 Values = Mapping[str, Any]
@@ -78,8 +78,8 @@ def _cells(entry: Values) -> Sequence[str]:
         _moment(entry["started"]),
         entry["id"],
         entry["gpu"],
-        entry["target"],
-        entry["result"],
+        state_word(entry["target"]),
+        state_word(entry["result"]),
         _took(entry),
         requester_words(entry["asker"]),
         "; ".join(_reason(entry)),
@@ -88,7 +88,7 @@ def _cells(entry: Values) -> Sequence[str]:
 
 def _reason(entry: Values) -> list[str]:
     """Why it ended as it did, a sentence each; empty where there is nothing to say."""
-    sentences: list[str] = entry["reason"].splitlines()
+    sentences = recognized(entry["reason"]).splitlines()
     return [_("changed by somebody else: {what}", what=" ".join(sentences))] if _drifted(entry) else sentences
 
 
@@ -99,14 +99,20 @@ def _drifted(entry: Values) -> bool:
 
 def _about(entry: Values) -> Iterable[tuple[str, str]]:
     if _drifted(entry):
-        yield _("change"), _("{id}: {gpu} is {target} now", id=entry["id"], gpu=entry["gpu"], target=entry["target"])
+        yield (
+            _("change"),
+            _("{id}: {gpu} is {target} now", id=entry["id"], gpu=entry["gpu"], target=state_word(entry["target"])),
+        )
         yield _("reason"), " ".join(_reason(entry))
         yield _("seen"), moment(entry["started"])
         return
-    yield _("switch"), _("{id}: {gpu} to {target}", id=entry["id"], gpu=entry["gpu"], target=entry["target"])
+    yield (
+        _("switch"),
+        _("{id}: {gpu} to {target}", id=entry["id"], gpu=entry["gpu"], target=state_word(entry["target"])),
+    )
     ended = _("it was there already")
     if entry["count"]:
-        ended = _("{result}, after {duration}", result=entry["result"], duration=_took(entry))
+        ended = _("{result}, after {duration}", result=state_word(entry["result"]), duration=_took(entry))
     yield _("result"), ended
     for number, sentence in enumerate(_reason(entry)):
         yield "" if number else _("reason"), sentence
@@ -150,8 +156,8 @@ def _print_steps(entry: Values) -> None:
                 str(step["index"]),
                 duration(step["started"] - entry["started"]),
                 duration(step["seconds"]),
-                step["status"],
-                step["title"],
+                state_word(step["status"]),
+                step_title(step["title"]),
             )
             for step in entry["steps"]
         ),
@@ -160,7 +166,7 @@ def _print_steps(entry: Values) -> None:
 
 def _has_room_for_bars(entry: Values) -> bool:
     """Whether titles beside bars can be broken between words."""
-    longest = max(cells(word) for step in entry["steps"] for word in step["title"].split())
+    longest = max(cells(word) for step in entry["steps"] for word in step_title(step["title"]).split())
     return on_terminal(sys.stdout) and can_write("█▌") and longest <= width(sys.stdout) * 2 // 5
 
 

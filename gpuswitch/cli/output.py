@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 from gpuswitch.cli.parser import terminal_columns
-from gpuswitch.cli.translate import _, recognized
+from gpuswitch.cli.translate import _, recognized, step_title
 
 JSON_VERSION = 1
 """Of the forms in docs/json.md: another one where a program that reads this one could go wrong."""
@@ -197,4 +197,4 @@ def duration(seconds: float) -> str:
 
 def numbered(index: int, count: int, title: str) -> str:
     """`[ 3/12] unbind 0000:01:00.1 from snd_hda_intel`."""
-    return f"[{index:>{len(str(count))}}/{count}] {clean(title)}"
+    return f"[{index:>{len(str(count))}}/{count}] {clean(step_title(title))}"

@@ -10,7 +10,7 @@ from gpuswitch.cli.client import Service, gpus_named, title_of
 from gpuswitch.cli.layout import pairs, table
 from gpuswitch.cli.output import as_json, duration, line, moment, warning, write
 from gpuswitch.cli.records import gpu_record, naming, state_label
-from gpuswitch.cli.translate import _, marks
+from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
 
 Values = Mapping[str, Any]
 
@@ -121,7 +121,7 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     yield "GPU", title_of(gpu)
     yield _("model"), gpu["Model"] or gpu["Vendor"]
     yield _("state"), _("{state} since {moment}", state=state_label(gpu), moment=moment(gpu["StateSince"]))
-    for number, sentence in enumerate(gpu["Reason"].splitlines()):
+    for number, sentence in enumerate(recognized(gpu["Reason"]).splitlines()):
         yield "" if number else _("reason"), sentence
     if gpu["State"] == "failed":
         yield _("to do"), what_to_do(gpu)
@@ -157,14 +157,16 @@ def _switch_words(switch: Values) -> str:
     if not switch["result"]:
         words = _(
             "{id} to {target}: at step {index} of {count}, {title}",
-            **{key: switch[key] for key in ("id", "target", "index", "count", "title")},
+            **{key: switch[key] for key in ("id", "target", "index", "count")},
+            title=step_title(switch["title"]),
         )
-        what = switch["waiting_for"]
+        what = recognized(switch["waiting_for"])
         return _("{words}; it waits: {what}", words=words, what=what) if what else words
     words = _(
         "{id} to {target}: {result} at {moment} after {duration}",
-        **{key: switch[key] for key in ("id", "target", "result")},
+        **{key: switch[key] for key in ("id", "target")},
+        result=state_word(switch["result"]),
         moment=moment(switch["finished"]),
         duration=duration(switch["finished"] - switch["started"]),
     )
-    return f"{words}: {'; '.join(switch['reason'].splitlines())}" if switch["reason"] else words
+    return f"{words}: {'; '.join(recognized(switch['reason']).splitlines())}" if switch["reason"] else words

@@ -9,7 +9,7 @@ from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import Display, StepChange, Waiting, at_work
 from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, on_terminal
 from gpuswitch.cli.records import change_record, naming, waiting_record
-from gpuswitch.cli.translate import _
+from gpuswitch.cli.translate import _, recognized, state_word
 
 
 class Lines:
@@ -21,12 +21,12 @@ class Lines:
     def step(self, gpu: Gpu, _switch: str, change: StepChange) -> None:
         if not at_work(change):
             title = numbered(change.index, change.count, change.title)
-            self._say(gpu, f"{title}: {change.status} ({duration(change.seconds)})")
+            self._say(gpu, f"{title}: {state_word(change.status)} ({duration(change.seconds)})")
 
     def waits(self, gpu: Gpu, _switch: str, waiting: Waiting) -> None:
         # What does not say how long it is waited for is there in a moment, or fails.
         if waiting.until:
-            first, *more = waiting.what.splitlines()
+            first, *more = recognized(waiting.what).splitlines()
             self._say(gpu, _("waiting until {time}: {what}", time=clock(waiting.until), what=first))
             for each in more:
                 self._say(gpu, f"  {_('and: {what}', what=each)}")

@@ -17,7 +17,7 @@ from gpuswitch.cli.output import as_json, as_json_line, duration, line, problem,
 from gpuswitch.cli.query import what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
 from gpuswitch.cli.steps import Lines, display
-from gpuswitch.cli.translate import _, is_english, reworded
+from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
 from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NotViable, Owned, Wedged
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def cancel(service: Service, args: Namespace) -> int:
         text = _(
             "cannot cancel switch {id}: it is {result}: {reason}",
             id=switch["id"],
-            result=result,
-            reason=outcome["reason"],
+            result=state_word(result),
+            reason=recognized(outcome["reason"]),
         )
         raise CtlError.of(Wedged if result == "wedged" else Failed, text)
     if not args.json:
@@ -125,7 +125,7 @@ def _print_plans(gpus: Sequence[Gpu], target: str, options: Options, args: Names
         if steps:
             line(_verdict(steps, gpu, target))
         for number, step in enumerate(steps, 1):
-            within = _("{title} (within {seconds} s)", title=step["title"], seconds=f"{step['deadline']:g}")
+            within = _("{title} (within {seconds} s)", title=step_title(step["title"]), seconds=f"{step['deadline']:g}")
             hung(f"{number:>{len(str(len(steps)))}}. ", within)
         if not steps:
             line(_("nothing to do: it is {place} already", place=place(gpu, target)))
@@ -349,7 +349,7 @@ class Switches:
                 verb = "to-host" if outcome["target"] == "vfio" else "to-vfio"
                 problem(_("it was too late to take it back: {command}", command=f"gpuswitchctl {verb} {gpu.word}"))
             if outcome["reason"]:
-                problem(f"{self._remark}: {outcome['reason']}")
+                problem(f"{self._remark}: {recognized(outcome['reason'])}")
 
     def _failure(self, gpu: Gpu, outcome: Mapping[str, Any]) -> CtlError:
         """With what there is to do next."""
@@ -357,8 +357,8 @@ class Switches:
         text = _(
             "cannot {purpose} ({result}): {reason}",
             purpose=self._purpose.format(gpu.title),
-            result=result,
-            reason=outcome["reason"],
+            result=state_word(result),
+            reason=recognized(outcome["reason"]),
         )
         again = self._again.format(gpu.word)
         if result == "cancelled" and (gpu, outcome["id"]) in self._taken_back:

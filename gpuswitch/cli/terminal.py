@@ -18,7 +18,7 @@ from rich.text import Text
 from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.output import clean, duration, numbered
-from gpuswitch.cli.translate import _
+from gpuswitch.cli.translate import _, recognized, state_word, step_title
 
 _SHORTEST = 1 / 40
 """Of the whole width: a bar as long as that can be seen, however short the step was."""
@@ -39,11 +39,17 @@ def print_timeline(entry: Mapping[str, Any]) -> None:
     for step in entry["steps"]:
         begin = min(step["started"] - entry["started"], whole * (1 - _SHORTEST))
         end = begin + max(step["seconds"], whole * _SHORTEST)
-        status = clean(step["status"])
+        status = step["status"]
         style = _STEP_STYLES.get(status, "")
         bar = Bar(whole, begin, end, color=style.removeprefix("bold ") or "default")
         took = duration(step["seconds"])
-        grid.add_row(str(step["index"]), Text(clean(step["title"])), bar, Text(status, style), Text(took, "dim"))
+        grid.add_row(
+            str(step["index"]),
+            Text(clean(step_title(step["title"]))),
+            bar,
+            Text(clean(state_word(status)), style),
+            Text(took, "dim"),
+        )
     console.print(grid)
 
 
@@ -91,7 +97,9 @@ class StepsInPlace:
             self._at_work.pop(gpu, None)
         style = _STEP_STYLES.get(change.status, "")
         took = (f"  {duration(change.seconds)}", "dim")
-        self._console.print(Text.assemble(f"{self._title(gpu, change)}  ", (clean(change.status), style), took))
+        self._console.print(
+            Text.assemble(f"{self._title(gpu, change)}  ", (clean(state_word(change.status)), style), took)
+        )
 
     def waits(self, of: Gpu, _switch: str, waiting: Waiting) -> None:
         if of.title in self._at_work:
@@ -109,9 +117,9 @@ class StepsInPlace:
     def _lines(self, gpu: str, step: _AtWork, columns: int) -> Iterator[Text | ProgressBar]:
         change = step.change
         elapsed = (f"  {time.monotonic() - step.begun:.1f} s", "dim")
-        yield Text.assemble(f"{self._title(gpu, change)}  ", (clean(change.status), "cyan"), elapsed)
+        yield Text.assemble(f"{self._title(gpu, change)}  ", (clean(state_word(change.status)), "cyan"), elapsed)
         if (waiting := step.waiting) is not None:
-            for number, each in enumerate(waiting.what.splitlines()):
+            for number, each in enumerate(recognized(waiting.what).splitlines()):
                 what, left = clean(each), f"{max(waiting.until - time.time(), 0):.0f}"
                 if number:
                     text = _("and: {what}", what=what)

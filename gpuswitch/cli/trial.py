@@ -17,7 +17,7 @@ from gpuswitch.cli.output import as_json_line, clean, clock, line, on_terminal, 
 from gpuswitch.cli.parser import terminal_columns
 from gpuswitch.cli.records import naming
 from gpuswitch.cli.switch import Switches, ask_before_a_desktop_ends, options_of
-from gpuswitch.cli.translate import _
+from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Wedged
 
 _HOME, _KEEP = "h", "k"
@@ -104,7 +104,7 @@ def _until_a_key(service: Service, gpu: Gpu, now: Mapping[str, Any], descriptor:
         if now["Reason"] not in {"", told}:
             told = now["Reason"]
             _in_place("")
-            problem(told)
+            problem(recognized(told))
         left = now["TrialEnds"] - time.time()
         _in_place(_words(math.ceil(left)))
         # From then on, nothing changes but by a key, or by what the service tells.
@@ -125,9 +125,9 @@ def _ask(service: Service, gpu: Gpu, key: str) -> None:
         service.ask_allowed(gpu.move(_ASKS_FOR[key], {}))
     except CtlError as error:
         if key == _HOME:
-            problem(_("cannot bring {gpu} home now: {why}", gpu=gpu.title, why=str(error)))
+            problem(_("cannot bring {gpu} home now: {why}", gpu=gpu.title, why=recognized(str(error))))
         else:
-            problem(_("cannot keep {gpu} now: {why}", gpu=gpu.title, why=str(error)))
+            problem(_("cannot keep {gpu} now: {why}", gpu=gpu.title, why=recognized(str(error))))
 
 
 def _ended(now: Mapping[str, Any], service: Service, gpu: Gpu, args: Namespace, *, before: str | None) -> int:
@@ -147,7 +147,12 @@ def _ended(now: Mapping[str, Any], service: Service, gpu: Gpu, args: Namespace, 
         return 0
     if now["State"] != "vfio" or now["StaysOut"]:
         kind = Wedged if now["State"] == "wedged" else Failed
-        what = _("cannot bring {gpu} home: it is {state}: {why}", gpu=gpu.title, state=now["State"], why=now["Reason"])
+        what = _(
+            "cannot bring {gpu} home: it is {state}: {why}",
+            gpu=gpu.title,
+            state=state_word(now["State"]),
+            why=recognized(now["Reason"]),
+        )
         raise CtlError.of(kind, what)
     if any(now["Owner"]):
         owner = now["Owner"][0] or now["Owner"][1]

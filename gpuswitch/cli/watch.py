@@ -13,7 +13,7 @@ from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered
 from gpuswitch.cli.records import gpu_record, naming, state_label
 from gpuswitch.cli.steps import JsonLines
-from gpuswitch.cli.translate import _
+from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.cli.watching import BUS, Watching, name_owner
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, NoSuchGpu, Timeout, Wedged
 
@@ -44,7 +44,7 @@ class _Lines:
         if any(known["Owner"]):
             words.append(_("owned by {machine}", machine=known["Owner"][0] or known["Owner"][1]))
         if known["Reason"]:
-            words.append("; ".join(known["Reason"].splitlines()))
+            words.append("; ".join(recognized(known["Reason"]).splitlines()))
         # Not all that changes is told here, such as drivers on their way.
         if self._states.get(gpu.path) != (said := ", ".join(words)):
             self._states[gpu.path] = said
@@ -57,16 +57,16 @@ class _Lines:
     def step(self, gpu: Gpu, _switch: str, change: StepChange) -> None:
         if not at_work(change):
             title = numbered(change.index, change.count, change.title)
-            self._say(f"{gpu.title}: {title}: {change.status} ({duration(change.seconds)})")
+            self._say(f"{gpu.title}: {title}: {state_word(change.status)} ({duration(change.seconds)})")
 
     def waits(self, gpu: Gpu, _switch: str, waiting: Waiting) -> None:
-        what = "; ".join(waiting.what.splitlines())
+        what = "; ".join(recognized(waiting.what).splitlines())
         until = _("waiting until {time}: {what}", time=clock(waiting.until), what=what)
         self._say(f"{gpu.title}: {until}")
 
     def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None:
-        why = f": {'; '.join(reason.splitlines())}" if reason else ""
-        ended = _("switch {id} is {result}", id=switch, result=result)
+        why = f": {'; '.join(recognized(reason).splitlines())}" if reason else ""
+        ended = _("switch {id} is {result}", id=switch, result=state_word(result))
         self._say(f"{gpu.title}: {ended}{why}")
 
     def _say(self, text: str) -> None:
