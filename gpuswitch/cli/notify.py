@@ -5,10 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 
 from jeepney import DBusAddress, MessageType, new_method_call
-from jeepney.auth import AuthenticationError
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
-from gpuswitch.cli.client import ANSWER_SECONDS, Gpu, Service
+from gpuswitch.cli.client import ANSWER_SECONDS, BAD_ADDRESS, CANNOT_CONNECT, Gpu, Service
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting
 from gpuswitch.cli.output import clean, clock, problem
@@ -35,7 +34,7 @@ def notify(service: Service, args: Namespace) -> int:
 def _session_bus() -> DBusConnection:
     try:
         return open_dbus_connection("SESSION", auth_timeout=ANSWER_SECONDS)
-    except (OSError, AuthenticationError, LookupError, ValueError, RuntimeError) as error:
+    except (*CANNOT_CONNECT, *BAD_ADDRESS) as error:
         reason = getattr(error, "strerror", None) or error
         text = _("cannot connect to the bus of this session: {reason}; run this in a desktop's session", reason=reason)
         raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable") from error
