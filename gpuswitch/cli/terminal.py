@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.bar import Bar
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -17,6 +16,7 @@ from rich.text import Text
 
 from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
+from gpuswitch.cli.interrupts import ending_in_order
 from gpuswitch.cli.output import clean, duration, numbered
 from gpuswitch.cli.translate import _, recognized, state_word, step_title
 
@@ -53,10 +53,6 @@ def print_timeline(entry: Mapping[str, Any]) -> None:
     console.print(grid)
 
 
-def _end(number: int, _: object) -> NoReturn:
-    sys.exit(128 + number)
-
-
 class _AtWork:
     """A step that runs, as far as it was heard of; `begun` is when, by the monotonic clock."""
 
@@ -73,18 +69,19 @@ class StepsInPlace:
 
     def __init__(self, *, several: bool = False) -> None:
         self._console = Console()
+        self._ending = ending_in_order(signal.SIGTERM)
         self._several = several
         self._at_work: dict[str, _AtWork] = {}
         self._live = Live(self, console=self._console, transient=True, refresh_per_second=10)
 
     def __enter__(self) -> StepsInPlace:
         # Whoever ends us gets the cursor back, which is hidden meanwhile.
-        self._before = signal.signal(signal.SIGTERM, _end)
+        self._ending.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
-        signal.signal(signal.SIGTERM, self._before)
+        self._ending.__exit__(None, None, None)
 
     def step(self, of: Gpu, _switch: str, change: StepChange) -> None:
         gpu = of.title

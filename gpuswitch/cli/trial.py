@@ -13,6 +13,7 @@ from typing import Any
 from gpuswitch.cli.asking import can_ask
 from gpuswitch.cli.client import Gpu, Service
 from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError
+from gpuswitch.cli.interrupts import ending_in_order
 from gpuswitch.cli.output import as_json_line, clean, clock, line, on_terminal, problem, rfc3339
 from gpuswitch.cli.parser import terminal_columns
 from gpuswitch.cli.records import naming
@@ -197,17 +198,12 @@ def _single_keys() -> Iterator[int]:
     import termios  # noqa: PLC0415 -- as above
     import tty  # noqa: PLC0415 -- as above
 
-    def ended(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
-    handlers = {number: signal.signal(number, ended) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        tty.setcbreak(descriptor, termios.TCSADRAIN)
-        yield descriptor
-    finally:
-        _in_place("")
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with ending_in_order(signal.SIGTERM, signal.SIGHUP):
+        try:
+            tty.setcbreak(descriptor, termios.TCSADRAIN)
+            yield descriptor
+        finally:
+            _in_place("")
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
