@@ -21,6 +21,8 @@ class CtlError(Exception):
 
     gpu: str | None = None
     gpu_name: str = ""
+    is_whole = False
+    """Whether the text says all by itself: not what could not be done, but that nobody looks any longer."""
 
     def __init__(
         self, text: str, exit_code: int, *, name: str = "", blockers: Sequence[Mapping[str, Any]] = ()
@@ -31,14 +33,18 @@ class CtlError(Exception):
         self.blockers = blockers
 
     @classmethod
-    def of(cls, kind: type[GpuswitchError], text: str) -> CtlError:
+    def of(cls, kind: type[GpuswitchError], text: str, *, is_whole: bool = False) -> CtlError:
         """One of those that the service has, too."""
-        return cls(text, kind.exit_code, name=kind.name)
+        error = cls(text, kind.exit_code, name=kind.name)
+        error.is_whole = is_whole
+        return error
 
     @classmethod
     def interrupted(cls, text: str) -> CtlError:
         """Nobody looks any longer: ^C."""
-        return cls(text, EXIT_INTERRUPTED, name="Interrupted")
+        error = cls(text, EXIT_INTERRUPTED, name="Interrupted")
+        error.is_whole = True
+        return error
 
     def about(self, address: str, name: str) -> None:
         """Say which GPU it is about."""

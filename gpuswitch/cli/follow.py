@@ -98,7 +98,7 @@ class Following:
                         seconds=f"{self._seconds:g}",
                         command=f"gpuswitchctl wait {' '.join(gpu.word for gpu, _switch in self.under_way)}",
                     )
-                    raise CtlError.of(Timeout, text)
+                    raise CtlError.of(Timeout, text, is_whole=True)
                 self._take(event, display)
 
     def until_typed(self, display: Display, terminal: int) -> bool:

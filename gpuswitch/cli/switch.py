@@ -321,7 +321,7 @@ class Switches:
             self._service.ask_allowed(gpu.cancel(switch))
         except CtlError as error:
             # It may be over by now, or too far: what becomes of it is told.
-            problem(sentence(_("cancel the switch of {gpu}", gpu=gpu.title), str(error)))
+            problem(sentence(_("cancel the switch of {gpu}", gpu=gpu.title), str(error), is_whole=error.is_whole))
 
     def _print_id(self, gpu: Gpu, switch: str) -> None:
         if self._args.json:
@@ -362,7 +362,7 @@ class Switches:
         )
         again = self._again.format(gpu.word)
         if result == "cancelled" and (gpu, outcome["id"]) in self._taken_back:
-            return CtlError.of(Failed, _("interrupted; {what}", what=_cancelled(gpu, outcome)))
+            return CtlError.of(Failed, _("interrupted; {what}", what=_cancelled(gpu, outcome)), is_whole=True)
         if result == "wedged":
             status = _("gpuswitchctl status {gpu} tells when the kernel has returned", gpu=gpu.word)
             return CtlError.of(Wedged, f"{text}\n{status}")
@@ -395,7 +395,7 @@ class Switches:
         self._failures.append(error)
         if self._args.json and not told:
             as_json_line(error.as_json())
-        problem(sentence(self._purpose.format(gpu.title), str(error)))
+        problem(sentence(self._purpose.format(gpu.title), str(error), is_whole=error.is_whole))
 
 
 def _worst(failures: Iterable[CtlError]) -> int:

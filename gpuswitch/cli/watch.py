@@ -119,7 +119,7 @@ def wait(service: Service, args: Namespace) -> int:
                 )
             else:
                 text = _("interrupted; not at rest within {seconds} s: {gpus}", seconds=seconds, gpus=named)
-            raise CtlError.of(Timeout, text)
+            raise CtlError.of(Timeout, text, is_whole=True)
         if isinstance(event, Signal) and event.interface == BUS and event.body[1] == owner:
             text = _("the service went away; it may have been restarted")
             raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")

@@ -237,8 +237,9 @@ def test_what_it_cannot_do_is_said_once() -> None:
     assert (
         sentence("die GPUs auflisten", "die IOMMU ist aus") == "nicht möglich (die GPUs auflisten): die IOMMU ist aus"
     )
-    for whole in ("cannot fly", _("cannot write the output: {why}", why="voll"), _("interrupted; ")):
+    for whole in ("cannot fly", _("cannot write the output: {why}", why="voll")):
         assert sentence("die GPUs auflisten", whole) == whole
+    assert sentence("die GPUs auflisten", "unterbrochen", is_whole=True) == "unterbrochen"
 
 
 @pytest.mark.parametrize(
