@@ -18,10 +18,11 @@ None is needed. `/etc/gpuswitch/config.toml` is read first, then the files in `/
 Last come variables of the service's environment: `{ENVIRONMENT}DEADLINES__UNBIND=40` sets `unbind` in `[deadlines]`;
 lists and whole tables are JSON there. All files are TOML, in UTF-8.
 
-`gpuswitchctl config check` tells what is wrong before the service reads it, and ends with 0 where it can be used, else
-with 2. `gpuswitchctl config edit` checks before it replaces a file. `gpuswitchctl config` shows what is in force and
-what set it; `--changed` only what is not as by default. One mistake anywhere refuses the whole, and the service keeps
-what it had. What to set for which machine stands in [operations.md](operations.md) and [hardware.md](hardware.md).
+`gpuswitchctl config check` tells what is wrong before the service reads it, each as `FILE:LINE: key: what to write`,
+which editors go to, and ends with 0 where it can be used, else with 2. `gpuswitchctl config edit` checks before it
+replaces a file. `gpuswitchctl config` shows what is in force and what set it; `--changed` only what is not as by
+default. One mistake anywhere refuses the whole, and the service keeps what it had. What to set for which machine
+stands in [operations.md](operations.md) and [hardware.md](hardware.md).
 """
 
 

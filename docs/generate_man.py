@@ -243,9 +243,9 @@ The files are TOML. config.toml is read first, then those in conf.d, by name; a 
 tables with the same address, in different files, are one table. One mistake anywhere refuses the whole, and a service
 that runs keeps what it had.
 
-`gpuswitchctl config check` tells what is wrong before the service reads it, and `gpuswitchctl config edit` checks
-before it replaces a file. `gpuswitchctl config` shows what is in force, and which file set it;
-`systemctl reload gpuswitchd` has the service read it again.
+`gpuswitchctl config check` tells what is wrong before the service reads it, with file and line, and
+`gpuswitchctl config edit` checks before it replaces a file. `gpuswitchctl config` shows what is in force, and
+which file set it; `systemctl reload gpuswitchd` has the service read it again.
 """
 _TOML_ENVIRONMENT = f"""\
 Variables of the service's environment go before all files: `{ENVIRONMENT}DEADLINES__UNBIND=40` sets `unbind` in

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +26,7 @@ from gpuswitch.api.observer import BusObserver
 from gpuswitch.api.paths import NAME, ROOT
 from gpuswitch.api.tls import server_context
 from gpuswitch.api.vms import VirtualMachines
+from gpuswitch.config.places import ConfigFaultsError, Fault
 from gpuswitch.config.settings import DIRECTORY, Config, load
 from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgument, KernelError
 from gpuswitch.fleet.fitting import fitted
@@ -257,22 +259,24 @@ def check_config(options: argparse.Namespace) -> int:
     path = Path(options.check_config)
     file, copy = options.instead or ("", "")
     instead = {Path(file): Path(copy)} if file else {}
-    faults: list[str] = []
+    faults: list[Fault] = []
     warnings: list[str] = []
     if fault := _out_of_reach(path):
-        faults.append(fault)
+        faults.append(Fault(fault))
     else:
         try:
             config = load(path, instead=instead, as_root=path == DIRECTORY)
             warnings += config.warnings
             warnings += _without_certificate(config)
             warnings += _without_effect(config, _host(options))
+        except ConfigFaultsError as error:
+            faults += error.faults
         except ConfigError as error:
-            faults += str(error).splitlines()
+            faults.append(Fault(str(error)))
     if options.json:
-        print(json.dumps({"faults": faults, "warnings": warnings}))  # noqa: T201 -- what was asked for
+        print(json.dumps({"faults": list(map(asdict, faults)), "warnings": warnings}))  # noqa: T201 -- what was asked for
     else:
-        for sentence in (*(f"warning: {each}" for each in warnings), *faults):
+        for sentence in (*(f"warning: {each}" for each in warnings), *(fault.text for fault in faults)):
             print(f"gpuswitchd: {sentence}", file=sys.stderr)  # noqa: T201 -- as above
     return 2 if faults else 0
 

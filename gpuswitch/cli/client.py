@@ -56,6 +56,11 @@ ANSWER_SECONDS = 30.0
 """How long an answer may take that does not wait for a switch: longer than dbus-daemon waits for a service to start.
 dbus-broker leaves that to systemd."""
 
+CANNOT_CONNECT = (OSError, AuthenticationError)
+"""What jeepney raises where nobody listens there, or does not want us."""
+BAD_ADDRESS = (ValueError, LookupError, RuntimeError)
+"""What its parser of addresses stumbles over."""
+
 _BUS_ERROR = "org.freedesktop.DBus.Error."
 _NOT_RUNNING = ("ServiceUnknown", "NameHasNoOwner", "Spawn.", "TimedOut")
 _WENT_AWAY = ("NoReply", "Disconnected")
@@ -86,11 +91,11 @@ class Service:
         where = _("the bus at {address}", address=address) if address else _("the system bus")
         try:
             return cls(open_dbus_connection(address or "SYSTEM", auth_timeout=ANSWER_SECONDS), address)
-        except (OSError, AuthenticationError) as error:
+        except CANNOT_CONNECT as error:
             reason = getattr(error, "strerror", None) or error
             text = _("cannot connect to {where}: {reason}", where=where, reason=reason)
             raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable") from error
-        except (ValueError, LookupError, RuntimeError) as error:  # what jeepney's parser of addresses stumbles over
+        except BAD_ADDRESS as error:
             given = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS")
             text = _(
                 "cannot use the bus address {address}: write it like unix:path=/run/dbus/system_bus_socket",
@@ -353,6 +358,21 @@ class Gpu:
         return str(self.properties["Address"])
 
     @property
+    def name(self) -> str:
+        """As the configuration calls it; "" where that has no name for it."""
+        return str(self.properties["Name"])
+
+    @property
+    def title(self) -> str:
+        """What it is called in sentences: `rtx3070 (0000:01:00.0)`, or its address alone."""
+        return title_of(self.properties)
+
+    @property
+    def word(self) -> str:
+        """What it is called in commands that are to be typed."""
+        return self.name or self.address
+
+    @property
     def properties(self) -> dict[str, Any]:
         """As they were when first asked for."""
         if self._properties is None:
@@ -409,6 +429,12 @@ class Gpu:
     ) -> Any:
         message = call(self.owner, self.path, interface, method, signature, *arguments)
         return self._service.ask(message, seconds).body[0]
+
+
+def title_of(properties: Mapping[str, Any]) -> str:
+    """`Gpu.title`, of its properties."""
+    name, address = properties["Name"], properties["Address"]
+    return f"{name} ({address})" if name else str(address)
 
 
 def gpus_named(service: Service, selectors: Sequence[str]) -> list[Gpu]:

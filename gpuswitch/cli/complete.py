@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 
 from gpuswitch.cli.output import clean, moment
 from gpuswitch.cli.parser import BUS_VARIABLE, TOPICS, arguments_of, parser
+from gpuswitch.cli.translate import _, state_word
 
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than argparse
 if TYPE_CHECKING:
@@ -140,6 +141,9 @@ def _values(of: argparse.Action, typed: _Typed, current: str) -> Iterator[Candid
             yield name, (verb.description or "").partition("\n")[0]
     elif of.choices is not None:
         yield from ((str(choice), "") for choice in of.choices)
+    elif of.metavar == "TIME":
+        yield from (("today", _("since midnight")), ("yesterday", _("since the midnight before")))
+        yield from (("1h", _("an hour ago")), ("1d", _("a day ago")), ("1w", _("a week ago")))
     elif of.metavar in {"FILE", "PATH"}:
         yield FILES, ""
     elif of.metavar == "TOPIC":
@@ -206,6 +210,6 @@ def _gpus(service: Service, named: Sequence[str], current: str, *, under_way: bo
 def _switches(service: Service) -> list[Candidate]:
     """The last finished ones, the newest first."""
     return [
-        (entry["id"], f"{entry['gpu']} to {entry['target']}: {entry['result']}, {moment(entry['started'])}")
+        (entry["id"], f"{entry['gpu']} to {entry['target']}: {state_word(entry['result'])}, {moment(entry['started'])}")
         for entry in service.history(_MOST)
     ]

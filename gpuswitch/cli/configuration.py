@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.output import as_json, line, problem, warning
+from gpuswitch.cli.output import as_json, line, place, problem, warning
 from gpuswitch.cli.translate import _
 from gpuswitch.errors import ConfigError, Failed
 
@@ -20,9 +21,9 @@ DIRECTORY = Path("/etc/gpuswitch")
 
 
 class Verdict:
-    """What gpuswitchd says of a configuration: one sentence for each fault, and for what has no effect."""
+    """What gpuswitchd says of a configuration: what it knows of each fault, and a sentence for what has no effect."""
 
-    def __init__(self, faults: Sequence[str], warnings: Sequence[str]) -> None:
+    def __init__(self, faults: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> None:
         self.faults = faults
         self.warnings = warnings
 
@@ -30,8 +31,28 @@ class Verdict:
         """Say all of it on standard error."""
         for sentence in self.warnings:
             warning(sentence)
-        for sentence in self.faults:
-            problem(sentence)
+        for fault in self.faults:
+            if fault["file"]:
+                # As compilers say it: editors and terminals go to what is written so.
+                place(":".join(str(fault[each]) for each in ("file", "line", "column") if fault[each]), _words(fault))
+            else:
+                problem(fault["text"])
+
+
+def _words(fault: Mapping[str, Any]) -> str:
+    return ": ".join(filter(None, (fault["key"], fault["what"])))
+
+
+def _fault_record(fault: Mapping[str, Any]) -> dict[str, Any]:
+    """docs/json.md has the form."""
+    return {
+        "text": fault["text"],
+        "file": fault["file"],
+        "line": fault["line"] or None,
+        "column": fault["column"] or None,
+        "key": fault["key"],
+        "what": fault["what"],
+    }
 
 
 def check(args: Namespace) -> int:
@@ -39,7 +60,8 @@ def check(args: Namespace) -> int:
     path = Path(args.path or DIRECTORY)
     verdict = judged(path)
     if args.json:
-        as_json({"path": str(path), "faults": verdict.faults, "warnings": verdict.warnings})
+        faults, places = [fault["text"] for fault in verdict.faults], list(map(_fault_record, verdict.faults))
+        as_json({"path": str(path), "faults": faults, "places": places, "warnings": verdict.warnings})
     else:
         verdict.tell()
         if not verdict.faults:

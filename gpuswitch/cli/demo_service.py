@@ -21,6 +21,7 @@ from threading import Thread
 from typing import IO, Any, cast
 
 from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.interrupts import end_by
 from gpuswitch.cli.output import line
 from gpuswitch.cli.programs import installed
 from gpuswitch.errors import Failed
@@ -183,7 +184,9 @@ class _Signals:
 
     def _end(self, number: int) -> None:
         self._arrived = 0
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        end_by(number)
 
 
 _SIGNALS = _Signals()

@@ -16,10 +16,13 @@ _OF_BLOCKER = ("kind", "text", "error")
 
 class CtlError(Exception):
     """Text for a person, an exit status, and what programs get: the `name` of the error, the `blockers` of a refusal,
-    and the address of the `gpu` that it is about, where that is one.
+    and the address and the name of the `gpu` that it is about, where that is one.
     """
 
     gpu: str | None = None
+    gpu_name: str = ""
+    is_whole = False
+    """Whether the text says all by itself: not what could not be done, but that nobody looks any longer."""
 
     def __init__(
         self, text: str, exit_code: int, *, name: str = "", blockers: Sequence[Mapping[str, Any]] = ()
@@ -30,20 +33,34 @@ class CtlError(Exception):
         self.blockers = blockers
 
     @classmethod
-    def of(cls, kind: type[GpuswitchError], text: str) -> CtlError:
+    def of(cls, kind: type[GpuswitchError], text: str, *, is_whole: bool = False) -> CtlError:
         """One of those that the service has, too."""
-        return cls(text, kind.exit_code, name=kind.name)
+        error = cls(text, kind.exit_code, name=kind.name)
+        error.is_whole = is_whole
+        return error
 
     @classmethod
     def interrupted(cls, text: str) -> CtlError:
         """Nobody looks any longer: ^C."""
-        return cls(text, EXIT_INTERRUPTED, name="Interrupted")
+        error = cls(text, EXIT_INTERRUPTED, name="Interrupted")
+        error.is_whole = True
+        return error
+
+    def about(self, address: str, name: str) -> None:
+        """Say which GPU it is about."""
+        self.gpu, self.gpu_name = address, name
+
+    @property
+    def title(self) -> str:
+        """What the GPU that it is about is called in sentences; "" where it is about none."""
+        return f"{self.gpu_name} ({self.gpu})" if self.gpu_name else self.gpu or ""
 
     def as_json(self) -> dict[str, Any]:
         """docs/json.md has the form."""
         return {
             "event": "error",
             "gpu": self.gpu,
+            "name": self.gpu_name,
             "changed": False if self.exit_code in _NOTHING_CHANGED else None,
             "error": {
                 "kind": snake_case(self.name or Failed.name),

@@ -28,10 +28,33 @@ def at_work(change: StepChange) -> bool:
 
 
 class Display(Protocol):
-    """Shows the steps of switches, in the order of their events; each GPU by its address."""
+    """Shows the steps of switches, in the order of their events."""
 
-    def step(self, gpu: str, switch: str, change: StepChange) -> None: ...
-    def waits(self, gpu: str, switch: str, waiting: Waiting) -> None: ...
+    def step(self, gpu: Gpu, switch: str, change: StepChange) -> None: ...
+    def waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None: ...
+
+
+class Waits:
+    """What the steps under way wait for, each told once."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, str] = {}
+
+    def news(self, gpu: Gpu, switch: Mapping[str, Any]) -> Waiting | None:
+        """What it waits for by property Switch, unless that was so when this was last asked."""
+        what = str(switch.get("waiting_for", ""))
+        before, self._told[gpu.path] = self._told.get(gpu.path, ""), what
+        if what in {"", before}:
+            return None
+        return Waiting(what, switch["step_started"], switch["waiting_until"])
+
+    def over(self, gpu: Gpu) -> None:
+        """That step waits no more: the next one may wait for the same."""
+        self._told.pop(gpu.path, None)
+
+    def clear(self) -> None:
+        """Whatever was told is of a service that has ended."""
+        self._told.clear()
 
 
 class Following:
@@ -49,7 +72,7 @@ class Following:
         # A switch that was joined tells nothing of the step that it is at, and it may stand there for long.
         self._looks = {service.send(gpu.properties_now()): (gpu, switch) for gpu, switch in self._switches.values()}
         self._heard: set[str] = set()
-        self._waiting: dict[str, str] = {}
+        self._told = Waits()
         self.outcomes: dict[str, dict[str, Any]] = {}
 
     @property
@@ -73,9 +96,9 @@ class Following:
                         "for it",
                         ids=ids,
                         seconds=f"{self._seconds:g}",
-                        command=f"gpuswitchctl wait {' '.join(gpu.address for gpu, _switch in self.under_way)}",
+                        command=f"gpuswitchctl wait {' '.join(gpu.word for gpu, _switch in self.under_way)}",
                     )
-                    raise CtlError.of(Timeout, text)
+                    raise CtlError.of(Timeout, text, is_whole=True)
                 self._take(event, display)
 
     def until_typed(self, display: Display, terminal: int) -> bool:
@@ -110,22 +133,18 @@ class Following:
         if gpu.path in self._heard or now.get("id") != switch or not now["index"] or now["result"]:
             return
         seconds = max(time.time() - now["step_started"], 0.0)
-        display.step(
-            gpu.address, switch, StepChange(now["index"], now["count"], now["kind"], now["title"], "running", seconds)
-        )
+        display.step(gpu, switch, StepChange(now["index"], now["count"], now["kind"], now["title"], "running", seconds))
         self._waits(gpu, switch, now, display)
 
     def _stepped(self, gpu: Gpu, switch: str, body: tuple[Any, ...], display: Display) -> None:
         if body[0] == switch:
             self._heard.add(gpu.path)
-            self._waiting.pop(gpu.path, None)
-            display.step(gpu.address, switch, StepChange(*body[1:]))
+            self._told.over(gpu)
+            display.step(gpu, switch, StepChange(*body[1:]))
 
     def _changed(self, gpu: Gpu, switch: str, changed: Mapping[str, tuple[str, Any]], display: Display) -> None:
         self._waits(gpu, switch, plain_values(changed).get("Switch", {}), display)
 
     def _waits(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
-        what = now.get("waiting_for", "")
-        if now.get("id") == switch and what and self._waiting.get(gpu.path) != what:
-            self._waiting[gpu.path] = what
-            display.waits(gpu.address, switch, Waiting(what, now["step_started"], now["waiting_until"]))
+        if now.get("id") == switch and (waiting := self._told.news(gpu, now)) is not None:
+            display.waits(gpu, switch, waiting)

@@ -9,31 +9,52 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import Service
+from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.layout import pairs, table
 from gpuswitch.cli.output import as_json, can_write, cells, duration, line, moment, on_terminal, width, write
 from gpuswitch.cli.records import entry_record
-from gpuswitch.cli.translate import _, marks
+from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
+from gpuswitch.errors import InvalidArgument
 
 Values = Mapping[str, Any]
+_USUAL = 20
+"""So many are listed where nobody says how many, or which."""
 _TO_THE_SECOND = len("2026-11-29 20:07:24")
 
 
 def history(service: Service, args: Namespace) -> int:
-    if args.gpu:
+    if args.since is not None and args.until is not None and args.since > args.until:
+        text = _("nothing is both after --since and before --until: {since} is later than {until}", **_range(args))
+        raise CtlError.of(InvalidArgument, text)
+    chosen = [args.since, args.until, args.result] != [None, None, None]
+    limit = args.limit if args.limit is not None else 0 if chosen else _USUAL
+    if args.gpu or chosen:
         # The service knows every spelling of its name.
-        address = service.gpu(args.gpu).address
-        found = [entry for entry in service.history(0) if entry["gpu"] == address]
-        found = found[: args.limit or None]
+        address = service.gpu(args.gpu).address if args.gpu else None
+        found = [entry for entry in service.history(0) if address in {None, entry["gpu"]} and _wanted(entry, args)]
+        found = found[: limit or None]
     else:
-        found = service.history(args.limit)
+        found = service.history(limit)
     if args.json:
         as_json({"switches": [entry_record(entry) for entry in found]})
     elif found:
         headings = marks("WHEN", "ID", "GPU", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
         table(headings, map(_cells, found), elastic=("REASON", "ASKED BY"), left_out=("ASKED BY", "TOOK", "REASON"))
     else:
-        line(_("there is no finished switch"))
+        line(_("no finished switch is like that") if chosen else _("there is no finished switch"))
     return 0
+
+
+def _range(args: Namespace) -> Mapping[str, str]:
+    return {"since": moment(args.since), "until": moment(args.until)}
+
+
+def _wanted(entry: Values, args: Namespace) -> bool:
+    return (
+        (args.since is None or entry["started"] >= args.since)
+        and (args.until is None or entry["started"] <= args.until)
+        and args.result in {None, entry["result"]}
+    )
 
 
 def show(service: Service, args: Namespace) -> int:
@@ -57,8 +78,8 @@ def _cells(entry: Values) -> Sequence[str]:
         _moment(entry["started"]),
         entry["id"],
         entry["gpu"],
-        entry["target"],
-        entry["result"],
+        state_word(entry["target"]),
+        state_word(entry["result"]),
         _took(entry),
         requester_words(entry["asker"]),
         "; ".join(_reason(entry)),
@@ -67,7 +88,7 @@ def _cells(entry: Values) -> Sequence[str]:
 
 def _reason(entry: Values) -> list[str]:
     """Why it ended as it did, a sentence each; empty where there is nothing to say."""
-    sentences: list[str] = entry["reason"].splitlines()
+    sentences = recognized(entry["reason"]).splitlines()
     return [_("changed by somebody else: {what}", what=" ".join(sentences))] if _drifted(entry) else sentences
 
 
@@ -78,14 +99,20 @@ def _drifted(entry: Values) -> bool:
 
 def _about(entry: Values) -> Iterable[tuple[str, str]]:
     if _drifted(entry):
-        yield _("change"), _("{id}: {gpu} is {target} now", id=entry["id"], gpu=entry["gpu"], target=entry["target"])
+        yield (
+            _("change"),
+            _("{id}: {gpu} is {target} now", id=entry["id"], gpu=entry["gpu"], target=state_word(entry["target"])),
+        )
         yield _("reason"), " ".join(_reason(entry))
         yield _("seen"), moment(entry["started"])
         return
-    yield _("switch"), _("{id}: {gpu} to {target}", id=entry["id"], gpu=entry["gpu"], target=entry["target"])
+    yield (
+        _("switch"),
+        _("{id}: {gpu} to {target}", id=entry["id"], gpu=entry["gpu"], target=state_word(entry["target"])),
+    )
     ended = _("it was there already")
     if entry["count"]:
-        ended = _("{result}, after {duration}", result=entry["result"], duration=_took(entry))
+        ended = _("{result}, after {duration}", result=state_word(entry["result"]), duration=_took(entry))
     yield _("result"), ended
     for number, sentence in enumerate(_reason(entry)):
         yield "" if number else _("reason"), sentence
@@ -129,8 +156,8 @@ def _print_steps(entry: Values) -> None:
                 str(step["index"]),
                 duration(step["started"] - entry["started"]),
                 duration(step["seconds"]),
-                step["status"],
-                step["title"],
+                state_word(step["status"]),
+                step_title(step["title"]),
             )
             for step in entry["steps"]
         ),
@@ -139,7 +166,7 @@ def _print_steps(entry: Values) -> None:
 
 def _has_room_for_bars(entry: Values) -> bool:
     """Whether titles beside bars can be broken between words."""
-    longest = max(cells(word) for step in entry["steps"] for word in step["title"].split())
+    longest = max(cells(word) for step in entry["steps"] for word in step_title(step["title"]).split())
     return on_terminal(sys.stdout) and can_write("█▌") and longest <= width(sys.stdout) * 2 // 5
 
 

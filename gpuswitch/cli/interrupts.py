@@ -1,4 +1,7 @@
-"""^C while a switch is followed: it is heard where nothing can get lost by it, as somebody may want to follow it on."""
+"""Signals that end the command: what is to be put away is put away.
+
+^C while a switch is followed is heard where nothing can get lost by it, as somebody may want to follow it on.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 
 class _Interrupts:
@@ -67,6 +71,22 @@ class _Interrupts:
         if self._arrived:
             self._arrived = False
             raise KeyboardInterrupt
+
+
+def end_by(number: int, _frame: object = None) -> NoReturn:
+    """End as a shell expects it of a program that this signal has ended, and put everything away before."""
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def ending_in_order(*numbers: int) -> Iterator[None]:
+    """These signals end the command in order (`end_by`)."""
+    before = {number: signal.signal(number, end_by) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 INTERRUPTS = _Interrupts()

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from gpuswitch.cli.output import can_write, cells, clean, in_colour, width, wrapped, write
-from gpuswitch.cli.translate import _
+from gpuswitch.cli.translate import _, state_word
 
 _GAP = "  "
 SHORTEST = 12
@@ -72,7 +72,7 @@ def fitting(
     """
     kept = list(range(len(names)))
     # What says nothing goes before anything is shortened.
-    empty = {name for place, name in enumerate(names) if {row[place] for row in rows} <= {name, _(name), "-", "no"}}
+    empty = {name for place, name in enumerate(names) if {row[place] for row in rows} <= {name, _(name), "-", _("no")}}
     for gone in ("", *sorted(left_out, key=lambda name: name not in empty)):
         kept = [number for number in kept if names[number] != gone]
         shown = [[row[number] for number in kept] for row in rows]
@@ -104,11 +104,14 @@ def _lines(rows: Sequence[Sequence[str]], *, colour: bool) -> list[str]:
 
 def _coloured(text: str) -> str:
     """With the states in it in their colours."""
-    return re.sub(r"(?<=  )(\w+)(?=  |$)", lambda found: _paint(found[1]), text)
+    return _painted(r"(?<=  )({words})(?=  |$)", text)
 
 
-def _paint(word: str) -> str:
-    return f"\x1b[{_STATES[word]}m{word}\x1b[0m" if word in _STATES else word
+def _painted(where: str, text: str) -> str:
+    """With the states in their colours that stand there; {words} are those."""
+    colours = {state_word(state): colour for state, colour in _STATES.items()}
+    words = "|".join(map(re.escape, colours))
+    return re.sub(where.format(words=words), lambda found: f"\x1b[{colours[found[0]]}m{found[0]}\x1b[0m", text)
 
 
 def _blocks(headings: Sequence[str], rows: Sequence[Sequence[str]], columns: int, *, colour: bool) -> Iterator[str]:
@@ -118,7 +121,7 @@ def _blocks(headings: Sequence[str], rows: Sequence[Sequence[str]], columns: int
             yield ""
         named = [(name.lower(), value) for name, value in zip(headings, row, strict=True) if value != "-"]
         for text in paired(named, columns):
-            yield re.sub(r"\w+$", lambda found: _paint(found[0]), text) if colour else text
+            yield _painted(r"(?<= )({words})$", text) if colour else text
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

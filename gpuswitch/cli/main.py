@@ -88,8 +88,8 @@ def _run(args: Namespace) -> int:
 def _failed(error: CtlError, args: Namespace) -> int:
     from gpuswitch.cli.output import as_json_line, problem, sentence  # noqa: PLC0415 -- by need, as above
 
-    named = _(" and ").join(getattr(args, "gpus", None) or filter(None, [getattr(args, "gpu", "")]))
-    problem(sentence(args.purpose.format(gpu=named or _("the GPU")), str(error)))
+    named = error.title or _(" and ").join(getattr(args, "gpus", None) or filter(None, [getattr(args, "gpu", "")]))
+    problem(sentence(args.purpose.format(gpu=named or _("the GPU")), str(error), is_whole=error.is_whole))
     if args.json:
         # On one line: events may stand before it, a line each.
         as_json_line(error.as_json())

@@ -5,15 +5,14 @@ from __future__ import annotations
 from argparse import Namespace
 
 from jeepney import DBusAddress, MessageType, new_method_call
-from jeepney.auth import AuthenticationError
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
-from gpuswitch.cli.client import ANSWER_SECONDS, Gpu, Service
+from gpuswitch.cli.client import ANSWER_SECONDS, BAD_ADDRESS, CANNOT_CONNECT, Gpu, Service
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting
 from gpuswitch.cli.output import clean, clock, problem
 from gpuswitch.cli.records import state_label
-from gpuswitch.cli.translate import _
+from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.cli.watching import Watching
 from gpuswitch.errors import EXIT_UNREACHABLE
 
@@ -35,7 +34,7 @@ def notify(service: Service, args: Namespace) -> int:
 def _session_bus() -> DBusConnection:
     try:
         return open_dbus_connection("SESSION", auth_timeout=ANSWER_SECONDS)
-    except (OSError, AuthenticationError, LookupError, ValueError, RuntimeError) as error:
+    except (*CANNOT_CONNECT, *BAD_ADDRESS) as error:
         reason = getattr(error, "strerror", None) or error
         text = _("cannot connect to the bus of this session: {reason}; run this in a desktop's session", reason=reason)
         raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable") from error
@@ -57,7 +56,12 @@ class _Notifier:
         state = gpu.properties["State"]
         # How it was when this began is no news.
         if gpu.path in self._first and state in {"failed", "wedged"}:
-            self._show(gpu, _("{gpu} is {state}", gpu=_name(gpu), state=state), gpu.properties["Reason"], _CRITICAL)
+            self._show(
+                gpu,
+                _("{gpu} is {state}", gpu=_name(gpu), state=state_word(state)),
+                gpu.properties["Reason"],
+                _CRITICAL,
+            )
         self._first.add(gpu.path)
 
     def gone(self, gpu: Gpu) -> None:
@@ -67,17 +71,24 @@ class _Notifier:
         """Nothing that anybody has to do anything about."""
 
     def waits(self, gpu: Gpu, _switch: str, waiting: Waiting) -> None:
-        self._show(gpu, _("{gpu} waits until {time}", gpu=_name(gpu), time=clock(waiting.until)), waiting.what, _NORMAL)
+        self._show(
+            gpu,
+            _("{gpu} waits until {time}", gpu=_name(gpu), time=clock(waiting.until)),
+            waiting.what,
+            _NORMAL,
+        )
 
     def finished(self, gpu: Gpu, _switch: str, result: str, reason: str) -> None:
         if result == "done":
             self._show(gpu, _("{gpu} is {state} now", gpu=_name(gpu), state=state_label(gpu.properties)), reason, _LOW)
         else:
             urgency = _CRITICAL if result in {"failed", "wedged"} else _NORMAL
-            self._show(gpu, _("The switch of {gpu} is {result}", gpu=_name(gpu), result=result), reason, urgency)
+            self._show(
+                gpu, _("The switch of {gpu} is {result}", gpu=_name(gpu), result=state_word(result)), reason, urgency
+            )
 
     def _show(self, gpu: Gpu, summary: str, body: str, urgency: int) -> None:
-        sentences = "\n".join(map(_plain, body.splitlines()))
+        sentences = "\n".join(map(_plain, recognized(body).splitlines()))
         hints = {"urgency": ("y", urgency), "desktop-entry": ("s", "gpuswitch")}
         actions: list[str] = []
         texts = "video-display", clean(summary), sentences

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 from gpuswitch.cli.parser import terminal_columns
-from gpuswitch.cli.translate import _, recognized
+from gpuswitch.cli.translate import _, recognized, step_title
 
 JSON_VERSION = 1
 """Of the forms in docs/json.md: another one where a program that reads this one could go wrong."""
@@ -115,6 +115,11 @@ def problem(text: str) -> None:
     _say([f"gpuswitchctl: {first}", *(f"  {each}" for each in more)])
 
 
+def place(where: str, text: str) -> None:
+    """Say on standard error what is wrong there: `FILE:LINE`."""
+    _say([f"{clean(where)}: {clean(text)}"])
+
+
 def warning(text: str) -> None:
     """Say on standard error what somebody should look after, though nothing went wrong now."""
     _say([f"gpuswitchctl: {_('warning: {text}', text=clean(text))}"])
@@ -137,10 +142,12 @@ def wrong_usage(usage: str, text: str) -> None:
     _say([*usage.splitlines(), f"gpuswitchctl: {clean(text)}"])
 
 
-def sentence(purpose: str, text: str) -> str:
-    """`cannot PURPOSE: TEXT`; several reasons stand below each other. Text that says what it cannot stays as it is."""
+def sentence(purpose: str, text: str, *, is_whole: bool = False) -> str:
+    """`cannot PURPOSE: TEXT`; several reasons stand below each other. Text that says what it cannot stays as it is, and
+    so does what `is_whole`.
+    """
     text = recognized(text)
-    if text.startswith(("cannot ", "interrupted; ", _("cannot "), _("interrupted; "))):
+    if is_whole or text.startswith(("cannot ", _("cannot "))):
         return text
     if "\n" in text:
         return _("cannot {purpose}:\n{text}", purpose=purpose, text=text)
@@ -192,4 +199,4 @@ def duration(seconds: float) -> str:
 
 def numbered(index: int, count: int, title: str) -> str:
     """`[ 3/12] unbind 0000:01:00.1 from snd_hda_intel`."""
-    return f"[{index:>{len(str(count))}}/{count}] {clean(title)}"
+    return f"[{index:>{len(str(count))}}/{count}] {clean(step_title(title))}"

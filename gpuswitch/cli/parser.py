@@ -52,6 +52,7 @@ a GPU is named like 0000:01:00.0, 01:00.0, pci_0000_01_00_0, or by its name in t
 )
 
 TARGETS = ("host", "vfio")
+RESULTS = ("done", "reverted", "failed", "cancelled", "wedged", "drifted")
 POLICIES = ("refuse", "wait", "terminate", "kill")
 TOPICS = ("states", "exit-status", "configuration")
 _LONGEST_WAIT = 86400
@@ -262,9 +263,26 @@ def _switching(verb: _Add) -> None:
 
 
 def _telling(verb: _Add) -> None:
-    told = verb("history", "history:history", _("list finished switches"), "gpuswitchctl history 01:00.0 --limit 5")
+    told = verb(
+        "history",
+        "history:history",
+        _("list finished switches"),
+        "gpuswitchctl history 01:00.0 --limit 5",
+        "gpuswitchctl history --since yesterday --result failed",
+        "gpuswitchctl history --since 2026-11-29T20:00 --until 1h",
+    )
     told.add_argument("gpu", metavar="GPU", nargs="?", default="", help=_("of this one only"))
-    told.add_argument("--limit", metavar="N", type=_count, default=20, help=_("the last N (default: 20; 0: all)"))
+    told.add_argument(
+        "--since",
+        metavar="TIME",
+        type=_point_in_time,
+        help=_("begun then or later: '2h ago' or 2h, today, yesterday, '2026-11-29 20:00', 20:00, RFC 3339"),
+    )
+    told.add_argument("--until", metavar="TIME", type=_point_in_time, help=_("begun then or earlier"))
+    told.add_argument("--result", choices=RESULTS, help=_("only what ended so; drifted: what somebody else has moved"))
+    told.add_argument(
+        "--limit", metavar="N", type=_count, help=_("the last N (default: 20, with a time or a result all; 0: all)")
+    )
     shown = verb("show", "history:show", _("show the steps of a finished switch"), "gpuswitchctl show 5f0c3a1b")
     shown.add_argument(
         "id",
@@ -407,6 +425,21 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) < 1 << 32):
         raise argparse.ArgumentTypeError(_("{text} is not a number of switches", text=repr(text)))
     return int(text)
+
+
+def _point_in_time(text: str) -> float:
+    from gpuswitch.cli.times import point_in_time  # noqa: PLC0415 -- datetime takes a while, and few name a time
+
+    try:
+        return point_in_time(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            _(
+                "{text} is not a time; write it like '2h ago', yesterday, 20:00, '2026-11-29 20:00', "
+                "2026-11-29T20:00:00Z",
+                text=repr(text),
+            )
+        ) from None
 
 
 def _whole_seconds(text: str) -> int:

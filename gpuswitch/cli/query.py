@@ -6,11 +6,11 @@ from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gpuswitch.cli.client import Service, gpus_named
+from gpuswitch.cli.client import Service, gpus_named, title_of
 from gpuswitch.cli.layout import pairs, table
 from gpuswitch.cli.output import as_json, duration, line, moment, warning, write
-from gpuswitch.cli.records import gpu_record, state_label
-from gpuswitch.cli.translate import _, marks
+from gpuswitch.cli.records import gpu_record, naming, state_label
+from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
 
 Values = Mapping[str, Any]
 
@@ -75,16 +75,16 @@ def status(service: Service, args: Namespace) -> int:
 
 def holders(service: Service, args: Namespace) -> int:
     gpus = gpus_named(service, args.gpus)
-    found = [(gpu.address, holder) for gpu in gpus for holder in gpu.holders()]
+    found = [(gpu, holder) for gpu in gpus for holder in gpu.holders()]
     if args.json:
-        as_json({"holders": [{"gpu": address, **holder} for address, holder in found]})
+        as_json({"holders": [{**naming(gpu), **holder} for gpu, holder in found]})
     elif found:
         several = len(gpus) > 1
         headings = (
             *(("GPU",) if several else ()),
             *marks("PID", "COMMAND", "USER", "UNIT", "SESSION", "HAS OPEN", "TO FREE IT"),
         )
-        rows = (((address,) if several else ()) + _holder_cells(holder) for address, holder in found)
+        rows = (((gpu.address,) if several else ()) + _holder_cells(holder) for gpu, holder in found)
         table(headings, rows, elastic=("HAS OPEN",))
     else:
         line(_("nobody has it open") if len(gpus) == 1 else _("nobody has any of them open"))
@@ -118,10 +118,10 @@ def config(service: Service, args: Namespace) -> int:
 
 
 def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
-    yield "GPU", f"{gpu['Address']} {gpu['Name']}".rstrip()
+    yield "GPU", title_of(gpu)
     yield _("model"), gpu["Model"] or gpu["Vendor"]
     yield _("state"), _("{state} since {moment}", state=state_label(gpu), moment=moment(gpu["StateSince"]))
-    for number, sentence in enumerate(gpu["Reason"].splitlines()):
+    for number, sentence in enumerate(recognized(gpu["Reason"]).splitlines()):
         yield "" if number else _("reason"), sentence
     if gpu["State"] == "failed":
         yield _("to do"), what_to_do(gpu)
@@ -130,7 +130,7 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
         yield "" if number else _("functions"), bound
     yield _("host driver"), gpu["HostDriver"] or "-"
     if gpu["TrialEnds"]:
-        keep = f"gpuswitchctl to-vfio {gpu['Address']}"
+        keep = f"gpuswitchctl to-vfio {gpu['Name'] or gpu['Address']}"
         ends = _("{moment}; to keep it on vfio: {command}", moment=moment(gpu["TrialEnds"]), command=keep)
         yield _("trial ends"), ends
     if gpu["StaysOut"]:
@@ -150,21 +150,23 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
 
 def what_to_do(gpu: Values) -> str:
     """About a GPU that is `failed`."""
-    return _("put right what is named here, then: gpuswitchctl recover {gpu}", gpu=gpu["Address"])
+    return _("put right what is named here, then: gpuswitchctl recover {gpu}", gpu=gpu["Name"] or gpu["Address"])
 
 
 def _switch_words(switch: Values) -> str:
     if not switch["result"]:
         words = _(
             "{id} to {target}: at step {index} of {count}, {title}",
-            **{key: switch[key] for key in ("id", "target", "index", "count", "title")},
+            **{key: switch[key] for key in ("id", "target", "index", "count")},
+            title=step_title(switch["title"]),
         )
-        what = switch["waiting_for"]
+        what = recognized(switch["waiting_for"])
         return _("{words}; it waits: {what}", words=words, what=what) if what else words
     words = _(
         "{id} to {target}: {result} at {moment} after {duration}",
-        **{key: switch[key] for key in ("id", "target", "result")},
+        **{key: switch[key] for key in ("id", "target")},
+        result=state_word(switch["result"]),
         moment=moment(switch["finished"]),
         duration=duration(switch["finished"] - switch["started"]),
     )
-    return f"{words}: {'; '.join(switch['reason'].splitlines())}" if switch["reason"] else words
+    return f"{words}: {'; '.join(recognized(switch['reason']).splitlines())}" if switch["reason"] else words

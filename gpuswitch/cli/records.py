@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from gpuswitch.cli.failures import with_error_kind
 from gpuswitch.cli.output import rfc3339
+from gpuswitch.cli.translate import state_word
 from gpuswitch.errors import snake_case
 
 if TYPE_CHECKING:
+    from gpuswitch.cli.client import Gpu
     from gpuswitch.cli.follow import StepChange, Waiting
 
 Values = Mapping[str, Any]
@@ -18,8 +20,13 @@ _TIMES = ("step_started", "waiting_until", "started", "finished")
 
 
 def state_label(gpu: Values) -> str:
-    """`host-nvidia`, `host-none`: what people call `host`; every other state by its own word. Of properties."""
-    return f"host-{gpu['Driver'] or 'none'}" if gpu["State"] == "host" else str(gpu["State"])
+    """`host-nvidia`, `host-none`: what people call `host`; every other state by its own word, in their language."""
+    return f"host-{gpu['Driver'] or 'none'}" if gpu["State"] == "host" else state_word(str(gpu["State"]))
+
+
+def naming(gpu: Gpu) -> dict[str, str]:
+    """Which GPU it is about: its address, and its name, "" where it has none."""
+    return {"gpu": gpu.address, "name": gpu.name}
 
 
 def gpu_record(gpu: Values) -> dict[str, Any]:

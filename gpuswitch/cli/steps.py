@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from contextlib import AbstractContextManager, nullcontext
 
+from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import Display, StepChange, Waiting, at_work
 from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, on_terminal
-from gpuswitch.cli.records import change_record, waiting_record
-from gpuswitch.cli.translate import _
+from gpuswitch.cli.records import change_record, naming, waiting_record
+from gpuswitch.cli.translate import _, recognized, state_word
 
 
 class Lines:
@@ -17,31 +18,31 @@ class Lines:
     def __init__(self, *, several: bool = False) -> None:
         self._several = several
 
-    def step(self, gpu: str, _switch: str, change: StepChange) -> None:
+    def step(self, gpu: Gpu, _switch: str, change: StepChange) -> None:
         if not at_work(change):
             title = numbered(change.index, change.count, change.title)
-            self._say(gpu, f"{title}: {change.status} ({duration(change.seconds)})")
+            self._say(gpu, f"{title}: {state_word(change.status)} ({duration(change.seconds)})")
 
-    def waits(self, gpu: str, _switch: str, waiting: Waiting) -> None:
+    def waits(self, gpu: Gpu, _switch: str, waiting: Waiting) -> None:
         # What does not say how long it is waited for is there in a moment, or fails.
         if waiting.until:
-            first, *more = waiting.what.splitlines()
+            first, *more = recognized(waiting.what).splitlines()
             self._say(gpu, _("waiting until {time}: {what}", time=clock(waiting.until), what=first))
             for each in more:
                 self._say(gpu, f"  {_('and: {what}', what=each)}")
 
-    def _say(self, gpu: str, text: str) -> None:
-        line(f"{gpu}: {text}" if self._several else text)
+    def _say(self, gpu: Gpu, text: str) -> None:
+        line(f"{gpu.title}: {text}" if self._several else text)
 
 
 class JsonLines:
     """One JSON object for each event."""
 
-    def step(self, gpu: str, switch: str, change: StepChange) -> None:
-        as_json_line({"event": "step", "gpu": gpu, "id": switch, **change_record(change)})
+    def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
+        as_json_line({"event": "step", **naming(gpu), "id": switch, **change_record(change)})
 
-    def waits(self, gpu: str, switch: str, waiting: Waiting) -> None:
-        as_json_line({"event": "waiting", "gpu": gpu, "id": switch, **waiting_record(waiting)})
+    def waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None:
+        as_json_line({"event": "waiting", **naming(gpu), "id": switch, **waiting_record(waiting)})
 
 
 def display(*, as_json: bool, several: bool) -> AbstractContextManager[Display]:

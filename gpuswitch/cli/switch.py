@@ -15,9 +15,9 @@ from gpuswitch.cli.follow import Following
 from gpuswitch.cli.layout import hung
 from gpuswitch.cli.output import as_json, as_json_line, duration, line, problem, sentence
 from gpuswitch.cli.query import what_to_do
-from gpuswitch.cli.records import planned_record, switch_record
+from gpuswitch.cli.records import naming, planned_record, switch_record
 from gpuswitch.cli.steps import Lines, display
-from gpuswitch.cli.translate import _, is_english, reworded
+from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
 from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NotViable, Owned, Wedged
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ def recover(service: Service, args: Namespace) -> int:
 def cancel(service: Service, args: Namespace) -> int:
     """Cancel the switch under way, and follow it to its end. Done is what was cancelled."""
     gpu = service.gpu(args.gpu)
-    address, switch = gpu.address, gpu.properties["Switch"]
+    switch = gpu.properties["Switch"]
     if not switch:
-        raise CtlError.of(Failed, _("nobody has switched {gpu} since the service started", gpu=address))
+        raise CtlError.of(Failed, _("nobody has switched {gpu} since the service started", gpu=gpu.title))
     service.subscribe(signals_of(gpu.owner))
     try:
         service.ask_allowed(gpu.cancel(switch["id"]))
@@ -81,30 +81,30 @@ def cancel(service: Service, args: Namespace) -> int:
     except KeyboardInterrupt:
         text = _(
             "interrupted; what was cancelled is taken back all the same: {command} shows it",
-            command=f"gpuswitchctl status {address}",
+            command=f"gpuswitchctl status {gpu.word}",
         )
         raise CtlError.interrupted(text) from None
-    outcome = following.outcomes[address]
+    outcome = following.outcomes[gpu.address]
     if args.json:
-        _print_result(address, outcome, changed=outcome["result"] == "cancelled")
+        _print_result(gpu, outcome, changed=outcome["result"] == "cancelled")
     if (result := str(outcome["result"])) != "cancelled":
         text = _(
             "cannot cancel switch {id}: it is {result}: {reason}",
             id=switch["id"],
-            result=result,
-            reason=outcome["reason"],
+            result=state_word(result),
+            reason=recognized(outcome["reason"]),
         )
         raise CtlError.of(Wedged if result == "wedged" else Failed, text)
     if not args.json:
-        line(_cancelled(address, switch))
+        line(_cancelled(gpu, switch))
     return 0
 
 
-def _cancelled(address: str, switch: Mapping[str, Any]) -> str:
+def _cancelled(gpu: Gpu, switch: Mapping[str, Any]) -> str:
     return _(
         "switch {id} of {gpu} to {target} is cancelled: all is as before",
         id=switch["id"],
-        gpu=address,
+        gpu=gpu.title,
         target=switch["target"],
     )
 
@@ -116,16 +116,16 @@ def plan(service: Service, args: Namespace) -> int:
 def _print_plans(gpus: Sequence[Gpu], target: str, options: Options, args: Namespace) -> int:
     plans = [(gpu, _or_blockers(gpu, target, options, args)) for gpu in gpus]
     if args.json:
-        records = [(gpu.address, list(map(planned_record, steps))) for gpu, steps in plans]
-        as_json({"plans": [{"gpu": address, "target": target, "steps": steps} for address, steps in records]})
+        records = [(gpu, list(map(planned_record, steps))) for gpu, steps in plans]
+        as_json({"plans": [{**naming(gpu), "target": target, "steps": steps} for gpu, steps in records]})
         return 0
     for gpu, steps in plans:
         if len(plans) > 1:
-            line(f"{gpu.address}:")
+            line(f"{gpu.title}:")
         if steps:
             line(_verdict(steps, gpu, target))
         for number, step in enumerate(steps, 1):
-            within = _("{title} (within {seconds} s)", title=step["title"], seconds=f"{step['deadline']:g}")
+            within = _("{title} (within {seconds} s)", title=step_title(step["title"]), seconds=f"{step['deadline']:g}")
             hung(f"{number:>{len(str(len(steps)))}}. ", within)
         if not steps:
             line(_("nothing to do: it is {place} already", place=place(gpu, target)))
@@ -133,7 +133,7 @@ def _print_plans(gpus: Sequence[Gpu], target: str, options: Options, args: Names
 
 
 def _verdict(steps: Sequence[Mapping[str, Any]], gpu: Gpu, target: str) -> str:
-    text = _("nothing keeps {gpu} from going to {target}", gpu=gpu.address, target=target)
+    text = _("nothing keeps {gpu} from going to {target}", gpu=gpu.title, target=target)
     if stops := dict.fromkeys(name for step in steps for name in step["stops"]):
         text += _("; what it stops meanwhile: {names}", names=", ".join(stops))
     return text
@@ -148,7 +148,7 @@ def _or_blockers(gpu: Gpu, target: str, options: Options, args: Namespace) -> li
     try:
         return gpu.plan(target, options)
     except CtlError as error:
-        error.gpu = gpu.address
+        error.about(gpu.address, gpu.name)
         raise _with_blockers(error, lambda: gpu.blockers(target, options), args) from None
 
 
@@ -224,13 +224,12 @@ class Switches:
             CtlError: what went wrong, where it is about one GPU.
         """
         self._several = len(gpus) > 1
-        addresses = [gpu.address for gpu in gpus]
         for owner in {gpu.owner for gpu in gpus}:
             self._service.subscribe(signals_of(owner))
         try:
             begun = self._begun(gpus)
         except KeyboardInterrupt:
-            raise _interrupted(addresses, self._again.format(" ".join(addresses))) from None
+            raise _interrupted(gpus, self._again) from None
         if self._args.no_wait:
             for gpu, switch in begun:
                 self._print_id(gpu, switch)
@@ -269,7 +268,7 @@ class Switches:
         named = _with_blockers(error, partial(self._blockers, gpu), self._args)
         if error.name != Busy.name or not self._patient:
             return named
-        wait = _("or have it wait for them: {command}", command=self._patient.format(gpu.address))
+        wait = _("or have it wait for them: {command}", command=self._patient.format(gpu.word))
         text = f"{named}\n{wait}"
         return CtlError(text, error.exit_code, name=error.name, blockers=named.blockers)
 
@@ -293,14 +292,13 @@ class Switches:
                 following.to_the_end(shown)
         except KeyboardInterrupt:
             if self._taken_back or not can_ask() or not self._settled(following):
-                addresses = [gpu.address for gpu, _switch in following.under_way]
-                raise _interrupted(addresses, self._again.format(" ".join(addresses))) from None
+                raise _interrupted([gpu for gpu, _switch in following.under_way], self._again) from None
             return False
         return True
 
     def _settled(self, following: Following) -> bool:
         """Whether a person says that they are to be taken back, and they are being, or they are over meanwhile."""
-        named = _(" and ").join(gpu.address for gpu, _switch in following.under_way)
+        named = _(" and ").join(gpu.title for gpu, _switch in following.under_way)
         question = _("Take the switch of {gpus} back (c), or leave it to go on (l)? [c/L] ", gpus=named)
         # They go on while somebody thinks about it.
         shown = Lines(several=self._several)
@@ -323,20 +321,20 @@ class Switches:
             self._service.ask_allowed(gpu.cancel(switch))
         except CtlError as error:
             # It may be over by now, or too far: what becomes of it is told.
-            problem(sentence(_("cancel the switch of {gpu}", gpu=gpu.address), str(error)))
+            problem(sentence(_("cancel the switch of {gpu}", gpu=gpu.title), str(error), is_whole=error.is_whole))
 
     def _print_id(self, gpu: Gpu, switch: str) -> None:
         if self._args.json:
-            as_json_line({"event": "begun", "id": switch, "gpu": gpu.address, "target": self._args.target})
+            as_json_line({"event": "begun", "id": switch, **naming(gpu), "target": self._args.target})
         else:
-            line(f"{gpu.address}: {switch}" if self._several else switch)
+            line(f"{gpu.title}: {switch}" if self._several else switch)
 
     def _finished(self, gpu: Gpu, outcome: Mapping[str, Any]) -> None:
         """Say how it ended. Anything but `done` is an error."""
-        address, result = gpu.address, str(outcome["result"])
+        result = str(outcome["result"])
         if self._args.json:
             changed = bool(outcome["count"]) if result == "done" else result in {"failed", "wedged"}
-            _print_result(address, outcome, changed=changed)
+            _print_result(gpu, outcome, changed=changed)
         if result != "done":
             self._fail(gpu, self._failure(gpu, outcome), told=self._args.json)
         elif not self._args.json:
@@ -344,29 +342,29 @@ class Switches:
             # A recovery of one that is in a known-good state leaves it there, whichever that is.
             where = place(gpu, str(outcome["target"]))
             if outcome["count"]:
-                line(_("{gpu} is {place} now, after {duration}", gpu=address, place=where, duration=took))
+                line(_("{gpu} is {place} now, after {duration}", gpu=gpu.title, place=where, duration=took))
             else:
-                line(_("{gpu} is {place} already", gpu=address, place=where))
+                line(_("{gpu} is {place} already", gpu=gpu.title, place=where))
             if (gpu, outcome["id"]) in self._taken_back:
                 verb = "to-host" if outcome["target"] == "vfio" else "to-vfio"
-                problem(_("it was too late to take it back: {command}", command=f"gpuswitchctl {verb} {address}"))
+                problem(_("it was too late to take it back: {command}", command=f"gpuswitchctl {verb} {gpu.word}"))
             if outcome["reason"]:
-                problem(f"{self._remark}: {outcome['reason']}")
+                problem(f"{self._remark}: {recognized(outcome['reason'])}")
 
     def _failure(self, gpu: Gpu, outcome: Mapping[str, Any]) -> CtlError:
         """With what there is to do next."""
-        address, result, name = gpu.address, str(outcome["result"]), str(outcome.get("error", ""))
+        result, name = str(outcome["result"]), str(outcome.get("error", ""))
         text = _(
             "cannot {purpose} ({result}): {reason}",
-            purpose=self._purpose.format(address),
-            result=result,
-            reason=outcome["reason"],
+            purpose=self._purpose.format(gpu.title),
+            result=state_word(result),
+            reason=recognized(outcome["reason"]),
         )
-        again = self._again.format(address)
+        again = self._again.format(gpu.word)
         if result == "cancelled" and (gpu, outcome["id"]) in self._taken_back:
-            return CtlError.of(Failed, _("interrupted; {what}", what=_cancelled(address, outcome)))
+            return CtlError.of(Failed, _("interrupted; {what}", what=_cancelled(gpu, outcome)), is_whole=True)
         if result == "wedged":
-            status = _("gpuswitchctl status {gpu} tells when the kernel has returned", gpu=address)
+            status = _("gpuswitchctl status {gpu} tells when the kernel has returned", gpu=gpu.word)
             return CtlError.of(Wedged, f"{text}\n{status}")
         now = before = gpu.properties
         with suppress(CtlError):  # the service has gone since; how the switch ended is known
@@ -376,7 +374,7 @@ class Switches:
         if result == "failed":
             # It stands, and not all around it is as before: on the host, that is what to-host puts right.
             verb = "to-host" if now["State"] in {"host", "vfio"} else "recover"
-            again = f"gpuswitchctl {verb} {address}"
+            again = f"gpuswitchctl {verb} {gpu.word}"
         if result == "reverted" and now["State"] == before["State"]:  # what failed may be elsewhere now, and well
             shown = f"gpuswitchctl show {outcome['id']}"
             text += "\n" + _("all is as it was before; {command} has each step", command=shown)
@@ -387,7 +385,7 @@ class Switches:
 
     def _fail(self, gpu: Gpu, error: CtlError, *, told: bool = False) -> None:
         """`told`: programs have heard of it already."""
-        error.gpu = gpu.address
+        error.about(gpu.address, gpu.name)
         if not self._several:
             if told:
                 problem(str(error))
@@ -397,7 +395,7 @@ class Switches:
         self._failures.append(error)
         if self._args.json and not told:
             as_json_line(error.as_json())
-        problem(sentence(self._purpose.format(gpu.address), str(error)))
+        problem(sentence(self._purpose.format(gpu.title), str(error), is_whole=error.is_whole))
 
 
 def _worst(failures: Iterable[CtlError]) -> int:
@@ -406,19 +404,19 @@ def _worst(failures: Iterable[CtlError]) -> int:
     return next((status for status in _WORST_FIRST if status in statuses), 0)
 
 
-def _print_result(address: str, outcome: Mapping[str, Any], *, changed: bool) -> None:
-    as_json_line({"event": "result", "gpu": address, **switch_record(outcome), "changed": changed})
+def _print_result(gpu: Gpu, outcome: Mapping[str, Any], *, changed: bool) -> None:
+    as_json_line({"event": "result", **naming(gpu), **switch_record(outcome), "changed": changed})
 
 
-def _interrupted(addresses: Sequence[str], again: str) -> CtlError:
+def _interrupted(gpus: Sequence[Gpu], again: str) -> CtlError:
     """A switch is not ours to end: ^C ends the watching, and says so."""
-    named = " ".join(addresses)
+    named = " ".join(gpu.word for gpu in gpus)
     return CtlError.interrupted(
         _(
             "interrupted; the switch, once begun, goes on: gpuswitchctl status {gpus} shows it, {again} follows it "
             "again, gpuswitchctl cancel {gpus} takes it back",
             gpus=named,
-            again=again,
+            again=again.format(named),
         )
     )
 
@@ -432,7 +430,7 @@ def ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options
     ending = list(dict.fromkeys(what for gpu in gpus for what in ended(gpu, target, options)))
     if not ending:
         return
-    named = _(" and ").join(gpu.address for gpu in gpus)
+    named = _(" and ").join(gpu.title for gpu in gpus)
     problem(
         _(
             "to move {gpus} to {target} ends what runs on this screen: {what}",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.bar import Bar
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -15,9 +14,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
+from gpuswitch.cli.interrupts import ending_in_order
 from gpuswitch.cli.output import clean, duration, numbered
-from gpuswitch.cli.translate import _
+from gpuswitch.cli.translate import _, recognized, state_word, step_title
 
 _SHORTEST = 1 / 40
 """Of the whole width: a bar as long as that can be seen, however short the step was."""
@@ -38,16 +39,18 @@ def print_timeline(entry: Mapping[str, Any]) -> None:
     for step in entry["steps"]:
         begin = min(step["started"] - entry["started"], whole * (1 - _SHORTEST))
         end = begin + max(step["seconds"], whole * _SHORTEST)
-        status = clean(step["status"])
+        status = step["status"]
         style = _STEP_STYLES.get(status, "")
         bar = Bar(whole, begin, end, color=style.removeprefix("bold ") or "default")
         took = duration(step["seconds"])
-        grid.add_row(str(step["index"]), Text(clean(step["title"])), bar, Text(status, style), Text(took, "dim"))
+        grid.add_row(
+            str(step["index"]),
+            Text(clean(step_title(step["title"]))),
+            bar,
+            Text(clean(state_word(status)), style),
+            Text(took, "dim"),
+        )
     console.print(grid)
-
-
-def _end(number: int, _: object) -> NoReturn:
-    sys.exit(128 + number)
 
 
 class _AtWork:
@@ -66,20 +69,22 @@ class StepsInPlace:
 
     def __init__(self, *, several: bool = False) -> None:
         self._console = Console()
+        self._ending = ending_in_order(signal.SIGTERM)
         self._several = several
         self._at_work: dict[str, _AtWork] = {}
         self._live = Live(self, console=self._console, transient=True, refresh_per_second=10)
 
     def __enter__(self) -> StepsInPlace:
         # Whoever ends us gets the cursor back, which is hidden meanwhile.
-        self._before = signal.signal(signal.SIGTERM, _end)
+        self._ending.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
-        signal.signal(signal.SIGTERM, self._before)
+        self._ending.__exit__(None, None, None)
 
-    def step(self, gpu: str, _switch: str, change: StepChange) -> None:
+    def step(self, of: Gpu, _switch: str, change: StepChange) -> None:
+        gpu = of.title
         # Not before: where no step is told, it would leave an empty line.
         self._live.start()
         if at_work(change):
@@ -89,11 +94,13 @@ class StepsInPlace:
             self._at_work.pop(gpu, None)
         style = _STEP_STYLES.get(change.status, "")
         took = (f"  {duration(change.seconds)}", "dim")
-        self._console.print(Text.assemble(f"{self._title(gpu, change)}  ", (clean(change.status), style), took))
+        self._console.print(
+            Text.assemble(f"{self._title(gpu, change)}  ", (clean(state_word(change.status)), style), took)
+        )
 
-    def waits(self, gpu: str, _switch: str, waiting: Waiting) -> None:
-        if gpu in self._at_work:
-            self._at_work[gpu].waiting = waiting
+    def waits(self, of: Gpu, _switch: str, waiting: Waiting) -> None:
+        if of.title in self._at_work:
+            self._at_work[of.title].waiting = waiting
 
     def _title(self, gpu: str, change: StepChange) -> str:
         title = numbered(change.index, change.count, change.title)
@@ -107,9 +114,9 @@ class StepsInPlace:
     def _lines(self, gpu: str, step: _AtWork, columns: int) -> Iterator[Text | ProgressBar]:
         change = step.change
         elapsed = (f"  {time.monotonic() - step.begun:.1f} s", "dim")
-        yield Text.assemble(f"{self._title(gpu, change)}  ", (clean(change.status), "cyan"), elapsed)
+        yield Text.assemble(f"{self._title(gpu, change)}  ", (clean(state_word(change.status)), "cyan"), elapsed)
         if (waiting := step.waiting) is not None:
-            for number, each in enumerate(waiting.what.splitlines()):
+            for number, each in enumerate(recognized(waiting.what).splitlines()):
                 what, left = clean(each), f"{max(waiting.until - time.time(), 0):.0f}"
                 if number:
                     text = _("and: {what}", what=what)

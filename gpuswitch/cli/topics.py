@@ -8,7 +8,7 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.layout import pairs
 from gpuswitch.cli.output import write
 from gpuswitch.cli.parser import EXIT_STATUS_OF_DOCTOR, EXIT_STATUSES, TOPICS, UsageError, parser
-from gpuswitch.cli.translate import _, mark
+from gpuswitch.cli.translate import _, mark, state_word
 from gpuswitch.errors import InvalidArgument
 
 STATES = (
@@ -49,7 +49,7 @@ def show_help(args: Namespace) -> int:
     """
     topic = args.topic.casefold()
     if topic == "states":
-        pairs([(state, _(meaning)) for state, meaning in STATES])
+        pairs([(_both(state), _(meaning)) for state, meaning in STATES])
         write(f"\n{_('Edges between them: docs/states.md.')}")
     elif topic == "exit-status":
         pairs([(str(status), _(meaning)) for status, meaning in EXIT_STATUSES])
@@ -59,6 +59,11 @@ def show_help(args: Namespace) -> int:
     else:
         _show_command(topic)
     return 0
+
+
+def _both(state: str) -> str:
+    """As it is told in this language, beside the word itself, which programs read."""
+    return state if (word := state_word(state)) == state else f"{word} ({state})"
 
 
 def _show_command(topic: str) -> None:

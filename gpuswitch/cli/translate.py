@@ -22,6 +22,12 @@ _TELLING = 12
 _ENGLISH: Mapping[str, str] = {}
 _spoken: list[Mapping[str, str]] = []
 """The one catalogue that is in use, once that is known."""
+_source: list[str] = []
+"""Its text."""
+_titles: list[Mapping[str, str]] = []
+"""What of it are titles of steps, once one is said."""
+_STEPS = "gpuswitch/switch/steps/"
+"""Where these are worded."""
 
 
 def _(text: str, /, **data: object) -> str:
@@ -52,6 +58,7 @@ def is_english() -> bool:
 
 def speak(*languages: str) -> None:
     """The first of these languages that there is, from here on, whatever the environment says: `speak("en")`."""
+    _titles.clear()
     _spoken[:] = [_first(languages)]
 
 
@@ -89,17 +96,40 @@ def recognized(text: str) -> str:
     """What the service said without telling of what it was made, in this language: each line by the template that it
     has most of. English where none fits.
     """
-    return text if is_english() else "\n".join(map(_recognized, text.split("\n")))
+    if is_english():
+        return text
+    return "\n".join(_recognized(line, catalogue(), _TELLING) for line in text.split("\n"))
 
 
-def _recognized(line: str) -> str:
-    known = catalogue()
+def step_title(text: str) -> str:
+    """The title of a step in this language; what is none that we know stays English."""
+    if is_english():
+        return text
+    if not _titles:
+        _titles.append(read(_source[0], of=_STEPS))
+    return _recognized(text, _titles[0], 1)
+
+
+STATES = marks("detaching", "reattaching", "recovering", "failed", "wedged", "unknown", "absent")
+"""But host and vfio, which are the same in every language, as they are typed."""
+RESULTS = marks("done", "reverted", "failed", "cancelled", "wedged", "drifted")
+STATUSES = marks("running", "done", "failed", "reverting", "reverted", "revert-failed")
+"""Of steps."""
+
+
+def state_word(text: str) -> str:
+    """A state, a result, or the status of a step, in this language."""
+    return catalogue().get(text, text)
+
+
+def _recognized(line: str, known: Mapping[str, str], least: int) -> str:
     fitting = [(_letters(each), each) for each in known if values(each, line) is not None]
     letters, template = max(fitting, default=(0, ""))
-    if letters < _TELLING:
+    # Nothing else begins so that the service says (docs/style.md).
+    if letters < least and not template.startswith("cannot {"):
         return line
     found = values(template, line) or {}
-    return filled(known[template], {name: _recognized(value) for name, value in found.items()})
+    return filled(known[template], {name: _recognized(value, known, least) for name, value in found.items()})
 
 
 def _letters(template: str) -> int:
@@ -120,7 +150,8 @@ def _first(names: Iterable[str]) -> Mapping[str, str]:
             break
         try:
             with open(f"{_FOLDER}/{name}/{DOMAIN}.po", encoding="utf-8") as file:  # noqa: PTH123 -- as above
-                return read(file.read())
+                _source[:] = [file.read()]
+                return read(_source[0])
         except OSError:
             continue
     return _ENGLISH
@@ -142,10 +173,12 @@ def languages(environ: Mapping[str, str]) -> Iterator[str]:
             yield from dict.fromkeys((plain, plain.partition("_")[0]))
 
 
-def read(po: str) -> Mapping[str, str]:
-    """The translations in the text of a catalogue; what is not translated is not there."""
+def read(po: str, of: str = "") -> Mapping[str, str]:
+    """The translations in the text of a catalogue; what is not translated is not there. `of`: of these modules only."""
     found: dict[str, str] = {}
     for entry in po.split("\n\n"):
+        if of not in entry.partition("\nmsgid ")[0]:
+            continue
         texts, word = {"msgid": "", "msgstr": ""}, ""
         for line in entry.split("\n"):
             before, quote, rest = line.partition('"')

@@ -13,10 +13,12 @@ from typing import Any
 from gpuswitch.cli.asking import can_ask
 from gpuswitch.cli.client import Gpu, Service
 from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError
+from gpuswitch.cli.interrupts import ending_in_order
 from gpuswitch.cli.output import as_json_line, clean, clock, line, on_terminal, problem, rfc3339
 from gpuswitch.cli.parser import terminal_columns
+from gpuswitch.cli.records import naming
 from gpuswitch.cli.switch import Switches, ask_before_a_desktop_ends, options_of
-from gpuswitch.cli.translate import _
+from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Wedged
 
 _HOME, _KEEP = "h", "k"
@@ -40,38 +42,38 @@ def trial(service: Service, args: Namespace) -> int:
         ).run([gpu])
     except CtlError as error:
         if error.exit_code == EXIT_INTERRUPTED:
-            raise _goes_on(gpu.address, args.seconds) from None
+            raise _goes_on(gpu, args.seconds) from None
         raise
     if status:
         return status
     now = gpu.look()
     if args.json:
-        as_json_line({"event": "trial", "gpu": gpu.address, "trial_ends": rfc3339(now["TrialEnds"])})
+        as_json_line({"event": "trial", **naming(gpu), "trial_ends": rfc3339(now["TrialEnds"])})
         return 0
     if now["TrialEnds"] and not (on_terminal(sys.stdout) and sys.stdin.isatty()):
-        line(_by_itself(gpu.address, now["TrialEnds"]))
+        line(_by_itself(gpu, now["TrialEnds"]))
         return 0
     before = now["Switch"].get("id")
     return _ended(_counted_down(service, gpu, now), service, gpu, args, before=before)
 
 
-def _goes_on(address: str, seconds: float) -> CtlError:
+def _goes_on(gpu: Gpu, seconds: float) -> CtlError:
     text = _(
         "interrupted; the trial, once begun, goes on: {seconds} s after {gpu} came to vfio, it goes home by itself; to "
         "keep it there: {command}",
         seconds=f"{seconds:g}",
-        gpu=address,
-        command=f"gpuswitchctl to-vfio {address}",
+        gpu=gpu.title,
+        command=f"gpuswitchctl to-vfio {gpu.word}",
     )
     return CtlError.interrupted(text)
 
 
-def _by_itself(address: str, ends: float) -> str:
+def _by_itself(gpu: Gpu, ends: float) -> str:
     return _(
         "{gpu} goes home by itself at {time}; to keep it on vfio: {command}",
-        gpu=address,
+        gpu=gpu.title,
         time=clock(ends),
-        command=f"gpuswitchctl to-vfio {address}",
+        command=f"gpuswitchctl to-vfio {gpu.word}",
     )
 
 
@@ -85,13 +87,13 @@ def _counted_down(service: Service, gpu: Gpu, now: Mapping[str, Any]) -> Mapping
                 _ask(service, gpu, key)
                 now = gpu.look()
     except KeyboardInterrupt:
-        text = _("interrupted; {what}", what=_by_itself(gpu.address, now["TrialEnds"]))
+        text = _("interrupted; {what}", what=_by_itself(gpu, now["TrialEnds"]))
         raise CtlError.interrupted(text) from None
     except CtlError as error:
         if error.exit_code != EXIT_UNREACHABLE:
             raise
         # The promise is on disk: whatever has become of the service, the next run of it keeps that.
-        text = _("{error}; once it runs, {what}", error=str(error), what=_by_itself(gpu.address, now["TrialEnds"]))
+        text = _("{error}; once it runs, {what}", error=str(error), what=_by_itself(gpu, now["TrialEnds"]))
         raise CtlError(text, error.exit_code, name=error.name) from None
     return now
 
@@ -103,7 +105,7 @@ def _until_a_key(service: Service, gpu: Gpu, now: Mapping[str, Any], descriptor:
         if now["Reason"] not in {"", told}:
             told = now["Reason"]
             _in_place("")
-            problem(told)
+            problem(recognized(told))
         left = now["TrialEnds"] - time.time()
         _in_place(_words(math.ceil(left)))
         # From then on, nothing changes but by a key, or by what the service tells.
@@ -124,14 +126,14 @@ def _ask(service: Service, gpu: Gpu, key: str) -> None:
         service.ask_allowed(gpu.move(_ASKS_FOR[key], {}))
     except CtlError as error:
         if key == _HOME:
-            problem(_("cannot bring {gpu} home now: {why}", gpu=gpu.address, why=str(error)))
+            problem(_("cannot bring {gpu} home now: {why}", gpu=gpu.title, why=recognized(str(error))))
         else:
-            problem(_("cannot keep {gpu} now: {why}", gpu=gpu.address, why=str(error)))
+            problem(_("cannot keep {gpu} now: {why}", gpu=gpu.title, why=recognized(str(error))))
 
 
 def _ended(now: Mapping[str, Any], service: Service, gpu: Gpu, args: Namespace, *, before: str | None) -> int:
     """Say how the trial ended; `before` is the switch that was the last one when it was begun to count."""
-    address, switch = gpu.address, now["Switch"]
+    switch = now["Switch"]
     if switch and switch["target"] == "host" and switch["id"] != before:
         args.target = "host"
         Switches(
@@ -146,14 +148,19 @@ def _ended(now: Mapping[str, Any], service: Service, gpu: Gpu, args: Namespace, 
         return 0
     if now["State"] != "vfio" or now["StaysOut"]:
         kind = Wedged if now["State"] == "wedged" else Failed
-        what = _("cannot bring {gpu} home: it is {state}: {why}", gpu=address, state=now["State"], why=now["Reason"])
+        what = _(
+            "cannot bring {gpu} home: it is {state}: {why}",
+            gpu=gpu.title,
+            state=state_word(now["State"]),
+            why=recognized(now["Reason"]),
+        )
         raise CtlError.of(kind, what)
     if any(now["Owner"]):
         owner = now["Owner"][0] or now["Owner"][1]
-        line(_("{gpu} stays on vfio: the virtual machine {machine} has it", gpu=address, machine=owner))
+        line(_("{gpu} stays on vfio: the virtual machine {machine} has it", gpu=gpu.title, machine=owner))
     else:
-        home = f"gpuswitchctl to-host {address}"
-        line(_("{gpu} stays on vfio: {command} brings it home", gpu=address, command=home))
+        home = f"gpuswitchctl to-host {gpu.word}"
+        line(_("{gpu} stays on vfio: {command} brings it home", gpu=gpu.title, command=home))
     return 0
 
 
@@ -191,17 +198,12 @@ def _single_keys() -> Iterator[int]:
     import termios  # noqa: PLC0415 -- as above
     import tty  # noqa: PLC0415 -- as above
 
-    def ended(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
-    handlers = {number: signal.signal(number, ended) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        tty.setcbreak(descriptor, termios.TCSADRAIN)
-        yield descriptor
-    finally:
-        _in_place("")
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with ending_in_order(signal.SIGTERM, signal.SIGHUP):
+        try:
+            tty.setcbreak(descriptor, termios.TCSADRAIN)
+            yield descriptor
+        finally:
+            _in_place("")
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

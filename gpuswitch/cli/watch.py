@@ -11,8 +11,9 @@ from gpuswitch.cli.client import GPU, Gpu, Service, Signal, gpus_named, plain_va
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered
-from gpuswitch.cli.records import change_record, gpu_record, state_label, waiting_record
-from gpuswitch.cli.translate import _
+from gpuswitch.cli.records import gpu_record, naming, state_label
+from gpuswitch.cli.steps import JsonLines
+from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.cli.watching import BUS, Watching, name_owner
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, NoSuchGpu, Timeout, Wedged
 
@@ -43,55 +44,49 @@ class _Lines:
         if any(known["Owner"]):
             words.append(_("owned by {machine}", machine=known["Owner"][0] or known["Owner"][1]))
         if known["Reason"]:
-            words.append("; ".join(known["Reason"].splitlines()))
+            words.append("; ".join(recognized(known["Reason"]).splitlines()))
         # Not all that changes is told here, such as drivers on their way.
         if self._states.get(gpu.path) != (said := ", ".join(words)):
             self._states[gpu.path] = said
-            self._say(f"{gpu.address}: {said}")
+            self._say(f"{gpu.title}: {said}")
 
     def gone(self, gpu: Gpu) -> None:
         self._states.pop(gpu.path, None)
-        self._say(_("{gpu}: it is not on this host any more", gpu=gpu.address))
+        self._say(_("{gpu}: it is not on this host any more", gpu=gpu.title))
 
     def step(self, gpu: Gpu, _switch: str, change: StepChange) -> None:
         if not at_work(change):
             title = numbered(change.index, change.count, change.title)
-            self._say(f"{gpu.address}: {title}: {change.status} ({duration(change.seconds)})")
+            self._say(f"{gpu.title}: {title}: {state_word(change.status)} ({duration(change.seconds)})")
 
     def waits(self, gpu: Gpu, _switch: str, waiting: Waiting) -> None:
-        what = "; ".join(waiting.what.splitlines())
+        what = "; ".join(recognized(waiting.what).splitlines())
         until = _("waiting until {time}: {what}", time=clock(waiting.until), what=what)
-        self._say(f"{gpu.address}: {until}")
+        self._say(f"{gpu.title}: {until}")
 
     def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None:
-        why = f": {'; '.join(reason.splitlines())}" if reason else ""
-        ended = _("switch {id} is {result}", id=switch, result=result)
-        self._say(f"{gpu.address}: {ended}{why}")
+        why = f": {'; '.join(recognized(reason).splitlines())}" if reason else ""
+        ended = _("switch {id} is {result}", id=switch, result=state_word(result))
+        self._say(f"{gpu.title}: {ended}{why}")
 
     def _say(self, text: str) -> None:
         line(f"{clock(time.time())}  {text}")
 
 
-class _JsonEvents:
+class _JsonEvents(JsonLines):
     """One JSON object for each event."""
 
     def service(self, text: str, *, running: bool) -> None:
         self._say("service", running=running, text=text)
 
     def state(self, gpu: Gpu) -> None:
-        self._say("state", gpu=gpu.address, now=gpu_record(gpu.properties))
+        self._say("state", **naming(gpu), now=gpu_record(gpu.properties))
 
     def gone(self, gpu: Gpu) -> None:
-        self._say("gone", gpu=gpu.address)
-
-    def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
-        self._say("step", gpu=gpu.address, id=switch, **change_record(change))
-
-    def waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None:
-        self._say("waiting", gpu=gpu.address, id=switch, **waiting_record(waiting))
+        self._say("gone", **naming(gpu))
 
     def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None:
-        self._say("finished", gpu=gpu.address, id=switch, result=result, reason=reason)
+        self._say("finished", **naming(gpu), id=switch, result=result, reason=reason)
 
     def _say(self, event: str, **data: object) -> None:
         as_json_line({"event": event, **data})
@@ -113,7 +108,7 @@ def wait(service: Service, args: Namespace) -> int:
     while waiting := [gpu for gpu in gpus if not arrived(gpu.properties)]:
         event = service.next_event(deadline)
         if event is None:
-            states = [_("{gpu} is {state}", gpu=gpu.address, state=state_label(gpu.properties)) for gpu in waiting]
+            states = [_("{gpu} is {state}", gpu=gpu.title, state=state_label(gpu.properties)) for gpu in waiting]
             named, seconds = _(" and ").join(states), f"{args.timeout:g}"
             if args.state:
                 text = _(
@@ -124,12 +119,12 @@ def wait(service: Service, args: Namespace) -> int:
                 )
             else:
                 text = _("interrupted; not at rest within {seconds} s: {gpus}", seconds=seconds, gpus=named)
-            raise CtlError.of(Timeout, text)
+            raise CtlError.of(Timeout, text, is_whole=True)
         if isinstance(event, Signal) and event.interface == BUS and event.body[1] == owner:
             text = _("the service went away; it may have been restarted")
             raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
         if isinstance(event, Signal) and event.member == "InterfacesRemoved" and event.body[0] in by_path:
-            gone = by_path[event.body[0]].address
+            gone = by_path[event.body[0]].title
             raise CtlError.of(NoSuchGpu, _("{gpu}: it is not on this host any more", gpu=gone))
         if isinstance(event, Signal) and event.path in by_path and event.member == "PropertiesChanged":
             _take(by_path[event.path], event.body)
@@ -153,9 +148,9 @@ def _arrived(state: str | None) -> Callable[[Mapping[str, Any]], bool]:
 def _told(gpus: Sequence[Gpu], args: Namespace) -> int:
     for gpu in gpus:
         if args.json:
-            as_json_line({"event": "state", "gpu": gpu.address, "now": gpu_record(gpu.properties)})
+            as_json_line({"event": "state", **naming(gpu), "now": gpu_record(gpu.properties)})
         else:
-            line(_("{gpu} is {state}", gpu=gpu.address, state=state_label(gpu.properties)))
+            line(_("{gpu} is {state}", gpu=gpu.title, state=state_label(gpu.properties)))
     states = {str(gpu.properties["State"]) for gpu in gpus}
     if "wedged" in states:
         return Wedged.exit_code

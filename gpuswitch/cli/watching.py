@@ -10,7 +10,7 @@ from jeepney import MatchRule
 
 from gpuswitch.cli.client import GPU, NAME, OBJECTS, Gpu, Service, Signal, gpus_named, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.follow import StepChange, Waiting
+from gpuswitch.cli.follow import StepChange, Waiting, Waits
 from gpuswitch.cli.translate import _
 from gpuswitch.errors import EXIT_UNREACHABLE
 
@@ -41,7 +41,7 @@ class Watching:
         self._owner = ""
         """The process of the service that they are from; "": none."""
         self._gpus: dict[str, Gpu] = {}
-        self._waiting: dict[str, str] = {}
+        self._told = Waits()
 
     def for_ever(self) -> None:
         """Until the bus is lost.
@@ -85,7 +85,7 @@ class Watching:
         if before and before == self._owner:
             self._owner = ""
             self._gpus.clear()
-            self._waiting.clear()
+            self._told.clear()
             self._teller.service(_("the service has ended"), running=False)
             self._service.unsubscribe(signals_of(before))
         # The one that answers already, which our own call may have started, needs no second beginning.
@@ -112,11 +112,9 @@ class Watching:
         if before != [gpu.properties[name] for name in _SHOWN]:
             self._teller.state(gpu)
         switch = gpu.properties["Switch"]
-        what = switch.get("waiting_for", "")
         # What does not say how long it is waited for is there in a moment, or fails.
-        if what and switch["waiting_until"] and self._waiting.get(gpu.path) != what:
-            self._teller.waits(gpu, switch["id"], Waiting(what, switch["step_started"], switch["waiting_until"]))
-        self._waiting[gpu.path] = what
+        if (waiting := self._told.news(gpu, switch)) is not None and waiting.until:
+            self._teller.waits(gpu, switch["id"], waiting)
 
 
 def name_owner() -> MatchRule:

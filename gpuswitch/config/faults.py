@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from pydantic_core import ErrorDetails
 
-from gpuswitch.config.merge import Location, shown
+from gpuswitch.config.merge import shown
+from gpuswitch.config.places import Location
 from gpuswitch.config.reference import TABLES, Key, key_of, must_be
 from gpuswitch.config.schema import ENVIRONMENT
 

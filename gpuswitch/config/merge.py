@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpuswitch.config.places import Fault, Location, line_of
 from gpuswitch.errors import ConfigError, InvalidArgument
 from gpuswitch.model.address import PciAddress
 
@@ -38,12 +39,9 @@ _MEANT = re.compile(r"(conf|gpuswitch).*|.*\.(toml|conf|cfg|ini|ya?ml|json|d)", 
 """What is called so beside the configuration may be meant for it. A service of somebody's own has other files there."""
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
-Location = tuple[str | int, ...]
-"""Where a key stands: `("gpu", 0, "name")`."""
-
 
 class Layers:
-    """What the layers added so far say together. `faults` has one sentence for each that could not be read.
+    """What the layers added so far say together. `faults` has one for each that could not be read.
 
     `warnings` has one for each file that is never read, though it lies where one is. `instead` has the files that are
     read from somewhere else. `trusting`: it is no matter who else may write them.
@@ -51,11 +49,15 @@ class Layers:
 
     def __init__(self, instead: Mapping[Path, Path], *, trusting: bool) -> None:
         self.values: dict[str, Any] = {}
-        self.faults: list[str] = []
+        self.faults: list[Fault] = []
         self.warnings: list[str] = []
         self._instead = instead
         self._trusting = trusting
         self._origins: dict[Location, str] = {}
+        self._texts: dict[str, str] = {}
+        """What stands in each file."""
+        self._own_places: dict[tuple[str, int], int] = {}
+        """Which of its `[[gpu]]` tables a layer has for the one in that place of all."""
 
     def add_directory(self, path: Path) -> None:
         """Add `config.toml`, then `conf.d/*.toml` by name. What is not there says nothing."""
@@ -67,29 +69,30 @@ class Layers:
         try:
             content, status = _read(self._instead.get(file, file), file)
             if distrust := self._distrust(file, status):
-                self.faults.append(distrust)
+                self.faults.append(Fault(distrust))
                 return
         except FileNotFoundError:
             return
         except ConfigError as error:
-            self.faults.append(str(error))
+            self.faults.append(Fault(str(error)))
             return
         except OSError as error:
-            self.faults.append(f"cannot read {file}: {error.strerror}")
+            self.faults.append(Fault(f"cannot read {file}: {error.strerror}"))
             return
         try:
-            self.add(str(file), tomllib.loads(content.decode()))
+            self._texts[str(file)] = text = content.decode()
+            self.add(str(file), tomllib.loads(text))
         except ValueError as error:  # not TOML, or not even UTF-8
-            self.faults.append(f"cannot use {file}: {_unreadable(content, error)}")
+            self.faults.append(_unreadable(str(file), content, error))
         except RecursionError:
-            self.faults.append(f"cannot use {file}: {TOO_DEEP}")
+            self.faults.append(Fault.within(str(file), TOO_DEEP))
 
     def add(self, origin: str, values: Mapping[str, Any]) -> None:
         """Put one layer over the others; `origin` names it to a person."""
         tables = dict(values)
         gpus = tables.get("gpu")
         if isinstance(gpus, dict):  # [gpu], which a later layer would replace whole
-            self.faults.append(f"cannot use {origin}: gpu: {NO_TABLES}")
+            self.faults.append(self._fault(origin, ("gpu",), "gpu", NO_TABLES))
         elif isinstance(gpus, list) and isinstance(self.values.setdefault("gpu", []), list):
             self._add_gpus(origin, tables.pop("gpu"))
         self._overlay(self.values, tables, (), origin)
@@ -98,11 +101,29 @@ class Layers:
         """The layer that set this key; None where none did."""
         return self._origins.get(location)
 
-    def nearest_origin(self, location: Location) -> str:
-        """The layer that set this key, else the innermost table around it."""
-        while location and location not in self._origins:
-            location = location[:-1]
-        return self._origins.get(location, "the configuration")
+    def fault(self, location: Location, what: str) -> Fault:
+        """What is wrong there: told of the layer that set this key, else the innermost table around it."""
+        nearest = location
+        while nearest and nearest not in self._origins:
+            nearest = nearest[:-1]
+        origin = self._origins.get(nearest, "the configuration")
+        match location:
+            case ("gpu", int(place), *rest):
+                own: Location = ("gpu", self._own_places.get((origin, place), place), *rest)
+            case _:
+                own = location
+        return self._fault(origin, own, self.key(location), what)
+
+    def in_order(self, fault: Fault) -> tuple[int, int]:
+        """How people read them: by the layers, and from above."""
+        names = list(self._texts)
+        return (names.index(fault.file) if fault.file in names else len(names), fault.line)
+
+    def _fault(self, origin: str, own: Location, key: str, what: str) -> Fault:
+        """In one layer, at the place that a key has within it."""
+        if (text := self._texts.get(origin)) is None:
+            return Fault.of(origin, what, key=key)
+        return Fault.within(origin, what, line=line_of(text, own), key=key)
 
     def key(self, location: Location) -> str:
         """`gpu[0000:01:00.0].members[2]`: a GPU's table by its address, everything else by its place, from 1."""
@@ -124,11 +145,11 @@ class Layers:
         for directory in (path, drop_ins):
             try:
                 entries = sorted(directory.iterdir())
-                self.faults.extend(filter(None, [self._distrust(directory, directory.stat())]))
+                self.faults += [Fault(text) for text in [self._distrust(directory, directory.stat())] if text]
             except FileNotFoundError:
                 break
             except OSError as error:
-                self.faults.append(f"cannot read {directory}: {error.strerror}")
+                self.faults.append(Fault(f"cannot read {directory}: {error.strerror}"))
                 break
             if directory == drop_ins:
                 names.update(entry.name for entry in entries)
@@ -150,15 +171,18 @@ class Layers:
         self._origins[("gpu",)] = origin
         before = [_address_text(gpu) for gpu in present]
         named: set[str] = set()
-        for gpu in gpus:
+        for own_place, gpu in enumerate(gpus):
             address = _address_text(gpu)
             if address in named:
-                self.faults.append(f"cannot use {origin}: gpu[{address}]: this address has two tables")
+                twice = "this address has two tables"
+                self.faults.append(self._fault(origin, ("gpu", own_place), f"gpu[{address}]", twice))
             elif address is not None and address in before:
                 index = before.index(address)
+                self._own_places[(origin, index)] = own_place
                 self._overlay(present[index], gpu, ("gpu", index), origin)
             else:
                 present.append(None)
+                self._own_places[(origin, len(present) - 1)] = own_place
                 self._overlay(present, {len(present) - 1: gpu}, ("gpu",), origin)
             if address is not None:
                 named.add(address)
@@ -232,15 +256,16 @@ def shown(value: object) -> str:
         return "a number that is too long"
 
 
-def _unreadable(content: bytes, error: ValueError) -> str:
+def _unreadable(file: str, content: bytes, error: ValueError) -> Fault:
     """Why these bytes are no TOML, with the line where it begins, and what stands there."""
     if isinstance(error, UnicodeDecodeError):
         number = content.count(b"\n", 0, error.start) + 1
-        return f"line {number} is not UTF-8, the encoding of TOML: save the file as that"
+        return Fault.within(file, "it is not UTF-8, the encoding of TOML: save the file as that", line=number)
     place = _PLACE.fullmatch(str(error))
     if place is None:  # its end, which has no line
-        return f"it is not TOML: {error}"
+        return Fault.within(file, f"it is not TOML: {error}", line=content.rstrip().count(b"\n") + 1)
     lines = content.decode().splitlines()
-    number, column = int(place["line"]), place["column"]
-    what, line = place["what"], lines[number - 1].strip() if number <= len(lines) else ""
-    return f"it is not TOML: line {number}, column {column}: {what}: {shown(line)}{_HINTS.get(what, '')}"
+    number, column, what = int(place["line"]), int(place["column"]), place["what"]
+    line = lines[number - 1].strip() if number <= len(lines) else ""
+    said = f"it is not TOML: {what}: {shown(line)}{_HINTS.get(what, '')}"
+    return Fault.within(file, said, line=number, column=column)

@@ -1,6 +1,6 @@
 """The configuration: config.toml, then conf.d/*.toml by name, then `GPUSWITCH_...` variables → frozen settings.
 
-Each layer overrides single keys of those before it. Every fault is found in one go and named with its file and key.
+Each layer overrides single keys of those before it. Every fault is found in one go and named with file, line and key.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
 from gpuswitch.config.faults import no_such_variable, reason
-from gpuswitch.config.merge import TOO_DEEP, Layers, Location
+from gpuswitch.config.merge import TOO_DEEP, Layers
+from gpuswitch.config.places import ConfigFaultsError, Fault, Location
 from gpuswitch.config.reference import as_toml, key_of
 from gpuswitch.config.schema import (
     ENVIRONMENT,
@@ -111,7 +112,8 @@ def load(
     only wants to know.
 
     Raises:
-        ConfigError: with one line for each fault.
+        ConfigFaultsError: with one line for each.
+        ConfigError: it cannot be reached.
 
     """
     layers = Layers(instead, trusting=os.geteuid() != 0 and not as_root)
@@ -145,17 +147,21 @@ def _add_variable(layers: Layers, variable: str, value: str) -> None:
     try:
         values = source()
     except SettingsError:
-        layers.faults.append(f"cannot use the variable {variable}: {_NOT_JSON}")
+        layers.faults.append(_variable_fault(variable, _NOT_JSON))
         return
     except RecursionError:
-        layers.faults.append(f"cannot use the variable {variable}: {TOO_DEEP}")
+        layers.faults.append(_variable_fault(variable, TOO_DEEP))
         return
     if isinstance(values.get("gpu"), dict):
-        layers.faults.append(f'cannot use the variable {variable}: write a list of tables, [{{"address": "01:00.0"}}]')
+        layers.faults.append(_variable_fault(variable, 'write a list of tables, [{"address": "01:00.0"}]'))
         return
     if not values:
-        layers.faults.append(f"cannot use the variable {variable}: {no_such_variable(variable)}")
+        layers.faults.append(_variable_fault(variable, no_such_variable(variable)))
     layers.add(f"the variable {variable}", {name: _marked(variable, table) for name, table in values.items()})
+
+
+def _variable_fault(variable: str, what: str) -> Fault:
+    return Fault.of(f"the variable {variable}", what)
 
 
 def _marked(variable: str, table: Any) -> Any:
@@ -169,7 +175,7 @@ def _checked(layers: Layers) -> Tables:
     """The settings of all layers.
 
     Raises:
-        ConfigError: with every fault.
+        ConfigFaultsError: with every fault.
 
     """
     faults = layers.faults
@@ -178,12 +184,12 @@ def _checked(layers: Layers) -> Tables:
             tables = Tables.model_validate(layers.values)
         except ValidationError as error:
             found = error.errors(include_url=False)
-            faults = [_sentence(layers, details["loc"], reason(details)) for details in found]
+            faults = [layers.fault(details["loc"], reason(details)) for details in found]
         else:
-            faults = [_sentence(layers, location, why) for location, why in _contradictions(tables.gpu)]
+            faults = [layers.fault(location, why) for location, why in _contradictions(tables.gpu)]
             if not faults:
                 return tables
-    raise ConfigError("\n".join(faults))
+    raise ConfigFaultsError(sorted(faults, key=layers.in_order))
 
 
 def _contradictions(gpus: Sequence[GpuTable]) -> Iterator[tuple[Location, str]]:
@@ -201,10 +207,6 @@ def _contradictions(gpus: Sequence[GpuTable]) -> Iterator[tuple[Location, str]]:
                 yield ("gpu", index, "members", place), f"{member} has a [[gpu]] table, so it cannot be a member"
             elif claimant != gpu.address:
                 yield ("gpu", index, "members", place), f"{member} is a member of {claimant} already"
-
-
-def _sentence(layers: Layers, location: Location, why: str) -> str:
-    return f"cannot use {layers.nearest_origin(location)}: {layers.key(location)}: {why}"
 
 
 def _gpu_config(gpu: GpuTable, defaults: Defaults) -> GpuConfig:

@@ -102,4 +102,4 @@ def _absent_members(table: GpuConfig, gpu: Gpu, facts: HostFacts) -> Iterator[Mi
 
 
 def _called(table: GpuConfig) -> str:
-    return f"{table.address} ({table.name})" if table.name else str(table.address)
+    return f"{table.name} ({table.address})" if table.name else str(table.address)

@@ -399,7 +399,7 @@ class Fleet:
 
     def _names(self) -> str:
         named = ((address, self.config.gpu(address).name) for address in sorted(self.actors))
-        return ", ".join(f"{address} ({name})" if name else str(address) for address, name in named) or Sentence("none")
+        return ", ".join(f"{name} ({address})" if name else str(address) for address, name in named) or Sentence("none")
 
 
 async def _each(actors: Iterable[Actor], work: Callable[[Actor], Coroutine[Any, Any, None]]) -> None:

@@ -23,6 +23,7 @@ from gpuswitch.gpu.strategies import (
 from gpuswitch.host.looking import seen
 from gpuswitch.host.port import Host
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import Engine, StoppedError, StuckError
 from gpuswitch.switch.journal.journal import Unfinished
 from gpuswitch.switch.planning.plan import Plan
@@ -175,7 +176,8 @@ class Recovery:
         except (GpuswitchError, StepError) as failure:
             hung = isinstance(failure, HungError)
             if cleared is not None and not hung and (worse := await self._runner.go_back(cleared)):
-                raise StepError(f"{failure}; the way back failed too: {worse}") from failure
+                story = Sentence("{failure}; the way back failed too: {worse}", failure=failure, worse=worse)
+                raise StepError(story) from failure
             raise
 
     async def _run_attempt(

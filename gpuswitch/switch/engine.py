@@ -176,7 +176,8 @@ class Engine:
             await self._done(step, step.deadline(self._deadlines))
         except StepError as failure:
             if lines := await self._heard(step, mark):
-                raise type(failure)(f"{failure}; the kernel says: {' | '.join(lines)}") from failure
+                said = Sentence("{failure}; the kernel says: {lines}", failure=failure, lines=" | ".join(lines))
+                raise type(failure)(said) from failure
             raise
 
     async def _done(self, step: Step, deadline: float) -> None:

@@ -169,7 +169,7 @@ SCREENS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("groups", {}),
     ("history", {}),
     ("show a0000001", {"history": HISTORY[1:]}),
-    ("config", {"warnings": ["the [[gpu]] table of 0000:09:00.0 (geforce) is about no GPU: take it out"]}),
+    ("config", {"warnings": ["the [[gpu]] table of geforce (0000:09:00.0) is about no GPU: take it out"]}),
     ("plan 01:00.0 vfio", {}),
     ("plan 41:00.0 vfio", {"plan": REFUSAL}),
     ("to-vfio 41:00.0", {"gpus": GPUS[1:2], "outcomes": {OTHER: switch(result="reverted", reason=REASON)}}),

@@ -64,12 +64,31 @@ async def test_where_nothing_differs_that_is_said(start: Start, ctl: Ctl) -> Non
 
 def test_a_directory_is_checked_without_the_service(ctl: Ctl, tmp_path: Path) -> None:
     file = write_config(tmp_path / "etc", TYPO)
-    fault = f"cannot use {file}: deadlines.unbnid: no such key; did you mean unbind?"
+    what = "no such key; did you mean unbind?"
+    fault = f"cannot use {file}:4: deadlines.unbnid: {what}"
     checked = ctl("check", str(tmp_path / "etc"))
-    assert (checked.returncode, checked.stdout, checked.stderr) == (2, "", f"gpuswitchctl: {fault}\n")
+    assert (checked.returncode, checked.stdout, checked.stderr) == (2, "", f"{file}:4: deadlines.unbnid: {what}\n")
     checked = ctl("check", str(file), "--json")
     told = json.loads(checked.stdout)
     assert (checked.returncode, told["path"], told["faults"], told["warnings"]) == (2, str(file), [fault], [])
+    place = {"file": str(file), "line": 4, "column": None, "key": "deadlines.unbnid", "what": what}
+    assert told["places"] == [{"text": fault, **place}]
+
+
+def test_all_faults_of_a_file_are_told_from_above_as_editors_read_them(ctl: Ctl, tmp_path: Path) -> None:
+    file = write_config(
+        tmp_path / "etc", f"{TYPO}[[gpu]]\naddress = '01:00'\nmembers = [\n  'x'\n]\n[history]\nkeep = 0\n"
+    )
+    checked = ctl("check", str(tmp_path / "etc"))
+    places = [line.split(": ")[:2] for line in checked.stderr.splitlines()]
+    assert places == [
+        [f"{file}:4", "deadlines.unbnid"],
+        [f"{file}:6", "gpu['01:00'].address"],
+        [f"{file}:8", "gpu['01:00'].members[1]"],
+        [f"{file}:11", "history.keep"],
+    ]
+    file.write_text("[metrics]\nenabled = yes\n")
+    assert ctl("check", str(file)).stderr.startswith(f"{file}:2:11: it is not TOML: ")
 
 
 def test_what_has_no_effect_is_told_of_a_configuration_that_can_be_used(ctl: Ctl, tmp_path: Path) -> None:

@@ -151,7 +151,9 @@ async def test_what_the_service_refuses_all_the_same_is_said(start: Start, perso
     text = f'{QUIET}[[gpu]]\naddress = "01:00.0"\nmembers = ["02:00.0"]\n'
     status, shown = person.with_service_in(service.config).edits(file, writes(text))
     assert (status, file.read_text()) == (2, text)
-    assert f"gpuswitchctl: cannot have the service read {file}, which is saved: cannot use {file}: gpu[0000:01" in shown
+    assert (
+        f"gpuswitchctl: cannot have the service read {file}, which is saved: cannot use {file}:5: gpu[0000:01" in shown
+    )
 
 
 def test_a_drop_in_is_checked_together_with_the_others(person: Person, tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ def test_a_drop_in_is_checked_together_with_the_others(person: Person, tmp_path:
     drop_in = tmp_path / "conf.d/50-a.toml"
     status, shown = person.edits(drop_in, writes("[deadlines]\nprobe = 7\n"), "l")
     assert (status, drop_in.exists()) == (2, False)
-    assert f"cannot use {file}: {FAULT}" in shown
+    assert f"{file}:4: {FAULT}" in shown
     file.write_text(QUIET)
     status, shown = person.edits(drop_in, writes("[deadlines]\nprobe = 7\n"))
     assert (status, drop_in.read_text()) == (0, "[deadlines]\nprobe = 7\n")
@@ -171,7 +173,7 @@ def test_with_faults_one_may_go_on(person: Person, tmp_path: Path) -> None:
     second_time = f"if [ -e tried ]; then\n{writes(GOOD)}\nelse\ntouch tried\n{writes(TYPO)}\nfi"
     status, shown = person.with_service_in(tmp_path).edits(file, second_time, "xa")
     assert (status, person.times, file.read_text(), contents(tmp_path)) == (0, 2, GOOD, ["config.toml"])
-    assert f"gpuswitchctl: cannot use {file}: {FAULT}\n" in shown
+    assert f"{file}:4: {FAULT}\n" in shown
     assert shown.endswith(f"{file} is saved\nthe service does not run, and reads it when it starts\n")
 
 

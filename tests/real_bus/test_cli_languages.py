@@ -83,7 +83,12 @@ async def test_a_switch_is_told_in_the_language(start: Start, ctl: Ctl) -> None:
     await start("laptop", config=TABLE)
     there = ctl("de_DE", "to-vfio", DISCRETE)
     assert (there.returncode, there.stderr) == (0, "")
-    assert there.stdout.splitlines()[-1].startswith(f"{DISCRETE} ist jetzt an vfio-pci, nach ")
+    *steps, last = there.stdout.splitlines()
+    assert last.startswith(f"{DISCRETE} ist jetzt an vfio-pci, nach ")
+    assert [line for line in steps if ": erledigt (" not in line and "warten bis " not in line] == []
+    assert f"binden: {DISCRETE}" not in there.stdout
+    assert f"] {DISCRETE} an vfio-pci binden: erledigt (" in there.stdout
+    assert "wach halten: alle 4 Funktionen: erledigt (" in there.stdout
     assert ctl("fr_FR", "to-vfio", DISCRETE).stdout == f"{DISCRETE} est déjà sur vfio-pci\n"
     assert f"GPU: {DISCRETE}" in ctl("de_DE", "status", DISCRETE).stdout
     assert "Zustand: vfio seit " in ctl("de_DE", "status", DISCRETE).stdout
@@ -94,9 +99,9 @@ async def test_a_switch_is_told_in_the_language(start: Start, ctl: Ctl) -> None:
 @pytest.mark.parametrize(
     ("faults", "result", "command"),
     [
-        (("unload@nvidia=EIO",), "reverted", "to-vfio"),
+        (("unload@nvidia=EIO",), "zurückgenommen", "to-vfio"),
         # It is on its drivers, and a module that was loaded is not.
-        (("unload@nvidia=EIO", "load@nvidia=EIO"), "failed", "to-host"),
+        (("unload@nvidia=EIO", "load@nvidia=EIO"), "fehlgeschlagen", "to-host"),
     ],
 )
 async def test_after_a_failure_stands_what_to_type(
@@ -108,6 +113,9 @@ async def test_after_a_failure_stands_what_to_type(
     first, *_, last = failed.stderr.splitlines()
     assert first.startswith(f"gpuswitchctl: nicht möglich ({DISCRETE} auf vfio umschalten), {result}: ")
     assert last == f"  in Ordnung bringen, was hier genannt ist, dann: gpuswitchctl {command} {DISCRETE}"
+    assert f"  {result}  " in ctl("de_DE", "history").stdout
+    assert "nvidia entladen" in ctl("de_DE", "show").stdout
+    assert "nicht möglich (unload nvidia): " in ctl("de_DE", "show").stdout
 
 
 async def test_an_error_without_data_is_told_in_the_language(start: Start, ctl: Ctl) -> None:

@@ -87,7 +87,7 @@ async def test_closed_streams_are_no_fault(start: Start, environ: dict[str, str]
     for closed in ("<&-", "2>&-", "<&- 2>&-"):
         seen = shell(f"gpuswitchctl to-vfio geforce {closed}", environ)
         assert seen.stdout.splitlines()[-1] == "0"
-        assert f"{DISCRETE} is on vfio-pci " in seen.stdout
+        assert f"geforce ({DISCRETE}) is on vfio-pci " in seen.stdout
         assert seen.stderr == ""
     seen = shell("gpuswitchctl list >&-", environ)
     assert (seen.stdout, seen.stderr) == ("0\n", "")
@@ -101,7 +101,7 @@ async def test_terminals_without_colours_get_none(
 ) -> None:
     await start("laptop", config=CONFIG)
     status, switched = on_terminal(environ | plain, "to-vfio", "geforce")
-    assert (status, f"{DISCRETE} is on vfio-pci now" in words(switched)) == (0, True)
+    assert (status, f"geforce ({DISCRETE}) is on vfio-pci now" in words(switched)) == (0, True)
     assert ("\x1b[2K" in switched) is redrawn
     for verb in ("list", "status", "groups", "history"):
         _, shown = on_terminal(environ | plain, verb)

@@ -15,6 +15,8 @@ from tests.harness.service.terminal import END, INTERRUPT, Terminal
 from tests.real_bus.conftest import CTL, Start
 
 CARD = "0000:01:00.0"
+CALLED = f"geforce ({CARD})"
+"""In sentences."""
 HELD = f"""
 {ANY_PORT}[defaults]
 allow_boot_display = true
@@ -78,7 +80,7 @@ async def test_interrupted_it_asks_and_the_switch_may_go_on(start: Start, enviro
             terminal.press(answer)
             assert terminal.ended() == 130
             assert_as_it_was(terminal)
-        assert f"gpuswitchctl cancel {CARD} takes it back" in terminal.shown
+        assert "gpuswitchctl cancel geforce takes it back" in terminal.shown
         assert card(environ)["state"] == "detaching"
 
 
@@ -91,7 +93,7 @@ async def test_interrupted_it_asks_and_the_switch_may_be_taken_back(start: Start
         terminal.until("wait until nobody has it open  reverted")
         assert terminal.ended() == 1
         assert_as_it_was(terminal)
-    assert f"of {CARD} to vfio is cancelled: all is as before" in terminal.shown
+    assert f"of {CALLED} to vfio is cancelled: all is as before" in terminal.shown
     assert card(environ)["state"] == "host"
 
 
@@ -103,7 +105,7 @@ async def test_interrupted_twice_it_goes_at_once(start: Start, environ: dict[str
         terminal.press(INTERRUPT)
         assert terminal.ended() == 130
         assert_as_it_was(terminal)
-    assert f"gpuswitchctl cancel {CARD} takes it back" in terminal.shown
+    assert "gpuswitchctl cancel geforce takes it back" in terminal.shown
     assert card(environ)["state"] == "detaching"
 
 
@@ -148,7 +150,7 @@ async def test_the_question_goes_away_when_the_switch_is_over(start: Start, envi
         assert terminal.ended() == 1
         assert_as_it_was(terminal)
     assert terminal.shown.count(QUESTION) == 2
-    assert f"cannot move {CARD} to vfio (cancelled): cancelled by " in terminal.shown
+    assert f"cannot move {CALLED} to vfio (cancelled): cancelled by " in terminal.shown
 
 
 async def test_whoever_follows_it_again_sees_at_once_for_whom_it_waits(start: Start, environ: dict[str, str]) -> None:
@@ -175,8 +177,8 @@ async def test_in_a_pipe_it_says_for_whom_and_names_the_way_back(start: Start, e
         _, err = process.communicate()
     assert process.returncode == 130
     assert err == (
-        f"gpuswitchctl: interrupted; the switch, once begun, goes on: gpuswitchctl status {CARD} shows it, "
-        f"gpuswitchctl to-vfio {CARD} follows it again, gpuswitchctl cancel {CARD} takes it back\n"
+        "gpuswitchctl: interrupted; the switch, once begun, goes on: gpuswitchctl status geforce shows it, "
+        "gpuswitchctl to-vfio geforce follows it again, gpuswitchctl cancel geforce takes it back\n"
     )
     assert card(environ)["state"] == "detaching"
 
@@ -195,6 +197,7 @@ async def test_programs_hear_for_whom_it_waits(start: Start, environ: dict[str, 
         "version": 1,
         "event": "waiting",
         "gpu": CARD,
+        "name": "geforce",
         "id": switch["id"],
         "for": switch["waiting_for"],
         "since": switch["step_started"],
@@ -223,7 +226,7 @@ GO_ON = "Go on? [y/N] "
 async def test_a_desktop_is_not_ended_for_whoever_says_no(answer: str, start: Start, environ: dict[str, str]) -> None:
     await start("single", config=DESKTOP)
     with Terminal([CTL, "to-vfio", "geforce"], environ) as terminal:
-        terminal.until(f"to move {CARD} to vfio ends what runs on this screen: display-manager.service")
+        terminal.until(f"to move {CALLED} to vfio ends what runs on this screen: display-manager.service")
         terminal.until(GO_ON)
         terminal.press(answer)
         assert terminal.ended() == 1
@@ -247,7 +250,7 @@ async def test_a_desktop_is_ended_for_whoever_says_yes(start: Start, environ: di
         terminal.until(GO_ON)
         terminal.press("Yes\n")
         assert terminal.ended() == 0
-    assert f"{CARD} is on vfio-pci now" in terminal.shown
+    assert f"{CALLED} is on vfio-pci now" in terminal.shown
 
 
 async def test_programs_of_a_session_are_named_with_it(start: Start, environ: dict[str, str]) -> None:

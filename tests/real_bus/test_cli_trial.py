@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.real_bus.conftest import CTL, Ctl, Start
-from tests.real_bus.test_cli import CONFIG, DISCRETE, field, words
+from tests.real_bus.test_cli import CALLED, CONFIG, DISCRETE, field, words
 
 WIDE = {"COLUMNS": "200"}
 COUNTS = "press h for back now, k to keep it"
@@ -88,12 +88,12 @@ async def test_in_a_pipe_it_says_when_it_goes_home_and_ends(start: Start, ctl: C
     run = ctl("trial", "geforce", "--seconds", "600")
     assert (run.returncode, run.stderr) == (0, "")
     *_, there, when = run.stdout.splitlines()
-    assert there.startswith(f"{DISCRETE} is on vfio-pci now, after ")
+    assert there.startswith(f"{CALLED} is on vfio-pci now, after ")
     assert re.fullmatch(
-        rf"{DISCRETE} goes home by itself at {CLOCK}; to keep it on vfio: gpuswitchctl to-vfio {DISCRETE}", when
+        rf"{re.escape(CALLED)} goes home by itself at {CLOCK}; to keep it on vfio: gpuswitchctl to-vfio geforce", when
     )
     assert re.search(
-        rf"^ *trial ends: .*; to keep it on vfio: gpuswitchctl to-vfio {DISCRETE}$",
+        r"^ *trial ends: .*; to keep it on vfio: gpuswitchctl to-vfio geforce$",
         ctl("status", "geforce").stdout,
         re.M,
     )
@@ -124,7 +124,7 @@ async def test_on_a_terminal_it_is_counted_down_until_it_is_home(start: Start, e
     assert (run.status, run.after) == (0, run.before)
     assert "home in 2 s; press h" in run.shown
     assert "home in 1 s; press h" in run.shown
-    assert re.fullmatch(rf"{DISCRETE} is on the host now, after .*", run.lines[-1])
+    assert re.fullmatch(rf"{re.escape(CALLED)} is on the host now, after .*", run.lines[-1])
     assert any("bind 0000:01:00.0 to nvidia" in line or "load nvidia" in line for line in run.lines)
     assert COUNTS not in "\n".join(run.lines)
 
@@ -133,7 +133,7 @@ async def test_one_key_brings_it_home(start: Start, environ: dict[str, str], ctl
     await start("laptop", config=CONFIG)
     run = at_terminal(environ, "trial", "geforce", then=typing(b"xH"))
     assert (run.status, run.after) == (0, run.before)
-    assert re.fullmatch(rf"{DISCRETE} is on the host now, after .*", run.lines[-1])
+    assert re.fullmatch(rf"{re.escape(CALLED)} is on the host now, after .*", run.lines[-1])
     assert field(ctl, "state") == "host"
 
 
@@ -141,7 +141,7 @@ async def test_another_keeps_it(start: Start, environ: dict[str, str], ctl: Ctl)
     await start("laptop", config=CONFIG)
     run = at_terminal(environ, "trial", "geforce", then=typing(b"k"))
     assert (run.status, run.after) == (0, run.before)
-    assert run.lines[-1] == f"{DISCRETE} stays on vfio: gpuswitchctl to-host {DISCRETE} brings it home"
+    assert run.lines[-1] == f"{CALLED} stays on vfio: gpuswitchctl to-host geforce brings it home"
     assert (field(ctl, "state"), field(ctl, "trial_ends")) == ("vfio", None)
 
 
@@ -155,8 +155,8 @@ async def test_what_is_in_the_way_at_its_end_is_said_and_it_can_be_kept(
     said = run.said
     why = f"{DISCRETE} is in use: something has /dev/vfio/13 open, most likely a virtual machine: shut it down first"
     assert f"gpuswitchctl: the trial is over, and {DISCRETE} stays where it is for now: {why}" in said
-    assert f"gpuswitchctl: cannot bring {DISCRETE} home now: {why}" in said
-    assert run.lines[-1] == f"{DISCRETE} stays on vfio: gpuswitchctl to-host {DISCRETE} brings it home"
+    assert f"gpuswitchctl: cannot bring {CALLED} home now: {why}" in said
+    assert run.lines[-1] == f"{CALLED} stays on vfio: gpuswitchctl to-host geforce brings it home"
     assert (field(ctl, "state"), field(ctl, "trial_ends"), field(ctl, "reason")) == ("vfio", None, "")
 
 
@@ -164,7 +164,7 @@ async def test_whoever_else_keeps_it_ends_the_countdown(start: Start, environ: d
     await start("laptop", config=CONFIG)
     run = at_terminal(environ, "trial", "geforce", then=lambda *_: ctl("to-vfio", "geforce"))
     assert (run.status, run.after) == (0, run.before)
-    assert run.lines[-1] == f"{DISCRETE} stays on vfio: gpuswitchctl to-host {DISCRETE} brings it home"
+    assert run.lines[-1] == f"{CALLED} stays on vfio: gpuswitchctl to-host geforce brings it home"
 
 
 async def test_an_interrupt_says_what_will_happen(start: Start, environ: dict[str, str], ctl: Ctl) -> None:
@@ -172,8 +172,8 @@ async def test_an_interrupt_says_what_will_happen(start: Start, environ: dict[st
     run = at_terminal(environ, "trial", "geforce", then=sending(signal.SIGINT))
     assert (run.status, run.after) == (130, run.before)
     assert re.fullmatch(
-        rf"gpuswitchctl: interrupted; {DISCRETE} goes home by itself at {CLOCK}; "
-        rf"to keep it on vfio: gpuswitchctl to-vfio {DISCRETE}",
+        rf"gpuswitchctl: interrupted; {re.escape(CALLED)} goes home by itself at {CLOCK}; "
+        rf"to keep it on vfio: gpuswitchctl to-vfio geforce",
         run.lines[-1],
     )
     assert moment(field(ctl, "trial_ends")) > time.time()
@@ -192,14 +192,14 @@ async def test_a_service_that_goes_is_told_with_what_stays_true(start: Start, en
     service = await start("laptop", config=CONFIG)
     run = at_terminal(environ, "trial", "geforce", then=lambda *_: os.kill(service.process.pid, signal.SIGKILL))
     assert (run.status, run.after) == (5, run.before)
-    assert re.search(rf"; once it runs, {DISCRETE} goes home by itself at {CLOCK}; ", run.said)
+    assert re.search(rf"; once it runs, {re.escape(CALLED)} goes home by itself at {CLOCK}; ", run.said)
 
 
 async def test_a_refusal_moves_nothing(start: Start, ctl: Ctl) -> None:
     await start("shared", config=CONFIG)
     run = ctl("trial", DISCRETE)
     assert (run.returncode, run.stdout) == (3, "")
-    assert run.stderr.startswith(f"gpuswitchctl: cannot try {DISCRETE} on vfio: ")
+    assert run.stderr.startswith(f"gpuswitchctl: cannot try {CALLED} on vfio: ")
     assert field(ctl, "trial_ends") is None
 
 

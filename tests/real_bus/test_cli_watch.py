@@ -18,6 +18,8 @@ from tests.harness.service.services import ANY_PORT, ROOT, environment
 from tests.real_bus.conftest import CTL, Start
 
 CARD, SOUND, INTEGRATED = "0000:01:00.0", "0000:01:00.1", "0000:00:02.0"
+CALLED = f"geforce ({CARD})"
+"""In sentences."""
 PATH = f"{ROOT}/gpu/0000_01_00_0"
 CONFIG = f'{ANY_PORT}[[gpu]]\naddress = "{CARD}"\nname = "geforce"\n'
 Event = dict[str, Any]
@@ -90,14 +92,15 @@ async def test_everything_that_happens_is_told_in_a_line(start: Start, watch: Wa
     watching = watch("watch")
     first, second = watching.line(), watching.line()
     assert re.fullmatch(rf"\d\d:\d\d:\d\d  {INTEGRATED}: host-i915\n", first)
-    assert re.fullmatch(rf"\d\d:\d\d:\d\d  {CARD}: host-nvidia\n", second)
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d  {re.escape(CALLED)}: host-nvidia\n", second)
     switch = await service.move(PATH, "vfio")
     lines = [line[10:] for line in watching.until("is reverted")]
-    assert f"{CARD}: detaching\n" in lines
+    assert f"{CALLED}: detaching\n" in lines
     assert any(
-        re.fullmatch(rf"{CARD}: \[ *\d+/\d+\] bind {SOUND} to vfio-pci: failed \(.*\)\n", line) for line in lines
+        re.fullmatch(rf"{re.escape(CALLED)}: \[ *\d+/\d+\] bind {SOUND} to vfio-pci: failed \(.*\)\n", line)
+        for line in lines
     )
-    assert lines[-1] == f"{CARD}: switch {switch} is reverted: cannot bind {SOUND}: Invalid argument\n"
+    assert lines[-1] == f"{CALLED}: switch {switch} is reverted: cannot bind {SOUND}: Invalid argument\n"
     assert not [line for line in lines if "running" in line]
     assert watching.interrupted() == (130, "")
 
@@ -128,7 +131,7 @@ async def test_for_whom_a_switch_waits_is_told(start: Start, watch: Watch) -> No
     told.line()
     switch = await service.move(PATH, "vfio")
     [*_, line] = plain.until("waiting until ")
-    assert re.search(rf"{CARD}: waiting until \d\d:\d\d:\d\d: .*Xorg \(pid ", line)
+    assert re.search(rf"{re.escape(CALLED)}: waiting until \d\d:\d\d:\d\d: .*Xorg \(pid ", line)
     [*_, event] = told.events(is_("waiting"))
     assert (event["id"], "Xorg (pid " in event["for"]) == (switch, True)
     assert event["since"] < event["until"]
@@ -161,12 +164,12 @@ async def test_a_service_that_starts_again_is_watched_on(number: int, start: Sta
     assert [line[10:] for line in plain.until(CARD)] == [
         "the service is there\n",
         f"{INTEGRATED}: host-i915\n",
-        f"{CARD}: host-nvidia\n",
+        f"{CALLED}: host-nvidia\n",
     ]
     back, state = told.events(is_("state"))
     assert (back["event"], back["running"], state["gpu"]) == ("service", True, CARD)
     switch = await again.move(PATH, "vfio")
-    assert plain.until("is done")[-1][10:] == f"{CARD}: switch {switch} is done\n"
+    assert plain.until("is done")[-1][10:] == f"{CALLED}: switch {switch} is done\n"
     assert told.events(is_("finished"))[-1]["id"] == switch
 
 
@@ -220,7 +223,7 @@ async def test_nothing_under_way_is_nothing_to_wait_for(start: Start, watch: Wat
     await start("laptop", config=CONFIG)
     waiting = watch("wait")
     assert waiting.line() == f"{INTEGRATED} is host-i915\n"
-    assert waiting.line() == f"{CARD} is host-nvidia\n"
+    assert waiting.line() == f"{CALLED} is host-nvidia\n"
     assert waiting.ended() == (0, "")
 
 
@@ -228,7 +231,7 @@ async def test_the_end_of_a_switch_is_waited_for(start: Start, watch: Watch) -> 
     service = await start("laptop", "unbind=0.5s", config=CONFIG)
     switch = await service.move(PATH, "vfio")
     waiting, told = watch("wait", "GeForce"), watch("wait", "geforce", "--json")
-    assert waiting.line() == f"{CARD} is vfio\n"
+    assert waiting.line() == f"{CALLED} is vfio\n"
     assert waiting.ended() == (0, "")
     [event] = told.events(is_("state"))
     assert (event["gpu"], event["now"]["state"], event["now"]["switch"]["id"]) == (CARD, "vfio", switch)
@@ -240,18 +243,18 @@ async def test_a_state_is_waited_for_until_somebody_brings_it_there(start: Start
     seen, waiting = watch("watch", "geforce"), watch("wait", "geforce", "--for", "VFIO")
     seen.line()
     await service.wait(PATH, await service.move(PATH, "vfio"))
-    assert waiting.line() == f"{CARD} is vfio\n"
+    assert waiting.line() == f"{CALLED} is vfio\n"
     assert waiting.ended() == (0, "")
 
 
 async def test_the_time_may_be_over_before(start: Start, watch: Watch) -> None:
     service = await start("laptop", f"unbind@{SOUND}=hang", config=f"{CONFIG}[deadlines]\nunbind = 600\n")
     late = watch("wait", "geforce", "--for", "vfio", "--timeout", "0.1")
-    assert late.ended() == (6, f"gpuswitchctl: interrupted; not on vfio within 0.1 s: {CARD} is host-nvidia\n")
+    assert late.ended() == (6, f"gpuswitchctl: interrupted; not on vfio within 0.1 s: {CALLED} is host-nvidia\n")
     await service.move(PATH, "vfio")
     late = watch("wait", "geforce", "--timeout", "0.1", "--json")
     status, err = late.ended()
-    assert (status, f"not at rest within 0.1 s: {CARD} is detaching" in err) == (6, True)
+    assert (status, f"not at rest within 0.1 s: {CALLED} is detaching" in err) == (6, True)
 
 
 def _wait_for(text: str) -> str:
@@ -266,7 +269,7 @@ async def test_one_that_is_lost_is_told_by_the_status(
     service = await start("laptop", fault, config=f"{CONFIG}{gentle}")
     await service.move(PATH, "vfio")
     waiting = watch("wait", "geforce")
-    assert waiting.line() == f"{CARD} is {state}\n"
+    assert waiting.line() == f"{CALLED} is {state}\n"
     assert waiting.ended() == (status, "")
 
 

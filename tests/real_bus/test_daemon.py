@@ -93,7 +93,7 @@ async def test_the_only_gpu_needs_no_name(start: Start) -> None:
 
 async def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(start: Start) -> None:
     service = await start("laptop", config=NAMED)
-    there = "0000:00:02.0, 0000:01:00.0 (geforce)"
+    there = "0000:00:02.0, geforce (0000:01:00.0)"
     for selector, error in (
         ("radeon", f"NoSuchGpu: no GPU is named 'radeon'; this host has {there}"),
         ("09:00.0", f"NoSuchGpu: 0000:09:00.0 is not a GPU of this host; this host has {there}"),

@@ -48,7 +48,7 @@ async def test_it_does_not_start_with_a_configuration_that_is_wrong(private_bus:
         "--simulate", "laptop", "--bus", private_bus.address, "--config", f"{tmp_path}/etc"
     )
     assert status == 2
-    assert said == f"gpuswitchd: cannot use {file}: deadlines.unbnid: no such key; did you mean unbind?\n"
+    assert said == f"gpuswitchd: cannot use {file}:4: deadlines.unbnid: no such key; did you mean unbind?\n"
 
 
 async def test_it_does_not_start_with_a_library_that_nobody_knows() -> None:
@@ -173,7 +173,7 @@ async def test_a_reload_that_finds_a_fault_names_it_and_changes_nothing(start: S
     write_config(service.config, TYPO)
     with pytest.raises(PeerError) as raised:
         await service.ask("Reload")
-    sentence = f"cannot use {service.config}/config.toml: deadlines.unbnid: no such key; did you mean unbind?"
+    sentence = f"cannot use {service.config}/config.toml:4: deadlines.unbnid: no such key; did you mean unbind?"
     assert str(raised.value) == f"org.gpuswitch1.Error.InvalidArgument: {sentence}"
     assert await service.ask("Config") == before
     assert await service.ask("GetGpu", "s", "geforce") == DISCRETE

@@ -139,6 +139,8 @@ async def test_the_configuration_is_shown_and_checked_as_json(start: Start, told
     (tmp_path / "broken.toml").write_text("[deadlines]\nunbnd = 3\n")
     broken = told("config", "check", f"{tmp_path}/broken.toml")
     assert (broken.status, len(broken[0]["faults"])) == (2, 1)
+    assert [each["line"] for each in broken[0]["places"]] == [2]
+    told("config", "check", f"{tmp_path}/gone")
     assert told("config", "edit")[0]["error"]["kind"] == "invalid_argument"
 
 
@@ -149,7 +151,7 @@ async def test_a_plan_has_the_same_form_whoever_asks(start: Start, told: Json) -
     assert planned == dry
     assert {step["deadline_seconds"] for step in planned["plans"][0]["steps"] if step["kind"] == "unbind"} == {600.0}
     assert told("plan", "geforce", "host") == [
-        {"version": 1, "plans": [{"gpu": DISCRETE, "target": "host", "steps": []}]}
+        {"version": 1, "plans": [{"gpu": DISCRETE, "name": "geforce", "target": "host", "steps": []}]}
     ]
 
 
@@ -166,6 +168,9 @@ async def test_a_switch_is_events_and_its_result_and_then_a_part_of_the_history(
     assert told("recover", "geforce")[-1]["changed"] is False
 
     assert [each["target"] for each in told("history")[0]["switches"]] == ["host", "vfio"]
+    of_today = told("history", "--since", "1h", "--until", "now", "--result", "done", "--limit", "1")
+    assert [each["target"] for each in of_today[0]["switches"]] == ["host"]
+    assert told("history", "--since", there[0]["at"], "--until", there[0]["at"])[0]["switches"] == []
     [shown] = told("show", result["id"])
     assert shown["switch"]["seconds"] == result["seconds"]
     assert [step["index"] for step in shown["switch"]["steps"]] == list(range(1, result["count"] + 1))
@@ -275,6 +280,8 @@ WRONG = {
     "no such switch": (["show", "zz"], "invalid_argument"),
     "no such option": (["list", "--nonsense"], "invalid_argument"),
     "a number that is none": (["history", "--limit=x"], "invalid_argument"),
+    "a time that is none": (["history", "--since=x"], "invalid_argument"),
+    "no time at all": (["history", "--since=1h", "--until=2h"], "invalid_argument"),
     "a target that is none": (["plan", "geforce", "moon"], "invalid_argument"),
     "nothing to cancel": (["cancel", "geforce"], "failed"),
 }

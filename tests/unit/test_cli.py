@@ -96,16 +96,17 @@ def test_one_reason_stands_in_the_sentence_and_several_below_it(capsys: pytest.C
 def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     evil = gpu(Name=EVIL, Model=EVIL, Reason=EVIL, Driver=EVIL, Functions=[(EVIL, EVIL, EVIL)])
     change = StepChange(1, 1, EVIL, EVIL, EVIL, 5)
+    [of] = fixed(evil).gpus()
     look.list_gpus(fixed(evil), PLAIN)
     look.list_gpus(fixed(evil), JSON)
     look.status(fixed(evil), PLAIN)
     groups.groups(fixed(functions=[function(EVIL, 1, EVIL, EVIL)]), PLAIN)
     for shown in (Lines(), Lines(several=True), JsonLines()):
-        shown.step(EVIL, EVIL, change)
-        shown.waits(EVIL, EVIL, Waiting(EVIL, 1.0, 2.0))
+        shown.step(of, EVIL, change)
+        shown.waits(of, EVIL, Waiting(EVIL, 1.0, 2.0))
     problem(EVIL)
     with StepsInPlace(several=True) as in_place:
-        in_place.step(EVIL, EVIL, change)
+        in_place.step(of, EVIL, change)
     out, err = capsys.readouterr()
     assert HARMLESS in out
     assert all(c.isprintable() or c == "\n" for c in out + err)
@@ -113,8 +114,9 @@ def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFix
 
 def test_a_line_that_is_redrawn_is_clean_too() -> None:
     shown = StepsInPlace(several=True)
-    shown.step(EVIL, "5f", StepChange(1, 1, EVIL, EVIL, "running", 0))
-    shown.waits(EVIL, "5f", Waiting(EVIL, 1.0, 2.0))
+    [of] = fixed(gpu(Address=EVIL)).gpus()
+    shown.step(of, "5f", StepChange(1, 1, EVIL, EVIL, "running", 0))
+    shown.waits(of, "5f", Waiting(EVIL, 1.0, 2.0))
     written = io.StringIO()
     Console(file=written, width=200).print(shown)
     assert written.getvalue().count(HARMLESS) == 2

@@ -12,6 +12,7 @@ import pytest
 
 from gpuswitch.cli import history as past
 from gpuswitch.cli.client import plain_values
+from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.terminal import print_timeline
 from tests.harness.service.fixed import fixed, gpu
 from tests.unit.test_cli import EVIL, HARMLESS
@@ -44,7 +45,7 @@ def entry(**changes: object) -> dict[str, Any]:
 
 def told(capsys: pytest.CaptureFixture[str], *entries: dict[str, Any], **arguments: Any) -> list[str]:
     """The lines of `history`."""
-    args = Namespace(**{"json": False, "gpu": "", "limit": 0} | arguments)
+    args = Namespace(**{"json": False, "gpu": "", "limit": 0, "since": None, "until": None, "result": None} | arguments)
     assert past.history(fixed(gpu(), history=entries), args) == 0
     return capsys.readouterr().out.splitlines()
 
@@ -79,6 +80,30 @@ def test_of_one_gpu_only_and_so_many(capsys: pytest.CaptureFixture[str]) -> None
     assert ids(limit=2) == ["1", "2"]
     assert ids(gpu="geforce") == ["1", "3", "4"]
     assert ids(gpu="geforce", limit=2) == ["1", "3"]
+
+
+def test_of_some_time_and_some_result_only(capsys: pytest.CaptureFixture[str]) -> None:
+    results = ("done", "failed", "done", "drifted")
+    entries = [entry(id=str(at), started=at, result=result) for at, result in enumerate(results)]
+    entries += [entry(id="9", started=9)] * 30
+
+    def ids(**arguments: object) -> list[str]:
+        said = json.loads("".join(told(capsys, *entries, json=True, limit=None, **arguments)))
+        return [each["id"] for each in said["switches"]]
+
+    assert len(ids()) == 20
+    assert len(ids(since=9.0)) == 30
+    assert ids(since=1.0, until=2.0) == ["1", "2"]
+    assert ids(result="drifted") == ["3"]
+    assert ids(result="done", until=8.0, gpu="geforce") == ["0", "2"]
+    assert told(capsys, *entries, until=0.0, result="failed") == ["no finished switch is like that"]
+
+
+def test_a_time_that_is_none_is_refused() -> None:
+    args = Namespace(json=False, gpu="", limit=None, since=2.0, until=1.0, result=None)
+    with pytest.raises(CtlError, match=r"^nothing is both after --since and before --until: 1970-01-01") as refused:
+        past.history(fixed(gpu()), args)
+    assert refused.value.exit_code == 2
 
 
 def test_what_somebody_else_moved_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,9 @@ def verbs() -> list[str]:
         (["status", ""], []),
         (["--bus", "nonsense", "status", ""], []),
         (["show", ""], []),
+        (["history", "--result", "d"], ["done", "drifted"]),
+        (["history", "--since", ""], ["today", "yesterday", "1h", "1d", "1w"]),
+        (["history", "--until=y"], ["--until=yesterday"]),
     ],
 )
 def test_the_last_word_becomes_what_the_command_understands_there(

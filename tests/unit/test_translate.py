@@ -11,9 +11,23 @@ import pytest
 
 from gpuswitch.api.encoders import sentence_values
 from gpuswitch.cli.client import plain_values
+from gpuswitch.cli.layout import fitted
 from gpuswitch.cli.main import main
 from gpuswitch.cli.output import sentence
-from gpuswitch.cli.translate import _, is_english, languages, ngettext, read, recognized, reworded, speak, worded
+from gpuswitch.cli.records import state_label
+from gpuswitch.cli.translate import (
+    _,
+    is_english,
+    languages,
+    ngettext,
+    read,
+    recognized,
+    reworded,
+    speak,
+    state_word,
+    step_title,
+    worded,
+)
 from gpuswitch.errors import Failed, KernelError
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, Process, Unit, doubt
@@ -140,8 +154,8 @@ def test_what_has_no_known_words_stays_english() -> None:
     ("said", "german"),
     [
         (
-            "no GPU is named 'radeon'; this host has 0000:01:00.0 (geforce)",
-            "keine GPU heißt 'radeon'; dieser Host hat 0000:01:00.0 (geforce)",
+            "no GPU is named 'radeon'; this host has geforce (0000:01:00.0)",
+            "keine GPU heißt 'radeon'; dieser Host hat geforce (0000:01:00.0)",
         ),
         (
             "cannot cancel switch 5f: 0000:01:00.0 is on vfio-pci already, and only its last steps are left",
@@ -159,6 +173,11 @@ def test_what_has_no_known_words_stays_english() -> None:
             "this host has no GPU\nthis host has 2 GPUs; name one of a, b",
             "dieser Host hat keine GPU\ndieser Host hat 2 GPUs; eine nennen von: a, b",
         ),
+        ("cannot unload nvidia: bad", "nicht möglich (unload nvidia): bad"),
+        (
+            "cannot unload nvidia: bad; the way back failed too: cannot load nvidia: bad",
+            "nicht möglich (unload nvidia): bad; der Weg zurück ging auch schief: nicht möglich (load nvidia): bad",
+        ),
         ("the card is hot", "the card is hot"),
         ("", ""),
     ],
@@ -167,6 +186,43 @@ def test_what_comes_without_data_is_recognized_where_that_is_no_coincidence(said
     assert recognized(said) == said
     speak("de")
     assert recognized(said) == german
+
+
+@pytest.mark.parametrize(
+    ("title", "german"),
+    [
+        ("unbind 0000:01:00.1 from snd_hda_intel", "0000:01:00.1 von snd_hda_intel lösen"),
+        ("load vfio-pci", "vfio-pci laden"),
+        ("keep all 4 functions awake", "wach halten: alle 4 Funktionen"),
+        ("announce that the sound card of 0000:01:00.1 goes", "ankündigen, dass die Soundkarte von 0000:01:00.1 geht"),
+        ("stop load.service", "load.service stoppen"),
+        # Of a service that is newer.
+        ("polish 0000:01:00.1", "polish 0000:01:00.1"),
+        # Said elsewhere.
+        ("no", "no"),
+    ],
+)
+def test_titles_of_steps_are_told_by_their_own_words(title: str, german: str) -> None:
+    assert step_title(title) == title
+    speak("de")
+    assert step_title(title) == german
+
+
+def test_states_and_results_are_told_in_the_language() -> None:
+    assert [state_word(word) for word in ("wedged", "done", "vfio")] == ["wedged", "done", "vfio"]
+    speak("fr")
+    assert [state_word(word) for word in ("wedged", "done", "vfio")] == ["bloqué", "terminé", "vfio"]
+    assert state_label({"State": "failed", "Driver": ""}) == "échoué"
+    assert state_label({"State": "host", "Driver": "nvidia"}) == "host-nvidia"
+
+
+def test_states_have_their_colours_in_every_language() -> None:
+    speak("de")
+    rows = [["0000:01:00.0", "auf dem Heimweg", "x"], ["0000:02:00.0", "verklemmt", "x"]]
+    for columns in (0, 28):
+        coloured = "\n".join(fitted(("GPU", "STATE", "MODEL"), rows, columns, colour=True))
+        assert "\x1b[33mauf dem Heimweg\x1b[0m" in coloured
+        assert "\x1b[1;31mverklemmt\x1b[0m" in coloured
 
 
 def test_a_field_is_text_whatever_stands_in_it() -> None:
@@ -181,8 +237,9 @@ def test_what_it_cannot_do_is_said_once() -> None:
     assert (
         sentence("die GPUs auflisten", "die IOMMU ist aus") == "nicht möglich (die GPUs auflisten): die IOMMU ist aus"
     )
-    for whole in ("cannot fly", _("cannot write the output: {why}", why="voll"), _("interrupted; ")):
+    for whole in ("cannot fly", _("cannot write the output: {why}", why="voll")):
         assert sentence("die GPUs auflisten", whole) == whole
+    assert sentence("die GPUs auflisten", "unterbrochen", is_whole=True) == "unterbrochen"
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_the_configuration_names_vfio_drivers_only(tmp_path: Path, value: str) -
     with pytest.raises(ConfigError) as error:
         load(tmp_path, {})
     (sentence,) = str(error.value).splitlines()
-    assert sentence.startswith(f"cannot use {tmp_path}/config.toml: defaults.vfio_driver: ")
+    assert sentence.startswith(f"cannot use {tmp_path}/config.toml:2: defaults.vfio_driver: ")
     assert value[:10] in sentence
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Consoles
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.restore_state import RestoreState
 from gpuswitch.switch.steps.step import Step, StepContext
 
@@ -91,10 +92,10 @@ class MoveConsoles(Step):
     @property
     def title(self) -> str:
         if self.vtconsoles:
-            return f"unbind {', '.join(self.vtconsoles)}"
+            return Sentence("unbind {consoles}", consoles=", ".join(self.vtconsoles))
         if self.terminals and self.to is not None:
-            return f"move the console to fb{self.to}"
-        return "see that no console is on it"
+            return Sentence("move the console to {frame_buffer}", frame_buffer=f"fb{self.to}")
+        return Sentence("see that no console is on it")
 
     async def apply(self, context: StepContext) -> None:
         async with _alone(context):
@@ -154,7 +155,7 @@ class RestoreConsoles(Step):
 
     @property
     def title(self) -> str:
-        return "bring the console back"
+        return Sentence("bring the console back")
 
     async def apply(self, context: StepContext) -> None:
         async with _alone(context):

@@ -11,6 +11,7 @@ from signal import SIGKILL, SIGTERM, Signals
 from gpuswitch.errors import Failed, KernelError
 from gpuswitch.model.holders import Holder, HolderQuery, Process, Unit
 from gpuswitch.model.policy import Busy
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.holder_policy import in_the_way, is_machine, never_ended, stoppable_unit
 from gpuswitch.switch.restore_state import RestoreState
 from gpuswitch.switch.steps.step import RESCAN_SECONDS, HeldError, Step, StepContext, StepError, side_by_side
@@ -27,7 +28,7 @@ class EndSession(Step):
 
     @property
     def title(self) -> str:
-        return f"end session {self.session}"
+        return Sentence("end session {session}", session=self.session)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -63,9 +64,9 @@ class AwaitHolders(Step):
     def title(self) -> str:
         match self.policy:
             case Busy.TERMINATE | Busy.KILL:
-                return "end the programs that have it open"
+                return Sentence("end the programs that have it open")
             case _:
-                return "wait until nobody has it open"
+                return Sentence("wait until nobody has it open")
 
     @property
     def ends_programs(self) -> bool:
@@ -157,7 +158,7 @@ class CheckHolders(Step):
 
     @property
     def title(self) -> str:
-        return "see that nobody has it open"
+        return Sentence("see that nobody has it open")
 
     def deadline(self, deadlines: Mapping[str, float]) -> float:
         return deadlines[self.kind] + self.seconds

@@ -10,6 +10,7 @@ from typing import Any
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.shared.awake import Why
 from gpuswitch.switch.steps.step import Step, StepContext, StepError, side_by_side
 
@@ -23,7 +24,7 @@ class InhibitSleep(Step):
 
     @property
     def title(self) -> str:
-        return "keep the machine from sleeping"
+        return Sentence("keep the machine from sleeping")
 
     async def apply(self, context: StepContext) -> None:
         context.waits_for("logind has not granted the inhibitor")
@@ -44,7 +45,7 @@ class ReleaseSleepInhibitor(Step):
 
     @property
     def title(self) -> str:
-        return "let the machine sleep again"
+        return Sentence("let the machine sleep again")
 
     async def apply(self, context: StepContext) -> None:
         await _let_sleep(context)
@@ -67,7 +68,7 @@ class StopUnits(Step):
 
     @property
     def title(self) -> str:
-        return f"stop {_all(self.units)}"
+        return Sentence("stop {units}", units=_all(self.units))
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ class StartUnits(Step):
 
     @property
     def title(self) -> str:
-        return f"start {_all(self.units)}"
+        return Sentence("start {units}", units=_all(self.units))
 
     async def apply(self, context: StepContext) -> None:
         context.waits_for(f"{_all(self.units)}: not started")
@@ -109,7 +110,7 @@ class ReleaseBootFramebuffer(Step):
 
     @property
     def title(self) -> str:
-        return f"unbind {self.device} from {self.driver}"
+        return Sentence("unbind {device} from {driver}", device=self.device, driver=self.driver)
 
     async def apply(self, context: StepContext) -> None:
         await context.kernel.unbind_platform(self.device, self.driver)
@@ -134,7 +135,7 @@ class RestoreBootFramebuffer(Step):
 
     @property
     def title(self) -> str:
-        return f"bind {self.device} to {self.driver}"
+        return Sentence("bind {device} to {driver}", device=self.device, driver=self.driver)
 
     async def apply(self, context: StepContext) -> None:
         await context.kernel.bind_platform(self.device, self.driver)
@@ -150,7 +151,9 @@ class Persistence(Step):
 
     @property
     def title(self) -> str:
-        return f"turn persistence mode of {self.function} {'on' if self.on else 'off'}"
+        if self.on:
+            return Sentence("turn persistence mode of {function} on", function=self.function)
+        return Sentence("turn persistence mode of {function} off", function=self.function)
 
     async def apply(self, context: StepContext) -> None:
         await context.kernel.set_persistence(self.function, on=self.on)
@@ -186,7 +189,7 @@ class UnloadModules(Step):
 
     @property
     def title(self) -> str:
-        return f"unload {', '.join(self.modules)}"
+        return Sentence("unload {modules}", modules=", ".join(self.modules))
 
     async def apply(self, context: StepContext) -> None:
         for module in self.modules:
@@ -226,7 +229,7 @@ class LoadModules(Step):
 
     @property
     def title(self) -> str:
-        return f"load {', '.join(self.modules)}"
+        return Sentence("load {modules}", modules=", ".join(self.modules))
 
     async def apply(self, context: StepContext) -> None:
         await _each(context.kernel.load(module) for module in self.modules)

@@ -45,7 +45,7 @@ class LoadDriver(Step):
 
     @property
     def title(self) -> str:
-        return f"load {self.driver}"
+        return Sentence("load {modules}", modules=self.driver)
 
     async def heard(self, context: StepContext, mark: float) -> tuple[str, ...]:
         return await context.host.kernel_log.said(self.functions, {self.driver, self.module}, mark)
@@ -80,7 +80,7 @@ class DisableRuntimePm(Step):
 
     @property
     def title(self) -> str:
-        return f"keep {_all(self.before)} awake"
+        return Sentence("keep {functions} awake", functions=_all(self.before))
 
     async def apply(self, context: StepContext) -> None:
         await context.kernel.keep_awake(tuple(self.before))
@@ -107,7 +107,7 @@ class CheckRegisters(Step):
 
     @property
     def title(self) -> str:
-        return f"check the registers of {_all(self.functions)}"
+        return Sentence("check the registers of {functions}", functions=_all(self.functions))
 
     async def apply(self, context: StepContext) -> None:
         try:
@@ -131,7 +131,7 @@ class RestorePower(Step):
 
     @property
     def title(self) -> str:
-        return f"restore the power setting of {_all(self.before)}"
+        return Sentence("restore the power setting of {functions}", functions=_all(self.before))
 
     async def apply(self, context: StepContext) -> None:
         await context.kernel.set_power_control(self.before)
@@ -151,8 +151,11 @@ class AimOverrides(Step):
     @property
     def title(self) -> str:
         goals = sorted({driver for driver in self.to.values() if driver})
-        whose = f"the driver override of {_all(self.to)}"
-        return f"aim {whose} at {', '.join(goals)}" if goals else f"clear {whose}"
+        if not goals:
+            return Sentence("clear the driver override of {functions}", functions=_all(self.to))
+        return Sentence(
+            "aim the driver override of {functions} at {drivers}", functions=_all(self.to), drivers=", ".join(goals)
+        )
 
     async def apply(self, context: StepContext) -> None:
         await context.kernel.set_override(self.to)
@@ -175,7 +178,7 @@ class Unbind(Step):
 
     @property
     def title(self) -> str:
-        return f"unbind {self.function} from {self.driver}"
+        return Sentence("unbind {device} from {driver}", device=self.function, driver=self.driver)
 
     async def apply(self, context: StepContext) -> None:
         await context.kernel.unbind(self.function, self.driver)
@@ -209,7 +212,7 @@ class Bind(Step):
 
     @property
     def title(self) -> str:
-        return f"bind {self.function} to {self.driver}"
+        return Sentence("bind {device} to {driver}", device=self.function, driver=self.driver)
 
     async def heard(self, context: StepContext, mark: float) -> tuple[str, ...]:
         module = (await context.look()).pci_drivers.get(self.driver)
@@ -280,7 +283,7 @@ class HoldGroup(Step):
 
     @property
     def title(self) -> str:
-        return f"hold IOMMU group {self.group}"
+        return Sentence("hold IOMMU group {group}", group=self.group)
 
     async def apply(self, context: StepContext) -> None:
         await context.kernel.hold_group(self.group)
@@ -301,7 +304,7 @@ class AwaitLibvirt(Step):
 
     @property
     def title(self) -> str:
-        return f"wait until libvirt is done with {', '.join(map(str, self.functions))}"
+        return Sentence("wait until libvirt is done with {functions}", functions=", ".join(map(str, self.functions)))
 
     def deadline(self, deadlines: Mapping[str, float]) -> float:
         return deadlines[self.kind] + self.seconds
@@ -328,7 +331,7 @@ class ReleaseGroup(Step):
 
     @property
     def title(self) -> str:
-        return f"release IOMMU group {self.group}"
+        return Sentence("release IOMMU group {group}", group=self.group)
 
     async def apply(self, context: StepContext) -> None:
         await context.kernel.release_group(self.group)
@@ -348,7 +351,7 @@ class CheckGroup(Step):
 
     @property
     def title(self) -> str:
-        return f"check IOMMU group {self.group}"
+        return Sentence("check IOMMU group {group}", group=self.group)
 
     async def verify(self, context: StepContext) -> None:
         await context.until(self._unmet)
@@ -372,7 +375,7 @@ class AwaitNodes(Step):
 
     @property
     def title(self) -> str:
-        return f"wait for the device nodes of {self.function}"
+        return Sentence("wait for the device nodes of {function}", function=self.function)
 
     async def verify(self, context: StepContext) -> None:
         await context.until(self._unmet, [self.function])
@@ -413,5 +416,5 @@ def _all(functions: Collection[PciAddress]) -> str:
         case 1:
             return str(next(iter(functions)))
         case 2:
-            return "both functions"
-    return f"all {len(functions)} functions"
+            return Sentence("both functions")
+    return Sentence("all {count} functions", count=len(functions))

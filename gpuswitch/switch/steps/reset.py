@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.steps.step import Step, StepContext
 
 
@@ -24,7 +25,7 @@ class ResetFunction(Step):
 
     @property
     def title(self) -> str:
-        return f"reset {self.function}"
+        return Sentence("reset {function}", function=self.function)
 
     async def apply(self, context: StepContext) -> None:
         await context.kernel.reset(self.function)
@@ -42,7 +43,7 @@ class RemoveFunctions(Step):
 
     @property
     def title(self) -> str:
-        return f"remove {_and(self.functions)} from the PCI bus"
+        return Sentence("remove {functions} from the PCI bus", functions=_and(self.functions))
 
     async def apply(self, context: StepContext) -> None:
         await context.kernel.remove(tuple(reversed(self.functions)))
@@ -75,7 +76,7 @@ class Rescan(Step):
 
     @property
     def title(self) -> str:
-        return f"find {_and(self.functions)} on the PCI bus again"
+        return Sentence("find {functions} on the PCI bus again", functions=_and(self.functions))
 
     async def apply(self, context: StepContext) -> None:
         await context.kernel.rescan(self.functions)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from gpuswitch.errors import KernelError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Holder
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.steps.step import RESCAN_SECONDS, Step, StepContext
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Announce(Step):
 
     @property
     def title(self) -> str:
-        return f"announce that {_card(self.subsystem, self.functions)} goes"
+        return Sentence("announce that {card} goes", card=_card(self.subsystem, self.functions))
 
     async def apply(self, context: StepContext) -> None:
         await context.kernel.announce(self.functions, self.subsystem, "remove")
@@ -51,15 +52,17 @@ class AnnounceAgain(Step):
 
     @property
     def title(self) -> str:
-        return f"announce that {_card(self.subsystem, self.functions)} is there"
+        return Sentence("announce that {card} is there", card=_card(self.subsystem, self.functions))
 
     async def apply(self, context: StepContext) -> None:
         await context.kernel.announce(self.functions, self.subsystem, "add")
 
 
-def _card(subsystem: str, functions: Iterable[PciAddress]) -> str:
-    card = "sound card" if subsystem == "sound" else "display"
-    return f"the {card} of {' and '.join(map(str, functions))}"
+def _card(subsystem: str, functions: Iterable[PciAddress]) -> Sentence:
+    named = " and ".join(map(str, functions))
+    if subsystem == "sound":
+        return Sentence("the sound card of {functions}", functions=named)
+    return Sentence("the display of {functions}", functions=named)
 
 
 class Reminder:
