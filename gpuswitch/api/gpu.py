@@ -27,6 +27,7 @@ from gpuswitch.api.signatures import (
     Int64,
     Str,
     StrArray,
+    StrDict,
     StrPair,
     StrTripleArray,
     UInt32Array,
@@ -35,6 +36,7 @@ from gpuswitch.api.signatures import (
 )
 from gpuswitch.errors import GpuswitchError, InvalidArgument
 from gpuswitch.gpu.actor import Actor
+from gpuswitch.model.match import traits
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.sentence import Sentence
@@ -115,6 +117,11 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     def adds(self) -> StrArray:
         """What its functions bring with them, such as virtual functions or memory that the firmware claims."""
         return list(self._record.gpu.adds(self._record.facts))
+
+    @dbus_property
+    def match(self) -> StrDict:
+        """What `match` in the configuration may say of it: vendor, device, and those that there are of the others."""
+        return {key: values[0] for key, values in traits(self._record.gpu, self._record.facts).items()}
 
     @dbus_property
     def owner(self) -> StrPair:
