@@ -87,6 +87,11 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         return self._record.own_config.managed
 
     @dbus_property
+    def at_boot(self) -> Str:
+        """Where the configuration wants it when the machine has started: `host`, `vfio`, or `keep`."""
+        return str(self._record.own_config.at_boot)
+
+    @dbus_property
     def state(self) -> Str:
         """`host`, `vfio`, or one of the states between and beside these: docs/states.md has all."""
         return str(self._record.state)

@@ -144,6 +144,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     if gpu["Match"]:
         yield _("match"), _match_words(gpu["Match"])
     yield _("managed"), _("yes") if gpu["Managed"] else _("no")
+    if gpu["AtBoot"] != "keep":
+        yield _("at boot"), gpu["AtBoot"]
     name, uuid = gpu["Owner"]
     yield _("owner"), f"{name} ({uuid})" if name and uuid else name or uuid or "-"
     if gpu["Switch"]:

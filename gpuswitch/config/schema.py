@@ -21,7 +21,7 @@ from gpuswitch.errors import InvalidArgument
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, named_for_vfio
 from gpuswitch.model.match import Match
-from gpuswitch.model.policy import Busy, ModulePolicy, Release
+from gpuswitch.model.policy import AtBoot, Busy, ModulePolicy, Release
 
 ENVIRONMENT = "GPUSWITCH_"
 
@@ -356,6 +356,11 @@ class GpuTable(Defaults):
         "",
         description="The driver of the display functions on the host where nothing else tells: the GPU was on a vfio "
         "driver before the service started.",
+    )
+    at_boot: Annotated[AtBoot, _one_of(AtBoot)] = Field(
+        AtBoot.KEEP,
+        description="Where the GPU is brought when the machine starts, before the service is ready and the display "
+        "manager begins: to its host drivers, to vfio, or nowhere.",
     )
 
     @model_validator(mode="after")

@@ -33,6 +33,7 @@ from gpuswitch.config.schema import (
 from gpuswitch.errors import ConfigError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.match import Match
+from gpuswitch.model.policy import AtBoot
 
 DIRECTORY = Path("/etc/gpuswitch")
 BUS_VARIABLE = "GPUSWITCH_BUS"
@@ -56,6 +57,7 @@ class GpuConfig:
     name: str = ""
     members: tuple[PciAddress, ...] = ()
     host_driver: str = ""
+    at_boot: AtBoot = AtBoot.KEEP
     rules: Defaults = field(default_factory=Defaults)
     written: str = ""
 
@@ -253,6 +255,7 @@ def _gpu_config(gpu: GpuTable, rules: Defaults, address: PciAddress) -> GpuConfi
         name=gpu.name,
         members=gpu.members,
         host_driver=gpu.host_driver,
+        at_boot=gpu.at_boot,
         rules=rules,
         written=gpu.label,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from gpuswitch.config.settings import Config
 from gpuswitch.errors import Failed, InvalidArgument, KernelError, NoSuchGpu, NotViable
+from gpuswitch.fleet.at_boot import AtBootSwitches
 from gpuswitch.fleet.fitting import fitted
 from gpuswitch.fleet.host_drivers import missing_host_drivers
 from gpuswitch.fleet.matching import NOWHERE, found
@@ -65,6 +66,7 @@ class Fleet:
         self._open = False
         self.owners = Owners(lambda: list(self.actors.values()), host, self._arbiter)
         self._trials = Trials(host)
+        self._at_boot = AtBootSwitches(host, journal.boot)
         self._restoring: dict[PciAddress, asyncio.Task[None]] = {}
         self._retries: dict[PciAddress, Retry] = {}
         self._paces: dict[PciAddress, Pace] = {}
@@ -74,7 +76,10 @@ class Fleet:
         self._screen_unknown = False
 
     async def start(self) -> None:
-        """Find every GPU, bring home what a dead daemon left half-way, and follow the host from here on."""
+        """Find every GPU, bring home what a dead daemon left half-way, move what is wanted elsewhere at boot.
+
+        The host is followed from here on.
+        """
         self._unwatch = self._host.watch(self._look_soon)
         left = await self._read()
         await asyncio.gather(*(self._outlive(address, entry) for address, entry in left.items()))
@@ -92,6 +97,7 @@ class Fleet:
         # Nobody is told that the service is ready while a machine runs whose host may fall asleep.
         owned = [address for address, actor in self.actors.items() if actor.record.owned]
         await asyncio.gather(*map(self._arbiter.awake.settled_if_possible, owned))
+        await self._at_boot.done(self.actors.values())
 
     async def _outlive(self, gpu: PciAddress, entry: Entry) -> None:
         """What a service that died had sent to the kernel goes on: nothing is believed before it is over, for as long
@@ -194,6 +200,7 @@ class Fleet:
         for retry in self._retries.values():
             retry.stop()
         self._trials.stop()
+        self._at_boot.stop()
         self.owners.stop()
         await asyncio.gather(*(actor.stop(reason) for actor in self.actors.values()))
         self._arbiter.awake.stop()

@@ -19,7 +19,7 @@ def test_every_table_is_there_with_its_own_keys() -> None:
     assert list(TABLES) == list(Tables.model_fields)
     told = {table.heading: [key.name for key in table.keys] for table in reference()}
     own = [name for name in GpuTable.model_fields if name not in Defaults.model_fields]
-    assert told["[[gpu]]"] == own == ["address", "match", "name", "members", "host_driver"]
+    assert told["[[gpu]]"] == own == ["address", "match", "name", "members", "host_driver", "at_boot"]
     assert told["[defaults]"] == list(Defaults.model_fields)
     assert told["[deadlines]"] == list(Deadlines.model_fields)
 

@@ -28,10 +28,12 @@ from gpuswitch.switch.restore_state import Baseline
 from gpuswitch.switch.shared.arbiter import Arbiter
 from gpuswitch.switch.steps.consoles import consoles_to_move, shown_by_other_gpus
 
+_AT_BOOT = {"stop_units": (), "end_sessions": False}
+
 
 @dataclass(frozen=True)
 class DetachSurvey:
-    """About one GPU, once. `kernel` is who reads its settings."""
+    """About one GPU, once. `kernel` is who reads its settings. `at_boot`: no unit is stopped, and nobody is ended."""
 
     gpu: Gpu
     facts: HostFacts
@@ -40,6 +42,7 @@ class DetachSurvey:
     host: Host
     kernel: Kernel
     arbiter: Arbiter
+    at_boot: bool = False
 
     async def run(self, found: Iterable[Blocker] = ()) -> tuple[Baseline, DetachRequirements]:
         """What the functions have now, and what is to be done around them.
@@ -110,7 +113,8 @@ class DetachSurvey:
 
     @property
     def _rules(self) -> Defaults:
-        return self.config.gpu(self.gpu.address).rules
+        rules = self.config.gpu(self.gpu.address).rules
+        return rules.model_copy(update=_AT_BOOT) if self.at_boot else rules
 
     @property
     def _busy(self) -> Busy:
@@ -164,6 +168,9 @@ class DetachSurvey:
         Those that are to be started again for some other GPU's sake were active, too.
         """
         own, comfort = rules.units_to_stop(found, (*self._rules.stop_units, *self.options.stop_units))
+        if self.at_boot:
+            # Systemd has its hands full. One that has the GPU open already is named.
+            return requirements, ()
         told = True
         try:
             async with asyncio.timeout(self.config.deadlines.inhibit):
