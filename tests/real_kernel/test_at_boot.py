@@ -1,4 +1,4 @@
-"""`at_boot`: of two equal cards, the one behind a port is on vfio when the machine has started, and comes home after."""
+"""`at_boot`: of two equal cards, the one behind a port is on vfio when the machine has started, and comes home."""
 
 from __future__ import annotations
 
