@@ -134,6 +134,18 @@ async def test_its_host_driver_is_waited_for_since_it_is_the_way_home(tmp_path: 
     Witness.broken.clear()
 
 
+async def test_what_udev_had_yet_to_load_on_top_of_it_comes_back_too(tmp_path: Path) -> None:
+    """Without nvidia_drm there is no picture."""
+    host = SCENARIOS["plain"]()
+    await host.machine.modules.unload("nvidia_drm", Call("unload", "nvidia_drm"))
+    harness = await Harness.start(host, tmp_path, wanted(GEFORCE))
+    actor = actor_of(harness, GEFORCE)
+    assert (actor.state, actor.reason) == (State.VFIO, "")
+    await harness.moved(actor, State.HOST)
+    assert {"nvidia", "nvidia_modeset", "nvidia_drm"} <= harness.machine.look().modules.keys()
+    Witness.broken.clear()
+
+
 async def test_one_that_does_not_come_is_not_waited_for_for_ever(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,7 +12,7 @@ from gpuswitch.errors import Busy as BusyError
 from gpuswitch.errors import Failed, GpuswitchError, KernelError
 from gpuswitch.host.operation import seconds_for
 from gpuswitch.host.port import Host, Kernel
-from gpuswitch.model.drivers import PERSISTENCED
+from gpuswitch.model.drivers import PERSISTENCED, kernel_name, shown_by
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, HolderQuery, Scan, Unit
@@ -82,7 +82,19 @@ class DetachSurvey:
         requirements, staying = await self._holding(replace(requirements, numbers=scan.numbers), scan.holders)
         if unknown or staying:
             raise refusal([*unknown, *staying])
-        return now, requirements
+        return now, replace(requirements, expected=await self._expected(occupied)) if self.at_boot else requirements
+
+    async def _expected(self, occupied: tuple[BoundDriver, ...]) -> tuple[str, ...]:
+        """What comes on top of these drivers by itself, and was not there yet when we looked."""
+        there = {module for bound_driver in occupied for module in bound_driver.loaded}
+        drivers = [function.driver for function in self.gpu.present(self.facts) if function.driver is not None]
+        wanted = dict.fromkeys(m for driver in drivers for m in shown_by(driver) if kernel_name(m) not in there)
+        try:
+            async with answered(seconds_for(Kernel.loadable, self.config.deadlines)):
+                found = await self.kernel.loadable(tuple(wanted)) if wanted else ()
+        except KernelError:
+            return ()
+        return tuple({kernel_name(module): module for module in reversed(found)}.values())
 
     async def _not_found_again(self, occupied: tuple[BoundDriver, ...]) -> tuple[Blocker, ...]:
         """Where nobody can tell, that a module does not come back is told when it does not."""
