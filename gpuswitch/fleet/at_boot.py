@@ -191,4 +191,5 @@ def _stays(actor: Actor, why: Sentence) -> None:
         why=why,
     )
     _log.warning("%s", text)
+    actor.record.missed_at_boot = True
     actor.record.note(text)

@@ -80,6 +80,7 @@ async def test_a_service_that_is_started_by_hand_moves_nothing(tmp_path: Path) -
     assert actor_of(harness).reason == (
         "at_boot is vfio, and 0000:03:00.0 stays on the host: the machine had started before the service did"
     )
+    assert actor_of(harness).record.missed_at_boot
     # Nor does the next one: this boot is over.
     harness.machine.units.booting = True
     harness = await harness.again()
@@ -201,8 +202,11 @@ async def test_a_switch_that_fails_leaves_it_on_its_host_driver(tmp_path: Path) 
     harness = await Harness.start(host, tmp_path, wanted(RADEON))
     actor = actor_of(harness)
     assert (actor.state, actor.record.facts.functions[RADEON].driver_name) == (State.HOST, "amdgpu")
+    assert actor.record.missed_at_boot
     assert "cannot bind 0000:03:00.0" in actor.reason
     assert "at_boot is vfio, and 0000:03:00.0 stays on the host: the switch was not done: reverted" in actor.reason
+    await harness.moved(actor, State.VFIO)
+    assert (actor.record.missed_at_boot, actor.reason) == (False, "")
 
 
 async def test_nobody_waits_for_it_longer_than_is_promised(tmp_path: Path) -> None:
