@@ -14,8 +14,9 @@ _INTRODUCTION = f"""\
 <!-- Made by docs/generate_configuration.py from gpuswitch/config/schema.py; change those, then run `make docs`. -->
 
 None is needed. `/etc/gpuswitch/config.toml` is read first, then the files in `/etc/gpuswitch/conf.d/` that end in
-`.toml`, by name; a key in a later file wins. `[[gpu]]` tables with the same address, in different files, are one table.
-Last come variables of the service's environment: `{ENVIRONMENT}DEADLINES__UNBIND=40` sets `unbind` in `[deadlines]`;
+`.toml`, by name; a key in a later file wins. `[[gpu]]` tables with the same address (or, without one, the same
+`match`), in different files, are one table. Last come variables of the service's environment:
+`{ENVIRONMENT}DEADLINES__UNBIND=40` sets `unbind` in `[deadlines]`;
 lists and whole tables are JSON there. All files are TOML, in UTF-8.
 
 `gpuswitchctl config check` tells what is wrong before the service reads it, each as `FILE:LINE: key: what to write`,

@@ -32,6 +32,7 @@ from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgumen
 from gpuswitch.fleet.fitting import fitted
 from gpuswitch.fleet.fleet import Fleet
 from gpuswitch.fleet.host_drivers import missing_host_drivers
+from gpuswitch.fleet.matching import found
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.gpu.observer import Observer
@@ -306,9 +307,10 @@ def _without_effect(config: Config, host: Host) -> Iterator[str]:
     except KernelError as error:
         yield f"nobody can tell what the [[gpu]] tables are about: {error}"
         return
+    config, _, nowhere = found(config, facts)
     yield from missing_host_drivers(config, facts, host.installed)
     _, misfits = fitted(config, discover(facts, config.members), facts)
-    yield from (misfit.sentence for misfit in misfits)
+    yield from (misfit.sentence for misfit in (*nowhere, *misfits))
 
 
 def check(options: argparse.Namespace) -> None:

@@ -43,6 +43,7 @@ LABELS = {
     "model": "`Model` on D-Bus: maker and model from the hardware database",
     "vendor": "`Vendor` on D-Bus: `nvidia`, `amd`, `intel`, or the id",
     "managed": "`true` where the configuration has a table for it, else `false`",
+    "at_boot": "where it is wanted when the machine has started: `host`, `vfio`, or `keep`",
     "on_release": "where it goes when its virtual machine is over: `host` or `stay`",
     "host_driver": "`HostDriver` on D-Bus: the driver of the display function at home, or empty",
     "version": "the version of gpuswitch",
@@ -61,7 +62,7 @@ STATE_SINCE = Family(
 GPU_INFO = Family(
     "gpuswitch_gpu_info",
     Type.INFO,
-    ("gpu", "name", "model", "vendor", "managed", "on_release", "host_driver"),
+    ("gpu", "name", "model", "vendor", "managed", "at_boot", "on_release", "host_driver"),
     "What is known of a GPU.",
 )
 GPU_OWNER = Family(
@@ -87,6 +88,12 @@ STAYS_OUT = Family(
     Type.GAUGE,
     ("gpu",),
     "1 for a GPU whose last way home ended elsewhere and that nobody owns, else 0.",
+)
+AT_BOOT_MISSED = Family(
+    "gpuswitch_at_boot_missed",
+    Type.GAUGE,
+    ("gpu",),
+    "1 for a GPU that could not be brought where it is wanted at boot, and is not there, until it is moved; else 0.",
 )
 WAITING = Family(
     "gpuswitch_switch_waiting",
@@ -133,7 +140,7 @@ RECOVERIES = Family(
 
 FAMILIES = (
     *(GPU_STATE, STATE_SINCE, GPU_INFO, GPU_OWNER, TRIAL_ENDS, HOLDERS, STAYS_OUT),
-    *(WAITING, WORKERS_STUCK, BUILD_INFO),
+    *(AT_BOOT_MISSED, WAITING, WORKERS_STUCK, BUILD_INFO),
     *(SWITCHES, SWITCH_SECONDS, STEP_SECONDS, REFUSALS, DENIALS, DRIFTS, RECOVERIES),
 )
 """What is told of the GPUs: over HTTP, and in the file for node_exporter."""

@@ -27,6 +27,7 @@ from gpuswitch.api.signatures import (
     Int64,
     Str,
     StrArray,
+    StrDict,
     StrPair,
     StrTripleArray,
     UInt32Array,
@@ -35,6 +36,7 @@ from gpuswitch.api.signatures import (
 )
 from gpuswitch.errors import GpuswitchError, InvalidArgument
 from gpuswitch.gpu.actor import Actor
+from gpuswitch.model.match import traits
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.sentence import Sentence
@@ -85,6 +87,11 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         return self._record.own_config.managed
 
     @dbus_property
+    def at_boot(self) -> Str:
+        """Where the configuration wants it when the machine has started: `host`, `vfio`, or `keep`."""
+        return str(self._record.own_config.at_boot)
+
+    @dbus_property
     def state(self) -> Str:
         """`host`, `vfio`, or one of the states between and beside these: docs/states.md has all."""
         return str(self._record.state)
@@ -115,6 +122,11 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     def adds(self) -> StrArray:
         """What its functions bring with them, such as virtual functions or memory that the firmware claims."""
         return list(self._record.gpu.adds(self._record.facts))
+
+    @dbus_property
+    def match(self) -> StrDict:
+        """What `match` in the configuration may say of it: vendor, device, and those that there are of the others."""
+        return {key: values[0] for key, values in traits(self._record.gpu, self._record.facts).items()}
 
     @dbus_property
     def owner(self) -> StrPair:

@@ -156,6 +156,7 @@ class _FleetCollector(Collector):
         state, since, info = _gauge(families.GPU_STATE), _gauge(families.STATE_SINCE), _info(families.GPU_INFO)
         owner, holders, trial = _gauge(families.GPU_OWNER), _gauge(families.HOLDERS), _gauge(families.TRIAL_ENDS)
         out, waiting = _gauge(families.STAYS_OUT), _gauge(families.WAITING)
+        missed = _gauge(families.AT_BOOT_MISSED)
         stuck, build = _gauge(families.WORKERS_STUCK), _info(families.BUILD_INFO)
         for address, actor in sorted(self._fleet.actors.items()):
             gpu, record = str(address), actor.record
@@ -170,10 +171,11 @@ class _FleetCollector(Collector):
             if address in self._found:
                 holders.add_metric([gpu], self._found[address])
             out.add_metric([gpu], bool(record.stays_out))
+            missed.add_metric([gpu], record.missed_at_boot)
             waiting.add_metric([gpu], record.switch is not None and bool(record.switch.waiting_for))
         stuck.add_metric([], sum(actor.state is State.WEDGED for actor in self._fleet.actors.values()))
         build.add_metric([], {"version": __version__})
-        return [state, since, info, owner, trial, holders, out, waiting, stuck, build]
+        return [state, since, info, owner, trial, holders, out, missed, waiting, stuck, build]
 
 
 def _known_of(record: GpuRecord) -> dict[str, str]:
@@ -183,6 +185,7 @@ def _known_of(record: GpuRecord) -> dict[str, str]:
         "model": model_of(record),
         "vendor": vendor_of(record),
         "managed": "true" if config.managed else "false",
+        "at_boot": str(config.at_boot),
         "on_release": str(config.rules.on_release),
         "host_driver": record.host_driver or "",
     }

@@ -129,6 +129,8 @@ def requester_words(requester: Values, *, whole: bool = False) -> str:
         return _("somebody else")
     if requester.get("trial"):
         return _("the service itself, since a trial was over")
+    if requester.get("at_boot"):
+        return _("the service itself, at boot")
     if requester["service"]:
         return _("the service itself")
     words = [requester["command"] or _("somebody")]

@@ -141,11 +141,21 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     if gpu["Adds"]:
         yield _("with"), ", ".join(gpu["Adds"])
     yield _("IOMMU groups"), " ".join(map(str, gpu["IommuGroups"])) or "-"
+    if gpu["Match"]:
+        yield _("match"), _match_words(gpu["Match"])
     yield _("managed"), _("yes") if gpu["Managed"] else _("no")
+    if gpu["AtBoot"] != "keep":
+        yield _("at boot"), gpu["AtBoot"]
     name, uuid = gpu["Owner"]
     yield _("owner"), f"{name} ({uuid})" if name and uuid else name or uuid or "-"
     if gpu["Switch"]:
         yield _("last switch") if gpu["Switch"]["result"] else _("switch"), _switch_words(gpu["Switch"])
+
+
+def _match_words(match: Mapping[str, str]) -> str:
+    """As the configuration takes it."""
+    said = ", ".join(f'{key} = "{value}"' for key, value in match.items())
+    return f"{{ {said} }}"
 
 
 def what_to_do(gpu: Values) -> str:

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 
 from pydantic_core import ErrorDetails
 
-from gpuswitch.config.merge import shown
 from gpuswitch.config.places import Location
 from gpuswitch.config.reference import TABLES, Key, key_of, must_be
 from gpuswitch.config.schema import ENVIRONMENT
+from gpuswitch.config.shown import shown
 
 _SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?(ms|s|sec|min|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

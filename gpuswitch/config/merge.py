@@ -1,7 +1,7 @@
 """Layers of settings: files and variables, one over the other, with a note of which layer set which key.
 
 Tables merge key by key, everything else is replaced whole. `[[gpu]]` tables of different layers are one where their
-address is the same. What the keys mean, and which exist, `schema.py` says.
+address is the same, or where they have none and match the same. What the keys mean, and which exist, `schema.py` says.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import reprlib
 import stat
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gpuswitch.config.places import Fault, Location, line_of
+from gpuswitch.config.schema import match_of
+from gpuswitch.config.shown import shown
 from gpuswitch.errors import ConfigError, InvalidArgument
 from gpuswitch.model.address import PciAddress
 
@@ -133,7 +134,7 @@ class Layers:
                 name = part if _BARE_KEY.fullmatch(part) else json.dumps(part)
                 text += f".{name}" if text else name
             else:
-                own = _address_text(self.values["gpu"][part]) if depth == 1 and location[0] == "gpu" else None
+                own = _label(self.values["gpu"][part]) if depth == 1 and location[0] == "gpu" else None
                 text += f"[{own or part + 1}]"
         return text
 
@@ -169,23 +170,23 @@ class Layers:
     def _add_gpus(self, origin: str, gpus: Sequence[Any]) -> None:
         present: list[Any] = self.values["gpu"]
         self._origins[("gpu",)] = origin
-        before = [_address_text(gpu) for gpu in present]
+        before = [_label(gpu) for gpu in present]
         named: set[str] = set()
         for own_place, gpu in enumerate(gpus):
-            address = _address_text(gpu)
-            if address in named:
-                twice = "this address has two tables"
-                self.faults.append(self._fault(origin, ("gpu", own_place), f"gpu[{address}]", twice))
-            elif address is not None and address in before:
-                index = before.index(address)
+            label = _label(gpu)
+            if label in named:
+                twice = f"this {'address' if gpu.get('address') else 'match'} has two tables"
+                self.faults.append(self._fault(origin, ("gpu", own_place), f"gpu[{label}]", twice))
+            elif label is not None and label in before:
+                index = before.index(label)
                 self._own_places[(origin, index)] = own_place
                 self._overlay(present[index], gpu, ("gpu", index), origin)
             else:
                 present.append(None)
                 self._own_places[(origin, len(present) - 1)] = own_place
                 self._overlay(present, {len(present) - 1: gpu}, ("gpu",), origin)
-            if address is not None:
-                named.add(address)
+            if label is not None:
+                named.add(label)
 
     def _overlay(self, target: Any, values: Mapping[Any, Any], location: Location, origin: str) -> None:
         """Put `values` over a table, or over the items of a list by their index."""
@@ -235,25 +236,22 @@ def _unread(entry: Path, path: Path) -> str:
     return f"{entry} is not read: the configuration is {path / 'config.toml'} and {path / 'conf.d'}/*.toml"
 
 
-def _address_text(gpu: object) -> str | None:
-    """The address of a `[[gpu]]` table in its one spelling; as it is written where it is no address."""
-    written = gpu.get("address") if isinstance(gpu, dict) else None
-    try:
-        return str(PciAddress.parse(str(written)))
-    except (InvalidArgument, ValueError):
-        return None if written is None else shown(written)
+def _label(gpu: object) -> str | None:
+    """What a `[[gpu]]` table is known by, in its one spelling: its address, else what it matches.
 
-
-def shown(value: object) -> str:
-    """A value to a person, cut short."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
-        return "a table"
+    An address as it is written where it is none; None where nothing can be told.
+    """
+    if not isinstance(gpu, dict):
+        return None
+    if written := gpu.get("address"):
+        try:
+            return str(PciAddress.parse(str(written)))
+        except (InvalidArgument, ValueError):
+            return shown(written)
     try:
-        return reprlib.repr(value)
-    except ValueError:  # Python does not write a number of more than 4300 digits, but reads it in hex
-        return "a number that is too long"
+        return str(match_of(gpu.get("match", {}))) or None
+    except ValueError:
+        return None
 
 
 def _unreadable(file: str, content: bytes, error: ValueError) -> Fault:

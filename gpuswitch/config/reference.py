@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from gpuswitch.config.schema import Deadlines, Defaults, Form, GpuTable, History, Metrics, Table
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.match import Match
 
 TABLES: dict[str, type[Table]] = {
     "gpu": GpuTable,
@@ -81,6 +82,9 @@ def as_toml(value: object) -> str:
     """A value in force as TOML writes it."""
     if isinstance(value, PciAddress):
         return json.dumps(str(value))
+    if isinstance(value, Match):
+        said = ", ".join(f"{key} = {json.dumps(text)}" for key, text in value.says().items())
+        return f"{{ {said} }}" if said else "{}"
     if isinstance(value, tuple):
         return f"[{', '.join(as_toml(item) for item in value)}]"
     if value is None:  # as it is written: TOML has no null

@@ -16,10 +16,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gpuswitch.config.shown import shown
 from gpuswitch.errors import InvalidArgument
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, named_for_vfio
-from gpuswitch.model.policy import Busy, ModulePolicy, Release
+from gpuswitch.model.match import Match
+from gpuswitch.model.policy import AtBoot, Busy, ModulePolicy, Release
 
 ENVIRONMENT = "GPUSWITCH_"
 
@@ -35,11 +37,72 @@ NEVER_STOPPED = frozenset(
 """Units that the system, or the switch itself, lives by."""
 
 
+def _address_or_none(value: object) -> PciAddress | None:
+    return None if value is None or value == "" else _address(value)
+
+
 def _address(value: object) -> PciAddress:
     try:
         return PciAddress.parse(str(value))
     except InvalidArgument as error:
         raise ValueError(str(error)) from None
+
+
+_DIGITS = re.compile(r"(?:0x)?([0-9a-f]{4})", re.IGNORECASE | re.ASCII)
+_SERIAL = re.compile(r"[0-9a-f]{2}(?:-[0-9a-f]{2}){7}", re.IGNORECASE | re.ASCII)
+_SLOT = re.compile(r"[!#-\[\]-~]{1,64}", re.ASCII)
+
+
+def _hex_digits(text: str) -> str:
+    found = _DIGITS.fullmatch(text)
+    return found[1].lower() if found else ""
+
+
+def _hex_pair(text: str) -> str:
+    vendor, colon, device = text.partition(":")
+    first, second = _hex_digits(vendor), _hex_digits(device)
+    return f"{first}:{second}" if colon and first and second else ""
+
+
+def _port(text: str) -> str:
+    try:
+        return str(PciAddress.parse(text))
+    except InvalidArgument:
+        return ""
+
+
+_MATCH_KEYS = {
+    "vendor": (_hex_digits, 'four hex digits, such as "10de"'),
+    "device": (_hex_digits, 'four hex digits, such as "2484"'),
+    "subsystem": (_hex_pair, 'vendor and device in hex digits, such as "1043:87c1"'),
+    "serial": (lambda text: text.lower() if _SERIAL.fullmatch(text) else "", 'such as "00-80-ee-00-00-00-41-80"'),
+    "slot": (lambda text: text if _SLOT.fullmatch(text) else "", 'a name in /sys/bus/pci/slots, such as "2"'),
+    "port": (_port, 'the PCI address of a bridge above the GPU, such as "0000:00:01.0"'),
+}
+"""How each key is read ("": it is no such thing), and what it must be."""
+
+
+def match_of(value: object) -> Match:
+    """What a GPU is told by, in its one spelling.
+
+    Raises:
+        ValueError: it can be told by nothing of the kind.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f'must be a table: write match = {{ vendor = "10de", device = "2484" }}, not {shown(value)}')
+    said = {}
+    for key, text in value.items():
+        if key not in _MATCH_KEYS:
+            raise ValueError(
+                f"{reprlib.repr(key)} is nothing that a GPU is told by; known are {', '.join(_MATCH_KEYS)}"
+            )
+        read, must = _MATCH_KEYS[key]
+        if not isinstance(text, str) or not (known := read(text)):
+            raise ValueError(f"{key} must be {must}, in quotes, not {shown(text)}")
+        said[key] = known
+    if "device" in said and "vendor" not in said:
+        raise ValueError("device is of no use without vendor, whose number it is: add vendor")
+    return Match(**said)
 
 
 def _name(value: str) -> str:
@@ -161,7 +224,8 @@ def _vtconsole(value: str) -> str:
     return value
 
 
-_ADDRESS = Form("string", "a PCI address, such as 0000:01:00.0")
+_ADDRESS = Form("string", 'a PCI address, such as 0000:01:00.0; "" where `match` says which')
+_MATCH = Form("inline table", "vendor, device, subsystem, serial, slot and port, each a string, those that are wanted")
 _UNIT = Form("string", 'the full name of a systemd unit, such as display-manager.service, or "" for none')
 _DRIVER = Form("string", 'the name of a driver, or ""')
 _ATTEMPT = Form('boolean or "auto"', 'true, false or "auto"')
@@ -273,8 +337,14 @@ class Defaults(Table):
 class GpuTable(Defaults):
     """One managed GPU: there is such a table for each. It has all keys of [defaults], too, for this GPU alone."""
 
-    address: Annotated[_Address, _ADDRESS] = Field(
-        description="The PCI address of the GPU, as `gpuswitchctl list` shows it; any function of the card will do."
+    address: Annotated[PciAddress | None, PlainValidator(_address_or_none), _ADDRESS] = Field(
+        None,
+        description="The PCI address of the GPU, as `gpuswitchctl list` shows it; any function of the card will do.",
+    )
+    match: Annotated[Match, PlainValidator(match_of), _MATCH] = Field(
+        Match(),
+        description="What the GPU is told by, where its address moves with the numbers of the buses: `gpuswitchctl "
+        "status` shows what there is. It has to fit one GPU; where it fits several, `address` says which of them.",
     )
     name: Annotated[
         str, AfterValidator(_name), Form("string", "at most 32 letters, digits, dots, underscores and dashes")
@@ -287,6 +357,30 @@ class GpuTable(Defaults):
         description="The driver of the display functions on the host where nothing else tells: the GPU was on a vfio "
         "driver before the service started.",
     )
+    at_boot: Annotated[AtBoot, _one_of(AtBoot)] = Field(
+        AtBoot.KEEP,
+        description="Where the GPU is brought when the machine starts, before the service is ready and the display "
+        "manager begins: to its host drivers, to vfio, or nowhere.",
+    )
+
+    @model_validator(mode="after")
+    def _says_which(self) -> GpuTable:
+        if self.address is None and not self.match:
+            raise ValueError(
+                'it does not say which GPU it is about: add address = "0000:01:00.0", as gpuswitchctl list shows it, '
+                "or match"
+            )
+        return self
+
+    @property
+    def label(self) -> str:
+        """What it is known by where people are told of it: its address as it is written, else what it matches."""
+        return str(self.address or self.match)
+
+    @property
+    def called(self) -> str:
+        """The same to a person."""
+        return f"{self.name} ({self.label})" if self.name else self.label
 
 
 class Deadlines(Table):

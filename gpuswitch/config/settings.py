@@ -33,6 +33,8 @@ from gpuswitch.config.schema import (
 )
 from gpuswitch.errors import ConfigError
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.match import Match
+from gpuswitch.model.policy import AtBoot
 
 DIRECTORY = Path("/etc/gpuswitch")
 BUS_VARIABLE = "GPUSWITCH_BUS"
@@ -44,7 +46,8 @@ _NOT_JSON = 'its value is not JSON: write a list like ["a", "b"], a table like {
 
 @dataclass(frozen=True, slots=True)
 class GpuConfig:
-    """What the configuration says of one GPU. `managed`: it has a table of its own.
+    """What the configuration says of one GPU. `managed`: it has a table of its own, `written` is what that is known by
+    there (`GpuTable.label`; "": its address).
 
     `name` and `host_driver` are empty where none is configured. `members` are further functions that move along.
     `rules` are the keys of [defaults], each as the GPU's own table has it, where it has it.
@@ -55,7 +58,35 @@ class GpuConfig:
     name: str = ""
     members: tuple[PciAddress, ...] = ()
     host_driver: str = ""
+    at_boot: AtBoot = AtBoot.KEEP
     rules: Defaults = field(default_factory=Defaults)
+    written: str = ""
+
+    @property
+    def label(self) -> str:
+        """What its table is known by."""
+        return self.written or str(self.address)
+
+    @property
+    def called(self) -> str:
+        """The same to a person."""
+        return f"{self.name} ({self.label})" if self.name else self.label
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """A table that says what its GPU is told by: `match`. Of several that fit, it means the one at `address`, if that
+    is one of them (None: it means none).
+    """
+
+    match: Match
+    address: PciAddress | None
+    table: GpuTable
+    rules: Defaults
+
+    def at(self, address: PciAddress) -> GpuConfig:
+        """What it says, once its GPU is found there."""
+        return _gpu_config(self.table, self.rules, address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +105,14 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The whole configuration. `gpus` are the managed ones; `settings` is every key in force, for people to read.
+    """The whole configuration. `gpus` are the managed ones whose address it says, `sought` the others; `settings` is
+    every key in force, for people to read.
 
     `warnings` has a sentence for each file that is never read, though it lies where one is.
     """
 
     gpus: tuple[GpuConfig, ...] = ()
+    sought: tuple[Sought, ...] = ()
     defaults: Defaults = field(default_factory=Defaults)
     deadlines: Deadlines = field(default_factory=Deadlines)
     metrics: Metrics = field(default_factory=Metrics)
@@ -130,7 +163,14 @@ def load(
             _add_variable(layers, variable, environ[variable])
     tables = _checked(layers)
     return Config(
-        gpus=tuple(_gpu_config(gpu, tables.defaults) for gpu in tables.gpu),
+        gpus=tuple(
+            _gpu_config(gpu, _rules(gpu, tables.defaults), gpu.address)
+            for gpu in tables.gpu
+            if not gpu.match and gpu.address is not None
+        ),
+        sought=tuple(
+            Sought(gpu.match, gpu.address, gpu, _rules(gpu, tables.defaults)) for gpu in tables.gpu if gpu.match
+        ),
         defaults=tables.defaults,
         deadlines=tables.deadlines,
         metrics=tables.metrics,
@@ -194,30 +234,37 @@ def _checked(layers: Layers) -> Tables:
 
 def _contradictions(gpus: Sequence[GpuTable]) -> Iterator[tuple[Location, str]]:
     """What is wrong between tables that are well-formed each."""
-    names: dict[str, PciAddress] = {}
-    claims = {gpu.address: gpu.address for gpu in gpus}
+    names: dict[str, str] = {}
+    claims = {gpu.address: gpu.label for gpu in gpus if gpu.address is not None}
+    tables = frozenset(claims)
     for index, gpu in enumerate(gpus):
         name = gpu.name.casefold()
         if name and name in names:
             yield ("gpu", index, "name"), f"{gpu.name!r} is the name of {names[name]} already"
-        names.setdefault(name, gpu.address)
+        names.setdefault(name, gpu.label)
         for place, member in enumerate(gpu.members):
-            claimant = claims.setdefault(member, gpu.address)
-            if claimant == member:
+            claimant = claims.setdefault(member, gpu.label)
+            if member in tables:
                 yield ("gpu", index, "members", place), f"{member} has a [[gpu]] table, so it cannot be a member"
-            elif claimant != gpu.address:
+            elif claimant != gpu.label:
                 yield ("gpu", index, "members", place), f"{member} is a member of {claimant} already"
 
 
-def _gpu_config(gpu: GpuTable, defaults: Defaults) -> GpuConfig:
+def _gpu_config(gpu: GpuTable, rules: Defaults, address: PciAddress) -> GpuConfig:
     return GpuConfig(
-        address=gpu.address,
+        address=address,
         managed=True,
         name=gpu.name,
         members=gpu.members,
         host_driver=gpu.host_driver,
-        rules=defaults.model_copy(update={key: getattr(gpu, key) for key in _own_rules(gpu)}),
+        at_boot=gpu.at_boot,
+        rules=rules,
+        written=gpu.label,
     )
+
+
+def _rules(gpu: GpuTable, defaults: Defaults) -> Defaults:
+    return defaults.model_copy(update={key: getattr(gpu, key) for key in _own_rules(gpu)})
 
 
 def _own_rules(gpu: GpuTable) -> set[str]:

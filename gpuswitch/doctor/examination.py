@@ -31,6 +31,7 @@ from gpuswitch.doctor.seen import (
 from gpuswitch.doctor.table import CHECKS
 from gpuswitch.errors import InvalidArgument, NoSuchGpu
 from gpuswitch.fleet.fitting import fitted
+from gpuswitch.fleet.matching import found
 from gpuswitch.gpu.observe import observe
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
@@ -117,7 +118,8 @@ def look(machine: Machine, service: Service, named: Sequence[str] = (), *, gathe
     sight = _Sight(machine, gather)
     read = sight.of("configuration", configuration.look, Configuration())
     config = read.config
-    wanted = [str(unit) for gpu in (config.defaults, *(each.rules for each in config.gpus)) for unit in gpu.stop_units]
+    rules_of_gpus = (*(each.rules for each in config.gpus), *(each.rules for each in config.sought))
+    wanted = [str(unit) for gpu in (config.defaults, *rules_of_gpus) for unit in gpu.stop_units]
     names = tuple(dict.fromkeys([*units.ASKED, *wanted]))
     sight.take(
         {
@@ -151,8 +153,8 @@ def look(machine: Machine, service: Service, named: Sequence[str] = (), *, gathe
 
 def _with_gpus(seen: Seen, looked: host.Host, named: Sequence[str], sight: _Sight) -> Seen:
     facts = looked.facts
-    gpus = discover(facts, seen.config.members)
-    config, misfits = fitted(seen.config, gpus, facts)
+    config, _, nowhere = found(seen.config, facts)
+    config, misfits = fitted(config, discover(facts, config.members), facts)
     gpus = discover(facts, config.members)
     chosen = _chosen(gpus, config, named)
     counts = bool(named) or any(config.gpu(gpu.address).managed for gpu in chosen)
@@ -163,7 +165,7 @@ def _with_gpus(seen: Seen, looked: host.Host, named: Sequence[str], sight: _Sigh
         gpus=gpus,
         patients=_with_holders(patients, facts, config, seen, sight),
         config=config,
-        misfits=misfits,
+        misfits=(*nowhere, *misfits),
         missing_drivers=looked.missing_drivers,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from gpuswitch.config.settings import Config
 from gpuswitch.doctor.findings import Unseen
-from gpuswitch.fleet.fitting import Misfit
+from gpuswitch.fleet.misfit import Misfit
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from gpuswitch.config.settings import Config, GpuConfig
+from gpuswitch.fleet.misfit import Misfit
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.planning.guards import describe
-
-
-@dataclass(frozen=True, slots=True)
-class Misfit:
-    """Something that the configuration says of `address`, and that is about no GPU of this host.
-
-    `table` is the address of the [[gpu]] table that says so, `name` that table's name. `functions` were meant to be
-    managed, and are not.
-    """
-
-    address: PciAddress
-    table: PciAddress
-    name: str
-    sentence: Sentence
-    functions: frozenset[PciAddress] = frozenset()
 
 
 def fitted(config: Config, gpus: Iterable[Gpu], facts: HostFacts) -> tuple[Config, tuple[Misfit, ...]]:
@@ -51,7 +37,9 @@ def fitted(config: Config, gpus: Iterable[Gpu], facts: HostFacts) -> tuple[Confi
             tables[table.address] = replace(table, address=gpu.address)
             misfits += _absent_members(table, gpu, facts)
     in_order = tuple(tables[table.address] for table in config.gpus if table.address in tables)
-    return replace(config, gpus=in_order), tuple(sorted(misfits, key=lambda misfit: (misfit.table, misfit.address)))
+    return replace(config, gpus=in_order), tuple(
+        sorted(misfits, key=lambda misfit: (misfit.table, sorted(misfit.addresses)))
+    )
 
 
 def _not_its_own(table: GpuConfig, gpu: Gpu | None) -> bool:
@@ -71,21 +59,22 @@ def _none(table: GpuConfig, facts: HostFacts) -> Misfit:
     sentence = Sentence(
         "the [[gpu]] table of {gpu} is about no GPU: {why}; give it the address of one, as gpuswitchctl list shows it, "
         "or take it out",
-        gpu=_called(table),
+        gpu=table.called,
         why=why,
     )
-    return Misfit(table.address, table.address, table.name, sentence, frozenset({table.address, *table.members}))
+    named = frozenset({table.address})
+    return Misfit(table.label, table.name, sentence, named, named | {*table.members})
 
 
 def _second(table: GpuConfig, first: GpuConfig, gpu: Gpu) -> Misfit:
     sentence = Sentence(
         "the [[gpu]] table of {function} counts for nothing: it is a function of GPU {gpu}, and that has the table of "
         "{first} already; make one of them",
-        function=_called(table),
+        function=table.called,
         gpu=gpu.address,
-        first=_called(first),
+        first=first.called,
     )
-    return Misfit(table.address, table.address, table.name, sentence)
+    return Misfit(table.label, table.name, sentence, frozenset({table.address}))
 
 
 def _absent_members(table: GpuConfig, gpu: Gpu, facts: HostFacts) -> Iterator[Misfit]:
@@ -95,11 +84,7 @@ def _absent_members(table: GpuConfig, gpu: Gpu, facts: HostFacts) -> Iterator[Mi
             sentence = Sentence(
                 "the [[gpu]] table of {gpu} has the member {member}, and there is no such function on the PCI bus: "
                 "correct it, or take it out; until then the GPU cannot be moved",
-                gpu=_called(table),
+                gpu=table.called,
                 member=member,
             )
-            yield Misfit(member, table.address, table.name, sentence)
-
-
-def _called(table: GpuConfig) -> str:
-    return f"{table.name} ({table.address})" if table.name else str(table.address)
+            yield Misfit(table.label, table.name, sentence, frozenset({member}))

@@ -9,8 +9,11 @@ from typing import Any
 
 from gpuswitch.config.settings import Config
 from gpuswitch.errors import Failed, InvalidArgument, KernelError, NoSuchGpu, NotViable
-from gpuswitch.fleet.fitting import Misfit, fitted
+from gpuswitch.fleet.at_boot import AtBootSwitches
+from gpuswitch.fleet.fitting import fitted
 from gpuswitch.fleet.host_drivers import missing_host_drivers
+from gpuswitch.fleet.matching import NOWHERE, found
+from gpuswitch.fleet.misfit import Misfit
 from gpuswitch.fleet.owners import Owners
 from gpuswitch.fleet.trials import Trials
 from gpuswitch.gpu.absent import restore_for_absent
@@ -49,7 +52,8 @@ class Fleet:
         self.config = config
         self.misfits: tuple[Misfit, ...] = ()
         self.warnings: tuple[str, ...] = ()
-        self._written = config
+        self._written = self._found = config
+        self._places = NOWHERE
         self.actors: dict[PciAddress, Actor] = {}
         self.facts = HostFacts({}, iommu=False, vfio_available=False)
         self._host = host
@@ -62,6 +66,7 @@ class Fleet:
         self._open = False
         self.owners = Owners(lambda: list(self.actors.values()), host, self._arbiter)
         self._trials = Trials(host)
+        self._at_boot = AtBootSwitches(host, journal.boot)
         self._restoring: dict[PciAddress, asyncio.Task[None]] = {}
         self._retries: dict[PciAddress, Retry] = {}
         self._paces: dict[PciAddress, Pace] = {}
@@ -71,7 +76,10 @@ class Fleet:
         self._screen_unknown = False
 
     async def start(self) -> None:
-        """Find every GPU, bring home what a dead daemon left half-way, and follow the host from here on."""
+        """Find every GPU, bring home what a dead daemon left half-way, move what is wanted elsewhere at boot.
+
+        The host is followed from here on.
+        """
         self._unwatch = self._host.watch(self._look_soon)
         left = await self._read()
         await asyncio.gather(*(self._outlive(address, entry) for address, entry in left.items()))
@@ -89,6 +97,7 @@ class Fleet:
         # Nobody is told that the service is ready while a machine runs whose host may fall asleep.
         owned = [address for address, actor in self.actors.items() if actor.record.owned]
         await asyncio.gather(*map(self._arbiter.awake.settled_if_possible, owned))
+        await self._at_boot.done(self.actors.values())
 
     async def _outlive(self, gpu: PciAddress, entry: Entry) -> None:
         """What a service that died had sent to the kernel goes on: nothing is believed before it is over, for as long
@@ -110,6 +119,7 @@ class Fleet:
         """A service that died between a removal and the rescan has left GPUs off the bus."""
         facts = await seen(self._host)
         there = facts.functions
+        self._find(facts)
         self._fit([Gpu(address, tuple(entry.restore_state.functions)) for address, entry in left.items()], facts)
         for address, entry in left.items():
             lost = [function for function in entry.restore_state.functions if function not in there]
@@ -190,6 +200,7 @@ class Fleet:
         for retry in self._retries.values():
             retry.stop()
         self._trials.stop()
+        self._at_boot.stop()
         self.owners.stop()
         await asyncio.gather(*(actor.stop(reason) for actor in self.actors.values()))
         self._arbiter.awake.stop()
@@ -234,20 +245,21 @@ class Fleet:
     def _take_in(self, facts: HostFacts) -> None:
         """Raises `Failed` where the journal of a GPU cannot be read now; it is not known then."""
         self.facts = facts
-        found = {gpu.address: gpu for gpu in self._gpus()}
+        nowhere = self._find(facts)
+        gpus = {gpu.address: gpu for gpu in self._gpus()}
         absent = [actor.gpu for address, actor in self.actors.items() if address not in facts.functions]
-        self._tell_misfits(self._fit([*found.values(), *absent], facts))
+        self._tell_misfits((*nowhere, *self._fit([*gpus.values(), *absent], facts)))
         self._tell_warnings(facts)
         self._tell_of_the_screen(facts)
         for address, actor in list(self.actors.items()):
-            if address not in found and address in self.facts.functions:
+            if address not in gpus and address in self.facts.functions:
                 # Not gone from the bus: the config gave its functions to another GPU.
                 del self.actors[address]
                 actor.leave("its functions belong to another GPU now")
                 self._observer.vanished(actor)
         for address, actor in self.actors.items():
-            self._restore_soon(actor, actor.see(self.facts, found.get(address)))
-        for address, gpu in found.items():
+            self._restore_soon(actor, actor.see(self.facts, gpus.get(address)))
+        for address, gpu in gpus.items():
             if address not in self.actors:
                 actor = Actor(
                     gpu,
@@ -268,7 +280,7 @@ class Fleet:
 
         So a function belongs to one GPU at any time, and a new configuration of `members` waits for the way home.
         """
-        found = discover(self.facts, self._written.members)
+        found = discover(self.facts, self._found.members)
         bound = [actor.gpu for actor in self.actors.values() if actor.bound] if self.actors else self._away(found)
         yield from bound
         theirs = {function for gpu in bound for function in gpu.functions}
@@ -291,6 +303,7 @@ class Fleet:
         self._written = config
         self._arbiter.awake.seconds = config.deadlines.inhibit
         # Also where no look sees everything now. What does not fit is told once more after the next that does.
+        self._find(self.facts)
         self._fit([actor.gpu for actor in self.actors.values()], self.facts)
         self.misfits = ()
         self.warnings = ()
@@ -298,9 +311,14 @@ class Fleet:
         for actor in self.actors.values():
             actor.record.tell()
 
+    def _find(self, facts: HostFacts) -> tuple[Misfit, ...]:
+        """Find the GPUs that tables tell by what they are; the tables that fit none, or several."""
+        self._found, self._places, misfits = found(self._written, facts, self._places)
+        return misfits
+
     def _fit(self, gpus: Iterable[Gpu], facts: HostFacts) -> tuple[Misfit, ...]:
         """Put each table under the address of its GPU; what fits none of them."""
-        self.config, misfits = fitted(self._written, gpus, facts)
+        self.config, misfits = fitted(self._found, gpus, facts)
         for actor in self.actors.values():
             actor.record.config = self.config
         return misfits
@@ -325,7 +343,7 @@ class Fleet:
 
     def _tell_warnings(self, facts: HostFacts) -> None:
         """The same of what is no matter of one GPU, or is none yet."""
-        missing = missing_host_drivers(self._written, facts, self._host.installed)
+        missing = missing_host_drivers(self._found, facts, self._host.installed)
         warnings = (*self._written.warnings, *missing)
         for sentence in warnings:
             if sentence not in self.warnings:
@@ -360,7 +378,7 @@ class Fleet:
         try:
             address = PciAddress.parse(selector)
         except InvalidArgument:
-            why = self._misfit({misfit.address for misfit in self.misfits if misfit.name.casefold() == name})
+            why = _said(misfit for misfit in self.misfits if misfit.name.casefold() == name)
             unknown = Sentence(
                 "no GPU is named {name}; this host has {gpus}", name=repr(selector[:80]), gpus=self._names()
             )
@@ -368,7 +386,7 @@ class Fleet:
         for actor in self.actors.values():
             if address in actor.gpu.functions:
                 return actor
-        why = self._misfit({address})
+        why = _said(misfit for misfit in self.misfits if address in misfit.addresses)
         unknown = Sentence(
             "{address} is not a GPU of this host; this host has {gpus}", address=address, gpus=self._names()
         )
@@ -393,13 +411,14 @@ class Fleet:
             Sentence("this host has {count} GPUs; name one of {gpus}", count=len(self.actors), gpus=self._names())
         )
 
-    def _misfit(self, addresses: Collection[PciAddress]) -> Sentence:
-        """What is wrong with the configuration of these; "": nothing."""
-        return Sentence.joined("\n", (misfit.sentence for misfit in self.misfits if misfit.address in addresses))
-
     def _names(self) -> str:
         named = ((address, self.config.gpu(address).name) for address in sorted(self.actors))
         return ", ".join(f"{name} ({address})" if name else str(address) for address, name in named) or Sentence("none")
+
+
+def _said(misfits: Iterable[Misfit]) -> Sentence:
+    """What is wrong with the configuration; "": nothing."""
+    return Sentence.joined("\n", (misfit.sentence for misfit in misfits))
 
 
 async def _each(actors: Iterable[Actor], work: Callable[[Actor], Coroutine[Any, Any, None]]) -> None:

@@ -181,7 +181,8 @@ class Actor:
             if not self.runner.busy:
                 await self.runner.turns.take(_TURN_SECONDS)
             try:
-                preparation = await self._preparation(options, machine=requester.vm if requester.service else "")
+                machine = requester.vm if requester.service else ""
+                preparation = await self._preparation(options, machine=machine, at_boot=requester.at_boot)
                 self._admission.refuse_owned(target)
                 self._admission.refuse_trial(options)
                 self._admission.refuse_kept(requester)
@@ -399,9 +400,11 @@ class Actor:
         """Whoever asked is answered, whatever can be seen."""
         return await seen_within(self.record.config.deadlines.capture, self._host, only)
 
-    async def _preparation(self, options: Options, *, asking: bool = False, machine: str = "") -> Preparation:
+    async def _preparation(
+        self, options: Options, *, asking: bool = False, machine: str = "", at_boot: bool = False
+    ) -> Preparation:
         self.see(await self._seen())
-        return self._planner.preparation(self.state, options, asking=asking, machine=machine)
+        return self._planner.preparation(self.state, options, asking=asking, machine=machine, at_boot=at_boot)
 
     async def _begun(self, preparation: Preparation, target: State, requester: Requester) -> Switch:
         plan = await self._prepared(preparation, target)

@@ -103,6 +103,8 @@ class GpuRecord:
         """The driver that its last way home led to, or was to lead to."""
         self.removed_late = False
         """Whether it may have come home by itself, so that all else is still to be restored."""
+        self.missed_at_boot = False
+        """Whether it could not be brought where it is wanted at boot, and nobody has moved it since."""
         self.retired = ""
         """Why nothing new begins here."""
         self._host = host
@@ -237,6 +239,7 @@ class GpuRecord:
         if now is not self.state and self._machine.can(SEEN[now]):
             self.fire(SEEN[now])
             self.reason = ""
+            self.missed_at_boot = False
             drift = Drift(before, now, f"{before} → {now}: {whereabouts(gpu, facts)}", self.since)
             # The first look of a service finds it where the one before left it.
             entry = self.page.entry
@@ -395,6 +398,7 @@ class GpuRecord:
 
     def make_current(self, switch: Switch) -> None:
         """This switch is the last one from here on."""
+        self.missed_at_boot = False
         self.switch = switch
         self.recent.append(switch)
 

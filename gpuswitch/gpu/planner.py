@@ -27,7 +27,14 @@ class Planner:
         self._arbiter = arbiter
 
     def preparation(
-        self, state: State, options: Options, *, starting: bool = False, asking: bool = False, machine: str = ""
+        self,
+        state: State,
+        options: Options,
+        *,
+        starting: bool = False,
+        asking: bool = False,
+        machine: str = "",
+        at_boot: bool = False,
     ) -> Preparation:
         """Everything that a plan is computed from, as it is known now; the arguments are those of `Preparation`."""
         record = self._record
@@ -45,6 +52,7 @@ class Planner:
             along=record.along,
             asking=asking,
             machine=machine,
+            at_boot=at_boot,
         )
 
     async def plan(

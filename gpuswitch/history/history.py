@@ -226,8 +226,12 @@ def _requester(requester: Requester) -> dict[str, Any]:
     """What is known of who asked."""
     known = {"service": requester.service, "uid": requester.uid, "pid": requester.pid}
     words = {"unit": requester.unit, "command": requester.command, "vm": requester.vm}
-    trial = {"trial": True} if requester.trial else {}
-    return {key: value for key, value in known.items() if value is not None} | words | trial
+    whys = {"trial": requester.trial, "at_boot": requester.at_boot}
+    return (
+        {key: value for key, value in known.items() if value is not None}
+        | words
+        | {w: so for w, so in whys.items() if so}
+    )
 
 
 def _usec(seconds: float) -> int:

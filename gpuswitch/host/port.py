@@ -327,6 +327,9 @@ class Systemd(Protocol):
     async def stopping(self) -> bool:
         """Whether the whole system is going down (the manager's SystemState); False where there is no systemd."""
 
+    async def booting(self) -> bool:
+        """Whether the system is still starting (the manager's SystemState): its first jobs are not all done."""
+
     async def inhibit(self, gpu: str) -> None:
         """Keep the machine from sleeping for this GPU's sake, by a process that outlives the service.
 

@@ -5,6 +5,7 @@ Everything here comes from reads that take no device lock and wake no sleeping d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -71,6 +72,8 @@ class Kind(StrEnum):
 _NVIDIA = 0x10DE
 _OTHER_BRIDGE = 0x0680
 _WITHOUT_OUTPUTS = 0x0302
+_SUBSYSTEM = re.compile(r"sv0000([0-9A-F]{4})sd0000([0-9A-F]{4})")
+"""In a modalias (do_pci_entry in scripts/mod/file2alias.c)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +95,9 @@ class PciFunction:
     `maker` and `model` are the names of the hardware database, empty where it knows none.
     `driver` is the bound driver's link: None while nothing is bound *and* from the moment an unbind starts, so it
     alone never proves that an unbind is over. `nodes` are the device nodes (`/dev/dri/card0`) that the bound driver
-    made and that are ready for use; `nodes_pending`: some are still being made. `parent` is the bridge above, None on a
-    root bus. `asleep`: runtime power management has suspended it. `vfio_device`: its driver gives it to vfio
+    made and that are ready for use; `nodes_pending`: some are still being made. `serial` is the device's serial number,
+    `00-80-ee-00-00-00-41-80`, empty where it has none, or the kernel does not tell. `parent` is the bridge above, None
+    on a root bus. `asleep`: runtime power management has suspended it. `vfio_device`: its driver gives it to vfio
     (vfio_device_add() in drivers/vfio/vfio_main.c, since Linux 6.1).
     """
 
@@ -104,6 +108,7 @@ class PciFunction:
     maker: str = ""
     model: str = ""
     modalias: str = ""
+    serial: str = ""
     driver: Driver | None = None
     iommu_group: int | None = None
     parent: PciAddress | None = None
@@ -119,6 +124,12 @@ class PciFunction:
     @property
     def kind(self) -> Kind:
         return Kind.of(self.class_code)
+
+    @property
+    def subsystem(self) -> str:
+        """Vendor and device of the subsystem, `1043:87c1`: who sold the card, and as what; "" where nobody can tell."""
+        found = _SUBSYSTEM.search(self.modalias)
+        return f"{found[1]}:{found[2]}".lower() if found else ""
 
     @property
     def makes_gpu(self) -> bool:
@@ -219,7 +230,9 @@ class HostFacts:
     is bound without being asked for (`drivers_autoprobe` of the PCI bus). `modules_on_disk`: the index of the running
     kernel's modules is there; some distributions remove it with the kernel's package. `direct_regions`: the IOMMU
     groups with memory that the firmware claims and that must be mapped as it is, each with its ranges
-    (`0xbdf6e000-0xbdf6efff`). `groups_without_iommu`: those that vfio made of a device without IOMMU.
+    (`0xbdf6e000-0xbdf6efff`). `groups_without_iommu`: those that vfio made of a device without IOMMU. `slots`: the
+    physical slots by the names that the firmware or the hotplug driver gave them, each with the place on the bus
+    (`0000:01:00`) that is behind it.
     """
 
     functions: Mapping[PciAddress, PciFunction]
@@ -239,6 +252,7 @@ class HostFacts:
     groups_without_iommu: frozenset[int] = frozenset()
     hypervisor: str = ""
     barred: frozenset[str] = frozenset()
+    slots: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def vfio_without_groups(self) -> bool:

@@ -134,8 +134,8 @@ def _switches(facts: HostFacts) -> dict[PciAddress | None, list[PciFunction]]:
         if function.physical_function is not None:
             continue
         if function.makes_gpu:
-            for above in _above(function, facts):
-                slots.setdefault(above, set()).add(function.address[:-1])
+            for bridge in above(function, facts):
+                slots.setdefault(bridge, set()).add(function.address[:-1])
         elif function.kind in _COMPANIONS and (port := _own_switch(function, facts)) is not None:
             found.setdefault(port, []).append(function)
     return {port: functions for port, functions in found.items() if port and len(slots.get(port, ())) == 1}
@@ -147,13 +147,13 @@ def _own_switch(function: PciFunction, facts: HostFacts) -> PciAddress | None:
     It is two bridges further up, below a port of the board, and of the function's own maker: there are switches on
     boards, in docks and in chipsets, too, with functions of the host below them.
     """
-    ports = list(_above(function, facts))[:2]
+    ports = list(above(function, facts))[:2]
     bridges = [facts.functions[port] for port in ports]
     ours = all(f.kind is Kind.BRIDGE and f.vendor == function.vendor for f in bridges)
     return ports[1] if len(ports) == 2 and ours and bridges[1].parent is not None else None
 
 
-def _above(function: PciFunction, facts: HostFacts) -> Iterator[PciAddress]:
+def above(function: PciFunction, facts: HostFacts) -> Iterator[PciAddress]:
     """The bridges above it, nearest first, as far as a look shows them."""
     parent, seen = function.parent, {function.address}
     while parent is not None and parent in facts.functions and parent not in seen:

@@ -35,6 +35,14 @@ class Release(StrEnum):
     STAY = "stay"
 
 
+class AtBoot(StrEnum):
+    """Where a GPU is when the machine has started: on its host drivers, on vfio, or where it was found."""
+
+    HOST = "host"
+    VFIO = "vfio"
+    KEEP = "keep"
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a caller asked for besides the target; None and empty: as the config says.

@@ -27,8 +27,9 @@ class Result(StrEnum):
 class Requester:
     """Who asked for a switch, as well as it could be told; None and empty: nobody could.
 
-    `service`: the service itself, by its own rules; `trial`: since a trial is over. `command` is the name of the
-    process (/proc/PID/comm), `unit` the systemd unit that it runs in, `vm` the virtual machine that it asked for.
+    `service`: the service itself, by its own rules; `trial`: since a trial is over; `at_boot`: since the machine
+    starts, so that nobody is waited for, and no unit is stopped. `command` is the name of the process
+    (/proc/PID/comm), `unit` the systemd unit that it runs in, `vm` the virtual machine that it asked for.
     """
 
     uid: int | None = None
@@ -38,10 +39,13 @@ class Requester:
     vm: str = ""
     service: bool = False
     trial: bool = False
+    at_boot: bool = False
 
     def __str__(self) -> str:
         if self.trial:
             return "the service itself, since a trial is over"
+        if self.at_boot:
+            return "the service itself, at boot"
         if self.service:
             return f"the service itself, for the virtual machine {self.vm}" if self.vm else "the service itself"
         numbers = ", ".join(f"{what} {n}" for what, n in (("pid", self.pid), ("uid", self.uid)) if n is not None)
@@ -50,6 +54,7 @@ class Requester:
 
 THE_SERVICE = Requester(service=True)
 TRIAL_IS_OVER = Requester(service=True, trial=True)
+AT_BOOT = Requester(service=True, at_boot=True)
 
 
 @dataclass(frozen=True, slots=True)

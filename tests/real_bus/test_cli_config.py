@@ -40,7 +40,26 @@ def ctl(environ: dict[str, str]) -> Ctl:
     return run
 
 
+def said(environ: dict[str, str], *arguments: str) -> str:
+    """What another verb of the command says."""
+    return subprocess.run([CTL, *arguments], env=environ, capture_output=True, text=True, check=True).stdout
+
+
 # What is in force
+
+
+async def test_a_card_is_managed_wherever_it_is(start: Start, ctl: Ctl, environ: dict[str, str]) -> None:
+    """By what `status` shows of it."""
+    service = await start("laptop", config=QUIET)
+    status = said(environ, "status", "01:00.0")
+    [match] = [line.partition(": ")[2] for line in status.splitlines() if line.lstrip().startswith("match: ")]
+    write_config(service.config, f'{QUIET}[[gpu]]\nmatch = {match}\nname = "geforce"\n')
+    await service.ask("Reload")
+    shown = said(environ, "list", "--json")
+    named = {gpu["name"]: (gpu["address"], gpu["managed"]) for gpu in json.loads(shown)["gpus"]}
+    assert named["geforce"] == ("0000:01:00.0", True)
+    [key] = [row.split()[0] for row in ctl("--changed").stdout.splitlines() if ".name" in row]
+    assert key == "gpu[vendor=10de,device=2484,subsystem=10de:0000,port=0000:00:01.0].name"
 
 
 async def test_changed_shows_what_differs_from_the_default(start: Start, ctl: Ctl) -> None:

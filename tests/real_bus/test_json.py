@@ -177,6 +177,15 @@ async def test_a_switch_is_events_and_its_result_and_then_a_part_of_the_history(
     assert told("status", "geforce")[0]["gpus"][0]["switch"]["result"] == "done"
 
 
+async def test_what_was_moved_at_boot_is_in_the_history_as_that(start: Start, told: Json) -> None:
+    await start("plain", config=f'{CONFIG}at_boot = "vfio"\n')
+    [shown] = told("status", "geforce")
+    assert [(gpu["state"], gpu["at_boot"]) for gpu in shown["gpus"]] == [("vfio", "vfio")]
+    [past] = told("history")
+    [entry] = past["switches"]
+    assert (entry["target"], entry["result"], entry["requester"]["at_boot"]) == ("vfio", "done", True)
+
+
 async def test_a_switch_that_is_not_followed_is_begun_and_seen_under_way(start: Start, told: Json) -> None:
     await start("laptop", f"unbind@{SOUND}=hang", config=CONFIG)
     [begun] = told("to-vfio", "geforce", "--no-wait")

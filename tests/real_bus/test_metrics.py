@@ -45,6 +45,7 @@ GEFORCE = {
     "model": "NVIDIA Corporation GA104 [GeForce RTX 3070]",
     "vendor": "nvidia",
     "managed": "true",
+    "at_boot": "keep",
     "on_release": "host",
     "host_driver": "nvidia",
 }
@@ -117,6 +118,17 @@ async def test_a_scrape_tells_of_every_gpu_and_switch(start: Start) -> None:
     assert value(after, "step_duration_seconds_count", step="unbind") == 7
     shown = await service.properties(DISCRETE)
     assert value(after, "state_since_timestamp_seconds", gpu=ADDRESS) == pytest.approx(shown["StateSince"], abs=1e-3)
+
+
+async def test_what_is_missed_at_boot_is_told_until_it_is_moved(start: Start) -> None:
+    service = await start("plain", "unbind@0000:01:00.1#1=EIO", config=f'{NAMED}at_boot = "vfio"\n')
+    before = samples(await scrape(service))
+    assert states(before, ADDRESS) == {"host"}
+    assert value(before, "at_boot_missed", gpu=ADDRESS) == 1
+    assert value(before, "switches_total", gpu=ADDRESS, target="vfio", result="reverted") == 1
+    await service.wait(DISCRETE, await service.move(DISCRETE, "vfio"))
+    after = samples(await scrape(service))
+    assert (states(after, ADDRESS), value(after, "at_boot_missed", gpu=ADDRESS)) == ({"vfio"}, 0)
 
 
 async def test_all_that_can_happen_is_counted_from_0_on(start: Start) -> None:

@@ -239,6 +239,7 @@ async def test_without_systemd(systemd: LinuxSystemd, run: Path) -> None:
     assert error.errno == errno.ENOENT
     assert str(error).startswith("cannot stop plain.service: there is no org.freedesktop.systemd1 on the system bus")
     assert not await systemd.stopping()
+    assert (await error_of(systemd.booting())).errno == errno.ENOENT
     # It runs the machine, as its folder says, and does not answer: then nobody can say what is active.
     assert (await error_of(systemd.active([PLAIN]))).errno == errno.ENOENT
     (run / "systemd/system").rmdir()
@@ -250,6 +251,15 @@ async def test_stopping(systemd: LinuxSystemd, fake_systemd: FakeSystemd) -> Non
     assert not await systemd.stopping()
     fake_systemd.state = "stopping"
     assert await systemd.stopping()
+
+
+@pytest.mark.parametrize(
+    ("state", "booting"),
+    [("initializing", True), ("starting", True), ("running", False), ("degraded", False), ("stopping", False)],
+)
+async def test_booting(systemd: LinuxSystemd, fake_systemd: FakeSystemd, state: str, *, booting: bool) -> None:
+    fake_systemd.state = state
+    assert await systemd.booting() is booting
 
 
 async def test_the_units_of_several_managers(

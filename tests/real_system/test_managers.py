@@ -168,6 +168,7 @@ ExecStart=/bin/sh -c 'echo $$ >/run/user/{KIM}/shell; exec sleep infinity'
 
 def test_the_system_is_not_stopping(suite: Container) -> None:
     assert ask(suite, "stopping").stdout == "stopping: False\n"
+    assert ask(suite, "booting").stdout == "booting: False\n"
 
 
 def test_the_service_sees_those_who_log_in_after_its_start(suite: Container) -> None:

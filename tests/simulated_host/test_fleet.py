@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config.settings import Config, GpuConfig
+from gpuswitch.config.schema import Defaults, GpuTable
+from gpuswitch.config.settings import Config, GpuConfig, Sought
 from gpuswitch.errors import Failed, GpuswitchError, InvalidArgument, NoSuchGpu, NotViable
 from gpuswitch.fleet.host_drivers import missing_host_drivers
-from gpuswitch.host.simulated.catalogue import DISPLAY_3D, NVIDIA, VGA, Slot
+from gpuswitch.host.simulated.catalogue import AUDIO, DISPLAY_3D, NVIDIA, VGA, Slot, port
 from gpuswitch.host.simulated.faults import Hang
+from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import SCENARIOS, boot
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.match import Match
+from gpuswitch.model.policy import Busy
 from gpuswitch.model.states import State
 from tests.harness.simulated.harness import Harness, config
 
@@ -251,8 +255,7 @@ class TestConfigurationThatFitsNothing:
         host = SCENARIOS["plain"]()
         await host.machine.unplug("0000:01:00")
         harness = await Harness.start(host, tmp_path, Config(gpus=(self.table("0000:01:00.1", "card"),)))
-        [misfit] = harness.fleet.misfits
-        assert misfit.table == PciAddress.parse("0000:01:00.1")
+        assert [misfit.table for misfit in harness.fleet.misfits] == ["0000:01:00.1"]
         harness.replug("0000:01:00")
         harness.fleet.look()
         assert harness.fleet.misfits == ()
@@ -265,6 +268,110 @@ class TestConfigurationThatFitsNothing:
             with pytest.raises(NotViable, match=r"table of moved \(0000:09:00\.0\) is about no GPU"):
                 harness.fleet.refuse_misfits({PciAddress.parse(asked)})
         harness.fleet.refuse_misfits({PciAddress.parse("0000:01:00.0")})
+
+
+class TestMatching:
+    """Tables that say what their GPU is told by, and not where it is."""
+
+    def table(self, match: Match, name: str = "card", address: str | None = None) -> Config:
+        own = GpuTable.model_validate({"match": match.says(), "address": address, "name": name})
+        return Config(sought=(Sought(match, own.address, own, Defaults(busy=Busy.WAIT)),))
+
+    def host(self) -> SimulatedHost:
+        """Two equal GeForces, behind the ports 0000:00:11.0 and 0000:00:12.0."""
+        cards = []
+        for number in (1, 2):
+            slot = Slot(f"0000:0{number}:00", 10 + number, f"0000:00:1{number}.0")
+            sound = slot.function(1, NVIDIA, 0x228B, AUDIO)
+            cards += [port(f"0000:00:1{number}.0", number), slot.function(0, NVIDIA, 0x2484, VGA), sound]
+        return boot(cards)
+
+    async def twins(self, directory: Path, config: Config) -> Harness:
+        return await Harness.start(self.host(), directory, config)
+
+    async def test_a_gpu_is_found_by_the_port_above_it(self, tmp_path: Path) -> None:
+        harness = await self.twins(tmp_path, self.table(Match(vendor="10de", port="0000:00:12.0")))
+        record = harness.fleet.find("card").record
+        assert (str(record.gpu.address), record.own_config.managed, record.rules.busy) == (
+            "0000:02:00.0",
+            True,
+            Busy.WAIT,
+        )
+        assert harness.fleet.misfits == ()
+
+    async def test_what_fits_two_is_about_none_and_a_machine_does_not_get_either(self, tmp_path: Path) -> None:
+        harness = await self.twins(tmp_path, self.table(Match(vendor="10de", device="2484")))
+        [misfit] = harness.fleet.misfits
+        assert "(card) fits 0000:01:00.0 and 0000:02:00.0, and is about none of them: add slot, port" in misfit.sentence
+        assert not any(actor.record.own_config.managed for actor in harness.fleet.actors.values())
+        for asked in ("0000:01:00.1", "0000:02:00.0"):
+            with pytest.raises(NotViable, match=r"fits 0000:01:00\.0 and 0000:02:00\.0"):
+                harness.fleet.refuse_misfits({PciAddress.parse(asked)})
+        with pytest.raises(NoSuchGpu, match="is about none of them"):
+            harness.fleet.find("card")
+
+    async def test_of_several_the_address_says_which(self, tmp_path: Path) -> None:
+        both = self.table(Match(vendor="10de", device="2484"), address="0000:02:00.1")
+        harness = await self.twins(tmp_path, both)
+        assert str(harness.fleet.find("card").gpu.address) == "0000:02:00.0"
+        assert harness.fleet.misfits == ()
+
+    async def test_an_address_that_it_is_not_at_any_more_is_no_matter(self, tmp_path: Path) -> None:
+        harness = await self.twins(tmp_path, self.table(Match(port="0000:00:12.0"), address="0000:01:00.0"))
+        assert str(harness.fleet.find("card").gpu.address) == "0000:02:00.0"
+
+    @pytest.mark.parametrize(
+        ("match", "why"),
+        [
+            (Match(vendor="1002"), "no GPU of this host is like that"),
+            (Match(serial="00-80-ee-00-00-00-41-80"), "the kernel tells no serial number of any GPU"),
+            (Match(slot="7"), "there is no 7 in /sys/bus/pci/slots"),
+        ],
+        ids=str,
+    )
+    async def test_what_fits_nothing_is_told(self, match: Match, why: str, tmp_path: Path) -> None:
+        harness = await self.twins(tmp_path, self.table(match, address="0000:09:00.0"))
+        [misfit] = harness.fleet.misfits
+        assert f"the [[gpu]] table of 0000:09:00.0 (card) is about no GPU: {why}" in misfit.sentence
+        with pytest.raises(NotViable, match="is about no GPU"):
+            harness.fleet.refuse_misfits({PciAddress.parse("0000:09:00.0")})
+
+    async def test_a_gpu_that_comes_later_is_managed_then(self, tmp_path: Path) -> None:
+        host = self.host()
+        await host.machine.unplug("0000:02:00")
+        harness = await Harness.start(host, tmp_path, self.table(Match(port="0000:00:12.0")))
+        assert [misfit.name for misfit in harness.fleet.misfits] == ["card"]
+        harness.replug("0000:02:00")
+        harness.fleet.look()
+        assert harness.fleet.misfits == ()
+        assert harness.fleet.find("card").record.own_config.managed
+
+    async def test_a_gpu_that_was_pulled_has_its_table_still(self, tmp_path: Path) -> None:
+        harness = await self.twins(tmp_path, self.table(Match(port="0000:00:12.0")))
+        await harness.machine.unplug("0000:02:00")
+        harness.fleet.look()
+        assert harness.fleet.misfits == ()
+        assert (harness.fleet.find("card").state, harness.fleet.find("card").record.own_config.managed) == (
+            State.ABSENT,
+            True,
+        )
+
+    async def test_a_second_card_that_comes_takes_nothing_from_the_first(self, tmp_path: Path) -> None:
+        host = self.host()
+        await host.machine.unplug("0000:02:00")
+        harness = await Harness.start(host, tmp_path, self.table(Match(vendor="10de")))
+        assert str(harness.fleet.find("card").gpu.address) == "0000:01:00.0"
+        harness.replug("0000:02:00")
+        harness.fleet.look()
+        [misfit] = harness.fleet.misfits
+        assert "stays that of 0000:01:00.0 until the service starts anew" in misfit.sentence
+        assert str(harness.fleet.find("card").gpu.address) == "0000:01:00.0"
+        harness.fleet.refuse_misfits({PciAddress.parse("0000:01:00.0")})
+
+    async def test_a_new_configuration_is_looked_for_anew(self, tmp_path: Path) -> None:
+        harness = await self.twins(tmp_path, self.table(Match(port="0000:00:12.0")))
+        harness.fleet.reconfigure(self.table(Match(port="0000:00:11.0")))
+        assert str(harness.fleet.find("card").gpu.address) == "0000:01:00.0"
 
 
 class TestWarnings:

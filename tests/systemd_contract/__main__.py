@@ -72,6 +72,8 @@ async def call(systemd: LinuxSystemd, name: str, argument: str) -> str:
             return " ".join(await systemd.sessions(int(argument)))
         case "stopping":
             return str(await systemd.stopping())
+        case "booting":
+            return str(await systemd.booting())
         case "inhibit":
             await systemd.inhibit(argument)
         case "inhibit_and_die":
@@ -82,7 +84,7 @@ async def call(systemd: LinuxSystemd, name: str, argument: str) -> str:
     return "done"
 
 
-CALLS = ("stop", "end_session", "sessions", "stopping", "inhibit", "inhibit_and_die", "release")
+CALLS = ("stop", "end_session", "sessions", "stopping", "booting", "inhibit", "inhibit_and_die", "release")
 
 
 async def cases(systemd: LinuxSystemd, user: int | None) -> None:

@@ -19,7 +19,7 @@ from gpuswitch.api.callers import Callers
 from gpuswitch.api.serving import Caller
 from gpuswitch.errors import GpuswitchError
 from gpuswitch.runtime.threads import run_in_thread
-from gpuswitch.switch.record import Requester
+from gpuswitch.switch.record import AT_BOOT, Requester
 
 Told = int | GpuswitchError | None
 """What the bus says; or raises; or, with None, it says nothing at all."""
@@ -91,6 +91,7 @@ async def test_neither_is_a_kernel_that_does_not_answer(monkeypatch: pytest.Monk
     ("requester", "words"),
     [
         (Requester(service=True), "the service itself"),
+        (AT_BOOT, "the service itself, at boot"),
         (Requester(), "somebody"),
         (Requester(uid=0), "somebody (uid 0)"),
         (Requester(uid=1000, pid=42, command="bash"), "bash (pid 42, uid 1000)"),

@@ -257,6 +257,17 @@ def test_what_a_function_brings_with_it_is_said_in_a_word(capsys: pytest.Capture
     assert "13     NVSwitch, reserved region  NVIDIA" in first
     look.status(fixed(gpu(Adds=["firmware frame buffer"], StaysOut=True)), PLAIN)
     assert "with: firmware frame buffer\n" in capsys.readouterr().out
+
+
+def test_status_tells_where_it_is_wanted_at_boot_and_what_it_is_told_by(capsys: pytest.CaptureFixture[str]) -> None:
+    look.status(fixed(gpu(AtBoot="vfio", Match={"vendor": "10de", "slot": "2"})), PLAIN)
+    said = capsys.readouterr().out
+    assert 'match: { vendor = "10de", slot = "2" }\n' in said
+    assert "at boot: vfio\n" in said
+    look.status(fixed(gpu(Match={})), PLAIN)
+    said = capsys.readouterr().out
+    assert "match" not in said
+    assert "at boot" not in said
     look.list_gpus(fixed(gpu()), PLAIN)
     assert "WITH" not in capsys.readouterr().out
 

@@ -181,6 +181,7 @@ def test_one_that_was_there_already(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (OWN, "the service itself", "the service itself"),
         ({**OWN, "trial": True}, "the service itself, since a trial was over", None),
+        ({**OWN, "at_boot": True}, "the service itself, at boot", None),
         (MINE, f"bash of {ME}", f"bash (pid 42) of {ME} in session-2.scope"),
         ({**MINE, "uid": 4_000_000_000, "vm": "win11"}, "bash of uid 4000000000 for win11", None),
         ({"service": False, "unit": "", "command": "", "vm": ""}, "somebody", "somebody"),

@@ -14,7 +14,9 @@ from gpuswitch.config.schema import Deadlines, Defaults, History, Metrics
 from gpuswitch.config.settings import Config, load
 from gpuswitch.errors import ConfigError
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.policy import Release
+from gpuswitch.model.match import Match
+from gpuswitch.model.policy import Busy, Release
+from tests.harness.facts import at
 
 EXAMPLE = TEMPLATE
 FIRST = PciAddress.parse("0000:01:00.0")
@@ -126,7 +128,7 @@ def test_settings_say_what_they_are_by_default(tmp_path: Path, write: Write) -> 
     settings = {s.key: (s.value, s.default) for s in load(tmp_path, {}).settings}
     assert settings["metrics.port"] == ("1", "9752")
     assert settings["gpu[0000:01:00.0].busy"] == ('"wait"', '"refuse"')
-    assert settings["gpu[0000:01:00.0].address"] == ('"0000:01:00.0"', "")
+    assert settings["gpu[0000:01:00.0].address"] == ('"0000:01:00.0"', '""')
     assert {s.value == s.default for s in load(tmp_path / "missing", {}).settings} == {True}
 
 
@@ -186,7 +188,25 @@ def test_whether_a_device_is_removed_by_a_variable(tmp_path: Path) -> None:
         ("[metric]\nport = 1", "metric", "no such key; did you mean metrics?"),
         ("[deadlines]\nxyz = 1", "deadlines.xyz", "no such key; known are module, power, override"),
         ('[[gpu]]\naddress = "01:00.0"\nnmae = "x"', "gpu[0000:01:00.0].nmae", "did you mean name?"),
-        ('[[gpu]]\nname = "x"', "gpu[1].address", "this key is required: a PCI address, such as 0000:01:00.0"),
+        ('[[gpu]]\nname = "x"', "gpu[1]", 'it does not say which GPU it is about: add address = "0000:01:00.0"'),
+        ("[[gpu]]\nmatch = {}", "gpu[1]", "it does not say which GPU it is about"),
+        ('[[gpu]]\nmatch = "10de:2484"', "gpu[1].match", 'write match = { vendor = "10de", device = "2484" }'),
+        (
+            "[[gpu]]\nmatch = { vendor = 0x10de }",
+            "gpu[1].match",
+            'four hex digits, such as "10de", in quotes, not 4318',
+        ),
+        ('[[gpu]]\nmatch = { vendor = "nvidia" }', "gpu[1].match", "vendor must be four hex digits"),
+        ('[[gpu]]\nmatch = { device = "2484" }', "gpu[1].match", "of no use without vendor"),
+        ('[[gpu]]\nmatch = { subsystem = "1043" }', "gpu[1].match", "such as \"1043:87c1\", in quotes, not '1043'"),
+        ('[[gpu]]\nmatch = { serial = "42" }', "gpu[1].match", 'such as "00-80-ee-00-00-00-41-80"'),
+        (
+            "[[gpu]]\nmatch = { slot = 2 }",
+            "gpu[1].match",
+            'a name in /sys/bus/pci/slots, such as "2", in quotes, not 2',
+        ),
+        ('[[gpu]]\nmatch = { port = "01" }', "gpu[1].match", "the PCI address of a bridge above the GPU"),
+        ('[[gpu]]\nmatch = { bus = "1" }', "gpu[1].match", "known are vendor, device, subsystem, serial, slot, port"),
         ('[[gpu]]\naddress = "01:00"', "gpu['01:00'].address", "'01:00' is not a PCI address"),
         ('[gpu]\naddress = "01:00.0"', "gpu", "write [[gpu]] with two brackets on each side"),
         ("metrics = 5", "metrics", "must be a table: write [metrics] on a line of its own"),
@@ -271,6 +291,39 @@ def test_the_fault_names_the_file_that_set_the_key(tmp_path: Path, write: Write)
     drop_in = write("conf.d/x.toml", '[[gpu]]\naddress = "01:00.0"\nname = "not fine"\n')
     (fault,) = faults(tmp_path)
     assert fault.startswith(f"cannot use {drop_in}:3: gpu[0000:01:00.0].name: ")
+
+
+def test_what_a_gpu_is_told_by_has_one_spelling(tmp_path: Path, write: Write) -> None:
+    """Tables that say the same of it are one, and known by that."""
+    main = write("config.toml", '[[gpu]]\nmatch = { vendor = "0x10DE", device = "2484" }\nname = "one"\n')
+    write("conf.d/a.toml", '[[gpu]]\nmatch = { device = "0x2484", vendor = "10de" }\nbusy = "wait"\n')
+    config = load(tmp_path, {})
+    [sought] = config.sought
+    assert (config.gpus, sought.match, sought.address) == ((), Match("10de", "2484"), None)
+    assert (sought.table.name, sought.rules.busy) == ("one", Busy.WAIT)
+    settings = {each.key: (each.value, each.origin) for each in config.settings}
+    assert settings["gpu[vendor=10de,device=2484].name"] == ('"one"', str(main))
+    assert settings["gpu[vendor=10de,device=2484].match"][0] == '{ vendor = "10de", device = "2484" }'
+
+
+def test_a_table_may_have_both_and_is_known_by_its_address(tmp_path: Path, write: Write) -> None:
+    write("config.toml", '[[gpu]]\naddress = "01:00.0"\nmatch = { slot = "2" }\nmembers = ["05:00.0"]\n')
+    [sought] = load(tmp_path, {}).sought
+    assert (sought.address, sought.table.label) == (at("0000:01:00.0"), "0000:01:00.0")
+    assert sought.at(at("0000:07:00.0")).members == (at("0000:05:00.0"),)
+
+
+def test_two_tables_for_one_match_in_one_file_are_refused(tmp_path: Path, write: Write) -> None:
+    file = write("config.toml", '[[gpu]]\nmatch = { slot = "2" }\n[[gpu]]\nmatch = { slot = "2" }\n')
+    assert faults(tmp_path) == [f"cannot use {file}: gpu[slot=2]: this match has two tables"]
+
+
+def test_a_member_is_claimed_once_whatever_tells_the_gpus(tmp_path: Path, write: Write) -> None:
+    tables = ('match = { slot = "2" }', 'match = { slot = "3" }')
+    file = write("config.toml", "".join(f'[[gpu]]\n{table}\nmembers = ["05:00.0"]\n' for table in tables))
+    assert faults(tmp_path) == [
+        f"cannot use {file}: gpu[slot=3].members[1]: 0000:05:00.0 is a member of slot=2 already"
+    ]
 
 
 def test_two_tables_for_one_address_in_one_file_are_refused(tmp_path: Path, write: Write) -> None:
@@ -370,9 +423,12 @@ def test_a_file_that_is_nested_too_deeply_is_named(tmp_path: Path, write: Write,
 def test_a_number_that_is_too_long_to_be_written_is_refused_like_any_other(tmp_path: Path, write: Write) -> None:
     """Python does not write numbers of more than 4300 digits, and reads those in hex."""
     huge = f"0x{'f' * 5000}"
-    file = write("config.toml", f"[metrics]\nport = {huge}\n[deadlines]\nprobe = {huge}\n[[gpu]]\naddress = {huge}\n")
+    file = write(
+        "config.toml",
+        f"[metrics]\nport = {huge}\n[deadlines]\nprobe = {huge}\n[[gpu]]\naddress = {huge}\nmatch = {huge}\n",
+    )
     found = faults(tmp_path)
-    assert [fault.split(": ")[0] for fault in found] == [f"cannot use {file}:{line}" for line in (2, 4, 6)]
+    assert [fault.split(": ")[0] for fault in found] == [f"cannot use {file}:{line}" for line in (2, 4, 6, 7)]
 
 
 def test_each_fault_is_one_line_whatever_a_key_is_called(tmp_path: Path, write: Write) -> None:

@@ -19,7 +19,7 @@ def test_every_table_is_there_with_its_own_keys() -> None:
     assert list(TABLES) == list(Tables.model_fields)
     told = {table.heading: [key.name for key in table.keys] for table in reference()}
     own = [name for name in GpuTable.model_fields if name not in Defaults.model_fields]
-    assert told["[[gpu]]"] == own == ["address", "name", "members", "host_driver"]
+    assert told["[[gpu]]"] == own == ["address", "match", "name", "members", "host_driver", "at_boot"]
     assert told["[defaults]"] == list(Defaults.model_fields)
     assert told["[deadlines]"] == list(Deadlines.model_fields)
 
@@ -29,7 +29,7 @@ def test_each_key_has_a_sentence_and_says_what_may_stand_there(key: Key) -> None
     assert key.sentence[0].isupper()
     assert key.sentence.endswith(".")
     assert key.values
-    assert key.default or key.name == "address"
+    assert key.default
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.host.linux.framebuffers import BOOT_DRIVERS
+from gpuswitch.host.linux.reading import first_line
 from gpuswitch.host.linux.sysfs import Sysfs
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import BootFramebuffer, Driver, HostFacts, Module, PciFunction
@@ -41,6 +43,40 @@ def two_functions(tree: Tree) -> None:
     tree.function(PORT, ids="8086:a70d", class_code="060400", driver="pcieport", group=2)
     tree.function(GPU, driver="nvidia", group=15, under=[PORT])
     tree.function(AUDIO, ids="10de:228b", class_code="040300", driver="snd_hda_intel", group=15, under=[PORT])
+
+
+def test_what_a_card_is_told_by_wherever_it_is(tree: Tree) -> None:
+    two_functions(tree)
+    serial = tree.path(GPU) / "serial_number"
+    serial.write_text("00-80-EE-00-00-00-41-80\n")
+    for name, address in {"2": "0000:01:00", "3": "0000:05:00"}.items():
+        (tree.sys / "bus/pci/slots" / name).mkdir(parents=True)
+        (tree.sys / "bus/pci/slots" / name / "address").write_text(f"{address}\n")
+    sysfs = Sysfs(tree.roots)
+    facts = sysfs.look()
+    assert facts.slots == {"2": "0000:01:00", "3": "0000:05:00"}
+    card, sound = (facts.functions[PciAddress.parse(a)] for a in (GPU, AUDIO))
+    assert (card.subsystem, card.serial, sound.serial) == ("1043:87c1", "00-80-ee-00-00-00-41-80", "")
+    # It needs the device's power, and stays as it is.
+    serial.unlink()
+    assert sysfs.look().functions[PciAddress.parse(GPU)].serial == card.serial
+
+
+def test_a_card_without_power_has_no_serial_number_yet(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_functions(tree)
+    (tree.path(GPU) / "serial_number").write_text("00-80-ee-00-00-00-41-80\n")
+    asleep = True
+
+    def reads(path: str) -> str:
+        if asleep and path.endswith("serial_number"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return first_line(path)
+
+    monkeypatch.setattr("gpuswitch.host.linux.sysfs.first_line", reads)
+    sysfs = Sysfs(tree.roots)
+    assert sysfs.look().functions[PciAddress.parse(GPU)].serial == ""
+    asleep = False
+    assert sysfs.look().functions[PciAddress.parse(GPU)].serial == "00-80-ee-00-00-00-41-80"
 
 
 def test_a_card_and_its_sound(tree: Tree) -> None:
@@ -366,7 +402,7 @@ facts = sysfs.look()
 sysfs.look()
 print(json.dumps([len(facts.functions), [path for path in opened if path.startswith(sys.argv[1])]]))
 """
-ALLOWED = {"modalias", "boot_vga", "boot_display", "resource", "data", "name", "type"}
+ALLOWED = {"serial_number", "modalias", "boot_vga", "boot_display", "resource", "data", "name", "type"}
 ALLOWED |= {"reserved_regions", "runtime_status", "dev", "refcnt", "version", "modeset", "drivers_autoprobe"}
 
 

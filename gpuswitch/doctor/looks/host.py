@@ -10,6 +10,7 @@ from gpuswitch.config.settings import Config
 from gpuswitch.doctor.machine import Machine
 from gpuswitch.errors import KernelError
 from gpuswitch.fleet.host_drivers import missing_host_drivers
+from gpuswitch.fleet.matching import found
 from gpuswitch.host.linux.processes import holder_of, request_of
 from gpuswitch.host.linux.reading import contents
 from gpuswitch.host.linux.scan_main import scanned
@@ -40,7 +41,7 @@ def look(machine: Machine, config: Config) -> Host:
     sysfs = Sysfs(machine.roots)
     facts = sysfs.look()
     memory = {a: _largest(machine.roots, a) for a, function in facts.functions.items() if function.makes_gpu}
-    return Host(facts, memory, tuple(missing_host_drivers(config, facts, sysfs.installed)))
+    return Host(facts, memory, tuple(missing_host_drivers(found(config, facts)[0], facts, sysfs.installed)))
 
 
 def holders(machine: Machine, queries: Mapping[PciAddress, HolderQuery]) -> dict[PciAddress, tuple[Holder, ...]]:
@@ -50,7 +51,7 @@ def holders(machine: Machine, queries: Mapping[PciAddress, HolderQuery]) -> dict
         KernelError: processes could not be looked at.
     """
     roots = machine.roots
-    found = {}
+    opened = {}
     for gpu, query in queries.items():
         try:
             said = scanned(roots.sysfs, roots.dev, roots.proc, json.loads(request_of(query)))
@@ -58,8 +59,8 @@ def holders(machine: Machine, queries: Mapping[PciAddress, HolderQuery]) -> dict
             raise KernelError("look for", "holders", error.errno or 0, error.strerror or "") from error
         every = said["holders"]
         assert isinstance(every, list)  # noqa: S101 -- as the scanner says
-        found[gpu] = tuple(sorted(map(holder_of, every), key=lambda holder: (holder.pid, holder.nodes)))
-    return found
+        opened[gpu] = tuple(sorted(map(holder_of, every), key=lambda holder: (holder.pid, holder.nodes)))
+    return opened
 
 
 def _largest(roots: Roots, function: PciAddress) -> int:

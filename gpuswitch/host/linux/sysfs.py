@@ -6,6 +6,9 @@ What is read, and why that is safe (Linux 6.1; `show` functions of the files nam
 - `modalias` (drivers/pci/pci-sysfs.c), `power/runtime_status` (drivers/base/power/sysfs.c), `dev`,
   `drivers_autoprobe` (drivers/base/bus.c), and of a module `initstate`, `refcnt` and `version` (kernel/module): they
   print a field of a structure;
+- the `address` of a physical slot (drivers/pci/slot.c): the same;
+- `serial_number` of a GPU (drivers/pci/pci-sysfs.c, since Linux 6.18): it reads the configuration space under a lock
+  that no driver holds while it waits, and wakes nothing: a device that has no power then has no number;
 - what tells the booted display (gpuswitch/host/linux/booted.py);
 - `reserved_regions` of an IOMMU group, once for as long as the same devices are in it: it takes the mutex of that group
   (iommu_get_group_resv_regions in drivers/iommu/iommu.c), which is held while a device joins or leaves it or its domain
@@ -62,6 +65,9 @@ _MODALIAS = re.compile(r"pci:v([0-9A-F]{8})d([0-9A-F]{8})sv[0-9A-F]{8}sd[0-9A-F]
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _SLEEPING = {"suspended", "suspending"}
 _ON = {"Y", "1"}
+_GPU_KINDS = {Kind.DISPLAY, Kind.ACCELERATOR}
+_NOT_TOLD = {errno.EIO, errno.EACCES, errno.EPERM}
+"""The device has no power, or whoever asks is not root."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,7 @@ class Sysfs:
         self._installed = Installed(roots.modules)
         self._boot_display = BootDisplay(roots.sysfs)
         self._groups = Groups(roots.sysfs)
+        self._serials: dict[str, str] = {}
         cpuinfo = contents(f"{roots.proc}/cpuinfo", 16384).decode(errors="replace")
         self._processor = _processor(cpuinfo)
         self._hypervisor = _hypervisor(cpuinfo, first_line(f"{roots.sysfs}/hypervisor/type"))
@@ -166,6 +173,7 @@ class Sysfs:
             groups_without_iommu=without_iommu,
             hypervisor=self._hypervisor,
             barred=self._barred,
+            slots=dict(self._slots()),
             autoprobe=first_line(f"{self._roots.sysfs}/bus/pci/drivers_autoprobe") != "0",
             modules_on_disk=self._installed.on_disk(),
         )
@@ -189,6 +197,7 @@ class Sysfs:
         for name in [n for n, static in self._static.items() if present.get(n) != static.inode]:
             del self._static[name]
             self._names.pop(name, None)
+            self._serials.pop(name, None)
 
     def _known(self, name: str, inode: int) -> _Static | None:
         """None: it is gone again."""
@@ -234,6 +243,7 @@ class Sysfs:
             maker=maker,
             model=model,
             modalias=static.modalias,
+            serial=self._serial(name) if kind in _GPU_KINDS else "",
             driver=Driver(driver, drivers[driver] if driver in drivers else self._module(driver)) if driver else None,
             iommu_group=int(group) if group else None,
             parent=static.parent,
@@ -247,6 +257,24 @@ class Sysfs:
             # The class is `vfio-dev`, so the driver core puts its devices into a folder of that name.
             vfio_device=driver != "" and there(f"{path}/vfio-dev"),
         )
+
+    def _serial(self, name: str) -> str:
+        """It stays as it is, once it was told."""
+        if name not in self._serials:
+            try:
+                serial = first_line(f"{self._devices}/{name}/serial_number").lower()
+            except OSError as error:
+                if error.errno not in _NOT_TOLD:
+                    raise
+                return ""
+            self._serials[name] = serial
+        return self._serials[name]
+
+    def _slots(self) -> Iterator[tuple[str, str]]:
+        folder = f"{self._roots.sysfs}/bus/pci/slots"
+        for name, _ in sorted(entries(folder)):
+            if address := first_line(f"{folder}/{name}/address"):
+                yield name, address
 
     def _module(self, driver: str) -> str | None:
         """The module that brought a driver. One that is built in has a folder too, but no `initstate`."""

@@ -79,6 +79,9 @@ class LinuxSystemd(Systemd):
     async def stopping(self) -> bool:
         return await self._system.stopping()
 
+    async def booting(self) -> bool:
+        return await self._system.booting()
+
     async def inhibit(self, gpu: str) -> None:
         await self._inhibitors.inhibit(gpu)
 

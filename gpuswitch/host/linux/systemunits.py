@@ -125,11 +125,22 @@ class SystemUnits:
     async def stopping(self) -> bool:
         """Whether the system goes down; False where no systemd tells."""
         try:
-            async with connected_to(SYSTEMD, "ask for the state of", "the system") as systemd:
-                state = await systemd.call(PATH, PROPERTIES, "Get", "ss", MANAGER, "SystemState")
-                return bool(state[1] == "stopping")
+            return await self._state() == "stopping"
         except KernelError:
             return False
+
+    async def booting(self) -> bool:
+        """Whether the system has yet to finish its start (manager_state in systemd's src/core/manager.c).
+
+        Raises:
+            KernelError: no systemd tells.
+        """
+        return await self._state() in {"initializing", "starting"}
+
+    async def _state(self) -> str:
+        async with connected_to(SYSTEMD, "ask for the state of", "the system") as systemd:
+            state = await systemd.call(PATH, PROPERTIES, "Get", "ss", MANAGER, "SystemState")
+            return str(state[1])
 
     async def _forget_failures(self, systemd: Remote, name: str) -> None:
         """Else a unit that has failed too often is not started."""

@@ -17,7 +17,7 @@ Operation: TypeAlias = str
 OPERATIONS = (
     *("look", "libvirt", "adopt", "scan", "signal"),
     *DECLARED,
-    *("active", "sockets", "stop_unit", "start_unit", "end_session", "inhibit", "release_inhibitor"),
+    *("active", "sockets", "stop_unit", "start_unit", "end_session", "inhibit", "release_inhibitor", "booting"),
     *("nodes", "let_go"),
 )
 """The operations of the port (`gpuswitch.host.port`), and what others do that nobody is told the end of.

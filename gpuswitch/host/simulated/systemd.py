@@ -29,7 +29,8 @@ class _Record:
 class Units:
     """The units of one machine, and its `sessions`, each with the uid whose it is. `inhibitors`: by GPU.
 
-    `stopping`: the whole machine is going down. `managed` False: there is no systemd on it.
+    `booting`: the whole machine is still starting; `stopping`: it is going down. `managed` False: there is no systemd
+    on it.
     """
 
     def __init__(self, bus: Bus, table: ProcessTable) -> None:
@@ -42,6 +43,7 @@ class Units:
         self.inhibitors: set[str] = set()
         self._uninhibited: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.aliases: dict[Unit, Unit] = {}
+        self.booting = True
         self.stopping = False
         self.managed = True
         self.settled: Callable[[Unit, str], None] = lambda _unit, _state: None
@@ -219,6 +221,13 @@ class SimulatedSystemd(Systemd):
 
     async def stopping(self) -> bool:
         return self._units.managed and self._units.stopping
+
+    async def booting(self) -> bool:
+        call = Call("ask for the state of", "the system")
+        await self._bus.faults.strike("booting", "").land(call)
+        if not self._units.managed:
+            raise call.error(errno.ENOENT)
+        return self._units.booting
 
     async def inhibit(self, gpu: str) -> None:
         call = Call("keep the machine awake for", gpu)

@@ -27,6 +27,7 @@ from gpuswitch.model.states import State
 from gpuswitch.model.trial import Trial
 from gpuswitch.runtime.pause import Pause
 from gpuswitch.switch.engine import Status, StepEvent
+from gpuswitch.switch.journal.boot import BootNotes
 from gpuswitch.switch.journal.codec import decode, encoders_of
 from gpuswitch.switch.journal.store import Store
 from gpuswitch.switch.record import Requester, Switch
@@ -95,9 +96,10 @@ _NEVER = (_FIELDS, [""] * len(_FIELDS))
 
 
 class Journal:
-    """All pages of one store."""
+    """All pages of one store, and the note of this `boot` beside them."""
 
     def __init__(self, store: Store) -> None:
+        self.boot = BootNotes(store, boot_id)
         self._store = store
         self._written: dict[PciAddress, tuple[tuple[object, ...], list[str]]] = {}
         """The fields as they were last written, and their texts: most are the same from step to step."""

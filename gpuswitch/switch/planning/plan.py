@@ -203,7 +203,7 @@ def _restore_state(requirements: DetachRequirements, functions: Baseline) -> Res
     return RestoreState(
         functions,
         units=requirements.active,
-        modules=requirements.chain,
+        modules=(*requirements.chain, *requirements.expected),
         # Those of a GPU that is away are shown on this one only until it comes back.
         terminals=tuple(
             terminal for terminal in requirements.terminals if terminal not in requirements.terminals_of_others

@@ -73,6 +73,7 @@ class Preparation:
     along: frozenset[PciAddress] = frozenset()
     machine: str = ""
     asking: bool = False
+    at_boot: bool = False
     held_groups: list[HoldGroup] = field(default_factory=list)
 
     async def plan(self, target: State) -> Plan:
@@ -105,7 +106,7 @@ class Preparation:
             now = await self.kernel.capture(self.gpu.functions)
             baseline = await self._baseline(now)
             shows = await self._without_which_it_shows_nothing(baseline)
-        waits = self.options.policy(rules.busy) is Busy.WAIT and not self.starting
+        waits = self.options.policy(rules.busy) is Busy.WAIT and not (self.starting or self.at_boot)
         if not self.asking and not waits:
             await self._hold_groups()
         if not waits:
@@ -118,7 +119,7 @@ class Preparation:
             rules.restore_boot_framebuffer,
             wait_seconds=(self.options.wait_seconds or rules.wait_seconds) if waits else None,
             machine=self.machine,
-            units_later=self.starting,
+            units_later=self.starting or self.at_boot,
             vtconsoles=self.arbiter.unbound(),
         )
         return to_host(
@@ -179,7 +180,16 @@ class Preparation:
 
     @property
     def _survey(self) -> DetachSurvey:
-        return DetachSurvey(self.gpu, self.facts, self.config, self.options, self.host, self.kernel, self.arbiter)
+        return DetachSurvey(
+            self.gpu,
+            self.facts,
+            self.config,
+            self.options,
+            self.host,
+            self.kernel,
+            self.arbiter,
+            at_boot=self.at_boot,
+        )
 
     @property
     def _own(self) -> GpuConfig:

@@ -55,10 +55,12 @@ def to_set_units(config: Config, gpu: Gpu, *, less: str) -> Sentence:
 
 
 def _where(config: Config, gpu: Gpu) -> str:
-    """The last file that has its table: what that says holds. It may be under the address of any of its functions."""
+    """The last file that has its table: what that says holds."""
     origins = {setting.key: setting.origin for setting in config.settings}
-    tables = (f"gpu[{function}].address" for function in (gpu.address, *gpu.functions))
-    return next((origins[key] for key in tables if key in origins), _FILE)
+    label = config.gpu(gpu.address).label
+    # The one of the two that it is known by; by default, nothing is said of the other.
+    known = (origins.get(f"gpu[{label}].{key}", "default") for key in ("address", "match"))
+    return next((origin for origin in known if origin != "default"), _FILE)
 
 
 def _list(items: Iterable[str]) -> str:

@@ -54,7 +54,8 @@ class DetachRequirements:
     are shown there while their own GPUs are away, and `shown_by_others` as in `RestoreState`. `unbind_consoles` are
     unbound, since fbcon would keep the driver's module, and bound again but for `leave_consoles`. `persistent`
     functions are in nvidia's persistence mode. `owned`: a machine is to have it, and these functions `along` with it.
-    `vfio_driver`: what the configuration names for its display functions ("" whatever fits best).
+    `vfio_driver`: what the configuration names for its display functions ("" whatever fits best). `expected`: modules
+    without which there is no picture, and which udev has yet to load while the machine starts.
     """
 
     query: HolderQuery | None = None
@@ -83,6 +84,7 @@ class DetachRequirements:
     boot_framebuffers: tuple[BootFramebuffer, ...] = ()
     persistent: tuple[PciAddress, ...] = ()
     vfio_driver: str = ""
+    expected: tuple[str, ...] = ()
 
     @property
     def waits(self) -> bool:

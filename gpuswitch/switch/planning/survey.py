@@ -12,7 +12,7 @@ from gpuswitch.errors import Busy as BusyError
 from gpuswitch.errors import Failed, GpuswitchError, KernelError
 from gpuswitch.host.operation import seconds_for
 from gpuswitch.host.port import Host, Kernel
-from gpuswitch.model.drivers import PERSISTENCED
+from gpuswitch.model.drivers import PERSISTENCED, kernel_name, shown_by
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, HolderQuery, Scan, Unit
@@ -27,10 +27,12 @@ from gpuswitch.switch.restore_state import Baseline
 from gpuswitch.switch.shared.arbiter import Arbiter
 from gpuswitch.switch.steps.consoles import consoles_to_move, shown_by_other_gpus
 
+_AT_BOOT = {"stop_units": (), "end_sessions": False}
+
 
 @dataclass(frozen=True)
 class DetachSurvey:
-    """About one GPU, once. `kernel` is who reads its settings."""
+    """About one GPU, once. `kernel` is who reads its settings. `at_boot`: no unit is stopped, and nobody is ended."""
 
     gpu: Gpu
     facts: HostFacts
@@ -39,6 +41,7 @@ class DetachSurvey:
     host: Host
     kernel: Kernel
     arbiter: Arbiter
+    at_boot: bool = False
 
     async def run(self, found: Iterable[Blocker] = ()) -> tuple[Baseline, DetachRequirements]:
         """What the functions have now, and what is to be done around them.
@@ -78,7 +81,19 @@ class DetachSurvey:
         requirements, staying = await self._holding(replace(requirements, numbers=scan.numbers), scan.holders)
         if unknown or staying:
             raise refusal([*unknown, *staying])
-        return now, requirements
+        return now, replace(requirements, expected=await self._expected(occupied)) if self.at_boot else requirements
+
+    async def _expected(self, occupied: tuple[BoundDriver, ...]) -> tuple[str, ...]:
+        """What comes on top of these drivers by itself, and was not there yet when we looked."""
+        there = {module for bound_driver in occupied for module in bound_driver.loaded}
+        drivers = [function.driver for function in self.gpu.present(self.facts) if function.driver is not None]
+        wanted = dict.fromkeys(m for driver in drivers for m in shown_by(driver) if kernel_name(m) not in there)
+        try:
+            async with answered(seconds_for(Kernel.loadable, self.config.deadlines)):
+                found = await self.kernel.loadable(tuple(wanted)) if wanted else ()
+        except KernelError:
+            return ()
+        return tuple({kernel_name(module): module for module in reversed(found)}.values())
 
     async def _not_found_again(self, occupied: tuple[BoundDriver, ...]) -> tuple[Blocker, ...]:
         """Where nobody can tell, that a module does not come back is told when it does not."""
@@ -109,7 +124,8 @@ class DetachSurvey:
 
     @property
     def _rules(self) -> Defaults:
-        return self.config.gpu(self.gpu.address).rules
+        rules = self.config.gpu(self.gpu.address).rules
+        return rules.model_copy(update=_AT_BOOT) if self.at_boot else rules
 
     @property
     def _busy(self) -> Busy:
@@ -163,6 +179,9 @@ class DetachSurvey:
         Those that are to be started again for some other GPU's sake were active, too.
         """
         own, comfort = rules.units_to_stop(found, (*self._rules.stop_units, *self.options.stop_units))
+        if self.at_boot:
+            # Systemd has its hands full. One that has the GPU open already is named.
+            return requirements, ()
         told = True
         try:
             async with asyncio.timeout(self.config.deadlines.inhibit):

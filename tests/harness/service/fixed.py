@@ -32,6 +32,8 @@ def gpu(**changes: object) -> dict[str, Any]:
         "Switch": {},
         "Reason": "",
         "StaysOut": False,
+        "AtBoot": "keep",
+        "Match": {"vendor": "10de", "device": "2484", "port": "0000:00:01.0"},
         "StateSince": 1_700_000_000.0,
         "TrialEnds": 0.0,
         **changes,

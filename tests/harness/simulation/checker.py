@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gpuswitch.errors import Busy, GpuswitchError, InProgress, NotViable, Wedged
+from gpuswitch.fleet.at_boot import LONGEST_SECONDS
 from gpuswitch.fleet.fleet import Fleet
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import harmless
 from gpuswitch.model.holders import HolderQuery, Scan
+from gpuswitch.model.policy import AtBoot, Options
 from gpuswitch.model.policy import Busy as Policy
-from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Drift, Result, Switch
@@ -60,6 +61,8 @@ class InvariantChecker(ActionChecker):
         self._unstuck: set[str] = set()
         """GPUs that were wedged, and have not come to rest since."""
         self._before: dict[str, dict[PciAddress, Settings]] = {}
+        self._at_boot: dict[str, str] = {}
+        """The switch at boot that each GPU has had."""
         self._on_vfio: dict[str, tuple[set[bool], float]] = {}
 
     # The program itself ---------------------------------------------------------------------------------------------
@@ -83,7 +86,13 @@ class InvariantChecker(ActionChecker):
         """It says that it can be asked: every GPU is where it may stay, or says why not."""
         self.note("ready")
         for actor in fleet.actors.values():
-            if str(actor.gpu.address) not in self._unstuck:
+            wanted = actor.record.own_config.at_boot is AtBoot.VFIO and self.world.machine.units.booting
+            if wanted and actor.state is State.HOST and not actor.reason and not self.lately(actor.gpu.address):
+                self.broken(5, f"{actor.gpu.address} is not where it is wanted at boot, and does not say why")
+            # Nobody waits longer than that for what is moved at boot.
+            at_boot = actor.switch is not None and actor.switch.requester.at_boot
+            late = at_boot and actor.state.moving and self.now - self.started >= LONGEST_SECONDS
+            if str(actor.gpu.address) not in self._unstuck and not late:
                 self.explained(actor, "when the service is ready")
 
     def stopped(self, fleet: Fleet) -> None:
@@ -228,6 +237,9 @@ class InvariantChecker(ActionChecker):
         self.split(actor, NOTICE_SECONDS)
         self.world.promises.changed(actor)
         self._came_back(actor)
+        at_boot = actor.switch if actor.switch is not None and actor.switch.requester.at_boot else None
+        if at_boot is not None and self._at_boot.setdefault(gpu, at_boot.id) != at_boot.id:
+            self.broken(5, f"{gpu} is moved at boot twice")
         if sum(switch.result is None for switch in actor.record.recent) > 1:
             self.broken(6, f"{gpu} has two switches at once")
 

@@ -247,6 +247,7 @@ class Disk:
 
     `full`: nothing can be written but where room was reserved; `read_only`: nothing at all. `failing`: so many writes
     from now on fail with EIO. `stale` are the pages that the service could not write, or remove, when it last tried.
+    `notes` are beside the pages, and about no GPU.
     """
 
     pages: dict[str, bytes]
@@ -256,6 +257,11 @@ class Disk:
     read_only: bool = False
     failing: int = 0
     stale: set[str] = field(default_factory=set)
+    notes: dict[str, bytes] = field(default_factory=dict)
+
+    def kept(self, name: str) -> dict[str, bytes]:
+        """Where what has this name is."""
+        return self.notes if name == "at_boot" else self.pages
 
     @classmethod
     def empty(cls) -> Disk:
@@ -284,9 +290,9 @@ class ServiceStore:
 
     def read(self, name: str) -> bytes:
         self._life.check()
-        if name not in self._disk.pages:
+        if name not in self._disk.kept(name):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-        return self._disk.pages[name]
+        return self._disk.kept(name)[name]
 
     def reserve(self, name: str) -> None:
         self._write(name)
@@ -303,7 +309,7 @@ class ServiceStore:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             # What the old page leaves is not enough to reserve as much again.
             self._disk.reserved.discard(name)
-        self._disk.pages[name] = content
+        self._disk.kept(name)[name] = content
         self._disk.stale.discard(name)
         self._life.reached(WRITTEN)
 

@@ -74,6 +74,33 @@ def tried(trial: Trial, *, trace: bool = False) -> Tried:
     return Tried(outcome, tuple(operations), left)
 
 
+def booted(machine_name: str, mishap: Mishap | None = None) -> Tried:
+    """Start a machine whose GPUs are wanted on vfio at boot, with a mishap or without."""
+    left: Counter[str] = Counter()
+    operations: list[Struck] = []
+
+    async def happens(world: World) -> None:
+        world.trouble.log = operations
+        world.start()
+        world.befalls(*([mishap] if mishap is not None else []))
+        await asyncio.sleep(drive.LONGER_THAN_ANYTHING)
+        left.update(world.progress)
+        world.trouble.log = None
+        rest_checks.meanwhile(world)
+        await drive.calms_down(world)
+
+    outcome = run(machine_name, "at boot", happens)
+    return Tried(outcome, tuple(operations), left)
+
+
+def boots(machine_name: str) -> Iterator[Mishap]:
+    """Whatever can befall such a start: each operation fails or hangs; a crash before and after each step."""
+    left = booted(machine_name).left
+    for what, point in (("error", OPERATION), ("hang", OPERATION), (SEND, SEND), (WRITE, WRITE), (WRITTEN, WRITTEN)):
+        for number in range(1, left[point] + 1):
+            yield Mishap(what, number)
+
+
 async def _happens(world: World, trial: Trial, left: Counter[str], operations: list[Struck]) -> None:
     [gpu] = world.spec.gpus[:1]
     world.start()

@@ -18,6 +18,7 @@ from gpuswitch.host.simulated.scenarios import PERSISTENCED, SCENARIOS, WIREPLUM
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import discover
 from gpuswitch.model.holders import Unit
+from gpuswitch.model.policy import AtBoot
 from tests.harness.simulated.harness import GPUS, Snapshot, settings_of, snapshot
 
 _MEMBERS: Mapping[str, Mapping[str, str]] = {
@@ -190,6 +191,7 @@ RULES: Mapping[str, Mapping[str, object]] = {
     "rough": {"reset_on_failure": True, "rescan_on_failure": True},
     "gentle": {"reset_on_failure": False, "rescan_on_failure": False},
     "after": {"after_host": str(PERSISTENCED), "end_sessions": True},
+    "at boot": {"at_boot": AtBoot.VFIO},
 }
 """What the configuration says, by a word for it."""
 
@@ -201,10 +203,11 @@ def settings(machine_name: str, rules: str) -> Config:
         _SHARING, (str(OLLAMA), str(RENDERER))
     )
     chosen = {"allow_boot_display": True, "stop_units": stopped.get(machine_name, ())} | dict(RULES[rules])
+    at_boot = AtBoot(str(chosen.pop("at_boot", AtBoot.KEEP)))
     own = Defaults.model_validate(chosen)
     members = _MEMBERS.get(machine_name, {})
     gpus = tuple(
-        GpuConfig(gpu, managed=True, rules=own, members=_addresses(members.get(str(gpu))))
+        GpuConfig(gpu, managed=True, rules=own, at_boot=at_boot, members=_addresses(members.get(str(gpu))))
         for gpu in MACHINES[machine_name].gpus
     )
     return Config(gpus=gpus, defaults=own)

@@ -108,6 +108,8 @@ class World:
             await service.fleet.start()
             service.ready = service.said_ready = True
             self.checker.ready(service.fleet)
+            # Whatever else the machine starts with waits for us no more.
+            self.machine.units.booting = False
             await service.fleet.restore_deferred()
         except Exception as fault:  # noqa: BLE001 -- whatever it is, it is what we are looking for
             self.checker.fault(f"the service does not start: {fault!r}")
