@@ -321,8 +321,10 @@ def changes(before: Mapping[str, Setting], after: Mapping[str, Setting]) -> Iter
     """What differs between two configurations in force, by the names of their keys: each with its value as TOML."""
     for key, setting in after.items():
         value, was = setting["value"], before.get(key, setting)["value" if key in before else "default"]
+        # A table is known by its address: it had no other before.
+        told = was and not key.endswith("].address")
         if value != was:
-            yield _("{key} = {value} (before: {was})", key=key, value=value, was=was) if was else f"{key} = {value}"
+            yield _("{key} = {value} (before: {was})", key=key, value=value, was=was) if told else f"{key} = {value}"
     for key in before:
         if key not in after and key.endswith("].address"):
             yield _("{key} has no table any more", key=key.removesuffix(".address"))

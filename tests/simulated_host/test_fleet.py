@@ -332,7 +332,7 @@ class TestMatching:
     async def test_what_fits_nothing_is_told(self, match: Match, why: str, tmp_path: Path) -> None:
         harness = await self.twins(tmp_path, self.table(match, address="0000:09:00.0"))
         [misfit] = harness.fleet.misfits
-        assert f"the [[gpu]] table of 0000:09:00.0 (card) is about no GPU: {why}" in misfit.sentence
+        assert f"the [[gpu]] table of card (0000:09:00.0) is about no GPU: {why}" in misfit.sentence
         with pytest.raises(NotViable, match="is about no GPU"):
             harness.fleet.refuse_misfits({PciAddress.parse("0000:09:00.0")})
 

@@ -315,14 +315,14 @@ def test_a_table_may_have_both_and_is_known_by_its_address(tmp_path: Path, write
 
 def test_two_tables_for_one_match_in_one_file_are_refused(tmp_path: Path, write: Write) -> None:
     file = write("config.toml", '[[gpu]]\nmatch = { slot = "2" }\n[[gpu]]\nmatch = { slot = "2" }\n')
-    assert faults(tmp_path) == [f"cannot use {file}: gpu[slot=2]: this match has two tables"]
+    assert faults(tmp_path) == [f"cannot use {file}:3: gpu[slot=2]: this match has two tables"]
 
 
 def test_a_member_is_claimed_once_whatever_tells_the_gpus(tmp_path: Path, write: Write) -> None:
     tables = ('match = { slot = "2" }', 'match = { slot = "3" }')
     file = write("config.toml", "".join(f'[[gpu]]\n{table}\nmembers = ["05:00.0"]\n' for table in tables))
     assert faults(tmp_path) == [
-        f"cannot use {file}: gpu[slot=3].members[1]: 0000:05:00.0 is a member of slot=2 already"
+        f"cannot use {file}:6: gpu[slot=3].members[1]: 0000:05:00.0 is a member of slot=2 already"
     ]
 
 

@@ -121,6 +121,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.gpu.observe",
         "gpuswitch.fleet.fitting",
         "gpuswitch.fleet.host_drivers",
+        "gpuswitch.fleet.matching",
+        "gpuswitch.fleet.misfit",
         "gpuswitch.doctor",
     ),
     # It says what it understands before any of that is there.
