@@ -302,7 +302,8 @@ class TestMatching:
     async def test_what_fits_two_is_about_none_and_a_machine_does_not_get_either(self, tmp_path: Path) -> None:
         harness = await self.twins(tmp_path, self.table(Match(vendor="10de", device="2484")))
         [misfit] = harness.fleet.misfits
-        assert "(card) fits 0000:01:00.0 and 0000:02:00.0, and is about none of them: add slot, port" in misfit.sentence
+        assert "card (vendor=10de,device=2484) fits 0000:01:00.0 and 0000:02:00.0" in misfit.sentence
+        assert "is about none of them: add slot, port" in misfit.sentence
         assert not any(actor.record.own_config.managed for actor in harness.fleet.actors.values())
         for asked in ("0000:01:00.1", "0000:02:00.0"):
             with pytest.raises(NotViable, match=r"fits 0000:01:00\.0 and 0000:02:00\.0"):
