@@ -35,6 +35,7 @@ fish|command -v fish
 man-db|command -v man
 groff-base|command -v groff
 mandoc|command -v mandoc
+jq|command -v jq
 EOF
         ;;
     dbus-daemon) ;; # what `test` needs is enough

@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.config.settings import load
+from gpuswitch.host.simulated.scenarios import SCENARIOS
+from tests.harness.pages import Block, blocks
 from tests.unit.test_house import ROOT, relative
 
 PACKAGE = ROOT / "gpuswitch"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+COMMANDS = [block for page in PAGES for block in blocks(page)]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PARTS = ("gpuswitch", "tests", "units", "contrib", "docs", "findings", ".ci")
 ROOMS = ("switch", "host", "gpu", "fleet", "api", "cli", "config", "history", "model", "runtime")
@@ -159,6 +162,13 @@ def test_a_configuration_in_a_page_can_be_used(page: Path, tmp_path: Path) -> No
             load(file, {})
 
 
+@pytest.mark.parametrize("block", COMMANDS, ids=str)
+def test_commands_in_a_page_are_run_or_it_is_said_what_they_need(block: Block) -> None:
+    assert block.is_understood
+    assert block.commands != []
+    assert block.scenario in {"", *SCENARIOS}
+
+
 def test_the_example_in_the_readme_is_safe_to_copy(tmp_path: Path) -> None:
     """It names a GPU, and that is all."""
     [text] = fenced((ROOT / "README.md").read_text(), "toml")
@@ -225,6 +235,10 @@ def test_the_rules_can_fail(tmp_path: Path) -> None:
     (tmp_path / "a.py").touch()
     tree = f"{tmp_path.name}/\n  here/   (a.py, c.py)\n    a.py  not here\n  a.py\n  d/\n"
     assert list(dangling_in_tree(tree, tmp_path)) == ["c.py", "a.py", "d/"]
+
+    marks = ("", "on", "on: plain, brokn", "needs:", "on: plain, failed, systemd", "needs: libvirt")
+    other.write_text("".join(f"<!-- {mark} -->\n```sh\nls\n```\n\n" for mark in marks))
+    assert [block.mark for block in blocks(other) if block.is_understood] == list(marks[-2:])
 
     assert quotes_truly("a = 1\n\n\nb = 2\n", "def f():\n    a = 1\n    b = 2\n")
     assert not quotes_truly("1\n", "a = 1\n")
