@@ -11,14 +11,14 @@ from tests.harness.virtual_machines.machine import Machine
 def test_what_the_guides_have_people_type(machine: Machine) -> None:
     set_up(machine)
     define(machine, "win10", GPU, GPU_AUDIO)
-    starts = 0
-    for block in typed_where("debian"):
-        for command, _ in block.commands:
-            machine.sh(command)
-            if command == "virsh start win10":
-                check_given(machine, "win10")
-                starts += 1
-            if command.startswith("gpuswitchctl wait"):
-                await_home(machine)
-    assert starts == 2
-    assert machine.sh("gpuswitchctl history").stdout.count(" done ") == 2 * starts
+    # Pages that have people type the same have it typed once.
+    blocks = {block.text: block for block in typed_where("debian")}
+    commands = [command for block in blocks.values() for command, _ in block.commands]
+    assert commands.count("virsh start win10") == 1
+    for command in commands:
+        machine.sh(command)
+        if command == "virsh start win10":
+            check_given(machine, "win10")
+        if command.startswith("gpuswitchctl wait"):
+            await_home(machine)
+    assert machine.sh("gpuswitchctl history").stdout.count(" done ") == 2
