@@ -5,7 +5,9 @@ A line before each block of commands says that, unseen by readers:
     <!-- on: plain -->            on a simulated host, with the page's own configuration where it has shown one before
     <!-- on: plain, failed -->    with a GPU that is in one of the `SITUATIONS`
     <!-- on: single, systemd -->  on that host too, where there is systemd and its journal: in a container
-    <!-- needs: libvirt -->       what no test has, in words: nobody runs it
+    <!-- needs: debian -->        a Debian with libvirt and a GPU: a virtual machine (tests/real_kernel/test_guides.py)
+    <!-- needs: debian, packages -->  Debian's packages: apt resolves them (tests/real_system/test_guides.py)
+    <!-- needs: arch -->          what no test has, in words: nobody runs it
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.md")])
+"""Those in other languages show the same (tests/unit/test_translated_pages.py)."""
 
 CONFIG = '[[gpu]]\naddress = "0000:01:00.0"\nname = "rtx3070"\nallow_boot_display = true\n'
 """Where the page has shown none."""
@@ -83,7 +86,7 @@ class Block:
     config: str
 
     def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     @property
     def is_understood(self) -> bool:
@@ -132,6 +135,11 @@ def blocks(page: Path) -> Iterator[Block]:
 
 def all_blocks() -> list[Block]:
     return [block for page in PAGES for block in blocks(page)]
+
+
+def typed_where(needs: str) -> list[Block]:
+    """Those that say that this is what they need."""
+    return [block for block in all_blocks() if block.mark == f"needs: {needs}"]
 
 
 def unchanging(text: str) -> str:
