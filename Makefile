@@ -24,7 +24,7 @@ STAMP_FAST := $(VENV)/.has-dbus-fast
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help venv need-develop need-test need-bus need-library need-system need-vm demo test lint format types system-test test-python vm-test release-test vm-shell bench simulate fuzz docs install uninstall clean
+.PHONY: help venv need-develop need-test need-bus need-library need-system need-vm demo test lint format types system-test test-python vm-test release-test vm-shell bench simulate fuzz docs deb stage lock install uninstall clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,10 +86,24 @@ docs: venv ## write the generated documents anew
 	$(BIN)/python docs/generate_messages.py
 	$(BIN)/python -m docs.generate_picture
 
+deb: ## make the Debian package, into dist/, for this system's release (RELEASE=trixie: for that one, in a system of it, as root)
+ifeq ($(origin RELEASE),command line)
+	@$(MAKE) venv need-system
+	@RELEASE=$(RELEASE) $(BIN)/python -m tests.harness.debian.package
+else
+	@contrib/debian/build.sh
+endif
+
+stage: ## for who makes a package: all files but the Python ones, into DESTDIR (PREFIX=/usr; HOOK=PATH of gpuswitch/hook.py)
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' HOOK='$(HOOK)' contrib/install.sh stage
+
+lock: ## look for new versions of what an installation brings along, and write their hashes down: contrib/*.lock
+	@contrib/lock.sh '$(PYTHON)'
+
 install: ## install on this system (root; PREFIX=/usr/local, PYTHON=/usr/bin/python3)
 	@PREFIX='$(PREFIX)' PYTHON='$(SYSTEM_PYTHON)' contrib/install.sh install
 
-uninstall: ## take away what install brought; /etc/gpuswitch stays
+uninstall: ## take away what install brought, once the GPUs are home; /etc/gpuswitch stays
 	@PREFIX='$(PREFIX)' contrib/install.sh uninstall
 
 clean: ## remove what the other targets made here

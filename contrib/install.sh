@@ -2,8 +2,13 @@
 # Installs gpuswitch on the system it runs in, or takes it away again: `make install`, `make uninstall`.
 #
 #   PREFIX=/usr/local PYTHON=/usr/bin/python3 install.sh install|uninstall
+#   PREFIX=/usr DESTDIR=DIR HOOK=/usr/lib/.../gpuswitch/hook.py install.sh stage
 #
-# Works in a chroot, without a running systemd or bus. pip obeys its own environment (PIP_NO_INDEX, PIP_FIND_LINKS ...).
+# Works in a chroot, without a running systemd or bus. pip obeys its own environment (PIP_NO_INDEX, PIP_FIND_LINKS ...),
+# and installs what contrib/requirements.lock names by hash, built with what contrib/build.lock names.
+#
+# `stage` is for who makes a package: all files but the Python ones, below DESTDIR, for any user. The programs are in
+# PREFIX/bin, hook.py is at HOOK; UNITDIR and ZSHDIR say where systemd and zsh look for units and completions.
 #
 # Each installation is a directory of its own under PREFIX/lib/gpuswitch, with a virtual environment and a manifest;
 # `current` points to the one in use. A new one is built beside the old one and `current` is moved when it is complete,
@@ -16,33 +21,58 @@ source=$(cd "$(dirname "$0")/.." && pwd)
 home=$PREFIX/lib/gpuswitch
 current=$home/current
 unit=gpuswitchd.service
-hooks=/etc/libvirt/hooks
+hook=/etc/libvirt/hooks/qemu.d/50-gpuswitch
+ours="^hook='/.*/hook\.py'$" # a line that all versions of our hook have
+package=/usr/lib/gpuswitch/maintain
 
-# Everything that is put outside of PREFIX/lib/gpuswitch: how | from | to.
-# Units and activation lie where an administrator's own belong; the bus reads policies in /usr/share and /etc only, and
-# polkit before 124 actions in /usr/share only.
+# A package's files lie in /usr, an administrator's own units, activation and completions in /usr/local; the bus reads
+# policies in /usr/share and /etc only, and polkit before 124 actions in /usr/share only.
 # bash and zsh look for completions in /usr/local/share, too, wherever the command is; fish does so only in a desktop.
-# libvirt looks for hooks in one place; it may be installed later, and finds ours then.
+if [ "$PREFIX" = /usr ]; then
+    base=/usr policies=/usr/share/dbus-1/system.d
+else
+    base=/usr/local policies=/etc/dbus-1/system.d
+fi
+units=${UNITDIR:-$base/lib/systemd/system}
+zsh=${ZSHDIR:-$base/share/zsh/site-functions}
+
+# What every way of installing puts outside of PREFIX/lib/gpuswitch: how | from | to.
 files() {
     cat <<EOF
-link|$current/bin/gpuswitchctl|$PREFIX/bin/gpuswitchctl
-link|$current/bin/gpuswitchd|$PREFIX/sbin/gpuswitchd
-file|units/gpuswitchd.service.in|/usr/local/lib/systemd/system/gpuswitchd.service
-file|units/gpuswitch-notify.service.in|/usr/local/lib/systemd/user/gpuswitch-notify.service
-file|units/org.gpuswitch1.service.in|/usr/local/share/dbus-1/system-services/org.gpuswitch1.service
-file|units/org.gpuswitch1.conf|/etc/dbus-1/system.d/org.gpuswitch1.conf
+file|units/gpuswitchd.service.in|$units/gpuswitchd.service
+file|units/gpuswitch-notify.service.in|$base/lib/systemd/user/gpuswitch-notify.service
+file|units/org.gpuswitch1.service.in|$base/share/dbus-1/system-services/org.gpuswitch1.service
+file|units/org.gpuswitch1.conf|$policies/org.gpuswitch1.conf
 file|units/org.gpuswitch1.policy|/usr/share/polkit-1/actions/org.gpuswitch1.policy
 file|units/org.gpuswitch1.rules|/usr/share/polkit-1/rules.d/50-gpuswitch.rules
-file|units/gpuswitch.sysusers|/usr/local/lib/sysusers.d/gpuswitch.conf
-file|contrib/completion/gpuswitchctl.bash|/usr/local/share/bash-completion/completions/gpuswitchctl
+file|units/gpuswitch.sysusers|$base/lib/sysusers.d/gpuswitch.conf
+file|contrib/completion/gpuswitchctl.bash|$base/share/bash-completion/completions/gpuswitchctl
 file|contrib/completion/gpuswitchctl.fish|/usr/share/fish/vendor_completions.d/gpuswitchctl.fish
-file|contrib/completion/_gpuswitchctl|/usr/local/share/zsh/site-functions/_gpuswitchctl
+file|contrib/completion/_gpuswitchctl|$zsh/_gpuswitchctl
 file|docs/man/gpuswitchctl.1|$PREFIX/share/man/man1/gpuswitchctl.1
 file|docs/man/gpuswitchd.8|$PREFIX/share/man/man8/gpuswitchd.8
 file|docs/man/gpuswitch.toml.5|$PREFIX/share/man/man5/gpuswitch.toml.5
 file|docs/man/org.gpuswitch1.5|$PREFIX/share/man/man5/org.gpuswitch1.5
-hook|contrib/libvirt/qemu.d/50-gpuswitch|$hooks/qemu.d/50-gpuswitch
 EOF
+}
+
+# What `make install` adds. libvirt looks for hooks in one place; it may be installed later, and finds ours then.
+installed_files() {
+    cat <<EOF
+link|$current/bin/gpuswitchctl|$PREFIX/bin/gpuswitchctl
+link|$current/bin/gpuswitchd|$PREFIX/sbin/gpuswitchd
+hook|contrib/libvirt/qemu.d/50-gpuswitch|$hook
+EOF
+    files
+}
+
+# What a package adds: what its scripts call, and the hook, which they put in its place.
+staged_files() {
+    cat <<EOF
+program|contrib/maintain.sh|$home/maintain
+program|contrib/libvirt/qemu.d/50-gpuswitch|$home/libvirt-hook
+EOF
+    files
 }
 
 say() { printf '%s\n' "gpuswitch: $*"; }
@@ -66,22 +96,13 @@ tell_system() {
     systemctl reload dbus.service
 }
 
-# deaf_libvirt: the running libvirt daemons that found no hook for QEMU when they started, and will not look for one
-# before they are told to (libvirt's virHookCheck). Asked before ours is there.
-deaf_libvirt() {
-    has_systemd || return 0
-    for hook in "$hooks/qemu" "$hooks"/qemu.d/*; do
-        [ ! -f "$hook" ] || [ ! -x "$hook" ] || return 0
-    done
-    for daemon in libvirtd.service virtqemud.service; do
-        ! systemctl -q is-active "$daemon" || printf ' %s' "$daemon"
-    done
-}
-
 # missing_directories DIR: the manifest's lines for those of DIR and its parents that are not there.
 missing_directories() {
     [ -d "$1" ] || { missing_directories "$(dirname "$1")" && printf 'directory %s\n' "$1"; }
 }
+
+# filled FILE SBIN HOOK: its text, with the places that this installation has.
+filled() { sed "s|@sbindir@|$2|g; s|@bindir@|$PREFIX/bin|g; s|@hook@|$3|g" "$source/$1"; }
 
 # put HOW FROM TO: one entry of the list; what was there is replaced in one instant.
 put() {
@@ -91,12 +112,12 @@ put() {
     case $1 in
     link) ln -sfn "$2" "$prepared" ;;
     file)
-        sed "s|@sbindir@|$PREFIX/sbin|g; s|@bindir@|$PREFIX/bin|g" "$source/$2" >"$prepared"
+        filled "$2" "$PREFIX/sbin" '' >"$prepared"
         chmod 0644 "$prepared"
         ;;
     hook)
         prepared=$(dirname "$3").new # libvirt runs every program in the directory, whatever its name
-        sed "s|@hook@|$current/hook.py|g" "$source/$2" >"$prepared"
+        filled "$2" '' "$current/hook.py" >"$prepared"
         chmod 0755 "$prepared"
         ;;
     esac
@@ -111,6 +132,9 @@ remove() {
 }
 
 install() {
+    [ ! -e "$package" ] || die "install: gpuswitch is here as a package ($package); remove that first"
+    [ ! -e "$hook" ] || grep -q "$ours" "$hook" ||
+        die "install: $hook is not ours, and libvirt's machines would get no GPU; move it to another name"
     "$source/contrib/need.sh" "$PYTHON" install
     old=$(readlink "$current" || :)
     missing=$(missing_directories "$home")
@@ -120,17 +144,21 @@ install() {
     trap 'exit 1' HUP INT TERM
     chmod 0755 "$new"
     "$PYTHON" -m venv "$new"
-    "$new/bin/pip" install --quiet --disable-pip-version-check "$source"
+    pip_install() { "$new/bin/pip" install --quiet --disable-pip-version-check "$@"; }
+    pip_install --require-hashes --only-binary :all: --requirement "$source/contrib/requirements.lock"
+    pip_install --require-hashes --only-binary :all: --requirement "$source/contrib/build.lock" --target "$new/build"
+    PYTHONPATH=$new/build pip_install --no-deps --no-build-isolation "$source"
+    rm -r "$new/build"
     "$new/bin/python" -I -c 'import gpuswitch.cli.main, gpuswitch.service, gpuswitch.daemon'
     ln -s "$("$new/bin/python" -I -c 'import gpuswitch.hook; print(gpuswitch.hook.__file__)')" "$new/hook.py"
-    deaf=$(deaf_libvirt)
+    deaf=$("$source/contrib/maintain.sh" deaf-libvirt)
 
     # From here on only short local writes.
     {
         [ -z "$old" ] || grep '^directory ' "$current/manifest" || :
         [ -z "$missing" ] || printf '%s\n' "$missing"
     } >"$new/manifest"
-    files | while IFS='|' read -r how from to; do put "$how" "$from" "$to"; done
+    installed_files | while IFS='|' read -r how from to; do put "$how" "$from" "$to"; done
     add_group
     if [ -n "$old" ]; then # what the old version had put elsewhere
         grep '^file ' "$current/manifest" | grep -vxFf "$new/manifest" >"$new/gone" || :
@@ -148,12 +176,13 @@ install() {
         systemctl try-restart "$unit" || die "restart $unit: see journalctl -u $unit"
     fi
     find "$home" -mindepth 1 -maxdepth 1 -type d ! -name "$(basename "$new")" -exec rm -rf {} +
-    [ -z "$deaf" ] || say "libvirt had no hook for QEMU when it started; so that it sees this one: systemctl reload$deaf"
+    [ -z "$deaf" ] || say "$deaf"
     say "version $("$new/bin/python" -I -c 'import gpuswitch; print(gpuswitch.__version__)') is installed in $PREFIX"
 }
 
 uninstall() {
     [ -f "$current/manifest" ] || die "uninstall: there is no gpuswitch in $PREFIX"
+    PATH=$PREFIX/bin:$PATH "$source/contrib/maintain.sh" before-removal
     if command -v systemctl >/dev/null; then
         ! has_systemd || systemctl stop "$unit"
         systemctl -q disable "$unit"
@@ -167,7 +196,17 @@ uninstall() {
     say "is removed from $PREFIX; /etc/gpuswitch, /var/lib/gpuswitch and the group gpuswitch stay"
 }
 
-[ "$(id -u)" -eq 0 ] || die "${1:-install}: this writes to the system; run it as root"
+stage() {
+    [ -n "${DESTDIR:-}" ] || die "stage: DESTDIR is the folder to put the files in"
+    [ -n "${HOOK:-}" ] || die "stage: HOOK is the path that gpuswitch/hook.py will have"
+    staged_files | while IFS='|' read -r how from to; do
+        mkdir -p "$(dirname "$DESTDIR$to")"
+        filled "$from" "$PREFIX/bin" "$HOOK" >"$DESTDIR$to"
+        chmod "$([ "$how" = program ] && echo 0755 || echo 0644)" "$DESTDIR$to"
+    done
+}
+
+[ "${1:-}" = stage ] || [ "$(id -u)" -eq 0 ] || die "${1:-install}: this writes to the system; run it as root"
 case $PREFIX in
 /*) ;;
 *) die "install in '$PREFIX': PREFIX is an absolute path" ;;
@@ -176,5 +215,6 @@ umask 022
 case ${1:-} in
 install) install ;;
 uninstall) uninstall ;;
-*) die "do '${1:-}': use install or uninstall" ;;
+stage) stage ;;
+*) die "do '${1:-}': use install, uninstall or stage" ;;
 esac

@@ -188,10 +188,16 @@ def test_a_service_that_does_not_come_up_any_more_is_said(upgradable: Container)
     assert "config.toml" in upgradable.sh("journalctl -u gpuswitchd -o cat").stdout
 
 
-def test_an_uninstallation_ends_what_runs(upgradable: Container) -> None:
+def test_an_uninstallation_waits_for_no_switch_and_ends_what_runs(upgradable: Container) -> None:
     begin_to_wait(upgradable)
+    refused = make(upgradable, "uninstall", check=False)
+    assert refused.status != 0
+    assert f"cancel it: gpuswitchctl cancel {GPU}\ncannot remove gpuswitch: a GPU cannot come home\n" in refused.stdout
+    assert prop(upgradable, "State") == "detaching"
+    ctl(upgradable, f"cancel {GPU}")
+    until_state(upgradable, "host")
     make(upgradable, "uninstall")
-    assert "cancelled (the service is stopping)" in upgradable.sh("journalctl -u gpuswitchd -o cat").stdout
+    assert upgradable.sh("pgrep -f gpuswitch[d]", check=False).stdout == ""
     assert upgradable.sh(f"ls {UNIT_FILE} /usr/local/lib/gpuswitch", check=False).stdout == ""
     again = make(upgradable, "uninstall", check=False)
     assert again.status != 0

@@ -26,7 +26,7 @@ PACKAGES = (
     # a person at the machine: logs in, and has a service manager
     *("login", "passwd", "libpam-systemd", "dbus-user-session"),
     # what the project and its tests use
-    *("python3", "python3-venv", "make", "procps", "strace"),
+    *("python3", "python3-venv", "make", "kmod", "procps", "strace"),
     # other people's clients of the bus
     *("libglib2.0-bin", "dbus-tests", "cockpit-bridge", "python3-dbusmock"),
 )

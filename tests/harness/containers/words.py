@@ -36,11 +36,14 @@ def simulated(*faults: str, scenario: str = "laptop", program: str = PROGRAM) ->
     return {f"{DROP_INS}/simulated.conf": f"[Service]\nExecStart=\nExecStart={command}\n"}
 
 
-def hybrid(*faults: str) -> dict[str, str]:
-    """The files for a simulated host that nobody uses, with real units, sessions and inhibitors around it."""
+def hybrid(*faults: str, python: str = PYTHON) -> dict[str, str]:
+    """The files for a simulated host that nobody uses, with real units, sessions and inhibitors around it.
+
+    `python` is that of the installation.
+    """
     name = "hybrid.py"
     program = {f"/srv/{name}": (INSIDE / name).read_text()}
-    return program | simulated(*faults, scenario="plain", program=f"{PYTHON} /srv/{name}")
+    return program | simulated(*faults, scenario="plain", program=f"{python} /srv/{name}")
 
 
 def add_drop_in(machine: Machine, name: str, *lines: str) -> None:

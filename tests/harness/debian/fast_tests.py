@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.harness.debian import tools
 from tests.harness.debian.cache import Cache, content_key, default_folder
 from tests.harness.debian.errors import HarnessError
-from tests.harness.debian.project import find_wheels, requirements_of
+from tests.harness.debian.project import declared_requirements, find_wheels
 from tests.harness.debian.releases import Release, find_release
 from tests.harness.debian.roots import find_root
 from tests.harness.debian.tools import PROJECT, require_root, require_tools, run_on_top, show_on_top
@@ -37,7 +37,7 @@ LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info", 
 def find_systems(cache: Cache, release: Release) -> tuple[Path, Path]:
     """Two layers: what the tests need, in a virtual environment; and the packages below it."""
     # the last one is for an installation that goes on reading the sources where they are
-    requirements = [*requirements_of(PROJECT, "dev"), "editables"]
+    requirements = [*declared_requirements(PROJECT, "dev"), "editables"]
     install = f"python3 -m venv {VENV}; {VENV}/bin/pip install --quiet {shlex.join(requirements)}"
     with cache.lock():
         root = find_root(cache, "fast-tests", release, PACKAGES)

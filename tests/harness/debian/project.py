@@ -24,13 +24,20 @@ PIP_SETTINGS = {
 }
 
 
+LOCKS = ("contrib/build.lock", "contrib/requirements.lock")
+"""What is installed, by version and hash; an older tree may have none."""
+
+
 @contextmanager
-def project_sources(tree: Path = PROJECT) -> Iterator[Path]:
-    """A copy of what `make install` reads: what is hashed is what is installed, whoever edits meanwhile."""
+def project_sources(tree: Path = PROJECT, more: Sequence[str] = ()) -> Iterator[Path]:
+    """A copy of what `make install` reads: what is hashed is what is installed, whoever edits meanwhile.
+
+    `more` is copied, too.
+    """
     with tempfile.TemporaryDirectory(prefix="gpuswitch-sources-") as folder:
         sources = Path(folder) / "gpuswitch"
         sources.mkdir()
-        for name in INSTALL_READS:
+        for name in (*INSTALL_READS, *more):
             origin, copy = tree / name, sources / name
             copy.parent.mkdir(exist_ok=True)
             if origin.is_dir():
@@ -40,8 +47,16 @@ def project_sources(tree: Path = PROJECT) -> Iterator[Path]:
         yield sources
 
 
-def requirements_of(sources: Path, *extras: str) -> list[str]:
-    """What an installation needs, and the tools that belong to it."""
+def requirements_of(sources: Path) -> list[str]:
+    """What an installation needs, and the tools that belong to it: their versions, where the tree says them."""
+    if not all((sources / lock).exists() for lock in LOCKS):
+        return declared_requirements(sources)
+    lines = (line for lock in LOCKS for line in (sources / lock).read_text().splitlines())
+    return [line.removesuffix("\\").strip() for line in lines if "==" in line]
+
+
+def declared_requirements(sources: Path, *extras: str) -> list[str]:
+    """What pyproject.toml asks for, in any version that will do."""
     metadata = tomllib.loads((sources / "pyproject.toml").read_text())
     project = metadata["project"]
     more = (requirement for extra in extras for requirement in project["optional-dependencies"][extra])

@@ -12,13 +12,28 @@ from tests.harness.debian.tools import run_apart
 
 @dataclass(frozen=True)
 class Release:
-    """A release; `python` and `glibc` decide which wheels fit it."""
+    """A release; `python` and `glibc` decide which wheels fit it.
+
+    `libraries` are its own packages of what the project needs of Python, where all are new enough.
+    """
 
     name: str
     python: tuple[int, int]
     glibc: tuple[int, int]
     apt_options: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
 
+
+FORKY_LIBRARIES = (
+    *("python3-asyncinotify", "python3-dbus-next", "python3-jeepney", "python3-prometheus-client", "python3-pydantic"),
+    *(
+        "python3-pydantic-settings",
+        "python3-pyudev",
+        "python3-rich",
+        "python3-transitions",
+        "python3-typing-extensions",
+    ),
+)
 
 RELEASES = {
     release.name: release
@@ -26,7 +41,7 @@ RELEASES = {
         Release("bookworm", (3, 11), (2, 36)),
         Release("trixie", (3, 13), (2, 41)),
         # Not released: a copy of the archive may be older than its own date of expiry allows.
-        Release("forky", (3, 14), (2, 43), ('Acquire::Check-Valid-Until "false"',)),
+        Release("forky", (3, 14), (2, 43), ('Acquire::Check-Valid-Until "false"',), FORKY_LIBRARIES),
     )
 }
 

@@ -1,0 +1,113 @@
+#!/bin/sh
+# What a package's own scripts do beyond copying files; each format calls it at its own time.
+#
+#   maintain after-installation   the files are there, and the service is not yet started anew
+#   maintain before-removal       all is still there: brings GPUs home, stops the service, takes libvirt's hook away
+#   maintain deaf-libvirt         our hook is not there yet: prints what makes libvirt see it, where that takes anything
+#
+# before-removal ends with 1, and the reason, where gpuswitch must stay: a GPU that it took would have nobody who knows its way home.
+# GPUSWITCH_REMOVE=anyway has it go all the same, and touches no GPU. `make uninstall` asks this, too.
+set -eu
+
+unit=gpuswitchd.service
+journal=/run/gpuswitch/gpus
+template=$(dirname "$0")/libvirt-hook
+hooks=/etc/libvirt/hooks
+hook=$hooks/qemu.d/50-gpuswitch
+
+say() { printf '%s\n' "gpuswitch: $*"; }
+
+has_systemd() { [ -d /run/systemd/system ] && command -v systemctl >/dev/null && ! systemd-detect-virt -q --chroot; }
+
+# our_hook: whether what libvirt runs there is a version of our hook. All have said where their hook.py is.
+our_hook() { [ -f "$hook" ] && grep -q "^hook='/.*/hook\.py'$" "$hook"; }
+
+# deaf_libvirt: the running libvirt daemons that found no hook for QEMU when they started, and will not look for one
+# before they are told to (libvirt's virHookCheck).
+deaf_libvirt() {
+    has_systemd || return 0
+    for other in "$hooks/qemu" "$hooks"/qemu.d/*; do
+        [ ! -f "$other" ] || [ ! -x "$other" ] || return 0
+    done
+    deaf=$(for daemon in libvirtd.service virtqemud.service; do
+        ! systemctl -q is-active "$daemon" || printf ' %s' "$daemon"
+    done)
+    [ -z "$deaf" ] ||
+        echo "libvirt had no hook for QEMU when it started; so that it sees this one: systemctl reload$deaf"
+}
+
+# put_hook: a copy, since AppArmor lets libvirt run no program that lies elsewhere. It is made outside of the folder, in
+# which libvirt runs every program, whatever its name: what dpkg, rpm and pacman do with configuration files would be run.
+put_hook() {
+    [ -f "$template" ] || return 0 # of `make install`, whose list of files has the hook
+    if [ -e "$hook" ] && ! our_hook; then
+        say "$hook is not ours, and stays: libvirt's machines get no GPU until it has another name and this is installed anew"
+        return 0
+    fi
+    mkdir -p "$(dirname "$hook")"
+    cp "$template" "$(dirname "$hook").new"
+    chmod 0755 "$(dirname "$hook").new"
+    mv -fT "$(dirname "$hook").new" "$hook"
+}
+
+take_hook() {
+    [ -f "$template" ] || return 0
+    ! our_hook || rm -f "$hook"
+}
+
+# away: the GPUs that are not as they were before gpuswitch, by its journal: on vfio, owned, or not quite home.
+away() {
+    for page in "$journal"/*.json; do
+        [ ! -e "$page" ] || basename "$page" .json | sed 's/_/:/; s/_/:/; s/_/./'
+    done
+}
+
+stay() {
+    echo "cannot remove gpuswitch: $*" >&2
+    [ -z "$(away)" ] || cat >&2 <<EOF
+Nobody else knows the way home of $(away | paste -sd ' '). Do what is said above, then remove gpuswitch again.
+To remove it all the same, and leave GPUs as they are: GPUSWITCH_REMOVE=anyway in the environment of the command.
+EOF
+    exit 1
+}
+
+after_installation() {
+    deaf=$(deaf_libvirt)
+    put_hook
+    [ -z "$deaf" ] || say "$deaf"
+    has_systemd || return 0
+    # The bus must know who may have our name before the service asks for it; Debian's trigger comes later.
+    busctl -q call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus ReloadConfig ||
+        say "the bus has not read its configuration; run: systemctl reload dbus"
+}
+
+before_removal() {
+    if has_systemd && [ "${GPUSWITCH_REMOVE:-}" != anyway ]; then
+        gpus=$(away)
+        if [ -n "$gpus" ]; then
+            # One that somebody has open is refused, whatever the configuration does with programs.
+            # shellcheck disable=SC2086 # one word for each GPU
+            gpuswitchctl to-host --busy refuse $gpus </dev/null || stay "a GPU cannot come home"
+        fi
+        take_hook
+        if ! systemctl stop "$unit"; then
+            put_hook
+            stay "its service does not end: systemctl status $unit"
+        elif [ -n "$(away)" ]; then # taken meanwhile, or on the host with something that is still to be given back
+            put_hook
+            systemctl start "$unit" || :
+            stay "a GPU is not home yet: gpuswitchctl status"
+        fi
+    fi
+    take_hook
+}
+
+case ${1:-} in
+after-installation) after_installation ;;
+before-removal) before_removal ;;
+deaf-libvirt) deaf_libvirt ;;
+*)
+    echo "cannot do '${1:-}': use after-installation, before-removal or deaf-libvirt" >&2
+    exit 2
+    ;;
+esac

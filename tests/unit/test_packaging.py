@@ -1,0 +1,143 @@
+"""What the ways of installing say alike: files, versions, requirements. tests/real_system/test_packages.py installs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from gpuswitch import __version__
+from tests.unit.test_house import ROOT
+
+CONTRIB = ROOT / "contrib"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCKS = {
+    "requirements.lock": PROJECT["project"]["dependencies"],
+    "build.lock": PROJECT["build-system"]["requires"],
+}
+MACROS = {
+    "_bindir": "/usr/bin",
+    "_datadir": "/usr/share",
+    "_exec_prefix": "/usr",
+    "_mandir": "/usr/share/man",
+    "_sysusersdir": "/usr/lib/sysusers.d",
+    "_unitdir": "/usr/lib/systemd/system",
+    "_userunitdir": "/usr/lib/systemd/user",
+}
+"""Of RPM, on Fedora."""
+
+
+def install_sh(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [CONTRIB / "install.sh", *arguments],
+        env={"PATH": os.environ["PATH"], **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def staged(tmp_path: Path) -> Path:
+    done = install_sh("stage", DESTDIR=str(tmp_path), PREFIX="/usr", HOOK="/usr/lib/python/gpuswitch/hook.py")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return tmp_path
+
+
+def test_a_stage_has_no_place_left_open_and_none_of_an_administrator(staged: Path) -> None:
+    files = [path for path in staged.rglob("*") if path.is_file()]
+    assert [path for path in files if re.search(r"@\w+@|/usr/local", path.read_text())] == []
+    assert "ExecStart=/usr/bin/gpuswitchd\n" in (staged / "usr/lib/systemd/system/gpuswitchd.service").read_text()
+    assert "hook='/usr/lib/python/gpuswitch/hook.py'\n" in (staged / "usr/lib/gpuswitch/libvirt-hook").read_text()
+    programs = {path.name for path in files if path.stat().st_mode & 0o111}
+    assert programs == {"maintain", "libvirt-hook"}
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"HOOK": "/hook.py"}, "cannot stage: DESTDIR is the folder to put the files in\n"),
+        ({"DESTDIR": "/nowhere"}, "cannot stage: HOOK is the path that gpuswitch/hook.py will have\n"),
+    ],
+)
+def test_a_stage_that_lacks_a_place_is_refused(env: dict[str, str], said: str) -> None:
+    done = install_sh("stage", PREFIX="/usr", **env)
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_the_rpm_has_what_is_staged(staged: Path) -> None:
+    """The spec names each file; the other recipes take all that is there."""
+    listed = (CONTRIB / "rpm/gpuswitch.spec").read_text().partition("%files")[2].partition("%changelog")[0]
+    paths = {
+        re.sub(r"%\{(\w+)\}", lambda macro: MACROS[macro[1]], line) for line in re.findall(r"^[%/]\S+/.*", listed, re.M)
+    }
+    # its programs are made of pyproject.toml; manual pages are compressed
+    named = {path.rstrip("*") for path in paths if not path.startswith("/usr/bin/")}
+    there = {f"/{path.relative_to(staged)}" for path in staged.rglob("*") if path.is_file()}
+    assert {path for path in there if not path.startswith("/usr/lib/gpuswitch/")} | {"/usr/lib/gpuswitch/"} == named
+
+
+@pytest.mark.parametrize(
+    ("recipe", "line"),
+    [
+        ("arch/PKGBUILD", "pkgver={}"),
+        ("rpm/gpuswitch.spec", "Version:        {}"),
+        ("nix/module.nix", '    version = "{}";'),
+    ],
+)
+def test_recipes_are_of_this_version(recipe: str, line: str) -> None:
+    assert line.format(__version__) in (CONTRIB / recipe).read_text().splitlines()
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {Requirement(each).name for each in requirements}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "pattern"),
+    [
+        ("arch/PKGBUILD", r"'python-([\w-]+)'"),
+        ("nix/module.nix", r"^      ([\w-]+)$"),
+    ],
+)
+def test_recipes_ask_for_all_libraries(recipe: str, pattern: str) -> None:
+    found = {name.replace("_", "-") for name in re.findall(pattern, (CONTRIB / recipe).read_text(), re.M)}
+    assert names(LOCKS["requirements.lock"]) - found == set()
+
+
+def pinned(lock: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", (CONTRIB / lock).read_text(), re.M))
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_file_has_a_version_that_will_do_of_all_that_is_asked_for(lock: str) -> None:
+    """`make lock` writes it anew."""
+    versions = pinned(lock)
+    asked = [Requirement(each) for each in LOCKS[lock]]
+    assert [str(each) for each in asked if not each.specifier.contains(versions.get(each.name, "0"))] == []
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_file_has_hashes_and_names_no_index(lock: str) -> None:
+    text = (CONTRIB / lock).read_text()
+    parts = text.replace("\\\n", "").splitlines()
+    assert parts != []
+    assert [
+        part for part in parts if not re.fullmatch(r"[\w.-]+==\S+( ; [^:]+)?(\s+--hash=sha256:[0-9a-f]{64})+", part)
+    ] == []
+
+
+def test_the_prometheus_client_of_debian_14_will_do() -> None:
+    [asked] = [Requirement(each) for each in LOCKS["requirements.lock"] if each.startswith("prometheus-client")]
+    assert asked.specifier.contains("0.21.1")
+
+
+def test_nobody_asks_maintain_for_what_it_does_not_do() -> None:
+    done = subprocess.run([CONTRIB / "maintain.sh", "tidy"], capture_output=True, text=True, check=False)
+    known = "after-installation, before-removal or deaf-libvirt"
+    assert (done.returncode, done.stderr) == (2, f"cannot do 'tidy': use {known}\n")
