@@ -83,6 +83,7 @@ docs: venv ## write the generated documents anew
 	$(BIN)/python docs/generate_configuration.py
 	$(BIN)/python docs/generate_man.py
 	$(BIN)/python docs/generate_messages.py
+	$(BIN)/python docs/generate_catalog.py
 
 install: ## install on this system (root; PREFIX=/usr/local, PYTHON=/usr/bin/python3)
 	@PREFIX='$(PREFIX)' PYTHON='$(SYSTEM_PYTHON)' contrib/install.sh install
