@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import fcntl
 import json
 import logging
@@ -38,11 +39,15 @@ from gpuswitch.host.linux.host import LinuxHost
 from gpuswitch.host.port import Host
 from gpuswitch.host.simulated.faultspec import inject
 from gpuswitch.host.simulated.scenarios import SCENARIOS
+from gpuswitch.log.events import STALLED
+from gpuswitch.log.fields import told
 from gpuswitch.log.journald import log_handler
 from gpuswitch.log.observer import LogObserver
+from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import discover
 from gpuswitch.runtime.buses import check_simulated, system_bus
 from gpuswitch.runtime.notify import notify, reloading, watchdog_seconds
+from gpuswitch.runtime.stacks import where
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.journal.journal import Journal
 from gpuswitch.switch.journal.store import DirectoryStore
@@ -189,12 +194,17 @@ class Daemon:
         await self._bus.close()
 
     async def _watchdog(self) -> None:
-        """Tell systemd that we are well: the loop turns, and no switch has stood still beyond its deadlines."""
+        """Tell systemd that we are well: the loop turns, and no actor stands still in the program itself."""
         interval = watchdog_seconds()
+        told_of: set[PciAddress] = set()
         while interval is not None:
-            if stalled := self._fleet.stalled():
-                _log.critical("%s stands still: a fault of gpuswitch itself", stalled[0].gpu.address)
-            else:
+            stalled = {actor.gpu.address: actor.stalled for actor in self._fleet.stalled()}
+            for gpu, task in stalled.items():
+                if gpu not in told_of and task is not None:
+                    text = "%s stands still: a fault of gpuswitch itself; systemd starts the service anew: %s"
+                    _log.critical(text, gpu, where(task), extra=told(STALLED, GPU=gpu))
+            told_of = set(stalled)
+            if not stalled:
                 notify("WATCHDOG=1")
             await asyncio.sleep(interval)
         await asyncio.Event().wait()
@@ -332,6 +342,8 @@ def run(options: argparse.Namespace) -> int:
         logging.basicConfig(
             level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", handlers=[log_handler()]
         )
+        # Where the event loop itself stands still, the watchdog's SIGABRT has it say where (systemd.service(5)).
+        faulthandler.enable()
         # It tells of each edge as often as twice, where our own log tells of the state.
         logging.getLogger("transitions").setLevel(logging.WARNING)
         asyncio.run(serve(options))
