@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 EXIT_USAGE = 2
 EXIT_OUTPUT = 8
-_WITHOUT_SERVICE = frozenset(f"gpuswitch.cli.{module}" for module in ("configuration", "demo", "editing", "topics"))
-"""Modules whose verbs ask no service."""
+_WITHOUT_SERVICE = frozenset(
+    f"gpuswitch.cli.{module}" for module in ("configuration", "demo", "editing", "report", "topics")
+)
+"""Modules whose verbs ask no service, or do what they can without."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
