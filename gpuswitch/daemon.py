@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -31,6 +32,7 @@ from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgumen
 from gpuswitch.fleet.fitting import fitted
 from gpuswitch.fleet.fleet import Fleet
 from gpuswitch.fleet.host_drivers import missing_host_drivers
+from gpuswitch.fleet.watchdog import Watchdog
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.gpu.observer import Observer
@@ -39,15 +41,11 @@ from gpuswitch.host.linux.host import LinuxHost
 from gpuswitch.host.port import Host
 from gpuswitch.host.simulated.faultspec import inject
 from gpuswitch.host.simulated.scenarios import SCENARIOS
-from gpuswitch.log.events import STALLED
-from gpuswitch.log.fields import told
 from gpuswitch.log.journald import log_handler
 from gpuswitch.log.observer import LogObserver
-from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import discover
 from gpuswitch.runtime.buses import check_simulated, system_bus
 from gpuswitch.runtime.notify import notify, reloading, watchdog_seconds
-from gpuswitch.runtime.stacks import where
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.journal.journal import Journal
 from gpuswitch.switch.journal.store import DirectoryStore
@@ -194,18 +192,11 @@ class Daemon:
         await self._bus.close()
 
     async def _watchdog(self) -> None:
-        """Tell systemd that we are well: the loop turns, and no actor stands still in the program itself."""
+        """Tell systemd as often as it wants to hear it that we are well."""
         interval = watchdog_seconds()
-        told_of: set[PciAddress] = set()
+        watchdog = Watchdog(self._fleet, partial(notify, "WATCHDOG=1"))
         while interval is not None:
-            stalled = {actor.gpu.address: actor.stalled for actor in self._fleet.stalled()}
-            for gpu, task in stalled.items():
-                if gpu not in told_of and task is not None:
-                    text = "%s stands still: a fault of gpuswitch itself; systemd starts the service anew: %s"
-                    _log.critical(text, gpu, where(task), extra=told(STALLED, GPU=gpu))
-            told_of = set(stalled)
-            if not stalled:
-                notify("WATCHDOG=1")
+            watchdog.look()
             await asyncio.sleep(interval)
         await asyncio.Event().wait()
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import pytest
 
+from gpuswitch.fleet.watchdog import Watchdog
 from gpuswitch.gpu.planner import Planner
 from gpuswitch.gpu.runner import Runner
 from gpuswitch.host.simulated.faults import Hang
+from gpuswitch.log.events import STALLED
+from gpuswitch.log.fields import fields_of
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.runtime.stacks import where
@@ -23,7 +27,10 @@ async def never(*_: object, **__: object) -> None:
     await asyncio.Event().wait()
 
 
-async def test_one_that_never_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_one_that_never_decides(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """The log says so once, and where; systemd is told that all is well no more."""
     harness = await Harness.of("plain", tmp_path)
     actor = harness.fleet.find("01:00.0")
     monkeypatch.setattr(Planner, "plan", never)
@@ -35,10 +42,21 @@ async def test_one_that_never_decides(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert actor.stalled is asked
     place = where(asked)
     assert place.index("gpu/actor.py") < place.index("test_stalled.py") < place.index("locks.py")
+    well: list[None] = []
+    watchdog = Watchdog(harness.fleet, lambda: well.append(None))
+    for _ in range(3):
+        watchdog.look()
+    [said] = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert said.getMessage().startswith("0000:01:00.0 stands still: a fault of gpuswitch itself")
+    assert "gpu/actor.py" in said.getMessage()
+    assert (fields_of(said)["GPU"], fields_of(said)["MESSAGE_ID"]) == ("0000:01:00.0", STALLED.message_id)
+    assert well == []
     asked.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asked
     assert harness.fleet.stalled() == []
+    watchdog.look()
+    assert well == [None]
 
 
 async def test_one_that_never_takes_its_next_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ _HEART = (
     "gpuswitch.model",
     "gpuswitch.config",
     "gpuswitch.runtime.pause",
+    "gpuswitch.runtime.stacks",
     "gpuswitch.log.events",
     "gpuswitch.log.fields",
     "gpuswitch.host.operation",
