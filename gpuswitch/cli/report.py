@@ -32,7 +32,7 @@ from gpuswitch.cli.output import as_json, line, moment, write
 from gpuswitch.cli.records import entry_record, gpu_record
 from gpuswitch.cli.redaction import Redaction, words
 from gpuswitch.cli.translate import _, english
-from gpuswitch.errors import Failed
+from gpuswitch.errors import EXIT_UNREACHABLE, Failed
 
 PAGES = Path("/run/gpuswitch/gpus")
 SWITCHES = 20
@@ -144,12 +144,15 @@ class _Report:
         )
         return self._redaction.clean(f"{head}{missing}{shown}")
 
-    def _section(self, title: str, lines: Callable[[], Iterable[str]]) -> None:
-        """What goes wrong with one of them takes nothing from the others."""
+    def _section(self, title: str, lines: Callable[[], Iterable[str]]) -> bool:
+        """What goes wrong with one of them takes nothing from the others. False: nobody answered."""
         try:
             self._sections.append((title, list(lines())))
         except (CtlError, UnreadableError, OSError) as error:
-            self.unseen.append(f"{title[0].lower()}{title[1:]}: {getattr(error, 'strerror', None) or error}")
+            named = title if title.startswith(("GPU", "IOMMU")) else f"{title[0].lower()}{title[1:]}"
+            self.unseen.append(f"{named}: {getattr(error, 'strerror', None) or error}")
+            return getattr(error, "exit_code", None) != EXIT_UNREACHABLE
+        return True
 
     # What the service says --------------------------------------------------------------------------------------------
 
@@ -164,12 +167,18 @@ class _Report:
             if not service.ask(message_bus.NameHasOwner(NAME)).body[0]:
                 self._without_service("the service does not run")
                 return
-            self._section("Version of the service", lambda: [_version_of(service)])
-            self._section("Configuration in force", lambda: self._configuration(service))
-            self._section("GPUs", lambda: self._gpus(service))
-            self._section("Who has them open", lambda: self._holders(service))
-            self._section("IOMMU groups", lambda: map(_json, service.groups()))
-            self._section(f"History, the last {SWITCHES}", lambda: self._history(service))
+            asked: tuple[tuple[str, Callable[[], Iterable[str]]], ...] = (
+                ("Version of the service", lambda: [_version_of(service)]),
+                ("Configuration in force", lambda: self._configuration(service)),
+                ("GPUs", lambda: self._gpus(service)),
+                (f"History, the last {SWITCHES}", lambda: self._history(service)),
+                ("IOMMU groups", lambda: map(_json, service.groups())),
+                ("Who has them open", lambda: self._holders(service)),
+            )
+            for title, lines in asked:
+                # One that does not answer now would be waited for as long with each of the others.
+                if not self._section(title, lines):
+                    break
 
     def _without_service(self, why: str) -> None:
         self.unseen.append(f"what the service knows: {why}")
