@@ -23,6 +23,7 @@ from gpuswitch.log.fields import fields_of
 
 SOCKET = "/run/systemd/journal/socket"
 IDENTIFIER = "gpuswitchd"
+_STANDARD_ERROR = 2
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 """syslog(3): critical, error, warning, informational; below that, 7: debug."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
@@ -34,7 +35,7 @@ _TOO_LONG = (errno.EMSGSIZE, errno.ENOBUFS)
 def log_handler() -> logging.Handler:
     """Where the log goes: to journald, where standard error does; else to standard error, as it is."""
     plain = logging.StreamHandler(sys.stderr)
-    return JournalHandler(plain) if is_journal(sys.stderr.fileno()) else plain
+    return JournalHandler(plain) if is_journal(_STANDARD_ERROR) else plain
 
 
 def is_journal(descriptor: int) -> bool:

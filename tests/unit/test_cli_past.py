@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from gpuswitch.cli import history as past
+from gpuswitch.cli import query
 from gpuswitch.cli.client import plain_values
 from gpuswitch.cli.terminal import print_timeline
-from tests.harness.service.fixed import fixed, gpu
+from tests.harness.service.fixed import fixed, gpu, switch
 from tests.unit.test_cli import EVIL, HARMLESS
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -275,3 +276,9 @@ class TestKernel:
         asked = journalctl()
         shown(capsys, entry(result="wedged", steps=[]))
         assert "--until" not in asked.read_text()
+
+    @pytest.mark.parametrize(("state", "so"), [("failed", True), ("wedged", True), ("host", False)])
+    def test_status_says_where_it_can_be_read(self, state: str, so: bool, capsys: pytest.CaptureFixture[str]) -> None:
+        found = gpu(State=state, Switch=switch(result="failed"))
+        assert query.status(fixed(found), Namespace(json=False, gpus=[])) == 0
+        assert ("what it said meanwhile: gpuswitchctl show 5f" in capsys.readouterr().out) is so
