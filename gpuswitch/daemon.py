@@ -52,6 +52,8 @@ from gpuswitch.switch.journal.store import DirectoryStore
 from gpuswitch.switch.record import Drift, Switch
 
 _log = logging.getLogger("gpuswitch")
+_STANDARD_ERROR = 2
+"""The descriptor itself, which is there whatever has become of `sys.stderr`."""
 
 
 class Observers:
@@ -334,7 +336,7 @@ def run(options: argparse.Namespace) -> int:
             level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", handlers=[log_handler()]
         )
         # Where the event loop itself stands still, the watchdog's SIGABRT has it say where (systemd.service(5)).
-        faulthandler.enable()
+        faulthandler.enable(_STANDARD_ERROR)
         # It tells of each edge as often as twice, where our own log tells of the state.
         logging.getLogger("transitions").setLevel(logging.WARNING)
         asyncio.run(serve(options))
