@@ -32,7 +32,7 @@ from gpuswitch.cli.output import as_json, line, moment, write
 from gpuswitch.cli.records import entry_record, gpu_record
 from gpuswitch.cli.redaction import Redaction, words
 from gpuswitch.cli.translate import _, english
-from gpuswitch.errors import EXIT_UNREACHABLE, Failed
+from gpuswitch.errors import EXIT_UNREACHABLE, Failed, InvalidArgument
 
 PAGES = Path("/run/gpuswitch/gpus")
 SWITCHES = 20
@@ -75,10 +75,12 @@ def report(args: Namespace) -> int:
     Raises:
         CtlError: it could not be written.
     """
+    if args.output == "-" and args.json:
+        raise CtlError.of(InvalidArgument, _("cannot print a report with --json, which says where it is: name a file"))
     with english():
         made = _Report(args.bus)
         text = made.text()
-    if args.output == "-" and not args.json:
+    if args.output == "-":
         for each in text.splitlines():
             write(each)
         return 0

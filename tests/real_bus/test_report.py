@@ -73,6 +73,8 @@ async def test_standard_output_and_json(start: Start, ctl: Ctl, told: Json, tmp_
     [document] = told("report", "--output", str(tmp_path / "report.md"))
     assert document["report"]["path"] == str(tmp_path / "report.md")
     assert (tmp_path / "report.md").exists()
+    [error] = told("report", "--output", "-")
+    assert error["error"]["kind"] == "invalid_argument"
 
 
 def test_without_the_service_it_says_what_is_not_in_it(ctl: Ctl, tmp_path: Path) -> None:
