@@ -28,7 +28,7 @@ from gpuswitch.cli.client import MANAGER, NAME, PROPERTIES, ROOT, Service, call
 from gpuswitch.cli.configuration import DIRECTORY, judged
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.journal import Line, UnreadableError, kernel_lines, service_lines
-from gpuswitch.cli.output import as_json, line, moment, write
+from gpuswitch.cli.output import as_json, clean, line, moment, write
 from gpuswitch.cli.records import entry_record, gpu_record
 from gpuswitch.cli.redaction import Redaction, words
 from gpuswitch.cli.translate import _, english
@@ -188,8 +188,10 @@ class _Report:
 
     def _configuration(self, service: Service) -> Iterator[str]:
         for each in service.config():
-            if each["key"] == "metrics.address":
-                self._redaction.name("address", *words([each["value"].strip('"')]))
+            value = each["value"].strip('"')
+            # What is an address by its form is known by that.
+            if each["key"] == "metrics.address" and not value.replace(".", "").isdigit() and ":" not in value:
+                self._redaction.name("hostname", value)
             # A name in a list of units is theirs who wrote it there, and is what a switch does.
             yield f"{each['key']} = {each['value']}  ({each['origin']})"
         yield from (f"warning: {each}" for each in service.warnings())
@@ -251,11 +253,11 @@ class _Report:
                 known.name("machine", *(path.stem for path in Path(folder).glob("*.xml")))
 
     def _pages(self) -> Iterator[str]:
-        for path in sorted(PAGES.iterdir()):
+        for path in sorted(each for each in PAGES.iterdir() if each.suffix == ".json"):
             text = path.read_text(encoding="utf-8", errors="replace")
             with suppress(ValueError, RecursionError):
                 self._redaction.name("machine", *_named_with_uuid(json.loads(text)))
-            yield f"{path.name}: {text}"
+            yield f"{path.name}: {clean(text)}"
 
     def _log(self) -> list[str]:
         return self._told(service_lines(LOG_LINES))
