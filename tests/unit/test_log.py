@@ -226,6 +226,13 @@ def test_the_catalog_and_the_page_are_what_is_made_of_the_events(tmp_path: Path)
         )
 
 
+def test_every_event_is_explained_in_every_language() -> None:
+    text = (ROOT / "units" / "gpuswitch.catalog").read_text()
+    for event in EVENTS:
+        for language in "", " de", " fr", " zh_CN":
+            assert f"-- {event.message_id}{language}\nSubject: " in text
+
+
 def test_no_command_in_it_is_broken() -> None:
     lines = (ROOT / "units" / "gpuswitch.catalog").read_text().splitlines()
     assert [line for line in lines if line.endswith(("gpuswitchctl", " status", " show", " help"))] == []
