@@ -84,6 +84,7 @@ docs: venv ## write the generated documents anew
 	$(BIN)/python docs/generate_configuration.py
 	$(BIN)/python docs/generate_man.py
 	$(BIN)/python docs/generate_messages.py
+	$(BIN)/python docs/generate_catalog.py
 	$(BIN)/python -m docs.generate_picture
 
 deb: ## make the Debian package, into dist/, for this system's release (RELEASE=trixie: for that one, in a system of it, as root)

@@ -46,6 +46,7 @@ file|units/org.gpuswitch1.conf|$policies/org.gpuswitch1.conf
 file|units/org.gpuswitch1.policy|/usr/share/polkit-1/actions/org.gpuswitch1.policy
 file|units/org.gpuswitch1.rules|/usr/share/polkit-1/rules.d/50-gpuswitch.rules
 file|units/gpuswitch.sysusers|$base/lib/sysusers.d/gpuswitch.conf
+file|units/gpuswitch.catalog|$base/lib/systemd/catalog/gpuswitch.catalog
 file|contrib/completion/gpuswitchctl.bash|$base/share/bash-completion/completions/gpuswitchctl
 file|contrib/completion/gpuswitchctl.fish|/usr/share/fish/vendor_completions.d/gpuswitchctl.fish
 file|contrib/completion/_gpuswitchctl|$zsh/_gpuswitchctl
@@ -89,8 +90,9 @@ add_group() {
     fi
 }
 
-# tell_system: systemd and the bus read what has changed.
+# tell_system: journalctl, systemd and the bus read what has changed.
 tell_system() {
+    ! command -v journalctl >/dev/null || journalctl --update-catalog
     has_systemd || return 0
     systemctl daemon-reload
     systemctl reload dbus.service

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import fcntl
 import json
 import logging
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -33,6 +35,7 @@ from gpuswitch.fleet.fitting import fitted
 from gpuswitch.fleet.fleet import Fleet
 from gpuswitch.fleet.host_drivers import missing_host_drivers
 from gpuswitch.fleet.matching import found
+from gpuswitch.fleet.watchdog import Watchdog
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.gpu.observer import Observer
@@ -41,6 +44,8 @@ from gpuswitch.host.linux.host import LinuxHost
 from gpuswitch.host.port import Host
 from gpuswitch.host.simulated.faultspec import inject
 from gpuswitch.host.simulated.scenarios import SCENARIOS
+from gpuswitch.log.journald import log_handler
+from gpuswitch.log.observer import LogObserver
 from gpuswitch.model.gpu import discover
 from gpuswitch.runtime.buses import check_simulated, system_bus
 from gpuswitch.runtime.notify import notify, reloading, watchdog_seconds
@@ -50,31 +55,29 @@ from gpuswitch.switch.journal.store import DirectoryStore
 from gpuswitch.switch.record import Drift, Switch
 
 _log = logging.getLogger("gpuswitch")
+_STANDARD_ERROR = 2
+"""The descriptor itself, which is there whatever has become of `sys.stderr`."""
 
 
 class Observers:
-    """Tells each of several observers, and the log. An `Observer` (`gpuswitch.gpu.observer`)."""
+    """Tells each of several observers. An `Observer` (`gpuswitch.gpu.observer`)."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
 
     def appeared(self, actor: Actor) -> None:
-        _log.info("%s: %s", actor.gpu.address, actor.state)
         for observer in self._observers:
             observer.appeared(actor)
 
     def vanished(self, actor: Actor) -> None:
-        _log.info("%s: belongs to another GPU now", actor.gpu.address)
         for observer in self._observers:
             observer.vanished(actor)
 
     def changed(self, record: GpuRecord) -> None:
-        _log.info("%s: %s%s", record.gpu.address, record.state, f" ({record.reason})" if record.reason else "")
         for observer in self._observers:
             observer.changed(record)
 
     def stepped(self, record: GpuRecord, switch: Switch, event: StepEvent) -> None:
-        _log.debug("%s: switch %s: %s: %s", record.gpu.address, switch.id, event.step.title, event.status)
         for observer in self._observers:
             observer.stepped(record, switch, event)
 
@@ -83,18 +86,14 @@ class Observers:
             observer.waits(record)
 
     def finished(self, record: GpuRecord, switch: Switch) -> None:
-        why = f" ({switch.reason})" if switch.reason else ""
-        _log.info("%s: switch %s to %s: %s%s", record.gpu.address, switch.id, switch.target, switch.result, why)
         for observer in self._observers:
             observer.finished(record, switch)
 
     def drifted(self, record: GpuRecord, drift: Drift) -> None:
-        _log.warning("%s: changed by somebody else: %s", record.gpu.address, drift.text)
         for observer in self._observers:
             observer.drifted(record, drift)
 
     def recovered(self, record: GpuRecord) -> None:
-        _log.info("%s: recovery is over: %s", record.gpu.address, record.state)
         for observer in self._observers:
             observer.recovered(record)
 
@@ -113,7 +112,10 @@ class Daemon:
         journal = Journal(DirectoryStore(runtime / "gpus"))
         self._history = History(state / "history.db", config.history)
         self._fleet = Fleet(
-            host, config, journal, Observers(BusObserver(bus, metrics.refusals), metrics, self._history)
+            host,
+            config,
+            journal,
+            Observers(LogObserver(), BusObserver(bus, metrics.refusals), metrics, self._history),
         )
         metrics.show(self._fleet)
         host.processes.noticed = metrics.noticed
@@ -195,13 +197,11 @@ class Daemon:
         await self._bus.close()
 
     async def _watchdog(self) -> None:
-        """Tell systemd that we are well: the loop turns, and no switch has stood still beyond its deadlines."""
+        """Tell systemd as often as it wants to hear it that we are well."""
         interval = watchdog_seconds()
+        watchdog = Watchdog(self._fleet, partial(notify, "WATCHDOG=1"))
         while interval is not None:
-            if stalled := self._fleet.stalled():
-                _log.critical("%s stands still: a fault of gpuswitch itself", stalled[0].gpu.address)
-            else:
-                notify("WATCHDOG=1")
+            watchdog.look()
             await asyncio.sleep(interval)
         await asyncio.Event().wait()
 
@@ -339,8 +339,10 @@ def run(options: argparse.Namespace) -> int:
         if options.check_config is not None:
             return check_config(options)
         logging.basicConfig(
-            level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr
+            level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", handlers=[log_handler()]
         )
+        # Where the event loop itself stands still, the watchdog's SIGABRT has it say where (systemd.service(5)).
+        faulthandler.enable(_STANDARD_ERROR)
         # It tells of each edge as often as twice, where our own log tells of the state.
         logging.getLogger("transitions").setLevel(logging.WARNING)
         asyncio.run(serve(options))

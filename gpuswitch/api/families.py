@@ -104,6 +104,12 @@ WAITING = Family(
 WORKERS_STUCK = Family(
     "gpuswitch_workers_stuck", Type.GAUGE, (), "Worker processes that the kernel has not returned to."
 )
+STALLED = Family(
+    "gpuswitch_actors_stalled",
+    Type.GAUGE,
+    (),
+    "GPUs whose part of the program stands still: a fault of gpuswitch, after which systemd starts it anew.",
+)
 BUILD_INFO = Family("gpuswitch_build_info", Type.INFO, ("version",), "The version that runs.")
 
 SWITCHES = Family(
@@ -140,7 +146,7 @@ RECOVERIES = Family(
 
 FAMILIES = (
     *(GPU_STATE, STATE_SINCE, GPU_INFO, GPU_OWNER, TRIAL_ENDS, HOLDERS, STAYS_OUT),
-    *(AT_BOOT_MISSED, WAITING, WORKERS_STUCK, BUILD_INFO),
+    *(AT_BOOT_MISSED, WAITING, WORKERS_STUCK, STALLED, BUILD_INFO),
     *(SWITCHES, SWITCH_SECONDS, STEP_SECONDS, REFUSALS, DENIALS, DRIFTS, RECOVERIES),
 )
 """What is told of the GPUs: over HTTP, and in the file for node_exporter."""

@@ -157,7 +157,8 @@ class _FleetCollector(Collector):
         owner, holders, trial = _gauge(families.GPU_OWNER), _gauge(families.HOLDERS), _gauge(families.TRIAL_ENDS)
         out, waiting = _gauge(families.STAYS_OUT), _gauge(families.WAITING)
         missed = _gauge(families.AT_BOOT_MISSED)
-        stuck, build = _gauge(families.WORKERS_STUCK), _info(families.BUILD_INFO)
+        stuck, stalled = _gauge(families.WORKERS_STUCK), _gauge(families.STALLED)
+        build = _info(families.BUILD_INFO)
         for address, actor in sorted(self._fleet.actors.items()):
             gpu, record = str(address), actor.record
             for each in State:
@@ -174,8 +175,9 @@ class _FleetCollector(Collector):
             missed.add_metric([gpu], record.missed_at_boot)
             waiting.add_metric([gpu], record.switch is not None and bool(record.switch.waiting_for))
         stuck.add_metric([], sum(actor.state is State.WEDGED for actor in self._fleet.actors.values()))
+        stalled.add_metric([], len(self._fleet.stalled()))
         build.add_metric([], {"version": __version__})
-        return [state, since, info, owner, trial, holders, out, missed, waiting, stuck, build]
+        return [state, since, info, owner, trial, holders, out, missed, waiting, stuck, stalled, build]
 
 
 def _known_of(record: GpuRecord) -> dict[str, str]:

@@ -6,19 +6,38 @@ import pwd
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from gpuswitch.cli.client import Service
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.layout import pairs, table
-from gpuswitch.cli.output import as_json, can_write, cells, duration, line, moment, on_terminal, width, write
+from gpuswitch.cli.layout import hung, pairs, table
+from gpuswitch.cli.output import (
+    as_json,
+    can_write,
+    cells,
+    clock,
+    duration,
+    line,
+    moment,
+    on_terminal,
+    rfc3339,
+    width,
+    write,
+)
 from gpuswitch.cli.records import entry_record
 from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
 from gpuswitch.errors import InvalidArgument
 
+if TYPE_CHECKING:
+    from gpuswitch.cli.journal import Line
+
 Values = Mapping[str, Any]
 _USUAL = 20
 """So many are listed where nobody says how many, or which."""
+_KERNEL_LINES = 50
+_AFTERWARDS = 1.0
+"""Seconds: what the kernel says of the last step may have come when that was over for us."""
 _TO_THE_SECOND = len("2026-11-29 20:07:24")
 
 
@@ -63,14 +82,46 @@ def show(service: Service, args: Namespace) -> int:
         line(_("there is no finished switch"))
         return 0
     entry = service.history_entry(args.id or last[0]["id"])
+    kernel, unread = _kernel_lines(service, entry)
     if args.json:
-        as_json({"switch": entry_record(entry)})
+        lines = None if kernel is None else [{"at": rfc3339(each.at), "text": each.text} for each in kernel]
+        as_json({"switch": {**entry_record(entry), "kernel": lines}})
         return 0
     pairs(list(_about(entry)))
     if entry["steps"]:
         write("")
         _print_steps(entry)
+    if unread:
+        write("")
+        write(_("what the kernel said meanwhile cannot be shown: {why}", why=unread))
+    elif kernel:
+        write("")
+        write(_("what the kernel said meanwhile:"))
+        for each in kernel:
+            hung(f"  {clock(each.at)}  ", each.text)
     return 0
+
+
+def _kernel_lines(service: Service, entry: Values) -> tuple[list[Line] | None, str]:
+    """What the kernel said of the GPU since the switch began, the last of it; None where that cannot be read, and why,
+    and of a switch that did what was asked.
+    """
+    from gpuswitch.cli.journal import UnreadableError, kernel_lines  # noqa: PLC0415 -- for failures alone
+
+    if entry["result"] == "done" or not entry["count"]:
+        return None, ""
+    address = entry["gpu"]
+    functions, drivers = {address}, set[str]()
+    with suppress(CtlError):  # it may have left the machine
+        gpu = service.gpu(address).properties
+        functions = {function for function, _kind, _driver in gpu["Functions"]}
+        drivers = {driver for _function, _kind, driver in gpu["Functions"]} | {gpu["HostDriver"]}
+    # What is wedged goes on after its end: the kernel tells of a task that hangs two minutes later.
+    until = None if entry["result"] == "wedged" else entry["finished"] + _AFTERWARDS
+    try:
+        return kernel_lines(functions, drivers, since=entry["started"], until=until)[-_KERNEL_LINES:], ""
+    except UnreadableError as error:
+        return None, str(error)
 
 
 def _cells(entry: Values) -> Sequence[str]:

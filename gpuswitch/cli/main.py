@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 EXIT_USAGE = 2
 EXIT_OUTPUT = 8
 _WITHOUT_SERVICE = frozenset(
-    f"gpuswitch.cli.{module}" for module in ("configuration", "demo", "doctor", "editing", "topics")
+    f"gpuswitch.cli.{module}" for module in ("configuration", "demo", "doctor", "editing", "report", "topics")
 )
-"""Modules whose verbs ask no service, or find it by themselves."""
+"""Modules whose verbs ask no service, find it by themselves, or do what they can without."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

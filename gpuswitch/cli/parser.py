@@ -292,6 +292,24 @@ def _telling(verb: _Add) -> None:
         help=_("as `history` lists it, or the beginning of it; default: the last"),
     )
     _configuration(verb)
+    reported = verb(
+        "report",
+        "report:report",
+        _("write a file for a report of a fault"),
+        "gpuswitchctl report --output ./report.md",
+    )
+    reported.description = _(
+        "Write a file for a report of a fault: versions, the configuration and who set it, GPUs, IOMMU groups, "
+        "history, the log of the service, and what the kernel said of the GPUs. Names of machines and people, "
+        "addresses, serial numbers and the like are taken out; read it all the same before you give it to anybody. "
+        "Works without the service. Root sees more than others."
+    )
+    reported.add_argument(
+        "--output",
+        metavar="FILE",
+        default="",
+        help=_("a new file; - for standard output (default: gpuswitch-report-DATE-TIME.md, here)"),
+    )
     helped = verb("help", "topics:show_help", _("explain a command or a topic"), "gpuswitchctl help states")
     helped.add_argument(
         "topic",

@@ -125,6 +125,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
         yield "" if number else _("reason"), sentence
     if gpu["State"] == "failed":
         yield _("to do"), what_to_do(gpu)
+    if gpu["State"] in {"failed", "wedged"} and gpu["Switch"]:
+        yield _("kernel"), _("what it said meanwhile: {command}", command=f"gpuswitchctl show {gpu['Switch']['id']}")
     for number, (address, kind, driver) in enumerate(gpu["Functions"]):
         bound = _("{function} {kind} on {driver}", function=address, kind=kind, driver=driver or _("no driver"))
         yield "" if number else _("functions"), bound

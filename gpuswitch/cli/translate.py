@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from gpuswitch.sentence import fields, filled, values
 
@@ -60,6 +61,17 @@ def speak(*languages: str) -> None:
     """The first of these languages that there is, from here on, whatever the environment says: `speak("en")`."""
     _titles.clear()
     _spoken[:] = [_first(languages)]
+
+
+@contextmanager
+def english() -> Iterator[None]:
+    """In here nothing is translated: for what others are to read."""
+    before = _spoken[:]
+    _spoken[:] = [_ENGLISH]
+    try:
+        yield
+    finally:
+        _spoken[:] = before
 
 
 def worded(sentence: Mapping[str, Any]) -> str:

@@ -360,8 +360,8 @@ class Fleet:
             raise NotViable(Sentence.joined("\n", found))
 
     def stalled(self) -> list[Actor]:
-        """Actors that are at work and have not moved for twice their longest deadline: a fault of the program."""
-        return [actor for actor in self.actors.values() if actor.runner.stalled]
+        """Actors that stand still in the program itself."""
+        return [actor for actor in self.actors.values() if actor.stalled is not None]
 
     def find(self, selector: str) -> Actor:
         """The GPU by address, in any spelling, of any of its functions, or by its name in any case; "": see `_only`.

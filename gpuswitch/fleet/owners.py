@@ -18,6 +18,7 @@ from gpuswitch.fleet.aftermath import Aftermath
 from gpuswitch.fleet.ownership import Ownership
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.port import Host
+from gpuswitch.log.fields import about, told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Release
@@ -124,7 +125,9 @@ class Owners:
                 else:
                     self._take_up(actor, owner)
             else:
-                _log.warning("%s runs with %s, which is %s%s", owner, actor.gpu.address, actor.state, _whose(actor))
+                gpu = actor.gpu.address
+                extra = told(GPU=gpu, OWNER=owner.name)
+                _log.warning("%s runs with %s, which is %s%s", owner, gpu, actor.state, _whose(actor), extra=extra)
 
     def release(self, owner: Owner, reason: str) -> None:
         """This machine is gone. What it does not own is left alone; what goes home does so by itself."""
@@ -185,6 +188,7 @@ class Owners:
         return Release.STAY if actor.state in {State.DETACHING, State.VFIO} else Release.HOST
 
     async def _handed_over(self, claims: Sequence[Ownership], requester: Requester) -> None:
+        about(OWNER=requester.vm)
         actors = [claim.actor for claim in claims]
         seconds = min(actor.record.rules.acquire_seconds for actor in actors)
         try:
@@ -276,7 +280,7 @@ def _mention_the_rest(actor: Actor, owner: Owner, addresses: Collection[PciAddre
     rest = [str(function) for function in actor.gpu.functions if function not in addresses]
     if rest:
         text = f"{owner} has {actor.gpu.address} without {' and '.join(rest)}: name them in its XML as well"
-        _log.warning("%s", text)
+        _log.warning("%s", text, extra=told(GPU=actor.gpu.address, OWNER=owner.name))
         actor.record.note(text)
 
 

@@ -15,6 +15,7 @@ from gpuswitch.config.schema import Defaults
 from gpuswitch.errors import GpuswitchError, InvalidArgument, KernelError, NotViable, Owned
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.port import Processes
+from gpuswitch.log.fields import about
 from gpuswitch.model.holders import Holder, HolderQuery
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Release
@@ -107,6 +108,7 @@ class Ownership:
     # What follows ---------------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
+        about(GPU=self.actor.gpu.address, OWNER=self.owner.name or self.owner.uuid)
         if self._to is Release.STAY and not self.waits_for_another:
             # Nothing is to be moved, so whoever has it open is in nobody's way; and he has it from somebody else.
             self.actor.record.awaited = False

@@ -15,6 +15,7 @@ from gpuswitch.errors import Failed, GpuswitchError, InProgress, InvalidArgument
 from gpuswitch.gpu.absent import restore_for_absent
 from gpuswitch.gpu.admission import Admission
 from gpuswitch.gpu.cancelling import cancellable
+from gpuswitch.gpu.deciding import Deciding
 from gpuswitch.gpu.gpu_record import GpuObserver, GpuRecord
 from gpuswitch.gpu.observe import whereabouts
 from gpuswitch.gpu.planner import Planner
@@ -73,7 +74,7 @@ class Actor:
         self._observer = observer
         self._rested = rested
         self._restoring: asyncio.Task[None] | None = None
-        self._deciding = asyncio.Lock()
+        self._deciding = Deciding()
         self._planning = asyncio.Lock()
         self._looking = asyncio.Lock()
 
@@ -109,6 +110,21 @@ class Actor:
     def busy(self) -> bool:
         """It is under way, or may be in a moment."""
         return self.runner.busy or self._deciding.locked()
+
+    @property
+    def stalled(self) -> asyncio.Task[object] | None:
+        """What stands still here in the program itself; None: nothing does.
+
+        It has had longer than all that it may wait for has together. A kernel that does not return is none of that, and
+        who waits for people does so under a deadline.
+        """
+        if self.runner.stalled:
+            return self.runner.task
+        if self._deciding.task is None:
+            return None
+        since = max(self._deciding.began, self.record.progress)
+        longest = 2 * _TURN_SECONDS + sum(self.record.config.deadlines.model_dump().values())
+        return self._deciding.task if asyncio.get_running_loop().time() - since > longest else None
 
     # What it is asked -------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from gpuswitch.gpu.stall import Stall
 from gpuswitch.gpu.strategies import OUTCOMES
 from gpuswitch.gpu.turns import Turns
 from gpuswitch.host.port import Host, Pending
+from gpuswitch.log.fields import about
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Engine, Status, StepEvent, StoppedError, StuckError
 from gpuswitch.switch.planning.plan import Plan
@@ -132,7 +134,22 @@ class Runner:
 
     def launch(self, work: Coroutine[Any, Any, None]) -> None:
         """Do this from here on; it ends with `to_rest`."""
-        self.task = asyncio.create_task(work)
+        context = copy_context()
+        context.run(self._about)
+        self.task = asyncio.create_task(work, context=context)
+
+    def _about(self) -> None:
+        """What the log is to say of all that is done."""
+        record = self._record
+        switch = record.switch if record.switch is not None and record.switch.result is None else None
+        owner = record.owner
+        about(
+            GPU=record.gpu.address,
+            SWITCH_ID=switch.id if switch else "",
+            TARGET=switch.target if switch else "",
+            OWNER=(owner.name or owner.uuid) if owner else "",
+            STEP="",
+        )
 
     async def to_rest(self, switch: Switch | None, work: Callable[[], Coroutine[Any, Any, Outcome]]) -> None:
         """Do this work, whatever becomes of it, and tell how the switch ended, where it was taken up."""
@@ -154,6 +171,7 @@ class Runner:
             # The service may stop, and the kernel still has it.
             self._arbiter.awake.need(gpu, Why.SWITCH, needed=False)
         self._resting.set()
+        about(SWITCH_ID="", TARGET="", STEP="")
 
     def _over(self, switch: Switch | None, result: Result, reason: str) -> None:
         """It is at rest: tell everybody."""
@@ -225,6 +243,7 @@ class Runner:
     def _stepped(self, event: StepEvent) -> None:
         record = self._record
         record.progress = asyncio.get_running_loop().time()
+        about(STEP=event.step.kind)
         if record.switch is not None and record.switch.result is None:
             record.switch.at(event)
             self._observer.stepped(record, record.switch, event)

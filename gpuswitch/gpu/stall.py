@@ -11,6 +11,8 @@ from gpuswitch.errors import Failed, KernelError
 from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.gpu.wedged import first_words, report
 from gpuswitch.host.port import Host, Kernel, Pending
+from gpuswitch.log.events import WEDGED
+from gpuswitch.log.fields import told
 from gpuswitch.model.holders import Holder, HolderQuery
 from gpuswitch.runtime.pause import Pause
 from gpuswitch.switch.engine import StuckError
@@ -36,7 +38,8 @@ class Stall:
         record.fire("stuck")
         record.facts = record.fresh_facts_if_possible()
         record.reason = first_words(gpu, stuck)
-        _log.critical("%s: %s%s", gpu, stuck, "".join(f"\n  {function}" for function in stuck.pending.stack))
+        stack = "".join(f"\n  {function}" for function in stuck.pending.stack)
+        _log.critical("%s: %s%s", gpu, stuck, stack, extra=told(WEDGED, GPU=gpu))
         try:
             record.page.write(replace(record.page.entry, stuck=stuck.pending))
         except Failed as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.harness.setups import units
 from tests.harness.setups.guest import (
     configure,
     ctl,
+    ctl_inside,
     drivers,
     prop,
     registers,
@@ -81,6 +84,13 @@ def test_what_the_kernel_says_is_told_and_another_start_brings_it_home(machine: 
     ended = wait_switch(machine, BARE_GPU, start_switch(machine, BARE_GPU, "ToHost"))
     assert ended["result"] == "reverted"
     assert f"the kernel says: nvidia {BARE_GPU}: RmInitAdapter failed!" in ended["reason"]
+    machine.sh(f"echo 'nvidia {BARE_GPU}: seen by 52:54:00:ab:cd:ef' >/dev/kmsg; journalctl --sync")
+    shown = ctl_inside(machine, "show").stdout.partition("what the kernel said meanwhile:\n")[2]
+    assert f"nvidia {BARE_GPU}: RmInitAdapter failed!" in shown
+    report = ctl_inside(machine, "report --output -").stdout
+    report = report.partition("## What the kernel said of the GPUs since then")[2]
+    assert f"nvidia {BARE_GPU}: RmInitAdapter failed!" in report
+    assert re.search(rf"nvidia {BARE_GPU}: seen by <mac-\d+>", report)
     assert "cannot get it on the host after a removal and a rescan" in ended["reason"]
     assert ended["reason"].endswith("it is on vfio-pci now")
     assert drivers(machine, BARE_GPU, BARE_GPU_AUDIO, TWIN_GPU) == [*AWAY, "nvidia"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gpuswitch.log.events import DRIFT
 from tests.harness.containers.container import Container
 from tests.harness.containers.system import System
 from tests.harness.containers.words import (
@@ -37,6 +38,7 @@ find / -xdev \( -path /usr/src/gpuswitch -o -path /var/log/journal -o -path /var
 
 
 FOR_READERS_AND_SHELLS = {
+    "/usr/local/lib/systemd/catalog/gpuswitch.catalog",
     "/usr/local/share/man/man1/gpuswitchctl.1",
     "/usr/local/share/man/man8/gpuswitchd.8",
     "/usr/local/share/man/man5/gpuswitch.toml.5",
@@ -103,6 +105,7 @@ def test_it_comes_works_and_goes_and_nothing_is_left(bare: Container) -> None:
     assert {tuple(owner) for _, _, _, *owner in (fields(line)[:5] for line in installed)} == {("root", "root")}
     assert bare.sh("systemctl is-enabled gpuswitchd").stdout == "enabled\n"
     assert {fields(line)[0] for line in installed} >= FOR_READERS_AND_SHELLS
+    assert DRIFT.message_id in bare.sh("journalctl --list-catalog").stdout
 
     # the bus knows it at once, and who may what
     assert GPU in bare.sh(f"{AS_NOBODY} gpuswitchctl list").stdout
@@ -115,6 +118,7 @@ def test_it_comes_works_and_goes_and_nothing_is_left(bare: Container) -> None:
     assert bare.sh("pgrep -f gpuswitch[d]", check=False).stdout == ""
     after = everything(bare)
     assert before - after == set()
+    assert DRIFT.message_id not in bare.sh("journalctl --list-catalog").stdout
     kept = {fields(line)[0] for line in after - before}
     assert kept == {"/etc/gpuswitch", "/var/lib/gpuswitch", "/var/lib/gpuswitch/history.db"}
     assert show(bare, "LoadState") == "not-found"

@@ -55,6 +55,12 @@ def test_the_bus_has_nothing_to_say_about_its_policy(machine: Container) -> None
     assert [line for line in said.splitlines() if ".conf" in line or "policy" in line.lower()] == []
 
 
+def test_its_exposure_is_what_is_left_where_all_of_it_works(machine: Container) -> None:
+    """Systemd counts from 0 to 10; what keeps it above 0 is left out for a reason that the unit file gives."""
+    said = machine.sh("systemd-analyze security --no-pager --threshold=40 gpuswitchd.service", check=False)
+    assert said.status == 0, said.stdout
+
+
 # What it takes away
 
 
@@ -83,6 +89,14 @@ def test_people_keep_their_homes_to_themselves(machine: Container) -> None:
     assert "secret" not in seen
     assert "here" not in seen
     assert len(seen.splitlines()) == 3
+
+
+def test_what_disks_hold_is_not_to_be_had(machine: Container) -> None:
+    """The right to make nodes and to pass by their modes would be enough."""
+    machine.sh("mknod -m 666 /dev/disk-of-somebody b 7 0; mknod -m 666 /dev/character c 1 5")
+    seen = ask_shell(machine, "head -c 1 /dev/character | wc -c; head -c 1 /dev/disk-of-somebody 2>&1", check=False)
+    assert seen.stdout.splitlines()[0] == "1"
+    assert "Operation not permitted" in seen.stdout
 
 
 @pytest.mark.parametrize(
@@ -121,6 +135,20 @@ def test_it_sees_who_has_a_device_open(machine: Container) -> None:
     assert seen == {("sleep", 1234, "kim", "game.service", None), ("sleep", 1234, "kim", "desk.service", 1234)}
     assert {tuple(it["nodes"]) for it in said["holders"]} == {("/dev/full",)}
     assert said["worker"].startswith("cannot read the settings of 00ff:ff:1f.7: ")
+
+
+def test_it_reaches_the_managers_of_users_that_come_later(machine: Container) -> None:
+    """Their folders are mounted when the service runs already."""
+    machine.sh(
+        """set -e
+        mkfifo /run/asks /run/goes-on
+        useradd -m -u 1234 kim
+        (read -r line </run/asks; systemctl start user@1234.service; echo >/run/goes-on) >/dev/null 2>&1 &"""
+    )
+    as_kim = "setpriv --reuid=1234 --regid=1234 --clear-groups env XDG_RUNTIME_DIR=/run/user/1234"
+    once_it_is_there = "echo >/run/asks; read -r line </run/goes-on"
+    asked = ask_shell(machine, f"{once_it_is_there}; {as_kim} systemctl --user is-active default.target")
+    assert asked.stdout.strip() == "active"
 
 
 def test_metrics_are_where_the_configuration_says(machine: Container) -> None:

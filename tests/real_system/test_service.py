@@ -250,6 +250,15 @@ def test_one_that_stands_still_is_ended_by_the_watchdog(boot: Boot, system: Syst
     assert "Failed with result 'watchdog'" in said
 
 
+def test_what_the_watchdog_ends_says_where_it_stood(machine: Container) -> None:
+    """By the signal that systemd sends it then (systemd.service(5), WatchdogSignal=)."""
+    machine.sh(f"kill -ABRT {show(machine, 'MainPID')}")
+    until_restarted(machine)
+    said = machine.sh("journalctl -u gpuswitchd -o cat").stdout
+    assert "Fatal Python error: Aborted" in said
+    assert 'gpuswitch/daemon.py", line ' in said
+
+
 # Beside the bus
 
 

@@ -6,15 +6,18 @@ import json
 import os
 import pwd
 from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpuswitch.cli import history as past
+from gpuswitch.cli import query
 from gpuswitch.cli.client import plain_values
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.terminal import print_timeline
-from tests.harness.service.fixed import fixed, gpu
+from tests.harness.service.fixed import fixed, gpu, switch
 from tests.unit.test_cli import EVIL, HARMLESS
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -52,7 +55,7 @@ def told(capsys: pytest.CaptureFixture[str], *entries: dict[str, Any], **argumen
 
 def shown(capsys: pytest.CaptureFixture[str], one: dict[str, Any], *, as_json: bool = False) -> str:
     """What `show` says."""
-    assert past.show(fixed(history=[one]), Namespace(json=as_json, id=one["id"])) == 0
+    assert past.show(fixed(gpu(), history=[one]), Namespace(json=as_json, id=one["id"])) == 0
     return capsys.readouterr().out
 
 
@@ -233,3 +236,75 @@ def test_values_inside_lists_are_opened() -> None:
         "steps": [{"index": 1}, {"index": 2}],
         "none": [],
     }
+
+
+class TestKernel:
+    """What the kernel said since the switch began, by a journalctl that is a script here."""
+
+    @pytest.fixture
+    def journalctl(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+        def write(*lines: dict[str, object], error: str = "") -> Path:
+            (tmp_path / "lines").write_text("\n".join(map(json.dumps, lines)))
+            script = tmp_path / "journalctl"
+            script.write_text(f"#!/bin/sh\necho \"$@\" >{tmp_path}/asked\necho '{error}' >&2\ncat {tmp_path}/lines\n")
+            script.chmod(0o755)
+            return tmp_path / "asked"
+
+        return write
+
+    def test_of_the_gpu_and_its_driver_alone(
+        self, journalctl: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        line: dict[str, object] = {"_SOURCE_REALTIME_TIMESTAMP": "1500000", "_KERNEL_DEVICE": "+pci:0000:01:00.0"}
+        asked = journalctl(
+            {**line, "MESSAGE": "nvidia 0000:01:00.0: \x1b[31mno"},
+            {"MESSAGE": "NVRM: GPU 0000:01:00.0: RmInitAdapter failed!", "__REALTIME_TIMESTAMP": "1600000"},
+            {"MESSAGE": "NVRM: The NVIDIA probe routine failed for 1 device(s).", "__REALTIME_TIMESTAMP": "1"},
+            {"MESSAGE": "usb 1-1: new device", "_KERNEL_DEVICE": "+usb:1-1"},
+            {"MESSAGE": "nvidia 0000:0a:00.0: another one", "_KERNEL_DEVICE": "+pci:0000:0a:00.0"},
+            {"MESSAGE": [1, 2], "_KERNEL_DEVICE": "+pci:0000:01:00.0"},
+        )
+        said = shown(capsys, entry(result="reverted", started=1.0, steps=[])).splitlines()
+        told_of = said[said.index("what the kernel said meanwhile:") + 1 :]
+        assert [each.split("  ", 2)[2] for each in told_of] == [
+            r"nvidia 0000:01:00.0: \x1b[31mno",
+            "NVRM: GPU 0000:01:00.0: RmInitAdapter failed!",
+            "NVRM: The NVIDIA probe routine failed for 1 device(s).",
+        ]
+        assert {"--since=@1.000000", "--until=@3.000000", "_TRANSPORT=kernel"} <= set(asked.read_text().split())
+
+    def test_as_json(self, journalctl: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+        journalctl({"MESSAGE": "0000:01:00.0: no", "__REALTIME_TIMESTAMP": "1500000"})
+        record = json.loads(shown(capsys, entry(result="failed"), as_json=True))["switch"]
+        assert record["kernel"] == [{"at": "1970-01-01T00:00:01.500000Z", "text": "0000:01:00.0: no"}]
+
+    def test_who_may_not_read_it_is_told_so(
+        self, journalctl: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        journalctl(error="Hint: You are currently not seeing messages from other users and the system.")
+        why = "only root and the groups adm and systemd-journal may read the journal"
+        said = shown(capsys, entry(result="failed", steps=[]))
+        assert f"what the kernel said meanwhile cannot be shown: {why}" in said
+        assert json.loads(shown(capsys, entry(result="failed"), as_json=True))["switch"]["kernel"] is None
+
+    def test_a_switch_that_was_done_asks_nobody(
+        self, journalctl: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        asked = journalctl()
+        assert "kernel said" not in shown(capsys, entry(steps=[]))
+        assert not asked.exists()
+
+    def test_what_is_wedged_goes_on_after_its_end(
+        self, journalctl: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        asked = journalctl()
+        shown(capsys, entry(result="wedged", steps=[]))
+        assert "--until" not in asked.read_text()
+
+    @pytest.mark.parametrize(("state", "so"), [("failed", True), ("wedged", True), ("host", False)])
+    def test_status_says_where_it_can_be_read(self, state: str, so: bool, capsys: pytest.CaptureFixture[str]) -> None:
+        found = gpu(State=state, Switch=switch(result="failed"))
+        assert query.status(fixed(found), Namespace(json=False, gpus=[])) == 0
+        assert ("what it said meanwhile: gpuswitchctl show 5f" in capsys.readouterr().out) is so

@@ -1,0 +1,360 @@
+"""`report`: one file for a report of a fault, with all that whoever mends it would ask for, and nobody's names in it.
+
+It is in English, whoever makes it, since others are to read it. It works without the service, and says what could not
+be seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import pwd
+import re
+import subprocess
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jeepney import message_bus
+
+from gpuswitch import __version__
+from gpuswitch.cli import sysfs
+from gpuswitch.cli.client import MANAGER, NAME, PROPERTIES, ROOT, Service, call
+from gpuswitch.cli.configuration import DIRECTORY, judged
+from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.journal import Line, UnreadableError, kernel_lines, service_lines
+from gpuswitch.cli.output import as_json, clean, line, moment, write
+from gpuswitch.cli.records import entry_record, gpu_record
+from gpuswitch.cli.redaction import Redaction, words
+from gpuswitch.cli.translate import _, english
+from gpuswitch.errors import EXIT_UNREACHABLE, Failed, InvalidArgument
+
+PAGES = Path("/run/gpuswitch/gpus")
+SWITCHES = 20
+FAILURES = 3
+"""Switches that did not end as was asked, with all their steps."""
+LOG_LINES = 300
+KERNEL_LINES = 300
+_SECONDS = 10.0
+"""How long a program may take to say its version."""
+_PEOPLE = range(1000, 60000)
+"""User numbers of people, as distributions have them (UID_MIN and UID_MAX in login.defs(5))."""
+_STOCK = re.compile(
+    r"gpuswitch.*|python3.*|systemd.*|\(?sd-.*|(rpc-|prio-)*(libvirt|virtqemu).*|qemu.*|busctl|nvidia-(persist|power).*"
+    r"|Xorg|Xwayland|gnome-shell|kwin.*|plasmashell|sddm.*|gdm.*|lightdm.*|display-manager.*|pipewire.*|wireplumber.*"
+    r"|pulseaudio|user@\d+\.service|session-\w+\.scope|machine-qemu.*|init\.scope|kernel"
+)
+"""Programs and units that everybody has: their names tell nothing of anybody."""
+_WITH_PID = re.compile(r"([\w.:+-]+) \(pid \d+")
+_PARAMETERS = re.compile(
+    r"(iommu|intel_iommu|amd_iommu|vfio|pci|nvidia|amdgpu|nouveau|i915|xe|kvm|fbcon|video|module_blacklist"
+    r"|modprobe\.blacklist|rd\.driver|initcall_blacklist|nomodeset|hugepages|default_hugepagesz)\b"
+)
+"""Those of the kernel command line that matter here; others may say what nobody is to know."""
+_UNIT = (
+    "ActiveState",
+    "SubState",
+    "Result",
+    "NRestarts",
+    "ExecMainStatus",
+    "MemoryPeak",
+    "TasksCurrent",
+    "FragmentPath",
+)
+_LIBVIRT = ("/etc/libvirt/qemu", "/run/libvirt/qemu")
+
+
+def report(args: Namespace) -> int:
+    """Write the file, and say where it is and what is not in it.
+
+    Raises:
+        CtlError: it could not be written.
+    """
+    if args.output == "-" and args.json:
+        raise CtlError.of(InvalidArgument, _("cannot print a report with --json, which says where it is: name a file"))
+    with english():
+        made = _Report(args.bus)
+        text = made.text()
+    if args.output == "-":
+        for each in text.splitlines():
+            write(each)
+        return 0
+    path = Path(args.output or time.strftime("gpuswitch-report-%Y%m%d-%H%M%S.md")).absolute()
+    _write(path, text)
+    if args.json:
+        as_json({"report": {"path": str(path), "unseen": made.unseen}})
+        return 0
+    line(_("the report is in {path}; read it before you give it to anybody", path=path))
+    for each in made.unseen:
+        line(f"  {_('not in it: {what}', what=each)}")
+    if os.geteuid() and made.unseen:
+        line(_("root can see more: {command}", command="sudo gpuswitchctl report"))
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    """A new file that only its owner may read: one that is there is somebody's."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        text = _("cannot write {path}: it is there already; name another file with --output", path=path)
+        raise CtlError.of(Failed, text) from None
+    except OSError as error:
+        text = _("cannot write {path}: {why}; name another file with --output", path=path, why=error.strerror)
+        raise CtlError.of(Failed, text) from error
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 -- a descriptor
+            file.write(text)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise CtlError.of(Failed, _("cannot write {path}: {why}", path=path, why=error.strerror)) from error
+
+
+class _Report:
+    """What can be seen, section by section; `unseen` is what cannot, a sentence each."""
+
+    def __init__(self, bus: str | None) -> None:
+        self.unseen: list[str] = []
+        self._bus = bus
+        self._redaction = Redaction()
+        self._functions = set(sysfs.functions())
+        self._drivers: set[str] = set()
+        self._sections: list[tuple[str, list[str]]] = []
+
+    def text(self) -> str:
+        """The whole file, in Markdown."""
+        self._know_this_machine()
+        self._section("Versions", _versions)
+        self._of_the_service()
+        self._section("GPUs, as the kernel has them", lambda: map(sysfs.described, sysfs.functions().values()))
+        self._section("Modules", sysfs.modules)
+        self._section("Kernel command line, what matters here of it", _parameters)
+        self._section("Unit", _unit)
+        self._section("Journal pages of the service", self._pages)
+        self._section("Log of the service since the machine was started", self._log)
+        self._section("What the kernel said of the GPUs since then", self._kernel)
+        shown = "".join(_fenced(title, lines) for title, lines in self._sections)
+        who = "root" if os.geteuid() == 0 else "a user"
+        missing = "".join(f"- not in it: {each}\n" for each in self.unseen)
+        head = (
+            f"# gpuswitch report\n\nMade at {moment(time.time())} by {who}, with gpuswitchctl {__version__}.\n{_HEAD}"
+        )
+        return self._redaction.clean(f"{head}{missing}{shown}")
+
+    def _section(self, title: str, lines: Callable[[], Iterable[str]]) -> bool:
+        """What goes wrong with one of them takes nothing from the others. False: nobody answered."""
+        try:
+            self._sections.append((title, list(lines())))
+        except (CtlError, UnreadableError, OSError) as error:
+            named = title if title.startswith(("GPU", "IOMMU")) else f"{title[0].lower()}{title[1:]}"
+            self.unseen.append(f"{named}: {getattr(error, 'strerror', None) or error}")
+            return getattr(error, "exit_code", None) != EXIT_UNREACHABLE
+        return True
+
+    # What the service says --------------------------------------------------------------------------------------------
+
+    def _of_the_service(self) -> None:
+        try:
+            service = Service.connect(self._bus)
+        except CtlError as error:
+            self._without_service(str(error))
+            return
+        with closing(service):
+            # Nobody is to be started by a report about why it does not run.
+            if not service.ask(message_bus.NameHasOwner(NAME)).body[0]:
+                self._without_service("the service does not run")
+                return
+            asked: tuple[tuple[str, Callable[[], Iterable[str]]], ...] = (
+                ("Version of the service", lambda: [_version_of(service)]),
+                ("Configuration in force", lambda: self._configuration(service)),
+                ("GPUs", lambda: self._gpus(service)),
+                (f"History, the last {SWITCHES}", lambda: self._history(service)),
+                ("IOMMU groups", lambda: map(_json, service.groups())),
+                ("Who has them open", lambda: self._holders(service)),
+            )
+            for title, lines in asked:
+                # One that does not answer now would be waited for as long with each of the others.
+                if not self._section(title, lines):
+                    break
+
+    def _without_service(self, why: str) -> None:
+        self.unseen.append(f"what the service knows: {why}")
+        self._section("Configuration, as the service would read it", _verdict)
+
+    def _configuration(self, service: Service) -> Iterator[str]:
+        for each in service.config():
+            value = each["value"].strip('"')
+            # What is an address by its form is known by that.
+            if each["key"] == "metrics.address" and not value.replace(".", "").isdigit() and ":" not in value:
+                self._redaction.name("hostname", value)
+            # A name in a list of units is theirs who wrote it there, and is what a switch does.
+            yield f"{each['key']} = {each['value']}  ({each['origin']})"
+        yield from (f"warning: {each}" for each in service.warnings())
+
+    def _gpus(self, service: Service) -> Iterator[str]:
+        for gpu in service.gpus():
+            self._redaction.name("machine", *words(gpu.properties["Owner"]))
+            self._functions |= {function for function, _kind, _driver in gpu.properties["Functions"]}
+            self._drivers |= {gpu.properties["HostDriver"], gpu.properties["Driver"]} - {""}
+            yield _json(gpu_record(gpu.properties), indent=1)
+
+    def _holders(self, service: Service) -> Iterator[str]:
+        for gpu in service.gpus():
+            for holder in gpu.holders():
+                self._programs(holder["command"])
+                self._programs(holder["unit"], kind="unit")
+                self._redaction.name("user", *words([holder["user"]]))
+                yield _json({"gpu": gpu.address, **holder})
+
+    def _history(self, service: Service) -> Iterator[str]:
+        found = service.history(SWITCHES)
+        for entry in found:
+            self._asker(entry)
+            yield _json(entry_record(entry))
+        for entry in [each for each in found if each["result"] != "done" and each["count"]][:FAILURES]:
+            whole = service.history_entry(entry["id"])
+            self._asker(whole)
+            yield _json(entry_record(whole), indent=1)
+
+    def _asker(self, entry: Mapping[str, Any]) -> None:
+        asker = entry["asker"]
+        self._redaction.name("machine", *words([asker.get("vm")]))
+        self._programs(asker.get("command", ""))
+        self._programs(asker.get("unit", ""), kind="unit")
+
+    def _programs(self, *names: str, kind: str = "program") -> None:
+        self._redaction.name(kind, *(name for name in words(names) if not _STOCK.fullmatch(name)))
+
+    # What this machine says -------------------------------------------------------------------------------------------
+
+    def _know_this_machine(self) -> None:
+        """Whose names may stand anywhere."""
+        known = self._redaction
+        nodes = [os.uname().nodename, *_words_of("/etc/hostname")]
+        nodes += [name for each in _lines_of("/etc/hosts") for name in each.partition("#")[0].split()[1:]]
+        usual = ("localhost", "ip6-")
+        for node in (node for node in nodes if not node.startswith(usual)):
+            known.name("hostname", node, node.partition(".")[0])
+            known.name("domain", node.partition(".")[2])
+        for each in _lines_of("/etc/resolv.conf"):
+            if each.startswith(("search ", "domain ")):
+                known.name("domain", *each.split()[1:])
+        for user in pwd.getpwall():
+            if user.pw_uid in _PEOPLE:
+                known.name("user", user.pw_name, user.pw_gecos.partition(",")[0])
+        known.name("user", *words(map(os.environ.get, ("USER", "LOGNAME", "SUDO_USER"))))
+        for folder in _LIBVIRT:
+            with suppress(OSError):
+                known.name("machine", *(path.stem for path in Path(folder).glob("*.xml")))
+
+    def _pages(self) -> Iterator[str]:
+        for path in sorted(each for each in PAGES.iterdir() if each.suffix == ".json"):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            with suppress(ValueError, RecursionError):
+                self._redaction.name("machine", *_named_with_uuid(json.loads(text)))
+            yield f"{path.name}: {clean(text)}"
+
+    def _log(self) -> list[str]:
+        return self._told(service_lines(LOG_LINES))
+
+    def _kernel(self) -> list[str]:
+        return self._told(kernel_lines(self._functions, self._drivers)[-KERNEL_LINES:])
+
+    def _told(self, lines: Sequence[Line]) -> list[str]:
+        for each in lines:
+            self._redaction.name("machine", *words([each.owner]))
+            self._programs(*_WITH_PID.findall(each.text))
+        return [f"{moment(each.at)} {each.text}" for each in lines]
+
+
+_HEAD = """\
+Names of machines and people, addresses, serial numbers and the like are taken out, and the same `<word-1>` stands for
+the same. Read it all the same before you give it to anybody.
+
+"""
+
+
+def _fenced(title: str, lines: Sequence[str]) -> str:
+    body = "\n".join(lines or ["(nothing)"]).replace("```", "'''")
+    return f"\n## {title}\n\n```text\n{body}\n```\n"
+
+
+def _json(value: object, *, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False)
+
+
+def _version_of(service: Service) -> str:
+    reply = service.ask(call(service.owner(), ROOT, PROPERTIES, "Get", "ss", MANAGER, "Version"))
+    return f"gpuswitchd {reply.body[0][1]}"
+
+
+def _versions() -> Iterator[str]:
+    uname = os.uname()
+    yield f"gpuswitchctl {__version__}"
+    yield f"Python {platform.python_version()}"
+    for library in ("dbus-fast", "dbus-next", "jeepney", "transitions", "pydantic", "prometheus-client"):
+        with suppress(PackageNotFoundError):
+            yield f"{library} {version(library)}"
+    yield f"kernel {uname.release} {uname.version} {uname.machine}"
+    with suppress(OSError):
+        yield f"system {platform.freedesktop_os_release().get('PRETTY_NAME', '')}"
+    for command in (["systemctl", "--version"], ["virsh", "--version"], [f"qemu-system-{uname.machine}", "--version"]):
+        yield f"{command[0]}: {_said(command).partition(chr(10))[0] or 'not found'}"
+
+
+def _unit() -> Iterator[str]:
+    said = _said(["systemctl", "show", "gpuswitchd.service", f"--property={','.join(_UNIT)}"])
+    yield from said.splitlines()
+
+
+def _parameters() -> Iterator[str]:
+    yield from (each for each in _words_of("/proc/cmdline") if _PARAMETERS.match(each))
+
+
+def _verdict() -> Iterator[str]:
+    verdict = judged(DIRECTORY)
+    yield from (f"fault: {each}" for each in verdict.faults)
+    yield from (f"warning: {each}" for each in verdict.warnings)
+
+
+def _said(command: Sequence[str]) -> str:
+    """What a program says on standard output; "" where it is not there, or takes too long."""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        ended = subprocess.run(
+            command,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
+        )
+        return ended.stdout.strip()
+    return ""
+
+
+def _named_with_uuid(value: object) -> Iterator[str]:
+    """The names of virtual machines in a page of the journal: what has a name and a uuid."""
+    if isinstance(value, dict):
+        if value.get("uuid") and value.get("name"):
+            yield str(value["name"])
+        yield from (name for each in value.values() for name in _named_with_uuid(each))
+    elif isinstance(value, list):
+        yield from (name for each in value for name in _named_with_uuid(each))
+
+
+def _lines_of(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _words_of(path: str) -> list[str]:
+    return " ".join(_lines_of(path)).split()
