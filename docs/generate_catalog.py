@@ -34,6 +34,7 @@ gpuswitchd writes to the journal of systemd: one line for what has changed, none
 -u gpuswitchd` shows it, with `-x` each event explained, with `-o verbose` all that stands beside the text. Started by
 hand, it writes the same lines to standard error.
 
+<!-- needs: a journal with these switches -->
 ```console
 $ journalctl -u gpuswitchd SWITCH_ID=5f0c3a1b          # all of one switch
 $ journalctl -u gpuswitchd GPU=0000:01:00.0 -p warning  # what went wrong with one GPU

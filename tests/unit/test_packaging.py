@@ -24,6 +24,7 @@ MACROS = {
     "_bindir": "/usr/bin",
     "_datadir": "/usr/share",
     "_exec_prefix": "/usr",
+    "_journalcatalogdir": "/usr/lib/systemd/catalog",
     "_mandir": "/usr/share/man",
     "_sysusersdir": "/usr/lib/sysusers.d",
     "_unitdir": "/usr/lib/systemd/system",
@@ -51,7 +52,9 @@ def staged(tmp_path: Path) -> Path:
 
 def test_a_stage_has_no_place_left_open_and_none_of_an_administrator(staged: Path) -> None:
     files = [path for path in staged.rglob("*") if path.is_file()]
-    assert [path for path in files if re.search(r"@\w+@|/usr/local", path.read_text())] == []
+    # in a catalog, @GPU@ is a field of the journal
+    texts = {path: path.read_text() for path in files if path.suffix != ".catalog"}
+    assert [path for path, text in texts.items() if re.search(r"@\w+@|/usr/local", text)] == []
     assert "ExecStart=/usr/bin/gpuswitchd\n" in (staged / "usr/lib/systemd/system/gpuswitchd.service").read_text()
     assert "hook='/usr/lib/python/gpuswitch/hook.py'\n" in (staged / "usr/lib/gpuswitch/libvirt-hook").read_text()
     programs = {path.name for path in files if path.stat().st_mode & 0o111}
