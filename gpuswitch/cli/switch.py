@@ -216,6 +216,8 @@ class Switches:
         self._taken_back: list[tuple[Gpu, str]] = []
         """Those that somebody here wanted to be taken back."""
         self._failures: list[CtlError] = []
+        self._before: dict[str, str] = {}
+        """The state of each GPU when its switch was asked for."""
 
     def run(self, gpus: Sequence[Gpu]) -> int:
         """To their end, unless that is not waited for; the exit status: the worst there is.
@@ -254,6 +256,7 @@ class Switches:
 
     def _begun(self, gpus: Sequence[Gpu]) -> list[tuple[Gpu, str]]:
         """Those that were begun, with the ids of their switches."""
+        self._before = {gpu.path: gpu.properties["State"] for gpu in gpus}
         sent = [(gpu, message, self._service.send(message)) for gpu in gpus for message in [self._begin(gpu)]]
         begun = []
         for gpu, message, serial in sent:
@@ -366,7 +369,7 @@ class Switches:
         if result == "wedged":
             status = _("gpuswitchctl status {gpu} tells when the kernel has returned", gpu=gpu.word)
             return CtlError.of(Wedged, f"{text}\n{status}")
-        now = before = gpu.properties
+        now = gpu.properties
         with suppress(CtlError):  # the service has gone since; how the switch ended is known
             now = gpu.look()
         if now["State"] == "failed":
@@ -375,7 +378,8 @@ class Switches:
             # It stands, and not all around it is as before: on the host, that is what to-host puts right.
             verb = "to-host" if now["State"] in {"host", "vfio"} else "recover"
             again = f"gpuswitchctl {verb} {gpu.word}"
-        if result == "reverted" and now["State"] == before["State"]:  # what failed may be elsewhere now, and well
+        # What was failed may be elsewhere now, and well.
+        if result == "reverted" and now["State"] == self._before.get(gpu.path):
             shown = f"gpuswitchctl show {outcome['id']}"
             text += "\n" + _("all is as it was before; {command} has each step", command=shown)
         if result in {"failed", "reverted"}:
