@@ -10,6 +10,7 @@ import time
 from collections import deque, namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from select import select
 from typing import Any, Self
 
@@ -80,8 +81,10 @@ class Service:
     def __init__(self, connection: DBusConnection, address: str | None) -> None:
         self.connection = connection
         self._address = address
-        self._signals: deque[Message] = deque()
-        self._replies: dict[int, Message] = {}
+        self._signals: deque[tuple[int, Message]] = deque()
+        self._replies: dict[int, tuple[int, Message]] = {}
+        """Both with a number that says which came first."""
+        self._arrivals = count()
         self._given_up: set[int] = set()
         self._rules: list[MatchRule] = []
         self._terminal: int | None = None
@@ -209,7 +212,7 @@ class Service:
             self._given_up.add(serial)
             self._replies.pop(serial, None)
             raise
-        return self.checked(self._replies.pop(serial))
+        return self.checked(self._replies.pop(serial)[1])
 
     def subscribe(self, rule: MatchRule) -> None:
         """Keep the signals that match this for `next_event`."""
@@ -225,15 +228,16 @@ class Service:
     def next_event(self, deadline: float | None = None) -> Signal | int | None:
         """A signal that was subscribed to, or the serial number of an answer that has come, for `answer`.
 
+        In the order in which they came, also those that came while another answer was waited for.
+
         `deadline` is by the monotonic clock; None is returned when it is over.
         """
         while True:
-            # Signals first: what was told before an answer came before it.
-            if self._signals:
-                return _signal(self._signals.popleft())
-            if self._replies:
-                serial: int = next(iter(self._replies))
-                return serial
+            answer = next(iter(self._replies.items()), None)
+            if self._signals and (answer is None or self._signals[0][0] < answer[1][0]):
+                return _signal(self._signals.popleft()[1])
+            if answer is not None:
+                return answer[0]
             if not self._receive(deadline):
                 return None
 
@@ -267,9 +271,9 @@ class Service:
         serial = message.header.fields.get(HeaderFields.reply_serial)
         if serial is not None:
             if serial not in self._given_up:
-                self._replies[serial] = message
+                self._replies[serial] = next(self._arrivals), message
         elif any(rule.matches(message) for rule in self._rules):
-            self._signals.append(message)
+            self._signals.append((next(self._arrivals), message))
         return True
 
     def _message(self, deadline: float | None) -> Message:

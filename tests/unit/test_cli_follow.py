@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from jeepney import HeaderFields, Message, new_error, new_method_return
+from jeepney import DBusAddress, HeaderFields, MatchRule, Message, new_error, new_method_return, new_signal
 from jeepney.io.blocking import DBusConnection
 
 from gpuswitch.cli import switch as move
@@ -142,6 +142,25 @@ def test_an_answer_that_comes_too_late_is_offered_to_nobody() -> None:
     with pytest.raises(CtlError, match=r"^no$"):
         service.answer(other)
     assert service.next_event(0.0) is None
+
+
+def test_what_came_while_an_answer_was_waited_for_is_offered_in_its_order() -> None:
+    """An answer that says how something is, and a signal that says how it has become: never the other way round."""
+    connection = Connection()
+    service = Service(cast("DBusConnection", connection), None)
+    service._rules.append(MatchRule(type="signal"))
+    first, last, waited_for = ping(), ping(), ping()
+    numbers = [service.send(each) for each in (first, last, waited_for)]
+    told = new_signal(DBusAddress(ROOT, NAME, INTERFACE), "StepChanged")
+    answers = map(new_method_return, (first, last, waited_for))
+    connection.incoming = [next(answers), told, *answers, told]
+    service.answer(numbers[2])
+    offered: list[Any] = []
+    while (event := service.next_event(0.0)) is not None:
+        offered.append(event if isinstance(event, int) else event.member)
+        if isinstance(event, int):
+            service.answer(event)
+    assert offered == [numbers[0], "StepChanged", numbers[1], "StepChanged"]
 
 
 def test_an_answer_that_was_interrupted_is_offered_to_nobody() -> None:
