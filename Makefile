@@ -32,7 +32,8 @@ help: ## list these targets
 demo: venv ## switch GPUs of a simulated host, step by step (no hardware, no root)
 	@$(BIN)/gpuswitchctl demo
 
-test: need-test need-bus need-library lint types ## lint, types and the fast tests (no hardware, no root; BUS=dbus-broker: once as root; LIBRARY=dbus-fast; TESTS=FOLDER: some)
+test: need-test need-bus need-library lint types ## lint, types and the fast tests (no hardware, no root; BUS=dbus-broker: once as root; LIBRARY=dbus-fast; TESTS=FOLDER: some; WORKERS=auto)
+	@BUS=$(BUS) $(BIN)/python -m tests.harness.buses
 	BUS=$(BUS) DBUS_LIBRARY=$(LIBRARY) $(BIN)/pytest -n $(WORKERS) $(TESTS)
 
 lint: venv ## ruff: rules and format
@@ -46,7 +47,8 @@ format: venv ## let ruff put things in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-system-test: venv need-system ## the tests on a real systemd and bus, in containers (RELEASE=bookworm, BUS=dbus-daemon)
+system-test: venv need-system ## the tests on a real systemd and bus, in containers (RELEASE=bookworm, BUS=dbus-daemon, WORKERS=auto)
+	@RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/python -m tests.harness.containers
 	RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/pytest --timeout=600 -n $(WORKERS) tests/real_system
 
 test-python: venv need-system ## the fast tests with another release's Python, in a system of it (RELEASE=trixie or forky; TESTS=FOLDER: some)

@@ -243,7 +243,7 @@ def test_a_removal_that_cannot_ask_the_service_is_refused(packaged: Container) -
     assert state_of_package(packaged) == "installed"
 
     packaged.sh("systemctl unmask gpuswitchd; systemctl stop gpuswitchd")
-    assert f"{GPU} is on the host now" in remove(packaged).stdout
+    assert f"spare ({GPU}) is on the host now" in remove(packaged).stdout
     assert (state_of_package(packaged), pages(packaged)) == ("config-files", {})
 
 

@@ -43,7 +43,9 @@ def status(machine: Container, pid: str) -> dict[str, str]:
 
 
 def test_systemd_has_nothing_to_say_about_it(machine: Container) -> None:
-    verified = machine.sh(f"systemd-analyze verify {UNIT_FILE} 2>&1")
+    # a small system has no man(1), so the page itself is looked for
+    machine.sh("test -e /usr/local/share/man/man8/gpuswitchd.8")
+    verified = machine.sh(f"systemd-analyze verify --man=no {UNIT_FILE} 2>&1")
     assert verified.stdout == ""
     said = machine.sh("journalctl -b _PID=1 -o cat").stdout
     assert [line for line in said.splitlines() if re.search(r"gpuswitchd\.service:\d", line)] == []

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tests.harness.debian.cache import Say
+
+
+def on_stderr(line: str) -> None:
+    """A line at once, of a program that is no run of pytest."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def progress(config: pytest.Config) -> Say:

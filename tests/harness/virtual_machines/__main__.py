@@ -8,14 +8,10 @@ import sys
 
 from tests.harness.debian.cache import Cache, default_folder
 from tests.harness.debian.errors import HarnessError
+from tests.harness.debian.progress import on_stderr
 from tests.harness.debian.tools import PROJECT, require_tools
 from tests.harness.virtual_machines.shell import interact
 from tests.harness.virtual_machines.template import find_template
-
-
-def say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
 
 
 def main() -> int:
@@ -28,14 +24,16 @@ def main() -> int:
     choice = parser.parse_args()
     try:
         require_tools("vm")
-        template = find_template(Cache(default_folder(), say), choice.release, project=None if choice.bare else PROJECT)
+        template = find_template(
+            Cache(default_folder(), on_stderr), choice.release, project=None if choice.bare else PROJECT
+        )
         if choice.what == "build":
-            say(f"machines of {choice.release}: {template.versions}, in {template.folder}")
+            on_stderr(f"machines of {choice.release}: {template.versions}, in {template.folder}")
             return 0
         with template.clone() as machine:
             interact(machine)
     except HarnessError as error:
-        say(str(error))
+        on_stderr(str(error))
         return 1
     except KeyboardInterrupt:
         return 130
