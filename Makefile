@@ -6,6 +6,7 @@ RELEASE ?= bookworm
 BUS ?= dbus-daemon
 LIBRARY ?= dbus-next
 VM ?= 1
+CAMPAIGNS ?= 1
 SEEDS ?= 10000
 TARGET ?=
 SECONDS ?= 60
@@ -54,9 +55,9 @@ system-test: venv need-system ## the tests on a real systemd and bus, in contain
 test-python: venv need-system ## the fast tests with another release's Python, in a system of it (RELEASE=trixie or forky; TESTS=FOLDER: some)
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.harness.debian.fast_tests $(TESTS)
 
-vm-test: venv need-vm ## the tests on a real kernel in virtual machines (RELEASE=bookworm; SELECT=smoke: a few; WORKERS=auto)
+vm-test: venv need-vm ## the tests on a real kernel in virtual machines (RELEASE=bookworm; SELECT=smoke: a few; CAMPAIGNS=: without the long ones; WORKERS=auto)
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.harness.virtual_machines build
-	RELEASE=$(RELEASE) $(BIN)/pytest --timeout=1800 --durations=20 -n $(WORKERS) --maxschedchunk=1 $(if $(SELECT),-m $(SELECT)) tests/real_kernel
+	RELEASE=$(RELEASE) $(BIN)/pytest --timeout=1800 --durations=20 -n $(WORKERS) --maxschedchunk=1 $(if $(SELECT),-m $(SELECT),$(if $(CAMPAIGNS),,-m 'not campaign')) tests/real_kernel
 
 release-test: ## all of it on all releases, with long campaigns: hours, before a release
 	@.ci/steps test 'test BUS=dbus-broker' \

@@ -21,6 +21,7 @@ def assert_home(forked: Forked, first: Told, before: str) -> None:
     assert forked.condition() == before
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("make", [desktop_gpu, last_nvidia_gpu])
 def test_killed_at_every_write(machine: Machine, make: Callable[[Machine], Forked]) -> None:
     """Of a GPU of a desktop, and of one that has its driver's modules to itself."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
+import pytest
+
 from tests.harness.setups import units
 from tests.harness.setups.crash import AWAY, FILLER, Forked, Told, desktop_gpu
 from tests.harness.virtual_machines.machine import Machine
@@ -36,6 +38,7 @@ def assert_in_order(results: list[str]) -> None:
     assert set(rest) == {"reverted", "done"}
 
 
+@pytest.mark.campaign
 def test_no_write_works_any_more_on_the_way_to_vfio(machine: Machine) -> None:
     """Nothing begins that is not written down; what is to be taken back is, also without."""
     forked = small_disk(machine)
@@ -50,6 +53,7 @@ def test_no_write_works_any_more_on_the_way_to_vfio(machine: Machine) -> None:
     assert_in_order(results)
 
 
+@pytest.mark.campaign
 def test_no_write_works_any_more_on_the_way_home(machine: Machine) -> None:
     forked = small_disk(machine)
     before = forked.condition()
