@@ -213,7 +213,8 @@ CHECKS: tuple[Check, ...] = (
         "driverctl",
         Area.OTHER_TOOLS,
         "Overrides that driverctl sets by udev whenever a function appears",
-        "`driverctl unset-override`",
+        "remove its file, which counts from the next start on. `driverctl unset-override` would unbind the card at "
+        "once, and wait in the kernel as long as somebody has it open",
         run=tools.driverctl,
     ),
     Check(

@@ -455,11 +455,11 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
     ),
     (
         "driverctl",
-        lambda m: m.write(f"etc/driverctl.d/{SOUND}", "vfio-pci\n"),
+        lambda m: m.write(f"etc/driverctl.d/pci-{SOUND}", "vfio-pci\n"),
         "driverctl",
         WARNING,
         SOUND,
-        f"driverctl unset-override {SOUND}",
+        f"rm /etc/driverctl.d/pci-{SOUND}",
     ),
     (
         "ids",
@@ -564,7 +564,7 @@ HARMLESS: list[tuple[str, Change, str]] = [
     ("another card's ids", lambda m: m.write("etc/modprobe.d/x.conf", "options vfio-pci ids=1002:67df\n"), "modprobe"),
     ("a comment", lambda m: m.write("etc/modprobe.d/x.conf", f"# {IDS}"), "modprobe"),
     ("nouveau is kept out", lambda m: m.write("etc/modprobe.d/x.conf", "blacklist nouveau\n"), "modprobe"),
-    ("another's override", lambda m: m.write("etc/driverctl.d/0000:09:00.0", "vfio-pci\n"), "driverctl"),
+    ("another's override", lambda m: m.write("etc/driverctl.d/pci-0000:09:00.0", "vfio-pci\n"), "driverctl"),
     (
         "another's machine",
         lambda m: m.write("etc/pve/qemu-server/100.conf", "hostpci0: 09:00.0\n[old]\nhostpci0: 01:00\n"),

@@ -34,8 +34,9 @@ def driverctl(seen: Seen) -> Iterator[Said]:
                     "driverctl has a driver override for {function}, and sets it whenever that appears",
                     function=address,
                 ),
-                Sentence("leave it to gpuswitch"),
-                (f"driverctl unset-override {address}",),
+                # `driverctl unset-override` unbinds at once, and waits in the kernel for who has the card open.
+                Sentence("leave it to gpuswitch, from the next start of the machine on"),
+                (f"rm {quote(f'/etc/driverctl.d/pci-{address}')}",),
             )
 
 

@@ -30,11 +30,18 @@ _PLACE = re.compile(r"^(?:host=)?((?:[0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}(?:\.[
 
 def look(files: Files) -> OtherTools:
     return OtherTools(
-        driverctl=tuple(files.names("/etc/driverctl.d")),
+        driverctl=tuple(_overrides(files)),
         modprobe=tuple(_modprobe(files)),
         moving=tuple(place for place in _scripts(files) if _MOVES.search(_code(files.text(place)))),
         proxmox=tuple(_proxmox(files)),
     )
+
+
+def _overrides(files: Files) -> Iterator[str]:
+    """The files are named after the bus and the device, `pci-0000:01:00.0` (sddev in the script of driverctl 0.111)."""
+    for name in files.names("/etc/driverctl.d"):
+        if name.startswith("pci-"):
+            yield name.removeprefix("pci-")
 
 
 def _modprobe(files: Files) -> Iterator[Line]:
