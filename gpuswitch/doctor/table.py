@@ -236,7 +236,7 @@ CHECKS: tuple[Check, ...] = (
         "old_hooks",
         Area.OTHER_TOOLS,
         "Scripts among libvirt's hooks that bind, unbind or detach devices",
-        "take their lines out, or `chmod a-x`",
+        "take their lines out; `chmod a-x` where it is a script of one virtual machine",
         run=tools.old_hooks,
     ),
     Check(

@@ -516,7 +516,7 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "old_hooks",
         WARNING,
         "/etc/libvirt/hooks/qemu moves devices",
-        "chmod a-x /etc/libvirt/hooks/qemu",
+        "",
     ),
     (
         "hook-helper",
@@ -524,7 +524,7 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "old_hooks",
         WARNING,
         "win10/prepare/begin/start.sh",
-        "",
+        "chmod a-x /etc/libvirt/hooks/qemu.d/win10/prepare/begin/start.sh",
     ),
     (
         "proxmox",

@@ -7,6 +7,7 @@ from shlex import quote
 
 from gpuswitch.doctor import remedies
 from gpuswitch.doctor.findings import Said, ok, warning
+from gpuswitch.doctor.looks.libvirt import HOOKS
 from gpuswitch.doctor.looks.units import OTHERS
 from gpuswitch.doctor.seen import Line, Seen
 from gpuswitch.errors import InvalidArgument
@@ -125,10 +126,14 @@ def switchers(seen: Seen) -> Iterator[Said]:
 
 def old_hooks(seen: Seen) -> Iterator[Said]:
     for script in seen.tools.moving:
+        # What libvirt itself runs is there for every machine, and may be what runs all other scripts.
+        alone = script.count("/") > f"{HOOKS}/qemu.d/".count("/")
         yield warning(
             Sentence("{script} moves devices, too: two that move one card will meet each other", script=script),
-            Sentence("take its lines for this card out, or keep libvirt from running it (docs/libvirt.md)"),
-            (f"chmod a-x {quote(script)}",),
+            Sentence("take its lines for this card out, or keep it from being run (docs/libvirt.md)")
+            if alone
+            else Sentence("take its lines for this card out; all else that it does goes on (docs/libvirt.md)"),
+            (f"chmod a-x {quote(script)}",) if alone else (),
         )
 
 
