@@ -279,6 +279,14 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "make install",
     ),
     (
+        "told-by-match",
+        lambda m: m.write("etc/gpuswitch/config.toml", '[[gpu]]\nmatch = { vendor = "10de" }\n'),
+        "configuration",
+        OK,
+        f"it is about {CARD}",
+        "",
+    ),
+    (
         "bad-configuration",
         lambda m: m.write("etc/gpuswitch/config.toml", "[defaults]\nbusyy = 1\n"),
         "configuration",
@@ -831,6 +839,12 @@ def test_a_file_of_a_package_is_put_aside_and_names_are_quoted() -> None:
     )
     evil = System(family="fedora", loader="grubby")
     assert remedies.remove_option(evil, "x=$(id)")[0] == "grubby --update-kernel=ALL --remove-args='x=$(id)'"
+
+
+def test_a_gpu_told_by_what_it_is_is_no_missing_one_where_the_host_cannot_be_looked_at(made: MadeMachine) -> None:
+    made.write("etc/gpuswitch/config.toml", '[[gpu]]\nmatch = { vendor = "10de" }\n')
+    made.folder("sys/bus/pci/drivers_autoprobe")
+    assert [str(each.reason) for each in made.found("configuration")] == ["the configuration can be used"]
 
 
 def test_a_gpu_behind_no_bridge_is_no_neighbour_of_its_port(made: MadeMachine) -> None:

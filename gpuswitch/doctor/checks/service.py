@@ -113,9 +113,10 @@ def configuration(seen: Seen) -> Iterator[Said]:
             (_RELOAD,),
         )
     elif not told:
-        managed = ", ".join(str(gpu.address) for gpu in found.config.gpus)
-        yield ok(
-            Sentence("the configuration can be used; it is about {gpus}", gpus=managed)
-            if managed
-            else Sentence("the configuration names no GPU: virtual machines get none by themselves")
-        )
+        managed = ", ".join(str(gpu.address) for gpu in seen.config.gpus)
+        if managed:
+            yield ok(Sentence("the configuration can be used; it is about {gpus}", gpus=managed))
+        elif seen.config.sought:  # by `match`, and the host could not be looked at
+            yield ok(Sentence("the configuration can be used"))
+        else:
+            yield ok(Sentence("the configuration names no GPU: virtual machines get none by themselves"))
