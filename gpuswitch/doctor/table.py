@@ -220,9 +220,10 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "modprobe",
         Area.OTHER_TOOLS,
-        "`options vfio-pci ids=`, which catches every card of the same kind and keeps it from the host; blacklists and "
-        "softdeps of its host driver; the same on the kernel's command line",
-        f"comment the line out, make the initramfs anew; {_COMMAND_LINE}",
+        "`options vfio-pci ids=`, which catches every card of the same kind and keeps it from the host; blacklists, "
+        "softdeps and `install ... /bin/false` of its host driver; the same on the kernel's command line",
+        "comment the line out, or have it without this card, make the initramfs anew (a package's file is copied to "
+        f"`/etc/modprobe.d` for that); {_COMMAND_LINE}",
         run=tools.modprobe,
     ),
     Check(

@@ -51,10 +51,10 @@ def _modprobe(files: Files) -> Iterator[Line]:
         if name in named:
             continue
         named.add(name)
-        for line in files.text(place).replace("\\\n", " ").split("\n"):
-            words = line.partition("#")[0].split()
+        for line in re.split(r"(?<!\\)\n", files.text(place)):
+            words = line.replace("\\\n", " ").partition("#")[0].split()
             if words and words[0] in {"options", "blacklist", "softdep", "install"}:
-                yield Line(place, tuple(words))
+                yield Line(place, tuple(words), goes_on="\n" in line)
 
 
 def _scripts(files: Files) -> Iterator[str]:
