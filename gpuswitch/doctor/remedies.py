@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from shlex import quote
 
 from gpuswitch.doctor.seen import Line, System
+from gpuswitch.sentence import Sentence
 
 REBOOT = "systemctl reboot"
 _GRUB: Mapping[str, str] = {
@@ -43,6 +44,15 @@ _INSTALL: Mapping[str, str] = {
     "ostree": "rpm-ostree install",
     "arch": "pacman -S",
     "suse": "zypper install",
+}
+MAINTAIN = "/usr/lib/gpuswitch/maintain"
+"""What a package's own scripts call, and nothing but a package brings (contrib/maintain.sh, docs/packages.md)."""
+_PACKAGE_AGAIN: Mapping[str, str] = {
+    "debian": "apt-get install --reinstall ./gpuswitch_*.deb",
+    "ubuntu": "apt-get install --reinstall ./gpuswitch_*.deb",
+    "proxmox": "apt-get install --reinstall ./gpuswitch_*.deb",
+    "fedora": "dnf reinstall ./gpuswitch-*.rpm",
+    "arch": "pacman -U ./gpuswitch-*.pkg.tar.zst",
 }
 PACKAGES: Mapping[str, Mapping[str, str]] = {
     "polkit": {"debian": "polkitd", "ubuntu": "polkitd", "proxmox": "polkitd", "": "polkit"},
@@ -190,6 +200,22 @@ def change_line(line: Line, instead: Sequence[str] = ()) -> tuple[str, ...]:
     place = quote(f"/etc/modprobe.d/{line.file.rpartition('/')[2]}")
     copy = f"[ -e {place} ] || install -D -m 0644 {quote(line.file)} {place}"
     return (copy, f"sed -i {_quoted(script)} {place}")
+
+
+def install_again(system: System, *, packaged: bool) -> tuple[Sentence, tuple[str, ...]]:
+    """Bring back what is missing of gpuswitch: in words, and the commands."""
+    if not packaged:
+        return Sentence("install gpuswitch again, in its sources"), ("make install",)
+    command = _PACKAGE_AGAIN.get(system.family)
+    words = Sentence("install the package of gpuswitch again, in the folder where it lies")
+    return words, (command,) if command else ()
+
+
+def put_hook(system: System, *, packaged: bool) -> tuple[Sentence, tuple[str, ...]]:
+    """Have our hook put where libvirt looks for it: in words, and the commands."""
+    if not packaged:
+        return install_again(system, packaged=False)
+    return Sentence("have the package put it there"), (f"{MAINTAIN} after-installation",)
 
 
 def _nixos() -> tuple[str, ...]:

@@ -67,7 +67,9 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A file that libvirt runs. `changed`: when it, or its mode, was last changed; `wants`: what it has to read."""
+    """A file that libvirt runs. `changed`: when it, or its mode, was last changed; `wants`: what ours has to read, ""
+    for one that is not ours.
+    """
 
     path: str
     executable: bool = True
@@ -109,8 +111,9 @@ class OtherTools:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Which files of ours are where the bus and polkit look for them."""
+    """Which files of ours are where the bus and polkit look for them. `packaged`: a package has brought them."""
 
+    packaged: bool = False
     bus_policy: bool = False
     actions: bool = False
 

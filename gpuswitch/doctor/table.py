@@ -197,9 +197,9 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "hook",
         Area.LIBVIRT,
-        "Whether our hook is there, executable, whole, and seen: libvirt looks for hooks when it starts, and when it "
-        "is reloaded",
-        "install it; `chmod`; `systemctl reload`",
+        "Whether our hook is there, ours, executable, whole, and seen: libvirt looks for hooks when it starts, and "
+        "when it is reloaded",
+        "install it, or `/usr/lib/gpuswitch/maintain after-installation` of a package; `chmod`; `systemctl reload`",
         run=libvirt.hook,
     ),
     Check(

@@ -113,10 +113,17 @@ GAME = holder("game", "/dev/nvidia0", session="2")
 PIPEWIRE = holder("wireplumber", "/dev/snd/controlC1")
 IDS = "options vfio-pci ids=10de:2484,10de:228b\n"
 APPEND = r"""printf '\n%s\n' 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX intel_iommu=on"' >> /etc/default/grub"""
+PUT_HOOK = "/usr/lib/gpuswitch/maintain after-installation"
 SWITCH_ON = (
     r"""sed -i 's/\(^\|[[:space:]"'\''=]\)intel_iommu=off\($\|[[:space:]"'\'']\)/\1intel_iommu=on\2/g' """
     "/etc/default/grub"
 )
+MAINTAIN = "usr/lib/gpuswitch/maintain"
+FOREIGN = "#!/bin/sh\nvirsh nodedev-detach pci_0000_01_00_0\n"
+
+
+def packaged(then: Change) -> Change:
+    return lambda made: (made.write(MAINTAIN, ""), then(made))
 
 
 CASES: list[tuple[str, Change, str, Severity, str, str]] = [
@@ -243,6 +250,14 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "make install",
     ),
     (
+        "service-missing-of-package",
+        packaged(lambda m: (m.is_served(Service()), m.units.pop("gpuswitchd.service"))),
+        "service",
+        PROBLEM,
+        "not installed",
+        "apt-get install --reinstall ./gpuswitch_*.deb",
+    ),
+    (
         "service-older",
         lambda m: m.is_served(Service(running=True, version="0.0")),
         "service",
@@ -268,6 +283,14 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "make install",
     ),
     (
+        "no-bus-policy-of-package",
+        packaged(lambda m: m.remove("etc/dbus-1/system.d/org.gpuswitch1.conf")),
+        "broker",
+        PROBLEM,
+        "org.gpuswitch1.conf",
+        "apt-get install --reinstall ./gpuswitch_*.deb",
+    ),
+    (
         "no-polkit",
         lambda m: m.units.pop("polkit.service"),
         "polkit",
@@ -282,6 +305,14 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         WARNING,
         "org.gpuswitch1.policy",
         "make install",
+    ),
+    (
+        "no-actions-of-package",
+        packaged(lambda m: m.remove("usr/share/polkit-1/actions/org.gpuswitch1.policy")),
+        "polkit",
+        WARNING,
+        "org.gpuswitch1.policy",
+        "apt-get install --reinstall ./gpuswitch_*.deb",
     ),
     (
         "told-by-match",
@@ -435,6 +466,25 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
     ("no-hook", lambda m: m.remove(HOOK), "hook", PROBLEM, "the hook is missing", "make install"),
     ("hook-mode", lambda m: (m.root / HOOK).chmod(0o644), "hook", PROBLEM, "not executable", f"chmod 0755 /{HOOK}"),
     ("hook-broken", lambda m: m.remove("usr/lib/hook.py"), "hook", PROBLEM, "needs /usr/lib/hook.py", "make install"),
+    ("no-hook-of-package", packaged(lambda m: m.remove(HOOK)), "hook", PROBLEM, "is missing", PUT_HOOK),
+    (
+        "hook-of-package-broken",
+        packaged(lambda m: m.remove("usr/lib/hook.py")),
+        "hook",
+        PROBLEM,
+        "needs /usr/lib/hook.py",
+        "apt-get install --reinstall ./gpuswitch_*.deb",
+    ),
+    ("foreign-hook", lambda m: m.hook(HOOK, FOREIGN), "hook", PROBLEM, "is not the hook of gpuswitch", "make install"),
+    (
+        "foreign-hook-and-package",
+        packaged(lambda m: m.hook(HOOK, FOREIGN)),
+        "hook",
+        PROBLEM,
+        "is not the hook of gpuswitch",
+        PUT_HOOK,
+    ),
+    ("foreign-hook-moves", lambda m: m.hook(HOOK, FOREIGN), "old_hooks", WARNING, f"/{HOOK} moves devices", ""),
     (
         "selinux",
         lambda m: (
@@ -465,6 +515,20 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         WARNING,
         "may keep the hook from /opt/hook.py",
         "make install PREFIX=/usr/local",
+    ),
+    (
+        "apparmor-elsewhere-and-package",
+        packaged(
+            lambda m: (
+                m.write("sys/module/apparmor/parameters/enabled", "Y\n"),
+                m.write("opt/hook.py", ""),
+                m.hook(HOOK, "hook='/opt/hook.py'\n"),
+            )
+        ),
+        "mandatory_access",
+        WARNING,
+        "may keep the hook from /opt/hook.py",
+        PUT_HOOK,
     ),
     (
         "driverctl",
@@ -1025,6 +1089,30 @@ def test_an_override_of_driverctls_is_gone_after_the_remedy(made: MadeMachine) -
     carried_out(made, found.commands)
     assert made.found("driverctl") == []
     assert [each.name for each in (made.root / "etc/driverctl.d").iterdir()] == ["usb-1-1"]
+
+
+def test_a_foreign_hook_gets_another_name(made: MadeMachine) -> None:
+    made.hook(HOOK, FOREIGN)
+    [found] = made.found("hook")
+    carried_out(made, found.commands[:1])
+    assert (made.root / HOOK).with_name("60-other").read_text() == FOREIGN
+    assert [str(each.reason)[:19] for each in made.found("hook")] == ["the hook is missing"]
+
+
+def test_a_hook_that_only_root_may_read_is_not_called_missing(
+    made: MadeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fedora's /etc/libvirt is root's alone."""
+
+    def refuse(path: str, *args: object, **more: object) -> os.stat_result:
+        if str(path).endswith("50-gpuswitch"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *args, **more)  # type: ignore[arg-type]  # handed on
+
+    real = os.stat
+    monkeypatch.setattr("gpuswitch.doctor.machine.os.stat", refuse)
+    assert made.found("hook") == []
+    assert [(each.what, each.for_root) for each in made.examined().unseen] == [(f"/{HOOK}", True)]
 
 
 def test_a_gpu_told_by_what_it_is_is_no_missing_one_where_the_host_cannot_be_looked_at(made: MadeMachine) -> None:

@@ -6,7 +6,7 @@ import re
 import stat
 from collections.abc import Iterator
 
-from gpuswitch.doctor.looks.libvirt import HOOKS, OWN
+from gpuswitch.doctor.looks.libvirt import HOOKS, OWN, wanted_by
 from gpuswitch.doctor.machine import Files
 from gpuswitch.doctor.seen import Line, OtherTools
 
@@ -63,7 +63,7 @@ def _scripts(files: Files) -> Iterator[str]:
     while waiting:
         place, depth = waiting.pop(0)
         status = files.status(place)
-        if status is None or place == OWN:
+        if status is None or (place == OWN and wanted_by(files.text(OWN))):
             continue
         if stat.S_ISDIR(status.st_mode) and depth < _DEEPEST:
             waiting += [(f"{place}/{name}", depth + 1) for name in files.names(place)]
