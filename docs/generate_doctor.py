@@ -30,9 +30,9 @@ device's lock or wakes one. A look that takes longer than half a minute is left 
 The exit status is that of the worst; it is 2 as well where the command was called wrongly, as for every verb (`--json`
 tells them apart: there is an `error` then). What only root may see, and was not seen, does not count.
 
-Judged are the GPUs that are named; else those with a `[[gpu]]` table; else all. As long as nobody has named or
-configured any, what would refuse a switch of a GPU is a warning. What refuses one is found by the same code as in a
-switch.
+You may name the GPUs that it is to judge. If you name none, it judges those with a `[[gpu]]` table in the
+configuration; if there is no such table, it judges all of them, and what would refuse a switch is a warning only. What
+refuses a switch is found by the same code as in a switch.
 """
 _AREAS = {
     Area.MACHINE: "The machine",
@@ -45,9 +45,13 @@ _REMEDIES = """
 ## Commands of each system
 
 Which commands are told depends on `/etc/os-release` (`ID`, `ID_LIKE`) and on what starts the machine. The lines that
-edit a file (`echo`, `sed`) are run by tests, on files of their own; `update-grub` and `update-initramfs` were run after
-them on Debian 12, and did what they shall. **No command of another distribution or boot loader was ever run there**;
-they follow the manuals of their tools. Where the boot loader is not known, the remedy is in words alone.
+edit a file (`printf`, `sed`, `install`, `rm`, `mv`) are run by tests, on files of their own; `update-grub` and
+`update-initramfs` were run after them on Debian 12, and did what they shall. **No command of another distribution or
+boot loader was ever run there**; they follow the manuals of their tools. Where the boot loader is not known, the
+remedy is in words alone.
+
+Of an option with a list (`modprobe.blacklist=nouveau,nvidia`) the one word is taken out, and the rest stays. On Debian
+and its like, the files in `/etc/default/grub.d` are changed as well, where there are any.
 
 ### An option of the kernel's command line
 

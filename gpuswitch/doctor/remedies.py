@@ -5,10 +5,11 @@ Only those of Debian with GRUB and initramfs-tools were ever run; the others fol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from shlex import quote
 
-from gpuswitch.doctor.seen import System
+from gpuswitch.doctor.seen import Line, System
+from gpuswitch.sentence import Sentence
 
 REBOOT = "systemctl reboot"
 _GRUB: Mapping[str, str] = {
@@ -44,6 +45,15 @@ _INSTALL: Mapping[str, str] = {
     "arch": "pacman -S",
     "suse": "zypper install",
 }
+MAINTAIN = "/usr/lib/gpuswitch/maintain"
+"""What a package's own scripts call, and nothing but a package brings (contrib/maintain.sh, docs/packages.md)."""
+_PACKAGE_AGAIN: Mapping[str, str] = {
+    "debian": "apt-get install --reinstall ./gpuswitch_*.deb",
+    "ubuntu": "apt-get install --reinstall ./gpuswitch_*.deb",
+    "proxmox": "apt-get install --reinstall ./gpuswitch_*.deb",
+    "fedora": "dnf reinstall ./gpuswitch-*.rpm",
+    "arch": "pacman -U ./gpuswitch-*.pkg.tar.zst",
+}
 PACKAGES: Mapping[str, Mapping[str, str]] = {
     "polkit": {"debian": "polkitd", "ubuntu": "polkitd", "proxmox": "polkitd", "": "polkit"},
     "vfio": {
@@ -52,49 +62,110 @@ PACKAGES: Mapping[str, Mapping[str, str]] = {
         "proxmox": '--reinstall "proxmox-kernel-$(uname -r)"',
         "fedora": '"kernel-modules-$(uname -r)"',
     },
-    "kernel": {"debian": "linux-image-amd64", "ubuntu": "linux-generic", "fedora": "kernel", "arch": "linux"},
+    "kernel": {
+        "debian": '"linux-image-$(dpkg --print-architecture)"',
+        "ubuntu": "linux-generic",
+        "fedora": "kernel",
+        "arch": "linux",
+    },
 }
 """What brings what, by family; "": everywhere else."""
 
 
 def add_option(system: System, option: str) -> tuple[str, ...]:
     """Put an option on the kernel's command line, and start the machine anew; () where nobody knows how."""
-    match system.loader:
-        case "grub":
-            # /etc/default/grub is read as a shell script (grub-mkconfig), so the last word on it can be added.
-            line = f"echo 'GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX {option}\"' >> /etc/default/grub"
-            return (line, *_grub(system), REBOOT)
-        case "grubby":
-            return (f"grubby --update-kernel=ALL --args={option}", REBOOT)
-        case "rpm-ostree":
-            return (f"rpm-ostree kargs --append-if-missing={option}", REBOOT)
-        case "kernelstub":
-            return (f"kernelstub --add-options {option}", REBOOT)
-        case "systemd-boot" | "proxmox-boot-tool":
-            return _edited(system, f"1s/$/ {option}/", f"/^options/ s/$/ {option}/")
-        case "nixos":
-            return (f'# in /etc/nixos/configuration.nix: boot.kernelParams = [ "{option}" ];', *_nixos())
-    return ()
+    return change_options(system, {}, [option])
 
 
 def remove_option(system: System, option: str) -> tuple[str, ...]:
     """Take an option off the kernel's command line, and start the machine anew; () where nobody knows how."""
-    begin, end = r"""\(^\|[ "']\)""", r"""\($\|[ "']\)"""
-    pattern = rf"s/{begin}{_escaped(option)}{end}/\1\2/g"
+    return change_options(system, {option: ""})
+
+
+def change_options(system: System, changes: Mapping[str, str], added: Sequence[str] = ()) -> tuple[str, ...]:
+    """Change words of the kernel's command line, and start the machine anew; () where nobody knows how.
+
+    `changes` has what is to stand there instead of each word, "" for nothing; `added` comes besides.
+    """
+    gone, new = " ".join(changes), " ".join([*filter(None, changes.values()), *added])
     match system.loader:
         case "grub":
-            return (f"sed -i {_quoted(pattern)} /etc/default/grub", *_grub(system), REBOOT)
+            return (*_in_grub(system, changes, added), REBOOT)
         case "grubby":
-            return (f"grubby --update-kernel=ALL --remove-args={quote(option)}", REBOOT)
+            change = "grubby --update-kernel=ALL"
+            return (
+                *([f"{change} --remove-args={quote(gone)}"] if gone else ()),
+                *([f"{change} --args={quote(new)}"] if new else ()),
+                REBOOT,
+            )
         case "rpm-ostree":
-            return (f"rpm-ostree kargs --delete-if-present={quote(option)}", REBOOT)
+            # Each goes on from the deployment that the one before has prepared.
+            return (
+                *(f"rpm-ostree kargs --delete-if-present={quote(word)}" for word in changes),
+                *(f"rpm-ostree kargs --append-if-missing={quote(word)}" for word in new.split()),
+                REBOOT,
+            )
         case "kernelstub":
-            return (f"kernelstub --delete-options {quote(option)}", REBOOT)
+            return (
+                *([f"kernelstub --delete-options {quote(gone)}"] if gone else ()),
+                *([f"kernelstub --add-options {quote(new)}"] if new else ()),
+                REBOOT,
+            )
         case "systemd-boot" | "proxmox-boot-tool":
-            return _edited(system, pattern, f"/^options/ {pattern}")
+            ends = [f"s/$/ {_replacement(word)}/" for word in added]
+            words = [_word_changed(old, new) for old, new in changes.items()]
+            return _edited(
+                system,
+                "; ".join([*words, *(f"1{end}" for end in ends)]),
+                "; ".join(f"/^options/ {each}" for each in [*words, *ends]),
+            )
         case "nixos":
-            return (f'# in /etc/nixos/configuration.nix, take out of boot.kernelParams: "{option}"', *_nixos())
+            file = "# in /etc/nixos/configuration.nix"
+            return (
+                *(
+                    f'{file}, in boot.kernelParams: "{new}" instead of "{old}"'
+                    if new
+                    else f'{file}, take out of boot.kernelParams: "{old}"'
+                    for old, new in changes.items()
+                ),
+                *(f'{file}: boot.kernelParams = [ "{word}" ];' for word in added),
+                *_nixos(),
+            )
     return ()
+
+
+def without(option: str, value: str, modules: Collection[str]) -> str:
+    """The option with a list of modules but for these, whose names have underscores; "" where none is left."""
+    rest = ",".join(name for name in value.split(",") if name and underscored(name) not in modules)
+    return f"{option}={rest}" if rest else ""
+
+
+def underscored(module: str) -> str:
+    """A module's name as the kernel has it: people write it with hyphens as well."""
+    return module.replace("-", "_")
+
+
+def _in_grub(system: System, changes: Mapping[str, str], added: Sequence[str]) -> tuple[str, ...]:
+    """/etc/default/grub is read as a shell script (grub-mkconfig), so the last word on a variable can be added.
+
+    What is added begins a line of its own, also where the last one has no end.
+    """
+    script = "; ".join(_word_changed(old, new, before="=") for old, new in changes.items())
+    files = " ".join(map(quote, system.grub_files))
+    return (
+        *([f"sed -i {_quoted(script)} {files}"] if script else ()),
+        *(
+            rf"""printf '\n%s\n' 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {word}"' >> /etc/default/grub"""
+            for word in added
+        ),
+        _GRUB.get(system.family, _GRUB_ELSEWHERE),
+    )
+
+
+def _word_changed(old: str, new: str, before: str = "") -> str:
+    """For sed: another word, or none, where this one stands as a whole. `before`: what else may stand before it."""
+    begin, end = rf"""\(^\|[[:space:]"'{before}]\)""", r"""\($\|[[:space:]"']\)"""
+    return rf"s/{begin}{_escaped(old)}{end}/\1{_replacement(new)}\2/g"
 
 
 def rebuild_initramfs(system: System) -> tuple[str, ...]:
@@ -112,21 +183,39 @@ def install(system: System, what: str) -> tuple[str, ...]:
     return (f"{program} {package}",) if program and package else ()
 
 
-def take_out(file: str, *words: str) -> str:
+def change_line(line: Line, instead: Sequence[str] = ()) -> tuple[str, ...]:
     """Make comments of the lines of a file of modprobe's that have these words and no others, but for a comment.
 
-    What a package has brought is put aside as a whole: modprobe.d(5) reads the file of the same name in /etc instead.
+    `instead` are the words of a line that comes in their place, none for no line. A file that a package has brought
+    stays; modprobe.d(5) reads one of the same name in /etc in its place, with all else that it says. () for a line
+    that goes on in the next one of the file.
     """
-    if not file.startswith("/etc/"):
-        name = file.rpartition("/")[2]
-        return f"ln -s /dev/null {quote(f'/etc/modprobe.d/{name}')}"
-    pattern = r"[[:space:]]\+".join(map(_escaped, words))
-    end = r"[[:space:]]*\(#.*\)\?$"
-    return f"sed -i {_quoted(f's/^[[:space:]]*{pattern}{end}/# &/')} {quote(file)}"
+    if line.goes_on:
+        return ()
+    pattern = r"[[:space:]]\+".join(map(_escaped, line.words))
+    new = rf"\n{_replacement(' '.join(instead))}" if instead else ""
+    script = rf"s/^[[:space:]]*{pattern}[[:space:]]*\(#.*\)\?$/# &{new}/"
+    if line.file.startswith("/etc/"):
+        return (f"sed -i {_quoted(script)} {quote(line.file)}",)
+    place = quote(f"/etc/modprobe.d/{line.file.rpartition('/')[2]}")
+    copy = f"[ -e {place} ] || install -D -m 0644 {quote(line.file)} {place}"
+    return (copy, f"sed -i {_quoted(script)} {place}")
 
 
-def _grub(system: System) -> tuple[str, ...]:
-    return (_GRUB.get(system.family, _GRUB_ELSEWHERE),)
+def install_again(system: System, *, packaged: bool) -> tuple[Sentence, tuple[str, ...]]:
+    """Bring back what is missing of gpuswitch: in words, and the commands."""
+    if not packaged:
+        return Sentence("install gpuswitch again, in its sources"), ("make install",)
+    command = _PACKAGE_AGAIN.get(system.family)
+    words = Sentence("install the package of gpuswitch again, in the folder where it lies")
+    return words, (command,) if command else ()
+
+
+def put_hook(system: System, *, packaged: bool) -> tuple[Sentence, tuple[str, ...]]:
+    """Have our hook put where libvirt looks for it: in words, and the commands."""
+    if not packaged:
+        return install_again(system, packaged=False)
+    return Sentence("have the package put it there"), (f"{MAINTAIN} after-installation",)
 
 
 def _nixos() -> tuple[str, ...]:
@@ -146,6 +235,11 @@ def _edited(system: System, cmdline: str, entries: str) -> tuple[str, ...]:
 def _escaped(text: str) -> str:
     """For a basic regular expression between slashes."""
     return "".join(f"\\{c}" if c in "\\/.*[]^$" else c for c in text)
+
+
+def _replacement(text: str) -> str:
+    """For what sed puts in, between slashes."""
+    return "".join(f"\\{c}" if c in "\\/&" else c for c in text)
 
 
 def _quoted(text: str) -> str:

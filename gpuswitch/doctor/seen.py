@@ -23,7 +23,7 @@ class System:
     `family`: `debian`, `ubuntu`, `proxmox`, `fedora`, `ostree` (images of Fedora), `arch`, `suse`, `nixos`, or ""
     (os-release, ID and ID_LIKE). `loader`: `grub`, `grubby`, `rpm-ostree`, `systemd-boot`, `kernelstub`,
     `proxmox-boot-tool`, `nixos`, or "". `initramfs`: `initramfs-tools`, `dracut`, `mkinitcpio`, `nixos`, or "".
-    `kernel_cmdline`: /etc/kernel/cmdline is there.
+    `kernel_cmdline`: /etc/kernel/cmdline is there. `grub_files`: what grub-mkconfig reads, in its order.
     `tables`: those of the firmware (ACPI), None where it has none to show. `secure_boot`: None where nobody says.
     `lockdown`: `none`, `integrity`, `confidentiality`, or "" (not in this kernel).
     """
@@ -35,6 +35,7 @@ class System:
     kernel: str = ""
     command_line: tuple[str, ...] = ()
     kernel_cmdline: bool = False
+    grub_files: tuple[str, ...] = ("/etc/default/grub",)
     tables: frozenset[str] | None = None
     secure_boot: bool | None = None
     lockdown: str = ""
@@ -45,8 +46,12 @@ class System:
 
     def option(self, name: str) -> str | None:
         """The last value that the kernel's command line gives it, "" without one; None where it is not there."""
-        found = [word.partition("=")[2] for word in self.command_line if word.partition("=")[0] == name]
+        found = self.options(name)
         return found[-1] if found else None
+
+    def options(self, *names: str) -> tuple[str, ...]:
+        """All values that the kernel's command line gives to options of these names, in order."""
+        return tuple(word.partition("=")[2] for word in self.command_line if word.partition("=")[0] in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,9 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A file that libvirt runs. `changed`: when it, or its mode, was last changed; `wants`: what it has to read."""
+    """A file that libvirt runs. `changed`: when it, or its mode, was last changed; `wants`: what ours has to read, ""
+    for one that is not ours.
+    """
 
     path: str
     executable: bool = True
@@ -82,10 +89,11 @@ class Libvirt:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of somebody's configuration, without its comment, and the file."""
+    """A line of somebody's configuration, without its comment, and the file. `goes_on`: in the next one there."""
 
     file: str
     words: tuple[str, ...]
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +111,9 @@ class OtherTools:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Which files of ours are where the bus and polkit look for them."""
+    """Which files of ours are where the bus and polkit look for them. `packaged`: a package has brought them."""
 
+    packaged: bool = False
     bus_policy: bool = False
     actions: bool = False
 

@@ -197,9 +197,9 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "hook",
         Area.LIBVIRT,
-        "Whether our hook is there, executable, whole, and seen: libvirt looks for hooks when it starts, and when it "
-        "is reloaded",
-        "install it; `chmod`; `systemctl reload`",
+        "Whether our hook is there, ours, executable, whole, and seen: libvirt looks for hooks when it starts, and "
+        "when it is reloaded",
+        "install it, or `/usr/lib/gpuswitch/maintain after-installation` of a package; `chmod`; `systemctl reload`",
         run=libvirt.hook,
     ),
     Check(
@@ -213,15 +213,17 @@ CHECKS: tuple[Check, ...] = (
         "driverctl",
         Area.OTHER_TOOLS,
         "Overrides that driverctl sets by udev whenever a function appears",
-        "`driverctl unset-override`",
+        "remove its file, which counts from the next start on. `driverctl unset-override` would unbind the card at "
+        "once, and wait in the kernel as long as somebody has it open",
         run=tools.driverctl,
     ),
     Check(
         "modprobe",
         Area.OTHER_TOOLS,
-        "`options vfio-pci ids=`, which catches every card of the same kind and keeps it from the host; blacklists and "
-        "softdeps of its host driver; the same on the kernel's command line",
-        f"comment the line out, make the initramfs anew; {_COMMAND_LINE}",
+        "`options vfio-pci ids=`, which catches every card of the same kind and keeps it from the host; blacklists, "
+        "softdeps and `install ... /bin/false` of its host driver; the same on the kernel's command line",
+        "comment the line out, or have it without this card, make the initramfs anew (a package's file is copied to "
+        f"`/etc/modprobe.d` for that); {_COMMAND_LINE}",
         run=tools.modprobe,
     ),
     Check(
@@ -235,7 +237,7 @@ CHECKS: tuple[Check, ...] = (
         "old_hooks",
         Area.OTHER_TOOLS,
         "Scripts among libvirt's hooks that bind, unbind or detach devices",
-        "take their lines out, or `chmod a-x`",
+        "take their lines out; `chmod a-x` where it is a script of one virtual machine",
         run=tools.old_hooks,
     ),
     Check(

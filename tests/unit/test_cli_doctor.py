@@ -63,13 +63,13 @@ def test_what_is_bad_comes_first_and_commands_stand_whole(
     made: MadeMachine, shown: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made.command_line("intel_iommu=on modprobe.blacklist=nvidia")
-    made.hook("etc/libvirt/hooks/qemu", "virsh nodedev-detach x\n", executable=True)
+    made.hook("etc/libvirt/hooks/qemu.d/vm/prepare/begin/x", "virsh nodedev-detach x\n", executable=True)
     made.remove("etc/libvirt/hooks/qemu.d/50-gpuswitch")
     status, text = shown(short=True)
     assert status == 2
     assert "  problem  the hook is missing: /etc/libvirt/hooks/qemu.d/50-gpuswitch; no virtual machine" in text
     assert "\n           to do: install gpuswitch again, in its sources\n             make install\n" in text
-    assert "             chmod a-x /etc/libvirt/hooks/qemu\n" in text
+    assert "             chmod a-x /etc/libvirt/hooks/qemu.d/vm/prepare/begin/x\n" in text
     assert "  ok " not in text
     assert "Machine\n" not in text
     status, text = shown()

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -112,7 +112,19 @@ def holder(command: str, node: str, unit: str = "", session: str = "") -> Holder
 GAME = holder("game", "/dev/nvidia0", session="2")
 PIPEWIRE = holder("wireplumber", "/dev/snd/controlC1")
 IDS = "options vfio-pci ids=10de:2484,10de:228b\n"
-APPEND = """echo 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX intel_iommu=on"' >> /etc/default/grub"""
+APPEND = r"""printf '\n%s\n' 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX intel_iommu=on"' >> /etc/default/grub"""
+PUT_HOOK = "/usr/lib/gpuswitch/maintain after-installation"
+SWITCH_ON = (
+    r"""sed -i 's/\(^\|[[:space:]"'\''=]\)intel_iommu=off\($\|[[:space:]"'\'']\)/\1intel_iommu=on\2/g' """
+    "/etc/default/grub"
+)
+MAINTAIN = "usr/lib/gpuswitch/maintain"
+FOREIGN = "#!/bin/sh\nvirsh nodedev-detach pci_0000_01_00_0\n"
+
+
+def packaged(then: Change) -> Change:
+    return lambda made: (made.write(MAINTAIN, ""), then(made))
+
 
 CASES: list[tuple[str, Change, str, Severity, str, str]] = [
     # name, change, kind, severity, words of it, one of the commands ("": none)
@@ -122,7 +134,7 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "kernel",
         PROBLEM,
         "may stop this kernel",
-        "apt-get install linux-image-amd64",
+        'apt-get install "linux-image-$(dpkg --print-architecture)"',
     ),
     (
         "untried-kernel",
@@ -147,7 +159,7 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "iommu",
         PROBLEM,
         "has intel_iommu=off",
-        r"""sed -i 's/\(^\|[ "'\'']\)intel_iommu=off\($\|[ "'\'']\)/\1\2/g' /etc/default/grub""",
+        SWITCH_ON,
     ),
     (
         "igfx-off",
@@ -238,6 +250,14 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "make install",
     ),
     (
+        "service-missing-of-package",
+        packaged(lambda m: (m.is_served(Service()), m.units.pop("gpuswitchd.service"))),
+        "service",
+        PROBLEM,
+        "not installed",
+        "apt-get install --reinstall ./gpuswitch_*.deb",
+    ),
+    (
         "service-older",
         lambda m: m.is_served(Service(running=True, version="0.0")),
         "service",
@@ -263,6 +283,14 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "make install",
     ),
     (
+        "no-bus-policy-of-package",
+        packaged(lambda m: m.remove("etc/dbus-1/system.d/org.gpuswitch1.conf")),
+        "broker",
+        PROBLEM,
+        "org.gpuswitch1.conf",
+        "apt-get install --reinstall ./gpuswitch_*.deb",
+    ),
+    (
         "no-polkit",
         lambda m: m.units.pop("polkit.service"),
         "polkit",
@@ -277,6 +305,22 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         WARNING,
         "org.gpuswitch1.policy",
         "make install",
+    ),
+    (
+        "no-actions-of-package",
+        packaged(lambda m: m.remove("usr/share/polkit-1/actions/org.gpuswitch1.policy")),
+        "polkit",
+        WARNING,
+        "org.gpuswitch1.policy",
+        "apt-get install --reinstall ./gpuswitch_*.deb",
+    ),
+    (
+        "told-by-match",
+        lambda m: m.write("etc/gpuswitch/config.toml", '[[gpu]]\nmatch = { vendor = "10de" }\n'),
+        "configuration",
+        OK,
+        f"it is about {CARD}",
+        "",
     ),
     (
         "bad-configuration",
@@ -422,6 +466,25 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
     ("no-hook", lambda m: m.remove(HOOK), "hook", PROBLEM, "the hook is missing", "make install"),
     ("hook-mode", lambda m: (m.root / HOOK).chmod(0o644), "hook", PROBLEM, "not executable", f"chmod 0755 /{HOOK}"),
     ("hook-broken", lambda m: m.remove("usr/lib/hook.py"), "hook", PROBLEM, "needs /usr/lib/hook.py", "make install"),
+    ("no-hook-of-package", packaged(lambda m: m.remove(HOOK)), "hook", PROBLEM, "is missing", PUT_HOOK),
+    (
+        "hook-of-package-broken",
+        packaged(lambda m: m.remove("usr/lib/hook.py")),
+        "hook",
+        PROBLEM,
+        "needs /usr/lib/hook.py",
+        "apt-get install --reinstall ./gpuswitch_*.deb",
+    ),
+    ("foreign-hook", lambda m: m.hook(HOOK, FOREIGN), "hook", PROBLEM, "is not the hook of gpuswitch", "make install"),
+    (
+        "foreign-hook-and-package",
+        packaged(lambda m: m.hook(HOOK, FOREIGN)),
+        "hook",
+        PROBLEM,
+        "is not the hook of gpuswitch",
+        PUT_HOOK,
+    ),
+    ("foreign-hook-moves", lambda m: m.hook(HOOK, FOREIGN), "old_hooks", WARNING, f"/{HOOK} moves devices", ""),
     (
         "selinux",
         lambda m: (
@@ -454,12 +517,26 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "make install PREFIX=/usr/local",
     ),
     (
+        "apparmor-elsewhere-and-package",
+        packaged(
+            lambda m: (
+                m.write("sys/module/apparmor/parameters/enabled", "Y\n"),
+                m.write("opt/hook.py", ""),
+                m.hook(HOOK, "hook='/opt/hook.py'\n"),
+            )
+        ),
+        "mandatory_access",
+        WARNING,
+        "may keep the hook from /opt/hook.py",
+        PUT_HOOK,
+    ),
+    (
         "driverctl",
-        lambda m: m.write(f"etc/driverctl.d/{SOUND}", "vfio-pci\n"),
+        lambda m: m.write(f"etc/driverctl.d/pci-{SOUND}", "vfio-pci\n"),
         "driverctl",
         WARNING,
         SOUND,
-        f"driverctl unset-override {SOUND}",
+        f"rm /etc/driverctl.d/pci-{SOUND}",
     ),
     (
         "ids",
@@ -502,6 +579,30 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "update-initramfs -u -k all",
     ),
     (
+        "install-nothing",
+        lambda m: m.write("etc/modprobe.d/x.conf", "install nvidia-drm /bin/false\n"),
+        "modprobe",
+        WARNING,
+        "keeps nvidia-drm from being loaded: /bin/false is run instead",
+        "update-initramfs -u -k all",
+    ),
+    (
+        "install-no-vfio",
+        lambda m: m.write("etc/modprobe.d/x.conf", "install vfio-pci /bin/true\n"),
+        "modprobe",
+        WARNING,
+        "keeps vfio-pci from being loaded",
+        "update-initramfs -u -k all",
+    ),
+    (
+        "over-two-lines",
+        lambda m: m.write("etc/modprobe.d/x.conf", "blacklist \\\n nvidia\n"),
+        "modprobe",
+        WARNING,
+        "keeps nvidia from",
+        "update-initramfs -u -k all",
+    ),
+    (
         "supergfxd",
         lambda m: m.unit("supergfxd.service"),
         "switchers",
@@ -516,7 +617,7 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "old_hooks",
         WARNING,
         "/etc/libvirt/hooks/qemu moves devices",
-        "chmod a-x /etc/libvirt/hooks/qemu",
+        "",
     ),
     (
         "hook-helper",
@@ -524,7 +625,7 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "old_hooks",
         WARNING,
         "win10/prepare/begin/start.sh",
-        "",
+        "chmod a-x /etc/libvirt/hooks/qemu.d/win10/prepare/begin/start.sh",
     ),
     (
         "proxmox",
@@ -563,8 +664,13 @@ HARMLESS: list[tuple[str, Change, str]] = [
     ),
     ("another card's ids", lambda m: m.write("etc/modprobe.d/x.conf", "options vfio-pci ids=1002:67df\n"), "modprobe"),
     ("a comment", lambda m: m.write("etc/modprobe.d/x.conf", f"# {IDS}"), "modprobe"),
+    (
+        "a wrapper of Debian's",
+        lambda m: m.write("etc/modprobe.d/x.conf", "install nvidia modprobe -i nvidia-current $CMDLINE_OPTS\n"),
+        "modprobe",
+    ),
     ("nouveau is kept out", lambda m: m.write("etc/modprobe.d/x.conf", "blacklist nouveau\n"), "modprobe"),
-    ("another's override", lambda m: m.write("etc/driverctl.d/0000:09:00.0", "vfio-pci\n"), "driverctl"),
+    ("another's override", lambda m: m.write("etc/driverctl.d/pci-0000:09:00.0", "vfio-pci\n"), "driverctl"),
     (
         "another's machine",
         lambda m: m.write("etc/pve/qemu-server/100.conf", "hostpci0: 09:00.0\n[old]\nhostpci0: 01:00\n"),
@@ -676,6 +782,13 @@ def test_a_hook_that_came_after_libvirt_is_not_seen_until_libvirt_is_reloaded(ma
 def by_loader(files: dict[str, str], *programs: str, family: str, like: str = "") -> Change:
     def change(made: MadeMachine) -> None:
         without_iommu()(made)
+        started_by(files, *programs, family=family, like=like)(made)
+
+    return change
+
+
+def started_by(files: dict[str, str], *programs: str, family: str, like: str = "") -> Change:
+    def change(made: MadeMachine) -> None:
         made.distribution(family, like)
         for place in ("etc/default/grub", "usr/bin/update-grub", "usr/bin/update-initramfs"):
             made.remove(place)
@@ -772,63 +885,243 @@ def test_the_initramfs_is_made_anew_as_this_system_does_it(made: MadeMachine, pr
     assert found.commands[-1] == command
 
 
-def run(command: str, file: Path) -> str:
-    """What a command makes of the file that it is about, run by a shell as it is copied."""
-    there = command.replace("/etc/default/grub", str(file)).replace("/etc/kernel/cmdline", str(file))
-    subprocess.run(["sh", "-c", there], check=True)
-    return file.read_text()
+def words_of_grub(made: MadeMachine) -> str:
+    """What grub-mkconfig makes of its files: it reads them as a shell does."""
+    files = [made.root / "etc/default/grub", *sorted((made.root / "etc/default/grub.d").glob("*.cfg"))]
+    script = "".join(f". '{file}'; " for file in files) + "echo $GRUB_CMDLINE_LINUX $GRUB_CMDLINE_LINUX_DEFAULT"
+    return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def grub_says(file: Path) -> str:
-    said = subprocess.run(
-        ["sh", "-c", f". {file}; echo $GRUB_CMDLINE_LINUX"], capture_output=True, text=True, check=True
-    )
-    return said.stdout.strip()
+def words_of_entries(made: MadeMachine) -> str:
+    [line] = re.findall(r"^options\s+(.*)$", (made.root / "boot/loader/entries/debian.conf").read_text(), re.MULTILINE)
+    return " ".join(line.split())
+
+
+def words_of_kernel_cmdline(made: MadeMachine) -> str:
+    """One line, as kernel-install and proxmox-boot-tool read it."""
+    [line] = (made.root / "etc/kernel/cmdline").read_text().splitlines()
+    return " ".join(line.split())
+
+
+def carried_out(made: MadeMachine, commands: Iterable[str]) -> None:
+    """Commands as they are copied, by a shell, on the files of that machine; what makes no file anew does nothing."""
+    for name in ("update-grub", "update-initramfs", "proxmox-boot-tool", "systemctl", "kernel-install"):
+        made.program(name)
+    made.program("bootctl", f"echo '{made.root}/boot'")
+    path = f"{made.root}/usr/bin:{os.defpath}"
+    for command in commands:
+        there = re.sub(r"(?<![\w/.\\])/(etc|usr/lib|lib)/", lambda found: f"{made.root}/{found[1]}/", command)
+        subprocess.run(["sh", "-c", there], check=True, env={"PATH": path})
+
+
+def with_grub(text: str, place: str = "etc/default/grub") -> Callable[[MadeMachine, str], None]:
+    def write(made: MadeMachine, words: str) -> None:
+        made.write(place, text.format(words))
+
+    return write
+
+
+def with_entries(made: MadeMachine, words: str) -> None:
+    started_by(SYSTEMD_BOOT, family="arch")(made)
+    made.write("boot/loader/entries/debian.conf", f"title Debian\noptions\t{words}\n")
+
+
+def with_kernel_cmdline(made: MadeMachine, words: str) -> None:
+    started_by(SYSTEMD_BOOT | UUIDS, "pveversion", family="debian")(made)
+    made.write("etc/kernel/cmdline", words)  # without an end of the line
+
+
+PLACES: list[tuple[str, Callable[[MadeMachine, str], None], Callable[[MadeMachine], str]]] = [
+    ("grub", with_grub('GRUB_CMDLINE_LINUX="{}"\n'), words_of_grub),
+    ("grub-default", with_grub('GRUB_CMDLINE_LINUX=""\nGRUB_CMDLINE_LINUX_DEFAULT="{}"'), words_of_grub),
+    ("grub-single", with_grub("GRUB_CMDLINE_LINUX='{}'"), words_of_grub),
+    (
+        "grub-folder",  # as docs/tutorials/one-gpu.md has it
+        with_grub('GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {}"\n', "etc/default/grub.d/iommu.cfg"),
+        words_of_grub,
+    ),
+    ("entries", with_entries, words_of_entries),
+    ("kernel-cmdline", with_kernel_cmdline, words_of_kernel_cmdline),
+]
+BOOTED_WITH: list[tuple[str, Change, str, str, str]] = [
+    # name, what else is so, kind, what the kernel was started with, what it is to be started with
+    ("igfx-off", lambda _: None, "iommu", "quiet intel_iommu=on,igfx_off", "quiet intel_iommu=on"),
+    ("igfx-off-alone", lambda _: None, "iommu", "intel_iommu=igfx_off quiet", "intel_iommu=on quiet"),
+    ("igfx-off-and-more", lambda _: None, "iommu", "intel_iommu=igfx_off,sm_on", "intel_iommu=on,sm_on"),
+    ("off", without_iommu(), "iommu", "quiet intel_iommu=off", "quiet intel_iommu=on"),
+    ("off-everywhere", without_iommu(), "iommu", "iommu=off intel_iommu=off quiet", "intel_iommu=on quiet"),
+    ("off-for-all", without_iommu(), "iommu", "iommu=off quiet", "quiet intel_iommu=on"),
+    ("off-though-on", without_iommu(), "iommu", "intel_iommu=on iommu=off", "intel_iommu=on"),
+    ("not-on", without_iommu(), "iommu", "quiet", "quiet intel_iommu=on"),
+    (
+        "a-list",
+        lambda _: None,
+        "modprobe",
+        "modprobe.blacklist=nouveau,nvidia,pcspkr quiet",
+        "modprobe.blacklist=nouveau,pcspkr quiet",
+    ),
+    ("one-alone", lambda _: None, "modprobe", "quiet modprobe.blacklist=nvidia,nvidia-drm", "quiet"),
+    (
+        "two-lists",
+        lambda _: None,
+        "modprobe",
+        "modprobe.blacklist=nvidia modprobe.blacklist=nouveau",
+        "modprobe.blacklist=nouveau",
+    ),
+    ("barred", lambda _: None, "modprobe", "module_blacklist=pcspkr,nvidia", "module_blacklist=pcspkr"),
+    ("no-vfio", lambda _: None, "vfio", "module_blacklist=nouveau,vfio_pci", "module_blacklist=nouveau"),
+    ("ids", lambda _: None, "modprobe", "vfio-pci.ids=10de:2484,10de:228b quiet", "quiet"),
+    ("others-ids", lambda _: None, "modprobe", "vfio_pci.ids=10de:2484,8086:1533", "vfio_pci.ids=8086:1533"),
+]
+
+
+# Every line in one place; in each of the other places a word that is changed, one in a list, and two at once.
+EVERYWHERE = {"igfx-off", "a-list", "off-for-all"}
+STARTS = [(place, case) for place in PLACES for case in BOOTED_WITH if place is PLACES[0] or case[0] in EVERYWHERE]
 
 
 @pytest.mark.parametrize(
-    "before", ['GRUB_CMDLINE_LINUX="quiet"\n', "GRUB_CMDLINE_LINUX='quiet'\n", "GRUB_CMDLINE_LINUX=quiet\n"]
+    ("write", "words_of", "change", "kind", "before", "after"),
+    [(*place[1:], *case[1:]) for place, case in STARTS],
+    ids=[f"{case[0]}-{place[0]}" for place, case in STARTS],
 )
-def test_an_option_is_put_where_grub_finds_it_and_taken_off_again(tmp_path: Path, before: str) -> None:
-    debian = System(family="debian", loader="grub")
-    file = tmp_path / "grub"
-    file.write_text(before)
-    run(remedies.add_option(debian, "vfio-pci.ids=10de:2484,10de:228b")[0], file)
-    assert grub_says(file) == "quiet vfio-pci.ids=10de:2484,10de:228b"
-    run(remedies.remove_option(debian, "vfio-pci.ids=10de:2484,10de:228b")[0], file)
-    assert grub_says(file) == "quiet"
-    # Another option that begins alike is not meant.
-    run(remedies.add_option(debian, "intel_iommu=on,igfx_off")[0], file)
-    run(remedies.remove_option(debian, "intel_iommu=on")[0], file)
-    assert grub_says(file) == "quiet intel_iommu=on,igfx_off"
+def test_what_the_kernel_is_started_with_after_the_remedy(
+    made: MadeMachine,
+    write: Callable[[MadeMachine, str], None],
+    words_of: Callable[[MadeMachine], str],
+    change: Change,
+    kind: str,
+    before: str,
+    after: str,
+) -> None:
+    write(made, before)
+    change(made)
+    made.command_line(before)
+    told = [each for each in made.found(kind) if each.severity is not OK]
+    carried_out(made, [command for each in told for command in each.commands])
+    assert sorted(words_of(made).split()) == sorted(after.split())  # grub has two variables, one after the other
+    made.command_line(after)
+    assert [str(each.reason) for each in made.found(kind) if "command line" in each.reason] == []
 
 
-def test_the_command_line_of_systemd_boot_is_one_line(tmp_path: Path) -> None:
-    proxmox = System(family="proxmox", loader="proxmox-boot-tool")
-    file = tmp_path / "cmdline"
-    file.write_text("root=ZFS=rpool/ROOT/pve-1 boot=zfs\n")
-    assert run(remedies.add_option(proxmox, "intel_iommu=on")[0], file) == (
-        "root=ZFS=rpool/ROOT/pve-1 boot=zfs intel_iommu=on\n"
-    )
-    assert run(remedies.remove_option(proxmox, "intel_iommu=on")[0], file).split() == [
-        "root=ZFS=rpool/ROOT/pve-1",
-        "boot=zfs",
-    ]
+def test_a_word_of_grubs_that_stands_without_quotes(made: MadeMachine) -> None:
+    made.write("etc/default/grub", "GRUB_CMDLINE_LINUX=intel_iommu=on,igfx_off\n")
+    carried_out(made, remedies.remove_option(System(family="debian", loader="grub"), "intel_iommu=on"))
+    assert words_of_grub(made) == "intel_iommu=on,igfx_off"  # one that begins alike is not meant
+    carried_out(made, remedies.remove_option(System(family="debian", loader="grub"), "intel_iommu=on,igfx_off"))
+    assert words_of_grub(made) == ""
 
 
-def test_a_line_of_modprobes_becomes_a_comment(tmp_path: Path) -> None:
-    file = tmp_path / "vfio.conf"
-    file.write_text(f"  {IDS}options vfio-pci disable_vga=1\noptions nvidia x=1\n")
-    # It is one below /etc, as far as the command can tell.
-    there = remedies.take_out("/etc/modprobe.d/vfio.conf", *IDS.split()).replace("/etc/modprobe.d/vfio.conf", str(file))
-    run(there, file)
-    assert file.read_text() == f"#   {IDS}options vfio-pci disable_vga=1\noptions nvidia x=1\n"
+CHANGED_BY_TOOLS: list[tuple[str, System, list[str]]] = [
+    (
+        "grubby",
+        System(family="fedora", loader="grubby"),
+        ["grubby --update-kernel=ALL --remove-args=a=1,2", "grubby --update-kernel=ALL --args=a=1"],
+    ),
+    (
+        "rpm-ostree",
+        System(family="ostree", loader="rpm-ostree"),
+        ["rpm-ostree kargs --delete-if-present=a=1,2", "rpm-ostree kargs --append-if-missing=a=1"],
+    ),
+    (
+        "kernelstub",
+        System(family="ubuntu", loader="kernelstub"),
+        ["kernelstub --delete-options a=1,2", "kernelstub --add-options a=1"],
+    ),
+    (
+        "nixos",
+        System(family="nixos", loader="nixos"),
+        ['# in /etc/nixos/configuration.nix, in boot.kernelParams: "a=1" instead of "a=1,2"', "nixos-rebuild boot"],
+    ),
+]
 
 
-def test_a_file_of_a_package_is_put_aside_and_names_are_quoted() -> None:
-    assert remedies.take_out("/usr/lib/modprobe.d/a b.conf", "blacklist", "nvidia") == (
-        "ln -s /dev/null '/etc/modprobe.d/a b.conf'"
-    )
+@pytest.mark.parametrize(
+    ("system", "commands"), [case[1:] for case in CHANGED_BY_TOOLS], ids=[case[0] for case in CHANGED_BY_TOOLS]
+)
+def test_a_word_is_changed_by_the_tool_of_this_system(system: System, commands: list[str]) -> None:
+    assert remedies.change_options(system, {"a=1,2": "a=1"}) == (*commands, "systemctl reboot")
+
+
+CARDS = "options vfio-pci ids=10de:2484,10de:228b"
+MODPROBE: list[tuple[str, str, str]] = [
+    # name, a file of modprobe's, what the remedy makes of it
+    ("ids", f"  {CARDS}\noptions nvidia x=1\n", f"#   {CARDS}\noptions nvidia x=1\n"),
+    ("no-end", f"{CARDS} # mine", f"# {CARDS} # mine"),
+    ("ids-and-more", f"{CARDS} disable_vga=1\n", f"# {CARDS} disable_vga=1\noptions vfio-pci disable_vga=1\n"),
+    ("others-ids", f"{CARDS},8086:1533\n", f"# {CARDS},8086:1533\noptions vfio-pci ids=8086:1533\n"),
+    ("blacklist", "blacklist nvidia\noptions nvidia x=1\n", "# blacklist nvidia\noptions nvidia x=1\n"),
+    ("two", "blacklist nvidia\nblacklist nvidia-drm\n", "# blacklist nvidia\n# blacklist nvidia-drm\n"),
+    ("install", "install nvidia /bin/false\n", "# install nvidia /bin/false\n"),
+    ("softdep", "softdep nvidia pre: vfio-pci\n", "# softdep nvidia pre: vfio-pci\n"),
+    (
+        "softdep-and-more",
+        "softdep nvidia pre: i2c vfio-pci post: uvc\n",
+        "# softdep nvidia pre: i2c vfio-pci post: uvc\nsoftdep nvidia pre: i2c post: uvc\n",
+    ),
+]
+
+
+@pytest.mark.parametrize("folder", ["etc", "usr/lib"])
+@pytest.mark.parametrize(("before", "after"), [case[1:] for case in MODPROBE], ids=[case[0] for case in MODPROBE])
+def test_what_modprobe_reads_after_the_remedy(made: MadeMachine, folder: str, before: str, after: str) -> None:
+    """A package's file stays, and one of the same name in /etc is read instead: with all else that it said."""
+    file = made.write(f"{folder}/modprobe.d/a b.conf", before)
+    carried_out(made, [command for each in made.found("modprobe") for command in each.commands])
+    assert (made.root / "etc/modprobe.d/a b.conf").read_text() == after
+    assert folder == "etc" or file.read_text() == before
+    assert made.found("modprobe") == []
+
+
+def test_a_line_that_goes_on_in_the_next_is_for_an_editor(made: MadeMachine) -> None:
+    """A command that finds nothing would say nothing."""
+    made.write("etc/modprobe.d/x.conf", "blacklist \\\n nvidia\n")
+    [found] = made.found("modprobe")
+    assert found.commands == ("update-initramfs -u -k all",)
+    assert str(found.remedy) == "take that line out, and make the initramfs anew: blacklist nvidia"
+
+
+def test_an_override_of_driverctls_is_gone_after_the_remedy(made: MadeMachine) -> None:
+    """Its file alone: `driverctl unset-override` would unbind the card at once, under whoever has it open."""
+    made.write(f"etc/driverctl.d/pci-{CARD}", "vfio-pci\n")
+    made.write("etc/driverctl.d/usb-1-1", "none\n")
+    [found] = made.found("driverctl")
+    carried_out(made, found.commands)
+    assert made.found("driverctl") == []
+    assert [each.name for each in (made.root / "etc/driverctl.d").iterdir()] == ["usb-1-1"]
+
+
+def test_a_foreign_hook_gets_another_name(made: MadeMachine) -> None:
+    made.hook(HOOK, FOREIGN)
+    [found] = made.found("hook")
+    carried_out(made, found.commands[:1])
+    assert (made.root / HOOK).with_name("60-other").read_text() == FOREIGN
+    assert [str(each.reason)[:19] for each in made.found("hook")] == ["the hook is missing"]
+
+
+def test_a_hook_that_only_root_may_read_is_not_called_missing(
+    made: MadeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fedora's /etc/libvirt is root's alone."""
+
+    def refuse(path: str, *args: object, **more: object) -> os.stat_result:
+        if str(path).endswith("50-gpuswitch"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *args, **more)  # type: ignore[arg-type]  # handed on
+
+    real = os.stat
+    monkeypatch.setattr("gpuswitch.doctor.machine.os.stat", refuse)
+    assert made.found("hook") == []
+    assert [(each.what, each.for_root) for each in made.examined().unseen] == [(f"/{HOOK}", True)]
+
+
+def test_a_gpu_told_by_what_it_is_is_no_missing_one_where_the_host_cannot_be_looked_at(made: MadeMachine) -> None:
+    made.write("etc/gpuswitch/config.toml", '[[gpu]]\nmatch = { vendor = "10de" }\n')
+    made.folder("sys/bus/pci/drivers_autoprobe")
+    assert [str(each.reason) for each in made.found("configuration")] == ["the configuration can be used"]
+
+
+def test_names_are_quoted() -> None:
     evil = System(family="fedora", loader="grubby")
     assert remedies.remove_option(evil, "x=$(id)")[0] == "grubby --update-kernel=ALL --remove-args='x=$(id)'"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +17,13 @@ from gpuswitch.sentence import Sentence
 from tests.harness.made_machine import MadeMachine
 
 PROGRAM = """
-import os, signal, sys
+import os, signal, subprocess, sys
 from gpuswitch.doctor.gathering import LookError, gathered
 from gpuswitch.sentence import Sentence
 
 def hang():
+    sleeping = subprocess.Popen(["sleep", "600"])
+    print(sleeping.pid, file=open(sys.argv[1], "w"), flush=True)
     signal.pause()
 
 def fail():
@@ -34,17 +38,56 @@ found = gathered(looks, 2.0)
 print(type(found["a"]).__name__, found["a"], found["a"].data)
 print(found["hang"], found["fail"], found["die"], len(found["much"]), sep="; ")
 print(all(isinstance(found[name], LookError) for name in ("hang", "fail", "die")))
+try:
+    print(os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("none is left")
+"""
+INTERRUPTED = """
+import os, signal, subprocess, sys
+from gpuswitch.doctor.gathering import gathered
+
+def interrupt():
+    sleeping = subprocess.Popen(["sleep", "600"])
+    print(sleeping.pid, file=open(sys.argv[1], "w"), flush=True)
+    os.kill(os.getppid(), signal.SIGINT)
+    signal.pause()
+
+gathered({"interrupt": interrupt}, 600.0)
 """
 
 
-def test_a_look_that_hangs_or_fails_costs_that_look_alone() -> None:
-    """In a process of its own, which forks, and has no thread but its first."""
-    ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+def gone(process: int) -> bool:
+    """Whether a process that was killed ends; that it is reaped is a matter of whoever reaps orphans."""
+    try:
+        descriptor = os.pidfd_open(process)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], 30)[0])
+    finally:
+        os.close(descriptor)
+
+
+def test_a_look_that_hangs_or_fails_costs_that_look_alone(tmp_path: Path) -> None:
+    """In a process of its own, which forks, and has no thread but its first. Nothing that a look began is left."""
+    begun = tmp_path / "begun"
+    ended = subprocess.run([sys.executable, "-c", PROGRAM, begun], stdout=subprocess.PIPE, text=True, check=True)
     assert ended.stdout.splitlines() == [
         "Sentence {1} is {'x': '{1}'}",
         "late; ValueError: not a number; it ended without a word; 1000000",
         "True",
+        "none is left",
     ]
+    assert gone(int(begun.read_text()))
+
+
+def test_whoever_interrupts_it_leaves_no_look_behind(tmp_path: Path) -> None:
+    """As ^C does, which the looks do not get by themselves: they are in groups of their own."""
+    begun = tmp_path / "begun"
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED, begun], stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.stderr.splitlines()[-1] == "KeyboardInterrupt"
+    assert gone(int(begun.read_text()))
 
 
 @pytest.fixture

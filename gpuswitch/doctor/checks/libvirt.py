@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gpuswitch.doctor import remedies
 from gpuswitch.doctor.findings import Said, ok, problem, warning
-from gpuswitch.doctor.looks.libvirt import OWN
+from gpuswitch.doctor.looks.libvirt import HOOKS, OWN
 from gpuswitch.doctor.looks.units import LIBVIRT
 from gpuswitch.doctor.seen import Seen
 from gpuswitch.sentence import Sentence
@@ -42,11 +43,19 @@ def hook(seen: Seen) -> Iterator[Said]:
     if seen.libvirt.version is None:
         return
     own = seen.libvirt.own
+    if any(each.what == OWN for each in seen.unseen):
+        return
+    again, commands = remedies.put_hook(seen.system, packaged=seen.installation.packaged)
     if own is None:
         yield problem(
-            Sentence("the hook is missing: {path}; no virtual machine gets a GPU by itself", path=OWN),
-            Sentence("install gpuswitch again, in its sources"),
-            ("make install",),
+            Sentence("the hook is missing: {path}; no virtual machine gets a GPU by itself", path=OWN), again, commands
+        )
+        return
+    if not own.wants:
+        yield problem(
+            Sentence("{path} is not the hook of gpuswitch: no virtual machine gets a GPU by itself", path=OWN),
+            Sentence("give it another name; then {again}", again=again),
+            (f"mv -n {OWN} {HOOKS}/qemu.d/60-other", *commands),
         )
         return
     if not own.executable:
@@ -56,11 +65,10 @@ def hook(seen: Seen) -> Iterator[Said]:
             (f"chmod 0755 {OWN}",),
         )
         return
-    if own.wants and not own.wanted_there:
+    if not own.wanted_there:
         yield problem(
             Sentence("the hook needs {file}, which is not there: no virtual machine starts", file=own.wants),
-            Sentence("install gpuswitch again, in its sources"),
-            ("make install",),
+            *remedies.install_again(seen.system, packaged=seen.installation.packaged),
         )
         return
     if deaf := _deaf(seen):
@@ -109,10 +117,18 @@ def access(seen: Seen) -> Iterator[Said]:
         if own is not None and own.wants and not own.wants.startswith(("/usr/", "/etc/libvirt/hooks/")):
             yield warning(
                 Sentence("AppArmor's profile of libvirt may keep the hook from {file}", file=own.wants),
-                Sentence("install gpuswitch below {folder}, in its sources", folder="/usr"),
-                ("make install PREFIX=/usr/local",),
+                *_below_usr(seen),
             )
         else:
             yield ok(Sentence("AppArmor lets libvirt's hooks run"))
     else:
         yield ok(Sentence("neither SELinux nor AppArmor confines libvirt's hooks"))
+
+
+def _below_usr(seen: Seen) -> tuple[Sentence, tuple[str, ...]]:
+    if seen.installation.packaged:  # whose hook is below /usr, so this one is left from before
+        return remedies.put_hook(seen.system, packaged=True)
+    return (
+        Sentence("install gpuswitch below {folder}, in its sources", folder="/usr"),
+        ("make install PREFIX=/usr/local",),
+    )

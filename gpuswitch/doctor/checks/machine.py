@@ -23,6 +23,7 @@ _OFF: Mapping[str, tuple[str, ...]] = {
     "intel": ("intel_iommu=off", "iommu=off"),
     "amd": ("amd_iommu=off", "iommu=off"),
 }
+_ON = "intel_iommu=on"
 _NVIDIA = 0x10DE
 RESTART = Sentence("restart the machine")
 
@@ -55,14 +56,16 @@ def iommu(seen: Seen) -> Iterator[Said]:
     if facts.iommu and not facts.groups_without_iommu:
         groups = len({f.iommu_group for f in facts.functions.values() if f.iommu_group is not None})
         yield ok(Sentence("the IOMMU is on: {count} groups", count=groups))
-        if "igfx_off" in (system.option("intel_iommu") or ""):
+        if changes := _with_graphics(system):
             yield warning(
                 Sentence(
                     "the kernel command line has {option}: graphics of the processor have no IOMMU group",
                     option="igfx_off",
                 ),
-                Sentence("take it off the kernel command line"),
-                remedies.remove_option(system, f"intel_iommu={system.option('intel_iommu')}"),
+                Sentence("have {option} there instead", option=f"intel_iommu={[*changes.values()][-1]}"),
+                remedies.change_options(
+                    system, {f"intel_iommu={old}": f"intel_iommu={new}" for old, new in changes.items()}
+                ),
             )
         return
     if facts.hypervisor:
@@ -71,12 +74,35 @@ def iommu(seen: Seen) -> Iterator[Said]:
     yield from _off(system, facts.processor)
 
 
+def _with_graphics(system: System) -> dict[str, str]:
+    """The values of intel_iommu that leave graphics out, and what they are without that.
+
+    "on" is among those, for kernels in which it is off by default, or off for graphics (intel_iommu_setup in
+    drivers/iommu/intel/iommu.c, CONFIG_INTEL_IOMMU_DEFAULT_ON).
+    """
+    return {
+        value: ",".join(["on", *(word for word in value.split(",") if word not in {"on", "igfx_off"})])
+        for value in system.options("intel_iommu")
+        if "igfx_off" in value.split(",")
+    }
+
+
 def _off(system: System, processor: str) -> Iterator[Said]:
-    if off := next((option for option in _OFF.get(processor, ("iommu=off",)) if option in system.command_line), ""):
+    if off := [option for option in _OFF.get(processor, ("iommu=off",)) if option in system.command_line]:
+        changes = dict.fromkeys(off, "")
+        more: tuple[str, ...] = ()
+        remedy = Sentence("take it off the kernel command line")
+        if _wants_option(system, processor):
+            # Else it is off after that as well, in a kernel where it is off by default.
+            remedy = Sentence("take it off the kernel command line, and add {option}", option=_ON)
+            if "intel_iommu=off" in changes:
+                changes["intel_iommu=off"] = _ON
+            else:
+                more = (_ON,)
         yield problem(
-            Sentence("the IOMMU is off: the kernel command line has {option}", option=off),
-            Sentence("take it off the kernel command line"),
-            remedies.remove_option(system, off),
+            Sentence("the IOMMU is off: the kernel command line has {option}", option=" ".join(off)),
+            remedy,
+            remedies.change_options(system, changes, more),
         )
         return
     table = _TABLES.get(processor, "")
@@ -84,13 +110,13 @@ def _off(system: System, processor: str) -> Iterator[Said]:
         yield problem(
             Sentence("the IOMMU is off in the firmware, which has no {table} table", table=table),
             _IN_FIRMWARE.get(processor, _IN_ANY_FIRMWARE),
-            remedies.add_option(system, "intel_iommu=on") if _wants_option(system, processor) else (),
+            remedies.add_option(system, _ON) if _wants_option(system, processor) else (),
         )
     elif _wants_option(system, processor):
         yield problem(
             Sentence("the IOMMU is off in the kernel; the firmware has it"),
-            Sentence("add {option} to the kernel command line", option="intel_iommu=on"),
-            remedies.add_option(system, "intel_iommu=on"),
+            Sentence("add {option} to the kernel command line", option=_ON),
+            remedies.add_option(system, _ON),
         )
     else:
         yield problem(Sentence("the IOMMU is off"), _IN_FIRMWARE.get(processor, _IN_ANY_FIRMWARE))
@@ -135,7 +161,14 @@ def vfio(seen: Seen) -> Iterator[Said]:
         yield problem(
             Sentence("the kernel command line keeps {module} from being loaded (module_blacklist)", module=VFIO_MODULE),
             Sentence("take it off the kernel command line"),
-            remedies.remove_option(seen.system, f"module_blacklist={seen.system.option('module_blacklist')}"),
+            remedies.change_options(
+                seen.system,
+                {
+                    f"module_blacklist={value}": remedies.without("module_blacklist", value, {VFIO_MODULE})
+                    for value in seen.system.options("module_blacklist")
+                    if VFIO_MODULE in map(remedies.underscored, value.split(","))
+                },
+            ),
         )
 
 

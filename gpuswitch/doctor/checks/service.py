@@ -38,8 +38,7 @@ def service(seen: Seen) -> Iterator[Said]:
     elif seen.units is not None and not unit.found:
         yield problem(
             Sentence("the service is not installed: there is no {unit}", unit=OURS),
-            Sentence("install it, in the sources of gpuswitch"),
-            ("make install",),
+            *_again(seen),
         )
     elif said.why:
         yield problem(
@@ -55,6 +54,10 @@ def service(seen: Seen) -> Iterator[Said]:
         )
 
 
+def _again(seen: Seen) -> tuple[Sentence, tuple[str, ...]]:
+    return remedies.install_again(seen.system, packaged=seen.installation.packaged)
+
+
 def broker(seen: Seen) -> Iterator[Said]:
     """Either will do."""
     if seen.units is None:
@@ -66,8 +69,7 @@ def broker(seen: Seen) -> Iterator[Said]:
     elif not seen.installation.bus_policy:
         yield problem(
             Sentence("the policy of the bus knows nothing of gpuswitch: org.gpuswitch1.conf is missing"),
-            Sentence("install gpuswitch again, in its sources"),
-            ("make install",),
+            *_again(seen),
         )
     else:
         yield ok(Sentence("the system bus is {name}", name="dbus-broker" if name == "dbus-broker" else "dbus-daemon"))
@@ -85,8 +87,7 @@ def polkit(seen: Seen) -> Iterator[Said]:
     elif not seen.installation.actions:
         yield warning(
             Sentence("polkit knows nothing of gpuswitch: org.gpuswitch1.policy is missing"),
-            Sentence("install gpuswitch again, in its sources"),
-            ("make install",),
+            *_again(seen),
         )
     else:
         yield ok(Sentence("polkit says who may switch"))
@@ -113,9 +114,10 @@ def configuration(seen: Seen) -> Iterator[Said]:
             (_RELOAD,),
         )
     elif not told:
-        managed = ", ".join(str(gpu.address) for gpu in found.config.gpus)
-        yield ok(
-            Sentence("the configuration can be used; it is about {gpus}", gpus=managed)
-            if managed
-            else Sentence("the configuration names no GPU: virtual machines get none by themselves")
-        )
+        managed = ", ".join(str(gpu.address) for gpu in seen.config.gpus)
+        if managed:
+            yield ok(Sentence("the configuration can be used; it is about {gpus}", gpus=managed))
+        elif seen.config.sought:  # by `match`, and the host could not be looked at
+            yield ok(Sentence("the configuration can be used"))
+        else:
+            yield ok(Sentence("the configuration names no GPU: virtual machines get none by themselves"))

@@ -7,14 +7,17 @@ from shlex import quote
 
 from gpuswitch.doctor import remedies
 from gpuswitch.doctor.findings import Said, ok, warning
+from gpuswitch.doctor.looks.libvirt import HOOKS
 from gpuswitch.doctor.looks.units import OTHERS
 from gpuswitch.doctor.seen import Line, Seen
 from gpuswitch.errors import InvalidArgument
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import PciFunction
+from gpuswitch.model.facts import VFIO_MODULE, PciFunction
 from gpuswitch.sentence import Sentence
 
 _VFIO_NAMES = frozenset({"vfio-pci", "vfio_pci"})
+_DO_NOTHING = frozenset({"false", "true", ":", "exit"})
+"""Commands of which nothing is loaded; others are wrappers, such as `modprobe -i nvidia-current`."""
 _DRIVERS: Mapping[int, frozenset[str]] = {
     # nouveau is not among them: to keep it out is what NVIDIA's own driver wants.
     0x10DE: frozenset({"nvidia", "nvidia_drm", "nvidia_modeset", "nvidia_current"}),
@@ -34,39 +37,54 @@ def driverctl(seen: Seen) -> Iterator[Said]:
                     "driverctl has a driver override for {function}, and sets it whenever that appears",
                     function=address,
                 ),
-                Sentence("leave it to gpuswitch"),
-                (f"driverctl unset-override {address}",),
+                # `driverctl unset-override` unbinds at once, and waits in the kernel for who has the card open.
+                Sentence("leave it to gpuswitch, from the next start of the machine on"),
+                (f"rm {quote(f'/etc/driverctl.d/pci-{address}')}",),
             )
 
 
 def modprobe(seen: Seen) -> Iterator[Said]:
     functions = _functions(seen)
-    files = set()
     for line in seen.tools.modprobe:
         if said := _line(line, functions):
-            files.add(line.file)
-            commands = (remedies.take_out(line.file, *line.words), *remedies.rebuild_initramfs(seen.system))
-            yield warning(said, Sentence("take that line out, and make the initramfs anew"), commands)
-    ids = seen.system.option("vfio-pci.ids") or ""
-    if caught := _caught(ids, functions):
-        yield warning(
-            Sentence(
-                "the kernel command line has {option}, which gives {functions} to vfio-pci when the machine starts, "
-                "and every other card of the same kind",
-                option=f"vfio-pci.ids={ids}",
-                functions=", ".join(caught),
-            ),
-            Sentence("take it off the kernel command line"),
-            remedies.remove_option(seen.system, f"vfio-pci.ids={ids}"),
-        )
-    for option in ("modprobe.blacklist", "module_blacklist"):
-        value = seen.system.option(option) or ""
-        if kept := sorted(_drivers_of(functions).intersection(_underscored(value.split(",")))):
-            yield warning(
-                Sentence("the kernel command line keeps {modules} from being loaded", modules=", ".join(kept)),
-                Sentence("take it off the kernel command line"),
-                remedies.remove_option(seen.system, f"{option}={value}"),
+            reason, instead = said
+            remedy = (
+                Sentence("have this line there instead, and make the initramfs anew: {line}", line=" ".join(instead))
+                if instead
+                else Sentence("take that line out, and make the initramfs anew: {line}", line=" ".join(line.words))
             )
+            commands = (*remedies.change_line(line, instead), *remedies.rebuild_initramfs(seen.system))
+            yield warning(reason, remedy, commands)
+    yield from _at_boot(seen, functions)
+
+
+def _at_boot(seen: Seen, functions: Collection[PciFunction]) -> Iterator[Said]:
+    """The same on the kernel's command line."""
+    # modprobe and the kernel take both names for one.
+    for option in ("vfio-pci.ids", "vfio_pci.ids"):
+        for ids in seen.system.options(option):
+            if caught := _caught(ids, functions):
+                word, rest = f"{option}={ids}", _other_ids(ids, functions)
+                new = f"{option}={rest}" if rest else ""
+                reason = Sentence(
+                    "the kernel command line has {option}, which gives {functions} to vfio-pci when the machine "
+                    "starts, and every other card of the same kind",
+                    option=word,
+                    functions=", ".join(caught),
+                )
+                yield warning(reason, _instead(new), remedies.change_options(seen.system, {word: new}))
+    for option in ("modprobe.blacklist", "module_blacklist"):
+        for value in seen.system.options(option):
+            if kept := sorted(_drivers_of(functions).intersection(map(remedies.underscored, value.split(",")))):
+                new = remedies.without(option, value, kept)
+                reason = Sentence("the kernel command line keeps {modules} from being loaded", modules=", ".join(kept))
+                yield warning(reason, _instead(new), remedies.change_options(seen.system, {f"{option}={value}": new}))
+
+
+def _instead(new: str) -> Sentence:
+    if new:
+        return Sentence("have {option} there instead", option=new)
+    return Sentence("take it off the kernel command line")
 
 
 def _functions(seen: Seen) -> list[PciFunction]:
@@ -74,40 +92,66 @@ def _functions(seen: Seen) -> list[PciFunction]:
     return [f for patient in seen.patients for f in patient.gpu.present(seen.facts)] if seen.facts else []
 
 
-def _line(line: Line, functions: Collection[PciFunction]) -> Sentence | None:
-    """What is wrong with a line of modprobe's configuration."""
+def _line(line: Line, functions: Collection[PciFunction]) -> tuple[Sentence, tuple[str, ...]] | None:
+    """What is wrong with a line of modprobe's configuration, and what is left of it without that: words, or none."""
+    drivers = _drivers_of(functions)
     match line.words:
         case ["options", name, *options] if name in _VFIO_NAMES:
-            ids = ",".join(option.partition("=")[2].strip('"') for option in options if option.startswith("ids="))
+            lists = {option: option.partition("=")[2].strip('"') for option in options if option.startswith("ids=")}
+            ids = ",".join(lists.values())
             if caught := _caught(ids, functions):
-                return Sentence(
+                reason = Sentence(
                     "{file} gives {functions} to vfio-pci when the machine starts, and every other card of the same "
                     "kind (ids={ids})",
                     file=line.file,
                     functions=", ".join(caught),
                     ids=ids,
                 )
-        case ["blacklist", name] if _underscored([name]) & _drivers_of(functions):
-            return Sentence("{file} keeps {module} from being loaded for its cards", file=line.file, module=name)
-        case ["softdep", name, *others] if _VFIO_NAMES.intersection(others) and _underscored([name]) & _drivers_of(
-            functions
+                others = {option: _other_ids(each, functions) for option, each in lists.items()}
+                kept = [f"ids={others[option]}" if option in lists else option for option in options]
+                kept = [option for option in kept if option != "ids="]
+                return reason, ("options", name, *kept) if kept else ()
+        case ["blacklist", name] if remedies.underscored(name) in drivers:
+            return Sentence("{file} keeps {module} from being loaded for its cards", file=line.file, module=name), ()
+        case ["install", name, command, *_] if (
+            remedies.underscored(name) in drivers | {VFIO_MODULE} and command.rpartition("/")[2] in _DO_NOTHING
         ):
-            return Sentence("{file} has vfio-pci loaded before {module}", file=line.file, module=name)
+            return Sentence(
+                "{file} keeps {module} from being loaded: {command} is run instead",
+                file=line.file,
+                module=name,
+                command=command,
+            ), ()
+        case ["softdep", name, *others] if _VFIO_NAMES.intersection(others) and remedies.underscored(name) in drivers:
+            reason = Sentence("{file} has vfio-pci loaded before {module}", file=line.file, module=name)
+            kept = [word for word in others if word not in _VFIO_NAMES]
+            return reason, () if {*kept} <= {"pre:", "post:"} else ("softdep", name, *kept)
     return None
 
 
 def _caught(ids: str, functions: Collection[PciFunction]) -> list[str]:
     """The functions that these ids are of: `10de:2484,10de:228b` (vfio_pci_fill_ids in drivers/vfio/pci/vfio_pci.c)."""
-    wanted = [each.lower().split(":")[:2] for each in ids.split(",") if ":" in each]
-    return [str(f.address) for f in functions if [f"{f.vendor:04x}", f"{f.device:04x}"] in wanted]
+    wanted = [_model(each) for each in ids.split(",")]
+    return [str(f.address) for f in functions if (f.vendor, f.device) in wanted]
+
+
+def _other_ids(ids: str, functions: Collection[PciFunction]) -> str:
+    """What is left of them without those of these functions."""
+    models = {(f.vendor, f.device) for f in functions}
+    return ",".join(each for each in ids.split(",") if each and _model(each) not in models)
+
+
+def _model(text: str) -> tuple[int, int] | None:
+    """Vendor and device; None where it has none."""
+    try:
+        vendor, device = (int(part, 16) for part in text.split(":")[:2])
+    except ValueError:
+        return None
+    return vendor, device
 
 
 def _drivers_of(functions: Collection[PciFunction]) -> frozenset[str]:
     return frozenset().union(*(_DRIVERS.get(f.vendor, frozenset()) for f in functions if f.makes_gpu))
-
-
-def _underscored(names: Collection[str]) -> frozenset[str]:
-    return frozenset(name.replace("-", "_") for name in names)
 
 
 def switchers(seen: Seen) -> Iterator[Said]:
@@ -124,10 +168,14 @@ def switchers(seen: Seen) -> Iterator[Said]:
 
 def old_hooks(seen: Seen) -> Iterator[Said]:
     for script in seen.tools.moving:
+        # What libvirt itself runs is there for every machine, and may be what runs all other scripts.
+        alone = script.count("/") > f"{HOOKS}/qemu.d/".count("/")
         yield warning(
             Sentence("{script} moves devices, too: two that move one card will meet each other", script=script),
-            Sentence("take its lines for this card out, or keep libvirt from running it (docs/libvirt.md)"),
-            (f"chmod a-x {quote(script)}",),
+            Sentence("take its lines for this card out, or keep it from being run (docs/libvirt.md)")
+            if alone
+            else Sentence("take its lines for this card out; all else that it does goes on (docs/libvirt.md)"),
+            (f"chmod a-x {quote(script)}",) if alone else (),
         )
 
 

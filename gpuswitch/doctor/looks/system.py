@@ -40,6 +40,7 @@ def look(files: Files) -> System:
         initramfs=_initramfs(files, family),
         kernel=files.text("/proc/sys/kernel/osrelease").strip() or os.uname().release,
         command_line=options,
+        grub_files=_grub_files(files, family),
         kernel_cmdline=files.there("/etc/kernel/cmdline"),
         tables=_tables(files),
         secure_boot=_secure_boot(files),
@@ -95,6 +96,12 @@ def _loader(files: Files, family: str) -> str:
     if files.there("/etc/default/grub"):
         return "grub"
     return "systemd-boot" if files.there("/boot/loader/loader.conf") else ""
+
+
+def _grub_files(files: Files, family: str) -> tuple[str, ...]:
+    """Debian's grub-mkconfig reads a folder, too (its patch default-grub-d)."""
+    more = files.below(["/etc/default/grub.d"], ".cfg") if family in {"debian", "ubuntu", "proxmox"} else ()
+    return ("/etc/default/grub", *more)
 
 
 def _initramfs(files: Files, family: str) -> str:

@@ -6,7 +6,7 @@ import re
 import stat
 from collections.abc import Iterator
 
-from gpuswitch.doctor.looks.libvirt import HOOKS, OWN
+from gpuswitch.doctor.looks.libvirt import HOOKS, OWN, wanted_by
 from gpuswitch.doctor.machine import Files
 from gpuswitch.doctor.seen import Line, OtherTools
 
@@ -30,11 +30,18 @@ _PLACE = re.compile(r"^(?:host=)?((?:[0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}(?:\.[
 
 def look(files: Files) -> OtherTools:
     return OtherTools(
-        driverctl=tuple(files.names("/etc/driverctl.d")),
+        driverctl=tuple(_overrides(files)),
         modprobe=tuple(_modprobe(files)),
         moving=tuple(place for place in _scripts(files) if _MOVES.search(_code(files.text(place)))),
         proxmox=tuple(_proxmox(files)),
     )
+
+
+def _overrides(files: Files) -> Iterator[str]:
+    """The files are named after the bus and the device, `pci-0000:01:00.0` (sddev in the script of driverctl 0.111)."""
+    for name in files.names("/etc/driverctl.d"):
+        if name.startswith("pci-"):
+            yield name.removeprefix("pci-")
 
 
 def _modprobe(files: Files) -> Iterator[Line]:
@@ -44,10 +51,10 @@ def _modprobe(files: Files) -> Iterator[Line]:
         if name in named:
             continue
         named.add(name)
-        for line in files.text(place).replace("\\\n", " ").split("\n"):
-            words = line.partition("#")[0].split()
+        for line in re.split(r"(?<!\\)\n", files.text(place)):
+            words = line.replace("\\\n", " ").partition("#")[0].split()
             if words and words[0] in {"options", "blacklist", "softdep", "install"}:
-                yield Line(place, tuple(words))
+                yield Line(place, tuple(words), goes_on="\n" in line)
 
 
 def _scripts(files: Files) -> Iterator[str]:
@@ -56,7 +63,7 @@ def _scripts(files: Files) -> Iterator[str]:
     while waiting:
         place, depth = waiting.pop(0)
         status = files.status(place)
-        if status is None or place == OWN:
+        if status is None or (place == OWN and wanted_by(files.text(OWN))):
             continue
         if stat.S_ISDIR(status.st_mode) and depth < _DEEPEST:
             waiting += [(f"{place}/{name}", depth + 1) for name in files.names(place)]
