@@ -38,10 +38,10 @@ _WHERE: tuple[tuple[str, str], ...] = (
     ("machine", r"\bclear up after (?:the virtual machine )?([^\s\"].{0,80}?)(?=: |\"|$)"),
     ("machine", rf"\bvirsh (?:shutdown|destroy|start|reboot|undefine) (?:{_QUOTE}([^\"'\n]+){_QUOTE}|{_USER})"),
     # libvirt, virSystemdMakeScopeName; qemu's command line.
-    ("machine", r"\bmachine-qemu(?:\\+x2d|-)\d+(?:\\+x2d|-)([^\s\"]+?)\.scope"),
+    ("machine", r"\bmachine-qemu(?:\\+x2d|-)\d+(?:\\+x2d|-)([^\s\"]{1,255}?)\.scope"),
     ("machine", r"\bguest=([^,\s\"]+)"),
     # gpuswitch/switch/record.py, Requester, and holder_policy.py, _who.
-    ("program", r"([\w./:+-]+) \(pids? \d+"),
+    ("program", r"(?<![\w./:+-])([\w./:+-]+) \(pids? \d+"),
     # NVIDIA: "Xid (PCI:0000:01:00): 31, pid=4242, name=game, Ch 00000008".
     ("program", rf"\bpid='?\d+'?, name={_COMM}(?=,|\"|$)"),
     # amdgpu_vm.c and amdgpu_job.c: "Process game pid 1 thread game:cs0 pid 2".

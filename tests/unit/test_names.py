@@ -75,3 +75,9 @@ def test_user_numbers_that_a_text_names() -> None:
         'x (pid 7, uid 1500000), "uid": 60001, user@1234.service, user-1235.slice, user 1500001 (:1.2), uid=0, uid 999'
     )
     assert uids_in(text) == {1500000, 60001, 1234, 1235, 1500001}
+
+
+@pytest.mark.parametrize("text", ["x", "/x", "[a1 x", "machine-qemu-1-", "the virtual machine ", "process x "])
+def test_a_long_line_is_read_as_well(text: str) -> None:
+    """What takes time by the square of a line's length would stand still at one."""
+    assert "end" in [name for _kind, name in names_in(f"{text * 4000} end (pid 12)")]
