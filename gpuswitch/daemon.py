@@ -29,7 +29,7 @@ from gpuswitch.api.paths import NAME, ROOT
 from gpuswitch.api.tls import server_context
 from gpuswitch.api.vms import VirtualMachines
 from gpuswitch.config.places import ConfigFaultsError, Fault
-from gpuswitch.config.settings import DIRECTORY, Config, load
+from gpuswitch.config.settings import DIRECTORY, Config, Setting, load
 from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgument, KernelError
 from gpuswitch.fleet.fitting import fitted
 from gpuswitch.fleet.fleet import Fleet
@@ -262,11 +262,13 @@ def check_config(options: argparse.Namespace) -> int:
     instead = {Path(file): Path(copy)} if file else {}
     faults: list[Fault] = []
     warnings: list[str] = []
+    settings: tuple[Setting, ...] = ()
     if fault := _out_of_reach(path):
         faults.append(Fault(fault))
     else:
         try:
             config = load(path, instead=instead, as_root=path == DIRECTORY)
+            settings = config.settings
             warnings += config.warnings
             warnings += _without_certificate(config)
             warnings += _without_effect(config, _host(options))
@@ -275,7 +277,12 @@ def check_config(options: argparse.Namespace) -> int:
         except ConfigError as error:
             faults.append(Fault(str(error)))
     if options.json:
-        print(json.dumps({"faults": list(map(asdict, faults)), "warnings": warnings}))  # noqa: T201 -- what was asked for
+        found = {
+            "faults": list(map(asdict, faults)),
+            "warnings": warnings,
+            "settings": list(map(asdict, settings)),
+        }
+        print(json.dumps(found))  # noqa: T201 -- what was asked for
     else:
         for sentence in (*(f"warning: {each}" for each in warnings), *(fault.text for fault in faults)):
             print(f"gpuswitchd: {sentence}", file=sys.stderr)  # noqa: T201 -- as above

@@ -21,11 +21,16 @@ DIRECTORY = Path("/etc/gpuswitch")
 
 
 class Verdict:
-    """What gpuswitchd says of a configuration: what it knows of each fault, and a sentence for what has no effect."""
+    """What gpuswitchd says of a configuration: what it knows of each fault, a sentence for what has no effect, and the
+    settings in force, as the service's Config() has them; none where there is a fault.
+    """
 
-    def __init__(self, faults: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> None:
+    def __init__(
+        self, faults: Sequence[Mapping[str, Any]], warnings: Sequence[str], settings: Sequence[Mapping[str, Any]]
+    ) -> None:
         self.faults = faults
         self.warnings = warnings
+        self.settings = settings
 
     def tell(self) -> None:
         """Say all of it on standard error."""
@@ -96,4 +101,4 @@ def judged(path: Path, *, file: Path | None = None, copy: Path | None = None) ->
         said = ended.stderr.strip().rpartition("\n")[2] or _("it ended with status {status}", status=ended.returncode)
         text = _("cannot check {path}: {why}", path=path, why=said.removeprefix("gpuswitchd: "))
         raise CtlError.of(Failed, text) from None
-    return Verdict(found["faults"], found["warnings"])
+    return Verdict(found["faults"], found["warnings"], found["settings"])

@@ -17,6 +17,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from jeepney import message_bus
 
 from gpuswitch import __version__
 from gpuswitch.cli import sysfs
-from gpuswitch.cli.client import MANAGER, NAME, PROPERTIES, ROOT, Service, call
+from gpuswitch.cli.client import MANAGER, NAME, PEER, PROPERTIES, ROOT, Service, call
 from gpuswitch.cli.configuration import DIRECTORY, judged
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.journal import Line, UnreadableError, kernel_lines, service_lines
+from gpuswitch.cli.names import STOCK, names_in, uids_in
 from gpuswitch.cli.output import as_json, clean, line, moment, write
 from gpuswitch.cli.records import entry_record, gpu_record
 from gpuswitch.cli.redaction import Redaction, words
@@ -42,15 +44,10 @@ LOG_LINES = 300
 KERNEL_LINES = 300
 _SECONDS = 10.0
 """How long a program may take to say its version."""
-_PEOPLE = range(1000, 60000)
-"""User numbers of people, as distributions have them (UID_MIN and UID_MAX in login.defs(5))."""
-_STOCK = re.compile(
-    r"gpuswitch.*|python3.*|systemd.*|\(?sd-.*|(rpc-|prio-)*(libvirt|virtqemu).*|qemu.*|busctl|nvidia-(persist|power).*"
-    r"|Xorg|Xwayland|gnome-shell|kwin.*|plasmashell|sddm.*|gdm.*|lightdm.*|display-manager.*|pipewire.*|wireplumber.*"
-    r"|pulseaudio|user@\d+\.service|session-\w+\.scope|machine-qemu.*|init\.scope|kernel"
-)
-"""Programs and units that everybody has: their names tell nothing of anybody."""
-_WITH_PID = re.compile(r"([\w.:+-]+) \(pid \d+")
+ANSWER_SECONDS = 10.0
+"""How long the service may take to say that it is there: what else it says takes as long as it does elsewhere."""
+_FIRST_PERSON, _NOBODY = 1000, 65534
+"""User numbers of people begin there (UID_MIN in login.defs(5)), those of directories in the network far above."""
 _PARAMETERS = re.compile(
     r"(iommu|intel_iommu|amd_iommu|vfio|pci|nvidia|amdgpu|nouveau|i915|xe|kvm|fbcon|video|module_blacklist"
     r"|modprobe\.blacklist|rd\.driver|initcall_blacklist|nomodeset|hugepages|default_hugepagesz)\b"
@@ -79,7 +76,7 @@ def report(args: Namespace) -> int:
         raise CtlError.of(InvalidArgument, _("cannot print a report with --json, which says where it is: name a file"))
     with english():
         made = _Report(args.bus)
-        text = made.text()
+        text = made.text().encode(errors="backslashreplace").decode()
     if args.output == "-":
         for each in text.splitlines():
             write(each)
@@ -122,15 +119,21 @@ class _Report:
         self.unseen: list[str] = []
         self._bus = bus
         self._redaction = Redaction()
-        self._functions = set(sysfs.functions())
+        self._functions: set[str] = set()
         self._drivers: set[str] = set()
         self._sections: list[tuple[str, list[str]]] = []
 
     def text(self) -> str:
         """The whole file, in Markdown."""
-        self._know_this_machine()
+        for what, known in (
+            ("the names of this machine, so they may stand here", self._know_hosts),
+            ("a list of its users, so their names may stand here", self._know_users),
+            ("a list of its virtual machines, so their names may stand here", self._know_machines),
+            ("the functions of its GPUs", self._know_functions),
+        ):
+            self._tried(what, known)
         self._section("Versions", _versions)
-        self._of_the_service()
+        self._tried("what the service knows", self._of_the_service)
         self._section("GPUs, as the kernel has them", lambda: map(sysfs.described, sysfs.functions().values()))
         self._section("Modules", sysfs.modules)
         self._section("Kernel command line, what matters here of it", _parameters)
@@ -144,16 +147,23 @@ class _Report:
         head = (
             f"# gpuswitch report\n\nMade at {moment(time.time())} by {who}, with gpuswitchctl {__version__}.\n{_HEAD}"
         )
+        self._know_named_in(f"{missing}{shown}")
         return self._redaction.clean(f"{head}{missing}{shown}")
 
     def _section(self, title: str, lines: Callable[[], Iterable[str]]) -> bool:
+        """False: nobody answered."""
+        named = title if title.startswith(("GPU", "IOMMU")) else f"{title[0].lower()}{title[1:]}"
+        return self._tried(named, lambda: self._sections.append((title, list(lines()))))
+
+    def _tried(self, what: str, does: Callable[[], None]) -> bool:
         """What goes wrong with one of them takes nothing from the others. False: nobody answered."""
         try:
-            self._sections.append((title, list(lines())))
+            does()
         except (CtlError, UnreadableError, OSError) as error:
-            named = title if title.startswith(("GPU", "IOMMU")) else f"{title[0].lower()}{title[1:]}"
-            self.unseen.append(f"{named}: {getattr(error, 'strerror', None) or error}")
+            self.unseen.append(f"{what}: {getattr(error, 'strerror', None) or error}")
             return getattr(error, "exit_code", None) != EXIT_UNREACHABLE
+        except Exception as error:  # noqa: BLE001 -- a fault of ours is one more thing to tell, and ends this alone
+            self.unseen.append(f"{what}: a fault of gpuswitchctl: {type(error).__name__}: {error}")
         return True
 
     # What the service says --------------------------------------------------------------------------------------------
@@ -165,9 +175,15 @@ class _Report:
             self._without_service(str(error))
             return
         with closing(service):
-            # Nobody is to be started by a report about why it does not run.
-            if not service.ask(message_bus.NameHasOwner(NAME)).body[0]:
-                self._without_service("the service does not run")
+            try:
+                # Nobody is to be started by a report about why it does not run.
+                if not service.ask(message_bus.NameHasOwner(NAME), ANSWER_SECONDS).body[0]:
+                    self._without_service("the service does not run")
+                    return
+                # One that hangs is waited for once.
+                service.ask(call(NAME, ROOT, PEER, "Ping"), ANSWER_SECONDS)
+            except CtlError as error:
+                self._without_service(str(error))
                 return
             asked: tuple[tuple[str, Callable[[], Iterable[str]]], ...] = (
                 ("Version of the service", lambda: [_version_of(service)]),
@@ -187,13 +203,8 @@ class _Report:
         self._section("Configuration, as the service would read it", _verdict)
 
     def _configuration(self, service: Service) -> Iterator[str]:
-        for each in service.config():
-            value = each["value"].strip('"')
-            # What is an address by its form is known by that.
-            if each["key"] == "metrics.address" and not value.replace(".", "").isdigit() and ":" not in value:
-                self._redaction.name("hostname", value)
-            # A name in a list of units is theirs who wrote it there, and is what a switch does.
-            yield f"{each['key']} = {each['value']}  ({each['origin']})"
+        # A name in a list of units is theirs who wrote it there, and is what a switch does.
+        yield from map(_setting, service.config())
         yield from (f"warning: {each}" for each in service.warnings())
 
     def _gpus(self, service: Service) -> Iterator[str]:
@@ -222,41 +233,64 @@ class _Report:
             yield _json(entry_record(whole), indent=1)
 
     def _asker(self, entry: Mapping[str, Any]) -> None:
-        asker = entry["asker"]
+        asker = entry["asker"]  # its user's number is among those that the whole text is searched for
         self._redaction.name("machine", *words([asker.get("vm")]))
         self._programs(asker.get("command", ""))
         self._programs(asker.get("unit", ""), kind="unit")
 
     def _programs(self, *names: str, kind: str = "program") -> None:
-        self._redaction.name(kind, *(name for name in words(names) if not _STOCK.fullmatch(name)))
+        self._redaction.name(kind, *(name for name in words(names) if not STOCK.fullmatch(name)))
 
     # What this machine says -------------------------------------------------------------------------------------------
 
-    def _know_this_machine(self) -> None:
-        """Whose names may stand anywhere."""
+    def _know_hosts(self) -> None:
         known = self._redaction
-        nodes = [os.uname().nodename, *_words_of("/etc/hostname")]
-        nodes += [name for each in _lines_of("/etc/hosts") for name in each.partition("#")[0].split()[1:]]
+        nodes = [os.uname().nodename, *_words_of("/etc/hostname"), *hosts_in(_lines_of("/etc/hosts"))]
         usual = ("localhost", "ip6-")
         for node in (node for node in nodes if not node.startswith(usual)):
-            known.name("hostname", node, node.partition(".")[0])
-            known.name("domain", node.partition(".")[2])
+            short, _dot, domain = node.partition(".")
+            known.name("hostname", node, short)
+            self._know_domains(domain)
         for each in _lines_of("/etc/resolv.conf"):
             if each.startswith(("search ", "domain ")):
-                known.name("domain", *each.split()[1:])
-        for user in pwd.getpwall():
-            if user.pw_uid in _PEOPLE:
-                known.name("user", user.pw_name, user.pw_gecos.partition(",")[0])
-        known.name("user", *words(map(os.environ.get, ("USER", "LOGNAME", "SUDO_USER"))))
+                self._know_domains(*each.split()[1:])
+
+    def _know_domains(self, *domains: str) -> None:
+        # `lan` and `com` tell nothing of anybody, and `org` begins the name of the service.
+        self._redaction.name("domain", *(each.strip(".") for each in domains if "." in each.strip(".")))
+
+    def _know_users(self) -> None:
+        self._redaction.name("user", *words(map(os.environ.get, ("USER", "LOGNAME", "SUDO_USER"))))
+        self._know_people(pwd.getpwall())
+
+    def _know_people(self, users: Iterable[pwd.struct_passwd]) -> None:
+        for user in users:
+            if user.pw_uid >= _FIRST_PERSON and user.pw_uid != _NOBODY:
+                self._redaction.name("user", user.pw_name, user.pw_gecos.partition(",")[0])
+
+    def _know_machines(self) -> None:
         for folder in _LIBVIRT:
             with suppress(OSError):
-                known.name("machine", *(path.stem for path in Path(folder).glob("*.xml")))
+                self._redaction.name("machine", *(path.stem for path in Path(folder).glob("*.xml")))
+
+    def _know_functions(self) -> None:
+        self._functions |= set(sysfs.functions())
+
+    def _know_named_in(self, text: str) -> None:
+        """Whom no list of this machine has, though the text names them."""
+        for kind, name in names_in(text):
+            self._redaction.name(kind, name)
+        for uid in (os.getuid(), *uids_in(text)):
+            with suppress(KeyError, OverflowError):
+                self._know_people([pwd.getpwuid(uid)])
 
     def _pages(self) -> Iterator[str]:
         for path in sorted(each for each in PAGES.iterdir() if each.suffix == ".json"):
             text = path.read_text(encoding="utf-8", errors="replace")
             with suppress(ValueError, RecursionError):
-                self._redaction.name("machine", *_named_with_uuid(json.loads(text)))
+                page = json.loads(text)
+                self._redaction.name("machine", *_named_with_uuid(page))
+                text = _json(page)  # without escapes, in which no name is found
             yield f"{path.name}: {clean(text)}"
 
     def _log(self) -> list[str]:
@@ -266,9 +300,7 @@ class _Report:
         return self._told(kernel_lines(self._functions, self._drivers)[-KERNEL_LINES:])
 
     def _told(self, lines: Sequence[Line]) -> list[str]:
-        for each in lines:
-            self._redaction.name("machine", *words([each.owner]))
-            self._programs(*_WITH_PID.findall(each.text))
+        self._redaction.name("machine", *words(each.owner for each in lines))
         return [f"{moment(each.at)} {each.text}" for each in lines]
 
 
@@ -318,8 +350,25 @@ def _parameters() -> Iterator[str]:
 
 def _verdict() -> Iterator[str]:
     verdict = judged(DIRECTORY)
-    yield from (f"fault: {each}" for each in verdict.faults)
+    yield from (f"fault: {each['text']}" for each in verdict.faults)
+    yield from map(_setting, verdict.settings)
     yield from (f"warning: {each}" for each in verdict.warnings)
+
+
+def _setting(setting: Mapping[str, Any]) -> str:
+    return f"{setting['key']} = {setting['value']}  ({setting['origin']})"
+
+
+def hosts_in(lines: Iterable[str]) -> Iterator[str]:
+    """The names of machines in hosts(5). Those of loopback are everybody's, or blocked, but for Debian's 127.0.1.1."""
+    for each in lines:
+        where, *names = each.partition("#")[0].split() or [""]
+        try:
+            address = ip_address(where.partition("%")[0])
+        except ValueError:
+            continue
+        if where == "127.0.1.1" or not (address.is_loopback or address.is_unspecified):
+            yield from names
 
 
 def _said(command: Sequence[str]) -> str:

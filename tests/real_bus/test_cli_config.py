@@ -144,6 +144,12 @@ def test_the_service_program_itself_checks_with_its_variables(tmp_path: Path) ->
     assert checked.stderr.startswith(
         'gpuswitchd: warning: the [[gpu]] table of 0000:01:00.0 has host_driver = "nvida", and nothing brings that: '
     )
+    right = environment(GPUSWITCH_METRICS__PORT="9752")
+    told = subprocess.run([*command, "--json"], env=right, capture_output=True, text=True, check=False)
+    settings = {each["key"]: each for each in json.loads(told.stdout)["settings"]}
+    port = settings["metrics.port"]
+    assert (port["value"], port["origin"]) == ("9752", "the variable GPUSWITCH_METRICS__PORT")
+    assert settings["gpu[0000:01:00.0].host_driver"]["origin"] == str(file)
     wrong = environment(GPUSWITCH_METRICS__PORT="x")
     checked = subprocess.run(command, env=wrong, capture_output=True, text=True, check=False)
     assert (checked.returncode, str(file) in checked.stderr) == (2, False)

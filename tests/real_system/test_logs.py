@@ -17,7 +17,10 @@ UUID = "5c9b1a7e-2f4d-4c1b-9a57-3e0f8d6b2c41"
 HOME = "/home"
 MAC, ADDRESS, SERIAL = "52:54:00:ab:cd:ef", "203.0.113.77", "SN0324A17X"
 TOKEN = "glpat-ZmFrZXRva2Vu1234"  # noqa: S105 -- of nobody
-PLANTED = ("secretbox", "example.org", "kimberley", "Kim Example", "payroll-vm", UUID, MAC, ADDRESS, SERIAL, TOKEN)
+PLANTED = (
+    *("secretbox", "example.org", "kimberley", "Kim Example", "payroll-vm", UUID, MAC, ADDRESS, SERIAL, TOKEN),
+    *("hiddengame", "jdoe", "payroll-old"),
+)
 CONFIG = f"""
 [[gpu]]
 address = "{GPU}"
@@ -60,6 +63,7 @@ def test_nobodys_names_are_in_a_report(machine: Container) -> None:
         hostname secretbox
         echo secretbox >/etc/hostname
         echo '{ADDRESS} secretbox.example.org' >>/etc/hosts
+        echo '0.0.0.0 target state' >>/etc/hosts
         echo 'search example.org' >/etc/resolv.conf
         useradd -m -u 1234 -c 'Kim Example,Room 7' kimberley
         usermod -aG gpuswitch kimberley"""
@@ -69,6 +73,8 @@ def test_nobodys_names_are_in_a_report(machine: Container) -> None:
     said = (
         f"{MAC} {ADDRESS} Serial Number: {SERIAL} token={TOKEN}",
         f"{HOME}/kimberley/.ssh secretbox.example.org of Kim Example ({UUID})",
+        "NVRM: Xid (PCI:0000:01:00): 31, pid=4242, name=hiddengame.exe, Ch 00000008: hiddengame of jdoe",
+        "x (pid 7, session 2 of jdoe) has it; GPU belongs to the virtual machine payroll-old: shut that down first",
     )
     group = "/sys/fs/cgroup/system.slice/gpuswitchd.service/cgroup.procs"
     for each in said:
@@ -77,8 +83,18 @@ def test_nobodys_names_are_in_a_report(machine: Container) -> None:
     assert "Serial Number: <serial-1> token=<token-1>" in text
     assert [each for each in PLANTED if each.casefold() in text.casefold()] == []
     assert '"name": "<machine-1>"' in text
+    assert '"target": "vfio"' in text
     for title in ("Journal pages of the service", "Log of the service since the machine was started"):
         assert f"## {title}" in text
+
+
+def test_a_report_without_the_service_says_what_is_wrong_in_etc(machine: Container) -> None:
+    machine.sh("systemctl stop gpuswitchd; systemctl mask --runtime gpuswitchd")
+    fine = ctl(machine, "report --output -").stdout
+    assert f'gpu[{GPU}].name = "geforce"  (/etc/gpuswitch/config.toml)' in fine
+    machine.sh("printf '[deadlines]\\nunbind = true\\n' >>/etc/gpuswitch/config.toml")
+    wrong = ctl(machine, "report --output -").stdout
+    assert "\nfault: cannot use /etc/gpuswitch/config.toml:" in wrong
 
 
 def test_a_user_is_told_what_is_not_in_it(machine: Container) -> None:
