@@ -194,7 +194,13 @@ class Recovery:
         machine = switch.requester.vm if switch.requester.service else ""
         try:
             record.facts = await seen(self._host)
-            preparation = self._planner.preparation(State.UNKNOWN, switch.options, starting=starting, machine=machine)
+            preparation = self._planner.preparation(
+                State.UNKNOWN,
+                switch.options,
+                starting=starting,
+                machine=machine,
+                at_boot=switch.requester.at_boot,
+            )
             try:
                 plan = await self._planner.plan(preparation, strategy.target, destructive_steps=destructive_steps)
             except (GpuswitchError, StuckError):

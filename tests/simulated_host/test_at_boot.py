@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ def wanted(gpu: PciAddress, where: AtBoot = AtBoot.VFIO, **rules: object) -> Con
     """A configuration that wants this GPU there at boot."""
     own = Defaults.model_validate({"allow_boot_display": True} | rules)
     return Config(gpus=(GpuConfig(gpu, managed=True, name="card", at_boot=where, rules=own),))
+
+
+def reserved(**rules: object) -> Config:
+    """The same for the GPU that vfio-pci has from the start in the scenario of that name."""
+    config = wanted(GEFORCE, AtBoot.HOST, **rules)
+    return replace(config, gpus=(replace(config.gpus[0], members=(PciAddress.parse("0000:02:00.0"),)),))
 
 
 def actor_of(harness: Harness, gpu: PciAddress = RADEON) -> Actor:
@@ -104,10 +111,7 @@ async def test_without_at_boot_nothing_is_asked_and_nothing_is_kept(tmp_path: Pa
 
 async def test_a_gpu_that_vfio_had_from_the_start_is_brought_to_the_host(tmp_path: Path) -> None:
     host = SCENARIOS["reserved"]()
-    rules = Config(
-        gpus=(GpuConfig(GEFORCE, managed=True, at_boot=AtBoot.HOST, members=(PciAddress.parse("0000:02:00.0"),)),)
-    )
-    harness = await Harness.start(host, tmp_path, rules)
+    harness = await Harness.start(host, tmp_path, reserved())
     assert (actor_of(harness, GEFORCE).state, actor_of(harness, GEFORCE).reason) == (State.HOST, "")
     assert actor_of(harness, GEFORCE).record.host_driver == "nvidia"
 
@@ -287,3 +291,38 @@ async def test_a_fault_of_ours_with_one_takes_nothing_from_the_others(
     harness = await Harness.start(bare(), tmp_path, wanted(RADEON))
     assert "a fault of gpuswitch itself: RuntimeError('nobody expected this')" in actor_of(harness).reason
     assert wanted(RADEON).gpus[0].rules.busy is Busy.REFUSE
+
+
+# What recovers
+
+
+async def test_a_recovery_starts_nothing_that_waits_for_the_service(tmp_path: Path) -> None:
+    """Systemd has that job in its queue behind our own start."""
+    host = SCENARIOS["reserved"]()
+    host.machine.units.add(DISPLAY_MANAGER, active=False)
+    inject(host, "probe#1=EINVAL")
+    inject(host, "probe#2=EINVAL")
+    harness = await Harness.start(host, tmp_path, reserved(after_host=str(DISPLAY_MANAGER)), restore_deferred=False)
+    actor = actor_of(harness, GEFORCE)
+    assert actor.switch is not None
+    assert (actor.state, actor.switch.recovery, harness.state(DISPLAY_MANAGER)) == (State.HOST, True, "inactive")
+    await harness.fleet.restore_deferred()
+    assert (actor.state, bool(actor.record.restore_state), harness.state(DISPLAY_MANAGER)) == (
+        State.HOST,
+        False,
+        "active",
+    )
+
+
+async def test_a_recovery_towards_vfio_stops_no_unit_and_ends_no_session(tmp_path: Path) -> None:
+    host = SCENARIOS["plain"]()
+    host.machine.units.add(DISPLAY_MANAGER)
+    inject(host, "unload#1=EIO")
+    inject(host, "probe@0000:01:00.1#1=EINVAL")
+    config = wanted(GEFORCE, stop_units=(str(DISPLAY_MANAGER),), end_sessions=True)
+    harness = await Harness.start(host, tmp_path, config, restore_deferred=False)
+    actor = actor_of(harness, GEFORCE)
+    assert actor.switch is not None
+    assert (actor.state, actor.switch.recovery) == (State.VFIO, True)
+    assert {step.kind for step in actor.switch.steps}.isdisjoint({"units", "sessions"})
+    assert (harness.state(DISPLAY_MANAGER), actor.record.restore_state.units) == ("active", ())
