@@ -18,11 +18,14 @@ from gpuswitch.host.simulated.faults import Call
 from gpuswitch.host.simulated.faultspec import inject
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER, PERSISTENCED, SCENARIOS, boot
+from gpuswitch.log.fields import fields_of
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.policy import AtBoot, Busy
 from gpuswitch.model.states import State
+from gpuswitch.switch.journal.journal import Journal
+from gpuswitch.switch.journal.store import DirectoryStore
 from gpuswitch.switch.record import AT_BOOT, Result
-from tests.harness.simulated.harness import Harness, Witness, snapshot
+from tests.harness.simulated.harness import GENTLE, Harness, Witness, snapshot
 from tests.harness.simulation.machines import bare, pair
 
 RADEON, INTEL = PciAddress.parse("0000:03:00.0"), PciAddress.parse("0000:00:02.0")
@@ -85,7 +88,7 @@ async def test_a_service_that_is_started_by_hand_moves_nothing(tmp_path: Path) -
     harness = await Harness.start(host, tmp_path, wanted(RADEON))
     assert actor_of(harness).state is State.HOST
     assert actor_of(harness).reason == (
-        "at_boot is vfio, and 0000:03:00.0 stays on the host: the machine had started before the service did"
+        "at_boot is vfio, and card (0000:03:00.0) stays on the host: the machine has started already"
     )
     assert actor_of(harness).record.missed_at_boot
     # Nor does the next one: this boot is over.
@@ -186,7 +189,7 @@ async def test_who_has_it_open_is_named_and_left_alone(tmp_path: Path) -> None:
     harness = await Harness.start(host, tmp_path, config)
     actor = actor_of(harness, GEFORCE)
     assert actor.state is State.HOST
-    assert "at_boot is vfio, and 0000:01:00.0 stays on the host: " in actor.reason
+    assert "at_boot is vfio, and card (0000:01:00.0) stays on the host: " in actor.reason
     assert "nvidia-persistenced" in actor.reason
     assert snapshot(harness.machine) == before
     assert note(tmp_path)["over"] is True
@@ -208,7 +211,9 @@ async def test_a_switch_that_fails_leaves_it_on_its_host_driver(tmp_path: Path) 
     assert (actor.state, actor.record.facts.functions[RADEON].driver_name) == (State.HOST, "amdgpu")
     assert actor.record.missed_at_boot
     assert "cannot bind 0000:03:00.0" in actor.reason
-    assert "at_boot is vfio, and 0000:03:00.0 stays on the host: the switch was not done: reverted" in actor.reason
+    assert (
+        "at_boot is vfio, and card (0000:03:00.0) stays on the host: the switch was not done: reverted" in actor.reason
+    )
     await harness.moved(actor, State.VFIO)
     assert (actor.record.missed_at_boot, actor.reason) == (False, "")
 
@@ -237,6 +242,50 @@ async def test_a_kernel_that_hangs_does_not_keep_the_service_from_starting(tmp_p
     actor = actor_of(harness)
     assert actor.state is State.WEDGED
     assert "the kernel has not returned from 'unbind 0000:03:00.0 from amdgpu'" in actor.reason
+    assert actor.record.missed_at_boot
+
+
+async def test_what_is_still_being_planned_when_time_is_up_is_taken_back(tmp_path: Path) -> None:
+    host = bare()
+    before = snapshot(host.machine)
+    inject(host, "capture@0000:03:00.0=300s")
+    settings = Config(gpus=wanted(RADEON).gpus, deadlines=Deadlines(capture=600.0))
+    harness = await Harness.start(host, tmp_path, settings)
+    actor = actor_of(harness)
+    assert (actor.switch, actor.record.missed_at_boot) == (None, True)
+    await harness.witness.until(lambda: actor.switch is not None and actor.switch.result is not None)
+    assert actor.switch is not None
+    assert (actor.switch.result, actor.state) == (Result.CANCELLED, State.HOST)
+    await asyncio.sleep(1)
+    assert actor.record.missed_at_boot
+    assert snapshot(harness.machine) == before
+
+
+async def test_one_that_is_nowhere_does_not_stay_on_the_host(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    host = bare()
+    inject(host, "probe=EINVAL")
+    harness = await Harness.start(host, tmp_path, wanted(RADEON, **GENTLE), restore_deferred=False)
+    actor = actor_of(harness)
+    assert (actor.state, actor.record.missed_at_boot) == (State.FAILED, True)
+    why = "at_boot is vfio, and card (0000:03:00.0) is failed (0000:03:00.0 is on no driver): the switch was not done: "
+    assert why in actor.reason
+    assert [fields_of(line)["GPU"] for line in caplog.records if why in line.getMessage()] == [str(RADEON)]
+
+
+async def test_one_that_is_gone_or_a_machines_is_not_missed(tmp_path: Path) -> None:
+    host = bare()
+    harness = await Harness.start(host, tmp_path, wanted(RADEON, AtBoot.KEEP))
+    actor = actor_of(harness)
+    await host.machine.unplug("0000:03:00")
+    harness.fleet.look()
+    harness.fleet.reconfigure(wanted(RADEON))
+    (tmp_path / "at_boot.json").mkdir()
+    notes = Journal(DirectoryStore(tmp_path)).boot
+    await at_boot.AtBootSwitches(host, notes).done([actor])
+    (tmp_path / "at_boot.json").rmdir()
+    host.machine.units.booting = False
+    await at_boot.AtBootSwitches(host, notes).done([actor])
+    assert (actor.state, actor.reason, actor.record.missed_at_boot) == (State.ABSENT, "", False)
 
 
 async def test_a_note_that_cannot_be_written_means_that_nothing_is_moved(
