@@ -22,6 +22,7 @@ from gpuswitch.gpu.observer import Observer
 from gpuswitch.gpu.retry import Pace, Retry
 from gpuswitch.host.looking import seen
 from gpuswitch.host.port import Host, Pending
+from gpuswitch.log.fields import about_nothing
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu, discover
@@ -224,8 +225,11 @@ class Fleet:
         """Look at the host and tell every actor what became of its GPU.
 
         Where the look, or one into the journal, could not see everything, nothing follows from it, and it is looked
-        again at the next event, or after a while.
+        again at the next event, or after a while. Whoever has called for it, it is about all GPUs.
         """
+        about_nothing(self._look)
+
+    def _look(self) -> None:
         for later in filter(None, (self._put_off, self._again)):
             later.cancel()
         self._put_off = self._again = None
@@ -361,7 +365,7 @@ class Fleet:
 
     def stalled(self) -> list[Actor]:
         """Actors that stand still in the program itself."""
-        return [actor for actor in self.actors.values() if actor.stalled is not None]
+        return [actor for actor in self.actors.values() if actor.stalled]
 
     def find(self, selector: str) -> Actor:
         """The GPU by address, in any spelling, of any of its functions, or by its name in any case; "": see `_only`.
