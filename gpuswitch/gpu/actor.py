@@ -30,6 +30,7 @@ from gpuswitch.model.holders import Holder
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
+from gpuswitch.runtime.stacks import where
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import Engine, StuckError
 from gpuswitch.switch.journal.journal import Journal
@@ -112,19 +113,22 @@ class Actor:
         return self.runner.busy or self._deciding.locked()
 
     @property
-    def stalled(self) -> asyncio.Task[object] | None:
-        """What stands still here in the program itself; None: nothing does.
+    def stalled(self) -> str:
+        """Where something stands still here in the program itself; "": nothing does.
 
         It has had longer than all that it may wait for has together. A kernel that does not return is none of that, and
         who waits for people does so under a deadline.
         """
         if self.runner.stalled:
-            return self.runner.task
+            if self.runner.task is not None:
+                return where(self.runner.task)
+            # A service that stops leaves it under way to the next one.
+            return "" if self.record.retired else f"it is {self.state}, and nothing works on it"
         if self._deciding.task is None:
-            return None
+            return ""
         since = max(self._deciding.began, self.record.progress)
         longest = 2 * _TURN_SECONDS + sum(self.record.config.deadlines.model_dump().values())
-        return self._deciding.task if asyncio.get_running_loop().time() - since > longest else None
+        return where(self._deciding.task) if asyncio.get_running_loop().time() - since > longest else ""
 
     # What it is asked -------------------------------------------------------------------------------------------------
 
