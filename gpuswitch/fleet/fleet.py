@@ -22,7 +22,7 @@ from gpuswitch.gpu.observer import Observer
 from gpuswitch.gpu.retry import Pace, Retry
 from gpuswitch.host.looking import seen
 from gpuswitch.host.port import Host, Pending
-from gpuswitch.log.fields import about_nothing
+from gpuswitch.log.fields import about_nothing, told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu, discover
@@ -112,9 +112,14 @@ class Fleet:
                 if kernel.adopt(Pending(unfinished.title, worker=unfinished.worker)):
                     await kernel.returned()
         except TimeoutError:
-            _log.warning("%s: what the last run of the service had sent is not over: '%s'", gpu, unfinished.title)
+            _log.warning(
+                "%s: what the last run of the service had sent is not over: '%s'",
+                gpu,
+                unfinished.title,
+                extra=told(GPU=gpu),
+            )
         except KernelError as error:
-            _log.warning("%s: %s", gpu, error)
+            _log.warning("%s: %s", gpu, error, extra=told(GPU=gpu))
 
     async def _find_lost(self, left: Mapping[PciAddress, Entry]) -> None:
         """A service that died between a removal and the rescan has left GPUs off the bus."""
@@ -130,7 +135,9 @@ class Fleet:
                 async with asyncio.timeout(self.config.deadlines.rescan):
                     await self._host.kernel(str(address)).rescan(tuple(entry.restore_state.functions))
             except (KernelError, TimeoutError) as error:
-                _log.warning("%s is not on the PCI bus, and cannot be found again: %s", address, error)
+                _log.warning(
+                    "%s is not on the PCI bus, and cannot be found again: %s", address, error, extra=told(GPU=address)
+                )
 
     async def restore_deferred(self) -> None:
         """Give back what could not be waited for before READY: whoever waits for us may be what it waits for."""
@@ -160,7 +167,7 @@ class Fleet:
         try:
             self._journal.save(gpu, Entry())
         except Failed as error:
-            _log.error("%s", error)
+            _log.error("%s", error, extra=told(GPU=gpu))
 
     def _restore_soon(self, actor: Actor, drift: Drift | None) -> None:
         """Give back what no switch will: a GPU that left the bus does not come home, and one that somebody else brought
@@ -432,7 +439,8 @@ async def _each(actors: Iterable[Actor], work: Callable[[Actor], Coroutine[Any, 
         try:
             await work(actor)
         except Exception as fault:  # noqa: BLE001 -- whatever it was, it is told
-            _log.critical("%s: a fault of gpuswitch itself", actor.gpu.address, exc_info=fault)
+            gpu = actor.gpu.address
+            _log.critical("%s: a fault of gpuswitch itself", gpu, exc_info=fault, extra=told(GPU=gpu))
             actor.record.note(f"a fault of gpuswitch itself: {fault!r}")
 
     await asyncio.gather(*map(done, list(actors)))

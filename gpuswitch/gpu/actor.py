@@ -23,6 +23,7 @@ from gpuswitch.gpu.recovery import Recovery
 from gpuswitch.gpu.runner import Runner
 from gpuswitch.host.looking import seen, seen_within
 from gpuswitch.host.port import Host
+from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
@@ -316,7 +317,7 @@ class Actor:
             if self.record.stays_out and await self.try_again("the service has started"):
                 return
         except GpuswitchError as error:
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra=told(GPU=self.gpu.address))
         await self.restore_deferred()
 
     async def try_again(self, why: str) -> bool:
@@ -325,13 +326,13 @@ class Actor:
         Raises:
             NotViable, InvalidArgument: nor later.
         """
-        _log.info("%s is to come home once more: %s", self.gpu.address, why)
+        _log.info("%s is to come home once more: %s", self.gpu.address, why, extra=told(GPU=self.gpu.address))
         try:
             switch = await (self.recover() if self.state is State.FAILED else self.request(State.HOST))
         except (NotViable, InvalidArgument):
             raise
         except GpuswitchError as error:
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra=told(GPU=self.gpu.address))
             return False
         await switch.wait()
         return True
@@ -465,7 +466,7 @@ class Actor:
         try:
             await self.runner.new_engine(tuple(preparation.held_groups), begun=True).back()
         except StepError as error:
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra=told(GPU=self.gpu.address))
         except StuckError as stuck:
             self._await_kernel(stuck, preparation)
 

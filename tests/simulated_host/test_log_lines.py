@@ -122,6 +122,13 @@ async def test_what_is_found_at_its_end_is_not_about_it(lines: Lines, tmp_path: 
     assert {fields["OWNER"] for fields in lines.of(events.SWITCH_DONE)} == {"win11"}
 
 
+async def test_what_is_said_before_a_switch_is_about_its_gpu(lines: Lines, tmp_path: Path) -> None:
+    harness = await logged("plain", tmp_path)
+    actor = harness.fleet.find("01:00.0")
+    await actor.try_again("somebody asked")
+    assert [fields for text, fields in lines.found if "once more" in text] == [{"GPU": GPU}]
+
+
 async def test_what_is_said_after_it_is_not(lines: Lines, tmp_path: Path) -> None:
     harness = await logged("plain", tmp_path)
     actor = harness.fleet.find("01:00.0")
