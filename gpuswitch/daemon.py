@@ -49,6 +49,7 @@ from gpuswitch.log.observer import LogObserver
 from gpuswitch.model.gpu import discover
 from gpuswitch.runtime.buses import check_simulated, system_bus
 from gpuswitch.runtime.notify import notify, reloading, watchdog_seconds
+from gpuswitch.runtime.threads import run_in_thread
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.journal.journal import Journal
 from gpuswitch.switch.journal.store import DirectoryStore
@@ -153,7 +154,8 @@ class Daemon:
         async with self._reloading:
             reloading()
             try:
-                config = load(self._config_directory)
+                # A disk may not answer, and where much is wrong, to find where takes a moment.
+                config = await run_in_thread(partial(load, self._config_directory))
                 await self._exposition.follow(config.metrics)
                 self._history.configure(config.history)
                 self._fleet.reconfigure(config)

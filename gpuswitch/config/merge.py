@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpuswitch.config.places import Fault, Location, line_of
+from gpuswitch.config.places import Fault, Location, Places
 from gpuswitch.config.schema import match_of
 from gpuswitch.config.shown import shown
 from gpuswitch.errors import ConfigError, InvalidArgument
@@ -55,7 +55,7 @@ class Layers:
         self._instead = instead
         self._trusting = trusting
         self._origins: dict[Location, str] = {}
-        self._texts: dict[str, str] = {}
+        self._places: dict[str, Places] = {}
         """What stands in each file."""
         self._own_places: dict[tuple[str, int], int] = {}
         """Which of its `[[gpu]]` tables a layer has for the one in that place of all."""
@@ -81,7 +81,8 @@ class Layers:
             self.faults.append(Fault(f"cannot read {file}: {error.strerror}"))
             return
         try:
-            self._texts[str(file)] = text = content.decode()
+            text = content.decode()
+            self._places[str(file)] = Places(text)
             self.add(str(file), tomllib.loads(text))
         except ValueError as error:  # not TOML, or not even UTF-8
             self.faults.append(_unreadable(str(file), content, error))
@@ -117,14 +118,14 @@ class Layers:
 
     def in_order(self, fault: Fault) -> tuple[int, int]:
         """How people read them: by the layers, and from above."""
-        names = list(self._texts)
+        names = list(self._places)
         return (names.index(fault.file) if fault.file in names else len(names), fault.line)
 
     def _fault(self, origin: str, own: Location, key: str, what: str) -> Fault:
         """In one layer, at the place that a key has within it."""
-        if (text := self._texts.get(origin)) is None:
+        if (places := self._places.get(origin)) is None:
             return Fault.of(origin, what, key=key)
-        return Fault.within(origin, what, line=line_of(text, own), key=key)
+        return Fault.within(origin, what, line=places.line_of(own), key=key)
 
     def key(self, location: Location) -> str:
         """`gpu[0000:01:00.0].members[2]`: a GPU's table by its address, everything else by its place, from 1."""

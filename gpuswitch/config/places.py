@@ -6,7 +6,7 @@ They are found by reading the beginning of the file anew, with more and fewer li
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,54 +56,61 @@ class ConfigFaultsError(ConfigError):
 
 
 _MOST_LINES = 500
+_MOST_CHARACTERS = 50_000
 """Of a file of more, no line is told: one list over all of it would have each of its beginnings read, for seconds."""
 
 
-def line_of(text: str, location: Location) -> int:
-    """The line (from 1) in the text of a file where this key or item begins; of one that is not there, the table where
-    it would be. 0: that cannot be told.
-    """
-    lines = text.replace("\r\n", "\n").split("\n")
-    if len(lines) > _MOST_LINES:
-        return 0
-    whole = _read(lines)
-    location = location[: _depth(whole, location)]
-    if not location:
-        return 0
-    end = _first_with(lines, location)
-    # It begins behind all that could be read without it.
-    start = next(number for number in range(end - 1, -1, -1) if _read(lines[:number]) is not None) + 1
-    otherwise = end if isinstance(location[-1], int) else start
-    return next((number for number in range(start, end) if _has(_closed(lines[:number]), location)), otherwise)
+class Places:
+    """Of the text of one file. Each beginning of it is read once, however many places are asked for."""
+
+    def __init__(self, text: str) -> None:
+        self._lines = text.replace("\r\n", "\n").split("\n")
+        self._told = len(self._lines) <= _MOST_LINES and len(text) <= _MOST_CHARACTERS
+        self._beginnings: dict[int, dict[str, Any] | None] = {}
+        self._closed_ones: dict[int, dict[str, Any] | None] = {}
+
+    def line_of(self, location: Location) -> int:
+        """The line (from 1) where this key or item begins; of one that is not there, the table where it would be. 0:
+        that cannot be told.
+        """
+        if not self._told:
+            return 0
+        location = location[: _depth(self._read(len(self._lines)), location)]
+        if not location:
+            return 0
+        end = self._first_with(location)
+        # It begins behind all that could be read without it.
+        start = next(number for number in range(end - 1, -1, -1) if self._read(number) is not None) + 1
+        otherwise = end if isinstance(location[-1], int) else start
+        return next((number for number in range(start, end) if _has(self._closed(number), location)), otherwise)
+
+    def _first_with(self, location: Location) -> int:
+        """How many lines there have to be for it to be among them, whole."""
+        without, within = 0, len(self._lines)
+        while within - without > 1:
+            middle = (without + within) // 2
+            # Not between the first and the last line of a value.
+            number = next((n for n in range(middle, without, -1) if self._read(n) is not None), without)
+            if number > without and _has(self._read(number), location):
+                within = number
+            else:
+                without = middle
+        return within
+
+    def _read(self, number: int) -> dict[str, Any] | None:
+        """What so many lines say; None: they end within something."""
+        if number not in self._beginnings:
+            self._beginnings[number] = _values(self._lines[:number])
+        return self._beginnings[number]
+
+    def _closed(self, number: int) -> dict[str, Any] | None:
+        """The same where they end within a list."""
+        if number not in self._closed_ones:
+            self._closed_ones[number] = _values([*self._lines[:number], "]"])
+        return self._closed_ones[number]
 
 
-def _first_with(lines: Sequence[str], location: Location) -> int:
-    """How many lines there have to be for it to be among them, whole."""
-    without, within = 0, len(lines)
-    while within - without > 1:
-        middle = (without + within) // 2
-        # Not between the first and the last line of a value.
-        number, found = next(_readable(lines, middle, without), (without, None))
-        if _has(found, location):
-            within = number
-        else:
-            without = middle
-    return within
-
-
-def _readable(lines: Sequence[str], most: int, least: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The beginnings of a file that can be read, the longest first: of `most` lines, and of more than `least`."""
-    for number in range(most, least, -1):
-        if (found := _read(lines[:number])) is not None:
-            yield number, found
-
-
-def _closed(lines: Sequence[str]) -> dict[str, Any] | None:
-    """What these lines say where they end within a list."""
-    return _read([*lines, "]"])
-
-
-def _read(lines: Sequence[str]) -> dict[str, Any] | None:
+def _values(lines: Sequence[str]) -> dict[str, Any] | None:
     try:
         return tomllib.loads("\n".join(lines))
     except (ValueError, RecursionError):

@@ -106,8 +106,12 @@ def match_of(value: object) -> Match:
 
 
 def _name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{0,32}", value):
-        raise ValueError(f"{reprlib.repr(value)} is not a name; use at most 32 of: letters, digits, '.', '_', '-'")
+    # A command to be copied would read a leading - as an option.
+    if not re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]{0,31})?", value):
+        raise ValueError(
+            f"{reprlib.repr(value)} is not a name; use at most 32 of: letters, digits, '.', '_', '-', and a letter "
+            "or digit first"
+        )
     try:
         PciAddress.parse(value)
     except InvalidArgument:
@@ -347,7 +351,9 @@ class GpuTable(Defaults):
         "status` shows what there is. It has to fit one GPU; where it fits several, `address` says which of them.",
     )
     name: Annotated[
-        str, AfterValidator(_name), Form("string", "at most 32 letters, digits, dots, underscores and dashes")
+        str,
+        AfterValidator(_name),
+        Form("string", "at most 32 letters, digits, dots, underscores and dashes, a letter or digit first"),
     ] = Field("", description="What the GPU is called on the command line.")
     members: Annotated[tuple[_Address, ...], Form("array of strings", "PCI addresses")] = Field(
         (), description="Functions of other slots that move along; each belongs to one GPU only."

@@ -14,8 +14,10 @@ from contextlib import suppress
 
 from gpuswitch.errors import Failed, GpuswitchError, KernelError
 from gpuswitch.gpu.actor import Actor
+from gpuswitch.gpu.observe import whereabouts
 from gpuswitch.host.looking import seen
 from gpuswitch.host.port import Host
+from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts, PciFunction
 from gpuswitch.model.policy import AtBoot, Busy, Options
@@ -53,10 +55,9 @@ class AtBootSwitches:
             return
         self._late = True
         why = Sentence("it was not there within {seconds} s of the start", seconds=f"{LONGEST_SECONDS:g}")
-        for actor in wanted:
-            if actor.state is not _target(actor):
-                _stays(actor, why)
-                self._take_back(actor)
+        for actor in filter(_is_missing, wanted):
+            _stays(actor, why)
+            _take_back(actor)
 
     def stop(self) -> None:
         """The service stops."""
@@ -67,7 +68,7 @@ class AtBootSwitches:
         try:
             note = self._notes.load()
         except Failed as error:
-            for actor in wanted:
+            for actor in filter(_is_missing, wanted):
                 _stays(actor, Sentence.of(error))
             return
         if note.over:
@@ -78,9 +79,8 @@ class AtBootSwitches:
                 # Side by side, they would stand in each other's way at the driver that they share.
                 note = await self._one(actor, note)
         else:
-            for actor in wanted:
-                if actor.state is not _target(actor):
-                    _stays(actor, why)
+            for actor in filter(_is_missing, wanted):
+                _stays(actor, why)
         with suppress(Failed):
             # Else the next start finds that the machine has started.
             self._notes.save(BootNote(note.begun, over=True))
@@ -95,30 +95,36 @@ class AtBootSwitches:
                 booting = await self._host.systemd.booting()
         except (KernelError, TimeoutError) as error:
             return Sentence("nobody can tell whether the machine is starting: {why}", why=str(error) or "no answer")
-        return None if booting else Sentence("the machine had started before the service did")
+        return None if booting else Sentence("the machine has started already")
 
     async def _one(self, actor: Actor, note: BootNote) -> BootNote:
         """Move it, or say why not; the note as it is from then on."""
         target, gpu = _target(actor), actor.gpu.address
-        if self._late or target is None or actor.record.owned or not actor.gpu.present(actor.record.facts):
+        if self._late or target is None or not _is_ours(actor):
             return note
         if gpu in note.begun:
-            if actor.state is not target:
+            if _is_missing(actor):
                 _stays(actor, Sentence("the service ended in the middle of that switch, and it is not tried again"))
             return note
         try:
             self._notes.save(note.with_begun(gpu))
             note = note.with_begun(gpu)
             switch = await actor.request(target, _OPTIONS, AT_BOOT)
+            if self._late:
+                # It was still being planned when the others were taken back.
+                _take_back(actor)
             await switch.wait()
         except GpuswitchError as error:
             _stays(actor, Sentence.of(error))
         except Exception as fault:  # noqa: BLE001 -- whatever it was, it takes nothing from the others, and is told
-            _log.critical("%s: a fault of gpuswitch itself", gpu, exc_info=fault)
+            _log.critical("%s: a fault of gpuswitch itself", gpu, exc_info=fault, extra=told(GPU=gpu))
             _stays(actor, Sentence("a fault of gpuswitch itself: {fault}", fault=repr(fault)))
         else:
-            # Of one that is wedged, its reason says more.
-            if switch.result not in {Result.DONE, Result.WEDGED}:
+            if switch.result is Result.WEDGED:
+                # Its reason says more.
+                actor.record.missed_at_boot = True
+                actor.record.tell()
+            elif switch.result is not Result.DONE:
                 _stays(actor, Sentence("the switch was not done: {result}", result=switch.result))
         return note
 
@@ -127,7 +133,7 @@ class AtBootSwitches:
 
         Not longer than a probe may take; then it goes without, and comes home to what it had.
         """
-        record = actor.record
+        record, gpu = actor.record, actor.gpu.address
         changed = asyncio.Event()
         stop = self._host.watch(changed.set)
         try:
@@ -140,8 +146,9 @@ class AtBootSwitches:
         except TimeoutError:
             _log.warning(
                 "%s: after %g s, host drivers do not have all of it; it is moved as it is, and comes home to that",
-                actor.gpu.address,
+                gpu,
                 record.config.deadlines.probe,
+                extra=told(GPU=gpu),
             )
         finally:
             stop()
@@ -153,22 +160,33 @@ class AtBootSwitches:
         try:
             return bool(await self._host.reader(str(actor.gpu.address)).candidates(function.address))
         except KernelError as error:
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra=told(GPU=actor.gpu.address))
             return False
 
-    def _take_back(self, actor: Actor) -> None:
-        """What is still under way is undone, as long as that is safe; nobody waits for it."""
-        switch = actor.switch
-        if switch is not None and switch.requester == AT_BOOT and switch.result is None:
-            try:
-                actor.cancel(switch.id, AT_BOOT)
-            except GpuswitchError as error:
-                _log.warning("%s", error)
+
+def _take_back(actor: Actor) -> None:
+    """What is still under way is undone, as long as that is safe; nobody waits for it."""
+    switch = actor.switch
+    if switch is not None and switch.requester == AT_BOOT and switch.result is None:
+        try:
+            actor.cancel(switch.id, AT_BOOT)
+        except GpuswitchError as error:
+            _log.warning("%s", error, extra=told(GPU=actor.gpu.address))
 
 
 def _target(actor: Actor) -> State | None:
     """Where it is wanted at boot; None: nobody says."""
     return _TARGETS.get(actor.record.own_config.at_boot)
+
+
+def _is_ours(actor: Actor) -> bool:
+    """Whether it is to be moved at all: it is there, and belongs to no virtual machine."""
+    return bool(actor.gpu.present(actor.record.facts)) and not actor.record.owned
+
+
+def _is_missing(actor: Actor) -> bool:
+    """Whether it should be elsewhere by now."""
+    return _is_ours(actor) and actor.state is not _target(actor)
 
 
 def _bound(actor: Actor, facts: HostFacts, expected: Collection[PciAddress]) -> bool:
@@ -183,13 +201,22 @@ def _is_to_leave(actor: Actor) -> bool:
 
 def _stays(actor: Actor, why: Sentence) -> None:
     """It is not where it is wanted: whoever looks at it is told, until it moves."""
-    text = Sentence(
-        "at_boot is {target}, and {gpu} stays {place}: {why}",
-        target=_target(actor),
-        gpu=actor.gpu.address,
-        place=actor.record.place(),
-        why=why,
-    )
-    _log.warning("%s", text)
-    actor.record.missed_at_boot = True
-    actor.record.note(text)
+    record = actor.record
+    address, name, target = record.gpu.address, record.own_config.name, _target(actor)
+    gpu = f"{name} ({address})" if name else str(address)
+    if record.state.stable:
+        text = Sentence(
+            "at_boot is {target}, and {gpu} stays {place}: {why}", target=target, gpu=gpu, place=record.place(), why=why
+        )
+    else:
+        text = Sentence(
+            "at_boot is {target}, and {gpu} is {state} ({where}): {why}",
+            target=target,
+            gpu=gpu,
+            state=record.state,
+            where=whereabouts(record.gpu, record.fresh_facts_if_possible()),
+            why=why,
+        )
+    _log.warning("%s", text, extra=told(GPU=address))
+    record.missed_at_boot = True
+    record.note(text)

@@ -36,7 +36,7 @@ def fitted(config: Config, gpus: Iterable[Gpu], facts: HostFacts) -> tuple[Confi
             held[gpu.address] = table
             tables[table.address] = replace(table, address=gpu.address)
             misfits += _absent_members(table, gpu, facts)
-    in_order = tuple(tables[table.address] for table in config.gpus if table.address in tables)
+    in_order = tuple(dict.fromkeys(tables[table.address] for table in config.gpus if table.address in tables))
     return replace(config, gpus=in_order), tuple(
         sorted(misfits, key=lambda misfit: (misfit.table, sorted(misfit.addresses)))
     )
@@ -68,9 +68,9 @@ def _none(table: GpuConfig, facts: HostFacts) -> Misfit:
 
 def _second(table: GpuConfig, first: GpuConfig, gpu: Gpu) -> Misfit:
     sentence = Sentence(
-        "the [[gpu]] table of {function} counts for nothing: it is a function of GPU {gpu}, and that has the table of "
-        "{first} already; make one of them",
-        function=table.called,
+        "the [[gpu]] table of {table} counts for nothing: it is about GPU {gpu}, and that has the table of {first} "
+        "already; make one of them",
+        table=table.called,
         gpu=gpu.address,
         first=first.called,
     )

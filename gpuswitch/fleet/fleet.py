@@ -22,6 +22,7 @@ from gpuswitch.gpu.observer import Observer
 from gpuswitch.gpu.retry import Pace, Retry
 from gpuswitch.host.looking import seen
 from gpuswitch.host.port import Host, Pending
+from gpuswitch.log.fields import about_nothing, told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu, discover
@@ -111,9 +112,14 @@ class Fleet:
                 if kernel.adopt(Pending(unfinished.title, worker=unfinished.worker)):
                     await kernel.returned()
         except TimeoutError:
-            _log.warning("%s: what the last run of the service had sent is not over: '%s'", gpu, unfinished.title)
+            _log.warning(
+                "%s: what the last run of the service had sent is not over: '%s'",
+                gpu,
+                unfinished.title,
+                extra=told(GPU=gpu),
+            )
         except KernelError as error:
-            _log.warning("%s: %s", gpu, error)
+            _log.warning("%s: %s", gpu, error, extra=told(GPU=gpu))
 
     async def _find_lost(self, left: Mapping[PciAddress, Entry]) -> None:
         """A service that died between a removal and the rescan has left GPUs off the bus."""
@@ -129,7 +135,9 @@ class Fleet:
                 async with asyncio.timeout(self.config.deadlines.rescan):
                     await self._host.kernel(str(address)).rescan(tuple(entry.restore_state.functions))
             except (KernelError, TimeoutError) as error:
-                _log.warning("%s is not on the PCI bus, and cannot be found again: %s", address, error)
+                _log.warning(
+                    "%s is not on the PCI bus, and cannot be found again: %s", address, error, extra=told(GPU=address)
+                )
 
     async def restore_deferred(self) -> None:
         """Give back what could not be waited for before READY: whoever waits for us may be what it waits for."""
@@ -159,7 +167,7 @@ class Fleet:
         try:
             self._journal.save(gpu, Entry())
         except Failed as error:
-            _log.error("%s", error)
+            _log.error("%s", error, extra=told(GPU=gpu))
 
     def _restore_soon(self, actor: Actor, drift: Drift | None) -> None:
         """Give back what no switch will: a GPU that left the bus does not come home, and one that somebody else brought
@@ -224,8 +232,11 @@ class Fleet:
         """Look at the host and tell every actor what became of its GPU.
 
         Where the look, or one into the journal, could not see everything, nothing follows from it, and it is looked
-        again at the next event, or after a while.
+        again at the next event, or after a while. Whoever has called for it, it is about all GPUs.
         """
+        about_nothing(self._look)
+
+    def _look(self) -> None:
         for later in filter(None, (self._put_off, self._again)):
             later.cancel()
         self._put_off = self._again = None
@@ -361,7 +372,7 @@ class Fleet:
 
     def stalled(self) -> list[Actor]:
         """Actors that stand still in the program itself."""
-        return [actor for actor in self.actors.values() if actor.stalled is not None]
+        return [actor for actor in self.actors.values() if actor.stalled]
 
     def find(self, selector: str) -> Actor:
         """The GPU by address, in any spelling, of any of its functions, or by its name in any case; "": see `_only`.
@@ -428,7 +439,8 @@ async def _each(actors: Iterable[Actor], work: Callable[[Actor], Coroutine[Any, 
         try:
             await work(actor)
         except Exception as fault:  # noqa: BLE001 -- whatever it was, it is told
-            _log.critical("%s: a fault of gpuswitch itself", actor.gpu.address, exc_info=fault)
+            gpu = actor.gpu.address
+            _log.critical("%s: a fault of gpuswitch itself", gpu, exc_info=fault, extra=told(GPU=gpu))
             actor.record.note(f"a fault of gpuswitch itself: {fault!r}")
 
     await asyncio.gather(*map(done, list(actors)))

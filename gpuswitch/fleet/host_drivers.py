@@ -21,7 +21,7 @@ def missing_host_drivers(config: Config, facts: HostFacts, installed: Callable[[
         name = gpu.host_driver
         if not name or name in registered:
             continue
-        has = f'the [[gpu]] table of {gpu.address} has host_driver = "{name}"'
+        has = f'the [[gpu]] table of {gpu.called} has host_driver = "{name}"'
         if driver := around(name, registered):
             yield f"{has}, which is a module around the driver {driver} and no driver of the PCI bus: write {driver}"
             continue

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from gpuswitch.config.settings import Config, Sought
 from gpuswitch.fleet.misfit import Misfit
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.facts import HostFacts, PciFunction
 from gpuswitch.model.gpu import Gpu, discover
 from gpuswitch.sentence import Sentence
 
@@ -79,14 +80,27 @@ def _several(sought: Sought, fitting: list[Gpu], chosen: PciAddress | None) -> M
     return Misfit(sought.table.label, sought.table.name, sentence, functions, functions | {*sought.table.members})
 
 
+def _no_serial(gpus: Iterable[PciFunction]) -> Sentence:
+    """Why no GPU has a number; those that sleep, and those that root alone may ask, may have one yet."""
+    if any(function.serial_errno in {errno.EACCES, errno.EPERM} for function in gpus):
+        return Sentence("the kernel tells serial numbers to root alone: ask again as root")
+    if asleep := [str(f.address) for f in gpus if f.serial_errno == errno.EIO and f.asleep]:
+        return Sentence(
+            "no GPU tells a serial number now; {sleeping} may have one, and cannot tell it while asleep: use slot or "
+            "port instead",
+            sleeping=" and ".join(asleep),
+        )
+    return Sentence(
+        "the kernel tells no serial number of any GPU (it does since Linux 6.18, of those that have one): use slot or "
+        "port instead"
+    )
+
+
 def _none(sought: Sought, facts: HostFacts) -> Misfit:
     why = Sentence("no GPU of this host is like that")
-    serials = any(function.serial for function in facts.functions.values())
-    if sought.match.serial and not serials:
-        why = Sentence(
-            "the kernel tells no serial number of any GPU (it does since Linux 6.18, of those that have one): use slot "
-            "or port instead"
-        )
+    gpus = [function for function in facts.functions.values() if function.makes_gpu]
+    if sought.match.serial and not any(function.serial for function in gpus):
+        why = _no_serial(gpus)
     elif sought.match.slot and sought.match.slot not in facts.slots:
         why = Sentence("there is no {slot} in /sys/bus/pci/slots", slot=sought.match.slot)
     sentence = Sentence(

@@ -9,7 +9,6 @@ from gpuswitch.fleet.fleet import Fleet
 from gpuswitch.log.events import STALLED
 from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
-from gpuswitch.runtime.stacks import where
 
 _log = logging.getLogger(__name__)
 
@@ -24,11 +23,11 @@ class Watchdog:
 
     def look(self) -> None:
         """Say that all is well; or nothing, and once in the log who stands still, and where."""
-        found = {actor.gpu.address: task for actor in self._fleet.stalled() if (task := actor.stalled) is not None}
-        for gpu, task in found.items():
+        found = {actor.gpu.address: actor.stalled for actor in self._fleet.stalled()}
+        for gpu, where in found.items():
             if gpu not in self._told:
                 text = "%s stands still: a fault of gpuswitch itself; systemd starts the service anew: %s"
-                _log.critical(text, gpu, where(task), extra=told(STALLED, GPU=gpu))
+                _log.critical(text, gpu, where, extra=told(STALLED, GPU=gpu))
         self._told = set(found)
         if not found:
             self._well()

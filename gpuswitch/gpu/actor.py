@@ -23,6 +23,7 @@ from gpuswitch.gpu.recovery import Recovery
 from gpuswitch.gpu.runner import Runner
 from gpuswitch.host.looking import seen, seen_within
 from gpuswitch.host.port import Host
+from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
@@ -30,6 +31,7 @@ from gpuswitch.model.holders import Holder
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
+from gpuswitch.runtime.stacks import where
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import Engine, StuckError
 from gpuswitch.switch.journal.journal import Journal
@@ -112,19 +114,22 @@ class Actor:
         return self.runner.busy or self._deciding.locked()
 
     @property
-    def stalled(self) -> asyncio.Task[object] | None:
-        """What stands still here in the program itself; None: nothing does.
+    def stalled(self) -> str:
+        """Where something stands still here in the program itself; "": nothing does.
 
         It has had longer than all that it may wait for has together. A kernel that does not return is none of that, and
         who waits for people does so under a deadline.
         """
         if self.runner.stalled:
-            return self.runner.task
+            if self.runner.task is not None:
+                return where(self.runner.task)
+            # A service that stops leaves it under way to the next one.
+            return "" if self.record.retired else f"it is {self.state}, and nothing works on it"
         if self._deciding.task is None:
-            return None
+            return ""
         since = max(self._deciding.began, self.record.progress)
         longest = 2 * _TURN_SECONDS + sum(self.record.config.deadlines.model_dump().values())
-        return self._deciding.task if asyncio.get_running_loop().time() - since > longest else None
+        return where(self._deciding.task) if asyncio.get_running_loop().time() - since > longest else ""
 
     # What it is asked -------------------------------------------------------------------------------------------------
 
@@ -312,7 +317,7 @@ class Actor:
             if self.record.stays_out and await self.try_again("the service has started"):
                 return
         except GpuswitchError as error:
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra=told(GPU=self.gpu.address))
         await self.restore_deferred()
 
     async def try_again(self, why: str) -> bool:
@@ -321,13 +326,13 @@ class Actor:
         Raises:
             NotViable, InvalidArgument: nor later.
         """
-        _log.info("%s is to come home once more: %s", self.gpu.address, why)
+        _log.info("%s is to come home once more: %s", self.gpu.address, why, extra=told(GPU=self.gpu.address))
         try:
             switch = await (self.recover() if self.state is State.FAILED else self.request(State.HOST))
         except (NotViable, InvalidArgument):
             raise
         except GpuswitchError as error:
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra=told(GPU=self.gpu.address))
             return False
         await switch.wait()
         return True
@@ -461,7 +466,7 @@ class Actor:
         try:
             await self.runner.new_engine(tuple(preparation.held_groups), begun=True).back()
         except StepError as error:
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra=told(GPU=self.gpu.address))
         except StuckError as stuck:
             self._await_kernel(stuck, preparation)
 

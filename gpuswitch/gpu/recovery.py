@@ -22,6 +22,7 @@ from gpuswitch.gpu.strategies import (
 )
 from gpuswitch.host.looking import seen
 from gpuswitch.host.port import Host
+from gpuswitch.log.fields import told
 from gpuswitch.model.states import State
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import Engine, StoppedError, StuckError
@@ -58,7 +59,7 @@ class Recovery:
             record.page.begin(switch, record.restore_state, record.trial)
         except Failed as error:
             # No reason to leave it where it is.
-            _log.error("%s", error)
+            _log.error("%s", error, extra=told(GPU=record.gpu.address))
         self._device_failed = False
         self._runner.set_out(switch, "recover")
         # Not counted before it has its turn, for which it may have to wait for people.
@@ -106,7 +107,9 @@ class Recovery:
         where = f"at step {left.index} of {left.count}, '{left.title}'" if left.index else "before its first step"
         taken_back = ", as it was being taken back" if left.back else ""
         why = f"the service ended {where}{taken_back}"
-        _log.warning("%s: switch %s to %s is unfinished: %s", self._record.gpu.address, left.id, left.target, why)
+        gpu = self._record.gpu.address
+        extra = told(GPU=gpu, SWITCH_ID=left.id, TARGET=left.target)
+        _log.warning("%s: switch %s to %s is unfinished: %s", gpu, left.id, left.target, why, extra=extra)
         return Switch.resumed(left.id, left.target, left.requester, left.started), why
 
     # From within a switch ---------------------------------------------------------------------------------------------
@@ -194,7 +197,13 @@ class Recovery:
         machine = switch.requester.vm if switch.requester.service else ""
         try:
             record.facts = await seen(self._host)
-            preparation = self._planner.preparation(State.UNKNOWN, switch.options, starting=starting, machine=machine)
+            preparation = self._planner.preparation(
+                State.UNKNOWN,
+                switch.options,
+                starting=starting,
+                machine=machine,
+                at_boot=switch.requester.at_boot,
+            )
             try:
                 plan = await self._planner.plan(preparation, strategy.target, destructive_steps=destructive_steps)
             except (GpuswitchError, StuckError):

@@ -43,7 +43,9 @@ class Stall:
         try:
             record.page.write(replace(record.page.entry, stuck=stuck.pending))
         except Failed as error:
-            _log.error("a service that starts anew will not know that %s is wedged: %s", gpu, error)
+            _log.error(
+                "a service that starts anew will not know that %s is wedged: %s", gpu, error, extra=told(GPU=gpu)
+            )
         self._explaining = asyncio.create_task(self._explain(stuck, numbers))
 
     async def _explain(self, stuck: StuckError, numbers: tuple[str, ...]) -> None:

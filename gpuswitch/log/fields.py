@@ -5,8 +5,8 @@ A task says once what it is about, and all that is logged in it says so too, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 from gpuswitch.log.events import LogEvent
@@ -32,16 +32,24 @@ def about(**fields: object) -> None:
     _about.set(_texts({**_about.get(), **fields}))
 
 
+def about_nothing(work: Callable[[], None]) -> None:
+    """Do this, and what it begins, as if this task were about nothing: what it logs says itself what it is about."""
+    context = copy_context()
+    context.run(_about.set, {})
+    context.run(work)
+
+
 def told(event: LogEvent | None = None, /, **fields: object) -> dict[str, Any]:
-    """For `extra` of a logging call: this event, with these fields beside what the task is about."""
+    """For `extra` of a logging call: this event, with these fields over those of the task. None or "": it has none."""
     named = {"MESSAGE_ID": event.message_id} if event is not None else {}
     return {_ATTRIBUTE: _texts({**fields, **named})}
 
 
 def fields_of(record: object) -> Mapping[str, str]:
     """What a record of the log is about, as far as this task and `told` say it."""
-    return {**_about.get(), **getattr(record, _ATTRIBUTE, {})}
+    found = {**_about.get(), **getattr(record, _ATTRIBUTE, {})}
+    return {name: text for name, text in found.items() if text}
 
 
 def _texts(fields: Mapping[str, object]) -> dict[str, str]:
-    return {name: text for name, value in fields.items() if value is not None and (text := str(value))}
+    return {name: "" if value is None else str(value) for name, value in fields.items()}

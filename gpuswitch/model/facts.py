@@ -96,7 +96,8 @@ class PciFunction:
     `driver` is the bound driver's link: None while nothing is bound *and* from the moment an unbind starts, so it
     alone never proves that an unbind is over. `nodes` are the device nodes (`/dev/dri/card0`) that the bound driver
     made and that are ready for use; `nodes_pending`: some are still being made. `serial` is the device's serial number,
-    `00-80-ee-00-00-00-41-80`, empty where it has none, or the kernel does not tell. `parent` is the bridge above, None
+    `00-80-ee-00-00-00-41-80`, empty where it has none, or the kernel does not tell; `serial_errno` is why it did
+    not now: EIO, EACCES or EPERM, 0 where it tells, or has no such file. `parent` is the bridge above, None
     on a root bus. `asleep`: runtime power management has suspended it. `vfio_device`: its driver gives it to vfio
     (vfio_device_add() in drivers/vfio/vfio_main.c, since Linux 6.1).
     """
@@ -109,6 +110,7 @@ class PciFunction:
     model: str = ""
     modalias: str = ""
     serial: str = ""
+    serial_errno: int = 0
     driver: Driver | None = None
     iommu_group: int | None = None
     parent: PciAddress | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,14 @@ from gpuswitch.host.simulated.faults import Call
 from gpuswitch.host.simulated.faultspec import inject
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER, PERSISTENCED, SCENARIOS, boot
+from gpuswitch.log.fields import fields_of
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.policy import AtBoot, Busy
 from gpuswitch.model.states import State
+from gpuswitch.switch.journal.journal import Journal
+from gpuswitch.switch.journal.store import DirectoryStore
 from gpuswitch.switch.record import AT_BOOT, Result
-from tests.harness.simulated.harness import Harness, Witness, snapshot
+from tests.harness.simulated.harness import GENTLE, Harness, Witness, snapshot
 from tests.harness.simulation.machines import bare, pair
 
 RADEON, INTEL = PciAddress.parse("0000:03:00.0"), PciAddress.parse("0000:00:02.0")
@@ -32,6 +36,12 @@ def wanted(gpu: PciAddress, where: AtBoot = AtBoot.VFIO, **rules: object) -> Con
     """A configuration that wants this GPU there at boot."""
     own = Defaults.model_validate({"allow_boot_display": True} | rules)
     return Config(gpus=(GpuConfig(gpu, managed=True, name="card", at_boot=where, rules=own),))
+
+
+def reserved(**rules: object) -> Config:
+    """The same for the GPU that vfio-pci has from the start in the scenario of that name."""
+    config = wanted(GEFORCE, AtBoot.HOST, **rules)
+    return replace(config, gpus=(replace(config.gpus[0], members=(PciAddress.parse("0000:02:00.0"),)),))
 
 
 def actor_of(harness: Harness, gpu: PciAddress = RADEON) -> Actor:
@@ -78,7 +88,7 @@ async def test_a_service_that_is_started_by_hand_moves_nothing(tmp_path: Path) -
     harness = await Harness.start(host, tmp_path, wanted(RADEON))
     assert actor_of(harness).state is State.HOST
     assert actor_of(harness).reason == (
-        "at_boot is vfio, and 0000:03:00.0 stays on the host: the machine had started before the service did"
+        "at_boot is vfio, and card (0000:03:00.0) stays on the host: the machine has started already"
     )
     assert actor_of(harness).record.missed_at_boot
     # Nor does the next one: this boot is over.
@@ -104,10 +114,7 @@ async def test_without_at_boot_nothing_is_asked_and_nothing_is_kept(tmp_path: Pa
 
 async def test_a_gpu_that_vfio_had_from_the_start_is_brought_to_the_host(tmp_path: Path) -> None:
     host = SCENARIOS["reserved"]()
-    rules = Config(
-        gpus=(GpuConfig(GEFORCE, managed=True, at_boot=AtBoot.HOST, members=(PciAddress.parse("0000:02:00.0"),)),)
-    )
-    harness = await Harness.start(host, tmp_path, rules)
+    harness = await Harness.start(host, tmp_path, reserved())
     assert (actor_of(harness, GEFORCE).state, actor_of(harness, GEFORCE).reason) == (State.HOST, "")
     assert actor_of(harness, GEFORCE).record.host_driver == "nvidia"
 
@@ -182,7 +189,7 @@ async def test_who_has_it_open_is_named_and_left_alone(tmp_path: Path) -> None:
     harness = await Harness.start(host, tmp_path, config)
     actor = actor_of(harness, GEFORCE)
     assert actor.state is State.HOST
-    assert "at_boot is vfio, and 0000:01:00.0 stays on the host: " in actor.reason
+    assert "at_boot is vfio, and card (0000:01:00.0) stays on the host: " in actor.reason
     assert "nvidia-persistenced" in actor.reason
     assert snapshot(harness.machine) == before
     assert note(tmp_path)["over"] is True
@@ -204,7 +211,9 @@ async def test_a_switch_that_fails_leaves_it_on_its_host_driver(tmp_path: Path) 
     assert (actor.state, actor.record.facts.functions[RADEON].driver_name) == (State.HOST, "amdgpu")
     assert actor.record.missed_at_boot
     assert "cannot bind 0000:03:00.0" in actor.reason
-    assert "at_boot is vfio, and 0000:03:00.0 stays on the host: the switch was not done: reverted" in actor.reason
+    assert (
+        "at_boot is vfio, and card (0000:03:00.0) stays on the host: the switch was not done: reverted" in actor.reason
+    )
     await harness.moved(actor, State.VFIO)
     assert (actor.record.missed_at_boot, actor.reason) == (False, "")
 
@@ -233,6 +242,50 @@ async def test_a_kernel_that_hangs_does_not_keep_the_service_from_starting(tmp_p
     actor = actor_of(harness)
     assert actor.state is State.WEDGED
     assert "the kernel has not returned from 'unbind 0000:03:00.0 from amdgpu'" in actor.reason
+    assert actor.record.missed_at_boot
+
+
+async def test_what_is_still_being_planned_when_time_is_up_is_taken_back(tmp_path: Path) -> None:
+    host = bare()
+    before = snapshot(host.machine)
+    inject(host, "capture@0000:03:00.0=300s")
+    settings = Config(gpus=wanted(RADEON).gpus, deadlines=Deadlines(capture=600.0))
+    harness = await Harness.start(host, tmp_path, settings)
+    actor = actor_of(harness)
+    assert (actor.switch, actor.record.missed_at_boot) == (None, True)
+    await harness.witness.until(lambda: actor.switch is not None and actor.switch.result is not None)
+    assert actor.switch is not None
+    assert (actor.switch.result, actor.state) == (Result.CANCELLED, State.HOST)
+    await asyncio.sleep(1)
+    assert actor.record.missed_at_boot
+    assert snapshot(harness.machine) == before
+
+
+async def test_one_that_is_nowhere_does_not_stay_on_the_host(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    host = bare()
+    inject(host, "probe=EINVAL")
+    harness = await Harness.start(host, tmp_path, wanted(RADEON, **GENTLE), restore_deferred=False)
+    actor = actor_of(harness)
+    assert (actor.state, actor.record.missed_at_boot) == (State.FAILED, True)
+    why = "at_boot is vfio, and card (0000:03:00.0) is failed (0000:03:00.0 is on no driver): the switch was not done: "
+    assert why in actor.reason
+    assert [fields_of(line)["GPU"] for line in caplog.records if why in line.getMessage()] == [str(RADEON)]
+
+
+async def test_one_that_is_gone_or_a_machines_is_not_missed(tmp_path: Path) -> None:
+    host = bare()
+    harness = await Harness.start(host, tmp_path, wanted(RADEON, AtBoot.KEEP))
+    actor = actor_of(harness)
+    await host.machine.unplug("0000:03:00")
+    harness.fleet.look()
+    harness.fleet.reconfigure(wanted(RADEON))
+    (tmp_path / "at_boot.json").mkdir()
+    notes = Journal(DirectoryStore(tmp_path)).boot
+    await at_boot.AtBootSwitches(host, notes).done([actor])
+    (tmp_path / "at_boot.json").rmdir()
+    host.machine.units.booting = False
+    await at_boot.AtBootSwitches(host, notes).done([actor])
+    assert (actor.state, actor.reason, actor.record.missed_at_boot) == (State.ABSENT, "", False)
 
 
 async def test_a_note_that_cannot_be_written_means_that_nothing_is_moved(
@@ -287,3 +340,38 @@ async def test_a_fault_of_ours_with_one_takes_nothing_from_the_others(
     harness = await Harness.start(bare(), tmp_path, wanted(RADEON))
     assert "a fault of gpuswitch itself: RuntimeError('nobody expected this')" in actor_of(harness).reason
     assert wanted(RADEON).gpus[0].rules.busy is Busy.REFUSE
+
+
+# What recovers
+
+
+async def test_a_recovery_starts_nothing_that_waits_for_the_service(tmp_path: Path) -> None:
+    """Systemd has that job in its queue behind our own start."""
+    host = SCENARIOS["reserved"]()
+    host.machine.units.add(DISPLAY_MANAGER, active=False)
+    inject(host, "probe#1=EINVAL")
+    inject(host, "probe#2=EINVAL")
+    harness = await Harness.start(host, tmp_path, reserved(after_host=str(DISPLAY_MANAGER)), restore_deferred=False)
+    actor = actor_of(harness, GEFORCE)
+    assert actor.switch is not None
+    assert (actor.state, actor.switch.recovery, harness.state(DISPLAY_MANAGER)) == (State.HOST, True, "inactive")
+    await harness.fleet.restore_deferred()
+    assert (actor.state, bool(actor.record.restore_state), harness.state(DISPLAY_MANAGER)) == (
+        State.HOST,
+        False,
+        "active",
+    )
+
+
+async def test_a_recovery_towards_vfio_stops_no_unit_and_ends_no_session(tmp_path: Path) -> None:
+    host = SCENARIOS["plain"]()
+    host.machine.units.add(DISPLAY_MANAGER)
+    inject(host, "unload#1=EIO")
+    inject(host, "probe@0000:01:00.1#1=EINVAL")
+    config = wanted(GEFORCE, stop_units=(str(DISPLAY_MANAGER),), end_sessions=True)
+    harness = await Harness.start(host, tmp_path, config, restore_deferred=False)
+    actor = actor_of(harness, GEFORCE)
+    assert actor.switch is not None
+    assert (actor.state, actor.switch.recovery) == (State.VFIO, True)
+    assert {step.kind for step in actor.switch.steps}.isdisjoint({"units", "sessions"})
+    assert (harness.state(DISPLAY_MANAGER), actor.record.restore_state.units) == ("active", ())

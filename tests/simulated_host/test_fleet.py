@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from gpuswitch.config.schema import Defaults, GpuTable
 from gpuswitch.config.settings import Config, GpuConfig, Sought
 from gpuswitch.errors import Failed, GpuswitchError, InvalidArgument, NoSuchGpu, NotViable
 from gpuswitch.fleet.host_drivers import missing_host_drivers
+from gpuswitch.fleet.matching import found
 from gpuswitch.host.simulated.catalogue import AUDIO, DISPLAY_3D, NVIDIA, VGA, Slot, port
 from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.host.simulated.host import SimulatedHost
@@ -23,6 +25,7 @@ from gpuswitch.model.states import State
 from tests.harness.simulated.harness import Harness, config
 
 FIRST, SECOND = PciAddress.parse("0000:11:00.0"), PciAddress.parse("0000:21:00.0")
+GEFORCE = PciAddress.parse("0000:01:00.0")
 NIC = PciAddress.parse("0000:a2:00.0")
 GONE = (
     "the [[gpu]] table of gone (0000:09:00.0) is about no GPU: there is no such function on the PCI bus; give it the "
@@ -346,6 +349,35 @@ class TestMatching:
         harness.fleet.look()
         assert harness.fleet.misfits == ()
         assert harness.fleet.find("card").record.own_config.managed
+
+    @pytest.mark.parametrize(
+        ("number", "asleep", "why"),
+        [
+            (errno.EACCES, False, "the kernel tells serial numbers to root alone: ask again as root"),
+            (
+                errno.EIO,
+                True,
+                "no GPU tells a serial number now; 0000:01:00.0 may have one, and cannot tell it while asleep",
+            ),
+            (errno.EIO, False, "the kernel tells no serial number of any GPU"),
+        ],
+    )
+    async def test_a_serial_number_that_nobody_tells_now(self, number: int, asleep: bool, why: str) -> None:
+        facts = self.host().look()
+        card = replace(facts.functions[GEFORCE], serial_errno=number, asleep=asleep)
+        facts = replace(facts, functions={**facts.functions, GEFORCE: card})
+        _, _, [misfit] = found(self.table(Match(serial="00-80-ee-00-00-00-41-80")), facts)
+        assert why in misfit.sentence
+
+    async def test_of_two_tables_for_one_gpu_the_first_is_there_once(self, tmp_path: Path) -> None:
+        told = self.table(Match(port="0000:00:11.0"))
+        harness = await self.twins(tmp_path, replace(told, gpus=(managed(GEFORCE, "first"),)))
+        [misfit] = harness.fleet.misfits
+        assert misfit.sentence == (
+            "the [[gpu]] table of card (port=0000:00:11.0) counts for nothing: it is about GPU 0000:01:00.0, and that "
+            "has the table of first (0000:01:00.0) already; make one of them"
+        )
+        assert [table.name for table in harness.fleet.config.gpus] == ["first"]
 
     async def test_a_gpu_that_was_pulled_has_its_table_still(self, tmp_path: Path) -> None:
         harness = await self.twins(tmp_path, self.table(Match(port="0000:00:12.0")))

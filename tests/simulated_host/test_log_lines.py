@@ -14,10 +14,13 @@ from gpuswitch.host.simulated.faults import Errno, Hang
 from gpuswitch.log import events
 from gpuswitch.log.fields import fields_of
 from gpuswitch.log.observer import LogObserver
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
+from gpuswitch.switch.steps.pci import Bind
 from tests.harness.simulated.harness import Harness, Witness
 
-GPU = "0000:01:00.0"
+GPU, OTHER = "0000:01:00.0", PciAddress.parse("0000:00:02.0")
 
 
 class Lines(logging.Handler):
@@ -102,6 +105,28 @@ async def test_what_any_module_says_meanwhile_is_about_the_switch(lines: Lines, 
     assert (wedged["GPU"], wedged["SWITCH_ID"], wedged["STEP"]) == (GPU, switch.id, "unbind")
     hang.release()
     await harness.witness.until(lambda: actor.state is State.HOST)
+
+
+async def test_what_is_found_at_its_end_is_not_about_it(lines: Lines, tmp_path: Path) -> None:
+    """A look follows each switch, and it is about all GPUs."""
+    harness = await logged("plain", tmp_path)
+    actor = harness.fleet.find("01:00.0")
+    actor.own(Owner("win11", "9f3c"))
+    switch = await actor.request(State.VFIO)
+    await harness.witness.until_step(actor.gpu, Bind)
+    await harness.machine.unplug(OTHER.slot_name)
+    await switch.wait()
+    await harness.witness.until(lambda: harness.fleet.actors[OTHER].state is State.ABSENT)
+    [drift] = lines.of(events.DRIFT)
+    assert (drift["GPU"], drift.get("OWNER")) == (str(OTHER), None)
+    assert {fields["OWNER"] for fields in lines.of(events.SWITCH_DONE)} == {"win11"}
+
+
+async def test_what_is_said_before_a_switch_is_about_its_gpu(lines: Lines, tmp_path: Path) -> None:
+    harness = await logged("plain", tmp_path)
+    actor = harness.fleet.find("01:00.0")
+    await actor.try_again("somebody asked")
+    assert [fields for text, fields in lines.found if "once more" in text] == [{"GPU": GPU}]
 
 
 async def test_what_is_said_after_it_is_not(lines: Lines, tmp_path: Path) -> None:

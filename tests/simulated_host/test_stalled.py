@@ -39,8 +39,8 @@ async def test_one_that_never_decides(
     assert harness.fleet.stalled() == []
     await asyncio.sleep(LONG)
     assert harness.fleet.stalled() == [actor]
-    assert actor.stalled is asked
-    place = where(asked)
+    place = actor.stalled
+    assert place == where(asked)
     assert place.index("gpu/actor.py") < place.index("test_stalled.py") < place.index("locks.py")
     well: list[None] = []
     watchdog = Watchdog(harness.fleet, lambda: well.append(None))
@@ -66,7 +66,17 @@ async def test_one_that_never_takes_its_next_step(monkeypatch: pytest.MonkeyPatc
     await actor.request(State.VFIO)
     await asyncio.sleep(LONG)
     assert harness.fleet.stalled() == [actor]
-    assert actor.stalled is actor.runner.task
+    assert actor.runner.task is not None
+    assert actor.stalled == where(actor.runner.task)
+
+
+async def test_one_that_is_under_way_while_nothing_works_on_it(tmp_path: Path) -> None:
+    harness = await Harness.of("plain", tmp_path)
+    actor = harness.fleet.find("01:00.0")
+    actor.record.fire("detach")
+    await asyncio.sleep(LONG)
+    assert harness.fleet.stalled() == [actor]
+    assert actor.stalled == "it is detaching, and nothing works on it"
 
 
 async def test_a_kernel_that_does_not_return_to_who_decides_is_no_fault_of_ours(tmp_path: Path) -> None:

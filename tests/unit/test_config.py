@@ -259,6 +259,7 @@ def test_whether_a_device_is_removed_by_a_variable(tmp_path: Path) -> None:
         ),
         ("unbind = 5", "unbind", "no such key outside of a table; it belongs in [deadlines]"),
         ("[metrics]\nunbind = 5", "metrics.unbind", "no such key in [metrics]; it belongs in [deadlines]"),
+        ('[[gpu]]\naddress = "01:00.0"\nname = "--all"', "gpu[0000:01:00.0].name", "'--all' is not a name"),
         ("[defaults]\nname = 'x'", "defaults.name", "no such key in [defaults]; it belongs in [[gpu]]"),
         (
             '[[gpu]]\naddress = "01:00.0"\nname = "pci_0000_01_00_0"',

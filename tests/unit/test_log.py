@@ -17,7 +17,7 @@ import pytest
 
 from gpuswitch.log import events
 from gpuswitch.log.events import EVENTS
-from gpuswitch.log.fields import FIELDS, about, fields_of, told
+from gpuswitch.log.fields import FIELDS, about, about_nothing, fields_of, told
 from gpuswitch.log.journald import JournalHandler, encoded, is_journal
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +103,24 @@ def fill(path: str) -> None:
                 other.sendto(b"MESSAGE=one of many\n", path)
             except BlockingIOError:
                 return
+
+
+def line(**fields: object) -> Mapping[str, str]:
+    """What a line is about that is told with these fields."""
+    return fields_of(logging.makeLogRecord(told(**fields)))
+
+
+async def test_what_has_none_of_a_field_does_not_have_that_of_the_task() -> None:
+    about(GPU="0000:01:00.0", OWNER="win11", STEP="unbind")
+    assert line(GPU="0000:02:00.0", OWNER=None, STEP="") == {"GPU": "0000:02:00.0"}
+    assert line(STEP="probe") == {"GPU": "0000:01:00.0", "OWNER": "win11", "STEP": "probe"}
+
+
+async def test_what_is_about_nothing_leaves_the_task_as_it_is() -> None:
+    about(GPU="0000:01:00.0")
+    found: list[Mapping[str, str]] = []
+    about_nothing(lambda: found.append(line(STATE="host")))
+    assert (found, line()) == ([{"STATE": "host"}], {"GPU": "0000:01:00.0"})
 
 
 class TestJournald:

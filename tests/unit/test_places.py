@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import tomllib
 
 import pytest
 
-from gpuswitch.config.places import Fault, Location, line_of
+from gpuswitch.config.places import Fault, Location, Places
 from gpuswitch.config.reference import TABLES
 from tests.harness.pages import ROOT
 
@@ -66,7 +67,7 @@ name = "x"'''
     ],
 )
 def test_each_key_and_each_item_has_its_line(location: Location, line: int, end: str) -> None:
-    assert line_of(FILE.replace("\n", end), location) == line
+    assert Places(FILE.replace("\n", end)).line_of(location) == line
 
 
 @pytest.mark.parametrize(
@@ -80,21 +81,38 @@ def test_each_key_and_each_item_has_its_line(location: Location, line: int, end:
         ("", ("a",), 0),
         # It would take too long.
         ("a = [\n" + "1,\n" * 500 + "]\n", ("a", 400), 0),
+        ("a = [\n" + "1,\n" * 200 + "]\n#" + "x" * 50_000, ("a", 100), 0),
     ],
 )
 def test_whichever_way_it_is_written(text: str, location: Location, line: int) -> None:
-    assert line_of(text, location) == line
+    assert Places(text).line_of(location) == line
+
+
+def test_each_beginning_is_read_once_however_many_places_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list may be wrong from its first to its last item."""
+    read: list[str] = []
+    loads = tomllib.loads
+
+    def counted(text: str) -> object:
+        read.append(text)
+        return loads(text)
+
+    monkeypatch.setattr(tomllib, "loads", counted)
+    places = Places("a = [\n" + "1,\n" * 200 + "]\n")
+    assert [places.line_of(("a", item)) for item in range(200)] == list(range(2, 202))
+    # As it is, and closed.
+    assert len(read) <= 2 * 203
 
 
 def test_every_key_of_the_template() -> None:
     """With each `#` off that a person would take off."""
     template = (ROOT / "gpuswitch/config/template.toml").read_text()
     text = re.sub(r"^# ?(?=\[|\w+ = )", "", template, flags=re.MULTILINE)
-    lines = text.splitlines()
+    lines, places = text.splitlines(), Places(text)
     for table, model in TABLES.items():
         for key in model.model_fields:
             location: Location = ("gpu", 0, key) if table == "gpu" else (table, key)
-            assert lines[line_of(text, location) - 1].startswith(f"{key} = ")
+            assert lines[places.line_of(location) - 1].startswith(f"{key} = ")
 
 
 def test_a_fault_is_one_sentence_with_its_place() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,21 @@ def test_what_is_to_be_added_is_toml() -> None:
     assert read == {"gpu": [{"address": "0000:01:00.0", "allow_boot_display": True}]}
 
 
-@pytest.mark.parametrize("address", ["0000:01:00.0", "01:00.1"])
+def test_a_table_is_called_what_it_is_known_by(tmp_path: Path) -> None:
+    """Whoever looks for the address in the file does not find it there."""
+    own = written(tmp_path, config='[[gpu]]\naddress = "01:00.1"\nname = "card"\n')
+    assert "in the [[gpu]] table of card (0000:01:00.1) in " in to_set(own, GPU, "host_driver", '""')
+    told = replace(own, gpus=tuple(replace(gpu, name="", written="vendor=10de") for gpu in own.gpus))
+    assert "in the [[gpu]] table of vendor=10de in " in to_set(told, GPU, "host_driver", '""')
+
+
+@pytest.mark.parametrize("address", ["0000:01:00.0", "0000:01:00.1"])
 def test_a_table_is_found_where_it_is(tmp_path: Path, address: str) -> None:
     """Also by the address of another function; of several files, the last one with it holds."""
     table = f"[[gpu]]\naddress = {json.dumps(address)}\n"
     config = written(tmp_path, config=table, desk=table, other="[history]\nkeep = 1\n")
     assert to_set(config, GPU, "module_policy", '"never"') == (
-        f'set `module_policy = "never"` in the [[gpu]] table of 0000:01:00.0 in {tmp_path}/conf.d/desk.toml, {RELOAD}'
+        f'set `module_policy = "never"` in the [[gpu]] table of {address} in {tmp_path}/conf.d/desk.toml, {RELOAD}'
     )
 
 

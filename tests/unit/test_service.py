@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from gpuswitch import __version__
+from gpuswitch.api.bus import Bus
+from gpuswitch.config.settings import Config
+from gpuswitch.daemon import Daemon
+from gpuswitch.errors import ConfigError
 from gpuswitch.host.simulated.scenarios import SCENARIOS
 from gpuswitch.service import MACHINES, main
+from tests.harness.simulation.machines import bare
 
 LOADED = """
 import sys
@@ -35,6 +44,25 @@ def test_what_needs_no_service_loads_none(option: str, said: str) -> None:
 
 def test_the_machines_in_memory_are_those_that_there_are() -> None:
     assert list(MACHINES) == sorted(SCENARIOS)
+
+
+async def test_a_reload_reads_the_files_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that does not answer keeps nobody from being answered."""
+    read = threading.Event()
+    goes_on = threading.Event()
+
+    def slow(_: Path) -> Config:
+        read.set()
+        assert goes_on.wait(60)
+        raise ConfigError("it is wrong")
+
+    monkeypatch.setattr("gpuswitch.daemon.load", slow)
+    daemon = Daemon(bare(), Config(), tmp_path, Mock(spec=Bus), runtime=tmp_path, state=tmp_path)
+    reloading = asyncio.create_task(daemon.reload())
+    assert await asyncio.to_thread(read.wait, 60)
+    goes_on.set()
+    with pytest.raises(ConfigError, match="it is wrong"):
+        await reloading
 
 
 @pytest.mark.parametrize("option", ["--bus", "--config", "--runtime", "--state"])

@@ -74,9 +74,11 @@ def test_a_card_without_power_has_no_serial_number_yet(tree: Tree, monkeypatch: 
 
     monkeypatch.setattr("gpuswitch.host.linux.sysfs.first_line", reads)
     sysfs = Sysfs(tree.roots)
-    assert sysfs.look().functions[PciAddress.parse(GPU)].serial == ""
+    card = sysfs.look().functions[PciAddress.parse(GPU)]
+    assert (card.serial, card.serial_errno) == ("", errno.EIO)
     asleep = False
-    assert sysfs.look().functions[PciAddress.parse(GPU)].serial == "00-80-ee-00-00-00-41-80"
+    card = sysfs.look().functions[PciAddress.parse(GPU)]
+    assert (card.serial, card.serial_errno) == ("00-80-ee-00-00-00-41-80", 0)
 
 
 def test_a_card_and_its_sound(tree: Tree) -> None:

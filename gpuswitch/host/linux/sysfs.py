@@ -235,6 +235,7 @@ class Sysfs:
         group = link(f"{path}/iommu_group")
         nodes, pending = made_nodes(path, kind, self._roots.dev, self._roots.udev) if driver else ((), False)
         maker, model = self._hardware_names(name)
+        serial, serial_errno = self._serial(name) if kind in _GPU_KINDS else ("", 0)
         return PciFunction(
             address=static.address,
             vendor=static.vendor,
@@ -243,7 +244,8 @@ class Sysfs:
             maker=maker,
             model=model,
             modalias=static.modalias,
-            serial=self._serial(name) if kind in _GPU_KINDS else "",
+            serial=serial,
+            serial_errno=serial_errno,
             driver=Driver(driver, drivers[driver] if driver in drivers else self._module(driver)) if driver else None,
             iommu_group=int(group) if group else None,
             parent=static.parent,
@@ -258,17 +260,17 @@ class Sysfs:
             vfio_device=driver != "" and there(f"{path}/vfio-dev"),
         )
 
-    def _serial(self, name: str) -> str:
-        """It stays as it is, once it was told."""
+    def _serial(self, name: str) -> tuple[str, int]:
+        """It stays as it is, once it was told; until then, with the errno of who asked."""
         if name not in self._serials:
             try:
                 serial = first_line(f"{self._devices}/{name}/serial_number").lower()
             except OSError as error:
                 if error.errno not in _NOT_TOLD:
                     raise
-                return ""
+                return "", error.errno
             self._serials[name] = serial
-        return self._serials[name]
+        return self._serials[name], 0
 
     def _slots(self) -> Iterator[tuple[str, str]]:
         folder = f"{self._roots.sysfs}/bus/pci/slots"

@@ -56,7 +56,8 @@ class Preparation:
     `starting`: the service is, and no systemd job may be waited for. `owned`: a virtual machine has it or asks for it,
     and for these functions `along` with it.
     `machine`: the one for whose sake it is asked, by name. `asking`: nothing is to follow from it, so nothing is held,
-    and who reads for it is not who works on the GPU. `held_groups` are the groups that `plan` took, or began to take:
+    and who reads for it is not who works on the GPU. `at_boot`: systemd may be waiting for us with its jobs, so no unit
+    is started or stopped, nobody ended or waited for. `held_groups` are the groups that `plan` took, or began to take:
     with no switch to follow, they are to be reverted.
     """
 

@@ -27,7 +27,7 @@ def to_set(config: Config, gpu: Gpu, key: str, value: str) -> Sentence:
     return Sentence(
         "set `{line}` in the [[gpu]] table of {gpu} in {file}, then run: systemctl reload gpuswitchd",
         line=line,
-        gpu=gpu.address,
+        gpu=config.gpu(gpu.address).called,
         file=_where(config, gpu),
     )
 
