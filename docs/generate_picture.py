@@ -13,13 +13,18 @@ import os
 import re
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import cast
 from unittest.mock import patch
 
 from rich.console import Console
+from rich.live import Live
 from rich.text import Text
 
+from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import StepChange
 from gpuswitch.cli.output import duration
 from gpuswitch.cli.terminal import StepsInPlace
@@ -110,9 +115,12 @@ def drawn(changes: list[StepChange]) -> list[str]:
     """The lines that the command leaves on a terminal."""
     screen = Screen()
     variables = {"TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "LC_ALL": "C.UTF-8"}
-    with patch.dict(os.environ, variables, clear=True), redirect_stdout(screen), StepsInPlace() as display:
+    gpu = cast("Gpu", SimpleNamespace(title=f"{NAME} ({ADDRESS})"))
+    # No thread draws in between: what it draws would be another thing each time.
+    still = patch("gpuswitch.cli.terminal.Live", partial(Live, auto_refresh=False))
+    with patch.dict(os.environ, variables, clear=True), redirect_stdout(screen), still, StepsInPlace() as display:
         for change in changes:
-            display.step(ADDRESS, "", change)
+            display.step(gpu, "", change)
     return screen.left()
 
 
@@ -121,11 +129,8 @@ def picture() -> str:
         changes = runner.run(steps())
     took = duration(sum(change.seconds for change in changes))
     console = Console(file=io.StringIO(), record=True, width=COLUMNS, force_terminal=True, color_system="truecolor")
-    for line in (
-        f"# gpuswitchctl to-vfio {NAME}",
-        *drawn(changes),
-        f"{NAME} ({ADDRESS}) is on vfio-pci now, after {took}",
-    ):
+    said = f"{NAME} ({ADDRESS}) is on vfio-pci now, after {took}"
+    for line in (f"# gpuswitchctl to-vfio {NAME}", *drawn(changes), said):
         console.print(Text.from_ansi(line))
     return console.export_svg(title="gpuswitchctl", code_format=FORMAT, unique_id="switch")
 
