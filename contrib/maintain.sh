@@ -57,7 +57,8 @@ take_hook() {
 
 # away: the GPUs that are not as they were before gpuswitch, by its journal: on vfio, owned, or not quite home.
 away() {
-    for page in "$journal"/*.json; do
+    # the note of the boot lies there, too
+    for page in "$journal"/*_??_??_[0-7].json; do
         [ ! -e "$page" ] || basename "$page" .json | sed 's/_/:/; s/_/:/; s/_/./'
     done
 }

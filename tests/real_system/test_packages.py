@@ -44,6 +44,7 @@ BOOKS = ("/var/lib/dpkg/", "/var/lib/apt/", "/var/cache/apt/", "/var/cache/debco
 
 HOST = simulated(program="/usr/bin/gpuswitchd")
 PYTHON = "/usr/bin/python3" if find_release(RELEASE).libraries else "/usr/lib/gpuswitch/bin/python3"
+PAGE = f"{JOURNAL}/0000_01_00_0.json"
 MANAGED = {"/etc/gpuswitch/config.toml": f'[[gpu]]\naddress = "{GPU}"\nname = "spare"\n'}
 
 
@@ -252,6 +253,20 @@ def test_a_removal_anyway_leaves_the_gpu_where_it_is(packaged: Container) -> Non
     kept = pages(packaged)
     remove(packaged, env="GPUSWITCH_REMOVE=anyway")
     assert (state_of_package(packaged), pages(packaged)) == ("config-files", kept)
+
+
+def test_what_is_noted_of_the_boot_keeps_nobody(packaged: Container) -> None:
+    """It lies beside the pages of the GPUs until the machine starts anew, wherever these are."""
+    config = MANAGED["/etc/gpuswitch/config.toml"] + 'at_boot = "vfio"\n'
+    packaged.push(config, "/etc/gpuswitch/config.toml")
+    packaged.sh(f"rm -f {JOURNAL}/at_boot.json; systemctl restart gpuswitchd")
+    ctl(packaged, f"wait {GPU}")
+    assert (prop(packaged, "State"), set(pages(packaged))) == ("vfio", {f"{JOURNAL}/at_boot.json", PAGE})
+
+    assert f"{GPU} is on the host now" in remove(packaged).stdout
+    assert (state_of_package(packaged), set(pages(packaged))) == ("config-files", {f"{JOURNAL}/at_boot.json"})
+    remove(packaged, "purge")
+    assert packaged.sh("ls -d /run/gpuswitch", check=False).stdout == ""
 
 
 def test_what_others_have_put_into_libvirts_hooks_stays(packaged: Container) -> None:
