@@ -253,6 +253,13 @@ def test_a_removal_anyway_leaves_the_gpu_where_it_is(packaged: Container) -> Non
     kept = pages(packaged)
     remove(packaged, env="GPUSWITCH_REMOVE=anyway")
     assert (state_of_package(packaged), pages(packaged)) == ("config-files", kept)
+    assert show(packaged, "LoadState") == "not-found"
+    assert packaged.sh("pgrep -f gpuswitch[d]", check=False).stdout == ""
+
+    # the way home outlives what dpkg and the service knew
+    remove(packaged, "purge")
+    assert pages(packaged) == kept
+    assert packaged.sh("ls -d /etc/gpuswitch /var/lib/gpuswitch", check=False).stdout == ""
 
 
 def test_what_is_noted_of_the_boot_keeps_nobody(packaged: Container) -> None:
@@ -291,3 +298,24 @@ def test_make_install_does_not_go_over_a_package(boot: Boot, systems: Packaged, 
     refused = make(machine, "install", check=False)
     assert refused.status != 0
     assert "cannot install: gpuswitch is here as a package" in refused.stdout
+
+
+def test_a_purge_takes_nothing_from_make_install(boot: Boot, systems: Packaged, system: System) -> None:
+    """Whoever removed the package may go on without one; what dpkg still knows of it is purged some day."""
+    machine = boot([system.sources, *systems.installed], HOST | MANAGED)
+    remove(machine)
+    make(machine, "install")
+    for path, content in hybrid().items():
+        machine.push(content, path)
+    machine.sh("systemctl daemon-reload")
+    give_to_vm(machine)
+    kept, owned = pages(machine), prop(machine, "Owner")
+    assert set(kept) == {PAGE}
+
+    remove(machine, "purge")
+    assert state_of_package(machine) != "config-files"
+    assert (pages(machine), prop(machine, "Owner")) == (kept, owned)
+    assert machine.sh("systemctl is-enabled gpuswitchd").stdout == "enabled\n"
+    assert machine.read("/etc/gpuswitch/config.toml") == MANAGED["/etc/gpuswitch/config.toml"]
+    machine.sh("systemctl restart gpuswitchd")
+    assert (prop(machine, "State"), prop(machine, "Owner"), len(history(machine))) == ("vfio", owned, 1)
