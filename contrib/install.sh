@@ -16,6 +16,7 @@
 set -eu
 
 PREFIX=${PREFIX:-/usr/local}
+[ "$PREFIX" = / ] || PREFIX=${PREFIX%/} # it is compared, and stands in the unit
 PYTHON=${PYTHON:-/usr/bin/python3}
 source=$(cd "$(dirname "$0")/.." && pwd)
 home=$PREFIX/lib/gpuswitch
@@ -133,8 +134,17 @@ remove() {
     sed -n 's/^directory //p' "$1" | sort -r | while read -r path; do rmdir "$path" 2>/dev/null || :; done
 }
 
+# elsewhere: the PREFIX of another installation, with which this one would share units and files in /usr/share.
+elsewhere() {
+    for file in /usr/local/lib/systemd/system/$unit /usr/lib/systemd/system/$unit; do
+        [ ! -e "$file" ] || sed -n 's|^ExecStart=\(/.*\)/sbin/gpuswitchd$|\1|p' "$file"
+    done | grep -vxF "$PREFIX" || :
+}
+
 install() {
     [ ! -e "$package" ] || die "install: gpuswitch is here as a package ($package); remove that first"
+    [ -z "$(elsewhere)" ] ||
+        die "install in $PREFIX: gpuswitch is in $(elsewhere); 'make uninstall PREFIX=$(elsewhere)' takes that away"
     [ ! -e "$hook" ] || grep -q "$ours" "$hook" ||
         die "install: $hook is not ours, and libvirt's machines would get no GPU; move it to another name"
     "$source/contrib/need.sh" "$PYTHON" install
@@ -183,6 +193,7 @@ install() {
 }
 
 uninstall() {
+    [ ! -e "$package" ] || die "uninstall: gpuswitch is here as a package, too ($package); remove that first"
     [ -f "$current/manifest" ] || die "uninstall: there is no gpuswitch in $PREFIX"
     PATH=$PREFIX/bin:$PATH "$source/contrib/maintain.sh" before-removal
     if command -v systemctl >/dev/null; then

@@ -283,21 +283,49 @@ def test_what_others_have_put_into_libvirts_hooks_stays(packaged: Container) -> 
     assert packaged.read(HOOK) == FOREIGN_HOOK
 
 
-def test_a_package_and_make_install_keep_out_of_each_others_way(boot: Boot, systems: Packaged, system: System) -> None:
+def test_a_package_does_not_go_over_make_install(boot: Boot, systems: Packaged, system: System) -> None:
     both = boot([systems.packages, *system.upgradable], simulated())
     policy = "sha256sum /usr/share/polkit-1/*/*gpuswitch*"
     before = both.sh(policy).stdout
     refused = install(both, THIS, check=False)
     assert refused.status != 0
+    assert "'make install' in /usr/local; run 'make uninstall PREFIX=/usr/local'" in refused.stdout
     assert both.sh(policy).stdout == before
     assert prop(both, "State") == "host"
 
 
-def test_make_install_does_not_go_over_a_package(boot: Boot, systems: Packaged, system: System) -> None:
+@pytest.mark.parametrize("prefix", ["/opt/gpuswitch", "/usr"])
+def test_all_ways_know_what_make_install_put_elsewhere(
+    boot: Boot, systems: Packaged, system: System, prefix: str
+) -> None:
+    """Its units win over those of the package, or it has the package's own folder."""
+    machine = boot([systems.packages, *system.bare])
+    make(machine, f"install PREFIX={prefix}")
+    refused = make(machine, "install", check=False)
+    assert refused.status != 0
+    assert f"cannot install in /usr/local: gpuswitch is in {prefix};" in refused.stdout
+    refused = install(machine, THIS, check=False)
+    assert refused.status != 0
+    assert f"'make install' in {prefix}; run 'make uninstall PREFIX={prefix}' in its sources first" in refused.stdout
+
+    make(machine, f"uninstall PREFIX={prefix}")
+    install(machine, THIS)
+    assert state_of_package(machine) == "installed"
+
+
+def test_make_install_and_uninstall_keep_off_a_package(boot: Boot, systems: Packaged, system: System) -> None:
     machine = boot([system.sources, *systems.installed], HOST)
     refused = make(machine, "install", check=False)
     assert refused.status != 0
     assert "cannot install: gpuswitch is here as a package" in refused.stdout
+
+    # as a package that did not look had it
+    machine.sh("mkdir /usr/lib/gpuswitch/current; touch /usr/lib/gpuswitch/current/manifest")
+    before = everything(machine)
+    refused = make(machine, "uninstall PREFIX=/usr", check=False)
+    assert refused.status != 0
+    assert "cannot uninstall: gpuswitch is here as a package, too" in refused.stdout
+    assert everything(machine) ^ before == set()
 
 
 def test_a_purge_takes_nothing_from_make_install(boot: Boot, systems: Packaged, system: System) -> None:
