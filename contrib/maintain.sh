@@ -3,6 +3,7 @@
 #
 #   maintain after-installation   the files are there, and the service is not yet started anew
 #   maintain before-removal       all is still there: brings GPUs home, stops the service, takes libvirt's hook away
+#   maintain before-transaction   the same for pacman, which may still go back, and runs nothing then: says how to do so
 #   maintain deaf-libvirt         our hook is not there yet: prints what makes libvirt see it, where that takes anything
 #
 # before-removal ends with 1, and the reason, where gpuswitch must stay: a GPU that it took would have nobody who knows its way home.
@@ -107,8 +108,12 @@ case ${1:-} in
 after-installation) after_installation ;;
 before-removal) before_removal ;;
 deaf-libvirt) deaf_libvirt ;;
+before-transaction)
+    before_removal
+    say "should it stay after all: $0 after-installation; systemctl start $unit"
+    ;;
 *)
-    echo "cannot do '${1:-}': use after-installation, before-removal or deaf-libvirt" >&2
+    echo "cannot do '${1:-}': use after-installation, before-removal, before-transaction or deaf-libvirt" >&2
     exit 2
     ;;
 esac

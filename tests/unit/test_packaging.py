@@ -153,5 +153,17 @@ def test_gpus_that_are_away_are_those_that_have_a_page(tmp_path: Path) -> None:
 
 def test_nobody_asks_maintain_for_what_it_does_not_do() -> None:
     done = subprocess.run([CONTRIB / "maintain.sh", "tidy"], capture_output=True, text=True, check=False)
-    known = "after-installation, before-removal or deaf-libvirt"
+    known = "after-installation, before-removal, before-transaction or deaf-libvirt"
     assert (done.returncode, done.stderr) == (2, f"cannot do 'tidy': use {known}\n")
+
+
+def test_pacman_which_may_go_back_after_our_hook_says_how(tmp_path: Path) -> None:
+    """It runs nothing of ours then (libalpm/trans.c, alpm_trans_commit)."""
+    hook = (CONTRIB / "arch/gpuswitch-remove.hook").read_text()
+    [asked] = re.findall("^Exec = /usr/lib/gpuswitch/maintain (.+)$", hook, re.M)
+    # what it does before that is seen on a whole system (tests/real_system/test_packages.py)
+    script = (CONTRIB / "maintain.sh").read_text().replace("\ncase ", "\nbefore_removal() { :; }\ncase ")
+    (maintain := tmp_path / "maintain").write_text(script)
+    done = subprocess.run(["sh", maintain, asked], capture_output=True, text=True, check=False)
+    back = f"{maintain} after-installation; systemctl start gpuswitchd.service"
+    assert (done.returncode, done.stdout) == (0, f"gpuswitch: should it stay after all: {back}\n")
