@@ -262,18 +262,16 @@ def test_a_removal_anyway_leaves_the_gpu_where_it_is(packaged: Container) -> Non
     assert packaged.sh("ls -d /etc/gpuswitch /var/lib/gpuswitch", check=False).stdout == ""
 
 
-def test_what_is_noted_of_the_boot_keeps_nobody(packaged: Container) -> None:
+def test_what_is_noted_of_the_boot_keeps_nobody(boot: Boot, systems: Packaged) -> None:
     """It lies beside the pages of the GPUs until the machine starts anew, wherever these are."""
     config = MANAGED["/etc/gpuswitch/config.toml"] + 'at_boot = "vfio"\n'
-    packaged.push(config, "/etc/gpuswitch/config.toml")
-    packaged.sh(f"rm -f {JOURNAL}/at_boot.json; systemctl restart gpuswitchd")
-    ctl(packaged, f"wait {GPU}")
-    assert (prop(packaged, "State"), set(pages(packaged))) == ("vfio", {f"{JOURNAL}/at_boot.json", PAGE})
+    machine = boot(systems.installed, hybrid(python=PYTHON) | {"/etc/gpuswitch/config.toml": config})
+    assert (prop(machine, "State"), set(pages(machine))) == ("vfio", {f"{JOURNAL}/at_boot.json", PAGE})
 
-    assert f"{GPU} is on the host now" in remove(packaged).stdout
-    assert (state_of_package(packaged), set(pages(packaged))) == ("config-files", {f"{JOURNAL}/at_boot.json"})
-    remove(packaged, "purge")
-    assert packaged.sh("ls -d /run/gpuswitch", check=False).stdout == ""
+    assert f"{GPU} is on the host now" in remove(machine).stdout
+    assert (state_of_package(machine), set(pages(machine))) == ("config-files", {f"{JOURNAL}/at_boot.json"})
+    remove(machine, "purge")
+    assert machine.sh("ls -d /run/gpuswitch", check=False).stdout == ""
 
 
 def test_what_others_have_put_into_libvirts_hooks_stays(packaged: Container) -> None:
