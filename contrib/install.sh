@@ -85,7 +85,7 @@ has_systemd() { [ -d /run/systemd/system ] && command -v systemctl >/dev/null &&
 # add_group: whose members may switch (units/org.gpuswitch1.rules). It stays when we go, as its number could be another's.
 add_group() {
     if command -v systemd-sysusers >/dev/null; then
-        systemd-sysusers /usr/local/lib/sysusers.d/gpuswitch.conf
+        systemd-sysusers "$base/lib/sysusers.d/gpuswitch.conf"
     else
         grep -q '^gpuswitch:' /etc/group || groupadd --system gpuswitch
     fi
