@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -95,6 +96,27 @@ def test_the_rpm_has_what_is_staged(staged: Path) -> None:
 )
 def test_recipes_are_of_this_version(recipe: str, line: str) -> None:
     assert line.format(__version__) in (CONTRIB / recipe).read_text().splitlines()
+
+
+def test_what_nix_takes_of_a_checkout_is_enough_to_stage(tmp_path: Path) -> None:
+    """`src` of the module; what hatchling reads besides stands in pyproject.toml."""
+    recipe = (CONTRIB / "nix/module.nix").read_text()
+    taken = [CONTRIB / "nix" / path for path in re.findall(r"^        (\.\./\.\./\S+)$", recipe, re.M)]
+    source = tmp_path / "source"
+    for path in taken:
+        target = source / path.resolve().relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        run = shutil.copytree if path.is_dir() else shutil.copy2
+        run(path, target)
+    assert {PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]} <= {path.name for path in taken}
+    done = subprocess.run(
+        [source / "contrib/install.sh", "stage"],
+        env={"PATH": os.environ["PATH"], "DESTDIR": str(tmp_path / "stage"), "PREFIX": "/usr", "HOOK": "/hook.py"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def names(requirements: list[str]) -> set[str]:
