@@ -23,7 +23,6 @@ home=$PREFIX/lib/gpuswitch
 current=$home/current
 unit=gpuswitchd.service
 hook=/etc/libvirt/hooks/qemu.d/50-gpuswitch
-ours="^hook='/.*/hook\.py'$" # a line that all versions of our hook have
 package=/usr/lib/gpuswitch/maintain
 
 # A package's files lie in /usr, an administrator's own units, activation and completions in /usr/local; the bus reads
@@ -80,7 +79,7 @@ EOF
 say() { printf '%s\n' "gpuswitch: $*"; }
 die() { printf '%s\n' "cannot $*" >&2; exit 1; }
 
-has_systemd() { [ -d /run/systemd/system ] && command -v systemctl >/dev/null && ! systemd-detect-virt -q --chroot; }
+maintain() { "$source/contrib/maintain.sh" "$@"; }
 
 # add_group: whose members may switch (units/org.gpuswitch1.rules). It stays when we go, as its number could be another's.
 add_group() {
@@ -94,7 +93,7 @@ add_group() {
 # tell_system: journalctl, systemd and the bus read what has changed.
 tell_system() {
     ! command -v journalctl >/dev/null || journalctl --update-catalog
-    has_systemd || return 0
+    maintain has-systemd || return 0
     systemctl daemon-reload
     systemctl reload dbus.service
 }
@@ -145,7 +144,7 @@ install() {
     [ ! -e "$package" ] || die "install: gpuswitch is here as a package ($package); remove that first"
     [ -z "$(elsewhere)" ] ||
         die "install in $PREFIX: gpuswitch is in $(elsewhere); 'make uninstall PREFIX=$(elsewhere)' takes that away"
-    [ ! -e "$hook" ] || grep -q "$ours" "$hook" ||
+    [ -z "$(maintain foreign-hook)" ] ||
         die "install: $hook is not ours, and libvirt's machines would get no GPU; move it to another name"
     "$source/contrib/need.sh" "$PYTHON" install
     old=$(readlink "$current" || :)
@@ -163,7 +162,7 @@ install() {
     rm -r "$new/build"
     "$new/bin/python" -I -c 'import gpuswitch.cli.main, gpuswitch.service, gpuswitch.daemon'
     ln -s "$("$new/bin/python" -I -c 'import gpuswitch.hook; print(gpuswitch.hook.__file__)')" "$new/hook.py"
-    deaf=$("$source/contrib/maintain.sh" deaf-libvirt)
+    deaf=$(maintain deaf-libvirt)
 
     # From here on only short local writes.
     {
@@ -184,7 +183,7 @@ install() {
     tell_system
     if [ -z "$old" ]; then # once: an administrator's later `disable` outlives upgrades
         ! command -v systemctl >/dev/null || systemctl -q enable "$unit"
-    elif has_systemd; then
+    elif maintain has-systemd; then
         systemctl try-restart "$unit" || die "restart $unit: see journalctl -u $unit"
     fi
     find "$home" -mindepth 1 -maxdepth 1 -type d ! -name "$(basename "$new")" -exec rm -rf {} +
@@ -195,11 +194,8 @@ install() {
 uninstall() {
     [ ! -e "$package" ] || die "uninstall: gpuswitch is here as a package, too ($package); remove that first"
     [ -f "$current/manifest" ] || die "uninstall: there is no gpuswitch in $PREFIX"
-    PATH=$PREFIX/bin:$PATH "$source/contrib/maintain.sh" before-removal
-    if command -v systemctl >/dev/null; then
-        ! has_systemd || systemctl stop "$unit"
-        systemctl -q disable "$unit"
-    fi
+    PATH=$PREFIX/bin:$PATH maintain before-removal
+    ! command -v systemctl >/dev/null || systemctl -q disable "$unit"
     manifest=$(mktemp)
     cp "$current/manifest" "$manifest"
     rm -rf "$home"

@@ -162,21 +162,31 @@ def test_the_prometheus_client_of_debian_14_will_do() -> None:
     assert asked.specifier.contains("0.21.1")
 
 
+def maintain_functions(commands: str) -> str:
+    """What these say with the functions of maintain.sh, with other places than those of the system."""
+    functions = (CONTRIB / "maintain.sh").read_text().partition("\ncase ")[0]
+    done = subprocess.run(["sh", "-c", f"{functions}\n{commands}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
 def test_gpus_that_are_away_are_those_that_have_a_page(tmp_path: Path) -> None:
     """The journal's folder has more: the note of the boot, pages that are set aside, room that is kept."""
     names = ("0000_01_00_0.json", "10000_e1_1f_7.json", "at_boot.json", "0000_02_00_0.bad", "0000_01_00_0.spare")
     for name in names:
         (tmp_path / name).touch()
-    functions = (CONTRIB / "maintain.sh").read_text().partition("\ncase ")[0]
-    script = f"{functions}\njournal='{tmp_path}'\naway\n"
-    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "0000:01:00.0\n10000:e1:1f.7\n", "")
+    assert maintain_functions(f"journal='{tmp_path}'; away") == "0000:01:00.0\n10000:e1:1f.7\n"
 
 
 def test_nobody_asks_maintain_for_what_it_does_not_do() -> None:
-    done = subprocess.run([CONTRIB / "maintain.sh", "tidy"], capture_output=True, text=True, check=False)
-    known = "after-installation, before-removal, before-transaction or deaf-libvirt"
-    assert (done.returncode, done.stderr) == (2, f"cannot do 'tidy': use {known}\n")
+    maintain = CONTRIB / "maintain.sh"
+    done = subprocess.run([maintain, "tidy"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"cannot do 'tidy': what can be done stands at the head of {maintain}\n",
+    )
+    told = re.findall(r"^#   maintain (\S+)", maintain.read_text(), re.M)
+    assert told == re.findall(r"^([a-z-]+)\)", maintain.read_text(), re.M)
 
 
 def test_pacman_which_may_go_back_after_our_hook_says_how(tmp_path: Path) -> None:
