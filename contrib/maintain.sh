@@ -59,7 +59,9 @@ put_hook() {
 
 take_hook() {
     [ -f "$template" ] || return 0
-    ! our_hook || rm -f "$hook"
+    our_hook || return 0
+    rm -f "$hook"
+    rmdir --ignore-fail-on-non-empty "$(dirname "$hook")"
 }
 
 # away: the GPUs that are not as they were before gpuswitch, by its journal: on vfio, owned, or not quite home.

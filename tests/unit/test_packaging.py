@@ -178,6 +178,21 @@ def test_gpus_that_are_away_are_those_that_have_a_page(tmp_path: Path) -> None:
     assert maintain_functions(f"journal='{tmp_path}'; away") == "0000:01:00.0\n10000:e1:1f.7\n"
 
 
+@pytest.mark.parametrize("others", [[], ["10-mine"]])
+def test_our_hook_goes_with_its_folder_where_that_has_nothing_else(tmp_path: Path, others: list[str]) -> None:
+    hooks, template = tmp_path / "hooks", tmp_path / "libvirt-hook"
+    template.write_text("hook='/usr/lib/python/gpuswitch/hook.py'\n")
+    places = f"hooks='{hooks}'; hook='{hooks}/qemu.d/50-gpuswitch'; template='{template}'"
+    assert maintain_functions(f"{places}; put_hook") == ""
+    for name in others:
+        (hooks / "qemu.d" / name).touch()
+    assert [path.name for path in hooks.glob("qemu.d/50-*")] == ["50-gpuswitch"]
+
+    assert maintain_functions(f"{places}; take_hook") == ""
+    left = ["qemu.d", *others] if others else []
+    assert [path.name for path in sorted(hooks.rglob("*"))] == left
+
+
 def test_nobody_asks_maintain_for_what_it_does_not_do() -> None:
     maintain = CONTRIB / "maintain.sh"
     done = subprocess.run([maintain, "tidy"], capture_output=True, text=True, check=False)
