@@ -45,6 +45,7 @@ BOOKS = ("/var/lib/dpkg/", "/var/lib/apt/", "/var/cache/apt/", "/var/cache/debco
 HOST = simulated(program="/usr/bin/gpuswitchd")
 PYTHON = "/usr/bin/python3" if find_release(RELEASE).libraries else "/usr/lib/gpuswitch/bin/python3"
 PAGE = f"{JOURNAL}/0000_01_00_0.json"
+SPARE = f"spare ({GPU})"
 MANAGED = {"/etc/gpuswitch/config.toml": f'[[gpu]]\naddress = "{GPU}"\nname = "spare"\n'}
 
 
@@ -244,7 +245,7 @@ def test_a_removal_that_cannot_ask_the_service_is_refused(packaged: Container) -
     assert state_of_package(packaged) == "installed"
 
     packaged.sh("systemctl unmask gpuswitchd; systemctl stop gpuswitchd")
-    assert f"{GPU} is on the host now" in remove(packaged).stdout
+    assert f"{SPARE} is on the host now" in remove(packaged).stdout
     assert (state_of_package(packaged), pages(packaged)) == ("config-files", {})
 
 
@@ -268,7 +269,7 @@ def test_what_is_noted_of_the_boot_keeps_nobody(boot: Boot, systems: Packaged) -
     machine = boot(systems.installed, hybrid(python=PYTHON) | {"/etc/gpuswitch/config.toml": config})
     assert (prop(machine, "State"), set(pages(machine))) == ("vfio", {f"{JOURNAL}/at_boot.json", PAGE})
 
-    assert f"{GPU} is on the host now" in remove(machine).stdout
+    assert f"{SPARE} is on the host now" in remove(machine).stdout
     assert (state_of_package(machine), set(pages(machine))) == ("config-files", {f"{JOURNAL}/at_boot.json"})
     remove(machine, "purge")
     assert machine.sh("ls -d /run/gpuswitch", check=False).stdout == ""
