@@ -16,13 +16,13 @@
 set -eu
 
 PREFIX=${PREFIX:-/usr/local}
+[ "$PREFIX" = / ] || PREFIX=${PREFIX%/} # it is compared, and stands in the unit
 PYTHON=${PYTHON:-/usr/bin/python3}
 source=$(cd "$(dirname "$0")/.." && pwd)
 home=$PREFIX/lib/gpuswitch
 current=$home/current
 unit=gpuswitchd.service
 hook=/etc/libvirt/hooks/qemu.d/50-gpuswitch
-ours="^hook='/.*/hook\.py'$" # a line that all versions of our hook have
 package=/usr/lib/gpuswitch/maintain
 
 # A package's files lie in /usr, an administrator's own units, activation and completions in /usr/local; the bus reads
@@ -79,12 +79,12 @@ EOF
 say() { printf '%s\n' "gpuswitch: $*"; }
 die() { printf '%s\n' "cannot $*" >&2; exit 1; }
 
-has_systemd() { [ -d /run/systemd/system ] && command -v systemctl >/dev/null && ! systemd-detect-virt -q --chroot; }
+maintain() { "$source/contrib/maintain.sh" "$@"; }
 
 # add_group: whose members may switch (units/org.gpuswitch1.rules). It stays when we go, as its number could be another's.
 add_group() {
     if command -v systemd-sysusers >/dev/null; then
-        systemd-sysusers /usr/local/lib/sysusers.d/gpuswitch.conf
+        systemd-sysusers "$base/lib/sysusers.d/gpuswitch.conf"
     else
         grep -q '^gpuswitch:' /etc/group || groupadd --system gpuswitch
     fi
@@ -93,7 +93,7 @@ add_group() {
 # tell_system: journalctl, systemd and the bus read what has changed.
 tell_system() {
     ! command -v journalctl >/dev/null || journalctl --update-catalog
-    has_systemd || return 0
+    maintain has-systemd || return 0
     systemctl daemon-reload
     systemctl reload dbus.service
 }
@@ -133,9 +133,18 @@ remove() {
     sed -n 's/^directory //p' "$1" | sort -r | while read -r path; do rmdir "$path" 2>/dev/null || :; done
 }
 
+# elsewhere: the PREFIX of another installation, with which this one would share units and files in /usr/share.
+elsewhere() {
+    for file in /usr/local/lib/systemd/system/$unit /usr/lib/systemd/system/$unit; do
+        [ ! -e "$file" ] || sed -n 's|^ExecStart=\(/.*\)/sbin/gpuswitchd$|\1|p' "$file"
+    done | grep -vxF "$PREFIX" || :
+}
+
 install() {
     [ ! -e "$package" ] || die "install: gpuswitch is here as a package ($package); remove that first"
-    [ ! -e "$hook" ] || grep -q "$ours" "$hook" ||
+    [ -z "$(elsewhere)" ] ||
+        die "install in $PREFIX: gpuswitch is in $(elsewhere); 'make uninstall PREFIX=$(elsewhere)' takes that away"
+    [ -z "$(maintain foreign-hook)" ] ||
         die "install: $hook is not ours, and libvirt's machines would get no GPU; move it to another name"
     "$source/contrib/need.sh" "$PYTHON" install
     old=$(readlink "$current" || :)
@@ -153,7 +162,7 @@ install() {
     rm -r "$new/build"
     "$new/bin/python" -I -c 'import gpuswitch.cli.main, gpuswitch.service, gpuswitch.daemon'
     ln -s "$("$new/bin/python" -I -c 'import gpuswitch.hook; print(gpuswitch.hook.__file__)')" "$new/hook.py"
-    deaf=$("$source/contrib/maintain.sh" deaf-libvirt)
+    deaf=$(maintain deaf-libvirt)
 
     # From here on only short local writes.
     {
@@ -174,7 +183,7 @@ install() {
     tell_system
     if [ -z "$old" ]; then # once: an administrator's later `disable` outlives upgrades
         ! command -v systemctl >/dev/null || systemctl -q enable "$unit"
-    elif has_systemd; then
+    elif maintain has-systemd; then
         systemctl try-restart "$unit" || die "restart $unit: see journalctl -u $unit"
     fi
     find "$home" -mindepth 1 -maxdepth 1 -type d ! -name "$(basename "$new")" -exec rm -rf {} +
@@ -183,12 +192,10 @@ install() {
 }
 
 uninstall() {
+    [ ! -e "$package" ] || die "uninstall: gpuswitch is here as a package, too ($package); remove that first"
     [ -f "$current/manifest" ] || die "uninstall: there is no gpuswitch in $PREFIX"
-    PATH=$PREFIX/bin:$PATH "$source/contrib/maintain.sh" before-removal
-    if command -v systemctl >/dev/null; then
-        ! has_systemd || systemctl stop "$unit"
-        systemctl -q disable "$unit"
-    fi
+    PATH=$PREFIX/bin:$PATH maintain before-removal
+    ! command -v systemctl >/dev/null || systemctl -q disable "$unit"
     manifest=$(mktemp)
     cp "$current/manifest" "$manifest"
     rm -rf "$home"

@@ -3,10 +3,13 @@
 #
 #   maintain after-installation   the files are there, and the service is not yet started anew
 #   maintain before-removal       all is still there: brings GPUs home, stops the service, takes libvirt's hook away
+#   maintain before-transaction   the same for pacman, which may still go back, and runs nothing then: says how to do so
 #   maintain deaf-libvirt         our hook is not there yet: prints what makes libvirt see it, where that takes anything
+#   maintain foreign-hook         prints where others have a hook in the place of ours
+#   maintain has-systemd          whether systemd runs here, by its status
 #
-# before-removal ends with 1, and the reason, where gpuswitch must stay: a GPU that it took would have nobody who knows its way home.
-# GPUSWITCH_REMOVE=anyway has it go all the same, and touches no GPU. `make uninstall` asks this, too.
+# before-removal ends with 1, and the reason, where gpuswitch must stay: nobody else knows the way home of a GPU that it
+# has moved. With GPUSWITCH_REMOVE=anyway it may go all the same, and no GPU is touched. `make uninstall` calls it, too.
 set -eu
 
 unit=gpuswitchd.service
@@ -21,6 +24,10 @@ has_systemd() { [ -d /run/systemd/system ] && command -v systemctl >/dev/null &&
 
 # our_hook: whether what libvirt runs there is a version of our hook. All have said where their hook.py is.
 our_hook() { [ -f "$hook" ] && grep -q "^hook='/.*/hook\.py'$" "$hook"; }
+
+foreign_hook() {
+    [ ! -e "$hook" ] || our_hook || echo "$hook"
+}
 
 # deaf_libvirt: the running libvirt daemons that found no hook for QEMU when they started, and will not look for one
 # before they are told to (libvirt's virHookCheck).
@@ -40,7 +47,7 @@ deaf_libvirt() {
 # which libvirt runs every program, whatever its name: what dpkg, rpm and pacman do with configuration files would be run.
 put_hook() {
     [ -f "$template" ] || return 0 # of `make install`, whose list of files has the hook
-    if [ -e "$hook" ] && ! our_hook; then
+    if [ -n "$(foreign_hook)" ]; then
         say "$hook is not ours, and stays: libvirt's machines get no GPU until it has another name and this is installed anew"
         return 0
     fi
@@ -52,12 +59,15 @@ put_hook() {
 
 take_hook() {
     [ -f "$template" ] || return 0
-    ! our_hook || rm -f "$hook"
+    our_hook || return 0
+    rm -f "$hook"
+    rmdir --ignore-fail-on-non-empty "$(dirname "$hook")"
 }
 
 # away: the GPUs that are not as they were before gpuswitch, by its journal: on vfio, owned, or not quite home.
 away() {
-    for page in "$journal"/*.json; do
+    # the note of the boot lies there, too
+    for page in "$journal"/*_??_??_[0-7].json; do
         [ ! -e "$page" ] || basename "$page" .json | sed 's/_/:/; s/_/:/; s/_/./'
     done
 }
@@ -82,7 +92,10 @@ after_installation() {
 }
 
 before_removal() {
-    if has_systemd && [ "${GPUSWITCH_REMOVE:-}" != anyway ]; then
+    if has_systemd && [ "${GPUSWITCH_REMOVE:-}" = anyway ]; then
+        take_hook
+        systemctl stop "$unit" || say "its service does not end: systemctl status $unit"
+    elif has_systemd; then
         gpus=$(away)
         if [ -n "$gpus" ]; then
             # One that somebody has open is refused, whatever the configuration does with programs.
@@ -105,9 +118,15 @@ before_removal() {
 case ${1:-} in
 after-installation) after_installation ;;
 before-removal) before_removal ;;
+before-transaction)
+    before_removal
+    say "should it stay after all: $0 after-installation; systemctl start $unit"
+    ;;
 deaf-libvirt) deaf_libvirt ;;
+foreign-hook) foreign_hook ;;
+has-systemd) has_systemd ;;
 *)
-    echo "cannot do '${1:-}': use after-installation, before-removal or deaf-libvirt" >&2
+    echo "cannot do '${1:-}': what can be done stands at the head of $0" >&2
     exit 2
     ;;
 esac

@@ -16,7 +16,19 @@ let
     pname = "gpuswitch";
     version = "0.1.0";
     pyproject = true;
-    src = ../..;
+    # Without what else lies in a checkout, such as .venv and .git.
+    src = lib.fileset.toSource {
+      root = ../..;
+      fileset = lib.fileset.unions [
+        ../../LICENSE
+        ../../README.md
+        ../../contrib
+        ../../docs/man
+        ../../gpuswitch
+        ../../pyproject.toml
+        ../../units
+      ];
+    };
     build-system = [ python.pkgs.hatchling ];
     dependencies = with python.pkgs; [
       asyncinotify

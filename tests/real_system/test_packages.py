@@ -44,6 +44,8 @@ BOOKS = ("/var/lib/dpkg/", "/var/lib/apt/", "/var/cache/apt/", "/var/cache/debco
 
 HOST = simulated(program="/usr/bin/gpuswitchd")
 PYTHON = "/usr/bin/python3" if find_release(RELEASE).libraries else "/usr/lib/gpuswitch/bin/python3"
+PAGE = f"{JOURNAL}/0000_01_00_0.json"
+SPARE = f"spare ({GPU})"
 MANAGED = {"/etc/gpuswitch/config.toml": f'[[gpu]]\naddress = "{GPU}"\nname = "spare"\n'}
 
 
@@ -243,7 +245,7 @@ def test_a_removal_that_cannot_ask_the_service_is_refused(packaged: Container) -
     assert state_of_package(packaged) == "installed"
 
     packaged.sh("systemctl unmask gpuswitchd; systemctl stop gpuswitchd")
-    assert f"spare ({GPU}) is on the host now" in remove(packaged).stdout
+    assert f"{SPARE} is on the host now" in remove(packaged).stdout
     assert (state_of_package(packaged), pages(packaged)) == ("config-files", {})
 
 
@@ -252,6 +254,25 @@ def test_a_removal_anyway_leaves_the_gpu_where_it_is(packaged: Container) -> Non
     kept = pages(packaged)
     remove(packaged, env="GPUSWITCH_REMOVE=anyway")
     assert (state_of_package(packaged), pages(packaged)) == ("config-files", kept)
+    assert show(packaged, "LoadState") == "not-found"
+    assert packaged.sh("pgrep -f gpuswitch[d]", check=False).stdout == ""
+
+    # the way home outlives what dpkg and the service knew
+    remove(packaged, "purge")
+    assert pages(packaged) == kept
+    assert packaged.sh("ls -d /etc/gpuswitch /var/lib/gpuswitch", check=False).stdout == ""
+
+
+def test_what_is_noted_of_the_boot_keeps_nobody(boot: Boot, systems: Packaged) -> None:
+    """It lies beside the pages of the GPUs until the machine starts anew, wherever these are."""
+    config = MANAGED["/etc/gpuswitch/config.toml"] + 'at_boot = "vfio"\n'
+    machine = boot(systems.installed, hybrid(python=PYTHON) | {"/etc/gpuswitch/config.toml": config})
+    assert (prop(machine, "State"), set(pages(machine))) == ("vfio", {f"{JOURNAL}/at_boot.json", PAGE})
+
+    assert f"{SPARE} is on the host now" in remove(machine).stdout
+    assert (state_of_package(machine), set(pages(machine))) == ("config-files", {f"{JOURNAL}/at_boot.json"})
+    remove(machine, "purge")
+    assert machine.sh("ls -d /run/gpuswitch", check=False).stdout == ""
 
 
 def test_what_others_have_put_into_libvirts_hooks_stays(packaged: Container) -> None:
@@ -261,18 +282,67 @@ def test_what_others_have_put_into_libvirts_hooks_stays(packaged: Container) -> 
     assert packaged.read(HOOK) == FOREIGN_HOOK
 
 
-def test_a_package_and_make_install_keep_out_of_each_others_way(boot: Boot, systems: Packaged, system: System) -> None:
+def test_a_package_does_not_go_over_make_install(boot: Boot, systems: Packaged, system: System) -> None:
     both = boot([systems.packages, *system.upgradable], simulated())
     policy = "sha256sum /usr/share/polkit-1/*/*gpuswitch*"
     before = both.sh(policy).stdout
     refused = install(both, THIS, check=False)
     assert refused.status != 0
+    assert "'make install' in /usr/local; run 'make uninstall PREFIX=/usr/local'" in refused.stdout
     assert both.sh(policy).stdout == before
     assert prop(both, "State") == "host"
 
 
-def test_make_install_does_not_go_over_a_package(boot: Boot, systems: Packaged, system: System) -> None:
+@pytest.mark.parametrize("prefix", ["/opt/gpuswitch", "/usr"])
+def test_all_ways_know_what_make_install_put_elsewhere(
+    boot: Boot, systems: Packaged, system: System, prefix: str
+) -> None:
+    """Its units win over those of the package, or it has the package's own folder."""
+    machine = boot([systems.packages, *system.bare])
+    make(machine, f"install PREFIX={prefix}")
+    refused = make(machine, "install", check=False)
+    assert refused.status != 0
+    assert f"cannot install in /usr/local: gpuswitch is in {prefix};" in refused.stdout
+    refused = install(machine, THIS, check=False)
+    assert refused.status != 0
+    assert f"'make install' in {prefix}; run 'make uninstall PREFIX={prefix}' in its sources first" in refused.stdout
+
+    make(machine, f"uninstall PREFIX={prefix}")
+    install(machine, THIS)
+    assert state_of_package(machine) == "installed"
+
+
+def test_make_install_and_uninstall_keep_off_a_package(boot: Boot, systems: Packaged, system: System) -> None:
     machine = boot([system.sources, *systems.installed], HOST)
     refused = make(machine, "install", check=False)
     assert refused.status != 0
     assert "cannot install: gpuswitch is here as a package" in refused.stdout
+
+    # as a package that did not look had it
+    machine.sh("mkdir /usr/lib/gpuswitch/current; touch /usr/lib/gpuswitch/current/manifest")
+    before = everything(machine)
+    refused = make(machine, "uninstall PREFIX=/usr", check=False)
+    assert refused.status != 0
+    assert "cannot uninstall: gpuswitch is here as a package, too" in refused.stdout
+    assert everything(machine) ^ before == set()
+
+
+def test_a_purge_takes_nothing_from_make_install(boot: Boot, systems: Packaged, system: System) -> None:
+    """Whoever removed the package may go on without one; what dpkg still knows of it is purged some day."""
+    machine = boot([system.sources, *systems.installed], HOST | MANAGED)
+    remove(machine)
+    make(machine, "install")
+    for path, content in hybrid().items():
+        machine.push(content, path)
+    machine.sh("systemctl daemon-reload")
+    give_to_vm(machine)
+    kept, owned = pages(machine), prop(machine, "Owner")
+    assert set(kept) == {PAGE}
+
+    remove(machine, "purge")
+    assert state_of_package(machine) != "config-files"
+    assert (pages(machine), prop(machine, "Owner")) == (kept, owned)
+    assert machine.sh("systemctl is-enabled gpuswitchd").stdout == "enabled\n"
+    assert machine.read("/etc/gpuswitch/config.toml") == MANAGED["/etc/gpuswitch/config.toml"]
+    machine.sh("systemctl restart gpuswitchd")
+    assert (prop(machine, "State"), prop(machine, "Owner"), len(history(machine))) == ("vfio", owned, 1)

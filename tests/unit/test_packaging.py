@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -97,6 +98,27 @@ def test_recipes_are_of_this_version(recipe: str, line: str) -> None:
     assert line.format(__version__) in (CONTRIB / recipe).read_text().splitlines()
 
 
+def test_what_nix_takes_of_a_checkout_is_enough_to_stage(tmp_path: Path) -> None:
+    """`src` of the module; what hatchling reads besides stands in pyproject.toml."""
+    recipe = (CONTRIB / "nix/module.nix").read_text()
+    taken = [CONTRIB / "nix" / path for path in re.findall(r"^        (\.\./\.\./\S+)$", recipe, re.M)]
+    source = tmp_path / "source"
+    for path in taken:
+        target = source / path.resolve().relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        run = shutil.copytree if path.is_dir() else shutil.copy2
+        run(path, target)
+    assert {PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]} <= {path.name for path in taken}
+    done = subprocess.run(
+        [source / "contrib/install.sh", "stage"],
+        env={"PATH": os.environ["PATH"], "DESTDIR": str(tmp_path / "stage"), "PREFIX": "/usr", "HOOK": "/hook.py"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def names(requirements: list[str]) -> set[str]:
     return {Requirement(each).name for each in requirements}
 
@@ -140,7 +162,55 @@ def test_the_prometheus_client_of_debian_14_will_do() -> None:
     assert asked.specifier.contains("0.21.1")
 
 
+def maintain_functions(commands: str) -> str:
+    """What these say with the functions of maintain.sh, with other places than those of the system."""
+    functions = (CONTRIB / "maintain.sh").read_text().partition("\ncase ")[0]
+    done = subprocess.run(["sh", "-c", f"{functions}\n{commands}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_gpus_that_are_away_are_those_that_have_a_page(tmp_path: Path) -> None:
+    """The journal's folder has more: the note of the boot, pages that are set aside, room that is kept."""
+    names = ("0000_01_00_0.json", "10000_e1_1f_7.json", "at_boot.json", "0000_02_00_0.bad", "0000_01_00_0.spare")
+    for name in names:
+        (tmp_path / name).touch()
+    assert maintain_functions(f"journal='{tmp_path}'; away") == "0000:01:00.0\n10000:e1:1f.7\n"
+
+
+@pytest.mark.parametrize("others", [[], ["10-mine"]])
+def test_our_hook_goes_with_its_folder_where_that_has_nothing_else(tmp_path: Path, others: list[str]) -> None:
+    hooks, template = tmp_path / "hooks", tmp_path / "libvirt-hook"
+    template.write_text("hook='/usr/lib/python/gpuswitch/hook.py'\n")
+    places = f"hooks='{hooks}'; hook='{hooks}/qemu.d/50-gpuswitch'; template='{template}'"
+    assert maintain_functions(f"{places}; put_hook") == ""
+    for name in others:
+        (hooks / "qemu.d" / name).touch()
+    assert [path.name for path in hooks.glob("qemu.d/50-*")] == ["50-gpuswitch"]
+
+    assert maintain_functions(f"{places}; take_hook") == ""
+    left = ["qemu.d", *others] if others else []
+    assert [path.name for path in sorted(hooks.rglob("*"))] == left
+
+
 def test_nobody_asks_maintain_for_what_it_does_not_do() -> None:
-    done = subprocess.run([CONTRIB / "maintain.sh", "tidy"], capture_output=True, text=True, check=False)
-    known = "after-installation, before-removal or deaf-libvirt"
-    assert (done.returncode, done.stderr) == (2, f"cannot do 'tidy': use {known}\n")
+    maintain = CONTRIB / "maintain.sh"
+    done = subprocess.run([maintain, "tidy"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"cannot do 'tidy': what can be done stands at the head of {maintain}\n",
+    )
+    told = re.findall(r"^#   maintain (\S+)", maintain.read_text(), re.M)
+    assert told == re.findall(r"^([a-z-]+)\)", maintain.read_text(), re.M)
+
+
+def test_pacman_which_may_go_back_after_our_hook_says_how(tmp_path: Path) -> None:
+    """It runs nothing of ours then (libalpm/trans.c, alpm_trans_commit)."""
+    hook = (CONTRIB / "arch/gpuswitch-remove.hook").read_text()
+    [asked] = re.findall("^Exec = /usr/lib/gpuswitch/maintain (.+)$", hook, re.M)
+    # what it does before that is seen on a whole system (tests/real_system/test_packages.py)
+    script = (CONTRIB / "maintain.sh").read_text().replace("\ncase ", "\nbefore_removal() { :; }\ncase ")
+    (maintain := tmp_path / "maintain").write_text(script)
+    done = subprocess.run(["sh", maintain, asked], capture_output=True, text=True, check=False)
+    back = f"{maintain} after-installation; systemctl start gpuswitchd.service"
+    assert (done.returncode, done.stdout) == (0, f"gpuswitch: should it stay after all: {back}\n")

@@ -14,6 +14,8 @@ PYTHON = "/usr/local/lib/gpuswitch/current/bin/python"
 UNIT_FILE = "/usr/local/lib/systemd/system/gpuswitchd.service"
 DROP_INS = "/run/systemd/system/gpuswitchd.service.d"
 JOURNAL = "/run/gpuswitch/gpus"
+PAGES = "*_??_??_?.json"
+"""Files of GPUs there; what is noted of the boot is none."""
 
 NAME = "org.gpuswitch1"
 ROOT = "/org/gpuswitch1"
@@ -103,7 +105,7 @@ def until_restarted(machine: Machine, times: int = 1) -> None:
 
 def until_all_is_given_back(machine: Machine) -> None:
     """Wait until nothing is owed any more: a service that starts anew starts units when it is ready, not before."""
-    until(machine, f"[ -z \"$(find {JOURNAL} -name '*.json')\" ]")
+    until(machine, f"[ -z \"$(find {JOURNAL} -name '{PAGES}')\" ]")
 
 
 def history(machine: Machine) -> list[tuple[str, str]]:
