@@ -23,6 +23,8 @@ Candidate = tuple[str, str]
 """A word, and what it is in a few words; "": nothing is known."""
 
 FILES = ":files"
+MACHINES = "/etc/libvirt/qemu"
+"""Where libvirt keeps the definitions of its machines."""
 _SECONDS = 1.0
 """That long the service may take. It answers in milliseconds, or is stopped by a debugger."""
 _MOST = 20
@@ -144,6 +146,8 @@ def _values(of: argparse.Action, typed: _Typed, current: str) -> Iterator[Candid
     elif of.metavar == "TIME":
         yield from (("today", _("since midnight")), ("yesterday", _("since the midnight before")))
         yield from (("1h", _("an hour ago")), ("1d", _("a day ago")), ("1w", _("a week ago")))
+    elif of.dest == "vm":
+        yield from ((name, "") for name in _machines())
     elif of.metavar in {"FILE", "PATH"}:
         yield FILES, ""
     elif of.metavar == "TOPIC":
@@ -157,6 +161,15 @@ def _values(of: argparse.Action, typed: _Typed, current: str) -> Iterator[Candid
         yield from _from_service(typed.bus, lambda service: _gpus(service, typed.values, current))
     elif of.metavar == "ID":
         yield from _from_service(typed.bus, _switches)
+
+
+def _machines() -> list[str]:
+    """Virtual machines, by the files that libvirt has of them, for root alone: virsh may have to start its daemon."""
+    try:
+        names = os.listdir(MACHINES)  # noqa: PTH208 -- pathlib takes longer to import
+    except OSError:
+        return []
+    return sorted(name.removesuffix(".xml") for name in names if name.endswith(".xml"))
 
 
 def _from_service(bus: str | None, ask: Callable[[Service], list[Candidate]]) -> list[Candidate]:

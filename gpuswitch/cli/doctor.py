@@ -41,9 +41,9 @@ _HEADINGS = {
 def doctor(args: Namespace, machine: Machine | None = None) -> int:
     """Examine this machine, and return how bad it is: 0 well, 1 warnings, 2 problems."""
     try:
-        found = examine(machine or Machine(), _service(args.bus), args.gpus)
+        found = examine(machine or Machine(), service_seen(args.bus), args.gpus)
     except NoSuchGpu as error:
-        raise CtlError.of(NoSuchGpu, _reworded(Sentence.of(error))) from None
+        raise CtlError.of(NoSuchGpu, in_their_language(Sentence.of(error))) from None
     if args.json:
         as_json(_record(found))
     else:
@@ -54,7 +54,7 @@ def doctor(args: Namespace, machine: Machine | None = None) -> int:
 # What the service says ----------------------------------------------------------------------------------------------
 
 
-def _service(address: str | None) -> Service:
+def service_seen(address: str | None) -> Service:
     """What it says of itself. That the bus has nobody of that name is no fault."""
     try:
         with closing(Bus.connect(address)) as bus:
@@ -119,12 +119,12 @@ def _record(found: Examination) -> dict[str, Any]:
             "boot_loader": found.system.loader,
             "initramfs": found.system.initramfs,
         },
-        "findings": [_finding_record(each) for each in found.findings],
+        "findings": [finding_record(each) for each in found.findings],
         "unseen": [{"what": each.what, "why": each.why, "for_root": each.for_root} for each in found.unseen],
     }
 
 
-def _finding_record(finding: Finding) -> dict[str, Any]:
+def finding_record(finding: Finding) -> dict[str, Any]:
     return {
         "kind": finding.kind,
         "area": str(finding.area),
@@ -143,7 +143,7 @@ def _show(found: Examination, *, short: bool) -> None:
         write(_bold(_(_HEADINGS[area], gpu=subject)))
         here = [each for each in told if (each.area, each.subject) == (area, subject)]
         for finding in sorted(here, key=lambda each: -each.severity):
-            _show_finding(finding)
+            show_finding(finding)
         write("")
     if found.passed_over:
         gpus = ", ".join(found.passed_over)
@@ -168,16 +168,16 @@ def _show(found: Examination, *, short: bool) -> None:
     )
 
 
-def _show_finding(finding: Finding) -> None:
+def show_finding(finding: Finding) -> None:
     word = _(_WORDS[finding.severity])
     wide = max(cells(_(each)) for each in _WORDS.values())
     lead = f"  {word}{' ' * (wide - cells(word))}  "
     paint = _COLOURS[finding.severity]
-    for number, text in enumerate(_reworded(finding.reason).split("\n")):
+    for number, text in enumerate(in_their_language(finding.reason).split("\n")):
         hung(lead if not number else " " * cells(lead), text, paint=paint if not number else "")
     indent = " " * cells(lead)
     if finding.remedy is not None:
-        hung(indent, _("to do: {remedy}", remedy=_reworded(finding.remedy)))
+        hung(indent, _("to do: {remedy}", remedy=in_their_language(finding.remedy)))
     for command in finding.commands:
         # Whole, whatever the width: they are copied.
         write(f"{indent}  {clean(command)}")
@@ -185,7 +185,7 @@ def _show_finding(finding: Finding) -> None:
 
 def _show_unseen(found: Examination) -> None:
     for each in found.unseen:
-        line(_("not seen: {what}: {why}", what=each.what, why=_reworded(each.why)))
+        line(_("not seen: {what}: {why}", what=each.what, why=in_their_language(each.why)))
     if any(each.for_root for each in found.unseen):
         line(_("to see all of it: {command}", command="sudo gpuswitchctl doctor"))
 
@@ -194,7 +194,7 @@ def _bold(text: str) -> str:
     return f"\x1b[1m{clean(text)}\x1b[0m" if in_colour(sys.stdout) else clean(text)
 
 
-def _reworded(text: str) -> str:
+def in_their_language(text: str) -> str:
     """In the language of whoever reads it."""
     return text if is_english() else reworded(str(text), [{"text": str(text), **_values(text)}])
 

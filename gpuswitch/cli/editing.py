@@ -15,22 +15,19 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from jeepney import message_bus
-
 from gpuswitch.cli.asking import answer
-from gpuswitch.cli.client import MANAGER, NAME, ROOT, Service, call
 from gpuswitch.cli.configuration import DIRECTORY, judged
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import line, problem
+from gpuswitch.cli.reloading import reload
 from gpuswitch.cli.translate import _, mark
 from gpuswitch.errors import ConfigError, Failed, InvalidArgument
 
-Setting = Mapping[str, str]
 _NOTHING = mark("nothing is changed")
 TEMPLATE = Path(__file__).parents[1] / "config" / "template.toml"
 """What a file begins with that is not there yet: every key, and none of them in force."""
@@ -75,7 +72,8 @@ def edit(args: Namespace) -> int:
         return status
     line(_("{file} is saved", file=file))
     if directory.resolve() == DIRECTORY.resolve():
-        _reload(args.bus, file)
+        for sentence in reload(args.bus, file):
+            line(sentence)
     else:
         line(_("the service reads {folder}: this was only checked and saved", folder=DIRECTORY))
     return 0
@@ -283,55 +281,6 @@ def _again() -> bool:
             return True
         if said in {None, "l", "leave", *_("l leave").split()}:
             return False
-
-
-def _reload(address: str | None, file: Path) -> None:
-    """Have the service read it, where it runs, and say what that changed.
-
-    Raises:
-        CtlError: it does not take it.
-    """
-    try:
-        service = Service.connect(address)
-    except CtlError as error:
-        line(_("nobody was told: {error}", error=error))
-        return
-    try:
-        # A call would start it.
-        if not service.ask(message_bus.NameHasOwner(NAME)).body[0]:
-            line(_("the service does not run, and reads it when it starts"))
-            return
-        before = _by_key(service)
-        service.ask_allowed(call(NAME, ROOT, MANAGER, "Reload"))
-        changed = list(changes(before, _by_key(service)))
-    except CtlError as error:
-        text = _("cannot have the service read {file}, which is saved: {error}", file=file, error=error)
-        raise CtlError(text, error.exit_code, name=error.name) from error
-    finally:
-        service.close()
-    if changed:
-        line(_("the service has read it: this is new"))
-    else:
-        line(_("the service has read it: nothing in force is changed by that"))
-    for sentence in changed:
-        line(f"  {sentence}")
-
-
-def changes(before: Mapping[str, Setting], after: Mapping[str, Setting]) -> Iterator[str]:
-    """What differs between two configurations in force, by the names of their keys: each with its value as TOML."""
-    for key, setting in after.items():
-        value, was = setting["value"], before.get(key, setting)["value" if key in before else "default"]
-        # A table is known by its address: it had no other before.
-        told = was and not key.endswith("].address")
-        if value != was:
-            yield _("{key} = {value} (before: {was})", key=key, value=value, was=was) if told else f"{key} = {value}"
-    for key in before:
-        if key not in after and key.endswith("].address"):
-            yield _("{key} has no table any more", key=key.removesuffix(".address"))
-
-
-def _by_key(service: Service) -> dict[str, Setting]:
-    return {str(each["key"]): each for each in service.config()}
 
 
 def _directory_of(file: Path) -> Path:

@@ -292,6 +292,7 @@ def _telling(verb: _Add) -> None:
         help=_("as `history` lists it, or the beginning of it; default: the last"),
     )
     _configuration(verb)
+    _setup(verb)
     reported = verb(
         "report",
         "report:report",
@@ -350,6 +351,59 @@ def _configuration(verb: _Add) -> None:
         _shared_options(action)
         action.add_argument("path", metavar="PATH", nargs="?", help=what)
         action.set_defaults(run=f"gpuswitch.cli.{run}", purpose=purpose)
+
+
+def _setup(verb: _Add) -> None:
+    asked = verb(
+        "setup",
+        "setup:setup",
+        _("set up GPUs for virtual machines"),
+        "gpuswitchctl setup",
+        "gpuswitchctl setup --gpu 01:00.0 --screens two --vm win10 --yes",
+        "gpuswitchctl setup undo",
+    )
+    asked.description = _(
+        "Say what is in the way, ask which GPU goes to virtual machines and where the desktop draws, show what would "
+        "be written, write it, have the service read it, and offer a trial. It writes one file, "
+        "/etc/gpuswitch/conf.d/50-setup.toml, anew each time; `setup undo` puts back every byte. It does not touch the "
+        "definition of a virtual machine: it prints the commands. With --yes or --dry-run it asks nothing: what is not "
+        "given is taken as it is likely, or named where nobody can tell."
+    )
+    asked.add_argument(
+        "--gpu",
+        dest="gpus",
+        metavar="GPU",
+        action="append",
+        default=[],
+        help=_("the one that goes to virtual machines; may be given again"),
+    )
+    asked.add_argument(
+        "--screens",
+        choices=("one", "two"),
+        help=_("one: the desktop draws on this GPU, and ends meanwhile; two: it draws on another"),
+    )
+    asked.add_argument("--vm", metavar="NAME", default="", help=_("a virtual machine of libvirt that gets it"))
+    asked.add_argument(
+        "--at-boot",
+        choices=("keep", "host", "vfio"),
+        help=_("where it is when the machine has started (default: keep, as it is found)"),
+    )
+    asked.add_argument("--name", metavar="WORD", default="", help=_("what it is called (default: after its model)"))
+    asked.add_argument("-y", "--yes", action="store_true", help=_("ask nothing, and write"))
+    asked.add_argument("--dry-run", action="store_true", help=_("show what would be written, write nothing"))
+    actions = asked.add_subparsers(metavar="ACTION", required=False, dest="action")
+    purpose = _("put back every byte of what setup wrote")
+    undone = actions.add_parser(
+        "undo",
+        help=purpose,
+        description=_("{sentence}.", sentence=_capital(purpose)),
+        epilog=_("example: {command}", command="gpuswitchctl setup undo"),
+    )
+    _shared_options(undone)
+    undone.add_argument(
+        "--force", action="store_true", help=_("also what somebody else has changed since; that text is kept")
+    )
+    undone.set_defaults(run="gpuswitch.cli.setup:undo", purpose=purpose)
 
 
 def _shared_options(of: argparse.ArgumentParser) -> None:

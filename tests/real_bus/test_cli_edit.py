@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.cli import editing
-from gpuswitch.cli.editing import TEMPLATE, changes
+from gpuswitch.cli.editing import TEMPLATE
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.parser import parse
+from gpuswitch.cli.reloading import changes
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.services import BIN, contents, environment, write_config
 from tests.harness.service.terminal import END, INTERRUPT

@@ -309,7 +309,7 @@ async def test_what_cannot_be_done_is_one_error(case: str, start: Start, told: J
 @pytest.mark.parametrize("verb", sorted(SCHEMAS.keys() - {"common", "report", WITHOUT_SERVICE}))
 def test_a_service_that_is_not_there_is_an_error_of_every_verb(verb: str, told: Json) -> None:
     """But of a report, which does without (tests/real_bus/test_report.py)."""
-    said = told(verb, *{"show": ["x"], "plan": ["host"]}.get(verb, []))
+    said = told(verb, *{"show": ["x"], "plan": ["host"], "setup": ["--dry-run"]}.get(verb, []))
     assert (said.status, [each["error"]["kind"] for each in said]) == (5, ["unreachable"])
 
 

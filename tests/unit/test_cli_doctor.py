@@ -32,7 +32,7 @@ def made(tmp_path: Path) -> MadeMachine:
 def shown(made: MadeMachine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shown:
     """The verb on that machine, with the service that it has; its exit status, and what it prints."""
     monkeypatch.setattr(doctor, "examine", partial(examine, gather=here))
-    monkeypatch.setattr(doctor, "_service", lambda _: made.service)
+    monkeypatch.setattr(doctor, "service_seen", lambda _: made.service)
 
     def run(*gpus: str, **options: object) -> tuple[int, str]:
         made.examined()  # writes what stands in for systemctl

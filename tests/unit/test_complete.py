@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 
+from gpuswitch.cli import complete
 from gpuswitch.cli.main import main
 from gpuswitch.cli.parser import TOPICS, arguments_of, parser
 
@@ -89,3 +91,16 @@ def test_nobody_else_sees_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "__complete" not in capsys.readouterr().out
     assert main(["nonsense"]) == 2
     assert "__complete" not in capsys.readouterr().err
+
+
+def test_machines_are_those_that_libvirt_has_files_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(complete, "MACHINES", str(tmp_path))
+    for name in ("win10.xml", "ubuntu.xml", "networks"):
+        (tmp_path / name).touch()
+    assert completed(capsys, "setup", "--vm", "") == ["ubuntu", "win10"]
+    assert completed(capsys, "setup", "--vm=w") == ["--vm=win10"]
+    assert completed(capsys, "setup", "u") == ["undo"]
+    monkeypatch.setattr(complete, "MACHINES", "/nowhere")
+    assert completed(capsys, "setup", "--vm", "") == []

@@ -155,6 +155,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.cli",
         "gpuswitch.doctor",
     ),
+    # Its other half: it writes what mends, and asks the service for the GPUs.
+    "gpuswitch.cli.setup": ("gpuswitch.errors", "gpuswitch.cli", "gpuswitch.doctor"),
     "gpuswitch.hook": (),
 }
 """What a part of the package may import of the package."""

@@ -1,0 +1,684 @@
+"""`setup`: from a machine as it is to one whose virtual machines get a GPU, by a few questions; and back.
+
+It asks first, shows what it would write, and writes one file of its own, which `setup undo` puts back. What the machine
+is like it sees as the doctor does, in this process; of GPUs it asks the service.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import tempfile
+import tomllib
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpuswitch.cli import machines
+from gpuswitch.cli.asking import answer, can_ask
+from gpuswitch.cli.client import Gpu, Service
+from gpuswitch.cli.configuration import DIRECTORY, Verdict, judged
+from gpuswitch.cli.doctor import finding_record, in_their_language, service_seen, show_finding
+from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.kept_files import ChangedError, KeptFiles
+from gpuswitch.cli.output import as_json, clean, in_colour, line, problem, warning, write
+from gpuswitch.cli.proposal import Desk, Wanted, match_of, name_for, record_of, text_of
+from gpuswitch.cli.reloading import Setting, by_key, reload
+from gpuswitch.cli.translate import _, mark
+from gpuswitch.doctor.examination import findings, look
+from gpuswitch.doctor.findings import Finding, Severity
+from gpuswitch.doctor.gathering import gathered
+from gpuswitch.doctor.looks import desktop
+from gpuswitch.doctor.machine import Files, Machine
+from gpuswitch.doctor.seen import Seen
+from gpuswitch.errors import ConfigError, Failed, InvalidArgument, NoSuchGpu, NotAuthorized
+
+FILE = "conf.d/50-setup.toml"
+"""Below the configuration: read after config.toml, so what was answered last counts."""
+STATE = Path("/var/lib/gpuswitch/setup")
+TRIAL_SECONDS = 60.0
+_ANSWERED = frozenset({"boot_display", "managed"})
+"""Findings about a GPU that its new table answers."""
+_ANSWERED_BY_THE_DESK = _ANSWERED | {"holders"}
+"""The same where the desktop ends first, which has it open."""
+_ONE, _TWO = "one", "two"
+_AT_BOOT = {"k": "keep", "v": "vfio", "h": "host"}
+_NO_ANSWER = mark("cannot go on without an answer; nothing is changed")
+
+
+class Places(NamedTuple):
+    """Where the configuration is, and what is kept of it."""
+
+    configuration: Path = DIRECTORY
+    state: Path = STATE
+
+    @property
+    def file(self) -> Path:
+        return self.configuration / FILE
+
+
+class _Sight(NamedTuple):
+    """What was seen. `seen`: None where the machine could not be looked at, or is not the one that the service has.
+    `settings` are those in force that others than this command have set, by key;
+    `with_tables`: by what each table in force is known, an address or what it matches.
+    """
+
+    gpus: Sequence[Gpu]
+    settings: Mapping[str, Setting]
+    with_tables: frozenset[str]
+    seen: Seen | None
+    desk: desktop.Desktop
+    files: Files
+
+
+class _Decided(NamedTuple):
+    """What is to be written, once all was told and agreed to. `before`: what the file says now, None without one.
+
+    `commands` give the virtual machine `vm` ("" none) what it lacks.
+    """
+
+    sight: _Sight
+    wanted: Sequence[Wanted]
+    found: Sequence[Finding]
+    warnings: Sequence[str]
+    text: str
+    before: str | None
+    vm: str
+    commands: Sequence[str]
+
+    @property
+    def changes(self) -> bool:
+        return self.before != self.text
+
+
+def setup(args: Namespace, machine: Machine | None = None, places: Places | None = None) -> int:
+    """Ask, show, write, and offer a trial.
+
+    Raises:
+        CtlError: nothing was changed; or the file is written, and the text says what became of the rest.
+    """
+    machine, places = machine or Machine(), places or Places()
+    kept = KeptFiles(places.state)
+    _refuse_what_makes_no_sense(args, machine)
+    if not args.dry_run and places.file in kept.changed_by_others():
+        raise _changed_by_somebody(places.file)
+    asking = not args.yes and not args.dry_run
+    try:
+        decided = _decide(args, machine, places, asking=asking)
+    except KeyboardInterrupt:
+        raise CtlError.interrupted(_("interrupted; nothing is changed")) from None
+    said: list[str] = []
+    if decided.changes and not args.dry_run:
+        try:
+            _write(kept, places.file, decided.text)
+            said = _in_force(args, places.file)
+        except KeyboardInterrupt:
+            told = _("interrupted; to take back what was written: {command}", command="gpuswitchctl setup undo")
+            raise CtlError.interrupted(told) from None
+    hook = _hook(decided.sight, run=not args.dry_run)
+    if args.json:
+        as_json(_record(args, places, decided, said, hook))
+        return 0
+    if args.dry_run:
+        line(_("nothing is written: this was a dry run"))
+    elif decided.changes:
+        line(_("{file} is written; to take it back: {command}", file=places.file, command="gpuswitchctl setup undo"))
+        for each in said:
+            line(each)
+    line(hook)
+    _tell_of_the_machine(decided.vm, decided.commands)
+    if args.dry_run:
+        return 0
+    return _trial(args, decided.wanted, stands_in_the_way=_problems(decided.found), asking=asking)
+
+
+def _decide(args: Namespace, machine: Machine, places: Places, *, asking: bool) -> _Decided:
+    """Look, ask, and show; nothing is changed.
+
+    Raises:
+        CtlError: it cannot be done, or a person says no.
+        KeyboardInterrupt: ^C.
+    """
+    with closing(Service.connect(args.bus)) as service:
+        sight = _look(service, machine, args.bus, places)
+    found = _in_general(sight)
+    if not args.json:
+        _show(found)
+    wanted, vm = _answers(args, sight, asking=asking)
+    about = _about(sight, wanted)
+    found += about
+    text = text_of(wanted)
+    verdict = _checked(places, text)
+    commands = _of_the_machine(vm, wanted, sight)
+    decided = _Decided(sight, wanted, found, verdict.warnings, text, _read(places.file), vm, commands)
+    if not args.json:
+        _show(about)
+        if _problems(found):
+            line(_("setup goes on all the same: what it writes waits until that is mended"))
+        if any(each.desk for each in wanted):
+            _tell_of_the_desk(sight.desk)
+        verdict.tell()
+        _propose(places.file, decided)
+    if asking and decided.changes:
+        _agree()
+    return decided
+
+
+def _record(args: Namespace, places: Places, decided: _Decided, said: Sequence[str], hook: str) -> dict[str, Any]:
+    """docs/json.md has the form."""
+    session = decided.sight.desk.session
+    return {
+        "path": str(places.file),
+        "text": decided.text,
+        "before": decided.before,
+        "changed": decided.changes and not args.dry_run,
+        "dry_run": args.dry_run,
+        "gpus": [record_of(each) for each in decided.wanted],
+        "session": session.type if session else "",
+        "findings": [finding_record(each) for each in decided.found],
+        "warnings": decided.warnings,
+        "service": said,
+        "hook": hook,
+        "vm": decided.vm,
+        "commands": decided.commands,
+    }
+
+
+def undo(args: Namespace, machine: Machine | None = None, places: Places | None = None) -> int:
+    """Put back all that setup has written.
+
+    Raises:
+        CtlError: nothing was changed, or the text says what was.
+    """
+    machine, places = machine or Machine(), places or Places()
+    _refuse_strangers(machine, "sudo gpuswitchctl setup undo")
+    kept = KeptFiles(places.state)
+    foreign = kept.changed_by_others()
+    done = list(kept.undo(force=args.force))
+    said = reload(args.bus, places.file) if any(what != "unchanged" for _file, what in done) else []
+    saved = {file: str(kept.kept_text(file)) for file in foreign if kept.kept_text(file).exists()}
+    if args.json:
+        files = [{"path": str(file), "result": what, "kept": saved.get(file, "")} for file, what in done]
+        as_json({"files": files, "service": said})
+        return 0
+    if not done:
+        line(_("there is nothing to undo: setup has written nothing"))
+    words = {
+        "removed": _("{file} is removed, as it was not there before"),
+        "restored": _("{file} is as it was before"),
+        "unchanged": _("{file} was as before already"),
+    }
+    for file, what in done:
+        line(words[what].format(file=file))
+    for each in saved.values():
+        line(_("the text that was there is kept in {file}", file=each))
+    for each in said:
+        line(each)
+    return 0
+
+
+# What makes no sense -------------------------------------------------------------------------------------------------
+
+
+def _refuse_strangers(machine: Machine, command: str) -> None:
+    if not machine.as_root:
+        raise CtlError.of(NotAuthorized, _("cannot write the configuration: it takes root: {command}", command=command))
+
+
+def _refuse_what_makes_no_sense(args: Namespace, machine: Machine) -> None:
+    """Before anything is looked at.
+
+    Raises:
+        CtlError: it does.
+    """
+    if not args.dry_run:
+        _refuse_strangers(machine, "sudo gpuswitchctl setup")
+    if not (args.yes or args.dry_run) and (args.json or not can_ask()):
+        text = _(
+            "cannot ask: this is no terminal; give the answers as options, and --yes, or --dry-run to see what "
+            "would be written: gpuswitchctl setup --help"
+        )
+        raise CtlError.of(InvalidArgument, text)
+    if args.name and len(args.gpus) > 1:
+        raise CtlError.of(InvalidArgument, _("cannot give one name to several GPUs: leave --name out, or set up one"))
+    _refuse_a_dark_start(args.screens, args.at_boot)
+
+
+def _refuse_a_dark_start(screens: str | None, at_boot: str | None) -> None:
+    if screens == _ONE and at_boot == "vfio":
+        text = _(
+            "cannot have the only screen's GPU on vfio from boot on: the machine would start without a picture; leave "
+            "--at-boot out"
+        )
+        raise CtlError.of(InvalidArgument, text)
+
+
+# What is there -------------------------------------------------------------------------------------------------------
+
+
+def _look(service: Service, machine: Machine, address: str | None, places: Places) -> _Sight:
+    gpus = service.gpus()
+    if not gpus:
+        raise CtlError.of(NoSuchGpu, _("there is no GPU on this host"))
+    settings = by_key(service)
+    ours = str(places.file)
+    named = [gpu.address for gpu in gpus]
+    seen: Seen | None
+    try:
+        seen = look(machine, service_seen(address), named)
+    except NoSuchGpu:
+        seen = None
+    found = gathered({"desktop": lambda: desktop.look(Files(machine))})["desktop"]
+    desk = found if isinstance(found, desktop.Desktop) else desktop.Desktop()
+    others = {key: each for key, each in settings.items() if each["origin"] not in {ours, "default"}}
+    tables = frozenset(key.partition("[")[2].partition("]")[0] for key in settings if key.startswith("gpu["))
+    return _Sight(gpus, others, tables, seen, desk, Files(machine))
+
+
+def _in_general(sight: _Sight) -> list[Finding]:
+    """What is in the way whatever the answers are."""
+    if sight.seen is None:
+        warning(
+            _(
+                "this machine could not be looked at, so nothing is said of what may be in the way: {command}",
+                command="gpuswitchctl doctor",
+            )
+        )
+        return []
+    return [each for each in findings(sight.seen) if not each.subject and each.severity and each.kind != "hook"]
+
+
+def _about(sight: _Sight, wanted: Sequence[Wanted]) -> list[Finding]:
+    """What is in the way of these GPUs, but for what the file answers."""
+    if sight.seen is None:
+        return []
+    answered = {each.address: _ANSWERED if each.desk is None else _ANSWERED_BY_THE_DESK for each in wanted}
+    return [
+        each
+        for each in findings(sight.seen)
+        if each.subject in answered and each.severity and each.kind not in answered[each.subject]
+    ]
+
+
+def _booted(sight: _Sight, address: str) -> bool:
+    """Whether the machine booted on it, as far as anybody can tell."""
+    facts = sight.seen.facts if sight.seen else None
+    gpus = sight.seen.gpus if sight.seen else ()
+    return facts is not None and any(
+        function.boot_display for gpu in gpus if str(gpu.address) == address for function in gpu.present(facts)
+    )
+
+
+def _show(found: Sequence[Finding]) -> None:
+    for each in sorted(found, key=lambda finding: -finding.severity):
+        show_finding(each)
+
+
+def _problems(found: Iterable[Finding]) -> bool:
+    return any(each.severity is Severity.PROBLEM for each in found)
+
+
+# What is wanted ------------------------------------------------------------------------------------------------------
+
+
+def _answers(args: Namespace, sight: _Sight, *, asking: bool) -> tuple[list[Wanted], str]:
+    """The GPUs as they are to be configured, and the virtual machine ("" none).
+
+    Raises:
+        CtlError: an answer is missing, or makes no sense.
+        KeyboardInterrupt: ^C.
+    """
+    gpus = _which(args, sight, asking=asking)
+    screens = args.screens or _screens(gpus, sight, asking=asking)
+    if screens == _ONE and len(gpus) > 1:
+        raise CtlError.of(
+            InvalidArgument, _("cannot set up several GPUs with one screen: set up the one that draws on it")
+        )
+    _refuse_a_dark_start(screens, args.at_boot)
+    taken = {each.name.casefold() for each in sight.gpus if each.name and each not in gpus}
+    wanted = []
+    for gpu in gpus:
+        _refuse_a_second_table(gpu, sight)
+        name = args.name or _name(gpu, taken, asking=asking and len(gpus) == 1)
+        taken.add(name.casefold())
+        wanted.append(_wanted(gpu, name, screens, sight))
+    at_boot = args.at_boot or (_at_boot() if asking and screens == _TWO else "keep")
+    wanted = [each._replace(at_boot=at_boot) for each in wanted]
+    return wanted, _machine(args, sight, asking=asking)
+
+
+def _which(args: Namespace, sight: _Sight, *, asking: bool) -> list[Gpu]:
+    if args.gpus:
+        found = {gpu.path: gpu for gpu in (_named(each, sight) for each in args.gpus)}
+        return list(found.values())
+    candidates = [gpu for gpu in sight.gpus if not _booted(sight, gpu.address)]
+    likely = candidates[0] if len(candidates) == 1 else sight.gpus[0] if len(sight.gpus) == 1 else None
+    if len(sight.gpus) == 1:
+        _tell(args, _("GPU: {gpu}", gpu=_title(sight.gpus[0], sight)))
+        return [sight.gpus[0]]
+    if not asking:
+        if likely is not None:
+            return [likely]
+        known = ", ".join(gpu.title for gpu in sight.gpus)
+        raise CtlError.of(InvalidArgument, _("cannot tell which GPU is meant: say --gpu, one of {gpus}", gpus=known))
+    for number, gpu in enumerate(sight.gpus, 1):
+        line(f"  {number}  {_title(gpu, sight)}")
+    default = str(sight.gpus.index(likely) + 1) if likely else ""
+    while True:
+        said = _said(_("Which GPU is to go to virtual machines (a number, or several)?"), default)
+        try:
+            found = {
+                gpu.path: gpu for gpu in (_named(each, sight, numbers=True) for each in said.replace(",", " ").split())
+            }
+        except CtlError as error:
+            problem(str(error))
+            continue
+        if found:
+            return list(found.values())
+
+
+def _tell(args: Namespace, text: str) -> None:
+    """A line, where people read what comes."""
+    if not args.json:
+        line(text)
+
+
+def _named(word: str, sight: _Sight, *, numbers: bool = False) -> Gpu:
+    if numbers and word.isdecimal() and 1 <= int(word) <= len(sight.gpus):
+        return sight.gpus[int(word) - 1]
+    for gpu in sight.gpus:
+        addresses = [gpu.address, *(str(each[0]) for each in gpu.properties["Functions"])]
+        if word.casefold() in {
+            gpu.name.casefold() or gpu.address,
+            *addresses,
+            *(a.removeprefix("0000:") for a in addresses),
+        }:
+            return gpu
+    known = ", ".join(gpu.title for gpu in sight.gpus)
+    raise CtlError.of(NoSuchGpu, _("no GPU is named {name}; this host has {gpus}", name=repr(word[:80]), gpus=known))
+
+
+def _title(gpu: Gpu, sight: _Sight) -> str:
+    text = f"{gpu.title}  {gpu.properties['Model'] or gpu.properties['Vendor']}"
+    return _("{gpu}  (the machine boots on it)", gpu=text) if _booted(sight, gpu.address) else text
+
+
+def _screens(gpus: Sequence[Gpu], sight: _Sight, *, asking: bool) -> str:
+    if len(sight.gpus) == len(gpus) == 1:
+        return _ONE
+    booted = any(_booted(sight, gpu.address) for gpu in gpus)
+    if not asking:
+        if booted or sight.seen is None:
+            text = _(
+                "cannot tell where the desktop draws: say --screens one (on this GPU), or --screens two (on another)"
+            )
+            raise CtlError.of(InvalidArgument, text)
+        return _TWO
+    question = _("Does the desktop draw on this GPU, so that it ends meanwhile (1), or on another one (2)?")
+    while True:
+        said = _said(question, "1" if booted else "2")
+        if said in {"1", _ONE}:
+            return _ONE
+        if said in {"2", _TWO}:
+            return _TWO
+
+
+def _name(gpu: Gpu, taken: set[str], *, asking: bool) -> str:
+    name = gpu.name or name_for(gpu.properties["Model"], taken)
+    return _said(_("What is it to be called?"), name) if asking and not gpu.name else name
+
+
+def _at_boot() -> str:
+    question = _("Where is it to be when the machine has started: as it is found (k), on vfio (v), on the host (h)?")
+    while True:
+        said = _said(question, "k")
+        if said[:1] in _AT_BOOT:
+            return _AT_BOOT[said[:1]]
+
+
+def _refuse_a_second_table(gpu: Gpu, sight: _Sight) -> None:
+    """A table is known by the address that it has, else by what it matches. One that has a GPU by the address of
+    another function, or by `match` alone, would be beside one with the GPU's own.
+
+    Raises:
+        CtlError: there is one.
+    """
+    if not gpu.properties["Managed"] or gpu.address in sight.with_tables:
+        return
+    own = tuple(f"gpu[{each.address}]" for each in sight.gpus)
+    files = {
+        each["origin"] for key, each in sight.settings.items() if key.startswith("gpu[") and not key.startswith(own)
+    }
+    text = _(
+        "cannot set up {gpu}: it has a table already that does not name it by this address, in {file}; a second one "
+        "would be in its way: complete that one, or take it out",
+        gpu=gpu.title,
+        file=", ".join(sorted(files)),
+    )
+    raise CtlError.of(ConfigError, text)
+
+
+def _wanted(gpu: Gpu, name: str, screens: str, sight: _Sight) -> Wanted:
+    table = f"gpu[{gpu.address}]"
+    others = [each.properties["Match"] for each in sight.gpus if each.path != gpu.path]
+    # Where somebody has said already what it is told by, that holds: both together may fit nothing.
+    elsewhere = any(key.startswith(f"{table}.match") for key in sight.settings)
+    units = sight.settings.get(f"{table}.stop_units") or sight.settings.get("defaults.stop_units")
+    desk = None
+    if screens == _ONE:
+        desk = Desk(sight.desk.manager, sight.desk.is_really, sight.desk.may_outlive_its_manager)
+    return Wanted(
+        gpu.address,
+        name,
+        gpu.properties["Model"],
+        {} if elsewhere else match_of(gpu.properties["Match"], others),
+        allow_boot_display=screens == _ONE or _booted(sight, gpu.address),
+        stop_units=tomllib.loads(f"units = {units['value']}")["units"] if units else (),
+        desk=desk,
+    )
+
+
+def _machine(args: Namespace, sight: _Sight, *, asking: bool) -> str:
+    if args.vm:
+        return machines.named(args.vm, machines.names(sight.files.asked))
+    known = machines.names(sight.files.asked) if asking else None
+    if not known:
+        return ""
+    for number, name in enumerate(known, 1):
+        line(f"  {number}  {name}")
+    while True:
+        said = _said(_("Which virtual machine gets it (a number; nothing: later)?"), "")
+        if not said:
+            return ""
+        if said.isdecimal() and 1 <= int(said) <= len(known):
+            return known[int(said) - 1]
+        try:
+            return machines.named(said, known)
+        except CtlError as error:
+            problem(str(error))
+
+
+def _said(question: str, default: str) -> str:
+    """The answer; `default` for an empty one.
+
+    Raises:
+        CtlError: there is none, and never will be.
+        KeyboardInterrupt: ^C.
+    """
+    said = answer(f"{question} [{default}] " if default else f"{question} ")
+    if said is None:
+        raise CtlError.of(Failed, _(_NO_ANSWER), is_whole=True)
+    return said or default
+
+
+# What is written -----------------------------------------------------------------------------------------------------
+
+
+def _checked(places: Places, text: str) -> Verdict:
+    """What the service would say of the configuration with this file in it.
+
+    Raises:
+        CtlError: it would refuse it.
+    """
+    with tempfile.TemporaryDirectory(prefix="gpuswitch-setup-") as folder:
+        copy = Path(folder) / "copy.toml"
+        copy.write_text(text)
+        copy.chmod(0o644)
+        verdict = judged(places.configuration, file=places.file, copy=copy)
+    if verdict.faults:
+        verdict.tell()
+        text = _(
+            "cannot use the configuration with what setup would write in it: {fault}; nothing is changed; to put a "
+            "file right: {command}",
+            fault=verdict.faults[0]["text"],
+            command="gpuswitchctl config edit",
+        )
+        raise CtlError.of(ConfigError, text)
+    return verdict
+
+
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CtlError.of(Failed, _("cannot read {file}: {why}", file=file, why=error.strerror)) from error
+
+
+def _propose(file: Path, decided: _Decided) -> None:
+    """Show what would change."""
+    if not decided.changes:
+        line(_("nothing is to be written: {file} says all of this already", file=file))
+        return
+    old = (decided.before or "").splitlines()
+    name = str(file) if decided.before is not None else "/dev/null"
+    for each in difflib.unified_diff(old, decided.text.splitlines(), name, str(file), lineterm="", n=1000):
+        colour = {"+": "32", "-": "31"}.get(each[:1], "") if in_colour(sys.stdout) else ""
+        write(f"\x1b[{colour}m{clean(each)}\x1b[0m" if colour else clean(each))
+
+
+def _tell_of_the_desk(desk: desktop.Desktop) -> None:
+    """What was found that draws on the only screen."""
+    if desk.manager:
+        line(_("display manager: {unit}; it ends before the GPU goes, and comes back with it", unit=desk.is_really))
+    else:
+        line(_("display manager: none"))
+    if (session := desk.session) is not None and not session.greeter:
+        what = " ".join(filter(None, (session.type, session.desktop)))
+        line(_("session {id} of {user}: {what}", id=session.id, user=session.user, what=what))
+    if desk.started_by_hand:
+        line(
+            _(
+                "no display manager brings the desktop back: start it by hand when the GPU is back, or name a unit "
+                "that does: after_host in gpuswitch.toml(5)"
+            )
+        )
+
+
+def _agree() -> None:
+    if _said(_("Write this? [y/N]"), "") not in {"y", "yes", *_("y yes").split()}:
+        raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))
+
+
+def _write(kept: KeptFiles, file: Path, text: str) -> None:
+    try:
+        kept.write({file: text.encode()})
+    except ChangedError as error:
+        raise _changed_by_somebody(error.file) from None
+
+
+def _changed_by_somebody(file: Path) -> CtlError:
+    text = _(
+        "cannot write {file}: somebody has changed it since setup wrote it; give it another name there to keep that, "
+        "or: {command}",
+        file=file,
+        command="gpuswitchctl setup undo --force",
+    )
+    return CtlError.of(Failed, text)
+
+
+def _in_force(args: Namespace, file: Path) -> list[str]:
+    try:
+        return reload(args.bus, file)
+    except CtlError as error:
+        text = _("{error}; to take it back: {command}", error=error, command="gpuswitchctl setup undo")
+        raise CtlError(text, error.exit_code, name=error.name) from None
+
+
+# What comes then -----------------------------------------------------------------------------------------------------
+
+
+def _hook(sight: _Sight, *, run: bool) -> str:
+    """Whether libvirt runs the hook, in a sentence; a libvirt that may know of none is had to look again."""
+    found = [each for each in findings(sight.seen) if each.kind == "hook"] if sight.seen else []
+    if not found:
+        return _("libvirt is not installed, or was not looked at: virtual machines get GPUs once it is")
+    [hook] = found[:1]
+    if hook.severity is Severity.OK:
+        return _("the hook is installed, and libvirt runs it")
+    for command in hook.commands:
+        if run and command.startswith("systemctl reload ") and sight.files.asked(*command.split()) is not None:
+            return _("libvirt was reloaded, and sees the hook now: {command}", command=command)
+    return _(
+        "{reason}; to mend it: {command}", reason=in_their_language(hook.reason), command=" && ".join(hook.commands)
+    )
+
+
+def _of_the_machine(vm: str, wanted: Sequence[Wanted], sight: _Sight) -> list[str]:
+    """The commands that give the virtual machine what it lacks."""
+    if not vm:
+        return []
+    chosen = {each.address for each in wanted}
+    functions = [str(each[0]) for gpu in sight.gpus if gpu.address in chosen for each in gpu.properties["Functions"]]
+    return [machines.to_attach(vm, each) for each in machines.lacking(vm, functions, sight.files.asked)]
+
+
+def _tell_of_the_machine(vm: str, lines: Sequence[str]) -> None:
+    if lines:
+        line(
+            _(
+                "{machine} does not have all of it yet; setup leaves its definition alone. These lines add it:",
+                machine=vm,
+            )
+        )
+        for each in lines:
+            write(f"  {clean(each)}")
+    elif vm:
+        line(_("{machine} has all of it in its definition", machine=vm))
+
+
+def _trial(args: Namespace, wanted: Sequence[Wanted], *, stands_in_the_way: bool, asking: bool) -> int:
+    """Offer one."""
+    gpu = wanted[0]
+    command = f"gpuswitchctl trial {gpu.name} --seconds {TRIAL_SECONDS:g}"
+    if stands_in_the_way:
+        line(_("there are problems above: mend them first, then look again: {command}", command="gpuswitchctl doctor"))
+        return 0
+    if not asking:
+        line(_("to try it: {command}", command=command))
+        return 0
+    if gpu.desk is not None:
+        line(
+            _(
+                "a trial ends the desktop, and the screen is dark for {seconds} s: save your work first",
+                seconds=f"{TRIAL_SECONDS:g}",
+            )
+        )
+    question = _("Try it now: to vfio, and home by itself after {seconds} s? [y/N] ", seconds=f"{TRIAL_SECONDS:g}")
+    try:
+        said = answer(question)
+    except KeyboardInterrupt:
+        raise CtlError.interrupted(
+            _("interrupted; what setup wrote stays; to try it: {command}", command=command)
+        ) from None
+    if said not in {"y", "yes", *_("y yes").split()}:
+        line(_("to try it: {command}", command=command))
+        return 0
+    from gpuswitch.cli.trial import trial  # noqa: PLC0415 -- for who wants one
+
+    given = {"gpu": gpu.name, "seconds": TRIAL_SECONDS, "busy": None, "wait": None, "stop_unit": [], "target": "vfio"}
+    with closing(Service.connect(args.bus)) as service:
+        return trial(service, Namespace(**given, yes=True, json=False, timeout=None, no_wait=False, bus=args.bus))
