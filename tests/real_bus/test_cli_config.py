@@ -142,7 +142,8 @@ def test_the_service_program_itself_checks_with_its_variables(tmp_path: Path) ->
     checked = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stdout) == (0, "")
     assert checked.stderr.startswith(
-        'gpuswitchd: warning: the [[gpu]] table of 0000:01:00.0 has host_driver = "nvida", and nothing brings that: '
+        "gpuswitchd: warning: the [[gpu]] table of geforce (0000:01:00.0) "
+        'has host_driver = "nvida", and nothing brings that: '
     )
     right = environment(GPUSWITCH_METRICS__PORT="9752")
     told = subprocess.run([*command, "--json"], env=right, capture_output=True, text=True, check=False)
