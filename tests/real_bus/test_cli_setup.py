@@ -21,6 +21,9 @@ from tests.harness.service.services import Service, environment
 from tests.harness.service.terminal import END, INTERRUPT, Terminal
 from tests.real_bus.conftest import Start
 
+pytestmark = pytest.mark.timeout(300)
+"""Each setup is a dozen short processes and a few of the service's own checks."""
+
 QUIET = "[metrics]\nenabled = false\n"
 SETS_UP = """
 import pickle, sys

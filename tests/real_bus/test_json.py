@@ -255,7 +255,7 @@ async def test_what_waits_for_people_says_for_whom_and_can_be_cancelled(
 async def test_an_interrupt_is_told_after_what_was_seen(start: Start, environ: dict[str, str]) -> None:
     await start("laptop", f"unbind@{SOUND}=hang", config=CONFIG)
     with going_on(environ, "to-vfio", "geforce") as (process, coming):
-        while next(coming)["kind"] != "unbind":
+        while next(coming).get("kind") != "unbind":
             """It is at the steps before."""
         process.send_signal(signal.SIGINT)
         *_, last = coming
