@@ -137,7 +137,8 @@ def test_facts_of_modules(harness: Suite) -> None:
     """No profile names bochs; and no firmware left a frame buffer here."""
     program = hold_open(harness.machine, node_of_sound(harness.machine))
     [facts] = outcomes(harness, ["look"])
-    assert facts["modules"][AUDIO_DRIVER] == {"references": 1, "users": [], "version": "", "modeset": False}
+    expected = {"references": 1, "users": [], "version": "", "modeset": False, "built_in": False}
+    assert facts["modules"][AUDIO_DRIVER] == expected
     assert set(facts["modules"]) <= {AUDIO_DRIVER, "xhci_pci"}
     assert facts["boot_framebuffers"] == []
     harness.machine.sh(f"kill {program}")
