@@ -21,7 +21,7 @@ from tests.harness.service.services import Service, environment
 from tests.harness.service.terminal import END, INTERRUPT, Terminal
 from tests.real_bus.conftest import Start
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(120)
 """Each setup is a dozen short processes and a few of the service's own checks."""
 
 QUIET = "[metrics]\nenabled = false\n"
@@ -129,7 +129,7 @@ def sit(start: Start, private_bus: PrivateBus, tmp_path: Path) -> Sit:
         made.program("loginctl", LOGINCTL.format(type="wayland", desktop="GNOME", service="gdm-password"))
         made.unit("display-manager.service", Id="lightdm.service")
         service = await start(scenario, config=config)
-        environ = environment(GPUSWITCH_BUS=private_bus.address, TERM="xterm", NO_COLOR="1")
+        environ = environment(GPUSWITCH_BUS=private_bus.address, TERM="xterm", NO_COLOR="1", COLUMNS="200")
         return Desk(made, service, tmp_path, environ)
 
     return sit
