@@ -223,7 +223,9 @@ class Service:
         """Give up what was subscribed to by this rule; what is kept of it already comes all the same."""
         text = rule.serialise()
         self._rules = [each for each in self._rules if each.serialise() != text]
-        self.ask(message_bus.RemoveMatch(rule))
+        # Nobody needs the answer, and it is an error where dbus-daemon has dropped the rule with the process that it
+        # was about (bus_matchmaker_disconnected in its bus/signals.c).
+        self._given_up.add(self.send(message_bus.RemoveMatch(rule)))
 
     def next_event(self, deadline: float | None = None) -> Signal | int | None:
         """A signal that was subscribed to, or the serial number of an answer that has come, for `answer`.

@@ -113,10 +113,12 @@ class Connection:
     def __init__(self) -> None:
         self.outgoing_serial = itertools.count(1)
         self.incoming: list[Message] = []
+        self.sent: list[Message] = []
         self.selector = SimpleNamespace(select=lambda _seconds: [])
 
     def send(self, message: Message, serial: int) -> None:
         message.header.serial = serial
+        self.sent.append(message)
 
     def receive(self, *, timeout: float) -> Message:
         assert timeout == 0
@@ -161,6 +163,17 @@ def test_what_came_while_an_answer_was_waited_for_is_offered_in_its_order() -> N
         if isinstance(event, int):
             service.answer(event)
     assert offered == [numbers[0], "StepChanged", numbers[1], "StepChanged"]
+
+
+def test_a_rule_that_the_bus_has_dropped_already_is_given_up_all_the_same() -> None:
+    connection = Connection()
+    service = Service(cast("DBusConnection", connection), None)
+    rule = MatchRule(type="signal", sender=":1.1")
+    service.unsubscribe(rule)
+    connection.incoming = [
+        new_error(connection.sent[0], "org.freedesktop.DBus.Error.MatchRuleNotFound", "s", ("not found",))
+    ]
+    assert service.next_event(0.0) is None
 
 
 def test_an_answer_that_was_interrupted_is_offered_to_nobody() -> None:
