@@ -27,7 +27,7 @@ from jeepney import (
 from jeepney.auth import AuthenticationError
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
-from gpuswitch.cli.failures import AskedForError, CtlError
+from gpuswitch.cli.failures import AskedForError, CtlError, called
 from gpuswitch.cli.interrupts import INTERRUPTS
 from gpuswitch.cli.translate import _, is_english, reworded
 from gpuswitch.errors import (
@@ -439,8 +439,7 @@ class Gpu:
 
 def title_of(properties: Mapping[str, Any]) -> str:
     """`Gpu.title`, of its properties."""
-    name, address = properties["Name"], properties["Address"]
-    return f"{name} ({address})" if name else str(address)
+    return called(properties["Name"], properties["Address"])
 
 
 def gpus_named(service: Service, selectors: Sequence[str]) -> list[Gpu]:

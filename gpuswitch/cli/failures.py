@@ -14,6 +14,11 @@ _NOTHING_CHANGED = frozenset({2, 3, 4})
 _OF_BLOCKER = ("kind", "text", "error")
 
 
+def called(name: str, address: str) -> str:
+    """What a GPU is called in sentences: `rtx3070 (0000:01:00.0)`, or its address alone."""
+    return f"{name} ({address})" if name else address
+
+
 class CtlError(Exception):
     """Text for a person, an exit status, and what programs get: the `name` of the error, the `blockers` of a refusal,
     and the address and the name of the `gpu` that it is about, where that is one.
@@ -53,7 +58,7 @@ class CtlError(Exception):
     @property
     def title(self) -> str:
         """What the GPU that it is about is called in sentences; "" where it is about none."""
-        return f"{self.gpu_name} ({self.gpu})" if self.gpu_name else self.gpu or ""
+        return called(self.gpu_name, self.gpu or "")
 
     def as_json(self) -> dict[str, Any]:
         """docs/json.md has the form."""

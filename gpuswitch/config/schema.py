@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from gpuswitch.config.shown import shown
+from gpuswitch.config.shown import called, shown
 from gpuswitch.errors import InvalidArgument
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, named_for_vfio
@@ -386,7 +386,7 @@ class GpuTable(Defaults):
     @property
     def called(self) -> str:
         """The same to a person."""
-        return f"{self.name} ({self.label})" if self.name else self.label
+        return called(self.name, self.label)
 
 
 class Deadlines(Table):

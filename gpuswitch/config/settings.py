@@ -31,6 +31,7 @@ from gpuswitch.config.schema import (
     Text,
     Variables,
 )
+from gpuswitch.config.shown import called
 from gpuswitch.errors import ConfigError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.match import Match
@@ -70,7 +71,7 @@ class GpuConfig:
     @property
     def called(self) -> str:
         """The same to a person."""
-        return f"{self.name} ({self.label})" if self.name else self.label
+        return called(self.name, self.label)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A value of the configuration, as a person is told of it."""
+"""A value of the configuration, and the GPU that it is about, as a person is told of them."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def shown(value: object) -> str:
         return reprlib.repr(value)
     except ValueError:  # Python does not write a number of more than 4300 digits, but reads it in hex
         return "a number that is too long"
+
+
+def called(name: str, what: object) -> str:
+    """What a GPU is called in sentences: `rtx3070 (0000:01:00.0)`; by what it is alone where it has no name."""
+    return f"{name} ({what})" if name else str(what)

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 
+from gpuswitch.config.shown import called
 from gpuswitch.errors import Failed, GpuswitchError, KernelError
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.observe import whereabouts
@@ -68,8 +69,7 @@ class AtBootSwitches:
         try:
             note = self._notes.load()
         except Failed as error:
-            for actor in filter(_is_missing, wanted):
-                _stays(actor, Sentence.of(error))
+            _stay(wanted, Sentence.of(error))
             return
         if note.over:
             return
@@ -79,8 +79,7 @@ class AtBootSwitches:
                 # Side by side, they would stand in each other's way at the driver that they share.
                 note = await self._one(actor, note)
         else:
-            for actor in filter(_is_missing, wanted):
-                _stays(actor, why)
+            _stay(wanted, why)
         with suppress(Failed):
             # Else the next start finds that the machine has started.
             self._notes.save(BootNote(note.begun, over=True))
@@ -199,11 +198,17 @@ def _is_to_leave(actor: Actor) -> bool:
     return _target(actor) is State.VFIO and actor.state is not State.VFIO
 
 
+def _stay(wanted: Iterable[Actor], why: Sentence) -> None:
+    """None of these that should be elsewhere by now is moved."""
+    for actor in filter(_is_missing, wanted):
+        _stays(actor, why)
+
+
 def _stays(actor: Actor, why: Sentence) -> None:
     """It is not where it is wanted: whoever looks at it is told, until it moves."""
     record = actor.record
-    address, name, target = record.gpu.address, record.own_config.name, _target(actor)
-    gpu = f"{name} ({address})" if name else str(address)
+    address, target = record.gpu.address, _target(actor)
+    gpu = called(record.own_config.name, address)
     if record.state.stable:
         text = Sentence(
             "at_boot is {target}, and {gpu} stays {place}: {why}", target=target, gpu=gpu, place=record.place(), why=why

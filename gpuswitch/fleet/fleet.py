@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator,
 from typing import Any
 
 from gpuswitch.config.settings import Config
+from gpuswitch.config.shown import called
 from gpuswitch.errors import Failed, InvalidArgument, KernelError, NoSuchGpu, NotViable
 from gpuswitch.fleet.at_boot import AtBootSwitches
 from gpuswitch.fleet.fitting import fitted
@@ -423,8 +424,7 @@ class Fleet:
         )
 
     def _names(self) -> str:
-        named = ((address, self.config.gpu(address).name) for address in sorted(self.actors))
-        return ", ".join(f"{name} ({address})" if name else str(address) for address, name in named) or Sentence("none")
+        return ", ".join(called(self.config.gpu(a).name, a) for a in sorted(self.actors)) or Sentence("none")
 
 
 def _said(misfits: Iterable[Misfit]) -> Sentence:
