@@ -6,11 +6,17 @@ import sys
 from collections.abc import Callable
 
 from gpuswitch.cli.output import on_terminal
+from gpuswitch.cli.translate import _
 
 
 def can_ask() -> bool:
     """Whether somebody is there who would see a question, and can answer it."""
     return sys.stdin.isatty() and sys.stderr.isatty() and on_terminal(sys.stdout)
+
+
+def agrees(said: str | None) -> bool:
+    """Whether an answer is a yes, in English or in this language."""
+    return said in {"y", "yes", *_("y yes").split()}
 
 
 def answer(question: str, typed: Callable[[int], bool] = lambda _: True) -> str | None:

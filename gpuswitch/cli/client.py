@@ -111,6 +111,13 @@ class Service:
 
     # What it knows --------------------------------------------------------------------------------------------------
 
+    def runs(self, seconds: float = ANSWER_SECONDS) -> bool:
+        """Whether it does. It is not started for that, as it would be by a call."""
+        return bool(self.ask(message_bus.NameHasOwner(NAME), seconds).body[0])
+
+    def version(self, seconds: float = ANSWER_SECONDS) -> str:
+        return str(self.ask(call(NAME, ROOT, PROPERTIES, "Get", "ss", MANAGER, "Version"), seconds).body[0][1])
+
     def owner(self) -> str:
         """The process that is the service now, as the bus calls it. It is started first where the bus can do that."""
         reply = self.ask(call(NAME, ROOT, PEER, "Ping"))

@@ -176,9 +176,7 @@ def _from_service(bus: str | None, ask: Callable[[Service], list[Candidate]]) ->
     """What the service knows; nothing where it does not run, and it is not started for this."""
     import signal  # noqa: PLC0415 -- most completions are of verbs and options, which need none of these
 
-    from jeepney import message_bus  # noqa: PLC0415 -- as above
-
-    from gpuswitch.cli.client import NAME, Service  # noqa: PLC0415 -- as above
+    from gpuswitch.cli.client import Service  # noqa: PLC0415 -- as above
     from gpuswitch.cli.failures import CtlError  # noqa: PLC0415 -- as above
 
     signal.signal(signal.SIGALRM, _too_late)
@@ -187,7 +185,7 @@ def _from_service(bus: str | None, ask: Callable[[Service], list[Candidate]]) ->
     with suppress(CtlError, TimeoutError):
         try:
             with closing(Service.connect(bus)) as service:
-                return ask(service) if service.ask(message_bus.NameHasOwner(NAME)).body[0] else []
+                return ask(service) if service.runs() else []
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     return []

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
-from gpuswitch.cli.client import NAME, PROPERTIES, ROOT, Gpu, call
+from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.client import Service as Bus
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.layout import hung
@@ -58,21 +58,17 @@ def service_seen(address: str | None) -> Service:
     """What it says of itself. That the bus has nobody of that name is no fault."""
     try:
         with closing(Bus.connect(address)) as bus:
-            owned = call(
-                "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "NameHasOwner", "s", NAME
-            )
-            return _asked(bus, address) if bus.ask(owned, _BUS_SECONDS).body[0] else Service()
+            return _asked(bus, address) if bus.runs(_BUS_SECONDS) else Service()
     except CtlError as error:
         return Service(why=str(error))
 
 
 def _asked(bus: Bus, address: str | None) -> Service:
-    version = call(NAME, ROOT, PROPERTIES, "Get", "ss", f"{NAME}.Manager", "Version")
     # One on another bus was started by hand, and has another configuration than the one in /etc.
     settings = bus.config() if address is None else []
     return Service(
         running=True,
-        version=str(bus.ask(version, _BUS_SECONDS).body[0][1]),
+        version=bus.version(_BUS_SECONDS),
         settings={each["key"]: each["value"] for each in settings},
         by_variables=frozenset(each["key"] for each in settings if str(each["origin"]).startswith("the variable ")),
         gpus={gpu.address: _told(gpu) for gpu in bus.gpus()},

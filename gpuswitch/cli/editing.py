@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 from gpuswitch.cli.asking import answer
 from gpuswitch.cli.configuration import DIRECTORY, judged
+from gpuswitch.cli.disk import sync
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import line, problem
 from gpuswitch.cli.reloading import reload
@@ -139,7 +140,7 @@ class Draft:
             self._as_the_file(stream.fileno())
             os.fsync(stream.fileno())
         self.path.replace(self._target)
-        _sync(self._target.parent)
+        sync(self._target.parent)
         return True
 
     def _content(self) -> bytes | None:
@@ -350,11 +351,3 @@ def _cannot(file: Path, error: OSError) -> CtlError:
     if error.errno in {errno.EACCES, errno.EPERM}:
         text = _("{text}; it takes root: sudo gpuswitchctl config edit", text=text)
     return CtlError.of(Failed, text)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

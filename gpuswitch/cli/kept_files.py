@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gpuswitch.cli.disk import sync
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.translate import _
 from gpuswitch.errors import Failed, InProgress
@@ -185,7 +186,7 @@ class KeptFiles:
                 self._save(record)
             return
         (self.folder / _RECORD).unlink(missing_ok=True)
-        _sync(self.folder)
+        sync(self.folder)
         for each in self.folder.iterdir():
             each.unlink()
         with suppress(OSError):
@@ -274,7 +275,7 @@ def _put(file: Path, content: bytes | None, status: Mapping[str, Any] | None) ->
     _beside(file).unlink(missing_ok=True)
     file.unlink(missing_ok=True)
     if file.parent.exists():
-        _sync(file.parent)
+        sync(file.parent)
 
 
 def _replace(file: Path, content: bytes, status: Mapping[str, Any] | None, *, mode: int = 0o644) -> None:
@@ -299,16 +300,8 @@ def _replace(file: Path, content: bytes, status: Mapping[str, Any] | None, *, mo
         with suppress(OSError):
             new.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(file)) from error
-    _sync(file.parent)
+    sync(file.parent)
 
 
 def _beside(file: Path) -> Path:
     return file.with_name(f".{file.name}{_NEW}")
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
-from jeepney import message_bus
-
 from gpuswitch.cli.client import MANAGER, NAME, ROOT, Service, call
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.translate import _
@@ -29,8 +27,7 @@ def reload(address: str | None, file: Path) -> list[str]:
         return [_("nobody was told: {error}", error=error)]
     with closing(service):
         try:
-            # A call would start it.
-            if not service.ask(message_bus.NameHasOwner(NAME)).body[0]:
+            if not service.runs():
                 return [_("the service does not run, and reads it when it starts")]
             before = by_key(service)
             service.ask_allowed(call(NAME, ROOT, MANAGER, "Reload"))

@@ -21,11 +21,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from jeepney import message_bus
-
 from gpuswitch import __version__
 from gpuswitch.cli import sysfs
-from gpuswitch.cli.client import MANAGER, NAME, PEER, PROPERTIES, ROOT, Service, call
+from gpuswitch.cli.client import NAME, PEER, ROOT, Service, call
 from gpuswitch.cli.configuration import DIRECTORY, judged
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.journal import Line, UnreadableError, kernel_lines, service_lines
@@ -177,7 +175,7 @@ class _Report:
         with closing(service):
             try:
                 # Nobody is to be started by a report about why it does not run.
-                if not service.ask(message_bus.NameHasOwner(NAME), ANSWER_SECONDS).body[0]:
+                if not service.runs(ANSWER_SECONDS):
                     self._without_service("the service does not run")
                     return
                 # One that hangs is waited for once.
@@ -186,7 +184,7 @@ class _Report:
                 self._without_service(str(error))
                 return
             asked: tuple[tuple[str, Callable[[], Iterable[str]]], ...] = (
-                ("Version of the service", lambda: [_version_of(service)]),
+                ("Version of the service", lambda: [f"gpuswitchd {service.version()}"]),
                 ("Configuration in force", lambda: self._configuration(service)),
                 ("GPUs", lambda: self._gpus(service)),
                 (f"History, the last {SWITCHES}", lambda: self._history(service)),
@@ -318,11 +316,6 @@ def _fenced(title: str, lines: Sequence[str]) -> str:
 
 def _json(value: object, *, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, ensure_ascii=False)
-
-
-def _version_of(service: Service) -> str:
-    reply = service.ask(call(service.owner(), ROOT, PROPERTIES, "Get", "ss", MANAGER, "Version"))
-    return f"gpuswitchd {reply.body[0][1]}"
 
 
 def _versions() -> Iterator[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpuswitch.cli import machines
-from gpuswitch.cli.asking import answer, can_ask
+from gpuswitch.cli.asking import agrees, answer, can_ask
 from gpuswitch.cli.client import Gpu, Service
 from gpuswitch.cli.configuration import DIRECTORY, Verdict, judged
 from gpuswitch.cli.doctor import finding_record, in_their_language, service_seen, show_finding
@@ -60,8 +60,8 @@ class Places(NamedTuple):
 
 
 class _Sight(NamedTuple):
-    """What was seen. `seen`: None where the machine could not be looked at, or is not the one that the service has.
-    `settings` are those in force that others than this command have set, by key;
+    """What was seen. `seen`: None where the machine could not be looked at, or is not the one that the service has;
+    then there are no `findings` either. `settings` are those in force that others than this command have set, by key;
     `with_tables`: by what each table in force is known, an address or what it matches.
     """
 
@@ -69,6 +69,7 @@ class _Sight(NamedTuple):
     settings: Mapping[str, Setting]
     with_tables: frozenset[str]
     seen: Seen | None
+    findings: Sequence[Finding]
     desk: desktop.Desktop
     files: Files
 
@@ -274,7 +275,7 @@ def _look(service: Service, machine: Machine, address: str | None, places: Place
     desk = found if isinstance(found, desktop.Desktop) else desktop.Desktop()
     others = {key: each for key, each in settings.items() if each["origin"] not in {ours, "default"}}
     tables = frozenset(key.partition("[")[2].partition("]")[0] for key in settings if key.startswith("gpu["))
-    return _Sight(gpus, others, tables, seen, desk, Files(machine))
+    return _Sight(gpus, others, tables, seen, tuple(findings(seen)) if seen else (), desk, Files(machine))
 
 
 def _in_general(sight: _Sight) -> list[Finding]:
@@ -287,17 +288,15 @@ def _in_general(sight: _Sight) -> list[Finding]:
             )
         )
         return []
-    return [each for each in findings(sight.seen) if not each.subject and each.severity and each.kind != "hook"]
+    return [each for each in sight.findings if not each.subject and each.severity and each.kind != "hook"]
 
 
 def _about(sight: _Sight, wanted: Sequence[Wanted]) -> list[Finding]:
     """What is in the way of these GPUs, but for what the file answers."""
-    if sight.seen is None:
-        return []
     answered = {each.address: _ANSWERED if each.desk is None else _ANSWERED_BY_THE_DESK for each in wanted}
     return [
         each
-        for each in findings(sight.seen)
+        for each in sight.findings
         if each.subject in answered and each.severity and each.kind not in answered[each.subject]
     ]
 
@@ -579,7 +578,7 @@ def _tell_of_the_desk(desk: desktop.Desktop) -> None:
 
 
 def _agree() -> None:
-    if _said(_("Write this? [y/N]"), "") not in {"y", "yes", *_("y yes").split()}:
+    if not agrees(_said(_("Write this? [y/N]"), "")):
         raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))
 
 
@@ -613,7 +612,7 @@ def _in_force(args: Namespace, file: Path) -> list[str]:
 
 def _hook(sight: _Sight, *, run: bool) -> str:
     """Whether libvirt runs the hook, in a sentence; a libvirt that may know of none is had to look again."""
-    found = [each for each in findings(sight.seen) if each.kind == "hook"] if sight.seen else []
+    found = [each for each in sight.findings if each.kind == "hook"]
     if not found:
         return _("libvirt is not installed, or was not looked at: virtual machines get GPUs once it is")
     [hook] = found[:1]
@@ -674,7 +673,7 @@ def _trial(args: Namespace, wanted: Sequence[Wanted], *, stands_in_the_way: bool
         raise CtlError.interrupted(
             _("interrupted; what setup wrote stays; to try it: {command}", command=command)
         ) from None
-    if said not in {"y", "yes", *_("y yes").split()}:
+    if not agrees(said):
         line(_("to try it: {command}", command=command))
         return 0
     from gpuswitch.cli.trial import trial  # noqa: PLC0415 -- for who wants one

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gpuswitch.cli.asking import answer, can_ask
+from gpuswitch.cli.asking import agrees, answer, can_ask
 from gpuswitch.cli.client import Gpu, Options, Service, gpus_to_move, signals_of
 from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError
 from gpuswitch.cli.follow import Following
@@ -443,7 +443,7 @@ def ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options
             what=", ".join(ending),
         )
     )
-    if answer(_("Go on? [y/N] ")) not in {"y", "yes", *_("y yes").split()}:
+    if not agrees(answer(_("Go on? [y/N] "))):
         raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))
 
 

@@ -108,7 +108,7 @@ class Ownership:
     # What follows ---------------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        about(GPU=self.actor.gpu.address, OWNER=self.owner.name or self.owner.uuid)
+        about(GPU=self.actor.gpu.address, OWNER=self.owner.label)
         if self._to is Release.STAY and not self.waits_for_another:
             # Nothing is to be moved, so whoever has it open is in nobody's way; and he has it from somebody else.
             self.actor.record.awaited = False

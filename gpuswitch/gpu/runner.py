@@ -147,7 +147,7 @@ class Runner:
             GPU=record.gpu.address,
             SWITCH_ID=switch.id if switch else "",
             TARGET=switch.target if switch else "",
-            OWNER=(owner.name or owner.uuid) if owner else "",
+            OWNER=owner and owner.label,
             STEP="",
         )
 

@@ -74,7 +74,7 @@ class LogObserver:
 
 def _of(record: GpuRecord) -> dict[str, object]:
     owner = record.owner
-    return {"GPU": record.gpu.address, "STATE": record.state, "OWNER": owner and (owner.name or owner.uuid)}
+    return {"GPU": record.gpu.address, "STATE": record.state, "OWNER": owner and owner.label}
 
 
 def _of_switch(switch: Switch | None) -> dict[str, object]:

@@ -15,6 +15,11 @@ class Owner:
     uuid: str
 
     @property
+    def label(self) -> str:
+        """What it is known by: its name, else its UUID."""
+        return self.name or self.uuid
+
+    @property
     def words(self) -> Sentence:
         """It, in a sentence."""
         return Sentence("the virtual machine {name}", name=self.name)
