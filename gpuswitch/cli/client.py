@@ -230,8 +230,8 @@ class Service:
         """Give up what was subscribed to by this rule; what is kept of it already comes all the same."""
         text = rule.serialise()
         self._rules = [each for each in self._rules if each.serialise() != text]
-        # Nobody needs the answer, and it is an error where dbus-daemon has dropped the rule with the process that it
-        # was about (bus_matchmaker_disconnected in its bus/signals.c).
+        # Nobody needs the answer, and it may be an error: dbus-daemon drops a rule with the process that it is about,
+        # if that had rules of its own (rule_list_remove_by_connection in its bus/signals.c).
         self._given_up.add(self.send(message_bus.RemoveMatch(rule)))
 
     def next_event(self, deadline: float | None = None) -> Signal | int | None:
