@@ -283,7 +283,7 @@ def test_what_others_have_put_into_libvirts_hooks_stays(packaged: Container) -> 
 
 
 def test_a_package_does_not_go_over_make_install(boot: Boot, systems: Packaged, system: System) -> None:
-    both = boot([systems.packages, *system.upgradable], simulated())
+    both = boot([systems.packages, system.sources, system.project, systems.root], simulated())
     policy = "sha256sum /usr/share/polkit-1/*/*gpuswitch*"
     before = both.sh(policy).stdout
     refused = install(both, THIS, check=False)
@@ -298,7 +298,7 @@ def test_all_ways_know_what_make_install_put_elsewhere(
     boot: Boot, systems: Packaged, system: System, prefix: str
 ) -> None:
     """Its units win over those of the package, or it has the package's own folder."""
-    machine = boot([systems.packages, *system.bare])
+    machine = boot([system.sources, *systems.bare])
     make(machine, f"install PREFIX={prefix}")
     refused = make(machine, "install", check=False)
     assert refused.status != 0
