@@ -41,6 +41,8 @@ from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.gpu.observer import Observer
 from gpuswitch.history.history import History
 from gpuswitch.host.linux.host import LinuxHost
+from gpuswitch.host.linux.processes import LinuxProcesses
+from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.port import Host
 from gpuswitch.host.simulated.faultspec import inject
 from gpuswitch.host.simulated.scenarios import SCENARIOS
@@ -230,6 +232,8 @@ def _host(options: argparse.Namespace) -> Host:
     if not options.simulate:
         return LinuxHost()
     host = SCENARIOS[options.simulate]()
+    # Whoever asks for a GPU of it is a process of this machine.
+    host.processes.elsewhere = LinuxProcesses(Roots()).wait_for_change
     for fault in options.fault:
         inject(host, fault)
     return host

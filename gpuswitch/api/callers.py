@@ -10,7 +10,7 @@ from typing import TypeVar
 from gpuswitch.api.bus import Bus
 from gpuswitch.api.serving import caller
 from gpuswitch.errors import GpuswitchError
-from gpuswitch.model.holders import unit_and_session
+from gpuswitch.model.holders import Process, unit_and_session
 from gpuswitch.runtime.threads import run_in_thread
 from gpuswitch.switch.record import Requester
 
@@ -41,12 +41,29 @@ class Callers:
         return Requester(uid=caller().user, pid=pid, unit=unit, command=command)
 
 
+async def user_of(process: Process) -> int | None:
+    """Who runs this process, by its real uid; None: it has ended, or nobody can tell."""
+    return await _by(asyncio.get_running_loop().time() + SECONDS, partial(run_in_thread, partial(_user, process)))
+
+
 async def _by(end: float, ask: Callable[[], Awaitable[_T]]) -> _T | None:
     """The answer; None where it is not known, or not told by then, which is a time of the loop's clock."""
     with suppress(GpuswitchError, TimeoutError):
         async with asyncio.timeout_at(end):
             return await ask()
     return None
+
+
+def _user(process: Process) -> int | None:
+    # In this order: had another process got the number before the first of them was read, the second shows it.
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text("utf-8", errors="replace")
+        started = Path(f"/proc/{process.pid}/stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+    if int(started) != process.started:
+        return None
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Uid:"))
 
 
 def _process(pid: int) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from gpuswitch.api.encoders import (
 from gpuswitch.api.interface import Interface, Member, dbus_constant, dbus_method, dbus_property, dbus_signal
 from gpuswitch.api.metrics import Refusals
 from gpuswitch.api.options import options_of, trial_seconds
+from gpuswitch.api.permission import about, ends_more
 from gpuswitch.api.signatures import (
     Bool,
     Double,
@@ -42,7 +43,6 @@ from gpuswitch.model.states import State
 from gpuswitch.sentence import Sentence
 
 _TARGETS = {"host": State.HOST, "vfio": State.VFIO}
-_MOST_NAMED = 10
 _MOMENT = 0.1
 """Seconds."""
 _CLOCK_JUMPS = 0.5
@@ -247,24 +247,14 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     def actions(self, method: Member, arguments: Sequence[object]) -> Sequence[str]:
         """`FORCE` for options that end more than the configuration does: it goes for the method's own as well."""
-        rules, options = self._record.rules, self._options(method, arguments)
-        if options and options.ends_more(rules.busy, rules.stop_units):
+        options = self._options(method, arguments)
+        if options and ends_more(self._record, options):
             return [Action.FORCE]
         return super().actions(method, arguments)
 
     def about(self, method: Member, arguments: Sequence[object]) -> Mapping[str, str]:
         """The GPU, and what configuration and request say may be stopped for a switch of it."""
-        name = f"{self.name} ({self.address})" if self.name else f"{self.address} ({self.model})"
-        rules, options = self._record.rules, self._options(method, arguments)
-        if options is None:
-            return {"gpu": name, "stops": "-"}
-        stops = [*map(str, rules.stop_units), *options.stop_units, *(["sessions"] if rules.end_sessions else [])]
-        policy = options.policy(rules.busy)
-        stops += [f"programs ({policy})"] if policy.ends_programs else []
-        named = list(dict.fromkeys(stops))
-        # A caller chooses how many it names, and a dialog has room for some.
-        more = [f"and {len(named) - _MOST_NAMED} more"] if len(named) > _MOST_NAMED else []
-        return {"gpu": name, "stops": ", ".join([*named[:_MOST_NAMED], *more]) or "-"}
+        return about([self._record], self._options(method, arguments))
 
     def _options(self, method: Member, arguments: Sequence[object]) -> Options | None:
         """Those of the switch that this call asks for, its last argument; None: it asks for none."""

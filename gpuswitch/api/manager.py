@@ -5,16 +5,22 @@ introspection tells.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import cast
 
 from gpuswitch import __version__
 from gpuswitch.api.authority import Action
 from gpuswitch.api.encoders import entry_values, function_values, step_values
 from gpuswitch.api.interface import Interface, Member, dbus_constant, dbus_method
+from gpuswitch.api.options import options_of
 from gpuswitch.api.paths import path_of
-from gpuswitch.api.signatures import ObjectPath, Str, StrArray, UInt32, Values, ValuesArray, typed
+from gpuswitch.api.permission import about, actions_of
+from gpuswitch.api.signatures import Int64, ObjectPath, Str, StrArray, UInt32, Values, ValuesArray, typed
 from gpuswitch.api.vms import VirtualMachines
 from gpuswitch.fleet.fleet import Fleet
+from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.history.history import History
+from gpuswitch.model.holders import Process
+from gpuswitch.model.policy import Options
 
 
 class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
@@ -79,6 +85,18 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
         """
         return await self._vms.acquire(name, uuid, addresses)
 
+    @dbus_method(returns="functions", action=Action.SWITCH)
+    async def acquire_for_process(
+        self, pid: Int64, started: Int64, name: Str, gpus: StrArray, options: Values
+    ) -> StrArray:
+        """Hand these GPUs to a process of the caller's, until it has ended and nobody has them open; all or none.
+
+        It is told from others by its start (proc_pid_stat(5), field 22). GPUs by address or name; none: the only one.
+        Returns their functions when all are on vfio. A caller that leaves before has asked for nothing. Options as of
+        ToVfio.
+        """
+        return await self._vms.acquire_for_process(Process(pid, started), name, gpus, options_of(options))
+
     @dbus_method(action=Action.VM, outlives=True)
     def adopt_vm(self, name: Str, uuid: Str, addresses: StrArray) -> None:
         """This virtual machine runs, and has these functions."""
@@ -94,8 +112,21 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
         """Read the configuration again; one with a fault is refused whole, and the old one stays."""
         await self._reload()
 
+    def actions(self, method: Member, arguments: Sequence[object]) -> Sequence[str]:
+        """What the GPUs that a process is to have ask for."""
+        if method.action is not Action.SWITCH:
+            return super().actions(method, arguments)
+        return actions_of(*self._asked(arguments))
+
     def about(self, method: Member, arguments: Sequence[object]) -> Mapping[str, str]:
-        """For `VM`, the machine."""
+        """For `VM`, the machine; for `SWITCH`, the GPUs."""
+        if method.action is Action.SWITCH:
+            return about(*self._asked(arguments))
         if method.action is not Action.VM:
             return {}
         return {"machine": "".join(letter if letter.isprintable() else "?" for letter in str(arguments[0])[:80])}
+
+    def _asked(self, arguments: Sequence[object]) -> tuple[list[GpuRecord], Options]:
+        """The GPUs that are to be switched, and how: the last two arguments of whoever asks for that."""
+        selectors, options = cast("tuple[list[str], dict[str, object]]", tuple(arguments[-2:]))
+        return [actor.record for actor in self._vms.named(selectors)], options_of(options)

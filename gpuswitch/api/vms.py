@@ -1,17 +1,20 @@
-"""What libvirt's hook says of its virtual machines, checked before anybody acts on it."""
+"""What is said of virtual machines and processes that are to have GPUs, checked before anybody acts on it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from gpuswitch.api.bus import Bus
-from gpuswitch.api.callers import Callers
+from gpuswitch.api.callers import Callers, user_of
 from gpuswitch.api.metrics import Refusals
-from gpuswitch.errors import InvalidArgument
+from gpuswitch.errors import InvalidArgument, NotAuthorized
 from gpuswitch.fleet.fleet import Fleet
+from gpuswitch.gpu.actor import Actor
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.holders import Process
 from gpuswitch.model.owner import Owner
+from gpuswitch.model.policy import Options
 
 _LONGEST_NAME = 255
 _MOST_FUNCTIONS = 1024
@@ -37,6 +40,39 @@ class VirtualMachines:
         with self._refusals(gpu.address for gpu in named if self._fleet.config.gpu(gpu.address).managed):
             acquired = await self._fleet.owners.acquire(owner, functions, requester)
             return [str(actor.gpu.address) for actor in acquired]
+
+    def named(self, selectors: Sequence[str]) -> list[Actor]:
+        """The GPUs of these names or addresses, each once; the only one where none is named.
+
+        Raises:
+            NoSuchGpu: there is none; none is named, and there are several.
+        """
+        return list(dict.fromkeys(self._fleet.find(selector) for selector in selectors or [""]))
+
+    async def acquire_for_process(
+        self, process: Process, name: str, selectors: Sequence[str], options: Options
+    ) -> list[str]:
+        """The functions of these GPUs, in order, once they are on vfio and belong to that process of the caller's.
+
+        Cancelled, nothing was asked for.
+
+        Raises:
+            InvalidArgument: there is no such process.
+            NotAuthorized: it is somebody else's.
+        """
+        if not 0 < len(name) <= _LONGEST_NAME:
+            raise InvalidArgument(f"{name[:80]!r} is not the name of a process")
+        actors = self.named(selectors)
+        requester = await self._callers.requester()
+        user = await user_of(process)
+        if user is None:
+            raise InvalidArgument(f"there is no process {process.pid} that was started at {process.started}")
+        if requester.uid not in {0, user}:
+            raise NotAuthorized(f"process {process.pid} is not yours: it runs as uid {user}")
+        owner = Owner(f"{name} (pid {process.pid})", str(uuid4()), process)
+        with self._refusals(actor.gpu.address for actor in actors):
+            await self._fleet.owners.acquire_for_process(owner, actors, requester, options)
+        return [str(f.address) for actor in actors for f in actor.gpu.present(actor.record.facts)]
 
     def adopt(self, name: str, uuid: str, addresses: Sequence[str]) -> None:
         """See `Owners.adopt`."""

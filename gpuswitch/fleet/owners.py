@@ -1,6 +1,6 @@
-"""Virtual machines that ask for GPUs, have them, and are done with them.
+"""Virtual machines and processes that ask for GPUs, have them, and are done with them.
 
-Only managed GPUs are theirs to have; what else a machine names is none of our business. A machine gets all of its GPUs
+Only managed GPUs are a machine's to have; what else it names is none of our business. Whoever asks gets all of its GPUs
 or none.
 """
 
@@ -21,7 +21,7 @@ from gpuswitch.host.port import Host
 from gpuswitch.log.fields import about, told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.owner import Owner
-from gpuswitch.model.policy import Release
+from gpuswitch.model.policy import AS_CONFIGURED, Options, Release
 from gpuswitch.model.states import State
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.record import Requester, Result
@@ -77,16 +77,39 @@ class Owners:
         Raises:
             GpuswitchError: one of them cannot be had; all are as they were, or on their way there.
         """
-        actors = tuple(self._managed(addresses))
+        return await self._acquired(owner, tuple(self._managed(addresses)), frozenset(addresses), requester)
+
+    async def acquire_for_process(
+        self, owner: Owner, actors: Sequence[Actor], requester: Requester, options: Options
+    ) -> None:
+        """Hand these over to a process that runs, as to a machine. They come home when it has ended.
+
+        Cancelled, it takes all of it back.
+
+        Raises:
+            GpuswitchError: one of them cannot be had; all are as they were, or on their way there.
+        """
+        await self._acquired(owner, tuple(actors), frozenset(), requester, options)
+
+    async def _acquired(
+        self,
+        owner: Owner,
+        actors: tuple[Actor, ...],
+        addresses: frozenset[PciAddress],
+        requester: Requester,
+        options: Options = AS_CONFIGURED,
+    ) -> tuple[Actor, ...]:
+        """`addresses` are asked for, too, and are to move with them; they may be of others."""
         if not actors:
             return ()
         self._refuse(actors, owner)
         claims = self._claimed(actors, owner)
         # None of these is in the way of another: it moves too, or libvirt moves it.
-        together = frozenset(addresses).union(*(actor.gpu.functions for actor in actors))
+        together = addresses.union(*(actor.gpu.functions for actor in actors))
         for actor in actors:
             actor.record.asked_with = together
-        asking = asyncio.create_task(self._handed_over(claims, replace(requester, vm=owner.name)))
+        requester = replace(requester, vm=owner.name, for_process=owner.process is not None)
+        asking = asyncio.create_task(self._handed_over(claims, requester, options))
         self._asking[owner.uuid] = asking
         try:
             await asyncio.shield(asking)
@@ -107,7 +130,8 @@ class Owners:
             if self._ownerships.get(claim.actor.gpu.address) is claim:
                 claim.actor.keep()
                 claim.follow()
-                _mention_the_rest(claim.actor, owner, addresses)
+                if owner.process is None:
+                    _mention_the_rest(claim.actor, owner, addresses)
         return actors
 
     def adopt(self, owner: Owner, addresses: Collection[PciAddress]) -> None:
@@ -149,11 +173,7 @@ class Owners:
         """Those that somebody else has, and is not about to be done with."""
         taken = [a for a in actors if a.owner not in (None, owner) and not self._done_with(a)]
         if taken:
-            sentences = [
-                Sentence("{gpu} belongs to {owner}: shut that down first", gpu=a.gpu.address, owner=a.owner)
-                for a in taken
-            ]
-            raise Owned(Sentence.joined("\n", sentences))
+            raise Owned(Sentence.joined("\n", map(_belongs, taken)))
 
     def _done_with(self, actor: Actor) -> bool:
         ownership = self._ownerships.get(actor.gpu.address)
@@ -187,20 +207,20 @@ class Owners:
             return earlier.back_to if actor.record.awaited else earlier.where_to
         return Release.STAY if actor.state in {State.DETACHING, State.VFIO} else Release.HOST
 
-    async def _handed_over(self, claims: Sequence[Ownership], requester: Requester) -> None:
+    async def _handed_over(self, claims: Sequence[Ownership], requester: Requester, options: Options) -> None:
         about(OWNER=requester.vm)
         actors = [claim.actor for claim in claims]
-        seconds = min(actor.record.rules.acquire_seconds for actor in actors)
+        seconds = min(actor.record.rules.acquire_seconds for actor in actors) + (options.wait_seconds or 0.0)
         try:
             async with asyncio.timeout(seconds):
                 if len(actors) > 1:
-                    await _refuse_all(actors)
-                await _all_of(self._on_vfio(claim, requester) for claim in claims)
+                    await _refuse_all(actors, options)
+                await _all_of(self._on_vfio(claim, requester, options) for claim in claims)
         except TimeoutError:
             names = " and ".join(str(actor.gpu.address) for actor in actors)
             raise Timeout(f"{names} could not be handed to {claims[0].owner} within {seconds:g} s") from None
 
-    async def _on_vfio(self, claim: Ownership, requester: Requester) -> None:
+    async def _on_vfio(self, claim: Ownership, requester: Requester, options: Options) -> None:
         """Have it on vfio-pci, past whatever else is under way, and free."""
         actor = claim.actor
         switch = None
@@ -213,7 +233,7 @@ class Owners:
                 await actor.runner.rest()
             # Where somebody was faster, or has the turn at the driver: after that.
             with suppress(InProgress):
-                switch = await actor.request(State.VFIO, requester=requester)
+                switch = await actor.request(State.VFIO, options, requester)
             await asyncio.sleep(0)
         await switch.wait()
         if switch.result is not Result.DONE:
@@ -237,6 +257,7 @@ class Owners:
             processes=self._host.processes,
             clearing_up=clearing_up,
             back_to=back_to,
+            ready=self._ready,
             ended=self._forget,
         )
         ownership.waits_for_another = earlier is not None and earlier.is_released.is_set()
@@ -284,13 +305,13 @@ def _mention_the_rest(actor: Actor, owner: Owner, addresses: Collection[PciAddre
         actor.record.note(text)
 
 
-async def _refuse_all(actors: Iterable[Actor]) -> None:
+async def _refuse_all(actors: Iterable[Actor], options: Options) -> None:
     """Before any of them moves: whatever keeps one of them keeps all."""
     refusals: list[GpuswitchError] = []
     for actor in actors:
         if not actor.state.moving:
             try:
-                await actor.plan(State.VFIO)
+                await actor.plan(State.VFIO, options)
             except InProgress:
                 # It will be waited for.
                 pass
@@ -312,6 +333,12 @@ async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _belongs(actor: Actor) -> Sentence:
+    if actor.owner is not None and actor.owner.process is not None:
+        return Sentence("{gpu} belongs to {owner}: end that first", gpu=actor.gpu.address, owner=actor.owner)
+    return Sentence("{gpu} belongs to {owner}: shut that down first", gpu=actor.gpu.address, owner=actor.owner)
 
 
 def _given_up(owner: Owner) -> str:

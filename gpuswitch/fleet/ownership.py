@@ -1,7 +1,8 @@
-"""Ownership: one GPU that belongs to one virtual machine, from its request until nobody has the GPU open any more.
+"""Ownership: one GPU that belongs to one virtual machine, or process, until nobody has the GPU open any more.
 
 Who has it open is told by the process that does (pidfd), not by what anybody says: libvirt may have died before it
-could say that a machine ended, and it may say so while QEMU is still at it.
+could say that a machine ended, and it may say so while QEMU is still at it. What belongs to a process does so until
+that has ended, too: it may never open it, and leave it to others.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class Ended(Protocol):
 
 
 class Ownership:
-    """`actor`'s GPU, owned by `owner`. `back_to` is where it goes should the owner not get it after all."""
+    """`actor`'s GPU, owned by `owner`. `back_to` is where it goes should the owner not get it after all.
+
+    `ready`: the service is; what an earlier run of it handed over goes nowhere before that.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class Ownership:
         processes: Processes,
         clearing_up: ClearingUp,
         back_to: Release,
+        ready: asyncio.Event,
         ended: Ended,
     ) -> None:
         self.actor = actor
@@ -56,6 +61,7 @@ class Ownership:
         self.is_released = asyncio.Event()
         self.waits_for_another = False
         """Whoever had it before may still have it open, and is done with it."""
+        self._ready = ready
         self._tell_ended = ended
         self._to: Release | None = None
         self._processes = processes
@@ -114,11 +120,17 @@ class Ownership:
             self.actor.record.awaited = False
             await self._send_home()
             return
-        self._was_open = self._was_open or await self._until_opened()
-        cleared, pause = False, Pause()
+        process = self.owner.process
+        if process is None:
+            self._was_open = self._was_open or await self._until_opened()
+        elif not self.is_released.is_set():
+            await self._until_ended(Holder(process, self.owner.name))
+            await self._ready.wait()
+        # Of a process libvirt knows nothing.
+        cleared, pause = process is not None, Pause()
         while self._mine:
             while (holders := await self.holders()) and self._mine:
-                self._was_open, cleared = True, False
+                self._was_open, cleared = True, process is not None
                 self.actor.record.let_stay()
                 self.actor.keep()
                 pause.over()
@@ -155,6 +167,15 @@ class Ownership:
                         if await self.holders():
                             return True
         return False
+
+    async def _until_ended(self, owner: Holder) -> None:
+        pause = Pause()
+        while True:
+            try:
+                return await self._processes.wait_for_change([owner])
+            except KernelError as error:
+                _log.warning("%s", error)
+                await pause.wait()
 
     async def _until_cleared_up(self) -> bool:
         """QEMU is gone, or never had it; libvirt says so in a moment, unless it is gone as well.
@@ -250,7 +271,8 @@ class Ownership:
         """Send it where it goes now; False where it did not work yet, and may work later."""
         if self.where_to is Release.HOST and self.actor.state not in {State.HOST, State.ABSENT}:
             try:
-                switch = await self.actor.request(State.HOST, requester=Requester(service=True, vm=self.owner.name))
+                requester = Requester(service=True, vm=self.owner.name, for_process=self.owner.process is not None)
+                switch = await self.actor.request(State.HOST, requester=requester)
             except (NotViable, InvalidArgument) as error:
                 self._complain(error)
             except GpuswitchError as error:

@@ -29,7 +29,7 @@ from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder
 from gpuswitch.model.owner import Owner
-from gpuswitch.model.policy import Options
+from gpuswitch.model.policy import AS_CONFIGURED, Options
 from gpuswitch.model.states import State
 from gpuswitch.runtime.stacks import where
 from gpuswitch.sentence import Sentence
@@ -44,7 +44,6 @@ from gpuswitch.switch.shared.arbiter import Arbiter
 from gpuswitch.switch.steps.step import StepError
 
 _log = logging.getLogger(__name__)
-_AS_CONFIGURED = Options()
 _TURN_SECONDS = 10.0
 """Plenty for another GPU's switch, unless that waits for somebody."""
 
@@ -154,7 +153,7 @@ class Actor:
     def _unknown(self, why: Sentence) -> Sentence:
         return Sentence("nobody can tell who has {gpu} open: {why}", gpu=self.gpu.address, why=why)
 
-    async def plan(self, target: State, options: Options = _AS_CONFIGURED) -> Plan:
+    async def plan(self, target: State, options: Options = AS_CONFIGURED) -> Plan:
         """The plan of a switch to `target`, without steps where nothing is to do; or the refusal with all blockers.
 
         Changes nothing.
@@ -170,7 +169,7 @@ class Actor:
             return await self._planner.plan(preparation, target)
 
     async def request(
-        self, target: State, options: Options = _AS_CONFIGURED, requester: Requester = THE_SERVICE
+        self, target: State, options: Options = AS_CONFIGURED, requester: Requester = THE_SERVICE
     ) -> Switch:
         """Start a switch to State.VFIO or State.HOST, or join the one that goes there already.
 
@@ -219,7 +218,7 @@ class Actor:
                     self.runner.turns.end()
             return self._there(Switch(target, 0, options, requester))
 
-    async def recover(self, options: Options = _AS_CONFIGURED, requester: Requester = THE_SERVICE) -> Switch:
+    async def recover(self, options: Options = AS_CONFIGURED, requester: Requester = THE_SERVICE) -> Switch:
         """Look for a known-good state: home, else vfio-pci, else by what the configuration allows besides.
 
         Where it is in one, the switch that comes back is finished and had no steps; a recovery that runs is joined.

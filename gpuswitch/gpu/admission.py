@@ -44,6 +44,15 @@ class Admission:
         """Who waits for it is not left without it at the last moment: that raises `Owned`."""
         record = self._record
         if target is State.HOST and record.awaited and record.owner is not None:
+            if record.owner.process is not None:
+                raise Owned(
+                    Sentence(
+                        "{gpu} belongs to {owner}, with whose end it comes home: end that first: kill {pid}",
+                        gpu=record.gpu.address,
+                        owner=record.owner,
+                        pid=record.owner.process.pid,
+                    )
+                )
             raise Owned(
                 Sentence(
                     "{gpu} belongs to {owner}, which is about to open it: shut that down first: virsh shutdown {name}; "

@@ -83,3 +83,6 @@ class Options:
         if self.trial_seconds is not None and running.trial_seconds is None:
             more.append(f"trial_seconds={self.trial_seconds:g}")
         return tuple(more)
+
+
+AS_CONFIGURED = Options()

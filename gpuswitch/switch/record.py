@@ -29,7 +29,8 @@ class Requester:
 
     `service`: the service itself, by its own rules; `trial`: since a trial is over; `at_boot`: since the machine
     starts, so that nobody is waited for, and no unit is stopped. `command` is the name of the process
-    (/proc/PID/comm), `unit` the systemd unit that it runs in, `vm` the virtual machine that it asked for.
+    (/proc/PID/comm), `unit` the systemd unit that it runs in, `vm` the virtual machine that it asked for; with
+    `for_process`, that is a process.
     """
 
     uid: int | None = None
@@ -37,6 +38,7 @@ class Requester:
     unit: str = ""
     command: str = ""
     vm: str = ""
+    for_process: bool = False
     service: bool = False
     trial: bool = False
     at_boot: bool = False
@@ -47,7 +49,8 @@ class Requester:
         if self.at_boot:
             return "the service itself, at boot"
         if self.service:
-            return f"the service itself, for the virtual machine {self.vm}" if self.vm else "the service itself"
+            whom = f"process {self.vm}" if self.for_process else f"the virtual machine {self.vm}"
+            return f"the service itself, for {whom}" if self.vm else "the service itself"
         numbers = ", ".join(f"{what} {n}" for what, n in (("pid", self.pid), ("uid", self.uid)) if n is not None)
         return f"{self.command or 'somebody'} ({numbers})" if numbers else "somebody"
 

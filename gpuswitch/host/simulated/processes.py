@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -241,6 +241,8 @@ class SimulatedProcesses(Processes):
     """The port, on a machine's processes."""
 
     def __init__(self, bus: Bus, table: ProcessTable) -> None:
+        self.elsewhere: Callable[[Sequence[Holder]], Awaitable[None]] | None = None
+        """Waits for a change of processes that are none of this machine's, where there are such."""
         self.noticed = lambda *_: None
         self._bus = bus
         self._table = table
@@ -257,7 +259,11 @@ class SimulatedProcesses(Processes):
         return scan
 
     async def wait_for_change(self, holders: Sequence[Holder]) -> None:
-        await self._table.wait_for_change(holders)
+        ours = any(holder.process == program.process for holder in holders for program in self._table.running())
+        if self.elsewhere is None or ours:
+            await self._table.wait_for_change(holders)
+        else:
+            await self.elsewhere(holders)
 
     def signal(self, process: Process, number: Signals) -> bool:
         return self._table.signal(process, number)
