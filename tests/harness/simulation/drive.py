@@ -174,6 +174,8 @@ class _Drama:
         match event.word:
             case "asks":
                 virtual_machines.asks(name, gpus)
+            case "runs":
+                virtual_machines.runs(name, gpus)
             case "grabs":
                 virtual_machines.takes(name, gpus)
             case "ends":

@@ -70,7 +70,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "fault": ("error", "error", "hang", "delay", "late", "silent"),
     "crash": (AWAIT, AWAIT, AWAIT, SEND, WRITE, WRITTEN),
     "disk": ("full", "read-only", "failing", "healthy"),
-    "vm": ("asks", "asks", "asks", "grabs", "ends", "dies", "is released", "is heard of"),
+    "vm": ("asks", "asks", "asks", "runs", "grabs", "ends", "dies", "is released", "is heard of"),
     "program": ("opens", "opens", "hides", "closes", "ends"),
     "unit": ("stops", "starts", "fails"),
     "spoil": tuple(str(trouble) for trouble in DeviceTrouble),
@@ -113,7 +113,7 @@ def _scene(dice: random.Random, gpus: int, away: set[int]) -> Iterator[Event]:
         yield _event(dice, dice.choice(_BEFORE), gpus)
     gpu = dice.randrange(gpus)
     if dice.random() < _VM_SHARE:
-        yield _event(dice, "vm", gpus)._replace(gpu=gpu, word="asks")
+        yield _event(dice, "vm", gpus)._replace(gpu=gpu, word=dice.choice(("asks", "asks", "runs")))
         yield _event(dice, "storm", gpus)._replace(seconds=dice.choice(_PAUSES))
         yield _event(dice, "vm", gpus)._replace(gpu=gpu)
     else:

@@ -1,7 +1,9 @@
-"""The virtual machines of a world, which live as libvirt has them live, and what they may expect."""
+"""The virtual machines of a world, which live as libvirt has them live or as commands, and what they may expect."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpuswitch.errors import Failed, KernelError
@@ -10,7 +12,9 @@ from gpuswitch.host.simulated.libvirt import LIBVIRTD
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER
 from gpuswitch.model.gpu import harmless
+from gpuswitch.model.holders import Process
 from gpuswitch.model.owner import Owner
+from gpuswitch.model.policy import AS_CONFIGURED
 from gpuswitch.model.states import State
 from gpuswitch.switch.record import Requester
 from tests.harness.simulated.harness import Settings
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from tests.harness.simulation.world import World
 
 _HOOK = Requester(uid=0, command="libvirt-hook")
+_CTL = Requester(uid=0, command="gpuswitchctl")
 _QEMU_SECONDS = 2.0
 """From libvirt's `prepare` until QEMU has opened its devices."""
 _CLEARING_SECONDS = (0.0, 0.3, 15.0)
@@ -39,6 +44,8 @@ class VirtualMachines:
         """The machines whose hook waits for an answer, and what they ask for."""
         self._own: dict[str, tuple[PciAddress, ...]] = {}
         """The machines that asked for their GPUs, and have them."""
+        self._commands: set[str] = set()
+        """Those that are commands: libvirt knows nothing of them."""
         self._books = world.machine.libvirt
         self._away_since: float | None = None
         """Since when there is no daemon of libvirt's."""
@@ -60,6 +67,62 @@ class VirtualMachines:
         others = tuple(filter(None, map(self._world.actor, gpus[1:])))
         ask = Ask(f"acquire for {name}", actor, target=State.VFIO, others=others)
         _ = self._world.ask(ask, lambda: self._acquired(name, gpus))
+
+    def runs(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
+        """`gpuswitchctl run`: there is a process, which asks; when it has the GPUs, it may open them."""
+        service, actor = self._world.ready, self._world.actor(gpus[0])
+        busy = self._runs(name) or name in self._own or name in self._asking or _owner(name) in self._books.machines
+        if service is None or service.fleet is None or actor is None or busy:
+            return
+        process = self._world.machine.run(name)
+        self._asking[name] = gpus
+        others = tuple(filter(None, map(self._world.actor, gpus[1:])))
+        ask = Ask(f"run {name}", actor, target=State.VFIO, others=others)
+        _ = self._world.ask(ask, lambda: self._acquired_for(process, name, gpus))
+
+    async def _acquired_for(self, process: Process, name: str, gpus: tuple[PciAddress, ...]) -> None:
+        service, owner = self._world.ready, replace(_owner(name), process=process)
+        actors = list(filter(None, map(self._world.actor, gpus)))
+        try:
+            if service is None or service.fleet is None:
+                raise Failed("the service is stopping")
+            await service.fleet.owners.acquire_for_process(owner, actors, _CTL, AS_CONFIGURED)
+        except BaseException:
+            self._world.machine.end(name)
+            raise
+        finally:
+            self._asking.pop(name, None)
+        if not self._runs(name):
+            return
+        self._own[name] = gpus
+        self._commands.add(name)
+        for actor in actors:
+            self._handed_over(name, actor)
+            # As long as it runs, whether it opens it or not.
+            self._promised[actor.gpu.address] = name, float("inf")
+        loop = self._world.loop
+        loop.run_as(None, loop.call_later, _QEMU_SECONDS, self._opens, name, gpus)
+
+    def _opens(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
+        """A command opens what it has; every other one never does."""
+        functions = self._functions(gpus)
+        if not (name in self._own and self._runs(name)) or int(self._now) % 2:
+            return
+        with suppress(KernelError):
+            self._world.machine.start_vm(name, functions)
+            self._world.checker.note(f"{name} has opened {' and '.join(map(str, gpus))}")
+            self._lent[name] = self._world.checker.settings(functions)
+            for gpu in gpus:
+                self._promised.pop(gpu, None)
+
+    def _command_ends(self, name: str) -> None:
+        self.untouched()
+        self._lent.pop(name, None)
+        self._commands.discard(name)
+        self._own.pop(name, None)
+        for gpu in [gpu for gpu, (whose, _) in self._promised.items() if whose == name]:
+            del self._promised[gpu]
+        self._world.machine.end(name)
 
     async def _acquired(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
         service = self._world.ready
@@ -128,6 +191,9 @@ class VirtualMachines:
 
     def ends(self, name: str, *, unheard: bool = False) -> None:
         """Its QEMU ends, and libvirt clears up and says so; `unheard`: libvirt's daemon has ended, too."""
+        if name in self._commands:
+            self._command_ends(name)
+            return
         self.untouched()
         self._lent.pop(name, None)
         if unheard:
@@ -182,6 +248,8 @@ class VirtualMachines:
 
     def released(self, name: str, reason: str) -> None:
         """The hook says that a machine is gone; it may be one that has nothing."""
+        if name in self._commands:
+            return
         self._books.machines.pop(_owner(name), None)
         self._own.pop(name, None)
         for gpu in [gpu for gpu, (whose, _) in self._promised.items() if whose == name]:
@@ -194,7 +262,7 @@ class VirtualMachines:
 
     def killed(self) -> None:
         """Whoever was promised something has to look again."""
-        self._promised.clear()
+        self._promised = {gpu: (name, until) for gpu, (name, until) in self._promised.items() if name in self._commands}
         self._asking.clear()
 
     def moves(self, actor: Actor) -> None:
@@ -248,7 +316,7 @@ class VirtualMachines:
     @property
     def names(self) -> tuple[str, ...]:
         """Of all machines that there may be."""
-        return tuple(dict.fromkeys((*self._own, *self._lent)))
+        return tuple(dict.fromkeys((*self._own, *self._lent, *self._commands)))
 
 
 def _owner(name: str) -> Owner:
