@@ -166,18 +166,18 @@ class Service:
 
     # Questions and answers ------------------------------------------------------------------------------------------
 
-    def ask_allowed(self, message: Message) -> Message:
+    def ask_allowed(self, message: Message, seconds: float | None = DECISION_SECONDS) -> Message:
         """As `ask`, of what not everybody may do (`answer_allowed`)."""
-        return self.answer_allowed(message, self.send(message))
+        return self.answer_allowed(message, self.send(message), seconds)
 
-    def answer_allowed(self, message: Message, serial: int) -> Message:
+    def answer_allowed(self, message: Message, serial: int, seconds: float | None = DECISION_SECONDS) -> Message:
         """The answer to a call, sent so, that not everybody may make: a person at a terminal is asked, who may take as
         long as they like.
 
         Only once that is needed: members of the group `gpuswitch` are not. A desktop's agent asks, where there is one.
         """
         try:
-            return self.answer(serial, DECISION_SECONDS)
+            return self.answer(serial, seconds)
         except AskedForError:
             from gpuswitch.cli.agent import agent, can_authenticate  # noqa: PLC0415 -- brings subprocess, for few who ask
 

@@ -54,8 +54,12 @@ a GPU is named like 0000:01:00.0, 01:00.0, pci_0000_01_00_0, or by its name in t
 TARGETS = ("host", "vfio")
 RESULTS = ("done", "reverted", "failed", "cancelled", "wedged", "drifted")
 POLICIES = ("refuse", "wait", "terminate", "kill")
+RELEASES = ("shutdown", "destroyed", "crashed", "migrated", "saved", "failed")
+"""Why a machine ends, in libvirt's words (docs/hooks.rst)."""
 TOPICS = ("states", "exit-status", "configuration")
 _LONGEST_WAIT = 86400
+_UUID = "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"
+"""Of examples."""
 
 
 class UsageError(Exception):
@@ -163,6 +167,7 @@ def parser() -> argparse.ArgumentParser:
 
     _looking(verb)
     _switching(verb)
+    _lending(verb)
     _telling(verb)
     return top
 
@@ -260,6 +265,70 @@ def _switching(verb: _Add) -> None:
     )
     _gpus_to_move(recovered)
     _watching_arguments(recovered)
+
+
+def _lending(verb: _Add) -> None:
+    ran = verb(
+        "run",
+        "run:run",
+        _("run a command with {gpu}", gpu="{gpu}"),
+        "gpuswitchctl run --gpu 01:00.0 -- qemu-system-x86_64 -device vfio-pci,host={}",
+    )
+    ran.usage = "gpuswitchctl run [--gpu GPU] [...] -- COMMAND [ARGUMENT ...]"
+    ran.description = _(
+        "Move a GPU to vfio, run a command, and have the GPU brought home when the command, and whatever it has left "
+        "that has the GPU open, has ended: however that ends, and whatever becomes of gpuswitchctl. What has {braces} "
+        "in it stands once for each function of the GPU, with the option before it, {number} is the first of them, and "
+        "{variable} has them all. The exit status is that of the command; 126 and 127 where it cannot be run.",
+        braces="{}",
+        number="{0}",
+        variable="GPUSWITCH_ADDRESSES",
+    )
+    ran.add_argument(
+        "--gpu",
+        dest="gpus",
+        metavar="GPU",
+        action="append",
+        default=[],
+        help=_("may be given again, and left out where there is only one"),
+    )
+    ran.add_argument("--name", metavar="WORD", default="", help=_("what it is called (default: as the command)"))
+    _busy_arguments(ran)
+    _yes_argument(ran)
+    lent = verb(
+        "acquire",
+        "hooks:acquire",
+        _("have managed GPUs on vfio for a virtual machine that is about to start"),
+        f"gpuswitchctl acquire --name win11 --uuid {_UUID} 01:00.0 01:00.1",
+    )
+    lent.description = _(
+        "For the hook of whatever runs virtual machines: before one starts. Returns when every managed GPU that has "
+        "one of these functions is on vfio and belongs to the machine, all or none; other functions are left alone. "
+        "Only root may."
+    )
+    adopted = verb(
+        "adopt",
+        "hooks:adopt",
+        _("say that a virtual machine runs, and what it has"),
+        f"gpuswitchctl adopt --name win11 --uuid {_UUID} 01:00.0 01:00.1",
+    )
+    released = verb(
+        "release",
+        "hooks:release",
+        _("say that a virtual machine is gone"),
+        f"gpuswitchctl release --name win11 --uuid {_UUID}",
+    )
+    for of in (lent, adopted, released):
+        of.add_argument("--name", metavar="NAME", required=True, help=_("the virtual machine, as people know it"))
+        of.add_argument("--uuid", metavar="UUID", required=True, help=_("what tells it from all others"))
+    for of in (lent, adopted):
+        of.add_argument("addresses", metavar="ADDRESS", nargs="+", help=_("the PCI functions that it gets"))
+    released.add_argument(
+        "--reason",
+        choices=RELEASES,
+        default="shutdown",
+        help=_("how it ended (default: shutdown): what is saved or migrated may be told to stay, by the configuration"),
+    )
 
 
 def _telling(verb: _Add) -> None:
@@ -427,7 +496,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         UsageError: it cannot be understood.
     """
     top = parser()
-    args, more = top.parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    # What stands after -- is the command of `run`, which argparse would read.
+    end = words.index("--") if "--" in words else len(words)
+    args, more = top.parse_known_args(words[:end] if "run" in words[:end] else words)
+    if args.verb == "run":
+        args.command = words[end + 1 :]
+        if not args.command:
+            raise UsageError(_("run needs -- and a command after it"), _verbs(top)["run"].format_usage())
+    elif "run" in words[:end]:
+        args, more = top.parse_known_args(words)
     if more:
         verb = _verbs(top)[args.verb]
         options = [option for action in arguments_of(verb) for option in action.option_strings]

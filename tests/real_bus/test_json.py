@@ -21,8 +21,8 @@ from tests.harness.json_schemas import DOCS, SCHEMAS, check
 from tests.harness.service.services import BIN, environment
 from tests.real_bus.conftest import Start
 
-FOR_PEOPLE = {"help", "demo", "notify"}
-"""Verbs that print nothing that programs read."""
+FOR_PEOPLE = {"help", "demo", "notify", "run"}
+"""Verbs that print nothing that programs read, or what their command prints."""
 WITHOUT_SERVICE = "doctor"
 """The verb to which it is a finding that there is no service, and no error."""
 
@@ -306,10 +306,32 @@ async def test_what_cannot_be_done_is_one_error(case: str, start: Start, told: J
     assert error["changed"] is (False if said.status == 2 else None)
 
 
+MACHINE = ["--name", "win11", "--uuid", "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"]
+WITH = {
+    "show": ["x"],
+    "plan": ["host"],
+    "setup": ["--dry-run"],
+    "acquire": [*MACHINE, DISCRETE],
+    "adopt": [*MACHINE, DISCRETE],
+    "release": MACHINE,
+}
+"""What verbs cannot do without."""
+
+
+async def test_hooks_of_others_hear_what_is_ready(start: Start, told: Json) -> None:
+    await start("laptop", config=CONFIG)
+    [acquired] = told("acquire", *MACHINE, DISCRETE, SOUND)
+    assert (acquired["gpus"], acquired["changed"]) == ([DISCRETE], True)
+    assert told("adopt", *MACHINE, DISCRETE)[0]["changed"] is True
+    assert told("release", *MACHINE)[0]["changed"] is True
+    [nothing] = told("acquire", *MACHINE, INTEGRATED)
+    assert (nothing["gpus"], nothing["changed"]) == ([], False)
+
+
 @pytest.mark.parametrize("verb", sorted(SCHEMAS.keys() - {"common", "report", WITHOUT_SERVICE}))
 def test_a_service_that_is_not_there_is_an_error_of_every_verb(verb: str, told: Json) -> None:
     """But of a report, which does without (tests/real_bus/test_report.py)."""
-    said = told(verb, *{"show": ["x"], "plan": ["host"], "setup": ["--dry-run"]}.get(verb, []))
+    said = told(verb, *WITH.get(verb, []))
     assert (said.status, [each["error"]["kind"] for each in said]) == (5, ["unreachable"])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gpuswitch.cli.parser import EXIT_STATUSES, parser
+from gpuswitch.cli.parser import EXIT_STATUSES, parse
 from tests.harness.buses.private import PrivateBus
 from tests.harness.pages import PAGES, ROOT, Block, all_blocks, unchanging, with_id
 from tests.harness.service.services import ANY_PORT, BIN, environment
@@ -73,7 +73,7 @@ def test_a_command_in_a_page_is_understood(page: Path) -> None:
         words = shlex.split(command, comments=True)[1:]
         if len(words) > 1 and words[0] != "COMMAND" and "..." not in words:
             with suppress(SystemExit):  # it has printed its help
-                parser().parse_args(words)
+                parse(words)
 
 
 def test_the_readme_has_every_exit_status() -> None:
