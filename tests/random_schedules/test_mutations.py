@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness.simulation import mutations_of_at_boot, mutations_of_groups, mutations_of_trials  # noqa: F401 -- they add to them
+from tests.harness.simulation import (  # noqa: F401 -- they add to them
+    mutations_of_at_boot,
+    mutations_of_groups,
+    mutations_of_shared,
+    mutations_of_trials,
+)
 from tests.harness.simulation.invariants import INVARIANTS
 from tests.harness.simulation.mutations import ALL, Mutation
 from tests.harness.simulation.play import played
