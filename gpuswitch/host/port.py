@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from signal import Signals
 from typing import Annotated, Protocol, get_type_hints
 
 from gpuswitch.host.operation import Operations, Words, operation, operations_of
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.attribute import FunctionAttribute
 from gpuswitch.model.drivers import Candidate
 from gpuswitch.model.facts import Consoles, Driver, HostFacts
 from gpuswitch.model.hints import Attribute, OneOf
@@ -50,6 +51,14 @@ class Captured:
     power_control: Annotated[str, OneOf("auto", "on"), Attribute("power/control", at_boot="on")]
 
 
+@dataclass(frozen=True, slots=True)
+class AttributeChange:
+    """What an attribute was `before` the first GPU came ("": nothing), and what is `needed` while one is away."""
+
+    before: str
+    needed: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
     """Settings of the host that several GPUs may want changed at once, as they were before the first of them came.
@@ -58,10 +67,12 @@ class Shared:
     a mapping of things to that. What is changed is no part of a GPU, so it is given back also when the GPU has left.
     Who changes one, and the last who needs it so: `gpuswitch.switch.shared.settings`.
 
-    `units` were active and were stopped.
+    `units` were active and were stopped. `attributes` are those of functions that no GPU has for itself, such as the
+    bridge above it: `gpuswitch.switch.steps.attributes` changes them, and gives them back.
     """
 
     units: tuple[Unit, ...] = ()
+    attributes: Mapping[FunctionAttribute, AttributeChange] = field(default_factory=dict)
 
 
 def _attributes() -> dict[str, Attribute]:
@@ -125,6 +136,20 @@ class Kernel(Operations):
     def set_override(self, overrides: Mapping[PciAddress, str | None]) -> Words[None]:
         """Aim driver_override of each function at a driver; None clears it, by a newline."""
         return Words("set driver_override of", _names(overrides))
+
+    @operation("capture", reads=True)
+    def attribute(self, function: PciAddress, path: str) -> Words[str | None]:
+        """What the attribute at this path below the function's folder says, "" for nothing; None: it has no such one.
+
+        One that can only be written, such as `remove`, is refused with EACCES, to root as well (kernfs_fop_open in
+        fs/kernfs/file.c): so nothing is a setting that does something when it is written.
+        """
+        return Words(f"read {path} of", function)
+
+    @operation("power", raises={errno.ENOENT: "it has no such attribute"})
+    def set_attribute(self, function: PciAddress, path: str, value: str) -> Words[None]:
+        """Write the value to the attribute at this path; "" clears it, by a newline. What it says then: read it."""
+        return Words(f"set {path} of", function, f"{function} to {value!r}")
 
     @operation("unbind", raises={errno.ENODEV: "it is not bound to that driver"})
     def unbind(self, function: PciAddress, driver: str) -> Words[None]:

@@ -49,6 +49,32 @@ async def capture_of_a_bridge(harness: ContractHarness) -> None:
 
 
 @case
+async def attribute_of_a_bridge(harness: ContractHarness) -> None:
+    """Read, written, and read again, by any kernel: bridges are above several GPUs."""
+    bridge, path = harness.look(harness.display).parent, "d3cold_allowed"
+    assert bridge is not None
+    before = await harness.kernel.attribute(bridge, path)
+    assert before in {"0", "1"}
+    for value in ("0", "1"):
+        await harness.kernel.set_attribute(bridge, path, value)
+        assert await harness.kernel.attribute(bridge, path) == value
+
+
+@case
+async def attribute_that_is_cleared(harness: ContractHarness) -> None:
+    await harness.kernel.set_attribute(harness.audio, "driver_override", "somebody")
+    assert await harness.kernel.attribute(harness.audio, "driver_override") == "somebody"
+    await harness.kernel.set_attribute(harness.audio, "driver_override", "")
+    assert await harness.kernel.attribute(harness.audio, "driver_override") == ""
+
+
+@case
+async def attribute_that_there_is_not(harness: ContractHarness) -> None:
+    assert await harness.kernel.attribute(harness.audio, "no_such_attribute") is None
+    await refused(harness.kernel.set_attribute(harness.audio, "no_such_attribute", "1"), errno.ENOENT)
+
+
+@case
 async def override_none_clears(harness: ContractHarness) -> None:
     await harness.kernel.set_override({harness.audio: VFIO_DRIVER})
     await harness.kernel.set_override({harness.audio: None})
@@ -111,6 +137,8 @@ async def functions_that_are_not_there(harness: ContractHarness) -> None:
     await refused(kernel.keep_awake([NOBODY]), errno.ENODEV)
     await refused(kernel.set_power_control({NOBODY: "on"}), errno.ENODEV)
     await refused(kernel.set_override({NOBODY: VFIO_DRIVER}), errno.ENODEV)
+    await refused(kernel.attribute(NOBODY, "d3cold_allowed"), errno.ENODEV)
+    await refused(kernel.set_attribute(NOBODY, "d3cold_allowed", "1"), errno.ENODEV)
     await refused(kernel.unbind(NOBODY, harness.audio_driver.name), errno.ENODEV)
     await refused(kernel.probe(NOBODY), errno.ENODEV)
     await refused(kernel.reset(NOBODY), errno.ENODEV)

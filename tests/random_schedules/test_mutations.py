@@ -8,6 +8,7 @@ from tests.harness.simulation import (  # noqa: F401 -- they add to them
     mutations_of_at_boot,
     mutations_of_commands,
     mutations_of_groups,
+    mutations_of_shared,
     mutations_of_trials,
 )
 from tests.harness.simulation.invariants import INVARIANTS

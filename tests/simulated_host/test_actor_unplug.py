@@ -29,8 +29,10 @@ async def harness(tmp_path: Path) -> Harness:
 
 
 async def becomes(harness: Harness, actor: Actor, state: State) -> None:
-    """Wait until the uevents have reached the fleet."""
+    """Wait until the uevents have reached the fleet, and what such a GPU shares with others is given back."""
     await harness.witness.until(lambda: actor.state is state)
+    if (restoring := harness.fleet._restoring.get(actor.gpu.address)) is not None:
+        await restoring
 
 
 def pull(harness: Harness) -> None:
@@ -136,7 +138,7 @@ class TestMeanwhile:
         await becomes(harness, actor, State.WEDGED)
         hang.release()
         await pulling
-        await harness.witness.until(lambda: actor.state is State.ABSENT)
+        await becomes(harness, actor, State.ABSENT)
         assert harness.pages == []
 
 

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuswitch.errors import Failed
-from gpuswitch.host.port import ATTRIBUTES, Captured, Pending
+from gpuswitch.host.port import ATTRIBUTES, AttributeChange, Captured, Pending
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.attribute import FunctionAttribute
 from gpuswitch.model.facts import Driver
 from gpuswitch.model.hints import OneOf
 from gpuswitch.model.holders import Process, Unit
@@ -46,6 +47,7 @@ RESTORE_STATE = RestoreState(
     shown_by_others=((3, GPU),),
     boot_framebuffers=(("efi-framebuffer.0", "efi-framebuffer"),),
     persistent=(GPU,),
+    attributes={FunctionAttribute(at("0000:00:01.0"), "d3cold_allowed"): AttributeChange("1", "0")},
 )
 LESS = RestoreState({GPU: RESTORE_STATE.functions[GPU]})
 STUCK = Pending("unbind 0000:01:00.0 from nvidia", worker=Process(4711, 88))
@@ -156,7 +158,7 @@ def test_a_page_of_the_version_before_is_read(tmp_path: Path) -> None:
     (tmp_path / "0000_01_00_0.json").write_text(OLD % boot_id())
     announced = (("sound", (at("0000:01:00.1"),)),)
     entry = Entry(
-        replace(RESTORE_STATE, announced=announced),
+        replace(RESTORE_STATE, announced=announced, attributes={}),
         STUCK,
         replace(UNFINISHED, worker=Process(4711, 88)),
         WIN11,
@@ -173,6 +175,42 @@ def written(tmp_path: Path, entry: Entry) -> dict[str, Any]:
     kept_in(tmp_path).save(GPU, entry)
     content: dict[str, Any] = json.loads((tmp_path / "0000_01_00_0.json").read_text())
     return content
+
+
+AWAY = """{"format":4,"boot":"%s","restore_state":{"units":[{"name":"sddm.service","user":null}],"functions":{\
+"0000:01:00.0":{"driver":{"name":"nvidia","module":"nvidia"},"override":null,"power_control":"auto"}},\
+"modules":["nvidia"],"terminals":[],"vtconsoles":[],"shown_by_others":[],"boot_framebuffers":[],"persistent":[],\
+"announced":[]},"stuck":null,"unfinished":null,"owner":null,"failed":"","stays_out":"","trial":null}"""
+"""The page of a GPU that is away, as it was written before there were attributes that several GPUs share."""
+
+
+def test_a_page_from_before_attributes_were_shared_is_read(tmp_path: Path) -> None:
+    (tmp_path / "0000_01_00_0.json").write_text(AWAY % boot_id())
+    home = Captured(Driver("nvidia", "nvidia"), None, "auto")
+    kept = RestoreState({GPU: home}, units=(Unit("sddm.service"),), modules=("nvidia",))
+    assert kept_in(tmp_path).load(GPU) == Entry(kept)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"0000:00:01.0": {"before": "1", "needed": "0"}},
+        {"0000:00:01.0/../remove": {"before": "1", "needed": "0"}},
+        {"0000:00:01.0//power": {"before": "1", "needed": "0"}},
+        {"00:01.0/d3cold_allowed": {"before": "1", "needed": "0"}},
+        {"0000:00:01.0/d3cold_allowed": {"before": "1"}},
+        {"0000:00:01.0/d3cold_allowed": {"before": 1, "needed": 0}},
+        {"0000:00:01.0/d3cold_allowed": "1"},
+        [],
+    ],
+    ids=str,
+)
+def test_what_is_no_attribute_is_not_believed(attributes: object, tmp_path: Path) -> None:
+    content = written(tmp_path, Entry(RESTORE_STATE))
+    content["restore_state"]["attributes"] = attributes
+    (tmp_path / "0000_01_00_0.json").write_text(json.dumps(content))
+    assert kept_in(tmp_path).load(GPU) == Entry()
+    assert names(tmp_path) == ["0000_01_00_0.bad"]
 
 
 @pytest.mark.parametrize("field", [each.name for each in fields(RestoreState)])
@@ -455,6 +493,11 @@ _captured: dict[str, st.SearchStrategy[Any]] = {"driver": _drivers} | {
 _kept: dict[str, st.SearchStrategy[Any]] = {
     "functions": st.dictionaries(_addresses, st.builds(Captured, **_captured), max_size=4),
     "units": st.lists(st.builds(Unit, _texts, st.none() | st.integers(0, 2**32))).map(tuple),
+    "attributes": st.dictionaries(
+        st.builds(FunctionAttribute, _addresses, st.sampled_from(["d3cold_allowed", "power/control"])),
+        st.builds(AttributeChange, _texts, _texts),
+        max_size=3,
+    ),
     "modules": st.lists(_texts).map(tuple),
     "terminals": st.lists(st.integers(1, 63)).map(tuple),
     "vtconsoles": st.lists(_texts).map(tuple),

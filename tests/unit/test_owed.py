@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuswitch.host.port import Captured
+from gpuswitch.host.port import AttributeChange, Captured
+from gpuswitch.model.attribute import FunctionAttribute
 from gpuswitch.model.facts import Driver
 from gpuswitch.model.holders import Unit
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState, SharedSetting
@@ -16,6 +17,7 @@ from tests.harness.facts import at
 
 GPU, SOUND, OTHER = at("0000:01:00.0"), at("0000:01:00.1"), at("0000:02:00.0")
 SDDM, PERSISTENCED = Unit("sddm.service"), Unit("nvidia-persistenced.service")
+BRIDGE, CHANGE = FunctionAttribute(at("0000:00:01.0"), "d3cold_allowed"), AttributeChange("1", "0")
 ON_NVIDIA = Captured(Driver("nvidia", "nvidia"), None, "auto")
 ON_NOUVEAU = Captured(Driver("nouveau", "nouveau"), None, "on")
 
@@ -31,6 +33,7 @@ ON_NOUVEAU = Captured(Driver("nouveau", "nouveau"), None, "on")
         RestoreState(shown_by_others=((3, GPU),)),
         RestoreState(boot_framebuffers=(("efi-framebuffer.0", "efi-framebuffer"),)),
         RestoreState(persistent=(GPU,)),
+        RestoreState(attributes={BRIDGE: CHANGE}),
     ],
 )
 def test_anything_owed_is_something(something: RestoreState) -> None:
@@ -68,6 +71,12 @@ def test_a_terminal_stays_where_it_was_at_first() -> None:
     assert sorted(both.shown_by_others) == [(3, OTHER), (5, OTHER)]
 
 
+def test_of_one_attribute_what_was_recorded_first() -> None:
+    later = RestoreState(attributes={BRIDGE: AttributeChange("0", "0")})
+    earlier = RestoreState(attributes={BRIDGE: CHANGE})
+    assert later.and_before(earlier) == earlier
+
+
 _names = st.sampled_from(["a", "b", "c"])
 _restore_states = st.builds(
     RestoreState,
@@ -79,6 +88,9 @@ _restore_states = st.builds(
     shown_by_others=st.dictionaries(st.integers(1, 6), st.sampled_from([GPU, SOUND])).map(lambda d: tuple(d.items())),
     boot_framebuffers=st.lists(st.tuples(_names, _names), unique=True).map(tuple),
     persistent=st.lists(st.sampled_from([GPU, SOUND]), unique=True).map(tuple),
+    attributes=st.dictionaries(
+        st.builds(FunctionAttribute, st.sampled_from([GPU, OTHER]), _names), st.builds(AttributeChange, _names, _names)
+    ),
 ).filter(lambda restore_state: dict(restore_state.shown_by_others).keys().isdisjoint(restore_state.terminals))
 
 
@@ -86,6 +98,7 @@ _restore_states = st.builds(
 def test_nothing_that_was_owed_before_is_lost(later: RestoreState, earlier: RestoreState) -> None:
     both = later.and_before(earlier)
     assert earlier.functions.items() <= both.functions.items()
+    assert earlier.attributes.items() <= both.attributes.items()
     for field in fields(RestoreState):
         if field.name != "functions":
             assert set(getattr(earlier, field.name)) <= set(getattr(both, field.name))
@@ -106,6 +119,7 @@ def test_what_is_restored_is_owed_no_more(restore_state: RestoreState, restored:
         values, gone = getattr(restore_state, field.name), getattr(restored, field.name)
         assert set(getattr(left, field.name)) == set(values) - set(gone)
     assert left.functions.items() <= restore_state.functions.items()
+    assert left.attributes.items() <= restore_state.attributes.items()
     assert restore_state.without(NOTHING_TO_RESTORE) == restore_state
     assert restore_state.without(restore_state) == NOTHING_TO_RESTORE
 
@@ -113,7 +127,9 @@ def test_what_is_restored_is_owed_no_more(restore_state: RestoreState, restored:
 @given(_restore_states)
 def test_what_is_shared_is_not_the_gpus_own(restore_state: RestoreState) -> None:
     shared, own = restore_state.shared, restore_state.without(restore_state.shared)
-    assert shared == RestoreState(units=restore_state.units)
+    assert shared == RestoreState(units=restore_state.units, attributes=restore_state.attributes)
     assert own.and_before(shared) == restore_state
     assert own.settings == frozenset()
-    assert shared.settings == restore_state.settings == {SharedSetting("units", unit) for unit in restore_state.units}
+    units = {SharedSetting("units", unit) for unit in restore_state.units}
+    attributes = {SharedSetting("attributes", attribute) for attribute in restore_state.attributes}
+    assert shared.settings == restore_state.settings == units | attributes

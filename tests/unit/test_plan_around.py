@@ -6,17 +6,20 @@ from dataclasses import replace
 
 import pytest
 
+from gpuswitch.host.port import AttributeChange
+from gpuswitch.model.attribute import FunctionAttribute
 from gpuswitch.model.drivers import profile_of
 from gpuswitch.model.facts import BootFramebuffer, Driver, HostFacts, Module
 from gpuswitch.model.holders import HolderQuery, Unit
 from gpuswitch.model.policy import Busy
-from gpuswitch.switch.planning.plan import HomeOptions, Plan, to_host, to_vfio
+from gpuswitch.switch.planning.plan import HomeOptions, Plan, restore_shared, to_host, to_vfio
 from gpuswitch.switch.planning.requirements import BoundDriver, DetachRequirements
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.steps.attributes import RestoreAttribute
 from gpuswitch.switch.steps.consoles import MoveConsoles, RestoreConsoles
 from gpuswitch.switch.steps.holders import AwaitHolders, CheckHolders
 from gpuswitch.switch.steps.host import ReleaseSleepInhibitor, StartUnits, StopUnits
-from gpuswitch.switch.steps.pci import Unbind
+from gpuswitch.switch.steps.pci import RestorePower, Unbind
 from tests.harness.facts import at, captured, facts, geforce
 from tests.unit.test_plan import gpu_of, home_of, titles
 
@@ -211,6 +214,19 @@ def test_the_whole_way_home() -> None:
         "start nvidia-persistenced.service",
         "start getty@tty1.service",
     ]
+
+
+def test_what_bridges_share_is_given_back_while_a_failure_still_takes_the_way_home_back() -> None:
+    bridge, change = at("0000:00:01.0"), AttributeChange("1", "0")
+    restore_state = replace(RESTORE_STATE, attributes={FunctionAttribute(bridge, "d3cold_allowed"): change})
+    restored = RestoreAttribute(bridge, "d3cold_allowed", change)
+    steps = home(restore_state).steps
+    place = steps.index(restored)
+    assert isinstance(steps[place + 1], RestorePower)
+    assert not restored.optional
+    assert restore_shared(restore_state) == [restored, StartUnits(restore_state.units)]
+    assert away(WHOLE, restore_state).afterwards.attributes == restore_state.attributes
+    assert home(restore_state, HomeOptions(units_later=True)).afterwards.attributes == {}
 
 
 def test_persistence_mode_is_turned_on_where_no_daemon_does_so_when_it_starts() -> None:

@@ -82,6 +82,8 @@ async def test_the_second_one_records_what_the_first_one_found(bench: Bench) -> 
     await bench.changed(FIRST)
     assert bench.settings.recorded(SETTING) == RECORDED
     assert bench.settings.recorded(SharedSetting("units", OLLAMA)) is None
+    assert bench.settings.recorded_by(SETTING) == (FIRST,)
+    assert [bench.settings.has(gpu, SETTING) for gpu in (FIRST, SECOND)] == [True, False]
     await bench.given_back(FIRST)
     assert bench.settings.recorded(SETTING) == RECORDED
     bench.drop(FIRST)

@@ -38,6 +38,30 @@ async def test_an_override_is_aimed_and_cleared_by_a_newline(tree: Tree, kernel:
     assert attribute(tree, AUDIO, "driver_override").read_text() == "\n"
 
 
+async def test_any_attribute_is_read_and_written(tree: Tree, kernel: LinuxKernel) -> None:
+    tree.plain(str(GPU), "d3cold_allowed", "1\n")
+    tree.plain(str(GPU), "reset_method", "flr bus\n")
+    assert await kernel.attribute(GPU, "d3cold_allowed") == "1"
+    assert await kernel.attribute(GPU, "driver_override") == ""
+    assert await kernel.attribute(GPU, "no_such_attribute") is None
+    await kernel.set_attribute(GPU, "d3cold_allowed", "0")
+    assert attribute(tree, GPU, "d3cold_allowed").read_text() == "0\n"
+    await kernel.set_attribute(GPU, "reset_method", "bus flr")
+    assert attribute(tree, GPU, "reset_method").read_text() == "bus flr\n"
+
+
+@pytest.mark.parametrize("path", ["", "..", "../0000:01:00.1/power/control", "power//control", "/power/control"])
+async def test_what_is_no_attribute_of_the_function_is_refused(path: str, kernel: LinuxKernel) -> None:
+    assert (await refused(kernel.attribute(GPU, path))).errno == errno.EINVAL
+    assert (await refused(kernel.set_attribute(GPU, path, "on"))).errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("value", ["1\n", "\x1b[2J", "ü"])
+async def test_what_is_no_text_of_one_line_is_not_written(value: str, tree: Tree, kernel: LinuxKernel) -> None:
+    assert (await refused(kernel.set_attribute(GPU, "power/control", value))).errno == errno.EINVAL
+    assert attribute(tree, GPU, "power/control").read_text() == "auto\n"
+
+
 async def test_unbind_names_the_driver(tree: Tree, kernel: LinuxKernel) -> None:
     await kernel.unbind(GPU, "nvidia")
     assert (tree.sys / "bus/pci/drivers/nvidia/unbind").read_text() == str(GPU)

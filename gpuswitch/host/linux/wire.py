@@ -75,6 +75,7 @@ def _rows(values: list[str], length: int) -> list[tuple[str, ...]]:
 _RESULTS: Mapping[Any, Callable[[list[str]], Any]] = {
     NoneType: lambda _: None,
     bool | None: lambda values: values == ["1"] if values else None,
+    str | None: lambda values: values[0] if values else None,
     tuple[str, ...]: tuple,
     tuple[PciAddress, ...]: lambda values: tuple(map(PciAddress.parse, values)),
     tuple[Candidate, ...]: _candidates,

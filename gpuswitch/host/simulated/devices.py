@@ -17,6 +17,8 @@ _IDLE_KINDS = frozenset({"sound", "nvidia"})
 """Kinds that let the device sleep while somebody only has them open: a control node plays nothing."""
 
 _OVERRIDE, _CONTROL = "driver_override", "power/control"
+_ALSO = {"d3cold_allowed": "1"}
+"""Attributes that each function has besides, which a step may change (`Kernel.attribute`), as they are at boot."""
 
 
 class Trouble(StrEnum):
@@ -133,7 +135,8 @@ class Device:
     an unbind is under way. `lock` is the device lock, first come, first served. `first_control`: what power/control
     is before anybody writes to it. `persistent`: nvidia's persistence mode is on. `reset_errno`: what a reset of it
     fails with, 0 where it works; ENOENT: it has no reset method. `trouble`: why a host driver cannot take it now.
-    `settings` are its attributes that can be written (`gpuswitch.host.port.ATTRIBUTES`), by their paths.
+    `settings` are its attributes that can be written, by their paths: those of `gpuswitch.host.port.ATTRIBUTES`, and
+    some that are about power.
     """
 
     def __init__(self, shape: PciFunction, first_control: str = "on", *, reset_errno: int = 0) -> None:
@@ -141,7 +144,7 @@ class Device:
         self.address = shape.address
         self.first_control = first_control
         self.reset_errno = reset_errno
-        self.settings = {each.path: each.at_boot for each in ATTRIBUTES.values()} | {_CONTROL: first_control}
+        self.settings = {each.path: each.at_boot for each in ATTRIBUTES.values()} | _ALSO | {_CONTROL: first_control}
         self.persistent = False
         self.trouble: Trouble | None = None
         self.link: Driver | None = None

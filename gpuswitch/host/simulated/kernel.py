@@ -290,6 +290,19 @@ class Machine(Bus):
                 captured[function] = Captured(device.link, **settings)
         return captured
 
+    async def attribute(self, function: PciAddress, path: str, call: Call) -> str | None:
+        device = self.device(call, function)
+        await self.faults.strike("attribute", function).land(call)
+        return device.settings.get(path)
+
+    async def set_attribute(self, function: PciAddress, path: str, value: str, call: Call) -> None:
+        device = self.device(call, function)
+        if path not in device.settings:
+            raise call.error(errno.ENOENT)
+        if await self.faults.strike("set_attribute", function).land(call):
+            device.settings[path] = value
+            self.changed(device)
+
     async def keep_awake(self, functions: Sequence[PciAddress], call: Call) -> None:
         await self.write("keep_awake", "power/control", dict.fromkeys(functions, "on"), call)
 

@@ -7,7 +7,7 @@ is missing gets its default, so a page of an earlier version is read; one that n
 |---|---|
 | `str`, `int`, `float`, `bool` | the same; a bool is no int, an int no float, and no float is infinite, or no number |
 | `X | None` | that of X, or null |
-| an enum of strings, `PciAddress` | a string, in the one spelling that the value has |
+| an enum of strings, `PciAddress`, `FunctionAttribute` | a string, in the one spelling that the value has |
 | `Annotated[X, OneOf(...)]` | that of X, and one of these values, or null where X is `Y | None` |
 | `tuple[X, ...]`, `tuple[X, Y]` | an array, of any or of this length |
 | `Mapping[X, Y]`, where X is a string in JSON | an object |
@@ -26,12 +26,14 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, g
 
 from gpuswitch.errors import InvalidArgument
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.attribute import FunctionAttribute
 from gpuswitch.model.hints import OneOf
 
 T = TypeVar("T")
 _Encoder = Callable[[Any], Any]
 _Decoder = Callable[[object], Any]
 _PLAIN = (str, int, float, bool)
+_PARSED = (PciAddress, FunctionAttribute)
 
 
 def encode(value: object) -> Any:
@@ -103,7 +105,7 @@ def _shape(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in _PLAIN:
         return "plain"
-    if isinstance(hint, type) and issubclass(hint, Enum | PciAddress):
+    if isinstance(hint, type) and issubclass(hint, (Enum, *_PARSED)):
         return "text"
     if origin is Annotated:
         return "restricted"
@@ -176,8 +178,8 @@ def _decode_plain(kind: type) -> _Decoder:
     return decoded
 
 
-def _decode_text(kind: type[Enum] | type[PciAddress]) -> _Decoder:
-    parse: Callable[[str], object] = PciAddress.parse if issubclass(kind, PciAddress) else kind
+def _decode_text(kind: type[Enum] | type[PciAddress] | type[FunctionAttribute]) -> _Decoder:
+    parse: Callable[[str], object] = kind.parse if issubclass(kind, _PARSED) else kind
     text = _decode_plain(str)
 
     def decoded(content: object) -> object:

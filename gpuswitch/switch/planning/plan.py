@@ -18,6 +18,7 @@ from gpuswitch.model.policy import Busy
 from gpuswitch.model.states import State
 from gpuswitch.switch.planning.requirements import DetachRequirements
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, Baseline, RestoreState
+from gpuswitch.switch.steps.attributes import RestoreAttribute
 from gpuswitch.switch.steps.consoles import MoveConsoles, RestoreConsoles
 from gpuswitch.switch.steps.holders import AwaitHolders, CheckHolders, EndSession
 from gpuswitch.switch.steps.host import (
@@ -289,6 +290,8 @@ def to_host(
             *(AwaitNodes(a) for a in order if facts.functions[a].makes_gpu),
             # The override has done its work; from here the functions probe as they did before us.
             AimOverrides(to={a: baseline[a].override for a in gpu.functions}, before=names),
+            # While a failure still takes the way home back: from here on nobody would try again.
+            *_restore_attributes(restore_state),
             RestorePower({a: baseline[a].power_control for a in gpu.functions}),
             *_restore_host(
                 gpu,
@@ -367,18 +370,26 @@ def _restore_host(
         # A daemon that keeps it persistent does so when it starts; nvidia-smi alone would turn on another mode.
         *(RestorePersistence(a, on=True) for a in restore_state.persistent if PERSISTENCED not in restore_state.units),
         *_bring_consoles_back(gpu, restore_state, back, moved),
-        *restore_shared(replace(restore_state, units=()) if back.units_later else restore_state),
+        *([] if back.units_later else _start_units(restore_state)),
         *([StartUnits(own)] if own else []),
         ReleaseSleepInhibitor(),
     ]
 
 
 def restore_shared(restore_state: RestoreState) -> list[Step]:
-    """Give back what several GPUs share (`Shared`): on the way home, and for a GPU that has left the bus.
+    """Give back what several GPUs share (`Shared`), for a GPU that has left the bus: each has its turn, whatever fails.
 
-    What is `optional` takes no GPU from the host again; of one that has left, each has its turn, whatever fails before.
+    The way home has the same steps, each in its place.
     """
-    return [*([StartUnits(restore_state.units)] if restore_state.units else [])]
+    return [*_restore_attributes(restore_state), *_start_units(restore_state)]
+
+
+def _restore_attributes(restore_state: RestoreState) -> list[Step]:
+    return [RestoreAttribute(*attribute, change) for attribute, change in restore_state.attributes.items()]
+
+
+def _start_units(restore_state: RestoreState) -> list[Step]:
+    return [StartUnits(restore_state.units)] if restore_state.units else []
 
 
 def _bring_consoles_back(

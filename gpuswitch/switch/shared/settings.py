@@ -45,7 +45,15 @@ class SharedSettings:
 
         Who wants it changed, too, records the same: what it is now is somebody else's change.
         """
-        return next((each for each in self._restore_states.values() if setting in each.settings), None)
+        return next((self._of(gpu) for gpu in self.recorded_by(setting)), None)
+
+    def recorded_by(self, setting: SharedSetting) -> tuple[PciAddress, ...]:
+        """The GPUs that have it in their restore states."""
+        return tuple(gpu for gpu, each in self._restore_states.items() if setting in each.settings)
+
+    def has(self, gpu: PciAddress, setting: SharedSetting) -> bool:
+        """Whether this GPU has it in its restore state."""
+        return setting in self._of(gpu).settings
 
     async def change(self, gpu: PciAddress, setting: SharedSetting, work: Callable[[], Awaitable[None]]) -> None:
         """Have `work` change it for this GPU, while nobody else touches it; it may record it first.
@@ -78,7 +86,7 @@ class SharedSettings:
                 await work()
 
     def _claim_if_recorded(self, gpu: PciAddress, setting: SharedSetting) -> bool:
-        if recorded := setting in self._of(gpu).settings:
+        if recorded := self.has(gpu, setting):
             self._claims[setting].add(gpu)
         return recorded
 

@@ -15,7 +15,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.holders import Holder, HolderQuery, Unit
 from gpuswitch.runtime.pause import within
-from gpuswitch.switch.restore_state import RestoreState
+from gpuswitch.switch.restore_state import RestoreState, SharedSetting
 from gpuswitch.switch.shared.arbiter import Arbiter
 
 RESCAN_SECONDS = 1.0
@@ -75,6 +75,8 @@ class StepContext:
         """Device numbers that the last look for holders looked for."""
         self.stopped: list[Unit] = []
         """Units that a policy stopped during this switch, the last one last."""
+        self.changed: set[SharedSetting] = set()
+        """Shared settings that this switch has changed for its GPU, which had not needed them so before."""
         self.staying: set[PciAddress] = set()
         """Functions that the way back found on vfio-pci, and has not unbound: a virtual machine may have them."""
         self.shown: dict[int, PciAddress | None] = {}

@@ -23,6 +23,7 @@ from gpuswitch.model.policy import Busy as Policy
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Drift, Result, Switch
+from gpuswitch.switch.steps.attributes import RestoreAttribute
 from gpuswitch.switch.steps.host import StartUnits, StopUnits
 from tests.harness.simulated.harness import Settings
 from tests.harness.simulation.actions import ActionChecker
@@ -235,6 +236,7 @@ class InvariantChecker(ActionChecker):
             self.rules_of[gpu] = (*asked[:1], actor.record.rules)
             self._before[gpu] = self.settings(actor.gpu.functions)
         self.split(actor, NOTICE_SECONDS)
+        self._has_what_it_needs(actor)
         self.world.promises.changed(actor)
         self._came_back(actor)
         at_boot = actor.switch if actor.switch is not None and actor.switch.requester.at_boot else None
@@ -247,6 +249,8 @@ class InvariantChecker(ActionChecker):
         gpu = str(actor.gpu.address)
         if self.trace is not None:
             self.note(f"{gpu} {event.index}/{event.count} {event.step.title}: {event.status}")
+        for each in self._actors():
+            self._has_what_it_needs(each)
         if event.status in BEGINS:
             self.steps += 1
             if isinstance(event.step, _WITH_UNITS) and (event.status is Status.REVERTING or event.step.optional):
@@ -296,6 +300,25 @@ class InvariantChecker(ActionChecker):
             self._on_vfio[gpu] = on_vfio, since
         if actor.state.stable and on_vfio != {actor.state is State.VFIO} and self.now - since >= patience:
             self.broken(2, f"{gpu} is {actor.state}, and its functions are on vfio-pci: {on_vfio}")
+
+    def _has_what_it_needs(self, actor: Actor) -> None:
+        """Whatever others do, an attribute that a GPU shares with them is as it needs it while it is away."""
+        gpu = actor.gpu.address
+        if actor.state is not State.VFIO or self.lately(gpu) or self.failed_to_restore:
+            return
+        for attribute, change in actor.record.restore_state.attributes.items():
+            now = self.world.machine.devices[attribute.function].settings[attribute.path]
+            if now != change.needed:
+                self.broken(3, f"{attribute} is {now}, and {gpu} needs it to be {change.needed}")
+
+    def _actors(self) -> Iterable[Actor]:
+        service = self.world.service
+        return service.fleet.actors.values() if service is not None and service.fleet is not None else ()
+
+    @property
+    def failed_to_restore(self) -> bool:
+        """Whether what is shared could not be given back, or not taken again: nobody knows what it is then."""
+        return any(struck.at.step == RestoreAttribute.__name__ and w != "delay" for struck, w in self.world.trouble.hit)
 
     def _came_back(self, actor: Actor) -> None:
         if actor.state is not State.HOST or actor.bound or actor.gpu.address in self.meddled or self.torn:

@@ -24,7 +24,7 @@ TARGETS = (State.VFIO, State.HOST)
 BY_WORD = {str(target): target for target in TARGETS}
 SHORTEST = "bare"
 """The machine of the shortest plans."""
-_MACHINES = (*(spec.name for spec in SCENARIO_MACHINES), "superchip", "arc", "hgx", "driverless")
+_MACHINES = (*(spec.name for spec in SCENARIO_MACHINES), "superchip", "arc", "hgx", "driverless", "trio")
 PLANS = (*((machine_name, target) for machine_name in _MACHINES for target in TARGETS), ("prebound", State.HOST))
 _LAST_STEPS = frozenset({"StartUnits", "ReleaseSleepInhibitor", "RestoreConsoles", "LoadModules", "AnnounceAgain"})
 """Those whose failure is no reason to take anything back."""

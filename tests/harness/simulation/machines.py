@@ -10,7 +10,7 @@ from typing import cast
 from gpuswitch.config.schema import Defaults
 from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.host.simulated import catalogue as parts
-from gpuswitch.host.simulated.catalogue import AMD, INTEL, NVIDIA, REALTEK, Slot, port
+from gpuswitch.host.simulated.catalogue import AMD, INTEL, NVIDIA, PLX, REALTEK, Slot, port
 from gpuswitch.host.simulated.devices import Device
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.kernel import Machine
@@ -55,10 +55,16 @@ def _two_geforces() -> list[Device]:
 
 
 def trio() -> SimulatedHost:
-    """Three data centre GPUs, all of which nvidia's daemon has open."""
-    return _with_daemons(
-        boot([Slot(f"0000:{n}1:00", 10 + n).function(0, NVIDIA, 0x20F1, parts.DISPLAY_3D) for n in (1, 2, 3)])
-    )
+    """Three data centre GPUs below one PCIe switch, all of which nvidia's daemon has open."""
+    root, upstream = "0000:00:01.0", "0000:0e:00.0"
+    devices = [port(root, 1), Slot(upstream[:-2], 2, root).function(0, PLX, 0x8747, parts.PCI_BRIDGE)]
+    for n in (1, 2, 3):
+        below = f"0000:0f:0{n}"
+        devices += [
+            Slot(below, 10 + n, upstream).function(0, PLX, 0x8747, parts.PCI_BRIDGE),
+            Slot(f"0000:{n}1:00", 10 + n, f"{below}.0").function(0, NVIDIA, 0x20F1, parts.DISPLAY_3D),
+        ]
+    return _with_daemons(boot(devices))
 
 
 def crowded() -> SimulatedHost:

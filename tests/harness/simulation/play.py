@@ -14,6 +14,7 @@ from typing import Any
 from gpuswitch.gpu.machine import GpuMachine
 from gpuswitch.model.states import EDGES, State
 from gpuswitch.switch.journal import journal
+from tests.harness.bridge_power import bridges_stay_powered
 from tests.harness.simulation import drive
 from tests.harness.simulation.invariants import Violation
 from tests.harness.simulation.loop import SimulatedLoop
@@ -60,7 +61,7 @@ def run(
     """Have this happen in a new world, to its end."""
     outcome = Outcome(stories=1)
     loop = SimulatedLoop()
-    with _quiet(), _watched(outcome), asyncio.Runner(loop_factory=lambda: loop):
+    with _quiet(), _watched(outcome), bridges_stay_powered(), asyncio.Runner(loop_factory=lambda: loop):
         world = loop.run_until_complete(_world(loop, machine_name, rules, trace=trace))
         try:
             loop.run_until_complete(happens(world))

@@ -88,6 +88,7 @@ def at_rest(world: World) -> None:
     untold = any(_untold(world, actor) for actor in actors)
     if (times := world.loop.timers(service.life)) and not world.others_wait and not untold:
         checker.broken(9, f"an idle service waits for {len(times)} timers, the first one at {times[0]:g} s")
+    _shared(world)
     _nothing_left(world, service.life)
     _around(world, actors)
 
@@ -103,6 +104,17 @@ def _nothing_left(world: World, life: Life) -> None:
         actor = world.actor(PciAddress.parse(whose)) if whose else None
         if whose and (actor is None or actor.state is not State.WEDGED):
             world.checker.broken(7, f"{group.opened_by} has group {number} open, and no switch runs")
+
+
+def _shared(world: World) -> None:
+    """An attribute that no GPU needs otherwise is as it was."""
+    if world.checker.torn or world.others_wait or world.checker.failed_to_restore:
+        return
+    pages = [json.loads(page)["restore_state"]["attributes"] for page in world.disk.pages.values()]
+    for attribute, home in world.shared.items():
+        now = world.machine.devices[attribute.function].settings[attribute.path]
+        if now != home and not any(str(attribute) in recorded for recorded in pages):
+            world.checker.broken(3, f"{attribute} is {now}, was {home}, and no GPU needs it so")
 
 
 def _untold(world: World, actor: Actor) -> bool:

@@ -65,6 +65,19 @@ class Functions:
             self._write(address, attribute, checked_name(value) if value else "\n")
         return []
 
+    def attribute(self, address: str, path: str) -> list[str]:
+        """What one attribute says; no value where the function has no such attribute."""
+        there_is = there(f"{self._device(address)}/{_checked_attribute(path)}")
+        # Of a function that is not there, reading says so.
+        return [self._setting(address, path)] if there_is or not there(self._device(address)) else []
+
+    def set_attribute(self, address: str, path: str, value: str) -> list[str]:
+        """Whatever sysfs shows in one line can be written back; "" as in `write`."""
+        if not (value.isascii() and value.isprintable()):
+            raise OperationError(errno.EINVAL, address, f"{_checked_attribute(path)} is no text of one line")
+        self._write(address, _checked_attribute(path), value or "\n")
+        return []
+
     def keep_awake(self, *addresses: str) -> list[str]:
         """Forbid runtime suspend, which resumes synchronously, and see that it did.
 
