@@ -158,6 +158,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # Its other half: it writes what mends, and asks the service for the GPUs.
     "gpuswitch.cli.setup": ("gpuswitch.errors", "gpuswitch.cli", "gpuswitch.doctor"),
     "gpuswitch.hook": (),
+    "gpuswitch.proxmox_hook": ("gpuswitch.hook",),
 }
 """What a part of the package may import of the package."""
 
@@ -239,8 +240,12 @@ def test_one_module_knows_the_bus_library() -> None:
 
 
 def test_clients_start_fast() -> None:
-    """The command line may use two light libraries, the hook none."""
-    allowed = {"gpuswitch.cli": {"gpuswitch", "jeepney", "rich"}, "gpuswitch.hook": set[str]()}
+    """The command line may use two light libraries, the hooks none."""
+    allowed = {
+        "gpuswitch.cli": {"gpuswitch", "jeepney", "rich"},
+        "gpuswitch.hook": set[str](),
+        "gpuswitch.proxmox_hook": {"gpuswitch"},
+    }
     heavy = [
         (module, name)
         for module, name in all_imports()
