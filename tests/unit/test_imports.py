@@ -141,6 +141,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.fleet.host_drivers",
         "gpuswitch.fleet.matching",
         "gpuswitch.fleet.misfit",
+        # What a machine of Proxmox VE has is read by one reader.
+        "gpuswitch.hook",
+        "gpuswitch.proxmox_hook",
         "gpuswitch.doctor",
     ),
     # It says what it understands before any of that is there.
@@ -157,6 +160,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     # Its other half: it writes what mends, and asks the service for the GPUs.
     "gpuswitch.cli.setup": ("gpuswitch.errors", "gpuswitch.cli", "gpuswitch.doctor"),
+    # As that: it names GPUs of the service in machines that the doctor's look has seen.
+    "gpuswitch.cli.proxmox": ("gpuswitch.errors", "gpuswitch.cli", "gpuswitch.doctor"),
     "gpuswitch.hook": (),
     "gpuswitch.proxmox_hook": ("gpuswitch.hook",),
 }
