@@ -43,6 +43,17 @@ class ChangedError(CtlError):
         self.file = file
 
 
+def changed_by_somebody(file: Path) -> ChangedError:
+    """Why a file is not written."""
+    text = _(
+        "cannot write {file}: somebody has changed it since setup wrote it; give it another name there to keep that, "
+        "or: {command}",
+        file=file,
+        command="gpuswitchctl setup undo --force",
+    )
+    return ChangedError(file, text)
+
+
 class KeptFiles:
     """The files that were written by way of this folder."""
 
@@ -115,7 +126,7 @@ class KeptFiles:
                 text = _("cannot write {file}: it is a link; put a file there, or take it away", file=file)
                 raise CtlError.of(Failed, text)
             if str(file) in before["files"] and _is_foreign(file, before["files"][str(file)]):
-                raise ChangedError(file, _("somebody has changed {file} since it was written", file=file))
+                raise changed_by_somebody(file)
         planned = json.loads(json.dumps(before))
         for file, content in files.items():
             entry = planned["files"].setdefault(str(file), {"before": self._kept(file), "after": []})

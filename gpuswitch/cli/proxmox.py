@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from gpuswitch.cli.asking import agrees, answer, can_ask
 from gpuswitch.cli.client import Gpu, Service
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.kept_files import STATE, ChangedError, KeptFiles
+from gpuswitch.cli.kept_files import STATE, KeptFiles
 from gpuswitch.cli.output import as_json, clean, line, write
 from gpuswitch.cli.translate import _
 from gpuswitch.doctor.looks.proxmox import SCRIPT, machines, place_of, template
@@ -272,16 +272,7 @@ def _agree() -> None:
 def _do(planned: _Planned, files: Files, kept: KeptFiles) -> None:
     """The script first: a machine that names one which is not there does not start."""
     if planned.writes:
-        try:
-            kept.write({planned.place: planned.script}, mode=0o755)
-        except ChangedError as error:
-            text = _(
-                "cannot write {file}: somebody has changed it since setup wrote it; give it another name there to keep "
-                "that, or: {command}",
-                file=error.file,
-                command="gpuswitchctl setup undo --force",
-            )
-            raise CtlError.of(Failed, text) from None
+        kept.write({planned.place: planned.script}, mode=0o755)
     for machine, command in zip(planned.sets, planned.commands, strict=True):
         if (fault := _run(files, command)) is not None:
             text = _(
