@@ -27,7 +27,7 @@ _TABLES = {"intel": "DMAR", "amd": "IVRS"}
 TEMPLATE = "share/gpuswitch/proxmox/gpuswitch-hookscript"
 HOOKSCRIPT = "#!/bin/sh\n# of this version\n"
 SNIPPET = "var/lib/vz/snippets/gpuswitch-hookscript"
-_QM = """
+QM = """
 root=${0%/usr/bin/qm} conf=${0%/usr/bin/qm}/etc/pve/qemu-server/$2.conf
 echo "$*" >>"$root/qm.log"
 [ -f "$conf" ] || { echo "Configuration file 'nodes/pve/qemu-server/$2.conf' does not exist" >&2; exit 2; }
@@ -41,7 +41,7 @@ esac
 echo "update VM $2: $3 $4"
 """
 """As `qm set` answers; what it has to say of a machine that is locked or not there is in PVE/AbstractConfig.pm."""
-_PVESM = """
+PVESM = """
 case "$*" in
 'status --content snippets')
     echo 'Name         Type     Status           Total            Used       Available        %'
@@ -147,7 +147,7 @@ class MadeMachine:
         self.write(f"usr/{TEMPLATE}", HOOKSCRIPT)
         if script:
             self.write(path, script).chmod(0o755)
-        for name, program in (("qm", _QM), ("pvesm", _PVESM), ("pveversion", "echo pve-manager/9.2.1")):
+        for name, program in (("qm", QM), ("pvesm", PVESM), ("pveversion", "echo pve-manager/9.2.1")):
             self.program(name, program)
 
     def unit(self, name: str, **properties: str) -> None:
