@@ -8,7 +8,8 @@
 # and installs what contrib/requirements.lock names by hash, built with what contrib/build.lock names.
 #
 # `stage` is for who makes a package: all files but the Python ones, below DESTDIR, for any user. The programs are in
-# PREFIX/bin, hook.py is at HOOK; UNITDIR and ZSHDIR say where systemd and zsh look for units and completions.
+# PREFIX/bin, hook.py is at HOOK with proxmox_hook.py beside it; UNITDIR and ZSHDIR say where systemd and zsh look for
+# units and completions.
 #
 # Each installation is a directory of its own under PREFIX/lib/gpuswitch, with a virtual environment and a manifest;
 # `current` points to the one in use. A new one is built beside the old one and `current` is moved when it is complete,
@@ -50,6 +51,7 @@ file|units/gpuswitch.catalog|$base/lib/systemd/catalog/gpuswitch.catalog
 file|contrib/completion/gpuswitchctl.bash|$base/share/bash-completion/completions/gpuswitchctl
 file|contrib/completion/gpuswitchctl.fish|/usr/share/fish/vendor_completions.d/gpuswitchctl.fish
 file|contrib/completion/_gpuswitchctl|$zsh/_gpuswitchctl
+file|contrib/proxmox/gpuswitch-hookscript|$PREFIX/share/gpuswitch/proxmox/gpuswitch-hookscript
 file|docs/man/gpuswitchctl.1|$PREFIX/share/man/man1/gpuswitchctl.1
 file|docs/man/gpuswitchd.8|$PREFIX/share/man/man8/gpuswitchd.8
 file|docs/man/gpuswitch.toml.5|$PREFIX/share/man/man5/gpuswitch.toml.5
@@ -104,7 +106,10 @@ missing_directories() {
 }
 
 # filled FILE SBIN HOOK: its text, with the places that this installation has.
-filled() { sed "s|@sbindir@|$2|g; s|@bindir@|$PREFIX/bin|g; s|@hook@|$3|g" "$source/$1"; }
+filled() {
+    sed "s|@sbindir@|$2|g; s|@bindir@|$PREFIX/bin|g; s|@hook@|$3|g; s|@proxmox_hook@|$(dirname "$3")/proxmox_hook.py|g" \
+        "$source/$1"
+}
 
 # put HOW FROM TO: one entry of the list; what was there is replaced in one instant.
 put() {
@@ -114,7 +119,7 @@ put() {
     case $1 in
     link) ln -sfn "$2" "$prepared" ;;
     file)
-        filled "$2" "$PREFIX/sbin" '' >"$prepared"
+        filled "$2" "$PREFIX/sbin" "$current/hook.py" >"$prepared"
         chmod 0644 "$prepared"
         ;;
     hook)
@@ -161,7 +166,10 @@ install() {
     PYTHONPATH=$new/build pip_install --no-deps --no-build-isolation "$source"
     rm -r "$new/build"
     "$new/bin/python" -I -c 'import gpuswitch.cli.main, gpuswitch.service, gpuswitch.daemon'
-    ln -s "$("$new/bin/python" -I -c 'import gpuswitch.hook; print(gpuswitch.hook.__file__)')" "$new/hook.py"
+    for name in hook proxmox_hook; do
+        file=$("$new/bin/python" -I -c "import gpuswitch.$name; print(gpuswitch.$name.__file__)")
+        ln -s "$file" "$new/$name.py"
+    done
     deaf=$(maintain deaf-libvirt)
 
     # From here on only short local writes.

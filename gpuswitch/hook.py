@@ -17,6 +17,10 @@ import subprocess
 import sys
 from xml.parsers import expat
 
+TYPE_CHECKING = False  # as typing has it, which takes longer to import than all of this
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 DBUS_SEND = "/usr/bin/dbus-send"
 CONFIGURATION = "/etc/gpuswitch"
 DEVICES = "/sys/bus/pci/devices"
@@ -43,7 +47,7 @@ Address = tuple[int, int, int, int]
 
 
 class BadDomainError(Exception):
-    """The XML cannot be used."""
+    """What says which devices a virtual machine has cannot be used: `its XML is ...`, `its configuration has ...`."""
 
 
 class RefusedError(Exception):
@@ -60,11 +64,15 @@ def main(arguments: list[str]) -> int:
     xml = sys.stdin.buffer.read(LIMIT + 1)
     try:
         if operation == "prepare":
-            acquire(name, xml)
+            acquire(name, lambda: read_domain(xml))
         elif operation in {"started", "reconnect"}:
-            hand_over("AdoptVm", name, xml)
+            adopt(name, *read_domain(xml))
         elif operation == "release":
-            hand_over("ReleaseFromVm", name, xml, reason)
+            uuid, addresses = read_domain(xml)
+            # One that was unplugged while it ran is not in the XML any more: then gpuswitchd sees by itself when its
+            # process is gone.
+            if addresses:
+                release(name, uuid, reason)
     except (BadDomainError, RefusedError, UnansweredError) as error:
         said = str(error)
     except Exception as error:  # noqa: BLE001 - nobody who starts a virtual machine can use a traceback
@@ -75,18 +83,19 @@ def main(arguments: list[str]) -> int:
     return 1 if operation == "prepare" else 0
 
 
-def acquire(name: str, xml: bytes) -> None:
-    """Wait until the managed GPUs of a domain are ready for it. gpuswitchd knows which are managed.
+def acquire(name: str, read: Callable[[], tuple[str, list[Address]]]) -> None:
+    """Wait until the managed GPUs of a virtual machine are ready for it. gpuswitchd knows which are managed.
 
-    Where it cannot be asked, the configuration says so, without the `GPUSWITCH_...` variables, which only the service
-    has: a domain with a managed GPU does not start then, and any other does. The same goes for XML that is of no use.
+    `read` gives the machine's UUID and its functions. Where gpuswitchd cannot be asked, the configuration says which
+    GPUs are managed, without the `GPUSWITCH_...` variables, which only the service has: a machine with a managed GPU
+    does not start then, and any other does. The same goes for one of which nobody knows what it has.
 
     Raises:
-        RefusedError: the domain must not start.
+        RefusedError: the machine must not start.
     """
     addresses = None
     try:
-        uuid, addresses = read_domain(xml)
+        uuid, addresses = read()
         if addresses:
             call("AcquireForVm", PATIENCE, _string(name), _string(uuid), _strings(addresses))
     except (BadDomainError, UnansweredError) as error:
@@ -98,18 +107,23 @@ def acquire(name: str, xml: bytes) -> None:
             raise RefusedError(f"cannot give {', '.join(map(text, taken))} to {name}: {error}") from None
 
 
-def hand_over(method: str, name: str, xml: bytes, reason: str | None = None) -> None:
-    """Tell gpuswitchd what became of a domain with PCI devices, for the reason that libvirt gives.
-
-    One that was unplugged while the domain ran is not in the XML any more: then gpuswitchd sees by itself when the
-    domain's process is gone.
+def adopt(name: str, uuid: str, addresses: list[Address]) -> None:
+    """Tell gpuswitchd that a virtual machine runs, with these functions.
 
     Raises:
-        BadDomainError, RefusedError, UnansweredError: it does not know now.
+        RefusedError, UnansweredError: it does not know now.
     """
-    uuid, addresses = read_domain(xml)
     if addresses:
-        call(method, HANDOVER, _string(name), _string(uuid), _strings(addresses) if reason is None else _string(reason))
+        call("AdoptVm", HANDOVER, _string(name), _string(uuid), _strings(addresses))
+
+
+def release(name: str, uuid: str, reason: str) -> None:
+    """Tell gpuswitchd that a virtual machine is gone, and why: `shutdown`, `saved`, ... (libvirt's docs/hooks.rst).
+
+    Raises:
+        RefusedError, UnansweredError: it does not know now.
+    """
+    call("ReleaseFromVm", HANDOVER, _string(name), _string(uuid), _string(reason))
 
 
 _PASSED_THROUGH = (("hostdev", "subsystem", "pci"), ("interface", "subsystem", "hostdev"))
@@ -166,7 +180,7 @@ class _Domain:
         if self._at_an_address():
             self.addresses.append(_address(attributes))
         elif len(self._path) == 3 and [each.rpartition(":")[2] for each in self._path] == _QEMU_ARGUMENT:
-            self.addresses.extend(_of_qemu(attributes.get("value", "")))
+            self.addresses.extend(of_qemu(attributes.get("value", "")))
 
     def end(self, _: str) -> None:
         self._path.pop()
@@ -354,7 +368,7 @@ def _address(attributes: dict[str, str]) -> Address:
     return domain, bus, slot, function
 
 
-def _of_qemu(argument: str) -> list[Address]:
+def of_qemu(argument: str) -> list[Address]:
     """What an argument of QEMU passes through: `vfio-pci,host=01:00.0`, the same in JSON, or a `sysfsdev`.
 
     QEMU's set_pci_host_devaddr (hw/core/qdev-properties-system.c) takes hex numbers of any length, domain 0 left out.

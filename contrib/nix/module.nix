@@ -61,6 +61,8 @@ let
       substituteInPlace "$out/libexec/libvirt-hook" \
         --replace-fail '#!/bin/bash' '#!${pkgs.bash}/bin/bash' \
         --replace-fail /usr/bin/python3 ${python}/bin/python3
+      substituteInPlace "$out/share/gpuswitch/proxmox/gpuswitch-hookscript" \
+        --replace-fail /usr/bin/python3 ${python}/bin/python3
       substituteInPlace "$out/${python.sitePackages}/gpuswitch/hook.py" \
         --replace-fail /usr/bin/dbus-send ${pkgs.dbus}/bin/dbus-send
     '';

@@ -25,6 +25,7 @@ Candidate = tuple[str, str]
 FILES = ":files"
 MACHINES = "/etc/libvirt/qemu"
 """Where libvirt keeps the definitions of its machines."""
+PROXMOX = "/etc/pve/qemu-server"
 _SECONDS = 1.0
 """That long the service may take. It answers in milliseconds, or is stopped by a debugger."""
 _MOST = 20
@@ -147,7 +148,9 @@ def _values(of: argparse.Action, typed: _Typed, current: str) -> Iterator[Candid
         yield from (("today", _("since midnight")), ("yesterday", _("since the midnight before")))
         yield from (("1h", _("an hour ago")), ("1d", _("a day ago")), ("1w", _("a week ago")))
     elif of.dest == "vm":
-        yield from ((name, "") for name in _machines())
+        yield from ((name, "") for name in _machines(MACHINES, ".xml"))
+    elif of.metavar == "VMID":
+        yield from ((vmid, "") for vmid in _machines(PROXMOX, ".conf"))
     elif of.metavar in {"FILE", "PATH"}:
         yield FILES, ""
     elif of.metavar == "TOPIC":
@@ -163,13 +166,13 @@ def _values(of: argparse.Action, typed: _Typed, current: str) -> Iterator[Candid
         yield from _from_service(typed.bus, _switches)
 
 
-def _machines() -> list[str]:
-    """Virtual machines, by the files that libvirt has of them, for root alone: virsh may have to start its daemon."""
+def _machines(folder: str, ending: str) -> list[str]:
+    """Virtual machines, by the files that there are of them, for root alone: virsh may have to start its daemon."""
     try:
-        names = os.listdir(MACHINES)  # noqa: PTH208 -- pathlib takes longer to import
+        names = os.listdir(folder)  # noqa: PTH208 -- pathlib takes longer to import
     except OSError:
         return []
-    return sorted(name.removesuffix(".xml") for name in names if name.endswith(".xml"))
+    return sorted(name.removesuffix(ending) for name in names if name.endswith(ending))
 
 
 def _from_service(bus: str | None, ask: Callable[[Service], list[Candidate]]) -> list[Candidate]:

@@ -26,6 +26,8 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.translate import _
 from gpuswitch.errors import Failed, InProgress
 
+STATE = Path("/var/lib/gpuswitch/setup")
+"""Where setup has its record."""
 _VERSION = 1
 _RECORD = "record.json"
 _NEW = ".new"
@@ -39,6 +41,17 @@ class ChangedError(CtlError):
     def __init__(self, file: Path, text: str) -> None:
         super().__init__(text, Failed.exit_code, name=Failed.name)
         self.file = file
+
+
+def changed_by_somebody(file: Path) -> ChangedError:
+    """Why a file is not written."""
+    text = _(
+        "cannot write {file}: somebody has changed it since setup wrote it; give it another name there to keep that, "
+        "or: {command}",
+        file=file,
+        command="gpuswitchctl setup undo --force",
+    )
+    return ChangedError(file, text)
 
 
 class KeptFiles:
@@ -55,15 +68,25 @@ class KeptFiles:
         """
         return [Path(name) for name, entry in self._record()["files"].items() if _is_foreign(Path(name), entry)]
 
-    def write(self, files: Mapping[Path, bytes]) -> None:
+    def added(self) -> list[Path]:
+        """Files that were written, and were not there before.
+
+        Raises:
+            CtlError: what was written is not known.
+        """
+        return [Path(name) for name, entry in self._record()["files"].items() if entry["before"] is None]
+
+    def write(self, files: Mapping[Path, bytes], *, mode: int | None = None) -> None:
         """Write all of these, on disk before this returns. What was there before the first time is kept.
+
+        `mode`: theirs; None: as they are, and 0644 where there is none yet.
 
         Raises:
             CtlError: nothing was changed.
         """
         try:
             with self._alone():
-                self._write(files)
+                self._write(files, mode)
         except OSError as error:
             named = error.filename or self.folder
             text = _("cannot write {file}: {why}; nothing is changed", file=named, why=error.strerror)
@@ -96,14 +119,14 @@ class KeptFiles:
         """Where the text of a file lies that was overwritten by force."""
         return self.folder.with_name(f"{self.folder.name}-kept") / file.name
 
-    def _write(self, files: Mapping[Path, bytes]) -> None:
+    def _write(self, files: Mapping[Path, bytes], mode: int | None) -> None:
         before = self._record()
         for file in files:
             if file.is_symlink():
                 text = _("cannot write {file}: it is a link; put a file there, or take it away", file=file)
                 raise CtlError.of(Failed, text)
             if str(file) in before["files"] and _is_foreign(file, before["files"][str(file)]):
-                raise ChangedError(file, _("somebody has changed {file} since it was written", file=file))
+                raise changed_by_somebody(file)
         planned = json.loads(json.dumps(before))
         for file, content in files.items():
             entry = planned["files"].setdefault(str(file), {"before": self._kept(file), "after": []})
@@ -114,7 +137,10 @@ class KeptFiles:
         try:
             for file, content in files.items():
                 file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                _replace(file, content, planned["files"][str(file)]["before"])
+                status = planned["files"][str(file)]["before"]
+                if status is not None and mode is not None:
+                    status = {**status, "mode": mode}
+                _replace(file, content, status, mode=0o644 if mode is None else mode)
         except OSError:
             # As it was: what can be put back has its room on disk already, or none was taken.
             for file, old in was.items():

@@ -473,6 +473,31 @@ def _setup(verb: _Add) -> None:
         "--force", action="store_true", help=_("also what somebody else has changed since; that text is kept")
     )
     undone.set_defaults(run="gpuswitch.cli.setup:undo", purpose=purpose)
+    _setup_proxmox(actions)
+
+
+def _setup_proxmox(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    purpose = _("have virtual machines of Proxmox VE ask for their GPUs")
+    asked = actions.add_parser(
+        "proxmox",
+        help=purpose,
+        description=_(
+            "Put a hookscript on a storage that has snippets, and name it in the virtual machines of this node that "
+            "get a managed GPU, or in those that are given. It shows what it would do, and asks. `setup undo` takes "
+            "it back."
+        ),
+        epilog=_("example: {command}", command="gpuswitchctl setup proxmox 101 --dry-run"),
+    )
+    _shared_options(asked)
+    asked.add_argument("vmids", metavar="VMID", nargs="*", help=_("a virtual machine, by its number"))
+    asked.add_argument("--storage", metavar="NAME", default="", help=_("where the script is put (default: local)"))
+    # Both may stand before the word, too.
+    skip = argparse.SUPPRESS
+    asked.add_argument("-y", "--yes", action="store_true", default=skip, help=_("ask nothing, and do it"))
+    asked.add_argument(
+        "--dry-run", action="store_true", default=skip, help=_("show what would be done, change nothing")
+    )
+    asked.set_defaults(run="gpuswitch.cli.proxmox:setup", purpose=purpose)
 
 
 def _shared_options(of: argparse.ArgumentParser) -> None:

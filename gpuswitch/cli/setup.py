@@ -16,13 +16,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpuswitch.cli import machines
+from gpuswitch.cli import machines, proxmox
 from gpuswitch.cli.asking import agrees, answer, can_ask
 from gpuswitch.cli.client import Gpu, Service
 from gpuswitch.cli.configuration import DIRECTORY, Verdict, judged
 from gpuswitch.cli.doctor import finding_record, in_their_language, service_seen, show_finding
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.kept_files import ChangedError, KeptFiles
+from gpuswitch.cli.kept_files import STATE, KeptFiles, changed_by_somebody
 from gpuswitch.cli.output import as_json, clean, in_colour, line, problem, warning, write
 from gpuswitch.cli.proposal import Desk, Wanted, match_of, name_for, record_of, text_of
 from gpuswitch.cli.reloading import Setting, by_key, reload
@@ -37,7 +37,6 @@ from gpuswitch.errors import ConfigError, Failed, InvalidArgument, NoSuchGpu, No
 
 FILE = "conf.d/50-setup.toml"
 """Below the configuration: read after config.toml, so what was answered last counts."""
-STATE = Path("/var/lib/gpuswitch/setup")
 TRIAL_SECONDS = 60.0
 _ANSWERED = frozenset({"boot_display", "managed"})
 """Findings about a GPU that its new table answers."""
@@ -104,7 +103,7 @@ def setup(args: Namespace, machine: Machine | None = None, places: Places | None
     kept = KeptFiles(places.state)
     _refuse_what_makes_no_sense(args, machine)
     if not args.dry_run and places.file in kept.changed_by_others():
-        raise _changed_by_somebody(places.file)
+        raise changed_by_somebody(places.file)
     asking = not args.yes and not args.dry_run
     try:
         decided = _decide(args, machine, places, asking=asking)
@@ -113,7 +112,7 @@ def setup(args: Namespace, machine: Machine | None = None, places: Places | None
     said: list[str] = []
     if decided.changes and not args.dry_run:
         try:
-            _write(kept, places.file, decided.text)
+            kept.write({places.file: decided.text.encode()})
             said = _in_force(args, places.file)
         except KeyboardInterrupt:
             told = _("interrupted; to take back what was written: {command}", command="gpuswitchctl setup undo")
@@ -197,13 +196,17 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
     _refuse_strangers(machine, "sudo gpuswitchctl setup undo")
     kept = KeptFiles(places.state)
     foreign = kept.changed_by_others()
+    commands = proxmox.take_back(kept, machine) if args.force or not foreign else []
     done = list(kept.undo(force=args.force))
-    said = reload(args.bus, places.file) if any(what != "unchanged" for _file, what in done) else []
+    told = any(what != "unchanged" and file.is_relative_to(places.configuration) for file, what in done)
+    said = reload(args.bus, places.file) if told else []
     saved = {file: str(kept.kept_text(file)) for file in foreign if kept.kept_text(file).exists()}
     if args.json:
         files = [{"path": str(file), "result": what, "kept": saved.get(file, "")} for file, what in done]
-        as_json({"files": files, "service": said})
+        as_json({"files": files, "commands": commands, "service": said})
         return 0
+    for each in commands:
+        line(_("this was run: {command}", command=each))
     if not done:
         line(_("there is nothing to undo: setup has written nothing"))
     words = {
@@ -580,23 +583,6 @@ def _tell_of_the_desk(desk: desktop.Desktop) -> None:
 def _agree() -> None:
     if not agrees(_said(_("Write this? [y/N]"), "")):
         raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))
-
-
-def _write(kept: KeptFiles, file: Path, text: str) -> None:
-    try:
-        kept.write({file: text.encode()})
-    except ChangedError as error:
-        raise _changed_by_somebody(error.file) from None
-
-
-def _changed_by_somebody(file: Path) -> CtlError:
-    text = _(
-        "cannot write {file}: somebody has changed it since setup wrote it; give it another name there to keep that, "
-        "or: {command}",
-        file=file,
-        command="gpuswitchctl setup undo --force",
-    )
-    return CtlError.of(Failed, text)
 
 
 def _in_force(args: Namespace, file: Path) -> list[str]:

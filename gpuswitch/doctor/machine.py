@@ -86,6 +86,11 @@ class Files:
     def there(self, place: str) -> bool:
         return self.status(place) is not None
 
+    def executable(self, place: str) -> bool:
+        """Whether it is a file that may be run."""
+        status = self.status(place)
+        return status is not None and stat.S_ISREG(status.st_mode) and bool(status.st_mode & 0o111)
+
     def program(self, name: str) -> str:
         """Where a program lies, "" nowhere."""
         places = (f"/{folder}/{name}" for folder in _PROGRAMS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gpuswitch.config.settings import Config
@@ -97,16 +97,40 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class ProxmoxMachine:
+    """A virtual machine of Proxmox VE: its number, its name with that, and the places of the devices that it gets.
+
+    A place is a function or a slot, with the domain; of a mapping, all that it may get.
+
+    `hookscript`: a volume, "" none. `script`: what that is: `ours`, or one that runs ours; `outdated`: of another
+    version, or not to be run; `foreign`; "" none. `fault`: why its devices are not known.
+    """
+
+    vmid: str
+    name: str
+    places: tuple[str, ...] = ()
+    hookscript: str = ""
+    script: str = ""
+    fault: str = ""
+
+    def gets(self, functions: Iterable[object]) -> bool:
+        """Whether one of these is at one of its places."""
+        return any(
+            str(each) == place or str(each).startswith(f"{place}.") for each in functions for place in self.places
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class OtherTools:
     """`driverctl`: functions that it has an override for. `moving`: scripts of libvirt's hooks that move devices.
 
-    `proxmox`: its machines by number, with the addresses of functions or slots that each gets.
+    `proxmox`: its machines.
     """
 
     driverctl: tuple[str, ...] = ()
     modprobe: tuple[Line, ...] = ()
     moving: tuple[str, ...] = ()
-    proxmox: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    proxmox: tuple[ProxmoxMachine, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,8 +243,8 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "proxmox",
         Area.OTHER_TOOLS,
-        "Machines of Proxmox that get the card: it binds by itself, and asks nobody",
-        "`gpuswitchctl to-vfio` before `qm start`",
+        "Machines of Proxmox that get the card: it binds by itself, and asks nobody, but for a hookscript",
+        "`gpuswitchctl setup proxmox`",
         run=tools.proxmox,
     ),
     Check("other_tools", Area.OTHER_TOOLS, "None of these was found", "none is needed", run=tools.none),

@@ -27,7 +27,7 @@ import jeepney
 from prometheus_client import CollectorRegistry, Gauge
 from typing_extensions import override
 
-from gpuswitch import hook
+from gpuswitch import hook, proxmox_hook
 from gpuswitch.api.connection import Connection, Message, MessageFlag, MessageType, message_size, without_body
 from gpuswitch.api.inbox import Inbox
 from gpuswitch.api.interface import Interface
@@ -91,6 +91,48 @@ _KNOWN_MACHINE = (
     b"<domstatus><domain><name>b</name><uuid>known</uuid><devices><hostdev type='pci'><source><address bus='1'/>"
     b"</source></hostdev></devices></domain></domstatus>"
 )
+
+
+# What Proxmox VE says
+
+_DEVICES = ["0000:01:00.0", "0000:01:00.1", "0000:02:00.0", "1234:f0:1d.7", "pci0000:00"]
+
+
+def proxmox_machine(data: bytes) -> None:
+    """The configuration of a machine: its owner's, by way of the web page, or edited by hand."""
+    _proxmox(data, _MAPPING)
+
+
+def proxmox_mapping(data: bytes) -> None:
+    """The devices of the cluster's nodes, of whoever may change mappings; and what qemu-server has given to whom."""
+    pci_cfg, _, given = data.partition(SEPARATOR)
+    _proxmox(_MACHINE, pci_cfg)
+    for function, (vmid, kind, number) in proxmox_hook.reserved(given.decode(errors="replace")).items():
+        assert PciAddress.parse(hook.text(function)) == function
+        assert vmid.isdecimal()
+        assert kind in {"time", "pid"}
+        assert number >= 0
+
+
+_MACHINE = b"name: win11\nhostpci0: mapping=gpu,pcie=1\nhostpci1: 01:00\n"
+_MAPPING = b"gpu\n\tmap id=10de:2484,node=pve,path=0000:01:00.0;0000:01:00.1\n\tmap node=pve,path=0000:02:00\n"
+
+
+def _proxmox(machine: bytes, pci_cfg: bytes) -> None:
+    try:
+        conf = proxmox_hook.main_section(machine.decode(errors="replace"))
+        devices = proxmox_hook.devices(conf, pci_cfg.decode(errors="replace"), "pve")
+    except (hook.BadDomainError, hook.RefusedError) as error:
+        _assert_short(str(error))
+        return
+    assert proxmox_hook.name_of("101", conf).isprintable()
+    assert len(devices) <= proxmox_hook.MOST_DEVICES
+    for _, _, alternatives, _ in devices:
+        for _, places in alternatives:
+            for place in places:
+                for function in proxmox_hook.functions_at(place, _DEVICES):
+                    assert PciAddress.parse(hook.text(function)) == function
+                    assert hook.text(function).startswith(place)
 
 
 # What the administrator writes
@@ -480,6 +522,8 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
         domain,
+        proxmox_machine,
+        proxmox_mapping,
         status_file,
         configuration,
         dbus_message,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,34 @@ HOOK = "etc/libvirt/hooks/qemu.d/50-gpuswitch"
 _CONFIG = f'[[gpu]]\naddress = "{CARD}"\nname = "geforce"\n'
 _CPUS = {"intel": "vendor_id\t: GenuineIntel\n", "amd": "vendor_id\t: AuthenticAMD\n"}
 _TABLES = {"intel": "DMAR", "amd": "IVRS"}
+TEMPLATE = "share/gpuswitch/proxmox/gpuswitch-hookscript"
+HOOKSCRIPT = "#!/bin/sh\n# of this version\n"
+SNIPPET = "var/lib/vz/snippets/gpuswitch-hookscript"
+QM = """
+root=${0%/usr/bin/qm} conf=${0%/usr/bin/qm}/etc/pve/qemu-server/$2.conf
+echo "$*" >>"$root/qm.log"
+[ -f "$conf" ] || { echo "Configuration file 'nodes/pve/qemu-server/$2.conf' does not exist" >&2; exit 2; }
+! grep -q '^lock:' "$conf" || { echo "VM is locked (backup)" >&2; exit 255; }
+sed -i /^hookscript:/d "$conf"
+case $3 in
+--hookscript)
+    { printf 'hookscript: %s\\n' "$4"; cat "$conf"; } >"$root/conf.new"
+    mv "$root/conf.new" "$conf" ;;
+esac
+echo "update VM $2: $3 $4"
+"""
+"""As `qm set` answers; what it has to say of a machine that is locked or not there is in PVE/AbstractConfig.pm."""
+PVESM = """
+case "$*" in
+'status --content snippets')
+    echo 'Name         Type     Status           Total            Used       Available        %'
+    cat "${0%/usr/bin/pvesm}/snippets" 2>/dev/null ||
+        echo 'local         dir     active        98497780        12345678        81103052   12.53%' ;;
+'path local:'*) echo "/var/lib/vz/${2#local:}" ;;
+'path nfs:'*) echo "/mnt/pve/nfs/${2#nfs:}" ;;
+*) exit 255 ;;
+esac
+"""
 STARTED = 4_000_000_000
 """When the services of the machine were started, or reloaded: after all of its files were made."""
 
@@ -104,6 +133,22 @@ class MadeMachine:
         path = self.write(place, text)
         path.chmod(0o755 if executable else 0o644)
         return path
+
+    def proxmox(self, conf: str, script: str = HOOKSCRIPT, *, vmid: str = "100", path: str = SNIPPET) -> None:
+        """A node of Proxmox VE that has this machine, and this text where snippets lie.
+
+        `qm` and `pvesm` do what is asked of them here, to the files of this machine.
+        """
+        self.write(f"etc/pve/qemu-server/{vmid}.conf", conf)
+        self.write(
+            "etc/pve/mapping/pci.cfg",
+            f"gpu\n\tmap id=10de:2484,node={os.uname().nodename.partition('.')[0]},path={CARD[:-2]}\n",
+        )
+        self.write(f"usr/{TEMPLATE}", HOOKSCRIPT)
+        if script:
+            self.write(path, script).chmod(0o755)
+        for name, program in (("qm", QM), ("pvesm", PVESM), ("pveversion", "echo pve-manager/9.2.1")):
+            self.program(name, program)
 
     def unit(self, name: str, **properties: str) -> None:
         loaded = {"Id": name, "LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"}

@@ -29,11 +29,12 @@ SETS_UP = """
 import pickle, sys
 from functools import partial
 from pathlib import Path
-from gpuswitch.cli import main, setup
+from gpuswitch.cli import main, proxmox, setup
 machine, configuration, state = pickle.loads(Path(sys.argv.pop(1)).read_bytes())
 places = setup.Places(configuration, state)
 setup.setup = partial(setup.setup, machine=machine, places=places)
 setup.undo = partial(setup.undo, machine=machine, places=places)
+proxmox.setup = partial(proxmox.setup, machine=machine, state=state)
 sys.exit(main.main())
 """
 """The command, on another machine than this one, and with the files in other places."""
@@ -335,3 +336,23 @@ async def test_what_somebody_has_changed_since_is_not_overwritten(sit: Sit) -> N
     assert [Path(each["kept"]).name for each in forced["files"]] == [desk.file.name]
     assert desk.state.with_name("setup-kept").joinpath(desk.file.name).read_bytes().endswith(b"# mine\n")
     assert not desk.file.exists()
+
+
+async def test_machines_of_proxmox_ask_for_the_gpu_that_was_set_up_and_undo_takes_back_both(sit: Sit) -> None:
+    desk = await sit()
+    desk.made.proxmox(f"name: win11\nhostpci0: {CARD},pcie=1\n", script="", vmid="101")
+    status, _out, said = desk.run("proxmox", "--yes")
+    assert status != 0
+    assert "no GPU is managed, so no machine needs a hookscript; first: gpuswitchctl setup\n" in said
+    assert desk.run("--gpu", "01:00.0", "--screens", "two", "--yes")[0] == 0
+    for answer, status in (("n\r", 1), ("y\r", 0)):
+        with desk.at_a_terminal("proxmox") as terminal:
+            terminal.until("Do this? [y/N]")
+            terminal.press(answer)
+            assert terminal.ended() == status
+    done = desk.json("proxmox", "--yes")
+    assert (done["changed"], done["machines"][0]["gpus"], done["machines"][0]["sets"]) == (False, [CARD], False)
+    undone = desk.json("undo")
+    assert undone["commands"] == ["qm set 101 --delete hookscript"]
+    assert {each["result"] for each in undone["files"]} == {"removed"}
+    assert len(undone["files"]) == 2

@@ -104,3 +104,7 @@ def test_machines_are_those_that_libvirt_has_files_of(
     assert completed(capsys, "setup", "u") == ["undo"]
     monkeypatch.setattr(complete, "MACHINES", "/nowhere")
     assert completed(capsys, "setup", "--vm", "") == []
+    monkeypatch.setattr(complete, "PROXMOX", str(tmp_path))
+    for name in ("101.conf", "102.conf", "101.conf.tmp"):
+        (tmp_path / name).touch()
+    assert completed(capsys, "setup", "proxmox", "") == ["101", "102"]

@@ -19,6 +19,7 @@ from gpuswitch.doctor.table import CHECKS
 from gpuswitch.errors import NoSuchGpu
 from gpuswitch.model.holders import Holder, Process, Unit
 from tests.harness.made_machine import CARD, HOOK, INTEGRATED, PORT, SOUND, MadeMachine
+from tests.harness.proxmox import VOLUME
 from tests.unit.test_house import ROOT
 
 SLOT = "0000:02:00.0"
@@ -632,8 +633,32 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         lambda m: m.write("etc/pve/qemu-server/100.conf", "hostpci0: 0000:01:00,pcie=1,x-vga=1\n"),
         "proxmox",
         WARNING,
-        f"gives {CARD} to its machine 100",
-        f"gpuswitchctl to-vfio {CARD}",
+        f"gives {CARD} to VM 100",
+        "gpuswitchctl setup proxmox 100",
+    ),
+    (
+        "proxmox-mapping",
+        lambda m: m.proxmox("name: win11\nhostpci0: mapping=gpu\nhookscript: local:snippets/mine\n"),
+        "proxmox",
+        WARNING,
+        "the hookscript of win11 (100), local:snippets/mine, does not ask for",
+        "",
+    ),
+    (
+        "proxmox-outdated",
+        lambda m: m.proxmox(f"hostpci0: 01:00.1\nhookscript: {VOLUME}\n", "#!/bin/sh\n# of old\n"),
+        "proxmox",
+        WARNING,
+        f"the hookscript of VM 100, {VOLUME}, is not that of this version",
+        "gpuswitchctl setup proxmox 100",
+    ),
+    (
+        "proxmox-ours",
+        lambda m: m.proxmox(f"hostpci0: 01:00\nhookscript: {VOLUME}\n"),
+        "proxmox",
+        OK,
+        f"Proxmox has VM 100 ask for {CARD} before it starts",
+        "",
     ),
 ]
 

@@ -141,6 +141,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.fleet.host_drivers",
         "gpuswitch.fleet.matching",
         "gpuswitch.fleet.misfit",
+        # What a machine of Proxmox VE has is read by one reader.
+        "gpuswitch.hook",
+        "gpuswitch.proxmox_hook",
         "gpuswitch.doctor",
     ),
     # It says what it understands before any of that is there.
@@ -157,7 +160,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     # Its other half: it writes what mends, and asks the service for the GPUs.
     "gpuswitch.cli.setup": ("gpuswitch.errors", "gpuswitch.cli", "gpuswitch.doctor"),
+    # As that: it names GPUs of the service in machines that the doctor's look has seen.
+    "gpuswitch.cli.proxmox": ("gpuswitch.errors", "gpuswitch.cli", "gpuswitch.doctor"),
     "gpuswitch.hook": (),
+    "gpuswitch.proxmox_hook": ("gpuswitch.hook",),
 }
 """What a part of the package may import of the package."""
 
@@ -239,8 +245,12 @@ def test_one_module_knows_the_bus_library() -> None:
 
 
 def test_clients_start_fast() -> None:
-    """The command line may use two light libraries, the hook none."""
-    allowed = {"gpuswitch.cli": {"gpuswitch", "jeepney", "rich"}, "gpuswitch.hook": set[str]()}
+    """The command line may use two light libraries, the hooks none."""
+    allowed = {
+        "gpuswitch.cli": {"gpuswitch", "jeepney", "rich"},
+        "gpuswitch.hook": set[str](),
+        "gpuswitch.proxmox_hook": {"gpuswitch"},
+    }
     heavy = [
         (module, name)
         for module, name in all_imports()

@@ -58,6 +58,8 @@ def test_a_stage_has_no_place_left_open_and_none_of_an_administrator(staged: Pat
     assert [path for path, text in texts.items() if re.search(r"@\w+@|/usr/local", text)] == []
     assert "ExecStart=/usr/bin/gpuswitchd\n" in (staged / "usr/lib/systemd/system/gpuswitchd.service").read_text()
     assert "hook='/usr/lib/python/gpuswitch/hook.py'\n" in (staged / "usr/lib/gpuswitch/libvirt-hook").read_text()
+    script = (staged / "usr/share/gpuswitch/proxmox/gpuswitch-hookscript").read_text()
+    assert "\nhook='/usr/lib/python/gpuswitch/proxmox_hook.py'\n" in script
     programs = {path.name for path in files if path.stat().st_mode & 0o111}
     assert programs == {"maintain", "libvirt-hook"}
 

@@ -9,8 +9,7 @@ from gpuswitch.doctor import remedies
 from gpuswitch.doctor.findings import Said, ok, warning
 from gpuswitch.doctor.looks.libvirt import HOOKS
 from gpuswitch.doctor.looks.units import OTHERS
-from gpuswitch.doctor.seen import Line, Seen
-from gpuswitch.errors import InvalidArgument
+from gpuswitch.doctor.seen import Line, ProxmoxMachine, Seen
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_MODULE, PciFunction
 from gpuswitch.sentence import Sentence
@@ -180,29 +179,38 @@ def old_hooks(seen: Seen) -> Iterator[Said]:
 
 
 def proxmox(seen: Seen) -> Iterator[Said]:
-    """It takes whatever the machine is given from its driver, and asks nobody (PVE::QemuServer::PCI)."""
-    for machine, places in seen.tools.proxmox:
+    """It takes whatever a machine is given from its driver, and asks nobody, but for the machine's hookscript.
+
+    That is how it does it: PVE::QemuServer::PCI.
+    """
+    for machine in seen.tools.proxmox:
         for patient in seen.patients:
-            if any(_is_part(place, patient.gpu.functions) for place in places):
-                yield warning(
-                    Sentence(
-                        "Proxmox gives {gpu} to its machine {machine}, and takes it from its driver without asking "
-                        "anybody",
-                        gpu=patient.address,
-                        machine=machine,
-                    ),
-                    Sentence("move it first, before that machine is started, and back when it is shut down"),
-                    (f"gpuswitchctl to-vfio {patient.address}", f"qm start {quote(machine)}"),
-                )
+            if machine.gets(patient.gpu.functions):
+                yield _of_proxmox(machine, patient.address)
 
 
-def _is_part(place: str, functions: Collection[PciAddress]) -> bool:
-    """Whether a function, or a slot (`01:00`), is one of these, or theirs."""
-    try:
-        return PciAddress.parse(place) in functions
-    except InvalidArgument:
-        slot = place if place.count(":") == 2 else f"0000:{place}"
-        return any(function.slot_name == slot for function in functions)
+def _of_proxmox(machine: ProxmoxMachine, gpu: PciAddress) -> Said:
+    values = {"machine": machine.name, "gpu": gpu, "script": machine.hookscript}
+    commands = (f"gpuswitchctl setup proxmox {quote(machine.vmid)}",)
+    match machine.script:
+        case "ours":
+            return ok(Sentence("Proxmox has {machine} ask for {gpu} before it starts, by its hookscript", **values))
+        case "outdated":
+            return warning(
+                Sentence("the hookscript of {machine}, {script}, is not that of this version", **values),
+                Sentence("put this one in its place"),
+                commands,
+            )
+        case "foreign":
+            return warning(
+                Sentence("the hookscript of {machine}, {script}, does not ask for {gpu} before it starts", **values),
+                Sentence("have it run ours, too (docs/proxmox.md)"),
+            )
+    return warning(
+        Sentence("Proxmox gives {gpu} to {machine}, and takes it from its driver without asking anybody", **values),
+        Sentence("have the machine ask for it, by a hookscript"),
+        commands,
+    )
 
 
 def none(seen: Seen) -> Iterator[Said]:

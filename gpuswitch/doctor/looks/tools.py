@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 
 from gpuswitch.doctor.looks.libvirt import HOOKS, OWN, wanted_by
+from gpuswitch.doctor.looks.proxmox import machines
 from gpuswitch.doctor.machine import Files
 from gpuswitch.doctor.seen import Line, OtherTools
 
@@ -24,8 +25,6 @@ _MOVES = re.compile(
 )
 _DEEPEST = 5
 """Folders below qemu.d, of PassthroughPOST's hook helper: MACHINE/OPERATION/STATE/FILE."""
-_HOSTPCI = re.compile(r"^hostpci\d+:\s*(.*)$", re.MULTILINE)
-_PLACE = re.compile(r"^(?:host=)?((?:[0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}(?:\.[0-7])?)$")
 
 
 def look(files: Files) -> OtherTools:
@@ -33,7 +32,7 @@ def look(files: Files) -> OtherTools:
         driverctl=tuple(_overrides(files)),
         modprobe=tuple(_modprobe(files)),
         moving=tuple(place for place in _scripts(files) if _MOVES.search(_code(files.text(place)))),
-        proxmox=tuple(_proxmox(files)),
+        proxmox=tuple(machines(files)),
     )
 
 
@@ -74,18 +73,3 @@ def _scripts(files: Files) -> Iterator[str]:
 def _code(text: str) -> str:
     """A script without the lines that are comments."""
     return "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("#"))
-
-
-def _proxmox(files: Files) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """/etc/pve is for root, and a file system of its own, whose reads have been known to wait."""
-    for place in files.below(["/etc/pve/qemu-server"], ".conf"):
-        # What was kept of the machine in snapshots stands below its own lines.
-        now = files.text(place).partition("\n[")[0]
-        found = [
-            match[1]
-            for value in _HOSTPCI.findall(now)
-            for word in re.split("[,;]", value)
-            if (match := _PLACE.fullmatch(word.strip()))
-        ]
-        if found:
-            yield place.rpartition("/")[2].removesuffix(".conf"), tuple(found)
