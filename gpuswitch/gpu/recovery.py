@@ -96,11 +96,13 @@ class Recovery:
         record = self._record
         await self._runner.until_returned()
         reason = await self._runner.go_back(engine) or ""
-        outcome = Outcome(Result.FAILED if reason else Result.REVERTED, reason)
         if switch is not None:
             record.make_current(switch)
             outcome = await self.run_recovery(switch, after_crash(record.rules), why)
-        return await record.settle(outcome, record.restore_state)
+            return await record.settle(outcome, record.restore_state)
+        # It is where it was before, and why that is so is no other.
+        outcome = Outcome(Result.FAILED, reason) if reason else Outcome(Result.REVERTED, record.page.entry.stays_out)
+        return await record.settle(outcome, record.restore_state, record.page.entry.failed)
 
     def _resumed(self, left: Unfinished) -> tuple[Switch, str]:
         """The switch that a dead service left unfinished, and why there is a need to recover."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gpuswitch.config.settings import Config, GpuConfig
-from gpuswitch.errors import GpuswitchError
+from gpuswitch.errors import GpuswitchError, Wedged
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.catalogue import AMD, NVIDIA, VGA, Slot
 from gpuswitch.host.simulated.devices import Trouble
@@ -324,3 +325,20 @@ async def test_one_that_failed_and_was_moved_by_hand_while_nobody_looked_stays_t
     actor.record.page.write(replace(actor.record.page.entry, failed="it was failed", stays_out="it was failed"))
     again = await harness.again()
     assert again.fleet.find("01:00.0").state is State.VFIO
+
+
+async def test_a_question_that_hangs_meanwhile_takes_nothing_away(tmp_path: Path) -> None:
+    """Nothing had begun, so when the kernel returns it is where it was, and for the same reason."""
+    harness, actor = await out(tmp_path)
+    why = actor.record.stays_out
+    hang = harness.host.faults.add(Hang(), operation="capture", subject=ACCELERATOR)
+    with pytest.raises(Wedged):
+        await actor.request(State.HOST)
+    hang.release()
+    await harness.witness.until(lambda: actor.state is State.VFIO)
+    await asyncio.sleep(60)
+    assert (actor.record.stays_out, actor.record.reason) == (why, why)
+    assert [json.loads(Path(tmp_path, page).read_text())["stays_out"] for page in harness.pages] == [why]
+    spoiled(harness, None)
+    await reload(harness)
+    await comes_home(harness, actor)
