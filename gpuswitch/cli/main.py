@@ -58,13 +58,15 @@ def _main(arguments: Sequence[str]) -> int:
     except SystemExit as told:  # it was asked for help or for the version, and has printed that
         return int(told.code or 0)
     from gpuswitch.cli.failures import CtlError  # noqa: PLC0415 -- help needs none of it
-    from gpuswitch.cli.output import OutputError  # noqa: PLC0415 -- as above
+    from gpuswitch.cli.output import OutputError, ReaderGoneError  # noqa: PLC0415 -- as above
 
     try:
         try:
             return _run(args)
         except CtlError as error:
             return _failed(error, args)
+    except ReaderGoneError:
+        return _nobody_reads()
     except OutputError as error:
         return _cannot_write(str(error))
 

@@ -23,6 +23,7 @@ _LOST = frozenset({"failed", "wedged", "unknown", "absent"})
 
 def watch(service: Service, args: Namespace) -> int:
     """Tell each event; a service that ends or starts again is one of them."""
+    service.end_with_its_reader()
     Watching(service, args.gpus, _JsonEvents() if args.json else _Lines()).for_ever()
     return 0
 
@@ -99,6 +100,7 @@ def wait(service: Service, args: Namespace) -> int:
         CtlError: the time is over, or the service has gone.
     """
     deadline = None if args.timeout is None else time.monotonic() + args.timeout
+    service.end_with_its_reader()
     service.subscribe(name_owner())
     owner = service.owner()
     service.subscribe(signals_of(owner))

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import time
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -190,6 +191,23 @@ def test_an_answer_that_was_interrupted_is_offered_to_nobody() -> None:
     connection.incoming = [new_method_return(call)]
     connection.selector = SimpleNamespace(select=lambda _seconds: [])
     assert service.next_event(0.0) is None
+
+
+def test_more_seconds_than_the_kernel_can_count_are_waited_for_in_parts() -> None:
+    connection = Connection()
+    service = Service(cast("DBusConnection", connection), None)
+    call, waited = ping(), list[float]()
+    serial = service.send(call)
+
+    def select(seconds: float) -> list[object]:
+        waited.append(seconds)
+        if len(waited) == 2:
+            connection.incoming = [new_method_return(call)]
+        return []
+
+    connection.selector = SimpleNamespace(select=select)
+    assert service.next_event(time.monotonic() + 1e15) == serial
+    assert [seconds < 2**31 / 1000 for seconds in waited] == [True, True]
 
 
 # watch and wait
