@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 
-from gpuswitch.cli.output import clean, moment
+from gpuswitch.cli.output import clean, moment, write
 from gpuswitch.cli.parser import BUS_VARIABLE, TOPICS, arguments_of, parser
 from gpuswitch.cli.translate import _, state_word
 
@@ -36,7 +36,7 @@ def complete(words: Sequence[str]) -> int:
     *before, current = words or [""]
     for word, about in _candidates(before, current):
         # Names and models come from elsewhere, and a shell prints them.
-        print("\t".join(map(clean, filter(None, (word, about)))))
+        write("\t".join(map(clean, filter(None, (word, about)))))
     return 0
 
 
@@ -44,7 +44,7 @@ class _Typed:
     """The words before the one to complete, as argparse would take them."""
 
     def __init__(self, words: Iterable[str]) -> None:
-        self.parser = parser()
+        self.parser: argparse.ArgumentParser = parser()
         self.bus = os.environ.get(BUS_VARIABLE) or None
         self.waiting: argparse.Action | None = None
         """The option whose value comes next."""

@@ -10,7 +10,8 @@ from typing import Any
 from gpuswitch.cli.demo_service import DemoService, demo_service
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import in_colour, line, write
-from gpuswitch.errors import Failed
+from gpuswitch.cli.translate import _
+from gpuswitch.errors import Failed, InvalidArgument
 
 PACE = ("load=0.3s", "unbind=0.1s", "probe=0.15s", "keep_awake=0.02s", "set_override=0.01s")
 """How long the operations of the simulated kernel take: about as long as those of a real one."""
@@ -18,12 +19,14 @@ REFUSAL = "probe@0000:01:00.3#1=EINVAL"
 NAMED = '[[gpu]]\naddress = "0000:01:00.0"\nname = "geforce"\n'
 
 
-def demo(_: Namespace) -> int:
+def demo(args: Namespace) -> int:
     """Play all acts.
 
     Raises:
         CtlError: something did not go as the captions say.
     """
+    if args.json:
+        raise CtlError.of(InvalidArgument, _("cannot show it as JSON: it is text for people; leave --json out"))
     with demo_service() as service:
         _laptop(service)
         _server(service)

@@ -36,13 +36,16 @@ JSON = Namespace(json=True, gpus=[])
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "COMMAND"),
+        ([], "say what to do: gpuswitchctl help lists the commands"),
         (["frobnicate"], "there is no command 'frobnicate'; gpuswitchctl help lists what there is"),
-        (["plan", "01:00.0", "nvidia"], "invalid choice: 'nvidia'"),
+        (["plan", "01:00.0", "nvidia"], "'nvidia' is no target: gpuswitchctl plan 01:00.0 host or"),
         (["to-vfio", "--timeout", "0"], "'0' is not a number of seconds above 0"),
         (["to-vfio", "--timeout", "inf"], "'inf' is not a number of seconds above 0"),
         (["to-vfio", "--timeout", "soon"], "'soon' is not a number of seconds above 0"),
-        (["to-vfio", "--no-wait", "--dry-run"], "not allowed with argument"),
+        (
+            ["to-vfio", "--no-wait", "--dry-run"],
+            "--no-wait and --dry-run cannot be used together: leave one of them out",
+        ),
         (["to-vfio", "--time", "5"], "to-vfio does not know --time; did you mean --timeout?"),
         (["history", "--limit", "-1"], "'-1' is not a number of switches"),
         (["history", "--limit", "4294967296"], "'4294967296' is not a number of switches"),
