@@ -407,9 +407,16 @@ def _setup(verb: _Add) -> None:
         "undo",
         help=purpose,
         description=_("{sentence}.", sentence=_capital(purpose)),
-        epilog=_("example: {command}", command="gpuswitchctl setup undo"),
+        epilog=_("example: {command}", command="gpuswitchctl setup undo --dry-run"),
     )
     _shared_options(undone)
+    # Left out here, it may stand before the action.
+    undone.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help=_("show what would be put back, change nothing"),
+    )
     undone.add_argument(
         "--force", action="store_true", help=_("also what somebody else has changed since; that text is kept")
     )

@@ -45,6 +45,8 @@ _ANSWERED_BY_THE_DESK = _ANSWERED | {"holders"}
 """The same where the desktop ends first, which has it open."""
 _ONE, _TWO = "one", "two"
 _AT_BOOT = {"k": "keep", "v": "vfio", "h": "host"}
+_NOTHING_TO_UNDO = mark("there is nothing to undo: setup has written nothing")
+_WAS_SO_ALREADY = mark("{file} was as before already")
 _NO_ANSWER = mark("cannot go on without an answer; nothing is changed")
 
 
@@ -188,7 +190,7 @@ def _record(args: Namespace, places: Places, decided: _Decided, said: Sequence[s
 
 
 def undo(args: Namespace, machine: Machine | None = None, places: Places | None = None) -> int:
-    """Put back all that setup has written.
+    """Put back all that setup has written, or show what that would be.
 
     Raises:
         CtlError: nothing was changed, or the text says what was.
@@ -196,20 +198,21 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
     machine, places = machine or Machine(), places or Places()
     _refuse_strangers(machine, "sudo gpuswitchctl setup undo")
     kept = KeptFiles(places.state)
+    if args.dry_run:
+        return _show_undo(args, kept)
     foreign = kept.changed_by_others()
     done = list(kept.undo(force=args.force))
     said = reload(args.bus, places.file) if any(what != "unchanged" for _file, what in done) else []
     saved = {file: str(kept.kept_text(file)) for file in foreign if kept.kept_text(file).exists()}
     if args.json:
-        files = [{"path": str(file), "result": what, "kept": saved.get(file, "")} for file, what in done]
-        as_json({"files": files, "service": said})
+        as_json(_undo_record(done, saved, said, dry_run=False))
         return 0
     if not done:
-        line(_("there is nothing to undo: setup has written nothing"))
+        line(_(_NOTHING_TO_UNDO))
     words = {
         "removed": _("{file} is removed, as it was not there before"),
         "restored": _("{file} is as it was before"),
-        "unchanged": _("{file} was as before already"),
+        "unchanged": _(_WAS_SO_ALREADY),
     }
     for file, what in done:
         line(words[what].format(file=file))
@@ -218,6 +221,39 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
     for each in said:
         line(each)
     return 0
+
+
+def _show_undo(args: Namespace, kept: KeptFiles) -> int:
+    """What undo would do. Nothing is changed, and the service is told nothing."""
+    foreign = kept.changed_by_others()
+    planned = kept.to_undo(force=args.force)
+    saved = {file: str(kept.kept_text(file)) for file in foreign if file.exists()}
+    if args.json:
+        as_json(_undo_record([(file, what) for file, what, _before in planned], saved, [], dry_run=True))
+        return 0
+    if not planned:
+        line(_(_NOTHING_TO_UNDO))
+        return 0
+    words = {
+        "removed": _("{file} would be removed, as it was not there before"),
+        "restored": _("{file} would be as it was before"),
+        "unchanged": _(_WAS_SO_ALREADY),
+    }
+    for file, what, before in planned:
+        line(words[what].format(file=file))
+        _show_change(file, _read(file), None if before is None else before.decode(errors="replace"))
+    for each in saved.values():
+        line(_("the text that is there would be kept in {file}", file=each))
+    line(_("nothing is changed: this was a dry run"))
+    return 0
+
+
+def _undo_record(
+    done: Iterable[tuple[Path, str]], saved: Mapping[Path, str], said: Sequence[str], *, dry_run: bool
+) -> dict[str, Any]:
+    """docs/json.md has the form."""
+    files = [{"path": str(file), "result": what, "kept": saved.get(file, "")} for file, what in done]
+    return {"files": files, "service": said, "dry_run": dry_run}
 
 
 # What makes no sense -------------------------------------------------------------------------------------------------
@@ -552,9 +588,14 @@ def _propose(file: Path, decided: _Decided) -> None:
     if not decided.changes:
         line(_("nothing is to be written: {file} says all of this already", file=file))
         return
-    old = (decided.before or "").splitlines()
-    name = str(file) if decided.before is not None else "/dev/null"
-    for each in difflib.unified_diff(old, decided.text.splitlines(), name, str(file), lineterm="", n=1000):
+    _show_change(file, decided.before, decided.text)
+
+
+def _show_change(file: Path, before: str | None, after: str | None) -> None:
+    """Each line that comes or goes; None: there is no file then."""
+    was, becomes = (str(file) if text is not None else "/dev/null" for text in (before, after))
+    old, new = ((text or "").splitlines() for text in (before, after))
+    for each in difflib.unified_diff(old, new, was, becomes, lineterm="", n=1000):
         colour = {"+": "32", "-": "31"}.get(each[:1], "") if in_colour(sys.stdout) else ""
         write(f"\x1b[{colour}m{clean(each)}\x1b[0m" if colour else clean(each))
 

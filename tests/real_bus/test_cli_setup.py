@@ -168,6 +168,21 @@ async def test_options_alone_set_up_two_gpus_once_and_undo_puts_back_every_byte(
     assert (again["changed"], again["service"], again["text"]) == (False, [], first["text"])
     assert "says all of this already" in desk.run(*options)[1]
 
+    written = desk.tree()
+    for words in (("--dry-run", "undo"), ("undo", "--dry-run")):
+        shown = desk.json(*words)
+        assert (shown["files"], shown["dry_run"], shown["service"], desk.tree()) == (
+            [{"path": str(desk.file), "result": "removed", "kept": ""}],
+            True,
+            [],
+            written,
+        )
+    status, out, _said = desk.run("undo", "--dry-run")
+    assert (status, desk.tree(), desk.state.exists()) == (0, written, True)
+    assert out.startswith(f"{desk.file} would be removed, as it was not there before\n--- {desk.file}\n+++ /dev/null\n")
+    assert '-name = "rtx3070"\n' in out
+    assert out.endswith("nothing is changed: this was a dry run\n")
+
     undone = desk.json("undo")
     assert undone["files"] == [{"path": str(desk.file), "result": "removed", "kept": ""}]
     assert (desk.tree(), desk.state.exists()) == (before, False)
