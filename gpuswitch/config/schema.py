@@ -105,7 +105,12 @@ def match_of(value: object) -> Match:
     return Match(**said)
 
 
-def _name(value: str) -> str:
+def name_of(value: str) -> str:
+    """What a GPU is called, as it is; "" is no name.
+
+    Raises:
+        ValueError: nothing can be called so.
+    """
     # A command to be copied would read a leading - as an option.
     if not re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]{0,31})?", value):
         raise ValueError(
@@ -352,7 +357,7 @@ class GpuTable(Defaults):
     )
     name: Annotated[
         str,
-        AfterValidator(_name),
+        AfterValidator(name_of),
         Form("string", "at most 32 letters, digits, dots, underscores and dashes, a letter or digit first"),
     ] = Field("", description="What the GPU is called on the command line.")
     members: Annotated[tuple[_Address, ...], Form("array of strings", "PCI addresses")] = Field(

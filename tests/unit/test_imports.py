@@ -156,7 +156,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.doctor",
     ),
     # Its other half: it writes what mends, and asks the service for the GPUs.
-    "gpuswitch.cli.setup": ("gpuswitch.errors", "gpuswitch.cli", "gpuswitch.doctor"),
+    "gpuswitch.cli.setup": (
+        "gpuswitch.sentence",
+        "gpuswitch.errors",
+        "gpuswitch.config.schema.name_of",  # a name is refused when it is typed, and not once all is answered
+        "gpuswitch.cli",
+        "gpuswitch.doctor",
+    ),
     "gpuswitch.hook": (),
 }
 """What a part of the package may import of the package."""
