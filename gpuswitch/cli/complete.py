@@ -62,6 +62,13 @@ class _Typed:
         return self._places[self._place] if self._place < len(self._places) else None
 
     @property
+    def places(self) -> list[argparse.Action]:
+        """All that an argument here may be: one that may be left out, and what comes after it."""
+        rest = self._places[self._place :]
+        needed = next((n for n, each in enumerate(rest) if each.nargs != "?"), len(rest))
+        return rest[: needed + 1]
+
+    @property
     def options_may_follow(self) -> bool:
         return not self._verbatim
 
@@ -122,8 +129,9 @@ def _candidates(before: Sequence[str], current: str) -> Iterator[Candidate]:
             yield f"{name}={word}", about
     elif typed.options_may_follow and current.startswith("-"):
         yield from _beginning(current, _options(typed))
-    elif typed.place is not None:
-        yield from _beginning(current, _values(typed.place, typed, current))
+    else:
+        for place in typed.places:
+            yield from _beginning(current, _values(place, typed, current))
 
 
 def _beginning(current: str, candidates: Iterable[Candidate]) -> Iterator[Candidate]:

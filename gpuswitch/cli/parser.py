@@ -54,6 +54,11 @@ a GPU is named like 0000:01:00.0, 01:00.0, pci_0000_01_00_0, or by its name in t
 HELP_IS_TEXT = mark("cannot print help as JSON: it is text for people; leave --json out")
 
 TARGETS = ("host", "vfio")
+STATES = (
+    *("host", "detaching", "vfio", "reattaching", "recovering"),
+    *("failed", "wedged", "unknown", "absent"),
+)
+"""In which a GPU can be (docs/states.md)."""
 RESULTS = ("done", "reverted", "failed", "cancelled", "wedged", "drifted")
 POLICIES = ("refuse", "wait", "terminate", "kill")
 TOPICS = ("states", "exit-status", "configuration")
@@ -225,7 +230,12 @@ def _looking(verb: _Add) -> None:
     )
     _gpus_argument(waited, _("for these; default: all"))
     waited.add_argument(
-        "--for", dest="state", metavar="STATE", type=str.lower, choices=TARGETS, help=_("until it is there")
+        "--for",
+        dest="state",
+        metavar="STATE",
+        type=str.lower,
+        choices=STATES,
+        help=_("until it is there: host, vfio, or another state of `gpuswitchctl help states`"),
     )
     waited.add_argument("--timeout", metavar="SECONDS", type=_seconds, help=_("give up then"))
 
@@ -278,7 +288,7 @@ def _telling(verb: _Add) -> None:
         "history:history",
         _("list finished switches"),
         "gpuswitchctl history 01:00.0 --limit 5",
-        "gpuswitchctl history --since yesterday --result failed",
+        "gpuswitchctl history --since yesterday --result failed --result reverted",
         "gpuswitchctl history --since 2026-11-29T20:00 --until 1h",
     )
     told.add_argument("gpu", metavar="GPU", nargs="?", default="", help=_("of this one only"))
@@ -289,7 +299,16 @@ def _telling(verb: _Add) -> None:
         help=_("begun then or later: '2h ago' or 2h, today, yesterday, '2026-11-29 20:00', 20:00, RFC 3339"),
     )
     told.add_argument("--until", metavar="TIME", type=_point_in_time, help=_("begun then or earlier"))
-    told.add_argument("--result", choices=RESULTS, help=_("only what ended so; drifted: what somebody else has moved"))
+    told.add_argument(
+        "--result",
+        action="append",
+        default=[],
+        choices=RESULTS,
+        help=_(
+            "only what ended so; may be given again; what went wrong is mostly reverted, failed where that failed too; "
+            "drifted: what somebody else has moved"
+        ),
+    )
     told.add_argument(
         "--limit", metavar="N", type=_count, help=_("the last N (default: 20, with a time or a result all; 0: all)")
     )

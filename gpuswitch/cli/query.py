@@ -36,7 +36,7 @@ def list_gpus(service: Service, args: Namespace) -> int:
 def _warn(sentences: Iterable[str]) -> None:
     """Beside the answer, so that programs which read that do not meet it."""
     for sentence in sentences:
-        warning(sentence)
+        warning(recognized(sentence))
 
 
 def _gpu_cells(gpu: Values, *, adding: bool) -> tuple[str, ...]:

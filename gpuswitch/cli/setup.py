@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from gpuswitch.cli import machines
 from gpuswitch.cli.asking import agrees, answer, can_ask
 from gpuswitch.cli.client import Gpu, Service
-from gpuswitch.cli.configuration import DIRECTORY, Verdict, judged
+from gpuswitch.cli.configuration import DIRECTORY, Verdict, in_their_words, judged, whole
 from gpuswitch.cli.doctor import finding_record, in_their_language, service_seen, show_finding
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.kept_files import ChangedError, KeptFiles
@@ -637,16 +637,16 @@ def _checked(places: Places, text: str) -> Verdict:
         if first["file"] == str(places.file):
             text = _(
                 "cannot use what setup would write: {fault}; give other answers; nothing is changed",
-                fault=first["what"],
+                fault=in_their_words(first),
             )
         else:
             text = _(
                 "cannot use the configuration with what setup would write in it: {fault}; nothing is changed; to put a "
                 "file right: {command}",
-                fault=first["text"],
+                fault=whole(first),
                 command="gpuswitchctl config edit",
             )
-        Verdict(more, verdict.warnings, ()).tell()
+        Verdict(more, verdict.warnings).tell()
         raise CtlError.of(ConfigError, text)
     return verdict
 

@@ -294,6 +294,19 @@ def test_all_have_to_be_there_at_the_same_time(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out.splitlines() == [f"{CARD} is vfio", f"{OTHER} is vfio"]
 
 
+@pytest.mark.parametrize(("state", "status"), [("failed", 0), ("vfio", 7), ("wedged", 0)])
+def test_a_state_that_was_waited_for_is_no_failure(state: str, status: int) -> None:
+    events = [changed(State="failed"), changed(State="wedged")]
+    assert watch.wait(fixed(gpu(), events=events), parse(["wait", "--for", state])) == status
+
+
+def test_one_that_leaves_the_host_is_absent_and_else_an_error() -> None:
+    gone = Signal(ROOT, OBJECTS, "InterfacesRemoved", (f"{ROOT}/gpu/0000_01_00_0", [INTERFACE]))
+    assert watch.wait(fixed(gpu(), events=[gone]), parse(["wait", "--for", "absent"])) == 0
+    with pytest.raises(CtlError, match="it is not on this host any more"):
+        watch.wait(fixed(gpu(), events=[gone]), parse(["wait", "--for", "vfio"]))
+
+
 def test_the_end_of_another_process_is_no_end_of_the_service() -> None:
     events = [owner(":1.0", ":1.1"), changed(State="vfio")]
     assert watch.wait(fixed(gpu(), events=events), parse(["wait", "--for", "vfio"])) == 0
