@@ -26,7 +26,7 @@ from gpuswitch.cli.output import (
     write,
 )
 from gpuswitch.cli.records import entry_record
-from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
+from gpuswitch.cli.translate import _, mark, marks, recognized, state_word, step_title
 from gpuswitch.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -35,6 +35,13 @@ if TYPE_CHECKING:
 Values = Mapping[str, Any]
 _USUAL = 20
 """So many are listed where nobody says how many, or which."""
+_OPTIONS = {
+    "busy": mark("busy"),
+    "wait_seconds": mark("wait seconds"),
+    "stop_units": mark("stop units"),
+    "trial_seconds": mark("trial seconds"),
+}
+"""What was asked for besides the target (gpuswitch/model/policy.py)."""
 _KERNEL_LINES = 50
 _AFTERWARDS = 1.0
 """Seconds: what the kernel says of the last step may have come when that was over for us."""
@@ -179,8 +186,9 @@ def _about(entry: Values) -> Iterable[tuple[str, str]]:
     yield _("started"), moment(entry["started"])
     yield _("asked by"), requester_words(entry["asker"], whole=True)
     for number, (option, value) in enumerate(sorted(entry["options"].items())):
-        words = " ".join(value) if isinstance(value, list) else str(value)
-        yield "" if number else _("options"), f"{option.replace('_', ' ')}: {words}"
+        words = " ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
+        # Of a service that is newer, there may be others.
+        yield "" if number else _("options"), f"{_(_OPTIONS.get(option, option.replace('_', ' ')))}: {words}"
 
 
 def requester_words(requester: Values, *, whole: bool = False) -> str:

@@ -128,7 +128,9 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     if gpu["State"] in {"failed", "wedged"} and gpu["Switch"]:
         yield _("kernel"), _("what it said meanwhile: {command}", command=f"gpuswitchctl show {gpu['Switch']['id']}")
     for number, (address, kind, driver) in enumerate(gpu["Functions"]):
-        bound = _("{function} {kind} on {driver}", function=address, kind=kind, driver=driver or _("no driver"))
+        bound = _(
+            "{function} {kind} on {driver}", function=address, kind=state_word(kind), driver=driver or _("no driver")
+        )
         yield "" if number else _("functions"), bound
     yield _("host driver"), gpu["HostDriver"] or "-"
     if gpu["TrialEnds"]:
