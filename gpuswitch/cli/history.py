@@ -186,7 +186,7 @@ def _about(entry: Values) -> Iterable[tuple[str, str]]:
     yield _("started"), moment(entry["started"])
     yield _("asked by"), requester_words(entry["asker"], whole=True)
     for number, (option, value) in enumerate(sorted(entry["options"].items())):
-        words = " ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
+        words = " ".join(value) if isinstance(value, list) else str(value)
         # Of a service that is newer, there may be others.
         yield "" if number else _("options"), f"{_(_OPTIONS.get(option, option.replace('_', ' ')))}: {words}"
 

@@ -575,12 +575,14 @@ def _no_virsh(sight: _Sight) -> CtlError:
     commands = install(sight.seen.system, "virsh") if sight.seen else ()
     if not commands:
         text = _(
-            "cannot ask libvirt for its virtual machines: virsh is not installed, which libvirt's client package has"
+            "cannot ask libvirt for its virtual machines: {program} is not installed; a package of libvirt has it",
+            program="virsh",
         )
         return CtlError.of(Failed, text)
-    command = " && ".join(commands)
     text = _(
-        "cannot ask libvirt for its virtual machines: virsh is not installed; to install it: {command}", command=command
+        "cannot ask libvirt for its virtual machines: {program} is not installed; to install it: {command}",
+        program="virsh",
+        command=" && ".join(commands),
     )
     return CtlError.of(Failed, text)
 

@@ -13,14 +13,8 @@ from gpuswitch.config.places import Location
 from gpuswitch.config.reference import TABLES, Key, key_of, must_be
 from gpuswitch.config.schema import ENVIRONMENT
 from gpuswitch.config.shown import shown
-from gpuswitch.sentence import Sentence, template
+from gpuswitch.sentence import Sentence
 
-_SUGGESTIONS = (
-    template("no such key; known are {names}"),
-    template("no such setting; did you mean {word}?"),
-    template("no such setting; known are {names}"),
-)
-"""What `_suggest` makes."""
 _SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?(ms|s|sec|min|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -58,7 +52,9 @@ def no_such_variable(variable: str) -> Sentence:
     ]
     if alike:
         return Sentence("no such setting; write {names}", names=Sentence.joined(" or ", alike))
-    return _suggest("no such setting", plain, names, names[: len(TABLES)])
+    if meant := _nearest(plain, names):
+        return Sentence("no such setting; did you mean {word}?", word=meant)
+    return Sentence("no such setting; known are {names}", names=", ".join(names[: len(TABLES)]))
 
 
 def _no_such_key(location: Location) -> Sentence:
@@ -68,15 +64,17 @@ def _no_such_key(location: Location) -> Sentence:
     if len(location) == 1:
         if homes:
             return Sentence("no such key outside of a table; it belongs in {tables}", tables=_in_words(homes))
-        return _suggest("no such key", name, TABLES, TABLES)
+        if meant := _nearest(name, TABLES):
+            return Sentence("no such key; did you mean {word}?", word=meant)
+        return Sentence("no such key; known are {names}", names=", ".join(TABLES))
     known = _keys(top)
-    if close := difflib.get_close_matches(name, known, n=1):
-        return Sentence("no such key; did you mean {word}?", word=close[0])
+    if meant := _nearest(name, known):
+        return Sentence("no such key; did you mean {word}?", word=meant)
     if homes:
         return Sentence(
             "no such key in {heading}; it belongs in {tables}", heading=_heading(top), tables=_in_words(homes)
         )
-    return _suggest("no such key", name, (), known)
+    return Sentence("no such key; known are {names}", names=", ".join(known))
 
 
 def _no_list(location: Location, value: object) -> Sentence:
@@ -128,7 +126,6 @@ def _in_words(tables: list[str]) -> Sentence:
     return Sentence.joined(" or ", map(_heading, tables))
 
 
-def _suggest(what: str, word: str, names: Iterable[str], known: Iterable[str]) -> Sentence:
-    if close := difflib.get_close_matches(word, list(names), n=1):
-        return Sentence(f"{what}; did you mean {{word}}?", word=close[0])
-    return Sentence(f"{what}; known are {{names}}", names=", ".join(known))
+def _nearest(word: str, names: Iterable[str]) -> str:
+    """The name that was meant, "" where that cannot be told."""
+    return next(iter(difflib.get_close_matches(word, list(names), n=1)), "")

@@ -53,7 +53,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "gpuswitch.sentence": (),
     "gpuswitch.errors": ("gpuswitch.sentence",),
     "gpuswitch.model": ("gpuswitch.sentence", "gpuswitch.errors", "gpuswitch.model"),
-    "gpuswitch.config": ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.config"),
+    "gpuswitch.config": ("gpuswitch.sentence", "gpuswitch.errors", "gpuswitch.model", "gpuswitch.config"),
     "gpuswitch.runtime": ("gpuswitch.errors",),
     # What a line of the log is about, anybody may say.
     "gpuswitch.log": (),
@@ -79,6 +79,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "gpuswitch.host.simulated": (*_HOST, "gpuswitch.host.simulated"),
     # An observer of the switches, and what it writes: files of its own.
     "gpuswitch.history": (
+        "gpuswitch.sentence",
         "gpuswitch.errors",
         "gpuswitch.config.schema",
         "gpuswitch.runtime.threads",
