@@ -23,15 +23,9 @@ ARGPARSE = (
     "options",
     "show this help message and exit",
     "show program's version number and exit",
-    "the following arguments are required: %s",
-    "unrecognized arguments: %s",
     "argument %(argument_name)s: %(message)s",
-    "invalid choice: %(value)r (choose from %(choices)s)",
-    "expected one argument",
-    "not allowed with argument %s",
-    "ignored explicit argument %r",
 )
-"""The words of argparse that people meet here."""
+"""The words of argparse that people meet here: of what was typed wrongly, gpuswitch/cli/usage.py has its own."""
 
 
 def texts(source: str) -> Iterator[str]:

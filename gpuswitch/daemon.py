@@ -21,6 +21,7 @@ from typing import IO
 
 from gpuswitch.api.authority import Authority
 from gpuswitch.api.bus import Bus
+from gpuswitch.api.encoders import sentence_values
 from gpuswitch.api.exposition import Exposition
 from gpuswitch.api.manager import ManagerObject
 from gpuswitch.api.metrics import MetricsObserver
@@ -269,12 +270,13 @@ def check_config(options: argparse.Namespace) -> int:
     faults: list[Fault] = []
     warnings: list[str] = []
     settings: tuple[Setting, ...] = ()
+    files: tuple[Path, ...] = ()
     if fault := _out_of_reach(path):
         faults.append(Fault(fault))
     else:
         try:
             config = load(path, instead=instead, as_root=path == DIRECTORY)
-            settings = config.settings
+            settings, files = config.settings, config.files
             warnings += config.warnings
             warnings += _without_certificate(config)
             warnings += _without_effect(config, _host(options))
@@ -284,7 +286,8 @@ def check_config(options: argparse.Namespace) -> int:
             faults.append(Fault(str(error)))
     if options.json:
         found = {
-            "faults": list(map(asdict, faults)),
+            "faults": [{**asdict(fault), "words": sentence_values(fault.what)} for fault in faults],
+            "files": [str(file) for file in files],
             "warnings": warnings,
             "settings": list(map(asdict, settings)),
         }

@@ -11,7 +11,7 @@ from collections import deque, namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
-from select import select
+from select import POLLERR, POLLHUP, POLLIN, poll
 from typing import Any, Self
 
 from jeepney import (
@@ -29,6 +29,7 @@ from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
 from gpuswitch.cli.failures import AskedForError, CtlError, called
 from gpuswitch.cli.interrupts import INTERRUPTS
+from gpuswitch.cli.output import ReaderGoneError, output_descriptor
 from gpuswitch.cli.translate import _, is_english, reworded
 from gpuswitch.errors import (
     AUTHENTICATION_REQUIRED,
@@ -56,6 +57,9 @@ DECISION_SECONDS = 180.0
 ANSWER_SECONDS = 30.0
 """How long an answer may take that does not wait for a switch: longer than dbus-daemon waits for a service to start.
 dbus-broker leaves that to systemd."""
+
+_LONGEST_POLL = 86400.0
+"""Seconds that the kernel is asked to wait at once: it takes milliseconds as an int, and people any number."""
 
 CANNOT_CONNECT = (OSError, AuthenticationError)
 """What jeepney raises where nobody listens there, or does not want us."""
@@ -88,6 +92,7 @@ class Service:
         self._given_up: set[int] = set()
         self._rules: list[MatchRule] = []
         self._terminal: int | None = None
+        self._output: int | None = None
 
     @classmethod
     def connect(cls, address: str | None) -> Self:
@@ -250,14 +255,22 @@ class Service:
             if not self._receive(deadline):
                 return None
 
+    def end_with_its_reader(self) -> None:
+        """From here on, whatever waits for the service ends with ReaderGoneError once nobody reads standard output.
+
+        Not before what was asked for is begun: who looks on decides nothing.
+        """
+        self._output = output_descriptor()
+
     def pause(self, seconds: float | None, descriptor: int) -> bool:
         """Until this can be read (True), something is told that was subscribed to, or so many seconds are over (None:
         never). What was told is not kept.
         """
         if self._taken_in():
             return False
-        readable = select([self.connection.sock, descriptor], [], [], seconds)[0]
-        if self.connection.sock in readable:
+        ours = self.connection.sock.fileno()
+        readable = self._readable([ours, descriptor], seconds)
+        if ours in readable:
             self._taken_in()
         return descriptor in readable
 
@@ -301,18 +314,37 @@ class Service:
 
     def _wait_for_more(self, seconds: float | None) -> None:
         terminal, interrupts = self._terminal, INTERRUPTS.descriptor
-        if terminal is None and interrupts is None:
-            if not self.connection.selector.select(seconds):
+        within = None if seconds is None else min(seconds, _LONGEST_POLL)
+        if terminal is interrupts is self._output is None:
+            if not self.connection.selector.select(within) and within == seconds:
                 raise TimeoutError
             return
-        ours = self.connection.sock
-        readable = select([each for each in (ours, terminal, interrupts) if each is not None], [], [], seconds)[0]
-        if not readable:
+        ours = self.connection.sock.fileno()
+        readable = self._readable([each for each in (ours, terminal, interrupts) if each is not None], within)
+        if not readable and within == seconds:
             raise TimeoutError
         if interrupts in readable:
             INTERRUPTS.heard()
-        elif ours not in readable:
+        elif readable and ours not in readable:
             raise LineTyped
+
+    def _readable(self, descriptors: Sequence[int], seconds: float | None) -> list[int]:
+        """Which of these can be read, once one can; none when so many seconds are over.
+
+        Raises:
+            ReaderGoneError: nobody reads standard output, and that is to end it.
+        """
+        polled = poll()
+        for each in descriptors:
+            polled.register(each, POLLIN)
+        if self._output is not None and self._output not in descriptors:
+            # These are told whatever is asked for: a pipe without a reader has POLLERR (pipe_poll in the kernel's
+            # fs/pipe.c), a socket POLLHUP or both, a terminal that was hung up POLLHUP (tty_poll, n_tty_poll).
+            polled.register(self._output, 0)
+        found = dict(polled.poll(None if seconds is None else seconds * 1000))
+        if self._output is not None and found.get(self._output, 0) & (POLLERR | POLLHUP):
+            raise ReaderGoneError
+        return [each for each in descriptors if each in found]
 
     @contextmanager
     def listening_to(self, terminal: int) -> Iterator[None]:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 
-from gpuswitch.cli.output import clean, moment
+from gpuswitch.cli.output import clean, moment, write
 from gpuswitch.cli.parser import BUS_VARIABLE, TOPICS, arguments_of, parser
 from gpuswitch.cli.translate import _, state_word
 
@@ -37,7 +37,7 @@ def complete(words: Sequence[str]) -> int:
     *before, current = words or [""]
     for word, about in _candidates(before, current):
         # Names and models come from elsewhere, and a shell prints them.
-        print("\t".join(map(clean, filter(None, (word, about)))))
+        write("\t".join(map(clean, filter(None, (word, about)))))
     return 0
 
 
@@ -45,7 +45,7 @@ class _Typed:
     """The words before the one to complete, as argparse would take them."""
 
     def __init__(self, words: Iterable[str]) -> None:
-        self.parser = parser()
+        self.parser: argparse.ArgumentParser = parser()
         self.bus = os.environ.get(BUS_VARIABLE) or None
         self.waiting: argparse.Action | None = None
         """The option whose value comes next."""
@@ -61,6 +61,13 @@ class _Typed:
     def place(self) -> argparse.Action | None:
         """What an argument here would be."""
         return self._places[self._place] if self._place < len(self._places) else None
+
+    @property
+    def places(self) -> list[argparse.Action]:
+        """All that an argument here may be: one that may be left out, and what comes after it."""
+        rest = self._places[self._place :]
+        needed = next((n for n, each in enumerate(rest) if each.nargs != "?"), len(rest))
+        return rest[: needed + 1]
 
     @property
     def options_may_follow(self) -> bool:
@@ -123,8 +130,9 @@ def _candidates(before: Sequence[str], current: str) -> Iterator[Candidate]:
             yield f"{name}={word}", about
     elif typed.options_may_follow and current.startswith("-"):
         yield from _beginning(current, _options(typed))
-    elif typed.place is not None:
-        yield from _beginning(current, _values(typed.place, typed, current))
+    else:
+        for place in typed.places:
+            yield from _beginning(current, _values(place, typed, current))
 
 
 def _beginning(current: str, candidates: Iterable[Candidate]) -> Iterator[Candidate]:

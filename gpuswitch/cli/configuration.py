@@ -14,38 +14,53 @@ from typing import Any
 
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import as_json, line, place, problem, warning
-from gpuswitch.cli.translate import _
+from gpuswitch.cli.translate import _, recognized, reworded
 from gpuswitch.errors import ConfigError, Failed
 
 DIRECTORY = Path("/etc/gpuswitch")
 
 
 class Verdict:
-    """What gpuswitchd says of a configuration: what it knows of each fault, a sentence for what has no effect, and the
-    settings in force, as the service's Config() has them; none where there is a fault.
+    """What gpuswitchd says of a configuration: what it knows of each fault, a sentence for what has no effect, and,
+    where there is no fault, the settings in force, as the service's Config() has them, and the files that say so.
     """
 
     def __init__(
-        self, faults: Sequence[Mapping[str, Any]], warnings: Sequence[str], settings: Sequence[Mapping[str, Any]]
+        self,
+        faults: Sequence[Mapping[str, Any]],
+        warnings: Sequence[str],
+        settings: Sequence[Mapping[str, Any]] = (),
+        files: Sequence[str] = (),
     ) -> None:
         self.faults = faults
         self.warnings = warnings
         self.settings = settings
+        self.files = files
 
     def tell(self) -> None:
         """Say all of it on standard error."""
         for sentence in self.warnings:
-            warning(sentence)
+            warning(recognized(sentence))
         for fault in self.faults:
             if fault["file"]:
                 # As compilers say it: editors and terminals go to what is written so.
                 place(":".join(str(fault[each]) for each in ("file", "line", "column") if fault[each]), _words(fault))
             else:
-                problem(fault["text"])
+                problem(whole(fault))
 
 
 def _words(fault: Mapping[str, Any]) -> str:
-    return ": ".join(filter(None, (fault["key"], fault["what"])))
+    return ": ".join(filter(None, (fault["key"], in_their_words(fault))))
+
+
+def in_their_words(fault: Mapping[str, Any]) -> str:
+    """What is wrong there, the end of a sentence, in the language of whoever reads it."""
+    return reworded(fault["what"], [{"text": fault["what"], **fault["words"]}])
+
+
+def whole(fault: Mapping[str, Any]) -> str:
+    """The whole sentence, in the language of whoever reads it."""
+    return recognized(fault["text"].replace(fault["what"], in_their_words(fault)) if fault["what"] else fault["text"])
 
 
 def _fault_record(fault: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,12 +81,22 @@ def check(args: Namespace) -> int:
     verdict = judged(path)
     if args.json:
         faults, places = [fault["text"] for fault in verdict.faults], list(map(_fault_record, verdict.faults))
-        as_json({"path": str(path), "faults": faults, "places": places, "warnings": verdict.warnings})
+        told = {"faults": faults, "places": places, "warnings": verdict.warnings}
+        as_json({"path": str(path), **told, "files": verdict.files})
     else:
         verdict.tell()
         if not verdict.faults:
-            line(_("the configuration in {path} can be used", path=path))
+            line(_usable(path, verdict.files))
     return ConfigError.exit_code if verdict.faults else 0
+
+
+def _usable(path: Path, files: Sequence[str]) -> str:
+    """That it can be used, and what there is of it."""
+    if not files:
+        return _("there is no configuration in {path}: everything is as by default", path=path)
+    if list(files) == [str(path)]:
+        return _("the configuration in {path} can be used", path=path)
+    return _("the configuration in {path} can be used: {files}", path=path, files=", ".join(files))
 
 
 def judged(path: Path, *, file: Path | None = None, copy: Path | None = None) -> Verdict:
@@ -101,4 +126,4 @@ def judged(path: Path, *, file: Path | None = None, copy: Path | None = None) ->
         said = ended.stderr.strip().rpartition("\n")[2] or _("it ended with status {status}", status=ended.returncode)
         text = _("cannot check {path}: {why}", path=path, why=said.removeprefix("gpuswitchd: "))
         raise CtlError.of(Failed, text) from None
-    return Verdict(found["faults"], found["warnings"], found["settings"])
+    return Verdict(found["faults"], found["warnings"], found["settings"], found["files"])

@@ -24,6 +24,7 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.interrupts import end_by
 from gpuswitch.cli.output import line
 from gpuswitch.cli.programs import installed
+from gpuswitch.cli.translate import _
 from gpuswitch.errors import Failed
 
 START_SECONDS = 30.0
@@ -66,7 +67,7 @@ class DemoService:
                 yield
                 daemon.terminate()
                 if (status := daemon.wait(START_SECONDS)) != 0:
-                    raise self._broken(f"gpuswitchd ended with status {status}")
+                    raise self._broken(_("it ended with status {status}", status=status))
 
     def ctl(self, *arguments: str, expect: int = 0) -> None:
         """Show a command and what it says.
@@ -117,9 +118,9 @@ class DemoService:
         ended = os.pidfd_open(daemon.pid)
         try:
             while True:
-                readable, _, _ = select.select([notify.fileno(), ended], [], [], START_SECONDS)
+                readable, _writable, _others = select.select([notify.fileno(), ended], [], [], START_SECONDS)
                 if notify.fileno() not in readable:
-                    raise self._broken("gpuswitchd did not start")
+                    raise self._broken(_("it did not start"))
                 if notify.recv(4096).startswith(b"READY=1"):
                     return
         finally:
@@ -127,7 +128,8 @@ class DemoService:
 
     def _broken(self, what: str) -> CtlError:
         log = (self.folder / "log").read_text().splitlines()
-        return CtlError.of(Failed, f"{what}: {log[-1] if log else 'it said nothing'}")
+        why = log[-1] if log else _("it said nothing")
+        return CtlError.of(Failed, _("{program}: {what}: {why}", program="gpuswitchd", what=what, why=why))
 
 
 @contextmanager
@@ -139,13 +141,15 @@ def demo_service() -> Iterator[DemoService]:
     """
     program = shutil.which("dbus-daemon")
     if program is None:
-        raise CtlError.of(Failed, "dbus-daemon is missing; install it: apt-get install dbus-daemon")
+        raise CtlError.of(
+            Failed, _("dbus-daemon is missing; install it: {command}", command="apt-get install dbus-daemon")
+        )
     with _SIGNALS.installed(), TemporaryDirectory(prefix="gpuswitch-demo-") as folder:
         options = ["--session", "--nofork", "--nopidfile", "--print-address", f"--address=unix:path={folder}/bus"]
         with _child([program, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as bus:
             address = cast("IO[str]", bus.stdout).readline().strip()
             if not address.startswith("unix:"):
-                raise CtlError.of(Failed, f"{program} did not start: {address}")
+                raise CtlError.of(Failed, _("{program} did not start: {why}", program=program, why=address))
             yield DemoService(Path(folder), address)
 
 
@@ -215,5 +219,10 @@ def _tell(lines: IO[str], who: str) -> None:
 
 def _check(arguments: tuple[str, ...], status: int, expected: int) -> None:
     if status != expected:
-        said = f"'gpuswitchctl {shlex.join(arguments)}' ended with status {status}, not {expected}"
-        raise CtlError.of(Failed, f"{said}; this is not how it goes")
+        text = _(
+            "{command} ended with status {status}, not {expected}; this is not how it goes",
+            command=f"'gpuswitchctl {shlex.join(arguments)}'",
+            status=status,
+            expected=expected,
+        )
+        raise CtlError.of(Failed, text)

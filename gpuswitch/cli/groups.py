@@ -10,7 +10,7 @@ from typing import Any
 from gpuswitch.cli.client import Service
 from gpuswitch.cli.layout import aligned, fitting
 from gpuswitch.cli.output import as_json, clean, line, width, write
-from gpuswitch.cli.translate import _
+from gpuswitch.cli.translate import _, state_word
 
 Values = Mapping[str, Any]
 
@@ -78,7 +78,7 @@ def _print_groups(groups: Iterable[Values]) -> None:
 def _function_cells(function: Values) -> list[str]:
     shown = (
         function["address"],
-        f"{function['kind']} [{function['class'][:4]}]",
+        f"{state_word(function['kind'])} [{function['class'][:4]}]",
         f"[{function['vendor_id']}:{function['device_id']}]",
         function["driver"] or "-",
         ", ".join((*(["GPU"] if function["gpu"] else []), *function["adds"])),

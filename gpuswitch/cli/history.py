@@ -26,7 +26,7 @@ from gpuswitch.cli.output import (
     write,
 )
 from gpuswitch.cli.records import entry_record
-from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
+from gpuswitch.cli.translate import _, mark, marks, recognized, state_word, step_title
 from gpuswitch.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -35,6 +35,13 @@ if TYPE_CHECKING:
 Values = Mapping[str, Any]
 _USUAL = 20
 """So many are listed where nobody says how many, or which."""
+_OPTIONS = {
+    "busy": mark("busy"),
+    "wait_seconds": mark("wait seconds"),
+    "stop_units": mark("stop units"),
+    "trial_seconds": mark("trial seconds"),
+}
+"""What was asked for besides the target (gpuswitch/model/policy.py)."""
 _KERNEL_LINES = 50
 _AFTERWARDS = 1.0
 """Seconds: what the kernel says of the last step may have come when that was over for us."""
@@ -45,34 +52,43 @@ def history(service: Service, args: Namespace) -> int:
     if args.since is not None and args.until is not None and args.since > args.until:
         text = _("nothing is both after --since and before --until: {since} is later than {until}", **_range(args))
         raise CtlError.of(InvalidArgument, text)
-    chosen = [args.since, args.until, args.result] != [None, None, None]
+    chosen = bool(args.result) or [args.since, args.until] != [None, None]
     limit = args.limit if args.limit is not None else 0 if chosen else _USUAL
     if args.gpu or chosen:
         # The service knows every spelling of its name.
         address = service.gpu(args.gpu).address if args.gpu else None
-        found = [entry for entry in service.history(0) if address in {None, entry["gpu"]} and _wanted(entry, args)]
-        found = found[: limit or None]
+        entries = [entry for entry in service.history(0) if address in {None, entry["gpu"]} and _then(entry, args)]
+        found = [entry for entry in entries if not args.result or entry["result"] in args.result][: limit or None]
     else:
-        found = service.history(limit)
+        entries = found = service.history(limit)
     if args.json:
         as_json({"switches": [entry_record(entry) for entry in found]})
     elif found:
         headings = marks("WHEN", "ID", "GPU", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
         table(headings, map(_cells, found), elastic=("REASON", "ASKED BY"), left_out=("ASKED BY", "TOOK", "REASON"))
     else:
-        line(_("no finished switch is like that") if chosen else _("there is no finished switch"))
+        line(_none_of(entries, args) if chosen else _("there is no finished switch"))
     return 0
+
+
+def _none_of(entries: Sequence[Values], args: Namespace) -> str:
+    """That there is none of these results; and what else there is, as `failed` is not all that went wrong."""
+    if not args.result or not entries:
+        return _("no finished switch is like that")
+    ended = [entry["result"] for entry in entries]
+    there = ", ".join(f"{ended.count(each)} {state_word(each)} (--result {each})" for each in dict.fromkeys(ended))
+    wanted = _(" or ").join(map(state_word, args.result))
+    return _("no finished switch is {wanted}; there are {others}", wanted=wanted, others=there)
 
 
 def _range(args: Namespace) -> Mapping[str, str]:
     return {"since": moment(args.since), "until": moment(args.until)}
 
 
-def _wanted(entry: Values, args: Namespace) -> bool:
-    return (
-        (args.since is None or entry["started"] >= args.since)
-        and (args.until is None or entry["started"] <= args.until)
-        and args.result in {None, entry["result"]}
+def _then(entry: Values, args: Namespace) -> bool:
+    """Whether it began in that time."""
+    return (args.since is None or entry["started"] >= args.since) and (
+        args.until is None or entry["started"] <= args.until
     )
 
 
@@ -171,7 +187,8 @@ def _about(entry: Values) -> Iterable[tuple[str, str]]:
     yield _("asked by"), requester_words(entry["asker"], whole=True)
     for number, (option, value) in enumerate(sorted(entry["options"].items())):
         words = " ".join(value) if isinstance(value, list) else str(value)
-        yield "" if number else _("options"), f"{option.replace('_', ' ')}: {words}"
+        # Of a service that is newer, there may be others.
+        yield "" if number else _("options"), f"{_(_OPTIONS.get(option, option.replace('_', ' ')))}: {words}"
 
 
 def requester_words(requester: Values, *, whole: bool = False) -> str:

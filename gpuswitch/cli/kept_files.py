@@ -5,7 +5,7 @@ cut between any two writes, what lies there is one of both, and known. The folde
 
     record.json    {"version": 1, "folders": [PATH],
                     "files": {PATH: {"before": null | {"sha256", "mode", "uid", "gid"}, "after": [sha256]}}}
-                   `folders` were made by us, the outermost first
+                   `folders` were made by us, those that this folder lies in among them, the outermost first
     SHA256         what a file was before, under the sum of its content
 """
 
@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,8 @@ class KeptFiles:
             CtlError: nothing was changed.
         """
         try:
-            with self._alone():
-                self._write(files, mode)
+            with self._alone() as made:
+                self._write(files, mode, made)
         except OSError as error:
             named = error.filename or self.folder
             text = _("cannot write {file}: {why}; nothing is changed", file=named, why=error.strerror)
@@ -115,11 +115,26 @@ class KeptFiles:
             )
             raise CtlError.of(Failed, text) from error
 
+    def to_undo(self, *, force: bool = False) -> list[tuple[Path, str, bytes | None]]:
+        """What `undo` would do now, and what each file would be (None: not there). Nothing is changed.
+
+        Raises:
+            ChangedError: as `undo`.
+            CtlError: what was written is not known.
+        """
+        record = self._record()
+        self._refuse_foreign(record, force=force)
+        return [
+            (Path(name), _outcome(Path(name), entry), self._before(entry["before"]))
+            for name, entry in record["files"].items()
+        ]
+
     def kept_text(self, file: Path) -> Path:
         """Where the text of a file lies that was overwritten by force."""
         return self.folder.with_name(f"{self.folder.name}-kept") / file.name
 
-    def _write(self, files: Mapping[Path, bytes], mode: int | None) -> None:
+    def _write(self, files: Mapping[Path, bytes], mode: int | None, made: Sequence[Path]) -> None:
+        """`made` are the folders that were made for our own."""
         before = self._record()
         for file in files:
             if file.is_symlink():
@@ -132,6 +147,7 @@ class KeptFiles:
             entry = planned["files"].setdefault(str(file), {"before": self._kept(file), "after": []})
             entry["after"] = [*entry["after"], _sum(content)]
             planned["folders"] += [str(each) for each in _missing(file.parent) if str(each) not in planned["folders"]]
+        planned["folders"] += [str(each) for each in made if str(each) not in planned["folders"]]
         self._save(planned)
         was = {file: _content(file) for file in files}
         try:
@@ -155,6 +171,30 @@ class KeptFiles:
 
     def _undo(self, *, force: bool) -> Iterator[tuple[Path, str]]:
         record = self._record()
+        for file in self._refuse_foreign(record, force=force):
+            if (content := _content(file)) is not None:
+                kept = self.kept_text(file)
+                kept.parent.mkdir(mode=0o700, exist_ok=True)
+                _replace(kept, content, None)
+        done = []
+        for name, entry in record["files"].items():
+            file, now = Path(name), entry["before"]
+            _beside(file).unlink(missing_ok=True)  # a power cut may have left it
+            done.append((file, _outcome(file, entry)))
+            if not _is_before(file, entry):
+                _put(file, self._before(now), now)
+        ours = self.folder.parents
+        _without_folders(each for each in record["folders"] if Path(each) not in ours)
+        self._back_to(_nothing())
+        _without_folders(each for each in record["folders"] if Path(each) in ours)
+        yield from done
+
+    def _refuse_foreign(self, record: Any, *, force: bool) -> list[Path]:
+        """The files that somebody else has changed.
+
+        Raises:
+            ChangedError: there are some, and nobody forces it.
+        """
         foreign = [Path(name) for name, entry in record["files"].items() if _is_foreign(Path(name), entry)]
         if foreign and not force:
             text = _(
@@ -164,24 +204,11 @@ class KeptFiles:
                 command="gpuswitchctl setup undo --force",
             )
             raise ChangedError(foreign[0], text)
-        for file in foreign:
-            if (content := _content(file)) is not None:
-                kept = self.kept_text(file)
-                kept.parent.mkdir(mode=0o700, exist_ok=True)
-                _replace(kept, content, None)
-        done = []
-        for name, entry in record["files"].items():
-            file, now = Path(name), entry["before"]
-            _beside(file).unlink(missing_ok=True)  # a power cut may have left it
-            if _is_before(file, entry):
-                done.append((file, "unchanged"))
-                continue
-            content = None if now is None else (self.folder / now["sha256"]).read_bytes()
-            _put(file, content, now)
-            done.append((file, "removed" if content is None else "restored"))
-        _without_folders(record["folders"])
-        self._back_to(_nothing())
-        yield from done
+        return foreign
+
+    def _before(self, now: Mapping[str, Any] | None) -> bytes | None:
+        """What such a file was; None: it was not there."""
+        return None if now is None else (self.folder / now["sha256"]).read_bytes()
 
     def _record(self) -> Any:
         try:
@@ -233,17 +260,23 @@ class KeptFiles:
         }
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One at a time.
+    def _alone(self) -> Iterator[list[Path]]:
+        """One at a time; with the folders that had to be made for ours, the outermost first. They go again where there
+        is no record in the end.
 
         Raises:
             CtlError: another one is at it.
         """
+        made = _missing(self.folder.parent)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
+            try:
+                yield made
+            finally:
+                if not (self.folder / _RECORD).exists():
+                    _without_folders(map(str, (*made, self.folder)))
         except BlockingIOError:
             text = _("another gpuswitchctl setup is at work; nothing is changed")
             raise CtlError.of(InProgress, text) from None
@@ -273,6 +306,13 @@ def _is_before(file: Path, entry: Mapping[str, Any]) -> bool:
     return _sum(content) == str(entry["before"]["sha256"])
 
 
+def _outcome(file: Path, entry: Mapping[str, Any]) -> str:
+    """What it is to be put back, in a word (`KeptFiles.undo`)."""
+    if _is_before(file, entry):
+        return "unchanged"
+    return "removed" if entry["before"] is None else "restored"
+
+
 def _is_foreign(file: Path, entry: Mapping[str, Any]) -> bool:
     """Whether somebody else has changed it. That it is gone is a change, too, where there was one before."""
     if _is_before(file, entry):
@@ -286,7 +326,7 @@ def _missing(folder: Path) -> list[Path]:
     return [each for each in (*reversed(folder.parents), folder) if not each.exists()]
 
 
-def _without_folders(names: Iterator[str] | list[str]) -> None:
+def _without_folders(names: Iterable[str]) -> None:
     """Remove those folders that are empty: what somebody else has put in there stays."""
     for name in reversed(list(names)):
         with suppress(OSError):

@@ -46,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["__complete"]:
-        from gpuswitch.cli.complete import complete  # noqa: PLC0415 -- for shells alone
-
-        return complete(arguments[1:])
+        return _complete(arguments[1:])
     if "--json" in arguments:
         # Programs read it, and what stands beside it is for whoever reads these.
         speak("en")
@@ -58,14 +56,30 @@ def _main(arguments: Sequence[str]) -> int:
         return _wrong_usage(error, as_json="--json" in arguments)
     except SystemExit as told:  # it was asked for help or for the version, and has printed that
         return int(told.code or 0)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # it has not
+        return _cannot_write(str(error.strerror))
     from gpuswitch.cli.failures import CtlError  # noqa: PLC0415 -- help needs none of it
-    from gpuswitch.cli.output import OutputError  # noqa: PLC0415 -- as above
+    from gpuswitch.cli.output import OutputError, ReaderGoneError  # noqa: PLC0415 -- as above
 
     try:
         try:
             return _run(args)
         except CtlError as error:
             return _failed(error, args)
+    except ReaderGoneError:
+        return _nobody_reads()
+    except OutputError as error:
+        return _cannot_write(str(error))
+
+
+def _complete(words: Sequence[str]) -> int:
+    from gpuswitch.cli.complete import complete  # noqa: PLC0415 -- for shells alone
+    from gpuswitch.cli.output import OutputError  # noqa: PLC0415 -- by need
+
+    try:
+        return complete(words)
     except OutputError as error:
         return _cannot_write(str(error))
 

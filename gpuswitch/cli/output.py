@@ -32,6 +32,18 @@ class OutputError(Exception):
     """Standard output cannot be written."""
 
 
+class ReaderGoneError(Exception):
+    """Whoever read standard output has gone, and that was seen before anything was written."""
+
+
+def output_descriptor() -> int | None:
+    """That of standard output; None where no file is behind it."""
+    try:
+        return sys.stdout.fileno()
+    except (OSError, ValueError):
+        return None
+
+
 def clean(text: object) -> str:
     """The text on one line, with all that could move a cursor, set a colour or turn the writing direction escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

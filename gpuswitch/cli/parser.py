@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from gpuswitch import __version__
 from gpuswitch.cli.translate import _, is_english, mark, ngettext
@@ -51,7 +51,14 @@ a GPU is named like 0000:01:00.0, 01:00.0, pci_0000_01_00_0, or by its name in t
 """
 )
 
+HELP_IS_TEXT = mark("cannot print help as JSON: it is text for people; leave --json out")
+
 TARGETS = ("host", "vfio")
+STATES = (
+    *("host", "detaching", "vfio", "reattaching", "recovering"),
+    *("failed", "wedged", "unknown", "absent"),
+)
+"""In which a GPU can be (docs/states.md)."""
 RESULTS = ("done", "reverted", "failed", "cancelled", "wedged", "drifted")
 POLICIES = ("refuse", "wait", "terminate", "kill")
 RELEASES = ("shutdown", "destroyed", "crashed", "migrated", "saved", "failed")
@@ -102,24 +109,31 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **how: Any) -> None:
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **how)
+        self.as_json = False
+        """Whether what it prints itself is read by a program."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, self.format_usage())
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """A command that is none is told with the one that was meant, and not with all that there are."""
-        if action.dest == "verb" and value not in (action.choices or ()):
-            text = _("there is no command {word}", word=repr(value)) + _meant(value, action.choices or ())
-            raise argparse.ArgumentError(None, text)
-        super()._check_value(action, value)
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help and the version. Where that cannot be written, it is an OSError: argparse itself would pass over it."""
+        (file or sys.stdout).write(message)
+        (file or sys.stdout).flush()
 
 
-def _meant(word: str, known: Iterable[str]) -> str:
-    from difflib import get_close_matches  # noqa: PLC0415 -- for who mistypes alone
+class _ShowVersion(argparse.Action):
+    """Prints the version, and ends."""
 
-    if close := get_close_matches(word.casefold().replace("_", "-"), known, 1):
-        return _("; did you mean {word}?", word=close[0])
-    return _("; {command} lists what there is", command="gpuswitchctl help")
+    def __call__(self, parser: argparse.ArgumentParser, *_given: object) -> None:
+        text = f"gpuswitchctl {__version__}"
+        if getattr(parser, "as_json", False):
+            import json  # noqa: PLC0415 -- for programs alone
+
+            from gpuswitch.cli.output import JSON_VERSION  # noqa: PLC0415 -- as above
+
+            text = json.dumps({"version": JSON_VERSION, "release": __version__}, indent=2)
+        parser._print_message(f"{text}\n", sys.stdout)  # noqa: SLF001 -- ours
+        parser.exit()
 
 
 def _purpose(of: str) -> str:
@@ -133,7 +147,7 @@ def _capital(text: str) -> str:
 _Add = Callable[..., argparse.ArgumentParser]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> _Parser:
     """Each verb sets `run`, where its function is (`module:function`), and `purpose`, what it does; {gpu} is in it."""
     if not is_english():
         # It looks for its own words where nobody has put any.
@@ -145,8 +159,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument(
         "--version",
-        action="version",
-        version=f"gpuswitchctl {__version__}",
+        action=_ShowVersion,
+        nargs=0,
+        default=argparse.SUPPRESS,
         help=_("show program's version number and exit"),
     )
     _shared_options(top)
@@ -220,7 +235,12 @@ def _looking(verb: _Add) -> None:
     )
     _gpus_argument(waited, _("for these; default: all"))
     waited.add_argument(
-        "--for", dest="state", metavar="STATE", type=str.lower, choices=TARGETS, help=_("until it is there")
+        "--for",
+        dest="state",
+        metavar="STATE",
+        type=str.lower,
+        choices=STATES,
+        help=_("until it is there: host, vfio, or another state of `gpuswitchctl help states`"),
     )
     waited.add_argument("--timeout", metavar="SECONDS", type=_seconds, help=_("give up then"))
 
@@ -337,7 +357,7 @@ def _telling(verb: _Add) -> None:
         "history:history",
         _("list finished switches"),
         "gpuswitchctl history 01:00.0 --limit 5",
-        "gpuswitchctl history --since yesterday --result failed",
+        "gpuswitchctl history --since yesterday --result failed --result reverted",
         "gpuswitchctl history --since 2026-11-29T20:00 --until 1h",
     )
     told.add_argument("gpu", metavar="GPU", nargs="?", default="", help=_("of this one only"))
@@ -348,7 +368,16 @@ def _telling(verb: _Add) -> None:
         help=_("begun then or later: '2h ago' or 2h, today, yesterday, '2026-11-29 20:00', 20:00, RFC 3339"),
     )
     told.add_argument("--until", metavar="TIME", type=_point_in_time, help=_("begun then or earlier"))
-    told.add_argument("--result", choices=RESULTS, help=_("only what ended so; drifted: what somebody else has moved"))
+    told.add_argument(
+        "--result",
+        action="append",
+        default=[],
+        choices=RESULTS,
+        help=_(
+            "only what ended so; may be given again; what went wrong is mostly reverted, failed where that failed too; "
+            "drifted: what somebody else has moved"
+        ),
+    )
     told.add_argument(
         "--limit", metavar="N", type=_count, help=_("the last N (default: 20, with a time or a result all; 0: all)")
     )
@@ -384,8 +413,8 @@ def _telling(verb: _Add) -> None:
     helped.add_argument(
         "topic",
         metavar="TOPIC",
-        nargs="?",
-        default="",
+        nargs="*",
+        default=[],
         help=_("a command, or one of {topics}", topics=", ".join(TOPICS)),
     )
     verb("demo", "demo:demo", _("show switches on simulated machines"), "gpuswitchctl demo")
@@ -466,9 +495,16 @@ def _setup(verb: _Add) -> None:
         "undo",
         help=purpose,
         description=_("{sentence}.", sentence=_capital(purpose)),
-        epilog=_("example: {command}", command="gpuswitchctl setup undo"),
+        epilog=_("example: {command}", command="gpuswitchctl setup undo --dry-run"),
     )
     _shared_options(undone)
+    # Left out here, it may stand before the action.
+    undone.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help=_("show what would be put back, change nothing"),
+    )
     undone.add_argument(
         "--force", action="store_true", help=_("also what somebody else has changed since; that text is kept")
     )
@@ -519,39 +555,61 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     Raises:
         UsageError: it cannot be understood.
+        OSError: it asks for help or the version, and standard output cannot be written.
+        SystemExit: it asked for that, and has it.
     """
     top = parser()
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    # What stands after -- is the command of `run`, which argparse would read.
-    end = words.index("--") if "--" in words else len(words)
-    args, more = top.parse_known_args(words[:end] if "run" in words[:end] else words)
-    if args.verb == "run":
-        args.command = words[end + 1 :]
-        if not args.command:
-            raise UsageError(_("run needs -- and a command after it"), _verbs(top)["run"].format_usage())
-    elif "run" in words[:end]:
+    words, command = _without_command(sys.argv[1:] if arguments is None else arguments)
+    top.as_json = "--json" in words
+    if top.as_json and not {"-h", "--help"}.isdisjoint(words):
+        raise UsageError(_(HELP_IS_TEXT), top.format_usage())
+    try:
         args, more = top.parse_known_args(words)
+    except UsageError as error:
+        raise _fault_in(top, words) or error from None
+    # What it takes all the same, and nobody means.
+    doubtful = "" in words or any(each.startswith("-") and each.endswith("=") for each in words)
+    if (more or doubtful or getattr(args, "action", None)) and (fault := _fault_in(top, words)):
+        raise fault
+    if args.verb == "run":
+        if not command:
+            raise UsageError(_("run needs -- and a command after it"), commands_of(top)["run"].format_usage())
+        args.command = command
     if more:
-        verb = _verbs(top)[args.verb]
-        options = [option for action in arguments_of(verb) for option in action.option_strings]
-        meant = _meant(more[0], options) if more[0].startswith("-") else ""
-        text = _("{verb} does not know {words}", verb=args.verb, words=" ".join(more))
-        raise UsageError(f"{text}{meant}", verb.format_usage())
+        raise UsageError(_("{verb} does not know {words}", verb=args.verb, words=" ".join(more)), top.format_usage())
     args.json = getattr(args, "json", False)
     args.bus = getattr(args, "bus", None) or os.environ.get(BUS_VARIABLE) or None
     return args
 
 
-def _verbs(top: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
-    found: Mapping[str, argparse.ArgumentParser] = next(
-        vars(action)["choices"] for action in arguments_of(top) if action.dest == "verb"
-    )
-    return found
+def _without_command(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The words, and apart from them the command of `run`, which argparse would read: it stands after the first --."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    before = [word for at, word in enumerate(arguments[:end]) if not at or arguments[at - 1] != "--bus"]
+    if next((word for word in before if not word.startswith("-")), "") != "run":
+        return arguments, ()
+    return arguments[:end], arguments[end + 1 :]
+
+
+def _fault_in(top: argparse.ArgumentParser, words: Sequence[str]) -> UsageError | None:
+    """What is wrong with these words, where that is known."""
+    from gpuswitch.cli.usage import fault_in  # noqa: PLC0415 -- for who mistypes alone
+
+    found = fault_in(top, words)
+    return UsageError(*found) if found else None
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> Sequence[argparse.Action]:
     """Its arguments and options, in order; those that a verb has are in `choices` of the argument for it."""
     return parser._actions  # noqa: SLF001 -- argparse has no public name for them
+
+
+def commands_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """The commands below it, or the actions of a command, by their names."""
+    for action in arguments_of(parser):
+        if isinstance(action.choices, dict):
+            return action.choices
+    return {}
 
 
 def _gpu_argument(verb: argparse.ArgumentParser) -> None:

@@ -82,26 +82,37 @@ def take_back(kept: KeptFiles, machine: Machine) -> list[str]:
     Raises:
         CtlError: a machine still has it; the text says which, and nothing else is changed.
     """
+    done = []
+    for name, command in to_take_back(kept, machine).items():
+        if (fault := _run(Files(machine), command)) is not None:
+            text = _(
+                "cannot take the hookscript from {machine}: {why}; it stays, and so does all that setup "
+                "wrote: {command}",
+                machine=name,
+                why=fault,
+                command=" ".join(command),
+            )
+            raise CtlError.of(Failed, text)
+        done.append(" ".join(command))
+    return done
+
+
+def to_take_back(kept: KeptFiles, machine: Machine) -> dict[str, list[str]]:
+    """What `take_back` would run, by the name of the machine.
+
+    Raises:
+        CtlError: as that.
+    """
     scripts = [file for file in kept.added() if file.name == SCRIPT]
     if not scripts:
-        return []
+        return {}
     files = Files(machine)
     _refuse_those_of_other_nodes(files)
-    done = []
-    for each in machines(files):
-        if each.hookscript and Path(machine.path(place_of(files, each.hookscript))) in scripts:
-            command = ["qm", "set", each.vmid, "--delete", "hookscript"]
-            if (fault := _run(files, command)) is not None:
-                text = _(
-                    "cannot take the hookscript from {machine}: {why}; it stays, and so does all that setup "
-                    "wrote: {command}",
-                    machine=each.name,
-                    why=fault,
-                    command=" ".join(command),
-                )
-                raise CtlError.of(Failed, text)
-            done.append(" ".join(command))
-    return done
+    return {
+        each.name: ["qm", "set", each.vmid, "--delete", "hookscript"]
+        for each in machines(files)
+        if each.hookscript and Path(machine.path(place_of(files, each.hookscript))) in scripts
+    }
 
 
 # What makes no sense -------------------------------------------------------------------------------------------------

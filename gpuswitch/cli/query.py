@@ -36,7 +36,7 @@ def list_gpus(service: Service, args: Namespace) -> int:
 def _warn(sentences: Iterable[str]) -> None:
     """Beside the answer, so that programs which read that do not meet it."""
     for sentence in sentences:
-        warning(sentence)
+        warning(recognized(sentence))
 
 
 def _gpu_cells(gpu: Values, *, adding: bool) -> tuple[str, ...]:
@@ -128,7 +128,9 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     if gpu["State"] in {"failed", "wedged"} and gpu["Switch"]:
         yield _("kernel"), _("what it said meanwhile: {command}", command=f"gpuswitchctl show {gpu['Switch']['id']}")
     for number, (address, kind, driver) in enumerate(gpu["Functions"]):
-        bound = _("{function} {kind} on {driver}", function=address, kind=kind, driver=driver or _("no driver"))
+        bound = _(
+            "{function} {kind} on {driver}", function=address, kind=state_word(kind), driver=driver or _("no driver")
+        )
         yield "" if number else _("functions"), bound
     yield _("host driver"), gpu["HostDriver"] or "-"
     if gpu["TrialEnds"]:

@@ -31,7 +31,7 @@ from gpuswitch.cli.names import STOCK, names_in, uids_in
 from gpuswitch.cli.output import as_json, clean, line, moment, write
 from gpuswitch.cli.records import entry_record, gpu_record
 from gpuswitch.cli.redaction import Redaction, words
-from gpuswitch.cli.translate import _, english
+from gpuswitch.cli.translate import _, english, is_english, mark, recognized
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, InvalidArgument
 
 PAGES = Path("/run/gpuswitch/gpus")
@@ -85,11 +85,16 @@ def report(args: Namespace) -> int:
         as_json({"report": {"path": str(path), "unseen": made.unseen}})
         return 0
     line(_("the report is in {path}; read it before you give it to anybody", path=path))
-    for each in made.unseen:
+    for each in made.missed():
         line(f"  {_('not in it: {what}', what=each)}")
     if os.geteuid() and made.unseen:
         line(_("root can see more: {command}", command="sudo gpuswitchctl report"))
     return 0
+
+
+def _known(text: str) -> str:
+    """Of what is marked, also where a number has been put in."""
+    return said if (said := _(text)) != text else recognized(text)
 
 
 def _write(path: Path, text: str) -> None:
@@ -115,6 +120,8 @@ class _Report:
 
     def __init__(self, bus: str | None) -> None:
         self.unseen: list[str] = []
+        self._missed: list[tuple[str, str]] = []
+        """What each of them is made of."""
         self._bus = bus
         self._redaction = Redaction()
         self._functions: set[str] = set()
@@ -124,21 +131,21 @@ class _Report:
     def text(self) -> str:
         """The whole file, in Markdown."""
         for what, known in (
-            ("the names of this machine, so they may stand here", self._know_hosts),
-            ("a list of its users, so their names may stand here", self._know_users),
-            ("a list of its virtual machines, so their names may stand here", self._know_machines),
-            ("the functions of its GPUs", self._know_functions),
+            (mark("the names of this machine, so they may stand here"), self._know_hosts),
+            (mark("a list of its users, so their names may stand here"), self._know_users),
+            (mark("a list of its virtual machines, so their names may stand here"), self._know_machines),
+            (mark("the functions of its GPUs"), self._know_functions),
         ):
             self._tried(what, known)
-        self._section("Versions", _versions)
-        self._tried("what the service knows", self._of_the_service)
-        self._section("GPUs, as the kernel has them", lambda: map(sysfs.described, sysfs.functions().values()))
-        self._section("Modules", sysfs.modules)
-        self._section("Kernel command line, what matters here of it", _parameters)
-        self._section("Unit", _unit)
-        self._section("Journal pages of the service", self._pages)
-        self._section("Log of the service since the machine was started", self._log)
-        self._section("What the kernel said of the GPUs since then", self._kernel)
+        self._section(mark("Versions"), _versions)
+        self._tried(mark("what the service knows"), self._of_the_service)
+        self._section(mark("GPUs, as the kernel has them"), lambda: map(sysfs.described, sysfs.functions().values()))
+        self._section(mark("Modules"), sysfs.modules)
+        self._section(mark("Kernel command line, what matters here of it"), _parameters)
+        self._section(mark("Unit"), _unit)
+        self._section(mark("Journal pages of the service"), self._pages)
+        self._section(mark("Log of the service since the machine was started"), self._log)
+        self._section(mark("What the kernel said of the GPUs since then"), self._kernel)
         shown = "".join(_fenced(title, lines) for title, lines in self._sections)
         who = "root" if os.geteuid() == 0 else "a user"
         missing = "".join(f"- not in it: {each}\n" for each in self.unseen)
@@ -150,19 +157,28 @@ class _Report:
 
     def _section(self, title: str, lines: Callable[[], Iterable[str]]) -> bool:
         """False: nobody answered."""
-        named = title if title.startswith(("GPU", "IOMMU")) else f"{title[0].lower()}{title[1:]}"
-        return self._tried(named, lambda: self._sections.append((title, list(lines()))))
+        return self._tried(title, lambda: self._sections.append((title, list(lines()))))
 
     def _tried(self, what: str, does: Callable[[], None]) -> bool:
         """What goes wrong with one of them takes nothing from the others. False: nobody answered."""
         try:
             does()
         except (CtlError, UnreadableError, OSError) as error:
-            self.unseen.append(f"{what}: {getattr(error, 'strerror', None) or error}")
+            self._miss(what, str(getattr(error, "strerror", None) or error))
             return getattr(error, "exit_code", None) != EXIT_UNREACHABLE
         except Exception as error:  # noqa: BLE001 -- a fault of ours is one more thing to tell, and ends this alone
-            self.unseen.append(f"{what}: a fault of gpuswitchctl: {type(error).__name__}: {error}")
+            self._miss(what, f"a fault of gpuswitchctl: {type(error).__name__}: {error}")
         return True
+
+    def _miss(self, what: str, why: str) -> None:
+        named = what if what.startswith(("GPU", "IOMMU")) else f"{what[0].lower()}{what[1:]}"
+        self.unseen.append(f"{named}: {why}")
+        self._missed.append((what, why))
+
+    def missed(self) -> Iterator[str]:
+        """The sentences of `unseen` in the language of whoever reads them."""
+        for said, (what, why) in zip(self.unseen, self._missed, strict=True):
+            yield said if is_english() else f"{_known(what)}: {recognized(why)}"
 
     # What the service says --------------------------------------------------------------------------------------------
 
@@ -176,7 +192,7 @@ class _Report:
             try:
                 # Nobody is to be started by a report about why it does not run.
                 if not service.runs(ANSWER_SECONDS):
-                    self._without_service("the service does not run")
+                    self._without_service(mark("the service does not run"))
                     return
                 # One that hangs is waited for once.
                 service.ask(call(NAME, ROOT, PEER, "Ping"), ANSWER_SECONDS)
@@ -184,12 +200,12 @@ class _Report:
                 self._without_service(str(error))
                 return
             asked: tuple[tuple[str, Callable[[], Iterable[str]]], ...] = (
-                ("Version of the service", lambda: [f"gpuswitchd {service.version()}"]),
-                ("Configuration in force", lambda: self._configuration(service)),
-                ("GPUs", lambda: self._gpus(service)),
-                (f"History, the last {SWITCHES}", lambda: self._history(service)),
-                ("IOMMU groups", lambda: map(_json, service.groups())),
-                ("Who has them open", lambda: self._holders(service)),
+                (mark("Version of the service"), lambda: [f"gpuswitchd {service.version()}"]),
+                (mark("Configuration in force"), lambda: self._configuration(service)),
+                (mark("GPUs"), lambda: self._gpus(service)),
+                (_("History, the last {count}", count=SWITCHES), lambda: self._history(service)),
+                (mark("IOMMU groups"), lambda: map(_json, service.groups())),
+                (mark("Who has them open"), lambda: self._holders(service)),
             )
             for title, lines in asked:
                 # One that does not answer now would be waited for as long with each of the others.
@@ -197,8 +213,8 @@ class _Report:
                     break
 
     def _without_service(self, why: str) -> None:
-        self.unseen.append(f"what the service knows: {why}")
-        self._section("Configuration, as the service would read it", _verdict)
+        self._miss(mark("what the service knows"), why)
+        self._section(mark("Configuration, as the service would read it"), _verdict)
 
     def _configuration(self, service: Service) -> Iterator[str]:
         # A name in a list of units is theirs who wrote it there, and is what a switch does.

@@ -19,21 +19,24 @@ from typing import Any, NamedTuple
 from gpuswitch.cli import machines, proxmox
 from gpuswitch.cli.asking import agrees, answer, can_ask
 from gpuswitch.cli.client import Gpu, Service
-from gpuswitch.cli.configuration import DIRECTORY, Verdict, judged
+from gpuswitch.cli.configuration import DIRECTORY, Verdict, in_their_words, judged, whole
 from gpuswitch.cli.doctor import finding_record, in_their_language, service_seen, show_finding
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.kept_files import STATE, KeptFiles, changed_by_somebody
 from gpuswitch.cli.output import as_json, clean, in_colour, line, problem, warning, write
 from gpuswitch.cli.proposal import Desk, Wanted, match_of, name_for, record_of, text_of
 from gpuswitch.cli.reloading import Setting, by_key, reload
-from gpuswitch.cli.translate import _, mark
+from gpuswitch.cli.translate import _, mark, recognized
+from gpuswitch.config.schema import name_of
 from gpuswitch.doctor.examination import findings, look
 from gpuswitch.doctor.findings import Finding, Severity
 from gpuswitch.doctor.gathering import gathered
 from gpuswitch.doctor.looks import desktop
 from gpuswitch.doctor.machine import Files, Machine
+from gpuswitch.doctor.remedies import install
 from gpuswitch.doctor.seen import Seen
 from gpuswitch.errors import ConfigError, Failed, InvalidArgument, NoSuchGpu, NotAuthorized
+from gpuswitch.sentence import Sentence
 
 FILE = "conf.d/50-setup.toml"
 """Below the configuration: read after config.toml, so what was answered last counts."""
@@ -44,6 +47,8 @@ _ANSWERED_BY_THE_DESK = _ANSWERED | {"holders"}
 """The same where the desktop ends first, which has it open."""
 _ONE, _TWO = "one", "two"
 _AT_BOOT = {"k": "keep", "v": "vfio", "h": "host"}
+_NOTHING_TO_UNDO = mark("there is nothing to undo: setup has written nothing")
+_WAS_SO_ALREADY = mark("{file} was as before already")
 _NO_ANSWER = mark("cannot go on without an answer; nothing is changed")
 
 
@@ -60,14 +65,15 @@ class Places(NamedTuple):
 
 class _Sight(NamedTuple):
     """What was seen. `seen`: None where the machine could not be looked at, or is not the one that the service has;
-    then there are no `findings` either. `settings` are those in force that others than this command have set, by key;
-    `with_tables`: by what each table in force is known, an address or what it matches.
+    then there are no `findings` either, and `unseen` says why. `settings` are those in force that others than this
+    command have set, by key; `with_tables`: by what each table in force is known, an address or what it matches.
     """
 
     gpus: Sequence[Gpu]
     settings: Mapping[str, Setting]
     with_tables: frozenset[str]
     seen: Seen | None
+    unseen: str
     findings: Sequence[Finding]
     desk: desktop.Desktop
     files: Files
@@ -187,7 +193,7 @@ def _record(args: Namespace, places: Places, decided: _Decided, said: Sequence[s
 
 
 def undo(args: Namespace, machine: Machine | None = None, places: Places | None = None) -> int:
-    """Put back all that setup has written.
+    """Put back all that setup has written, or show what that would be.
 
     Raises:
         CtlError: nothing was changed, or the text says what was.
@@ -195,6 +201,8 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
     machine, places = machine or Machine(), places or Places()
     _refuse_strangers(machine, "sudo gpuswitchctl setup undo")
     kept = KeptFiles(places.state)
+    if args.dry_run:
+        return _show_undo(args, kept, machine)
     foreign = kept.changed_by_others()
     commands = proxmox.take_back(kept, machine) if args.force or not foreign else []
     done = list(kept.undo(force=args.force))
@@ -202,17 +210,16 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
     said = reload(args.bus, places.file) if told else []
     saved = {file: str(kept.kept_text(file)) for file in foreign if kept.kept_text(file).exists()}
     if args.json:
-        files = [{"path": str(file), "result": what, "kept": saved.get(file, "")} for file, what in done]
-        as_json({"files": files, "commands": commands, "service": said})
+        as_json(_undo_record(done, saved, said, commands, dry_run=False))
         return 0
     for each in commands:
         line(_("this was run: {command}", command=each))
     if not done:
-        line(_("there is nothing to undo: setup has written nothing"))
+        line(_(_NOTHING_TO_UNDO))
     words = {
         "removed": _("{file} is removed, as it was not there before"),
         "restored": _("{file} is as it was before"),
-        "unchanged": _("{file} was as before already"),
+        "unchanged": _(_WAS_SO_ALREADY),
     }
     for file, what in done:
         line(words[what].format(file=file))
@@ -221,6 +228,47 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
     for each in said:
         line(each)
     return 0
+
+
+def _show_undo(args: Namespace, kept: KeptFiles, machine: Machine) -> int:
+    """What undo would do. Nothing is changed, and the service is told nothing."""
+    foreign = kept.changed_by_others()
+    planned = kept.to_undo(force=args.force)
+    commands = [" ".join(command) for command in proxmox.to_take_back(kept, machine).values()]
+    saved = {file: str(kept.kept_text(file)) for file in foreign if file.exists()}
+    if args.json:
+        as_json(_undo_record([(file, what) for file, what, _before in planned], saved, [], commands, dry_run=True))
+        return 0
+    if not planned:
+        line(_(_NOTHING_TO_UNDO))
+        return 0
+    words = {
+        "removed": _("{file} would be removed, as it was not there before"),
+        "restored": _("{file} would be as it was before"),
+        "unchanged": _(_WAS_SO_ALREADY),
+    }
+    for each in commands:
+        line(_("this would be run: {command}", command=each))
+    for file, what, before in planned:
+        line(words[what].format(file=file))
+        _show_change(file, _read(file), None if before is None else before.decode(errors="replace"))
+    for each in saved.values():
+        line(_("the text that is there would be kept in {file}", file=each))
+    line(_("nothing is changed: this was a dry run"))
+    return 0
+
+
+def _undo_record(
+    done: Iterable[tuple[Path, str]],
+    saved: Mapping[Path, str],
+    said: Sequence[str],
+    commands: Sequence[str],
+    *,
+    dry_run: bool,
+) -> dict[str, Any]:
+    """docs/json.md has the form."""
+    files = [{"path": str(file), "result": what, "kept": saved.get(file, "")} for file, what in done]
+    return {"files": files, "commands": commands, "service": said, "dry_run": dry_run}
 
 
 # What makes no sense -------------------------------------------------------------------------------------------------
@@ -245,9 +293,18 @@ def _refuse_what_makes_no_sense(args: Namespace, machine: Machine) -> None:
             "would be written: gpuswitchctl setup --help"
         )
         raise CtlError.of(InvalidArgument, text)
+    if args.name:
+        _refuse_no_name(args.name)
     if args.name and len(args.gpus) > 1:
         raise CtlError.of(InvalidArgument, _("cannot give one name to several GPUs: leave --name out, or set up one"))
     _refuse_a_dark_start(args.screens, args.at_boot)
+
+
+def _refuse_no_name(name: str) -> None:
+    try:
+        name_of(name)
+    except ValueError as error:
+        raise CtlError.of(InvalidArgument, recognized(str(error))) from None
 
 
 def _refuse_a_dark_start(screens: str | None, at_boot: str | None) -> None:
@@ -271,14 +328,14 @@ def _look(service: Service, machine: Machine, address: str | None, places: Place
     named = [gpu.address for gpu in gpus]
     seen: Seen | None
     try:
-        seen = look(machine, service_seen(address), named)
-    except NoSuchGpu:
-        seen = None
+        seen, why = look(machine, service_seen(address), named), ""
+    except NoSuchGpu as error:
+        seen, why = None, in_their_language(Sentence.of(error))
     found = gathered({"desktop": lambda: desktop.look(Files(machine))})["desktop"]
     desk = found if isinstance(found, desktop.Desktop) else desktop.Desktop()
     others = {key: each for key, each in settings.items() if each["origin"] not in {ours, "default"}}
     tables = frozenset(key.partition("[")[2].partition("]")[0] for key in settings if key.startswith("gpu["))
-    return _Sight(gpus, others, tables, seen, tuple(findings(seen)) if seen else (), desk, Files(machine))
+    return _Sight(gpus, others, tables, seen, why, tuple(findings(seen)) if seen else (), desk, Files(machine))
 
 
 def _in_general(sight: _Sight) -> list[Finding]:
@@ -286,7 +343,9 @@ def _in_general(sight: _Sight) -> list[Finding]:
     if sight.seen is None:
         warning(
             _(
-                "this machine could not be looked at, so nothing is said of what may be in the way: {command}",
+                "this machine could not be looked at, so nothing is said of what may be in the way: {why}; to look "
+                "again: {command}",
+                why=sight.unseen,
                 command="gpuswitchctl doctor",
             )
         )
@@ -332,6 +391,10 @@ def _answers(args: Namespace, sight: _Sight, *, asking: bool) -> tuple[list[Want
         CtlError: an answer is missing, or makes no sense.
         KeyboardInterrupt: ^C.
     """
+    if args.vm and not sight.files.program("virsh"):
+        raise _no_virsh(sight)
+    if not asking:
+        _refuse_without_answers(args, sight)
     gpus = _which(args, sight, asking=asking)
     screens = args.screens or _screens(gpus, sight, asking=asking)
     if screens == _ONE and len(gpus) > 1:
@@ -351,23 +414,55 @@ def _answers(args: Namespace, sight: _Sight, *, asking: bool) -> tuple[list[Want
     return wanted, _machine(args, sight, asking=asking)
 
 
-def _which(args: Namespace, sight: _Sight, *, asking: bool) -> list[Gpu]:
-    if args.gpus:
-        found = {gpu.path: gpu for gpu in (_named(each, sight) for each in args.gpus)}
-        return list(found.values())
+def _refuse_without_answers(args: Namespace, sight: _Sight) -> None:
+    """Where nobody is asked.
+
+    Raises:
+        CtlError: there is something that nobody can tell; all of that at once.
+    """
+    gpus = _given(args, sight) or _likely(sight)
+    possible = gpus or sight.gpus
+    known = ", ".join(gpu.title for gpu in sight.gpus)
+    alone = len(sight.gpus) == len(gpus) == 1
+    dark = sight.seen is None or any(_booted(sight, gpu.address) for gpu in possible)
+    if dark and not alone and not args.screens:
+        if gpus:
+            text = _(
+                "cannot tell where the desktop draws: say --screens one (on this GPU), or --screens two (on another)"
+            )
+        else:
+            text = _(
+                "cannot tell which GPU is meant, and where the desktop draws: say --gpu, one of {gpus}, and "
+                "--screens one (on that GPU), or --screens two (on another)",
+                gpus=known,
+            )
+        raise CtlError.of(InvalidArgument, text)
+    if not gpus:
+        raise CtlError.of(InvalidArgument, _("cannot tell which GPU is meant: say --gpu, one of {gpus}", gpus=known))
+
+
+def _given(args: Namespace, sight: _Sight) -> list[Gpu]:
+    """Those that are named as options, each once."""
+    return list({gpu.path: gpu for gpu in (_named(each, sight) for each in args.gpus)}.values())
+
+
+def _likely(sight: _Sight) -> list[Gpu]:
+    """The one that is meant where nobody says: the only one, or the only one that the machine does not boot on."""
     candidates = [gpu for gpu in sight.gpus if not _booted(sight, gpu.address)]
-    likely = candidates[0] if len(candidates) == 1 else sight.gpus[0] if len(sight.gpus) == 1 else None
+    return candidates if len(candidates) == 1 else list(sight.gpus) if len(sight.gpus) == 1 else []
+
+
+def _which(args: Namespace, sight: _Sight, *, asking: bool) -> list[Gpu]:
+    if given := _given(args, sight):
+        return given
+    likely = _likely(sight)
     if len(sight.gpus) == 1:
         _tell(args, _("GPU: {gpu}", gpu=_title(sight.gpus[0], sight)))
-        return [sight.gpus[0]]
-    if not asking:
-        if likely is not None:
-            return [likely]
-        known = ", ".join(gpu.title for gpu in sight.gpus)
-        raise CtlError.of(InvalidArgument, _("cannot tell which GPU is meant: say --gpu, one of {gpus}", gpus=known))
+    if len(sight.gpus) == 1 or not asking:
+        return likely
     for number, gpu in enumerate(sight.gpus, 1):
         line(f"  {number}  {_title(gpu, sight)}")
-    default = str(sight.gpus.index(likely) + 1) if likely else ""
+    default = str(sight.gpus.index(likely[0]) + 1) if likely else ""
     while True:
         said = _said(_("Which GPU is to go to virtual machines (a number, or several)?"), default)
         try:
@@ -412,24 +507,28 @@ def _screens(gpus: Sequence[Gpu], sight: _Sight, *, asking: bool) -> str:
         return _ONE
     booted = any(_booted(sight, gpu.address) for gpu in gpus)
     if not asking:
-        if booted or sight.seen is None:
-            text = _(
-                "cannot tell where the desktop draws: say --screens one (on this GPU), or --screens two (on another)"
-            )
-            raise CtlError.of(InvalidArgument, text)
         return _TWO
     question = _("Does the desktop draw on this GPU, so that it ends meanwhile (1), or on another one (2)?")
     while True:
         said = _said(question, "1" if booted else "2")
-        if said in {"1", _ONE}:
+        if said in {"1", _ONE, *_("1 one").split()}:
             return _ONE
-        if said in {"2", _TWO}:
+        if said in {"2", _TWO, *_("2 two").split()}:
             return _TWO
 
 
 def _name(gpu: Gpu, taken: set[str], *, asking: bool) -> str:
     name = gpu.name or name_for(gpu.properties["Model"], taken)
-    return _said(_("What is it to be called?"), name) if asking and not gpu.name else name
+    if not asking or gpu.name:
+        return name
+    while True:
+        said = _said(_("What is it to be called?"), name)
+        try:
+            _refuse_no_name(said)
+        except CtlError as error:
+            problem(str(error))
+            continue
+        return said
 
 
 def _at_boot() -> str:
@@ -482,6 +581,23 @@ def _wanted(gpu: Gpu, name: str, screens: str, sight: _Sight) -> Wanted:
     )
 
 
+def _no_virsh(sight: _Sight) -> CtlError:
+    """It is what asks libvirt."""
+    commands = install(sight.seen.system, "virsh") if sight.seen else ()
+    if not commands:
+        text = _(
+            "cannot ask libvirt for its virtual machines: {program} is not installed; a package of libvirt has it",
+            program="virsh",
+        )
+        return CtlError.of(Failed, text)
+    text = _(
+        "cannot ask libvirt for its virtual machines: {program} is not installed; to install it: {command}",
+        program="virsh",
+        command=" && ".join(commands),
+    )
+    return CtlError.of(Failed, text)
+
+
 def _machine(args: Namespace, sight: _Sight, *, asking: bool) -> str:
     if args.vm:
         return machines.named(args.vm, machines.names(sight.files.asked))
@@ -530,13 +646,20 @@ def _checked(places: Places, text: str) -> Verdict:
         copy.chmod(0o644)
         verdict = judged(places.configuration, file=places.file, copy=copy)
     if verdict.faults:
-        verdict.tell()
-        text = _(
-            "cannot use the configuration with what setup would write in it: {fault}; nothing is changed; to put a "
-            "file right: {command}",
-            fault=verdict.faults[0]["text"],
-            command="gpuswitchctl config edit",
-        )
+        first, *more = verdict.faults
+        if first["file"] == str(places.file):
+            text = _(
+                "cannot use what setup would write: {fault}; give other answers; nothing is changed",
+                fault=in_their_words(first),
+            )
+        else:
+            text = _(
+                "cannot use the configuration with what setup would write in it: {fault}; nothing is changed; to put a "
+                "file right: {command}",
+                fault=whole(first),
+                command="gpuswitchctl config edit",
+            )
+        Verdict(more, verdict.warnings).tell()
         raise CtlError.of(ConfigError, text)
     return verdict
 
@@ -555,9 +678,14 @@ def _propose(file: Path, decided: _Decided) -> None:
     if not decided.changes:
         line(_("nothing is to be written: {file} says all of this already", file=file))
         return
-    old = (decided.before or "").splitlines()
-    name = str(file) if decided.before is not None else "/dev/null"
-    for each in difflib.unified_diff(old, decided.text.splitlines(), name, str(file), lineterm="", n=1000):
+    _show_change(file, decided.before, decided.text)
+
+
+def _show_change(file: Path, before: str | None, after: str | None) -> None:
+    """Each line that comes or goes; None: there is no file then."""
+    was, becomes = (str(file) if text is not None else "/dev/null" for text in (before, after))
+    old, new = ((text or "").splitlines() for text in (before, after))
+    for each in difflib.unified_diff(old, new, was, becomes, lineterm="", n=1000):
         colour = {"+": "32", "-": "31"}.get(each[:1], "") if in_colour(sys.stdout) else ""
         write(f"\x1b[{colour}m{clean(each)}\x1b[0m" if colour else clean(each))
 

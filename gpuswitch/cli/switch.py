@@ -75,6 +75,7 @@ def cancel(service: Service, args: Namespace) -> int:
     service.subscribe(signals_of(gpu.owner))
     try:
         service.ask_allowed(gpu.cancel(switch["id"]))
+        service.end_with_its_reader()
         following = Following(service, [(gpu, switch["id"])], None)
         with display(as_json=args.json, several=False) as shown:
             following.to_the_end(shown)
@@ -245,6 +246,7 @@ class Switches:
         Raises:
             CtlError: what went wrong, where it is about one GPU, or why nobody looks any longer.
         """
+        self._service.end_with_its_reader()
         following = Following(self._service, begun, self._args.timeout)
         unwatched = self._followed(following)
         for gpu, _switch in begun:

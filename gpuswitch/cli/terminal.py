@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 from rich.bar import Bar
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -62,13 +64,33 @@ class _AtWork:
         self.waiting: Waiting | None = None
 
 
+class _Lasting:
+    """A terminal that may hang up meanwhile: that ends the command where it waits for the service
+    (`Service.end_with_its_reader`), and neither a thread of `rich` nor what puts the cursor back.
+    """
+
+    def __init__(self, terminal: TextIO) -> None:
+        self._terminal = terminal
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._terminal, name)
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._terminal.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._terminal.flush()
+
+
 class StepsInPlace:
     """The steps at work with a running clock, what they wait for, and a bar over the whole, redrawn in place. The line
     of a step stays when it ended. `several`: each names its GPU.
     """
 
     def __init__(self, *, several: bool = False) -> None:
-        self._console = Console()
+        self._console = Console(file=cast("TextIO", _Lasting(sys.stdout)))
         self._ending = ending_in_order(signal.SIGTERM)
         self._several = several
         self._at_work: dict[str, _AtWork] = {}

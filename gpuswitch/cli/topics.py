@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from argparse import Namespace
 
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.layout import pairs
 from gpuswitch.cli.output import write
-from gpuswitch.cli.parser import EXIT_STATUS_OF_DOCTOR, EXIT_STATUSES, TOPICS, UsageError, parser
+from gpuswitch.cli.parser import EXIT_STATUS_OF_DOCTOR, EXIT_STATUSES, HELP_IS_TEXT, TOPICS, commands_of, parser
 from gpuswitch.cli.translate import _, mark, state_word
 from gpuswitch.errors import InvalidArgument
 
@@ -42,12 +43,14 @@ systemctl reload gpuswitchd   reads it again; with a mistake in it, all stays as
 
 
 def show_help(args: Namespace) -> int:
-    """Explain a command, or a topic.
+    """Explain a command, an action of one (`setup undo`), or a topic.
 
     Raises:
         CtlError: there is no such topic.
     """
-    topic = args.topic.casefold()
+    if args.json:
+        raise CtlError.of(InvalidArgument, _(HELP_IS_TEXT))
+    topic = " ".join(args.topic).casefold()
     if topic == "states":
         pairs([(_both(state), _(meaning)) for state, meaning in STATES])
         write(f"\n{_('Edges between them: docs/states.md.')}")
@@ -67,14 +70,15 @@ def _both(state: str) -> str:
 
 
 def _show_command(topic: str) -> None:
-    try:
-        parser().parse_args([topic, "--help"] if topic else ["--help"])
-    except UsageError:
-        text = _(
-            "{topic} is neither a command nor one of {topics}; gpuswitchctl help lists the commands",
-            topic=repr(topic),
-            topics=", ".join(TOPICS),
-        )
-        raise CtlError.of(InvalidArgument, text) from None
-    except SystemExit:
-        """It has printed its help."""
+    explained: argparse.ArgumentParser = parser()
+    for word in topic.split():
+        below = commands_of(explained)
+        if word not in below:
+            text = _(
+                "{topic} is neither a command nor one of {topics}; gpuswitchctl help lists the commands",
+                topic=repr(topic),
+                topics=", ".join(TOPICS),
+            )
+            raise CtlError.of(InvalidArgument, text)
+        explained = below[word]
+    write(explained.format_help().removesuffix("\n"))

@@ -129,8 +129,12 @@ STATUSES = marks("running", "done", "failed", "reverting", "reverted", "revert-f
 """Of steps."""
 
 
+KINDS = marks("display", "accelerator", "audio", "usb", "ucsi", "bridge", "chipset", "network", "storage", "other")
+"""What a PCI function is."""
+
+
 def state_word(text: str) -> str:
-    """A state, a result, or the status of a step, in this language."""
+    """A state, a result, the status of a step, or what a function is, in this language."""
     return catalogue().get(text, text)
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from gpuswitch.cli.asking import can_ask
@@ -174,9 +174,10 @@ def _words(seconds: int) -> str:
 
 
 def _in_place(text: str) -> None:
-    """On the line where the cursor is; nothing further down."""
-    sys.stdout.write(f"\r{clean(text)}\x1b[K")
-    sys.stdout.flush()
+    """On the line where the cursor is; nothing further down. One that has hung up is seen where keys are waited for."""
+    with suppress(OSError):
+        sys.stdout.write(f"\r{clean(text)}\x1b[K")
+        sys.stdout.flush()
 
 
 def _typed(descriptor: int) -> str:
@@ -206,4 +207,5 @@ def _single_keys() -> Iterator[int]:
             yield descriptor
         finally:
             _in_place("")
-            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+            with suppress(termios.error):  # it has hung up
+                termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

@@ -11,6 +11,7 @@ from gpuswitch.cli.client import GPU, Gpu, Service, Signal, gpus_named, plain_va
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered
+from gpuswitch.cli.parser import TARGETS
 from gpuswitch.cli.records import gpu_record, naming, state_label
 from gpuswitch.cli.steps import JsonLines
 from gpuswitch.cli.translate import _, recognized, state_word
@@ -23,6 +24,7 @@ _LOST = frozenset({"failed", "wedged", "unknown", "absent"})
 
 def watch(service: Service, args: Namespace) -> int:
     """Tell each event; a service that ends or starts again is one of them."""
+    service.end_with_its_reader()
     Watching(service, args.gpus, _JsonEvents() if args.json else _Lines()).for_ever()
     return 0
 
@@ -99,6 +101,7 @@ def wait(service: Service, args: Namespace) -> int:
         CtlError: the time is over, or the service has gone.
     """
     deadline = None if args.timeout is None else time.monotonic() + args.timeout
+    service.end_with_its_reader()
     service.subscribe(name_owner())
     owner = service.owner()
     service.subscribe(signals_of(owner))
@@ -110,10 +113,17 @@ def wait(service: Service, args: Namespace) -> int:
         if event is None:
             states = [_("{gpu} is {state}", gpu=gpu.title, state=state_label(gpu.properties)) for gpu in waiting]
             named, seconds = _(" and ").join(states), f"{args.timeout:g}"
-            if args.state:
+            if args.state in TARGETS:
                 text = _(
                     "interrupted; not on {state} within {seconds} s: {gpus}",
                     state=args.state,
+                    seconds=seconds,
+                    gpus=named,
+                )
+            elif args.state:
+                text = _(
+                    "interrupted; not {state} within {seconds} s: {gpus}",
+                    state=state_word(args.state),
                     seconds=seconds,
                     gpus=named,
                 )
@@ -124,8 +134,10 @@ def wait(service: Service, args: Namespace) -> int:
             text = _("the service went away; it may have been restarted")
             raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
         if isinstance(event, Signal) and event.member == "InterfacesRemoved" and event.body[0] in by_path:
-            gone = by_path[event.body[0]].title
-            raise CtlError.of(NoSuchGpu, _("{gpu}: it is not on this host any more", gpu=gone))
+            gone = by_path[event.body[0]]
+            if args.state != "absent":
+                raise CtlError.of(NoSuchGpu, _("{gpu}: it is not on this host any more", gpu=gone.title))
+            gone.properties["State"] = "absent"
         if isinstance(event, Signal) and event.path in by_path and event.member == "PropertiesChanged":
             _take(by_path[event.path], event.body)
     return _told(gpus, args)
@@ -151,7 +163,8 @@ def _told(gpus: Sequence[Gpu], args: Namespace) -> int:
             as_json_line({"event": "state", **naming(gpu), "now": gpu_record(gpu.properties)})
         else:
             line(_("{gpu} is {state}", gpu=gpu.title, state=state_label(gpu.properties)))
-    states = {str(gpu.properties["State"]) for gpu in gpus}
+    # One that was waited for is no failure.
+    states = {str(gpu.properties["State"]) for gpu in gpus} - {args.state}
     if "wedged" in states:
         return Wedged.exit_code
     return Failed.exit_code if states & _LOST else 0

@@ -20,18 +20,31 @@ from gpuswitch.config.schema import match_of
 from gpuswitch.config.shown import shown
 from gpuswitch.errors import ConfigError, InvalidArgument
 from gpuswitch.model.address import PciAddress
+from gpuswitch.sentence import Sentence
 
-TOO_DEEP = "it is nested too deeply"
-NO_TABLES = "write [[gpu]] with two brackets on each side: there is such a table for each GPU"
+TOO_DEEP = Sentence("it is nested too deeply")
+NO_TABLES = Sentence("write [[gpu]] with two brackets on each side: there is such a table for each GPU")
 _PLACE = re.compile(r"(?P<what>.*) \(at line (?P<line>\d+), column (?P<column>\d+)\)", re.DOTALL)
 """How tomllib ends a sentence."""
-_QUOTES = "; text stands in double quotes, numbers, true and false without any"
+_QUOTES = Sentence("text stands in double quotes, numbers, true and false without any")
+_OPEN = Sentence("a quote that begins here does not end: is there a quote missing?")
+_HEADING = Sentence("a heading ends with as many ] as it has [ before it")
+_LIST = Sentence("a list does not end: is there a quote, a comma or ] missing before this?")
 _HINTS = {
     "Invalid value": _QUOTES,
     "Expected newline or end of document after a statement": _QUOTES,
-    "Cannot overwrite a value": "; this key is there twice",
+    "Cannot overwrite a value": Sentence("this key is there twice"),
+    "Illegal character '\\n'": _OPEN,
+    "Unterminated string": _OPEN,
+    'Expected "\'"': _OPEN,
+    "Expected ']]' at the end of an array declaration": _HEADING,
+    "Expected ']' at the end of a table declaration": _HEADING,
+    "Unclosed array": _LIST,
+    "Expected '=' after a key in a key/value pair": Sentence("write key = value"),
 }
 """What most likely led to a sentence of tomllib's."""
+_CURLED = re.compile("=.*[\u2018-\u201f\u00ab\u00bb]")
+_CURLY = Sentence("these are typographic quotes: write straight ones")
 _ASIDE = re.compile(
     r"(\..*|README.*|.*(~|\.(bak|md|new|off|old|orig|save|disabled|example|sample|(rpm|dpkg-|ucf-)\w+)))", re.DOTALL
 )
@@ -52,6 +65,8 @@ class Layers:
         self.values: dict[str, Any] = {}
         self.faults: list[Fault] = []
         self.warnings: list[str] = []
+        self.files: list[Path] = []
+        """Those that were read."""
         self._instead = instead
         self._trusting = trusting
         self._origins: dict[Location, str] = {}
@@ -78,12 +93,13 @@ class Layers:
             self.faults.append(Fault(str(error)))
             return
         except OSError as error:
-            self.faults.append(Fault(f"cannot read {file}: {error.strerror}"))
+            self.faults.append(Fault(Sentence("cannot read {file}: {why}", file=file, why=error.strerror)))
             return
         try:
             text = content.decode()
             self._places[str(file)] = Places(text)
             self.add(str(file), tomllib.loads(text))
+            self.files.append(file)
         except ValueError as error:  # not TOML, or not even UTF-8
             self.faults.append(_unreadable(str(file), content, error))
         except RecursionError:
@@ -151,7 +167,7 @@ class Layers:
             except FileNotFoundError:
                 break
             except OSError as error:
-                self.faults.append(Fault(f"cannot read {directory}: {error.strerror}"))
+                self.faults.append(Fault(Sentence("cannot read {file}: {why}", file=directory, why=error.strerror)))
                 break
             if directory == drop_ins:
                 names.update(entry.name for entry in entries)
@@ -166,18 +182,21 @@ class Layers:
         """Why a service that runs as root must not take orders from this file or directory; "": it may."""
         if self._trusting or (status.st_uid == 0 and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
             return ""
-        return f"cannot trust {path}: others than root may write it; run: chown root {path} && chmod go-w {path}"
+        return Sentence(
+            "cannot trust {path}: others than root may write it; run: {command}",
+            path=path,
+            command=f"chown root {path} && chmod go-w {path}",
+        )
 
     def _add_gpus(self, origin: str, gpus: Sequence[Any]) -> None:
         present: list[Any] = self.values["gpu"]
         self._origins[("gpu",)] = origin
         before = [_label(gpu) for gpu in present]
-        named: set[str] = set()
+        named: dict[str, int] = {}
         for own_place, gpu in enumerate(gpus):
             label = _label(gpu)
             if label in named:
-                twice = f"this {'address' if gpu.get('address') else 'match'} has two tables"
-                self.faults.append(self._fault(origin, ("gpu", own_place), f"gpu[{label}]", twice))
+                self.faults.append(self._two_tables(origin, gpus, named[label], own_place))
             elif label is not None and label in before:
                 index = before.index(label)
                 self._own_places[(origin, index)] = own_place
@@ -187,7 +206,18 @@ class Layers:
                 self._own_places[(origin, len(present) - 1)] = own_place
                 self._overlay(present, {len(present) - 1: gpu}, ("gpu",), origin)
             if label is not None:
-                named.add(label)
+                named.setdefault(label, own_place)
+
+    def _two_tables(self, origin: str, gpus: Sequence[Any], first: int, second: int) -> Fault:
+        """Of one GPU, in one layer."""
+        line = self._places[origin].line_of(("gpu", first)) if origin in self._places else 0
+        if not gpus[second].get("address"):
+            what = Sentence("this match has two tables")
+        else:
+            what = Sentence("this address has two tables")
+        if line:
+            what = Sentence("{what}, the first of them in line {line}: make one of both", what=what, line=line)
+        return self._fault(origin, ("gpu", second), f"gpu[{_label(gpus[second])}]", what)
 
     def _overlay(self, target: Any, values: Mapping[Any, Any], location: Location, origin: str) -> None:
         """Put `values` over a table, or over the items of a list by their index."""
@@ -214,7 +244,7 @@ def _read(place: Path, file: Path) -> tuple[bytes, os.stat_result]:
     with os.fdopen(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"cannot read {file}: it is not a regular file")
+            raise ConfigError(Sentence("cannot read {file}: it is not a regular file", file=file))
         return stream.read(), status
 
 
@@ -234,7 +264,12 @@ def _unread(entry: Path, path: Path) -> str:
             return ""
     except OSError:  # what it is cannot be seen, and that nobody reads it is true of all
         pass
-    return f"{entry} is not read: the configuration is {path / 'config.toml'} and {path / 'conf.d'}/*.toml"
+    return Sentence(
+        "{file} is not read: the configuration is {main} and {others}",
+        file=entry,
+        main=path / "config.toml",
+        others=path / "conf.d/*.toml",
+    )
 
 
 def _label(gpu: object) -> str | None:
@@ -259,12 +294,18 @@ def _unreadable(file: str, content: bytes, error: ValueError) -> Fault:
     """Why these bytes are no TOML, with the line where it begins, and what stands there."""
     if isinstance(error, UnicodeDecodeError):
         number = content.count(b"\n", 0, error.start) + 1
-        return Fault.within(file, "it is not UTF-8, the encoding of TOML: save the file as that", line=number)
+        return Fault.within(file, Sentence("it is not UTF-8, the encoding of TOML: save the file as that"), line=number)
     place = _PLACE.fullmatch(str(error))
+    text = content.decode()
+    lines = text.splitlines()
     if place is None:  # its end, which has no line
-        return Fault.within(file, f"it is not TOML: {error}", line=content.rstrip().count(b"\n") + 1)
-    lines = content.decode().splitlines()
-    number, column, what = int(place["line"]), int(place["column"]), place["what"]
+        what, column = str(error).removesuffix(" (at end of document)"), 0
+        number = Places(text).first_unread() or text.rstrip().count("\n") + 1
+    else:
+        what, number, column = place["what"], int(place["line"]), int(place["column"])
     line = lines[number - 1].strip() if number <= len(lines) else ""
-    said = f"it is not TOML: {what}: {shown(line)}{_HINTS.get(what, '')}"
+    hint = _CURLY if _CURLED.search(line) else _HINTS.get(what)
+    said = Sentence("it is not TOML: {what}: {line}", what=what, line=shown(line))
+    if hint:
+        said = Sentence("it is not TOML: {what}: {line}; {hint}", what=what, line=shown(line), hint=hint)
     return Fault.within(file, said, line=number, column=column)

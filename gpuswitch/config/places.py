@@ -69,6 +69,12 @@ class Places:
         self._beginnings: dict[int, dict[str, Any] | None] = {}
         self._closed_ones: dict[int, dict[str, Any] | None] = {}
 
+    def first_unread(self) -> int:
+        """The line (from 1) from which on the file can be read with none of its beginnings. 0: that cannot be told."""
+        if not self._told:
+            return 0
+        return next((n + 1 for n in range(len(self._lines) - 1, -1, -1) if self._read(n) is not None), 0)
+
     def line_of(self, location: Location) -> int:
         """The line (from 1) where this key or item begins; of one that is not there, the table where it would be. 0:
         that cannot be told.

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from gpuswitch.config.schema import Deadlines, Defaults, Form, GpuTable, History, Metrics, Table
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.match import Match
+from gpuswitch.sentence import Sentence, template
 
 TABLES: dict[str, type[Table]] = {
     "gpu": GpuTable,
@@ -67,14 +68,22 @@ def key_of(table: type[Table], name: str) -> Key:
     )
 
 
+_NUMBERS = {
+    ("number", "seconds"): template("a number of seconds {range}"),
+    ("number", "days"): template("a number of days {range}"),
+    ("integer", "switches"): template("a whole number of switches {range}"),
+    ("integer", ""): template("a whole number {range}"),
+}
+"""By the type of a key, and what it counts."""
+
+
 def must_be(key: Key) -> str:
     """What a value of this key has to be, to go on after "must be": `a number of seconds above 0 and at most 600`."""
     match key.type:
         case "number" | "integer":
-            number = "a whole number" if key.type == "integer" else "a number"
-            return f"{number}{f' of {key.unit}' if key.unit else ''} {key.values}"
+            return Sentence(_NUMBERS[key.type, key.unit], range=key.values)
         case "array of strings":
-            return f"a list of {key.values}"
+            return Sentence("a list of {values}", values=key.values)
     return key.values
 
 
@@ -109,8 +118,6 @@ def _range(field: FieldInfo) -> str:
         for word in ("gt", "ge", "le")
         if (limit := getattr(each, word, None)) is not None
     }
-    return (
-        f"above {limits['gt']} and at most {limits['le']}"
-        if "gt" in limits
-        else f"from {limits['ge']} to {limits['le']}"
-    )
+    if "gt" in limits:
+        return Sentence("above {least} and at most {most}", least=limits["gt"], most=limits["le"])
+    return Sentence("from {least} to {most}", least=limits["ge"], most=limits["le"])

@@ -22,6 +22,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER, named_for_vfio
 from gpuswitch.model.match import Match
 from gpuswitch.model.policy import AtBoot, Busy, ModulePolicy, Release
+from gpuswitch.sentence import Sentence
 
 ENVIRONMENT = "GPUSWITCH_"
 
@@ -89,51 +90,78 @@ def match_of(value: object) -> Match:
         ValueError: it can be told by nothing of the kind.
     """
     if not isinstance(value, dict):
-        raise ValueError(f'must be a table: write match = {{ vendor = "10de", device = "2484" }}, not {shown(value)}')
+        raise ValueError(
+            Sentence(
+                "must be a table: write {table}, not {value}",
+                table='match = { vendor = "10de", device = "2484" }',
+                value=shown(value),
+            )
+        )
     said = {}
     for key, text in value.items():
         if key not in _MATCH_KEYS:
             raise ValueError(
-                f"{reprlib.repr(key)} is nothing that a GPU is told by; known are {', '.join(_MATCH_KEYS)}"
+                Sentence(
+                    "{key} is nothing that a GPU is told by; known are {names}",
+                    key=reprlib.repr(key),
+                    names=", ".join(_MATCH_KEYS),
+                )
             )
         read, must = _MATCH_KEYS[key]
         if not isinstance(text, str) or not (known := read(text)):
-            raise ValueError(f"{key} must be {must}, in quotes, not {shown(text)}")
+            raise ValueError(
+                Sentence("{key} must be {what}, in quotes, not {value}", key=key, what=must, value=shown(text))
+            )
         said[key] = known
     if "device" in said and "vendor" not in said:
-        raise ValueError("device is of no use without vendor, whose number it is: add vendor")
+        raise ValueError(Sentence("device is of no use without vendor, whose number it is: add vendor"))
     return Match(**said)
 
 
-def _name(value: str) -> str:
+def name_of(value: str) -> str:
+    """What a GPU is called, as it is; "" is no name.
+
+    Raises:
+        ValueError: nothing can be called so.
+    """
     # A command to be copied would read a leading - as an option.
     if not re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]{0,31})?", value):
         raise ValueError(
-            f"{reprlib.repr(value)} is not a name; use at most 32 of: letters, digits, '.', '_', '-', and a letter "
-            "or digit first"
+            Sentence(
+                "{value} is not a name; use at most 32 of: letters, digits, '.', '_', '-', and a letter or digit first",
+                value=reprlib.repr(value),
+            )
         )
     try:
         PciAddress.parse(value)
     except InvalidArgument:
         return value
-    raise ValueError(f"{value!r} looks like a PCI address; choose another name")
+    raise ValueError(Sentence("{value} looks like a PCI address; choose another name", value=repr(value)))
 
 
 def _driver(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{0,64}", value):
-        raise ValueError(f"{reprlib.repr(value)} is not the name of a driver")
+        raise ValueError(Sentence("{value} is not the name of a driver", value=reprlib.repr(value)))
     return value
 
 
 def _host_driver(value: str) -> str:
     if named_for_vfio(_driver(value)):
-        raise ValueError(f"{value} is no host driver; name the one that drives the GPU on this host")
+        raise ValueError(
+            Sentence("{driver} is no host driver; name the one that drives the GPU on this host", driver=value)
+        )
     return value
 
 
 def _vfio_driver(value: str) -> str:
     if _driver(value) and not named_for_vfio(value):
-        raise ValueError(f"{value} is no vfio driver: name one, such as {VFIO_DRIVER} or nvgrace-gpu-vfio-pci")
+        raise ValueError(
+            Sentence(
+                "{driver} is no vfio driver: name one, such as {known} or nvgrace-gpu-vfio-pci",
+                driver=value,
+                known=VFIO_DRIVER,
+            )
+        )
     return value
 
 
@@ -141,12 +169,13 @@ def _ip_address_or_none(value: str) -> str:
     try:
         return str(ipaddress.ip_address(value)) if value else ""
     except ValueError:
-        raise ValueError(f"{reprlib.repr(value)} is no IP address: write one, such as 127.0.0.1 or ::1") from None
+        said = Sentence("{value} is no IP address: write one, such as 127.0.0.1 or ::1", value=reprlib.repr(value))
+        raise ValueError(said) from None
 
 
 def _path_or_none(value: str) -> str:
     if value and (not value.startswith("/") or "\0" in value):
-        raise ValueError(f"{reprlib.repr(value)} is not an absolute path: begin it with /")
+        raise ValueError(Sentence("{value} is not an absolute path: begin it with /", value=reprlib.repr(value)))
     return value
 
 
@@ -212,9 +241,13 @@ def unit(value: str) -> str:
         ValueError: it is none, or one that must stay.
     """
     if not re.fullmatch(r"[A-Za-z0-9:_.\\@-]{1,240}\.(service|socket|target|timer|path|scope)", value):
-        raise ValueError(f"{reprlib.repr(value)} is not the full name of a unit, such as display-manager.service")
+        raise ValueError(
+            Sentence(
+                "{value} is not the full name of a unit, such as display-manager.service", value=reprlib.repr(value)
+            )
+        )
     if value in NEVER_STOPPED:
-        raise ValueError(f"{value} must stay: the system, or the switch itself, lives by it")
+        raise ValueError(Sentence("{unit} must stay: the system, or the switch itself, lives by it", unit=value))
     return value
 
 
@@ -224,7 +257,9 @@ def _unit_or_none(value: str) -> str:
 
 def _vtconsole(value: str) -> str:
     if not re.fullmatch(r"vtcon[0-9]{1,2}", value):
-        raise ValueError(f"{reprlib.repr(value)} is not a console: they are named vtcon0, vtcon1, ...")
+        raise ValueError(
+            Sentence("{value} is not a console: they are named vtcon0, vtcon1, ...", value=reprlib.repr(value))
+        )
     return value
 
 
@@ -352,7 +387,7 @@ class GpuTable(Defaults):
     )
     name: Annotated[
         str,
-        AfterValidator(_name),
+        AfterValidator(name_of),
         Form("string", "at most 32 letters, digits, dots, underscores and dashes, a letter or digit first"),
     ] = Field("", description="What the GPU is called on the command line.")
     members: Annotated[tuple[_Address, ...], Form("array of strings", "PCI addresses")] = Field(
@@ -373,8 +408,10 @@ class GpuTable(Defaults):
     def _says_which(self) -> GpuTable:
         if self.address is None and not self.match:
             raise ValueError(
-                'it does not say which GPU it is about: add address = "0000:01:00.0", as gpuswitchctl list shows it, '
-                "or match"
+                Sentence(
+                    'it does not say which GPU it is about: add address = "0000:01:00.0", as gpuswitchctl list shows '
+                    "it, or match"
+                )
             )
         return self
 
@@ -460,9 +497,15 @@ class Metrics(Table):
     def _whole(self) -> Metrics:
         if bool(self.certificate) != bool(self.key):
             there, missing = ("certificate", "key") if self.certificate else ("key", "certificate")
-            raise ValueError(f"{there} is of no use without {missing}: set both, or none for plain HTTP")
+            raise ValueError(
+                Sentence(
+                    "{there} is of no use without {missing}: set both, or none for plain HTTP",
+                    there=there,
+                    missing=missing,
+                )
+            )
         if self.client_ca and not self.certificate:
-            raise ValueError("client_ca is of no use without certificate and key: set them as well")
+            raise ValueError(Sentence("client_ca is of no use without certificate and key: set them as well"))
         return self
 
 

@@ -36,13 +36,16 @@ from gpuswitch.errors import ConfigError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.match import Match
 from gpuswitch.model.policy import AtBoot
+from gpuswitch.sentence import Sentence
 
 DIRECTORY = Path("/etc/gpuswitch")
 BUS_VARIABLE = "GPUSWITCH_BUS"
 """Names the bus to `gpuswitchctl`; often set where the service starts too, and no setting of it."""
 
 
-_NOT_JSON = 'its value is not JSON: write a list like ["a", "b"], a table like {"key": 1}'
+_NOT_JSON = Sentence(
+    "its value is not JSON: write a list like {list}, a table like {table}", list='["a", "b"]', table='{"key": 1}'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class Config:
     """The whole configuration. `gpus` are the managed ones whose address it says, `sought` the others; `settings` is
     every key in force, for people to read.
 
-    `warnings` has a sentence for each file that is never read, though it lies where one is.
+    `files` are those that were read; `warnings` has a sentence for each that never is, though it lies where one is.
     """
 
     gpus: tuple[GpuConfig, ...] = ()
@@ -120,6 +123,7 @@ class Config:
     history: History = field(default_factory=History)
     settings: tuple[Setting, ...] = ()
     warnings: tuple[str, ...] = ()
+    files: tuple[Path, ...] = field(default=(), compare=False)
 
     def gpu(self, address: PciAddress) -> GpuConfig:
         """The configuration of one GPU; the defaults where it is not managed."""
@@ -178,6 +182,7 @@ def load(
         history=tables.history,
         settings=tuple(_in_force(layers, tables)),
         warnings=tuple(layers.warnings),
+        files=tuple(layers.files),
     )
 
 
@@ -194,7 +199,9 @@ def _add_variable(layers: Layers, variable: str, value: str) -> None:
         layers.faults.append(_variable_fault(variable, TOO_DEEP))
         return
     if isinstance(values.get("gpu"), dict):
-        layers.faults.append(_variable_fault(variable, 'write a list of tables, [{"address": "01:00.0"}]'))
+        layers.faults.append(
+            _variable_fault(variable, Sentence("write a list of tables, [{what}]", what='{"address": "01:00.0"}'))
+        )
         return
     if not values:
         layers.faults.append(_variable_fault(variable, no_such_variable(variable)))
@@ -241,14 +248,23 @@ def _contradictions(gpus: Sequence[GpuTable]) -> Iterator[tuple[Location, str]]:
     for index, gpu in enumerate(gpus):
         name = gpu.name.casefold()
         if name and name in names:
-            yield ("gpu", index, "name"), f"{gpu.name!r} is the name of {names[name]} already"
+            yield (
+                ("gpu", index, "name"),
+                Sentence("{name} is the name of {gpu} already", name=repr(gpu.name), gpu=names[name]),
+            )
         names.setdefault(name, gpu.label)
         for place, member in enumerate(gpu.members):
             claimant = claims.setdefault(member, gpu.label)
             if member in tables:
-                yield ("gpu", index, "members", place), f"{member} has a [[gpu]] table, so it cannot be a member"
+                yield (
+                    ("gpu", index, "members", place),
+                    Sentence("{member} has a [[gpu]] table, so it cannot be a member", member=member),
+                )
             elif claimant != gpu.label:
-                yield ("gpu", index, "members", place), f"{member} is a member of {claimant} already"
+                yield (
+                    ("gpu", index, "members", place),
+                    Sentence("{member} is a member of {gpu} already", member=member, gpu=claimant),
+                )
 
 
 def _gpu_config(gpu: GpuTable, rules: Defaults, address: PciAddress) -> GpuConfig:

@@ -147,7 +147,8 @@ def look(machine: Machine, service: Service, named: Sequence[str] = (), *, gathe
     if looked is not None:
         seen = _with_gpus(seen, looked, named, sight)
     elif named:
-        raise NoSuchGpu(Sentence("the host could not be looked at"))
+        why = next(each.why for each in sight.unseen if each.what == "host")
+        raise NoSuchGpu(Sentence("the host could not be looked at: {why}", why=why))
     return replace(seen, unseen=tuple(dict.fromkeys(sight.unseen)))
 
 

@@ -62,6 +62,15 @@ PACKAGES: Mapping[str, Mapping[str, str]] = {
         "proxmox": '--reinstall "proxmox-kernel-$(uname -r)"',
         "fedora": '"kernel-modules-$(uname -r)"',
     },
+    "virsh": {
+        "debian": "libvirt-clients",
+        "ubuntu": "libvirt-clients",
+        "proxmox": "libvirt-clients",
+        "fedora": "libvirt-client",
+        "ostree": "libvirt-client",
+        "suse": "libvirt-client",
+        "arch": "libvirt",
+    },
     "kernel": {
         "debian": '"linux-image-$(dpkg --print-architecture)"',
         "ubuntu": "linux-generic",

@@ -25,6 +25,7 @@ from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.history.archive import Archive, ArchiveError, Entry, StepEntry
 from gpuswitch.runtime.threads import resolve
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.record import Drift, Requester, Switch
 
@@ -135,7 +136,7 @@ class History:
             named = ", ".join(alike[:_MOST_NAMED])
             more = ", ..." if len(alike) > _MOST_NAMED else ""
             raise InvalidArgument(f"several switches begin with {id!r}: {named}{more}; write more of it")
-        raise InvalidArgument(f"the history knows of no switch {id[:80]!r}")
+        raise InvalidArgument(Sentence("the history knows of no switch {id}", id=repr(id[:80])))
 
     async def _ask(self, question: Callable[[], _T]) -> _T:
         if not self._settings.enabled:

@@ -114,11 +114,21 @@ def test_what_has_no_effect_is_told_of_a_configuration_that_can_be_used(ctl: Ctl
     file = write_config(tmp_path / "etc", '[[gpu]]\naddress = "ffff:ff:1f.7"\n')
     (tmp_path / "etc/gpuswitch.toml").touch()
     checked = ctl("check", str(tmp_path / "etc"))
-    assert (checked.returncode, checked.stdout) == (0, f"the configuration in {tmp_path}/etc can be used\n")
+    assert checked.returncode == 0
+    assert checked.stdout == f"the configuration in {tmp_path}/etc can be used: {file}\n"
     unread, misfit = checked.stderr.splitlines()
     assert unread.startswith(f"gpuswitchctl: warning: {tmp_path}/etc/gpuswitch.toml is not read: ")
     assert misfit.startswith("gpuswitchctl: warning: the [[gpu]] table of ffff:ff:1f.7 is about no GPU: ")
     assert ctl("check", str(file)).stderr.splitlines() == [misfit]
+
+
+def test_what_is_not_there_is_not_said_to_be_good(ctl: Ctl, tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    checked = ctl("check", str(tmp_path / "etc"))
+    nothing = f"there is no configuration in {tmp_path}/etc: everything is as by default\n"
+    assert (checked.returncode, checked.stdout) == (0, nothing)
+    file = write_config(tmp_path / "etc/conf.d", "")
+    assert ctl("check", str(tmp_path / "etc")).stdout == (f"the configuration in {tmp_path}/etc can be used: {file}\n")
 
 
 def test_a_certificate_that_cannot_be_used_is_told(ctl: Ctl, tmp_path: Path) -> None:

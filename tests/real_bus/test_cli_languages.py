@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +124,35 @@ async def test_an_error_without_data_is_told_in_the_language(start: Start, ctl: 
     refused = ctl("de_DE", "status", "radeon")
     assert refused.returncode == 2
     assert "keine GPU heißt 'radeon'; dieser Host hat 0000:00:02.0, 0000:01:00.0" in refused.stderr
+
+
+def test_faults_of_the_configuration_are_told_in_the_language(ctl: Ctl, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('[deadlines]\nunbnid = 3\nunbind = "5s"\n[[gpu]]\naddress = "01:00.0"\nname = "a b"\n')
+    assert ctl("de_DE", "config", "check", str(tmp_path)).stderr.splitlines() == [
+        f"{file}:2: deadlines.unbnid: diesen Schlüssel gibt es nicht; gemeint war unbind?",
+        (
+            f"{file}:3: deadlines.unbind: muss sein: eine Zahl von Sekunden über 0 und höchstens 600, ohne "
+            "Anführungszeichen, nicht '5s'; schreiben: 5"
+        ),
+        (
+            f"{file}:6: gpu[0000:01:00.0].name: 'a b' ist kein Name; höchstens 32 davon: Buchstaben, Ziffern, '.', "
+            "'_', '-', und zuerst ein Buchstabe oder eine Ziffer"
+        ),
+    ]
+    file.write_text('[[gpu]]\naddress = "01:00.0\n')
+    said = ctl("fr_FR", "config", "check", str(tmp_path)).stderr
+    assert said.startswith(f"{file}:2:19: ce n'est pas du TOML : ")
+    assert said.endswith("un guillemet ouvert ici n'est pas fermé : en manque-t-il un ?\n")
+
+
+async def test_what_a_function_is_and_what_was_asked_for_is_told_in_the_language(start: Start, ctl: Ctl) -> None:
+    await start("laptop", config=TABLE)
+    assert f"{DISCRETE} Anzeige an nvidia" in ctl("de_DE", "status", DISCRETE).stdout
+    assert "affichage [0300]" in ctl("fr_FR", "groups").stdout
+    assert ctl("de_DE", "to-vfio", DISCRETE, "--wait", "60").returncode == 0
+    assert "Warten in Sekunden: 60" in ctl("de_DE", "show").stdout
+    assert "es gibt 1 erledigt (--result done)" in ctl("de_DE", "history", "--result", "failed").stdout
 
 
 def test_a_service_that_is_not_there_is_told_in_the_language(ctl: Ctl) -> None:

@@ -65,6 +65,14 @@ async def test_a_full_disk_is_one_sentence(arguments: str, start: Start, environ
     assert (seen.stdout, seen.stderr) == ("8\n", FULL)
 
 
+@pytest.mark.parametrize(
+    "arguments", ["--help", "--version", "help plan", "plan --help", "--version --json", "__complete ''"]
+)
+def test_a_full_disk_is_no_success_where_nothing_is_buffered_either(arguments: str, environ: dict[str, str]) -> None:
+    seen = shell(f"gpuswitchctl {arguments} >/dev/full", environ | {"PYTHONUNBUFFERED": "1"})
+    assert (seen.stdout, seen.stderr) == ("8\n", FULL)
+
+
 def test_an_error_for_a_full_disk_is_told_all_the_same(environ: dict[str, str], tmp_path: Path) -> None:
     absent = f"unix:path={tmp_path}/none"
     seen = shell(f"gpuswitchctl list --json --bus {absent} >/dev/full", environ)

@@ -80,7 +80,16 @@ class Desk:
         return [sys.executable, "-c", SETS_UP, str(place), "setup", *words]
 
     def run(self, *words: str) -> tuple[int, str, str]:
-        ended = subprocess.run(
+        ended = self._ended(*words)
+        return ended.returncode, ended.stdout, "".join(told(ended.stderr))
+
+    def warned(self, *words: str) -> tuple[int, str]:
+        """The exit status, and all of the error output."""
+        ended = self._ended(*words)
+        return ended.returncode, ended.stderr
+
+    def _ended(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             self.command(*words),
             env=self.environ,
             stdin=subprocess.DEVNULL,
@@ -88,7 +97,6 @@ class Desk:
             text=True,
             check=False,
         )
-        return ended.returncode, ended.stdout, "".join(told(ended.stderr))
 
     def json(self, *words: str) -> dict[str, Any]:
         status, out, said = self.run(*words, "--json")
@@ -169,6 +177,21 @@ async def test_options_alone_set_up_two_gpus_once_and_undo_puts_back_every_byte(
     assert (again["changed"], again["service"], again["text"]) == (False, [], first["text"])
     assert "says all of this already" in desk.run(*options)[1]
 
+    written = desk.tree()
+    for words in (("--dry-run", "undo"), ("undo", "--dry-run")):
+        shown = desk.json(*words)
+        assert (shown["files"], shown["dry_run"], shown["service"], desk.tree()) == (
+            [{"path": str(desk.file), "result": "removed", "kept": ""}],
+            True,
+            [],
+            written,
+        )
+    status, out, _said = desk.run("undo", "--dry-run")
+    assert (status, desk.tree(), desk.state.exists()) == (0, written, True)
+    assert out.startswith(f"{desk.file} would be removed, as it was not there before\n--- {desk.file}\n+++ /dev/null\n")
+    assert '-name = "rtx3070"\n' in out
+    assert out.endswith("nothing is changed: this was a dry run\n")
+
     undone = desk.json("undo")
     assert undone["files"] == [{"path": str(desk.file), "result": "removed", "kept": ""}]
     assert (desk.tree(), desk.state.exists()) == (before, False)
@@ -242,6 +265,8 @@ async def test_a_person_is_asked_and_shown_and_offered_a_trial(sit: Sit) -> None
     person.until("or on another one (2)? [2] ")
     person.press("\n")
     person.until("What is it to be called? [rtx3070] ")
+    person.press("my gpu\n")
+    person.until("'my gpu' is not a name; use at most 32 of")
     person.press("Geforce\n")
     person.until("on the host (h)? [k] ")
     person.press("v\n")
@@ -285,22 +310,48 @@ async def test_bad_answers_are_one_sentence_and_change_nothing(sit: Sit) -> None
     for words, status, said in (
         ([], 2, "cannot ask: this is no terminal; give the answers as options"),
         (["--yes", "--gpu", "09:00.0"], 2, "no GPU is named '09:00.0'; this host has 0000:00:02.0, 0000:01:00.0"),
-        (["--yes", "--gpu", CARD, "--name", "a b"], 2, "'a b' is not a name"),
+        (
+            ["--yes", "--gpu", CARD, "--name", "a b"],
+            2,
+            "gpuswitchctl: cannot set up GPUs for virtual machines: 'a b' is not a name; use at most 32 of: letters, ",
+        ),
         (["--yes", "--gpu", CARD, "--screens", "one", "--at-boot", "vfio"], 2, "would start without a picture"),
         (["--yes", "--gpu", CARD, "--gpu", INTEGRATED, "--name", "x"], 2, "cannot give one name to several GPUs"),
         (["--yes", "--gpu", CARD, "--vm", "win11"], 2, "no virtual machine is named win11; there are: ubuntu, win10"),
         (["--yes", "--gpu", INTEGRATED], 2, "cannot tell where the desktop draws: say --screens one"),
     ):
         ended = desk.run(*words)
+        assert ended[2].count("\n") == 1, ended
         assert (ended[0], said in ended[2], desk.tree(), desk.state.exists()) == (status, True, before, False), ended
     desk.made.program("virsh", "exit 1")
     assert "no answer from virsh" in desk.run("--yes", "--gpu", CARD, "--vm", "win10")[2]
+    (desk.made.root / "usr/bin/virsh").unlink()
+    assert desk.run("--yes", "--gpu", CARD, "--vm", "win10")[2] == (
+        "gpuswitchctl: cannot ask libvirt for its virtual machines: virsh is not installed; to install it: apt-get "
+        "install libvirt-clients\n"
+    )
     desk.made.as_root = False
     assert desk.run("--yes")[2] == (
         "gpuswitchctl: cannot write the configuration: it takes root: sudo gpuswitchctl setup\n"
     )
     assert "it takes root: sudo gpuswitchctl setup undo" in desk.run("undo")[2]
     assert (desk.tree(), desk.state.exists()) == (before, False)
+
+
+async def test_all_that_nobody_can_tell_is_asked_for_at_once_and_why_nobody_can(sit: Sit) -> None:
+    desk = await sit("plx")
+    before = desk.tree()
+    status, err = desk.warned("--dry-run")
+    warning, said = err.splitlines()
+    assert (
+        "of what may be in the way: no GPU is named '0000:27:00.0'; this host has 0000:00:02.0, 0000:01:00.0" in warning
+    )
+    assert (status, desk.tree()) == (2, before)
+    assert said == (
+        "gpuswitchctl: cannot tell which GPU is meant, and where the desktop draws: say --gpu, one of 0000:27:00.0, "
+        "0000:28:00.0, and --screens one (on that GPU), or --screens two (on another)"
+    )
+    assert desk.run("--dry-run", "--gpu", "27:00.0", "--screens", "two")[0] == 0
 
 
 async def test_problems_come_first_and_no_trial_is_offered_before_they_are_mended(sit: Sit) -> None:

@@ -75,12 +75,39 @@ def at_terminal(
     return Terminal(process.returncode, shown.decode(), before, after)
 
 
+def hung_up(environ: dict[str, str], arguments: list[str], when: str) -> tuple[int, bytes]:
+    """Run it on a terminal that hangs up once it shows `when`, deaf to that: its exit status, and its error output."""
+    ours, theirs = pty.openpty()
+    deaf = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", CTL, *arguments]
+    with subprocess.Popen(deaf, env=environ | WIDE, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE) as process:
+        os.close(theirs)
+        seen = b""
+        while when.encode() not in seen:
+            seen += os.read(ours, 4096)
+        os.close(ours)
+        _, said = process.communicate()
+        return process.returncode, said
+
+
 def typing(keys: bytes) -> Callable[[int, int], object]:
     return lambda terminal, _: os.write(terminal, keys)
 
 
 def sending(number: signal.Signals) -> Callable[[int, int], object]:
     return lambda _, pid: os.kill(pid, number)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "faults", "shown"),
+    [(["trial", "geforce"], [], COUNTS), (["to-vfio", "geforce"], ["unbind=hang"], "unbind")],
+    ids=["trial", "to-vfio"],
+)
+async def test_a_terminal_that_hangs_up_ends_it_quietly_also_where_it_is_deaf_to_that(
+    arguments: list[str], faults: list[str], shown: str, start: Start, environ: dict[str, str], ctl: Ctl
+) -> None:
+    await start("laptop", *faults, config=CONFIG)
+    assert hung_up(environ, arguments, shown) == (-signal.SIGPIPE, b"")
+    assert field(ctl, "state") == ("detaching" if faults else "vfio")
 
 
 async def test_in_a_pipe_it_says_when_it_goes_home_and_ends(start: Start, ctl: Ctl) -> None:

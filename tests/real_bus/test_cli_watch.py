@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from os import openpty
 from typing import Any
 
 import pytest
@@ -64,16 +67,19 @@ class Watching:
 Watch = Callable[..., Watching]
 
 
+def socketpair() -> tuple[int, int]:
+    ours, theirs = socket.socketpair()
+    return ours.detach(), theirs.detach()
+
+
 @pytest.fixture
 def watch(private_bus: PrivateBus) -> Iterator[Watch]:
     """Start to follow: `watch("watch", "--json")`."""
     environ = environment(GPUSWITCH_BUS=private_bus.address)
     started: list[subprocess.Popen[str]] = []
 
-    def watch(*arguments: str) -> Watching:
-        started.append(
-            subprocess.Popen([CTL, *arguments], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
+    def watch(*arguments: str, out: int = subprocess.PIPE) -> Watching:
+        started.append(subprocess.Popen([CTL, *arguments], env=environ, stdout=out, stderr=subprocess.PIPE, text=True))
         return Watching(started[-1])
 
     yield watch
@@ -214,6 +220,51 @@ async def test_whoever_reads_no_further_is_not_written_to(start: Start, watch: W
     assert watching.process.wait() == -signal.SIGPIPE
     assert watching.process.stderr is not None
     assert watching.process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [("watch",), ("watch", "--json"), ("wait", "--for", "vfio"), ("wait", "--for", "vfio", "--json")]
+)
+async def test_a_reader_that_has_gone_ends_it_though_nothing_happens(
+    arguments: tuple[str, ...], start: Start, watch: Watch, private_bus: PrivateBus
+) -> None:
+    await start("laptop", config=CONFIG)
+    async with watching(private_bus.address) as calls:
+        following = watch(*arguments)
+        while (await calls.get()).header.fields.get(HeaderFields.member) != "GetManagedObjects":
+            pass
+    assert following.process.stdout is not None
+    if arguments[0] == "watch":
+        following.line()
+    following.process.stdout.close()
+    assert following.process.wait() == -signal.SIGPIPE
+    assert following.process.stderr is not None
+    assert following.process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("pair", [socketpair, openpty], ids=["socket", "terminal"])
+async def test_so_does_the_other_end_of_a_socket_or_a_terminal(
+    pair: Callable[[], tuple[int, int]], start: Start, watch: Watch
+) -> None:
+    await start("laptop", config=CONFIG)
+    ours, theirs = pair()
+    following = watch("watch", out=theirs)
+    os.close(theirs)
+    os.read(ours, 1)
+    os.close(ours)
+    assert following.process.wait() == -signal.SIGPIPE
+    assert following.process.stderr is not None
+    assert following.process.stderr.read() == ""
+
+
+async def test_a_switch_is_followed_while_somebody_reads_and_goes_on_without(start: Start, watch: Watch) -> None:
+    service = await start("laptop", f"unbind@{SOUND}=hang", config=f"{CONFIG}[deadlines]\nunbind = 600\n")
+    moving = watch("to-vfio", "geforce")
+    moving.until("[")
+    assert moving.process.stdout is not None
+    moving.process.stdout.close()
+    assert moving.process.wait() == -signal.SIGPIPE
+    assert (await service.properties(PATH))["State"] == "detaching"
 
 
 # wait

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
+from gpuswitch import __version__
 from gpuswitch.cli.parser import arguments_of, parser
 from gpuswitch.cli.records import entry_record
 from tests.harness.buses.private import PrivateBus
@@ -23,6 +24,8 @@ from tests.real_bus.conftest import Start
 
 FOR_PEOPLE = {"help", "demo", "notify", "run"}
 """Verbs that print nothing that programs read, or what their command prints."""
+WITHOUT_VERB = {"common", "version"}
+"""Schemas that are of no verb."""
 WITHOUT_SERVICE = "doctor"
 """The verb to which it is a finding that there is no service, and no error."""
 
@@ -328,7 +331,7 @@ async def test_hooks_of_others_hear_what_is_ready(start: Start, told: Json) -> N
     assert (nothing["gpus"], nothing["changed"]) == ([], False)
 
 
-@pytest.mark.parametrize("verb", sorted(SCHEMAS.keys() - {"common", "report", WITHOUT_SERVICE}))
+@pytest.mark.parametrize("verb", sorted(SCHEMAS.keys() - WITHOUT_VERB - {"report", WITHOUT_SERVICE}))
 def test_a_service_that_is_not_there_is_an_error_of_every_verb(verb: str, told: Json) -> None:
     """But of a report, which does without (tests/real_bus/test_report.py)."""
     said = told(verb, *WITH.get(verb, []))
@@ -345,10 +348,28 @@ def test_what_somebody_else_moved_is_in_the_history_too() -> None:
 def test_every_verb_has_a_schema_and_a_row_in_the_page() -> None:
     [verbs] = [each.choices for each in arguments_of(parser()) if each.dest == "verb"]
     assert isinstance(verbs, dict)
-    assert SCHEMAS.keys() - {"common"} == verbs.keys() - FOR_PEOPLE
+    assert SCHEMAS.keys() - WITHOUT_VERB == verbs.keys() - FOR_PEOPLE
     rows = re.findall(r"^\| .* \| \[.*\.schema\.json\) \|$", (DOCS / "json.md").read_text(), re.MULTILINE)
     linked = re.findall(r"\(json/([\w-]+)\.schema\.json\)", "\n".join(rows))
     assert sorted(linked) == sorted(SCHEMAS.keys() - {"common"})
+
+
+@pytest.mark.parametrize("arguments", [["--json", "--version"], ["--version", "--json"]], ids=" ".join)
+def test_the_version_is_one_object(arguments: list[str], environ: dict[str, str]) -> None:
+    ended = subprocess.run([BIN / "gpuswitchctl", *arguments], env=environ, capture_output=True, text=True, check=False)
+    [printed] = objects(ended.stdout)
+    check("version", printed)
+    assert (ended.returncode, printed["release"]) == (0, __version__)
+
+
+@pytest.mark.parametrize("verb", ["help", "demo", "plan --help", "--help"])
+def test_what_is_text_for_people_is_an_error(verb: str, environ: dict[str, str]) -> None:
+    command = [str(BIN / "gpuswitchctl"), *verb.split(), "--json"]
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    [error] = objects(ended.stdout)
+    check("common.schema.json#/$defs/error", error)
+    assert (ended.returncode, error["error"]["kind"]) == (2, "invalid_argument")
+    assert "text for people; leave --json out" in error["error"]["text"]
 
 
 def test_the_example_of_an_error_is_one() -> None:

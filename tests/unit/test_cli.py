@@ -9,16 +9,17 @@ from argparse import Namespace
 import pytest
 from rich.console import Console
 
-from gpuswitch.cli import groups, records
+from gpuswitch.cli import groups, records, topics
 from gpuswitch.cli import query as look
 from gpuswitch.cli.client import Service, plain_values
 from gpuswitch.cli.follow import StepChange, Waiting
 from gpuswitch.cli.layout import aligned, table
 from gpuswitch.cli.main import main
 from gpuswitch.cli.output import clean, duration, numbered, problem, sentence
-from gpuswitch.cli.parser import EXIT_STATUSES, TOPICS, UsageError, parse, parser
+from gpuswitch.cli.parser import EXIT_STATUSES, STATES, TOPICS, UsageError, parse, parser
 from gpuswitch.cli.steps import JsonLines, Lines
 from gpuswitch.cli.terminal import StepsInPlace
+from gpuswitch.model.states import State
 from tests.harness.service.fixed import fixed, function, gpu, switch
 
 EVIL = "GeForce\x1b[2J\r\n\x9b31m\u202e\x07"
@@ -36,13 +37,16 @@ JSON = Namespace(json=True, gpus=[])
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "COMMAND"),
+        ([], "say what to do: gpuswitchctl help lists the commands"),
         (["frobnicate"], "there is no command 'frobnicate'; gpuswitchctl help lists what there is"),
-        (["plan", "01:00.0", "nvidia"], "invalid choice: 'nvidia'"),
+        (["plan", "01:00.0", "nvidia"], "'nvidia' is no target: gpuswitchctl plan 01:00.0 host or"),
         (["to-vfio", "--timeout", "0"], "'0' is not a number of seconds above 0"),
         (["to-vfio", "--timeout", "inf"], "'inf' is not a number of seconds above 0"),
         (["to-vfio", "--timeout", "soon"], "'soon' is not a number of seconds above 0"),
-        (["to-vfio", "--no-wait", "--dry-run"], "not allowed with argument"),
+        (
+            ["to-vfio", "--no-wait", "--dry-run"],
+            "--no-wait and --dry-run cannot be used together: leave one of them out",
+        ),
         (["to-vfio", "--time", "5"], "to-vfio does not know --time; did you mean --timeout?"),
         (["history", "--limit", "-1"], "'-1' is not a number of switches"),
         (["history", "--limit", "4294967296"], "'4294967296' is not a number of switches"),
@@ -350,6 +354,10 @@ def test_help_of_a_command_is_its_help(capsys: pytest.CaptureFixture[str]) -> No
     assert "COMMAND" in capsys.readouterr().out
     assert main(["help", "everything"]) == 2
     assert "'everything' is neither a command nor one of states, " in capsys.readouterr().err
+
+
+def test_the_states_that_can_be_waited_for_are_those_that_there_are() -> None:
+    assert set(STATES) == {state.value for state in State} == {state for state, _ in topics.STATES}
 
 
 def test_the_usage_of_a_command_comes_with_what_is_wrong_with_it() -> None:

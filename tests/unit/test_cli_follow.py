@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import time
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -192,6 +193,23 @@ def test_an_answer_that_was_interrupted_is_offered_to_nobody() -> None:
     assert service.next_event(0.0) is None
 
 
+def test_more_seconds_than_the_kernel_can_count_are_waited_for_in_parts() -> None:
+    connection = Connection()
+    service = Service(cast("DBusConnection", connection), None)
+    call, waited = ping(), list[float]()
+    serial = service.send(call)
+
+    def select(seconds: float) -> list[object]:
+        waited.append(seconds)
+        if len(waited) == 2:
+            connection.incoming = [new_method_return(call)]
+        return []
+
+    connection.selector = SimpleNamespace(select=select)
+    assert service.next_event(time.monotonic() + 1e15) == serial
+    assert [seconds < 2**31 / 1000 for seconds in waited] == [True, True]
+
+
 # watch and wait
 
 
@@ -274,6 +292,19 @@ def test_all_have_to_be_there_at_the_same_time(capsys: pytest.CaptureFixture[str
     events = [changed(State="reattaching"), changed(gpu=OTHER, State="vfio"), changed(State="vfio")]
     assert watch.wait(fixed(*gpus, events=events), parse(["wait", "--for", "vfio"])) == 0
     assert capsys.readouterr().out.splitlines() == [f"{CARD} is vfio", f"{OTHER} is vfio"]
+
+
+@pytest.mark.parametrize(("state", "status"), [("failed", 0), ("vfio", 7), ("wedged", 0)])
+def test_a_state_that_was_waited_for_is_no_failure(state: str, status: int) -> None:
+    events = [changed(State="failed"), changed(State="wedged")]
+    assert watch.wait(fixed(gpu(), events=events), parse(["wait", "--for", state])) == status
+
+
+def test_one_that_leaves_the_host_is_absent_and_else_an_error() -> None:
+    gone = Signal(ROOT, OBJECTS, "InterfacesRemoved", (f"{ROOT}/gpu/0000_01_00_0", [INTERFACE]))
+    assert watch.wait(fixed(gpu(), events=[gone]), parse(["wait", "--for", "absent"])) == 0
+    with pytest.raises(CtlError, match="it is not on this host any more"):
+        watch.wait(fixed(gpu(), events=[gone]), parse(["wait", "--for", "vfio"]))
 
 
 def test_the_end_of_another_process_is_no_end_of_the_service() -> None:

@@ -48,7 +48,7 @@ def entry(**changes: object) -> dict[str, Any]:
 
 def told(capsys: pytest.CaptureFixture[str], *entries: dict[str, Any], **arguments: Any) -> list[str]:
     """The lines of `history`."""
-    args = Namespace(**{"json": False, "gpu": "", "limit": 0, "since": None, "until": None, "result": None} | arguments)
+    args = Namespace(**{"json": False, "gpu": "", "limit": 0, "since": None, "until": None, "result": []} | arguments)
     assert past.history(fixed(gpu(), history=entries), args) == 0
     return capsys.readouterr().out.splitlines()
 
@@ -97,13 +97,17 @@ def test_of_some_time_and_some_result_only(capsys: pytest.CaptureFixture[str]) -
     assert len(ids()) == 20
     assert len(ids(since=9.0)) == 30
     assert ids(since=1.0, until=2.0) == ["1", "2"]
-    assert ids(result="drifted") == ["3"]
-    assert ids(result="done", until=8.0, gpu="geforce") == ["0", "2"]
-    assert told(capsys, *entries, until=0.0, result="failed") == ["no finished switch is like that"]
+    assert ids(result=["drifted"]) == ["3"]
+    assert ids(result=["failed", "drifted"]) == ["1", "3"]
+    assert ids(result=["done"], until=8.0, gpu="geforce") == ["0", "2"]
+    assert told(capsys, *entries, until=0.0, result=["failed", "wedged"]) == [
+        "no finished switch is failed or wedged; there are 1 done (--result done)"
+    ]
+    assert told(capsys, *entries, until=-1.0, result=["failed"]) == ["no finished switch is like that"]
 
 
 def test_a_time_that_is_none_is_refused() -> None:
-    args = Namespace(json=False, gpu="", limit=None, since=2.0, until=1.0, result=None)
+    args = Namespace(json=False, gpu="", limit=None, since=2.0, until=1.0, result=[])
     with pytest.raises(CtlError, match=r"^nothing is both after --since and before --until: 1970-01-01") as refused:
         past.history(fixed(gpu()), args)
     assert refused.value.exit_code == 2

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gpuswitch.cli import complete
 from gpuswitch.cli.main import main
-from gpuswitch.cli.parser import TOPICS, arguments_of, parser
+from gpuswitch.cli.parser import STATES, TOPICS, arguments_of, commands_of, parser
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,7 @@ def verbs() -> list[str]:
         (["--bus", "unix:path=/x", "lis"], ["list"]),
         (["frobnicate", ""], []),
         (["plan", "geforce", ""], ["host", "vfio"]),
+        (["plan", ""], ["host", "vfio"]),
         (["plan", "geforce", "vfio", ""], []),
         (["plan", "--stop-unit", "x.service", "geforce", "v"], ["vfio"]),
         (["plan", "--", "geforce", "v"], ["vfio"]),
@@ -51,6 +53,8 @@ def verbs() -> list[str]:
         (["to-vfio", "-y", "--ye"], []),
         (["to-vfio", "--stop-unit=a.service", "--stop"], ["--stop-unit"]),
         (["wait", "--for", "h"], ["host"]),
+        (["wait", "--for", ""], list(STATES)),
+        (["history", "--result", "failed", "--result", "rev"], ["reverted"]),
         (["wait", "--timeout", ""], []),
         (["help", "ex"], ["exit-status"]),
         (["status", ""], []),
@@ -72,6 +76,34 @@ def test_every_verb_and_every_option_is_known(capsys: pytest.CaptureFixture[str]
     assert set(completed(capsys, "help", "")) == {*TOPICS, *verbs()}
     for verb in verbs():
         assert {"--help", "--json", "--bus"} <= set(completed(capsys, verb, "--"))
+
+
+def everything(of: argparse.ArgumentParser, *before: str) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    for name, below in commands_of(of).items():
+        yield (*before, name), below
+        yield from everything(below, *before, name)
+
+
+@pytest.mark.parametrize(
+    ("words", "action"),
+    [
+        pytest.param(words, action, id=" ".join((*words, action.dest)))
+        for words, of in everything(parser())
+        for action in arguments_of(of)
+        if action.choices
+    ],
+)
+def test_whatever_has_a_list_of_values_is_completed_with_all_of_them(
+    words: tuple[str, ...], action: argparse.Action, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = list(map(str, action.choices or ()))
+    assert len(known) > 0
+    if action.option_strings:
+        name = action.option_strings[-1]
+        assert completed(capsys, *words, name, "") == known
+        assert completed(capsys, *words, f"{name}=") == [f"{name}={each}" for each in known]
+    else:
+        assert completed(capsys, *words, "") == known
 
 
 def test_a_file_is_left_to_the_shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

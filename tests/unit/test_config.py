@@ -316,7 +316,9 @@ def test_a_table_may_have_both_and_is_known_by_its_address(tmp_path: Path, write
 
 def test_two_tables_for_one_match_in_one_file_are_refused(tmp_path: Path, write: Write) -> None:
     file = write("config.toml", '[[gpu]]\nmatch = { slot = "2" }\n[[gpu]]\nmatch = { slot = "2" }\n')
-    assert faults(tmp_path) == [f"cannot use {file}:3: gpu[slot=2]: this match has two tables"]
+    assert faults(tmp_path) == [
+        f"cannot use {file}:3: gpu[slot=2]: this match has two tables, the first of them in line 1: make one of both"
+    ]
 
 
 def test_a_member_is_claimed_once_whatever_tells_the_gpus(tmp_path: Path, write: Write) -> None:
@@ -329,7 +331,8 @@ def test_a_member_is_claimed_once_whatever_tells_the_gpus(tmp_path: Path, write:
 
 def test_two_tables_for_one_address_in_one_file_are_refused(tmp_path: Path, write: Write) -> None:
     file = write("config.toml", '[[gpu]]\naddress = "01:00.0"\n[[gpu]]\naddress = "0000:01:00.0"\n')
-    assert faults(tmp_path) == [f"cannot use {file}:3: gpu[0000:01:00.0]: this address has two tables"]
+    twice = "this address has two tables, the first of them in line 1: make one of both"
+    assert faults(tmp_path) == [f"cannot use {file}:3: gpu[0000:01:00.0]: {twice}"]
 
 
 OTHER = "0000:02:00.0"
@@ -358,9 +361,36 @@ def test_a_file_that_is_not_toml_is_named_with_the_place(tmp_path: Path, write: 
     binary.write_bytes(b"[metrics]\n# caf\xe9\n")
     first, second = faults(tmp_path)
     what = "Expected ']' at the end of a table declaration"
-    assert first == f"cannot use {bad}:1:9: it is not TOML: {what}: '[metrics'"
+    hint = "a heading ends with as many ] as it has [ before it"
+    assert first == f"cannot use {bad}:1:9: it is not TOML: {what}: '[metrics'; {hint}"
     assert second == f"cannot use {binary}:2: it is not UTF-8, the encoding of TOML: save the file as that"
     assert str(good) not in first + second
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "shown", "hint"),
+    [
+        ('name = "rtx\naddress = "x"\n', "2:12", "'name = \"rtx'", "is there a quote missing?"),
+        ("name = 'rtx\n\n[metrics]\n", "2", '"name = \'rtx"', "is there a quote missing?"),
+        ('stop_units = ["a.service, "b"]\n', "2:28", "", "is there a quote, a comma or ] missing before this?"),
+        ('name = "a\n', "2:10", "", "is there a quote missing?"),
+        ("name: 'a'\n", "2:5", "\"name: 'a'\"", "write key = value"),
+        (
+            "name = \u201crtx\u201d\n",
+            "2:8",
+            "'name = \u201crtx\u201d'",
+            "these are typographic quotes: write straight ones",
+        ),
+    ],
+)
+def test_a_quote_that_is_missing_is_told_with_its_line(
+    tmp_path: Path, write: Write, text: str, place: str, shown: str, hint: str
+) -> None:
+    file = write("config.toml", f"[[gpu]]\n{text}")
+    (fault,) = faults(tmp_path)
+    assert fault.startswith(f"cannot use {file}:{place}: it is not TOML: ")
+    assert f": {shown}" in fault
+    assert fault.endswith(hint)
 
 
 @pytest.mark.parametrize(("value", "column"), [("yes", 13), ("True", 13), ("nvidia", 13), ("5m", 14)])

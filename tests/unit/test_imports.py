@@ -53,7 +53,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "gpuswitch.sentence": (),
     "gpuswitch.errors": ("gpuswitch.sentence",),
     "gpuswitch.model": ("gpuswitch.sentence", "gpuswitch.errors", "gpuswitch.model"),
-    "gpuswitch.config": ("gpuswitch.errors", "gpuswitch.model", "gpuswitch.config"),
+    "gpuswitch.config": ("gpuswitch.sentence", "gpuswitch.errors", "gpuswitch.model", "gpuswitch.config"),
     "gpuswitch.runtime": ("gpuswitch.errors",),
     # What a line of the log is about, anybody may say.
     "gpuswitch.log": (),
@@ -79,6 +79,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "gpuswitch.host.simulated": (*_HOST, "gpuswitch.host.simulated"),
     # An observer of the switches, and what it writes: files of its own.
     "gpuswitch.history": (
+        "gpuswitch.sentence",
         "gpuswitch.errors",
         "gpuswitch.config.schema",
         "gpuswitch.runtime.threads",
@@ -159,7 +160,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.doctor",
     ),
     # Its other half: it writes what mends, and asks the service for the GPUs.
-    "gpuswitch.cli.setup": ("gpuswitch.errors", "gpuswitch.cli", "gpuswitch.doctor"),
+    "gpuswitch.cli.setup": (
+        "gpuswitch.sentence",
+        "gpuswitch.errors",
+        "gpuswitch.config.schema.name_of",  # a name is refused when it is typed, and not once all is answered
+        "gpuswitch.cli",
+        "gpuswitch.doctor",
+    ),
     # As that: it names GPUs of the service in machines that the doctor's look has seen.
     "gpuswitch.cli.proxmox": ("gpuswitch.errors", "gpuswitch.cli", "gpuswitch.doctor"),
     "gpuswitch.hook": (),

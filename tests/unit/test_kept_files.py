@@ -14,7 +14,7 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.kept_files import ChangedError, KeptFiles
 
 OURS, LATER = b"ours\n", b"ours, later\n"
-_CALLS = 83
+_CALLS = 85
 """Calls that change the disk while two files are written twice, and put back."""
 
 
@@ -57,8 +57,42 @@ def test_every_byte_and_the_mode_come_back_after_several_writes(disk: Disk) -> N
     disk.kept.write({disk.there: LATER})
     assert disk.kept.changed_by_others() == []
     assert dict(disk.kept.undo()) == {disk.there: "restored", disk.new: "removed"}
-    assert (disk.tree(), disk.state.exists()) == (before, False)
+    assert (disk.tree(), disk.state.parent.exists()) == (before, False)
     assert list(disk.kept.undo()) == []
+
+
+def test_folders_that_others_made_or_use_stay(disk: Disk) -> None:
+    disk.state.parent.mkdir()
+    disk.kept.write({disk.there: OURS})
+    list(disk.kept.undo())
+    assert list(disk.state.parent.iterdir()) == []
+    disk.state.parent.rmdir()
+    disk.kept.write({disk.there: OURS})
+    (disk.state.parent / "history").touch()
+    list(disk.kept.undo())
+    assert [each.name for each in disk.state.parent.iterdir()] == ["history"]
+
+
+def test_what_is_refused_leaves_no_folders(disk: Disk) -> None:
+    (disk.etc / "link").symlink_to(disk.there)
+    with pytest.raises(CtlError, match="it is a link"):
+        disk.kept.write({disk.etc / "link": OURS})
+    assert not disk.state.parent.exists()
+
+
+def test_what_undo_would_do_is_told_and_not_done(disk: Disk) -> None:
+    assert disk.kept.to_undo() == []
+    disk.kept.write({disk.there: OURS, disk.new: OURS})
+    written = disk.tree()
+    planned = [(disk.there, "restored", b"before \xff\n"), (disk.new, "removed", None)]
+    assert disk.kept.to_undo() == planned
+    disk.new.write_bytes(b"theirs\n")
+    with pytest.raises(ChangedError, match="setup undo --force"):
+        disk.kept.to_undo()
+    assert disk.kept.to_undo(force=True) == planned
+    disk.new.write_bytes(OURS)
+    assert disk.tree() == written
+    assert dict(disk.kept.undo()) == {disk.there: "restored", disk.new: "removed"}
 
 
 def cut(monkeypatch: pytest.MonkeyPatch, after: int) -> None:

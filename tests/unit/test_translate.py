@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import dataclasses
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpuswitch import cli
 from gpuswitch.api.encoders import sentence_values
 from gpuswitch.cli.client import plain_values
+from gpuswitch.cli.history import _OPTIONS
 from gpuswitch.cli.layout import fitted
 from gpuswitch.cli.main import main
 from gpuswitch.cli.output import sentence
 from gpuswitch.cli.records import state_label
 from gpuswitch.cli.translate import (
+    KINDS,
     _,
     is_english,
     languages,
@@ -29,8 +36,10 @@ from gpuswitch.cli.translate import (
     worded,
 )
 from gpuswitch.errors import Failed, KernelError
+from gpuswitch.model.facts import Kind
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, Process, Unit, doubt
+from gpuswitch.model.policy import Options
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.holder_policy import in_the_way
 from tests.harness.facts import at
@@ -298,6 +307,44 @@ def test_sentences_come_whole_over_the_bus() -> None:
     }
     sent = {"template": ("s", values["template"]), "data": ("a{sv}", {"remedy": ("a{sv}", inner)})}
     assert plain_values(sent) == values
+
+
+SAYING = {"line", "write", "problem", "warning", "hung", "answer", "of", "interrupted", "CtlError", "_caption", "_said"}
+"""What is called with texts for people, in gpuswitch/cli."""
+
+
+@pytest.mark.parametrize("module", sorted(Path(cli.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_what_is_said_to_people_goes_through_the_translation(module: Path) -> None:
+    assert list(untranslated(module.read_text(encoding="utf-8"))) == []
+
+
+def untranslated(source: str) -> Iterator[str]:
+    """Texts with words in them that are said as they are: literals, also where a value is put in, and in a choice."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+        for argument in node.args if called in SAYING else ():
+            for each in (argument.body, argument.orelse) if isinstance(argument, ast.IfExp) else (argument,):
+                parts = each.values if isinstance(each, ast.JoinedStr) else [each]
+                said = "".join(
+                    part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                )
+                if re.search("[A-Za-z]{3}", said.replace("gpuswitchctl", "")):
+                    yield said
+
+
+def test_the_rule_can_fail() -> None:
+    said = 'line("no words"); write(f"{a} is not {b}"); CtlError.of(Failed, "bad" if a else _("fine")); line(_("fine"))'
+    assert list(untranslated(said)) == ["no words", " is not ", "bad"]
+
+
+def test_options_of_a_switch_are_known_by_their_words() -> None:
+    assert set(_OPTIONS) == {field.name for field in dataclasses.fields(Options)}
+
+
+def test_what_a_function_is_has_words_for_all_that_there_are() -> None:
+    assert set(KINDS) == {kind.value for kind in Kind}
 
 
 def test_a_gpu_is_no_sentence() -> None:

@@ -196,6 +196,9 @@ class FixedService:
         self.asked[serial] += ", answered"
         return serial + 1
 
+    def end_with_its_reader(self) -> None:
+        """Its events come at once."""
+
     def close(self) -> None:
         """There is no connection."""
 

@@ -1,0 +1,143 @@
+"""Wrong usage: one sentence that names the thing, and says what to write; whatever was typed wrongly, of every verb."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from gpuswitch.cli.main import main
+from gpuswitch.cli.parser import UsageError, arguments_of, commands_of, parse, parser
+
+
+@pytest.fixture(autouse=True)
+def no_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUSWITCH_BUS", "unix:path=/nowhere")
+
+
+def complaint(*words: str) -> str:
+    """What is said of it, without how it goes."""
+    with pytest.raises(UsageError) as wrong:
+        parse(words)
+    return str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("plan 01:00.0", "say where to: gpuswitchctl plan 01:00.0 host or gpuswitchctl plan 01:00.0 vfio"),
+        ("plan", "say where to: gpuswitchctl plan host or gpuswitchctl plan vfio"),
+        ("plan VFIO 01:00.0", "the target comes last: gpuswitchctl plan 01:00.0 vfio"),
+        ("plan a b vfio", "plan takes one GPU and one target: gpuswitchctl plan a vfio"),
+        ("plan 01:00.0 amd", "'amd' is no target: gpuswitchctl plan 01:00.0 host or gpuswitchctl plan 01:00.0 vfio"),
+        ("setup --config X", "setup does not know --config; gpuswitchctl help setup explains it"),
+        ("setup undo --yes", "setup undo does not know --yes; that is an option of to-vfio, to-host, trial, setup"),
+        ("setup --yes undo", "--yes does not go with setup undo: leave it out"),
+        ("setup --undo", "setup does not know --undo; did you mean setup undo?"),
+        ("setup extra", "setup has no action 'extra'; it has undo"),
+        (
+            "setup undo extra",
+            "setup undo takes no argument: leave out 'extra'; gpuswitchctl help setup undo explains it",
+        ),
+        ("config chek", "config has no action 'chek'; it has check or edit; did you mean check?"),
+        ("config --changed check", "--changed does not go with config check: leave it out"),
+        ("config check --changed", "config check does not know --changed; that is an option of config"),
+        ("to-vfio --wait --busy=kill", "--wait needs a value: --wait SECONDS"),
+        ("to-vfio --busy", "--busy needs a value: --busy refuse|wait|terminate|kill"),
+        ("to-vfio --busy kil", "--busy takes refuse, wait, terminate or kill, not 'kil'; did you mean kill?"),
+        ("to-vfio --yes=3", "--yes takes no value: write --yes alone"),
+        ("to-vfio --seconds 60", "to-vfio does not know --seconds; that is an option of trial"),
+        ("to-vfio --js", "to-vfio does not know --js; did you mean --json?"),
+        ("to-vfio --timeout 3 --no-wait", "--timeout and --no-wait cannot be used together: leave one of them out"),
+        ("--wait 60 to-vfio 'my gpu'", "--wait stands behind the command: gpuswitchctl to-vfio --wait 60 'my gpu'"),
+        ("--wait 60", "--wait stands behind a command that has it: plan, to-vfio, to-host, trial"),
+        ("--verion", "there is no option --verion before a command; did you mean --version?"),
+        ("--bus list", "list was taken for the value of --bus: write --bus ADDRESS"),
+        ("undo", "there is no command 'undo'; did you mean setup undo?"),
+        ("-- list", "there is no command '--'; gpuswitchctl help lists what there is"),
+        (
+            "01:00.0",
+            "there is no command '01:00.0'; if that is a GPU, the command comes first: gpuswitchctl status 01:00.0",
+        ),
+        ("trial a b", "trial takes one GPU: leave out 'b'; gpuswitchctl help trial explains it"),
+        ("list 01:00.0", "list takes no argument: leave out '01:00.0'; gpuswitchctl help list explains it"),
+        ("to-vfio ''", "GPU is empty: leave it out, or say which"),
+        ("show ''", "ID is empty: leave it out, or say which"),
+        ("to-vfio --stop-unit=", "the value of --stop-unit is empty: leave the option out, or write --stop-unit UNIT"),
+        ("status --bus ''", "the value of --bus is empty: leave the option out, or write --bus ADDRESS"),
+        ("--json plan --help", "cannot print help as JSON: it is text for people; leave --json out"),
+    ],
+)
+def test_one_sentence_says_what_to_write(line: str, said: str) -> None:
+    assert complaint(*(word.strip("'") for word in re.findall(r"'[^']*'|\S+", line))) == said
+
+
+def test_what_looks_wrong_and_is_not_stays_so() -> None:
+    assert parse(["plan", "vfio", "vfio"]).gpu == "vfio"
+    assert parse(["to-vfio", "--", "--all"]).gpus == ["--all"]
+    assert parse(["config", "--json", "check"]).json is True
+    assert parse(["history", "--since=-2h"]).since is not None
+
+
+def everything(of: argparse.ArgumentParser, *before: str) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    """Each verb and action, with the words that lead there."""
+    for name, below in commands_of(of).items():
+        yield (*before, name), below
+        yield from everything(below, *before, name)
+
+
+OPTIONS = [
+    pytest.param(words, option, id=" ".join((*words, option.option_strings[-1])))
+    for words, of in everything(parser())
+    for option in arguments_of(of)
+    if option.option_strings and option.dest != "help"
+]
+
+
+@pytest.mark.parametrize(("words", "option"), OPTIONS)
+def test_every_option_says_what_is_wrong_with_its_value(words: tuple[str, ...], option: argparse.Action) -> None:
+    name = option.option_strings[-1]
+    if option.nargs == 0:
+        assert complaint(*words, f"{name}=x") == f"{name} takes no value: write {name} alone"
+        return
+    shown = str(option.metavar or "|".join(map(str, option.choices or ())))
+    assert complaint(*words, name) == f"{name} needs a value: {name} {shown}"
+    assert f"or write {name} {shown}" in complaint(*words, f"{name}=", *rest(words))
+    if option.choices:
+        said = complaint(*words, name, "frobnicate", *rest(words))
+        assert said.startswith(f"{name} takes ")
+        assert [each for each in option.choices if str(each) not in said] == []
+
+
+def rest(words: tuple[str, ...]) -> list[str]:
+    """What such a command needs besides."""
+    return ["vfio"] if words == ("plan",) else []
+
+
+@pytest.mark.parametrize(("words", "option"), OPTIONS)
+def test_every_option_that_stands_before_its_command_is_told_where_it_belongs(
+    words: tuple[str, ...], option: argparse.Action
+) -> None:
+    name = option.option_strings[-1]
+    if name in {"--json", "--bus"} or len(words) > 1:
+        return
+    value = [] if option.nargs == 0 else ["1"]
+    line = " ".join(("gpuswitchctl", *words, name, *value))
+    assert complaint(name, *value, *words) == f"{name} stands behind the command: {line}"
+
+
+@pytest.mark.parametrize("words", [words for words, _ in everything(parser())], ids=" ".join)
+def test_every_command_names_what_it_does_not_know(words: tuple[str, ...]) -> None:
+    named = " ".join(words)
+    said = complaint(*words, "--xyzzy", "x", *rest(words))
+    assert said == f"{named} does not know --xyzzy; gpuswitchctl help {named} explains it"
+
+
+@pytest.mark.parametrize("words", [words for words, _ in everything(parser())], ids=" ".join)
+def test_help_explains_every_command_and_action(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", *words]) == main([*words, "--help"]) == 0
+    by_the_verb, by_the_option = capsys.readouterr().out.split("usage: ")[1:]
+    assert by_the_verb == by_the_option
+    assert by_the_verb.startswith(f"gpuswitchctl {' '.join(words)} ")
