@@ -27,7 +27,7 @@ LOG_SECONDS = 5.0
 
 
 class Status(StrEnum):
-    """What has just become of a step."""
+    """What has just become of a step; `interrupted`: the service ended in the midst of it."""
 
     RUNNING = "running"
     DONE = "done"
@@ -35,6 +35,7 @@ class Status(StrEnum):
     REVERTING = "reverting"
     REVERTED = "reverted"
     REVERT_FAILED = "revert-failed"
+    INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
