@@ -71,11 +71,16 @@ def planned_record(step: Values) -> dict[str, Any]:
     return {**record, "deadline_seconds": step["deadline"]}
 
 
-def entry_record(entry: Values) -> dict[str, Any]:
-    """A finished switch as the history has it."""
+def entry_record(entry: Values, name: str = "") -> dict[str, Any]:
+    """A finished switch as the history has it; `name` is what its GPU is called now."""
     record = {key: value for key, value in entry.items() if key not in {"asker", "steps"}}
     record |= {"started": rfc3339(entry["started"]), "finished": rfc3339(entry["finished"])}
-    record |= {"seconds": seconds_of(entry), "requester": entry["asker"]}
+    record |= {"name": name, "seconds": seconds_of(entry), "requester": entry["asker"]}
     if "steps" in entry:
-        record["steps"] = [{**step, "started": rfc3339(step["started"])} for step in entry["steps"]]
+        record["steps"] = list(map(_step_record, entry["steps"]))
     return record
+
+
+def _step_record(step: Values) -> dict[str, Any]:
+    seconds = None if step["status"] == "interrupted" else step["seconds"]
+    return {**step, "started": rfc3339(step["started"]), "seconds": seconds}

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import Display, StepChange, Waiting, at_work
 from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, on_terminal
 from gpuswitch.cli.records import change_record, naming, waiting_record
 from gpuswitch.cli.translate import _, recognized, state_word
+
+SHORTEST_BAR = 10
+"""Columns of a terminal: a bar that is shorter tells nothing of when a step was."""
+
+
+def took_words(step: Mapping[str, Any]) -> str:
+    """How long a step of a finished switch took; "" where nobody knows, as its end was seen by nobody."""
+    return "" if step["status"] == "interrupted" else duration(step["seconds"])
 
 
 class Lines:

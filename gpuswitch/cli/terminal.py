@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.bar import Bar
@@ -18,31 +18,40 @@ from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.interrupts import ending_in_order
 from gpuswitch.cli.output import clean, duration, numbered
+from gpuswitch.cli.steps import SHORTEST_BAR, took_words
 from gpuswitch.cli.translate import _, recognized, state_word, step_title
 
 _SHORTEST = 1 / 40
 """Of the whole width: a bar as long as that can be seen, however short the step was."""
 _BAR_COLUMNS = 40
-_STEP_STYLES = {"done": "green", "failed": "bold red", "reverted": "yellow", "revert-failed": "bold red"}
+_STEP_STYLES = {
+    "done": "green",
+    "failed": "bold red",
+    "reverted": "yellow",
+    "revert-failed": "bold red",
+    "interrupted": "bold red",
+}
 
 
-def print_timeline(entry: Mapping[str, Any]) -> None:
-    """One bar for each step of a finished switch, placed in time; what was taken back or failed has another colour."""
+def print_timeline(entry: Mapping[str, Any], steps: Iterable[Mapping[str, Any]]) -> None:
+    """One bar for each of these steps of a finished switch, placed in time; what was taken back or failed has another
+    colour.
+    """
     console = Console()
     grid = Table(box=None, pad_edge=False, expand=True, show_header=False)
     grid.add_column(justify="right")
     grid.add_column(max_width=console.width * 2 // 5, overflow="fold")
-    grid.add_column(ratio=1, min_width=10)
-    grid.add_column(overflow="fold")
+    grid.add_column(ratio=1, min_width=SHORTEST_BAR)
+    grid.add_column(no_wrap=True)
     grid.add_column(justify="right", no_wrap=True)
     whole = max(entry["finished"] - entry["started"], 1e-6)
-    for step in entry["steps"]:
+    for step in steps:
         begin = min(step["started"] - entry["started"], whole * (1 - _SHORTEST))
         end = begin + max(step["seconds"], whole * _SHORTEST)
         status = step["status"]
         style = _STEP_STYLES.get(status, "")
         bar = Bar(whole, begin, end, color=style.removeprefix("bold ") or "default")
-        took = duration(step["seconds"])
+        took = took_words(step)
         grid.add_row(
             str(step["index"]),
             Text(clean(step_title(step["title"]))),
