@@ -18,6 +18,7 @@ from gpuswitch.cli.query import what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
 from gpuswitch.cli.steps import Lines, display
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
+from gpuswitch.cli.ways_out import ways_out
 from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NotViable, Owned, Wedged
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def move(service: Service, args: Namespace) -> int:
         purpose=_("move {gpu} to {target}", gpu="{}", target=args.target),
         again=f"gpuswitchctl to-{args.target} {{}}",
         remark=_("not all went well"),
-        patient=f"gpuswitchctl to-{args.target} {{}} --wait 60" if args.wait is args.busy is None else "",
+        ways_out=lambda gpu: ways_out(gpu, args.target, options, f"gpuswitchctl to-{args.target} {gpu.word}"),
         blockers=lambda gpu: gpu.blockers(args.target, options),
     ).run(gpus)
 
@@ -188,7 +189,7 @@ class Switches:
     """One switch of each of several GPUs, at the same time.
 
     `begin` makes the call that begins one, `purpose` says what that is for and `again` what to type for it once more,
-    {} being the GPU; `patient` is that with some time for whoever has it open, where that is not so already. `remark`
+    {} being the GPU; `ways_out` are sentences that say what else to type where somebody has it open. `remark`
     introduces what there is to say about one that is done. `blockers` asks what is in the way.
     """
 
@@ -201,7 +202,7 @@ class Switches:
         purpose: str,
         again: str,
         remark: str,
-        patient: str = "",
+        ways_out: Callable[[Gpu], Iterable[str]] = lambda _: (),
         blockers: Callable[[Gpu], Sequence[Mapping[str, Any]]],
     ) -> None:
         self._service = service
@@ -210,7 +211,7 @@ class Switches:
         self._purpose = purpose
         self._again = again
         self._remark = remark
-        self._patient = patient
+        self._ways_out = ways_out
         self._blockers = blockers
         self._several = False
         self._taken_back: list[tuple[Gpu, str]] = []
@@ -269,10 +270,9 @@ class Switches:
     def _refusal(self, gpu: Gpu, error: CtlError) -> CtlError:
         """With its reasons as data where they are to be printed so, and with what else there is to type."""
         named = _with_blockers(error, partial(self._blockers, gpu), self._args)
-        if error.name != Busy.name or not self._patient:
+        if error.name != Busy.name or not (ways := list(self._ways_out(gpu))):
             return named
-        wait = _("or have it wait for them: {command}", command=self._patient.format(gpu.word))
-        text = f"{named}\n{wait}"
+        text = "\n".join([str(named), *ways])
         return CtlError(text, error.exit_code, name=error.name, blockers=named.blockers)
 
     def _followed(self, following: Following) -> CtlError | None:

@@ -19,6 +19,7 @@ from gpuswitch.cli.parser import terminal_columns
 from gpuswitch.cli.records import naming
 from gpuswitch.cli.switch import Switches, ask_before_a_desktop_ends, options_of
 from gpuswitch.cli.translate import _, recognized, state_word
+from gpuswitch.cli.ways_out import ways_out
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Wedged
 
 _HOME, _KEEP = "h", "k"
@@ -38,6 +39,9 @@ def trial(service: Service, args: Namespace) -> int:
             purpose=_("try {} on vfio"),
             again="gpuswitchctl to-vfio {}",
             remark=_("not all went well"),
+            ways_out=lambda gpu: ways_out(
+                gpu, "vfio", options, f"gpuswitchctl trial {gpu.word} --seconds {args.seconds:g}"
+            ),
             blockers=lambda gpu: gpu.blockers("vfio", options),
         ).run([gpu])
     except CtlError as error:
