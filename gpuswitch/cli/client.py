@@ -71,8 +71,8 @@ Signal = namedtuple("Signal", "path interface member body")
 """What the service told everybody."""
 
 
-class LineTyped(Exception):  # noqa: N818 -- nothing has gone wrong
-    """There is a line to be read from the terminal that was listened to."""
+class Typed(Exception):  # noqa: N818 -- nothing has gone wrong
+    """There is something to be read from the terminal that was listened to."""
 
 
 class Service:
@@ -312,11 +312,11 @@ class Service:
         if interrupts in readable:
             INTERRUPTS.heard()
         elif ours not in readable:
-            raise LineTyped
+            raise Typed
 
     @contextmanager
     def listening_to(self, terminal: int) -> Iterator[None]:
-        """Whatever waits for the service meanwhile ends with LineTyped where this can be read first."""
+        """Whatever waits for the service meanwhile ends with Typed where this can be read first."""
         self._terminal = terminal
         try:
             yield

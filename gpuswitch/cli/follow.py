@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
-from gpuswitch.cli.client import GPU, Gpu, LineTyped, Service, Signal, plain_values
+from gpuswitch.cli.client import GPU, Gpu, Service, Signal, Typed, plain_values
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.interrupts import INTERRUPTS
 from gpuswitch.cli.translate import _
@@ -92,8 +92,8 @@ class Following:
                 if event is None:
                     ids = _(" and ").join(switch for _gpu, switch in self.under_way)
                     text = _(
-                        "interrupted; switch {ids} has not finished within {seconds} s, and goes on: {command} waits "
-                        "for it",
+                        "the time is over: switch {ids} has not finished within {seconds} s, and goes on: {command} "
+                        "waits for it",
                         ids=ids,
                         seconds=f"{self._seconds:g}",
                         command=f"gpuswitchctl wait {' '.join(gpu.word for gpu, _switch in self.under_way)}",
@@ -102,11 +102,11 @@ class Following:
                 self._take(event, display)
 
     def until_typed(self, display: Display, terminal: int) -> bool:
-        """The same, until a line can be read from there (True), or all are over."""
+        """The same, until something can be read from there (True), or all are over."""
         try:
             with self._service.listening_to(terminal):
                 self.to_the_end(display)
-        except LineTyped:
+        except Typed:
             return True
         return False
 

@@ -24,6 +24,19 @@ def state_label(gpu: Values) -> str:
     return f"host-{gpu['Driver'] or 'none'}" if gpu["State"] == "host" else state_word(str(gpu["State"]))
 
 
+def reasons(gpu: Values) -> tuple[str, str]:
+    """Why it is where it is, as far as that is so now; and why its last switch, which is over, left it there.
+
+    A sentence a line.
+    """
+    reason, switch = str(gpu["Reason"]), gpu["Switch"]
+    past = str(switch["reason"]) if switch and switch["result"] else ""
+    # Where it is not to stay, the reason is what keeps it there.
+    if not past or gpu["State"] not in {"host", "vfio"} or gpu["StaysOut"] or not reason.startswith(past):
+        return reason, ""
+    return reason.removeprefix(past).removeprefix("; "), past
+
+
 def naming(gpu: Gpu) -> dict[str, str]:
     """Which GPU it is about: its address, and its name, "" where it has none."""
     return {"gpu": gpu.address, "name": gpu.name}

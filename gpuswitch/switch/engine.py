@@ -210,6 +210,10 @@ class Engine:
         """
         while self._begun:
             number, step = self._begun[-1]
+            if type(step).revert is Step.revert:
+                # Nothing of it is taken back, such as a module that was loaded: so nobody is told that it was.
+                self._begun.pop()
+                continue
             started = self._tell(number, step, Status.REVERTING)
             with suppress(Failed):
                 self._intend(StepEvent(number, len(self._steps), step, Status.REVERTING))
