@@ -39,6 +39,8 @@ _USUAL = 20
 _KERNEL_LINES = 50
 _AFTERWARDS = 1.0
 """Seconds: what the kernel says of the last step may have come when that was over for us."""
+_GAPS = 4 * 2
+"""Columns between the number, the title, the bar, the status and how long it took."""
 _TO_THE_SECOND = len("2026-11-29 20:07:24")
 
 
@@ -245,15 +247,20 @@ def _print_some_steps(entry: Values, steps: Sequence[Values]) -> None:
 
 
 def _has_room_for_bars(steps: Sequence[Values]) -> bool:
-    """Whether titles beside bars can be broken between words, and nothing else has to be."""
+    """Whether titles beside bars can be broken between words, and nothing else has to be broken or too short."""
     if not (on_terminal(sys.stdout) and can_write("█▌")):
         return False
     columns = width(sys.stdout)
-    longest = max(cells(word) for step in steps for word in step_title(step["title"]).split())
-    beside = (str(step["index"]) for step in steps), map(took_words, steps), (state_word(s["status"]) for s in steps)
-    gaps = 4
-    needed = longest + SHORTEST_BAR + sum(max(map(cells, texts)) for texts in beside) + gaps
-    return longest <= columns * 2 // 5 and needed <= columns
+    titles = [step_title(step["title"]) for step in steps]
+    longest_word = max(cells(word) for title in titles for word in title.split())
+    beside = (
+        (str(step["index"]) for step in steps),
+        map(took_words, steps),
+        (state_word(step["status"]) for step in steps),
+    )
+    room = columns - sum(max(map(cells, texts)) for texts in beside) - _GAPS
+    most = columns * 2 // 5
+    return longest_word <= most and min(max(map(cells, titles)), most) + SHORTEST_BAR <= room
 
 
 def _took(entry: Values) -> str:
