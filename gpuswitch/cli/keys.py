@@ -11,6 +11,7 @@ import termios
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from select import select
 
 from gpuswitch.cli.interrupts import ending_in_order, stopping_in_order
 from gpuswitch.cli.output import cells
@@ -19,7 +20,7 @@ from gpuswitch.cli.parser import terminal_columns
 _ESCAPE = "\x1b"
 END = "\x04"
 """^D."""
-_ONE_READ = 64
+_LONGEST_KEY = 64
 """More than any key of a terminal sends: an arrow is several characters, the last of which is a letter."""
 
 
@@ -54,12 +55,17 @@ def pressed(descriptor: int) -> str:
         KeyboardInterrupt: there is no terminal any more, which is as ^C.
     """
     try:
-        typed = os.read(descriptor, _ONE_READ).decode(errors="replace")
+        typed = os.read(descriptor, 1).decode(errors="replace")
+        if typed == _ESCAPE:
+            # The rest of the same key; what was typed after other keys waits for its turn.
+            if select([descriptor], [], [], 0)[0]:
+                os.read(descriptor, _LONGEST_KEY)
+            return ""
     except OSError:  # EIO: the terminal has gone
         raise KeyboardInterrupt from None
     if not typed:
         raise KeyboardInterrupt
-    return "" if typed[0] == _ESCAPE else typed[0].lower()
+    return typed.lower()
 
 
 class Question:
