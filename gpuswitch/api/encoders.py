@@ -10,6 +10,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import PciFunction
 from gpuswitch.model.holders import Holder
 from gpuswitch.sentence import Sentence
+from gpuswitch.switch.engine import Status
 from gpuswitch.switch.holder_policy import is_machine, remedy
 from gpuswitch.switch.record import Switch
 from gpuswitch.switch.steps.step import Step
@@ -78,7 +79,14 @@ def entry_values(entry: Entry) -> dict[str, object]:
     }
 
 
-def step_values(step: StepEntry) -> dict[str, object]:
+def steps_values(entry: Entry) -> list[dict[str, object]]:
+    """Its steps. The last that was interrupted, and all before it, are of runs of the service that ended then."""
+    interrupted = [place for place, step in enumerate(entry.steps, 1) if step.status == Status.INTERRUPTED]
+    last = max(interrupted, default=0)
+    return [_step_values(step, before_restart=place <= last) for place, step in enumerate(entry.steps, 1)]
+
+
+def _step_values(step: StepEntry, *, before_restart: bool) -> dict[str, object]:
     return {
         "index": step.number,
         "kind": step.kind,
@@ -86,6 +94,7 @@ def step_values(step: StepEntry) -> dict[str, object]:
         "status": step.status,
         "started": step.started / 1e6,
         "seconds": step.usec / 1e6,
+        "before_restart": before_restart,
     }
 
 

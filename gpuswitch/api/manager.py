@@ -9,7 +9,7 @@ from typing import cast
 
 from gpuswitch import __version__
 from gpuswitch.api.authority import Action
-from gpuswitch.api.encoders import entry_values, function_values, step_values
+from gpuswitch.api.encoders import entry_values, function_values, steps_values
 from gpuswitch.api.interface import Interface, Member, dbus_constant, dbus_method
 from gpuswitch.api.options import options_of
 from gpuswitch.api.paths import path_of
@@ -75,7 +75,7 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
     async def history_entry(self, id: Str) -> Values:  # noqa: A002 -- the argument's name on the bus
         """One finished switch with its steps, by its id, or by the beginning of it where no other begins so."""
         entry = await self._history.find(id)
-        return {**entry_values(entry), "steps": typed("aa{sv}", [step_values(step) for step in entry.steps])}
+        return {**entry_values(entry), "steps": typed("aa{sv}", steps_values(entry))}
 
     @dbus_method(returns="gpus", action=Action.VM)
     async def acquire_for_vm(self, name: Str, uuid: Str, addresses: StrArray) -> StrArray:

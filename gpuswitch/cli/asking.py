@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
 from gpuswitch.cli.output import on_terminal
 from gpuswitch.cli.translate import _
@@ -19,10 +18,9 @@ def agrees(said: str | None) -> bool:
     return said in {"y", "yes", *_("y yes").split()}
 
 
-def answer(question: str, typed: Callable[[int], bool] = lambda _: True) -> str | None:
-    """What they say, in lower case; None: there is no answer, and never will be (^D, or `typed` says so).
+def answer(question: str) -> str | None:
+    """What they say, in lower case; None: there is no answer, and never will be (^D).
 
-    `typed` waits until there is a line to be read from this descriptor (True), or the question is of no use any more.
     Not by input(), which writes to where it may.
 
     Raises:
@@ -31,8 +29,7 @@ def answer(question: str, typed: Callable[[int], bool] = lambda _: True) -> str 
     print(question, end="", file=sys.stderr, flush=True)
     said = ""
     try:
-        if typed(sys.stdin.fileno()):
-            said = sys.stdin.readline()
+        said = sys.stdin.readline()
     finally:
         if not said.endswith("\n"):
             print(file=sys.stderr, flush=True)

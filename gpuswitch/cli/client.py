@@ -75,8 +75,8 @@ Signal = namedtuple("Signal", "path interface member body")
 """What the service told everybody."""
 
 
-class LineTyped(Exception):  # noqa: N818 -- nothing has gone wrong
-    """There is a line to be read from the terminal that was listened to."""
+class Typed(Exception):  # noqa: N818 -- nothing has gone wrong
+    """There is something to be read from the terminal that was listened to."""
 
 
 class Service:
@@ -326,7 +326,7 @@ class Service:
         if interrupts in readable:
             INTERRUPTS.heard()
         elif readable and ours not in readable:
-            raise LineTyped
+            raise Typed
 
     def _readable(self, descriptors: Sequence[int], seconds: float | None) -> list[int]:
         """Which of these can be read, once one can; none when so many seconds are over.
@@ -348,7 +348,7 @@ class Service:
 
     @contextmanager
     def listening_to(self, terminal: int) -> Iterator[None]:
-        """Whatever waits for the service meanwhile ends with LineTyped where this can be read first."""
+        """Whatever waits for the service meanwhile ends with Typed where this can be read first."""
         self._terminal = terminal
         try:
             yield

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
-from gpuswitch.cli.client import GPU, Gpu, LineTyped, Service, Signal, plain_values
+from gpuswitch.cli.client import GPU, Gpu, Service, Signal, Typed, plain_values
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.interrupts import INTERRUPTS
 from gpuswitch.cli.translate import _
-from gpuswitch.errors import Timeout
+from gpuswitch.errors import EXIT_UNREACHABLE, Timeout
 
 StepChange = namedtuple("StepChange", "index count kind title status seconds")
 """What has just become of step `index` (from 1) of `count`; `seconds` is how long it took, or has run until now."""
@@ -92,8 +92,8 @@ class Following:
                 if event is None:
                     ids = _(" and ").join(switch for _gpu, switch in self.under_way)
                     text = _(
-                        "interrupted; switch {ids} has not finished within {seconds} s, and goes on: {command} waits "
-                        "for it",
+                        "the time is over: switch {ids} has not finished within {seconds} s, and goes on: {command} "
+                        "waits for it",
                         ids=ids,
                         seconds=f"{self._seconds:g}",
                         command=f"gpuswitchctl wait {' '.join(gpu.word for gpu, _switch in self.under_way)}",
@@ -102,11 +102,11 @@ class Following:
                 self._take(event, display)
 
     def until_typed(self, display: Display, terminal: int) -> bool:
-        """The same, until a line can be read from there (True), or all are over."""
+        """The same, until something can be read from there (True), or all are over."""
         try:
             with self._service.listening_to(terminal):
                 self.to_the_end(display)
-        except LineTyped:
+        except Typed:
             return True
         return False
 
@@ -125,8 +125,24 @@ class Following:
                 known = plain_values(self._service.answer(serial).body[0])
                 self._joined(gpu, switch, known["Switch"], display)
             return
-        outcome = plain_values(self._service.answer(serial).body[0])
+        try:
+            outcome = plain_values(self._service.answer(serial).body[0])
+        except CtlError as error:
+            if error.exit_code == EXIT_UNREACHABLE:
+                raise self._left_alone(error) from None
+            raise
         self.outcomes[self._asked.pop(serial).address] = outcome
+
+    def _left_alone(self, error: CtlError) -> CtlError:
+        """The service has gone in the midst of it, with what there is to type to see what becomes of that."""
+        under_way = self.under_way
+        hint = _(
+            "what it had begun is brought to a known-good state as soon as it runs again: {status} starts it and shows "
+            "where the GPU is, {show} each step",
+            status=f"gpuswitchctl status {' '.join(gpu.word for gpu, _switch in under_way)}",
+            show=_(" and ").join(f"gpuswitchctl show {switch}" for _gpu, switch in under_way),
+        )
+        return CtlError(f"{error}\n{hint}", error.exit_code, name=error.name)
 
     def _joined(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
         """Show the step that it is at. What was told before this answer was given has been shown."""

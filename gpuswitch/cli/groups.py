@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpuswitch.cli.client import Service
-from gpuswitch.cli.layout import aligned, fitting
+from gpuswitch.cli.layout import Fit, aligned, fitting, said_to_be_left_out
 from gpuswitch.cli.output import as_json, clean, line, width, write
-from gpuswitch.cli.translate import _, state_word
+from gpuswitch.cli.translate import _, marks, state_word
 
 Values = Mapping[str, Any]
 
-_CELLS = ("address", "kind", "ids", "driver", "with", "model")
+_CELLS = marks("address", "kind", "ids", "driver", "with", "model")
 _INDENT = "  "
 
 
@@ -67,12 +67,15 @@ def _print_groups(groups: Iterable[Values]) -> None:
     columns = width(sys.stdout)
     room = max(columns - len(_INDENT), 1) if columns else 0
     # What a maker calls it comes last, and goes first.
-    shown = fitting(_CELLS, rows, room, elastic=("model",), left_out=("model", "with", "ids", "driver", "kind"))
-    lines = iter(aligned(shown or [row[:1] for row in rows]))
+    narrow = ("model", "with", "ids", "driver", "kind")
+    fit = fitting(_CELLS, rows, room, elastic=("model",), left_out=narrow) or Fit([row[:1] for row in rows], [*narrow])
+    lines = iter(aligned(fit.rows))
     for group in groups:
         line(_group_heading(group))
         for _function in group["functions"]:
             write(f"{_INDENT}{next(lines)}")
+    for text in said_to_be_left_out(fit, columns):
+        write(text)
 
 
 def _function_cells(function: Values) -> list[str]:

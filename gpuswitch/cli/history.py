@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from gpuswitch.cli.client import Service
-from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.failures import CtlError, called
 from gpuswitch.cli.layout import hung, pairs, table
 from gpuswitch.cli.output import (
     as_json,
@@ -26,6 +26,7 @@ from gpuswitch.cli.output import (
     write,
 )
 from gpuswitch.cli.records import entry_record
+from gpuswitch.cli.steps import SHORTEST_BAR, took_words
 from gpuswitch.cli.translate import _, mark, marks, recognized, state_word, step_title
 from gpuswitch.errors import InvalidArgument
 
@@ -45,6 +46,8 @@ _OPTIONS = {
 _KERNEL_LINES = 50
 _AFTERWARDS = 1.0
 """Seconds: what the kernel says of the last step may have come when that was over for us."""
+_GAPS = 4 * 2
+"""Columns between the number, the title, the bar, the status and how long it took."""
 _TO_THE_SECOND = len("2026-11-29 20:07:24")
 
 
@@ -62,10 +65,13 @@ def history(service: Service, args: Namespace) -> int:
     else:
         entries = found = service.history(limit)
     if args.json:
-        as_json({"switches": [entry_record(entry) for entry in found]})
+        names = _names(service, found)
+        as_json({"switches": [entry_record(entry, names.get(entry["gpu"], "")) for entry in found]})
     elif found:
-        headings = marks("WHEN", "ID", "GPU", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
-        table(headings, map(_cells, found), elastic=("REASON", "ASKED BY"), left_out=("ASKED BY", "TOOK", "REASON"))
+        names = _names(service, found)
+        headings = marks("WHEN", "ID", "GPU", "NAME", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
+        rows = [_cells(entry, names.get(entry["gpu"], "")) for entry in found]
+        table(headings, rows, elastic=("ASKED BY",), left_out=("ASKED BY", "TOOK", "NAME"), below="REASON")
     else:
         line(_none_of(entries, args) if chosen else _("there is no finished switch"))
     return 0
@@ -79,6 +85,11 @@ def _none_of(entries: Sequence[Values], args: Namespace) -> str:
     there = ", ".join(f"{ended.count(each)} {state_word(each)} (--result {each})" for each in dict.fromkeys(ended))
     wanted = _(" or ").join(map(state_word, args.result))
     return _("no finished switch is {wanted}; there are {others}", wanted=wanted, others=there)
+
+
+def _names(service: Service, found: Sequence[Values]) -> Mapping[str, str]:
+    """What the GPUs of these are called, by address; without those that have no name now, or are not there."""
+    return {gpu.address: gpu.name for gpu in service.gpus() if gpu.name} if found else {}
 
 
 def _range(args: Namespace) -> Mapping[str, str]:
@@ -99,14 +110,13 @@ def show(service: Service, args: Namespace) -> int:
         return 0
     entry = service.history_entry(args.id or last[0]["id"])
     kernel, unread = _kernel_lines(service, entry)
+    name = _names(service, [entry]).get(entry["gpu"], "")
     if args.json:
         lines = None if kernel is None else [{"at": rfc3339(each.at), "text": each.text} for each in kernel]
-        as_json({"switch": {**entry_record(entry), "kernel": lines}})
+        as_json({"switch": {**entry_record(entry, name), "kernel": lines}})
         return 0
-    pairs(list(_about(entry)))
-    if entry["steps"]:
-        write("")
-        _print_steps(entry)
+    pairs(list(_about(entry, called(name, entry["gpu"]))))
+    _print_steps(entry)
     if unread:
         write("")
         write(_("what the kernel said meanwhile cannot be shown: {why}", why=unread))
@@ -140,11 +150,12 @@ def _kernel_lines(service: Service, entry: Values) -> tuple[list[Line] | None, s
         return None, str(error)
 
 
-def _cells(entry: Values) -> Sequence[str]:
+def _cells(entry: Values, name: str) -> Sequence[str]:
     return (
         _moment(entry["started"]),
         entry["id"],
         entry["gpu"],
+        name,
         state_word(entry["target"]),
         state_word(entry["result"]),
         _took(entry),
@@ -164,18 +175,19 @@ def _drifted(entry: Values) -> bool:
     return bool(entry["asker"].get("somebody_else"))
 
 
-def _about(entry: Values) -> Iterable[tuple[str, str]]:
+def _about(entry: Values, gpu: str) -> Iterable[tuple[str, str]]:
+    """In labels and what belongs to them; `gpu` is what its GPU is called."""
     if _drifted(entry):
         yield (
             _("change"),
-            _("{id}: {gpu} is {target} now", id=entry["id"], gpu=entry["gpu"], target=state_word(entry["target"])),
+            _("{id}: {gpu} is {target} now", id=entry["id"], gpu=gpu, target=state_word(entry["target"])),
         )
         yield _("reason"), " ".join(_reason(entry))
         yield _("seen"), moment(entry["started"])
         return
     yield (
         _("switch"),
-        _("{id}: {gpu} to {target}", id=entry["id"], gpu=entry["gpu"], target=state_word(entry["target"])),
+        _("{id}: {gpu} to {target}", id=entry["id"], gpu=gpu, target=state_word(entry["target"])),
     )
     ended = _("it was there already")
     if entry["count"]:
@@ -214,10 +226,25 @@ def requester_words(requester: Values, *, whole: bool = False) -> str:
 
 
 def _print_steps(entry: Values) -> None:
-    if _has_room_for_bars(entry):
+    """Those of before a restart of the service, and those since, below a line each where there was one."""
+    before = [step for step in entry["steps"] if step.get("before_restart")]
+    since = [step for step in entry["steps"] if not step.get("before_restart")]
+    if before:
+        write("")
+        line(_("until the service ended in the midst of it:"))
+        _print_some_steps(entry, before)
+    if since:
+        write("")
+        if before:
+            line(_("since it runs again:"))
+        _print_some_steps(entry, since)
+
+
+def _print_some_steps(entry: Values, steps: Sequence[Values]) -> None:
+    if _has_room_for_bars(steps):
         from gpuswitch.cli.terminal import print_timeline  # noqa: PLC0415  # brings `rich`, which is slow to start
 
-        print_timeline(entry)
+        print_timeline(entry, steps)
         return
     table(
         marks("#", "AFTER", "TOOK", "STATUS", "STEP"),
@@ -225,19 +252,32 @@ def _print_steps(entry: Values) -> None:
             (
                 str(step["index"]),
                 duration(step["started"] - entry["started"]),
-                duration(step["seconds"]),
+                took_words(step),
                 state_word(step["status"]),
                 step_title(step["title"]),
             )
-            for step in entry["steps"]
+            for step in steps
         ),
+        left_out=marks("AFTER"),
+        below="STEP",
     )
 
 
-def _has_room_for_bars(entry: Values) -> bool:
-    """Whether titles beside bars can be broken between words."""
-    longest = max(cells(word) for step in entry["steps"] for word in step_title(step["title"]).split())
-    return on_terminal(sys.stdout) and can_write("█▌") and longest <= width(sys.stdout) * 2 // 5
+def _has_room_for_bars(steps: Sequence[Values]) -> bool:
+    """Whether titles beside bars can be broken between words, and nothing else has to be broken or too short."""
+    if not (on_terminal(sys.stdout) and can_write("█▌")):
+        return False
+    columns = width(sys.stdout)
+    titles = [step_title(step["title"]) for step in steps]
+    longest_word = max(cells(word) for title in titles for word in title.split())
+    beside = (
+        (str(step["index"]) for step in steps),
+        map(took_words, steps),
+        (state_word(step["status"]) for step in steps),
+    )
+    room = columns - sum(max(map(cells, texts)) for texts in beside) - _GAPS
+    most = columns * 2 // 5
+    return longest_word <= most and min(max(map(cells, titles)), most) + SHORTEST_BAR <= room
 
 
 def _took(entry: Values) -> str:

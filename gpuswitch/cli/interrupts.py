@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
@@ -87,6 +87,29 @@ def ending_in_order(*numbers: int) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stopping_in_order(put_away: Callable[[], None], take_up: Callable[[], None]) -> Iterator[None]:
+    """^Z stops the command once this is put away; it is taken up when the command goes on (termios(3), SUSP)."""
+
+    def stop(_number: int, _frame: object) -> None:
+        put_away()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        # Here it goes on.
+        signal.signal(signal.SIGTSTP, stop)
+        take_up()
+
+    before = signal.getsignal(signal.SIGTSTP)
+    if before is signal.SIG_IGN:  # as of a shell without job control: ^Z stops nobody
+        yield
+        return
+    signal.signal(signal.SIGTSTP, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, before)
 
 
 INTERRUPTS = _Interrupts()

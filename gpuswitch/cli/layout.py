@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from gpuswitch.cli.output import can_write, cells, clean, in_colour, width, wrapped, write
 from gpuswitch.cli.translate import _, state_word
 
 _GAP = "  "
+_INDENT = "    "
+"""Of what stands below a row."""
 SHORTEST = 12
 """Columns of what was shortened: below that nothing can be told from it."""
 _STATES = {
@@ -33,14 +36,16 @@ def table(
     *,
     elastic: Collection[str] = (),
     left_out: Sequence[str] = (),
+    below: str = "",
 ) -> None:
     """Print aligned columns under their headings, which are translated here; an empty cell shows a dash.
 
-    Too wide, the `elastic` columns are shortened, and then the columns `left_out` are, one after the other.
+    Too wide, the column `below`, the last one, is put below its row; then the `elastic` columns are shortened, and then
+    the columns `left_out` are, one after the other, which is said.
     """
     texts = [[clean(cell) or "-" for cell in row] for row in rows]
     columns, colour = width(sys.stdout), in_colour(sys.stdout)
-    for text in fitted(headings, texts, columns, elastic=elastic, left_out=left_out, colour=colour):
+    for text in fitted(headings, texts, columns, elastic=elastic, left_out=left_out, below=below, colour=colour):
         write(text)
 
 
@@ -51,12 +56,42 @@ def fitted(
     *,
     elastic: Collection[str] = (),
     left_out: Sequence[str] = (),
+    below: str = "",
     colour: bool = False,
 ) -> list[str]:
     """The lines of a table that is not wider than so many columns (0: as wide as it is)."""
     titles = [_(heading) for heading in headings]
-    shown = fitting(headings, [titles, *rows], columns, elastic=elastic, left_out=left_out)
-    return list(_blocks(titles, rows, columns, colour=colour)) if shown is None else _lines(shown, colour=colour)
+    table = [titles, *rows]
+    hung = [row[-1] for row in table] if below and columns and _too_much(table, columns) > 0 else []
+    names = headings[:-1] if hung else headings
+    fit = fitting(names, [row[: len(names)] for row in table], columns, elastic=elastic, left_out=left_out)
+    if fit is None:
+        return list(_blocks(titles, rows, columns, colour=colour))
+    lines = _lines(fit.rows, colour=colour)
+    if hung:
+        lines = [each for text, cell in zip(lines, hung, strict=True) for each in (text, *_hung_below(cell, columns))]
+    return [*lines, *said_to_be_left_out(fit, columns)]
+
+
+class Fit(NamedTuple):
+    """Rows that fit, and the headings of the columns for which there was no room, though they say something."""
+
+    rows: list[list[str]]
+    left_out: list[str]
+
+
+def said_to_be_left_out(fit: Fit, columns: int) -> list[str]:
+    """What a person is told who does not see all that there is, in lines."""
+    if not fit.left_out:
+        return []
+    text = _("no room for {headings}: a wider terminal has it, and --json", headings=", ".join(map(_, fit.left_out)))
+    return wrapped(text, columns, indent=_INDENT)
+
+
+def _hung_below(cell: str, columns: int) -> list[str]:
+    """A cell that stands below its row."""
+    lines = wrapped(cell, max(columns - len(_INDENT), 1)) if cell != "-" else []
+    return [f"{_INDENT}{each}" for each in lines]
 
 
 def fitting(
@@ -66,26 +101,34 @@ def fitting(
     *,
     elastic: Collection[str] = (),
     left_out: Sequence[str] = (),
-) -> list[list[str]] | None:
+) -> Fit | None:
     """The rows as far as so many columns have room for them, as `table` has it; None: they have none. `names` are those
     of the cells of a row.
     """
     kept = list(range(len(names)))
+    missed: list[str] = []
     # What says nothing goes before anything is shortened.
     empty = {name for place, name in enumerate(names) if {row[place] for row in rows} <= {name, _(name), "-", _("no")}}
     for gone in ("", *sorted(left_out, key=lambda name: name not in empty)):
         kept = [number for number in kept if names[number] != gone]
+        missed += [gone] if gone and gone not in empty and gone in names else []
         shown = [[row[number] for number in kept] for row in rows]
         stretch = [place for place, number in enumerate(kept) if names[number] in elastic]
         if not columns or _shrink(shown, stretch, columns):
-            return shown
+            return Fit(shown, missed)
     return None
+
+
+def _too_much(rows: Sequence[Sequence[str]], columns: int) -> int:
+    """How many columns too wide they are."""
+    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
+    return sum(widths) + len(_GAP) * (len(widths) - 1) - columns
 
 
 def _shrink(rows: list[list[str]], stretch: Sequence[int], columns: int) -> bool:
     """Shorten what may be, until all fits; whether it does."""
     widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
-    too_much = sum(widths) + len(_GAP) * (len(widths) - 1) - columns
+    too_much = _too_much(rows, columns)
     for place in stretch:
         less = min(max(too_much, 0), max(widths[place] - SHORTEST, 0))
         if less:

@@ -9,7 +9,7 @@ from typing import Any
 from gpuswitch.cli.client import Service, gpus_named, title_of
 from gpuswitch.cli.layout import pairs, table
 from gpuswitch.cli.output import as_json, duration, line, moment, warning, write
-from gpuswitch.cli.records import gpu_record, naming, state_label
+from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
 from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
 
 Values = Mapping[str, Any]
@@ -121,7 +121,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     yield "GPU", title_of(gpu)
     yield _("model"), gpu["Model"] or gpu["Vendor"]
     yield _("state"), _("{state} since {moment}", state=state_label(gpu), moment=moment(gpu["StateSince"]))
-    for number, sentence in enumerate(recognized(gpu["Reason"]).splitlines()):
+    # What an earlier switch met stands with that, at the end.
+    for number, sentence in enumerate(recognized(reasons(gpu)[0]).splitlines()):
         yield "" if number else _("reason"), sentence
     if gpu["State"] == "failed":
         yield _("to do"), what_to_do(gpu)

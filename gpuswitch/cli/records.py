@@ -24,6 +24,19 @@ def state_label(gpu: Values) -> str:
     return f"host-{gpu['Driver'] or 'none'}" if gpu["State"] == "host" else state_word(str(gpu["State"]))
 
 
+def reasons(gpu: Values) -> tuple[str, str]:
+    """Why it is where it is, as far as that is so now; and why its last switch, which is over, left it there.
+
+    A sentence a line.
+    """
+    reason, switch = str(gpu["Reason"]), gpu["Switch"]
+    past = str(switch["reason"]) if switch and switch["result"] else ""
+    # Where it is not to stay, the reason is what keeps it there.
+    if not past or gpu["State"] not in {"host", "vfio"} or gpu["StaysOut"] or not reason.startswith(past):
+        return reason, ""
+    return reason.removeprefix(past).removeprefix("; "), past
+
+
 def naming(gpu: Gpu) -> dict[str, str]:
     """Which GPU it is about: its address, and its name, "" where it has none."""
     return {"gpu": gpu.address, "name": gpu.name}
@@ -71,11 +84,16 @@ def planned_record(step: Values) -> dict[str, Any]:
     return {**record, "deadline_seconds": step["deadline"]}
 
 
-def entry_record(entry: Values) -> dict[str, Any]:
-    """A finished switch as the history has it."""
+def entry_record(entry: Values, name: str = "") -> dict[str, Any]:
+    """A finished switch as the history has it; `name` is what its GPU is called now."""
     record = {key: value for key, value in entry.items() if key not in {"asker", "steps"}}
     record |= {"started": rfc3339(entry["started"]), "finished": rfc3339(entry["finished"])}
-    record |= {"seconds": seconds_of(entry), "requester": entry["asker"]}
+    record |= {"name": name, "seconds": seconds_of(entry), "requester": entry["asker"]}
     if "steps" in entry:
-        record["steps"] = [{**step, "started": rfc3339(step["started"])} for step in entry["steps"]]
+        record["steps"] = list(map(_step_record, entry["steps"]))
     return record
+
+
+def _step_record(step: Values) -> dict[str, Any]:
+    seconds = None if step["status"] == "interrupted" else step["seconds"]
+    return {**step, "started": rfc3339(step["started"]), "seconds": seconds}

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import Display, StepChange, Waiting, at_work
+from gpuswitch.cli.keys import Question
 from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, on_terminal
 from gpuswitch.cli.records import change_record, naming, waiting_record
 from gpuswitch.cli.translate import _, recognized, state_word
+
+SHORTEST_BAR = 10
+"""Columns of a terminal: a bar that is shorter tells nothing of when a step was."""
+
+
+def took_words(step: Mapping[str, Any]) -> str:
+    """How long a step of a finished switch took; "" where nobody knows, as its end was seen by nobody."""
+    return "" if step["status"] == "interrupted" else duration(step["seconds"])
 
 
 class Lines:
@@ -33,6 +44,18 @@ class Lines:
 
     def _say(self, gpu: Gpu, text: str) -> None:
         line(f"{gpu.title}: {text}" if self._several else text)
+
+
+class Above(Lines):
+    """The same above a question that nobody has answered yet."""
+
+    def __init__(self, question: Question, *, several: bool = False) -> None:
+        super().__init__(several=several)
+        self._question = question
+
+    def _say(self, gpu: Gpu, text: str) -> None:
+        with self._question.above():
+            super()._say(gpu, text)
 
 
 class JsonLines:

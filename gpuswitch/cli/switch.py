@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,14 @@ from gpuswitch.cli.asking import agrees, answer, can_ask
 from gpuswitch.cli.client import Gpu, Options, Service, gpus_to_move, signals_of
 from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError
 from gpuswitch.cli.follow import Following
+from gpuswitch.cli.keys import END, Question, pressed, single_keys
 from gpuswitch.cli.layout import hung
 from gpuswitch.cli.output import as_json, as_json_line, duration, line, problem, sentence
 from gpuswitch.cli.query import what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
-from gpuswitch.cli.steps import Lines, display
+from gpuswitch.cli.steps import Above, display
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
+from gpuswitch.cli.ways_out import ways_out
 from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NotViable, Owned, Wedged
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ _HAS_BLOCKERS = frozenset(kind.name for kind in (Busy, Failed, InProgress, NotVi
 """Errors that have what they say as data, too, for whoever asks (docs/dbus.md)."""
 _WORST_FIRST = (EXIT_INTERRUPTED, 7, 1, 5, 4, 3, 6, 2)
 _REFUSED = 3
+_TAKE_BACK, _LEAVE = "c", "l"
 _DESKTOPS = frozenset(
     f"{name}.service"
     for name in ("display-manager", "gdm", "gdm3", "greetd", "lightdm", "lxdm", "ly", "plasmalogin", "sddm", "xdm")
@@ -48,7 +51,7 @@ def move(service: Service, args: Namespace) -> int:
         purpose=_("move {gpu} to {target}", gpu="{}", target=args.target),
         again=f"gpuswitchctl to-{args.target} {{}}",
         remark=_("not all went well"),
-        patient=f"gpuswitchctl to-{args.target} {{}} --wait 60" if args.wait is args.busy is None else "",
+        ways_out=lambda gpu: ways_out(gpu, args.target, options, f"gpuswitchctl to-{args.target} {gpu.word}"),
         blockers=lambda gpu: gpu.blockers(args.target, options),
     ).run(gpus)
 
@@ -189,7 +192,7 @@ class Switches:
     """One switch of each of several GPUs, at the same time.
 
     `begin` makes the call that begins one, `purpose` says what that is for and `again` what to type for it once more,
-    {} being the GPU; `patient` is that with some time for whoever has it open, where that is not so already. `remark`
+    {} being the GPU; `ways_out` are sentences that say what else to type where somebody has it open. `remark`
     introduces what there is to say about one that is done. `blockers` asks what is in the way.
     """
 
@@ -202,7 +205,7 @@ class Switches:
         purpose: str,
         again: str,
         remark: str,
-        patient: str = "",
+        ways_out: Callable[[Gpu], Iterable[str]] = lambda _: (),
         blockers: Callable[[Gpu], Sequence[Mapping[str, Any]]],
     ) -> None:
         self._service = service
@@ -211,7 +214,7 @@ class Switches:
         self._purpose = purpose
         self._again = again
         self._remark = remark
-        self._patient = patient
+        self._ways_out = ways_out
         self._blockers = blockers
         self._several = False
         self._taken_back: list[tuple[Gpu, str]] = []
@@ -271,10 +274,9 @@ class Switches:
     def _refusal(self, gpu: Gpu, error: CtlError) -> CtlError:
         """With its reasons as data where they are to be printed so, and with what else there is to type."""
         named = _with_blockers(error, partial(self._blockers, gpu), self._args)
-        if error.name != Busy.name or not self._patient:
+        if error.name != Busy.name or not (ways := list(self._ways_out(gpu))):
             return named
-        wait = _("or have it wait for them: {command}", command=self._patient.format(gpu.word))
-        text = f"{named}\n{wait}"
+        text = "\n".join([str(named), *ways])
         return CtlError(text, error.exit_code, name=error.name, blockers=named.blockers)
 
     def _followed(self, following: Following) -> CtlError | None:
@@ -304,21 +306,18 @@ class Switches:
     def _settled(self, following: Following) -> bool:
         """Whether a person says that they are to be taken back, and they are being, or they are over meanwhile."""
         named = _(" and ").join(gpu.title for gpu, _switch in following.under_way)
-        question = _("Take the switch of {gpus} back (c), or leave it to go on (l)? [c/L] ", gpus=named)
-        # They go on while somebody thinks about it.
-        shown = Lines(several=self._several)
+        question = Question(_("Take the switch of {gpus} back (c), or leave it to go on (l)? [c/L] ", gpus=named))
         try:
-            while following.under_way:
-                said = answer(question, partial(following.until_typed, shown))
-                if said in {"c", "cancel", *_("c cancel").split()}:
-                    self._taken_back = following.under_way
-                    for gpu, switch in following.under_way:
-                        self._cancel(gpu, switch)
-                    return True
-                if following.under_way and said in {None, "", "l", "leave", *_("l leave").split()}:
-                    return False
+            # They go on while somebody thinks about it.
+            key = _answer(question, partial(following.until_typed, Above(question, several=self._several)))
         except KeyboardInterrupt:
             return False
+        if key == _LEAVE:
+            return False
+        if key == _TAKE_BACK:
+            self._taken_back = following.under_way
+            for gpu, switch in following.under_way:
+                self._cancel(gpu, switch)
         return True
 
     def _cancel(self, gpu: Gpu, switch: str) -> None:
@@ -404,6 +403,31 @@ class Switches:
         problem(sentence(self._purpose.format(gpu.title), str(error), is_whole=error.is_whole))
 
 
+def _answer(question: Question, typed: Callable[[int], bool]) -> str:
+    """The key that answers it; "": `typed` says that nobody needs to know any more.
+
+    Raises:
+        KeyboardInterrupt: ^C.
+    """
+    known = dict.fromkeys((_TAKE_BACK, *_first_letters(_("c cancel"))), _TAKE_BACK)
+    known |= dict.fromkeys((_LEAVE, "\n", "\r", END, *_first_letters(_("l leave"))), _LEAVE)
+    said = ""
+    with single_keys(question.show) as descriptor:
+        question.show()
+        try:
+            while typed(descriptor):
+                if answered := known.get(key := pressed(descriptor)):
+                    said = key if key.isalpha() else answered
+                    return answered
+            return ""
+        finally:
+            question.answered(said)
+
+
+def _first_letters(words: str) -> Iterator[str]:
+    return (word[0] for word in words.split())
+
+
 def _worst(failures: Iterable[CtlError]) -> int:
     """The exit status of several; 0 where all went well."""
     statuses = {each.exit_code for each in failures}
@@ -445,7 +469,10 @@ def ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options
             what=", ".join(ending),
         )
     )
-    if not agrees(answer(_("Go on? [y/N] "))):
+    said = answer(_("Go on? [y/N] "))
+    if said is None:
+        raise CtlError.of(Failed, _("cannot go on: the input ended without an answer; nothing was changed"))
+    if not agrees(said):
         raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from typing import Any, TextIO, cast
 
 from rich.bar import Bar
@@ -18,33 +18,42 @@ from rich.text import Text
 
 from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
-from gpuswitch.cli.interrupts import ending_in_order
+from gpuswitch.cli.interrupts import ending_in_order, stopping_in_order
 from gpuswitch.cli.output import clean, duration, numbered
+from gpuswitch.cli.steps import SHORTEST_BAR, took_words
 from gpuswitch.cli.translate import _, recognized, state_word, step_title
 
 _SHORTEST = 1 / 40
 """Of the whole width: a bar as long as that can be seen, however short the step was."""
 _BAR_COLUMNS = 40
-_STEP_STYLES = {"done": "green", "failed": "bold red", "reverted": "yellow", "revert-failed": "bold red"}
+_STEP_STYLES = {
+    "done": "green",
+    "failed": "bold red",
+    "reverted": "yellow",
+    "revert-failed": "bold red",
+    "interrupted": "bold red",
+}
 
 
-def print_timeline(entry: Mapping[str, Any]) -> None:
-    """One bar for each step of a finished switch, placed in time; what was taken back or failed has another colour."""
+def print_timeline(entry: Mapping[str, Any], steps: Iterable[Mapping[str, Any]]) -> None:
+    """One bar for each of these steps of a finished switch, placed in time; what was taken back or failed has another
+    colour.
+    """
     console = Console()
     grid = Table(box=None, pad_edge=False, expand=True, show_header=False)
     grid.add_column(justify="right")
     grid.add_column(max_width=console.width * 2 // 5, overflow="fold")
-    grid.add_column(ratio=1, min_width=10)
-    grid.add_column(overflow="fold")
+    grid.add_column(ratio=1, min_width=SHORTEST_BAR)
+    grid.add_column(no_wrap=True)
     grid.add_column(justify="right", no_wrap=True)
     whole = max(entry["finished"] - entry["started"], 1e-6)
-    for step in entry["steps"]:
+    for step in steps:
         begin = min(step["started"] - entry["started"], whole * (1 - _SHORTEST))
         end = begin + max(step["seconds"], whole * _SHORTEST)
         status = step["status"]
         style = _STEP_STYLES.get(status, "")
         bar = Bar(whole, begin, end, color=style.removeprefix("bold ") or "default")
-        took = duration(step["seconds"])
+        took = took_words(step)
         grid.add_row(
             str(step["index"]),
             Text(clean(step_title(step["title"]))),
@@ -91,29 +100,49 @@ class StepsInPlace:
 
     def __init__(self, *, several: bool = False) -> None:
         self._console = Console(file=cast("TextIO", _Lasting(sys.stdout)))
-        self._ending = ending_in_order(signal.SIGTERM)
+        self._in_order = ExitStack()
+        self._stopped = False
         self._several = several
         self._at_work: dict[str, _AtWork] = {}
-        self._live = Live(self, console=self._console, transient=True, refresh_per_second=10)
+        self._between: dict[str, StepChange] = {}
+        """The last step of each that has ended, where the next is about to begin."""
+        self._live = self._new_live()
+
+    def _new_live(self) -> Live:
+        return Live(self, console=self._console, transient=True, refresh_per_second=10)
 
     def __enter__(self) -> StepsInPlace:
-        # Whoever ends us gets the cursor back, which is hidden meanwhile.
-        self._ending.__enter__()
+        # Whoever ends or stops us gets the cursor back, which is hidden meanwhile.
+        self._in_order.enter_context(ending_in_order(signal.SIGTERM))
+        self._in_order.enter_context(stopping_in_order(self._put_away, self._take_up))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
-        self._ending.__exit__(None, None, None)
+        self._in_order.close()
+
+    def _put_away(self) -> None:
+        self._stopped = self._live.is_started
+        self._live.stop()
+
+    def _take_up(self) -> None:
+        # One that was stopped would look for what it had drawn where somebody else has written since.
+        self._live = self._new_live()
+        if self._stopped:
+            self._live.start()
 
     def step(self, of: Gpu, _switch: str, change: StepChange) -> None:
         gpu = of.title
         # Not before: where no step is told, it would leave an empty line.
         self._live.start()
         if at_work(change):
+            self._between.pop(gpu, None)
             self._at_work[gpu] = _AtWork(change)
             return
+        self._at_work.pop(gpu, None)
+        self._between[gpu] = change
         if change.index == change.count or change.status != "done":
-            self._at_work.pop(gpu, None)
+            del self._between[gpu]
         style = _STEP_STYLES.get(change.status, "")
         took = (f"  {duration(change.seconds)}", "dim")
         self._console.print(
@@ -130,8 +159,14 @@ class StepsInPlace:
 
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         """What is redrawn; called from a thread of `rich`."""
-        for gpu, step in sorted(self._at_work.items()):
-            yield from self._lines(gpu, step, min(options.max_width, _BAR_COLUMNS))
+        columns = min(options.max_width, _BAR_COLUMNS)
+        # In other threads, these change.
+        at_work, between = dict(self._at_work), dict(self._between)
+        for gpu in sorted({*at_work, *between}):
+            if gpu in at_work:
+                yield from self._lines(gpu, at_work[gpu], columns)
+            else:
+                yield ProgressBar(total=between[gpu].count, completed=between[gpu].index, width=columns)
 
     def _lines(self, gpu: str, step: _AtWork, columns: int) -> Iterator[Text | ProgressBar]:
         change = step.change

@@ -6,19 +6,20 @@ import math
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from gpuswitch.cli.asking import can_ask
 from gpuswitch.cli.client import Gpu, Service
 from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError
-from gpuswitch.cli.interrupts import ending_in_order
+from gpuswitch.cli.keys import pressed, single_keys
 from gpuswitch.cli.output import as_json_line, clean, clock, line, on_terminal, problem, rfc3339
 from gpuswitch.cli.parser import terminal_columns
 from gpuswitch.cli.records import naming
 from gpuswitch.cli.switch import Switches, ask_before_a_desktop_ends, options_of
 from gpuswitch.cli.translate import _, recognized, state_word
+from gpuswitch.cli.ways_out import ways_out
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Wedged
 
 _HOME, _KEEP = "h", "k"
@@ -38,6 +39,9 @@ def trial(service: Service, args: Namespace) -> int:
             purpose=_("try {} on vfio"),
             again="gpuswitchctl to-vfio {}",
             remark=_("not all went well"),
+            ways_out=lambda gpu: ways_out(
+                gpu, "vfio", options, f"gpuswitchctl trial {gpu.word} --seconds {args.seconds:g}"
+            ),
             blockers=lambda gpu: gpu.blockers("vfio", options),
         ).run([gpu])
     except CtlError as error:
@@ -81,8 +85,11 @@ def _counted_down(service: Service, gpu: Gpu, now: Mapping[str, Any]) -> Mapping
     """Until it is on its way home, or not to go there by itself any more: what the service says of it then."""
     try:
         while _counts(now):
-            with _single_keys() as descriptor:
-                key, now = _until_a_key(service, gpu, now, descriptor)
+            with single_keys() as descriptor:
+                try:
+                    key, now = _until_a_key(service, gpu, now, descriptor)
+                finally:
+                    _in_place("")
             if key:
                 _ask(service, gpu, key)
                 now = gpu.look()
@@ -110,7 +117,7 @@ def _until_a_key(service: Service, gpu: Gpu, now: Mapping[str, Any], descriptor:
         _in_place(_words(math.ceil(left)))
         # From then on, nothing changes but by a key, or by what the service tells.
         seconds = left - math.ceil(left) + 1 if left > 0 else None
-        if service.pause(seconds, descriptor) and (key := _typed(descriptor)) in _ASKS_FOR:
+        if service.pause(seconds, descriptor) and (key := pressed(descriptor)) in _ASKS_FOR:
             return key, now
         now = gpu.look()
     return "", now
@@ -178,34 +185,3 @@ def _in_place(text: str) -> None:
     with suppress(OSError):
         sys.stdout.write(f"\r{clean(text)}\x1b[K")
         sys.stdout.flush()
-
-
-def _typed(descriptor: int) -> str:
-    """One key; where there is no terminal any more, as ^C."""
-    import os  # noqa: PLC0415 -- for a countdown alone
-
-    try:
-        if typed := os.read(descriptor, 1):
-            return typed.decode(errors="replace").lower()
-    except OSError:  # EIO: the terminal has gone
-        pass
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def _single_keys() -> Iterator[int]:
-    """Keys come one by one, unseen, from this descriptor; whatever happens, the terminal is as it was afterwards."""
-    import signal  # noqa: PLC0415 -- for a countdown alone
-    import termios  # noqa: PLC0415 -- as above
-    import tty  # noqa: PLC0415 -- as above
-
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    with ending_in_order(signal.SIGTERM, signal.SIGHUP):
-        try:
-            tty.setcbreak(descriptor, termios.TCSADRAIN)
-            yield descriptor
-        finally:
-            _in_place("")
-            with suppress(termios.error):  # it has hung up
-                termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

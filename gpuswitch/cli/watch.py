@@ -10,9 +10,9 @@ from typing import Any
 from gpuswitch.cli.client import GPU, Gpu, Service, Signal, gpus_named, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
-from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered
+from gpuswitch.cli.output import as_json_line, clock, duration, line, moment, numbered
 from gpuswitch.cli.parser import TARGETS
-from gpuswitch.cli.records import gpu_record, naming, state_label
+from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
 from gpuswitch.cli.steps import JsonLines
 from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.cli.watching import BUS, Watching, name_owner
@@ -34,6 +34,8 @@ class _Lines:
 
     def __init__(self) -> None:
         self._states: dict[str, str] = {}
+        self._finished: set[str] = set()
+        """The switches whose end was told."""
 
     def service(self, text: str, *, running: bool) -> None:
         # How a GPU is is said again by a service that is another one.
@@ -45,8 +47,11 @@ class _Lines:
         words = [state_label(known)]
         if any(known["Owner"]):
             words.append(_("owned by {machine}", machine=known["Owner"][0] or known["Owner"][1]))
-        if known["Reason"]:
-            words.append("; ".join(recognized(known["Reason"]).splitlines()))
+        now, past = reasons(known)
+        if now:
+            words.append("; ".join(recognized(now).splitlines()))
+        if past and known["Switch"]["id"] not in self._finished:
+            words.append(_last_switch(known["Switch"]))
         # Not all that changes is told here, such as drivers on their way.
         if self._states.get(gpu.path) != (said := ", ".join(words)):
             self._states[gpu.path] = said
@@ -67,12 +72,25 @@ class _Lines:
         self._say(f"{gpu.title}: {until}")
 
     def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None:
+        self._finished.add(switch)
         why = f": {'; '.join(recognized(reason).splitlines())}" if reason else ""
         ended = _("switch {id} is {result}", id=switch, result=state_word(result))
         self._say(f"{gpu.title}: {ended}{why}")
 
     def _say(self, text: str) -> None:
         line(f"{clock(time.time())}  {text}")
+
+
+def _last_switch(switch: Mapping[str, Any]) -> str:
+    """How it ended, and when: it may be long ago."""
+    return _(
+        "since {moment}, when switch {id} to {target} was {result}: {reason}",
+        moment=moment(switch["finished"]),
+        id=switch["id"],
+        target=switch["target"],
+        result=state_word(switch["result"]),
+        reason="; ".join(recognized(switch["reason"]).splitlines()),
+    )
 
 
 class _JsonEvents(JsonLines):
@@ -115,7 +133,7 @@ def wait(service: Service, args: Namespace) -> int:
             named, seconds = _(" and ").join(states), f"{args.timeout:g}"
             if args.state in TARGETS:
                 text = _(
-                    "interrupted; not on {state} within {seconds} s: {gpus}",
+                    "the time is over: not on {state} within {seconds} s: {gpus}",
                     state=args.state,
                     seconds=seconds,
                     gpus=named,
@@ -128,7 +146,7 @@ def wait(service: Service, args: Namespace) -> int:
                     gpus=named,
                 )
             else:
-                text = _("interrupted; not at rest within {seconds} s: {gpus}", seconds=seconds, gpus=named)
+                text = _("the time is over: not at rest within {seconds} s: {gpus}", seconds=seconds, gpus=named)
             raise CtlError.of(Timeout, text, is_whole=True)
         if isinstance(event, Signal) and event.interface == BUS and event.body[1] == owner:
             text = _("the service went away; it may have been restarted")

@@ -91,7 +91,7 @@ class Admission:
         """
         rules = self._record.rules
         configured = Options(rules.busy, rules.wait_seconds, tuple(map(str, rules.stop_units)))
-        if more := options.beyond(running.options, configured):
+        if more := options.beyond(running.options_in_force, configured):
             raise InProgress(
                 Sentence(
                     "{gpu} is on its way to {target} already (switch {id}), and not with {options}: ask without, wait "

@@ -108,11 +108,17 @@ class Recovery:
         """The switch that a dead service left unfinished, and why there is a need to recover."""
         where = f"at step {left.index} of {left.count}, '{left.title}'" if left.index else "before its first step"
         taken_back = ", as it was being taken back" if left.back else ""
-        why = f"the service ended {where}{taken_back}"
+        waited = f", which waited: {'; '.join(left.waiting_for.splitlines())}" if left.waiting_for else ""
+        why = "; ".join(filter(None, (left.failure, f"the service ended {where}{taken_back}{waited}")))
         gpu = self._record.gpu.address
         extra = told(GPU=gpu, SWITCH_ID=left.id, TARGET=left.target)
         _log.warning("%s: switch %s to %s is unfinished: %s", gpu, left.id, left.target, why, extra=extra)
-        return Switch.resumed(left.id, left.target, left.requester, left.started), why
+        steps = left.interrupted()
+        switch = Switch.begun_before(
+            left.id, left.target, left.count, left.options, left.requester, left.started, steps
+        )
+        switch.failure = left.failure
+        return switch, why
 
     # From within a switch ---------------------------------------------------------------------------------------------
 
@@ -201,7 +207,7 @@ class Recovery:
             record.facts = await seen(self._host)
             preparation = self._planner.preparation(
                 State.UNKNOWN,
-                switch.options,
+                switch.options_in_force,
                 starting=starting,
                 machine=machine,
                 at_boot=switch.requester.at_boot,

@@ -119,6 +119,7 @@ class Runner:
             outcome = Outcome(Result.REVERTED, stuck.afterwards)
             await self.outlast(stuck)
         if outcome.result is not Result.DONE:
+            switch.failure = outcome.reason
             outcome = await after_failure(engine, switch, outcome)
         return await self._record.settle(outcome, restore_state_before, story)
 
@@ -238,7 +239,7 @@ class Runner:
         """
         # What brings it home does not wait for a disk.
         home = event.status is Status.REVERTING or self._record.state is State.RECOVERING
-        self._record.page.begin_step(event, self._kernel.worker, durably=not home)
+        self._record.page.begin_step(event, self._kernel.worker, self._record.switch, durably=not home)
 
     def _stepped(self, event: StepEvent) -> None:
         record = self._record
@@ -252,6 +253,9 @@ class Runner:
         record = self._record
         if record.switch is not None and record.switch.result is None:
             record.switch.waits(what, until)
+            # What is over within a moment is nothing that anybody would look up later.
+            if until is not None:
+                record.page.waits(what)
             self._observer.waits(record)
 
     async def go_back(self, engine: Engine) -> str | None:

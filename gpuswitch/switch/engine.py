@@ -27,7 +27,7 @@ LOG_SECONDS = 5.0
 
 
 class Status(StrEnum):
-    """What has just become of a step."""
+    """What has just become of a step; `interrupted`: the service ended in the midst of it."""
 
     RUNNING = "running"
     DONE = "done"
@@ -35,6 +35,7 @@ class Status(StrEnum):
     REVERTING = "reverting"
     REVERTED = "reverted"
     REVERT_FAILED = "revert-failed"
+    INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +210,10 @@ class Engine:
         """
         while self._begun:
             number, step = self._begun[-1]
+            if type(step).revert is Step.revert:
+                # Nothing of it is taken back, such as a module that was loaded: so nobody is told that it was.
+                self._begun.pop()
+                continue
             started = self._tell(number, step, Status.REVERTING)
             with suppress(Failed):
                 self._intend(StepEvent(number, len(self._steps), step, Status.REVERTING))

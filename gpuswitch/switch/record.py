@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -62,7 +63,10 @@ AT_BOOT = Requester(service=True, at_boot=True)
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """How step `index` (from 1) went, once: a step that was taken back has two. `started`: seconds since the epoch."""
+    """How step `index` (from 1) went, once: a step that was taken back has two. `started`: seconds since the epoch.
+
+    One that is `interrupted`, and all before it, are of an earlier run of the service; its `seconds` are 0.0, unknown.
+    """
 
     index: int
     title: str
@@ -92,7 +96,8 @@ class Switch:
     `index` of `count` steps is under way, or was the last; `steps` are those that ended, in that order; `result` is
     None until it is over. `step_started` is when the step that is under way began; `waiting_for` is what it waits for,
     a sentence a line, and `waiting_until` when it gives that up (0.0: it did not say). `error`, of one that was
-    reverted: what a refusal for the same reason is called. `recovery`: it looks for any known-good state.
+    reverted: what a refusal for the same reason is called. `recovery`: it looks for any known-good state. `failure`:
+    why it is being taken back. `resumed`: an earlier run of the service began it.
     """
 
     target: State
@@ -114,14 +119,41 @@ class Switch:
     error: str = ""
     steps: list[StepRecord] = field(default_factory=list)
     recovery: bool = False
+    failure: str = ""
+    resumed: bool = False
     _over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     _clock: float = field(default_factory=lambda: asyncio.get_running_loop().time(), repr=False)
 
     @classmethod
-    def resumed(cls, id: str, target: State, requester: Requester, started: float) -> Switch:  # noqa: A002 -- as on the bus
-        """One that an earlier run of the service began, and that ends with a recovery."""
+    def begun_before(
+        cls,
+        id: str,  # noqa: A002 -- as on the bus
+        target: State,
+        count: int,
+        options: Options,
+        requester: Requester,
+        started: float,
+        steps: Iterable[StepRecord],
+    ) -> Switch:
+        """One that an earlier run of the service began, with what that had done of it; it ends with a recovery."""
         clock = asyncio.get_running_loop().time() - max(0.0, time.time() - started)
-        return cls(target, 0, requester=requester, id=id, started=started, recovery=True, _clock=clock)
+        return cls(
+            target,
+            count,
+            options,
+            requester,
+            id,
+            started,
+            steps=list(steps),
+            recovery=True,
+            resumed=True,
+            _clock=clock,
+        )
+
+    @property
+    def options_in_force(self) -> Options:
+        """Nobody is ended or waited for by a recovery after a crash since somebody once asked for another switch so."""
+        return Options() if self.resumed else self.options
 
     def at(self, event: StepEvent) -> None:
         self.index, self.count = event.index, event.count

@@ -138,6 +138,22 @@ HISTORY = tuple(
         ("a0000001", OTHER, "vfio", "reverted", REASON, ""),
     )
 )  # fmt: skip  # the requester on few lines
+KILLED: dict[str, Any] = {
+    **HISTORY[1],
+    "id": "4aed1188",
+    "reason": "the service ended at step 3 of 5, 'unbind 0000:41:00.1 from snd_hda_intel'; it is on the host now",
+    "steps": [
+        {"index": n, "kind": "x", "title": title, "status": status, "started": WHEN + begun, "seconds": seconds}
+        | {"before_restart": earlier}
+        for n, title, status, begun, seconds, earlier in (
+            (1, "load vfio-pci", "done", 0.0, 0.2, True),
+            (2, "keep it awake", "done", 0.2, 0.1, True),
+            (3, "unbind it", "interrupted", 0.3, 0.0, True),
+            (1, "keep it awake", "done", 0.7, 0.1, False),
+        )
+    ],
+}
+"""A service was killed in it. Its steps have short titles, so that there is room for bars where others have none."""
 CONFIG = (
     {"key": "defaults.busy", "value": '"wait"', "origin": "/etc/gpuswitch/conf.d/50-workstation.toml"},
     {"key": "deadlines.unbind", "value": "600.0", "origin": "default"},
@@ -163,12 +179,14 @@ REFUSAL = CtlError(
 )
 SCREENS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("list", {}),
+    ("list", {"gpus": (gpu(Name="left", Managed=True),)}),
     ("status", {}),
     ("holders", {}),
     ("holders 41:00.0", {"gpus": GPUS[1:2]}),
     ("groups", {}),
     ("history", {}),
     ("show a0000001", {"history": HISTORY[1:]}),
+    ("show 4aed1188", {"history": (KILLED,)}),
     ("config", {"warnings": ["the [[gpu]] table of geforce (0000:09:00.0) is about no GPU: take it out"]}),
     ("plan 01:00.0 vfio", {}),
     ("plan 41:00.0 vfio", {"plan": REFUSAL}),

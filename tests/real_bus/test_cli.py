@@ -209,6 +209,11 @@ async def test_a_service_that_dies_while_it_is_followed_is_told(start: Start, en
         _, err = following.communicate()
     assert following.returncode == 5
     assert "the service went away before it answered" in err
+    assert re.search(
+        r"\n  what it had begun is brought to a known-good state as soon as it runs again: gpuswitchctl status geforce "
+        r"starts it and shows where the GPU is, gpuswitchctl show [0-9a-f]{8} each step\n$",
+        err,
+    )
 
 
 async def test_a_bus_that_dies_while_a_switch_is_followed_is_told(

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ address = "{CARD}"
 name = "geforce"
 """
 """Of a machine with a desktop on its only GPU, which nobody ends."""
+NAMED = f'{ANY_PORT}[[gpu]]\naddress = "{CARD}"\nname = "geforce"\n'
 DESKTOP = f'{HELD}stop_units = ["display-manager.service"]\n'
 WAITING = ["to-vfio", "geforce", "--wait", "600"]
 QUESTION = "[c/L] "
@@ -48,9 +50,10 @@ def following(environ: dict[str, str], *more: str) -> subprocess.Popen[str]:
     )
 
 
-def waiting(environ: dict[str, str], *arguments: str) -> Terminal:
-    """A terminal on which a switch waits for the desktop to be closed."""
-    terminal = Terminal([CTL, *(arguments or WAITING)], environ)
+def waiting(environ: dict[str, str], *arguments: str, below_shell: bool = False) -> Terminal:
+    """A terminal on which a switch waits for the desktop to be closed; below a shell, it can be stopped."""
+    below = [sys.executable, "-c", SHELL] if below_shell else []
+    terminal = Terminal([*below, CTL, *(arguments or WAITING)], environ)
     terminal.until("s left): ")
     return terminal
 
@@ -73,7 +76,7 @@ async def test_it_says_for_whom_it_waits_and_how_long_still(start: Start, enviro
 
 async def test_interrupted_it_asks_and_the_switch_may_go_on(start: Start, environ: dict[str, str]) -> None:
     await start("single", config=HELD)
-    for answer in ("l\n", "\n", END):
+    for answer in ("l", "\n", END):
         with waiting(environ) as terminal:
             terminal.press(INTERRUPT)
             terminal.until(QUESTION)
@@ -89,12 +92,93 @@ async def test_interrupted_it_asks_and_the_switch_may_be_taken_back(start: Start
     with waiting(environ) as terminal:
         terminal.press(INTERRUPT)
         terminal.until(QUESTION)
-        terminal.press("c\n")
+        # No Enter: other keys would print on the line of the question.
+        terminal.press("c")
         terminal.until("wait until nobody has it open  reverted")
         assert terminal.ended() == 1
         assert_as_it_was(terminal)
     assert f"of {CALLED} to vfio is cancelled: all is as before" in terminal.shown
     assert card(environ)["state"] == "host"
+
+
+async def test_what_happens_meanwhile_stands_above_the_question(start: Start, environ: dict[str, str]) -> None:
+    await start("laptop", "unbind=1s", config=NAMED)
+    with Terminal([CTL, "to-vfio", "geforce"], environ) as terminal:
+        terminal.until("unbind ")
+        terminal.press(INTERRUPT)
+        terminal.until(QUESTION)
+        terminal.until(": done (")
+        terminal.until(QUESTION)
+        terminal.press("l")
+        assert terminal.ended() == 130
+    # Each time it is taken away before anything else is written, and answered at last.
+    after = [rest.partition("\n")[0] for rest in terminal.raw.split(QUESTION)[1:]]
+    assert len(after) > 1
+    assert all(each.startswith("\r\x1b[J") for each in after[:-1])
+    assert after[-1] == "l\r"
+
+
+SHELL = """
+import os, signal, sys, termios
+command = os.fork()
+if command == 0:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    os.tcsetpgrp(0, os.getpid())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execv(sys.argv[1], sys.argv[1:])
+_, status = os.waitpid(command, os.WUNTRACED)
+assert os.WIFSTOPPED(status), status
+mode = termios.tcgetattr(0)[3]
+print("line by line" if mode & termios.ICANON and mode & termios.ECHO else "key by key", flush=True)
+os.kill(command, signal.SIGCONT)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]))
+"""
+"""Does what a shell with job control does, but for the modes of the terminal, which not all of them put right."""
+STOP = "\x1a"
+
+
+async def test_stopped_at_the_question_it_leaves_the_terminal_as_it_was(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=HELD)
+    with waiting(environ, below_shell=True) as terminal:
+        terminal.press(INTERRUPT)
+        terminal.until(QUESTION)
+        terminal.press(STOP)
+        terminal.until("line by line")
+        terminal.until(QUESTION)
+        terminal.press("c")
+        assert terminal.ended() == 1
+        assert_as_it_was(terminal)
+
+
+async def test_stopped_while_it_shows_steps_it_gives_the_cursor_back(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=HELD)
+    with waiting(environ, below_shell=True) as terminal:
+        terminal.press(STOP)
+        terminal.until("line by line")
+        stopped = terminal.raw.partition("line by line")[0]
+        assert stopped.count("\x1b[?25l") == stopped.count("\x1b[?25h") > 0
+        terminal.until("s left): ")
+        terminal.press(INTERRUPT)
+        terminal.until(QUESTION)
+        terminal.press("c")
+        assert terminal.ended() == 1
+        assert_as_it_was(terminal)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_ended_at_the_question_it_leaves_the_terminal_as_it_was(
+    number: signal.Signals, start: Start, environ: dict[str, str]
+) -> None:
+    await start("single", config=HELD)
+    with waiting(environ) as terminal:
+        before = terminal.modes()
+        terminal.press(INTERRUPT)
+        terminal.until(QUESTION)
+        assert terminal.modes() != before
+        terminal.process.send_signal(number)
+        assert terminal.process.wait() == 128 + number
+        assert terminal.modes() == before
 
 
 async def test_interrupted_twice_it_goes_at_once(start: Start, environ: dict[str, str]) -> None:
@@ -144,12 +228,11 @@ async def test_the_question_goes_away_when_the_switch_is_over(start: Start, envi
     with waiting(environ) as terminal:
         terminal.press(INTERRUPT)
         terminal.until(QUESTION)
-        terminal.press("what\n")
-        terminal.until(QUESTION)
+        terminal.press("w")
+        terminal.press("\x1b[C")
         await service.call(f"{ROOT}/gpu/0000_01_00_0", f"{GPU}.Cancel", "s", card(environ)["switch"]["id"])
         assert terminal.ended() == 1
         assert_as_it_was(terminal)
-    assert terminal.shown.count(QUESTION) == 2
     assert f"cannot move {CALLED} to vfio (cancelled): cancelled by " in terminal.shown
 
 
@@ -157,7 +240,7 @@ async def test_whoever_follows_it_again_sees_at_once_for_whom_it_waits(start: St
     await start("single", config=HELD)
     assert run(environ, *WAITING, "--no-wait").returncode == 0
     with waiting(environ) as first:
-        first.press(f"{INTERRUPT}l\n")
+        first.press(f"{INTERRUPT}l")
         assert first.ended() == 130
     with waiting(environ) as again:
         again.until("(pid ")
@@ -222,15 +305,21 @@ async def test_who_is_in_the_way_is_the_same_refusal_at_once_and_after_waiting(
 GO_ON = "Go on? [y/N] "
 
 
-@pytest.mark.parametrize("answer", ["n\n", "\n", "nonsense\n", END])
-async def test_a_desktop_is_not_ended_for_whoever_says_no(answer: str, start: Start, environ: dict[str, str]) -> None:
+NO = "gpuswitchctl: cannot go on: you said no; nothing was changed\r\n"
+NOTHING_SAID = "gpuswitchctl: cannot go on: the input ended without an answer; nothing was changed\r\n"
+
+
+@pytest.mark.parametrize(("answer", "said"), [("n\n", NO), ("\n", NO), ("nonsense\n", NO), (END, NOTHING_SAID)])
+async def test_a_desktop_is_not_ended_for_whoever_does_not_say_yes(
+    answer: str, said: str, start: Start, environ: dict[str, str]
+) -> None:
     await start("single", config=DESKTOP)
     with Terminal([CTL, "to-vfio", "geforce"], environ) as terminal:
         terminal.until(f"to move {CALLED} to vfio ends what runs on this screen: display-manager.service")
         terminal.until(GO_ON)
         terminal.press(answer)
         assert terminal.ended() == 1
-    assert terminal.shown.endswith("gpuswitchctl: cannot go on: you said no; nothing was changed\r\n")
+    assert terminal.shown.endswith(said)
     assert card(environ)["switch"] is None
 
 

@@ -111,6 +111,21 @@ async def test_everything_that_happens_is_told_in_a_line(start: Start, watch: Wa
     assert watching.interrupted() == (130, "")
 
 
+async def test_what_an_earlier_switch_met_is_told_with_its_time(start: Start, watch: Watch) -> None:
+    """Not as if it were so now."""
+    service = await start("laptop", f"probe@{SOUND}#1=EINVAL", config=CONFIG)
+    switch = await service.move(PATH, "vfio")
+    await service.wait(PATH, switch)
+    watching = watch("watch", "geforce")
+    assert re.fullmatch(
+        rf"\d\d:\d\d:\d\d  {re.escape(CALLED)}: host-nvidia, since \d+-\d\d-\d\d \d\d:\d\d:\d\d\S+, "
+        rf"when switch {switch} to vfio was reverted: cannot bind {SOUND}: Invalid argument\n",
+        watching.line(),
+    )
+    again = await service.move(PATH, "vfio")
+    assert watching.until(f"switch {again} is ")[-1].endswith("is done\n")
+
+
 async def test_programs_get_each_event_with_its_values(start: Start, watch: Watch) -> None:
     service = await start("laptop", config=CONFIG)
     watching = watch("watch", "geforce", "--json")
@@ -301,7 +316,7 @@ async def test_a_state_is_waited_for_until_somebody_brings_it_there(start: Start
 async def test_the_time_may_be_over_before(start: Start, watch: Watch) -> None:
     service = await start("laptop", f"unbind@{SOUND}=hang", config=f"{CONFIG}[deadlines]\nunbind = 600\n")
     late = watch("wait", "geforce", "--for", "vfio", "--timeout", "0.1")
-    assert late.ended() == (6, f"gpuswitchctl: interrupted; not on vfio within 0.1 s: {CALLED} is host-nvidia\n")
+    assert late.ended() == (6, f"gpuswitchctl: the time is over: not on vfio within 0.1 s: {CALLED} is host-nvidia\n")
     await service.move(PATH, "vfio")
     late = watch("wait", "geforce", "--timeout", "0.1", "--json")
     status, err = late.ended()

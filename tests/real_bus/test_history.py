@@ -21,6 +21,7 @@ from gpuswitch.history.history import entry_of_drift
 from gpuswitch.model.states import State
 from gpuswitch.switch.record import Drift
 from tests.harness.buses.private import PrivateBus
+from tests.harness.json_schemas import check
 from tests.harness.service.peers import PeerError
 from tests.harness.service.services import (
     ANY_PORT,
@@ -167,6 +168,39 @@ async def test_it_outlives_the_service(start: Start) -> None:
     assert contents(service.folder / "state") == ["history.db"]
 
 
+async def test_a_switch_that_the_service_was_killed_in_has_all_its_steps(start: Start, private_bus: PrivateBus) -> None:
+    service = await start("laptop", f"unbind@{SOUND}=hang")
+    options = {"busy": ("s", "wait"), "wait_seconds": ("u", 5)}
+    switch = await service.call(DISCRETE, f"{GPU}.ToVfio", "a{sv}", options)
+    before = []
+    while (told := await service.signal()).member != "StepChanged" or told.body[3] != "unbind":
+        before += [told.body] if told.member == "StepChanged" and told.body[5] == "done" else []
+    await service.end(signal.SIGKILL)
+    (service.folder / "notify").unlink()
+    again = await start("laptop")
+    found = await entry(again, switch)
+    assert (found["target"], found["result"], found["options"]) == (
+        "vfio",
+        "reverted",
+        {"busy": "wait", "wait_seconds": 5.0},
+    )
+    assert (found["asker"]["pid"], found["asker"]["command"]) == (os.getpid(), my_command())
+    earlier = [step for step in found["steps"] if step["before_restart"]]
+    assert [(step["index"], step["title"], step["status"]) for step in earlier] == [
+        *((body[1], body[4], "done") for body in before),
+        (before[-1][1] + 1, UNBIND_SOUND, "interrupted"),
+    ]
+    assert [step["started"] for step in earlier] == sorted(step["started"] for step in earlier)
+    assert len(found["steps"]) > len(earlier)
+    status, out, err = await ctl(private_bus, "show", switch)
+    assert (status, err) == (0, "")
+    first, second = out.split("until the service ended in the midst of it:\n")[1].split("since it runs again:\n")
+    assert re.search(rf"^{earlier[-1]['index']} .* interrupted +{UNBIND_SOUND}$", first, flags=re.MULTILINE)
+    assert " done " in second
+    record = json.loads((await ctl(private_bus, "show", switch, "--json"))[1])
+    check("show", record)
+
+
 async def test_a_broken_file_is_set_aside_with_one_warning_and_the_service_goes_on(
     start: Start, tmp_path: Path
 ) -> None:
@@ -217,8 +251,8 @@ async def test_people_see_the_list_and_one_switch_step_by_step(start: Start, pri
     assert (status, err) == (0, "")
     heading, first, second = out.splitlines()
     assert heading.startswith("WHEN ")
-    assert f"  {newest['id']}  {ADDRESS}  vfio    done " in first
-    assert f"  {oldest['id']}  {ADDRESS}  vfio    reverted " in second
+    assert f"  {newest['id']}  {ADDRESS}  -     vfio    done " in first
+    assert f"  {oldest['id']}  {ADDRESS}  -     vfio    reverted " in second
     assert second.endswith(f"  cannot bind {SOUND}: Invalid argument")
     told = json.loads((await ctl(private_bus, "history", "--json"))[1])["switches"]
     assert [(each["id"], each["requester"]) for each in told] == [

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
 
+from gpuswitch.api.encoders import steps_values
 from gpuswitch.errors import Owned
 from gpuswitch.gpu.actor import Actor
+from gpuswitch.history.history import entry_of
 from gpuswitch.host.simulated.faults import Errno, Hang
+from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
+from gpuswitch.switch.record import Requester, Switch
+from gpuswitch.switch.steps.pci import Unbind
 from tests.harness.simulated.harness import GPUS, Harness
 
 
@@ -73,6 +79,70 @@ async def test_a_crash_before_the_first_step(tmp_path: Path) -> None:
     assert harness.pages
     again = await harness.crash(actor)
     assert (again.fleet.find("01:00.0").state, again.pages, again.snapshot()) == (State.HOST, [], before)
+
+
+ASKED = Options(busy=Busy.KILL, wait_seconds=7.0, stop_units=("nvidia-persistenced.service",))
+ALICE = Requester(uid=1000, pid=4711, command="gpuswitchctl", vm="win11")
+
+
+async def finished_after(crash: Harness) -> Switch:
+    """How the switch ended that the crash has interrupted, as whoever looks it up later sees it."""
+    # What the start could not wait for, such as units, is given back by a switch of its own.
+    switch = crash.fleet.find("01:00.0").record.recent[0]
+    await switch.wait()
+    return switch
+
+
+async def test_what_was_done_before_a_crash_is_in_the_record_of_the_switch(tmp_path: Path) -> None:
+    harness = await Harness.of("laptop", tmp_path)
+    actor = harness.fleet.find("01:00.0")
+    begun = await actor.request(State.VFIO, ASKED, ALICE)
+    await harness.witness.until_step(actor.gpu, Unbind)
+    done = list(begun.steps)
+    assert done
+    switch = await finished_after(await harness.crash(actor))
+    assert (switch.id, switch.options, switch.requester, switch.started) == (begun.id, ASKED, ALICE, begun.started)
+    assert switch.steps[: len(done)] == done
+    interrupted, *recovered = switch.steps[len(done) :]
+    under_way = (len(done) + 1, begun.step, "unbind", Status.INTERRUPTED, begun.step_started, 0.0)
+    assert astuple(interrupted) == pytest.approx(under_way)
+    assert recovered
+    assert Status.INTERRUPTED not in {step.status for step in recovered}
+    entry = entry_of("0000:01:00.0", switch)
+    assert entry.options == {"busy": "kill", "wait_seconds": 7.0, "stop_units": ["nvidia-persistenced.service"]}
+    told = [step["before_restart"] for step in steps_values(entry)]
+    assert told == [True] * (len(done) + 1) + [False] * len(recovered)
+
+
+async def test_why_it_was_being_taken_back_is_known_after_a_crash(tmp_path: Path) -> None:
+    harness = await Harness.of("laptop", tmp_path)
+    actor = harness.fleet.find("01:00.0")
+    harness.host.faults.add(Errno(5), operation="probe", subject="0000:01:00.0")
+    again = await crashed(harness, actor, State.VFIO, 7, Status.REVERTED)
+    assert again is not None
+    switch = await finished_after(again)
+    assert switch.reason.startswith("cannot bind 0000:01:00.0: Input/output error; ")
+    assert "; the service ended at step " in switch.reason
+
+
+async def test_for_whom_it_waited_is_known_after_a_crash(tmp_path: Path) -> None:
+    harness = await Harness.of("laptop", tmp_path)
+    actor = harness.fleet.find("01:00.0")
+    harness.machine.run("game")
+    harness.machine.open(actor.gpu.address, "game", "nvidia")
+    await actor.request(State.VFIO, Options(wait_seconds=600.0))
+    await harness.witness.until(lambda: any("game (pid " in what for what in harness.witness.waited))
+    switch = await finished_after(await harness.crash(actor))
+    assert ", which waited: game (pid " in switch.reason
+
+
+async def test_options_of_before_a_crash_end_nobody_after_it(tmp_path: Path) -> None:
+    """They were for another way than the one that brings it home."""
+    harness = await Harness.of("laptop", tmp_path)
+    actor = harness.fleet.find("01:00.0")
+    await actor.request(State.VFIO, ASKED)
+    switch = await finished_after(await harness.crash(actor))
+    assert (switch.options, switch.options_in_force) == (ASKED, Options())
 
 
 async def test_a_crash_while_it_is_reverted(tmp_path: Path) -> None:

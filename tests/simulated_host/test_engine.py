@@ -76,6 +76,12 @@ class Patient(Scripted):
         return deadlines[self.kind] + 100
 
 
+class Stays(Scripted):
+    """Nothing of it is taken back."""
+
+    revert = Step.revert
+
+
 class EngineHarness:
     """An engine with scripted steps, and what it reports. `kinds`: of which class they are, where not `Scripted`."""
 
@@ -168,6 +174,13 @@ SEQUENCES: Iterable[tuple[str, str, str, str]] = [
         "'s2' is not done after 10 s",
     ),
 ]
+
+
+async def test_what_is_not_taken_back_is_not_told_as_if_it_were() -> None:
+    """As a module that is loaded, which stays (docs/adr/0006)."""
+    harness = EngineHarness("s3-apply:error", kinds={"s2": Stays})
+    assert await harness.run() == ("apply of s3 found it wrong", "")
+    assert harness.heard.split()[-4:] == ["s3:reverting", "s3:reverted", "s1:reverting", "s1:reverted"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from argparse import Namespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -128,6 +129,50 @@ def test_a_line_that_is_redrawn_is_clean_too() -> None:
         "\\r\\n"
     )
     assert all(c.isprintable() or c == "\n" for c in written.getvalue())
+
+
+def test_a_step_that_has_ended_is_not_drawn_as_running() -> None:
+    """Not until the next one begins either; the bar over the whole stays meanwhile."""
+    shown = StepsInPlace()
+    [of] = fixed(gpu()).gpus()
+
+    def after(index: int, status: str) -> str:
+        shown.step(of, "5f", StepChange(index, 2, "module", "load vfio-pci", status, 0))
+        written = io.StringIO()
+        Console(file=written, width=80).print(shown)
+        return written.getvalue()
+
+    with shown:
+        assert "[1/2] load vfio-pci  running" in after(1, "running")
+        ended = after(1, "done")
+        assert ("running" in ended, "━" in ended) == (False, True)
+        assert "[2/2] load vfio-pci  running" in after(2, "running")
+        assert after(2, "done").strip() == ""
+        assert "running" in after(2, "running")
+        assert after(2, "failed").strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("now", "past", "known"),
+    [
+        ("", "no luck", {"Reason": "no luck"}),
+        ("it is noted", "no luck", {"Reason": "no luck; it is noted"}),
+        ("another", "", {"Reason": "another"}),
+        ("no luck", "", {"Reason": "no luck", "StaysOut": True}),
+        ("no luck", "", {"Reason": "no luck", "State": "failed"}),
+        ("no luck", "", {"Reason": "no luck", "Switch": {}}),
+        ("no luck", "", {"Reason": "no luck", "Switch": switch(result="", reason="")}),
+    ],
+)
+def test_what_an_earlier_switch_met_is_not_so_now(
+    now: str, past: str, known: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = gpu(**{"Switch": switch(result="reverted", reason="no luck"), **known})
+    assert records.reasons(here) == (now, past)
+    look.status(fixed(here), PLAIN)
+    out = capsys.readouterr().out
+    assert (f"reason: {now}\n" in out) is bool(now)
+    assert not past or out.rstrip().endswith(f": {past}")
 
 
 def test_clean_keeps_what_people_write() -> None:

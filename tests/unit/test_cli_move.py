@@ -13,6 +13,7 @@ from gpuswitch.cli import switch as move
 from gpuswitch.cli.client import Signal
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.parser import parse
+from gpuswitch.cli.ways_out import ways_out
 from tests.harness.service.fixed import CARD, fixed, gpu, stepped, switch
 
 OTHER = "0000:02:00.0"
@@ -219,3 +220,42 @@ def test_options_are_only_what_was_said() -> None:
         "wait_seconds": ("u", 7),
         "stop_units": ("as", ["a.service"]),
     }
+
+
+class TestWaysOut:
+    """What is offered where somebody has the GPU open."""
+
+    @staticmethod
+    def offered(*refused: str, holders: Sequence[dict[str, Any]] = (), **options: tuple[str, Any]) -> list[str]:
+        """The flags, of a service that refuses options with one of these words."""
+        [there] = fixed(gpu(Name="geforce"), holders=holders, refused=refused).gpus()
+        command = "gpuswitchctl to-vfio geforce"
+        return [way.rpartition(": ")[2].removeprefix(command) for way in ways_out(there, "vfio", options, command)]
+
+    @staticmethod
+    def holder(**of: object) -> dict[str, Any]:
+        return {"unit": "", "user_unit": False, "session": "", **of}
+
+    def test_what_was_asked_for_stays(self) -> None:
+        assert self.offered(stop_units=("as", ["a.service", "b.service"])) == [
+            " --stop-unit a.service --stop-unit b.service --wait 60",
+            " --stop-unit a.service --stop-unit b.service --busy terminate",
+        ]
+
+    def test_another_policy_takes_the_place_of_the_one_that_was_refused(self) -> None:
+        assert self.offered(busy=("s", "terminate")) == [" --wait 60"]
+        assert self.offered(wait_seconds=("u", 60)) == [" --busy terminate"]
+
+    def test_what_is_refused_too_is_not_offered(self) -> None:
+        assert self.offered("wait_seconds") == [" --busy terminate"]
+        assert self.offered("wait_seconds", "terminate") == []
+
+    def test_units_are_named_and_a_desktop_only_where_nothing_less_will_do(self) -> None:
+        ollama, shell = self.holder(unit="ollama.service"), self.holder(session="2")
+        app = self.holder(unit="app.service", user_unit=True)
+        [_, stop, _] = self.offered(holders=[ollama, shell, app])
+        assert stop == " --stop-unit ollama.service"
+        assert self.offered("terminate", "['ollama.service']", holders=[ollama, shell]) == [
+            " --wait 60",
+            " --stop-unit ollama.service --stop-unit display-manager.service",
+        ]

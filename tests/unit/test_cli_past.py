@@ -17,6 +17,7 @@ from gpuswitch.cli import query
 from gpuswitch.cli.client import plain_values
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.terminal import print_timeline
+from tests.harness.json_schemas import check
 from tests.harness.service.fixed import fixed, gpu, switch
 from tests.unit.test_cli import EVIL, HARMLESS
 
@@ -65,8 +66,8 @@ def test_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
         entry(reason="one\ntwo"),
         entry(id="1", asker=OWN, target="host", count=0, result="failed", reason="long " * 50),
     )
-    assert heading.split() == ["WHEN", "ID", "GPU", "TARGET", "RESULT", "TOOK", "ASKED", "BY", "REASON"]
-    assert f"  5f0c3a1b  0000:01:00.0  vfio    done    2.00 s  bash of {ME}  " in first
+    assert heading.split() == ["WHEN", "ID", "GPU", "NAME", "TARGET", "RESULT", "TOOK", "ASKED", "BY", "REASON"]
+    assert f"  5f0c3a1b  0000:01:00.0  -     vfio    done    2.00 s  bash of {ME}  " in first
     assert first.endswith("  one; two")
     assert "  host    failed  -       the service itself  " in second
     assert second.endswith("  " + ("long " * 50).rstrip())
@@ -125,7 +126,7 @@ def test_what_somebody_else_moved_is_told_in_words(capsys: pytest.CaptureFixture
     )
     [_, said] = told(capsys, drift)
     assert said.endswith(
-        "  5f0c3a1b  0000:01:00.0  unknown  drifted  -     somebody else  "
+        "  5f0c3a1b  0000:01:00.0  -     unknown  drifted  -     somebody else  "
         "changed by somebody else: 0000:01:00.1 is on vfio-pci"
     )
     lines = shown(capsys, drift).splitlines()
@@ -177,6 +178,48 @@ def test_one_switch_with_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_a_gpu_is_called_by_its_name_as_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    named, gone = entry(steps=[]), entry(id="2", gpu="0000:09:00.0", steps=[])
+    here = gpu(Name="geforce")
+    args = Namespace(json=False, gpu="", limit=0, since=None, until=None, result=None)
+    assert past.history(fixed(here, history=[named, gone]), args) == 0
+    [_, first, second] = capsys.readouterr().out.splitlines()
+    assert ("0000:01:00.0  geforce  vfio" in first, "0000:09:00.0  -        vfio" in second) == (True, True)
+    args.json = True
+    assert past.history(fixed(here, history=[named, gone]), args) == 0
+    assert [each["name"] for each in json.loads(capsys.readouterr().out)["switches"]] == ["geforce", ""]
+    assert past.show(fixed(here, history=[named]), Namespace(json=False, id=named["id"])) == 0
+    assert "  switch: 5f0c3a1b: geforce (0000:01:00.0) to vfio\n" in capsys.readouterr().out
+
+
+def test_what_was_done_before_a_restart_stands_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    before = [step(1, "done", 10, 1), step(2, "interrupted", 11, 0)]
+    since = [step(1, "done", 19, 1, "unbind")]
+    steps = [
+        *({**each, "before_restart": True} for each in before),
+        *({**each, "before_restart": False} for each in since),
+    ]
+    one = entry(result="reverted", reason="because", started=10, finished=20, steps=steps)
+    said = shown(capsys, one)
+    assert said.endswith(
+        "until the service ended in the midst of it:\n"
+        "#  AFTER   TOOK    STATUS       STEP\n"
+        "1  0.0 ms  1.00 s  done         load vfio-pci\n"
+        "2  1.00 s  -       interrupted  load vfio-pci\n"
+        "\n"
+        "since it runs again:\n"
+        "#  AFTER   TOOK    STATUS  STEP\n"
+        "1  9.00 s  1.00 s  done    unbind\n"
+    )
+    record = json.loads(shown(capsys, one, as_json=True))
+    check("show", record)
+    assert [(each["before_restart"], each["seconds"]) for each in record["switch"]["steps"]] == [
+        (True, 1.0),
+        (True, None),
+        (False, 1.0),
+    ]
+
+
 def test_one_that_was_there_already(capsys: pytest.CaptureFixture[str]) -> None:
     said = shown(capsys, entry(count=0, steps=[]))
     assert "  result: it was there already\n" in said
@@ -210,7 +253,7 @@ def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFix
         steps=[step(1, EVIL, 0, 5e-6, EVIL)],
     )
     printed = "\n".join(told(capsys, evil)) + shown(capsys, evil)
-    print_timeline(evil)
+    print_timeline(evil, evil["steps"])
     printed += capsys.readouterr().out
     assert "\x1b" not in printed
     assert "\x9b" not in printed
@@ -221,7 +264,7 @@ def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFix
 def test_bars_stand_where_the_steps_were(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     steps = [step(1, "done", 0, 1), step(2, "failed", 1, 3e-6), step(1, "reverted", 1, 1)]
-    print_timeline(entry(steps=steps))
+    print_timeline(entry(), steps)
     rows = [line.partition("load vfio-pci")[2] for line in capsys.readouterr().out.splitlines()]
     first, failed, reverted = (len(row) - len(row.lstrip()) for row in rows)
     assert first < failed == reverted

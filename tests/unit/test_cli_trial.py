@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from typing import Any, cast
 
@@ -26,18 +25,6 @@ def test_it_stays_on_its_line(columns: int, seconds: int, monkeypatch: pytest.Mo
     assert len(shown) < columns
     assert shown.startswith("home in" if seconds > 0 else "home when possible")
     assert "press h for back now, k to keep it" in shown or columns == 40
-
-
-@pytest.mark.parametrize(("typed", "key"), [(b"h", "h"), (b"K", "k"), (b"\xff", "\ufffd")])
-def test_a_key_is_one_byte_in_any_case(typed: bytes, key: str) -> None:
-    ours, theirs = os.pipe()
-    os.write(theirs, typed)
-    assert trial._typed(ours) == key
-    os.close(theirs)
-    with pytest.raises(KeyboardInterrupt):
-        # Nobody can type any more.
-        trial._typed(ours)
-    os.close(ours)
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,15 @@ from gpuswitch.model.facts import Driver
 from gpuswitch.model.hints import OneOf
 from gpuswitch.model.holders import Process, Unit
 from gpuswitch.model.owner import Owner
+from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.model.trial import Trial
+from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.journal.journal import Entry, Journal, Page, Unfinished, boot_id
 from gpuswitch.switch.journal.store import DirectoryStore
-from gpuswitch.switch.record import Requester
+from gpuswitch.switch.record import Requester, StepRecord, Switch
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
+from gpuswitch.switch.steps.pci import Unbind
 from tests.harness.facts import at
 
 GPU = at("0000:01:00.0")
@@ -233,10 +236,28 @@ def test_a_page_with_a_field_that_nobody_knows_is_set_aside(tmp_path: Path) -> N
 
 def test_a_step_further_everything_else_is_kept() -> None:
     worker = Process(4711, 88)
-    further = UNFINISHED.at(4, 10, "unbind", back=True, worker=worker)
-    assert further == replace(UNFINISHED, index=4, count=10, title="unbind", back=True, worker=worker)
+    event = StepEvent(4, 10, Unbind(GPU, "nvidia"), Status.REVERTING)
+    further = replace(UNFINISHED, waiting_for="somebody").at(event, worker, None)
+    title = event.step.title
+    assert further == replace(UNFINISHED, index=4, count=10, title=title, kind="unbind", back=True, worker=worker)
     entry = Entry(RESTORE_STATE, STUCK, UNFINISHED, WIN11, "nothing worked", "the driver did not take it")
     assert entry.at(further) == replace(entry, unfinished=further)
+
+
+async def test_what_was_done_before_two_restarts_is_known_after_both(tmp_path: Path) -> None:
+    done = StepRecord(2, "unbind", "unbind", Status.DONE, 2.0, 0.5)
+    left = replace(UNFINISHED, options=Options(Busy.KILL, 7.0, ("a.service",)), steps=(done,), failure="no luck")
+    one = StepRecord(3, "bind", "", Status.INTERRUPTED, 1.5, 0.0)
+    assert left.interrupted() == (done, one)
+    resumed = Switch.begun_before(
+        left.id, left.target, left.count, left.options, left.requester, left.started, left.interrupted()
+    )
+    assert resumed.count == left.count, "one of no steps was there already, people are told"
+    resumed.failure = left.failure
+    Page(kept_in(tmp_path), GPU, lambda _: None).begin(resumed, RESTORE_STATE, None)
+    again = kept_in(tmp_path).load(GPU).unfinished
+    assert again is not None
+    assert (again.interrupted(), again.options, again.failure) == ((done, one), left.options, "no luck")
 
 
 def test_keeps_how_far_a_switch_is_and_whose_it_is(tmp_path: Path) -> None:
@@ -528,6 +549,28 @@ _unfinished = st.none() | st.builds(
     _texts,
     st.booleans(),
     st.none() | st.builds(Process, st.integers(1), st.integers(0)),
+    _texts,
+    st.floats(0, 2**40),
+    _texts,
+    _texts,
+    st.builds(
+        Options,
+        st.none() | st.sampled_from(Busy),
+        st.none() | st.floats(0, 2**20),
+        st.lists(_texts).map(tuple),
+        st.none() | st.floats(0, 2**20),
+    ),
+    st.lists(
+        st.builds(
+            StepRecord,
+            st.integers(1),
+            _texts,
+            _texts,
+            st.sampled_from(Status),
+            st.floats(0, 2**40),
+            st.floats(0, 2**20),
+        )
+    ).map(tuple),
 )
 _owner = st.none() | st.builds(Owner, _texts, _texts)
 _stuck = st.none() | st.builds(Pending, _texts, worker=st.builds(Process, st.integers(1), st.integers(0)))

@@ -12,7 +12,7 @@ import errno
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +23,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.hints import OneOf
 from gpuswitch.model.holders import Process
 from gpuswitch.model.owner import Owner
+from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.model.trial import Trial
 from gpuswitch.runtime.pause import Pause
@@ -30,7 +31,7 @@ from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.journal.boot import BootNotes
 from gpuswitch.switch.journal.codec import decode, encoders_of
 from gpuswitch.switch.journal.store import Store
-from gpuswitch.switch.record import Requester, Switch
+from gpuswitch.switch.record import Requester, StepRecord, Switch
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
 
 _FORMAT = 4
@@ -45,8 +46,10 @@ _log = logging.getLogger(__name__)
 class Unfinished:
     """A switch that is not over: its `id`, where it goes, and the step of `count` that is under way.
 
-    Every step before `index` is done; with `back`, every one after it was taken back, or never begun. `started` is in
-    seconds since the epoch. `worker` is the process that does it: what it was sent goes on when the service has died.
+    Every step before `index` is done; with `back`, every one after it was taken back, or never begun, for the sake of
+    `failure`, where that is known. `started` and `step_started` are in seconds since the epoch. `worker` is the process
+    that does it: what it was sent goes on when the service has died. `waiting_for` is for whom that step waits, a
+    sentence a line. `options` and `steps`, those that ended, are for whoever looks it up later.
     """
 
     id: str
@@ -58,10 +61,35 @@ class Unfinished:
     title: str = ""
     back: bool = False
     worker: Process | None = None
+    kind: str = ""
+    step_started: float = 0.0
+    waiting_for: str = ""
+    failure: str = ""
+    options: Options = field(default_factory=Options)
+    steps: tuple[StepRecord, ...] = ()
 
-    def at(self, index: int, count: int, title: str, *, back: bool, worker: Process | None) -> Unfinished:
-        """The same switch, come to this step."""
-        return replace(self, index=index, count=count, title=title, back=back, worker=worker)
+    def at(self, event: StepEvent, worker: Process | None, switch: Switch | None) -> Unfinished:
+        """The same switch, come to this step; `switch` is its record, None where there is none any more."""
+        come = replace(
+            self,
+            index=event.index,
+            count=event.count,
+            title=event.step.title,
+            back=event.status is Status.REVERTING,
+            worker=worker,
+            kind=event.step.kind,
+            waiting_for="",
+        )
+        if switch is None or switch.id != self.id:
+            return come
+        return replace(come, step_started=switch.step_started, failure=switch.failure, steps=tuple(switch.steps))
+
+    def interrupted(self) -> tuple[StepRecord, ...]:
+        """Its steps until now, with the one that was under way when the service ended."""
+        if not self.index:
+            return self.steps
+        last = StepRecord(self.index, self.title, self.kind, Status.INTERRUPTED, self.step_started or self.started, 0.0)
+        return (*self.steps, last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +297,16 @@ class Page:
         Raises:
             Failed: that could not be written; nothing was changed.
         """
-        unfinished = Unfinished(switch.id, switch.target, switch.requester, switch.started, count=switch.count)
+        unfinished = Unfinished(
+            switch.id,
+            switch.target,
+            switch.requester,
+            switch.started,
+            count=switch.count,
+            failure=switch.failure,
+            options=switch.options,
+            steps=tuple(switch.steps),
+        )
         self._journal.reserve(self._gpu)
         try:
             entry = replace(self.entry, restore_state=restore_state, unfinished=unfinished, trial=trial)
@@ -277,17 +314,23 @@ class Page:
         except Failed as error:
             raise Failed(f"{error}, so nothing was changed") from error
 
-    def begin_step(self, event: StepEvent, worker: Process | None, *, durably: bool) -> None:
-        """This step is begun next, or taken back, by this worker; unless `durably`, as `write_if_possible`.
+    def begin_step(self, event: StepEvent, worker: Process | None, switch: Switch | None, *, durably: bool) -> None:
+        """This step is begun next, or taken back, by this worker; unless `durably`, as `write_if_possible`. `switch` is
+        the GPU's last one.
 
         Raises:
             Failed: that could not be written.
         """
         if (unfinished := self.entry.unfinished) is None:
             return
-        back = event.status is Status.REVERTING
-        unfinished = unfinished.at(event.index, event.count, event.step.title, back=back, worker=worker)
+        unfinished = unfinished.at(event, worker, switch)
         (self.write if durably else self.write_if_possible)(self.entry.at(unfinished))
+
+    def waits(self, what: str) -> None:
+        """The step that is under way waits for these, a sentence a line."""
+        unfinished = self.entry.unfinished
+        if unfinished is not None and unfinished.waiting_for != what:
+            self.write_if_possible(self.entry.at(replace(unfinished, waiting_for=what)))
 
 
 def _gpu(name: str) -> PciAddress | None:

@@ -198,8 +198,9 @@ def _neighbours(gpu: Gpu, facts: HostFacts, config: Config, along: Collection[Pc
                 driver=neighbour.driver_name,
             )
             if neighbour.kind not in _THE_BOARD and neighbour.physical_function is None:
-                both = to_set_members(config, gpu, more=[neighbour.address])
-                remedy = Sentence("{unbind}; or move both: {set}", unbind=remedy, set=both)
+                both = Sentence("move both: {set}", set=to_set_members(config, gpu, more=[neighbour.address]))
+                # The driver of a GPU waits, perhaps for ever, for whoever has it open.
+                remedy = both if neighbour.makes_gpu else Sentence("{unbind}; or {both}", unbind=remedy, both=both)
             sentence = Sentence(
                 "{function} is in IOMMU group {group} too and stays on {driver}: {remedy}",
                 function=describe(neighbour),

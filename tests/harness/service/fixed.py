@@ -79,7 +79,7 @@ def function(address: str, group: int, kind: str, gpu: str = "", driver: str = "
 
 
 class FixedGpu(Gpu):
-    """One that always looks so; `plan` may be the refusal of one."""
+    """One that always looks so; `plan` may be the refusal of one, `refused` words that no options may have."""
 
     def __init__(
         self,
@@ -87,11 +87,13 @@ class FixedGpu(Gpu):
         properties: dict[str, Any],
         holders: Sequence[dict[str, Any]] = (),
         plan: Sequence[dict[str, Any]] | CtlError = (),
+        refused: Sequence[str] = (),
     ) -> None:
         path = f"{ROOT}/gpu/" + str(properties["Address"]).replace(":", "_").replace(".", "_")
         super().__init__(cast("Service", service), ":1.1", path, properties)
         self._holders = holders
         self._plan = plan
+        self._refused = refused
 
     def look(self) -> dict[str, Any]:
         return self.properties
@@ -104,8 +106,8 @@ class FixedGpu(Gpu):
             raise self._plan
         return list(self._plan)
 
-    def blockers(self, _target: str, _options: Options) -> list[dict[str, Any]]:
-        return []
+    def blockers(self, _target: str, options: Options) -> list[dict[str, Any]]:
+        return [{}] if any(word in repr(options) for word in self._refused) else []
 
 
 class FixedService:
@@ -124,10 +126,11 @@ class FixedService:
         config: Iterable[dict[str, Any]] = (),
         holders: Sequence[dict[str, Any]] = (),
         plan: Sequence[dict[str, Any]] | CtlError = (),
+        refused: Sequence[str] = (),
         events: Iterable[Signal | str] = (),
         outcomes: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
-        self._gpus = [FixedGpu(self, properties, holders, plan) for properties in gpus]
+        self._gpus = [FixedGpu(self, properties, holders, plan, refused) for properties in gpus]
         self._functions = list(functions)
         self._warnings = list(warnings)
         self._history = list(history)

@@ -44,6 +44,10 @@ class Terminal:
             assert self._read(), f"{text!r} never came:\n{self.shown}"
         self._read_until = found + len(text)
 
+    def modes(self) -> list[int | list[bytes | int]]:
+        """How it is set: line by line or key by key, with or without an echo (termios(3))."""
+        return termios.tcgetattr(self._ours)
+
     def press(self, text: str) -> None:
         os.write(self._ours, text.encode())
 

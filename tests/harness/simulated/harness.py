@@ -158,6 +158,7 @@ class Witness(Observer):
         self._holds(record, switch is not None and switch.result is None, "a switch that is over waits")
         if switch is not None:
             self.waited.append(switch.waiting_for)
+            self.told.set()
 
     def finished(self, record: GpuRecord, switch: Switch) -> None:
         done = switch.result is Result.DONE

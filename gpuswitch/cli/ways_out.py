@@ -1,0 +1,75 @@
+"""What there is to type where a switch is refused since somebody has the GPU open: each would not be refused now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from shlex import quote
+from typing import Any
+
+from gpuswitch.cli.client import Gpu, Options
+from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.translate import _
+
+_WAIT_SECONDS = 60
+_DISPLAY_MANAGER = "display-manager.service"
+"""The alias that each has (systemd.special(7))."""
+_FLAGS = {"busy": "--busy", "wait_seconds": "--wait", "stop_units": "--stop-unit"}
+
+
+def ways_out(gpu: Gpu, target: str, options: Options, command: str) -> Iterator[str]:
+    """A sentence for each; `command` is what was typed, without the `options`. The service is asked about each: what
+    else is in the way stays there, whatever becomes of who has the GPU open.
+    """
+
+    def helps(changed: Options) -> bool:
+        try:
+            return changed != options and not gpu.blockers(target, changed)
+        except CtlError:  # such as a unit that may not be stopped
+            return False
+
+    waits = {**_without(options, "busy"), "wait_seconds": ("u", _WAIT_SECONDS)}
+    if helps(waits):
+        yield _("or have it wait for them: {command}", command=_typed(command, waits))
+    ends = {**_without(options, "wait_seconds"), "busy": ("s", "terminate")}
+    can_end = helps(ends)
+    holders = _holders(gpu)
+    services = sorted({each["unit"] for each in holders if each["unit"].endswith(".service") and not each["user_unit"]})
+    # What belongs to a desktop as a whole ends with that; where no display manager has started it, there is none.
+    desktop = [_DISPLAY_MANAGER] if not can_end and any(each["session"] for each in holders) else []
+    for units in filter(None, dict.fromkeys((tuple(services), (*services, *desktop)))):
+        stops = {**options, "stop_units": ("as", list(dict.fromkeys([*_units(options), *units])))}
+        if helps(stops):
+            named = ", ".join(dict.fromkeys(units))
+            text = _(
+                "or have {units} stopped first, and started again when the GPU is home: {command}",
+                units=named,
+                command=_typed(command, stops),
+            )
+            yield text
+            break
+    if can_end:
+        yield _("or have them ended, and lose what they have not saved: {command}", command=_typed(command, ends))
+
+
+def _holders(gpu: Gpu) -> list[dict[str, Any]]:
+    try:
+        return gpu.holders()
+    except CtlError:
+        return []
+
+
+def _without(options: Options, name: str) -> dict[str, tuple[str, Any]]:
+    return {key: value for key, value in options.items() if key != name}
+
+
+def _units(options: Options) -> list[str]:
+    return list(options["stop_units"][1]) if "stop_units" in options else []
+
+
+def _typed(command: str, options: Mapping[str, tuple[str, Any]]) -> str:
+    """As it is typed: `gpuswitchctl to-vfio rtx3070 --wait 60`."""
+    words = [command]
+    for name, (_signature, value) in options.items():
+        for each in value if isinstance(value, list) else [value]:
+            words += [_FLAGS[name], quote(f"{each}")]
+    return " ".join(words)

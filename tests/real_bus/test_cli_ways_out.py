@@ -1,0 +1,51 @@
+"""A switch that is refused since somebody has the GPU open names what there is to type, and that is not refused."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+
+import pytest
+
+from tests.harness.service.services import ANY_PORT
+from tests.real_bus.conftest import Ctl, Start
+
+TABLE = '[[gpu]]\naddress = "0000:01:00.0"\nname = "geforce"\n'
+MAY = f"{ANY_PORT}[defaults]\nallow_boot_display = true\n{TABLE}"
+WAIT = "or have it wait for them: "
+STOP = "or have display-manager.service stopped first, and started again when the GPU is home: "
+END = "or have them ended, and lose what they have not saved: "
+
+
+def offered(refusal: subprocess.CompletedProcess[str]) -> list[str]:
+    assert refusal.returncode == 3
+    return [line.strip() for line in refusal.stderr.splitlines() if line.startswith("  or ")]
+
+
+async def test_each_way_out_is_named(start: Start, ctl: Ctl) -> None:
+    await start("single", config=MAY)
+    assert offered(ctl("to-vfio", "geforce")) == [
+        f"{WAIT}gpuswitchctl to-vfio geforce --wait 60",
+        f"{STOP}gpuswitchctl to-vfio geforce --stop-unit display-manager.service",
+        f"{END}gpuswitchctl to-vfio geforce --busy terminate",
+    ]
+    first, *_ = offered(ctl("trial", "geforce", "--seconds", "60"))
+    assert first == f"{WAIT}gpuswitchctl trial geforce --seconds 60 --wait 60"
+
+
+@pytest.mark.parametrize("lead", [STOP, END])
+async def test_each_way_out_leads_there(lead: str, start: Start, ctl: Ctl) -> None:
+    await start("single", config=MAY)
+    [way] = [way for way in offered(ctl("to-vfio", "geforce")) if way.startswith(lead)]
+    program, *typed = shlex.split(way.removeprefix(lead))
+    done = ctl(*typed)
+    assert (program, done.returncode, done.stderr) == ("gpuswitchctl", 0, "")
+
+
+async def test_nothing_is_offered_that_something_else_is_in_the_way_of(start: Start, ctl: Ctl) -> None:
+    """No wait makes another display of the one that the machine booted on."""
+    await start("single", config=f"{ANY_PORT}{TABLE}")
+    refusal = ctl("to-vfio", "geforce")
+    assert "the display that this machine booted on" in refusal.stderr
+    assert "Xorg (pid " in refusal.stderr
+    assert offered(refusal) == []
