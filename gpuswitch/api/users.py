@@ -12,7 +12,7 @@ from gpuswitch.errors import GpuswitchError
 
 REMEMBERED: Final = 2048
 """Connections; a system bus has some hundred."""
-LEARNING: Final = 256
+LEARNING: Final = 16
 """Connections that are asked for at once, in advance."""
 
 
