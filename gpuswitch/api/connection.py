@@ -18,7 +18,7 @@ calls itself and asks nothing more. Which library that is, and what one alone do
 
 import logging
 import socket
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from struct import pack, unpack_from
@@ -68,6 +68,9 @@ max_bytes_read_per_iteration). What is in here is on its way, whosever it is, an
 The 208 KiB that Linux gives by itself are a hundred turns.
 """
 
+REMEMBERED: Final = 1024
+"""Connections of which it is known how much they were answered."""
+
 UNASKED: Final = (CALL, SIGNAL)
 ANSWERS: Final = (MessageType.METHOD_RETURN, MessageType.ERROR)
 
@@ -92,6 +95,7 @@ class Connection(library.Link):
         self._tells = Seldom()
         self._received = bytearray()
         self._unsent = bytearray()
+        self._answered: OrderedDict[str, tuple[int, int]] = OrderedDict()
         super().__init__(address)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
@@ -201,6 +205,19 @@ class Connection(library.Link):
         """Whether so many calls wait that it matters whose is next."""
         return self._inbox.crowded
 
+    def waiting(self, *owners: Hashable) -> Counter[str]:
+        """How many calls of each connection of these owners, or of all, wait to be served. Reads the header of each."""
+        return Counter(map(sender_of, self._inbox.waiting(*owners)))
+
+    def answered(self, to: str) -> tuple[int, int]:
+        """Answers that were sent to a connection, and their bytes; zeros where it is long ago that there was one."""
+        return self._answered.get(to, (0, 0))
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the kernel has not taken."""
+        return len(self._unsent)
+
     def _handle(self, frame: bytes) -> None:
         try:
             message = library.unmarshal(frame)
@@ -225,7 +242,7 @@ class Connection(library.Link):
         wanted = not frame[2] & MessageFlag.NO_REPLY_EXPECTED.value
         if wanted and len(self._unsent) < MOST_REFUSED and sender:
             serial: int = unpack_from(byte_order(frame) + "I", frame, 8)[0]
-            self._write(crowded_error(sender, serial, self.next_serial()))
+            self._answer(sender, crowded_error(sender, serial, self.next_serial()))
 
     def _tell(self, sender: str, text: str) -> None:
         """Log what somebody sent that we do not take, once for each connection, of which they can have many."""
@@ -243,11 +260,13 @@ class Connection(library.Link):
         """
         message.serial = message.serial or self.next_serial()
         data = library.marshal(message)
-        if len(data) > MOST_OF_CROWD and message.message_type in ANSWERS:
-            to = str(message.destination)
-            if self._inbox.crowds(self.owner_of(to)):
-                data = crowded_error(to, message.reply_serial, message.serial)
-        self._write(data)
+        if message.message_type not in ANSWERS:
+            self._write(data)
+            return
+        to = str(message.destination)
+        if len(data) > MOST_OF_CROWD and self._inbox.crowds(self.owner_of(to)):
+            data = crowded_error(to, message.reply_serial, message.serial)
+        self._answer(to, data)
 
     def emit(self, path: str, interface: str, member: str, signature: str, body: list[object]) -> None:
         """Send a signal. Raises the library's SignatureBodyMismatchError where `body` does not fit `signature`.
@@ -257,6 +276,13 @@ class Connection(library.Link):
         header = signal_header(path, interface, member, signature)
         content = library.marshal_body(signature, body)
         self._write(header[:4] + pack("<II", len(content), self.next_serial()) + header[12:] + content)
+
+    def _answer(self, to: str, data: bytes) -> None:
+        answers, size = self._answered.pop(to, (0, 0))
+        self._answered[to] = answers + 1, size + len(data)
+        if len(self._answered) > REMEMBERED:
+            self._answered.popitem(last=False)
+        self._write(data)
 
     def _write(self, data: bytes) -> None:
         if self._disconnected:

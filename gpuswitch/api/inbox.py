@@ -10,7 +10,7 @@ import heapq
 import itertools
 import struct
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from contextlib import suppress
 from struct import unpack_from
 from typing import Final
@@ -46,6 +46,11 @@ class Inbox:
     def crowded(self) -> bool:
         """Whether it matters whose is next."""
         return self._count >= MANY
+
+    def waiting(self, *owners: Hashable) -> Iterator[bytes]:
+        """The frames of these owners that wait; of all, where none is named."""
+        for owner in owners or self._queues:
+            yield from self._queues.get(owner, ())
 
     def crowds(self, owner: Hashable) -> bool:
         """Whether it matters, and this owner has many of those that wait."""
