@@ -3,15 +3,19 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Final, Self
 
 from gpuswitch.api.connection import DRIVER, Connection, Message, MessageFlag, MessageType, NameFlag, RequestNameReply
+from gpuswitch.api.departures import Departures
 from gpuswitch.api.interface import Interface
 from gpuswitch.api.serving import Authority, Server
 from gpuswitch.api.signatures import plain
 from gpuswitch.api.standard import Introspectable, ObjectManager, Peer, Properties, interface_values, is_below, told
 from gpuswitch.api.users import Users
 from gpuswitch.errors import Failed, Timeout
+from gpuswitch.runtime.threads import run_in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +25,10 @@ BUS_SECONDS: Final = 10.0
 
 _BUS: Final = (DRIVER, "/org/freedesktop/DBus", DRIVER)
 """Name, path and interface of the message bus itself."""
+
+
+_MACHINE_ID: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+"""Where it is, and where it was before there was systemd (dbus-uuidgen(1))."""
 
 
 class BusError(Failed):
@@ -48,7 +56,9 @@ class Bus:
         self._objects: dict[str, dict[str, Interface]] = {}
         self._calls: dict[int, asyncio.Future[Message]] = {}
         self._gone: Callable[[str], None] | None = None
-        self._users = Users(self.user)
+        self._watched = False
+        self._users = Users(self.user, self.process)
+        self._departures = Departures(connection, self._users)
         self._server = Server(connection, self._objects, self._everywhere, self._users, self.watch_names)
         connection.owner_of = self._owner
         connection.add_message_handler(self._receive)
@@ -190,9 +200,16 @@ class Bus:
         bus works off what one connection sends in order (specification, Message Bus Message Routing).
         """
         self._gone = gone
+        self._watch(on=gone is not None or self._connection.crowded)
+
+    def _watch(self, *, on: bool) -> None:
+        """Hear of connections that leave: while calls of some are under way, and in a crowd."""
+        if on == self._watched:
+            return
+        self._watched = on
         # arg2 is the new owner: of a unique name there never is one again
         rule = "type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg2=''"
-        member = "RemoveMatch" if gone is None else "AddMatch"
+        member = "AddMatch" if on else "RemoveMatch"
         self.send(Message(*_BUS, member, signature="s", body=[rule], flags=MessageFlag.NO_REPLY_EXPECTED))
 
     def send(self, message: Message) -> None:
@@ -207,13 +224,14 @@ class Bus:
         return answer[0] if answer else None
 
     async def _machine_id(self) -> str:
-        return str(await self._ask("org.freedesktop.DBus.Peer", "GetMachineId"))
+        return await run_in_thread(_read_machine_id)
 
     async def _await_end(self) -> None:
         try:
             await self._connection.wait_for_disconnect()
         except Exception as error:  # noqa: BLE001 -- whatever it was: it is logged, and `lost` says that it happened
-            logger.warning("the connection to the bus is lost: %s", error)
+            under_way = self._departures.lost(self._server.calls)
+            logger.warning("the connection to the bus is lost: %s%s", error, under_way)
         for answer in self._calls.values():
             if not answer.done():
                 answer.set_exception(BusLostError("the connection to the bus was lost before the answer came"))
@@ -224,6 +242,7 @@ class Bus:
             return user
         if self._connection.crowded and name:
             self._users.learn(name)
+            self._watch(on=True)
         return name
 
     def _receive(self, message: Message) -> bool:
@@ -240,5 +259,23 @@ class Bus:
         """Who has left the bus: the name, its old owner, and no new one."""
         if message.member == "NameOwnerChanged" and message.sender == DRIVER:
             name, _, new = message.body
-            if not new and self._gone is not None:
-                self._gone(name)
+            if not new:
+                self._leave(name)
+
+    def _leave(self, name: str) -> None:
+        """A connection is gone, or nobody has this name any more."""
+        if name.startswith(":"):
+            self._departures.left(name, self._server.called_by(name))
+        if self._gone is not None:
+            self._gone(name)
+        elif not self._connection.crowded:
+            self._watch(on=False)
+
+
+def _read_machine_id() -> str:
+    """Raises Failed. The bus is not asked: to a system bus nobody may send `Peer` (dbus-daemon 1.14, system.conf)."""
+    for file in _MACHINE_ID:
+        with suppress(OSError):
+            if found := file.read_text().strip():
+                return found
+    raise Failed(f"cannot tell the id of this machine: {_MACHINE_ID[0]} cannot be read")

@@ -8,6 +8,7 @@ calls itself and asks nothing more. Which library that is, and what one alone do
   `_file`, `_handle`, `_flush`
 - a bus that refuses Hello counts as connected: `connect`
 - many messages, or a huge one, keep the loop from all other work, and everybody else waiting: `_sort`, `_work`
+- answers that the bus has no time for lie in front of everybody else's: `__init__`, `_work`, `send`
 - a connection that ends twice takes from the loop what has its socket's number by then: `_finalize`
 - a signal costs three times what it needs to: `emit`
 """
@@ -16,7 +17,8 @@ calls itself and asks nothing more. Which library that is, and what one alone do
 # mypy: allow-untyped-calls
 
 import logging
-from collections import deque
+import socket
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from struct import pack, unpack_from
@@ -51,10 +53,26 @@ MAX_UNASKED: Final = 64 * 1024
 DRIVER: Final = "org.freedesktop.DBus"
 """The message bus itself, as a sender. Signals of others were sent to us without being asked for."""
 RECEIVE: Final = 64 * 1024
-MOST_UNSENT: Final = 64 * 1024
-"""Bytes that the bus has not taken yet: until it does, no call is served, as nobody would get the answer."""
+MOST_UNSENT: Final = 2 * 1024
+"""Bytes of answers for one turn of the loop. Until the kernel has taken them no call is served: its answer would only
+wait, and whose turn it is may be another's by then."""
+MOST_REFUSED: Final = 1024
+"""Bytes of it. Where as much waits, whoever is refused in a crowd is not told: that would be in the way of answers."""
+MOST_OF_CROWD: Final = 2 * 1024
+"""Bytes of an answer to a user who has many calls waiting in a crowd: all others would wait for a larger one."""
+SEND_BUFFER: Final = 2 * 1024
+"""Bytes that the kernel keeps of what the bus has not read; it makes about twice that of it (socket(7), SO_SNDBUF).
+
+A bus that is busy takes little of each connection in a turn, dbus-daemon 2 KiB (dbus-transport-socket.c,
+max_bytes_read_per_iteration). What is in here is on its way, whosever it is, and each answer comes behind all of it.
+The 208 KiB that Linux gives by itself are a hundred turns.
+"""
+
+REMEMBERED: Final = 1024
+"""Connections of which it is known how much they were answered."""
 
 UNASKED: Final = (CALL, SIGNAL)
+ANSWERS: Final = (MessageType.METHOD_RETURN, MessageType.ERROR)
 
 PATH, INTERFACE, MEMBER, ERROR_NAME, REPLY_SERIAL, DESTINATION, SIGNATURE = 1, 2, 3, 4, 5, 6, 8
 """Codes of header fields (D-Bus specification, Header Fields)."""
@@ -77,7 +95,9 @@ class Connection(library.Link):
         self._tells = Seldom()
         self._received = bytearray()
         self._unsent = bytearray()
+        self._answered: OrderedDict[str, tuple[int, int]] = OrderedDict()
         super().__init__(address)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
     @override
     async def connect(self) -> "Connection":
@@ -159,24 +179,44 @@ class Connection(library.Link):
             self._handle(frame)
 
     def _resume(self) -> None:
-        if not self._working and self._inbox and len(self._unsent) < MOST_UNSENT:
+        if not self._working and self._inbox and not self._unsent:
             self._working = True
             self._loop.call_soon(self._work)
 
     def _work(self) -> None:
-        """Serve the calls whose turn it is, some in each turn of the loop, while the bus takes the answers."""
+        """Serve the calls whose turn it is, some in each turn of the loop, while the bus takes the answers.
+
+        In a crowd it is one: a call may have something to ask of the bus first, which is sent in the next turn.
+        """
         until = self._loop.time() + WORK_SECONDS
-        while not self._disconnected and len(self._unsent) < MOST_UNSENT and (frame := self._inbox.take()) is not None:
+        while not self._disconnected and len(self._unsent) < self._room and (frame := self._inbox.take()) is not None:
             self._handle(frame)
-            if self._loop.time() >= until:
+            if self.crowded or self._loop.time() >= until:
                 self._loop.call_soon(self._work)
                 return
         self._working = False
 
     @property
+    def _room(self) -> int:
+        return 1 if self.crowded else MOST_UNSENT
+
+    @property
     def crowded(self) -> bool:
         """Whether so many calls wait that it matters whose is next."""
         return self._inbox.crowded
+
+    def waiting(self, *owners: Hashable) -> Counter[str]:
+        """How many calls of each connection of these owners, or of all, wait to be served. Reads the header of each."""
+        return Counter(map(sender_of, self._inbox.waiting(*owners)))
+
+    def answered(self, to: str) -> tuple[int, int]:
+        """Answers that were sent to a connection, and their bytes; zeros where it is long ago that there was one."""
+        return self._answered.get(to, (0, 0))
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the kernel has not taken."""
+        return len(self._unsent)
 
     def _handle(self, frame: bytes) -> None:
         try:
@@ -200,9 +240,9 @@ class Connection(library.Link):
     def _refuse_more(self, frame: bytes, sender: str) -> None:
         """Of what a user has waiting there is enough. It is told in few bytes, as there will be many such answers."""
         wanted = not frame[2] & MessageFlag.NO_REPLY_EXPECTED.value
-        if wanted and len(self._unsent) < MOST_UNSENT and sender:
+        if wanted and len(self._unsent) < MOST_REFUSED and sender:
             serial: int = unpack_from(byte_order(frame) + "I", frame, 8)[0]
-            self._write(crowded_error(sender, serial, self.next_serial()))
+            self._answer(sender, crowded_error(sender, serial, self.next_serial()))
 
     def _tell(self, sender: str, text: str) -> None:
         """Log what somebody sent that we do not take, once for each connection, of which they can have many."""
@@ -214,9 +254,19 @@ class Connection(library.Link):
 
     @override
     def send(self, message: Message) -> None:
-        """Send `message` as soon as the socket takes it. Once the bus is lost, nothing is sent."""
+        """Send `message` as soon as the socket takes it. Once the bus is lost, nothing is sent.
+
+        Instead of a large answer, whoever has many calls waiting in a crowd is told LimitsExceeded.
+        """
         message.serial = message.serial or self.next_serial()
-        self._write(library.marshal(message))
+        data = library.marshal(message)
+        if message.message_type not in ANSWERS:
+            self._write(data)
+            return
+        to = str(message.destination)
+        if len(data) > MOST_OF_CROWD and self._inbox.crowds(self.owner_of(to)):
+            data = crowded_error(to, message.reply_serial, message.serial)
+        self._answer(to, data)
 
     def emit(self, path: str, interface: str, member: str, signature: str, body: list[object]) -> None:
         """Send a signal. Raises the library's SignatureBodyMismatchError where `body` does not fit `signature`.
@@ -226,6 +276,13 @@ class Connection(library.Link):
         header = signal_header(path, interface, member, signature)
         content = library.marshal_body(signature, body)
         self._write(header[:4] + pack("<II", len(content), self.next_serial()) + header[12:] + content)
+
+    def _answer(self, to: str, data: bytes) -> None:
+        answers, size = self._answered.pop(to, (0, 0))
+        self._answered[to] = answers + 1, size + len(data)
+        if len(self._answered) > REMEMBERED:
+            self._answered.popitem(last=False)
+        self._write(data)
 
     def _write(self, data: bytes) -> None:
         if self._disconnected:

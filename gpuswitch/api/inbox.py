@@ -10,7 +10,7 @@ import heapq
 import itertools
 import struct
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from contextlib import suppress
 from struct import unpack_from
 from typing import Final
@@ -25,6 +25,8 @@ MANY: Final = 512
 """Calls that wait: from here on each user has a limit."""
 MOST_OF_ONE: Final = 64
 """Calls of one user that wait then. More of them are refused."""
+MANY_OF_ONE: Final = 8
+"""Calls of one user that wait then, from which on they get no large answers."""
 
 
 class Inbox:
@@ -44,6 +46,15 @@ class Inbox:
     def crowded(self) -> bool:
         """Whether it matters whose is next."""
         return self._count >= MANY
+
+    def waiting(self, *owners: Hashable) -> Iterator[bytes]:
+        """The frames of these owners that wait; of all, where none is named."""
+        for owner in owners or self._queues:
+            yield from self._queues.get(owner, ())
+
+    def crowds(self, owner: Hashable) -> bool:
+        """Whether it matters, and this owner has many of those that wait."""
+        return self.crowded and len(self._queues.get(owner, ())) >= MANY_OF_ONE
 
     def put(self, owner: Hashable, frame: bytes) -> bool:
         """Keep it until it is its turn. False where there are too many of this owner's already."""

@@ -221,6 +221,16 @@ class Server:
             if not self._connected:
                 self._watch_names(None)
 
+    @property
+    def calls(self) -> int:
+        """How many are under way."""
+        return sum(len(connected.calls) for connected in self._connected.values())
+
+    def called_by(self, name: str) -> list[str]:
+        """The methods that calls of this connection are under way to."""
+        connected = self._connected.get(name)
+        return [call.method.name for call in connected.calls] if connected else []
+
     def object_gone(self, path: str) -> None:
         """There is none there any more: whoever is being asked whether a call of it may go on need not answer."""
         for connected in self._connected.values():

@@ -258,7 +258,7 @@ async def _answers(message: Message) -> list[Message]:
 
     table = {each.dbus_name: each for each in (Example(), *everywhere("/org/gpuswitch1"))}
     tree["/org/gpuswitch1"] = {**table, Properties.dbus_name: Properties(table)}
-    server = Server(wire, tree, everywhere, Users(_user), lambda _: None)
+    server = Server(wire, tree, everywhere, Users(_user, _process), lambda _: None)
     server.authority = _Everybody()
     server.serve(message)
     while others := asyncio.all_tasks() - {asyncio.current_task()}:
@@ -272,6 +272,10 @@ async def _machine_id() -> str:
 
 async def _user(name: str) -> int:
     return USER
+
+
+async def _process(name: str) -> int:
+    return len(name)
 
 
 class _Everybody(Authority):

@@ -10,7 +10,7 @@ from pathlib import Path
 import jeepney
 import pytest
 
-from gpuswitch.api import connection
+from gpuswitch.api import connection, inbox
 from gpuswitch.api.bus import Bus, BusError, BusLostError
 from gpuswitch.api.connection import Message
 from gpuswitch.api.interface import Interface, dbus_method, dbus_signal
@@ -135,6 +135,60 @@ async def test_a_flood_leaves_the_loop_turns_for_other_work(tmp_path: Path, monk
         await far_end.receive()
     assert counter.counted == 400
     assert max(after - before for before, after in pairwise(turns)) == 1
+
+
+class Teller(Interface, name="org.example.Teller"):
+    def __init__(self) -> None:
+        self.told = 0
+
+    @dbus_method()
+    def tell(self, size: UInt32) -> Str:
+        self.told += 1
+        return "x" * size
+
+
+TELLER = jeepney.DBusAddress("/teller", ":1.1", "org.example.Teller")
+
+
+def tell(size: int, sender: str) -> jeepney.Message:
+    message = jeepney.new_method_call(TELLER, "Tell", "u", (size,))
+    message.header.fields[jeepney.HeaderFields.sender] = sender
+    return message
+
+
+async def test_a_bus_that_reads_nothing_has_few_answers_in_front_of_the_next(tmp_path: Path) -> None:
+    """Whoever asks while it is busy waits for these."""
+    teller = Teller()
+    async with connected(tmp_path) as (bus, far_end):
+        bus.export("/teller", teller)
+        far_end.writer.transport.pause_reading()  # type: ignore[attr-defined] # of this transport it is also a reader's
+        far_end.send(*[tell(1000, ":1.2")] * 200)
+        told = -1
+        while told < teller.told:
+            told = teller.told
+            for _ in range(20):
+                await asyncio.sleep(0)
+        assert told < 12
+        far_end.send(tell(1, ":1.3"), first_serial=1000)
+        far_end.writer.transport.resume_reading()  # type: ignore[attr-defined] # as above
+        answered = [reply_serial(await far_end.receive()) for _ in range(201)]
+    assert answered.index(1000) < 16
+    assert len(set(answered)) == 201
+
+
+async def test_large_answers_are_for_those_who_do_not_crowd_others(tmp_path: Path) -> None:
+    crowd = [tell(4000, f":1.{number}") for number in range(2, 22) for _ in range(inbox.MOST_OF_ONE)]
+    last_of_crowd, quiet = len(crowd) - inbox.MOST_OF_ONE + 1, len(crowd) + 1
+    async with connected(tmp_path) as (bus, far_end):
+        bus.export("/teller", Teller())
+        far_end.send(*crowd, tell(4000, ":1.99"))
+        answers: dict[object, tuple[object, ...]] = {}
+        while not answers.keys() >= {last_of_crowd, quiet}:
+            message = await far_end.receive()
+            if message.header.message_type is not jeepney.MessageType.method_call:  # else it asks whose calls these are
+                answers[reply_serial(message)] = message.body
+    assert answers[quiet] == ("x" * 4000,)
+    assert answers[last_of_crowd] == ()
 
 
 async def test_more_signals_than_the_socket_takes_arrive_in_order(tmp_path: Path) -> None:

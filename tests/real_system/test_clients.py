@@ -92,6 +92,14 @@ def test_cockpit(machine: Container) -> None:
 
 
 def test_dbus_python(machine: Container) -> None:
-    """By the connection that python-dbusmock gives to tests."""
+    """By the connection that python-dbusmock gives to tests. It reads all that introspection describes."""
     standard = [f"org.freedesktop.DBus.{name}" for name in ("Introspectable", "Peer", "Properties")]
-    assert program(machine, "dbus_python.py") == ["host", [*standard, f"{NAME}.Gpu"], [True, "vfio"], [INVALID, TEXT]]
+    of_all = ["GetMachineId", "Introspect", "Ping"]
+    assert program(machine, "dbus_python.py") == [
+        "host",
+        [*standard, f"{NAME}.Gpu"],
+        [[], sorted([*of_all, "Holders"])],
+        [[], sorted([*of_all, "Config", "GetManagedObjects", "Groups", "Reload", "Warnings"])],
+        [True, "vfio"],
+        [INVALID, TEXT],
+    ]

@@ -6,6 +6,7 @@ A method that is new is missing in these tables until it is named.
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
@@ -177,6 +178,19 @@ def test_an_administrator_proves_it_on_a_terminal(machine: Container) -> None:
     assert f"Authentication is required to switch the GPU {GPU}" in shown.stdout
     assert "This may stop: -" in shown.stdout
     assert prop(machine, "State") == "vfio"
+
+
+def test_the_question_is_in_the_language_of_who_is_asked(machine: Container) -> None:
+    """That of the agent's LANG; LC_ALL is for the characters alone, as the system has no such locale."""
+    for target, language, question in (
+        ("vfio", "de_DE", r"Zum Umschalten der GPU .* ist eine Anmeldung nötig\. Dabei kann beendet werden: -"),
+        ("host", "fr_FR", r"Une authentification est requise pour basculer le GPU .*\. Peuvent être arrêtés : -"),
+        ("vfio", "zh_CN", r"切换 GPU .* 需要身份验证。可能会停止：-"),  # noqa: RUF001 -- Chinese
+    ):
+        settings = f"env LC_ALL=C.UTF-8 LANG={language}.UTF-8"
+        shown = on_terminal(machine, ADA, f"{settings} gpuswitchctl to-{target} {GPU}", word="assword:")
+        assert shown.status == 0, shown.stdout
+        assert re.search(question, shown.stdout)
 
 
 def test_a_user_has_an_administrator_prove_it_or_not(machine: Container) -> None:

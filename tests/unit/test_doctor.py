@@ -498,6 +498,25 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "setsebool -P virt_hooks_unconfined on",
     ),
     (
+        "selinux-without-that-boolean",
+        lambda m: m.write("sys/fs/selinux/enforce", "1"),
+        "mandatory_access",
+        WARNING,
+        "libvirt may not be allowed to run ours",
+        "ausearch -m avc,user_avc -ts boot",
+    ),
+    (
+        "selinux-and-hooks-run",
+        lambda m: (
+            m.write("sys/fs/selinux/enforce", "1"),
+            m.write("sys/fs/selinux/booleans/virt_hooks_unconfined", "1 1"),
+        ),
+        "mandatory_access",
+        OK,
+        "lets hooks run",
+        "",
+    ),
+    (
         "apparmor",
         lambda m: m.write("sys/module/apparmor/parameters/enabled", "Y\n"),
         "mandatory_access",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuswitch.api.inbox import MANY, MOST_OF_ONE, Inbox, sender_of
+from gpuswitch.api.inbox import MANY, MANY_OF_ONE, MOST_OF_ONE, Inbox, sender_of
 
 
 def frame(sender: str, number: int = 0) -> bytes:
@@ -50,6 +50,18 @@ def test_nobody_is_limited_while_there_is_room() -> None:
     assert all(inbox.put("one", frame("one", number)) for number in range(MANY))
     assert not inbox.put("one", frame("one"))
     assert inbox.put("other", frame("other"))
+
+
+def test_who_crowds_others_is_told() -> None:
+    inbox = Inbox()
+    for number in range(MANY_OF_ONE):
+        inbox.put("some", frame("some", number))
+    assert not inbox.crowds("some")
+    for number in range(MANY):
+        inbox.put("flood", frame("flood", number))
+    assert [inbox.crowds(owner) for owner in ("flood", "some", "nobody")] == [True, True, False]
+    inbox.take()
+    assert not inbox.crowds("some")
 
 
 def test_where_many_wait_each_has_its_share() -> None:

@@ -110,6 +110,16 @@ def access(seen: Seen) -> Iterator[Said]:
             Sentence("let them run unconfined"),
             ("setsebool -P virt_hooks_unconfined on",),
         )
+    elif system.selinux_enforcing and system.selinux_hooks_unconfined is None:
+        # Debian's policy labels hooks as settings, which virtd_t may not execute; and then no machine starts.
+        yield warning(
+            Sentence(
+                "SELinux is enforcing, and its policy has no switch for hooks: libvirt may not be allowed to run ours, "
+                "and starts no machine then"
+            ),
+            Sentence("look for what was denied; docs/libvirt.md says what to allow"),
+            ("ausearch -m avc,user_avc -ts boot",),
+        )
     elif system.selinux_enforcing:
         yield ok(Sentence("SELinux is enforcing, and lets hooks run"))
     elif system.apparmor:

@@ -23,7 +23,7 @@ from tests.harness.debian.roots import find_root
 from tests.harness.debian.tools import PROJECT, require_root, require_tools, run_on_top, show_on_top
 
 PACKAGES = (
-    *("git", "python3", "python3-venv", "procps"),
+    *("git", "python3", "python3-venv", "procps", "systemd"),
     *("dbus-daemon", "dbus-bin", "prometheus", "openssl", "bash-completion", "zsh", "fish", "man-db"),
     *("groff-base", "mandoc", "jq"),
 )
