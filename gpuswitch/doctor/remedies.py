@@ -45,6 +45,7 @@ _INSTALL: Mapping[str, str] = {
     "arch": "pacman -S",
     "suse": "zypper install",
 }
+_SWITCH = "nixos-rebuild switch"
 MAINTAIN = "/usr/lib/gpuswitch/maintain"
 """What a package's own scripts call, and nothing but a package brings (contrib/maintain.sh, docs/packages.md)."""
 _PACKAGE_AGAIN: Mapping[str, str] = {
@@ -213,6 +214,8 @@ def change_line(line: Line, instead: Sequence[str] = ()) -> tuple[str, ...]:
 
 def install_again(system: System, *, packaged: bool) -> tuple[Sentence, tuple[str, ...]]:
     """Bring back what is missing of gpuswitch: in words, and the commands."""
+    if system.family == "nixos":  # where nothing but a configuration puts files there
+        return Sentence("build the system anew, with `services.gpuswitch.enable`"), (_SWITCH,)
     if not packaged:
         return Sentence("install gpuswitch again, in its sources"), ("make install",)
     command = _PACKAGE_AGAIN.get(system.family)
@@ -222,8 +225,8 @@ def install_again(system: System, *, packaged: bool) -> tuple[Sentence, tuple[st
 
 def put_hook(system: System, *, packaged: bool) -> tuple[Sentence, tuple[str, ...]]:
     """Have our hook put where libvirt looks for it: in words, and the commands."""
-    if not packaged:
-        return install_again(system, packaged=False)
+    if not packaged or system.family == "nixos":
+        return install_again(system, packaged=packaged)
     return Sentence("have the package put it there"), (f"{MAINTAIN} after-installation",)
 
 

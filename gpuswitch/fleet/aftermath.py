@@ -12,6 +12,7 @@ from gpuswitch.errors import KernelError
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.operation import seconds_for
 from gpuswitch.host.port import Host, Kernel
+from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
 from gpuswitch.runtime.pause import LateError, Pause, answered
@@ -39,7 +40,7 @@ class Aftermath:
                 except KernelError as error:
                     if not unread:
                         unread = True
-                        _log.warning("%s", error)
+                        _log.warning("%s", error, extra=told(GPU=self._actor.gpu.address))
                     await change.come()
                     continue
                 if not machines:
@@ -69,7 +70,7 @@ class Aftermath:
 
     def _tell(self, text: str) -> None:
         self._said = text
-        _log.error("%s", text)
+        _log.error("%s", text, extra=told(GPU=self._actor.gpu.address))
         self._actor.record.note(text)
 
 

@@ -145,7 +145,7 @@ class Owners:
                     actor.own(owner)
                 except Failed as error:
                     # Nobody is there to be told.
-                    _log.warning("%s", error)
+                    _log.warning("%s", error, extra=told(GPU=actor.gpu.address, OWNER=owner.label))
                 else:
                     self._take_up(actor, owner)
             else:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from gpuswitch.errors import Failed, GpuswitchError, InvalidArgument, KernelError, NotViable
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.port import Host
+from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
 from gpuswitch.runtime.pause import Pause, whatever_happens
@@ -58,6 +59,7 @@ class _Watch:
         self._asking = False
         """It has asked for the way home: from then on, that is a switch like any other."""
         self._told = ""
+        self._about = told(GPU=actor.gpu.address)
         self._task = asyncio.create_task(whatever_happens(self._end, actor.gpu))
 
     @property
@@ -93,7 +95,7 @@ class _Watch:
                 await self._host.until(self._trial.ends)
                 return
             except KernelError as error:
-                _log.warning("%s: %s", self.actor.gpu.address, error)
+                _log.warning("%s: %s", self.actor.gpu.address, error, extra=self._about)
                 await pause.wait()
 
     async def _refused(self) -> GpuswitchError | None:
@@ -119,7 +121,7 @@ class _Watch:
         if self.actor.record.noted != text:
             self._told = text
             self.actor.record.note(text)
-            _log.warning("%s", text)
+            _log.warning("%s", text, extra=self._about)
 
     async def _until_it_may_work(self, pause: Pause) -> None:
         """Until somebody has let go of it; where no event would tell of that, for a while."""
@@ -130,5 +132,5 @@ class _Watch:
                 pause.over()
                 return
         except (Failed, KernelError) as error:
-            _log.warning("%s: %s", self.actor.gpu.address, error)
+            _log.warning("%s: %s", self.actor.gpu.address, error, extra=self._about)
         await pause.wait()

@@ -6,6 +6,7 @@ import logging
 
 from gpuswitch.config.schema import Deadlines
 from gpuswitch.host.port import Host
+from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.switch.engine import Engine, StuckError
 from gpuswitch.switch.planning.plan import restore_shared
@@ -29,5 +30,5 @@ async def restore_for_absent(
         try:
             await Engine(context, (step,), lambda _: None, lambda _: None).forward()
         except (StepError, StuckError) as error:
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra=told(GPU=gpu))
     await arbiter.awake.settled_if_possible(gpu)

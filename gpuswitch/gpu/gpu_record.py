@@ -20,6 +20,7 @@ from gpuswitch.gpu.observe import explain, observe, place, whereabouts
 from gpuswitch.gpu.strategies import still_failed
 from gpuswitch.host.looking import seen
 from gpuswitch.host.port import Host
+from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
@@ -213,7 +214,7 @@ class GpuRecord:
         try:
             return self.facts.renewed(self._host.look(self.gpu.functions), self.gpu.functions)
         except KernelError as error:
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra=told(GPU=self.gpu.address))
             return self.facts
 
     @property

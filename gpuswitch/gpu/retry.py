@@ -12,6 +12,7 @@ import logging
 from gpuswitch.errors import Failed, GpuswitchError, KernelError
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.port import Host
+from gpuswitch.log.fields import told
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.runtime.pause import Pause, whatever_happens
 
@@ -72,7 +73,7 @@ class Retry:
             while self.is_needed and not await self.actor.try_again(why):
                 await pause.wait()
         except GpuswitchError as error:
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra=told(GPU=self.actor.gpu.address))
 
     async def _event(self) -> str:
         """Wait for one; which it is."""
@@ -95,7 +96,7 @@ class Retry:
             try:
                 holders = await self.actor.holders()
             except Failed as error:
-                _log.warning("%s", error)
+                _log.warning("%s", error, extra=told(GPU=self.actor.gpu.address))
                 await pause.wait()
                 continue
             now = frozenset(holder.process or holder.doubt for holder in holders)

@@ -19,7 +19,7 @@ from gpuswitch.gpu.stall import Stall
 from gpuswitch.gpu.strategies import OUTCOMES
 from gpuswitch.gpu.turns import Turns
 from gpuswitch.host.port import Host, Pending
-from gpuswitch.log.fields import about
+from gpuswitch.log.fields import about, told
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Engine, Status, StepEvent, StoppedError, StuckError
 from gpuswitch.switch.planning.plan import Plan
@@ -190,8 +190,8 @@ class Runner:
 
     def _broken(self, fault: Exception) -> tuple[Result, str]:
         """Something that must not happen: nobody knows how far it came, so it is `failed`, and told as it is."""
-        _log.critical("a fault of gpuswitch itself", exc_info=fault)
         record = self._record
+        _log.critical("a fault of gpuswitch itself", exc_info=fault, extra=told(GPU=record.gpu.address))
         result, reason = Result.FAILED, f"a fault of gpuswitch itself: {fault!r}"
         if record.state in {State.DETACHING, State.REATTACHING}:
             record.fire("fault")

@@ -56,7 +56,7 @@ class Stall:
             async with asyncio.timeout(record.config.deadlines.holders):
                 holders = (await self._processes.scan(HolderQuery(gpu.functions, numbers=numbers))).holders
         except (KernelError, TimeoutError) as error:
-            _log.warning("cannot tell who has %s open: %s", gpu.address, error)
+            _log.warning("cannot tell who has %s open: %s", gpu.address, error, extra=told(GPU=gpu.address))
         nvidia = record.facts.modules.get("nvidia")
         record.say_why(report(gpu.address, stuck, holders, nvidia.version if nvidia else ""))
 
@@ -72,7 +72,8 @@ class Stall:
         try:
             return (self._kernel.pending or left) if self._kernel.adopt(left) else None
         except KernelError as error:
-            _log.error("%s: cannot tell whether '%s' is over: %s", self._record.gpu.address, left.what, error)
+            gpu = self._record.gpu.address
+            _log.error("%s: cannot tell whether '%s' is over: %s", gpu, left.what, error, extra=told(GPU=gpu))
             self._in_doubt = left
             return left
 

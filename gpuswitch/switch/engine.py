@@ -17,6 +17,7 @@ from typing import Any
 
 from gpuswitch.errors import Failed, KernelError
 from gpuswitch.host.port import Pending
+from gpuswitch.log.fields import told
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.steps.step import DeviceError, Step, StepContext, StepError
 
@@ -161,7 +162,7 @@ class Engine:
                 if not step.optional:
                     self.failed_on_device = isinstance(failure, DeviceError)
                     raise
-                _log.warning("%s: %s", step.title, failure)
+                _log.warning("%s: %s", step.title, failure, extra=told(GPU=self._context.gpu))
                 self.forgone.append(str(failure))
             else:
                 self._tell(number, step, Status.DONE, started)
@@ -198,7 +199,9 @@ class Engine:
             async with asyncio.timeout(LOG_SECONDS):
                 return await step.heard(self._context, mark)
         except Exception as fault:  # noqa: BLE001 -- it only makes a failure easier to understand
-            _log.warning("cannot tell what the kernel said of '%s': %r", step.title, fault)
+            _log.warning(
+                "cannot tell what the kernel said of '%s': %r", step.title, fault, extra=told(GPU=self._context.gpu)
+            )
             return ()
 
     async def back(self) -> None:
@@ -252,7 +255,7 @@ class Engine:
             raise
         except Exception as fault:
             # Whatever it was, the steps before it must be taken back.
-            _log.exception("a fault of gpuswitch itself at '%s'", step.title)
+            _log.exception("a fault of gpuswitch itself at '%s'", step.title, extra=told(GPU=self._context.gpu))
             raise StepError(f"a fault of gpuswitch itself: {fault!r}") from fault
 
     async def _unless_ending(self, step: Step) -> None:

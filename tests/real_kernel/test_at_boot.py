@@ -10,7 +10,20 @@ from tests.harness.virtual_machines.hardware import AUDIO_DRIVER, DISPLAY_DRIVER
 from tests.harness.virtual_machines.machine import Machine
 
 PORT = "0000:00:05.0"
-CONFIG = f'[[gpu]]\nmatch = {{ vendor = "1234", device = "1111", port = "{PORT}" }}\nname = "card"\nat_boot = "vfio"\n'
+CONFIG = f"""\
+[[gpu]]
+match = {{ vendor = "1234", device = "1111", port = "{PORT}" }}
+name = "card"
+at_boot = "vfio"
+# a machine that boots is busy, and an emulated one slow
+[deadlines]
+capture = 60
+holders = 60
+override = 60
+power = 60
+probe = 60
+unbind = 60
+"""
 DESKTOP = f"""\
 [Service]
 Type=oneshot

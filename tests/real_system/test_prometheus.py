@@ -13,9 +13,11 @@ from tests.harness.containers.prometheus import Prometheus, find_prometheus
 from tests.harness.containers.system import System
 from tests.harness.containers.words import (
     AS_NOBODY,
+    DROP_INS,
     GPU,
     INSIDE,
     NAME,
+    PYTHON,
     ROOT,
     ctl,
     path_of,
@@ -24,6 +26,7 @@ from tests.harness.containers.words import (
     simulated,
     start_switch,
     until,
+    until_restarted,
     until_state,
 )
 from tests.harness.debian.cache import Cache, default_folder
@@ -231,6 +234,39 @@ def test_an_alert_for_a_gpu_that_does_not_come_home(start: Start) -> None:
         lambda: ctl(machine, f"to-host {GPU}", check=False),
         lambda: ctl(machine, f"to-host {GPU}"),
     )
+
+
+def test_an_alert_for_a_gpu_that_is_not_where_it_is_wanted_at_boot(start: Start) -> None:
+    machine = start(f"unbind@{SOUND}#1=EIO", config=f'{MANAGED}at_boot = "vfio"\n', scenario="plain")
+    prometheus = Prometheus(machine)
+    alert = 'ALERTS{alertname="GpuswitchMissedAtBoot", alertstate="firing"}'
+    prometheus.until(alert)
+    ctl(machine, f"to-vfio {GPU}")
+    prometheus.until_not(alert)
+
+
+def test_an_alert_for_switches_that_take_longer_than_usual(start: Start) -> None:
+    """The eighth one to vfio does: there are those of before to compare it with."""
+    machine = start(f"unbind@{SOUND}#15=4s")
+    prometheus = Prometheus(machine)
+    machine.sh("gpuswitchctl to-vfio 01:00.0; gpuswitchctl to-host 01:00.0;" * 7)
+    fires_and_ends(prometheus, "GpuswitchSlow", lambda: ctl(machine, f"to-vfio {GPU}"), nothing)
+
+
+def test_an_alert_for_a_service_that_stands_still_in_its_own_code(start: Start) -> None:
+    """Nothing but a fault of ours makes it: one is put in. The watchdog ends it, and the next service answers."""
+    program = f"ExecStart={PYTHON} /srv/stalling.py"
+    machine = start()
+    prometheus = Prometheus(machine)
+    machine.push((INSIDE / "stalling.py").read_text(), "/srv/stalling.py")
+    machine.sh(
+        f"sed -i 's|^ExecStart=/[^ ]*|{program}|; $aWatchdogSec=5' {DROP_INS}/simulated.conf;"
+        "systemctl daemon-reload; systemctl restart gpuswitchd"
+    )
+    ask = f"busctl call --expect-reply=no {NAME} {path_of()} {NAME}.Gpu ToVfio 'a{{sv}}' 0"
+    fires_and_ends(prometheus, "GpuswitchStalled", lambda: machine.sh(ask), lambda: until_restarted(machine))
+    assert prop(machine, "State") == "host"
+    assert "Failed with result 'watchdog'" in machine.sh("journalctl -u gpuswitchd -o cat").stdout
 
 
 def test_alerts_for_what_goes_to_and_fro_and_for_what_is_refused_again_and_again(start: Start) -> None:

@@ -902,6 +902,19 @@ LOADERS: list[tuple[str, Change, list[str]]] = [
 ]
 
 
+def test_nixos_has_nothing_of_make_install(made: MadeMachine) -> None:
+    """What is there comes from its configuration, and nothing else can put it back."""
+    made.distribution("nixos")
+    made.remove(HOOK)
+    [hook] = [each for each in made.found("hook") if each.severity is PROBLEM]
+    assert list(hook.commands) == ["nixos-rebuild switch"]
+    made.write("sys/module/apparmor/parameters/enabled", "Y\n")
+    made.write("opt/hook.py", "")
+    made.hook(HOOK, "hook='/opt/hook.py'\n")
+    [access] = made.found("mandatory_access")
+    assert list(access.commands) == ["nixos-rebuild switch"]
+
+
 @pytest.mark.parametrize(("change", "commands"), [case[1:] for case in LOADERS], ids=[case[0] for case in LOADERS])
 def test_the_command_line_is_changed_as_this_system_does_it(
     made: MadeMachine, change: Change, commands: list[str]

@@ -136,7 +136,8 @@ def access(seen: Seen) -> Iterator[Said]:
 
 
 def _below_usr(seen: Seen) -> tuple[Sentence, tuple[str, ...]]:
-    if seen.installation.packaged:  # whose hook is below /usr, so this one is left from before
+    # A package's hook is below /usr, so this one is left from before; NixOS has no other place than its store.
+    if seen.installation.packaged or seen.system.family == "nixos":
         return remedies.put_hook(seen.system, packaged=True)
     return (
         Sentence("install gpuswitch below {folder}, in its sources", folder="/usr"),

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 from gpuswitch.errors import Failed, GpuswitchError
 from gpuswitch.host.port import Pending
+from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.hints import OneOf
 from gpuswitch.model.holders import Process
@@ -157,6 +158,7 @@ class Journal:
             "cannot read %s (%s): set aside, the drivers are told from the hardware instead",
             self._store.where(gpu.identifier),
             error,
+            extra=told(GPU=gpu),
         )
         self._set_aside(gpu)
         return Entry()
@@ -228,13 +230,14 @@ class Journal:
         try:
             self._drop(gpu)
         except Failed as error:
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra=told(GPU=gpu))
 
     def _set_aside(self, gpu: PciAddress) -> None:
         try:
             self._store.set_aside(gpu.identifier)
         except OSError as error:
-            _log.warning("cannot set %s aside: %s", self._store.where(gpu.identifier), error)
+            where = self._store.where(gpu.identifier)
+            _log.warning("cannot set %s aside: %s", where, error, extra=told(GPU=gpu))
 
 
 class Page:
@@ -272,7 +275,7 @@ class Page:
         try:
             self.write(entry)
         except Failed as error:
-            _log.error("%s", error)
+            _log.error("%s", error, extra=told(GPU=self._gpu))
             self.entry, self._behind = entry, True
             if self._again is None and not self._closed:
                 self._again = asyncio.get_running_loop().call_later(self._pause.seconds(), self._catch_up)

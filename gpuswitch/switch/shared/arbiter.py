@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.port import Systemd
+from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Consoles
 from gpuswitch.model.gpu import Gpu
@@ -80,7 +81,7 @@ class Arbiter:
 
         async def start() -> None:
             if await self.system_stopping():
-                _log.info("%s stays stopped: the system is going down", unit)
+                _log.info("%s stays stopped: the system is going down", unit, extra=told(GPU=gpu))
             else:
                 await (self._systemd.start(unit) if wait else self._systemd.queue_start(unit))
 

@@ -16,6 +16,7 @@ from enum import StrEnum
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.port import Systemd
+from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.runtime.pause import Pause, within
 
@@ -95,7 +96,7 @@ class Awake:
             tried, self._tries[gpu] = self._tries[gpu], _future()
             tried.set_result(error)
             if error is not None:
-                _log.warning("%s", error)
+                _log.warning("%s", error, extra=told(GPU=gpu))
                 await within(pause.seconds(), hurry)
 
     async def _tried(self, gpu: PciAddress, *, wanted: bool) -> KernelError | None:
@@ -123,11 +124,12 @@ class Awake:
             try:
                 await self._systemd.uninhibited(str(gpu))
             except KernelError as error:
-                _log.warning("%s", error)
+                _log.warning("%s", error, extra=told(GPU=gpu))
                 await pause.wait()
             else:
                 break
-        _log.warning("somebody has ended what keeps the machine awake for GPU %s: it is done anew", gpu)
+        text = "somebody has ended what keeps the machine awake for GPU %s: it is done anew"
+        _log.warning(text, gpu, extra=told(GPU=gpu))
         del self._watches[gpu], self._held[gpu]
         self._see_to(gpu)
 

@@ -10,6 +10,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 
+from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState, SharedSetting
 
@@ -81,7 +82,7 @@ class SharedSettings:
         self._claims[setting].discard(gpu)
         async with self._busy[setting]:
             if self._claims[setting]:
-                _log.info("%s stays as it is: another GPU needs it so", setting)
+                _log.info("%s stays as it is: another GPU needs it so", setting, extra=told(GPU=gpu))
             else:
                 await work()
 

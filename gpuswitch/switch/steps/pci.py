@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from gpuswitch.errors import KernelError
+from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import profile_of
 from gpuswitch.model.facts import Driver, HostFacts, named_for_vfio
@@ -114,7 +115,7 @@ class CheckRegisters(Step):
             lost = await context.kernel.lost(self.functions)
         except KernelError as error:
             # Then their drivers find out.
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra=told(GPU=context.gpu))
             return
         if lost:
             raise DeviceError(

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from gpuswitch.errors import KernelError
+from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Holder
 from gpuswitch.sentence import Sentence
@@ -113,7 +114,7 @@ async def _say(context: StepContext, cards: Announced, action: str) -> None:
             async with asyncio.timeout(context.deadlines["announce"]):
                 await context.kernel.announce(functions, subsystem, action)
         except KernelError as error:
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra=told(GPU=context.gpu))
         except TimeoutError:
             if context.kernel.pending is not None:
                 raise

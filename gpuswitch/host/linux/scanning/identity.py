@@ -3,7 +3,9 @@
 import os
 import pwd
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from threading import Thread
 
 from gpuswitch.host.linux.scanning.files import text
 
@@ -11,6 +13,10 @@ _UID = re.compile(r"^Uid:\s*(\d+)", re.MULTILINE)
 # PF_KTHREAD in include/linux/sched.h; TASK_COMM_LEN, less the zero at its end.
 _KERNEL_THREAD = 0x00200000
 _LONGEST_NAME = 15
+_NAME_SECONDS = 1.0
+"""How long a user's name is waited for: it may come from a directory in the network (LDAP, sssd), which may be away."""
+_asked: dict[int, Thread] = {}
+"""Whose name is still waited for, or was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +39,8 @@ class Who:
 def who(folder: int, *, sparing: bool = False) -> Who | None:
     """The process whose folder in /proc this is; None: it is gone.
 
-    Its user's name may come from a server, and its command line out of its memory, so this may take its time;
-    `sparing`: without these two.
+    Its command line comes out of its memory, so this may take its time; `sparing`: without that, and its user's name.
+    `user` is the number where nobody knows its name, or nobody has said it within _NAME_SECONDS.
     """
     stat = text("stat", folder)
     uid = _UID.search(text("status", folder))
@@ -63,7 +69,15 @@ def _command(name: str, path: str) -> str:
 
 
 def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    """While a question has no answer there is no second one: the library waits for as long as it likes."""
+    found: list[str] = []
+
+    def ask() -> None:
+        with suppress(KeyError):
+            found.append(pwd.getpwuid(uid).pw_name)
+
+    if uid not in _asked or not _asked[uid].is_alive():
+        _asked[uid] = Thread(target=ask, daemon=True)
+        _asked[uid].start()
+        _asked[uid].join(_NAME_SECONDS)
+    return found[0] if found else str(uid)
