@@ -491,7 +491,7 @@ def test_a_pipe_among_the_files_is_refused_without_waiting_for_its_writer(tmp_pa
         ("GPUSWITCH_GPU", "0000:01:00.0", "its value is not JSON"),
         ("GPUSWITCH_GPU", '{"address": "01:00.0"}', 'write a list of tables, [{"address": "01:00.0"}]'),
         ("GPUSWITCH_GPU__NAME", "x", 'write a list of tables, [{"address": "01:00.0"}]'),
-        ("GPUSWITCH_GPU", "[" * 5000, "it is nested too deeply"),
+        ("GPUSWITCH_GPU", "[" * 100_000, "it is nested too deeply"),
     ],
 )
 def test_a_wrong_variable_is_refused_by_its_name(tmp_path: Path, variable: str, value: str, reason: str) -> None:
