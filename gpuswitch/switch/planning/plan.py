@@ -25,7 +25,6 @@ from gpuswitch.switch.steps.host import (
     LoadModules,
     Persistence,
     ReleaseBootFramebuffer,
-    ReleaseSleepInhibitor,
     RestoreBootFramebuffer,
     RestorePersistence,
     StartUnits,
@@ -134,8 +133,6 @@ def to_vfio(
             *(CheckGroup(number, gpu, requirements.along) for number in gpu.groups(facts)),
             # The other GPUs of this driver want theirs back.
             *([StartUnits(requirements.at_once)] if requirements.at_once else []),
-            # A machine that has it keeps its host from sleeping all the while.
-            *([] if requirements.owned else [ReleaseSleepInhibitor()]),
         ),
         replace(to_restore, units=tuple(unit for unit in to_restore.units if unit not in requirements.at_once)),
     )
@@ -369,7 +366,6 @@ def _restore_host(
         *_bring_consoles_back(gpu, restore_state, back, moved),
         *restore_shared(replace(restore_state, units=()) if back.units_later else restore_state),
         *([StartUnits(own)] if own else []),
-        ReleaseSleepInhibitor(),
     ]
 
 
