@@ -95,8 +95,9 @@ class Preparation:
             raise refusal(found)
         if await self.arbiter.system_stopping():
             raise Failed(Sentence("cannot switch {gpu}: {why}", gpu=self.gpu.address, why=_GOING_DOWN))
-        if not found and not self.asking:
-            # systemd-inhibit takes longer to start than all that is looked at from here on: it does so meanwhile.
+        if not found and not self.asking and not self.at_boot:
+            # systemd-inhibit takes longer to start than all that is looked at from here on: it does so meanwhile. At
+            # boot a refusal is to be on record at once: a service that dies before does not try again.
             self.arbiter.awake.need(self.gpu.address, Why.SWITCH, needed=True)
         if target is State.VFIO:
             now, requirements = await self._survey.run(found)
