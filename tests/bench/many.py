@@ -27,7 +27,7 @@ from tests.bench.here import GPU
 from tests.bench.table import Row, megabytes, text
 
 FEW, MANY = 16, 128
-SLOW = ("unbind=0.5s", "probe=0.5s")
+SLOW = ("unbind=0.5s", "unload=0.5s", "probe=0.5s")
 """What a kernel takes its time for."""
 
 
