@@ -11,6 +11,8 @@ SEEDS ?= 10000
 TARGET ?=
 SECONDS ?= 60
 WORKERS ?= auto
+JSON ?=
+PROFILE ?=
 SELECT ?=
 TESTS ?=
 
@@ -70,8 +72,8 @@ release-test: ## all of it on all releases, with long campaigns: hours, before a
 vm-shell: venv need-vm ## a shell in such a machine, to play in
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.harness.virtual_machines shell
 
-bench: venv $(if $(VM),need-vm) ## measure speed and size, and print them (BASE=REV: beside that revision; VM=: without the virtual machine)
-	@RELEASE=$(RELEASE) $(BIN)/python -m tests.bench $(if $(VM),--vm) $(if $(BASE),--base '$(BASE)')
+bench: venv $(if $(PROFILE),,$(if $(VM),need-vm)) ## measure speed and size, and print them (BASE=REV: beside that revision; VM=: without the virtual machine; JSON=FILE; PROFILE=1: one switch)
+	@RELEASE=$(RELEASE) $(BIN)/python -m tests.bench $(if $(VM),--vm) $(if $(BASE),--base '$(BASE)') $(if $(JSON),--json '$(JSON)') $(if $(PROFILE),--profile)
 
 simulate: venv ## the service on machines in memory, with all that can go wrong, on every core (SEEDS=10000)
 	@$(BIN)/python -m tests.harness.simulation --seeds $(SEEDS)

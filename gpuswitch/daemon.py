@@ -45,8 +45,6 @@ from gpuswitch.host.linux.host import LinuxHost
 from gpuswitch.host.linux.processes import LinuxProcesses
 from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.port import Host
-from gpuswitch.host.simulated.faultspec import inject
-from gpuswitch.host.simulated.scenarios import SCENARIOS
 from gpuswitch.log.journald import log_handler
 from gpuswitch.log.observer import LogObserver
 from gpuswitch.model.gpu import discover
@@ -232,6 +230,10 @@ async def serve(options: argparse.Namespace) -> None:
 def _host(options: argparse.Namespace) -> Host:
     if not options.simulate:
         return LinuxHost()
+    # By need: a service that moves a machine's own GPUs has no machine in memory.
+    from gpuswitch.host.simulated.faultspec import inject  # noqa: PLC0415 -- as above
+    from gpuswitch.host.simulated.scenarios import SCENARIOS  # noqa: PLC0415 -- as above
+
     host = SCENARIOS[options.simulate]()
     # Whoever asks for a GPU of it is a process of this machine.
     host.processes.elsewhere = LinuxProcesses(Roots()).wait_for_change

@@ -6,6 +6,7 @@ What the service is made of is imported when it starts: `--help` is there as soo
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Sequence
 
 from gpuswitch import __version__
@@ -61,6 +62,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the service; returns its exit status. Ends the process where there is only something to say."""
     options = parser().parse_args(arguments)
+    # Nothing of what is imported is ever garbage: it is not looked through meanwhile, nor each time later.
+    gc.disable()
     from gpuswitch.daemon import run  # noqa: PLC0415 -- it takes a second, and help needs none of it
 
+    gc.freeze()
+    gc.enable()
     return run(options)

@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gpuswitch.config.shown import called, shown
 from gpuswitch.errors import InvalidArgument
@@ -284,7 +283,8 @@ _AsOnRelease = Annotated[
 
 
 class Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built when it is first needed: the service reads its files as `Tables`, and needs no other one's.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Defaults(Table):
@@ -527,13 +527,8 @@ class Tables(Table):
     """The layers together, as they are written."""
 
     gpu: tuple[GpuTable, ...] = ()
-    defaults: Defaults = Defaults()
-    deadlines: Deadlines = Deadlines()
-    metrics: Metrics = Metrics()
-    history: History = History()
-
-
-class Variables(Tables, BaseSettings):
-    """The same, by the names that pydantic-settings gives them in the environment."""
-
-    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT, env_nested_delimiter="__")
+    # Each as it is by default, which needs no validation.
+    defaults: Defaults = Defaults.model_construct()
+    deadlines: Deadlines = Deadlines.model_construct()
+    metrics: Metrics = Metrics.model_construct()
+    history: History = History.model_construct()

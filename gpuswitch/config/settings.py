@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_settings import EnvSettingsSource, SettingsError
 
 from gpuswitch.config.faults import no_such_variable, reason
 from gpuswitch.config.merge import TOO_DEEP, Layers
@@ -29,7 +28,6 @@ from gpuswitch.config.schema import (
     Table,
     Tables,
     Text,
-    Variables,
 )
 from gpuswitch.config.shown import called
 from gpuswitch.errors import ConfigError
@@ -188,11 +186,11 @@ def load(
 
 def _add_variable(layers: Layers, variable: str, value: str) -> None:
     """Each variable is a layer of its own, so that a fault in it names it."""
-    source = EnvSettingsSource(Variables)
-    source.env_vars = {variable.lower(): value}
+    from gpuswitch.config.variables import read  # noqa: PLC0415 -- by need, as it says
+
     try:
-        values = source()
-    except SettingsError:
+        values = read(variable, value)
+    except ValueError:
         layers.faults.append(_variable_fault(variable, _NOT_JSON))
         return
     except RecursionError:

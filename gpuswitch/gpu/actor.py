@@ -41,6 +41,7 @@ from gpuswitch.switch.planning.preparation import Preparation
 from gpuswitch.switch.planning.requirements import everything
 from gpuswitch.switch.record import THE_SERVICE, Drift, Requester, Result, Switch
 from gpuswitch.switch.shared.arbiter import Arbiter
+from gpuswitch.switch.shared.awake import Why
 from gpuswitch.switch.steps.step import StepError
 
 _log = logging.getLogger(__name__)
@@ -216,6 +217,8 @@ class Actor:
             finally:
                 if not self.runner.busy:
                     self.runner.turns.end()
+                    # Whoever is refused finds the machine as it was.
+                    await self._arbiter.awake.let_go(self.gpu.address, Why.SWITCH)
             return self._there(Switch(target, 0, options, requester))
 
     async def recover(self, options: Options = AS_CONFIGURED, requester: Requester = THE_SERVICE) -> Switch:

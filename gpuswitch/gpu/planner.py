@@ -48,7 +48,6 @@ class Planner:
             self._host,
             self._arbiter,
             starting=starting,
-            owned=record.owned,
             along=record.along,
             asking=asking,
             machine=machine,

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
-from tests.bench import attacked, command, emulated, here, holders, hook
+from tests.bench import attacked, command, emulated, here, holders, hook, many, profile, readers
 from tests.bench.builds import Build, build_tree, checked_out, find_commit, open_cache
-from tests.bench.table import show
+from tests.bench.table import show, write_shown
 from tests.harness.debian.errors import HarnessError
 from tests.harness.debian.tools import PROJECT
 
@@ -20,24 +21,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Speed and size, printed.")
     parser.add_argument("--vm", action="store_true", help="also switches on a real kernel in the virtual machine")
     parser.add_argument("--base", metavar="REV", help="measure beside this revision, by turns, and print ratios")
+    parser.add_argument("--profile", action="store_true", help="where the time of one switch goes, and nothing else")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables there, too")
     options = parser.parse_args()
     try:
-        if options.base is None:
+        if options.profile:
+            tell_profile()
+        elif options.base is None:
             measure(vm=options.vm)
         else:
             compare(options.base, vm=options.vm)
     except HarnessError as error:
         print(error, file=sys.stderr)
         return 1
+    finally:
+        if options.json is not None:
+            write_shown(options.json)
     return 0
+
+
+def tell_profile() -> None:
+    for method in here.SWITCHES:
+        show(f"{method} in memory, step by step ({machine()})", ("before it", "itself"), profile.rows(method))
 
 
 def measure(*, vm: bool) -> None:
     head = ("measured", "target")
     show(f"The service on this machine ({machine()})", head, here.measure())
     show("The commands, from start to exit", head, command.measure())
-    crowd = f"{holders.PROCESSES} processes with {holders.PROCESSES * holders.DESCRIPTORS} descriptors"
-    show(f"Who has a node open, among {crowd}", head, holders.measure())
+    show("Readers during a switch", head, readers.measure())
+    show("Many GPUs", head, many.measure())
+    show(f"Who has a node open, among processes with {holders.DESCRIPTORS} descriptors each", head, holders.measure())
     show("The libvirt hook", head, hook.measure())
     for name, program in attacked.buses():
         show(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from tests.bench.builds import DEVELOPED, Build
-from tests.bench.here import Service, serving, timed
+from tests.bench.here import Service, children_at_work, serving, timed
 from tests.bench.rounds import Experiment, Quantity, figures, ratios
 from tests.bench.table import Compared, Row
 from tests.harness.service.services import environment
@@ -34,12 +34,25 @@ def _beside_python(program: str, *arguments: str, target: str) -> Experiment[Ser
         build = service.place.build
         environ = environment(GPUSWITCH_BUS=service.place.bus)
         run = partial(subprocess.run, env=environ, capture_output=True, check=False)
-        (nothing,) = timed(1, partial(run, [str(build.python), "-E", "-c", "pass"]))
-        (ours,) = timed(1, partial(run, [*build.command(program), *arguments]))
-        yield ours / nothing
+        nothing, idle = _spent(partial(run, [str(build.python), "-E", "-c", "pass"]))
+        ours, busy = _spent(partial(run, [*build.command(program), *arguments]))
+        yield from (ours, ours / nothing, busy / idle)
 
     shown = " ".join((program, *filter(None, arguments)))
-    return Experiment([Quantity(f"{shown} / python3 -c pass", _times, target)], sample, times=20, pairs=20)
+    in_all, factor = (target, "") if target.endswith("ms") else ("", target)
+    quantities = (
+        Quantity(shown, target=in_all),
+        Quantity("  / python3 -c pass", _times, factor),
+        Quantity("  the same of what both are at work, which a busy machine changes less", _times, factor),
+    )
+    return Experiment(quantities, sample, times=20, pairs=20)
+
+
+def _spent(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds that it took, and those of a processor that its programs had."""
+    before = children_at_work()
+    (seconds,) = timed(1, work)
+    return seconds, children_at_work() - before
 
 
 COMMANDS = (

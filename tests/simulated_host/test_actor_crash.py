@@ -172,6 +172,7 @@ async def test_a_crash_while_the_kernel_has_it(tmp_path: Path) -> None:
     assert again.pages == ["0000_01_00_0.json"]
     hang.release()
     await again.witness.until(lambda: successor.state is State.HOST and not successor.bound)
+    await again.may_sleep(successor)
     assert again.snapshot() == before
     assert again.pages == []
 

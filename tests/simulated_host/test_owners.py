@@ -71,7 +71,7 @@ async def settled() -> None:
 
 async def home(harness: Harness, actor: Actor) -> None:
     await harness.witness.until(lambda: actor.state is State.HOST and not actor.bound)
-    await harness.fleet._arbiter.awake.settled_if_possible(actor.gpu.address)
+    await harness.may_sleep(actor)
 
 
 def inhibited(harness: Harness) -> bool:

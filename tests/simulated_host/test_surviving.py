@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.errors import Busy
 from gpuswitch.gpu.actor import Actor
-from gpuswitch.host.simulated.faults import Errno, Fault, Hang, Operation
+from gpuswitch.host.simulated.faults import Delay, Errno, Fault, Hang
 from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER, PERSISTENCED
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Result
-from gpuswitch.switch.steps.host import InhibitSleep, ReleaseSleepInhibitor
+from gpuswitch.switch.steps.host import InhibitSleep
 from gpuswitch.switch.steps.pci import LoadDriver, Unbind
 from tests.harness.simulated.harness import Harness
 
@@ -45,8 +46,7 @@ class TestSleep:
         def look(_: Actor, event: StepEvent) -> None:
             held = harness.machine.units.inhibitors == {"0000:01:00.0"}
             begins = isinstance(event.step, LoadDriver | InhibitSleep) and event.status is Status.RUNNING
-            ends = isinstance(event.step, ReleaseSleepInhibitor) and event.status is Status.DONE
-            if not begins and not ends and not (isinstance(event.step, LoadDriver) and event.index == 1):
+            if not begins and not (isinstance(event.step, LoadDriver) and event.index == 1):
                 awake.append(held)
 
         harness.witness.on_step = look
@@ -71,28 +71,48 @@ class TestSleep:
         assert harness.machine.units.inhibitors == set()
 
     @pytest.mark.parametrize("fault", [Errno(5), Hang()], ids=["fails", "hangs"])
-    @pytest.mark.parametrize("operation", ["inhibit", "release_inhibitor"])
     async def test_a_machine_that_cannot_be_kept_awake_switches_all_the_same(
-        self, operation: Operation, fault: Fault, harness: Harness, actor: Actor
+        self, fault: Fault, harness: Harness, actor: Actor
     ) -> None:
-        harness.host.faults.add(fault, operation=operation)
+        for nth in (1, 2):
+            harness.host.faults.add(fault, operation="inhibit", nth=nth)
         switch = await harness.switch(actor, State.VFIO)
         assert (switch.result, actor.state) == (Result.DONE, State.VFIO)
         assert switch.reason
 
+    @pytest.mark.parametrize("fault", [Errno(5), Hang()], ids=["fails", "hangs"])
+    async def test_a_switch_is_over_before_the_machine_may_sleep_again(
+        self, fault: Fault, harness: Harness, actor: Actor
+    ) -> None:
+        harness.host.faults.add(fault, operation="release_inhibitor")
+        switch = await actor.request(State.VFIO)
+        await switch.wait()
+        assert (switch.result, switch.reason) == (Result.DONE, "")
+        assert harness.machine.units.inhibitors == {"0000:01:00.0"}
+        await asyncio.sleep(100)
+        assert harness.machine.units.inhibitors == set()
+
+    async def test_who_is_refused_finds_the_machine_as_it_was(self, harness: Harness, actor: Actor) -> None:
+        """The lock is asked for while holders are looked for."""
+        harness.machine.run("blender", uid=1000)
+        harness.machine.open(actor.gpu.address, "blender", "nvidia")
+        harness.host.faults.add(Delay(3), operation="inhibit")
+        before = harness.snapshot()
+        with pytest.raises(Busy):
+            await actor.request(State.VFIO)
+        assert harness.snapshot() == before
+
     async def test_what_a_dead_service_left_behind_is_let_go(self, harness: Harness, actor: Actor) -> None:
-        """It died in the last step: nobody was told that it is done, so it is taken back."""
+        """It died when the switch was over, and the machine was to be let sleep again."""
         hang = harness.host.faults.add(Hang(), operation="release_inhibitor")
-        await actor.request(State.VFIO)
+        switch = await actor.request(State.VFIO)
         await hang.reached.wait()
-        task = actor.runner.task
-        assert task is not None
-        task.cancel()
-        await asyncio.wait([task])
+        assert switch.result is Result.DONE
         assert harness.machine.units.inhibitors
         again = await harness.crash(actor)
-        assert again.fleet.find("01:00.0").state is State.HOST
-        assert again.machine.units.inhibitors == set()
+        successor = again.fleet.find("01:00.0")
+        await again.may_sleep(successor)
+        assert (successor.state, again.machine.units.inhibitors) == (State.VFIO, set())
 
 
 class TestWedged:
@@ -131,6 +151,7 @@ class TestWedged:
         assert again.snapshot() == stands
         hang.release()
         await again.witness.until(lambda: not successor.bound)
+        await again.may_sleep(successor)
         assert (successor.state, again.snapshot(), again.pages) == (State.HOST, before, [])
 
     async def test_while_nobody_can_tell_whether_the_kernel_has_returned(self, harness: Harness, actor: Actor) -> None:
@@ -148,6 +169,7 @@ class TestWedged:
         assert "the kernel has not returned from 'unbind 0000:01:00.1 from snd_hda_intel'" in successor.reason
         hang.release()
         await again.witness.until(lambda: not successor.bound)
+        await again.may_sleep(successor)
         assert (successor.state, again.snapshot(), again.pages) == (State.HOST, before, [])
 
     async def test_the_same_of_a_switch_that_was_under_way(self, harness: Harness, actor: Actor) -> None:
@@ -166,6 +188,7 @@ class TestWedged:
         assert successor.state is State.WEDGED
         hang.release()
         await again.witness.until(lambda: not successor.bound)
+        await again.may_sleep(successor)
         assert (successor.state, again.snapshot(), again.pages) == (State.HOST, before, [])
 
     async def test_a_fault_with_one_gpu_takes_nothing_from_the_others(
@@ -216,6 +239,7 @@ class TestWedged:
         assert again.machine.units.inhibitors == {"0000:01:00.0"}
         hang.release()
         await again.witness.until(lambda: not again.fleet.find("01:00.0").bound)
+        await again.may_sleep(again.fleet.find("01:00.0"))
         assert again.machine.units.inhibitors == set()
 
     async def test_a_desktop_comes_back(self, tmp_path: Path) -> None:
@@ -227,4 +251,5 @@ class TestWedged:
         assert again.state(DISPLAY_MANAGER) == "inactive"
         hang.release()
         await again.witness.until(lambda: not again.fleet.find("").bound)
+        await again.may_sleep(again.fleet.find(""))
         assert (again.snapshot(), again.pages) == (before, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterable
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.model.gpu import discover
+from tests.bench import many
 from tests.bench.builds import checked_out, find_commit
 from tests.bench.rounds import Experiment, Quantity, ratio, ratios
-from tests.bench.table import count
+from tests.bench.table import Row, count, show, write_shown
 from tests.harness.debian.errors import HarnessError
 
 
@@ -80,3 +83,16 @@ def test_a_revision_that_there_is_not(repository: Path, revision: str) -> None:
 def test_a_revision_of_what_is_no_repository(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match=r"cannot compare with 'old': .*not a git repository"):
         find_commit("old", tmp_path)
+
+
+def test_what_is_shown_is_written_as_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show("A test", ("measured", "target"), [Row("this", "1 ms", "< 2 ms")])
+    assert "this" in capsys.readouterr().out
+    write_shown(tmp_path / "all.json")
+    tables = json.loads((tmp_path / "all.json").read_text())
+    assert tables["A test"] == [{"what": "this", "measured": "1 ms", "target": "< 2 ms"}]
+
+
+def test_a_server_of_any_size() -> None:
+    facts = many.server(many.MANY).look()
+    assert len(discover(facts, {})) == many.MANY

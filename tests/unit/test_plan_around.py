@@ -18,7 +18,7 @@ from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState
 from gpuswitch.switch.steps.attributes import RestoreAttribute
 from gpuswitch.switch.steps.consoles import MoveConsoles, RestoreConsoles
 from gpuswitch.switch.steps.holders import AwaitHolders, CheckHolders
-from gpuswitch.switch.steps.host import ReleaseSleepInhibitor, StartUnits, StopUnits
+from gpuswitch.switch.steps.host import StartUnits, StopUnits
 from gpuswitch.switch.steps.pci import RestorePower, Unbind
 from tests.harness.facts import at, captured, facts, geforce
 from tests.unit.test_plan import gpu_of, home_of, titles
@@ -126,11 +126,6 @@ def test_a_card_that_was_announced_as_gone_and_never_went_is_announced_again() -
     plan = to_host(gpu_of(host), host, captured(host), replace(RESTORE_STATE, functions=captured(host)))
     assert "announce that the sound card of gpu.1 is there" in titles(plan)
     assert not [title for title in titles(home(RESTORE_STATE)) if title.startswith("announce")]
-
-
-def test_the_machine_stays_awake_for_a_virtual_machine() -> None:
-    slept = [step.title for step in away(replace(WHOLE, owned=True)).steps if isinstance(step, ReleaseSleepInhibitor)]
-    assert slept == []
 
 
 def test_of_the_units_it_stops_only_those_that_were_active_start_again() -> None:

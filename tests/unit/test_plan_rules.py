@@ -15,7 +15,6 @@ from gpuswitch.model.facts import VFIO_DRIVER, HostFacts, Kind
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.switch.planning.plan import Plan, to_host, to_vfio
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, Baseline, RestoreState
-from gpuswitch.switch.steps.host import ReleaseSleepInhibitor
 from gpuswitch.switch.steps.pci import (
     AimOverrides,
     Bind,
@@ -197,10 +196,9 @@ def test_back_every_group_is_held_through_the_unbinds_and_let_go(case: Case) -> 
 @given(cases())
 def test_back_everything_is_as_it_was(case: Case) -> None:
     plan = back(case)
-    *_, last, rest, sleep = plan.steps
+    *_, last, rest = plan.steps
     assert isinstance(last, AimOverrides)
     assert isinstance(rest, RestorePower)
-    assert isinstance(sleep, ReleaseSleepInhibitor)
     assert last.to == {a: kept.override for a, kept in case.baseline.items()}
     assert rest.before == {a: kept.power_control for a, kept in case.baseline.items()}
     ends = {a: None if case.on(a) == VFIO_DRIVER else case.on(a) for a in case.gpu.functions}

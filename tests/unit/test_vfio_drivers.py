@@ -136,7 +136,6 @@ class TestPlan:
             "bind gpu.1 to vfio-pci",
             "bind gpu.0 to nvgrace_gpu_vfio_pci",
             "check IOMMU group 1",
-            "let the machine sleep again",
         ]
 
     def test_to_the_driver_that_the_configuration_names(self) -> None:

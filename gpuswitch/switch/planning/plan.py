@@ -26,7 +26,6 @@ from gpuswitch.switch.steps.host import (
     LoadModules,
     Persistence,
     ReleaseBootFramebuffer,
-    ReleaseSleepInhibitor,
     RestoreBootFramebuffer,
     RestorePersistence,
     StartUnits,
@@ -135,8 +134,6 @@ def to_vfio(
             *(CheckGroup(number, gpu, requirements.along) for number in gpu.groups(facts)),
             # The other GPUs of this driver want theirs back.
             *([StartUnits(requirements.at_once)] if requirements.at_once else []),
-            # A machine that has it keeps its host from sleeping all the while.
-            *([] if requirements.owned else [ReleaseSleepInhibitor()]),
         ),
         replace(to_restore, units=tuple(unit for unit in to_restore.units if unit not in requirements.at_once)),
     )
@@ -372,7 +369,6 @@ def _restore_host(
         *_bring_consoles_back(gpu, restore_state, back, moved),
         *([] if back.units_later else _start_units(restore_state)),
         *([StartUnits(own)] if own else []),
-        ReleaseSleepInhibitor(),
     ]
 
 

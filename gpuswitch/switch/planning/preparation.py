@@ -42,6 +42,7 @@ from gpuswitch.switch.planning.requirements import cannot_load, everything
 from gpuswitch.switch.planning.survey import DetachSurvey
 from gpuswitch.switch.restore_state import Baseline, RestoreState
 from gpuswitch.switch.shared.arbiter import Arbiter
+from gpuswitch.switch.shared.awake import Why
 from gpuswitch.switch.shared.books import in_the_books, machines_with
 from gpuswitch.switch.steps.pci import HoldGroup
 from gpuswitch.switch.steps.step import Step
@@ -53,8 +54,8 @@ _GOING_DOWN = Sentence("the system is going down")
 class Preparation:
     """Everything that a plan for one GPU is computed from; `restore_state` is left to restore by an earlier switch.
 
-    `starting`: the service is, and no systemd job may be waited for. `owned`: a virtual machine has it or asks for it,
-    and for these functions `along` with it.
+    `starting`: the service is, and no systemd job may be waited for. `along`: functions that the virtual
+    machine that has the GPU, or asks for it, is to have with it.
     `machine`: the one for whose sake it is asked, by name. `asking`: nothing is to follow from it, so nothing is held,
     and who reads for it is not who works on the GPU. `at_boot`: systemd may be waiting for us with its jobs, so no unit
     is started or stopped, nobody ended or waited for. `held_groups` are the groups that `plan` took, or began to take:
@@ -70,7 +71,6 @@ class Preparation:
     host: Host
     arbiter: Arbiter
     starting: bool = False
-    owned: bool = False
     along: frozenset[PciAddress] = frozenset()
     machine: str = ""
     asking: bool = False
@@ -78,7 +78,8 @@ class Preparation:
     held_groups: list[HoldGroup] = field(default_factory=list)
 
     async def plan(self, target: State) -> Plan:
-        """The plan that takes the GPU to `target`. For a way to the host, the GPU's groups are held from here on.
+        """The plan that takes the GPU to `target`. For a way to the host, the GPU's groups are held from here on; the
+        machine is kept awake, which whoever begins no switch then lets go (`Why.SWITCH`).
 
         Raises:
             GpuswitchError: a guard refuses; the sentences name every blocker.
@@ -94,13 +95,17 @@ class Preparation:
             raise refusal(found)
         if await self.arbiter.system_stopping():
             raise Failed(Sentence("cannot switch {gpu}: {why}", gpu=self.gpu.address, why=_GOING_DOWN))
+        if not found and not self.asking and not self.at_boot:
+            # systemd-inhibit takes longer to start than all that is looked at from here on: it does so meanwhile. At
+            # boot a refusal is to be on record at once: a service that dies before does not try again.
+            self.arbiter.awake.need(self.gpu.address, Why.SWITCH, needed=True)
         if target is State.VFIO:
             now, requirements = await self._survey.run(found)
             if self.starting and requirements.waits:
                 raise Failed(
                     Sentence("nobody is waited for, and no unit is stopped, before the service has started: try again")
                 )
-            requirements = replace(requirements, owned=self.owned, along=self.along, vfio_driver=rules.vfio_driver)
+            requirements = replace(requirements, along=self.along, vfio_driver=rules.vfio_driver)
             facts = self.facts if self.asking else await self._with_names()
             return to_vfio(self.gpu, facts, now, self.restore_state, requirements)
         async with answered(self.config.deadlines.capture):

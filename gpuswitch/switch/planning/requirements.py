@@ -53,7 +53,7 @@ class DetachRequirements:
     `shows`: it has a frame buffer. `terminals` are shown there, and can be moved `to` another; `terminals_of_others`
     are shown there while their own GPUs are away, and `shown_by_others` as in `RestoreState`. `unbind_consoles` are
     unbound, since fbcon would keep the driver's module, and bound again but for `leave_consoles`. `persistent`
-    functions are in nvidia's persistence mode. `owned`: a machine is to have it, and these functions `along` with it.
+    functions are in nvidia's persistence mode. `along`: functions that its machine is to have with it.
     `vfio_driver`: what the configuration names for its display functions ("" whatever fits best). `expected`: modules
     without which there is no picture, and which udev has yet to load while the machine starts.
     """
@@ -76,7 +76,6 @@ class DetachRequirements:
     terminals_of_others: frozenset[int] = frozenset()
     shown_by_others: tuple[tuple[int, PciAddress], ...] = ()
     shows: bool = False
-    owned: bool = False
     along: frozenset[PciAddress] = frozenset()
     to: int | None = None
     unbind_consoles: tuple[str, ...] = ()

@@ -72,6 +72,12 @@ class Awake:
         with suppress(KernelError):
             await self.settled(gpu)
 
+    async def let_go(self, gpu: PciAddress, why: Why) -> None:
+        """It is not needed for that any more; until that has been seen to, where it was. As `settled_if_possible`."""
+        if why in self._needs[gpu]:
+            self.need(gpu, why, needed=False)
+            await self.settled_if_possible(gpu)
+
     def stop(self) -> None:
         """The service stops. The locks that are held stay, for the next run of it to find."""
         self._stopped = True
@@ -85,9 +91,15 @@ class Awake:
             self._hurry[gpu].set()
             return
         self._tasks[gpu] = asyncio.create_task(self._seen_to(gpu))
-        self._tasks[gpu].add_done_callback(lambda _: self._tasks.pop(gpu))
 
     async def _seen_to(self, gpu: PciAddress) -> None:
+        try:
+            await self._until_done(gpu)
+        finally:
+            # At once, and not when the loop gets to it: what is wished in between would be nobody's.
+            del self._tasks[gpu]
+
+    async def _until_done(self, gpu: PciAddress) -> None:
         """Until logind has done what is wished, whatever is wished meanwhile."""
         pause, hurry = Pause(), self._hurry[gpu]
         while self._held.get(gpu) is not (wanted := bool(self._needs[gpu])):

@@ -17,7 +17,10 @@ from gpuswitch.switch.steps.step import Step, StepContext, StepError, side_by_si
 
 @dataclass(frozen=True)
 class InhibitSleep(Step):
-    """Keep the machine from sleeping: a GPU between two drivers, or in a VM, may not survive it."""
+    """Keep the machine from sleeping: a GPU between two drivers, or in a VM, may not survive it.
+
+    The lock was asked for when the guards had let the switch pass, and is let go when it is over: this waits for it.
+    """
 
     kind = "inhibit"
     optional = True
@@ -33,28 +36,9 @@ class InhibitSleep(Step):
         await awake.settled(context.gpu)
 
     async def revert(self, context: StepContext) -> None:
-        await _let_sleep(context)
-
-
-@dataclass(frozen=True)
-class ReleaseSleepInhibitor(Step):
-    """Let the machine sleep again, unless a virtual machine has asked for the GPU meanwhile."""
-
-    kind = "inhibit"
-    optional = True
-
-    @property
-    def title(self) -> str:
-        return Sentence("let the machine sleep again")
-
-    async def apply(self, context: StepContext) -> None:
-        await _let_sleep(context)
-
-
-async def _let_sleep(context: StepContext) -> None:
-    """The switch does not need the machine awake any more; a virtual machine that owns the GPU may."""
-    context.arbiter.awake.need(context.gpu, Why.SWITCH, needed=False)
-    await context.arbiter.awake.settled(context.gpu)
+        """The switch does not need the machine awake any more; a virtual machine that owns the GPU may."""
+        context.arbiter.awake.need(context.gpu, Why.SWITCH, needed=False)
+        await context.arbiter.awake.settled(context.gpu)
 
 
 @dataclass(frozen=True)

@@ -278,11 +278,16 @@ class Harness:
         machine.changed(None, uevent=True)
 
     async def switch(self, actor: Actor, target: State, options: Options = _AS_CONFIGURED) -> Switch:
-        """Ask for it, and wait for its end."""
+        """Ask for it, and wait for its end, and until the machine may sleep again."""
         switch = await actor.request(target, options)
         await switch.wait()
         await self.witness.until(lambda: not actor.state.moving)
+        await self.may_sleep(actor)
         return switch
+
+    async def may_sleep(self, actor: Actor) -> None:
+        """Until the machine is kept awake no more for this GPU, where nothing of it needs that: nobody waits for it."""
+        await self.fleet._arbiter.awake.settled_if_possible(actor.gpu.address)
 
     async def moved(self, actor: Actor, target: State, options: Options = _AS_CONFIGURED) -> None:
         """Switch, successfully."""
