@@ -25,13 +25,17 @@ def actions_of(records: Iterable[GpuRecord], options: Options) -> Sequence[str]:
 
 def about(records: Sequence[GpuRecord], options: Options | None) -> Mapping[str, str]:
     """The GPUs, and what configuration and request say may be stopped for a switch of them; None: there is none."""
-    names = " and ".join(map(_name, records)) or "-"
+    names = _few(list(map(_name, records)))
     if options is None:
         return {"gpu": names, "stops": "-"}
-    named = list(dict.fromkeys(what for record in records for what in _stops(record, options)))
-    # A caller chooses how many it names, and a dialog has room for some.
+    stops = list(dict.fromkeys(what for record in records for what in _stops(record, options)))
+    return {"gpu": names, "stops": _few(stops)}
+
+
+def _few(named: Sequence[str]) -> str:
+    """A caller chooses how many it names, and a dialog has room for some."""
     more = [f"and {len(named) - _MOST_NAMED} more"] if len(named) > _MOST_NAMED else []
-    return {"gpu": names, "stops": ", ".join([*named[:_MOST_NAMED], *more]) or "-"}
+    return ", ".join([*named[:_MOST_NAMED], *more]) or "-"
 
 
 def _name(record: GpuRecord) -> str:

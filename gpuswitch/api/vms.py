@@ -46,7 +46,10 @@ class VirtualMachines:
 
         Raises:
             NoSuchGpu: there is none; none is named, and there are several.
+            InvalidArgument: more are named than any machine has.
         """
+        if len(selectors) > _MOST_FUNCTIONS:
+            raise InvalidArgument(f"there are no {len(selectors)} GPUs")
         return list(dict.fromkeys(self._fleet.find(selector) for selector in selectors or [""]))
 
     async def acquire_for_process(

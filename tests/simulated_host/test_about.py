@@ -11,6 +11,7 @@ from gpuswitch.api.authority import Action
 from gpuswitch.api.gpu import GpuObject
 from gpuswitch.api.manager import ManagerObject
 from gpuswitch.api.metrics import MetricsObserver
+from gpuswitch.api.vms import VirtualMachines
 from gpuswitch.config.schema import Defaults
 from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.host.simulated.scenarios import SCENARIOS
@@ -85,11 +86,16 @@ async def test_what_ends_more_than_the_configuration_needs_more(
     assert list(gpu.actions(GpuObject.methods["Trial"], [60.0, options])) == [needed]
 
 
-EXAMPLES: dict[str, object] = {"s": "text", "u": 0, "d": 60.0, "as": [], "a{sv}": {}}
+EXAMPLES: dict[str, object] = {"s": "text", "u": 0, "x": 1, "d": 60.0, "as": [], "a{sv}": {}}
 
 
 async def test_each_method_that_needs_an_action_can_be_told_of(tmp_path: Path) -> None:
-    for each in (ManagerObject(*[cast("Any", None)] * 4), await gpu_object(tmp_path)):
+    no_gpus = VirtualMachines(cast("Any", None), cast("Any", None), cast("Any", None))
+    no_gpus.named = lambda selectors: []  # type: ignore[method-assign]  # noqa: ARG005 -- there is no fleet
+    for each in (
+        ManagerObject(cast("Any", None), no_gpus, cast("Any", None), cast("Any", None)),
+        await gpu_object(tmp_path),
+    ):
         for method in each.methods.values():
             arguments = [EXAMPLES[signature] for signature in method.arguments.values()]
             assert list(each.actions(method, arguments)) == ([method.action] if method.action else [])
