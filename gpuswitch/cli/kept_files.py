@@ -42,10 +42,15 @@ class ChangedError(CtlError):
 
 
 class KeptFiles:
-    """The files that were written by way of this folder."""
+    """The files that were written by way of this folder.
 
-    def __init__(self, folder: Path) -> None:
+    `undo`: the command that puts them back, for people. `mode`: of files that were not there before.
+    """
+
+    def __init__(self, folder: Path, *, undo: str = "gpuswitchctl setup undo", mode: int = 0o644) -> None:
         self.folder = folder
+        self._undone_by = undo
+        self._mode = mode
 
     def changed_by_others(self) -> list[Path]:
         """Files that are neither as we wrote them, nor as they were before that.
@@ -54,6 +59,14 @@ class KeptFiles:
             CtlError: what was written is not known.
         """
         return [Path(name) for name, entry in self._record()["files"].items() if _is_foreign(Path(name), entry)]
+
+    def has(self, file: Path) -> bool:
+        """Whether it was written by way of this folder, and not put back since.
+
+        Raises:
+            CtlError: what was written is not known.
+        """
+        return str(file) in self._record()["files"]
 
     def write(self, files: Mapping[Path, bytes]) -> None:
         """Write all of these, on disk before this returns. What was there before the first time is kept.
@@ -86,9 +99,10 @@ class KeptFiles:
         except OSError as error:
             named = error.filename or self.folder
             text = _(
-                "cannot put back {file}: {why}; what is left is done by another: gpuswitchctl setup undo",
+                "cannot put back {file}: {why}; what is left is done by another: {command}",
                 file=named,
                 why=error.strerror,
+                command=self._undone_by,
             )
             raise CtlError.of(Failed, text) from error
 
@@ -114,11 +128,11 @@ class KeptFiles:
         try:
             for file, content in files.items():
                 file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                _replace(file, content, planned["files"][str(file)]["before"])
+                _replace(file, content, planned["files"][str(file)]["before"], mode=self._mode)
         except OSError:
             # As it was: what can be put back has its room on disk already, or none was taken.
             for file, old in was.items():
-                _put(file, old, planned["files"][str(file)]["before"])
+                _put(file, old, planned["files"][str(file)]["before"], mode=self._mode)
             _without_folders(each for each in planned["folders"] if each not in before["folders"])
             self._back_to(before)
             raise
@@ -135,7 +149,7 @@ class KeptFiles:
                 "cannot put back {files}: somebody has changed it since; to have it as it was before all the same, "
                 "with that text kept: {command}",
                 files=", ".join(map(str, foreign)),
-                command="gpuswitchctl setup undo --force",
+                command=f"{self._undone_by} --force",
             )
             raise ChangedError(foreign[0], text)
         for file in foreign:
@@ -267,10 +281,10 @@ def _without_folders(names: Iterator[str] | list[str]) -> None:
             Path(name).rmdir()
 
 
-def _put(file: Path, content: bytes | None, status: Mapping[str, Any] | None) -> None:
+def _put(file: Path, content: bytes | None, status: Mapping[str, Any] | None, *, mode: int = 0o644) -> None:
     if content is not None:
         if _content(file) != content:
-            _replace(file, content, status)
+            _replace(file, content, status, mode=mode)
         return
     _beside(file).unlink(missing_ok=True)
     file.unlink(missing_ok=True)
