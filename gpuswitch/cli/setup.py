@@ -6,8 +6,6 @@ is like it sees as the doctor does, in this process; of GPUs it asks the service
 
 from __future__ import annotations
 
-import difflib
-import sys
 import tempfile
 import tomllib
 from argparse import Namespace
@@ -18,12 +16,13 @@ from typing import Any, NamedTuple
 
 from gpuswitch.cli import machines
 from gpuswitch.cli.asking import agrees, answer, can_ask
+from gpuswitch.cli.changes import show_change
 from gpuswitch.cli.client import Gpu, Service
 from gpuswitch.cli.configuration import DIRECTORY, Verdict, judged
 from gpuswitch.cli.doctor import finding_record, in_their_language, service_seen, show_finding
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.kept_files import ChangedError, KeptFiles
-from gpuswitch.cli.output import as_json, clean, in_colour, line, problem, warning, write
+from gpuswitch.cli.output import as_json, clean, line, problem, warning, write
 from gpuswitch.cli.proposal import Desk, Wanted, match_of, name_for, record_of, text_of
 from gpuswitch.cli.reloading import Setting, by_key, reload
 from gpuswitch.cli.translate import _, mark
@@ -552,11 +551,7 @@ def _propose(file: Path, decided: _Decided) -> None:
     if not decided.changes:
         line(_("nothing is to be written: {file} says all of this already", file=file))
         return
-    old = (decided.before or "").splitlines()
-    name = str(file) if decided.before is not None else "/dev/null"
-    for each in difflib.unified_diff(old, decided.text.splitlines(), name, str(file), lineterm="", n=1000):
-        colour = {"+": "32", "-": "31"}.get(each[:1], "") if in_colour(sys.stdout) else ""
-        write(f"\x1b[{colour}m{clean(each)}\x1b[0m" if colour else clean(each))
+    show_change(str(file), decided.before, decided.text)
 
 
 def _tell_of_the_desk(desk: desktop.Desktop) -> None:
