@@ -23,7 +23,9 @@ class System:
     `family`: `debian`, `ubuntu`, `proxmox`, `fedora`, `ostree` (images of Fedora), `arch`, `suse`, `nixos`, or ""
     (os-release, ID and ID_LIKE). `loader`: `grub`, `grubby`, `rpm-ostree`, `systemd-boot`, `kernelstub`,
     `proxmox-boot-tool`, `nixos`, or "". `initramfs`: `initramfs-tools`, `dracut`, `mkinitcpio`, `nixos`, or "".
-    `kernel_cmdline`: /etc/kernel/cmdline is there. `grub_files`: what grub-mkconfig reads, in its order.
+    `kernel_cmdline`: /etc/kernel/cmdline is there. `update_initramfs`: Debian's command of that name is there, which
+    has either of the first two make the initrd. `unified`: the firmware has started a unified kernel image.
+    `grub_files`: what grub-mkconfig reads, in its order.
     `tables`: those of the firmware (ACPI), None where it has none to show. `secure_boot`: None where nobody says.
     `lockdown`: `none`, `integrity`, `confidentiality`, or "" (not in this kernel).
     """
@@ -35,6 +37,8 @@ class System:
     kernel: str = ""
     command_line: tuple[str, ...] = ()
     kernel_cmdline: bool = False
+    update_initramfs: bool = False
+    unified: bool = False
     grub_files: tuple[str, ...] = ("/etc/default/grub",)
     tables: frozenset[str] | None = None
     secure_boot: bool | None = None
