@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 EXIT_USAGE = 2
 EXIT_OUTPUT = 8
 _WITHOUT_SERVICE = frozenset(
-    f"gpuswitch.cli.{module}" for module in ("configuration", "demo", "doctor", "editing", "report", "setup", "topics")
+    f"gpuswitch.cli.{module}"
+    for module in ("configuration", "demo", "doctor", "editing", "report", "setup", "setup_boot", "topics")
 )
 """Modules whose verbs ask no service, find it by themselves, or do what they can without."""
 

@@ -25,6 +25,8 @@ from gpuswitch.cli.kept_files import ChangedError, KeptFiles
 from gpuswitch.cli.output import as_json, clean, line, problem, warning, write
 from gpuswitch.cli.proposal import Desk, Wanted, match_of, name_for, record_of, text_of
 from gpuswitch.cli.reloading import Setting, by_key, reload
+from gpuswitch.cli.setup_boot import STATE as EARLY
+from gpuswitch.cli.setup_boot import UNDO as UNDO_EARLY
 from gpuswitch.cli.translate import _, mark
 from gpuswitch.doctor.examination import findings, look
 from gpuswitch.doctor.findings import Finding, Severity
@@ -216,6 +218,8 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
         line(_("the text that was there is kept in {file}", file=each))
     for each in said:
         line(each)
+    if Path(machine.path(str(EARLY))).exists():
+        line(_("what the initrd does stays; to take it back: {command}", command=UNDO_EARLY))
     return 0
 
 

@@ -114,6 +114,39 @@ class OtherTools:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyFunction:
+    """A function that the initrd gives to vfio-pci: its place below /sys/devices, and what it was, `10de:2484`.
+
+    `found`: what is there now, "" for nothing.
+    """
+
+    place: str
+    ids: str
+    found: str
+
+    @property
+    def address(self) -> str:
+        return self.place.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """What `gpuswitchctl setup boot` has written. `script`: the file that is run in the initrd; `written`: when, in
+    seconds since the epoch.
+
+    `initrd`: that of the running kernel, "" where nobody knows it; `made`: when. `pending`: the initrd was to be made
+    anew after files had changed, and that has not ended well.
+    """
+
+    script: str = ""
+    functions: tuple[EarlyFunction, ...] = ()
+    written: float = 0.0
+    initrd: str = ""
+    made: float = 0.0
+    pending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Installation:
     """Which files of ours are where the bus and polkit look for them. `packaged`: a package has brought them."""
 
@@ -196,6 +229,7 @@ class Seen:
     installation: Installation = field(default_factory=Installation)
     libvirt: Libvirt = field(default_factory=Libvirt)
     tools: OtherTools = field(default_factory=OtherTools)
+    early: Early = field(default_factory=Early)
     service: Service = field(default_factory=Service)
     configuration: Configuration = field(default_factory=Configuration)
     config: Config = field(default_factory=Config)

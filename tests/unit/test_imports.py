@@ -157,6 +157,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     # Its other half: it writes what mends, and asks the service for the GPUs.
     "gpuswitch.cli.setup": ("gpuswitch.errors", "gpuswitch.cli", "gpuswitch.doctor"),
+    # What it has the initrd do is for the doctor to look at, too, and depends on the machine alone.
+    "gpuswitch.cli.setup_boot": ("gpuswitch.errors", "gpuswitch.cli", "gpuswitch.doctor"),
+    "gpuswitch.cli.early_binding": ("gpuswitch.doctor.looks.early",),
     "gpuswitch.hook": (),
 }
 """What a part of the package may import of the package."""
