@@ -23,7 +23,8 @@ SMALL = {
     "/etc/initramfs-tools/conf.d/small": "MODULES=dep\nCOMPRESSLEVEL=1\n",
     "/etc/dracut.conf.d/small.conf": 'hostonly="yes"\ncompress="cat"\n',
 }
-MAKING_SECONDS = 900
+MAKING_SECONDS = 1500
+"""An emulated machine has one processor of two to itself, and all that makes an initrd is thousands of processes."""
 
 
 def kernel_log(machine: Machine, *words: str) -> list[str]:
@@ -40,6 +41,7 @@ def made(machine: Machine, command: str) -> None:
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(3600)
 def test_one_of_twins_is_on_vfio_before_any_driver_and_comes_home_and_is_the_hosts_again(machine: Machine) -> None:
     for place, text in SMALL.items():
         machine.push(text, place)

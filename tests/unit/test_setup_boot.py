@@ -70,7 +70,8 @@ class Initrd:
         (self.root / "cmdline").write_text(f"root=/dev/sda1 {words}\n")
 
     def runs(self, shell: str, text: str) -> None:
-        for place, here in (("/sys/", "sys/"), ("/dev/kmsg", "kmsg"), ("/proc/cmdline", "cmdline")):
+        places = {"/sys/": "sys/", "/dev/kmsg": "kmsg", "/proc/cmdline": "cmdline", "/usr/lib/gpuswitch/": "bin/"}
+        for place, here in places.items():
             text = text.replace(place, f"{self.root}/{here}")
         script = self.root / "script"
         script.write_text(text.replace(">" + str(self.root / "kmsg"), ">>" + str(self.root / "kmsg")))
@@ -327,6 +328,23 @@ def test_one_that_never_ends_is_ended(machine: Boots) -> None:
 def test_a_program_that_is_not_there_is_named() -> None:
     with pytest.raises(MakingError, match="/no/such --force: No such file or directory"):
         make_initrd(["/no/such --force"])
+
+
+def test_a_gpu_that_the_initrd_has_bound_can_be_set_up_again(
+    machine: Boots, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.boot()
+    machine.made.tree.driver("vfio-pci", "vfio_pci")
+    for each in (CARD, SOUND):
+        machine.made.tree.unbind(each)
+        machine.made.tree.bind(each, "vfio-pci")
+    machine.made.says("vfio")
+    capsys.readouterr()
+    machine.boot()
+    assert "nothing is to be written" in capsys.readouterr().out
+    machine.made.booted_on(CARD)
+    with pytest.raises(CtlError, match="the display that this machine booted on"):
+        machine.boot()
 
 
 # What is refused -----------------------------------------------------------------------------------------------------

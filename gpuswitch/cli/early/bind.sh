@@ -50,7 +50,10 @@
     esac
 
     if [ -n "$found" ]; then
-        modprobe vfio-pci || say "cannot load vfio-pci"
+        # By its place: a shell of busybox would take its own, which does not unpack modules.
+        modprobe=/usr/lib/gpuswitch/modprobe
+        [ -x "$modprobe" ] || modprobe=/sbin/modprobe
+        "$modprobe" vfio-pci || say "cannot load vfio-pci"
         for path in $found; do
             address=${path##*/}
             [ -e "/sys/devices/$path/driver" ] || echo "$address" >/sys/bus/pci/drivers_probe

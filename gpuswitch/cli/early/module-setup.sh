@@ -16,4 +16,6 @@ installkernel() {
 
 install() {
     inst_hook pre-udev 00 "${moddir:?}/gpuswitch.sh"
+    # With busybox in the initrd, /sbin/modprobe is one of its programs, which does not unpack modules.
+    inst "$(command -v kmod)" /usr/lib/gpuswitch/modprobe
 }
