@@ -17,6 +17,7 @@ journal=/run/gpuswitch/gpus
 template=$(dirname "$0")/libvirt-hook
 hooks=/etc/libvirt/hooks
 hook=$hooks/qemu.d/50-gpuswitch
+early=/var/lib/gpuswitch/setup-boot
 
 say() { printf '%s\n' "gpuswitch: $*"; }
 
@@ -64,6 +65,13 @@ take_hook() {
     rmdir --ignore-fail-on-non-empty "$(dirname "$hook")"
 }
 
+# take_initrd: what `gpuswitchctl setup boot` has the initrd do. Without us nobody takes it back: the GPU would be on
+# vfio for ever.
+take_initrd() {
+    [ -e "$early" ] || [ -e "$early-pending" ] || return 0
+    gpuswitchctl setup boot undo </dev/null
+}
+
 # away: the GPUs that are not as they were before gpuswitch, by its journal: on vfio, owned, or not quite home.
 away() {
     # the note of the boot lies there, too
@@ -93,6 +101,7 @@ after_installation() {
 
 before_removal() {
     if has_systemd && [ "${GPUSWITCH_REMOVE:-}" = anyway ]; then
+        take_initrd || say "the initrd still gives GPUs to vfio-pci"
         take_hook
         systemctl stop "$unit" || say "its service does not end: systemctl status $unit"
     elif has_systemd; then
@@ -102,6 +111,7 @@ before_removal() {
             # shellcheck disable=SC2086 # one word for each GPU
             gpuswitchctl to-host --busy refuse $gpus </dev/null || stay "a GPU cannot come home"
         fi
+        take_initrd || stay "the initrd still gives GPUs to vfio-pci"
         take_hook
         if ! systemctl stop "$unit"; then
             put_hook
@@ -111,6 +121,8 @@ before_removal() {
             systemctl start "$unit" || :
             stay "a GPU is not home yet: gpuswitchctl status"
         fi
+    else
+        take_initrd || stay "the initrd still gives GPUs to vfio-pci"
     fi
     take_hook
 }

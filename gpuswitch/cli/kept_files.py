@@ -35,6 +35,10 @@ _NEW = ".new"
 power cut has left is found again."""
 
 
+UNDO = "gpuswitchctl setup undo"
+"""What puts back what setup has written."""
+
+
 class ChangedError(CtlError):
     """Somebody else has changed a file since it was written."""
 
@@ -43,22 +47,27 @@ class ChangedError(CtlError):
         self.file = file
 
 
-def changed_by_somebody(file: Path) -> ChangedError:
-    """Why a file is not written."""
+def changed_by_somebody(file: Path, undo: str = UNDO) -> ChangedError:
+    """Why a file is not written; `undo` is the command that puts it back."""
     text = _(
         "cannot write {file}: somebody has changed it since setup wrote it; give it another name there to keep that, "
         "or: {command}",
         file=file,
-        command="gpuswitchctl setup undo --force",
+        command=f"{undo} --force",
     )
     return ChangedError(file, text)
 
 
 class KeptFiles:
-    """The files that were written by way of this folder."""
+    """The files that were written by way of this folder.
 
-    def __init__(self, folder: Path) -> None:
+    `undo`: the command that puts them back, for people. `mode`: of files that were not there before.
+    """
+
+    def __init__(self, folder: Path, *, undo: str = UNDO, mode: int = 0o644) -> None:
         self.folder = folder
+        self._undone_by = undo
+        self._mode = mode
 
     def changed_by_others(self) -> list[Path]:
         """Files that are neither as we wrote them, nor as they were before that.
@@ -76,10 +85,18 @@ class KeptFiles:
         """
         return [Path(name) for name, entry in self._record()["files"].items() if entry["before"] is None]
 
+    def has(self, file: Path) -> bool:
+        """Whether it was written by way of this folder, and not put back since.
+
+        Raises:
+            CtlError: what was written is not known.
+        """
+        return str(file) in self._record()["files"]
+
     def write(self, files: Mapping[Path, bytes], *, mode: int | None = None) -> None:
         """Write all of these, on disk before this returns. What was there before the first time is kept.
 
-        `mode`: theirs; None: as they are, and 0644 where there is none yet.
+        `mode`: theirs; None: as they are, and that of this folder's where there is none yet.
 
         Raises:
             CtlError: nothing was changed.
@@ -109,9 +126,10 @@ class KeptFiles:
         except OSError as error:
             named = error.filename or self.folder
             text = _(
-                "cannot put back {file}: {why}; what is left is done by another: gpuswitchctl setup undo",
+                "cannot put back {file}: {why}; what is left is done by another: {command}",
                 file=named,
                 why=error.strerror,
+                command=self._undone_by,
             )
             raise CtlError.of(Failed, text) from error
 
@@ -141,7 +159,7 @@ class KeptFiles:
                 text = _("cannot write {file}: it is a link; put a file there, or take it away", file=file)
                 raise CtlError.of(Failed, text)
             if str(file) in before["files"] and _is_foreign(file, before["files"][str(file)]):
-                raise changed_by_somebody(file)
+                raise changed_by_somebody(file, self._undone_by)
         planned = json.loads(json.dumps(before))
         for file, content in files.items():
             entry = planned["files"].setdefault(str(file), {"before": self._kept(file), "after": []})
@@ -156,11 +174,11 @@ class KeptFiles:
                 status = planned["files"][str(file)]["before"]
                 if status is not None and mode is not None:
                     status = {**status, "mode": mode}
-                _replace(file, content, status, mode=0o644 if mode is None else mode)
+                _replace(file, content, status, mode=self._mode if mode is None else mode)
         except OSError:
             # As it was: what can be put back has its room on disk already, or none was taken.
             for file, old in was.items():
-                _put(file, old, planned["files"][str(file)]["before"])
+                _put(file, old, planned["files"][str(file)]["before"], mode=self._mode)
             _without_folders(each for each in planned["folders"] if each not in before["folders"])
             self._back_to(before)
             raise
@@ -201,7 +219,7 @@ class KeptFiles:
                 "cannot put back {files}: somebody has changed it since; to have it as it was before all the same, "
                 "with that text kept: {command}",
                 files=", ".join(map(str, foreign)),
-                command="gpuswitchctl setup undo --force",
+                command=f"{self._undone_by} --force",
             )
             raise ChangedError(foreign[0], text)
         return foreign
@@ -333,10 +351,10 @@ def _without_folders(names: Iterable[str]) -> None:
             Path(name).rmdir()
 
 
-def _put(file: Path, content: bytes | None, status: Mapping[str, Any] | None) -> None:
+def _put(file: Path, content: bytes | None, status: Mapping[str, Any] | None, *, mode: int = 0o644) -> None:
     if content is not None:
         if _content(file) != content:
-            _replace(file, content, status)
+            _replace(file, content, status, mode=mode)
         return
     _beside(file).unlink(missing_ok=True)
     file.unlink(missing_ok=True)

@@ -510,6 +510,7 @@ def _setup(verb: _Add) -> None:
     )
     undone.set_defaults(run="gpuswitch.cli.setup:undo", purpose=purpose)
     _setup_proxmox(actions)
+    _setup_boot(actions)
 
 
 def _setup_proxmox(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -534,6 +535,57 @@ def _setup_proxmox(actions: argparse._SubParsersAction[argparse.ArgumentParser])
         "--dry-run", action="store_true", default=skip, help=_("show what would be done, change nothing")
     )
     asked.set_defaults(run="gpuswitch.cli.proxmox:setup", purpose=purpose)
+
+
+def _setup_boot(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    purpose = _("have the initrd give {gpu} to vfio-pci, before any host driver")
+    early = actions.add_parser(
+        "boot",
+        help=_purpose(purpose),
+        description=_(
+            "Have the initrd give a GPU to vfio-pci before udev starts, for one that a host driver must never touch; "
+            "for all others, at_boot in gpuswitch.toml(5) does. Shows what would be written for initramfs-tools, "
+            "dracut or mkinitcpio, writes it, and makes the initrd anew; where that fails, all is put back. Counts "
+            "from the next start on, for all functions of the GPU at their addresses, as long as they are the same "
+            "devices. What was written before is replaced. With gpuswitch.early=off on the kernel's command line "
+            "nothing is bound."
+        ),
+        epilog="\n".join(
+            _("example: {command}", command=example)
+            for example in ("gpuswitchctl setup boot --gpu 01:00.0", "gpuswitchctl setup boot undo")
+        ),
+    )
+    _shared_options(early)
+    # What stands before the word counts as well, and is not to be overwritten by a default.
+    early.add_argument(
+        "--gpu",
+        dest="gpus",
+        metavar="GPU",
+        action="append",
+        default=argparse.SUPPRESS,
+        help=_("the one that is given; may be given again"),
+    )
+    early.add_argument("-y", "--yes", action="store_true", default=argparse.SUPPRESS, help=_("ask nothing, and write"))
+    early.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help=_("show what would be written, write nothing"),
+    )
+    early.set_defaults(run="gpuswitch.cli.setup_boot:boot", purpose=purpose)
+    again = early.add_subparsers(metavar="ACTION", required=False, dest="boot_action")
+    purpose = _("take back what setup boot has written, and make the initrd anew")
+    undone = again.add_parser(
+        "undo",
+        help=purpose,
+        description=_("{sentence}.", sentence=_capital(purpose)),
+        epilog=_("example: {command}", command="gpuswitchctl setup boot undo"),
+    )
+    _shared_options(undone)
+    undone.add_argument(
+        "--force", action="store_true", help=_("also what somebody else has changed since; that text is kept")
+    )
+    undone.set_defaults(run="gpuswitch.cli.setup_boot:undo", purpose=purpose)
 
 
 def _shared_options(of: argparse.ArgumentParser) -> None:

@@ -6,8 +6,6 @@ is like it sees as the doctor does, in this process; of GPUs it asks the service
 
 from __future__ import annotations
 
-import difflib
-import sys
 import tempfile
 import tomllib
 from argparse import Namespace
@@ -18,14 +16,17 @@ from typing import Any, NamedTuple
 
 from gpuswitch.cli import machines, proxmox
 from gpuswitch.cli.asking import agrees, answer, can_ask
+from gpuswitch.cli.changes import show_change
 from gpuswitch.cli.client import Gpu, Service
 from gpuswitch.cli.configuration import DIRECTORY, Verdict, in_their_words, judged, whole
 from gpuswitch.cli.doctor import finding_record, in_their_language, service_seen, show_finding
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.kept_files import STATE, KeptFiles, changed_by_somebody
-from gpuswitch.cli.output import as_json, clean, in_colour, line, problem, warning, write
+from gpuswitch.cli.output import as_json, clean, line, problem, warning, write
 from gpuswitch.cli.proposal import Desk, Wanted, match_of, name_for, record_of, text_of
 from gpuswitch.cli.reloading import Setting, by_key, reload
+from gpuswitch.cli.setup_boot import STATE as EARLY
+from gpuswitch.cli.setup_boot import UNDO as UNDO_EARLY
 from gpuswitch.cli.translate import _, mark, recognized
 from gpuswitch.config.schema import name_of
 from gpuswitch.doctor.examination import findings, look
@@ -227,6 +228,8 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
         line(_("the text that was there is kept in {file}", file=each))
     for each in said:
         line(each)
+    if Path(machine.path(str(EARLY))).exists():
+        line(_("what the initrd does stays; to take it back: {command}", command=UNDO_EARLY))
     return 0
 
 
@@ -251,7 +254,7 @@ def _show_undo(args: Namespace, kept: KeptFiles, machine: Machine) -> int:
         line(_("this would be run: {command}", command=each))
     for file, what, before in planned:
         line(words[what].format(file=file))
-        _show_change(file, _read(file), None if before is None else before.decode(errors="replace"))
+        show_change(str(file), _read(file), None if before is None else before.decode(errors="replace"))
     for each in saved.values():
         line(_("the text that is there would be kept in {file}", file=each))
     line(_("nothing is changed: this was a dry run"))
@@ -678,16 +681,7 @@ def _propose(file: Path, decided: _Decided) -> None:
     if not decided.changes:
         line(_("nothing is to be written: {file} says all of this already", file=file))
         return
-    _show_change(file, decided.before, decided.text)
-
-
-def _show_change(file: Path, before: str | None, after: str | None) -> None:
-    """Each line that comes or goes; None: there is no file then."""
-    was, becomes = (str(file) if text is not None else "/dev/null" for text in (before, after))
-    old, new = ((text or "").splitlines() for text in (before, after))
-    for each in difflib.unified_diff(old, new, was, becomes, lineterm="", n=1000):
-        colour = {"+": "32", "-": "31"}.get(each[:1], "") if in_colour(sys.stdout) else ""
-        write(f"\x1b[{colour}m{clean(each)}\x1b[0m" if colour else clean(each))
+    show_change(str(file), decided.before, decided.text)
 
 
 def _tell_of_the_desk(desk: desktop.Desktop) -> None:

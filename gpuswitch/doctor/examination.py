@@ -13,12 +13,13 @@ from typing import TypeVar, cast
 from gpuswitch.config.settings import Config
 from gpuswitch.doctor.findings import Area, Check, Finding, Said, Severity, Unseen
 from gpuswitch.doctor.gathering import LookError, gathered
-from gpuswitch.doctor.looks import configuration, host, installed, system, units
+from gpuswitch.doctor.looks import configuration, early, host, installed, system, units
 from gpuswitch.doctor.looks import libvirt as libvirt_look
 from gpuswitch.doctor.looks import tools as tools_look
 from gpuswitch.doctor.machine import Files, Machine
 from gpuswitch.doctor.seen import (
     Configuration,
+    Early,
     Installation,
     Libvirt,
     OtherTools,
@@ -129,6 +130,7 @@ def look(machine: Machine, service: Service, named: Sequence[str] = (), *, gathe
             "installation": installed.look,
             "libvirt": libvirt_look.look,
             "other tools": tools_look.look,
+            "initrd": early.look,
         }
     )
     seen = Seen(
@@ -137,6 +139,7 @@ def look(machine: Machine, service: Service, named: Sequence[str] = (), *, gathe
         installation=sight.found("installation", Installation()),
         libvirt=sight.found("libvirt", Libvirt()),
         tools=sight.found("other tools", OtherTools()),
+        early=sight.found("initrd", Early()),
         service=service,
         configuration=read,
         config=config,

@@ -180,7 +180,8 @@ def _word_changed(old: str, new: str, before: str = "") -> str:
 
 def rebuild_initramfs(system: System) -> tuple[str, ...]:
     """Make the initial file system anew, which has a copy of modprobe's configuration; () where nobody knows how."""
-    found = _INITRAMFS.get(system.initramfs)
+    # Where Debian's command is, whatever makes the initrd: it tells the boot loader of the new one as well.
+    found = _INITRAMFS.get("initramfs-tools" if system.update_initramfs else system.initramfs)
     if found is None:
         return ()
     return (found, "proxmox-boot-tool refresh") if system.loader == "proxmox-boot-tool" else (found,)

@@ -23,7 +23,9 @@ class System:
     `family`: `debian`, `ubuntu`, `proxmox`, `fedora`, `ostree` (images of Fedora), `arch`, `suse`, `nixos`, or ""
     (os-release, ID and ID_LIKE). `loader`: `grub`, `grubby`, `rpm-ostree`, `systemd-boot`, `kernelstub`,
     `proxmox-boot-tool`, `nixos`, or "". `initramfs`: `initramfs-tools`, `dracut`, `mkinitcpio`, `nixos`, or "".
-    `kernel_cmdline`: /etc/kernel/cmdline is there. `grub_files`: what grub-mkconfig reads, in its order.
+    `kernel_cmdline`: /etc/kernel/cmdline is there. `update_initramfs`: Debian's command of that name is there, which
+    has either of the first two make the initrd. `unified`: the firmware has started a unified kernel image.
+    `grub_files`: what grub-mkconfig reads, in its order.
     `tables`: those of the firmware (ACPI), None where it has none to show. `secure_boot`: None where nobody says.
     `lockdown`: `none`, `integrity`, `confidentiality`, or "" (not in this kernel).
     """
@@ -35,6 +37,8 @@ class System:
     kernel: str = ""
     command_line: tuple[str, ...] = ()
     kernel_cmdline: bool = False
+    update_initramfs: bool = False
+    unified: bool = False
     grub_files: tuple[str, ...] = ("/etc/default/grub",)
     tables: frozenset[str] | None = None
     secure_boot: bool | None = None
@@ -134,6 +138,39 @@ class OtherTools:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyFunction:
+    """A function that the initrd gives to vfio-pci: its place below /sys/devices, and what it was, `10de:2484`.
+
+    `found`: what is there now, "" for nothing.
+    """
+
+    place: str
+    ids: str
+    found: str
+
+    @property
+    def address(self) -> str:
+        return self.place.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """What `gpuswitchctl setup boot` has written. `script`: the file that is run in the initrd; `written`: when, in
+    seconds since the epoch.
+
+    `initrd`: that of the running kernel, "" where nobody knows it; `made`: when. `pending`: the initrd was to be made
+    anew after files had changed, and that has not ended well.
+    """
+
+    script: str = ""
+    functions: tuple[EarlyFunction, ...] = ()
+    written: float = 0.0
+    initrd: str = ""
+    made: float = 0.0
+    pending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Installation:
     """Which files of ours are where the bus and polkit look for them. `packaged`: a package has brought them."""
 
@@ -216,6 +253,7 @@ class Seen:
     installation: Installation = field(default_factory=Installation)
     libvirt: Libvirt = field(default_factory=Libvirt)
     tools: OtherTools = field(default_factory=OtherTools)
+    early: Early = field(default_factory=Early)
     service: Service = field(default_factory=Service)
     configuration: Configuration = field(default_factory=Configuration)
     config: Config = field(default_factory=Config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuswitch.doctor.checks import gpu, libvirt, machine, service, tools
+from gpuswitch.doctor.checks import early, gpu, libvirt, machine, service, tools
 from gpuswitch.doctor.findings import Area, Check
 
 _COMMAND_LINE = "the option is put on the kernel's command line, or taken off, with the tool of this boot loader"
@@ -75,6 +75,14 @@ CHECKS: tuple[Check, ...] = (
         "service read it",
         "`gpuswitchctl config edit`; `systemctl reload gpuswitchd`",
         run=service.configuration,
+    ),
+    Check(
+        "early",
+        Area.SERVICE,
+        "What `gpuswitchctl setup boot` has the initrd bind: another device is at that place, the initrd is older than "
+        "what was written for it, or the kernel's command line keeps it from binding",
+        "`gpuswitchctl setup boot`, or `setup boot undo`; the initrd is made anew",
+        run=early.early,
     ),
     Check(
         "state",

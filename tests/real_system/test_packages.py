@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.cli.early_binding import TOOLS, Bound, Function, files_of
 from tests.harness.containers.container import Container
 from tests.harness.containers.packaged import APT, NEXT, THIS, Packaged, find_packaged
 from tests.harness.containers.system import System
@@ -127,6 +128,7 @@ def test_lintian_has_no_complaint(cache: Cache, said: Said) -> None:
     assert said(tools, "lintian --allow-root --tag-display-limit 0 *.changes", files) == ""
 
 
+IN_THE_INITRD = Bound("0000:01:00.0", [Function("0000:01:00.0", "pci0000:00/0000:01:00.0", "0x1", "0x2", dark=True)])
 RECIPE_TOOLS = ("nix-bin", "rpm", "rpmlint", "shellcheck")
 
 
@@ -136,7 +138,12 @@ def recipes() -> dict[str, bytes]:
     wanted = [contrib / "arch/PKGBUILD", contrib / "arch/gpuswitch.install", contrib / "nix/module.nix"]
     wanted += [contrib / "rpm/gpuswitch.spec", *contrib.glob("*.sh"), *contrib.glob("debian/*.sh")]
     wanted += [contrib / f"debian/{script}" for script in ("preinst", "postinst", "prerm", "postrm")]
-    return {str(path.relative_to(contrib)): path.read_bytes() for path in wanted}
+    written = {
+        f"early/{tool}/{Path(place).parent.name}-{Path(place).name}": text.encode()
+        for tool in TOOLS
+        for place, text in files_of(tool, [IN_THE_INITRD]).items()
+    }
+    return {str(path.relative_to(contrib)): path.read_bytes() for path in wanted} | written
 
 
 LOOK_AT_RECIPES = """\
@@ -150,6 +157,11 @@ shellcheck *.sh debian/*.sh debian/p*
 # makepkg reads its variables, sets others, and ends it when a command fails
 shellcheck --shell=bash --exclude=SC2034,SC2154,SC2164 arch/PKGBUILD
 shellcheck --shell=sh arch/gpuswitch.install
+# what `setup boot` writes; functions of initramfs-tools are not here
+shellcheck --shell=sh early/*/init-top-* early/*/*-gpuswitch.sh
+shellcheck --shell=sh --exclude=SC1091 early/initramfs-tools/hooks-*
+shellcheck --shell=dash early/mkinitcpio/hooks-*
+shellcheck --shell=bash early/dracut/*-module-setup.sh early/mkinitcpio/install-*
 """
 
 

@@ -134,6 +134,8 @@ def test_machines_are_those_that_libvirt_has_files_of(
     assert completed(capsys, "setup", "--vm", "") == ["ubuntu", "win10"]
     assert completed(capsys, "setup", "--vm=w") == ["--vm=win10"]
     assert completed(capsys, "setup", "u") == ["undo"]
+    assert completed(capsys, "setup", "boot", "") == ["undo"]
+    assert completed(capsys, "setup", "boot", "--d") == ["--dry-run"]
     monkeypatch.setattr(complete, "MACHINES", "/nowhere")
     assert completed(capsys, "setup", "--vm", "") == []
     monkeypatch.setattr(complete, "PROXMOX", str(tmp_path))

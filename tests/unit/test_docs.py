@@ -38,7 +38,8 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, (*PARTS, *ROOMS)))})/[\w./*-]*")
 PYTHON = re.compile(r"(?<![\w./*-])[\w/]+\.py(?![\w/])")
-DOTTED = re.compile(r"(?<![\w./-])gpuswitch(?:\.[A-Za-z_]\w*)+")
+DOTTED = re.compile(r"(?<![\w./-])gpuswitch(?:\.[A-Za-z_]\w*)+(?![\w=])")
+"""What has a value is no module: `gpuswitch.early=off` on the kernel's command line."""
 IN_TREE = re.compile(r"[\w./]+(?:\.py|/)(?![\w/])")
 
 

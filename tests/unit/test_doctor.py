@@ -731,7 +731,9 @@ def test_what_is_harmless_is_not_told(made: MadeMachine, change: Change, kind: s
 
 
 def test_every_check_has_a_machine_on_which_it_finds_something() -> None:
-    assert {check.kind for check in CHECKS} - {kind for _, _, kind, *_ in CASES} == {"managed", "other_tools"}
+    """Those of the initrd are in test_setup_boot.py, beside what writes it."""
+    without = {check.kind for check in CHECKS} - {kind for _, _, kind, *_ in CASES}
+    assert without == {"managed", "other_tools", "early"}
 
 
 def test_every_guard_has_its_check() -> None:
@@ -932,7 +934,12 @@ def test_an_unknown_loader_has_words_and_no_commands(made: MadeMachine) -> None:
 
 @pytest.mark.parametrize(
     ("program", "command"),
-    [("dracut", "dracut --force --regenerate-all"), ("mkinitcpio", "mkinitcpio -P")],
+    [
+        ("dracut", "dracut --force --regenerate-all"),
+        ("mkinitcpio", "mkinitcpio -P"),
+        # Debian's, which names the image as the boot loader has it
+        ("update-initramfs", "update-initramfs -u -k all"),
+    ],
 )
 def test_the_initramfs_is_made_anew_as_this_system_does_it(made: MadeMachine, program: str, command: str) -> None:
     made.remove("usr/bin/update-initramfs")
@@ -940,6 +947,14 @@ def test_the_initramfs_is_made_anew_as_this_system_does_it(made: MadeMachine, pr
     made.write("etc/modprobe.d/vfio.conf", IDS)
     [found] = made.found("modprobe")
     assert found.commands[-1] == command
+
+
+def test_debians_command_may_be_one_of_dracut(made: MadeMachine) -> None:
+    """As its package has it in Debian 14, where no initramfs-tools are."""
+    assert made.examined().system.initramfs == "initramfs-tools"
+    made.program("update-initramfs", 'dracut --force "/boot/initrd.img-$version" "$version"')
+    made.program("dracut")
+    assert made.examined().system.initramfs == "dracut"
 
 
 def words_of_grub(made: MadeMachine) -> str:

@@ -20,11 +20,14 @@ _FAMILIES: Mapping[str, str] = {
     "opensuse": "suse",
     "nixos": "nixos",
 }
-_INITRAMFS = (("update-initramfs", "initramfs-tools"), ("mkinitcpio", "mkinitcpio"), ("dracut", "dracut"))
+_UPDATE_INITRAMFS = "update-initramfs"
+_INITRAMFS = ((_UPDATE_INITRAMFS, "initramfs-tools"), ("mkinitcpio", "mkinitcpio"), ("dracut", "dracut"))
 _EFI_VARIABLES = "/sys/firmware/efi/efivars"
 _SECURE_BOOT = f"{_EFI_VARIABLES}/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _LOADER_INFO = f"{_EFI_VARIABLES}/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 """https://systemd.io/BOOT_LOADER_INTERFACE: four bytes of attributes, then UTF-16."""
+_STUB_INFO = f"{_EFI_VARIABLES}/StubInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+"""Set by the stub of a unified kernel image alone (systemd-stub(7))."""
 _SELINUX = "/sys/fs/selinux"
 
 
@@ -42,6 +45,8 @@ def look(files: Files) -> System:
         command_line=options,
         grub_files=_grub_files(files, family),
         kernel_cmdline=files.there("/etc/kernel/cmdline"),
+        update_initramfs=bool(files.program(_UPDATE_INITRAMFS)),
+        unified=files.there(_STUB_INFO),
         tables=_tables(files),
         secure_boot=_secure_boot(files),
         lockdown=_lockdown(files.text("/sys/kernel/security/lockdown")),
@@ -109,6 +114,8 @@ def _initramfs(files: Files, family: str) -> str:
         return "nixos"
     if family == "ostree":
         return ""  # made with the image
+    if "dracut" in files.text(files.program(_UPDATE_INITRAMFS)):
+        return "dracut"  # whose package brings a script of that name (Debian 13 and later)
     return next((name for program, name in _INITRAMFS if files.program(program)), "")
 
 

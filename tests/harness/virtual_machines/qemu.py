@@ -25,9 +25,9 @@ STREAMS = ("qmp", "agent", "shell", "bus")
 
 
 def arguments(
-    hardware: Hardware, streams: dict[str, int], console: int, overlay: int | None, *, load: bool
+    hardware: Hardware, streams: dict[str, int], console: int, overlay: int | None, initrd: int | None, *, load: bool
 ) -> list[str]:
-    """QEMU's arguments; streams are the numbers of connected sockets, console and overlay those of files.
+    """QEMU's arguments; streams are the numbers of connected sockets, console, overlay and initrd those of files.
 
     A template and its clones must differ in nothing but whether RAM and disk are written to.
     """
@@ -38,7 +38,8 @@ def arguments(
         *("-machine", f"{hardware.machine},memory-backend=ram", "-m", f"{hardware.memory_mib}M"),
         *("-object", f"{memory},share={'on' if overlay is None else 'off'}"),
         *("-accel", "tcg,thread=multi", "-cpu", hardware.processor, "-smp", str(hardware.processors)),
-        *("-kernel", KERNEL, "-initrd", INITRD, "-append", hardware.kernel_arguments),
+        *("-kernel", KERNEL, "-initrd", INITRD if initrd is None else f"/dev/fd/{initrd}"),
+        *("-append", hardware.kernel_arguments),
         *("-chardev", f"file,id=console,path=/dev/fd/{console}", "-serial", "chardev:console"),
         *(word for name, fd in streams.items() for word in ("-chardev", f"socket,id={name},fd={fd}")),
         *("-mon", "chardev=qmp,mode=control"),
@@ -67,10 +68,13 @@ def make_overlay(template: Path) -> IO[bytes]:
 class Qemu:
     """One QEMU process and the host's ends of its streams. It dies with the thread that made it."""
 
-    def __init__(self, hardware: Hardware, template: Path, overlay: int | None, *, load: bool) -> None:
+    def __init__(
+        self, hardware: Hardware, template: Path, overlay: int | None, initrd: int | None = None, *, load: bool
+    ) -> None:
         """Start it; MachineGoneError with QEMU's own words when it cannot.
 
-        With an overlay (see `make_overlay`) it writes to that, without it to the template. `load`: load() follows.
+        With an overlay (see `make_overlay`) it writes to that, without it to the template. `initrd`: another one than
+        the template's. `load`: load() follows.
         """
         self._open = ExitStack()
         # files without a name: nothing is left behind, however we end
@@ -80,12 +84,12 @@ class Qemu:
         ours, theirs = zip(*(socket.socketpair() for _ in STREAMS), strict=True)
         fds = {name: end.fileno() for name, end in zip(STREAMS, theirs, strict=True)}
         self.process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *arguments(hardware, fds, self._console, overlay, load=load)],
+            ["setpriv", "--pdeathsig", "KILL", *arguments(hardware, fds, self._console, overlay, initrd, load=load)],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             cwd=template,
-            pass_fds=(*fds.values(), self._console, *([] if overlay is None else [overlay])),
+            pass_fds=(*fds.values(), self._console, *(fd for fd in (overlay, initrd) if fd is not None)),
         )
         for end in theirs:
             end.close()
