@@ -35,11 +35,12 @@ def complaint(*words: str) -> str:
         ("setup --config X", "setup does not know --config; gpuswitchctl help setup explains it"),
         (
             "setup undo --yes",
-            "setup undo does not know --yes; that is an option of to-vfio, to-host, trial, run, setup, setup proxmox",
+            "setup undo does not know --yes; that is an option of to-vfio, to-host, trial, run, setup, setup proxmox, "
+            "setup boot",
         ),
         ("setup --yes undo", "--yes does not go with setup undo: leave it out"),
         ("setup --undo", "setup does not know --undo; did you mean setup undo?"),
-        ("setup extra", "setup has no action 'extra'; it has undo or proxmox"),
+        ("setup extra", "setup has no action 'extra'; it has undo, proxmox or boot"),
         (
             "setup undo extra",
             "setup undo takes no argument: leave out 'extra'; gpuswitchctl help setup undo explains it",
