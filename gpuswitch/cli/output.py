@@ -5,8 +5,10 @@ How columns fit is `layout.py`'s; what moves on a terminal is `terminal.py`'s.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -113,6 +115,9 @@ def write(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        if error.errno == errno.EIO and stat.S_ISCHR(os.fstat(sys.stdout.fileno()).st_mode):
+            # A terminal that has hung up (tty_write in the kernel's drivers/tty/tty_io.c): nobody reads it.
+            raise BrokenPipeError from error
         raise OutputError(error.strerror) from error
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,6 +24,7 @@ from gpuswitch.cli.client import GPU as INTERFACE
 from gpuswitch.cli.client import NAME, OBJECTS, PROPERTIES, ROOT, Service, Signal, call
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.interrupts import INTERRUPTS
+from gpuswitch.cli.output import OutputError, write
 from gpuswitch.cli.parser import parse
 from tests.harness.service.fixed import CARD, changed, fixed, gpu, stepped, switch
 
@@ -319,3 +323,17 @@ def test_the_call_for_properties_is_the_one_of_d_bus() -> None:
     [card] = fixed(gpu()).gpus()
     fields = card.properties_now().header.fields
     assert (fields[HeaderFields.interface], fields[HeaderFields.member]) == (PROPERTIES, "GetAll")
+
+
+def test_a_terminal_that_has_hung_up_has_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a pipe without one. What a disk does not take is another matter."""
+    ours, theirs = os.openpty()
+    os.close(ours)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for descriptor, kind in ((theirs, BrokenPipeError), (full, OutputError)):
+        # Unbuffered: what could not be written would be tried once more when it is closed.
+        with os.fdopen(descriptor, "wb", 0) as raw, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stream := io.TextIOWrapper(raw, write_through=True))
+            with pytest.raises(kind):
+                write("state")
+            stream.detach()

@@ -24,6 +24,10 @@ def complaint(*words: str) -> str:
     return str(wrong.value)
 
 
+YES = "to-vfio, to-host, trial, run, setup, setup proxmox, setup boot"
+"""The commands that have it."""
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -35,8 +39,7 @@ def complaint(*words: str) -> str:
         ("setup --config X", "setup does not know --config; gpuswitchctl help setup explains it"),
         (
             "setup undo --yes",
-            "setup undo does not know --yes; that is an option of to-vfio, to-host, trial, run, setup, setup proxmox, "
-            "setup boot",
+            f"setup undo does not know --yes; that is an option of {YES}",
         ),
         ("setup --yes undo", "--yes does not go with setup undo: leave it out"),
         ("setup --undo", "setup does not know --undo; did you mean setup undo?"),
