@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
