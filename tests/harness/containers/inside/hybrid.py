@@ -13,13 +13,13 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from unittest import mock
 
-from gpuswitch import daemon, service
+from gpuswitch import service
 from gpuswitch.host.linux.libvirt import LinuxLibvirt
 from gpuswitch.host.linux.sysfs import Roots
 from gpuswitch.host.linux.systemd import LinuxSystemd
 from gpuswitch.host.port import Host
+from gpuswitch.host.simulated import scenarios
 from gpuswitch.host.simulated.host import SimulatedHost, SimulatedKernel
-from gpuswitch.host.simulated.scenarios import SCENARIOS
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 
@@ -69,6 +69,6 @@ def hybrid(scenario: Callable[..., SimulatedHost]) -> Callable[[], Host]:
 
 
 if __name__ == "__main__":
-    scenarios = {name: hybrid(scenario) for name, scenario in SCENARIOS.items()}
-    with mock.patch.object(daemon, "SCENARIOS", scenarios):
+    hybrids = {name: hybrid(scenario) for name, scenario in scenarios.SCENARIOS.items()}
+    with mock.patch.object(scenarios, "SCENARIOS", hybrids):
         sys.exit(service.main())
