@@ -61,9 +61,11 @@ def _user(process: Process) -> int | None:
         started = Path(f"/proc/{process.pid}/stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()[19]
     except OSError:
         return None
-    if int(started) != process.started:
+    numbers = {key: fields.split() for key, _colon, fields in (line.partition(":") for line in status.splitlines())}
+    # A thread has a number, too, and is no process.
+    if int(started) != process.started or numbers["Tgid"] != [str(process.pid)]:
         return None
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Uid:"))
+    return int(numbers["Uid"][0])
 
 
 def _process(pid: int) -> tuple[str, str]:

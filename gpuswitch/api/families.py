@@ -69,7 +69,7 @@ GPU_OWNER = Family(
     "gpuswitch_gpu_owner",
     Type.GAUGE,
     ("gpu", "owner", "uuid"),
-    "1 for the virtual machine that owns a GPU; no series where none does.",
+    "1 for the virtual machine, or the process, that owns a GPU; no series where none does.",
 )
 TRIAL_ENDS = Family(
     "gpuswitch_trial_ends_timestamp_seconds",

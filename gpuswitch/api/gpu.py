@@ -130,7 +130,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @dbus_property
     def owner(self) -> StrPair:
-        """Name and UUID of the virtual machine that has it, or is about to have it; empty: none."""
+        """Name and UUID of the virtual machine, or the process, that has it, or is about to have it; empty: none."""
         owner = self._record.owner
         return (owner.name, owner.uuid) if owner else ("", "")
 

@@ -46,9 +46,10 @@ def _name(record: GpuRecord) -> str:
 def _stops(record: GpuRecord, options: Options) -> list[str]:
     rules = record.rules
     policy = options.policy(rules.busy)
+    # What ends most stands first: units are as many as a caller likes.
     return [
+        *([f"programs ({policy})"] if policy.ends_programs else []),
+        *(["sessions"] if rules.end_sessions else []),
         *map(str, rules.stop_units),
         *options.stop_units,
-        *(["sessions"] if rules.end_sessions else []),
-        *([f"programs ({policy})"] if policy.ends_programs else []),
     ]

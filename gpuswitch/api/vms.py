@@ -65,14 +65,14 @@ class VirtualMachines:
         """
         if not 0 < len(name) <= _LONGEST_NAME:
             raise InvalidArgument(f"{name[:80]!r} is not the name of a process")
-        actors = self.named(selectors)
         requester = await self._callers.requester()
         user = await user_of(process)
         if user is None:
             raise InvalidArgument(f"there is no process {process.pid} that was started at {process.started}")
         if requester.uid not in {0, user}:
             raise NotAuthorized(f"process {process.pid} is not yours: it runs as uid {user}")
-        owner = Owner(f"{name} (pid {process.pid})", str(uuid4()), process)
+        actors = self.named(selectors)
+        owner = Owner(f"{_printable(name)} (pid {process.pid})", str(uuid4()), process)
         with self._refusals(actor.gpu.address for actor in actors):
             await self._fleet.owners.acquire_for_process(owner, actors, requester, options)
         return [str(f.address) for actor in actors for f in actor.gpu.present(actor.record.facts)]
@@ -90,9 +90,14 @@ def _owner(name: str, uuid: str) -> Owner:
     if not 0 < len(name) <= _LONGEST_NAME:
         raise InvalidArgument(f"{name[:80]!r} is not the name of a virtual machine")
     try:
-        return Owner(name, str(UUID(uuid)))
+        return Owner(_printable(name), str(UUID(uuid)))
     except ValueError:
         raise InvalidArgument(f"{uuid[:80]!r} is not the UUID of a virtual machine") from None
+
+
+def _printable(name: str) -> str:
+    """It goes into logs and onto terminals, where a new line or an escape would be ours."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _functions(addresses: Sequence[str]) -> frozenset[PciAddress]:

@@ -17,6 +17,7 @@ from gpuswitch.errors import Failed, GpuswitchError, InProgress, Owned, Timeout
 from gpuswitch.fleet.aftermath import Aftermath
 from gpuswitch.fleet.ownership import Ownership
 from gpuswitch.gpu.actor import Actor
+from gpuswitch.gpu.admission import belongs
 from gpuswitch.host.port import Host
 from gpuswitch.log.fields import about, told
 from gpuswitch.model.address import PciAddress
@@ -171,9 +172,10 @@ class Owners:
 
     def _refuse(self, actors: Sequence[Actor], owner: Owner) -> None:
         """Those that somebody else has, and is not about to be done with."""
-        taken = [a for a in actors if a.owner not in (None, owner) and not self._done_with(a)]
+        taken = [(a, a.owner) for a in actors if a.owner not in (None, owner) and not self._done_with(a)]
         if taken:
-            raise Owned(Sentence.joined("\n", map(_belongs, taken)))
+            sentences = [belongs(actor.gpu.address, other) for actor, other in taken]
+            raise Owned(Sentence.joined("\n", sentences))
 
     def _done_with(self, actor: Actor) -> bool:
         ownership = self._ownerships.get(actor.gpu.address)
@@ -231,9 +233,11 @@ class Owners:
                         actor.cancel(actor.switch.id, requester)
                 # Also where no switch of this run of the service is under way: what an earlier one left comes home.
                 await actor.runner.rest()
-            # Where somebody was faster, or has the turn at the driver: after that.
-            with suppress(InProgress):
+            try:
                 switch = await actor.request(State.VFIO, options, requester)
+            except InProgress:
+                # Somebody was faster, with other options, or has the turn at the driver: after that.
+                await actor.runner.rest()
             await asyncio.sleep(0)
         await switch.wait()
         if switch.result is not Result.DONE:
@@ -333,12 +337,6 @@ async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _belongs(actor: Actor) -> Sentence:
-    if actor.owner is not None and actor.owner.process is not None:
-        return Sentence("{gpu} belongs to {owner}: end that first", gpu=actor.gpu.address, owner=actor.owner)
-    return Sentence("{gpu} belongs to {owner}: shut that down first", gpu=actor.gpu.address, owner=actor.owner)
 
 
 def _given_up(owner: Owner) -> str:

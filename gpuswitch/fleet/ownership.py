@@ -29,6 +29,9 @@ from gpuswitch.switch.steps.step import RESCAN_SECONDS
 
 _log = logging.getLogger(__name__)
 
+_NOT_ON_VFIO = frozenset({State.HOST, State.UNKNOWN, State.ABSENT, State.FAILED})
+"""Where a GPU is that nobody can have by vfio, and that nobody moves."""
+
 
 class Ended(Protocol):
     def __call__(self, ownership: Ownership, *, cut_short: bool) -> None:
@@ -124,7 +127,7 @@ class Ownership:
         if process is None:
             self._was_open = self._was_open or await self._until_opened()
         elif not self.is_released.is_set():
-            await self._until_ended(Holder(process, self.owner.name))
+            await self._while_it_runs(Holder(process, self.owner.name))
             await self._ready.wait()
         # Of a process libvirt knows nothing.
         cleared, pause = process is not None, Pause()
@@ -167,6 +170,17 @@ class Ownership:
                         if await self.holders():
                             return True
         return False
+
+    async def _while_it_runs(self, owner: Holder) -> None:
+        """Until it has ended, or somebody else has taken the GPU from vfio, so that there is nothing for it to have."""
+        ending = asyncio.create_task(self._until_ended(owner))
+        try:
+            while not ending.done() and self.actor.state not in _NOT_ON_VFIO:
+                moved = asyncio.create_task(self.actor.record.until_moved())
+                await asyncio.wait({ending, moved}, return_when=asyncio.FIRST_COMPLETED)
+                moved.cancel()
+        finally:
+            ending.cancel()
 
     async def _until_ended(self, owner: Holder) -> None:
         pause = Pause()

@@ -202,7 +202,7 @@ class Actor:
             if not self.runner.busy:
                 await self.runner.turns.take(_TURN_SECONDS)
             try:
-                machine = requester.vm if requester.service else ""
+                machine = requester.machine if requester.service else ""
                 preparation = await self._preparation(options, machine=machine, at_boot=requester.at_boot)
                 self._admission.refuse_owned(target)
                 self._admission.refuse_trial(options)

@@ -6,12 +6,21 @@ import shlex
 
 from gpuswitch.errors import Failed, InProgress, Owned
 from gpuswitch.gpu.gpu_record import GpuRecord
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.planning.guards import blockers, refusal
 from gpuswitch.switch.planning.requirements import boot_framebuffers
 from gpuswitch.switch.record import Requester, Switch
+
+
+def belongs(gpu: PciAddress, owner: Owner) -> Sentence:
+    """That somebody else has it, and how to have it."""
+    if owner.process is not None:
+        return Sentence("{gpu} belongs to {owner}: end that first", gpu=gpu, owner=owner)
+    return Sentence("{gpu} belongs to {owner}: shut that down first", gpu=gpu, owner=owner)
 
 
 class Admission:
@@ -45,6 +54,8 @@ class Admission:
         record = self._record
         if target is State.HOST and record.awaited and record.owner is not None:
             if record.owner.process is not None:
+                if record.state is not State.VFIO:
+                    return
                 raise Owned(
                     Sentence(
                         "{gpu} belongs to {owner}, with whose end it comes home: end that first: kill {pid}",
@@ -68,7 +79,7 @@ class Admission:
         """What belongs to a machine is not tried, and does not go home by the clock: raises `Owned`."""
         record = self._record
         if options.trial_seconds is not None and record.owner is not None:
-            raise Owned(f"{record.gpu.address} belongs to {record.owner}: shut that down first")
+            raise Owned(belongs(record.gpu.address, record.owner))
 
     def refuse_kept(self, requester: Requester) -> None:
         """Raises `Failed` where the end of a trial asks for it, and somebody has kept it, or given it more time."""

@@ -108,6 +108,7 @@ class GpuRecord:
         """Whether it could not be brought where it is wanted at boot, and nobody has moved it since."""
         self.retired = ""
         """Why nothing new begins here."""
+        self._moved = asyncio.Event()
         self._host = host
         self._arbiter = arbiter
         self._observer = observer
@@ -158,7 +159,7 @@ class GpuRecord:
 
     @property
     def owner(self) -> Owner | None:
-        """The virtual machine that it was handed to, or that waits for it."""
+        """The virtual machine, or the process, that it was handed to, or that waits for it."""
         return self.page.entry.owner
 
     @property
@@ -292,6 +293,9 @@ class GpuRecord:
         if result is Result.CANCELLED:
             return self.page.entry.stays_out
         switch, owner = self.switch, self.owner
+        if switch is None and owner is None and self.state is State.VFIO:
+            # Nothing of this run of the service has moved it.
+            return self.page.entry.stays_out
         to_come_home = self.state is State.VFIO and switch is not None and switch.target is State.HOST
         # Of one that belongs to a machine, only that one's end is to bring it home.
         anothers = owner is not None and (switch is None or switch.requester.vm != owner.name)
@@ -331,6 +335,12 @@ class GpuRecord:
         self._machine.fire(trigger)
         self.since = time.time()
         self.progress = asyncio.get_running_loop().time()
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def until_moved(self) -> None:
+        """Until it enters another state than this one."""
+        await self._moved.wait()
 
     def tell(self) -> None:
         """Something of all this has changed."""
@@ -435,7 +445,7 @@ class GpuRecord:
             self.page.write_if_possible(replace(self.page.entry, restore_state=self.restore_state.shared))
 
     def own(self, owner: Owner | None, *, again: bool = False) -> None:
-        """It belongs to this virtual machine from now on, or to none any more. `again`: it did, before it was claimed.
+        """It belongs to this owner from now on, or to none any more. `again`: it did, before it was claimed.
 
         Raises:
             Failed: that could not be written, and is not so: only where it is new.

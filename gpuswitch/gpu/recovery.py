@@ -202,7 +202,7 @@ class Recovery:
         record, runner = self._record, self._runner
         engine = runner.new_engine(())
         # The machine that ended is not in its own way: its ownership has waited for libvirt as long as it is to.
-        machine = switch.requester.vm if switch.requester.service else ""
+        machine = switch.requester.machine if switch.requester.service else ""
         try:
             record.facts = await seen(self._host)
             preparation = self._planner.preparation(

@@ -19,7 +19,7 @@ FIELDS: Mapping[str, str] = {
     "STEP": "the kind of the step, as in `[deadlines]`; at the end of a switch, of the one that it ended in",
     "RESULT": "how the switch ended: `done`, `reverted`, `failed`, `cancelled`, `wedged`",
     "REASON": "why, in words",
-    "OWNER": "the name of the virtual machine that owns the GPU, or its UUID where it has none",
+    "OWNER": "the name of the virtual machine, or the process, that owns the GPU, or its UUID where it has none",
 }
 """Each with its meaning. What is not known, or is nothing, is left out."""
 

@@ -44,6 +44,11 @@ class Requester:
     trial: bool = False
     at_boot: bool = False
 
+    @property
+    def machine(self) -> str:
+        """The virtual machine that it asked for, which may be in the books of libvirt; "" none."""
+        return "" if self.for_process else self.vm
+
     def __str__(self) -> str:
         if self.trial:
             return "the service itself, since a trial is over"

@@ -60,7 +60,10 @@ ACTIONS = {
         *(f"{MANAGER}.{member}" for member in ("Config", "Groups", "History", "HistoryEntry", "Warnings")),
         *(f"{GPU_INTERFACE}.{member}" for member in ("Blockers", "Holders", "Plan")),
     },
-    "switch": {f"{GPU_INTERFACE}.{member}" for member in ("Cancel", "ToHost", "ToVfio", "Trial")},
+    "switch": {
+        *(f"{GPU_INTERFACE}.{member}" for member in ("Cancel", "ToHost", "ToVfio", "Trial")),
+        f"{MANAGER}.AcquireForProcess",
+    },
     "recover": {f"{GPU_INTERFACE}.Recover"},
     "manage": {f"{MANAGER}.Reload"},
     "vm": {f"{MANAGER}.{member}" for member in ("AcquireForVm", "AdoptVm", "ReleaseFromVm")},
@@ -100,8 +103,8 @@ def machine(boot: Boot, system: System) -> Container:
 
 
 def arguments(signature: str) -> Iterator[object]:
-    """The emptiest there are."""
-    empty: dict[str, object] = {"s": "", "u": 0, "d": 0.0, "as": [], "a{sv}": {}, "v": ("s", "")}
+    """The emptiest there are, of a GPU."""
+    empty: dict[str, object] = {"s": "", "u": 0, "x": 0, "d": 0.0, "as": [GPU], "a{sv}": {}, "v": ("s", "")}
     while signature:
         first = next(each for each in sorted(empty, key=len, reverse=True) if signature.startswith(each))
         yield empty[first]
@@ -181,13 +184,13 @@ def test_an_administrator_proves_it_on_a_terminal(machine: Container) -> None:
 
 
 def test_the_question_is_in_the_language_of_who_is_asked(machine: Container) -> None:
-    """That of the agent's LANG; LC_ALL is for the characters alone, as the system has no such locale."""
+    """That of the agent's LANG; LC_CTYPE is for the characters, as the system has no such locale."""
     for target, language, question in (
         ("vfio", "de_DE", r"Zum Umschalten der GPU .* ist eine Anmeldung nötig\. Dabei kann beendet werden: -"),
         ("host", "fr_FR", r"Une authentification est requise pour basculer le GPU .*\. Peuvent être arrêtés : -"),
         ("vfio", "zh_CN", r"切换 GPU .* 需要身份验证。可能会停止：-"),  # noqa: RUF001 -- Chinese
     ):
-        settings = f"env LC_ALL=C.UTF-8 LANG={language}.UTF-8"
+        settings = f"env -u LC_ALL LC_CTYPE=C.UTF-8 LANG={language}.UTF-8"
         shown = on_terminal(machine, ADA, f"{settings} gpuswitchctl to-{target} {GPU}", word="assword:")
         assert shown.status == 0, shown.stdout
         assert re.search(question, shown.stdout)

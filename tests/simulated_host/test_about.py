@@ -39,13 +39,13 @@ async def gpu_object(folder: Path, rules: Defaults | None = None) -> GpuObject:
             RULES,
             "ToVfio",
             [{}],
-            {"gpu": GEFORCE, "stops": "a.service, sessions, programs (terminate)"},
+            {"gpu": GEFORCE, "stops": "programs (terminate), sessions, a.service"},
         ),
         (
             RULES,
             "Recover",
             [{"busy": "kill", "stop_units": ["b.service", "a.service"]}],
-            {"gpu": GEFORCE, "stops": "a.service, b.service, sessions, programs (kill)"},
+            {"gpu": GEFORCE, "stops": "programs (kill), sessions, a.service, b.service"},
         ),
         (RULES, "Cancel", ["1f"], {"gpu": GEFORCE, "stops": "-"}),
     ],
@@ -63,6 +63,8 @@ async def test_of_many_units_some_are_named(tmp_path: Path) -> None:
     stops = gpu.about(GpuObject.methods["ToHost"], [many])["stops"]
     assert stops.startswith("0.service, 1.service, ")
     assert stops.endswith(", 9.service, and 490 more")
+    killing = gpu.about(GpuObject.methods["ToHost"], [{**many, "busy": "kill"}])["stops"]
+    assert killing.startswith("programs (kill), 0.service, ")
 
 
 @pytest.mark.parametrize(

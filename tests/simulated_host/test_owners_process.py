@@ -6,6 +6,7 @@ import asyncio
 import errno
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,8 @@ from gpuswitch.errors import Failed, NotViable, Owned
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Errno
 from gpuswitch.host.simulated.scenarios import SCENARIOS
+from gpuswitch.model.address import PciAddress
+from gpuswitch.model.holders import Unit
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import AS_CONFIGURED, Busy, Options, Release
 from gpuswitch.model.states import State
@@ -50,6 +53,14 @@ async def acquire(harness: Harness, *actors: Actor, name: str = "qemu", options:
 async def home(harness: Harness, actor: Actor) -> None:
     await harness.witness.until(lambda: actor.state is State.HOST and not actor.bound)
     await harness.fleet._arbiter.awake.settled_if_possible(actor.gpu.address)
+
+
+async def somebody_moves(harness: Harness, function: PciAddress) -> None:
+    """Home, by hand."""
+    kernel = harness.host.kernel("somebody")
+    await kernel.set_override({function: None})
+    await kernel.unbind(function, "vfio-pci")
+    await kernel.probe(function)
 
 
 async def settled() -> None:
@@ -173,6 +184,48 @@ class TestSomethingHappens:
         for name in ("qemu", "its child"):
             harness.machine.end(name)
         await home(harness, actor)
+
+    async def test_who_goes_there_already_for_another_reason_is_waited_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And not asked again and again: whoever waits for a program may do so for a day."""
+        harness = await start_harness(tmp_path)
+        actor = harness.fleet.find("01:00.0")
+        harness.machine.open(actor.gpu.address, "game")
+        waits = Options(busy=Busy.WAIT, wait_seconds=60)
+        await actor.request(State.VFIO, waits, ALICE)
+        asked, request = 0, actor.request
+
+        async def counted(*arguments: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            return await request(*arguments)
+
+        monkeypatch.setattr(actor, "request", counted)
+        acquiring = asyncio.create_task(acquire(harness, actor, options=replace(waits, wait_seconds=59)))
+        await asyncio.sleep(30)
+        harness.machine.end("game")
+        await acquiring
+        assert (actor.state, asked < 4) == (State.VFIO, True)
+
+    @pytest.mark.parametrize("how", ["pulled", "home", "half-way"])
+    async def test_somebody_takes_the_gpu_from_vfio(self, how: str, tmp_path: Path) -> None:
+        """The process has nothing any more, and runs on; nothing of the host waits for it."""
+        harness = await start_harness(tmp_path, "single")
+        actor = harness.fleet.find("01:00.0")
+        before = harness.snapshot()
+        await acquire(harness, actor)
+        machine, functions = harness.machine, list(actor.gpu.functions)
+        if how == "pulled":
+            await machine.unplug(actor.gpu.address.slot_name)
+        for function in functions if how == "home" else functions[:1] if how == "half-way" else []:
+            await somebody_moves(harness, function)
+        await settled()
+        assert actor.owner is None
+        assert not machine.units.inhibitors
+        assert harness.state(Unit("display-manager.service")) == "active"
+        if how != "pulled":
+            assert (actor.state, harness.snapshot()) == (State.HOST, before)
 
 
 async def test_what_was_asked_for_besides_holds(harness: Harness, actor: Actor) -> None:

@@ -326,10 +326,16 @@ async def test_one_that_failed_and_was_moved_by_hand_while_nobody_looked_stays_t
     assert again.fleet.find("01:00.0").state is State.VFIO
 
 
-async def test_a_question_that_hangs_meanwhile_takes_nothing_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize("anew", [False, True], ids=["", "after-a-restart"])
+async def test_a_question_that_hangs_meanwhile_takes_nothing_away(*, anew: bool, tmp_path: Path) -> None:
     """Nothing had begun, so when the kernel returns it is where it was, and for the same reason."""
     harness, actor = await out(tmp_path)
     why = actor.record.stays_out
+    if anew:
+        harness = await harness.again()
+        actor = harness.fleet.find("05:00.0")
+        await asyncio.sleep(600)
+        assert actor.record.switch is None or actor.state is State.VFIO
     hang = harness.host.faults.add(Hang(), operation="capture", subject=ACCELERATOR)
     with pytest.raises(Wedged):
         await actor.request(State.HOST)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +16,11 @@ import pytest
 
 from gpuswitch.api import callers, serving
 from gpuswitch.api.bus import Bus, CallError
-from gpuswitch.api.callers import Callers
+from gpuswitch.api.callers import Callers, user_of
 from gpuswitch.api.serving import Caller
 from gpuswitch.errors import GpuswitchError
+from gpuswitch.host.linux.procfs import process
+from gpuswitch.model.holders import Process
 from gpuswitch.runtime.threads import run_in_thread
 from gpuswitch.switch.record import AT_BOOT, Requester
 
@@ -58,6 +61,30 @@ async def test_the_bus_knows_the_process_and_proc_its_name() -> None:
     found = await requester(os.getpid())
     assert (found.uid, found.pid, found.service) == (1000, os.getpid(), False)
     assert f"{found.command}\n" == await asyncio.to_thread(Path("/proc/self/comm").read_text)
+
+
+async def test_a_process_is_one_and_somebodys() -> None:
+    """Told by its start; a thread has a number as well, and is none."""
+    this = process(os.getpid())
+    assert this is not None
+    assert await user_of(this) == os.getuid()
+    assert await user_of(replace(this, started=this.started + 1)) is None
+    assert await user_of(Process(1 << 30, 1)) is None
+    asked, done = threading.Event(), threading.Event()
+
+    def waits() -> None:
+        asked.set()
+        done.wait()
+
+    thread = threading.Thread(target=waits)
+    thread.start()
+    asked.wait()
+    assert thread.native_id is not None
+    number = process(thread.native_id)
+    assert number is not None
+    assert await user_of(number) is None
+    done.set()
+    thread.join()
 
 
 async def test_a_process_that_is_gone_has_no_name() -> None:

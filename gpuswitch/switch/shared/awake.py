@@ -27,7 +27,7 @@ class Why(StrEnum):
     """What a GPU needs the machine awake for."""
 
     SWITCH = "it is under way"
-    OWNER = "a virtual machine has it, or waits for it"
+    OWNER = "a virtual machine or a process has it, or waits for it"
 
 
 class Awake:
