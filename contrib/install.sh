@@ -51,7 +51,7 @@ file|units/gpuswitch.catalog|$base/lib/systemd/catalog/gpuswitch.catalog
 file|contrib/completion/gpuswitchctl.bash|$base/share/bash-completion/completions/gpuswitchctl
 file|contrib/completion/gpuswitchctl.fish|/usr/share/fish/vendor_completions.d/gpuswitchctl.fish
 file|contrib/completion/_gpuswitchctl|$zsh/_gpuswitchctl
-file|contrib/proxmox/gpuswitch-hookscript|$PREFIX/share/gpuswitch/proxmox/gpuswitch-hookscript
+program|contrib/proxmox/gpuswitch-hookscript|$PREFIX/share/gpuswitch/proxmox/gpuswitch-hookscript
 file|docs/man/gpuswitchctl.1|$PREFIX/share/man/man1/gpuswitchctl.1
 file|docs/man/gpuswitchd.8|$PREFIX/share/man/man8/gpuswitchd.8
 file|docs/man/gpuswitch.toml.5|$PREFIX/share/man/man5/gpuswitch.toml.5
@@ -118,9 +118,9 @@ put() {
     prepared=$3.new
     case $1 in
     link) ln -sfn "$2" "$prepared" ;;
-    file)
+    file | program)
         filled "$2" "$PREFIX/sbin" "$current/hook.py" >"$prepared"
-        chmod 0644 "$prepared"
+        chmod "$([ "$1" = program ] && echo 0755 || echo 0644)" "$prepared"
         ;;
     hook)
         prepared=$(dirname "$3").new # libvirt runs every program in the directory, whatever its name

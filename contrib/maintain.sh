@@ -82,9 +82,11 @@ away() {
 
 stay() {
     echo "cannot remove gpuswitch: $*" >&2
-    [ -z "$(away)" ] || cat >&2 <<EOF
-Nobody else knows the way home of $(away | paste -sd ' '). Do what is said above, then remove gpuswitch again.
-To remove it all the same, and leave GPUs as they are: GPUSWITCH_REMOVE=anyway in the environment of the command.
+    gpus=$(away | paste -sd ' ')
+    [ -z "$gpus" ] || echo "Nobody else knows the way home of $gpus." >&2
+    cat >&2 <<'EOF'
+Do what is said above, then remove gpuswitch again.
+To remove it all the same, and leave all as it is: GPUSWITCH_REMOVE=anyway in the environment of the command.
 EOF
     exit 1
 }
@@ -100,10 +102,10 @@ after_installation() {
 }
 
 before_removal() {
-    if has_systemd && [ "${GPUSWITCH_REMOVE:-}" = anyway ]; then
+    if [ "${GPUSWITCH_REMOVE:-}" = anyway ]; then
         take_initrd || say "the initrd still gives GPUs to vfio-pci"
         take_hook
-        systemctl stop "$unit" || say "its service does not end: systemctl status $unit"
+        ! has_systemd || systemctl stop "$unit" || say "its service does not end: systemctl status $unit"
     elif has_systemd; then
         gpus=$(away)
         if [ -n "$gpus" ]; then
@@ -111,7 +113,6 @@ before_removal() {
             # shellcheck disable=SC2086 # one word for each GPU
             gpuswitchctl to-host --busy refuse $gpus </dev/null || stay "a GPU cannot come home"
         fi
-        take_initrd || stay "the initrd still gives GPUs to vfio-pci"
         take_hook
         if ! systemctl stop "$unit"; then
             put_hook
@@ -120,6 +121,10 @@ before_removal() {
             put_hook
             systemctl start "$unit" || :
             stay "a GPU is not home yet: gpuswitchctl status"
+        elif ! take_initrd; then # the last thing: whoever is refused before keeps it
+            put_hook
+            systemctl start "$unit" || :
+            stay "the initrd still gives GPUs to vfio-pci"
         fi
     else
         take_initrd || stay "the initrd still gives GPUs to vfio-pci"

@@ -124,14 +124,37 @@ class KeptFiles:
             with self._alone():
                 yield from self._undo(force=force)
         except OSError as error:
-            named = error.filename or self.folder
-            text = _(
-                "cannot put back {file}: {why}; what is left is done by another: {command}",
-                file=named,
-                why=error.strerror,
-                command=self._undone_by,
-            )
-            raise CtlError.of(Failed, text) from error
+            raise self._cannot_put_back(error) from error
+
+    def take_away(self, files: Iterable[Path]) -> None:
+        """Remove these, which were written by way of this folder; what was not there before is forgotten.
+
+        Raises:
+            CtlError: not all of them could be removed.
+        """
+        try:
+            with self._alone():
+                record = self._record()
+                rest = json.loads(json.dumps(record))
+                for file in files:
+                    _put(file, None, None)
+                    if record["files"][str(file)]["before"] is None:
+                        del rest["files"][str(file)]
+                if not rest["files"]:
+                    self._forget(record)
+                    return
+                self._save(rest)
+        except OSError as error:
+            raise self._cannot_put_back(error) from error
+
+    def _cannot_put_back(self, error: OSError) -> CtlError:
+        text = _(
+            "cannot put back {file}: {why}; what is left is done by another: {command}",
+            file=error.filename or self.folder,
+            why=error.strerror,
+            command=self._undone_by,
+        )
+        return CtlError.of(Failed, text)
 
     def to_undo(self, *, force: bool = False) -> list[tuple[Path, str, bytes | None]]:
         """What `undo` would do now, and what each file would be (None: not there). Nothing is changed.
@@ -201,11 +224,15 @@ class KeptFiles:
             done.append((file, _outcome(file, entry)))
             if not _is_before(file, entry):
                 _put(file, self._before(now), now)
+        self._forget(record)
+        yield from done
+
+    def _forget(self, record: Any) -> None:
+        """All of it is as it was before; so are the folders that were made for it."""
         ours = self.folder.parents
         _without_folders(each for each in record["folders"] if Path(each) not in ours)
         self._back_to(_nothing())
         _without_folders(each for each in record["folders"] if Path(each) in ours)
-        yield from done
 
     def _refuse_foreign(self, record: Any, *, force: bool) -> list[Path]:
         """The files that somebody else has changed.

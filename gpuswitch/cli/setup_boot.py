@@ -336,11 +336,10 @@ def _put_back(kept: _Kept, decided: _Decided, machine: Machine, seconds: float, 
     Raises:
         CtlError: not all of it could be put back.
     """
-    old = {file: text.encode() for file, text in decided.before.items() if text is not None}
-    if old:
+    if old := {file: text.encode() for file, text in decided.before.items() if text is not None}:
         kept.files.write(old)
-    else:
-        list(kept.files.undo(force=False))
+    if new := [file for file, text in decided.before.items() if text is None]:
+        kept.files.take_away(new)
     _made_without(decided.commands, machine, seconds, why)
     kept.done()
     return CtlError.of(Failed, _("cannot make the initrd: {why}\nall is as it was before", why=why))

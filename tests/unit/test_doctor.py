@@ -373,7 +373,7 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "did not come home",
         f"gpuswitchctl to-host {CARD}",
     ),
-    ("owned", lambda m: m.says("vfio", owner="win10"), "state", OK, "of the virtual machine win10", ""),
+    ("owned", lambda m: m.says("vfio", owner="win10"), "state", OK, "and it belongs to win10", ""),
     (
         "missing-member",
         lambda m: m.write("etc/gpuswitch/config.toml", f'[[gpu]]\naddress = "{CARD}"\nmembers = ["0a:00.0"]\n'),

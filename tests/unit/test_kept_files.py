@@ -228,3 +228,17 @@ def test_one_at_a_time(disk: Disk) -> None:
     with pytest.raises(CtlError, match="another gpuswitchctl setup is at work"):
         disk.kept.write({disk.there: OURS})
     os.close(other)
+
+
+def test_what_is_taken_away_is_forgotten_and_the_rest_stays_kept(disk: Disk) -> None:
+    before = disk.tree()
+    disk.kept.write({disk.there: OURS})
+    disk.kept.write({disk.new: OURS})
+    disk.kept.take_away([disk.new])
+    assert (disk.there.read_bytes(), disk.new.exists(), disk.kept.has(disk.new)) == (OURS, False, False)
+    assert dict(disk.kept.undo()) == {disk.there: "restored"}
+    assert disk.tree() == before
+
+    disk.kept.write({disk.new: OURS})
+    disk.kept.take_away([disk.new])
+    assert (disk.tree(), disk.state.parent.exists()) == (before, False)

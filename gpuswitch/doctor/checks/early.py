@@ -32,8 +32,8 @@ def early(seen: Seen) -> Iterator[Said]:
     if found.pending:
         yield warning(
             Sentence("the initrd was to be made anew, and that did not end: nobody knows what it binds"),
-            Sentence("make it anew"),
-            remedies.rebuild_initramfs(seen.system),
+            Sentence("set it up anew, or take it back"),
+            (AGAIN, UNDO),
         )
     elif found.script and found.initrd and found.made < found.written:
         yield warning(

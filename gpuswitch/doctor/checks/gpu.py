@@ -131,7 +131,7 @@ def state(seen: Seen, patient: Patient) -> Iterator[Said]:
             (f"gpuswitchctl to-host {patient.address}",),
         )
     elif told is not None and told.owner:
-        yield ok(Sentence("on {state}, of the virtual machine {owner}", state=now.value, owner=told.owner))
+        yield ok(Sentence("on {state}, and it belongs to {owner}", state=now.value, owner=told.owner))
     else:
         yield ok(Sentence("on {state}", state=now.value))
 
