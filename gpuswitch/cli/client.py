@@ -29,7 +29,7 @@ from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
 from gpuswitch.cli.failures import AskedForError, CtlError, called
 from gpuswitch.cli.interrupts import INTERRUPTS
-from gpuswitch.cli.output import ReaderGoneError, output_descriptor
+from gpuswitch.cli.output import ReaderGoneError, clean, output_descriptor
 from gpuswitch.cli.translate import _, is_english, reworded
 from gpuswitch.errors import (
     AUTHENTICATION_REQUIRED,
@@ -205,6 +205,9 @@ class Service:
             self.connection.send(message, serial=serial)
         except OSError as error:
             raise bus_lost(error) from error
+        except UnicodeEncodeError as error:
+            text = _("{word} is not UTF-8, and so the name of nothing here", word=f"'{clean(error.object)}'")
+            raise CtlError.of(InvalidArgument, text, is_whole=True) from None
         return serial
 
     def answer(self, serial: int, seconds: float | None = ANSWER_SECONDS) -> Message:

@@ -88,7 +88,7 @@ class Following:
         """
         with INTERRUPTS.held():
             while self._asked:
-                event = self._service.next_event(self._deadline)
+                event = self._next_event()
                 if event is None:
                     ids = _(" and ").join(switch for _gpu, switch in self.under_way)
                     text = _(
@@ -100,6 +100,14 @@ class Following:
                     )
                     raise CtlError.of(Timeout, text, is_whole=True)
                 self._take(event, display)
+
+    def _next_event(self) -> Signal | int | None:
+        try:
+            return self._service.next_event(self._deadline)
+        except CtlError as error:
+            if error.exit_code == EXIT_UNREACHABLE:
+                raise self._left_alone(error) from None
+            raise
 
     def until_typed(self, display: Display, terminal: int) -> bool:
         """The same, until something can be read from there (True), or all are over."""

@@ -84,7 +84,7 @@ def _none_of(entries: Sequence[Values], args: Namespace) -> str:
     ended = [entry["result"] for entry in entries]
     there = ", ".join(f"{ended.count(each)} {state_word(each)} (--result {each})" for each in dict.fromkeys(ended))
     wanted = _(" or ").join(map(state_word, args.result))
-    return _("no finished switch is {wanted}; there are {others}", wanted=wanted, others=there)
+    return _("no finished switch is {wanted}; what there is: {others}", wanted=wanted, others=there)
 
 
 def _names(service: Service, found: Sequence[Values]) -> Mapping[str, str]:

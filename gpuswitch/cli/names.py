@@ -40,6 +40,7 @@ _WHERE: tuple[tuple[str, str], ...] = (
     # libvirt, virSystemdMakeScopeName; qemu's command line.
     ("machine", r"\bmachine-qemu(?:\\+x2d|-)\d+(?:\\+x2d|-)([^\s\"]{1,255}?)\.scope"),
     ("machine", r"\bguest=([^,\s\"]+)"),
+    ("program", r"\bprocess ([^\s\"].{0,80}?) \(pid \d+\)"),
     # gpuswitch/switch/record.py, Requester, and holder_policy.py, _who.
     ("program", r"(?<![\w./:+-])([\w./:+-]+) \(pids? \d+"),
     # NVIDIA: "Xid (PCI:0000:01:00): 31, pid=4242, name=game, Ch 00000008".

@@ -48,7 +48,14 @@ def output_descriptor() -> int | None:
 
 def clean(text: object) -> str:
     """The text on one line, with all that could move a cursor, set a colour or turn the writing direction escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
+
+
+def _escaped(letter: str) -> str:
+    """A byte that is no text comes from the command line as half a pair (PEP 383)."""
+    if "\udc80" <= letter <= "\udcff":
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode()
 
 
 def on_terminal(stream: TextIO) -> bool:

@@ -136,7 +136,9 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     yield _("host driver"), gpu["HostDriver"] or "-"
     if gpu["TrialEnds"]:
         keep = f"gpuswitchctl to-vfio {gpu['Name'] or gpu['Address']}"
-        ends = _("{moment}; to keep it on vfio: {command}", moment=moment(gpu["TrialEnds"]), command=keep)
+        ends = moment(gpu["TrialEnds"])
+        if gpu["State"] in {"vfio", "detaching"}:
+            ends = _("{moment}; to keep it on vfio: {command}", moment=ends, command=keep)
         yield _("trial ends"), ends
     if gpu["StaysOut"]:
         yield (

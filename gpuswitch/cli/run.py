@@ -63,7 +63,8 @@ def run(service: Service, args: Namespace) -> int:
     child = Child()
     try:
         functions = _acquired(service, gpus, child, options, args)
-        uuids = {gpu.address: gpu.look()["Owner"][1] for gpu in gpus}
+        # One whose process has been ended in the meantime may be nobody's already.
+        uuids = {gpu.address: uuid for gpu in gpus if (uuid := gpu.look()["Owner"][1])}
         command = filled(args.command, functions)
     except BaseException:
         child.forget()
@@ -114,9 +115,16 @@ def _acquired(
         NAME, ROOT, MANAGER, "AcquireForProcess", signature, child.pid, child.started, name, named, dict(options)
     )
     serial = service.send(message)
-    while (event := service.next_event()) != serial:
-        _tell(event, gpus)
-    return list(service.answer_allowed(message, serial, None).body[0])
+    try:
+        while (event := service.next_event()) != serial:
+            _tell(event, gpus)
+        return list(service.answer_allowed(message, serial, None).body[0])
+    except KeyboardInterrupt:
+        text = _(
+            "interrupted; nothing is run, and what was begun is taken back: {command} shows it",
+            command=f"gpuswitchctl status {' '.join(gpu.word for gpu in gpus)}",
+        )
+        raise CtlError.interrupted(text) from None
 
 
 def _tell(event: Signal | int | None, gpus: Sequence[Gpu]) -> None:
@@ -252,6 +260,7 @@ def _wait_for_all(service: Service, gpus: Sequence[Gpu], uuids: Mapping[str, str
             for gpu in left:
                 holders = ", ".join(f"{each['command']} ({each['pid']})" for each in gpu.holders() if each["pid"])
                 why = _("{holders} has it open", holders=holders) if holders else recognized(gpu.properties["Reason"])
+                why = why or _("{gpu} is {state}", gpu=gpu.title, state=state_word(gpu.properties["State"]))
                 problem(_("{gpu} is not home yet: {why}; ^C leaves that to the service", gpu=gpu.title, why=why or "-"))
 
 

@@ -380,7 +380,7 @@ class Switches:
             verb = "to-host" if now["State"] in {"host", "vfio"} else "recover"
             again = f"gpuswitchctl {verb} {gpu.word}"
         # What was failed may be elsewhere now, and well.
-        if result == "reverted" and now["State"] == self._before.get(gpu.path):
+        if result in {"reverted", "cancelled"} and now["State"] == self._before.get(gpu.path):
             shown = f"gpuswitchctl show {outcome['id']}"
             text += "\n" + _("all is as it was before; {command} has each step", command=shown)
         if result in {"failed", "reverted"}:
@@ -411,14 +411,20 @@ def _answer(question: Question, typed: Callable[[int], bool]) -> str:
     """
     known = dict.fromkeys((_TAKE_BACK, *_first_letters(_("c cancel"))), _TAKE_BACK)
     known |= dict.fromkeys((_LEAVE, "\n", "\r", END, *_first_letters(_("l leave"))), _LEAVE)
-    said = ""
+    said = other = ""
     with single_keys(question.show) as descriptor:
         question.show()
         try:
             while typed(descriptor):
-                if answered := known.get(key := pressed(descriptor)):
+                key = pressed(descriptor)
+                if other and key in {"\n", "\r"}:
+                    # Whoever answers in another way, and ends that as a line, has not chosen what is likely.
+                    other = ""
+                elif answered := known.get(key):
                     said = key if key.isalpha() else answered
                     return answered
+                else:
+                    other = key
             return ""
         finally:
             question.answered(said)

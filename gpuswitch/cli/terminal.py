@@ -113,7 +113,7 @@ class StepsInPlace:
 
     def __enter__(self) -> StepsInPlace:
         # Whoever ends or stops us gets the cursor back, which is hidden meanwhile.
-        self._in_order.enter_context(ending_in_order(signal.SIGTERM))
+        self._in_order.enter_context(ending_in_order(signal.SIGTERM, signal.SIGQUIT))
         self._in_order.enter_context(stopping_in_order(self._put_away, self._take_up))
         return self
 

@@ -164,7 +164,7 @@ def _ended(now: Mapping[str, Any], service: Service, gpu: Gpu, args: Namespace, 
         raise CtlError.of(kind, what)
     if any(now["Owner"]):
         owner = now["Owner"][0] or now["Owner"][1]
-        line(_("{gpu} stays on vfio: the virtual machine {machine} has it", gpu=gpu.title, machine=owner))
+        line(_("{gpu} stays on vfio: it belongs to {owner}", gpu=gpu.title, owner=owner))
     else:
         home = f"gpuswitchctl to-host {gpu.word}"
         line(_("{gpu} stays on vfio: {command} brings it home", gpu=gpu.title, command=home))

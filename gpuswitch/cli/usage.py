@@ -14,6 +14,16 @@ from gpuswitch.cli.parser import arguments_of, commands_of
 from gpuswitch.cli.translate import _
 
 _PROGRAM = "gpuswitchctl"
+_ELSEWHERE = {
+    ("", "switch"): "to-vfio",
+    ("", "version"): "--version",
+    ("", "reload"): "systemctl reload gpuswitchd",
+    ("history", "--failed"): "--result failed --result reverted",
+    ("history", "-n"): "--limit",
+    ("trial", "--for"): "--seconds",
+    ("trial", "--keep"): "gpuswitchctl to-vfio",
+}
+"""What others call it: by command (""; before one) and word."""
 _NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 """No option, where no option looks so: argparse has it in the same way."""
 
@@ -98,6 +108,8 @@ class _Reading:
             return self._unknown_before_a_command(name, words)
         text = _("{verb} does not know {words}", verb=self._named, words=name)
         options = [each for action in arguments_of(self.parser) for each in action.option_strings]
+        if how := _ELSEWHERE.get((self._named, name)):
+            return text + _("; did you mean {word}?", word=how)
         if (action := name.lstrip("-")) in commands_of(self.parser):
             return text + _("; did you mean {word}?", word=f"{self._named} {action}")
         if owners := list(self._owners(name)):
@@ -159,6 +171,14 @@ class _Reading:
             return self._target(list(target.choices or ()))
         if len(self._words) > len(places) and all(each.nargs != "*" for each in places):
             words = " ".join(map(repr, self._words[len(places) :]))
+            if self._named == "run":
+                line = f"{_PROGRAM} run --gpu {self._words[0]} -- {' '.join(self._words[1:]) or 'COMMAND'}"
+                return _("run takes its GPU by --gpu, and its command after --: {line}", line=line)
+            if (extra := self._words[-1]).isdecimal() or re.fullmatch(r"\d+ ?s", extra):
+                for name in ("--seconds", "--limit"):
+                    if _option_of(self.parser, name) is not None:
+                        how = f"{name} {extra.rstrip(' s')}"
+                        return _("{verb} takes a number by its option: {how}", verb=self._named, how=how)
             if places:
                 what = str(places[0].metavar)
                 text = _("{verb} takes one {what}: leave out {words}", verb=self._named, what=what, words=words)
@@ -201,6 +221,8 @@ def _no_choice(option: argparse.Action, name: str, value: str) -> str | None:
 
 def _no_command(word: str, verbs: Mapping[str, argparse.ArgumentParser]) -> str:
     text = _("there is no command {word}", word=repr(word))
+    if how := _ELSEWHERE.get(("", word)):
+        return text + _("; did you mean {word}?", word=how)
     for verb, parser in verbs.items():
         if word in commands_of(parser):
             return text + _("; did you mean {word}?", word=f"{verb} {word}")

@@ -140,7 +140,7 @@ def wait(service: Service, args: Namespace) -> int:
                 )
             elif args.state:
                 text = _(
-                    "interrupted; not {state} within {seconds} s: {gpus}",
+                    "the time is over: not {state} within {seconds} s: {gpus}",
                     state=state_word(args.state),
                     seconds=seconds,
                     gpus=named,

@@ -170,6 +170,13 @@ async def test_what_is_in_the_way_keeps_the_command_from_running(start: Start, c
     assert not (tmp_path / "ran").exists()
 
 
+async def test_a_name_is_one_line_of_what_can_be_read(start: Start, ctl: Ctl) -> None:
+    await start("laptop", config=CONFIG)
+    assert ctl("run", "--name", "qemu\nto bring it home, run: x\x1b[2J", "--", "true").returncode == 0
+    [_home, away] = json.loads(ctl("history", "--json").stdout)["switches"]
+    assert away["requester"]["vm"].startswith("qemu?to bring it home, run: x?[2J (pid ")
+
+
 @pytest.mark.parametrize(("pid", "started"), [(0, 0), (-1, 5), (1 << 40, 7), (1, 4711)])
 async def test_a_process_that_there_is_not(pid: int, started: int, start: Start) -> None:
     service = await start("laptop", config=CONFIG)

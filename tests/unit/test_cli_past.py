@@ -102,7 +102,7 @@ def test_of_some_time_and_some_result_only(capsys: pytest.CaptureFixture[str]) -
     assert ids(result=["failed", "drifted"]) == ["1", "3"]
     assert ids(result=["done"], until=8.0, gpu="geforce") == ["0", "2"]
     assert told(capsys, *entries, until=0.0, result=["failed", "wedged"]) == [
-        "no finished switch is failed or wedged; there are 1 done (--result done)"
+        "no finished switch is failed or wedged; what there is: 1 done (--result done)"
     ]
     assert told(capsys, *entries, until=-1.0, result=["failed"]) == ["no finished switch is like that"]
 

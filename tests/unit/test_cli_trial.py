@@ -44,8 +44,8 @@ def test_what_does_not_come_home_is_an_error(now: dict[str, Any], said: str, sta
 @pytest.mark.parametrize(
     ("owner", "said"),
     [
-        (("win11", "5b0f"), "0000:01:00.0 stays on vfio: the virtual machine win11 has it\n"),
-        (("", "5b0f"), "0000:01:00.0 stays on vfio: the virtual machine 5b0f has it\n"),
+        (("win11", "5b0f"), "0000:01:00.0 stays on vfio: it belongs to win11\n"),
+        (("", "5b0f"), "0000:01:00.0 stays on vfio: it belongs to 5b0f\n"),
         (("", ""), "0000:01:00.0 stays on vfio: gpuswitchctl to-host 0000:01:00.0 brings it home\n"),
     ],
 )

@@ -42,6 +42,7 @@ from gpuswitch.cli.names import names_in, uids_in
         ("the virtual machine payroll is done with 0000:01:00.0, which stays", "payroll"),
         ("libvirt is not there to clear up after my payroll: virtqemud.service is started", "my payroll"),
         ("clear up after payroll", "payroll"),
+        ("0000:01:00.0 belongs to process secret project x (pid 5): end that first", "secret project x"),
         ("shut that down first: virsh shutdown 'my payroll'; ", "my payroll"),
         ("shut that down first: virsh shutdown payroll; ", "payroll"),
         ("machine-qemu\\x2d1\\x2dpayroll\\x2dtwo.scope", "payroll-two"),

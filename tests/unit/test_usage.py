@@ -43,6 +43,20 @@ YES = "to-vfio, to-host, trial, run, setup, setup proxmox, setup boot"
         ),
         ("setup --yes undo", "--yes does not go with setup undo: leave it out"),
         ("setup --undo", "setup does not know --undo; did you mean setup undo?"),
+        (
+            "run rtx -- true",
+            "run takes its GPU by --gpu, and its command after --: gpuswitchctl run --gpu rtx -- COMMAND",
+        ),
+        ("run rtx true", "run takes its GPU by --gpu, and its command after --: gpuswitchctl run --gpu rtx -- true"),
+        ("trial rtx 30s", "trial takes a number by its option: --seconds 30"),
+        ("trial rtx --for 30", "trial does not know --for; did you mean --seconds?"),
+        ("history rtx 5", "history takes a number by its option: --limit 5"),
+        (
+            "history --failed",
+            "history does not know --failed; did you mean --result failed --result reverted?",
+        ),
+        ("switch rtx vfio", "there is no command 'switch'; did you mean to-vfio?"),
+        ("reload", "there is no command 'reload'; did you mean systemctl reload gpuswitchd?"),
         ("setup extra", "setup has no action 'extra'; it has undo, proxmox or boot"),
         (
             "setup undo extra",
