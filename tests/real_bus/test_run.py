@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -198,3 +199,26 @@ async def test_hooks_of_others(start: Start, ctl: Ctl) -> None:
     assert (none.returncode, none.stdout) == (0, "none of these belongs to a managed GPU: nothing to do\n")
     wrong = ctl("acquire", "--name", "win11", "--uuid", "win11", "01:00.0")
     assert (wrong.returncode, "'win11' is not the UUID of a virtual machine" in wrong.stderr) == (2, True)
+
+
+async def test_an_interrupt_before_it_runs_takes_all_back(start: Start, environ: dict[str, str]) -> None:
+    service = await start("laptop", "unbind=1s", config=CONFIG)
+    command = (CTL, "run", "--gpu", "rtx", "--", "echo", "it runs")
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=pipe, stderr=pipe)
+    await service.until_state(DISCRETE, "detaching")
+    process.send_signal(signal.SIGINT)
+    said, told = await process.communicate()
+    assert (process.returncode, said) == (130, b"")
+    assert b"nothing is run, and what was begun is taken back: gpuswitchctl status rtx shows it" in told
+    await service.until_state(DISCRETE, "host")
+
+
+async def test_a_word_that_is_not_utf_8_is_the_name_of_nothing(start: Start, ctl: Ctl) -> None:
+    await start("laptop", config=CONFIG)
+    word = "caf\udce9"
+    for arguments in (["status", word], ["to-vfio", word], ["show", word], ["run", "--name", word, "--", "true"]):
+        refused = ctl(*arguments)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "'caf\\xe9' is not UTF-8, and so the name of nothing here" in refused.stderr
+        assert "Traceback" not in refused.stderr
