@@ -152,7 +152,7 @@ async def test_what_a_function_is_and_what_was_asked_for_is_told_in_the_language
     assert "affichage [0300]" in ctl("fr_FR", "groups").stdout
     assert ctl("de_DE", "to-vfio", DISCRETE, "--wait", "60").returncode == 0
     assert "Warten in Sekunden: 60" in ctl("de_DE", "show").stdout
-    assert "es gibt 1 erledigt (--result done)" in ctl("de_DE", "history", "--result", "failed").stdout
+    assert "es gibt: 1 erledigt (--result done)" in ctl("de_DE", "history", "--result", "failed").stdout
 
 
 def test_a_service_that_is_not_there_is_told_in_the_language(ctl: Ctl) -> None:

@@ -46,7 +46,7 @@ def test_what_is_left_to_do_about_a_failed_gpu_is_said(result: str) -> None:
     [
         ("reverted", 1, [AS_BEFORE, "put right what is named here, then: gpuswitchctl to-vfio 0000:01:00.0"]),
         ("failed", 1, ["put right what is named here, then: gpuswitchctl to-host 0000:01:00.0"]),
-        ("cancelled", 1, []),
+        ("cancelled", 1, [AS_BEFORE]),
         ("wedged", 7, ["gpuswitchctl status 0000:01:00.0 tells when the kernel has returned"]),
     ],
 )
