@@ -11,7 +11,7 @@ from gpuswitch.cli.client import GPU, Gpu, Service, Signal, gpus_named, plain_va
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.output import as_json_line, clock, duration, line, moment, numbered
-from gpuswitch.cli.parser import TARGETS
+from gpuswitch.cli.parser import STATES, TARGETS
 from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
 from gpuswitch.cli.steps import JsonLines
 from gpuswitch.cli.translate import _, recognized, state_word
@@ -123,7 +123,7 @@ def wait(service: Service, args: Namespace) -> int:
     service.subscribe(name_owner())
     owner = service.owner()
     service.subscribe(signals_of(owner))
-    gpus = gpus_named(service, args.gpus)
+    gpus = _waited_for(service, args.gpus)
     by_path = {gpu.path: gpu for gpu in gpus}
     arrived = _arrived(args.state)
     while waiting := [gpu for gpu in gpus if not arrived(gpu.properties)]:
@@ -164,6 +164,20 @@ def wait(service: Service, args: Namespace) -> int:
 def _take(gpu: Gpu, body: tuple[Any, ...]) -> None:
     if body[0] == GPU:
         gpu.properties.update(plain_values(body[1]))
+
+
+def _waited_for(service: Service, selectors: Sequence[str]) -> list[Gpu]:
+    """Those GPUs; who names a state among them is told how that is done."""
+    try:
+        return gpus_named(service, selectors)
+    except CtlError as error:
+        states = [each for each in selectors if each.lower() in STATES]
+        if error.name != NoSuchGpu.name or not states:
+            raise
+        others = [each for each in selectors if each not in states]
+        command = " ".join(["gpuswitchctl wait", *others, "--for", states[-1].lower()])
+        hint = _("a state is waited for by: {command}", command=command)
+        raise CtlError(f"{error}\n{hint}", error.exit_code, name=error.name) from None
 
 
 def _arrived(state: str | None) -> Callable[[Mapping[str, Any]], bool]:

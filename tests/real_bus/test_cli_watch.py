@@ -293,6 +293,14 @@ async def test_nothing_under_way_is_nothing_to_wait_for(start: Start, watch: Wat
     assert waiting.ended() == (0, "")
 
 
+async def test_a_state_among_the_gpus_is_told_how_it_is_waited_for(start: Start, watch: Watch) -> None:
+    await start("laptop", config=CONFIG)
+    status, told = watch("wait", "geforce", "vfio").ended()
+    assert status == 2
+    assert "no GPU is named 'vfio'" in told
+    assert "a state is waited for by: gpuswitchctl wait geforce --for vfio\n" in told
+
+
 async def test_the_end_of_a_switch_is_waited_for(start: Start, watch: Watch) -> None:
     service = await start("laptop", "unbind=0.5s", config=CONFIG)
     switch = await service.move(PATH, "vfio")
