@@ -15,7 +15,7 @@ from gpuswitch.api.options import options_of
 from gpuswitch.api.paths import path_of
 from gpuswitch.api.permission import about, actions_of
 from gpuswitch.api.signatures import Int64, ObjectPath, Str, StrArray, UInt32, Values, ValuesArray, typed
-from gpuswitch.api.vms import VirtualMachines
+from gpuswitch.api.vms import VirtualMachines, printable
 from gpuswitch.fleet.fleet import Fleet
 from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.history.history import History
@@ -124,7 +124,7 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
             return about(*self._asked(arguments))
         if method.action is not Action.VM:
             return {}
-        return {"machine": "".join(letter if letter.isprintable() else "?" for letter in str(arguments[0])[:80])}
+        return {"machine": printable(str(arguments[0])[:80])}
 
     def _asked(self, arguments: Sequence[object]) -> tuple[list[GpuRecord], Options]:
         """The GPUs that are to be switched, and how: the last two arguments of whoever asks for that."""

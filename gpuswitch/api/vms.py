@@ -72,7 +72,7 @@ class VirtualMachines:
         if requester.uid not in {0, user}:
             raise NotAuthorized(f"process {process.pid} is not yours: it runs as uid {user}")
         actors = self.named(selectors)
-        owner = Owner(f"{_printable(name)} (pid {process.pid})", str(uuid4()), process)
+        owner = Owner(f"{printable(name)} (pid {process.pid})", str(uuid4()), process)
         with self._refusals(actor.gpu.address for actor in actors):
             await self._fleet.owners.acquire_for_process(owner, actors, requester, options)
         return [str(f.address) for actor in actors for f in actor.gpu.present(actor.record.facts)]
@@ -90,12 +90,12 @@ def _owner(name: str, uuid: str) -> Owner:
     if not 0 < len(name) <= _LONGEST_NAME:
         raise InvalidArgument(f"{name[:80]!r} is not the name of a virtual machine")
     try:
-        return Owner(_printable(name), str(UUID(uuid)))
+        return Owner(printable(name), str(UUID(uuid)))
     except ValueError:
         raise InvalidArgument(f"{uuid[:80]!r} is not the UUID of a virtual machine") from None
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """It goes into logs and onto terminals, where a new line or an escape would be ours."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)
 

@@ -59,15 +59,11 @@ def changed_by_somebody(file: Path, undo: str = UNDO) -> ChangedError:
 
 
 class KeptFiles:
-    """The files that were written by way of this folder.
+    """The files that were written by way of this folder. `undo`: the command that puts them back, for people."""
 
-    `undo`: the command that puts them back, for people. `mode`: of files that were not there before.
-    """
-
-    def __init__(self, folder: Path, *, undo: str = UNDO, mode: int = 0o644) -> None:
+    def __init__(self, folder: Path, *, undo: str = UNDO) -> None:
         self.folder = folder
         self._undone_by = undo
-        self._mode = mode
 
     def changed_by_others(self) -> list[Path]:
         """Files that are neither as we wrote them, nor as they were before that.
@@ -96,7 +92,7 @@ class KeptFiles:
     def write(self, files: Mapping[Path, bytes], *, mode: int | None = None) -> None:
         """Write all of these, on disk before this returns. What was there before the first time is kept.
 
-        `mode`: theirs; None: as they are, and that of this folder's where there is none yet.
+        `mode`: theirs; None: as they are, and 0644 where there is none yet.
 
         Raises:
             CtlError: nothing was changed.
@@ -197,11 +193,11 @@ class KeptFiles:
                 status = planned["files"][str(file)]["before"]
                 if status is not None and mode is not None:
                     status = {**status, "mode": mode}
-                _replace(file, content, status, mode=self._mode if mode is None else mode)
+                _replace(file, content, status, mode=0o644 if mode is None else mode)
         except OSError:
             # As it was: what can be put back has its room on disk already, or none was taken.
             for file, old in was.items():
-                _put(file, old, planned["files"][str(file)]["before"], mode=self._mode)
+                _put(file, old, planned["files"][str(file)]["before"], mode=0o644 if mode is None else mode)
             _without_folders(each for each in planned["folders"] if each not in before["folders"])
             self._back_to(before)
             raise

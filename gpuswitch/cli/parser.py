@@ -491,13 +491,7 @@ def _setup(verb: _Add) -> None:
     asked.add_argument("--dry-run", action="store_true", help=_("show what would be written, write nothing"))
     actions = asked.add_subparsers(metavar="ACTION", required=False, dest="action")
     purpose = _("put back every byte of what setup wrote")
-    undone = actions.add_parser(
-        "undo",
-        help=purpose,
-        description=_("{sentence}.", sentence=_capital(purpose)),
-        epilog=_("example: {command}", command="gpuswitchctl setup undo --dry-run"),
-    )
-    _shared_options(undone)
+    undone = _undo(actions, "setup:undo", purpose, "gpuswitchctl setup undo --dry-run")
     # Left out here, it may stand before the action.
     undone.add_argument(
         "--dry-run",
@@ -505,10 +499,7 @@ def _setup(verb: _Add) -> None:
         default=argparse.SUPPRESS,
         help=_("show what would be put back, change nothing"),
     )
-    undone.add_argument(
-        "--force", action="store_true", help=_("also what somebody else has changed since; that text is kept")
-    )
-    undone.set_defaults(run="gpuswitch.cli.setup:undo", purpose=purpose)
+    _force_argument(undone)
     _setup_proxmox(actions)
     _setup_boot(actions)
 
@@ -575,17 +566,27 @@ def _setup_boot(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     early.set_defaults(run="gpuswitch.cli.setup_boot:boot", purpose=purpose)
     again = early.add_subparsers(metavar="ACTION", required=False, dest="boot_action")
     purpose = _("take back what setup boot has written, and make the initrd anew")
-    undone = again.add_parser(
+    _force_argument(_undo(again, "setup_boot:undo", purpose, "gpuswitchctl setup boot undo"))
+
+
+def _undo(
+    actions: argparse._SubParsersAction[argparse.ArgumentParser], run: str, purpose: str, example: str
+) -> argparse.ArgumentParser:
+    undone = actions.add_parser(
         "undo",
         help=purpose,
         description=_("{sentence}.", sentence=_capital(purpose)),
-        epilog=_("example: {command}", command="gpuswitchctl setup boot undo"),
+        epilog=_("example: {command}", command=example),
     )
     _shared_options(undone)
-    undone.add_argument(
+    undone.set_defaults(run=f"gpuswitch.cli.{run}", purpose=purpose)
+    return undone
+
+
+def _force_argument(undo: argparse.ArgumentParser) -> None:
+    undo.add_argument(
         "--force", action="store_true", help=_("also what somebody else has changed since; that text is kept")
     )
-    undone.set_defaults(run="gpuswitch.cli.setup_boot:undo", purpose=purpose)
 
 
 def _shared_options(of: argparse.ArgumentParser) -> None:

@@ -46,6 +46,7 @@ VARIABLE = "GPUSWITCH_ADDRESSES"
 _PASSED_ON = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 """The terminal sends them to the command as well: it decides what becomes of them."""
+_FUNCTION = re.compile(r"\{(\d*)\}")
 _MOMENT = 2.0
 """Seconds until it is said why this has not ended yet."""
 
@@ -57,6 +58,7 @@ def run(service: Service, args: Namespace) -> int:
     _look_for(args.command[0])
     gpus = _each_once(service, args.gpus)
     options = options_of(args)
+    # What it cannot stand for is told before anything is moved.
     filled(args.command, [function for gpu in gpus for function, _kind, _driver in gpu.properties["Functions"]])
     if not args.yes and can_ask():
         ask_before_a_desktop_ends(gpus, "vfio", options)
@@ -95,11 +97,12 @@ def _cannot_run(program: str, number: int) -> CtlError:
 
 
 def _each_once(service: Service, selectors: Sequence[str]) -> list[Gpu]:
-    gpus = [service.gpu(selector) for selector in selectors or [""]]
-    for number, gpu in enumerate(gpus):
-        if gpu.path in {other.path for other in gpus[:number]}:
+    gpus: dict[str, Gpu] = {}
+    for gpu in map(service.gpu, selectors or [""]):
+        if gpu.path in gpus:
             raise CtlError.of(InvalidArgument, _("{gpu} is named twice: leave one of them out", gpu=gpu.title))
-    return gpus
+        gpus[gpu.path] = gpu
+    return list(gpus.values())
 
 
 def _acquired(
@@ -136,9 +139,6 @@ def _tell(event: Signal | int | None, gpus: Sequence[Gpu]) -> None:
         if gpu.path == event.path and not at_work(change):
             title = numbered(change.index, change.count, change.title)
             problem(f"{gpu.title}: {title}: {state_word(change.status)} ({duration(change.seconds)})")
-
-
-_FUNCTION = re.compile(r"\{(\d*)\}")
 
 
 def filled(command: Sequence[str], functions: Sequence[str]) -> list[str]:
@@ -261,7 +261,7 @@ def _wait_for_all(service: Service, gpus: Sequence[Gpu], uuids: Mapping[str, str
                 holders = ", ".join(f"{each['command']} ({each['pid']})" for each in gpu.holders() if each["pid"])
                 why = _("{holders} has it open", holders=holders) if holders else recognized(gpu.properties["Reason"])
                 why = why or _("{gpu} is {state}", gpu=gpu.title, state=state_word(gpu.properties["State"]))
-                problem(_("{gpu} is not home yet: {why}; ^C leaves that to the service", gpu=gpu.title, why=why or "-"))
+                problem(_("{gpu} is not home yet: {why}; ^C leaves that to the service", gpu=gpu.title, why=why))
 
 
 def _ended(status: int) -> int:

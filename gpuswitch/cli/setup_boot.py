@@ -32,6 +32,8 @@ from gpuswitch.errors import Failed, InvalidArgument, NoSuchGpu, NotAuthorized, 
 
 STATE = Path("/var/lib/gpuswitch/setup-boot")
 UNDO = "gpuswitchctl setup boot undo"
+_MODE = 0o755
+"""Programs of the initrd run them, or read them."""
 OFF = "gpuswitch.early=off"
 
 
@@ -54,7 +56,7 @@ class _Kept:
     """Our files on a machine, what was there before them, and whether the initrd has been made of them."""
 
     def __init__(self, machine: Machine) -> None:
-        self.files = KeptFiles(Path(machine.path(str(STATE))), undo=UNDO, mode=0o755)
+        self.files = KeptFiles(Path(machine.path(str(STATE))), undo=UNDO)
         self._pending = Path(machine.path(PENDING))
 
     @property
@@ -312,7 +314,7 @@ def _write(kept: _Kept, decided: _Decided, machine: Machine, seconds: float) -> 
     """
     kept.begin()
     try:
-        kept.files.write({file: text.encode() for file, text in decided.files.items()})
+        kept.files.write({file: text.encode() for file, text in decided.files.items()}, mode=_MODE)
     except CtlError as error:
         if not decided.pending:
             kept.done()
@@ -337,7 +339,7 @@ def _put_back(kept: _Kept, decided: _Decided, machine: Machine, seconds: float, 
         CtlError: not all of it could be put back.
     """
     if old := {file: text.encode() for file, text in decided.before.items() if text is not None}:
-        kept.files.write(old)
+        kept.files.write(old, mode=_MODE)
     if new := [file for file, text in decided.before.items() if text is None]:
         kept.files.take_away(new)
     _made_without(decided.commands, machine, seconds, why)

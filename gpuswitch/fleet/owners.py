@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from gpuswitch.errors import Failed, GpuswitchError, InProgress, Owned, Timeout
@@ -25,7 +24,7 @@ from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import AS_CONFIGURED, Options, Release
 from gpuswitch.model.states import State
 from gpuswitch.sentence import Sentence
-from gpuswitch.switch.record import Requester, Result
+from gpuswitch.switch.record import THE_SERVICE, Requester, Result
 from gpuswitch.switch.shared.arbiter import Arbiter
 from gpuswitch.switch.shared.clearing_up import ClearingUp
 
@@ -109,8 +108,7 @@ class Owners:
         together = addresses.union(*(actor.gpu.functions for actor in actors))
         for actor in actors:
             actor.record.asked_with = together
-        requester = replace(requester, vm=owner.name, for_process=owner.process is not None)
-        asking = asyncio.create_task(self._handed_over(claims, requester, options))
+        asking = asyncio.create_task(self._handed_over(claims, requester.on_behalf_of(owner), options))
         self._asking[owner.uuid] = asking
         try:
             await asyncio.shield(asking)
@@ -297,7 +295,7 @@ class Owners:
             ours = switch is not None and switch.target is State.VFIO and switch.requester.vm == claim.owner.name
             if switch is not None and ours and claim.back_to is Release.HOST:
                 with suppress(GpuswitchError):
-                    actor.cancel(switch.id, Requester(service=True, vm=claim.owner.name))
+                    actor.cancel(switch.id, THE_SERVICE.on_behalf_of(claim.owner))
             claim.given_up()
 
 

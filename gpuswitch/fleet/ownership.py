@@ -23,7 +23,7 @@ from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
 from gpuswitch.runtime.pause import Pause, whatever_happens, within
 from gpuswitch.switch.holder_policy import in_the_way
-from gpuswitch.switch.record import Requester, Result
+from gpuswitch.switch.record import THE_SERVICE, Result
 from gpuswitch.switch.shared.clearing_up import ClearingUp
 from gpuswitch.switch.steps.step import RESCAN_SECONDS
 
@@ -285,8 +285,7 @@ class Ownership:
         """Send it where it goes now; False where it did not work yet, and may work later."""
         if self.where_to is Release.HOST and self.actor.state not in {State.HOST, State.ABSENT}:
             try:
-                requester = Requester(service=True, vm=self.owner.name, for_process=self.owner.process is not None)
-                switch = await self.actor.request(State.HOST, requester=requester)
+                switch = await self.actor.request(State.HOST, requester=THE_SERVICE.on_behalf_of(self.owner))
             except (NotViable, InvalidArgument) as error:
                 self._complain(error)
             except GpuswitchError as error:

@@ -6,9 +6,10 @@ import asyncio
 import secrets
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
@@ -43,6 +44,10 @@ class Requester:
     service: bool = False
     trial: bool = False
     at_boot: bool = False
+
+    def on_behalf_of(self, owner: Owner) -> Requester:
+        """The same, that asks for this owner."""
+        return replace(self, vm=owner.name, for_process=owner.process is not None)
 
     @property
     def machine(self) -> str:

@@ -23,10 +23,9 @@ from gpuswitch.model.policy import AS_CONFIGURED, Busy, Options, Release
 from gpuswitch.model.states import State
 from gpuswitch.switch.record import Requester
 from tests.harness.simulated.harness import Harness, config
+from tests.simulated_host.test_owners import GROUP, WIN11, home
 
 ALICE = Requester(1000, 4711, command="gpuswitchctl")
-WIN11 = Owner("win11", "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d")
-GROUP = 13
 
 
 async def start_harness(directory: Path, scenario: str = "laptop", **rules: object) -> Harness:
@@ -48,11 +47,6 @@ async def acquire(harness: Harness, *actors: Actor, name: str = "qemu", options:
     owner = Owner(f"{name} (pid {process.pid})", f"uuid of {name}", process)
     await harness.fleet.owners.acquire_for_process(owner, actors, ALICE, options)
     return owner
-
-
-async def home(harness: Harness, actor: Actor) -> None:
-    await harness.witness.until(lambda: actor.state is State.HOST and not actor.bound)
-    await harness.fleet._arbiter.awake.settled_if_possible(actor.gpu.address)
 
 
 async def somebody_moves(harness: Harness, function: PciAddress) -> None:

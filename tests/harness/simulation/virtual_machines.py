@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpuswitch.errors import Failed, KernelError
 from gpuswitch.gpu.actor import Actor
@@ -59,26 +60,32 @@ class VirtualMachines:
 
     def asks(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
         """`virsh start`: the hook asks for the GPUs; when it has them, QEMU starts."""
-        service, actor = self._world.ready, self._world.actor(gpus[0])
-        busy = self._runs(name) or name in self._own or name in self._asking or _owner(name) in self._books.machines
-        if service is None or service.fleet is None or actor is None or busy or not self._books.running:
-            return
-        self._asking[name] = gpus
-        others = tuple(filter(None, map(self._world.actor, gpus[1:])))
-        ask = Ask(f"acquire for {name}", actor, target=State.VFIO, others=others)
-        _ = self._world.ask(ask, lambda: self._acquired(name, gpus))
+        if self._books.running and (actor := self._who_may_be_asked_for(name, gpus)) is not None:
+            self._ask(name, actor, gpus, f"acquire for {name}", lambda: self._acquired(name, gpus))
 
     def runs(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
         """`gpuswitchctl run`: there is a process, which asks; when it has the GPUs, it may open them."""
-        service, actor = self._world.ready, self._world.actor(gpus[0])
+        if (actor := self._who_may_be_asked_for(name, gpus)) is not None:
+            process = self._world.machine.run(name)
+            self._ask(name, actor, gpus, f"run {name}", lambda: self._acquired_for(process, name, gpus))
+
+    def _who_may_be_asked_for(self, name: str, gpus: tuple[PciAddress, ...]) -> Actor | None:
+        """The first GPU, where the service is there, and nobody of that name is there, or asks already."""
+        service = self._world.ready
         busy = self._runs(name) or name in self._own or name in self._asking or _owner(name) in self._books.machines
-        if service is None or service.fleet is None or actor is None or busy:
-            return
-        process = self._world.machine.run(name)
+        return None if service is None or service.fleet is None or busy else self._world.actor(gpus[0])
+
+    def _ask(
+        self,
+        name: str,
+        actor: Actor,
+        gpus: tuple[PciAddress, ...],
+        what: str,
+        acquired: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
         self._asking[name] = gpus
         others = tuple(filter(None, map(self._world.actor, gpus[1:])))
-        ask = Ask(f"run {name}", actor, target=State.VFIO, others=others)
-        _ = self._world.ask(ask, lambda: self._acquired_for(process, name, gpus))
+        _ = self._world.ask(Ask(what, actor, target=State.VFIO, others=others), acquired)
 
     async def _acquired_for(self, process: Process, name: str, gpus: tuple[PciAddress, ...]) -> None:
         service, owner = self._world.ready, replace(_owner(name), process=process)
@@ -120,9 +127,12 @@ class VirtualMachines:
         self._lent.pop(name, None)
         self._commands.discard(name)
         self._own.pop(name, None)
+        self._expects_nothing(name)
+        self._world.machine.end(name)
+
+    def _expects_nothing(self, name: str) -> None:
         for gpu in [gpu for gpu, (whose, _) in self._promised.items() if whose == name]:
             del self._promised[gpu]
-        self._world.machine.end(name)
 
     async def _acquired(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
         service = self._world.ready
@@ -252,8 +262,7 @@ class VirtualMachines:
             return
         self._books.machines.pop(_owner(name), None)
         self._own.pop(name, None)
-        for gpu in [gpu for gpu, (whose, _) in self._promised.items() if whose == name]:
-            del self._promised[gpu]
+        self._expects_nothing(name)
         if (service := self._world.ready) is not None and service.fleet is not None:
             self._world.checker.note(f"{name} is released: {reason}")
             self._world.loop.tell(service.life, service.fleet.owners.release, _owner(name), reason)
