@@ -170,9 +170,12 @@ class Owners:
 
     def _refuse(self, actors: Sequence[Actor], owner: Owner) -> None:
         """Those that somebody else has, and is not about to be done with."""
-        taken = [(a, a.owner) for a in actors if a.owner not in (None, owner) and not self._done_with(a)]
-        if taken:
-            sentences = [belongs(actor.gpu.address, other) for actor, other in taken]
+        sentences = [
+            belongs(actor.gpu.address, actor.owner)
+            for actor in actors
+            if actor.owner is not None and actor.owner != owner and not self._done_with(actor)
+        ]
+        if sentences:
             raise Owned(Sentence.joined("\n", sentences))
 
     def _done_with(self, actor: Actor) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,14 +56,13 @@ def measure() -> Iterator[Row]:
     one, eight = (_at_once(gpus) for gpus in (1, 8))
     yield Row("1 GPU to vfio, operations of 500 ms", text(one))
     yield Row("8 GPUs at once / 1", f"{eight / one:.2f} x", "≤ 1.4 x")
-    few, many = (_sizes(gpus) for gpus in (FEW, MANY))
-    for what, less, more, write in zip(
-        ("start to READY", "share of memory", "one scrape", "size of a scrape"),
-        few,
-        many,
-        (text, megabytes, text, lambda size: f"{size / 1000:.0f} kB"),
-        strict=True,
-    ):
+    writers: list[tuple[str, Callable[[float], str]]] = [
+        ("start to READY", text),
+        ("share of memory", megabytes),
+        ("one scrape", text),
+        ("size of a scrape", lambda size: f"{size / 1000:.0f} kB"),
+    ]
+    for (what, write), less, more in zip(writers, _sizes(FEW), _sizes(MANY), strict=True):
         yield Row(f"{what}, {FEW} GPUs; {MANY}", f"{write(less)}; {write(more)}", f"≤ {MANY // FEW} x: linear")
 
 

@@ -37,7 +37,8 @@ class Watching:
     def line(self) -> str:
         """The next; "" at the end."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline()
+        line: str = self.process.stdout.readline()
+        return line
 
     def until(self, text: str) -> list[str]:
         """The next lines up to the first with these words."""
