@@ -78,7 +78,9 @@ def test_nobodys_names_are_in_a_report(machine: Container) -> None:
     )
     group = "/sys/fs/cgroup/system.slice/gpuswitchd.service/cgroup.procs"
     for each in said:
-        machine.sh(f"echo $$ >{group}; echo '{each}' | systemd-cat; journalctl --sync")
+        # Whose line it is, journald asks the kernel: the writer has to be there still.
+        there = f"journalctl -b -u gpuswitchd -o cat | grep -qxF '{each}'"
+        machine.sh(f"echo $$ >{group}; {{ echo '{each}'; until {there}; do :; done; }} | systemd-cat")
     text = ctl(machine, "report --output -").stdout
     assert "Serial Number: <serial-1> token=<token-1>" in text
     assert [each for each in PLANTED if each.casefold() in text.casefold()] == []
