@@ -10,7 +10,7 @@ All else follows, and is tested with this example: `tests/simulated_host/test_sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -68,9 +68,11 @@ def bridges_stay_powered() -> Iterator[None]:
         yield
 
 
-def shared_bridges(machine: Machine) -> dict[FunctionAttribute, str]:
-    """The attributes that the step may change on this machine, with what they say now."""
+def attributes_of_bridges(machine: Machine, gpus: Iterable[PciAddress]) -> dict[FunctionAttribute, str]:
+    """What a step may change of the bridges above these GPUs, shared or not, with what it says now."""
     facts = machine.look()
-    displays = [Gpu(f.address, (f.address,)) for f in facts.functions.values() if f.kind is Kind.DISPLAY]
-    bridges = {bridge for gpu in displays if (bridge := bridge_above_several(gpu, facts)) is not None}
-    return {FunctionAttribute(bridge, D3COLD): machine.devices[bridge].settings[D3COLD] for bridge in sorted(bridges)}
+    bridges = {bridge for gpu in gpus for bridge in _above(gpu, facts)}
+    return {
+        FunctionAttribute(bridge, D3COLD): machine.devices[bridge].settings[D3COLD]
+        for bridge in sorted(bridges & machine.devices.keys())  # some machines are made without their root ports
+    }

@@ -42,6 +42,7 @@ BEGINS = frozenset({Status.RUNNING, Status.REVERTING})
 """What is told of a step when it begins, forward or back."""
 _SLEEP = getattr(futures, "_set_result_unless_cancelled")  # noqa: B009 -- typeshed lacks it
 _WITH_UNITS = (StartUnits, StopUnits)
+_OF_ATTRIBUTES = frozenset({"attribute", "set_attribute"})
 _FAULT_OF_ITS_OWN = "a fault of gpuswitch itself"
 
 
@@ -286,6 +287,9 @@ class InvariantChecker(ActionChecker):
 
     def drifted(self, actor: Actor, drift: Drift) -> None:
         self.note(f"{actor.gpu.address} drifted from {drift.before} to {drift.after}")
+        # What it shares is given back when it leaves, whatever becomes of who asked.
+        for ask in self.asks:
+            ask.quiet = ask.quiet and ask.actor is not actor
 
     def split(self, actor: Actor, patience: float) -> None:
         """A stable state is one for all functions; for so many seconds, the service may not have seen otherwise."""
@@ -318,7 +322,13 @@ class InvariantChecker(ActionChecker):
     @property
     def failed_to_restore(self) -> bool:
         """Whether what is shared could not be given back, or not taken again: nobody knows what it is then."""
-        return any(struck.at.step == RestoreAttribute.__name__ and w != "delay" for struck, w in self.world.trouble.hit)
+        # The steps of a GPU that has left the bus belong to no switch.
+        return any(
+            struck.operation in _OF_ATTRIBUTES
+            and struck.at.step in ("", RestoreAttribute.__name__)
+            and wrong != "delay"
+            for struck, wrong in self.world.trouble.hit
+        )
 
     def _came_back(self, actor: Actor) -> None:
         if actor.state is not State.HOST or actor.bound or actor.gpu.address in self.meddled or self.torn:

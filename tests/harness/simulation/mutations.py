@@ -44,6 +44,7 @@ from gpuswitch.switch.shared.awake import Awake, Why
 from gpuswitch.switch.shared.clearing_up import ClearingUp
 from gpuswitch.switch.steps.holders import CheckHolders
 from gpuswitch.switch.steps.pci import AimOverrides, AwaitLibvirt, DisableRuntimePm, HoldGroup, RestorePower
+from tests.harness.simulation.loop import AWAIT
 from tests.harness.simulation.story import Event, Story
 
 
@@ -223,7 +224,7 @@ def the_journal_is_not_written(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "save", lambda *_: None)
 
 
-@breaks(5)
+@breaks(5, story=Story("single", "refuse", (Event("crash", 0, AWAIT, 73), Event("ask", 0, "vfio"), _A_MOMENT)))
 def nobody_takes_up_what_a_dead_service_left(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Actor, "adopt", nothing)
 

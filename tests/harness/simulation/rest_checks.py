@@ -159,9 +159,12 @@ def _units_to_start(world: World) -> set[str]:
     return {unit["name"] for page in pages for unit in page["restore_state"]["units"]}
 
 
-def _excused(world: World) -> set[str]:
+def _excused(world: World) -> set[object]:
+    """Keys of a snapshot, and "settings" for all functions."""
     hit = {struck.at.step for struck, wrong in world.trouble.hit if wrong != "delay"}
-    excused = {what for step in hit for what in _EXCUSED_BY.get(step, ())}
+    excused: set[object] = {what for step in hit for what in _EXCUSED_BY.get(step, ())}
+    if world.checker.failed_to_restore:
+        excused |= {attribute.function for attribute in world.shared}
     if any(struck.operation == "start_unit" for struck, _ in world.trouble.hit):
         excused.add("units")
     # One that was on its way when the service was killed comes after the next one has looked.

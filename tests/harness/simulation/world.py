@@ -18,7 +18,7 @@ from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.journal.journal import Journal
 from gpuswitch.switch.record import Requester, Switch
-from tests.harness.bridge_power import shared_bridges
+from tests.harness.bridge_power import attributes_of_bridges
 from tests.harness.simulation.checker import InvariantChecker
 from tests.harness.simulation.doubles import SEND, WRITE, WRITTEN, Disk, Senses, ServiceHost, ServiceStore
 from tests.harness.simulation.invariants import Ask
@@ -66,8 +66,8 @@ class World:
         self.machine = self.spec.machine()
         self.firmware = self.machine.frame_buffers.names("bind_platform")
         """The frame buffers that the firmware left."""
-        self.shared = shared_bridges(self.machine)
-        """The attributes that the GPUs share, as they are where none of them needs them otherwise."""
+        self.shared = attributes_of_bridges(self.machine, self.spec.gpus)
+        """The attributes that GPUs may share, as they are where none of them needs them otherwise."""
         self.trouble = Trouble()
         self.machine.faults = self.trouble
         self.machine.units.add(LIBVIRTD)
