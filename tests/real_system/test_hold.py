@@ -9,7 +9,19 @@ import pytest
 
 from tests.harness.containers.container import Container
 from tests.harness.containers.system import System
-from tests.harness.containers.words import GPU, call, ctl, history, hybrid, path_of, prop, show, until, until_state
+from tests.harness.containers.words import (
+    GPU,
+    NAME,
+    call,
+    ctl,
+    history,
+    hybrid,
+    path_of,
+    prop,
+    show,
+    until,
+    until_state,
+)
 from tests.harness.domains import UUID
 from tests.real_system.conftest import Boot
 from tests.real_system.test_install import NEWER, make, version
@@ -19,14 +31,22 @@ TITLE = f"rtx3070 ({GPU})"
 ON_VFIO = "/run/harness/on-vfio"
 """Where that is, a simulated machine has the GPU on vfio when the service is started anew, as a real one has."""
 TEMPLATE = "/usr/local/lib/systemd/system/gpuswitch-vfio@.service"
-PAGE = (Path(__file__).parents[2] / "docs/units.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+INCUS = f"""#!/bin/sh
+case $1 in
+start) busctl get-property {NAME} {path_of()} {NAME}.Gpu State >/run/incus ;;
+wait) exec sleep infinity ;;
+stop) echo "$@" >>/run/incus ;;
+esac
+"""
+"""Stands in for Incus, whose machines want KVM."""
 QEMU = '#!/bin/sh\necho "$@" >/run/qemu\nexec sleep infinity\n'
 """Stands in for QEMU, which would want a real GPU."""
 
 
-def shown(place: str) -> str:
+def shown(place: str, page: str = "units.md") -> str:
     """The unit that the page shows for this place."""
-    [text] = re.findall(rf"`{re.escape(place)}`[^`]*```ini\n(.*?)```", PAGE, re.DOTALL)
+    [text] = re.findall(rf"`{re.escape(place)}`[^`]*```ini\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     return str(text)
 
 
@@ -105,6 +125,18 @@ def test_it_comes_home_when_nobody_needs_it_any_more(machine: Container) -> None
     machine.sh("pkill -x sleep")
     until(machine, f"! systemctl -q is-active win11 && [ $(systemctl is-active {UNIT}) = inactive ]")
     assert (prop(machine, "State"), show(machine, "Result", UNIT)) == ("host", "success")
+
+
+def test_a_machine_of_incus_has_it_before_it_starts(machine: Container) -> None:
+    place = "/etc/systemd/system/incus-win11.service"
+    machine.push(shown(place, "incus.md"), place)
+    machine.push(INCUS, "/usr/bin/incus")
+    machine.sh("chmod 755 /usr/bin/incus; systemctl daemon-reload; systemctl start incus-win11")
+    until(machine, "[ -s /run/incus ]")
+    assert machine.sh("cat /run/incus").stdout == 's "vfio"\n'
+    machine.sh(f"systemctl stop {UNIT}")
+    assert machine.sh("cat /run/incus").stdout == 's "vfio"\nstop win11 --timeout 60\n'
+    assert (active(machine, "incus-win11"), prop(machine, "State")) == (["inactive"], "host")
 
 
 def test_what_cannot_be_had_is_one_sentence_and_nothing_is_started(machine: Container) -> None:
