@@ -33,7 +33,6 @@ from gpuswitch.cli.client import (
 )
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waits, at_work
-from gpuswitch.cli.interrupts import ending_in_order
 from gpuswitch.cli.output import clock, duration, line, numbered, on_terminal, problem
 from gpuswitch.cli.run import Child
 from gpuswitch.cli.switch import ask_before_a_desktop_ends, options_of
@@ -49,7 +48,11 @@ _MOMENT = 2.0
 
 
 class _StoppedError(Exception):
-    """Somebody wants it to end."""
+    """Somebody wants it to end, by this signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 def hold(service: Service, args: Namespace) -> int:
@@ -67,9 +70,9 @@ def hold(service: Service, args: Namespace) -> int:
     child = Child()
     holding = _Holding(service, gpu, child, args.bus)
     try:
-        _acquire(service, gpu, child, args)
-        holding.begin()
         with _stopping():
+            _acquire(service, gpu, child, args)
+            holding.begin()
             holding.until_lost()
     except _StoppedError:
         child.forget()
@@ -106,15 +109,15 @@ def _acquire(service: Service, gpu: Gpu, child: Child, args: Namespace) -> None:
     tell_systemd(status=_("waiting for {gpu}", gpu=gpu.title))
     message = call(NAME, ROOT, MANAGER, "AcquireForProcess", "xxsasa{sv}", child.pid, child.started, name, to, options)
     try:
-        with ending_in_order(signal.SIGTERM, signal.SIGHUP):
-            serial, waits = service.send(message), Waits()
-            while (event := service.next_event()) != serial:
-                if isinstance(event, Signal) and event.path == gpu.path:
-                    _tell(gpu, event, waits)
-            service.answer_allowed(message, serial, None)
-    except KeyboardInterrupt:
-        text = _("interrupted; {gpu} goes back to where it was", gpu=gpu.title)
-        raise CtlError.interrupted(text) from None
+        serial, waits = service.send(message), Waits()
+        while (event := service.next_event()) != serial:
+            if isinstance(event, Signal) and event.path == gpu.path:
+                _tell(gpu, event, waits)
+        service.answer_allowed(message, serial, None)
+    except _StoppedError as stopped:
+        error = CtlError.interrupted(_("interrupted; {gpu} goes back to where it was", gpu=gpu.title))
+        error.exit_code = 128 + stopped.number
+        raise error from None
     except CtlError as error:
         tell_systemd(status=recognized(str(error)))
         raise
@@ -141,10 +144,10 @@ def _tell(gpu: Gpu, event: Signal, waits: Waits) -> None:
 def _stopping() -> Iterator[None]:
     """Signals that end the command raise `_StoppedError`: whatever is cut short by that is not gone on with."""
 
-    def stop(_number: int, _frame: object) -> NoReturn:
-        for number in _STOPS:
-            signal.signal(number, signal.SIG_IGN)
-        raise _StoppedError
+    def stop(number: int, _frame: object) -> NoReturn:
+        for each in _STOPS:
+            signal.signal(each, signal.SIG_IGN)
+        raise _StoppedError(number)
 
     for number in _STOPS:
         signal.signal(number, stop)
@@ -157,6 +160,8 @@ class _Holding:
     def __init__(self, service: Service, gpu: Gpu, child: Child, bus: str | None) -> None:
         self._service = service
         self._gpu = gpu
+        # Of one that was found anew they would have to be asked for, maybe of nobody.
+        self._address, self._title = gpu.address, gpu.title
         self._child = child
         self._bus = bus
         self._childs_end = os.pidfd_open(child.pid)
@@ -165,7 +170,7 @@ class _Holding:
     def begin(self) -> None:
         """It has it now."""
         self._uuid = self._gpu.look()["Owner"][1]
-        text = _("{gpu} is on vfio", gpu=self._gpu.title)
+        text = _("{gpu} is on vfio", gpu=self._title)
         tell_systemd(status=text, ready=True)
         line(_("{sentence}; it comes home when this ends", sentence=text))
 
@@ -197,25 +202,27 @@ class _Holding:
         owner, told = "", None
         while True:
             if not owner and (owner := self._found()):
-                tell_systemd(status=_("{gpu} is on vfio", gpu=self._gpu.title))
+                tell_systemd(status=_("{gpu} is on vfio", gpu=self._title))
                 told = signals_of(owner)
                 self._service.subscribe(told)
-            if owner:
                 self._check()
             try:
                 with self._service.listening_to(self._childs_end):
                     event = self._service.next_event()
             except Typed:
-                problem(_("process {pid}, which has {gpu}, was ended", pid=self._child.pid, gpu=self._gpu.title))
-                raise _StoppedError from None
+                problem(_("process {pid}, which has {gpu}, was ended", pid=self._child.pid, gpu=self._title))
+                raise _StoppedError(signal.SIGTERM) from None
             if isinstance(event, Signal) and event.member == "NameOwnerChanged":
                 if told is not None:
                     self._service.unsubscribe(told)
                 owner, told = "", None
                 if not event.body[2]:
-                    text = _("the service has ended; {gpu} stays on vfio", gpu=self._gpu.title)
+                    text = _("the service has ended; {gpu} stays on vfio", gpu=self._title)
                     problem(text)
                     tell_systemd(status=text)
+            elif isinstance(event, Signal) and event.path in {self._gpu.path, ROOT}:
+                # Its own, or that it has left.
+                self._check()
 
     def _found(self) -> str:
         """The process of the service that tells of it, by its name on the bus; "": there is none now.
@@ -226,7 +233,7 @@ class _Holding:
         if not self._service.runs():
             return ""
         try:
-            self._gpu = self._service.gpu(self._gpu.address)
+            self._gpu = self._service.gpu(self._address)
         except CtlError as error:
             if error.exit_code != EXIT_UNREACHABLE:
                 raise self._lost(str(error)) from error
@@ -248,7 +255,7 @@ class _Holding:
         raise self._lost("; ".join(filter(None, (where, recognized(now["Reason"])))))
 
     def _lost(self, why: str) -> CtlError:
-        text = _("lost {gpu}: {why}", gpu=self._gpu.title, why=why)
+        text = _("lost {gpu}: {why}", gpu=self._title, why=why)
         tell_systemd(status=text)
         return CtlError.of(Failed, text, is_whole=True)
 
@@ -270,15 +277,17 @@ class _Holding:
         try:
             if not service.runs():
                 raise CtlError(_("the service does not run"), EXIT_UNREACHABLE, name="Unreachable")
-            gpu = service.gpu(self._gpu.address)
+            gpu = service.gpu(self._address)
             if _goes_down(service):
                 # No GPU is moved then: the next start of the machine finds it where it belongs.
                 return 0
             service.subscribe(name_owner())
             service.subscribe(signals_of(gpu.owner))
             tell_systemd(status=_("{gpu} is on its way home", gpu=gpu.title))
+            # Stopped before it was looked at, it is the child's all the same.
+            uuid = self._uuid or gpu.look()["Owner"][1]
             deadline: float | None = time.monotonic() + _MOMENT
-            while gpu.look()["Owner"][1] == self._uuid:
+            while gpu.look()["Owner"][1] == uuid != "":
                 if service.next_event(deadline) is None:
                     deadline = None
                     _say_what_it_waits_for(gpu)
