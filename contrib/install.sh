@@ -41,6 +41,7 @@ zsh=${ZSHDIR:-$base/share/zsh/site-functions}
 files() {
     cat <<EOF
 file|units/gpuswitchd.service.in|$units/gpuswitchd.service
+file|units/gpuswitch-vfio@.service.in|$units/gpuswitch-vfio@.service
 file|units/gpuswitch-notify.service.in|$base/lib/systemd/user/gpuswitch-notify.service
 file|units/org.gpuswitch1.service.in|$base/share/dbus-1/system-services/org.gpuswitch1.service
 file|units/org.gpuswitch1.conf|$policies/org.gpuswitch1.conf

@@ -53,7 +53,8 @@ let
         cp -r "$TMPDIR/stage/usr/$part" "$out/$part"
       done
       install -Dm755 "$TMPDIR/stage/usr/lib/gpuswitch/libvirt-hook" "$out/libexec/libvirt-hook"
-      substituteInPlace "$out/lib/systemd/system/gpuswitchd.service" "$out/lib/systemd/user/gpuswitch-notify.service" \
+      substituteInPlace "$out/lib/systemd/system/gpuswitchd.service" "$out/lib/systemd/system/gpuswitch-vfio@.service" \
+        "$out/lib/systemd/user/gpuswitch-notify.service" \
         --replace-quiet /usr/bin/gpuswitch "$out/bin/gpuswitch" \
         --replace-quiet /usr/bin/busctl ${pkgs.systemd}/bin/busctl
       substituteInPlace "$out/share/dbus-1/system-services/org.gpuswitch1.service" \

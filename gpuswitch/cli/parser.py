@@ -315,6 +315,28 @@ def _lending(verb: _Add) -> None:
     ran.add_argument("--name", metavar="WORD", default="", help=_("what it is called (default: as the command)"))
     _busy_arguments(ran)
     _yes_argument(ran)
+    held = verb(
+        "hold",
+        "hold:hold",
+        _("keep {gpu} on vfio", gpu="{gpu}"),
+        "gpuswitchctl hold 01:00.0",
+    )
+    held.description = _(
+        "Move a GPU to vfio, keep it there for as long as this runs, and have it brought home when this ends, however "
+        "that happens, and whoever else has it open has let go. Nobody else gets it meanwhile. Ends by itself, with 1, "
+        "when the GPU is lost: pulled, or moved by somebody else. The units {units} run it for what other units "
+        "require.",
+        units="gpuswitch-vfio@.service",
+    )
+    _gpu_argument(held)
+    held.add_argument(
+        "--unit",
+        metavar="UNIT",
+        default="",
+        help=_("the unit that this is, {example}: its instance names the GPU", example="gpuswitch-vfio@GPU.service"),
+    )
+    _busy_arguments(held)
+    _yes_argument(held)
     lent = verb(
         "acquire",
         "hooks:acquire",

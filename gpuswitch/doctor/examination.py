@@ -13,13 +13,14 @@ from typing import TypeVar, cast
 from gpuswitch.config.settings import Config
 from gpuswitch.doctor.findings import Area, Check, Finding, Said, Severity, Unseen
 from gpuswitch.doctor.gathering import LookError, gathered
-from gpuswitch.doctor.looks import configuration, early, host, installed, system, units
+from gpuswitch.doctor.looks import configuration, early, host, incus, installed, system, units
 from gpuswitch.doctor.looks import libvirt as libvirt_look
 from gpuswitch.doctor.looks import tools as tools_look
 from gpuswitch.doctor.machine import Files, Machine
 from gpuswitch.doctor.seen import (
     Configuration,
     Early,
+    IncusDevice,
     Installation,
     Libvirt,
     OtherTools,
@@ -130,6 +131,7 @@ def look(machine: Machine, service: Service, named: Sequence[str] = (), *, gathe
             "installation": installed.look,
             "libvirt": libvirt_look.look,
             "other tools": tools_look.look,
+            "Incus": incus.look,
             "initrd": early.look,
         }
     )
@@ -139,6 +141,7 @@ def look(machine: Machine, service: Service, named: Sequence[str] = (), *, gathe
         installation=sight.found("installation", Installation()),
         libvirt=sight.found("libvirt", Libvirt()),
         tools=sight.found("other tools", OtherTools()),
+        incus=sight.found("Incus", cast("tuple[IncusDevice, ...]", ())),
         early=sight.found("initrd", Early()),
         service=service,
         configuration=read,

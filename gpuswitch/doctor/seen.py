@@ -9,7 +9,7 @@ from gpuswitch.config.settings import Config
 from gpuswitch.doctor.findings import Unseen
 from gpuswitch.fleet.misfit import Misfit
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import HostFacts
+from gpuswitch.model.facts import HostFacts, Kind, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder
 from gpuswitch.model.states import State
@@ -121,6 +121,34 @@ class ProxmoxMachine:
         """Whether one of these is at one of its places."""
         return any(
             str(each) == place or str(each).startswith(f"{place}.") for each in functions for place in self.places
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class IncusDevice:
+    """A device of an instance of Incus, or of a profile that none uses: `owner`, of `kind` `virtual-machine`,
+    `container` or `profile`.
+
+    `type`: `gpu` (Incus moves the card by itself) or `pci` (one function). `function`: with the domain, "" any that is
+    of these `ids`, vendor and product, of which "" is any.
+    """
+
+    owner: str
+    kind: str
+    name: str
+    type: str
+    function: str = ""
+    ids: tuple[str, str] = ("", "")
+
+    def gets(self, functions: Iterable[PciFunction]) -> bool:
+        """Whether one of these is what it is given."""
+        if self.function:
+            return any(str(each.address) == self.function for each in functions)
+        return self.type == "gpu" and any(
+            each.kind is Kind.DISPLAY
+            and self.ids[0] in {"", f"{each.vendor:04x}"}
+            and self.ids[1] in {"", f"{each.device:04x}"}
+            for each in functions
         )
 
 
@@ -253,6 +281,7 @@ class Seen:
     installation: Installation = field(default_factory=Installation)
     libvirt: Libvirt = field(default_factory=Libvirt)
     tools: OtherTools = field(default_factory=OtherTools)
+    incus: tuple[IncusDevice, ...] = ()
     early: Early = field(default_factory=Early)
     service: Service = field(default_factory=Service)
     configuration: Configuration = field(default_factory=Configuration)

@@ -255,6 +255,14 @@ CHECKS: tuple[Check, ...] = (
         "`gpuswitchctl setup proxmox`",
         run=tools.proxmox,
     ),
+    Check(
+        "incus",
+        Area.OTHER_TOOLS,
+        "Virtual machines and profiles of Incus that have the card as a device of type `gpu`: it binds by itself, asks "
+        "nobody, and tears a card apart that was on vfio before. Asked of its daemon, as root, where that runs",
+        "devices of type `pci` ([incus.md](incus.md))",
+        run=tools.incus,
+    ),
     Check("other_tools", Area.OTHER_TOOLS, "None of these was found", "none is needed", run=tools.none),
 )
 """In the order in which they are told."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from gpuswitch.doctor.looks.units import ASKED
 from gpuswitch.doctor.machine import Machine
 from gpuswitch.doctor.seen import Service, Told
 from gpuswitch.model.holders import Holder
+from tests.harness import incus
 from tests.harness.sysfs_tree import Tree
 
 INTEGRATED = "0000:00:02.0"
@@ -149,6 +150,11 @@ class MadeMachine:
             self.write(path, script).chmod(0o755)
         for name, program in (("qm", QM), ("pvesm", PVESM), ("pveversion", "echo pve-manager/9.2.1")):
             self.program(name, program)
+
+    def incus(self, *instances: object, profiles: Sequence[object] = (), looks: int = 1) -> None:
+        """Its daemon runs, and has these."""
+        self.unit("incus.service")
+        incus.serve(self.root / "var/lib/incus/unix.socket", instances, profiles, looks)
 
     def unit(self, name: str, **properties: str) -> None:
         loaded = {"Id": name, "LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"}

@@ -22,7 +22,7 @@ from tests.harness.json_schemas import DOCS, SCHEMAS, check
 from tests.harness.service.services import BIN, environment
 from tests.real_bus.conftest import Start
 
-FOR_PEOPLE = {"help", "demo", "notify", "run"}
+FOR_PEOPLE = {"help", "demo", "notify", "run", "hold"}
 """Verbs that print nothing that programs read, or what their command prints."""
 WITHOUT_VERB = {"common", "version"}
 """Schemas that are of no verb."""

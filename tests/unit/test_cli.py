@@ -29,7 +29,7 @@ HARMLESS = "GeForce\\x1b[2J\\r\\n\\x9b31m\\u202e\\x07"
 
 VERBS = (
     *("list", "status", "to-vfio", "to-host", "recover", "cancel", "holders", "plan"),
-    *("history", "show", "groups", "doctor", "config", "watch", "wait", "help", "demo"),
+    *("history", "show", "groups", "doctor", "config", "watch", "wait", "hold", "help", "demo"),
 )
 PLAIN = Namespace(json=False, gpus=[])
 JSON = Namespace(json=True, gpus=[])

@@ -18,6 +18,7 @@ from gpuswitch.doctor.seen import Service, System, Told
 from gpuswitch.doctor.table import CHECKS
 from gpuswitch.errors import NoSuchGpu
 from gpuswitch.model.holders import Holder, Process, Unit
+from tests.harness.incus import instance, profile
 from tests.harness.made_machine import CARD, HOOK, INTEGRATED, PORT, SOUND, MadeMachine
 from tests.harness.proxmox import VOLUME
 from tests.unit.test_house import ROOT
@@ -125,6 +126,11 @@ FOREIGN = "#!/bin/sh\nvirsh nodedev-detach pci_0000_01_00_0\n"
 
 def packaged(then: Change) -> Change:
     return lambda made: (made.write(MAINTAIN, ""), then(made))
+
+
+def incus_by_number(made: MadeMachine) -> None:
+    made.write("sys/class/drm/card1/device/uevent", f"DRIVER=nvidia\nPCI_SLOT_NAME={CARD}\n")
+    made.incus(instance("win11", {"one": {"type": "gpu", "id": "1"}}))
 
 
 CASES: list[tuple[str, Change, str, Severity, str, str]] = [
@@ -679,6 +685,48 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         f"Proxmox has VM 100 ask for {CARD} before it starts",
         "",
     ),
+    (
+        "incus",
+        lambda m: m.incus(instance("win11", {"card": {"type": "gpu", "pci": "01:00.0"}}, project="games")),
+        "incus",
+        WARNING,
+        f"Incus gives {CARD} to win11 (project games), by its device card, and takes it from its driver",
+        "",
+    ),
+    (
+        "incus-all",
+        lambda m: m.incus(instance("win11", {"any": {"type": "gpu", "gputype": "physical", "vendorid": "10de"}})),
+        "incus",
+        WARNING,
+        f"Incus gives {CARD} to win11, by its device any",
+        "",
+    ),
+    (
+        "incus-id",
+        incus_by_number,
+        "incus",
+        WARNING,
+        f"Incus gives {CARD} to win11, by its device one",
+        "",
+    ),
+    (
+        "incus-profile",
+        lambda m: m.incus(profiles=[profile("gpus", {"g": {"type": "gpu"}})]),
+        "incus",
+        WARNING,
+        f"the device g of Incus' profile gpus gives {CARD} to whoever uses that",
+        "",
+    ),
+    (
+        "incus-pci",
+        lambda m: m.incus(
+            instance("win11", {"b": {"type": "pci", "address": SOUND}, "a": {"type": "pci", "address": "01:00.0"}})
+        ),
+        "incus",
+        OK,
+        f"Incus gives {CARD}, {SOUND} to win11, and leaves on vfio what is there before: start gpuswitch-vfio@{CARD}",
+        "",
+    ),
 ]
 
 
@@ -720,6 +768,20 @@ HARMLESS: list[tuple[str, Change, str]] = [
         lambda m: m.write("etc/pve/qemu-server/100.conf", "hostpci0: 09:00.0\n[old]\nhostpci0: 01:00\n"),
         "proxmox",
     ),
+    (
+        "what Incus gives to others, and to containers",
+        lambda m: m.incus(
+            instance("c1", {"all": {"type": "gpu"}}, kind="container"),
+            instance("win11", {"other": {"type": "gpu", "pci": "0000:41:00.0"}, "none": {"type": "gpu", "id": "7"}}),
+            instance(
+                "vf",
+                {"m": {"type": "gpu", "gputype": "mdev", "pci": "01:00.0"}, "amd": {"type": "gpu", "vendorid": "1002"}},
+            ),
+            profiles=[profile("used", {"g": {"type": "gpu"}}, used_by=["/1.0/instances/c1"])],
+            looks=2,
+        ),
+        "incus",
+    ),
 ]
 
 
@@ -728,6 +790,37 @@ def test_what_is_harmless_is_not_told(made: MadeMachine, change: Change, kind: s
     change(made)
     assert made.found(kind) == []
     assert made.examined().severity is OK
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda m: m.write("var/lib/incus/unix.socket", ""), "Connection refused"),
+        (lambda m: m.incus({"name": "x"}), "'expanded_devices'"),
+    ],
+    ids=["nobody listens", "something else"],
+)
+def test_an_incus_that_does_not_answer_is_told(made: MadeMachine, change: Change, why: str) -> None:
+    made.unit("incus.service")
+    change(made)
+    [unseen] = [each for each in made.examined().unseen if each.what == "Incus"]
+    assert str(unseen.why).startswith("its daemon does not answer: ")
+    assert why in str(unseen.why)
+    assert not unseen.for_root
+
+
+def test_an_incus_that_does_not_run_is_not_started_by_a_look(made: MadeMachine) -> None:
+    """Systemd has its socket, and starts it for whoever connects."""
+    made.incus(instance("win11", {"card": {"type": "gpu"}}))
+    made.unit("incus.service", ActiveState="inactive")
+    assert (made.found("incus"), made.examined().unseen) == ([], ())
+
+
+def test_what_incus_has_is_for_root(made: MadeMachine) -> None:
+    made.incus(instance("win11", {"card": {"type": "gpu"}}))
+    made.as_root = False
+    [unseen] = [each for each in made.examined().unseen if each.what == "Incus"]
+    assert unseen.for_root
 
 
 def test_every_check_has_a_machine_on_which_it_finds_something() -> None:

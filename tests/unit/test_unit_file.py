@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-UNIT = Path(__file__).parents[2] / "units/gpuswitchd.service.in"
+UNITS = Path(__file__).parents[2] / "units"
+UNIT = UNITS / "gpuswitchd.service.in"
+TEMPLATE = UNITS / "gpuswitch-vfio@.service.in"
 
 CAPABILITIES = {
     "CAP_DAC_OVERRIDE": "/dev/vfio/GROUP of another user",
@@ -27,10 +29,10 @@ BREAKS_IT = (
 )
 
 
-def settings() -> dict[str, list[str]]:
+def settings(unit: Path = UNIT) -> dict[str, list[str]]:
     """Each key with its values, in order."""
     found = defaultdict(list)
-    for line in UNIT.read_text().splitlines():
+    for line in unit.read_text().splitlines():
         key, equals, value = line.partition("=")
         if equals and not line.startswith("#"):
             found[key].append(value)
@@ -84,3 +86,16 @@ def test_it_does_not_run_out_of_descriptors() -> None:
     """Each GPU has two workers, with a socket and a pidfd each; each client of the bus that waits has its own."""
     [limit] = settings()["LimitNOFILE"]
     assert int(limit) >= 8192
+
+
+def test_a_unit_that_has_a_gpu_outlives_the_service_and_waits_for_none_that_the_way_home_starts() -> None:
+    """Docs/adr/0058 has the reasons."""
+    found = settings(TEMPLATE)
+    assert (found["Wants"], "Requires" in found, "BindsTo" in found) == (["gpuswitchd.service"], False, False)
+    assert (" ".join(found["After"]).split(), "Before" in found) == (
+        ["dbus.socket", "dbus.service", "gpuswitchd.service"],
+        False,
+    )
+    # It may end the child, and nothing else.
+    assert found["KillMode"] == ["mixed"]
+    assert found["CapabilityBoundingSet"] == [""]

@@ -24,7 +24,7 @@ def complaint(*words: str) -> str:
     return str(wrong.value)
 
 
-YES = "to-vfio, to-host, trial, run, setup, setup proxmox, setup boot"
+YES = "to-vfio, to-host, trial, run, hold, setup, setup proxmox, setup boot"
 """The commands that have it."""
 
 
@@ -73,7 +73,7 @@ YES = "to-vfio, to-host, trial, run, setup, setup proxmox, setup boot"
         ("to-vfio --js", "to-vfio does not know --js; did you mean --json?"),
         ("to-vfio --timeout 3 --no-wait", "--timeout and --no-wait cannot be used together: leave one of them out"),
         ("--wait 60 to-vfio 'my gpu'", "--wait stands behind the command: gpuswitchctl to-vfio --wait 60 'my gpu'"),
-        ("--wait 60", "--wait stands behind a command that has it: plan, to-vfio, to-host, trial, run"),
+        ("--wait 60", "--wait stands behind a command that has it: plan, to-vfio, to-host, trial, run, hold"),
         ("--verion", "there is no option --verion before a command; did you mean --version?"),
         ("--bus list", "list was taken for the value of --bus: write --bus ADDRESS"),
         ("undo", "there is no command 'undo'; did you mean setup undo?"),

@@ -9,7 +9,7 @@ from gpuswitch.doctor import remedies
 from gpuswitch.doctor.findings import Said, ok, warning
 from gpuswitch.doctor.looks.libvirt import HOOKS
 from gpuswitch.doctor.looks.units import OTHERS
-from gpuswitch.doctor.seen import Line, ProxmoxMachine, Seen
+from gpuswitch.doctor.seen import IncusDevice, Line, Patient, ProxmoxMachine, Seen
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_MODULE, PciFunction
 from gpuswitch.sentence import Sentence
@@ -213,8 +213,53 @@ def _of_proxmox(machine: ProxmoxMachine, gpu: PciAddress) -> Said:
     )
 
 
+def incus(seen: Seen) -> Iterator[Said]:
+    """It moves a `gpu` of a virtual machine by itself, and asks nobody (gpu_physical.go in its source).
+
+    At the machine's end it gives the card back to the driver that it had, and clears the overrides of the other
+    functions: one that was on vfio before is torn apart by that. Of a `pci` device it leaves that alone. Containers are
+    given nodes of the host's driver, and nothing is moved for them.
+    """
+    for patient in seen.patients:
+        functions = patient.gpu.present(seen.facts) if seen.facts is not None else ()
+        alone: dict[str, set[str]] = {}
+        for device in seen.incus:
+            if not device.gets(functions):
+                continue
+            if device.type == "pci":
+                alone.setdefault(device.owner, set()).add(device.function)
+            elif device.kind != "container":
+                yield _of_incus(device, patient)
+        for owner, given in alone.items():
+            yield ok(
+                Sentence(
+                    "Incus gives {functions} to {owner}, and leaves on vfio what is there before: start {unit} first",
+                    functions=", ".join(sorted(given)),
+                    owner=owner,
+                    unit=f"gpuswitch-vfio@{patient.address}.service",
+                )
+            )
+
+
+def _of_incus(device: IncusDevice, patient: Patient) -> Said:
+    values = {"gpu": patient.address, "owner": device.owner, "device": device.name}
+    remedy = Sentence("give it as devices of type pci instead (docs/incus.md)")
+    if device.kind == "profile":
+        reason = Sentence(
+            "the device {device} of Incus' profile {owner} gives {gpu} to whoever uses that: Incus takes it from its "
+            "driver without asking anybody",
+            **values,
+        )
+        return warning(reason, remedy)
+    reason = Sentence(
+        "Incus gives {gpu} to {owner}, by its device {device}, and takes it from its driver without asking anybody",
+        **values,
+    )
+    return warning(reason, remedy)
+
+
 def none(seen: Seen) -> Iterator[Said]:
     """All of the above, where nothing was found."""
-    found = (driverctl, modprobe, switchers, old_hooks, proxmox)
+    found = (driverctl, modprobe, switchers, old_hooks, proxmox, incus)
     if seen.patients and not any(said for check in found for said in check(seen)):
         yield ok(Sentence("no other tool was found that moves these cards"))

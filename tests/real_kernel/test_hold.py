@@ -1,0 +1,27 @@
+"""gpuswitch-vfio@.service with a QEMU of a unit's own, which really holds the group."""
+
+from __future__ import annotations
+
+from tests.harness.machines.inside import words
+from tests.harness.setups import units
+from tests.harness.setups.guest import configure, drivers, prop
+from tests.harness.setups.libvirt import AWAY, MANAGED, await_home
+from tests.harness.virtual_machines.hardware import GPU, GPU_AUDIO
+from tests.harness.virtual_machines.machine import Machine
+
+UNIT = f"gpuswitch-vfio@{GPU}.service"
+QEMU = f"/usr/bin/qemu-system-x86_64 -machine q35 -nodefaults -display none -S -device vfio-pci,host={GPU}"
+
+
+def test_a_unit_has_it_for_another_one_that_ends_with_it(machine: Machine) -> None:
+    configure(machine, MANAGED)
+    machine.push(
+        f"[Unit]\nBindsTo={UNIT}\nAfter={UNIT}\n[Service]\nExecStart={QEMU}\n", "/run/systemd/system/vm.service"
+    )
+    machine.sh("systemctl daemon-reload; systemctl start vm")
+    node = f"/dev/vfio/{prop(machine, GPU, 'IommuGroups')[0]}"
+    machine.do(words.await_open, units.main_pid(machine, "vm"), node)
+    assert drivers(machine, GPU, GPU_AUDIO) == AWAY
+    machine.sh(f"systemctl stop {UNIT}")
+    assert machine.sh(f"systemctl is-active vm {UNIT}", check=False).stdout.split() == ["inactive"] * 2
+    await_home(machine)
