@@ -47,9 +47,9 @@ enable_plugins = yaml, gpuswitch.gpuswitch.gpus
 START_SSH = """\
 set -e
 getent passwd sshd >/dev/null || useradd --system --home-dir /run/sshd --shell /usr/sbin/nologin sshd
-mkdir -p /run/sshd /root/.ssh
-chmod 700 /root/.ssh
-cat >/root/.ssh/authorized_keys
+mkdir -p /run/sshd ~/.ssh
+chmod 700 ~/.ssh
+cat >~/.ssh/authorized_keys
 ssh-keygen -A >/dev/null
 systemd-run --quiet --unit=fleet-sshd --property=KillMode=process /usr/sbin/sshd -D
 """
