@@ -116,6 +116,9 @@ def test_one_play_moves_all_gpus_there_and_back_and_says_what_became_of_each(
 
     fleet.controller.push(MAINTENANCE, f"{FOLDER}/maintenance.yml")
     rolling = f"gpuswitch.gpuswitch.rolling -e maintenance={FOLDER}/maintenance.yml"
+    checked = report(fleet.run(f"ansible-playbook {rolling} --check --limit {first}").stdout)
+    assert checked == {first: "would move: spare to vfio"}
+    assert len(history(machines[first])) == 2
     stopped = fleet.run(f"ansible-playbook {rolling}", check=False)
     assert stopped.status != 0
     said = report(stopped.stdout)

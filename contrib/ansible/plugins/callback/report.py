@@ -27,10 +27,14 @@ class Host:
     """What became of one."""
 
     def __init__(self):
-        self.moved, self.reached, self.problem = [], False, ""
+        self.moved, self.planned, self.reached, self.problem = [], [], False, ""
 
     def add(self, told):
         """A result of the module."""
+        plans = told.get("plans", ())
+        if plans:
+            self.planned += [f"{plan['name'] or plan['gpu']} to {plan['target']}" for plan in plans if plan["steps"]]
+            return
         before, after = (told.get("diff", {}).get(when, {}) for when in ("before", "after"))
         for gpu in told.get("gpus", ()):
             name = "{} ({})".format(gpu["name"], gpu["address"]) if gpu["name"] else gpu["address"]
@@ -42,6 +46,8 @@ class Host:
             return self.problem + ("; before that: {}".format(", ".join(self.moved)) if self.moved else "")
         if self.moved:
             return "moved: {}".format(", ".join(self.moved))
+        if self.planned:
+            return "would move: {}".format(", ".join(self.planned))
         return "as it was" if self.reached else NOT_BEGUN
 
 
