@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.harness.containers.container import Container
-from tests.harness.containers.fleet import FOLDER, NO_SSH_BY_ITSELF, Fleet, find_below
+from tests.harness.containers.fleet import FOLDER, NO_SSH_BY_ITSELF, Fleet, find_below, require_inotify
 from tests.harness.containers.network import Network, address_of
 from tests.harness.containers.system import System
 from tests.harness.containers.words import GPU, ctl, history, prop, show, simulated
@@ -78,11 +78,17 @@ def told(said: str) -> dict[str, Any]:
     return dict(json.loads(said[said.index("=> {") + 3 :]))
 
 
+def plain(told: Any) -> str:
+    """A text that ansible-inventory shows: from 2.22 on it says beside it that it is no template."""
+    return str(told["__ansible_unsafe"] if isinstance(told, dict) else told)
+
+
 @pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.campaign)])
 def test_one_play_moves_all_gpus_there_and_back_and_says_what_became_of_each(
     fleet: Fleet, host: Host, count: int
 ) -> None:
     """One of the hosts is wedged: maintenance stops there. One cannot be reached: that leaves it out."""
+    require_inotify(count)
     first, *others = good = [f"good{number}" for number in range(count - 2)]
     machines = {name: host(*(WEDGED if name == "wedged" else ())) for name in (*good, "wedged")}
     for name in (first, "away", "wedged", *others):
@@ -199,9 +205,9 @@ def test_hosts_are_grouped_by_what_their_gpus_are(fleet: Fleet, host: Host) -> N
         "gpuswitch_unreachable": ["away"],
     }
     variables = groups["_meta"]["hostvars"]
-    assert [gpu["state"] for gpu in variables["node"]["gpuswitch_gpus"]] == ["host", "vfio"]
-    assert "gpuswitchctl" in variables["bare"]["gpuswitch_reason"]
-    assert variables["away"]["gpuswitch_reason"]
+    assert [plain(gpu["state"]) for gpu in variables["node"]["gpuswitch_gpus"]] == ["host", "vfio"]
+    assert "gpuswitchctl" in plain(variables["bare"]["gpuswitch_reason"])
+    assert plain(variables["away"]["gpuswitch_reason"])
 
 
 def test_a_host_is_made_from_nothing_and_nothing_is_done_twice(

@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.harness.containers.container import Container
 from tests.harness.containers.network import Network, address_of
 from tests.harness.debian.cache import Cache
+from tests.harness.debian.errors import HarnessError
 from tests.harness.debian.releases import Release
 from tests.harness.debian.roots import find_root
 from tests.harness.debian.tools import PROJECT
@@ -53,6 +54,20 @@ cat >~/.ssh/authorized_keys
 ssh-keygen -A >/dev/null
 systemd-run --quiet --unit=fleet-sshd --property=KillMode=process /usr/sbin/sshd -D
 """
+
+
+INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
+INOTIFY_EACH = 20
+"""What a whole systemd with its services may take of it, and some for whatever else runs here."""
+
+
+def require_inotify(machines: int) -> None:
+    """Raises HarnessError where this machine's kernel gives root too few of them for so many containers at once."""
+    needed = machines * INOTIFY_EACH
+    if int(INOTIFY.read_text()) < needed:
+        raise HarnessError(
+            f"cannot run {machines} containers at once; run: sysctl fs.inotify.max_user_instances={needed}"
+        )
 
 
 def find_below(cache: Cache, release: Release) -> Path:
