@@ -49,6 +49,7 @@ EOF
 dbus-daemon|command -v dbus-daemon
 mmdebstrap|command -v mmdebstrap
 openssl|command -v openssl
+iproute2|command -v ip
 EOF
         ;;
     vm)

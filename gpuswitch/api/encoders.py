@@ -61,6 +61,7 @@ def planned_values(step: Step, deadlines: Mapping[str, float]) -> dict[str, obje
         "deadline": step.deadline(deadlines),
         "stops": list(step.stops),
         "ends_programs": step.ends_programs,
+        "drivers": {str(function): driver for function, driver in step.drivers.items()},
     }
 
 

@@ -123,7 +123,10 @@ async def test_a_plan_names_its_steps_and_takes_none(start: Start) -> None:
         "deadline": ("d", 30.0),
         "stops": ("as", []),
         "ends_programs": ("b", False),
+        "drivers": ("a{sv}", {}),
     }
+    after = {function: told[1] for step in steps for function, told in step["drivers"][1].items()}
+    assert after == {f"0000:01:00.{number}": "vfio-pci" for number in range(4)}
     unbinds = [step["title"][1] for step in steps if step["kind"][1] == "unbind"]
     assert unbinds == [
         "unbind 0000:01:00.1 from snd_hda_intel",

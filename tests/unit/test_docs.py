@@ -70,9 +70,23 @@ def named(file: str) -> bool:
     return any(f"/{each}".endswith(f"/{file}") for each in FILES)
 
 
+COLLECTION = ROOT / "contrib/ansible"
+
+
+def in_collection(name: str) -> bool:
+    """Whether the collection for Ansible has a plugin, a playbook or a role of this name."""
+    files = (*COLLECTION.glob("plugins/*/*.py"), *COLLECTION.glob("playbooks/*.yml"), *COLLECTION.glob("roles/*"))
+    return name in {file.stem for file in files}
+
+
 def resolves(name: str) -> bool:
-    """Whether `gpuswitch.a.b.C.d` is a module, or an attribute that a module or a class in it has or declares."""
+    """Whether `gpuswitch.a.b.C.d` is a module, or an attribute that a module or a class in it has or declares.
+
+    `gpuswitch.gpuswitch` is the collection for Ansible, and what follows is in it.
+    """
     parts = name.split(".")
+    if parts[:2] == ["gpuswitch", "gpuswitch"]:
+        return all(map(in_collection, parts[2:]))
     for count in range(len(parts), 0, -1):
         try:
             found: object = importlib.import_module(".".join(parts[:count]))

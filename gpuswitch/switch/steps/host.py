@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,6 +174,10 @@ class UnloadModules(Step):
     @property
     def title(self) -> str:
         return Sentence("unload {modules}", modules=", ".join(self.modules))
+
+    @property
+    def drivers(self) -> Mapping[PciAddress, str]:
+        return dict.fromkeys(self.functions, "")
 
     async def apply(self, context: StepContext) -> None:
         for module in self.modules:

@@ -181,6 +181,10 @@ class Unbind(Step):
     def title(self) -> str:
         return Sentence("unbind {device} from {driver}", device=self.function, driver=self.driver)
 
+    @property
+    def drivers(self) -> Mapping[PciAddress, str]:
+        return {self.function: ""}
+
     async def apply(self, context: StepContext) -> None:
         await context.kernel.unbind(self.function, self.driver)
 
@@ -214,6 +218,10 @@ class Bind(Step):
     @property
     def title(self) -> str:
         return Sentence("bind {device} to {driver}", device=self.function, driver=self.driver)
+
+    @property
+    def drivers(self) -> Mapping[PciAddress, str]:
+        return {self.function: self.driver}
 
     async def heard(self, context: StepContext, mark: float) -> tuple[str, ...]:
         module = (await context.look()).pci_drivers.get(self.driver)

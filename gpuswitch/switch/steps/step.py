@@ -181,6 +181,11 @@ class Step:
         """Whether it ends whoever has the GPU open."""
         return False
 
+    @property
+    def drivers(self) -> Mapping[PciAddress, str]:
+        """The driver that each function has after it whose driver it changes; "" for none."""
+        return {}
+
     async def apply(self, context: StepContext) -> None:
         """Do it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
@@ -74,7 +75,10 @@ class Container(Machine):
             )
         try:
             with self.explained("not booted"):
-                self.agent = Agent(Channel(self._connection(BOOT_SECONDS)))
+                connection = self._connection(BOOT_SECONDS)
+                self.pid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+                """Of a process in it, as it is called out here: its namespaces are found by that."""
+                self.agent = Agent(Channel(connection))
                 self.agent.wait_ready(BOOT_SECONDS)
         except BaseException:
             self.kill()

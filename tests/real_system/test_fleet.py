@@ -1,0 +1,262 @@
+"""The collection for Ansible, with the release's own: hosts that are reached by ssh, each with simulated GPUs."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.containers.container import Container
+from tests.harness.containers.fleet import FOLDER, NO_SSH_BY_ITSELF, Fleet, find_below, require_inotify
+from tests.harness.containers.network import Network, address_of
+from tests.harness.containers.system import System
+from tests.harness.containers.words import GPU, ctl, history, prop, show, simulated
+from tests.harness.debian.cache import Cache, default_folder
+from tests.harness.debian.progress import progress
+from tests.harness.debian.project import PIP_SETTINGS
+from tests.harness.debian.releases import find_release
+from tests.harness.machines.errors import Result
+from tests.real_system.conftest import RELEASE, Boot
+
+WEDGED = ("unbind=hang",)
+WIN11 = "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"
+CONFIG = f'[[gpu]]\naddress = "{GPU}"\nname = "spare"\nallow_boot_display = true\n[deadlines]\nunbind = 0.2\n'
+
+THERE_AND_BACK = """\
+- name: There and back
+  hosts: gpu_hosts
+  gather_facts: false
+  tasks:
+    - name: To vfio
+      gpuswitch.gpuswitch.gpu: {state: vfio, gpu: all}
+    - name: To the host
+      gpuswitch.gpuswitch.gpu: {state: host, gpu: spare}
+"""
+
+MAINTENANCE = """\
+- name: Look where the GPU is meanwhile
+  ansible.builtin.shell: gpuswitchctl list | grep -o vfio | head -n1 | tr -d '\\n' >/srv/maintained
+"""
+
+Host = Callable[..., Container]
+"""`host(*faults, scenario=...)`: a machine with the service and ssh, on a simulated host."""
+
+
+@pytest.fixture(scope="session")
+def below(request: pytest.FixtureRequest) -> Path:
+    return find_below(Cache(default_folder(), progress(request.config)), find_release(RELEASE))
+
+
+@pytest.fixture
+def host(boot: Boot, system: System, below: Path) -> Host:
+    def host(*faults: str, scenario: str = "laptop", config: str = CONFIG) -> Container:
+        files = simulated(*faults, scenario=scenario) | NO_SSH_BY_ITSELF | {"/etc/gpuswitch/config.toml": config}
+        return boot((*system.installed, below), files)
+
+    return host
+
+
+@pytest.fixture
+def fleet(boot: Boot, system: System, below: Path) -> Iterator[Fleet]:
+    with Network() as network:
+        yield Fleet(boot((system.root, below), NO_SSH_BY_ITSELF), network)
+
+
+def report(said: str) -> dict[str, str]:
+    """What the callback says of each host."""
+    return dict(re.findall(r"^(\w+) *: (.*)$", said.partition("GPUS **")[2], re.MULTILINE))
+
+
+def told(said: str) -> dict[str, Any]:
+    """What a module returned that `ansible` ran."""
+    return dict(json.loads(said[said.index("=> {") + 3 :]))
+
+
+def plain(told: Any) -> str:
+    """A text that ansible-inventory shows: from 2.22 on it says beside it that it is no template."""
+    return str(told["__ansible_unsafe"] if isinstance(told, dict) else told)
+
+
+@pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.campaign)])
+def test_one_play_moves_all_gpus_there_and_back_and_says_what_became_of_each(
+    fleet: Fleet, host: Host, count: int
+) -> None:
+    """One of the hosts is wedged: maintenance stops there. One cannot be reached: that leaves it out."""
+    require_inotify(count)
+    first, *others = good = [f"good{number}" for number in range(count - 2)]
+    machines = {name: host(*(WEDGED if name == "wedged" else ())) for name in (*good, "wedged")}
+    for name in (first, "away", "wedged", *others):
+        fleet.add(name, machines.get(name))
+
+    # What would be done is the service's own plan.
+    planned = fleet.ask("good0", "gpu", "state=vfio gpu=all", "--check --diff")
+    assert planned.status == 0
+    assert "CHANGED" in planned.stdout
+    for number, driver in enumerate(("nvidia", "snd_hda_intel", "xhci_hcd", "nvidia-gpu")):
+        assert f'-        "0000:01:00.{number}": "{driver}"' in planned.stdout
+        assert f'+        "0000:01:00.{number}": "vfio-pci"' in planned.stdout
+    assert prop(machines["good0"], "State") == "host"
+
+    done = fleet.play(THERE_AND_BACK, check=False, timeout=600)
+    said = report(done.stdout)
+    assert said.keys() == {*machines, "away"}
+    assert {said[name] for name in good} == {"moved: spare to vfio, spare to host"}
+    assert said["wedged"].startswith(f"wedged: spare ({GPU}): the kernel has not returned from 'unbind")
+    assert said["away"].startswith("unreachable: ")
+    assert done.status != 0
+    for name in good:
+        assert history(machines[name]) == [("host", "done"), ("vfio", "done")]
+        assert prop(machines[name], "State") == "host"
+    assert prop(machines["wedged"], "State") == "wedged"
+
+    # What is there already is left alone.
+    again = fleet.ask("good0", "gpu", "state=host gpu='RTX 3070'", "--diff")
+    assert "SUCCESS" in again.stdout
+    assert len(history(machines["good0"])) == 2
+
+    fleet.controller.push(MAINTENANCE, f"{FOLDER}/maintenance.yml")
+    rolling = f"gpuswitch.gpuswitch.rolling -e maintenance={FOLDER}/maintenance.yml"
+    checked = report(fleet.run(f"ansible-playbook {rolling} --check --limit {first}").stdout)
+    assert checked == {first: "would move: spare to vfio"}
+    assert len(history(machines[first])) == 2
+    stopped = fleet.run(f"ansible-playbook {rolling}", check=False)
+    assert stopped.status != 0
+    said = report(stopped.stdout)
+    assert said.pop("away").startswith("unreachable: ")
+    assert said.pop(first) == "moved: spare to vfio, spare to host"
+    assert said.pop("wedged").endswith(f"{GPU}: wedged; it is to be in a known-good state before maintenance begins")
+    assert said == dict.fromkeys(others, "not begun")
+    assert machines[first].read("/srv/maintained") == "vfio"
+    assert [len(history(machines[name])) for name in good] == [4, *[2 for _ in others]]
+
+
+def test_what_is_asked_wrongly_is_one_sentence_and_changes_nothing(fleet: Fleet, host: Host) -> None:
+    machine = host(scenario="workstation", config="")
+    fleet.add("node", machine)
+    first, second = "0000:01:00.0", "0000:41:00.0"
+    cards = (
+        f"{first}, NVIDIA Corporation GA102 [GeForce RTX 3090], {second}, NVIDIA Corporation GA102 [GeForce RTX 3090]"
+    )
+    machine.push('#!/bin/sh\necho \'{"version": 2, "gpus": []}\'\n', "/srv/newer", mode=0o755)
+    machine.push("#!/bin/sh\necho 'Illegal instruction' >&2\nexit 132\n", "/srv/broken", mode=0o755)
+    asked: Mapping[str, Mapping[str, object]] = {
+        "'09:00.0' is no GPU of this host: this host has 0000:01:00.0, NVIDIA": {"gpu": "09:00.0"},
+        f"the model 'rtx 3090' is that of 2 GPUs of this host; name one by its address: {cards}": {"gpu": "rtx 3090"},
+        "this host has 3 GPUs: say which, by `gpu`: ": {},
+        "`all` is no GPU of this host: none has a [[gpu]] table in its configuration": {"gpu": "all"},
+        "value of busy must be one of: refuse, wait, terminate, kill, got: please": {"gpu": first, "busy": "please"},
+        "wait takes seconds, not -3": {"gpu": first, "wait": -3},
+        "leave out busy": {"state": "recovered", "gpu": first, "busy": "kill"},
+        "cannot find /nowhere/gpuswitchctl on this host": {"gpu": first, "executable": "/nowhere/gpuswitchctl"},
+        "its JSON has version 2, and this collection reads version 1": {"gpu": first, "executable": "/srv/newer"},
+        "ended with status 132 and printed no JSON that this collection knows: Illegal instruction": {
+            "gpu": first,
+            "executable": "/srv/broken",
+        },
+    }
+    tasks = [
+        {"gpuswitch.gpuswitch.gpu": {"state": "vfio", **arguments}, "register": f"told{number}", "ignore_errors": True}
+        for number, arguments in enumerate(asked.values())
+    ]
+    answers = "{{ [" + ", ".join(f"told{number}" for number in range(len(asked))) + "] | to_json }}"
+    keep = {"ansible.builtin.copy": {"content": answers, "dest": "/srv/answers"}}
+    fleet.play(json.dumps([{"hosts": "node", "gather_facts": False, "tasks": [*tasks, keep]}]))
+    for sentence, answer in zip(asked, json.loads(machine.read("/srv/answers")), strict=True):
+        assert answer["failed"]
+        assert sentence in answer["msg"]
+    blocked = told(fleet.ask("node", "gpu", "state=vfio gpu=62:00.0", "--check").stdout)
+    [blocker] = blocked["blockers"]
+    assert (blocker["gpu"], blocker["kind"]) == ("0000:62:00.0", "boot_display")
+    assert blocker["text"] in blocked["msg"]
+    machine.sh("systemctl mask --now --runtime gpuswitchd")
+    assert "gpuswitchctl list: " in told(fleet.ask("node", "gpu_info").stdout)["msg"]
+    machine.sh("systemctl unmask --runtime gpuswitchd; systemctl start gpuswitchd")
+    assert history(machine) == []
+    assert [gpu["state"] for gpu in told(fleet.ask("node", "gpu_info").stdout)["gpus"]] == ["host"] * 3
+
+
+def test_hosts_are_grouped_by_what_their_gpus_are(fleet: Fleet, host: Host) -> None:
+    machine = host()
+    fleet.add("node", machine)
+    fleet.add("bare", bare := host())
+    fleet.add("away", None)
+    bare.sh("rm /usr/local/bin/gpuswitchctl")
+    ctl(machine, f"acquire --name win11 --uuid {WIN11} {GPU}")
+    fleet.controller.push(
+        "plugin: gpuswitch.gpuswitch.gpus\ngroup: gpu_hosts\ntimeout: 5\n", f"{FOLDER}/lab.gpuswitch.yml"
+    )
+    listed = fleet.run(f"ansible-inventory -i {FOLDER}/hosts.yml -i {FOLDER}/lab.gpuswitch.yml --list")
+    groups = json.loads(listed.stdout)
+    assert {name: group["hosts"] for name, group in groups.items() if name.startswith("gpu") and "hosts" in group} == {
+        "gpu_hosts": ["node", "bare", "away"],
+        "gpu_model_geforce_rtx_3070": ["node"],
+        "gpu_model_iris_xe_graphics": ["node"],
+        "gpu_owned": ["node"],
+        "gpu_owner_win11": ["node"],
+        "gpu_state_host": ["node"],
+        "gpu_state_vfio": ["node"],
+        "gpuswitch_unavailable": ["bare"],
+        "gpuswitch_unreachable": ["away"],
+    }
+    variables = groups["_meta"]["hostvars"]
+    assert [plain(gpu["state"]) for gpu in variables["node"]["gpuswitch_gpus"]] == ["host", "vfio"]
+    assert "gpuswitchctl" in plain(variables["bare"]["gpuswitch_reason"])
+    assert plain(variables["away"]["gpuswitch_reason"])
+
+
+def test_a_host_is_made_from_nothing_and_nothing_is_done_twice(
+    fleet: Fleet, boot: Boot, system: System, below: Path
+) -> None:
+    machine = boot((*system.bare, below), simulated() | NO_SSH_BY_ITSELF)
+    fleet.add("node", machine)
+    sources, copy = "/usr/src/gpuswitch", f"{FOLDER}/checkout"
+    machine.sh(f"useradd kim; mv {sources}/wheels /srv/wheels; mkdir -p /etc/libvirt/hooks")
+    # as a checkout on the machine with Ansible
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "checkout.tar"
+        with tarfile.open(archive, "w") as tar:
+            tar.add(system.sources / sources[1:], ".", filter=lambda entry: None if "wheels" in entry.name else entry)
+        fleet.controller.push(archive.read_bytes(), f"{copy}.tar")
+    fleet.controller.sh(f"mkdir {copy}; tar -xf {copy}.tar -C {copy}")
+
+    variables: dict[str, Any] = {
+        "gpuswitch_install": "checkout",
+        "gpuswitch_checkout": copy,
+        "gpuswitch_install_environment": {**PIP_SETTINGS, "PIP_FIND_LINKS": "/srv/wheels"},
+        "gpuswitch_gpus": [{"address": GPU, "name": "spare", "at_boot": "keep", "match": {"vendor": "10de"}}],
+        "gpuswitch_settings": {"metrics": {"port": 9753}, "deadlines": {"unbind": 7}},
+        "gpuswitch_users": ["kim"],
+        "gpuswitch_prometheus_host": "node",
+        "gpuswitch_prometheus_labels": {"rack": "1"},
+    }
+
+    def play(**others: Any) -> Result:
+        role = {"role": "gpuswitch.gpuswitch.host"}
+        text = json.dumps([{"hosts": "gpu_hosts", "gather_facts": False, "roles": [role], "vars": variables | others}])
+        return fleet.play(text, check=False, timeout=600)
+
+    made = play()
+    assert made.status == 0, made.stdout
+    assert show(machine, "ActiveState") == "active"
+    assert prop(machine, "Name") == "spare"
+    assert "kim" in machine.sh("getent group gpuswitch").stdout
+    assert machine.sh("test -x /etc/libvirt/hooks/qemu.d/50-gpuswitch").status == 0
+    [target] = json.loads(machine.read("/etc/prometheus/gpuswitch/node.json"))
+    assert (target["targets"], target["labels"]) == ([f"{address_of(2)}:9752"], {"rack": "1"})
+    assert re.search(r"node .*changed=0 .*failed=0", play().stdout)
+
+    # A configuration that the service would refuse does not come in, and the sentence names the key.
+    before = machine.read("/etc/gpuswitch/config.toml")
+    refused = play(gpuswitch_gpus=[{"address": GPU, "busy": "please"}])
+    assert refused.status != 0
+    assert "busy" in refused.stdout
+    assert machine.read("/etc/gpuswitch/config.toml") == before
+    nobody = play(gpuswitch_users=["nobody-here"])
+    assert "nobody-here of gpuswitch_users is no user of this host" in nobody.stdout
+    assert machine.sh("getent passwd nobody-here", check=False).status != 0
