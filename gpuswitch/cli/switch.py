@@ -19,7 +19,7 @@ from gpuswitch.cli.query import what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
 from gpuswitch.cli.steps import Above, display
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
-from gpuswitch.cli.ways_out import ways_out
+from gpuswitch.cli.ways_out import ways_out, with_ways_out
 from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NotViable, Owned, Wedged
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def move(service: Service, args: Namespace) -> int:
     options = options_of(args)
     gpus = gpus_to_move(service, args.gpus, every=args.all)
     if args.dry_run:
-        return _print_plans(gpus, args.target, options, args)
+        return _print_plans(gpus, args, options, f"gpuswitchctl to-{args.target} {{}} --dry-run")
     if not args.yes and can_ask():
         ask_before_a_desktop_ends(gpus, args.target, options)
     return Switches(
@@ -51,7 +51,7 @@ def move(service: Service, args: Namespace) -> int:
         purpose=_("move {gpu} to {target}", gpu="{}", target=args.target),
         again=f"gpuswitchctl to-{args.target} {{}}",
         remark=_("not all went well"),
-        ways_out=lambda gpu: ways_out(gpu, args.target, options, f"gpuswitchctl to-{args.target} {gpu.word}"),
+        ways_out=lambda gpu: ways_out([gpu], args.target, options, f"gpuswitchctl to-{args.target} {gpu.word}"),
         blockers=lambda gpu: gpu.blockers(args.target, options),
     ).run(gpus)
 
@@ -114,11 +114,13 @@ def _cancelled(gpu: Gpu, switch: Mapping[str, Any]) -> str:
 
 
 def plan(service: Service, args: Namespace) -> int:
-    return _print_plans([service.gpu(args.gpu)], args.target, options_of(args), args)
+    return _print_plans([service.gpu(args.gpu)], args, options_of(args), f"gpuswitchctl plan {{}} {args.target}")
 
 
-def _print_plans(gpus: Sequence[Gpu], target: str, options: Options, args: Namespace) -> int:
-    plans = [(gpu, _or_blockers(gpu, target, options, args)) for gpu in gpus]
+def _print_plans(gpus: Sequence[Gpu], args: Namespace, options: Options, command: str) -> int:
+    """`command` is what was typed for that, without the `options`, {} being the GPU."""
+    target = args.target
+    plans = [(gpu, _or_blockers(gpu, options, args, command)) for gpu in gpus]
     if args.json:
         records = [(gpu, list(map(planned_record, steps))) for gpu, steps in plans]
         as_json({"plans": [{**naming(gpu), "target": target, "steps": steps} for gpu, steps in records]})
@@ -143,20 +145,23 @@ def _verdict(steps: Sequence[Mapping[str, Any]], gpu: Gpu, target: str) -> str:
     return text
 
 
-def _or_blockers(gpu: Gpu, target: str, options: Options, args: Namespace) -> list[dict[str, Any]]:
+def _or_blockers(gpu: Gpu, options: Options, args: Namespace, command: str) -> list[dict[str, Any]]:
     """The steps of its plan.
 
     Raises:
-        CtlError: it is refused; with the reasons as data, where they are to be printed so.
+        CtlError: it is refused; with the reasons as data, where they are to be printed so, and with what else there is
+            to type.
     """
     try:
-        return gpu.plan(target, options)
+        return gpu.plan(args.target, options)
     except CtlError as error:
-        error.about(gpu.address, gpu.name)
-        raise _with_blockers(error, lambda: gpu.blockers(target, options), args) from None
+        named = with_blockers(error, lambda: gpu.blockers(args.target, options), args)
+        named.about(gpu.address, gpu.name)
+        raise with_ways_out(named, ways_out([gpu], args.target, options, command.format(gpu.word))) from None
 
 
-def _with_blockers(error: CtlError, blockers: Callable[[], Sequence[Mapping[str, Any]]], args: Namespace) -> CtlError:
+def with_blockers(error: CtlError, blockers: Callable[[], Sequence[Mapping[str, Any]]], args: Namespace) -> CtlError:
+    """The refusal with its reasons as data where they are to be printed so, and in the language of whoever reads it."""
     if args.json and error.exit_code == _REFUSED:
         error.blockers = blockers()
     elif not is_english() and error.name in _HAS_BLOCKERS:
@@ -273,11 +278,7 @@ class Switches:
 
     def _refusal(self, gpu: Gpu, error: CtlError) -> CtlError:
         """With its reasons as data where they are to be printed so, and with what else there is to type."""
-        named = _with_blockers(error, partial(self._blockers, gpu), self._args)
-        if error.name != Busy.name or not (ways := list(self._ways_out(gpu))):
-            return named
-        text = "\n".join([str(named), *ways])
-        return CtlError(text, error.exit_code, name=error.name, blockers=named.blockers)
+        return with_ways_out(with_blockers(error, partial(self._blockers, gpu), self._args), self._ways_out(gpu))
 
     def _followed(self, following: Following) -> CtlError | None:
         """Until all are over, or why nobody looks any longer."""

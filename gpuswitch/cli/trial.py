@@ -40,7 +40,7 @@ def trial(service: Service, args: Namespace) -> int:
             again="gpuswitchctl to-vfio {}",
             remark=_("not all went well"),
             ways_out=lambda gpu: ways_out(
-                gpu, "vfio", options, f"gpuswitchctl trial {gpu.word} --seconds {args.seconds:g}"
+                [gpu], "vfio", options, f"gpuswitchctl trial {gpu.word} --seconds {args.seconds:g}"
             ),
             blockers=lambda gpu: gpu.blockers("vfio", options),
         ).run([gpu])

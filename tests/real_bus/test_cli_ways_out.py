@@ -33,6 +33,26 @@ async def test_each_way_out_is_named(start: Start, ctl: Ctl) -> None:
     assert first == f"{WAIT}gpuswitchctl trial geforce --seconds 60 --wait 60"
 
 
+async def test_a_plan_and_a_command_that_is_to_run_have_the_same_ways_out(start: Start, ctl: Ctl) -> None:
+    """What only looks is answered by what only looks; the command stands behind the options."""
+    await start("single", config=MAY)
+    for typed in (["plan", "geforce", "vfio"], ["to-vfio", "geforce", "--dry-run"]):
+        ways = offered(ctl(*typed))
+        first = shlex.join(["gpuswitchctl", *typed])
+        assert ways == [
+            f"{WAIT}{first} --wait 60",
+            f"{STOP}{first} --stop-unit display-manager.service",
+            f"{END}{first} --busy terminate",
+        ]
+        assert ctl(*shlex.split(ways[1].removeprefix(STOP))[1:]).returncode == 0
+    _wait, stop, end = offered(ctl("run", "--gpu", "geforce", "--", "echo", "{0}", "a b"))
+    assert end == f"{END}gpuswitchctl run --gpu geforce --busy terminate -- echo '{{0}}' 'a b'"
+    done = ctl(*shlex.split(stop.removeprefix(STOP))[1:])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0000:01:00.0 a b\n", "")
+    *_, end = offered(ctl("run", "--name", "win 11", "--", "/bin/echo", *["-device"] * 30))
+    assert end == f"{END}gpuswitchctl run --gpu geforce --name 'win 11' --busy terminate -- /bin/echo ..."
+
+
 @pytest.mark.parametrize("lead", [STOP, END])
 async def test_each_way_out_leads_there(lead: str, start: Start, ctl: Ctl) -> None:
     await start("single", config=MAY)

@@ -230,7 +230,7 @@ class TestWaysOut:
         """The flags, of a service that refuses options with one of these words."""
         [there] = fixed(gpu(Name="geforce"), holders=holders, refused=refused).gpus()
         command = "gpuswitchctl to-vfio geforce"
-        return [way.rpartition(": ")[2].removeprefix(command) for way in ways_out(there, "vfio", options, command)]
+        return [way.rpartition(": ")[2].removeprefix(command) for way in ways_out([there], "vfio", options, command)]
 
     @staticmethod
     def holder(**of: object) -> dict[str, Any]:
