@@ -58,7 +58,8 @@ class Waits:
 
 
 class Following:
-    """Of switches that were begun, by their GPUs. Signals were subscribed to before that, so nothing is missed.
+    """Of switches that were begun, by their GPUs. Signals were subscribed to before that, so nothing is missed. Until
+    the deadline of the service, which is `seconds` from when its user asked.
 
     `outcomes` are what property Switch says of those that are over, by the address of their GPU.
     """
@@ -66,7 +67,6 @@ class Following:
     def __init__(self, service: Service, begun: Iterable[tuple[Gpu, str]], seconds: float | None) -> None:
         self._service = service
         self._seconds = seconds
-        self._deadline = None if seconds is None else time.monotonic() + seconds
         self._switches = {gpu.path: (gpu, switch) for gpu, switch in begun}
         self._asked = {service.send(gpu.wait(switch)): gpu for gpu, switch in self._switches.values()}
         # A switch that was joined tells nothing of the step that it is at, and it may stand there for long.
@@ -103,7 +103,7 @@ class Following:
 
     def _next_event(self) -> Signal | int | None:
         try:
-            return self._service.next_event(self._deadline)
+            return self._service.next_event(self._service.deadline)
         except CtlError as error:
             if error.exit_code == EXIT_UNREACHABLE:
                 raise self._left_alone(error) from None
@@ -167,7 +167,9 @@ class Following:
             display.step(gpu, switch, StepChange(*body[1:]))
 
     def _changed(self, gpu: Gpu, switch: str, changed: Mapping[str, tuple[str, Any]], display: Display) -> None:
-        self._waits(gpu, switch, plain_values(changed).get("Switch", {}), display)
+        # Kept for who says how it ended, and may have no time left to ask.
+        gpu.properties.update(now := plain_values(changed))
+        self._waits(gpu, switch, now.get("Switch", {}), display)
 
     def _waits(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
         if now.get("id") == switch and (waiting := self._told.news(gpu, now)) is not None:

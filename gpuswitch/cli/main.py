@@ -93,7 +93,7 @@ def _run(args: Namespace) -> int:
         return work(args)
     from gpuswitch.cli.client import Service  # noqa: PLC0415 -- by need, as above
 
-    service = Service.connect(args.bus)
+    service = Service.connect(args.bus, getattr(args, "timeout", None))
     try:
         return work(service, args)
     finally:

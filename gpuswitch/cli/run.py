@@ -65,7 +65,7 @@ def run(service: Service, args: Namespace) -> int:
     # What it cannot stand for is told before anything is moved.
     filled(args.command, [function for gpu in gpus for function, _kind, _driver in gpu.properties["Functions"]])
     if not args.yes and can_ask():
-        ask_before_a_desktop_ends(gpus, "vfio", options)
+        ask_before_a_desktop_ends(service, gpus, "vfio", options)
     child = Child()
     try:
         try:

@@ -20,7 +20,7 @@ from gpuswitch.cli.records import naming, planned_record, switch_record
 from gpuswitch.cli.steps import Above, display
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
 from gpuswitch.cli.ways_out import ways_out, with_ways_out
-from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NotViable, Owned, Wedged
+from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NotViable, Owned, Timeout, Wedged
 
 if TYPE_CHECKING:
     from jeepney import Message
@@ -43,7 +43,7 @@ def move(service: Service, args: Namespace) -> int:
     if args.dry_run:
         return _print_plans(gpus, args, options, f"gpuswitchctl to-{args.target} {{}} --dry-run")
     if not args.yes and can_ask():
-        ask_before_a_desktop_ends(gpus, args.target, options)
+        ask_before_a_desktop_ends(service, gpus, args.target, options)
     return Switches(
         service,
         args,
@@ -176,9 +176,10 @@ def place(gpu: Gpu, target: str) -> str:
     if target == "host":
         return _("on the host")
     try:
-        return _("on {driver}", driver=gpu.look()["Driver"])
-    except CtlError:
-        return _("on {driver}", driver="vfio")  # there it is, although the service has gone since
+        driver = gpu.look()["Driver"]
+    except CtlError:  # there it is, although the service has gone since, or no time is left to ask
+        driver = gpu.properties["Driver"] if gpu.properties["State"] == "vfio" else "vfio"
+    return _("on {driver}", driver=driver)
 
 
 def options_of(args: Namespace) -> Options:
@@ -278,6 +279,9 @@ class Switches:
 
     def _refusal(self, gpu: Gpu, error: CtlError) -> CtlError:
         """With its reasons as data where they are to be printed so, and with what else there is to type."""
+        if error.name == Timeout.name:
+            shows = _("{command} shows whether the switch has begun", command=f"gpuswitchctl status {gpu.word}")
+            return CtlError.of(Timeout, f"{error}\n{shows}", is_whole=True)
         return with_ways_out(with_blockers(error, partial(self._blockers, gpu), self._args), self._ways_out(gpu))
 
     def _followed(self, following: Following) -> CtlError | None:
@@ -458,7 +462,7 @@ def _interrupted(gpus: Sequence[Gpu], again: str) -> CtlError:
     )
 
 
-def ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options) -> None:
+def ask_before_a_desktop_ends(service: Service, gpus: Sequence[Gpu], target: str, options: Options) -> None:
     """Ask whoever sits there, where the switch ends a desktop or a session.
 
     Raises:
@@ -476,7 +480,8 @@ def ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options
             what=", ".join(ending),
         )
     )
-    said = answer(_("Go on? [y/N] "))
+    with service.clock_stopped():
+        said = answer(_("Go on? [y/N] "))
     if said is None:
         raise CtlError.of(Failed, _("cannot go on: the input ended without an answer; nothing was changed"))
     if not agrees(said):

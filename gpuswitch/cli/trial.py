@@ -30,7 +30,7 @@ def trial(service: Service, args: Namespace) -> int:
     """To vfio, and then home by itself; on a terminal until that is over, or kept."""
     gpu, options = service.gpu(args.gpu), options_of(args)
     if not args.yes and can_ask():
-        ask_before_a_desktop_ends([gpu], "vfio", options)
+        ask_before_a_desktop_ends(service, [gpu], "vfio", options)
     try:
         status = Switches(
             service,

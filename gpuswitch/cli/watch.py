@@ -118,7 +118,6 @@ def wait(service: Service, args: Namespace) -> int:
     Raises:
         CtlError: the time is over, or the service has gone.
     """
-    deadline = None if args.timeout is None else time.monotonic() + args.timeout
     service.end_with_its_reader()
     service.subscribe(name_owner())
     owner = service.owner()
@@ -127,7 +126,7 @@ def wait(service: Service, args: Namespace) -> int:
     by_path = {gpu.path: gpu for gpu in gpus}
     arrived = _arrived(args.state)
     while waiting := [gpu for gpu in gpus if not arrived(gpu.properties)]:
-        event = service.next_event(deadline)
+        event = service.next_event(service.deadline)
         if event is None:
             states = [_("{gpu} is {state}", gpu=gpu.title, state=state_label(gpu.properties)) for gpu in waiting]
             named, seconds = _(" and ").join(states), f"{args.timeout:g}"

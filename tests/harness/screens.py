@@ -230,7 +230,7 @@ def shown(command: str, columns: int, **knows: Any) -> str:
     """What a command leaves on a terminal of so many columns."""
     knows = {**_KNOWN, **knows}
     service = fixed(*knows.pop("gpus", GPUS), **knows)
-    with _terminal(columns) as screen, patch.object(Service, "connect", lambda _address: service):
+    with _terminal(columns) as screen, patch.object(Service, "connect", lambda _address, _seconds: service):
         main(shlex.split(command))
     return "".join(f"{line.rstrip()}\n" for line in words(screen.getvalue()).splitlines())
 

@@ -14,6 +14,7 @@ from gpuswitch.cli.client import Signal
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.parser import parse
 from gpuswitch.cli.ways_out import ways_out
+from gpuswitch.errors import Timeout
 from tests.harness.service.fixed import CARD, fixed, gpu, stepped, switch
 
 OTHER = "0000:02:00.0"
@@ -209,6 +210,13 @@ def test_what_would_end_a_desktop_or_a_session_is_known_before(
 ) -> None:
     [card] = fixed(gpu(), plan=plan, holders=holders).gpus()
     assert move.ended(card, "vfio", {}) == named
+
+
+def test_who_cannot_wait_for_the_begin_of_a_switch_is_told_where_to_look() -> None:
+    with pytest.raises(CtlError) as error:
+        run(["to-vfio"], gpu(Name="geforce"), begins=CtlError.of(Timeout, "the time is over"))
+    told = "the time is over\ngpuswitchctl status geforce shows whether the switch has begun"
+    assert (str(error.value), error.value.exit_code, error.value.is_whole) == (told, 6, True)
 
 
 def test_options_are_only_what_was_said() -> None:

@@ -114,7 +114,7 @@ class FixedService:
     """Its GPUs and what else it knows; a call that begins a switch answers "5f", and then come the events.
 
     `events` are signals, or a method whose call is answered at that point; then all calls of Wait are. `outcomes` is
-    how each switch ended, by the address of its GPU.
+    how each switch ended, by the address of its GPU; `begins` is the error that none is begun with.
     """
 
     def __init__(
@@ -129,6 +129,7 @@ class FixedService:
         refused: Sequence[str] = (),
         events: Iterable[Signal | str] = (),
         outcomes: Mapping[str, dict[str, Any]] | None = None,
+        begins: CtlError | None = None,
     ) -> None:
         self._gpus = [FixedGpu(self, properties, holders, plan, refused) for properties in gpus]
         self._functions = list(functions)
@@ -137,9 +138,12 @@ class FixedService:
         self._config = list(config)
         self._events = list(events)
         self._outcomes = outcomes or {}
+        self._begins = begins
         self._calls: list[Message] = []
         self.asked: list[str] = []
         """The methods that were called, in order."""
+
+    deadline = None
 
     def gpus(self) -> list[FixedGpu]:
         return self._gpus
@@ -177,6 +181,8 @@ class FixedService:
         return len(self._calls)
 
     def answer_allowed(self, _message: Message, _serial: int) -> SimpleNamespace:
+        if self._begins is not None:
+            raise self._begins
         return SimpleNamespace(body=("5f",))
 
     def ask_allowed(self, message: Message) -> SimpleNamespace:
