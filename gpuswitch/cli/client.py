@@ -161,6 +161,10 @@ class Service:
     def version(self, seconds: float = ANSWER_SECONDS) -> str:
         return str(self.ask(call(NAME, ROOT, PROPERTIES, "Get", "ss", MANAGER, "Version"), seconds).body[0][1])
 
+    def own_pid(self) -> int:
+        """Ours, as the bus knows it: it may be in another PID namespace."""
+        return int(self.ask(message_bus.GetConnectionUnixProcessID(self.connection.unique_name)).body[0])
+
     def owner(self) -> str:
         """The process that is the service now, as the bus calls it. It is started first where the bus can do that."""
         reply = self.ask(call(NAME, ROOT, PEER, "Ping"))

@@ -233,7 +233,7 @@ def _looking(verb: _Add) -> None:
         "gpuswitchctl wait 01:00.0",
         "gpuswitchctl wait 01:00.0 --for vfio --timeout 60",
     )
-    _gpus_argument(waited, _("for these; default: all"))
+    _gpus_argument(waited, _("for these; the id of a switch means its GPU; default: all"))
     waited.add_argument(
         "--for",
         dest="state",

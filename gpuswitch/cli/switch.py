@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -11,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from gpuswitch.cli.asking import agrees, answer, can_ask
 from gpuswitch.cli.client import Gpu, Options, Service, gpus_to_move, signals_of
 from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError
-from gpuswitch.cli.follow import Following
+from gpuswitch.cli.follow import Following, joined_words
 from gpuswitch.cli.keys import END, Question, pressed, single_keys
 from gpuswitch.cli.layout import hung
-from gpuswitch.cli.output import as_json, as_json_line, duration, line, problem, sentence
+from gpuswitch.cli.output import as_json, as_json_line, duration, line, on_terminal, problem, rfc3339, sentence
 from gpuswitch.cli.query import what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
 from gpuswitch.cli.steps import Above, display
@@ -228,6 +231,8 @@ class Switches:
         self._failures: list[CtlError] = []
         self._before: dict[str, str] = {}
         """The state of each GPU when its switch was asked for."""
+        self._asked: float | None = None
+        """When that was, in seconds since the epoch; None: not by us."""
 
     def run(self, gpus: Sequence[Gpu]) -> int:
         """To their end, unless that is not waited for; the exit status: the worst there is.
@@ -256,7 +261,7 @@ class Switches:
             CtlError: what went wrong, where it is about one GPU, or why nobody looks any longer.
         """
         self._service.end_with_its_reader()
-        following = Following(self._service, begun, self._args.timeout)
+        following = Following(self._service, begun, self._args.timeout, is_joined=self._is_joined)
         unwatched = self._followed(following)
         for gpu, _switch in begun:
             if gpu.address in following.outcomes:
@@ -268,6 +273,7 @@ class Switches:
     def _begun(self, gpus: Sequence[Gpu]) -> list[tuple[Gpu, str]]:
         """Those that were begun, with the ids of their switches."""
         self._before = {gpu.path: gpu.properties["State"] for gpu in gpus}
+        self._asked = time.time()
         sent = [(gpu, message, self._service.send(message)) for gpu in gpus for message in [self._begin(gpu)]]
         begun = []
         for gpu, message, serial in sent:
@@ -276,6 +282,16 @@ class Switches:
             except CtlError as error:
                 self._fail(gpu, self._refusal(gpu, error))
         return begun
+
+    def _is_joined(self, switch: Mapping[str, Any]) -> bool:
+        """Whether somebody else had asked for this one, by what property Switch says of it."""
+        if self._asked is None:
+            return False
+        asker = switch.get("asker", {})
+        if switch["started"] < self._asked or asker.get("service"):
+            return True
+        # Of two who ask in the same moment, one joins the other.
+        return asker.get("pid", os.getpid()) not in {os.getpid(), self._service.own_pid()}
 
     def _refusal(self, gpu: Gpu, error: CtlError) -> CtlError:
         """With its reasons as data where they are to be printed so, and with what else there is to type."""
@@ -333,17 +349,37 @@ class Switches:
             problem(sentence(_("cancel the switch of {gpu}", gpu=gpu.title), str(error), is_whole=error.is_whole))
 
     def _print_id(self, gpu: Gpu, switch: str) -> None:
+        """And how it is followed, for whoever sits there; a program gets the id alone."""
+        now: Mapping[str, Any] = {}
+        with suppress(CtlError):  # the service has gone since; it was begun
+            now = gpu.look()["Switch"]
+        known = now.get("id") == switch
+        joined = self._is_joined(now) if known else None
         if self._args.json:
-            as_json_line({"event": "begun", "id": switch, **naming(gpu), "target": self._args.target})
-        else:
-            line(f"{gpu.title}: {switch}" if self._several else switch)
+            whose = {"started": rfc3339(now["started"]), "requester": now.get("asker")} if known else {}
+            told = {"joined": joined, "started": None, "requester": None, **whose}
+            as_json_line({"event": "begun", "id": switch, **naming(gpu), "target": self._args.target, **told})
+            return
+        line(f"{gpu.title}: {switch}" if self._several else switch)
+        if joined:
+            problem(joined_words(gpu, now))
+        if on_terminal(sys.stdout):
+            problem(
+                _(
+                    "it is not followed: {wait} waits for its end, {show} has each step after that, {watch} tells what "
+                    "happens meanwhile",
+                    wait=f"gpuswitchctl wait {switch}",
+                    show=f"gpuswitchctl show {switch}",
+                    watch=f"gpuswitchctl watch {gpu.word}",
+                )
+            )
 
     def _finished(self, gpu: Gpu, outcome: Mapping[str, Any]) -> None:
         """Say how it ended. Anything but `done` is an error."""
         result = str(outcome["result"])
         if self._args.json:
             changed = bool(outcome["count"]) if result == "done" else result in {"failed", "wedged"}
-            _print_result(gpu, outcome, changed=changed)
+            _print_result(gpu, outcome, changed=changed, joined=self._is_joined(outcome))
         if result != "done":
             self._fail(gpu, self._failure(gpu, outcome), told=self._args.json)
         elif not self._args.json:
@@ -445,8 +481,8 @@ def _worst(failures: Iterable[CtlError]) -> int:
     return next((status for status in _WORST_FIRST if status in statuses), 0)
 
 
-def _print_result(gpu: Gpu, outcome: Mapping[str, Any], *, changed: bool) -> None:
-    as_json_line({"event": "result", **naming(gpu), **switch_record(outcome), "changed": changed})
+def _print_result(gpu: Gpu, outcome: Mapping[str, Any], *, changed: bool, joined: bool = False) -> None:
+    as_json_line({"event": "result", **naming(gpu), **switch_record(outcome), "changed": changed, "joined": joined})
 
 
 def _interrupted(gpus: Sequence[Gpu], again: str) -> CtlError:

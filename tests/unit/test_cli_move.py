@@ -219,6 +219,38 @@ def test_who_cannot_wait_for_the_begin_of_a_switch_is_told_where_to_look() -> No
     assert (str(error.value), error.value.exit_code, error.value.is_whole) == (told, 6, True)
 
 
+def test_a_switch_that_others_had_begun_is_told_as_that(capsys: pytest.CaptureFixture[str]) -> None:
+    """By when it was begun, and by whom: of two who ask in the same moment, one joins the other."""
+    asker = switch()["asker"]
+    for began, by, joined in [
+        (1.0, asker, True),
+        (4e9, asker, False),
+        (4e9, {**asker, "pid": 1}, True),
+        (4e9, {**asker, "service": True}, True),
+        (4e9, {"service": False, "unit": "", "command": "", "vm": ""}, False),
+    ]:
+        now = switch(started=began, asker=by, result="", finished=0.0)
+        ends = switch(started=began, asker=by, finished=began + 1)
+        knows: dict[str, Any] = {"events": ["GetAll"], "outcomes": {CARD: ends}}
+        assert run(["to-vfio"], gpu(Switch=now), **knows) == 0
+        assert ("joined switch 5f of 0000:01:00.0 to vfio, which runs since " in capsys.readouterr().out) is joined
+        assert run(["to-vfio", "--json"], gpu(Switch=now), **knows) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["joined"] is joined
+
+
+def test_how_a_switch_is_followed_that_is_not_is_said_on_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = gpu(Name="geforce", Switch=switch(started=4e9))
+    assert run(["to-vfio", "--no-wait"], now) == 0
+    assert capsys.readouterr() == ("5f\n", "")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert run(["to-vfio", "--no-wait"], now) == 0
+    out, err = capsys.readouterr()
+    assert (out, "gpuswitchctl wait 5f waits for its end" in err) == ("5f\n", True)
+
+
 def test_options_are_only_what_was_said() -> None:
     said = Namespace(busy=None, wait=None, stop_unit=[])
     assert move.options_of(said) == {}

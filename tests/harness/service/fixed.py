@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -57,6 +58,7 @@ def switch(**changes: object) -> dict[str, Any]:
         "result": "done",
         "reason": "",
         "error": "",
+        "asker": {"service": False, "uid": 4_000_000_000, "pid": os.getpid(), "unit": "", "command": "x", "vm": ""},
         **changes,
     }
 
@@ -165,6 +167,9 @@ class FixedService:
 
     def history_entry(self, switch: str) -> dict[str, Any]:
         return next(each for each in self._history if each["id"] == switch)
+
+    def own_pid(self) -> int:
+        return os.getpid()
 
     def owner(self) -> str:
         return ":1.1"
