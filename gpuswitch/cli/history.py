@@ -71,7 +71,9 @@ def history(service: Service, args: Namespace) -> int:
         names = _names(service, found)
         headings = marks("WHEN", "ID", "GPU", "NAME", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
         rows = [_cells(entry, names.get(entry["gpu"], "")) for entry in found]
-        table(headings, rows, elastic=("ASKED BY",), left_out=("ASKED BY", "TOOK", "NAME"), below="REASON")
+        # It is called in commands by either; its name is what people know.
+        twofold = "GPU" if all(names.get(entry["gpu"]) for entry in found) else "NAME"
+        table(headings, rows, elastic=("ASKED BY",), left_out=("TOOK", twofold, "ASKED BY"), below="REASON")
     else:
         line(_none_of(entries, args) if chosen else _("there is no finished switch"))
     return 0
