@@ -18,7 +18,7 @@ from gpuswitch.cli.follow import Following, joined_words
 from gpuswitch.cli.keys import END, Question, pressed, single_keys
 from gpuswitch.cli.layout import hung
 from gpuswitch.cli.output import as_json, as_json_line, duration, line, on_terminal, problem, rfc3339, sentence
-from gpuswitch.cli.query import what_to_do
+from gpuswitch.cli.query import to_put_right, what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
 from gpuswitch.cli.steps import Above, display
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
@@ -425,7 +425,7 @@ class Switches:
             shown = f"gpuswitchctl show {outcome['id']}"
             text += "\n" + _("all is as it was before; {command} has each step", command=shown)
         if result in {"failed", "reverted"}:
-            text += "\n" + _("put right what is named here, then: {command}", command=again)
+            text += "\n" + to_put_right(str(outcome["reason"]), again)
         code = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
         return CtlError(text, code, name=name)
 

@@ -42,6 +42,13 @@ def test_what_is_left_to_do_about_a_failed_gpu_is_said(result: str) -> None:
     ]
 
 
+def test_what_did_not_work_is_named_where_it_says_nothing_to_put_right() -> None:
+    with pytest.raises(CtlError) as error:
+        moved(ends=switch(result="reverted", reason="cannot bind 0000:01:00.1: Invalid argument"))
+    again = "find out why 'bind 0000:01:00.1' did not work, then: gpuswitchctl to-vfio 0000:01:00.0"
+    assert str(error.value).splitlines()[1:] == [AS_BEFORE, again]
+
+
 @pytest.mark.parametrize(
     ("result", "exit_code", "next_line"),
     [
