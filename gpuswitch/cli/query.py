@@ -102,7 +102,8 @@ def _holder_cells(holder: Values) -> tuple[str, ...]:
         holder["unit"],
         holder["session"],
         " ".join(holder["nodes"]) or holder["doubt"],
-        holder["remedy"],
+        # Of a service that is older, nobody can tell.
+        _("nothing to do: a switch to vfio does it") if holder.get("goes_by_itself") else holder["remedy"],
     )
 
 

@@ -80,6 +80,7 @@ HOLDERS = (
         "doubt": "",
         "machine": False,
         "remedy": "systemctl --user --machine=alice@ stop app-org.blender.Blender-4711.scope",
+        "goes_by_itself": False,
     },
     {
         "pid": 0,
@@ -93,6 +94,21 @@ HOLDERS = (
         "doubt": "its descriptors cannot be read",
         "machine": False,
         "remedy": "echo 0 > /sys/class/vtconsole/vtcon1/bind",
+        "goes_by_itself": False,
+    },
+    {
+        "pid": 912,
+        "command": "Xorg",
+        "uid": 0,
+        "user": "root",
+        "unit": "display-manager.service",
+        "user_unit": False,
+        "session": "",
+        "nodes": ["/dev/nvidiactl"],
+        "doubt": "",
+        "machine": False,
+        "remedy": "stop it: systemctl stop display-manager.service",
+        "goes_by_itself": True,
     },
 )
 FUNCTIONS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 
@@ -51,6 +52,22 @@ async def test_a_plan_and_a_command_that_is_to_run_have_the_same_ways_out(start:
     assert (done.returncode, done.stdout, done.stderr) == (0, "0000:01:00.0 a b\n", "")
     *_, end = offered(ctl("run", "--name", "win 11", "--", "/bin/echo", *["-device"] * 30))
     assert end == f"{END}gpuswitchctl run --gpu geforce --name 'win 11' --busy terminate -- /bin/echo ..."
+
+
+async def test_who_goes_by_itself_is_told_from_who_is_in_the_way(start: Start, ctl: Ctl) -> None:
+    """As `to-vfio` has it: PipeWire is told that the sound goes, and a unit that the configuration names is stopped."""
+    by_itself = {"wireplumber"}
+    for stops, there in (
+        ("", by_itself),
+        ('stop_units = ["display-manager.service"]\n', {*by_itself, "Xorg", "kwin_x11"}),
+    ):
+        await (service := await start("single", config=f"{MAY}{stops}")).ask("Warnings")
+        found = json.loads(ctl("holders", "geforce", "--json").stdout)["holders"]
+        assert {each["command"] for each in found if each["goes_by_itself"]} == there
+        shown = ctl("holders", "geforce").stdout.splitlines()[1:]
+        assert {line.split()[1] for line in shown if line.endswith("nothing to do: a switch to vfio does it")} == there
+        service.process.terminate()
+        await service.process.wait()
 
 
 @pytest.mark.parametrize("lead", [STOP, END])
