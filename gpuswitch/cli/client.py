@@ -161,6 +161,10 @@ class Service:
     def version(self, seconds: float = ANSWER_SECONDS) -> str:
         return str(self.ask(call(NAME, ROOT, PROPERTIES, "Get", "ss", MANAGER, "Version"), seconds).body[0][1])
 
+    def about(self) -> dict[str, Any]:
+        """What it says of itself, as properties of its Manager."""
+        return plain_values(self.ask(call(NAME, ROOT, PROPERTIES, "GetAll", "s", MANAGER)).body[0])
+
     def own_pid(self) -> int:
         """Ours, as the bus knows it: it may be in another PID namespace."""
         return int(self.ask(message_bus.GetConnectionUnixProcessID(self.connection.unique_name)).body[0])

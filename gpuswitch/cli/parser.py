@@ -64,6 +64,8 @@ RELEASES = ("shutdown", "destroyed", "crashed", "migrated", "saved", "failed")
 """Why a machine ends, in libvirt's words (docs/hooks.rst)."""
 TOPICS = ("states", "exit-status", "configuration")
 _LONGEST_WAIT = 86400
+LONGEST = 4096
+"""Letters of an argument: a path has no more (PATH_MAX in the kernel's include/uapi/linux/limits.h)."""
 _UUID = "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"
 """Of examples."""
 
@@ -644,6 +646,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     top = parser()
     words, command = _without_command(sys.argv[1:] if arguments is None else arguments)
     top.as_json = "--json" in words
+    if any(len(word) > LONGEST for word in words):
+        longest = max(words, key=len)
+        raise UsageError(
+            _("{word} has {count} letters: nothing here is called so", word=repr(longest), count=len(longest)),
+            top.format_usage(),
+        )
     if top.as_json and not {"-h", "--help"}.isdisjoint(words):
         raise UsageError(_(HELP_IS_TEXT), top.format_usage())
     try:

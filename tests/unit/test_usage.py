@@ -10,6 +10,7 @@ import pytest
 
 from gpuswitch.cli.main import main
 from gpuswitch.cli.parser import UsageError, arguments_of, commands_of, parse, parser
+from gpuswitch.cli.typed import as_shown
 
 
 @pytest.fixture(autouse=True)
@@ -162,3 +163,20 @@ def test_help_explains_every_command_and_action(words: tuple[str, ...], capsys: 
     by_the_verb, by_the_option = capsys.readouterr().out.split("usage: ")[1:]
     assert by_the_verb == by_the_option
     assert by_the_verb.startswith(f"gpuswitchctl {' '.join(words)} ")
+
+
+@pytest.mark.parametrize("before", [["status"], ["to-vfio"], ["show"], ["run", "--gpu"], ["wait", "--for"], []])
+def test_a_word_of_any_length_is_told_in_one_short_line(before: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*before, "x" * 1_000_000]) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.endswith("has 1000000 letters: nothing here is called so")
+    assert len(err) < 200
+
+
+def test_what_was_typed_is_repeated_short_and_harmless() -> None:
+    long, evil = "x" * 3000 + "y", "a\tb\x1b[31m\nc"
+    said = as_shown(f"no GPU is named {evil!r}, {evil}, {long!r} or short", [evil, long, "short"])
+    head, _comma, tail = said.partition("', a")
+    assert head == r"no GPU is named 'a\tb\x1b[31m\nc"
+    assert tail.startswith(r"\tb\x1b[31m\nc, 'xxx")
+    assert (said.isprintable(), len(said) < 150, said.endswith("xy' or short")) == (True, True, True)
