@@ -766,10 +766,19 @@ def _point_in_time(text: str) -> float:
         ) from None
 
 
+def _instead(text: str) -> str:
+    """What a span of time is typed as, the end of a sentence; "" where it is none."""
+    from gpuswitch.cli.times import as_seconds  # noqa: PLC0415 -- for who mistypes alone
+
+    seconds = as_seconds(text)
+    return _("; write {text}", text=seconds) if seconds else ""
+
+
 def _whole_seconds(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= _LONGEST_WAIT):
         raise argparse.ArgumentTypeError(
             _("{text} is not a whole number of seconds from 1 to {most}", text=repr(text), most=_LONGEST_WAIT)
+            + _instead(text)
         )
     return int(text)
 
@@ -782,6 +791,7 @@ def _trial_seconds(text: str) -> float:
     if not 1 <= seconds <= _LONGEST_WAIT:
         raise argparse.ArgumentTypeError(
             _("{text} is not a number of seconds from 1 to {most}", text=repr(text), most=_LONGEST_WAIT)
+            + _instead(text)
         )
     return seconds
 
@@ -793,5 +803,6 @@ def _seconds(text: str) -> float:
         seconds = 0.0
     # Neither infinite nor no number at all.
     if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(_("{text} is not a number of seconds above 0", text=repr(text)))
+        text = _("{text} is not a number of seconds above 0", text=repr(text)) + _instead(text)
+        raise argparse.ArgumentTypeError(text)
     return seconds

@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from gpuswitch.cli.asking import agrees, answer, can_ask
@@ -18,12 +19,13 @@ from gpuswitch.cli.follow import Following, joined_words
 from gpuswitch.cli.keys import END, Question, pressed, single_keys
 from gpuswitch.cli.layout import hung
 from gpuswitch.cli.output import as_json, as_json_line, duration, line, on_terminal, problem, rfc3339, sentence
+from gpuswitch.cli.parser import TARGETS
 from gpuswitch.cli.query import to_put_right, what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
 from gpuswitch.cli.steps import Above, display
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
 from gpuswitch.cli.ways_out import ways_out, with_ways_out
-from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NotViable, Owned, Timeout, Wedged
+from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NoSuchGpu, NotViable, Owned, Timeout, Wedged
 
 if TYPE_CHECKING:
     from jeepney import Message
@@ -42,7 +44,10 @@ _DESKTOPS = frozenset(
 
 def move(service: Service, args: Namespace) -> int:
     options = options_of(args)
-    gpus = gpus_to_move(service, args.gpus, every=args.all)
+    try:
+        gpus = gpus_to_move(service, args.gpus, every=args.all)
+    except CtlError as error:
+        raise _with_what_was_meant(error, args.gpus) from None
     if args.dry_run:
         return _print_plans(gpus, args, options, f"gpuswitchctl to-{args.target} {{}} --dry-run")
     if not args.yes and can_ask():
@@ -57,6 +62,17 @@ def move(service: Service, args: Namespace) -> int:
         ways_out=lambda gpu: ways_out([gpu], args.target, options, f"gpuswitchctl to-{args.target} {gpu.word}"),
         blockers=lambda gpu: gpu.blockers(args.target, options),
     ).run(gpus)
+
+
+def _with_what_was_meant(error: CtlError, words: Sequence[str]) -> CtlError:
+    """The error, with the command where a target stands among the GPUs, as `plan` has it."""
+    targets = [each for each in words if each.lower() in TARGETS]
+    if error.name != NoSuchGpu.name or not targets:
+        return error
+    gpus = [each for each in words if each not in targets]
+    command = " ".join([f"gpuswitchctl to-{targets[-1].lower()}", *map(quote, gpus)])
+    hint = _("{word} is where a GPU goes, and no GPU: {command}", word=targets[-1], command=command)
+    return CtlError(f"{error}\n{hint}", error.exit_code, name=error.name)
 
 
 def recover(service: Service, args: Namespace) -> int:

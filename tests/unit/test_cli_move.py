@@ -258,6 +258,19 @@ def test_how_a_switch_is_followed_that_is_not_is_said_on_a_terminal_alone(
     assert (out, "gpuswitchctl wait 5f waits for its end" in err) == ("5f\n", True)
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["to-vfio", "rtx", "vfio"], "vfio is where a GPU goes, and no GPU: gpuswitchctl to-vfio rtx"),
+        (["to-vfio", "my card", "HOST"], "HOST is where a GPU goes, and no GPU: gpuswitchctl to-host 'my card'"),
+    ],
+)
+def test_a_target_among_the_gpus_is_told_how_it_is_typed(typed: list[str], meant: str) -> None:
+    with pytest.raises(CtlError) as error:
+        run(typed, gpu(), unknown=["vfio", "HOST"])
+    assert (str(error.value).splitlines()[1:], error.value.exit_code) == ([meant], 2)
+
+
 def test_options_are_only_what_was_said() -> None:
     said = Namespace(busy=None, wait=None, stop_unit=[])
     assert move.options_of(said) == {}

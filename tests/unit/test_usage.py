@@ -180,3 +180,22 @@ def test_what_was_typed_is_repeated_short_and_harmless() -> None:
     assert head == r"no GPU is named 'a\tb\x1b[31m\nc"
     assert tail.startswith(r"\tb\x1b[31m\nc, 'xxx")
     assert (said.isprintable(), len(said) < 150, said.endswith("xy' or short")) == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("trial rtx --for 5m", "trial does not know --for; did you mean --seconds 300?"),
+        ("trial --for=90", "trial does not know --for; did you mean --seconds 90?"),
+        ("trial --for long", "trial does not know --for; did you mean --seconds?"),
+        ("trial rtx 5m", "trial takes a number by its option: --seconds 300"),
+        ("trial --seconds 5m", "'5m' is not a number of seconds from 1 to 86400; write 300"),
+        ("wait --timeout 1h30m", "'1h30m' is not a number of seconds above 0; write 5400"),
+        ("to-vfio --wait 5min", "'5min' is not a whole number of seconds from 1 to 86400; write 300"),
+        ("wait --timeout 5q", "'5q' is not a number of seconds above 0"),
+    ],
+)
+def test_a_span_of_time_is_told_in_seconds(typed: str, meant: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse(typed.split())
+    assert str(error.value).endswith(meant)

@@ -11,6 +11,7 @@ from jeepney import HeaderFields, MatchRule, Message
 
 from gpuswitch.cli.client import GPU, PROPERTIES, ROOT, Gpu, Options, Service, Signal
 from gpuswitch.cli.failures import CtlError
+from gpuswitch.errors import NoSuchGpu
 
 CARD = "0000:01:00.0"
 
@@ -116,7 +117,8 @@ class FixedService:
     """Its GPUs and what else it knows; a call that begins a switch answers "5f", and then come the events.
 
     `events` are signals, or a method whose call is answered at that point; then all calls of Wait are. `outcomes` is
-    how each switch ended, by the address of its GPU; `begins` is the error that none is begun with.
+    how each switch ended, by the address of its GPU; `begins` is the error that none is begun with;
+    no GPU has one of the `unknown` names.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class FixedService:
         events: Iterable[Signal | str] = (),
         outcomes: Mapping[str, dict[str, Any]] | None = None,
         begins: CtlError | None = None,
+        unknown: Sequence[str] = (),
     ) -> None:
         self._gpus = [FixedGpu(self, properties, holders, plan, refused) for properties in gpus]
         self._functions = list(functions)
@@ -141,6 +144,7 @@ class FixedService:
         self._events = list(events)
         self._outcomes = outcomes or {}
         self._begins = begins
+        self._unknown = unknown
         self._calls: list[Message] = []
         self.asked: list[str] = []
         """The methods that were called, in order."""
@@ -150,7 +154,9 @@ class FixedService:
     def gpus(self) -> list[FixedGpu]:
         return self._gpus
 
-    def gpu(self, _selector: str) -> FixedGpu:
+    def gpu(self, selector: str) -> FixedGpu:
+        if selector in self._unknown:
+            raise CtlError.of(NoSuchGpu, f"no GPU is named {selector!r}")
         return self._gpus[0]
 
     def groups(self) -> list[dict[str, Any]]:
