@@ -279,10 +279,18 @@ def _wait_for_all(service: Service, gpus: Sequence[Gpu], uuids: Mapping[str, str
         if event is None:
             deadline = None
             for gpu in left:
-                holders = ", ".join(f"{each['command']} ({each['pid']})" for each in gpu.holders() if each["pid"])
-                why = _("{holders} has it open", holders=holders) if holders else recognized(gpu.properties["Reason"])
-                why = why or _("{gpu} is {state}", gpu=gpu.title, state=state_word(gpu.properties["State"]))
+                why = why_not_home(gpu)
                 problem(_("{gpu} is not home yet: {why}; ^C leaves that to the service", gpu=gpu.title, why=why))
+
+
+def why_not_home(gpu: Gpu) -> str:
+    """Who keeps it on vfio; of one that is on its way, that: who opens its sound card by then keeps nobody waiting."""
+    now = gpu.properties
+    if now["State"] == "vfio" and (
+        holders := ", ".join(f"{each['command']} ({each['pid']})" for each in gpu.holders() if each["pid"])
+    ):
+        return _("{holders} has it open", holders=holders)
+    return recognized(now["Reason"]) or _("{gpu} is {state}", gpu=gpu.title, state=state_word(now["State"]))
 
 
 def _ended(status: int) -> int:
