@@ -50,7 +50,7 @@ YES = "to-vfio, to-host, trial, run, setup, setup proxmox, setup boot"
         ),
         ("run rtx true", "run takes its GPU by --gpu, and its command after --: gpuswitchctl run --gpu rtx -- true"),
         ("trial rtx 30s", "trial takes a number by its option: --seconds 30"),
-        ("trial rtx --for 30", "trial does not know --for; did you mean --seconds?"),
+        ("trial rtx --for 30", "trial does not know --for; did you mean --seconds 30?"),
         ("history rtx 5", "history takes a number by its option: --limit 5"),
         (
             "history --failed",
