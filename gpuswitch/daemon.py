@@ -49,6 +49,7 @@ from gpuswitch.log.journald import log_handler
 from gpuswitch.log.observer import LogObserver
 from gpuswitch.model.gpu import discover
 from gpuswitch.runtime.buses import check_simulated, system_bus
+from gpuswitch.runtime.hangups import HANGUPS
 from gpuswitch.runtime.notify import notify, reloading, watchdog_seconds
 from gpuswitch.runtime.threads import run_in_thread
 from gpuswitch.switch.engine import StepEvent
@@ -104,11 +105,20 @@ class Daemon:
     """One run of the service, from its start to its end."""
 
     def __init__(
-        self, host: Host, config: Config, config_directory: Path, bus: Bus, *, runtime: Path, state: Path
+        self,
+        host: Host,
+        config: Config,
+        config_directory: Path,
+        bus: Bus,
+        *,
+        runtime: Path,
+        state: Path,
+        simulated: str = "",
     ) -> None:
         self._host = host
         self._config_directory = config_directory
         self._bus = bus
+        self._simulated = simulated
         self._metrics = metrics = MetricsObserver()
         bus.authorize_by(Authority(bus, metrics.denied))
         journal = Journal(DirectoryStore(runtime / "gpus"))
@@ -123,6 +133,7 @@ class Daemon:
         host.processes.noticed = metrics.noticed
         self._exposition = Exposition(metrics)
         self._ending = asyncio.Event()
+        self._ready = False
         self._reloading = asyncio.Lock()
         self._reload_task: asyncio.Task[None] | None = None
         self._restoring: asyncio.Task[None] | None = None
@@ -136,8 +147,17 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         vms = VirtualMachines(self._fleet, self._bus, self._metrics.refusals)
-        self._bus.export(ROOT, ManagerObject(self._fleet, vms, self._history, self.reload), manages=True)
+        manager = ManagerObject(
+            self._fleet,
+            vms,
+            self._history,
+            self.reload,
+            directory=str(self._config_directory.absolute()),
+            simulated=self._simulated,
+        )
+        self._bus.export(ROOT, manager, manages=True)
         self._history.start()
         try:
             await self._start()
@@ -163,6 +183,12 @@ class Daemon:
             finally:
                 notify("READY=1")
 
+    def _hung_up(self) -> None:
+        if self._ready:
+            self._reload_on_signal()
+        else:
+            HANGUPS.note()
+
     def _reload_on_signal(self) -> None:
         def log(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()):
@@ -176,8 +202,10 @@ class Daemon:
         await self._fleet.start()
         await self._bus.own(NAME)
         await self._exposition.start(self._fleet.config.metrics)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_on_signal)
         notify("READY=1", f"STATUS={len(self._fleet.actors)} GPUs")
+        self._ready = True
+        if HANGUPS.taken():  # while it started, with a configuration that it had read by then
+            self._reload_on_signal()
         # Not before: systemd may be waiting for us with the very job that we would wait for.
         self._restoring = asyncio.create_task(self._fleet.restore_deferred())
 
@@ -224,7 +252,7 @@ async def serve(options: argparse.Namespace) -> None:
         state = state or Path(os.environ.get("STATE_DIRECTORY", "/var/lib/gpuswitch"))
         until_the_end.enter_context(_lock(runtime))
         bus = await Bus.connect(options.bus or system_bus())
-        await Daemon(host, config, directory, bus, runtime=runtime, state=state).run()
+        await Daemon(host, config, directory, bus, runtime=runtime, state=state, simulated=options.simulate or "").run()
 
 
 def _host(options: argparse.Namespace) -> Host:

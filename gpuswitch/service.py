@@ -62,6 +62,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the service; returns its exit status. Ends the process where there is only something to say."""
     options = parser().parse_args(arguments)
+    if options.check_config is None:
+        from gpuswitch.runtime.hangups import HANGUPS  # noqa: PLC0415 -- help needs none of it
+
+        HANGUPS.hold()
     # Nothing of what is imported is ever garbage: it is not looked through meanwhile, nor each time later.
     gc.disable()
     from gpuswitch.daemon import run  # noqa: PLC0415 -- it takes a second, and help needs none of it

@@ -218,8 +218,10 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     @dbus_method(returns="holders", action=Action.INSPECT)
     async def holders(self) -> ValuesArray:
-        """Who has it open, now, and what frees the GPU of them."""
-        return [holder_values(holder) for holder in await self.actor.holders()]
+        """Who has it open, now, what frees the GPU of them, and whether a switch to vfio does that by itself."""
+        holders = await self.actor.holders()
+        by_itself = await self.actor.goes_by_itself(holders)
+        return [{**holder_values(holder), "goes_by_itself": holder in by_itself} for holder in holders]
 
     @dbus_method(returns="switch")
     async def wait(self, id: Str) -> Values:  # noqa: A002 -- the argument's name on the bus

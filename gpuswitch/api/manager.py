@@ -27,17 +27,36 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
     """The service as a whole."""
 
     def __init__(
-        self, fleet: Fleet, vms: VirtualMachines, history: History, reload: Callable[[], Awaitable[None]]
+        self,
+        fleet: Fleet,
+        vms: VirtualMachines,
+        history: History,
+        reload: Callable[[], Awaitable[None]],
+        *,
+        directory: str = "",
+        simulated: str = "",
     ) -> None:
         self._fleet = fleet
         self._vms = vms
         self._history = history
         self._reload = reload
+        self._directory = directory
+        self._simulated = simulated
 
     @dbus_constant
     def version(self) -> Str:
         """The version of the service."""
         return __version__
+
+    @dbus_constant
+    def config_directory(self) -> Str:
+        """Where it reads its configuration."""
+        return self._directory
+
+    @dbus_constant
+    def simulated(self) -> Str:
+        """The machine in memory whose GPUs it moves; empty: those of this machine."""
+        return self._simulated
 
     @dbus_method(returns="gpu")
     def get_gpu(self, selector: Str) -> ObjectPath:

@@ -25,7 +25,8 @@ from jeepney import (
     new_method_call,
 )
 from jeepney.auth import AuthenticationError
-from jeepney.io.blocking import DBusConnection, open_dbus_connection
+from jeepney.bus import get_bus
+from jeepney.io.blocking import DBusConnection, prep_socket
 
 from gpuswitch.cli.failures import AskedForError, CtlError, called
 from gpuswitch.cli.interrupts import INTERRUPTS
@@ -40,6 +41,7 @@ from gpuswitch.errors import (
     InvalidArgument,
     NoSuchGpu,
     NotAuthorized,
+    Timeout,
 )
 
 NAME = "org.gpuswitch1"
@@ -79,11 +81,37 @@ class Typed(Exception):  # noqa: N818 -- nothing has gone wrong
     """There is something to be read from the terminal that was listened to."""
 
 
-class Service:
-    """gpuswitchd, on the bus at `address` (None: the system bus)."""
+class _Connection(DBusConnection):  # type: ignore[misc]  # jeepney has no types
+    """One whose first call, which it makes by itself, has to be answered within so many seconds, too."""
 
-    def __init__(self, connection: DBusConnection, address: str | None) -> None:
+    def __init__(self, address: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        socket = prep_socket(get_bus(address), timeout=seconds)
+        self._first = deadline - time.monotonic()
+        super().__init__(socket)
+
+    def send_and_get_reply(self, message: Message, *, timeout: float | None = None) -> Message:
+        return super().send_and_get_reply(message, timeout=self._first if timeout is None else timeout)
+
+
+class Service:
+    """gpuswitchd, on the bus at `address` (None: the system bus).
+
+    `seconds` is how long its user lets all that is asked of it take (None: they have not said), and `deadline` when
+    that is over, by the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        connection: DBusConnection,
+        address: str | None,
+        *,
+        seconds: float | None = None,
+        deadline: float | None = None,
+    ) -> None:
         self.connection = connection
+        self.deadline = deadline
+        self._seconds = seconds
         self._address = address
         self._signals: deque[tuple[int, Message]] = deque()
         self._replies: dict[int, tuple[int, Message]] = {}
@@ -95,10 +123,20 @@ class Service:
         self._output: int | None = None
 
     @classmethod
-    def connect(cls, address: str | None) -> Self:
+    def connect(cls, address: str | None, seconds: float | None = None) -> Self:
         where = _("the bus at {address}", address=address) if address else _("the system bus")
+        deadline = None if seconds is None else time.monotonic() + seconds
+        within = ANSWER_SECONDS if seconds is None else min(seconds, ANSWER_SECONDS)
         try:
-            return cls(open_dbus_connection(address or "SYSTEM", auth_timeout=ANSWER_SECONDS), address)
+            connection = _Connection(address or "SYSTEM", within)
+            return cls(connection, address, seconds=seconds, deadline=deadline)
+        except TimeoutError as error:
+            text = _(
+                "cannot connect to {where}: it did not answer within {seconds} s", where=where, seconds=f"{within:g}"
+            )
+            if within == seconds:
+                raise CtlError.of(Timeout, text) from error
+            raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable") from error
         except CANNOT_CONNECT as error:
             reason = getattr(error, "strerror", None) or error
             text = _("cannot connect to {where}: {reason}", where=where, reason=reason)
@@ -122,6 +160,14 @@ class Service:
 
     def version(self, seconds: float = ANSWER_SECONDS) -> str:
         return str(self.ask(call(NAME, ROOT, PROPERTIES, "Get", "ss", MANAGER, "Version"), seconds).body[0][1])
+
+    def about(self) -> dict[str, Any]:
+        """What it says of itself, as properties of its Manager."""
+        return plain_values(self.ask(call(NAME, ROOT, PROPERTIES, "GetAll", "s", MANAGER)).body[0])
+
+    def own_pid(self) -> int:
+        """Ours, as the bus knows it: it may be in another PID namespace."""
+        return int(self.ask(message_bus.GetConnectionUnixProcessID(self.connection.unique_name)).body[0])
 
     def owner(self) -> str:
         """The process that is the service now, as the bus calls it. It is started first where the bus can do that."""
@@ -189,10 +235,20 @@ class Service:
             if not can_authenticate():
                 raise
         message.header.flags |= MessageFlag.allow_interactive_authorization
-        with suppress(AskedForError):
-            return self.ask(message, None)
-        with agent():
-            return self.ask(message, None)
+        with self.clock_stopped():
+            with suppress(AskedForError):
+                return self.ask(message, None)
+            with agent():
+                return self.ask(message, None)
+
+    @contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """The time that somebody takes to answer a question is not the service's: meanwhile there is no deadline."""
+        deadline, self.deadline, begun = self.deadline, None, time.monotonic()
+        try:
+            yield
+        finally:
+            self.deadline = None if deadline is None else deadline + time.monotonic() - begun
 
     def ask(self, message: Message, seconds: float | None = ANSWER_SECONDS) -> Message:
         """Send a method call and return its answer, which may take that long."""
@@ -214,20 +270,27 @@ class Service:
         """The answer to what was sent so; other answers and signals that come meanwhile are kept.
 
         Raises:
-            CtlError: it is an error, or did not come within these seconds.
+            CtlError: it is an error, or did not come within these seconds, or before the deadline.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
+        first = min((each for each in (deadline, self.deadline) if each is not None), default=None)
         try:
             while serial not in self._replies:
-                if not self._receive(deadline):
-                    text = _("the service did not answer within {seconds} s", seconds=f"{seconds:g}")
-                    raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
+                if not self._receive(first):
+                    raise self._late(seconds, by_user=first == self.deadline)
         except BaseException:
             # Nobody takes the answer any more, and `next_event` would offer it for ever.
             self._given_up.add(serial)
             self._replies.pop(serial, None)
             raise
         return self.checked(self._replies.pop(serial)[1])
+
+    def _late(self, seconds: float | None, *, by_user: bool) -> CtlError:
+        if by_user:
+            text = _("the time is over: the service has not answered within {seconds} s", seconds=f"{self._seconds:g}")
+            return CtlError.of(Timeout, text, is_whole=True)
+        text = _("the service did not answer within {seconds} s", seconds=f"{seconds:g}")
+        return CtlError(text, EXIT_UNREACHABLE, name="Unreachable")
 
     def subscribe(self, rule: MatchRule) -> None:
         """Keep the signals that match this for `next_event`."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import as_json, line, place, problem, warning
+from gpuswitch.cli.simulated import simulated
 from gpuswitch.cli.translate import _, recognized, reworded
 from gpuswitch.errors import ConfigError, Failed
 
@@ -77,8 +78,9 @@ def _fault_record(fault: Mapping[str, Any]) -> dict[str, Any]:
 
 def check(args: Namespace) -> int:
     """Check a file alone, or a directory as a whole."""
-    path = Path(args.path or DIRECTORY)
-    verdict = judged(path)
+    found = None if args.path else simulated(args.bus)
+    path = Path(args.path or (found.directory if found else DIRECTORY))
+    verdict = judged(path, machine=found.machine if found else "")
     if args.json:
         faults, places = [fault["text"] for fault in verdict.faults], list(map(_fault_record, verdict.faults))
         told = {"faults": faults, "places": places, "warnings": verdict.warnings}
@@ -99,8 +101,9 @@ def _usable(path: Path, files: Sequence[str]) -> str:
     return _("the configuration in {path} can be used: {files}", path=path, files=", ".join(files))
 
 
-def judged(path: Path, *, file: Path | None = None, copy: Path | None = None) -> Verdict:
-    """What gpuswitchd says of what lies there; of `copy` instead of `file`, where one is given.
+def judged(path: Path, *, file: Path | None = None, copy: Path | None = None, machine: str = "") -> Verdict:
+    """What gpuswitchd says of what lies there; of `copy` instead of `file`, where one is given. `machine` is one in
+    memory, whose GPUs it is about.
 
     Raises:
         CtlError: it says nothing.
@@ -111,6 +114,8 @@ def judged(path: Path, *, file: Path | None = None, copy: Path | None = None) ->
     from gpuswitch.cli.programs import installed  # noqa: PLC0415 -- by need, as above
 
     command = [installed("gpuswitchd"), f"--check-config={path}", "--json"]
+    if machine:
+        command += ["--simulate", machine]
     if file and copy:
         command += ["--instead", str(file), str(copy)]
     # The service's own variables count for it alone. Ours are our caller's.

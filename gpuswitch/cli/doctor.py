@@ -17,6 +17,7 @@ from gpuswitch.cli.client import Service as Bus
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.layout import hung
 from gpuswitch.cli.output import as_json, cells, clean, in_colour, line, write
+from gpuswitch.cli.simulated import tell_of_this_machine
 from gpuswitch.cli.translate import _, is_english, mark, reworded
 from gpuswitch.doctor.examination import Examination, examine
 from gpuswitch.doctor.findings import Area, Finding, Severity
@@ -40,6 +41,8 @@ _HEADINGS = {
 
 def doctor(args: Namespace, machine: Machine | None = None) -> int:
     """Examine this machine, and return how bad it is: 0 well, 1 warnings, 2 problems."""
+    if machine is None:
+        tell_of_this_machine(args.bus)
     try:
         found = examine(machine or Machine(), service_seen(args.bus), args.gpus)
     except NoSuchGpu as error:

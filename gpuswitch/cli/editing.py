@@ -6,6 +6,7 @@ As visudo does it: a copy beside the file is edited and checked, and renamed ove
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shlex
 import shutil
@@ -26,6 +27,7 @@ from gpuswitch.cli.disk import sync
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import line, problem
 from gpuswitch.cli.reloading import reload
+from gpuswitch.cli.simulated import simulated
 from gpuswitch.cli.translate import _, mark
 from gpuswitch.errors import ConfigError, Failed, InvalidArgument
 
@@ -40,7 +42,9 @@ def edit(args: Namespace) -> int:
     Raises:
         CtlError: nothing was changed; or all was, and the service does not take it.
     """
-    file = Path(args.path or DIRECTORY / "config.toml").absolute()
+    found = simulated(args.bus)
+    read = Path(found.directory) if found else DIRECTORY
+    file = Path(args.path or read / "config.toml").absolute()
     directory = _directory_of(file)
     if args.json:
         raise CtlError.of(InvalidArgument, _("cannot edit with --json: an editor needs a terminal"))
@@ -55,12 +59,20 @@ def edit(args: Namespace) -> int:
         )
     _refuse_where_others_write(file, directory)
     editor = _editor()
+    for left in _left_behind(file):
+        problem(
+            _(
+                "an earlier edit that was ended left {draft}: take what you want from it, then: rm {quoted}",
+                draft=left,
+                quoted=shlex.quote(str(left)),
+            )
+        )
     try:
         draft = Draft(file)
     except OSError as error:
         raise _cannot(file, error) from error
     try:
-        status = _edited(draft, directory, editor)
+        status = _edited(draft, directory, editor, found.machine if found and directory == read else "")
     except CtlError as error:
         raise _with_place(error, draft) from error
     except OSError as error:
@@ -72,11 +84,11 @@ def edit(args: Namespace) -> int:
     if status is not None:
         return status
     line(_("{file} is saved", file=file))
-    if directory.resolve() == DIRECTORY.resolve():
+    if directory.resolve() == read.resolve():
         for sentence in reload(args.bus, file):
             line(sentence)
     else:
-        line(_("the service reads {folder}: this was only checked and saved", folder=DIRECTORY))
+        line(_("the service reads {folder}: this was only checked and saved", folder=read))
     return 0
 
 
@@ -97,7 +109,8 @@ class Draft:
         self._begun = TEMPLATE.read_bytes() if self._before is None else self._before
         if self._before is None:
             self._target.parent.mkdir(mode=0o755, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self._target.parent, prefix=f".{self._target.stem}.", suffix=".toml")
+        prefix = f".{self._target.stem}.{os.getpid()}."
+        descriptor, name = tempfile.mkstemp(dir=self._target.parent, prefix=prefix, suffix=".toml")
         self.path = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as stream:
@@ -182,6 +195,25 @@ class Draft:
         os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
 
 
+def _left_behind(file: Path) -> list[Path]:
+    """Copies of an edit that has ended, however it did. Those that have no other text than the file, or than a new one
+    begins with, are taken away; the others, in which somebody wrote something, are returned.
+    """
+    target, known, left = file.resolve(), [TEMPLATE.read_bytes()], list[Path]()
+    with suppress(OSError):
+        known.append(target.read_bytes())
+    for path in sorted(target.parent.glob(f".{glob.escape(target.stem)}.*.*.toml")):
+        pid = path.name.removeprefix(f".{target.stem}.").partition(".")[0]
+        if not pid.isdecimal() or Path(f"/proc/{pid}").exists() or path.is_symlink() or not path.is_file():
+            continue
+        with suppress(OSError):  # then it stays; the edit goes on all the same
+            if path.read_bytes() in known:
+                path.unlink()
+            else:
+                left.append(path)
+    return left
+
+
 def _attributes(file: Path) -> list[str]:
     try:
         return os.listxattr(file)
@@ -189,8 +221,9 @@ def _attributes(file: Path) -> list[str]:
         return []
 
 
-def _edited(draft: Draft, directory: Path, editor: Sequence[str]) -> int | None:
-    """Edit until it can be used, or a person has enough: then its exit status. None: it is in its place.
+def _edited(draft: Draft, directory: Path, editor: Sequence[str], machine: str) -> int | None:
+    """Edit until it can be used, or a person has enough: then its exit status. None: it is in its place. `machine` is
+    one in memory, whose GPUs it is about.
 
     Raises:
         CtlError, OSError: it is not in its place.
@@ -204,7 +237,7 @@ def _edited(draft: Draft, directory: Path, editor: Sequence[str]) -> int | None:
                 return Failed.exit_code
             line(_("{file} is unchanged", file=draft.file))
             return 0
-        verdict = judged(directory, file=draft.file, copy=draft.path)
+        verdict = judged(directory, file=draft.file, copy=draft.path, machine=machine)
         verdict.tell()
         if ended:
             problem(ended)

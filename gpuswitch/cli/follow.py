@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import namedtuple
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
 from gpuswitch.cli.client import GPU, Gpu, Service, Signal, Typed, plain_values
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.interrupts import INTERRUPTS
+from gpuswitch.cli.output import clock
+from gpuswitch.cli.requesters import requester_words
 from gpuswitch.cli.translate import _
 from gpuswitch.errors import EXIT_UNREACHABLE, Timeout
 
@@ -27,9 +29,24 @@ def at_work(change: StepChange) -> bool:
     return change.status in {"running", "reverting"}
 
 
-class Display(Protocol):
-    """Shows the steps of switches, in the order of their events."""
+def joined_words(gpu: Gpu, switch: Mapping[str, Any]) -> str:
+    """That somebody else had begun this switch, which property Switch tells of: who, and when."""
+    return _(
+        "joined switch {id} of {gpu} to {target}, which runs since {time}; asked for by {requester}",
+        id=switch["id"],
+        gpu=gpu.title,
+        target=switch["target"],
+        time=clock(switch["started"]),
+        requester=requester_words(switch["asker"], whole=True) if switch.get("asker") else _("somebody"),
+    )
 
+
+class Display(Protocol):
+    """Shows the steps of switches, in the order of their events. `joined`: that somebody else had begun one, a
+    sentence.
+    """
+
+    def joined(self, gpu: Gpu, sentence: str) -> None: ...
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None: ...
     def waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None: ...
 
@@ -58,19 +75,28 @@ class Waits:
 
 
 class Following:
-    """Of switches that were begun, by their GPUs. Signals were subscribed to before that, so nothing is missed.
+    """Of switches that were begun, by their GPUs. Signals were subscribed to before that, so nothing is missed. Until
+    the deadline of the service, which is `seconds` from when its user asked. `is_joined` says, by property Switch,
+    whether somebody else had begun one: that is told.
 
     `outcomes` are what property Switch says of those that are over, by the address of their GPU.
     """
 
-    def __init__(self, service: Service, begun: Iterable[tuple[Gpu, str]], seconds: float | None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        begun: Iterable[tuple[Gpu, str]],
+        seconds: float | None,
+        *,
+        is_joined: Callable[[Mapping[str, Any]], bool] = lambda _: False,
+    ) -> None:
         self._service = service
         self._seconds = seconds
-        self._deadline = None if seconds is None else time.monotonic() + seconds
         self._switches = {gpu.path: (gpu, switch) for gpu, switch in begun}
         self._asked = {service.send(gpu.wait(switch)): gpu for gpu, switch in self._switches.values()}
         # A switch that was joined tells nothing of the step that it is at, and it may stand there for long.
         self._looks = {service.send(gpu.properties_now()): (gpu, switch) for gpu, switch in self._switches.values()}
+        self._is_joined = is_joined
         self._heard: set[str] = set()
         self._told = Waits()
         self.outcomes: dict[str, dict[str, Any]] = {}
@@ -103,7 +129,7 @@ class Following:
 
     def _next_event(self) -> Signal | int | None:
         try:
-            return self._service.next_event(self._deadline)
+            return self._service.next_event(self._service.deadline)
         except CtlError as error:
             if error.exit_code == EXIT_UNREACHABLE:
                 raise self._left_alone(error) from None
@@ -130,8 +156,11 @@ class Following:
         if serial in self._looks:
             gpu, switch = self._looks.pop(serial)
             with suppress(CtlError):  # it has left the bus; how its switch ends is told all the same
-                known = plain_values(self._service.answer(serial).body[0])
-                self._joined(gpu, switch, known["Switch"], display)
+                now = plain_values(self._service.answer(serial).body[0])["Switch"]
+                if now.get("id") == switch and not now["result"]:
+                    if self._is_joined(now):
+                        display.joined(gpu, joined_words(gpu, now))
+                    self._catch_up(gpu, switch, now, display)
             return
         try:
             outcome = plain_values(self._service.answer(serial).body[0])
@@ -152,9 +181,9 @@ class Following:
         )
         return CtlError(f"{error}\n{hint}", error.exit_code, name=error.name)
 
-    def _joined(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
+    def _catch_up(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
         """Show the step that it is at. What was told before this answer was given has been shown."""
-        if gpu.path in self._heard or now.get("id") != switch or not now["index"] or now["result"]:
+        if gpu.path in self._heard or not now["index"]:
             return
         seconds = max(time.time() - now["step_started"], 0.0)
         display.step(gpu, switch, StepChange(now["index"], now["count"], now["kind"], now["title"], "running", seconds))
@@ -167,7 +196,9 @@ class Following:
             display.step(gpu, switch, StepChange(*body[1:]))
 
     def _changed(self, gpu: Gpu, switch: str, changed: Mapping[str, tuple[str, Any]], display: Display) -> None:
-        self._waits(gpu, switch, plain_values(changed).get("Switch", {}), display)
+        # Kept for who says how it ended, and may have no time left to ask.
+        gpu.properties.update(now := plain_values(changed))
+        self._waits(gpu, switch, now.get("Switch", {}), display)
 
     def _waits(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
         if now.get("id") == switch and (waiting := self._told.news(gpu, now)) is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pwd
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from gpuswitch.cli.output import (
     write,
 )
 from gpuswitch.cli.records import entry_record
+from gpuswitch.cli.requesters import requester_words
 from gpuswitch.cli.steps import SHORTEST_BAR, took_words
 from gpuswitch.cli.translate import _, mark, marks, recognized, state_word, step_title
 from gpuswitch.errors import InvalidArgument
@@ -71,7 +71,9 @@ def history(service: Service, args: Namespace) -> int:
         names = _names(service, found)
         headings = marks("WHEN", "ID", "GPU", "NAME", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
         rows = [_cells(entry, names.get(entry["gpu"], "")) for entry in found]
-        table(headings, rows, elastic=("ASKED BY",), left_out=("ASKED BY", "TOOK", "NAME"), below="REASON")
+        # It is called in commands by either; its name is what people know.
+        twofold = "GPU" if all(names.get(entry["gpu"]) for entry in found) else "NAME"
+        table(headings, rows, elastic=("ASKED BY",), left_out=("TOOK", twofold, "ASKED BY"), below="REASON")
     else:
         line(_none_of(entries, args) if chosen else _("there is no finished switch"))
     return 0
@@ -108,7 +110,7 @@ def show(service: Service, args: Namespace) -> int:
     if not args.id and not last:
         line(_("there is no finished switch"))
         return 0
-    entry = service.history_entry(args.id or last[0]["id"])
+    entry = _entry(service, args.id or last[0]["id"])
     kernel, unread = _kernel_lines(service, entry)
     name = _names(service, [entry]).get(entry["gpu"], "")
     if args.json:
@@ -126,6 +128,30 @@ def show(service: Service, args: Namespace) -> int:
         for each in kernel:
             hung(f"  {clock(each.at)}  ", each.text)
     return 0
+
+
+def _entry(service: Service, switch: str) -> Values:
+    """The finished switch of that id.
+
+    Raises:
+        CtlError: there is none; of one that is under way, with what shows that.
+    """
+    try:
+        return service.history_entry(switch)
+    except CtlError as error:
+        with suppress(CtlError):
+            for gpu in service.gpus():
+                now = gpu.properties["Switch"]
+                if now and not now["result"] and now["id"].startswith(switch.lower()):
+                    text = _(
+                        "switch {id} of {gpu} is under way: {status} shows how far it is, {wait} waits for its end",
+                        id=now["id"],
+                        gpu=gpu.title,
+                        status=f"gpuswitchctl status {gpu.word}",
+                        wait=f"gpuswitchctl wait {now['id']}",
+                    )
+                    error = CtlError(text, error.exit_code, name=error.name)
+        raise error from None
 
 
 def _kernel_lines(service: Service, entry: Values) -> tuple[list[Line] | None, str]:
@@ -203,28 +229,6 @@ def _about(entry: Values, gpu: str) -> Iterable[tuple[str, str]]:
         yield "" if number else _("options"), f"{_(_OPTIONS.get(option, option.replace('_', ' ')))}: {words}"
 
 
-def requester_words(requester: Values, *, whole: bool = False) -> str:
-    """Who asked: `gpuswitchctl of alice`; `whole`: with its number, and the unit that it ran in."""
-    if requester.get("somebody_else"):
-        return _("somebody else")
-    if requester.get("trial"):
-        return _("the service itself, since a trial was over")
-    if requester.get("at_boot"):
-        return _("the service itself, at boot")
-    if requester["service"]:
-        return _("the service itself")
-    words = [requester["command"] or _("somebody")]
-    if whole and "pid" in requester:
-        words.append(f"(pid {requester['pid']})")
-    if "uid" in requester:
-        words.append(_("of {user}", user=_user(requester["uid"])))
-    if requester["unit"] and whole:
-        words.append(_("in {unit}", unit=requester["unit"]))
-    if requester["vm"]:
-        words.append(_("for {machine}", machine=requester["vm"]))
-    return " ".join(words)
-
-
 def _print_steps(entry: Values) -> None:
     """Those of before a restart of the service, and those since, below a line each where there was one."""
     before = [step for step in entry["steps"] if step.get("before_restart")]
@@ -282,13 +286,6 @@ def _has_room_for_bars(steps: Sequence[Values]) -> bool:
 
 def _took(entry: Values) -> str:
     return duration(entry["finished"] - entry["started"]) if entry["count"] else ""
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
 
 
 def _moment(seconds: float) -> str:

@@ -64,7 +64,7 @@ def hold(service: Service, args: Namespace) -> int:
     gpu = service.gpu(args.gpu)
     args.gpu = gpu.title
     if not args.yes and can_ask():
-        ask_before_a_desktop_ends([gpu], "vfio", options_of(args))
+        ask_before_a_desktop_ends(service, [gpu], "vfio", options_of(args))
     # An upgrade takes away what we are read from, and this ends long after it began.
     catalogue()
     child = Child()

@@ -40,8 +40,8 @@ def table(
 ) -> None:
     """Print aligned columns under their headings, which are translated here; an empty cell shows a dash.
 
-    Too wide, the column `below`, the last one, is put below its row; then the `elastic` columns are shortened, and then
-    the columns `left_out` are, one after the other, which is said.
+    Too wide, the column `below`, the last one, is put below its row, or left out where it is empty; then the
+    `elastic` columns are shortened, and then the columns `left_out` are, one after the other, which is said.
     """
     texts = [[clean(cell) or "-" for cell in row] for row in rows]
     columns, colour = width(sys.stdout), in_colour(sys.stdout)
@@ -62,8 +62,9 @@ def fitted(
     """The lines of a table that is not wider than so many columns (0: as wide as it is)."""
     titles = [_(heading) for heading in headings]
     table = [titles, *rows]
-    hung = [row[-1] for row in table] if below and columns and _too_much(table, columns) > 0 else []
-    names = headings[:-1] if hung else headings
+    hangs = bool(below and columns and _too_much(table, columns) > 0)
+    hung = [row[-1] for row in table] if hangs and any(row[-1] != "-" for row in rows) else []
+    names = headings[:-1] if hangs else headings
     fit = fitting(names, [row[: len(names)] for row in table], columns, elastic=elastic, left_out=left_out)
     if fit is None:
         return list(_blocks(titles, rows, columns, colour=colour))
@@ -74,7 +75,7 @@ def fitted(
 
 
 class Fit(NamedTuple):
-    """Rows that fit, and the headings of the columns for which there was no room, though they say something."""
+    """Rows that fit, and the headings of the columns for which there was no room; none where all of these are empty."""
 
     rows: list[list[str]]
     left_out: list[str]
@@ -107,15 +108,16 @@ def fitting(
     """
     kept = list(range(len(names)))
     missed: list[str] = []
-    # What says nothing goes before anything is shortened.
-    empty = {name for place, name in enumerate(names) if {row[place] for row in rows} <= {name, _(name), "-", _("no")}}
+    # What says nothing, or little, goes before anything is shortened.
+    said = {name: {row[place] for row in rows} - {name, _(name), "-", ""} for place, name in enumerate(names)}
+    empty = {name for name, words in said.items() if words <= {_("no")}}
     for gone in ("", *sorted(left_out, key=lambda name: name not in empty)):
         kept = [number for number in kept if names[number] != gone]
-        missed += [gone] if gone and gone not in empty and gone in names else []
+        missed += [gone] if gone in names else []
         shown = [[row[number] for number in kept] for row in rows]
         stretch = [place for place, number in enumerate(kept) if names[number] in elastic]
         if not columns or _shrink(shown, stretch, columns):
-            return Fit(shown, missed)
+            return Fit(shown, missed if any(said[name] for name in missed) else [])
     return None
 
 

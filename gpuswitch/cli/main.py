@@ -53,7 +53,7 @@ def _main(arguments: Sequence[str]) -> int:
     try:
         args = parse(arguments)
     except UsageError as error:
-        return _wrong_usage(error, as_json="--json" in arguments)
+        return _wrong_usage(error, arguments)
     except SystemExit as told:  # it was asked for help or for the version, and has printed that
         return int(told.code or 0)
     except BrokenPipeError:
@@ -67,7 +67,7 @@ def _main(arguments: Sequence[str]) -> int:
         try:
             return _run(args)
         except CtlError as error:
-            return _failed(error, args)
+            return _failed(error, args, arguments)
     except ReaderGoneError:
         return _nobody_reads()
     except OutputError as error:
@@ -93,32 +93,36 @@ def _run(args: Namespace) -> int:
         return work(args)
     from gpuswitch.cli.client import Service  # noqa: PLC0415 -- by need, as above
 
-    service = Service.connect(args.bus)
+    service = Service.connect(args.bus, getattr(args, "timeout", None))
     try:
         return work(service, args)
     finally:
         service.close()
 
 
-def _failed(error: CtlError, args: Namespace) -> int:
+def _failed(error: CtlError, args: Namespace, words: Sequence[str]) -> int:
     from gpuswitch.cli.output import as_json_line, problem, sentence  # noqa: PLC0415 -- by need, as above
+    from gpuswitch.cli.typed import as_shown  # noqa: PLC0415 -- as above
 
     named = error.title or _(" and ").join(getattr(args, "gpus", None) or filter(None, [getattr(args, "gpu", "")]))
-    problem(sentence(args.purpose.format(gpu=named or _("the GPU")), str(error), is_whole=error.is_whole))
+    said = sentence(args.purpose.format(gpu=named or _("the GPU")), str(error), is_whole=error.is_whole)
+    problem(as_shown(said, words))
     if args.json:
         # On one line: events may stand before it, a line each.
         as_json_line(error.as_json())
     return error.exit_code
 
 
-def _wrong_usage(error: UsageError, *, as_json: bool) -> int:
+def _wrong_usage(error: UsageError, words: Sequence[str]) -> int:
     from gpuswitch.cli.failures import CtlError  # noqa: PLC0415 -- by need, as above
     from gpuswitch.cli.output import OutputError, as_json_line, wrong_usage  # noqa: PLC0415 -- as above
+    from gpuswitch.cli.typed import as_shown  # noqa: PLC0415 -- as above
 
-    wrong_usage(error.usage, str(error))
-    if as_json:
+    text = as_shown(str(error), words)
+    wrong_usage(error.usage, text)
+    if "--json" in words:
         try:
-            as_json_line(CtlError(str(error), EXIT_USAGE, name="InvalidArgument").as_json())
+            as_json_line(CtlError(text, EXIT_USAGE, name="InvalidArgument").as_json())
         except OutputError as unwritten:
             return _cannot_write(str(unwritten))
     return EXIT_USAGE

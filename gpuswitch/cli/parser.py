@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gpuswitch import __version__
 from gpuswitch.cli.translate import _, is_english, mark, ngettext
@@ -36,20 +36,19 @@ EXIT_STATUSES = (
 EXIT_STATUS_OF_DOCTOR = mark("Of doctor: 0 all is well, 1 there are warnings, 2 there are problems.")
 """There, the numbers mean something else."""
 
-EXIT_STATUS = mark(
-    """\
-exit status:
-  0  done, or there already        5    the service cannot be reached
-  1  failed, reverted, cancelled   6    not finished in time
-  2  wrong usage, no such GPU      7    wedged: the kernel does not return
-  3  refused, with the reasons     8    the output could not be written
-  4  you may not do this           130  interrupted; the switch goes on
-
-doctor: 0 all is well, 1 warnings, 2 problems
-
-a GPU is named like 0000:01:00.0, 01:00.0, pci_0000_01_00_0, or by its name in the configuration
-"""
+_SHORTLY = (
+    (0, mark("done, or there already")),
+    (1, mark("failed, reverted, cancelled")),
+    (2, mark("wrong usage, no such GPU")),
+    (3, mark("refused, with the reasons")),
+    (4, mark("you may not do this")),
+    (5, mark("the service cannot be reached")),
+    (6, mark("not finished in time")),
+    (7, mark("wedged: the kernel does not return")),
+    (8, mark("the output could not be written")),
+    (130, mark("interrupted; the switch goes on")),
 )
+"""The same in few words, for the help; where whoever reads the output has gone, nobody reads this either."""
 
 HELP_IS_TEXT = mark("cannot print help as JSON: it is text for people; leave --json out")
 
@@ -65,6 +64,8 @@ RELEASES = ("shutdown", "destroyed", "crashed", "migrated", "saved", "failed")
 """Why a machine ends, in libvirt's words (docs/hooks.rst)."""
 TOPICS = ("states", "exit-status", "configuration")
 _LONGEST_WAIT = 86400
+LONGEST = 4096
+"""Letters of an argument: a path has no more (PATH_MAX in the kernel's include/uapi/linux/limits.h)."""
 _UUID = "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"
 """Of examples."""
 
@@ -101,7 +102,11 @@ def terminal_columns(stream: TextIO) -> int:
 
 
 def _indent_of(line: str) -> str:
-    return line[: len(line) - len(line.lstrip())]
+    """Of what a line is continued with: below its text, where that stands behind a number."""
+    text = line.lstrip()
+    number = text.partition(" ")[0]
+    behind = text.removeprefix(number).lstrip() if number.isdecimal() else text
+    return " " * (len(line) - len(behind))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -155,7 +160,7 @@ def parser() -> _Parser:
     top = _Parser(
         prog="gpuswitchctl",
         description=_("Move GPUs between their host drivers and vfio-pci, and see where they are."),
-        epilog=_(EXIT_STATUS) + "\n" + _("more: {topics}; {manual}", topics=_topics(), manual="man gpuswitchctl"),
+        epilog="\n\n".join(_closing_words()),
     )
     top.add_argument(
         "--version",
@@ -185,6 +190,33 @@ def parser() -> _Parser:
     _lending(verb)
     _telling(verb)
     return top
+
+
+def _closing_words() -> Iterator[str]:
+    yield "\n".join([_("exit status:"), *exit_status_lines(terminal_columns(sys.stdout) - 2)])
+    yield _("doctor: 0 all is well, 1 warnings, 2 problems")
+    yield _("a GPU is named like 0000:01:00.0, 01:00.0, pci_0000_01_00_0, or by its name in the configuration")
+    yield _("more: {topics}; {manual}", topics=_topics(), manual="man gpuswitchctl")
+
+
+def exit_status_lines(columns: int) -> list[str]:
+    """All exit statuses in few words, in two columns where these have room."""
+    texts = [f"{status:>3}  {_(words)}" for status, words in _SHORTLY]
+    half = (len(texts) + 1) // 2
+    left = max(map(_cells, texts[:half]))
+    if left + 2 + max(map(_cells, texts[half:])) > columns:
+        return texts
+    beside = [*texts[half:], *[""] * (2 * half - len(texts))]
+    both = zip(texts[:half], beside, strict=True)
+    return [f"{one}{' ' * (left - _cells(one))}  {other}".rstrip() for one, other in both]
+
+
+def _cells(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    from gpuswitch.cli.output import cells  # noqa: PLC0415 -- in other languages alone
+
+    return cells(text)
 
 
 def _topics() -> str:
@@ -233,7 +265,7 @@ def _looking(verb: _Add) -> None:
         "gpuswitchctl wait 01:00.0",
         "gpuswitchctl wait 01:00.0 --for vfio --timeout 60",
     )
-    _gpus_argument(waited, _("for these; default: all"))
+    _gpus_argument(waited, _("for these; the id of a switch means its GPU; default: all"))
     waited.add_argument(
         "--for",
         dest="state",
@@ -636,6 +668,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     top = parser()
     words, command = _without_command(sys.argv[1:] if arguments is None else arguments)
     top.as_json = "--json" in words
+    if any(len(word) > LONGEST for word in words):
+        longest = max(words, key=len)
+        raise UsageError(
+            _("{word} has {count} letters: nothing here is called so", word=repr(longest), count=len(longest)),
+            top.format_usage(),
+        )
     if top.as_json and not {"-h", "--help"}.isdisjoint(words):
         raise UsageError(_(HELP_IS_TEXT), top.format_usage())
     try:
@@ -750,10 +788,19 @@ def _point_in_time(text: str) -> float:
         ) from None
 
 
+def _instead(text: str) -> str:
+    """What a span of time is typed as, the end of a sentence; "" where it is none."""
+    from gpuswitch.cli.times import as_seconds  # noqa: PLC0415 -- for who mistypes alone
+
+    seconds = as_seconds(text)
+    return _("; write {text}", text=seconds) if seconds else ""
+
+
 def _whole_seconds(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= _LONGEST_WAIT):
         raise argparse.ArgumentTypeError(
             _("{text} is not a whole number of seconds from 1 to {most}", text=repr(text), most=_LONGEST_WAIT)
+            + _instead(text)
         )
     return int(text)
 
@@ -766,6 +813,7 @@ def _trial_seconds(text: str) -> float:
     if not 1 <= seconds <= _LONGEST_WAIT:
         raise argparse.ArgumentTypeError(
             _("{text} is not a number of seconds from 1 to {most}", text=repr(text), most=_LONGEST_WAIT)
+            + _instead(text)
         )
     return seconds
 
@@ -777,5 +825,6 @@ def _seconds(text: str) -> float:
         seconds = 0.0
     # Neither infinite nor no number at all.
     if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(_("{text} is not a number of seconds above 0", text=repr(text)))
+        text = _("{text} is not a number of seconds above 0", text=repr(text)) + _instead(text)
+        raise argparse.ArgumentTypeError(text)
     return seconds

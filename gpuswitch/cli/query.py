@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
 from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
 
 Values = Mapping[str, Any]
+_DID_NOT_WORK = re.compile(r"(?:cannot [^:]+: )*cannot (.+?): ")
+"""How the error of one operation begins (KernelError in errors.py), and what was to be done by it."""
 
 
 def list_gpus(service: Service, args: Namespace) -> int:
@@ -99,7 +102,8 @@ def _holder_cells(holder: Values) -> tuple[str, ...]:
         holder["unit"],
         holder["session"],
         " ".join(holder["nodes"]) or holder["doubt"],
-        holder["remedy"],
+        # Of a service that is older, nobody can tell.
+        _("nothing to do: a switch to vfio does it") if holder.get("goes_by_itself") else holder["remedy"],
     )
 
 
@@ -167,7 +171,16 @@ def _match_words(match: Mapping[str, str]) -> str:
 
 def what_to_do(gpu: Values) -> str:
     """About a GPU that is `failed`."""
-    return _("put right what is named here, then: gpuswitchctl recover {gpu}", gpu=gpu["Name"] or gpu["Address"])
+    return to_put_right(gpu["Reason"], f"gpuswitchctl recover {gpu['Name'] or gpu['Address']}")
+
+
+def to_put_right(reason: str, command: str) -> str:
+    """What there is to do before `command` is typed, about a reason as the service tells it. Where that says no more
+    than what did not work, it is named once more: nobody puts an `Invalid argument` right.
+    """
+    if refused := _DID_NOT_WORK.match(reason):
+        return _("find out why '{what}' did not work, then: {command}", what=refused[1], command=command)
+    return _("put right what is named here, then: {command}", command=command)
 
 
 def _switch_words(switch: Values) -> str:

@@ -60,6 +60,8 @@ def gpu_record(gpu: Values) -> dict[str, Any]:
 def switch_record(switch: Values) -> dict[str, Any]:
     """A switch that is under way or was the last of its GPU."""
     record = {**with_error_kind(switch), **{key: rfc3339(switch[key]) for key in _TIMES}}
+    # A service that is older does not say.
+    record["requester"] = record.pop("asker", None)
     return {**record, "result": switch["result"] or None, "seconds": seconds_of(switch)}
 
 

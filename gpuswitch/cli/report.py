@@ -225,6 +225,7 @@ class _Report:
         for gpu in service.gpus():
             self._redaction.name("machine", *words(gpu.properties["Owner"]))
             self._functions |= {function for function, _kind, _driver in gpu.properties["Functions"]}
+            self._asker(gpu.properties["Switch"])
             self._drivers |= {gpu.properties["HostDriver"], gpu.properties["Driver"]} - {""}
             yield _json(gpu_record(gpu.properties), indent=1)
 
@@ -246,8 +247,8 @@ class _Report:
             self._asker(whole)
             yield _json(entry_record(whole), indent=1)
 
-    def _asker(self, entry: Mapping[str, Any]) -> None:
-        asker = entry["asker"]  # its user's number is among those that the whole text is searched for
+    def _asker(self, switch: Mapping[str, Any]) -> None:
+        asker = switch.get("asker", {})  # its user's number is among those that the whole text is searched for
         self._redaction.name("machine", *words([asker.get("vm")]))
         self._programs(asker.get("command", ""))
         self._programs(asker.get("unit", ""), kind="unit")

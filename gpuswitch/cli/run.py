@@ -19,6 +19,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from shlex import join, quote
 from typing import NoReturn
 
 from gpuswitch.cli.asking import can_ask
@@ -35,8 +36,9 @@ from gpuswitch.cli.client import (
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, at_work
 from gpuswitch.cli.output import clean, duration, numbered, on_terminal, problem
-from gpuswitch.cli.switch import ask_before_a_desktop_ends, options_of
+from gpuswitch.cli.switch import ask_before_a_desktop_ends, options_of, with_blockers
 from gpuswitch.cli.translate import _, recognized, state_word
+from gpuswitch.cli.ways_out import ways_out, with_ways_out
 from gpuswitch.errors import InvalidArgument
 
 EXIT_CANNOT_RUN = 126
@@ -49,6 +51,8 @@ _FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 _FUNCTION = re.compile(r"\{(\d*)\}")
 _MOMENT = 2.0
 """Seconds until it is said why this has not ended yet."""
+_LONG = 60
+"""Letters of a command that is repeated whole where it is said what else to type."""
 
 
 def run(service: Service, args: Namespace) -> int:
@@ -61,10 +65,17 @@ def run(service: Service, args: Namespace) -> int:
     # What it cannot stand for is told before anything is moved.
     filled(args.command, [function for gpu in gpus for function, _kind, _driver in gpu.properties["Functions"]])
     if not args.yes and can_ask():
-        ask_before_a_desktop_ends(gpus, "vfio", options)
+        ask_before_a_desktop_ends(service, gpus, "vfio", options)
     child = Child()
     try:
-        functions = _acquired(service, gpus, child, options, args)
+        try:
+            functions = _acquired(service, gpus, child, options, args)
+        except CtlError as error:
+            before, behind = _typed(args, gpus)
+            named = with_blockers(error, lambda: [each for gpu in gpus for each in gpu.blockers("vfio", options)], args)
+            if len(gpus) == 1:
+                named.about(gpus[0].address, gpus[0].name)
+            raise with_ways_out(named, ways_out(gpus, "vfio", options, before, behind=behind)) from None
         # One whose process has been ended in the meantime may be nobody's already.
         uuids = {gpu.address: uuid for gpu in gpus if (uuid := gpu.look()["Owner"][1])}
         command = filled(args.command, functions)
@@ -128,6 +139,16 @@ def _acquired(
             command=f"gpuswitchctl status {' '.join(gpu.word for gpu in gpus)}",
         )
         raise CtlError.interrupted(text) from None
+
+
+def _typed(args: Namespace, gpus: Sequence[Gpu]) -> tuple[str, str]:
+    """What was typed, as far as before the options that say what becomes of holders, and what stands behind these; a
+    long command of which only the beginning.
+    """
+    words = ["gpuswitchctl", "run", *(word for gpu in gpus for word in ("--gpu", gpu.word))]
+    words += ["--name", args.name] if args.name else []
+    command = join(args.command)
+    return join(words), f"-- {command if len(command) <= _LONG else f'{quote(args.command[0])} ...'}"
 
 
 def _tell(event: Signal | int | None, gpus: Sequence[Gpu]) -> None:
@@ -258,10 +279,18 @@ def _wait_for_all(service: Service, gpus: Sequence[Gpu], uuids: Mapping[str, str
         if event is None:
             deadline = None
             for gpu in left:
-                holders = ", ".join(f"{each['command']} ({each['pid']})" for each in gpu.holders() if each["pid"])
-                why = _("{holders} has it open", holders=holders) if holders else recognized(gpu.properties["Reason"])
-                why = why or _("{gpu} is {state}", gpu=gpu.title, state=state_word(gpu.properties["State"]))
+                why = why_not_home(gpu)
                 problem(_("{gpu} is not home yet: {why}; ^C leaves that to the service", gpu=gpu.title, why=why))
+
+
+def why_not_home(gpu: Gpu) -> str:
+    """Who keeps it on vfio; of one that is on its way, that: who opens its sound card by then keeps nobody waiting."""
+    now = gpu.properties
+    if now["State"] == "vfio" and (
+        holders := ", ".join(f"{each['command']} ({each['pid']})" for each in gpu.holders() if each["pid"])
+    ):
+        return _("{holders} has it open", holders=holders)
+    return recognized(now["Reason"]) or _("{gpu} is {state}", gpu=gpu.title, state=state_word(now["State"]))
 
 
 def _ended(status: int) -> int:

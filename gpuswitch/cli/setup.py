@@ -27,6 +27,7 @@ from gpuswitch.cli.proposal import Desk, Wanted, match_of, name_for, record_of, 
 from gpuswitch.cli.reloading import Setting, by_key, reload
 from gpuswitch.cli.setup_boot import STATE as EARLY
 from gpuswitch.cli.setup_boot import UNDO as UNDO_EARLY
+from gpuswitch.cli.simulated import tell_of_this_machine
 from gpuswitch.cli.translate import _, mark, recognized
 from gpuswitch.config.schema import name_of
 from gpuswitch.doctor.examination import findings, look
@@ -106,6 +107,8 @@ def setup(args: Namespace, machine: Machine | None = None, places: Places | None
     Raises:
         CtlError: nothing was changed; or the file is written, and the text says what became of the rest.
     """
+    if machine is None:
+        tell_of_this_machine(args.bus)
     machine, places = machine or Machine(), places or Places()
     kept = KeptFiles(places.state)
     _refuse_what_makes_no_sense(args, machine)

@@ -29,6 +29,9 @@ class Lines:
     def __init__(self, *, several: bool = False) -> None:
         self._several = several
 
+    def joined(self, gpu: Gpu, sentence: str) -> None:  # noqa: ARG002 -- it names the GPU
+        line(sentence)
+
     def step(self, gpu: Gpu, _switch: str, change: StepChange) -> None:
         if not at_work(change):
             title = numbered(change.index, change.count, change.title)
@@ -53,6 +56,10 @@ class Above(Lines):
         super().__init__(several=several)
         self._question = question
 
+    def joined(self, gpu: Gpu, sentence: str) -> None:
+        with self._question.above():
+            super().joined(gpu, sentence)
+
     def _say(self, gpu: Gpu, text: str) -> None:
         with self._question.above():
             super()._say(gpu, text)
@@ -60,6 +67,9 @@ class Above(Lines):
 
 class JsonLines:
     """One JSON object for each event."""
+
+    def joined(self, gpu: Gpu, sentence: str) -> None:
+        """Their last event has it, as data."""
 
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
         as_json_line({"event": "step", **naming(gpu), "id": switch, **change_record(change)})

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from gpuswitch.cli.asking import agrees, answer, can_ask
 from gpuswitch.cli.client import Gpu, Options, Service, gpus_to_move, signals_of
 from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError
-from gpuswitch.cli.follow import Following
+from gpuswitch.cli.follow import Following, joined_words
 from gpuswitch.cli.keys import END, Question, pressed, single_keys
 from gpuswitch.cli.layout import hung
-from gpuswitch.cli.output import as_json, as_json_line, duration, line, problem, sentence
-from gpuswitch.cli.query import what_to_do
+from gpuswitch.cli.output import as_json, as_json_line, duration, line, on_terminal, problem, rfc3339, sentence
+from gpuswitch.cli.parser import TARGETS
+from gpuswitch.cli.query import to_put_right, what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
 from gpuswitch.cli.steps import Above, display
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
-from gpuswitch.cli.ways_out import ways_out
-from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NotViable, Owned, Wedged
+from gpuswitch.cli.ways_out import ways_out, with_ways_out
+from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NoSuchGpu, NotViable, Owned, Timeout, Wedged
 
 if TYPE_CHECKING:
     from jeepney import Message
@@ -39,11 +44,14 @@ _DESKTOPS = frozenset(
 
 def move(service: Service, args: Namespace) -> int:
     options = options_of(args)
-    gpus = gpus_to_move(service, args.gpus, every=args.all)
+    try:
+        gpus = gpus_to_move(service, args.gpus, every=args.all)
+    except CtlError as error:
+        raise _with_what_was_meant(error, args.gpus) from None
     if args.dry_run:
-        return _print_plans(gpus, args.target, options, args)
+        return _print_plans(gpus, args, options, f"gpuswitchctl to-{args.target} {{}} --dry-run")
     if not args.yes and can_ask():
-        ask_before_a_desktop_ends(gpus, args.target, options)
+        ask_before_a_desktop_ends(service, gpus, args.target, options)
     return Switches(
         service,
         args,
@@ -51,9 +59,20 @@ def move(service: Service, args: Namespace) -> int:
         purpose=_("move {gpu} to {target}", gpu="{}", target=args.target),
         again=f"gpuswitchctl to-{args.target} {{}}",
         remark=_("not all went well"),
-        ways_out=lambda gpu: ways_out(gpu, args.target, options, f"gpuswitchctl to-{args.target} {gpu.word}"),
+        ways_out=lambda gpu: ways_out([gpu], args.target, options, f"gpuswitchctl to-{args.target} {gpu.word}"),
         blockers=lambda gpu: gpu.blockers(args.target, options),
     ).run(gpus)
+
+
+def _with_what_was_meant(error: CtlError, words: Sequence[str]) -> CtlError:
+    """The error, with the command where a target stands among the GPUs, as `plan` has it."""
+    targets = [each for each in words if each.lower() in TARGETS]
+    if error.name != NoSuchGpu.name or not targets:
+        return error
+    gpus = [each for each in words if each not in targets]
+    command = " ".join([f"gpuswitchctl to-{targets[-1].lower()}", *map(quote, gpus)])
+    hint = _("{word} is where a GPU goes, and no GPU: {command}", word=targets[-1], command=command)
+    return CtlError(f"{error}\n{hint}", error.exit_code, name=error.name)
 
 
 def recover(service: Service, args: Namespace) -> int:
@@ -114,11 +133,13 @@ def _cancelled(gpu: Gpu, switch: Mapping[str, Any]) -> str:
 
 
 def plan(service: Service, args: Namespace) -> int:
-    return _print_plans([service.gpu(args.gpu)], args.target, options_of(args), args)
+    return _print_plans([service.gpu(args.gpu)], args, options_of(args), f"gpuswitchctl plan {{}} {args.target}")
 
 
-def _print_plans(gpus: Sequence[Gpu], target: str, options: Options, args: Namespace) -> int:
-    plans = [(gpu, _or_blockers(gpu, target, options, args)) for gpu in gpus]
+def _print_plans(gpus: Sequence[Gpu], args: Namespace, options: Options, command: str) -> int:
+    """`command` is what was typed for that, without the `options`, {} being the GPU."""
+    target = args.target
+    plans = [(gpu, _or_blockers(gpu, options, args, command)) for gpu in gpus]
     if args.json:
         records = [(gpu, list(map(planned_record, steps))) for gpu, steps in plans]
         as_json({"plans": [{**naming(gpu), "target": target, "steps": steps} for gpu, steps in records]})
@@ -143,20 +164,23 @@ def _verdict(steps: Sequence[Mapping[str, Any]], gpu: Gpu, target: str) -> str:
     return text
 
 
-def _or_blockers(gpu: Gpu, target: str, options: Options, args: Namespace) -> list[dict[str, Any]]:
+def _or_blockers(gpu: Gpu, options: Options, args: Namespace, command: str) -> list[dict[str, Any]]:
     """The steps of its plan.
 
     Raises:
-        CtlError: it is refused; with the reasons as data, where they are to be printed so.
+        CtlError: it is refused; with the reasons as data, where they are to be printed so, and with what else there is
+            to type.
     """
     try:
-        return gpu.plan(target, options)
+        return gpu.plan(args.target, options)
     except CtlError as error:
-        error.about(gpu.address, gpu.name)
-        raise _with_blockers(error, lambda: gpu.blockers(target, options), args) from None
+        named = with_blockers(error, lambda: gpu.blockers(args.target, options), args)
+        named.about(gpu.address, gpu.name)
+        raise with_ways_out(named, ways_out([gpu], args.target, options, command.format(gpu.word))) from None
 
 
-def _with_blockers(error: CtlError, blockers: Callable[[], Sequence[Mapping[str, Any]]], args: Namespace) -> CtlError:
+def with_blockers(error: CtlError, blockers: Callable[[], Sequence[Mapping[str, Any]]], args: Namespace) -> CtlError:
+    """The refusal with its reasons as data where they are to be printed so, and in the language of whoever reads it."""
     if args.json and error.exit_code == _REFUSED:
         error.blockers = blockers()
     elif not is_english() and error.name in _HAS_BLOCKERS:
@@ -171,9 +195,10 @@ def place(gpu: Gpu, target: str) -> str:
     if target == "host":
         return _("on the host")
     try:
-        return _("on {driver}", driver=gpu.look()["Driver"])
-    except CtlError:
-        return _("on {driver}", driver="vfio")  # there it is, although the service has gone since
+        driver = gpu.look()["Driver"]
+    except CtlError:  # there it is, although the service has gone since, or no time is left to ask
+        driver = gpu.properties["Driver"] if gpu.properties["State"] == "vfio" else "vfio"
+    return _("on {driver}", driver=driver)
 
 
 def options_of(args: Namespace) -> Options:
@@ -222,6 +247,8 @@ class Switches:
         self._failures: list[CtlError] = []
         self._before: dict[str, str] = {}
         """The state of each GPU when its switch was asked for."""
+        self._asked: float | None = None
+        """When that was, in seconds since the epoch; None: not by us."""
 
     def run(self, gpus: Sequence[Gpu]) -> int:
         """To their end, unless that is not waited for; the exit status: the worst there is.
@@ -250,7 +277,7 @@ class Switches:
             CtlError: what went wrong, where it is about one GPU, or why nobody looks any longer.
         """
         self._service.end_with_its_reader()
-        following = Following(self._service, begun, self._args.timeout)
+        following = Following(self._service, begun, self._args.timeout, is_joined=self._is_joined)
         unwatched = self._followed(following)
         for gpu, _switch in begun:
             if gpu.address in following.outcomes:
@@ -262,6 +289,7 @@ class Switches:
     def _begun(self, gpus: Sequence[Gpu]) -> list[tuple[Gpu, str]]:
         """Those that were begun, with the ids of their switches."""
         self._before = {gpu.path: gpu.properties["State"] for gpu in gpus}
+        self._asked = time.time()
         sent = [(gpu, message, self._service.send(message)) for gpu in gpus for message in [self._begin(gpu)]]
         begun = []
         for gpu, message, serial in sent:
@@ -271,13 +299,22 @@ class Switches:
                 self._fail(gpu, self._refusal(gpu, error))
         return begun
 
+    def _is_joined(self, switch: Mapping[str, Any]) -> bool:
+        """Whether somebody else had asked for this one, by what property Switch says of it."""
+        if self._asked is None:
+            return False
+        asker = switch.get("asker", {})
+        if switch["started"] < self._asked or asker.get("service"):
+            return True
+        # Of two who ask in the same moment, one joins the other.
+        return asker.get("pid", os.getpid()) not in {os.getpid(), self._service.own_pid()}
+
     def _refusal(self, gpu: Gpu, error: CtlError) -> CtlError:
         """With its reasons as data where they are to be printed so, and with what else there is to type."""
-        named = _with_blockers(error, partial(self._blockers, gpu), self._args)
-        if error.name != Busy.name or not (ways := list(self._ways_out(gpu))):
-            return named
-        text = "\n".join([str(named), *ways])
-        return CtlError(text, error.exit_code, name=error.name, blockers=named.blockers)
+        if error.name == Timeout.name:
+            shows = _("{command} shows whether the switch has begun", command=f"gpuswitchctl status {gpu.word}")
+            return CtlError.of(Timeout, f"{error}\n{shows}", is_whole=True)
+        return with_ways_out(with_blockers(error, partial(self._blockers, gpu), self._args), self._ways_out(gpu))
 
     def _followed(self, following: Following) -> CtlError | None:
         """Until all are over, or why nobody looks any longer."""
@@ -328,17 +365,37 @@ class Switches:
             problem(sentence(_("cancel the switch of {gpu}", gpu=gpu.title), str(error), is_whole=error.is_whole))
 
     def _print_id(self, gpu: Gpu, switch: str) -> None:
+        """And how it is followed, for whoever sits there; a program gets the id alone."""
+        now: Mapping[str, Any] = {}
+        with suppress(CtlError):  # the service has gone since; it was begun
+            now = gpu.look()["Switch"]
+        known = now.get("id") == switch
+        joined = self._is_joined(now) if known else None
         if self._args.json:
-            as_json_line({"event": "begun", "id": switch, **naming(gpu), "target": self._args.target})
-        else:
-            line(f"{gpu.title}: {switch}" if self._several else switch)
+            whose = {"started": rfc3339(now["started"]), "requester": now.get("asker")} if known else {}
+            told = {"joined": joined, "started": None, "requester": None, **whose}
+            as_json_line({"event": "begun", "id": switch, **naming(gpu), "target": self._args.target, **told})
+            return
+        line(f"{gpu.title}: {switch}" if self._several else switch)
+        if joined:
+            problem(joined_words(gpu, now))
+        if on_terminal(sys.stdout):
+            problem(
+                _(
+                    "it is not followed: {wait} waits for its end, {show} has each step after that, {watch} tells what "
+                    "happens meanwhile",
+                    wait=f"gpuswitchctl wait {switch}",
+                    show=f"gpuswitchctl show {switch}",
+                    watch=f"gpuswitchctl watch {gpu.word}",
+                )
+            )
 
     def _finished(self, gpu: Gpu, outcome: Mapping[str, Any]) -> None:
         """Say how it ended. Anything but `done` is an error."""
         result = str(outcome["result"])
         if self._args.json:
             changed = bool(outcome["count"]) if result == "done" else result in {"failed", "wedged"}
-            _print_result(gpu, outcome, changed=changed)
+            _print_result(gpu, outcome, changed=changed, joined=self._is_joined(outcome))
         if result != "done":
             self._fail(gpu, self._failure(gpu, outcome), told=self._args.json)
         elif not self._args.json:
@@ -384,7 +441,7 @@ class Switches:
             shown = f"gpuswitchctl show {outcome['id']}"
             text += "\n" + _("all is as it was before; {command} has each step", command=shown)
         if result in {"failed", "reverted"}:
-            text += "\n" + _("put right what is named here, then: {command}", command=again)
+            text += "\n" + to_put_right(str(outcome["reason"]), again)
         code = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
         return CtlError(text, code, name=name)
 
@@ -440,8 +497,8 @@ def _worst(failures: Iterable[CtlError]) -> int:
     return next((status for status in _WORST_FIRST if status in statuses), 0)
 
 
-def _print_result(gpu: Gpu, outcome: Mapping[str, Any], *, changed: bool) -> None:
-    as_json_line({"event": "result", **naming(gpu), **switch_record(outcome), "changed": changed})
+def _print_result(gpu: Gpu, outcome: Mapping[str, Any], *, changed: bool, joined: bool = False) -> None:
+    as_json_line({"event": "result", **naming(gpu), **switch_record(outcome), "changed": changed, "joined": joined})
 
 
 def _interrupted(gpus: Sequence[Gpu], again: str) -> CtlError:
@@ -457,7 +514,7 @@ def _interrupted(gpus: Sequence[Gpu], again: str) -> CtlError:
     )
 
 
-def ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options) -> None:
+def ask_before_a_desktop_ends(service: Service, gpus: Sequence[Gpu], target: str, options: Options) -> None:
     """Ask whoever sits there, where the switch ends a desktop or a session.
 
     Raises:
@@ -475,7 +532,8 @@ def ask_before_a_desktop_ends(gpus: Sequence[Gpu], target: str, options: Options
             what=", ".join(ending),
         )
     )
-    said = answer(_("Go on? [y/N] "))
+    with service.clock_stopped():
+        said = answer(_("Go on? [y/N] "))
     if said is None:
         raise CtlError.of(Failed, _("cannot go on: the input ended without an answer; nothing was changed"))
     if not agrees(said):

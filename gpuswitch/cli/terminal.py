@@ -19,7 +19,7 @@ from rich.text import Text
 from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.interrupts import ending_in_order, stopping_in_order
-from gpuswitch.cli.output import clean, duration, numbered
+from gpuswitch.cli.output import clean, duration, numbered, wrapped
 from gpuswitch.cli.steps import SHORTEST_BAR, took_words
 from gpuswitch.cli.translate import _, recognized, state_word, step_title
 
@@ -130,6 +130,10 @@ class StepsInPlace:
         self._live = self._new_live()
         if self._stopped:
             self._live.start()
+
+    def joined(self, _gpu: Gpu, sentence: str) -> None:
+        for each in wrapped(clean(sentence), self._console.width, indent="  "):
+            self._console.print(Text(each))
 
     def step(self, of: Gpu, _switch: str, change: StepChange) -> None:
         gpu = of.title

@@ -49,6 +49,15 @@ def point_in_time(text: str, now: float | None = None) -> float:
     return _absolute(words)
 
 
+def as_seconds(text: str) -> str:
+    """A span of time, such as `5m`, as a number of seconds is typed; "" where it is none."""
+    span = " ".join(text.split())
+    try:
+        return f"{_seconds(span):g}" if _SPAN.fullmatch(span) else ""
+    except ValueError:  # of a unit that there is not
+        return ""
+
+
 def _midnight(now: float, days: int) -> float:
     day = datetime.fromtimestamp(now).date() - timedelta(days=days)  # noqa: DTZ006 -- local days
     return datetime.combine(day, time_of_day()).timestamp()

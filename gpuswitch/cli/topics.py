@@ -7,7 +7,7 @@ from argparse import Namespace
 
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.layout import pairs
-from gpuswitch.cli.output import write
+from gpuswitch.cli.output import line, write
 from gpuswitch.cli.parser import EXIT_STATUS_OF_DOCTOR, EXIT_STATUSES, HELP_IS_TEXT, TOPICS, commands_of, parser
 from gpuswitch.cli.translate import _, mark, state_word
 from gpuswitch.errors import InvalidArgument
@@ -56,7 +56,9 @@ def show_help(args: Namespace) -> int:
         write(f"\n{_('Edges between them: docs/states.md.')}")
     elif topic == "exit-status":
         pairs([(str(status), _(meaning)) for status, meaning in EXIT_STATUSES])
-        write(f"\n{_('With several GPUs, the worst of theirs.')}\n{_(EXIT_STATUS_OF_DOCTOR)}")
+        write("")
+        line(_("With several GPUs, the worst of theirs."))
+        line(_(EXIT_STATUS_OF_DOCTOR))
     elif topic == "configuration":
         write(_(_CONFIGURATION))
     else:

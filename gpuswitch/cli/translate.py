@@ -20,6 +20,8 @@ DOMAIN = "gpuswitch"
 _FOLDER = f"{os.path.dirname(__file__)}/locale"  # noqa: PTH120 -- pathlib takes longer to import than argparse
 _TELLING = 12
 """Letters that a text has in common with a template, for that to be no coincidence."""
+_TELLING_WITHIN = 7
+"""The same of what stands in a field of one that was recognized: `within 2 s`."""
 _ENGLISH: Mapping[str, str] = {}
 _spoken: list[Mapping[str, str]] = []
 """The one catalogue that is in use, once that is known."""
@@ -82,13 +84,29 @@ def worded(sentence: Mapping[str, Any]) -> str:
     """
     template = str(sentence["template"])
     data = {
-        name: worded(value) if isinstance(value, Mapping) else str(value) for name, value in sentence["data"].items()
+        name: worded(value) if isinstance(value, Mapping) else _keyword(name, str(value))
+        for name, value in sentence["data"].items()
     }
     if template == "{text}":
         # What somebody else said, such as the kernel.
         return data["text"]
     wordless = not any(map(str.isalpha, filled(template, dict.fromkeys(data, ""))))
-    return filled(template if wordless else catalogue()[template], data)
+    return filled(template if wordless else _listed(template) or catalogue()[template], data)
+
+
+def _listed(template: str) -> str:
+    """The template of parts with the same between them (`Sentence.joined`); "" where it is none, or not known so."""
+    between = template.partition("}")[2].partition("{")[0]
+    parts = [f"{{part{number}}}" for number in range(1, len(fields(template)) + 1)]
+    known = catalogue().get(between)
+    return known.join(parts) if known and template == between.join(parts) else ""
+
+
+def _keyword(field: str, value: str) -> str:
+    """A state, a result, the status of a step, or what a function is, in this language, where a field says that it is
+    one: a unit may be called so, too.
+    """
+    return state_word(value) if field in _OF_KEYWORDS and value in _KEYWORDS else value
 
 
 def reworded(text: str, sentences: Iterable[Mapping[str, Any]]) -> str:
@@ -119,7 +137,7 @@ def step_title(text: str) -> str:
         return text
     if not _titles:
         _titles.append(read(_source[0], of=_STEPS))
-    return _recognized(text, _titles[0], 1)
+    return _recognized(text, _titles[0], 1, alone=1)
 
 
 STATES = marks("detaching", "reattaching", "recovering", "failed", "wedged", "unknown", "absent")
@@ -133,19 +151,39 @@ KINDS = marks("display", "accelerator", "audio", "usb", "ucsi", "bridge", "chips
 """What a PCI function is."""
 
 
+_KEYWORDS = frozenset((*STATES, *RESULTS, *STATUSES, *KINDS))
+_OF_KEYWORDS = frozenset({"state", "result", "status", "kind"})
+"""Fields that have one of these."""
+
+
 def state_word(text: str) -> str:
     """A state, a result, the status of a step, or what a function is, in this language."""
     return catalogue().get(text, text)
 
 
-def _recognized(line: str, known: Mapping[str, str], least: int) -> str:
+def _recognized(line: str, known: Mapping[str, str], least: int, *, alone: int = _TELLING) -> str:
+    """`least`: letters that it has in common with a template; `alone`: with one that has no fields, since a word alone
+    may be the name of something.
+    """
     fitting = [(_letters(each), each) for each in known if values(each, line) is not None]
-    letters, template = max(fitting, default=(0, ""))
-    # Nothing else begins so that the service says (docs/style.md).
-    if letters < least and not template.startswith("cannot {"):
-        return line
+    enough = [
+        (letters, each)
+        for letters, each in fitting
+        # Nothing else begins so that the service says (docs/style.md).
+        if letters >= (least if "{" in each else alone) or each.startswith("cannot {")
+    ]
+    if not enough:
+        # `within 2 s (process 7 is in state D)`: two sentences, one behind the other.
+        before, bracket, behind = line.removesuffix(")").partition(" (")
+        if not bracket or not line.endswith(")"):
+            return line
+        said = [_recognized(each, known, least, alone=alone) for each in (before, behind)]
+        return f"{said[0]} ({said[1]})"
+    _count, template = max(enough)
     found = values(template, line) or {}
-    return filled(known[template], {name: _recognized(value, known, least) for name, value in found.items()})
+    within = min(least, _TELLING_WITHIN)
+    words = {name: _keyword(name, _recognized(value, known, within, alone=alone)) for name, value in found.items()}
+    return filled(known[template], words)
 
 
 def _letters(template: str) -> int:

@@ -30,7 +30,7 @@ def trial(service: Service, args: Namespace) -> int:
     """To vfio, and then home by itself; on a terminal until that is over, or kept."""
     gpu, options = service.gpu(args.gpu), options_of(args)
     if not args.yes and can_ask():
-        ask_before_a_desktop_ends([gpu], "vfio", options)
+        ask_before_a_desktop_ends(service, [gpu], "vfio", options)
     try:
         status = Switches(
             service,
@@ -40,7 +40,7 @@ def trial(service: Service, args: Namespace) -> int:
             again="gpuswitchctl to-vfio {}",
             remark=_("not all went well"),
             ways_out=lambda gpu: ways_out(
-                gpu, "vfio", options, f"gpuswitchctl trial {gpu.word} --seconds {args.seconds:g}"
+                [gpu], "vfio", options, f"gpuswitchctl trial {gpu.word} --seconds {args.seconds:g}"
             ),
             blockers=lambda gpu: gpu.blockers("vfio", options),
         ).run([gpu])

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from gpuswitch.cli.parser import arguments_of, commands_of
+from gpuswitch.cli.times import as_seconds
 from gpuswitch.cli.translate import _
 
 _PROGRAM = "gpuswitchctl"
@@ -109,12 +110,23 @@ class _Reading:
         text = _("{verb} does not know {words}", verb=self._named, words=name)
         options = [each for action in arguments_of(self.parser) for each in action.option_strings]
         if how := _ELSEWHERE.get((self._named, name)):
+            if how == "--seconds":
+                how += self._seconds_of(name, words)
             return text + _("; did you mean {word}?", word=how)
         if (action := name.lstrip("-")) in commands_of(self.parser):
             return text + _("; did you mean {word}?", word=f"{self._named} {action}")
         if owners := list(self._owners(name)):
             return text + _("; that is an option of {verbs}", verbs=", ".join(owners))
         return text + (_meant(name, options) or _explained(self._named))
+
+    def _seconds_of(self, name: str, words: Sequence[str]) -> str:
+        """What was typed as the value of that option, in seconds, behind a blank; "" where that cannot be told."""
+        word = next((each for each in words if each.partition("=")[0] == name), name)
+        _name, equals, value = word.partition("=")
+        if not equals:
+            value = next(iter(words[list(words).index(word) + 1 :]), "")
+        seconds = value if value.isdecimal() else as_seconds(value)
+        return f" {seconds}" if seconds else ""
 
     def _unknown_before_a_command(self, name: str, words: Sequence[str]) -> str:
         """It may be one of a command, which stands further on."""
@@ -174,10 +186,10 @@ class _Reading:
             if self._named == "run":
                 line = f"{_PROGRAM} run --gpu {self._words[0]} -- {' '.join(self._words[1:]) or 'COMMAND'}"
                 return _("run takes its GPU by --gpu, and its command after --: {line}", line=line)
-            if (extra := self._words[-1]).isdecimal() or re.fullmatch(r"\d+ ?s", extra):
+            if (extra := self._words[-1]).isdecimal() or as_seconds(extra):
                 for name in ("--seconds", "--limit"):
                     if _option_of(self.parser, name) is not None:
-                        how = f"{name} {extra.rstrip(' s')}"
+                        how = f"{name} {extra if extra.isdecimal() else as_seconds(extra)}"
                         return _("{verb} takes a number by its option: {how}", verb=self._named, how=how)
             if places:
                 what = str(places[0].metavar)

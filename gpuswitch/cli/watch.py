@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gpuswitch.cli.client import GPU, Gpu, Service, Signal, gpus_named, plain_values, signals_of
+from gpuswitch.cli.client import GPU, Gpu, Service, Signal, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.output import as_json_line, clock, duration, line, moment, numbered
@@ -118,7 +118,6 @@ def wait(service: Service, args: Namespace) -> int:
     Raises:
         CtlError: the time is over, or the service has gone.
     """
-    deadline = None if args.timeout is None else time.monotonic() + args.timeout
     service.end_with_its_reader()
     service.subscribe(name_owner())
     owner = service.owner()
@@ -127,7 +126,7 @@ def wait(service: Service, args: Namespace) -> int:
     by_path = {gpu.path: gpu for gpu in gpus}
     arrived = _arrived(args.state)
     while waiting := [gpu for gpu in gpus if not arrived(gpu.properties)]:
-        event = service.next_event(deadline)
+        event = service.next_event(service.deadline)
         if event is None:
             states = [_("{gpu} is {state}", gpu=gpu.title, state=state_label(gpu.properties)) for gpu in waiting]
             named, seconds = _(" and ").join(states), f"{args.timeout:g}"
@@ -167,9 +166,13 @@ def _take(gpu: Gpu, body: tuple[Any, ...]) -> None:
 
 
 def _waited_for(service: Service, selectors: Sequence[str]) -> list[Gpu]:
-    """Those GPUs; who names a state among them is told how that is done."""
+    """Those GPUs, each by what it is called or by the id of its switch; all of them where none is named. Who names a
+    state among them is told how that is done.
+    """
     try:
-        return gpus_named(service, selectors)
+        return list({gpu.path: gpu for gpu in (_of_switch(service, each) for each in selectors)}.values()) or (
+            service.gpus()
+        )
     except CtlError as error:
         states = [each for each in selectors if each.lower() in STATES]
         if error.name != NoSuchGpu.name or not states:
@@ -178,6 +181,18 @@ def _waited_for(service: Service, selectors: Sequence[str]) -> list[Gpu]:
         command = " ".join(["gpuswitchctl wait", *others, "--for", states[-1].lower()])
         hint = _("a state is waited for by: {command}", command=command)
         raise CtlError(f"{error}\n{hint}", error.exit_code, name=error.name) from None
+
+
+def _of_switch(service: Service, selector: str) -> Gpu:
+    """The GPU that is called so; else the one whose switch, the one under way or the last, has this id."""
+    try:
+        return service.gpu(selector)
+    except CtlError as error:
+        if error.name == NoSuchGpu.name:
+            for gpu in service.gpus():
+                if gpu.properties["Switch"].get("id") == selector.lower():
+                    return gpu
+        raise
 
 
 def _arrived(state: str | None) -> Callable[[Mapping[str, Any]], bool]:

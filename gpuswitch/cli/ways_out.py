@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from shlex import quote
 from typing import Any
 
 from gpuswitch.cli.client import Gpu, Options
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.translate import _
+from gpuswitch.errors import Busy
 
 _WAIT_SECONDS = 60
 _DISPLAY_MANAGER = "display-manager.service"
@@ -16,23 +17,37 @@ _DISPLAY_MANAGER = "display-manager.service"
 _FLAGS = {"busy": "--busy", "wait_seconds": "--wait", "stop_units": "--stop-unit"}
 
 
-def ways_out(gpu: Gpu, target: str, options: Options, command: str) -> Iterator[str]:
-    """A sentence for each; `command` is what was typed, without the `options`. The service is asked about each: what
-    else is in the way stays there, whatever becomes of who has the GPU open.
+def with_ways_out(error: CtlError, ways: Iterable[str]) -> CtlError:
+    """The error with these sentences below it, where it is that somebody has the GPU open; they are not asked for
+    before.
+    """
+    if error.name != Busy.name or not (found := list(ways)):
+        return error
+    told = CtlError("\n".join([str(error), *found]), error.exit_code, name=error.name, blockers=error.blockers)
+    told.gpu, told.gpu_name = error.gpu, error.gpu_name
+    return told
+
+
+def ways_out(gpus: Sequence[Gpu], target: str, options: Options, command: str, *, behind: str = "") -> Iterator[str]:
+    """A sentence for each; `command` is what was typed, without the `options`, which stand before what is `behind`.
+    The service is asked about each: what else is in the way stays there, whatever becomes of who has a GPU open.
     """
 
     def helps(changed: Options) -> bool:
         try:
-            return changed != options and not gpu.blockers(target, changed)
+            return changed != options and not any(gpu.blockers(target, changed) for gpu in gpus)
         except CtlError:  # such as a unit that may not be stopped
             return False
 
+    def typed(changed: Options) -> str:
+        return " ".join(filter(None, [_typed(command, changed), behind]))
+
     waits = {**_without(options, "busy"), "wait_seconds": ("u", _WAIT_SECONDS)}
     if helps(waits):
-        yield _("or have it wait for them: {command}", command=_typed(command, waits))
+        yield _("or have it wait for them: {command}", command=typed(waits))
     ends = {**_without(options, "wait_seconds"), "busy": ("s", "terminate")}
     can_end = helps(ends)
-    holders = _holders(gpu)
+    holders = [each for gpu in gpus for each in _holders(gpu)]
     services = sorted({each["unit"] for each in holders if each["unit"].endswith(".service") and not each["user_unit"]})
     # What belongs to a desktop as a whole ends with that; where no display manager has started it, there is none.
     desktop = [_DISPLAY_MANAGER] if not can_end and any(each["session"] for each in holders) else []
@@ -43,12 +58,12 @@ def ways_out(gpu: Gpu, target: str, options: Options, command: str) -> Iterator[
             text = _(
                 "or have {units} stopped first, and started again when the GPU is home: {command}",
                 units=named,
-                command=_typed(command, stops),
+                command=typed(stops),
             )
             yield text
             break
     if can_end:
-        yield _("or have them ended, and lose what they have not saved: {command}", command=_typed(command, ends))
+        yield _("or have them ended, and lose what they have not saved: {command}", command=typed(ends))
 
 
 def _holders(gpu: Gpu) -> list[dict[str, Any]]:

@@ -227,7 +227,7 @@ class Form:
 
 def _one_of(words: type[StrEnum], *more: str) -> Form:
     *first, last = (f'"{word}"' for word in (*words, *more))
-    return Form("string", f"{', '.join(first)} or {last}")
+    return Form("string", Sentence("{most} or {last}", most=", ".join(first), last=last))
 
 
 _Address = Annotated[PciAddress, PlainValidator(_address)]
@@ -262,19 +262,23 @@ def _vtconsole(value: str) -> str:
     return value
 
 
-_ADDRESS = Form("string", 'a PCI address, such as 0000:01:00.0; "" where `match` says which')
-_MATCH = Form("inline table", "vendor, device, subsystem, serial, slot and port, each a string, those that are wanted")
-_UNIT = Form("string", 'the full name of a systemd unit, such as display-manager.service, or "" for none')
-_DRIVER = Form("string", 'the name of a driver, or ""')
-_ATTEMPT = Form('boolean or "auto"', 'true, false or "auto"')
+_ADDRESS = Form("string", Sentence('a PCI address, such as 0000:01:00.0; "" where `match` says which'))
+_MATCH = Form(
+    "inline table", Sentence("vendor, device, subsystem, serial, slot and port, each a string, those that are wanted")
+)
+_UNIT = Form("string", Sentence('the full name of a systemd unit, such as display-manager.service, or "" for none'))
+_DRIVER = Form("string", Sentence('the name of a driver, or ""'))
+_ATTEMPT = Form('boolean or "auto"', Sentence("{most} or {last}", most="true, false", last='"auto"'))
 
-_Boolean = Annotated[bool, BeforeValidator(_boolean), Form("boolean", "true or false")]
+_Boolean = Annotated[
+    bool, BeforeValidator(_boolean), Form("boolean", Sentence("{most} or {last}", most="true", last="false"))
+]
 _Number = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 _Integer = Annotated[int, BeforeValidator(_whole_number)]
 _Seconds = Annotated[_Number, Field(le=LONGEST_DEADLINE), Form("number", unit="seconds")]
 _Patience = Annotated[_Number, Field(le=LONGEST_WAIT), Form("number", unit="seconds")]
 _Unit = Annotated[str, AfterValidator(unit)]
-_Path = Annotated[str, AfterValidator(_path_or_none), Form("string", 'an absolute path, or "" for none')]
+_Path = Annotated[str, AfterValidator(_path_or_none), Form("string", Sentence('an absolute path, or "" for none'))]
 Attempt = Annotated[Literal["auto"] | bool, PlainValidator(_attempt), _ATTEMPT]
 _AsOnRelease = Annotated[
     Release | None, BeforeValidator(lambda value: None if value == "" else value), _one_of(Release, "")
@@ -302,7 +306,7 @@ class Defaults(Table):
     grace_seconds: _Seconds = Field(
         10.0, description='How long `"terminate"` and `"kill"` leave them between a polite word and the next step.'
     )
-    stop_units: Annotated[tuple[_Unit, ...], Form("array of strings", "full names of systemd units")] = Field(
+    stop_units: Annotated[tuple[_Unit, ...], Form("array of strings", Sentence("full names of systemd units"))] = Field(
         (), description="Units that are stopped before anything is touched, and started again when the GPU is back."
     )
     after_host: Annotated[str, AfterValidator(_unit_or_none), _UNIT] = Field(
@@ -317,7 +321,9 @@ class Defaults(Table):
         "(the last NVIDIA GPU), wherever no other GPU uses them, or never.",
     )
     vfio_driver: Annotated[
-        str, AfterValidator(_vfio_driver), Form("string", 'the name of a vfio driver, such as vfio-pci, or ""')
+        str,
+        AfterValidator(_vfio_driver),
+        Form("string", Sentence('the name of a vfio driver, such as vfio-pci, or ""')),
     ] = Field("", description='The vfio driver of the display functions; "" is the one that fits best.')
     announce_sound: _Boolean = Field(
         True, description="Whether who follows udev, such as PipeWire, is told that the sound card goes, to let it go."
@@ -327,7 +333,7 @@ class Defaults(Table):
     )
     leave_consoles: Annotated[
         tuple[Annotated[str, AfterValidator(_vtconsole)], ...],
-        Form("array of strings", "names in /sys/class/vtconsole, such as vtcon1"),
+        Form("array of strings", Sentence("names in /sys/class/vtconsole, such as vtcon1")),
     ] = Field(
         (), description="Text consoles that stay unbound once they were: binding them again freezes some machines."
     )
@@ -388,9 +394,9 @@ class GpuTable(Defaults):
     name: Annotated[
         str,
         AfterValidator(name_of),
-        Form("string", "at most 32 letters, digits, dots, underscores and dashes, a letter or digit first"),
+        Form("string", Sentence("at most 32 letters, digits, dots, underscores and dashes, a letter or digit first")),
     ] = Field("", description="What the GPU is called on the command line.")
-    members: Annotated[tuple[_Address, ...], Form("array of strings", "PCI addresses")] = Field(
+    members: Annotated[tuple[_Address, ...], Form("array of strings", Sentence("PCI addresses"))] = Field(
         (), description="Functions of other slots that move along; each belongs to one GPU only."
     )
     host_driver: Annotated[str, AfterValidator(_host_driver), _DRIVER] = Field(
@@ -473,7 +479,7 @@ class Metrics(Table):
     address: Annotated[
         str,
         AfterValidator(_ip_address_or_none),
-        Form("string", 'an IP address, such as 127.0.0.1 or ::1, or "" for none'),
+        Form("string", Sentence('an IP address, such as 127.0.0.1 or ::1, or "" for none')),
     ] = Field(
         "127.0.0.1",
         description='Where they are served; "0.0.0.0" or "::" lets other machines read them; "" leaves them to the '

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import reprlib
 
+from gpuswitch.sentence import Sentence
+
 
 def shown(value: object) -> str:
     """A value to a person, cut short."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
-        return "a table"
+        return Sentence("a table")
     try:
         return reprlib.repr(value)
     except ValueError:  # Python does not write a number of more than 4300 digits, but reads it in hex
-        return "a number that is too long"
+        return Sentence("a number that is too long")
 
 
 def called(name: str, what: object) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 
 from gpuswitch.config.settings import Config
@@ -27,7 +28,7 @@ from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
-from gpuswitch.model.holders import Holder
+from gpuswitch.model.holders import Holder, Unit
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import AS_CONFIGURED, Options
 from gpuswitch.model.states import State
@@ -38,7 +39,7 @@ from gpuswitch.switch.journal.journal import Journal
 from gpuswitch.switch.planning.guards import blockers, refusal
 from gpuswitch.switch.planning.plan import Plan
 from gpuswitch.switch.planning.preparation import Preparation
-from gpuswitch.switch.planning.requirements import everything
+from gpuswitch.switch.planning.requirements import everything, leaving_as_configured
 from gpuswitch.switch.record import THE_SERVICE, Drift, Requester, Result, Switch
 from gpuswitch.switch.shared.arbiter import Arbiter
 from gpuswitch.switch.shared.awake import Why
@@ -150,6 +151,19 @@ class Actor:
             seconds = f"{record.config.deadlines.holders:g}"
             why = Sentence("the look for them took longer than {seconds} s", seconds=seconds)
             raise Failed(self._unknown(why)) from None
+
+    async def goes_by_itself(self, holders: Collection[Holder]) -> frozenset[Holder]:
+        """Those of them that a switch to vfio, as it is configured, sees to by itself: none where it is not at home."""
+        record = self.record
+        if record.state is not State.HOST:
+            return frozenset()
+        leaving = leaving_as_configured(record.gpu, record.facts, record.config, holders)
+        canonical: list[Unit] = []
+        with suppress(KernelError, TimeoutError):  # then by the names that the configuration has
+            async with asyncio.timeout(record.config.deadlines.inhibit):
+                canonical += [await self._host.systemd.canonical(unit) for unit in leaving.units]
+        leaving = replace(leaving, units=(*leaving.units, *canonical))
+        return frozenset(holder for holder in holders if leaving.takes(holder))
 
     def _unknown(self, why: Sentence) -> Sentence:
         return Sentence("nobody can tell who has {gpu} open: {why}", gpu=self.gpu.address, why=why)

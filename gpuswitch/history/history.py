@@ -27,7 +27,7 @@ from gpuswitch.history.archive import Archive, ArchiveError, Entry, StepEntry
 from gpuswitch.runtime.threads import resolve
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import StepEvent
-from gpuswitch.switch.record import Drift, Requester, Switch
+from gpuswitch.switch.record import Drift, Switch
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ def entry_of(gpu: str, switch: Switch) -> Entry:
         result=str(switch.result),
         reason=switch.reason,
         options=_options(switch),
-        requester=_requester(switch.requester),
+        requester=switch.requester.as_data(),
         steps=tuple(
             StepEntry(step.index, step.title, step.kind, str(step.status), _usec(step.started), _usec(step.seconds))
             for step in switch.steps
@@ -221,18 +221,6 @@ def _options(switch: Switch) -> dict[str, Any]:
     given = {"busy": options.busy, "wait_seconds": options.wait_seconds, "stop_units": list(options.stop_units)}
     given |= {"trial_seconds": options.trial_seconds}
     return {key: value for key, value in given.items() if value}
-
-
-def _requester(requester: Requester) -> dict[str, Any]:
-    """What is known of who asked."""
-    known = {"service": requester.service, "uid": requester.uid, "pid": requester.pid}
-    words = {"unit": requester.unit, "command": requester.command, "vm": requester.vm}
-    whys = {"trial": requester.trial, "at_boot": requester.at_boot}
-    return (
-        {key: value for key, value in known.items() if value is not None}
-        | words
-        | {w: so for w, so in whys.items() if so}
-    )
 
 
 def _usec(seconds: float) -> int:

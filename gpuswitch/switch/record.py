@@ -49,6 +49,17 @@ class Requester:
         """The same, that asks for this owner."""
         return replace(self, vm=owner.name, for_process=owner.process is not None)
 
+    def as_data(self) -> dict[str, object]:
+        """What is known of it, as the history keeps it and the bus tells it (docs/dbus.md, `asker`)."""
+        known: dict[str, object] = {"service": self.service, "uid": self.uid, "pid": self.pid}
+        words = {"unit": self.unit, "command": self.command, "vm": self.vm}
+        whys = {"trial": self.trial, "at_boot": self.at_boot}
+        return (
+            {key: value for key, value in known.items() if value is not None}
+            | words
+            | {why: so for why, so in whys.items() if so}
+        )
+
     @property
     def machine(self) -> str:
         """The virtual machine that it asked for, which may be in the books of libvirt; "" none."""

@@ -80,6 +80,7 @@ HOLDERS = (
         "doubt": "",
         "machine": False,
         "remedy": "systemctl --user --machine=alice@ stop app-org.blender.Blender-4711.scope",
+        "goes_by_itself": False,
     },
     {
         "pid": 0,
@@ -93,6 +94,21 @@ HOLDERS = (
         "doubt": "its descriptors cannot be read",
         "machine": False,
         "remedy": "echo 0 > /sys/class/vtconsole/vtcon1/bind",
+        "goes_by_itself": False,
+    },
+    {
+        "pid": 912,
+        "command": "Xorg",
+        "uid": 0,
+        "user": "root",
+        "unit": "display-manager.service",
+        "user_unit": False,
+        "session": "",
+        "nodes": ["/dev/nvidiactl"],
+        "doubt": "",
+        "machine": False,
+        "remedy": "stop it: systemctl stop display-manager.service",
+        "goes_by_itself": True,
     },
 )
 FUNCTIONS = (
@@ -230,7 +246,7 @@ def shown(command: str, columns: int, **knows: Any) -> str:
     """What a command leaves on a terminal of so many columns."""
     knows = {**_KNOWN, **knows}
     service = fixed(*knows.pop("gpus", GPUS), **knows)
-    with _terminal(columns) as screen, patch.object(Service, "connect", lambda _address: service):
+    with _terminal(columns) as screen, patch.object(Service, "connect", lambda _address, _seconds: service):
         main(shlex.split(command))
     return "".join(f"{line.rstrip()}\n" for line in words(screen.getvalue()).splitlines())
 

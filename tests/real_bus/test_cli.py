@@ -132,6 +132,7 @@ async def test_no_wait_prints_the_id(start: Start, ctl: Ctl) -> None:
     joined = json.loads(ctl("to-vfio", "geforce", "--no-wait", "--json").stdout)
     assert joined.pop("at").endswith("Z")
     named = {"gpu": DISCRETE, "name": "geforce"}
+    assert [joined.pop(each) is not None for each in ("joined", "started", "requester")] == [True, True, True]
     assert joined == {"version": 1, "event": "begun", "id": begun.stdout.strip(), **named, "target": "vfio"}
 
 
@@ -173,10 +174,43 @@ async def test_a_kernel_that_does_not_return_ends_with_7(start: Start, ctl: Ctl)
 
 async def test_a_switch_goes_on_when_the_time_is_up(start: Start, ctl: Ctl) -> None:
     await start("laptop", f"unbind@{SOUND}=hang", config=CONFIG)
-    late = ctl("to-vfio", "geforce", "--timeout", "0.05")
+    late = ctl("to-vfio", "geforce", "--timeout", "2")
     assert late.returncode == 6
-    assert "has not finished within 0.05 s, and goes on" in late.stderr
+    assert "has not finished within 2 s, and goes on" in late.stderr
     assert field(ctl, "state") == "detaching"
+
+
+JOINED = (
+    rf"joined switch [0-9a-f]{{8}} of {re.escape(CALLED)} to vfio, which runs since \d\d:\d\d:\d\d; "
+    r"asked for by gpuswitchctl \(pid \d+\) of \S+( in \S+)?\n"
+)
+
+
+async def test_who_joins_a_switch_is_told_whose_it_is(start: Start, ctl: Ctl) -> None:
+    await start("laptop", f"unbind@{SOUND}=hang", config=CONFIG)
+    begun = json.loads(ctl("to-vfio", "geforce", "--no-wait", "--json").stdout)
+    joined = json.loads(ctl("to-vfio", "geforce", "--no-wait", "--json").stdout)
+    assert (begun["joined"], joined["joined"], joined["requester"]) == (False, True, begun["requester"])
+    assert begun["requester"]["command"] == "gpuswitchctl"
+    plain = ctl("to-vfio", "geforce", "--no-wait")
+    assert plain.stdout == f"{begun['id']}\n"
+    assert re.fullmatch(f"gpuswitchctl: {JOINED}", plain.stderr)
+    followed = ctl("to-vfio", "geforce", "--timeout", "2")
+    assert re.match(JOINED, followed.stdout)
+
+
+async def test_a_switch_is_waited_for_and_looked_for_by_its_id(start: Start, ctl: Ctl) -> None:
+    await start("laptop", f"unbind@{SOUND}=hang", config=CONFIG)
+    switch = ctl("to-vfio", "geforce", "--no-wait").stdout.strip()
+    shown = ctl("show", switch[:5])
+    assert shown.returncode == 2
+    assert shown.stderr.endswith(
+        f": switch {switch} of {CALLED} is under way: gpuswitchctl status geforce shows how far it is, "
+        f"gpuswitchctl wait {switch} waits for its end\n"
+    )
+    late = ctl("wait", switch, "--timeout", "2")
+    assert late.stderr == f"gpuswitchctl: the time is over: not at rest within 2 s: {CALLED} is detaching\n"
+    assert ctl("wait", "ffffffff").returncode == 2
 
 
 def follow(environ: dict[str, str]) -> subprocess.Popen[str]:

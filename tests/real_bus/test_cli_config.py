@@ -11,6 +11,7 @@ import pytest
 
 from gpuswitch.cli.configuration import DIRECTORY, judged
 from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.simulated import tell_of_this_machine
 from gpuswitch.config import settings
 from gpuswitch.errors import ConfigError
 from tests.harness.buses.private import PrivateBus
@@ -218,3 +219,20 @@ def test_an_editor_is_for_people(ctl: Ctl) -> None:
 
 def test_the_command_and_the_service_mean_the_same_directory() -> None:
     assert DIRECTORY == settings.DIRECTORY
+
+
+async def test_a_simulated_service_has_its_own_directory_checked(
+    start: Start, ctl: Ctl, private_bus: PrivateBus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what looks at this machine all the same says so."""
+    tell_of_this_machine(private_bus.address)
+    assert capsys.readouterr() == ("", "")
+    service = await start("laptop", config=GOOD)
+    checked = ctl("check")
+    file = service.config / "config.toml"
+    assert checked.stdout == f"the configuration in {service.config} can be used: {file}\n"
+    assert checked.stderr == ""
+    tell_of_this_machine(private_bus.address)
+    assert "not at the simulated machine laptop, of which status tells" in capsys.readouterr().err
+    tell_of_this_machine(None)
+    assert capsys.readouterr().err == ""

@@ -138,7 +138,8 @@ async def test_the_service_is_not_told_of_what_it_does_not_read(start: Start, pe
     write_config(service.config, GOOD)
     file = write_config(tmp_path / "mine", QUIET)
     status, shown = person.edits(file, writes(f"{QUIET}# a word\n"))
-    assert (status, told(shown)) == (0, [f"{file} is saved", NOT_IN_FORCE])
+    not_in_force = NOT_IN_FORCE.replace("/etc/gpuswitch", str(service.config))
+    assert (status, told(shown)) == (0, [f"{file} is saved", not_in_force])
     assert (
         "the service has read it: this is new"
         in person.with_service_in(service.config).edits(service.config / "config.toml", writes(f"{GOOD}# a word\n"))[1]
@@ -388,3 +389,23 @@ def test_the_names_of_what_changed() -> None:
         'gpu[y].address = "y"',
         "gpu[x] has no table any more",
     ]
+
+
+def test_what_an_edit_that_was_killed_has_left_is_taken_away_or_named(person: Person, tmp_path: Path) -> None:
+    file = write_config(tmp_path, QUIET)
+    for script in ('kill -9 "$PPID"', f'{writes(GOOD)}\nkill -9 "$PPID"'):
+        status, _shown = person.edits(file, script)
+        assert status == -9
+    status, shown = person.edits(file, "true")
+    assert status == 0
+    left = kept(tmp_path)
+    assert left.read_text() == GOOD
+    assert f"an earlier edit that was ended left {left}: take what you want from it, then: rm {left}\n" in shown
+
+
+async def test_a_simulated_service_has_its_own_file_edited(person: Person, start: Start) -> None:
+    service = await start("laptop", config=QUIET)
+    file = service.config / "config.toml"
+    status, shown = person.edits(file, writes(GOOD))
+    assert (status, file.read_text()) == (0, GOOD)
+    assert told(shown)[:2] == [f"{file} is saved", "the service has read it: this is new"]

@@ -113,7 +113,7 @@ async def test_after_a_failure_stands_what_to_type(
     assert failed.returncode == 1
     first, *_, last = failed.stderr.splitlines()
     assert first.startswith(f"gpuswitchctl: nicht möglich ({DISCRETE} auf vfio umschalten), {result}: ")
-    assert last == f"  in Ordnung bringen, was hier genannt ist, dann: gpuswitchctl {command} {DISCRETE}"
+    assert last == f"  herausfinden, warum 'unload nvidia' nicht ging, dann: gpuswitchctl {command} {DISCRETE}"
     assert f"  {result}  " in ctl("de_DE", "history").stdout
     assert "nvidia entladen" in ctl("de_DE", "show").stdout
     assert "nicht möglich (unload nvidia): " in ctl("de_DE", "show").stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -10,13 +11,14 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from os import openpty
+from pathlib import Path
 from typing import Any
 
 import pytest
 from jeepney import HeaderFields
 
 from tests.harness.buses.private import PrivateBus
-from tests.harness.service.peers import watching
+from tests.harness.service.peers import scripted_bus, watching
 from tests.harness.service.services import ANY_PORT, ROOT, environment
 from tests.real_bus.conftest import CTL, Start
 
@@ -324,12 +326,42 @@ async def test_a_state_is_waited_for_until_somebody_brings_it_there(start: Start
 
 async def test_the_time_may_be_over_before(start: Start, watch: Watch) -> None:
     service = await start("laptop", f"unbind@{SOUND}=hang", config=f"{CONFIG}[deadlines]\nunbind = 600\n")
-    late = watch("wait", "geforce", "--for", "vfio", "--timeout", "0.1")
-    assert late.ended() == (6, f"gpuswitchctl: the time is over: not on vfio within 0.1 s: {CALLED} is host-nvidia\n")
+    late = watch("wait", "geforce", "--for", "vfio", "--timeout", "2")
+    assert late.ended() == (6, f"gpuswitchctl: the time is over: not on vfio within 2 s: {CALLED} is host-nvidia\n")
     await service.move(PATH, "vfio")
-    late = watch("wait", "geforce", "--timeout", "0.1", "--json")
+    late = watch("wait", "geforce", "--timeout", "2", "--json")
     status, err = late.ended()
-    assert (status, f"not at rest within 0.1 s: {CALLED} is detaching" in err) == (6, True)
+    assert (status, f"not at rest within 2 s: {CALLED} is detaching" in err) == (6, True)
+
+
+@pytest.mark.parametrize("typed", [["wait", "geforce"], ["to-vfio", "geforce"], ["recover", "geforce"]])
+async def test_a_service_that_answers_nothing_takes_no_longer_than_its_user_lets_it(
+    typed: list[str], start: Start, watch: Watch
+) -> None:
+    service = await start("laptop", config=CONFIG)
+    service.process.send_signal(signal.SIGSTOP)
+    try:
+        late = watch(*typed, "--timeout", "0.3").ended()
+    finally:
+        service.process.send_signal(signal.SIGCONT)
+    assert late == (6, "gpuswitchctl: the time is over: the service has not answered within 0.3 s\n")
+
+
+async def test_a_bus_that_answers_nothing_takes_no_longer_either(tmp_path: Path, watch: Watch) -> None:
+    """Neither one that lets nobody in, nor one that has, and does not greet."""
+    async with scripted_bus(tmp_path) as (address, connections):
+        words = f"the bus at {address}: it did not answer within 0.3 s\n"
+        late = watch("wait", "--bus", address, "--timeout", "0.3")
+        far_end = await connections.get()
+        status, err = await asyncio.to_thread(late.ended)
+        assert (status, err.endswith(words)) == (6, True)
+        await far_end.close()
+        late = watch("wait", "--bus", address, "--timeout", "0.3")
+        far_end = await connections.get()
+        await far_end.receive_hello()
+        status, err = await asyncio.to_thread(late.ended)
+        assert (status, err.endswith(words)) == (6, True)
+        await far_end.close()
 
 
 def _wait_for(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 
@@ -31,6 +32,42 @@ async def test_each_way_out_is_named(start: Start, ctl: Ctl) -> None:
     ]
     first, *_ = offered(ctl("trial", "geforce", "--seconds", "60"))
     assert first == f"{WAIT}gpuswitchctl trial geforce --seconds 60 --wait 60"
+
+
+async def test_a_plan_and_a_command_that_is_to_run_have_the_same_ways_out(start: Start, ctl: Ctl) -> None:
+    """What only looks is answered by what only looks; the command stands behind the options."""
+    await start("single", config=MAY)
+    for typed in (["plan", "geforce", "vfio"], ["to-vfio", "geforce", "--dry-run"]):
+        ways = offered(ctl(*typed))
+        first = shlex.join(["gpuswitchctl", *typed])
+        assert ways == [
+            f"{WAIT}{first} --wait 60",
+            f"{STOP}{first} --stop-unit display-manager.service",
+            f"{END}{first} --busy terminate",
+        ]
+        assert ctl(*shlex.split(ways[1].removeprefix(STOP))[1:]).returncode == 0
+    _wait, stop, end = offered(ctl("run", "--gpu", "geforce", "--", "echo", "{0}", "a b"))
+    assert end == f"{END}gpuswitchctl run --gpu geforce --busy terminate -- echo '{{0}}' 'a b'"
+    done = ctl(*shlex.split(stop.removeprefix(STOP))[1:])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0000:01:00.0 a b\n", "")
+    *_, end = offered(ctl("run", "--name", "win 11", "--", "/bin/echo", *["-device"] * 30))
+    assert end == f"{END}gpuswitchctl run --gpu geforce --name 'win 11' --busy terminate -- /bin/echo ..."
+
+
+async def test_who_goes_by_itself_is_told_from_who_is_in_the_way(start: Start, ctl: Ctl) -> None:
+    """As `to-vfio` has it: PipeWire is told that the sound goes, and a unit that the configuration names is stopped."""
+    by_itself = {"wireplumber"}
+    for stops, there in (
+        ("", by_itself),
+        ('stop_units = ["display-manager.service"]\n', {*by_itself, "Xorg", "kwin_x11"}),
+    ):
+        await (service := await start("single", config=f"{MAY}{stops}")).ask("Warnings")
+        found = json.loads(ctl("holders", "geforce", "--json").stdout)["holders"]
+        assert {each["command"] for each in found if each["goes_by_itself"]} == there
+        shown = ctl("holders", "geforce").stdout.splitlines()[1:]
+        assert {line.split()[1] for line in shown if line.endswith("nothing to do: a switch to vfio does it")} == there
+        service.process.terminate()
+        await service.process.wait()
 
 
 @pytest.mark.parametrize("lead", [STOP, END])

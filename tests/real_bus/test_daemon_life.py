@@ -12,8 +12,20 @@ import pytest
 from gpuswitch.host.simulated.scenarios import SCENARIOS
 from gpuswitch.service import main
 from tests.harness.buses.private import PrivateBus
-from tests.harness.service.peers import PeerError
-from tests.harness.service.services import ANY_PORT, GPU, ROOT, contents, run_to_the_end, told_properties, write_config
+from tests.harness.service.peers import Peer, PeerError
+from tests.harness.service.services import (
+    ANY_PORT,
+    BIN,
+    GPU,
+    MANAGER,
+    NAME,
+    ROOT,
+    contents,
+    environment,
+    run_to_the_end,
+    told_properties,
+    write_config,
+)
 from tests.real_bus.conftest import Start
 
 DISCRETE = f"{ROOT}/gpu/0000_01_00_0"
@@ -189,6 +201,49 @@ async def test_systemd_hears_of_a_reload_by_signal_good_or_bad(start: Start) -> 
         assert await service.notified("READY") == {"READY": "1"}
         assert (await service.properties(DISCRETE))["Name"] == name
     assert "the configuration stays as it was: cannot use " in service.log
+
+
+async def test_a_reload_that_is_asked_for_while_it_starts_comes_after_that(
+    private_bus: PrivateBus, tmp_path: Path
+) -> None:
+    """It has read the configuration by then, and connects to the bus: at first nobody answers there."""
+    connected: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+    server = await asyncio.start_unix_server(lambda *ends: connected.put_nowait(ends), tmp_path / "slow")
+    config = write_config(tmp_path / "etc", ANY_PORT).parent
+    options = ["--config", f"{config}", "--runtime", f"{tmp_path}/run", "--state", f"{tmp_path}/state"]
+    async with server:
+        process = await asyncio.create_subprocess_exec(
+            BIN / "gpuswitchd",
+            "--simulate",
+            "laptop",
+            "--bus",
+            f"unix:path={tmp_path}/slow",
+            *options,
+            env=environment(),
+        )
+        reader, writer = await connected.get()
+        write_config(config, NAMED)
+        process.send_signal(signal.SIGHUP)
+        there = await asyncio.open_unix_connection(private_bus.address.partition("unix:path=")[2].partition(",")[0])
+        pumps = [asyncio.create_task(_pump(reader, there[1])), asyncio.create_task(_pump(there[0], writer))]
+        async with Peer.on(private_bus.address) as peer:
+            while not await peer.call("org.freedesktop.DBus", "/", "org.freedesktop.DBus.NameHasOwner", "s", NAME):
+                assert process.returncode is None
+                await asyncio.sleep(0.05)
+            while '"geforce"' not in {each["value"][1] for each in await peer.call(NAME, ROOT, f"{MANAGER}.Config")}:
+                assert process.returncode is None
+                await asyncio.sleep(0.05)
+        process.terminate()
+        assert await process.wait() == 0
+        await asyncio.gather(*pumps)
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+    await writer.wait_closed()
 
 
 # End

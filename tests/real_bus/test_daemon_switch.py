@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -76,6 +77,8 @@ async def test_the_record_of_a_switch_says_how_it_went(start: Start) -> None:
     record = await service.wait(DISCRETE, switch)
     assert record == (await service.properties(DISCRETE))["Switch"]
     assert record.pop("finished") >= record.pop("step_started") >= record.pop("started") > 0
+    asker = record.pop("asker")
+    assert (asker["service"], asker["pid"], asker["uid"]) == (False, os.getpid(), os.getuid())
     assert record == {
         "id": switch,
         "target": "vfio",

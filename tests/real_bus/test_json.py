@@ -195,7 +195,7 @@ async def test_a_switch_that_is_not_followed_is_begun_and_seen_under_way(start: 
     assert begun["event"] == "begun"
     [gpu] = told("status", "geforce")[0]["gpus"]
     assert (gpu["switch"]["id"], gpu["switch"]["result"], gpu["switch"]["finished"]) == (begun["id"], None, None)
-    late = told("to-vfio", "geforce", "--timeout", "0.05")
+    late = told("to-vfio", "geforce", "--timeout", "2")
     assert (late.status, late[-1]["error"]["kind"], late[-1]["changed"]) == (6, "timeout", None)
     still = told("wait", "geforce", "--timeout", "0.05")
     assert (still.status, still[-1]["error"]["kind"]) == (6, "timeout")

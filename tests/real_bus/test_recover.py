@@ -90,14 +90,14 @@ async def test_people_hear_that_it_is_elsewhere(start: Start, private_bus: Priva
     assert err.startswith(f"gpuswitchctl: cannot recover {ADDRESS} (reverted): ")
     reason, hint = err.splitlines()
     assert reason.endswith("it is on vfio-pci now")
-    assert hint == f"  put right what is named here, then: gpuswitchctl recover {ADDRESS}"
+    assert hint == f"  find out why 'bind {SOUND}' did not work, then: gpuswitchctl recover {ADDRESS}"
 
 
 async def test_what_fails_once_more_is_told_with_what_failed_before(start: Start, private_bus: PrivateBus) -> None:
     """It is not `reverted`: as before is not well. And it is said what to do next."""
     service = await failed(start, *HOME_FAILS_TOO, *(f"probe@{SOUND}#{nth}=EINVAL" for nth in (5, 6)))
     story = (await service.properties(DISCRETE))["Reason"]
-    hint = f"put right what is named here, then: gpuswitchctl recover {ADDRESS}"
+    hint = f"find out why 'bind {SOUND}' did not work, then: gpuswitchctl recover {ADDRESS}"
     for _ in range(2):
         status, _, err = await ctl(private_bus, "to-host", ADDRESS)
         assert status == 1

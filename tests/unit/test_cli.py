@@ -351,7 +351,7 @@ def test_nothing_to_show_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_the_locale_cannot_write_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
-    monkeypatch.setattr(Service, "connect", lambda _address: fixed(gpu(Model="Müller")))
+    monkeypatch.setattr(Service, "connect", lambda _address, _seconds: fixed(gpu(Model="Müller")))
     assert main(["list"]) == 0
     assert b"M\\xfcller" in written.getvalue()
 

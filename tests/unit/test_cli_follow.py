@@ -150,6 +150,18 @@ def test_an_answer_that_comes_too_late_is_offered_to_nobody() -> None:
     assert service.next_event(0.0) is None
 
 
+def test_what_its_user_allows_bounds_every_answer_but_those_of_people() -> None:
+    deadline = time.monotonic()
+    service = Service(cast("DBusConnection", Connection()), None, seconds=5.0, deadline=deadline)
+    with pytest.raises(CtlError, match=r"^the time is over: the service has not answered within 5 s$") as error:
+        service.ask(ping())
+    assert error.value.exit_code == 6
+    with service.clock_stopped(), pytest.raises(CtlError, match=r"did not answer within 0\.001 s"):
+        service.ask(ping(), 0.001)
+    assert service.deadline is not None
+    assert service.deadline > deadline
+
+
 def test_what_came_while_an_answer_was_waited_for_is_offered_in_its_order() -> None:
     """An answer that says how something is, and a signal that says how it has become: never the other way round."""
     connection = Connection()

@@ -14,6 +14,7 @@ from gpuswitch.cli.client import Signal
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.parser import parse
 from gpuswitch.cli.ways_out import ways_out
+from gpuswitch.errors import Timeout
 from tests.harness.service.fixed import CARD, fixed, gpu, stepped, switch
 
 OTHER = "0000:02:00.0"
@@ -39,6 +40,13 @@ def test_what_is_left_to_do_about_a_failed_gpu_is_said(result: str) -> None:
     assert str(error.value).splitlines()[1:] == [
         "put right what is named here, then: gpuswitchctl recover 0000:01:00.0"
     ]
+
+
+def test_what_did_not_work_is_named_where_it_says_nothing_to_put_right() -> None:
+    with pytest.raises(CtlError) as error:
+        moved(ends=switch(result="reverted", reason="cannot bind 0000:01:00.1: Invalid argument"))
+    again = "find out why 'bind 0000:01:00.1' did not work, then: gpuswitchctl to-vfio 0000:01:00.0"
+    assert str(error.value).splitlines()[1:] == [AS_BEFORE, again]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +219,58 @@ def test_what_would_end_a_desktop_or_a_session_is_known_before(
     assert move.ended(card, "vfio", {}) == named
 
 
+def test_who_cannot_wait_for_the_begin_of_a_switch_is_told_where_to_look() -> None:
+    with pytest.raises(CtlError) as error:
+        run(["to-vfio"], gpu(Name="geforce"), begins=CtlError.of(Timeout, "the time is over"))
+    told = "the time is over\ngpuswitchctl status geforce shows whether the switch has begun"
+    assert (str(error.value), error.value.exit_code, error.value.is_whole) == (told, 6, True)
+
+
+def test_a_switch_that_others_had_begun_is_told_as_that(capsys: pytest.CaptureFixture[str]) -> None:
+    """By when it was begun, and by whom: of two who ask in the same moment, one joins the other."""
+    asker = switch()["asker"]
+    for began, by, joined in [
+        (1.0, asker, True),
+        (4e9, asker, False),
+        (4e9, {**asker, "pid": 1}, True),
+        (4e9, {**asker, "service": True}, True),
+        (4e9, {"service": False, "unit": "", "command": "", "vm": ""}, False),
+    ]:
+        now = switch(started=began, asker=by, result="", finished=0.0)
+        ends = switch(started=began, asker=by, finished=began + 1)
+        knows: dict[str, Any] = {"events": ["GetAll"], "outcomes": {CARD: ends}}
+        assert run(["to-vfio"], gpu(Switch=now), **knows) == 0
+        assert ("joined switch 5f of 0000:01:00.0 to vfio, which runs since " in capsys.readouterr().out) is joined
+        assert run(["to-vfio", "--json"], gpu(Switch=now), **knows) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["joined"] is joined
+
+
+def test_how_a_switch_is_followed_that_is_not_is_said_on_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = gpu(Name="geforce", Switch=switch(started=4e9))
+    assert run(["to-vfio", "--no-wait"], now) == 0
+    assert capsys.readouterr() == ("5f\n", "")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert run(["to-vfio", "--no-wait"], now) == 0
+    out, err = capsys.readouterr()
+    assert (out, "gpuswitchctl wait 5f waits for its end" in err) == ("5f\n", True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["to-vfio", "rtx", "vfio"], "vfio is where a GPU goes, and no GPU: gpuswitchctl to-vfio rtx"),
+        (["to-vfio", "my card", "HOST"], "HOST is where a GPU goes, and no GPU: gpuswitchctl to-host 'my card'"),
+    ],
+)
+def test_a_target_among_the_gpus_is_told_how_it_is_typed(typed: list[str], meant: str) -> None:
+    with pytest.raises(CtlError) as error:
+        run(typed, gpu(), unknown=["vfio", "HOST"])
+    assert (str(error.value).splitlines()[1:], error.value.exit_code) == ([meant], 2)
+
+
 def test_options_are_only_what_was_said() -> None:
     said = Namespace(busy=None, wait=None, stop_unit=[])
     assert move.options_of(said) == {}
@@ -230,7 +290,7 @@ class TestWaysOut:
         """The flags, of a service that refuses options with one of these words."""
         [there] = fixed(gpu(Name="geforce"), holders=holders, refused=refused).gpus()
         command = "gpuswitchctl to-vfio geforce"
-        return [way.rpartition(": ")[2].removeprefix(command) for way in ways_out(there, "vfio", options, command)]
+        return [way.rpartition(": ")[2].removeprefix(command) for way in ways_out([there], "vfio", options, command)]
 
     @staticmethod
     def holder(**of: object) -> dict[str, Any]:

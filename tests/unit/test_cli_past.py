@@ -16,6 +16,7 @@ from gpuswitch.cli import history as past
 from gpuswitch.cli import query
 from gpuswitch.cli.client import plain_values
 from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.requesters import requester_words
 from gpuswitch.cli.terminal import print_timeline
 from tests.harness.json_schemas import check
 from tests.harness.service.fixed import fixed, gpu, switch
@@ -238,8 +239,8 @@ def test_one_that_was_there_already(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_who_asked_in_words(requester: dict[str, Any], short: str, whole: str | None) -> None:
-    assert past.requester_words(requester) == short
-    assert whole is None or past.requester_words(requester, whole=True) == whole
+    assert requester_words(requester) == short
+    assert whole is None or requester_words(requester, whole=True) == whole
 
 
 def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

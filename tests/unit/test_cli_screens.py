@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import pytest
 from hypothesis import given
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from gpuswitch.cli.layout import fitted, paired, shortened
 from gpuswitch.cli.output import cells, wrapped
+from gpuswitch.cli.parser import EXIT_STATUSES, exit_status_lines
+from gpuswitch.cli.translate import speak
 from tests.harness.screens import SCREENS, WIDTHS, file, screens, shown
 
 ADDRESS = re.compile(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b")
@@ -50,6 +52,44 @@ def test_no_line_is_wider_than_the_screen_but_for_what_is_copied(columns: int) -
         for line in shown(command, columns, **knows).splitlines():
             value = line.partition(": ")[2] or line
             assert cells(line) <= columns or " " not in value.strip() or value.strip() in COMMANDS, line
+
+
+def test_a_column_below_its_row_that_is_empty_leaves_no_line_behind() -> None:
+    rows = [["5f", "x" * 30, "-"], ["60", "x" * 30, "-"]]
+    headings = ("ID", "NAME", "REASON")
+    assert fitted(headings, rows, 38, below="REASON") == ["ID  NAME", *(f"{row[0]}  {row[1]}" for row in rows)]
+    assert len(fitted(headings, [*rows, ["61", "y", "why"]], 38, below="REASON")) == 6
+
+
+def test_all_columns_that_are_left_out_are_named_where_one_of_them_says_something() -> None:
+    headings = ("GPU", "OWNER", "MANAGED", "MODEL")
+    rows = [["0000:01:00.0", "-", "no", "GA104"]]
+    assert fitted(headings, rows, 14, left_out=("MODEL", "MANAGED", "OWNER"))[2:] == [
+        "no room for",
+        "    MANAGED,",
+        "    OWNER,",
+        "    MODEL: a",
+        "    wider",
+        "    terminal",
+        "    has it,",
+        "    and --json",
+    ]
+    # Nobody misses what says nothing.
+    assert fitted(("GPU", "OWNER"), [["0000:01:00.0", "-"]], 14, left_out=("OWNER",)) == ["GPU", "0000:01:00.0"]
+
+
+@pytest.mark.parametrize("language", ["en", "de", "fr", "zh_CN"])
+def test_exit_statuses_stand_in_columns_that_fit(language: str) -> None:
+    speak(language)
+    try:
+        for columns in (38, 78, 198):
+            lines = exit_status_lines(columns)
+            assert columns == 38 or all(cells(line) <= columns for line in lines)
+            numbers = [[int(word) for word in line.split() if word.isdecimal()] for line in lines]
+            assert sorted(chain(*numbers)) == [status for status, _meaning in EXIT_STATUSES if status != 141]
+            assert len(lines) == (10 if columns == 38 else 5)
+    finally:
+        speak("en")
 
 
 # Any table, any text

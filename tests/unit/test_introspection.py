@@ -45,7 +45,7 @@ def test_each_property_says_whether_it_changes(interface: type[Interface]) -> No
         each.attrib["name"]: [a.attrib["value"] for a in each.findall(emits)]
         for each in told(interface).iter("property")
     }
-    constant = {"Version", "Address"}
+    constant = {"Version", "ConfigDirectory", "Simulated", "Address"}
     assert said == {name: ["const" if name in constant else "true"] for name in interface.properties}
 
 

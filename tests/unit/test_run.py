@@ -6,7 +6,8 @@ import pytest
 
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.parser import UsageError, parse
-from gpuswitch.cli.run import filled
+from gpuswitch.cli.run import filled, why_not_home
+from tests.harness.service.fixed import fixed, gpu
 
 DISPLAY, SOUND = "0000:01:00.0", "0000:01:00.1"
 
@@ -49,3 +50,11 @@ def test_no_command(arguments: list[str]) -> None:
 def test_dashes_mean_what_they_did_elsewhere() -> None:
     assert parse(["status", "--", "run"]).gpus == ["run"]
     assert parse(["status", "run", "--", "--wait"]).gpus == ["run", "--wait"]
+
+
+def test_who_has_a_gpu_open_on_its_way_home_does_not_keep_it_from_there() -> None:
+    holder = {"command": "wireplumber", "pid": 1000}
+    [kept] = fixed(gpu(Name="rtx", State="vfio"), holders=[holder]).gpus()
+    assert why_not_home(kept) == "wireplumber (1000) has it open"
+    [on_its_way] = fixed(gpu(Name="rtx", State="reattaching"), holders=[holder]).gpus()
+    assert why_not_home(on_its_way) == "rtx (0000:01:00.0) is reattaching"

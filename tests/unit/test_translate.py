@@ -35,6 +35,7 @@ from gpuswitch.cli.translate import (
     step_title,
     worded,
 )
+from gpuswitch.config.reference import TABLES, key_of, must_be
 from gpuswitch.errors import Failed, KernelError
 from gpuswitch.model.facts import Kind
 from gpuswitch.model.gpu import Gpu
@@ -149,6 +150,23 @@ def test_what_the_kernel_says_stays_as_it_is() -> None:
     )
 
 
+@pytest.mark.parametrize("language", ["de", "fr", "zh_CN"])
+def test_no_word_of_what_a_setting_must_be_stays_english(language: str) -> None:
+    speak(language)
+    for name, table in TABLES.items():
+        for key in table.model_fields:
+            said = must_be(key_of(table, key))
+            text = worded(blocker(Sentence("{text}.", text=said)))
+            assert not re.search(r"\b(or|and|a|the|such|from|at most|above)\b", text), (name, key, text)
+
+
+def test_parts_with_an_or_between_them_are_told_in_the_language() -> None:
+    speak("de")
+    said = Sentence("no such setting; write {names}", names=Sentence.joined(" or ", ["A", "B", "C"]))
+    text = worded(blocker(said))
+    assert text == "diese Einstellung gibt es nicht; schreiben: A oder B oder C"
+
+
 def test_what_has_no_known_words_stays_english() -> None:
     """Beside what has: a service may be newer than the command."""
     speak("de")
@@ -187,6 +205,16 @@ def test_what_has_no_known_words_stays_english() -> None:
             "cannot unload nvidia: bad; the way back failed too: cannot load nvidia: bad",
             "nicht möglich (unload nvidia): bad; der Weg zurück ging auch schief: nicht möglich (load nvidia): bad",
         ),
+        (
+            "cannot cancel switch 5f: it is over already (reverted)",
+            "nicht möglich, die Umschaltung 5f abzubrechen: sie ist schon vorbei (zurückgenommen)",
+        ),
+        (
+            "the kernel has not returned from 'bind 0000:01:00.1' within 2 s (process 7 is in state D)",
+            "der Kernel ist von 'bind 0000:01:00.1' innerhalb von 2 s (Prozess 7 ist im Zustand D) nicht zurückgekehrt",
+        ),
+        # A unit may be called as a result is.
+        ("cannot {purpose}: failed", "nicht möglich ({purpose}): failed"),
         ("the card is hot", "the card is hot"),
         ("", ""),
     ],

@@ -10,6 +10,7 @@ import pytest
 
 from gpuswitch.cli.main import main
 from gpuswitch.cli.parser import UsageError, arguments_of, commands_of, parse, parser
+from gpuswitch.cli.typed import as_shown
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,7 @@ YES = "to-vfio, to-host, trial, run, hold, setup, setup proxmox, setup boot"
         ),
         ("run rtx true", "run takes its GPU by --gpu, and its command after --: gpuswitchctl run --gpu rtx -- true"),
         ("trial rtx 30s", "trial takes a number by its option: --seconds 30"),
-        ("trial rtx --for 30", "trial does not know --for; did you mean --seconds?"),
+        ("trial rtx --for 30", "trial does not know --for; did you mean --seconds 30?"),
         ("history rtx 5", "history takes a number by its option: --limit 5"),
         (
             "history --failed",
@@ -162,3 +163,39 @@ def test_help_explains_every_command_and_action(words: tuple[str, ...], capsys: 
     by_the_verb, by_the_option = capsys.readouterr().out.split("usage: ")[1:]
     assert by_the_verb == by_the_option
     assert by_the_verb.startswith(f"gpuswitchctl {' '.join(words)} ")
+
+
+@pytest.mark.parametrize("before", [["status"], ["to-vfio"], ["show"], ["run", "--gpu"], ["wait", "--for"], []])
+def test_a_word_of_any_length_is_told_in_one_short_line(before: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*before, "x" * 1_000_000]) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.endswith("has 1000000 letters: nothing here is called so")
+    assert len(err) < 200
+
+
+def test_what_was_typed_is_repeated_short_and_harmless() -> None:
+    long, evil = "x" * 3000 + "y", "a\tb\x1b[31m\nc"
+    said = as_shown(f"no GPU is named {evil!r}, {evil}, {long!r} or short", [evil, long, "short"])
+    head, _comma, tail = said.partition("', a")
+    assert head == r"no GPU is named 'a\tb\x1b[31m\nc"
+    assert tail.startswith(r"\tb\x1b[31m\nc, 'xxx")
+    assert (said.isprintable(), len(said) < 150, said.endswith("xy' or short")) == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("trial rtx --for 5m", "trial does not know --for; did you mean --seconds 300?"),
+        ("trial --for=90", "trial does not know --for; did you mean --seconds 90?"),
+        ("trial --for long", "trial does not know --for; did you mean --seconds?"),
+        ("trial rtx 5m", "trial takes a number by its option: --seconds 300"),
+        ("trial --seconds 5m", "'5m' is not a number of seconds from 1 to 86400; write 300"),
+        ("wait --timeout 1h30m", "'1h30m' is not a number of seconds above 0; write 5400"),
+        ("to-vfio --wait 5min", "'5min' is not a whole number of seconds from 1 to 86400; write 300"),
+        ("wait --timeout 5q", "'5q' is not a number of seconds above 0"),
+    ],
+)
+def test_a_span_of_time_is_told_in_seconds(typed: str, meant: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse(typed.split())
+    assert str(error.value).endswith(meant)

@@ -14,7 +14,7 @@ from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Busy
 from gpuswitch.model.states import State
 from gpuswitch.sentence import Sentence
-from gpuswitch.switch.holder_policy import Leaving, sentences
+from gpuswitch.switch.holder_policy import sentences
 from gpuswitch.switch.planning import requirements as rules
 from gpuswitch.switch.planning.guards import describe
 from gpuswitch.switch.planning.remedies import to_set
@@ -213,10 +213,7 @@ def holders(seen: Seen, patient: Patient) -> Iterator[Said]:
     if facts is None or patient.holders is None or patient.state is not State.HOST:
         return
     own = seen.config.gpu(patient.address).rules
-    found = rules.bound_drivers(patient.gpu, facts, own.module_policy)
-    units = (*map(Unit, own.stop_units), *(unit for each in found for unit in each.profile.units))
-    sessions = tuple({h.session for h in patient.holders if h.session}) if own.end_sessions else ()
-    leaving = Leaving(units, sessions, own.announce_sound)
+    leaving = rules.leaving_as_configured(patient.gpu, facts, seen.config, patient.holders)
     staying = [holder for holder in patient.holders if not leaving.takes(holder)]
     if not patient.holders:
         yield ok(Sentence("nobody has it open"))

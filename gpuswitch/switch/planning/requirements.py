@@ -331,6 +331,17 @@ def announcements(
             yield subsystem, functions
 
 
+def leaving_as_configured(gpu: Gpu, facts: HostFacts, config: Config, holders: Iterable[Holder]) -> Leaving:
+    """What a switch to vfio does by itself to make holders go, as far as that can be told without asking systemd: units
+    by the names that the configuration has for them.
+    """
+    own = config.gpu(gpu.address).rules
+    found = bound_drivers(gpu, facts, own.module_policy)
+    units = (*map(Unit, own.stop_units), *(unit for each in found for unit in each.profile.units))
+    sessions = tuple({holder.session for holder in holders if holder.session}) if own.end_sessions else ()
+    return Leaving(units, sessions, own.announce_sound)
+
+
 def refuse_holders(gpu: Gpu, holders: Iterable[Holder], leaving: Leaving, busy: Busy) -> Iterator[Blocker]:
     """Those who keep the GPU, come what may that this switch is allowed to do."""
     staying = [holder for holder in holders if not leaving.takes(holder)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,6 +11,7 @@ from jeepney import HeaderFields, MatchRule, Message
 
 from gpuswitch.cli.client import GPU, PROPERTIES, ROOT, Gpu, Options, Service, Signal
 from gpuswitch.cli.failures import CtlError
+from gpuswitch.errors import NoSuchGpu
 
 CARD = "0000:01:00.0"
 
@@ -57,6 +59,7 @@ def switch(**changes: object) -> dict[str, Any]:
         "result": "done",
         "reason": "",
         "error": "",
+        "asker": {"service": False, "uid": 4_000_000_000, "pid": os.getpid(), "unit": "", "command": "x", "vm": ""},
         **changes,
     }
 
@@ -114,7 +117,8 @@ class FixedService:
     """Its GPUs and what else it knows; a call that begins a switch answers "5f", and then come the events.
 
     `events` are signals, or a method whose call is answered at that point; then all calls of Wait are. `outcomes` is
-    how each switch ended, by the address of its GPU.
+    how each switch ended, by the address of its GPU; `begins` is the error that none is begun with;
+    no GPU has one of the `unknown` names.
     """
 
     def __init__(
@@ -129,6 +133,8 @@ class FixedService:
         refused: Sequence[str] = (),
         events: Iterable[Signal | str] = (),
         outcomes: Mapping[str, dict[str, Any]] | None = None,
+        begins: CtlError | None = None,
+        unknown: Sequence[str] = (),
     ) -> None:
         self._gpus = [FixedGpu(self, properties, holders, plan, refused) for properties in gpus]
         self._functions = list(functions)
@@ -137,14 +143,20 @@ class FixedService:
         self._config = list(config)
         self._events = list(events)
         self._outcomes = outcomes or {}
+        self._begins = begins
+        self._unknown = unknown
         self._calls: list[Message] = []
         self.asked: list[str] = []
         """The methods that were called, in order."""
 
+    deadline = None
+
     def gpus(self) -> list[FixedGpu]:
         return self._gpus
 
-    def gpu(self, _selector: str) -> FixedGpu:
+    def gpu(self, selector: str) -> FixedGpu:
+        if selector in self._unknown:
+            raise CtlError.of(NoSuchGpu, f"no GPU is named {selector!r}")
         return self._gpus[0]
 
     def groups(self) -> list[dict[str, Any]]:
@@ -162,6 +174,9 @@ class FixedService:
     def history_entry(self, switch: str) -> dict[str, Any]:
         return next(each for each in self._history if each["id"] == switch)
 
+    def own_pid(self) -> int:
+        return os.getpid()
+
     def owner(self) -> str:
         return ":1.1"
 
@@ -177,6 +192,8 @@ class FixedService:
         return len(self._calls)
 
     def answer_allowed(self, _message: Message, _serial: int) -> SimpleNamespace:
+        if self._begins is not None:
+            raise self._begins
         return SimpleNamespace(body=("5f",))
 
     def ask_allowed(self, message: Message) -> SimpleNamespace:

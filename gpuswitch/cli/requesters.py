@@ -1,0 +1,38 @@
+"""Who asked for a switch, in words: as `asker` of the service has it (docs/dbus.md)."""
+
+from __future__ import annotations
+
+import pwd
+from collections.abc import Mapping
+from typing import Any
+
+from gpuswitch.cli.translate import _
+
+
+def requester_words(requester: Mapping[str, Any], *, whole: bool = False) -> str:
+    """Who asked: `gpuswitchctl of alice`; `whole`: with its number, and the unit that it ran in."""
+    if requester.get("somebody_else"):
+        return _("somebody else")
+    if requester.get("trial"):
+        return _("the service itself, since a trial was over")
+    if requester.get("at_boot"):
+        return _("the service itself, at boot")
+    if requester["service"]:
+        return _("the service itself")
+    words = [requester["command"] or _("somebody")]
+    if whole and "pid" in requester:
+        words.append(f"(pid {requester['pid']})")
+    if "uid" in requester:
+        words.append(_("of {user}", user=_user(requester["uid"])))
+    if requester["unit"] and whole:
+        words.append(_("in {unit}", unit=requester["unit"]))
+    if requester["vm"]:
+        words.append(_("for {machine}", machine=requester["vm"]))
+    return " ".join(words)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
