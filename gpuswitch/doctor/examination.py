@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from gpuswitch.config.settings import Config
 from gpuswitch.doctor.findings import Area, Check, Finding, Said, Severity, Unseen
 from gpuswitch.doctor.gathering import LookError, gathered
-from gpuswitch.doctor.looks import configuration, early, host, installed, system, units
+from gpuswitch.doctor.looks import configuration, early, host, installed, prometheus, system, units
 from gpuswitch.doctor.looks import libvirt as libvirt_look
 from gpuswitch.doctor.looks import tools as tools_look
 from gpuswitch.doctor.machine import Files, Machine
@@ -24,6 +24,7 @@ from gpuswitch.doctor.seen import (
     Libvirt,
     OtherTools,
     Patient,
+    Prometheus,
     Seen,
     Service,
     System,
@@ -131,6 +132,7 @@ def look(machine: Machine, service: Service, named: Sequence[str] = (), *, gathe
             "libvirt": libvirt_look.look,
             "other tools": tools_look.look,
             "initrd": early.look,
+            "Prometheus": prometheus.look,
         }
     )
     seen = Seen(
@@ -140,6 +142,7 @@ def look(machine: Machine, service: Service, named: Sequence[str] = (), *, gathe
         libvirt=sight.found("libvirt", Libvirt()),
         tools=sight.found("other tools", OtherTools()),
         early=sight.found("initrd", Early()),
+        prometheus=sight.found("Prometheus", Prometheus()),
         service=service,
         configuration=read,
         config=config,
