@@ -22,7 +22,7 @@ from gpuswitch.cli.draft import Draft
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.other_programs import run
 from gpuswitch.cli.output import as_json, line
-from gpuswitch.cli.prometheus_text import NoPlaceError, job, rule_file, with_items, without_ours
+from gpuswitch.cli.prometheus_text import BEGIN, END, NoPlaceError, job, rule_file, with_items, without_ours
 from gpuswitch.cli.reloading import by_key
 from gpuswitch.cli.translate import _
 from gpuswitch.doctor.looks import system
@@ -80,7 +80,7 @@ def setup(args: Namespace, machine: Machine | None = None) -> int:
 
 
 def to_take_back(machine: Machine) -> tuple[Path, bytes, str] | None:
-    """The configuration with our lines in it, its text, and what that is without them; None: it has none.
+    """The configuration with our lines in it, what it says, and what that is without them; None: it has none.
 
     Raises:
         CtlError: nobody can tell which lines are ours.
@@ -90,8 +90,9 @@ def to_take_back(machine: Machine) -> tuple[Path, bytes, str] | None:
         before = file.read_bytes()
     except OSError:  # not there any more, or nothing that could be put back
         return None
-    text = _without(file, before)
-    return None if text.encode() == before else (file, before, text)
+    if not any(mark.encode() in before for mark in (BEGIN, END)):
+        return None
+    return file, before, _without(file, before)
 
 
 def take_back(machine: Machine) -> tuple[list[Path], list[str]]:
@@ -103,7 +104,7 @@ def take_back(machine: Machine) -> tuple[list[Path], list[str]]:
     if (found := to_take_back(machine)) is None:
         return [], []
     file, before, text = found
-    _replace(Draft(file, before, text.encode()))
+    _replace(_draft(file, before, text))
     return [file], _have_it_read(Files(machine), file)
 
 
@@ -251,10 +252,7 @@ def _agree() -> None:
 
 def _write(planned: _Planned, files: Files) -> None:
     """Beside it, for promtool: what is named in there is relative to its folder."""
-    try:
-        draft = Draft(planned.file, planned.before, planned.text.encode())
-    except OSError as error:
-        raise _cannot_write(planned.file, error) from error
+    draft = _draft(planned.file, planned.before, planned.text)
     try:
         fault = _fault(files, draft.path, planned.file)
         if fault is not None and (own := _fault(files, planned.file, planned.file)) is not None:
@@ -268,6 +266,13 @@ def _write(planned: _Planned, files: Files) -> None:
         _replace(draft)
     finally:
         draft.drop()
+
+
+def _draft(file: Path, before: bytes, text: str) -> Draft:
+    try:
+        return Draft(file, before, text.encode())
+    except OSError as error:
+        raise _cannot_write(file, error) from error
 
 
 def _replace(draft: Draft) -> None:

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 
 BEGIN = "# gpuswitchctl setup prometheus: begin"
 END = "# gpuswitchctl setup prometheus: end"
-_OURS = re.compile(rf"^ *{re.escape(BEGIN)}\n(?:.*\n)*? *{re.escape(END)}(?:\n|\Z)", re.MULTILINE)
+_OURS = re.compile(
+    rf"^ *{re.escape(BEGIN)}\n(?:(?! *{re.escape(BEGIN)}).*\n)*? *{re.escape(END)}(?:\n|\Z)", re.MULTILINE
+)
+"""From a beginning to the next end, with no other beginning between."""
 
 
 class NoPlaceError(Exception):

@@ -205,11 +205,12 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
     if args.dry_run:
         return _show_undo(args, kept, machine)
     foreign = kept.changed_by_others()
+    prometheus.to_take_back(machine)  # where nobody can tell which lines are ours, nothing is put back
     commands = proxmox.take_back(kept, machine) if args.force or not foreign else []
     done = list(kept.undo(force=args.force))
-    watched, told_prometheus = prometheus.take_back(machine)
     told = any(what != "unchanged" and file.is_relative_to(places.configuration) for file, what in done)
     said = reload(args.bus, places.file) if told else []
+    watched, told_prometheus = prometheus.take_back(machine)
     saved = {file: str(kept.kept_text(file)) for file in foreign if kept.kept_text(file).exists()}
     if args.json:
         done += [(file, "restored") for file in watched]

@@ -13,6 +13,7 @@ import pytest
 from gpuswitch.cli import prometheus, setup
 from gpuswitch.cli.client import Service
 from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.kept_files import KeptFiles
 from gpuswitch.cli.parser import parse
 from gpuswitch.cli.prometheus_text import BEGIN, END, NoPlaceError, job, rule_file, with_items, without_ours
 from tests.harness.json_schemas import check
@@ -143,6 +144,24 @@ def test_what_somebody_else_has_written_meanwhile_stays(desk: Desk) -> None:
     desk.file.write_text(desk.file.read_text().replace("15s #", "30s #") + "  - job_name: mine\n")
     assert "is without our lines\n" in desk.run("undo")
     assert desk.file.read_text() == DEBIAN.replace("15s #", "30s #") + "  - job_name: mine\n"
+
+
+def test_undo_does_nothing_at_all_where_nobody_can_tell_which_lines_are_ours(desk: Desk) -> None:
+    desk.run("prometheus", "--yes")
+    file = desk.state.with_name("etc") / "conf.d/50-setup.toml"
+    KeptFiles(desk.state).write({file: b"# of setup\n"})
+    desk.file.write_text(desk.file.read_text().replace(f"  {END}\n", "", 1))
+    before = desk.tree()
+    with pytest.raises(CtlError, match="without its other end; take them out by hand"):
+        desk.run("undo")
+    assert (desk.tree(), file.read_bytes()) == (before, b"# of setup\n")
+
+
+def test_undo_leaves_a_configuration_without_our_lines_alone_whatever_it_is(desk: Desk) -> None:
+    desk.file.write_bytes(b"# \xff\n")
+    assert desk.json("undo")["files"] == []
+    with pytest.raises(CtlError, match="it is no text in UTF-8; nothing is changed"):
+        desk.run("prometheus", "--yes")
 
 
 def test_another_port_is_told_by_doing_it_again(desk: Desk) -> None:
