@@ -53,6 +53,8 @@ file|contrib/completion/gpuswitchctl.bash|$base/share/bash-completion/completion
 file|contrib/completion/gpuswitchctl.fish|/usr/share/fish/vendor_completions.d/gpuswitchctl.fish
 file|contrib/completion/_gpuswitchctl|$zsh/_gpuswitchctl
 program|contrib/proxmox/gpuswitch-hookscript|$PREFIX/share/gpuswitch/proxmox/gpuswitch-hookscript
+file|contrib/prometheus/gpuswitch.rules.yml|$PREFIX/share/gpuswitch/prometheus/gpuswitch.rules.yml
+file|contrib/grafana/gpuswitch.json|$PREFIX/share/gpuswitch/grafana/gpuswitch.json
 file|docs/man/gpuswitchctl.1|$PREFIX/share/man/man1/gpuswitchctl.1
 file|docs/man/gpuswitchd.8|$PREFIX/share/man/man8/gpuswitchd.8
 file|docs/man/gpuswitch.toml.5|$PREFIX/share/man/man5/gpuswitch.toml.5

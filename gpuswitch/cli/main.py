@@ -23,7 +23,18 @@ EXIT_USAGE = 2
 EXIT_OUTPUT = 8
 _WITHOUT_SERVICE = frozenset(
     f"gpuswitch.cli.{module}"
-    for module in ("configuration", "demo", "doctor", "editing", "proxmox", "report", "setup", "setup_boot", "topics")
+    for module in (
+        "configuration",
+        "demo",
+        "doctor",
+        "editing",
+        "prometheus",
+        "proxmox",
+        "report",
+        "setup",
+        "setup_boot",
+        "topics",
+    )
 )
 """Modules whose verbs ask no service, find it by themselves, or do what they can without."""
 

@@ -555,6 +555,7 @@ def _setup(verb: _Add) -> None:
     )
     _force_argument(undone)
     _setup_proxmox(actions)
+    _setup_prometheus(actions)
     _setup_boot(actions)
 
 
@@ -580,6 +581,29 @@ def _setup_proxmox(actions: argparse._SubParsersAction[argparse.ArgumentParser])
         "--dry-run", action="store_true", default=skip, help=_("show what would be done, change nothing")
     )
     asked.set_defaults(run="gpuswitch.cli.proxmox:setup", purpose=purpose)
+
+
+def _setup_prometheus(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    purpose = _("have the Prometheus of this machine ask for the metrics, with the alerts")
+    asked = actions.add_parser(
+        "prometheus",
+        help=purpose,
+        description=_(
+            "Put a job and the file of our alerts into {file}, and have Prometheus read it. It shows what it would "
+            "write, asks, has promtool judge it, and leaves all other lines as they are. `setup undo` takes it back. "
+            "Who sends the alerts on to people is Alertmanager, which is not touched.",
+            file="/etc/prometheus/prometheus.yml",
+        ),
+        epilog=_("example: {command}", command="gpuswitchctl setup prometheus --dry-run"),
+    )
+    _shared_options(asked)
+    # Both may stand before the word, too.
+    skip = argparse.SUPPRESS
+    asked.add_argument("-y", "--yes", action="store_true", default=skip, help=_("ask nothing, and write"))
+    asked.add_argument(
+        "--dry-run", action="store_true", default=skip, help=_("show what would be written, write nothing")
+    )
+    asked.set_defaults(run="gpuswitch.cli.prometheus:setup", purpose=purpose)
 
 
 def _setup_boot(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -6,7 +6,6 @@ that get a managed GPU. What is on this node it sees as the doctor does; of GPUs
 
 from __future__ import annotations
 
-import subprocess
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -17,15 +16,13 @@ from gpuswitch.cli.asking import agrees, answer, can_ask
 from gpuswitch.cli.client import Gpu, Service
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.kept_files import STATE, KeptFiles
+from gpuswitch.cli.other_programs import run
 from gpuswitch.cli.output import as_json, clean, line, write
 from gpuswitch.cli.translate import _
 from gpuswitch.doctor.looks.proxmox import SCRIPT, machines, place_of, template
 from gpuswitch.doctor.machine import Files, Machine
 from gpuswitch.doctor.seen import ProxmoxMachine
 from gpuswitch.errors import Failed, InvalidArgument, NotAuthorized
-
-SECONDS = 60.0
-"""How long `qm set` may take: it waits up to ten seconds for a machine's lock."""
 
 
 class _Planned(NamedTuple):
@@ -84,7 +81,7 @@ def take_back(kept: KeptFiles, machine: Machine) -> list[str]:
     """
     done = []
     for name, command in to_take_back(kept, machine).items():
-        if (fault := _run(Files(machine), command)) is not None:
+        if (fault := run(Files(machine), command)) is not None:
             text = _(
                 "cannot take the hookscript from {machine}: {why}; it stays, and so does all that setup "
                 "wrote: {command}",
@@ -285,7 +282,7 @@ def _do(planned: _Planned, files: Files, kept: KeptFiles) -> None:
     if planned.writes:
         kept.write({planned.place: planned.script}, mode=0o755)
     for machine, command in zip(planned.sets, planned.commands, strict=True):
-        if (fault := _run(files, command)) is not None:
+        if (fault := run(files, command)) is not None:
             text = _(
                 "cannot set the hookscript of {machine}: {why}; what came before is done; once that is "
                 "mended: {command}",
@@ -294,30 +291,6 @@ def _do(planned: _Planned, files: Files, kept: KeptFiles) -> None:
                 command="gpuswitchctl setup proxmox",
             )
             raise CtlError.of(Failed, text)
-
-
-def _run(files: Files, command: Sequence[str]) -> str | None:
-    """Run a program of Proxmox VE; why it failed, None where it did not."""
-    program = files.machine.path(files.program(command[0]) or f"/usr/sbin/{command[0]}")
-    try:
-        ended = subprocess.run(
-            [program, *command[1:]],
-            env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=SECONDS,
-            check=False,
-        )
-    except OSError as error:
-        return str(error.strerror)
-    except subprocess.TimeoutExpired:
-        return _("{program} has not ended within {seconds} s", program=command[0], seconds=f"{SECONDS:g}")
-    if ended.returncode == 0:
-        return None
-    said = "; ".join(filter(None, map(str.strip, ended.stderr.splitlines())))
-    return clean(said) or _("{program} ended with status {status}", program=command[0], status=ended.returncode)
 
 
 def _record(args: Namespace, planned: _Planned) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpuswitch.cli import machines, proxmox
+from gpuswitch.cli import machines, prometheus, proxmox
 from gpuswitch.cli.asking import agrees, answer, can_ask
 from gpuswitch.cli.changes import show_change
 from gpuswitch.cli.client import Gpu, Service
@@ -208,17 +208,20 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
     if args.dry_run:
         return _show_undo(args, kept, machine)
     foreign = kept.changed_by_others()
+    prometheus.to_take_back(machine)  # where nobody can tell which lines are ours, nothing is put back
     commands = proxmox.take_back(kept, machine) if args.force or not foreign else []
     done = list(kept.undo(force=args.force))
     told = any(what != "unchanged" and file.is_relative_to(places.configuration) for file, what in done)
     said = reload(args.bus, places.file) if told else []
+    watched, told_prometheus = prometheus.take_back(machine)
     saved = {file: str(kept.kept_text(file)) for file in foreign if kept.kept_text(file).exists()}
     if args.json:
-        as_json(_undo_record(done, saved, said, commands, dry_run=False))
+        done += [(file, "restored") for file in watched]
+        as_json(_undo_record(done, saved, said, [*commands, *told_prometheus], dry_run=False))
         return 0
     for each in commands:
         line(_("this was run: {command}", command=each))
-    if not done:
+    if not done and not watched:
         line(_(_NOTHING_TO_UNDO))
     words = {
         "removed": _("{file} is removed, as it was not there before"),
@@ -227,6 +230,10 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
     }
     for file, what in done:
         line(words[what].format(file=file))
+    for file in watched:
+        line(_("{file} is without our lines", file=file))
+    for each in told_prometheus:
+        line(_("this was run: {command}", command=each))
     for each in saved.values():
         line(_("the text that was there is kept in {file}", file=each))
     for each in said:
@@ -242,10 +249,12 @@ def _show_undo(args: Namespace, kept: KeptFiles, machine: Machine) -> int:
     planned = kept.to_undo(force=args.force)
     commands = [" ".join(command) for command in proxmox.to_take_back(kept, machine).values()]
     saved = {file: str(kept.kept_text(file)) for file in foreign if file.exists()}
+    watched = prometheus.to_take_back(machine)
     if args.json:
-        as_json(_undo_record([(file, what) for file, what, _before in planned], saved, [], commands, dry_run=True))
+        files = [(file, what) for file, what, _before in planned] + ([(watched[0], "restored")] if watched else [])
+        as_json(_undo_record(files, saved, [], commands, dry_run=True))
         return 0
-    if not planned:
+    if not planned and not watched:
         line(_(_NOTHING_TO_UNDO))
         return 0
     words = {
@@ -258,6 +267,10 @@ def _show_undo(args: Namespace, kept: KeptFiles, machine: Machine) -> int:
     for file, what, before in planned:
         line(words[what].format(file=file))
         show_change(str(file), _read(file), None if before is None else before.decode(errors="replace"))
+    if watched:
+        file, now, rest = watched
+        line(_("{file} would be without our lines", file=file))
+        show_change(str(file), now.decode(), rest)
     for each in saved.values():
         line(_("the text that is there would be kept in {file}", file=each))
     line(_("nothing is changed: this was a dry run"))

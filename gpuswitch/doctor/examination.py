@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from gpuswitch.config.settings import Config
 from gpuswitch.doctor.findings import Area, Check, Finding, Said, Severity, Unseen
 from gpuswitch.doctor.gathering import LookError, gathered
-from gpuswitch.doctor.looks import configuration, early, host, incus, installed, system, units
+from gpuswitch.doctor.looks import configuration, early, host, incus, installed, prometheus, system, units
 from gpuswitch.doctor.looks import libvirt as libvirt_look
 from gpuswitch.doctor.looks import tools as tools_look
 from gpuswitch.doctor.machine import Files, Machine
@@ -25,6 +25,7 @@ from gpuswitch.doctor.seen import (
     Libvirt,
     OtherTools,
     Patient,
+    Prometheus,
     Seen,
     Service,
     System,
@@ -133,6 +134,7 @@ def look(machine: Machine, service: Service, named: Sequence[str] = (), *, gathe
             "other tools": tools_look.look,
             "Incus": incus.look,
             "initrd": early.look,
+            "Prometheus": prometheus.look,
         }
     )
     seen = Seen(
@@ -143,6 +145,7 @@ def look(machine: Machine, service: Service, named: Sequence[str] = (), *, gathe
         tools=sight.found("other tools", OtherTools()),
         incus=sight.found("Incus", cast("tuple[IncusDevice, ...]", ())),
         early=sight.found("initrd", Early()),
+        prometheus=sight.found("Prometheus", Prometheus()),
         service=service,
         configuration=read,
         config=config,

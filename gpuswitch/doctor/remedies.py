@@ -72,6 +72,7 @@ PACKAGES: Mapping[str, Mapping[str, str]] = {
         "suse": "libvirt-client",
         "arch": "libvirt",
     },
+    "prometheus": {"debian": "prometheus", "ubuntu": "prometheus", "proxmox": "prometheus", "arch": "prometheus"},
     "kernel": {
         "debian": '"linux-image-$(dpkg --print-architecture)"',
         "ubuntu": "linux-generic",

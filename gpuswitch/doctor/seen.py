@@ -199,6 +199,15 @@ class Early:
 
 
 @dataclass(frozen=True, slots=True)
+class Prometheus:
+    """`there`: it has a configuration on this machine; `scrapes`: with a job of our name; `alerts`: with our alerts."""
+
+    there: bool = False
+    scrapes: bool = False
+    alerts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Installation:
     """Which files of ours are where the bus and polkit look for them. `packaged`: a package has brought them."""
 
@@ -283,6 +292,7 @@ class Seen:
     tools: OtherTools = field(default_factory=OtherTools)
     incus: tuple[IncusDevice, ...] = ()
     early: Early = field(default_factory=Early)
+    prometheus: Prometheus = field(default_factory=Prometheus)
     service: Service = field(default_factory=Service)
     configuration: Configuration = field(default_factory=Configuration)
     config: Config = field(default_factory=Config)

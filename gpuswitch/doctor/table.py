@@ -85,6 +85,13 @@ CHECKS: tuple[Check, ...] = (
         run=early.early,
     ),
     Check(
+        "prometheus",
+        Area.SERVICE,
+        "Where Prometheus runs on this machine: whether it has a job `gpuswitch`, and the alerts",
+        "`gpuswitchctl setup prometheus`",
+        run=service.prometheus,
+    ),
+    Check(
         "state",
         Area.GPU,
         "Where it is, as the service says, or as its drivers show: `failed`, `wedged`, half-way, or "

@@ -337,7 +337,7 @@ def test_an_editor_that_does_not_work_is_named(person: Person, tmp_path: Path, e
 
 
 def test_who_may_not_write_there_is_told_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(file: Path) -> None:
+    def refuse(file: Path, *_: object) -> None:
         raise PermissionError(13, "Permission denied", str(file))
 
     monkeypatch.setattr(editing, "Draft", refuse)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import socket
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,7 @@ import pytest
 from tests.harness.buses.private import PrivateBus
 from tests.harness.json_schemas import check
 from tests.harness.made_machine import CARD, INTEGRATED, MadeMachine
+from tests.harness.promtool import RULES
 from tests.harness.service.services import Service, environment
 from tests.harness.service.terminal import END, INTERRUPT, Terminal
 from tests.real_bus.conftest import Start
@@ -29,12 +31,13 @@ SETS_UP = """
 import pickle, sys
 from functools import partial
 from pathlib import Path
-from gpuswitch.cli import main, proxmox, setup
+from gpuswitch.cli import main, prometheus, proxmox, setup
 machine, configuration, state = pickle.loads(Path(sys.argv.pop(1)).read_bytes())
 places = setup.Places(configuration, state)
 setup.setup = partial(setup.setup, machine=machine, places=places)
 setup.undo = partial(setup.undo, machine=machine, places=places)
 proxmox.setup = partial(proxmox.setup, machine=machine, state=state)
+prometheus.setup = partial(prometheus.setup, machine=machine)
 sys.exit(main.main())
 """
 """The command, on another machine than this one, and with the files in other places."""
@@ -407,3 +410,19 @@ async def test_machines_of_proxmox_ask_for_the_gpu_that_was_set_up_and_undo_take
     assert undone["commands"] == ["qm set 101 --delete hookscript"]
     assert {each["result"] for each in undone["files"]} == {"removed"}
     assert len(undone["files"]) == 2
+
+
+async def test_prometheus_asks_the_service_where_it_serves_once_somebody_agrees(sit: Sit) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    desk = await sit(config=f"[metrics]\nport = {port}\n")
+    file = desk.made.write("etc/prometheus/prometheus.yml", "scrape_configs:\n")
+    desk.made.write("usr/share/gpuswitch/prometheus/gpuswitch.rules.yml", RULES.read_text())
+    desk.made.program("promtool")
+    for answer, status, there in (("n\r", 1, False), (INTERRUPT, 130, False), ("y\r", 0, True)):
+        with desk.at_a_terminal("prometheus") as terminal:
+            terminal.until("Write this? [y/N]")
+            terminal.press(answer)
+            assert (terminal.ended(), f"127.0.0.1:{port}" in file.read_text()) == (status, there)
+    assert [each["path"] for each in desk.json("undo")["files"]] == [str(file)]
+    assert file.read_text() == "scrape_configs:\n"

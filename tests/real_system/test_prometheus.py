@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import pytest
 
 from tests.harness.certificates import Authority
 from tests.harness.containers.container import Container
-from tests.harness.containers.prometheus import Prometheus, find_prometheus
+from tests.harness.containers.packaged import APT, THIS, find_packaged
+from tests.harness.containers.prometheus import (
+    DOWNLOADED,
+    Prometheus,
+    Queries,
+    find_downloaded,
+    find_prometheus,
+    hasty,
+)
 from tests.harness.containers.system import System
 from tests.harness.containers.words import (
     AS_NOBODY,
@@ -33,7 +42,7 @@ from tests.harness.debian.cache import Cache, default_folder
 from tests.harness.debian.progress import progress
 from tests.harness.debian.releases import find_release
 from tests.harness.promtool import RULES, RULES_TEST, as_rules, dashboard_queries
-from tests.real_system.conftest import RELEASE, Boot
+from tests.real_system.conftest import BUS, RELEASE, Boot
 
 SOUND = "0000:01:00.1"
 MANAGED = f'[[gpu]]\naddress = "{GPU}"\nname = "spare"\n'
@@ -41,6 +50,8 @@ GENTLE = "[defaults]\nreset_on_failure = false\nrescan_on_failure = false\n"
 OF_THIS_GPU = f'gpu="{GPU}"'
 WIN11 = "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"
 MANAGER = f"{NAME} {ROOT} {NAME}.Manager"
+CONFIGURATION = "/etc/prometheus/prometheus.yml"
+INSTALLED_RULES = "/usr/share/gpuswitch/prometheus/gpuswitch.rules.yml"
 TEXTFILES = "/var/lib/prometheus/node-exporter"
 
 Start = Callable[..., Container]
@@ -167,6 +178,54 @@ def test_the_file_for_node_exporter_is_kept_under_the_sandbox_of_the_unit(start:
     assert machine.sh(f"ls {TEXTFILES}").stdout == "others.prom\n"
 
 
+def test_two_commands_make_a_service_that_is_scraped_and_alerts(boot: Boot, request: pytest.FixtureRequest) -> None:
+    """With Debian's package of it as it comes, but for how often it looks, and for how long our alerts wait."""
+    cache, release = Cache(default_folder(), progress(request.config)), find_release(RELEASE)
+    systems, downloaded = find_packaged(cache, release, BUS), find_downloaded(cache, release)
+    machine = boot((downloaded, *systems.bare), simulated(program="/usr/bin/gpuswitchd", scenario="laptop"))
+    machine.sh(f"{APT} install {THIS} {DOWNLOADED}/*.deb 2>&1", timeout=300)
+    machine.sh(f"sed -i 's/15s/500ms/; s/5s/500ms/' {CONFIGURATION}")
+    machine.push(hasty(RULES.read_text()), INSTALLED_RULES)
+    before = machine.read(CONFIGURATION)
+    own = {each["kind"]: each["severity"] for each in json.loads(doctor(machine))["findings"]}
+    assert own["prometheus"] == "warning"
+
+    told = json.loads(ctl(machine, "setup prometheus --yes --json").stdout)
+    assert (told["changed"], told["target"], told["rules"]) == (True, "127.0.0.1:9752", INSTALLED_RULES)
+    assert told["commands"] == ["systemctl reload prometheus.service"]
+    queries = Queries(machine)
+    queries.until('up{job="gpuswitch"} == 1')
+    queries.until(f'gpuswitch_gpu_state{{{OF_THIS_GPU}, state="host"}} == 1')
+    fires_and_ends(
+        queries,
+        "GpuswitchDown",
+        lambda: machine.sh("systemctl stop gpuswitchd"),
+        lambda: machine.sh("systemctl start gpuswitchd"),
+    )
+    own = {each["kind"]: each["severity"] for each in json.loads(doctor(machine))["findings"]}
+    assert own["prometheus"] == "ok"
+
+    # With a mistake of somebody's own in it, nothing is changed.
+    machine.sh(f"cp -a {CONFIGURATION} /srv/kept; echo 'no: such key' >>{CONFIGURATION}")
+    broken = machine.read(CONFIGURATION)
+    machine.push("[metrics]\nport = 9753\n", "/etc/gpuswitch/config.toml")
+    machine.sh("systemctl restart gpuswitchd")
+    refused = ctl(machine, "setup prometheus --yes", check=False)
+    assert refused.status != 0
+    assert "cannot set up Prometheus: it has faults as it is: FAILED: parsing YAML file" in refused.stderr
+    assert machine.read(CONFIGURATION) == broken
+
+    machine.sh(f"cp -a /srv/kept {CONFIGURATION}")
+    assert f"{CONFIGURATION} is without our lines" in ctl(machine, "setup undo").stdout
+    assert machine.read(CONFIGURATION) == before
+    queries.until('time() - timestamp(up{job="gpuswitch"}) > 3')
+
+
+def doctor(machine: Container) -> str:
+    """What it says; its status says how bad a container is for GPUs."""
+    return ctl(machine, "doctor --json", check=False).stdout
+
+
 # Alerts
 
 
@@ -179,7 +238,7 @@ def test_rules_and_dashboard_pass_its_promtool(start: Start) -> None:
     assert "SUCCESS" in machine.sh(f"promtool check rules /srv/{RULES.name} /srv/queries.yml").stdout
 
 
-def fires_and_ends(prometheus: Prometheus, name: str, begin: Callable[[], object], end: Callable[[], object]) -> None:
+def fires_and_ends(prometheus: Queries, name: str, begin: Callable[[], object], end: Callable[[], object]) -> None:
     """It is silent, fires after `begin`, and is silent again after `end`."""
     prometheus.until_not(f'ALERTS{{alertname="{name}"}}')  # at its own start it has seen no service yet
     begin()

@@ -20,6 +20,7 @@ from gpuswitch.errors import NoSuchGpu
 from gpuswitch.model.holders import Holder, Process, Unit
 from tests.harness.incus import instance, profile
 from tests.harness.made_machine import CARD, HOOK, INTEGRATED, PORT, SOUND, MadeMachine
+from tests.harness.promtool import RULES
 from tests.harness.proxmox import VOLUME
 from tests.unit.test_house import ROOT
 
@@ -131,6 +132,17 @@ def packaged(then: Change) -> Change:
 def incus_by_number(made: MadeMachine) -> None:
     made.write("sys/class/drm/card1/device/uevent", f"DRIVER=nvidia\nPCI_SLOT_NAME={CARD}\n")
     made.incus(instance("win11", {"one": {"type": "gpu", "id": "1"}}))
+
+
+def watched(text: str, rules: str = "groups: []\n") -> Change:
+    """By a Prometheus with this configuration, which runs, and a file of rules beside it."""
+
+    def change(made: MadeMachine) -> None:
+        made.write("etc/prometheus/prometheus.yml", text)
+        made.write("etc/prometheus/rules/all.yml", rules)
+        made.unit("prometheus.service")
+
+    return change
 
 
 CASES: list[tuple[str, Change, str, Severity, str, str]] = [
@@ -279,6 +291,30 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         WARNING,
         "not started when",
         "systemctl enable gpuswitchd.service",
+    ),
+    (
+        "prometheus-without-us",
+        watched("scrape_configs:\n- job_name: node\n"),
+        "prometheus",
+        WARNING,
+        "has no job gpuswitch",
+        "gpuswitchctl setup prometheus",
+    ),
+    (
+        "prometheus-without-alerts",
+        watched("scrape_configs:\n  - job_name: 'gpuswitch' # ours\nrule_files:\n- rules/*\n"),
+        "prometheus",
+        WARNING,
+        "has none of the alerts",
+        "gpuswitchctl setup prometheus",
+    ),
+    (
+        "prometheus",
+        watched("scrape_configs:\n  -\n    job_name: gpuswitch\nrule_files: [rules/*]\n", RULES.read_text()),
+        "prometheus",
+        OK,
+        "asks for the metrics, and has the alerts",
+        "",
     ),
     ("dbus-broker", lambda m: m.unit("dbus.service", Id="dbus-broker.service"), "broker", OK, "dbus-broker", ""),
     (
@@ -763,6 +799,15 @@ HARMLESS: list[tuple[str, Change, str]] = [
     ),
     ("nouveau is kept out", lambda m: m.write("etc/modprobe.d/x.conf", "blacklist nouveau\n"), "modprobe"),
     ("another's override", lambda m: m.write("etc/driverctl.d/pci-0000:09:00.0", "vfio-pci\n"), "driverctl"),
+    ("prometheus that does not run", lambda m: m.write("etc/prometheus/prometheus.yml", ""), "prometheus"),
+    (
+        "metrics by way of node_exporter",
+        lambda m: (
+            watched("")(m),
+            m.write("etc/gpuswitch/conf.d/a.toml", '[metrics]\ntextfile_directory = "/var/lib/node"\n'),
+        ),
+        "prometheus",
+    ),
     (
         "another's machine",
         lambda m: m.write("etc/pve/qemu-server/100.conf", "hostpci0: 09:00.0\n[old]\nhostpci0: 01:00\n"),

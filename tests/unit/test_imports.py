@@ -169,6 +169,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     # As that: it names GPUs of the service in machines that the doctor's look has seen.
     "gpuswitch.cli.proxmox": ("gpuswitch.errors", "gpuswitch.cli", "gpuswitch.doctor"),
+    "gpuswitch.cli.prometheus": ("gpuswitch.errors", "gpuswitch.cli", "gpuswitch.doctor"),
+    "gpuswitch.cli.other_programs": ("gpuswitch.cli", "gpuswitch.doctor"),
     # What it has the initrd do is for the doctor to look at, too, and depends on the machine alone.
     "gpuswitch.cli.setup_boot": ("gpuswitch.errors", "gpuswitch.cli", "gpuswitch.doctor"),
     "gpuswitch.cli.early_binding": ("gpuswitch.doctor.looks.early",),

@@ -25,7 +25,7 @@ def complaint(*words: str) -> str:
     return str(wrong.value)
 
 
-YES = "to-vfio, to-host, trial, run, hold, setup, setup proxmox, setup boot"
+YES = "to-vfio, to-host, trial, run, hold, setup, setup proxmox, setup prometheus, setup boot"
 """The commands that have it."""
 
 
@@ -58,7 +58,7 @@ YES = "to-vfio, to-host, trial, run, hold, setup, setup proxmox, setup boot"
         ),
         ("switch rtx vfio", "there is no command 'switch'; did you mean to-vfio?"),
         ("reload", "there is no command 'reload'; did you mean systemctl reload gpuswitchd?"),
-        ("setup extra", "setup has no action 'extra'; it has undo, proxmox or boot"),
+        ("setup extra", "setup has no action 'extra'; it has undo, proxmox, prometheus or boot"),
         (
             "setup undo extra",
             "setup undo takes no argument: leave out 'extra'; gpuswitchctl help setup undo explains it",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gpuswitch import __version__
 from gpuswitch.doctor import remedies
 from gpuswitch.doctor.findings import Said, ok, problem, warning
-from gpuswitch.doctor.looks.units import BUS, OURS, POLKIT
+from gpuswitch.doctor.looks.units import BUS, OURS, POLKIT, PROMETHEUS
 from gpuswitch.doctor.seen import Seen
 from gpuswitch.sentence import Sentence
 
@@ -121,3 +121,29 @@ def configuration(seen: Seen) -> Iterator[Said]:
             yield ok(Sentence("the configuration can be used"))
         else:
             yield ok(Sentence("the configuration names no GPU: virtual machines get none by themselves"))
+
+
+def prometheus(seen: Seen) -> Iterator[Said]:
+    """One that runs here is there to watch: that it does not know of us is most likely forgotten.
+
+    By way of node_exporter there is no job of ours to look for.
+    """
+    metrics = seen.config.metrics
+    served = metrics.enabled and metrics.address and not metrics.textfile_directory
+    if not (served and seen.prometheus.there and seen.unit(PROMETHEUS).active):
+        return
+    mend = ("gpuswitchctl setup prometheus",)
+    if not seen.prometheus.scrapes:
+        yield warning(
+            Sentence("Prometheus runs on this machine, and has no job gpuswitch: it does not ask for the metrics"),
+            Sentence("have it ask, and give it the alerts"),
+            mend,
+        )
+    elif not seen.prometheus.alerts:
+        yield warning(
+            Sentence("Prometheus asks for the metrics, and has none of the alerts"),
+            Sentence("give it the alerts"),
+            mend,
+        )
+    else:
+        yield ok(Sentence("Prometheus asks for the metrics, and has the alerts"))

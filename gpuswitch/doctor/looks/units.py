@@ -10,11 +10,12 @@ from gpuswitch.doctor.seen import Unit
 OURS = "gpuswitchd.service"
 BUS = "dbus.service"
 POLKIT = "polkit.service"
+PROMETHEUS = "prometheus.service"
 PERSISTENCED = "nvidia-persistenced.service"
 LIBVIRT = ("virtqemud.service", "libvirtd.service")
 OTHERS = ("supergfxd.service", "cardwired.service", "optimus-manager.service", "bumblebeed.service")
 """Of tools that load, unload, bind or hide GPUs by themselves."""
-ASKED = (OURS, BUS, POLKIT, PERSISTENCED, *LIBVIRT, *OTHERS)
+ASKED = (OURS, BUS, POLKIT, PROMETHEUS, PERSISTENCED, *LIBVIRT, *OTHERS)
 _PROPERTIES = "Id,LoadState,ActiveState,UnitFileState,StateChangeTimestamp"
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from tests.harness.containers.words import INSIDE, until
 from tests.harness.debian.cache import Cache, content_key
+from tests.harness.debian.downloads import find_downloads
 from tests.harness.debian.releases import Release
 from tests.harness.debian.roots import find_root
 from tests.harness.machines.machine import Machine
 from tests.harness.promtool import RULES
 
+DOWNLOADED = "/srv/prometheus"
 PROGRAMS = ("usr/bin/prometheus", "usr/bin/promtool")
 FOLDER = "/run/prometheus"
 ASK = f"{FOLDER}/ask.py"
@@ -38,6 +40,12 @@ def find_prometheus(cache: Cache, release: Release) -> Path:
         return cache.make(f"prometheus-programs-{release.name}", content_key(root.parent.name, Path(__file__)), build)
 
 
+def find_downloaded(cache: Cache, release: Release) -> Path:
+    """A layer with its packages in the folder DOWNLOADED: what it takes on top of a bare system."""
+    with cache.lock():
+        return find_downloads(cache, "prometheus-packages", release, ("prometheus",), place=DOWNLOADED[1:])
+
+
 def hasty(rules: str) -> str:
     """These rules for somebody in a hurry: shorter ranges and delays, three switches are many, a second is slow."""
     rules = re.sub(r"for: (\w+)", lambda found: f"for: {SECONDS[found[1]]}", rules)
@@ -48,25 +56,13 @@ def hasty(rules: str) -> str:
     return rules
 
 
-class Prometheus:
-    """One that runs in this machine, and has scraped the service once when this returns."""
+class Queries:
+    """What a Prometheus that runs in this machine answers."""
 
-    def __init__(self, machine: Machine, scrape: Mapping[str, object] | None = None) -> None:
-        """`scrape` are further keys of its job, such as `tls_config`."""
+    def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        job = {"job_name": "gpuswitch", "static_configs": [{"targets": ["127.0.0.1:9752"]}], **(scrape or {})}
-        settings = {
-            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
-            "rule_files": [f"{FOLDER}/rules.yml"],
-            "scrape_configs": [job],
-        }
-        machine.push(json.dumps(settings), f"{FOLDER}/prometheus.yml")  # which is YAML
-        machine.push(hasty(RULES.read_text()), f"{FOLDER}/rules.yml")
         machine.push((INSIDE / "ask.py").read_text(), ASK)
-        options = f"--config.file={FOLDER}/prometheus.yml --storage.tsdb.path={FOLDER}/data"
-        machine.sh(f"systemd-run --quiet --unit=prometheus prometheus {options} --web.listen-address=127.0.0.1:9090")
         until(machine, f"python3 -ISE {ASK} 'up' >/dev/null 2>&1")
-        self.until('up{job="gpuswitch"} == 1')
 
     def ask(self, query: str) -> list[tuple[dict[str, str], float]]:
         """The series of an instant query, with their labels and values."""
@@ -84,3 +80,22 @@ class Prometheus:
 
     def until_not(self, query: str) -> None:
         until(self._machine, f"! python3 -ISE {ASK} '{query}' >/dev/null")
+
+
+class Prometheus(Queries):
+    """One that is started in this machine, and has scraped the service once when this returns."""
+
+    def __init__(self, machine: Machine, scrape: Mapping[str, object] | None = None) -> None:
+        """`scrape` are further keys of its job, such as `tls_config`."""
+        job = {"job_name": "gpuswitch", "static_configs": [{"targets": ["127.0.0.1:9752"]}], **(scrape or {})}
+        settings = {
+            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
+            "rule_files": [f"{FOLDER}/rules.yml"],
+            "scrape_configs": [job],
+        }
+        machine.push(json.dumps(settings), f"{FOLDER}/prometheus.yml")  # which is YAML
+        machine.push(hasty(RULES.read_text()), f"{FOLDER}/rules.yml")
+        options = f"--config.file={FOLDER}/prometheus.yml --storage.tsdb.path={FOLDER}/data"
+        machine.sh(f"systemd-run --quiet --unit=prometheus prometheus {options} --web.listen-address=127.0.0.1:9090")
+        super().__init__(machine)
+        self.until('up{job="gpuswitch"} == 1')
