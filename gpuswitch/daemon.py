@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -30,7 +30,8 @@ from gpuswitch.api.paths import NAME, ROOT
 from gpuswitch.api.tls import server_context
 from gpuswitch.api.vms import VirtualMachines
 from gpuswitch.config.places import ConfigFaultsError, Fault
-from gpuswitch.config.settings import DIRECTORY, Config, Setting, load
+from gpuswitch.config.reading import read
+from gpuswitch.config.settings import DIRECTORY, Config, Setting
 from gpuswitch.errors import ConfigError, Failed, GpuswitchError, InvalidArgument, KernelError
 from gpuswitch.fleet.fitting import fitted
 from gpuswitch.fleet.fleet import Fleet
@@ -48,7 +49,7 @@ from gpuswitch.host.port import Host
 from gpuswitch.log.journald import log_handler
 from gpuswitch.log.observer import LogObserver
 from gpuswitch.model.gpu import discover
-from gpuswitch.runtime.buses import check_simulated, system_bus
+from gpuswitch.runtime.buses import system_bus
 from gpuswitch.runtime.hangups import HANGUPS
 from gpuswitch.runtime.notify import notify, reloading, watchdog_seconds
 from gpuswitch.runtime.threads import run_in_thread
@@ -176,7 +177,7 @@ class Daemon:
             reloading()
             try:
                 # A disk may not answer, and where much is wrong, to find where takes a moment.
-                config = await run_in_thread(partial(load, self._config_directory))
+                config = await run_in_thread(partial(read, self._config_directory))
                 await self._exposition.follow(config.metrics)
                 self._history.configure(config.history)
                 self._fleet.reconfigure(config)
@@ -237,10 +238,10 @@ class Daemon:
         await asyncio.Event().wait()
 
 
-async def serve(options: argparse.Namespace) -> None:
+async def serve(options: argparse.Namespace, configuration: Callable[[], Config]) -> None:
     """Make the parts and run them."""
     directory = Path(options.config) if options.config else DIRECTORY
-    config = load(directory)
+    config = await run_in_thread(configuration)
     host = _host(options)
     with ExitStack() as until_the_end:
         runtime = Path(options.runtime) if options.runtime else None
@@ -305,6 +306,9 @@ def check_config(options: argparse.Namespace) -> int:
         faults.append(Fault(fault))
     else:
         try:
+            # By need: the service itself has it read by another process.
+            from gpuswitch.config.loading import load  # noqa: PLC0415 -- as above
+
             config = load(path, instead=instead, as_root=path == DIRECTORY)
             settings, files = config.settings, config.files
             warnings += config.warnings
@@ -359,30 +363,13 @@ def _without_effect(config: Config, host: Host) -> Iterator[str]:
     yield from (misfit.sentence for misfit in (*nowhere, *misfits))
 
 
-def check(options: argparse.Namespace) -> None:
-    """See that these can be meant, all together.
+def run(options: argparse.Namespace, configuration: Callable[[], Config] | None) -> int:
+    """Run the service; returns its exit status: 2 for what no second try makes better.
 
-    Raises:
-        InvalidArgument: they cannot.
+    `configuration` reads that, and raises as `Reading.result` does; None: it is only to be checked.
     """
-    for name in ("bus", "config", "runtime", "state", "check_config"):
-        if getattr(options, name) == "":
-            raise InvalidArgument(f"cannot use an empty --{name.replace('_', '-')}: leave it out for the usual one")
-    if options.check_config is not None:
-        return
-    if options.instead or options.json:
-        raise InvalidArgument("cannot use --instead and --json without --check-config: they say how to check")
-    if options.simulate:
-        check_simulated(options.bus or system_bus())
-    if options.fault and not options.simulate:
-        raise InvalidArgument("cannot inject a --fault into this machine, only into one in memory: add --simulate")
-
-
-def run(options: argparse.Namespace) -> int:
-    """Run the service; returns its exit status: 2 for what no second try makes better."""
     try:
-        check(options)
-        if options.check_config is not None:
+        if configuration is None:
             return check_config(options)
         logging.basicConfig(
             level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", handlers=[log_handler()]
@@ -391,7 +378,7 @@ def run(options: argparse.Namespace) -> int:
         faulthandler.enable(_STANDARD_ERROR)
         # It tells of each edge as often as twice, where our own log tells of the state.
         logging.getLogger("transitions").setLevel(logging.WARNING)
-        asyncio.run(serve(options))
+        asyncio.run(serve(options, configuration))
     except (ConfigError, InvalidArgument) as error:
         print(f"gpuswitchd: {error}", file=sys.stderr)  # noqa: T201 -- before or after there is a log
         return 2

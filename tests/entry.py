@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpuswitch.api.bus import Bus
-from gpuswitch.config import load
+from gpuswitch.config.loading import load
 from gpuswitch.daemon import Daemon
 from gpuswitch.host.linux.host import LinuxHost
 from gpuswitch.host.port import Host

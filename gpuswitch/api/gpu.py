@@ -199,7 +199,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     async def plan(self, target: Str, options: Values) -> ValuesArray:
         """The steps to `vfio` or `host`, each with kind, title, deadline in seconds, and what it ends. Looks only."""
         plan = await self.actor.plan(_target(target), options_of(options))
-        deadlines: dict[str, float] = self._record.config.deadlines.model_dump()
+        deadlines: dict[str, float] = self._record.config.deadlines.by_kind()
         return [planned_values(step, deadlines) for step in plan.steps]
 
     @dbus_method(returns="blockers", action=Action.INSPECT)

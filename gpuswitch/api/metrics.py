@@ -19,7 +19,7 @@ from gpuswitch.api import families
 from gpuswitch.api.authority import Action
 from gpuswitch.api.encoders import model_of, vendor_of
 from gpuswitch.api.families import BUCKETS, Family
-from gpuswitch.config.schema import Deadlines
+from gpuswitch.config.schema import Deadlines, names_of
 from gpuswitch.errors import KINDS, AuthenticationRequired, GpuswitchError, NotAuthorized
 from gpuswitch.fleet.fleet import Fleet
 from gpuswitch.gpu.actor import Actor
@@ -51,7 +51,7 @@ class MetricsObserver:
         self._switches = self._counter(families.SWITCHES)
         self._switch_seconds = self._histogram(families.SWITCH_SECONDS)
         self._step_seconds = self._histogram(families.STEP_SECONDS)
-        for kind in Deadlines.model_fields:
+        for kind in names_of(Deadlines):
             self._step_seconds.labels(kind)
         self._refusals = self._counter(families.REFUSALS)
         self._denials = self._counter(families.DENIALS)

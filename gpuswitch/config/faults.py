@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from gpuswitch.config.places import Location
 from gpuswitch.config.reference import TABLES, Key, key_of, must_be
-from gpuswitch.config.schema import ENVIRONMENT
+from gpuswitch.config.schema import ENVIRONMENT, names_of
 from gpuswitch.config.shown import shown
 from gpuswitch.sentence import Sentence
 
@@ -113,7 +113,7 @@ def _key(location: Location) -> Key:
 
 
 def _keys(table: str) -> list[str]:
-    return list(TABLES[table].model_fields)
+    return list(names_of(TABLES[table]))
 
 
 def _heading(table: str) -> str:

@@ -6,9 +6,19 @@ import inspect
 import json
 from dataclasses import dataclass
 
-from pydantic.fields import FieldInfo
-
-from gpuswitch.config.schema import Deadlines, Defaults, Form, GpuTable, History, Metrics, Table
+from gpuswitch.config.kinds import form_of, limits_of
+from gpuswitch.config.schema import (
+    Deadlines,
+    Defaults,
+    GpuTable,
+    History,
+    Kind,
+    Metrics,
+    Table,
+    keys_of,
+    kind_of,
+    names_of,
+)
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.match import Match
 from gpuswitch.sentence import Sentence, template
@@ -56,15 +66,15 @@ def reference() -> tuple[TableReference, ...]:
 
 def key_of(table: type[Table], name: str) -> Key:
     """One key of a table. Raises `KeyError` where it has no such key."""
-    field = table.model_fields[name]
-    form = next(each for each in field.metadata if isinstance(each, Form))
+    field = {each.name: each for each in keys_of(table)}[name]
+    form = form_of(kind_of(field))
     return Key(
         name=name,
         type=form.type,
-        values=form.values or _range(field),
+        values=form.values or _range(kind_of(field)),
         unit=form.unit,
-        default="" if field.is_required() else as_toml(field.default),
-        sentence=str(field.description),
+        default=as_toml(field.default),
+        sentence=field.metadata["sentence"],
     )
 
 
@@ -102,7 +112,7 @@ def as_toml(value: object) -> str:
 
 
 def _table(name: str, table: type[Table]) -> TableReference:
-    own = (each for each in table.model_fields if table is not GpuTable or each not in Defaults.model_fields)
+    own = (each for each in names_of(table) if table is not GpuTable or each not in names_of(Defaults))
     return TableReference(
         heading="[[gpu]]" if table is GpuTable else f"[{name}]",
         sentence=" ".join(inspect.cleandoc(str(table.__doc__)).split()),
@@ -110,14 +120,8 @@ def _table(name: str, table: type[Table]) -> TableReference:
     )
 
 
-def _range(field: FieldInfo) -> str:
-    """The limits that pydantic holds it to."""
-    limits = {
-        word: limit
-        for each in field.metadata
-        for word in ("gt", "ge", "le")
-        if (limit := getattr(each, word, None)) is not None
-    }
+def _range(kind: Kind) -> str:
+    limits = limits_of(kind)
     if "gt" in limits:
         return Sentence("above {least} and at most {most}", least=limits["gt"], most=limits["le"])
     return Sentence("from {least} to {most}", least=limits["ge"], most=limits["le"])

@@ -1,24 +1,20 @@
-"""The tables of the configuration, as they are written: every key, what it may hold, its default, and what it is for.
+"""The tables of the configuration, as they are written: every key, its default, and what it is for.
 
-`reference.py` tells the same to people; docs/configuration.md is made from that.
+What a key of each kind may hold, `kinds.py` says. That takes pydantic, which the service itself has no need of once its
+files are read: see `reading.py`. `reference.py` tells all of it to people; docs/configuration.md is made from that.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import reprlib
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated, Literal
-
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
-from pydantic_core import PydanticCustomError
+from dataclasses import Field, dataclass, field, fields
+from enum import Enum, auto
+from typing import Any, Literal
 
 from gpuswitch.config.shown import called, shown
 from gpuswitch.errors import InvalidArgument
 from gpuswitch.model.address import PciAddress
-from gpuswitch.model.facts import VFIO_DRIVER, named_for_vfio
 from gpuswitch.model.match import Match
 from gpuswitch.model.policy import AtBoot, Busy, ModulePolicy, Release
 from gpuswitch.sentence import Sentence
@@ -35,17 +31,6 @@ NEVER_STOPPED = frozenset(
     }
 )
 """Units that the system, or the switch itself, lives by."""
-
-
-def _address_or_none(value: object) -> PciAddress | None:
-    return None if value is None or value == "" else _address(value)
-
-
-def _address(value: object) -> PciAddress:
-    try:
-        return PciAddress.parse(str(value))
-    except InvalidArgument as error:
-        raise ValueError(str(error)) from None
 
 
 _DIGITS = re.compile(r"(?:0x)?([0-9a-f]{4})", re.IGNORECASE | re.ASCII)
@@ -138,101 +123,6 @@ def name_of(value: str) -> str:
     raise ValueError(Sentence("{value} looks like a PCI address; choose another name", value=repr(value)))
 
 
-def _driver(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{0,64}", value):
-        raise ValueError(Sentence("{value} is not the name of a driver", value=reprlib.repr(value)))
-    return value
-
-
-def _host_driver(value: str) -> str:
-    if named_for_vfio(_driver(value)):
-        raise ValueError(
-            Sentence("{driver} is no host driver; name the one that drives the GPU on this host", driver=value)
-        )
-    return value
-
-
-def _vfio_driver(value: str) -> str:
-    if _driver(value) and not named_for_vfio(value):
-        raise ValueError(
-            Sentence(
-                "{driver} is no vfio driver: name one, such as {known} or nvgrace-gpu-vfio-pci",
-                driver=value,
-                known=VFIO_DRIVER,
-            )
-        )
-    return value
-
-
-def _ip_address_or_none(value: str) -> str:
-    try:
-        return str(ipaddress.ip_address(value)) if value else ""
-    except ValueError:
-        said = Sentence("{value} is no IP address: write one, such as 127.0.0.1 or ::1", value=reprlib.repr(value))
-        raise ValueError(said) from None
-
-
-def _path_or_none(value: str) -> str:
-    if value and (not value.startswith("/") or "\0" in value):
-        raise ValueError(Sentence("{value} is not an absolute path: begin it with /", value=reprlib.repr(value)))
-    return value
-
-
-class Text(str):
-    """A value of an environment variable, where everything is text. In a file, 5 and "5" are different things."""
-
-    __slots__ = ()
-
-
-def _number(value: object) -> object:
-    # pydantic takes true for 1 and "5" for 5, so `unbind = true` would become a deadline of one second.
-    if isinstance(value, Text) or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return value
-    raise PydanticCustomError("float_type", "no number")
-
-
-def _whole_number(value: object) -> object:
-    if isinstance(value, Text) or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise PydanticCustomError("int_type", "no whole number")
-
-
-def _boolean(value: object) -> object:
-    # pydantic takes 1 and "yes" for true.
-    if isinstance(value, Text | bool):
-        return value
-    raise PydanticCustomError("bool_type", "neither true nor false")
-
-
-def _attempt(value: object) -> object:
-    if isinstance(value, bool):
-        return value
-    words: dict[object, object] = {"auto": "auto", **({"true": True, "false": False} if type(value) is Text else {})}
-    if not isinstance(value, str) or value not in words:
-        raise PydanticCustomError("enum", "none of the words")
-    return words[value]
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What the value of a key is, in words of TOML. `values` says which there are, where the type does not.
-
-    `unit` is what a number counts.
-    """
-
-    type: str
-    values: str = ""
-    unit: str = ""
-
-
-def _one_of(words: type[StrEnum], *more: str) -> Form:
-    *first, last = (f'"{word}"' for word in (*words, *more))
-    return Form("string", Sentence("{most} or {last}", most=", ".join(first), last=last))
-
-
-_Address = Annotated[PciAddress, PlainValidator(_address)]
-
-
 def unit(value: str) -> str:
     """The full name of a systemd unit that may be stopped and started (systemd.unit(5)).
 
@@ -250,176 +140,191 @@ def unit(value: str) -> str:
     return value
 
 
-def _unit_or_none(value: str) -> str:
-    return unit(value) if value else ""
+Attempt = Literal["auto"] | bool
 
 
-def _vtconsole(value: str) -> str:
-    if not re.fullmatch(r"vtcon[0-9]{1,2}", value):
-        raise ValueError(
-            Sentence("{value} is not a console: they are named vtcon0, vtcon1, ...", value=reprlib.repr(value))
-        )
-    return value
+class Kind(Enum):
+    """What a key holds."""
+
+    BOOLEAN = auto()
+    BUSY = auto()
+    PATIENCE = auto()
+    SECONDS = auto()
+    DAYS = auto()
+    UNIT_NAMES = auto()
+    UNIT_NAME = auto()
+    MODULE_POLICY = auto()
+    VFIO_DRIVER = auto()
+    CONSOLE_NAMES = auto()
+    ATTEMPT = auto()
+    RELEASE = auto()
+    RELEASE_OR_NONE = auto()
+    ADDRESS = auto()
+    MATCH = auto()
+    NAME = auto()
+    ADDRESSES = auto()
+    HOST_DRIVER = auto()
+    AT_BOOT = auto()
+    IP_ADDRESS = auto()
+    PATH = auto()
+    PORT = auto()
+    SWITCHES = auto()
 
 
-_ADDRESS = Form("string", Sentence('a PCI address, such as 0000:01:00.0; "" where `match` says which'))
-_MATCH = Form(
-    "inline table", Sentence("vendor, device, subsystem, serial, slot and port, each a string, those that are wanted")
-)
-_UNIT = Form("string", Sentence('the full name of a systemd unit, such as display-manager.service, or "" for none'))
-_DRIVER = Form("string", Sentence('the name of a driver, or ""'))
-_ATTEMPT = Form('boolean or "auto"', Sentence("{most} or {last}", most="true, false", last='"auto"'))
-
-_Boolean = Annotated[
-    bool, BeforeValidator(_boolean), Form("boolean", Sentence("{most} or {last}", most="true", last="false"))
-]
-_Number = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
-_Integer = Annotated[int, BeforeValidator(_whole_number)]
-_Seconds = Annotated[_Number, Field(le=LONGEST_DEADLINE), Form("number", unit="seconds")]
-_Patience = Annotated[_Number, Field(le=LONGEST_WAIT), Form("number", unit="seconds")]
-_Unit = Annotated[str, AfterValidator(unit)]
-_Path = Annotated[str, AfterValidator(_path_or_none), Form("string", Sentence('an absolute path, or "" for none'))]
-Attempt = Annotated[Literal["auto"] | bool, PlainValidator(_attempt), _ATTEMPT]
-_AsOnRelease = Annotated[
-    Release | None, BeforeValidator(lambda value: None if value == "" else value), _one_of(Release, "")
-]
-"""TOML has no null: "" stands for it."""
+class Table:
+    """What each of the tables is, a dataclass as well."""
 
 
-class Table(BaseModel):
-    # Built when it is first needed: the service reads its files as `Tables`, and needs no other one's.
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+def toml_key(kind: Kind, default: Any, sentence: str) -> Any:
+    """One key of a table: what it holds, its default, and what it is for."""
+    return field(default=default, metadata={"kind": kind, "sentence": sentence})
 
 
+def keys_of(table: type[Table]) -> tuple[Field[Any], ...]:
+    """The keys of a table."""
+    return fields(table)  # type: ignore[arg-type] # each table is a dataclass
+
+
+def kind_of(key: Field[Any]) -> Kind:
+    """What it holds."""
+    kind: Kind = key.metadata["kind"]
+    return kind
+
+
+def names_of(table: type[Table]) -> tuple[str, ...]:
+    """The names of the keys of a table."""
+    return tuple(each.name for each in keys_of(table))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Defaults(Table):
     """What holds for a GPU whose own table does not say otherwise, or that has none."""
 
-    allow_boot_display: _Boolean = Field(
-        False, description="Whether the GPU may go although it shows the firmware's and the kernel's first screen."
+    allow_boot_display: bool = toml_key(
+        Kind.BOOLEAN, False, "Whether the GPU may go although it shows the firmware's and the kernel's first screen."
     )
-    busy: Annotated[Busy, _one_of(Busy)] = Field(
+    busy: Busy = toml_key(
+        Kind.BUSY,
         Busy.REFUSE,
-        description="What becomes of programs that have the GPU open: they are named and nothing is touched, waited "
+        "What becomes of programs that have the GPU open: they are named and nothing is touched, waited "
         "for, asked to end (services through systemd, others by SIGTERM), or ended (by SIGKILL in the end).",
     )
-    wait_seconds: _Patience = Field(60.0, description='How long `busy = "wait"` waits for them.')
-    grace_seconds: _Seconds = Field(
-        10.0, description='How long `"terminate"` and `"kill"` leave them between a polite word and the next step.'
+    wait_seconds: float = toml_key(Kind.PATIENCE, 60.0, 'How long `busy = "wait"` waits for them.')
+    grace_seconds: float = toml_key(
+        Kind.SECONDS, 10.0, 'How long `"terminate"` and `"kill"` leave them between a polite word and the next step.'
     )
-    stop_units: Annotated[tuple[_Unit, ...], Form("array of strings", Sentence("full names of systemd units"))] = Field(
-        (), description="Units that are stopped before anything is touched, and started again when the GPU is back."
+    stop_units: tuple[str, ...] = toml_key(
+        Kind.UNIT_NAMES,
+        (),
+        "Units that are stopped before anything is touched, and started again when the GPU is back.",
     )
-    after_host: Annotated[str, AfterValidator(_unit_or_none), _UNIT] = Field(
-        "", description="A unit that is started when the GPU is back."
+    after_host: str = toml_key(Kind.UNIT_NAME, "", "A unit that is started when the GPU is back.")
+    end_sessions: bool = toml_key(
+        Kind.BOOLEAN, False, "Whether logind sessions that have the GPU open are ended, and all programs in them."
     )
-    end_sessions: _Boolean = Field(
-        False, description="Whether logind sessions that have the GPU open are ended, and all programs in them."
-    )
-    module_policy: Annotated[ModulePolicy, _one_of(ModulePolicy)] = Field(
+    module_policy: ModulePolicy = toml_key(
+        Kind.MODULE_POLICY,
         ModulePolicy.AUTO,
-        description="When the modules of the host driver are unloaded: where that is the safe way to detach the GPU "
+        "When the modules of the host driver are unloaded: where that is the safe way to detach the GPU "
         "(the last NVIDIA GPU), wherever no other GPU uses them, or never.",
     )
-    vfio_driver: Annotated[
-        str,
-        AfterValidator(_vfio_driver),
-        Form("string", Sentence('the name of a vfio driver, such as vfio-pci, or ""')),
-    ] = Field("", description='The vfio driver of the display functions; "" is the one that fits best.')
-    announce_sound: _Boolean = Field(
-        True, description="Whether who follows udev, such as PipeWire, is told that the sound card goes, to let it go."
+    vfio_driver: str = toml_key(
+        Kind.VFIO_DRIVER, "", 'The vfio driver of the display functions; "" is the one that fits best.'
     )
-    announce_display: _Boolean = Field(
-        False, description="The same for the display; a compositor that draws on the GPU may end."
+    announce_sound: bool = toml_key(
+        Kind.BOOLEAN,
+        True,
+        "Whether who follows udev, such as PipeWire, is told that the sound card goes, to let it go.",
     )
-    leave_consoles: Annotated[
-        tuple[Annotated[str, AfterValidator(_vtconsole)], ...],
-        Form("array of strings", Sentence("names in /sys/class/vtconsole, such as vtcon1")),
-    ] = Field(
-        (), description="Text consoles that stay unbound once they were: binding them again freezes some machines."
+    announce_display: bool = toml_key(
+        Kind.BOOLEAN, False, "The same for the display; a compositor that draws on the GPU may end."
     )
-    restore_boot_framebuffer: _Boolean = Field(
-        False, description="Whether the firmware's frame buffer gets its driver back when the GPU is back."
+    leave_consoles: tuple[str, ...] = toml_key(
+        Kind.CONSOLE_NAMES,
+        (),
+        "Text consoles that stay unbound once they were: binding them again freezes some machines.",
     )
-    reset_on_failure: Attempt = Field(
+    restore_boot_framebuffer: bool = toml_key(
+        Kind.BOOLEAN, False, "Whether the firmware's frame buffer gets its driver back when the GPU is back."
+    )
+    reset_on_failure: Attempt = toml_key(
+        Kind.ATTEMPT,
         "auto",
-        description="Whether the functions may be reset when the host driver cannot take the GPU, or when neither the "
+        "Whether the functions may be reset when the host driver cannot take the GPU, or when neither the "
         'way on nor the way back worked: "auto" only while no host driver has any of them, true also then.',
     )
-    rescan_on_failure: Attempt = Field(
+    rescan_on_failure: Attempt = toml_key(
+        Kind.ATTEMPT,
         "auto",
-        description="Whether, after that, the functions may be removed from the PCI bus and found again; as above.",
+        "Whether, after that, the functions may be removed from the PCI bus and found again; as above.",
     )
-    start_grace: _Patience = Field(
-        120.0, description="How long a virtual machine that was given the GPU may take to open it before it goes home."
+    start_grace: float = toml_key(
+        Kind.PATIENCE,
+        120.0,
+        "How long a virtual machine that was given the GPU may take to open it before it goes home.",
     )
-    release_grace: _Seconds = Field(
+    release_grace: float = toml_key(
+        Kind.SECONDS,
         10.0,
-        description="How long libvirt's word is waited for when the process of a machine is gone, and libvirt has it "
+        "How long libvirt's word is waited for when the process of a machine is gone, and libvirt has it "
         "in its books no more.",
     )
-    libvirt_patience: _Patience = Field(
+    libvirt_patience: float = toml_key(
+        Kind.PATIENCE,
         60.0,
-        description="How long a libvirt that is not there may take to start and to clear up after its machine; the "
+        "How long a libvirt that is not there may take to start and to clear up after its machine; the "
         "GPU stays on vfio until then.",
     )
-    acquire_seconds: _Seconds = Field(
+    acquire_seconds: float = toml_key(
+        Kind.SECONDS,
         120.0,
-        description="How long the start of a virtual machine waits for its GPUs before it is refused; more than "
+        "How long the start of a virtual machine waits for its GPUs before it is refused; more than "
         "`wait_seconds` makes sense.",
     )
-    on_release: Annotated[Release, _one_of(Release)] = Field(
+    on_release: Release = toml_key(
+        Kind.RELEASE,
         Release.HOST,
-        description="Where the GPU goes when its virtual machine is over: home to the host, or it stays on vfio.",
+        "Where the GPU goes when its virtual machine is over: home to the host, or it stays on vfio.",
     )
-    on_saved: _AsOnRelease = Field(
-        None, description='The same when the machine was saved to a file; "" is as `on_release`.'
+    on_saved: Release | None = toml_key(
+        Kind.RELEASE_OR_NONE, None, 'The same when the machine was saved to a file; "" is as `on_release`.'
     )
-    on_migrated: _AsOnRelease = Field(
-        None, description='The same when the machine went to another host; "" is as `on_release`.'
+    on_migrated: Release | None = toml_key(
+        Kind.RELEASE_OR_NONE, None, 'The same when the machine went to another host; "" is as `on_release`.'
     )
 
 
+@dataclass(frozen=True, kw_only=True)
 class GpuTable(Defaults):
     """One managed GPU: there is such a table for each. It has all keys of [defaults], too, for this GPU alone."""
 
-    address: Annotated[PciAddress | None, PlainValidator(_address_or_none), _ADDRESS] = Field(
+    address: PciAddress | None = toml_key(
+        Kind.ADDRESS,
         None,
-        description="The PCI address of the GPU, as `gpuswitchctl list` shows it; any function of the card will do.",
+        "The PCI address of the GPU, as `gpuswitchctl list` shows it; any function of the card will do.",
     )
-    match: Annotated[Match, PlainValidator(match_of), _MATCH] = Field(
+    match: Match = toml_key(
+        Kind.MATCH,
         Match(),
-        description="What the GPU is told by, where its address moves with the numbers of the buses: `gpuswitchctl "
+        "What the GPU is told by, where its address moves with the numbers of the buses: `gpuswitchctl "
         "status` shows what there is. It has to fit one GPU; where it fits several, `address` says which of them.",
     )
-    name: Annotated[
-        str,
-        AfterValidator(name_of),
-        Form("string", Sentence("at most 32 letters, digits, dots, underscores and dashes, a letter or digit first")),
-    ] = Field("", description="What the GPU is called on the command line.")
-    members: Annotated[tuple[_Address, ...], Form("array of strings", Sentence("PCI addresses"))] = Field(
-        (), description="Functions of other slots that move along; each belongs to one GPU only."
+    name: str = toml_key(Kind.NAME, "", "What the GPU is called on the command line.")
+    members: tuple[PciAddress, ...] = toml_key(
+        Kind.ADDRESSES, (), "Functions of other slots that move along; each belongs to one GPU only."
     )
-    host_driver: Annotated[str, AfterValidator(_host_driver), _DRIVER] = Field(
+    host_driver: str = toml_key(
+        Kind.HOST_DRIVER,
         "",
-        description="The driver of the display functions on the host where nothing else tells: the GPU was on a vfio "
+        "The driver of the display functions on the host where nothing else tells: the GPU was on a vfio "
         "driver before the service started.",
     )
-    at_boot: Annotated[AtBoot, _one_of(AtBoot)] = Field(
+    at_boot: AtBoot = toml_key(
+        Kind.AT_BOOT,
         AtBoot.KEEP,
-        description="Where the GPU is brought when the machine starts, before the service is ready and the display "
+        "Where the GPU is brought when the machine starts, before the service is ready and the display "
         "manager begins: to its host drivers, to vfio, or nowhere.",
     )
-
-    @model_validator(mode="after")
-    def _says_which(self) -> GpuTable:
-        if self.address is None and not self.match:
-            raise ValueError(
-                Sentence(
-                    'it does not say which GPU it is about: add address = "0000:01:00.0", as gpuswitchctl list shows '
-                    "it, or match"
-                )
-            )
-        return self
 
     @property
     def label(self) -> str:
@@ -432,31 +337,36 @@ class GpuTable(Defaults):
         return called(self.name, self.label)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Deadlines(Table):
     """How long a step may take before it counts as failed, by kind of step."""
 
-    module: _Seconds = Field(30.0, description="Load or unload kernel modules.")
-    power: _Seconds = Field(10.0, description="Wake the GPU, or restore its power management.")
-    override: _Seconds = Field(5.0, description="Set or clear `driver_override`.")
-    unbind: _Seconds = Field(20.0, description="Take a function from its driver.")
-    probe: _Seconds = Field(30.0, description="Have the kernel bind a function to a driver.")
-    group: _Seconds = Field(5.0, description="Open or close the VFIO group.")
-    nodes: _Seconds = Field(15.0, description="Wait for device nodes, such as those in `/dev/dri`.")
-    capture: _Seconds = Field(5.0, description="Read what the way home will have to restore.")
-    holders: _Seconds = Field(
-        10.0, description="Look once for programs that have the GPU open; who does not answer by then counts as one."
+    module: float = toml_key(Kind.SECONDS, 30.0, "Load or unload kernel modules.")
+    power: float = toml_key(Kind.SECONDS, 10.0, "Wake the GPU, or restore its power management.")
+    override: float = toml_key(Kind.SECONDS, 5.0, "Set or clear `driver_override`.")
+    unbind: float = toml_key(Kind.SECONDS, 20.0, "Take a function from its driver.")
+    probe: float = toml_key(Kind.SECONDS, 30.0, "Have the kernel bind a function to a driver.")
+    group: float = toml_key(Kind.SECONDS, 5.0, "Open or close the VFIO group.")
+    nodes: float = toml_key(Kind.SECONDS, 15.0, "Wait for device nodes, such as those in `/dev/dri`.")
+    capture: float = toml_key(Kind.SECONDS, 5.0, "Read what the way home will have to restore.")
+    holders: float = toml_key(
+        Kind.SECONDS, 10.0, "Look once for programs that have the GPU open; who does not answer by then counts as one."
     )
-    release: _Seconds = Field(
-        5.0, description="Wait for programs that were asked to let go, or that have the GPU open for a moment only."
+    release: float = toml_key(
+        Kind.SECONDS, 5.0, "Wait for programs that were asked to let go, or that have the GPU open for a moment only."
     )
-    announce: _Seconds = Field(5.0, description="Tell who follows udev that a card goes.")
-    libvirt: _Seconds = Field(60.0, description="Wait until libvirt has cleared up after a machine.")
-    units: _Seconds = Field(100.0, description="Stop or start a unit; systemd itself gives most of them 90 seconds.")
-    sessions: _Seconds = Field(20.0, description="End a session.")
-    console: _Seconds = Field(10.0, description="Move the text consoles to another screen.")
-    inhibit: _Seconds = Field(10.0, description="Keep the machine from sleeping.")
-    reset: _Seconds = Field(30.0, description="Reset a function.")
-    rescan: _Seconds = Field(60.0, description="Remove the functions from the PCI bus, or find them again.")
+    announce: float = toml_key(Kind.SECONDS, 5.0, "Tell who follows udev that a card goes.")
+    libvirt: float = toml_key(Kind.SECONDS, 60.0, "Wait until libvirt has cleared up after a machine.")
+    units: float = toml_key(Kind.SECONDS, 100.0, "Stop or start a unit; systemd itself gives most of them 90 seconds.")
+    sessions: float = toml_key(Kind.SECONDS, 20.0, "End a session.")
+    console: float = toml_key(Kind.SECONDS, 10.0, "Move the text consoles to another screen.")
+    inhibit: float = toml_key(Kind.SECONDS, 10.0, "Keep the machine from sleeping.")
+    reset: float = toml_key(Kind.SECONDS, 30.0, "Reset a function.")
+    rescan: float = toml_key(Kind.SECONDS, 60.0, "Remove the functions from the PCI bus, or find them again.")
+
+    def by_kind(self) -> dict[str, float]:
+        """Seconds."""
+        return dict(vars(self))
 
 
 def check_kind(kind: str, whose: str) -> None:
@@ -465,76 +375,54 @@ def check_kind(kind: str, whose: str) -> None:
     Raises:
         TypeError: there is none; `whose` it is to be, in a word or two.
     """
-    if kind not in Deadlines.model_fields:
-        known = ", ".join(Deadlines.model_fields)
+    if kind not in names_of(Deadlines):
+        known = ", ".join(names_of(Deadlines))
         raise TypeError(
             f"{whose} is of kind {kind!r}, for which there is no deadline in gpuswitch/config/schema.py: {known}"
         )
 
 
+@dataclass(frozen=True, kw_only=True)
 class Metrics(Table):
     """Where Prometheus finds the metrics: at http://ADDRESS:PORT/metrics, or https:// with a certificate."""
 
-    enabled: _Boolean = Field(True, description="Whether there are metrics.")
-    address: Annotated[
-        str,
-        AfterValidator(_ip_address_or_none),
-        Form("string", Sentence('an IP address, such as 127.0.0.1 or ::1, or "" for none')),
-    ] = Field(
+    enabled: bool = toml_key(Kind.BOOLEAN, True, "Whether there are metrics.")
+    address: str = toml_key(
+        Kind.IP_ADDRESS,
         "127.0.0.1",
-        description='Where they are served; "0.0.0.0" or "::" lets other machines read them; "" leaves them to the '
+        'Where they are served; "0.0.0.0" or "::" lets other machines read them; "" leaves them to the '
         "file alone (`textfile_directory`).",
     )
-    port: Annotated[_Integer, Field(ge=0, le=65535), Form("integer")] = Field(
-        9752, description="The TCP port; 0 is any free one."
+    port: int = toml_key(Kind.PORT, 9752, "The TCP port; 0 is any free one.")
+    certificate: str = toml_key(
+        Kind.PATH, "", "The file with the certificate to serve them over HTTPS, PEM; `key` belongs to it."
     )
-    certificate: _Path = Field(
-        "", description="The file with the certificate to serve them over HTTPS, PEM; `key` belongs to it."
+    key: str = toml_key(Kind.PATH, "", "The file with its private key, PEM, which not everybody may read.")
+    client_ca: str = toml_key(
+        Kind.PATH, "", "A file with certificates of authorities, PEM: only who has a certificate of one is served."
     )
-    key: _Path = Field("", description="The file with its private key, PEM, which not everybody may read.")
-    client_ca: _Path = Field(
-        "", description="A file with certificates of authorities, PEM: only who has a certificate of one is served."
-    )
-    textfile_directory: _Path = Field(
-        "", description="The directory in which node_exporter looks for files; gpuswitch.prom is kept there."
+    textfile_directory: str = toml_key(
+        Kind.PATH, "", "The directory in which node_exporter looks for files; gpuswitch.prom is kept there."
     )
 
-    @model_validator(mode="after")
-    def _whole(self) -> Metrics:
-        if bool(self.certificate) != bool(self.key):
-            there, missing = ("certificate", "key") if self.certificate else ("key", "certificate")
-            raise ValueError(
-                Sentence(
-                    "{there} is of no use without {missing}: set both, or none for plain HTTP",
-                    there=there,
-                    missing=missing,
-                )
-            )
-        if self.client_ca and not self.certificate:
-            raise ValueError(Sentence("client_ca is of no use without certificate and key: set them as well"))
-        return self
 
-
+@dataclass(frozen=True, kw_only=True)
 class History(Table):
     """Which finished switches are remembered."""
 
-    enabled: _Boolean = Field(
-        True, description="Whether finished switches are kept in `/var/lib/gpuswitch/history.db`."
+    enabled: bool = toml_key(
+        Kind.BOOLEAN, True, "Whether finished switches are kept in `/var/lib/gpuswitch/history.db`."
     )
-    keep_days: Annotated[_Number, Field(le=36500), Form("number", unit="days")] = Field(
-        90.0, description="How long each is kept."
-    )
-    keep: Annotated[_Integer, Field(ge=1, le=10_000), Form("integer", unit="switches")] = Field(
-        1000, description="How many are kept at most, the last ones."
-    )
+    keep_days: float = toml_key(Kind.DAYS, 90.0, "How long each is kept.")
+    keep: int = toml_key(Kind.SWITCHES, 1000, "How many are kept at most, the last ones.")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Tables(Table):
     """The layers together, as they are written."""
 
     gpu: tuple[GpuTable, ...] = ()
-    # Each as it is by default, which needs no validation.
-    defaults: Defaults = Defaults.model_construct()
-    deadlines: Deadlines = Deadlines.model_construct()
-    metrics: Metrics = Metrics.model_construct()
-    history: History = History.model_construct()
+    defaults: Defaults = field(default_factory=Defaults)
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    metrics: Metrics = field(default_factory=Metrics)
+    history: History = field(default_factory=History)

@@ -10,10 +10,11 @@ from typing import Any
 
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
-from gpuswitch.config.schema import ENVIRONMENT, Tables
+from gpuswitch.config.kinds import model_of_all
+from gpuswitch.config.schema import ENVIRONMENT
 
 
-class _Variables(Tables, BaseSettings):
+class _Variables(model_of_all(), BaseSettings):  # type: ignore[misc] # made by a function
     """The tables, by the names that pydantic-settings gives them in the environment."""
 
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT, env_nested_delimiter="__")

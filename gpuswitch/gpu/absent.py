@@ -25,7 +25,7 @@ async def restore_for_absent(
     What does not work is logged, and keeps no other from its turn.
     """
     # What is given back leaves nothing to record; and nobody is told of steps that belong to no switch.
-    context = StepContext(gpu, host, host.kernel(str(gpu)), arbiter, lambda _: None, deadlines=deadlines.model_dump())
+    context = StepContext(gpu, host, host.kernel(str(gpu)), arbiter, lambda _: None, deadlines=deadlines.by_kind())
     for step in restore_shared(restore_state):
         try:
             await Engine(context, (step,), lambda _: None, lambda _: None).forward()

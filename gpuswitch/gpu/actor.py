@@ -129,7 +129,7 @@ class Actor:
         if self._deciding.task is None:
             return ""
         since = max(self._deciding.began, self.record.progress)
-        longest = 2 * _TURN_SECONDS + sum(self.record.config.deadlines.model_dump().values())
+        longest = 2 * _TURN_SECONDS + sum(self.record.config.deadlines.by_kind().values())
         return where(self._deciding.task) if asyncio.get_running_loop().time() - since > longest else ""
 
     # What it is asked -------------------------------------------------------------------------------------------------

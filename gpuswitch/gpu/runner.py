@@ -229,7 +229,7 @@ class Runner:
 
     @property
     def _deadlines(self) -> dict[str, float]:
-        return self._record.config.deadlines.model_dump()
+        return self._record.config.deadlines.by_kind()
 
     def _intend(self, event: StepEvent) -> None:
         """This step is begun next, or taken back.

@@ -38,8 +38,9 @@ from gpuswitch.api.serving import Authority, Caller, Server
 from gpuswitch.api.signatures import plain
 from gpuswitch.api.standard import Introspectable, Peer, Properties
 from gpuswitch.api.users import Users
-from gpuswitch.config import Config, load
+from gpuswitch.config.loading import load
 from gpuswitch.config.schema import LONGEST_WAIT
+from gpuswitch.config.settings import Config
 from gpuswitch.errors import ConfigError, InvalidArgument
 from gpuswitch.host.linux import procfs
 from gpuswitch.host.linux.kernellog import LONGEST, _about

@@ -12,7 +12,7 @@ import pytest
 from gpuswitch.cli.configuration import DIRECTORY, judged
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.simulated import tell_of_this_machine
-from gpuswitch.config import settings
+from gpuswitch.config import loading, settings
 from gpuswitch.errors import ConfigError
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.services import BIN, environment, write_config
@@ -192,7 +192,7 @@ def test_what_cannot_be_looked_at_is_a_fault_in_one_sentence(ctl: Ctl, tmp_path:
         fault = f"gpuswitchctl: cannot check {path}: File name too long\n"
         assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", fault)
     with pytest.raises(ConfigError, match=r"^cannot read .*: File name too long"):
-        settings.load(tmp_path / LONG)
+        loading.load(tmp_path / LONG)
 
 
 def test_a_link_that_cannot_be_followed_is_not_read_either(ctl: Ctl, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.config.kinds import checked_table
 from gpuswitch.config.schema import Deadlines, Defaults
 from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.fleet import at_boot
@@ -34,7 +35,7 @@ GEFORCE = PciAddress.parse("0000:01:00.0")
 
 def wanted(gpu: PciAddress, where: AtBoot = AtBoot.VFIO, **rules: object) -> Config:
     """A configuration that wants this GPU there at boot."""
-    own = Defaults.model_validate({"allow_boot_display": True} | rules)
+    own = checked_table(Defaults, {"allow_boot_display": True} | rules)
     return Config(gpus=(GpuConfig(gpu, managed=True, name="card", at_boot=where, rules=own),))
 
 

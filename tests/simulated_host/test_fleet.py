@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.config.kinds import checked_table
 from gpuswitch.config.schema import Defaults, GpuTable
 from gpuswitch.config.settings import Config, GpuConfig, Sought
 from gpuswitch.errors import Failed, GpuswitchError, InvalidArgument, NoSuchGpu, NotViable
@@ -277,7 +278,7 @@ class TestMatching:
     """Tables that say what their GPU is told by, and not where it is."""
 
     def table(self, match: Match, name: str = "card", address: str | None = None) -> Config:
-        own = GpuTable.model_validate({"match": match.says(), "address": address, "name": name})
+        own = checked_table(GpuTable, {"match": match.says(), "address": address, "name": name})
         return Config(sought=(Sought(match, own.address, own, Defaults(busy=Busy.WAIT)),))
 
     def host(self) -> SimulatedHost:

@@ -34,7 +34,7 @@ def engine(host: SimulatedHost, *steps: Step) -> Engine:
         host.kernel(str(GPU)),
         Arbiter(host.systemd),
         ignore,
-        deadlines=Deadlines().model_dump(),
+        deadlines=Deadlines().by_kind(),
     )
     return Engine(context, steps, ignore, ignore)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.config.kinds import checked_table
 from gpuswitch.config.schema import Deadlines, Defaults
 from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import Failed, InProgress, NotViable
@@ -30,7 +31,7 @@ HOOK = Requester(0, 4711, command="dbus-send")
 async def start_harness(directory: Path, scenario: str = "plx", **rules: object) -> Harness:
     """With all of them managed."""
     gpus = (CARD,) if scenario == "shared" else (FIRST, SECOND)
-    own = Defaults.model_validate(rules)
+    own = checked_table(Defaults, rules)
     tables = tuple(GpuConfig(gpu, managed=True, rules=own) for gpu in gpus)
     return await Harness.start(SCENARIOS[scenario](), directory, Config(gpus=tables, deadlines=Deadlines(unbind=100)))
 

@@ -9,7 +9,8 @@ from signal import SIGTERM
 
 import pytest
 
-from gpuswitch.config.settings import Config, load
+from gpuswitch.config.loading import load
+from gpuswitch.config.settings import Config
 from gpuswitch.errors import GpuswitchError
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import SCENARIOS

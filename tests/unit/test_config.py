@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.cli.editing import TEMPLATE
+from gpuswitch.config.loading import load
 from gpuswitch.config.schema import Deadlines, Defaults, History, Metrics
-from gpuswitch.config.settings import Config, load
+from gpuswitch.config.settings import Config
 from gpuswitch.errors import ConfigError
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.match import Match

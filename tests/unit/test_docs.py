@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config.settings import load
+from gpuswitch.config.loading import load
 from gpuswitch.host.simulated.scenarios import SCENARIOS
 from tests.harness.pages import Block, blocks
 from tests.unit.test_house import ROOT, relative

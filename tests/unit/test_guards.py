@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from gpuswitch.config.kinds import checked_table
 from gpuswitch.config.schema import Defaults
 from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import Busy, GpuswitchError, InProgress, NotViable, Owned, Wedged
@@ -37,7 +38,7 @@ def card(*, boot_display: bool = False, virtual_functions: int = 0, group: int |
 
 def configured(*members: str, **rules: object) -> Config:
     """A configuration with a table for the card."""
-    own = GpuConfig(GPU.address, managed=True, members=tuple(map(at, members)), rules=Defaults.model_validate(rules))
+    own = GpuConfig(GPU.address, managed=True, members=tuple(map(at, members)), rules=checked_table(Defaults, rules))
     return Config(gpus=(own,))
 
 

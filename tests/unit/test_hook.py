@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuswitch import hook
-from gpuswitch.config import settings as config
+from gpuswitch.config import loading
 from tests.harness.domains import BOMB, DOMAIN, HOSTDEV, INTERFACE, UUID, domain, table, write
 from tests.harness.sysfs_tree import Tree, link
 
@@ -161,7 +161,7 @@ def test_long_and_deep_xml_is_read() -> None:
 )
 def test_the_configuration_is_read_as_the_service_reads_it(tmp_path: Path, files: dict[str, str]) -> None:
     directory = write(tmp_path, **files)
-    service = {gpu.address: list(gpu.members) for gpu in config.load(directory, {}).gpus}
+    service = {gpu.address: list(gpu.members) for gpu in loading.load(directory, {}).gpus}
     assert hook.configured(str(directory)) == service
 
 

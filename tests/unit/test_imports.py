@@ -148,7 +148,14 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpuswitch.doctor",
     ),
     # It says what it understands before any of that is there.
-    "gpuswitch.service": ("gpuswitch.__version__", "gpuswitch.runtime.hangups", "gpuswitch.daemon"),
+    "gpuswitch.service": (
+        "gpuswitch.__version__",
+        "gpuswitch.errors",
+        "gpuswitch.runtime.buses",
+        "gpuswitch.runtime.hangups",
+        "gpuswitch.config.reading",
+        "gpuswitch.daemon",
+    ),
     # Clients of the bus: they work, and say what is wrong, when nothing else of the program does.
     "gpuswitch.cli": ("gpuswitch.__version__", "gpuswitch.sentence", "gpuswitch.errors", "gpuswitch.cli"),
     # The one verb that is more than that: it has to work where there is no service to ask (adr/0039).

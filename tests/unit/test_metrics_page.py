@@ -34,4 +34,4 @@ def test_names_are_as_prometheus_wants_them() -> None:
 def test_the_buckets_reach_as_far_as_a_step_may_take() -> None:
     assert sorted(BUCKETS) == list(BUCKETS)
     assert {LONGEST_DEADLINE, LONGEST_WAIT} <= set(BUCKETS)
-    assert max(Deadlines().model_dump().values()) <= LONGEST_DEADLINE
+    assert max(Deadlines().by_kind().values()) <= LONGEST_DEADLINE

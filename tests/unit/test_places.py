@@ -9,6 +9,7 @@ import pytest
 
 from gpuswitch.config.places import Fault, Location, Places
 from gpuswitch.config.reference import TABLES
+from gpuswitch.config.schema import names_of
 from tests.harness.pages import ROOT
 
 FILE = '''\
@@ -110,7 +111,7 @@ def test_every_key_of_the_template() -> None:
     text = re.sub(r"^# ?(?=\[|\w+ = )", "", template, flags=re.MULTILINE)
     lines, places = text.splitlines(), Places(text)
     for table, model in TABLES.items():
-        for key in model.model_fields:
+        for key in names_of(model):
             location: Location = ("gpu", 0, key) if table == "gpu" else (table, key)
             assert lines[places.line_of(location) - 1].startswith(f"{key} = ")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config.settings import Config, load
+from gpuswitch.config.loading import load
+from gpuswitch.config.settings import Config
 from gpuswitch.fleet.fitting import fitted
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.switch.planning.remedies import to_set, to_set_members, to_set_units

@@ -56,7 +56,7 @@ async def test_a_reload_reads_the_files_beside_the_event_loop(tmp_path: Path, mo
         assert goes_on.wait(60)
         raise ConfigError("it is wrong")
 
-    monkeypatch.setattr("gpuswitch.daemon.load", slow)
+    monkeypatch.setattr("gpuswitch.daemon.read", slow)
     daemon = Daemon(bare(), Config(), tmp_path, Mock(spec=Bus), runtime=tmp_path, state=tmp_path)
     reloading = asyncio.create_task(daemon.reload())
     assert await asyncio.to_thread(read.wait, 60)

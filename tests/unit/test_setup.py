@@ -11,7 +11,7 @@ import pytest
 from gpuswitch.cli import machines, switch
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.proposal import Desk, Wanted, match_of, name_for, text_of
-from gpuswitch.config.settings import load
+from gpuswitch.config.loading import load
 from gpuswitch.doctor.looks import desktop
 from gpuswitch.doctor.looks.desktop import ALIAS, Desktop, Session
 from gpuswitch.doctor.machine import Files

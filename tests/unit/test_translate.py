@@ -36,6 +36,7 @@ from gpuswitch.cli.translate import (
     worded,
 )
 from gpuswitch.config.reference import TABLES, key_of, must_be
+from gpuswitch.config.schema import names_of
 from gpuswitch.errors import Failed, KernelError
 from gpuswitch.model.facts import Kind
 from gpuswitch.model.gpu import Gpu
@@ -154,7 +155,7 @@ def test_what_the_kernel_says_stays_as_it_is() -> None:
 def test_no_word_of_what_a_setting_must_be_stays_english(language: str) -> None:
     speak(language)
     for name, table in TABLES.items():
-        for key in table.model_fields:
+        for key in names_of(table):
             said = must_be(key_of(table, key))
             text = worded(blocker(Sentence("{text}.", text=said)))
             assert not re.search(r"\b(or|and|a|the|such|from|at most|above)\b", text), (name, key, text)

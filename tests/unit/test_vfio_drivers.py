@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.config.loading import load
 from gpuswitch.config.schema import Defaults
-from gpuswitch.config.settings import Config, GpuConfig, load
+from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import ConfigError
 from gpuswitch.gpu.observe import observe, place
 from gpuswitch.host.linux.sysfs import Sysfs

@@ -6,7 +6,8 @@ import errno
 import os
 from pathlib import Path
 
-from gpuswitch.config.settings import DIRECTORY, load
+from gpuswitch.config.loading import load
+from gpuswitch.config.settings import DIRECTORY
 from gpuswitch.doctor.machine import Files
 from gpuswitch.doctor.seen import Configuration
 from gpuswitch.errors import ConfigError

@@ -27,8 +27,6 @@ from gpuswitch.switch.restore_state import Baseline
 from gpuswitch.switch.shared.arbiter import Arbiter
 from gpuswitch.switch.steps.consoles import consoles_to_move, shown_by_other_gpus
 
-_AT_BOOT = {"stop_units": (), "end_sessions": False}
-
 
 @dataclass(frozen=True)
 class DetachSurvey:
@@ -125,7 +123,7 @@ class DetachSurvey:
     @property
     def _rules(self) -> Defaults:
         rules = self.config.gpu(self.gpu.address).rules
-        return rules.model_copy(update=_AT_BOOT) if self.at_boot else rules
+        return replace(rules, stop_units=(), end_sessions=False) if self.at_boot else rules
 
     @property
     def _busy(self) -> Busy:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from gpuswitch.config.kinds import checked_table
 from gpuswitch.config.schema import Defaults
 from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.fleet.fleet import Fleet
@@ -55,7 +56,7 @@ def config(scenario: str = "", **rules: object) -> Config:
     Its screen may turn dark, its neighbour comes along, and the display manager is stopped.
     """
     display_manager = ("display-manager.service",) if scenario == "single" else ()
-    own = Defaults.model_validate({"allow_boot_display": True, "stop_units": display_manager} | rules)
+    own = checked_table(Defaults, {"allow_boot_display": True, "stop_units": display_manager} | rules)
     shared = GpuConfig(_SHARED, managed=True, rules=own, name="card", members=(PciAddress.parse("0000:02:00.0"),))
     return Config(gpus=(shared,) if scenario == "shared" else (), defaults=own)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import cast
 
+from gpuswitch.config.kinds import checked_table
 from gpuswitch.config.schema import Defaults
 from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.host.simulated import catalogue as parts
@@ -210,7 +211,7 @@ def settings(machine_name: str, rules: str) -> Config:
     )
     chosen = {"allow_boot_display": True, "stop_units": stopped.get(machine_name, ())} | dict(RULES[rules])
     at_boot = AtBoot(str(chosen.pop("at_boot", AtBoot.KEEP)))
-    own = Defaults.model_validate(chosen)
+    own = checked_table(Defaults, chosen)
     members = _MEMBERS.get(machine_name, {})
     gpus = tuple(
         GpuConfig(gpu, managed=True, rules=own, at_boot=at_boot, members=_addresses(members.get(str(gpu))))

@@ -25,6 +25,6 @@ if __name__ == "__main__":
     with (
         mock.patch.object(Planner, "plan", never),
         mock.patch.object(actor, "_TURN_SECONDS", 0.5),
-        mock.patch.object(Deadlines, "model_dump", return_value={}),
+        mock.patch.object(Deadlines, "by_kind", return_value={}),
     ):
         sys.exit(service.main())

@@ -33,6 +33,7 @@ import socket
 import struct
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from jeepney import DBusAddress, MessageType, Properties, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
 from gpuswitch import daemon, service
+from gpuswitch.config.loading import load
+from gpuswitch.config.settings import DIRECTORY
 
 NOTIFY = "\0gpuswitch-forkserver"
 JOURNAL = "/run/gpuswitch/gpus/"
@@ -106,7 +109,7 @@ class Service:
             if self.pid == 0:
                 os.environ["NOTIFY_SOCKET"] = NOTIFY.replace("\0", "@")
                 sys.addaudithook(trap)
-                os._exit(daemon.run(service.parser().parse_args([])))
+                os._exit(daemon.run(service.parser().parse_args([]), partial(load, DIRECTORY)))
             pidfd = os.pidfd_open(self.pid)
             ready = False
             while not ready and listening.fileno() in select.select([listening.fileno(), pidfd], [], [])[0]:
