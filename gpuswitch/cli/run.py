@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from gpuswitch.cli import memlock
 from gpuswitch.cli.asking import can_ask
 from gpuswitch.cli.client import (
     MANAGER,
@@ -60,11 +61,14 @@ def run(service: Service, args: Namespace) -> int:
     options = options_of(args)
     # What it cannot stand for is told before anything is moved.
     filled(args.command, [function for gpu in gpus for function, _kind, _driver in gpu.properties["Functions"]])
+    memlock.check(user=args.user, yes=args.yes)
     if not args.yes and can_ask():
         ask_before_a_desktop_ends(gpus, "vfio", options)
     child = Child()
     try:
-        functions = _acquired(service, gpus, child, options, args)
+        # Root may open everything anyway.
+        access = {"access": ("b", True)} if args.user and os.geteuid() else {}
+        functions = _acquired(service, gpus, child, {**options, **access}, args)
         # One whose process has been ended in the meantime may be nobody's already.
         uuids = {gpu.address: uuid for gpu in gpus if (uuid := gpu.look()["Owner"][1])}
         command = filled(args.command, functions)
