@@ -11,7 +11,7 @@ from gpuswitch import __version__
 from gpuswitch.api.authority import Action
 from gpuswitch.api.encoders import entry_values, function_values, steps_values
 from gpuswitch.api.interface import Interface, Member, dbus_constant, dbus_method
-from gpuswitch.api.options import options_of
+from gpuswitch.api.options import access_of, options_of
 from gpuswitch.api.paths import path_of
 from gpuswitch.api.permission import about, actions_of
 from gpuswitch.api.signatures import Int64, ObjectPath, Str, StrArray, UInt32, Values, ValuesArray, typed
@@ -112,9 +112,11 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
 
         It is told from others by its start (proc_pid_stat(5), field 22). GPUs by address or name; none: the only one.
         Returns their functions when all are on vfio. A caller that leaves before has asked for nothing. Options as of
-        ToVfio.
+        ToVfio, and `access` (b): the caller may open their nodes of vfio as long as that process runs.
         """
-        return await self._vms.acquire_for_process(Process(pid, started), name, gpus, options_of(options))
+        access, others = access_of(options)
+        process = Process(pid, started)
+        return await self._vms.acquire_for_process(process, name, gpus, options_of(others), access=access)
 
     @dbus_method(action=Action.VM, outlives=True)
     def adopt_vm(self, name: Str, uuid: Str, addresses: StrArray) -> None:
@@ -148,4 +150,5 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
     def _asked(self, arguments: Sequence[object]) -> tuple[list[GpuRecord], Options]:
         """The GPUs that are to be switched, and how: the last two arguments of whoever asks for that."""
         selectors, options = cast("tuple[list[str], dict[str, object]]", tuple(arguments[-2:]))
-        return [actor.record for actor in self._vms.named(selectors)], options_of(options)
+        _access, others = access_of(options)
+        return [actor.record for actor in self._vms.named(selectors)], options_of(others)

@@ -37,6 +37,19 @@ def options_of(values: Mapping[str, object]) -> Options:
     )
 
 
+def access_of(values: Mapping[str, object]) -> tuple[bool, Mapping[str, object]]:
+    """What a process that is to have GPUs has besides: `access`, whether its user may open them; and the others.
+
+    Raises:
+        InvalidArgument: it is no boolean.
+    """
+    others = dict(values)
+    access = others.pop("access", False)
+    if not isinstance(access, bool):
+        raise InvalidArgument(Sentence("access must be true or false, not {value}", value=repr(str(access)[:80])))
+    return access, others
+
+
 def trial_seconds(seconds: float) -> float:
     """How long a trial may last: 1 to 86400.
 

@@ -53,10 +53,11 @@ class VirtualMachines:
         return list(dict.fromkeys(self._fleet.find(selector) for selector in selectors or [""]))
 
     async def acquire_for_process(
-        self, process: Process, name: str, selectors: Sequence[str], options: Options
+        self, process: Process, name: str, selectors: Sequence[str], options: Options, *, access: bool
     ) -> list[str]:
         """The functions of these GPUs, in order, once they are on vfio and belong to that process of the caller's.
 
+        `access`: the caller, as the bus knows him, may open their nodes of vfio as long as it runs; root may anyway.
         Cancelled, nothing was asked for.
 
         Raises:
@@ -74,7 +75,8 @@ class VirtualMachines:
         actors = self.named(selectors)
         owner = Owner(f"{printable(name)} (pid {process.pid})", str(uuid4()), process)
         with self._refusals(actor.gpu.address for actor in actors):
-            await self._fleet.owners.acquire_for_process(owner, actors, requester, options)
+            user = (requester.uid or None) if access else None
+            await self._fleet.owners.acquire_for_process(owner, actors, requester, options, user)
         return [str(f.address) for actor in actors for f in actor.gpu.present(actor.record.facts)]
 
     def adopt(self, name: str, uuid: str, addresses: Sequence[str]) -> None:

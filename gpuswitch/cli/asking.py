@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import on_terminal
 from gpuswitch.cli.translate import _
+from gpuswitch.errors import Failed
 
 
 def can_ask() -> bool:
@@ -34,3 +36,16 @@ def answer(question: str) -> str | None:
         if not said.endswith("\n"):
             print(file=sys.stderr, flush=True)
     return said.strip().casefold() if said else None
+
+
+def go_on() -> None:
+    """Ask whether to go on, when it has been said what then happens.
+
+    Raises:
+        CtlError: they say no, or nothing.
+    """
+    said = answer(_("Go on? [y/N] "))
+    if said is None:
+        raise CtlError.of(Failed, _("cannot go on: the input ended without an answer; nothing was changed"))
+    if not agrees(said):
+        raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))

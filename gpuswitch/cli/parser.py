@@ -325,6 +325,7 @@ def _lending(verb: _Add) -> None:
         "run:run",
         _("run a command with {gpu}", gpu="{gpu}"),
         "gpuswitchctl run --gpu 01:00.0 -- qemu-system-x86_64 -device vfio-pci,host={}",
+        "gpuswitchctl run --user -- qemu-system-x86_64 -m 16G -device vfio-pci,host={}",
     )
     ran.usage = "gpuswitchctl run [--gpu GPU] [...] -- COMMAND [ARGUMENT ...]"
     ran.description = _(
@@ -343,6 +344,11 @@ def _lending(verb: _Add) -> None:
         action="append",
         default=[],
         help=_("may be given again, and left out where there is only one"),
+    )
+    ran.add_argument(
+        "--user",
+        action="store_true",
+        help=_("you may open the nodes of vfio as long as the command runs, so that it need not be root"),
     )
     ran.add_argument("--name", metavar="WORD", default="", help=_("what it is called (default: as the command)"))
     _busy_arguments(ran)

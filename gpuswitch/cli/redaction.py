@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 _KEYS = (
+    "access "
     "address adds alone announced at at_boot attributes back before before_restart blockers boot_framebuffers busy "
     "changed class command count deadline_seconds device device_id doubt drivers ends ends_programs error error_kind "
     "event exit_status failure finished for for_process functions gpus groups holders host_driver id index "

@@ -22,6 +22,7 @@ from pathlib import Path
 from shlex import join, quote
 from typing import NoReturn
 
+from gpuswitch.cli import memlock
 from gpuswitch.cli.asking import can_ask
 from gpuswitch.cli.client import (
     MANAGER,
@@ -64,12 +65,16 @@ def run(service: Service, args: Namespace) -> int:
     options = options_of(args)
     # What it cannot stand for is told before anything is moved.
     filled(args.command, [function for gpu in gpus for function, _kind, _driver in gpu.properties["Functions"]])
+    with service.clock_stopped():
+        memlock.check(user=args.user, yes=args.yes)
     if not args.yes and can_ask():
         ask_before_a_desktop_ends(service, gpus, "vfio", options)
     child = Child()
     try:
+        # Root may open everything anyway.
+        access = {"access": ("b", True)} if args.user and os.geteuid() else {}
         try:
-            functions = _acquired(service, gpus, child, options, args)
+            functions = _acquired(service, gpus, child, {**options, **access}, args)
         except CtlError as error:
             before, behind = _typed(args, gpus)
             named = with_blockers(error, lambda: [each for gpu in gpus for each in gpu.blockers("vfio", options)], args)
@@ -147,6 +152,7 @@ def _typed(args: Namespace, gpus: Sequence[Gpu]) -> tuple[str, str]:
     """
     words = ["gpuswitchctl", "run", *(word for gpu in gpus for word in ("--gpu", gpu.word))]
     words += ["--name", args.name] if args.name else []
+    words += ["--user"] if args.user else []
     command = join(args.command)
     return join(words), f"-- {command if len(command) <= _LONG else f'{quote(args.command[0])} ...'}"
 

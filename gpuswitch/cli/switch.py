@@ -12,7 +12,7 @@ from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from gpuswitch.cli.asking import agrees, answer, can_ask
+from gpuswitch.cli.asking import can_ask, go_on
 from gpuswitch.cli.client import Gpu, Options, Service, gpus_to_move, signals_of
 from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError
 from gpuswitch.cli.follow import Following, joined_words
@@ -533,11 +533,7 @@ def ask_before_a_desktop_ends(service: Service, gpus: Sequence[Gpu], target: str
         )
     )
     with service.clock_stopped():
-        said = answer(_("Go on? [y/N] "))
-    if said is None:
-        raise CtlError.of(Failed, _("cannot go on: the input ended without an answer; nothing was changed"))
-    if not agrees(said):
-        raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))
+        go_on()
 
 
 def ended(gpu: Gpu, target: str, options: Options) -> list[str]:

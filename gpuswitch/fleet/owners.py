@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from gpuswitch.errors import Failed, GpuswitchError, InProgress, Owned, Timeout
+from gpuswitch.fleet.access import VfioAccess
 from gpuswitch.fleet.aftermath import Aftermath
 from gpuswitch.fleet.ownership import Ownership
 from gpuswitch.gpu.actor import Actor
@@ -38,6 +39,7 @@ class Owners:
         self._actors = actors
         self._host = host
         self._arbiter = arbiter
+        self._access = VfioAccess(host, arbiter)
         self._ready = asyncio.Event()
         self._ownerships: dict[PciAddress, Ownership] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
@@ -80,16 +82,18 @@ class Owners:
         return await self._acquired(owner, tuple(self._managed(addresses)), frozenset(addresses), requester)
 
     async def acquire_for_process(
-        self, owner: Owner, actors: Sequence[Actor], requester: Requester, options: Options
+        self, owner: Owner, actors: Sequence[Actor], requester: Requester, options: Options, user: int | None = None
     ) -> None:
         """Hand these over to a process that runs, as to a machine. They come home when it has ended.
 
-        Cancelled, it takes all of it back.
+        `user`: may open what they have on vfio as long as it runs. Cancelled, it takes all of it back.
 
         Raises:
             GpuswitchError: one of them cannot be had; all are as they were, or on their way there.
         """
-        await self._acquired(owner, tuple(actors), frozenset(), requester, options)
+        if user is not None:
+            self._access.refuse(actors)
+        await self._acquired(owner, tuple(actors), frozenset(), requester, options, user)
 
     async def _acquired(
         self,
@@ -98,6 +102,7 @@ class Owners:
         addresses: frozenset[PciAddress],
         requester: Requester,
         options: Options = AS_CONFIGURED,
+        user: int | None = None,
     ) -> tuple[Actor, ...]:
         """`addresses` are asked for, too, and are to move with them; they may be of others."""
         if not actors:
@@ -112,12 +117,17 @@ class Owners:
         self._asking[owner.uuid] = asking
         try:
             await asyncio.shield(asking)
+            if user is not None:
+                await self._access.give(actors, user)
             if any(claim.is_released.is_set() for claim in claims):
                 # At the moment when all were there: that was before anybody could hear of it.
                 raise Failed(_given_up(owner))
         except BaseException as error:
             asking.cancel()
             await asyncio.wait([asking])
+            for claim in claims:
+                # Who asks for it next may do so at once.
+                await self._access.take_back(claim.actor.record)
             self._take_back(claims)
             if isinstance(error, asyncio.CancelledError) and not _cancelling():
                 raise Failed("the service is stopping" if self._stopping else _given_up(owner)) from None
@@ -261,6 +271,7 @@ class Owners:
             owner,
             processes=self._host.processes,
             clearing_up=clearing_up,
+            access=self._access,
             back_to=back_to,
             ready=self._ready,
             ended=self._forget,

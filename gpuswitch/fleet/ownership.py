@@ -14,6 +14,7 @@ from typing import Protocol
 
 from gpuswitch.config.schema import Defaults
 from gpuswitch.errors import GpuswitchError, InvalidArgument, KernelError, NotViable, Owned
+from gpuswitch.fleet.access import VfioAccess
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.port import Processes
 from gpuswitch.log.fields import about
@@ -51,6 +52,7 @@ class Ownership:
         *,
         processes: Processes,
         clearing_up: ClearingUp,
+        access: VfioAccess,
         back_to: Release,
         ready: asyncio.Event,
         ended: Ended,
@@ -69,6 +71,7 @@ class Ownership:
         self._to: Release | None = None
         self._processes = processes
         self._clearing_up = clearing_up
+        self._access = access
         self._opened = asyncio.Event()
         self._was_open = False
         self._untold = Pause()
@@ -118,16 +121,19 @@ class Ownership:
 
     async def _follow(self) -> None:
         about(GPU=self.actor.gpu.address, OWNER=self.owner.label)
+        process = self.owner.process
+        if process is not None:
+            if not self.is_released.is_set():
+                await self._while_it_runs(Holder(process, self.owner.name))
+            await self._take_access_back()
         if self._to is Release.STAY and not self.waits_for_another:
             # Nothing is to be moved, so whoever has it open is in nobody's way; and he has it from somebody else.
             self.actor.record.awaited = False
             await self._send_home()
             return
-        process = self.owner.process
         if process is None:
             self._was_open = self._was_open or await self._until_opened()
-        elif not self.is_released.is_set():
-            await self._while_it_runs(Holder(process, self.owner.name))
+        else:
             await self._ready.wait()
         # Of a process libvirt knows nothing.
         cleared, pause = process is not None, Pause()
@@ -181,6 +187,12 @@ class Ownership:
                 moved.cancel()
         finally:
             ending.cancel()
+
+    async def _take_access_back(self) -> None:
+        """Before it is anybody else's. Whatever keeps it from being taken makes no event when that is over."""
+        pause = Pause()
+        while not await self._access.take_back(self.actor.record):
+            await pause.wait()
 
     async def _until_ended(self, owner: Holder) -> None:
         pause = Pause()

@@ -439,6 +439,10 @@ class GpuRecord:
         """
         self.page.write(replace(self.page.entry, restore_state=more.and_before(self.restore_state)))
 
+    def record_restored(self, restored: RestoreState) -> None:
+        """This was given back, outside of a switch."""
+        self.page.write_if_possible(replace(self.page.entry, restore_state=self.restore_state.without(restored)))
+
     def _keep_shared_only(self) -> None:
         """What was to be restored on the device went with it; what others share with it did not."""
         if self.restore_state:

@@ -7,9 +7,10 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from signal import Signals
-from typing import Annotated, Protocol, get_type_hints
+from typing import Annotated, NamedTuple, Protocol, get_type_hints
 
 from gpuswitch.host.operation import Operations, Words, operation, operations_of
+from gpuswitch.model.access import UserAccess
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.attribute import FunctionAttribute
 from gpuswitch.model.drivers import Candidate
@@ -68,11 +69,13 @@ class Shared:
     Who changes one, and the last who needs it so: `gpuswitch.switch.shared.settings`.
 
     `units` were active and were stopped. `attributes` are those of functions that no GPU has for itself, such as the
-    bridge above it: `gpuswitch.switch.steps.attributes` changes them, and gives them back.
+    bridge above it: `gpuswitch.switch.steps.attributes` changes them, and gives them back. `access` was given to users
+    who had none of their own: `gpuswitch.switch.shared.access`; several GPUs have /dev/iommu in common.
     """
 
     units: tuple[Unit, ...] = ()
     attributes: Mapping[FunctionAttribute, AttributeChange] = field(default_factory=dict)
+    access: tuple[UserAccess, ...] = ()
 
 
 def _attributes() -> dict[str, Attribute]:
@@ -315,6 +318,48 @@ class Processes(Protocol):
         """
 
 
+class NodesOfVfio(NamedTuple):
+    """What a virtual machine opens: `/dev/vfio/GROUP`, `/dev/vfio/devices/vfioN`, and `/dev/iommu` beside the latter.
+
+    `pending`: some are not ready, since udev has yet to set their owner and mode, and would undo what is set before.
+    """
+
+    names: tuple[str, ...]
+    pending: bool
+
+
+class DeviceNodes(Protocol):
+    """The nodes of vfio, and the users who may open them by an entry of their own (acl(5)). Nothing here blocks."""
+
+    def of(self, functions: Collection[PciAddress]) -> NodesOfVfio:
+        """Those of the functions that are on vfio, sorted.
+
+        Raises:
+            KernelError: nobody can tell.
+        """
+
+    def permissions(self, access: UserAccess) -> str | None:
+        """What the user's own entry lets him do: `rw`, `r`, ...; None: there is none.
+
+        Raises:
+            KernelError: ENOENT, there is no such node.
+        """
+
+    def give(self, access: UserAccess) -> None:
+        """Let the user read and write it, and change nothing for anybody else.
+
+        Raises:
+            KernelError: ENOENT, there is no such node; EOPNOTSUPP, this kernel has no such lists for /dev.
+        """
+
+    def take(self, access: UserAccess) -> None:
+        """Drop the user's own entry; nothing to do where there is none, or no such node.
+
+        Raises:
+            KernelError: it may have that entry still.
+        """
+
+
 class Systemd(Protocol):
     """The managers of units and sessions: systemd, its user instances, logind.
 
@@ -423,6 +468,7 @@ class Host(Protocol):
     """The machine: what can be seen of it, and a `Kernel` for each GPU."""
 
     processes: Processes
+    device_nodes: DeviceNodes
     systemd: Systemd
     libvirt: Libvirt
     kernel_log: KernelLog

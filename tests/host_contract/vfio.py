@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 
+from gpuswitch.errors import KernelError
 from gpuswitch.host.port import Pending
+from gpuswitch.model.access import UserAccess
 from gpuswitch.model.facts import VFIO_DRIVER, Kind
 from tests.host_contract.harness import ContractHarness, case, refused
 
@@ -23,6 +25,37 @@ async def group_has_a_node_while_a_function_is_on_vfio(harness: ContractHarness)
     assert has_node()
     await harness.unbind(harness.display)
     await harness.until(lambda: not has_node())
+
+
+@case
+async def user_who_may_open_a_group(harness: ContractHarness) -> None:
+    """By an entry of his own, which goes when it is taken, or with the node."""
+    nodes, node = harness.host.device_nodes, f"/dev/vfio/{harness.group}"
+    kim, max_ = UserAccess(1234, node), UserAccess(1235, node)
+    assert nodes.of(harness.functions) == ((), False)
+    try:
+        nodes.permissions(kim)
+    except KernelError as error:
+        assert error.errno == errno.ENOENT  # noqa: PT017 -- no pytest where the real host is
+    else:
+        raise AssertionError("there is a node before anything is on vfio")
+    nodes.take(kim)
+    await harness.to_vfio(*harness.functions)
+    await harness.until(lambda: not nodes.of(harness.functions).pending)
+    assert node in nodes.of(harness.functions).names
+    assert nodes.permissions(kim) is None
+    for who in (kim, max_):
+        nodes.give(who)
+        nodes.give(who)
+    nodes.take(max_)
+    nodes.take(max_)
+    assert (nodes.permissions(kim), nodes.permissions(max_)) == ("rw", None)
+    await harness.unbind(harness.audio)
+    await harness.unbind(harness.display)
+    await harness.until(lambda: nodes.of(harness.functions).names == ())
+    await harness.to_vfio(*harness.functions)
+    await harness.until(lambda: node in nodes.of(harness.functions).names)
+    assert nodes.permissions(kim) is None
 
 
 @case

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.harness.simulation import (  # noqa: F401 -- they add to them
+    mutations_of_access,
     mutations_of_at_boot,
     mutations_of_commands,
     mutations_of_groups,

@@ -222,3 +222,49 @@ async def test_a_word_that_is_not_utf_8_is_the_name_of_nothing(start: Start, ctl
         assert (refused.returncode, refused.stdout) == (2, "")
         assert "'caf\\xe9' is not UTF-8, and so the name of nothing here" in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+LITTLE = "65536"
+SIZE = "it may lock 64 KiB of memory, and vfio locks all that a virtual machine has"
+GIVE_ALL = "for this shell: sudo prlimit --pid $$ --memlock=unlimited; for good: the line '"
+IN_FILE = " - memlock unlimited' in /etc/security/limits.d/50-vfio.conf, and log in anew"
+
+
+def may_lock(size: str, *arguments: str, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run `gpuswitchctl run` as one who may lock so much memory: also root, who may lock all of it."""
+    without = ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock", "--"] if not os.geteuid() else []
+    command = ["prlimit", f"--memlock={size}", *without, CTL, "run", *arguments]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+
+
+async def test_who_could_lock_no_memory_is_told_before_anything_moves(start: Start, environ: dict[str, str]) -> None:
+    service = await start("laptop", config=CONFIG)
+    refused = may_lock(LITTLE, "--user", "--", "echo", "it runs", environ=environ)
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert refused.stderr.startswith(f"gpuswitchctl: cannot run this as you: {SIZE}")
+    assert GIVE_ALL in refused.stderr
+    assert refused.stderr.endswith(f"{IN_FILE}; or, to run it all the same, add --yes\n")
+    assert (await state(service), (await service.properties(DISCRETE))["Switch"]) == ("host", {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--user", "--yes"], f"gpuswitchctl: {SIZE}"),
+        ([], f"gpuswitchctl: unless the command becomes root, {SIZE}"),
+    ],
+)
+async def test_a_command_runs_with_the_limits_that_it_has(
+    arguments: list[str], told: str, start: Start, environ: dict[str, str]
+) -> None:
+    service = await start("laptop", config=CONFIG)
+    ran = may_lock(LITTLE, *arguments, "--", "sh", "-c", "ulimit -l", environ=environ)
+    assert (ran.returncode, ran.stdout, ran.stderr.startswith(told)) == (0, "64\n", True), ran.stderr
+    assert await state(service) == "host"
+
+
+@pytest.mark.parametrize("access", [("s", "yes"), ("u", 1)])
+async def test_access_is_a_yes_or_a_no(access: tuple[str, object], start: Start) -> None:
+    service = await start("laptop", config=CONFIG)
+    with pytest.raises(PeerError, match=r"InvalidArgument.*access must be true or false, not"):
+        await service.ask("AcquireForProcess", "xxsasa{sv}", os.getpid(), 1, "qemu", [CARD], {"access": access})

@@ -18,6 +18,7 @@ READ = "python3 -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1]
 NUMBERS = {
     "CAP_DAC_OVERRIDE": 1,
     "CAP_DAC_READ_SEARCH": 2,
+    "CAP_FOWNER": 3,
     "CAP_KILL": 5,
     "CAP_SETGID": 6,
     "CAP_SETUID": 7,
@@ -137,6 +138,32 @@ def test_it_sees_who_has_a_device_open(machine: Container) -> None:
     assert seen == {("sleep", 1234, "kim", "game.service", None), ("sleep", 1234, "kim", "desk.service", 1234)}
     assert {tuple(it["nodes"]) for it in said["holders"]} == {("/dev/full",)}
     assert said["worker"].startswith("cannot read the settings of 00ff:ff:1f.7: ")
+
+
+ACCESS = """\
+import sys
+from gpuswitch.host.linux.device_nodes import LinuxDeviceNodes
+from gpuswitch.host.linux.sysfs import Roots
+from gpuswitch.model.access import UserAccess
+getattr(LinuxDeviceNodes(Roots()), sys.argv[1])(UserAccess(1234, sys.argv[2]))
+"""
+
+
+def test_it_lets_a_user_open_a_node_whose_ever_it_is(machine: Container) -> None:
+    """A udev rule may have given it to somebody: then it takes CAP_FOWNER."""
+    machine.push(ACCESS, "/srv/access.py")
+    machine.sh(
+        "mkdir /dev/vfio; mknod -m 600 /dev/vfio/12 c 1 3; mknod -m 600 /dev/vfio/13 c 1 3; chown 77 /dev/vfio/13"
+    )
+    for node in ("/dev/vfio/12", "/dev/vfio/13"):
+        opens = f"setpriv --reuid=1234 --clear-groups sh -c ': <>{node}'"
+        before = machine.sh(f"stat -c '%a %u' {node}").stdout
+        assert machine.sh(opens, check=False).status != 0
+        ask(machine, f"{PYTHON} /srv/access.py give {node}")
+        machine.sh(opens)
+        ask(machine, f"{PYTHON} /srv/access.py take {node}")
+        assert machine.sh(opens, check=False).status != 0
+        assert machine.sh(f"stat -c '%a %u' {node}").stdout == before
 
 
 def test_it_reaches_the_managers_of_users_that_come_later(machine: Container) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from gpuswitch.errors import Failed
 from gpuswitch.host.port import ATTRIBUTES, AttributeChange, Captured, Pending
+from gpuswitch.model.access import NO_USER, UserAccess
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.attribute import FunctionAttribute
 from gpuswitch.model.facts import Driver
@@ -51,6 +52,7 @@ RESTORE_STATE = RestoreState(
     boot_framebuffers=(("efi-framebuffer.0", "efi-framebuffer"),),
     persistent=(GPU,),
     attributes={FunctionAttribute(at("0000:00:01.0"), "d3cold_allowed"): AttributeChange("1", "0")},
+    access=(UserAccess(1000, "/dev/vfio/12"),),
 )
 LESS = RestoreState({GPU: RESTORE_STATE.functions[GPU]})
 STUCK = Pending("unbind 0000:01:00.0 from nvidia", worker=Process(4711, 88))
@@ -161,7 +163,7 @@ def test_a_page_of_the_version_before_is_read(tmp_path: Path) -> None:
     (tmp_path / "0000_01_00_0.json").write_text(OLD % boot_id())
     announced = (("sound", (at("0000:01:00.1"),)),)
     entry = Entry(
-        replace(RESTORE_STATE, announced=announced, attributes={}),
+        replace(RESTORE_STATE, announced=announced, attributes={}, access=()),
         STUCK,
         replace(UNFINISHED, worker=Process(4711, 88)),
         WIN11,
@@ -519,6 +521,9 @@ _kept: dict[str, st.SearchStrategy[Any]] = {
         st.builds(AttributeChange, _texts, _texts),
         max_size=3,
     ),
+    "access": st.lists(
+        st.builds(UserAccess, st.integers(0, NO_USER - 1), st.sampled_from(["/dev/iommu", "/dev/vfio/devices/vfio0"]))
+    ).map(tuple),
     "modules": st.lists(_texts).map(tuple),
     "terminals": st.lists(st.integers(1, 63)).map(tuple),
     "vtconsoles": st.lists(_texts).map(tuple),

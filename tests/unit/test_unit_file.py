@@ -12,6 +12,7 @@ TEMPLATE = UNITS / "gpuswitch-vfio@.service.in"
 CAPABILITIES = {
     "CAP_DAC_OVERRIDE": "/dev/vfio/GROUP of another user",
     "CAP_DAC_READ_SEARCH": "the scan for holders",
+    "CAP_FOWNER": "/dev/vfio/GROUP of one user, handed to another",
     "CAP_KILL": "ending processes of other users",
     "CAP_SETGID": "systemctl --user",
     "CAP_SETUID": "systemctl --user",

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection
 
 from gpuswitch.host.linux import clock, uevents
+from gpuswitch.host.linux.device_nodes import LinuxDeviceNodes
 from gpuswitch.host.linux.kernel import LinuxKernel
 from gpuswitch.host.linux.kernellog import LinuxKernelLog
 from gpuswitch.host.linux.libvirt import LinuxLibvirt
@@ -24,6 +25,7 @@ class LinuxHost(Host):
         self._roots = roots or Roots()
         self._sysfs = Sysfs(self._roots)
         self.processes = LinuxProcesses(self._roots)
+        self.device_nodes = LinuxDeviceNodes(self._roots)
         self.systemd = LinuxSystemd(self._roots.tools)
         self.libvirt = LinuxLibvirt(self._roots.libvirt)
         self.kernel_log = LinuxKernelLog(self._roots.tools)

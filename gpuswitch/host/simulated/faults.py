@@ -15,17 +15,17 @@ from gpuswitch.host.port import OPERATIONS as DECLARED
 Operation: TypeAlias = str
 """One of OPERATIONS."""
 OPERATIONS = (
-    *("look", "libvirt", "adopt", "scan", "signal"),
+    *("look", "libvirt", "adopt", "access", "scan", "signal"),
     *DECLARED,
     *("active", "sockets", "stop_unit", "start_unit", "end_session", "inhibit", "release_inhibitor", "booting"),
     *("nodes", "let_go"),
 )
 """The operations of the port (`gpuswitch.host.port`), and what others do that nobody is told the end of.
 
-`nodes` is udev's work on the nodes of a bound driver; `let_go` is that of a polite process which closes an announced
-card.
+`access` is whatever is asked of `DeviceNodes` about a user; `nodes` is udev's work on the nodes of a bound driver;
+`let_go` is that of a polite process which closes an announced card.
 """
-_AT_ONCE = frozenset({"look", "adopt"})
+_AT_ONCE = frozenset({"look", "adopt", "access"})
 _UNHEARD = {"nodes": "udev", "let_go": "a process"}
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from gpuswitch.errors import KernelError
 from gpuswitch.host.operation import Request
 from gpuswitch.host.port import Host, Kernel, KernelLog, Pending
+from gpuswitch.host.simulated.device_nodes import SimulatedDeviceNodes
 from gpuswitch.host.simulated.faults import Call, Faults
 from gpuswitch.host.simulated.kernel import Machine
 from gpuswitch.host.simulated.libvirt import SimulatedLibvirt
@@ -41,6 +42,7 @@ class SimulatedHost(Host):
         self._watchers: list[Callable[[], None]] = []
         self._told = False
         self.processes = SimulatedProcesses(machine, machine.processes)
+        self.device_nodes: SimulatedDeviceNodes = SimulatedDeviceNodes(machine)
         self.systemd = SimulatedSystemd(machine, machine.units)
         self.libvirt = SimulatedLibvirt(machine, machine.libvirt)
         self.kernel_log = SimulatedKernelLog(machine)

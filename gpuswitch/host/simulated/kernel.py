@@ -17,6 +17,7 @@ from gpuswitch.errors import KernelError
 from gpuswitch.host.port import ATTRIBUTES, Captured
 from gpuswitch.host.simulated.bus import Bus
 from gpuswitch.host.simulated.consoles import FrameBuffers
+from gpuswitch.host.simulated.device_nodes import NodeAccess
 from gpuswitch.host.simulated.devices import Device, Trouble
 from gpuswitch.host.simulated.drivers import Module, PciDriver
 from gpuswitch.host.simulated.faults import Call
@@ -66,6 +67,7 @@ class Machine(Bus):
         direct_regions: Mapping[int, tuple[str, ...]] | None = None,
     ) -> None:
         super().__init__(devices, modules, builtin, iommu=iommu)
+        self.access = NodeAccess(self)
         self._vfio_groups = vfio_groups
         self.vfio_devices = vfio_devices
         self._direct_regions = direct_regions or {}
@@ -100,6 +102,10 @@ class Machine(Bus):
                 direct_regions=self._direct_regions,
             )
         return self._facts
+
+    def changed(self, device: Device | None, *, uevent: bool = False) -> None:
+        super().changed(device, uevent=uevent)
+        self.access.lost()
 
     def worker(self, gpu: str, role: str = "worker") -> Worker:
         """Start a worker process of a GPU; `role` is what it is called."""

@@ -7,7 +7,7 @@ is missing gets its default, so a page of an earlier version is read; one that n
 |---|---|
 | `str`, `int`, `float`, `bool` | the same; a bool is no int, an int no float, and no float is infinite, or no number |
 | `X | None` | that of X, or null |
-| an enum of strings, `PciAddress`, `FunctionAttribute` | a string, in the one spelling that the value has |
+| an enum of strings, or one of `_PARSED` | a string, in the one spelling that the value has |
 | `Annotated[X, OneOf(...)]` | that of X, and one of these values, or null where X is `Y | None` |
 | `tuple[X, ...]`, `tuple[X, Y]` | an array, of any or of this length |
 | `Mapping[X, Y]`, where X is a string in JSON | an object |
@@ -25,6 +25,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from gpuswitch.errors import InvalidArgument
+from gpuswitch.model.access import UserAccess
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.attribute import FunctionAttribute
 from gpuswitch.model.hints import OneOf
@@ -33,7 +34,7 @@ T = TypeVar("T")
 _Encoder = Callable[[Any], Any]
 _Decoder = Callable[[object], Any]
 _PLAIN = (str, int, float, bool)
-_PARSED = (PciAddress, FunctionAttribute)
+_PARSED = (PciAddress, FunctionAttribute, UserAccess)
 
 
 def encode(value: object) -> Any:
@@ -178,7 +179,7 @@ def _decode_plain(kind: type) -> _Decoder:
     return decoded
 
 
-def _decode_text(kind: type[Enum] | type[PciAddress] | type[FunctionAttribute]) -> _Decoder:
+def _decode_text(kind: type[Enum | PciAddress | FunctionAttribute | UserAccess]) -> _Decoder:
     parse: Callable[[str], object] = kind.parse if issubclass(kind, _PARSED) else kind
     text = _decode_plain(str)
 

@@ -18,6 +18,7 @@ from gpuswitch.model.policy import Busy
 from gpuswitch.model.states import State
 from gpuswitch.switch.planning.requirements import DetachRequirements
 from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, Baseline, RestoreState
+from gpuswitch.switch.steps.access import TakeAccessBack
 from gpuswitch.switch.steps.attributes import RestoreAttribute
 from gpuswitch.switch.steps.consoles import MoveConsoles, RestoreConsoles
 from gpuswitch.switch.steps.holders import AwaitHolders, CheckHolders, EndSession
@@ -269,6 +270,8 @@ def to_host(
         (
             InhibitSleep(),
             *_await_vm(gpu, leaving, held, back),
+            # While nobody can open it: a group that others are in stays, and what was let on it with it.
+            *_take_access_back(restore_state),
             DisableRuntimePm({a: now[a].power_control for a in gpu.functions}),
             *([CheckRegisters(tuple(arriving))] if arriving else []),
             # `vfio-pci.ids=` on the kernel command line would win a probe that is not aimed.
@@ -377,7 +380,12 @@ def restore_shared(restore_state: RestoreState) -> list[Step]:
 
     The way home has the same steps, each in its place.
     """
-    return [*_restore_attributes(restore_state), *_start_units(restore_state)]
+    return [*_take_access_back(restore_state), *_restore_attributes(restore_state), *_start_units(restore_state)]
+
+
+def _take_access_back(restore_state: RestoreState) -> list[Step]:
+    """Most often there is none left: whoever gave it takes it back when the process has ended that has the GPU."""
+    return [TakeAccessBack(access) for access in restore_state.access]
 
 
 def _restore_attributes(restore_state: RestoreState) -> list[Step]:

@@ -100,6 +100,7 @@ def snapshot(machine: Machine) -> Snapshot:
         "boot frame buffers": machine.look().boot_framebuffers,
         "persistent": frozenset(a for a, device in machine.devices.items() if device.persistent),
         "inhibitors": frozenset(machine.units.inhibitors),
+        "access": frozenset(machine.access.entries),
     }
     return functions | groups | units | around
 

@@ -238,6 +238,7 @@ class InvariantChecker(ActionChecker):
             self._before[gpu] = self.settings(actor.gpu.functions)
         self.split(actor, NOTICE_SECONDS)
         self._has_what_it_needs(actor)
+        self.world.virtual_machines.opens_no_more(actor)
         self.world.promises.changed(actor)
         self._came_back(actor)
         at_boot = actor.switch if actor.switch is not None and actor.switch.requester.at_boot else None

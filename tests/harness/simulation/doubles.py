@@ -16,11 +16,13 @@ from signal import Signals
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from gpuswitch.errors import KernelError
+from gpuswitch.host.simulated.device_nodes import SimulatedDeviceNodes
 from gpuswitch.host.simulated.faults import Call
 from gpuswitch.host.simulated.host import SimulatedHost, SimulatedKernel, said
 from gpuswitch.host.simulated.kernel import Machine
 from gpuswitch.host.simulated.processes import SimulatedProcesses
 from gpuswitch.host.simulated.systemd import SimulatedSystemd
+from gpuswitch.model.access import UserAccess
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.holders import Holder, HolderQuery, Process, Scan, Unit
@@ -95,6 +97,7 @@ class ServiceHost(SimulatedHost):
         self.deaf = False
         self.processes: ServiceProcesses = ServiceProcesses(machine, machine.processes)
         self.processes.of(life, watcher, senses)
+        self.device_nodes: ServiceDeviceNodes = ServiceDeviceNodes(machine, life)
         self.systemd: ServiceSystemd = ServiceSystemd(machine, machine.units)
         self.systemd.of(life, watcher)
 
@@ -125,6 +128,22 @@ class ServiceHost(SimulatedHost):
     async def close(self) -> None:
         if self._life.alive:
             await super().close()
+
+
+class ServiceDeviceNodes(SimulatedDeviceNodes):
+    """The nodes of vfio, as one life of the service has them: it may end before it changes anything about them."""
+
+    def __init__(self, machine: Machine, life: Life) -> None:
+        super().__init__(machine)
+        self._life = life
+
+    def give(self, access: UserAccess) -> None:
+        self._life.reached(SEND)
+        super().give(access)
+
+    def take(self, access: UserAccess) -> None:
+        self._life.reached(SEND)
+        super().take(access)
 
 
 class ServiceKernel(SimulatedKernel):

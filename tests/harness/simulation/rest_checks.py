@@ -88,6 +88,8 @@ def at_rest(world: World) -> None:
     untold = any(_untold(world, actor) for actor in actors)
     if (times := world.loop.timers(service.life)) and not world.others_wait and not untold:
         checker.broken(9, f"an idle service waits for {len(times)} timers, the first one at {times[0]:g} s")
+    if not world.checker.torn and not world.others_wait:
+        world.virtual_machines.nobody_is_left()
     _shared(world)
     _nothing_left(world, service.life)
     _around(world, actors)

@@ -25,6 +25,8 @@ _ERRNOS: Mapping[Operation, int] = {
 }
 _LYING: frozenset[Operation] = frozenset({"probe", "unbind"})
 """No other operation says that it worked when it did not."""
+_BY_ITSELF: frozenset[Operation] = frozenset({"adopt", "access"})
+"""Nothing is sent: the service itself looks for a process, and says who may open a node."""
 _UNHEARD: frozenset[Operation] = frozenset({"nodes", "let_go"})
 NO_STRIKE = Strike([])
 
@@ -69,8 +71,7 @@ class Trouble(Faults):
 
     def strike(self, operation: Operation, subject: object) -> Strike:
         struck = Struck(AT.get(), operation, str(subject))
-        # Nothing is sent to find a process: it is looked for by the service itself.
-        service = (bool(FROM.get()) and operation not in _UNHEARD) or operation == "adopt"
+        service = (bool(FROM.get()) and operation not in _UNHEARD) or operation in _BY_ITSELF
         self.struck(struck, service)
         if service and self.log is not None:
             self.log.append(struck)
@@ -118,7 +119,7 @@ class Trouble(Faults):
 
 def fitting(wrong: Wrong, operation: Operation) -> Wrong:
     """What can go wrong so with this operation, or the next best."""
-    if operation in {"signal", "adopt"}:
+    if operation in {"signal", *_BY_ITSELF}:
         return "error"
     if operation == "release_group" and wrong in {"error", "silent"}:
         # Whatever close(2) says, it is closed (Linux).

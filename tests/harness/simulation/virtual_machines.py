@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuswitch.errors import Failed, KernelError
 from gpuswitch.gpu.actor import Actor
+from gpuswitch.host.simulated.device_nodes import IOMMU
 from gpuswitch.host.simulated.libvirt import LIBVIRTD
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import VFIO_DRIVER
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOOK = Requester(uid=0, command="libvirt-hook")
 _CTL = Requester(uid=0, command="gpuswitchctl")
+_FIRST_USER = 1000
 _QEMU_SECONDS = 2.0
 """From libvirt's `prepare` until QEMU has opened its devices."""
 _CLEARING_SECONDS = (0.0, 0.3, 15.0)
@@ -64,10 +66,14 @@ class VirtualMachines:
             self._ask(name, actor, gpus, f"acquire for {name}", lambda: self._acquired(name, gpus))
 
     def runs(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
-        """`gpuswitchctl run`: there is a process, which asks; when it has the GPUs, it may open them."""
+        """`gpuswitchctl run`: there is a process, which asks; when it has the GPUs, it may open them.
+
+        Those with one GPU are of users who say --user: each of another.
+        """
         if (actor := self._who_may_be_asked_for(name, gpus)) is not None:
-            process = self._world.machine.run(name)
-            self._ask(name, actor, gpus, f"run {name}", lambda: self._acquired_for(process, name, gpus))
+            user = _FIRST_USER + int(name.rpartition(" ")[2]) if len(gpus) == 1 else None
+            process = self._world.machine.run(name, uid=user or 0)
+            self._ask(name, actor, gpus, f"run {name}", lambda: self._acquired_for(process, name, gpus, user))
 
     def _who_may_be_asked_for(self, name: str, gpus: tuple[PciAddress, ...]) -> Actor | None:
         """The first GPU, where the service is there, and nobody of that name is there, or asks already."""
@@ -87,13 +93,13 @@ class VirtualMachines:
         others = tuple(filter(None, map(self._world.actor, gpus[1:])))
         _ = self._world.ask(Ask(what, actor, target=State.VFIO, others=others), acquired)
 
-    async def _acquired_for(self, process: Process, name: str, gpus: tuple[PciAddress, ...]) -> None:
+    async def _acquired_for(self, process: Process, name: str, gpus: tuple[PciAddress, ...], user: int | None) -> None:
         service, owner = self._world.ready, replace(_owner(name), process=process)
         actors = list(filter(None, map(self._world.actor, gpus)))
         try:
             if service is None or service.fleet is None:
                 raise Failed("the service is stopping")
-            await service.fleet.owners.acquire_for_process(owner, actors, _CTL, AS_CONFIGURED)
+            await service.fleet.owners.acquire_for_process(owner, actors, _CTL, AS_CONFIGURED, user)
         except BaseException:
             self._world.machine.end(name)
             raise
@@ -105,10 +111,38 @@ class VirtualMachines:
         self._commands.add(name)
         for actor in actors:
             self._handed_over(name, actor)
+            self._may_open(user, actor)
             # As long as it runs, whether it opens it or not.
             self._promised[actor.gpu.address] = name, float("inf")
         loop = self._world.loop
         loop.run_as(None, loop.call_later, _QEMU_SECONDS, self._opens, name, gpus)
+
+    def _may_open(self, user: int | None, actor: Actor) -> None:
+        """The user whose command has it, and nobody else, may open it."""
+        gpu, access = actor.gpu.address, self._world.machine.access
+        nodes = frozenset(access.nodes(actor.gpu.functions)) - {IOMMU}
+        may = {(each.uid, each.node) for each in access.entries if each.node in nodes}
+        if may != ({(user, node) for node in nodes} if user is not None else set()) and not self._world.checker.lately(
+            gpu
+        ):
+            self._world.checker.broken(7, f"{gpu} is handed to uid {user}, and who may open it is {sorted(may)}")
+
+    def opens_no_more(self, actor: Actor) -> None:
+        """What no command owns, nobody but root may open, nor a user whose command that is not."""
+        access = self._world.machine.access
+        name = actor.owner.name if actor.owner is not None and actor.owner.process is not None else ""
+        user = _FIRST_USER + int(name.rpartition(" ")[2]) if name else None
+        nodes = frozenset(access.nodes(actor.gpu.functions)) - {IOMMU}
+        for each in access.entries:
+            if each.node in nodes and each.uid != user and actor.state is State.VFIO:
+                text = f"uid {each.uid} may open {each.node}, and {actor.gpu.address} belongs to {actor.owner}"
+                self._world.checker.broken(7, text)
+
+    def nobody_is_left(self) -> None:
+        """At rest, who may open a node has a command that runs, and a GPU."""
+        for each in self._world.machine.access.entries:
+            if not (self._runs(name := f"vm {each.uid - _FIRST_USER}") and name in self._commands):
+                self._world.checker.broken(7, f"uid {each.uid} may open {each.node}, and no command of his has a GPU")
 
     def _opens(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
         """A command opens what it has; every other one never does."""

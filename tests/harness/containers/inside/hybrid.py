@@ -28,6 +28,7 @@ class Hybrid(Host):
     def __init__(self, simulated: SimulatedHost) -> None:
         self._simulated = simulated
         self.processes = simulated.processes
+        self.device_nodes = simulated.device_nodes
         self.systemd = LinuxSystemd(Roots().tools)
         self.libvirt = LinuxLibvirt(Roots().libvirt)
         self.kernel_log = simulated.kernel_log
