@@ -198,7 +198,7 @@ def test_a_refusal_names_who_is_in_the_way_and_a_stranger_may_only_look(start: S
         visit.click("dialog input[value=terminate]")
         visit.until("page.querySelector('dialog summary')")
         visit.click("[data-action=confirm]")
-        visit.until_text("turn on \"Administrative access\"", "dialog")
+        visit.until_text('turn on "Administrative access"', "dialog")
         picture(browser, "stranger")
         assert visit.barriers(page) == []
         close(visit)
