@@ -27,7 +27,7 @@ STAMP_FAST := $(VENV)/.has-dbus-fast
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help venv need-develop need-test need-bus need-library need-system need-vm demo test lint format types system-test test-python vm-test release-test vm-shell bench simulate fuzz docs deb stage lock install uninstall clean
+.PHONY: help venv need-develop need-test need-bus need-library need-system need-cockpit need-vm demo test lint format types system-test test-python vm-test release-test vm-shell bench simulate fuzz docs cockpit deb stage lock install uninstall clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ docs: venv ## write the generated documents anew
 	$(BIN)/python docs/generate_catalog.py
 	$(BIN)/python -m docs.generate_picture
 
+cockpit: need-cockpit ## build the page for Cockpit, into dist/cockpit/gpuswitch; `make install` and `make deb` take it from there
+	@contrib/cockpit/build.sh dist/cockpit/gpuswitch
+
 deb: ## make the Debian package, into dist/, for this system's release (RELEASE=trixie: for that one, in a system of it, as root)
 ifeq ($(origin RELEASE),command line)
 	@$(MAKE) venv need-system
@@ -100,8 +103,8 @@ else
 	@contrib/debian/build.sh
 endif
 
-stage: ## for who makes a package: all files but the Python ones, into DESTDIR (PREFIX=/usr; HOOK=PATH of gpuswitch/hook.py)
-	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' HOOK='$(HOOK)' contrib/install.sh stage
+stage: ## for who makes a package: all files but the Python ones, into DESTDIR (PREFIX=/usr; HOOK=PATH of gpuswitch/hook.py; COCKPIT=dist/cockpit/gpuswitch)
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' HOOK='$(HOOK)' COCKPIT='$(COCKPIT)' contrib/install.sh stage
 
 lock: ## look for new versions of what an installation brings along, and write their hashes down: contrib/*.lock
 	@contrib/lock.sh '$(PYTHON)'
@@ -142,6 +145,9 @@ need-library: $(if $(filter dbus-fast,$(LIBRARY)),$(STAMP_FAST))
 
 need-system:
 	@contrib/need.sh '$(PYTHON)' system
+
+need-cockpit:
+	@contrib/need.sh '$(PYTHON)' cockpit
 
 need-vm:
 	@contrib/need.sh '$(PYTHON)' vm

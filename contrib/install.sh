@@ -2,14 +2,15 @@
 # Installs gpuswitch on the system it runs in, or takes it away again: `make install`, `make uninstall`.
 #
 #   PREFIX=/usr/local PYTHON=/usr/bin/python3 install.sh install|uninstall
-#   PREFIX=/usr DESTDIR=DIR HOOK=/usr/lib/.../gpuswitch/hook.py install.sh stage
+#   PREFIX=/usr DESTDIR=DIR HOOK=/usr/lib/.../gpuswitch/hook.py [COCKPIT=DIR] install.sh stage
 #
 # Works in a chroot, without a running systemd or bus. pip obeys its own environment (PIP_NO_INDEX, PIP_FIND_LINKS ...),
 # and installs what contrib/requirements.lock names by hash, built with what contrib/build.lock names.
 #
 # `stage` is for who makes a package: all files but the Python ones, below DESTDIR, for any user. The programs are in
 # PREFIX/bin, hook.py is at HOOK with proxmox_hook.py beside it; UNITDIR and ZSHDIR say where systemd and zsh look for
-# units and completions.
+# units and completions. COCKPIT is the folder with the page for Cockpit, where `make cockpit` has built it; `install`
+# takes dist/cockpit/gpuswitch, where that is there and Cockpit is, too.
 #
 # Each installation is a directory of its own under PREFIX/lib/gpuswitch, with a virtual environment and a manifest;
 # `current` points to the one in use. A new one is built beside the old one and `current` is moved when it is complete,
@@ -19,11 +20,13 @@ set -eu
 PREFIX=${PREFIX:-/usr/local}
 [ "$PREFIX" = / ] || PREFIX=${PREFIX%/} # it is compared, and stands in the unit
 PYTHON=${PYTHON:-/usr/bin/python3}
+COCKPIT=${COCKPIT:-}
 source=$(cd "$(dirname "$0")/.." && pwd)
 home=$PREFIX/lib/gpuswitch
 current=$home/current
 unit=gpuswitchd.service
 hook=/etc/libvirt/hooks/qemu.d/50-gpuswitch
+page=$source/dist/cockpit/gpuswitch
 package=/usr/lib/gpuswitch/maintain
 
 # A package's files lie in /usr, an administrator's own units, activation and completions in /usr/local; the bus reads
@@ -62,6 +65,14 @@ file|docs/man/org.gpuswitch1.5|$PREFIX/share/man/man5/org.gpuswitch1.5
 EOF
 }
 
+# page_files DIR: those of the page for Cockpit, which looks for it in both places; nothing without a DIR.
+page_files() {
+    [ -n "$1" ] || return 0
+    for file in "$1"/*; do
+        printf 'copy|%s|%s\n' "$file" "$base/share/cockpit/gpuswitch/$(basename "$file")"
+    done
+}
+
 # What `make install` adds. libvirt looks for hooks in one place; it may be installed later, and finds ours then.
 installed_files() {
     cat <<EOF
@@ -70,6 +81,7 @@ link|$current/bin/gpuswitchd|$PREFIX/sbin/gpuswitchd
 hook|contrib/libvirt/qemu.d/50-gpuswitch|$hook
 EOF
     files
+    page_files "$COCKPIT"
 }
 
 # What a package adds: what its scripts call, and the hook, which they put in its place.
@@ -79,6 +91,7 @@ program|contrib/maintain.sh|$home/maintain
 program|contrib/libvirt/qemu.d/50-gpuswitch|$home/libvirt-hook
 EOF
     files
+    page_files "$COCKPIT"
 }
 
 say() { printf '%s\n' "gpuswitch: $*"; }
@@ -121,6 +134,7 @@ put() {
     prepared=$3.new
     case $1 in
     link) ln -sfn "$2" "$prepared" ;;
+    copy) cp "$2" "$prepared" && chmod 0644 "$prepared" ;;
     file | program)
         filled "$2" "$PREFIX/sbin" "$current/hook.py" >"$prepared"
         chmod "$([ "$1" = program ] && echo 0755 || echo 0644)" "$prepared"
@@ -155,6 +169,13 @@ install() {
     [ -z "$(maintain foreign-hook)" ] ||
         die "install: $hook is not ours, and libvirt's machines would get no GPU; move it to another name"
     "$source/contrib/need.sh" "$PYTHON" install
+    if [ -z "$COCKPIT" ] && command -v cockpit-bridge >/dev/null; then
+        if [ -e "$page/manifest.json" ]; then
+            COCKPIT=$page
+        else
+            say "Cockpit is here: 'make cockpit' builds a page for it, and 'make install' puts that in its place then"
+        fi
+    fi
     old=$(readlink "$current" || :)
     missing=$(missing_directories "$home")
     mkdir -p "$home"
@@ -221,11 +242,17 @@ stage() {
     [ -n "${HOOK:-}" ] || die "stage: HOOK is the path that gpuswitch/hook.py will have"
     staged_files | while IFS='|' read -r how from to; do
         mkdir -p "$(dirname "$DESTDIR$to")"
-        filled "$from" "$PREFIX/bin" "$HOOK" >"$DESTDIR$to"
+        if [ "$how" = copy ]; then
+            cp "$from" "$DESTDIR$to"
+        else
+            filled "$from" "$PREFIX/bin" "$HOOK" >"$DESTDIR$to"
+        fi
         chmod "$([ "$how" = program ] && echo 0755 || echo 0644)" "$DESTDIR$to"
     done
 }
 
+[ -z "$COCKPIT" ] || [ -e "$COCKPIT/manifest.json" ] ||
+    die "${1:-install}: '$COCKPIT' has no page for Cockpit; 'make cockpit' builds it"
 [ "${1:-}" = stage ] || [ "$(id -u)" -eq 0 ] || die "${1:-install}: this writes to the system; run it as root"
 case $PREFIX in
 /*) ;;

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sees to it that this machine has what a make target needs beside git, make and python3.
 #
-#   need.sh PYTHON develop|test|dbus-daemon|dbus-broker|install|system|vm
+#   need.sh PYTHON develop|test|dbus-daemon|dbus-broker|install|system|cockpit|vm
 #
 # Nothing missing: says nothing. As root on Debian: installs the missing packages. Otherwise: prints the one
 # line to run, and fails. It goes to the network only when something is missing.
@@ -52,6 +52,12 @@ openssl|command -v openssl
 iproute2|command -v ip
 EOF
         ;;
+    cockpit)
+        cat <<EOF
+nodejs|command -v node
+npm|command -v npm
+EOF
+        ;;
     vm)
         cat <<EOF
 dbus-daemon|command -v dbus-daemon
@@ -62,7 +68,7 @@ e2fsprogs|command -v mke2fs
 EOF
         ;;
     *)
-        echo "need.sh: cannot tell what '$purpose' needs: use develop, test, dbus-daemon, dbus-broker, install, system or vm" >&2
+        echo "need.sh: cannot tell what '$purpose' needs: use develop, test, dbus-daemon, dbus-broker, install, system, cockpit or vm" >&2
         exit 2
         ;;
     esac

@@ -33,6 +33,9 @@ trap 'exit 1' HUP INT TERM
 mkdir "$tree/gpuswitch"
 cd "$source"
 cp -a --parents pyproject.toml README.md CHANGELOG.md LICENSE gpuswitch units contrib docs/man "$tree/gpuswitch"
+# The page for Cockpit, where `make cockpit` has built it: npm's packages are no package of Debian's, and nothing is
+# downloaded later.
+[ ! -e dist/cockpit/gpuswitch/manifest.json ] || cp -a --parents dist/cockpit/gpuswitch "$tree/gpuswitch"
 cd "$tree/gpuswitch"
 find . -name __pycache__ -type d -prune -exec rm -rf {} +
 cp -a contrib/debian debian

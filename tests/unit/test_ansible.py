@@ -102,6 +102,8 @@ def switch(of: Any, result: str, *, changed: bool, reason: str = "") -> Any:
         "error_kind": "",
         "seconds": 0.2,
         "changed": changed,
+        "joined": False,
+        "requester": None,
     }
     check("to-vfio", told)
     return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -68,12 +69,37 @@ def test_a_stage_has_no_place_left_open_and_none_of_an_administrator(staged: Pat
     ("env", "said"),
     [
         ({"HOOK": "/hook.py"}, "cannot stage: DESTDIR is the folder to put the files in\n"),
+        (
+            {"DESTDIR": "/nowhere", "HOOK": "/hook.py", "COCKPIT": "/nowhere"},
+            "cannot stage: '/nowhere' has no page for Cockpit; 'make cockpit' builds it\n",
+        ),
         ({"DESTDIR": "/nowhere"}, "cannot stage: HOOK is the path that gpuswitch/hook.py will have\n"),
     ],
 )
 def test_a_stage_that_lacks_a_place_is_refused(env: dict[str, str], said: str) -> None:
     done = install_sh("stage", PREFIX="/usr", **env)
     assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_a_stage_has_the_page_for_cockpit_where_it_is_told_of_one(tmp_path: Path) -> None:
+    """Byte by byte: compressed files have no places to fill in."""
+    page, stage = tmp_path / "page", tmp_path / "stage"
+    page.mkdir()
+    files = {"manifest.json": b"{}", "index.js.gz": bytes(range(256)) + b"@bindir@"}
+    for name, content in files.items():
+        (page / name).write_bytes(content)
+    done = install_sh("stage", DESTDIR=str(stage), PREFIX="/usr", HOOK="/hook.py", COCKPIT=str(page))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    there = stage / "usr/share/cockpit/gpuswitch"
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == files
+    assert {path.stat().st_mode & 0o777 for path in there.iterdir()} == {0o644}
+
+
+def test_npm_fetches_by_hash_and_from_wherever_the_machine_does() -> None:
+    text = (CONTRIB / "cockpit/package-lock.json").read_text()
+    packages = {name: each for name, each in json.loads(text)["packages"].items() if name}
+    assert packages
+    assert [name for name, each in packages.items() if "resolved" in each or "integrity" not in each] == []
 
 
 def test_the_rpm_has_what_is_staged(staged: Path) -> None:

@@ -24,6 +24,8 @@ from tests.harness.machines.machine import BOOT_SECONDS, COMMAND_SECONDS, Machin
 
 PORT = "/run/host/agent"
 SYSTEM_UNITS = "/run/systemd/system"
+PEER = struct.Struct("3i")
+"""Process, user and group of who is at the other end: unix(7), SO_PEERCRED."""
 
 HARNESS: Mapping[str, str] = {
     **{f"/run/harness/{file.name}": file.read_text() for file in Path(*inside.__path__).glob("*.py")},
@@ -76,8 +78,8 @@ class Container(Machine):
         try:
             with self.explained("not booted"):
                 connection = self._connection(BOOT_SECONDS)
-                self.pid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-                """Of a process in it, as it is called out here: its namespaces are found by that."""
+                self.pid: int = PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))[0]
+                """Of a process that has the container's namespaces, as this machine counts."""
                 self.agent = Agent(Channel(connection))
                 self.agent.wait_ready(BOOT_SECONDS)
         except BaseException:

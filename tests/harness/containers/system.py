@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,17 +68,20 @@ def find_bus(name: str) -> tuple[str, ...]:
     return BUSES[name]
 
 
-def find_system(cache: Cache, release: Release, bus: str) -> System:
+def find_system(cache: Cache, release: Release, bus: str, more: Sequence[str] = (), name: str = "") -> System:
     """The system of a release, built first where need be: that takes a minute or two.
+
+    `more` are further packages, and `name` says in a word what they are for.
 
     Raises:
         HarnessError: it cannot be built; the text says why.
     """
     require_root()
     with cache.lock(), project_sources() as files:
-        root = find_root(cache, f"system-{bus}", release, (*PACKAGES, *find_bus(bus)))
+        kind = f"{name}-{bus}" if name else bus
+        root = find_root(cache, f"system-{kind}", release, (*PACKAGES, *find_bus(bus), *more))
         sources = find_sources(cache, release, files)
-        return System(root, find_project(cache, release, bus, root, sources), sources)
+        return System(root, find_project(cache, release, kind, root, sources), sources)
 
 
 def find_sources(cache: Cache, release: Release, files: Path) -> Path:
@@ -89,10 +93,10 @@ def find_sources(cache: Cache, release: Release, files: Path) -> Path:
     return cache.make(f"sources-{release.name}", content_key(str(wheels.name), Path(project.__file__), files), build)
 
 
-def find_project(cache: Cache, release: Release, bus: str, root: Path, sources: Path) -> Path:
+def find_project(cache: Cache, release: Release, kind: str, root: Path, sources: Path) -> Path:
     key = content_key(root.parent.name, sources.name, Path(tools.__file__), tools.OVERLAY, Path(__file__))
 
     def build(folder: Path) -> None:
         run_on_top([sources, root], folder, f"{INSTALL}; rm -r /usr/src/gpuswitch", env=PIP_SETTINGS)
 
-    return cache.make(f"project-{bus}-{release.name}", key, build)
+    return cache.make(f"project-{kind}-{release.name}", key, build)

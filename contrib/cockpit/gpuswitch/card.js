@@ -1,0 +1,197 @@
+// One GPU as a card.
+
+import { alert, button, descriptions, fill, h, label, svg } from "./elements.js";
+import { SwitchQuestion, askToCancel, askToRecover, holderItem } from "./questions.js";
+import { _, duration, format, moment, nameOf, resultOf, stateOf, statusOf } from "./words.js";
+
+const DAY = 86400;
+const MOVING = ["detaching", "reattaching", "recovering"];
+
+/** What is at rest in a known-good state may be moved, and so may what a look did not understand. */
+const MOVES = { vfio: ["host", "unknown"], host: ["vfio", "unknown"] };
+
+export class Card {
+    constructor(service, path) {
+        this.service = service;
+        this.path = path;
+        this.head = h("div", { class: "pf-v6-c-card__title" });
+        this.told = h("div", { class: "stack", "aria-live": "polite" });
+        // Not read out each time: its times change every second.
+        this.moving = h("div", { class: "stack" });
+        this.facts = h("div", {});
+        this.timeline = h("div", {});
+        this.holders = h("div", { "aria-live": "polite" });
+        this.opened = h("details", { ontoggle: () => this.opened.open && this.lookForHolders() },
+                        h("summary", {}, _("Who has it open")), this.holders);
+        this.buttons = {
+            vfio: button(_("Give to virtual machines"), "secondary", () => new SwitchQuestion(service, path, "vfio")),
+            host: button(_("Bring home"), "secondary", () => new SwitchQuestion(service, path, "host")),
+            recover: button(_("Recover"), "secondary", () => askToRecover(service, path)),
+            cancel: button(_("Cancel"), "secondary", () => askToCancel(service, path)),
+        };
+        for (const [action, each] of Object.entries(this.buttons))
+            each.dataset.action = action;
+        this.element = h("article", { class: "pf-v6-c-card" },
+                         h("div", { class: "pf-v6-c-card__header" }, this.head),
+                         h("div", { class: "pf-v6-c-card__body stack" }, this.told, this.moving, this.timeline, this.facts, this.opened),
+                         h("div", { class: "pf-v6-c-card__footer bar" }, Object.values(this.buttons)));
+        this.history = [];
+    }
+
+    /** As the service is now. */
+    render() {
+        const gpu = this.service.gpus.get(this.path);
+        const usable = this.service.status === "ready";
+        const [state, color] = stateOf(gpu.State);
+        this.element.setAttribute("aria-label", nameOf(gpu));
+        this.element.dataset.state = gpu.State;
+        this.element.dataset.gpu = gpu.Address;
+        fill(this.head, h("div", { class: "bar" },
+                          h("h2", { class: "pf-v6-c-card__title-text grow" }, nameOf(gpu)), label(state, color)));
+        const running = isRunning(gpu);
+        fill(this.told, this.trouble(gpu), !running && this.ended(gpu));
+        fill(this.moving, running && this.switch(gpu));
+        fill(this.facts, this.descriptions(gpu));
+        fill(this.timeline, this.day(gpu));
+        if (this.state !== gpu.State && this.opened.open && usable)
+            this.lookForHolders();
+        this.state = gpu.State;
+        const { vfio, host, recover, cancel } = this.buttons;
+        vfio.hidden = running || !MOVES.vfio.includes(gpu.State);
+        host.hidden = running || !MOVES.host.includes(gpu.State);
+        recover.hidden = running || !["failed", "unknown"].includes(gpu.State);
+        cancel.hidden = !running || gpu.State === "recovering";
+        for (const each of Object.values(this.buttons))
+            each.disabled = !usable;
+        this.tick(running);
+    }
+
+    /** While a step runs, its time goes on; at rest nothing is done. */
+    tick(running) {
+        if (running && !this.ticking)
+            this.ticking = setInterval(() => this.render(), 1000);
+        if (!running && this.ticking) {
+            clearInterval(this.ticking);
+            this.ticking = null;
+        }
+    }
+
+    remove() {
+        this.tick(false);
+        this.element.remove();
+    }
+
+    trouble(gpu) {
+        if (!gpu.Reason)
+            return null;
+        return alert(["failed", "wedged"].includes(gpu.State) ? "danger" : "warning", gpu.Reason);
+    }
+
+    /** How the last switch ended, where that is not as it was asked for, and not said already. */
+    ended({ Switch: last, Reason }) {
+        if (!last.id || last.result === "done" || (last.reason && Reason.includes(last.reason)))
+            return null;
+        const [result] = resultOf(last.result);
+        return alert("info", format(_("The last switch, to $0, is $1"), last.target, result),
+                     ...(last.reason ? [last.reason] : []));
+    }
+
+    /** The switch that runs, step by step. */
+    switch(gpu) {
+        const last = gpu.Switch;
+        if (!last.id)
+            return null;
+        const known = this.service.steps.get(this.path);
+        const steps = known?.id === last.id ? [...known.list.values()].sort((one, other) => one.index - other.index) : [];
+        if (!steps.some(step => step.index === last.index) && last.title)
+            steps.push({ index: last.index, title: last.title, status: "running", since: last.step_started });
+        return h("section", {},
+                 h("p", {}, format(_("Going to $0, step $1 of $2"), last.target, last.index, last.count)),
+                 last.waiting_for && h("p", { class: "lines" }, format(_("It waits for: $0"), last.waiting_for)),
+                 h("ol", { class: "steps" }, steps.map(step => {
+                     const under = ["running", "reverting"].includes(step.status);
+                     const seconds = under ? Math.max(0, Math.floor(Date.now() / 1000 - step.since)) : step.seconds;
+                     return h("li", { "data-status": step.status },
+                              h("span", { class: "subtle" }, statusOf(step.status)),
+                              h("span", {}, step.title),
+                              h("span", { class: "subtle" }, duration(seconds)));
+                 })));
+    }
+
+    descriptions(gpu) {
+        const [owner, uuid] = gpu.Owner;
+        const kinds = gpu.Functions.map(([address, kind, driver]) => h("li", {},
+                                                                       h("span", { class: "mono" }, address), ` ${kind}, `,
+                                                                       driver || _("no driver")));
+        return descriptions([
+            [_("Model"), gpu.Model !== nameOf(gpu) && gpu.Model],
+            [_("Address"), h("span", { class: "mono" }, gpu.Address)],
+            [_("Driver"), gpu.Driver || _("none")],
+            [_("At home"), gpu.HostDriver !== gpu.Driver && (gpu.HostDriver || _("none"))],
+            [_("Functions"), h("ul", {}, kinds)],
+            [_("IOMMU groups"), gpu.IommuGroups.join(", ")],
+            [_("It brings along"), gpu.Adds.join(", ")],
+            [_("Owner"), owner || uuid],
+            [_("Since"), gpu.StateSince > 0 && moment(gpu.StateSince)],
+            [_("When the machine starts"), gpu.Managed && gpu.AtBoot],
+            [_("Trial ends"), gpu.TrialEnds > 0 && moment(gpu.TrialEnds)],
+        ]);
+    }
+
+    /** Where it was in the last 24 hours, as far as the history tells. */
+    day(gpu) {
+        const now = Math.floor(Date.now() / 60000) * 60;
+        const begin = now - DAY;
+        const mine = this.history.filter(each => each.gpu === gpu.Address && each.finished > begin)
+                .sort((one, other) => one.finished - other.finished);
+        const parts = [];
+        let from = begin;
+        let state = mine.length > 0 ? before(mine[0]) : gpu.StateSince < now ? restOf(gpu.State) : "";
+        for (const each of mine) {
+            parts.push([from, each.finished, state]);
+            [from, state] = [each.finished, after(each, state)];
+        }
+        parts.push([from, Math.max(now, from), mine.length > 0 ? state : restOf(gpu.State)]);
+        const told = parts.filter(([, , word]) => word).map(([start, end, word]) =>
+            format(_("$0 for $1"), stateOf(word)[0], duration(end - start))).join(", ");
+        return h("figure", {},
+                 h("figcaption", { class: "subtle" }, _("The last day")),
+                 svg("svg", { class: "timeline", viewBox: `0 0 ${DAY} 10`, preserveAspectRatio: "none", role: "img",
+                            "aria-label": told || _("Nothing is known of it.") },
+                     parts.map(([start, end, word]) =>
+                         svg("rect", { x: start - begin, y: 0, width: Math.max(0, end - start), height: 10, class: word }))));
+    }
+
+    lookForHolders() {
+        fill(this.holders, h("p", {}, _("Looking …")));
+        this.service.holders(this.path).then(
+            holders => fill(this.holders, holders.length > 0
+                ? h("ul", { class: "list" }, holders.map(holderItem))
+                : h("p", {}, _("Nobody."))),
+            error => fill(this.holders, alert("danger", error.message)));
+    }
+}
+
+function isRunning(gpu) {
+    return Boolean(gpu.Switch.id && !gpu.Switch.finished) || MOVING.includes(gpu.State);
+}
+
+const RESTS = { host: "host", detaching: "host", vfio: "vfio", reattaching: "vfio", failed: "failed", wedged: "failed" };
+
+/** The part of a timeline that a state belongs to: on its way it is where it comes from. */
+function restOf(state) {
+    return RESTS[state] ?? "";
+}
+
+/** Where a GPU was before an entry of the history, and after it. */
+function before({ target, result }) {
+    if (result === "drifted")
+        return "";
+    return target === "vfio" ? "host" : "vfio";
+}
+
+function after({ target, result }, state) {
+    if (result === "done" || result === "drifted")
+        return restOf(target);
+    return ["failed", "wedged"].includes(result) ? "failed" : state;
+}

@@ -1,0 +1,150 @@
+// What is asked before a GPU is moved: the plan, what is in the way, and what it ends, as `gpuswitchctl` says it.
+
+import { alert, h, label } from "./elements.js";
+import { Dialog } from "./dialog.js";
+import { _, duration, format, nameOf } from "./words.js";
+
+const DESKTOPS = ["display-manager", "gdm", "gdm3", "greetd", "lightdm", "lxdm", "ly", "plasmalogin", "sddm", "xdm"]
+        .map(name => `${name}.service`);
+
+const WAIT_SECONDS = 60;
+const BUSY = [
+    ["", _("as the configuration says")],
+    ["wait", _("wait for them, a minute at most")],
+    ["terminate", _("ask programs to end")],
+    ["kill", _("end programs at once")],
+];
+
+/** Who has it open, an item each: what it is, where it runs, and what frees the GPU of it. */
+export function holderItem(holder) {
+    const where = [
+        holder.user && format(_("user $0"), holder.user),
+        holder.unit && format(_("unit $0"), holder.unit),
+        holder.session && format(_("session $0"), holder.session),
+    ].filter(each => each);
+    return h("li", {},
+             h("strong", {}, holder.pid ? `${holder.command} (${holder.pid})` : holder.command),
+             where.length > 0 && ` ${where.join(", ")}`,
+             holder.remedy && h("p", { class: "subtle lines" }, holder.remedy));
+}
+
+/** The question before a switch. */
+export class SwitchQuestion {
+    constructor(service, path, target) {
+        this.service = service;
+        this.path = path;
+        this.target = target;
+        const name = nameOf(service.gpus.get(path));
+        const title = target === "vfio" ? _("Give $0 to virtual machines") : _("Bring $0 home to the host");
+        this.dialog = new Dialog(format(title, name), _("Switch"), () => service.move(path, target, this.options()));
+        this.choice = this.makeChoice();
+        this.units = new Set();
+        this.look();
+    }
+
+    options() {
+        const options = {};
+        const busy = this.choice.querySelector("input:checked").value;
+        if (busy)
+            options.busy = { t: "s", v: busy };
+        if (busy === "wait")
+            options.wait_seconds = { t: "d", v: WAIT_SECONDS };
+        if (this.units.size > 0)
+            options.stop_units = { t: "as", v: [...this.units] };
+        return options;
+    }
+
+    makeChoice() {
+        return h("fieldset", { onchange: () => this.look() },
+                 h("legend", {}, _("Where programs have it open")),
+                 BUSY.map(([value, text]) => h("label", {},
+                                               h("input", { type: "radio", name: "busy", value, checked: value === "" }),
+                                               ` ${text}`)));
+    }
+
+    /** Ask the service anew what such a switch would do, as the options are now. An answer that comes late is dropped. */
+    look() {
+        const { service, path, target } = this;
+        const options = this.options();
+        this.looked = {};
+        const mine = this.looked;
+        this.dialog.show([h("p", { role: "status" }, _("Looking at what it takes …")), this.choice], { ready: false });
+        Promise.all([service.blockers(path, target, options), service.holders(path)])
+                .then(async ([blockers, holders]) =>
+                    [blockers, holders, blockers.length > 0 ? [] : await service.plan(path, target, options)])
+                .then(found => mine === this.looked && this.dialog.open && this.show(...found),
+                      error => mine === this.looked && this.dialog.open &&
+                          this.dialog.show([alert("danger", error.message)], { ready: false }));
+    }
+
+    show(blockers, holders, steps) {
+        const ends = ended(steps, holders);
+        const stops = [...new Set(steps.flatMap(step => step.stops))];
+        this.dialog.show([
+            blockers.length > 0 && alert("warning", _("This is in the way:"),
+                                         h("ul", { class: "list" }, blockers.map(each => h("li", { class: "lines" }, each.text)))),
+            ends.length > 0 && alert("warning", format(_("This ends what runs on the screen: $0"), ends.join(", "))),
+            stops.length > 0 && h("p", {}, format(_("It stops meanwhile: $0"), stops.join(", "))),
+            holders.length > 0 && h("section", {},
+                                    h("h3", {}, _("Who has it open")),
+                                    h("ul", { class: "list" }, holders.map(holderItem))),
+            holders.length > 0 && this.choice,
+            holders.length > 0 && this.unitChoice(holders),
+            steps.length > 0 && h("details", { open: true },
+                                  h("summary", {}, format(_("The plan: $0 steps"), steps.length)),
+                                  h("ol", { class: "numbered" }, steps.map(step =>
+                                      h("li", {}, step.title, " ",
+                                        h("span", { class: "subtle" }, format(_("(within $0)"), duration(step.deadline))))))),
+            blockers.length === 0 && steps.length === 0 && alert("info", _("There is nothing to do: it is there already.")),
+        ], { ready: steps.length > 0, danger: ends.length > 0 });
+    }
+
+    /** The units of the system that may be stopped first. */
+    unitChoice(holders) {
+        const units = [...new Set(holders.filter(each => each.unit && !each.user_unit && !each.machine).map(each => each.unit))]
+                .filter(unit => unit.endsWith(".service"));
+        const toggle = ({ target }) => {
+            if (target.checked)
+                this.units.add(target.value);
+            else
+                this.units.delete(target.value);
+            this.look();
+        };
+        return units.length > 0 && h("fieldset", {},
+                                     h("legend", {}, _("Stop these units first")),
+                                     units.map(unit => h("label", {},
+                                                         h("input", {
+                                                             type: "checkbox", value: unit, onchange: toggle, checked: this.units.has(unit),
+                                                         }),
+                                                         ` ${unit}`)));
+    }
+}
+
+/** The desktops and sessions that a plan ends: gpuswitch/cli/switch.py, `ended`. */
+function ended(steps, holders) {
+    const found = steps.flatMap(step => step.stops).filter(name => DESKTOPS.includes(name) || name.startsWith("session "));
+    if (steps.some(step => step.ends_programs))
+        found.push(...holders.filter(each => each.session).map(each => format(_("$0 in session $1"), each.command, each.session)));
+    return [...new Set(found)];
+}
+
+/** The question before a recovery. */
+export function askToRecover(service, path) {
+    const gpu = service.gpus.get(path);
+    const dialog = new Dialog(format(_("Recover $0"), nameOf(gpu)), _("Recover"), () => service.recover(path));
+    dialog.show([
+        h("p", {}, _("It is brought home, else to vfio. Where the configuration allows it, it is reset, or taken off " +
+                     "the PCI bus and found again, on the way.")),
+        gpu.Reason && h("p", { class: "lines" }, label(_("Why it is where it is"), "grey"), " ", gpu.Reason),
+    ], { ready: true });
+}
+
+/** The question before a switch is taken back. */
+export function askToCancel(service, path) {
+    const gpu = service.gpus.get(path);
+    const { id } = gpu.Switch;
+    const dialog = new Dialog(format(_("Cancel the switch of $0"), nameOf(gpu)), _("Take it back"),
+                              () => service.cancel(path, id));
+    dialog.show([h("p", {}, _("The step that runs now is finished first. Then all that was done is taken back."))],
+                { ready: true });
+}

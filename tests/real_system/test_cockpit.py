@@ -1,0 +1,235 @@
+"""Our page in the release's own Cockpit, as people use it with a browser: Chromium, without a window.
+
+Each test leaves pictures of what was seen in dist/screenshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.harness.containers.browser import PHONE, Browser
+from tests.harness.containers.cockpit import Visit, find_cockpit, find_page
+from tests.harness.containers.container import Container
+from tests.harness.containers.people import ADA, KIM, MAX, move_in
+from tests.harness.containers.system import System
+from tests.harness.containers.words import GPU, ctl, history, prop, simulated
+from tests.harness.debian.cache import Cache, default_folder
+from tests.harness.debian.progress import progress
+from tests.harness.debian.releases import find_release
+from tests.harness.debian.tools import PROJECT
+from tests.real_system.conftest import BUS, RELEASE, Boot
+
+SCREENSHOTS = PROJECT / "dist/screenshots"
+SOUND = "0000:01:00.1"
+CARD = f'[data-gpu="{GPU}"]'
+HERE = ("http://localhost:9090/", "ws://localhost:9090/", "data:", "blob:")
+GENTLE = "[defaults]\nreset_on_failure = false\nrescan_on_failure = false\n"
+
+Start = Callable[..., Container]
+"""`start(*faults, config=..., scenario=...)`: a machine with Cockpit, people, and the service on a simulated host."""
+
+
+@pytest.fixture(scope="session")
+def cockpit(request: pytest.FixtureRequest) -> System:
+    return find_cockpit(Cache(default_folder(), progress(request.config)), find_release(RELEASE), BUS)
+
+
+@pytest.fixture(scope="session")
+def page(request: pytest.FixtureRequest) -> Path:
+    return find_page(Cache(default_folder(), progress(request.config)))
+
+
+@pytest.fixture
+def start(boot: Boot, cockpit: System, page: Path) -> Start:
+    def start(*faults: str, config: str = "", scenario: str = "laptop") -> Container:
+        files = simulated(*faults, scenario=scenario) | {"/etc/gpuswitch/config.toml": config}
+        machine = boot((page, *cockpit.installed), files)
+        move_in(machine)
+        return machine
+
+    return start
+
+
+def picture(browser: Browser, name: str) -> None:
+    browser.screenshot(SCREENSHOTS / f"{RELEASE}-{name}.png")
+
+
+def ask(visit: Visit, action: str) -> None:
+    """Press a button of the GPU's card, and wait until the question can be read."""
+    visit.click(f"{CARD} [data-action={action}]")
+    visit.until("page.querySelector('dialog summary, dialog .pf-v6-c-alert, dialog p:not([role=status])')")
+
+
+def agree(visit: Visit) -> None:
+    visit.click("[data-action=confirm]")
+    visit.until("!page.querySelector('dialog')")
+
+
+def close(visit: Visit) -> None:
+    """With the key for that."""
+    visit.browser.press("Escape", 27)
+    visit.until("!page.querySelector('dialog')")
+
+
+def until_card(visit: Visit, state: str) -> None:
+    visit.until(f"page.querySelector('{CARD}[data-state={state}]')")
+
+
+def nothing_is_wrong(browser: Browser) -> None:
+    """Nothing was said on our page's console, no policy was broken, and nothing but Cockpit was asked for anything.
+
+    Cockpit's own pages, around ours, say what they like.
+    """
+    assert [text for text, address in browser.console if "/gpuswitch/" in address or not address] == []
+    assert [each for each in browser.requests if not each.startswith(HERE) and each != "about:blank"] == []
+
+
+def test_a_gpu_is_moved_and_what_happens_is_followed(start: Start, page: Path) -> None:
+    """By a member of the group gpuswitch: without a password, and without being root in Cockpit."""
+    machine = start(f"unbind@{SOUND}#1=2s", f"unbind@{SOUND}#3=5s")
+    with Browser(machine) as browser:
+        visit = Visit(browser, MAX)
+        visit.until_text("on the host", CARD)
+        card = visit.text(CARD)
+        assert all(words in card for words in ("GeForce RTX 3070", f"{SOUND} audio, snd_hda_intel", "IOMMU groups\n13"))
+        visit.click(f"{CARD} summary")
+        visit.until_text("nvidia-persistenced (", f"{CARD} details")
+        assert "unit nvidia-persistenced.service" in visit.text(f"{CARD} details")
+        picture(browser, "cards")
+        assert visit.barriers(page) == []
+
+        ask(visit, "vfio")
+        asked = visit.text("dialog")
+        assert "It stops meanwhile: nvidia-persistenced.service" in asked
+        assert "bind 0000:01:00.0 to vfio-pci (within 30 s)" in asked
+        picture(browser, "plan")
+        assert visit.barriers(page) == []
+        agree(visit)
+        visit.until_text("running", f"{CARD} .steps")
+        visit.until_text(f"unbind {SOUND} from snd_hda_intel", f"{CARD} .steps")
+        picture(browser, "steps")
+        assert visit.barriers(page) == []
+        until_card(visit, "vfio")
+        assert prop(machine, "State") == "vfio"
+
+        # its story, with a bar for each step
+        visit.click("#history [data-entry]")
+        visit.until("page.querySelectorAll('#history .steps .bars').length === 18")
+        assert "cockpit-bridge" in visit.text("#history")
+        picture(browser, "story")
+        assert visit.barriers(page) == []
+
+        # somebody else's switch is followed as well
+        ctl(machine, f"to-host {GPU}")
+        until_card(visit, "host")
+        visit.until("page.querySelectorAll('#history [data-entry]').length === 2")
+
+        ask(visit, "vfio")
+        agree(visit)
+        visit.until_text(f"unbind {SOUND}", f"{CARD} .steps")
+        ask(visit, "cancel")
+        agree(visit)
+        visit.until_text("cancelled", "#history")
+        until_card(visit, "host")
+        assert history(machine) == [("vfio", "cancelled"), ("host", "done"), ("vfio", "done")]
+        visit.until_text("cancelled by cockpit-bridge", CARD)
+        picture(browser, "cancelled")
+
+        # What the page asks for while the service stops would start it anew: it has asked when this is there.
+        visit.until("page.querySelectorAll('#history [data-entry]').length === 3")
+        # started anew, it knows what was; its machine in memory begins anew
+        machine.sh("systemctl stop gpuswitchd")
+        visit.until_text("The service gpuswitchd has stopped.")
+        visit.until(f"page.querySelector('{CARD} [data-action=vfio]').disabled")
+        picture(browser, "stopped")
+        assert visit.barriers(page) == []
+        machine.sh("systemctl start gpuswitchd")
+        visit.until("!page.body.innerText.includes('has stopped')")
+        ask(visit, "vfio")
+        agree(visit)
+        until_card(visit, "vfio")
+        visit.until("page.querySelectorAll('#history [data-entry]').length === 4")
+        nothing_is_wrong(browser)
+
+
+def test_a_refusal_names_who_is_in_the_way_and_a_stranger_may_only_look(start: Start, page: Path) -> None:
+    config = f'[[gpu]]\naddress = "{GPU}"\nname = "screen"\nallow_boot_display = true\n'
+    machine = start(config=config, scenario="single")
+    with Browser(machine) as browser:
+        visit = Visit(browser, ADA, administrator=True)
+        visit.until_text("screen", CARD)
+        ask(visit, "vfio")
+        refused = visit.text("dialog")
+        assert "This is in the way:" in refused
+        assert "kwin_x11" in refused
+        assert "session 2" in refused
+        assert visit.run("page.querySelector('[data-action=confirm]').disabled")
+        picture(browser, "refusal")
+        assert visit.barriers(page) == []
+        # what ends a desktop is asked for in so many words
+        visit.click("dialog input[value=terminate]")
+        visit.until_text("This ends what runs on the screen", "dialog")
+        picture(browser, "desktop")
+        close(visit)
+
+        visit.click("[data-action=doctor]")
+        visit.until_text("things are well", "#doctor")
+        assert "the IOMMU is off" in visit.text("#doctor")
+        assert visit.barriers(page) == []
+        visit.run("page.defaultView.URL.createObjectURL = blob => { window.reported = blob; return 'data:,' }")
+        visit.click("[data-action=report]")
+        visit.until_text("is downloaded", "#doctor")
+        assert "gpuswitch" in browser.run("window.reported.text()")
+        picture(browser, "doctor")
+        browser.prefer("dark")
+        visit.until("page.documentElement.classList.contains('pf-v6-theme-dark')")
+        browser.resize(*PHONE)
+        picture(browser, "phone")
+        # nothing is wider than the screen
+        assert visit.run("page.documentElement.scrollWidth <= page.documentElement.clientWidth")
+        assert visit.barriers(page) == []
+        nothing_is_wrong(browser)
+    with Browser(machine) as browser:
+        visit = Visit(browser, KIM)
+        ask(visit, "vfio")
+        visit.click("dialog input[value=terminate]")
+        visit.until("page.querySelector('dialog summary')")
+        visit.click("[data-action=confirm]")
+        visit.until_text('turn on "Administrative access"', "dialog")
+        picture(browser, "stranger")
+        assert visit.barriers(page) == []
+        close(visit)
+        nothing_is_wrong(browser)
+    assert prop(machine, "State") == "host"
+
+
+def test_a_failure_is_told_and_a_service_that_is_not_there(start: Start, page: Path) -> None:
+    machine = start(*(f"probe@{SOUND}#{nth}=EINVAL" for nth in (1, 2, 3)), config=GENTLE)
+    with Browser(machine) as browser:
+        visit = Visit(browser, ADA, administrator=True)
+        until_card(visit, "host")
+        ask(visit, "vfio")
+        agree(visit)
+        until_card(visit, "failed")
+        reason = prop(machine, "Reason").splitlines()[0]
+        visit.until(f"page.querySelector('{CARD} [role=alert]').innerText.includes({reason!r})")
+        visit.click("#history [data-entry]")
+        visit.until("page.querySelector('#history [data-status=failed]')")
+        picture(browser, "failure")
+        assert visit.barriers(page) == []
+        ask(visit, "recover")
+        agree(visit)
+        until_card(visit, "host")
+        visit.until("page.querySelectorAll('#history [data-entry]').length === 2")
+
+        machine.sh("systemctl mask --runtime --now gpuswitchd")
+        browser.call("Page.reload")
+        visit.until_text("The service gpuswitchd is not there.")
+        picture(browser, "absent")
+        assert visit.barriers(page) == []
+        machine.sh("systemctl unmask --runtime gpuswitchd; systemctl start gpuswitchd")
+        until_card(visit, "host")
+        nothing_is_wrong(browser)
