@@ -50,7 +50,7 @@ format: venv ## let ruff put things in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-system-test: venv need-system ## the tests on a real systemd and bus, in containers (RELEASE=bookworm, BUS=dbus-daemon, CAMPAIGNS=: without the long ones; WORKERS=auto)
+system-test: venv need-system need-cockpit ## the tests on a real systemd and bus, in containers (RELEASE=bookworm, BUS=dbus-daemon, CAMPAIGNS=: without the long ones; WORKERS=auto)
 	@RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/python -m tests.harness.containers
 	RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/pytest --timeout=600 -n $(WORKERS) $(if $(CAMPAIGNS),,-m 'not campaign') tests/real_system
 

@@ -62,7 +62,8 @@ class VirtualMachines:
 
     def asks(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
         """`virsh start`: the hook asks for the GPUs; when it has them, QEMU starts."""
-        if self._books.running and (actor := self._who_may_be_asked_for(name, gpus)) is not None:
+        actor = self._who_may_be_asked_for(name, gpus, command=False)
+        if self._books.running and actor is not None:
             self._ask(name, actor, gpus, f"acquire for {name}", lambda: self._acquired(name, gpus))
 
     def runs(self, name: str, gpus: tuple[PciAddress, ...]) -> None:
@@ -70,16 +71,22 @@ class VirtualMachines:
 
         Those with one GPU are of users who say --user: each of another.
         """
-        if (actor := self._who_may_be_asked_for(name, gpus)) is not None:
+        if (actor := self._who_may_be_asked_for(name, gpus, command=True)) is not None:
             user = _FIRST_USER + int(name.rpartition(" ")[2]) if len(gpus) == 1 else None
             process = self._world.machine.run(name, uid=user or 0)
             self._ask(name, actor, gpus, f"run {name}", lambda: self._acquired_for(process, name, gpus, user))
 
-    def _who_may_be_asked_for(self, name: str, gpus: tuple[PciAddress, ...]) -> Actor | None:
+    def _who_may_be_asked_for(self, name: str, gpus: tuple[PciAddress, ...], *, command: bool) -> Actor | None:
         """The first GPU, where the service is there, and nobody of that name is there, or asks already."""
         service = self._world.ready
         busy = self._runs(name) or name in self._own or name in self._asking or _owner(name) in self._books.machines
-        return None if service is None or service.fleet is None or busy else self._world.actor(gpus[0])
+        if service is None or service.fleet is None or busy:
+            return None
+        # A process has a UUID of its own. Here it is made of the name, as that of the machine is which had this before.
+        owners = [actor.owner for actor in service.fleet.actors.values() if actor.owner is not None]
+        if any(owner == _owner(name) and (owner.process is not None) != command for owner in owners):
+            return None
+        return self._world.actor(gpus[0])
 
     def _ask(
         self,
