@@ -64,7 +64,7 @@ async def test_it_does_not_start_with_a_configuration_that_is_wrong(private_bus:
 
 
 async def test_it_does_not_start_with_a_library_that_nobody_knows() -> None:
-    status, said = await run_to_the_end("--simulate", "laptop", DBUS_LIBRARY="libdbus")
+    status, said = await run_to_the_end("--simulate", "laptop", "--bus=unix:path=/tmp/bus", DBUS_LIBRARY="libdbus")
     assert (status, said) == (1, "cannot use DBUS_LIBRARY=libdbus: it is one of dbus-next, dbus-fast\n")
 
 

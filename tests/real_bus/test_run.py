@@ -130,7 +130,7 @@ async def test_one_gpu_has_one_owner(start: Start, begin: Begin, ctl: Ctl) -> No
     assert second.returncode == 3
     assert (
         second.stderr
-        == f"gpuswitchctl: cannot run a command with the GPU: {CARD} belongs to process {has_it}: end that first\n"
+        == f"gpuswitchctl: cannot run a command with rtx ({CARD}): {CARD} belongs to process {has_it}: end that first\n"
     )
     taken = ctl("to-host")
     assert taken.returncode == 3
