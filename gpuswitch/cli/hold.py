@@ -34,7 +34,7 @@ from gpuswitch.cli.client import (
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waits, at_work
 from gpuswitch.cli.output import clock, duration, line, numbered, on_terminal, problem
-from gpuswitch.cli.run import Child
+from gpuswitch.cli.run import Child, why_not_home
 from gpuswitch.cli.switch import ask_before_a_desktop_ends, options_of
 from gpuswitch.cli.translate import _, catalogue, recognized, state_word
 from gpuswitch.cli.watching import name_owner
@@ -105,10 +105,10 @@ def _acquire(service: Service, gpu: Gpu, child: Child, args: Namespace) -> None:
     """Have it on vfio, and the child's. Whoever ends us meanwhile has asked for nothing: the service sees that."""
     name = args.unit or "gpuswitchctl hold"
     to, options = [gpu.address], dict(options_of(args))
-    service.subscribe(signals_of(gpu.owner))
-    tell_systemd(status=_("waiting for {gpu}", gpu=gpu.title))
     message = call(NAME, ROOT, MANAGER, "AcquireForProcess", "xxsasa{sv}", child.pid, child.started, name, to, options)
     try:
+        service.subscribe(signals_of(gpu.owner))
+        tell_systemd(status=_("waiting for {gpu}", gpu=gpu.title))
         serial, waits = service.send(message), Waits()
         while (event := service.next_event()) != serial:
             if isinstance(event, Signal) and event.path == gpu.path:
@@ -312,10 +312,7 @@ def _goes_down(service: Service) -> bool:
 
 
 def _say_what_it_waits_for(gpu: Gpu) -> None:
-    holders = ", ".join(f"{each['command']} ({each['pid']})" for each in gpu.holders() if each["pid"])
-    why = _("{holders} has it open", holders=holders) if holders else recognized(gpu.properties["Reason"])
-    why = why or _("{gpu} is {state}", gpu=gpu.title, state=state_word(gpu.properties["State"]))
-    text = _("{gpu} is not home yet: {why}", gpu=gpu.title, why=why)
+    text = _("{gpu} is not home yet: {why}", gpu=gpu.title, why=why_not_home(gpu))
     problem(text)
     tell_systemd(status=text)
 

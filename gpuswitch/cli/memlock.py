@@ -6,7 +6,8 @@ drivers/iommu/iommufd/pages.c; neither counts for who has CAP_IPC_LOCK.
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
 import resource
 from pathlib import Path
 
@@ -68,12 +69,20 @@ def _may_lock_all() -> bool:
     return bool(int(effective, 16) >> _CAP_IPC_LOCK & 1)
 
 
+def _user() -> str:
+    """Whose limit it is, as limits.conf(5) has it."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"{os.getuid()}:"
+
+
 def _remedy(hard: int) -> str:
     if hard == resource.RLIM_INFINITY:
         return _("for this shell: {command}", command="ulimit -l unlimited")
     return _(
         "for this shell: {command}; for good: the line '{line}' in {file}, and log in anew",
         command="sudo prlimit --pid $$ --memlock=unlimited",
-        line=f"{getpass.getuser()} - memlock unlimited",
+        line=f"{_user()} - memlock unlimited",
         file=FILE,
     )

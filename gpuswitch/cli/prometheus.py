@@ -104,8 +104,15 @@ def take_back(machine: Machine) -> tuple[list[Path], list[str]]:
     if (found := to_take_back(machine)) is None:
         return [], []
     file, before, text = found
-    _replace(_draft(file, before, text))
-    return [file], _have_it_read(Files(machine), file)
+    files, draft = Files(machine), _draft(file, before, text)
+    try:
+        if files.program("promtool") and (fault := _fault(files, draft.path, file)) is not None:
+            said = _("cannot take our lines out of {file}: {why}; take them out by hand", file=file, why=fault)
+            raise CtlError.of(ConfigError, said)
+        _replace(draft)
+    finally:
+        draft.drop()
+    return [file], _have_it_read(files, file)
 
 
 # What makes no sense -------------------------------------------------------------------------------------------------

@@ -54,16 +54,24 @@ def with_items(text: str, key: str, item: Sequence[str]) -> str:
 
 
 def without_ours(text: str) -> str:
-    """As it was before.
+    """As it was before. A key that came with our lines stays where somebody has put items of his own below them.
 
     Raises:
         NoPlaceError: one of the two comments is there without the other.
     """
-    rest = _OURS.sub(lambda found: "" if found[0].endswith("\n") else "\0", text).replace("\n\0", "")
+    rest = _OURS.sub(_left, text).replace("\n\0", "")
     for mark in (BEGIN, END):
         if mark in rest:
             raise NoPlaceError(mark)
     return rest
+
+
+def _left(found: re.Match[str]) -> str:
+    """What stays in the place of these lines; a NUL takes the end of the line before along."""
+    key = re.search(r"^\w+:\n", found[0], re.MULTILINE)
+    if key and re.match(r" *- ", found.string[found.end() :]):
+        return key[0]
+    return "" if found[0].endswith("\n") else "\0"
 
 
 def _indent(lines: Sequence[str]) -> str:

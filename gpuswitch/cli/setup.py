@@ -209,11 +209,12 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
         return _show_undo(args, kept, machine)
     foreign = kept.changed_by_others()
     prometheus.to_take_back(machine)  # where nobody can tell which lines are ours, nothing is put back
+    # First: a Prometheus that cannot be told ends all of it, and says what was done.
+    watched, told_prometheus = prometheus.take_back(machine)
     commands = proxmox.take_back(kept, machine) if args.force or not foreign else []
     done = list(kept.undo(force=args.force))
     told = any(what != "unchanged" and file.is_relative_to(places.configuration) for file, what in done)
     said = reload(args.bus, places.file) if told else []
-    watched, told_prometheus = prometheus.take_back(machine)
     saved = {file: str(kept.kept_text(file)) for file in foreign if kept.kept_text(file).exists()}
     if args.json:
         done += [(file, "restored") for file in watched]

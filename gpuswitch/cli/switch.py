@@ -307,7 +307,12 @@ class Switches:
         if switch["started"] < self._asked or asker.get("service"):
             return True
         # Of two who ask in the same moment, one joins the other.
-        return asker.get("pid", os.getpid()) not in {os.getpid(), self._service.own_pid()}
+        pid = asker.get("pid", os.getpid())
+        if pid == os.getpid():
+            return False
+        with suppress(CtlError):  # the time is over, or the bus is gone
+            return bool(pid != self._service.own_pid())
+        return True
 
     def _refusal(self, gpu: Gpu, error: CtlError) -> CtlError:
         """With its reasons as data where they are to be printed so, and with what else there is to type."""

@@ -20,11 +20,14 @@ from typing import NoReturn, Self
 
 import typing_extensions  # noqa: F401 -- as above
 
+from gpuswitch import __version__
 from gpuswitch.config.places import ConfigFaultsError, Fault
 from gpuswitch.config.settings import Config
-from gpuswitch.errors import ConfigError
+from gpuswitch.errors import ConfigError, Failed
 
 _PROGRAM = Path(__file__).with_name("reading_main.py")
+_BY = f"gpuswitch {__version__}, Python {sys.hexversion:x}\n".encode()
+"""What it says begins so. A program of another version would mean something else by its pickle."""
 _Found = tuple[Config | None, Sequence[Fault], str | None]
 """The configuration, or faults, or the sentence of what is no fault of a file."""
 
@@ -40,6 +43,7 @@ class Reading:
         self._said, told = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
+            os.close(self._said)  # else it would be there to read what it writes itself, and wait for that
             _tell_and_end(directory, told)
         os.close(told)
 
@@ -56,6 +60,7 @@ class Reading:
         Raises:
             ConfigFaultsError: with one line for each fault.
             ConfigError: it cannot be reached.
+            Failed: that process did not end well; a second try may help.
         """
         with open(self._said, "rb", closefd=False) as file:
             said = file.read()
@@ -67,7 +72,10 @@ def read(directory: Path) -> Config:
     """Have it read by a program of its own, where there are threads. Raises as `Reading.result`."""
     # It finds the libraries where they are found here, and takes no other order from the environment.
     command = [sys.executable, "-ISE", str(_PROGRAM), str(directory), *sys.path]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+    except OSError as error:
+        raise Failed(f"cannot read {directory}: {sys.executable} cannot be started: {error.strerror}") from error
     return _result(directory, done.returncode, done.stdout)
 
 
@@ -85,6 +93,7 @@ def tell(directory: Path | str, descriptor: int) -> None:
     except ConfigError as error:
         found = None, (), str(error)
     with open(descriptor, "wb") as file:
+        file.write(_BY)
         pickle.dump(found, file)
 
 
@@ -93,7 +102,7 @@ def _tell_and_end(directory: Path | str, descriptor: int) -> NoReturn:
     try:
         tell(directory, descriptor)
         status = 0
-    except BrokenPipeError:  # nobody waits for it
+    except (BrokenPipeError, KeyboardInterrupt):  # nobody waits for it
         pass
     except BaseException:  # noqa: BLE001 -- nothing of the service may go on in here
         traceback.print_exc()
@@ -103,8 +112,10 @@ def _tell_and_end(directory: Path | str, descriptor: int) -> NoReturn:
 
 def _result(directory: Path | str, status: int, said: bytes) -> Config:
     if status != 0:
-        raise ConfigError(f"cannot read {directory}: the process that reads it ended with status {status}")
-    found: _Found = pickle.loads(said)  # noqa: S301 -- of our own process
+        raise Failed(f"cannot read {directory}: the process that reads it ended with status {status}")
+    if not said.startswith(_BY):
+        raise Failed(f"cannot read {directory}: gpuswitch was upgraded since this service began: start it anew")
+    found: _Found = pickle.loads(said[len(_BY) :])  # noqa: S301 -- of our own process
     config, faults, error = found
     if faults:
         raise ConfigFaultsError(faults)

@@ -64,9 +64,6 @@ class VfioAccess:
         """
         self.refuse(actors)
         for actor in actors:
-            # Whatever an earlier owner of it has left.
-            if not await self.take_back(actor.record):
-                raise Failed(f"cannot take back who else may open the nodes of {actor.gpu.address}")
             try:
                 for node in await self._ready_nodes(actor.record):
                     access = UserAccess(uid, node)
@@ -74,6 +71,16 @@ class VfioAccess:
                     await self._arbiter.settings.change(actor.gpu.address, setting(access), work)
             except KernelError as error:
                 raise Failed(str(error)) from error
+
+    async def clear(self, actors: Sequence[Actor]) -> None:
+        """See that nobody has kept access to them from an earlier owner.
+
+        Raises:
+            Failed: somebody has, and it cannot be taken back.
+        """
+        for actor in actors:
+            if not await self.take_back(actor.record):
+                raise Failed(f"cannot take back who else may open the nodes of {actor.gpu.address}")
 
     async def take_back(self, record: GpuRecord) -> bool:
         """Nobody whom we let may open what this GPU has on vfio; False: somebody still may, and it is told why."""

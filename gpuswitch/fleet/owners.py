@@ -117,6 +117,7 @@ class Owners:
         self._asking[owner.uuid] = asking
         try:
             await asyncio.shield(asking)
+            await self._access.clear(actors)
             if user is not None:
                 await self._access.give(actors, user)
             if any(claim.is_released.is_set() for claim in claims):

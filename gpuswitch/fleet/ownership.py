@@ -23,6 +23,7 @@ from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import Release
 from gpuswitch.model.states import State
 from gpuswitch.runtime.pause import Pause, whatever_happens, within
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.holder_policy import in_the_way
 from gpuswitch.switch.record import THE_SERVICE, Result
 from gpuswitch.switch.shared.clearing_up import ClearingUp
@@ -30,6 +31,9 @@ from gpuswitch.switch.steps.step import RESCAN_SECONDS
 
 _log = logging.getLogger(__name__)
 
+_MAY_OPEN = Sentence(
+    "a user whose command has ended may open it still: the access could not be taken back; the log says why"
+)
 _NOT_ON_VFIO = frozenset({State.HOST, State.UNKNOWN, State.ABSENT, State.FAILED})
 """Where a GPU is that nobody can have by vfio, and that nobody moves."""
 
@@ -190,9 +194,12 @@ class Ownership:
 
     async def _take_access_back(self) -> None:
         """Before it is anybody else's. Whatever keeps it from being taken makes no event when that is over."""
-        pause = Pause()
-        while not await self._access.take_back(self.actor.record):
+        pause, record = Pause(), self.actor.record
+        while not await self._access.take_back(record):
+            record.note(_MAY_OPEN)
             await pause.wait()
+        if record.noted == _MAY_OPEN:
+            record.note("")
 
     async def _until_ended(self, owner: Holder) -> None:
         pause = Pause()

@@ -92,7 +92,9 @@ def test_units_that_need_it_have_it_and_it_is_home_when_it_is_stopped(machine: C
     machine.push("", ON_VFIO)
     holder = show(machine, "MainPID", UNIT)
     machine.sh("systemctl restart gpuswitchd")
+    before = show(machine, "MainPID")
     machine.sh("systemctl kill --kill-whom=main -s KILL gpuswitchd")
+    until(machine, f"[ $(systemctl show -P MainPID gpuswitchd) != {before} ]")
     until(machine, "systemctl -q is-active gpuswitchd")
     until(machine, f"[ \"$(systemctl show -P StatusText {UNIT})\" = '{TITLE} is on vfio' ]")
     assert (show(machine, "MainPID", UNIT), active(machine, "win11", "other")) == (holder, ["active"] * 2)
@@ -101,7 +103,7 @@ def test_units_that_need_it_have_it_and_it_is_home_when_it_is_stopped(machine: C
     machine.sh(f"systemctl stop {UNIT}")
     assert active(machine, UNIT, "win11", "other") == ["inactive"] * 3
     assert (prop(machine, "State"), prop(machine, "Owner")[0]) == ("host", "")
-    ended = machine.sh("journalctl -b -o cat _PID=1 | grep '^Stopped'").stdout
+    ended = machine.sh("journalctl --sync; journalctl -b -o cat _PID=1 | grep '^Stopped'").stdout
     assert ended.index("win11") < ended.index("GPU rtx3070 on vfio")
 
 
@@ -122,7 +124,7 @@ def test_it_comes_home_when_nobody_needs_it_any_more(machine: Container) -> None
     machine.push(shown(place), place)
     machine.sh("systemctl daemon-reload; systemctl start win11")
     assert prop(machine, "State") == "vfio"
-    machine.sh("pkill -x sleep")
+    until(machine, "pkill -x sleep")  # it has begun a moment after its unit
     until(machine, f"! systemctl -q is-active win11 && [ $(systemctl is-active {UNIT}) = inactive ]")
     assert (prop(machine, "State"), show(machine, "Result", UNIT)) == ("host", "success")
 
@@ -143,7 +145,7 @@ def test_what_cannot_be_had_is_one_sentence_and_nothing_is_started(machine: Cont
     ctl(machine, f"acquire --name win10 --uuid {UUID} {GPU}")
     assert machine.sh("systemctl start win11", check=False).status != 0
     said = f"cannot keep {TITLE} on vfio: {GPU} belongs to the virtual machine win10: shut that down first"
-    assert said in machine.sh(f"journalctl -b -o cat -u {UNIT}").stdout
+    assert said in machine.sh(f"journalctl --sync; journalctl -b -o cat -u {UNIT}").stdout
     assert (active(machine, "win11"), show(machine, "Result", UNIT)) == (["inactive"], "exit-code")
     ctl(machine, f"release --name win10 --uuid {UUID}")
     until_state(machine, "host")

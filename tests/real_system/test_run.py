@@ -28,7 +28,7 @@ def test_who_may_open_it_is_who_asked(machine: Container) -> None:
     assert (refused.status, prop(machine, "State")) == (4, "host")
     said = machine.sh(f"{as_user(MAX)} env USER=root LOGNAME=root {run} -- id -u").stdout.strip()
     until_state(machine, "host")
-    log = machine.sh("journalctl -u gpuswitchd -o cat").stdout
+    log = machine.sh("journalctl --sync; journalctl -u gpuswitchd -o cat").stdout
     assert re.findall(r"uid (\d+) may open ", log) == [said]
     assert re.findall(r"uid (\d+) may not open \S+ any more", log) == [said]
     assert said != "0"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.errors import Failed, NotViable
+from gpuswitch.errors import Failed, GpuswitchError, NotViable
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Errno
 from gpuswitch.host.simulated.scenarios import SCENARIOS
@@ -121,6 +121,29 @@ async def test_what_cannot_be_taken_back_keeps_it_from_everybody(harness: Harnes
     harness.host.faults.add(Errno(errno.EIO), operation="access", nth=2)
     harness.machine.end("qemu")
     await asyncio.sleep(0)
+    await home(harness, actor)
+    assert may_open(harness) == set()
+
+
+async def test_it_is_told_as_long_as_it_cannot_be_taken_back(harness: Harness, actor: Actor) -> None:
+    await acquire(harness, actor)
+    for nth in range(1, 4):
+        harness.host.faults.add(Errno(errno.EIO), operation="access", nth=nth)
+    harness.machine.end("qemu")
+    await harness.witness.until(lambda: "may open it still" in actor.record.reason)
+    await home(harness, actor)
+    assert (may_open(harness), actor.record.reason) == (set(), "")
+
+
+async def test_nobody_else_gets_it_as_long_as_a_user_may_open_it(harness: Harness, actor: Actor) -> None:
+    await acquire(harness, actor)
+    for nth in range(1, 5):
+        harness.host.faults.add(Errno(errno.EIO), operation="access", nth=nth)
+    harness.machine.end("qemu")
+    await harness.witness.until(lambda: "may open it still" in actor.record.reason)
+    with pytest.raises(GpuswitchError):
+        await acquire(harness, actor, uid=BOB, name="another")
+    assert UserAccess(BOB, NODE) not in may_open(harness)
     await home(harness, actor)
     assert may_open(harness) == set()
 

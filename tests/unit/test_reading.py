@@ -12,12 +12,12 @@ import pytest
 from gpuswitch.config.loading import load
 from gpuswitch.config.places import ConfigFaultsError
 from gpuswitch.config.reading import read
-from gpuswitch.errors import ConfigError
+from gpuswitch.errors import ConfigError, Failed
 
 IN_A_FORK = """
 import sys
 from gpuswitch.config.reading import Reading
-from gpuswitch.errors import ConfigError
+from gpuswitch.errors import ConfigError, Failed
 
 with Reading(sys.argv[1]) as reading:
     import gpuswitch.daemon
@@ -74,7 +74,25 @@ def test_what_cannot_be_reached_is_told(tmp_path: Path) -> None:
 
 
 def test_a_process_that_ends_too_early_is_a_sentence(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was killed for memory, or cannot be started."""
+    """Killed for memory, or not to be started: nothing is wrong with the configuration, and a second try may help."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(ConfigError, match=f"^cannot read {directory}: the process that reads it ended with status 1$"):
+    with pytest.raises(Failed, match=f"^cannot read {directory}: the process that reads it ended with status 1$"):
         read(directory)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python3")
+    with pytest.raises(Failed, match=r"/nowhere/python3 cannot be started: No such file or directory$"):
+        read(directory)
+
+
+def test_a_program_of_another_version_is_not_understood(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was upgraded below the service that runs."""
+    monkeypatch.setattr("gpuswitch.config.reading._BY", b"gpuswitch 99.0, Python 30b07f0\n")
+    with pytest.raises(Failed, match=r"gpuswitch was upgraded since this service began: start it anew$"):
+        read(directory)
+
+
+def test_nobody_waits_for_a_reader_that_nobody_reads(tmp_path: Path) -> None:
+    """Of more than a pipe holds: whoever ends before it was read leaves no process behind."""
+    tables = "".join(f'[[gpu]]\naddress = "{bus:02x}:00.0"\nname = "card-{bus}"\n' for bus in range(1, 100))
+    (tmp_path / "config.toml").write_text(tables)
+    program = "import os, sys; from gpuswitch.config.reading import Reading; Reading(sys.argv[1]).__exit__(); os.wait()"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)

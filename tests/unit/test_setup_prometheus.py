@@ -285,3 +285,19 @@ def test_an_item_is_put_where_a_list_is_written_a_line_each() -> None:
         with_items("k: [y]\n", "k", ["- x"])
     both = with_items(with_items(DEBIAN, "scrape_configs", JOB), "rule_files", rule_file("/a b"))
     assert without_ours(both) == DEBIAN
+
+
+def test_a_key_that_came_with_our_lines_stays_for_the_items_of_others() -> None:
+    ours = with_items("global: {}\n", "rule_files", rule_file("/ours.yml"))
+    assert without_ours(ours) == "global: {}\n"
+    with_theirs = ours.replace(f"{END}\n", f"{END}\n  - theirs.yml\n", 1)
+    assert without_ours(with_theirs) == "rule_files:\n  - theirs.yml\nglobal: {}\n"
+
+
+def test_undo_writes_nothing_that_promtool_does_not_take(desk: Desk) -> None:
+    desk.run("prometheus", "--yes")
+    written = desk.file.read_text()
+    desk.made.program("promtool", f'grep -qF \'{BEGIN}\' "$3" || {{ echo "  FAILED: $3 lacks it" >&2; exit 1; }}')
+    with pytest.raises(CtlError, match=r"^cannot take our lines out of .*prometheus.yml: .* take them out by hand$"):
+        desk.run("undo")
+    assert (desk.file.read_text(), list(desk.file.parent.glob(".*"))) == (written, [])

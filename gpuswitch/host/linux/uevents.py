@@ -19,7 +19,7 @@ import pyudev
 
 _SUBSYSTEMS: Final = {
     "kernel": ("pci", "drivers", "drm", "graphics", "sound", "vfio", "mdev"),
-    "udev": ("pci", "drm", "graphics", "sound", "vfio", "vfio-dev"),
+    "udev": ("pci", "drm", "graphics", "sound", "vfio", "vfio-dev", "misc"),  # /dev/iommu is of misc
 }
 # An event is about 1 KiB, and a machine that boots or wakes up sends thousands in a moment.
 _BUFFER_BYTES = 16 << 20
