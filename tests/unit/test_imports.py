@@ -53,7 +53,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "gpuswitch.sentence": (),
     "gpuswitch.errors": ("gpuswitch.sentence",),
     "gpuswitch.model": ("gpuswitch.sentence", "gpuswitch.errors", "gpuswitch.model"),
-    "gpuswitch.config": ("gpuswitch.sentence", "gpuswitch.errors", "gpuswitch.model", "gpuswitch.config"),
+    "gpuswitch.config": (
+        "gpuswitch.__version__",
+        "gpuswitch.sentence",
+        "gpuswitch.errors",
+        "gpuswitch.model",
+        "gpuswitch.config",
+    ),
     "gpuswitch.runtime": ("gpuswitch.errors",),
     # What a line of the log is about, anybody may say.
     "gpuswitch.log": (),
