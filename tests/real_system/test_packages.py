@@ -186,7 +186,10 @@ def test_it_has_what_every_way_of_installing_puts_down(packaged: Container, tmp_
     assert staged - {path.removesuffix(".gz") for path in listed} == set()
 
     programs = packaged.sh("sed -n 's/^ExecStart=//p' /usr/lib/systemd/*/gpuswitch*.service").stdout.splitlines()
-    assert programs == ["/usr/bin/gpuswitchd", "/usr/bin/gpuswitchctl notify"]
+    assert programs == [
+        *("/usr/bin/gpuswitchctl hold --yes --unit %n", "/usr/bin/gpuswitchd"),
+        "/usr/bin/gpuswitchctl notify",
+    ]
     packaged.sh(f'test -r "$(sed -n "s/^hook=\'\\(.*\\)\'$/\\1/p" {HOOK})"')
 
 
