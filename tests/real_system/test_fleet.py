@@ -191,16 +191,16 @@ def test_hosts_are_grouped_by_what_their_gpus_are(fleet: Fleet, host: Host) -> N
     fleet.controller.push(
         "plugin: gpuswitch.gpuswitch.gpus\ngroup: gpu_hosts\ntimeout: 5\n", f"{FOLDER}/lab.gpuswitch.yml"
     )
-    listed = fleet.run(f"ansible-inventory -i {FOLDER}/hosts.yml -i {FOLDER}/lab.gpuswitch.yml --list")
-    groups = json.loads(listed.stdout)
+    ask = f"ansible-inventory -i {FOLDER}/hosts.yml -i {FOLDER}/lab.gpuswitch.yml"
+    groups = json.loads(fleet.run(f"{ask} --list").stdout)
     assert {name: group["hosts"] for name, group in groups.items() if name.startswith("gpu") and "hosts" in group} == {
-        "gpu_hosts": ["node", "bare", "away"],
-        "gpu_model_geforce_rtx_3070": ["node"],
-        "gpu_model_iris_xe_graphics": ["node"],
-        "gpu_owned": ["node"],
-        "gpu_owner_win11": ["node"],
-        "gpu_state_host": ["node"],
-        "gpu_state_vfio": ["node"],
+        "gpu_hosts": ["node", "bare", "away", "told"],
+        "gpu_model_geforce_rtx_3070": ["node", "told"],
+        "gpu_model_iris_xe_graphics": ["node", "told"],
+        "gpu_owned": ["node", "told"],
+        "gpu_owner_win11": ["node", "told"],
+        "gpu_state_host": ["node", "told"],
+        "gpu_state_vfio": ["node", "told"],
         "gpuswitch_unavailable": ["bare"],
         "gpuswitch_unreachable": ["away"],
     }
@@ -243,6 +243,9 @@ def test_a_host_is_made_from_nothing_and_nothing_is_done_twice(
 
     made = play()
     assert made.status == 0, made.stdout
+    # which can be reached by what a file of variables says, and is `node`
+    fleet.add("told", None)
+    fleet.controller.push(f"ansible_host: {address_of(2)}\n", f"{FOLDER}/host_vars/told.yml")
     assert show(machine, "ActiveState") == "active"
     assert prop(machine, "Name") == "spare"
     assert "kim" in machine.sh("getent group gpuswitch").stdout
@@ -260,3 +263,6 @@ def test_a_host_is_made_from_nothing_and_nothing_is_done_twice(
     nobody = play(gpuswitch_users=["nobody-here"])
     assert "nobody-here of gpuswitch_users is no user of this host" in nobody.stdout
     assert machine.sh("getent passwd nobody-here", check=False).status != 0
+    # what ssh is told is what Ansible's own connections would tell it
+    misled = fleet.run(f"{ask} --host node", ANSIBLE_SSH_ARGS="-F /nowhere")
+    assert "/nowhere" in plain(json.loads(misled.stdout)["gpuswitch_reason"])
