@@ -236,22 +236,31 @@ def test_a_host_is_made_from_nothing_and_nothing_is_done_twice(
         "gpuswitch_prometheus_labels": {"rack": "1"},
     }
 
-    def play(**others: Any) -> Result:
+    def play(options: str = "", **others: Any) -> Result:
         role = {"role": "gpuswitch.gpuswitch.host"}
         text = json.dumps([{"hosts": "gpu_hosts", "gather_facts": False, "roles": [role], "vars": variables | others}])
-        return fleet.play(text, check=False, timeout=600)
+        return fleet.play(text, options, check=False, timeout=600)
+
+    checked = play("--check")
+    assert checked.status == 0, checked.stdout
+    assert machine.sh("ls /usr/local/bin /usr/local/src /etc/gpuswitch 2>/dev/null", check=False).stdout.split() == [
+        "/usr/local/bin:",
+        "/usr/local/src:",
+    ]
+
+    # libvirt hears of its hook also where the role ends before the service runs
+    refused = play(gpuswitch_gpus=[{"address": GPU, "busy": "please"}])
+    assert refused.status != 0
+    assert machine.sh("test -e /srv/reloaded", check=False).status == 0, refused.stdout
 
     made = play()
     assert made.status == 0, made.stdout
-    # which can be reached by what a file of variables says, and is `node`
-    fleet.add("told", None)
-    fleet.controller.push(f"ansible_host: {address_of(2)}\n", f"{FOLDER}/host_vars/told.yml")
     assert show(machine, "ActiveState") == "active"
     assert prop(machine, "Name") == "spare"
     assert "kim" in machine.sh("getent group gpuswitch").stdout
     assert machine.sh("test -x /etc/libvirt/hooks/qemu.d/50-gpuswitch").status == 0
     [target] = json.loads(machine.read("/etc/prometheus/gpuswitch/node.json"))
-    assert (target["targets"], target["labels"]) == ([f"{address_of(2)}:9752"], {"rack": "1"})
+    assert (target["targets"], target["labels"]) == ([f"{address_of(2)}:9753"], {"rack": "1"})
     assert re.search(r"node .*changed=0 .*failed=0", play().stdout)
 
     # A configuration that the service would refuse does not come in, and the sentence names the key.
@@ -260,9 +269,11 @@ def test_a_host_is_made_from_nothing_and_nothing_is_done_twice(
     assert refused.status != 0
     assert "busy" in refused.stdout
     assert machine.read("/etc/gpuswitch/config.toml") == before
-    nobody = play(gpuswitch_users=["nobody-here"])
+    # The service reads a new configuration though the role fails after it.
+    renamed = [{"address": GPU, "name": "renamed"}]
+    nobody = play(gpuswitch_users=["nobody-here"], gpuswitch_gpus=renamed)
+    assert prop(machine, "Name") == "renamed"
     assert "nobody-here of gpuswitch_users is no user of this host" in nobody.stdout
     assert machine.sh("getent passwd nobody-here", check=False).status != 0
-    # what ssh is told is what Ansible's own connections would tell it
-    misled = fleet.run(f"{ask} --host node", ANSIBLE_SSH_ARGS="-F /nowhere")
-    assert "/nowhere" in plain(json.loads(misled.stdout)["gpuswitch_reason"])
+    machine.push(LIBVIRT, "/etc/systemd/system/libvirtd.service")
+    machine.sh("systemctl daemon-reload; systemctl start libvirtd")
