@@ -5,13 +5,13 @@
 # first, without a lock: who comes second finds a module that has not been run yet, and takes its class from it. An
 # inventory plugin that asks many hosts at once, in threads, has to have all plugins loaded before.
 #
-# Needs python3 with venv, and the network for pip. Seen with ansible-core 2.19.14, most times; it tries up to 20:
+# Needs python3 (3.11 or later) with venv, and the network for pip. Seen with ansible-core 2.19.14, most times; it tries up to 20:
 #   module 'ansible.plugins.connection.ssh' has no attribute 'Connection'
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check 'ansible-core==2.19.*'
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check 'ansible-core==2.19.14'
 cat >"$folder/together.py" <<'END'
 import sys
 from concurrent.futures import ThreadPoolExecutor

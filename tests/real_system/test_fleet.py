@@ -42,7 +42,20 @@ THERE_AND_BACK = """\
 MAINTENANCE = """\
 - name: Look where the GPU is meanwhile
   ansible.builtin.shell: gpuswitchctl list | grep -o vfio | head -n1 | tr -d '\\n' >/srv/maintained
+- name: Fail where it is to
+  ansible.builtin.command: test ! -e /srv/fails
 """
+
+CARDS = ("0000:01:00.0", "0000:41:00.0")
+TWO_CARDS = "".join(f'[[gpu]]\naddress = "{card}"\n' for card in CARDS) + "[deadlines]\nunbind = 0.2\n"
+"""Of the simulated host `workstation`."""
+
+LIBVIRT = """\
+[Service]
+ExecStart=/bin/sleep infinity
+ExecReload=/bin/touch /srv/reloaded
+"""
+"""A libvirt that says when it was to look for its hooks."""
 
 Host = Callable[..., Container]
 """`host(*faults, scenario=...)`: a machine with the service and ssh, on a simulated host."""
@@ -83,7 +96,49 @@ def plain(told: Any) -> str:
     return str(told["__ansible_unsafe"] if isinstance(told, dict) else told)
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.campaign)])
+def test_maintenance_stops_at_the_first_host_where_something_goes_wrong(fleet: Fleet, host: Host) -> None:
+    """Hosts that cannot be reached or have nothing to move are left out; cards go back where it failed, too."""
+    good = host()
+    two = host("unbind@0000:41:00.1#2=hang", scenario="workstation", config=TWO_CARDS)
+    for name, machine in {"away": None, "bare": host(config=""), "good": good, "two": two, "last": None}.items():
+        fleet.add(name, machine)
+    fleet.controller.push(MAINTENANCE, f"{FOLDER}/maintenance.yml")
+
+    def roll(*names: str) -> dict[str, str]:
+        words = f"gpuswitch.gpuswitch.rolling -e maintenance={FOLDER}/maintenance.yml --limit {','.join(names)}"
+        done = fleet.run(f"ansible-playbook {words}", check=False)
+        assert done.status != 0
+        return report(done.stdout)
+
+    # One card does not come back: the other one does.
+    two.sh("touch /srv/fails")
+    said = roll("away", "bare", "good", "two", "last")
+    assert said.pop("away").startswith("unreachable: ")
+    wedged = said.pop("two")
+    assert wedged.startswith(
+        "wedged: 0000:41:00.0: the kernel has not returned from 'unbind 0000:41:00.1 from vfio-pci'"
+    )
+    assert wedged.endswith("; before that: 0000:01:00.0 to vfio, 0000:41:00.0 to vfio, 0000:01:00.0 to host")
+    assert said == {"bare": "as it was", "good": "moved: spare to vfio, spare to host", "last": "not begun"}
+    assert [prop(two, "State", card) for card in CARDS] == ["host", "wedged"]
+    assert good.read("/srv/maintained") == "vfio"
+
+    # A maintenance that fails is enough to stop.
+    good.sh("touch /srv/fails")
+    failed = "failed: non-zero return code; before that: spare to vfio, spare to host"
+    assert roll("good", "last") == {"good": failed, "last": "not begun"}
+    assert prop(good, "State") == "host"
+
+    # A GPU that a virtual machine has is where a drain would have it, and in use.
+    ctl(good, f"acquire --name win11 --uuid {WIN11} {GPU}")
+    before = history(good)
+    owned = f"failed: {GPU} is owned by win11; shut that down before maintenance begins"
+    assert roll("good", "last") == {"good": owned, "last": "not begun"}
+    assert history(good) == before
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("count", [4, 20])
 def test_one_play_moves_all_gpus_there_and_back_and_says_what_became_of_each(
     fleet: Fleet, host: Host, count: int
 ) -> None:
@@ -136,6 +191,7 @@ def test_one_play_moves_all_gpus_there_and_back_and_says_what_became_of_each(
     assert [len(history(machines[name])) for name in good] == [4, *[2 for _ in others]]
 
 
+@pytest.mark.campaign
 def test_what_is_asked_wrongly_is_one_sentence_and_changes_nothing(fleet: Fleet, host: Host) -> None:
     machine = host(scenario="workstation", config="")
     fleet.add("node", machine)
@@ -181,26 +237,30 @@ def test_what_is_asked_wrongly_is_one_sentence_and_changes_nothing(fleet: Fleet,
     assert [gpu["state"] for gpu in told(fleet.ask("node", "gpu_info").stdout)["gpus"]] == ["host"] * 3
 
 
+@pytest.mark.campaign
 def test_hosts_are_grouped_by_what_their_gpus_are(fleet: Fleet, host: Host) -> None:
     machine = host()
     fleet.add("node", machine)
     fleet.add("bare", bare := host())
     fleet.add("away", None)
+    # which can be reached by what a file of variables says, and is `node`
+    fleet.add("told", None)
+    fleet.controller.push(f"ansible_host: {address_of(2)}\n", f"{FOLDER}/host_vars/told.yml")
     bare.sh("rm /usr/local/bin/gpuswitchctl")
     ctl(machine, f"acquire --name win11 --uuid {WIN11} {GPU}")
     fleet.controller.push(
         "plugin: gpuswitch.gpuswitch.gpus\ngroup: gpu_hosts\ntimeout: 5\n", f"{FOLDER}/lab.gpuswitch.yml"
     )
-    listed = fleet.run(f"ansible-inventory -i {FOLDER}/hosts.yml -i {FOLDER}/lab.gpuswitch.yml --list")
-    groups = json.loads(listed.stdout)
+    ask = f"ansible-inventory -i {FOLDER}/hosts.yml -i {FOLDER}/lab.gpuswitch.yml"
+    groups = json.loads(fleet.run(f"{ask} --list").stdout)
     assert {name: group["hosts"] for name, group in groups.items() if name.startswith("gpu") and "hosts" in group} == {
-        "gpu_hosts": ["node", "bare", "away"],
-        "gpu_model_geforce_rtx_3070": ["node"],
-        "gpu_model_iris_xe_graphics": ["node"],
-        "gpu_owned": ["node"],
-        "gpu_owner_win11": ["node"],
-        "gpu_state_host": ["node"],
-        "gpu_state_vfio": ["node"],
+        "gpu_hosts": ["node", "bare", "away", "told"],
+        "gpu_model_geforce_rtx_3070": ["node", "told"],
+        "gpu_model_iris_xe_graphics": ["node", "told"],
+        "gpu_owned": ["node", "told"],
+        "gpu_owner_win11": ["node", "told"],
+        "gpu_state_host": ["node", "told"],
+        "gpu_state_vfio": ["node", "told"],
         "gpuswitch_unavailable": ["bare"],
         "gpuswitch_unreachable": ["away"],
     }
@@ -208,8 +268,12 @@ def test_hosts_are_grouped_by_what_their_gpus_are(fleet: Fleet, host: Host) -> N
     assert [plain(gpu["state"]) for gpu in variables["node"]["gpuswitch_gpus"]] == ["host", "vfio"]
     assert "gpuswitchctl" in plain(variables["bare"]["gpuswitch_reason"])
     assert plain(variables["away"]["gpuswitch_reason"])
+    # what ssh is told is what Ansible's own connections would tell it
+    misled = fleet.run(f"{ask} --host node", ANSIBLE_SSH_ARGS="-F /nowhere")
+    assert "/nowhere" in plain(json.loads(misled.stdout)["gpuswitch_reason"])
 
 
+@pytest.mark.campaign
 def test_a_host_is_made_from_nothing_and_nothing_is_done_twice(
     fleet: Fleet, boot: Boot, system: System, below: Path
 ) -> None:
@@ -217,6 +281,8 @@ def test_a_host_is_made_from_nothing_and_nothing_is_done_twice(
     fleet.add("node", machine)
     sources, copy = "/usr/src/gpuswitch", f"{FOLDER}/checkout"
     machine.sh(f"useradd kim; mv {sources}/wheels /srv/wheels; mkdir -p /etc/libvirt/hooks")
+    machine.push(LIBVIRT, "/etc/systemd/system/libvirtd.service")
+    machine.sh("systemctl daemon-reload; systemctl start libvirtd")
     # as a checkout on the machine with Ansible
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "checkout.tar"
@@ -236,10 +302,22 @@ def test_a_host_is_made_from_nothing_and_nothing_is_done_twice(
         "gpuswitch_prometheus_labels": {"rack": "1"},
     }
 
-    def play(**others: Any) -> Result:
+    def play(options: str = "", **others: Any) -> Result:
         role = {"role": "gpuswitch.gpuswitch.host"}
         text = json.dumps([{"hosts": "gpu_hosts", "gather_facts": False, "roles": [role], "vars": variables | others}])
-        return fleet.play(text, check=False, timeout=600)
+        return fleet.play(text, options, check=False, timeout=600)
+
+    checked = play("--check")
+    assert checked.status == 0, checked.stdout
+    assert machine.sh("ls /usr/local/bin /usr/local/src /etc/gpuswitch 2>/dev/null", check=False).stdout.split() == [
+        "/usr/local/bin:",
+        "/usr/local/src:",
+    ]
+
+    # libvirt hears of its hook also where the role ends before the service runs
+    refused = play(gpuswitch_gpus=[{"address": GPU, "busy": "please"}])
+    assert refused.status != 0
+    assert machine.sh("test -e /srv/reloaded", check=False).status == 0, refused.stdout
 
     made = play()
     assert made.status == 0, made.stdout
@@ -248,7 +326,7 @@ def test_a_host_is_made_from_nothing_and_nothing_is_done_twice(
     assert "kim" in machine.sh("getent group gpuswitch").stdout
     assert machine.sh("test -x /etc/libvirt/hooks/qemu.d/50-gpuswitch").status == 0
     [target] = json.loads(machine.read("/etc/prometheus/gpuswitch/node.json"))
-    assert (target["targets"], target["labels"]) == ([f"{address_of(2)}:9752"], {"rack": "1"})
+    assert (target["targets"], target["labels"]) == ([f"{address_of(2)}:9753"], {"rack": "1"})
     assert re.search(r"node .*changed=0 .*failed=0", play().stdout)
 
     # A configuration that the service would refuse does not come in, and the sentence names the key.
@@ -257,6 +335,9 @@ def test_a_host_is_made_from_nothing_and_nothing_is_done_twice(
     assert refused.status != 0
     assert "busy" in refused.stdout
     assert machine.read("/etc/gpuswitch/config.toml") == before
-    nobody = play(gpuswitch_users=["nobody-here"])
+    # The service reads a new configuration though the role fails after it.
+    renamed = [{"address": GPU, "name": "renamed"}]
+    nobody = play(gpuswitch_users=["nobody-here"], gpuswitch_gpus=renamed)
+    assert prop(machine, "Name") == "renamed"
     assert "nobody-here of gpuswitch_users is no user of this host" in nobody.stdout
     assert machine.sh("getent passwd nobody-here", check=False).status != 0

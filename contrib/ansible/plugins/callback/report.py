@@ -28,6 +28,7 @@ class Host:
 
     def __init__(self):
         self.moved, self.planned, self.reached, self.problem = [], [], False, ""
+        self._wedged = False
 
     def add(self, told):
         """A result of the module."""
@@ -38,8 +39,22 @@ class Host:
         before, after = (told.get("diff", {}).get(when, {}) for when in ("before", "after"))
         for gpu in told.get("gpus", ()):
             name = "{} ({})".format(gpu["name"], gpu["address"]) if gpu["name"] else gpu["address"]
-            if before.get(name) != after.get(name):
+            # one that came to no known-good state has a problem, which is told
+            if gpu["state"] in ("host", "vfio") and before.get(name) != after.get(name):
                 self.moved.append("{} to {}".format(gpu["name"] or gpu["address"], gpu["state"]))
+
+    def fail(self, results):
+        """Results of a task that failed: one, or one for each turn of its loop. What is wedged outlasts all that fails because of it."""
+        # that of a task itself comes without the word (TaskResult.clean_copy)
+        failed = [told for told in results if told.get("failed")] or results
+        wedged = any(told.get("wedged") for told in failed)
+        if self._wedged and not wedged:
+            return
+        kinds = [failure["kind"] for told in failed for failure in told.get("failures", ())]
+        refused = any(told.get("blockers") for told in failed)
+        word = "wedged" if wedged else "refused" if refused else kinds[0] if kinds else "failed"
+        said = "; ".join(dict.fromkeys(str(told.get("msg") or "no reason was given") for told in failed))
+        self.problem, self._wedged = f"{word}: {said}", wedged
 
     def line(self):
         if self.problem:
@@ -77,12 +92,7 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_failed(self, result, ignore_errors=False):
         self._tell(result)
         if self._is_shown(result) and not ignore_errors:
-            told = result._result
-            kinds = {failure["kind"] for failure in told.get("failures", ())}
-            word = (
-                "wedged" if told.get("wedged") else "refused" if told.get("blockers") else next(iter(kinds), "failed")
-            )
-            self._host(result._host.name).problem = "{}: {}".format(word, told.get("msg", "no reason was given"))
+            self._host(result._host.name).fail(results_of(result))
 
     def v2_runner_on_unreachable(self, result):
         if result._host.name in self._hosts:
@@ -105,10 +115,16 @@ class CallbackModule(CallbackBase):
             return
         host = self._host(result._host.name)
         host.reached = True
-        told = result._result
         if result._task.action in MODULES:
-            for each in told.get("results", []) if result._task.loop else [told]:
+            for each in results_of(result):
                 host.add(each)
+
+
+def results_of(result):
+    """That of a task, or of each turn of its loop."""
+    told = result._result
+    # the module has results of its own
+    return told.get("results") or [told] if result._task.loop else [told]
 
 
 def tasks_of(block):

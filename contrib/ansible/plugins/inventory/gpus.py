@@ -18,7 +18,8 @@ description:
   - A host that ssh does not reach is in the group C(gpuswitch_unreachable), and one where gpuswitch does not answer in C(gpuswitch_unavailable).
     The variable C(gpuswitch_reason) says why, and so does a warning. Neither is an error.
   - ssh is told what ansible.cfg, the environment and variables (C(ansible_host), C(ansible_user) ...) say of Ansible's own connections by ssh, but
-    for passwords. Templates in variables are not resolved. With C(ansible_connection) C(local) the command is run here.
+    for passwords. Variables count that stand in the inventories before it, and in C(group_vars) and C(host_vars) beside them.
+    Templates in variables are not resolved. With C(ansible_connection) C(local) the command is run here.
 extends_documentation_fragment:
   - constructed
 options:
@@ -61,8 +62,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ansible import constants
 from ansible.errors import AnsibleParserError
+from ansible.inventory.helpers import get_group_vars
 from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
 from ansible.plugins.loader import connection_loader
+from ansible.utils.vars import combine_vars
+from ansible.vars.plugins import get_vars_from_inventory_sources
 from ansible_collections.gpuswitch.gpuswitch.plugins.module_utils.gpuswitchctl import Ctl, CtlError
 
 UNREACHABLE = "gpuswitch_unreachable"
@@ -83,6 +87,7 @@ def ssh_settings(host, variables):
         "port",
         "remote_user",
         "private_key_file",
+        "ssh_args",
         "ssh_common_args",
         "ssh_extra_args",
         "host_key_checking",
@@ -98,6 +103,8 @@ def ssh_settings(host, variables):
 def ssh_command(settings, timeout):
     """The words in front of a command, for these settings. Raises CtlError."""
     words = [settings["ssh_executable"] or "ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={timeout}"]
+    # ssh takes what it is told first. A master that stays would keep our pipe open; one that is there already is used.
+    words += ["-o", "ControlMaster=no", *shlex.split(settings["ssh_args"] or "")]
     if not settings["host_key_checking"]:
         words += ["-o", "StrictHostKeyChecking=no"]
     for option, name in (("-p", "port"), ("-l", "remote_user"), ("-i", "private_key_file")):
@@ -189,14 +196,22 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
 
     def _question(self, host):
         """The words before a command for this host, or what keeps it from being asked."""
-        variables = {}
-        for group in sorted(host.get_groups(), key=lambda group: (group.depth, group.priority, group.name)):
-            variables.update(group.get_vars())
-        variables.update(host.get_vars())
         try:
-            return words_before(host.name, variables, self.get_option("timeout"))
+            return words_before(host.name, self._variables(host), self.get_option("timeout"))
         except CtlError as error:
             return error
+
+    def _variables(self, host):
+        """Those of a host, with those of group_vars and host_vars beside the inventories (as Ansible's own plugin `constructed` has them)."""
+        sources, groups = self.inventory.processed_sources, host.get_groups()
+        variables = get_group_vars(groups)
+        for more in (
+            get_vars_from_inventory_sources(self.loader, sources, groups, "all"),
+            host.get_vars(),
+            get_vars_from_inventory_sources(self.loader, sources, [host], "all"),
+        ):
+            variables = combine_vars(variables, more)
+        return variables
 
     def _answer(self, question):
         """The GPUs of a host, or None; and what went wrong."""
@@ -217,7 +232,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
             self.inventory.set_variable(host, "gpuswitch_gpus", gpus)
         for name in names:
             self.inventory.add_child(self.inventory.add_group(name), host)
-        variables = self.inventory.get_host(host).get_vars()
+        variables = self._variables(self.inventory.get_host(host))
         strict = self.get_option("strict")
         self._set_composite_vars(self.get_option("compose"), variables, host, strict=strict)
         self._add_host_to_composed_groups(self.get_option("groups"), variables, host, strict=strict)
