@@ -53,9 +53,10 @@ export class Card {
         fill(this.moving, running && this.switch(gpu));
         fill(this.facts, this.descriptions(gpu));
         fill(this.timeline, this.day(gpu));
-        if (this.state !== gpu.State && this.opened.open && usable)
+        const anew = usable && (this.state !== gpu.State || !this.usable);
+        [this.state, this.usable] = [gpu.State, usable];
+        if (anew && this.opened.open)
             this.lookForHolders();
-        this.state = gpu.State;
         const { vfio, host, recover, cancel } = this.buttons;
         vfio.hidden = running || !MOVES.vfio.includes(gpu.State);
         host.hidden = running || !MOVES.host.includes(gpu.State);
@@ -163,6 +164,12 @@ export class Card {
     }
 
     lookForHolders() {
+        if (!this.usable) {
+            // What was found before stays, as all else.
+            if (!this.holders.hasChildNodes())
+                fill(this.holders, h("p", {}, _("It can be seen while the service runs.")));
+            return;
+        }
         fill(this.holders, h("p", {}, _("Looking …")));
         this.service.holders(this.path).then(
             holders => fill(this.holders, holders.length > 0

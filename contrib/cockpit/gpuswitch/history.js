@@ -15,6 +15,7 @@ export class History {
         this.limit = FEW;
         this.entries = [];
         this.open = new Map();
+        this.usable = false;
         this.body = h("div", { class: "pf-v6-c-card__body wide", tabindex: "0", role: "region", "aria-label": _("History") });
         this.more = button(_("Show more"), "secondary", () => {
             this.limit = ALL;
@@ -28,8 +29,19 @@ export class History {
                          h("div", { class: "pf-v6-c-card__footer" }, this.more));
     }
 
+    /** Whether the service can be asked now. */
+    allow(usable) {
+        if (usable === this.usable)
+            return;
+        this.usable = usable;
+        if (this.entries.length > 0)
+            this.render();
+    }
+
     /** Read it anew. While that is under way, one more wish for it is kept, not each. */
     read() {
+        if (!this.usable)
+            return;
         if (this.reading) {
             this.again = true;
             return;
@@ -81,6 +93,7 @@ export class History {
                           "aria-label": format(shown ? _("Close the switch of $0") : _("Show the switch of $0"),
                                                moment(entry.finished)),
                           "data-entry": entry.id,
+                          disabled: !shown && !this.usable && entry.count > 0,
                       })));
         return shown ? [row, h("tr", {}, h("td", { colspan: "7" }, shown))] : [row];
     }

@@ -46,6 +46,7 @@ function start() {
             }
             cards.get(path).render();
         }
+        history.allow(service.status === "ready");
         if (finished)
             history.read();
     }
@@ -65,9 +66,8 @@ function state(service) {
         return h("p", {}, _("Looking for the service …"));
     case "absent":
         return alert("danger", _("The service gpuswitchd is not there."),
-                     service.problem === "not-found"
-                         ? _("It is not installed, or does not start: systemctl status gpuswitchd")
-                         : service.problem);
+                     h("p", {}, _("It is not installed, or does not start: systemctl status gpuswitchd")),
+                     service.problem && h("p", {}, service.problem));
     case "stopped":
         return alert("warning", _("The service gpuswitchd has stopped."),
                      _("What is shown is as it was last. Once it runs again, it is read anew."));
