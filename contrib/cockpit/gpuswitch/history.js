@@ -8,7 +8,7 @@ const FEW = 20;
 const ALL = 1000;
 
 export class History {
-    /** `told(entries)` is called with all entries that were read. */
+    /** `told()` is called when `entries` were read anew. */
     constructor(service, told) {
         this.service = service;
         this.told = told;
@@ -49,7 +49,7 @@ export class History {
         this.reading = true;
         this.service.history(ALL).then(entries => {
             this.entries = entries;
-            this.told(entries);
+            this.told();
             this.render();
         }, error => fill(this.body, alert("danger", error.message))).finally(() => {
             this.reading = false;
