@@ -94,6 +94,9 @@ EOF
     page_files "$COCKPIT"
 }
 
+# fresh_page: whether the page was built from the sources that are here; a file that is gone counts, too.
+fresh_page() { (cd "$source" && sha256sum --check --status "$page/.sources" 2>/dev/null); }
+
 say() { printf '%s\n' "gpuswitch: $*"; }
 die() { printf '%s\n' "cannot $*" >&2; exit 1; }
 
@@ -171,6 +174,7 @@ install() {
     "$source/contrib/need.sh" "$PYTHON" install
     if [ -z "$COCKPIT" ] && command -v cockpit-bridge >/dev/null; then
         if [ -e "$page/manifest.json" ]; then
+            fresh_page || die "install: $page was built from other sources than are here; run 'make cockpit', or remove it"
             COCKPIT=$page
         else
             say "Cockpit is here: 'make cockpit' builds a page for it, and 'make install' puts that in its place then"

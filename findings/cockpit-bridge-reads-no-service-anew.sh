@@ -97,7 +97,8 @@ def service(label):
     process = subprocess.Popen([sys.executable, f"{folder}/service.py", label])
     ask = ["dbus-send", "--session", "--print-reply", "--dest=org.freedesktop.DBus", "/", "org.freedesktop.DBus.NameHasOwner"]
     while b"true" not in subprocess.run([*ask, "string:com.example"], capture_output=True).stdout:
-        pass
+        if process.poll() is not None:
+            sys.exit("the service has ended: it needs python3-dbus and python3-gi")
     return process
 
 

@@ -5,11 +5,14 @@
 #
 # FOLDER gets the files that lie in share/cockpit/gpuswitch later. What builds them is fetched by npm, as
 # package-lock.json names it by hash, into .cache/cockpit of the project, and only where that has changed.
+# FOLDER/.sources has the hashes of what it was built from, as sha256sum writes them: `make install` and `make deb`
+# take no page that is older than its sources.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
-tools=$here/../../.cache/cockpit
-folder=$1
+project=$(cd "$here/../.." && pwd)
+tools=$project/.cache/cockpit
+folder=$(realpath -m "$1")
 
 mkdir -p "$tools"
 if ! cmp -s "$here/package-lock.json" "$tools/installed.json"; then
@@ -19,3 +22,5 @@ if ! cmp -s "$here/package-lock.json" "$tools/installed.json"; then
     cp "$here/package-lock.json" "$tools/installed.json"
 fi
 node "$here/build.js" "$tools" "$folder"
+cd "$project"
+sha256sum contrib/cockpit/*.* contrib/cockpit/gpuswitch/* gpuswitch/__init__.py >"$folder/.sources"

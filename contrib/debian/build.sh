@@ -35,7 +35,12 @@ cd "$source"
 cp -a --parents pyproject.toml README.md CHANGELOG.md LICENSE gpuswitch units contrib docs/man "$tree/gpuswitch"
 # The page for Cockpit, where `make cockpit` has built it: npm's packages are no package of Debian's, and nothing is
 # downloaded later.
-[ ! -e dist/cockpit/gpuswitch/manifest.json ] || cp -a --parents dist/cockpit/gpuswitch "$tree/gpuswitch"
+page=dist/cockpit/gpuswitch
+if [ -e $page/manifest.json ]; then
+    sha256sum --check --status $page/.sources 2>/dev/null ||
+        die "$page was built from other sources than are here; run 'make cockpit', or remove it"
+    cp -a --parents $page "$tree/gpuswitch"
+fi
 cd "$tree/gpuswitch"
 find . -name __pycache__ -type d -prune -exec rm -rf {} +
 cp -a contrib/debian debian

@@ -5,8 +5,12 @@ Each test leaves pictures of what was seen in dist/screenshots.
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,17 +19,18 @@ from tests.harness.containers.cockpit import Visit, find_cockpit, find_page
 from tests.harness.containers.container import Container
 from tests.harness.containers.people import ADA, KIM, MAX, move_in
 from tests.harness.containers.system import System
-from tests.harness.containers.words import GPU, ctl, history, prop, simulated
+from tests.harness.containers.words import GPU, ctl, history, prop, simulated, until
 from tests.harness.debian.cache import Cache, default_folder
 from tests.harness.debian.progress import progress
 from tests.harness.debian.releases import find_release
-from tests.harness.debian.tools import PROJECT
+from tests.harness.debian.tools import PROJECT, require_tools
 from tests.real_system.conftest import BUS, RELEASE, Boot
 
 SCREENSHOTS = PROJECT / "dist/screenshots"
 SOUND = "0000:01:00.1"
 CARD = f'[data-gpu="{GPU}"]'
 HERE = ("http://localhost:9090/", "ws://localhost:9090/", "data:", "blob:")
+SINGLE = f'[[gpu]]\naddress = "{GPU}"\nname = "screen"\nallow_boot_display = true\n'
 GENTLE = "[defaults]\nreset_on_failure = false\nrescan_on_failure = false\n"
 
 Start = Callable[..., Container]
@@ -78,6 +83,27 @@ def until_card(visit: Visit, state: str) -> None:
     visit.until(f"page.querySelector('{CARD}[data-state={state}]')")
 
 
+def press(visit: Visit, where: str, key: str, code: int) -> None:
+    """A key for whatever is there, once that has the focus."""
+    visit.run(f"page.querySelector({json.dumps(where)}).focus()")
+    visit.browser.press(key, code)
+
+
+def focused(visit: Visit) -> str:
+    """The value of the choice that has the focus."""
+    return str(visit.run("page.activeElement.value"))
+
+
+def last_day(visit: Visit) -> str:
+    """Where the GPU was, as who cannot see the timeline is told of it."""
+    return str(visit.run(f"page.querySelector('{CARD} .timeline').getAttribute('aria-label')"))
+
+
+def places(told: str) -> str:
+    """The same without the times."""
+    return re.sub(r" for [0-9.]+ (s|min|h)\b", "", told)
+
+
 def nothing_is_wrong(browser: Browser) -> None:
     """Nothing was said on our page's console, no policy was broken, and nothing but Cockpit was asked for anything.
 
@@ -89,12 +115,14 @@ def nothing_is_wrong(browser: Browser) -> None:
 
 def test_a_gpu_is_moved_and_what_happens_is_followed(start: Start, page: Path) -> None:
     """By a member of the group gpuswitch: without a password, and without being root in Cockpit."""
-    machine = start(f"unbind@{SOUND}#1=2s", f"unbind@{SOUND}#3=5s")
+    machine = start(f"unbind@{SOUND}#1=4s")
     with Browser(machine) as browser:
         visit = Visit(browser, MAX)
         visit.until_text("on the host", CARD)
         card = visit.text(CARD)
         assert all(words in card for words in ("GeForce RTX 3070", f"{SOUND} audio, snd_hda_intel", "IOMMU groups\n13"))
+        # no hours: the service has been there for a few seconds
+        assert re.fullmatch(r"on the host for [0-9.]+ s", last_day(visit))
         visit.click(f"{CARD} summary")
         visit.until_text("nvidia-persistenced (", f"{CARD} details")
         assert "unit nvidia-persistenced.service" in visit.text(f"{CARD} details")
@@ -127,37 +155,65 @@ def test_a_gpu_is_moved_and_what_happens_is_followed(start: Start, page: Path) -
         until_card(visit, "host")
         visit.until("page.querySelectorAll('#history [data-entry]').length === 2")
 
-        ask(visit, "vfio")
-        agree(visit)
-        visit.until_text(f"unbind {SOUND}", f"{CARD} .steps")
-        ask(visit, "cancel")
-        agree(visit)
-        visit.until_text("cancelled", "#history")
-        until_card(visit, "host")
-        assert history(machine) == [("vfio", "cancelled"), ("host", "done"), ("vfio", "done")]
-        visit.until_text("cancelled by cockpit-bridge", CARD)
-        picture(browser, "cancelled")
+        assert history(machine) == [("host", "done"), ("vfio", "done")]
+        assert places(last_day(visit)) == "on the host, on vfio, on the host"
 
-        # What the page asks for while the service stops would start it anew: it has asked when this is there.
-        visit.until("page.querySelectorAll('#history [data-entry]').length === 3")
-        # started anew, it knows what was; its machine in memory begins anew
+        # Who stops it finds it stopped, whatever people ask for then.
+        ask(visit, "vfio")
         machine.sh("systemctl stop gpuswitchd")
         visit.until_text("The service gpuswitchd has stopped.")
-        visit.until(f"page.querySelector('{CARD} [data-action=vfio]').disabled")
+        visit.click("[data-action=confirm]")
+        visit.until_text("does not run; start it first", "dialog")
+        close(visit)
+        assert visit.run(f"page.querySelector('{CARD} [data-action=vfio]').disabled")
+        assert visit.run("[...page.querySelectorAll('#history [aria-expanded=false]')].every(each => each.disabled)")
+        visit.click(f"{CARD} summary")
+        visit.click(f"{CARD} summary")
+        visit.until_text("nvidia-persistenced (", f"{CARD} details")
         picture(browser, "stopped")
         assert visit.barriers(page) == []
+        assert machine.sh("systemctl is-active gpuswitchd", check=False).stdout == "inactive\n"
+
+        # started anew, it knows what was; its machine in memory begins anew
         machine.sh("systemctl start gpuswitchd")
         visit.until("!page.body.innerText.includes('has stopped')")
         ask(visit, "vfio")
         agree(visit)
         until_card(visit, "vfio")
-        visit.until("page.querySelectorAll('#history [data-entry]').length === 4")
+        visit.until("page.querySelectorAll('#history [data-entry]').length === 3")
         nothing_is_wrong(browser)
 
 
+def test_a_switch_waits_for_a_desktop_and_is_cancelled(start: Start, page: Path) -> None:
+    """Chosen with the keyboard, which stays where it is while all around is looked at anew."""
+    machine = start(config=SINGLE, scenario="single")
+    with Browser(machine) as browser:
+        visit = Visit(browser, MAX)
+        ask(visit, "vfio")
+        press(visit, "dialog input[value='']", "ArrowDown", 40)
+        visit.until("page.querySelector('dialog input[value=wait]').checked && page.querySelector('dialog summary')")
+        assert focused(visit) == "wait"
+        for chosen in ("true", "false"):
+            press(visit, "dialog input[type=checkbox]", " ", 32)
+            visit.until(f"page.querySelector('dialog input[type=checkbox]').checked === {chosen}")
+            visit.until("page.querySelector('dialog h3')")
+            assert focused(visit) == "display-manager.service"
+        agree(visit)
+        visit.until_text("It waits for: ", CARD)
+        picture(browser, "waits")
+        assert visit.barriers(page) == []
+        ask(visit, "cancel")
+        agree(visit)
+        visit.until_text("cancelled", "#history")
+        until_card(visit, "host")
+        visit.until_text("cancelled by cockpit-bridge", CARD)
+        picture(browser, "cancelled")
+        nothing_is_wrong(browser)
+    assert history(machine) == [("vfio", "cancelled")]
+
+
 def test_a_refusal_names_who_is_in_the_way_and_a_stranger_may_only_look(start: Start, page: Path) -> None:
-    config = f'[[gpu]]\naddress = "{GPU}"\nname = "screen"\nallow_boot_display = true\n'
-    machine = start(config=config, scenario="single")
+    machine = start(config=SINGLE, scenario="single")
     with Browser(machine) as browser:
         visit = Visit(browser, ADA, administrator=True)
         visit.until_text("screen", CARD)
@@ -179,10 +235,12 @@ def test_a_refusal_names_who_is_in_the_way_and_a_stranger_may_only_look(start: S
         visit.until_text("things are well", "#doctor")
         assert "the IOMMU is off" in visit.text("#doctor")
         assert visit.barriers(page) == []
-        visit.run("page.defaultView.URL.createObjectURL = blob => { window.reported = blob; return 'data:,' }")
+        browser.download_to("/srv/downloads")
         visit.click("[data-action=report]")
         visit.until_text("is downloaded", "#doctor")
-        assert "gpuswitch" in browser.run("window.reported.text()")
+        [name] = re.findall(r"gpuswitch-report-\S+\.md", visit.text("#doctor"))
+        until(machine, f"[ -s /srv/downloads/{name} ]")
+        assert "kwin_x11" in machine.sh(f"cat /srv/downloads/{name}").stdout
         picture(browser, "doctor")
         browser.prefer("dark")
         visit.until("page.documentElement.classList.contains('pf-v6-theme-dark')")
@@ -224,6 +282,7 @@ def test_a_failure_is_told_and_a_service_that_is_not_there(start: Start, page: P
         agree(visit)
         until_card(visit, "host")
         visit.until("page.querySelectorAll('#history [data-entry]').length === 2")
+        assert places(last_day(visit)) == "on the host, failed, on the host"
 
         machine.sh("systemctl mask --runtime --now gpuswitchd")
         browser.call("Page.reload")
@@ -233,3 +292,62 @@ def test_a_failure_is_told_and_a_service_that_is_not_there(start: Start, page: P
         machine.sh("systemctl unmask --runtime gpuswitchd; systemctl start gpuswitchd")
         until_card(visit, "host")
         nothing_is_wrong(browser)
+
+
+def entry(target: str, result: str, started: int, finished: int) -> dict[str, Any]:
+    return {"target": target, "result": result, "started": started, "finished": finished}
+
+
+LAST_DAYS: dict[str, tuple[str, int, list[dict[str, Any]], list[str]]] = {
+    "just started": ("host", 80, [], ["host 80-100"]),
+    "since before": ("vfio", -9, [], ["vfio 0-100"]),
+    "nothing known": ("absent", 80, [], []),
+    "in a first switch": ("detaching", 80, [], ["host 10-100"]),
+    "a first switch": ("vfio", 40, [entry("vfio", "done", 30, 40)], ["host 10-40", "vfio 40-100"]),
+    "cancelled": ("host", 40, [entry("vfio", "cancelled", 30, 40)], ["host 10-100"]),
+    "started anew where it was left": ("vfio", 70, [entry("vfio", "done", -30, -20)], ["vfio 0-100"]),
+    "found elsewhere when started anew": (
+        "host",
+        70,
+        [entry("vfio", "done", 30, 40)],
+        ["host 10-40", "host 70-100"],
+    ),
+    "a recovery that ends on vfio": (
+        "vfio",
+        70,
+        [entry("host", "failed", 30, 40), entry("host", "reverted", 60, 70)],
+        ["vfio 10-40", "failed 40-70", "vfio 70-100"],
+    ),
+    "stuck until it comes back": (
+        "host",
+        70,
+        [entry("vfio", "wedged", 30, 40)],
+        ["host 10-40", "failed 40-70", "host 70-100"],
+    ),
+    "moved by somebody else": (
+        "host",
+        55,
+        [entry("vfio", "done", 10, 20), entry("host", "drifted", 55, 55)],
+        ["host 10-20", "vfio 20-55", "host 55-100"],
+    ),
+}
+"""State and its time, the history from the oldest on, and what is drawn."""
+
+
+def test_a_timeline_draws_what_is_known() -> None:
+    """Of the time from 0 to 100, on a machine that was started at 10."""
+    require_tools("cockpit")
+    asked = {
+        name: [{"State": state, "StateSince": since}, history[::-1]]
+        for name, (state, since, history, _) in LAST_DAYS.items()
+    }
+    script = f"""
+        import {{ timeline }} from "{PROJECT}/contrib/cockpit/gpuswitch/timeline.js";
+        const drawn = Object.entries({json.dumps(asked)}).map(([name, [gpu, history]]) =>
+            [name, timeline(gpu, history, {{ begin: 0, booted: 10, now: 100 }})
+                .map(({{ start, end, word }}) => `${{word}} ${{start}}-${{end}}`)]);
+        console.log(JSON.stringify(Object.fromEntries(drawn)));
+    """
+    node = ["node", "--input-type=module", "--eval", script]
+    done = subprocess.run(node, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == {name: parts for name, (*_, parts) in LAST_DAYS.items()}

@@ -46,7 +46,13 @@ FOR_READERS_AND_SHELLS = {
     "/usr/local/share/bash-completion/completions/gpuswitchctl",
     "/usr/local/share/zsh/site-functions/_gpuswitchctl",
     "/usr/share/fish/vendor_completions.d/gpuswitchctl.fish",
+    "/usr/local/share/cockpit/gpuswitch/manifest.json",
 }
+A_PAGE = (
+    f"cd {SOURCES}; mkdir -p dist/cockpit/gpuswitch; echo '{{}}' >dist/cockpit/gpuswitch/manifest.json; "
+    "sha256sum contrib/cockpit/build.js >dist/cockpit/gpuswitch/.sources"
+)
+"""Has a page for Cockpit built, as far as `make install` looks at it."""
 
 
 def make(machine: Container, target: str, *, check: bool = True) -> Result:
@@ -97,6 +103,7 @@ def version(machine: Container) -> str:
 def test_it_comes_works_and_goes_and_nothing_is_left(bare: Container) -> None:
     # it starts when it is first asked, and has folders of its own as long as it runs
     bare.sh("systemctl start polkit")
+    bare.sh(A_PAGE)
     before = everything(bare)
     assert "is installed in /usr/local" in make(bare, "install").stdout
     installed = everything(bare) - before
@@ -158,6 +165,7 @@ def test_an_upgrade_starts_nothing_that_is_off(upgradable: Container) -> None:
 BROKEN = {
     "the program cannot be loaded": f"echo 'import nothing_of_this_name' >>{SOURCES}/gpuswitch/daemon.py",
     "a library is missing": f"rm {SOURCES}/wheels/jeepney-*",
+    "the page for Cockpit is of other sources": f"{A_PAGE}; echo >>contrib/cockpit/build.js",
     "it cannot be built": f"echo nonsense >{SOURCES}/pyproject.toml",
 }
 

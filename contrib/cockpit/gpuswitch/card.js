@@ -2,6 +2,7 @@
 
 import { alert, button, descriptions, fill, h, label, svg } from "./elements.js";
 import { SwitchQuestion, askToCancel, askToRecover, holderItem } from "./questions.js";
+import { timeline } from "./timeline.js";
 import { _, duration, format, moment, nameOf, resultOf, stateOf, statusOf } from "./words.js";
 
 const DAY = 86400;
@@ -36,6 +37,8 @@ export class Card {
                          h("div", { class: "pf-v6-c-card__body stack" }, this.told, this.moving, this.timeline, this.facts, this.opened),
                          h("div", { class: "pf-v6-c-card__footer bar" }, Object.values(this.buttons)));
         this.history = [];
+        // Not known yet.
+        this.booted = Infinity;
     }
 
     /** As the service is now. */
@@ -53,9 +56,10 @@ export class Card {
         fill(this.moving, running && this.switch(gpu));
         fill(this.facts, this.descriptions(gpu));
         fill(this.timeline, this.day(gpu));
-        if (this.state !== gpu.State && this.opened.open && usable)
+        const anew = usable && (this.state !== gpu.State || !this.usable);
+        [this.state, this.usable] = [gpu.State, usable];
+        if (anew && this.opened.open)
             this.lookForHolders();
-        this.state = gpu.State;
         const { vfio, host, recover, cancel } = this.buttons;
         vfio.hidden = running || !MOVES.vfio.includes(gpu.State);
         host.hidden = running || !MOVES.host.includes(gpu.State);
@@ -138,31 +142,28 @@ export class Card {
         ]);
     }
 
-    /** Where it was in the last 24 hours, as far as the history tells. */
+    /** Where it was in the last 24 hours. */
     day(gpu) {
         const now = Math.floor(Date.now() / 60000) * 60;
         const begin = now - DAY;
-        const mine = this.history.filter(each => each.gpu === gpu.Address && each.finished > begin)
-                .sort((one, other) => one.finished - other.finished);
-        const parts = [];
-        let from = begin;
-        let state = mine.length > 0 ? before(mine[0]) : gpu.StateSince < now ? restOf(gpu.State) : "";
-        for (const each of mine) {
-            parts.push([from, each.finished, state]);
-            [from, state] = [each.finished, after(each, state)];
-        }
-        parts.push([from, Math.max(now, from), mine.length > 0 ? state : restOf(gpu.State)]);
-        const told = parts.filter(([, , word]) => word).map(([start, end, word]) =>
+        const parts = timeline(gpu, this.history.filter(each => each.gpu === gpu.Address), { begin, booted: this.booted, now });
+        const told = parts.map(({ start, end, word }) =>
             format(_("$0 for $1"), stateOf(word)[0], duration(end - start))).join(", ");
         return h("figure", {},
                  h("figcaption", { class: "subtle" }, _("The last day")),
                  svg("svg", { class: "timeline", viewBox: `0 0 ${DAY} 10`, preserveAspectRatio: "none", role: "img",
                             "aria-label": told || _("Nothing is known of it.") },
-                     parts.map(([start, end, word]) =>
-                         svg("rect", { x: start - begin, y: 0, width: Math.max(0, end - start), height: 10, class: word }))));
+                     parts.map(({ start, end, word }) =>
+                         svg("rect", { x: start - begin, y: 0, width: end - start, height: 10, class: word }))));
     }
 
     lookForHolders() {
+        if (!this.usable) {
+            // What was found before stays, as all else.
+            if (!this.holders.hasChildNodes())
+                fill(this.holders, h("p", {}, _("It can be seen while the service runs.")));
+            return;
+        }
         fill(this.holders, h("p", {}, _("Looking …")));
         this.service.holders(this.path).then(
             holders => fill(this.holders, holders.length > 0
@@ -174,24 +175,4 @@ export class Card {
 
 function isRunning(gpu) {
     return Boolean(gpu.Switch.id && !gpu.Switch.finished) || MOVING.includes(gpu.State);
-}
-
-const RESTS = { host: "host", detaching: "host", vfio: "vfio", reattaching: "vfio", failed: "failed", wedged: "failed" };
-
-/** The part of a timeline that a state belongs to: on its way it is where it comes from. */
-function restOf(state) {
-    return RESTS[state] ?? "";
-}
-
-/** Where a GPU was before an entry of the history, and after it. */
-function before({ target, result }) {
-    if (result === "drifted")
-        return "";
-    return target === "vfio" ? "host" : "vfio";
-}
-
-function after({ target, result }, state) {
-    if (result === "done" || result === "drifted")
-        return restOf(target);
-    return ["failed", "wedged"].includes(result) ? "failed" : state;
 }

@@ -33,9 +33,14 @@ export class Dialog {
         this.element.remove();
     }
 
-    /** What it shows; `ready` says whether there is something to agree to, `danger` that it ends what people run. */
-    show(content, { ready, danger = false }) {
+    /** What it shows, below what went wrong; the rest as `allow`. */
+    show(content, how) {
         fill(this.body, this.trouble, ...content);
+        this.allow(how);
+    }
+
+    /** `ready` says whether there is something to agree to, `danger` that it ends what people run. */
+    allow({ ready, danger = false }) {
         this.confirmed.disabled = !ready;
         this.confirmed.classList.toggle("pf-m-danger", danger);
         this.confirmed.classList.toggle("pf-m-primary", !danger);
@@ -48,6 +53,9 @@ export class Dialog {
             const hint = DENIED.includes(error.name)
                 ? [_("Administrators: turn on \"Administrative access\" at the top of Cockpit, which asks for your password.")]
                 : [];
+            // A button that cannot be pressed has lost the focus.
+            if (document.activeElement === document.body)
+                this.confirmed.focus();
             this.trouble.replaceChildren(alert("danger", error.message, ...hint));
         });
     }

@@ -8,13 +8,14 @@ const FEW = 20;
 const ALL = 1000;
 
 export class History {
-    /** `told(entries)` is called with all entries that were read. */
+    /** `told()` is called when `entries` were read anew. */
     constructor(service, told) {
         this.service = service;
         this.told = told;
         this.limit = FEW;
         this.entries = [];
         this.open = new Map();
+        this.usable = false;
         this.body = h("div", { class: "pf-v6-c-card__body wide", tabindex: "0", role: "region", "aria-label": _("History") });
         this.more = button(_("Show more"), "secondary", () => {
             this.limit = ALL;
@@ -28,8 +29,19 @@ export class History {
                          h("div", { class: "pf-v6-c-card__footer" }, this.more));
     }
 
+    /** Whether the service can be asked now. */
+    allow(usable) {
+        if (usable === this.usable)
+            return;
+        this.usable = usable;
+        if (this.entries.length > 0)
+            this.render();
+    }
+
     /** Read it anew. While that is under way, one more wish for it is kept, not each. */
     read() {
+        if (!this.usable)
+            return;
         if (this.reading) {
             this.again = true;
             return;
@@ -37,7 +49,7 @@ export class History {
         this.reading = true;
         this.service.history(ALL).then(entries => {
             this.entries = entries;
-            this.told(entries);
+            this.told();
             this.render();
         }, error => fill(this.body, alert("danger", error.message))).finally(() => {
             this.reading = false;
@@ -81,6 +93,7 @@ export class History {
                           "aria-label": format(shown ? _("Close the switch of $0") : _("Show the switch of $0"),
                                                moment(entry.finished)),
                           "data-entry": entry.id,
+                          disabled: !shown && !this.usable && entry.count > 0,
                       })));
         return shown ? [row, h("tr", {}, h("td", { colspan: "7" }, shown))] : [row];
     }

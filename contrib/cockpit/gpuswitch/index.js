@@ -5,7 +5,7 @@
 import { alert, button, fill, h } from "./elements.js";
 import { Card } from "./card.js";
 import { History } from "./history.js";
-import { MachineTools } from "./machine.js";
+import { MachineTools, bootTime } from "./machine.js";
 import { Service } from "./service.js";
 import { followTheme } from "./theme.js";
 import { _, format } from "./words.js";
@@ -18,12 +18,17 @@ function start() {
     const list = h("div", { class: "cards" });
     const again = button(_("Try again"), "primary", () => service.open());
     const service = new Service(changed);
-    const history = new History(service, entries => {
+    let booted = Infinity;
+    const history = new History(service, tellCards);
+
+    /** What they cannot learn from the properties of their GPU. */
+    function tellCards() {
         for (const card of cards.values()) {
-            card.history = entries;
+            card.history = history.entries;
+            card.booted = booted;
             card.render();
         }
-    });
+    }
 
     function changed({ finished }) {
         fill(told, state(service));
@@ -41,11 +46,13 @@ function start() {
             if (!cards.has(path)) {
                 const card = new Card(service, path);
                 card.history = history.entries;
+                card.booted = booted;
                 cards.set(path, card);
                 list.append(card.element);
             }
             cards.get(path).render();
         }
+        history.allow(service.status === "ready");
         if (finished)
             history.read();
     }
@@ -55,6 +62,10 @@ function start() {
           h("h1", { class: "pf-v6-c-title pf-m-2xl grow" }, _("GPUs")), again, tools.buttons),
         told, tools.said, list, history.element);
     changed({ finished: false });
+    bootTime().then(time => {
+        booted = time;
+        tellCards();
+    });
     document.documentElement.lang = cockpit.language.replace("_", "-");
 }
 
@@ -65,9 +76,8 @@ function state(service) {
         return h("p", {}, _("Looking for the service …"));
     case "absent":
         return alert("danger", _("The service gpuswitchd is not there."),
-                     service.problem === "not-found"
-                         ? _("It is not installed, or does not start: systemctl status gpuswitchd")
-                         : service.problem);
+                     h("p", {}, _("It is not installed, or does not start: systemctl status gpuswitchd")),
+                     service.problem && h("p", {}, service.problem));
     case "stopped":
         return alert("warning", _("The service gpuswitchd has stopped."),
                      _("What is shown is as it was last. Once it runs again, it is read anew."));

@@ -9,12 +9,27 @@ import { _, format } from "./words.js";
 const COMMAND = ["/bin/sh", "-c", 'PATH=/usr/local/bin:$PATH; exec gpuswitchctl "$@"', "sh"];
 const KINDS = { problem: "danger", warning: "warning", ok: "success" };
 
-/** Run it as root where that is allowed; gives its output. The doctor's status tells how well the machine is. */
+/** Run it as root where that is allowed; gives its output. An error has its status and, where it failed, its output. */
 function run(...words) {
     return new Promise((resolve, reject) => {
         cockpit.spawn([...COMMAND, ...words], { superuser: "try", err: "message" })
-                .then(resolve, (error, output) => output ? resolve(output) : reject(error));
+                .then(resolve, (error, output) => reject(Object.assign(error, { output })));
     });
+}
+
+/** What the doctor says. Its status tells how well the machine is, so all that it has said whole is an answer. */
+function examined(error) {
+    try {
+        return JSON.parse(error.output);
+    } catch {
+        throw error;
+    }
+}
+
+/** When the machine was started, in seconds since the epoch: proc_stat(5). */
+export async function bootTime() {
+    const text = await cockpit.spawn(["cat", "/proc/stat"]);
+    return Number(text.match(/^btime ([0-9]+)$/m)[1]);
 }
 
 /** Two buttons, and below them what came of it. */
@@ -24,6 +39,7 @@ export class MachineTools {
         this.doctor = button(_("Look for problems"), "secondary", () => this.examine(), { "data-action": "doctor" });
         this.report = button(_("Download a report"), "secondary", () => this.download(), { "data-action": "report" });
         this.buttons = [this.doctor, this.report];
+        this.url = "";
     }
 
     /** One at a time; what goes wrong is said. */
@@ -35,12 +51,12 @@ export class MachineTools {
     }
 
     examine() {
-        this.busy(this.doctor, run("doctor", "--json").then(output => this.show(JSON.parse(output))));
+        this.busy(this.doctor, run("doctor", "--json").then(JSON.parse, examined).then(said => this.show(said)));
     }
 
     show(said) {
         if (said.error)
-            throw new Error(said.error.message);
+            throw new Error(said.error.text);
         const worth = said.findings.filter(each => each.severity !== "ok");
         const unseen = said.unseen.map(each => `${each.what}: ${each.why}`);
         fill(this.said,
@@ -56,9 +72,10 @@ export class MachineTools {
     download() {
         this.busy(this.report, run("report", "--output", "-").then(text => {
             const name = `gpuswitch-report-${new Date().toISOString().replace(/[:.]/g, "-")}.md`;
-            const url = URL.createObjectURL(new Blob([text], { type: "text/markdown" }));
-            h("a", { href: url, download: name }).click();
-            URL.revokeObjectURL(url);
+            // The browser may read it only after this, so it stays until the next one.
+            URL.revokeObjectURL(this.url);
+            this.url = URL.createObjectURL(new Blob([text], { type: "text/markdown" }));
+            h("a", { href: this.url, download: name }).click();
             fill(this.said, alert("success", format(_("$0 is downloaded. Read it before you give it to anybody."), name)));
         }));
     }

@@ -1,6 +1,6 @@
 // What is asked before a GPU is moved: the plan, what is in the way, and what it ends, as `gpuswitchctl` says it.
 
-import { alert, h, label } from "./elements.js";
+import { alert, fill, h, label } from "./elements.js";
 import { Dialog } from "./dialog.js";
 import { _, duration, format, nameOf } from "./words.js";
 
@@ -37,8 +37,14 @@ export class SwitchQuestion {
         const name = nameOf(service.gpus.get(path));
         const title = target === "vfio" ? _("Give $0 to virtual machines") : _("Bring $0 home to the host");
         this.dialog = new Dialog(format(title, name), _("Switch"), () => service.move(path, target, this.options()));
+        // Whoever has the focus on a choice keeps it while all around is looked at anew: choices stay in their place.
+        this.above = h("div", { class: "stack" });
         this.choice = this.makeChoice();
-        this.units = new Set();
+        this.units = new Map();
+        this.unitChoice = h("fieldset", { hidden: true, onchange: () => this.look() },
+                            h("legend", {}, _("Stop these units first")));
+        this.below = h("div", { class: "stack" });
+        this.dialog.show([this.above, this.choice, this.unitChoice, this.below], { ready: false });
         this.look();
     }
 
@@ -49,13 +55,14 @@ export class SwitchQuestion {
             options.busy = { t: "s", v: busy };
         if (busy === "wait")
             options.wait_seconds = { t: "d", v: WAIT_SECONDS };
-        if (this.units.size > 0)
-            options.stop_units = { t: "as", v: [...this.units] };
+        const units = [...this.units].filter(([, label]) => label.querySelector("input").checked).map(([unit]) => unit);
+        if (units.length > 0)
+            options.stop_units = { t: "as", v: units };
         return options;
     }
 
     makeChoice() {
-        return h("fieldset", { onchange: () => this.look() },
+        return h("fieldset", { hidden: true, onchange: () => this.look() },
                  h("legend", {}, _("Where programs have it open")),
                  BUSY.map(([value, text]) => h("label", {},
                                                h("input", { type: "radio", name: "busy", value, checked: value === "" }),
@@ -68,56 +75,68 @@ export class SwitchQuestion {
         const options = this.options();
         this.looked = {};
         const mine = this.looked;
-        this.dialog.show([h("p", { role: "status" }, _("Looking at what it takes …")), this.choice], { ready: false });
+        this.tell(h("p", { role: "status" }, _("Looking at what it takes …")));
         Promise.all([service.blockers(path, target, options), service.holders(path)])
                 .then(async ([blockers, holders]) =>
                     [blockers, holders, blockers.length > 0 ? [] : await service.plan(path, target, options)])
                 .then(found => mine === this.looked && this.dialog.open && this.show(...found),
-                      error => mine === this.looked && this.dialog.open &&
-                          this.dialog.show([alert("danger", error.message)], { ready: false }));
+                      error => mine === this.looked && this.dialog.open && this.tell(alert("danger", error.message)));
+    }
+
+    /** Say this alone: there is nothing to agree to. */
+    tell(said) {
+        fill(this.above, said);
+        fill(this.below);
+        this.dialog.allow({ ready: false });
     }
 
     show(blockers, holders, steps) {
         const ends = ended(steps, holders);
         const stops = [...new Set(steps.flatMap(step => step.stops))];
-        this.dialog.show([
-            blockers.length > 0 && alert("warning", _("This is in the way:"),
-                                         h("ul", { class: "list" }, blockers.map(each => h("li", { class: "lines" }, each.text)))),
-            ends.length > 0 && alert("warning", format(_("This ends what runs on the screen: $0"), ends.join(", "))),
-            stops.length > 0 && h("p", {}, format(_("It stops meanwhile: $0"), stops.join(", "))),
-            holders.length > 0 && h("section", {},
-                                    h("h3", {}, _("Who has it open")),
-                                    h("ul", { class: "list" }, holders.map(holderItem))),
-            holders.length > 0 && this.choice,
-            holders.length > 0 && this.unitChoice(holders),
-            steps.length > 0 && h("details", { open: true },
-                                  h("summary", {}, format(_("The plan: $0 steps"), steps.length)),
-                                  h("ol", { class: "numbered" }, steps.map(step =>
-                                      h("li", {}, step.title, " ",
-                                        h("span", { class: "subtle" }, format(_("(within $0)"), duration(step.deadline))))))),
-            blockers.length === 0 && steps.length === 0 && alert("info", _("There is nothing to do: it is there already.")),
-        ], { ready: steps.length > 0, danger: ends.length > 0 });
+        fill(this.above,
+             blockers.length > 0 && alert("warning", _("This is in the way:"),
+                                          h("ul", { class: "list" }, blockers.map(each => h("li", { class: "lines" }, each.text)))),
+             ends.length > 0 && alert("warning", format(_("This ends what runs on the screen: $0"), ends.join(", "))),
+             stops.length > 0 && h("p", {}, format(_("It stops meanwhile: $0"), stops.join(", "))),
+             holders.length > 0 && h("section", {},
+                                     h("h3", {}, _("Who has it open")),
+                                     h("ul", { class: "list" }, holders.map(holderItem))));
+        this.offer(holders);
+        fill(this.below,
+             steps.length > 0 && h("details", { open: true },
+                                   h("summary", {}, format(_("The plan: $0 steps"), steps.length)),
+                                   h("ol", { class: "numbered" }, steps.map(step =>
+                                       h("li", {}, step.title, " ",
+                                         h("span", { class: "subtle" }, format(_("(within $0)"), duration(step.deadline))))))),
+             blockers.length === 0 && steps.length === 0 && alert("info", _("There is nothing to do: it is there already.")));
+        this.dialog.allow({ ready: steps.length > 0, danger: ends.length > 0 });
     }
 
-    /** The units of the system that may be stopped first. */
-    unitChoice(holders) {
-        const units = [...new Set(holders.filter(each => each.unit && !each.user_unit && !each.machine).map(each => each.unit))]
-                .filter(unit => unit.endsWith(".service"));
-        const toggle = ({ target }) => {
-            if (target.checked)
-                this.units.add(target.value);
-            else
-                this.units.delete(target.value);
-            this.look();
-        };
-        return units.length > 0 && h("fieldset", {},
-                                     h("legend", {}, _("Stop these units first")),
-                                     units.map(unit => h("label", {},
-                                                         h("input", {
-                                                             type: "checkbox", value: unit, onchange: toggle, checked: this.units.has(unit),
-                                                         }),
-                                                         ` ${unit}`)));
+    /** The choices that these leave. One that was made stays, and so does one that somebody is at. */
+    offer(holders) {
+        const named = holders.filter(each => each.unit && !each.user_unit && !each.machine).map(each => each.unit);
+        const units = new Set(named.filter(unit => unit.endsWith(".service")));
+        for (const [unit, label] of this.units) {
+            if (!units.has(unit) && !isTaken(label)) {
+                label.remove();
+                this.units.delete(unit);
+            }
+        }
+        for (const unit of units) {
+            if (!this.units.has(unit)) {
+                const label = h("label", {}, h("input", { type: "checkbox", value: unit }), ` ${unit}`);
+                this.unitChoice.append(label);
+                this.units.set(unit, label);
+            }
+        }
+        this.unitChoice.hidden = this.units.size === 0;
+        this.choice.hidden = holders.length === 0 && !isTaken(this.choice);
     }
+}
+
+/** Whether something else than what it is at first was chosen in it, or somebody is at it. */
+function isTaken(choice) {
+    return choice.contains(document.activeElement) || choice.querySelector("input:checked:not([value=''])") !== null;
 }
 
 /** The desktops and sessions that a plan ends: gpuswitch/cli/switch.py, `ended`. */

@@ -2,6 +2,8 @@
 
 /* global cockpit */
 
+import { _ } from "./words.js";
+
 export const NAME = "org.gpuswitch1";
 const ROOT = "/org/gpuswitch1";
 const MANAGER = `${NAME}.Manager`;
@@ -9,6 +11,8 @@ const GPU = `${NAME}.Gpu`;
 const OBJECTS = "org.freedesktop.DBus.ObjectManager";
 const PROPERTIES = "org.freedesktop.DBus.Properties";
 const BUS = "org.freedesktop.DBus";
+const BUS_PATH = "/org/freedesktop/DBus";
+const GONE = ["ServiceUnknown", "NameHasNoOwner", "NoReply"].map(name => `${BUS}.Error.${name}`);
 
 /** A value without the `{t, v}` that cockpit-bridge puts around what is in a variant. */
 export function plain(value) {
@@ -25,9 +29,12 @@ export function plain(value) {
  * What is known of the service, kept up to date by its signals.
  *
  * `status`: `connecting`, `ready`, `stopped` (it was there, and is not now; what is known of GPUs is as it was last),
- * `absent` (nothing brings it on this machine, or it does not start; `problem` has Cockpit's word for why).
+ * `absent` (nothing brings it on this machine, or it does not start; `problem` says why, as the bus or Cockpit does).
  * `gpus`: the properties of each GPU, by the path of its object. `steps`: of each, what is known of its last switch.
  * `changed()` is called after each change, with `finished` true where the history has grown.
+ *
+ * All that is asked goes to the unique name that the service has on the bus: a call to its own name would start it, also
+ * where somebody has just stopped it. Only `open` starts it.
  */
 export class Service {
     constructor(changed) {
@@ -37,45 +44,66 @@ export class Service {
         this.gpus = new Map();
         this.steps = new Map();
         this.changed = changed;
-        this.watchBus();
+        this.owner = "";
+        this.client = null;
+        this.bus = cockpit.dbus(BUS, { bus: "system" });
+        this.bus.subscribe({ interface: BUS, member: "NameOwnerChanged", arg0: NAME },
+                           (_path, _interface, _member, [, , owner]) => this.owned(owner));
+        this.watchRights();
         this.open();
     }
 
-    /** Talk to it anew: it is started where the bus can do that. */
+    /** Look for it: it is started where the bus can do that. */
     open() {
+        this.bus.call(BUS_PATH, BUS, "StartServiceByName", [NAME, 0], { type: "su" })
+                .then(() => this.bus.call(BUS_PATH, BUS, "GetNameOwner", [NAME], { type: "s" }))
+                .then(([owner]) => this.owned(owner), error => this.owner || this.closed(error.message));
+    }
+
+    /** Whoever becomes root in Cockpit, or is no longer, asks as another user from now on. */
+    watchRights() {
+        const superuser = cockpit.dbus(null, { bus: "internal" }).proxy("cockpit.Superuser", "/superuser");
+        let current;
+        superuser.addEventListener("changed", () => {
+            if (current !== undefined && superuser.Current !== current && this.owner)
+                this.connect();
+            current = superuser.Current;
+        });
+    }
+
+    /** This is its unique name now; empty: it is gone. */
+    owned(owner) {
+        if (owner === this.owner)
+            return;
+        this.owner = owner;
+        this.disconnect();
+        if (owner)
+            this.connect();
+        else if (this.status === "ready")
+            this.become("stopped");
+        else if (this.status === "connecting")
+            this.closed("");
+    }
+
+    disconnect() {
         const former = this.client;
-        const client = cockpit.dbus(NAME, { bus: "system", superuser: "try" });
-        this.client = client;
+        this.client = null;
         former?.close();
-        client.addEventListener("owner", (_event, owner) => client === this.client && this.owned(owner));
+    }
+
+    connect() {
+        this.disconnect();
+        const client = cockpit.dbus(this.owner, { bus: "system", superuser: "try" });
+        this.client = client;
+        client.addEventListener("owner", (_event, owner) => client === this.client && owner && this.load());
         client.addEventListener("close", (_event, options) => client === this.client && this.closed(options.problem));
         client.subscribe({ path_namespace: ROOT }, (...signal) => client === this.client && this.heard(...signal));
     }
 
-    /** Whoever becomes root in Cockpit, or is no longer, asks as another user from now on; and one that comes is seen. */
-    watchBus() {
-        const superuser = cockpit.dbus(null, { bus: "internal" }).proxy("cockpit.Superuser", "/superuser");
-        let current;
-        superuser.addEventListener("changed", () => {
-            if (current !== undefined && superuser.Current !== current)
-                this.open();
-            current = superuser.Current;
-        });
-        const bus = cockpit.dbus(BUS, { bus: "system" });
-        bus.subscribe({ interface: BUS, member: "NameOwnerChanged", arg0: NAME }, (_path, _interface, _member, [, , owner]) => {
-            if (owner && this.status === "absent")
-                this.open();
-        });
-    }
-
-    owned(owner) {
-        if (owner)
-            this.load();
-        else if (this.status === "ready")
-            this.become("stopped");
-    }
-
+    /** It cannot be talked to; what comes after this is looked at anew. */
     closed(problem) {
+        this.owner = "";
+        this.disconnect();
         this.problem = problem ?? "";
         this.become("absent");
     }
@@ -134,7 +162,13 @@ export class Service {
     // Calls: each gives a promise; an error has a `message`, one sentence or a line for each reason, and the D-Bus `name`.
 
     ask(path, iface, method, type, ...values) {
-        return this.client.call(path, iface, method, values, { type, flags: "i" }).then(([answer]) => plain(answer));
+        if (this.status !== "ready")
+            return Promise.reject(new Error(_("The service gpuswitchd does not run; start it first.")));
+        // Cockpit's own promises do not catch what their listeners throw.
+        return Promise.resolve(this.client.call(path, iface, method, values, { type, flags: "i" }))
+                .then(([answer]) => plain(answer), error => {
+                    throw GONE.includes(error.name) ? new Error(_("The service gpuswitchd has stopped before it answered.")) : error;
+                });
     }
 
     move(path, target, options) {

@@ -144,6 +144,10 @@ class Browser:
         """Colours: `light` or `dark`."""
         self.call("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
 
+    def download_to(self, folder: str) -> None:
+        """Keep what is downloaded there, in the container."""
+        self._call("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": folder}, None)
+
     def screenshot(self, file: Path) -> None:
         data = self.call("Page.captureScreenshot", {"format": "png"})["data"]
         file.parent.mkdir(parents=True, exist_ok=True)
