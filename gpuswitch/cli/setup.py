@@ -208,10 +208,11 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
     if args.dry_run:
         return _show_undo(args, kept, machine)
     foreign = kept.changed_by_others()
-    prometheus.to_take_back(machine)  # where nobody can tell which lines are ours, nothing is put back
-    # First: a Prometheus that cannot be told ends all of it, and says what was done.
-    watched, told_prometheus = prometheus.take_back(machine)
-    commands = proxmox.take_back(kept, machine) if args.force or not foreign else []
+    watched, told_prometheus, commands = list[Path](), list[str](), list[str]()
+    if args.force or not foreign:  # else all of it is refused, right below
+        # First: a Prometheus that cannot be told ends it, and says what was done.
+        watched, told_prometheus = prometheus.take_back(machine)
+        commands = proxmox.take_back(kept, machine)
     done = list(kept.undo(force=args.force))
     told = any(what != "unchanged" and file.is_relative_to(places.configuration) for file, what in done)
     said = reload(args.bus, places.file) if told else []

@@ -301,3 +301,15 @@ def test_undo_writes_nothing_that_promtool_does_not_take(desk: Desk) -> None:
     with pytest.raises(CtlError, match=r"^cannot take our lines out of .*prometheus.yml: .* take them out by hand$"):
         desk.run("undo")
     assert (desk.file.read_text(), list(desk.file.parent.glob(".*"))) == (written, [])
+
+
+def test_undo_that_is_refused_leaves_our_lines_where_they_are(desk: Desk) -> None:
+    """Somebody has changed another file since: nothing is put back before that is settled."""
+    desk.run("prometheus", "--yes")
+    file = desk.state.with_name("etc") / "conf.d/50-setup.toml"
+    KeptFiles(desk.state).write({file: b"# of setup\n"})
+    file.write_bytes(b"# of somebody else\n")
+    before = desk.tree()
+    with pytest.raises(CtlError, match="somebody has changed it since"):
+        desk.run("undo")
+    assert desk.tree() == before
