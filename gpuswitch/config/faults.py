@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pydantic_core import ErrorDetails
 
 from gpuswitch.config.places import Location
-from gpuswitch.config.reference import TABLES, Key, key_of, must_be
-from gpuswitch.config.schema import ENVIRONMENT, names_of
+from gpuswitch.config.reference import Key, key_of, must_be
+from gpuswitch.config.schema import ENVIRONMENT, TABLES, names_of
 from gpuswitch.config.shown import shown
 from gpuswitch.sentence import Sentence
 

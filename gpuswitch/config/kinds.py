@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +27,8 @@ from pydantic_core import PydanticCustomError
 from gpuswitch.config.schema import (
     LONGEST_DEADLINE,
     LONGEST_WAIT,
+    TABLES,
+    Attempt,
     Deadlines,
     Defaults,
     GpuTable,
@@ -155,9 +157,6 @@ def _one_of(words: type[StrEnum], *more: str) -> Form:
     return Form("string", Sentence("{most} or {last}", most=", ".join(first), last=last))
 
 
-_Address = Annotated[PciAddress, PlainValidator(_address)]
-
-
 def _unit_or_none(value: str) -> str:
     return unit(value) if value else ""
 
@@ -170,39 +169,26 @@ def _vtconsole(value: str) -> str:
     return value
 
 
-_ADDRESS = Form("string", Sentence('a PCI address, such as 0000:01:00.0; "" where `match` says which'))
-_MATCH = Form(
-    "inline table", Sentence("vendor, device, subsystem, serial, slot and port, each a string, those that are wanted")
-)
-_UNIT = Form("string", Sentence('the full name of a systemd unit, such as display-manager.service, or "" for none'))
-_DRIVER = Form("string", Sentence('the name of a driver, or ""'))
-_ATTEMPT = Form('boolean or "auto"', Sentence("{most} or {last}", most="true, false", last='"auto"'))
-
-_Boolean = Annotated[
-    bool, BeforeValidator(_boolean), Form("boolean", Sentence("{most} or {last}", most="true", last="false"))
-]
 _Number = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 _Integer = Annotated[int, BeforeValidator(_whole_number)]
-_Seconds = Annotated[_Number, Field(le=LONGEST_DEADLINE), Form("number", unit="seconds")]
-_Patience = Annotated[_Number, Field(le=LONGEST_WAIT), Form("number", unit="seconds")]
-_Unit = Annotated[str, AfterValidator(unit)]
-_PathOrNone = Annotated[
-    str, AfterValidator(_path_or_none), Form("string", Sentence('an absolute path, or "" for none'))
-]
-_AttemptWord = Annotated[Literal["auto"] | bool, PlainValidator(_attempt), _ATTEMPT]
-_ReleaseOrNone = Annotated[
-    Release | None, BeforeValidator(lambda value: None if value == "" else value), _one_of(Release, "")
-]
-"""TOML has no null: "" stands for it."""
 
 _KINDS: Mapping[Kind, Any] = {
-    Kind.BOOLEAN: _Boolean,
+    Kind.BOOLEAN: Annotated[
+        bool, BeforeValidator(_boolean), Form("boolean", Sentence("{most} or {last}", most="true", last="false"))
+    ],
     Kind.BUSY: Annotated[Busy, _one_of(Busy)],
-    Kind.PATIENCE: _Patience,
-    Kind.SECONDS: _Seconds,
+    Kind.PATIENCE: Annotated[_Number, Field(le=LONGEST_WAIT), Form("number", unit="seconds")],
+    Kind.SECONDS: Annotated[_Number, Field(le=LONGEST_DEADLINE), Form("number", unit="seconds")],
     Kind.DAYS: Annotated[_Number, Field(le=36500), Form("number", unit="days")],
-    Kind.UNIT_NAMES: Annotated[tuple[_Unit, ...], Form("array of strings", Sentence("full names of systemd units"))],
-    Kind.UNIT_NAME: Annotated[str, AfterValidator(_unit_or_none), _UNIT],
+    Kind.UNIT_NAMES: Annotated[
+        tuple[Annotated[str, AfterValidator(unit)], ...],
+        Form("array of strings", Sentence("full names of systemd units")),
+    ],
+    Kind.UNIT_NAME: Annotated[
+        str,
+        AfterValidator(_unit_or_none),
+        Form("string", Sentence('the full name of a systemd unit, such as display-manager.service, or "" for none')),
+    ],
     Kind.MODULE_POLICY: Annotated[ModulePolicy, _one_of(ModulePolicy)],
     Kind.VFIO_DRIVER: Annotated[
         str,
@@ -213,25 +199,49 @@ _KINDS: Mapping[Kind, Any] = {
         tuple[Annotated[str, AfterValidator(_vtconsole)], ...],
         Form("array of strings", Sentence("names in /sys/class/vtconsole, such as vtcon1")),
     ],
-    Kind.ATTEMPT: _AttemptWord,
+    Kind.ATTEMPT: Annotated[
+        Attempt,
+        PlainValidator(_attempt),
+        Form('boolean or "auto"', Sentence("{most} or {last}", most="true, false", last='"auto"')),
+    ],
     Kind.RELEASE: Annotated[Release, _one_of(Release)],
-    Kind.RELEASE_OR_NONE: _ReleaseOrNone,
-    Kind.ADDRESS: Annotated[PciAddress | None, PlainValidator(_address_or_none), _ADDRESS],
-    Kind.MATCH: Annotated[Match, PlainValidator(match_of), _MATCH],
+    # TOML has no null: "" stands for it.
+    Kind.RELEASE_OR_NONE: Annotated[
+        Release | None, BeforeValidator(lambda value: None if value == "" else value), _one_of(Release, "")
+    ],
+    Kind.ADDRESS: Annotated[
+        PciAddress | None,
+        PlainValidator(_address_or_none),
+        Form("string", Sentence('a PCI address, such as 0000:01:00.0; "" where `match` says which')),
+    ],
+    Kind.MATCH: Annotated[
+        Match,
+        PlainValidator(match_of),
+        Form(
+            "inline table",
+            Sentence("vendor, device, subsystem, serial, slot and port, each a string, those that are wanted"),
+        ),
+    ],
     Kind.NAME: Annotated[
         str,
         AfterValidator(name_of),
         Form("string", Sentence("at most 32 letters, digits, dots, underscores and dashes, a letter or digit first")),
     ],
-    Kind.ADDRESSES: Annotated[tuple[_Address, ...], Form("array of strings", Sentence("PCI addresses"))],
-    Kind.HOST_DRIVER: Annotated[str, AfterValidator(_host_driver), _DRIVER],
+    Kind.ADDRESSES: Annotated[
+        tuple[Annotated[PciAddress, PlainValidator(_address)], ...], Form("array of strings", Sentence("PCI addresses"))
+    ],
+    Kind.HOST_DRIVER: Annotated[
+        str, AfterValidator(_host_driver), Form("string", Sentence('the name of a driver, or ""'))
+    ],
     Kind.AT_BOOT: Annotated[AtBoot, _one_of(AtBoot)],
     Kind.IP_ADDRESS: Annotated[
         str,
         AfterValidator(_ip_address_or_none),
         Form("string", Sentence('an IP address, such as 127.0.0.1 or ::1, or "" for none')),
     ],
-    Kind.PATH: _PathOrNone,
+    Kind.PATH: Annotated[
+        str, AfterValidator(_path_or_none), Form("string", Sentence('an absolute path, or "" for none'))
+    ],
     Kind.PORT: Annotated[_Integer, Field(ge=0, le=65535), Form("integer")],
     Kind.SWITCHES: Annotated[_Integer, Field(ge=1, le=10_000), Form("integer", unit="switches")],
 }
@@ -292,12 +302,7 @@ def checked_table(table: type[_T], values: Mapping[str, object]) -> _T:
 def model_of_all() -> type[BaseModel]:
     """The tables together as pydantic checks them."""
     gpu: Any = model_of(GpuTable)
-    once: dict[str, Any] = {
-        "defaults": Defaults,
-        "deadlines": Deadlines,
-        "metrics": Metrics,
-        "history": History,
-    }
+    once: dict[str, Any] = {name: table for name, table in TABLES.items() if table is not GpuTable}
     keys: dict[str, Any] = {
         name: (model_of(table), Field(default_factory=model_of(table))) for name, table in once.items()
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import Field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from gpuswitch.config.kinds import Text, checked
 from gpuswitch.config.merge import TOO_DEEP, Layers
 from gpuswitch.config.places import ConfigFaultsError, Fault, Location
-from gpuswitch.config.reference import TABLES, as_toml, key_of
-from gpuswitch.config.schema import ENVIRONMENT, Defaults, GpuTable, Tables, names_of
+from gpuswitch.config.reference import as_toml
+from gpuswitch.config.schema import ENVIRONMENT, TABLES, Defaults, GpuTable, Tables, keys_of, names_of
 from gpuswitch.config.settings import DIRECTORY, Config, Setting, Sought, gpu_config
 from gpuswitch.errors import ConfigError
 from gpuswitch.sentence import Sentence
@@ -176,16 +176,19 @@ def _rules(gpu: GpuTable, keys: Collection[str], defaults: Defaults) -> Defaults
 
 def _in_force(layers: Layers, tables: Tables) -> Iterator[Setting]:
     """Every key with its value and the layer that set it."""
+    inherited = names_of(Defaults)
     for index, (gpu, keys) in enumerate(_written(layers, tables)):
-        for key in names_of(GpuTable):
-            inherits = key in names_of(Defaults) and key not in keys
-            origin = layers.origin(("defaults", key) if inherits else ("gpu", index, key))
-            in_force = getattr(tables.defaults if inherits else gpu, key)
-            default = key_of(GpuTable, key).default
-            yield Setting(layers.key(("gpu", index, key)), as_toml(in_force), origin or "default", default)
+        for each in keys_of(GpuTable):
+            inherits = each.name in inherited and each.name not in keys
+            origin = layers.origin(("defaults", each.name) if inherits else ("gpu", index, each.name))
+            in_force = getattr(tables.defaults if inherits else gpu, each.name)
+            yield _setting(layers.key(("gpu", index, each.name)), each, in_force, origin)
     for name, table in TABLES.items():
         if table is not GpuTable:
-            for key in names_of(table):
-                value = getattr(getattr(tables, name), key)
-                default = key_of(table, key).default
-                yield Setting(f"{name}.{key}", as_toml(value), layers.origin((name, key)) or "default", default)
+            for each in keys_of(table):
+                in_force = getattr(getattr(tables, name), each.name)
+                yield _setting(f"{name}.{each.name}", each, in_force, layers.origin((name, each.name)))
+
+
+def _setting(key: str, field: Field[Any], in_force: object, origin: str | None) -> Setting:
+    return Setting(key, as_toml(in_force), origin or "default", as_toml(field.default))

@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
+from typing import Any
 
 from gpuswitch.config.kinds import form_of, limits_of
-from gpuswitch.config.schema import (
-    Deadlines,
-    Defaults,
-    GpuTable,
-    History,
-    Kind,
-    Metrics,
-    Table,
-    keys_of,
-    kind_of,
-    names_of,
-)
+from gpuswitch.config.schema import TABLES, Defaults, GpuTable, Kind, Table, keys_of, kind_of, names_of
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.match import Match
 from gpuswitch.sentence import Sentence, template
-
-TABLES: dict[str, type[Table]] = {
-    "gpu": GpuTable,
-    "defaults": Defaults,
-    "deadlines": Deadlines,
-    "metrics": Metrics,
-    "history": History,
-}
-"""What stands behind each name at the top of the configuration; of `gpu` there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +47,13 @@ def reference() -> tuple[TableReference, ...]:
 
 def key_of(table: type[Table], name: str) -> Key:
     """One key of a table. Raises `KeyError` where it has no such key."""
-    field = {each.name: each for each in keys_of(table)}[name]
+    return _key({each.name: each for each in keys_of(table)}[name])
+
+
+def _key(field: Field[Any]) -> Key:
     form = form_of(kind_of(field))
     return Key(
-        name=name,
+        name=field.name,
         type=form.type,
         values=form.values or _range(kind_of(field)),
         unit=form.unit,
@@ -112,11 +96,11 @@ def as_toml(value: object) -> str:
 
 
 def _table(name: str, table: type[Table]) -> TableReference:
-    own = (each for each in names_of(table) if table is not GpuTable or each not in names_of(Defaults))
+    inherited = names_of(Defaults) if table is GpuTable else ()
     return TableReference(
         heading="[[gpu]]" if table is GpuTable else f"[{name}]",
         sentence=" ".join(inspect.cleandoc(str(table.__doc__)).split()),
-        keys=tuple(key_of(table, each) for each in own),
+        keys=tuple(_key(each) for each in keys_of(table) if each.name not in inherited),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from enum import Enum, auto
 from typing import Any, Literal
@@ -426,3 +427,13 @@ class Tables(Table):
     deadlines: Deadlines = field(default_factory=Deadlines)
     metrics: Metrics = field(default_factory=Metrics)
     history: History = field(default_factory=History)
+
+
+TABLES: Mapping[str, type[Table]] = {
+    "gpu": GpuTable,
+    "defaults": Defaults,
+    "deadlines": Deadlines,
+    "metrics": Metrics,
+    "history": History,
+}
+"""What stands behind each name at the top of the configuration; of `gpu` there are several."""

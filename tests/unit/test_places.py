@@ -8,8 +8,7 @@ import tomllib
 import pytest
 
 from gpuswitch.config.places import Fault, Location, Places
-from gpuswitch.config.reference import TABLES
-from gpuswitch.config.schema import names_of
+from gpuswitch.config.schema import TABLES, names_of
 from tests.harness.pages import ROOT
 
 FILE = '''\

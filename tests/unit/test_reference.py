@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.config.reference import TABLES, Key, key_of, must_be, reference
-from gpuswitch.config.schema import Deadlines, Defaults, GpuTable, History, Metrics, Tables, names_of
+from gpuswitch.config.reference import Key, key_of, must_be, reference
+from gpuswitch.config.schema import TABLES, Deadlines, Defaults, GpuTable, History, Metrics, Tables, names_of
 
 ROOT = Path(__file__).parents[2]
 KEYS = [pytest.param(key, id=f"{table.heading}{key.name}") for table in reference() for key in table.keys]

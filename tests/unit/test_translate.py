@@ -35,8 +35,8 @@ from gpuswitch.cli.translate import (
     step_title,
     worded,
 )
-from gpuswitch.config.reference import TABLES, key_of, must_be
-from gpuswitch.config.schema import names_of
+from gpuswitch.config.reference import key_of, must_be
+from gpuswitch.config.schema import TABLES, names_of
 from gpuswitch.errors import Failed, KernelError
 from gpuswitch.model.facts import Kind
 from gpuswitch.model.gpu import Gpu
