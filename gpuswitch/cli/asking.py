@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import on_terminal
 from gpuswitch.cli.translate import _
-from gpuswitch.errors import Failed
+from gpuswitch.errors import Failed, InvalidArgument
 
 
 def can_ask() -> bool:
@@ -36,6 +37,34 @@ def answer(question: str) -> str | None:
         if not said.endswith("\n"):
             print(file=sys.stderr, flush=True)
     return said.strip().casefold() if said else None
+
+
+def agree(question: str) -> None:
+    """Ask whether to do what was shown.
+
+    Raises:
+        CtlError: they say no, or nothing, or ^C.
+    """
+    try:
+        said = answer(question)
+    except KeyboardInterrupt:
+        raise CtlError.interrupted(_("interrupted; nothing is changed")) from None
+    if not agrees(said):
+        raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))
+
+
+def refuse_unasked(args: Namespace, command: str) -> None:
+    """Of what is asked about before it is done. `command` explains it.
+
+    Raises:
+        CtlError: nobody is there to be asked.
+    """
+    if not (args.yes or args.dry_run) and (args.json or not can_ask()):
+        text = _(
+            "cannot ask: this is no terminal; say --yes, or --dry-run to see what would be done: {command}",
+            command=command,
+        )
+        raise CtlError.of(InvalidArgument, text)
 
 
 def go_on() -> None:

@@ -34,7 +34,7 @@ from gpuswitch.cli.client import (
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waits, at_work
 from gpuswitch.cli.output import clock, duration, line, numbered, on_terminal, problem
-from gpuswitch.cli.run import Child, why_not_home
+from gpuswitch.cli.run import MOMENT, Child, why_not_home
 from gpuswitch.cli.switch import ask_before_a_desktop_ends, options_of
 from gpuswitch.cli.translate import _, catalogue, recognized, state_word
 from gpuswitch.cli.watching import name_owner
@@ -43,8 +43,6 @@ from gpuswitch.errors import EXIT_UNREACHABLE, Failed, InvalidArgument
 _INSTANCE = re.compile(r"[^@]+@(.+)\.service")
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_MOMENT = 2.0
-"""Seconds until it is said why this has not ended yet."""
 
 
 class _StoppedError(Exception):
@@ -136,8 +134,7 @@ def _tell(gpu: Gpu, event: Signal, waits: Waits) -> None:
         waiting = waits.news(gpu, switch)
         if waiting is not None and waiting.until:
             text = _("{gpu} waits until {time}: {what}", gpu=gpu.title, time=clock(waiting.until), what=waiting.what)
-            problem(text)
-            tell_systemd(status=text)
+            _say(text)
 
 
 @contextmanager
@@ -218,8 +215,7 @@ class _Holding:
                 owner, told = "", None
                 if not event.body[2]:
                     text = _("the service has ended; {gpu} stays on vfio", gpu=self._title)
-                    problem(text)
-                    tell_systemd(status=text)
+                    _say(text)
             elif isinstance(event, Signal) and event.path in {self._gpu.path, ROOT}:
                 # Its own, or that it has left.
                 self._check()
@@ -268,8 +264,7 @@ class _Holding:
                 return self._until_home()
             except CtlError as error:
                 text = _("{error}; the service brings home what it had as soon as it can", error=str(error))
-                problem(text)
-                tell_systemd(status=text)
+                _say(text)
         return 0
 
     def _until_home(self) -> int:
@@ -286,7 +281,7 @@ class _Holding:
             tell_systemd(status=_("{gpu} is on its way home", gpu=gpu.title))
             # Stopped before it was looked at, it is the child's all the same.
             uuid = self._uuid or gpu.look()["Owner"][1]
-            deadline: float | None = time.monotonic() + _MOMENT
+            deadline: float | None = time.monotonic() + MOMENT
             while gpu.look()["Owner"][1] == uuid != "":
                 if service.next_event(deadline) is None:
                     deadline = None
@@ -297,8 +292,7 @@ class _Holding:
         if not reason or gpu.properties["State"] in {"host", "absent"}:
             return 0
         text = f"{gpu.title}: {recognized(reason)}"
-        problem(text)
-        tell_systemd(status=text)
+        _say(text)
         return Failed.exit_code
 
 
@@ -313,6 +307,11 @@ def _goes_down(service: Service) -> bool:
 
 def _say_what_it_waits_for(gpu: Gpu) -> None:
     text = _("{gpu} is not home yet: {why}", gpu=gpu.title, why=why_not_home(gpu))
+    _say(text)
+
+
+def _say(text: str) -> None:
+    """To people, and to systemd."""
     problem(text)
     tell_systemd(status=text)
 
@@ -324,6 +323,6 @@ def tell_systemd(*, status: str, ready: bool = False) -> None:
         return
     words = [*(["READY=1"] if ready else []), f"STATUS={'; '.join(status.splitlines())}"]
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.settimeout(_MOMENT)
+        sender.settimeout(MOMENT)
         sender.connect(path.replace("@", "\0", 1) if path.startswith("@") else path)
         sender.sendall("\n".join(words).encode("utf-8", "replace"))

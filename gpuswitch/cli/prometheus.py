@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpuswitch.cli.asking import agrees, answer, can_ask
+from gpuswitch.cli.asking import agree, refuse_unasked
 from gpuswitch.cli.changes import show_change
 from gpuswitch.cli.client import Service
 from gpuswitch.cli.draft import Draft
@@ -66,7 +66,7 @@ def setup(args: Namespace, machine: Machine | None = None) -> int:
     done: list[str] = []
     if planned.changes and not args.dry_run:
         if not args.yes:
-            _agree()
+            agree(_("Write this? [y/N]") + " ")
         _write(planned, files)
         done = _have_it_read(files, planned.file)
     if args.json:
@@ -138,12 +138,7 @@ def _refuse_what_makes_no_sense(args: Namespace, machine: Machine, files: Files)
             command="sudo gpuswitchctl setup prometheus",
         )
         raise CtlError.of(NotAuthorized, text)
-    if not (args.yes or args.dry_run) and (args.json or not can_ask()):
-        text = _(
-            "cannot ask: this is no terminal; say --yes, or --dry-run to see what would be done: {command}",
-            command="gpuswitchctl setup prometheus --help",
-        )
-        raise CtlError.of(InvalidArgument, text)
+    refuse_unasked(args, "gpuswitchctl setup prometheus --help")
 
 
 def _target(settings: Mapping[str, str]) -> str:
@@ -248,15 +243,6 @@ def _tell(planned: _Planned) -> None:
     show_change(str(planned.file), planned.before.decode(), planned.text)
 
 
-def _agree() -> None:
-    try:
-        said = answer(_("Write this? [y/N]") + " ")
-    except KeyboardInterrupt:
-        raise CtlError.interrupted(_("interrupted; nothing is changed")) from None
-    if not agrees(said):
-        raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))
-
-
 def _write(planned: _Planned, files: Files) -> None:
     """Beside it, for promtool: what is named in there is relative to its folder."""
     draft = _draft(planned.file, planned.before, planned.text)
@@ -292,8 +278,6 @@ def _replace(draft: Draft) -> None:
             raise CtlError.of(Failed, text)
     except OSError as error:
         raise _cannot_write(draft.file, error) from error
-    finally:
-        draft.drop()
 
 
 def _cannot_write(file: Path, error: OSError) -> CtlError:

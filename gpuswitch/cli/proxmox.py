@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpuswitch.cli.asking import agrees, answer, can_ask
+from gpuswitch.cli.asking import agree, refuse_unasked
 from gpuswitch.cli.client import Gpu, Service
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.kept_files import STATE, KeptFiles
@@ -60,7 +60,7 @@ def setup(args: Namespace, machine: Machine | None = None, state: Path = STATE) 
         _tell(planned)
     if planned.changes and not args.dry_run:
         if not args.yes:
-            _agree()
+            agree(_("Do this? [y/N] "))
         _do(planned, files, KeptFiles(state))
     if args.json:
         as_json(_record(args, planned))
@@ -122,12 +122,7 @@ def _refuse_what_makes_no_sense(args: Namespace, machine: Machine, files: Files)
     if not machine.as_root:
         text = _("cannot read /etc/pve: it takes root: {command}", command="sudo gpuswitchctl setup proxmox")
         raise CtlError.of(NotAuthorized, text)
-    if not (args.yes or args.dry_run) and (args.json or not can_ask()):
-        text = _(
-            "cannot ask: this is no terminal; say --yes, or --dry-run to see what would be done: {command}",
-            command="gpuswitchctl setup proxmox --help",
-        )
-        raise CtlError.of(InvalidArgument, text)
+    refuse_unasked(args, "gpuswitchctl setup proxmox --help")
 
 
 def _refuse_those_of_other_nodes(files: Files) -> None:
@@ -266,15 +261,6 @@ def _tell(planned: _Planned) -> None:
         line(_("these commands are to be run:"))
     for command in planned.commands:
         write(f"  {clean(' '.join(command))}")
-
-
-def _agree() -> None:
-    try:
-        said = answer(_("Do this? [y/N] "))
-    except KeyboardInterrupt:
-        raise CtlError.interrupted(_("interrupted; nothing is changed")) from None
-    if not agrees(said):
-        raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))
 
 
 def _do(planned: _Planned, files: Files, kept: KeptFiles) -> None:

@@ -50,7 +50,7 @@ _PASSED_ON = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 """The terminal sends them to the command as well: it decides what becomes of them."""
 _FUNCTION = re.compile(r"\{(\d*)\}")
-_MOMENT = 2.0
+MOMENT = 2.0
 """Seconds until it is said why this has not ended yet."""
 _LONG = 60
 """Letters of a command that is repeated whole where it is said what else to type."""
@@ -279,7 +279,7 @@ def _until_home(args: Namespace, uuids: Mapping[str, str]) -> None:
 
 
 def _wait_for_all(service: Service, gpus: Sequence[Gpu], uuids: Mapping[str, str]) -> None:
-    deadline: float | None = time.monotonic() + _MOMENT
+    deadline: float | None = time.monotonic() + MOMENT
     while left := [gpu for gpu in gpus if gpu.look()["Owner"][1] == uuids[gpu.address]]:
         event = service.next_event(deadline)
         if event is None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpuswitch.cli.asking import agrees, answer, can_ask
+from gpuswitch.cli.asking import agree, can_ask
 from gpuswitch.cli.changes import show_change
 from gpuswitch.cli.disk import sync
 from gpuswitch.cli.doctor import in_their_language, service_seen
@@ -90,7 +90,7 @@ def boot(args: Namespace, machine: Machine | None = None, *, seconds: float = LO
     if not args.json:
         _propose(decided)
     if asking and decided.changes:
-        _agree()
+        agree(_("Write this? [y/N]") + " ")
     initrd = ""
     if decided.changes and not args.dry_run:
         initrd = _write(kept, decided, machine, seconds)
@@ -268,15 +268,6 @@ def _propose(decided: _Decided) -> None:
     line(_("then the initrd is made anew: {command}", command=" && ".join(decided.commands)))
     if decided.tool == "mkinitcpio":
         warning(_("what is written for mkinitcpio was never run: have another way to start this machine at hand"))
-
-
-def _agree() -> None:
-    try:
-        said = answer(_("Write this? [y/N]") + " ")
-    except KeyboardInterrupt:
-        raise CtlError.interrupted(_("interrupted; nothing is changed")) from None
-    if not agrees(said):
-        raise CtlError.of(Failed, _("cannot go on: you said no; nothing was changed"))
 
 
 def _record(args: Namespace, decided: _Decided, initrd: str) -> dict[str, Any]:
