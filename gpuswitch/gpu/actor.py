@@ -155,7 +155,7 @@ class Actor:
     async def goes_by_itself(self, holders: Collection[Holder]) -> frozenset[Holder]:
         """Those of them that a switch to vfio, as it is configured, sees to by itself: none where it is not at home."""
         record = self.record
-        if record.state is not State.HOST:
+        if record.state is not State.HOST or not holders:
             return frozenset()
         leaving = leaving_as_configured(record.gpu, record.facts, record.config, holders)
         canonical: list[Unit] = []

@@ -12,6 +12,8 @@ import errno
 import os
 import struct
 from collections.abc import Collection, Iterator
+from functools import reduce
+from operator import or_
 from stat import S_ISCHR, S_ISREG
 from typing import NamedTuple
 
@@ -27,6 +29,7 @@ _NAME = "system.posix_acl_access"
 _HEADER, _ENTRY = struct.Struct("<I"), struct.Struct("<HHI")
 _VERSION, _NOBODY = 2, 0xFFFFFFFF
 _OWNER, _USER, _OWNING_GROUP, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+_BEHIND_THE_MASK = frozenset({_USER, _OWNING_GROUP, _GROUP})
 _READ, _WRITE = 0o4, 0o2
 _MEANINGS = {
     errno.EOPNOTSUPP: "its file system has no access control lists (CONFIG_TMPFS_POSIX_ACL of the kernel is not set)",
@@ -163,29 +166,24 @@ def _with(acl: list[_Entry], uid: int) -> list[_Entry]:
     A mask limits what it covers, and is to let this user through: so the others are given what it left them.
     """
     others = [e for e in _unmasked(acl) if (e.tag, e.id) != (_USER, uid)]
-    mask = _READ | _WRITE
-    for entry in others:
-        mask |= entry.permissions if entry.tag in {_USER, _OWNING_GROUP, _GROUP} else 0
-    return [*others, _Entry(_USER, uid, _READ | _WRITE), _Entry(_MASK, _NOBODY, mask)]
+    return _masked([*others, _Entry(_USER, uid, _READ | _WRITE)])
 
 
 def _without(acl: list[_Entry], uid: int) -> list[_Entry]:
     """Without this user; a list that has none is what a mode says, and needs no mask."""
     others = [e for e in _unmasked(acl) if (e.tag, e.id) != (_USER, uid)]
-    named = [e.permissions for e in others if e.tag in {_USER, _GROUP}]
-    if not named:
-        return others
-    mask = 0
-    for bits in (*named, *(e.permissions for e in others if e.tag == _OWNING_GROUP)):
-        mask |= bits
-    return [*others, _Entry(_MASK, _NOBODY, mask)]
+    return _masked(others) if any(e.tag in {_USER, _GROUP} for e in others) else others
+
+
+def _masked(acl: list[_Entry]) -> list[_Entry]:
+    """With a mask that lets everybody have what their entry says."""
+    mask = reduce(or_, (e.permissions for e in acl if e.tag in _BEHIND_THE_MASK), 0)
+    return [*acl, _Entry(_MASK, _NOBODY, mask)]
 
 
 def _unmasked(acl: list[_Entry]) -> list[_Entry]:
     """What each may do in fact, without a mask."""
     mask = next((e.permissions for e in acl if e.tag == _MASK), 0o7)
     return [
-        e._replace(permissions=e.permissions & mask) if e.tag in {_USER, _OWNING_GROUP, _GROUP} else e
-        for e in acl
-        if e.tag != _MASK
+        e._replace(permissions=e.permissions & mask) if e.tag in _BEHIND_THE_MASK else e for e in acl if e.tag != _MASK
     ]
