@@ -22,6 +22,7 @@ from tests.harness.service.services import (
     ROOT,
     contents,
     environment,
+    notifications,
     run_to_the_end,
     told_properties,
     write_config,
@@ -211,7 +212,7 @@ async def test_a_reload_that_is_asked_for_while_it_starts_comes_after_that(
     server = await asyncio.start_unix_server(lambda *ends: connected.put_nowait(ends), tmp_path / "slow")
     config = write_config(tmp_path / "etc", ANY_PORT).parent
     options = ["--config", f"{config}", "--runtime", f"{tmp_path}/run", "--state", f"{tmp_path}/state"]
-    async with server:
+    async with server, notifications(tmp_path) as (address, told):
         process = await asyncio.create_subprocess_exec(
             BIN / "gpuswitchd",
             "--simulate",
@@ -219,7 +220,7 @@ async def test_a_reload_that_is_asked_for_while_it_starts_comes_after_that(
             "--bus",
             f"unix:path={tmp_path}/slow",
             *options,
-            env=environment(),
+            env=environment(NOTIFY_SOCKET=address),
         )
         reader, writer = await connected.get()
         write_config(config, NAMED)
@@ -227,12 +228,10 @@ async def test_a_reload_that_is_asked_for_while_it_starts_comes_after_that(
         there = await asyncio.open_unix_connection(private_bus.address.partition("unix:path=")[2].partition(",")[0])
         pumps = [asyncio.create_task(_pump(reader, there[1])), asyncio.create_task(_pump(there[0], writer))]
         async with Peer.on(private_bus.address) as peer:
-            while not await peer.call("org.freedesktop.DBus", "/", "org.freedesktop.DBus.NameHasOwner", "s", NAME):
-                assert process.returncode is None
-                await asyncio.sleep(0.05)
-            while '"geforce"' not in {each["value"][1] for each in await peer.call(NAME, ROOT, f"{MANAGER}.Config")}:
-                assert process.returncode is None
-                await asyncio.sleep(0.05)
+            for word in ("READY", "RELOADING", "READY"):
+                while word not in await told.get():
+                    pass
+            assert '"geforce"' in {each["value"][1] for each in await peer.call(NAME, ROOT, f"{MANAGER}.Config")}
         process.terminate()
         assert await process.wait() == 0
         await asyncio.gather(*pumps)

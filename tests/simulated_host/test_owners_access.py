@@ -153,7 +153,7 @@ async def test_udev_has_the_first_word(harness: Harness, actor: Actor) -> None:
     harness.machine.access.pending = True
     asking = asyncio.create_task(acquire(harness, actor))
     await harness.witness.until(lambda: actor.state is State.VFIO)
-    await asyncio.sleep(1)
+    await asyncio.sleep(1)  # of the virtual clock: by then all is done that does not wait for udev
     assert may_open(harness) == set()
     harness.machine.access.pending = False
     harness.machine.uevent()
@@ -256,7 +256,7 @@ async def test_a_group_with_something_else_on_vfio_is_not_handed_to_a_user(tmp_p
     await kernel.probe(nic)
     actor = harness.fleet.find("01:00.0")
     before = harness.snapshot()
-    await asyncio.sleep(1)
+    await asyncio.sleep(1)  # of the virtual clock: the service has looked again by then
     refused = rf"IOMMU group \d+ has {nic} on vfio-pci, too, and whoever may open /dev/vfio/\d+ may use that"
     with pytest.raises(NotViable, match=refused):
         await acquire(harness, actor)

@@ -169,35 +169,46 @@ class _Datagrams(asyncio.DatagramProtocol):
 
 
 @asynccontextmanager
-async def running(
-    bus: str, folder: Path, scenario: str, *faults: str, config: str = ANY_PORT, **variables: str
-) -> AsyncIterator[Service]:
-    """A simulated gpuswitchd on the bus at this address, from READY=1 on. `folder` is for its files."""
-    write_config(folder / "etc", config)
+async def notifications(folder: Path) -> AsyncIterator[tuple[str, asyncio.Queue[dict[str, str]]]]:
+    """Where a program tells how it is, as systemd's NOTIFY_SOCKET, and what has come there: each message's fields."""
     told: asyncio.Queue[dict[str, str]] = asyncio.Queue()
     address = str(folder / "notify")
     transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: _Datagrams(told), local_addr=address, family=socket.AF_UNIX
     )
-    options = ["--simulate", scenario, "--bus", bus, "--config", f"{folder}/etc", "--runtime", f"{folder}/run"]
-    options += ["--state", f"{folder}/state"]
-    with (folder / "log").open("w") as log:
-        process = await asyncio.create_subprocess_exec(
-            BIN / "gpuswitchd", *options, *(f"--fault={fault}" for fault in faults),
-            stderr=log, env=environment(NOTIFY_SOCKET=address, **variables),
-        )  # fmt: skip  # the command, then how it runs
     try:
-        async with Peer.on(bus) as peer:
-            service = Service(process, peer, folder, told)
-            await _until_ready(service)
-            service.owner = await peer.call("org.freedesktop.DBus", "/", "org.freedesktop.DBus.GetNameOwner", "s", NAME)
-            async with peer.hear(service.owner) as service.signals:
-                yield service
+        yield address, told
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
         transport.close()
+
+
+@asynccontextmanager
+async def running(
+    bus: str, folder: Path, scenario: str, *faults: str, config: str = ANY_PORT, **variables: str
+) -> AsyncIterator[Service]:
+    """A simulated gpuswitchd on the bus at this address, from READY=1 on. `folder` is for its files."""
+    write_config(folder / "etc", config)
+    async with notifications(folder) as (address, told):
+        options = ["--simulate", scenario, "--bus", bus, "--config", f"{folder}/etc", "--runtime", f"{folder}/run"]
+        options += ["--state", f"{folder}/state"]
+        with (folder / "log").open("w") as log:
+            process = await asyncio.create_subprocess_exec(
+                BIN / "gpuswitchd", *options, *(f"--fault={fault}" for fault in faults),
+                stderr=log, env=environment(NOTIFY_SOCKET=address, **variables),
+            )  # fmt: skip  # the command, then how it runs
+        try:
+            async with Peer.on(bus) as peer:
+                service = Service(process, peer, folder, told)
+                await _until_ready(service)
+                service.owner = await peer.call(
+                    "org.freedesktop.DBus", "/", "org.freedesktop.DBus.GetNameOwner", "s", NAME
+                )
+                async with peer.hear(service.owner) as service.signals:
+                    yield service
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 async def _until_ready(service: Service) -> None:
