@@ -6,16 +6,19 @@ Debian's kernel packages make an initrd; this machine was made without, so what 
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 
+from tests.harness.debian.cache import Cache
+from tests.harness.debian.downloads import find_downloads
+from tests.harness.debian.releases import find_release
 from tests.harness.setups.guest import ctl, drivers, prop, state
 from tests.harness.virtual_machines.hardware import AUDIO_DRIVER, DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
 from tests.harness.virtual_machines.machine import Machine
+from tests.real_kernel.conftest import RELEASE
 
-TOOLS = {"bookworm": "initramfs-tools", "trixie": "initramfs-tools", "forky": "dracut"}
-"""What each release has by default."""
+DEFAULT = {"bookworm": "initramfs-tools", "trixie": "initramfs-tools", "forky": "dracut"}[RELEASE]
+"""What the release's kernel brings along."""
 INITRD = "/boot/initrd.img-$(uname -r)"
 HAS_ONE = f"touch {INITRD}; mkdir -p /var/lib/initramfs-tools; touch /var/lib/initramfs-tools/$(uname -r)"
 SMALL = {
@@ -42,14 +45,31 @@ def made(machine: Machine, command: str) -> None:
     machine.sh("systemctl is-system-running --wait >/dev/null; udevadm settle", timeout=MAKING_SECONDS)
 
 
+@pytest.fixture(params=["initramfs-tools", "dracut"])
+def tool(request: pytest.FixtureRequest, cache: Cache, machine: Machine) -> str:
+    """What makes the initrd of this machine."""
+    name: str = request.param
+    if name != DEFAULT:
+        with cache.lock():
+            packages = find_downloads(cache, name, find_release(RELEASE), [name])
+        for package in packages.glob("*.deb"):
+            machine.push(package.read_bytes(), f"/srv/packages/{package.name}")
+        # Only one of them may be there, and the kernel's package needs one.
+        replace = f"dpkg --remove --force-depends {DEFAULT} && dpkg --install --skip-same-version /srv/packages/*.deb"
+        machine.sh(f"({replace}) 2>&1", timeout=MAKING_SECONDS)
+    return name
+
+
 @pytest.mark.campaign
 @pytest.mark.timeout(3600)
-def test_one_of_twins_is_on_vfio_before_any_driver_and_comes_home_and_is_the_hosts_again(machine: Machine) -> None:
+def test_one_of_twins_is_on_vfio_before_any_driver_and_comes_home_and_is_the_hosts_again(
+    machine: Machine, tool: str
+) -> None:
     for place, text in SMALL.items():
         machine.push(text, place)
     machine.sh(HAS_ONE)
     told = json.loads(machine.sh(f"gpuswitchctl setup boot --gpu {GPU} --dry-run --json").stdout)
-    assert told["tool"] == TOOLS[os.environ.get("RELEASE", "bookworm")]
+    assert told["tool"] == tool
 
     made(machine, f"gpuswitchctl setup boot --gpu {GPU} --yes >/dev/null")
     assert kernel_log(machine, "gpuswitch:") == [
