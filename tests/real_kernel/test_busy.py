@@ -21,7 +21,7 @@ from tests.harness.setups.guest import (
     wait_prop,
     wait_state,
 )
-from tests.harness.setups.logind import kept_awake
+from tests.harness.setups.logind import await_may_sleep, kept_awake
 from tests.harness.setups.programs import card, start_game, start_holder, start_mapper
 from tests.harness.setups.units import main_pid
 from tests.harness.virtual_machines.hardware import AUDIO_DRIVER, DISPLAY_DRIVER, GPU, GPU_AUDIO
@@ -96,7 +96,7 @@ def test_wait_ends_when_the_program_does(machine: Machine) -> None:
     wait_state(machine, GPU, "vfio")
     assert drivers(machine, GPU, GPU_AUDIO) == AWAY
     asking.wait()
-    assert not kept_awake(machine)
+    await_may_sleep(machine)
 
 
 def test_nobody_waits_longer_than_asked(machine: Machine) -> None:
