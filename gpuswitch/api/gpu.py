@@ -255,8 +255,8 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         return super().actions(method, arguments)
 
     def about(self, method: Member, arguments: Sequence[object]) -> Mapping[str, str]:
-        """The GPU, and what configuration and request say may be stopped for a switch of it."""
-        return about([self._record], self._options(method, arguments))
+        """The GPU, where it goes, and what may be stopped for a switch of it."""
+        return about([self._record], self._options(method, arguments), _GOES_TO.get(method.name, ""))
 
     def _options(self, method: Member, arguments: Sequence[object]) -> Options | None:
         """Those of the switch that this call asks for, its last argument; None: it asks for none."""
@@ -300,6 +300,10 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
 
     def _now(self) -> dict[str, object]:
         return {name: property_.__get__(self, type(self)) for name, property_ in self.properties.items()}
+
+
+_GOES_TO = {"ToVfio": "vfio", "Trial": "vfio", "ToHost": "host"}
+"""By the method that is called."""
 
 
 def _target(name: str) -> State:

@@ -142,7 +142,7 @@ class ManagerObject(Interface, name="org.gpuswitch1.Manager"):
     def about(self, method: Member, arguments: Sequence[object]) -> Mapping[str, str]:
         """For `VM`, the machine; for `SWITCH`, the GPUs."""
         if method.action is Action.SWITCH:
-            return about(*self._asked(arguments))
+            return about(*self._asked(arguments), "vfio")
         if method.action is not Action.VM:
             return {}
         return {"machine": printable(str(arguments[0])[:80])}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from gpuswitch.api.authority import Action
 from gpuswitch.api.encoders import model_of
 from gpuswitch.gpu.gpu_record import GpuRecord
+from gpuswitch.model.drivers import profile_of
 from gpuswitch.model.policy import Options
 
 _MOST_NAMED = 10
@@ -23,13 +24,18 @@ def actions_of(records: Iterable[GpuRecord], options: Options) -> Sequence[str]:
     return [Action.FORCE if any(ends_more(record, options) for record in records) else Action.SWITCH]
 
 
-def about(records: Sequence[GpuRecord], options: Options | None) -> Mapping[str, str]:
-    """The GPUs, and what configuration and request say may be stopped for a switch of them; None: there is none."""
+def about(records: Sequence[GpuRecord], options: Options | None, target: str = "") -> Mapping[str, str]:
+    """The GPUs, where they go, and what may be stopped for a switch of them; options None: there is none.
+
+    `what` is for the question, in any language: `rtx3070 (0000:01:00.0) -> vfio`. `gpu` and `target` are for rules.
+    """
     names = _few(list(map(_name, records)))
+    what = f"{names} -> {target}" if target else names
+    told = {"gpu": names, "target": target or "-", "what": what}
     if options is None:
-        return {"gpu": names, "stops": "-"}
+        return told | {"stops": "-"}
     stops = list(dict.fromkeys(what for record in records for what in _stops(record, options)))
-    return {"gpu": names, "stops": _few(stops)}
+    return told | {"stops": _few(stops)}
 
 
 def _few(named: Sequence[str]) -> str:
@@ -44,6 +50,7 @@ def _name(record: GpuRecord) -> str:
 
 
 def _stops(record: GpuRecord, options: Options) -> list[str]:
+    """What configuration and request say, and units that the drivers bring along: nobody is looked for."""
     rules = record.rules
     policy = options.policy(rules.busy)
     # What ends most stands first: units are as many as a caller likes.
@@ -52,4 +59,12 @@ def _stops(record: GpuRecord, options: Options) -> list[str]:
         *(["sessions"] if rules.end_sessions else []),
         *map(str, rules.stop_units),
         *options.stop_units,
+        *_units_of_drivers(record),
     ]
+
+
+def _units_of_drivers(record: GpuRecord) -> list[str]:
+    """Those that a switch stops by itself where they run."""
+    functions = (record.facts_now.functions.get(function) for function in record.gpu.functions)
+    drivers = [each.driver for each in functions if each and each.driver]
+    return [str(unit) for driver in drivers for unit in profile_of(driver).units]

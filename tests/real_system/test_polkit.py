@@ -69,6 +69,8 @@ ACTIONS = {
     "vm": {f"{MANAGER}.{member}" for member in ("AcquireForVm", "AdoptVm", "ReleaseFromVm")},
 }
 """What each method needs."""
+OF_THE_DRIVER = "nvidia-persistenced.service, nvidia-powerd.service"
+"""Units that a switch stops by itself."""
 
 KILL = Call(path_of(), GPU_INTERFACE, "ToHost", "a{sv}", [{"busy": ("s", "kill")}])
 STOP = Call(path_of(), GPU_INTERFACE, "ToHost", "a{sv}", [{"stop_units": ("as", ["cron.service"])}])
@@ -178,17 +180,17 @@ def test_an_administrator_may_change_it_by_a_rule(machine: Container) -> None:
 def test_an_administrator_proves_it_on_a_terminal(machine: Container) -> None:
     shown = on_terminal(machine, ADA, f"gpuswitchctl to-vfio {GPU}", word="assword:")
     assert shown.status == 0, shown.stdout
-    assert f"Authentication is required to switch the GPU {GPU}" in shown.stdout
-    assert "This may stop: -" in shown.stdout
+    assert re.search(rf"Authentication is required to switch the GPU {GPU} .*-> vfio\.", shown.stdout)
+    assert f"This may stop: {OF_THE_DRIVER}" in shown.stdout
     assert prop(machine, "State") == "vfio"
 
 
 def test_the_question_is_in_the_language_of_who_is_asked(machine: Container) -> None:
     """That of the agent's LANG; LC_CTYPE is for the characters, as the system has no such locale."""
     for target, language, question in (
-        ("vfio", "de_DE", r"Zum Umschalten der GPU .* ist eine Anmeldung nötig\. Dabei kann beendet werden: -"),
+        ("vfio", "de_DE", r"Zum Umschalten der GPU .* ist eine Anmeldung nötig\. Dabei kann beendet werden: nvidia"),
         ("host", "fr_FR", r"Une authentification est requise pour basculer le GPU .*\. Peuvent être arrêtés : -"),
-        ("vfio", "zh_CN", r"切换 GPU .* 需要身份验证。可能会停止：-"),  # noqa: RUF001 -- Chinese
+        ("vfio", "zh_CN", r"切换 GPU .* 需要身份验证。可能会停止：nvidia"),  # noqa: RUF001 -- Chinese
     ):
         settings = f"env -u LC_ALL LC_CTYPE=C.UTF-8 LANG={language}.UTF-8"
         shown = on_terminal(machine, ADA, f"{settings} gpuswitchctl to-{target} {GPU}", word="assword:")
@@ -247,6 +249,16 @@ class Question:
         """Wait until nobody is asked any more, and the command is gone."""
         assert self.job.wait(check=False).status != 0
         until(self.machine, "! pgrep -x pkttyagent")
+
+
+def test_whoever_is_asked_may_leave_and_nothing_was_begun(machine: Container) -> None:
+    question = Question(machine)
+    machine.sh("pkill -INT -x gpuswitchctl")
+    question.over()
+    assert "\ngpuswitchctl: interrupted before it was allowed: nothing was begun" in machine.read("/run/shown").replace(
+        "\r", ""
+    )
+    assert json.loads(machine.sh("gpuswitchctl history --json").stdout)["switches"] == []
 
 
 def test_a_question_that_nobody_answers_blocks_nobody(machine: Container) -> None:
