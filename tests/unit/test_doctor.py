@@ -424,7 +424,7 @@ CASES: list[tuple[str, Change, str, Severity, str, str]] = [
         "is not on the PCI bus",
         "",
     ),
-    ("neighbour", neighbour, "groups", PROBLEM, "stays on r8169: unbind it", ""),
+    ("neighbour", neighbour, "groups", PROBLEM, "r8169: put one of the two into another slot; or unbind it", ""),
     (
         "claimed",
         lambda m: m.write("sys/kernel/iommu_groups/15/reserved_regions", "0xbd000000 0xbdffffff direct\n"),

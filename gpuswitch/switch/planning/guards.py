@@ -189,18 +189,28 @@ def _without_iommu(gpu: Gpu, facts: HostFacts) -> Iterator[Blocker]:
             yield Blocker("no_iommu", sentence)
 
 
+def _unbind(neighbour: PciFunction) -> Sentence:
+    """With what somebody would lose who did as they are told."""
+    command = f"echo {neighbour.address} > /sys/bus/pci/drivers/{neighbour.driver_name}/unbind"
+    match neighbour.kind:
+        case Kind.NETWORK:
+            return Sentence("unbind it, which ends its network connections: {command}", command=command)
+        case Kind.STORAGE:
+            return Sentence("unbind it, which takes the disks behind it away: {command}", command=command)
+        case _:
+            return Sentence("unbind it: {command}", command=command)
+
+
 def _neighbours(gpu: Gpu, facts: HostFacts, config: Config, along: Collection[PciAddress]) -> Iterator[Blocker]:
     for neighbour in gpu.neighbours(facts):
         if not harmless(neighbour) and neighbour.address not in along:
-            remedy = Sentence(
-                "unbind it: echo {function} > /sys/bus/pci/drivers/{driver}/unbind",
-                function=neighbour.address,
-                driver=neighbour.driver_name,
-            )
+            remedy = _unbind(neighbour)
             if neighbour.kind not in _THE_BOARD and neighbour.physical_function is None:
                 both = Sentence("move both: {set}", set=to_set_members(config, gpu, more=[neighbour.address]))
                 # The driver of a GPU waits, perhaps for ever, for whoever has it open.
                 remedy = both if neighbour.makes_gpu else Sentence("{unbind}; or {both}", unbind=remedy, both=both)
+            if neighbour.kind in {Kind.NETWORK, Kind.STORAGE}:
+                remedy = Sentence("put one of the two into another slot; or {remedy}", remedy=remedy)
             sentence = Sentence(
                 "{function} is in IOMMU group {group} too and stays on {driver}: {remedy}",
                 function=describe(neighbour),
