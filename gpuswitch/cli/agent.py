@@ -42,6 +42,10 @@ def agent() -> Iterator[None]:
         select.select([ready], [], [], _START_SECONDS)
         os.close(ready)
         yield
+    except KeyboardInterrupt:
+        # What comes next is not to stand behind its prompt.
+        sys.stderr.write("\n")
+        raise
     finally:
         process.terminate()
         process.wait()

@@ -226,6 +226,9 @@ class Service:
         long as they like.
 
         Only once that is needed: members of the group `gpuswitch` are not. A desktop's agent asks, where there is one.
+
+        Raises:
+            CtlError: such as ^C while they are asked. The service begins nothing for a caller who is gone by then.
         """
         try:
             return self.answer(serial, seconds)
@@ -235,11 +238,15 @@ class Service:
             if not can_authenticate():
                 raise
         message.header.flags |= MessageFlag.allow_interactive_authorization
-        with self.clock_stopped():
-            with suppress(AskedForError):
-                return self.ask(message, None)
-            with agent():
-                return self.ask(message, None)
+        try:
+            with self.clock_stopped():
+                with suppress(AskedForError):
+                    return self.ask(message, None)
+                with agent():
+                    return self.ask(message, None)
+        except KeyboardInterrupt:
+            text = _("interrupted before it was allowed: nothing was begun")
+            raise CtlError.interrupted(text, begun_nothing=True) from None
 
     @contextmanager
     def clock_stopped(self) -> Iterator[None]:

@@ -28,6 +28,8 @@ class CtlError(Exception):
     gpu_name: str = ""
     is_whole = False
     """Whether the text says all by itself: not what could not be done, but that nobody looks any longer."""
+    begun_nothing = False
+    """Whether it is known that nothing was begun, whatever the exit status."""
 
     def __init__(
         self, text: str, exit_code: int, *, name: str = "", blockers: Sequence[Mapping[str, Any]] = ()
@@ -45,10 +47,11 @@ class CtlError(Exception):
         return error
 
     @classmethod
-    def interrupted(cls, text: str) -> CtlError:
+    def interrupted(cls, text: str, *, begun_nothing: bool = False) -> CtlError:
         """Nobody looks any longer: ^C."""
         error = cls(text, EXIT_INTERRUPTED, name="Interrupted")
         error.is_whole = True
+        error.begun_nothing = begun_nothing
         return error
 
     def about(self, address: str, name: str) -> None:
@@ -66,15 +69,19 @@ class CtlError(Exception):
             "event": "error",
             "gpu": self.gpu,
             "name": self.gpu_name,
-            "changed": False if self.exit_code in _NOTHING_CHANGED else None,
+            "changed": False if self.begun_nothing or self.exit_code in _NOTHING_CHANGED else None,
             "error": {
                 "kind": snake_case(self.name or Failed.name),
                 "text": str(self),
                 "exit_status": self.exit_code,
             },
-            # What their sentences are made of is for whoever words them anew, as we do.
-            "blockers": [with_error_kind({key: told[key] for key in _OF_BLOCKER}) for told in self.blockers],
+            "blockers": list(map(blocker_record, self.blockers)),
         }
+
+
+def blocker_record(told: Mapping[str, Any]) -> dict[str, Any]:
+    """One reason as programs get it. What its sentence is made of is for whoever words it anew, as we do."""
+    return with_error_kind({key: told[key] for key in _OF_BLOCKER})
 
 
 def with_error_kind(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _switch_words(switch: Values) -> str:
             **{key: switch[key] for key in ("id", "target", "index", "count")},
             title=step_title(switch["title"]),
         )
-        what = recognized(switch["waiting_for"])
+        what = "; ".join(recognized(switch["waiting_for"]).splitlines())
         return _("{words}; it waits: {what}", words=words, what=what) if what else words
     words = _(
         "{id} to {target}: {result} at {moment} after {duration}",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuswitch.cli.asking import can_ask, go_on
 from gpuswitch.cli.client import Gpu, Options, Service, gpus_to_move, signals_of
-from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError
+from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError, blocker_record
 from gpuswitch.cli.follow import Following, joined_words
 from gpuswitch.cli.keys import END, Question, pressed, single_keys
 from gpuswitch.cli.layout import hung
@@ -24,7 +24,7 @@ from gpuswitch.cli.query import to_put_right, what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
 from gpuswitch.cli.steps import Above, display
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
-from gpuswitch.cli.ways_out import ways_out, with_ways_out
+from gpuswitch.cli.ways_out import as_typed, ways_out, with_ways_out, without
 from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NoSuchGpu, NotViable, Owned, Timeout, Wedged
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ _HAS_BLOCKERS = frozenset(kind.name for kind in (Busy, Failed, InProgress, NotVi
 """Errors that have what they say as data, too, for whoever asks (docs/dbus.md)."""
 _WORST_FIRST = (EXIT_INTERRUPTED, 7, 1, 5, 4, 3, 6, 2)
 _REFUSED = 3
+_AWAITS_HOLDERS = "release"
+"""The kind of the step that waits for who has a GPU open, or ends them (docs/states.md)."""
 _TAKE_BACK, _LEAVE = "c", "l"
 _DESKTOPS = frozenset(
     f"{name}.service"
@@ -57,7 +59,7 @@ def move(service: Service, args: Namespace) -> int:
         args,
         begin=lambda gpu: gpu.move(args.target, options),
         purpose=_("move {gpu} to {target}", gpu="{}", target=args.target),
-        again=f"gpuswitchctl to-{args.target} {{}}",
+        again=as_typed(f"gpuswitchctl to-{args.target} {{}}", options),
         remark=_("not all went well"),
         ways_out=lambda gpu: ways_out([gpu], args.target, options, f"gpuswitchctl to-{args.target} {gpu.word}"),
         blockers=lambda gpu: gpu.blockers(args.target, options),
@@ -139,16 +141,27 @@ def plan(service: Service, args: Namespace) -> int:
 def _print_plans(gpus: Sequence[Gpu], args: Namespace, options: Options, command: str) -> int:
     """`command` is what was typed for that, without the `options`, {} being the GPU."""
     target = args.target
-    plans = [(gpu, _or_blockers(gpu, options, args, command)) for gpu in gpus]
+    plans = []
+    for gpu in gpus:
+        steps = _or_blockers(gpu, options, args, command)
+        plans.append((gpu, steps, _in_the_way(gpu, steps, target, options)))
     if args.json:
-        records = [(gpu, list(map(planned_record, steps))) for gpu, steps in plans]
-        as_json({"plans": [{**naming(gpu), "target": target, "steps": steps} for gpu, steps in records]})
+        records = [
+            {
+                **naming(gpu),
+                "target": target,
+                "steps": list(map(planned_record, steps)),
+                "in_the_way": list(map(blocker_record, in_the_way)),
+            }
+            for gpu, steps, in_the_way in plans
+        ]
+        as_json({"plans": records})
         return 0
-    for gpu, steps in plans:
+    for gpu, steps, in_the_way in plans:
         if len(plans) > 1:
             line(f"{gpu.title}:")
         if steps:
-            line(_verdict(steps, gpu, target))
+            _print_verdict(steps, in_the_way, gpu, target)
         for number, step in enumerate(steps, 1):
             within = _("{title} (within {seconds} s)", title=step_title(step["title"]), seconds=f"{step['deadline']:g}")
             hung(f"{number:>{len(str(len(steps)))}}. ", within)
@@ -157,11 +170,28 @@ def _print_plans(gpus: Sequence[Gpu], args: Namespace, options: Options, command
     return 0
 
 
-def _verdict(steps: Sequence[Mapping[str, Any]], gpu: Gpu, target: str) -> str:
-    text = _("nothing keeps {gpu} from going to {target}", gpu=gpu.title, target=target)
-    if stops := dict.fromkeys(name for step in steps for name in step["stops"]):
+def _in_the_way(gpu: Gpu, steps: Sequence[Mapping[str, Any]], target: str, options: Options) -> list[dict[str, Any]]:
+    """Who has it open now, and is waited for or ended by these steps: what would be in the way if nobody were."""
+    if not any(step["kind"] == _AWAITS_HOLDERS for step in steps):
+        return []
+    return gpu.blockers(target, {**without(options, "wait_seconds"), "busy": ("s", "refuse")})
+
+
+def _print_verdict(
+    steps: Sequence[Mapping[str, Any]], in_the_way: Sequence[Mapping[str, Any]], gpu: Gpu, target: str
+) -> None:
+    stops = dict.fromkeys(name for step in steps for name in step["stops"])
+    if not in_the_way:
+        text = _("nothing keeps {gpu} from going to {target}", gpu=gpu.title, target=target)
+    elif any(step["ends_programs"] for step in steps):
+        text = _("{gpu} can go to {target}, which ends who has it open", gpu=gpu.title, target=target)
+    else:
+        text = _("{gpu} goes to {target} once nobody has it open any more", gpu=gpu.title, target=target)
+    if stops:
         text += _("; what it stops meanwhile: {names}", names=", ".join(stops))
-    return text
+    line(text)
+    for each in in_the_way:
+        hung("  ", reworded(str(each["text"]), [each]))
 
 
 def _or_blockers(gpu: Gpu, options: Options, args: Namespace, command: str) -> list[dict[str, Any]]:
@@ -296,7 +326,12 @@ class Switches:
             try:
                 begun.append((gpu, str(self._service.answer_allowed(message, serial).body[0])))
             except CtlError as error:
-                self._fail(gpu, self._refusal(gpu, error))
+                if not error.begun_nothing:
+                    self._fail(gpu, self._refusal(gpu, error))
+                elif begun:
+                    raise _interrupted([each for each, _switch in begun], self._again) from None
+                else:
+                    raise
         return begun
 
     def _is_joined(self, switch: Mapping[str, Any]) -> bool:
@@ -448,7 +483,8 @@ class Switches:
         if result in {"failed", "reverted"}:
             text += "\n" + to_put_right(str(outcome["reason"]), again)
         code = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
-        return CtlError(text, code, name=name)
+        error = CtlError(text, code, name=name)
+        return with_ways_out(error, self._ways_out(gpu)) if result == "reverted" else error
 
     def _fail(self, gpu: Gpu, error: CtlError, *, told: bool = False) -> None:
         """`told`: programs have heard of it already."""

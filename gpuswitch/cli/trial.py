@@ -19,7 +19,7 @@ from gpuswitch.cli.parser import terminal_columns
 from gpuswitch.cli.records import naming
 from gpuswitch.cli.switch import Switches, ask_before_a_desktop_ends, options_of
 from gpuswitch.cli.translate import _, recognized, state_word
-from gpuswitch.cli.ways_out import ways_out
+from gpuswitch.cli.ways_out import as_typed, ways_out
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Wedged
 
 _HOME, _KEEP = "h", "k"
@@ -37,7 +37,7 @@ def trial(service: Service, args: Namespace) -> int:
             args,
             begin=lambda gpu: gpu.trial(args.seconds, options),
             purpose=_("try {} on vfio"),
-            again="gpuswitchctl to-vfio {}",
+            again=as_typed(f"gpuswitchctl trial {{}} --seconds {args.seconds:g}", options),
             remark=_("not all went well"),
             ways_out=lambda gpu: ways_out(
                 [gpu], "vfio", options, f"gpuswitchctl trial {gpu.word} --seconds {args.seconds:g}"
@@ -45,7 +45,7 @@ def trial(service: Service, args: Namespace) -> int:
             blockers=lambda gpu: gpu.blockers("vfio", options),
         ).run([gpu])
     except CtlError as error:
-        if error.exit_code == EXIT_INTERRUPTED:
+        if error.exit_code == EXIT_INTERRUPTED and not error.begun_nothing:
             raise _goes_on(gpu, args.seconds) from None
         raise
     if status:

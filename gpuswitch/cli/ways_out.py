@@ -40,12 +40,12 @@ def ways_out(gpus: Sequence[Gpu], target: str, options: Options, command: str, *
             return False
 
     def typed(changed: Options) -> str:
-        return " ".join(filter(None, [_typed(command, changed), behind]))
+        return " ".join(filter(None, [as_typed(command, changed), behind]))
 
-    waits = {**_without(options, "busy"), "wait_seconds": ("u", _WAIT_SECONDS)}
+    waits = {**without(options, "busy"), "wait_seconds": ("u", _WAIT_SECONDS)}
     if helps(waits):
         yield _("or have it wait for them: {command}", command=typed(waits))
-    ends = {**_without(options, "wait_seconds"), "busy": ("s", "terminate")}
+    ends = {**without(options, "wait_seconds"), "busy": ("s", "terminate")}
     can_end = helps(ends)
     holders = [each for gpu in gpus for each in _holders(gpu)]
     services = sorted({each["unit"] for each in holders if each["unit"].endswith(".service") and not each["user_unit"]})
@@ -73,7 +73,7 @@ def _holders(gpu: Gpu) -> list[dict[str, Any]]:
         return []
 
 
-def _without(options: Options, name: str) -> dict[str, tuple[str, Any]]:
+def without(options: Options, name: str) -> dict[str, tuple[str, Any]]:
     return {key: value for key, value in options.items() if key != name}
 
 
@@ -81,7 +81,7 @@ def _units(options: Options) -> list[str]:
     return list(options["stop_units"][1]) if "stop_units" in options else []
 
 
-def _typed(command: str, options: Mapping[str, tuple[str, Any]]) -> str:
+def as_typed(command: str, options: Mapping[str, tuple[str, Any]]) -> str:
     """As it is typed: `gpuswitchctl to-vfio rtx3070 --wait 60`."""
     words = [command]
     for name, (_signature, value) in options.items():

@@ -86,3 +86,26 @@ async def test_nothing_is_offered_that_something_else_is_in_the_way_of(start: St
     assert "the display that this machine booted on" in refusal.stderr
     assert "Xorg (pid " in refusal.stderr
     assert offered(refusal) == []
+
+
+async def test_a_plan_names_who_is_waited_for_or_ended(start: Start, ctl: Ctl) -> None:
+    await start("single", config=MAY)
+    card, vfio = "geforce (0000:01:00.0)", "to vfio"
+    verdict, *held = ctl("plan", "geforce", "vfio", "--wait", "60").stdout.splitlines()
+    assert verdict == f"{card} goes {vfio} once nobody has it open any more"
+    assert [line.split()[0] for line in held if line.startswith("  ")][:2] == ["Xorg", "kwin_x11"]
+    ends = ctl("to-vfio", "geforce", "--busy", "terminate", "--dry-run").stdout.splitlines()
+    assert ends[:3] == [f"{card} can go {vfio}, which ends who has it open", *held[:2]]
+    stops = ctl("plan", "geforce", "vfio", "--stop-unit", "display-manager.service").stdout
+    assert stops.startswith(f"nothing keeps {card} from going {vfio}; what it stops meanwhile: display-manager.service")
+    [told] = json.loads(ctl("plan", "geforce", "vfio", "--wait", "60", "--json").stdout)["plans"]
+    assert [f"  {each['text']}" for each in told["in_the_way"]] == held[:2]
+
+
+async def test_who_has_waited_in_vain_is_told_what_they_typed_and_what_else_there_is(start: Start, ctl: Ctl) -> None:
+    await start("single", config=MAY)
+    failed = ctl("trial", "geforce", "--seconds", "60", "--wait", "1")
+    assert failed.returncode == 3
+    again = "gpuswitchctl trial geforce --seconds 60"
+    assert f"  put right what is named here, then: {again} --wait 1\n" in failed.stderr
+    assert f"{END}{again} --busy terminate" in offered(failed)

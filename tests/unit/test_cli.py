@@ -248,8 +248,8 @@ def test_status_tells_of_a_switch_under_way_and_of_the_last(capsys: pytest.Captu
     under_way = switch(id="1f", index=1, count=9, finished=0.0, result="")
     look.status(fixed(gpu(Switch=under_way)), PLAIN)
     assert "switch: 1f to vfio: at step 1 of 9, load vfio-pci\n" in capsys.readouterr().out
-    look.status(fixed(gpu(Switch={**under_way, "waiting_for": "blender has it open"})), PLAIN)
-    assert "at step 1 of 9, load vfio-pci; it waits: blender has it open\n" in capsys.readouterr().out
+    look.status(fixed(gpu(Switch={**under_way, "waiting_for": "blender has it open\ngimp, too"})), PLAIN)
+    assert "at step 1 of 9, load vfio-pci; it waits: blender has it open; gimp, too\n" in capsys.readouterr().out
     look.status(fixed(gpu(Switch=switch(finished=1.012, result="failed", reason="no luck"))), PLAIN)
     assert "after 12 ms: no luck\n" in capsys.readouterr().out
 

@@ -146,6 +146,8 @@ def test_of_several_the_worst_counts_and_each_is_told(capsys: pytest.CaptureFixt
         f"gpuswitchctl: cannot move {OTHER} to host (reverted): blender has it open",
         f"  {AS_BEFORE}",
         f"  put right what is named here, then: gpuswitchctl to-host {OTHER}",
+        f"  or have it wait for them: gpuswitchctl to-host {OTHER} --wait 60",
+        f"  or have them ended, and lose what they have not saved: gpuswitchctl to-host {OTHER} --busy terminate",
         "gpuswitchctl: cannot move 0000:03:00.0 to host (failed): no luck",
         "  put right what is named here, then: gpuswitchctl recover 0000:03:00.0",
     ]
