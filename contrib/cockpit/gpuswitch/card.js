@@ -2,6 +2,7 @@
 
 import { alert, button, descriptions, fill, h, label, svg } from "./elements.js";
 import { SwitchQuestion, askToCancel, askToRecover, holderItem } from "./questions.js";
+import { keyword, recognized, stepTitle } from "./sentences.js";
 import { timeline } from "./timeline.js";
 import { _, duration, format, moment, nameOf, resultOf, stateOf, statusOf } from "./words.js";
 
@@ -88,7 +89,7 @@ export class Card {
     trouble(gpu) {
         if (!gpu.Reason)
             return null;
-        return alert(["failed", "wedged"].includes(gpu.State) ? "danger" : "warning", gpu.Reason);
+        return alert(["failed", "wedged"].includes(gpu.State) ? "danger" : "warning", recognized(gpu.Reason));
     }
 
     /** How the last switch ended, where that is not as it was asked for, and not said already. */
@@ -97,7 +98,7 @@ export class Card {
             return null;
         const [result] = resultOf(last.result);
         return alert("info", format(_("The last switch, to $0, is $1"), last.target, result),
-                     ...(last.reason ? [last.reason] : []));
+                     ...(last.reason ? [recognized(last.reason)] : []));
     }
 
     /** The switch that runs, step by step. */
@@ -111,13 +112,13 @@ export class Card {
             steps.push({ index: last.index, title: last.title, status: "running", since: last.step_started });
         return h("section", {},
                  h("p", {}, format(_("Going to $0, step $1 of $2"), last.target, last.index, last.count)),
-                 last.waiting_for && h("p", { class: "lines" }, format(_("It waits for: $0"), last.waiting_for)),
+                 last.waiting_for && h("p", { class: "lines" }, format(_("It waits for: $0"), recognized(last.waiting_for))),
                  h("ol", { class: "steps" }, steps.map(step => {
                      const under = ["running", "reverting"].includes(step.status);
                      const seconds = under ? Math.max(0, Math.floor(Date.now() / 1000 - step.since)) : step.seconds;
                      return h("li", { "data-status": step.status },
                               h("span", { class: "subtle" }, statusOf(step.status)),
-                              h("span", {}, step.title),
+                              h("span", {}, stepTitle(step.title)),
                               h("span", { class: "subtle" }, duration(seconds)));
                  })));
     }
@@ -125,7 +126,7 @@ export class Card {
     descriptions(gpu) {
         const [owner, uuid] = gpu.Owner;
         const kinds = gpu.Functions.map(([address, kind, driver]) => h("li", {},
-                                                                       h("span", { class: "mono" }, address), ` ${kind}, `,
+                                                                       h("span", { class: "mono" }, address), ` ${keyword(kind)}, `,
                                                                        driver || _("no driver")));
         return descriptions([
             [_("Model"), gpu.Model !== nameOf(gpu) && gpu.Model],
@@ -134,7 +135,7 @@ export class Card {
             [_("At home"), gpu.HostDriver !== gpu.Driver && (gpu.HostDriver || _("none"))],
             [_("Functions"), h("ul", {}, kinds)],
             [_("IOMMU groups"), gpu.IommuGroups.join(", ")],
-            [_("It brings along"), gpu.Adds.join(", ")],
+            [_("It brings along"), gpu.Adds.map(recognized).join(", ")],
             [_("Owner"), owner || uuid],
             [_("Since"), gpu.StateSince > 0 && moment(gpu.StateSince)],
             [_("When the machine starts"), gpu.Managed && gpu.AtBoot],
@@ -169,7 +170,7 @@ export class Card {
             holders => fill(this.holders, holders.length > 0
                 ? h("ul", { class: "list" }, holders.map(holderItem))
                 : h("p", {}, _("Nobody."))),
-            error => fill(this.holders, alert("danger", error.message)));
+            error => fill(this.holders, alert("danger", recognized(error.message))));
     }
 }
 

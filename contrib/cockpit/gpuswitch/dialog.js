@@ -1,6 +1,7 @@
 // A question in front of the page. The browser keeps the focus in it, and Escape closes it.
 
 import { alert, button, fill, h } from "./elements.js";
+import { recognized } from "./sentences.js";
 import { _ } from "./words.js";
 
 // Whether polkit says the one or the other depends on cockpit-bridge: the one in C has it ask, the one in Python does not.
@@ -56,7 +57,7 @@ export class Dialog {
             // A button that cannot be pressed has lost the focus.
             if (document.activeElement === document.body)
                 this.confirmed.focus();
-            this.trouble.replaceChildren(alert("danger", error.message, ...hint));
+            this.trouble.replaceChildren(alert("danger", recognized(error.message), ...hint));
         });
     }
 }

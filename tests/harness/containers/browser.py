@@ -133,8 +133,20 @@ class Browser:
 
     def press(self, key: str, code: int) -> None:
         """A key on the keyboard, with the number that Windows has for it."""
+        words: dict[str, object] = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        if key == "Enter":
+            words["text"] = "\r"
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", {"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code})
+            self.call("Input.dispatchKeyEvent", {"type": kind, **words})
+
+    def type(self, text: str) -> None:
+        """Into what has the focus."""
+        self.call("Input.insertText", {"text": text})
+
+    def click(self, where: str) -> None:
+        """Click on it, once it is there."""
+        self.until(f"document.querySelector({json.dumps(where)})?.checkVisibility()")
+        self.run(f"document.querySelector({json.dumps(where)}).click()")
 
     def resize(self, width: int, height: int) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}

@@ -45,19 +45,26 @@ def find_page(cache: Cache) -> Path:
 
     with cache.lock():
         return cache.make(
-            "cockpit-page", content_key(SOURCES, PROJECT / "gpuswitch/__init__.py", Path(__file__)), build
+            "cockpit-page",
+            content_key(SOURCES, PROJECT / "gpuswitch/cli/locale", PROJECT / "gpuswitch/__init__.py", Path(__file__)),
+            build,
         )
 
 
 class Visit:
     """Somebody who has logged in, and looks at our page."""
 
-    def __init__(self, browser: Browser, user: str, *, administrator: bool = False) -> None:
-        """`administrator`: Cockpit shall make them root with the password that they log in with."""
+    def __init__(self, browser: Browser, user: str, *, administrator: bool = False, language: str = "") -> None:
+        """`administrator`: Cockpit shall make them root with the password that they log in with.
+
+        `language`: as Cockpit's own menu for that writes it down, such as `de-de`.
+        """
         self.browser = browser
         browser.open(f"http://{HOST}/")
         # The last thing that its form does when it has become ready: pkg/static/login.js, show_login.
         browser.until("document.activeElement?.id === 'login-user-input'")
+        if language:
+            browser.run(f"document.cookie = 'CockpitLang={language}; path=/'")
         wish = "any" if administrator else "none"
         browser.run(f"localStorage.setItem('superuser:{user}', '{wish}')")
         for field, text in (("login-user-input", user), ("login-password-input", PASSWORD)):
@@ -68,6 +75,14 @@ class Visit:
         self.until("page.querySelector('h1')")
         # What was said before is Cockpit's own: that nobody was logged in, to begin with.
         browser.console.clear()
+
+    def become_administrator(self) -> None:
+        """In Cockpit's own dialog, with the password."""
+        self.browser.click("#super-user-indicator button")
+        self.browser.until("document.activeElement?.matches('[role=dialog] input[type=password]')")
+        self.browser.type(PASSWORD)
+        self.browser.press("Enter", 13)
+        self.browser.until("!document.querySelector('[role=dialog]')")
 
     def run(self, script: str) -> Any:
         """The value of an expression in which `page` is the document of our page."""
