@@ -310,6 +310,37 @@ def test_a_failure_is_told_and_a_service_that_is_not_there(start: Start, page: P
         nothing_is_wrong(browser)
 
 
+def test_a_trial_is_begun_counted_down_and_kept(start: Start, page: Path) -> None:
+    machine = start()
+    with Browser(machine) as browser:
+        visit = Visit(browser, MAX)
+        ask(visit, "trial")
+        visit.click("dialog input[value='1800']")
+        picture(browser, "try")
+        assert visit.barriers(page) == []
+        agree(visit)
+        until_card(visit, "vfio")
+        visit.until_text("A trial: it goes home by itself in ", CARD)
+        assert visit.run(f"page.querySelector('{CARD} [data-action=trial]').hidden")
+        picture(browser, "trial")
+        assert visit.barriers(page) == []
+
+        visit.click(f"{CARD} [data-action=keep]")
+        visit.until(f"page.querySelector('{CARD} [data-action=keep]').hidden")
+        assert "A trial" not in visit.text(CARD)
+        assert (prop(machine, "State"), prop(machine, "TrialEnds")) == ("vfio", 0)
+
+        # A trial of somebody else is counted down as well, and brought home before it is over.
+        ctl(machine, f"to-host {GPU}")
+        ctl(machine, f"trial {GPU} --seconds 600 --yes")
+        visit.until_text("A trial: it goes home by itself in ", CARD)
+        ask(visit, "host")
+        agree(visit)
+        until_card(visit, "host")
+        assert "A trial" not in visit.text(CARD)
+        nothing_is_wrong(browser)
+
+
 def test_the_page_speaks_the_language_of_who_is_logged_in(start: Start, page: Path) -> None:
     """And says what the service tells in English in that language, too."""
     machine = start(config=SINGLE, scenario="single")

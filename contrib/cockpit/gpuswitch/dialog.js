@@ -7,6 +7,14 @@ import { _ } from "./words.js";
 // Whether polkit says the one or the other depends on cockpit-bridge: the one in C has it ask, the one in Python does not.
 const DENIED = ["org.gpuswitch1.Error.NotAuthorized", "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"];
 
+/** Why something that was asked for is refused, and what to do about that. */
+export function refusal(error) {
+    const hint = DENIED.includes(error.name)
+        ? [_("Administrators: turn on \"Administrative access\" at the top of Cockpit, which asks for your password.")]
+        : [];
+    return alert("danger", recognized(error.message), ...hint);
+}
+
 let count = 0;
 
 /** One that is open from the start; `confirm()` gives a promise: the dialog closes when that is kept, else says why not. */
@@ -51,13 +59,10 @@ export class Dialog {
         this.confirmed.disabled = true;
         confirm().then(() => this.element.close(), error => {
             this.confirmed.disabled = false;
-            const hint = DENIED.includes(error.name)
-                ? [_("Administrators: turn on \"Administrative access\" at the top of Cockpit, which asks for your password.")]
-                : [];
             // A button that cannot be pressed has lost the focus.
             if (document.activeElement === document.body)
                 this.confirmed.focus();
-            this.trouble.replaceChildren(alert("danger", recognized(error.message), ...hint));
+            this.trouble.replaceChildren(refusal(error));
         });
     }
 }

@@ -27,12 +27,6 @@ function examined(error) {
     }
 }
 
-/** When the machine was started, in seconds since the epoch: proc_stat(5). */
-export async function bootTime() {
-    const text = await cockpit.spawn(["cat", "/proc/stat"]);
-    return Number(text.match(/^btime ([0-9]+)$/m)[1]);
-}
-
 /** Two buttons, and below them what came of it. */
 export class MachineTools {
     constructor() {

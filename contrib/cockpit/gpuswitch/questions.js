@@ -9,6 +9,7 @@ const DESKTOPS = ["display-manager", "gdm", "gdm3", "greetd", "lightdm", "lxdm",
         .map(name => `${name}.service`);
 
 const WAIT_SECONDS = 60;
+const TRIALS = [60, 300, 1800];
 const BUSY = [
     ["", _("as the configuration says")],
     ["wait", _("wait for them, a minute at most")],
@@ -29,15 +30,21 @@ export function holderItem(holder) {
              holder.remedy && h("p", { class: "subtle lines" }, sentence({ text: holder.remedy, ...holder.words.remedy })));
 }
 
-/** The question before a switch. */
+/** The question before a switch; `trial`: it goes home by itself after a while. */
 export class SwitchQuestion {
-    constructor(service, path, target) {
+    constructor(service, path, target, { trial = false } = {}) {
         this.service = service;
         this.path = path;
         this.target = target;
         const name = nameOf(service.gpus.get(path));
-        const title = target === "vfio" ? _("Give $0 to virtual machines") : _("Bring $0 home to the host");
-        this.dialog = new Dialog(format(title, name), _("Switch"), () => service.move(path, target, this.options()));
+        if (trial) {
+            this.seconds = this.makeSeconds();
+            this.dialog = new Dialog(format(_("Try $0 on vfio"), name), _("Try out"), () =>
+                service.trial(path, Number(this.seconds.querySelector("input:checked").value), this.options()));
+        } else {
+            const title = target === "vfio" ? _("Give $0 to virtual machines") : _("Bring $0 home to the host");
+            this.dialog = new Dialog(format(title, name), _("Switch"), () => service.move(path, target, this.options()));
+        }
         // Whoever has the focus on a choice keeps it while all around is looked at anew: choices stay in their place.
         this.above = h("div", { class: "stack" });
         this.choice = this.makeChoice();
@@ -45,7 +52,7 @@ export class SwitchQuestion {
         this.unitChoice = h("fieldset", { hidden: true, onchange: () => this.look() },
                             h("legend", {}, _("Stop these units first")));
         this.below = h("div", { class: "stack" });
-        this.dialog.show([this.above, this.choice, this.unitChoice, this.below], { ready: false });
+        this.dialog.show([this.seconds, this.above, this.choice, this.unitChoice, this.below], { ready: false });
         this.look();
     }
 
@@ -60,6 +67,14 @@ export class SwitchQuestion {
         if (units.length > 0)
             options.stop_units = { t: "as", v: units };
         return options;
+    }
+
+    makeSeconds() {
+        return h("fieldset", {},
+                 h("legend", {}, _("Then it goes home by itself after")),
+                 TRIALS.map((seconds, index) => h("label", {},
+                                                  h("input", { type: "radio", name: "seconds", value: seconds, checked: index === 0 }),
+                                                  ` ${duration(seconds)}`)));
     }
 
     makeChoice() {

@@ -2,6 +2,7 @@
 
 /* global cockpit */
 
+import { now } from "./clock.js";
 import { _ } from "./words.js";
 
 export const NAME = "org.gpuswitch1";
@@ -134,10 +135,10 @@ export class Service {
         let finished = false;
         if (iface === PROPERTIES && values[0] === GPU && this.gpus.has(path)) {
             const before = this.gpus.get(path);
-            const now = { ...before, ...plain(values[1]) };
-            this.gpus.set(path, now);
+            const after = { ...before, ...plain(values[1]) };
+            this.gpus.set(path, after);
             // Moved by somebody else, it is in the history, too.
-            finished = now.State !== before.State;
+            finished = after.State !== before.State;
         } else if (iface === OBJECTS && member === "InterfacesAdded" && GPU in values[1]) {
             this.gpus.set(values[0], plain(values[1][GPU]));
         } else if (iface === OBJECTS && member === "InterfacesRemoved" && values[1].includes(GPU)) {
@@ -156,7 +157,7 @@ export class Service {
         if (this.steps.get(path)?.id !== id)
             this.steps.set(path, { id, count, list: new Map() });
         const { list } = this.steps.get(path);
-        list.set(index, { index, title, status, seconds, since: Date.now() / 1000 });
+        list.set(index, { index, title, status, seconds, since: now() });
     }
 
     // Calls: each gives a promise; an error has a `message`, one sentence or a line for each reason, and the D-Bus `name`.
@@ -173,6 +174,11 @@ export class Service {
 
     move(path, target, options) {
         return this.ask(path, GPU, target === "vfio" ? "ToVfio" : "ToHost", "a{sv}", options);
+    }
+
+    /** To vfio, and home by itself so many seconds after it came there. */
+    trial(path, seconds, options) {
+        return this.ask(path, GPU, "Trial", "da{sv}", seconds, options);
     }
 
     recover(path) {
