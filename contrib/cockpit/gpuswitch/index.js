@@ -31,7 +31,13 @@ function start() {
         }
     }
 
-    function changed({ finished }) {
+    function changed({ finished, only }) {
+        if (only !== undefined) {
+            cards.get(only)?.render();
+            if (finished)
+                history.read();
+            return;
+        }
         fill(told, state(service));
         again.hidden = service.status !== "absent";
         history.element.hidden = service.status === "absent";

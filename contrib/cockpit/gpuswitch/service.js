@@ -32,7 +32,8 @@ export function plain(value) {
  * `status`: `connecting`, `ready`, `stopped` (it was there, and is not now; what is known of GPUs is as it was last),
  * `absent` (nothing brings it on this machine, or it does not start; `problem` says why, as the bus or Cockpit does).
  * `gpus`: the properties of each GPU, by the path of its object. `steps`: of each, what is known of its last switch.
- * `changed()` is called after each change, with `finished` true where the history has grown.
+ * `changed()` is called after each change, with `finished` true where the history has grown, and with `only`, the path of
+ * a GPU, where nothing of any other has changed.
  *
  * All that is asked goes to the unique name that the service has on the bus: a call to its own name would start it, also
  * where somebody has just stopped it. Only `open` starts it.
@@ -133,6 +134,7 @@ export class Service {
 
     heard(path, iface, member, values) {
         let finished = false;
+        let only = path;
         if (iface === PROPERTIES && values[0] === GPU && this.gpus.has(path)) {
             const before = this.gpus.get(path);
             const after = { ...before, ...plain(values[1]) };
@@ -141,8 +143,10 @@ export class Service {
             finished = after.State !== before.State;
         } else if (iface === OBJECTS && member === "InterfacesAdded" && GPU in values[1]) {
             this.gpus.set(values[0], plain(values[1][GPU]));
+            only = undefined;
         } else if (iface === OBJECTS && member === "InterfacesRemoved" && values[1].includes(GPU)) {
             this.gpus.delete(values[0]);
+            only = undefined;
         } else if (iface === GPU && member === "StepChanged") {
             this.step(path, ...values);
         } else if (iface === GPU && member === "SwitchFinished") {
@@ -150,7 +154,7 @@ export class Service {
         } else {
             return;
         }
-        this.changed({ finished });
+        this.changed({ finished, only });
     }
 
     step(path, id, index, count, kind, title, status, seconds) {
