@@ -10,7 +10,6 @@ import itertools
 import os
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -68,9 +67,9 @@ def measure(release: str, gpus: int) -> Iterator[Row]:
         # without Cockpit's own pages around it, which do something all the time
         browser.open(ALONE)
         browser.until(f"document.querySelectorAll('article').length === {gpus}")
-        time.sleep(SETTLE_SECONDS)
+        rest(browser, SETTLE_SECONDS)
         before = work(browser)
-        time.sleep(REST_SECONDS)
+        rest(browser, REST_SECONDS)
         after = work(browser)
         for name in ("ScriptDuration", "TaskDuration"):
             yield Row(f"alone, at rest for {REST_SECONDS} s: {name}", text(after[name] - before[name]), "0")
@@ -85,6 +84,11 @@ def load(visit: Visit, gpus: int) -> tuple[float, float]:
     cards = f"page.querySelectorAll('article').length === {gpus}"
     shown = visit.until(f"!window.former && {cards} && page.defaultView.performance.now()")
     return visit.until(f"page.defaultView.{_PAINT}") / 1000, shown / 1000
+
+
+def rest(browser: Browser, seconds: float) -> None:
+    """As long as that by the browser's own clock; nothing is asked of it meanwhile."""
+    browser.run(f"new Promise(done => setTimeout(done, {seconds * 1000}))")
 
 
 def work(browser: Browser) -> dict[str, float]:

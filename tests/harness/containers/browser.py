@@ -161,7 +161,9 @@ class Browser:
         self._call("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": folder}, None)
 
     def screenshot(self, file: Path) -> None:
-        data = self.call("Page.captureScreenshot", {"format": "png"})["data"]
+        """As its suffix says: .png, or .webp, which is smaller and not exact."""
+        words = {"format": "webp", "quality": 60} if file.suffix == ".webp" else {"format": "png"}
+        data = self.call("Page.captureScreenshot", words)["data"]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(base64.b64decode(data))
 
