@@ -334,6 +334,12 @@ def test_a_trial_is_begun_counted_down_and_kept(start: Start, page: Path) -> Non
         ctl(machine, f"to-host {GPU}")
         ctl(machine, f"trial {GPU} --seconds 600 --yes")
         visit.until_text("A trial: it goes home by itself in ", CARD)
+        with Browser(machine) as another:
+            stranger = Visit(another, KIM)
+            stranger.click(f"{CARD} [data-action=keep]")
+            stranger.until_text('turn on "Administrative access"', CARD)
+            assert prop(machine, "TrialEnds") > 0
+            nothing_is_wrong(another)
         ask(visit, "host")
         agree(visit)
         until_card(visit, "host")
