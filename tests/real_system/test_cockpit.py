@@ -433,6 +433,18 @@ def in_node(script: str) -> Any:
     return json.loads(subprocess.run(node, input=script, check=True, capture_output=True, text=True).stdout)
 
 
+def test_time_goes_by_the_clock_of_the_machine() -> None:
+    """Whatever the browser's says: here that it is 1970."""
+    require_tools("cockpit")
+    script = f"""
+        import {{ now, readClock }} from "{PROJECT}/contrib/cockpit/gpuswitch/clock.js";
+        Date.now = () => 7000;
+        globalThis.cockpit = {{ spawn: async () => "cpu 1 2\\nbtime 1000\\nprocesses 9\\n5.50 3.00\\n" }};
+        console.log(JSON.stringify([now(), await readClock(), now()]));
+    """
+    assert in_node(script) == [7, 1000, 1005.5]
+
+
 RECOGNIZED = [
     "",
     "the card is hot",
