@@ -351,7 +351,8 @@ def test_the_page_speaks_the_language_of_who_is_logged_in(start: Start, page: Pa
     """And says what the service tells in English in that language, too."""
     machine = start(config=SINGLE, scenario="single")
     with Browser(machine) as browser:
-        visit = Visit(browser, ADA, administrator=True, language="de-de")
+        visit = Visit(browser, ADA, administrator=True)
+        visit.speak("de-de")
         visit.until_text("auf dem Host", CARD)
         ask(visit, "vfio")
         asked = visit.text("dialog")
@@ -365,8 +366,12 @@ def test_the_page_speaks_the_language_of_who_is_logged_in(start: Start, page: Pa
         visit.until_text("In Ordnung: ", "#doctor")
         assert "die IOMMU ist aus" in visit.text("#doctor")
         assert visit.run("page.documentElement.lang").startswith("de")
+        for language, words in (("zh-cn", "在主机上"), ("fr-fr", "sur l'hôte"), ("it-it", "on the host")):
+            visit.speak(language)
+            visit.until_text(words, CARD)
         # its name in the menu of Cockpit
-        browser.until("document.querySelector('a[href=\"/gpuswitch\"]')?.innerText.trim() === 'GPUs'")
+        visit.speak("zh-cn")
+        browser.until("document.querySelector('a[href=\"/gpuswitch\"]')?.innerText.trim() === 'GPU'")
         nothing_is_wrong(browser)
 
 

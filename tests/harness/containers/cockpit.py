@@ -54,17 +54,12 @@ def find_page(cache: Cache) -> Path:
 class Visit:
     """Somebody who has logged in, and looks at our page."""
 
-    def __init__(self, browser: Browser, user: str, *, administrator: bool = False, language: str = "") -> None:
-        """`administrator`: Cockpit shall make them root with the password that they log in with.
-
-        `language`: as Cockpit's own menu for that writes it down, such as `de-de`.
-        """
+    def __init__(self, browser: Browser, user: str, *, administrator: bool = False) -> None:
+        """`administrator`: Cockpit shall make them root with the password that they log in with."""
         self.browser = browser
         browser.open(f"http://{HOST}/")
         # The last thing that its form does when it has become ready: pkg/static/login.js, show_login.
         browser.until("document.activeElement?.id === 'login-user-input'")
-        if language:
-            browser.run(f"document.cookie = 'CockpitLang={language}; path=/'")
         wish = "any" if administrator else "none"
         browser.run(f"localStorage.setItem('superuser:{user}', '{wish}')")
         for field, text in (("login-user-input", user), ("login-password-input", PASSWORD)):
@@ -75,6 +70,11 @@ class Visit:
         self.until("page.querySelector('h1')")
         # What was said before is Cockpit's own: that nobody was logged in, to begin with.
         browser.console.clear()
+
+    def speak(self, language: str) -> None:
+        """Choose it, such as `de-de`: Cockpit's own menu for that leaves this cookie, and loads all anew."""
+        self.browser.run(f"document.cookie = 'CockpitLang={language}; path=/'")
+        self.browser.call("Page.reload")
 
     def become_administrator(self) -> None:
         """In Cockpit's own dialog, with the password."""
