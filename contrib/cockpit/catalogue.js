@@ -27,7 +27,7 @@ function locale(language, entries) {
 
 /**
  * The script for the page in this language: its own texts, from `page`, and the sentences of the service, from the
- * catalogue of the command. Bridges before 300 have the shell load it, too, with those of all other pages.
+ * catalogue of the command. The shell of Cockpit 287 loads it, too, with those of all other pages.
  */
 export function scriptOfPage(language, page, command) {
     // The doctor says in words of the command what cannot be done.
