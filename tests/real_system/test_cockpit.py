@@ -325,8 +325,10 @@ def test_a_trial_is_begun_counted_down_and_kept(start: Start, page: Path) -> Non
         picture(browser, "trial")
         assert visit.barriers(page) == []
 
-        visit.click(f"{CARD} [data-action=keep]")
+        press(visit, f"{CARD} [data-action=keep]", "Enter", 13)
         visit.until(f"page.querySelector('{CARD} [data-action=keep]').hidden")
+        # who has no mouse is at the next button then
+        assert visit.run("page.activeElement.dataset.action") == "host"
         assert "A trial" not in visit.text(CARD)
         assert (prop(machine, "State"), prop(machine, "TrialEnds")) == ("vfio", 0)
 
@@ -340,10 +342,12 @@ def test_a_trial_is_begun_counted_down_and_kept(start: Start, page: Path) -> Non
             stranger.until_text('turn on "Administrative access"', CARD)
             assert prop(machine, "TrialEnds") > 0
             nothing_is_wrong(another)
-        ask(visit, "host")
+        press(visit, f"{CARD} [data-action=host]", "Enter", 13)
+        visit.until("page.querySelector('dialog summary')")
         agree(visit)
         until_card(visit, "host")
         assert "A trial" not in visit.text(CARD)
+        visit.until("page.activeElement.dataset.action === 'vfio'")
         nothing_is_wrong(browser)
 
 

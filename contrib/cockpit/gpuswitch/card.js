@@ -2,7 +2,7 @@
 
 import { now } from "./clock.js";
 import { refusal } from "./dialog.js";
-import { alert, button, descriptions, fill, h, label, svg } from "./elements.js";
+import { alert, button, descriptions, fill, h, keepFocus, label, svg } from "./elements.js";
 import { SwitchQuestion, askToCancel, askToRecover, holderItem } from "./questions.js";
 import { keyword, recognized, stepTitle } from "./sentences.js";
 import { timeline } from "./timeline.js";
@@ -70,12 +70,15 @@ export class Card {
         if (anew && this.opened.open)
             this.lookForHolders();
         const { vfio, trial: tryOut, keep, host, recover, cancel } = this.buttons;
+        const focused = Object.values(this.buttons).find(each => each === document.activeElement);
         vfio.hidden = running || !MOVES.vfio.includes(gpu.State);
         tryOut.hidden = running || !MOVES.trial.includes(gpu.State);
         keep.hidden = running || !trial;
         host.hidden = running || !MOVES.host.includes(gpu.State);
         recover.hidden = running || !["failed", "unknown"].includes(gpu.State);
         cancel.hidden = !running || gpu.State === "recovering";
+        if (focused)
+            keepFocus(focused);
         for (const each of Object.values(this.buttons))
             each.disabled = !usable;
         // What waits for whoever has it open counts no more.

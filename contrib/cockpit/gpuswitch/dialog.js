@@ -1,6 +1,6 @@
 // A question in front of the page. The browser keeps the focus in it, and Escape closes it.
 
-import { alert, button, fill, h } from "./elements.js";
+import { alert, button, fill, h, keepFocus } from "./elements.js";
 import { recognized } from "./sentences.js";
 import { _ } from "./words.js";
 
@@ -30,6 +30,7 @@ export class Dialog {
                          this.body,
                          h("footer", { class: "pf-v6-c-modal-box__footer bar" },
                            this.confirmed, button(_("Close"), "secondary", () => this.element.close(), { autofocus: true })));
+        this.before = document.activeElement;
         document.body.append(this.element);
         this.element.showModal();
     }
@@ -40,6 +41,7 @@ export class Dialog {
 
     closed() {
         this.element.remove();
+        keepFocus(this.before);
     }
 
     /** What it shows, below what went wrong; the rest as `allow`. */
