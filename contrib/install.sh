@@ -65,9 +65,11 @@ file|docs/man/org.gpuswitch1.5|$PREFIX/share/man/man5/org.gpuswitch1.5
 EOF
 }
 
-# page_files DIR: those of the page for Cockpit, which looks for it in both places; nothing without a DIR.
+# page_files DIR: those of the page for Cockpit, which looks for it in both places, and the entry in a desktop's menu that
+# opens it; nothing without a DIR.
 page_files() {
     [ -n "$1" ] || return 0
+    printf 'file|contrib/desktop/gpuswitch.desktop|%s\n' "$base/share/applications/gpuswitch.desktop"
     for file in "$1"/*; do
         printf 'copy|%s|%s\n' "$file" "$base/share/cockpit/gpuswitch/$(basename "$file")"
     done

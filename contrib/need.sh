@@ -36,6 +36,7 @@ man-db|command -v man
 groff-base|command -v groff
 mandoc|command -v mandoc
 jq|command -v jq
+desktop-file-utils|command -v desktop-file-validate
 EOF
         ;;
     dbus-daemon) ;; # what `test` needs is enough

@@ -1,4 +1,6 @@
-"""Write gpuswitch/cli/locale/: what is translated, and in each catalogue what is new. `... [FOLDER]`: write it there.
+"""Write gpuswitch/cli/locale/ and contrib/cockpit/po/: what is translated, and in each catalogue what is new.
+
+`... [FOLDER]`: write it there.
 
 Translations stay; what nobody says any more goes. An empty msgstr waits for somebody who knows the language.
 """
@@ -6,6 +8,8 @@ Translations stay; what nobody says any more goes. An empty msgstr waits for som
 from __future__ import annotations
 
 import ast
+import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +17,8 @@ from pathlib import Path
 from gpuswitch.cli.translate import DOMAIN, read
 
 ROOT = Path(__file__).parents[1]
-LOCALE = ROOT / "gpuswitch" / "cli" / "locale"
+LOCALE = Path("gpuswitch/cli/locale")
+PAGE = Path("contrib/cockpit")
 LANGUAGES = {"de": "German", "fr": "French", "zh_CN": "Chinese (simplified)"}
 SAYING = frozenset({"Sentence", "template", "_", "ngettext", "mark", "marks"})
 """What is called with texts that are translated."""
@@ -26,6 +31,9 @@ ARGPARSE = (
     "argument %(argument_name)s: %(message)s",
 )
 """The words of argparse that people meet here: of what was typed wrongly, gpuswitch/cli/usage.py has its own."""
+_LITERAL = r'"(?:[^"\\]|\\.)*"'
+_PAGE_SAYS = re.compile(rf"\b_\(\s*({_LITERAL}(?:\s*\+\s*{_LITERAL})*)\s*\)")
+"""A text in the JavaScript of the page for Cockpit; one that is long is put together of several literals."""
 
 
 def texts(source: str) -> Iterator[str]:
@@ -51,10 +59,27 @@ def messages(package: Path = ROOT / "gpuswitch") -> dict[str, list[str]]:
     return found
 
 
-def catalogue(found: Mapping[str, list[str]], known: Mapping[str, str], language: str) -> str:
+def page_texts(source: str) -> Iterator[str]:
+    """All texts in a script of the page for Cockpit that are translated, in order."""
+    for said in _PAGE_SAYS.finditer(source):
+        yield "".join(json.loads(each) for each in re.findall(_LITERAL, said[1]))
+
+
+def page_messages(page: Path = ROOT / PAGE / "gpuswitch") -> dict[str, list[str]]:
+    """Each text of the page for Cockpit that is translated, with the files that have it."""
+    manifest = page / "manifest.json"
+    found = {json.loads(manifest.read_text(encoding="utf-8"))["menu"]["index"]["label"]: [manifest.name]}
+    for path in sorted(page.glob("*.js")):
+        for text in page_texts(path.read_text(encoding="utf-8")):
+            files = found.setdefault(text, [])
+            files += [name for name in [path.name] if name not in files]
+    return found
+
+
+def catalogue(found: Mapping[str, list[str]], known: Mapping[str, str], language: str, of: str = "gpuswitchctl") -> str:
     """A catalogue with these texts, and the translations that are known; no language: the template of catalogues."""
     head = [
-        f"# {LANGUAGES.get(language, 'Words')} of gpuswitchctl. `make docs` puts new texts in.",
+        f"# {LANGUAGES.get(language, 'Words')} of {of}. `make docs` puts new texts in.",
         'msgid ""',
         'msgstr ""',
         *map(_quoted, ("MIME-Version: 1.0\n", "Content-Type: text/plain; charset=UTF-8\n", f"Language: {language}\n")),
@@ -67,15 +92,21 @@ def catalogue(found: Mapping[str, list[str]], known: Mapping[str, str], language
     return "\n\n".join(entries) + "\n"
 
 
-def files(folder: Path = LOCALE) -> Mapping[Path, str]:
+def files(folder: Path = ROOT) -> Mapping[Path, str]:
     """What is to stand in each file of the folder."""
-    found = messages()
-    written = {folder / f"{DOMAIN}.pot": catalogue(found, {}, "")}
+    command, page = messages(), page_messages()
+    written = {folder / LOCALE / f"{DOMAIN}.pot": catalogue(command, {}, "")}
     for language in LANGUAGES:
         path = LOCALE / language / f"{DOMAIN}.po"
-        known = read(path.read_text(encoding="utf-8")) if path.exists() else {}
-        written[folder / path.relative_to(LOCALE)] = catalogue(found, known, language)
+        written[folder / path] = catalogue(command, _known(path), language)
+        path = PAGE / "po" / f"{language}.po"
+        written[folder / path] = catalogue(page, _known(path), language, "the page for Cockpit")
     return written
+
+
+def _known(path: Path) -> Mapping[str, str]:
+    """The translations that are in this catalogue now."""
+    return read((ROOT / path).read_text(encoding="utf-8")) if (ROOT / path).exists() else {}
 
 
 def _without_fields(text: str) -> str:
@@ -96,7 +127,7 @@ def _quoted(text: str) -> str:
 
 
 def main() -> None:
-    for path, text in files(Path(sys.argv[1]) if sys.argv[1:] else LOCALE).items():
+    for path, text in files(Path(sys.argv[1]) if sys.argv[1:] else ROOT).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 

@@ -1,4 +1,5 @@
-// Makes the files that Cockpit serves out of gpuswitch/: one script and one style sheet, both small and compressed.
+// Makes the files that Cockpit serves out of gpuswitch/: one script and one style sheet, both small and compressed, and
+// for each language the words.
 //
 //     node build.js TOOLS FOLDER
 //
@@ -6,9 +7,10 @@
 
 import { copyFileSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { dirname, join, resolve } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
+import { readCatalogue, scriptOfMenu, scriptOfPage } from "./catalogue.js";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const [tools, folder] = process.argv.slice(2).map(each => resolve(each));
@@ -41,6 +43,7 @@ if (built.warnings.length > 0)
     process.exit(1);
 
 const used = readdirSync(page).filter(name => /\.(js|html)$/.test(name)).map(name => join(page, name));
+const files = [];
 for (const { path, text } of built.outputFiles) {
     let content = text;
     if (path.endsWith(".css")) {
@@ -53,8 +56,20 @@ for (const { path, text } of built.outputFiles) {
         });
         content = purged.css;
     }
-    // As Cockpit's own pages have it: its bridge finds `index.js` in `index.js.gz`, and unpacks it where it has to.
-    writeFileSync(`${path}.gz`, gzipSync(content, { level: 9 }));
+    files.push([path, content]);
 }
+
+const menu = JSON.parse(readFileSync(join(page, "manifest.json"), "utf8")).menu.index.label;
+for (const name of readdirSync(join(here, "po"))) {
+    const language = basename(name, ".po");
+    const own = readCatalogue(readFileSync(join(here, "po", name), "utf8"));
+    const command = join(here, "../../gpuswitch/cli/locale", language, "gpuswitch.po");
+    files.push([join(folder, `po.${language}.js`), scriptOfPage(language, own, readCatalogue(readFileSync(command, "utf8")))]);
+    files.push([join(folder, `po.manifest.${language}.js`), scriptOfMenu(language, own, menu)]);
+}
+
+// As Cockpit's own pages have it: its bridge finds `index.js` in `index.js.gz`, and unpacks it where it has to.
+for (const [path, content] of files)
+    writeFileSync(`${path}.gz`, gzipSync(content, { level: 9 }));
 for (const name of COPIED)
     copyFileSync(join(page, name), join(folder, name));

@@ -23,4 +23,5 @@ if ! cmp -s "$here/package-lock.json" "$tools/installed.json"; then
 fi
 node "$here/build.js" "$tools" "$folder"
 cd "$project"
-sha256sum contrib/cockpit/*.* contrib/cockpit/gpuswitch/* gpuswitch/__init__.py >"$folder/.sources"
+sha256sum contrib/cockpit/*.* contrib/cockpit/gpuswitch/* contrib/cockpit/po/* gpuswitch/__init__.py \
+    gpuswitch/cli/locale/*/gpuswitch.po >"$folder/.sources"

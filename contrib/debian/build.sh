@@ -40,12 +40,14 @@ if [ -e $page/manifest.json ]; then
     sha256sum --check --status $page/.sources 2>/dev/null ||
         die "$page was built from other sources than are here; run 'make cockpit', or remove it"
     cp -a --parents $page "$tree/gpuswitch"
+    overrides="${overrides:-} contrib/debian/page.lintian-overrides"
 fi
 cd "$tree/gpuswitch"
 find . -name __pycache__ -type d -prune -exec rm -rf {} +
 cp -a contrib/debian debian
-rm debian/build.sh debian/program.sh debian/control.in debian/bundled.lintian-overrides
-[ -z "${overrides:-}" ] || cp "$overrides" debian/gpuswitch.lintian-overrides
+rm debian/build.sh debian/program.sh debian/control.in debian/*.lintian-overrides
+# shellcheck disable=SC2086 # one word for each file
+[ -z "${overrides:-}" ] || cat $overrides >debian/gpuswitch.lintian-overrides
 sed "s/@ARCHITECTURE@/$architecture/; s/@BUILD_DEPENDS@/$build_depends/; s/@DEPENDS@/$depends/" \
     contrib/debian/control.in >debian/control
 cat >debian/changelog <<END

@@ -1,7 +1,4 @@
-"""A service with many GPUs: eight that move at once beside one, and what 128 take.
-
-As a program, `python -m tests.bench.many COUNT OPTION...`: a gpuswitchd whose simulated `server` has so many GPUs.
-"""
+"""A service with many GPUs: eight that move at once beside one, and what 128 take."""
 
 from __future__ import annotations
 
@@ -10,35 +7,20 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from jeepney import DBusAddress, HeaderFields, MessageType, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
-from gpuswitch import service
-from gpuswitch.host.simulated import catalogue as parts
-from gpuswitch.host.simulated.catalogue import NVIDIA, Slot, port
-from gpuswitch.host.simulated.host import SimulatedHost
-from gpuswitch.host.simulated.scenarios import SCENARIOS, boot
 from tests.bench import here
 from tests.bench.builds import DEVELOPED, Build
 from tests.bench.here import GPU
 from tests.bench.table import Row, megabytes, text
+from tests.harness.containers.inside import server
 
 FEW, MANY = 16, 128
 SLOW = ("unbind=0.5s", "unload=0.5s", "probe=0.5s")
 """What a kernel takes its time for."""
-
-
-def server(gpus: int) -> SimulatedHost:
-    """So many data centre GPUs, each in a domain of its own: `0001:01:00.0` and so on."""
-    devices = []
-    for number in range(1, gpus + 1):
-        root = f"{number:04x}:00:01.0"
-        slot = Slot(f"{number:04x}:01:00", 1000 + number, root)
-        devices += [port(root, number), slot.function(0, NVIDIA, 0x20F1, parts.DISPLAY_3D, "GA100 [A100 PCIe 40GB]")]
-    return boot(devices)
 
 
 @dataclass(frozen=True)
@@ -49,7 +31,7 @@ class _Many(Build):
 
     def command(self, name: str) -> list[str]:
         assert name == "gpuswitchd"
-        return [str(self.python), "-E", "-m", "tests.bench.many", str(self.gpus)]
+        return [str(self.python), "-E", "-m", server.__name__, str(self.gpus)]
 
 
 def measure() -> Iterator[Row]:
@@ -126,15 +108,3 @@ def _answers(connection: DBusConnection, serials: Sequence[int]) -> list[tuple[A
                 sys.exit(f"cannot measure many GPUs: one says {message.body}")
             found[serial] = message.body
     return [found[serial] for serial in serials]
-
-
-def main() -> int:
-    """Run the service; returns its exit status."""
-    count, *options = sys.argv[1:]
-    assert isinstance(SCENARIOS, dict)
-    SCENARIOS["server"] = partial(server, int(count))
-    return service.main(options)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

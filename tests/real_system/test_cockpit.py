@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpuswitch import __version__
+from gpuswitch.api.encoders import sentence_values
+from gpuswitch.cli.translate import read, recognized, reworded, speak, step_title
+from gpuswitch.sentence import Sentence, fields, filled
 from tests.harness.containers.browser import PHONE, Browser
 from tests.harness.containers.cockpit import Visit, find_cockpit, find_page
 from tests.harness.containers.container import Container
@@ -31,6 +35,7 @@ SOUND = "0000:01:00.1"
 CARD = f'[data-gpu="{GPU}"]'
 HERE = ("http://localhost:9090/", "ws://localhost:9090/", "data:", "blob:")
 SINGLE = f'[[gpu]]\naddress = "{GPU}"\nname = "screen"\nallow_boot_display = true\n'
+INSTALLED = "$(echo /usr/local/lib/gpuswitch/current/lib/python*/site-packages)"
 GENTLE = "[defaults]\nreset_on_failure = false\nrescan_on_failure = false\n"
 
 Start = Callable[..., Container]
@@ -267,11 +272,17 @@ def test_a_refusal_names_who_is_in_the_way_and_a_stranger_may_only_look(start: S
 def test_a_failure_is_told_and_a_service_that_is_not_there(start: Start, page: Path) -> None:
     machine = start(*(f"probe@{SOUND}#{nth}=EINVAL" for nth in (1, 2, 3)), config=GENTLE)
     with Browser(machine) as browser:
-        visit = Visit(browser, ADA, administrator=True)
+        visit = Visit(browser, ADA)
         until_card(visit, "host")
+        ask(visit, "vfio")
+        visit.click("[data-action=confirm]")
+        visit.until_text('turn on "Administrative access"', "dialog")
+        close(visit)
+        visit.become_administrator()
         ask(visit, "vfio")
         agree(visit)
         until_card(visit, "failed")
+        assert "may not" not in visit.text(CARD)
         reason = prop(machine, "Reason").splitlines()[0]
         visit.until(f"page.querySelector('{CARD} [role=alert]').innerText.includes({reason!r})")
         visit.click("#history [data-entry]")
@@ -289,8 +300,82 @@ def test_a_failure_is_told_and_a_service_that_is_not_there(start: Start, page: P
         visit.until_text("The service gpuswitchd is not there.")
         picture(browser, "absent")
         assert visit.barriers(page) == []
+        # It comes back as another version.
+        machine.sh(f"sed -i 's/^__version__ = .*/__version__ = \"99.1\"/' {INSTALLED}/gpuswitch/__init__.py")
         machine.sh("systemctl unmask --runtime gpuswitchd; systemctl start gpuswitchd")
         until_card(visit, "host")
+        visit.until_text(f"The service is version 99.1, and this page was made for {__version__}.")
+        picture(browser, "version")
+        assert visit.barriers(page) == []
+        nothing_is_wrong(browser)
+
+
+def test_a_trial_is_begun_counted_down_and_kept(start: Start, page: Path) -> None:
+    machine = start()
+    with Browser(machine) as browser:
+        visit = Visit(browser, MAX)
+        ask(visit, "trial")
+        visit.click("dialog input[value='1800']")
+        picture(browser, "try")
+        assert visit.barriers(page) == []
+        agree(visit)
+        until_card(visit, "vfio")
+        visit.until_text("A trial: it goes home by itself in ", CARD)
+        assert visit.run(f"page.querySelector('{CARD} [data-action=trial]').hidden")
+        picture(browser, "trial")
+        assert visit.barriers(page) == []
+
+        press(visit, f"{CARD} [data-action=keep]", "Enter", 13)
+        visit.until(f"page.querySelector('{CARD} [data-action=keep]').hidden")
+        # who has no mouse is at the next button then
+        assert visit.run("page.activeElement.dataset.action") == "host"
+        assert "A trial" not in visit.text(CARD)
+        assert (prop(machine, "State"), prop(machine, "TrialEnds")) == ("vfio", 0)
+
+        # A trial of somebody else is counted down as well, and brought home before it is over.
+        ctl(machine, f"to-host {GPU}")
+        ctl(machine, f"trial {GPU} --seconds 600 --yes")
+        visit.until_text("A trial: it goes home by itself in ", CARD)
+        with Browser(machine) as another:
+            stranger = Visit(another, KIM)
+            stranger.click(f"{CARD} [data-action=keep]")
+            stranger.until_text('turn on "Administrative access"', CARD)
+            assert prop(machine, "TrialEnds") > 0
+            nothing_is_wrong(another)
+        press(visit, f"{CARD} [data-action=host]", "Enter", 13)
+        visit.until("page.querySelector('dialog summary')")
+        agree(visit)
+        until_card(visit, "host")
+        assert "A trial" not in visit.text(CARD)
+        visit.until("page.activeElement.dataset.action === 'vfio'")
+        nothing_is_wrong(browser)
+
+
+def test_the_page_speaks_the_language_of_who_is_logged_in(start: Start, page: Path) -> None:
+    """And says what the service tells in English in that language, too."""
+    machine = start(config=SINGLE, scenario="single")
+    with Browser(machine) as browser:
+        visit = Visit(browser, ADA, administrator=True)
+        visit.speak("de-de")
+        visit.until_text("auf dem Host", CARD)
+        ask(visit, "vfio")
+        asked = visit.text("dialog")
+        assert "Das ist im Weg:" in asked
+        assert "Benutzer " in asked
+        assert "has it open" not in asked
+        picture(browser, "german")
+        assert visit.barriers(page) == []
+        close(visit)
+        visit.click("[data-action=doctor]")
+        visit.until_text("In Ordnung: ", "#doctor")
+        assert "die IOMMU ist aus" in visit.text("#doctor")
+        assert visit.run("page.documentElement.lang").startswith("de")
+        for language, words in (("zh-cn", "在主机上"), ("fr-fr", "sur l'hôte"), ("it-it", "on the host")):
+            visit.speak(language)
+            visit.until_text(words, CARD)
+        # its name in the menu of Cockpit
+        visit.speak("zh-cn")
+        browser.until("document.querySelector('a[href=\"/gpuswitch\"]')?.innerText.trim() === 'GPU'")
         nothing_is_wrong(browser)
 
 
@@ -348,6 +433,81 @@ def test_a_timeline_draws_what_is_known() -> None:
                 .map(({{ start, end, word }}) => `${{word}} ${{start}}-${{end}}`)]);
         console.log(JSON.stringify(Object.fromEntries(drawn)));
     """
-    node = ["node", "--input-type=module", "--eval", script]
-    done = subprocess.run(node, check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout) == {name: parts for name, (*_, parts) in LAST_DAYS.items()}
+    assert in_node(script) == {name: parts for name, (*_, parts) in LAST_DAYS.items()}
+
+
+def in_node(script: str) -> Any:
+    """What this module of JavaScript says, in JSON."""
+    node = ["node", "--input-type=module"]
+    return json.loads(subprocess.run(node, input=script, check=True, capture_output=True, text=True).stdout)
+
+
+def test_time_goes_by_the_clock_of_the_machine() -> None:
+    """Whatever the browser's says: here that it is 1970."""
+    require_tools("cockpit")
+    script = f"""
+        import {{ now, readClock }} from "{PROJECT}/contrib/cockpit/gpuswitch/clock.js";
+        Date.now = () => 7000;
+        globalThis.cockpit = {{ spawn: async () => "cpu 1 2\\nbtime 1000\\nprocesses 9\\n5.50 3.00\\n" }};
+        console.log(JSON.stringify([now(), await readClock(), now()]));
+    """
+    assert in_node(script) == [7, 1000, 1005.5]
+
+
+RECOGNIZED = [
+    "",
+    "the card is hot",
+    "no GPU is named 'radeon'; this host has geforce (0000:01:00.0)",
+    "this host has no GPU\nthis host has 2 GPUs; name one of a, b",
+    "cannot unload nvidia: bad; the way back failed too: cannot load nvidia: bad",
+    "cannot cancel switch 5f: it is over already (reverted)",
+    "the kernel has not returned from 'bind 0000:01:00.1' within 2 s (process 7 is in state D)",
+    # A unit may be called as a result is.
+    "cannot {purpose}: failed",
+]
+
+
+@pytest.fixture
+def spoken() -> Iterator[None]:
+    """Any language may be spoken, and English again afterwards."""
+    yield
+    speak("en")
+
+
+@pytest.mark.usefixtures("spoken")
+def test_what_the_service_says_is_worded_as_the_command_does() -> None:
+    """All that it may say, once as it is made, once as it is recognized."""
+    require_tools("cockpit")
+    speak("de")
+    catalogue = PROJECT / "gpuswitch/cli/locale/de/gpuswitch.po"
+    said = [
+        filled(template, dict.fromkeys(fields(template), GPU))
+        for entry in catalogue.read_text(encoding="utf-8").split("\n\n")
+        if re.search("^#: .*gpuswitch/(?!cli/|log/)", entry, re.MULTILINE)
+        for template in read(entry)
+    ]
+    assert len(said) > 300
+    said += RECOGNIZED
+    off = Sentence("the IOMMU is off: {remedy}", remedy=Sentence("enable AMD-Vi (often called IOMMU) in the firmware"))
+    made = [
+        Sentence("{gpu} is {state}: {off}", gpu="failed", state="wedged", off=off),
+        Sentence("no such setting; write {names}", names=Sentence.joined(" or ", ["A", "B", "C"])),
+        Sentence("the {thing} is on fire", thing="card"),
+        off,
+        Sentence.of("what {somebody} said"),
+    ]
+    told = [{"text": text, **sentence_values(text)} for text in made]
+    script = f"""
+        import {{ readFileSync }} from "node:fs";
+        import {{ readCatalogue, scriptOfPage }} from "{PROJECT}/contrib/cockpit/catalogue.js";
+        const command = readFileSync("{catalogue}", "utf8");
+        globalThis.cockpit = {{ locale: () => null }};
+        (0, eval)(scriptOfPage("de", [], readCatalogue(command)));
+        const {{ recognized, sentence, stepTitle }} = await import("{PROJECT}/contrib/cockpit/gpuswitch/sentences.js");
+        const said = {json.dumps(said)};
+        console.log(JSON.stringify([said.map(recognized), said.map(stepTitle), {json.dumps(told)}.map(sentence)]));
+    """
+    found = in_node(script)
+    assert found[2] == [reworded(text, [words]) for text, words in zip(made, told, strict=True)]
+    assert dict(zip(said, found[1], strict=True)) == {text: step_title(text) for text in said}
+    assert dict(zip(said, found[0], strict=True)) == {text: recognized(text) for text in said}

@@ -47,6 +47,7 @@ FOR_READERS_AND_SHELLS = {
     "/usr/local/share/zsh/site-functions/_gpuswitchctl",
     "/usr/share/fish/vendor_completions.d/gpuswitchctl.fish",
     "/usr/local/share/cockpit/gpuswitch/manifest.json",
+    "/usr/local/share/applications/gpuswitch.desktop",
 }
 A_PAGE = (
     f"cd {SOURCES}; mkdir -p dist/cockpit/gpuswitch; echo '{{}}' >dist/cockpit/gpuswitch/manifest.json; "

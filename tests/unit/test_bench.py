@@ -15,6 +15,7 @@ from tests.bench import many
 from tests.bench.builds import checked_out, find_commit
 from tests.bench.rounds import Experiment, Quantity, ratio, ratios
 from tests.bench.table import Row, count, show, write_shown
+from tests.harness.containers.inside.server import server
 from tests.harness.debian.errors import HarnessError
 
 
@@ -94,5 +95,5 @@ def test_what_is_shown_is_written_as_json_too(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_server_of_any_size() -> None:
-    facts = many.server(many.MANY).look()
+    facts = server(many.MANY).look()
     assert len(discover(facts, {})) == many.MANY

@@ -18,6 +18,7 @@ from gpuswitch.sentence import fields
 ROOT = Path(__file__).parents[2]
 LOCALE = ROOT / "gpuswitch" / "cli" / "locale"
 LANGUAGES = sorted(path.parent.name for path in LOCALE.glob("*/gpuswitch.po"))
+PAGE = ROOT / "contrib" / "cockpit"
 PERCENT = re.compile(r"%(?:\(\w+\))?[sr]")
 COMMANDS = re.compile(
     r"\b(?:(?:gpuswitchctl|systemctl|loginctl|virsh|mdevctl) [-\w]+(?: \{\w+\})?|echo [\w{}]+ > [\w/{}]+"
@@ -112,7 +113,32 @@ def test_no_text_is_put_together_before_it_is_translated() -> None:
     assert list(made_up()) == []
 
 
+def page_catalogue(language: str) -> Mapping[str, str]:
+    return read((PAGE / "po" / f"{language}.po").read_text(encoding="utf-8"))
+
+
+def test_the_page_for_cockpit_has_the_languages_of_the_command() -> None:
+    assert sorted(path.stem for path in (PAGE / "po").iterdir()) == LANGUAGES
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_all_texts_of_the_page_for_cockpit_are_translated_and_nothing_else(language: str) -> None:
+    """Each with the same fields."""
+    found = page_catalogue(language)
+    assert set(found) == set(GENERATE.page_messages())
+    wrong = [text for text, words in found.items() if set(re.findall(r"\$\d", text)) != set(re.findall(r"\$\d", words))]
+    assert wrong == []
+
+
+def test_no_text_of_the_page_for_cockpit_is_put_together_before_it_is_translated() -> None:
+    scripts = [path.read_text(encoding="utf-8") for path in (PAGE / "gpuswitch").glob("*.js")]
+    whole = [text for script in scripts for text in GENERATE.page_texts(script)]
+    assert len(whole) == sum(len(re.findall(r"\b_\(", script)) for script in scripts)
+
+
 def test_the_rules_can_fail() -> None:
+    page = 'f(_("a $0"), _(\n"b " +\n  "\\"c\\" …"), my_("d"), _(name), _(`e`))'
+    assert list(GENERATE.page_texts(page)) == ["a $0", 'b "c" …']
     source = (
         '_("a {b}", b=1)\nSentence("c" if x else "d")\nngettext("e", "f", 2)\nmarks("g", "h")\n_(name)\nother("i")\n'
     )

@@ -90,6 +90,7 @@ def test_a_stage_has_the_page_for_cockpit_where_it_is_told_of_one(tmp_path: Path
         (page / name).write_bytes(content)
     done = install_sh("stage", DESTDIR=str(stage), PREFIX="/usr", HOOK="/hook.py", COCKPIT=str(page))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (stage / "usr/share/applications/gpuswitch.desktop").is_file()
     there = stage / "usr/share/cockpit/gpuswitch"
     assert {path.name: path.read_bytes() for path in there.iterdir()} == files
     assert {path.stat().st_mode & 0o777 for path in there.iterdir()} == {0o644}
@@ -102,16 +103,37 @@ def test_npm_fetches_by_hash_and_from_wherever_the_machine_does() -> None:
     assert [name for name, each in packages.items() if "resolved" in each or "integrity" not in each] == []
 
 
-def test_the_rpm_has_what_is_staged(staged: Path) -> None:
+def test_the_desktop_entry_is_one() -> None:
+    """It is shown where Cockpit is, and opens the page there."""
+    entry = CONTRIB / "desktop/gpuswitch.desktop"
+    done = subprocess.run(["desktop-file-validate", entry], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    lines = entry.read_text().splitlines()
+    assert {"TryExec=cockpit-bridge", "Exec=xdg-open https://localhost:9090/gpuswitch"} <= set(lines)
+
+
+@pytest.mark.parametrize("with_page", [False, True])
+def test_the_rpm_has_what_is_staged(staged: Path, tmp_path: Path, *, with_page: bool) -> None:
     """The spec names each file; the other recipes take all that is there."""
     listed = (CONTRIB / "rpm/gpuswitch.spec").read_text().partition("%files")[2].partition("%changelog")[0]
+    if with_page:
+        staged = tmp_path / "stage"
+        page = tmp_path / "page"
+        page.mkdir()
+        (page / "manifest.json").write_text("{}")
+        places = {"DESTDIR": str(staged), "HOOK": "/usr/lib/python/gpuswitch/hook.py", "COCKPIT": str(page)}
+        assert install_sh("stage", PREFIX="/usr", **places).returncode == 0
+    else:
+        listed = re.sub(r"^%if %\{with cockpit\}\n.*?^%endif\n", "", listed, flags=re.M | re.S)
     paths = {
         re.sub(r"%\{(\w+)\}", lambda macro: MACROS[macro[1]], line) for line in re.findall(r"^[%/]\S+/.*", listed, re.M)
     }
     # its programs are made of pyproject.toml; manual pages are compressed
     named = {path.rstrip("*") for path in paths if not path.startswith("/usr/bin/")}
     there = {f"/{path.relative_to(staged)}" for path in staged.rglob("*") if path.is_file()}
-    assert {path for path in there if not path.startswith("/usr/lib/gpuswitch/")} | {"/usr/lib/gpuswitch/"} == named
+    folders = ("/usr/lib/gpuswitch/", "/usr/share/cockpit/gpuswitch/")
+    whole = {next((folder for folder in folders if path.startswith(folder)), path) for path in there}
+    assert whole == named
 
 
 @pytest.mark.parametrize(

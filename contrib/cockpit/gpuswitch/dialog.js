@@ -1,10 +1,19 @@
 // A question in front of the page. The browser keeps the focus in it, and Escape closes it.
 
-import { alert, button, fill, h } from "./elements.js";
+import { alert, button, fill, h, keepFocus } from "./elements.js";
+import { recognized } from "./sentences.js";
 import { _ } from "./words.js";
 
 // Whether polkit says the one or the other depends on cockpit-bridge: the one in C has it ask, the one in Python does not.
 const DENIED = ["org.gpuswitch1.Error.NotAuthorized", "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"];
+
+/** Why something that was asked for is refused, and what to do about that. */
+export function refusal(error) {
+    const hint = DENIED.includes(error.name)
+        ? [_("Administrators: turn on \"Administrative access\" at the top of Cockpit, which asks for your password.")]
+        : [];
+    return alert("danger", recognized(error.message), ...hint);
+}
 
 let count = 0;
 
@@ -21,6 +30,7 @@ export class Dialog {
                          this.body,
                          h("footer", { class: "pf-v6-c-modal-box__footer bar" },
                            this.confirmed, button(_("Close"), "secondary", () => this.element.close(), { autofocus: true })));
+        this.before = document.activeElement;
         document.body.append(this.element);
         this.element.showModal();
     }
@@ -31,6 +41,7 @@ export class Dialog {
 
     closed() {
         this.element.remove();
+        keepFocus(this.before);
     }
 
     /** What it shows, below what went wrong; the rest as `allow`. */
@@ -50,13 +61,10 @@ export class Dialog {
         this.confirmed.disabled = true;
         confirm().then(() => this.element.close(), error => {
             this.confirmed.disabled = false;
-            const hint = DENIED.includes(error.name)
-                ? [_("Administrators: turn on \"Administrative access\" at the top of Cockpit, which asks for your password.")]
-                : [];
             // A button that cannot be pressed has lost the focus.
             if (document.activeElement === document.body)
                 this.confirmed.focus();
-            this.trouble.replaceChildren(alert("danger", error.message, ...hint));
+            this.trouble.replaceChildren(refusal(error));
         });
     }
 }

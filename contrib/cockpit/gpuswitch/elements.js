@@ -48,6 +48,12 @@ export function button(label, kind, onclick, attributes = {}) {
 
 const ALERTS = { danger: "pf-m-danger", warning: "pf-m-warning", info: "pf-m-info", success: "pf-m-success" };
 
+/** Where a button that had the focus is gone, the first that is left beside it gets that: else the keyboard is nowhere. */
+export function keepFocus(pressed) {
+    if (pressed.hidden)
+        pressed.parentElement?.querySelector("button:not([hidden])")?.focus();
+}
+
 /** An alert within the page; `kind` is danger, warning, info or success. */
 export function alert(kind, title, ...body) {
     return h("div", { class: `pf-v6-c-alert pf-m-inline ${ALERTS[kind]}`, role: kind === "danger" ? "alert" : "status" },

@@ -1,6 +1,7 @@
 // Finished switches, newest first; one that is opened shows its steps as bars.
 
 import { alert, button, fill, h, label, svg } from "./elements.js";
+import { recognized, stepTitle } from "./sentences.js";
 import { _, askerOf, duration, format, moment, nameOf, resultOf, statusOf } from "./words.js";
 
 const FEW = 20;
@@ -51,7 +52,7 @@ export class History {
             this.entries = entries;
             this.told();
             this.render();
-        }, error => fill(this.body, alert("danger", error.message))).finally(() => {
+        }, error => fill(this.body, alert("danger", recognized(error.message)))).finally(() => {
             this.reading = false;
             if (this.again) {
                 this.again = false;
@@ -112,9 +113,9 @@ export class History {
             }
         };
         if (entry.count === 0)
-            show(h("p", { class: "lines" }, entry.reason));
+            show(h("p", { class: "lines" }, recognized(entry.reason)));
         else
-            this.service.historyEntry(entry.id).then(whole => show(story(whole)), error => show(alert("danger", error.message)));
+            this.service.historyEntry(entry.id).then(whole => show(story(whole)), error => show(alert("danger", recognized(error.message))));
     }
 }
 
@@ -122,10 +123,10 @@ export class History {
 function story(entry) {
     const whole = Math.max(entry.finished - entry.started, 0.001);
     return h("div", { class: "stack" },
-             entry.reason && h("p", { class: "lines" }, entry.reason),
+             entry.reason && h("p", { class: "lines" }, recognized(entry.reason)),
              h("ol", { class: "steps" }, entry.steps.map(step => h("li", { "data-status": step.status },
                  h("span", { class: "subtle" }, statusOf(step.status)),
-                 h("span", {}, step.title,
+                 h("span", {}, stepTitle(step.title),
                    svg("svg", { class: "bars", viewBox: "0 0 1000 10", preserveAspectRatio: "none", "aria-hidden": "true" },
                        svg("rect", {
                            x: (1000 * (step.started - entry.started)) / whole,

@@ -5,7 +5,8 @@
 import { alert, button, fill, h } from "./elements.js";
 import { Card } from "./card.js";
 import { History } from "./history.js";
-import { MachineTools, bootTime } from "./machine.js";
+import { readClock } from "./clock.js";
+import { MachineTools } from "./machine.js";
 import { Service } from "./service.js";
 import { followTheme } from "./theme.js";
 import { _, format } from "./words.js";
@@ -30,7 +31,13 @@ function start() {
         }
     }
 
-    function changed({ finished }) {
+    function changed({ finished, only }) {
+        if (only !== undefined) {
+            cards.get(only)?.render();
+            if (finished)
+                history.read();
+            return;
+        }
         fill(told, state(service));
         again.hidden = service.status !== "absent";
         history.element.hidden = service.status === "absent";
@@ -62,7 +69,7 @@ function start() {
           h("h1", { class: "pf-v6-c-title pf-m-2xl grow" }, _("GPUs")), again, tools.buttons),
         told, tools.said, list, history.element);
     changed({ finished: false });
-    bootTime().then(time => {
+    readClock().then(time => {
         booted = time;
         tellCards();
     });

@@ -3,6 +3,7 @@
 /* global cockpit */
 
 import { alert, button, fill, h } from "./elements.js";
+import { recognized } from "./sentences.js";
 import { _, format } from "./words.js";
 
 // What `make install` has put there is not on the PATH of every bridge: on Debian 14 root's has no /usr/local/bin.
@@ -26,12 +27,6 @@ function examined(error) {
     }
 }
 
-/** When the machine was started, in seconds since the epoch: proc_stat(5). */
-export async function bootTime() {
-    const text = await cockpit.spawn(["cat", "/proc/stat"]);
-    return Number(text.match(/^btime ([0-9]+)$/m)[1]);
-}
-
 /** Two buttons, and below them what came of it. */
 export class MachineTools {
     constructor() {
@@ -46,7 +41,7 @@ export class MachineTools {
     busy(pressed, work) {
         pressed.disabled = true;
         fill(this.said, h("p", {}, _("Looking …")));
-        work.catch(error => fill(this.said, alert("danger", error.message ?? String(error))))
+        work.catch(error => fill(this.said, alert("danger", recognized(error.message ?? String(error)))))
                 .finally(() => { pressed.disabled = false });
     }
 
@@ -58,10 +53,10 @@ export class MachineTools {
         if (said.error)
             throw new Error(said.error.text);
         const worth = said.findings.filter(each => each.severity !== "ok");
-        const unseen = said.unseen.map(each => `${each.what}: ${each.why}`);
+        const unseen = said.unseen.map(each => `${recognized(each.what)}: ${recognized(each.why)}`);
         fill(this.said,
-             worth.map(each => alert(KINDS[each.severity], each.gpu ? `${each.gpu}: ${each.reason}` : each.reason,
-                                     each.remedy && h("p", {}, each.remedy),
+             worth.map(each => alert(KINDS[each.severity], each.gpu ? `${each.gpu}: ${recognized(each.reason)}` : recognized(each.reason),
+                                     each.remedy && h("p", {}, recognized(each.remedy)),
                                      each.commands.length > 0 && h("pre", { class: "mono lines" }, each.commands.join("\n")))),
              alert(worth.length > 0 ? "info" : "success",
                    format(_("$0 things are well."), said.findings.length - worth.length)),

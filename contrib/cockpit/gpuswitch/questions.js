@@ -2,12 +2,14 @@
 
 import { alert, fill, h, label } from "./elements.js";
 import { Dialog } from "./dialog.js";
+import { recognized, sentence, stepTitle } from "./sentences.js";
 import { _, duration, format, nameOf } from "./words.js";
 
 const DESKTOPS = ["display-manager", "gdm", "gdm3", "greetd", "lightdm", "lxdm", "ly", "plasmalogin", "sddm", "xdm"]
         .map(name => `${name}.service`);
 
 const WAIT_SECONDS = 60;
+const TRIALS = [60, 300, 1800];
 const BUSY = [
     ["", _("as the configuration says")],
     ["wait", _("wait for them, a minute at most")],
@@ -25,18 +27,24 @@ export function holderItem(holder) {
     return h("li", {},
              h("strong", {}, holder.pid ? `${holder.command} (${holder.pid})` : holder.command),
              where.length > 0 && ` ${where.join(", ")}`,
-             holder.remedy && h("p", { class: "subtle lines" }, holder.remedy));
+             holder.remedy && h("p", { class: "subtle lines" }, sentence({ text: holder.remedy, ...holder.words.remedy })));
 }
 
-/** The question before a switch. */
+/** The question before a switch; `trial`: it goes home by itself after a while. */
 export class SwitchQuestion {
-    constructor(service, path, target) {
+    constructor(service, path, target, { trial = false } = {}) {
         this.service = service;
         this.path = path;
         this.target = target;
         const name = nameOf(service.gpus.get(path));
-        const title = target === "vfio" ? _("Give $0 to virtual machines") : _("Bring $0 home to the host");
-        this.dialog = new Dialog(format(title, name), _("Switch"), () => service.move(path, target, this.options()));
+        if (trial) {
+            this.seconds = this.makeSeconds();
+            this.dialog = new Dialog(format(_("Try $0 on vfio"), name), _("Try out"), () =>
+                service.trial(path, Number(this.seconds.querySelector("input:checked").value), this.options()));
+        } else {
+            const title = target === "vfio" ? _("Give $0 to virtual machines") : _("Bring $0 home to the host");
+            this.dialog = new Dialog(format(title, name), _("Switch"), () => service.move(path, target, this.options()));
+        }
         // Whoever has the focus on a choice keeps it while all around is looked at anew: choices stay in their place.
         this.above = h("div", { class: "stack" });
         this.choice = this.makeChoice();
@@ -44,7 +52,7 @@ export class SwitchQuestion {
         this.unitChoice = h("fieldset", { hidden: true, onchange: () => this.look() },
                             h("legend", {}, _("Stop these units first")));
         this.below = h("div", { class: "stack" });
-        this.dialog.show([this.above, this.choice, this.unitChoice, this.below], { ready: false });
+        this.dialog.show([this.seconds, this.above, this.choice, this.unitChoice, this.below], { ready: false });
         this.look();
     }
 
@@ -59,6 +67,14 @@ export class SwitchQuestion {
         if (units.length > 0)
             options.stop_units = { t: "as", v: units };
         return options;
+    }
+
+    makeSeconds() {
+        return h("fieldset", {},
+                 h("legend", {}, _("Then it goes home by itself after")),
+                 TRIALS.map((seconds, index) => h("label", {},
+                                                  h("input", { type: "radio", name: "seconds", value: seconds, checked: index === 0 }),
+                                                  ` ${duration(seconds)}`)));
     }
 
     makeChoice() {
@@ -80,7 +96,7 @@ export class SwitchQuestion {
                 .then(async ([blockers, holders]) =>
                     [blockers, holders, blockers.length > 0 ? [] : await service.plan(path, target, options)])
                 .then(found => mine === this.looked && this.dialog.open && this.show(...found),
-                      error => mine === this.looked && this.dialog.open && this.tell(alert("danger", error.message)));
+                      error => mine === this.looked && this.dialog.open && this.tell(alert("danger", recognized(error.message))));
     }
 
     /** Say this alone: there is nothing to agree to. */
@@ -95,7 +111,7 @@ export class SwitchQuestion {
         const stops = [...new Set(steps.flatMap(step => step.stops))];
         fill(this.above,
              blockers.length > 0 && alert("warning", _("This is in the way:"),
-                                          h("ul", { class: "list" }, blockers.map(each => h("li", { class: "lines" }, each.text)))),
+                                          h("ul", { class: "list" }, blockers.map(each => h("li", { class: "lines" }, sentence(each))))),
              ends.length > 0 && alert("warning", format(_("This ends what runs on the screen: $0"), ends.join(", "))),
              stops.length > 0 && h("p", {}, format(_("It stops meanwhile: $0"), stops.join(", "))),
              holders.length > 0 && h("section", {},
@@ -106,7 +122,7 @@ export class SwitchQuestion {
              steps.length > 0 && h("details", { open: true },
                                    h("summary", {}, format(_("The plan: $0 steps"), steps.length)),
                                    h("ol", { class: "numbered" }, steps.map(step =>
-                                       h("li", {}, step.title, " ",
+                                       h("li", {}, stepTitle(step.title), " ",
                                          h("span", { class: "subtle" }, format(_("(within $0)"), duration(step.deadline))))))),
              blockers.length === 0 && steps.length === 0 && alert("info", _("There is nothing to do: it is there already.")));
         this.dialog.allow({ ready: steps.length > 0, danger: ends.length > 0 });
@@ -154,7 +170,7 @@ export function askToRecover(service, path) {
     dialog.show([
         h("p", {}, _("It is brought home, else to vfio. Where the configuration allows it, it is reset, or taken off " +
                      "the PCI bus and found again, on the way.")),
-        gpu.Reason && h("p", { class: "lines" }, label(_("Why it is where it is"), "grey"), " ", gpu.Reason),
+        gpu.Reason && h("p", { class: "lines" }, label(_("Why it is where it is"), "grey"), " ", recognized(gpu.Reason)),
     ], { ready: true });
 }
 

@@ -2,6 +2,7 @@
 
 /* global cockpit */
 
+import { now } from "./clock.js";
 import { _ } from "./words.js";
 
 export const NAME = "org.gpuswitch1";
@@ -31,7 +32,8 @@ export function plain(value) {
  * `status`: `connecting`, `ready`, `stopped` (it was there, and is not now; what is known of GPUs is as it was last),
  * `absent` (nothing brings it on this machine, or it does not start; `problem` says why, as the bus or Cockpit does).
  * `gpus`: the properties of each GPU, by the path of its object. `steps`: of each, what is known of its last switch.
- * `changed()` is called after each change, with `finished` true where the history has grown.
+ * `changed()` is called after each change, with `finished` true where the history has grown, and with `only`, the path of
+ * a GPU, where nothing of any other has changed.
  *
  * All that is asked goes to the unique name that the service has on the bus: a call to its own name would start it, also
  * where somebody has just stopped it. Only `open` starts it.
@@ -132,16 +134,19 @@ export class Service {
 
     heard(path, iface, member, values) {
         let finished = false;
+        let only = path;
         if (iface === PROPERTIES && values[0] === GPU && this.gpus.has(path)) {
             const before = this.gpus.get(path);
-            const now = { ...before, ...plain(values[1]) };
-            this.gpus.set(path, now);
+            const after = { ...before, ...plain(values[1]) };
+            this.gpus.set(path, after);
             // Moved by somebody else, it is in the history, too.
-            finished = now.State !== before.State;
+            finished = after.State !== before.State;
         } else if (iface === OBJECTS && member === "InterfacesAdded" && GPU in values[1]) {
             this.gpus.set(values[0], plain(values[1][GPU]));
+            only = undefined;
         } else if (iface === OBJECTS && member === "InterfacesRemoved" && values[1].includes(GPU)) {
             this.gpus.delete(values[0]);
+            only = undefined;
         } else if (iface === GPU && member === "StepChanged") {
             this.step(path, ...values);
         } else if (iface === GPU && member === "SwitchFinished") {
@@ -149,14 +154,14 @@ export class Service {
         } else {
             return;
         }
-        this.changed({ finished });
+        this.changed({ finished, only });
     }
 
     step(path, id, index, count, kind, title, status, seconds) {
         if (this.steps.get(path)?.id !== id)
             this.steps.set(path, { id, count, list: new Map() });
         const { list } = this.steps.get(path);
-        list.set(index, { index, title, status, seconds, since: Date.now() / 1000 });
+        list.set(index, { index, title, status, seconds, since: now() });
     }
 
     // Calls: each gives a promise; an error has a `message`, one sentence or a line for each reason, and the D-Bus `name`.
@@ -173,6 +178,11 @@ export class Service {
 
     move(path, target, options) {
         return this.ask(path, GPU, target === "vfio" ? "ToVfio" : "ToHost", "a{sv}", options);
+    }
+
+    /** To vfio, and home by itself so many seconds after it came there. */
+    trial(path, seconds, options) {
+        return this.ask(path, GPU, "Trial", "da{sv}", seconds, options);
     }
 
     recover(path) {

@@ -133,8 +133,20 @@ class Browser:
 
     def press(self, key: str, code: int) -> None:
         """A key on the keyboard, with the number that Windows has for it."""
+        words: dict[str, object] = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        if key == "Enter":
+            words["text"] = "\r"
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", {"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code})
+            self.call("Input.dispatchKeyEvent", {"type": kind, **words})
+
+    def type(self, text: str) -> None:
+        """Into what has the focus."""
+        self.call("Input.insertText", {"text": text})
+
+    def click(self, where: str) -> None:
+        """Click on it, once it is there."""
+        self.until(f"document.querySelector({json.dumps(where)})?.checkVisibility()")
+        self.run(f"document.querySelector({json.dumps(where)}).click()")
 
     def resize(self, width: int, height: int) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
@@ -149,7 +161,9 @@ class Browser:
         self._call("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": folder}, None)
 
     def screenshot(self, file: Path) -> None:
-        data = self.call("Page.captureScreenshot", {"format": "png"})["data"]
+        """As its suffix says: .png, or .webp, which is smaller and not exact."""
+        words = {"format": "webp", "quality": 60} if file.suffix == ".webp" else {"format": "png"}
+        data = self.call("Page.captureScreenshot", words)["data"]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(base64.b64decode(data))
 

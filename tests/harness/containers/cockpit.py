@@ -45,7 +45,9 @@ def find_page(cache: Cache) -> Path:
 
     with cache.lock():
         return cache.make(
-            "cockpit-page", content_key(SOURCES, PROJECT / "gpuswitch/__init__.py", Path(__file__)), build
+            "cockpit-page",
+            content_key(SOURCES, PROJECT / "gpuswitch/cli/locale", PROJECT / "gpuswitch/__init__.py", Path(__file__)),
+            build,
         )
 
 
@@ -68,6 +70,19 @@ class Visit:
         self.until("page.querySelector('h1')")
         # What was said before is Cockpit's own: that nobody was logged in, to begin with.
         browser.console.clear()
+
+    def speak(self, language: str) -> None:
+        """Choose it, such as `de-de`: Cockpit's own menu for that leaves this cookie, and loads all anew."""
+        self.browser.run(f"document.cookie = 'CockpitLang={language}; path=/'")
+        self.browser.call("Page.reload")
+
+    def become_administrator(self) -> None:
+        """In Cockpit's own dialog, with the password."""
+        self.browser.click("#super-user-indicator button")
+        self.browser.until("document.activeElement?.matches('[role=dialog] input[type=password]')")
+        self.browser.type(PASSWORD)
+        self.browser.press("Enter", 13)
+        self.browser.until("!document.querySelector('[role=dialog]')")
 
     def run(self, script: str) -> Any:
         """The value of an expression in which `page` is the document of our page."""
