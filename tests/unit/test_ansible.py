@@ -129,7 +129,8 @@ def plan(of: Any, target: str, *drivers: Mapping[str, str]) -> Any:
         {"kind": "probe", "title": "x", "deadline_seconds": 30.0, "stops": [], "ends_programs": False, "drivers": each}
         for each in drivers
     ]
-    told = {"version": 1, "plans": [{"gpu": of["address"], "name": of["name"], "target": target, "steps": steps}]}
+    named = {"gpu": of["address"], "name": of["name"], "target": target}
+    told = {"version": 1, "plans": [{**named, "steps": steps, "in_the_way": []}]}
     check("plan", told)
     return told
 
