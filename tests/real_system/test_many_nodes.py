@@ -17,6 +17,7 @@ from tests.harness.promtool import RULES, dashboard_queries
 from tests.real_system.conftest import RELEASE, Boot
 
 GPUS = 8
+"""Of each node; beside them it has the one of the chipset."""
 PORT = 9760
 NOBODY = "127.0.0.1:9"
 TEXTS = "/srv/nodes"
@@ -45,7 +46,7 @@ def address(number: int) -> str:
 
 
 def with_gpus(told: str) -> str:
-    """What a service tells that has as many GPUs as a node of ours, of which this told of one."""
+    """What a service tells that has as many graphics cards as a node of ours, of which this told of one."""
     lines = []
     for line in told.splitlines(keepends=True):
         lines += [line.replace(GPU, address(number)) for number in range(GPUS)] if GPU in line else [line]
