@@ -27,10 +27,10 @@ STAMP_FAST := $(VENV)/.has-dbus-fast
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help venv need-develop need-test need-bus need-library need-system need-cockpit need-vm demo test lint format types system-test test-python vm-test release-test vm-shell bench simulate fuzz docs cockpit deb stage lock install uninstall clean
+.PHONY: help venv need-develop need-test need-bus need-library need-system need-cockpit need-vm demo test lint format types ansible-check system-test test-python vm-test release-test vm-shell bench simulate fuzz docs cockpit deb stage lock install uninstall clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: venv ## switch GPUs of a simulated host, step by step (no hardware, no root)
 	@$(BIN)/gpuswitchctl demo
@@ -50,6 +50,9 @@ format: venv ## let ruff put things in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+ansible-check: venv ## Ansible's own checks of the collection: ansible-test sanity and ansible-lint, from PyPI (Python 3.11)
+	@$(BIN)/python -m tests.harness.ansible_checks
+
 system-test: venv need-system need-cockpit ## the tests on a real systemd and bus, in containers (RELEASE=bookworm, BUS=dbus-daemon, CAMPAIGNS=: without the long ones; WORKERS=auto)
 	@RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/python -m tests.harness.containers
 	RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/pytest --timeout=600 -n $(WORKERS) $(if $(CAMPAIGNS),,-m 'not campaign') tests/real_system
@@ -67,6 +70,7 @@ release-test: ## all of it on all releases, with long campaigns: hours, before a
 	    $(foreach bus,dbus-daemon dbus-broker,$(foreach release,bookworm trixie forky,'system-test RELEASE=$(release) BUS=$(bus)')) \
 	    $(foreach release,trixie forky,'test-python RELEASE=$(release)') \
 	    $(foreach release,bookworm trixie forky,'vm-test RELEASE=$(release)') \
+	    ansible-check \
 	    'simulate SEEDS=100000'
 
 vm-shell: venv need-vm ## a shell in such a machine, to play in

@@ -14,7 +14,8 @@ RULES = CONTRIB / "prometheus/gpuswitch.rules.yml"
 RULES_TEST = CONTRIB / "prometheus/gpuswitch.rules.test.yml"
 DASHBOARD = CONTRIB / "grafana/gpuswitch.json"
 
-_VARIABLES = {"$__rate_interval": "5m", "$instance": ".*", "$gpu": ".*", "$target": ".*"}
+ALL = ".*"
+_VARIABLES = {"$__rate_interval": "5m", "$gpu": ALL, "$target": ALL}
 """What Grafana puts in the place of each in a query."""
 _NAME = re.compile(r"\b(?:gpuswitch|process|python|node)_\w+|\b\w+:gpuswitch_\w+:\w+|\bup\b|\bALERTS\b")
 _IN_BRACES = re.compile(r"\{[^}]*\}")
@@ -26,24 +27,24 @@ def promtool(*words: str | Path) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def queries(dashboard: Mapping[str, Any]) -> Iterator[str]:
-    """Each as Prometheus gets it from Grafana, those behind the menus too."""
+def queries(dashboard: Mapping[str, Any], instance: str = ALL) -> Iterator[str]:
+    """Each as Prometheus gets it from Grafana, those behind the menus too, where this is the host that was chosen."""
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
-            yield _filled_in(target["expr"])
+            yield _filled_in(target["expr"], instance)
     for variable in dashboard["templating"]["list"]:
         if variable["type"] == "query":
             told = re.fullmatch(r"label_values\((.*), \w+\)", variable["query"]["query"])
             assert told is not None
-            yield _filled_in(told[1])
+            yield _filled_in(told[1], instance)
 
 
-def dashboard_queries() -> list[str]:
-    return list(queries(json.loads(DASHBOARD.read_text())))
+def dashboard_queries(instance: str = ALL) -> list[str]:
+    return list(queries(json.loads(DASHBOARD.read_text()), instance))
 
 
-def _filled_in(query: str) -> str:
-    for variable, text in _VARIABLES.items():
+def _filled_in(query: str, instance: str) -> str:
+    for variable, text in {**_VARIABLES, "$instance": instance}.items():
         query = query.replace(variable, text)
     assert "$" not in query, f"nobody knows what Grafana puts there: {query}"
     return query

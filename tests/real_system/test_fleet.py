@@ -15,14 +15,16 @@ import pytest
 from tests.harness.containers.container import Container
 from tests.harness.containers.fleet import FOLDER, NO_SSH_BY_ITSELF, Fleet, find_below, require_inotify
 from tests.harness.containers.network import Network, address_of
+from tests.harness.containers.packaged import NEXT, THIS, find_packaged
 from tests.harness.containers.system import System
 from tests.harness.containers.words import GPU, ctl, history, prop, show, simulated
 from tests.harness.debian.cache import Cache, default_folder
+from tests.harness.debian.package import NEWER_VERSION
 from tests.harness.debian.progress import progress
 from tests.harness.debian.project import PIP_SETTINGS
 from tests.harness.debian.releases import find_release
 from tests.harness.machines.errors import Result
-from tests.real_system.conftest import RELEASE, Boot
+from tests.real_system.conftest import BUS, RELEASE, Boot
 
 WEDGED = ("unbind=hang",)
 WIN11 = "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"
@@ -194,6 +196,13 @@ def test_one_play_moves_all_gpus_there_and_back_and_says_what_became_of_each(
     assert machines[first].read("/srv/maintained") == "vfio"
     assert [len(history(machines[name])) for name in good] == [4, *[2 for _ in others]]
 
+    # Going on behind the host that it stopped at, as docs/fleet.md says; two of them will do.
+    fleet.run(
+        f"ansible gpu_hosts --list-hosts | sed 1d | tr -d ' ' | sed '1,/^wedged$/d' | head -n 2 >{FOLDER}/rest.txt"
+    )
+    rest = report(fleet.run(f"ansible-playbook {rolling} --limit @{FOLDER}/rest.txt").stdout)
+    assert rest == dict.fromkeys(others[:2], "moved: spare to vfio, spare to host")
+
 
 @pytest.mark.campaign
 def test_what_is_asked_wrongly_is_one_sentence_and_changes_nothing(fleet: Fleet, host: Host) -> None:
@@ -345,3 +354,57 @@ def test_a_host_is_made_from_nothing_and_nothing_is_done_twice(
     assert prop(machine, "Name") == "renamed"
     assert "nobody-here of gpuswitch_users is no user of this host" in nobody.stdout
     assert machine.sh("getent passwd nobody-here", check=False).status != 0
+
+
+@pytest.mark.campaign
+def test_a_package_is_installed_once_and_upgraded_where_there_is_a_newer_one(
+    fleet: Fleet, boot: Boot, below: Path, request: pytest.FixtureRequest
+) -> None:
+    """A file on the machine with Ansible; then, on a host with nothing but Python, its own archive."""
+    cache, release = Cache(default_folder(), progress(request.config)), find_release(RELEASE)
+    systems = find_packaged(cache, release, BUS)
+    settings = simulated(program="/usr/bin/gpuswitchd") | NO_SSH_BY_ITSELF
+    by_file = boot((systems.root, below), settings)
+    fleet.add("by_file", by_file)
+    this, newer = (f"{FOLDER}/{package.rpartition('/')[2]}" for package in (THIS, NEXT))
+    for package, place in ((THIS, this), (NEXT, newer)):
+        fleet.controller.push((systems.packages / package[1:]).read_bytes(), place)
+
+    def play(package: str, options: str = "", **others: Any) -> tuple[int, str]:
+        """How many tasks changed something, and what was said; -1: it failed."""
+        role = {"role": "gpuswitch.gpuswitch.host"}
+        gpus = [{"address": GPU, "name": "spare"}]
+        variables = {"gpuswitch_package": package, "gpuswitch_gpus": gpus, **others}
+        text = json.dumps([{"hosts": "gpu_hosts", "gather_facts": False, "roles": [role], "vars": variables}])
+        done = fleet.play(text, options, check=False, timeout=600)
+        [changed] = re.findall(r"^by_\w+ .* changed=(\d+) ", done.stdout, re.MULTILINE)
+        return (-1 if done.status else int(changed)), done.stdout
+
+    def version(machine: Container) -> str:
+        return machine.sh("dpkg-query -W -f '${Version}' gpuswitch", check=False).stdout
+
+    assert play(this, "--check")[0] > 0
+    assert version(by_file) == ""
+    changed, said = play(this)
+    assert changed > 0, said
+    assert (show(by_file, "ActiveState"), prop(by_file, "Name")) == ("active", "spare")
+    first = version(by_file)
+    assert play(this)[0] == 0
+    # what somebody else removed meanwhile
+    by_file.sh("DEBIAN_FRONTEND=noninteractive apt-get --yes remove gpuswitch")
+    assert play(this)[0] > 0
+    assert show(by_file, "ActiveState") == "active"
+
+    assert play(newer, "--check")[0] > 0
+    assert version(by_file) == first
+    assert play(newer)[0] > 0
+    assert (version(by_file), prop(by_file, "Name")) == (NEWER_VERSION, "spare")
+    assert play(newer)[0] == 0
+    changed, said = play(this)
+    assert changed == -1
+    refused = f"this host has {NEWER_VERSION}, which is newer than {first}; to go back, set gpuswitch_downgrade to true"
+    assert refused in said
+    assert version(by_file) == NEWER_VERSION
+    assert play(this, gpuswitch_downgrade=True)[0] > 0
+    assert version(by_file) == first
+    assert show(by_file, "ActiveState") == "active"

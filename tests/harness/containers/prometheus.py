@@ -13,12 +13,14 @@ from tests.harness.debian.cache import Cache, content_key
 from tests.harness.debian.downloads import find_downloads
 from tests.harness.debian.releases import Release
 from tests.harness.debian.roots import find_root
-from tests.harness.machines.machine import Machine
+from tests.harness.machines.machine import COMMAND_SECONDS, Machine
 from tests.harness.promtool import RULES
 
 DOWNLOADED = "/srv/prometheus"
 PROGRAMS = ("usr/bin/prometheus", "usr/bin/promtool")
 FOLDER = "/run/prometheus"
+DATA = "/srv/prometheus-data"
+"""On a disk: of many nodes it is much."""
 ASK = f"{FOLDER}/ask.py"
 
 SECONDS = {"1m": "0s", "5m": "3s", "15m": "2s", "1h": "2s"}
@@ -50,10 +52,20 @@ def hasty(rules: str) -> str:
     """These rules for somebody in a hurry: shorter ranges and delays, three switches are many, a second is slow."""
     rules = re.sub(r"for: (\w+)", lambda found: f"for: {SECONDS[found[1]]}", rules)
     rules = re.sub(r"\[(\w+)\]", lambda found: f"[{WINDOWS[found[1]]}]", rules)
-    for often, seldom in (("> 20\n", "> 2\n"), ("mean7d > 5\n", "mean7d > 1\n")):
+    for often, seldom in (
+        ("> 20\n", "> 2\n"),
+        ("mean7d > 5\n", "mean7d > 1\n"),
+        ("interval: 4m\n", "interval: 500ms\n"),
+    ):
         assert often in rules
         rules = rules.replace(often, seldom)
     return rules
+
+
+def read(machine: Machine, url: str) -> str:
+    """What is to be had there, for a program in this machine."""
+    program = "import sys, urllib.request as u; sys.stdout.buffer.write(u.urlopen(sys.argv[1]).read())"
+    return machine.sh(f"python3 -ISE -c '{program}' {url}").stdout
 
 
 class Queries:
@@ -74,9 +86,9 @@ class Queries:
         [(_, value)] = self.ask(query)
         return value
 
-    def until(self, query: str) -> None:
+    def until(self, query: str, *, timeout: float = COMMAND_SECONDS) -> None:
         """Wait until a query has a series."""
-        until(self._machine, f"python3 -ISE {ASK} '{query}' >/dev/null")
+        until(self._machine, f"python3 -ISE {ASK} '{query}' >/dev/null", timeout=timeout)
 
     def until_not(self, query: str) -> None:
         until(self._machine, f"! python3 -ISE {ASK} '{query}' >/dev/null")
@@ -85,17 +97,29 @@ class Queries:
 class Prometheus(Queries):
     """One that is started in this machine, and has scraped the service once when this returns."""
 
-    def __init__(self, machine: Machine, scrape: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        scrape: Mapping[str, object] | None = None,
+        *,
+        interval: str = "500ms",
+        rules: str = hasty(RULES.read_text()),
+    ) -> None:
         """`scrape` are further keys of its job, such as `tls_config`."""
         job = {"job_name": "gpuswitch", "static_configs": [{"targets": ["127.0.0.1:9752"]}], **(scrape or {})}
         settings = {
-            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
+            "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
             "rule_files": [f"{FOLDER}/rules.yml"],
             "scrape_configs": [job],
         }
         machine.push(json.dumps(settings), f"{FOLDER}/prometheus.yml")  # which is YAML
-        machine.push(hasty(RULES.read_text()), f"{FOLDER}/rules.yml")
-        options = f"--config.file={FOLDER}/prometheus.yml --storage.tsdb.path={FOLDER}/data"
+        machine.push(rules, f"{FOLDER}/rules.yml")
+        options = f"--config.file={FOLDER}/prometheus.yml --storage.tsdb.path={DATA}"
         machine.sh(f"systemd-run --quiet --unit=prometheus prometheus {options} --web.listen-address=127.0.0.1:9090")
         super().__init__(machine)
         self.until('up{job="gpuswitch"} == 1')
+
+    def own(self, name: str) -> float:
+        """One of its own metrics; all series of it together."""
+        told = read(self._machine, "http://127.0.0.1:9090/metrics")
+        return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", told, re.MULTILINE))

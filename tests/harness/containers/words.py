@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.harness.machines.errors import Result
-from tests.harness.machines.machine import Machine
+from tests.harness.machines.machine import COMMAND_SECONDS, Machine
 
 PYTHON = "/usr/local/lib/gpuswitch/current/bin/python"
 UNIT_FILE = "/usr/local/lib/systemd/system/gpuswitchd.service"
@@ -88,9 +88,9 @@ def start_switch(machine: Machine, method: str, gpu: str = GPU) -> str:
     return str(switch)
 
 
-def until(machine: Machine, condition: str) -> None:
+def until(machine: Machine, condition: str, *, timeout: float = COMMAND_SECONDS) -> None:
     """Wait until a shell command succeeds."""
-    machine.sh(f"until {condition}; do :; done")
+    machine.sh(f"until {condition}; do :; done", timeout=timeout)
 
 
 def until_state(machine: Machine, state: str, gpu: str = GPU) -> None:

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Says at the end what became of the GPUs of each host."""
 
-from __future__ import annotations
-
 DOCUMENTATION = r"""
 name: report
 type: aggregate
@@ -38,10 +36,10 @@ class Host:
             return
         before, after = (told.get("diff", {}).get(when, {}) for when in ("before", "after"))
         for gpu in told.get("gpus", ()):
-            name = "{} ({})".format(gpu["name"], gpu["address"]) if gpu["name"] else gpu["address"]
+            name = "{0} ({1})".format(gpu["name"], gpu["address"]) if gpu["name"] else gpu["address"]
             # one that came to no known-good state has a problem, which is told
             if gpu["state"] in ("host", "vfio") and before.get(name) != after.get(name):
-                self.moved.append("{} to {}".format(gpu["name"] or gpu["address"], gpu["state"]))
+                self.moved.append("{0} to {1}".format(gpu["name"] or gpu["address"], gpu["state"]))
 
     def fail(self, results):
         """Results of a task that failed: one, or one for each turn of its loop. What is wedged outlasts all that fails because of it."""
@@ -58,11 +56,11 @@ class Host:
 
     def line(self):
         if self.problem:
-            return self.problem + ("; before that: {}".format(", ".join(self.moved)) if self.moved else "")
+            return self.problem + ("; before that: {0}".format(", ".join(self.moved)) if self.moved else "")
         if self.moved:
-            return "moved: {}".format(", ".join(self.moved))
+            return "moved: {0}".format(", ".join(self.moved))
         if self.planned:
-            return "would move: {}".format(", ".join(self.planned))
+            return "would move: {0}".format(", ".join(self.planned))
         return "as it was" if self.reached else NOT_BEGUN
 
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Groups hosts by what their gpuswitchctl says."""
 
-from __future__ import annotations
-
 DOCUMENTATION = r"""
 name: gpus
 short_description: Group hosts by the state, the model and the owner of their GPUs
@@ -164,9 +162,9 @@ def groups_of(gpus):
     """The groups of a host with these GPUs, in order."""
     names = ["gpu_owned" if any(gpu["owner"] for gpu in gpus) else "gpu_not_owned"] if gpus else []
     for gpu in gpus:
-        names += ["gpu_state_{}".format(gpu["state"]), "gpu_model_{}".format(model_word(gpu["model"]))]
+        names += ["gpu_state_{0}".format(gpu["state"]), "gpu_model_{0}".format(model_word(gpu["model"]))]
         if gpu["owner"]:
-            names.append("gpu_owner_{}".format(word_of(gpu["owner"]["name"] or gpu["owner"]["uuid"])))
+            names.append("gpu_owner_{0}".format(word_of(gpu["owner"]["name"] or gpu["owner"]["uuid"])))
     return sorted(set(names))
 
 

@@ -62,7 +62,7 @@ def _no_json(status, out, err, what):
 
 def called(gpu):
     """`rtx3070 (0000:01:00.0)`, or the address alone."""
-    return "{} ({})".format(gpu["name"], gpu["address"]) if gpu["name"] else gpu["address"]
+    return "{0} ({1})".format(gpu["name"], gpu["address"]) if gpu["name"] else gpu["address"]
 
 
 def select(gpus, words):
@@ -92,7 +92,7 @@ def _named(gpus, word):
         return managed
     if match := _ADDRESS.fullmatch(word):
         domain, bus, slot, number = match.groups()
-        address = ("{}:{}:{}.{}".format((domain or "0000").zfill(4), bus, slot, number)).lower()
+        address = ("{0}:{1}:{2}.{3}".format((domain or "0000").zfill(4), bus, slot, number)).lower()
         found = [gpu for gpu in gpus if address in [gpu["address"]] + [each["address"] for each in gpu["functions"]]]
     else:
         found = [gpu for gpu in gpus if gpu["name"] == word] or _of_model(gpus, word)
@@ -114,7 +114,7 @@ def _of_model(gpus, word):
 
 
 def _listed(gpus):
-    return ", ".join("{}, {}".format(called(gpu), gpu["model"]) for gpu in gpus) or "none"
+    return ", ".join("{0}, {1}".format(called(gpu), gpu["model"]) for gpu in gpus) or "none"
 
 
 def drivers(gpu):
@@ -158,7 +158,7 @@ class Ctl:
         _status, objects = self.ask(*words)
         for told in objects:
             if told.get("event") == "error":
-                raise CtlError("gpuswitchctl {}: {}".format(words[0], told["error"]["text"]))
+                raise CtlError("gpuswitchctl {0}: {1}".format(words[0], told["error"]["text"]))
         return objects[0]
 
     def gpus(self):
@@ -189,7 +189,7 @@ class Failure:
     def sentence(self):
         if not self.gpu:
             return self.text
-        return "{}: {}".format(called({"address": self.gpu, "name": self.name}), self.text)
+        return "{0}: {1}".format(called({"address": self.gpu, "name": self.name}), self.text)
 
 
 class Move:
@@ -246,7 +246,7 @@ class Move:
         self.after = [now.get(gpu["address"], gpu) for gpu in self.before]
         if status != 0 and not self.failures:
             self.failures += [
-                Failure(gpu["address"], gpu["name"], gpu["state"], gpu["reason"] or "it is {}".format(gpu["state"]))
+                Failure(gpu["address"], gpu["name"], gpu["state"], gpu["reason"] or "it is {0}".format(gpu["state"]))
                 for gpu in self.after
                 if gpu["state"] != self._state
             ]

@@ -3,8 +3,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Moves GPUs of a host by its gpuswitchctl."""
 
-from __future__ import annotations
-
 DOCUMENTATION = r"""
 module: gpu
 short_description: Move GPUs between their host drivers and vfio-pci
@@ -168,7 +166,7 @@ def main():
         if params[name] is not None and params[name] < 0:
             module.fail_json(msg=f"{name} takes seconds, not {params[name]}")
     if params["state"] == "recovered" and (unused := [name for name in OF_HOLDERS if params[name] is not None]):
-        module.fail_json(msg="a recovery ends no program and stops no unit: leave out {}".format(", ".join(unused)))
+        module.fail_json(msg="a recovery ends no program and stops no unit: leave out {0}".format(", ".join(unused)))
     move = Move(command_of(module), params["state"], options_of(params))
     try:
         move.look(params["gpu"] or [])

@@ -3,8 +3,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tells of the GPUs of a host by its gpuswitchctl."""
 
-from __future__ import annotations
-
 DOCUMENTATION = r"""
 module: gpu_info
 short_description: Tell which GPUs a host has, where they are and who has them
