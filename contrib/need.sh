@@ -36,6 +36,7 @@ man-db|command -v man
 groff-base|command -v groff
 mandoc|command -v mandoc
 jq|command -v jq
+kubernetes-client|command -v kubectl
 EOF
         ;;
     dbus-daemon) ;; # what `test` needs is enough
