@@ -1,4 +1,4 @@
-"""The agent of a Kubernetes node as a program: the real command and service below it, a stand-in for an API server above."""
+"""The agent of a Kubernetes node as a program: the real command and service below, a stand-in for the API above."""
 
 from __future__ import annotations
 
@@ -99,6 +99,7 @@ async def test_what_would_be_done_can_be_asked_for(
     ("words", "said"),
     [
         (["--deadline", "0"], "'0' is no number of seconds above 0"),
+        (["--switches", "-1"], "'-1' is no number above 0"),
         (["--evict-label", "app"], "'app' is no label: write KEY=VALUE"),
         (["--kubeconfig", "/nonexistent/config"], "cannot tell where the API server is"),
     ],

@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         help="give a desire up that could not be begun for so long (default: %(default)g)",
     )
     parser.add_argument(
-        "--switches", type=int, default=Limits.switches, metavar="N", help="of one GPU ... (default: %(default)s)"
+        "--switches", type=_count, default=Limits.switches, metavar="N", help="of one GPU ... (default: %(default)s)"
     )
     parser.add_argument(
         "--window",
@@ -144,6 +144,12 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -15,7 +15,8 @@ from tests.harness.debian.releases import Release
 from tests.harness.debian.tools import PROJECT, run, run_in
 
 INSTALL_READS = ("pyproject.toml", "Makefile", "LICENSE", "README.md", "gpuswitch", "units", "contrib", "docs/man")
-"""What `make install` reads of the project, but for contrib/ansible and contrib/kubernetes; an older tree may have less."""
+"""What `make install` reads of the project, but for contrib/ansible and contrib/kubernetes. An older tree may have
+less."""
 
 PIP_SETTINGS = {
     "PIP_NO_INDEX": "1",
