@@ -22,12 +22,12 @@ def test_a_node_gives_a_gpu_away_and_gets_it_back(boot: Boot, system: System, tm
     """Root may do it, though the bus is in other namespaces than the agent."""
     files = simulated(scenario="plain") | {"/etc/gpuswitch/config.toml": CONFIG}
     machine = boot(system.installed, files)
-    bus = f"unix:path=/proc/{machine.pid}/root/run/dbus/system_bus_socket"
+    socket = Path("/proc", str(machine.pid), "root", "run/dbus/system_bus_socket")
     api = ApiServer()
     api.ending = False
     api.add(node())
     api.add(pod("work"))
-    with serving(api) as address, agent(kubeconfig(tmp_path, address), bus, tmp_path / "log"):
+    with serving(api) as address, agent(kubeconfig(tmp_path, address), f"unix:path={socket}", tmp_path / "log"):
         want(api, PART, "vfio")
         there = until_handled(api, PART, "vfio done")
         assert annotation(there, STATE + PART) == "vfio"
