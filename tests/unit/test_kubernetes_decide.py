@@ -140,13 +140,19 @@ def test_a_gpu_on_its_way_keeps_the_taint() -> None:
     assert judged(facts(moving)).taint is False, "what is moved by hand is no business of the cluster"
 
 
-@pytest.mark.parametrize("state", ["wedged", "failed", "unknown"])
+@pytest.mark.parametrize("state", ["wedged", "failed"])
 def test_a_lost_gpu_keeps_the_taint(state: str) -> None:
     lost = replace(HOST, state=state, reason="the kernel has not returned", switch=replace(BEGUN, result=""))
     decision = decide(facts(lost, "vfio", tainted=True, note="vfio begun after s1"), Memory())
     assert (decision.status, decision.tainted) == ("False", True)
     assert "the kernel has not returned" in decision.text
     assert decision.verdicts[0].begins == ""
+
+
+def test_a_gpu_with_mixed_drivers_taints_no_node_by_itself_and_can_be_moved() -> None:
+    mixed = replace(HOST, state="unknown")
+    assert judged(facts(mixed)).taint is False
+    assert judged(facts(mixed, "host", tainted=True)).begins == "host"
 
 
 def test_a_service_that_cannot_be_reached_moves_nothing() -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 MOVING = frozenset({"detaching", "reattaching", "recovering"})
-LOST = frozenset({"wedged", "failed", "unknown"})
-"""Nothing is known of where it is, or nothing can be done: no pod shall come to the node."""
+LOST = frozenset({"wedged", "failed"})
+"""No known-good state could be reached, or nothing can be done: no pod shall come to the node. One that is `unknown`
+may be moved as any other: drivers that somebody mixed, or a service that has not looked yet."""
 
 
 @dataclass(frozen=True)
