@@ -8,6 +8,7 @@ LIBRARY ?= dbus-next
 VM ?= 1
 CAMPAIGNS ?= 1
 SEEDS ?= 10000
+FAULTS ?= 5000
 TARGET ?=
 SECONDS ?= 60
 WORKERS ?= auto
@@ -27,7 +28,7 @@ STAMP_FAST := $(VENV)/.has-dbus-fast
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help venv need-develop need-test need-bus need-library need-system need-cockpit need-vm demo test lint format types ansible-check system-test test-python vm-test release-test vm-shell bench simulate fuzz docs cockpit deb stage lock install uninstall clean
+.PHONY: help venv need-develop need-test need-bus need-library need-system need-cockpit need-vm demo test lint format types ansible-check system-test test-python vm-test release-test vm-shell bench simulate kubernetes fuzz docs cockpit deb stage lock install uninstall clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,8 +71,7 @@ release-test: ## all of it on all releases, with long campaigns: hours, before a
 	    $(foreach bus,dbus-daemon dbus-broker,$(foreach release,bookworm trixie forky,'system-test RELEASE=$(release) BUS=$(bus)')) \
 	    $(foreach release,trixie forky,'test-python RELEASE=$(release)') \
 	    $(foreach release,bookworm trixie forky,'vm-test RELEASE=$(release)') \
-	    ansible-check \
-	    'simulate SEEDS=100000'
+	    ansible-check 'simulate SEEDS=100000' kubernetes
 
 vm-shell: venv need-vm ## a shell in such a machine, to play in
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.harness.virtual_machines shell
@@ -81,6 +81,9 @@ bench: venv $(if $(PROFILE),,$(if $(VM),need-vm)) ## measure speed and size, and
 
 simulate: venv ## the service on machines in memory, with all that can go wrong, on every core (SEEDS=10000)
 	@$(BIN)/python -m tests.harness.simulation --seeds $(SEEDS)
+
+kubernetes: venv ## the agent of contrib/kubernetes with something wrong at any request and step (FAULTS=5000)
+	@PYTHONPATH=contrib/kubernetes $(BIN)/python -m tests.harness.kubernetes --faults $(FAULTS)
 
 fuzz: venv ## look for bytes that a reader of others' bytes does not take (TARGET=: all in turn, SECONDS=60 each)
 	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(TARGET)

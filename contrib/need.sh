@@ -37,6 +37,7 @@ groff-base|command -v groff
 mandoc|command -v mandoc
 jq|command -v jq
 desktop-file-utils|command -v desktop-file-validate
+kubernetes-client|command -v kubectl
 EOF
         ;;
     dbus-daemon) ;; # what `test` needs is enough

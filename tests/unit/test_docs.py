@@ -38,8 +38,10 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, (*PARTS, *ROOMS)))})/[\w./*-]*")
 PYTHON = re.compile(r"(?<![\w./*-])[\w/]+\.py(?![\w/])")
-DOTTED = re.compile(r"(?<![\w./-])gpuswitch(?:\.[A-Za-z_]\w*)+(?![\w=])")
-"""What has a value is no module: `gpuswitch.early=off` on the kernel's command line."""
+DOTTED = re.compile(r"(?<![\w./-])gpuswitch(?!\.io/)(?:\.[A-Za-z_]\w*)+(?![\w=])")
+"""What has a value is no module: `gpuswitch.early=off` on the kernel's command line; nor are names in Kubernetes,
+`gpuswitch.io/desired`.
+"""
 IN_TREE = re.compile(r"[\w./]+(?:\.py|/)(?![\w/])")
 
 

@@ -25,7 +25,7 @@ from tests.harness.debian.tools import PROJECT, require_root, require_tools, run
 PACKAGES = (
     *("git", "python3", "python3-venv", "procps", "systemd"),
     *("dbus-daemon", "dbus-bin", "prometheus", "openssl", "bash-completion", "zsh", "fish", "man-db"),
-    *("groff-base", "mandoc", "jq", "desktop-file-utils"),
+    *("groff-base", "mandoc", "jq", "desktop-file-utils", "kubernetes-client"),
 )
 """The last two lines as contrib/need.sh has them for `test`."""
 TREE = "usr/src/gpuswitch"

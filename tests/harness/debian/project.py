@@ -15,7 +15,8 @@ from tests.harness.debian.releases import Release
 from tests.harness.debian.tools import PROJECT, run, run_in
 
 INSTALL_READS = ("pyproject.toml", "Makefile", "LICENSE", "README.md", "gpuswitch", "units", "contrib", "docs/man")
-"""What `make install` reads of the project, but for contrib/ansible; an older tree may have less."""
+"""What `make install` reads of the project, but for contrib/ansible and contrib/kubernetes. An older tree may have
+less."""
 
 PIP_SETTINGS = {
     "PIP_NO_INDEX": "1",
@@ -41,7 +42,7 @@ def project_sources(tree: Path = PROJECT, more: Sequence[str] = ()) -> Iterator[
             origin, copy = tree / name, sources / name
             copy.parent.mkdir(exist_ok=True)
             if origin.is_dir():
-                shutil.copytree(origin, copy, ignore=shutil.ignore_patterns("__pycache__", "ansible"))
+                shutil.copytree(origin, copy, ignore=shutil.ignore_patterns("__pycache__", "ansible", "kubernetes"))
             elif origin.exists():
                 shutil.copy2(origin, copy)
         yield sources
