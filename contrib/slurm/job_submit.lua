@@ -1,24 +1,28 @@
--- /etc/slurm/job_submit.lua on the machine with slurmctld; who has one already puts the function into it.
+-- /etc/slurm/job_submit.lua on the machine with slurmctld; who has one already calls place_gpus from it.
 -- A job that asks for a GPU, and not for gpu_vfio, asks for gpu_host: so Slurm brings GPUs back from vfio for it.
+-- A job that asks for gpu_vfio has its node for itself: while slurmctld waits for a change of features, it would give
+-- the rest of the node to a job that wants the other feature, and change it again.
 
-local function wants_host(job)
+local function asks_for_gpus(job)
     for _, field in ipairs({"tres_per_job", "tres_per_node", "tres_per_socket", "tres_per_task"}) do
-        if string.find(job[field] or "", "gres[/:]gpu") then
-            local features = job.features or ""
-            return not (string.find(features, "gpu_host") or string.find(features, "gpu_vfio"))
+        if string.find(job[field] or "", "gpu") then
+            return true
         end
     end
     return false
 end
 
-function slurm_job_submit(job, partitions, user)
-    if wants_host(job) then
-        if job.features == nil or job.features == "" then
-            job.features = "gpu_host"
-        else
-            job.features = "(" .. job.features .. ")&gpu_host"
-        end
+local function place_gpus(job)
+    local features = job.features or ""
+    if string.find(features, "gpu_vfio") then
+        job.shared = 0
+    elseif asks_for_gpus(job) and not string.find(features, "gpu_host") then
+        job.features = features == "" and "gpu_host" or "(" .. features .. ")&gpu_host"
     end
+end
+
+function slurm_job_submit(job, partitions, user)
+    place_gpus(job)
     return slurm.SUCCESS
 end
 
