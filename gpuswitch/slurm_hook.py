@@ -257,7 +257,9 @@ def _gpuswitchctl(*words: str, seconds: float) -> list[dict[str, Any]]:
             told = []
     for one in told:
         if "error" in one:
-            raise Trouble(_called(one) + ": " * bool(_called(one)) + _first_line(one["error"]["text"]))
+            text = _first_line(one["error"]["text"])
+            is_named = not one.get("gpu") or one["gpu"] in text
+            raise Trouble(text if is_named else f"{_called(one)}: {text}")
     if not told or (done.returncode and not any(one.get("event") == "result" for one in told)):
         raise Trouble(f"{' '.join(command[:2])} ended with {done.returncode}: {_first_line(done.stderr)}")
     return told

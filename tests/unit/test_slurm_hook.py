@@ -177,7 +177,7 @@ def test_a_feature_is_set_by_moving_all_gpus(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ({"refusal": f"{FIRST} is in use by python3 (4711)\nas well"}, f"{FIRST}: {FIRST} is in use by python3 (4711)"),
+        ({"refusal": f"{FIRST} is in use by python3 (4711)\nas well"}, f"{FIRST} is in use by python3 (4711)"),
         ({"result": "reverted"}, f"{FIRST} did not get to vfio: reverted: no luck"),
         ({"is_silent": True}, "the service cannot be reached"),
         ({"gpus": []}, "the configuration of gpuswitch has no [[gpu]] table, so there is nothing to move to vfio"),
