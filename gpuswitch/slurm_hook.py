@@ -30,6 +30,7 @@ FEATURES = {"gpu_host": "host", "gpu_vfio": "vfio"}
 """What a job may ask for with --constraint, and where all GPUs of its node are then."""
 
 OURS = "gpuswitch: "
+JSON_VERSION = 1
 SWITCH_SECONDS = 240
 """How long a switch is waited for: less than ExecTime in our helpers.conf, so that it is us who say what was wrong."""
 ASK_SECONDS = 15
@@ -256,6 +257,11 @@ def _gpuswitchctl(*words: str, seconds: float) -> list[dict[str, Any]]:
         except ValueError:
             told = []
     for one in told:
+        if one.get("version") != JSON_VERSION:
+            raise Trouble(
+                f"{command[0]} prints JSON of version {one.get('version')}, and this reads version {JSON_VERSION}: "
+                "have the same gpuswitch everywhere on this node"
+            )
         if "error" in one:
             text = _first_line(one["error"]["text"])
             is_named = not one.get("gpu") or one["gpu"] in text

@@ -37,6 +37,7 @@ class Machine:
     refusal: str = ""
     result: str = "done"
     is_silent: bool = False
+    version: int = 1
     active: str = "fast,gpu_host"
     state: str = "IDLE"
     reason: str = ""
@@ -54,17 +55,17 @@ class Machine:
             return 5, _error("the service cannot be reached\nsecond line", 5)
         if command[1] == "list":
             # over several lines, as the real one
-            return 0, json.dumps({"version": 1, "gpus": self.gpus, "warnings": []}, indent=1)
+            return 0, json.dumps({"version": self.version, "gpus": self.gpus, "warnings": []}, indent=1)
         target = command[1].removeprefix("to-")
         if self.refusal:
             return 3, _error(self.refusal, 3, FIRST)
         if "--dry-run" in command:
             return 0, json.dumps({"version": 1, "plans": []})
         self.done.append(" ".join(command[:3]))
-        lines = [{"event": "step", "gpu": FIRST}]
+        lines: list[dict[str, Any]] = [{"version": 1, "event": "step", "gpu": FIRST}]
         for one in self.gpus:
             one["state"] = target if self.result == "done" else one["state"]
-            outcome = {"event": "result", "gpu": one["address"], "name": "", "result": self.result}
+            outcome = {"version": 1, "event": "result", "gpu": one["address"], "name": "", "result": self.result}
             lines.append(outcome | {"reason": "" if self.result == "done" else "no luck"})
         return 0 if self.result == "done" else 1, "".join(json.dumps(line) + "\n" for line in lines)
 
@@ -266,6 +267,13 @@ def test_an_owned_gpu_is_a_job_s_where_one_asked_for_vfio(machine: Machine) -> N
     assert machine.done == [
         f"state=drain reason=gpuswitch: {FIRST} is owned by win11, and no job of this node has that"
     ]
+
+
+def test_a_service_of_another_version_is_told_by_the_drain(machine: Machine) -> None:
+    machine.version = 2
+    assert slurm_hook.main(["health"]) == 0
+    [said] = machine.done
+    assert said.startswith("state=drain reason=gpuswitch: gpuswitchctl prints JSON of version 2, and this reads")
 
 
 def test_an_answer_that_is_none_is_told(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
