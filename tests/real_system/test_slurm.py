@@ -196,7 +196,7 @@ def test_a_slurmd_that_is_killed_while_gpus_are_moved_costs_time_and_no_job(clus
     node.sh(
         "systemctl kill --signal=KILL --kill-whom=main slurmd; systemctl reset-failed slurmd; systemctl start slurmd"
     )
-    slurm.until("scontrol show node n1 | grep -q 'ResumeTimeout reached'")
+    slurm.until("scontrol show node n1 | grep -qE 'Reason=(ResumeTimeout reached|reboot timed out)'")
     slurm.until_job(job, "PENDING")
     assert states(slurm, "n1") == ["vfio", "vfio"]
     # what docs/slurm.md says
@@ -206,6 +206,20 @@ def test_a_slurmd_that_is_killed_while_gpus_are_moved_costs_time_and_no_job(clus
     slurm.controller.sh(f"scontrol update jobid={job} starttime=now")
     slurm.until_job(job, "COMPLETED")
     assert seen(slurm, job) == {"vfio"}
+
+
+def waiting(slurm: Slurm) -> int:
+    """How many jobs have not ended, after a second in which they may."""
+    return int(slurm.controller.sh("sleep 1; squeue --noheader | wc -l").stdout)
+
+
+def mend(slurm: Slurm) -> None:
+    """What docs/slurm.md has an administrator do with a node whose slurmd ended in the midst of a change."""
+    for name, node in slurm.nodes.items():
+        flags = slurm.node(name)["State"].split("+")
+        if "DOWN" in flags and "POWERING_UP" not in flags:
+            node.sh("systemctl restart slurmd")
+            slurm.update(name, "state=resume")
 
 
 @pytest.mark.campaign
@@ -238,8 +252,10 @@ def test_a_queue_of_mixed_jobs_loses_none(cluster: Cluster) -> None:
             case 4:
                 slurm.controller.sh("systemctl restart slurmctld")
         # as many as can be worked off: each change of features takes Slurm half a minute
-        slurm.until("[ $(squeue -h | wc -l) -lt 6 ]", timeout=600)
-    slurm.until("[ $(squeue -h | wc -l) = 0 ]", timeout=1200)
+        while waiting(slurm) > 5:
+            mend(slurm)
+    while waiting(slurm):
+        mend(slurm)
     slurm.until("[ $(sinfo -h -t idle -o %D) = 2 ]")
     ends_of = {job: slurm.job(job)["JobState"] for job in jobs}
     assert {job for job, state in ends_of.items() if state != "COMPLETED"} <= cancelled
