@@ -34,6 +34,7 @@ JOB = f"#!/bin/sh\n{LOOK}sleep {{seconds}}\n{LOOK}"
 """Says where the GPUs are when it begins, and when it ends."""
 
 QUEUE_SECONDS = 30 * 60
+BOOTED = "SLURMD_OPTIONS=-b"
 VFIO, CUDA, PROCESSOR = "-C gpu_vfio --gres=gpu:1", "--gres=gpu:1", ""
 
 Cluster = Callable[..., Slurm]
@@ -214,12 +215,16 @@ def waiting(slurm: Slurm) -> int:
 
 
 def mend(slurm: Slurm) -> None:
-    """What docs/slurm.md has an administrator do with a node whose slurmd ended in the midst of a change."""
+    """What docs/slurm.md has an administrator do with a node where slurmd or slurmctld ended in a change."""
     for name, node in slurm.nodes.items():
-        flags = slurm.node(name)["State"].split("+")
-        if "DOWN" in flags and "POWERING_UP" not in flags:
+        flags = set(slurm.node(name)["State"].split("+"))
+        if "POWERING_UP" not in flags and "DOWN" in flags:
             node.sh("systemctl restart slurmd")
             slurm.update(name, "state=resume")
+        elif "POWERING_UP" in flags and "NOT_RESPONDING" not in flags:
+            node.sh("until ! pgrep -f 'slurm_hook.p[y] features' >/dev/null; do sleep 0.2; done")
+            node.sh(f"systemctl set-environment {BOOTED}; systemctl restart slurmd")
+            node.sh("systemctl unset-environment SLURMD_OPTIONS")
 
 
 @pytest.mark.campaign
