@@ -52,6 +52,8 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=1
+# jobs that have ended stay known, for tests to ask about
+MinJobAge=7200
 GresTypes=gpu
 DebugFlags=NodeFeatures
 """
