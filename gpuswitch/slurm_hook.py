@@ -226,7 +226,10 @@ def move(target: str) -> bool:
         if target == "host":
             return False
         raise Trouble("the configuration of gpuswitch has no [[gpu]] table, so there is nothing to move to vfio")
-    if all(gpu["state"] == target for gpu in gpus) and (target == "vfio" or not owned_of(gpus)):
+    if owned := owned_of(gpus):
+        # not by this job: it has not begun, and no other has the node on vfio
+        raise owned
+    if all(gpu["state"] == target for gpu in gpus):
         return False
     _switch(target, f"--timeout={SWITCH_SECONDS}", seconds=SWITCH_SECONDS + ASK_SECONDS)
     return True

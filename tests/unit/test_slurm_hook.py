@@ -214,7 +214,11 @@ def test_a_job_is_not_started_where_gpus_are_not_as_it_wants_them(
     machine.refusal = ""
     assert slurm_hook.main(["prolog"]) == 0
     assert machine.done[1:] == ["gpuswitchctl to-vfio --all", "activefeatures=fast,gpu_vfio"]
-    # a GPU on vfio that a virtual machine has is no GPU for CUDA, and the service says so
+    # a GPU on vfio that a virtual machine has is no job's
+    machine.gpus[0]["owner"] = {"name": "win11", "uuid": ""}
+    assert slurm_hook.main(["prolog"]) == 1
+    assert machine.reason == f"gpuswitch: {FIRST} is owned by win11, and no job of this node has that"
+    # a node where gpuswitch has none is left to the driver
     monkeypatch.setenv("SLURM_JOB_CONSTRAINTS", "gpu_host")
     machine.gpus = []
     assert slurm_hook.main(["prolog"]) == 0
