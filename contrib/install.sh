@@ -8,7 +8,7 @@
 # and installs what contrib/requirements.lock names by hash, built with what contrib/build.lock names.
 #
 # `stage` is for who makes a package: all files but the Python ones, below DESTDIR, for any user. The programs are in
-# PREFIX/bin, hook.py is at HOOK with proxmox_hook.py beside it; UNITDIR and ZSHDIR say where systemd and zsh look for
+# PREFIX/bin, hook.py is at HOOK with proxmox_hook.py and slurm_hook.py beside it; UNITDIR and ZSHDIR say where systemd and zsh look for
 # units and completions. COCKPIT is the folder with the page for Cockpit, where `make cockpit` has built it; `install`
 # takes dist/cockpit/gpuswitch, where that is there and Cockpit is, too.
 #
@@ -56,6 +56,14 @@ file|contrib/completion/gpuswitchctl.bash|$base/share/bash-completion/completion
 file|contrib/completion/gpuswitchctl.fish|/usr/share/fish/vendor_completions.d/gpuswitchctl.fish
 file|contrib/completion/_gpuswitchctl|$zsh/_gpuswitchctl
 program|contrib/proxmox/gpuswitch-hookscript|$PREFIX/share/gpuswitch/proxmox/gpuswitch-hookscript
+program|contrib/slurm/features|$PREFIX/share/gpuswitch/slurm/features
+program|contrib/slurm/health|$PREFIX/share/gpuswitch/slurm/health
+program|contrib/slurm/prolog|$PREFIX/share/gpuswitch/slurm/prolog
+file|contrib/slurm/slurm.conf|$PREFIX/share/gpuswitch/slurm/slurm.conf
+file|contrib/slurm/gres.conf|$PREFIX/share/gpuswitch/slurm/gres.conf
+file|contrib/slurm/helpers.conf|$PREFIX/share/gpuswitch/slurm/helpers.conf
+file|contrib/slurm/job_submit.lua|$PREFIX/share/gpuswitch/slurm/job_submit.lua
+file|contrib/slurm/devices.conf|$PREFIX/share/gpuswitch/slurm/devices.conf
 file|contrib/prometheus/gpuswitch.rules.yml|$PREFIX/share/gpuswitch/prometheus/gpuswitch.rules.yml
 file|contrib/grafana/gpuswitch.json|$PREFIX/share/gpuswitch/grafana/gpuswitch.json
 file|docs/man/gpuswitchctl.1|$PREFIX/share/man/man1/gpuswitchctl.1
@@ -128,8 +136,8 @@ missing_directories() {
 
 # filled FILE SBIN HOOK: its text, with the places that this installation has.
 filled() {
-    sed "s|@sbindir@|$2|g; s|@bindir@|$PREFIX/bin|g; s|@hook@|$3|g; s|@proxmox_hook@|$(dirname "$3")/proxmox_hook.py|g" \
-        "$source/$1"
+    sed "s|@sbindir@|$2|g; s|@bindir@|$PREFIX/bin|g; s|@datadir@|$PREFIX/share|g; s|@hook@|$3|g
+        s|@proxmox_hook@|$(dirname "$3")/proxmox_hook.py|g; s|@slurm_hook@|$(dirname "$3")/slurm_hook.py|g" "$source/$1"
 }
 
 # put HOW FROM TO: one entry of the list; what was there is replaced in one instant.
@@ -196,7 +204,7 @@ install() {
     PYTHONPATH=$new/build pip_install --no-deps --no-build-isolation "$source"
     rm -r "$new/build"
     "$new/bin/python" -I -c 'import gpuswitch.cli.main, gpuswitch.service, gpuswitch.daemon'
-    for name in hook proxmox_hook; do
+    for name in hook proxmox_hook slurm_hook; do
         file=$("$new/bin/python" -I -c "import gpuswitch.$name; print(gpuswitch.$name.__file__)")
         ln -s "$file" "$new/$name.py"
     done

@@ -62,8 +62,10 @@ let
       substituteInPlace "$out/libexec/libvirt-hook" \
         --replace-fail '#!/bin/bash' '#!${pkgs.bash}/bin/bash' \
         --replace-fail /usr/bin/python3 ${python}/bin/python3
-      substituteInPlace "$out/share/gpuswitch/proxmox/gpuswitch-hookscript" \
+      substituteInPlace "$out/share/gpuswitch/proxmox/gpuswitch-hookscript" "$out/share/gpuswitch/slurm"/{features,health,prolog} \
         --replace-fail /usr/bin/python3 ${python}/bin/python3
+      substituteInPlace "$out/share/gpuswitch/slurm"/{features,health,prolog} --replace-fail /usr/bin: "$out/bin:"
+      substituteInPlace "$out/share/gpuswitch/slurm"/{helpers,slurm}.conf --replace-fail /usr/share "$out/share"
       substituteInPlace "$out/${python.sitePackages}/gpuswitch/hook.py" \
         --replace-fail /usr/bin/dbus-send ${pkgs.dbus}/bin/dbus-send
     '';

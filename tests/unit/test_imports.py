@@ -189,6 +189,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "gpuswitch.cli.early_binding": ("gpuswitch.doctor.looks.early",),
     "gpuswitch.hook": (),
     "gpuswitch.proxmox_hook": ("gpuswitch.hook",),
+    "gpuswitch.slurm_hook": (),
 }
 """What a part of the package may import of the package."""
 
@@ -275,6 +276,7 @@ def test_clients_start_fast() -> None:
         "gpuswitch.cli": {"gpuswitch", "jeepney", "rich"},
         "gpuswitch.hook": set[str](),
         "gpuswitch.proxmox_hook": {"gpuswitch"},
+        "gpuswitch.slurm_hook": set[str](),
     }
     heavy = [
         (module, name)

@@ -62,7 +62,10 @@ def test_a_stage_has_no_place_left_open_and_none_of_an_administrator(staged: Pat
     script = (staged / "usr/share/gpuswitch/proxmox/gpuswitch-hookscript").read_text()
     assert "\nhook='/usr/lib/python/gpuswitch/proxmox_hook.py'\n" in script
     programs = {path.name for path in files if path.stat().st_mode & 0o111}
-    assert programs == {"maintain", "libvirt-hook", "gpuswitch-hookscript"}
+    assert programs == {"maintain", "libvirt-hook", "gpuswitch-hookscript", "features", "health", "prolog"}
+    for name in ("features", "health", "prolog"):
+        script = (staged / "usr/share/gpuswitch/slurm" / name).read_text()
+        assert f"/usr/lib/python/gpuswitch/slurm_hook.py {name}" in script
 
 
 @pytest.mark.parametrize(
