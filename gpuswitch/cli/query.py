@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import Service, gpus_named, title_of
+from gpuswitch.cli.configuration import refused_on_disk
 from gpuswitch.cli.layout import pairs, table
 from gpuswitch.cli.output import as_json, duration, line, moment, warning, write
 from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
@@ -109,7 +110,7 @@ def _holder_cells(holder: Values) -> tuple[str, ...]:
 
 def config(service: Service, args: Namespace) -> int:
     settings = [each for each in service.config() if not args.changed or each["value"] != each["default"]]
-    warnings = service.warnings()
+    warnings = [*service.warnings(), *refused_on_disk(service.about())]
     if args.json:
         as_json({"settings": settings, "warnings": warnings})
         return 0
