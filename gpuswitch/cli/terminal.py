@@ -29,6 +29,7 @@ _BAR_COLUMNS = 40
 _STEP_STYLES = {
     "done": "green",
     "failed": "bold red",
+    "cancelled": "yellow",
     "reverted": "yellow",
     "revert-failed": "bold red",
     "interrupted": "bold red",
