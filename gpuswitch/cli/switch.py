@@ -125,7 +125,7 @@ def cancel(service: Service, args: Namespace) -> int:
 
 def _cancelled(gpu: Gpu, switch: Mapping[str, Any]) -> str:
     return _(
-        "switch {id} of {gpu} to {target} is cancelled: all is as before",
+        "switch {id} of {gpu} to {target} is cancelled: the GPU is as it was before",
         id=switch["id"],
         gpu=gpu.title,
         target=switch["target"],
@@ -444,7 +444,7 @@ class Switches:
         # What was failed may be elsewhere now, and well.
         if result in {"reverted", "cancelled"} and now["State"] == self._before.get(gpu.path):
             shown = f"gpuswitchctl show {outcome['id']}"
-            text += "\n" + _("all is as it was before; {command} has each step", command=shown)
+            text += "\n" + _("the GPU is as it was before; {command} has each step", command=shown)
         if result in {"failed", "reverted"}:
             text += "\n" + to_put_right(str(outcome["reason"]), again)
         code = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code

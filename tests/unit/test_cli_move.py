@@ -19,7 +19,7 @@ from tests.harness.service.fixed import CARD, fixed, gpu, stepped, switch
 
 OTHER = "0000:02:00.0"
 
-AS_BEFORE = "all is as it was before; gpuswitchctl show 5f has each step"
+AS_BEFORE = "the GPU is as it was before; gpuswitchctl show 5f has each step"
 
 
 def moved(*arguments: str, ends: dict[str, Any], state: str = "vfio", events: Sequence[Signal] = ()) -> int:
@@ -82,7 +82,7 @@ def test_cancelled_is_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> 
     assert run(["cancel"], under_way, events=events, outcomes=cancelled) == 0
     assert capsys.readouterr().out.splitlines() == [
         "[2/3] load vfio-pci: reverted (5.0 ms)",
-        "switch 5f of 0000:01:00.0 to vfio is cancelled: all is as before",
+        "switch 5f of 0000:01:00.0 to vfio is cancelled: the GPU is as it was before",
     ]
 
 
