@@ -155,6 +155,7 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     yield _("IOMMU groups"), " ".join(map(str, gpu["IommuGroups"])) or "-"
     if gpu["Match"]:
         yield _("match"), _match_words(gpu["Match"])
+        yield "", _("for a [[gpu]] table, instead of address")
     yield _("managed"), _("yes") if gpu["Managed"] else _("no")
     if gpu["AtBoot"] != "keep":
         yield _("at boot"), gpu["AtBoot"]
