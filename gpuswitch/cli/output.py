@@ -30,7 +30,7 @@ _UNBROKEN = re.compile(
 """What stands here is not broken, whatever the width: commands and tables of TOML, which are to be copied, and
 durations.
 """
-_TABLE = re.compile(r"(.*) (`\[\[[^`]*`(?:, `[^`]*`)+)")
+_TABLE = re.compile(r"(.*?) ?(`\[\[[^`]*`(?:, `[^`]*`)+)")
 """How a reason ends that tells what to add to the configuration (switch/planning/remedies.py)."""
 _BLOCK = "      "
 """Before each line of it."""
