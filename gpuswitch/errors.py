@@ -130,6 +130,8 @@ class ConfigError(GpuswitchError):
 _ERRORS = (Failed, InvalidArgument, NoSuchGpu, NotViable, Busy, Owned, InProgress, NotAuthorized, Timeout, Wedged)
 KINDS = tuple(snake_case(error.name) for error in _ERRORS)
 """Every `kind` of an error."""
+BY_NAME: dict[str, type[GpuswitchError]] = {error.name: error for error in _ERRORS}
+"""Each by its name, as the record of a switch has it (`Switch.error`)."""
 EXIT_CODES: dict[str, int] = {PREFIX + error.name: error.exit_code for error in _ERRORS} | {
     AUTHENTICATION_REQUIRED: NotAuthorized.exit_code
 }

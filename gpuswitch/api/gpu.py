@@ -241,7 +241,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         status: Str,
         seconds: Double,
     ) -> None:
-        """A step of a switch began or ended: it is running, done, failed, reverting, reverted or revert-failed."""
+        """A step began or ended: it is running, done, failed, cancelled, reverting, reverted or revert-failed."""
 
     @dbus_signal
     def switch_finished(self, id: Str, result: Str, reason: Str) -> None:  # noqa: A002 -- as above

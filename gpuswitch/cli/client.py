@@ -440,6 +440,8 @@ class Service:
         if name == AUTHENTICATION_REQUIRED:
             text = _("{text}; on a terminal you are asked, and root is not", text=text)
             return AskedForError(text, NotAuthorized.exit_code, name="InteractiveAuthorizationRequired")
+        if text.startswith("stop_units: "):  # as the key is called on the bus, and in the configuration
+            text = f"--stop-unit: {text.removeprefix('stop_units: ')}"
         if name in EXIT_CODES:
             return CtlError(text, EXIT_CODES[name], name=name.removeprefix(PREFIX))
         kind = name.removeprefix(_BUS_ERROR)
@@ -458,6 +460,12 @@ class Service:
         if self._address:
             return _(
                 "the gpuswitch service is not on the bus at {address}; start it: gpuswitchd", address=self._address
+            )
+        if "masked" in text:  # as systemd says it (BUS_ERROR_UNIT_MASKED in its bus-unit-util.c), and buses repeat it
+            return _(
+                "the gpuswitch service is not running ({reason}); have it start again: systemctl unmask gpuswitchd && "
+                "systemctl start gpuswitchd",
+                reason=text,
             )
         return _("the gpuswitch service is not running ({reason}); start it: systemctl start gpuswitchd", reason=text)
 
@@ -569,7 +577,7 @@ def gpus_to_move(service: Service, selectors: Sequence[str], *, every: bool) -> 
         return gpus_named(service, selectors or [""])
     managed = [gpu for gpu in service.gpus() if gpu.properties["Managed"]]
     if not managed:
-        text = _("no GPU is managed: give those that --all is to mean a [[gpu]] table in /etc/gpuswitch/config.toml")
+        text = _("no GPU is managed: give those that --all is to mean a [[gpu]] table, by: gpuswitchctl setup")
         raise CtlError.of(NoSuchGpu, text)
     return managed
 

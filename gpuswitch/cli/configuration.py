@@ -101,6 +101,26 @@ def _usable(path: Path, files: Sequence[str]) -> str:
     return _("the configuration in {path} can be used: {files}", path=path, files=", ".join(files))
 
 
+def refused_on_disk(about: Mapping[str, Any]) -> list[str]:
+    """That the service would refuse what lies in its directory now, a sentence; none where it would not, or nobody can
+    tell. `about` is what it says of itself: it goes on with what it has read before, and says that.
+    """
+    folder = about.get("ConfigDirectory")  # one that is older does not say
+    try:
+        verdict = judged(Path(folder), machine=about.get("Simulated", "")) if folder else Verdict((), ())
+    except CtlError:
+        return []
+    # What a user may not read the service can.
+    if not any(fault["file"] or os.geteuid() == 0 for fault in verdict.faults):
+        return []
+    text = _(
+        "the configuration in {folder} cannot be used as it is now, so this is what the service has read before: "
+        "gpuswitchctl config check names what is wrong",
+        folder=folder,
+    )
+    return [text]
+
+
 def judged(path: Path, *, file: Path | None = None, copy: Path | None = None, machine: str = "") -> Verdict:
     """What gpuswitchd says of what lies there; of `copy` instead of `file`, where one is given. `machine` is one in
     memory, whose GPUs it is about.

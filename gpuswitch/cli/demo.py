@@ -10,6 +10,7 @@ from typing import Any
 from gpuswitch.cli.demo_service import DemoService, demo_service
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import in_colour, line, write
+from gpuswitch.cli.programs import as_typed
 from gpuswitch.cli.translate import _, state_word
 from gpuswitch.errors import Failed, InvalidArgument
 
@@ -33,8 +34,9 @@ def demo(args: Namespace) -> int:
         _failure(service)
     _caption(
         _(
-            "That was all. Nothing of it touched this machine; {command} shows the GPUs that it has.",
-            command="'gpuswitchctl list'",
+            "That was all. Nothing of it touched this machine; {command} looks at the GPUs that it has, without the "
+            "service.",
+            command=f"'{as_typed('gpuswitchctl')} doctor'",
         )
     )
     return 0

@@ -27,7 +27,7 @@ from gpuswitch.cli.output import line, problem
 from gpuswitch.cli.reloading import reload
 from gpuswitch.cli.simulated import simulated
 from gpuswitch.cli.translate import _, mark
-from gpuswitch.errors import ConfigError, Failed, InvalidArgument
+from gpuswitch.errors import ConfigError, Failed, InvalidArgument, NotAuthorized
 
 _NOTHING = mark("nothing is changed")
 TEMPLATE = Path(__file__).parents[1] / "config" / "template.toml"
@@ -56,7 +56,6 @@ def edit(args: Namespace) -> int:
             InvalidArgument.exit_code,
         )
     _refuse_where_others_write(file, directory)
-    editor = _editor()
     for left in _left_behind(file):
         problem(
             _(
@@ -70,6 +69,11 @@ def edit(args: Namespace) -> int:
         draft = Draft(file, before, TEMPLATE.read_bytes() if before is None else before)
     except OSError as error:
         raise _cannot(file, error) from error
+    try:
+        editor = _editor()
+    except CtlError:
+        draft.drop()
+        raise
     try:
         status = _edited(draft, directory, editor, found.machine if found and directory == read else "")
     except CtlError as error:
@@ -270,6 +274,7 @@ def _editor() -> list[str]:
 
 def _cannot(file: Path, error: OSError) -> CtlError:
     text = _("cannot edit {file}: {why}", file=file, why=error.strerror)
-    if error.errno in {errno.EACCES, errno.EPERM}:
+    if error.errno in {errno.EACCES, errno.EPERM} and os.geteuid():
         text = _("{text}; it takes root: sudo gpuswitchctl config edit", text=text)
+        return CtlError.of(NotAuthorized, text)
     return CtlError.of(Failed, text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuswitch.cli.client import Service
 from gpuswitch.cli.failures import CtlError, called
-from gpuswitch.cli.layout import hung, pairs, table
+from gpuswitch.cli.layout import fits, hung, pairs, table
 from gpuswitch.cli.output import (
     as_json,
     can_write,
@@ -71,6 +71,9 @@ def history(service: Service, args: Namespace) -> int:
         names = _names(service, found)
         headings = marks("WHEN", "ID", "GPU", "NAME", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
         rows = [_cells(entry, names.get(entry["gpu"], "")) for entry in found]
+        # The reasons have a line of their own where there is no room.
+        if not fits(headings[:-1], [row[:-1] for row in rows], width(sys.stdout)):
+            rows = [_cells(entry, names.get(entry["gpu"], ""), short=True) for entry in found]
         # It is called in commands by either; its name is what people know.
         twofold = "GPU" if all(names.get(entry["gpu"]) for entry in found) else "NAME"
         table(headings, rows, elastic=("ASKED BY",), left_out=("TOOK", twofold, "ASKED BY"), below="REASON")
@@ -176,7 +179,7 @@ def _kernel_lines(service: Service, entry: Values) -> tuple[list[Line] | None, s
         return None, str(error)
 
 
-def _cells(entry: Values, name: str) -> Sequence[str]:
+def _cells(entry: Values, name: str, *, short: bool = False) -> Sequence[str]:
     return (
         _moment(entry["started"]),
         entry["id"],
@@ -185,7 +188,7 @@ def _cells(entry: Values, name: str) -> Sequence[str]:
         state_word(entry["target"]),
         state_word(entry["result"]),
         _took(entry),
-        requester_words(entry["asker"]),
+        requester_words(entry["asker"], short=short),
         "; ".join(_reason(entry)),
     )
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from select import select
 
 from gpuswitch.cli.interrupts import ending_in_order, stopping_in_order
-from gpuswitch.cli.output import cells
+from gpuswitch.cli.output import cells, wrapped
 from gpuswitch.cli.parser import terminal_columns
 
 _ESCAPE = "\x1b"
@@ -75,14 +75,21 @@ class Question:
     def __init__(self, text: str) -> None:
         self._text = text
 
+    def _lines(self) -> list[str]:
+        """Broken between words where it is longer than the terminal is wide; the cursor stands behind a space."""
+        columns, text = terminal_columns(sys.stderr), self._text.rstrip()
+        *lines, last = wrapped(text, max(columns - 1, 1) if columns else 0)
+        return [*lines, last + self._text[len(text) :]]
+
     def show(self) -> None:
-        print(self._text, end="", file=sys.stderr, flush=True)
+        print("\n".join(self._lines()), end="", file=sys.stderr, flush=True)
 
     def hide(self) -> None:
         """Take it away, with the cursor at the beginning of its place."""
-        columns = terminal_columns(sys.stderr)
+        columns, lines = terminal_columns(sys.stderr), self._lines()
         # A line that fills the last column has not begun the next.
-        above = max(cells(self._text) - 1, 0) // columns if columns else 0
+        longer = sum(max(cells(each) - 1, 0) // columns for each in lines) if columns else 0
+        above = len(lines) - 1 + longer
         up = f"{_ESCAPE}[{above}A" if above else ""
         print(f"\r{up}{_ESCAPE}[J", end="", file=sys.stderr, flush=True)
 

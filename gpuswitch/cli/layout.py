@@ -121,6 +121,12 @@ def fitting(
     return None
 
 
+def fits(headings: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> bool:
+    """Whether a table of all these columns, as `table` has it, is not wider than that (0: nothing is too wide)."""
+    texts = [[clean(cell) or "-" for cell in row] for row in rows]
+    return not columns or _too_much([[_(heading) for heading in headings], *texts], columns) <= 0
+
+
 def _too_much(rows: Sequence[Sequence[str]], columns: int) -> int:
     """How many columns too wide they are."""
     widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]

@@ -23,10 +23,17 @@ JSON_VERSION = 1
 
 _UNBROKEN = re.compile(
     r"`[^`]*`"
+    r"|\{ \w+ = [^{}]*\}"
     r"|\b(?:gpuswitchctl(?!:| of | \()|systemctl|kill|loginctl|usermod|echo|virsh|modprobe|mdevctl|rm)\b[^;,；，。]*"  # noqa: RUF001 -- as Chinese has them
     r"|\b[\d.]+ m?s\b"
 )
-"""What stands here is not broken, whatever the width: commands, which are to be copied, and durations."""
+"""What stands here is not broken, whatever the width: commands and tables of TOML, which are to be copied, and
+durations.
+"""
+_TABLE = re.compile(r"(.*?) ?(`\[\[[^`]*`(?:, `[^`]*`)+)")
+"""How a reason ends that tells what to add to the configuration (switch/planning/remedies.py)."""
+_BLOCK = "      "
+"""Before each line of it."""
 _KEPT = "\0"
 
 
@@ -134,9 +141,17 @@ def line(text: str) -> None:
 
 
 def problem(text: str) -> None:
-    """Say on standard error what went wrong; further lines of `text` are further reasons."""
+    """Say on standard error what went wrong; further lines of `text` are further reasons. A table of TOML that is to be
+    added stands below its reason, as a block to be pasted.
+    """
     first, *more = map(clean, text.splitlines())
-    _say([f"gpuswitchctl: {first}", *(f"  {each}" for each in more)])
+    _say(each for reason in (f"gpuswitchctl: {first}", *(f"  {each}" for each in more)) for each in _unfolded(reason))
+
+
+def _unfolded(reason: str) -> list[str]:
+    if (found := _TABLE.fullmatch(reason)) is None:
+        return [reason]
+    return [found[1], *(f"{_BLOCK}{each}" for each in found[2].strip("`").split("`, `"))]
 
 
 def place(where: str, text: str) -> None:
@@ -149,11 +164,12 @@ def warning(text: str) -> None:
     _say([f"gpuswitchctl: {_('warning: {text}', text=clean(text))}"])
 
 
-def _say(lines: Iterable[str]) -> None:
+def _say(texts: Iterable[str]) -> None:
     columns = width(sys.stderr)
     try:
-        for text in lines:
-            print(*wrapped(text, columns, indent="    "), sep="\n", file=sys.stderr, flush=True)
+        for text in texts:
+            lines = [text] if text.startswith(_BLOCK) else wrapped(text, columns, indent="    ")
+            print(*lines, sep="\n", file=sys.stderr, flush=True)
     except BrokenPipeError:
         raise
     except OSError:

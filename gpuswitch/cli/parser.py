@@ -53,6 +53,10 @@ _SHORTLY = (
 HELP_IS_TEXT = mark("cannot print help as JSON: it is text for people; leave --json out")
 
 TARGETS = ("host", "vfio")
+_UNIT_TYPES = frozenset(
+    ("automount", "device", "mount", "path", "scope", "service", "slice", "socket", "swap", "target", "timer")
+)
+"""systemd.unit(5)."""
 STATES = (
     *("host", "detaching", "vfio", "reattaching", "recovering"),
     *("failed", "wedged", "unknown", "absent"),
@@ -793,8 +797,25 @@ def _busy_arguments(verb: argparse.ArgumentParser) -> None:
         help=_("wait this long for them; by itself, the same as --busy=wait"),
     )
     verb.add_argument(
-        "--stop-unit", metavar="UNIT", action="append", default=[], help=_("stop this unit first; may be given again")
+        "--stop-unit",
+        metavar="UNIT",
+        action="append",
+        type=_unit,
+        default=[],
+        help=_("stop this unit first; may be given again"),
     )
+
+
+def _unit(text: str) -> str:
+    """The full name of a systemd unit; one without a type is a service, as systemctl has it (unit_name_mangle in
+    systemd's basic/unit-name.c).
+    """
+    name = text if text.rpartition(".")[2] in _UNIT_TYPES else f"{text}.service"
+    if not all(c.isascii() and (c.isalnum() or c in ":_.\\@-") for c in name):
+        raise argparse.ArgumentTypeError(
+            _("{text} is not the name of a unit, such as display-manager or docker.socket", text=repr(text))
+        )
+    return name
 
 
 def _count(text: str) -> int:

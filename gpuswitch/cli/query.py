@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import Service, gpus_named, title_of
+from gpuswitch.cli.configuration import refused_on_disk
 from gpuswitch.cli.layout import pairs, table
 from gpuswitch.cli.output import as_json, duration, line, moment, warning, write
 from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
@@ -109,7 +110,7 @@ def _holder_cells(holder: Values) -> tuple[str, ...]:
 
 def config(service: Service, args: Namespace) -> int:
     settings = [each for each in service.config() if not args.changed or each["value"] != each["default"]]
-    warnings = service.warnings()
+    warnings = [*service.warnings(), *refused_on_disk(service.about())]
     if args.json:
         as_json({"settings": settings, "warnings": warnings})
         return 0
@@ -154,6 +155,7 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     yield _("IOMMU groups"), " ".join(map(str, gpu["IommuGroups"])) or "-"
     if gpu["Match"]:
         yield _("match"), _match_words(gpu["Match"])
+        yield "", _("for a [[gpu]] table, instead of address")
     yield _("managed"), _("yes") if gpu["Managed"] else _("no")
     if gpu["AtBoot"] != "keep":
         yield _("at boot"), gpu["AtBoot"]

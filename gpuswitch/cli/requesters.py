@@ -8,9 +8,14 @@ from typing import Any
 
 from gpuswitch.cli.translate import _
 
+COMMAND = "gpuswitchctl"
+"""What most people ask by: where there is no room, nobody misses it."""
 
-def requester_words(requester: Mapping[str, Any], *, whole: bool = False) -> str:
-    """Who asked: `gpuswitchctl of alice`; `whole`: with its number, and the unit that it ran in."""
+
+def requester_words(requester: Mapping[str, Any], *, whole: bool = False, short: bool = False) -> str:
+    """Who asked: `gpuswitchctl of alice`; `whole`: with its number, and the unit that it ran in; `short`: of who asked
+    by the command, only their name.
+    """
     if requester.get("somebody_else"):
         return _("somebody else")
     if requester.get("trial"):
@@ -19,6 +24,9 @@ def requester_words(requester: Mapping[str, Any], *, whole: bool = False) -> str
         return _("the service itself, at boot")
     if requester["service"]:
         return _("the service itself")
+    if short and requester["command"] == COMMAND and "uid" in requester:
+        words = [_user(requester["uid"])]
+        return " ".join([*words, _("for {machine}", machine=requester["vm"])] if requester["vm"] else words)
     words = [requester["command"] or _("somebody")]
     if whole and "pid" in requester:
         words.append(f"(pid {requester['pid']})")

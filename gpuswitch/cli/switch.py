@@ -18,7 +18,17 @@ from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError, blocker_record
 from gpuswitch.cli.follow import Following, joined_words
 from gpuswitch.cli.keys import END, Question, pressed, single_keys
 from gpuswitch.cli.layout import hung
-from gpuswitch.cli.output import as_json, as_json_line, duration, line, on_terminal, problem, rfc3339, sentence
+from gpuswitch.cli.output import (
+    OutputError,
+    as_json,
+    as_json_line,
+    duration,
+    line,
+    on_terminal,
+    problem,
+    rfc3339,
+    sentence,
+)
 from gpuswitch.cli.parser import TARGETS
 from gpuswitch.cli.query import to_put_right, what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
@@ -127,7 +137,7 @@ def cancel(service: Service, args: Namespace) -> int:
 
 def _cancelled(gpu: Gpu, switch: Mapping[str, Any]) -> str:
     return _(
-        "switch {id} of {gpu} to {target} is cancelled: all is as before",
+        "switch {id} of {gpu} to {target} is cancelled: the GPU is as it was before",
         id=switch["id"],
         gpu=gpu.title,
         target=switch["target"],
@@ -308,7 +318,10 @@ class Switches:
         """
         self._service.end_with_its_reader()
         following = Following(self._service, begun, self._args.timeout, is_joined=self._is_joined)
-        unwatched = self._followed(following)
+        try:
+            unwatched = self._followed(following)
+        except OutputError as error:
+            raise _unwritten(error, [gpu for gpu, _switch in following.under_way]) from None
         for gpu, _switch in begun:
             if gpu.address in following.outcomes:
                 self._finished(gpu, following.outcomes[gpu.address])
@@ -382,8 +395,8 @@ class Switches:
 
     def _settled(self, following: Following) -> bool:
         """Whether a person says that they are to be taken back, and they are being, or they are over meanwhile."""
-        named = _(" and ").join(gpu.title for gpu, _switch in following.under_way)
-        question = Question(_("Take the switch of {gpus} back (c), or leave it to go on (l)? [c/L] ", gpus=named))
+        named = _(" and ").join(gpu.word for gpu, _switch in following.under_way)
+        question = Question(_("Cancel the switch of {gpus} (c), or leave it to go on (l)? [c/L] ", gpus=named))
         try:
             # They go on while somebody thinks about it.
             key = _answer(question, partial(following.until_typed, Above(question, several=self._several)))
@@ -479,7 +492,7 @@ class Switches:
         # What was failed may be elsewhere now, and well.
         if result in {"reverted", "cancelled"} and now["State"] == self._before.get(gpu.path):
             shown = f"gpuswitchctl show {outcome['id']}"
-            text += "\n" + _("all is as it was before; {command} has each step", command=shown)
+            text += "\n" + _("the GPU is as it was before; {command} has each step", command=shown)
         if result in {"failed", "reverted"}:
             text += "\n" + to_put_right(str(outcome["reason"]), again)
         code = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
@@ -540,6 +553,14 @@ def _worst(failures: Iterable[CtlError]) -> int:
 
 def _print_result(gpu: Gpu, outcome: Mapping[str, Any], *, changed: bool, joined: bool = False) -> None:
     as_json_line({"event": "result", **naming(gpu), **switch_record(outcome), "changed": changed, "joined": joined})
+
+
+def _unwritten(error: OutputError, gpus: Sequence[Gpu]) -> OutputError:
+    """With what becomes of the switches that nobody could be told of."""
+    if not gpus:
+        return error
+    status = f"gpuswitchctl status {' '.join(gpu.word for gpu in gpus)}"
+    return OutputError(_("{why}; the switch goes on: {command} shows it", why=error, command=status))
 
 
 def _interrupted(gpus: Sequence[Gpu], again: str) -> CtlError:

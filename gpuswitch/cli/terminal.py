@@ -26,9 +26,11 @@ from gpuswitch.cli.translate import _, recognized, state_word, step_title
 _SHORTEST = 1 / 40
 """Of the whole width: a bar as long as that can be seen, however short the step was."""
 _BAR_COLUMNS = 40
+_INDENT = "  "
 _STEP_STYLES = {
     "done": "green",
     "failed": "bold red",
+    "cancelled": "yellow",
     "reverted": "yellow",
     "revert-failed": "bold red",
     "interrupted": "bold red",
@@ -149,9 +151,9 @@ class StepsInPlace:
             del self._between[gpu]
         style = _STEP_STYLES.get(change.status, "")
         took = (f"  {duration(change.seconds)}", "dim")
-        self._console.print(
-            Text.assemble(f"{self._title(gpu, change)}  ", (clean(state_word(change.status)), style), took)
-        )
+        text = Text.assemble(f"{self._title(gpu, change)}  ", (clean(state_word(change.status)), style), took)
+        for each in _fitted(text, self._console, self._console.width):
+            self._console.print(each)
 
     def waits(self, of: Gpu, _switch: str, waiting: Waiting) -> None:
         if of.title in self._at_work:
@@ -161,18 +163,22 @@ class StepsInPlace:
         title = numbered(change.index, change.count, change.title)
         return f"{clean(gpu)}  {title}" if self._several else title
 
-    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """What is redrawn; called from a thread of `rich`."""
-        columns = min(options.max_width, _BAR_COLUMNS)
+        # The terminal shows ^C behind the bar, as the last line: on one more, a line of ours would stay above that.
+        columns = max(min(options.max_width - len("^C") - 1, _BAR_COLUMNS), 1)
         # In other threads, these change.
         at_work, between = dict(self._at_work), dict(self._between)
         for gpu in sorted({*at_work, *between}):
             if gpu in at_work:
-                yield from self._lines(gpu, at_work[gpu], columns)
+                for each in self._lines(gpu, at_work[gpu]):
+                    yield from _fitted(each, console, options.max_width)
+                change = at_work[gpu].change
+                yield ProgressBar(total=change.count, completed=change.index - 1, width=columns)
             else:
                 yield ProgressBar(total=between[gpu].count, completed=between[gpu].index, width=columns)
 
-    def _lines(self, gpu: str, step: _AtWork, columns: int) -> Iterator[Text | ProgressBar]:
+    def _lines(self, gpu: str, step: _AtWork) -> Iterator[Text]:
         change = step.change
         elapsed = (f"  {time.monotonic() - step.begun:.1f} s", "dim")
         yield Text.assemble(f"{self._title(gpu, change)}  ", (clean(state_word(change.status)), "cyan"), elapsed)
@@ -186,4 +192,13 @@ class StepsInPlace:
                 else:
                     text = _("waiting: {what}", what=what)
                 yield Text(f"  {text}", "yellow")
-        yield ProgressBar(total=change.count, completed=change.index - 1, width=columns)
+
+
+def _fitted(text: Text, console: Console, columns: int) -> Iterator[Text]:
+    """The text in lines of so many columns, the further ones indented as of whatever else is too long."""
+    if text.cell_len <= columns:
+        yield text
+        return
+    first, *more = text.wrap(console, max(columns - len(_INDENT), 1))
+    yield first
+    yield from (Text(_INDENT).append_text(each) for each in more)

@@ -143,7 +143,7 @@ def step_title(text: str) -> str:
 STATES = marks("detaching", "reattaching", "recovering", "failed", "wedged", "unknown", "absent")
 """But host and vfio, which are the same in every language, as they are typed."""
 RESULTS = marks("done", "reverted", "failed", "cancelled", "wedged", "drifted")
-STATUSES = marks("running", "done", "failed", "reverting", "reverted", "revert-failed", "interrupted")
+STATUSES = marks("running", "done", "failed", "cancelled", "reverting", "reverted", "revert-failed", "interrupted")
 """Of steps."""
 
 

@@ -6,6 +6,7 @@ address is the same, or where they have none and match the same. What the keys m
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -41,6 +42,7 @@ _HINTS = {
     "Expected ']' at the end of a table declaration": _HEADING,
     "Unclosed array": _LIST,
     "Expected '=' after a key in a key/value pair": Sentence("write key = value"),
+    "Cannot declare": Sentence("what belongs to this table goes below its first heading"),
 }
 """What most likely led to a sentence of tomllib's."""
 _CURLED = re.compile("=.*[\u2018-\u201f\u00ab\u00bb]")
@@ -51,6 +53,8 @@ _ASIDE = re.compile(
 """What is called so was put aside, by an editor, a packet manager or a person, and nobody expects it to be read."""
 _MEANT = re.compile(r"(conf|gpuswitch).*|.*\.(toml|conf|cfg|ini|ya?ml|json|d)", re.DOTALL)
 """What is called so beside the configuration may be meant for it. A service of somebody's own has other files there."""
+_KEY_AS_TUPLE = re.compile(r"(Cannot declare|Cannot redefine namespace|Cannot mutate immutable namespace) (\(.*\))(.*)")
+"""Sentences of tomllib's that have a key as Python writes it: `Cannot declare ('defaults',) twice`."""
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -304,7 +308,10 @@ def _unreadable(file: str, content: bytes, error: ValueError) -> Fault:
     else:
         what, number, column = place["what"], int(place["line"]), int(place["column"])
     line = lines[number - 1].strip() if number <= len(lines) else ""
-    hint = _CURLY if _CURLED.search(line) else _HINTS.get(what)
+    key = _KEY_AS_TUPLE.fullmatch(what)
+    hint = _CURLY if _CURLED.search(line) else _HINTS.get(key[1] if key else what)
+    if key:
+        what = f"{key[1]} {'.'.join(ast.literal_eval(key[2]))}{key[3]}"
     said = Sentence("it is not TOML: {what}: {line}", what=what, line=shown(line))
     if hint:
         said = Sentence("it is not TOML: {what}: {line}; {hint}", what=what, line=shown(line), hint=hint)

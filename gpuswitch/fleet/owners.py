@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from gpuswitch.errors import Failed, GpuswitchError, InProgress, Owned, Timeout
+from gpuswitch.errors import BY_NAME, Failed, GpuswitchError, InProgress, Owned, Timeout
 from gpuswitch.fleet.access import VfioAccess
 from gpuswitch.fleet.aftermath import Aftermath
 from gpuswitch.fleet.ownership import Ownership
@@ -253,7 +253,10 @@ class Owners:
             await asyncio.sleep(0)
         await switch.wait()
         if switch.result is not Result.DONE:
-            raise Failed(f"{actor.gpu.address} could not be handed to {claim.owner}: {switch.reason}")
+            # As `to-vfio` has it, in kind and in words: whoever asked for a machine has the same in the way.
+            kind = BY_NAME.get(switch.error, Failed)
+            words = {"gpu": actor.gpu.address, "result": switch.result, "reason": switch.reason}
+            raise kind(Sentence("cannot move {gpu} to vfio ({result}): {reason}", **words))
         await actor.runner.rest()
         if switch.requester != requester or not switch.count:
             # This switch has not done it, or not for us.

@@ -28,11 +28,14 @@ LOG_SECONDS = 5.0
 
 
 class Status(StrEnum):
-    """What has just become of a step; `interrupted`: the service ended in the midst of it."""
+    """What has just become of a step; `cancelled`: it only waited, and the switch was to end; `interrupted`: the
+    service ended in the midst of it.
+    """
 
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
+    CANCELLED = "cancelled"
     REVERTING = "reverting"
     REVERTED = "reverted"
     REVERT_FAILED = "revert-failed"
@@ -69,6 +72,10 @@ class StuckError(Exception):
             said = Sentence.joined(" ", [said, Sentence("({state})", state=state)])
         super().__init__(said)
         self.pending = pending
+
+
+class _CutShortError(StepError):
+    """A step only waited, and the switch was asked to end."""
 
 
 class StoppedError(Exception):
@@ -154,7 +161,8 @@ class Engine:
             try:
                 await self._forward_one(number, step)
             except (StepError, StuckError) as failure:
-                self._tell(number, step, Status.FAILED, started)
+                cut_short = isinstance(failure, _CutShortError)
+                self._tell(number, step, Status.CANCELLED if cut_short else Status.FAILED, started)
                 if isinstance(failure, StuckError):
                     raise
                 if self._stop and not step.optional:
@@ -268,7 +276,7 @@ class Engine:
             if not cut.expired():
                 raise
             await self._call_over(self._deadlines[step.kind])
-            raise StepError(f"{self._waiting_for(step)}, and the switch is to end") from None
+            raise _CutShortError(f"{self._waiting_for(step)}, and the switch is to end") from None
         finally:
             self._cut = None
 

@@ -73,6 +73,21 @@ async def test_changed_shows_what_differs_from_the_default(start: Start, ctl: Ct
     assert [row.split()[0] for row in ctl("--changed").stdout.splitlines()[1:]] == ["metrics.port"]
 
 
+async def test_what_the_service_would_refuse_now_is_said_beside_what_is_in_force(start: Start, ctl: Ctl) -> None:
+    service = await start("laptop", config=GOOD)
+    before = ctl()
+    assert "warning" not in before.stderr
+    write_config(service.config, TYPO)
+    shown = ctl()
+    assert (shown.returncode, shown.stdout) == (0, before.stdout)
+    sentence = (
+        f"the configuration in {service.config} cannot be used as it is now, so this is what the service has read "
+        "before: gpuswitchctl config check names what is wrong"
+    )
+    assert shown.stderr == f"gpuswitchctl: warning: {sentence}\n"
+    assert json.loads(ctl("--json").stdout)["warnings"] == [sentence]
+
+
 async def test_where_nothing_differs_that_is_said(start: Start, ctl: Ctl) -> None:
     await start("laptop", config="", GPUSWITCH_METRICS__ENABLED="true", GPUSWITCH_METRICS__PORT="9752")
     shown = ctl("--changed")

@@ -19,6 +19,7 @@ from gpuswitch.cli.editing import TEMPLATE
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.parser import parse
 from gpuswitch.cli.reloading import changes
+from gpuswitch.errors import NotAuthorized
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.services import BIN, contents, environment, write_config
 from tests.harness.service.terminal import END, INTERRUPT
@@ -341,11 +342,14 @@ def test_who_may_not_write_there_is_told_what_it_takes(tmp_path: Path, monkeypat
         raise PermissionError(13, "Permission denied", str(file))
 
     monkeypatch.setattr(editing, "Draft", refuse)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setenv("VISUAL", "'no command of a shell")
     for stream in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
     args = parse(["config", "edit", str(tmp_path / "config.toml")])
-    with pytest.raises(CtlError, match=r"Permission denied; it takes root: sudo gpuswitchctl config edit$"):
+    with pytest.raises(CtlError, match=r"Permission denied; it takes root: sudo gpuswitchctl config edit$") as refused:
         editing.edit(args)
+    assert refused.value.exit_code == NotAuthorized.exit_code
 
 
 @pytest.mark.parametrize("place", ["config.toml", "conf.d/a.toml", "link/config.toml"])

@@ -97,7 +97,7 @@ async def test_interrupted_it_asks_and_the_switch_may_be_taken_back(start: Start
         terminal.until("wait until nobody has it open  reverted")
         assert terminal.ended() == 1
         assert_as_it_was(terminal)
-    assert f"of {CALLED} to vfio is cancelled: all is as before" in terminal.shown
+    assert f"of {CALLED} to vfio is cancelled: the GPU is as it was before" in terminal.shown
     assert card(environ)["state"] == "host"
 
 

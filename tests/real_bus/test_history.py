@@ -346,7 +346,7 @@ async def test_people_cancel_and_see_the_way_back(start: Start, private_bus: Pri
     switch = (await service.properties(DISCRETE))["Switch"]["id"]
     assert (status, err) == (0, "")
     *steps, last = out.splitlines()
-    assert last == f"switch {switch} of {ADDRESS} to vfio is cancelled: all is as before"
+    assert last == f"switch {switch} of {ADDRESS} to vfio is cancelled: the GPU is as it was before"
     assert [step for step in steps if f"{UNBIND_SOUND}: reverted" in step]
     status, _, err = await following
     assert status == 1

@@ -131,7 +131,7 @@ REFUSED = {
     "no such GPU": (["radeon"], 2, "cannot keep radeon on vfio: no GPU is named 'radeon'"),
     "no instance": (["--unit", "gpuswitch-vfio@.service"], 2, "write it like gpuswitch-vfio@rtx3070.service"),
     "an instance that is no GPU": (["--unit", r"gpuswitch-vfio@a\x20b.service"], 2, "no GPU is named 'a b'"),
-    "no unit to stop": (["--stop-unit", "x"], 2, "stop_units: 'x' is not the full name of a unit"),
+    "no unit to stop": (["--stop-unit", "x y"], 2, "'x y' is not the name of a unit"),
     "a GPU and a unit": (["rtx-3070", "--unit", "gpuswitch-vfio@x.service"], 2, "leave one of them out"),
     "JSON": (["--json"], 2, "hold prints nothing for programs: leave --json out"),
 }

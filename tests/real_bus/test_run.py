@@ -147,7 +147,8 @@ REFUSED = {
     "no such function": (["--", "echo", "{9}"], 2, "'{9}' names function 9, and there are 4"),
     "no command": ([], 2, "run needs -- and a command after it"),
     "a name that is none": (["--name", "x" * 300, "--", "true"], 2, "is not the name of a process"),
-    "no unit": (["--stop-unit", "x", "--", "true"], 2, "stop_units: 'x' is not the full name of a unit"),
+    "no unit": (["--stop-unit", "x y", "--", "true"], 2, "'x y' is not the name of a unit"),
+    "a unit that stays": (["--stop-unit", "dbus", "--", "true"], 2, "--stop-unit: dbus.service must stay"),
     "JSON": (["--json", "--", "true"], 2, "run prints what its command prints: leave --json out"),
 }
 

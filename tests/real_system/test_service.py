@@ -87,6 +87,7 @@ def test_the_bus_says_why_it_cannot_start_it(machine: Container) -> None:
     refused = ctl(machine, "list", check=False)
     assert refused.status == 5
     assert "is masked" in refused.stderr
+    assert refused.stderr.endswith("systemctl unmask gpuswitchd && systemctl start gpuswitchd\n")
     assert refused.stderr.count("\n") == 1
 
 

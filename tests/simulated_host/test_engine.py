@@ -134,6 +134,7 @@ class EngineHarness:
 
 S1, S2 = "s1:reverting s1:reverted", "s2:reverting s2:reverted"
 FORWARD_2_FAILS = "s1:do s1:ok s2:do s2:fail"
+FORWARD_2_CANCELLED = "s1:do s1:ok s2:do s2:cancelled"
 SEQUENCES: Iterable[tuple[str, str, str, str]] = [
     # what goes wrong, what is heard, the sentence of the failure, the sentence of a failed way back
     ("", "s1:do s1:ok s2:do s2:ok s3:do s3:ok", "", ""),
@@ -390,7 +391,7 @@ class TestPatient:
             await harness.engine.forward()
         assert asyncio.get_running_loop().time() == 3
         await harness.engine.back()
-        assert harness.heard == f"{FORWARD_2_FAILS} {S2} {S1}"
+        assert harness.heard == f"{FORWARD_2_CANCELLED} {S2} {S1}"
 
     async def test_one_that_is_done_at_that_moment_is_done(self) -> None:
         harness = EngineHarness("", kinds={"s2": Patient})
@@ -404,7 +405,7 @@ class TestPatient:
         harness.stop_at = ("s2", Status.RUNNING)
         with pytest.raises(StoppedError, match="enough"):
             await harness.engine.forward()
-        assert (asyncio.get_running_loop().time(), harness.heard) == (0, FORWARD_2_FAILS)
+        assert (asyncio.get_running_loop().time(), harness.heard) == (0, FORWARD_2_CANCELLED)
 
     async def test_its_own_failure_is_told_as_such(self) -> None:
         harness = EngineHarness("s2-apply:error", kinds={"s2": Patient})

@@ -172,11 +172,18 @@ class TestRefused:
         harness = await start_harness(tmp_path, "server")
         before = harness.snapshot()
         harness.host.faults.add(Errno(errno.EINVAL), operation="probe", subject=SERVER[1], nth=1)
-        with pytest.raises(Failed, match="could not be handed to the virtual machine win11"):
+        with pytest.raises(Failed, match=rf"^cannot move {SERVER[1]} to vfio \(reverted\): "):
             await acquire(harness, addresses=set(SERVER))
         for address in SERVER:
             await home(harness, harness.fleet.find(str(address)))
         assert (harness.snapshot(), harness.pages) == (before, [])
+
+    async def test_who_kept_it_all_the_time_is_told_as_a_refusal_tells_it(self, tmp_path: Path) -> None:
+        harness = await start_harness(tmp_path, busy="wait", wait_seconds=5.0)
+        harness.machine.run("game", uid=1000)
+        harness.machine.open_card(GPU, "game")
+        with pytest.raises(Busy, match=rf"^cannot move {GPU} to vfio \(reverted\): game \(pid .* has .* open"):
+            await acquire(harness)
 
     async def test_to_host_while_it_has_yet_to_open_it(self, harness: Harness, actor: Actor) -> None:
         await acquire(harness)

@@ -114,7 +114,7 @@ async def test_where_one_fails_both_are_home_again(function: PciAddress, tmp_pat
     harness = await start_harness(tmp_path)
     before = harness.snapshot()
     harness.host.faults.add(Errno(errno.EINVAL), operation="probe", subject=function)
-    with pytest.raises(Failed, match="could not be handed to the virtual machine train"):
+    with pytest.raises(Failed, match=rf"^cannot move {function} to vfio \(reverted\): "):
         await harness.fleet.owners.acquire(VM, {FIRST, SECOND}, HOOK)
     await all_home(harness)
     assert (harness.snapshot(), harness.pages) == (before, [])

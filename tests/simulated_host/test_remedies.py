@@ -56,9 +56,8 @@ class Refused:
 
 
 async def to_the_configuration(refused: Refused, remedy: str) -> None:
-    *lines, file = re.findall(r"`([^`]+)`|(/etc/gpuswitch/\S+),", remedy)
-    assert file[1] == "/etc/gpuswitch/config.toml"
-    refused.configure("\n".join(line for line, _ in lines) + "\n")
+    assert "add to /etc/gpuswitch/config.toml, by " in remedy
+    refused.configure("\n".join(re.findall(r"`([^`]+)`", remedy)) + "\n")
 
 
 async def unbind(refused: Refused, remedy: str) -> None:
@@ -82,12 +81,12 @@ async def kill(refused: Refused, remedy: str) -> None:
 
 Apply = Callable[[Refused, str], Awaitable[None]]
 WAYS: tuple[tuple[str, str, str, str, Apply], ...] = (
-    ("laptop", "00:02.0", "boot_display", "add the lines", to_the_configuration),
+    ("laptop", "00:02.0", "boot_display", "add to ", to_the_configuration),
     ("shared", "01:00.0", "neighbour", "unbind it", unbind),
     ("shared", "01:00.0", "neighbour", "move both", to_the_configuration),
     ("plx", "27:00.0", "neighbour", "move both", to_the_configuration),
     ("hgx", "2a:00.0", "neighbour", "move both", to_the_configuration),
-    ("single", "01:00.0", "boot_display", "add the lines", to_the_configuration),
+    ("single", "01:00.0", "boot_display", "add to ", to_the_configuration),
     ("single", "01:00.0", "busy", "stop it", stop),
     ("single", "01:00.0", "busy", "kill", kill),
     ("driverless", "01:00.0", "busy", "stop it", stop),

@@ -20,7 +20,11 @@ from gpuswitch.cli.output import clean, duration, numbered, problem, sentence
 from gpuswitch.cli.parser import EXIT_STATUSES, STATES, TOPICS, UsageError, parse, parser
 from gpuswitch.cli.steps import JsonLines, Lines
 from gpuswitch.cli.terminal import StepsInPlace
+from gpuswitch.config.settings import Config
+from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
+from gpuswitch.switch.planning.remedies import to_set
+from tests.harness.facts import at
 from tests.harness.service.fixed import fixed, function, gpu, switch
 
 EVIL = "GeForce\x1b[2J\r\n\x9b31m\u202e\x07"
@@ -98,6 +102,18 @@ def test_one_reason_stands_in_the_sentence_and_several_below_it(capsys: pytest.C
     )
 
 
+def test_a_table_that_is_to_be_added_is_a_block_to_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu_of = Gpu(at("0000:01:00.0"), (at("0000:01:00.0"),))
+    problem(f"cannot move it:\nits screen would go dark: {to_set(Config(), gpu_of, 'allow_boot_display', 'true')}")
+    assert capsys.readouterr().err == (
+        "gpuswitchctl: cannot move it:\n"
+        "  its screen would go dark: add to /etc/gpuswitch/config.toml, by gpuswitchctl config edit:\n"
+        "      [[gpu]]\n"
+        '      address = "0000:01:00.0"\n'
+        "      allow_boot_display = true\n"
+    )
+
+
 def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     evil = gpu(Name=EVIL, Model=EVIL, Reason=EVIL, Driver=EVIL, Functions=[(EVIL, EVIL, EVIL)])
     change = StepChange(1, 1, EVIL, EVIL, EVIL, 5)
@@ -129,6 +145,33 @@ def test_a_line_that_is_redrawn_is_clean_too() -> None:
         "\\r\\n"
     )
     assert all(c.isprintable() or c == "\n" for c in written.getvalue())
+
+
+def test_what_is_drawn_in_place_is_indented_where_it_is_too_long_and_leaves_room_for_an_interrupt() -> None:
+    shown = StepsInPlace()
+    [of] = fixed(gpu()).gpus()
+    shown.step(of, "5f", StepChange(3, 16, "holders", "wait until nobody has it open", "running", 0))
+    shown.waits(of, "5f", Waiting("Xorg (pid 1001) has /dev/dri/card0 open; close it, or: kill 1001", 1.0, 2.0))
+    written = io.StringIO()
+    Console(file=written, width=40).print(shown)
+    *lines, bar = written.getvalue().splitlines()
+    assert [line.startswith("  ") for line in lines] == [False] + [True] * (len(lines) - 1)
+    assert len(lines) > 3
+    # ^C stands there on the same line.
+    assert len(bar.rstrip()) <= 40 - len("^C")
+
+
+def test_a_step_that_ended_is_indented_where_it_is_too_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    [of] = fixed(gpu()).gpus()
+    with StepsInPlace() as shown:
+        shown.step(of, "5f", StepChange(5, 22, "override", "aim the driver override of all 4 at vfio", "done", 1))
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines() if "aim" in line or "done" in line] == [
+        "[ 5/22] aim the driver override of all",
+        "  4 at vfio  done  1.00 s",
+    ]
 
 
 def test_a_step_that_has_ended_is_not_drawn_as_running() -> None:
@@ -312,6 +355,7 @@ def test_status_tells_where_it_is_wanted_at_boot_and_what_it_is_told_by(capsys: 
     look.status(fixed(gpu(AtBoot="vfio", Match={"vendor": "10de", "slot": "2"})), PLAIN)
     said = capsys.readouterr().out
     assert 'match: { vendor = "10de", slot = "2" }\n' in said
+    assert "for a [[gpu]] table, instead of address\n" in said
     assert "at boot: vfio\n" in said
     look.status(fixed(gpu(Match={})), PLAIN)
     said = capsys.readouterr().out

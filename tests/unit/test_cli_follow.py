@@ -150,6 +150,22 @@ def test_an_answer_that_comes_too_late_is_offered_to_nobody() -> None:
     assert service.next_event(0.0) is None
 
 
+@pytest.mark.parametrize(
+    ("why", "remedy"),
+    [
+        ("Unit gpuswitchd.service is masked.", "systemctl unmask gpuswitchd && systemctl start gpuswitchd"),
+        ("Unit gpuswitchd.service not found.", "systemctl start gpuswitchd"),
+    ],
+)
+def test_a_service_that_does_not_run_is_told_with_what_starts_it(why: str, remedy: str) -> None:
+    connection = Connection()
+    service = Service(cast("DBusConnection", connection), None)
+    serial = service.send(asked := ping())
+    connection.incoming = [new_error(asked, "org.freedesktop.systemd1.LoadFailed", "s", (why,))]
+    with pytest.raises(CtlError, match=rf"is not running \({why}\); .*: {remedy}$"):
+        service.answer(serial)
+
+
 def test_what_its_user_allows_bounds_every_answer_but_those_of_people() -> None:
     deadline = time.monotonic()
     service = Service(cast("DBusConnection", Connection()), None, seconds=5.0, deadline=deadline)

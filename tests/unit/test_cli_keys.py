@@ -38,6 +38,16 @@ def test_a_question_of_several_lines_is_taken_away_whole(
     assert capsys.readouterr().err == f"\r{up}\x1b[J"
 
 
+def test_a_question_is_broken_between_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "16")
+    question = Question("Now or later (l)? [n/L] ")
+    question.show()
+    question.hide()
+    assert capsys.readouterr().err == "Now or later\n(l)? [n/L] \r\x1b[1A\x1b[J"
+
+
 def test_steps_stand_above_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "stderr", sys.stdout)  # the same terminal

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +15,15 @@ import pytest
 from gpuswitch.cli import switch as move
 from gpuswitch.cli.client import Signal
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.parser import parse
+from gpuswitch.cli.output import OutputError
+from gpuswitch.cli.parser import UsageError, parse
 from gpuswitch.cli.ways_out import ways_out
 from gpuswitch.errors import Timeout
 from tests.harness.service.fixed import CARD, fixed, gpu, stepped, switch
 
 OTHER = "0000:02:00.0"
 
-AS_BEFORE = "all is as it was before; gpuswitchctl show 5f has each step"
+AS_BEFORE = "the GPU is as it was before; gpuswitchctl show 5f has each step"
 
 
 def moved(*arguments: str, ends: dict[str, Any], state: str = "vfio", events: Sequence[Signal] = ()) -> int:
@@ -75,6 +79,36 @@ def test_reverted_for_what_would_be_refused_has_the_status_of_a_refusal(error: s
     assert raised.value.exit_code == exit_code
 
 
+class Full(io.StringIO):
+    """Like /dev/full."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_is_not_told_since_it_cannot_be_written_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = [stepped(1, 3, "load vfio-pci", "done", 0.005)]
+    monkeypatch.setattr("sys.stdout", Full())
+    with pytest.raises(OutputError) as error:
+        moved(ends=switch(), events=events)
+    assert str(error.value) == (
+        "No space left on device; the switch goes on: gpuswitchctl status 0000:01:00.0 shows it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("typed", "unit"),
+    [("display-manager", "display-manager.service"), ("docker.socket", "docker.socket"), ("a@b.c", "a@b.c.service")],
+)
+def test_a_unit_without_a_type_is_a_service(typed: str, unit: str) -> None:
+    assert move.options_of(parse(["to-vfio", "--stop-unit", typed])) == {"stop_units": ("as", [unit])}
+
+
+def test_what_is_no_unit_is_refused_by_the_option_that_was_typed() -> None:
+    with pytest.raises(UsageError, match="'a b' is not the name of a unit, such as "):
+        parse(["to-vfio", "--stop-unit", "a b"])
+
+
 def test_cancelled_is_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     under_way = gpu(Switch=switch(result="", finished=0.0))
     events = [stepped(2, 3, "load vfio-pci", "reverting"), stepped(2, 3, "load vfio-pci", "reverted", 0.005)]
@@ -82,7 +116,7 @@ def test_cancelled_is_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> 
     assert run(["cancel"], under_way, events=events, outcomes=cancelled) == 0
     assert capsys.readouterr().out.splitlines() == [
         "[2/3] load vfio-pci: reverted (5.0 ms)",
-        "switch 5f of 0000:01:00.0 to vfio is cancelled: all is as before",
+        "switch 5f of 0000:01:00.0 to vfio is cancelled: the GPU is as it was before",
     ]
 
 
@@ -156,7 +190,7 @@ def test_of_several_the_worst_counts_and_each_is_told(capsys: pytest.CaptureFixt
 
 
 def test_all_are_those_that_are_managed() -> None:
-    told = r"^no GPU is managed: .* \[\[gpu\]\] table in /etc/gpuswitch/config\.toml$"
+    told = r"^no GPU is managed: .* a \[\[gpu\]\] table, by: gpuswitchctl setup$"
     with pytest.raises(CtlError, match=told) as none:
         run(["to-vfio", "--all"], gpu())
     assert none.value.exit_code == 2

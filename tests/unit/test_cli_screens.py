@@ -24,6 +24,7 @@ COMMANDS = (
     "kill 4711",
     "systemctl --user --machine=alice@ stop app-org.blender.Blender-4711.scope",
     "echo 0 > /sys/class/vtconsole/vtcon1/bind",
+    '{ vendor = "10de", device = "2484", port = "0000:00:01.0" }',
 )
 
 
@@ -52,6 +53,17 @@ def test_no_line_is_wider_than_the_screen_but_for_what_is_copied(columns: int) -
         for line in shown(command, columns, **knows).splitlines():
             value = line.partition(": ")[2] or line
             assert cells(line) <= columns or " " not in value.strip() or value.strip() in COMMANDS, line
+
+
+def test_a_table_of_toml_is_not_broken_either() -> None:
+    match = '{ vendor = "10de", device = "2484", port = "0000:00:01.0" }'
+    assert wrapped(f"it is {match}", 40, indent="  ") == ["it is", f"  {match}"]
+
+
+def test_who_asked_by_the_command_is_told_by_their_name_where_there_is_little_room() -> None:
+    assert "gpuswitchctl of uid 4000000000 for win11-spiele" in shown("history", 200)
+    assert "  uid 4000000000 for win11-spiele" in shown("history", 120)
+    assert "gpuswitchctl" not in shown("history", 120).partition("\n")[2]
 
 
 def test_a_column_below_its_row_that_is_empty_leaves_no_line_behind() -> None:

@@ -375,6 +375,7 @@ def test_a_file_that_is_not_toml_is_named_with_the_place(tmp_path: Path, write: 
         ("name = 'rtx\n\n[metrics]\n", "2", '"name = \'rtx"', "is there a quote missing?"),
         ('stop_units = ["a.service, "b"]\n', "2:28", "", "is there a quote, a comma or ] missing before this?"),
         ('name = "a\n', "2:10", "", "is there a quote missing?"),
+        ("[metrics]\n[metrics]\n", "3:9", "'[metrics]'", "what belongs to this table goes below its first heading"),
         ("name: 'a'\n", "2:5", "\"name: 'a'\"", "write key = value"),
         (
             "name = \u201crtx\u201d\n",
@@ -400,6 +401,12 @@ def test_text_without_quotes_is_shown_with_what_to_write(tmp_path: Path, write: 
     (fault,) = faults(tmp_path)
     assert fault.startswith(f"cannot use {file}:2:{column}: it is not TOML: ")
     assert fault.endswith(f": 'enabled = {value}'; text stands in double quotes, numbers, true and false without any")
+
+
+def test_a_key_is_written_as_toml_has_it(tmp_path: Path, write: Write) -> None:
+    write("config.toml", "[defaults]\n[defaults]\n")
+    (fault,) = faults(tmp_path)
+    assert ": it is not TOML: Cannot declare defaults twice: '[defaults]'; " in fault
 
 
 def test_one_gpu_in_single_brackets_is_refused_whatever_comes_after(tmp_path: Path, write: Write) -> None:

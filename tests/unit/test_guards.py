@@ -169,9 +169,9 @@ class TestToVfio:
         host = facts([*card().functions.values(), function("0000:02:00.0", NVSWITCH, "nvidia-nvswitch")])
         assert reasons(host) == {
             "neighbour": "the NVSwitch 0000:02:00.0 is in IOMMU group 1 too and stays on nvidia-nvswitch: unbind it: "
-            "echo 0000:02:00.0 > /sys/bus/pci/drivers/nvidia-nvswitch/unbind; or move both: add the lines `[[gpu]]`, "
-            '`address = "0000:01:00.0"` and `members = ["0000:02:00.0"]` to /etc/gpuswitch/config.toml, '
-            "then run: systemctl reload gpuswitchd"
+            "echo 0000:02:00.0 > /sys/bus/pci/drivers/nvidia-nvswitch/unbind; or move both: add to "
+            "/etc/gpuswitch/config.toml, by gpuswitchctl config edit: "
+            '`[[gpu]]`, `address = "0000:01:00.0"`, `members = ["0000:02:00.0"]`'
         }
         both = Gpu(GPU.address, (*GPU.functions, at("0000:02:00.0")))
         assert reasons(host, gpu=both) == {}

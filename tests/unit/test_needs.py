@@ -206,8 +206,8 @@ class TestCannotLetGo:
                 True,
                 [
                     TOO_OLD.format("module_policy is never")
-                    + '; or: add the lines `[[gpu]]`, `address = "0000:01:00.0"` and `module_policy = "auto"` to '
-                    "/etc/gpuswitch/config.toml, then run: systemctl reload gpuswitchd"
+                    + "; or: add to /etc/gpuswitch/config.toml, by gpuswitchctl config edit: "
+                    '`[[gpu]]`, `address = "0000:01:00.0"`, `module_policy = "auto"`'
                 ],
             ),
         ],

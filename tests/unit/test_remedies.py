@@ -33,8 +33,8 @@ def written(path: Path, **files: str) -> Config:
 
 def test_a_gpu_without_a_table_gets_one() -> None:
     assert to_set(Config(), GPU, "allow_boot_display", "true") == (
-        'add the lines `[[gpu]]`, `address = "0000:01:00.0"` and `allow_boot_display = true` to '
-        f"/etc/gpuswitch/config.toml, {RELOAD}"
+        "add to /etc/gpuswitch/config.toml, by gpuswitchctl config edit: "
+        '`[[gpu]]`, `address = "0000:01:00.0"`, `allow_boot_display = true`'
     )
 
 

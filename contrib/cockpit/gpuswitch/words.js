@@ -48,6 +48,7 @@ const STATUSES = {
     running: _("running"),
     done: _("done"),
     failed: _("failed"),
+    cancelled: _("cancelled"),
     reverting: _("taking back"),
     reverted: _("taken back"),
     "revert-failed": _("not taken back"),

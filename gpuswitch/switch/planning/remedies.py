@@ -18,7 +18,7 @@ def to_set(config: Config, gpu: Gpu, key: str, value: str) -> Sentence:
     line = f"{key} = {value}"
     if not config.gpu(gpu.address).managed:
         return Sentence(
-            "add the lines `{table}`, `{address}` and `{line}` to {file}, then run: systemctl reload gpuswitchd",
+            "add to {file}, by gpuswitchctl config edit: `{table}`, `{address}`, `{line}`",
             table="[[gpu]]",
             address=f"address = {json.dumps(str(gpu.address))}",
             line=line,

@@ -165,6 +165,10 @@ class FixedService:
     def warnings(self) -> list[str]:
         return self._warnings
 
+    def about(self) -> dict[str, Any]:
+        """One that is older says nothing of where it reads its configuration."""
+        return {}
+
     def config(self) -> list[dict[str, Any]]:
         return self._config
 
