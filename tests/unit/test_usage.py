@@ -27,6 +27,7 @@ def complaint(*words: str) -> str:
 
 YES = "to-vfio, to-host, trial, run, hold, setup, setup proxmox, setup prometheus, setup boot"
 """The commands that have it."""
+ENDS = "done, reverted, failed, cancelled, wedged or drifted"
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ YES = "to-vfio, to-host, trial, run, hold, setup, setup proxmox, setup prometheu
             "history --failed",
             "history does not know --failed; did you mean --result failed --result reverted?",
         ),
-        ("switch rtx vfio", "there is no command 'switch'; did you mean to-vfio?"),
+        ("switch rtx vfio", "there is no command 'switch'; did you mean to-vfio or to-host?"),
         ("reload", "there is no command 'reload'; did you mean systemctl reload gpuswitchd?"),
         ("setup extra", "setup has no action 'extra'; it has undo, proxmox, prometheus or boot"),
         (
@@ -77,7 +78,14 @@ YES = "to-vfio, to-host, trial, run, hold, setup, setup proxmox, setup prometheu
         ("--wait 60", "--wait stands behind a command that has it: plan, to-vfio, to-host, trial, run, hold"),
         ("--verion", "there is no option --verion before a command; did you mean --version?"),
         ("--bus list", "list was taken for the value of --bus: write --bus ADDRESS"),
-        ("undo", "there is no command 'undo'; did you mean setup undo?"),
+        ("history --result fail", f"--result takes {ENDS}, not 'fail'; did you mean failed?"),
+        (
+            "history --result failed,reverted",
+            f"--result takes {ENDS}, not 'failed,reverted'; did you mean --result failed --result reverted?",
+        ),
+        ("to-vfio --force", "to-vfio does not know --force; did you mean --busy terminate?"),
+        ("plan -f vfio", "plan does not know -f; did you mean --busy terminate?"),
+        ("cancel --force", "cancel does not know --force; gpuswitchctl help cancel explains it"),
         ("-- list", "there is no command '--'; gpuswitchctl help lists what there is"),
         (
             "01:00.0",
@@ -101,6 +109,39 @@ def test_what_looks_wrong_and_is_not_stays_so() -> None:
     assert parse(["to-vfio", "--", "--all"]).gpus == ["--all"]
     assert parse(["config", "--json", "check"]).json is True
     assert parse(["history", "--since=-2h"]).since is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("abort stop", "cancel"),
+        ("undo revert back", "cancel, to-host or setup undo"),
+        ("attach detach bind unbind on off", "to-vfio or to-host"),
+        ("plan-vfio", "plan vfio"),
+        ("info", "status"),
+        ("who lsof", "holders"),
+        ("log logs", "history or watch"),
+        ("events", "watch or history"),
+        ("why", "doctor or plan"),
+    ],
+)
+def test_what_others_call_a_command_is_understood(words: str, meant: str) -> None:
+    for word in words.split():
+        assert complaint(word) == f"there is no command {word!r}; did you mean {meant}?"
+
+
+def test_a_command_that_is_mistyped_is_named() -> None:
+    for verb in commands_of(parser()):
+        for at in range(len(verb) - 1):
+            exchanged = f"{verb[:at]}{verb[at + 1]}{verb[at]}{verb[at + 2 :]}"
+            # Of three letters, too little is left of it.
+            if exchanged != verb and len(verb) > 3:
+                assert complaint(exchanged) == f"there is no command {exchanged!r}; did you mean {verb}?"
+
+
+@pytest.mark.parametrize("word", ["adapt-it", "stopp-it", "attached", "reverting", "plan-host-vfio"])
+def test_what_is_only_somewhat_alike_is_not_suggested(word: str) -> None:
+    assert complaint(word) == f"there is no command {word!r}; gpuswitchctl help lists what there is"
 
 
 def everything(of: argparse.ArgumentParser, *before: str) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
