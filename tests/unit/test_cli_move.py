@@ -42,11 +42,30 @@ def test_what_is_left_to_do_about_a_failed_gpu_is_said(result: str) -> None:
     ]
 
 
-def test_what_did_not_work_is_named_where_it_says_nothing_to_put_right() -> None:
+@pytest.mark.parametrize(
+    ("events", "named"),
+    [
+        ([stepped(3, 9, "bind 0000:01:00.1 to vfio-pci", "failed", 0.1)], "bind 0000:01:00.1 to vfio-pci"),
+        ([stepped(3, 9, "bind 0000:01:00.1 to vfio-pci", "done", 0.1)], "bind 0000:01:00.1"),
+        ([stepped(3, 9, "bind 0000:01:00.0 to vfio-pci", "failed", 0.1)], "bind 0000:01:00.1"),
+    ],
+    ids=["the step", "another status", "another step"],
+)
+@pytest.mark.parametrize(("state", "again"), [("vfio", "to-vfio"), ("failed", "recover")])
+def test_of_what_did_not_work_it_is_said_how_the_cause_is_found(
+    events: Sequence[Signal], named: str, state: str, again: str
+) -> None:
+    reason = "cannot bind 0000:01:00.1: Invalid argument"
+    here = gpu(State=state, Reason=reason)
     with pytest.raises(CtlError) as error:
-        moved(ends=switch(result="reverted", reason="cannot bind 0000:01:00.1: Invalid argument"))
-    again = "find out why 'bind 0000:01:00.1' did not work, then: gpuswitchctl to-vfio 0000:01:00.0"
-    assert str(error.value).splitlines()[1:] == [AS_BEFORE, again]
+        run(["to-vfio"], here, outcomes={CARD: switch(result="reverted", reason=reason)}, events=events)
+    assert [each for each in str(error.value).splitlines()[1:] if each != AS_BEFORE] == [
+        f"find out why '{named}' did not work:",
+        "what the kernel said meanwhile: gpuswitchctl show 5f",
+        "what may be wrong with this machine: gpuswitchctl doctor 0000:01:00.0",
+        "for a report of a fault, as root: gpuswitchctl report",
+        f"then: gpuswitchctl {again} 0000:01:00.0",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ ADDRESS = re.compile(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b")
 NAMES = ("workstation-left", "win11-spiele", "app-org.blender.Blender-4711.scope", "nvidia-persistenced.service")
 COMMANDS = (
     "gpuswitchctl recover 0000:c1:00.0",
+    "gpuswitchctl doctor 0000:c1:00.0",
     "gpuswitchctl to-vfio 0000:41:00.0",
     "kill 4711",
     "systemctl --user --machine=alice@ stop app-org.blender.Blender-4711.scope",
