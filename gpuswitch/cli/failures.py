@@ -28,6 +28,8 @@ class CtlError(Exception):
     gpu_name: str = ""
     is_whole = False
     """Whether the text says all by itself: not what could not be done, but that nobody looks any longer."""
+    lead = ""
+    """What stands before the text, with its colon, where that is not what could not be done."""
 
     def __init__(
         self, text: str, exit_code: int, *, name: str = "", blockers: Sequence[Mapping[str, Any]] = ()

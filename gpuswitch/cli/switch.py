@@ -176,7 +176,11 @@ def _or_blockers(gpu: Gpu, options: Options, args: Namespace, command: str) -> l
     except CtlError as error:
         named = with_blockers(error, lambda: gpu.blockers(args.target, options), args)
         named.about(gpu.address, gpu.name)
-        raise with_ways_out(named, ways_out([gpu], args.target, options, command.format(gpu.word))) from None
+        told = with_ways_out(named, ways_out([gpu], args.target, options, command.format(gpu.word)))
+        if told.exit_code == _REFUSED:
+            # Who asks for a plan wants to know whether it can be done.
+            told.lead = _("{gpu} cannot go to {target} now:", gpu=gpu.title, target=args.target)
+        raise told from None
 
 
 def with_blockers(error: CtlError, blockers: Callable[[], Sequence[Mapping[str, Any]]], args: Namespace) -> CtlError:

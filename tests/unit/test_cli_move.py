@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from gpuswitch.cli import switch as move
-from gpuswitch.cli.client import Signal
+from gpuswitch.cli.client import Service, Signal
 from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.main import main
 from gpuswitch.cli.parser import parse
 from gpuswitch.cli.ways_out import ways_out
-from gpuswitch.errors import Timeout
+from gpuswitch.errors import Busy, Timeout
 from tests.harness.service.fixed import CARD, fixed, gpu, stepped, switch
 
 OTHER = "0000:02:00.0"
@@ -338,3 +339,33 @@ class TestWaysOut:
             " --wait 60",
             " --stop-unit ollama.service --stop-unit display-manager.service",
         ]
+
+
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        ("blender has it open", f" {CARD} cannot go to vfio now: blender has it open"),
+        (
+            "blender has it open\nXorg has it open",
+            f" {CARD} cannot go to vfio now:\n  blender has it open\n  Xorg has it open",
+        ),
+    ],
+    ids=["one reason", "two"],
+)
+@pytest.mark.parametrize("line", ["plan vfio", "to-vfio --dry-run"])
+def test_a_plan_that_is_refused_answers_whether_it_can_be_done(
+    line: str, why: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = fixed(gpu(), plan=CtlError.of(Busy, why), refused=[""])
+    monkeypatch.setattr(Service, "connect", lambda *_: service)
+    assert main(line.split()) == 3
+    assert capsys.readouterr().err == f"gpuswitchctl:{said}\n"
+
+
+def test_a_plan_that_could_not_be_asked_for_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = fixed(gpu(), plan=CtlError("the service went away", 5))
+    monkeypatch.setattr(Service, "connect", lambda *_: service)
+    assert main(["plan", "vfio"]) == 5
+    assert capsys.readouterr().err.startswith(f"gpuswitchctl: cannot show the steps of a switch of {CARD}: ")
