@@ -29,6 +29,14 @@ def at_work(change: StepChange) -> bool:
     return change.status in {"running", "reverting"}
 
 
+def step_under_way(switch: Mapping[str, Any]) -> StepChange | None:
+    """The step that a switch is at, by property Switch; None: at none."""
+    if not switch or switch["result"] or not switch["index"]:
+        return None
+    seconds = max(time.time() - switch["step_started"], 0.0)
+    return StepChange(switch["index"], switch["count"], switch["kind"], switch["title"], "running", seconds)
+
+
 def joined_words(gpu: Gpu, switch: Mapping[str, Any]) -> str:
     """That somebody else had begun this switch, which property Switch tells of: who, and when."""
     return _(
@@ -185,10 +193,9 @@ class Following:
 
     def _catch_up(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
         """Show the step that it is at. What was told before this answer was given has been shown."""
-        if gpu.path in self._heard or not now["index"]:
+        if gpu.path in self._heard or (change := step_under_way(now)) is None:
             return
-        seconds = max(time.time() - now["step_started"], 0.0)
-        display.step(gpu, switch, StepChange(now["index"], now["count"], now["kind"], now["title"], "running", seconds))
+        display.step(gpu, switch, change)
         self._waits(gpu, switch, now, display)
 
     def _stepped(self, gpu: Gpu, switch: str, body: tuple[Any, ...], display: Display) -> None:
