@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import Service, gpus_named, title_of
-from gpuswitch.cli.layout import pairs, table
+from gpuswitch.cli.layout import model_in_brief, pairs, table
 from gpuswitch.cli.output import as_json, duration, line, moment, warning, write
 from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
 from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
@@ -28,8 +28,11 @@ def list_gpus(service: Service, args: Namespace) -> int:
         adding = marks("WITH") if any(gpu["Adds"] for gpu in gpus) else ()
         headings = (*marks("GPU", "NAME", "STATE", "OWNER", "MANAGED", "DRIVER", "GROUP"), *adding, *marks("MODEL"))
         rows = (_gpu_cells(gpu, adding=bool(adding)) for gpu in gpus)
-        narrow = ("MODEL", "WITH", "GROUP", "DRIVER", "MANAGED", "OWNER")
-        table(headings, rows, elastic=("MODEL", "WITH"), left_out=narrow)
+        # STATE says most of DRIVER. A GPU is known by its name, which is copied; else by its model.
+        named = any(gpu["Name"] for gpu in gpus)
+        known_by = ("MODEL", "MANAGED", "OWNER") if named else ("MANAGED", "OWNER", "MODEL", "NAME")
+        narrow = ("WITH", "DRIVER", "GROUP", *known_by)
+        table(headings, rows, elastic=("MODEL", "WITH"), left_out=narrow, brief={"MODEL": model_in_brief})
     else:
         line(_("there is no GPU on this host"))
     _warn(warnings)
