@@ -30,6 +30,8 @@ class CtlError(Exception):
     """Whether the text says all by itself: not what could not be done, but that nobody looks any longer."""
     begun_nothing = False
     """Whether it is known that nothing was begun, whatever the exit status."""
+    lead = ""
+    """What stands before the text, with its colon, where that is not what could not be done."""
 
     def __init__(
         self, text: str, exit_code: int, *, name: str = "", blockers: Sequence[Mapping[str, Any]] = ()

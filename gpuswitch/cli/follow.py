@@ -29,6 +29,14 @@ def at_work(change: StepChange) -> bool:
     return change.status in {"running", "reverting"}
 
 
+def step_under_way(switch: Mapping[str, Any]) -> StepChange | None:
+    """The step that a switch is at, by property Switch; None: at none."""
+    if not switch or switch["result"] or not switch["index"]:
+        return None
+    seconds = max(time.time() - switch["step_started"], 0.0)
+    return StepChange(switch["index"], switch["count"], switch["kind"], switch["title"], "running", seconds)
+
+
 def joined_words(gpu: Gpu, switch: Mapping[str, Any]) -> str:
     """That somebody else had begun this switch, which property Switch tells of: who, and when."""
     return _(
@@ -79,7 +87,8 @@ class Following:
     the deadline of the service, which is `seconds` from when its user asked. `is_joined` says, by property Switch,
     whether somebody else had begun one: that is told.
 
-    `outcomes` are what property Switch says of those that are over, by the address of their GPU.
+    `outcomes` are what property Switch says of those that are over, by the address of their GPU; `failed` are the
+    titles of the steps that did not work, by the path of their GPU.
     """
 
     def __init__(
@@ -100,6 +109,7 @@ class Following:
         self._heard: set[str] = set()
         self._told = Waits()
         self.outcomes: dict[str, dict[str, Any]] = {}
+        self.failed: dict[str, list[str]] = {path: [] for path in self._switches}
 
     @property
     def under_way(self) -> list[tuple[Gpu, str]]:
@@ -183,17 +193,19 @@ class Following:
 
     def _catch_up(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
         """Show the step that it is at. What was told before this answer was given has been shown."""
-        if gpu.path in self._heard or not now["index"]:
+        if gpu.path in self._heard or (change := step_under_way(now)) is None:
             return
-        seconds = max(time.time() - now["step_started"], 0.0)
-        display.step(gpu, switch, StepChange(now["index"], now["count"], now["kind"], now["title"], "running", seconds))
+        display.step(gpu, switch, change)
         self._waits(gpu, switch, now, display)
 
     def _stepped(self, gpu: Gpu, switch: str, body: tuple[Any, ...], display: Display) -> None:
         if body[0] == switch:
             self._heard.add(gpu.path)
             self._told.over(gpu)
-            display.step(gpu, switch, StepChange(*body[1:]))
+            change = StepChange(*body[1:])
+            if change.status == "failed":
+                self.failed[gpu.path].append(change.title)
+            display.step(gpu, switch, change)
 
     def _changed(self, gpu: Gpu, switch: str, changed: Mapping[str, tuple[str, Any]], display: Display) -> None:
         # Kept for who says how it ended, and may have no time left to ask.

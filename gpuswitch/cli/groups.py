@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpuswitch.cli.client import Service
-from gpuswitch.cli.layout import Fit, aligned, fitting, said_to_be_left_out
+from gpuswitch.cli.layout import Fit, aligned, fitting, model_in_brief
 from gpuswitch.cli.output import as_json, clean, line, width, write
 from gpuswitch.cli.translate import _, marks, state_word
 
 Values = Mapping[str, Any]
 
-_CELLS = marks("address", "kind", "ids", "driver", "with", "model")
+_CELLS = marks("address", "kind", "PCI ids", "driver", "remarks", "model")
+"""They have no headings; so they are called where there is no room for them."""
 _INDENT = "  "
 
 
@@ -67,15 +68,18 @@ def _print_groups(groups: Iterable[Values]) -> None:
     columns = width(sys.stdout)
     room = max(columns - len(_INDENT), 1) if columns else 0
     # What a maker calls it comes last, and goes first.
-    narrow = ("model", "with", "ids", "driver", "kind")
-    fit = fitting(_CELLS, rows, room, elastic=("model",), left_out=narrow) or Fit([row[:1] for row in rows], [*narrow])
+    narrow = ("model", "remarks", "PCI ids", "driver", "kind")
+    fit = fitting(_CELLS, rows, room, elastic=("model",), left_out=narrow, brief={"model": model_in_brief}) or Fit(
+        [row[:1] for row in rows], [*narrow]
+    )
     lines = iter(aligned(fit.rows))
     for group in groups:
         line(_group_heading(group))
         for _function in group["functions"]:
             write(f"{_INDENT}{next(lines)}")
-    for text in said_to_be_left_out(fit, columns):
-        write(text)
+    if fit.left_out:
+        named = ", ".join(map(_, fit.left_out))
+        line(_("no room for {cells} of each function: shown on a wider terminal, and by --json", cells=named))
 
 
 def _function_cells(function: Values) -> list[str]:

@@ -142,19 +142,25 @@ def _entry(service: Service, switch: str) -> Values:
     try:
         return service.history_entry(switch)
     except CtlError as error:
+        if error.name != InvalidArgument.name:
+            raise
+        told = _(
+            "{error}; {command} lists them, and without an ID it is the last",
+            error=recognized(str(error)),
+            command="gpuswitchctl history",
+        )
         with suppress(CtlError):
             for gpu in service.gpus():
                 now = gpu.properties["Switch"]
                 if now and not now["result"] and now["id"].startswith(switch.lower()):
-                    text = _(
+                    told = _(
                         "switch {id} of {gpu} is under way: {status} shows how far it is, {wait} waits for its end",
                         id=now["id"],
                         gpu=gpu.title,
                         status=f"gpuswitchctl status {gpu.word}",
                         wait=f"gpuswitchctl wait {now['id']}",
                     )
-                    error = CtlError(text, error.exit_code, name=error.name)
-        raise error from None
+        raise CtlError(told, error.exit_code, name=error.name) from None
 
 
 def _kernel_lines(service: Service, entry: Values) -> tuple[list[Line] | None, str]:

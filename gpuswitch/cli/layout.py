@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from gpuswitch.cli.output import can_write, cells, clean, in_colour, width, wrapped, write
 from gpuswitch.cli.translate import _, state_word
@@ -19,6 +19,9 @@ _INDENT = "    "
 """Of what stands below a row."""
 SHORTEST = 12
 """Columns of what was shortened: below that nothing can be told from it."""
+_MODEL = re.compile(r".*\[([^][]+)\](?: \(rev [^)]*\))?")
+"""What a maker calls it, its chip, and in brackets what it is sold as (pci.ids); as lspci has it, with a revision."""
+_NO_BRIEF: Mapping[str, Callable[[str], str]] = {}
 _STATES = {
     "vfio": "35",
     "detaching": "33",
@@ -36,16 +39,19 @@ def table(
     *,
     elastic: Collection[str] = (),
     left_out: Sequence[str] = (),
+    brief: Mapping[str, Callable[[str], str]] = _NO_BRIEF,
     below: str = "",
 ) -> None:
     """Print aligned columns under their headings, which are translated here; an empty cell shows a dash.
 
-    Too wide, the column `below`, the last one, is put below its row, or left out where it is empty; then the
-    `elastic` columns are shortened, and then the columns `left_out` are, one after the other, which is said.
+    Too wide, the column `below`, the last one, is put below its row, or left out where it is empty; then those of the
+    columns `left_out` are that are empty, cells become `brief`, columns that say no are left out, the `elastic` ones
+    shortened, and then the columns `left_out` are, one after the other. Which say something is told.
     """
     texts = [[clean(cell) or "-" for cell in row] for row in rows]
     columns, colour = width(sys.stdout), in_colour(sys.stdout)
-    for text in fitted(headings, texts, columns, elastic=elastic, left_out=left_out, below=below, colour=colour):
+    how: dict[str, Any] = {"elastic": elastic, "left_out": left_out, "brief": brief, "below": below}
+    for text in fitted(headings, texts, columns, **how, colour=colour):
         write(text)
 
 
@@ -56,6 +62,7 @@ def fitted(
     *,
     elastic: Collection[str] = (),
     left_out: Sequence[str] = (),
+    brief: Mapping[str, Callable[[str], str]] = _NO_BRIEF,
     below: str = "",
     colour: bool = False,
 ) -> list[str]:
@@ -65,7 +72,8 @@ def fitted(
     hangs = bool(below and columns and _too_much(table, columns) > 0)
     hung = [row[-1] for row in table] if hangs and any(row[-1] != "-" for row in rows) else []
     names = headings[:-1] if hangs else headings
-    fit = fitting(names, [row[: len(names)] for row in table], columns, elastic=elastic, left_out=left_out)
+    shown = [row[: len(names)] for row in table]
+    fit = fitting(names, shown, columns, elastic=elastic, left_out=left_out, brief=brief)
     if fit is None:
         return list(_blocks(titles, rows, columns, colour=colour))
     lines = _lines(fit.rows, colour=colour)
@@ -75,7 +83,7 @@ def fitted(
 
 
 class Fit(NamedTuple):
-    """Rows that fit, and the headings of the columns for which there was no room; none where all of these are empty."""
+    """Rows that fit, and the headings of the columns for which there was no room, but of those that are empty."""
 
     rows: list[list[str]]
     left_out: list[str]
@@ -85,7 +93,8 @@ def said_to_be_left_out(fit: Fit, columns: int) -> list[str]:
     """What a person is told who does not see all that there is, in lines."""
     if not fit.left_out:
         return []
-    text = _("no room for {headings}: a wider terminal has it, and --json", headings=", ".join(map(_, fit.left_out)))
+    named = ", ".join(map(_, fit.left_out))
+    text = _("no room for {headings}: shown on a wider terminal, and by --json", headings=named)
     return wrapped(text, columns, indent=_INDENT)
 
 
@@ -102,22 +111,32 @@ def fitting(
     *,
     elastic: Collection[str] = (),
     left_out: Sequence[str] = (),
+    brief: Mapping[str, Callable[[str], str]] = _NO_BRIEF,
 ) -> Fit | None:
     """The rows as far as so many columns have room for them, as `table` has it; None: they have none. `names` are those
     of the cells of a row.
     """
-    kept = list(range(len(names)))
-    missed: list[str] = []
-    # What says nothing, or little, goes before anything is shortened.
+    # Nobody misses what says nothing, and few miss what says no.
     said = {name: {row[place] for row in rows} - {name, _(name), "-", ""} for place, name in enumerate(names)}
-    empty = {name for name, words in said.items() if words <= {_("no")}}
-    for gone in ("", *sorted(left_out, key=lambda name: name not in empty)):
-        kept = [number for number in kept if names[number] != gone]
-        missed += [gone] if gone in names else []
-        shown = [[row[number] for number in kept] for row in rows]
-        stretch = [place for place, number in enumerate(kept) if names[number] in elastic]
-        if not columns or _shrink(shown, stretch, columns):
-            return Fit(shown, missed if any(said[name] for name in missed) else [])
+    here = [name for name in left_out if name in names]
+    empty = [name for name in here if not said[name]]
+    plain = [name for name in here if said[name] == {_("no")}]
+    others = [name for name in here if name not in {*empty, *plain}]
+    whole = [list(row) for row in rows]
+    short = [[brief.get(name, str)(cell) for name, cell in zip(names, row, strict=True)] for row in rows]
+    gone: list[str] = []
+    for cells_of, more, elastic_now in (
+        (whole, ["", *empty], ()),
+        (short, ["", *plain], ()),
+        (short, ["", *others], elastic),
+    ):
+        for name in more:
+            gone += [name] if name else []
+            kept = [place for place, each in enumerate(names) if each not in gone]
+            shown = [[row[place] for place in kept] for row in cells_of]
+            stretch = [at for at, place in enumerate(kept) if names[place] in elastic_now]
+            if not columns or _shrink(shown, stretch, columns):
+                return Fit(shown, [each for each in gone if said[each]])
     return None
 
 
@@ -125,6 +144,12 @@ def fits(headings: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -
     """Whether a table of all these columns, as `table` has it, is not wider than that (0: nothing is too wide)."""
     texts = [[clean(cell) or "-" for cell in row] for row in rows]
     return not columns or _too_much([[_(heading) for heading in headings], *texts], columns) <= 0
+
+
+def model_in_brief(text: str) -> str:
+    """What it is sold as, where its maker's list says that: `NVIDIA Corporation GA104 [GeForce RTX 3070]`."""
+    found = _MODEL.fullmatch(text)
+    return found[1] if found else text
 
 
 def _too_much(rows: Sequence[Sequence[str]], columns: int) -> int:

@@ -116,7 +116,8 @@ def _failed(error: CtlError, args: Namespace, words: Sequence[str]) -> int:
     from gpuswitch.cli.typed import as_shown  # noqa: PLC0415 -- as above
 
     named = error.title or _(" and ").join(getattr(args, "gpus", None) or filter(None, [getattr(args, "gpu", "")]))
-    said = sentence(args.purpose.format(gpu=named or _("the GPU")), str(error), is_whole=error.is_whole)
+    purpose = args.purpose.format(gpu=named or _("the GPU"))
+    said = sentence(purpose, str(error), is_whole=error.is_whole, lead=error.lead)
     problem(as_shown(said, words))
     if args.json:
         # On one line: events may stand before it, a line each.

@@ -64,6 +64,11 @@ class _Notifier:
             )
         self._first.add(gpu.path)
 
+    def under_way(self, gpu: Gpu, change: StepChange, waiting: Waiting | None) -> None:  # noqa: ARG002 -- nobody needs it
+        """Somebody may have to do something about it, whenever that was begun."""
+        if waiting is not None and waiting.until:
+            self.waits(gpu, "", waiting)
+
     def gone(self, gpu: Gpu) -> None:
         self._first.discard(gpu.path)
 

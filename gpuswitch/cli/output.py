@@ -182,13 +182,15 @@ def wrong_usage(usage: str, text: str) -> None:
     _say([*usage.splitlines(), f"gpuswitchctl: {clean(text)}"])
 
 
-def sentence(purpose: str, text: str, *, is_whole: bool = False) -> str:
-    """`cannot PURPOSE: TEXT`; several reasons stand below each other. Text that says what it cannot stays as it is, and
-    so does what `is_whole`.
+def sentence(purpose: str, text: str, *, is_whole: bool = False, lead: str = "") -> str:
+    """`cannot PURPOSE: TEXT`, or `LEAD TEXT`; several reasons stand below each other. Text that says what it cannot
+    stays as it is, and so does what `is_whole`.
     """
     text = recognized(text)
     if is_whole or text.startswith(("cannot ", _("cannot "))):
         return text
+    if lead:
+        return f"{lead}\n{text}" if "\n" in text else f"{lead} {text}"
     if "\n" in text:
         return _("cannot {purpose}:\n{text}", purpose=purpose, text=text)
     return _("cannot {purpose}: {text}", purpose=purpose, text=text)

@@ -88,6 +88,11 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str, indent_increment: int = 2, max_help_position: int = 24) -> None:
         super().__init__(prog, indent_increment, max_help_position, width=terminal_columns(sys.stdout) - 2)
 
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        """An action of a command that may be left out, in brackets: argparse has them for what `nargs` says."""
+        text = super()._format_args(action, default_metavar)
+        return f"[{text}]" if action.nargs == argparse.PARSER and not action.required else text
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         """Each line of it broken between words; the lines stay."""
         import textwrap  # noqa: PLC0415 -- for help alone
@@ -254,6 +259,8 @@ def _looking(verb: _Add) -> None:
     planned.add_argument("target", metavar="TARGET", type=str.lower, choices=TARGETS, help=_("host or vfio"))
     _busy_arguments(planned)
     watched = verb("watch", "watch:watch", _("follow what happens, until ^C"), "gpuswitchctl watch --json")
+    # What it could not do, where it ends by itself.
+    watched.set_defaults(purpose=_("follow what happens"))
     _gpus_argument(watched, _("of these only"))
     noted = verb(
         "notify",
@@ -261,6 +268,7 @@ def _looking(verb: _Add) -> None:
         _("show a desktop notification when a switch ends or needs somebody, until ^C"),
         "systemctl --user enable --now gpuswitch-notify",
     )
+    noted.set_defaults(purpose=_("show desktop notifications"))
     _gpus_argument(noted, _("about these only"))
     waited = verb(
         "wait",
@@ -486,8 +494,21 @@ def _telling(verb: _Add) -> None:
 
 def _configuration(verb: _Add) -> None:
     shown = verb("config", "query:config", _("show, check or edit the configuration"), "gpuswitchctl config --changed")
-    shown.add_argument("--changed", action="store_true", help=_("show only what differs from the default"))
+    only_changed = _("show only what differs from the default")
+    shown.add_argument("--changed", action="store_true", help=only_changed)
     actions = shown.add_subparsers(metavar="ACTION", required=False, dest="action")
+    purpose = _("show the configuration in force")
+    # What is done without an action.
+    shown_too = actions.add_parser(
+        "show",
+        help=purpose,
+        description=_("{sentence}.", sentence=_capital(purpose)),
+        epilog=_("example: {command}", command="gpuswitchctl config show --changed"),
+    )
+    _shared_options(shown_too)
+    # Left out here, it may stand before the action.
+    shown_too.add_argument("--changed", action="store_true", default=argparse.SUPPRESS, help=only_changed)
+    shown_too.set_defaults(purpose=purpose)
     for name, run, purpose, example, what in (
         (
             "check",
@@ -667,6 +688,8 @@ def _undo(
         epilog=_("example: {command}", command=example),
     )
     _shared_options(undone)
+    # It may stand before the word, too.
+    undone.add_argument("-y", "--yes", action="store_true", default=argparse.SUPPRESS, help=_("it asks nothing anyway"))
     undone.set_defaults(run=f"gpuswitch.cli.{run}", purpose=purpose)
     return undone
 
@@ -709,7 +732,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             top.format_usage(),
         )
     if top.as_json and not {"-h", "--help"}.isdisjoint(words):
-        raise UsageError(_(HELP_IS_TEXT), top.format_usage())
+        raise UsageError(_(HELP_IS_TEXT), _named_by(top, words).format_usage())
     try:
         args, more = top.parse_known_args(words)
     except UsageError as error:
@@ -757,6 +780,18 @@ def commands_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.Argume
         if isinstance(action.choices, dict):
             return action.choices
     return {}
+
+
+def _named_by(top: argparse.ArgumentParser, words: Sequence[str]) -> argparse.ArgumentParser:
+    """That of the command, or action of one, that these words begin with; the top where it is none."""
+    named = top
+    for at, word in enumerate(words):
+        if word.startswith("-") or (at and words[at - 1] == "--bus"):
+            continue
+        if word not in commands_of(named):
+            break
+        named = commands_of(named)[word]
+    return named
 
 
 def _gpu_argument(verb: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpuswitch.cli.client import Service, gpus_named, title_of
 from gpuswitch.cli.configuration import refused_on_disk
-from gpuswitch.cli.layout import pairs, table
+from gpuswitch.cli.layout import model_in_brief, pairs, table
 from gpuswitch.cli.output import as_json, duration, line, moment, warning, write
 from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
 from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
@@ -29,8 +29,11 @@ def list_gpus(service: Service, args: Namespace) -> int:
         adding = marks("WITH") if any(gpu["Adds"] for gpu in gpus) else ()
         headings = (*marks("GPU", "NAME", "STATE", "OWNER", "MANAGED", "DRIVER", "GROUP"), *adding, *marks("MODEL"))
         rows = (_gpu_cells(gpu, adding=bool(adding)) for gpu in gpus)
-        narrow = ("MODEL", "WITH", "GROUP", "DRIVER", "MANAGED", "OWNER")
-        table(headings, rows, elastic=("MODEL", "WITH"), left_out=narrow)
+        # STATE says most of DRIVER. A GPU is known by its name, which is copied; else by its model.
+        named = any(gpu["Name"] for gpu in gpus)
+        known_by = ("MODEL", "MANAGED", "OWNER") if named else ("MANAGED", "OWNER", "MODEL", "NAME")
+        narrow = ("WITH", "DRIVER", "GROUP", *known_by)
+        table(headings, rows, elastic=("MODEL", "WITH"), left_out=narrow, brief={"MODEL": model_in_brief})
     else:
         line(_("there is no GPU on this host"))
     _warn(warnings)
@@ -130,7 +133,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     for number, sentence in enumerate(recognized(reasons(gpu)[0]).splitlines()):
         yield "" if number else _("reason"), sentence
     if gpu["State"] == "failed":
-        yield _("to do"), what_to_do(gpu)
+        for number, sentence in enumerate(what_to_do(gpu)):
+            yield "" if number else _("to do"), sentence
     if gpu["State"] in {"failed", "wedged"} and gpu["Switch"]:
         yield _("kernel"), _("what it said meanwhile: {command}", command=f"gpuswitchctl show {gpu['Switch']['id']}")
     for number, (address, kind, driver) in enumerate(gpu["Functions"]):
@@ -171,18 +175,29 @@ def _match_words(match: Mapping[str, str]) -> str:
     return f"{{ {said} }}"
 
 
-def what_to_do(gpu: Values) -> str:
-    """About a GPU that is `failed`."""
-    return to_put_right(gpu["Reason"], f"gpuswitchctl recover {gpu['Name'] or gpu['Address']}")
+def what_to_do(gpu: Values, *, switch: str = "", failed: Iterable[str] = ()) -> list[str]:
+    """About a GPU that is `failed`, in sentences (`to_put_right`)."""
+    word = gpu["Name"] or gpu["Address"]
+    return to_put_right(gpu["Reason"], word, f"gpuswitchctl recover {word}", switch=switch, failed=failed)
 
 
-def to_put_right(reason: str, command: str) -> str:
-    """What there is to do before `command` is typed, about a reason as the service tells it. Where that says no more
-    than what did not work, it is named once more: nobody puts an `Invalid argument` right.
+def to_put_right(reason: str, word: str, command: str, *, switch: str = "", failed: Iterable[str] = ()) -> list[str]:
+    """What there is to do before `command` is typed, about a reason as the service tells it, in sentences; `word` is
+    the GPU as it is typed. Where that says no more than what did not work, it is named once more, as the step of that
+    name, one of those that `failed`, and where the cause may be seen: nobody puts an `Invalid argument` right. With
+    the id of its `switch`, that is shown, too.
     """
-    if refused := _DID_NOT_WORK.match(reason):
-        return _("find out why '{what}' did not work, then: {command}", what=refused[1], command=command)
-    return _("put right what is named here, then: {command}", command=command)
+    if not (refused := _DID_NOT_WORK.match(reason)):
+        return [_("put right what is named here, then: {command}", command=command)]
+    what = next((step_title(each) for each in failed if each.startswith(refused[1])), refused[1])
+    kernel = [_("what the kernel said meanwhile: {command}", command=f"gpuswitchctl show {switch}")] if switch else []
+    return [
+        _("find out why '{what}' did not work:", what=what),
+        *kernel,
+        _("what may be wrong with this machine: {command}", command=f"gpuswitchctl doctor {word}"),
+        _("for a report of a fault, as root: {command}", command="gpuswitchctl report"),
+        _("then: {command}", command=command),
+    ]
 
 
 def _switch_words(switch: Values) -> str:

@@ -216,7 +216,11 @@ def _or_blockers(gpu: Gpu, options: Options, args: Namespace, command: str) -> l
     except CtlError as error:
         named = with_blockers(error, lambda: gpu.blockers(args.target, options), args)
         named.about(gpu.address, gpu.name)
-        raise with_ways_out(named, ways_out([gpu], args.target, options, command.format(gpu.word))) from None
+        told = with_ways_out(named, ways_out([gpu], args.target, options, command.format(gpu.word)))
+        if told.exit_code == _REFUSED:
+            # Who asks for a plan wants to know whether it can be done.
+            told.lead = _("{gpu} cannot go to {target} now:", gpu=gpu.title, target=args.target)
+        raise told from None
 
 
 def with_blockers(error: CtlError, blockers: Callable[[], Sequence[Mapping[str, Any]]], args: Namespace) -> CtlError:
@@ -324,7 +328,7 @@ class Switches:
             raise _unwritten(error, [gpu for gpu, _switch in following.under_way]) from None
         for gpu, _switch in begun:
             if gpu.address in following.outcomes:
-                self._finished(gpu, following.outcomes[gpu.address])
+                self._finished(gpu, following.outcomes[gpu.address], following.failed[gpu.path])
         if unwatched is not None:
             unwatched.exit_code = _worst([*self._failures, unwatched])
             raise unwatched
@@ -443,14 +447,14 @@ class Switches:
                 )
             )
 
-    def _finished(self, gpu: Gpu, outcome: Mapping[str, Any]) -> None:
-        """Say how it ended. Anything but `done` is an error."""
+    def _finished(self, gpu: Gpu, outcome: Mapping[str, Any], failed: Sequence[str]) -> None:
+        """Say how it ended, after these steps `failed`. Anything but `done` is an error."""
         result = str(outcome["result"])
         if self._args.json:
             changed = bool(outcome["count"]) if result == "done" else result in {"failed", "wedged"}
             _print_result(gpu, outcome, changed=changed, joined=self._is_joined(outcome))
         if result != "done":
-            self._fail(gpu, self._failure(gpu, outcome), told=self._args.json)
+            self._fail(gpu, self._failure(gpu, outcome, failed), told=self._args.json)
         elif not self._args.json:
             took = duration(outcome["finished"] - outcome["started"])
             # A recovery of one that is in a known-good state leaves it there, whichever that is.
@@ -465,7 +469,7 @@ class Switches:
             if outcome["reason"]:
                 problem(f"{self._remark}: {recognized(outcome['reason'])}")
 
-    def _failure(self, gpu: Gpu, outcome: Mapping[str, Any]) -> CtlError:
+    def _failure(self, gpu: Gpu, outcome: Mapping[str, Any], failed: Sequence[str]) -> CtlError:
         """With what there is to do next."""
         result, name = str(outcome["result"]), str(outcome.get("error", ""))
         text = _(
@@ -484,7 +488,8 @@ class Switches:
         with suppress(CtlError):  # the service has gone since; how the switch ended is known
             now = gpu.look()
         if now["State"] == "failed":
-            return CtlError.of(Failed, f"{text}\n{what_to_do(now)}")
+            sentences = what_to_do(now, switch=outcome["id"], failed=failed)
+            return CtlError.of(Failed, "\n".join([text, *sentences]))
         if result == "failed":
             # It stands, and not all around it is as before: on the host, that is what to-host puts right.
             verb = "to-host" if now["State"] in {"host", "vfio"} else "recover"
@@ -494,7 +499,8 @@ class Switches:
             shown = f"gpuswitchctl show {outcome['id']}"
             text += "\n" + _("the GPU is as it was before; {command} has each step", command=shown)
         if result in {"failed", "reverted"}:
-            text += "\n" + to_put_right(str(outcome["reason"]), again)
+            reason, switch = str(outcome["reason"]), outcome["id"]
+            text = "\n".join([text, *to_put_right(reason, gpu.word, again, switch=switch, failed=failed)])
         code = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
         error = CtlError(text, code, name=name)
         return with_ways_out(error, self._ways_out(gpu)) if result == "reverted" else error

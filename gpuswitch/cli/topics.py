@@ -37,7 +37,10 @@ GPUSWITCH_DEADLINES__UNBIND=60; the later ones override single keys. None is nee
   busy = "wait"                   # what becomes of programs that have it open: refuse, wait, terminate, kill
   wait_seconds = 60
 
-gpuswitchctl config        shows every key, its value, and the file that set it
+gpuswitchctl setup            asks what it takes, and writes it
+gpuswitchctl config           shows every key, its value, and the file that set it
+gpuswitchctl config edit      edits a file, which is replaced only by one that can be used
+gpuswitchctl config check     says what is wrong with it, without the service
 systemctl reload gpuswitchd   reads it again; with a mistake in it, all stays as it was"""
 )
 

@@ -16,15 +16,46 @@ from gpuswitch.cli.translate import _
 
 _PROGRAM = "gpuswitchctl"
 _ELSEWHERE = {
-    ("", "switch"): "to-vfio",
-    ("", "version"): "--version",
-    ("", "reload"): "systemctl reload gpuswitchd",
     ("history", "--failed"): "--result failed --result reverted",
     ("history", "-n"): "--limit",
     ("trial", "--for"): "--seconds",
     ("trial", "--keep"): "gpuswitchctl to-vfio",
 }
-"""What others call it: by command (""; before one) and word."""
+"""What others call an option: by command and word."""
+_SYNONYMS = {
+    word: meant
+    for words, meant in (
+        ("switch bind unbind attach detach move toggle assign passthrough on off", ("to-vfio", "to-host")),
+        ("vfio give", ("to-vfio",)),
+        ("host reattach return rebind", ("to-host",)),
+        ("undo revert back rollback restore", ("cancel", "to-host", "setup undo")),
+        ("abort stop interrupt", ("cancel",)),
+        ("repair fix reset", ("recover",)),
+        ("try test", ("trial",)),
+        ("plan-vfio dry-run", ("plan vfio",)),
+        ("plan-host", ("plan host",)),
+        ("info state", ("status",)),
+        ("ls gpus devices", ("list",)),
+        ("iommu group", ("groups",)),
+        ("who lsof users processes ps fuser", ("holders",)),
+        ("why diagnose diagnostics", ("doctor", "plan")),
+        ("log logs", ("history", "watch")),
+        ("events follow monitor", ("watch", "history")),
+        ("configure", ("setup", "config edit")),
+        ("configuration settings", ("config",)),
+        ("bugreport bug", ("report",)),
+        ("version", ("--version",)),
+        ("reload", ("systemctl reload gpuswitchd",)),
+    )
+    for word in words.split()
+}
+"""What others call a command, and what that may be here; nothing that looks is taken for what acts."""
+_HARDER = {"--force": "terminate", "-f": "terminate", "--terminate": "terminate", "--kill": "kill"}
+"""What others call that whoever has a GPU open is ended: what `--busy` is given."""
+_ALIKE = 0.75
+"""Of a command, how much (difflib.SequenceMatcher.ratio): each with two letters exchanged is, and abort and adopt are
+not.
+"""
 _NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 """No option, where no option looks so: argparse has it in the same way."""
 
@@ -109,6 +140,10 @@ class _Reading:
             return self._unknown_before_a_command(name, words)
         text = _("{verb} does not know {words}", verb=self._named, words=name)
         options = [each for action in arguments_of(self.parser) for each in action.option_strings]
+        if name in _HARDER:
+            meant = f"--busy {_HARDER[name]}"
+            known = "--busy" in options
+            return text + (_("; did you mean {word}?", word=meant) if known else _explained(self._named))
         if how := _ELSEWHERE.get((self._named, name)):
             if how == "--seconds":
                 how += self._seconds_of(name, words)
@@ -163,7 +198,7 @@ class _Reading:
                 return _no_command(word, choices)
             known = _listed(choices)
             text = _("{verb} has no action {word}; it has {known}", verb=self._named, word=repr(word), known=known)
-            return text + _meant(word, choices)
+            return text + _meant(word, choices, _ALIKE)
         before, self.parser = self.parser, choices[word]
         self._path.append(word)
         for _option, name in self._given:
@@ -226,21 +261,22 @@ def _no_choice(option: argparse.Action, name: str, value: str) -> str | None:
     if not known or (option.type(value) if callable(option.type) else value) in known:
         return None
     text = _("{option} takes {known}, not {word}", option=name, known=_listed(known), word=repr(value))
-    if isinstance(option.default, list):
-        text += _("; it may be given again")
+    several = [each for each in re.split(r"[,\s]+", value) if each]
+    if isinstance(option.default, list) and len(several) > 1 and set(several) <= set(known):
+        return text + _("; did you mean {word}?", word=" ".join(f"{name} {each}" for each in several))
     return text + _meant(value, known)
 
 
 def _no_command(word: str, verbs: Mapping[str, argparse.ArgumentParser]) -> str:
     text = _("there is no command {word}", word=repr(word))
-    if how := _ELSEWHERE.get(("", word)):
-        return text + _("; did you mean {word}?", word=how)
+    if meant := _SYNONYMS.get(word.casefold().replace("_", "-")):
+        return text + _("; did you mean {word}?", word=_listed(meant))
     for verb, parser in verbs.items():
         if word in commands_of(parser):
             return text + _("; did you mean {word}?", word=f"{verb} {word}")
     if re.search(r"\d\.\d|:", word):
         return text + _("; if that is a GPU, the command comes first: {command}", command=f"{_PROGRAM} status {word}")
-    return text + (_meant(word, verbs) or _lists())
+    return text + (_meant(word, verbs, _ALIKE) or _lists())
 
 
 def _exclude_each_other(parser: argparse.ArgumentParser, one: argparse.Action, other: argparse.Action) -> bool:
@@ -266,13 +302,13 @@ def _listed(words: Iterable[str]) -> str:
     return _("{most} or {last}", most=", ".join(most), last=last) if most else last
 
 
-def _meant(word: str, known: Iterable[str]) -> str:
-    """The one that was meant, as the end of a sentence; "" where that cannot be told."""
+def _meant(word: str, known: Iterable[str], alike: float = 0.6) -> str:
+    """The one that was meant, as the end of a sentence; "" where that cannot be told: none is so much `alike`."""
     from difflib import get_close_matches  # noqa: PLC0415 -- for this alone
 
     known, plain = list(known), word.casefold().replace("_", "-")
     begun = [each for each in known if len(plain.lstrip("-")) > 1 and each.startswith(plain)]
-    close = begun if len(begun) == 1 else get_close_matches(plain, known, 1)
+    close = begun if len(begun) == 1 else get_close_matches(plain, known, 1, alike)
     return _("; did you mean {word}?", word=close[0]) if close and close[0] != word else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -9,8 +10,8 @@ from typing import Any
 
 from gpuswitch.cli.client import GPU, Gpu, Service, Signal, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.follow import StepChange, Waiting, at_work
-from gpuswitch.cli.output import as_json_line, clock, duration, line, moment, numbered
+from gpuswitch.cli.follow import StepChange, Waiting, Waits, at_work, step_under_way
+from gpuswitch.cli.output import as_json_line, clock, duration, line, moment, numbered, on_terminal, problem
 from gpuswitch.cli.parser import STATES, TARGETS
 from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
 from gpuswitch.cli.steps import JsonLines
@@ -57,6 +58,9 @@ class _Lines:
             self._states[gpu.path] = said
             self._say(f"{gpu.title}: {said}")
 
+    def under_way(self, gpu: Gpu, change: StepChange, waiting: Waiting | None) -> None:
+        self._say(f"{gpu.title}: {at_step(change, waiting)}")
+
     def gone(self, gpu: Gpu) -> None:
         self._states.pop(gpu.path, None)
         self._say(_("{gpu}: it is not on this host any more", gpu=gpu.title))
@@ -67,9 +71,7 @@ class _Lines:
             self._say(f"{gpu.title}: {title}: {state_word(change.status)} ({duration(change.seconds)})")
 
     def waits(self, gpu: Gpu, _switch: str, waiting: Waiting) -> None:
-        what = "; ".join(recognized(waiting.what).splitlines())
-        until = _("waiting until {time}: {what}", time=clock(waiting.until), what=what)
-        self._say(f"{gpu.title}: {until}")
+        self._say(f"{gpu.title}: {_waiting_words(waiting)}")
 
     def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None:
         self._finished.add(switch)
@@ -79,6 +81,19 @@ class _Lines:
 
     def _say(self, text: str) -> None:
         line(f"{clock(time.time())}  {text}")
+
+
+def at_step(change: StepChange, waiting: Waiting | None) -> str:
+    """The step under way, and whom it waits for; else for how long it is at work."""
+    title = numbered(change.index, change.count, change.title)
+    if waiting is not None and waiting.until:
+        return f"{title}: {_waiting_words(waiting)}"
+    return f"{title}: {state_word(change.status)} ({duration(change.seconds)})"
+
+
+def _waiting_words(waiting: Waiting) -> str:
+    what = "; ".join(recognized(waiting.what).splitlines())
+    return _("waiting until {time}: {what}", time=clock(waiting.until), what=what)
 
 
 def _last_switch(switch: Mapping[str, Any]) -> str:
@@ -101,6 +116,9 @@ class _JsonEvents(JsonLines):
 
     def state(self, gpu: Gpu) -> None:
         self._say("state", **naming(gpu), now=gpu_record(gpu.properties))
+
+    def under_way(self, gpu: Gpu, change: StepChange, waiting: Waiting | None) -> None:
+        """The state has it, as data."""
 
     def gone(self, gpu: Gpu) -> None:
         self._say("gone", **naming(gpu))
@@ -125,7 +143,11 @@ def wait(service: Service, args: Namespace) -> int:
     gpus = _waited_for(service, args.gpus)
     by_path = {gpu.path: gpu for gpu in gpus}
     arrived = _arrived(args.state)
+    # On a terminal somebody sits there. Who reads standard output gets how it ends alone.
+    told = _Meanwhile() if on_terminal(sys.stderr) and not args.json else None
     while waiting := [gpu for gpu in gpus if not arrived(gpu.properties)]:
+        if told is not None:
+            told.of(waiting)
         event = service.next_event(service.deadline)
         if event is None:
             states = [_("{gpu} is {state}", gpu=gpu.title, state=state_label(gpu.properties)) for gpu in waiting]
@@ -158,6 +180,25 @@ def wait(service: Service, args: Namespace) -> int:
         if isinstance(event, Signal) and event.path in by_path and event.member == "PropertiesChanged":
             _take(by_path[event.path], event.body)
     return _told(gpus, args)
+
+
+class _Meanwhile:
+    """What GPUs are at while somebody waits for them: the step of each at first, and whom it has to wait for."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._waits = Waits()
+
+    def of(self, gpus: Sequence[Gpu]) -> None:
+        for gpu in gpus:
+            switch = gpu.properties["Switch"]
+            waiting = self._waits.news(gpu, switch)
+            if (change := step_under_way(switch)) is None:
+                continue
+            # Of a wait that does not say how long it is, there is nothing to tell: it is over in a moment, or fails.
+            if switch["id"] not in self._seen or (waiting is not None and waiting.until):
+                problem(f"{gpu.title}: {at_step(change, waiting)}")
+            self._seen.add(switch["id"])
 
 
 def _take(gpu: Gpu, body: tuple[Any, ...]) -> None:

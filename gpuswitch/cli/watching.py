@@ -10,7 +10,7 @@ from jeepney import MatchRule
 
 from gpuswitch.cli.client import GPU, NAME, OBJECTS, Gpu, Service, Signal, gpus_named, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.follow import StepChange, Waiting, Waits
+from gpuswitch.cli.follow import StepChange, Waiting, Waits, step_under_way
 from gpuswitch.cli.translate import _
 from gpuswitch.errors import EXIT_UNREACHABLE
 
@@ -20,11 +20,13 @@ _SHOWN = ("State", "Driver", "Owner", "Reason")
 
 class Teller(Protocol):
     """Who hears of what happens, in its order. `state`: how a GPU is, at first and whenever that is another.
-    `gone`: it has left the host.
+    `under_way`: the step that it was at when it was first heard of, and what that waits for. `gone`: it has left the
+    host.
     """
 
     def service(self, text: str, *, running: bool) -> None: ...
     def state(self, gpu: Gpu) -> None: ...
+    def under_way(self, gpu: Gpu, change: StepChange, waiting: Waiting | None) -> None: ...
     def gone(self, gpu: Gpu) -> None: ...
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None: ...
     def waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None: ...
@@ -66,6 +68,8 @@ class Watching:
     def _add(self, gpu: Gpu) -> None:
         self._gpus[gpu.path] = gpu
         self._teller.state(gpu)
+        if (change := step_under_way(gpu.properties["Switch"])) is not None:
+            self._teller.under_way(gpu, change, self._told.news(gpu, gpu.properties["Switch"]))
 
     def _take(self, event: Signal) -> None:
         if event.interface == BUS:

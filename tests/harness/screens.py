@@ -196,6 +196,7 @@ REFUSAL = CtlError(
 SCREENS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("list", {}),
     ("list", {"gpus": (gpu(Name="left", Managed=True),)}),
+    ("list", {"gpus": (gpu(Model="NVIDIA Corporation GA104 [GeForce RTX 3070]"),)}),
     ("status", {}),
     ("holders", {}),
     ("holders 41:00.0", {"gpus": GPUS[1:2]}),

@@ -274,9 +274,12 @@ async def test_people_see_the_list_and_one_switch_step_by_step(start: Start, pri
     assert re.search(rf" failed +bind {SOUND} to vfio-pci$", out, flags=re.MULTILINE)
     assert re.search(rf" reverted +{UNBIND_SOUND}$", out, flags=re.MULTILINE)
     assert len(out.partition("STEP\n")[2].splitlines()) == len(whole["steps"])
-    assert await ctl(private_bus, "show", "nope") == (
-        2, "", "gpuswitchctl: cannot show the steps of a finished switch: the history knows of no switch 'nope'\n"
-    )  # fmt: skip  # one result
+    status, out, err = await ctl(private_bus, "show", "nope")
+    assert (status, out) == (2, "")
+    assert err == (
+        "gpuswitchctl: cannot show the steps of a finished switch: the history knows of no switch 'nope'; "
+        "gpuswitchctl history lists them, and without an ID it is the last\n"
+    )
 
 
 async def test_on_a_terminal_each_step_is_a_bar_in_time(start: Start, private_bus: PrivateBus) -> None:

@@ -75,6 +75,18 @@ async def test_whom_it_waits_for_is_shown_while_it_waits(
         assert (ended.summary, ended.replaces, ended.urgency) == ("The switch of card is cancelled", 1, NORMAL)
 
 
+async def test_whom_it_waits_for_is_shown_also_where_that_was_begun_before(
+    start: Start, private_bus: PrivateBus, desktop: FakeDesktop
+) -> None:
+    service = await start("single", config=f"{CONFIG}allow_boot_display = true\n")
+    switch = await service.call(DISCRETE, f"{GPU}.ToVfio", "a{sv}", {"wait_seconds": ("u", 600)})
+    async with notifying(private_bus):
+        waits = await desktop.shown.get()
+        assert re.fullmatch(r"card waits until \d\d:\d\d:\d\d", waits.summary)
+        await service.call(DISCRETE, f"{GPU}.Cancel", "s", switch)
+        assert (await desktop.shown.get()).summary == "The switch of card is cancelled"
+
+
 async def test_a_failure_is_shown_above_all_else_and_its_text_is_no_markup(
     start: Start, private_bus: PrivateBus, desktop: FakeDesktop
 ) -> None:

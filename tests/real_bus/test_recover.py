@@ -88,28 +88,32 @@ async def test_people_hear_that_it_is_elsewhere(start: Start, private_bus: Priva
     status, _, err = await ctl(private_bus, "recover", ADDRESS)
     assert status == 1
     assert err.startswith(f"gpuswitchctl: cannot recover {ADDRESS} (reverted): ")
-    reason, hint = err.splitlines()
+    reason, hint, *_looks, again = err.splitlines()
     assert reason.endswith("it is on vfio-pci now")
-    assert hint == f"  find out why 'bind {SOUND}' did not work, then: gpuswitchctl recover {ADDRESS}"
+    assert hint == f"  find out why 'bind {SOUND} to snd_hda_intel' did not work:"
+    assert again == f"  then: gpuswitchctl recover {ADDRESS}"
 
 
 async def test_what_fails_once_more_is_told_with_what_failed_before(start: Start, private_bus: PrivateBus) -> None:
     """It is not `reverted`: as before is not well. And it is said what to do next."""
     service = await failed(start, *HOME_FAILS_TOO, *(f"probe@{SOUND}#{nth}=EINVAL" for nth in (5, 6)))
     story = (await service.properties(DISCRETE))["Reason"]
-    hint = f"find out why 'bind {SOUND}' did not work, then: gpuswitchctl recover {ADDRESS}"
+    again = f" then: gpuswitchctl recover {ADDRESS}\n"
     for _ in range(2):
         status, _, err = await ctl(private_bus, "to-host", ADDRESS)
         assert status == 1
         assert err.startswith(f"gpuswitchctl: cannot move {ADDRESS} to host (failed): ")
-        assert hint in err
+        assert f"find out why 'bind {SOUND} to snd_hda_intel' did not work:" in err
+        assert again in err
         reason = (await service.properties(DISCRETE))["Reason"].splitlines()
         assert reason[0] == story
         assert len(reason) == 2
         assert reason[1].startswith(f"and since then: cannot bind {SOUND}")
         _, shown, _ = await ctl(private_bus, "status", ADDRESS)
         assert story in shown
-        assert hint in shown
+        # Which step that was, the switch of then has told.
+        assert f"to do: find out why 'bind {SOUND}' did not work:" in shown
+        assert again in shown
         assert [each["result"] for each in await history(service, 1)] == ["failed"]
 
 

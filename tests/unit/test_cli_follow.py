@@ -25,6 +25,7 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.interrupts import INTERRUPTS
 from gpuswitch.cli.output import OutputError, write
 from gpuswitch.cli.parser import parse
+from gpuswitch.cli.watching import Watching
 from tests.harness.service.fixed import CARD, changed, fixed, gpu, stepped, switch
 
 OTHER = "0000:02:00.0"
@@ -344,6 +345,81 @@ def test_the_end_of_another_process_is_no_end_of_the_service() -> None:
     with pytest.raises(CtlError, match=r"^the service went away") as gone:
         watch.wait(fixed(gpu(), events=[owner(":1.1", "")]), parse(["wait", "--for", "vfio"]))
     assert gone.value.exit_code == 5
+
+
+def watched_lines(capsys: pytest.CaptureFixture[str], now: dict[str, Any], *events: Signal) -> list[str]:
+    """What `watch` tells of a GPU with this switch, without the times."""
+
+    class Ended(Watching):
+        def for_ever(self) -> None:
+            self._begin()
+            for event in events:
+                self._take(event)
+
+    ended = Ended(fixed(gpu(State="detaching", Switch=now)), [], watch._Lines())
+    ended.for_ever()
+    return [line.split("  ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+
+
+WAITS_UNTIL = time.strftime("%H:%M:%S", time.localtime(2.0))
+
+
+def test_who_joins_sees_the_step_and_whom_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+    at = f"{CARD}: [4/9] wait: waiting until {WAITS_UNTIL}: blender"
+    same = changed(State="detaching", Switch=UNDER_WAY)
+    assert watched_lines(capsys, UNDER_WAY, same) == [f"{CARD}: detaching", at]
+    busy = {**UNDER_WAY, "waiting_for": "", "waiting_until": 0.0}
+    begun, step = watched_lines(capsys, busy)
+    assert begun == f"{CARD}: detaching"
+    assert step.startswith(f"{CARD}: [4/9] wait: running (")
+    for over in ({}, {**UNDER_WAY, "result": "done"}, {**UNDER_WAY, "index": 0}):
+        assert watched_lines(capsys, over) == [f"{CARD}: detaching"]
+
+
+def test_programs_that_join_have_the_step_with_the_state(capsys: pytest.CaptureFixture[str]) -> None:
+    card = changed(State="detaching", Switch=UNDER_WAY)
+    told = watched(capsys, card)
+    assert kinds(told) == ["state", "state", "state", "waiting"]
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("options", ["", "--json"])
+def test_somebody_who_waits_at_a_terminal_is_told_for_whom(
+    options: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", seen := _Terminal())
+    busy = {**UNDER_WAY, "waiting_for": "", "waiting_until": 0.0, "step_started": time.time()}
+    later = {**UNDER_WAY, "index": 5, "title": "wait again"}
+    events = [
+        changed(Switch=UNDER_WAY),
+        changed(Switch=UNDER_WAY, State="detaching"),
+        changed(Switch={**later, "waiting_for": "", "waiting_until": 0.0}),
+        changed(Switch=later),
+        changed(State="vfio"),
+    ]
+    card = gpu(State="detaching", Switch=busy)
+    assert watch.wait(fixed(card, events=events), parse(["wait", "--for", "vfio", *options.split()])) == 0
+    first, *more = seen.getvalue().splitlines() or [""]
+    if options:
+        assert (first, more) == ("", [])
+        return
+    assert first.startswith(f"gpuswitchctl: {CARD}: [4/9] wait: running (")
+    assert more == [
+        f"gpuswitchctl: {CARD}: [4/9] wait: waiting until {WAITS_UNTIL}: blender",
+        f"gpuswitchctl: {CARD}: [5/9] wait again: waiting until {WAITS_UNTIL}: blender",
+    ]
+    assert capsys.readouterr().out == f"{CARD} is vfio\n"
+
+
+def test_in_a_pipe_a_wait_tells_its_end_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    events = [changed(State="vfio")]
+    assert watch.wait(fixed(gpu(Switch=UNDER_WAY), events=events), parse(["wait", "--for", "vfio"])) == 0
+    assert capsys.readouterr() == (f"{CARD} is vfio\n", "")
 
 
 def test_the_call_for_properties_is_the_one_of_d_bus() -> None:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from gpuswitch.cli import switch as move
-from gpuswitch.cli.client import Signal
+from gpuswitch.cli.client import Service, Signal
 from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.main import main
 from gpuswitch.cli.output import OutputError
 from gpuswitch.cli.parser import UsageError, parse
 from gpuswitch.cli.ways_out import ways_out
-from gpuswitch.errors import Timeout
+from gpuswitch.errors import Busy, Timeout
 from tests.harness.service.fixed import CARD, fixed, gpu, stepped, switch
 
 OTHER = "0000:02:00.0"
@@ -46,11 +47,30 @@ def test_what_is_left_to_do_about_a_failed_gpu_is_said(result: str) -> None:
     ]
 
 
-def test_what_did_not_work_is_named_where_it_says_nothing_to_put_right() -> None:
+@pytest.mark.parametrize(
+    ("events", "named"),
+    [
+        ([stepped(3, 9, "bind 0000:01:00.1 to vfio-pci", "failed", 0.1)], "bind 0000:01:00.1 to vfio-pci"),
+        ([stepped(3, 9, "bind 0000:01:00.1 to vfio-pci", "done", 0.1)], "bind 0000:01:00.1"),
+        ([stepped(3, 9, "bind 0000:01:00.0 to vfio-pci", "failed", 0.1)], "bind 0000:01:00.1"),
+    ],
+    ids=["the step", "another status", "another step"],
+)
+@pytest.mark.parametrize(("state", "again"), [("vfio", "to-vfio"), ("failed", "recover")])
+def test_of_what_did_not_work_it_is_said_how_the_cause_is_found(
+    events: Sequence[Signal], named: str, state: str, again: str
+) -> None:
+    reason = "cannot bind 0000:01:00.1: Invalid argument"
+    here = gpu(State=state, Reason=reason)
     with pytest.raises(CtlError) as error:
-        moved(ends=switch(result="reverted", reason="cannot bind 0000:01:00.1: Invalid argument"))
-    again = "find out why 'bind 0000:01:00.1' did not work, then: gpuswitchctl to-vfio 0000:01:00.0"
-    assert str(error.value).splitlines()[1:] == [AS_BEFORE, again]
+        run(["to-vfio"], here, outcomes={CARD: switch(result="reverted", reason=reason)}, events=events)
+    assert [each for each in str(error.value).splitlines()[1:] if each != AS_BEFORE] == [
+        f"find out why '{named}' did not work:",
+        "what the kernel said meanwhile: gpuswitchctl show 5f",
+        "what may be wrong with this machine: gpuswitchctl doctor 0000:01:00.0",
+        "for a report of a fault, as root: gpuswitchctl report",
+        f"then: gpuswitchctl {again} 0000:01:00.0",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -355,3 +375,33 @@ class TestWaysOut:
             " --wait 60",
             " --stop-unit ollama.service --stop-unit display-manager.service",
         ]
+
+
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        ("blender has it open", f" {CARD} cannot go to vfio now: blender has it open"),
+        (
+            "blender has it open\nXorg has it open",
+            f" {CARD} cannot go to vfio now:\n  blender has it open\n  Xorg has it open",
+        ),
+    ],
+    ids=["one reason", "two"],
+)
+@pytest.mark.parametrize("line", ["plan vfio", "to-vfio --dry-run"])
+def test_a_plan_that_is_refused_answers_whether_it_can_be_done(
+    line: str, why: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = fixed(gpu(), plan=CtlError.of(Busy, why), refused=[""])
+    monkeypatch.setattr(Service, "connect", lambda *_: service)
+    assert main(line.split()) == 3
+    assert capsys.readouterr().err == f"gpuswitchctl:{said}\n"
+
+
+def test_a_plan_that_could_not_be_asked_for_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = fixed(gpu(), plan=CtlError("the service went away", 5))
+    monkeypatch.setattr(Service, "connect", lambda *_: service)
+    assert main(["plan", "vfio"]) == 5
+    assert capsys.readouterr().err.startswith(f"gpuswitchctl: cannot show the steps of a switch of {CARD}: ")

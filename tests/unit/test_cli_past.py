@@ -145,6 +145,14 @@ def test_nothing_to_tell_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads("".join(told(capsys, json=True))) == {"version": 1, "switches": []}
 
 
+def test_where_no_switch_is_called_so_it_is_said_how_one_is_found() -> None:
+    with pytest.raises(CtlError) as error:
+        past.show(fixed(gpu(), history=[entry()]), Namespace(id="last", json=False))
+    assert str(error.value) == (
+        "the history knows of no switch 'last'; gpuswitchctl history lists them, and without an ID it is the last"
+    )
+
+
 def test_one_switch_with_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
     one = entry(
         result="reverted",

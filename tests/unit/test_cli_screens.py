@@ -10,16 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuswitch.cli.layout import fitted, paired, shortened
+from gpuswitch.cli.layout import fitted, model_in_brief, paired, shortened
 from gpuswitch.cli.output import cells, wrapped
 from gpuswitch.cli.parser import EXIT_STATUSES, exit_status_lines
 from gpuswitch.cli.translate import speak
 from tests.harness.screens import SCREENS, WIDTHS, file, screens, shown
+from tests.harness.service.fixed import gpu
 
 ADDRESS = re.compile(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b")
 NAMES = ("workstation-left", "win11-spiele", "app-org.blender.Blender-4711.scope", "nvidia-persistenced.service")
 COMMANDS = (
     "gpuswitchctl recover 0000:c1:00.0",
+    "gpuswitchctl doctor 0000:c1:00.0",
     "gpuswitchctl to-vfio 0000:41:00.0",
     "kill 4711",
     "systemctl --user --machine=alice@ stop app-org.blender.Blender-4711.scope",
@@ -73,21 +75,87 @@ def test_a_column_below_its_row_that_is_empty_leaves_no_line_behind() -> None:
     assert len(fitted(headings, [*rows, ["61", "y", "why"]], 38, below="REASON")) == 6
 
 
-def test_all_columns_that_are_left_out_are_named_where_one_of_them_says_something() -> None:
+def test_columns_that_are_left_out_are_named_where_they_say_something() -> None:
     headings = ("GPU", "OWNER", "MANAGED", "MODEL")
     rows = [["0000:01:00.0", "-", "no", "GA104"]]
     assert fitted(headings, rows, 14, left_out=("MODEL", "MANAGED", "OWNER"))[2:] == [
         "no room for",
         "    MANAGED,",
-        "    OWNER,",
-        "    MODEL: a",
+        "    MODEL:",
+        "    shown on a",
         "    wider",
-        "    terminal",
-        "    has it,",
-        "    and --json",
+        "    terminal,",
+        "    and by",
+        "    --json",
     ]
     # Nobody misses what says nothing.
     assert fitted(("GPU", "OWNER"), [["0000:01:00.0", "-"]], 14, left_out=("OWNER",)) == ["GPU", "0000:01:00.0"]
+
+
+GEFORCE = gpu(Model="NVIDIA Corporation GA104 [GeForce RTX 3070]")
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (
+            200,
+            [
+                "GPU           NAME  STATE        OWNER  MANAGED  DRIVER  GROUP  MODEL",
+                f"0000:01:00.0  -     host-nvidia  -      no       nvidia  13     {GEFORCE['Model']}",
+            ],
+        ),
+        (
+            80,
+            [
+                "GPU           STATE        MANAGED  DRIVER  GROUP  MODEL",
+                "0000:01:00.0  host-nvidia  no       nvidia  13     GeForce RTX 3070",
+            ],
+        ),
+        (
+            60,
+            [
+                "GPU           STATE        DRIVER  GROUP  MODEL",
+                "0000:01:00.0  host-nvidia  nvidia  13     GeForce RTX 3070",
+                "no room for MANAGED: shown on a wider terminal, and by",
+                "    --json",
+            ],
+        ),
+        (
+            40,
+            [
+                "GPU           STATE        MODEL",
+                "0000:01:00.0  host-nvidia  GeForc…X 3070",
+                "no room for MANAGED, DRIVER, GROUP:",
+                "    shown on a wider terminal, and by",
+                "    --json",
+            ],
+        ),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else "",
+)
+def test_the_model_stays_readable_and_what_says_nothing_goes_first(columns: int, lines: list[str]) -> None:
+    shown_lines = shown("list", columns, gpus=[GEFORCE]).splitlines()
+    assert [each for each in shown_lines if not each.startswith("$")] == lines
+
+
+@pytest.mark.parametrize(
+    ("model", "brief"),
+    [
+        ("NVIDIA Corporation GA104 [GeForce RTX 3070]", "GeForce RTX 3070"),
+        ("Advanced Micro Devices, Inc. [AMD/ATI] Navi 21 [Radeon RX 6800/6800 XT]", "Radeon RX 6800/6800 XT"),
+        ("NVIDIA Corporation AD102GL [RTX 6000 Ada] (rev a1, Lenovo)", "RTX 6000 Ada"),
+        ("Advanced Micro Devices, Inc. [AMD/ATI] Raphael", "Advanced Micro Devices, Inc. [AMD/ATI] Raphael"),
+        ("NVIDIA Corporation GA104", "NVIDIA Corporation GA104"),
+    ],
+)
+def test_a_model_in_brief_is_what_it_is_sold_as(model: str, brief: str) -> None:
+    assert model_in_brief(model) == brief
+
+
+def test_what_groups_have_no_room_for_is_called_as_people_do() -> None:
+    said = " ".join(" ".join(shown("groups", 40).split("no room for")[1:]).split())
+    assert said == "model, remarks, PCI ids of each function: shown on a wider terminal, and by --json"
 
 
 @pytest.mark.parametrize("language", ["en", "de", "fr", "zh_CN"])

@@ -25,8 +25,9 @@ def complaint(*words: str) -> str:
     return str(wrong.value)
 
 
-YES = "to-vfio, to-host, trial, run, hold, setup, setup proxmox, setup prometheus, setup boot"
+YES = "to-vfio, to-host, trial, run, hold, setup, setup undo, setup proxmox, setup prometheus, setup boot"
 """The commands that have it."""
+ENDS = "done, reverted, failed, cancelled, wedged or drifted"
 
 
 @pytest.mark.parametrize(
@@ -38,11 +39,8 @@ YES = "to-vfio, to-host, trial, run, hold, setup, setup proxmox, setup prometheu
         ("plan a b vfio", "plan takes one GPU and one target: gpuswitchctl plan a vfio"),
         ("plan 01:00.0 amd", "'amd' is no target: gpuswitchctl plan 01:00.0 host or gpuswitchctl plan 01:00.0 vfio"),
         ("setup --config X", "setup does not know --config; gpuswitchctl help setup explains it"),
-        (
-            "setup undo --yes",
-            f"setup undo does not know --yes; that is an option of {YES}",
-        ),
-        ("setup --yes undo", "--yes does not go with setup undo: leave it out"),
+        ("status --yes", f"status does not know --yes; that is an option of {YES}"),
+        ("setup --gpu X undo", "--gpu does not go with setup undo: leave it out"),
         ("setup --undo", "setup does not know --undo; did you mean setup undo?"),
         (
             "run rtx -- true",
@@ -56,16 +54,16 @@ YES = "to-vfio, to-host, trial, run, hold, setup, setup proxmox, setup prometheu
             "history --failed",
             "history does not know --failed; did you mean --result failed --result reverted?",
         ),
-        ("switch rtx vfio", "there is no command 'switch'; did you mean to-vfio?"),
+        ("switch rtx vfio", "there is no command 'switch'; did you mean to-vfio or to-host?"),
         ("reload", "there is no command 'reload'; did you mean systemctl reload gpuswitchd?"),
         ("setup extra", "setup has no action 'extra'; it has undo, proxmox, prometheus or boot"),
         (
             "setup undo extra",
             "setup undo takes no argument: leave out 'extra'; gpuswitchctl help setup undo explains it",
         ),
-        ("config chek", "config has no action 'chek'; it has check or edit; did you mean check?"),
+        ("config chek", "config has no action 'chek'; it has show, check or edit; did you mean check?"),
         ("config --changed check", "--changed does not go with config check: leave it out"),
-        ("config check --changed", "config check does not know --changed; that is an option of config"),
+        ("config check --changed", "config check does not know --changed; that is an option of config, config show"),
         ("to-vfio --wait --busy=kill", "--wait needs a value: --wait SECONDS"),
         ("to-vfio --busy", "--busy needs a value: --busy refuse|wait|terminate|kill"),
         ("to-vfio --busy kil", "--busy takes refuse, wait, terminate or kill, not 'kil'; did you mean kill?"),
@@ -77,7 +75,14 @@ YES = "to-vfio, to-host, trial, run, hold, setup, setup proxmox, setup prometheu
         ("--wait 60", "--wait stands behind a command that has it: plan, to-vfio, to-host, trial, run, hold"),
         ("--verion", "there is no option --verion before a command; did you mean --version?"),
         ("--bus list", "list was taken for the value of --bus: write --bus ADDRESS"),
-        ("undo", "there is no command 'undo'; did you mean setup undo?"),
+        ("history --result fail", f"--result takes {ENDS}, not 'fail'; did you mean failed?"),
+        (
+            "history --result failed,reverted",
+            f"--result takes {ENDS}, not 'failed,reverted'; did you mean --result failed --result reverted?",
+        ),
+        ("to-vfio --force", "to-vfio does not know --force; did you mean --busy terminate?"),
+        ("plan -f vfio", "plan does not know -f; did you mean --busy terminate?"),
+        ("cancel --force", "cancel does not know --force; gpuswitchctl help cancel explains it"),
         ("-- list", "there is no command '--'; gpuswitchctl help lists what there is"),
         (
             "01:00.0",
@@ -101,6 +106,89 @@ def test_what_looks_wrong_and_is_not_stays_so() -> None:
     assert parse(["to-vfio", "--", "--all"]).gpus == ["--all"]
     assert parse(["config", "--json", "check"]).json is True
     assert parse(["history", "--since=-2h"]).since is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("abort stop", "cancel"),
+        ("undo revert back", "cancel, to-host or setup undo"),
+        ("attach detach bind unbind on off", "to-vfio or to-host"),
+        ("plan-vfio", "plan vfio"),
+        ("info", "status"),
+        ("who lsof", "holders"),
+        ("log logs", "history or watch"),
+        ("events", "watch or history"),
+        ("why", "doctor or plan"),
+    ],
+)
+def test_what_others_call_a_command_is_understood(words: str, meant: str) -> None:
+    for word in words.split():
+        assert complaint(word) == f"there is no command {word!r}; did you mean {meant}?"
+
+
+def test_a_command_that_is_mistyped_is_named() -> None:
+    for verb in commands_of(parser()):
+        for at in range(len(verb) - 1):
+            exchanged = f"{verb[:at]}{verb[at + 1]}{verb[at]}{verb[at + 2 :]}"
+            # Of three letters, too little is left of it.
+            if exchanged != verb and len(verb) > 3:
+                assert complaint(exchanged) == f"there is no command {exchanged!r}; did you mean {verb}?"
+
+
+@pytest.mark.parametrize("word", ["adapt-it", "stopp-it", "attached", "reverting", "plan-host-vfio"])
+def test_what_is_only_somewhat_alike_is_not_suggested(word: str) -> None:
+    assert complaint(word) == f"there is no command {word!r}; gpuswitchctl help lists what there is"
+
+
+@pytest.mark.parametrize("before", [[], ["--changed"]])
+@pytest.mark.parametrize("behind", [[], ["--changed"]])
+def test_the_configuration_is_shown_by_its_action_too(before: list[str], behind: list[str]) -> None:
+    args = parse(["config", *before, "show", *behind])
+    assert (args.run, args.changed) == ("gpuswitch.cli.query:config", bool(before or behind))
+
+
+@pytest.mark.parametrize("words", [["config"], ["setup"], ["setup", "boot"]], ids=" ".join)
+def test_an_action_that_may_be_left_out_stands_in_brackets(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--help"]) == 0
+    usage = " ".join(capsys.readouterr().out.partition("\n\n")[0].split())
+    assert usage.endswith(" [ACTION ...]")
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.partition("\n\n")[0].endswith(" COMMAND ...")
+
+
+def test_the_topic_of_the_configuration_names_the_commands_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "configuration"]) == 0
+    out = capsys.readouterr().out
+    for command in ("setup", "config", "config edit", "config check"):
+        assert re.search(rf"^gpuswitchctl {command}  ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", ["setup undo --yes", "setup --yes undo", "setup undo -y", "setup boot undo --yes"])
+def test_undo_that_asks_nothing_takes_yes_all_the_same(line: str) -> None:
+    assert parse(line.split()).run.endswith(":undo")
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("watch --json --help", "gpuswitchctl watch "),
+        ("--bus list --json setup boot -h", "gpuswitchctl setup boot "),
+        ("--json --help", "gpuswitchctl [-h]"),
+        ("--json --help nonsense", "gpuswitchctl [-h]"),
+    ],
+)
+def test_help_that_cannot_be_had_shows_how_that_command_goes(line: str, named: str) -> None:
+    with pytest.raises(UsageError) as wrong:
+        parse(line.split())
+    assert wrong.value.usage.startswith(f"usage: {named}")
+
+
+def test_what_follows_says_that_it_cannot_without_how_that_ends() -> None:
+    assert parse(["watch"]).purpose == "follow what happens"
+    assert parse(["notify"]).purpose == "show desktop notifications"
 
 
 def everything(of: argparse.ArgumentParser, *before: str) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:

@@ -11,7 +11,7 @@ from jeepney import HeaderFields, MatchRule, Message
 
 from gpuswitch.cli.client import GPU, PROPERTIES, ROOT, Gpu, Options, Service, Signal
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.errors import NoSuchGpu
+from gpuswitch.errors import InvalidArgument, NoSuchGpu
 
 CARD = "0000:01:00.0"
 
@@ -176,7 +176,10 @@ class FixedService:
         return self._history[: limit or None]
 
     def history_entry(self, switch: str) -> dict[str, Any]:
-        return next(each for each in self._history if each["id"] == switch)
+        for each in self._history:
+            if each["id"] == switch:
+                return each
+        raise CtlError.of(InvalidArgument, f"the history knows of no switch {switch!r}")
 
     def own_pid(self) -> int:
         return os.getpid()
