@@ -119,10 +119,11 @@ async def test_terminals_without_colours_get_none(
 
 async def test_what_cannot_write_bars_and_dots_gets_letters(start: Start, environ: dict[str, str]) -> None:
     await start("laptop", config=CONFIG)
-    narrow = environ | {"COLUMNS": "90"}
     switch = shell("gpuswitchctl to-vfio geforce --no-wait", environ).stdout.split()[0]
     assert on_terminal(environ, "wait", "geforce")[0] == 0
-    for arguments in (["list"], ["show", switch]):
+    # So narrow that the model is shortened; so wide that there is room for bars.
+    for columns, arguments in (("57", ["list"]), ("90", ["show", switch])):
+        narrow = environ | {"COLUMNS": columns}
         assert not on_terminal(narrow, *arguments)[1].isascii()
         status, shown = on_terminal(narrow | {"PYTHONIOENCODING": "ascii"}, *arguments)
         assert (status, shown.isascii(), "\\u" in shown) == (0, True, False), shown
