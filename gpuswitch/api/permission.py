@@ -58,8 +58,8 @@ def _stops(record: GpuRecord, options: Options) -> list[str]:
         *([f"programs ({policy})"] if policy.ends_programs else []),
         *(["sessions"] if rules.end_sessions else []),
         *map(str, rules.stop_units),
-        *options.stop_units,
         *_units_of_drivers(record),
+        *options.stop_units,
     ]
 
 

@@ -261,7 +261,7 @@ async def test_in_a_pipe_it_says_for_whom_and_names_the_way_back(start: Start, e
     assert process.returncode == 130
     assert err == (
         "gpuswitchctl: interrupted; the switch, once begun, goes on: gpuswitchctl status geforce shows it, "
-        "gpuswitchctl to-vfio geforce follows it again, gpuswitchctl cancel geforce takes it back\n"
+        "gpuswitchctl to-vfio geforce --wait 600 follows it again, gpuswitchctl cancel geforce takes it back\n"
     )
     assert card(environ)["state"] == "detaching"
 
