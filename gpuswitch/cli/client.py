@@ -228,7 +228,8 @@ class Service:
         Only once that is needed: members of the group `gpuswitch` are not. A desktop's agent asks, where there is one.
 
         Raises:
-            CtlError: such as ^C while they are asked. The service begins nothing for a caller who is gone by then.
+            CtlError: among others, ^C before there is an answer.
+            KeyboardInterrupt: the same of a call whose answer comes when all is done, and may take any time.
         """
         try:
             return self.answer(serial, seconds)
@@ -245,8 +246,11 @@ class Service:
                 with agent():
                     return self.ask(message, None)
         except KeyboardInterrupt:
-            text = _("interrupted before it was allowed: nothing was begun")
-            raise CtlError.interrupted(text, begun_nothing=True) from None
+            if seconds is None:
+                raise
+            # Asked or allowed, that is known to the service alone.
+            shows = _("{command} shows whether it was begun", command="gpuswitchctl status")
+            raise CtlError.interrupted(_("interrupted before it was answered; {shows}", shows=shows)) from None
 
     @contextmanager
     def clock_stopped(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from gpuswitch.cli.failures import CtlError
@@ -115,8 +116,9 @@ def refused_on_disk(about: Mapping[str, Any]) -> list[str]:
         return []
     text = _(
         "the configuration in {folder} cannot be used as it is now, so this is what the service has read before: "
-        "gpuswitchctl config check names what is wrong",
+        "{command} names what is wrong",
         folder=folder,
+        command=f"gpuswitchctl config check {quote(str(folder))}",
     )
     return [text]
 

@@ -28,8 +28,6 @@ class CtlError(Exception):
     gpu_name: str = ""
     is_whole = False
     """Whether the text says all by itself: not what could not be done, but that nobody looks any longer."""
-    begun_nothing = False
-    """Whether it is known that nothing was begun, whatever the exit status."""
     lead = ""
     """What stands before the text, with its colon, where that is not what could not be done."""
 
@@ -49,11 +47,10 @@ class CtlError(Exception):
         return error
 
     @classmethod
-    def interrupted(cls, text: str, *, begun_nothing: bool = False) -> CtlError:
+    def interrupted(cls, text: str) -> CtlError:
         """Nobody looks any longer: ^C."""
         error = cls(text, EXIT_INTERRUPTED, name="Interrupted")
         error.is_whole = True
-        error.begun_nothing = begun_nothing
         return error
 
     def about(self, address: str, name: str) -> None:
@@ -71,7 +68,7 @@ class CtlError(Exception):
             "event": "error",
             "gpu": self.gpu,
             "name": self.gpu_name,
-            "changed": False if self.begun_nothing or self.exit_code in _NOTHING_CHANGED else None,
+            "changed": False if self.exit_code in _NOTHING_CHANGED else None,
             "error": {
                 "kind": snake_case(self.name or Failed.name),
                 "text": str(self),

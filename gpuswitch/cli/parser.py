@@ -845,8 +845,9 @@ def _unit(text: str) -> str:
     """The full name of a systemd unit; one without a type is a service, as systemctl has it (unit_name_mangle in
     systemd's basic/unit-name.c).
     """
-    name = text if text.rpartition(".")[2] in _UNIT_TYPES else f"{text}.service"
-    if not all(c.isascii() and (c.isalnum() or c in ":_.\\@-") for c in name):
+    _name, dot, kind = text.rpartition(".")
+    name = text if dot and kind in _UNIT_TYPES else f"{text}.service"
+    if not text or not all(c.isascii() and (c.isalnum() or c in ":_.\\@-") for c in name):
         raise argparse.ArgumentTypeError(
             _("{text} is not the name of a unit, such as display-manager or docker.socket", text=repr(text))
         )

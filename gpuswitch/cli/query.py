@@ -113,7 +113,10 @@ def _holder_cells(holder: Values) -> tuple[str, ...]:
 
 def config(service: Service, args: Namespace) -> int:
     settings = [each for each in service.config() if not args.changed or each["value"] != each["default"]]
-    warnings = [*service.warnings(), *refused_on_disk(service.about())]
+    about = service.about()
+    # The service of another bus may be one of another machine.
+    on_disk = refused_on_disk(about) if not args.bus or about.get("Simulated") else []
+    warnings = [*service.warnings(), *on_disk]
     if args.json:
         as_json({"settings": settings, "warnings": warnings})
         return 0

@@ -184,7 +184,10 @@ def _in_the_way(gpu: Gpu, steps: Sequence[Mapping[str, Any]], target: str, optio
     """Who has it open now, and is waited for or ended by these steps: what would be in the way if nobody were."""
     if not any(step["kind"] == _AWAITS_HOLDERS for step in steps):
         return []
-    return gpu.blockers(target, {**without(options, "wait_seconds"), "busy": ("s", "refuse")})
+    now = {**without(options, "wait_seconds"), "busy": ("s", "refuse")}
+    with suppress(CtlError):  # the plan is known, whoever cannot answer now
+        return [each for each in gpu.blockers(target, now) if each["error"] == Busy.name]
+    return []
 
 
 def _print_verdict(
@@ -343,10 +346,10 @@ class Switches:
             try:
                 begun.append((gpu, str(self._service.answer_allowed(message, serial).body[0])))
             except CtlError as error:
-                if not error.begun_nothing:
+                if error.exit_code != EXIT_INTERRUPTED:
                     self._fail(gpu, self._refusal(gpu, error))
-                elif begun:
-                    raise _interrupted([each for each, _switch in begun], self._again) from None
+                elif len(sent) > 1:
+                    raise _interrupted(gpus, self._again) from None
                 else:
                     raise
         return begun
@@ -411,15 +414,21 @@ class Switches:
         if key == _TAKE_BACK:
             self._taken_back = following.under_way
             for gpu, switch in following.under_way:
-                self._cancel(gpu, switch)
+                if not self._cancel(gpu, switch):
+                    self._taken_back = []
+                    return False
         return True
 
-    def _cancel(self, gpu: Gpu, switch: str) -> None:
+    def _cancel(self, gpu: Gpu, switch: str) -> bool:
+        """False: ^C, while somebody was asked for a password."""
         try:
             self._service.ask_allowed(gpu.cancel(switch))
         except CtlError as error:
+            if error.exit_code == EXIT_INTERRUPTED:
+                return False
             # It may be over by now, or too far: what becomes of it is told.
             problem(sentence(_("cancel the switch of {gpu}", gpu=gpu.title), str(error), is_whole=error.is_whole))
+        return True
 
     def _print_id(self, gpu: Gpu, switch: str) -> None:
         """And how it is followed, for whoever sits there; a program gets the id alone."""

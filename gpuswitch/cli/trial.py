@@ -45,7 +45,7 @@ def trial(service: Service, args: Namespace) -> int:
             blockers=lambda gpu: gpu.blockers("vfio", options),
         ).run([gpu])
     except CtlError as error:
-        if error.exit_code == EXIT_INTERRUPTED and not error.begun_nothing:
+        if error.exit_code == EXIT_INTERRUPTED:
             raise _goes_on(gpu, args.seconds) from None
         raise
     if status:

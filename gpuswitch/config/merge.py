@@ -42,7 +42,7 @@ _HINTS = {
     "Expected ']' at the end of a table declaration": _HEADING,
     "Unclosed array": _LIST,
     "Expected '=' after a key in a key/value pair": Sentence("write key = value"),
-    "Cannot declare": Sentence("what belongs to this table goes below its first heading"),
+    "Cannot declare": Sentence("what belongs to this table goes where it stands first"),
 }
 """What most likely led to a sentence of tomllib's."""
 _CURLED = re.compile("=.*[\u2018-\u201f\u00ab\u00bb]")
@@ -152,7 +152,7 @@ class Layers:
         text = ""
         for depth, part in enumerate(location):
             if isinstance(part, str):
-                name = part if _BARE_KEY.fullmatch(part) else json.dumps(part)
+                name = _as_key(part)
                 text += f".{name}" if text else name
             else:
                 own = _label(self.values["gpu"][part]) if depth == 1 and location[0] == "gpu" else None
@@ -294,6 +294,11 @@ def _label(gpu: object) -> str | None:
         return None
 
 
+def _as_key(name: str) -> str:
+    """As it is written in TOML."""
+    return name if _BARE_KEY.fullmatch(name) else json.dumps(name)
+
+
 def _unreadable(file: str, content: bytes, error: ValueError) -> Fault:
     """Why these bytes are no TOML, with the line where it begins, and what stands there."""
     if isinstance(error, UnicodeDecodeError):
@@ -311,7 +316,7 @@ def _unreadable(file: str, content: bytes, error: ValueError) -> Fault:
     key = _KEY_AS_TUPLE.fullmatch(what)
     hint = _CURLY if _CURLED.search(line) else _HINTS.get(key[1] if key else what)
     if key:
-        what = f"{key[1]} {'.'.join(ast.literal_eval(key[2]))}{key[3]}"
+        what = f"{key[1]} {'.'.join(map(_as_key, ast.literal_eval(key[2])))}{key[3]}"
     said = Sentence("it is not TOML: {what}: {line}", what=what, line=shown(line))
     if hint:
         said = Sentence("it is not TOML: {what}: {line}; {hint}", what=what, line=shown(line), hint=hint)

@@ -82,7 +82,7 @@ async def test_what_the_service_would_refuse_now_is_said_beside_what_is_in_force
     assert (shown.returncode, shown.stdout) == (0, before.stdout)
     sentence = (
         f"the configuration in {service.config} cannot be used as it is now, so this is what the service has read "
-        "before: gpuswitchctl config check names what is wrong"
+        f"before: gpuswitchctl config check {service.config} names what is wrong"
     )
     assert shown.stderr == f"gpuswitchctl: warning: {sentence}\n"
     assert json.loads(ctl("--json").stdout)["warnings"] == [sentence]

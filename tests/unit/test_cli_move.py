@@ -118,7 +118,12 @@ def test_what_is_not_told_since_it_cannot_be_written_goes_on(monkeypatch: pytest
 
 @pytest.mark.parametrize(
     ("typed", "unit"),
-    [("display-manager", "display-manager.service"), ("docker.socket", "docker.socket"), ("a@b.c", "a@b.c.service")],
+    [
+        ("display-manager", "display-manager.service"),
+        ("docker.socket", "docker.socket"),
+        ("a@b.c", "a@b.c.service"),
+        ("service", "service.service"),
+    ],
 )
 def test_a_unit_without_a_type_is_a_service(typed: str, unit: str) -> None:
     assert move.options_of(parse(["to-vfio", "--stop-unit", typed])) == {"stop_units": ("as", [unit])}

@@ -375,7 +375,7 @@ def test_a_file_that_is_not_toml_is_named_with_the_place(tmp_path: Path, write: 
         ("name = 'rtx\n\n[metrics]\n", "2", '"name = \'rtx"', "is there a quote missing?"),
         ('stop_units = ["a.service, "b"]\n', "2:28", "", "is there a quote, a comma or ] missing before this?"),
         ('name = "a\n', "2:10", "", "is there a quote missing?"),
-        ("[metrics]\n[metrics]\n", "3:9", "'[metrics]'", "what belongs to this table goes below its first heading"),
+        ("[metrics]\n[metrics]\n", "3:9", "'[metrics]'", "what belongs to this table goes where it stands first"),
         ("name: 'a'\n", "2:5", "\"name: 'a'\"", "write key = value"),
         (
             "name = \u201crtx\u201d\n",
