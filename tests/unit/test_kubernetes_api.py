@@ -168,6 +168,27 @@ def test_an_event_names_the_node(cluster: Cluster, core: client.CoreV1Api) -> No
     assert (event.involved_object.name, event.type, event.reason) == (NODE, "Warning", "Wedged")
 
 
+def test_an_event_is_no_longer_than_the_server_takes(address: str, api: ApiServer, core: client.CoreV1Api) -> None:
+    name = "n" * 253
+    api.add(node(name))
+    long = Cluster(api_client(address), name)
+    long.event("Warning", "Refused", "x" + "\N{LATIN SMALL LETTER E WITH ACUTE}" * 1000, long.node())
+    [event] = core.list_namespaced_event("default").items
+    assert (len(event.message.encode()), len(event.reporting_component)) == (1023, len("gpuswitch-agent"))
+
+
+def test_an_event_that_is_too_long_is_refused(core: client.CoreV1Api) -> None:
+    event = {
+        "metadata": {"generateName": "x."},
+        "involvedObject": {"kind": "Node", "name": NODE},
+        "message": "x" * 1025,
+        "eventTime": "2026-01-01T00:00:00.000000Z",
+    }
+    with pytest.raises(client.ApiException) as refused:
+        core.create_namespaced_event("default", event)
+    assert refused.value.status == 422
+
+
 @pytest.mark.parametrize("fault", ["500", "drop-before", "drop-after"])
 def test_what_goes_wrong_on_the_way_is_one_sentence(cluster: Cluster, api: ApiServer, fault: str) -> None:
     api.fault = lambda _request: fault

@@ -31,6 +31,8 @@ DRA_VERSIONS = ("v1", "v1beta2", "v1beta1")
 """Kubernetes 1.34, 1.33, 1.32; older ones had another form, and no driver for it is left."""
 _EVICTION_PAUSE = 5.0
 """Seconds until an eviction is tried again where the server does not say how many."""
+_LONGEST_NOTE, _LONGEST_REPORTER = 1024, 128
+"""Bytes of the message and of the reporting instance of an event: pkg/apis/core/validation/events.go."""
 
 
 class ClusterError(Exception):
@@ -184,11 +186,11 @@ class Cluster:
             "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": self._name, "uid": node["metadata"]["uid"]},
             "type": kind,
             "reason": reason,
-            "message": message[:1024],
+            "message": _cut(message, _LONGEST_NOTE),
             "action": "Switch",
             "eventTime": now,
             "reportingComponent": MANAGER,
-            "reportingInstance": self._name,
+            "reportingInstance": _cut(self._name, _LONGEST_REPORTER),
         }
         self._asked(self._core.create_namespaced_event, "write an event", "default", body)
 
@@ -240,6 +242,11 @@ def condition_of(node: Object) -> Object | None:
 def _retry_after(error: ApiException) -> float:
     told = (error.headers or {}).get("Retry-After", "")
     return float(told) if told.isdigit() and told != "0" else _EVICTION_PAUSE
+
+
+def _cut(text: str, longest: int) -> str:
+    """To so many bytes, in whole characters."""
+    return text.encode()[:longest].decode(errors="ignore")
 
 
 def _sentence(error: Exception) -> str:
