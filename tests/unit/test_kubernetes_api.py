@@ -12,10 +12,11 @@ import pytest
 import yaml
 from gpuswitch_kubernetes.cluster import Cluster, ClusterError, ConflictError, condition_of
 from gpuswitch_kubernetes.names import STATE, TAINT
-from kubernetes import client, watch
+from kubernetes import client, config, watch
 
 from tests.harness.kubernetes.campaign import NODE, api_client, budget, node, pod
 from tests.harness.kubernetes.server import ApiServer, serving
+from tests.harness.kubernetes.store import StatusError
 from tests.unit.test_house import ROOT
 
 KEY = ("nodes", "", NODE)
@@ -194,6 +195,42 @@ def test_what_goes_wrong_on_the_way_is_one_sentence(cluster: Cluster, api: ApiSe
     api.fault = lambda _request: fault
     with pytest.raises(ClusterError, match=f"^cannot read node {NODE}: "):
         cluster.node()
+
+
+@pytest.mark.parametrize("what", ["node", "pods"])
+def test_a_watch_tells_that_something_has_changed(cluster: Cluster, api: ApiServer, what: str) -> None:
+    api.add(pod("work"))
+    next(cluster.changes(what))
+
+
+def test_an_error_that_a_watch_ends_with_is_one_sentence(
+    cluster: Cluster, api: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = cluster.changes("node")
+    gone = StatusError(410, "Expired", "too old resource version: 1 (1001)")
+    monkeypatch.setattr(api, "watch", lambda _request: iter([{"type": "ERROR", "object": gone.status()}]))
+    with pytest.raises(ClusterError, match=r"^cannot watch node: .*410 Expired: too old resource version"):
+        list(changes)
+
+
+def test_a_watch_that_is_refused_is_one_sentence(cluster: Cluster, api: ApiServer) -> None:
+    api.fault = lambda _request: "410"
+    with pytest.raises(ClusterError, match=r"^cannot watch pods: "):
+        list(cluster.changes("pods"))
+
+
+def test_a_token_that_is_just_being_written_is_one_sentence(address: str) -> None:
+    def read_anew(_settings: client.Configuration) -> None:
+        raise config.ConfigException("Token file exists but empty.")
+
+    api = api_client(address)
+    api.configuration.api_key["BearerToken"] = "bearer of before"
+    api.configuration.refresh_api_key_hook = read_anew
+    cluster = Cluster(api, NODE)
+    with pytest.raises(ClusterError, match=f"^cannot read node {NODE}: Token file exists but empty"):
+        cluster.node()
+    with pytest.raises(ClusterError, match=r"^cannot watch node: Token file exists but empty"):
+        list(cluster.changes("node"))
 
 
 def kubectl(address: str, home: Path, *words: str) -> str:

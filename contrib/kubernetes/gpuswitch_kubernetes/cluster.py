@@ -203,17 +203,17 @@ class Cluster:
         else:
             listing, selector = self._core.list_pod_for_all_namespaces, f"spec.nodeName={self._name}"
         try:
-            # Where it begins does not matter: after it has begun, all is looked at.
-            for _event in watch.Watch().stream(
+            # Where it begins does not matter: after it has begun, all is looked at. Objects stay as they are by the
+            # return type: with deserialize=False, client 37 raises KeyError at an event ERROR.
+            for _event in watch.Watch(return_type=object).stream(
                 listing,
                 field_selector=selector,
                 allow_watch_bookmarks=True,
                 timeout_seconds=WATCH_SECONDS,
-                deserialize=False,
                 _request_timeout=(CONNECT_SECONDS, WATCH_SECONDS + READ_SECONDS),
             ):
                 yield
-        except (ApiException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        except (ApiException, *_NO_ANSWER) as error:
             raise ClusterError(f"cannot watch {what}: {_sentence(error)}") from error
 
     def _asked(self, call: Callable[..., Any], what: str, *args: Any, **more: Any) -> Any:
@@ -226,10 +226,12 @@ class Cluster:
         except ApiException as error:
             kind = ConflictError if error.status == 409 else ClusterError
             raise kind(f"cannot {what}: {_sentence(error)}", error.status or 0) from error
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        except _NO_ANSWER as error:
             raise ClusterError(f"cannot {what}: {_sentence(error)}") from error
 
 
+_NO_ANSWER = (urllib3.exceptions.HTTPError, config.ConfigException, OSError, ValueError)
+"""ConfigException: the token is read anew every minute, and its file may be empty just then."""
 _APPLIED: dict[str, Any] = {"field_manager": MANAGER, "force": True, "_content_type": APPLY}
 """What nobody else has a business to write is taken over from whoever did."""
 
