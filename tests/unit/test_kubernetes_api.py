@@ -123,14 +123,41 @@ def test_an_eviction_heeds_the_budget_and_who_is_meant(cluster: Cluster, api: Ap
     assert cluster.evict(guarded) == (0.0, "")
 
 
-def test_two_budgets_are_a_fault_of_the_cluster(cluster: Cluster, api: ApiServer) -> None:
+def test_two_budgets_are_in_the_way_of_their_pod_alone(cluster: Cluster, api: ApiServer) -> None:
     guarded = api.add(pod("work", labels={"app": "guarded"}))
-    second = budget(1)
-    second["metadata"]["name"] = "second"
     api.add(budget(1))
-    api.add(second)
-    with pytest.raises(ClusterError, match="more than one PodDisruptionBudget"):
-        cluster.evict(guarded)
+    api.add(budget(1, "second"))
+    seconds, said = cluster.evict(guarded)
+    assert seconds > 0
+    assert "more than one PodDisruptionBudget" in said
+
+
+@pytest.mark.parametrize("status", ["400", "403"])
+def test_what_a_webhook_says_to_one_eviction_is_kept(cluster: Cluster, api: ApiServer, status: str) -> None:
+    work = api.add(pod("work"))
+    api.fault = lambda _request: status
+    seconds, said = cluster.evict(work)
+    assert seconds > 0
+    assert said.startswith("cannot evict pod default/work: ")
+
+
+def test_an_eviction_without_an_answer_is_no_answer(cluster: Cluster, api: ApiServer) -> None:
+    work = api.add(pod("work"))
+    api.fault = lambda _request: "drop-before"
+    with pytest.raises(ClusterError, match=r"^cannot evict pod default/work: "):
+        cluster.evict(work)
+
+
+def test_an_eviction_is_tried_again_when_the_server_says(cluster: Cluster, api: ApiServer) -> None:
+    guarded = api.add(pod("work", labels={"app": "guarded"}))
+    fresh = budget(1)
+    fresh["metadata"]["generation"] = 2
+    api.add(fresh)
+    seconds, said = cluster.evict(guarded)
+    assert (seconds, said.rpartition(" The ")[2]) == (
+        10.0,
+        "disruption budget guard is still being processed by the server.",
+    )
 
 
 def test_the_taint_leaves_those_of_others(cluster: Cluster) -> None:

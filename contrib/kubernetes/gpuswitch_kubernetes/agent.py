@@ -124,8 +124,15 @@ class Agent:
         return facts, decide(facts, self._memory, self._rules, self._limits)
 
     def _refusals(self, node: Object, gpus: tuple[Gpu, ...]) -> dict[str, Refusal]:
-        asked = ((gpu.address, self._service.refusal(gpu.address, target)) for gpu, target in wanting(node, gpus))
+        asked = ((gpu.address, self._refusal(gpu.address, target)) for gpu, target in wanting(node, gpus))
         return {address: refusal for address, refusal in asked if refusal is not None}
+
+    def _refusal(self, address: str, target: str) -> Refusal | None:
+        try:
+            return self._service.refusal(address, target)
+        except ServiceError as error:
+            # The service has just told its GPUs: it is this one that it does not get done with.
+            return Refusal(str(error), unanswered=True)
 
     def _reconcile(self) -> float:
         facts, decision = self.look()

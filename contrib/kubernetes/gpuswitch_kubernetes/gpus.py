@@ -70,7 +70,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why the service does not begin. `for_use`: the GPU is in use, and nothing else is in the way."""
+    """Why the service does not begin. `for_use`: the GPU is in use, and nothing else is in the way. `unanswered`: it
+    was asked, and gave no plan.
+    """
 
     text: str
     for_use: bool = False
+    unanswered: bool = False

@@ -329,6 +329,15 @@ class ApiServer:
                 )
             for budget in budgets:
                 status = budget["status"]
+                if status.get("observedGeneration", 0) < budget["metadata"].get("generation", 0):
+                    text = f"The disruption budget {budget['metadata']['name']} is still being processed by the server."
+                    raise StatusError(
+                        429,
+                        "TooManyRequests",
+                        "Cannot evict pod as it would violate the pod's disruption budget.",
+                        [{"reason": "DisruptionBudget", "message": text}],
+                        10,
+                    )
                 if status["disruptionsAllowed"] < 1:
                     name, needs, has = (budget["metadata"]["name"], status["desiredHealthy"], status["currentHealthy"])
                     text = f"The disruption budget {name} needs {needs} healthy pods and has {has} currently"
