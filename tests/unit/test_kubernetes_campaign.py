@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from gpuswitch_kubernetes import agent as agent_module
 from gpuswitch_kubernetes import decide as decide_module
 from gpuswitch_kubernetes.cluster import condition_of
 from gpuswitch_kubernetes.decide import Limits, tainted
-from gpuswitch_kubernetes.names import DESIRED, HANDLED, STATE
+from gpuswitch_kubernetes.names import DESIRED, HANDLED, STATE, TAINT
 from gpuswitch_kubernetes.service import ServiceError
 
 from tests.harness.kubernetes.campaign import (
@@ -177,6 +178,29 @@ def test_a_pod_that_cannot_be_evicted_is_in_the_way_of_its_gpu_alone(world: Worl
         world.turn()
     assert world.service.cards[other].state == "reattaching"
     assert "more than one PodDisruptionBudget" in said(world)
+
+
+def test_a_begin_that_is_tried_again_is_of_the_node_that_was_looked_at(world: World) -> None:
+    world.service.cards[CARD].refusal = "busy"
+    want(world, "vfio")
+    world.turn()
+    world.turn()
+    assert written(world)[HANDLED + PART].startswith("vfio begun")
+    world.service.cards[CARD].refusal = ""
+    world.now += 60
+
+    def untaint(node: Any) -> None:
+        node["spec"]["taints"] = [taint for taint in node["spec"]["taints"] if taint["key"] != TAINT]
+
+    def between(words: Sequence[str]) -> str:
+        if words[1] == "plan":
+            world.api.change(("nodes", "", NODE), untaint)
+        return ""
+
+    world.service.fault = between
+    before = list(world.service.cards[CARD].history)
+    world.turn()
+    assert (world.service.cards[CARD].state, world.service.cards[CARD].history) == ("host", before)
 
 
 def silent(world: World, card: str) -> None:

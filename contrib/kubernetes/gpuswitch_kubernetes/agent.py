@@ -143,14 +143,15 @@ class Agent:
             node = self._cluster.taint(node, on=True)
             self._say(node, decision)
             return 0.0
-        if decision.annotations is not None and decision.annotations != _ours(node):
+        begun = [verdict for verdict in decision.verdicts if verdict.begins]
+        # Before a switch is asked for, even where nothing is new: that the node is as it was looked at, taint and all.
+        if decision.annotations is not None and (begun or decision.annotations != _ours(node)):
             node = self._cluster.publish(node, decision.annotations)
         if decision.tainted is False and tainted(node):
             node = self._cluster.taint(node, on=False)
         self._say(node, decision)
         for verdict in decision.verdicts:
             self._evict(verdict)
-        begun = [verdict for verdict in decision.verdicts if verdict.begins]
         for verdict in begun:
             self._begin(verdict)
         if begun:
