@@ -239,3 +239,18 @@ def test_a_plan_that_does_not_come_any_more_leaves_the_taint_until_the_desire_is
     world.turn()
     assert (said(world).partition(":")[0], tainted(world.api.store.get(("nodes", "", NODE)))) == ("GivenUp", False)
     assert "did not answer" in said(world)
+
+
+def test_the_steps_of_a_switch_are_no_writes_to_the_node(world: World) -> None:
+    want(world, "vfio")
+    while world.service.cards[CARD].state != "detaching":
+        world.turn()
+    world.turn()
+    before = world.api.store.version
+    switch = world.service.cards[CARD].switch
+    assert switch is not None
+    for title in ("stop units", "unbind", "bind"):
+        switch["title"] = title
+        world.turn()
+    assert world.api.store.version == before
+    assert [event["reason"] for event in world.api.store.list("events")].count("Switching") == 1

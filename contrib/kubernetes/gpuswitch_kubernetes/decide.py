@@ -218,8 +218,8 @@ class _Judge:
         return Verdict(gpu.address, word, text, healthy=False, taint=True, note=note)
 
     def _moving(self, gpu: Gpu, desire: Desire | None, note: Note | None) -> Verdict:
-        title = gpu.switch.title if gpu.switch is not None else ""
-        text = f"is on its way ({title})" if title else "is on its way"
+        # Not the step: each would be a write to the node and an event.
+        text = f"is on its way to {gpu.switch.target}" if gpu.switch and not gpu.switch.result else "is on its way"
         ours = (note is not None and note.stage == "begun") or (desire is not None and not _handled(note, desire))
         return Verdict(gpu.address, "Switching", text, taint=ours, note=note)
 

@@ -20,11 +20,10 @@ class Switch:
     target: str
     result: str
     reason: str = ""
-    title: str = ""
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Switch:
-        return cls(record["id"], record["target"], record["result"] or "", record["reason"], record.get("title", ""))
+        return cls(record["id"], record["target"], record["result"] or "", record["reason"])
 
 
 @dataclass(frozen=True)
