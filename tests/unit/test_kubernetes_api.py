@@ -311,6 +311,13 @@ def test_a_manifest_is_what_the_schemas_of_kubernetes_know(document: dict[str, A
     kubernetes_validate.validate(document, version, strict=True)
 
 
+def test_nobody_in_the_pod_can_put_another_socket_in_the_place_of_the_bus() -> None:
+    [document] = [document for _file, kind, document in MANIFESTS if kind == "DaemonSet"]
+    [container] = document["spec"]["template"]["spec"]["containers"]
+    [mount] = container["volumeMounts"]
+    assert (mount["mountPath"], mount["readOnly"]) == ("/run/dbus", True)
+
+
 def test_a_manifest_that_is_wrong_is_found() -> None:
     import kubernetes_validate
 
