@@ -12,10 +12,11 @@ import pytest
 import yaml
 from gpuswitch_kubernetes.cluster import Cluster, ClusterError, ConflictError, condition_of
 from gpuswitch_kubernetes.names import STATE, TAINT
-from kubernetes import client, watch
+from kubernetes import client, config, watch
 
 from tests.harness.kubernetes.campaign import NODE, api_client, budget, node, pod
 from tests.harness.kubernetes.server import ApiServer, serving
+from tests.harness.kubernetes.store import StatusError
 from tests.unit.test_house import ROOT
 
 KEY = ("nodes", "", NODE)
@@ -122,14 +123,41 @@ def test_an_eviction_heeds_the_budget_and_who_is_meant(cluster: Cluster, api: Ap
     assert cluster.evict(guarded) == (0.0, "")
 
 
-def test_two_budgets_are_a_fault_of_the_cluster(cluster: Cluster, api: ApiServer) -> None:
+def test_two_budgets_are_in_the_way_of_their_pod_alone(cluster: Cluster, api: ApiServer) -> None:
     guarded = api.add(pod("work", labels={"app": "guarded"}))
-    second = budget(1)
-    second["metadata"]["name"] = "second"
     api.add(budget(1))
-    api.add(second)
-    with pytest.raises(ClusterError, match="more than one PodDisruptionBudget"):
-        cluster.evict(guarded)
+    api.add(budget(1, "second"))
+    seconds, said = cluster.evict(guarded)
+    assert seconds > 0
+    assert "more than one PodDisruptionBudget" in said
+
+
+@pytest.mark.parametrize("status", ["400", "403"])
+def test_what_a_webhook_says_to_one_eviction_is_kept(cluster: Cluster, api: ApiServer, status: str) -> None:
+    work = api.add(pod("work"))
+    api.fault = lambda _request: status
+    seconds, said = cluster.evict(work)
+    assert seconds > 0
+    assert said.startswith("cannot evict pod default/work: ")
+
+
+def test_an_eviction_without_an_answer_is_no_answer(cluster: Cluster, api: ApiServer) -> None:
+    work = api.add(pod("work"))
+    api.fault = lambda _request: "drop-before"
+    with pytest.raises(ClusterError, match=r"^cannot evict pod default/work: "):
+        cluster.evict(work)
+
+
+def test_an_eviction_is_tried_again_when_the_server_says(cluster: Cluster, api: ApiServer) -> None:
+    guarded = api.add(pod("work", labels={"app": "guarded"}))
+    fresh = budget(1)
+    fresh["metadata"]["generation"] = 2
+    api.add(fresh)
+    seconds, said = cluster.evict(guarded)
+    assert (seconds, said.rpartition(" The ")[2]) == (
+        10.0,
+        "disruption budget guard is still being processed by the server.",
+    )
 
 
 def test_the_taint_leaves_those_of_others(cluster: Cluster) -> None:
@@ -168,11 +196,68 @@ def test_an_event_names_the_node(cluster: Cluster, core: client.CoreV1Api) -> No
     assert (event.involved_object.name, event.type, event.reason) == (NODE, "Warning", "Wedged")
 
 
+def test_an_event_is_no_longer_than_the_server_takes(address: str, api: ApiServer, core: client.CoreV1Api) -> None:
+    name = "n" * 253
+    api.add(node(name))
+    long = Cluster(api_client(address), name)
+    long.event("Warning", "Refused", "x" + "\N{LATIN SMALL LETTER E WITH ACUTE}" * 1000, long.node())
+    [event] = core.list_namespaced_event("default").items
+    assert (len(event.message.encode()), len(event.reporting_component)) == (1023, len("gpuswitch-agent"))
+
+
+def test_an_event_that_is_too_long_is_refused(core: client.CoreV1Api) -> None:
+    event = {
+        "metadata": {"generateName": "x."},
+        "involvedObject": {"kind": "Node", "name": NODE},
+        "message": "x" * 1025,
+        "eventTime": "2026-01-01T00:00:00.000000Z",
+    }
+    with pytest.raises(client.ApiException) as refused:
+        core.create_namespaced_event("default", event)
+    assert refused.value.status == 422
+
+
 @pytest.mark.parametrize("fault", ["500", "drop-before", "drop-after"])
 def test_what_goes_wrong_on_the_way_is_one_sentence(cluster: Cluster, api: ApiServer, fault: str) -> None:
     api.fault = lambda _request: fault
     with pytest.raises(ClusterError, match=f"^cannot read node {NODE}: "):
         cluster.node()
+
+
+@pytest.mark.parametrize("what", ["node", "pods"])
+def test_a_watch_tells_that_something_has_changed(cluster: Cluster, api: ApiServer, what: str) -> None:
+    api.add(pod("work"))
+    next(cluster.changes(what))
+
+
+def test_an_error_that_a_watch_ends_with_is_one_sentence(
+    cluster: Cluster, api: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = cluster.changes("node")
+    gone = StatusError(410, "Expired", "too old resource version: 1 (1001)")
+    monkeypatch.setattr(api, "watch", lambda _request: iter([{"type": "ERROR", "object": gone.status()}]))
+    with pytest.raises(ClusterError, match=r"^cannot watch node: .*410 Expired: too old resource version"):
+        list(changes)
+
+
+def test_a_watch_that_is_refused_is_one_sentence(cluster: Cluster, api: ApiServer) -> None:
+    api.fault = lambda _request: "410"
+    with pytest.raises(ClusterError, match=r"^cannot watch pods: "):
+        list(cluster.changes("pods"))
+
+
+def test_a_token_that_is_just_being_written_is_one_sentence(address: str) -> None:
+    def read_anew(_settings: client.Configuration) -> None:
+        raise config.ConfigException("Token file exists but empty.")
+
+    api = api_client(address)
+    api.configuration.api_key["BearerToken"] = "bearer of before"
+    api.configuration.refresh_api_key_hook = read_anew
+    cluster = Cluster(api, NODE)
+    with pytest.raises(ClusterError, match=f"^cannot read node {NODE}: Token file exists but empty"):
+        cluster.node()
+    with pytest.raises(ClusterError, match=r"^cannot watch node: Token file exists but empty"):
+        list(cluster.changes("node"))
 
 
 def kubectl(address: str, home: Path, *words: str) -> str:
@@ -224,6 +309,13 @@ def test_a_manifest_is_what_the_schemas_of_kubernetes_know(document: dict[str, A
     import kubernetes_validate
 
     kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_nobody_in_the_pod_can_put_another_socket_in_the_place_of_the_bus() -> None:
+    [document] = [document for _file, kind, document in MANIFESTS if kind == "DaemonSet"]
+    [container] = document["spec"]["template"]["spec"]["containers"]
+    [mount] = container["volumeMounts"]
+    assert (mount["mountPath"], mount["readOnly"]) == ("/run/dbus", True)
 
 
 def test_a_manifest_that_is_wrong_is_found() -> None:

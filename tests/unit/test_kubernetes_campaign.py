@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from gpuswitch_kubernetes import agent as agent_module
 from gpuswitch_kubernetes import decide as decide_module
 from gpuswitch_kubernetes.cluster import condition_of
 from gpuswitch_kubernetes.decide import Limits, tainted
-from gpuswitch_kubernetes.names import DESIRED, HANDLED, STATE
+from gpuswitch_kubernetes.names import DESIRED, HANDLED, STATE, TAINT
+from gpuswitch_kubernetes.service import ServiceError
 
 from tests.harness.kubernetes.campaign import (
     ADDRESSES,
@@ -18,6 +20,7 @@ from tests.harness.kubernetes.campaign import (
     Violation,
     World,
     annotate,
+    budget,
     one_world,
     pod,
 )
@@ -35,8 +38,14 @@ def world() -> Iterator[World]:
         yield World(0, api, address, faults=0.0)
 
 
-def want(world: World, desire: str) -> None:
-    world.api.change(("nodes", "", NODE), lambda each: annotate(each, CARD, desire))
+def want(world: World, desire: str, card: str = CARD) -> None:
+    world.api.change(("nodes", "", NODE), lambda each: annotate(each, card, desire))
+
+
+def said(world: World) -> str:
+    """By the condition."""
+    told = condition_of(world.api.store.get(("nodes", "", NODE)))
+    return "" if told is None else f"{told['reason']}: {told['message']}"
 
 
 def written(world: World) -> dict[str, str]:
@@ -156,3 +165,92 @@ def test_a_desire_that_is_taken_back_leaves_nothing(world: World) -> None:
     world.turn()
     assert not tainted(world.api.store.get(("nodes", "", NODE)))
     assert [key for key in written(world) if key.startswith((DESIRED, HANDLED))] == []
+
+
+def test_a_pod_that_cannot_be_evicted_is_in_the_way_of_its_gpu_alone(world: World) -> None:
+    other = ADDRESSES[1]
+    world.service.cards[other].state = "vfio"
+    world.api.add(budget(1, "second"))
+    world.api.add(pod("work", labels={"app": "guarded"}))
+    want(world, "vfio")
+    want(world, "host", other)
+    for _ in range(3):
+        world.turn()
+    assert world.service.cards[other].state == "reattaching"
+    assert "more than one PodDisruptionBudget" in said(world)
+
+
+def test_a_begin_that_is_tried_again_is_of_the_node_that_was_looked_at(world: World) -> None:
+    world.service.cards[CARD].refusal = "busy"
+    want(world, "vfio")
+    world.turn()
+    world.turn()
+    assert written(world)[HANDLED + PART].startswith("vfio begun")
+    world.service.cards[CARD].refusal = ""
+    world.now += 60
+
+    def untaint(node: Any) -> None:
+        node["spec"]["taints"] = [taint for taint in node["spec"]["taints"] if taint["key"] != TAINT]
+
+    def between(words: Sequence[str]) -> str:
+        if words[1] == "plan":
+            world.api.change(("nodes", "", NODE), untaint)
+        return ""
+
+    world.service.fault = between
+    before = list(world.service.cards[CARD].history)
+    world.turn()
+    assert (world.service.cards[CARD].state, world.service.cards[CARD].history) == ("host", before)
+
+
+def silent(world: World, card: str) -> None:
+    """The service never gets done with the plan of this one."""
+
+    def fault(words: Sequence[str]) -> str:
+        if words[1:3] == ["plan", card]:
+            raise ServiceError("the service did not answer within 90 s")
+        return ""
+
+    world.service.fault = fault
+
+
+def test_a_gpu_whose_plan_never_comes_is_in_the_way_of_no_other(world: World) -> None:
+    silent(world, CARD)
+    want(world, "vfio")
+    want(world, "vfio", ADDRESSES[1])
+    for _ in range(3):
+        world.turn()
+    assert world.service.cards[ADDRESSES[1]].state == "detaching"
+    assert said(world).startswith(f"Refused: {CARD}: cannot go to vfio: the service did not answer within 90 s")
+
+
+def test_a_plan_that_does_not_come_any_more_leaves_the_taint_until_the_desire_is_given_up(world: World) -> None:
+    world.api.change(
+        ("poddisruptionbudgets", "default", "guard"), lambda each: each["status"].update(disruptionsAllowed=0)
+    )
+    world.api.add(pod("work", labels={"app": "guarded"}))
+    want(world, "vfio")
+    world.turn()
+    world.turn()
+    silent(world, CARD)
+    world.turn()
+    assert (said(world).partition(":")[0], tainted(world.api.store.get(("nodes", "", NODE)))) == ("Refused", True)
+    world.now += 700
+    world.turn()
+    assert (said(world).partition(":")[0], tainted(world.api.store.get(("nodes", "", NODE)))) == ("GivenUp", False)
+    assert "did not answer" in said(world)
+
+
+def test_the_steps_of_a_switch_are_no_writes_to_the_node(world: World) -> None:
+    want(world, "vfio")
+    while world.service.cards[CARD].state != "detaching":
+        world.turn()
+    world.turn()
+    before = world.api.store.version
+    switch = world.service.cards[CARD].switch
+    assert switch is not None
+    for title in ("stop units", "unbind", "bind"):
+        switch["title"] = title
+        world.turn()
+    assert world.api.store.version == before
+    assert [event["reason"] for event in world.api.store.list("events")].count("Switching") == 1

@@ -17,7 +17,7 @@ CARD = "0000:01:00.0"
 PART = "0000_01_00_0"
 HOST = Gpu(CARD, "nvidia", "host")
 VFIO = replace(HOST, state="vfio")
-BEGUN = Switch("s2", "vfio", "", title="unbind")
+BEGUN = Switch("s2", "vfio", "")
 OURS = {"key": TAINT, "effect": "NoSchedule"}
 
 
@@ -136,7 +136,7 @@ def test_one_desire_moves_a_gpu_once(stage: str) -> None:
 def test_a_gpu_on_its_way_keeps_the_taint() -> None:
     moving = replace(HOST, state="detaching", switch=BEGUN)
     verdict = judged(facts(moving, "vfio", tainted=True, note="vfio begun after s1"))
-    assert (verdict.word, verdict.taint, verdict.text) == ("Switching", True, "is on its way (unbind)")
+    assert (verdict.word, verdict.taint, verdict.text) == ("Switching", True, "is on its way to vfio")
     assert judged(facts(moving)).taint is False, "what is moved by hand is no business of the cluster"
 
 
@@ -289,6 +289,9 @@ def test_a_gpu_that_a_claim_has_is_left_to_it(seen: Any, driver: str, owned: boo
         ("cpu", {}, Rules(), "vfio", False),
         ("cpu", {}, Rules(everything=True), "vfio", True),
         ("cpu", {"ownerReferences": [{"kind": "DaemonSet"}]}, Rules(everything=True), "vfio", False),
+        ("cpu", {"annotations": {"kubernetes.io/config.mirror": "x"}}, Rules(everything=True), "vfio", False),
+        ("cpu", {}, Rules(everything=True), "host", False),
+        ("nvidia.com/GA102", {}, Rules(everything=True, vfio_resources=("nvidia.com/GA102",)), "host", True),
         ("cpu", {"labels": {"app": "dcgm"}}, Rules(labels=(("app", "dcgm"),)), "vfio", True),
         ("lab/half-a-gpu", {}, Rules(resources=("lab/half-a-gpu",)), "vfio", True),
         ("amd.com/gpu", {}, Rules(), "vfio", False),

@@ -90,7 +90,10 @@ def _parser() -> argparse.ArgumentParser:
         "--evict",
         choices=("resources", "all"),
         default="resources",
-        help="pods that ask for a GPU, or all but those of DaemonSets (default: %(default)s)",
+        help=(
+            "pods that use a GPU, or, before it goes to vfio, all but static ones and those of DaemonSets "
+            "(default: %(default)s)"
+        ),
     )
     parser.add_argument(
         "--resource",

@@ -124,8 +124,15 @@ class Agent:
         return facts, decide(facts, self._memory, self._rules, self._limits)
 
     def _refusals(self, node: Object, gpus: tuple[Gpu, ...]) -> dict[str, Refusal]:
-        asked = ((gpu.address, self._service.refusal(gpu.address, target)) for gpu, target in wanting(node, gpus))
+        asked = ((gpu.address, self._refusal(gpu.address, target)) for gpu, target in wanting(node, gpus))
         return {address: refusal for address, refusal in asked if refusal is not None}
+
+    def _refusal(self, address: str, target: str) -> Refusal | None:
+        try:
+            return self._service.refusal(address, target)
+        except ServiceError as error:
+            # The service has just told its GPUs: it is this one that it does not get done with.
+            return Refusal(str(error), unanswered=True)
 
     def _reconcile(self) -> float:
         facts, decision = self.look()
@@ -136,14 +143,15 @@ class Agent:
             node = self._cluster.taint(node, on=True)
             self._say(node, decision)
             return 0.0
-        if decision.annotations is not None and decision.annotations != _ours(node):
+        begun = [verdict for verdict in decision.verdicts if verdict.begins]
+        # Before a switch is asked for, even where nothing is new: that the node is as it was looked at, taint and all.
+        if decision.annotations is not None and (begun or decision.annotations != _ours(node)):
             node = self._cluster.publish(node, decision.annotations)
         if decision.tainted is False and tainted(node):
             node = self._cluster.taint(node, on=False)
         self._say(node, decision)
         for verdict in decision.verdicts:
             self._evict(verdict)
-        begun = [verdict for verdict in decision.verdicts if verdict.begins]
         for verdict in begun:
             self._begin(verdict)
         if begun:

@@ -31,6 +31,8 @@ DRA_VERSIONS = ("v1", "v1beta2", "v1beta1")
 """Kubernetes 1.34, 1.33, 1.32; older ones had another form, and no driver for it is left."""
 _EVICTION_PAUSE = 5.0
 """Seconds until an eviction is tried again where the server does not say how many."""
+_LONGEST_NOTE, _LONGEST_REPORTER = 1024, 128
+"""Bytes of the message and of the reporting instance of an event: pkg/apis/core/validation/events.go."""
 
 
 class ClusterError(Exception):
@@ -153,7 +155,8 @@ class Cluster:
 
     def evict(self, pod: Object) -> tuple[float, str]:
         """By policy/v1, which heeds disruption budgets. When to try again, in seconds, and why it is not evicted; "":
-        it is.
+        it is. Raises ClusterError only where there is no answer: what the server says to one pod (two budgets: 500; a
+        webhook: 400, 403) is in nobody else's way.
         """
         metadata = pod["metadata"]
         body = {
@@ -169,7 +172,7 @@ class Cluster:
         except ClusterError as error:
             if error.status in (404, 409):
                 return 0.0, ""  # it is gone, and the next look says what is there
-            if error.status == 429 and isinstance(error.__cause__, ApiException):
+            if error.status and isinstance(error.__cause__, ApiException):
                 return _retry_after(error.__cause__), str(error)
             raise
         return 0.0, ""
@@ -184,11 +187,11 @@ class Cluster:
             "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": self._name, "uid": node["metadata"]["uid"]},
             "type": kind,
             "reason": reason,
-            "message": message[:1024],
+            "message": _cut(message, _LONGEST_NOTE),
             "action": "Switch",
             "eventTime": now,
             "reportingComponent": MANAGER,
-            "reportingInstance": self._name,
+            "reportingInstance": _cut(self._name, _LONGEST_REPORTER),
         }
         self._asked(self._core.create_namespaced_event, "write an event", "default", body)
 
@@ -201,17 +204,17 @@ class Cluster:
         else:
             listing, selector = self._core.list_pod_for_all_namespaces, f"spec.nodeName={self._name}"
         try:
-            # Where it begins does not matter: after it has begun, all is looked at.
-            for _event in watch.Watch().stream(
+            # Where it begins does not matter: after it has begun, all is looked at. Objects stay as they are by the
+            # return type: with deserialize=False, client 37 raises KeyError at an event ERROR.
+            for _event in watch.Watch(return_type=object).stream(
                 listing,
                 field_selector=selector,
                 allow_watch_bookmarks=True,
                 timeout_seconds=WATCH_SECONDS,
-                deserialize=False,
                 _request_timeout=(CONNECT_SECONDS, WATCH_SECONDS + READ_SECONDS),
             ):
                 yield
-        except (ApiException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        except (ApiException, *_NO_ANSWER) as error:
             raise ClusterError(f"cannot watch {what}: {_sentence(error)}") from error
 
     def _asked(self, call: Callable[..., Any], what: str, *args: Any, **more: Any) -> Any:
@@ -224,10 +227,12 @@ class Cluster:
         except ApiException as error:
             kind = ConflictError if error.status == 409 else ClusterError
             raise kind(f"cannot {what}: {_sentence(error)}", error.status or 0) from error
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        except _NO_ANSWER as error:
             raise ClusterError(f"cannot {what}: {_sentence(error)}") from error
 
 
+_NO_ANSWER = (urllib3.exceptions.HTTPError, config.ConfigException, OSError, ValueError)
+"""ConfigException: the token is read anew every minute, and its file may be empty just then."""
 _APPLIED: dict[str, Any] = {"field_manager": MANAGER, "force": True, "_content_type": APPLY}
 """What nobody else has a business to write is taken over from whoever did."""
 
@@ -240,6 +245,11 @@ def condition_of(node: Object) -> Object | None:
 def _retry_after(error: ApiException) -> float:
     told = (error.headers or {}).get("Retry-After", "")
     return float(told) if told.isdigit() and told != "0" else _EVICTION_PAUSE
+
+
+def _cut(text: str, longest: int) -> str:
+    """To so many bytes, in whole characters."""
+    return text.encode()[:longest].decode(errors="ignore")
 
 
 def _sentence(error: Exception) -> str:

@@ -218,8 +218,8 @@ class _Judge:
         return Verdict(gpu.address, word, text, healthy=False, taint=True, note=note)
 
     def _moving(self, gpu: Gpu, desire: Desire | None, note: Note | None) -> Verdict:
-        title = gpu.switch.title if gpu.switch is not None else ""
-        text = f"is on its way ({title})" if title else "is on its way"
+        # Not the step: each would be a write to the node and an event.
+        text = f"is on its way to {gpu.switch.target}" if gpu.switch and not gpu.switch.result else "is on its way"
         ours = (note is not None and note.stage == "begun") or (desire is not None and not _handled(note, desire))
         return Verdict(gpu.address, "Switching", text, taint=ours, note=note)
 
@@ -259,10 +259,11 @@ class _Judge:
         if owner := other_owner(gpu, facts.node, facts.pods, facts.slices, facts.claims):
             return Verdict(gpu.address, "OwnedElsewhere", f"is not moved: {owner}", healthy=False, note=note)
         refusal = facts.refusals.get(gpu.address)
-        if refusal is not None and not refusal.for_use:
-            return Verdict(
-                gpu.address, "Refused", f"cannot go to {desire.target}: {refusal.text}", healthy=False, note=note
-            )
+        refused = "" if refusal is None or refusal.for_use else f"cannot go to {desire.target}: {refusal.text}"
+        # What is worked on already keeps its taint and its time while the service gives no plan.
+        at_work = refusal is not None and refusal.unanswered and (gpu.address, desire.text) in memory.since
+        if refused and not at_work:
+            return Verdict(gpu.address, "Refused", refused, healthy=False, note=note)
         recent = [at for at in memory.begun.get(gpu.address, ()) if facts.now - at < limits.window_seconds]
         new = note is None or note.desire != desire.text
         if new and len(recent) >= limits.switches:
@@ -273,7 +274,7 @@ class _Judge:
             return Verdict(gpu.address, "TooManySwitches", text, healthy=False)
         since = memory.since.get((gpu.address, desire.text), facts.now)
         using = users(gpu.vendor, desire.target, facts.pods, self._rules)
-        waits = self._waits(using) if using else memory.pauses.get(gpu.address, (0.0, ""))[1]
+        waits = refused or (self._waits(using) if using else memory.pauses.get(gpu.address, (0.0, ""))[1])
         if facts.now - since > limits.deadline_seconds:
             text = (
                 f"was given up after {limits.deadline_seconds:g} s ({waits or 'it was not begun'}): "
@@ -283,6 +284,8 @@ class _Judge:
         works: dict[str, Any] = {"taint": True, "note": note, "works": desire.text}
         if not tainted(facts.node):
             return Verdict(gpu.address, "Draining", "waits for the taint of its node", **works)
+        if refused:
+            return Verdict(gpu.address, "Refused", refused, healthy=False, **works)
         if using:
             ready = tuple(pod for pod in using if self._may_be_evicted(pod))
             return Verdict(gpu.address, "Draining", f"waits for {waits}", evicts=ready, **works)

@@ -20,11 +20,10 @@ class Switch:
     target: str
     result: str
     reason: str = ""
-    title: str = ""
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Switch:
-        return cls(record["id"], record["target"], record["result"] or "", record["reason"], record.get("title", ""))
+        return cls(record["id"], record["target"], record["result"] or "", record["reason"])
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why the service does not begin. `for_use`: the GPU is in use, and nothing else is in the way."""
+    """Why the service does not begin. `for_use`: the GPU is in use, and nothing else is in the way. `unanswered`: it
+    was asked, and gave no plan.
+    """
 
     text: str
     for_use: bool = False
+    unanswered: bool = False

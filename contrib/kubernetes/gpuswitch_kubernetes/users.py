@@ -18,7 +18,8 @@ RESOURCES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Rules:
-    """`everything`: all but the pods of DaemonSets have to go, whatever they ask for.
+    """`everything`: before a GPU goes to vfio, all but static pods and those of DaemonSets have to go, whatever they
+    ask for, as with `kubectl drain`.
 
     `resources` are asked for by pods beside those of the maker (an own name of a shared GPU). `vfio_resources` are
     what pods with virtual machines ask for (KubeVirt): they have to go before a GPU goes home. `labels`: pods with
@@ -37,14 +38,17 @@ def users(vendor: str, target: str, pods: Sequence[Object], rules: Rules) -> lis
     Which of several GPUs a pod has, no API tells: all that ask for one have to go.
     """
     names = (*RESOURCES.get(vendor, ()), *rules.resources) if target == "vfio" else rules.vfio_resources
-    return [pod for pod in pods if not _ended(pod) and _uses(pod, names, rules)]
+    everything = rules.everything and target == "vfio"
+    return [
+        pod
+        for pod in pods
+        if not _ended(pod) and (_uses(pod, names, rules) or (everything and not of_daemon_set(pod) and not static(pod)))
+    ]
 
 
 def _uses(pod: Object, names: tuple[str, ...], rules: Rules) -> bool:
     labels = pod["metadata"].get("labels") or {}
     if any(labels.get(key) == value for key, value in rules.labels):
-        return True
-    if rules.everything and not of_daemon_set(pod):
         return True
     return any(
         resource == name or (name.endswith("-") and resource.startswith(name))

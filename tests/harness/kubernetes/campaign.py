@@ -30,7 +30,20 @@ ADDRESSES = ("0000:01:00.0", "0000:41:00.0")
 FAULTS_EACH = 40
 """So many in one world; then all is well again, and it has to come to rest."""
 CALM_LOOKS = 200
-_AT_REQUEST = ("500", "503", "429", "drop-before", "drop-after", "conflict", "event", "crash-before", "crash-after")
+_SECOND: Key = ("poddisruptionbudgets", "default", "second")
+"""A budget for the same pods: none of them can be evicted while there are two."""
+_AT_REQUEST = (
+    "500",
+    "503",
+    "429",
+    "403",
+    "drop-before",
+    "drop-after",
+    "conflict",
+    "event",
+    "crash-before",
+    "crash-after",
+)
 _AT_COMMAND = ("unreachable", "lost-before", "lost-after", "event", "restart", "crash-before", "crash-after")
 
 
@@ -65,12 +78,12 @@ def pod(name: str, resource: str = "nvidia.com/gpu", **metadata: Any) -> Object:
     }
 
 
-def budget(allowed: int) -> Object:
+def budget(allowed: int, name: str = "guard") -> Object:
     """Of all pods with the label app=guarded."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": {"name": "guard", "namespace": "default"},
+        "metadata": {"name": name, "namespace": "default"},
         "spec": {"selector": {"matchLabels": {"app": "guarded"}}},
         "status": {"disruptionsAllowed": allowed, "desiredHealthy": 1, "currentHealthy": 1, "expectedPods": 1},
     }
@@ -174,6 +187,8 @@ class World:
         self.api.change(
             ("nodes", "", NODE), lambda each: each["metadata"]["labels"].pop("nvidia.com/gpu.workload.config", None)
         )
+        if _SECOND in self.api.store.objects:
+            self.api.store.delete(_SECOND)
         for card in self.service.cards.values():
             card.refusal = ""
         for _ in range(CALM_LOOKS):
@@ -231,7 +246,7 @@ class World:
         """Something that others do."""
         chance, cards = self.chance, list(self.service.cards.values())
         card = chance.choice(cards)
-        match chance.randrange(13):
+        match chance.randrange(14):
             case 0 | 1 | 2:
                 self._tokens += 1
                 desire = f"{chance.choice(('vfio', 'host'))}/{self._tokens}"
@@ -258,7 +273,11 @@ class World:
                 card.ends = chance.choice(("done", "done", "done", "reverted", "wedged", "failed"))
             case 11:
                 self.service.free(card)
-            case 12 if not card.running and card.state in ("host", "vfio"):
+            case 12 if _SECOND in self.api.store.objects:
+                self.api.store.delete(_SECOND)
+            case 12:
+                self.api.add(budget(1, _SECOND[2]))
+            case 13 if not card.running and card.state in ("host", "vfio"):
                 # by hand, on the node
                 card.ends = "done"
                 self.service.start(card, "vfio" if card.state == "host" else "host")

@@ -184,6 +184,8 @@ class ApiServer:
     def _create(self, resource: Resource, namespace: str, request: Request) -> Object:
         body = deepcopy(request.body)
         metadata = body.setdefault("metadata", {})
+        if resource.name == "events" and body.get("eventTime"):
+            _check_event(body)
         body |= {"apiVersion": resource.api, "kind": resource.kind}
         name = metadata.get("name") or ""
         if not name and metadata.get("generateName"):
@@ -327,6 +329,15 @@ class ApiServer:
                 )
             for budget in budgets:
                 status = budget["status"]
+                if status.get("observedGeneration", 0) < budget["metadata"].get("generation", 0):
+                    text = f"The disruption budget {budget['metadata']['name']} is still being processed by the server."
+                    raise StatusError(
+                        429,
+                        "TooManyRequests",
+                        "Cannot evict pod as it would violate the pod's disruption budget.",
+                        [{"reason": "DisruptionBudget", "message": text}],
+                        10,
+                    )
                 if status["disruptionsAllowed"] < 1:
                     name, needs, has = (budget["metadata"]["name"], status["desiredHealthy"], status["currentHealthy"])
                     text = f"The disruption budget {name} needs {needs} healthy pods and has {has} currently"
@@ -384,6 +395,15 @@ class ApiServer:
                 }
             if left <= 0:
                 return
+
+
+def _check_event(event: Object) -> None:
+    """As ValidateEventCreate in pkg/apis/core/validation/events.go: bytes. Raises StatusError."""
+    for name, longest in (("message", 1024), ("reason", 128), ("action", 128), ("reportingInstance", 128)):
+        if len(str(event.get(name) or "").encode()) > longest:
+            raise StatusError(
+                422, "Invalid", f"Event is invalid: {name}: Invalid value: can have at most {longest} bytes"
+            )
 
 
 def _manager(request: Request) -> str:
