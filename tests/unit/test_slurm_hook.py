@@ -249,6 +249,33 @@ def test_a_node_stays_drained_while_the_next_job_would_fail_too(machine: Machine
     assert machine.done == []
 
 
+@pytest.mark.parametrize("state", ["MIXED", "ALLOCATED", "MIXED+COMPLETING"])
+def test_a_job_that_runs_does_not_keep_its_node_drained(machine: Machine, state: str) -> None:
+    machine.state, machine.reason = f"{state}+DRAIN", "gpuswitch: the service cannot be reached"
+    # to-vfio is refused for the GPU that the job itself has open, and Slurm asks for none before the job has ended
+    machine.refusal = "in use"
+    assert slurm_hook.main(["health"]) == 0
+    assert machine.done == ["state=undrain"]
+
+
+@pytest.mark.parametrize("state", ["IDLE+COMPLETING", "MIXED+POWERING_UP"])
+def test_a_node_whose_change_has_just_failed_stays_drained(machine: Machine, state: str) -> None:
+    # its job has not begun: once it is back in the queue it would come here again
+    machine.state, machine.reason, machine.refusal = f"{state}+DRAIN", "gpuswitch: something", "in use"
+    assert slurm_hook.main(["health"]) == 0
+    assert machine.done == []
+
+
+def test_a_node_with_jobs_stays_drained_while_the_active_feature_cannot_be_had(machine: Machine) -> None:
+    machine.state, machine.reason, machine.refusal = "MIXED+DRAIN", "gpuswitch: something", "in use"
+    machine.gpus[1]["state"] = "vfio"
+    assert slurm_hook.main(["health"]) == 0
+    assert machine.done == []
+    machine.refusal = ""
+    assert slurm_hook.main(["health"]) == 0
+    assert machine.done == ["state=undrain"]
+
+
 def test_what_somebody_else_drained_is_left_alone(machine: Machine) -> None:
     machine.state, machine.reason = "IDLE+DRAIN", "fan"
     assert slurm_hook.main(["health"]) == 0
