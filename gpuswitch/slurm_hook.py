@@ -303,7 +303,8 @@ def _first_line(text: str) -> str:
 
 def node_from(text: str, name: str) -> Node:
     """What `scontrol --oneliner show node` prints. Raises NoAnswerError: it is about no node."""
-    found = dict(_NODE.findall(text))
+    # the first of each counts: a reason comes after them, and has a name of a process that may look like one
+    found = dict(reversed(_NODE.findall(text)))
     if "State" not in found:
         raise NoAnswerError(f"cannot tell what slurmctld has of {name}: {_first_line(text)[:LONGEST_REASON]}")
     reason = _REASON.search(text)

@@ -120,6 +120,14 @@ def test_a_node_is_read_as_scontrol_prints_it() -> None:
     assert node.flags == {"DOWN", "DRAIN", "INVALID_REG"}
     assert (node.available, node.active) == (("fast", "gpu_host", "gpu_vfio"), ("gpu_vfio",))
     assert not node.is_ours
+    # in Slurm's order a reason comes last, and may say anything
+    words = "gpuswitch: in use by State=IDLE ActiveFeatures=gpu_host (4711)"
+    reason = f"Reason={words} [root@2026-11-30T12:14:57]"
+    text = NODE.format(name="n1", active="gpu_vfio", state="MIXED+DRAIN", reason=reason)
+    node = slurm_hook.node_from(text, "n1")
+    assert node.flags == {"MIXED", "DRAIN"}
+    assert (node.active, node.reason) == (("gpu_vfio",), words)
+    assert node.is_ours
     never_seen = slurm_hook.node_from(NODE.format(name="n1", active="(null)", state="UNKNOWN*", reason=""), "n1")
     assert never_seen.active == ()
     assert never_seen.flags == {"UNKNOWN"}
