@@ -140,7 +140,8 @@ def test_a_node_is_read_as_scontrol_prints_it() -> None:
     [
         ({"SLURM_JOB_CONSTRAINTS": "gpu_vfio"}, "vfio"),
         ({"SLURM_JOB_CONSTRAINTS": "fast&gpu_vfio", "SLURM_JOB_GPUS": "0"}, "vfio"),
-        ({"SLURM_JOB_CONSTRAINTS": "(fast)&gpu_host"}, "host"),
+        ({"SLURM_JOB_CONSTRAINTS": "gpu_host&(fast|big)&rack1"}, "host"),
+        ({"SLURM_JOB_CONSTRAINTS": "[rack1|rack2]", "SLURM_JOB_GPUS": "0"}, "host"),
         ({"SLURM_JOB_CONSTRAINTS": "gpu_vfio2", "SLURM_JOB_GPUS": "0,1"}, "host"),
         ({"SLURM_JOB_GPUS": "1"}, "host"),
         ({"SLURM_JOB_CONSTRAINTS": "gpu_host|gpu_vfio", "SLURM_JOB_GPUS": "0"}, ""),
