@@ -72,6 +72,11 @@ class Node:
         return "DRAIN" in self.flags and self.reason.startswith(OURS)
 
     @property
+    def has_jobs(self) -> bool:
+        """Whether a job runs on it: one that waits for a change of features does not yet."""
+        return "POWERING_UP" not in self.flags and not self.flags.isdisjoint({"ALLOCATED", "MIXED"})
+
+    @property
     def is_taken_out(self) -> bool:
         """Whether no job can come to it, by whoever's wish."""
         return not self.flags.isdisjoint({"DRAIN", "DOWN", "FAIL"})
@@ -149,7 +154,7 @@ def check_health() -> int:
     except NoAnswerError as error:
         _say(str(error))
         return 1
-    if node.is_ours and not is_settled(gpus):
+    if node.is_ours and not is_settled(gpus, node):
         return 0
     _correct()
     if node.is_ours:
@@ -191,15 +196,20 @@ def owned_of(gpus: Sequence[Mapping[str, Any]]) -> Trouble | None:
     return None
 
 
-def is_settled(gpus: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a job may be sent here again: no last switch failed, and none would be refused."""
+def is_settled(gpus: Sequence[Mapping[str, Any]], node: Node) -> bool:
+    """Whether a job may be sent here again: no last switch failed, and none would be refused.
+
+    While a job runs here Slurm changes no feature, so a way to another than the active one is not asked about: it is
+    refused for the GPU that the job itself has open.
+    """
     if any(gpu["state"] not in _AT_REST for gpu in gpus):
         return False
     if any(gpu["switch"] and gpu["switch"]["result"] not in {"done", "cancelled"} for gpu in gpus):
         return False
     try:
-        for target in FEATURES.values():
-            if any(gpu["state"] != target for gpu in gpus):
+        for feature, target in FEATURES.items():
+            is_possible = feature in node.active or not node.has_jobs
+            if is_possible and any(gpu["state"] != target for gpu in gpus):
                 _switch(target, "--dry-run", seconds=ASK_SECONDS)
     except Trouble:
         return False
@@ -293,7 +303,8 @@ def _first_line(text: str) -> str:
 
 def node_from(text: str, name: str) -> Node:
     """What `scontrol --oneliner show node` prints. Raises NoAnswerError: it is about no node."""
-    found = dict(_NODE.findall(text))
+    # the first of each counts: a reason comes after them, and has a name of a process that may look like one
+    found = dict(reversed(_NODE.findall(text)))
     if "State" not in found:
         raise NoAnswerError(f"cannot tell what slurmctld has of {name}: {_first_line(text)[:LONGEST_REASON]}")
     reason = _REASON.search(text)

@@ -37,8 +37,27 @@ QUEUE_SECONDS = 30 * 60
 BOOTED = "SLURMD_OPTIONS=-b"
 VFIO, CUDA, PROCESSOR = "-C gpu_vfio --gres=gpu:1", "--gres=gpu:1", ""
 
+JOINED = {
+    "rack1": "gpu_host&rack1",
+    "rack1&rack2": "gpu_host&rack1&rack2",
+    "rack1|rack2": "gpu_host&(rack1|rack2)",
+    "rack1&rack2|rack3": "gpu_host&(rack1&rack2|rack3)",
+    "(rack1|rack2)&rack3": "gpu_host&(rack1|rack2)&rack3",
+    "(rack1|rack2)&(rack2|rack3)": "gpu_host&(rack1|rack2)&(rack2|rack3)",
+}
+"""What a job for CUDA asks for, and what job_submit.lua makes of it."""
+LEFT_ALONE = (
+    "(rack1|rack2)|rack3",
+    "(rack1&rack2)|(rack2&rack3)",
+    "rack1|rack2&rack3",
+    "[rack1|rack2]",
+    "rack1&[rack2|rack3]",
+    "rack1*1",
+)
+"""Slurm has no words for these with another feature that changes."""
+
 Cluster = Callable[..., Slurm]
-"""`cluster(name=faults, ...)`: nodes of these names, on simulated hosts with these faults."""
+"""`cluster(feature, ..., name=faults, ...)`: nodes of these names, on simulated hosts with these faults."""
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +73,9 @@ def cluster(boot: Boot, system: System, below: Path) -> Iterator[Cluster]:
             files = simulated(*faults, scenario="workstation") | NOT_YET | {"/etc/gpuswitch/config.toml": TABLES}
             return boot((*system.installed, below), files)
 
-        def cluster(**nodes: tuple[str, ...]) -> Slurm:
+        def cluster(*features: str, **nodes: tuple[str, ...]) -> Slurm:
             controller = boot((*system.installed, below), NOT_YET)
-            return Slurm(controller, {name: node(*faults) for name, faults in nodes.items()}, network)
+            return Slurm(controller, {name: node(*faults) for name, faults in nodes.items()}, network, *features)
 
         yield cluster
 
@@ -208,6 +227,27 @@ def test_a_slurmd_that_is_killed_while_gpus_are_moved_costs_time_and_no_job(clus
     slurm.controller.sh(f"scontrol update jobid={job} starttime=now")
     slurm.until_job(job, "COMPLETED")
     assert seen(slurm, job) == {"vfio"}
+
+
+@pytest.mark.campaign
+def test_a_job_for_cuda_is_taken_with_whatever_else_it_asks_for(cluster: Cluster) -> None:
+    slurm = cluster("rack1", "rack2", "rack3", n1=())
+    asked = JOINED | {constraint: constraint for constraint in LEFT_ALONE}
+    jobs = {constraint: submit(slurm, f"--hold {CUDA} -C '{constraint}'") for constraint in asked}
+    assert {constraint: slurm.job(job)["Features"] for constraint, job in jobs.items()} == asked
+    # a job with a node that it shares is none for vfio, whoever owns it
+    job = jobs["rack1"]
+    changed = slurm.controller.sh(f"su kim -c 'scontrol update jobid={job} features=gpu_vfio' 2>&1", check=False)
+    assert changed.status
+    assert "cannot change a job to gpu_vfio" in changed.stdout
+    slurm.controller.sh(f"su kim -c 'scontrol update jobid={job} features=rack2'")
+    assert slurm.job(job)["Features"] == "rack2"
+    # GPUs come back from vfio for those that are joined, and for the others in the prolog
+    for constraint in ("(rack1|rack2)&rack3", "[rack1|rack2]"):
+        slurm.until_job(submit(slurm, VFIO), "COMPLETED")
+        slurm.controller.sh(f"scontrol release {jobs[constraint]}")
+        slurm.until_job(jobs[constraint], "COMPLETED")
+        assert seen(slurm, jobs[constraint]) == {"host"}
 
 
 def waiting(slurm: Slurm) -> int:

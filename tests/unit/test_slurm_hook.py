@@ -120,6 +120,14 @@ def test_a_node_is_read_as_scontrol_prints_it() -> None:
     assert node.flags == {"DOWN", "DRAIN", "INVALID_REG"}
     assert (node.available, node.active) == (("fast", "gpu_host", "gpu_vfio"), ("gpu_vfio",))
     assert not node.is_ours
+    # in Slurm's order a reason comes last, and may say anything
+    words = "gpuswitch: in use by State=IDLE ActiveFeatures=gpu_host (4711)"
+    reason = f"Reason={words} [root@2026-11-30T12:14:57]"
+    text = NODE.format(name="n1", active="gpu_vfio", state="MIXED+DRAIN", reason=reason)
+    node = slurm_hook.node_from(text, "n1")
+    assert node.flags == {"MIXED", "DRAIN"}
+    assert (node.active, node.reason) == (("gpu_vfio",), words)
+    assert node.is_ours
     never_seen = slurm_hook.node_from(NODE.format(name="n1", active="(null)", state="UNKNOWN*", reason=""), "n1")
     assert never_seen.active == ()
     assert never_seen.flags == {"UNKNOWN"}
@@ -132,7 +140,8 @@ def test_a_node_is_read_as_scontrol_prints_it() -> None:
     [
         ({"SLURM_JOB_CONSTRAINTS": "gpu_vfio"}, "vfio"),
         ({"SLURM_JOB_CONSTRAINTS": "fast&gpu_vfio", "SLURM_JOB_GPUS": "0"}, "vfio"),
-        ({"SLURM_JOB_CONSTRAINTS": "(fast)&gpu_host"}, "host"),
+        ({"SLURM_JOB_CONSTRAINTS": "gpu_host&(fast|big)&rack1"}, "host"),
+        ({"SLURM_JOB_CONSTRAINTS": "[rack1|rack2]", "SLURM_JOB_GPUS": "0"}, "host"),
         ({"SLURM_JOB_CONSTRAINTS": "gpu_vfio2", "SLURM_JOB_GPUS": "0,1"}, "host"),
         ({"SLURM_JOB_GPUS": "1"}, "host"),
         ({"SLURM_JOB_CONSTRAINTS": "gpu_host|gpu_vfio", "SLURM_JOB_GPUS": "0"}, ""),
@@ -247,6 +256,33 @@ def test_a_node_stays_drained_while_the_next_job_would_fail_too(machine: Machine
     vars(machine).update(fault)
     assert slurm_hook.main(["health"]) == 0
     assert machine.done == []
+
+
+@pytest.mark.parametrize("state", ["MIXED", "ALLOCATED", "MIXED+COMPLETING"])
+def test_a_job_that_runs_does_not_keep_its_node_drained(machine: Machine, state: str) -> None:
+    machine.state, machine.reason = f"{state}+DRAIN", "gpuswitch: the service cannot be reached"
+    # to-vfio is refused for the GPU that the job itself has open, and Slurm asks for none before the job has ended
+    machine.refusal = "in use"
+    assert slurm_hook.main(["health"]) == 0
+    assert machine.done == ["state=undrain"]
+
+
+@pytest.mark.parametrize("state", ["IDLE+COMPLETING", "MIXED+POWERING_UP"])
+def test_a_node_whose_change_has_just_failed_stays_drained(machine: Machine, state: str) -> None:
+    # its job has not begun: once it is back in the queue it would come here again
+    machine.state, machine.reason, machine.refusal = f"{state}+DRAIN", "gpuswitch: something", "in use"
+    assert slurm_hook.main(["health"]) == 0
+    assert machine.done == []
+
+
+def test_a_node_with_jobs_stays_drained_while_the_active_feature_cannot_be_had(machine: Machine) -> None:
+    machine.state, machine.reason, machine.refusal = "MIXED+DRAIN", "gpuswitch: something", "in use"
+    machine.gpus[1]["state"] = "vfio"
+    assert slurm_hook.main(["health"]) == 0
+    assert machine.done == []
+    machine.refusal = ""
+    assert slurm_hook.main(["health"]) == 0
+    assert machine.done == ["state=undrain"]
 
 
 def test_what_somebody_else_drained_is_left_alone(machine: Machine) -> None:

@@ -58,7 +58,7 @@ GresTypes=gpu
 DebugFlags=NodeFeatures
 """
 NODE_SETTINGS = """\
-NodeName={nodes} CPUs=2 RealMemory=100 Gres=gpu:2 Features=gpu_host,gpu_vfio State=UNKNOWN
+NodeName={nodes} CPUs=2 RealMemory=100 Gres=gpu:2 Features={features} State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES
 """
 
@@ -70,9 +70,12 @@ def find_below(cache: Cache, release: Release) -> Path:
 
 
 class Slurm:
-    """Machines by their names, the controller among them; slurmd runs on all others when this is made."""
+    """Machines by their names, the controller among them; slurmd runs on all others when this is made.
 
-    def __init__(self, controller: Container, nodes: dict[str, Container], network: Network) -> None:
+    Each node has `features`, and ours.
+    """
+
+    def __init__(self, controller: Container, nodes: dict[str, Container], network: Network, *features: str) -> None:
         self.controller = controller
         self.nodes = nodes
         machines = {CONTROLLER: controller, **nodes}
@@ -81,7 +84,8 @@ class Slurm:
         ours = controller.read(f"{SHARE}/slurm.conf")
         for key, value in BRIEF.items():
             ours = re.sub(rf"^{key}=.*$", f"{key}={value}", ours, flags=re.MULTILINE)
-        settings = SETTINGS + ours + NODE_SETTINGS.format(nodes=",".join(nodes))
+        all_features = ",".join((*features, "gpu_host", "gpu_vfio"))
+        settings = SETTINGS + ours + NODE_SETTINGS.format(nodes=",".join(nodes), features=all_features)
         for name, machine in machines.items():
             machine.push(f"127.0.0.1 localhost\n{hosts}", "/etc/hosts")
             machine.push(settings, "/etc/slurm/slurm.conf")
@@ -97,7 +101,10 @@ class Slurm:
             machine.sh("systemctl start slurmd")
         for name in nodes:
             # by then the health check has said where its GPUs are
-            self.until(f"scontrol --oneliner show node {name} | grep -q 'ActiveFeatures=gpu_host .*State=IDLE '")
+            self.until(
+                f"scontrol --oneliner show node {name} | grep 'State=IDLE '"
+                " | grep 'ActiveFeatures=[^ ]*gpu_host' | grep -qv 'ActiveFeatures=[^ ]*gpu_vfio'"
+            )
 
     def submit(self, script: str, options: str = "") -> str:
         """Send a job of a user; its number."""
