@@ -21,7 +21,7 @@ RELEASE = os.environ.get("RELEASE", "bookworm")
 BUS = os.environ.get("BUS", "dbus-daemon")
 
 SLURM = {"trixie": "dbus-daemon", "forky": "dbus-broker"}
-"""Where its tests are run, half an hour each time. Bookworm's, 22.05, changes no feature without a reboot; and no bus but
+"""Where its tests are run, half an hour each time. Bookworm has 22.05, which needs a reboot; no bus but
 the release's own would make a difference to it.
 """
 collect_ignore = [] if SLURM.get(RELEASE) == BUS else ["test_slurm.py"]
