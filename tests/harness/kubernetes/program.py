@@ -19,6 +19,8 @@ from tests.harness.kubernetes.server import ApiServer
 from tests.harness.service.services import BIN, environment
 
 KEY = ("nodes", "", NODE)
+LONGEST_SECONDS = 50.0
+"""For what the agent does: less than a test has."""
 
 
 def kubeconfig(folder: Path, address: str) -> Path:
@@ -57,10 +59,10 @@ def want(api: ApiServer, part: str, desire: str) -> None:
 
 
 def until(api: ApiServer, holds: Callable[[Object], bool]) -> Object:
-    """Wait until the node is so; as it is then. The time limit of the test ends what never comes."""
+    """Wait until the node is so; as it is then. A test waits in a thread, which its own time limit cannot end."""
     with api.store.lock:
-        while not holds(api.store.objects[KEY]):
-            api.store.lock.wait()
+        if not api.store.lock.wait_for(lambda: holds(api.store.objects[KEY]), timeout=LONGEST_SECONDS):
+            raise AssertionError(f"the node is not so after {LONGEST_SECONDS:g} s: {api.store.objects[KEY]}")
         return api.store.get(KEY)
 
 
