@@ -93,7 +93,7 @@ def test_a_package_comes_gives_a_machine_the_gpu_is_upgraded_under_it_and_goes(
     await_home(machine)
     ctl(machine, f"to-vfio {GPU}")
     removed = machine.sh("dpkg -r gpuswitch 2>&1", timeout=DPKG_SECONDS).stdout
-    assert f"{GPU} is on the host now" in removed
+    assert f"card ({GPU}) is on the host now" in removed
     assert drivers(machine, GPU, GPU_AUDIO) == AT_HOME
     machine.sh("dpkg -P gpuswitch 2>&1", timeout=DPKG_SECONDS)
     left = f"ls -d {HOOK} /etc/gpuswitch /var/lib/gpuswitch /run/gpuswitch /usr/bin/gpuswitchctl"
