@@ -65,6 +65,5 @@ def _stops(record: GpuRecord, options: Options) -> list[str]:
 
 def _units_of_drivers(record: GpuRecord) -> list[str]:
     """Those that a switch stops by itself where they run."""
-    functions = (record.facts_now.functions.get(function) for function in record.gpu.functions)
-    drivers = [each.driver for each in functions if each and each.driver]
-    return [str(unit) for driver in drivers for unit in profile_of(driver).units]
+    drivers = (function.driver for function in record.gpu.present(record.facts_now))
+    return [str(unit) for driver in drivers if driver for unit in profile_of(driver).units]
