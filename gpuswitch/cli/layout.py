@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gpuswitch.cli.output import can_write, cells, clean, in_colour, width, wrapped, write
 from gpuswitch.cli.translate import _, state_word
@@ -50,8 +50,9 @@ def table(
     """
     texts = [[clean(cell) or "-" for cell in row] for row in rows]
     columns, colour = width(sys.stdout), in_colour(sys.stdout)
-    how: dict[str, Any] = {"elastic": elastic, "left_out": left_out, "brief": brief, "below": below}
-    for text in fitted(headings, texts, columns, **how, colour=colour):
+    for text in fitted(
+        headings, texts, columns, elastic=elastic, left_out=left_out, brief=brief, below=below, colour=colour
+    ):
         write(text)
 
 

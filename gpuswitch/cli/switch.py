@@ -34,7 +34,7 @@ from gpuswitch.cli.query import to_put_right, what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
 from gpuswitch.cli.steps import Above, display
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
-from gpuswitch.cli.ways_out import as_typed, ways_out, with_ways_out, without
+from gpuswitch.cli.ways_out import ways_out, with_options, with_ways_out, without
 from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NoSuchGpu, NotViable, Owned, Timeout, Wedged
 
 if TYPE_CHECKING:
@@ -64,14 +64,15 @@ def move(service: Service, args: Namespace) -> int:
         return _print_plans(gpus, args, options, f"gpuswitchctl to-{args.target} {{}} --dry-run")
     if not args.yes and can_ask():
         ask_before_a_desktop_ends(service, gpus, args.target, options)
+    command = f"gpuswitchctl to-{args.target} {{}}"
     return Switches(
         service,
         args,
         begin=lambda gpu: gpu.move(args.target, options),
         purpose=_("move {gpu} to {target}", gpu="{}", target=args.target),
-        again=as_typed(f"gpuswitchctl to-{args.target} {{}}", options),
+        again=with_options(command, options),
         remark=_("not all went well"),
-        ways_out=lambda gpu: ways_out([gpu], args.target, options, f"gpuswitchctl to-{args.target} {gpu.word}"),
+        ways_out=lambda gpu: ways_out([gpu], args.target, options, command.format(gpu.word)),
         blockers=lambda gpu: gpu.blockers(args.target, options),
     ).run(gpus)
 

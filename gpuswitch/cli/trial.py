@@ -19,7 +19,7 @@ from gpuswitch.cli.parser import terminal_columns
 from gpuswitch.cli.records import naming
 from gpuswitch.cli.switch import Switches, ask_before_a_desktop_ends, options_of
 from gpuswitch.cli.translate import _, recognized, state_word
-from gpuswitch.cli.ways_out import as_typed, ways_out
+from gpuswitch.cli.ways_out import ways_out, with_options
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Wedged
 
 _HOME, _KEEP = "h", "k"
@@ -31,17 +31,16 @@ def trial(service: Service, args: Namespace) -> int:
     gpu, options = service.gpu(args.gpu), options_of(args)
     if not args.yes and can_ask():
         ask_before_a_desktop_ends(service, [gpu], "vfio", options)
+    command = f"gpuswitchctl trial {{}} --seconds {args.seconds:g}"
     try:
         status = Switches(
             service,
             args,
             begin=lambda gpu: gpu.trial(args.seconds, options),
             purpose=_("try {} on vfio"),
-            again=as_typed(f"gpuswitchctl trial {{}} --seconds {args.seconds:g}", options),
+            again=with_options(command, options),
             remark=_("not all went well"),
-            ways_out=lambda gpu: ways_out(
-                [gpu], "vfio", options, f"gpuswitchctl trial {gpu.word} --seconds {args.seconds:g}"
-            ),
+            ways_out=lambda gpu: ways_out([gpu], "vfio", options, command.format(gpu.word)),
             blockers=lambda gpu: gpu.blockers("vfio", options),
         ).run([gpu])
     except CtlError as error:

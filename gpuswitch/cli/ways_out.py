@@ -40,7 +40,7 @@ def ways_out(gpus: Sequence[Gpu], target: str, options: Options, command: str, *
             return False
 
     def typed(changed: Options) -> str:
-        return " ".join(filter(None, [as_typed(command, changed), behind]))
+        return " ".join(filter(None, [with_options(command, changed), behind]))
 
     waits = {**without(options, "busy"), "wait_seconds": ("u", _WAIT_SECONDS)}
     if helps(waits):
@@ -81,7 +81,7 @@ def _units(options: Options) -> list[str]:
     return list(options["stop_units"][1]) if "stop_units" in options else []
 
 
-def as_typed(command: str, options: Mapping[str, tuple[str, Any]]) -> str:
+def with_options(command: str, options: Mapping[str, tuple[str, Any]]) -> str:
     """As it is typed: `gpuswitchctl to-vfio rtx3070 --wait 60`."""
     words = [command]
     for name, (_signature, value) in options.items():
