@@ -10,7 +10,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from gpuswitch_kubernetes.cluster import Cluster, ClusterError, ConflictError, condition_of
@@ -110,21 +110,22 @@ class Agent:
         node = self._cluster.node()
         try:
             gpus = self._service.gpus()
-            refusals = self._refusals(node, gpus)
         except ServiceError as error:
             facts = Facts(node, None, self._clock(), str(error))
         else:
             pods: list[Object] = []
             slices: list[Object] = []
             claims: list[Object] = []
-            if wanting(node, gpus):
+            moves = wanting(node, gpus)
+            refusals = self._refusals(moves)
+            if moves:
                 pods = self._cluster.pods()
                 slices, claims = self._cluster.allocations()
             facts = Facts(node, gpus, self._clock(), "", pods, slices, claims, refusals)
         return facts, decide(facts, self._memory, self._rules, self._limits)
 
-    def _refusals(self, node: Object, gpus: tuple[Gpu, ...]) -> dict[str, Refusal]:
-        asked = ((gpu.address, self._refusal(gpu.address, target)) for gpu, target in wanting(node, gpus))
+    def _refusals(self, moves: Sequence[tuple[Gpu, str]]) -> dict[str, Refusal]:
+        asked = ((gpu.address, self._refusal(gpu.address, target)) for gpu, target in moves)
         return {address: refusal for address, refusal in asked if refusal is not None}
 
     def _refusal(self, address: str, target: str) -> Refusal | None:

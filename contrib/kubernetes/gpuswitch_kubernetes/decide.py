@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpuswitch_kubernetes.desires import Desire, Fault, Note, desires, note_of
-from gpuswitch_kubernetes.gpus import LOST, Gpu, Refusal, Switch
+from gpuswitch_kubernetes.gpus import LOST, Gpu, Refusal
 from gpuswitch_kubernetes.names import HANDLED, REASON, STATE, TAINT, part_of
 from gpuswitch_kubernetes.owners import called, other_owner
 from gpuswitch_kubernetes.users import Rules, static, users
@@ -237,7 +237,7 @@ class _Judge:
         return Note(desire.text, "done" if ended.result == "done" else "failed")
 
     def _over(self, gpu: Gpu, desire: Desire, note: Note) -> Verdict:
-        again = f"to ask once more, write {desire.target}/TOKEN with a TOKEN of your own into the annotation"
+        again = _again(desire)
         if note.stage == "done":
             if gpu.state == desire.target:
                 return Verdict(gpu.address, note=note)
@@ -245,7 +245,7 @@ class _Judge:
             return Verdict(gpu.address, "MovedElsewhere", text, healthy=False, note=note)
         before = self._annotations.get(REASON + part_of(gpu.address), "")
         if note.stage == "failed":
-            ended = _last(gpu, desire.target)
+            ended = gpu.since((), desire.target)
             text = (
                 f"did not go to {desire.target} ({ended.result}: {ended.reason}): {again}"
                 if ended
@@ -276,10 +276,7 @@ class _Judge:
         using = users(gpu.vendor, desire.target, facts.pods, self._rules)
         waits = refused or (self._waits(using) if using else memory.pauses.get(gpu.address, (0.0, ""))[1])
         if facts.now - since > limits.deadline_seconds:
-            text = (
-                f"was given up after {limits.deadline_seconds:g} s ({waits or 'it was not begun'}): "
-                f"to ask once more, write {desire.target}/TOKEN with a TOKEN of your own into the annotation"
-            )
+            text = f"was given up after {limits.deadline_seconds:g} s ({waits or 'it was not begun'}): {_again(desire)}"
             return Verdict(gpu.address, "GivenUp", text, healthy=False, note=Note(desire.text, "given-up"))
         works: dict[str, Any] = {"taint": True, "note": note, "works": desire.text}
         if not tainted(facts.node):
@@ -313,6 +310,5 @@ class _Judge:
         return f"pods that use it: {', '.join(named)}"
 
 
-def _last(gpu: Gpu, target: str) -> Switch | None:
-    """The newest finished one that went there."""
-    return gpu.since((), target)
+def _again(desire: Desire) -> str:
+    return f"to ask once more, write {desire.target}/TOKEN with a TOKEN of your own into the annotation"

@@ -331,23 +331,11 @@ class ApiServer:
                 status = budget["status"]
                 if status.get("observedGeneration", 0) < budget["metadata"].get("generation", 0):
                     text = f"The disruption budget {budget['metadata']['name']} is still being processed by the server."
-                    raise StatusError(
-                        429,
-                        "TooManyRequests",
-                        "Cannot evict pod as it would violate the pod's disruption budget.",
-                        [{"reason": "DisruptionBudget", "message": text}],
-                        10,
-                    )
+                    raise _over_budget(text, 10)
                 if status["disruptionsAllowed"] < 1:
                     name, needs, has = (budget["metadata"]["name"], status["desiredHealthy"], status["currentHealthy"])
                     text = f"The disruption budget {name} needs {needs} healthy pods and has {has} currently"
-                    raise StatusError(
-                        429,
-                        "TooManyRequests",
-                        "Cannot evict pod as it would violate the pod's disruption budget.",
-                        [{"reason": "DisruptionBudget", "message": text}],
-                        0,
-                    )
+                    raise _over_budget(text, 0)
                 status["disruptionsAllowed"] -= 1
                 self.store.replace(("poddisruptionbudgets", key[1], budget["metadata"]["name"]), budget, None)
             self._delete(key, options)
@@ -455,6 +443,11 @@ def _selected(thing: Object, query: Mapping[str, str]) -> bool:
     labels = thing["metadata"].get("labels") or {}
     terms = (term.partition("=") for term in filter(None, query.get("labelSelector", "").split(",")))
     return all(labels.get(name) == wanted.lstrip("=") for name, _, wanted in terms)
+
+
+def _over_budget(text: str, retry_after: int) -> StatusError:
+    message, cause = "Cannot evict pod as it would violate the pod's disruption budget.", "DisruptionBudget"
+    return StatusError(429, "TooManyRequests", message, [{"reason": cause, "message": text}], retry_after)
 
 
 def _guards(budget: Object, pod: Object) -> bool:
