@@ -90,6 +90,14 @@ def submit(slurm: Slurm, options: str, *, node: str = "", seconds: float = 0) ->
     return slurm.submit(JOB.format(seconds=seconds), f"-o {JOBS}/%j {f'-w {node}' if node else ''} {options}")
 
 
+def until_back(slurm: Slurm, node: str, job: str) -> None:
+    """Wait until jobs go there again, and have one that waits for vfio begin at once."""
+    slurm.until(f"scontrol show node {node} | grep -q 'State=IDLE '")
+    slurm.controller.sh(f"scontrol update jobid={job} starttime=now")
+    slurm.until_job(job, "COMPLETED")
+    assert seen(slurm, job) == {"vfio"}
+
+
 def states(slurm: Slurm, node: str) -> list[str]:
     return [prop(slurm.nodes[node], "State", card) for card in CARDS]
 
@@ -200,10 +208,7 @@ def test_what_is_in_the_way_is_the_reason_of_a_drain_and_nobody_elses_drain_is_u
     slurm.nodes["n1"].sh(f"SLURMD_NODENAME=n1 {SHARE}/health")
     assert slurm.node("n1")["State"] == "IDLE+DRAIN"
     ctl(slurm.nodes["n1"], "to-vfio --all")
-    slurm.until("scontrol show node n1 | grep -q 'State=IDLE '")
-    slurm.controller.sh(f"scontrol update jobid={job} starttime=now")
-    slurm.until_job(job, "COMPLETED")
-    assert seen(slurm, job) == {"vfio"}
+    until_back(slurm, "n1", job)
 
 
 @pytest.mark.campaign
@@ -223,10 +228,7 @@ def test_a_slurmd_that_is_killed_while_gpus_are_moved_costs_time_and_no_job(clus
     # what docs/slurm.md says
     node.sh("systemctl restart slurmd")
     slurm.update("n1", "state=resume")
-    slurm.until("scontrol show node n1 | grep -q 'State=IDLE '")
-    slurm.controller.sh(f"scontrol update jobid={job} starttime=now")
-    slurm.until_job(job, "COMPLETED")
-    assert seen(slurm, job) == {"vfio"}
+    until_back(slurm, "n1", job)
 
 
 @pytest.mark.campaign
