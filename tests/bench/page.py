@@ -16,15 +16,13 @@ from contextlib import contextmanager
 from tests.bench.many import MANY
 from tests.bench.table import Row, show, text
 from tests.harness.containers.browser import Browser
-from tests.harness.containers.cockpit import FRAME, HOST, PLACE, Visit, find_cockpit, find_page
+from tests.harness.containers.cockpit import FRAME, HOST, PLACE, Visit, browsing, find_page
 from tests.harness.containers.container import Container
-from tests.harness.containers.inside import server
-from tests.harness.containers.people import MAX, move_in
-from tests.harness.containers.words import NAME, PYTHON, simulated
+from tests.harness.containers.people import MAX
+from tests.harness.containers.words import INSIDE, NAME, PYTHON, simulated
 from tests.harness.debian.cache import Cache, default_folder
 from tests.harness.debian.errors import HarnessError
 from tests.harness.debian.fast_tests import say
-from tests.harness.debian.releases import find_release
 
 LOADS, SETTLE_SECONDS, REST_SECONDS = 7, 5, 20
 ALONE = f"http://{HOST}/cockpit/@localhost/gpuswitch/index.html"
@@ -99,22 +97,14 @@ def work(browser: Browser) -> dict[str, float]:
 @contextmanager
 def visited(release: str, gpus: int) -> Iterator[tuple[Container, Visit]]:
     """A machine with so many GPUs, and somebody who looks at its page."""
-    cache = Cache(default_folder(), say)
-    cockpit = find_cockpit(cache, find_release(release), "dbus-daemon")
     program = "/srv/server.py"
-    files = {program: open(server.__file__, encoding="utf-8").read()}  # noqa: PTH123, SIM115 -- one line
+    files = {program: (INSIDE / "server.py").read_text()}
     files |= simulated(scenario="server", program=f"{PYTHON} {program} {gpus}")
-    box = Container((find_page(cache), *cockpit.installed), files)
-    try:
-        box.wait_until_up()
-        move_in(box)
-        with Browser(box) as browser:
-            browser.call("Performance.enable")
-            visit = Visit(browser, MAX)
-            visit.until(f"page.querySelectorAll('article').length === {gpus}")
-            yield box, visit
-    finally:
-        box.kill()
+    with browsing(release, "dbus-daemon", files) as (box, browser):
+        browser.call("Performance.enable")
+        visit = Visit(browser, MAX)
+        visit.until(f"page.querySelectorAll('article').length === {gpus}")
+        yield box, visit
 
 
 def sizes(release: str) -> Iterator[Row]:

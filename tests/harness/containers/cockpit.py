@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.harness.containers.browser import PACKAGES as BROWSER
 from tests.harness.containers.browser import Browser
-from tests.harness.containers.people import PASSWORD
+from tests.harness.containers.container import Container
+from tests.harness.containers.people import PASSWORD, move_in
 from tests.harness.containers.system import System, find_system
-from tests.harness.debian.cache import Cache, content_key
-from tests.harness.debian.releases import Release
+from tests.harness.debian.cache import Cache, content_key, default_folder
+from tests.harness.debian.fast_tests import say
+from tests.harness.debian.releases import Release, find_release
 from tests.harness.debian.tools import PROJECT, require_tools, run
 
 PACKAGES = ("cockpit-ws", "cockpit-system", "sudo", *BROWSER)
@@ -49,6 +53,21 @@ def find_page(cache: Cache) -> Path:
             content_key(SOURCES, PROJECT / "gpuswitch/cli/locale", PROJECT / "gpuswitch/__init__.py", Path(__file__)),
             build,
         )
+
+
+@contextmanager
+def browsing(release: str, bus: str, files: Mapping[str, str]) -> Iterator[tuple[Container, Browser]]:
+    """A machine that has Cockpit with the page, people, and these files; and a browser in it. Raises HarnessError."""
+    cache = Cache(default_folder(), say)
+    cockpit = find_cockpit(cache, find_release(release), bus)
+    machine = Container((find_page(cache), *cockpit.installed), files)
+    try:
+        machine.wait_until_up()
+        move_in(machine)
+        with Browser(machine) as browser:
+            yield machine, browser
+    finally:
+        machine.kill()
 
 
 class Visit:

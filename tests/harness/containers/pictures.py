@@ -11,15 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.harness.containers.browser import PHONE, Browser
-from tests.harness.containers.cockpit import Visit, find_cockpit, find_page
+from tests.harness.containers.browser import PHONE
+from tests.harness.containers.cockpit import Visit, browsing
 from tests.harness.containers.container import Container
-from tests.harness.containers.people import ADA, MAX, move_in
+from tests.harness.containers.people import ADA, MAX
 from tests.harness.containers.words import GPU, ctl, simulated
-from tests.harness.debian.cache import Cache, default_folder
 from tests.harness.debian.errors import HarnessError
 from tests.harness.debian.fast_tests import say
-from tests.harness.debian.releases import find_release
 from tests.harness.debian.tools import PROJECT
 
 RELEASE, BUS = "forky", "dbus-broker"
@@ -31,20 +29,12 @@ SCREEN = f'[[gpu]]\naddress = "{GPU}"\nname = "screen"\nallow_boot_display = tru
 @contextmanager
 def looking(user: str, scenario: str, *faults: str, config: str = "") -> Iterator[tuple[Container, Visit]]:
     """Somebody who has logged in on such a machine, and looks at the page."""
-    cache = Cache(default_folder(), say)
-    cockpit = find_cockpit(cache, find_release(RELEASE), BUS)
     files = simulated(*faults, scenario=scenario) | {"/etc/gpuswitch/config.toml": config}
-    machine = Container((find_page(cache), *cockpit.installed), files)
-    try:
-        machine.wait_until_up()
-        move_in(machine)
-        with Browser(machine) as browser:
-            browser.resize(*WIDE)
-            visit = Visit(browser, user, administrator=user == ADA)
-            visit.until(f"page.querySelector('{CARD}')")
-            yield machine, visit
-    finally:
-        machine.kill()
+    with browsing(RELEASE, BUS, files) as (machine, browser):
+        browser.resize(*WIDE)
+        visit = Visit(browser, user, administrator=user == ADA)
+        visit.until(f"page.querySelector('{CARD}')")
+        yield machine, visit
 
 
 def take(folder: Path) -> None:
