@@ -106,7 +106,8 @@ class Following:
         # A switch that was joined tells nothing of the step that it is at, and it may stand there for long.
         self._looks = {service.send(gpu.properties_now()): (gpu, switch) for gpu, switch in self._switches.values()}
         self._is_joined = is_joined
-        self._heard: set[str] = set()
+        self._shown: set[str] = set()
+        """The paths of those GPUs of whose switch a step was shown: what it waits for belongs below that."""
         self._told = Waits()
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, list[str]] = {path: [] for path in self._switches}
@@ -193,14 +194,15 @@ class Following:
 
     def _catch_up(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
         """Show the step that it is at. What was told before this answer was given has been shown."""
-        if gpu.path in self._heard or (change := step_under_way(now)) is None:
+        if gpu.path in self._shown or (change := step_under_way(now)) is None:
             return
+        self._shown.add(gpu.path)
         display.step(gpu, switch, change)
         self._waits(gpu, switch, now, display)
 
     def _stepped(self, gpu: Gpu, switch: str, body: tuple[Any, ...], display: Display) -> None:
         if body[0] == switch:
-            self._heard.add(gpu.path)
+            self._shown.add(gpu.path)
             self._told.over(gpu)
             change = StepChange(*body[1:])
             if change.status == "failed":
@@ -210,7 +212,9 @@ class Following:
     def _changed(self, gpu: Gpu, switch: str, changed: Mapping[str, tuple[str, Any]], display: Display) -> None:
         # Kept for who says how it ended, and may have no time left to ask.
         gpu.properties.update(now := plain_values(changed))
-        self._waits(gpu, switch, now.get("Switch", {}), display)
+        # Until a step is shown, the answer is on its way that has the step and what it waits for (`_looks`).
+        if gpu.path in self._shown:
+            self._waits(gpu, switch, now.get("Switch", {}), display)
 
     def _waits(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
         if now.get("id") == switch and (waiting := self._told.news(gpu, now)) is not None:

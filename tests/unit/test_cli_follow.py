@@ -33,6 +33,10 @@ UNDER_WAY = switch(
     index=4, count=9, title="wait", step_started=1.0, waiting_for="blender", waiting_until=2.0, finished=0.0, result=""
 )
 
+_TOLD = changed(Switch={key: ("v", value) for key, value in UNDER_WAY.items()})
+WAITS = Signal(*_TOLD[:3], (INTERFACE, {"Switch": ("a{sv}", _TOLD.body[1]["Switch"][1])}, []))
+"""The signal that tells so, with the signatures of the bus."""
+
 
 def followed(events: Iterable[Signal | str], now: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> list[Any]:
     """The index, or what is waited for, of each event that `to-vfio` tells."""
@@ -53,9 +57,16 @@ def test_what_was_told_already_is_not_told_again(capsys: pytest.CaptureFixture[s
     assert followed(["GetAll"], {**UNDER_WAY, "index": 0}, capsys) == []
     assert followed(["GetAll"], {**UNDER_WAY, "result": "done"}, capsys) == []
     assert followed(["GetAll"], {}, capsys) == []
-    waits = changed(Switch={key: ("v", value) for key, value in UNDER_WAY.items()})
-    signatures = Signal(*waits[:3], (INTERFACE, {"Switch": ("a{sv}", waits.body[1]["Switch"][1])}, []))
-    assert followed(["GetAll", signatures, signatures], UNDER_WAY, capsys) == [4, "blender"]
+    assert followed(["GetAll", WAITS, WAITS], UNDER_WAY, capsys) == [4, "blender"]
+
+
+def test_whom_it_waits_for_is_told_behind_its_step_also_where_it_was_heard_of_before_that(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A terminal has no place for it yet, and it comes but once."""
+    assert followed([WAITS, "GetAll"], UNDER_WAY, capsys) == [4, "blender"]
+    begun = stepped(4, 9, "wait", "running")
+    assert followed([WAITS, begun, WAITS, "GetAll"], UNDER_WAY, capsys) == [4, "blender"]
 
 
 def interrupt(happened: list[str], *, let_in: bool, wrong: bool = False) -> None:
