@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -50,12 +52,13 @@ def following(environ: dict[str, str], *more: str) -> subprocess.Popen[str]:
     )
 
 
-def waiting(environ: dict[str, str], *arguments: str, below_shell: bool = False) -> Terminal:
+@contextmanager
+def waiting(environ: dict[str, str], *arguments: str, below_shell: bool = False) -> Iterator[Terminal]:
     """A terminal on which a switch waits for the desktop to be closed; below a shell, it can be stopped."""
     below = [sys.executable, "-c", SHELL] if below_shell else []
-    terminal = Terminal([*below, CTL, *(arguments or WAITING)], environ)
-    terminal.until("s left): ")
-    return terminal
+    with Terminal([*below, CTL, *(arguments or WAITING)], environ) as terminal:
+        terminal.until("s left): ")
+        yield terminal
 
 
 def assert_as_it_was(terminal: Terminal) -> None:
