@@ -254,9 +254,22 @@ def _looking(verb: _Add) -> None:
     _gpus_argument(examined, _("these only; default: those that the configuration names, else all"))
     examined.add_argument("--short", action="store_true", help=_("leave out what is well"))
     verb("groups", "groups:groups", _("show the IOMMU groups"), "gpuswitchctl groups")
-    planned = verb("plan", "switch:plan", _("show the steps of a switch of {gpu}"), "gpuswitchctl plan 01:00.0 vfio")
+    planned = verb(
+        "plan",
+        "switch:plan",
+        _("show the steps of a switch of {gpu}"),
+        "gpuswitchctl plan 01:00.0",
+        "gpuswitchctl plan 01:00.0 vfio",
+    )
     _gpu_argument(planned)
-    planned.add_argument("target", metavar="TARGET", type=str.lower, choices=TARGETS, help=_("host or vfio"))
+    planned.add_argument(
+        "target",
+        metavar="TARGET",
+        type=str.lower,
+        choices=TARGETS,
+        nargs="?",
+        help=_("host or vfio; default: to vfio from the host, else to the host"),
+    )
     _busy_arguments(planned)
     watched = verb("watch", "watch:watch", _("follow what happens, until ^C"), "gpuswitchctl watch --json")
     # What it could not do, where it ends by itself.
@@ -735,12 +748,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise UsageError(_(HELP_IS_TEXT), _named_by(top, words).format_usage())
     try:
         args, more = top.parse_known_args(words)
+        if more:
+            from gpuswitch.cli.usage import options_first  # noqa: PLC0415 -- for who types them so alone
+
+            args, more = top.parse_known_args(options_first(top, words))
     except UsageError as error:
         raise _fault_in(top, words) or error from None
     # What it takes all the same, and nobody means.
     doubtful = "" in words or any(each.startswith("-") and each.endswith("=") for each in words)
     if (more or doubtful or getattr(args, "action", None)) and (fault := _fault_in(top, words)):
         raise fault
+    if args.verb == "plan" and args.target is None and args.gpu.lower() in TARGETS:
+        args.gpu, args.target = "", args.gpu.lower()
     if args.verb == "run":
         if not command:
             raise UsageError(_("run needs -- and a command after it"), commands_of(top)["run"].format_usage())

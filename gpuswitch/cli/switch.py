@@ -146,7 +146,11 @@ def _cancelled(gpu: Gpu, switch: Mapping[str, Any]) -> str:
 
 
 def plan(service: Service, args: Namespace) -> int:
-    return _print_plans([service.gpu(args.gpu)], args, options_of(args), f"gpuswitchctl plan {{}} {args.target}")
+    """Of the way that was named, else of the one that its GPU can go from where it is."""
+    gpu = service.gpu(args.gpu)
+    if args.target is None:
+        args = Namespace(**{**vars(args), "target": "vfio" if gpu.properties["State"] == "host" else "host"})
+    return _print_plans([gpu], args, options_of(args), f"gpuswitchctl plan {{}} {args.target}")
 
 
 def _print_plans(gpus: Sequence[Gpu], args: Namespace, options: Options, command: str) -> int:

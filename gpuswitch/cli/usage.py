@@ -67,6 +67,30 @@ def fault_in(top: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[st
     return None if text is None else (text, reading.parser.format_usage())
 
 
+def options_first(top: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """The same words with the options of a command before its arguments: argparse takes those in one row only."""
+    command: list[str] = []
+    options: list[str] = []
+    arguments: list[str] = []
+    parser, waiting = top, list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if word in commands_of(parser):
+            parser = commands_of(parser)[word]
+            command.append(word)
+        elif word == "--" and parser is not top:
+            arguments += [word, *waiting]
+            break
+        elif _is_option(word):
+            option = _option_of(parser, word)
+            values = 0 if option is None or option.nargs == 0 else 1
+            (command if parser is top else options).extend([word, *waiting[:values]])
+            del waiting[:values]
+        else:
+            arguments.append(word)
+    return [*command, *options, *arguments]
+
+
 class _Reading:
     """A command line, as far as it was read. `parser` is that of the command or action that was named last."""
 
@@ -235,9 +259,9 @@ class _Reading:
         return None
 
     def _target(self, known: Sequence[str]) -> str | None:
-        """Of a GPU, which may be left out, and where to."""
+        """Of a GPU and where to, each of which may be left out."""
         words = self._words
-        if len(words) in {1, 2} and words[-1].lower() in known:
+        if len(words) < 2 or (len(words) == 2 and words[-1].lower() in known):
             return None
         targets = [each.lower() for each in words if each.lower() in known]
         gpus = [each for each in words if each.lower() not in known]
@@ -246,9 +270,7 @@ class _Reading:
             return _("{verb} takes one GPU and one target: {lines}", verb=self._named, lines=lines)
         if len(gpus) > 1:
             return _("{word} is no target: {lines}", word=repr(gpus[1]), lines=lines)
-        if targets:
-            return _("the target comes last: {lines}", lines=lines)
-        return _("say where to: {lines}", lines=lines)
+        return _("the target comes last: {lines}", lines=lines)
 
     def _line(self, *words: str) -> str:
         from shlex import join  # noqa: PLC0415 -- for who mistypes alone

@@ -70,6 +70,37 @@ def test_a_gpu_may_be_left_out_and_a_target_is_taken_in_any_case() -> None:
     assert (planned.gpu, planned.target) == ("01:00.0", "host")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "to-vfio a b --wait 5 --json",
+        "to-vfio a --wait 5 b --json",
+        "to-vfio a --json --wait=5 b",
+        "--json to-vfio a --wait 5 b",
+        "to-vfio --json a --wait 5 -- b",
+    ],
+)
+def test_options_stand_before_between_and_behind_arguments(line: str) -> None:
+    args = parse(line.split())
+    assert (args.gpus, args.wait, args.json) == (["a", "b"], 5, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "gpu", "target"),
+    [
+        ("plan", "", None),
+        ("plan a", "a", None),
+        ("plan vfio", "", "vfio"),
+        ("plan vfio vfio", "vfio", "vfio"),
+        ("plan a --wait 5 vfio", "a", "vfio"),
+        ("plan --wait 5 a", "a", None),
+    ],
+)
+def test_a_plan_names_a_gpu_a_target_both_or_none(line: str, gpu: str, target: str | None) -> None:
+    args = parse(line.split())
+    assert (args.gpu, args.target) == (gpu, target)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_each_verb_has_an_example_that_it_understands(
     verb: str, capsys: pytest.CaptureFixture[str]

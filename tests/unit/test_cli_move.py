@@ -403,6 +403,18 @@ def test_a_plan_that_is_refused_answers_whether_it_can_be_done(
     assert capsys.readouterr().err == f"gpuswitchctl:{said}\n"
 
 
+@pytest.mark.parametrize(
+    ("state", "target"), [("host", "vfio"), ("vfio", "host"), ("failed", "host"), ("detaching", "host")]
+)
+def test_a_plan_without_a_target_is_of_the_way_that_is_open(
+    state: str, target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = fixed(gpu(State=state), plan=CtlError.of(Busy, "blender has it open"), refused=[""])
+    monkeypatch.setattr(Service, "connect", lambda *_: service)
+    assert main(["plan", "01:00.0"]) == 3
+    assert f" {CARD} cannot go to {target} now: blender has it open" in capsys.readouterr().err
+
+
 def test_a_plan_that_could_not_be_asked_for_is_no_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

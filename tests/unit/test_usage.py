@@ -33,8 +33,6 @@ ENDS = "done, reverted, failed, cancelled, wedged or drifted"
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("plan 01:00.0", "say where to: gpuswitchctl plan 01:00.0 host or gpuswitchctl plan 01:00.0 vfio"),
-        ("plan", "say where to: gpuswitchctl plan host or gpuswitchctl plan vfio"),
         ("plan VFIO 01:00.0", "the target comes last: gpuswitchctl plan 01:00.0 vfio"),
         ("plan a b vfio", "plan takes one GPU and one target: gpuswitchctl plan a vfio"),
         ("plan 01:00.0 amd", "'amd' is no target: gpuswitchctl plan 01:00.0 host or gpuswitchctl plan 01:00.0 vfio"),
