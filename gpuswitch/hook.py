@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
-import subprocess
+import select
 import sys
+import time
 from xml.parsers import expat
 
+# Of what a virtual machine waits for, Python's start is the most; `re`, and `subprocess` with it, would treble that.
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than all of this
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
 DBUS_SEND = "/usr/bin/dbus-send"
 CONFIGURATION = "/etc/gpuswitch"
@@ -211,12 +213,14 @@ def call(method: str, seconds: float, *arguments: str) -> None:
     to = ("--dest=org.gpuswitch1", "/org/gpuswitch1", f"org.gpuswitch1.Manager.{method}")
     try:
         status, said = run([DBUS_SEND, "--system", "--print-reply=literal", wait, *to, *arguments], seconds + 5)
+    except TimeoutError:
+        raise UnansweredError(f"the system bus has not answered within {seconds:g} s") from None
     except OSError as error:
         raise UnansweredError(f"cannot run {DBUS_SEND}: {error.strerror}; it comes with D-Bus (dbus-bin)") from None
-    except subprocess.TimeoutExpired:
-        raise UnansweredError(f"the system bus has not answered within {seconds:g} s") from None
     if status == 0:
         return
+    import re  # noqa: PLC0415 - slow to import, and needed only for what is wrong
+
     found = re.search(r"^Error ([\w.]+): (.*)", said, re.MULTILINE | re.DOTALL)
     name, reason = found.groups() if found else ("", said)
     reason = "; ".join(line.strip() for line in reason.splitlines() if line.strip())
@@ -238,31 +242,73 @@ def run(command: list[str], seconds: float) -> tuple[int, str]:
 
     Raises:
         OSError: it cannot be started.
-        subprocess.TimeoutExpired: it has not ended in time, and does not run any more.
+        TimeoutError: it has not ended in time, and does not run any more.
     """
+    until = time.monotonic() + seconds
     theirs, ours = os.pipe()
-
-    def end_with_us() -> None:
-        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(0, fcntl.F_SETFL, os.O_ASYNC)
-
+    said, says = os.pipe()
+    fails, failure = os.pipe()
     try:
-        with subprocess.Popen(
-            command,
-            stdin=theirs,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            preexec_fn=end_with_us,  # noqa: PLW1509 - there are no threads here
-        ) as process:
-            try:
-                _, said = process.communicate(timeout=seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+        child = os.fork()
+        if child == 0:
+            _become(command, theirs, says, failure)
+        for each in (says, failure):
+            os.close(each)
+        try:
+            text = _until_it_ends(child, said, until)
+        except BaseException:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            raise
+        _, status = os.waitpid(child, 0)
+        if number := os.read(fails, 16):
+            raise OSError(int(number), os.strerror(int(number)))
     finally:
-        os.close(theirs)
-        os.close(ours)
-    return process.returncode, said.decode(errors="replace")
+        for each in (theirs, ours, said, fails):
+            os.close(each)
+    return os.waitstatus_to_exitcode(status), text.decode(errors="replace")
+
+
+def _become(command: list[str], stdin: int, stderr: int, failure: int) -> NoReturn:
+    """In a child: be that program, or write the errno of why that is not possible, and end. The ends of pipes but those
+    three descriptors are closed by that (PEP 446).
+    """
+    try:
+        fcntl.fcntl(stdin, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(stdin, fcntl.F_SETFL, os.O_ASYNC)
+        for number, each in enumerate((stdin, os.open(os.devnull, os.O_WRONLY), stderr)):
+            os.dup2(each, number)
+        os.execv(command[0], command)  # noqa: S606 - it has a path, and no shell is wanted
+    except OSError as error:
+        os.write(failure, str(error.errno).encode())
+    finally:
+        os._exit(127)
+
+
+def _until_it_ends(child: int, said: int, until: float) -> bytes:
+    """What it says until it has ended.
+
+    Raises:
+        TimeoutError: it has not, in time.
+    """
+    text = b""
+    ended = os.pidfd_open(child)
+    waiting = select.poll()
+    for each in (said, ended):
+        waiting.register(each, select.POLLIN)
+    try:
+        while True:
+            ready = [each for each, _ in waiting.poll(max(until - time.monotonic(), 0) * 1000)]
+            if not ready:
+                raise TimeoutError
+            if said in ready:
+                text += (more := os.read(said, 1 << 16))
+                if not more:
+                    waiting.unregister(said)
+            elif ended in ready:
+                return text
+    finally:
+        os.close(ended)
 
 
 def managed_of(addresses: list[Address] | None, directory: str, devices: str = DEVICES) -> list[Address]:
@@ -347,8 +393,20 @@ def text(address: Address) -> str:
     return f"{domain:04x}:{bus:02x}:{slot:02x}.{function}"
 
 
-_NUMBERS = ((16, "0[xX][0-9a-fA-F]{1,8}"), (8, "0[0-7]{0,11}"), (10, "[1-9][0-9]{0,9}"))
-"""Bases of numbers, and how each is written."""
+_DIGITS = {8: "01234567", 10: "0123456789", 16: "0123456789abcdefABCDEF"}
+
+
+def _number(written: str) -> int | None:
+    """As C's strtoul has it with base 0, without blanks and signs; None: it is none."""
+    if written[:2] in {"0x", "0X"}:
+        base, digits, most = 16, written[2:], 8
+    elif written[:1] == "0":
+        base, digits, most = 8, written[1:] or "0", 11
+    else:
+        base, digits, most = 10, written, 10
+    if not digits or len(digits) > most or not set(digits) <= set(_DIGITS[base]):
+        return None
+    return int(digits, base)
 
 
 def _address(attributes: dict[str, str]) -> Address:
@@ -360,10 +418,10 @@ def _address(attributes: dict[str, str]) -> Address:
     parts = []
     for key, most in (("domain", 0xFFFFFFFF), ("bus", 0xFF), ("slot", 0x1F), ("function", 7)):
         written = attributes.get(key, "0")
-        base = next((base for base, form in _NUMBERS if re.fullmatch(form, written)), 0)
-        if not base or int(written, base) > most:
+        number = _number(written)
+        if number is None or number > most:
             raise BadDomainError(f"its XML has a PCI address with {key}={written[:40]!r}")
-        parts.append(int(written, base))
+        parts.append(number)
     domain, bus, slot, function = parts
     return domain, bus, slot, function
 
@@ -373,6 +431,8 @@ def of_qemu(argument: str) -> list[Address]:
 
     QEMU's set_pci_host_devaddr (hw/core/qdev-properties-system.c) takes hex numbers of any length, domain 0 left out.
     """
+    import re  # noqa: PLC0415 - slow to import, and few machines have such arguments
+
     found = []
     for value in re.findall(r"""\b(?:host|sysfsdev)["']?\s*[=:]\s*["']?([^,"'\s}]+)""", argument):
         form = r"(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{1,2}):([01]?[0-9a-fA-F])\.([0-7])"
@@ -388,6 +448,8 @@ def _parse(written: str) -> Address:
     Raises:
         ValueError: it is none.
     """
+    import re  # noqa: PLC0415 - as above; needed only where the service is down
+
     short = r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])"
     long = r"pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([01][0-9a-f])_([0-7])"
     match = re.fullmatch(short, written, re.IGNORECASE) or re.fullmatch(long, written, re.IGNORECASE)

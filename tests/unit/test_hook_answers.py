@@ -9,6 +9,7 @@ import io
 import os
 import select
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -175,8 +176,16 @@ def test_whatever_else_goes_wrong_is_one_line(harness: HookHarness) -> None:
 
 def test_a_bus_that_hangs_is_left(harness: HookHarness) -> None:
     harness.answer(first="exec cat")
-    with pytest.raises(subprocess.TimeoutExpired):
+    with pytest.raises(TimeoutError):
         hook.run([hook.DBUS_SEND], 0.01)
+
+
+def test_what_ends_with_its_output_kept_open_is_not_waited_for(harness: HookHarness) -> None:
+    """Somebody else has its stderr still."""
+    heir = harness.folder / "heir"
+    harness.answer(first=f"echo no >&2; sleep 600 & echo $! >'{heir}'; exit 3")
+    assert hook.run([hook.DBUS_SEND], 30) == (3, "no\n")
+    os.kill(int(heir.read_text()), signal.SIGKILL)
 
 
 KEEPER = "import sys; from gpuswitch import hook; hook.run([sys.executable, '-c', sys.argv[1]], 600)"
