@@ -37,6 +37,7 @@ if [ "$PREFIX" = /usr ]; then
 else
     base=/usr/local policies=/etc/dbus-1/system.d
 fi
+doc=$PREFIX/share/doc/gpuswitch
 units=${UNITDIR:-$base/lib/systemd/system}
 zsh=${ZSHDIR:-$base/share/zsh/site-functions}
 
@@ -71,6 +72,21 @@ file|docs/man/gpuswitchd.8|$PREFIX/share/man/man8/gpuswitchd.8
 file|docs/man/gpuswitch.toml.5|$PREFIX/share/man/man5/gpuswitch.toml.5
 file|docs/man/org.gpuswitch1.5|$PREFIX/share/man/man5/org.gpuswitch1.5
 EOF
+}
+
+# documents: those that lead to each other, by their paths; alerts name the runbook by its path, too.
+documents() {
+    (
+        cd "$source"
+        find README.md CHANGELOG.md CONTRIBUTING.md docs \
+            \( -name '*.md' -o -name '*.svg' -o -name '*.webp' -o -name '*.xml' -o -name '*.json' \)
+    )
+}
+
+# copy_documents DIR: all of them below it.
+copy_documents() {
+    mkdir -p "$1"
+    documents | (cd "$source" && xargs cp --parents --no-preserve=mode --target-directory "$1")
 }
 
 # page_files DIR: those of the page for Cockpit, which looks for it in both places, and the entry in a desktop's menu that
@@ -162,6 +178,17 @@ put() {
     printf 'file %s\n' "$3" >>"$new/manifest"
 }
 
+# put_documents: they are read by people alone, and need not be replaced in one instant.
+put_documents() {
+    documents | sed 's|[^/]*$||' | sort -u | while read -r folder; do
+        folder=$doc${folder:+/${folder%/}}
+        missing_directories "$folder" >>"$new/manifest"
+        mkdir -p "$folder"
+    done
+    copy_documents "$doc"
+    documents | sed "s|^|file $doc/|" >>"$new/manifest"
+}
+
 # remove MANIFEST: what it names goes, directories last and only where they are empty.
 remove() {
     sed -n 's/^file //p' "$1" | while read -r path; do rm -f "$path"; done
@@ -216,6 +243,7 @@ install() {
         [ -z "$missing" ] || printf '%s\n' "$missing"
     } >"$new/manifest"
     installed_files | while IFS='|' read -r how from to; do put "$how" "$from" "$to"; done
+    put_documents
     add_group
     if [ -n "$old" ]; then # what the old version had put elsewhere
         grep '^file ' "$current/manifest" | grep -vxFf "$new/manifest" >"$new/gone" || :
@@ -263,6 +291,7 @@ stage() {
         fi
         chmod "$([ "$how" = program ] && echo 0755 || echo 0644)" "$DESTDIR$to"
     done
+    copy_documents "$DESTDIR$doc"
 }
 
 [ -z "$COCKPIT" ] || [ -e "$COCKPIT/manifest.json" ] ||

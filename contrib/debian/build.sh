@@ -32,7 +32,7 @@ trap 'rm -rf "$tree"' EXIT
 trap 'exit 1' HUP INT TERM
 mkdir "$tree/gpuswitch"
 cd "$source"
-cp -a --parents pyproject.toml README.md CHANGELOG.md LICENSE gpuswitch units contrib docs/man "$tree/gpuswitch"
+cp -a --parents pyproject.toml README.md CHANGELOG.md CONTRIBUTING.md LICENSE gpuswitch units contrib docs "$tree/gpuswitch"
 # The page for Cockpit, where `make cockpit` has built it: npm's packages are no package of Debian's, and nothing is
 # downloaded later.
 page=dist/cockpit/gpuswitch

@@ -20,10 +20,12 @@ let
     src = lib.fileset.toSource {
       root = ../..;
       fileset = lib.fileset.unions [
+        ../../CHANGELOG.md
+        ../../CONTRIBUTING.md
         ../../LICENSE
         ../../README.md
         ../../contrib
-        ../../docs/man
+        ../../docs
         ../../gpuswitch
         ../../pyproject.toml
         ../../units

@@ -39,6 +39,8 @@ find / -xdev \( -path /usr/src/gpuswitch -o -path /var/log/journal -o -path /var
 
 FOR_READERS_AND_SHELLS = {
     "/usr/local/lib/systemd/catalog/gpuswitch.catalog",
+    "/usr/local/share/doc/gpuswitch/README.md",
+    "/usr/local/share/doc/gpuswitch/docs/runbook.md",
     "/usr/local/share/man/man1/gpuswitchctl.1",
     "/usr/local/share/man/man8/gpuswitchd.8",
     "/usr/local/share/man/man5/gpuswitch.toml.5",

@@ -55,7 +55,10 @@ def staged(tmp_path: Path) -> Path:
 def test_a_stage_has_no_place_left_open_and_none_of_an_administrator(staged: Path) -> None:
     files = [path for path in staged.rglob("*") if path.is_file()]
     # in a catalog, @GPU@ is a field of the journal
-    texts = {path: path.read_text() for path in files if path.suffix != ".catalog"}
+    documents = staged / "usr/share/doc"
+    texts = {
+        path: path.read_text() for path in files if path.suffix != ".catalog" and not path.is_relative_to(documents)
+    }
     assert [path for path, text in texts.items() if re.search(r"@\w+@|/usr/local", text)] == []
     assert "ExecStart=/usr/bin/gpuswitchd\n" in (staged / "usr/lib/systemd/system/gpuswitchd.service").read_text()
     assert "hook='/usr/lib/python/gpuswitch/hook.py'\n" in (staged / "usr/lib/gpuswitch/libvirt-hook").read_text()
@@ -66,6 +69,21 @@ def test_a_stage_has_no_place_left_open_and_none_of_an_administrator(staged: Pat
     for name in ("features", "health", "prolog"):
         script = (staged / "usr/share/gpuswitch/slurm" / name).read_text()
         assert f"/usr/lib/python/gpuswitch/slurm_hook.py {name}" in script
+
+
+def test_what_an_alert_and_a_document_lead_to_is_there(staged: Path) -> None:
+    documents = staged / "usr/share/doc/gpuswitch"
+    rules = (staged / "usr/share/gpuswitch/prometheus/gpuswitch.rules.yml").read_text()
+    runbooks = re.findall(r"runbook: ([^#\n]+)#", rules)
+    assert {(documents / each).is_file() for each in runbooks} == {True}
+    pages = [path for path in documents.rglob("*.md") if path.parent.name != "adr"]
+    links = {
+        (path.parent / link).resolve()
+        for path in pages
+        for link in re.findall(r"\]\(([^)#:]+\.(?:md|svg|webp|json|xml))", path.read_text())
+    }
+    assert [str(each) for each in links if not each.is_file()] == []
+    assert {path.stat().st_mode & 0o777 for path in documents.rglob("*") if path.is_file()} == {0o644}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +152,7 @@ def test_the_rpm_has_what_is_staged(staged: Path, tmp_path: Path, *, with_page: 
     # its programs are made of pyproject.toml; manual pages are compressed
     named = {path.rstrip("*") for path in paths if not path.startswith("/usr/bin/")}
     there = {f"/{path.relative_to(staged)}" for path in staged.rglob("*") if path.is_file()}
-    folders = ("/usr/lib/gpuswitch/", "/usr/share/cockpit/gpuswitch/")
+    folders = ("/usr/lib/gpuswitch/", "/usr/share/cockpit/gpuswitch/", "/usr/share/doc/gpuswitch/")
     whole = {next((folder for folder in folders if path.startswith(folder)), path) for path in there}
     assert whole == named
 

@@ -14,7 +14,10 @@ from tests.harness.debian.cache import Cache, content_key, remove
 from tests.harness.debian.releases import Release
 from tests.harness.debian.tools import PROJECT, run, run_in
 
-INSTALL_READS = ("pyproject.toml", "Makefile", "LICENSE", "README.md", "gpuswitch", "units", "contrib", "docs/man")
+INSTALL_READS = (
+    *("pyproject.toml", "Makefile", "LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"),
+    *("gpuswitch", "units", "contrib", "docs"),
+)
 """What `make install` reads of the project, but for contrib/ansible and contrib/kubernetes. An older tree may have
 less."""
 
