@@ -23,7 +23,7 @@ EXIT_STATUSES = (
     (0, mark("done, or nothing to do")),
     (1, mark("failed, reverted or cancelled: the message says what became of the GPU")),
     (2, mark("wrong usage, no such GPU, an argument that makes no sense")),
-    (3, mark("refused: the message names what is in the way; nothing was changed, or all was taken back")),
+    (3, mark("refused, or busy also after the wait: the message names what is in the way; all is as it was before")),
     (4, mark("you may not do this")),
     (5, mark("the service cannot be reached")),
     (6, mark("not finished within --timeout; the switch goes on")),
@@ -40,7 +40,7 @@ _SHORTLY = (
     (0, mark("done, or there already")),
     (1, mark("failed, reverted, cancelled")),
     (2, mark("wrong usage, no such GPU")),
-    (3, mark("refused, with the reasons")),
+    (3, mark("refused or busy, and why")),
     (4, mark("you may not do this")),
     (5, mark("the service cannot be reached")),
     (6, mark("not finished in time")),
@@ -368,7 +368,7 @@ def _lending(verb: _Add) -> None:
         metavar="GPU",
         action="append",
         default=[],
-        help=_("may be given again, and left out where there is only one"),
+        help=_("may be given again; {if_left_out}", if_left_out=_only()),
     )
     ran.add_argument(
         "--user",
@@ -813,8 +813,13 @@ def _named_by(top: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Ar
     return named
 
 
+def _only() -> str:
+    """Which one is meant where none is named, as the service has it (`GetGpu`)."""
+    return _("if left out: the only GPU of this host, else the only one that the configuration has")
+
+
 def _gpu_argument(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("gpu", metavar="GPU", nargs="?", default="", help=_("may be left out where there is only one"))
+    verb.add_argument("gpu", metavar="GPU", nargs="?", default="", help=_only())
 
 
 def _gpus_argument(verb: argparse.ArgumentParser, which: str) -> None:
@@ -822,7 +827,7 @@ def _gpus_argument(verb: argparse.ArgumentParser, which: str) -> None:
 
 
 def _gpus_to_move(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("gpus", metavar="GPU", nargs="*", default=[], help=_("may be left out where there is only one"))
+    verb.add_argument("gpus", metavar="GPU", nargs="*", default=[], help=_only())
     verb.add_argument("--all", action="store_true", help=_("all GPUs that the configuration has a table for, at once"))
 
 

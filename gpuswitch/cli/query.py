@@ -140,10 +140,7 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
             yield "" if number else _("to do"), sentence
     if gpu["State"] in {"failed", "wedged"} and gpu["Switch"]:
         yield _("kernel"), _("what it said meanwhile: {command}", command=f"gpuswitchctl show {gpu['Switch']['id']}")
-    for number, (address, kind, driver) in enumerate(gpu["Functions"]):
-        bound = _(
-            "{function} {kind} on {driver}", function=address, kind=state_word(kind), driver=driver or _("no driver")
-        )
+    for number, bound in enumerate(function_words(gpu)):
         yield "" if number else _("functions"), bound
     yield _("host driver"), gpu["HostDriver"] or "-"
     if gpu["TrialEnds"]:
@@ -176,6 +173,14 @@ def _match_words(match: Mapping[str, str]) -> str:
     """As the configuration takes it."""
     said = ", ".join(f'{key} = "{value}"' for key, value in match.items())
     return f"{{ {said} }}"
+
+
+def function_words(gpu: Values) -> list[str]:
+    """Each of its functions, and the driver that has it now."""
+    return [
+        _("{function} {kind} on {driver}", function=address, kind=state_word(kind), driver=driver or _("no driver"))
+        for address, kind, driver in gpu["Functions"]
+    ]
 
 
 def what_to_do(gpu: Values, *, switch: str = "", failed: Iterable[str] = ()) -> list[str]:

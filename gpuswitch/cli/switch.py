@@ -30,7 +30,7 @@ from gpuswitch.cli.output import (
     sentence,
 )
 from gpuswitch.cli.parser import TARGETS
-from gpuswitch.cli.query import to_put_right, what_to_do
+from gpuswitch.cli.query import function_words, to_put_right, what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
 from gpuswitch.cli.steps import Above, display
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
@@ -502,8 +502,9 @@ class Switches:
         with suppress(CtlError):  # the service has gone since; how the switch ended is known
             now = gpu.look()
         if now["State"] == "failed":
+            there = _("it is left with {functions}", functions=", ".join(function_words(now)))
             sentences = what_to_do(now, switch=outcome["id"], failed=failed)
-            return CtlError.of(Failed, "\n".join([text, *sentences]))
+            return CtlError.of(Failed, "\n".join([text, there, *sentences]))
         if result == "failed":
             # It stands, and not all around it is as before: on the host, that is what to-host puts right.
             verb = "to-host" if now["State"] in {"host", "vfio"} else "recover"

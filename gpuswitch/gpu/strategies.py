@@ -113,4 +113,4 @@ def _rescan(attempt: Attempt, gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
 
 def _refuse_on_host(functions: Iterable[PciFunction]) -> None:
     if busy := [f for f in functions if f.driver is not None and not f.on_vfio]:
-        raise StepError(f"{busy[0].address} is on {busy[0].driver_name}, which would lose it unawares")
+        raise StepError(f"{busy[0].address} is on {busy[0].driver_name}, which would lose it without a warning")

@@ -25,6 +25,7 @@ from tests.harness.service.fixed import CARD, fixed, gpu, stepped, switch
 OTHER = "0000:02:00.0"
 
 AS_BEFORE = "the GPU is as it was before; gpuswitchctl show 5f has each step"
+LEFT = "it is left with 0000:01:00.0 display on nvidia, 0000:01:00.1 audio on no driver"
 
 
 def moved(*arguments: str, ends: dict[str, Any], state: str = "vfio", events: Sequence[Signal] = ()) -> int:
@@ -43,7 +44,8 @@ def test_what_is_left_to_do_about_a_failed_gpu_is_said(result: str) -> None:
     with pytest.raises(CtlError) as error:
         moved(ends=switch(result=result, reason="because"), state="failed")
     assert str(error.value).splitlines()[1:] == [
-        "put right what is named here, then: gpuswitchctl recover 0000:01:00.0"
+        LEFT,
+        "put right what is named here, then: gpuswitchctl recover 0000:01:00.0",
     ]
 
 
@@ -64,7 +66,7 @@ def test_of_what_did_not_work_it_is_said_how_the_cause_is_found(
     here = gpu(State=state, Reason=reason)
     with pytest.raises(CtlError) as error:
         run(["to-vfio"], here, outcomes={CARD: switch(result="reverted", reason=reason)}, events=events)
-    assert [each for each in str(error.value).splitlines()[1:] if each != AS_BEFORE] == [
+    assert [each for each in str(error.value).splitlines()[1:] if each not in {AS_BEFORE, LEFT}] == [
         f"find out why '{named}' did not work:",
         "what the kernel said meanwhile: gpuswitchctl show 5f",
         "what may be wrong with this machine: gpuswitchctl doctor 0000:01:00.0",
@@ -208,6 +210,7 @@ def test_of_several_the_worst_counts_and_each_is_told(capsys: pytest.CaptureFixt
         f"  or have it wait for them: gpuswitchctl to-host {OTHER} --wait 60",
         f"  or have them ended, and lose what they have not saved: gpuswitchctl to-host {OTHER} --busy terminate",
         "gpuswitchctl: cannot move 0000:03:00.0 to host (failed): no luck",
+        f"  {LEFT}",
         "  put right what is named here, then: gpuswitchctl recover 0000:03:00.0",
     ]
     only_busy = {**outcomes, "0000:03:00.0": switch(target="host")}
