@@ -53,18 +53,19 @@ def blockers(
 ) -> tuple[Blocker, ...]:
     """Everything that keeps `gpu`, now in `state`, from going to `target` (State.HOST or State.VFIO).
 
-    On vfio already, it is of no use to a machine while its groups are not viable; all else is as it was taken there.
+    On vfio already, it is refused only for what keeps any machine from having it (`_viability`); all else is as it was
+    taken there.
     `along`: functions that the same machine gets, which are not in the way of each other.
     """
     if target is state is State.VFIO:
-        return tuple(_groups(gpu, facts, config, along))
+        return tuple(_viability(gpu, facts, config, along))
     found = [*_state(gpu, state), *_presence(gpu, facts, config), *without_groups(gpu, target, facts)]
     if target is State.VFIO:
         found += _immovable(gpu, facts, config)
         found += [
             *_host_ready(gpu, facts),
             *_drivers(gpu, facts, config),
-            *_groups(gpu, facts, config, along),
+            *_viability(gpu, facts, config, along),
             *_shared_out(gpu, facts),
         ]
         if not config.gpu(gpu.address).rules.allow_boot_display:
@@ -165,8 +166,8 @@ def without_groups(gpu: Gpu, target: State, facts: HostFacts) -> Iterator[Blocke
         yield Blocker("no_vfio_groups", sentence)
 
 
-def _groups(gpu: Gpu, facts: HostFacts, config: Config, along: Collection[PciAddress]) -> Iterator[Blocker]:
-    """What keeps its groups from being given to a machine, wherever the GPU is."""
+def _viability(gpu: Gpu, facts: HostFacts, config: Config, along: Collection[PciAddress]) -> Iterator[Blocker]:
+    """What keeps any machine from having the GPU, wherever that is: its groups are not viable, above all."""
     yield from _without_iommu(gpu, facts)
     yield from _neighbours(gpu, facts, config, along)
     yield from _reserved(gpu, facts)
