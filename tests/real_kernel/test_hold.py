@@ -25,3 +25,18 @@ def test_a_unit_has_it_for_another_one_that_ends_with_it(machine: Machine) -> No
     machine.sh(f"systemctl stop {UNIT}")
     assert machine.sh(f"systemctl is-active vm {UNIT}", check=False).stdout.split() == ["inactive"] * 2
     await_home(machine)
+
+
+def test_a_unit_that_is_stopped_waits_for_whoever_has_the_group_open(machine: Machine) -> None:
+    """A QEMU that is bound to nothing."""
+    configure(machine, MANAGED)
+    units.start(machine, UNIT)
+    machine.sh(f"systemd-run --unit=vm --collect {QEMU}")
+    machine.do(words.await_open, units.main_pid(machine, "vm"), f"/dev/vfio/{prop(machine, GPU, 'IommuGroups')[0]}")
+    machine.sh(f"systemctl stop --no-block {UNIT}")
+    units.await_shown_so(machine, UNIT, "StatusText", lambda text: "is not home yet: " in text and "qemu" in text)
+    assert units.active(machine, "vm", UNIT) == ["active", "deactivating"]
+    assert drivers(machine, GPU, GPU_AUDIO) == AWAY
+    units.kill(machine, "vm", 9)
+    units.await_active(machine, UNIT, "inactive")
+    await_home(machine)

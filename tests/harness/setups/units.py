@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,9 +71,14 @@ def await_active(machine: Machine, unit: str, wanted: str = "active") -> None:
 
 def await_shown(machine: Machine, unit: str, name: str, wanted: Any) -> None:
     """Wait until a property of a unit has that value."""
+    await_shown_so(machine, unit, name, lambda value: bool(value == wanted))
+
+
+def await_shown_so(machine: Machine, unit: str, name: str, holds: Callable[[Any], bool]) -> None:
+    """Wait until this holds for a property of a unit."""
     rule = MatchRule(type="signal", sender=SYSTEMD, path=_path(machine, unit), member="PropertiesChanged")
     with _subscribed(machine):
-        machine.bus.until(rule, lambda: show(machine, unit, name) == wanted, timeout=JOB_SECONDS)
+        machine.bus.until(rule, lambda: holds(show(machine, unit, name)), timeout=JOB_SECONDS)
 
 
 def _full(unit: str) -> str:
