@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -20,7 +21,8 @@ def test_it_is_the_finished_text() -> None:
     assert OUTER == TEXT
     assert json.dumps(OUTER) == json.dumps(TEXT)
     assert f"{OUTER}; and more" == f"{TEXT}; and more"
-    assert sqlite3.connect(":memory:").execute("SELECT ?", (OUTER,)).fetchone() == (TEXT,)
+    with closing(sqlite3.connect(":memory:")) as database:
+        assert database.execute("SELECT ?", (OUTER,)).fetchone() == (TEXT,)
 
 
 def test_it_knows_what_it_was_made_of() -> None:

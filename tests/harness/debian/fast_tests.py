@@ -82,7 +82,7 @@ def main() -> int:
     with tree() as copy:
         return show_on_top(
             [copy, *layers],
-            f"cd /{TREE}; {VENV}/bin/python --version; {install}; {pytest}",
+            f"systemd-machine-id-setup; cd /{TREE}; {VENV}/bin/python --version; {install}; {pytest}",
             env={"LANG": "C.UTF-8", "HOME": "/root", "PIP_ROOT_USER_ACTION": "ignore"},
         )
 

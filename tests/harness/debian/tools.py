@@ -106,7 +106,12 @@ def show_on_top(layers: Sequence[Path], command: str, *, env: Mapping[str, str] 
     with tempfile.TemporaryDirectory(prefix="gpuswitch-layers-") as place:
         root = Path(place) / "root"
         devices = ["mount", "--rbind", "/dev", str(root / "dev")]
-        words = script(["sh", OVERLAY, place, *layers], devices, in_root(root, command, env))
+        # Not by chroot(2): in such a root, no user may make a namespace (user_namespaces(7)).
+        pivot = (
+            'cd "$1"; shift; mkdir -p mnt; pivot_root . mnt; mount -t proc proc proc; umount -l mnt; exec env -i "$@"'
+        )
+        inside: list[str | Path] = ["sh", "-euc", pivot, "sh", root, *_settings(env), "/bin/sh", "-euc", command]
+        words = script(["sh", OVERLAY, place, *layers], devices, inside)
         return subprocess.run([*DIES_WITH_US, *APART, *words], check=False).returncode
 
 
@@ -115,9 +120,12 @@ def script(*commands: Sequence[str | Path]) -> list[str]:
     return ["sh", "-euc", "\n".join(shlex.join(map(str, each)) for each in commands)]
 
 
-def in_root(root: Path, command: str, env: Mapping[str, str] | None) -> list[str | Path]:
+def _settings(env: Mapping[str, str] | None) -> list[str]:
     settings = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", **(env or {})}
-    words = [f"{name}={value}" for name, value in settings.items()]
+    return [f"{name}={value}" for name, value in settings.items()]
+
+
+def in_root(root: Path, command: str, env: Mapping[str, str] | None) -> list[str | Path]:
     # The shell outside stays process 1: programs tell a chroot by its root being another than process 1's.
     chroot = 'root=$1; shift; mount -t proc proc "$root/proc" && chroot "$root" env -i "$@"; exit $?'
-    return ["sh", "-c", chroot, "sh", root, *words, "/bin/sh", "-euc", command]
+    return ["sh", "-c", chroot, "sh", root, *_settings(env), "/bin/sh", "-euc", command]
