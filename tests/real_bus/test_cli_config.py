@@ -11,7 +11,9 @@ import pytest
 
 from gpuswitch.cli.configuration import DIRECTORY, judged
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.simulated import tell_of_this_machine
+from gpuswitch.cli.parser import parse
+from gpuswitch.cli.setup import setup
+from gpuswitch.cli.simulated import Serving, serving, tell_of_this_machine
 from gpuswitch.config import loading, settings
 from gpuswitch.errors import ConfigError
 from tests.harness.buses.private import PrivateBus
@@ -44,6 +46,11 @@ def ctl(environ: dict[str, str]) -> Ctl:
 def said(environ: dict[str, str], *arguments: str) -> str:
     """What another verb of the command says."""
     return subprocess.run([CTL, *arguments], env=environ, capture_output=True, text=True, check=True).stdout
+
+
+def ran(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Another verb of the command, however it ended."""
+    return subprocess.run([CTL, *arguments], env=environ, capture_output=True, text=True, check=False)
 
 
 # What is in force
@@ -251,3 +258,48 @@ async def test_a_simulated_service_has_its_own_directory_checked(
     assert "not at the simulated machine laptop, of which status tells" in capsys.readouterr().err
     tell_of_this_machine(None)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "words", ["setup --yes", "setup undo", "setup boot --yes", "setup boot undo", "setup proxmox", "setup prometheus"]
+)
+async def test_nothing_of_this_machine_is_written_for_one_in_memory(
+    start: Start, environ: dict[str, str], private_bus: PrivateBus, words: str
+) -> None:
+    await start("single")
+    ended = ran(environ, *words.split())
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(
+        f"gpuswitchctl: cannot write to this machine: the service at {private_bus.address} has another, the simulated "
+        "machine single; leave out --bus, and unset GPUSWITCH_BUS, to set up this one"
+    )
+    assert ("--dry-run" in ended.stderr) is (words != "setup boot undo")
+    assert ended.stderr.count("\n") == 1
+
+
+async def test_what_setup_would_write_for_one_in_memory_is_shown_where_its_service_reads_it(
+    start: Start, environ: dict[str, str]
+) -> None:
+    service = await start("single")
+    shown = ran(environ, "setup", "--dry-run")
+    assert "the GPUs and their configuration are those of the simulated machine single" in shown.stderr
+    assert f"+++ {service.config}/conf.d/50-setup.toml" in shown.stdout
+    assert "/etc/gpuswitch" not in shown.stdout
+    assert not (service.config / "conf.d").exists()
+
+
+async def test_setup_writes_nothing_that_the_service_would_not_read(
+    start: Start, private_bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of this machine that reads another directory: what is in memory is not told here, as on the system bus."""
+    service = await start("single")
+    there = serving(private_bus.address)
+    assert there == Serving("single", str(service.config))
+    monkeypatch.setattr("gpuswitch.cli.setup.serving", lambda _address: there._replace(machine=""))
+    with pytest.raises(CtlError) as refused:
+        setup(parse(["setup", "--yes"]))
+    assert refused.value.exit_code == 2
+    assert str(refused.value).startswith(
+        f"cannot write /etc/gpuswitch/conf.d/50-setup.toml: the service reads {service.config}; "
+    )
+    assert f"gpuswitchctl config edit {service.config}/conf.d/50-setup.toml" in str(refused.value)
