@@ -24,6 +24,7 @@ from gpuswitch.cli.output import (
     as_json_line,
     duration,
     line,
+    moment,
     on_terminal,
     problem,
     rfc3339,
@@ -107,6 +108,16 @@ def cancel(service: Service, args: Namespace) -> int:
     switch = gpu.properties["Switch"]
     if not switch:
         raise CtlError.of(Failed, _("nobody has switched {gpu} since the service started", gpu=gpu.title))
+    if switch["result"] and gpu.properties["State"] != "wedged":  # the service says what may make the kernel return
+        text = _(
+            "cannot cancel: no switch of {gpu} is under way; the last was {id} to {target}: {result} at {moment}",
+            gpu=gpu.title,
+            id=switch["id"],
+            target=switch["target"],
+            result=state_word(switch["result"]),
+            moment=moment(switch["finished"]),
+        )
+        raise CtlError.of(Failed, text)
     service.subscribe(signals_of(gpu.owner))
     try:
         service.ask_allowed(gpu.cancel(switch["id"]))
