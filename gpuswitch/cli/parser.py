@@ -528,14 +528,14 @@ def _configuration(verb: _Add) -> None:
             "configuration:check",
             _("check a configuration, without the service"),
             "gpuswitchctl config check ./config.toml",
-            _("a file, or a directory as a whole; default: /etc/gpuswitch"),
+            _("a file, or a directory as a whole; default: the one that the service reads, mostly /etc/gpuswitch"),
         ),
         (
             "edit",
             "editing:edit",
             _("edit a file, which is replaced only by one that can be used"),
             "gpuswitchctl config edit",
-            _("default: /etc/gpuswitch/config.toml"),
+            _("default: config.toml in the directory that the service reads, mostly /etc/gpuswitch"),
         ),
     ):
         action = actions.add_parser(
@@ -737,6 +737,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """
     top = parser()
     words, command = _without_command(sys.argv[1:] if arguments is None else arguments)
+    typed = [*words, "--", *command] if command else words
     top.as_json = "--json" in words
     if any(len(word) > LONGEST for word in words):
         longest = max(words, key=len)
@@ -753,10 +754,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
             args, more = top.parse_known_args(options_first(top, words))
     except UsageError as error:
-        raise _fault_in(top, words) or error from None
+        raise _fault_in(top, typed) or error from None
     # What it takes all the same, and nobody means.
     doubtful = "" in words or any(each.startswith("-") and each.endswith("=") for each in words)
-    if (more or doubtful or getattr(args, "action", None)) and (fault := _fault_in(top, words)):
+    if (more or doubtful or getattr(args, "action", None)) and (fault := _fault_in(top, typed)):
         raise fault
     if args.verb == "plan" and args.target is None and args.gpu.lower() in TARGETS:
         args.gpu, args.target = "", args.gpu.lower()
