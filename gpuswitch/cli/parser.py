@@ -233,7 +233,12 @@ def _topics() -> str:
 
 
 def _looking(verb: _Add) -> None:
-    verb("list", "query:list_gpus", _("list the GPUs"), "gpuswitchctl list")
+    listed = verb("list", "query:list_gpus", _("list the GPUs"), "gpuswitchctl list")
+    listed.description = _(
+        "List the GPUs. MANAGED says whether the configuration has a [[gpu]] table for it: virtual machines get those "
+        "by themselves, and --all means them. The others can be switched all the same, by their address; plan says "
+        "whether that can be done now."
+    )
     shown = verb("status", "query:status", _("show the state of {gpu}"), "gpuswitchctl status 01:00.0")
     _gpus_argument(shown, _("of these only"))
     held = verb("holders", "query:holders", _("show who has {gpu} open"), "gpuswitchctl holders 01:00.0")
@@ -260,6 +265,7 @@ def _looking(verb: _Add) -> None:
         _("show the steps of a switch of {gpu}"),
         "gpuswitchctl plan 01:00.0",
         "gpuswitchctl plan 01:00.0 vfio",
+        "gpuswitchctl plan --all",
     )
     _gpu_argument(planned)
     planned.add_argument(
@@ -270,6 +276,7 @@ def _looking(verb: _Add) -> None:
         nargs="?",
         help=_("host or vfio; default: to vfio from the host, else to the host"),
     )
+    planned.add_argument("--all", action="store_true", help=_("all GPUs that the configuration has a table for"))
     _busy_arguments(planned)
     watched = verb("watch", "watch:watch", _("follow what happens, until ^C"), "gpuswitchctl watch --json")
     # What it could not do, where it ends by itself.
