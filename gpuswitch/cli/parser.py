@@ -514,6 +514,10 @@ def _telling(verb: _Add) -> None:
 
 def _configuration(verb: _Add) -> None:
     shown = verb("config", "query:config", _("show, check or edit the configuration"), "gpuswitchctl config --changed")
+    shown.description = _(
+        "Show, check or edit the configuration. Every key that there is, and what it is for: {command}.",
+        command="gpuswitchctl help configuration",
+    )
     only_changed = _("show only what differs from the default")
     shown.add_argument("--changed", action="store_true", help=only_changed)
     actions = shown.add_subparsers(metavar="ACTION", required=False, dest="action")

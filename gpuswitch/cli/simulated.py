@@ -46,13 +46,14 @@ def refuse_for_another_machine(address: str | None, *, can_show: bool = True) ->
     if not (machine := _in_memory(address)):
         return
     text = _(
-        "cannot write to this machine: the service at {address} has another, the simulated machine {machine}; leave "
-        "out --bus, and unset GPUSWITCH_BUS, to set up this one",
+        "cannot write to this machine: the service at {address} has another, the simulated machine {machine}, whose "
+        "configuration is changed by {command}; to set up this machine, leave out --bus, and unset GPUSWITCH_BUS",
         address=address,
         machine=machine,
+        command="gpuswitchctl config edit",
     )
     if can_show:
-        text = _("{text}, or add --dry-run to see what would be written", text=text)
+        text = _("{text}; to see what would be written, add --dry-run", text=text)
     raise CtlError.of(InvalidArgument, text)
 
 

@@ -271,7 +271,8 @@ async def test_nothing_of_this_machine_is_written_for_one_in_memory(
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(
         f"gpuswitchctl: cannot write to this machine: the service at {private_bus.address} has another, the simulated "
-        "machine single; leave out --bus, and unset GPUSWITCH_BUS, to set up this one"
+        "machine single, whose configuration is changed by gpuswitchctl config edit; to set up this machine, leave out "
+        "--bus, and unset GPUSWITCH_BUS"
     )
     assert ("--dry-run" in ended.stderr) is (words != "setup boot undo")
     assert ended.stderr.count("\n") == 1
