@@ -6,16 +6,20 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from gpuswitch.cli.configuration import DIRECTORY, judged
+from gpuswitch.cli.doctor import doctor
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.parser import parse
 from gpuswitch.cli.setup import setup
 from gpuswitch.cli.simulated import Serving, serving, tell_of_this_machine
 from gpuswitch.config import loading, settings
-from gpuswitch.errors import ConfigError
+from gpuswitch.doctor import seen
+from gpuswitch.doctor.machine import Machine
+from gpuswitch.errors import ConfigError, NoSuchGpu
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.services import BIN, environment, write_config
 from tests.real_bus.conftest import Start
@@ -287,6 +291,24 @@ async def test_what_setup_would_write_for_one_in_memory_is_shown_where_its_servi
     assert f"+++ {service.config}/conf.d/50-setup.toml" in shown.stdout
     assert "/etc/gpuswitch" not in shown.stdout
     assert not (service.config / "conf.d").exists()
+
+
+async def test_the_doctor_takes_no_gpu_in_memory_for_one_of_this_machine(
+    start: Start, private_bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have the same addresses."""
+    await start("single")
+    asked = []
+
+    def examine(_machine: object, service: seen.Service, _gpus: object) -> NoReturn:
+        asked.append(service)
+        raise NoSuchGpu("there is no GPU on this host")
+
+    monkeypatch.setattr("gpuswitch.cli.doctor.examine", examine)
+    for machine in (None, Machine()):
+        with pytest.raises(CtlError):
+            doctor(parse(["doctor", "--bus", private_bus.address]), machine)
+    assert [(each.running, list(each.gpus)) for each in asked] == [(True, []), (True, ["0000:01:00.0"])]
 
 
 async def test_setup_writes_nothing_that_the_service_would_not_read(
