@@ -1,11 +1,16 @@
-"""Write docs/configuration.md from gpuswitch/config/schema.py: `python docs/generate_configuration.py [FILE]`."""
+"""Write docs/configuration.md, and the keys for `gpuswitchctl help configuration`, from gpuswitch/config/schema.py.
+
+`python docs/generate_configuration.py [PAGE KEYS]`
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
-from gpuswitch.config.reference import Key, TableReference, reference
+from gpuswitch.cli.configuration_topic import KEYS
+from gpuswitch.config.reference import Key, TableReference, must_be, reference
 from gpuswitch.config.schema import ENVIRONMENT
 
 _INTRODUCTION = f"""\
@@ -32,6 +37,21 @@ def page() -> str:
     return _INTRODUCTION + "".join(map(_section, reference()))
 
 
+def keys() -> str:
+    """What the command tells of each key, which imports nothing of the service: gpuswitch/cli/configuration_topic.py
+    has the form.
+    """
+    tables = [
+        {"heading": table.heading, "sentence": table.sentence, "keys": list(map(_told, table.keys))}
+        for table in reference()
+    ]
+    return f"{json.dumps(tables, indent=1)}\n"
+
+
+def _told(key: Key) -> dict[str, str]:
+    return {"name": key.name, "default": key.default, "values": must_be(key), "sentence": key.sentence}
+
+
 def _section(table: TableReference) -> str:
     head = "| key | type | values | default | |\n| --- | --- | --- | --- | --- |\n"
     return f"\n## {table.heading}\n\n{table.sentence}\n\n{head}{''.join(map(_row, table.keys))}"
@@ -44,5 +64,6 @@ def _row(key: Key) -> str:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("configuration.md")
+    target, beside = map(Path, sys.argv[1:]) if sys.argv[1:] else (Path(__file__).with_name("configuration.md"), KEYS)
     target.write_text(page())
+    beside.write_text(keys())

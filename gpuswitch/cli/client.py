@@ -462,8 +462,14 @@ class Service:
 
     def _not_running(self, text: str) -> str:
         if self._address:
+            from shlex import quote  # noqa: PLC0415 -- for this alone
+
+            # One on another bus was started by hand, and may have had a machine in memory.
             return _(
-                "the gpuswitch service is not on the bus at {address}; start it: gpuswitchd", address=self._address
+                "the gpuswitch service is not on the bus at {address}; start it there: {command}, with the other "
+                "options that it had, such as --simulate",
+                address=self._address,
+                command=f"gpuswitchd --bus {quote(self._address)}",
             )
         if "masked" in text:  # as systemd says it (BUS_ERROR_UNIT_MASKED in its bus-unit-util.c), and buses repeat it
             return _(

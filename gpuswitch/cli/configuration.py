@@ -15,7 +15,7 @@ from typing import Any
 
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import as_json, line, place, problem, warning
-from gpuswitch.cli.simulated import simulated
+from gpuswitch.cli.simulated import Serving, serving
 from gpuswitch.cli.translate import _, recognized, reworded
 from gpuswitch.errors import ConfigError, Failed
 
@@ -79,9 +79,9 @@ def _fault_record(fault: Mapping[str, Any]) -> dict[str, Any]:
 
 def check(args: Namespace) -> int:
     """Check a file alone, or a directory as a whole."""
-    found = None if args.path else simulated(args.bus)
-    path = Path(args.path or (found.directory if found else DIRECTORY))
-    verdict = judged(path, machine=found.machine if found else "")
+    found = Serving("", "") if args.path else serving(args.bus)
+    path = Path(args.path or found.directory or DIRECTORY)
+    verdict = judged(path, machine=found.machine)
     if args.json:
         faults, places = [fault["text"] for fault in verdict.faults], list(map(_fault_record, verdict.faults))
         told = {"faults": faults, "places": places, "warnings": verdict.warnings}

@@ -10,6 +10,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from gpuswitch.cli.client import Gpu
@@ -41,10 +42,11 @@ _HEADINGS = {
 
 def doctor(args: Namespace, machine: Machine | None = None) -> int:
     """Examine this machine, and return how bad it is: 0 well, 1 warnings, 2 problems."""
-    if machine is None:
-        tell_of_this_machine(args.bus)
+    seen = service_seen(args.bus)
+    if machine is None and tell_of_this_machine(args.bus):
+        seen = replace(seen, gpus={})  # they are not those of this machine, whatever their addresses
     try:
-        found = examine(machine or Machine(), service_seen(args.bus), args.gpus)
+        found = examine(machine or Machine(), seen, args.gpus)
     except NoSuchGpu as error:
         raise CtlError.of(NoSuchGpu, in_their_language(Sentence.of(error))) from None
     if args.json:

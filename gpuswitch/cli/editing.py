@@ -25,7 +25,7 @@ from gpuswitch.cli.draft import Draft
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import line, problem
 from gpuswitch.cli.reloading import reload
-from gpuswitch.cli.simulated import simulated
+from gpuswitch.cli.simulated import serving
 from gpuswitch.cli.translate import _, mark
 from gpuswitch.errors import ConfigError, Failed, InvalidArgument, NotAuthorized
 
@@ -40,8 +40,8 @@ def edit(args: Namespace) -> int:
     Raises:
         CtlError: nothing was changed; or all was, and the service does not take it.
     """
-    found = simulated(args.bus)
-    read = Path(found.directory) if found else DIRECTORY
+    found = serving(args.bus)
+    read = Path(found.directory or DIRECTORY)
     file = Path(args.path or read / "config.toml").absolute()
     directory = _directory_of(file)
     if args.json:
@@ -75,7 +75,7 @@ def edit(args: Namespace) -> int:
         draft.drop()
         raise
     try:
-        status = _edited(draft, directory, editor, found.machine if found and directory == read else "")
+        status = _edited(draft, directory, editor, found.machine if directory == read else "")
     except CtlError as error:
         raise _with_place(error, draft) from error
     except OSError as error:

@@ -28,7 +28,7 @@ from gpuswitch.cli.records import entry_record
 from gpuswitch.cli.requesters import requester_words
 from gpuswitch.cli.steps import SHORTEST_BAR, took_words
 from gpuswitch.cli.translate import _, mark, marks, recognized, state_word, step_title
-from gpuswitch.errors import InvalidArgument
+from gpuswitch.errors import InvalidArgument, NoSuchGpu
 
 if TYPE_CHECKING:
     from gpuswitch.cli.journal import Line
@@ -59,7 +59,7 @@ def history(service: Service, args: Namespace) -> int:
     limit = args.limit if args.limit is not None else 0 if chosen else _USUAL
     if args.gpu or chosen:
         # The service knows every spelling of its name.
-        address = service.gpu(args.gpu).address if args.gpu else None
+        address = _address(service, args.gpu) if args.gpu else None
         entries = [entry for entry in service.history(0) if address in {None, entry["gpu"]} and _then(entry, args)]
         found = [entry for entry in entries if not args.result or entry["result"] in args.result][: limit or None]
     else:
@@ -80,6 +80,28 @@ def history(service: Service, args: Namespace) -> int:
     else:
         line(_none_of(entries, args) if chosen else _("there is no finished switch"))
     return 0
+
+
+def _address(service: Service, word: str) -> str:
+    """That of the GPU which is called so.
+
+    Raises:
+        CtlError: none is; with the option that it belongs to where it is no name, but a time or a number.
+    """
+    try:
+        return service.gpu(word).address
+    except CtlError as error:
+        option = _option_for(word) if error.name == NoSuchGpu.name else ""
+        if not option:
+            raise
+        hint = _("{word} is what an option takes, and no GPU", word=word) + _("; did you mean {word}?", word=option)
+        raise CtlError(f"{error}\n{hint}", error.exit_code, name=error.name) from None
+
+
+def _option_for(word: str) -> str:
+    from gpuswitch.cli.usage import by_its_option  # noqa: PLC0415 -- for who mistypes alone
+
+    return by_its_option(word)
 
 
 def _none_of(entries: Sequence[Values], args: Namespace) -> str:

@@ -196,9 +196,9 @@ def sentence(purpose: str, text: str, *, is_whole: bool = False, lead: str = "")
     return _("cannot {purpose}: {text}", purpose=purpose, text=text)
 
 
-def as_json(value: Mapping[str, Any]) -> None:
-    """Print a document: docs/json.md has the form of each."""
-    write(_json({"version": JSON_VERSION, **value}, indent=2))
+def as_json(value: Mapping[str, Any], *, among_lines: bool = False) -> None:
+    """Print a document: docs/json.md has the form of each. `among_lines`: events stand before it, a line each."""
+    write(_json({"version": JSON_VERSION, **value}, indent=None if among_lines else 2))
 
 
 def as_json_line(value: Mapping[str, Any]) -> None:

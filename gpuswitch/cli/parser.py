@@ -233,7 +233,12 @@ def _topics() -> str:
 
 
 def _looking(verb: _Add) -> None:
-    verb("list", "query:list_gpus", _("list the GPUs"), "gpuswitchctl list")
+    listed = verb("list", "query:list_gpus", _("list the GPUs"), "gpuswitchctl list")
+    listed.description = _(
+        "List the GPUs. MANAGED says whether the configuration has a [[gpu]] table for it: virtual machines get those "
+        "by themselves, and --all means them. The others can be switched all the same, by their address; plan says "
+        "whether that can be done now."
+    )
     shown = verb("status", "query:status", _("show the state of {gpu}"), "gpuswitchctl status 01:00.0")
     _gpus_argument(shown, _("of these only"))
     held = verb("holders", "query:holders", _("show who has {gpu} open"), "gpuswitchctl holders 01:00.0")
@@ -260,6 +265,7 @@ def _looking(verb: _Add) -> None:
         _("show the steps of a switch of {gpu}"),
         "gpuswitchctl plan 01:00.0",
         "gpuswitchctl plan 01:00.0 vfio",
+        "gpuswitchctl plan --all",
     )
     _gpu_argument(planned)
     planned.add_argument(
@@ -270,6 +276,7 @@ def _looking(verb: _Add) -> None:
         nargs="?",
         help=_("host or vfio; default: to vfio from the host, else to the host"),
     )
+    planned.add_argument("--all", action="store_true", help=_("all GPUs that the configuration has a table for"))
     _busy_arguments(planned)
     watched = verb("watch", "watch:watch", _("follow what happens, until ^C"), "gpuswitchctl watch --json")
     # What it could not do, where it ends by itself.
@@ -507,6 +514,10 @@ def _telling(verb: _Add) -> None:
 
 def _configuration(verb: _Add) -> None:
     shown = verb("config", "query:config", _("show, check or edit the configuration"), "gpuswitchctl config --changed")
+    shown.description = _(
+        "Show, check or edit the configuration. Every key that there is, and what it is for: {command}.",
+        command="gpuswitchctl help configuration",
+    )
     only_changed = _("show only what differs from the default")
     shown.add_argument("--changed", action="store_true", help=only_changed)
     actions = shown.add_subparsers(metavar="ACTION", required=False, dest="action")
@@ -528,14 +539,14 @@ def _configuration(verb: _Add) -> None:
             "configuration:check",
             _("check a configuration, without the service"),
             "gpuswitchctl config check ./config.toml",
-            _("a file, or a directory as a whole; default: /etc/gpuswitch"),
+            _("a file, or a directory as a whole; default: the one that the service reads, mostly /etc/gpuswitch"),
         ),
         (
             "edit",
             "editing:edit",
             _("edit a file, which is replaced only by one that can be used"),
             "gpuswitchctl config edit",
-            _("default: /etc/gpuswitch/config.toml"),
+            _("default: config.toml in the directory that the service reads, mostly /etc/gpuswitch"),
         ),
     ):
         action = actions.add_parser(
@@ -737,6 +748,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """
     top = parser()
     words, command = _without_command(sys.argv[1:] if arguments is None else arguments)
+    typed = [*words, "--", *command] if command else words
     top.as_json = "--json" in words
     if any(len(word) > LONGEST for word in words):
         longest = max(words, key=len)
@@ -753,12 +765,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
             args, more = top.parse_known_args(options_first(top, words))
     except UsageError as error:
-        raise _fault_in(top, words) or error from None
+        raise _fault_in(top, typed) or error from None
     # What it takes all the same, and nobody means.
     doubtful = (
         next(iter(words), "") == "--" or "" in words or any(each[:1] == "-" and each[-1:] == "=" for each in words)
     )
-    if (more or doubtful or getattr(args, "action", None)) and (fault := _fault_in(top, words)):
+    if (more or doubtful or getattr(args, "action", None)) and (fault := _fault_in(top, typed)):
         raise fault
     if args.verb == "plan" and args.target is None and args.gpu.lower() in TARGETS:
         args.gpu, args.target = "", args.gpu.lower()

@@ -37,7 +37,8 @@ from gpuswitch.cli.client import (
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, at_work
 from gpuswitch.cli.output import clean, duration, numbered, on_terminal, problem
-from gpuswitch.cli.switch import ask_before_a_desktop_ends, options_of, with_blockers
+from gpuswitch.cli.parser import TARGETS
+from gpuswitch.cli.switch import ask_before_a_desktop_ends, options_of, place, with_blockers
 from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.cli.ways_out import ways_out, with_ways_out
 from gpuswitch.errors import InvalidArgument
@@ -273,6 +274,9 @@ def _until_home(args: Namespace, uuids: Mapping[str, str]) -> None:
         for gpu in gpus:
             if reason := gpu.properties["Reason"]:
                 problem(f"{gpu.title}: {recognized(reason)}")
+            state = gpu.properties["State"]
+            if on_terminal(sys.stderr) and state in TARGETS and not any(gpu.properties["Owner"]):
+                problem(_("{gpu} is {place} now", gpu=gpu.title, place=place(gpu, state)))
     except CtlError as error:
         text = _("{error}; the service brings home what it had as soon as it can", error=str(error))
         problem(text)

@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from gpuswitch.cli import machines, prometheus, proxmox
@@ -27,7 +28,12 @@ from gpuswitch.cli.proposal import Desk, Wanted, match_of, name_for, record_of, 
 from gpuswitch.cli.reloading import Setting, by_key, reload
 from gpuswitch.cli.setup_boot import STATE as EARLY
 from gpuswitch.cli.setup_boot import UNDO as UNDO_EARLY
-from gpuswitch.cli.simulated import tell_of_this_machine
+from gpuswitch.cli.simulated import (
+    refuse_for_another_machine,
+    serving,
+    tell_of_another_machine,
+    tell_of_this_machine,
+)
 from gpuswitch.cli.translate import _, mark, recognized
 from gpuswitch.config.schema import name_of
 from gpuswitch.doctor.examination import findings, look
@@ -55,10 +61,13 @@ _NO_ANSWER = mark("cannot go on without an answer; nothing is changed")
 
 
 class Places(NamedTuple):
-    """Where the configuration is, and what is kept of it."""
+    """Where the configuration is, and what is kept of it. `simulated`: the machine in memory that it is about, ""
+    for this one.
+    """
 
     configuration: Path = DIRECTORY
     state: Path = STATE
+    simulated: str = ""
 
     @property
     def file(self) -> Path:
@@ -108,8 +117,10 @@ def setup(args: Namespace, machine: Machine | None = None, places: Places | None
         CtlError: nothing was changed; or the file is written, and the text says what became of the rest.
     """
     if machine is None:
-        tell_of_this_machine(args.bus)
-    machine, places = machine or Machine(), places or Places()
+        if not args.dry_run:
+            refuse_for_another_machine(args.bus)
+        tell_of_another_machine(args.bus)
+    machine, places = machine or Machine(), places or _places(args)
     kept = KeptFiles(places.state)
     _refuse_what_makes_no_sense(args, machine)
     if not args.dry_run and places.file in kept.changed_by_others():
@@ -142,6 +153,26 @@ def setup(args: Namespace, machine: Machine | None = None, places: Places | None
     if args.dry_run:
         return 0
     return _trial(args, decided.wanted, stands_in_the_way=_problems(decided.found), asking=asking)
+
+
+def _places(args: Namespace) -> Places:
+    """Those of the service.
+
+    Raises:
+        CtlError: it would not read what is written to the place that is ours.
+    """
+    found = serving(args.bus)
+    directory = Path(found.directory or DIRECTORY)
+    if not args.dry_run and directory.resolve() != DIRECTORY.resolve():
+        text = _(
+            "cannot write {file}: the service reads {folder}; {show} shows what would be written, and {edit} takes it",
+            file=DIRECTORY / FILE,
+            folder=directory,
+            show="gpuswitchctl setup --dry-run",
+            edit=f"gpuswitchctl config edit {quote(str(directory / FILE))}",
+        )
+        raise CtlError.of(InvalidArgument, text)
+    return Places(directory, simulated=found.machine)
 
 
 def _decide(args: Namespace, machine: Machine, places: Places, *, asking: bool) -> _Decided:
@@ -202,7 +233,11 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
     Raises:
         CtlError: nothing was changed, or the text says what was.
     """
-    machine, places = machine or Machine(), places or Places()
+    if machine is None:
+        if not args.dry_run:
+            refuse_for_another_machine(args.bus)
+        tell_of_this_machine(args.bus)
+    machine, places = machine or Machine(), places or Places(Path(serving(args.bus).directory or DIRECTORY))
     _refuse_strangers(machine, "sudo gpuswitchctl setup undo")
     kept = KeptFiles(places.state)
     if args.dry_run:
@@ -665,7 +700,7 @@ def _checked(places: Places, text: str) -> Verdict:
         copy = Path(folder) / "copy.toml"
         copy.write_text(text)
         copy.chmod(0o644)
-        verdict = judged(places.configuration, file=places.file, copy=copy)
+        verdict = judged(places.configuration, file=places.file, copy=copy, machine=places.simulated)
     if verdict.faults:
         first, *more = verdict.faults
         if first["file"] == str(places.file):

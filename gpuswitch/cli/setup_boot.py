@@ -20,6 +20,7 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.kept_files import ChangedError, KeptFiles
 from gpuswitch.cli.making_initrd import LONGEST_SECONDS, MakingError, make_initrd
 from gpuswitch.cli.output import as_json, line, warning
+from gpuswitch.cli.simulated import refuse_for_another_machine, tell_of_this_machine
 from gpuswitch.cli.translate import _
 from gpuswitch.doctor.early import may_be_dark, place_of, refused
 from gpuswitch.doctor.examination import look
@@ -27,7 +28,7 @@ from gpuswitch.doctor.looks import system
 from gpuswitch.doctor.looks.early import PENDING, initrd_of
 from gpuswitch.doctor.machine import Files, Machine
 from gpuswitch.doctor.remedies import rebuild_initramfs
-from gpuswitch.doctor.seen import Patient, Seen
+from gpuswitch.doctor.seen import Patient, Seen, Service
 from gpuswitch.errors import Failed, InvalidArgument, NoSuchGpu, NotAuthorized, NotViable
 
 STATE = Path("/var/lib/gpuswitch/setup-boot")
@@ -83,10 +84,15 @@ def boot(args: Namespace, machine: Machine | None = None, *, seconds: float = LO
     Raises:
         CtlError: nothing was changed, all was put back, or the text says what was not.
     """
+    another = False
+    if machine is None:
+        if not args.dry_run:
+            refuse_for_another_machine(args.bus)
+        another = tell_of_this_machine(args.bus)
     machine = machine or Machine()
     kept = _Kept(machine)
     asking = _asking(args, machine)
-    decided = _decide(args, machine, kept)
+    decided = _decide(args, machine, kept, Service() if another else service_seen(args.bus))
     if not args.json:
         _propose(decided)
     if asking and decided.changes:
@@ -113,6 +119,8 @@ def undo(args: Namespace, machine: Machine | None = None, *, seconds: float = LO
     Raises:
         CtlError: nothing was changed, or the text says what was.
     """
+    if machine is None:
+        refuse_for_another_machine(args.bus, can_show=False)
     machine = machine or Machine()
     _refuse_strangers(machine, f"sudo {UNDO}")
     kept = _Kept(machine)
@@ -175,14 +183,14 @@ def _asking(args: Namespace, machine: Machine) -> bool:
 # What is there -------------------------------------------------------------------------------------------------------
 
 
-def _decide(args: Namespace, machine: Machine, kept: _Kept) -> _Decided:
-    """Look, and see whether it can be done; nothing is changed.
+def _decide(args: Namespace, machine: Machine, kept: _Kept, service: Service) -> _Decided:
+    """Look, and see whether it can be done; nothing is changed. `service`: what it says of this machine.
 
     Raises:
         CtlError: it cannot.
     """
     try:
-        seen = look(machine, service_seen(args.bus), args.gpus)
+        seen = look(machine, service, args.gpus)
     except NoSuchGpu as error:
         raise CtlError.of(NoSuchGpu, in_their_language(str(error))) from None
     tool = seen.system.initramfs

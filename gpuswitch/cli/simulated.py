@@ -1,7 +1,7 @@
-"""Which service `--bus` or its variable leads to: one with a machine in memory has a configuration of its own.
+"""Which service `--bus` or its variable leads to: one may have a machine in memory, or a configuration elsewhere.
 
-The verbs that need no service look at this machine, and at `/etc/gpuswitch`: whoever tries them beside a simulated
-service is told so.
+The verbs that look at this machine, or write to it, are not to mix it with one in memory: whoever tries them beside a
+simulated service is told so, and nothing of this machine is written for it.
 """
 
 from __future__ import annotations
@@ -13,36 +13,75 @@ from gpuswitch.cli.client import Service
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.output import problem
 from gpuswitch.cli.translate import _
+from gpuswitch.errors import InvalidArgument
 
 _SECONDS = 5.0
 
-Simulated = namedtuple("Simulated", "machine directory")
-"""The name of the machine in memory, and where the service reads its configuration."""
+Serving = namedtuple("Serving", "machine directory")
+"""The name of the machine in memory that a service has, "" where it is this one; and where it reads its configuration,
+"" where nobody says.
+"""
 
 
-def simulated(address: str | None) -> Simulated | None:
-    """The service on the bus at `address`, where that is one with a machine in memory; None: it is another, or none.
+def serving(address: str | None) -> Serving:
+    """What the service on the bus at `address` says of itself. It is not started for this.
 
-    There is none on the system bus (gpuswitchd refuses that), so nobody is asked where no address was given.
+    There is none with a machine in memory on the system bus: gpuswitchd refuses that.
     """
-    if not address:
-        return None
     try:
         with closing(Service.connect(address, _SECONDS)) as service:
-            about = service.about() if service.runs() else {}
+            about = service.about() if service.runs(_SECONDS) else {}
     except CtlError:
-        return None
+        about = {}
     # One that is older does not say.
-    return Simulated(about["Simulated"], about["ConfigDirectory"]) if about.get("Simulated") else None
+    return Serving(about.get("Simulated", "") if address else "", about.get("ConfigDirectory", ""))
 
 
-def tell_of_this_machine(address: str | None) -> None:
-    """Say so where `status` would show another."""
-    if found := simulated(address):
+def refuse_for_another_machine(address: str | None, *, can_show: bool = True) -> None:
+    """Before anything of this machine is written. `can_show`: whether the same has a --dry-run.
+
+    Raises:
+        CtlError: the service there has another machine, one in memory.
+    """
+    if not (machine := _in_memory(address)):
+        return
+    text = _(
+        "cannot write to this machine: the service at {address} has another, the simulated machine {machine}, whose "
+        "configuration is changed by {command}; to set up this machine, leave out --bus, and unset GPUSWITCH_BUS",
+        address=address,
+        machine=machine,
+        command="gpuswitchctl config edit",
+    )
+    if can_show:
+        text = _("{text}; to see what would be written, add --dry-run", text=text)
+    raise CtlError.of(InvalidArgument, text)
+
+
+def tell_of_this_machine(address: str | None) -> bool:
+    """Say so where `status` would show another; whether it would."""
+    if machine := _in_memory(address):
         problem(
             _(
                 "this looks at this machine and at /etc/gpuswitch, not at the simulated machine {machine}, of which "
                 "status tells",
-                machine=found.machine,
+                machine=machine,
             )
         )
+    return bool(machine)
+
+
+def tell_of_another_machine(address: str | None) -> None:
+    """Say so where GPUs and settings are those of another than all else that is looked at."""
+    if machine := _in_memory(address):
+        problem(
+            _(
+                "the GPUs and their configuration are those of the simulated machine {machine}; all else that this "
+                "looks at is of this machine",
+                machine=machine,
+            )
+        )
+
+
+def _in_memory(address: str | None) -> str:
+    """The machine in memory, where there is one: nobody is asked where no address was given."""
+    return str(serving(address).machine) if address else ""

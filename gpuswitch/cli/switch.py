@@ -24,6 +24,7 @@ from gpuswitch.cli.output import (
     as_json_line,
     duration,
     line,
+    moment,
     on_terminal,
     problem,
     rfc3339,
@@ -61,7 +62,8 @@ def move(service: Service, args: Namespace) -> int:
     except CtlError as error:
         raise _with_what_was_meant(error, args.gpus) from None
     if args.dry_run:
-        return _print_plans(gpus, args, options, f"gpuswitchctl to-{args.target} {{}} --dry-run")
+        ways = [(gpu, args.target) for gpu in gpus]
+        return _print_plans(ways, args, options, f"gpuswitchctl to-{args.target} {{}} --dry-run")
     if not args.yes and can_ask():
         ask_before_a_desktop_ends(service, gpus, args.target, options)
     command = f"gpuswitchctl to-{args.target} {{}}"
@@ -107,6 +109,16 @@ def cancel(service: Service, args: Namespace) -> int:
     switch = gpu.properties["Switch"]
     if not switch:
         raise CtlError.of(Failed, _("nobody has switched {gpu} since the service started", gpu=gpu.title))
+    if switch["result"] and gpu.properties["State"] != "wedged":  # the service says what may make the kernel return
+        text = _(
+            "cannot cancel: no switch of {gpu} is under way; the last was {id} to {target}: {result} at {moment}",
+            gpu=gpu.title,
+            id=switch["id"],
+            target=switch["target"],
+            result=state_word(switch["result"]),
+            moment=moment(switch["finished"]),
+        )
+        raise CtlError.of(Failed, text)
     service.subscribe(signals_of(gpu.owner))
     try:
         service.ask_allowed(gpu.cancel(switch["id"]))
@@ -146,43 +158,67 @@ def _cancelled(gpu: Gpu, switch: Mapping[str, Any]) -> str:
 
 
 def plan(service: Service, args: Namespace) -> int:
-    """Of the way that was named, else of the one that its GPU can go from where it is."""
-    gpu = service.gpu(args.gpu)
-    if args.target is None:
-        args = Namespace(**{**vars(args), "target": "vfio" if gpu.properties["State"] == "host" else "host"})
-    return _print_plans([gpu], args, options_of(args), f"gpuswitchctl plan {{}} {args.target}")
+    """Of the way that was named, else of the one that each GPU can go from where it is."""
+    gpus = gpus_to_move(service, [args.gpu] if args.gpu else [], every=args.all)
+    ways = [(gpu, args.target or ("vfio" if gpu.properties["State"] == "host" else "host")) for gpu in gpus]
+    return _print_plans(ways, args, options_of(args), "gpuswitchctl plan {} {target}")
 
 
-def _print_plans(gpus: Sequence[Gpu], args: Namespace, options: Options, command: str) -> int:
-    """`command` is what was typed for that, without the `options`, {} being the GPU."""
-    target = args.target
-    plans = []
-    for gpu in gpus:
-        steps = _or_blockers(gpu, options, args, command)
-        plans.append((gpu, steps, _in_the_way(gpu, steps, target, options)))
-    if args.json:
-        records = [
+def _print_plans(ways: Sequence[tuple[Gpu, str]], args: Namespace, options: Options, command: str) -> int:
+    """Of GPUs, each with where it is to go. `command` is what was typed for that, without the `options`, {} being the
+    GPU, and {target} where to.
+
+    Raises:
+        CtlError: it is refused, where it is about one GPU; of several, each that is has its reasons.
+    """
+    records: list[dict[str, Any]] = []
+    failures: list[CtlError] = []
+    for gpu, target in ways:
+        typed = command.replace("{target}", target).format(gpu.word)
+        try:
+            steps = _or_blockers(gpu, target, options, args, typed)
+        except CtlError as error:
+            if len(ways) == 1:
+                raise
+            failures.append(error)
+            if args.json:
+                as_json_line(error.as_json())
+            purpose = args.purpose.format(gpu=gpu.title)
+            problem(sentence(purpose, str(error), is_whole=error.is_whole, lead=error.lead))
+            continue
+        in_the_way = _in_the_way(gpu, steps, target, options)
+        if not args.json:
+            _print_plan(gpu, target, steps, in_the_way, several=len(ways) > 1)
+        records.append(
             {
                 **naming(gpu),
                 "target": target,
                 "steps": list(map(planned_record, steps)),
                 "in_the_way": list(map(blocker_record, in_the_way)),
             }
-            for gpu, steps, in_the_way in plans
-        ]
-        as_json({"plans": records})
-        return 0
-    for gpu, steps, in_the_way in plans:
-        if len(plans) > 1:
-            line(f"{gpu.title}:")
-        if steps:
-            _print_verdict(steps, in_the_way, gpu, target)
-        for number, step in enumerate(steps, 1):
-            within = _("{title} (within {seconds} s)", title=step_title(step["title"]), seconds=f"{step['deadline']:g}")
-            hung(f"{number:>{len(str(len(steps)))}}. ", within)
-        if not steps:
-            line(_("nothing to do: it is {place} already", place=place(gpu, target)))
-    return 0
+        )
+    if args.json and records:
+        as_json({"plans": records}, among_lines=bool(failures))
+    return _worst(failures)
+
+
+def _print_plan(
+    gpu: Gpu,
+    target: str,
+    steps: Sequence[Mapping[str, Any]],
+    in_the_way: Sequence[Mapping[str, Any]],
+    *,
+    several: bool,
+) -> None:
+    if several:
+        line(f"{gpu.title}:")
+    if not steps:
+        line(_("nothing to do: it is {place} already", place=place(gpu, target)))
+        return
+    _print_verdict(steps, in_the_way, gpu, target)
+    for number, step in enumerate(steps, 1):
+        within = _("{title} (within {seconds} s)", title=step_title(step["title"]), seconds=f"{step['deadline']:g}")
+        hung(f"{number:>{len(str(len(steps)))}}. ", within)
 
 
 def _in_the_way(gpu: Gpu, steps: Sequence[Mapping[str, Any]], target: str, options: Options) -> list[dict[str, Any]]:
@@ -212,7 +248,7 @@ def _print_verdict(
         hung("  ", reworded(str(each["text"]), [each]))
 
 
-def _or_blockers(gpu: Gpu, options: Options, args: Namespace, command: str) -> list[dict[str, Any]]:
+def _or_blockers(gpu: Gpu, target: str, options: Options, args: Namespace, command: str) -> list[dict[str, Any]]:
     """The steps of its plan.
 
     Raises:
@@ -220,14 +256,14 @@ def _or_blockers(gpu: Gpu, options: Options, args: Namespace, command: str) -> l
             to type.
     """
     try:
-        return gpu.plan(args.target, options)
+        return gpu.plan(target, options)
     except CtlError as error:
-        named = with_blockers(error, lambda: gpu.blockers(args.target, options), args)
+        named = with_blockers(error, lambda: gpu.blockers(target, options), args)
         named.about(gpu.address, gpu.name)
-        told = with_ways_out(named, ways_out([gpu], args.target, options, command.format(gpu.word)))
+        told = with_ways_out(named, ways_out([gpu], target, options, command))
         if told.exit_code == _REFUSED:
             # Who asks for a plan wants to know whether it can be done.
-            told.lead = _("{gpu} cannot go to {target} now:", gpu=gpu.title, target=args.target)
+            told.lead = _("{gpu} cannot go to {target} now:", gpu=gpu.title, target=target)
         raise told from None
 
 

@@ -24,26 +24,6 @@ STATES = (
     ("absent", mark("its functions are not on the PCI bus")),
 )
 
-_CONFIGURATION = mark(
-    """\
-/etc/gpuswitch/config.toml, then /etc/gpuswitch/conf.d/*.toml by name, then variables such as
-GPUSWITCH_DEADLINES__UNBIND=60; the later ones override single keys. None is needed.
-
-  [[gpu]]                         # one table for each GPU that is managed
-  address = "0000:01:00.0"
-  name = "rtx3070"
-
-  [defaults]                      # for all GPUs; each key can stand in a [[gpu]] table, too
-  busy = "wait"                   # what becomes of programs that have it open: refuse, wait, terminate, kill
-  wait_seconds = 60
-
-gpuswitchctl setup            asks what it takes, and writes it
-gpuswitchctl config           shows every key, its value, and the file that set it
-gpuswitchctl config edit      edits a file, which is replaced only by one that can be used
-gpuswitchctl config check     says what is wrong with it, without the service
-systemctl reload gpuswitchd   reads it again; with a mistake in it, all stays as it was"""
-)
-
 
 def show_help(args: Namespace) -> int:
     """Explain a command, an action of one (`setup undo`), or a topic.
@@ -63,7 +43,9 @@ def show_help(args: Namespace) -> int:
         line(_("With several GPUs, the worst of theirs."))
         line(_(EXIT_STATUS_OF_DOCTOR))
     elif topic == "configuration":
-        write(_(_CONFIGURATION))
+        from gpuswitch.cli.configuration_topic import explain  # noqa: PLC0415 -- it reads every key, for this topic alone
+
+        explain()
     else:
         _show_command(topic)
     return 0

@@ -56,6 +56,8 @@ _ALIKE = 0.75
 """Of a command, how much (difflib.SequenceMatcher.ratio): each with two letters exchanged is, and abort and adopt are
 not.
 """
+_LONGEST_NUMBER = 4
+"""Digits of switches that somebody wants to see: 20261129 is a day."""
 _NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 """No option, where no option looks so: argparse has it in the same way."""
 
@@ -102,6 +104,8 @@ class _Reading:
         """Arguments that are no options, of the command."""
         self._given: list[tuple[argparse.Action, str]] = []
         """Options, as they are called there."""
+        self._behind: list[str] = []
+        """The command of `run`, which stands behind --."""
         self._taken = ""
         """That a command was taken for something else, where one is missing."""
 
@@ -117,6 +121,8 @@ class _Reading:
             word = waiting.pop(0)
             if only_words or not _is_option(word) or (word == "--" and self.parser is self._top):
                 found = self._argument(word)
+            elif word == "--" and self._named == "run":
+                self._behind, waiting, found = waiting, [], None
             elif word == "--":
                 only_words, found = True, None
             else:
@@ -243,8 +249,9 @@ class _Reading:
         if len(self._words) > len(places) and all(each.nargs != "*" for each in places):
             words = " ".join(map(repr, self._words[len(places) :]))
             if self._named == "run":
-                line = f"{_PROGRAM} run --gpu {self._words[0]} -- {' '.join(self._words[1:]) or 'COMMAND'}"
-                return _("run takes its GPU by --gpu, and its command after --: {line}", line=line)
+                return _("run takes its GPU by --gpu, and its command after --: {line}", line=self._runs())
+            if self._named == "history" and (how := self._past()):
+                return _("history takes a time or a number by its option: {how}", how=how)
             if (extra := self._words[-1]).isdecimal() or as_seconds(extra):
                 for name in ("--seconds", "--limit"):
                     if _option_of(self.parser, name) is not None:
@@ -257,6 +264,16 @@ class _Reading:
                 text = _("{verb} takes no argument: leave out {words}", verb=self._named, words=words)
             return text + _explained(self._named)
         return None
+
+    def _runs(self) -> str:
+        """How it is written: where no command stands behind --, nobody can tell whether the first word is a GPU."""
+        first, *more = self._words
+        line = self._line("--gpu", first, "--", *(self._behind or more or ["COMMAND"]))
+        return line if self._behind else _(" or ").join([line, self._line("--", first, *more)])
+
+    def _past(self) -> str:
+        """The option for the words behind a GPU, or for all of them, `2h ago`; "" where that cannot be told."""
+        return by_its_option(" ".join(self._words[1:])) or by_its_option(" ".join(self._words))
 
     def _target(self, known: Sequence[str]) -> str | None:
         """Of a GPU and where to, each of which may be left out."""
@@ -276,6 +293,21 @@ class _Reading:
         from shlex import join  # noqa: PLC0415 -- for who mistypes alone
 
         return join([_PROGRAM, *self._path, *words])
+
+
+def by_its_option(word: str) -> str:
+    """What `history` takes for a number, or for a time: `--limit 5`, `--since '2h ago'`; "" where it is neither."""
+    from shlex import quote  # noqa: PLC0415 -- for who mistypes alone
+
+    from gpuswitch.cli.times import point_in_time  # noqa: PLC0415 -- as above
+
+    if word.isascii() and word.isdecimal() and len(word) <= _LONGEST_NUMBER:
+        return f"--limit {word}"
+    try:
+        point_in_time(word)
+    except ValueError:
+        return ""
+    return f"--since {quote(word)}"
 
 
 def _no_choice(option: argparse.Action, name: str, value: str) -> str | None:

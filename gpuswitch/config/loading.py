@@ -76,6 +76,7 @@ def load(
         settings=tuple(_in_force(layers, tables)),
         warnings=tuple(layers.warnings),
         files=tuple(layers.files),
+        directory=(path.parent if alone else path).absolute(),
     )
 
 

@@ -80,7 +80,8 @@ class Config:
     """The whole configuration. `gpus` are the managed ones whose address it says, `sought` the others; `settings` is
     every key in force, for people to read.
 
-    `files` are those that were read; `warnings` has a sentence for each that never is, though it lies where one is.
+    `files` are those that were read, in `directory`; `warnings` has a sentence for each that never is, though it lies
+    where one is.
     """
 
     gpus: tuple[GpuConfig, ...] = ()
@@ -92,6 +93,7 @@ class Config:
     settings: tuple[Setting, ...] = ()
     warnings: tuple[str, ...] = ()
     files: tuple[Path, ...] = field(default=(), compare=False)
+    directory: Path = field(default=DIRECTORY, compare=False)
 
     def gpu(self, address: PciAddress) -> GpuConfig:
         """The configuration of one GPU; the defaults where it is not managed."""

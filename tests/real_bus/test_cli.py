@@ -276,7 +276,8 @@ def test_a_service_that_is_not_there_is_one_sentence(ctl: Ctl, private_bus: Priv
     assert absent.returncode == 5
     assert absent.stderr == (
         "gpuswitchctl: cannot list the GPUs: the gpuswitch service is not on the bus at "
-        f"{private_bus.address}; start it: gpuswitchd\n"
+        f"{private_bus.address}; start it there: gpuswitchd --bus {private_bus.address}, with the other options that "
+        "it had, such as --simulate\n"
     )
 
 

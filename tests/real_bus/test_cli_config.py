@@ -6,14 +6,20 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from gpuswitch.cli.configuration import DIRECTORY, judged
+from gpuswitch.cli.doctor import doctor
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.simulated import tell_of_this_machine
+from gpuswitch.cli.parser import parse
+from gpuswitch.cli.setup import setup
+from gpuswitch.cli.simulated import Serving, serving, tell_of_this_machine
 from gpuswitch.config import loading, settings
-from gpuswitch.errors import ConfigError
+from gpuswitch.doctor import seen
+from gpuswitch.doctor.machine import Machine
+from gpuswitch.errors import ConfigError, NoSuchGpu
 from tests.harness.buses.private import PrivateBus
 from tests.harness.service.services import BIN, environment, write_config
 from tests.real_bus.conftest import Start
@@ -44,6 +50,11 @@ def ctl(environ: dict[str, str]) -> Ctl:
 def said(environ: dict[str, str], *arguments: str) -> str:
     """What another verb of the command says."""
     return subprocess.run([CTL, *arguments], env=environ, capture_output=True, text=True, check=True).stdout
+
+
+def ran(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Another verb of the command, however it ended."""
+    return subprocess.run([CTL, *arguments], env=environ, capture_output=True, text=True, check=False)
 
 
 # What is in force
@@ -251,3 +262,67 @@ async def test_a_simulated_service_has_its_own_directory_checked(
     assert "not at the simulated machine laptop, of which status tells" in capsys.readouterr().err
     tell_of_this_machine(None)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "words", ["setup --yes", "setup undo", "setup boot --yes", "setup boot undo", "setup proxmox", "setup prometheus"]
+)
+async def test_nothing_of_this_machine_is_written_for_one_in_memory(
+    start: Start, environ: dict[str, str], private_bus: PrivateBus, words: str
+) -> None:
+    await start("single")
+    ended = ran(environ, *words.split())
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(
+        f"gpuswitchctl: cannot write to this machine: the service at {private_bus.address} has another, the simulated "
+        "machine single, whose configuration is changed by gpuswitchctl config edit; to set up this machine, leave out "
+        "--bus, and unset GPUSWITCH_BUS"
+    )
+    assert ("--dry-run" in ended.stderr) is (words != "setup boot undo")
+    assert ended.stderr.count("\n") == 1
+
+
+async def test_what_setup_would_write_for_one_in_memory_is_shown_where_its_service_reads_it(
+    start: Start, environ: dict[str, str]
+) -> None:
+    service = await start("single")
+    shown = ran(environ, "setup", "--dry-run")
+    assert "the GPUs and their configuration are those of the simulated machine single" in shown.stderr
+    assert f"+++ {service.config}/conf.d/50-setup.toml" in shown.stdout
+    assert "/etc/gpuswitch" not in shown.stdout
+    assert not (service.config / "conf.d").exists()
+
+
+async def test_the_doctor_takes_no_gpu_in_memory_for_one_of_this_machine(
+    start: Start, private_bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have the same addresses."""
+    await start("single")
+    asked = []
+
+    def examine(_machine: object, service: seen.Service, _gpus: object) -> NoReturn:
+        asked.append(service)
+        raise NoSuchGpu("there is no GPU on this host")
+
+    monkeypatch.setattr("gpuswitch.cli.doctor.examine", examine)
+    for machine in (None, Machine()):
+        with pytest.raises(CtlError):
+            doctor(parse(["doctor", "--bus", private_bus.address]), machine)
+    assert [(each.running, list(each.gpus)) for each in asked] == [(True, []), (True, ["0000:01:00.0"])]
+
+
+async def test_setup_writes_nothing_that_the_service_would_not_read(
+    start: Start, private_bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of this machine that reads another directory: what is in memory is not told here, as on the system bus."""
+    service = await start("single")
+    there = serving(private_bus.address)
+    assert there == Serving("single", str(service.config))
+    monkeypatch.setattr("gpuswitch.cli.setup.serving", lambda _address: there._replace(machine=""))
+    with pytest.raises(CtlError) as refused:
+        setup(parse(["setup", "--yes"]))
+    assert refused.value.exit_code == 2
+    assert str(refused.value).startswith(
+        f"cannot write /etc/gpuswitch/conf.d/50-setup.toml: the service reads {service.config}; "
+    )
+    assert f"gpuswitchctl config edit {service.config}/conf.d/50-setup.toml" in str(refused.value)

@@ -166,6 +166,37 @@ async def test_plans_of_several_stand_below_their_names(start: Start, ctl: Ctl) 
     assert plans[0]["steps"][0].keys() == {"kind", "title", "deadline_seconds", "stops", "ends_programs", "drivers"}
 
 
+async def test_all_are_planned_each_from_where_it_is_whichever_are_refused(start: Start, ctl: Ctl) -> None:
+    config = "".join(f'[[gpu]]\naddress = "{each}"\n' for each in (INTEGRATED, CARD))
+    await start("laptop", config=ANY_PORT + config)
+    for arguments in (("plan", "--all"), ("plan", "--all", "vfio"), ("to-vfio", "--all", "--dry-run")):
+        planned = ctl(*arguments)
+        assert planned.returncode == 3
+        assert [line for line in planned.stdout.splitlines() if line.endswith(":")] == [f"{CARD}:"]
+        assert planned.stdout.splitlines()[1].startswith(f"nothing keeps {CARD} from going to vfio")
+        assert f"gpuswitchctl: {INTEGRATED} cannot go to vfio now:" in planned.stderr
+        refused, told = map(json.loads, ctl(*arguments, "--json").stdout.splitlines())
+        assert [(each["gpu"], each["target"]) for each in told["plans"]] == [(CARD, "vfio")]
+        assert (refused["gpu"], refused["error"]["exit_status"], refused["event"]) == (INTEGRATED, 3, "error")
+    assert ctl("to-vfio", CARD).returncode == 0
+    planned = ctl("plan", "--all", "--json")
+    _refused, told = map(json.loads, planned.stdout.splitlines())
+    assert [(each["gpu"], each["target"]) for each in told["plans"]] == [(CARD, "host")]
+    assert "nothing to do: it is on vfio-pci already" in ctl("plan", "--all", "vfio").stdout
+
+
+async def test_all_means_those_with_a_table_and_that_there_is_none_is_said(start: Start, ctl: Ctl) -> None:
+    await start("laptop")
+    refused = ctl("plan", "--all")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert (
+        "no GPU is managed: give those that --all is to mean a [[gpu]] table, by: gpuswitchctl setup" in refused.stderr
+    )
+    both = ctl("plan", "--all", CARD)
+    assert (both.returncode, "cannot take --all and names of GPUs together" in both.stderr) == (2, True)
+    assert "MANAGED says whether the configuration has a [[gpu]] table" in " ".join(ctl("help", "list").stdout.split())
+
+
 # Refusals and errors as JSON
 
 

@@ -356,7 +356,23 @@ async def test_people_cancel_and_see_the_way_back(start: Start, private_bus: Pri
     assert err.startswith(f"gpuswitchctl: cannot move {ADDRESS} to vfio (cancelled): cancelled by gpuswitchctl (pid ")
     status, _, err = await ctl(private_bus, "cancel", ADDRESS)
     assert status == 1
-    assert err == f"gpuswitchctl: cannot cancel switch {switch}: it is over already (cancelled)\n"
+    last = f"the last was {switch} to vfio: cancelled at "
+    assert err.startswith(f"gpuswitchctl: cannot cancel: no switch of {ADDRESS} is under way; {last}")
+
+
+@pytest.mark.parametrize(
+    ("word", "option"), [("yesterday", "--since yesterday"), ("2h", "--since 2h"), ("5", "--limit 5")]
+)
+async def test_a_time_in_the_place_of_a_gpu_is_told_from_a_name(
+    word: str, option: str, start: Start, private_bus: PrivateBus
+) -> None:
+    await start("laptop")
+    status, out, err = await ctl(private_bus, "history", word)
+    assert (status, out) == (2, "")
+    assert f"no GPU is named '{word}'; this host has " in err
+    assert f"  {word} is what an option takes, and no GPU; did you mean {option}?\n" in err
+    _status, _out, err = await ctl(private_bus, "history", "radeon")
+    assert "did you mean" not in err
 
 
 async def test_nothing_to_cancel_is_said(start: Start, private_bus: PrivateBus) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.harness.service.peers import PeerError
 from tests.harness.service.services import ANY_PORT, ROOT, Service
+from tests.harness.service.terminal import Terminal
 from tests.real_bus.conftest import CTL, Ctl, Start
 
 CARD = "0000:01:00.0"
@@ -73,6 +74,17 @@ async def test_the_command_has_it_and_it_is_home_when_that_has_ended(start: Star
     assert (away["target"], away["requester"]["command"]) == ("vfio", "gpuswitchctl")
     assert away["requester"]["vm"].startswith("sh (pid ")
     assert (home["target"], home["requester"]["service"]) == ("host", True)
+
+
+@pytest.mark.parametrize(("rule", "place"), [("", "on the host"), ('on_release = "stay"\n', "on vfio-pci")])
+async def test_whoever_sits_there_sees_it_come_home(
+    rule: str, place: str, start: Start, environ: dict[str, str]
+) -> None:
+    await start("laptop", config=CONFIG + rule)
+    with Terminal([CTL, "run", "--yes", "--", "echo", "it runs"], environ) as terminal:
+        terminal.until("it runs")
+        terminal.until(f"gpuswitchctl: rtx ({CARD}) is {place} now")
+        assert terminal.ended() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])

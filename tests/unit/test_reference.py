@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.cli import configuration_topic
+from gpuswitch.cli.main import main
 from gpuswitch.config.reference import Key, key_of, must_be, reference
 from gpuswitch.config.schema import TABLES, Deadlines, Defaults, GpuTable, History, Metrics, Tables, names_of
 
@@ -50,5 +52,22 @@ def test_what_a_value_must_be(key: Key, words: str) -> None:
 
 def test_the_page_is_current(tmp_path: Path) -> None:
     fresh = tmp_path / "configuration.md"
-    subprocess.run([sys.executable, "docs/generate_configuration.py", fresh], cwd=ROOT, check=True)
+    keys = tmp_path / "keys.json"
+    subprocess.run([sys.executable, "docs/generate_configuration.py", fresh, keys], cwd=ROOT, check=True)
     assert (ROOT / "docs/configuration.md").read_text() == fresh.read_text(), "run `make docs`"
+    assert configuration_topic.KEYS.read_text() == keys.read_text(), "run `make docs`"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_the_help_has_every_key_and_fits(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["help", "configuration"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns
+    for table in reference():
+        assert f"\n{table.heading}\n" in out
+        told = " ".join(out.partition(f"\n{table.heading}\n")[2].split())
+        for key in table.keys:
+            assert f"{key.name} = {key.default} {key.sentence} Values: {must_be(key)}" in told

@@ -76,3 +76,8 @@ def test_units_of_all_gpus_are_set_where_they_stand(tmp_path: Path) -> None:
     assert to_set_units(config, GPU, less="a.service") == (
         f"set `stop_units = []` in the [defaults] table in {tmp_path}/conf.d/desk.toml, {RELOAD}"
     )
+
+
+def test_what_is_added_is_added_where_the_service_reads(tmp_path: Path) -> None:
+    told = to_set(written(tmp_path, other="[history]\nkeep = 1\n"), GPU, "allow_boot_display", "true")
+    assert told.startswith(f"add to {tmp_path}/config.toml, by gpuswitchctl config edit: ")

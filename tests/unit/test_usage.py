@@ -27,6 +27,7 @@ def complaint(*words: str) -> str:
 
 YES = "to-vfio, to-host, trial, run, hold, setup, setup undo, setup proxmox, setup prometheus, setup boot"
 """The commands that have it."""
+RUN = "run takes its GPU by --gpu, and its command after --: "
 ENDS = "done, reverted, failed, cancelled, wedged or drifted"
 
 
@@ -42,12 +43,23 @@ ENDS = "done, reverted, failed, cancelled, wedged or drifted"
         ("setup --undo", "setup does not know --undo; did you mean setup undo?"),
         (
             "run rtx -- true",
-            "run takes its GPU by --gpu, and its command after --: gpuswitchctl run --gpu rtx -- COMMAND",
+            f"{RUN}gpuswitchctl run --gpu rtx -- true",
         ),
-        ("run rtx true", "run takes its GPU by --gpu, and its command after --: gpuswitchctl run --gpu rtx -- true"),
+        (
+            "run true",
+            f"{RUN}gpuswitchctl run --gpu true -- COMMAND or gpuswitchctl run -- true",
+        ),
+        (
+            "run rtx true",
+            f"{RUN}gpuswitchctl run --gpu rtx -- true or gpuswitchctl run -- rtx true",
+        ),
         ("trial rtx 30s", "trial takes a number by its option: --seconds 30"),
         ("trial rtx --for 30", "trial does not know --for; did you mean --seconds 30?"),
-        ("history rtx 5", "history takes a number by its option: --limit 5"),
+        ("history rtx 5", "history takes a time or a number by its option: --limit 5"),
+        ("history rtx 30s", "history takes a time or a number by its option: --since 30s"),
+        ("history 2h ago", "history takes a time or a number by its option: --since '2h ago'"),
+        ("history rtx 2026-11-29 20:00", "history takes a time or a number by its option: --since '2026-11-29 20:00'"),
+        ("history a b", "history takes one GPU: leave out 'b'; gpuswitchctl help history explains it"),
         (
             "history --failed",
             "history does not know --failed; did you mean --result failed --result reverted?",

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from gpuswitch.config.settings import DIRECTORY, Config
+from gpuswitch.config.settings import Config
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.sentence import Sentence
-
-_FILE = str(DIRECTORY / "config.toml")
 
 
 def to_set(config: Config, gpu: Gpu, key: str, value: str) -> Sentence:
@@ -22,7 +20,7 @@ def to_set(config: Config, gpu: Gpu, key: str, value: str) -> Sentence:
             table="[[gpu]]",
             address=f"address = {json.dumps(str(gpu.address))}",
             line=line,
-            file=_FILE,
+            file=_file(config),
         )
     return Sentence(
         "set `{line}` in the [[gpu]] table of {gpu} in {file}, then run: systemctl reload gpuswitchd",
@@ -50,7 +48,7 @@ def to_set_units(config: Config, gpu: Gpu, *, less: str) -> Sentence:
         "set `{line}` in the {table} table in {file}, then run: systemctl reload gpuswitchd",
         line=f"stop_units = {units}",
         table="[defaults]",
-        file=next((each.origin for each in config.settings if each.key == "defaults.stop_units"), _FILE),
+        file=next((each.origin for each in config.settings if each.key == "defaults.stop_units"), _file(config)),
     )
 
 
@@ -60,7 +58,12 @@ def _where(config: Config, gpu: Gpu) -> str:
     label = config.gpu(gpu.address).label
     # The one of the two that it is known by; by default, nothing is said of the other.
     known = (origins.get(f"gpu[{label}].{key}", "default") for key in ("address", "match"))
-    return next((origin for origin in known if origin != "default"), _FILE)
+    return next((origin for origin in known if origin != "default"), _file(config))
+
+
+def _file(config: Config) -> str:
+    """Where people write what they add."""
+    return str(config.directory / "config.toml")
 
 
 def _list(items: Iterable[str]) -> str:
