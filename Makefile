@@ -58,8 +58,8 @@ system-test: venv need-system need-cockpit ## the tests on a real systemd and bu
 	@RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/python -m tests.harness.containers
 	RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/pytest --timeout=600 -n $(WORKERS) $(if $(CAMPAIGNS),,-m 'not campaign') tests/real_system
 
-test-python: venv need-system ## the fast tests with another release's Python, in a system of it (RELEASE=trixie or forky; TESTS=FOLDER: some)
-	@RELEASE=$(RELEASE) $(BIN)/python -m tests.harness.debian.fast_tests $(TESTS)
+test-python: venv need-system ## the fast tests with another release's Python, in a system of it (RELEASE=trixie or forky; TESTS=FOLDER: some; WORKERS=auto)
+	@RELEASE=$(RELEASE) $(BIN)/python -m tests.harness.debian.fast_tests -n $(WORKERS) $(TESTS)
 
 vm-test: venv need-vm ## the tests on a real kernel in virtual machines (RELEASE=bookworm; SELECT=smoke: a few; CAMPAIGNS=: without the long ones; WORKERS=auto)
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.harness.virtual_machines build

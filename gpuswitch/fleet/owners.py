@@ -24,6 +24,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.owner import Owner
 from gpuswitch.model.policy import AS_CONFIGURED, Options, Release
 from gpuswitch.model.states import State
+from gpuswitch.runtime.apart import apart
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.record import THE_SERVICE, Requester, Result
 from gpuswitch.switch.shared.arbiter import Arbiter
@@ -116,7 +117,7 @@ class Owners:
         asking = asyncio.create_task(self._handed_over(claims, requester.on_behalf_of(owner), options))
         self._asking[owner.uuid] = asking
         try:
-            await asyncio.shield(asking)
+            await apart(asking)
             await self._access.clear(actors)
             if user is not None:
                 await self._access.give(actors, user)

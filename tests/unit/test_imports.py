@@ -17,6 +17,7 @@ _HEART = (
     "gpuswitch.errors",
     "gpuswitch.model",
     "gpuswitch.config",
+    "gpuswitch.runtime.apart",
     "gpuswitch.runtime.pause",
     "gpuswitch.runtime.stacks",
     "gpuswitch.log.events",
@@ -82,7 +83,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "gpuswitch.host.port": _HOST,
     "gpuswitch.host.looking": (*_HOST, "gpuswitch.runtime.pause"),
     "gpuswitch.host.linux": (*_HOST, "gpuswitch.host.linux"),
-    "gpuswitch.host.simulated": (*_HOST, "gpuswitch.host.simulated"),
+    "gpuswitch.host.simulated": (*_HOST, "gpuswitch.runtime.apart", "gpuswitch.host.simulated"),
     # An observer of the switches, and what it writes: files of its own.
     "gpuswitch.history": (
         "gpuswitch.sentence",

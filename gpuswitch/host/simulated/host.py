@@ -23,6 +23,7 @@ from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import kernel_name
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.holders import Process
+from gpuswitch.runtime.apart import apart
 
 T = TypeVar("T")
 
@@ -209,7 +210,7 @@ class SimulatedKernel(Kernel):
             message = f"the kernel has not returned from this: {pending.what}"
             raise KernelError(call.verb, call.subject, errno.EBUSY, message)
         worker = self._running_worker()
-        return said(worker, call, await asyncio.shield(worker.give(work, call)))
+        return said(worker, call, await apart(worker.give(work, call)))
 
 
 def said(worker: Worker, call: Call, result: T) -> T:

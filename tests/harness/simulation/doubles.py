@@ -26,6 +26,7 @@ from gpuswitch.model.access import UserAccess
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.holders import Holder, HolderQuery, Process, Scan, Unit
+from gpuswitch.runtime.apart import apart
 from tests.harness.simulation.loop import LIFE, Killed, Life, SimulatedLoop
 
 T = TypeVar("T")
@@ -160,7 +161,7 @@ class ServiceKernel(SimulatedKernel):
             raise KernelError(call.verb, call.subject, errno.EBUSY, message)
         self._watcher.sends(self._gpu, call)
         worker = self._loop.run_as(None, self._running_worker)
-        result: T = await self._loop.apart(self._loop.run_as(None, self._give, work, call))
+        result: T = await apart(self._loop.run_as(None, self._give, work, call))
         return said(worker, call, result)
 
     def _give(self, work: Callable[[Call], Coroutine[Any, Any, T]], call: Call) -> asyncio.Task[T]:
@@ -177,7 +178,7 @@ class ServiceProcesses(SimulatedProcesses):
     async def scan(self, query: HolderQuery) -> Scan:
         self._life.reached(SEND)
         work = self._scanned(super().scan(query), query)
-        return await self._loop.apart(self._loop.run_as(None, _started, work))
+        return await apart(self._loop.run_as(None, _started, work))
 
     async def _scanned(self, work: Coroutine[Any, Any, Scan], query: HolderQuery) -> Scan:
         scan = await work
@@ -211,7 +212,7 @@ class ServiceSystemd(SimulatedSystemd):
             raise
         job = self._loop.run_as(None, _started, work)
         try:
-            return await self._loop.apart(job)
+            return await apart(job)
         except asyncio.CancelledError:
             if self._life.alive:
                 job.cancel()

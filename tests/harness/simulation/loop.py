@@ -13,7 +13,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -177,12 +176,6 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Have it seen that a life is over, though it waits for nothing."""
         self.run_as(life, self.call_soon, _nothing)
 
-    def apart(self, work: asyncio.Task[T]) -> asyncio.Future[T]:
-        """What it comes to; it goes on where nobody waits for that any more. `asyncio.shield`, with fewer handles."""
-        answer: asyncio.Future[T] = self.create_future()
-        work.add_done_callback(partial(_pass_on, answer))
-        return answer
-
     def begin(self, life: Life | None, work: Coroutine[Any, Any, object]) -> None:
         """Start this as part of a life, or of the world around it; nobody waits for its end."""
         self._begun = self.run_as(life, self.create_task, work)
@@ -258,19 +251,6 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         """Nothing sleeps that would have to be woken."""
-
-
-def _pass_on(answer: asyncio.Future[T], work: asyncio.Task[T]) -> None:
-    # Also where nobody is left to take it.
-    error = None if work.cancelled() else work.exception()
-    if answer.cancelled():
-        return
-    if work.cancelled():
-        answer.cancel()
-    elif error is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(work.result())
 
 
 def _nothing() -> None:
