@@ -32,7 +32,7 @@ def what_the_firmware_claims_is_overlooked(patch: pytest.MonkeyPatch) -> None:
 
 @breaks(7, story=Story("reserved", "refuse", (A_MACHINE_ASKS,)))
 def on_vfio_is_ready(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(guards, "_groups", lambda *_: ())
+    patch.setattr(guards, "_viability", lambda *_: ())
 
 
 @breaks(1, story=Story("driverless", "refuse", (Event("program", 0, "opens"), Event("ask", 0, "vfio"))))

@@ -68,7 +68,7 @@ def run(
         except Exception as fault:  # noqa: BLE001 -- whatever it is, it is told with its seed
             world.checker.fault(repr(fault))
         if world.service is not None:
-            loop.end(world.service.life)
+            loop.end_now(world.service.life)
     checker = world.checker
     outcome.steps, outcome.violations, outcome.ends = checker.steps, checker.violations, checker.ends
     outcome.hits.update({(step, str(wrong)): n for (step, wrong), n in world.trouble.hits.items()})
