@@ -12,7 +12,7 @@ from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from gpuswitch.cli.asking import can_ask, go_on
+from gpuswitch.cli.asking import can_ask, go_on, is_to_ask
 from gpuswitch.cli.client import Gpu, Options, Service, gpus_to_move, signals_of
 from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError, blocker_record
 from gpuswitch.cli.follow import Following, joined_words
@@ -62,7 +62,7 @@ def move(service: Service, args: Namespace) -> int:
         raise _with_what_was_meant(error, args.gpus) from None
     if args.dry_run:
         return _print_plans(gpus, args, options, f"gpuswitchctl to-{args.target} {{}} --dry-run")
-    if not args.yes and can_ask():
+    if is_to_ask(args):
         ask_before_a_desktop_ends(service, gpus, args.target, options)
     command = f"gpuswitchctl to-{args.target} {{}}"
     return Switches(
@@ -400,10 +400,14 @@ class Switches:
             with display(as_json=self._args.json, several=self._several) as shown:
                 following.to_the_end(shown)
         except KeyboardInterrupt:
-            if self._taken_back or not can_ask() or not self._settled(following):
+            if self._taken_back or not self._can_ask_meanwhile() or not self._settled(following):
                 raise _interrupted([gpu for gpu, _switch in following.under_way], self._again) from None
             return False
         return True
+
+    def _can_ask_meanwhile(self) -> bool:
+        """What happens stands above the question; and who reads a pipe of ours has heard the same ^C, and is gone."""
+        return not self._args.json and can_ask() and on_terminal(sys.stdout)
 
     def _settled(self, following: Following) -> bool:
         """Whether a person says that they are to be taken back, and they are being, or they are over meanwhile."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from gpuswitch.cli.asking import can_ask
+from gpuswitch.cli.asking import is_to_ask
 from gpuswitch.cli.client import Gpu, Service
 from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError
 from gpuswitch.cli.keys import pressed, single_keys
@@ -29,7 +29,7 @@ _ASKS_FOR = {_HOME: "host", _KEEP: "vfio"}
 def trial(service: Service, args: Namespace) -> int:
     """To vfio, and then home by itself; on a terminal until that is over, or kept."""
     gpu, options = service.gpu(args.gpu), options_of(args)
-    if not args.yes and can_ask():
+    if is_to_ask(args):
         ask_before_a_desktop_ends(service, [gpu], "vfio", options)
     command = f"gpuswitchctl trial {{}} --seconds {args.seconds:g}"
     try:

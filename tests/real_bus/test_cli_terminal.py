@@ -362,7 +362,7 @@ async def test_nobody_is_asked_with_yes(start: Start, environ: dict[str, str]) -
     assert GO_ON not in terminal.shown
 
 
-@pytest.mark.parametrize("elsewhere", ["</dev/null", ">/dev/null", "2>/dev/null", "| cat"])
+@pytest.mark.parametrize("elsewhere", ["</dev/null", "2>/dev/null", "--json", "--json | cat"])
 async def test_nobody_is_asked_who_could_not_answer_or_see_it(
     elsewhere: str, start: Start, environ: dict[str, str]
 ) -> None:
@@ -371,6 +371,19 @@ async def test_nobody_is_asked_who_could_not_answer_or_see_it(
         assert terminal.ended() == 0
     assert GO_ON not in terminal.shown
     assert card(environ)["state"] == "vfio"
+
+
+@pytest.mark.parametrize("elsewhere", [">/dev/null", "| cat"])
+async def test_whoever_sits_there_is_asked_wherever_the_output_goes(
+    elsewhere: str, start: Start, environ: dict[str, str]
+) -> None:
+    await start("single", config=DESKTOP)
+    with Terminal(["bash", "-o", "pipefail", "-c", f"{CTL} to-vfio geforce {elsewhere}"], environ) as terminal:
+        terminal.until("ends what runs on this screen: display-manager.service")
+        terminal.until(GO_ON)
+        terminal.press("n\n")
+        assert terminal.ended() == 1
+    assert card(environ)["switch"] is None
 
 
 async def test_nobody_is_asked_where_no_desktop_ends(start: Start, environ: dict[str, str]) -> None:
