@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,6 +169,76 @@ async def test_stopped_while_it_shows_steps_it_gives_the_cursor_back(start: Star
         terminal.press("c")
         assert terminal.ended() == 1
         assert_as_it_was(terminal)
+
+
+BACKGROUND = """
+import os, signal, sys
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+command = os.fork()
+if command == 0:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execv(sys.argv[1], sys.argv[1:])
+sys.stdin.readline()
+os.tcsetpgrp(0, command)
+_, status = os.waitpid(command, os.WUNTRACED)
+os.tcsetpgrp(0, os.getpgrp())
+assert os.WIFSTOPPED(status), status
+print("it is stopped", flush=True)
+os.kill(command, signal.SIGCONT)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]))
+"""
+"""A shell with job control: `... &`, `fg` when a line is typed, and after ^Z `bg`."""
+IN_THE_BACKGROUND = """
+import os, sys
+command = os.fork()
+if command == 0:
+    os.setpgid(0, 0)
+    os.execv(sys.argv[1], sys.argv[1:])
+_, status = os.waitpid(command, os.WUNTRACED)
+assert not os.WIFSTOPPED(status), status
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""`... &` alone."""
+MOVES = re.compile(r"\x1b\[(\d*[A-HJKSTf]|\?25l)")
+"""What moves the cursor, erases, or hides it."""
+
+
+def child_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+@pytest.mark.parametrize("by_key", [True, False])
+async def test_in_the_background_it_tells_in_lines_and_leaves_the_terminal_to_others(
+    start: Start, environ: dict[str, str], *, by_key: bool
+) -> None:
+    service = await start("single", config=HELD)
+    with Terminal([sys.executable, "-c", BACKGROUND, CTL, *WAITING], environ) as terminal:
+        terminal.until(": done (")
+        terminal.until("waiting until ")
+        terminal.until("Xorg (pid ")
+        assert not MOVES.search(terminal.raw)
+        terminal.press("\n")
+        terminal.until("s left): ")
+        if by_key:
+            terminal.press(STOP)
+        else:
+            os.kill(child_of(terminal.process.pid), signal.SIGSTOP)
+        terminal.until("it is stopped")
+        # It has begun to go on when it tells of this.
+        await service.call(f"{ROOT}/gpu/0000_01_00_0", f"{GPU}.Cancel", "s", card(environ)["switch"]["id"])
+        terminal.until("wait until nobody has it open: reverted")
+        assert terminal.ended() == 1
+        assert not MOVES.search(terminal.raw.rpartition("it is stopped")[2])
+        assert_as_it_was(terminal)
+
+
+async def test_a_trial_in_the_background_is_not_counted_down(start: Start, environ: dict[str, str]) -> None:
+    await start("laptop", config=NAMED)
+    with Terminal([sys.executable, "-c", IN_THE_BACKGROUND, CTL, "trial", "geforce"], environ) as terminal:
+        terminal.until("goes home by itself at ")
+        assert terminal.ended() == 0
+        assert not MOVES.search(terminal.raw)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
