@@ -32,7 +32,7 @@ from gpuswitch.cli.output import (
 from gpuswitch.cli.parser import TARGETS
 from gpuswitch.cli.query import to_put_right, what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
-from gpuswitch.cli.steps import Above, display
+from gpuswitch.cli.steps import Above, Lines, display
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
 from gpuswitch.cli.ways_out import ways_out, with_options, with_ways_out, without
 from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NoSuchGpu, NotViable, Owned, Timeout, Wedged
@@ -413,6 +413,8 @@ class Switches:
         """Whether a person says that they are to be taken back, and they are being, or they are over meanwhile."""
         named = _(" and ").join(gpu.word for gpu, _switch in following.under_way)
         question = Question(_("Cancel the switch of {gpus} (c), or leave it to go on (l)? [c/L] ", gpus=named))
+        # It was drawn in place, and has until when there is something to decide.
+        following.tell_again(Lines(several=self._several))
         try:
             # They go on while somebody thinks about it.
             key = _answer(question, partial(following.until_typed, Above(question, several=self._several)))
@@ -546,7 +548,7 @@ def _answer(question: Question, typed: Callable[[int], bool]) -> str:
     """
     known = dict.fromkeys((_TAKE_BACK, *_first_letters(_("c cancel"))), _TAKE_BACK)
     known |= dict.fromkeys((_LEAVE, "\n", "\r", END, *_first_letters(_("l leave"))), _LEAVE)
-    said = other = ""
+    other = ""
     with single_keys(question.show) as descriptor:
         question.show()
         try:
@@ -556,13 +558,18 @@ def _answer(question: Question, typed: Callable[[int], bool]) -> str:
                     # Whoever answers in another way, and ends that as a line, has not chosen what is likely.
                     other = ""
                 elif answered := known.get(key):
-                    said = key if key.isalpha() else answered
+                    question.answered(key if key.isalpha() else answered)
                     return answered
                 else:
                     other = key
-            return ""
-        finally:
-            question.answered(said)
+        except CtlError:
+            question.hide()
+            raise
+        except BaseException:
+            question.answered("")
+            raise
+        question.hide()
+        return ""
 
 
 def _first_letters(words: str) -> Iterator[str]:

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpuswitch.cli.output import clock
 from tests.harness.service.services import ANY_PORT, GPU, ROOT
 from tests.harness.service.terminal import END, INTERRUPT, Terminal
 from tests.real_bus.conftest import CTL, Start
@@ -68,6 +70,11 @@ def assert_as_it_was(terminal: Terminal) -> None:
     assert terminal.raw.count("\x1b[?25l") == terminal.raw.count("\x1b[?25h") > 0
 
 
+def assert_taken_away(terminal: Terminal) -> None:
+    """The question that nobody answered: nothing stands above what came of it."""
+    assert [after[:4] for after in terminal.raw.split(QUESTION)[1:]] == ["\r\x1b[J"] * terminal.raw.count(QUESTION)
+
+
 async def test_it_says_for_whom_it_waits_and_how_long_still(start: Start, environ: dict[str, str]) -> None:
     await start("single", config=HELD)
     with waiting(environ) as terminal:
@@ -90,6 +97,18 @@ async def test_interrupted_it_asks_and_the_switch_may_go_on(start: Start, enviro
             assert_as_it_was(terminal)
         assert "gpuswitchctl cancel geforce takes it back" in terminal.shown
         assert card(environ)["state"] == "detaching"
+
+
+async def test_beside_the_question_stands_until_when_it_waits(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=HELD)
+    with waiting(environ) as terminal:
+        terminal.until("Xorg (pid ")
+        terminal.press(INTERRUPT)
+        terminal.until(clock(datetime.fromisoformat(card(environ)["switch"]["waiting_until"]).timestamp()))
+        terminal.until("Xorg (pid ")
+        terminal.until(QUESTION)
+        terminal.press("l")
+        assert terminal.ended() == 130
 
 
 async def test_interrupted_it_asks_and_the_switch_may_be_taken_back(start: Start, environ: dict[str, str]) -> None:
@@ -295,6 +314,7 @@ async def test_a_service_that_dies_while_it_is_asked(start: Start, environ: dict
         await service.process.wait()
         assert terminal.ended() == 5
         assert_as_it_was(terminal)
+    assert_taken_away(terminal)
     assert "the service went away" in terminal.shown
 
 
@@ -308,6 +328,7 @@ async def test_the_question_goes_away_when_the_switch_is_over(start: Start, envi
         await service.call(f"{ROOT}/gpu/0000_01_00_0", f"{GPU}.Cancel", "s", card(environ)["switch"]["id"])
         assert terminal.ended() == 1
         assert_as_it_was(terminal)
+    assert_taken_away(terminal)
     assert f"cannot move {CALLED} to vfio (cancelled): cancelled by " in terminal.shown
 
 
