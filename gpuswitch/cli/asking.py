@@ -7,6 +7,7 @@ from argparse import Namespace
 from contextlib import suppress
 
 from gpuswitch.cli.failures import CtlError
+from gpuswitch.cli.output import problem
 from gpuswitch.cli.translate import _
 from gpuswitch.errors import Failed, InvalidArgument
 
@@ -44,6 +45,11 @@ def answer(question: str) -> str | None:
         if not said.endswith("\n"):
             print(file=sys.stderr, flush=True)
     return said.strip().casefold() if said else None
+
+
+def tell_answers(*known: str) -> None:
+    """Say what there is to answer, to whoever said something else and is asked once more."""
+    problem(_("type one of these, then Enter: {answers}", answers=", ".join(known)))
 
 
 def agree(question: str) -> None:
