@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from contextlib import suppress
 
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.output import on_terminal
+from gpuswitch.cli.output import problem
 from gpuswitch.cli.translate import _
 from gpuswitch.errors import Failed, InvalidArgument
 
 
 def can_ask() -> bool:
-    """Whether somebody is there who would see a question, and can answer it."""
-    return sys.stdin.isatty() and sys.stderr.isatty() and on_terminal(sys.stdout)
+    """Whether somebody is there who would see a question, and can answer it, wherever the output goes."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def is_to_ask(args: Namespace) -> bool:
+    """Whether somebody is to be asked before what was asked for ends a desktop."""
+    return not (args.yes or args.json) and can_ask()
 
 
 def agrees(said: str | None) -> bool:
@@ -22,7 +28,8 @@ def agrees(said: str | None) -> bool:
 
 
 def answer(question: str) -> str | None:
-    """What they say, in lower case; None: there is no answer, and never will be (^D).
+    """What they say, in lower case; None: there is no answer, and never will be: ^D, or the terminal is not ours to
+    read (EIO: of a background process group that nobody could bring to the foreground, or it has hung up).
 
     Not by input(), which writes to where it may.
 
@@ -32,11 +39,17 @@ def answer(question: str) -> str | None:
     print(question, end="", file=sys.stderr, flush=True)
     said = ""
     try:
-        said = sys.stdin.readline()
+        with suppress(OSError):
+            said = sys.stdin.readline()
     finally:
         if not said.endswith("\n"):
             print(file=sys.stderr, flush=True)
     return said.strip().casefold() if said else None
+
+
+def tell_answers(*known: str) -> None:
+    """Say what there is to answer, to whoever said something else and is asked once more."""
+    problem(_("type one of these, then Enter: {answers}", answers=", ".join(known)))
 
 
 def agree(question: str) -> None:

@@ -332,6 +332,20 @@ class Service:
             if not self._receive(deadline):
                 return None
 
+    def take_kept(self, path: str) -> list[Signal]:
+        """What has come of this object until now, in its order; `next_event` does not offer it any more.
+
+        Right after an answer, that is what was told before it was given.
+        """
+        kept, self._signals = self._signals, deque()
+        taken = []
+        for each in kept:
+            if each[1].header.fields[HeaderFields.path] == path:
+                taken.append(_signal(each[1]))
+            else:
+                self._signals.append(each)
+        return taken
+
     def end_with_its_reader(self) -> None:
         """From here on, whatever waits for the service ends with ReaderGoneError once nobody reads standard output.
 

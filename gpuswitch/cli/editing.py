@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gpuswitch.cli.asking import answer
+from gpuswitch.cli.asking import answer, tell_answers
 from gpuswitch.cli.configuration import DIRECTORY, judged
 from gpuswitch.cli.draft import Draft
 from gpuswitch.cli.failures import CtlError
@@ -204,10 +204,12 @@ def _again() -> bool:
     """What a person wants: to go on, or to leave everything as it was. Without an answer, the latter."""
     while True:
         said = answer(_("edit it (a)gain, or (l)eave everything as it was? "))
-        if said in {"a", "again", *_("a again").split()}:
+        again, leave = _("a again").split(), _("l leave").split()
+        if said in {"a", "again", *again}:
             return True
-        if said in {None, "l", "leave", *_("l leave").split()}:
+        if said in {None, "l", "leave", *leave}:
             return False
+        tell_answers(again[0], leave[0])
 
 
 def _directory_of(file: Path) -> Path:

@@ -109,6 +109,8 @@ class Following:
         self._shown: set[str] = set()
         """The paths of those GPUs of whose switch a step was shown: what it waits for belongs below that."""
         self._told = Waits()
+        self._waiting: dict[str, Waiting] = {}
+        """What was told last, of those GPUs that wait still."""
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, list[str]] = {path: [] for path in self._switches}
 
@@ -116,6 +118,12 @@ class Following:
     def under_way(self) -> list[tuple[Gpu, str]]:
         """Those that are not over, with the ids of their switches."""
         return [(gpu, switch) for gpu, switch in self._switches.values() if gpu.address not in self.outcomes]
+
+    def tell_again(self, display: Display) -> None:
+        """What they wait for, and until when, where what was told of that is not seen any more."""
+        for gpu, switch in self.under_way:
+            if gpu.path in self._waiting:
+                display.waits(gpu, switch, self._waiting[gpu.path])
 
     def to_the_end(self, display: Display) -> None:
         """Show what happens until all are over. May be called again after an interrupt.
@@ -204,6 +212,7 @@ class Following:
         if body[0] == switch:
             self._shown.add(gpu.path)
             self._told.over(gpu)
+            self._waiting.pop(gpu.path, None)
             change = StepChange(*body[1:])
             if change.status == "failed":
                 self.failed[gpu.path].append(change.title)
@@ -217,5 +226,10 @@ class Following:
             self._waits(gpu, switch, now.get("Switch", {}), display)
 
     def _waits(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
-        if now.get("id") == switch and (waiting := self._told.news(gpu, now)) is not None:
+        if now.get("id") != switch:
+            return
+        if not now.get("waiting_for"):
+            self._waiting.pop(gpu.path, None)
+        if (waiting := self._told.news(gpu, now)) is not None:
+            self._waiting[gpu.path] = waiting
             display.waits(gpu, switch, waiting)

@@ -76,7 +76,7 @@ def history(service: Service, args: Namespace) -> int:
             rows = [_cells(entry, names.get(entry["gpu"], ""), short=True) for entry in found]
         # It is called in commands by either; its name is what people know.
         twofold = "GPU" if all(names.get(entry["gpu"]) for entry in found) else "NAME"
-        table(headings, rows, elastic=("ASKED BY",), left_out=("TOOK", twofold, "ASKED BY"), below="REASON")
+        table(headings, rows, left_out=("TOOK", twofold), below=("ASKED BY", "REASON"))
     else:
         line(_none_of(entries, args) if chosen else _("there is no finished switch"))
     return 0
@@ -294,7 +294,7 @@ def _print_some_steps(entry: Values, steps: Sequence[Values]) -> None:
             for step in steps
         ),
         left_out=marks("AFTER"),
-        below="STEP",
+        below=marks("STEP"),
     )
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from gpuswitch.cli.asking import can_ask
+from gpuswitch.cli.asking import is_to_ask
 from gpuswitch.cli.client import (
     MANAGER,
     NAME,
@@ -61,7 +61,7 @@ def hold(service: Service, args: Namespace) -> int:
     args.gpu = instance_of(args.unit) if args.unit else args.gpu
     gpu = service.gpu(args.gpu)
     args.gpu = gpu.title
-    if not args.yes and can_ask():
+    if is_to_ask(args):
         ask_before_a_desktop_ends(service, [gpu], "vfio", options_of(args))
     # An upgrade takes away what we are read from, and this ends long after it began.
     catalogue()

@@ -40,13 +40,15 @@ def table(
     elastic: Collection[str] = (),
     left_out: Sequence[str] = (),
     brief: Mapping[str, Callable[[str], str]] = _NO_BRIEF,
-    below: str = "",
+    below: Sequence[str] = (),
 ) -> None:
     """Print aligned columns under their headings, which are translated here; an empty cell shows a dash.
 
-    Too wide, the column `below`, the last one, is put below its row, or left out where it is empty; then those of the
-    columns `left_out` are that are empty, cells become `brief`, columns that say no are left out, the `elastic` ones
-    shortened, and then the columns `left_out` are, one after the other. Which say something is told.
+    Too wide, the last of the columns `below`, which are the last ones, is put below its row, or left out where it is
+    empty; then those of the columns `left_out` are that are empty, cells become `brief`, columns that say no are left
+    out, and then the columns `left_out` are, one after the other. Where that does not do, the next of the columns
+    `below` is put there, too, with its name, and in the end the `elastic` ones are shortened before others are left
+    out. Which say something is told.
     """
     texts = [[clean(cell) or "-" for cell in row] for row in rows]
     columns, colour = width(sys.stdout), in_colour(sys.stdout)
@@ -64,23 +66,43 @@ def fitted(
     elastic: Collection[str] = (),
     left_out: Sequence[str] = (),
     brief: Mapping[str, Callable[[str], str]] = _NO_BRIEF,
-    below: str = "",
+    below: Sequence[str] = (),
     colour: bool = False,
 ) -> list[str]:
     """The lines of a table that is not wider than so many columns (0: as wide as it is)."""
     titles = [_(heading) for heading in headings]
     table = [titles, *rows]
     hangs = bool(below and columns and _too_much(table, columns) > 0)
-    hung = [row[-1] for row in table] if hangs and any(row[-1] != "-" for row in rows) else []
-    names = headings[:-1] if hangs else headings
-    shown = [row[: len(names)] for row in table]
-    fit = fitting(names, shown, columns, elastic=elastic, left_out=left_out, brief=brief)
+    fit, hung = None, 0
+    for hung in range(1, len(below) + 1) if hangs else [0]:
+        names = headings[: len(headings) - hung]
+        shown = [row[: len(names)] for row in table]
+        stretch = elastic if hung in {0, len(below)} else ()
+        if fit := fitting(names, shown, columns, elastic=stretch, left_out=left_out, brief=brief):
+            break
     if fit is None:
         return list(_blocks(titles, rows, columns, colour=colour))
     lines = _lines(fit.rows, colour=colour)
     if hung:
-        lines = [each for text, cell in zip(lines, hung, strict=True) for each in (text, *_hung_below(cell, columns))]
+        cells_below = [_below(titles, row, hung) for row in rows]
+        heading = [titles[-1]] if any(row[-1] != "-" for row in rows) else []
+        lines = [
+            each
+            for text, cells_of in zip(lines, [heading, *cells_below], strict=True)
+            for each in (text, *(line for cell in cells_of for line in _hung_below(cell, columns)))
+        ]
     return [*lines, *said_to_be_left_out(fit, columns)]
+
+
+def _below(titles: Sequence[str], row: Sequence[str], count: int) -> list[str]:
+    """So many of the last cells of a row, without those that are empty. What stands below rows needs no name; of what
+    stands there for want of room, that is told.
+    """
+    *others, last = zip(titles[-count:], row[-count:], strict=True)
+    return [
+        *(f"{name.lower()}: {cell}" for name, cell in others if cell != "-"),
+        *([last[1]] if last[1] != "-" else []),
+    ]
 
 
 class Fit(NamedTuple):
@@ -101,8 +123,7 @@ def said_to_be_left_out(fit: Fit, columns: int) -> list[str]:
 
 def _hung_below(cell: str, columns: int) -> list[str]:
     """A cell that stands below its row."""
-    lines = wrapped(cell, max(columns - len(_INDENT), 1)) if cell != "-" else []
-    return [f"{_INDENT}{each}" for each in lines]
+    return [f"{_INDENT}{each}" for each in wrapped(cell, max(columns - len(_INDENT), 1))]
 
 
 def fitting(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from gpuswitch.cli.output import clean, on_terminal
+from gpuswitch.cli.output import clean, in_foreground, on_terminal
 from gpuswitch.cli.translate import _
 
 LONGEST_SECONDS = 1800.0
@@ -103,7 +103,9 @@ def _end(program: subprocess.Popen[bytes]) -> None:
 
 
 def _shown(text: str, seconds: float) -> None:
-    """One line, drawn in place; "" takes it away."""
+    """One line, drawn in place; "" takes it away. Not in the background."""
+    if not in_foreground(sys.stderr):
+        return
     columns = max(os.get_terminal_size(sys.stderr.fileno()).columns - 10, 20)
     told = f"{clean(text)[:columns]}  {seconds:.0f} s" if text else ""
     print(f"\r\x1b[K{told}", end="", file=sys.stderr, flush=True)

@@ -70,6 +70,17 @@ def on_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in {"", "dumb"}
 
 
+def in_foreground(stream: TextIO) -> bool:
+    """Whether nobody else works on the terminal that it is: who is in the background (`&`, `bg`) may write there, and
+    neither move the cursor nor erase what others wrote. Where it is not the one of this session, nobody controls jobs
+    by it.
+    """
+    try:
+        return os.tcgetpgrp(stream.fileno()) == os.getpgrp()
+    except (OSError, ValueError):
+        return True
+
+
 def can_write(text: str) -> bool:
     """Whether standard output has these characters; others are escaped there."""
     try:

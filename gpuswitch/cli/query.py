@@ -10,7 +10,7 @@ from typing import Any
 from gpuswitch.cli.client import Service, gpus_named, title_of
 from gpuswitch.cli.configuration import refused_on_disk
 from gpuswitch.cli.layout import model_in_brief, pairs, table
-from gpuswitch.cli.output import as_json, duration, line, moment, warning, write
+from gpuswitch.cli.output import as_json, clock, duration, line, moment, warning, write
 from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
 from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
 
@@ -216,6 +216,9 @@ def _switch_words(switch: Values) -> str:
             title=step_title(switch["title"]),
         )
         what = "; ".join(recognized(switch["waiting_for"]).splitlines())
+        if what and switch["waiting_until"]:
+            until = clock(switch["waiting_until"])
+            return _("{words}; it waits until {time}: {what}", words=words, time=until, what=what)
         return _("{words}; it waits: {what}", words=words, what=what) if what else words
     words = _(
         "{id} to {target}: {result} at {moment} after {duration}",

@@ -23,7 +23,7 @@ from shlex import join, quote
 from typing import NoReturn
 
 from gpuswitch.cli import memlock
-from gpuswitch.cli.asking import can_ask
+from gpuswitch.cli.asking import is_to_ask
 from gpuswitch.cli.client import (
     MANAGER,
     NAME,
@@ -68,7 +68,7 @@ def run(service: Service, args: Namespace) -> int:
     filled(args.command, [function for gpu in gpus for function, _kind, _driver in gpu.properties["Functions"]])
     with service.clock_stopped():
         memlock.check(user=args.user, yes=args.yes)
-    if not args.yes and can_ask():
+    if is_to_ask(args):
         ask_before_a_desktop_ends(service, gpus, "vfio", options)
     child = Child()
     try:

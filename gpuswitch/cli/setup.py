@@ -16,7 +16,7 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 from gpuswitch.cli import machines, prometheus, proxmox
-from gpuswitch.cli.asking import agrees, answer, can_ask
+from gpuswitch.cli.asking import agrees, answer, can_ask, tell_answers
 from gpuswitch.cli.changes import show_change
 from gpuswitch.cli.client import Gpu, Service
 from gpuswitch.cli.configuration import DIRECTORY, Verdict, in_their_words, judged, whole
@@ -530,6 +530,7 @@ def _which(args: Namespace, sight: _Sight, *, asking: bool) -> list[Gpu]:
             continue
         if found:
             return list(found.values())
+        tell_answers(*(str(number) for number, _gpu in enumerate(sight.gpus, 1)))
 
 
 def _tell(args: Namespace, text: str) -> None:
@@ -571,6 +572,7 @@ def _screens(gpus: Sequence[Gpu], sight: _Sight, *, asking: bool) -> str:
             return _ONE
         if said in {"2", _TWO, *_("2 two").split()}:
             return _TWO
+        tell_answers("1", "2")
 
 
 def _name(gpu: Gpu, taken: set[str], *, asking: bool) -> str:
@@ -593,6 +595,7 @@ def _at_boot() -> str:
         said = _said(question, "k")
         if said[:1] in _AT_BOOT:
             return _AT_BOOT[said[:1]]
+        tell_answers(*_AT_BOOT)
 
 
 def _refuse_a_second_table(gpu: Gpu, sight: _Sight) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from gpuswitch.cli.asking import can_ask, go_on
+from gpuswitch.cli.asking import can_ask, go_on, is_to_ask
 from gpuswitch.cli.client import Gpu, Options, Service, gpus_to_move, signals_of
 from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError, blocker_record
 from gpuswitch.cli.follow import Following, joined_words
@@ -33,7 +33,7 @@ from gpuswitch.cli.output import (
 from gpuswitch.cli.parser import TARGETS
 from gpuswitch.cli.query import function_words, to_put_right, what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
-from gpuswitch.cli.steps import Above, display
+from gpuswitch.cli.steps import Above, Lines, display
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
 from gpuswitch.cli.ways_out import ways_out, with_options, with_ways_out, without
 from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NoSuchGpu, NotViable, Owned, Timeout, Wedged
@@ -64,7 +64,7 @@ def move(service: Service, args: Namespace) -> int:
     if args.dry_run:
         ways = [(gpu, args.target) for gpu in gpus]
         return _print_plans(ways, args, options, f"gpuswitchctl to-{args.target} {{}} --dry-run")
-    if not args.yes and can_ask():
+    if is_to_ask(args):
         ask_before_a_desktop_ends(service, gpus, args.target, options)
     command = f"gpuswitchctl to-{args.target} {{}}"
     return Switches(
@@ -436,15 +436,21 @@ class Switches:
             with display(as_json=self._args.json, several=self._several) as shown:
                 following.to_the_end(shown)
         except KeyboardInterrupt:
-            if self._taken_back or not can_ask() or not self._settled(following):
+            if self._taken_back or not self._can_ask_meanwhile() or not self._settled(following):
                 raise _interrupted([gpu for gpu, _switch in following.under_way], self._again) from None
             return False
         return True
+
+    def _can_ask_meanwhile(self) -> bool:
+        """What happens stands above the question; and who reads a pipe of ours has heard the same ^C, and is gone."""
+        return not self._args.json and can_ask() and on_terminal(sys.stdout)
 
     def _settled(self, following: Following) -> bool:
         """Whether a person says that they are to be taken back, and they are being, or they are over meanwhile."""
         named = _(" and ").join(gpu.word for gpu, _switch in following.under_way)
         question = Question(_("Cancel the switch of {gpus} (c), or leave it to go on (l)? [c/L] ", gpus=named))
+        # It was drawn in place, and has until when there is something to decide.
+        following.tell_again(Lines(several=self._several))
         try:
             # They go on while somebody thinks about it.
             key = _answer(question, partial(following.until_typed, Above(question, several=self._several)))
@@ -579,7 +585,7 @@ def _answer(question: Question, typed: Callable[[int], bool]) -> str:
     """
     known = dict.fromkeys((_TAKE_BACK, *_first_letters(_("c cancel"))), _TAKE_BACK)
     known |= dict.fromkeys((_LEAVE, "\n", "\r", END, *_first_letters(_("l leave"))), _LEAVE)
-    said = other = ""
+    other = ""
     with single_keys(question.show) as descriptor:
         question.show()
         try:
@@ -589,13 +595,18 @@ def _answer(question: Question, typed: Callable[[int], bool]) -> str:
                     # Whoever answers in another way, and ends that as a line, has not chosen what is likely.
                     other = ""
                 elif answered := known.get(key):
-                    said = key if key.isalpha() else answered
+                    question.answered(key if key.isalpha() else answered)
                     return answered
                 else:
                     other = key
-            return ""
-        finally:
-            question.answered(said)
+        except CtlError:
+            question.hide()
+            raise
+        except BaseException:
+            question.answered("")
+            raise
+        question.hide()
+        return ""
 
 
 def _first_letters(words: str) -> Iterator[str]:

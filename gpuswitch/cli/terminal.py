@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -19,13 +20,15 @@ from rich.text import Text
 from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.interrupts import ending_in_order, stopping_in_order
-from gpuswitch.cli.output import clean, duration, numbered, wrapped
-from gpuswitch.cli.steps import SHORTEST_BAR, took_words
+from gpuswitch.cli.output import clean, duration, in_foreground, numbered, wrapped
+from gpuswitch.cli.steps import SHORTEST_BAR, Lines, took_words
 from gpuswitch.cli.translate import _, recognized, state_word, step_title
 
 _SHORTEST = 1 / 40
 """Of the whole width: a bar as long as that can be seen, however short the step was."""
 _BAR_COLUMNS = 40
+_SECONDS = 0.1
+"""From one painting to the next."""
 _INDENT = "  "
 _STEP_STYLES = {
     "done": "green",
@@ -98,49 +101,105 @@ class _Lasting:
 class StepsInPlace:
     """The steps at work with a running clock, what they wait for, and a bar over the whole, redrawn in place. The line
     of a step stays when it ended. `several`: each names its GPU.
+
+    In the background, plain lines as in a pipe.
     """
 
     def __init__(self, *, several: bool = False) -> None:
+        self._terminal = sys.stdout
         self._console = Console(file=cast("TextIO", _Lasting(sys.stdout)))
         self._in_order = ExitStack()
-        self._stopped = False
         self._several = several
+        self._plain = Lines(several=several)
+        self._lock = threading.RLock()
+        """For all who write there: a thread that paints, who tells of steps, and handlers of signals."""
+        self._live: Live | None = None
+        """What is painted; None: nothing is."""
+        self._has_begun = False
+        self._paused = False
+        self._over = threading.Event()
         self._at_work: dict[str, _AtWork] = {}
         self._between: dict[str, StepChange] = {}
         """The last step of each that has ended, where the next is about to begin."""
-        self._live = self._new_live()
-
-    def _new_live(self) -> Live:
-        return Live(self, console=self._console, transient=True, refresh_per_second=10)
 
     def __enter__(self) -> StepsInPlace:
         # Whoever ends or stops us gets the cursor back, which is hidden meanwhile.
         self._in_order.enter_context(ending_in_order(signal.SIGTERM, signal.SIGQUIT))
         self._in_order.enter_context(stopping_in_order(self._put_away, self._take_up))
+        threading.Thread(target=self._paint_on, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        self._over.set()
+        self._put_away()
         self._in_order.close()
 
+    def _paint_on(self) -> None:
+        # That it comes to the foreground is seen by looking: a shell sends SIGCONT to what was stopped alone.
+        while not self._over.wait(_SECONDS):
+            self._paint()
+
+    def _paint(self) -> bool:
+        """False: we are in the background, where it is not to be done."""
+        with self._lock:
+            if not in_foreground(self._terminal):
+                self._leave()
+                return False
+            # Without a step, it would leave an empty line.
+            if self._has_begun and not self._paused:
+                if self._live is None:
+                    self._live = self._new_live()
+                    self._live.start()
+                self._live.refresh()
+            return True
+
+    def _new_live(self) -> Live:
+        # Its own thread knows of no background. Nobody prints meanwhile but by its console.
+        return Live(
+            self,
+            console=self._console,
+            transient=True,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def _leave(self) -> None:
+        """What is painted stays: somebody else has written there since (SIGSTOP, then `bg`)."""
+        if self._live is not None:
+            self._live = None
+            self._console.pop_render_hook()
+            self._console.clear_live()
+            self._console.show_cursor(show=True)
+
     def _put_away(self) -> None:
-        self._stopped = self._live.is_started
-        self._live.stop()
+        with self._lock:
+            self._paused = True
+            if not in_foreground(self._terminal):
+                self._leave()
+            elif self._live is not None:
+                self._live.stop()
+                self._live = None
 
     def _take_up(self) -> None:
-        # One that was stopped would look for what it had drawn where somebody else has written since.
-        self._live = self._new_live()
-        if self._stopped:
-            self._live.start()
+        with self._lock:
+            self._paused = False
+            self._paint()
 
     def joined(self, _gpu: Gpu, sentence: str) -> None:
         for each in wrapped(clean(sentence), self._console.width, indent="  "):
             self._console.print(Text(each))
 
-    def step(self, of: Gpu, _switch: str, change: StepChange) -> None:
-        gpu = of.title
-        # Not before: where no step is told, it would leave an empty line.
-        self._live.start()
+    def step(self, of: Gpu, switch: str, change: StepChange) -> None:
+        with self._lock:
+            self._has_begun = True
+            self._take(of.title, change)
+            if not self._paint():
+                self._plain.step(of, switch, change)
+            elif not at_work(change):
+                self._print_ended(of.title, change)
+
+    def _take(self, gpu: str, change: StepChange) -> None:
         if at_work(change):
             self._between.pop(gpu, None)
             self._at_work[gpu] = _AtWork(change)
@@ -149,15 +208,20 @@ class StepsInPlace:
         self._between[gpu] = change
         if change.index == change.count or change.status != "done":
             del self._between[gpu]
+
+    def _print_ended(self, gpu: str, change: StepChange) -> None:
         style = _STEP_STYLES.get(change.status, "")
         took = (f"  {duration(change.seconds)}", "dim")
         text = Text.assemble(f"{self._title(gpu, change)}  ", (clean(state_word(change.status)), style), took)
         for each in _fitted(text, self._console, self._console.width):
             self._console.print(each)
 
-    def waits(self, of: Gpu, _switch: str, waiting: Waiting) -> None:
-        if of.title in self._at_work:
-            self._at_work[of.title].waiting = waiting
+    def waits(self, of: Gpu, switch: str, waiting: Waiting) -> None:
+        with self._lock:
+            if of.title in self._at_work:
+                self._at_work[of.title].waiting = waiting
+            if not self._paint():
+                self._plain.waits(of, switch, waiting)
 
     def _title(self, gpu: str, change: StepChange) -> str:
         title = numbered(change.index, change.count, change.title)

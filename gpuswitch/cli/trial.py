@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from gpuswitch.cli.asking import can_ask
+from gpuswitch.cli.asking import is_to_ask
 from gpuswitch.cli.client import Gpu, Service
 from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError
 from gpuswitch.cli.keys import pressed, single_keys
-from gpuswitch.cli.output import as_json_line, clean, clock, line, on_terminal, problem, rfc3339
+from gpuswitch.cli.output import as_json_line, clean, clock, in_foreground, line, on_terminal, problem, rfc3339
 from gpuswitch.cli.parser import terminal_columns
 from gpuswitch.cli.records import naming
 from gpuswitch.cli.switch import Switches, ask_before_a_desktop_ends, options_of
@@ -29,7 +29,7 @@ _ASKS_FOR = {_HOME: "host", _KEEP: "vfio"}
 def trial(service: Service, args: Namespace) -> int:
     """To vfio, and then home by itself; on a terminal until that is over, or kept."""
     gpu, options = service.gpu(args.gpu), options_of(args)
-    if not args.yes and can_ask():
+    if is_to_ask(args):
         ask_before_a_desktop_ends(service, [gpu], "vfio", options)
     command = f"gpuswitchctl trial {{}} --seconds {args.seconds:g}"
     try:
@@ -53,7 +53,8 @@ def trial(service: Service, args: Namespace) -> int:
     if args.json:
         as_json_line({"event": "trial", **naming(gpu), "trial_ends": rfc3339(now["TrialEnds"])})
         return 0
-    if now["TrialEnds"] and not (on_terminal(sys.stdout) and sys.stdin.isatty()):
+    counted = on_terminal(sys.stdout) and sys.stdin.isatty() and in_foreground(sys.stdout)
+    if now["TrialEnds"] and not counted:
         line(_by_itself(gpu, now["TrialEnds"]))
         return 0
     before = now["Switch"].get("id")

@@ -44,6 +44,10 @@ class Watching:
         """The process of the service that they are from; "": none."""
         self._gpus: dict[str, Gpu] = {}
         self._told = Waits()
+        self._cut_off: dict[str, str] = {}
+        """The switches, by the paths of their GPUs, that were under way when the service ended."""
+        self._ended: set[str] = set()
+        """Those of them whose end was told by the history: a signal may be on its way."""
 
     def for_ever(self) -> None:
         """Until the bus is lost.
@@ -62,14 +66,37 @@ class Watching:
         """Subscribe to all that the service tells from here on, and say how its GPUs are."""
         self._owner = self._service.owner()
         self._service.subscribe(signals_of(self._owner))
-        for gpu in gpus_named(self._service, self._selectors):
-            self._add(gpu)
+        found = [(gpu, self._looked_at(gpu)) for gpu in gpus_named(self._service, self._selectors)]
+        for gpu, earlier in found:
+            self._add(gpu, earlier)
 
-    def _add(self, gpu: Gpu) -> None:
+    def _looked_at(self, gpu: Gpu) -> list[Signal]:
+        """What was told of it before how it is. Of what changed that is the older word; the others are news."""
+        _known = gpu.properties  # asked for now, where it was only named
+        return [each for each in self._service.take_kept(gpu.path) if each.member != "PropertiesChanged"]
+
+    def _add(self, gpu: Gpu, earlier: Sequence[Signal]) -> None:
+        """Tell in its order what happened."""
         self._gpus[gpu.path] = gpu
+        over = max((place for place, each in enumerate(earlier, 1) if each.member == "SwitchFinished"), default=0)
+        self._tell_how_it_ended(gpu)
+        for event in earlier[:over]:
+            self._take(event)
         self._teller.state(gpu)
-        if (change := step_under_way(gpu.properties["Switch"])) is not None:
-            self._teller.under_way(gpu, change, self._told.news(gpu, gpu.properties["Switch"]))
+        for event in earlier[over:]:
+            self._take(event)
+        switch = gpu.properties["Switch"]
+        if (change := step_under_way(switch)) is not None:
+            self._teller.under_way(gpu, change, self._told.news(gpu, switch))
+
+    def _tell_how_it_ended(self, gpu: Gpu) -> None:
+        """The switch that the service ended in: the next one may have brought it to its end before we heard of that."""
+        if (switch := self._cut_off.pop(gpu.path, None)) is None:
+            return
+        with suppress(CtlError):  # it is not over: that will be told
+            entry = self._service.history_entry(switch)
+            self._ended.add(switch)
+            self._teller.finished(gpu, switch, entry["result"], entry["reason"])
 
     def _take(self, event: Signal) -> None:
         if event.interface == BUS:
@@ -80,7 +107,7 @@ class Watching:
             return
         elif event.member == "StepChanged":
             self._teller.step(gpu, event.body[0], StepChange(*event.body[1:]))
-        elif event.member == "SwitchFinished":
+        elif event.member == "SwitchFinished" and event.body[0] not in self._ended:
             self._teller.finished(gpu, *event.body)
         elif event.member == "PropertiesChanged" and event.body[0] == GPU:
             self._changed(gpu, plain_values(event.body[1]))
@@ -88,6 +115,11 @@ class Watching:
     def _owner_changed(self, _name: str, before: str, now: str) -> None:
         if before and before == self._owner:
             self._owner = ""
+            self._cut_off |= {
+                path: switch["id"]
+                for path, gpu in self._gpus.items()
+                if (switch := gpu.properties["Switch"]) and not switch["result"]
+            }
             self._gpus.clear()
             self._told.clear()
             self._teller.service(_("the service has ended"), running=False)
@@ -108,7 +140,8 @@ class Watching:
             self._teller.gone(self._gpus.pop(path))
         elif event.member == "InterfacesAdded" and GPU in interfaces and path not in self._gpus and not self._selectors:
             with suppress(CtlError):  # it has left again
-                self._add(Gpu(self._service, self._owner, path))
+                gpu = Gpu(self._service, self._owner, path)
+                self._add(gpu, self._looked_at(gpu))
 
     def _changed(self, gpu: Gpu, changed: Mapping[str, Any]) -> None:
         before = [gpu.properties[name] for name in _SHOWN]

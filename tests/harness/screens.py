@@ -60,6 +60,7 @@ GPUS = (
             count=19,
             title="wait until nobody has it open",
             waiting_for=WAITS,
+            waiting_until=WHEN + 300,
             started=WHEN,
             finished=0.0,
             result="",

@@ -54,7 +54,7 @@ class Person:
         return replace(self, command=(sys.executable, "-c", READS, str(directory)))
 
     def edits(
-        self, file: Path, script: str, answers: str = "", *, stderr: int | None = None, **variables: str
+        self, file: Path, script: str, answers: Sequence[str] = "", *, stderr: int | None = None, **variables: str
     ) -> tuple[int, str]:
         """The exit status, and what the terminal showed. The answers, a key each, are given when something is asked."""
         program = self.folder / "an editor"
@@ -71,7 +71,7 @@ class Person:
                 shown += data
                 if waiting and shown.endswith(b"as it was? "):
                     key = waiting.pop(0)
-                    os.write(ours, f"{key}\n".encode() if key.isalpha() else key.encode())
+                    os.write(ours, f"{key}\n".encode() if key.isalpha() or not key else key.encode())
             os.close(ours)
         return process.returncode, shown.decode().replace("\r\n", "\n")
 
@@ -174,9 +174,10 @@ def test_a_drop_in_is_checked_together_with_the_others(person: Person, tmp_path:
 def test_with_faults_one_may_go_on(person: Person, tmp_path: Path) -> None:
     file = write_config(tmp_path, QUIET)
     second_time = f"if [ -e tried ]; then\n{writes(GOOD)}\nelse\ntouch tried\n{writes(TYPO)}\nfi"
-    status, shown = person.with_service_in(tmp_path).edits(file, second_time, "xa")
+    status, shown = person.with_service_in(tmp_path).edits(file, second_time, ["x", "", "a"])
     assert (status, person.times, file.read_text(), contents(tmp_path)) == (0, 2, GOOD, ["config.toml"])
     assert f"{file}:4: {FAULT}\n" in shown
+    assert shown.count("as it was? ") - 1 == shown.count("gpuswitchctl: type one of these, then Enter: a, l\n") == 2
     assert shown.endswith(f"{file} is saved\nthe service does not run, and reads it when it starts\n")
 
 

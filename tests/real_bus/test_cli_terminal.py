@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpuswitch.cli.output import clock
 from tests.harness.service.services import ANY_PORT, GPU, ROOT
 from tests.harness.service.terminal import END, INTERRUPT, Terminal
 from tests.real_bus.conftest import CTL, Start
@@ -66,6 +70,11 @@ def assert_as_it_was(terminal: Terminal) -> None:
     assert terminal.raw.count("\x1b[?25l") == terminal.raw.count("\x1b[?25h") > 0
 
 
+def assert_taken_away(terminal: Terminal) -> None:
+    """The question that nobody answered: nothing stands above what came of it."""
+    assert [after[:4] for after in terminal.raw.split(QUESTION)[1:]] == ["\r\x1b[J"] * terminal.raw.count(QUESTION)
+
+
 async def test_it_says_for_whom_it_waits_and_how_long_still(start: Start, environ: dict[str, str]) -> None:
     await start("single", config=HELD)
     with waiting(environ) as terminal:
@@ -88,6 +97,18 @@ async def test_interrupted_it_asks_and_the_switch_may_go_on(start: Start, enviro
             assert_as_it_was(terminal)
         assert "gpuswitchctl cancel geforce takes it back" in terminal.shown
         assert card(environ)["state"] == "detaching"
+
+
+async def test_beside_the_question_stands_until_when_it_waits(start: Start, environ: dict[str, str]) -> None:
+    await start("single", config=HELD)
+    with waiting(environ) as terminal:
+        terminal.until("Xorg (pid ")
+        terminal.press(INTERRUPT)
+        terminal.until(clock(datetime.fromisoformat(card(environ)["switch"]["waiting_until"]).timestamp()))
+        terminal.until("Xorg (pid ")
+        terminal.until(QUESTION)
+        terminal.press("l")
+        assert terminal.ended() == 130
 
 
 async def test_interrupted_it_asks_and_the_switch_may_be_taken_back(start: Start, environ: dict[str, str]) -> None:
@@ -169,6 +190,76 @@ async def test_stopped_while_it_shows_steps_it_gives_the_cursor_back(start: Star
         assert_as_it_was(terminal)
 
 
+BACKGROUND = """
+import os, signal, sys
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+command = os.fork()
+if command == 0:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execv(sys.argv[1], sys.argv[1:])
+sys.stdin.readline()
+os.tcsetpgrp(0, command)
+_, status = os.waitpid(command, os.WUNTRACED)
+os.tcsetpgrp(0, os.getpgrp())
+assert os.WIFSTOPPED(status), status
+print("it is stopped", flush=True)
+os.kill(command, signal.SIGCONT)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]))
+"""
+"""A shell with job control: `... &`, `fg` when a line is typed, and after ^Z `bg`."""
+IN_THE_BACKGROUND = """
+import os, sys
+command = os.fork()
+if command == 0:
+    os.setpgid(0, 0)
+    os.execv(sys.argv[1], sys.argv[1:])
+_, status = os.waitpid(command, os.WUNTRACED)
+assert not os.WIFSTOPPED(status), status
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""`... &` alone."""
+MOVES = re.compile(r"\x1b\[(\d*[A-HJKSTf]|\?25l)")
+"""What moves the cursor, erases, or hides it."""
+
+
+def child_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+@pytest.mark.parametrize("by_key", [True, False])
+async def test_in_the_background_it_tells_in_lines_and_leaves_the_terminal_to_others(
+    start: Start, environ: dict[str, str], *, by_key: bool
+) -> None:
+    service = await start("single", config=HELD)
+    with Terminal([sys.executable, "-c", BACKGROUND, CTL, *WAITING], environ) as terminal:
+        terminal.until(": done (")
+        terminal.until("waiting until ")
+        terminal.until("Xorg (pid ")
+        assert not MOVES.search(terminal.raw)
+        terminal.press("\n")
+        terminal.until("s left): ")
+        if by_key:
+            terminal.press(STOP)
+        else:
+            os.kill(child_of(terminal.process.pid), signal.SIGSTOP)
+        terminal.until("it is stopped")
+        # It has begun to go on when it tells of this.
+        await service.call(f"{ROOT}/gpu/0000_01_00_0", f"{GPU}.Cancel", "s", card(environ)["switch"]["id"])
+        terminal.until("wait until nobody has it open: reverted")
+        assert terminal.ended() == 1
+        assert not MOVES.search(terminal.raw.rpartition("it is stopped")[2])
+        assert_as_it_was(terminal)
+
+
+async def test_a_trial_in_the_background_is_not_counted_down(start: Start, environ: dict[str, str]) -> None:
+    await start("laptop", config=NAMED)
+    with Terminal([sys.executable, "-c", IN_THE_BACKGROUND, CTL, "trial", "geforce"], environ) as terminal:
+        terminal.until("goes home by itself at ")
+        assert terminal.ended() == 0
+        assert not MOVES.search(terminal.raw)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 async def test_ended_at_the_question_it_leaves_the_terminal_as_it_was(
     number: signal.Signals, start: Start, environ: dict[str, str]
@@ -223,6 +314,7 @@ async def test_a_service_that_dies_while_it_is_asked(start: Start, environ: dict
         await service.process.wait()
         assert terminal.ended() == 5
         assert_as_it_was(terminal)
+    assert_taken_away(terminal)
     assert "the service went away" in terminal.shown
 
 
@@ -236,6 +328,7 @@ async def test_the_question_goes_away_when_the_switch_is_over(start: Start, envi
         await service.call(f"{ROOT}/gpu/0000_01_00_0", f"{GPU}.Cancel", "s", card(environ)["switch"]["id"])
         assert terminal.ended() == 1
         assert_as_it_was(terminal)
+    assert_taken_away(terminal)
     assert f"cannot move {CALLED} to vfio (cancelled): cancelled by " in terminal.shown
 
 
@@ -362,7 +455,7 @@ async def test_nobody_is_asked_with_yes(start: Start, environ: dict[str, str]) -
     assert GO_ON not in terminal.shown
 
 
-@pytest.mark.parametrize("elsewhere", ["</dev/null", ">/dev/null", "2>/dev/null", "| cat"])
+@pytest.mark.parametrize("elsewhere", ["</dev/null", "2>/dev/null", "--json", "--json | cat"])
 async def test_nobody_is_asked_who_could_not_answer_or_see_it(
     elsewhere: str, start: Start, environ: dict[str, str]
 ) -> None:
@@ -371,6 +464,19 @@ async def test_nobody_is_asked_who_could_not_answer_or_see_it(
         assert terminal.ended() == 0
     assert GO_ON not in terminal.shown
     assert card(environ)["state"] == "vfio"
+
+
+@pytest.mark.parametrize("elsewhere", [">/dev/null", "| cat"])
+async def test_whoever_sits_there_is_asked_wherever_the_output_goes(
+    elsewhere: str, start: Start, environ: dict[str, str]
+) -> None:
+    await start("single", config=DESKTOP)
+    with Terminal(["bash", "-o", "pipefail", "-c", f"{CTL} to-vfio geforce {elsewhere}"], environ) as terminal:
+        terminal.until("ends what runs on this screen: display-manager.service")
+        terminal.until(GO_ON)
+        terminal.press("n\n")
+        assert terminal.ended() == 1
+    assert card(environ)["switch"] is None
 
 
 async def test_nobody_is_asked_where_no_desktop_ends(start: Start, environ: dict[str, str]) -> None:

@@ -114,6 +114,26 @@ async def test_everything_that_happens_is_told_in_a_line(start: Start, watch: Wa
     assert watching.interrupted() == (130, "")
 
 
+async def test_a_switch_that_the_service_was_killed_in_is_told_to_its_end(start: Start, watch: Watch) -> None:
+    service = await start("laptop", f"unbind@{SOUND}=hang", config=CONFIG)
+    watching = watch("watch")
+    watching.until(CALLED)
+    switch = await service.move(PATH, "vfio")
+    watching.until(" see that nobody has it open: done")
+    await service.end(signal.SIGKILL)
+    (service.folder / "notify").unlink()
+    watching.until("the service has ended")
+    again = await start("laptop", config=CONFIG)
+    watching.until(f"{CALLED}: switch {switch} is reverted: the service ended at step ")
+    # The next one puts right what is beside the GPU, and was at any step of that when it was first heard of.
+    lines = watching.until(f"{CALLED}: ")
+    await again.end(signal.SIGKILL)
+    lines += watching.until("the service has ended")
+    assert "reverted" not in "".join(lines)
+    steps = [int(found[1]) for line in lines if (found := re.search(r"\[(\d+)/\d+\]", line))]
+    assert steps == sorted(steps)
+
+
 async def test_what_an_earlier_switch_met_is_told_with_its_time(start: Start, watch: Watch) -> None:
     """Not as if it were so now."""
     service = await start("laptop", f"probe@{SOUND}#1=EINVAL", config=CONFIG)

@@ -16,7 +16,7 @@ from gpuswitch.cli.client import Service, plain_values
 from gpuswitch.cli.follow import StepChange, Waiting
 from gpuswitch.cli.layout import aligned, table
 from gpuswitch.cli.main import main
-from gpuswitch.cli.output import clean, duration, numbered, problem, sentence
+from gpuswitch.cli.output import clean, clock, duration, numbered, problem, sentence
 from gpuswitch.cli.parser import EXIT_STATUSES, STATES, TOPICS, UsageError, parse, parser
 from gpuswitch.cli.steps import JsonLines, Lines
 from gpuswitch.cli.terminal import StepsInPlace
@@ -324,6 +324,9 @@ def test_status_tells_of_a_switch_under_way_and_of_the_last(capsys: pytest.Captu
     assert "switch: 1f to vfio: at step 1 of 9, load vfio-pci\n" in capsys.readouterr().out
     look.status(fixed(gpu(Switch={**under_way, "waiting_for": "blender has it open\ngimp, too"})), PLAIN)
     assert "at step 1 of 9, load vfio-pci; it waits: blender has it open; gimp, too\n" in capsys.readouterr().out
+    waits = {**under_way, "waiting_for": "blender has it open", "waiting_until": 1_700_000_000.0}
+    look.status(fixed(gpu(Switch=waits)), PLAIN)
+    assert f"; it waits until {clock(1_700_000_000.0)}: blender has it open\n" in capsys.readouterr().out
     look.status(fixed(gpu(Switch=switch(finished=1.012, result="failed", reason="no luck"))), PLAIN)
     assert "after 12 ms: no luck\n" in capsys.readouterr().out
 

@@ -262,7 +262,18 @@ class EventsAreOverError(Exception):
 
 def watched(capsys: pytest.CaptureFixture[str], *events: Signal, named: str = "", **knows: Any) -> list[dict[str, Any]]:
     """What `watch --json` tells."""
-    service = fixed(gpu(), gpu(Address=OTHER), events=events, **knows)
+    return [json.loads(line) for line in lines_watched(capsys, *events, words=["--json", *named.split()], **knows)]
+
+
+def lines_watched(
+    capsys: pytest.CaptureFixture[str],
+    *events: Signal,
+    words: Iterable[str] = (),
+    card: dict[str, Any] | None = None,
+    **knows: Any,
+) -> list[str]:
+    """The lines that `watch` prints."""
+    service = fixed(card or gpu(), gpu(Address=OTHER), events=events, **knows)
     double = cast("Any", service)
     given = double.next_event
 
@@ -273,8 +284,8 @@ def watched(capsys: pytest.CaptureFixture[str], *events: Signal, named: str = ""
 
     double.next_event = next_event
     with pytest.raises(EventsAreOverError):
-        watch.watch(service, parse(["watch", "--json", *named.split()]))
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        watch.watch(service, parse(["watch", *words]))
+    return capsys.readouterr().out.splitlines()
 
 
 def owner(before: str, now: str) -> Signal:
@@ -302,6 +313,45 @@ def test_a_service_that_takes_over_is_told_as_an_end_and_a_beginning(capsys: pyt
     told = watched(capsys, owner(":1.1", ":1.9"))
     assert kinds(told) == ["state", "state", "service", "service", "state", "state"]
     assert [each["running"] for each in told if each["event"] == "service"] == [False, True]
+
+
+def finished(identity: str, result: str) -> Signal:
+    return Signal(f"{ROOT}/gpu/0000_01_00_0", INTERFACE, "SwitchFinished", (identity, result, ""))
+
+
+def test_what_happened_before_it_was_known_how_a_gpu_is_is_told_in_its_order(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The step that it is at was told of later than those before it. What had changed by then is in how it is."""
+    kept = [
+        changed(State="reattaching"),
+        stepped(2, 2, "bind", "done"),
+        finished("5e", "reverted"),
+        changed(State="host"),
+        stepped(3, 9, "load", "done"),
+        stepped(4, 9, "wait", "running"),
+    ]
+    card = gpu(State="detaching", Switch={**UNDER_WAY, "waiting_for": ""})
+    assert [line[10:].partition(" (")[0] for line in lines_watched(capsys, card=card, kept=kept)] == [
+        f"{CARD}: [2/2] bind: done",
+        f"{CARD}: switch 5e is reverted",
+        f"{CARD}: detaching",
+        f"{CARD}: [3/9] load: done",
+        f"{CARD}: [4/9] wait: running",
+        f"{OTHER}: host-nvidia",
+    ]
+
+
+def test_a_switch_that_the_service_ended_in_is_told_with_its_end_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """The next service may have brought it to that before anybody heard of it, and be at another one."""
+    ended = switch(result="reverted", reason="the service ended at step 4 of 9; it is on the host now")
+    again = owner(":1.1", ":1.9"), finished("5f", "reverted")
+    told = watched(capsys, *again, card=gpu(Switch=UNDER_WAY), history=[ended])
+    assert kinds(told) == ["state", "state", "service", "service", "finished", "state", "state"]
+    assert (told[4]["id"], told[4]["result"], told[4]["reason"]) == ("5f", "reverted", ended["reason"])
+    # One that it is at still will be told of.
+    told = watched(capsys, *again, card=gpu(Switch=UNDER_WAY))
+    assert kinds(told) == ["state", "state", "service", "service", "state", "state", "finished"]
 
 
 def test_a_gpu_that_leaves_the_host_is_told_and_followed_no_more(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 import pytest
 
+from gpuswitch.cli.asking import answer
 from gpuswitch.cli.follow import StepChange
 from gpuswitch.cli.keys import END, Question, pressed
 from gpuswitch.cli.steps import Above
@@ -58,3 +60,16 @@ def test_steps_stand_above_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     shown.step(of, "5f", StepChange(1, 2, "module", "load vfio-pci", "running", 0))
     shown.step(of, "5f", StepChange(1, 2, "module", "load vfio-pci", "done", 1))
     assert capsys.readouterr().out == "Now? \r\x1b[J[1/2] load vfio-pci: done (1.00 s)\nNow? "
+
+
+class _Unreadable:
+    def readline(self) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_terminal_that_may_not_be_read_gives_no_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", _Unreadable())
+    assert answer("Go on? ") is None
+    assert capsys.readouterr().err == "Go on? \n"

@@ -68,11 +68,29 @@ def test_who_asked_by_the_command_is_told_by_their_name_where_there_is_little_ro
     assert "gpuswitchctl" not in shown("history", 120).partition("\n")[2]
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 120])
+def test_who_asked_is_told_whole_whatever_room_there_is(columns: int) -> None:
+    assert "uid 4000000000 for win11-spiele" in " ".join(shown("history", columns).split())
+
+
+def test_a_column_goes_below_its_row_once_leaving_out_does_not_do() -> None:
+    headings, rows = ("ID", "TOOK", "ASKED BY", "REASON"), [["5f", "9 ms", "the service itself", "x" * 30]]
+    below, left_out = ("ASKED BY", "REASON"), ("TOOK",)
+    assert fitted(headings, rows, 34, below=below, left_out=left_out)[2] == f"5f  9 ms  {rows[0][2]}"
+    assert fitted(headings, rows, 22, below=below, left_out=left_out)[2] == f"5f  {rows[0][2]}"
+    assert fitted(headings, [["5f", "9 ms", "the service itself", "-"]], 21, below=below) == [
+        "ID  TOOK",
+        "5f  9 ms",
+        "    asked by: the",
+        "    service itself",
+    ]
+
+
 def test_a_column_below_its_row_that_is_empty_leaves_no_line_behind() -> None:
     rows = [["5f", "x" * 30, "-"], ["60", "x" * 30, "-"]]
     headings = ("ID", "NAME", "REASON")
-    assert fitted(headings, rows, 38, below="REASON") == ["ID  NAME", *(f"{row[0]}  {row[1]}" for row in rows)]
-    assert len(fitted(headings, [*rows, ["61", "y", "why"]], 38, below="REASON")) == 6
+    assert fitted(headings, rows, 38, below=("REASON",)) == ["ID  NAME", *(f"{row[0]}  {row[1]}" for row in rows)]
+    assert len(fitted(headings, [*rows, ["61", "y", "why"]], 38, below=("REASON",))) == 6
 
 
 def test_columns_that_are_left_out_are_named_where_they_say_something() -> None:

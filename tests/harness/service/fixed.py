@@ -116,7 +116,8 @@ class FixedGpu(Gpu):
 class FixedService:
     """Its GPUs and what else it knows; a call that begins a switch answers "5f", and then come the events.
 
-    `events` are signals, or a method whose call is answered at that point; then all calls of Wait are. `outcomes` is
+    `events` are signals, or a method whose call is answered at that point; then all calls of Wait are; `kept` are
+    signals that came before it said how its GPUs are. `outcomes` is
     how each switch ended, by the address of its GPU; `begins` is the error that none is begun with;
     no GPU has one of the `unknown` names.
     """
@@ -132,6 +133,7 @@ class FixedService:
         plan: Sequence[dict[str, Any]] | CtlError = (),
         refused: Sequence[str] = (),
         events: Iterable[Signal | str] = (),
+        kept: Iterable[Signal] = (),
         outcomes: Mapping[str, dict[str, Any]] | None = None,
         begins: CtlError | None = None,
         unknown: Sequence[str] = (),
@@ -142,6 +144,7 @@ class FixedService:
         self._history = list(history)
         self._config = list(config)
         self._events = list(events)
+        self._kept = list(kept)
         self._outcomes = outcomes or {}
         self._begins = begins
         self._unknown = unknown
@@ -222,6 +225,11 @@ class FixedService:
         serial = self.asked.index(event)
         self.asked[serial] += ", answered"
         return serial + 1
+
+    def take_kept(self, path: str) -> list[Signal]:
+        taken = [each for each in self._kept if each.path == path]
+        self._kept = [each for each in self._kept if each.path != path]
+        return taken
 
     def end_with_its_reader(self) -> None:
         """Its events come at once."""
