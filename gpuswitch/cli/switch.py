@@ -545,7 +545,9 @@ class Switches:
             now = gpu.look()
         if now["State"] == "failed":
             there = _("it is left with {functions}", functions=", ".join(function_words(now)))
-            sentences = what_to_do(now, switch=outcome["id"], failed=failed)
+            # Where it is failed since an earlier switch, this one has nothing of that.
+            since = outcome["id"] if now["Reason"] == outcome["reason"] else ""
+            sentences = what_to_do(now, switch=since, failed=failed)
             return CtlError.of(Failed, "\n".join([text, there, *sentences]))
         if result == "failed":
             # It stands, and not all around it is as before: on the host, that is what to-host puts right.

@@ -75,6 +75,14 @@ def test_of_what_did_not_work_it_is_said_how_the_cause_is_found(
     ]
 
 
+def test_of_one_that_is_failed_since_an_earlier_switch_this_one_is_not_named() -> None:
+    here = gpu(State="failed", Reason="cannot bind 0000:01:00.1: Invalid argument")
+    with pytest.raises(CtlError) as error:
+        run(["to-vfio"], here, outcomes={CARD: switch(result="failed", reason="Xorg has it open")})
+    assert "find out why 'bind 0000:01:00.1' did not work:" in str(error.value)
+    assert "gpuswitchctl show" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("result", "exit_code", "next_line"),
     [
