@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import socket
 import sys
@@ -207,8 +208,7 @@ class _Holding:
                 with self._service.listening_to(self._childs_end):
                     event = self._service.next_event()
             except Typed:
-                problem(_("process {pid}, which has {gpu}, was ended", pid=self._child.pid, gpu=self._title))
-                raise _StoppedError(signal.SIGTERM) from None
+                raise self._ended() from None
             if isinstance(event, Signal) and event.member == "NameOwnerChanged":
                 if told is not None:
                     self._service.unsubscribe(told)
@@ -236,8 +236,12 @@ class _Holding:
             return ""
         return self._gpu.owner
 
+    def _ended(self) -> _StoppedError:
+        problem(_("process {pid}, which has {gpu}, was ended", pid=self._child.pid, gpu=self._title))
+        return _StoppedError(signal.SIGTERM)
+
     def _check(self) -> None:
-        """Raises CtlError: it is lost."""
+        """Raises CtlError: it is lost; _StoppedError: as somebody has ended the child."""
         try:
             now = self._gpu.look()
         except CtlError as error:
@@ -247,6 +251,9 @@ class _Holding:
             raise self._lost(str(error)) from error
         if now["State"] == "vfio" and now["Owner"][1] == self._uuid:
             return
+        # The service may have seen that first.
+        if select.select([self._childs_end], [], [], 0)[0]:
+            raise self._ended()
         where = _("it is {state} now", state=state_word(now["State"]))
         raise self._lost("; ".join(filter(None, (where, recognized(now["Reason"])))))
 
