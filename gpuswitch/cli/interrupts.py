@@ -112,5 +112,15 @@ def stopping_in_order(put_away: Callable[[], None], take_up: Callable[[], None])
         signal.signal(signal.SIGTSTP, before)
 
 
+@contextmanager
+def not_stopped() -> Iterator[None]:
+    """^Z waits meanwhile: what is done then writes as well, and a write in the midst of a write is an error."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 INTERRUPTS = _Interrupts()
 """A process has one handler of it."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from select import select
 
-from gpuswitch.cli.interrupts import ending_in_order, stopping_in_order
+from gpuswitch.cli.interrupts import ending_in_order, not_stopped, stopping_in_order
 from gpuswitch.cli.output import cells, wrapped
 from gpuswitch.cli.parser import terminal_columns
 
@@ -81,9 +81,11 @@ class Question:
         *lines, last = wrapped(text, max(columns - 1, 1) if columns else 0)
         return [*lines, last + self._text[len(text) :]]
 
+    @not_stopped()
     def show(self) -> None:
         print("\n".join(self._lines()), end="", file=sys.stderr, flush=True)
 
+    @not_stopped()
     def hide(self) -> None:
         """Take it away, with the cursor at the beginning of its place."""
         columns, lines = terminal_columns(sys.stderr), self._lines()
@@ -93,6 +95,7 @@ class Question:
         up = f"{_ESCAPE}[{above}A" if above else ""
         print(f"\r{up}{_ESCAPE}[J", end="", file=sys.stderr, flush=True)
 
+    @not_stopped()
     def answered(self, said: str) -> None:
         """Leave it there, with its answer."""
         print(said, file=sys.stderr, flush=True)
@@ -100,8 +103,9 @@ class Question:
     @contextmanager
     def above(self) -> Iterator[None]:
         """What is printed within stands above it."""
-        self.hide()
-        try:
-            yield
-        finally:
-            self.show()
+        with not_stopped():
+            self.hide()
+            try:
+                yield
+            finally:
+                self.show()

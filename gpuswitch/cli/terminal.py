@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import Any, TextIO, cast
 
 from rich.bar import Bar
@@ -19,7 +19,7 @@ from rich.text import Text
 
 from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
-from gpuswitch.cli.interrupts import ending_in_order, stopping_in_order
+from gpuswitch.cli.interrupts import ending_in_order, not_stopped, stopping_in_order
 from gpuswitch.cli.output import clean, duration, in_foreground, numbered, wrapped
 from gpuswitch.cli.steps import SHORTEST_BAR, Lines, took_words
 from gpuswitch.cli.translate import _, recognized, state_word, step_title
@@ -98,16 +98,6 @@ class _Lasting:
             self._terminal.flush()
 
 
-@contextmanager
-def _not_stopped() -> Iterator[None]:
-    """^Z waits meanwhile: what is done then writes as well, which is an error in the midst of a write."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class StepsInPlace:
     """The steps at work with a running clock, what they wait for, and a bar over the whole, redrawn in place. The line
     of a step stays when it ended. `several`: each names its GPU.
@@ -136,7 +126,7 @@ class StepsInPlace:
         # Whoever ends or stops us gets the cursor back, which is hidden meanwhile.
         self._in_order.enter_context(ending_in_order(signal.SIGTERM, signal.SIGQUIT))
         self._in_order.enter_context(stopping_in_order(self._put_away, self._take_up))
-        with _not_stopped():  # the thread has this from us, for good: it is this one that is told of ^Z
+        with not_stopped():  # the thread has this from us, for good: it is this one that is told of ^Z
             threading.Thread(target=self._paint_on, daemon=True).start()
         return self
 
@@ -152,7 +142,7 @@ class StepsInPlace:
 
     def _paint(self) -> bool:
         """False: we are in the background, where it is not to be done."""
-        with _not_stopped(), self._lock:
+        with not_stopped(), self._lock:
             if not in_foreground(self._terminal):
                 self._leave()
                 return False
@@ -184,7 +174,7 @@ class StepsInPlace:
             self._console.show_cursor(show=True)
 
     def _put_away(self) -> None:
-        with _not_stopped(), self._lock:
+        with not_stopped(), self._lock:
             self._paused = True
             if not in_foreground(self._terminal):
                 self._leave()
@@ -193,17 +183,17 @@ class StepsInPlace:
                 self._live = None
 
     def _take_up(self) -> None:
-        with _not_stopped(), self._lock:
+        with not_stopped(), self._lock:
             self._paused = False
             self._paint()
 
     def joined(self, _gpu: Gpu, sentence: str) -> None:
-        with _not_stopped(), self._lock:
+        with not_stopped(), self._lock:
             for each in wrapped(clean(sentence), self._console.width, indent="  "):
                 self._console.print(Text(each))
 
     def step(self, of: Gpu, switch: str, change: StepChange) -> None:
-        with _not_stopped(), self._lock:
+        with not_stopped(), self._lock:
             self._has_begun = True
             self._take(of.title, change)
             if not self._paint():
@@ -229,7 +219,7 @@ class StepsInPlace:
             self._console.print(each)
 
     def waits(self, of: Gpu, switch: str, waiting: Waiting) -> None:
-        with _not_stopped(), self._lock:
+        with not_stopped(), self._lock:
             if of.title in self._at_work:
                 self._at_work[of.title].waiting = waiting
             if not self._paint():
