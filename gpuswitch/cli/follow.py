@@ -63,15 +63,22 @@ class Waits:
     """What the steps under way wait for, each told once."""
 
     def __init__(self) -> None:
-        self._told: dict[str, str] = {}
+        self._told: dict[str, Waiting] = {}
 
     def news(self, gpu: Gpu, switch: Mapping[str, Any]) -> Waiting | None:
         """What it waits for by property Switch, unless that was so when this was last asked."""
-        what = str(switch.get("waiting_for", ""))
-        before, self._told[gpu.path] = self._told.get(gpu.path, ""), what
-        if what in {"", before}:
+        before, what = self._told.get(gpu.path), str(switch.get("waiting_for", ""))
+        if not what:
+            self.over(gpu)
             return None
-        return Waiting(what, switch["step_started"], switch["waiting_until"])
+        if before is not None and before.what == what:
+            return None
+        self._told[gpu.path] = told = Waiting(what, switch["step_started"], switch["waiting_until"])
+        return told
+
+    def last(self, gpu: Gpu) -> Waiting | None:
+        """What was told last of a step that waits still."""
+        return self._told.get(gpu.path)
 
     def over(self, gpu: Gpu) -> None:
         """That step waits no more: the next one may wait for the same."""
@@ -109,8 +116,6 @@ class Following:
         self._shown: set[str] = set()
         """The paths of those GPUs of whose switch a step was shown: what it waits for belongs below that."""
         self._told = Waits()
-        self._waiting: dict[str, Waiting] = {}
-        """What was told last, of those GPUs that wait still."""
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, list[str]] = {path: [] for path in self._switches}
 
@@ -122,8 +127,8 @@ class Following:
     def tell_again(self, display: Display) -> None:
         """What they wait for, and until when, where what was told of that is not seen any more."""
         for gpu, switch in self.under_way:
-            if gpu.path in self._waiting:
-                display.waits(gpu, switch, self._waiting[gpu.path])
+            if (waiting := self._told.last(gpu)) is not None:
+                display.waits(gpu, switch, waiting)
 
     def to_the_end(self, display: Display) -> None:
         """Show what happens until all are over. May be called again after an interrupt.
@@ -212,7 +217,6 @@ class Following:
         if body[0] == switch:
             self._shown.add(gpu.path)
             self._told.over(gpu)
-            self._waiting.pop(gpu.path, None)
             change = StepChange(*body[1:])
             if change.status == "failed":
                 self.failed[gpu.path].append(change.title)
@@ -226,10 +230,5 @@ class Following:
             self._waits(gpu, switch, now.get("Switch", {}), display)
 
     def _waits(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
-        if now.get("id") != switch:
-            return
-        if not now.get("waiting_for"):
-            self._waiting.pop(gpu.path, None)
-        if (waiting := self._told.news(gpu, now)) is not None:
-            self._waiting[gpu.path] = waiting
+        if now.get("id") == switch and (waiting := self._told.news(gpu, now)) is not None:
             display.waits(gpu, switch, waiting)
