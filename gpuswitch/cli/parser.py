@@ -767,9 +767,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     except UsageError as error:
         raise _fault_in(top, typed) or error from None
     # What it takes all the same, and nobody means.
-    doubtful = (
-        next(iter(words), "") == "--" or "" in words or any(each[:1] == "-" and each[-1:] == "=" for each in words)
-    )
+    doubtful = "--" in words[:1] or "" in words or any(each.startswith("-") and each.endswith("=") for each in words)
     if (more or doubtful or getattr(args, "action", None)) and (fault := _fault_in(top, typed)):
         raise fault
     if args.verb == "plan" and args.target is None and args.gpu.lower() in TARGETS:
