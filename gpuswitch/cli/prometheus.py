@@ -24,7 +24,7 @@ from gpuswitch.cli.other_programs import run
 from gpuswitch.cli.output import as_json, line
 from gpuswitch.cli.prometheus_text import BEGIN, END, NoPlaceError, job, rule_file, with_items, without_ours
 from gpuswitch.cli.reloading import by_key
-from gpuswitch.cli.simulated import refuse_for_another_machine, tell_of_another_machine
+from gpuswitch.cli.simulated import tell_of_another_machine
 from gpuswitch.cli.translate import _
 from gpuswitch.doctor.looks import system
 from gpuswitch.doctor.looks.prometheus import CONFIGURATION, has_alerts, has_job, rules
@@ -57,9 +57,7 @@ def setup(args: Namespace, machine: Machine | None = None) -> int:
         CtlError: nothing was changed; or it is written, and Prometheus could not be told.
     """
     if machine is None:
-        if not args.dry_run:
-            refuse_for_another_machine(args.bus)
-        tell_of_another_machine(args.bus)
+        tell_of_another_machine(args.bus, writes=not args.dry_run)
     machine = machine or Machine()
     files = Files(machine)
     _refuse_what_makes_no_sense(args, machine, files)

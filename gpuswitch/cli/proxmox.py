@@ -18,7 +18,7 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.kept_files import STATE, KeptFiles
 from gpuswitch.cli.other_programs import run
 from gpuswitch.cli.output import as_json, clean, line, write
-from gpuswitch.cli.simulated import refuse_for_another_machine, tell_of_another_machine
+from gpuswitch.cli.simulated import tell_of_another_machine
 from gpuswitch.cli.translate import _
 from gpuswitch.doctor.looks.proxmox import SCRIPT, machines, place_of, template
 from gpuswitch.doctor.machine import Files, Machine
@@ -52,9 +52,7 @@ def setup(args: Namespace, machine: Machine | None = None, state: Path = STATE) 
         CtlError: nothing was changed; or the text says what was, and what was not.
     """
     if machine is None:
-        if not args.dry_run:
-            refuse_for_another_machine(args.bus)
-        tell_of_another_machine(args.bus)
+        tell_of_another_machine(args.bus, writes=not args.dry_run)
     machine = machine or Machine()
     files = Files(machine)
     _refuse_what_makes_no_sense(args, machine, files)

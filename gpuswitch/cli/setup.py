@@ -28,12 +28,7 @@ from gpuswitch.cli.proposal import Desk, Wanted, match_of, name_for, record_of, 
 from gpuswitch.cli.reloading import Setting, by_key, reload
 from gpuswitch.cli.setup_boot import STATE as EARLY
 from gpuswitch.cli.setup_boot import UNDO as UNDO_EARLY
-from gpuswitch.cli.simulated import (
-    refuse_for_another_machine,
-    serving,
-    tell_of_another_machine,
-    tell_of_this_machine,
-)
+from gpuswitch.cli.simulated import serving, tell_of_another_machine, tell_of_this_machine
 from gpuswitch.cli.translate import _, mark, recognized
 from gpuswitch.config.schema import name_of
 from gpuswitch.doctor.examination import findings, look
@@ -117,9 +112,7 @@ def setup(args: Namespace, machine: Machine | None = None, places: Places | None
         CtlError: nothing was changed; or the file is written, and the text says what became of the rest.
     """
     if machine is None:
-        if not args.dry_run:
-            refuse_for_another_machine(args.bus)
-        tell_of_another_machine(args.bus)
+        tell_of_another_machine(args.bus, writes=not args.dry_run)
     machine, places = machine or Machine(), places or _places(args)
     kept = KeptFiles(places.state)
     _refuse_what_makes_no_sense(args, machine)
@@ -234,9 +227,7 @@ def undo(args: Namespace, machine: Machine | None = None, places: Places | None 
         CtlError: nothing was changed, or the text says what was.
     """
     if machine is None:
-        if not args.dry_run:
-            refuse_for_another_machine(args.bus)
-        tell_of_this_machine(args.bus)
+        tell_of_this_machine(args.bus, writes=not args.dry_run)
     machine, places = machine or Machine(), places or Places(Path(serving(args.bus).directory or DIRECTORY))
     _refuse_strangers(machine, "sudo gpuswitchctl setup undo")
     kept = KeptFiles(places.state)

@@ -84,11 +84,7 @@ def boot(args: Namespace, machine: Machine | None = None, *, seconds: float = LO
     Raises:
         CtlError: nothing was changed, all was put back, or the text says what was not.
     """
-    another = False
-    if machine is None:
-        if not args.dry_run:
-            refuse_for_another_machine(args.bus)
-        another = tell_of_this_machine(args.bus)
+    another = machine is None and tell_of_this_machine(args.bus, writes=not args.dry_run)
     machine = machine or Machine()
     kept = _Kept(machine)
     asking = _asking(args, machine)
@@ -120,7 +116,7 @@ def undo(args: Namespace, machine: Machine | None = None, *, seconds: float = LO
         CtlError: nothing was changed, or the text says what was.
     """
     if machine is None:
-        refuse_for_another_machine(args.bus, can_show=False)
+        refuse_for_another_machine(args.bus)
     machine = machine or Machine()
     _refuse_strangers(machine, f"sudo {UNDO}")
     kept = _Kept(machine)
