@@ -6,6 +6,7 @@ import errno
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from enum import StrEnum
 from signal import Signals
 from typing import Annotated, NamedTuple, Protocol, get_type_hints
 
@@ -360,6 +361,27 @@ class DeviceNodes(Protocol):
         """
 
 
+class StartJob(StrEnum):
+    """A job of systemd after which a unit runs; the values are the verbs of systemctl(1)."""
+
+    START = "start"
+    """One that runs stays as it is."""
+    RESTART = "restart"
+    """One that runs is stopped first."""
+    TRY_RESTART = "try-restart"
+    """The same, and one that does not run stays so."""
+
+    @property
+    def operation(self) -> str:
+        """In the sentence of an error."""
+        return self.removeprefix("try-")
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it is cancelled with its caller; half-way through a restart, the unit would stay stopped."""
+        return self is StartJob.START
+
+
 class Systemd(Protocol):
     """The managers of units and sessions: systemd, its user instances, logind.
 
@@ -382,10 +404,13 @@ class Systemd(Protocol):
     async def stop(self, unit: Unit) -> None:
         """Stop it; returns when its job is over and it is inactive (or failed)."""
 
-    async def start(self, unit: Unit) -> None:
-        """ResetFailedUnit, then start it; returns when its job is over and it is active."""
+    async def start(self, unit: Unit, job: StartJob = StartJob.START) -> None:
+        """ResetFailedUnit, then the job; returns when that is over and the unit is active (or was to stay inactive).
 
-    async def queue_start(self, unit: Unit) -> None:
+        Of a cancelled caller, it is cancelled if it is `cancelled`.
+        """
+
+    async def queue_start(self, unit: Unit, job: StartJob = StartJob.START) -> None:
         """Have it started as `start` does, and return as soon as the job is queued: it outlives us."""
 
     async def sessions(self, uid: int) -> tuple[str, ...]:

@@ -45,7 +45,8 @@ class RestoreState(Shared):
     `shown_by_others` are pairs: a terminal that another GPU showed, and could lose to the new frame buffer, and the
     function that showed it;
     `boot_framebuffers` are pairs of device and driver; `persistent` are the functions in nvidia's persistence mode;
-    `announced` are pairs of subsystem and functions, whose cards udev was told would go.
+    `announced` are pairs of subsystem and functions, whose cards udev was told would go. `restarted` are units that
+    look for their GPUs when they start, and at no other time: one that runs when this GPU is home is restarted for it.
     """
 
     functions: Baseline = field(default_factory=dict)
@@ -56,6 +57,7 @@ class RestoreState(Shared):
     boot_framebuffers: tuple[tuple[str, str], ...] = ()
     persistent: tuple[PciAddress, ...] = ()
     announced: tuple[tuple[str, tuple[PciAddress, ...]], ...] = ()
+    restarted: tuple[Unit, ...] = ()
 
     def __bool__(self) -> bool:
         return self != NOTHING_TO_RESTORE

@@ -51,6 +51,11 @@ def test_the_sibling_is_untouched_and_has_its_persistenced_back(machine: Machine
     after = main_pid(machine, "nvidia-persistenced")
     assert after not in {"0", before}
     assert holders(machine, nvidia_node(machine, TWIN_GPU)) == {game, after}
+    ctl(machine, f"to-host {BARE_GPU}")
+    anew = main_pid(machine, "nvidia-persistenced")
+    assert anew not in {"0", after}
+    assert holders(machine, nvidia_node(machine, BARE_GPU)) == {anew}
+    assert holders(machine, nvidia_node(machine, TWIN_GPU)) == {game, anew}
 
 
 def test_the_last_one_has_its_persistenced_back_when_it_comes_home(machine: Machine) -> None:

@@ -11,12 +11,13 @@ from gpuswitch.errors import Failed, NotViable
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.host.simulated.faults import Errno, Fault, Hang
 from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER, PERSISTENCED, laptop
+from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.record import Result
-from tests.harness.simulated.harness import Harness, config
+from tests.harness.simulated.harness import Harness, config, opened_by_units
 
 POWERD, GETTY = Unit("nvidia-powerd.service"), Unit("getty@tty1.service")
 OLLAMA = Unit("ollama.service")
@@ -29,6 +30,11 @@ async def reverted(harness: Harness, actor: Actor, options: Options = Options())
     assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
     assert (harness.snapshot(), harness.pages) == (before, restore_state)
     return switch.reason
+
+
+async def reverted_at_bind(harness: Harness, actor: Actor) -> None:
+    harness.host.faults.add(Errno(5), operation="probe", subject=actor.gpu.address)
+    await reverted(harness, actor)
 
 
 class TestComfort:
@@ -58,6 +64,80 @@ class TestComfort:
         actor = harness.fleet.find("01:00.0")
         await harness.moved(actor, State.VFIO)
         await harness.moved(actor, State.HOST)
+
+
+class TestServesSeveral:
+    """nvidia-persistenced of a host with several GPUs: it has open those that it has found when it started."""
+
+    @pytest.fixture
+    async def harness(self, tmp_path: Path) -> Harness:
+        return await Harness.of("server", tmp_path)
+
+    @pytest.fixture
+    def actors(self, harness: Harness) -> list[Actor]:
+        return list(harness.fleet.actors.values())
+
+    def opened(self, harness: Harness) -> frozenset[PciAddress]:
+        return opened_by_units(harness.machine).get("nvidia-persistenced", frozenset())
+
+    async def test_each_that_comes_home_is_opened_again(self, harness: Harness, actors: list[Actor]) -> None:
+        first, *others = actors
+        before = harness.snapshot()
+        await harness.moved(first, State.VFIO)
+        assert self.opened(harness) == {actor.gpu.address for actor in others}
+        await harness.moved(first, State.HOST)
+        assert harness.snapshot() == before
+
+    @pytest.mark.parametrize("last_first", [False, True], ids=["the first one first", "the last one first"])
+    async def test_the_first_that_is_home_of_those_that_all_were_away(
+        self, last_first: bool, harness: Harness, actors: list[Actor]
+    ) -> None:
+        before = harness.snapshot()
+        for actor in actors:
+            await harness.moved(actor, State.VFIO)
+        assert harness.state(PERSISTENCED) == "inactive"
+        home: frozenset[PciAddress] = frozenset()
+        for actor in actors[::-1] if last_first else actors:
+            await harness.moved(actor, State.HOST)
+            home |= {actor.gpu.address}
+            assert (harness.state(PERSISTENCED), self.opened(harness)) == ("active", home)
+        assert harness.snapshot() == before
+
+    async def test_a_way_out_that_fails_while_another_one_is_away(self, harness: Harness, actors: list[Actor]) -> None:
+        """It was the last one's claim that kept the unit stopped; that one rests."""
+        for actor in actors:
+            await harness.moved(actor, State.VFIO)
+        await harness.moved(actors[0], State.HOST)
+        await reverted_at_bind(harness, actors[0])
+
+    async def test_whom_somebody_has_stopped_meanwhile_stays_so(self, harness: Harness, actors: list[Actor]) -> None:
+        await harness.moved(actors[0], State.VFIO)
+        harness.machine.units.stop(PERSISTENCED)
+        await harness.moved(actors[0], State.HOST)
+        assert harness.state(PERSISTENCED) == "inactive"
+
+    async def test_not_while_another_one_is_moved(self, harness: Harness, actors: list[Actor]) -> None:
+        first, second, *_ = actors
+        await harness.moved(first, State.VFIO)
+        hang = harness.host.faults.add(Hang(), operation="unbind", subject=second.gpu.address)
+        leaves = await second.request(State.VFIO)
+        await hang.reached.wait()
+        await harness.moved(first, State.HOST)
+        assert harness.state(PERSISTENCED) == "inactive"
+        hang.release()
+        await leaves.wait()
+        assert self.opened(harness) == {actor.gpu.address for actor in actors if actor is not second}
+
+    async def test_a_restart_that_takes_too_long_goes_on(self, harness: Harness, actors: list[Actor]) -> None:
+        """Cancelled half-way, it would leave the others without."""
+        await harness.moved(actors[0], State.VFIO)
+        hang = harness.host.faults.add(Hang(), operation="start_unit", subject=PERSISTENCED)
+        switch = await harness.switch(actors[0], State.HOST)
+        assert (switch.result, actors[0].state, harness.pages) == (Result.DONE, State.HOST, [])
+        assert "nvidia-persistenced.service" in switch.reason
+        hang.release()
+        await asyncio.sleep(1)
+        assert self.opened(harness) == {actor.gpu.address for actor in actors}
 
 
 class TestConfigured:
@@ -224,7 +304,7 @@ class TestTheSystemGoesDown:
         hang.release()
         await stopping
         assert (switch.result, actor.state) == (Result.CANCELLED, State.HOST)
-        assert harness.snapshot() == before | {PERSISTENCED: "inactive"}
+        assert harness.snapshot() == before | {PERSISTENCED: "inactive", "opened by units": {}}
 
 
 class TestTheServiceDies:

@@ -42,6 +42,9 @@ class RealAdministrator:
         jobs = await self._systemctl("list-jobs", "--plain", "--no-legend", "--full")
         return next((fields[2] for line in jobs.splitlines() if (fields := line.split())[1] == name), "")
 
+    async def main_pid(self, name: str) -> int:
+        return int(await self._systemctl("show", "--property=MainPID", "--value", name))
+
     async def begin(self, names: Sequence[str]) -> None:
         await self._systemctl("start", "--no-block", *names)
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.systemd import LinuxSystemd
+from gpuswitch.host.port import StartJob
 from gpuswitch.model.holders import Unit
 
 
@@ -23,10 +24,13 @@ class Administrator(Protocol):
         """Let `tired.service` be able to start."""
 
     async def stop_under_way(self) -> None:
-        """Wait until `hangs.service` is being stopped."""
+        """Wait until `hangs.service`, or `lingers.service`, is being stopped."""
 
     async def job(self, name: str) -> str:
         """The type of the unit's job, "" where it has none."""
+
+    async def main_pid(self, name: str) -> int:
+        """Of the process that the unit runs, 0 where it runs none."""
 
     async def begin(self, names: Sequence[str]) -> None:
         """Queue the start of these units, without waiting for it."""
@@ -66,6 +70,20 @@ async def stop_and_start(harness: ManagerHarness) -> None:
     await harness.systemd.start(unit)
     assert await harness.active("plain.service") == {"plain.service"}
     await harness.systemd.start(unit)
+
+
+async def restart(harness: ManagerHarness) -> None:
+    """One that does not run stays so, or is started, by the kind of job."""
+    unit, pids = harness.unit("plain.service"), [await harness.administrator.main_pid("plain.service")]
+    for job in (StartJob.RESTART, StartJob.TRY_RESTART):
+        await harness.systemd.start(unit, job)
+        pids.append(await harness.administrator.main_pid("plain.service"))
+    assert len({0, *pids}) == 4
+    await harness.systemd.stop(unit)
+    await harness.systemd.start(unit, StartJob.TRY_RESTART)
+    assert await harness.active("plain.service") == set()
+    await harness.systemd.start(unit, StartJob.RESTART)
+    assert await harness.active("plain.service") == {"plain.service"}
 
 
 async def alias(harness: ManagerHarness) -> None:
@@ -139,6 +157,18 @@ async def cancelled_stop(harness: ManagerHarness) -> None:
     assert await harness.administrator.job("hangs.service") == ""
 
 
+async def cancelled_restart(harness: ManagerHarness) -> None:
+    """It goes on: half-way, the unit would stay stopped."""
+    restart = asyncio.ensure_future(harness.systemd.start(harness.unit("lingers.service"), StartJob.TRY_RESTART))
+    await harness.administrator.stop_under_way()
+    restart.cancel()
+    await asyncio.wait([restart])
+    assert restart.cancelled()
+    await harness.systemd.close()
+    assert await harness.administrator.job("lingers.service") == "restart"
+    assert await harness.active("lingers.service") == {"lingers.service"}
+
+
 async def queued_is_active(harness: ManagerHarness) -> None:
     await harness.administrator.begin(["slow.service", "queued.service"])
     assert await harness.active("slow.service", "queued.service", "missing.service") == {
@@ -160,7 +190,7 @@ async def sockets(harness: ManagerHarness) -> None:
 CASES: dict[str, Callable[[ManagerHarness], Awaitable[None]]] = {
     case.__name__: case
     for case in (
-        *(stop_and_start, alias, missing, not_a_name, masked, refuses_to_stop, fails_to_start),
-        *(starts_after_too_many_failures, cancelled_stop, queued_is_active, sockets),
+        *(stop_and_start, restart, alias, missing, not_a_name, masked, refuses_to_stop, fails_to_start),
+        *(starts_after_too_many_failures, cancelled_stop, cancelled_restart, queued_is_active, sockets),
     )
 }

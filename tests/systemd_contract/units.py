@@ -8,7 +8,7 @@ from typing import Final
 MENDED = "mended"
 """A file in the manager's runtime folder: with it, `tired.service` can be started."""
 STOPPING = "stopping"
-"""A FIFO there: somebody writes to it when the stop of `hangs.service` is under way."""
+"""A FIFO there: somebody writes to it when the stop of `hangs.service`, or `lingers.service`, is under way."""
 
 _FOREVER: Final = "ExecStart=/bin/sleep infinity\n"
 
@@ -26,6 +26,10 @@ class Sample:
     triggered_by: tuple[str, ...] = ()
 
 
+_HANGS: Final = Sample(
+    f"[Service]\n{_FOREVER}TimeoutStopSec=infinity\nExecStop=/bin/sh -c 'echo >%t/{STOPPING}; exec sleep infinity'\n",
+    hangs=True,
+)
 SAMPLES: Final = {
     "plain.service": Sample(f"[Service]\n{_FOREVER}"),
     "refuses.service": Sample(f"[Unit]\nRefuseManualStop=yes\n[Service]\n{_FOREVER}", refuses=True),
@@ -36,11 +40,8 @@ SAMPLES: Final = {
         f"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/test -e %t/{MENDED}\n",
         tires=True,
     ),
-    "hangs.service": Sample(
-        f"[Service]\n{_FOREVER}TimeoutStopSec=infinity\n"
-        f"ExecStop=/bin/sh -c 'echo >%t/{STOPPING}; exec sleep infinity'\n",
-        hangs=True,
-    ),
+    "hangs.service": _HANGS,
+    "lingers.service": _HANGS,
     "triggered.service": Sample(
         f"[Service]\n{_FOREVER}", triggered_by=("triggered.path", "triggered.socket", "triggered.timer")
     ),
@@ -52,7 +53,7 @@ SAMPLES: Final = {
 }
 ALIASES: Final = {"alias.service": "plain.service"}
 RUNNING: Final = (
-    *("plain.service", "refuses.service", "hangs.service"),
+    *("plain.service", "refuses.service", "hangs.service", "lingers.service"),
     *("triggered.socket", "triggered.timer", "triggered.service"),
 )
 """Those that are started before a case begins, in this order."""

@@ -513,9 +513,11 @@ _hints = get_type_hints(Captured, include_extras=True)
 _captured: dict[str, st.SearchStrategy[Any]] = {"driver": _drivers} | {
     name: _values(_hints[name]) for name in ATTRIBUTES
 }
+_units = st.lists(st.builds(Unit, _texts, st.none() | st.integers(0, 2**32))).map(tuple)
 _kept: dict[str, st.SearchStrategy[Any]] = {
     "functions": st.dictionaries(_addresses, st.builds(Captured, **_captured), max_size=4),
-    "units": st.lists(st.builds(Unit, _texts, st.none() | st.integers(0, 2**32))).map(tuple),
+    "units": _units,
+    "restarted": _units,
     "attributes": st.dictionaries(
         st.builds(FunctionAttribute, _addresses, st.sampled_from(["d3cold_allowed", "power/control"])),
         st.builds(AttributeChange, _texts, _texts),

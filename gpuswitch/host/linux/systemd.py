@@ -12,7 +12,7 @@ from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.logind import Inhibitors, Sessions
 from gpuswitch.host.linux.systemunits import SystemUnits
 from gpuswitch.host.linux.userunits import UserUnits
-from gpuswitch.host.port import Systemd
+from gpuswitch.host.port import StartJob, Systemd
 from gpuswitch.model.holders import Unit
 
 log = logging.getLogger(__name__)
@@ -58,17 +58,17 @@ class LinuxSystemd(Systemd):
         else:
             await self._users.stop(unit)
 
-    async def start(self, unit: Unit) -> None:
+    async def start(self, unit: Unit, job: StartJob = StartJob.START) -> None:
         if unit.user is None:
-            await self._system.start(unit.name)
+            await self._system.start(unit.name, job)
         else:
-            await self._users.start(unit)
+            await self._users.start(unit, job)
 
-    async def queue_start(self, unit: Unit) -> None:
+    async def queue_start(self, unit: Unit, job: StartJob = StartJob.START) -> None:
         if unit.user is None:
-            await self._system.queue_start(unit.name)
+            await self._system.queue_start(unit.name, job)
         else:
-            await self._users.queue_start(unit)
+            await self._users.queue_start(unit, job)
 
     async def sessions(self, uid: int) -> tuple[str, ...]:
         return await self._sessions.of(uid)

@@ -11,6 +11,7 @@ from typing import Any
 
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.busclient import PROPERTIES, CallError, Remote, connected_to, plain
+from gpuswitch.host.port import StartJob
 
 SYSTEMD = "org.freedesktop.systemd1"
 PATH = "/org/freedesktop/systemd1"
@@ -23,6 +24,12 @@ ACTIVE = frozenset({"active", "activating", "reloading", "refreshing"})
 STARTS = frozenset({"start", "restart", "reload-or-start"})
 """The types of jobs that make a unit run."""
 OVER = frozenset({"inactive", "failed"})
+
+_METHODS: Mapping[StartJob, str] = {
+    StartJob.START: "StartUnit",
+    StartJob.RESTART: "RestartUnit",
+    StartJob.TRY_RESTART: "TryRestartUnit",
+}
 
 InBackground = Callable[[Coroutine[Any, Any, None]], None]
 """Has something done that nobody waits for: what a cancelled caller leaves behind is put away so."""
@@ -97,7 +104,7 @@ class SystemUnits:
         async with connected_to(SYSTEMD, "stop", name) as systemd:
             if (await _row(systemd, name)).missing:
                 raise KernelError("stop", name, errno.ENOENT, "there is no such unit")
-            end = await self._job(systemd, "StopUnit", name)
+            end = await self._job(systemd, "StopUnit", name, "stop")
             after = await _row(systemd, name)
             if after.state in OVER and end in {"done", ""}:
                 return
@@ -105,22 +112,23 @@ class SystemUnits:
                 raise KernelError("stop", name, errno.EBUSY, f"its job is done, and it is {after.state} again")
             raise await _failure(systemd, "stop", name, after.path, end)
 
-    async def start(self, name: str) -> None:
-        async with connected_to(SYSTEMD, "start", name) as systemd:
+    async def start(self, name: str, job: StartJob) -> None:
+        async with connected_to(SYSTEMD, job.operation, name) as systemd:
             await self._forget_failures(systemd, name)
-            end = await self._job(systemd, "StartUnit", name)
+            end = await self._job(systemd, _METHODS[job], name, job if job.cancelled else "")
             after = await _row(systemd, name)
             if end in {"done", ""} and after.state != "failed":
                 # A unit whose work is one command may be over by now: inactive, with its condition met.
-                if after.active or (await _properties(systemd, after.path)).get("ConditionResult", True):
+                idle = job is StartJob.TRY_RESTART or after.active
+                if idle or (await _properties(systemd, after.path)).get("ConditionResult", True):
                     return
-                raise KernelError("start", name, errno.EIO, "a Condition line of its unit file is not true")
-            raise await _failure(systemd, "start", name, after.path, "failed" if end in {"done", ""} else end)
+                raise KernelError(job.operation, name, errno.EIO, "a Condition line of its unit file is not true")
+            raise await _failure(systemd, job.operation, name, after.path, "failed" if end in {"done", ""} else end)
 
-    async def queue_start(self, name: str) -> None:
-        async with connected_to(SYSTEMD, "start", name) as systemd:
+    async def queue_start(self, name: str, job: StartJob) -> None:
+        async with connected_to(SYSTEMD, job.operation, name) as systemd:
             await self._forget_failures(systemd, name)
-            await systemd.call(PATH, MANAGER, "StartUnit", "ss", name, "replace")
+            await systemd.call(PATH, MANAGER, _METHODS[job], "ss", name, "replace")
 
     async def stopping(self) -> bool:
         """Whether the system goes down; False where no systemd tells."""
@@ -150,8 +158,10 @@ class SystemUnits:
             if error.kind != "NoSuchUnit":  # not loaded; what the start says of it is more to the point
                 raise
 
-    async def _job(self, systemd: Remote, method: str, name: str) -> str:
+    async def _job(self, systemd: Remote, method: str, name: str, cancelled: str) -> str:
         """Have a job done, and wait for its end; returns its result, "" where nobody has told.
+
+        With its caller, it is cancelled if it is of the kind `cancelled`, which is "" where it is to go on.
 
         A job may be over before the answer that names it, so the signals are listened to before the call.
         """
@@ -169,8 +179,8 @@ class SystemUnits:
                 elif signal.arguments[1] == job:
                     return str(signal.arguments[3])
         except asyncio.CancelledError:
-            kind = {"StopUnit": "stop", "StartUnit": "start"}[method]
-            self._in_background(_cancel(name, kind, job))
+            if cancelled:
+                self._in_background(_cancel(name, cancelled, job))
             raise
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from gpuswitch.errors import KernelError
 from gpuswitch.host.linux import children
 from gpuswitch.host.linux.systemunits import ACTIVE, OVER, STARTS, InBackground
+from gpuswitch.host.port import StartJob
 from gpuswitch.model.holders import Unit
 
 # systemctl takes patterns and paths too, and would turn them into other names than the one that was asked for.
@@ -71,7 +72,7 @@ class UserUnits:
             before = await self._show(unit)
             if before.load == "not-found" and before.state == "inactive":
                 raise KernelError("stop", str(unit), errno.ENOENT, "there is no such unit")
-            await self._change("stop", unit)
+            await self._change("stop", unit, cancelled=True)
             after = await self._show(unit)
         except SystemctlError as error:
             if self._manager(unit) is None:  # as above
@@ -80,24 +81,24 @@ class UserUnits:
         if after.state not in OVER:
             raise KernelError("stop", str(unit), errno.EBUSY, f"its job is done, and it is {after.state} again")
 
-    async def start(self, unit: Unit) -> None:
-        self._need_manager("start", unit)
+    async def start(self, unit: Unit, job: StartJob) -> None:
+        self._need_manager(job.operation, unit)
         with suppress(SystemctlError):  # not loaded; what the start says of it is more to the point
             await self._systemctl(unit, "reset-failed", "--", unit.name)
         try:
-            await self._change("start", unit)
+            await self._change(job, unit, cancelled=job.cancelled)
             after = await self._show(unit)
         except SystemctlError as error:
-            raise KernelError("start", str(unit), errno.EIO, str(error)) from error
+            raise KernelError(job.operation, str(unit), errno.EIO, str(error)) from error
         if after.state == "failed":
-            raise KernelError("start", str(unit), errno.EIO, "it failed")
+            raise KernelError(job.operation, str(unit), errno.EIO, "it failed")
 
-    async def queue_start(self, unit: Unit) -> None:
-        self._need_manager("start", unit)
+    async def queue_start(self, unit: Unit, job: StartJob) -> None:
+        self._need_manager(job.operation, unit)
         try:
-            await self._systemctl(unit, "start", "--no-block", "--", unit.name)
+            await self._systemctl(unit, job, "--no-block", "--", unit.name)
         except SystemctlError as error:
-            raise KernelError("start", str(unit), errno.EIO, str(error)) from error
+            raise KernelError(job.operation, str(unit), errno.EIO, str(error)) from error
 
     def _manager(self, unit: Unit) -> children.Identity | None:
         """Whose manager it is, None where the user has none. The folder is root's to make, and tells the group too.
@@ -128,12 +129,13 @@ class UserUnits:
         number_unit_type = (line.split() for line in jobs.splitlines())
         return next((fields[2] for fields in number_unit_type if fields[:1] == [job] and len(fields) > 2), "")
 
-    async def _change(self, verb: str, unit: Unit) -> None:
-        """`systemctl VERB UNIT`, which waits for the job."""
+    async def _change(self, verb: str, unit: Unit, *, cancelled: bool) -> None:
+        """`systemctl VERB UNIT`, which waits for the job; `cancelled`: with its caller."""
         try:
             await self._systemctl(unit, verb, "--", unit.name)
         except asyncio.CancelledError:
-            self._in_background(self._cancel(unit, verb))
+            if cancelled:
+                self._in_background(self._cancel(unit, verb))
             raise
 
     async def _cancel(self, unit: Unit, verb: str) -> None:

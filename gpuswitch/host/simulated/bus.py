@@ -256,9 +256,14 @@ class Bus:
 
     def later(self, work: Coroutine[None, None, None]) -> None:
         """Something that goes on by itself."""
+        _ = self.begin(work)
+
+    def begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """The same, and whoever began it may wait for its end."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _may_bind(self, device: Device, driver: PciDriver) -> bool:
         """Whether the group's DMA is free for this driver."""

@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gpuswitch.errors import KernelError
-from gpuswitch.host.port import Systemd
+from gpuswitch.host.port import StartJob, Systemd
 from gpuswitch.host.simulated.bus import Bus
-from gpuswitch.host.simulated.faults import Call
+from gpuswitch.host.simulated.faults import Call, Strike
 from gpuswitch.host.simulated.processes import MOMENT, ProcessTable, Program
 from gpuswitch.model.holders import Unit
+from gpuswitch.runtime.apart import apart
 
 
 @dataclass
@@ -180,13 +181,22 @@ class SimulatedSystemd(Systemd):
             if await strike.land(call):
                 self._units.stop(unit)
 
-    async def start(self, unit: Unit) -> None:
-        call = Call("start", unit)
+    async def start(self, unit: Unit, job: StartJob = StartJob.START) -> None:
+        call = Call(job.operation, unit)
         strike = self._bus.faults.strike("start_unit", unit)
         self._known(unit, call)
+        if job.cancelled:
+            await self._started(unit, job, call, strike)
+        else:
+            await apart(self._bus.begin(self._started(unit, job, call, strike)))
+
+    async def _started(self, unit: Unit, job: StartJob, call: Call, strike: Strike) -> None:
         async with self._units.jobs[unit]:
-            if self._units.state(unit) == "active":
+            runs = self._units.state(unit) == "active"
+            if runs if job is StartJob.START else job is StartJob.TRY_RESTART and not runs:
                 return
+            if runs:
+                self._units.stop(unit)
             self._units.settle(unit, "activating")
             state = "failed"
             try:
@@ -197,14 +207,14 @@ class SimulatedSystemd(Systemd):
             finally:
                 self._units.settle(unit, state)
 
-    async def queue_start(self, unit: Unit) -> None:
-        self._known(unit, Call("start", unit))
-        self._bus.later(self._queued(unit))
+    async def queue_start(self, unit: Unit, job: StartJob = StartJob.START) -> None:
+        self._known(unit, Call(job.operation, unit))
+        self._bus.later(self._queued(unit, job))
 
-    async def _queued(self, unit: Unit) -> None:
+    async def _queued(self, unit: Unit, job: StartJob) -> None:
         """What becomes of it, nobody waits to hear."""
         with suppress(KernelError):
-            await self.start(unit)
+            await self.start(unit, job)
 
     async def sessions(self, uid: int) -> tuple[str, ...]:
         if not self._units.managed:

@@ -27,6 +27,7 @@ from gpuswitch.switch.steps.host import (
     LoadModules,
     Persistence,
     ReleaseBootFramebuffer,
+    RestartUnits,
     RestoreBootFramebuffer,
     RestorePersistence,
     StartUnits,
@@ -212,6 +213,7 @@ def _restore_state(requirements: DetachRequirements, functions: Baseline) -> Res
         boot_framebuffers=tuple((b.device, b.driver) for b in requirements.boot_framebuffers),
         persistent=requirements.persistent,
         announced=requirements.announce,
+        restarted=requirements.restarted,
     )
 
 
@@ -344,7 +346,7 @@ def _home(gpu: Gpu, facts: HostFacts, kept: Baseline) -> Baseline:
 
 def _later(restore_state: RestoreState, back: HomeOptions) -> RestoreState:
     """The units that are to be started again, and the one that is to be started after them."""
-    units = RestoreState(units=restore_state.units)
+    units = RestoreState(units=restore_state.units, restarted=restore_state.restarted)
     return units.and_unit(back.after) if back.after else units
 
 
@@ -368,7 +370,11 @@ def _restore_host(
     return [
         *announcements,
         # A daemon that keeps it persistent does so when it starts; nvidia-smi alone would turn on another mode.
-        *(RestorePersistence(a, on=True) for a in restore_state.persistent if PERSISTENCED not in restore_state.units),
+        *(
+            RestorePersistence(a, on=True)
+            for a in restore_state.persistent
+            if PERSISTENCED not in (*restore_state.units, *restore_state.restarted)
+        ),
         *_bring_consoles_back(gpu, restore_state, back, moved),
         *([] if back.units_later else _start_units(restore_state)),
         *([StartUnits(own)] if own else []),
@@ -393,7 +399,12 @@ def _restore_attributes(restore_state: RestoreState) -> list[Step]:
 
 
 def _start_units(restore_state: RestoreState) -> list[Step]:
-    return [StartUnits(restore_state.units)] if restore_state.units else []
+    units, restarted = restore_state.units, restore_state.restarted
+    running = tuple(unit for unit in restarted if unit not in units)
+    return [
+        *([StartUnits(units, tuple(unit for unit in units if unit in restarted))] if units else []),
+        *([RestartUnits(running)] if running else []),
+    ]
 
 
 def _bring_consoles_back(

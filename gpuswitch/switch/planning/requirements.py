@@ -44,9 +44,10 @@ class DetachRequirements:
     """What is to be done around the GPU on its way out; by default, nothing.
 
     `stop` are the units to stop, of which `active` are to be started again: `later` with the GPU, the others at once,
-    since they serve other GPUs too; not `units_told`: nobody could say which are active. `announce` pairs a subsystem
-    with functions. `holding`: somebody has the GPU open, or may come to, who may be waited for, or ended;
-    `passing_seconds`: how long one may take who has it open for a moment only, when all that is done.
+    since they serve other GPUs too; those in `restarted` look for their GPUs when they start; not `units_told`: nobody
+    could say which are active. `announce` pairs a subsystem with functions. `holding`: somebody has the GPU open, or
+    may come to, who may be waited for, or ended; `passing_seconds`: how long one may take who has it open for a moment
+    only, when all that is done.
 
     `query` is what to look for to find who has it open, `numbers` the device numbers that a look found.
 
@@ -67,6 +68,7 @@ class DetachRequirements:
     stop: tuple[Unit, ...] = ()
     active: tuple[Unit, ...] = ()
     later: tuple[Unit, ...] = ()
+    restarted: tuple[Unit, ...] = ()
     units_told: bool = True
     sessions: tuple[str, ...] = ()
     announce: tuple[tuple[str, tuple[PciAddress, ...]], ...] = ()

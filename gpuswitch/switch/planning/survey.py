@@ -201,6 +201,7 @@ class DetachSurvey:
             active=active,
             units_told=told,
             later=tuple(unit for unit in active if unit not in at_once or unit in own),
+            restarted=tuple(unit for unit in active if unit in comfort),
         )
         return requirements, unknown
 

@@ -10,15 +10,16 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from functools import partial
 
 from gpuswitch.errors import KernelError
-from gpuswitch.host.port import Systemd
+from gpuswitch.host.port import StartJob, Systemd
 from gpuswitch.log.fields import told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import Consoles
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
-from gpuswitch.switch.restore_state import RestoreState, SharedSetting
+from gpuswitch.switch.restore_state import NOTHING_TO_RESTORE, RestoreState, SharedSetting
 from gpuswitch.switch.shared.awake import Awake
 from gpuswitch.switch.shared.settings import SharedSettings
 
@@ -69,7 +70,7 @@ class Arbiter:
         """
         await self.settings.change(gpu, _stopped(unit), lambda: self._systemd.stop(unit))
 
-    async def start(self, gpu: PciAddress, unit: Unit, *, wait: bool = True) -> None:
+    async def start(self, gpu: PciAddress, unit: Unit, *, job: StartJob = StartJob.START, wait: bool = True) -> None:
         """This GPU does not need it stopped any more: start it, unless another one does, or the system goes down.
 
         Without `wait`, its start is queued: while the service is stopped, systemd begins no job of a unit that is to
@@ -83,9 +84,23 @@ class Arbiter:
             if await self.system_stopping():
                 _log.info("%s stays stopped: the system is going down", unit, extra=told(GPU=gpu))
             else:
-                await (self._systemd.start(unit) if wait else self._systemd.queue_start(unit))
+                await (self._systemd.start if wait else self._systemd.queue_start)(unit, job)
 
-        await self.settings.restore(gpu, _stopped(unit), start)
+        await self.settings.restore(gpu, _stopped(unit), start, partial(self._needs_stopped, unit))
+
+    async def restart(self, gpu: PciAddress, unit: Unit, *, wait: bool = True) -> None:
+        """This GPU is home, which the unit finds out when it starts: as `start`; one that somebody else has stopped
+        stays so.
+        """
+        job = StartJob.RESTART if self.is_to_be_started(unit) else StartJob.TRY_RESTART
+        await self.start(gpu, unit, job=job, wait=wait)
+
+    def _needs_stopped(self, unit: Unit, gpu: PciAddress) -> bool:
+        """Whether this GPU, which had it stopped, needs that still: a unit of the driver's is stopped only while one of
+        its GPUs is moved, and starts with the first one that is home.
+        """
+        served = unit in self._restore_states.get(gpu, NOTHING_TO_RESTORE).restarted
+        return not served or any(gpu in moving for moving in self._moving.values())
 
     async def system_stopping(self) -> bool:
         """Whether the whole system goes down. A manager that does not say so in time does other things."""

@@ -73,15 +73,22 @@ class SharedSettings:
                 if not claimed:
                     self._claim_if_recorded(gpu, setting)
 
-    async def restore(self, gpu: PciAddress, setting: SharedSetting, work: Callable[[], Awaitable[None]]) -> None:
-        """This GPU does not need it changed any more: have `work` give it back, unless another GPU does.
+    async def restore(
+        self,
+        gpu: PciAddress,
+        setting: SharedSetting,
+        work: Callable[[], Awaitable[None]],
+        needs: Callable[[PciAddress], bool] = lambda _: True,
+    ) -> None:
+        """This GPU does not need it changed any more: have `work` give it back, unless another GPU does: one that has
+        claimed it, and `needs` it.
 
         Raises:
             KernelError: from `work`.
         """
         self._claims[setting].discard(gpu)
         async with self._busy[setting]:
-            if self._claims[setting]:
+            if any(map(needs, self._claims[setting])):
                 _log.info("%s stays as it is: another GPU needs it so", setting, extra=told(GPU=gpu))
             else:
                 await work()

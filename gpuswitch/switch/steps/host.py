@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpuswitch.errors import KernelError
+from gpuswitch.host.port import StartJob
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
 from gpuswitch.sentence import Sentence
@@ -68,7 +69,41 @@ class StopUnits(Step):
 
 @dataclass(frozen=True)
 class StartUnits(Step):
-    """Start units that were stopped for this GPU's sake; one that another GPU still needs stopped comes with that."""
+    """Start units that were stopped for this GPU's sake; one that another GPU still needs stopped comes with that.
+
+    Those in `restarted` look for their GPUs when they start, and may have been started for another one meanwhile.
+    """
+
+    kind = "units"
+    optional = True
+    interruptible = True
+    units: tuple[Unit, ...]
+    restarted: tuple[Unit, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return Sentence("start {units}", units=_all(self.units))
+
+    async def apply(self, context: StepContext) -> None:
+        context.waits_for(f"{_all(self.units)}: not started")
+        await side_by_side(
+            context.arbiter.start(
+                context.gpu,
+                unit,
+                job=StartJob.RESTART if unit in self.restarted else StartJob.START,
+                wait=not context.leaving,
+            )
+            for unit in self.units
+        )
+
+
+@dataclass(frozen=True)
+class RestartUnits(Step):
+    """Have units that serve other GPUs, too, find out that this one is home: they look when they start.
+
+    nvidia-persistenced has open what there was when it started (`setup_devices` in nvidia-persistenced.c, 595.71.05),
+    and refuses any other GPU later.
+    """
 
     kind = "units"
     optional = True
@@ -77,11 +112,11 @@ class StartUnits(Step):
 
     @property
     def title(self) -> str:
-        return Sentence("start {units}", units=_all(self.units))
+        return Sentence("restart {units}", units=_all(self.units))
 
     async def apply(self, context: StepContext) -> None:
-        context.waits_for(f"{_all(self.units)}: not started")
-        await side_by_side(context.arbiter.start(context.gpu, unit, wait=not context.leaving) for unit in self.units)
+        context.waits_for(f"{_all(self.units)}: not restarted")
+        await side_by_side(context.arbiter.restart(context.gpu, unit, wait=not context.leaving) for unit in self.units)
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,9 @@ class FakeBusService:
         self.changed.set()
 
 
+_JOBS = {"StartUnit": "start", "StopUnit": "stop", "RestartUnit": "restart", "TryRestartUnit": "try-restart"}
+
+
 class FakeSystemd(FakeBusService):
     """org.freedesktop.systemd1. `early`: a job is over before the call for it is answered; `mute`: it never is."""
 
@@ -112,8 +115,8 @@ class FakeSystemd(FakeBusService):
         manager.removed.append(self._removed)
 
     async def call(self, message: jeepney.Message, member: str, arguments: tuple[Any, ...]) -> None:
-        if member in {"StartUnit", "StopUnit"}:
-            await self._start_job(message, member.removesuffix("Unit").lower(), arguments[0])
+        if kind := _JOBS.get(member):
+            await self._start_job(message, kind, arguments[0])
         else:
             path = message.header.fields[_FIELDS.path]
             await self.answer(message, self._plain_call(path, member, arguments))

@@ -43,6 +43,7 @@ class MemoryUnit:
     status: int = 0
     status_text: str = ""
     job: Job | None = None
+    main_pid: int = 0
     condition: bool = True
 
     @property
@@ -64,7 +65,10 @@ class Manager:
         for name, sample in SAMPLES.items():
             self.units[name] = MemoryUnit(name, sample, load="loaded" if sample.text else "masked")
         for name in RUNNING:
-            self.units[name].state = "active"
+            self._runs(self.units[name])
+
+    def _runs(self, unit: MemoryUnit) -> None:
+        unit.state, unit.main_pid = "active", next(self.numbers)
 
     def find(self, name: str) -> MemoryUnit:
         """Any unit; one that does not exist is "not-found". RefusedError: it cannot be the name of one."""
@@ -84,11 +88,13 @@ class Manager:
         unit = self.find(name)
         if unit.load == "not-found":
             raise RefusedError("NoSuchUnit", f"Unit {name} not {'loaded' if kind == 'stop' else 'found'}.")
-        if unit.load == "masked" and kind == "start":
+        if unit.load == "masked" and kind != "stop":
             raise RefusedError("UnitMasked", f"Unit {name} is masked.")
-        if unit.sample.refuses and kind == "stop":
+        if unit.sample.refuses and kind != "start":
             words = f"unit {name} may be requested by dependency only (it is configured to refuse manual start/stop)"
             raise RefusedError("OnlyByDependency", f"Operation refused, {words}.")
+        if kind == "try-restart":
+            kind = "restart" if unit.state == "active" else "nop"
         if unit.job is None or unit.job.kind != kind:
             if unit.job is not None:
                 self.end(unit.job, "canceled")
@@ -99,7 +105,9 @@ class Manager:
     def work(self, job: Job) -> None:
         """Do what the job is for, unless that takes its time."""
         unit = job.unit
-        if job.kind == "stop" and unit.sample.hangs:
+        if job.kind == "nop":
+            self.end(job, "done")
+        elif job.kind != "start" and unit.sample.hangs:
             unit.state = "deactivating"
             self.stop_under_way.set()
         elif job.kind == "stop":
@@ -114,7 +122,7 @@ class Manager:
                 unit.result = "start-limit-hit"
             self.end(job, "failed")
         elif not (unit.sample.after and self.units[unit.sample.after].job):
-            unit.state = "active"
+            self._runs(unit)
             self.end(job, "done")
 
     def end(self, job: Job, result: str) -> None:
@@ -139,6 +147,9 @@ class MemoryAdministrator:
     async def job(self, name: str) -> str:
         job = self.manager.find(name).job
         return job.kind if job else ""
+
+    async def main_pid(self, name: str) -> int:
+        return self.manager.find(name).main_pid
 
     async def begin(self, names: Sequence[str]) -> None:
         for name in names:

@@ -101,8 +101,18 @@ def snapshot(machine: Machine) -> Snapshot:
         "persistent": frozenset(a for a, device in machine.devices.items() if device.persistent),
         "inhibitors": frozenset(machine.units.inhibitors),
         "access": frozenset(machine.access.entries),
+        "opened by units": opened_by_units(machine),
     }
     return functions | groups | units | around
+
+
+def opened_by_units(machine: Machine) -> dict[str, frozenset[PciAddress]]:
+    """The functions that the programs of units have open which look for them only when they start."""
+    return {
+        program.name: frozenset(function for function in machine.devices if program.name in machine.users(function))
+        for program in machine.processes.running()
+        if program.unit is not None and program.opens and not program.polite
+    }
 
 
 def consoles(machine: Machine) -> dict[int | str, object]:

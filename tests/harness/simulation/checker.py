@@ -24,7 +24,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.record import Drift, Result, Switch
 from gpuswitch.switch.steps.attributes import RestoreAttribute
-from gpuswitch.switch.steps.host import StartUnits, StopUnits
+from gpuswitch.switch.steps.host import RestartUnits, StartUnits, StopUnits
 from tests.harness.simulated.harness import Settings
 from tests.harness.simulation.actions import ActionChecker
 from tests.harness.simulation.doubles import AT, At
@@ -41,7 +41,7 @@ NOTICE_SECONDS = 1.3
 BEGINS = frozenset({Status.RUNNING, Status.REVERTING})
 """What is told of a step when it begins, forward or back."""
 _SLEEP = getattr(futures, "_set_result_unless_cancelled")  # noqa: B009 -- typeshed lacks it
-_WITH_UNITS = (StartUnits, StopUnits)
+_WITH_UNITS = (RestartUnits, StartUnits, StopUnits)
 _OF_ATTRIBUTES = frozenset({"attribute", "set_attribute"})
 _FAULT_OF_ITS_OWN = "a fault of gpuswitch itself"
 

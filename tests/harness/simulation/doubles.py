@@ -16,6 +16,7 @@ from signal import Signals
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from gpuswitch.errors import KernelError
+from gpuswitch.host.port import StartJob
 from gpuswitch.host.simulated.device_nodes import SimulatedDeviceNodes
 from gpuswitch.host.simulated.faults import Call
 from gpuswitch.host.simulated.host import SimulatedHost, SimulatedKernel, said
@@ -227,14 +228,14 @@ class ServiceSystemd(SimulatedSystemd):
     async def stop(self, unit: Unit) -> None:
         await self._job(super().stop(unit))
 
-    async def start(self, unit: Unit) -> None:
+    async def start(self, unit: Unit, job: StartJob = StartJob.START) -> None:
         if LIFE.get() is None:
-            await super().start(unit)
+            await super().start(unit, job)
         else:
-            await self._job(super().start(unit))
+            await self._job(super().start(unit, job))
 
-    async def queue_start(self, unit: Unit) -> None:
-        await self._job(super().queue_start(unit))
+    async def queue_start(self, unit: Unit, job: StartJob = StartJob.START) -> None:
+        await self._job(super().queue_start(unit, job))
 
     async def end_session(self, session: str) -> None:
         self._watcher.ends_session(session)

@@ -25,6 +25,7 @@ from gpuswitch.gpu.admission import Admission
 from gpuswitch.gpu.machine import START
 from gpuswitch.gpu.planner import Planner
 from gpuswitch.gpu.runner import Runner
+from gpuswitch.host.port import StartJob
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.gpu import Gpu
@@ -43,6 +44,7 @@ from gpuswitch.switch.shared.arbiter import Arbiter
 from gpuswitch.switch.shared.awake import Awake, Why
 from gpuswitch.switch.shared.clearing_up import ClearingUp
 from gpuswitch.switch.steps.holders import CheckHolders
+from gpuswitch.switch.steps.host import RestartUnits
 from gpuswitch.switch.steps.pci import AimOverrides, AwaitLibvirt, DisableRuntimePm, HoldGroup, RestorePower
 from tests.harness.simulation.loop import AWAIT
 from tests.harness.simulation.story import Event, Story
@@ -88,8 +90,8 @@ def nobody_looks_before_the_unbind(patch: pytest.MonkeyPatch) -> None:
 
 @breaks(1)
 def units_start_while_others_need_them_stopped(patch: pytest.MonkeyPatch) -> None:
-    async def start(self: Arbiter, gpu: object, unit: Any, *, wait: bool = True) -> None:
-        await self._systemd.start(unit)
+    async def start(self: Arbiter, gpu: object, unit: Any, *, job: Any = StartJob.START, wait: bool = True) -> None:
+        await self._systemd.start(unit, job)
 
     patch.setattr(Arbiter, "start", start)
 
@@ -109,6 +111,11 @@ def half_way_counts_as_there(patch: pytest.MonkeyPatch) -> None:
 @breaks(3)
 def power_is_not_restored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RestorePower, "apply", nothing)
+
+
+@breaks(3)
+def units_of_the_driver_do_not_hear_of_who_comes_home(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RestartUnits, "apply", nothing)
 
 
 @breaks(3)
