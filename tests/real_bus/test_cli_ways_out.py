@@ -95,7 +95,8 @@ async def test_a_plan_names_who_is_waited_for_or_ended(start: Start, ctl: Ctl) -
     assert verdict == f"{card} goes {vfio} once nobody has it open any more"
     assert [line.split()[0] for line in held if line.startswith("  ")][:2] == ["Xorg", "kwin_x11"]
     ends = ctl("to-vfio", "geforce", "--busy", "terminate", "--dry-run").stdout.splitlines()
-    assert ends[:3] == [f"{card} can go {vfio}, which ends who has it open", *held[:2]]
+    ending = f"{card} can go {vfio}, which ends who has it open; what it stops meanwhile: display-manager.service"
+    assert ends[:3] == [ending, *held[:2]]
     stops = ctl("plan", "geforce", "vfio", "--stop-unit", "display-manager.service").stdout
     assert stops.startswith(f"nothing keeps {card} from going {vfio}; what it stops meanwhile: display-manager.service")
     [told] = json.loads(ctl("plan", "geforce", "vfio", "--wait", "60", "--json").stdout)["plans"]
