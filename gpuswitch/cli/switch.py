@@ -184,7 +184,7 @@ def _print_plans(ways: Sequence[tuple[Gpu, str]], args: Namespace, options: Opti
             continue
         in_the_way = _in_the_way(gpu, steps, target, options)
         if not args.json:
-            _print_plan(gpu, target, steps, in_the_way, several=len(ways) > 1)
+            _print_plan(gpu, target, steps, in_the_way, options, several=len(ways) > 1)
         records.append(
             {
                 **naming(gpu),
@@ -203,6 +203,7 @@ def _print_plan(
     target: str,
     steps: Sequence[Mapping[str, Any]],
     in_the_way: Sequence[Mapping[str, Any]],
+    options: Options,
     *,
     several: bool,
 ) -> None:
@@ -215,6 +216,7 @@ def _print_plan(
     for number, step in enumerate(steps, 1):
         within = _("{title} (within {seconds} s)", title=step_title(step["title"]), seconds=f"{step['deadline']:g}")
         hung(f"{number:>{len(str(len(steps)))}}. ", within)
+    line(_("to do it: {command}", command=with_options(f"gpuswitchctl to-{target} {gpu.word}", options)))
 
 
 def _in_the_way(gpu: Gpu, steps: Sequence[Mapping[str, Any]], target: str, options: Options) -> list[dict[str, Any]]:
@@ -265,7 +267,7 @@ def _or_blockers(gpu: Gpu, target: str, options: Options, args: Namespace, comma
     except CtlError as error:
         named = with_blockers(error, lambda: gpu.blockers(target, options), args)
         named.about(gpu.address, gpu.name)
-        told = with_ways_out(named, ways_out([gpu], target, options, command))
+        told = with_ways_out(named, ways_out([gpu], target, options, command, looks=True))
         if told.exit_code == _REFUSED:
             # Who asks for a plan wants to know whether it can be done.
             told.lead = _("{gpu} cannot go to {target} now:", gpu=gpu.title, target=target)
