@@ -14,7 +14,7 @@ from gpuswitch.cli.layout import fitted, model_in_brief, paired, shortened
 from gpuswitch.cli.output import cells, wrapped
 from gpuswitch.cli.parser import EXIT_STATUSES, exit_status_lines
 from gpuswitch.cli.translate import speak
-from tests.harness.screens import SCREENS, WIDTHS, file, screens, shown
+from tests.harness.screens import HISTORY, SCREENS, WHEN, WIDTHS, file, screens, shown
 from tests.harness.service.fixed import gpu
 
 ADDRESS = re.compile(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b")
@@ -71,6 +71,24 @@ def test_who_asked_by_the_command_is_told_by_their_name_where_there_is_little_ro
 @pytest.mark.parametrize("columns", [40, 60, 80, 100, 120])
 def test_who_asked_is_told_whole_whatever_room_there_is(columns: int) -> None:
     assert "uid 4000000000 for win11-spiele" in " ".join(shown("history", columns).split())
+
+
+def test_the_time_zone_of_a_list_is_told_once() -> None:
+    heading, *lines = shown("history", 200, zone="IST-5:30").splitlines()
+    assert heading.startswith("WHEN (+05:30)  ")
+    assert [line[:21] for line in lines if line[0] == "2"] == ["2023-11-15 03:43:20  "] * len(HISTORY)
+    blocks = shown("history", 40, zone="IST-5:30")
+    assert "when (+05:30): 2023-11-15 03:43:20\n" in blocks
+
+
+def test_times_of_two_zones_have_theirs_each() -> None:
+    """Summer time is over between them."""
+    summer = {**HISTORY[0], "started": WHEN - 150 * 86400, "finished": WHEN - 150 * 86400 + 1}
+    heading, *lines = shown(
+        "history", 200, zone="CET-1CEST,M3.5.0,M10.5.0/3", history=(HISTORY[0], summer)
+    ).splitlines()
+    assert heading.startswith("WHEN     ")
+    assert [line[:25] for line in lines] == ["2023-11-14 23:13:20+01:00", "2023-06-18 00:13:20+02:00"]
 
 
 def test_a_column_goes_below_its_row_once_leaving_out_does_not_do() -> None:
