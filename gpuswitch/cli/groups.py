@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpuswitch.cli.client import Service
-from gpuswitch.cli.layout import Fit, aligned, fitting, model_in_brief
-from gpuswitch.cli.output import as_json, clean, line, width, write
+from gpuswitch.cli.layout import Fit, aligned, fitting, model_in_brief, remark
+from gpuswitch.cli.output import as_json, clean, in_colour, line, width, write
 from gpuswitch.cli.translate import _, marks, state_word
 
 Values = Mapping[str, Any]
@@ -79,7 +79,9 @@ def _print_groups(groups: Iterable[Values]) -> None:
             write(f"{_INDENT}{next(lines)}")
     if fit.left_out:
         named = ", ".join(map(_, fit.left_out))
-        line(_("no room for {cells} of each function: shown on a wider terminal, and by --json", cells=named))
+        text = _("no room for {cells} of each function: shown on a wider terminal, and by --json", cells=named)
+        for each in remark(text, columns, colour=in_colour(sys.stdout)):
+            write(each)
 
 
 def _function_cells(function: Values) -> list[str]:

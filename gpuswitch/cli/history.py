@@ -69,11 +69,13 @@ def history(service: Service, args: Namespace) -> int:
         as_json({"switches": [entry_record(entry, names.get(entry["gpu"], "")) for entry in found]})
     elif found:
         names = _names(service, found)
-        headings = marks("WHEN", "ID", "GPU", "NAME", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON")
-        rows = [_cells(entry, names.get(entry["gpu"], "")) for entry in found]
+        zone = _zone(found)
+        when = f"{_('WHEN')} ({zone})" if zone else "WHEN"
+        headings = (when, *marks("ID", "GPU", "NAME", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON"))
+        rows = [_cells(entry, names.get(entry["gpu"], ""), zone) for entry in found]
         # The reasons have a line of their own where there is no room.
         if not fits(headings[:-1], [row[:-1] for row in rows], width(sys.stdout)):
-            rows = [_cells(entry, names.get(entry["gpu"], ""), short=True) for entry in found]
+            rows = [_cells(entry, names.get(entry["gpu"], ""), zone, short=True) for entry in found]
         # It is called in commands by either; its name is what people know.
         twofold = "GPU" if all(names.get(entry["gpu"]) for entry in found) else "NAME"
         table(headings, rows, left_out=("TOOK", twofold), below=("ASKED BY", "REASON"))
@@ -207,9 +209,9 @@ def _kernel_lines(service: Service, entry: Values) -> tuple[list[Line] | None, s
         return None, str(error)
 
 
-def _cells(entry: Values, name: str, *, short: bool = False) -> Sequence[str]:
+def _cells(entry: Values, name: str, zone: str, *, short: bool = False) -> Sequence[str]:
     return (
-        _moment(entry["started"]),
+        moment(entry["started"]).removesuffix(zone),
         entry["id"],
         entry["gpu"],
         name,
@@ -319,6 +321,9 @@ def _took(entry: Values) -> str:
     return duration(entry["finished"] - entry["started"]) if entry["count"] else ""
 
 
-def _moment(seconds: float) -> str:
-    """On a terminal without the distance from UTC, which whoever sits there knows."""
-    return moment(seconds)[:_TO_THE_SECOND] if on_terminal(sys.stdout) else moment(seconds)
+def _zone(found: Iterable[Values]) -> str:
+    """The distance from UTC that all their times have, told once on a terminal: `+01:00`; "" where it stands with each,
+    as in a pipe, where lines are taken out, and over the end of summer time.
+    """
+    zones = {moment(entry["started"])[_TO_THE_SECOND:] for entry in found}
+    return zones.pop() if len(zones) == 1 and on_terminal(sys.stdout) else ""

@@ -36,9 +36,10 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waits, at_work
 from gpuswitch.cli.output import clock, duration, line, numbered, on_terminal, problem
 from gpuswitch.cli.run import MOMENT, Child, why_not_home
-from gpuswitch.cli.switch import ask_before_a_desktop_ends, options_of
+from gpuswitch.cli.switch import options_of
 from gpuswitch.cli.translate import _, catalogue, recognized, state_word
 from gpuswitch.cli.watching import name_owner
+from gpuswitch.cli.what_ends import ask_before_a_desktop_ends
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, InvalidArgument
 
 _INSTANCE = re.compile(r"[^@]+@(.+)\.service")

@@ -45,10 +45,10 @@ def table(
     """Print aligned columns under their headings, which are translated here; an empty cell shows a dash.
 
     Too wide, the last of the columns `below`, which are the last ones, is put below its row, or left out where it is
-    empty; then those of the columns `left_out` are that are empty, cells become `brief`, columns that say no are left
-    out, and then the columns `left_out` are, one after the other. Where that does not do, the next of the columns
-    `below` is put there, too, with its name, and in the end the `elastic` ones are shortened before others are left
-    out. Which say something is told.
+    empty; then cells become `brief`, those of the columns `left_out` are left out that are empty, and then the others,
+    one after the other. Where that does not do, the next of the columns `below` is put there, too, with its name, and
+    in the end the `elastic` ones are shortened before others are left out than those that are empty. Which say
+    something is told.
     """
     texts = [[clean(cell) or "-" for cell in row] for row in rows]
     columns, colour = width(sys.stdout), in_colour(sys.stdout)
@@ -91,7 +91,7 @@ def fitted(
             for text, cells_of in zip(lines, [heading, *cells_below], strict=True)
             for each in (text, *(line for cell in cells_of for line in _hung_below(cell, columns)))
         ]
-    return [*lines, *said_to_be_left_out(fit, columns)]
+    return [*lines, *said_to_be_left_out(fit, columns, colour=colour)]
 
 
 def _below(titles: Sequence[str], row: Sequence[str], count: int) -> list[str]:
@@ -112,13 +112,19 @@ class Fit(NamedTuple):
     left_out: list[str]
 
 
-def said_to_be_left_out(fit: Fit, columns: int) -> list[str]:
+def said_to_be_left_out(fit: Fit, columns: int, *, colour: bool = False) -> list[str]:
     """What a person is told who does not see all that there is, in lines."""
     if not fit.left_out:
         return []
     named = ", ".join(map(_, fit.left_out))
     text = _("no room for {headings}: shown on a wider terminal, and by --json", headings=named)
-    return wrapped(text, columns, indent=_INDENT)
+    return remark(text, columns, colour=colour)
+
+
+def remark(text: str, columns: int, *, colour: bool) -> list[str]:
+    """The lines of what stands below a table and is none of it: dim where there may be colours."""
+    lines = wrapped(text, columns, indent=_INDENT)
+    return [f"\x1b[2m{each}\x1b[0m" for each in lines] if colour else lines
 
 
 def _hung_below(cell: str, columns: int) -> list[str]:
@@ -138,20 +144,15 @@ def fitting(
     """The rows as far as so many columns have room for them, as `table` has it; None: they have none. `names` are those
     of the cells of a row.
     """
-    # Nobody misses what says nothing, and few miss what says no.
+    # Nobody misses what says nothing.
     said = {name: {row[place] for row in rows} - {name, _(name), "-", ""} for place, name in enumerate(names)}
     here = [name for name in left_out if name in names]
     empty = [name for name in here if not said[name]]
-    plain = [name for name in here if said[name] == {_("no")}]
-    others = [name for name in here if name not in {*empty, *plain}]
+    others = [name for name in here if said[name]]
     whole = [list(row) for row in rows]
     short = [[brief.get(name, str)(cell) for name, cell in zip(names, row, strict=True)] for row in rows]
     gone: list[str] = []
-    for cells_of, more, elastic_now in (
-        (whole, ["", *empty], ()),
-        (short, ["", *plain], ()),
-        (short, ["", *others], elastic),
-    ):
+    for cells_of, more, elastic_now in ((whole, [""], ()), (short, ["", *empty], ()), (short, ["", *others], elastic)):
         for name in more:
             gone += [name] if name else []
             kept = [place for place, each in enumerate(names) if each not in gone]

@@ -29,10 +29,9 @@ def list_gpus(service: Service, args: Namespace) -> int:
         adding = marks("WITH") if any(gpu["Adds"] for gpu in gpus) else ()
         headings = (*marks("GPU", "NAME", "STATE", "OWNER", "MANAGED", "DRIVER", "GROUP"), *adding, *marks("MODEL"))
         rows = (_gpu_cells(gpu, adding=bool(adding)) for gpu in gpus)
-        # STATE says most of DRIVER. A GPU is known by its name, which is copied; else by its model.
-        named = any(gpu["Name"] for gpu in gpus)
-        known_by = ("MODEL", "MANAGED", "OWNER") if named else ("MANAGED", "OWNER", "MODEL", "NAME")
-        narrow = ("WITH", "DRIVER", "GROUP", *known_by)
+        # Who has a GPU is what people look for, and STATE says most of DRIVER; a name is copied.
+        nameless = () if any(gpu["Name"] for gpu in gpus) else ("NAME",)
+        narrow = ("MODEL", "WITH", "DRIVER", "GROUP", "MANAGED", *nameless)
         table(headings, rows, elastic=("MODEL", "WITH"), left_out=narrow, brief={"MODEL": model_in_brief})
     else:
         line(_("there is no GPU on this host"))

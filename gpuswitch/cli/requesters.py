@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pwd
 from collections.abc import Mapping
 from typing import Any
 
 from gpuswitch.cli.translate import _
+from gpuswitch.cli.users import user_word
 
 COMMAND = "gpuswitchctl"
 """What most people ask by: where there is no room, nobody misses it."""
@@ -25,22 +25,15 @@ def requester_words(requester: Mapping[str, Any], *, whole: bool = False, short:
     if requester["service"]:
         return _("the service itself")
     if short and requester["command"] == COMMAND and "uid" in requester:
-        words = [_user(requester["uid"])]
+        words = [user_word(requester["uid"])]
         return " ".join([*words, _("for {machine}", machine=requester["vm"])] if requester["vm"] else words)
     words = [requester["command"] or _("somebody")]
     if whole and "pid" in requester:
         words.append(f"(pid {requester['pid']})")
     if "uid" in requester:
-        words.append(_("of {user}", user=_user(requester["uid"])))
+        words.append(_("of {user}", user=user_word(requester["uid"])))
     if requester["unit"] and whole:
         words.append(_("in {unit}", unit=requester["unit"]))
     if requester["vm"]:
         words.append(_("for {machine}", machine=requester["vm"]))
     return " ".join(words)
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"

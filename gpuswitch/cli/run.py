@@ -38,9 +38,10 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, at_work
 from gpuswitch.cli.output import clean, duration, numbered, on_terminal, problem
 from gpuswitch.cli.parser import TARGETS
-from gpuswitch.cli.switch import ask_before_a_desktop_ends, options_of, place, with_blockers
+from gpuswitch.cli.switch import options_of, place, with_blockers
 from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.cli.ways_out import ways_out, with_ways_out
+from gpuswitch.cli.what_ends import ask_before_a_desktop_ends
 from gpuswitch.errors import InvalidArgument
 
 EXIT_CANNOT_RUN = 126

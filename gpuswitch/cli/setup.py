@@ -10,7 +10,7 @@ import tempfile
 import tomllib
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
@@ -821,6 +821,7 @@ def _trial(args: Namespace, wanted: Sequence[Wanted], *, stands_in_the_way: bool
                 seconds=f"{TRIAL_SECONDS:g}",
             )
         )
+    _tell_what_ends(args, gpu.name)
     question = _("Try it now: to vfio, and home by itself after {seconds} s? [y/N] ", seconds=f"{TRIAL_SECONDS:g}")
     try:
         said = answer(question)
@@ -836,3 +837,12 @@ def _trial(args: Namespace, wanted: Sequence[Wanted], *, stands_in_the_way: bool
     given = {"gpu": gpu.name, "seconds": TRIAL_SECONDS, "busy": None, "wait": None, "stop_unit": [], "target": "vfio"}
     with closing(Service.connect(args.bus)) as service:
         return trial(service, Namespace(**given, yes=True, json=False, timeout=None, no_wait=False, bus=args.bus))
+
+
+def _tell_what_ends(args: Namespace, gpu: str) -> None:
+    """As `trial` itself does, which does not ask once more."""
+    from gpuswitch.cli.what_ends import told_to_end  # noqa: PLC0415 -- for who is offered one
+
+    with suppress(CtlError), closing(Service.connect(args.bus)) as service:  # what a trial says then is told by that
+        for each in told_to_end([service.gpu(gpu)], "vfio", {}).splitlines():
+            line(each)

@@ -12,7 +12,7 @@ from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from gpuswitch.cli.asking import can_ask, go_on, is_to_ask
+from gpuswitch.cli.asking import can_ask, is_to_ask
 from gpuswitch.cli.client import Gpu, Options, Service, gpus_to_move, signals_of
 from gpuswitch.cli.failures import EXIT_INTERRUPTED, CtlError, blocker_record
 from gpuswitch.cli.follow import Following, joined_words
@@ -36,6 +36,7 @@ from gpuswitch.cli.records import naming, planned_record, switch_record
 from gpuswitch.cli.steps import Above, Lines, display
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
 from gpuswitch.cli.ways_out import ways_out, with_options, with_ways_out, without
+from gpuswitch.cli.what_ends import ask_before_a_desktop_ends, stopped
 from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NoSuchGpu, NotViable, Owned, Timeout, Wedged
 
 if TYPE_CHECKING:
@@ -48,11 +49,6 @@ _REFUSED = 3
 _AWAITS_HOLDERS = "release"
 """The kind of the step that waits for who has a GPU open, or ends them (docs/states.md)."""
 _TAKE_BACK, _LEAVE = "c", "l"
-_DESKTOPS = frozenset(
-    f"{name}.service"
-    for name in ("display-manager", "gdm", "gdm3", "greetd", "lightdm", "lxdm", "ly", "plasmalogin", "sddm", "xdm")
-)
-"""Units that a screen is gone with: display managers, by the names that distributions give them."""
 
 
 def move(service: Service, args: Namespace) -> int:
@@ -188,7 +184,7 @@ def _print_plans(ways: Sequence[tuple[Gpu, str]], args: Namespace, options: Opti
             continue
         in_the_way = _in_the_way(gpu, steps, target, options)
         if not args.json:
-            _print_plan(gpu, target, steps, in_the_way, several=len(ways) > 1)
+            _print_plan(gpu, target, steps, in_the_way, options, several=len(ways) > 1)
         records.append(
             {
                 **naming(gpu),
@@ -207,6 +203,7 @@ def _print_plan(
     target: str,
     steps: Sequence[Mapping[str, Any]],
     in_the_way: Sequence[Mapping[str, Any]],
+    options: Options,
     *,
     several: bool,
 ) -> None:
@@ -219,6 +216,7 @@ def _print_plan(
     for number, step in enumerate(steps, 1):
         within = _("{title} (within {seconds} s)", title=step_title(step["title"]), seconds=f"{step['deadline']:g}")
         hung(f"{number:>{len(str(len(steps)))}}. ", within)
+    line(_("to do it: {command}", command=with_options(f"gpuswitchctl to-{target} {gpu.word}", options)))
 
 
 def _in_the_way(gpu: Gpu, steps: Sequence[Mapping[str, Any]], target: str, options: Options) -> list[dict[str, Any]]:
@@ -234,7 +232,7 @@ def _in_the_way(gpu: Gpu, steps: Sequence[Mapping[str, Any]], target: str, optio
 def _print_verdict(
     steps: Sequence[Mapping[str, Any]], in_the_way: Sequence[Mapping[str, Any]], gpu: Gpu, target: str
 ) -> None:
-    stops = dict.fromkeys(name for step in steps for name in step["stops"])
+    stops = _stops(steps, in_the_way, gpu)
     if not in_the_way:
         text = _("nothing keeps {gpu} from going to {target}", gpu=gpu.title, target=target)
     elif any(step["ends_programs"] for step in steps):
@@ -246,6 +244,15 @@ def _print_verdict(
     line(text)
     for each in in_the_way:
         hung("  ", reworded(str(each["text"]), [each]))
+
+
+def _stops(steps: Sequence[Mapping[str, Any]], in_the_way: Sequence[Mapping[str, Any]], gpu: Gpu) -> list[str]:
+    """The units and sessions that these steps stop, also where they do it to who has it open now."""
+    holders: list[dict[str, Any]] = []
+    if in_the_way:
+        with suppress(CtlError):  # the plan is known, whoever cannot answer now
+            holders = gpu.holders()
+    return stopped(steps, holders)
 
 
 def _or_blockers(gpu: Gpu, target: str, options: Options, args: Namespace, command: str) -> list[dict[str, Any]]:
@@ -260,7 +267,7 @@ def _or_blockers(gpu: Gpu, target: str, options: Options, args: Namespace, comma
     except CtlError as error:
         named = with_blockers(error, lambda: gpu.blockers(target, options), args)
         named.about(gpu.address, gpu.name)
-        told = with_ways_out(named, ways_out([gpu], target, options, command))
+        told = with_ways_out(named, ways_out([gpu], target, options, command, looks=True))
         if told.exit_code == _REFUSED:
             # Who asks for a plan wants to know whether it can be done.
             told.lead = _("{gpu} cannot go to {target} now:", gpu=gpu.title, target=target)
@@ -644,42 +651,3 @@ def _interrupted(gpus: Sequence[Gpu], again: str) -> CtlError:
             again=again.format(named),
         )
     )
-
-
-def ask_before_a_desktop_ends(service: Service, gpus: Sequence[Gpu], target: str, options: Options) -> None:
-    """Ask whoever sits there, where the switch ends a desktop or a session.
-
-    Raises:
-        CtlError: they say no.
-    """
-    ending = list(dict.fromkeys(what for gpu in gpus for what in ended(gpu, target, options)))
-    if not ending:
-        return
-    named = _(" and ").join(gpu.title for gpu in gpus)
-    problem(
-        _(
-            "to move {gpus} to {target} ends what runs on this screen: {what}",
-            gpus=named,
-            target=target,
-            what=", ".join(ending),
-        )
-    )
-    with service.clock_stopped():
-        go_on()
-
-
-def ended(gpu: Gpu, target: str, options: Options) -> list[str]:
-    """The desktops and sessions that such a switch ends now; none where it would be refused anyway."""
-    try:
-        steps = gpu.plan(target, options)
-    except CtlError:
-        return []
-    stops = [name for step in steps for name in step["stops"]]
-    found = [name for name in stops if name in _DESKTOPS or name.startswith("session ")]
-    if any(step["ends_programs"] for step in steps):
-        found += [
-            _("{command} in session {session}", command=each["command"], session=each["session"])
-            for each in gpu.holders()
-            if each["session"]
-        ]
-    return found

@@ -124,20 +124,28 @@ def reworded(text: str, sentences: Iterable[Mapping[str, Any]]) -> str:
 
 def recognized(text: str) -> str:
     """What the service said without telling of what it was made, in this language: each line by the template that it
-    has most of. English where none fits.
+    has most of. English where none fits. Users have their names.
     """
-    if is_english():
-        return text
-    return "\n".join(_recognized(line, catalogue(), _TELLING) for line in text.split("\n"))
+    if not is_english():
+        text = "\n".join(_recognized(line, catalogue(), _TELLING) for line in text.split("\n"))
+    return _with_names(text)
 
 
 def step_title(text: str) -> str:
-    """The title of a step in this language; what is none that we know stays English."""
-    if is_english():
+    """The title of a step in this language; what is none that we know stays English. Users have their names."""
+    if not is_english():
+        if not _titles:
+            _titles.append(read(_source[0], of=_STEPS))
+        text = _recognized(text, _titles[0], 1, alone=1)
+    return _with_names(text)
+
+
+def _with_names(text: str) -> str:
+    if "uid " not in text:
         return text
-    if not _titles:
-        _titles.append(read(_source[0], of=_STEPS))
-    return _recognized(text, _titles[0], 1, alone=1)
+    from gpuswitch.cli.users import with_names  # noqa: PLC0415 -- for few
+
+    return with_names(text)
 
 
 STATES = marks("detaching", "reattaching", "recovering", "failed", "wedged", "unknown", "absent")
@@ -170,7 +178,7 @@ def _recognized(line: str, known: Mapping[str, str], least: int, *, alone: int =
         (letters, each)
         for letters, each in fitting
         # Nothing else begins so that the service says (docs/style.md).
-        if letters >= (least if "{" in each else alone) or each.startswith("cannot {")
+        if letters >= (least if "{" in each else alone) or each.startswith(("cannot {", "cancelled by {"))
     ]
     if not enough:
         # `within 2 s (process 7 is in state D)`: two sentences, one behind the other.

@@ -17,9 +17,10 @@ from gpuswitch.cli.keys import pressed, single_keys
 from gpuswitch.cli.output import as_json_line, clean, clock, in_foreground, line, on_terminal, problem, rfc3339
 from gpuswitch.cli.parser import terminal_columns
 from gpuswitch.cli.records import naming
-from gpuswitch.cli.switch import Switches, ask_before_a_desktop_ends, options_of
+from gpuswitch.cli.switch import Switches, options_of
 from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.cli.ways_out import ways_out, with_options
+from gpuswitch.cli.what_ends import ask_before_a_desktop_ends
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, Wedged
 
 _HOME, _KEEP = "h", "k"

@@ -80,7 +80,9 @@ class _Lines:
         self._say(f"{gpu.title}: {ended}{why}")
 
     def _say(self, text: str) -> None:
-        line(f"{clock(time.time())}  {text}")
+        # Who sits there knows the day, and which time is theirs; a file may be read elsewhere.
+        at = clock(time.time()) if on_terminal(sys.stdout) else moment(time.time())
+        line(f"{at}  {text}")
 
 
 def at_step(change: StepChange, waiting: Waiting | None) -> str:

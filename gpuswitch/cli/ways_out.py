@@ -8,12 +8,23 @@ from typing import Any
 
 from gpuswitch.cli.client import Gpu, Options
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.translate import _
+from gpuswitch.cli.translate import _, marks
 from gpuswitch.errors import Busy
 
 _WAIT_SECONDS = 60
 _DISPLAY_MANAGER = "display-manager.service"
 """The alias that each has (systemd.special(7))."""
+_ACTS = marks(
+    "or have it wait for them: {command}",
+    "or have {units} stopped first, and started again when the GPU is home: {command}",
+    "or have them ended, and lose what they have not saved: {command}",
+)
+_PLANS = marks(
+    "or see the plan that waits for them: {command}",
+    "or see the plan that stops {units} first, which is started again when the GPU is home: {command}",
+    "or see the plan that ends them, with all that they have not saved: {command}",
+)
+"""Of a command that only looks; what such a plan ends with is the line that does it."""
 _FLAGS = {"busy": "--busy", "wait_seconds": "--wait", "stop_units": "--stop-unit"}
 
 
@@ -28,10 +39,14 @@ def with_ways_out(error: CtlError, ways: Iterable[str]) -> CtlError:
     return told
 
 
-def ways_out(gpus: Sequence[Gpu], target: str, options: Options, command: str, *, behind: str = "") -> Iterator[str]:
+def ways_out(
+    gpus: Sequence[Gpu], target: str, options: Options, command: str, *, behind: str = "", looks: bool = False
+) -> Iterator[str]:
     """A sentence for each; `command` is what was typed, without the `options`, which stand before what is `behind`.
     The service is asked about each: what else is in the way stays there, whatever becomes of who has a GPU open.
+    `looks`: the command changes nothing, and tells what would be done.
     """
+    lead_waits, lead_stops, lead_ends = _PLANS if looks else _ACTS
 
     def helps(changed: Options) -> bool:
         try:
@@ -44,7 +59,7 @@ def ways_out(gpus: Sequence[Gpu], target: str, options: Options, command: str, *
 
     waits = {**without(options, "busy"), "wait_seconds": ("u", _WAIT_SECONDS)}
     if helps(waits):
-        yield _("or have it wait for them: {command}", command=typed(waits))
+        yield _(lead_waits, command=typed(waits))
     ends = {**without(options, "wait_seconds"), "busy": ("s", "terminate")}
     can_end = helps(ends)
     holders = [each for gpu in gpus for each in _holders(gpu)]
@@ -55,15 +70,10 @@ def ways_out(gpus: Sequence[Gpu], target: str, options: Options, command: str, *
         stops = {**options, "stop_units": ("as", list(dict.fromkeys([*_units(options), *units])))}
         if helps(stops):
             named = ", ".join(dict.fromkeys(units))
-            text = _(
-                "or have {units} stopped first, and started again when the GPU is home: {command}",
-                units=named,
-                command=typed(stops),
-            )
-            yield text
+            yield _(lead_stops, units=named, command=typed(stops))
             break
     if can_end:
-        yield _("or have them ended, and lose what they have not saved: {command}", command=typed(ends))
+        yield _(lead_ends, command=typed(ends))
 
 
 def _holders(gpu: Gpu) -> list[dict[str, Any]]:

@@ -277,7 +277,7 @@ class Actor:
         engine = cancellable(
             record.gpu.address, record.state, record.place(), record.known_switch(id), self.runner.engine
         )
-        engine.stop(f"cancelled by {requester}")
+        engine.stop(Sentence("cancelled by {requester}", requester=requester))
 
     # What the service does by itself ----------------------------------------------------------------------------------
 

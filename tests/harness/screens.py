@@ -230,9 +230,9 @@ class _Screen(io.StringIO):
 
 
 @contextmanager
-def _terminal(columns: int) -> Iterator[_Screen]:
-    """Both outputs are a terminal as wide as that, without colours; the clock is UTC's."""
-    variables = {"TERM": "xterm", "COLUMNS": str(columns), "NO_COLOR": "1", "TZ": "UTC"}
+def _terminal(columns: int, zone: str) -> Iterator[_Screen]:
+    """Both outputs are a terminal as wide as that, without colours; the clock is that zone's."""
+    variables = {"TERM": "xterm", "COLUMNS": str(columns), "NO_COLOR": "1", "TZ": zone}
     with ExitStack() as stack:
         stack.callback(time.tzset)
         stack.enter_context(patch.dict(os.environ, variables))
@@ -244,11 +244,11 @@ def _terminal(columns: int) -> Iterator[_Screen]:
         yield screen
 
 
-def shown(command: str, columns: int, **knows: Any) -> str:
-    """What a command leaves on a terminal of so many columns."""
+def shown(command: str, columns: int, *, zone: str = "UTC", **knows: Any) -> str:
+    """What a command leaves on a terminal of so many columns, in a time zone (tzset(3))."""
     knows = {**_KNOWN, **knows}
     service = fixed(*knows.pop("gpus", GPUS), **knows)
-    with _terminal(columns) as screen, patch.object(Service, "connect", lambda _address, _seconds: service):
+    with _terminal(columns, zone) as screen, patch.object(Service, "connect", lambda _address, _seconds: service):
         main(shlex.split(command))
     return "".join(f"{line.rstrip()}\n" for line in words(screen.getvalue()).splitlines())
 

@@ -295,6 +295,20 @@ async def test_a_person_is_asked_and_shown_and_offered_a_trial(sit: Sit) -> None
     assert person.ended() == 0
 
 
+async def test_before_a_trial_it_is_told_what_that_ends(sit: Sit) -> None:
+    desk = await sit("single")
+    desk.made.booted_on(CARD)
+    person = desk.at_a_terminal("--name", "card", "--vm", "win10")
+    person.until("Write this? [y/N] ")
+    person.press("y\n")
+    person.until("a trial ends the desktop, and the screen is dark for 60 s: save your work first")
+    person.until(f"to move card ({CARD}) to vfio ends what runs on this screen: display-manager.service")
+    person.until("Try it now: to vfio, and home by itself after 60 s? [y/N] ")
+    person.press("n\n")
+    person.until("to try it: gpuswitchctl trial card --seconds 60")
+    assert person.ended() == 0
+
+
 @pytest.mark.parametrize(
     ("keys", "status", "said"),
     [

@@ -438,10 +438,13 @@ async def test_a_desktop_is_ended_for_whoever_says_yes(start: Start, environ: di
     assert f"{CALLED} is on vfio-pci now" in terminal.shown
 
 
-async def test_programs_of_a_session_are_named_with_it(start: Start, environ: dict[str, str]) -> None:
+@pytest.mark.parametrize("typed", ["to-vfio geforce", "trial geforce --seconds 60", "run -- true"])
+async def test_all_that_is_ended_is_named(typed: str, start: Start, environ: dict[str, str]) -> None:
+    """Programs of a session with it, and the display manager that is stopped since it has the GPU open."""
     await start("single", config=HELD)
-    with Terminal([CTL, "to-vfio", "geforce", "--busy", "terminate"], environ) as terminal:
-        terminal.until("kwin_x11 in session 2")
+    verb, *more = typed.split()
+    with Terminal([CTL, verb, "--busy", "terminate", *more], environ) as terminal:
+        terminal.until("ends what runs on this screen: display-manager.service (Xorg), kwin_x11 in session 2")
         terminal.until(GO_ON)
         terminal.press("n\n")
         assert terminal.ended() == 1

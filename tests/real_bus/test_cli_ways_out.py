@@ -16,6 +16,9 @@ MAY = f"{ANY_PORT}[defaults]\nallow_boot_display = true\n{TABLE}"
 WAIT = "or have it wait for them: "
 STOP = "or have display-manager.service stopped first, and started again when the GPU is home: "
 END = "or have them ended, and lose what they have not saved: "
+SEE_WAIT = "or see the plan that waits for them: "
+SEE_STOP = "or see the plan that stops display-manager.service first, which is started again when the GPU is home: "
+SEE_END = "or see the plan that ends them, with all that they have not saved: "
 
 
 def offered(refusal: subprocess.CompletedProcess[str]) -> list[str]:
@@ -35,17 +38,17 @@ async def test_each_way_out_is_named(start: Start, ctl: Ctl) -> None:
 
 
 async def test_a_plan_and_a_command_that_is_to_run_have_the_same_ways_out(start: Start, ctl: Ctl) -> None:
-    """What only looks is answered by what only looks; the command stands behind the options."""
+    """What only looks is answered by what only looks, and is called so; the command stands behind the options."""
     await start("single", config=MAY)
     for typed in (["plan", "geforce", "vfio"], ["to-vfio", "geforce", "--dry-run"]):
         ways = offered(ctl(*typed))
         first = shlex.join(["gpuswitchctl", *typed])
         assert ways == [
-            f"{WAIT}{first} --wait 60",
-            f"{STOP}{first} --stop-unit display-manager.service",
-            f"{END}{first} --busy terminate",
+            f"{SEE_WAIT}{first} --wait 60",
+            f"{SEE_STOP}{first} --stop-unit display-manager.service",
+            f"{SEE_END}{first} --busy terminate",
         ]
-        assert ctl(*shlex.split(ways[1].removeprefix(STOP))[1:]).returncode == 0
+        assert ctl(*shlex.split(ways[1].removeprefix(SEE_STOP))[1:]).returncode == 0
     _wait, stop, end = offered(ctl("run", "--gpu", "geforce", "--", "echo", "{0}", "a b"))
     assert end == f"{END}gpuswitchctl run --gpu geforce --busy terminate -- echo '{{0}}' 'a b'"
     done = ctl(*shlex.split(stop.removeprefix(STOP))[1:])
@@ -95,11 +98,27 @@ async def test_a_plan_names_who_is_waited_for_or_ended(start: Start, ctl: Ctl) -
     assert verdict == f"{card} goes {vfio} once nobody has it open any more"
     assert [line.split()[0] for line in held if line.startswith("  ")][:2] == ["Xorg", "kwin_x11"]
     ends = ctl("to-vfio", "geforce", "--busy", "terminate", "--dry-run").stdout.splitlines()
-    assert ends[:3] == [f"{card} can go {vfio}, which ends who has it open", *held[:2]]
+    ending = f"{card} can go {vfio}, which ends who has it open; what it stops meanwhile: display-manager.service"
+    assert ends[:3] == [ending, *held[:2]]
     stops = ctl("plan", "geforce", "vfio", "--stop-unit", "display-manager.service").stdout
     assert stops.startswith(f"nothing keeps {card} from going {vfio}; what it stops meanwhile: display-manager.service")
     [told] = json.loads(ctl("plan", "geforce", "vfio", "--wait", "60", "--json").stdout)["plans"]
     assert [f"  {each['text']}" for each in told["in_the_way"]] == held[:2]
+
+
+async def test_a_plan_ends_with_the_line_that_does_it(start: Start, ctl: Ctl) -> None:
+    await start("single", config=MAY)
+    stops = ["--stop-unit", "display-manager.service"]
+    does = f"to do it: gpuswitchctl to-vfio geforce {shlex.join(stops)}"
+    for typed in (["plan", "geforce"], ["plan", "--all"], ["to-vfio", "geforce", "--dry-run"]):
+        shown = ctl(*typed, *stops).stdout
+        assert [line for line in shown.splitlines() if "to do it" in line] == [does]
+        assert shown.endswith(f"{does}\n")
+        assert "to-vfio" not in ctl(*typed, *stops, "--json").stdout
+    assert "to do it" not in ctl("plan", "geforce", "host").stdout
+    [verb, *more] = shlex.split(does.removeprefix("to do it: gpuswitchctl "))
+    assert ctl(verb, *more).returncode == 0
+    assert ctl("plan", "geforce").stdout.endswith("to do it: gpuswitchctl to-host geforce\n")
 
 
 async def test_who_has_waited_in_vain_is_told_what_they_typed_and_what_else_there_is(start: Start, ctl: Ctl) -> None:

@@ -232,7 +232,9 @@ def test_a_refusal_names_who_is_in_the_way_and_a_stranger_may_only_look(start: S
         assert visit.barriers(page) == []
         # what ends a desktop is asked for in so many words
         visit.click("dialog input[value=terminate]")
-        visit.until_text("This ends what runs on the screen", "dialog")
+        visit.until_text(
+            "This ends what runs on the screen: display-manager.service (Xorg), kwin_x11 in session 2", "dialog"
+        )
         picture(browser, "desktop")
         close(visit)
 

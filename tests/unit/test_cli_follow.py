@@ -332,7 +332,7 @@ def test_what_happened_before_it_was_known_how_a_gpu_is_is_told_in_its_order(
         stepped(4, 9, "wait", "running"),
     ]
     card = gpu(State="detaching", Switch={**UNDER_WAY, "waiting_for": ""})
-    assert [line[10:].partition(" (")[0] for line in lines_watched(capsys, card=card, kept=kept)] == [
+    assert [line.partition("  ")[2].partition(" (")[0] for line in lines_watched(capsys, card=card, kept=kept)] == [
         f"{CARD}: [2/2] bind: done",
         f"{CARD}: switch 5e is reverted",
         f"{CARD}: detaching",

@@ -267,30 +267,6 @@ def test_a_recovery_that_ends_anywhere_but_home_is_an_error(result: str, exit_co
     assert error.value.exit_code == exit_code
 
 
-DESKTOP = [
-    {"kind": "units", "title": "stop gdm.service", "deadline": 30.0, "stops": ["gdm.service"], "ends_programs": True}
-]
-HOLDER = {"pid": 7, "command": "blender", "session": "2", "nodes": [], "remedy": ""}
-
-
-@pytest.mark.parametrize(
-    ("plan", "holders", "named"),
-    [
-        (DESKTOP, [], ["gdm.service"]),
-        (DESKTOP, [HOLDER], ["gdm.service", "blender in session 2"]),
-        ([{**DESKTOP[0], "stops": ["session 2 of alice"]}], [], ["session 2 of alice"]),
-        ([{**DESKTOP[0], "stops": ["cron.service"]}], [{**HOLDER, "session": ""}], []),
-        ([{**DESKTOP[0], "stops": [], "ends_programs": False}], [HOLDER], []),
-        (CtlError("refused", 3), [HOLDER], []),
-    ],
-)
-def test_what_would_end_a_desktop_or_a_session_is_known_before(
-    plan: Any, holders: list[dict[str, Any]], named: list[str]
-) -> None:
-    [card] = fixed(gpu(), plan=plan, holders=holders).gpus()
-    assert move.ended(card, "vfio", {}) == named
-
-
 def test_who_cannot_wait_for_the_begin_of_a_switch_is_told_where_to_look() -> None:
     with pytest.raises(CtlError) as error:
         run(["to-vfio"], gpu(Name="geforce"), begins=CtlError.of(Timeout, "the time is over"))

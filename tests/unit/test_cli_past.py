@@ -18,6 +18,7 @@ from gpuswitch.cli.client import plain_values
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.requesters import requester_words
 from gpuswitch.cli.terminal import print_timeline
+from gpuswitch.cli.translate import recognized, step_title
 from tests.harness.json_schemas import check
 from tests.harness.service.fixed import fixed, gpu, switch
 from tests.unit.test_cli import EVIL, HARMLESS
@@ -364,3 +365,40 @@ class TestKernel:
         found = gpu(State=state, Switch=switch(result="failed"))
         assert query.status(fixed(found), Namespace(json=False, gpus=[])) == 0
         assert ("what it said meanwhile: gpuswitchctl show 5f" in capsys.readouterr().out) is so
+
+
+# Users in what the service says, which knows their numbers
+
+BY_ME = f"cancelled by gpuswitchctl (pid 42, uid {os.geteuid()})"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (BY_ME, f"cancelled by gpuswitchctl (pid 42) of {ME}"),
+        (f"{BY_ME}; it is on vfio-pci now", f"cancelled by gpuswitchctl (pid 42) of {ME}; it is on vfio-pci now"),
+        (f"cancelled by somebody (uid {os.geteuid()})", f"cancelled by somebody of {ME}"),
+        ("cancelled by x (pid 42, uid 4000000000)", "cancelled by x (pid 42) of uid 4000000000"),
+        (f"cancelled by x (uid {10**30})", f"cancelled by x of uid {10**30}"),
+        ("cancelled by the service itself", "cancelled by the service itself"),
+        ("it runs as uid 4000000000", "it runs as uid 4000000000"),
+        (f"it runs as uid {os.geteuid()}", f"it runs as uid {os.geteuid()} ({ME})"),
+        (f"a uuid {os.geteuid()}", f"a uuid {os.geteuid()}"),
+    ],
+)
+def test_users_are_told_by_name(said: str, shown: str) -> None:
+    assert recognized(said) == shown
+    assert recognized(shown) == shown
+
+
+def test_who_cancelled_a_switch_is_told_as_who_asked_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    one = entry(result="cancelled", reason=BY_ME, asker={**MINE, "command": "gpuswitchctl"}, steps=[])
+    assert told(capsys, one)[1].endswith(f"  gpuswitchctl of {ME}  cancelled by gpuswitchctl (pid 42) of {ME}")
+    assert f" reason: cancelled by gpuswitchctl (pid 42) of {ME}\n" in shown(capsys, one)
+    # Programs have the number.
+    assert json.loads(shown(capsys, one, as_json=True))["switch"]["reason"] == BY_ME
+
+
+def test_a_step_about_a_user_has_their_name() -> None:
+    words = f"take from uid {os.geteuid()} the access to /dev/vfio/13"
+    assert step_title(words) == words.replace(" the", f" ({ME}) the")

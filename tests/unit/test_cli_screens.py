@@ -14,7 +14,7 @@ from gpuswitch.cli.layout import fitted, model_in_brief, paired, shortened
 from gpuswitch.cli.output import cells, wrapped
 from gpuswitch.cli.parser import EXIT_STATUSES, exit_status_lines
 from gpuswitch.cli.translate import speak
-from tests.harness.screens import SCREENS, WIDTHS, file, screens, shown
+from tests.harness.screens import HISTORY, SCREENS, WHEN, WIDTHS, file, screens, shown
 from tests.harness.service.fixed import gpu
 
 ADDRESS = re.compile(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b")
@@ -73,6 +73,24 @@ def test_who_asked_is_told_whole_whatever_room_there_is(columns: int) -> None:
     assert "uid 4000000000 for win11-spiele" in " ".join(shown("history", columns).split())
 
 
+def test_the_time_zone_of_a_list_is_told_once() -> None:
+    heading, *lines = shown("history", 200, zone="IST-5:30").splitlines()
+    assert heading.startswith("WHEN (+05:30)  ")
+    assert [line[:21] for line in lines if line[0] == "2"] == ["2023-11-15 03:43:20  "] * len(HISTORY)
+    blocks = shown("history", 40, zone="IST-5:30")
+    assert "when (+05:30): 2023-11-15 03:43:20\n" in blocks
+
+
+def test_times_of_two_zones_have_theirs_each() -> None:
+    """Summer time is over between them."""
+    summer = {**HISTORY[0], "started": WHEN - 150 * 86400, "finished": WHEN - 150 * 86400 + 1}
+    heading, *lines = shown(
+        "history", 200, zone="CET-1CEST,M3.5.0,M10.5.0/3", history=(HISTORY[0], summer)
+    ).splitlines()
+    assert heading.startswith("WHEN     ")
+    assert [line[:25] for line in lines] == ["2023-11-14 23:13:20+01:00", "2023-06-18 00:13:20+02:00"]
+
+
 def test_a_column_goes_below_its_row_once_leaving_out_does_not_do() -> None:
     headings, rows = ("ID", "TOOK", "ASKED BY", "REASON"), [["5f", "9 ms", "the service itself", "x" * 30]]
     below, left_out = ("ASKED BY", "REASON"), ("TOOK",)
@@ -98,8 +116,8 @@ def test_columns_that_are_left_out_are_named_where_they_say_something() -> None:
     rows = [["0000:01:00.0", "-", "no", "GA104"]]
     assert fitted(headings, rows, 14, left_out=("MODEL", "MANAGED", "OWNER"))[2:] == [
         "no room for",
-        "    MANAGED,",
-        "    MODEL:",
+        "    MODEL,",
+        "    MANAGED:",
         "    shown on a",
         "    wider",
         "    terminal,",
@@ -126,35 +144,62 @@ GEFORCE = gpu(Model="NVIDIA Corporation GA104 [GeForce RTX 3070]")
         (
             80,
             [
-                "GPU           STATE        MANAGED  DRIVER  GROUP  MODEL",
-                "0000:01:00.0  host-nvidia  no       nvidia  13     GeForce RTX 3070",
+                "GPU           NAME  STATE        OWNER  MANAGED  DRIVER  GROUP  MODEL",
+                "0000:01:00.0  -     host-nvidia  -      no       nvidia  13     GeForce RTX 3070",
+            ],
+        ),
+        (
+            70,
+            [
+                "GPU           STATE        OWNER  MANAGED  DRIVER  GROUP  MODEL",
+                "0000:01:00.0  host-nvidia  -      no       nvidia  13     GeForc…3070",
             ],
         ),
         (
             60,
             [
-                "GPU           STATE        DRIVER  GROUP  MODEL",
-                "0000:01:00.0  host-nvidia  nvidia  13     GeForce RTX 3070",
-                "no room for MANAGED: shown on a wider terminal, and by",
-                "    --json",
+                "GPU           STATE        OWNER  MANAGED  DRIVER  GROUP",
+                "0000:01:00.0  host-nvidia  -      no       nvidia  13",
+                "no room for MODEL: shown on a wider terminal, and by --json",
             ],
         ),
         (
             40,
             [
-                "GPU           STATE        MODEL",
-                "0000:01:00.0  host-nvidia  GeForc…X 3070",
-                "no room for MANAGED, DRIVER, GROUP:",
-                "    shown on a wider terminal, and by",
-                "    --json",
+                "GPU           STATE        OWNER",
+                "0000:01:00.0  host-nvidia  -",
+                "no room for MODEL, DRIVER, GROUP,",
+                "    MANAGED: shown on a wider terminal,",
+                "    and by --json",
             ],
         ),
     ],
     ids=lambda value: str(value) if isinstance(value, int) else "",
 )
-def test_the_model_stays_readable_and_what_says_nothing_goes_first(columns: int, lines: list[str]) -> None:
+def test_the_model_is_shortened_and_goes_first_and_the_owner_stays(columns: int, lines: list[str]) -> None:
     shown_lines = shown("list", columns, gpus=[GEFORCE]).splitlines()
     assert [each for each in shown_lines if not each.startswith("$")] == lines
+
+
+@pytest.mark.parametrize("columns", range(36, 120))
+@pytest.mark.parametrize("owner", ["", "win11"])
+def test_who_has_a_gpu_is_told_whatever_room_there_is(columns: int, owner: str) -> None:
+    owned = gpu(Name="left", Model=GEFORCE["Model"], Owner=(owner, ""), Adds=["8 virtual functions"])
+    heading, *lines = shown("list", columns, gpus=[owned]).splitlines()
+    # Without a table, what is nothing has no line.
+    assert "OWNER" in heading.split() or f"owner: {owner}".strip() in "\n".join(lines) or not owner
+    assert "MODEL" not in heading.split() or "WITH" in heading.split()
+    headings = {"GPU", "NAME", "STATE", "OWNER", "MANAGED", "DRIVER", "GROUP", "WITH", "MODEL"}
+    missing = headings - {*heading.split()} if "OWNER" in heading.split() else set()
+    said = " ".join(" ".join(lines).split())
+    assert all(each in said.partition("no room for ")[2].partition(":")[0] for each in missing)
+
+
+def test_what_there_is_no_room_for_is_told_dim() -> None:
+    headings, rows = ("GPU", "MODEL"), [["0000:01:00.0", "GA104"]]
+    said = fitted(headings, rows, 14, left_out=("MODEL",), colour=True)[2:]
+    assert said
+    assert all(each.startswith("\x1b[2m") and each.endswith("\x1b[0m") for each in said)
 
 
 @pytest.mark.parametrize(

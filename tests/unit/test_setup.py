@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuswitch.cli import machines, switch
+from gpuswitch.cli import machines, what_ends
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.proposal import Desk, Wanted, match_of, name_for, text_of
 from gpuswitch.config.loading import load
@@ -121,7 +121,7 @@ def test_the_display_manager_is_the_one_that_the_alias_means_else_one_that_runs(
 
 
 def test_the_command_knows_display_managers_by_the_same_names() -> None:
-    assert {ALIAS, *desktop.MANAGERS} == switch._DESKTOPS
+    assert {ALIAS, *desktop.MANAGERS} == what_ends._DESKTOPS
 
 
 # Virtual machines ----------------------------------------------------------------------------------------------------

@@ -254,6 +254,18 @@ def test_states_and_results_are_told_in_the_language() -> None:
     assert state_label({"State": "host", "Driver": "nvidia"}) == "host-nvidia"
 
 
+@pytest.mark.parametrize("language", ["de", "fr", "zh_CN"])
+def test_who_cancelled_is_told_in_every_language(language: str) -> None:
+    speak("en")
+    said = "cancelled by gpuswitchctl (pid 42, uid 4000000000)"
+    assert recognized(said) == "cancelled by gpuswitchctl (pid 42) of uid 4000000000"
+    speak(language)
+    told = recognized(said)
+    assert "gpuswitchctl (pid 42) " in told
+    assert told.endswith(_("of {user}", user="uid 4000000000"))
+    assert "cancelled" not in told
+
+
 def test_states_have_their_colours_in_every_language() -> None:
     speak("de")
     rows = [["0000:01:00.0", "auf dem Heimweg", "x"], ["0000:02:00.0", "verklemmt", "x"]]

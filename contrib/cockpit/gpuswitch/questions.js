@@ -108,7 +108,7 @@ export class SwitchQuestion {
 
     show(blockers, holders, steps) {
         const ends = ended(steps, holders);
-        const stops = [...new Set(steps.flatMap(step => step.stops))];
+        const stops = stopped(steps, holders);
         fill(this.above,
              blockers.length > 0 && alert("warning", _("This is in the way:"),
                                           h("ul", { class: "list" }, blockers.map(each => h("li", { class: "lines" }, sentence(each))))),
@@ -155,12 +155,45 @@ function isTaken(choice) {
     return choice.contains(document.activeElement) || choice.querySelector("input:checked:not([value=''])") !== null;
 }
 
-/** The desktops and sessions that a plan ends: gpuswitch/cli/switch.py, `ended`. */
+/** The units and sessions that a plan stops as such, by name. */
+function planned(steps) {
+    return [...new Set(steps.flatMap(step => step.stops))];
+}
+
+/** Those who have to let go of it by force: gpuswitch/cli/what_ends.py, as all below. */
+function forced(steps, holders) {
+    if (!steps.some(step => step.ends_programs))
+        return [];
+    const names = planned(steps);
+    return holders.filter(each => each.pid && !each.goes_by_itself && !names.includes(`session ${each.session}`) &&
+                                  (each.user_unit || !names.includes(each.unit)));
+}
+
+/** Whether one is ended by stopping a unit of the system. */
+function isUnit(holder) {
+    return holder.unit.endsWith(".service") && !holder.user_unit && !holder.unit.startsWith("user@");
+}
+
+function inWords(holder) {
+    if (isUnit(holder))
+        return `${holder.unit} (${holder.command})`;
+    if (holder.session)
+        return format(_("$0 in session $1"), holder.command, holder.session);
+    return holder.user ? format(_("$0 of $1"), holder.command, holder.user) : `${holder.command} (${holder.pid})`;
+}
+
+/** What people work with that a plan ends: desktops, sessions, programs of theirs. */
 function ended(steps, holders) {
-    const found = steps.flatMap(step => step.stops).filter(name => DESKTOPS.includes(name) || name.startsWith("session "));
-    if (steps.some(step => step.ends_programs))
-        found.push(...holders.filter(each => each.session).map(each => format(_("$0 in session $1"), each.command, each.session)));
-    return [...new Set(found)];
+    const found = planned(steps).filter(name => DESKTOPS.includes(name) || name.startsWith("session "));
+    const theirs = forced(steps, holders).filter(each => each.session || each.user_unit || DESKTOPS.includes(each.unit));
+    return [...new Set([...found, ...theirs.map(inWords)])];
+}
+
+/** All units and sessions that a plan stops, and the programs of nobody in particular that it ends. */
+function stopped(steps, holders) {
+    const people = ended(steps, holders);
+    const others = forced(steps, holders).map(each => isUnit(each) ? each.unit : inWords(each));
+    return [...new Set([...planned(steps), ...others.filter(each => !people.includes(each))])];
 }
 
 /** The question before a recovery. */

@@ -99,7 +99,8 @@ export function stepTitle(text) {
 function recognizedLine(line, among, least, alone) {
     let best = null;
     for (const each of among) {
-        const enough = each.letters >= (each.fields.length > 0 ? least : alone) || each.template.startsWith("cannot {");
+        const enough = each.letters >= (each.fields.length > 0 ? least : alone) ||
+                       ["cannot {", "cancelled by {"].some(begin => each.template.startsWith(begin));
         const better = !best || each.letters > best.letters ||
             (each.letters === best.letters && each.template > best.template);
         if (enough && better && values(each, line))
