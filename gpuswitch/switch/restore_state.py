@@ -46,7 +46,7 @@ class RestoreState(Shared):
     function that showed it;
     `boot_framebuffers` are pairs of device and driver; `persistent` are the functions in nvidia's persistence mode;
     `announced` are pairs of subsystem and functions, whose cards udev was told would go. `restarted` are units that
-    look for their GPUs when they start, and at no other time: one that runs when this GPU is home is restarted for it.
+    look for their GPUs when they start, and at no other time: those of `units` that may run by then are restarted.
     """
 
     functions: Baseline = field(default_factory=dict)

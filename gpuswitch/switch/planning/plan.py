@@ -76,6 +76,7 @@ class HomeOptions:
     for, libvirt is waited for, too.
     `vtconsoles` were unbound for other GPUs' sake, when none was left to show them; now one is.
     `units_later`: systemd jobs cannot be waited for while the service starts; the units stay in the restore state.
+    `restarted`: units that look for their GPUs when they start, and run, or are to run again.
     """
 
     after: Unit | None = None
@@ -84,6 +85,7 @@ class HomeOptions:
     wait_seconds: float | None = None
     machine: str = ""
     units_later: bool = False
+    restarted: tuple[Unit, ...] = ()
     vtconsoles: tuple[str, ...] = ()
 
 
@@ -264,11 +266,14 @@ def to_host(
     leaving = [a for a in order if facts.functions[a].on_vfio]
     arriving = [a for a in order if names[a] is not None and (driver[a] is None or a in leaving)]
     held = _groups(facts, leaving)
+    moved = {*leaving, *arriving}
+    restarted = tuple(unit for unit in back.restarted if moved or unit in restore_state.restarted)
+    restore_state = replace(restore_state, functions=baseline, restarted=restarted)
 
     return Plan(
         gpu,
         State.HOST,
-        replace(restore_state, functions=baseline),
+        restore_state,
         (
             InhibitSleep(),
             *_await_vm(gpu, leaving, held, back),
@@ -295,13 +300,7 @@ def to_host(
             # While a failure still takes the way home back: from here on nobody would try again.
             *_restore_attributes(restore_state),
             RestorePower({a: baseline[a].power_control for a in gpu.functions}),
-            *_restore_host(
-                gpu,
-                restore_state,
-                back,
-                {*leaving, *arriving},
-                _never_left(facts, restore_state, {*leaving, *arriving}),
-            ),
+            *_restore_host(gpu, restore_state, back, moved, _never_left(facts, restore_state, moved)),
         ),
         _later(restore_state, back) if back.units_later else NOTHING_TO_RESTORE,
     )
@@ -367,16 +366,19 @@ def _restore_host(
     """The host around the GPU, which is home by now: should any of it fail, that takes nothing away."""
     # One after the other: what the user wants afterwards may need what was there before.
     own = (back.after,) if back.after and back.after not in restore_state.units and not back.units_later else ()
+    # One that was stopped for this GPU is started for it.
+    running = tuple(unit for unit in restore_state.restarted if unit not in restore_state.units)
     return [
         *announcements,
         # A daemon that keeps it persistent does so when it starts; nvidia-smi alone would turn on another mode.
         *(
             RestorePersistence(a, on=True)
             for a in restore_state.persistent
-            if PERSISTENCED not in (*restore_state.units, *restore_state.restarted)
+            if PERSISTENCED not in (*restore_state.units, *running)
         ),
         *_bring_consoles_back(gpu, restore_state, back, moved),
         *([] if back.units_later else _start_units(restore_state)),
+        *([RestartUnits(running)] if running and not back.units_later else []),
         *([StartUnits(own)] if own else []),
     ]
 
@@ -399,12 +401,8 @@ def _restore_attributes(restore_state: RestoreState) -> list[Step]:
 
 
 def _start_units(restore_state: RestoreState) -> list[Step]:
-    units, restarted = restore_state.units, restore_state.restarted
-    running = tuple(unit for unit in restarted if unit not in units)
-    return [
-        *([StartUnits(units, tuple(unit for unit in units if unit in restarted))] if units else []),
-        *([RestartUnits(running)] if running else []),
-    ]
+    units = restore_state.units
+    return [StartUnits(units, tuple(unit for unit in units if unit in restore_state.restarted))] if units else []
 
 
 def _bring_consoles_back(

@@ -24,6 +24,7 @@ from gpuswitch.model.drivers import (
     host_drivers,
     kernel_name,
     named_surely,
+    profile_of,
     shown_by,
     vfio_drivers,
 )
@@ -126,6 +127,7 @@ class Preparation:
             wait_seconds=(self.options.wait_seconds or rules.wait_seconds) if waits else None,
             machine=self.machine,
             units_later=self.starting or self.at_boot,
+            restarted=await self._to_restart(baseline),
             vtconsoles=self.arbiter.unbound(),
         )
         return to_host(
@@ -208,6 +210,19 @@ class Preparation:
         if found := tuple(cannot_load(home, self.facts)):
             raise refusal(found)
         return baseline
+
+    async def _to_restart(self, baseline: Baseline) -> tuple[Unit, ...]:
+        """The units of the drivers it comes home to which run, or are to run again."""
+        drivers = {captured.driver for captured in baseline.values() if captured.driver}
+        units = tuple(dict.fromkeys(unit for driver in drivers for unit in profile_of(driver).units))
+        if not units or self.at_boot:
+            return self.restore_state.restarted
+        try:
+            async with asyncio.timeout(self.config.deadlines.inhibit):
+                running = await self.host.systemd.active(units)
+        except (KernelError, TimeoutError):
+            return self.restore_state.restarted
+        return tuple(unit for unit in units if unit in running or self.arbiter.is_to_be_started(unit))
 
     async def _first_seen(self, function: PciAddress, now: Mapping[PciAddress, Captured]) -> Captured:
         """The baseline of a function that nobody saw on the host: what it has, or the only driver that fits it."""

@@ -21,6 +21,7 @@ from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.kernel import Machine
 from gpuswitch.host.simulated.scenarios import SCENARIOS
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.drivers import NVIDIA
 from gpuswitch.model.facts import named_for_vfio
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Unit
@@ -107,11 +108,11 @@ def snapshot(machine: Machine) -> Snapshot:
 
 
 def opened_by_units(machine: Machine) -> dict[str, frozenset[PciAddress]]:
-    """The functions that the programs of units have open which look for them only when they start."""
+    """The functions that the driver's own units have open, by program: they look for them only when they start."""
     return {
         program.name: frozenset(function for function in machine.devices if program.name in machine.users(function))
         for program in machine.processes.running()
-        if program.unit is not None and program.opens and not program.polite
+        if program.unit in NVIDIA.units
     }
 
 
