@@ -94,8 +94,7 @@ class Following:
     the deadline of the service, which is `seconds` from when its user asked. `is_joined` says, by property Switch,
     whether somebody else had begun one: that is told.
 
-    `outcomes` are what property Switch says of those that are over, by the address of their GPU; `failed` are the
-    titles of the steps that did not work, by the path of their GPU.
+    `outcomes` are what property Switch says of those that are over, by the address of their GPU.
     """
 
     def __init__(
@@ -117,7 +116,6 @@ class Following:
         """The paths of those GPUs of whose switch a step was shown: what it waits for belongs below that."""
         self._told = Waits()
         self.outcomes: dict[str, dict[str, Any]] = {}
-        self.failed: dict[str, list[str]] = {path: [] for path in self._switches}
 
     @property
     def under_way(self) -> list[tuple[Gpu, str]]:
@@ -217,10 +215,7 @@ class Following:
         if body[0] == switch:
             self._shown.add(gpu.path)
             self._told.over(gpu)
-            change = StepChange(*body[1:])
-            if change.status == "failed":
-                self.failed[gpu.path].append(change.title)
-            display.step(gpu, switch, change)
+            display.step(gpu, switch, StepChange(*body[1:]))
 
     def _changed(self, gpu: Gpu, switch: str, changed: Mapping[str, tuple[str, Any]], display: Display) -> None:
         # Kept for who says how it ended, and may have no time left to ask.

@@ -17,6 +17,8 @@ from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
 Values = Mapping[str, Any]
 _DID_NOT_WORK = re.compile(r"(?:cannot [^:]+: )*cannot (.+?): ")
 """How the error of one operation begins (KernelError in errors.py), and what was to be done by it."""
+_SINCE = "\nand since then: "
+"""Before what became of the last attempt since a GPU is failed (gpuswitch/gpu/strategies.py)."""
 
 
 def list_gpus(service: Service, args: Namespace) -> int:
@@ -183,21 +185,25 @@ def function_words(gpu: Values) -> list[str]:
     ]
 
 
-def what_to_do(gpu: Values, *, switch: str = "", failed: Iterable[str] = ()) -> list[str]:
-    """About a GPU that is `failed`, in sentences (`to_put_right`)."""
+def what_to_do(gpu: Values, *, switch: str = "") -> list[str]:
+    """About a GPU that is `failed`, in sentences (`to_put_right`): about the last attempt, where that says what did not
+    work.
+    """
     word = gpu["Name"] or gpu["Address"]
-    return to_put_right(gpu["Reason"], word, f"gpuswitchctl recover {word}", switch=switch, failed=failed)
+    last = gpu["Reason"].rpartition(_SINCE)[2]
+    reason = last if _DID_NOT_WORK.match(last) else gpu["Reason"]
+    return to_put_right(reason, word, f"gpuswitchctl recover {word}", switch=switch)
 
 
-def to_put_right(reason: str, word: str, command: str, *, switch: str = "", failed: Iterable[str] = ()) -> list[str]:
+def to_put_right(reason: str, word: str, command: str, *, switch: str = "") -> list[str]:
     """What there is to do before `command` is typed, about a reason as the service tells it, in sentences; `word` is
-    the GPU as it is typed. Where that says no more than what did not work, it is named once more, as the step of that
-    name, one of those that `failed`, and where the cause may be seen: nobody puts an `Invalid argument` right. With
-    the id of its `switch`, that is shown, too.
+    the GPU as it is typed. Where that says no more than what did not work, it is named once more, by the same name,
+    and where the cause may be seen: nobody puts an `Invalid argument` right. With the id of its `switch`, that is
+    shown, too.
     """
     if not (refused := _DID_NOT_WORK.match(reason)):
         return [_("put right what is named here, then: {command}", command=command)]
-    what = next((step_title(each) for each in failed if each.startswith(refused[1])), refused[1])
+    what = step_title(refused[1])
     kernel = [_("what the kernel said meanwhile: {command}", command=f"gpuswitchctl show {switch}")] if switch else []
     return [
         _("find out why '{what}' did not work:", what=what),

@@ -372,7 +372,7 @@ class Switches:
             raise _unwritten(error, [gpu for gpu, _switch in following.under_way]) from None
         for gpu, _switch in begun:
             if gpu.address in following.outcomes:
-                self._finished(gpu, following.outcomes[gpu.address], following.failed[gpu.path])
+                self._finished(gpu, following.outcomes[gpu.address])
         if unwatched is not None:
             unwatched.exit_code = _worst([*self._failures, unwatched])
             raise unwatched
@@ -503,14 +503,14 @@ class Switches:
                 )
             )
 
-    def _finished(self, gpu: Gpu, outcome: Mapping[str, Any], failed: Sequence[str]) -> None:
-        """Say how it ended, after these steps `failed`. Anything but `done` is an error."""
+    def _finished(self, gpu: Gpu, outcome: Mapping[str, Any]) -> None:
+        """Say how it ended. Anything but `done` is an error."""
         result = str(outcome["result"])
         if self._args.json:
             changed = bool(outcome["count"]) if result == "done" else result in {"failed", "wedged"}
             _print_result(gpu, outcome, changed=changed, joined=self._is_joined(outcome))
         if result != "done":
-            self._fail(gpu, self._failure(gpu, outcome, failed), told=self._args.json)
+            self._fail(gpu, self._failure(gpu, outcome), told=self._args.json)
         elif not self._args.json:
             took = duration(outcome["finished"] - outcome["started"])
             # A recovery of one that is in a known-good state leaves it there, whichever that is.
@@ -525,7 +525,7 @@ class Switches:
             if outcome["reason"]:
                 problem(f"{self._remark}: {recognized(outcome['reason'])}")
 
-    def _failure(self, gpu: Gpu, outcome: Mapping[str, Any], failed: Sequence[str]) -> CtlError:
+    def _failure(self, gpu: Gpu, outcome: Mapping[str, Any]) -> CtlError:
         """With what there is to do next."""
         result, name = str(outcome["result"]), str(outcome.get("error", ""))
         text = _(
@@ -547,7 +547,7 @@ class Switches:
             there = _("it is left with {functions}", functions=", ".join(function_words(now)))
             # Where it is failed since an earlier switch, this one has nothing of that.
             since = outcome["id"] if now["Reason"] == outcome["reason"] else ""
-            sentences = what_to_do(now, switch=since, failed=failed)
+            sentences = what_to_do(now, switch=since)
             return CtlError.of(Failed, "\n".join([text, there, *sentences]))
         if result == "failed":
             # It stands, and not all around it is as before: on the host, that is what to-host puts right.
@@ -559,7 +559,7 @@ class Switches:
             text += "\n" + _("the GPU is as it was before; {command} has each step", command=shown)
         if result in {"failed", "reverted"}:
             reason, switch = str(outcome["reason"]), outcome["id"]
-            text = "\n".join([text, *to_put_right(reason, gpu.word, again, switch=switch, failed=failed)])
+            text = "\n".join([text, *to_put_right(reason, gpu.word, again, switch=switch)])
         code = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
         error = CtlError(text, code, name=name)
         return with_ways_out(error, self._ways_out(gpu)) if result == "reverted" else error

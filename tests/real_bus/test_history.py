@@ -253,7 +253,7 @@ async def test_people_see_the_list_and_one_switch_step_by_step(start: Start, pri
     assert heading.startswith("WHEN ")
     assert f"  {newest['id']}  {ADDRESS}  -     vfio    done " in first
     assert f"  {oldest['id']}  {ADDRESS}  -     vfio    reverted " in second
-    assert second.endswith(f"  cannot bind {SOUND}: Invalid argument")
+    assert second.endswith(f"  cannot bind {SOUND} to vfio-pci: Invalid argument")
     told = json.loads((await ctl(private_bus, "history", "--json"))[1])["switches"]
     assert [(each["id"], each["requester"]) for each in told] == [
         (each["id"], each["asker"]) for each in (newest, oldest)

@@ -111,8 +111,7 @@ async def test_what_fails_once_more_is_told_with_what_failed_before(start: Start
         assert reason[1].startswith(f"and since then: cannot bind {SOUND}")
         _, shown, _ = await ctl(private_bus, "status", ADDRESS)
         assert story in shown
-        # Which step that was, the switch of then has told.
-        assert f"to do: find out why 'bind {SOUND}' did not work:" in shown
+        assert f"to do: find out why 'bind {SOUND} to snd_hda_intel' did not work:" in shown
         assert again in shown
         assert [each["result"] for each in await history(service, 1)] == ["failed"]
 
