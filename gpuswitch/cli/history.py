@@ -18,6 +18,7 @@ from gpuswitch.cli.output import (
     clock,
     duration,
     line,
+    lines_of,
     moment,
     on_terminal,
     rfc3339,
@@ -250,7 +251,7 @@ def _about(entry: Values, gpu: str) -> Iterable[tuple[str, str]]:
     if entry["count"]:
         ended = _("{result}, after {duration}", result=state_word(entry["result"]), duration=_took(entry))
     yield _("result"), ended
-    for number, sentence in enumerate(_reason(entry)):
+    for number, sentence in enumerate(lines_of(entry["reason"]) if entry["reason"] else []):
         yield "" if number else _("reason"), sentence
     yield _("started"), moment(entry["started"])
     yield _("asked by"), requester_words(entry["asker"], whole=True)

@@ -10,15 +10,13 @@ from typing import Any
 from gpuswitch.cli.client import Service, gpus_named, title_of
 from gpuswitch.cli.configuration import refused_on_disk
 from gpuswitch.cli.layout import model_in_brief, pairs, table
-from gpuswitch.cli.output import as_json, clock, duration, line, moment, warning, write
+from gpuswitch.cli.output import SINCE, as_json, clock, duration, line, lines_of, moment, warning, write
 from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
 from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
 
 Values = Mapping[str, Any]
 _DID_NOT_WORK = re.compile(r"(?:cannot [^:]+: )*cannot (.+?): ")
 """How the error of one operation begins (KernelError in errors.py), and what was to be done by it."""
-_SINCE = "\nand since then: "
-"""Before what became of the last attempt since a GPU is failed (gpuswitch/gpu/strategies.py)."""
 
 
 def list_gpus(service: Service, args: Namespace) -> int:
@@ -135,7 +133,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     yield _("model"), gpu["Model"] or gpu["Vendor"]
     yield _("state"), _("{state} since {moment}", state=state_label(gpu), moment=moment(gpu["StateSince"]))
     # What an earlier switch met stands with that, at the end.
-    for number, sentence in enumerate(recognized(reasons(gpu)[0]).splitlines()):
+    now = reasons(gpu)[0]
+    for number, sentence in enumerate(lines_of(now) if now else []):
         yield "" if number else _("reason"), sentence
     if gpu["State"] == "failed":
         for number, sentence in enumerate(what_to_do(gpu)):
@@ -168,7 +167,9 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     name, uuid = gpu["Owner"]
     yield _("owner"), f"{name} ({uuid})" if name and uuid else name or uuid or "-"
     if gpu["Switch"]:
-        yield _("last switch") if gpu["Switch"]["result"] else _("switch"), _switch_words(gpu["Switch"])
+        first, *more = _switch_lines(gpu["Switch"], now)
+        yield _("last switch") if gpu["Switch"]["result"] else _("switch"), first
+        yield from (("", each) for each in more)
 
 
 def _match_words(match: Mapping[str, str]) -> str:
@@ -190,7 +191,7 @@ def what_to_do(gpu: Values, *, switch: str = "") -> list[str]:
     work.
     """
     word = gpu["Name"] or gpu["Address"]
-    last = gpu["Reason"].rpartition(_SINCE)[2]
+    last = gpu["Reason"].rpartition(f"\n{SINCE}")[2]
     reason = last if _DID_NOT_WORK.match(last) else gpu["Reason"]
     return to_put_right(reason, word, f"gpuswitchctl recover {word}", switch=switch)
 
@@ -214,6 +215,15 @@ def to_put_right(reason: str, word: str, command: str, *, switch: str = "") -> l
     ]
 
 
+def _switch_lines(switch: Values, told: str) -> list[str]:
+    """Of the switch under way, or the last; why that ended as it did only where that is not `told` of the GPU."""
+    words = _switch_words(switch)
+    if not switch["result"] or not switch["reason"] or switch["reason"] in told:
+        return [words]
+    first, *more = lines_of(switch["reason"])
+    return [f"{words}: {first}", *more]
+
+
 def _switch_words(switch: Values) -> str:
     if not switch["result"]:
         words = _(
@@ -226,11 +236,10 @@ def _switch_words(switch: Values) -> str:
             until = clock(switch["waiting_until"])
             return _("{words}; it waits until {time}: {what}", words=words, time=until, what=what)
         return _("{words}; it waits: {what}", words=words, what=what) if what else words
-    words = _(
+    return _(
         "{id} to {target}: {result} at {moment} after {duration}",
         **{key: switch[key] for key in ("id", "target")},
         result=state_word(switch["result"]),
         moment=moment(switch["finished"]),
         duration=duration(switch["finished"] - switch["started"]),
     )
-    return f"{words}: {'; '.join(recognized(switch['reason']).splitlines())}" if switch["reason"] else words

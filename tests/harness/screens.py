@@ -29,7 +29,10 @@ OTHER, THIRD = "0000:41:00.0", "0000:c1:00.0"
 WHEN = 1_700_000_000.0
 
 RTX = "NVIDIA Corporation AD102GL [L6 / RTX 6000 Ada Generation] (rev a1, Lenovo ThinkStation P620)"
-REASON = "cannot probe 0000:41:00.1: Invalid argument; it is on vfio-pci now"
+REASON = (
+    "cannot bind 0000:41:00.1 to vfio-pci: Invalid argument\nthe way back failed too: cannot bind 0000:41:00.1 to "
+    "snd_hda_intel: Invalid argument\nin the end it is on vfio-pci now"
+)
 WAITS = (
     "blender (pid 4711, session 2 of alice) has /dev/dri/renderD129, /dev/nvidia0, /dev/nvidiactl and /dev/nvidia-uvm "
     "open; close it, or: kill 4711"
