@@ -165,7 +165,7 @@ def test_one_switch_with_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
         "  switch: 5f0c3a1b: 0000:01:00.0 to vfio",
         "  result: reverted, after 2.00 s",
         "  reason: no luck",
-        "          at all",
+        "            at all",
     ]
     assert lines[5:] == [
         f"asked by: bash (pid 42) of {ME} in session-2.scope",
