@@ -46,6 +46,7 @@ def switch_values(switch: Switch) -> dict[str, object]:
         "result": str(switch.result or ""),
         "reason": switch.reason,
         "error": switch.error,
+        "forgone": list(switch.forgone),
         "asker": switch.requester.as_data(),
     }
 

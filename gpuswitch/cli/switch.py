@@ -73,7 +73,6 @@ def move(service: Service, args: Namespace) -> int:
         begin=lambda gpu: gpu.move(args.target, options),
         purpose=_("move {gpu} to {target}", gpu="{}", target=args.target),
         again=with_options(command, options),
-        remark=_("not all went well"),
         ways_out=lambda gpu: ways_out([gpu], args.target, options, command.format(gpu.word)),
         blockers=lambda gpu: gpu.blockers(args.target, options),
     ).run(gpus)
@@ -98,7 +97,6 @@ def recover(service: Service, args: Namespace) -> int:
         begin=Gpu.recover,
         purpose=_("recover {gpu}", gpu="{}"),
         again="gpuswitchctl recover {}",
-        remark=_("it has recovered from this"),
         blockers=lambda gpu: gpu.blockers("host", {}),
     ).run(gpus_to_move(service, args.gpus, every=args.all))
 
@@ -305,8 +303,8 @@ class Switches:
     """One switch of each of several GPUs, at the same time.
 
     `begin` makes the call that begins one, `purpose` says what that is for and `again` what to type for it once more,
-    {} being the GPU; `ways_out` are sentences that say what else to type where somebody has it open. `remark`
-    introduces what there is to say about one that is done. `blockers` asks what is in the way.
+    {} being the GPU; `ways_out` are sentences that say what else to type where somebody has it open. `blockers` asks
+    what is in the way.
     """
 
     def __init__(
@@ -317,7 +315,6 @@ class Switches:
         begin: Callable[[Gpu], Message],
         purpose: str,
         again: str,
-        remark: str,
         ways_out: Callable[[Gpu], Iterable[str]] = lambda _: (),
         blockers: Callable[[Gpu], Sequence[Mapping[str, Any]]],
     ) -> None:
@@ -326,7 +323,6 @@ class Switches:
         self._begin = begin
         self._purpose = purpose
         self._again = again
-        self._remark = remark
         self._ways_out = ways_out
         self._blockers = blockers
         self._several = False
@@ -522,8 +518,7 @@ class Switches:
             if (gpu, outcome["id"]) in self._taken_back:
                 verb = "to-host" if outcome["target"] == "vfio" else "to-vfio"
                 problem(_("it was too late to take it back: {command}", command=f"gpuswitchctl {verb} {gpu.word}"))
-            if outcome["reason"]:
-                problem(f"{self._remark}: {recognized(outcome['reason'])}")
+            _tell_what_was_met(outcome)
 
     def _failure(self, gpu: Gpu, outcome: Mapping[str, Any]) -> CtlError:
         """With what there is to do next."""
@@ -619,6 +614,15 @@ def _worst(failures: Iterable[CtlError]) -> int:
     """The exit status of several; 0 where all went well."""
     statuses = {each.exit_code for each in failures}
     return next((status for status in _WORST_FIRST if status in statuses), 0)
+
+
+def _tell_what_was_met(outcome: Mapping[str, Any]) -> None:
+    """Of a switch that is done: what it has recovered from, after which all is as it should be, and what is not."""
+    forgone = "\n".join(outcome["forgone"])
+    if met := str(outcome["reason"]).removesuffix(forgone).rstrip("\n"):
+        problem(_("it has recovered from this: {reason}", reason=recognized(met)))
+    if forgone:
+        problem(_("not all went well: {reason}", reason=recognized(forgone)))
 
 
 def _print_result(gpu: Gpu, outcome: Mapping[str, Any], *, changed: bool, joined: bool = False) -> None:

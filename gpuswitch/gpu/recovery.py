@@ -174,7 +174,10 @@ class Recovery:
                 if isinstance(error, HungError):
                     break
             else:
-                return Outcome(*summary(switch.target, plan.target, self._record.place(), story), plan)
+                if self._runner.engine is not None:
+                    switch.forgone = tuple(self._runner.engine.forgone)
+                result, why = summary(switch.target, plan.target, self._record.place(), story)
+                return Outcome(result, story_of([why, *switch.forgone]), plan)
         return Outcome(Result.FAILED, story_of(story))
 
     async def _try_strategy(self, strategy: RecoveryStrategy, switch: Switch, *, starting: bool) -> Plan:

@@ -118,7 +118,8 @@ class Switch:
     None until it is over. `step_started` is when the step that is under way began; `waiting_for` is what it waits for,
     a sentence a line, and `waiting_until` when it gives that up (0.0: it did not say). `error`, of one that was
     reverted: what a refusal for the same reason is called. `recovery`: it looks for any known-good state. `failure`:
-    why it is being taken back. `resumed`: an earlier run of the service began it.
+    why it is being taken back. `forgone`: why optional steps did not work, of one that came to an end all the same.
+    `resumed`: an earlier run of the service began it.
     """
 
     target: State
@@ -141,6 +142,7 @@ class Switch:
     steps: list[StepRecord] = field(default_factory=list)
     recovery: bool = False
     failure: str = ""
+    forgone: tuple[str, ...] = ()
     resumed: bool = False
     _over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     _clock: float = field(default_factory=lambda: asyncio.get_running_loop().time(), repr=False)

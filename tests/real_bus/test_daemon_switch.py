@@ -91,6 +91,7 @@ async def test_the_record_of_a_switch_says_how_it_went(start: Start) -> None:
         "result": "done",
         "reason": "",
         "error": "",
+        "forgone": [],
     }
 
 

@@ -62,6 +62,20 @@ class TestAfterAFailedWayBack:
         await harness.moved(actor, State.HOST)
         assert harness.snapshot() | before == harness.snapshot()
 
+    async def test_what_did_not_come_back_is_named_beside_what_it_has_recovered_from(self, tmp_path: Path) -> None:
+        """A unit that cannot be started is nothing that a second try has put right."""
+        harness = await Harness.of("laptop", tmp_path)
+        actor = harness.fleet.find("01:00.0")
+        harness.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=2)
+        harness.host.faults.add(Errno(EIO), operation="probe", subject=GPU, nth=3)
+        await harness.moved(actor, State.VFIO)
+        harness.host.faults.add(Errno(EIO), operation="start_unit", nth=None)
+        switch = await harness.switch(actor, State.HOST)
+        assert (switch.result, actor.state) == (Result.DONE, State.HOST)
+        assert switch.reason.splitlines()[1].startswith("the way back failed too: ")
+        assert switch.reason.splitlines()[2:] == list(switch.forgone)
+        assert "persistenced" in switch.forgone[0]
+
     async def test_it_ends_as_failed_with_the_whole_story(self, tmp_path: Path) -> None:
         harness, actor = await start_harness(tmp_path)
         await stranded(harness, actor)

@@ -100,6 +100,7 @@ def switch(of: Any, result: str, *, changed: bool, reason: str = "") -> Any:
         "result": result,
         "reason": reason,
         "error_kind": "",
+        "forgone": [],
         "seconds": 0.2,
         "changed": changed,
         "joined": False,

@@ -171,10 +171,22 @@ def test_a_switch_that_was_to_be_cancelled_and_was_not_is_an_error(
 
 
 def test_a_switch_that_was_done_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
-    assert moved(ends=switch(reason="because")) == 0
+    assert moved(ends=switch(reason="because", forgone=["because"])) == 0
     out, err = capsys.readouterr()
     assert out == "0000:01:00.0 is on xe-vfio-pci now, after 5.0 ms\n"
     assert err == "gpuswitchctl: not all went well: because\n"
+
+
+def test_of_one_that_worked_at_the_second_try_it_is_not_said_that_not_all_went_well(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert moved(ends=switch(reason="no luck\nthe way back failed too: none")) == 0
+    said = "gpuswitchctl: it has recovered from this: no luck\n  the way back failed too: none\n"
+    assert capsys.readouterr().err == said
+    assert moved(ends=switch(reason="no luck\nno login screen", forgone=["no login screen"])) == 0
+    assert capsys.readouterr().err == (
+        "gpuswitchctl: it has recovered from this: no luck\ngpuswitchctl: not all went well: no login screen\n"
+    )
 
 
 @pytest.mark.parametrize(

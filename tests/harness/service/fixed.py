@@ -59,6 +59,7 @@ def switch(**changes: object) -> dict[str, Any]:
         "result": "done",
         "reason": "",
         "error": "",
+        "forgone": [],
         "asker": {"service": False, "uid": 4_000_000_000, "pid": os.getpid(), "unit": "", "command": "x", "vm": ""},
         **changes,
     }
