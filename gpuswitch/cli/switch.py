@@ -24,6 +24,7 @@ from gpuswitch.cli.output import (
     as_json_line,
     duration,
     line,
+    lines_of,
     moment,
     on_terminal,
     problem,
@@ -173,6 +174,8 @@ def _print_plans(ways: Sequence[tuple[Gpu, str]], args: Namespace, options: Opti
     failures: list[CtlError] = []
     for gpu, target in ways:
         typed = command.replace("{target}", target).format(gpu.word)
+        if not args.json:
+            _tell_of_a_bad_state(gpu)
         try:
             steps = _or_blockers(gpu, target, options, args, typed)
         except CtlError as error:
@@ -191,6 +194,7 @@ def _print_plans(ways: Sequence[tuple[Gpu, str]], args: Namespace, options: Opti
             {
                 **naming(gpu),
                 "target": target,
+                "state": gpu.properties["State"],
                 "steps": list(map(planned_record, steps)),
                 "in_the_way": list(map(blocker_record, in_the_way)),
             }
@@ -198,6 +202,22 @@ def _print_plans(ways: Sequence[tuple[Gpu, str]], args: Namespace, options: Opti
     if args.json and records:
         as_json({"plans": records}, among_lines=bool(failures))
     return _worst(failures)
+
+
+def _tell_of_a_bad_state(gpu: Gpu) -> None:
+    """Of a GPU that is in no known-good state: why, and what there is to do. What a plan is from there may not work."""
+    if gpu.properties["State"] not in {"failed", "unknown"}:
+        return
+    state, reason = state_word(gpu.properties["State"]), gpu.properties["Reason"]
+    first, *more = lines_of(reason)
+    if reason:
+        line(_("{gpu} is {state}: {reason}", gpu=gpu.title, state=state, reason=first))
+    else:
+        line(_("{gpu} is {state}", gpu=gpu.title, state=state))
+    for each in more:
+        hung("  ", each)
+    hung("  ", _("what there is to do about that: {command}", command=f"gpuswitchctl status {gpu.word}"))
+    hung("  ", _("to bring it to a known-good state: {command}", command=f"gpuswitchctl recover {gpu.word}"))
 
 
 def _print_plan(

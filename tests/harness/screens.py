@@ -211,6 +211,7 @@ SCREENS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("config", {"warnings": ["the [[gpu]] table of geforce (0000:09:00.0) is about no GPU: take it out"]}),
     ("plan 01:00.0 vfio", {}),
     ("plan 41:00.0 vfio", {"plan": REFUSAL}),
+    ("plan c1:00.0 host", {"gpus": GPUS[2:]}),
     ("to-vfio 41:00.0", {"gpus": GPUS[1:2], "outcomes": {OTHER: switch(result="reverted", reason=REASON)}}),
     ("to-vfio 01:00.0", {"outcomes": {CARD: switch()}}),
 )

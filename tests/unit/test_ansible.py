@@ -130,7 +130,7 @@ def plan(of: Any, target: str, *drivers: Mapping[str, str]) -> Any:
         {"kind": "probe", "title": "x", "deadline_seconds": 30.0, "stops": [], "ends_programs": False, "drivers": each}
         for each in drivers
     ]
-    named = {"gpu": of["address"], "name": of["name"], "target": target}
+    named = {"gpu": of["address"], "name": of["name"], "target": target, "state": of["state"]}
     told = {"version": 1, "plans": [{**named, "steps": steps, "in_the_way": []}]}
     check("plan", told)
     return told

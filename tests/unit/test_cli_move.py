@@ -8,6 +8,7 @@ import json
 import os
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -447,3 +448,23 @@ def test_a_plan_that_could_not_be_asked_for_is_no_answer(
     monkeypatch.setattr(Service, "connect", lambda *_: service)
     assert main(["plan", "vfio"]) == 5
     assert capsys.readouterr().err.startswith(f"gpuswitchctl: cannot show the steps of a switch of {CARD}: ")
+
+
+@pytest.mark.parametrize("arguments", [["plan", "01:00.0"], ["to-host", "01:00.0", "--dry-run"]])
+@pytest.mark.parametrize("refused", [False, True], ids=["steps", "refused"])
+def test_a_plan_of_one_that_is_failed_says_so_and_what_to_type(
+    arguments: list[str], refused: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reason = "cannot bind 0000:01:00.1 to vfio-pci: Invalid argument\nthe way back failed too: no luck"
+    here = gpu(Name="geforce", State="failed", Reason=reason)
+    plan = CtlError("Xorg has it open", 3, name="Busy") if refused else ()
+    args = parse(arguments)
+    verb = move.plan if args.verb == "plan" else move.move
+    with suppress(CtlError):
+        verb(fixed(here, plan=plan), args)
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "geforce (0000:01:00.0) is failed: cannot bind 0000:01:00.1 to vfio-pci: Invalid argument",
+        "    the way back failed too: no luck",
+        "  what there is to do about that: gpuswitchctl status geforce",
+        "  to bring it to a known-good state: gpuswitchctl recover geforce",
+    ]
