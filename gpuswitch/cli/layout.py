@@ -241,6 +241,8 @@ def hung(lead: str, text: str, *, paint: str = "") -> None:
     """Print a text whose further lines, where a terminal needs some, stand below its beginning, after `lead`; that in a
     colour, by its number (ECMA-48, SGR), where there may be some.
     """
+    if text.startswith(LIST):
+        lead, text = f"{lead}{LIST}", text.removeprefix(LIST)
     indent = cells(lead)
     columns = width(sys.stdout)
     shown = f"\x1b[{paint}m{lead}\x1b[0m" if paint and in_colour(sys.stdout) else lead

@@ -27,7 +27,7 @@ from gpuswitch.cli.output import (
 )
 from gpuswitch.cli.parser import STATES, TARGETS
 from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
-from gpuswitch.cli.steps import JsonLines
+from gpuswitch.cli.steps import Headings, JsonLines
 from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.cli.watching import BUS, Watching, name_owner
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, NoSuchGpu, Timeout, Wedged
@@ -50,6 +50,7 @@ class _Lines:
         self._states: dict[str, list[str]] = {}
         self._known: set[str] = set()
         """The switches whose end was told, or is going to be."""
+        self._headings = Headings()
         self._why: dict[str, str] = {}
         """Why each GPU is where it is, as it was told last."""
 
@@ -87,8 +88,10 @@ class _Lines:
         self._states.pop(gpu.path, None)
         self._say(_("{gpu}: it is not on this host any more", gpu=gpu.title))
 
-    def step(self, gpu: Gpu, _switch: str, change: StepChange) -> None:
+    def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
         if not at_work(change):
+            if heading := self._headings.above(gpu, switch, change):
+                self._say(f"{gpu.title}: {heading}")
             title = numbered(change.index, change.count, change.title)
             self._say(f"{gpu.title}: {title}: {state_word(change.status)} ({duration(change.seconds)})")
 
@@ -107,8 +110,7 @@ class _Lines:
         lead = f"{clock(time.time())}  "
         line(f"{lead}{text}")
         for each in below:
-            text = each.removeprefix(LIST)
-            hung(" " * cells(lead) + LIST * (1 + (text != each)), text)
+            hung(" " * cells(lead) + LIST, each)
 
 
 def at_step(change: StepChange, waiting: Waiting | None) -> str:

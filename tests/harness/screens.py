@@ -149,7 +149,10 @@ HISTORY = tuple(
             "vm": machine,
         },
         "steps": [
-            {"index": n, "kind": "x", "title": title, "status": status, "started": WHEN + begun, "seconds": seconds}
+            {
+                "plan": 1, "index": n, "kind": "x", "title": title, "status": status, "started": WHEN + begun,
+                "seconds": seconds,
+            }
             for n, (title, status, begun, seconds) in enumerate(STEPS, 1)
         ],
     }
@@ -164,7 +167,7 @@ KILLED: dict[str, Any] = {
     "reason": "the service ended at step 3 of 5, 'unbind 0000:41:00.1 from snd_hda_intel'; it is on the host now",
     "steps": [
         {"index": n, "kind": "x", "title": title, "status": status, "started": WHEN + begun, "seconds": seconds}
-        | {"before_restart": earlier}
+        | {"before_restart": earlier, "plan": 1 if earlier else 2}
         for n, title, status, begun, seconds, earlier in (
             (1, "load vfio-pci", "done", 0.0, 0.2, True),
             (2, "keep it awake", "done", 0.2, 0.1, True),

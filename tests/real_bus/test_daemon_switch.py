@@ -82,6 +82,7 @@ async def test_the_record_of_a_switch_says_how_it_went(start: Start) -> None:
     assert record == {
         "id": switch,
         "target": "vfio",
+        "plan": 1,
         "index": len(planned),
         "count": len(planned),
         "kind": planned[-1]["kind"][1],

@@ -122,7 +122,7 @@ async def test_why_it_was_being_taken_back_is_known_after_a_crash(tmp_path: Path
     assert again is not None
     switch = await finished_after(again)
     assert switch.reason.startswith("cannot bind 0000:01:00.0 to vfio-pci: Input/output error\n")
-    assert "; the service ended at step " in switch.reason
+    assert "\nthe service ended at step " in switch.reason
 
 
 async def test_for_whom_it_waited_is_known_after_a_crash(tmp_path: Path) -> None:

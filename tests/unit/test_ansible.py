@@ -88,6 +88,7 @@ def switch(of: Any, result: str, *, changed: bool, reason: str = "") -> Any:
         "name": of["name"],
         "id": "4c60a4b2",
         "target": "vfio",
+        "plan": 1,
         "index": 18,
         "count": 18,
         "kind": "group",

@@ -153,6 +153,7 @@ def test_cancelled_is_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> 
     cancelled = {CARD: switch(result="cancelled")}
     assert run(["cancel"], under_way, events=events, outcomes=cancelled) == 0
     assert capsys.readouterr().out.splitlines() == [
+        "the way back:",
         "[2/3] load vfio-pci: reverted (5.0 ms)",
         "switch 5f of 0000:01:00.0 to vfio is cancelled: the GPU is as it was before",
     ]

@@ -47,6 +47,7 @@ def switch(**changes: object) -> dict[str, Any]:
     return {
         "id": "5f",
         "target": "vfio",
+        "plan": 1,
         "index": 3,
         "count": 3,
         "kind": "module",
