@@ -27,6 +27,7 @@ TAKEN_BACK = frozenset({"reverting", "reverted", "revert-failed"})
 """Statuses of a step."""
 _BY = {"reset": mark("recovery, by a reset:"), "rescan": mark("recovery, by a removal and a rescan:")}
 """By the kind of the first step (gpuswitch/gpu/strategies.py)."""
+_ONWARD = mark("recovery, on to a known-good state:")
 
 
 def plan_heading(plan: int, kind: str, target: str, *, back: bool) -> str:
@@ -35,11 +36,7 @@ def plan_heading(plan: int, kind: str, target: str, *, back: bool) -> str:
     """
     if back:
         return _("the way back:")
-    return (
-        _(_BY.get(kind, "recovery, on to a known-good state:"))
-        if plan > 1
-        else _("the way to {target}:", target=target)
-    )
+    return _(_BY.get(kind, _ONWARD)) if plan > 1 else _("the way to {target}:", target=target)
 
 
 class Headings:
