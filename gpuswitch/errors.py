@@ -143,11 +143,12 @@ EXIT_UNREACHABLE = 5
 class KernelError(Exception):
     """The kernel refused one operation. `errno` is its reason, `operation` and `subject` say what was tried on what.
 
-    Never leaves the program by itself: a step turns it into the sentence of its failure.
+    `whole`: the subject as it is said to a person, with all that belongs to it; "": it is that already. Never leaves
+    the program by itself: a step turns it into the sentence of its failure.
     """
 
-    def __init__(self, operation: str, subject: str, errno: int, message: str) -> None:
-        words = {"operation": operation, "subject": subject, "message": message}
+    def __init__(self, operation: str, subject: str, errno: int, message: str, *, whole: str = "") -> None:
+        words = {"operation": operation, "subject": whole or subject, "message": message}
         super().__init__(Sentence("cannot {operation} {subject}: {message}", **words))
         self.operation = operation
         self.subject = subject

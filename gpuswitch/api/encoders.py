@@ -12,7 +12,7 @@ from gpuswitch.model.holders import Holder
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import Status
 from gpuswitch.switch.holder_policy import is_machine, remedy
-from gpuswitch.switch.record import Switch
+from gpuswitch.switch.record import Switch, plans_of
 from gpuswitch.switch.steps.step import Step
 
 _VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
@@ -34,6 +34,7 @@ def switch_values(switch: Switch) -> dict[str, object]:
     return {
         "id": switch.id,
         "target": str(switch.target),
+        "plan": switch.plan,
         "index": switch.index,
         "count": switch.count,
         "kind": switch.step_kind,
@@ -46,6 +47,7 @@ def switch_values(switch: Switch) -> dict[str, object]:
         "result": str(switch.result or ""),
         "reason": switch.reason,
         "error": switch.error,
+        "forgone": list(switch.forgone),
         "asker": switch.requester.as_data(),
     }
 
@@ -85,11 +87,16 @@ def steps_values(entry: Entry) -> list[dict[str, object]]:
     """Its steps. The last that was interrupted, and all before it, are of runs of the service that ended then."""
     interrupted = [place for place, step in enumerate(entry.steps, 1) if step.status == Status.INTERRUPTED]
     last = max(interrupted, default=0)
-    return [_step_values(step, before_restart=place <= last) for place, step in enumerate(entry.steps, 1)]
+    plans = plans_of((step.number, step.status) for step in entry.steps)
+    return [
+        _step_values(step, plan, before_restart=place <= last)
+        for place, (step, plan) in enumerate(zip(entry.steps, plans, strict=True), 1)
+    ]
 
 
-def _step_values(step: StepEntry, *, before_restart: bool) -> dict[str, object]:
+def _step_values(step: StepEntry, plan: int, *, before_restart: bool) -> dict[str, object]:
     return {
+        "plan": plan,
         "index": step.number,
         "kind": step.kind,
         "title": step.title,

@@ -16,8 +16,9 @@ from gpuswitch.cli.requesters import requester_words
 from gpuswitch.cli.translate import _
 from gpuswitch.errors import EXIT_UNREACHABLE, Timeout
 
-StepChange = namedtuple("StepChange", "index count kind title status seconds")
-"""What has just become of step `index` (from 1) of `count`; `seconds` is how long it took, or has run until now."""
+StepChange = namedtuple("StepChange", "index count kind title status seconds plan", defaults=[1])
+"""What has just become of step `index` (from 1) of `count`; `seconds` is how long it took, or has run until now.
+`plan` is which plan of its switch it is of, from 1: those after the first are of its recovery."""
 Waiting = namedtuple("Waiting", "what since until")
 """What the step under way waits for, a sentence a line; since when; and when it gives that up (0: it does not say).
 
@@ -33,8 +34,8 @@ def step_under_way(switch: Mapping[str, Any]) -> StepChange | None:
     """The step that a switch is at, by property Switch; None: at none."""
     if not switch or switch["result"] or not switch["index"]:
         return None
-    seconds = max(time.time() - switch["step_started"], 0.0)
-    return StepChange(switch["index"], switch["count"], switch["kind"], switch["title"], "running", seconds)
+    seconds, plan = max(time.time() - switch["step_started"], 0.0), max(switch.get("plan", 1), 1)
+    return StepChange(switch["index"], switch["count"], switch["kind"], switch["title"], "running", seconds, plan)
 
 
 def joined_words(gpu: Gpu, switch: Mapping[str, Any]) -> str:
@@ -89,13 +90,31 @@ class Waits:
         self._told.clear()
 
 
+class Plans:
+    """Which plan of its switch each step is of, which its signal does not say: a plan begins with its first step."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, tuple[str, int]] = {}
+
+    def heard(self, gpu: Gpu, switch: Mapping[str, Any]) -> None:
+        """What property Switch says of the step that it was at when that was told."""
+        if "plan" in switch:
+            self._now[gpu.path] = switch["id"], switch["plan"]
+
+    def of(self, gpu: Gpu, switch: str, change: StepChange) -> StepChange:
+        """The same, with its plan."""
+        known, plan = self._now.get(gpu.path, ("", 0))
+        plan = (plan if known == switch else 0) + (change.status == "running" and change.index == 1)
+        self._now[gpu.path] = switch, plan
+        return change._replace(plan=max(plan, 1))
+
+
 class Following:
     """Of switches that were begun, by their GPUs. Signals were subscribed to before that, so nothing is missed. Until
     the deadline of the service, which is `seconds` from when its user asked. `is_joined` says, by property Switch,
     whether somebody else had begun one: that is told.
 
-    `outcomes` are what property Switch says of those that are over, by the address of their GPU; `failed` are the
-    titles of the steps that did not work, by the path of their GPU.
+    `outcomes` are what property Switch says of those that are over, by the address of their GPU.
     """
 
     def __init__(
@@ -116,8 +135,8 @@ class Following:
         self._shown: set[str] = set()
         """The paths of those GPUs of whose switch a step was shown: what it waits for belongs below that."""
         self._told = Waits()
+        self._plans = Plans()
         self.outcomes: dict[str, dict[str, Any]] = {}
-        self.failed: dict[str, list[str]] = {path: [] for path in self._switches}
 
     @property
     def under_way(self) -> list[tuple[Gpu, str]]:
@@ -181,6 +200,7 @@ class Following:
             gpu, switch = self._looks.pop(serial)
             with suppress(CtlError):  # it has left the bus; how its switch ends is told all the same
                 now = plain_values(self._service.answer(serial).body[0])["Switch"]
+                self._plans.heard(gpu, now)
                 if now.get("id") == switch and not now["result"]:
                     if self._is_joined(now):
                         display.joined(gpu, joined_words(gpu, now))
@@ -217,14 +237,12 @@ class Following:
         if body[0] == switch:
             self._shown.add(gpu.path)
             self._told.over(gpu)
-            change = StepChange(*body[1:])
-            if change.status == "failed":
-                self.failed[gpu.path].append(change.title)
-            display.step(gpu, switch, change)
+            display.step(gpu, switch, self._plans.of(gpu, switch, StepChange(*body[1:])))
 
     def _changed(self, gpu: Gpu, switch: str, changed: Mapping[str, tuple[str, Any]], display: Display) -> None:
         # Kept for who says how it ended, and may have no time left to ask.
         gpu.properties.update(now := plain_values(changed))
+        self._plans.heard(gpu, now.get("Switch", {}))
         # Until a step is shown, the answer is on its way that has the step and what it waits for (`_looks`).
         if gpu.path in self._shown:
             self._waits(gpu, switch, now.get("Switch", {}), display)

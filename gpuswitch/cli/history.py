@@ -18,6 +18,7 @@ from gpuswitch.cli.output import (
     clock,
     duration,
     line,
+    lines_of,
     moment,
     on_terminal,
     rfc3339,
@@ -26,7 +27,7 @@ from gpuswitch.cli.output import (
 )
 from gpuswitch.cli.records import entry_record
 from gpuswitch.cli.requesters import requester_words
-from gpuswitch.cli.steps import SHORTEST_BAR, took_words
+from gpuswitch.cli.steps import SHORTEST_BAR, TAKEN_BACK, plan_heading, took_words
 from gpuswitch.cli.translate import _, mark, marks, recognized, state_word, step_title
 from gpuswitch.errors import InvalidArgument, NoSuchGpu
 
@@ -252,7 +253,7 @@ def _about(entry: Values, gpu: str) -> Iterable[tuple[str, str]]:
     if entry["count"]:
         ended = _("{result}, after {duration}", result=state_word(entry["result"]), duration=_took(entry))
     yield _("result"), ended
-    for number, sentence in enumerate(_reason(entry)):
+    for number, sentence in enumerate(lines_of(entry["reason"]) if entry["reason"] else []):
         yield "" if number else _("reason"), sentence
     yield _("started"), moment(entry["started"])
     yield _("asked by"), requester_words(entry["asker"], whole=True)
@@ -278,7 +279,26 @@ def _print_steps(entry: Values) -> None:
 
 
 def _print_some_steps(entry: Values, steps: Sequence[Values]) -> None:
-    if _has_room_for_bars(steps):
+    """Those of each plan, and those that were taken back of it, below a line that says which they are."""
+    groups: list[tuple[tuple[int, bool], list[Values]]] = []
+    for step in steps:
+        plan, back = step.get("plan", 1), step["status"] in TAKEN_BACK
+        if groups and step["status"] == "interrupted" and groups[-1][0][0] == plan:
+            back = groups[-1][0][1]
+        if not groups or groups[-1][0] != (plan, back):
+            groups.append(((plan, back), []))
+        groups[-1][1].append(step)
+    bars = _has_room_for_bars(steps)
+    for number, ((plan, back), those) in enumerate(groups):
+        if number:
+            write("")
+        if len(groups) > 1:
+            line(plan_heading(plan, those[0]["kind"], entry["target"], back=back))
+        _print_group(entry, those, bars=bars)
+
+
+def _print_group(entry: Values, steps: Sequence[Values], *, bars: bool) -> None:
+    if bars:
         from gpuswitch.cli.terminal import print_timeline  # noqa: PLC0415  # brings `rich`, which is slow to start
 
         print_timeline(entry, steps)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from gpuswitch.cli.output import can_write, cells, clean, in_colour, width, wrapped, write
+from gpuswitch.cli.output import LIST, can_write, cells, clean, in_colour, width, wrapped, write
 from gpuswitch.cli.translate import _, state_word
 
 _GAP = "  "
@@ -242,6 +242,8 @@ def hung(lead: str, text: str, *, paint: str = "") -> None:
     """Print a text whose further lines, where a terminal needs some, stand below its beginning, after `lead`; that in a
     colour, by its number (ECMA-48, SGR), where there may be some.
     """
+    if text.startswith(LIST):
+        lead, text = f"{lead}{LIST}", text.removeprefix(LIST)
     indent = cells(lead)
     columns = width(sys.stdout)
     shown = f"\x1b[{paint}m{lead}\x1b[0m" if paint and in_colour(sys.stdout) else lead
@@ -253,7 +255,8 @@ def paired(items: Sequence[tuple[str, str]], columns: int) -> Iterator[str]:
     """The lines of labels and what belongs to them, not wider than so many columns where words allow it."""
     wide = max((cells(label) for label, _ in items), default=0)
     for label, text in items:
-        first, *more = wrapped(text, max(columns - wide - 2, 1) if columns else 0)
+        hanging = f"{LIST}{LIST}" if text.startswith(LIST) else ""
+        first, *more = wrapped(text, max(columns - wide - 2, 1) if columns else 0, indent=hanging)
         yield f"{' ' * (wide - cells(label))}{label}{':' if label else ' '} {first}".rstrip()
         yield from (f"{' ' * (wide + 2)}{each}" for each in more)
 

@@ -35,6 +35,10 @@ _TABLE = re.compile(r"(.*?) ?(`\[\[[^`]*`(?:, `[^`]*`)+)")
 _BLOCK = "      "
 """Before each line of it."""
 _KEPT = "\0"
+LIST = "  "
+"""Before each line of a list below a sentence."""
+SINCE = "and since then: "
+"""Before what became of the last attempt since a GPU is failed (gpuswitch/gpu/strategies.py)."""
 
 
 class OutputError(Exception):
@@ -191,6 +195,16 @@ def _say(texts: Iterable[str]) -> None:
 def wrong_usage(usage: str, text: str) -> None:
     """Say on standard error what cannot be understood, with how it goes."""
     _say([*usage.splitlines(), f"gpuswitchctl: {clean(text)}"])
+
+
+def lines_of(text: str) -> list[str]:
+    """What the service says in a sentence a line, in the language of whoever reads it: what comes after the first one,
+    and after the first one of a later attempt, stands below it, indented.
+    """
+    return [
+        f"{LIST if number and not each.startswith(SINCE) else ''}{recognized(each)}"
+        for number, each in enumerate(text.splitlines() or [""])
+    ]
 
 
 def sentence(purpose: str, text: str, *, is_whole: bool = False, lead: str = "") -> str:

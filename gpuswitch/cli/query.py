@@ -10,7 +10,7 @@ from typing import Any
 from gpuswitch.cli.client import Service, gpus_named, title_of
 from gpuswitch.cli.configuration import refused_on_disk
 from gpuswitch.cli.layout import model_in_brief, pairs, table
-from gpuswitch.cli.output import as_json, clock, duration, line, moment, warning, write
+from gpuswitch.cli.output import SINCE, as_json, clock, duration, line, lines_of, moment, warning, write
 from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
 from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
 
@@ -132,7 +132,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     yield _("model"), gpu["Model"] or gpu["Vendor"]
     yield _("state"), _("{state} since {moment}", state=state_label(gpu), moment=moment(gpu["StateSince"]))
     # What an earlier switch met stands with that, at the end.
-    for number, sentence in enumerate(recognized(reasons(gpu)[0]).splitlines()):
+    now = reasons(gpu)[0]
+    for number, sentence in enumerate(lines_of(now) if now else []):
         yield "" if number else _("reason"), sentence
     if gpu["State"] == "failed":
         for number, sentence in enumerate(what_to_do(gpu)):
@@ -165,7 +166,9 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     name, uuid = gpu["Owner"]
     yield _("owner"), f"{name} ({uuid})" if name and uuid else name or uuid or "-"
     if gpu["Switch"]:
-        yield _("last switch") if gpu["Switch"]["result"] else _("switch"), _switch_words(gpu["Switch"])
+        first, *more = _switch_lines(gpu["Switch"], now)
+        yield _("last switch") if gpu["Switch"]["result"] else _("switch"), first
+        yield from (("", each) for each in more)
 
 
 def _match_words(match: Mapping[str, str]) -> str:
@@ -182,21 +185,25 @@ def function_words(gpu: Values) -> list[str]:
     ]
 
 
-def what_to_do(gpu: Values, *, switch: str = "", failed: Iterable[str] = ()) -> list[str]:
-    """About a GPU that is `failed`, in sentences (`to_put_right`)."""
+def what_to_do(gpu: Values, *, switch: str = "") -> list[str]:
+    """About a GPU that is `failed`, in sentences (`to_put_right`): about the last attempt, where that says what did not
+    work.
+    """
     word = gpu["Name"] or gpu["Address"]
-    return to_put_right(gpu["Reason"], word, f"gpuswitchctl recover {word}", switch=switch, failed=failed)
+    last = gpu["Reason"].rpartition(f"\n{SINCE}")[2]
+    reason = last if _DID_NOT_WORK.match(last) else gpu["Reason"]
+    return to_put_right(reason, word, f"gpuswitchctl recover {word}", switch=switch)
 
 
-def to_put_right(reason: str, word: str, command: str, *, switch: str = "", failed: Iterable[str] = ()) -> list[str]:
+def to_put_right(reason: str, word: str, command: str, *, switch: str = "") -> list[str]:
     """What there is to do before `command` is typed, about a reason as the service tells it, in sentences; `word` is
-    the GPU as it is typed. Where that says no more than what did not work, it is named once more, as the step of that
-    name, one of those that `failed`, and where the cause may be seen: nobody puts an `Invalid argument` right. With
-    the id of its `switch`, that is shown, too.
+    the GPU as it is typed. Where that says no more than what did not work, it is named once more, by the same name,
+    and where the cause may be seen: nobody puts an `Invalid argument` right. With the id of its `switch`, that is
+    shown, too.
     """
     if not (refused := _DID_NOT_WORK.match(reason)):
         return [_("put right what is named here, then: {command}", command=command)]
-    what = next((step_title(each) for each in failed if each.startswith(refused[1])), refused[1])
+    what = step_title(refused[1])
     kernel = [_("what the kernel said meanwhile: {command}", command=f"gpuswitchctl show {switch}")] if switch else []
     return [
         _("find out why '{what}' did not work:", what=what),
@@ -205,6 +212,15 @@ def to_put_right(reason: str, word: str, command: str, *, switch: str = "", fail
         _("for a report of a fault, as root: {command}", command="gpuswitchctl report"),
         _("then: {command}", command=command),
     ]
+
+
+def _switch_lines(switch: Values, told: str) -> list[str]:
+    """Of the switch under way, or the last; why that ended as it did only where that is not `told` of the GPU."""
+    words = _switch_words(switch)
+    if not switch["result"] or not switch["reason"] or switch["reason"] in told:
+        return [words]
+    first, *more = lines_of(switch["reason"])
+    return [f"{words}: {first}", *more]
 
 
 def _switch_words(switch: Values) -> str:
@@ -219,11 +235,10 @@ def _switch_words(switch: Values) -> str:
             until = clock(switch["waiting_until"])
             return _("{words}; it waits until {time}: {what}", words=words, time=until, what=what)
         return _("{words}; it waits: {what}", words=words, what=what) if what else words
-    words = _(
+    return _(
         "{id} to {target}: {result} at {moment} after {duration}",
         **{key: switch[key] for key in ("id", "target")},
         result=state_word(switch["result"]),
         moment=moment(switch["finished"]),
         duration=duration(switch["finished"] - switch["started"]),
     )
-    return f"{words}: {'; '.join(recognized(switch['reason']).splitlines())}" if switch["reason"] else words

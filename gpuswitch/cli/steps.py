@@ -12,7 +12,7 @@ from gpuswitch.cli.follow import Display, StepChange, Waiting, at_work
 from gpuswitch.cli.keys import Question
 from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, on_terminal
 from gpuswitch.cli.records import change_record, naming, waiting_record
-from gpuswitch.cli.translate import _, recognized, state_word
+from gpuswitch.cli.translate import _, mark, recognized, state_word
 
 SHORTEST_BAR = 10
 """Columns of a terminal: a bar that is shorter tells nothing of when a step was."""
@@ -23,17 +23,53 @@ def took_words(step: Mapping[str, Any]) -> str:
     return "" if step["status"] == "interrupted" else duration(step["seconds"])
 
 
+TAKEN_BACK = frozenset({"reverting", "reverted", "revert-failed"})
+"""Statuses of a step."""
+_BY = {"reset": mark("recovery, by a reset:"), "rescan": mark("recovery, by a removal and a rescan:")}
+"""By the kind of the first step (gpuswitch/gpu/strategies.py)."""
+_ONWARD = mark("recovery, on to a known-good state:")
+
+
+def plan_heading(plan: int, kind: str, target: str, *, back: bool) -> str:
+    """What stands above the steps of a plan of a switch to `target`, or above those that are taken back; `kind` is that
+    of the first of them.
+    """
+    if back:
+        return _("the way back:")
+    return _(_BY.get(kind, _ONWARD)) if plan > 1 else _("the way to {target}:", target=target)
+
+
+class Headings:
+    """What stands above steps as they happen. Of the first plan nothing needs to be said until it is taken back."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[str, int, bool]] = {}
+
+    def above(self, gpu: Gpu, switch: str, change: StepChange) -> str:
+        """The line; "" where the step is of the same as the one before."""
+        now = switch, change.plan, change.status in TAKEN_BACK
+        if self._last.get(gpu.title) == now:
+            return ""
+        self._last[gpu.title] = now
+        if now[1:] == (1, False):
+            return ""
+        return plan_heading(change.plan, change.kind, "", back=now[2])
+
+
 class Lines:
     """One line for each step that ended, and for whom somebody has to wait; `several`: each names its GPU."""
 
     def __init__(self, *, several: bool = False) -> None:
         self._several = several
+        self._headings = Headings()
 
     def joined(self, gpu: Gpu, sentence: str) -> None:  # noqa: ARG002 -- it names the GPU
         line(sentence)
 
-    def step(self, gpu: Gpu, _switch: str, change: StepChange) -> None:
+    def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
         if not at_work(change):
+            if heading := self._headings.above(gpu, switch, change):
+                self._say(gpu, heading)
             title = numbered(change.index, change.count, change.title)
             self._say(gpu, f"{title}: {state_word(change.status)} ({duration(change.seconds)})")
 

@@ -24,6 +24,7 @@ from gpuswitch.cli.output import (
     as_json_line,
     duration,
     line,
+    lines_of,
     moment,
     on_terminal,
     problem,
@@ -69,7 +70,6 @@ def move(service: Service, args: Namespace) -> int:
         begin=lambda gpu: gpu.move(args.target, options),
         purpose=_("move {gpu} to {target}", gpu="{}", target=args.target),
         again=with_options(command, options),
-        remark=_("not all went well"),
         ways_out=lambda gpu: ways_out([gpu], args.target, options, command.format(gpu.word)),
         blockers=lambda gpu: gpu.blockers(args.target, options),
     ).run(gpus)
@@ -94,7 +94,6 @@ def recover(service: Service, args: Namespace) -> int:
         begin=Gpu.recover,
         purpose=_("recover {gpu}", gpu="{}"),
         again="gpuswitchctl recover {}",
-        remark=_("it has recovered from this"),
         blockers=lambda gpu: gpu.blockers("host", {}),
     ).run(gpus_to_move(service, args.gpus, every=args.all))
 
@@ -171,6 +170,8 @@ def _print_plans(ways: Sequence[tuple[Gpu, str]], args: Namespace, options: Opti
     failures: list[CtlError] = []
     for gpu, target in ways:
         typed = command.replace("{target}", target).format(gpu.word)
+        if not args.json:
+            _tell_of_a_bad_state(gpu)
         try:
             steps = _or_blockers(gpu, target, options, args, typed)
         except CtlError as error:
@@ -189,6 +190,7 @@ def _print_plans(ways: Sequence[tuple[Gpu, str]], args: Namespace, options: Opti
             {
                 **naming(gpu),
                 "target": target,
+                "state": gpu.properties["State"],
                 "steps": list(map(planned_record, steps)),
                 "in_the_way": list(map(blocker_record, in_the_way)),
             }
@@ -196,6 +198,22 @@ def _print_plans(ways: Sequence[tuple[Gpu, str]], args: Namespace, options: Opti
     if args.json and records:
         as_json({"plans": records}, among_lines=bool(failures))
     return _worst(failures)
+
+
+def _tell_of_a_bad_state(gpu: Gpu) -> None:
+    """Of a GPU that is in no known-good state: why, and what there is to do. What a plan is from there may not work."""
+    if gpu.properties["State"] not in {"failed", "unknown"}:
+        return
+    state, reason = state_word(gpu.properties["State"]), gpu.properties["Reason"]
+    first, *more = lines_of(reason)
+    if reason:
+        line(_("{gpu} is {state}: {reason}", gpu=gpu.title, state=state, reason=first))
+    else:
+        line(_("{gpu} is {state}", gpu=gpu.title, state=state))
+    for each in more:
+        hung("  ", each)
+    hung("  ", _("what there is to do about that: {command}", command=f"gpuswitchctl status {gpu.word}"))
+    hung("  ", _("to bring it to a known-good state: {command}", command=f"gpuswitchctl recover {gpu.word}"))
 
 
 def _print_plan(
@@ -312,8 +330,8 @@ class Switches:
     """One switch of each of several GPUs, at the same time.
 
     `begin` makes the call that begins one, `purpose` says what that is for and `again` what to type for it once more,
-    {} being the GPU; `ways_out` are sentences that say what else to type where somebody has it open. `remark`
-    introduces what there is to say about one that is done. `blockers` asks what is in the way.
+    {} being the GPU; `ways_out` are sentences that say what else to type where somebody has it open. `blockers` asks
+    what is in the way.
     """
 
     def __init__(
@@ -324,7 +342,6 @@ class Switches:
         begin: Callable[[Gpu], Message],
         purpose: str,
         again: str,
-        remark: str,
         ways_out: Callable[[Gpu], Iterable[str]] = lambda _: (),
         blockers: Callable[[Gpu], Sequence[Mapping[str, Any]]],
     ) -> None:
@@ -333,7 +350,6 @@ class Switches:
         self._begin = begin
         self._purpose = purpose
         self._again = again
-        self._remark = remark
         self._ways_out = ways_out
         self._blockers = blockers
         self._several = False
@@ -379,7 +395,7 @@ class Switches:
             raise _unwritten(error, [gpu for gpu, _switch in following.under_way]) from None
         for gpu, _switch in begun:
             if gpu.address in following.outcomes:
-                self._finished(gpu, following.outcomes[gpu.address], following.failed[gpu.path])
+                self._finished(gpu, following.outcomes[gpu.address])
         if unwatched is not None:
             unwatched.exit_code = _worst([*self._failures, unwatched])
             raise unwatched
@@ -510,14 +526,14 @@ class Switches:
                 )
             )
 
-    def _finished(self, gpu: Gpu, outcome: Mapping[str, Any], failed: Sequence[str]) -> None:
-        """Say how it ended, after these steps `failed`. Anything but `done` is an error."""
+    def _finished(self, gpu: Gpu, outcome: Mapping[str, Any]) -> None:
+        """Say how it ended. Anything but `done` is an error."""
         result = str(outcome["result"])
         if self._args.json:
             changed = bool(outcome["count"]) if result == "done" else result in {"failed", "wedged"}
             _print_result(gpu, outcome, changed=changed, joined=self._is_joined(outcome))
         if result != "done":
-            self._fail(gpu, self._failure(gpu, outcome, failed), told=self._args.json)
+            self._fail(gpu, self._failure(gpu, outcome), told=self._args.json)
         elif not self._args.json:
             took = duration(outcome["finished"] - outcome["started"])
             # A recovery of one that is in a known-good state leaves it there, whichever that is.
@@ -529,10 +545,9 @@ class Switches:
             if (gpu, outcome["id"]) in self._taken_back:
                 verb = "to-host" if outcome["target"] == "vfio" else "to-vfio"
                 problem(_("it was too late to take it back: {command}", command=f"gpuswitchctl {verb} {gpu.word}"))
-            if outcome["reason"]:
-                problem(f"{self._remark}: {recognized(outcome['reason'])}")
+            _tell_what_was_met(outcome)
 
-    def _failure(self, gpu: Gpu, outcome: Mapping[str, Any], failed: Sequence[str]) -> CtlError:
+    def _failure(self, gpu: Gpu, outcome: Mapping[str, Any]) -> CtlError:
         """With what there is to do next."""
         result, name = str(outcome["result"]), str(outcome.get("error", ""))
         text = _(
@@ -554,7 +569,7 @@ class Switches:
             there = _("it is left with {functions}", functions=", ".join(function_words(now)))
             # Where it is failed since an earlier switch, this one has nothing of that.
             since = outcome["id"] if now["Reason"] == outcome["reason"] else ""
-            sentences = what_to_do(now, switch=since, failed=failed)
+            sentences = what_to_do(now, switch=since)
             return CtlError.of(Failed, "\n".join([text, there, *sentences]))
         if result == "failed":
             # It stands, and not all around it is as before: on the host, that is what to-host puts right.
@@ -566,7 +581,7 @@ class Switches:
             text += "\n" + _("the GPU is as it was before; {command} has each step", command=shown)
         if result in {"failed", "reverted"}:
             reason, switch = str(outcome["reason"]), outcome["id"]
-            text = "\n".join([text, *to_put_right(reason, gpu.word, again, switch=switch, failed=failed)])
+            text = "\n".join([text, *to_put_right(reason, gpu.word, again, switch=switch)])
         code = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
         error = CtlError(text, code, name=name)
         return with_ways_out(error, self._ways_out(gpu)) if result == "reverted" else error
@@ -626,6 +641,15 @@ def _worst(failures: Iterable[CtlError]) -> int:
     """The exit status of several; 0 where all went well."""
     statuses = {each.exit_code for each in failures}
     return next((status for status in _WORST_FIRST if status in statuses), 0)
+
+
+def _tell_what_was_met(outcome: Mapping[str, Any]) -> None:
+    """Of a switch that is done: what it has recovered from, after which all is as it should be, and what is not."""
+    forgone = "\n".join(outcome["forgone"])
+    if met := str(outcome["reason"]).removesuffix(forgone).rstrip("\n"):
+        problem(_("it has recovered from this: {reason}", reason=recognized(met)))
+    if forgone:
+        problem(_("not all went well: {reason}", reason=recognized(forgone)))
 
 
 def _print_result(gpu: Gpu, outcome: Mapping[str, Any], *, changed: bool, joined: bool = False) -> None:

@@ -21,7 +21,7 @@ from gpuswitch.cli.client import Gpu
 from gpuswitch.cli.follow import StepChange, Waiting, at_work
 from gpuswitch.cli.interrupts import ending_in_order, not_stopped, stopping_in_order
 from gpuswitch.cli.output import clean, duration, in_foreground, numbered, wrapped
-from gpuswitch.cli.steps import SHORTEST_BAR, Lines, took_words
+from gpuswitch.cli.steps import SHORTEST_BAR, Headings, Lines, took_words
 from gpuswitch.cli.translate import _, recognized, state_word, step_title
 
 _SHORTEST = 1 / 40
@@ -111,6 +111,7 @@ class StepsInPlace:
         self._in_order = ExitStack()
         self._several = several
         self._plain = Lines(several=several)
+        self._headings = Headings()
         self._lock = threading.RLock()
         """For all who write there: a thread that paints, who tells of steps, and handlers of signals."""
         self._live: Live | None = None
@@ -199,6 +200,8 @@ class StepsInPlace:
             if not self._paint():
                 self._plain.step(of, switch, change)
             elif not at_work(change):
+                if heading := self._headings.above(of, switch, change):
+                    self._console.print(Text(f"{clean(of.title)}  {heading}" if self._several else heading))
                 self._print_ended(of.title, change)
 
     def _take(self, gpu: str, change: StepChange) -> None:

@@ -40,7 +40,6 @@ def trial(service: Service, args: Namespace) -> int:
             begin=lambda gpu: gpu.trial(args.seconds, options),
             purpose=_("try {} on vfio"),
             again=with_options(command, options),
-            remark=_("not all went well"),
             ways_out=lambda gpu: ways_out([gpu], "vfio", options, command.format(gpu.word)),
             blockers=lambda gpu: gpu.blockers("vfio", options),
         ).run([gpu])
@@ -150,7 +149,6 @@ def _ended(now: Mapping[str, Any], service: Service, gpu: Gpu, args: Namespace, 
             begin=lambda gpu: gpu.move("host", {}),
             purpose=_("bring {} home"),
             again="gpuswitchctl to-host {}",
-            remark=_("not all went well"),
             blockers=lambda gpu: gpu.blockers("host", {}),
         ).to_the_end([(gpu, switch["id"])])
         return 0

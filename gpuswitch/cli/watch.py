@@ -5,16 +5,29 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuswitch.cli.client import GPU, Gpu, Service, Signal, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waiting, Waits, at_work, step_under_way
-from gpuswitch.cli.output import as_json_line, clock, duration, line, moment, numbered, on_terminal, problem
+from gpuswitch.cli.layout import hung
+from gpuswitch.cli.output import (
+    LIST,
+    as_json_line,
+    cells,
+    clock,
+    duration,
+    line,
+    lines_of,
+    moment,
+    numbered,
+    on_terminal,
+    problem,
+)
 from gpuswitch.cli.parser import STATES, TARGETS
 from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
-from gpuswitch.cli.steps import JsonLines
+from gpuswitch.cli.steps import Headings, JsonLines
 from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.cli.watching import BUS, Watching, name_owner
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, NoSuchGpu, Timeout, Wedged
@@ -34,9 +47,12 @@ class _Lines:
     """One line for each event that people want to know of."""
 
     def __init__(self) -> None:
-        self._states: dict[str, str] = {}
-        self._finished: set[str] = set()
-        """The switches whose end was told."""
+        self._states: dict[str, list[str]] = {}
+        self._known: set[str] = set()
+        """The switches whose end was told, or is going to be."""
+        self._headings = Headings()
+        self._why: dict[str, str] = {}
+        """Why each GPU is where it is, as it was told last."""
 
     def service(self, text: str, *, running: bool) -> None:
         # How a GPU is is said again by a service that is another one.
@@ -45,18 +61,25 @@ class _Lines:
 
     def state(self, gpu: Gpu) -> None:
         known = gpu.properties
-        words = [state_label(known)]
+        words, below = [state_label(known)], list[str]()
         if any(known["Owner"]):
             words.append(_("owned by {machine}", machine=known["Owner"][0] or known["Owner"][1]))
         now, past = reasons(known)
         if now:
-            words.append("; ".join(recognized(now).splitlines()))
-        if past and known["Switch"]["id"] not in self._finished:
-            words.append(_last_switch(known["Switch"]))
+            first, *below = lines_of(now)
+            words.append(first)
+        self._why[gpu.path] = now
+        # Of one that was seen under way, the end comes next.
+        if past and known["Switch"]["id"] not in self._known:
+            first, *more = _last_switch(known["Switch"])
+            words.append(first)
+            below += more
+        if known["Switch"] and not known["Switch"]["result"]:
+            self._known.add(known["Switch"]["id"])
         # Not all that changes is told here, such as drivers on their way.
-        if self._states.get(gpu.path) != (said := ", ".join(words)):
+        if self._states.get(gpu.path) != (said := [", ".join(words), *below]):
             self._states[gpu.path] = said
-            self._say(f"{gpu.title}: {said}")
+            self._say(f"{gpu.title}: {said[0]}", below)
 
     def under_way(self, gpu: Gpu, change: StepChange, waiting: Waiting | None) -> None:
         self._say(f"{gpu.title}: {at_step(change, waiting)}")
@@ -65,8 +88,10 @@ class _Lines:
         self._states.pop(gpu.path, None)
         self._say(_("{gpu}: it is not on this host any more", gpu=gpu.title))
 
-    def step(self, gpu: Gpu, _switch: str, change: StepChange) -> None:
+    def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
         if not at_work(change):
+            if heading := self._headings.above(gpu, switch, change):
+                self._say(f"{gpu.title}: {heading}")
             title = numbered(change.index, change.count, change.title)
             self._say(f"{gpu.title}: {title}: {state_word(change.status)} ({duration(change.seconds)})")
 
@@ -74,15 +99,20 @@ class _Lines:
         self._say(f"{gpu.title}: {_waiting_words(waiting)}")
 
     def finished(self, gpu: Gpu, switch: str, result: str, reason: str) -> None:
-        self._finished.add(switch)
-        why = f": {'; '.join(recognized(reason).splitlines())}" if reason else ""
-        ended = _("switch {id} is {result}", id=switch, result=state_word(result))
-        self._say(f"{gpu.title}: {ended}{why}")
+        self._known.add(switch)
+        ended, below = _("switch {id} is {result}", id=switch, result=state_word(result)), list[str]()
+        if reason and reason not in self._why.get(gpu.path, ""):
+            why, *below = lines_of(reason)
+            ended = f"{ended}: {why}"
+        self._say(f"{gpu.title}: {ended}", below)
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, below: Iterable[str] = ()) -> None:
         # Who sits there knows the day, and which time is theirs; a file may be read elsewhere.
         at = clock(time.time()) if on_terminal(sys.stdout) else moment(time.time())
-        line(f"{at}  {text}")
+        lead = f"{at}  "
+        line(f"{lead}{text}")
+        for each in below:
+            hung(" " * cells(lead) + LIST, each)
 
 
 def at_step(change: StepChange, waiting: Waiting | None) -> str:
@@ -98,16 +128,18 @@ def _waiting_words(waiting: Waiting) -> str:
     return _("waiting until {time}: {what}", time=clock(waiting.until), what=what)
 
 
-def _last_switch(switch: Mapping[str, Any]) -> str:
-    """How it ended, and when: it may be long ago."""
-    return _(
+def _last_switch(switch: Mapping[str, Any]) -> list[str]:
+    """How it ended, and when: it may be long ago. What comes after the first sentence is below it."""
+    reason, *more = lines_of(switch["reason"])
+    ended = _(
         "since {moment}, when switch {id} to {target} was {result}: {reason}",
         moment=moment(switch["finished"]),
         id=switch["id"],
         target=switch["target"],
         result=state_word(switch["result"]),
-        reason="; ".join(recognized(switch["reason"]).splitlines()),
+        reason=reason,
     )
+    return [ended, *more]
 
 
 class _JsonEvents(JsonLines):

@@ -10,7 +10,7 @@ from jeepney import MatchRule
 
 from gpuswitch.cli.client import GPU, NAME, OBJECTS, Gpu, Service, Signal, gpus_named, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.follow import StepChange, Waiting, Waits, step_under_way
+from gpuswitch.cli.follow import Plans, StepChange, Waiting, Waits, step_under_way
 from gpuswitch.cli.translate import _
 from gpuswitch.errors import EXIT_UNREACHABLE
 
@@ -44,6 +44,7 @@ class Watching:
         """The process of the service that they are from; "": none."""
         self._gpus: dict[str, Gpu] = {}
         self._told = Waits()
+        self._plans = Plans()
         self._cut_off: dict[str, str] = {}
         """The switches, by the paths of their GPUs, that were under way when the service ended."""
         self._ended: set[str] = set()
@@ -86,6 +87,7 @@ class Watching:
         for event in earlier[over:]:
             self._take(event)
         switch = gpu.properties["Switch"]
+        self._plans.heard(gpu, switch)
         if (change := step_under_way(switch)) is not None:
             self._teller.under_way(gpu, change, self._told.news(gpu, switch))
 
@@ -106,7 +108,8 @@ class Watching:
         elif (gpu := self._gpus.get(event.path)) is None:
             return
         elif event.member == "StepChanged":
-            self._teller.step(gpu, event.body[0], StepChange(*event.body[1:]))
+            change = self._plans.of(gpu, event.body[0], StepChange(*event.body[1:]))
+            self._teller.step(gpu, event.body[0], change)
         elif event.member == "SwitchFinished" and event.body[0] not in self._ended:
             self._teller.finished(gpu, *event.body)
         elif event.member == "PropertiesChanged" and event.body[0] == GPU:
@@ -149,6 +152,7 @@ class Watching:
         if before != [gpu.properties[name] for name in _SHOWN]:
             self._teller.state(gpu)
         switch = gpu.properties["Switch"]
+        self._plans.heard(gpu, switch)
         # What does not say how long it is waited for is there in a moment, or fails.
         if (waiting := self._told.news(gpu, switch)) is not None and waiting.until:
             self._teller.waits(gpu, switch["id"], waiting)

@@ -18,11 +18,12 @@ from gpuswitch.gpu.strategies import (
     after_failure,
     after_refusal,
     back_on_vfio,
+    story_of,
     summary,
 )
 from gpuswitch.host.looking import seen
 from gpuswitch.host.port import Host
-from gpuswitch.log.fields import told
+from gpuswitch.log.fields import in_one_line, told
 from gpuswitch.model.states import State
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import Engine, StoppedError, StuckError
@@ -109,10 +110,11 @@ class Recovery:
         where = f"at step {left.index} of {left.count}, '{left.title}'" if left.index else "before its first step"
         taken_back = ", as it was being taken back" if left.back else ""
         waited = f", which waited: {'; '.join(left.waiting_for.splitlines())}" if left.waiting_for else ""
-        why = "; ".join(filter(None, (left.failure, f"the service ended {where}{taken_back}{waited}")))
+        why = story_of([left.failure, f"the service ended {where}{taken_back}{waited}"])
         gpu = self._record.gpu.address
         extra = told(GPU=gpu, SWITCH_ID=left.id, TARGET=left.target)
-        _log.warning("%s: switch %s to %s is unfinished: %s", gpu, left.id, left.target, why, extra=extra)
+        said = in_one_line(why)
+        _log.warning("%s: switch %s to %s is unfinished: %s", gpu, left.id, left.target, said, extra=extra)
         steps = left.interrupted()
         switch = Switch.begun_before(
             left.id, left.target, left.count, left.options, left.requester, left.started, steps
@@ -131,7 +133,7 @@ class Recovery:
                 return await self._after_device_failure(switch, outcome.reason)
             return outcome
         switch.recovery = True
-        reason = "; ".join(filter(None, (outcome.reason, f"the way back failed too: {failed}")))
+        reason = story_of([outcome.reason, _way_back_failed(failed)])
         if engine.hung or await self._record.is_at_rest():
             return Outcome(Result.FAILED, reason)
         return await self.run_recovery(switch, after_failure(switch.target, self._record.rules), reason)
@@ -168,12 +170,15 @@ class Recovery:
             try:
                 plan = await self._try_strategy(strategy, switch, starting=starting)
             except (GpuswitchError, StepError) as error:
-                story.append(f"{strategy}: {error}")
+                story.append(strategy.failed(error))
                 if isinstance(error, HungError):
                     break
             else:
-                return Outcome(*summary(switch.target, plan.target, self._record.place(), story), plan)
-        return Outcome(Result.FAILED, "; ".join(filter(None, story)))
+                if self._runner.engine is not None:
+                    switch.forgone = tuple(self._runner.engine.forgone)
+                result, why = summary(switch.target, plan.target, self._record.place(), story)
+                return Outcome(result, story_of([why, *switch.forgone]), plan)
+        return Outcome(Result.FAILED, story_of(story))
 
     async def _try_strategy(self, strategy: RecoveryStrategy, switch: Switch, *, starting: bool) -> Plan:
         """One strategy, to its end; raises as `_run_attempt`."""
@@ -187,8 +192,7 @@ class Recovery:
         except (GpuswitchError, StepError) as failure:
             hung = isinstance(failure, HungError)
             if cleared is not None and not hung and (worse := await self._runner.go_back(cleared)):
-                story = Sentence("{failure}; the way back failed too: {worse}", failure=failure, worse=worse)
-                raise StepError(story) from failure
+                raise StepError(story_of([str(failure), _way_back_failed(worse)])) from failure
             raise
 
     async def _run_attempt(
@@ -231,6 +235,10 @@ class Recovery:
                 await runner.outlast(failure)
             self._device_failed = self._device_failed or engine.failed_on_device
             if worse := await runner.go_back(engine):
-                words += f"; the way back failed too: {worse}"
+                words = story_of([words, _way_back_failed(worse)])
             raise (HungError if engine.hung else kind)(words) from failure
         return plan
+
+
+def _way_back_failed(why: str) -> Sentence:
+    return Sentence("the way back failed too: {failure}", failure=why)

@@ -16,7 +16,7 @@ from typing import Any
 from gpuswitch.gpu.gpu_record import GpuObserver, GpuRecord, Outcome
 from gpuswitch.gpu.machine import START
 from gpuswitch.gpu.stall import Stall
-from gpuswitch.gpu.strategies import OUTCOMES
+from gpuswitch.gpu.strategies import OUTCOMES, story_of
 from gpuswitch.gpu.turns import Turns
 from gpuswitch.host.port import Host, Pending
 from gpuswitch.log.fields import about, told
@@ -109,7 +109,8 @@ class Runner:
         """One switch from its first step to a state of rest."""
         try:
             await engine.forward()
-            outcome = Outcome(Result.DONE, "; ".join(engine.forgone), plan)
+            switch.forgone = tuple(engine.forgone)
+            outcome = Outcome(Result.DONE, story_of(switch.forgone), plan)
         except StepError as failure:
             outcome = Outcome(Result.REVERTED, str(failure))
             switch.error = failure.error.name

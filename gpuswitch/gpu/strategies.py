@@ -14,6 +14,7 @@ from gpuswitch.config.schema import Attempt, Defaults
 from gpuswitch.model.facts import HostFacts, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence, template
 from gpuswitch.switch.record import Result
 from gpuswitch.switch.steps.reset import RemoveFunctions, Rescan, ResetFunction
 from gpuswitch.switch.steps.step import Step, StepError
@@ -22,22 +23,26 @@ OUTCOMES = (State.HOST, State.VFIO, State.FAILED)
 """The states that a recovery ends in."""
 
 _SINCE = "\nand since then: "
-_WORDS = {State.HOST: "on the host", State.VFIO: "on vfio"}
+_WORDS = {
+    State.HOST: template("cannot get it on the host: {failure}"),
+    State.VFIO: template("cannot get it on vfio: {failure}"),
+}
 
 
 @dataclass(frozen=True)
 class RecoveryStrategy:
     """One way: the `destructive_steps`, if any, then the plan of a switch to `target`, made of what is there by then.
 
-    `words` say what did not work, should it lead nowhere.
+    `words` are the template of what did not work, should it lead nowhere.
     """
 
     words: str
     target: State
     destructive_steps: Callable[[Gpu, HostFacts], tuple[Step, ...]] | None = None
 
-    def __str__(self) -> str:
-        return self.words
+    def failed(self, failure: Exception) -> Sentence:
+        """What is told of it, once it has led nowhere for this reason."""
+        return Sentence(self.words, failure=failure)
 
 
 def after_failure(target: State, rules: Defaults) -> tuple[RecoveryStrategy, ...]:
@@ -53,10 +58,14 @@ def after_crash(rules: Defaults, *, starting: bool = False) -> tuple[RecoveryStr
 
 def summary(wanted: State, reached: State, place: str, story: list[str]) -> tuple[Result, str]:
     """How a switch that wanted one state and reached this one ended, and why; `place`: where it is, in words."""
-    why = "; ".join(filter(None, story))
     if reached is wanted:
-        return Result.DONE, why
-    return Result.REVERTED, f"{why}; it is {place} now"
+        return Result.DONE, story_of(story)
+    return Result.REVERTED, story_of([*story, Sentence("in the end it is {place} now", place=place)])
+
+
+def story_of(sentences: Iterable[str]) -> str:
+    """What happened, a sentence a line; those that say nothing are left out."""
+    return "\n".join(filter(None, sentences))
 
 
 def still_failed(story: str, reason: str) -> str:
@@ -66,7 +75,7 @@ def still_failed(story: str, reason: str) -> str:
 
 
 def _onward(target: State) -> RecoveryStrategy:
-    return RecoveryStrategy(f"cannot get it {_WORDS[target]}", target)
+    return RecoveryStrategy(_WORDS[target], target)
 
 
 def after_refusal(rules: Defaults) -> tuple[RecoveryStrategy, ...]:
@@ -84,13 +93,15 @@ def _destructive(rules: Defaults) -> tuple[RecoveryStrategy, ...]:
     if rules.reset_on_failure:
         strategies.append(
             RecoveryStrategy(
-                "cannot get it on the host after a reset", State.HOST, partial(_reset, rules.reset_on_failure)
+                template("cannot get it on the host after a reset: {failure}"),
+                State.HOST,
+                partial(_reset, rules.reset_on_failure),
             )
         )
     if rules.rescan_on_failure:
         strategies.append(
             RecoveryStrategy(
-                "cannot get it on the host after a removal and a rescan",
+                template("cannot get it on the host after a removal and a rescan: {failure}"),
                 State.HOST,
                 partial(_rescan, rules.rescan_on_failure),
             )

@@ -54,15 +54,16 @@ class Operation:
 
 
 class Words(Generic[T]):
-    """An operation as it is said to a person: `cannot VERB SUBJECT: ...`. T is what the operation returns.
+    """An operation as it is said to a person: `cannot VERB WHOLE: ...`. T is what the operation returns.
 
-    `what`: more than the subject, where that tells too little of what the kernel has not returned from.
+    `whole`: the subject with all that belongs to it, as the step that does this is called: `0000:01:00.1 to vfio-pci`.
     """
 
-    def __init__(self, verb: str, subject: object, what: str = "") -> None:
+    def __init__(self, verb: str, subject: object, whole: str = "") -> None:
         self.verb = verb
         self.subject = str(subject)
-        self.what = f"{verb} {what or subject}"
+        self.whole = whole or self.subject
+        self.what = f"{verb} {self.whole}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,9 +161,12 @@ class Kernel(Operations):
         return Words("unbind", function, f"{function} from {driver}")
 
     @operation("probe", raises={errno.EINVAL: "the driver's probe failed"})
-    def probe(self, function: PciAddress) -> Words[None]:
-        """Write to drivers_probe. Success says nothing about what is bound now: look."""
-        return Words("bind", function)
+    def probe(self, function: PciAddress, driver: str = "") -> Words[None]:
+        """Write to drivers_probe. Success says nothing about what is bound now: look.
+
+        `driver` is the one that is expected, for whoever reads of it; the kernel is not told. "": any.
+        """
+        return Words("bind", function, f"{function} to {driver}" if driver else "")
 
     @operation("group", raises={errno.EBUSY: "somebody else has it open", errno.ENOENT: "there is no such node"})
     def hold_group(self, group: int) -> Words[None]:

@@ -45,6 +45,11 @@ def told(event: LogEvent | None = None, /, **fields: object) -> dict[str, Any]:
     return {_ATTRIBUTE: _texts({**fields, **named})}
 
 
+def in_one_line(text: str) -> str:
+    """What is told in a sentence a line, for a line of the log."""
+    return "; ".join(text.splitlines())
+
+
 def fields_of(record: object) -> Mapping[str, str]:
     """What a record of the log is about, as far as this task and `told` say it."""
     found = {**_about.get(), **getattr(record, _ATTRIBUTE, {})}

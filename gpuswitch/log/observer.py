@@ -9,7 +9,7 @@ from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.gpu_record import GpuRecord
 from gpuswitch.log import events
 from gpuswitch.log.events import LogEvent
-from gpuswitch.log.fields import told
+from gpuswitch.log.fields import in_one_line, told
 from gpuswitch.model.address import PciAddress
 from gpuswitch.switch.engine import StepEvent
 from gpuswitch.switch.record import Drift, Result, Switch
@@ -43,7 +43,7 @@ class LogObserver:
         if self._said.get(gpu) == now:
             return
         self._said[gpu] = now
-        why = f" ({record.reason})" if record.reason else ""
+        why = f" ({in_one_line(record.reason)})" if record.reason else ""
         extra = told(events.STATE, **_of(record), **_of_switch(record.switch), REASON=record.reason)
         _log.info("%s: %s%s", gpu, record.state, why, extra=extra)
 
@@ -55,7 +55,7 @@ class LogObserver:
         """Nothing to say: what came of it is told when the step ends."""
 
     def finished(self, record: GpuRecord, switch: Switch) -> None:
-        why = f" ({switch.reason})" if switch.reason else ""
+        why = f" ({in_one_line(switch.reason)})" if switch.reason else ""
         step = switch.step_kind if switch.result is not Result.DONE else ""
         own = {"SWITCH_ID": switch.id, "TARGET": switch.target, "RESULT": switch.result, "STEP": step}
         extra = told(_ENDS[switch.result], **_of(record), **own, REASON=switch.reason)

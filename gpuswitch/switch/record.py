@@ -97,6 +97,22 @@ class StepRecord:
     seconds: float
 
 
+def plans_of(steps: Iterable[tuple[int, str]]) -> list[int]:
+    """Which plan of its switch each of these steps is of, from 1, by index and status, in the order in which they
+    ended: a plan begins with its first step.
+    """
+    found, plan, last, back = list[int](), 1, 0, False
+    for index, status in steps:
+        if status in {Status.REVERTED, Status.REVERT_FAILED}:
+            back = True
+        elif index == 1 and not (status == Status.INTERRUPTED and back and last > 1):
+            plan += last > 0
+            back = False
+        last = index
+        found.append(plan)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Drift:
     """Somebody else moved a GPU: a look showed another state, and no switch of ours was under way.
@@ -114,11 +130,13 @@ class Drift:
 class Switch:
     """One switch. `started` and `finished` are seconds since the epoch; `seconds` is how long it took.
 
-    `index` of `count` steps is under way, or was the last; `steps` are those that ended, in that order; `result` is
+    `index` of `count` steps is under way, or was the last, in its `plan`, from 1 (0: none has begun): those after the
+    first are of its recovery; `steps` are those that ended, in that order; `result` is
     None until it is over. `step_started` is when the step that is under way began; `waiting_for` is what it waits for,
     a sentence a line, and `waiting_until` when it gives that up (0.0: it did not say). `error`, of one that was
     reverted: what a refusal for the same reason is called. `recovery`: it looks for any known-good state. `failure`:
-    why it is being taken back. `resumed`: an earlier run of the service began it.
+    why it is being taken back. `forgone`: why optional steps did not work, of one that came to an end all the same.
+    `resumed`: an earlier run of the service began it.
     """
 
     target: State
@@ -129,6 +147,7 @@ class Switch:
     started: float = field(default_factory=time.time)
     finished: float | None = None
     seconds: float = 0.0
+    plan: int = 0
     index: int = 0
     step: str = ""
     step_kind: str = ""
@@ -141,6 +160,7 @@ class Switch:
     steps: list[StepRecord] = field(default_factory=list)
     recovery: bool = False
     failure: str = ""
+    forgone: tuple[str, ...] = ()
     resumed: bool = False
     _over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     _clock: float = field(default_factory=lambda: asyncio.get_running_loop().time(), repr=False)
@@ -158,6 +178,7 @@ class Switch:
     ) -> Switch:
         """One that an earlier run of the service began, with what that had done of it; it ends with a recovery."""
         clock = asyncio.get_running_loop().time() - max(0.0, time.time() - started)
+        steps = list(steps)
         return cls(
             target,
             count,
@@ -165,7 +186,8 @@ class Switch:
             requester,
             id,
             started,
-            steps=list(steps),
+            plan=max(plans_of((step.index, step.status) for step in steps), default=0),
+            steps=steps,
             recovery=True,
             resumed=True,
             _clock=clock,
@@ -180,6 +202,8 @@ class Switch:
         self.index, self.count = event.index, event.count
         self.step, self.step_kind = event.step.title, event.step.kind
         self.step_started = began = self._at(asyncio.get_running_loop().time()) - event.seconds
+        if event.status is Status.RUNNING and event.index == 1:
+            self.plan += 1
         if event.status in {Status.RUNNING, Status.REVERTING}:
             self.waits("", None)
         else:

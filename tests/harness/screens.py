@@ -29,7 +29,10 @@ OTHER, THIRD = "0000:41:00.0", "0000:c1:00.0"
 WHEN = 1_700_000_000.0
 
 RTX = "NVIDIA Corporation AD102GL [L6 / RTX 6000 Ada Generation] (rev a1, Lenovo ThinkStation P620)"
-REASON = "cannot probe 0000:41:00.1: Invalid argument; it is on vfio-pci now"
+REASON = (
+    "cannot bind 0000:41:00.1 to vfio-pci: Invalid argument\nthe way back failed too: cannot bind 0000:41:00.1 to "
+    "snd_hda_intel: Invalid argument\nin the end it is on vfio-pci now"
+)
 WAITS = (
     "blender (pid 4711, session 2 of alice) has /dev/dri/renderD129, /dev/nvidia0, /dev/nvidiactl and /dev/nvidia-uvm "
     "open; close it, or: kill 4711"
@@ -146,7 +149,10 @@ HISTORY = tuple(
             "vm": machine,
         },
         "steps": [
-            {"index": n, "kind": "x", "title": title, "status": status, "started": WHEN + begun, "seconds": seconds}
+            {
+                "plan": 1, "index": n, "kind": "x", "title": title, "status": status, "started": WHEN + begun,
+                "seconds": seconds,
+            }
             for n, (title, status, begun, seconds) in enumerate(STEPS, 1)
         ],
     }
@@ -161,7 +167,7 @@ KILLED: dict[str, Any] = {
     "reason": "the service ended at step 3 of 5, 'unbind 0000:41:00.1 from snd_hda_intel'; it is on the host now",
     "steps": [
         {"index": n, "kind": "x", "title": title, "status": status, "started": WHEN + begun, "seconds": seconds}
-        | {"before_restart": earlier}
+        | {"before_restart": earlier, "plan": 1 if earlier else 2}
         for n, title, status, begun, seconds, earlier in (
             (1, "load vfio-pci", "done", 0.0, 0.2, True),
             (2, "keep it awake", "done", 0.2, 0.1, True),
@@ -208,6 +214,7 @@ SCREENS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("config", {"warnings": ["the [[gpu]] table of geforce (0000:09:00.0) is about no GPU: take it out"]}),
     ("plan 01:00.0 vfio", {}),
     ("plan 41:00.0 vfio", {"plan": REFUSAL}),
+    ("plan c1:00.0 host", {"gpus": GPUS[2:]}),
     ("to-vfio 41:00.0", {"gpus": GPUS[1:2], "outcomes": {OTHER: switch(result="reverted", reason=REASON)}}),
     ("to-vfio 01:00.0", {"outcomes": {CARD: switch()}}),
 )

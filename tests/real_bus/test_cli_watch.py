@@ -110,7 +110,7 @@ async def test_everything_that_happens_is_told_in_a_line(start: Start, watch: Wa
         re.fullmatch(rf"{re.escape(CALLED)}: \[ *\d+/\d+\] bind {SOUND} to vfio-pci: failed \(.*\)\n", line)
         for line in lines
     )
-    assert lines[-1] == f"{CALLED}: switch {switch} is reverted: cannot bind {SOUND}: Invalid argument\n"
+    assert lines[-1] == f"{CALLED}: switch {switch} is reverted: cannot bind {SOUND} to vfio-pci: Invalid argument\n"
     assert not [line for line in lines if "running" in line]
     assert watching.interrupted() == (130, "")
 
@@ -143,7 +143,7 @@ async def test_what_an_earlier_switch_met_is_told_with_its_time(start: Start, wa
     watching = watch("watch", "geforce")
     assert re.fullmatch(
         rf"{MOMENT}  {re.escape(CALLED)}: host-nvidia, since \d+-\d\d-\d\d \d\d:\d\d:\d\d\S+, "
-        rf"when switch {switch} to vfio was reverted: cannot bind {SOUND}: Invalid argument\n",
+        rf"when switch {switch} to vfio was reverted: cannot bind {SOUND} to vfio-pci: Invalid argument\n",
         watching.line(),
     )
     again = await service.move(PATH, "vfio")

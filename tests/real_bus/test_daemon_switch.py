@@ -82,6 +82,7 @@ async def test_the_record_of_a_switch_says_how_it_went(start: Start) -> None:
     assert record == {
         "id": switch,
         "target": "vfio",
+        "plan": 1,
         "index": len(planned),
         "count": len(planned),
         "kind": planned[-1]["kind"][1],
@@ -91,6 +92,7 @@ async def test_the_record_of_a_switch_says_how_it_went(start: Start) -> None:
         "result": "done",
         "reason": "",
         "error": "",
+        "forgone": [],
     }
 
 
@@ -160,14 +162,14 @@ async def test_a_step_that_fails_is_told_and_everything_before_it_reverted(start
     signals = await service.signals_until("SwitchFinished")
     told = steps(signals)
     [failed] = [index for index, _, _, status in told if status == "failed"]
-    assert signals[-1].body == (switch, "reverted", f"cannot bind {SOUND}: Invalid argument")
+    assert signals[-1].body == (switch, "reverted", f"cannot bind {SOUND} to vfio-pci: Invalid argument")
     taken_back = [index for index, _, _, status in told if status == "reverting"]
     assert [index for index, _, _, status in told if status == "reverted"] == taken_back
     # Of looks, and of what stays for the next time, there is nothing to take back.
     assert taken_back == sorted(taken_back, reverse=True)
     assert (taken_back[0], len(taken_back) > 1) == (failed, True)
     after = await service.properties(DISCRETE)
-    assert after["Reason"] == f"cannot bind {SOUND}: Invalid argument"
+    assert after["Reason"] == f"cannot bind {SOUND} to vfio-pci: Invalid argument"
     assert "recovering" in [told_properties([signal]).get("State") for signal in signals]
     changed = {"Reason", "Switch", "StateSince"}
     assert {name for name in after if after[name] != before[name]} == changed

@@ -60,7 +60,7 @@ def test_it_plays_to_the_end_and_leaves_nothing(folder: Path) -> None:
         r"^3\. The laptop again",
         rf"{STEP} bind 0000:01:00\.3 to vfio-pci: failed \(.*\)$",
         rf"{STEP} unbind 0000:01:00\.1 from snd_hda_intel: reverted \(.*\)$",
-        r"^gpuswitchctl: cannot move .* to vfio \(reverted\): cannot bind 0000:01:00\.3: Invalid argument$",
+        r"^gpuswitchctl: cannot move .* to vfio \(reverted\): cannot bind 0000:01:00\.3 to vfio-pci: Invalid argument$",
         r"^ +state: host-nvidia since .*$",
     )
     rest = ended.stdout

@@ -254,7 +254,7 @@ async def test_people_see_the_list_and_one_switch_step_by_step(start: Start, pri
     assert heading.startswith("WHEN ")
     assert f"  {newest['id']}  {ADDRESS}  -     vfio    done " in first
     assert f"  {oldest['id']}  {ADDRESS}  -     vfio    reverted " in second
-    assert second.endswith(f"  cannot bind {SOUND}: Invalid argument")
+    assert second.endswith(f"  cannot bind {SOUND} to vfio-pci: Invalid argument")
     told = json.loads((await ctl(private_bus, "history", "--json"))[1])["switches"]
     assert [(each["id"], each["requester"]) for each in told] == [
         (each["id"], each["asker"]) for each in (newest, oldest)
@@ -274,7 +274,8 @@ async def test_people_see_the_list_and_one_switch_step_by_step(start: Start, pri
     assert await ctl(private_bus, "show", oldest["id"][:begins]) == (status, out, "")
     assert re.search(rf" failed +bind {SOUND} to vfio-pci$", out, flags=re.MULTILINE)
     assert re.search(rf" reverted +{UNBIND_SOUND}$", out, flags=re.MULTILINE)
-    assert len(out.partition("STEP\n")[2].splitlines()) == len(whole["steps"])
+    assert len(re.findall(r"^[0-9]+ +[0-9]", out, flags=re.MULTILINE)) == len(whole["steps"])
+    assert re.search(r"^the way to vfio:$.*^the way back:$", out, flags=re.MULTILINE | re.DOTALL)
     status, out, err = await ctl(private_bus, "show", "nope")
     assert (status, out) == (2, "")
     assert err == (

@@ -154,7 +154,12 @@ async def test_a_plan_has_the_same_form_whoever_asks(start: Start, told: Json) -
     assert planned == dry
     assert {step["deadline_seconds"] for step in planned["plans"][0]["steps"] if step["kind"] == "unbind"} == {600.0}
     assert told("plan", "geforce", "host") == [
-        {"version": 1, "plans": [{"gpu": DISCRETE, "name": "geforce", "target": "host", "steps": [], "in_the_way": []}]}
+        {
+            "version": 1,
+            "plans": [
+                {"gpu": DISCRETE, "name": "geforce", "target": "host", "state": "host", "steps": [], "in_the_way": []}
+            ],
+        }
     ]
 
 

@@ -88,8 +88,8 @@ async def test_people_hear_that_it_is_elsewhere(start: Start, private_bus: Priva
     status, _, err = await ctl(private_bus, "recover", ADDRESS)
     assert status == 1
     assert err.startswith(f"gpuswitchctl: cannot recover {ADDRESS} (reverted): ")
-    reason, hint, *_looks, again = err.splitlines()
-    assert reason.endswith("it is on vfio-pci now")
+    *_reason, end, hint, _kernel, _doctor, _report, again = err.splitlines()
+    assert end == "  in the end it is on vfio-pci now"
     assert hint == f"  find out why 'bind {SOUND} to snd_hda_intel' did not work:"
     assert again == f"  then: gpuswitchctl recover {ADDRESS}"
 
@@ -105,14 +105,17 @@ async def test_what_fails_once_more_is_told_with_what_failed_before(start: Start
         assert err.startswith(f"gpuswitchctl: cannot move {ADDRESS} to host (failed): ")
         assert f"find out why 'bind {SOUND} to snd_hda_intel' did not work:" in err
         assert again in err
-        reason = (await service.properties(DISCRETE))["Reason"].splitlines()
-        assert reason[0] == story
-        assert len(reason) == 2
-        assert reason[1].startswith(f"and since then: cannot bind {SOUND}")
+        reason = (await service.properties(DISCRETE))["Reason"]
+        assert reason.startswith(f"{story}\nand since then: cannot bind {SOUND} to snd_hda_intel: ")
+        assert reason.count("and since then") == 1
         _, shown, _ = await ctl(private_bus, "status", ADDRESS)
-        assert story in shown
-        # Which step that was, the switch of then has told.
-        assert f"to do: find out why 'bind {SOUND}' did not work:" in shown
+        # One sentence says what failed; what came of that stands below it, and all of it once.
+        first, *more = reason.splitlines()
+        assert f"reason: {first}\n" in shown
+        for each in more:
+            lead = "" if each.startswith("and since then") else "  "
+            assert shown.count(f"\n{' ' * len('IOMMU groups: ')}{lead}{each}\n") == 1
+        assert f"to do: find out why 'bind {SOUND} to snd_hda_intel' did not work:" in shown
         assert again in shown
         assert [each["result"] for each in await history(service, 1)] == ["failed"]
 

@@ -461,7 +461,7 @@ RECOGNIZED = [
     "the card is hot",
     "no GPU is named 'radeon'; this host has geforce (0000:01:00.0)",
     "this host has no GPU\nthis host has 2 GPUs; name one of a, b",
-    "cannot unload nvidia: bad; the way back failed too: cannot load nvidia: bad",
+    "cannot unload nvidia: bad\nthe way back failed too: cannot load nvidia: bad",
     "cannot cancel switch 5f: it is over already (reverted)",
     "the kernel has not returned from 'bind 0000:01:00.1' within 2 s (process 7 is in state D)",
     # A unit may be called as a result is.

@@ -121,8 +121,8 @@ async def test_why_it_was_being_taken_back_is_known_after_a_crash(tmp_path: Path
     again = await crashed(harness, actor, State.VFIO, 7, Status.REVERTED)
     assert again is not None
     switch = await finished_after(again)
-    assert switch.reason.startswith("cannot bind 0000:01:00.0: Input/output error; ")
-    assert "; the service ended at step " in switch.reason
+    assert switch.reason.startswith("cannot bind 0000:01:00.0 to vfio-pci: Input/output error\n")
+    assert "\nthe service ended at step " in switch.reason
 
 
 async def test_for_whom_it_waited_is_known_after_a_crash(tmp_path: Path) -> None:

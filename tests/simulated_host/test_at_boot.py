@@ -134,7 +134,7 @@ async def test_its_host_driver_is_waited_for_since_it_is_the_way_home(tmp_path: 
     host, starting = await start_without_driver(tmp_path, wanted(RADEON))
     await asyncio.sleep(3)
     assert not starting.done()
-    await host.machine.probe(RADEON, Call("probe", RADEON))
+    await host.machine.probe(RADEON, "", Call("probe", RADEON))
     harness = await starting
     assert (actor_of(harness).state, actor_of(harness).record.host_driver) == (State.VFIO, "amdgpu")
     await harness.moved(actor_of(harness), State.HOST)

@@ -20,7 +20,7 @@ from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.journal.store import DirectoryStore
-from gpuswitch.switch.record import Result
+from gpuswitch.switch.record import Result, plans_of
 from gpuswitch.switch.steps.host import UnloadModules
 from gpuswitch.switch.steps.pci import Bind
 from tests.harness.simulated.harness import GENTLE, Harness
@@ -56,11 +56,29 @@ class TestAfterAFailedWayBack:
         harness.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=2)
         switch = await harness.switch(actor, State.VFIO)
         assert (switch.result, actor.state) == (Result.DONE, State.VFIO)
+        assert switch.plan == 2
+        plans = plans_of((step.index, step.status) for step in switch.steps)
+        assert next(step.title for step, plan in zip(switch.steps, plans, strict=True) if plan == 2).startswith("keep")
+        assert sorted(set(plans)) == [1, 2]
         assert "the way back failed too" in switch.reason
         assert "0000:01:00.0 recovered: vfio" in harness.witness.words
         before = harness.witness.home
         await harness.moved(actor, State.HOST)
         assert harness.snapshot() | before == harness.snapshot()
+
+    async def test_what_did_not_come_back_is_named_beside_what_it_has_recovered_from(self, tmp_path: Path) -> None:
+        """A unit that cannot be started is nothing that a second try has put right."""
+        harness = await Harness.of("laptop", tmp_path)
+        actor = harness.fleet.find("01:00.0")
+        harness.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=2)
+        harness.host.faults.add(Errno(EIO), operation="probe", subject=GPU, nth=3)
+        await harness.moved(actor, State.VFIO)
+        harness.host.faults.add(Errno(EIO), operation="start_unit", nth=None)
+        switch = await harness.switch(actor, State.HOST)
+        assert (switch.result, actor.state) == (Result.DONE, State.HOST)
+        assert switch.reason.splitlines()[1].startswith("the way back failed too: ")
+        assert switch.reason.splitlines()[2:] == list(switch.forgone)
+        assert "persistenced" in switch.forgone[0]
 
     async def test_it_ends_as_failed_with_the_whole_story(self, tmp_path: Path) -> None:
         harness, actor = await start_harness(tmp_path)
@@ -89,6 +107,23 @@ class TestAfterAFailedWayBack:
         assert destructive(actor) == {"rescan"}
         assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
         assert (harness.snapshot(), harness.pages) == (before, [])
+
+
+@pytest.mark.parametrize(
+    ("steps", "plans"),
+    [
+        ("1 done, 2 failed, 2 reverted, 1 reverted, 1 done, 2 done", [1, 1, 1, 1, 2, 2]),
+        ("1 failed, 1 failed, 1 reverted", [1, 2, 2]),
+        ("1 done, 2 interrupted, 1 done", [1, 1, 2]),
+        ("1 done, 2 failed, 2 reverted, 1 interrupted, 1 done", [1, 1, 1, 1, 2]),
+        ("1 interrupted, 1 done", [1, 2]),
+        ("1 failed, 1 revert-failed, 1 interrupted", [1, 1, 2]),
+        ("", []),
+    ],
+)
+def test_each_step_is_of_a_plan(steps: str, plans: list[int]) -> None:
+    words = [each.split() for each in filter(None, steps.split(", "))]
+    assert plans_of((int(index), status) for index, status in words) == plans
 
 
 class TestRecover:

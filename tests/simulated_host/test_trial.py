@@ -184,7 +184,7 @@ class TestWhoEndsItBefore:
             await machine.write("set_override", "driver_override", {function: None}, Call("move", function))
             assert device.binding is not None
             await machine.unbind(function, device.binding.driver.name, Call("move", function))
-            await machine.probe(function, Call("move", function))
+            await machine.probe(function, "", Call("move", function))
         machine.changed(None, uevent=True)
         await harness.witness.until(lambda: actor.state is State.HOST)
         assert actor.record.trial is None

@@ -88,6 +88,7 @@ def switch(of: Any, result: str, *, changed: bool, reason: str = "") -> Any:
         "name": of["name"],
         "id": "4c60a4b2",
         "target": "vfio",
+        "plan": 1,
         "index": 18,
         "count": 18,
         "kind": "group",
@@ -100,6 +101,7 @@ def switch(of: Any, result: str, *, changed: bool, reason: str = "") -> Any:
         "result": result,
         "reason": reason,
         "error_kind": "",
+        "forgone": [],
         "seconds": 0.2,
         "changed": changed,
         "joined": False,
@@ -129,7 +131,7 @@ def plan(of: Any, target: str, *drivers: Mapping[str, str]) -> Any:
         {"kind": "probe", "title": "x", "deadline_seconds": 30.0, "stops": [], "ends_programs": False, "drivers": each}
         for each in drivers
     ]
-    named = {"gpu": of["address"], "name": of["name"], "target": target}
+    named = {"gpu": of["address"], "name": of["name"], "target": target, "state": of["state"]}
     told = {"version": 1, "plans": [{**named, "steps": steps, "in_the_way": []}]}
     check("plan", told)
     return told

@@ -60,6 +60,43 @@ def test_what_was_told_already_is_not_told_again(capsys: pytest.CaptureFixture[s
     assert followed(["GetAll", WAITS, WAITS], UNDER_WAY, capsys) == [4, "blender"]
 
 
+TWO_PLANS = [
+    stepped(1, 2, "stop x", "running"),
+    stepped(1, 2, "stop x", "done", 0.005),
+    stepped(2, 2, "bind it", "running"),
+    stepped(2, 2, "bind it", "failed", 0.005),
+    stepped(1, 2, "stop x", "reverting"),
+    stepped(1, 2, "stop x", "revert-failed", 0.005),
+    stepped(1, 1, "stop x", "running"),
+    stepped(1, 1, "stop x", "done", 0.005),
+]
+
+
+def test_each_plan_of_a_switch_is_told_from_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*arguments: str, events: Iterable[Signal | str] = TWO_PLANS) -> list[str]:
+        move.move(fixed(gpu(), events=events, outcomes={CARD: switch()}), parse(["to-vfio", *arguments]))
+        return capsys.readouterr().out.splitlines()
+
+    assert told()[:6] == [
+        "[1/2] stop x: done (5.0 ms)",
+        "[2/2] bind it: failed (5.0 ms)",
+        "the way back:",
+        "[1/2] stop x: revert-failed (5.0 ms)",
+        "recovery, on to a known-good state:",
+        "[1/1] stop x: done (5.0 ms)",
+    ]
+    plans = [each.get("plan") for each in map(json.loads, told("--json")) if each["event"] == "step"]
+    assert plans == [1, 1, 1, 1, 1, 1, 2, 2]
+
+
+def test_of_a_switch_that_was_joined_the_plan_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    card = gpu(Switch={**UNDER_WAY, "plan": 2})
+    events = ["GetAll", stepped(4, 9, "wait", "done"), stepped(1, 9, "reset it", "running")]
+    move.move(fixed(card, events=events, outcomes={CARD: switch()}), parse(["to-vfio", "--json"]))
+    told = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [each["plan"] for each in told if each["event"] == "step"] == [2, 2, 3]
+
+
 def test_whom_it_waits_for_is_told_behind_its_step_also_where_it_was_heard_of_before_that(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -28,8 +28,18 @@ OWN: dict[str, Any] = {"service": True, "unit": "", "command": "", "vm": ""}
 MINE = {"service": False, "uid": os.geteuid(), "pid": 42, "unit": "session-2.scope", "command": "bash", "vm": ""}
 
 
-def step(index: int, status: str, started: float, seconds: float, title: str = "load vfio-pci") -> dict[str, Any]:
-    return {"index": index, "kind": "module", "title": title, "status": status, "started": started, "seconds": seconds}
+def step(
+    index: int, status: str, started: float, seconds: float, title: str = "load vfio-pci", plan: int = 1
+) -> dict[str, Any]:
+    return {
+        "plan": plan,
+        "index": index,
+        "kind": "module",
+        "title": title,
+        "status": status,
+        "started": started,
+        "seconds": seconds,
+    }
 
 
 def entry(**changes: object) -> dict[str, Any]:
@@ -166,7 +176,7 @@ def test_one_switch_with_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
         "  switch: 5f0c3a1b: 0000:01:00.0 to vfio",
         "  result: reverted, after 2.00 s",
         "  reason: no luck",
-        "          at all",
+        "            at all",
     ]
     assert lines[5:] == [
         f"asked by: bash (pid 42) of {ME} in session-2.scope",
@@ -174,9 +184,13 @@ def test_one_switch_with_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
         "          stop units: a.service b.service",
         "          wait seconds: 30.0",
         "",
+        "the way to vfio:",
+        "#  AFTER   TOOK    STATUS  STEP",
+        "1  1.0 ms  1.00 s  done    load vfio-pci",
+        "2  1.00 s  5.0 ms  failed  load vfio-pci",
+        "",
+        "the way back:",
         "#  AFTER   TOOK    STATUS    STEP",
-        "1  1.0 ms  1.00 s  done      load vfio-pci",
-        "2  1.00 s  5.0 ms  failed    load vfio-pci",
         "1  1.00 s  0.0 ms  reverted  load vfio-pci",
     ]
     record = json.loads(shown(capsys, one, as_json=True))["switch"]
@@ -227,6 +241,30 @@ def test_what_was_done_before_a_restart_stands_apart(capsys: pytest.CaptureFixtu
         (True, 1.0),
         (True, None),
         (False, 1.0),
+    ]
+
+
+def test_each_plan_of_a_switch_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [
+        step(1, "done", 0, 1, "stop x"),
+        step(2, "failed", 1, 1, "bind it"),
+        step(1, "revert-failed", 2, 1, "stop x"),
+        {**step(1, "done", 3, 1, "reset it", plan=2), "kind": "reset"},
+        step(1, "failed", 4, 1, "stop x", plan=3),
+    ]
+    said = shown(
+        capsys, entry(result="failed", finished=5, steps=[{**each, "before_restart": False} for each in steps])
+    )
+    assert [each for each in said.splitlines() if each.endswith(":") or each[:1].isdigit()] == [
+        "the way to vfio:",
+        "1  0.0 ms  1.00 s  done    stop x",
+        "2  1.00 s  1.00 s  failed  bind it",
+        "the way back:",
+        "1  2.00 s  1.00 s  revert-failed  stop x",
+        "recovery, by a reset:",
+        "1  3.00 s  1.00 s  done    reset it",
+        "recovery, on to a known-good state:",
+        "1  4.00 s  1.00 s  failed  stop x",
     ]
 
 

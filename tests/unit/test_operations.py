@@ -107,6 +107,7 @@ async def test_a_request_has_all_arguments_and_its_words() -> None:
     assert request.arguments == {"functions": [GPU], "angle": 90, "slowly": True}
     assert request.words.verb == "bend slowly"
     assert request.words.subject == str(GPU)
+    assert request.words.whole == f"{GPU} by 90 degrees"
     assert request.words.what == f"bend slowly {GPU} by 90 degrees"
     assert on_wire(request.arguments) == ["90", "1", str(GPU)]
 

@@ -203,8 +203,8 @@ def test_what_has_no_known_words_stays_english() -> None:
         ),
         ("cannot unload nvidia: bad", "nicht möglich (unload nvidia): bad"),
         (
-            "cannot unload nvidia: bad; the way back failed too: cannot load nvidia: bad",
-            "nicht möglich (unload nvidia): bad; der Weg zurück ging auch schief: nicht möglich (load nvidia): bad",
+            "cannot unload nvidia: bad\nthe way back failed too: cannot load nvidia: bad",
+            "nicht möglich (unload nvidia): bad\nder Weg zurück ging auch schief: nicht möglich (load nvidia): bad",
         ),
         (
             "cannot cancel switch 5f: it is over already (reverted)",

@@ -168,7 +168,7 @@ async def test_a_worker_that_dies_in_an_operation(tree: Tree, kernel: LinuxKerne
     dead = pid_of(kernel)
     os.kill(dead, 9)
     error = await refused(call)
-    assert (error.errno, str(error)) == (errno.EIO, f"cannot unbind {GPU}: its worker died of signal 9")
+    assert (error.errno, str(error)) == (errno.EIO, f"cannot unbind {GPU} from nvidia: its worker died of signal 9")
     assert kernel.pending is None
     assert list(await kernel.capture([GPU])) == [GPU]
     assert not is_process(dead)

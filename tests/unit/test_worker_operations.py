@@ -127,7 +127,7 @@ async def test_what_is_no_name_is_refused_and_nothing_is_written(tree: Tree, ker
     ["", "01:00.0", "0000:01:00", "0000:01:00.8", "0000:01:20.0", "0000:01:00.0/..", "../../0000:01", "0000:0A:00.0"],
 )
 async def test_the_worker_checks_addresses_itself(kernel: LinuxKernel, address: str) -> None:
-    error = await refused(kernel._call(Words("probe", address), "probe", address))
+    error = await refused(kernel._call(Words("probe", address), "probe", address, ""))
     assert (error.errno, error.message) == (errno.EINVAL, "this is not a PCI address")
 
 

@@ -34,9 +34,7 @@ class _Sent:
     """A request that has no reply yet. `answer` may be done before: then nobody waits for it any more."""
 
     number: str
-    operation: str
-    subject: str
-    what: str
+    words: Words[Any]
     at: float
     answer: asyncio.Future[list[str]]
 
@@ -82,7 +80,8 @@ class LinuxKernel(Kernel):
         if self._lost:
             # Somebody else may have opened the group since: then this write would wait for them, and cannot be undone.
             nodes = ", ".join(f"/dev/vfio/{group}" for group in sorted(self._lost))
-            raise KernelError("unbind", str(function), errno.EIO, f"the worker that held {nodes} is gone")
+            text = f"the worker that held {nodes} is gone"
+            raise KernelError("unbind", str(function), errno.EIO, text, whole=f"{function} from {driver}")
         await super().unbind(function, driver)
 
     async def hold_group(self, group: int) -> None:
@@ -116,12 +115,19 @@ class LinuxKernel(Kernel):
         return True
 
     @property
+    def _busy_with(self) -> str | None:
+        """What the kernel has not returned from."""
+        if self._adopted is not None:
+            return self._adopted.what
+        return None if self._sent is None else self._sent.words.what
+
+    @property
     def pending(self) -> Pending | None:
         if self._adopted is not None:
             return _in_kernel(self._adopted.what, self._adopted.worker.pid, self._adopted.worker)
         if self._sent is None or self._worker is None:
             return None
-        return _in_kernel(self._sent.what, self._worker.pid, self._process)
+        return _in_kernel(self._sent.words.what, self._worker.pid, self._process)
 
     async def returned(self) -> None:
         await self._idle.wait()
@@ -143,23 +149,21 @@ class LinuxKernel(Kernel):
 
     async def _call(self, words: Words[Any], request: str, *arguments: str) -> list[str]:
         """Send one request and wait for its reply. A cancelled caller leaves it to the kernel, and to `_returned`."""
-        operation, subject = words.verb, words.subject
-        if busy := self._adopted or self._sent:
-            text = f"the kernel has not returned from this: {busy.what}"
-            raise KernelError(operation, subject, errno.EBUSY, text)
+        if (busy := self._busy_with) is not None:
+            raise _error(words, errno.EBUSY, f"the kernel has not returned from this: {busy}")
         number = str(next(self._numbers))
         message = "\0".join([number, request, *arguments]).encode()
         # A NUL would end an argument early, and of a longer message the worker would read the beginning only.
         if message.count(0) != 1 + len(arguments) or len(message) > _LONGEST_REQUEST:
-            raise KernelError(operation, subject, errno.EINVAL, "no driver, module or function is named like that")
+            raise _error(words, errno.EINVAL, "no driver, module or function is named like that")
         loop = asyncio.get_running_loop()
         try:
             self._send(message)
         except OSError as error:
             text = f"its worker cannot be started or reached: {error.strerror}"
-            raise KernelError(operation, subject, error.errno or errno.EIO, text) from None
+            raise _error(words, error.errno or errno.EIO, text) from None
         answer: asyncio.Future[list[str]] = loop.create_future()
-        self._sent = _Sent(number, operation, subject, words.what, loop.time(), answer)
+        self._sent = _Sent(number, words, loop.time(), answer)
         self._idle.clear()
         return await answer
 
@@ -196,7 +200,7 @@ class LinuxKernel(Kernel):
             case [number, "ok", *values] if sent is not None and number == sent.number:
                 self._returned(sent, values)
             case [number, "error", code, subject, text] if sent is not None and number == sent.number:
-                self._returned(sent, KernelError(sent.operation, subject or sent.subject, int(code), text))
+                self._returned(sent, _error(sent.words, int(code), text, subject))
             case _:
                 # Not the program that we know. Whatever it does, it does not do it for us any longer.
                 self._give_up(worker, "said something that is no answer")
@@ -209,8 +213,7 @@ class LinuxKernel(Kernel):
         log.warning("the worker of %s (pid %d) %s", self._gpu, worker.pid, why)
         self._discard_worker()
         if self._sent is not None:
-            error = KernelError(self._sent.operation, self._sent.subject, errno.EIO, f"its worker {why}")
-            self._returned(self._sent, error)
+            self._returned(self._sent, _error(self._sent.words, errno.EIO, f"its worker {why}"))
 
     def _adopted_ended(self) -> None:
         if self._adopted is not None:
@@ -224,7 +227,7 @@ class LinuxKernel(Kernel):
         if sent.answer.done():
             seconds = asyncio.get_running_loop().time() - sent.at
             outcome = result if isinstance(result, KernelError) else "it worked"
-            log.info("the kernel returned after %.1f s from this: %s: %s", seconds, sent.what, outcome)
+            log.info("the kernel returned after %.1f s from this: %s: %s", seconds, sent.words.what, outcome)
         elif isinstance(result, KernelError):
             sent.answer.set_exception(result)
         else:
@@ -233,6 +236,13 @@ class LinuxKernel(Kernel):
     def _settle(self) -> None:
         if self._sent is None and self._adopted is None:
             self._idle.set()
+
+
+def _error(words: Words[Any], number: int, text: str, subject: str = "") -> KernelError:
+    """What an operation failed with; `subject`: with which of several, "" where it is about one."""
+    if subject in {"", words.subject}:
+        return KernelError(words.verb, words.subject, number, text, whole=words.whole)
+    return KernelError(words.verb, subject, number, text)
 
 
 def _in_kernel(what: str, worker_pid: int, worker: Process | None) -> Pending:

@@ -32,15 +32,17 @@ _UNHEARD = {"nodes": "udev", "let_go": "a process"}
 class Call:
     """One operation while the kernel has it: what it is, and what it waits for.
 
-    `verb` and `subject` say it to a person, and so does `what`. `request` is what was asked for, None where that is not
-    declared (`gpuswitch.host.operation`); `user` is the worker that does it. `process_state` and `kernel_wait` are
-    what /proc would show of the process that sits in it (see `gpuswitch.host.port.Pending`).
+    `verb` and `subject` say it to a person, and so does `what`, by the `whole` of the subject (`Words`). `request` is
+    what was asked for, None where that is not declared (`gpuswitch.host.operation`); `user` is the worker that does it.
+    `process_state` and `kernel_wait` are what /proc would show of the process that sits in it (see
+    `gpuswitch.host.port.Pending`).
     """
 
-    def __init__(self, verb: str, subject: object, what: str = "", request: Request | None = None) -> None:
+    def __init__(self, verb: str, subject: object, whole: str = "", request: Request | None = None) -> None:
         self.verb = verb
         self.subject = str(subject)
-        self.what = what or f"{verb} {subject}"
+        self.whole = whole or self.subject
+        self.what = f"{verb} {self.whole}"
         self.request = request
         self.user = ""
         self.process_state = "R"
@@ -55,11 +57,12 @@ class Call:
 
     def about(self, subject: object) -> Call:
         """The same call, busy with one of several subjects now."""
-        self.subject = str(subject)
+        if self.subject != str(subject):
+            self.subject = self.whole = str(subject)
         return self
 
     def error(self, errno: int) -> KernelError:
-        return KernelError(self.verb, self.subject, errno, os.strerror(errno))
+        return KernelError(self.verb, self.subject, errno, os.strerror(errno), whole=self.whole)
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ class SimulatedKernel(Kernel):
 
     async def perform(self, request: Request) -> Any:
         work = partial(_done, self._machine, request)
-        return await self._run(work, Call(request.words.verb, request.words.subject, request.words.what, request))
+        return await self._run(work, Call(request.words.verb, request.words.subject, request.words.whole, request))
 
     async def unbind(self, function: PciAddress, driver: str) -> None:
         if lost := self._lost:
@@ -208,7 +208,7 @@ class SimulatedKernel(Kernel):
         """Give one operation to the kernel. Cancelled, we only stop waiting for it."""
         if (pending := self.pending) is not None:
             message = f"the kernel has not returned from this: {pending.what}"
-            raise KernelError(call.verb, call.subject, errno.EBUSY, message)
+            raise KernelError(call.verb, call.subject, errno.EBUSY, message, whole=call.whole)
         worker = self._running_worker()
         return said(worker, call, await apart(worker.give(work, call)))
 

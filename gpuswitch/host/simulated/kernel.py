@@ -322,7 +322,7 @@ class Machine(Bus):
             if (binding := device.bound_to(driver)) is not None:
                 await self.let_go(device, binding, call, strike)
 
-    async def probe(self, function: PciAddress, call: Call) -> None:
+    async def probe(self, function: PciAddress, driver: str, call: Call) -> None:  # noqa: ARG002 -- in its words
         device = self.device(call, function)
         strike = self.faults.strike("probe", function)
         # Looked at without the lock (bus_rescan_devices_helper): while an unbind waits, a probe has nothing to do.

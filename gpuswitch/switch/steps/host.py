@@ -229,7 +229,7 @@ class UnloadModules(Step):
         *around, own = self.modules
         await context.kernel.load(own)
         for function in await self._away(context):
-            await context.kernel.probe(function)
+            await context.kernel.probe(function, self.driver)
         await _each(context.kernel.load(module) for module in reversed(around))
         now = (await context.look(self.functions)).functions
         lost = [str(a) for a in self.functions if a not in now or now[a].driver_name != self.driver]

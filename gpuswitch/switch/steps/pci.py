@@ -203,7 +203,7 @@ class Unbind(Step):
             context.staying.discard(self.function)
             await _release(context, now.iommu_group)
         await context.kernel.set_override({self.function: self.driver})
-        await context.kernel.probe(self.function)
+        await context.kernel.probe(self.function, self.driver)
         await context.check(lambda facts: _not_on(facts, self.function, self.driver), [self.function])
 
 
@@ -232,7 +232,7 @@ class Bind(Step):
 
     async def apply(self, context: StepContext) -> None:
         try:
-            await context.kernel.probe(self.function)
+            await context.kernel.probe(self.function, self.driver)
         except KernelError as error:
             raise (StepError if error.errno == errno.ENODEV else self._refused)(str(error)) from error
 

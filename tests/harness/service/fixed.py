@@ -47,6 +47,7 @@ def switch(**changes: object) -> dict[str, Any]:
     return {
         "id": "5f",
         "target": "vfio",
+        "plan": 1,
         "index": 3,
         "count": 3,
         "kind": "module",
@@ -59,6 +60,7 @@ def switch(**changes: object) -> dict[str, Any]:
         "result": "done",
         "reason": "",
         "error": "",
+        "forgone": [],
         "asker": {"service": False, "uid": 4_000_000_000, "pid": os.getpid(), "unit": "", "command": "x", "vm": ""},
         **changes,
     }

@@ -159,7 +159,7 @@ class ServiceKernel(SimulatedKernel):
         self._life.reached(SEND)
         if (pending := self.pending) is not None:
             message = f"the kernel has not returned from this: {pending.what}"
-            raise KernelError(call.verb, call.subject, errno.EBUSY, message)
+            raise KernelError(call.verb, call.subject, errno.EBUSY, message, whole=call.whole)
         self._watcher.sends(self._gpu, call)
         worker = self._loop.run_as(None, self._running_worker)
         result: T = await apart(self._loop.run_as(None, self._give, work, call))

@@ -264,7 +264,7 @@ async def _moved(world: World, gpu: PciAddress, functions: tuple[PciAddress, ...
             device = machine.devices.get(function)
             if device is not None and device.binding is not None:
                 await machine.unbind(function, device.binding.driver.name, call)
-            await machine.probe(function, call)
+            await machine.probe(function, "", call)
     world.checker.meddled.add(gpu)
 
 
@@ -357,7 +357,7 @@ async def _taken_from_vfio(world: World, gpu: PciAddress) -> None:
                 await world.machine.unbind(function, device.binding.driver.name, Call("unbind", function))
         device.override = rest_checks.settings_at_home(world, function).bound
         with suppress(KernelError):
-            await world.machine.probe(function, Call("probe", function))
+            await world.machine.probe(function, "", Call("probe", function))
         device.override = None
     await asyncio.sleep(LONGER_THAN_ANYTHING)
 
@@ -381,7 +381,7 @@ async def _restore_host(world: World) -> None:
         home, device = rest_checks.settings_at_home(world, function), machine.devices[function]
         if device.binding is None:
             with suppress(KernelError):
-                await machine.probe(function, Call("probe", function))
+                await machine.probe(function, "", Call("probe", function))
         device.override, device.power_control = home.override, home.power_control
         machine.changed(device)
     machine.changed(None, uevent=True)

@@ -103,7 +103,7 @@ class Functions:
             raise failure(error, address, {errno.ENODEV: f"it is not bound to {driver}"}) from None
         return []
 
-    def probe(self, address: str) -> list[str]:
+    def probe(self, address: str, _driver: str) -> list[str]:
         """Let the drivers look at the function; the kernel says EINVAL for whatever a driver's probe failed with."""
         try:
             write(f"{self._sysfs}/bus/pci/drivers_probe", checked_address(address))
