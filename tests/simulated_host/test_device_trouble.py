@@ -111,7 +111,7 @@ async def test_each_can_be_forbidden(rule: str, tmp_path: Path) -> None:
     assert switch.result is Result.REVERTED
     assert done(actor) == (["remove", "find"] if rule == "reset_on_failure" else ["reset"])
     tried = "a removal and a rescan" if rule == "reset_on_failure" else "a reset"
-    assert f"; cannot get it on the host after {tried}: " in switch.reason
+    assert f"\ncannot get it on the host after {tried}: " in switch.reason
 
 
 async def test_nobody_loses_what_he_has_open(tmp_path: Path) -> None:

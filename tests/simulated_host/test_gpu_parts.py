@@ -230,13 +230,13 @@ class TestRecovery:
             raise Failed("not this way")
 
         strategies = (
-            RecoveryStrategy("cannot get it there", State.HOST, never),
-            RecoveryStrategy("cannot get it on vfio", State.VFIO),
+            RecoveryStrategy("cannot get it there: {failure}", State.HOST, never),
+            RecoveryStrategy("cannot get it on vfio: {failure}", State.VFIO),
         )
         runner = parts.runner()
         recovery = Recovery(parts.record, runner, parts.planner(), parts.host)
         runner.set_out(switch, "recover")
         outcome = await recovery.run_recovery(switch, strategies, "because")
-        assert (outcome.result, outcome.reason) == (Result.DONE, "because; cannot get it there: not this way")
+        assert (outcome.result, outcome.reason) == (Result.DONE, "because\ncannot get it there: not this way")
         assert outcome.reached is not None
         assert outcome.reached.target is State.VFIO
