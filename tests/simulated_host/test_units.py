@@ -128,6 +128,17 @@ class TestServesSeveral:
         await leaves.wait()
         assert self.opened(harness) == {actor.gpu.address for actor in actors if actor is not second}
 
+    async def test_not_while_the_kernel_is_in_another_one(self, harness: Harness, actors: list[Actor]) -> None:
+        """What it is in may well wait for whoever has that one open."""
+        first, second, *_ = actors
+        await harness.moved(first, State.VFIO)
+        harness.host.faults.add(Hang(), operation="unbind", subject=second.gpu.address)
+        leaves = await second.request(State.VFIO)
+        await leaves.wait()
+        assert second.state is State.WEDGED
+        await harness.moved(first, State.HOST)
+        assert harness.state(PERSISTENCED) == "inactive"
+
     async def test_a_restart_that_takes_too_long_goes_on(self, harness: Harness, actors: list[Actor]) -> None:
         """Cancelled half-way, it would leave the others without."""
         await harness.moved(actors[0], State.VFIO)

@@ -97,10 +97,10 @@ class Arbiter:
 
     def _needs_stopped(self, unit: Unit, gpu: PciAddress) -> bool:
         """Whether this GPU, which had it stopped, needs that still: a unit of the driver's is stopped only while one of
-        its GPUs is moved, and starts with the first one that is home.
+        its GPUs is moved, or the kernel is in one, and starts with the first one that is home.
         """
         served = unit in self._restore_states.get(gpu, NOTHING_TO_RESTORE).restarted
-        return not served or any(gpu in moving for moving in self._moving.values())
+        return not served or gpu in self._groups or gpu in self.stuck
 
     async def system_stopping(self) -> bool:
         """Whether the whole system goes down. A manager that does not say so in time does other things."""
