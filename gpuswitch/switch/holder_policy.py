@@ -8,14 +8,12 @@ from shlex import quote
 
 from gpuswitch.config.schema import NEVER_STOPPED
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.desktop import DISPLAY_MANAGER, DISPLAY_MANAGERS
 from gpuswitch.model.holders import Holder, Unit
 from gpuswitch.sentence import Sentence
 
 _SHOWN = 3
 """Nodes of one holder that a sentence names; the rest is counted."""
-_DISPLAY_MANAGERS = frozenset(
-    f"{name}.service" for name in ("display-manager", "gdm", "gdm3", "sddm", "lightdm", "greetd", "ly", "lxdm", "xdm")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +28,7 @@ class Leaving:
         """Whether this holder may go with them. It is looked at again, once all that is done."""
         if holder.unit in self.units or is_udevs(holder):
             return True
-        desktop = any(unit.name in _DISPLAY_MANAGERS for unit in self.units)
+        desktop = any(unit.name in (DISPLAY_MANAGER, *DISPLAY_MANAGERS) for unit in self.units)
         if holder.process is None:
             # What the kernel has may be a program's, as a buffer that it shares; that is seen when those are gone.
             return desktop or bool(self.sessions)

@@ -7,6 +7,7 @@ from typing import TypedDict, Unpack
 
 import pytest
 
+from gpuswitch.model.desktop import DISPLAY_MANAGERS
 from gpuswitch.model.holders import Holder, Process, Unit
 from gpuswitch.switch.holder_policy import (
     Leaving,
@@ -59,7 +60,10 @@ KERNEL = Holder(None, "nvidia", doubt="module nvidia has 1 user that no process 
         (Leaving(sessions=("2",)), ("wireplumber", "kwin_wayland", "plasmashell", "systemd-logind", "nvidia")),
         (Leaving(sessions=("3",)), ("wireplumber", "plasmashell", "systemd-logind", "nvidia")),
         # whoever draws for a person goes with the display manager; so does what logind has open for him
-        (Leaving((SDDM,)), ("wireplumber", "kwin_wayland", "plasmashell", "systemd-logind", "nvidia")),
+        *(
+            (Leaving((Unit(name),)), ("wireplumber", "kwin_wayland", "plasmashell", "systemd-logind", "nvidia"))
+            for name in DISPLAY_MANAGERS
+        ),
         (
             Leaving((Unit("display-manager.service"),), sound=True),
             ("wireplumber", "kwin_wayland", "plasmashell", "systemd-logind", "nvidia"),

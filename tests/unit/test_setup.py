@@ -13,8 +13,9 @@ from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.proposal import Desk, Wanted, match_of, name_for, text_of
 from gpuswitch.config.loading import load
 from gpuswitch.doctor.looks import desktop
-from gpuswitch.doctor.looks.desktop import ALIAS, Desktop, Session
+from gpuswitch.doctor.looks.desktop import Desktop, Session
 from gpuswitch.doctor.machine import Files
+from gpuswitch.model.desktop import DISPLAY_MANAGER, DISPLAY_MANAGERS
 from tests.harness.made_machine import MadeMachine
 
 
@@ -61,7 +62,12 @@ def test_a_card_is_told_from_the_others_by_as_little_as_does(
 def test_the_text_is_toml_that_the_service_takes_whatever_a_card_is_called(tmp_path: Path) -> None:
     gpus = [
         Wanted("0000:01:00.0", "rtx3070", 'a "card"\n[of] \x1b mine', CARD, "vfio", allow_boot_display=True),
-        Wanted("0000:02:00.0", "other", stop_units=["b.service"], desk=Desk(ALIAS, "gdm.service", end_sessions=True)),
+        Wanted(
+            "0000:02:00.0",
+            "other",
+            stop_units=["b.service"],
+            desk=Desk(DISPLAY_MANAGER, "gdm.service", end_sessions=True),
+        ),
     ]
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d/50-setup.toml").write_text(text_of(gpus))
@@ -76,7 +82,7 @@ def test_the_text_is_toml_that_the_service_takes_whatever_a_card_is_called(tmp_p
     assert second == {
         "address": "0000:02:00.0",
         "name": "other",
-        "stop_units": ["b.service", ALIAS],
+        "stop_units": ["b.service", DISPLAY_MANAGER],
         "end_sessions": True,
     }
     config = load(tmp_path, {})
@@ -92,11 +98,11 @@ def test_the_text_is_toml_that_the_service_takes_whatever_a_card_is_called(tmp_p
 @pytest.mark.parametrize(
     ("desk", "by_hand", "outlives"),
     [
-        (Desktop(ALIAS, "lightdm.service", Session("2", service="lightdm", desktop="xfce")), False, False),
-        (Desktop(ALIAS, "gdm.service", Session("2", service="gdm-password", desktop="gnome")), False, True),
-        (Desktop(ALIAS, "lightdm.service", Session("2", service="lightdm", desktop="KDE")), False, True),
-        (Desktop(ALIAS, "sddm.service", None), False, True),
-        (Desktop(ALIAS, "lightdm.service", Session("2", type="tty", service="login")), True, True),
+        (Desktop(DISPLAY_MANAGER, "lightdm.service", Session("2", service="lightdm", desktop="xfce")), False, False),
+        (Desktop(DISPLAY_MANAGER, "gdm.service", Session("2", service="gdm-password", desktop="gnome")), False, True),
+        (Desktop(DISPLAY_MANAGER, "lightdm.service", Session("2", service="lightdm", desktop="KDE")), False, True),
+        (Desktop(DISPLAY_MANAGER, "sddm.service", None), False, True),
+        (Desktop(DISPLAY_MANAGER, "lightdm.service", Session("2", type="tty", service="login")), True, True),
         (Desktop("", "", Session("2", type="tty", service="login")), True, True),
         (Desktop(), True, True),
     ],
@@ -112,16 +118,16 @@ def test_the_display_manager_is_the_one_that_the_alias_means_else_one_that_runs(
     made.examined()
     seen = desktop.look(Files(made.machine))
     assert seen == Desktop("greetd.service", "greetd.service", Session("7", type="x11", greeter=True))
-    made.unit(ALIAS, Id="gdm.service", ActiveState="inactive")
+    made.unit(DISPLAY_MANAGER, Id="gdm.service", ActiveState="inactive")
     made.program("loginctl", "exit 1")
     made.examined()
-    assert desktop.look(Files(made.machine)) == Desktop(ALIAS, "gdm.service", None)
+    assert desktop.look(Files(made.machine)) == Desktop(DISPLAY_MANAGER, "gdm.service", None)
     made.program("systemctl", "exit 1")
     assert desktop.look(Files(made.machine)) == Desktop()
 
 
 def test_the_command_knows_display_managers_by_the_same_names() -> None:
-    assert {ALIAS, *desktop.MANAGERS} == what_ends._DESKTOPS
+    assert {DISPLAY_MANAGER, *DISPLAY_MANAGERS} == what_ends._DESKTOPS
 
 
 # Virtual machines ----------------------------------------------------------------------------------------------------

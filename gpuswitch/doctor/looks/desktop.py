@@ -6,12 +6,8 @@ from dataclasses import dataclass
 
 from gpuswitch.doctor.looks import units
 from gpuswitch.doctor.machine import Files
+from gpuswitch.model.desktop import DISPLAY_MANAGER, DISPLAY_MANAGERS
 
-ALIAS = "display-manager.service"
-"""What distributions link to the display manager that is chosen."""
-MANAGERS = tuple(
-    f"{name}.service" for name in ("gdm", "gdm3", "greetd", "lightdm", "lxdm", "ly", "plasmalogin", "sddm", "xdm")
-)
 SEAT = "seat0"
 _OF_A_LOGIN = "login"
 """The PAM service of a text console (login(1)): who came so has started the desktop by hand, if there is one."""
@@ -65,9 +61,9 @@ def look(files: Files) -> Desktop:
 
 def _manager(files: Files) -> tuple[str, str]:
     """The unit to stop, and what that is: the alias, else a known one that runs; "" where there is neither."""
-    known = units.look(files, (ALIAS, *MANAGERS)) or {}
-    if (alias := known.get(ALIAS)) is not None and alias.found:
-        return ALIAS, alias.id
+    known = units.look(files, (DISPLAY_MANAGER, *DISPLAY_MANAGERS)) or {}
+    if (alias := known.get(DISPLAY_MANAGER)) is not None and alias.found:
+        return DISPLAY_MANAGER, alias.id
     return next(((name, unit.id) for name, unit in known.items() if unit.active), ("", ""))
 
 
