@@ -77,9 +77,13 @@ class _Lines:
         if known["Switch"] and not known["Switch"]["result"]:
             self._known.add(known["Switch"]["id"])
         # Not all that changes is told here, such as drivers on their way.
-        if self._states.get(gpu.path) != (said := [", ".join(words), *below]):
-            self._states[gpu.path] = said
-            self._say(f"{gpu.title}: {said[0]}", below)
+        said, before = [", ".join(words), *below], self._states.get(gpu.path, [])
+        self._states[gpu.path] = said
+        if said == before:
+            return
+        # More has become known, and all else was said.
+        told = said[len(before) :] if before and said[: len(before)] == before else said
+        self._say(f"{gpu.title}: {told[0].strip()}", told[1:])
 
     def under_way(self, gpu: Gpu, change: StepChange, waiting: Waiting | None) -> None:
         self._say(f"{gpu.title}: {at_step(change, waiting)}")

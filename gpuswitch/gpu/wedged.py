@@ -9,7 +9,7 @@ from gpuswitch.model.drivers import NVIDIA, waits_for_ever
 from gpuswitch.model.holders import Holder
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import StuckError
-from gpuswitch.switch.holder_policy import in_the_way
+from gpuswitch.switch.holder_policy import sentences
 
 _REBOOT = Sentence(
     "only a reboot frees it, and an ordinary one will hang: as root, echo s > /proc/sysrq-trigger, then u, then b "
@@ -18,30 +18,28 @@ _REBOOT = Sentence(
 
 
 def first_words(gpu: PciAddress, stuck: StuckError) -> Sentence:
-    """What is known at once."""
-    return Sentence("{stuck}; nothing more is written to {gpu} until it does", stuck=stuck, gpu=gpu)
+    """What is known at once, a sentence a line."""
+    return _lines(Sentence.of(stuck), Sentence("nothing more is written to {gpu} until it does", gpu=gpu))
 
 
 def report(gpu: PciAddress, stuck: StuckError, holders: Iterable[Holder] | None, nvidia: str) -> Sentence:
-    """The whole story. `holders`: who has it open now, None where that cannot be told; `nvidia`: its version, or ""."""
+    """The whole story, which begins as `first_words`. `holders`: who has it open now, None where that cannot be told;
+    `nvidia`: its version, or "".
+    """
     words = first_words(gpu, stuck)
     if stuck.pending.what.endswith(" from nvidia") and waits_for_ever(NVIDIA, nvidia):
-        return Sentence(
-            "{words}. nvidia {version} never returns from this, whoever lets go: {reboot}",
-            words=words,
-            version=nvidia,
-            reboot=_REBOOT,
+        never = Sentence(
+            "nvidia {version} never returns from this, whoever lets go: {reboot}", version=nvidia, reboot=_REBOOT
         )
-    holders = tuple(holders or ())
+        return _lines(words, never)
     if holders:
-        return Sentence(
-            "{words}. It recovers by itself once these let go:\n{holders}",
-            words=words,
-            holders=in_the_way(gpu, holders),
-        )
-    return Sentence(
-        "{words}. It recovers by itself should the kernel return; since nobody is seen to have it open, most likely "
-        "{reboot}",
-        words=words,
-        reboot=_REBOOT,
+        return _lines(words, Sentence("it recovers by itself once these let go:"), *sentences(gpu, holders))
+    return _lines(
+        words,
+        Sentence("it recovers by itself should the kernel return"),
+        Sentence("nobody is seen to have it open, so most likely {reboot}", reboot=_REBOOT),
     )
+
+
+def _lines(*sentences: Sentence) -> Sentence:
+    return Sentence.joined("\n", sentences)

@@ -401,6 +401,18 @@ async def test_one_that_is_lost_is_told_by_the_status(
     assert waiting.ended() == (status, "")
 
 
+async def test_of_one_that_is_wedged_each_thing_is_told_once(start: Start, watch: Watch) -> None:
+    service = await start("plain", "unbind=hang", config="[deadlines]\nunbind = 0.2\n")
+    watching = watch("watch", "01:00.0")
+    watching.line()
+    await service.move(PATH, "vfio")
+    told = ""
+    while "so most likely" not in told:
+        told += watching.line()
+    for once in ("has not returned from", "nothing more is written", "it recovers by itself"):
+        assert told.count(once) == 1, told
+
+
 async def test_a_service_that_goes_is_not_waited_for(start: Start, watch: Watch, private_bus: PrivateBus) -> None:
     service = await start("laptop", config=CONFIG)
     async with watching(private_bus.address) as calls:

@@ -58,8 +58,8 @@ async def check_wedged(harness: Harness, actor: Actor, reason: str) -> None:
     """Everything is answered, and nothing is written."""
     assert actor.state is State.WEDGED
     assert reason.startswith("the kernel has not returned from '")
-    await harness.witness.until(lambda: "It recovers by itself" in actor.reason)
-    assert actor.reason.startswith(f"{reason}; nothing more is written to 0000:01:00.0 until it does. It recovers ")
+    await harness.witness.until(lambda: "it recovers by itself" in actor.reason)
+    assert actor.reason.startswith(f"{reason}\nnothing more is written to 0000:01:00.0 until it does\nit recovers ")
     stands = harness.snapshot()
     for target in (State.VFIO, State.HOST):
         with pytest.raises(Wedged, match=r"0000:01:00\.0"):

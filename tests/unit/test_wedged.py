@@ -21,7 +21,7 @@ SYSRQ = "only a reboot frees it, and an ordinary one will hang: as root, echo s 
 def test_what_is_known_at_once() -> None:
     assert first_words(GPU, FROM_SOUND) == (
         "the kernel has not returned from 'unbind 0000:01:00.1 from snd_hda_intel' within 20 s (process 77 is in state "
-        "D, waiting in snd_card_free); nothing more is written to 0000:01:00.0 until it does"
+        "D, waiting in snd_card_free)\nnothing more is written to 0000:01:00.0 until it does"
     )
 
 
@@ -35,7 +35,7 @@ def test_what_an_earlier_run_of_the_service_left() -> None:
 def test_where_somebody_has_it_open_that_is_told_and_no_reboot() -> None:
     told = report(GPU, FROM_SOUND, [BLENDER], "")
     assert told == (
-        f"{first_words(GPU, FROM_SOUND)}. It recovers by itself once these let go:\n"
+        f"{first_words(GPU, FROM_SOUND)}\nit recovers by itself once these let go:\n"
         "blender (pid 1234, user alice) has /dev/nvidia0 open; close it, or: kill 1234"
     )
 
@@ -43,7 +43,7 @@ def test_where_somebody_has_it_open_that_is_told_and_no_reboot() -> None:
 @pytest.mark.parametrize("holders", [None, ()])
 def test_where_nobody_is_seen_a_reboot_is_likely_and_hope_is_left(holders: tuple[Holder, ...] | None) -> None:
     told = report(GPU, FROM_SOUND, holders, "")
-    assert told.startswith(f"{first_words(GPU, FROM_SOUND)}. It recovers by itself should the kernel return; ")
+    assert told.startswith(f"{first_words(GPU, FROM_SOUND)}\nit recovers by itself should the kernel return\n")
     assert f"most likely {SYSRQ}" in told
 
 
