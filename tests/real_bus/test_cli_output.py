@@ -123,7 +123,7 @@ async def test_what_cannot_write_bars_and_dots_gets_letters(start: Start, enviro
     switch = shell("gpuswitchctl to-vfio geforce --no-wait", environ).stdout.split()[0]
     assert on_terminal(environ, "wait", "geforce")[0] == 0
     # So narrow that the model is shortened; so wide that there is room for bars.
-    for columns, arguments in (("57", ["list"]), ("90", ["show", switch])):
+    for columns, arguments in (("82", ["list"]), ("90", ["show", switch])):
         narrow = environ | {"COLUMNS": columns}
         assert not on_terminal(narrow, *arguments)[1].isascii()
         status, shown = on_terminal(narrow | {"PYTHONIOENCODING": "ascii"}, *arguments)

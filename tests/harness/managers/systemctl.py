@@ -38,6 +38,19 @@ class Systemctl:
 
     manager: Manager
     calls: list[tuple[list[str], dict[str, str], int]] = field(default_factory=list)
+    _serving: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one call, which is known until it is over."""
+        task = asyncio.create_task(self.serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def close(self) -> None:
+        """The jobs that are still at work end, and whoever waits for one is answered."""
+        for job in list(self.manager.jobs.values()):
+            self.manager.end(job, "canceled")
+        await asyncio.gather(*self._serving)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         arguments, environment, uid = json.loads(await reader.readline())
@@ -103,5 +116,6 @@ async def user_manager(run: Path, uid: int, tools: Path, manager: Manager) -> As
     program = tools / "systemctl"
     program.write_text(PROGRAM)
     program.chmod(0o755)
-    async with await asyncio.start_unix_server(systemctl.serve, folder / "private"):
+    async with await asyncio.start_unix_server(systemctl.begin, folder / "private"):
         yield systemctl
+        await systemctl.close()
