@@ -34,8 +34,9 @@ from gpuswitch.cli.client import (
 )
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.follow import StepChange, Waits, at_work
-from gpuswitch.cli.output import clock, duration, line, numbered, on_terminal, problem
+from gpuswitch.cli.output import clock, line, numbered, on_terminal, problem
 from gpuswitch.cli.run import MOMENT, Child, why_not_home
+from gpuswitch.cli.steps import Ended
 from gpuswitch.cli.switch import options_of
 from gpuswitch.cli.translate import _, catalogue, recognized, state_word
 from gpuswitch.cli.watching import name_owner
@@ -109,10 +110,10 @@ def _acquire(service: Service, gpu: Gpu, child: Child, args: Namespace) -> None:
     try:
         service.subscribe(signals_of(gpu.owner))
         tell_systemd(status=_("waiting for {gpu}", gpu=gpu.title))
-        serial, waits = service.send(message), Waits()
+        serial, waits, ended = service.send(message), Waits(), Ended()
         while (event := service.next_event()) != serial:
             if isinstance(event, Signal) and event.path == gpu.path:
-                _tell(gpu, event, waits)
+                _tell(gpu, event, waits, ended)
         service.answer_allowed(message, serial, None)
     except _StoppedError as stopped:
         error = CtlError.interrupted(_("interrupted; {gpu} goes back to where it was", gpu=gpu.title))
@@ -123,15 +124,15 @@ def _acquire(service: Service, gpu: Gpu, child: Child, args: Namespace) -> None:
         raise
 
 
-def _tell(gpu: Gpu, event: Signal, waits: Waits) -> None:
+def _tell(gpu: Gpu, event: Signal, waits: Waits, ended: Ended) -> None:
     """What step it is at, to systemd, and on a terminal; what it waits for, everywhere."""
     if event.member == "StepChanged":
         change = StepChange(*event.body[1:])
-        step = f"{gpu.title}: {numbered(change.index, change.count, change.title)}"
         if at_work(change):
-            tell_systemd(status=step)
+            tell_systemd(status=f"{gpu.title}: {numbered(change.index, change.count, change.title)}")
         elif on_terminal(sys.stderr):
-            problem(f"{step}: {state_word(change.status)} ({duration(change.seconds)})")
+            for each in ended.of(gpu, event.body[0], change):
+                problem(f"{gpu.title}: {each}")
     elif event.member == "PropertiesChanged" and (switch := plain_values(event.body[1]).get("Switch")):
         waiting = waits.news(gpu, switch)
         if waiting is not None and waiting.until:

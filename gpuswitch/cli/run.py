@@ -35,9 +35,10 @@ from gpuswitch.cli.client import (
     signals_of,
 )
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.follow import StepChange, at_work
-from gpuswitch.cli.output import clean, duration, numbered, on_terminal, problem
+from gpuswitch.cli.follow import StepChange
+from gpuswitch.cli.output import clean, on_terminal, problem
 from gpuswitch.cli.parser import TARGETS
+from gpuswitch.cli.steps import Ended
 from gpuswitch.cli.switch import options_of, place, with_blockers
 from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.cli.ways_out import ways_out, with_ways_out
@@ -135,10 +136,10 @@ def _acquired(
     message = call(
         NAME, ROOT, MANAGER, "AcquireForProcess", signature, child.pid, child.started, name, named, dict(options)
     )
-    serial = service.send(message)
+    serial, ended = service.send(message), Ended()
     try:
         while (event := service.next_event()) != serial:
-            _tell(event, gpus)
+            _tell(event, gpus, ended)
         return list(service.answer_allowed(message, serial, None).body[0])
     except KeyboardInterrupt:
         text = _(
@@ -159,15 +160,14 @@ def _typed(args: Namespace, gpus: Sequence[Gpu]) -> tuple[str, str]:
     return join(words), f"-- {command if len(command) <= _LONG else f'{quote(args.command[0])} ...'}"
 
 
-def _tell(event: Signal | int | None, gpus: Sequence[Gpu]) -> None:
+def _tell(event: Signal | int | None, gpus: Sequence[Gpu], ended: Ended) -> None:
     """Say on a terminal which step was taken."""
     if not (isinstance(event, Signal) and event.member == "StepChanged" and on_terminal(sys.stderr)):
         return
-    change = StepChange(*event.body[1:])
     for gpu in gpus:
-        if gpu.path == event.path and not at_work(change):
-            title = numbered(change.index, change.count, change.title)
-            problem(f"{gpu.title}: {title}: {state_word(change.status)} ({duration(change.seconds)})")
+        if gpu.path == event.path:
+            for each in ended.of(gpu, event.body[0], StepChange(*event.body[1:])):
+                problem(f"{gpu.title}: {each}")
 
 
 def filled(command: Sequence[str], functions: Sequence[str]) -> list[str]:

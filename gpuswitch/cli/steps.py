@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -56,22 +56,35 @@ class Headings:
         return plan_heading(change.plan, change.kind, "", back=now[2])
 
 
+class Ended:
+    """Steps that ended, a line each, and above those of a further plan what that is."""
+
+    def __init__(self) -> None:
+        self._headings = Headings()
+
+    def of(self, gpu: Gpu, switch: str, change: StepChange) -> Iterator[str]:
+        """Those for this change; none for a step at work."""
+        if at_work(change):
+            return
+        if heading := self._headings.above(gpu, switch, change):
+            yield heading
+        title = numbered(change.index, change.count, change.title)
+        yield f"{title}: {state_word(change.status)} ({duration(change.seconds)})"
+
+
 class Lines:
     """One line for each step that ended, and for whom somebody has to wait; `several`: each names its GPU."""
 
     def __init__(self, *, several: bool = False) -> None:
         self._several = several
-        self._headings = Headings()
+        self._ended = Ended()
 
     def joined(self, gpu: Gpu, sentence: str) -> None:  # noqa: ARG002 -- it names the GPU
         line(sentence)
 
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
-        if not at_work(change):
-            if heading := self._headings.above(gpu, switch, change):
-                self._say(gpu, heading)
-            title = numbered(change.index, change.count, change.title)
-            self._say(gpu, f"{title}: {state_word(change.status)} ({duration(change.seconds)})")
+        for each in self._ended.of(gpu, switch, change):
+            self._say(gpu, each)
 
     def waits(self, gpu: Gpu, _switch: str, waiting: Waiting) -> None:
         # What does not say how long it is waited for is there in a moment, or fails.

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpuswitch.cli.client import GPU, Gpu, Service, Signal, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.follow import StepChange, Waiting, Waits, at_work, step_under_way
+from gpuswitch.cli.follow import StepChange, Waiting, Waits, step_under_way
 from gpuswitch.cli.layout import hung
 from gpuswitch.cli.output import (
     LIST,
@@ -27,7 +27,7 @@ from gpuswitch.cli.output import (
 )
 from gpuswitch.cli.parser import STATES, TARGETS
 from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
-from gpuswitch.cli.steps import Headings, JsonLines
+from gpuswitch.cli.steps import Ended, JsonLines
 from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.cli.watching import BUS, Watching, name_owner
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, NoSuchGpu, Timeout, Wedged
@@ -50,7 +50,7 @@ class _Lines:
         self._states: dict[str, list[str]] = {}
         self._known: set[str] = set()
         """The switches whose end was told, or is going to be."""
-        self._headings = Headings()
+        self._ended = Ended()
         self._why: dict[str, str] = {}
         """Why each GPU is where it is, as it was told last."""
 
@@ -93,11 +93,8 @@ class _Lines:
         self._say(_("{gpu}: it is not on this host any more", gpu=gpu.title))
 
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
-        if not at_work(change):
-            if heading := self._headings.above(gpu, switch, change):
-                self._say(f"{gpu.title}: {heading}")
-            title = numbered(change.index, change.count, change.title)
-            self._say(f"{gpu.title}: {title}: {state_word(change.status)} ({duration(change.seconds)})")
+        for each in self._ended.of(gpu, switch, change):
+            self._say(f"{gpu.title}: {each}")
 
     def waits(self, gpu: Gpu, _switch: str, waiting: Waiting) -> None:
         self._say(f"{gpu.title}: {_waiting_words(waiting)}")
