@@ -87,6 +87,15 @@ async def test_whoever_sits_there_sees_it_come_home(
         assert terminal.ended() == 0
 
 
+async def test_that_it_goes_back_is_told_on_a_terminal(start: Start, environ: dict[str, str]) -> None:
+    await start("plain", f"probe@{CARD}#1=EINVAL", config=CONFIG)
+    with Terminal([CTL, "run", "--yes", "--", "echo", "it runs"], environ) as terminal:
+        terminal.until(f"bind {CARD} to vfio-pci: failed (")
+        terminal.until(f"gpuswitchctl: rtx ({CARD}): the way back:")
+        terminal.until(f"bind {CARD} to vfio-pci: reverted (")
+        assert terminal.ended() != 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
 async def test_it_ends_as_the_command_did(number: signal.Signals, start: Start, ctl: Ctl) -> None:
     service = await start("laptop", config=CONFIG)
