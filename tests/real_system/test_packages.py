@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpuswitch.cli.early_binding import TOOLS, Bound, Function, files_of
+from tests.harness.containers.cockpit import PLACE, find_page
 from tests.harness.containers.container import Container
 from tests.harness.containers.packaged import APT, NEXT, THIS, Packaged, find_packaged
 from tests.harness.containers.system import System
@@ -126,6 +127,18 @@ def test_lintian_has_no_complaint(cache: Cache, said: Said) -> None:
         tools, package = find_tools(cache, release), find_package(cache, release)
     files = {file.name: file.read_bytes() for file in package.glob("gpuswitch_*")}
     assert said(tools, "lintian --allow-root --tag-display-limit 0 *.changes", files) == ""
+
+
+@pytest.mark.campaign
+def test_it_has_the_page_for_cockpit_that_was_built(cache: Cache, said: Said) -> None:
+    release = find_release(RELEASE)
+    page = find_page(cache) / PLACE
+    with cache.lock():
+        tools, package = find_tools(cache, release), find_package(cache, release, page)
+    files = {file.name: file.read_bytes() for file in package.glob("gpuswitch_*")}
+    look = "dpkg-deb --fsys-tarfile *.deb | tar -xO ./usr/share/cockpit/gpuswitch/manifest.json; "
+    shown = said(tools, f"{look} lintian --allow-root --tag-display-limit 0 *.changes", files)
+    assert shown == (page / "manifest.json").read_text()
 
 
 IN_THE_INITRD = Bound("0000:01:00.0", [Function("0000:01:00.0", "pci0000:00/0000:01:00.0", "0x1", "0x2", dark=True)])

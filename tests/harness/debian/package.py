@@ -45,14 +45,17 @@ rm -r newer
 """A package of the next version, of which nothing else is new."""
 
 
-def find_package(cache: Cache, release: Release) -> Path:
-    """The folder with gpuswitch_VERSION_ARCHITECTURE.deb and .changes, and newer-version/, with the next one.
+def find_package(cache: Cache, release: Release, page: Path | None = None) -> Path:
+    """The folder with gpuswitch_VERSION_ARCHITECTURE.deb and .changes, and newer-version/, with the next one. `page` is
+    a folder with the page for Cockpit, as `make cockpit` builds it.
 
     The caller holds the cache's lock. Raises HarnessError.
     """
     require_root()
     root = find_tools(cache, release)
     with project_sources(PROJECT, MORE_SOURCES) as sources:
+        if page is not None:
+            shutil.copytree(page, sources / "dist/cockpit/gpuswitch")
         wheels = find_wheels(cache, release, requirements_of(sources))
 
         def build(folder: Path) -> None:
