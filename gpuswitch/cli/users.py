@@ -10,7 +10,8 @@ from gpuswitch.cli.translate import _
 
 _REQUESTER = re.compile(r" \((?:(pid \d+), )?uid (\d+)\)")
 """Behind the name of a program: as the service words who asked (`Requester` in gpuswitch/switch/record.py)."""
-_USER = re.compile(r"\buid (\d+)\b(?! \()")
+_USER = re.compile(r"\buid (\d+)\b(?! \(|:[0-9a-f])")
+"""What goes on with a colon is an address."""
 
 
 def user_word(uid: int) -> str:

@@ -392,3 +392,7 @@ def test_a_gpu_is_no_sentence() -> None:
     """Its text is what it is, in any language."""
     speak("de")
     assert worded(sentence_values(str(Gpu(GPU, (GPU,)).address))) == "0000:01:00.0"
+
+
+def test_an_address_is_no_user() -> None:
+    assert recognized("uid 0 has it, and uid 0000:01:00.0") == "uid 0 (root) has it, and uid 0000:01:00.0"
