@@ -110,6 +110,17 @@ class TestServesSeveral:
         await harness.moved(actors[0], State.HOST)
         await reverted_at_bind(harness, actors[0])
 
+    async def test_a_way_out_that_fails_when_somebody_has_started_it(
+        self, harness: Harness, actors: list[Actor]
+    ) -> None:
+        """It has found all but the one that was on its way out."""
+        hang = harness.host.faults.add(Hang(), operation="probe", subject=actors[0].gpu.address)
+        leaving = asyncio.create_task(reverted_at_bind(harness, actors[0]))
+        await hang.reached.wait()
+        harness.machine.units.settle(PERSISTENCED, "active")
+        hang.release()
+        await leaving
+
     async def test_whom_somebody_has_stopped_meanwhile_stays_so(self, harness: Harness, actors: list[Actor]) -> None:
         await harness.moved(actors[0], State.VFIO)
         harness.machine.units.stop(PERSISTENCED)

@@ -191,7 +191,7 @@ def _make_ready(gpu: Gpu, requirements: DetachRequirements) -> list[Step]:
         # A machine that falls asleep half-way may wake up with a GPU that no driver knows.
         InhibitSleep(),
         # Then whoever has it open: what the config names, what may be asked, what the policy says of the rest.
-        *([StopUnits(requirements.stop, requirements.active)] if requirements.stop else []),
+        *([StopUnits(requirements.stop, requirements.active, requirements.restarted)] if requirements.stop else []),
         *(EndSession(session) for session in requirements.sessions),
         *(Announce(functions, subsystem) for subsystem, functions in requirements.announce),
         *_await_holders(requirements),
