@@ -13,6 +13,7 @@ from gpuswitch.host.simulated.faults import Errno, Hang
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import PERSISTENCED, boot
 from gpuswitch.model.holders import Unit
+from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.switch.record import Result
 from tests.harness.simulated.harness import Harness, config
@@ -137,6 +138,23 @@ class TestTwoGpus:
         assert any(stopped)
         assert harness.state(PERSISTENCED) == "active"
         assert "nvidia-persistenced" in harness.machine.users(second.gpu.address)
+
+    async def test_a_card_that_was_pulled_from_its_machine_keeps_the_daemon_from_no_other(self, tmp_path: Path) -> None:
+        """What was stopped for its sake is given back when its machine has ended, and not before."""
+        harness = await two_cards(tmp_path, stop_units=["ollama.service"])
+        first, second = harness.fleet.actors.values()
+        for actor in (first, second):
+            await harness.moved(actor, State.VFIO)
+        second.own(Owner("win11", "5d7b"))
+        await harness.machine.unplug("0000:21:00")
+        await harness.witness.until(lambda: second.state is State.ABSENT)
+        await harness.moved(first, State.HOST)
+        assert (harness.state(PERSISTENCED), harness.state(OLLAMA)) == ("active", "inactive")
+        ran = {program.name: program.process for program in harness.machine.processes.running()}
+        second.own(None)
+        await second.restore_deferred()
+        assert (harness.state(OLLAMA), harness.pages) == ("active", [])
+        assert {program.name: program.process for program in harness.machine.processes.running()} == ran
 
     async def test_what_it_is_still_owed_counts_for_the_next_that_leaves(self, tmp_path: Path) -> None:
         """Nobody could start its unit yet, so it is stopped, and is to run when both are done with it."""

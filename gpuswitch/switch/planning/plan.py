@@ -388,7 +388,9 @@ def restore_shared(restore_state: RestoreState) -> list[Step]:
 
     The way home has the same steps, each in its place.
     """
-    return [*_take_access_back(restore_state), *_restore_attributes(restore_state), *_start_units(restore_state)]
+    # That it is home is nothing to find out: what runs goes on.
+    units = replace(restore_state, restarted=())
+    return [*_take_access_back(restore_state), *_restore_attributes(restore_state), *_start_units(units)]
 
 
 def _take_access_back(restore_state: RestoreState) -> list[Step]:
