@@ -14,6 +14,7 @@ from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import PERSISTENCED, boot
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.owner import Owner
+from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.record import Result
 from tests.harness.simulated.harness import Harness, config
@@ -155,6 +156,20 @@ class TestTwoGpus:
         await second.restore_deferred()
         assert (harness.state(OLLAMA), harness.pages) == ("active", [])
         assert {program.name: program.process for program in harness.machine.processes.running()} == ran
+
+    async def test_a_daemon_that_is_configured_for_one_also_when_that_could_not_come_home(self, tmp_path: Path) -> None:
+        harness = await two_cards(tmp_path, reset_on_failure=False, rescan_on_failure=False)
+        before = harness.snapshot()
+        first, second = harness.fleet.actors.values()
+        await harness.moved(first, State.VFIO)
+        await harness.moved(second, State.VFIO, Options(stop_units=(str(PERSISTENCED),)))
+        harness.host.faults.add(Errno(5), operation="probe", subject=second.gpu.address)
+        switch = await harness.switch(second, State.HOST)
+        assert (switch.result, second.state) == (Result.REVERTED, State.VFIO)
+        await harness.moved(first, State.HOST)
+        assert harness.state(PERSISTENCED) == "inactive"
+        await harness.moved(second, State.HOST)
+        assert (harness.snapshot(), harness.pages) == (before, [])
 
     async def test_what_it_is_still_owed_counts_for_the_next_that_leaves(self, tmp_path: Path) -> None:
         """Nobody could start its unit yet, so it is stopped, and is to run when both are done with it."""
