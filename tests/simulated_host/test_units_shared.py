@@ -1,4 +1,4 @@
-"""Units that several GPUs need stopped: started by the last of those that are owed them."""
+"""Units that several GPUs need stopped: started by the last of those that are owed them, a driver's by the first."""
 
 from __future__ import annotations
 
