@@ -171,6 +171,18 @@ class TestTwoGpus:
         await harness.moved(second, State.HOST)
         assert (harness.snapshot(), harness.pages) == (before, [])
 
+    async def test_a_daemon_that_is_configured_and_that_somebody_started_finds_who_comes_home(
+        self, tmp_path: Path
+    ) -> None:
+        """As udev does where a distribution has it start when the driver comes."""
+        harness = await two_cards(tmp_path)
+        before = harness.snapshot()
+        first, _ = harness.fleet.actors.values()
+        await harness.moved(first, State.VFIO, Options(stop_units=(str(PERSISTENCED),)))
+        harness.machine.units.settle(PERSISTENCED, "active")
+        await harness.moved(first, State.HOST)
+        assert (harness.snapshot(), harness.pages) == (before, [])
+
     async def test_what_it_is_still_owed_counts_for_the_next_that_leaves(self, tmp_path: Path) -> None:
         """Nobody could start its unit yet, so it is stopped, and is to run when both are done with it."""
         harness = await two_cards(tmp_path, stop_units=["ollama.service"])

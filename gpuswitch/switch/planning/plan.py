@@ -267,18 +267,18 @@ def to_host(
     arriving = [a for a in order if names[a] is not None and (driver[a] is None or a in leaving)]
     held = _groups(facts, leaving)
     moved = {*leaving, *arriving}
+    restarted = tuple(unit for unit in back.restarted if moved or unit in restore_state.restarted)
     # One that the configuration had stopped is not to run while this GPU is away, should all this be taken back.
-    restarted = tuple(
-        unit
-        for unit in back.restarted
-        if unit in restore_state.restarted or (moved and unit not in restore_state.units)
+    configured = {*restore_state.units}.difference(restore_state.restarted)
+    to_restore = replace(
+        restore_state, functions=baseline, restarted=tuple(unit for unit in restarted if unit not in configured)
     )
-    restore_state = replace(restore_state, functions=baseline, restarted=restarted)
+    restore_state = replace(to_restore, restarted=restarted)
 
     return Plan(
         gpu,
         State.HOST,
-        restore_state,
+        to_restore,
         (
             InhibitSleep(),
             *_await_vm(gpu, leaving, held, back),
