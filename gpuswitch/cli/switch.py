@@ -645,8 +645,10 @@ def _worst(failures: Iterable[CtlError]) -> int:
 
 def _tell_what_was_met(outcome: Mapping[str, Any]) -> None:
     """Of a switch that is done: what it has recovered from, after which all is as it should be, and what is not."""
-    forgone = "\n".join(outcome["forgone"])
-    if met := str(outcome["reason"]).removesuffix(forgone).rstrip("\n"):
+    reason = str(outcome["reason"])
+    # A service that is older does not tell them apart.
+    forgone = "\n".join(outcome.get("forgone", [reason]))
+    if met := reason.removesuffix(forgone).rstrip("\n"):
         problem(_("it has recovered from this: {reason}", reason=recognized(met)))
     if forgone:
         problem(_("not all went well: {reason}", reason=recognized(forgone)))

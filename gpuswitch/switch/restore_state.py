@@ -88,7 +88,8 @@ class RestoreState(Shared):
     @property
     def shared(self) -> RestoreState:
         """What is not the GPU's own: the rest goes with it when it leaves, or is of no use without it."""
-        return RestoreState(**{kind: getattr(self, kind) for kind in _KINDS})
+        restarted = tuple(unit for unit in self.restarted if unit in self.units)
+        return RestoreState(**{kind: getattr(self, kind) for kind in _KINDS}, restarted=restarted)
 
     @property
     def settings(self) -> frozenset[SharedSetting]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import Failed, NotViable
 from gpuswitch.gpu.actor import Actor
-from gpuswitch.host.simulated.faults import Errno, Fault, Hang
-from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER, PERSISTENCED, laptop
+from gpuswitch.host.simulated.faults import Call, Errno, Fault, Hang
+from gpuswitch.host.simulated.scenarios import DISPLAY_MANAGER, PERSISTENCED, SCENARIOS, laptop
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Options
@@ -110,6 +111,17 @@ class TestServesSeveral:
         await harness.moved(actors[0], State.HOST)
         await reverted_at_bind(harness, actors[0])
 
+    async def test_a_way_out_that_fails_when_somebody_has_started_it(
+        self, harness: Harness, actors: list[Actor]
+    ) -> None:
+        """It has found all but the one that was on its way out."""
+        hang = harness.host.faults.add(Hang(), operation="probe", subject=actors[0].gpu.address)
+        leaving = asyncio.create_task(reverted_at_bind(harness, actors[0]))
+        await hang.reached.wait()
+        harness.machine.units.settle(PERSISTENCED, "active")
+        hang.release()
+        await leaving
+
     async def test_whom_somebody_has_stopped_meanwhile_stays_so(self, harness: Harness, actors: list[Actor]) -> None:
         await harness.moved(actors[0], State.VFIO)
         harness.machine.units.stop(PERSISTENCED)
@@ -128,16 +140,55 @@ class TestServesSeveral:
         await leaves.wait()
         assert self.opened(harness) == {actor.gpu.address for actor in actors if actor is not second}
 
-    async def test_not_while_the_kernel_is_in_another_one(self, harness: Harness, actors: list[Actor]) -> None:
-        """What it is in may well wait for whoever has that one open."""
+    async def test_not_while_the_kernel_has_another_one(self, harness: Harness, actors: list[Actor]) -> None:
+        """What waits in its driver for whoever has it open, must not find another one."""
         first, second, *_ = actors
+        before = harness.snapshot()
         await harness.moved(first, State.VFIO)
-        harness.host.faults.add(Hang(), operation="unbind", subject=second.gpu.address)
-        leaves = await second.request(State.VFIO)
-        await leaves.wait()
-        assert second.state is State.WEDGED
+        hang = harness.host.faults.add(Hang(), operation="unbind", subject=second.gpu.address)
+        await (await second.request(State.VFIO)).wait()
         await harness.moved(first, State.HOST)
+        assert (second.state, harness.state(PERSISTENCED)) == (State.WEDGED, "inactive")
+        hang.release()
+        await harness.witness.until(lambda: second.state is State.HOST)
+        await harness.may_sleep(second)
+        assert harness.snapshot() == before
+
+    async def test_also_while_somebody_asks_for_another_one(self, harness: Harness, actors: list[Actor]) -> None:
+        """The one that left last is to be moved, perhaps: nothing is done to it yet."""
+        for actor in actors:
+            await harness.moved(actor, State.VFIO)
+        *_, third, second, last = actors
+        await harness.moved(third, State.HOST)
+        hang = harness.host.faults.add(Hang(), operation="capture", subject=last.gpu.address)
+        harness.host.faults.add(Errno(5), operation="capture", subject=last.gpu.address)
+        asked = asyncio.create_task(last.request(State.HOST))
+        await hang.reached.wait()
+        await harness.moved(second, State.HOST)
+        assert self.opened(harness) == {second.gpu.address, third.gpu.address}
+        hang.release()
+        with pytest.raises(Failed):
+            await asked
+
+    async def test_not_while_another_one_is_moved_whose_driver_nobody_knows(self, tmp_path: Path) -> None:
+        """Its display function has none; a member has, and only that can be seen."""
+        first, second, other = (PciAddress.parse(f"0000:{number}1:00.0") for number in (1, 2, 3))
+        host = SCENARIOS["server"]()
+        host.machine.units.stop(PERSISTENCED)
+        await host.machine.unbind(first, "nvidia", Call("unbind", first))
+        host.machine.units.settle(PERSISTENCED, "active")
+        settings = Config(gpus=(GpuConfig(first, managed=True, members=(second,)),))
+        harness = await Harness.start(host, tmp_path, settings)
+        several, one = harness.fleet.find(str(first)), harness.fleet.find(str(other))
+        await harness.moved(one, State.VFIO)
+        hang = harness.host.faults.add(Hang(), operation="unbind", subject=second)
+        leaves = await several.request(State.VFIO)
+        await hang.reached.wait()
+        await harness.moved(one, State.HOST)
         assert harness.state(PERSISTENCED) == "inactive"
+        hang.release()
+        await leaves.wait()
+        assert other in self.opened(harness)
 
     async def test_a_restart_that_takes_too_long_goes_on(self, harness: Harness, actors: list[Actor]) -> None:
         """Cancelled half-way, it would leave the others without."""

@@ -1,4 +1,4 @@
-"""Units that several GPUs need stopped: started by the last of those that are owed them."""
+"""Units that several GPUs need stopped: started by the last of those that are owed them, a driver's by the first."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from gpuswitch.host.simulated.faults import Errno, Hang
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import PERSISTENCED, boot
 from gpuswitch.model.holders import Unit
+from gpuswitch.model.owner import Owner
+from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.record import Result
 from tests.harness.simulated.harness import Harness, config
@@ -137,6 +139,49 @@ class TestTwoGpus:
         assert any(stopped)
         assert harness.state(PERSISTENCED) == "active"
         assert "nvidia-persistenced" in harness.machine.users(second.gpu.address)
+
+    async def test_a_card_that_was_pulled_from_its_machine_keeps_the_daemon_from_no_other(self, tmp_path: Path) -> None:
+        """What was stopped for its sake is given back when its machine has ended, and not before."""
+        harness = await two_cards(tmp_path, stop_units=["ollama.service"])
+        first, second = harness.fleet.actors.values()
+        for actor in (first, second):
+            await harness.moved(actor, State.VFIO)
+        second.own(Owner("win11", "5d7b"))
+        await harness.machine.unplug("0000:21:00")
+        await harness.witness.until(lambda: second.state is State.ABSENT)
+        await harness.moved(first, State.HOST)
+        assert (harness.state(PERSISTENCED), harness.state(OLLAMA)) == ("active", "inactive")
+        ran = {program.name: program.process for program in harness.machine.processes.running()}
+        second.own(None)
+        await second.restore_deferred()
+        assert (harness.state(OLLAMA), harness.pages) == ("active", [])
+        assert {program.name: program.process for program in harness.machine.processes.running()} == ran
+
+    async def test_a_daemon_that_is_configured_for_one_also_when_that_could_not_come_home(self, tmp_path: Path) -> None:
+        harness = await two_cards(tmp_path, reset_on_failure=False, rescan_on_failure=False)
+        before = harness.snapshot()
+        first, second = harness.fleet.actors.values()
+        await harness.moved(first, State.VFIO)
+        await harness.moved(second, State.VFIO, Options(stop_units=(str(PERSISTENCED),)))
+        harness.host.faults.add(Errno(5), operation="probe", subject=second.gpu.address)
+        switch = await harness.switch(second, State.HOST)
+        assert (switch.result, second.state) == (Result.REVERTED, State.VFIO)
+        await harness.moved(first, State.HOST)
+        assert harness.state(PERSISTENCED) == "inactive"
+        await harness.moved(second, State.HOST)
+        assert (harness.snapshot(), harness.pages) == (before, [])
+
+    async def test_a_daemon_that_is_configured_and_that_somebody_started_finds_who_comes_home(
+        self, tmp_path: Path
+    ) -> None:
+        """As udev does where a distribution has it start when the driver comes."""
+        harness = await two_cards(tmp_path)
+        before = harness.snapshot()
+        first, _ = harness.fleet.actors.values()
+        await harness.moved(first, State.VFIO, Options(stop_units=(str(PERSISTENCED),)))
+        harness.machine.units.settle(PERSISTENCED, "active")
+        await harness.moved(first, State.HOST)
+        assert (harness.snapshot(), harness.pages) == (before, [])
 
     async def test_what_it_is_still_owed_counts_for_the_next_that_leaves(self, tmp_path: Path) -> None:
         """Nobody could start its unit yet, so it is stopped, and is to run when both are done with it."""

@@ -179,6 +179,16 @@ def test_a_switch_that_was_done_says_how_long_it_took(capsys: pytest.CaptureFixt
     assert err == "gpuswitchctl: not all went well: because\n"
 
 
+def test_a_service_that_is_older_does_not_say_what_is_not_as_it_should_be(capsys: pytest.CaptureFixture[str]) -> None:
+    """It runs on after an update of the package, until it is restarted."""
+    ended = switch(reason="because")
+    del ended["forgone"], ended["plan"]
+    assert moved(ends=ended) == 0
+    out, err = capsys.readouterr()
+    assert out == "0000:01:00.0 is on xe-vfio-pci now, after 5.0 ms\n"
+    assert err == "gpuswitchctl: not all went well: because\n"
+
+
 def test_of_one_that_worked_at_the_second_try_it_is_not_said_that_not_all_went_well(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

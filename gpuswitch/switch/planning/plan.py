@@ -191,7 +191,7 @@ def _make_ready(gpu: Gpu, requirements: DetachRequirements) -> list[Step]:
         # A machine that falls asleep half-way may wake up with a GPU that no driver knows.
         InhibitSleep(),
         # Then whoever has it open: what the config names, what may be asked, what the policy says of the rest.
-        *([StopUnits(requirements.stop, requirements.active)] if requirements.stop else []),
+        *([StopUnits(requirements.stop, requirements.active, requirements.restarted)] if requirements.stop else []),
         *(EndSession(session) for session in requirements.sessions),
         *(Announce(functions, subsystem) for subsystem, functions in requirements.announce),
         *_await_holders(requirements),
@@ -268,12 +268,17 @@ def to_host(
     held = _groups(facts, leaving)
     moved = {*leaving, *arriving}
     restarted = tuple(unit for unit in back.restarted if moved or unit in restore_state.restarted)
-    restore_state = replace(restore_state, functions=baseline, restarted=restarted)
+    # One that the configuration had stopped is not to run while this GPU is away, should all this be taken back.
+    configured = {*restore_state.units}.difference(restore_state.restarted)
+    to_restore = replace(
+        restore_state, functions=baseline, restarted=tuple(unit for unit in restarted if unit not in configured)
+    )
+    restore_state = replace(to_restore, restarted=restarted)
 
     return Plan(
         gpu,
         State.HOST,
-        restore_state,
+        to_restore,
         (
             InhibitSleep(),
             *_await_vm(gpu, leaving, held, back),
@@ -388,7 +393,9 @@ def restore_shared(restore_state: RestoreState) -> list[Step]:
 
     The way home has the same steps, each in its place.
     """
-    return [*_take_access_back(restore_state), *_restore_attributes(restore_state), *_start_units(restore_state)]
+    # That it is home is nothing to find out: what runs goes on.
+    units = replace(restore_state, restarted=())
+    return [*_take_access_back(restore_state), *_restore_attributes(restore_state), *_start_units(units)]
 
 
 def _take_access_back(restore_state: RestoreState) -> list[Step]:

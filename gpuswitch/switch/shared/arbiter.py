@@ -40,6 +40,7 @@ class Arbiter:
         self.consoles = asyncio.Lock()
         """Held from a step's look at the consoles until what follows from it is done, or its time is over."""
         self._ended = asyncio.Event()
+        self._under_way: set[PciAddress] = set()
         self.stuck: dict[PciAddress, str] = {}
         """The drivers that the kernel is in, and does not return from, by the GPU whose it was."""
 
@@ -52,6 +53,17 @@ class Arbiter:
         """What this GPU has to restore from here on; what is not in it, the GPU does not need changed any more."""
         self._restore_states[gpu] = restore_state
         self.settings.forget(gpu)
+
+    def begin(self, gpu: PciAddress) -> None:
+        """Something is done to this GPU from here on, until `end`: also while the kernel does not return from it.
+
+        Turns tell less: there are some for what a switch may unload only, and somebody may have one who is refused.
+        """
+        self._under_way.add(gpu)
+
+    def end(self, gpu: PciAddress) -> None:
+        """Nothing is done to this GPU any more."""
+        self._under_way.discard(gpu)
 
     # Units ----------------------------------------------------------------------------------------------------------
 
@@ -97,10 +109,10 @@ class Arbiter:
 
     def _needs_stopped(self, unit: Unit, gpu: PciAddress) -> bool:
         """Whether this GPU, which had it stopped, needs that still: a unit of the driver's is stopped only while one of
-        its GPUs is moved, or the kernel is in one, and starts with the first one that is home.
+        its GPUs is moved, and starts with the first one that is home.
         """
         served = unit in self._restore_states.get(gpu, NOTHING_TO_RESTORE).restarted
-        return not served or gpu in self._groups or gpu in self.stuck
+        return not served or gpu in self._under_way
 
     async def system_stopping(self) -> bool:
         """Whether the whole system goes down. A manager that does not say so in time does other things."""

@@ -1,4 +1,4 @@
-"""Settings that several GPUs want changed at once: whoever comes first records, the last one gives back.
+"""Settings that several GPUs want changed at once: whoever comes first records, the last one that needs it gives back.
 
 Of every kind that `gpuswitch.host.port.Shared` declares; who changes one knows how, and this knows who needs it.
 """

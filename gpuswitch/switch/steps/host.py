@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +44,16 @@ class InhibitSleep(Step):
 
 @dataclass(frozen=True)
 class StopUnits(Step):
-    """Stop units, side by side: systemd knows what has to wait for what. Those in `active` are started again."""
+    """Stop units, side by side: systemd knows what has to wait for what. Those in `active` are started again.
+
+    Those in `restarted` look for their GPUs when they start, and may have been started while this one was away.
+    """
 
     kind = "units"
     interruptible = True
     units: tuple[Unit, ...]
     active: tuple[Unit, ...]
+    restarted: tuple[Unit, ...] = ()
 
     @property
     def title(self) -> str:
@@ -64,7 +68,7 @@ class StopUnits(Step):
         await side_by_side(context.arbiter.stop(context.gpu, unit) for unit in self.units)
 
     async def revert(self, context: StepContext) -> None:
-        await side_by_side(context.arbiter.start(context.gpu, unit, wait=not context.leaving) for unit in self.active)
+        await side_by_side(_start(context, self.active, self.restarted))
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,7 @@ class StartUnits(Step):
 
     async def apply(self, context: StepContext) -> None:
         context.waits_for(f"{_all(self.units)}: not started")
-        await side_by_side(
-            context.arbiter.start(
-                context.gpu,
-                unit,
-                job=StartJob.RESTART if unit in self.restarted else StartJob.START,
-                wait=not context.leaving,
-            )
-            for unit in self.units
-        )
+        await side_by_side(_start(context, self.units, self.restarted))
 
 
 @dataclass(frozen=True)
@@ -256,6 +252,14 @@ class LoadModules(Step):
 
     async def apply(self, context: StepContext) -> None:
         await _each(context.kernel.load(module) for module in self.modules)
+
+
+def _start(
+    context: StepContext, units: Iterable[Unit], restarted: Collection[Unit]
+) -> Iterator[Coroutine[Any, Any, None]]:
+    for unit in units:
+        job = StartJob.RESTART if unit in restarted else StartJob.START
+        yield context.arbiter.start(context.gpu, unit, job=job, wait=not context.leaving)
 
 
 async def _each(work: Iterable[Coroutine[Any, Any, None]]) -> None:
