@@ -136,7 +136,6 @@ class Runner:
 
     def launch(self, work: Coroutine[Any, Any, None]) -> None:
         """Do this from here on; it ends with `to_rest`."""
-        self._arbiter.begin(self._record.gpu.address)
         context = copy_context()
         context.run(self._about)
         self.task = asyncio.create_task(work, context=context)
@@ -169,7 +168,7 @@ class Runner:
     def _rest(self) -> None:
         gpu = self._record.gpu.address
         self.engine = self.task = None
-        self._arbiter.end(gpu)
+        self._arbiter.rests(gpu)
         self.turns.end()
         if self._record.state is not State.WEDGED:
             # The service may stop, and the kernel still has it.

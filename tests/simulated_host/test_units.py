@@ -17,7 +17,7 @@ from gpuswitch.model.holders import Unit
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import StepEvent
-from gpuswitch.switch.record import Result
+from gpuswitch.switch.record import THE_SERVICE, Result
 from tests.harness.simulated.harness import Harness, config, opened_by_units
 
 POWERD, GETTY = Unit("nvidia-powerd.service"), Unit("getty@tty1.service")
@@ -189,6 +189,60 @@ class TestServesSeveral:
         hang.release()
         await leaves.wait()
         assert other in self.opened(harness)
+
+    @pytest.mark.parametrize("cancelled", [True, False])
+    async def test_not_before_it_is_certain_that_another_one_stays_home(
+        self, cancelled: bool, harness: Harness, actors: list[Actor]
+    ) -> None:
+        """It would have that one open, which may have to go back to vfio."""
+        first, second, *_ = actors
+        await harness.moved(first, State.VFIO)
+        await harness.moved(second, State.VFIO)
+        hang = harness.host.faults.add(Hang(), operation="set_override", subject=first.gpu.address, nth=2)
+        if not cancelled:
+            harness.host.faults.add(Errno(5), operation="set_override", subject=first.gpu.address, nth=2)
+        back = await first.request(State.HOST)
+        await hang.reached.wait()
+        home = await second.request(State.HOST)
+        await harness.witness.until(lambda: "restart" in harness.witness.at[second.gpu.address].title)
+        if cancelled:
+            first.cancel(back.id, THE_SERVICE)
+        hang.release()
+        await back.wait()
+        await home.wait()
+        assert (first.state, second.state, home.reason) == (State.VFIO, State.HOST, "")
+        assert self.opened(harness) == {actor.gpu.address for actor in actors if actor is not first}
+
+    async def test_of_several_that_come_home_together_it_is_restarted_once(
+        self, harness: Harness, actors: list[Actor]
+    ) -> None:
+        for actor in actors[:4]:
+            await harness.moved(actor, State.VFIO)
+        starts: list[str] = []
+        harness.machine.units.settled = lambda unit, state: starts.append(state) if unit == PERSISTENCED else None
+        for switch in [await actor.request(State.HOST) for actor in actors[:4]]:
+            await switch.wait()
+        assert starts.count("active") == 1
+        assert self.opened(harness) == {actor.gpu.address for actor in actors}
+
+    async def test_one_that_goes_back_to_vfio_keeps_no_other_from_being_found(self, tmp_path: Path) -> None:
+        """It was stopped for that one, which left last."""
+        harness = await Harness.of("server", tmp_path, reset_on_failure=False, rescan_on_failure=False)
+        actors = list(harness.fleet.actors.values())
+        for actor in actors:
+            await harness.moved(actor, State.VFIO)
+        *_, third, second, last = actors
+        await harness.moved(third, State.HOST)
+        hang = harness.host.faults.add(Hang(), operation="probe", subject=last.gpu.address)
+        harness.host.faults.add(Errno(5), operation="probe", subject=last.gpu.address)
+        back = await last.request(State.HOST)
+        await hang.reached.wait()
+        home = await second.request(State.HOST)
+        hang.release()
+        await back.wait()
+        await home.wait()
+        assert last.state is State.VFIO
+        assert self.opened(harness) == {second.gpu.address, third.gpu.address}
 
     async def test_a_restart_that_takes_too_long_goes_on(self, harness: Harness, actors: list[Actor]) -> None:
         """Cancelled half-way, it would leave the others without."""

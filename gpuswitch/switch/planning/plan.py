@@ -290,6 +290,7 @@ def to_host(
             AimOverrides(
                 {a: names[a] or baseline[a].override for a in gpu.functions},
                 {a: now[a].override for a in gpu.functions},
+                returns=True,
             ),
             *_check_vfio_cdev(leaving),
             # Display first: the reverse of the way out.

@@ -7,6 +7,7 @@ drivers whose modules come and go with the last of their GPUs.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -40,7 +41,12 @@ class Arbiter:
         self.consoles = asyncio.Lock()
         """Held from a step's look at the consoles until what follows from it is done, or its time is over."""
         self._ended = asyncio.Event()
-        self._under_way: set[PciAddress] = set()
+        self._stopped_for: set[tuple[PciAddress, Unit]] = set()
+        self._returning: set[PciAddress] = set()
+        self._order = itertools.count()
+        self._arrived: dict[PciAddress, int] = {}
+        self._started: dict[Unit, int] = {}
+        """When each unit's last start began, in the order of these and of arrivals."""
         self.stuck: dict[PciAddress, str] = {}
         """The drivers that the kernel is in, and does not return from, by the GPU whose it was."""
 
@@ -53,17 +59,6 @@ class Arbiter:
         """What this GPU has to restore from here on; what is not in it, the GPU does not need changed any more."""
         self._restore_states[gpu] = restore_state
         self.settings.forget(gpu)
-
-    def begin(self, gpu: PciAddress) -> None:
-        """Something is done to this GPU from here on, until `end`: also while the kernel does not return from it.
-
-        Turns tell less: there are some for what a switch may unload only, and somebody may have one who is refused.
-        """
-        self._under_way.add(gpu)
-
-    def end(self, gpu: PciAddress) -> None:
-        """Nothing is done to this GPU any more."""
-        self._under_way.discard(gpu)
 
     # Units ----------------------------------------------------------------------------------------------------------
 
@@ -80,10 +75,12 @@ class Arbiter:
         Raises:
             KernelError: what its manager says.
         """
+        self._stopped_for.add((gpu, unit))
         await self.settings.change(gpu, _stopped(unit), lambda: self._systemd.stop(unit))
 
     async def start(self, gpu: PciAddress, unit: Unit, *, job: StartJob = StartJob.START, wait: bool = True) -> None:
-        """This GPU does not need it stopped any more: start it, unless another one does, or the system goes down.
+        """This GPU does not need it stopped any more: start it, unless another one does, or the system goes down; or it
+        was started since this GPU has arrived, and is only to find that one.
 
         Without `wait`, its start is queued: while the service is stopped, systemd begins no job of a unit that is to
         come after it, and to wait for one would be to wait for each other (job_compare in systemd's job.c).
@@ -93,11 +90,16 @@ class Arbiter:
         """
 
         async def start() -> None:
+            if job is not StartJob.START and gpu in self._arrived and self._started.get(unit, -1) > self._arrived[gpu]:
+                return
             if await self.system_stopping():
                 _log.info("%s stays stopped: the system is going down", unit, extra=told(GPU=gpu))
-            else:
-                await (self._systemd.start if wait else self._systemd.queue_start)(unit, job)
+                return
+            number = next(self._order)
+            await (self._systemd.start if wait else self._systemd.queue_start)(unit, job)
+            self._started[unit] = number
 
+        self._stopped_for.discard((gpu, unit))
         await self.settings.restore(gpu, _stopped(unit), start, partial(self._needs_stopped, unit))
 
     async def restart(self, gpu: PciAddress, unit: Unit, *, wait: bool = True) -> None:
@@ -107,12 +109,35 @@ class Arbiter:
         job = StartJob.RESTART if self.is_to_be_started(unit) else StartJob.TRY_RESTART
         await self.start(gpu, unit, job=job, wait=wait)
 
+    def returns(self, gpu: PciAddress) -> None:
+        """Its host drivers may take it from here on; until it arrives or rests, that may be taken back, and whoever has
+        opened it by then is in the way.
+        """
+        self._returning.add(gpu)
+
+    async def arrive(self, gpu: PciAddress) -> None:
+        """This GPU is where it was to be, and nothing takes that back: wait until that is so of all others that return.
+        Whoever is started then has them all.
+        """
+        self._returning.discard(gpu)
+        self._arrived[gpu] = next(self._order)
+        self._moves_on()
+        while self._returning.difference(self.stuck):
+            await self._ended.wait()
+
+    def rests(self, gpu: PciAddress) -> None:
+        """Nothing is done to this GPU any more."""
+        self._stopped_for = {each for each in self._stopped_for if each[0] != gpu}
+        self._returning.discard(gpu)
+        self._arrived.pop(gpu, None)
+        self._moves_on()
+
     def _needs_stopped(self, unit: Unit, gpu: PciAddress) -> bool:
-        """Whether this GPU, which had it stopped, needs that still: a unit of the driver's is stopped only while one of
-        its GPUs is moved, and starts with the first one that is home.
+        """Whether this GPU, which had it stopped, needs that still: a unit of the driver's is stopped only while a
+        switch needs it so, or while the kernel is in the GPU, and starts with the first one that is home.
         """
         served = unit in self._restore_states.get(gpu, NOTHING_TO_RESTORE).restarted
-        return not served or gpu in self._under_way
+        return not served or (gpu, unit) in self._stopped_for or gpu in self.stuck
 
     async def system_stopping(self) -> bool:
         """Whether the whole system goes down. A manager that does not say so in time does other things."""
@@ -206,6 +231,10 @@ class Arbiter:
         self._groups.pop(gpu, None)
         for moving in self._moving.values():
             moving.pop(gpu, None)
+        self._moves_on()
+
+    def _moves_on(self) -> None:
+        """Whoever waits for others looks again."""
         self._ended.set()
         self._ended.clear()
 

@@ -90,6 +90,7 @@ class StartUnits(Step):
 
     async def apply(self, context: StepContext) -> None:
         context.waits_for(f"{_all(self.units)}: not started")
+        await context.arbiter.arrive(context.gpu)
         await side_by_side(_start(context, self.units, self.restarted))
 
 
@@ -112,6 +113,7 @@ class RestartUnits(Step):
 
     async def apply(self, context: StepContext) -> None:
         context.waits_for(f"{_all(self.units)}: not restarted")
+        await context.arbiter.arrive(context.gpu)
         await side_by_side(context.arbiter.restart(context.gpu, unit, wait=not context.leaving) for unit in self.units)
 
 

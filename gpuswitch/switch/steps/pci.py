@@ -143,11 +143,15 @@ class RestorePower(Step):
 
 @dataclass(frozen=True)
 class AimOverrides(Step):
-    """Aim driver_override, so that the next probe can bind one driver only. None clears an override."""
+    """Aim driver_override, so that the next probe can bind one driver only. None clears an override.
+
+    `returns`: at host drivers, which may bind as soon as their modules are there.
+    """
 
     kind = "override"
     to: Mapping[PciAddress, str | None]
     before: Mapping[PciAddress, str | None]
+    returns: bool = False
 
     @property
     def title(self) -> str:
@@ -159,6 +163,8 @@ class AimOverrides(Step):
         )
 
     async def apply(self, context: StepContext) -> None:
+        if self.returns:
+            context.arbiter.returns(context.gpu)
         await context.kernel.set_override(self.to)
 
     async def revert(self, context: StepContext) -> None:
