@@ -50,6 +50,8 @@ _AFTERWARDS = 1.0
 _GAPS = 4 * 2
 """Columns between the number, the title, the bar, the status and how long it took."""
 _TO_THE_SECOND = len("2026-11-29 20:07:24")
+_UNDONE = frozenset({"failed", "wedged", "reverted"})
+"""Results after which people look for what the kernel said."""
 
 
 def history(service: Service, args: Namespace) -> int:
@@ -155,6 +157,9 @@ def show(service: Service, args: Namespace) -> int:
         write(_("what the kernel said meanwhile:"))
         for each in kernel:
             hung(f"  {clock(each.at)}  ", each.text)
+    elif kernel is not None and entry["result"] in _UNDONE:
+        write("")
+        write(_("the kernel said nothing of it meanwhile"))
     return 0
 
 

@@ -269,7 +269,7 @@ class _Reading:
         """How it is written: where no command stands behind --, nobody can tell whether the first word is a GPU."""
         first, *more = self._words
         line = self._line("--gpu", first, "--", *(self._behind or more or ["COMMAND"]))
-        return line if self._behind else _(" or ").join([line, self._line("--", first, *more)])
+        return line if self._behind or ":" in first else _(" or ").join([self._line("--", first, *more), line])
 
     def _past(self) -> str:
         """The option for the words behind a GPU, or for all of them, `2h ago`; "" where that cannot be told."""

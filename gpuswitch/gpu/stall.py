@@ -58,7 +58,8 @@ class Stall:
         except (KernelError, TimeoutError) as error:
             _log.warning("cannot tell who has %s open: %s", gpu.address, error, extra=told(GPU=gpu.address))
         nvidia = record.facts.modules.get("nvidia")
-        record.say_why(report(gpu.address, stuck, holders, nvidia.version if nvidia else ""))
+        version = nvidia.version if nvidia else ""
+        record.say_why(report(gpu.address, stuck, holders, version, record.restore_state.units))
 
     def left_behind(self, entry: Entry) -> Pending | None:
         """What an earlier run of the service had sent, and the kernel still has or may have."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.drivers import NVIDIA, waits_for_ever
-from gpuswitch.model.holders import Holder
+from gpuswitch.model.holders import Holder, Unit
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import StuckError
 from gpuswitch.switch.holder_policy import sentences
@@ -22,11 +22,15 @@ def first_words(gpu: PciAddress, stuck: StuckError) -> Sentence:
     return _lines(Sentence.of(stuck), Sentence("nothing more is written to {gpu} until it does", gpu=gpu))
 
 
-def report(gpu: PciAddress, stuck: StuckError, holders: Iterable[Holder] | None, nvidia: str) -> Sentence:
+def report(
+    gpu: PciAddress, stuck: StuckError, holders: Iterable[Holder] | None, nvidia: str, stopped: Sequence[Unit] = ()
+) -> Sentence:
     """The whole story, which begins as `first_words`. `holders`: who has it open now, None where that cannot be told;
-    `nvidia`: its version, or "".
+    `nvidia`: its version, or ""; `stopped`: the units that were stopped for its sake.
     """
     words = first_words(gpu, stuck)
+    if stopped:
+        words = _lines(words, Sentence("stopped until then: {units}", units=", ".join(map(str, stopped))))
     if stuck.pending.what.endswith(" from nvidia") and waits_for_ever(NVIDIA, nvidia):
         never = Sentence(
             "nvidia {version} never returns from this, whoever lets go: {reboot}", version=nvidia, reboot=_REBOOT

@@ -192,6 +192,8 @@ def test_one_switch_with_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
         "the way back:",
         "#  AFTER   TOOK    STATUS    STEP",
         "1  1.00 s  0.0 ms  reverted  load vfio-pci",
+        "",
+        "the kernel said nothing of it meanwhile",
     ]
     record = json.loads(shown(capsys, one, as_json=True))["switch"]
     assert (record["requester"], record["options"], record["seconds"]) == (MINE, one["options"], 2.0)
@@ -234,6 +236,7 @@ def test_what_was_done_before_a_restart_stands_apart(capsys: pytest.CaptureFixtu
         "since it runs again:\n"
         "#  AFTER   TOOK    STATUS  STEP\n"
         "1  9.00 s  1.00 s  done    unbind\n"
+        "\nthe kernel said nothing of it meanwhile\n"
     )
     record = json.loads(shown(capsys, one, as_json=True))
     check("show", record)

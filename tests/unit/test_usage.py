@@ -47,12 +47,13 @@ ENDS = "done, reverted, failed, cancelled, wedged or drifted"
         ),
         (
             "run true",
-            f"{RUN}gpuswitchctl run --gpu true -- COMMAND or gpuswitchctl run -- true",
+            f"{RUN}gpuswitchctl run -- true or gpuswitchctl run --gpu true -- COMMAND",
         ),
         (
             "run rtx true",
-            f"{RUN}gpuswitchctl run --gpu rtx -- true or gpuswitchctl run -- rtx true",
+            f"{RUN}gpuswitchctl run -- rtx true or gpuswitchctl run --gpu rtx -- true",
         ),
+        ("run 01:00.0 sleep 2", f"{RUN}gpuswitchctl run --gpu 01:00.0 -- sleep 2"),
         ("trial rtx 30s", "trial takes a number by its option: --seconds 30"),
         ("trial rtx --for 30", "trial does not know --for; did you mean --seconds 30?"),
         ("history rtx 5", "history takes a time or a number by its option: --limit 5"),

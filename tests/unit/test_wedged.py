@@ -6,7 +6,7 @@ import pytest
 
 from gpuswitch.gpu.wedged import first_words, report
 from gpuswitch.host.port import Pending
-from gpuswitch.model.holders import Holder, Process
+from gpuswitch.model.holders import Holder, Process, Unit
 from gpuswitch.switch.engine import StuckError
 from tests.harness.facts import at
 
@@ -38,6 +38,11 @@ def test_where_somebody_has_it_open_that_is_told_and_no_reboot() -> None:
         f"{first_words(GPU, FROM_SOUND)}\nit recovers by itself once these let go:\n"
         "blender (pid 1234, user alice) has /dev/nvidia0 open; close it, or: kill 1234"
     )
+
+
+def test_what_was_stopped_for_it_is_told() -> None:
+    told = report(GPU, FROM_SOUND, [BLENDER], "", [Unit("sddm.service"), Unit("kwin.service", 1000)])
+    assert told.splitlines()[2] == "stopped until then: sddm.service, kwin.service of user 1000"
 
 
 @pytest.mark.parametrize("holders", [None, ()])

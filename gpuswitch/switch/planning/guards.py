@@ -83,7 +83,7 @@ def _state(gpu: Gpu, state: State) -> Iterator[Blocker]:
         yield Blocker("wedged", sentence, Wedged)
     elif state.moving:
         sentence = Sentence(
-            "{gpu} is {state}: wait until it is at rest; gpuswitchctl status {gpu} shows it",
+            "{gpu} is {state}: wait until it is at rest: gpuswitchctl wait {gpu}",
             gpu=gpu.address,
             state=state,
         )
