@@ -7,6 +7,7 @@ BUS ?= dbus-daemon
 LIBRARY ?= dbus-next
 VM ?= 1
 CAMPAIGNS ?= 1
+BESIDE ?= 1
 SEEDS ?= 10000
 FAULTS ?= 5000
 TARGET ?=
@@ -27,6 +28,10 @@ STAMP_FAST := $(VENV)/.has-dbus-fast
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
+
+# The tests to run, by their marks (pyproject.toml).
+LEFT_OUT := $(strip $(if $(CAMPAIGNS),,campaign) $(if $(BESIDE),,beside))
+CHOSEN := $(if $(LEFT_OUT),-m '$(subst ~, ,$(subst $() ,~and~,$(LEFT_OUT:%=not~%)))')
 
 .PHONY: help venv need-develop need-test need-bus need-library need-system need-cockpit need-vm demo test lint format types ansible-check system-test test-python vm-test release-test vm-shell bench simulate kubernetes fuzz docs cockpit deb stage lock install uninstall clean
 
@@ -54,16 +59,16 @@ format: venv ## let ruff put things in order
 ansible-check: venv ## Ansible's own checks of the collection: ansible-test sanity and ansible-lint, from PyPI (Python 3.11)
 	@$(BIN)/python -m tests.harness.ansible_checks
 
-system-test: venv need-system need-cockpit ## the tests on a real systemd and bus, in containers (RELEASE=bookworm, BUS=dbus-daemon, CAMPAIGNS=: without the long ones; WORKERS=auto)
+system-test: venv need-system need-cockpit ## the tests on a real systemd and bus, in containers (RELEASE=bookworm, BUS=dbus-daemon, CAMPAIGNS=: without the long ones, BESIDE=: without what stands beside the service; WORKERS=auto)
 	@RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/python -m tests.harness.containers
-	RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/pytest --timeout=600 -n $(WORKERS) $(if $(CAMPAIGNS),,-m 'not campaign') tests/real_system
+	RELEASE=$(RELEASE) BUS=$(BUS) $(BIN)/pytest --timeout=600 -n $(WORKERS) $(CHOSEN) tests/real_system
 
 test-python: venv need-system ## the fast tests with another release's Python, in a system of it (RELEASE=trixie or forky; TESTS=FOLDER: some; WORKERS=auto)
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.harness.debian.fast_tests -n $(WORKERS) $(TESTS)
 
-vm-test: venv need-vm ## the tests on a real kernel in virtual machines (RELEASE=bookworm; SELECT=smoke: a few; CAMPAIGNS=: without the long ones; WORKERS=auto)
+vm-test: venv need-vm ## the tests on a real kernel in virtual machines (RELEASE=bookworm; SELECT=smoke: a few; CAMPAIGNS=, BESIDE=: as above; WORKERS=auto)
 	@RELEASE=$(RELEASE) $(BIN)/python -m tests.harness.virtual_machines build
-	RELEASE=$(RELEASE) $(BIN)/pytest --timeout=1800 --durations=20 -n $(WORKERS) --maxschedchunk=1 $(if $(SELECT),-m $(SELECT),$(if $(CAMPAIGNS),,-m 'not campaign')) tests/real_kernel
+	RELEASE=$(RELEASE) $(BIN)/pytest --timeout=1800 --durations=20 -n $(WORKERS) --maxschedchunk=1 $(if $(SELECT),-m $(SELECT),$(CHOSEN)) tests/real_kernel
 
 release-test: ## all of it on all releases, with long campaigns: hours, before a release
 	@.ci/steps test 'test BUS=dbus-broker' \

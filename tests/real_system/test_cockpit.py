@@ -1,5 +1,7 @@
 """Our page in the release's own Cockpit, as people use it with a browser: Chromium, without a window.
 
+pytestmark = pytest.mark.beside
+
 Each test leaves pictures of what was seen in dist/screenshots.
 """
 

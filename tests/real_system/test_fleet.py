@@ -26,6 +26,8 @@ from tests.harness.debian.releases import find_release
 from tests.harness.machines.errors import Result
 from tests.real_system.conftest import BUS, RELEASE, Boot
 
+pytestmark = pytest.mark.beside
+
 WEDGED = ("unbind=hang",)
 WIN11 = "5b0f6c9a-1c43-4d8c-9d4e-1d2f3a4b5c6d"
 CONFIG = f'[[gpu]]\naddress = "{GPU}"\nname = "spare"\nallow_boot_display = true\n[deadlines]\nunbind = 0.2\n'

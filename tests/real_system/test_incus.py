@@ -1,5 +1,7 @@
 """What the doctor reads of Incus, from its real daemon: that of Debian 14, which is the first release to have 7.0.
 
+pytestmark = pytest.mark.beside
+
 No virtual machine of it can be made here: it wants KVM. A container's definition is made one in its database.
 """
 

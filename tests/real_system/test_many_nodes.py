@@ -16,6 +16,8 @@ from tests.harness.debian.releases import find_release
 from tests.harness.promtool import RULES, dashboard_queries
 from tests.real_system.conftest import RELEASE, Boot
 
+pytestmark = pytest.mark.beside
+
 GPUS = 8
 """Of each node; beside them it has the one of the chipset."""
 PORT = 9760

@@ -44,6 +44,8 @@ from tests.harness.debian.releases import find_release
 from tests.harness.promtool import RULES, RULES_TEST, as_rules, dashboard_queries
 from tests.real_system.conftest import BUS, RELEASE, Boot
 
+pytestmark = pytest.mark.beside
+
 SOUND = "0000:01:00.1"
 MANAGED = f'[[gpu]]\naddress = "{GPU}"\nname = "spare"\n'
 GENTLE = "[defaults]\nreset_on_failure = false\nrescan_on_failure = false\n"
