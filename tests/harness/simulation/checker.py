@@ -16,6 +16,7 @@ from gpuswitch.fleet.at_boot import LONGEST_SECONDS
 from gpuswitch.fleet.fleet import Fleet
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.drivers import NVIDIA
 from gpuswitch.model.gpu import harmless
 from gpuswitch.model.holders import HolderQuery, Scan
 from gpuswitch.model.policy import AtBoot, Options
@@ -42,6 +43,8 @@ BEGINS = frozenset({Status.RUNNING, Status.REVERTING})
 """What is told of a step when it begins, forward or back."""
 _SLEEP = getattr(futures, "_set_result_unless_cancelled")  # noqa: B009 -- typeshed lacks it
 _WITH_UNITS = (RestartUnits, StartUnits, StopUnits)
+_TAKEN_BACK = frozenset({"LoadDriver", "Bind", "LoadModules", "AwaitNodes", "RestorePower"})
+"""Steps of the way home at which a host driver may have the GPU, and that are taken back when one fails."""
 _OF_ATTRIBUTES = frozenset({"attribute", "set_attribute"})
 _FAULT_OF_ITS_OWN = "a fault of gpuswitch itself"
 
@@ -246,6 +249,15 @@ class InvariantChecker(ActionChecker):
             self.broken(5, f"{gpu} is moved at boot twice")
         if sum(switch.result is None for switch in actor.record.recent) > 1:
             self.broken(6, f"{gpu} has two switches at once")
+
+    def _starts(self, unit: str) -> None:
+        """Nor may it open what is on its way home, and may have to go back: a switch that is taken back may do so."""
+        super()._starts(unit)
+        by = AT.get()
+        for gpu, at in self._at.items() if unit in map(str, NVIDIA.units) and by.gpu and not by.back else ():
+            actor = self.world.actor(PciAddress.parse(gpu))
+            if gpu != by.gpu and actor is not None and actor.state is State.REATTACHING and at.step in _TAKEN_BACK:
+                self.broken(1, f"{by.gpu} has {unit} started while {gpu} is at {at.step}, and may go back")
 
     def stepped(self, actor: Actor, switch: Switch, event: StepEvent) -> None:
         gpu = str(actor.gpu.address)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from gpuswitch.switch.shared.arbiter import Arbiter
 from gpuswitch.switch.shared.settings import SharedSettings
 from gpuswitch.switch.steps.attributes import ChangeAttribute, RestoreAttribute
 from tests.harness.simulation.mutations import breaks, nothing
@@ -22,7 +23,9 @@ _KILLED_WHILE_BOTH_ARE_AWAY = Story(
 
 @breaks(3, story=_THE_FIRST_IS_HOME)
 def the_first_one_home_gives_back_what_others_need(patch: pytest.MonkeyPatch) -> None:
-    async def restore(_: object, __: object, ___: object, work: Callable[[], Awaitable[None]]) -> None:
+    async def restore(
+        _: object, __: object, ___: object, work: Callable[[], Awaitable[None]], ____: object = None
+    ) -> None:
         await work()
 
     patch.setattr(SharedSettings, "restore", restore)
@@ -46,3 +49,14 @@ def nobody_gives_back_what_is_shared(patch: pytest.MonkeyPatch) -> None:
 @breaks(3, story=Story("trio", "refuse", (Event("fault", 0, "error", 23), _FIRST_LEAVES)))
 def what_is_shared_stays_when_a_switch_is_taken_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ChangeAttribute, "revert", nothing)
+
+
+_LATE, _SOON = (Event("ask", gpu, "host") for gpu in (0, 1))
+_ONE_BINDS_AS_THE_OTHER_IS_HOME = Story(
+    "trio", "refuse", (_FIRST_LEAVES, _SECOND_LEAVES, Event("fault", 0, "delay", 30), _LATE, _SOON)
+)
+
+
+@breaks(1, story=_ONE_BINDS_AS_THE_OTHER_IS_HOME)
+def whoever_is_home_waits_for_no_other_that_returns(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Arbiter, "arrive", nothing)
