@@ -9,7 +9,7 @@ from typing import Any
 
 from gpuswitch.cli.demo_service import DemoService, demo_service
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.output import in_colour, line, write
+from gpuswitch.cli.output import in_colour, line, width, wrapped, write
 from gpuswitch.cli.programs import as_typed
 from gpuswitch.cli.translate import _, state_word
 from gpuswitch.errors import Failed, InvalidArgument
@@ -95,7 +95,9 @@ def _look(service: DemoService, gpu: str) -> dict[str, Any]:
 
 def _caption(text: str) -> None:
     write("")
-    if in_colour(sys.stdout):
-        write(f"\x1b[1m{text}\x1b[0m")
-    else:
-        line(text)
+    columns = width(sys.stdout)
+    for each in wrapped(text, columns) if columns else [text]:
+        if in_colour(sys.stdout):
+            write(f"\x1b[1m{each}\x1b[0m")
+        else:
+            line(each)

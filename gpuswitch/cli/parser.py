@@ -94,10 +94,13 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return f"[{text}]" if action.nargs == argparse.PARSER and not action.required else text
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Each line of it broken between words; the lines stay."""
-        import textwrap  # noqa: PLC0415 -- for help alone
+        """Each line of it broken between words, and not within an option of a command; the lines stay."""
+        from textwrap import wrap  # noqa: PLC0415 -- for help alone
 
-        lines = (textwrap.wrap(line, width, subsequent_indent=_indent_of(line)) or [""] for line in text.splitlines())
+        lines = (
+            wrap(line, width, subsequent_indent=_indent_of(line), break_on_hyphens=False) or [""]
+            for line in text.splitlines()
+        )
         return "\n".join(f"{indent}{each}" for wrapped in lines for each in wrapped)
 
 
