@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.harness.setups import units
 from tests.harness.setups.guest import ctl, drivers, prop, state
 from tests.harness.virtual_machines.hardware import AUDIO_DRIVER, DISPLAY_DRIVER, GPU, GPU_AUDIO, SINGLE_GPU
 from tests.harness.virtual_machines.machine import Machine
+
+pytestmark = pytest.mark.beside
 
 PORT = "0000:00:05.0"
 CONFIG = f"""\

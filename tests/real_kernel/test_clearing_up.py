@@ -60,7 +60,7 @@ def await_reason(machine: Machine, part: str) -> None:
     wait_prop(machine, GPU, "Reason", lambda reason: part in reason)
 
 
-@pytest.mark.parametrize("managed", ["yes", "no"])
+@pytest.mark.parametrize("managed", ["yes", pytest.param("no", marks=pytest.mark.campaign)])
 def test_libvirtd_is_killed_and_then_qemu(machine: Machine, managed: str) -> None:
     """Nobody is left to tell of the end of the machine: its process is watched. libvirtd is started, and clears up."""
     set_up(machine, QUICK)
@@ -93,6 +93,7 @@ def test_libvirtd_is_stopped_and_qemu_is_killed(machine: Machine) -> None:
     assert registers(machine) == before
 
 
+@pytest.mark.campaign
 def test_libvirtd_is_slow(machine: Machine) -> None:
     set_up(machine, QUICK)
     before = registers(machine)
@@ -107,6 +108,7 @@ def test_libvirtd_is_slow(machine: Machine) -> None:
     assert registers(machine) == before
 
 
+@pytest.mark.campaign
 def test_libvirtd_starts_while_qemu_is_killed(machine: Machine) -> None:
     set_up(machine, QUICK)
     before = registers(machine)
@@ -120,6 +122,7 @@ def test_libvirtd_starts_while_qemu_is_killed(machine: Machine) -> None:
     assert registers(machine) == before
 
 
+@pytest.mark.campaign
 def test_the_service_is_started_anew_while_libvirt_is_gone(machine: Machine) -> None:
     set_up(machine, f"{QUICK}start_grace = 2\n")
     before = registers(machine)
@@ -133,6 +136,7 @@ def test_the_service_is_started_anew_while_libvirt_is_gone(machine: Machine) -> 
     assert registers(machine) == before
 
 
+@pytest.mark.campaign
 def test_libvirtd_cannot_be_had(machine: Machine) -> None:
     """The GPU goes home all the same, and what libvirt does to it there is told."""
     set_up(machine, f"{QUICK}libvirt_patience = 3\n")
@@ -168,6 +172,7 @@ def test_nobody_brings_home_what_libvirt_is_not_done_with(machine: Machine) -> N
     assert registers(machine) == before
 
 
+@pytest.mark.campaign
 def test_who_waits_for_a_machine_waits_for_libvirt(machine: Machine) -> None:
     set_up(machine, "")
     before = registers(machine)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.harness.machines.inside import words
 from tests.harness.setups import units
 from tests.harness.setups.crash import JOURNAL, condition
@@ -56,6 +58,7 @@ def test_systemd_starts_what_was_killed_in_a_switch(machine: Machine) -> None:
         assert drivers(machine, GPU, GPU_AUDIO) == AWAY
 
 
+@pytest.mark.campaign
 def test_restarted_at_work_over_and_over(machine: Machine) -> None:
     before = there_and_back(machine, GPU, SINGLE_GPU)
     asking = [machine.start(ASK_ON_AND_ON.format(path=path_of(gpu)), timeout=300) for gpu in (GPU, SINGLE_GPU)]

@@ -15,6 +15,8 @@ from tests.harness.virtual_machines.hardware import AUDIO_DRIVER, CROWDED_NIC, D
 from tests.harness.virtual_machines.hardware import CROWDED_GPU as CROWDED
 from tests.harness.virtual_machines.machine import Machine
 
+pytestmark = pytest.mark.beside
+
 Found = dict[str, tuple[str, str]]
 
 

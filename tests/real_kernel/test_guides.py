@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.harness.pages import typed_where
 from tests.harness.setups.libvirt import await_home, check_given, define, set_up
 from tests.harness.virtual_machines.hardware import GPU, GPU_AUDIO
 from tests.harness.virtual_machines.machine import Machine
+
+pytestmark = pytest.mark.beside
 
 
 def test_what_the_guides_have_people_type(machine: Machine) -> None:

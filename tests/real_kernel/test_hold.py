@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.harness.machines.inside import words
 from tests.harness.setups import units
 from tests.harness.setups.guest import configure, drivers, prop
 from tests.harness.setups.libvirt import AWAY, MANAGED, await_home
 from tests.harness.virtual_machines.hardware import GPU, GPU_AUDIO
 from tests.harness.virtual_machines.machine import Machine
+
+pytestmark = pytest.mark.beside
 
 UNIT = f"gpuswitch-vfio@{GPU}.service"
 QEMU = f"/usr/bin/qemu-system-x86_64 -machine q35 -nodefaults -display none -S -device vfio-pci,host={GPU}"

@@ -82,6 +82,7 @@ def test_a_guest_reboots_is_not_saved_and_shuts_down(machine: Machine) -> None:
     await_home(machine)
 
 
+@pytest.mark.campaign
 def test_a_vm_that_was_saved_without_its_gpu_is_restored(machine: Machine) -> None:
     """Who wants to save such a VM unplugs the GPU first; the XML that the hooks get from then on does not name it."""
     set_up(machine, f"{MANAGED}release_grace = 2\n")

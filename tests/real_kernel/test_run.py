@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.harness.machines.inside import words
 from tests.harness.setups import units
 from tests.harness.setups.guest import configure, ctl, ctl_inside, drivers, prop, state, wait_prop, wait_state
 from tests.harness.setups.libvirt import AT_HOME, AWAY, MANAGED, await_home
 from tests.harness.virtual_machines.hardware import AUDIO_DRIVER, GPU, GPU_AUDIO
 from tests.harness.virtual_machines.machine import Machine
+
+pytestmark = pytest.mark.beside
 
 QEMU = "/usr/bin/qemu-system-x86_64 -machine q35 -nodefaults -display none -S -device vfio-pci,host={}"
 STAYS = f'{MANAGED}on_release = "stay"\n'
