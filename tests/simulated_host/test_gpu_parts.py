@@ -179,7 +179,7 @@ async def test_a_stall_is_told_at_once_and_explained_when_the_holders_are_known(
     assert (record.state, parts.heard.words) == (State.WEDGED, [])
     first = record.reason
     await parts.heard.changed_once.wait()
-    assert record.reason.startswith(f"{first}. ")
+    assert record.reason.startswith(f"{first}\n")
     assert parts.heard.words == ["wedged"]
     await stall.until_returned()
 
