@@ -109,7 +109,7 @@ class Recovery:
         """The switch that a dead service left unfinished, and why there is a need to recover."""
         where = f"at step {left.index} of {left.count}, '{left.title}'" if left.index else "before its first step"
         taken_back = ", as it was being taken back" if left.back else ""
-        waited = f", which waited: {'; '.join(left.waiting_for.splitlines())}" if left.waiting_for else ""
+        waited = f", which waited: {in_one_line(left.waiting_for)}" if left.waiting_for else ""
         why = story_of([left.failure, f"the service ended {where}{taken_back}{waited}"])
         gpu = self._record.gpu.address
         extra = told(GPU=gpu, SWITCH_ID=left.id, TARGET=left.target)

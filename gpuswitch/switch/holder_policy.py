@@ -14,6 +14,7 @@ from gpuswitch.sentence import Sentence
 
 _SHOWN = 3
 """Nodes of one holder that a sentence names; the rest is counted."""
+_DISPLAY_MANAGERS = frozenset((DISPLAY_MANAGER, *DISPLAY_MANAGERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Leaving:
         """Whether this holder may go with them. It is looked at again, once all that is done."""
         if holder.unit in self.units or is_udevs(holder):
             return True
-        desktop = any(unit.name in (DISPLAY_MANAGER, *DISPLAY_MANAGERS) for unit in self.units)
+        desktop = any(unit.name in _DISPLAY_MANAGERS for unit in self.units)
         if holder.process is None:
             # What the kernel has may be a program's, as a buffer that it shares; that is seen when those are gone.
             return desktop or bool(self.sessions)

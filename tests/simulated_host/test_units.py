@@ -252,6 +252,7 @@ class TestServesSeveral:
         assert (switch.result, actors[0].state, harness.pages) == (Result.DONE, State.HOST, [])
         assert "nvidia-persistenced.service" in switch.reason
         hang.release()
+        # Of the simulated clock, which jumps: all that is at work by then is over.
         await asyncio.sleep(1)
         assert self.opened(harness) == {actor.gpu.address for actor in actors}
 
