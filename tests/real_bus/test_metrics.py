@@ -273,9 +273,13 @@ def test_the_processes_below_ours_are_counted() -> None:
         assert shell.stdout is not None
         shell.stdout.readline()
         [child] = Path(f"/proc/{shell.pid}/task/{shell.pid}/children").read_text().split()
-        assert registry.get_sample_value("gpuswitch_processes") == before + 2
-        assert (registry.get_sample_value("gpuswitch_processes_resident_memory_bytes") or 0) > memory
+        counted, resident = (
+            registry.get_sample_value(f"gpuswitch_processes{of}") for of in ("", "_resident_memory_bytes")
+        )
         os.kill(int(child), signal.SIGKILL)
+    assert counted == before + 2
+    assert resident is not None
+    assert resident > memory
     assert registry.get_sample_value("gpuswitch_processes") == before
 
 
