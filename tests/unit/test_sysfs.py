@@ -215,6 +215,40 @@ def test_nodes_are_ready_at_once_where_no_udev_runs(tree: Tree) -> None:
     assert not seen(tree, AUDIO).nodes_pending
 
 
+def test_what_is_made_anew_is_not_what_it_was(tree: Tree) -> None:
+    """The same names with other numbers, another module, another place: nothing that was remembered is true of them."""
+    tree.function(AUDIO, class_code="040300", driver="snd_hda_intel")
+    driver, cards = tree.driver("snd_hda_intel", "snd_hda_intel"), tree.path(AUDIO) / "sound"
+    tree.class_device(AUDIO, "sound/card1/controlC1", "116:7")
+    tree.node("snd/controlC1")
+    (tree.udev / "control").touch()
+    tree.udev_entry("c116:7")
+    slot = tree.sys / "bus/pci/slots/2"
+    slot.mkdir(parents=True)
+    (slot / "address").write_text("0000:01:00\n")
+    sysfs = Sysfs(tree.roots)
+    before = sysfs.look()
+    for number, folder in enumerate((driver, cards, slot)):
+        folder.rename(tree.sys / f"gone{number}")
+    assert (sysfs.look().slots, sysfs.look().pci_drivers) == ({}, {})
+    tree.driver("snd_hda_intel")
+    tree.class_device(AUDIO, "sound/card1/controlC1", "116:9")
+    slot.mkdir()
+    (slot / "address").write_text("0000:05:00\n")
+    after = sysfs.look()
+    assert [each.slots for each in (before, after)] == [{"2": "0000:01:00"}, {"2": "0000:05:00"}]
+    assert [each.pci_drivers for each in (before, after)] == [
+        {"snd_hda_intel": "snd_hda_intel"},
+        {"snd_hda_intel": None},
+    ]
+    assert [each.functions[PciAddress.parse(AUDIO)].nodes_pending for each in (before, after)] == [False, True]
+    # What comes a little later than the folder that it is in is not missed for that.
+    tree.driver("snd_hda_intel", "snd_hda_intel")
+    tree.udev_entry("c116:9")
+    assert sysfs.look().pci_drivers == before.pci_drivers
+    assert not sysfs.look().functions[PciAddress.parse(AUDIO)].nodes_pending
+
+
 def test_names_from_the_hardware_database(tree: Tree) -> None:
     tree.function(GPU)
     sysfs = Sysfs(tree.roots)

@@ -34,8 +34,7 @@ from gpuswitch.errors import KernelError
 from gpuswitch.host.linux.booted import BootDisplay
 from gpuswitch.host.linux.framebuffers import BOOT_DRIVERS, console_map, function_of
 from gpuswitch.host.linux.installed import Installed
-from gpuswitch.host.linux.nodes import display_nodes
-from gpuswitch.host.linux.nodes import nodes as made_nodes
+from gpuswitch.host.linux.nodes import Nodes
 from gpuswitch.host.linux.reading import (
     contents,
     entries,
@@ -114,7 +113,10 @@ class Sysfs:
         self._installed = Installed(roots.modules)
         self._boot_display = BootDisplay(roots.sysfs)
         self._groups = Groups(roots.sysfs)
+        self._nodes = Nodes(roots.dev, roots.udev)
         self._serials: dict[str, str] = {}
+        self._known_modules: dict[str, tuple[int, str | None]] = {}
+        self._known_slots: dict[str, tuple[int, str]] = {}
         cpuinfo = contents(f"{roots.proc}/cpuinfo", 16384).decode(errors="replace")
         self._processor = _processor(cpuinfo)
         self._hypervisor = _hypervisor(cpuinfo, first_line(f"{roots.sysfs}/hypervisor/type"))
@@ -154,7 +156,7 @@ class Sysfs:
         # Drivers before functions: one that registers in between is asked for by name.
         # A folder that is made anew has another inode.
         registrations = dict(entries(f"{self._roots.sysfs}/bus/pci/drivers"))
-        drivers = {name: self._module(name) for name in registrations}
+        drivers = {name: self._module(name, inode) for name, inode in registrations.items()}
         functions = self._functions(present, drivers, mediated)
         direct_regions, without_iommu = self._groups.among(functions.values(), present)
         return HostFacts(
@@ -173,7 +175,7 @@ class Sysfs:
             groups_without_iommu=without_iommu,
             hypervisor=self._hypervisor,
             barred=self._barred,
-            slots=dict(self._slots()),
+            slots=self._slots(),
             autoprobe=first_line(f"{self._roots.sysfs}/bus/pci/drivers_autoprobe") != "0",
             modules_on_disk=self._installed.on_disk(),
         )
@@ -232,8 +234,12 @@ class Sysfs:
         path = f"{self._devices}/{name}"
         kind = Kind.of(static.class_code)
         driver = link(f"{path}/driver")
+        module = drivers[driver] if driver in drivers else self._module_now(driver)
         group = link(f"{path}/iommu_group")
-        nodes, pending = made_nodes(path, kind, self._roots.dev, self._roots.udev) if driver else ((), False)
+        # The class is `vfio-dev`, so the driver core puts its devices into a folder of that name.
+        vfio_device = driver != "" and there(f"{path}/vfio-dev")
+        no_nodes = driver == "" or vfio_device
+        nodes, pending = ((), False) if no_nodes else self._nodes.of(path, kind)
         maker, model = self._hardware_names(name)
         serial, serial_errno = self._serial(name) if kind in _GPU_KINDS else ("", 0)
         return PciFunction(
@@ -246,7 +252,7 @@ class Sysfs:
             modalias=static.modalias,
             serial=serial,
             serial_errno=serial_errno,
-            driver=Driver(driver, drivers[driver] if driver in drivers else self._module(driver)) if driver else None,
+            driver=Driver(driver, module) if driver else None,
             iommu_group=int(group) if group else None,
             parent=static.parent,
             boot_display=name in (self._booted or ()),
@@ -256,8 +262,7 @@ class Sysfs:
             nodes=nodes,
             nodes_pending=pending,
             asleep=first_line(f"{path}/power/runtime_status") in _SLEEPING,
-            # The class is `vfio-dev`, so the driver core puts its devices into a folder of that name.
-            vfio_device=driver != "" and there(f"{path}/vfio-dev"),
+            vfio_device=vfio_device,
         )
 
     def _serial(self, name: str) -> tuple[str, int]:
@@ -272,16 +277,34 @@ class Sysfs:
             self._serials[name] = serial
         return self._serials[name], 0
 
-    def _slots(self) -> Iterator[tuple[str, str]]:
+    def _slots(self) -> dict[str, str]:
+        """The address of each physical slot, by its name. One that is made anew has another inode."""
         folder = f"{self._roots.sysfs}/bus/pci/slots"
-        for name, _ in sorted(entries(folder)):
-            if address := first_line(f"{folder}/{name}/address"):
-                yield name, address
+        known, self._known_slots = self._known_slots, {}
+        for name, number in sorted(entries(folder)):
+            found = known.get(name)
+            if found is None or found[0] != number:
+                found = number, first_line(f"{folder}/{name}/address")
+            if found[1]:
+                self._known_slots[name] = found
+        return {name: address for name, (_, address) in self._known_slots.items()}
 
-    def _module(self, driver: str) -> str | None:
-        """The module that brought a driver. One that is built in has a folder too, but no `initstate`."""
-        module = link(f"{self._roots.sysfs}/bus/pci/drivers/{driver}/module")
-        return module if module and there(f"{self._roots.sysfs}/module/{module}/initstate") else None
+    def _module(self, driver: str, folder: int | None) -> str | None:
+        """The module that brought a driver, whose folder has this inode. One that is built in has a folder too, but no
+        `initstate`.
+        """
+        known = self._known_modules.get(driver)
+        if known is not None and known[0] == folder:
+            return known[1]
+        name = link(f"{self._roots.sysfs}/bus/pci/drivers/{driver}/module")
+        module = name if name and there(f"{self._roots.sysfs}/module/{name}/initstate") else None
+        # The link comes last, when its devices are bound already (bus_add_driver in drivers/base/bus.c).
+        if name and folder is not None:
+            self._known_modules[driver] = folder, module
+        return module
+
+    def _module_now(self, driver: str) -> str | None:
+        return self._module(driver, inode(f"{self._roots.sysfs}/bus/pci/drivers/{driver}")) if driver else None
 
     def _modules(self) -> dict[str, Module]:
         found = {}
@@ -307,7 +330,7 @@ class Sysfs:
                     continue
                 function = _address(function_of(f"{folder}/{name}", driver, self._roots.iomem))
                 if function is not None:
-                    yield BootFramebuffer(name, driver, function, display_nodes(f"{folder}/{name}"))
+                    yield BootFramebuffer(name, driver, function, self._nodes.of_display(f"{folder}/{name}"))
 
     def _hardware_names(self, name: str) -> tuple[str, str]:
         """Maker and model as udev found them in its hardware database.
