@@ -5,11 +5,15 @@ introspection tells.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+
+from typing_extensions import override
 
 from gpuswitch.api.authority import Action
 from gpuswitch.api.callers import Callers
+from gpuswitch.api.connection import Variant
 from gpuswitch.api.encoders import (
     holder_values,
     model_of,
@@ -37,6 +41,7 @@ from gpuswitch.api.signatures import (
 )
 from gpuswitch.errors import GpuswitchError, InvalidArgument
 from gpuswitch.gpu.actor import Actor
+from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.match import traits
 from gpuswitch.model.policy import Options
 from gpuswitch.model.states import State
@@ -60,6 +65,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         self._told: dict[str, object] = {}
         self._telling: asyncio.Handle | None = None
         self._trial_ends = 0.0
+        self._looked: HostFacts | None = None
 
     @dbus_constant
     def address(self) -> Str:
@@ -99,7 +105,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     @dbus_property
     def driver(self) -> Str:
         """The driver of its display function now; empty: none."""
-        display = self._record.facts_now.functions.get(self._record.gpu.address)
+        display = self._facts_now.functions.get(self._record.gpu.address)
         return (display.driver_name if display else None) or ""
 
     @dbus_property
@@ -110,7 +116,7 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     @dbus_property
     def functions(self) -> StrTripleArray:
         """Address, kind and driver of each of its functions."""
-        present = self._record.gpu.present(self._record.facts_now)
+        present = self._record.gpu.present(self._facts_now)
         return [(str(f.address), str(f.kind), f.driver_name or "") for f in present]
 
     @dbus_property
@@ -292,14 +298,34 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
-        now = self._now()
-        changed = [name for name, value in now.items() if self._told.get(name) != value]
-        self._told = now
-        if changed:
-            self.emit_properties_changed(*changed)
+        with self._of_one_look():
+            now = self._now()
+            changed = [name for name, value in now.items() if self._told.get(name) != value]
+            self._told = now
+            if changed:
+                self.emit_properties_changed(*changed)
+
+    @override
+    def read_properties(self, names: Iterable[str]) -> tuple[dict[str, Variant], list[str]]:
+        with self._of_one_look():
+            return super().read_properties(names)
 
     def _now(self) -> dict[str, object]:
         return {name: property_.__get__(self, type(self)) for name, property_ in self.properties.items()}
+
+    @contextmanager
+    def _of_one_look(self) -> Iterator[None]:
+        """What is read of several properties meanwhile is of the same moment."""
+        outer = self._looked
+        self._looked = outer or self._record.facts_now
+        try:
+            yield
+        finally:
+            self._looked = outer
+
+    @property
+    def _facts_now(self) -> HostFacts:
+        return self._looked or self._record.facts_now
 
 
 _GOES_TO = {"ToVfio": "vfio", "Trial": "vfio", "ToHost": "host"}
