@@ -229,6 +229,12 @@ class Fleet:
         else:
             self._put_off = loop.call_at(due, self.look)
 
+    def _look_in_a_while(self) -> None:
+        """Look once at all that a switch has brought about: its last events are yet to come."""
+        if self._put_off is not None:
+            self._put_off.cancel()
+        self._put_off = asyncio.get_running_loop().call_later(REST_SECONDS, self.look)
+
     def look(self) -> None:
         """Look at the host and tell every actor what became of its GPU.
 
@@ -282,6 +288,7 @@ class Fleet:
                     arbiter=self._arbiter,
                     observer=self._observer,
                     rested=self.look,
+                    rested_as_wanted=self._look_in_a_while,
                 )
                 self.actors[address] = actor
                 self._observer.appeared(actor)

@@ -64,6 +64,7 @@ class Actor:
         arbiter: Arbiter,
         observer: GpuObserver,
         rested: Callable[[], None],
+        rested_as_wanted: Callable[[], None],
     ) -> None:
         self.record = GpuRecord(
             gpu, facts, host=host, config=config, journal=journal, arbiter=arbiter, observer=observer
@@ -76,6 +77,7 @@ class Actor:
         self._arbiter = arbiter
         self._observer = observer
         self._rested = rested
+        self._rested_as_wanted = rested_as_wanted
         self._restoring: asyncio.Task[None] | None = None
         self._deciding = Deciding()
         self._planning = asyncio.Lock()
@@ -413,8 +415,12 @@ class Actor:
 
     def _is_over(self) -> None:
         """A switch is."""
-        self._rested()
         record = self.record
+        if record.as_wanted:
+            # Whoever waits for the end is answered first.
+            self._rested_as_wanted()
+        else:
+            self._rested()
         if record.removed_late and record.state is State.HOST and record.restore_state and not record.retired:
             self._restoring = asyncio.create_task(self.restore_deferred())
 

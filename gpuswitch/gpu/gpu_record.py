@@ -227,6 +227,12 @@ class GpuRecord:
         """Where it is now, in words."""
         return place(self.gpu, self.fresh_facts_if_possible())
 
+    @property
+    def as_wanted(self) -> bool:
+        """Whether it is where somebody wants it, with nothing left to restore at home: nothing follows from it."""
+        home = self.state is State.HOST and not self.restore_state
+        return (home or self.state is State.VFIO) and not self.stays_out and self.trial is None
+
     async def is_at_rest(self) -> bool:
         """Whether it is in a known-good state now, by a fresh look."""
         return observe(self.gpu, await self.fresh_facts(), self.restore_state).stable
