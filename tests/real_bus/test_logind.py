@@ -87,6 +87,11 @@ def is_process(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+def children() -> set[int]:
+    """Our own processes."""
+    return set(map(int, Path("/proc/thread-self/children").read_text().split()))
+
+
 async def ended(pid: int) -> None:
     """Wait until a process has ended."""
     try:
@@ -207,6 +212,21 @@ async def test_no_logind(systemd: LinuxSystemd, caplog: pytest.LogCaptureFixture
     error = await error_of(systemd.end_session("4"))
     assert error.errno == errno.ENOENT
     assert str(error).startswith("cannot end session 4: there is no org.freedesktop.login1 on the system bus (")
+
+
+async def test_logind_leaves_between_two_locks(
+    systemd: LinuxSystemd, private_bus: PrivateBus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second is begun before it is asked, since nothing can hold one: what was begun ends."""
+    async with logind_on(private_bus.address):
+        await systemd.inhibit(GPU)
+        await systemd.release(GPU)
+    write(tmp_path / "systemd-inhibit", "#!/bin/sh\nexec sleep 1000\n")
+    before = children()
+    await systemd.inhibit(GPU)
+    for pid in children() - before:
+        await ended(pid)
+    assert "there is no logind" in caplog.text
 
 
 async def test_the_sessions_of_a_user(systemd: LinuxSystemd, logind: FakeLogind) -> None:

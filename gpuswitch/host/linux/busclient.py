@@ -123,9 +123,12 @@ class Remote:
         changes = MatchRule(type="signal", sender=_BUS, interface=_BUS, member="NameOwnerChanged")
         changes.add_arg_condition(0, self._name)
         wanted = MatchRule(type="signal", sender=self._name, interface=interface, member=member)
-        for rule in (changes, wanted):
-            await self._ask(message_bus.AddMatch(rule))
-        self._owner = await self._ask(message_bus.GetNameOwner(self._name))
+        # In one go: each answer that is waited for alone wakes the bus and us once more.
+        rules = [await self._sent(message_bus.AddMatch(rule)) for rule in (changes, wanted)]
+        owner = await self._sent(message_bus.GetNameOwner(self._name))
+        for rule in rules:
+            await self._answer(rule)
+        self._owner = await self._answer(owner)
 
     async def signal(self) -> Signal | None:
         """Wait for the next signal. None: the service was replaced by a new run of it, and some may be missed.
@@ -153,8 +156,15 @@ class Remote:
         await self._ask(message_bus.Hello())
 
     async def _ask(self, message: Message) -> Any:
-        serial = next(self._connection.outgoing_serial)
+        return await self._answer(await self._sent(message))
+
+    async def _sent(self, message: Message) -> int:
+        """The number by which its answer is known."""
+        serial: int = next(self._connection.outgoing_serial)
         await self._connection.send(message, serial=serial)
+        return serial
+
+    async def _answer(self, serial: int) -> Any:
         while serial not in self._answers:
             await self._receive()
         answer = self._answers.pop(serial)

@@ -72,28 +72,33 @@ class Inhibitors:
         self._warned = False
         self._ending: set[Process] = set()
         """Those that were told to end: they may have a lock still, and will not for long."""
+        self._released: set[str] = set()
+        """The GPUs of which it is known that nothing holds a lock for them."""
 
     async def inhibit(self, gpu: str) -> None:
         """See `gpuswitch.host.port.Systemd.inhibit`."""
-        async with connected_to(LOGIND, _KEEP, gpu, start=True) as logind:
-            try:
-                if await self._lasting(logind, gpu):
+        # It takes longer to start than all that there is to ask.
+        child = self._start(gpu) if gpu in self._released else None
+        self._released.discard(gpu)
+        try:
+            async with connected_to(LOGIND, _KEEP, gpu, start=True) as logind:
+                try:
+                    if await self._lasting(logind, gpu):
+                        return
+                except CallError as error:
+                    if not error.absent:
+                        raise
+                    self._warn(error)
+                    self._tell_to_end(child)
                     return
-            except CallError as error:
-                if not error.absent:
-                    raise
-                self._warn(error)
-                return
-            # It tells of each lock that is taken or given back.
-            await logind.listen(PROPERTIES, "PropertiesChanged")
-            child = self._start(gpu)
-            try:
+                # It tells of each lock that is taken or given back.
+                await logind.listen(PROPERTIES, "PropertiesChanged")
+                child = child or self._start(gpu)
                 while not await self._lasting(logind, gpu):
                     await _signal_or_end(logind, child, gpu)
-            except BaseException:
-                self._remember(child.pid)
-                child.send(signal.SIGTERM)
-                raise
+        except BaseException:
+            self._tell_to_end(child)
+            raise
 
     async def uninhibited(self, gpu: str) -> None:
         """See `gpuswitch.host.port.Systemd.uninhibited`."""
@@ -129,10 +134,16 @@ class Inhibitors:
                 return
         for pid in holders:
             await self._end(pid, gpu)
+        self._released.add(gpu)
 
     async def _lasting(self, logind: Remote, gpu: str) -> list[int]:
         """The processes that hold a lock of ours for this GPU, and go on doing so."""
         return [pid for pid in await _holders(logind, gpu) if _process(pid) not in self._ending]
+
+    def _tell_to_end(self, child: Child | None) -> None:
+        if child is not None:
+            self._remember(child.pid)
+            child.send(signal.SIGTERM)
 
     def _remember(self, pid: int) -> None:
         """It is told to end; those that have ended are forgotten."""
