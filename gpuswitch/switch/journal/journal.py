@@ -129,6 +129,7 @@ class Journal:
 
     def __init__(self, store: Store) -> None:
         self.boot = BootNotes(store, boot_id)
+        self._boot_id = ""
         self._store = store
         self._written: dict[PciAddress, tuple[tuple[object, ...], list[str]]] = {}
         """The fields as they were last written, and their texts: most are the same from step to step."""
@@ -216,7 +217,8 @@ class Journal:
             for (name, encoder), value, old, text in zip(_FIELDS, values, before, texts, strict=True)
         ]
         self._written[gpu] = values, texts
-        return f'{{"format":{_FORMAT},"boot":"{boot_id()}",{",".join(texts)}}}'.encode()
+        self._boot_id = self._boot_id or boot_id()
+        return f'{{"format":{_FORMAT},"boot":"{self._boot_id}",{",".join(texts)}}}'.encode()
 
     def _drop(self, gpu: PciAddress) -> None:
         try:
