@@ -41,6 +41,7 @@ from gpuswitch.api.signatures import (
 )
 from gpuswitch.errors import GpuswitchError, InvalidArgument
 from gpuswitch.gpu.actor import Actor
+from gpuswitch.gpu.remedies import remedies
 from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.match import traits
 from gpuswitch.model.policy import Options
@@ -154,6 +155,17 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
     def stays_out(self) -> Bool:
         """Whether its last way home ended elsewhere; Reason says why."""
         return bool(self._record.stays_out)
+
+    @dbus_property
+    def remedies(self) -> ValuesArray:
+        """What may help where it is failed, unknown, or stays out, the least rough first: kind and text of each.
+
+        To say it in another language: the template of the text, with {named} fields, and the data that stands in these.
+        """
+        return [
+            {"kind": remedy.kind, "text": str(remedy.sentence), **sentence_values(remedy.sentence)}
+            for remedy in remedies(self._record)
+        ]
 
     @dbus_property
     def state_since(self) -> Double:

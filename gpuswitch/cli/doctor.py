@@ -87,7 +87,14 @@ def _told(gpu: Gpu) -> Told:
     except CtlError:  # a look of its own takes its place, where one may
         holders = None
     name, uuid = known["Owner"]
-    return Told(known["State"], known["Reason"], name or uuid, known["StaysOut"], holders)
+    remedies = {str(each["kind"]): _sentence(each) for each in known["Remedies"]}
+    return Told(known["State"], known["Reason"], name or uuid, known["StaysOut"], holders, remedies)
+
+
+def _sentence(values: Mapping[str, Any]) -> Sentence:
+    """As the service has made it of its `template` and `data`."""
+    data = {name: _sentence(value) if isinstance(value, Mapping) else value for name, value in values["data"].items()}
+    return Sentence(values["template"], **data)
 
 
 def _holder(values: Mapping[str, Any]) -> Holder:

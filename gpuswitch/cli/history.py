@@ -25,6 +25,7 @@ from gpuswitch.cli.output import (
     width,
     write,
 )
+from gpuswitch.cli.query import what_to_do
 from gpuswitch.cli.records import entry_record
 from gpuswitch.cli.requesters import requester_words
 from gpuswitch.cli.steps import SHORTEST_BAR, TAKEN_BACK, plan_heading, took_words
@@ -147,7 +148,7 @@ def show(service: Service, args: Namespace) -> int:
         lines = None if kernel is None else [{"at": rfc3339(each.at), "text": each.text} for each in kernel]
         as_json({"switch": {**entry_record(entry, name), "kernel": lines}})
         return 0
-    pairs(list(_about(entry, called(name, entry["gpu"]))))
+    pairs([*_about(entry, called(name, entry["gpu"])), *_to_do(service, entry)])
     _print_steps(entry)
     if unread:
         write("")
@@ -266,6 +267,15 @@ def _about(entry: Values, gpu: str) -> Iterable[tuple[str, str]]:
         words = " ".join(value) if isinstance(value, list) else str(value)
         # Of a service that is newer, there may be others.
         yield "" if number else _("options"), f"{_(_OPTIONS.get(option, option.replace('_', ' ')))}: {words}"
+
+
+def _to_do(service: Service, entry: Values) -> Iterable[tuple[str, str]]:
+    """What there is to do about its GPU, where that is still as this switch left it, and not well."""
+    with suppress(CtlError):  # it may have left the machine
+        gpu = service.gpu(entry["gpu"]).properties
+        if gpu["Remedies"] and gpu["Switch"] and gpu["Switch"]["id"] == entry["id"]:
+            for number, sentence in enumerate(what_to_do(gpu)):
+                yield "" if number else _("to do"), sentence
 
 
 def _print_steps(entry: Values) -> None:

@@ -24,7 +24,8 @@ JSON_VERSION = 1
 _UNBROKEN = re.compile(
     r"`[^`]*`"
     r"|\{ \w+ = [^{}]*\}"
-    r"|\b(?:gpuswitchctl(?!:| of | \()|systemctl|kill|loginctl|usermod|echo|virsh|modprobe|mdevctl|rm)\b[^;,；，。]*"  # noqa: RUF001 -- as Chinese has them
+    r"|\b(?:gpuswitchctl(?!:| of | \()|systemctl|kill|loginctl|usermod|echo|virsh|modprobe|mdevctl|rm)\b"
+    r"(?:(?!: )[^;,；，。])*"  # noqa: RUF001 -- as Chinese has them
     r"|\b[\d.]+ m?s\b"
 )
 """What stands here is not broken, whatever the width: commands and tables of TOML, which are to be copied, and

@@ -12,11 +12,13 @@ from gpuswitch.cli.configuration import refused_on_disk
 from gpuswitch.cli.layout import model_in_brief, pairs, table
 from gpuswitch.cli.output import SINCE, as_json, clock, duration, line, lines_of, moment, warning, write
 from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
-from gpuswitch.cli.translate import _, marks, recognized, state_word, step_title
+from gpuswitch.cli.translate import _, marks, recognized, reworded, state_word, step_title
 
 Values = Mapping[str, Any]
 _DID_NOT_WORK = re.compile(r"(?:cannot [^:]+: )*cannot (.+?): ")
 """How the error of one operation begins (KernelError in errors.py), and what was to be done by it."""
+_ONCE_MORE = frozenset({"recover", "to_host"})
+"""Kinds of remedies that are nothing else than what was tried."""
 
 
 def list_gpus(service: Service, args: Namespace) -> int:
@@ -135,10 +137,10 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     now = reasons(gpu)[0]
     for number, sentence in enumerate(lines_of(now) if now else []):
         yield "" if number else _("reason"), sentence
-    if gpu["State"] == "failed":
+    if gpu["Remedies"]:
         for number, sentence in enumerate(what_to_do(gpu)):
             yield "" if number else _("to do"), sentence
-    if gpu["State"] in {"failed", "wedged"} and gpu["Switch"]:
+    if (gpu["State"] in {"failed", "wedged"} or gpu["StaysOut"]) and gpu["Switch"]:
         yield _("kernel"), _("what it said meanwhile: {command}", command=f"gpuswitchctl show {gpu['Switch']['id']}")
     for number, bound in enumerate(function_words(gpu)):
         yield "" if number else _("functions"), bound
@@ -151,8 +153,8 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
         yield _("trial ends"), ends
     if gpu["StaysOut"]:
         yield (
-            _("stays out"),
-            _("tried again by to-host, when a user of it is gone, when its driver is loaded anew, at a start"),
+            _("tried again"),
+            _("when a program that had it open is gone, when its driver is loaded anew, when the service starts"),
         )
     if gpu["Adds"]:
         yield _("with"), ", ".join(gpu["Adds"])
@@ -186,32 +188,44 @@ def function_words(gpu: Values) -> list[str]:
 
 
 def what_to_do(gpu: Values, *, switch: str = "") -> list[str]:
-    """About a GPU that is `failed`, in sentences (`to_put_right`): about the last attempt, where that says what did not
-    work.
+    """About a GPU that the service has remedies for, in sentences (`to_put_right`): about the last attempt, where that
+    says what did not work.
     """
     word = gpu["Name"] or gpu["Address"]
     last = gpu["Reason"].rpartition(f"\n{SINCE}")[2]
     reason = last if _DID_NOT_WORK.match(last) else gpu["Reason"]
-    return to_put_right(reason, word, f"gpuswitchctl recover {word}", switch=switch)
+    verb = "to-host" if gpu["State"] == "vfio" else "recover"
+    return to_put_right(reason, word, f"gpuswitchctl {verb} {word}", switch=switch, remedies=gpu["Remedies"])
 
 
-def to_put_right(reason: str, word: str, command: str, *, switch: str = "") -> list[str]:
+def to_put_right(
+    reason: str, word: str, command: str, *, switch: str = "", remedies: Sequence[Values] = ()
+) -> list[str]:
     """What there is to do before `command` is typed, about a reason as the service tells it, in sentences; `word` is
     the GPU as it is typed. Where that says no more than what did not work, it is named once more, by the same name,
     and where the cause may be seen: nobody puts an `Invalid argument` right. With the id of its `switch`, that is
-    shown, too.
+    shown, too. `remedies` are those of the service; where they are not to do the same once more, neither is `command`.
     """
-    if not (refused := _DID_NOT_WORK.match(reason)):
-        return [_("put right what is named here, then: {command}", command=command)]
-    what = step_title(refused[1])
+    once_more = not remedies or any(remedy["kind"] in _ONCE_MORE for remedy in remedies)
+    others = [reworded(each["text"], [each]) for each in remedies if each["kind"] not in _ONCE_MORE]
+    if once_more:
+        others = [_("if that does not help: {remedy}", remedy=each) for each in others]
+    refused = _DID_NOT_WORK.match(reason)
+    if not refused and once_more:
+        return [_("put right what is named here, then: {command}", command=command), *others]
     kernel = [_("what the kernel said meanwhile: {command}", command=f"gpuswitchctl show {switch}")] if switch else []
-    return [
-        _("find out why '{what}' did not work:", what=what),
-        *kernel,
-        _("what may be wrong with this machine: {command}", command=f"gpuswitchctl doctor {word}"),
-        _("for a report of a fault, as root: {command}", command="gpuswitchctl report"),
-        _("then: {command}", command=command),
-    ]
+    doctor = _("what may be wrong with this machine: {command}", command=f"gpuswitchctl doctor {word}")
+    report = _("for a report of a fault, as root: {command}", command="gpuswitchctl report")
+    if refused and once_more:
+        what = step_title(refused[1])
+        first, then = _("find out why '{what}' did not work:", what=what), _("then: {command}", command=command)
+        return [first, *kernel, doctor, report, then, *others]
+    if refused:
+        what = step_title(refused[1])
+        first = _("'{what}' has failed again, and this alone does not help: {command}", what=what, command=command)
+    else:
+        first = _("what is named here has failed again, and this alone does not help: {command}", command=command)
+    return [first, *kernel, doctor, *others, report]
 
 
 def _switch_lines(switch: Values, told: str) -> list[str]:

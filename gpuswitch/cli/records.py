@@ -53,6 +53,7 @@ def gpu_record(gpu: Values) -> dict[str, Any]:
     ]
     name, uuid = gpu["Owner"]
     record["owner"] = {"name": name, "uuid": uuid} if name or uuid else None
+    record["remedies"] = [{"kind": each["kind"], "text": each["text"]} for each in gpu["Remedies"]]
     record["switch"] = switch_record(gpu["Switch"]) if gpu["Switch"] else None
     return record
 

@@ -567,8 +567,8 @@ class Switches:
             now = gpu.look()
         if now["State"] == "failed":
             there = _("it is left with {functions}", functions=", ".join(function_words(now)))
-            # Where it is failed since an earlier switch, this one has nothing of that.
-            since = outcome["id"] if now["Reason"] == outcome["reason"] else ""
+            # What stands there may be of an earlier switch, and this one has nothing of that.
+            since = outcome["id"] if now["Reason"].endswith(outcome["reason"]) else ""
             sentences = what_to_do(now, switch=since)
             return CtlError.of(Failed, "\n".join([text, there, *sentences]))
         if result == "failed":
@@ -581,7 +581,8 @@ class Switches:
             text += "\n" + _("the GPU is as it was before; {command} has each step", command=shown)
         if result in {"failed", "reverted"}:
             reason, switch = str(outcome["reason"]), outcome["id"]
-            text = "\n".join([text, *to_put_right(reason, gpu.word, again, switch=switch)])
+            remedies = now["Remedies"] if now["StaysOut"] else ()
+            text = "\n".join([text, *to_put_right(reason, gpu.word, again, switch=switch, remedies=remedies)])
         code = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
         error = CtlError(text, code, name=name)
         return with_ways_out(error, self._ways_out(gpu)) if result == "reverted" else error

@@ -13,6 +13,7 @@ from gpuswitch.model.facts import HostFacts, Kind, PciFunction
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder
 from gpuswitch.model.states import State
+from gpuswitch.sentence import Sentence
 from gpuswitch.switch.planning.guards import Blocker
 
 
@@ -218,13 +219,14 @@ class Installation:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the service says of one GPU."""
+    """What the service says of one GPU. `remedies`: what may help, by kind, the least rough first."""
 
     state: str
     reason: str = ""
     owner: str = ""
     stays_out: bool = False
     holders: tuple[Holder, ...] | None = None
+    remedies: Mapping[str, Sentence] = field(default_factory=dict)
 
     @property
     def at(self) -> State:

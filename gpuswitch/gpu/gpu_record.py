@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
-from gpuswitch.config.schema import Defaults
+from gpuswitch.config.schema import Attempt, Defaults
 from gpuswitch.config.settings import Config, GpuConfig
 from gpuswitch.errors import InvalidArgument, KernelError
 from gpuswitch.gpu.machine import SEEN, SETTLE, GpuMachine
@@ -28,7 +28,7 @@ from gpuswitch.model.owner import Owner
 from gpuswitch.model.states import State
 from gpuswitch.model.trial import Trial
 from gpuswitch.sentence import Sentence
-from gpuswitch.switch.engine import StepEvent
+from gpuswitch.switch.engine import Status, StepEvent
 from gpuswitch.switch.journal.journal import Entry, Journal, Page
 from gpuswitch.switch.planning.plan import Plan
 from gpuswitch.switch.record import Drift, Result, Switch
@@ -63,6 +63,17 @@ class Outcome(NamedTuple):
     result: Result
     reason: str
     reached: Plan | None = None
+
+
+class _FailedWay(NamedTuple):
+    """Of a way that led to no known-good state: the titles of the `steps` that did not work, what was `allowed`."""
+
+    steps: frozenset[str]
+    allowed: tuple[Attempt, Attempt]
+
+
+def _allowed(rules: Defaults) -> tuple[Attempt, Attempt]:
+    return rules.reset_on_failure, rules.rescan_on_failure
 
 
 class GpuRecord:
@@ -108,6 +119,8 @@ class GpuRecord:
         """Whether it could not be brought where it is wanted at boot, and nobody has moved it since."""
         self.retired = ""
         """Why nothing new begins here."""
+        self._last_way: _FailedWay | None = None
+        self._failed_twice = False
         self._moved = asyncio.Event()
         self._host = host
         self._arbiter = arbiter
@@ -176,6 +189,17 @@ class GpuRecord:
         """Why the last way home ended elsewhere, where it still is; "" where none did, or it is somebody's."""
         out = self.state in {State.VFIO, State.FAILED} and not self.owned
         return self.page.entry.stays_out if out else ""
+
+    @property
+    def failed_at(self) -> frozenset[str]:
+        """The steps, by title, that did not work on the last way to a known-good state; none where that led there."""
+        return self._last_way.steps if self._last_way is not None else frozenset()
+
+    @property
+    def failed_alike(self) -> bool:
+        """Whether the last two ways have failed at the same steps, and nothing more is allowed since."""
+        last = self._last_way
+        return self._failed_twice and last is not None and last.allowed == _allowed(self.rules)
 
     @property
     def trial(self) -> Trial | None:
@@ -292,7 +316,17 @@ class GpuRecord:
         out = self._out_after(result)
         trial = self._trial_after(result, out)
         self.page.write_if_possible(Entry(restore_state, owner=owner, failed=failed, stays_out=out, trial=trial))
+        self._remember_way(failed=bool(failed or out))
         return Outcome(result, reason, reached)
+
+    def _remember_way(self, *, failed: bool) -> None:
+        """Where the switch that ends has failed, if it has."""
+        way = None
+        if failed and self.switch is not None:
+            steps = frozenset(step.title for step in self.switch.steps if step.status is Status.FAILED)
+            way = _FailedWay(steps, _allowed(self.rules))
+        self._failed_twice = way is not None and bool(way.steps) and way == self._last_way
+        self._last_way = way
 
     def _out_after(self, result: Result) -> str:
         """Why it stays out from here on, as far as it does."""

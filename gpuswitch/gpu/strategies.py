@@ -6,7 +6,7 @@ configuration says otherwise, and only while nobody has the GPU open.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -109,6 +109,23 @@ def _destructive(rules: Defaults) -> tuple[RecoveryStrategy, ...]:
     return tuple(strategies)
 
 
+def more_to_allow(gpu: Gpu, facts: HostFacts, rules: Defaults) -> Iterator[tuple[str, str]]:
+    """Keys of its table, each with the value as TOML has it, that let a recovery try more than these `rules` do, as the
+    GPU is now; the milder one first.
+    """
+    wanted = '"auto"' if not any(map(_on_host, gpu.present(facts))) else "true"
+    if not any(_on_host(f) for f in gpu.present(facts) if f.makes_gpu) and not _suffices(
+        rules.reset_on_failure, wanted
+    ):
+        yield "reset_on_failure", wanted
+    if not _suffices(rules.rescan_on_failure, wanted):
+        yield "rescan_on_failure", wanted
+
+
+def _suffices(attempt: Attempt, wanted: str) -> bool:
+    return attempt is True or (attempt is not False and wanted != "true")
+
+
 def _reset(attempt: Attempt, gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
     """A reset takes the state of a device away from under its driver: none but those for vfio expect that."""
     displays = [f for f in gpu.present(facts) if f.makes_gpu]
@@ -123,5 +140,9 @@ def _rescan(attempt: Attempt, gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
 
 
 def _refuse_on_host(functions: Iterable[PciFunction]) -> None:
-    if busy := [f for f in functions if f.driver is not None and not f.on_vfio]:
+    if busy := [f for f in functions if _on_host(f)]:
         raise StepError(f"{busy[0].address} is on {busy[0].driver_name}, which would lose it without a warning")
+
+
+def _on_host(function: PciFunction) -> bool:
+    return function.driver is not None and not function.on_vfio

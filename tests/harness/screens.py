@@ -20,7 +20,7 @@ from unittest.mock import patch
 from gpuswitch.cli.client import Service
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.main import main
-from tests.harness.service.fixed import CARD, fixed, function, gpu, switch
+from tests.harness.service.fixed import CARD, fixed, function, gpu, remedy, switch
 from tests.harness.service.terminal import words
 
 FOLDER = Path(__file__).parents[1] / "unit" / "screens"
@@ -69,7 +69,28 @@ GPUS = (
             result="",
         ),
     ),
-    gpu(Address=THIRD, State="failed", Driver="", Reason=f"{REASON}\nand since then: {REASON}", StaysOut=True),
+    gpu(
+        Address=THIRD,
+        State="failed",
+        Driver="",
+        Reason=f"{REASON}\nand since then: {REASON}",
+        StaysOut=True,
+        Remedies=[
+            remedy(
+                "rescan_on_failure",
+                "to have it removed from the PCI bus and found again on its way home by {command}, {set}",
+                set="add to /etc/gpuswitch/config.toml, by gpuswitchctl config edit: `[[gpu]]`, "
+                f'`address = "{THIRD}"`, `rescan_on_failure = true`',
+                command=f"gpuswitchctl recover {THIRD}",
+            ),
+            remedy(
+                "reboot",
+                "the last way is to restart the machine: {command}; where that is not enough, switch it off for a "
+                "minute",
+                command="systemctl reboot",
+            ),
+        ],
+    ),
 )
 HOLDERS = (
     {

@@ -71,6 +71,7 @@ async def test_a_gpu_shows_what_it_is_and_where(start: Start) -> None:
         "Switch": {},
         "Reason": "",
         "StaysOut": False,
+        "Remedies": [],
         "TrialEnds": 0.0,
     }
     unnamed = await service.properties(INTEGRATED)

@@ -88,23 +88,28 @@ async def test_people_hear_that_it_is_elsewhere(start: Start, private_bus: Priva
     status, _, err = await ctl(private_bus, "recover", ADDRESS)
     assert status == 1
     assert err.startswith(f"gpuswitchctl: cannot recover {ADDRESS} (reverted): ")
-    *_reason, end, hint, _kernel, _doctor, _report, again = err.splitlines()
+    *_reason, end, hint, _kernel, _doctor, _report, again, allow, _table, _address, _line, reboot = err.splitlines()
     assert end == "  in the end it is on vfio-pci now"
     assert hint == f"  find out why 'bind {SOUND} to snd_hda_intel' did not work:"
     assert again == f"  then: gpuswitchctl recover {ADDRESS}"
+    assert allow.startswith(
+        f"  if that does not help: to have it reset on its way home by gpuswitchctl to-host {ADDRESS}, add "
+    )
+    assert reboot.startswith("  if that does not help: the last way is to restart the machine: ")
 
 
 async def test_what_fails_once_more_is_told_with_what_failed_before(start: Start, private_bus: PrivateBus) -> None:
     """It is not `reverted`: as before is not well. And it is said what to do next."""
     service = await failed(start, *HOME_FAILS_TOO, *(f"probe@{SOUND}#{nth}=EINVAL" for nth in (5, 6)))
     story = (await service.properties(DISCRETE))["Reason"]
-    again = f" then: gpuswitchctl recover {ADDRESS}\n"
-    for _ in range(2):
+    again = f"  then: gpuswitchctl recover {ADDRESS}\n"
+    alone = f"'bind {SOUND} to snd_hda_intel' has failed again, and this alone does not help: "
+    for attempt in range(2):
         status, _, err = await ctl(private_bus, "to-host", ADDRESS)
         assert status == 1
         assert err.startswith(f"gpuswitchctl: cannot move {ADDRESS} to host (failed): ")
-        assert f"find out why 'bind {SOUND} to snd_hda_intel' did not work:" in err
-        assert again in err
+        assert (f"find out why 'bind {SOUND} to snd_hda_intel' did not work:" in err) is (attempt == 0)
+        assert (again in err, alone in err) == (attempt == 0, attempt == 1)
         reason = (await service.properties(DISCRETE))["Reason"]
         assert reason.startswith(f"{story}\nand since then: cannot bind {SOUND} to snd_hda_intel: ")
         assert reason.count("and since then") == 1
@@ -115,9 +120,35 @@ async def test_what_fails_once_more_is_told_with_what_failed_before(start: Start
         for each in more:
             lead = "" if each.startswith("and since then") else "  "
             assert shown.count(f"\n{' ' * len('IOMMU groups: ')}{lead}{each}\n") == 1
-        assert f"to do: find out why 'bind {SOUND} to snd_hda_intel' did not work:" in shown
-        assert again in shown
+        assert (again in shown, f"to do: {alone}" in shown) == (attempt == 0, attempt == 1)
         assert [each["result"] for each in await history(service, 1)] == ["failed"]
+
+
+async def test_what_has_failed_twice_names_what_else_there_is(start: Start, private_bus: PrivateBus) -> None:
+    """The file, the table and the line; and once that is written and read, to recover is worth it again."""
+    service = await failed(start, f"probe@{SOUND}=EINVAL")
+    await ctl(private_bus, "recover", ADDRESS)
+    status, _out, told = await ctl(private_bus, "recover", ADDRESS)
+    assert status == 1
+    _, last, _ = await ctl(private_bus, "show")
+    _, now, _ = await ctl(private_bus, "status", ADDRESS)
+    config = service.config / "config.toml"
+    write = f"by gpuswitchctl recover {ADDRESS}, add to {config}, by gpuswitchctl config edit: [[gpu]]"
+    for shown in (told, last, now):
+        assert f"and this alone does not help: gpuswitchctl recover {ADDRESS}\n" in shown
+        assert f"  then: gpuswitchctl recover {ADDRESS}\n" not in shown
+        bare = " ".join(shown.replace("`, `", " ").replace("`", "").split())
+        assert f'{write} address = "{ADDRESS}"' in bare
+        assert "rescan_on_failure = true" in bare
+        assert "the last way is to restart the machine: systemctl reboot; " in shown
+    config.write_text(f'{config.read_text()}[[gpu]]\naddress = "{ADDRESS}"\nrescan_on_failure = true\n')
+    await service.ask("Reload")
+    _, now, _ = await ctl(private_bus, "status", ADDRESS)
+    assert f"  then: gpuswitchctl recover {ADDRESS}\n" in now
+    assert "rescan_on_failure" not in now
+    status, out, _ = await ctl(private_bus, "recover", ADDRESS)
+    assert (status, " from the PCI bus: done" in out) == (0, True)
+    assert (await service.properties(DISCRETE))["Remedies"] == []
 
 
 async def test_recoveries_are_counted_by_where_they_ended(start: Start) -> None:
@@ -139,7 +170,7 @@ async def test_one_that_its_driver_cannot_take_after_a_reset_stays_out(start: St
     assert (await service.properties(DISCRETE))["StaysOut"] is True
     assert value(samples(await scrape(service)), "stays_out", gpu=ADDRESS) == 1
     _, shown, _ = await ctl(private_bus, "status", ADDRESS)
-    assert "stays out: tried again by to-host" in shown
+    assert "tried again: when a program that had it open is gone, " in shown
     assert (await ctl(private_bus, "to-host", ADDRESS))[0] == 0
     assert (await service.properties(DISCRETE))["StaysOut"] is False
     assert value(samples(await scrape(service)), "stays_out", gpu=ADDRESS) == 0

@@ -13,6 +13,7 @@ import pytest
 
 from gpuswitch.errors import Failed, GpuswitchError, NotViable, Wedged
 from gpuswitch.gpu.actor import Actor
+from gpuswitch.gpu.remedies import remedies
 from gpuswitch.host.simulated.faults import Delay, Errno, Hang
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.model.address import PciAddress
@@ -107,6 +108,48 @@ class TestAfterAFailedWayBack:
         assert destructive(actor) == {"rescan"}
         assert (switch.result, actor.state) == (Result.REVERTED, State.HOST)
         assert (harness.snapshot(), harness.pages) == (before, [])
+
+
+class TestRemedies:
+    @pytest.mark.parametrize(
+        ("rules", "more"),
+        [(GENTLE, ["rescan_on_failure"]), ({}, ["rescan_on_failure"]), ({"rescan_on_failure": True}, [])],
+        ids=["nothing rough", "as by default", "all"],
+    )
+    async def test_with_a_host_driver_on_it_no_reset_is_offered(
+        self, rules: dict[str, object], more: list[str], tmp_path: Path
+    ) -> None:
+        harness, actor = await start_harness(tmp_path, **rules)
+        harness.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=None)
+        harness.host.faults.add(Errno(EIO), operation="remove", nth=None)
+        await harness.switch(actor, State.VFIO)
+        assert actor.state is State.FAILED
+        assert [each.kind for each in remedies(actor.record)] == ["recover", *more, "reboot"]
+
+    async def test_the_milder_one_is_offered_first(self, tmp_path: Path) -> None:
+        harness, actor = await start_harness(tmp_path, **GENTLE)
+        await harness.moved(actor, State.VFIO)
+        harness.host.faults.add(Errno(EIO), operation="probe", subject=GPU, nth=1)
+        await harness.switch(actor, State.HOST)
+        assert actor.record.stays_out
+        assert [each.kind for each in remedies(actor.record)] == ["to_host", "reset_on_failure", "reboot"]
+
+    async def test_the_same_once_more_is_offered_until_it_has_failed_alike(self, tmp_path: Path) -> None:
+        harness, actor = await start_harness(tmp_path, **GENTLE)
+        assert remedies(actor.record) == ()
+        harness.host.faults.add(Errno(EIO), operation="probe", subject=SOUND, nth=None)
+        await harness.switch(actor, State.VFIO)
+        for kinds in (["recover", "rescan_on_failure", "reboot"], ["rescan_on_failure", "reboot"]):
+            await (await actor.recover()).wait()
+            assert [each.kind for each in remedies(actor.record)] == kinds
+        harness.host.faults.clear()
+        # Elsewhere: something is different now.
+        harness.host.faults.add(Errno(EIO), operation="set_override", nth=None)
+        await (await actor.recover()).wait()
+        assert next(each.kind for each in remedies(actor.record)) == "recover"
+        harness.host.faults.clear()
+        await (await actor.recover()).wait()
+        assert (actor.state, remedies(actor.record)) == (State.HOST, ())
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def gpu(address: str, name: str = "", model: str = "NVIDIA Corporation GA104 [Ge
         "switch": None,
         "reason": "",
         "stays_out": False,
+        "remedies": [],
         "functions": [
             {"address": address, "kind": "display", "driver": "nvidia"},
             {"address": f"{address[:-1]}1", "kind": "audio", "driver": "snd_hda_intel"},

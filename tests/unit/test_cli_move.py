@@ -22,7 +22,7 @@ from gpuswitch.cli.output import OutputError
 from gpuswitch.cli.parser import UsageError, parse
 from gpuswitch.cli.ways_out import ways_out
 from gpuswitch.errors import Busy, Timeout
-from tests.harness.service.fixed import CARD, fixed, gpu, stepped, switch
+from tests.harness.service.fixed import CARD, fixed, gpu, remedy, stepped, switch
 
 OTHER = "0000:02:00.0"
 
@@ -68,7 +68,7 @@ def test_of_what_did_not_work_it_is_said_how_the_cause_is_found(state: str, agai
 
 def test_what_did_not_work_is_called_the_same_by_the_switch_and_by_status(capsys: pytest.CaptureFixture[str]) -> None:
     reason = "cannot bind 0000:01:00.1 to vfio-pci: Invalid argument"
-    here = gpu(State="failed", Reason=reason)
+    here = gpu(State="failed", Reason=reason, Remedies=[remedy("recover", "bring it home")])
     bound = stepped(3, 9, "bind 0000:01:00.1 to vfio-pci, by force", "failed", 0.1)
     with pytest.raises(CtlError) as error:
         run(["to-vfio"], here, outcomes={CARD: switch(result="failed", reason=reason)}, events=[bound])

@@ -24,6 +24,7 @@ COMMANDS = (
     "gpuswitchctl doctor 0000:c1:00.0",
     "gpuswitchctl to-vfio 0000:41:00.0",
     "kill 4711",
+    '`address = "0000:c1:00.0"`',
     "systemctl --user --machine=alice@ stop app-org.blender.Blender-4711.scope",
     "echo 0 > /sys/class/vtconsole/vtcon1/bind",
     '{ vendor = "10de", device = "2484", port = "0000:00:01.0" }',
@@ -54,7 +55,7 @@ def test_no_line_is_wider_than_the_screen_but_for_what_is_copied(columns: int) -
     for command, knows in SCREENS:
         for line in shown(command, columns, **knows).splitlines():
             value = line.partition(": ")[2] or line
-            assert cells(line) <= columns or " " not in value.strip() or value.strip() in COMMANDS, line
+            assert cells(line) <= columns or " " not in value.strip() or value.strip(" ,") in COMMANDS, line
 
 
 def test_a_table_of_toml_is_not_broken_either() -> None:

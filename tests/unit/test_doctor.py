@@ -18,6 +18,7 @@ from gpuswitch.doctor.seen import Service, System, Told
 from gpuswitch.doctor.table import CHECKS
 from gpuswitch.errors import NoSuchGpu
 from gpuswitch.model.holders import Holder, Process, Unit
+from gpuswitch.sentence import Sentence
 from tests.harness.incus import instance, profile
 from tests.harness.made_machine import CARD, HOOK, INTEGRATED, PORT, SOUND, MadeMachine
 from tests.harness.promtool import RULES
@@ -907,6 +908,32 @@ def test_without_a_configuration_all_are_judged_and_nothing_is_a_problem_yet(mad
 def test_a_name_that_is_none(made: MadeMachine, name: str) -> None:
     with pytest.raises(NoSuchGpu, match=f"this host has {INTEGRATED}, {CARD}"):
         made.examined(name)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "remedy", "commands"),
+    [
+        (["recover"], "put right what is named here, then bring it home", 1),
+        (
+            ["recover", "reboot"],
+            "put right what is named here, then bring it home; if that does not help: reboot it",
+            1,
+        ),
+        (
+            ["reset_on_failure", "reboot"],
+            "it has failed again at the same step, and once more alone does not help: reset_on_failure it; reboot it",
+            0,
+        ),
+    ],
+)
+def test_what_to_do_about_a_failed_one_is_what_the_service_says(
+    made: MadeMachine, kinds: list[str], remedy: str, commands: int
+) -> None:
+    told = {kind: Sentence("{what} it", what=kind) for kind in kinds}
+    made.says("failed", reason="the unbind failed", remedies=told)
+    [found] = made.found("state")
+    assert str(found.remedy) == remedy
+    assert list(found.commands) == [f"gpuswitchctl recover {CARD}"] * commands
 
 
 # What cannot be seen ------------------------------------------------------------------------------------------------

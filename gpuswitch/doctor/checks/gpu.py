@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gpuswitch.doctor.findings import Said, ok, problem, warning
 from gpuswitch.doctor.looks.units import PERSISTENCED
-from gpuswitch.doctor.seen import Patient, Seen
+from gpuswitch.doctor.seen import Patient, Seen, Told
 from gpuswitch.model.drivers import NVIDIA, profile_of, vfio_drivers, waits_for_ever
 from gpuswitch.model.facts import VFIO_DRIVER, HostFacts, PciFunction
 from gpuswitch.model.holders import Unit
@@ -29,6 +29,8 @@ VFIO = frozenset({"no_vfio", "no_vfio_groups"})
 STATE = frozenset({"wedged", "in_progress"})
 HOLDERS = frozenset({"busy"})
 UNITS = frozenset({"unknown_unit"})
+_ONCE_MORE = frozenset({"recover", "to_host"})
+"""Kinds of the service's remedies that are nothing else than what was tried."""
 
 _AMD = 0x1002
 _RESETS_BADLY = (
@@ -117,23 +119,36 @@ def state(seen: Seen, patient: Patient) -> Iterator[Said]:
         yield from _blocked(patient, STATE, ever=True)
     elif now is State.FAILED:
         reason = Sentence("it is failed: {reason}", reason="; ".join(told.reason.splitlines()) if told else "")
-        yield problem(reason, Sentence("put right what is named here, then bring it home"), recover)
+        yield problem(reason, *_next(told, Sentence("put right what is named here, then bring it home"), recover))
     elif now is State.UNKNOWN:
         where = [f"{f.address}: {f.driver_name or '-'}" for f in patient.gpu.present(seen.facts)] if seen.facts else []
         reason = Sentence("it is neither on the host nor on vfio: {functions}", functions=", ".join(where))
         yield problem(reason, Sentence("bring it home"), recover)
     elif told is not None and told.stays_out:
+        to_host = (f"gpuswitchctl to-host {patient.address}",)
         yield warning(
             Sentence(
                 "it stays on vfio, since it did not come home: {reason}", reason="; ".join(told.reason.splitlines())
             ),
-            Sentence("put right what is named here, then try again"),
-            (f"gpuswitchctl to-host {patient.address}",),
+            *_next(told, Sentence("put right what is named here, then try again"), to_host),
         )
     elif told is not None and told.owner:
         yield ok(Sentence("on {state}, and it belongs to {owner}", state=now.value, owner=told.owner))
     else:
         yield ok(Sentence("on {state}", state=now.value))
+
+
+def _next(told: Told | None, once_more: Sentence, commands: tuple[str, ...]) -> tuple[Sentence, tuple[str, ...]]:
+    """What to do, with its commands: to try `once_more`, unless the service says that this alone does not help."""
+    remedies = told.remedies if told is not None else {}
+    others = Sentence.joined("; ", (remedy for kind, remedy in remedies.items() if kind not in _ONCE_MORE))
+    if not others:
+        return once_more, commands
+    if _ONCE_MORE & remedies.keys():
+        return Sentence("{first}; if that does not help: {others}", first=once_more, others=others), commands
+    return Sentence(
+        "it has failed again at the same step, and once more alone does not help: {others}", others=others
+    ), ()
 
 
 def managed(seen: Seen, patient: Patient) -> Iterator[Said]:

@@ -12,6 +12,7 @@ from jeepney import HeaderFields, MatchRule, Message
 from gpuswitch.cli.client import GPU, PROPERTIES, ROOT, Gpu, Options, Service, Signal
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.errors import InvalidArgument, NoSuchGpu
+from gpuswitch.sentence import Sentence
 
 CARD = "0000:01:00.0"
 
@@ -34,12 +35,19 @@ def gpu(**changes: object) -> dict[str, Any]:
         "Switch": {},
         "Reason": "",
         "StaysOut": False,
+        "Remedies": [],
         "AtBoot": "keep",
         "Match": {"vendor": "10de", "device": "2484", "port": "0000:00:01.0"},
         "StateSince": 1_700_000_000.0,
         "TrialEnds": 0.0,
         **changes,
     }
+
+
+def remedy(kind: str, template: str, **data: object) -> dict[str, Any]:
+    """One of what property Remedies says."""
+    sentence = Sentence(template, **data)
+    return {"kind": kind, "text": str(sentence), "template": template, "data": dict(sentence.data)}
 
 
 def switch(**changes: object) -> dict[str, Any]:
