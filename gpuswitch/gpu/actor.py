@@ -15,7 +15,7 @@ from gpuswitch.config.settings import Config
 from gpuswitch.errors import Failed, GpuswitchError, InProgress, InvalidArgument, KernelError, NotViable, Wedged
 from gpuswitch.gpu.absent import restore_for_absent
 from gpuswitch.gpu.admission import Admission
-from gpuswitch.gpu.cancelling import cancellable
+from gpuswitch.gpu.cancelling import can_be_cancelled, cancellable
 from gpuswitch.gpu.deciding import Deciding
 from gpuswitch.gpu.gpu_record import GpuObserver, GpuRecord
 from gpuswitch.gpu.observe import whereabouts
@@ -36,7 +36,7 @@ from gpuswitch.runtime.stacks import where
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import Engine, StuckError
 from gpuswitch.switch.journal.journal import Journal
-from gpuswitch.switch.planning.guards import blockers, refusal
+from gpuswitch.switch.planning.guards import Blocker, blockers, refusal
 from gpuswitch.switch.planning.plan import Plan
 from gpuswitch.switch.planning.preparation import Preparation
 from gpuswitch.switch.planning.requirements import everything, leaving_as_configured
@@ -178,12 +178,31 @@ class Actor:
         # Anyone may ask, and many: those who want to switch stand in another line.
         async with self._planning, self._deciding:
             self._admission.refuse_retired()
+            if (running := self._admission.running()) is not None:
+                raise refusal([self._under_way(running)])
             preparation = await self._preparation(options, asking=True)
             self._admission.refuse_owned(target)
             if self._admission.is_at(target):
                 self._admission.refuse_unusable(target)
                 return Plan(self.gpu, target, self.record.restore_state, ())
             return await self._planner.plan(preparation, target)
+
+    def _under_way(self, running: Switch) -> Blocker:
+        """Why there is no plan while a switch is under way, and what can be done meanwhile."""
+        named = {"gpu": self.gpu.address, "target": running.target, "id": running.id}
+        if can_be_cancelled(self.state, self.runner.engine):
+            sentence = Sentence(
+                "{gpu} is on its way to {target} (switch {id}): gpuswitchctl watch {gpu} shows it, gpuswitchctl wait "
+                "{gpu} waits for its end, gpuswitchctl cancel {gpu} takes it back",
+                **named,
+            )
+        else:
+            sentence = Sentence(
+                "{gpu} is on its way to {target} (switch {id}), and can no longer be cancelled: gpuswitchctl watch "
+                "{gpu} shows it, gpuswitchctl wait {gpu} waits for its end",
+                **named,
+            )
+        return Blocker("in_progress", sentence, InProgress)
 
     async def request(
         self, target: State, options: Options = AS_CONFIGURED, requester: Requester = THE_SERVICE

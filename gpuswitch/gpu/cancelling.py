@@ -10,6 +10,11 @@ from gpuswitch.switch.engine import Engine
 from gpuswitch.switch.record import Result, Switch
 
 
+def can_be_cancelled(state: State, engine: Engine | None) -> bool:
+    """Whether the switch under way, which this engine runs, can still be taken back."""
+    return state is not State.RECOVERING and engine is not None and engine.stoppable
+
+
 def cancellable(gpu: PciAddress, state: State, place: str, switch: Switch, engine: Engine | None) -> Engine:
     """The engine that runs `switch`, if it can still be taken back; `engine` runs whatever is under way.
 

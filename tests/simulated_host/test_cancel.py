@@ -10,6 +10,7 @@ import pytest
 
 from gpuswitch.errors import Failed, GpuswitchError, InProgress, InvalidArgument, Wedged
 from gpuswitch.gpu.actor import Actor
+from gpuswitch.gpu.cancelling import can_be_cancelled
 from gpuswitch.host.simulated.faults import Errno, Hang
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
@@ -34,9 +35,11 @@ async def laptop(tmp_path: Path) -> Harness:
 async def switched(harness: Harness, actor: Actor, target: State, index: int, status: Status) -> tuple[Switch, str]:
     """Switch, and cancel at this step; how it ended, and what the refusal said."""
     refusals: list[str] = []
+    offered: list[bool] = []
 
     def cancel(actor: Actor, event: StepEvent) -> None:
         if (event.index, event.status) == (index, status) and actor.switch is not None:
+            offered.append(can_be_cancelled(actor.state, actor.runner.engine))
             try:
                 actor.cancel(actor.switch.id, ALICE)
             except InProgress as refusal:
@@ -45,6 +48,7 @@ async def switched(harness: Harness, actor: Actor, target: State, index: int, st
     harness.witness.on_step = cancel
     switch = await harness.switch(actor, target)
     harness.witness.on_step = None
+    assert offered == [not refusals]
     return switch, "".join(refusals)
 
 
