@@ -175,6 +175,8 @@ def _print_plans(ways: Sequence[tuple[Gpu, str]], args: Namespace, options: Opti
         try:
             steps = _or_blockers(gpu, target, options, args, typed)
         except CtlError as error:
+            if not args.json and _is_bad(gpu):
+                _tell_remedies(gpu)
             if len(ways) == 1:
                 raise
             failures.append(error)
@@ -200,9 +202,14 @@ def _print_plans(ways: Sequence[tuple[Gpu, str]], args: Namespace, options: Opti
     return _worst(failures)
 
 
+def _is_bad(gpu: Gpu) -> bool:
+    """Whether it is in no known-good state."""
+    return gpu.properties["State"] in {"failed", "unknown"}
+
+
 def _tell_of_a_bad_state(gpu: Gpu) -> None:
-    """Of a GPU that is in no known-good state: why, and what there is to do. What a plan is from there may not work."""
-    if gpu.properties["State"] not in {"failed", "unknown"}:
+    """Of a GPU that is in no known-good state: why. What a plan is from there may not work."""
+    if not _is_bad(gpu):
         return
     state, reason = state_word(gpu.properties["State"]), gpu.properties["Reason"]
     first, *more = lines_of(reason)
@@ -213,7 +220,12 @@ def _tell_of_a_bad_state(gpu: Gpu) -> None:
     for each in more:
         hung("  ", each)
     hung("  ", _("what there is to do about that: {command}", command=f"gpuswitchctl status {gpu.word}"))
-    hung("  ", _("to bring it to a known-good state: {command}", command=f"gpuswitchctl recover {gpu.word}"))
+
+
+def _tell_remedies(gpu: Gpu) -> None:
+    """What the service says that may help, as `status` has it."""
+    for each in gpu.properties["Remedies"]:
+        line(reworded(each["text"], [each]))
 
 
 def _print_plan(
@@ -234,7 +246,12 @@ def _print_plan(
     for number, step in enumerate(steps, 1):
         within = _("{title} (within {seconds} s)", title=step_title(step["title"]), seconds=f"{step['deadline']:g}")
         hung(f"{number:>{len(str(len(steps)))}}. ", within)
-    line(_("to do it: {command}", command=with_options(f"gpuswitchctl to-{target} {gpu.word}", options)))
+    remedies = gpu.properties["Remedies"]
+    # What status does not offer is not offered here either.
+    if _is_bad(gpu) or (target == "host" and remedies and remedies[0]["kind"] != "to_host"):
+        _tell_remedies(gpu)
+    else:
+        line(_("to do it: {command}", command=with_options(f"gpuswitchctl to-{target} {gpu.word}", options)))
 
 
 def _in_the_way(gpu: Gpu, steps: Sequence[Mapping[str, Any]], target: str, options: Options) -> list[dict[str, Any]]:
@@ -251,7 +268,11 @@ def _print_verdict(
     steps: Sequence[Mapping[str, Any]], in_the_way: Sequence[Mapping[str, Any]], gpu: Gpu, target: str
 ) -> None:
     stops = _stops(steps, in_the_way, gpu)
-    if not in_the_way:
+    if not in_the_way and _is_bad(gpu):
+        text = _(
+            "from there, {gpu} would go to {target} by these steps, which may fail again", gpu=gpu.title, target=target
+        )
+    elif not in_the_way:
         text = _("nothing keeps {gpu} from going to {target}", gpu=gpu.title, target=target)
     elif any(step["ends_programs"] for step in steps):
         text = _("{gpu} can go to {target}, which ends who has it open", gpu=gpu.title, target=target)

@@ -11,6 +11,10 @@ from gpuswitch.model.states import State
 from gpuswitch.sentence import Sentence, template
 from gpuswitch.switch.planning.remedies import to_set
 
+_ONCE_MORE = {
+    "recover": template("to bring it to a known-good state: {command}"),
+    "to_host": template("to bring it home: {command}"),
+}
 _ALLOWED = {
     "reset_on_failure": template("to have it reset on its way home by {command}, {set}"),
     "rescan_on_failure": template(
@@ -41,7 +45,7 @@ def remedies(record: GpuRecord) -> tuple[Remedy, ...]:
 def _remedies(record: GpuRecord, kind: str) -> Iterator[Remedy]:
     command = f"gpuswitchctl {kind.replace('_', '-')} {record.own_config.name or record.gpu.address}"
     if not record.failed_alike:
-        yield Remedy(kind, Sentence("bring it to a known-good state: {command}", command=command))
+        yield Remedy(kind, Sentence(_ONCE_MORE[kind], command=command))
     if not record.failed_at:
         return
     # One after the other: whoever has allowed the milder one tries that first.

@@ -442,16 +442,43 @@ def test_a_plan_that_could_not_be_asked_for_is_no_answer(
 def test_a_plan_of_one_that_is_failed_says_so_and_what_to_type(
     arguments: list[str], refused: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """What status offers, and nothing else."""
     reason = "cannot bind 0000:01:00.1 to vfio-pci: Invalid argument\nthe way back failed too: no luck"
-    here = gpu(Name="geforce", State="failed", Reason=reason)
-    plan = CtlError("Xorg has it open", 3, name="Busy") if refused else ()
+    offered = [
+        remedy("recover", "to bring it to a known-good state: {command}", command="gpuswitchctl recover geforce"),
+        remedy("reboot", "the last way: {command}", command="systemctl reboot"),
+    ]
+    here = gpu(Name="geforce", State="failed", Reason=reason, Remedies=offered)
+    steps = [{"kind": "bind", "title": "bind it", "deadline": 5.0, "stops": [], "ends_programs": False, "drivers": {}}]
     args = parse(arguments)
     verb = move.plan if args.verb == "plan" else move.move
     with suppress(CtlError):
-        verb(fixed(here, plan=plan), args)
-    assert capsys.readouterr().out.splitlines()[:4] == [
+        verb(fixed(here, plan=CtlError("Xorg has it open", 3, name="Busy") if refused else steps), args)
+    planned = [
+        "from there, geforce (0000:01:00.0) would go to host by these steps, which may fail again",
+        "1. bind it (within 5 s)",
+    ]
+    assert capsys.readouterr().out.splitlines() == [
         "geforce (0000:01:00.0) is failed: cannot bind 0000:01:00.1 to vfio-pci: Invalid argument",
         "    the way back failed too: no luck",
         "  what there is to do about that: gpuswitchctl status geforce",
-        "  to bring it to a known-good state: gpuswitchctl recover geforce",
+        *([] if refused else planned),
+        "to bring it to a known-good state: gpuswitchctl recover geforce",
+        "the last way: systemctl reboot",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "last"),
+    [
+        ("to_host", "to do it: gpuswitchctl to-host 0000:01:00.0 --busy kill"),
+        ("reboot", "do what the service says"),
+    ],
+)
+def test_a_way_home_that_has_failed_alike_is_not_offered_by_its_plan(
+    kind: str, last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = gpu(State="vfio", Driver="vfio-pci", StaysOut=True, Remedies=[remedy(kind, "do what the service says")])
+    steps = [{"kind": "bind", "title": "bind it", "deadline": 5.0, "stops": [], "ends_programs": False, "drivers": {}}]
+    move.plan(fixed(here, plan=steps), parse(["plan", "01:00.0", "--busy", "kill"]))
+    assert capsys.readouterr().out.splitlines()[-1] == last
