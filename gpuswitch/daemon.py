@@ -93,6 +93,10 @@ class Observers:
         for observer in self._observers:
             observer.finished(record, switch)
 
+    def returned(self, record: GpuRecord, switch: Switch) -> None:
+        for observer in self._observers:
+            observer.returned(record, switch)
+
     def drifted(self, record: GpuRecord, drift: Drift) -> None:
         for observer in self._observers:
             observer.drifted(record, drift)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gpuswitch.gpu.gpu_record import GpuRecord
-from gpuswitch.history.archive import Entry, StepEntry
+from gpuswitch.history.archive import Entry, ReturnEntry, StepEntry
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.facts import PciFunction
 from gpuswitch.model.holders import Holder
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import Status
 from gpuswitch.switch.holder_policy import is_machine, remedy
-from gpuswitch.switch.record import Switch, plans_of
+from gpuswitch.switch.record import Returned, Switch, plans_of
 from gpuswitch.switch.steps.step import Step
 
 _VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
@@ -48,8 +48,15 @@ def switch_values(switch: Switch) -> dict[str, object]:
         "reason": switch.reason,
         "error": switch.error,
         "forgone": list(switch.forgone),
+        "returned": _returned_values(switch.returned),
         "asker": switch.requester.as_data(),
     }
+
+
+def _returned_values(returned: Returned | None) -> dict[str, object]:
+    if returned is None:
+        return {}
+    return {"at": _as_kept(returned.at), "state": str(returned.state), "reason": returned.reason}
 
 
 def _as_kept(seconds: float) -> float:
@@ -80,7 +87,12 @@ def entry_values(entry: Entry) -> dict[str, object]:
         "reason": entry.reason,
         "options": dict(entry.options),
         "asker": dict(entry.requester),
+        "returned": _return_entry_values(entry.returned) if entry.returned else {},
     }
+
+
+def _return_entry_values(entry: ReturnEntry) -> dict[str, object]:
+    return {"at": entry.at / 1e6, "state": entry.state, "reason": entry.reason}
 
 
 def steps_values(entry: Entry) -> list[dict[str, object]]:

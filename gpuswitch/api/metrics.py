@@ -132,6 +132,9 @@ class MetricsObserver:
             self._switch_seconds.labels(gpu, target).observe(switch.seconds)
         self.heard()
 
+    def returned(self, record: GpuRecord, switch: Switch) -> None:
+        """Nothing to count: its switch was counted as wedged, and its state is what it is."""
+
     def drifted(self, record: GpuRecord, drift: Drift) -> None:  # noqa: ARG002 -- an Observer's
         self._drifts.labels(str(record.gpu.address)).inc()
         self.heard()

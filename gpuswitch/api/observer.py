@@ -52,6 +52,9 @@ class BusObserver:
         gpu.tell()
         gpu.switch_finished(switch.id, str(switch.result), switch.reason)
 
+    def returned(self, record: GpuRecord, switch: Switch) -> None:
+        """Nothing to tell: the property that changed is."""
+
     def drifted(self, record: GpuRecord, drift: Drift) -> None:
         """Nothing to tell: the properties that changed are."""
 

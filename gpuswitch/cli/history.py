@@ -26,7 +26,7 @@ from gpuswitch.cli.output import (
     write,
 )
 from gpuswitch.cli.query import what_to_do
-from gpuswitch.cli.records import entry_record
+from gpuswitch.cli.records import came_back, entry_record
 from gpuswitch.cli.requesters import requester_words
 from gpuswitch.cli.steps import SHORTEST_BAR, TAKEN_BACK, plan_heading, took_words
 from gpuswitch.cli.translate import _, mark, marks, recognized, state_word, step_title
@@ -209,7 +209,8 @@ def _kernel_lines(service: Service, entry: Values) -> tuple[list[Line] | None, s
         functions = {function for function, _kind, _driver in gpu["Functions"]}
         drivers = {driver for _function, _kind, driver in gpu["Functions"]} | {gpu["HostDriver"]}
     # What is wedged goes on after its end: the kernel tells of a task that hangs two minutes later.
-    until = None if entry["result"] == "wedged" else entry["finished"] + _AFTERWARDS
+    ended = entry.get("returned", {}).get("at", 0.0) if entry["result"] == "wedged" else entry["finished"]
+    until = ended + _AFTERWARDS if ended else None
     try:
         return kernel_lines(functions, drivers, since=entry["started"], until=until)[-_KERNEL_LINES:], ""
     except UnreadableError as error:
@@ -232,7 +233,7 @@ def _cells(entry: Values, name: str, zone: str, *, short: bool = False) -> Seque
 
 def _reason(entry: Values) -> list[str]:
     """Why it ended as it did, a sentence each; empty where there is nothing to say."""
-    sentences = recognized(entry["reason"]).splitlines()
+    sentences = [*recognized(entry["reason"]).splitlines(), *came_back(entry)]
     return [_("changed by somebody else: {what}", what=" ".join(sentences))] if _drifted(entry) else sentences
 
 
@@ -261,6 +262,8 @@ def _about(entry: Values, gpu: str) -> Iterable[tuple[str, str]]:
     yield _("result"), ended
     for number, sentence in enumerate(lines_of(entry["reason"]) if entry["reason"] else []):
         yield "" if number else _("reason"), sentence
+    for number, sentence in enumerate(came_back(entry)):
+        yield "" if number else _("since then"), sentence
     yield _("started"), moment(entry["started"])
     yield _("asked by"), requester_words(entry["asker"], whole=True)
     for number, (option, value) in enumerate(sorted(entry["options"].items())):

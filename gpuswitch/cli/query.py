@@ -11,7 +11,7 @@ from gpuswitch.cli.client import Service, gpus_named, title_of
 from gpuswitch.cli.configuration import refused_on_disk
 from gpuswitch.cli.layout import model_in_brief, pairs, table
 from gpuswitch.cli.output import SINCE, as_json, clock, duration, line, lines_of, moment, warning, write
-from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
+from gpuswitch.cli.records import came_back, gpu_record, naming, reasons, state_label
 from gpuswitch.cli.translate import _, marks, recognized, reworded, state_word, step_title
 
 Values = Mapping[str, Any]
@@ -230,11 +230,11 @@ def to_put_right(
 
 def _switch_lines(switch: Values, told: str) -> list[str]:
     """Of the switch under way, or the last; why that ended as it did only where that is not `told` of the GPU."""
-    words = _switch_words(switch)
+    words, since = _switch_words(switch), came_back(switch)
     if not switch["result"] or not switch["reason"] or switch["reason"] in told:
-        return [words]
+        return [words, *since]
     first, *more = lines_of(switch["reason"])
-    return [f"{words}: {first}", *more]
+    return [f"{words}: {first}", *more, *since]
 
 
 def _switch_words(switch: Values) -> str:

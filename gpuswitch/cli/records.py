@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gpuswitch.cli.failures import with_error_kind
-from gpuswitch.cli.output import rfc3339
-from gpuswitch.cli.translate import state_word
+from gpuswitch.cli.output import moment, rfc3339
+from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.errors import snake_case
 
 if TYPE_CHECKING:
@@ -37,6 +37,32 @@ def reasons(gpu: Values) -> tuple[str, str]:
     return reason.removeprefix(past).removeprefix("; "), past
 
 
+def came_back(switch: Values) -> list[str]:
+    """Of one that was wedged: that the kernel has returned since, when, and where that left the GPU; in sentences."""
+    # A service that is older does not say.
+    if not (returned := switch.get("returned")):
+        return []
+    at, state = moment(returned["at"]) if returned["at"] else "", state_word(returned["state"])
+    if returned["state"] == "recovering":
+        said = _("the kernel has returned at {moment}, and what was begun is taken back", moment=at)
+    elif at:
+        said = _(
+            "the kernel returned at {moment} by itself; the state of the GPU after that: {state}",
+            moment=at,
+            state=state,
+        )
+    else:
+        said = _(
+            "the kernel returned while the service was away; the state of the GPU after that: {state}", state=state
+        )
+    return [said, *recognized(returned["reason"]).splitlines()]
+
+
+def _returned_record(switch: Values) -> dict[str, Any] | None:
+    returned = switch.get("returned")
+    return {**returned, "at": rfc3339(returned["at"])} if returned else None
+
+
 def naming(gpu: Gpu) -> dict[str, str]:
     """Which GPU it is about: its address, and its name, "" where it has none."""
     return {"gpu": gpu.address, "name": gpu.name}
@@ -63,6 +89,7 @@ def switch_record(switch: Values) -> dict[str, Any]:
     record = {**with_error_kind(switch), **{key: rfc3339(switch[key]) for key in _TIMES}}
     # A service that is older does not say.
     record["requester"] = record.pop("asker", None)
+    record["returned"] = _returned_record(switch)
     return {**record, "result": switch["result"] or None, "seconds": seconds_of(switch)}
 
 
@@ -92,6 +119,7 @@ def entry_record(entry: Values, name: str = "") -> dict[str, Any]:
     record = {key: value for key, value in entry.items() if key not in {"asker", "steps"}}
     record |= {"started": rfc3339(entry["started"]), "finished": rfc3339(entry["finished"])}
     record |= {"name": name, "seconds": seconds_of(entry), "requester": entry["asker"]}
+    record["returned"] = _returned_record(entry)
     if "steps" in entry:
         record["steps"] = list(map(_step_record, entry["steps"]))
     return record

@@ -330,9 +330,10 @@ class Actor:
             self.runner.wedge(StuckError(stuck, None))
             self.runner.launch(self._restore_after_stall(self.runner.new_engine(())))
             return
+        before = record.page.entry.stuck
         record.page.write_if_possible(replace(record.page.entry, stuck=None))
         if (left := record.page.entry.unfinished) is not None:
-            await self._recovery.resume(left).wait()
+            await self._recovery.resume(left, before).wait()
         elif record.restore_state.functions and self.state in {State.HOST, State.UNKNOWN, State.ABSENT}:
             text = f"{State.VFIO} → {self.state}: {whereabouts(self.gpu, record.facts)}, while the service was away"
             self._observer.drifted(record, Drift(State.VFIO, self.state, text, record.since))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,11 +23,11 @@ from gpuswitch.gpu.strategies import (
     summary,
 )
 from gpuswitch.host.looking import seen
-from gpuswitch.host.port import Host
+from gpuswitch.host.port import Host, Pending
 from gpuswitch.log.fields import in_one_line, told
 from gpuswitch.model.states import State
 from gpuswitch.sentence import Sentence
-from gpuswitch.switch.engine import Engine, StoppedError, StuckError
+from gpuswitch.switch.engine import Engine, StoppedError, StuckError, returned_late
 from gpuswitch.switch.journal.journal import Unfinished
 from gpuswitch.switch.planning.plan import Plan
 from gpuswitch.switch.record import Result, Switch
@@ -68,9 +69,13 @@ class Recovery:
         work = partial(self._after_crash, switch, why, story, starting=starting)
         self._runner.launch(self._runner.to_rest(switch, work))
 
-    def resume(self, left: Unfinished) -> Switch:
-        """Take up the switch that a dead service left unfinished, which ends with this recovery."""
+    def resume(self, left: Unfinished, stuck: Pending | None) -> Switch:
+        """Take up the switch that a dead service left unfinished, which ends with this recovery. `stuck`: what the
+        kernel had not returned from when that died, and has since.
+        """
         switch, why = self._resumed(left)
+        if stuck is not None:
+            self._runner.has_returned(switch, 0.0, returned_late(stuck.what))
         self.start(switch, why, starting=True)
         return switch
 
@@ -91,14 +96,17 @@ class Recovery:
         """The way from `wedged` to a state of rest where no switch of this run of the service had begun."""
         left = self._record.page.entry.unfinished
         switch, why = self._resumed(left) if left is not None else (None, "")
-        await self._runner.to_rest(switch, partial(self._after_stall, engine, switch, why))
+        stuck = self._record.page.entry.stuck
+        await self._runner.to_rest(switch, partial(self._after_stall, engine, switch, why, stuck))
 
-    async def _after_stall(self, engine: Engine, switch: Switch | None, why: str) -> Outcome:
+    async def _after_stall(self, engine: Engine, switch: Switch | None, why: str, stuck: Pending | None) -> Outcome:
         record = self._record
         await self._runner.until_returned()
         reason = await self._runner.go_back(engine) or ""
         if switch is not None:
             record.make_current(switch)
+            if stuck is not None:
+                self._runner.has_returned(switch, time.time(), returned_late(stuck.what))
             outcome = await self.run_recovery(switch, after_crash(record.rules), why)
             return await record.settle(outcome, record.restore_state)
         # It is where it was before, and why that is so is no other.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection, Coroutine
 from contextvars import copy_context
 from dataclasses import replace
@@ -24,7 +25,7 @@ from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Engine, Status, StepEvent, StoppedError, StuckError
 from gpuswitch.switch.planning.plan import Plan
 from gpuswitch.switch.planning.preparation import Preparation
-from gpuswitch.switch.record import Result, Switch
+from gpuswitch.switch.record import Result, Returned, Switch
 from gpuswitch.switch.restore_state import RestoreState
 from gpuswitch.switch.shared.arbiter import Arbiter
 from gpuswitch.switch.shared.awake import Why
@@ -61,6 +62,8 @@ class Runner:
         self._resting.set()
         self._unwedged = asyncio.Event()
         self._unwedged.set()
+        self._wedged: Switch | None = None
+        """The one that the kernel has not returned from, or had not, until the GPU is at rest."""
 
     @property
     def busy(self) -> bool:
@@ -179,9 +182,15 @@ class Runner:
     def _over(self, switch: Switch | None, result: Result, reason: str) -> None:
         """It is at rest: tell everybody."""
         record = self._record
+        wedged, self._wedged = self._wedged, None
+        if wedged is not None and wedged.returned is not None:
+            beyond = reason.removeprefix(wedged.returned.what).lstrip("\n")
+            wedged.returned = replace(wedged.returned, state=record.state, reason=beyond)
         if switch is not None and switch.result is None:
             self._end(switch, result, reason)
         record.tell()
+        if wedged is not None and wedged.returned is not None:
+            self._observer.returned(record, wedged)
         if switch is not None and switch.recovery and record.state in OUTCOMES:
             self._observer.recovered(record)
         self._rested()
@@ -284,13 +293,14 @@ class Runner:
     async def outlast(self, stuck: StuckError) -> None:
         """Say that it is wedged, and go on if ever the kernel returns."""
         self.wedge(stuck)
-        await self.until_returned()
+        await self.until_returned(stuck.afterwards)
 
     def wedge(self, stuck: StuckError) -> None:
         """The kernel has not returned: say so, and write nothing more."""
         record, gpu = self._record, self._record.gpu.address
         self._stall.begin(stuck, self.engine.numbers if self.engine else ())
         if record.switch is not None and record.switch.result is None:
+            self._wedged = record.switch
             self._end(record.switch, Result.WEDGED, str(stuck))
         self._arbiter.awake.need(gpu, Why.SWITCH, needed=True)
         # The others of its driver need not wait for a turn, but nobody may unload what the kernel is in.
@@ -300,10 +310,22 @@ class Runner:
         self._resting.set()
         record.tell()
 
-    async def until_returned(self) -> None:
-        """Until the kernel has returned; it is on its way again then, and has its turn."""
+    def has_returned(self, switch: Switch, at: float, what: str) -> None:
+        """The kernel has returned from this switch, which had ended as wedged (`Returned`)."""
+        self._wedged = switch
+        switch.returned = Returned(at, what)
+
+    async def until_returned(self, what: str = "") -> None:
+        """Until the kernel has returned; it is on its way again then, and has its turn. `what` returned, and how late,
+        in a sentence.
+        """
         record = self._record
         await self._stall.until_returned()
+        if (wedged := self._wedged) is not None:
+            # Where it did not once more, what was first is what its end was about.
+            what = what if wedged.returned is None else wedged.returned.what
+            self.has_returned(wedged, time.time(), what)
+            wedged.reason = what
         self._resting.clear()
         self._arbiter.stuck.pop(record.gpu.address, None)
         await self.turns.take(None)

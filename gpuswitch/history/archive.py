@@ -39,6 +39,13 @@ CREATE TABLE step (
     PRIMARY KEY (switch, place)
 ) WITHOUT ROWID;
 """
+_RETURNS = """
+CREATE TABLE IF NOT EXISTS returned (
+    switch INTEGER PRIMARY KEY REFERENCES switch ON DELETE CASCADE, at INTEGER NOT NULL, state TEXT NOT NULL,
+    reason TEXT NOT NULL
+)
+"""
+"""Made when it is first needed: a version that does not know it works with the file all the same."""
 _BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
 """What no second try makes better; the last one is SQL that does not fit the tables."""
 
@@ -64,8 +71,23 @@ class StepEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class ReturnEntry:
+    """The kernel has returned from the switch of this id, which had ended as wedged (`Returned` in switch/record.py).
+    `at` in microseconds since the epoch; 0: nobody saw it.
+    """
+
+    id: str
+    at: int
+    what: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """A finished switch. `started` and `finished` in microseconds since the epoch; `steps` in the order they ended."""
+    """A finished switch. `started` and `finished` in microseconds since the epoch; `steps` in the order they ended.
+    `returned`: that the kernel has, of one that was wedged.
+    """
 
     id: str
     gpu: str
@@ -78,6 +100,7 @@ class Entry:
     options: Mapping[str, Any]
     requester: Mapping[str, Any]
     steps: tuple[StepEntry, ...] = ()
+    returned: ReturnEntry | None = None
 
 
 class Archive:
@@ -87,7 +110,7 @@ class Archive:
         self._path = path
         self._looked_through = False
 
-    def add(self, entries: Sequence[Entry], *, keep: int, since: int) -> None:
+    def add(self, entries: Sequence[Entry | ReturnEntry], *, keep: int, since: int) -> None:
         """Keep these too, durably, and forget all but the last `keep`, and what was over before `since` (µs, epoch).
 
         Raises:
@@ -188,9 +211,12 @@ def _look_through(database: sqlite3.Connection) -> None:
         raise _UnfitError(" ".join(found.split()))
 
 
-def _add(database: sqlite3.Connection, entries: Sequence[Entry], keep: int, since: int) -> None:
+def _add(database: sqlite3.Connection, entries: Sequence[Entry | ReturnEntry], keep: int, since: int) -> None:
     for entry in entries:
-        _insert(database, entry)
+        if isinstance(entry, ReturnEntry):
+            _insert_return(database, entry)
+        else:
+            _insert(database, entry)
     database.execute("DELETE FROM switch WHERE finished < ?", (since,))
     last = "SELECT number FROM switch ORDER BY number DESC LIMIT ?"
     database.execute(f"DELETE FROM switch WHERE number NOT IN ({last})", (keep,))  # noqa: S608 -- a constant
@@ -209,12 +235,34 @@ def _insert(database: sqlite3.Connection, entry: Entry) -> None:
     database.executemany("INSERT INTO step VALUES (?,?,?,?,?,?,?,?)", steps)
 
 
+def _insert_return(database: sqlite3.Connection, entry: ReturnEntry) -> None:
+    """Beside all of that id which were wedged: a service that starts anew ends a switch once more."""
+    database.execute(_RETURNS)
+    wedged = database.execute("SELECT number FROM switch WHERE id = ? AND result = 'wedged'", (entry.id,)).fetchall()
+    for (number,) in wedged:
+        database.execute("UPDATE switch SET reason = ? WHERE number = ?", (entry.what, number))
+        values = (number, entry.at, entry.state, entry.reason)
+        database.execute("INSERT OR REPLACE INTO returned VALUES (?,?,?,?)", values)
+
+
 _COLUMNS = "id, gpu, target, count, started, finished, result, reason, options, asker"
 
 
 def _select(database: sqlite3.Connection, where: str, limit: int, *values: object) -> list[tuple[int, Entry]]:
     rows = database.execute(f"SELECT number, {_COLUMNS} FROM switch WHERE {where} LIMIT ?", (*values, limit))  # noqa: S608 -- constants
-    return [(number, _entry(dict(zip(_COLUMNS.split(", "), row, strict=True)))) for number, *row in rows]
+    found = [(number, _entry(dict(zip(_COLUMNS.split(", "), row, strict=True)))) for number, *row in rows]
+    if not any(entry.result == "wedged" for _, entry in found) or not _has_returns(database):
+        return found
+    return [(number, replace(entry, returned=_return(database, number, entry))) for number, entry in found]
+
+
+def _has_returns(database: sqlite3.Connection) -> bool:
+    return bool(database.execute("SELECT 1 FROM sqlite_schema WHERE name = 'returned'").fetchall())
+
+
+def _return(database: sqlite3.Connection, number: int, entry: Entry) -> ReturnEntry | None:
+    rows = database.execute("SELECT at, state, reason FROM returned WHERE switch = ?", (number,)).fetchall()
+    return ReturnEntry(entry.id, rows[0][0], entry.reason, rows[0][1], rows[0][2]) if rows else None
 
 
 def _entry(row: dict[str, Any]) -> Entry:

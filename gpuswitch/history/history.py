@@ -23,11 +23,11 @@ from gpuswitch.config.schema import History as Settings
 from gpuswitch.errors import Failed, InvalidArgument
 from gpuswitch.gpu.actor import Actor
 from gpuswitch.gpu.gpu_record import GpuRecord
-from gpuswitch.history.archive import Archive, ArchiveError, Entry, StepEntry
+from gpuswitch.history.archive import Archive, ArchiveError, Entry, ReturnEntry, StepEntry
 from gpuswitch.runtime.threads import resolve
 from gpuswitch.sentence import Sentence
 from gpuswitch.switch.engine import StepEvent
-from gpuswitch.switch.record import Drift, Switch
+from gpuswitch.switch.record import Drift, Returned, Switch
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class History:
         self._settings = settings
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._asking = asyncio.Lock()
-        self._unwritten: deque[Entry] = deque(maxlen=BACKLOG)
+        self._unwritten: deque[Entry | ReturnEntry] = deque(maxlen=BACKLOG)
         self._complained = False
 
     def start(self) -> None:
@@ -96,13 +96,16 @@ class History:
     def finished(self, record: GpuRecord, switch: Switch) -> None:
         self._keep(entry_of(str(record.gpu.address), switch), f"switch {switch.id}")
 
+    def returned(self, record: GpuRecord, switch: Switch) -> None:  # noqa: ARG002 -- an Observer's
+        self._keep(return_of(switch), f"the kernel's return from switch {switch.id}")
+
     def drifted(self, record: GpuRecord, drift: Drift) -> None:
         self._keep(entry_of_drift(str(record.gpu.address), drift), f"what somebody else did to {record.gpu.address}")
 
     def recovered(self, record: GpuRecord) -> None:
         """Nothing to keep: the switch that it was part of says so."""
 
-    def _keep(self, entry: Entry, what: str) -> None:
+    def _keep(self, entry: Entry | ReturnEntry, what: str) -> None:
         if not self._settings.enabled:
             return
         if self._jobs.qsize() < BACKLOG:
@@ -160,7 +163,7 @@ class History:
         while (job := self._jobs.get()) is not None:
             job()
 
-    def _write(self, settings: Settings, *entries: Entry) -> None:
+    def _write(self, settings: Settings, *entries: Entry | ReturnEntry) -> None:
         """Write them, and what could not be written before."""
         self._unwritten.extend(entries)
         since = int((time.time() - settings.keep_days * _DAY) * 1_000_000)
@@ -196,6 +199,12 @@ def entry_of(gpu: str, switch: Switch) -> Entry:
             for step in switch.steps
         ),
     )
+
+
+def return_of(switch: Switch) -> ReturnEntry:
+    """What is kept of a kernel that has returned from a switch after all."""
+    returned = switch.returned or Returned(0.0, "")
+    return ReturnEntry(switch.id, _usec(returned.at), returned.what, str(returned.state), returned.reason)
 
 
 def entry_of_drift(gpu: str, drift: Drift) -> Entry:

@@ -63,6 +63,12 @@ class LogObserver:
             "%s: switch %s to %s: %s%s", record.gpu.address, switch.id, switch.target, switch.result, why, extra=extra
         )
 
+    def returned(self, record: GpuRecord, switch: Switch) -> None:
+        extra = told(**_of(record), SWITCH_ID=switch.id, TARGET=switch.target)
+        _log.info(
+            "%s: the kernel has returned from switch %s: %s", record.gpu.address, switch.id, record.state, extra=extra
+        )
+
     def drifted(self, record: GpuRecord, drift: Drift) -> None:
         extra = told(events.DRIFT, **_of(record), REASON=drift.text)
         _log.warning("%s: changed by somebody else: %s", record.gpu.address, drift.text, extra=extra)

@@ -53,14 +53,21 @@ class StepEvent:
     seconds: float = 0.0
 
 
+def returned_late(operation: str) -> Sentence:
+    """Of one that an earlier run of the service has sent, and the kernel returned from since."""
+    return Sentence("the kernel returned late from '{operation}'", operation=operation)
+
+
 class StuckError(Exception):
     """The kernel did not return from an operation within the step's deadline. Nothing more may be written."""
 
     def __init__(self, pending: Pending, deadline: float | None) -> None:
         """`deadline` in seconds; None: an earlier run of the service sent it."""
-        self.afterwards = Sentence(
-            "'{operation}' took longer than {seconds} s", operation=pending.what, seconds=f"{deadline or 0:g}"
-        )
+        self.afterwards = returned_late(pending.what)
+        if deadline is not None:
+            self.afterwards = Sentence(
+                "'{operation}' took longer than {seconds} s", operation=pending.what, seconds=f"{deadline:g}"
+            )
         since = Sentence("since before the service started")
         if deadline is not None:
             since = Sentence("within {seconds} s", seconds=f"{deadline:g}")

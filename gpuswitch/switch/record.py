@@ -126,6 +126,21 @@ class Drift:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The kernel has returned after all, of a switch that had ended as `wedged`.
+
+    `at` is when, in seconds since the epoch, 0.0 while no service ran; `what` says from what it returned so late, in a
+    sentence. `state` is where the GPU is since all of it was taken back, `recovering` until then, and `reason` says
+    what did not work of that, a sentence a line.
+    """
+
+    at: float
+    what: str
+    state: State = State.RECOVERING
+    reason: str = ""
+
+
 @dataclass
 class Switch:
     """One switch. `started` and `finished` are seconds since the epoch; `seconds` is how long it took.
@@ -136,7 +151,7 @@ class Switch:
     a sentence a line, and `waiting_until` when it gives that up (0.0: it did not say). `error`, of one that was
     reverted: what a refusal for the same reason is called. `recovery`: it looks for any known-good state. `failure`:
     why it is being taken back. `forgone`: why optional steps did not work, of one that came to an end all the same.
-    `resumed`: an earlier run of the service began it.
+    `resumed`: an earlier run of the service began it. `returned`: that the kernel has, of one that was wedged.
     """
 
     target: State
@@ -162,6 +177,7 @@ class Switch:
     failure: str = ""
     forgone: tuple[str, ...] = ()
     resumed: bool = False
+    returned: Returned | None = None
     _over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     _clock: float = field(default_factory=lambda: asyncio.get_running_loop().time(), repr=False)
 

@@ -93,6 +93,7 @@ async def test_the_record_of_a_switch_says_how_it_went(start: Start) -> None:
         "reason": "",
         "error": "",
         "forgone": [],
+        "returned": {},
     }
 
 

@@ -17,6 +17,7 @@ import jeepney
 import pytest
 from jeepney.io import blocking
 
+from gpuswitch.cli.output import moment
 from gpuswitch.history.archive import Archive
 from gpuswitch.history.history import entry_of_drift
 from gpuswitch.model.states import State
@@ -101,7 +102,7 @@ async def test_every_finished_switch_is_in_the_history_newest_first(start: Start
     ]
     assert await history(service, 1) == found[:1]
     known = {key: record[key] for key in ("id", "target", "count", "started", "finished", "result", "reason")}
-    assert found[1] == known | {"gpu": ADDRESS, "options": {}, "asker": found[1]["asker"]}
+    assert found[1] == known | {"gpu": ADDRESS, "options": {}, "asker": found[1]["asker"], "returned": {}}
 
 
 async def test_it_knows_the_options_and_who_asked(start: Start) -> None:
@@ -341,6 +342,27 @@ async def test_what_cannot_be_cancelled_says_why(start: Start) -> None:
         "and nothing is written to it until the kernel returns; "
         "gpuswitchctl status 0000:01:00.0 says what may make it return"
     )
+
+
+async def test_people_hear_that_a_kernel_has_returned(start: Start, private_bus: PrivateBus) -> None:
+    """When, and where that left the GPU; not that it has not returned."""
+    service = await start("laptop", f"unbind@{SOUND}#1=1s", config=f"{ANY_PORT}[deadlines]\nunbind = 0.2\n")
+    switch = await service.move(DISCRETE, "vfio")
+    await service.until_state(DISCRETE, "wedged")
+    await service.until_state(DISCRETE, "host")
+    returned = (await service.properties(DISCRETE))["Switch"]["returned"]
+    assert (returned["state"], returned["reason"]) == ("host", "")
+    assert (await entry(service, switch))["returned"] == returned
+    when = re.escape(moment(returned["at"]))
+    for arguments in (["status", ADDRESS], ["history"], ["show", switch]):
+        _, out, _ = await ctl(private_bus, *arguments)
+        assert f"{UNBIND_SOUND}' took longer than 0.2 s" in out
+        assert re.search(rf"the kernel returned at {when} by itself; the state of the GPU after that: host", out)
+        assert "has not returned" not in out
+    for arguments in (["status"], ["history"], ["show"]):
+        status, out, _ = await ctl(private_bus, *arguments, "--json")
+        check(f"{arguments[0]}.schema.json", json.loads(out))
+        assert (status, '"state": "host",\n' in out) == (0, True)
 
 
 async def test_people_cancel_and_see_the_way_back(start: Start, private_bus: PrivateBus) -> None:

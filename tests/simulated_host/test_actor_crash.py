@@ -16,7 +16,7 @@ from gpuswitch.host.simulated.faults import Errno, Hang
 from gpuswitch.model.policy import Busy, Options
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
-from gpuswitch.switch.record import Requester, Switch
+from gpuswitch.switch.record import Requester, Returned, Switch
 from gpuswitch.switch.steps.pci import Unbind
 from tests.harness.simulated.harness import GPUS, Harness
 
@@ -175,6 +175,34 @@ async def test_a_crash_while_the_kernel_has_it(tmp_path: Path) -> None:
     await again.may_sleep(successor)
     assert again.snapshot() == before
     assert again.pages == []
+    assert successor.switch is not None
+    assert successor.switch.id == switch.id
+    assert (returned := successor.switch.returned) is not None
+    assert returned.at
+    assert (returned.what, returned.state) == (
+        "the kernel returned late from 'unbind 0000:01:00.2 from xhci_hcd'",
+        State.HOST,
+    )
+    assert "0000:01:00.0 returned: host" in again.witness.words
+
+
+async def test_one_that_returned_while_the_service_was_away(tmp_path: Path) -> None:
+    harness = await Harness.of("laptop", tmp_path)
+    actor = harness.fleet.find("01:00.0")
+    hang = harness.host.faults.add(Hang(), operation="unbind", subject="0000:01:00.2")
+    switch = await actor.request(State.VFIO)
+    await switch.wait()
+    assert actor.runner.task is not None
+    actor.runner.task.cancel()
+    await asyncio.wait([actor.runner.task])
+    hang.release()
+    await actor.runner._kernel.returned()
+    again = await harness.again()
+    successor = again.fleet.find("01:00.0")
+    assert successor.state is State.HOST
+    ended = successor.record.known_switch(switch.id)
+    late = "the kernel returned late from 'unbind 0000:01:00.2 from xhci_hcd'"
+    assert ended.returned == Returned(0.0, late, State.HOST, ended.reason)
 
 
 async def test_two_gpus_come_home_together(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from gpuswitch.host.simulated.faults import Delay, Errno, Hang, Operation
 from gpuswitch.model.address import PciAddress
 from gpuswitch.model.states import State
 from gpuswitch.switch.engine import Status, StepEvent
-from gpuswitch.switch.record import Result
+from gpuswitch.switch.record import Result, Returned
 from gpuswitch.switch.steps.pci import AimOverrides, Bind, Unbind
 from tests.harness.simulated.harness import Harness, is_step
 
@@ -111,10 +111,16 @@ async def test_the_switch_ends_as_wedged_and_stays_so(tmp_path: Path) -> None:
         r"\(process \d+ is in state D, waiting in snd_card_free\)",
         switch.reason,
     )
+    assert switch.returned is None
     hang.release()
+    await harness.witness.until(lambda: actor.state is State.RECOVERING)
+    assert switch.returned is not None
+    at, late = switch.returned.at, "'unbind 0000:01:00.1 from snd_hda_intel' took longer than 20 s"
+    assert (switch.reason, switch.returned) == (late, Returned(at, late))
     await harness.witness.until(lambda: actor.state is State.HOST)
-    assert switch.result is Result.WEDGED
-    assert actor.reason == "'unbind 0000:01:00.1 from snd_hda_intel' took longer than 20 s"
+    assert (switch.result, actor.reason) == (Result.WEDGED, late)
+    await harness.witness.until(lambda: "0000:01:00.0 returned: host" in harness.witness.words)
+    assert switch.returned == Returned(at, late, State.HOST)
 
 
 async def test_a_wedged_gpu_shows_the_drivers_that_it_has(tmp_path: Path) -> None:
@@ -196,6 +202,10 @@ class TestTheWayBackHangs:
         hang.release()
         await harness.witness.until(lambda: actor.state is State.FAILED)
         assert "the way back failed too: cannot bind 0000:01:00.3" in actor.reason
+        await harness.witness.until(lambda: "0000:01:00.0 returned: failed" in harness.witness.words)
+        assert actor.switch is not None
+        assert actor.switch.returned is not None
+        assert "the way back failed too: cannot bind 0000:01:00.3" in actor.switch.returned.reason
         assert harness.pages
 
     async def test_while_it_recovers_nobody_joins_the_switch_that_is_over(self, tmp_path: Path) -> None:

@@ -60,6 +60,10 @@ class Heard(GpuObserver):
         assert switch is record.switch
         self.words.append(str(switch.result))
 
+    def returned(self, record: GpuRecord, switch: Switch) -> None:
+        assert switch.returned is not None
+        self.words.append(f"returned: {record.state}")
+
     def drifted(self, record: GpuRecord, drift: Drift) -> None:
         """A record takes in what others did, and whoever had it look says so."""
         raise AssertionError((record.gpu, drift))

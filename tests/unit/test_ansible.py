@@ -103,6 +103,7 @@ def switch(of: Any, result: str, *, changed: bool, reason: str = "") -> Any:
         "reason": reason,
         "error_kind": "",
         "forgone": [],
+        "returned": None,
         "seconds": 0.2,
         "changed": changed,
         "joined": False,

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuswitch.history import archive
-from gpuswitch.history.archive import Archive, ArchiveError, Entry, StepEntry
+from gpuswitch.history.archive import Archive, ArchiveError, Entry, ReturnEntry, StepEntry
 
 STEPS = (
     StepEntry(1, "unbind 0000:01:00.0 from nvidia", "unbind", "done", 1_000_000, 5),
@@ -81,6 +81,30 @@ def test_the_newest_come_first_whatever_the_clock_said(path: Path) -> None:
     for entry in (*entries("a", "b"), dataclasses.replace(ENTRY, id="c", started=0, finished=1)):
         kept.add([entry], **EVERYTHING)
     assert ids(kept.last(2)) == ["c", "b"]
+
+
+def test_a_kernel_that_returned_stands_with_what_was_wedged(path: Path) -> None:
+    """Whatever else was of the same switch, and in a file that the version before has begun."""
+    kept = Archive(path)
+    wedged = dataclasses.replace(ENTRY, result="wedged", reason="it has not returned")
+    kept.add([wedged, ENTRY, *entries("b")], **EVERYTHING)
+    returned = ReturnEntry(ENTRY.id, 5_000_000, "it took long", "host", "")
+    kept.add([returned], **EVERYTHING)
+    _b, ended, first = Archive(path).last(9)
+    assert (ended.result, ended.returned, ended.reason) == ("reverted", None, ENTRY.reason)
+    assert (first.result, first.returned, first.reason) == ("wedged", returned, "it took long")
+    later = dataclasses.replace(returned, state="failed", reason="no luck")
+    kept.add([later], **EVERYTHING)
+    assert Archive(path).last(9)[-1].returned == later
+    kept.add([], keep=2, since=0)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT count(*) FROM returned").fetchall() == [(0,)]
+
+
+def test_a_return_from_what_nobody_kept_is_no_fault(path: Path) -> None:
+    kept = Archive(path)
+    kept.add([ReturnEntry("a", 0, "it took long", "host", ""), *entries("b")], **EVERYTHING)
+    assert ids(kept.last(9)) == ["b"]
 
 
 def test_keeps_so_many(path: Path) -> None:

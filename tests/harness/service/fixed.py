@@ -69,6 +69,7 @@ def switch(**changes: object) -> dict[str, Any]:
         "reason": "",
         "error": "",
         "forgone": [],
+        "returned": {},
         "asker": {"service": False, "uid": 4_000_000_000, "pid": os.getpid(), "unit": "", "command": "x", "vm": ""},
         **changes,
     }

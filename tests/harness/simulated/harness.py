@@ -179,6 +179,10 @@ class Witness(Observer):
         self._holds(record, not done or record.state is switch.target, f"done, and it is {record.state}")
         self._heard(record, str(switch.result))
 
+    def returned(self, record: GpuRecord, switch: Switch) -> None:
+        self._holds(record, switch.returned is not None, "returned, and it does not say so")
+        self._heard(record, f"returned: {record.state}")
+
     def drifted(self, record: GpuRecord, drift: Drift) -> None:
         self._holds(record, drift.before is not drift.after, "a drift to where it was")
         self._heard(record, f"drifted from {drift.before} to {drift.after}")

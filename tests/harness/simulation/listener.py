@@ -47,6 +47,9 @@ class ServiceListener(Observer):
         if self._life.alive:
             self._checker.finished(self._actors[record.gpu.address], switch)
 
+    def returned(self, record: GpuRecord, switch: Switch) -> None:
+        """It is told by the state, too."""
+
     def drifted(self, record: GpuRecord, drift: Drift) -> None:
         if self._life.alive:
             self._checker.drifted(self._actors[record.gpu.address], drift)
