@@ -151,8 +151,10 @@ def _with_names(text: str) -> str:
 STATES = marks("detaching", "reattaching", "recovering", "failed", "wedged", "unknown", "absent")
 """But host and vfio, which are the same in every language, as they are typed."""
 RESULTS = marks("done", "reverted", "failed", "cancelled", "wedged", "drifted")
-STATUSES = marks("running", "done", "failed", "cancelled", "reverting", "reverted", "revert-failed", "interrupted")
+STATUSES = (*marks("running", "done", "failed", "cancelled", "reverting", "reverted", "interrupted"), "revert-failed")
 """Of steps."""
+_PLAIN: Mapping[str, str] = {"revert-failed": mark("not taken back")}
+"""What people read for a word that is none of theirs."""
 
 
 KINDS = marks("display", "accelerator", "audio", "usb", "ucsi", "bridge", "chipset", "network", "storage", "other")
@@ -166,7 +168,8 @@ _OF_KEYWORDS = frozenset({"state", "result", "status", "kind"})
 
 def state_word(text: str) -> str:
     """A state, a result, the status of a step, or what a function is, in this language."""
-    return catalogue().get(text, text)
+    word = _PLAIN.get(text, text)
+    return catalogue().get(word, word)
 
 
 def _recognized(line: str, known: Mapping[str, str], least: int, *, alone: int = _TELLING) -> str:
