@@ -599,11 +599,30 @@ def gpus_to_move(service: Service, selectors: Sequence[str], *, every: bool) -> 
         raise CtlError.of(InvalidArgument, _("cannot take --all and names of GPUs together: leave one of them out"))
     if not every:
         return gpus_named(service, selectors or [""])
-    managed = [gpu for gpu in service.gpus() if gpu.properties["Managed"]]
+    there = service.gpus()
+    if not there:
+        raise CtlError.of(NoSuchGpu, _("there is no GPU on this host"))
+    managed = [gpu for gpu in there if gpu.properties["Managed"]]
     if not managed:
-        text = _("no GPU is managed: give those that --all is to mean a [[gpu]] table, by: gpuswitchctl setup")
-        raise CtlError.of(NoSuchGpu, text)
+        first = _("no GPU is managed, and --all means those that are")
+        asked = _("or be asked, and have it written: {command}", command="gpuswitchctl setup")
+        raise CtlError.of(NoSuchGpu, "\n".join([first, to_manage(service, there), asked]))
     return managed
+
+
+def to_manage(service: Service, gpus: Sequence[Gpu]) -> str:
+    """How one of these GPUs is managed from then on, which none is now: the file, the table, the line. Of several, one
+    that is no part of a processor, as those on the first bus are.
+    """
+    gpu = next((each for each in gpus if not each.address.startswith("0000:00:")), gpus[0])
+    return _(
+        "to have {gpu} managed, add to {file}, by gpuswitchctl config edit: `{table}`, `{address}`",
+        gpu=gpu.address,
+        # A service that is older does not say where it reads it.
+        file=f"{service.about().get('ConfigDirectory') or '/etc/gpuswitch'}/config.toml",
+        table="[[gpu]]",
+        address=f'address = "{gpu.address}"',
+    )
 
 
 def call(to: str, path: str, interface: str, method: str, signature: str = "", *arguments: object) -> Message:

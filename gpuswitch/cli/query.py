@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gpuswitch.cli.client import Service, gpus_named, title_of
+from gpuswitch.cli.client import Service, gpus_named, title_of, to_manage
 from gpuswitch.cli.configuration import refused_on_disk
 from gpuswitch.cli.layout import model_in_brief, pairs, table
-from gpuswitch.cli.output import SINCE, as_json, clock, duration, line, lines_of, moment, warning, write
+from gpuswitch.cli.output import SINCE, as_json, clock, duration, line, lines_of, moment, on_terminal, warning, write
 from gpuswitch.cli.records import came_back, gpu_record, naming, reasons, state_label
 from gpuswitch.cli.translate import _, marks, recognized, reworded, state_word, step_title
 
@@ -22,7 +23,8 @@ _ONCE_MORE = frozenset({"recover", "to_host"})
 
 
 def list_gpus(service: Service, args: Namespace) -> int:
-    gpus = [gpu.properties for gpu in service.gpus()]
+    there = service.gpus()
+    gpus = [gpu.properties for gpu in there]
     warnings = service.warnings()
     if args.json:
         as_json({"gpus": [gpu_record(gpu) for gpu in gpus], "warnings": warnings})
@@ -35,6 +37,9 @@ def list_gpus(service: Service, args: Namespace) -> int:
         nameless = () if any(gpu["Name"] for gpu in gpus) else ("NAME",)
         narrow = ("MODEL", "WITH", "DRIVER", "GROUP", "MANAGED", *nameless)
         table(headings, rows, elastic=("MODEL", "WITH"), left_out=narrow, brief={"MODEL": model_in_brief})
+        if on_terminal(sys.stdout) and not any(gpu["Managed"] for gpu in gpus):
+            line(_("no GPU is managed, so virtual machines do not get one by themselves"))
+            line(to_manage(service, there))
     else:
         line(_("there is no GPU on this host"))
     _warn(warnings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from argparse import Namespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from gpuswitch.cli.output import clean, clock, duration, numbered, problem, sent
 from gpuswitch.cli.parser import EXIT_STATUSES, STATES, TOPICS, UsageError, parse, parser
 from gpuswitch.cli.steps import JsonLines, Lines
 from gpuswitch.cli.terminal import StepsInPlace
+from gpuswitch.cli.translate import state_word
 from gpuswitch.config.settings import Config
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.states import State
@@ -383,6 +385,26 @@ def test_what_a_function_brings_with_it_is_said_in_a_word(capsys: pytest.Capture
     assert "13     NVSwitch, reserved region  NVIDIA" in first
     look.status(fixed(gpu(Adds=["firmware frame buffer"], StaysOut=True)), PLAIN)
     assert "with: firmware frame buffer\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("managed", "terminal", "told"), [(False, True, True), (True, True, False), (False, False, False)]
+)
+def test_a_list_of_what_nobody_manages_says_how_to(
+    managed: bool, terminal: bool, told: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To people alone: who reads a pipe counts lines."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setenv("TERM", "xterm")
+    look.list_gpus(fixed(gpu(Managed=managed), gpu(Address="0000:00:02.0")), PLAIN)
+    out = capsys.readouterr().out
+    how = "to have 0000:01:00.0 managed, add to /etc/gpuswitch/config.toml, by gpuswitchctl config edit: `[[gpu]]`, "
+    assert (f'{how}`address = "0000:01:00.0"`\n' in out, "no GPU is managed" in out) == (told, told)
+
+
+def test_a_step_that_was_not_taken_back_is_called_that() -> None:
+    assert state_word("revert-failed") == "not taken back"
 
 
 def test_status_tells_where_it_is_wanted_at_boot_and_what_it_is_told_by(capsys: pytest.CaptureFixture[str]) -> None:

@@ -252,7 +252,12 @@ def test_of_several_the_worst_counts_and_each_is_told(capsys: pytest.CaptureFixt
 
 
 def test_all_are_those_that_are_managed() -> None:
-    told = r"^no GPU is managed: .* a \[\[gpu\]\] table, by: gpuswitchctl setup$"
+    told = (
+        r"^no GPU is managed, and --all means those that are\n"
+        r"to have 0000:01:00\.0 managed, add to /etc/gpuswitch/config\.toml, by gpuswitchctl config edit: "
+        r"`\[\[gpu\]\]`, `address = \"0000:01:00\.0\"`\n"
+        r"or be asked, and have it written: gpuswitchctl setup$"
+    )
     with pytest.raises(CtlError, match=told) as none:
         run(["to-vfio", "--all"], gpu())
     assert none.value.exit_code == 2
