@@ -35,7 +35,8 @@ def remedies(record: GpuRecord) -> tuple[Remedy, ...]:
     """What may help, the least rough first; none where nothing is wrong.
 
     `recover` or `to_host`: once more, unless that has failed twice at the same steps, and no more is allowed since.
-    `reset_on_failure` or `rescan_on_failure`: to let it try more. `reboot`: where steps did not work, the last one.
+    `reset_on_failure` or `rescan_on_failure`: to let it try more. `reboot`: the last one; both where it is failed, or
+    steps of its way home did not work.
     """
     if record.state in {State.FAILED, State.UNKNOWN}:
         return tuple(_remedies(record, "recover"))
@@ -46,7 +47,7 @@ def _remedies(record: GpuRecord, kind: str) -> Iterator[Remedy]:
     command = f"gpuswitchctl {kind.replace('_', '-')} {record.own_config.name or record.gpu.address}"
     if not record.failed_alike:
         yield Remedy(kind, Sentence(_ONCE_MORE[kind], command=command))
-    if not record.failed_at:
+    if record.state is not State.FAILED and not record.failed_at:
         return
     # One after the other: whoever has allowed the milder one tries that first.
     for key, value in more_to_allow(record.gpu, record.facts, record.rules):

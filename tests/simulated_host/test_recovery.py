@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,15 @@ class TestRemedies:
         await harness.switch(actor, State.HOST)
         assert actor.record.stays_out
         assert [each.kind for each in remedies(actor.record)] == ["to_host", "reset_on_failure", "reboot"]
+
+    async def test_a_service_that_starts_anew_offers_all_of_it(self, tmp_path: Path) -> None:
+        """It knows of no step that has failed."""
+        harness, actor = await start_harness(tmp_path, **GENTLE)
+        await stranded(harness, actor)
+        actor.record.page.write(replace(actor.record.page.entry, stays_out=""))
+        successor = (await harness.again()).fleet.find("01:00.0")
+        assert (successor.state, successor.switch) == (State.FAILED, None)
+        assert [each.kind for each in remedies(successor.record)] == ["recover", "rescan_on_failure", "reboot"]
 
     async def test_the_same_once_more_is_offered_until_it_has_failed_alike(self, tmp_path: Path) -> None:
         harness, actor = await start_harness(tmp_path, **GENTLE)
