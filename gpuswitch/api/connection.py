@@ -113,7 +113,7 @@ class Connection(library.Link):
 
     @override
     def _message_reader(self) -> None:
-        """Called by the loop when the socket has something to read.
+        """Read what is there. Called by the loop when the socket has something to read, and between calls.
 
         It is read however much waits to be served: what we left to the bus, others would wait behind.
         """
@@ -187,6 +187,8 @@ class Connection(library.Link):
         """Serve the calls whose turn it is, some in each turn of the loop, while the bus takes the answers.
 
         In a crowd it is one: a call may have something to ask of the bus first, which is sent in the next turn.
+        Where more wait, the socket is read between two of them: dbus-broker hands on 16 messages at a time, the next
+        when those were read (src/dbus/socket.c, SOCKET_MMSG_MAX), and whose turn it would be may wait behind thousands.
         """
         until = self._loop.time() + WORK_SECONDS
         while not self._disconnected and len(self._unsent) < self._room and (frame := self._inbox.take()) is not None:
@@ -194,6 +196,8 @@ class Connection(library.Link):
             if self.crowded or self._loop.time() >= until:
                 self._loop.call_soon(self._work)
                 return
+            if self._inbox:
+                self._message_reader()
         self._working = False
 
     @property

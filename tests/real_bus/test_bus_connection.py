@@ -137,6 +137,31 @@ async def test_a_flood_leaves_the_loop_turns_for_other_work(tmp_path: Path, monk
     assert max(after - before for before, after in pairwise(turns)) == 1
 
 
+async def test_what_comes_meanwhile_is_read_between_two_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So whoever had nothing waiting is before the next of those who had, in the same turn of the loop."""
+    monkeypatch.setattr(connection, "WORK_SECONDS", 60.0)
+    served: list[str] = []
+
+    def note(who: str, sender: str) -> jeepney.Message:
+        message = jeepney.new_method_call(jeepney.DBusAddress("/note", ":1.1", "org.example.Note"), "Note", "s", (who,))
+        message.header.fields[jeepney.HeaderFields.sender] = sender
+        return message
+
+    class Note(Interface, name="org.example.Note"):
+        @dbus_method()
+        def note(self, who: Str) -> None:
+            if not served:
+                far_end.send(note("other", ":1.3"))
+            served.append(who)
+
+    async with connected(tmp_path) as (bus, far_end):
+        bus.export("/note", Note())
+        far_end.send(*[note("flood", ":1.2")] * 3)
+        for _ in range(4):
+            await far_end.receive()
+    assert served == ["flood", "other", "flood", "flood"]
+
+
 class Teller(Interface, name="org.example.Teller"):
     def __init__(self) -> None:
         self.told = 0
