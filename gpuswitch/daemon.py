@@ -203,6 +203,7 @@ class Daemon:
         self._reload_task.add_done_callback(log)
 
     async def _start(self) -> None:
+        await self._bus.ask_apart()
         # What a dead daemon left half-way is home before anybody can ask, and before systemd starts what comes after.
         await self._fleet.start()
         await self._bus.own(NAME)

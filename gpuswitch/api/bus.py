@@ -51,8 +51,10 @@ class CallError(BusError):
 class Bus:
     """A connection to a message bus. Made by `connect`; not safe to use from other threads."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, address: str) -> None:
         self._connection = connection
+        self._address = address
+        self._apart: Bus | None = None
         self._objects: dict[str, dict[str, Interface]] = {}
         self._calls: dict[int, asyncio.Future[Message]] = {}
         self._gone: Callable[[str], None] | None = None
@@ -75,7 +77,15 @@ class Bus:
             raise BusError(f"cannot connect to the bus at {address}: no answer in {BUS_SECONDS:g} s") from error
         except Exception as error:
             raise BusError(f"cannot connect to the bus at {address}: {error}") from error
-        return cls(connection)
+        return cls(connection, address)
+
+    async def ask_apart(self) -> None:
+        """From now on, ask others over a second connection. Raises BusError if there can be none.
+
+        The bus keeps what it has for a connection in order, so an answer comes behind all calls that wait there; to the
+        second one nobody has anything to send.
+        """
+        self._apart = await type(self).connect(self._address)
 
     @property
     def name(self) -> str:
@@ -83,8 +93,11 @@ class Bus:
         return str(self._connection.unique_name)
 
     async def lost(self) -> None:
-        """Return when the connection is gone, for whatever reason."""
-        await asyncio.shield(self._end)
+        """Return when the connection is gone, or the one that others are asked over, for whatever reason."""
+        ends = [self._end]
+        if self._apart is not None:
+            ends.append(asyncio.create_task(self._apart.lost()))
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
 
     async def close(self) -> None:
         """Answer the calls that are still served with an error, then hang up."""
@@ -92,6 +105,8 @@ class Bus:
         await self._users.stop()
         self._connection.disconnect()
         await self._end
+        if self._apart is not None:
+            await self._apart.close()
 
     def authorize_by(self, authority: Authority) -> None:
         """Have this one say who may call what; until then nobody may."""
@@ -136,11 +151,12 @@ class Bus:
 
     async def own(self, name: str) -> None:
         """Become the owner of `name`. Raises BusError if another owns it or the bus does not let us."""
+        request = Message(*_BUS, "RequestName", signature="su", body=[name, NameFlag.DO_NOT_QUEUE.value])
         try:
-            answer = await self._ask("org.freedesktop.DBus", "RequestName", "su", name, NameFlag.DO_NOT_QUEUE.value)
+            answer = await self._call(request, BUS_SECONDS)
         except BusError as error:
             raise BusError(f"cannot own {name}: {error}") from error
-        if answer != RequestNameReply.PRIMARY_OWNER.value:
+        if answer != [RequestNameReply.PRIMARY_OWNER.value]:
             raise BusError(f"cannot own {name}: another gpuswitchd owns it")
 
     async def call(self, message: Message, *, within: float | None) -> list[object]:
@@ -152,6 +168,11 @@ class Bus:
         Raises CallError if the answer is an error, Timeout if there is none `within` so many seconds (None: it may
         take as long as it likes), and BusLostError. Cancelled or timed out, nothing of the call is left behind.
         """
+        if self._apart is not None:
+            return await self._apart.call(message, within=within)
+        return await self._call(message, within)
+
+    async def _call(self, message: Message, within: float | None) -> list[object]:
         if not self._connection.connected:
             raise BusLostError(f"cannot call {message.member}: the connection to the bus is lost")
         message.serial = self._connection.next_serial()
@@ -188,10 +209,12 @@ class Bus:
         return await self._number("GetConnectionUnixProcessID", name) or None
 
     async def _number(self, member: str, name: str) -> int:
-        found = await self._ask("org.freedesktop.DBus", member, "s", name)
-        if not isinstance(found, int):
-            raise BusError(f"cannot use what the bus answers to {member}: it is no number")
-        return found
+        answer = await self.call(Message(*_BUS, member, signature="s", body=[name]), within=BUS_SECONDS)
+        match answer:
+            case [int(number)]:
+                return number
+            case _:
+                raise BusError(f"cannot use what the bus answers to {member}: it is no number")
 
     def watch_names(self, gone: Callable[[str], None] | None) -> None:
         """Have `gone` called with the name of each connection that leaves the bus; None: no longer.
@@ -207,21 +230,20 @@ class Bus:
         if on == self._watched:
             return
         self._watched = on
+        if self._apart is not None:
+            self._apart.watch_names(self._leave if on else None)
+            return
         # arg2 is the new owner: of a unique name there never is one again
         rule = "type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg2=''"
         member = "AddMatch" if on else "RemoveMatch"
         self.send(Message(*_BUS, member, signature="s", body=[rule], flags=MessageFlag.NO_REPLY_EXPECTED))
 
     def send(self, message: Message) -> None:
-        """Send what is not answered; nothing once the bus is lost."""
-        if self._connection.connected:
+        """Send what is not answered, over the same connection as calls; nothing once the bus is lost."""
+        if self._apart is not None:
+            self._apart.send(message)
+        elif self._connection.connected:
             self._connection.send(message)
-
-    async def _ask(self, interface: str, member: str, signature: str = "", *arguments: object) -> object:
-        """Call a method of the message bus itself, which returns one value or none."""
-        to = ("org.freedesktop.DBus", "/org/freedesktop/DBus", interface, member)
-        answer = await self.call(Message(*to, signature=signature, body=[*arguments]), within=BUS_SECONDS)
-        return answer[0] if answer else None
 
     async def _machine_id(self) -> str:
         return await run_in_thread(_read_machine_id)

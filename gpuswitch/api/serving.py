@@ -31,6 +31,8 @@ MOST_CALLS: Final = 64
 MOST_UNKNOWN: Final = 16
 """Calls of one connection that wait until the bus has told whose it is."""
 
+GONE: Final = "you have left the bus"
+
 _caller: ContextVar[Caller] = ContextVar("_caller")
 
 
@@ -67,11 +69,15 @@ class Call:
 
 @dataclass
 class Connected:
-    """A connection that has calls under way. `user` is None, and it is asked for, until the bus has told."""
+    """A connection that has calls under way. `user` is None, and it is asked for, until the bus has told.
+
+    `gone`: it has left the bus. What it had sent before may come later than that.
+    """
 
     calls: set[Call] = field(default_factory=set)
     user: int | None = None
     asking: asyncio.Task[None] | None = None
+    gone: bool = False
 
 
 class Server:
@@ -127,6 +133,8 @@ class Server:
         if not self._connected:
             self._watch_names(self._left)
         connected = self._connected.setdefault(name, Connected())
+        if connected.gone:
+            raise Failed(f"cannot serve {call.method.name}: {GONE}")
         user = connected.user
         if user is None:
             if len(connected.calls) >= MOST_UNKNOWN:
@@ -147,6 +155,8 @@ class Server:
         why = "it was cancelled"
         try:
             user = connected.user = await self._users.of(name)
+            if connected.gone:
+                user, why = None, GONE
         except GpuswitchError as error:
             why = f"nobody knows who you are: {error}"
         finally:
@@ -241,6 +251,7 @@ class Server:
     def _left(self, name: str) -> None:
         """This connection is gone: nobody waits for what it has called."""
         if connected := self._connected.get(name):
+            connected.gone = True
             for call in connected.calls:
                 if call.task and not (call.begun and call.method.outlives):
                     call.task.cancel()

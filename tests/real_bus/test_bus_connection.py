@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +14,9 @@ from gpuswitch.api import connection, inbox
 from gpuswitch.api.bus import Bus, BusError, BusLostError
 from gpuswitch.api.connection import Message
 from gpuswitch.api.interface import Interface, dbus_method, dbus_signal
+from gpuswitch.api.serving import Caller
 from gpuswitch.api.signatures import Str, UInt32
-from tests.harness.service.peers import ScriptedBus, scripted_bus
+from tests.harness.service.peers import ScriptedBus, scripted_bus, until
 
 PING = jeepney.DBusAddress("/", ":1.1", "org.freedesktop.DBus.Peer")
 
@@ -160,6 +161,61 @@ async def test_what_comes_meanwhile_is_read_between_two_calls(tmp_path: Path, mo
         for _ in range(4):
             await far_end.receive()
     assert served == ["flood", "other", "flood", "flood"]
+
+
+class Slow(Interface, name="org.example.Slow"):
+    """A switch that ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun, self.end = asyncio.Event(), asyncio.Event()
+
+    @dbus_method(action="switch", outlives=True)
+    async def switch(self) -> None:
+        self.begun.set()
+        await self.end.wait()
+
+
+class Anybody:
+    async def permit(self, _caller: Caller, _action: str, _about: Mapping[str, str]) -> None:
+        """Everybody may."""
+
+
+async def test_who_calls_is_asked_over_a_connection_that_nobody_calls(tmp_path: Path) -> None:
+    """So answers are not behind all that waits for us, and that somebody has left may be heard before their call."""
+    slow = Slow()
+    switch = jeepney.new_method_call(jeepney.DBusAddress("/slow", ":1.1", "org.example.Slow"), "Switch")
+    switch.header.fields[jeepney.HeaderFields.sender] = ":1.9"
+    driver = jeepney.DBusAddress("/org/freedesktop/DBus", interface="org.freedesktop.DBus")
+    left = jeepney.new_signal(driver, "NameOwnerChanged", "sss", (":1.9", ":1.9", ""))
+    left.header.fields[jeepney.HeaderFields.sender] = "org.freedesktop.DBus"
+    async with scripted_bus(tmp_path) as (address, connections):
+        connecting = asyncio.create_task(Bus.connect(address))
+        far_end = await connections.get()
+        await far_end.log_in()
+        bus = await connecting
+        parting = asyncio.create_task(bus.ask_apart())
+        apart = await connections.get()
+        await apart.log_in()
+        await parting
+        bus.export("/slow", slow)
+        bus.authorize_by(Anybody())
+        far_end.send(switch, first_serial=7)
+        await until(apart, "AddMatch")
+        asked = await until(apart, "GetConnectionUnixUser")
+        apart.answer(asked, "u", 1000)
+        await slow.begun.wait()
+        apart.send(left)
+        await until(apart, "GetConnectionUnixProcessID")
+        far_end.send(switch, first_serial=8)
+        refused = await far_end.receive()
+        slow.end.set()
+        answered = await far_end.receive()
+        assert (reply_serial(refused), reply_serial(answered)) == (8, 7)
+        assert refused.body == ("cannot serve Switch: you have left the bus",)
+        await apart.close()
+        await bus.lost()
+        await bus.close()
+        await far_end.close()
 
 
 class Teller(Interface, name="org.example.Teller"):

@@ -14,7 +14,7 @@ import jeepney
 from tests.harness.buses.private import PrivateBus
 from tests.harness.domains import table
 from tests.harness.service.hook import Hook
-from tests.harness.service.peers import Peer, ScriptedBus, scripted_bus, watching
+from tests.harness.service.peers import Peer, scripted_bus, until, watching
 from tests.harness.service.services import ANY_PORT, BIN, GPU, ROOT, environment, run_to_the_end, write_config
 from tests.real_bus.conftest import Start
 
@@ -61,20 +61,16 @@ async def test_a_bus_that_hangs_up_when_it_is_asked_who_calls(tmp_path: Path) ->
         ending = asyncio.create_task(run_to_the_end(*options, f"--state={tmp_path}/state"))
         bus = await connections.get()
         await bus.log_in()
+        asked = await connections.get()
+        await asked.log_in()
         bus.answer(await until(bus, "RequestName"), "u", 1)
         switch = jeepney.new_method_call(jeepney.DBusAddress(DISCRETE, ":1.1", GPU), "ToVfio", "a{sv}", ({},))
         switch.header.fields[jeepney.HeaderFields.sender] = ":1.7"
         bus.send(switch, first_serial=50)
-        await until(bus, "GetConnectionUnixUser")
-        await bus.close()
+        await until(asked, "GetConnectionUnixUser")
+        await asked.close()
         status, said = await ending
+        await bus.close()
     assert (status, said.splitlines()[-1]) == (1, "gpuswitchd: the connection to the bus was lost")
     assert "Traceback" not in said
     assert list((tmp_path / "run").glob("gpus/*")) == []
-
-
-async def until(bus: ScriptedBus, member: str) -> jeepney.Message:
-    """The next call of this method."""
-    while (message := await bus.receive()).header.fields.get(jeepney.HeaderFields.member) != member:
-        pass
-    return message

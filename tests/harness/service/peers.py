@@ -129,6 +129,13 @@ class ScriptedBus:
         return message
 
 
+async def until(bus: ScriptedBus, member: str) -> jeepney.Message:
+    """The next call of this method."""
+    while (message := await bus.receive()).header.fields.get(jeepney.HeaderFields.member) != member:
+        pass
+    return message
+
+
 @asynccontextmanager
 async def scripted_bus(folder: Path) -> AsyncIterator[tuple[str, "asyncio.Queue[ScriptedBus]"]]:
     """An address to connect to, and a queue of the connections that are made."""
