@@ -16,6 +16,7 @@ calls itself and asks nothing more. Which library that is, and what one alone do
 # The library says that it is typed; its private parts are not.
 # mypy: allow-untyped-calls
 
+import asyncio
 import logging
 import socket
 from collections import Counter, OrderedDict, deque
@@ -48,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 WORK_SECONDS: Final = 0.005
 """For calls in one turn of the loop, before what has come meanwhile is looked at."""
+CROWD_SECONDS: Final = 0.01
+"""Between two calls of those who have many waiting in a crowd: the bus, which has more of it, needs a processor."""
 MAX_UNASKED: Final = 64 * 1024
 """Bytes in a call or signal from a peer: ours have a few hundred. Replies, which we asked for, may be larger."""
 DRIVER: Final = "org.freedesktop.DBus"
@@ -90,6 +93,8 @@ class Connection(library.Link):
         self.owner_of: Callable[[str], Hashable] = str
         self._inbox = Inbox()
         self._working = False
+        self._pause: asyncio.TimerHandle | None = None
+        self._crowd_due = 0.0
         self._skipping = 0
         self._told: deque[str] = deque(maxlen=64)
         self._tells = Seldom()
@@ -179,7 +184,11 @@ class Connection(library.Link):
             self._handle(frame)
 
     def _resume(self) -> None:
-        if not self._working and self._inbox and not self._unsent:
+        if self._pause is not None and not self._inbox.crowder_next:
+            self._pause.cancel()
+            self._pause = None
+            self._loop.call_soon(self._work)
+        elif not self._working and self._inbox and not self._unsent:
             self._working = True
             self._loop.call_soon(self._work)
 
@@ -191,14 +200,28 @@ class Connection(library.Link):
         when those were read (src/dbus/socket.c, SOCKET_MMSG_MAX), and whose turn it would be may wait behind thousands.
         """
         until = self._loop.time() + WORK_SECONDS
-        while not self._disconnected and len(self._unsent) < self._room and (frame := self._inbox.take()) is not None:
+        while not self._disconnected and len(self._unsent) < self._room and (frame := self._take_next()) is not None:
             self._handle(frame)
             if self.crowded or self._loop.time() >= until:
                 self._loop.call_soon(self._work)
                 return
             if self._inbox:
                 self._message_reader()
-        self._working = False
+        self._working = self._pause is not None
+
+    def _take_next(self) -> bytes | None:
+        """The next call. None: nothing waits, or only calls of those who crowd others, the next of which is not due."""
+        if self._inbox.crowder_next:
+            now = self._loop.time()
+            if now < self._crowd_due:
+                self._pause = self._loop.call_at(self._crowd_due, self._go_on)
+                return None
+            self._crowd_due = now + CROWD_SECONDS
+        return self._inbox.take()
+
+    def _go_on(self) -> None:
+        self._pause = None
+        self._work()
 
     @property
     def _room(self) -> int:

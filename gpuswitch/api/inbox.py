@@ -56,6 +56,11 @@ class Inbox:
         """Whether it matters, and this owner has many of those that wait."""
         return self.crowded and len(self._queues.get(owner, ())) >= MANY_OF_ONE
 
+    @property
+    def crowder_next(self) -> bool:
+        """Whether whoever is next crowds others."""
+        return bool(self._turns) and self.crowds(self._turns[0][2])
+
     def put(self, owner: Hashable, frame: bytes) -> bool:
         """Keep it until it is its turn. False where there are too many of this owner's already."""
         queue = self._queues.get(owner)

@@ -183,6 +183,7 @@ class _Wire(Connection):
         self.owner_of = str
         self._inbox = Inbox()
         self._working = True
+        self._pause = None
         self._skipping = 0
         self._told = deque(maxlen=64)
         self._tells = Seldom()

@@ -163,6 +163,30 @@ async def test_what_comes_meanwhile_is_read_between_two_calls(tmp_path: Path, mo
     assert served == ["flood", "other", "flood", "flood"]
 
 
+async def test_who_crowds_others_is_served_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the bus, which has more of it, gets a processor; everybody else is served at once."""
+    monkeypatch.setattr(connection, "CROWD_SECONDS", 3600.0)
+    monkeypatch.setattr(inbox, "MANY", 20)
+    monkeypatch.setattr(inbox, "MOST_OF_ONE", 10)
+    counter = Counter()
+    call = jeepney.new_method_call(jeepney.DBusAddress("/counter", ":1.1", "org.example.Counter"), "Count")
+    call.header.flags |= jeepney.MessageFlag.no_reply_expected
+    async with connected(tmp_path) as (bus, far_end):
+        bus.export("/counter", counter)
+        flood = []
+        for sender in (":1.2", ":1.3"):
+            call.header.fields[jeepney.HeaderFields.sender] = sender
+            flood += [call.serialise(serial) for serial in range(1, 13)]
+        far_end.write(*flood)
+        for serial in (100, 101):
+            other = ping()
+            other.header.fields[jeepney.HeaderFields.sender] = ":1.4"
+            far_end.send(other, first_serial=serial)
+            while (await far_end.receive()).header.fields.get(jeepney.HeaderFields.reply_serial) != serial:
+                pass
+        assert counter.counted == 1
+
+
 class Slow(Interface, name="org.example.Slow"):
     """A switch that ends when it is told to."""
 

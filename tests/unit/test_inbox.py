@@ -60,6 +60,10 @@ def test_who_crowds_others_is_told() -> None:
     for number in range(MANY):
         inbox.put("flood", frame("flood", number))
     assert [inbox.crowds(owner) for owner in ("flood", "some", "nobody")] == [True, True, False]
+    assert inbox.crowder_next
+    inbox.put("few", frame("few"))
+    assert not inbox.crowder_next
+    inbox.take()
     inbox.take()
     assert not inbox.crowds("some")
 
