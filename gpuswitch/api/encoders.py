@@ -40,6 +40,7 @@ def switch_values(switch: Switch) -> dict[str, object]:
         "kind": switch.step_kind,
         "title": switch.step,
         "step_started": _as_kept(switch.step_started),
+        "deadline": switch.deadline,
         "waiting_for": switch.waiting_for,
         "waiting_until": _as_kept(switch.waiting_until),
         "started": _as_kept(switch.started),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -16,6 +16,8 @@ from gpuswitch.cli.requesters import requester_words
 from gpuswitch.cli.translate import _
 from gpuswitch.errors import EXIT_UNREACHABLE, Timeout
 
+MOMENT = 1.0
+"""Seconds that a step may take before it is told that it is at work."""
 StepChange = namedtuple("StepChange", "index count kind title status seconds plan", defaults=[1])
 """What has just become of step `index` (from 1) of `count`; `seconds` is how long it took, or has run until now.
 `plan` is which plan of its switch it is of, from 1: those after the first are of its recovery."""
@@ -50,13 +52,56 @@ def joined_words(gpu: Gpu, switch: Mapping[str, Any]) -> str:
     )
 
 
+def limit_of(switch: Mapping[str, Any], step: StepChange) -> float:
+    """Within how many seconds this step has to be over, by property Switch; 0: that does not say, or is at another."""
+    at_it = (switch.get("index"), switch.get("title")) == (step.index, step.title)
+    return float(switch.get("deadline", 0.0)) if at_it else 0.0
+
+
+class Lasting:
+    """Steps that have begun and take their time, each to be told once: most are over before anybody has to know that
+    they have begun.
+    """
+
+    def __init__(self) -> None:
+        self._untold: dict[str, tuple[float, str, StepChange]] = {}
+        """When it is to be told, by the monotonic clock; of which switch it is."""
+
+    @property
+    def first(self) -> float | None:
+        """When there is something to tell, by the monotonic clock; None: as far as is known, never."""
+        return min((when for when, _switch, _change in self._untold.values()), default=None)
+
+    def heard(self, gpu: Gpu, switch: str, change: StepChange) -> None:
+        """This has become of a step."""
+        self.told(gpu)
+        if at_work(change):
+            self._untold[gpu.path] = time.monotonic() + MOMENT - change.seconds, switch, change
+
+    def told(self, gpu: Gpu) -> None:
+        """Whoever looks on knows of the step that this GPU is at, or has no need to."""
+        self._untold.pop(gpu.path, None)
+
+    def clear(self) -> None:
+        """Whatever was heard is of a service that has ended."""
+        self._untold.clear()
+
+    def until(self, when: float) -> Iterator[tuple[str, str, StepChange]]:
+        """Those that were to be told by then: the path of their GPU, the switch, and the step as it is by now."""
+        for path, (due, switch, change) in list(self._untold.items()):
+            if due <= when:
+                del self._untold[path]
+                yield path, switch, change._replace(seconds=MOMENT)
+
+
 class Display(Protocol):
     """Shows the steps of switches, in the order of their events. `joined`: that somebody else had begun one, a
-    sentence.
+    sentence. `lasts`: a step that has begun takes its time, told once.
     """
 
     def joined(self, gpu: Gpu, sentence: str) -> None: ...
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None: ...
+    def lasts(self, gpu: Gpu, switch: str, change: StepChange) -> None: ...
     def waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None: ...
 
 
@@ -136,6 +181,7 @@ class Following:
         """The paths of those GPUs of whose switch a step was shown: what it waits for belongs below that."""
         self._told = Waits()
         self._plans = Plans()
+        self._lasting = Lasting()
         self.outcomes: dict[str, dict[str, Any]] = {}
 
     @property
@@ -155,10 +201,14 @@ class Following:
         Raises:
             CtlError: also where they have not finished in time.
         """
+        deadline = self._service.deadline
         with INTERRUPTS.held():
             while self._asked:
-                event = self._next_event()
-                if event is None:
+                first = min((each for each in (deadline, self._lasting.first) if each is not None), default=None)
+                event = self._next_event(first)
+                if event is None and first is not None and first != deadline:
+                    self._tell_what_lasts(first, display)
+                elif event is None:
                     ids = _(" and ").join(switch for _gpu, switch in self.under_way)
                     text = _(
                         "the time is over: switch {ids} has not finished within {seconds} s, and goes on: {command} "
@@ -168,15 +218,20 @@ class Following:
                         command=f"gpuswitchctl wait {' '.join(gpu.word for gpu, _switch in self.under_way)}",
                     )
                     raise CtlError.of(Timeout, text, is_whole=True)
-                self._take(event, display)
+                else:
+                    self._take(event, display)
 
-    def _next_event(self) -> Signal | int | None:
+    def _next_event(self, deadline: float | None) -> Signal | int | None:
         try:
-            return self._service.next_event(self._service.deadline)
+            return self._service.next_event(deadline)
         except CtlError as error:
             if error.exit_code == EXIT_UNREACHABLE:
                 raise self._left_alone(error) from None
             raise
+
+    def _tell_what_lasts(self, when: float, display: Display) -> None:
+        for path, switch, change in self._lasting.until(when):
+            display.lasts(self._switches[path][0], switch, change)
 
     def until_typed(self, display: Display, terminal: int) -> bool:
         """The same, until something can be read from there (True), or all are over."""
@@ -237,7 +292,9 @@ class Following:
         if body[0] == switch:
             self._shown.add(gpu.path)
             self._told.over(gpu)
-            display.step(gpu, switch, self._plans.of(gpu, switch, StepChange(*body[1:])))
+            change = self._plans.of(gpu, switch, StepChange(*body[1:]))
+            self._lasting.heard(gpu, switch, change)
+            display.step(gpu, switch, change)
 
     def _changed(self, gpu: Gpu, switch: str, changed: Mapping[str, tuple[str, Any]], display: Display) -> None:
         # Kept for who says how it ended, and may have no time left to ask.
@@ -249,4 +306,6 @@ class Following:
 
     def _waits(self, gpu: Gpu, switch: str, now: Mapping[str, Any], display: Display) -> None:
         if now.get("id") == switch and (waiting := self._told.news(gpu, now)) is not None:
+            if waiting.until:
+                self._lasting.told(gpu)
             display.waits(gpu, switch, waiting)

@@ -69,6 +69,9 @@ class _Notifier:
         if waiting is not None and waiting.until:
             self.waits(gpu, "", waiting)
 
+    def lasts(self, gpu: Gpu, switch: str, change: StepChange) -> None:
+        """Nobody has to do anything about it."""
+
     def gone(self, gpu: Gpu) -> None:
         self._first.discard(gpu.path)
 

@@ -90,6 +90,7 @@ def switch_record(switch: Values) -> dict[str, Any]:
     # A service that is older does not say.
     record["requester"] = record.pop("asker", None)
     record["returned"] = _returned_record(switch)
+    record["deadline_seconds"] = record.pop("deadline", 0.0) or None
     return {**record, "result": switch["result"] or None, "seconds": seconds_of(switch)}
 
 

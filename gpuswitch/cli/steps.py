@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from gpuswitch.cli.client import Gpu
-from gpuswitch.cli.follow import Display, StepChange, Waiting, at_work
+from gpuswitch.cli.follow import Display, StepChange, Waiting, at_work, limit_of
 from gpuswitch.cli.keys import Question
 from gpuswitch.cli.output import as_json_line, clock, duration, line, numbered, on_terminal
 from gpuswitch.cli.records import change_record, naming, waiting_record
@@ -56,8 +56,16 @@ class Headings:
         return plan_heading(change.plan, change.kind, "", back=now[2])
 
 
+def running_words(gpu: Gpu, change: StepChange) -> str:
+    """A step at work, for how long it is that, and its limit."""
+    title = numbered(change.index, change.count, change.title)
+    if limit := limit_of(gpu.properties["Switch"], change):
+        title = _("{title} (within {seconds} s)", title=title, seconds=f"{limit:g}")
+    return f"{title}: {state_word(change.status)} ({duration(change.seconds)})"
+
+
 class Ended:
-    """Steps that ended, a line each, and above those of a further plan what that is."""
+    """Steps that ended, and those that take their time, a line each, and above those of a further plan what that is."""
 
     def __init__(self) -> None:
         self._headings = Headings()
@@ -66,14 +74,24 @@ class Ended:
         """Those for this change; none for a step at work."""
         if at_work(change):
             return
-        if heading := self._headings.above(gpu, switch, change):
-            yield heading
+        yield from self._heading(gpu, switch, change)
         title = numbered(change.index, change.count, change.title)
         yield f"{title}: {state_word(change.status)} ({duration(change.seconds)})"
 
+    def lasting(self, gpu: Gpu, switch: str, change: StepChange) -> Iterator[str]:
+        """Those for a step that is at work for a while."""
+        yield from self._heading(gpu, switch, change)
+        yield running_words(gpu, change)
+
+    def _heading(self, gpu: Gpu, switch: str, change: StepChange) -> Iterator[str]:
+        if heading := self._headings.above(gpu, switch, change):
+            yield heading
+
 
 class Lines:
-    """One line for each step that ended, and for whom somebody has to wait; `several`: each names its GPU."""
+    """One line for each step that ended, or takes its time, and for whom somebody has to wait; `several`: each names
+    its GPU.
+    """
 
     def __init__(self, *, several: bool = False) -> None:
         self._several = several
@@ -84,6 +102,10 @@ class Lines:
 
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
         for each in self._ended.of(gpu, switch, change):
+            self._say(gpu, each)
+
+    def lasts(self, gpu: Gpu, switch: str, change: StepChange) -> None:
+        for each in self._ended.lasting(gpu, switch, change):
             self._say(gpu, each)
 
     def waits(self, gpu: Gpu, _switch: str, waiting: Waiting) -> None:
@@ -122,6 +144,9 @@ class JsonLines:
 
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None:
         as_json_line({"event": "step", **naming(gpu), "id": switch, **change_record(change)})
+
+    def lasts(self, gpu: Gpu, switch: str, change: StepChange) -> None:
+        """That it has begun was told at once."""
 
     def waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None:
         as_json_line({"event": "waiting", **naming(gpu), "id": switch, **waiting_record(waiting)})

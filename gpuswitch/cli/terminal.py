@@ -204,6 +204,12 @@ class StepsInPlace:
                     self._console.print(Text(f"{clean(of.title)}  {heading}" if self._several else heading))
                 self._print_ended(of.title, change)
 
+    def lasts(self, of: Gpu, switch: str, change: StepChange) -> None:
+        """Its clock runs; in the background, none does."""
+        with not_stopped(), self._lock:
+            if not self._paint():
+                self._plain.lasts(of, switch, change)
+
     def _take(self, gpu: str, change: StepChange) -> None:
         if at_work(change):
             self._between.pop(gpu, None)

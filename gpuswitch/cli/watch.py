@@ -17,7 +17,6 @@ from gpuswitch.cli.output import (
     as_json_line,
     cells,
     clock,
-    duration,
     line,
     lines_of,
     moment,
@@ -27,7 +26,7 @@ from gpuswitch.cli.output import (
 )
 from gpuswitch.cli.parser import STATES, TARGETS
 from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
-from gpuswitch.cli.steps import Ended, JsonLines
+from gpuswitch.cli.steps import Ended, JsonLines, running_words
 from gpuswitch.cli.translate import _, recognized, state_word
 from gpuswitch.cli.watching import BUS, Watching, name_owner
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, NoSuchGpu, Timeout, Wedged
@@ -86,7 +85,11 @@ class _Lines:
         self._say(f"{gpu.title}: {told[0].strip()}", told[1:])
 
     def under_way(self, gpu: Gpu, change: StepChange, waiting: Waiting | None) -> None:
-        self._say(f"{gpu.title}: {at_step(change, waiting)}")
+        self._say(f"{gpu.title}: {at_step(gpu, change, waiting)}")
+
+    def lasts(self, gpu: Gpu, switch: str, change: StepChange) -> None:
+        for each in self._ended.lasting(gpu, switch, change):
+            self._say(f"{gpu.title}: {each}")
 
     def gone(self, gpu: Gpu) -> None:
         self._states.pop(gpu.path, None)
@@ -116,12 +119,11 @@ class _Lines:
             hung(" " * cells(lead) + LIST, each)
 
 
-def at_step(change: StepChange, waiting: Waiting | None) -> str:
-    """The step under way, and whom it waits for; else for how long it is at work."""
-    title = numbered(change.index, change.count, change.title)
+def at_step(gpu: Gpu, change: StepChange, waiting: Waiting | None) -> str:
+    """The step under way, and whom it waits for; else for how long it is at work, and its limit."""
     if waiting is not None and waiting.until:
-        return f"{title}: {_waiting_words(waiting)}"
-    return f"{title}: {state_word(change.status)} ({duration(change.seconds)})"
+        return f"{numbered(change.index, change.count, change.title)}: {_waiting_words(waiting)}"
+    return running_words(gpu, change)
 
 
 def _waiting_words(waiting: Waiting) -> str:
@@ -232,7 +234,7 @@ class _Meanwhile:
                 continue
             # Of a wait that does not say how long it is, there is nothing to tell: it is over in a moment, or fails.
             if switch["id"] not in self._seen or (waiting is not None and waiting.until):
-                problem(f"{gpu.title}: {at_step(change, waiting)}")
+                problem(f"{gpu.title}: {at_step(gpu, change, waiting)}")
             self._seen.add(switch["id"])
 
 

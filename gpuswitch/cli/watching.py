@@ -10,7 +10,7 @@ from jeepney import MatchRule
 
 from gpuswitch.cli.client import GPU, NAME, OBJECTS, Gpu, Service, Signal, gpus_named, plain_values, signals_of
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.cli.follow import Plans, StepChange, Waiting, Waits, step_under_way
+from gpuswitch.cli.follow import Lasting, Plans, StepChange, Waiting, Waits, step_under_way
 from gpuswitch.cli.translate import _
 from gpuswitch.errors import EXIT_UNREACHABLE
 
@@ -20,13 +20,14 @@ _SHOWN = ("State", "Driver", "Owner", "Reason")
 
 class Teller(Protocol):
     """Who hears of what happens, in its order. `state`: how a GPU is, at first and whenever that is another.
-    `under_way`: the step that it was at when it was first heard of, and what that waits for. `gone`: it has left the
-    host.
+    `under_way`: the step that it was at when it was first heard of, and what that waits for. `lasts`: one that has
+    begun since takes its time, told once. `gone`: it has left the host.
     """
 
     def service(self, text: str, *, running: bool) -> None: ...
     def state(self, gpu: Gpu) -> None: ...
     def under_way(self, gpu: Gpu, change: StepChange, waiting: Waiting | None) -> None: ...
+    def lasts(self, gpu: Gpu, switch: str, change: StepChange) -> None: ...
     def gone(self, gpu: Gpu) -> None: ...
     def step(self, gpu: Gpu, switch: str, change: StepChange) -> None: ...
     def waits(self, gpu: Gpu, switch: str, waiting: Waiting) -> None: ...
@@ -45,6 +46,7 @@ class Watching:
         self._gpus: dict[str, Gpu] = {}
         self._told = Waits()
         self._plans = Plans()
+        self._lasting = Lasting()
         self._cut_off: dict[str, str] = {}
         """The switches, by the paths of their GPUs, that were under way when the service ended."""
         self._ended: set[str] = set()
@@ -59,9 +61,12 @@ class Watching:
         self._service.subscribe(name_owner())
         self._begin()
         while True:
-            event = self._service.next_event()
+            event = self._service.next_event(when := self._lasting.first)
             if isinstance(event, Signal):
                 self._take(event)
+            elif event is None and when is not None:
+                for path, switch, change in self._lasting.until(when):
+                    self._teller.lasts(self._gpus[path], switch, change)
 
     def _begin(self) -> None:
         """Subscribe to all that the service tells from here on, and say how its GPUs are."""
@@ -89,6 +94,7 @@ class Watching:
         switch = gpu.properties["Switch"]
         self._plans.heard(gpu, switch)
         if (change := step_under_way(switch)) is not None:
+            self._lasting.told(gpu)
             self._teller.under_way(gpu, change, self._told.news(gpu, switch))
 
     def _tell_how_it_ended(self, gpu: Gpu) -> None:
@@ -109,6 +115,7 @@ class Watching:
             return
         elif event.member == "StepChanged":
             change = self._plans.of(gpu, event.body[0], StepChange(*event.body[1:]))
+            self._lasting.heard(gpu, event.body[0], change)
             self._teller.step(gpu, event.body[0], change)
         elif event.member == "SwitchFinished" and event.body[0] not in self._ended:
             self._teller.finished(gpu, *event.body)
@@ -125,6 +132,7 @@ class Watching:
             }
             self._gpus.clear()
             self._told.clear()
+            self._lasting.clear()
             self._teller.service(_("the service has ended"), running=False)
             self._service.unsubscribe(signals_of(before))
         # The one that answers already, which our own call may have started, needs no second beginning.
@@ -140,7 +148,9 @@ class Watching:
         """A GPU came to the host, or left it: of those that are named, only their end is told."""
         path, interfaces = event.body
         if event.member == "InterfacesRemoved" and path in self._gpus:
-            self._teller.gone(self._gpus.pop(path))
+            gone = self._gpus.pop(path)
+            self._lasting.told(gone)
+            self._teller.gone(gone)
         elif event.member == "InterfacesAdded" and GPU in interfaces and path not in self._gpus and not self._selectors:
             with suppress(CtlError):  # it has left again
                 gpu = Gpu(self._service, self._owner, path)
@@ -155,6 +165,7 @@ class Watching:
         self._plans.heard(gpu, switch)
         # What does not say how long it is waited for is there in a moment, or fails.
         if (waiting := self._told.news(gpu, switch)) is not None and waiting.until:
+            self._lasting.told(gpu)
             self._teller.waits(gpu, switch["id"], waiting)
 
 

@@ -44,13 +44,16 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:
-    """`index` counts from 1 to `count`; `seconds` is how long the step took, 0 while it runs."""
+    """`index` counts from 1 to `count`; `seconds` is how long the step took, 0 while it runs; `deadline` is how many it
+    may take.
+    """
 
     index: int
     count: int
     step: Step
     status: Status
     seconds: float = 0.0
+    deadline: float = 0.0
 
 
 def returned_late(operation: str) -> Sentence:
@@ -303,5 +306,7 @@ class Engine:
     def _tell(self, number: int, step: Step, status: Status, started: float | None = None) -> float:
         now = asyncio.get_running_loop().time()
         seconds = 0.0 if started is None else now - started
-        self._report(StepEvent(number, len(self._steps), step, status, seconds))
+        back = status in {Status.REVERTING, Status.REVERTED, Status.REVERT_FAILED}
+        deadline = step.deadline_back(self._deadlines) if back else step.deadline(self._deadlines)
+        self._report(StepEvent(number, len(self._steps), step, status, seconds, deadline))
         return now

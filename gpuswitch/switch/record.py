@@ -147,7 +147,8 @@ class Switch:
 
     `index` of `count` steps is under way, or was the last, in its `plan`, from 1 (0: none has begun): those after the
     first are of its recovery; `steps` are those that ended, in that order; `result` is
-    None until it is over. `step_started` is when the step that is under way began; `waiting_for` is what it waits for,
+    None until it is over. `step_started` is when the step that is under way began, `deadline` how many seconds it may
+    take; `waiting_for` is what it waits for,
     a sentence a line, and `waiting_until` when it gives that up (0.0: it did not say). `error`, of one that was
     reverted: what a refusal for the same reason is called. `recovery`: it looks for any known-good state. `failure`:
     why it is being taken back. `forgone`: why optional steps did not work, of one that came to an end all the same.
@@ -167,6 +168,7 @@ class Switch:
     step: str = ""
     step_kind: str = ""
     step_started: float = 0.0
+    deadline: float = 0.0
     waiting_for: str = ""
     waiting_until: float = 0.0
     result: Result | None = None
@@ -216,7 +218,7 @@ class Switch:
 
     def at(self, event: StepEvent) -> None:
         self.index, self.count = event.index, event.count
-        self.step, self.step_kind = event.step.title, event.step.kind
+        self.step, self.step_kind, self.deadline = event.step.title, event.step.kind, event.deadline
         self.step_started = began = self._at(asyncio.get_running_loop().time()) - event.seconds
         if event.status is Status.RUNNING and event.index == 1:
             self.plan += 1

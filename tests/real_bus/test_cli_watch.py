@@ -115,6 +115,17 @@ async def test_everything_that_happens_is_told_in_a_line(start: Start, watch: Wa
     assert watching.interrupted() == (130, "")
 
 
+async def test_a_step_that_takes_its_time_is_told_while_it_does_with_its_limit(start: Start, watch: Watch) -> None:
+    service = await start("laptop", f"unbind@{SOUND}=hang", config=f"{CONFIG}[deadlines]\nunbind = 600\n")
+    watching = watch("watch")
+    watching.until(CALLED)
+    await service.move(PATH, "vfio")
+    *_before, line = watching.until("running")
+    assert re.fullmatch(
+        rf".*: \[ *\d+/\d+\] unbind {SOUND} from snd_hda_intel \(within 600 s\): running \(1.00 s\)\n", line
+    )
+
+
 async def test_a_switch_that_the_service_was_killed_in_is_told_to_its_end(start: Start, watch: Watch) -> None:
     service = await start("laptop", f"unbind@{SOUND}=hang", config=CONFIG)
     watching = watch("watch")

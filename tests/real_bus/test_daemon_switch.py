@@ -87,6 +87,7 @@ async def test_the_record_of_a_switch_says_how_it_went(start: Start) -> None:
         "count": len(planned),
         "kind": planned[-1]["kind"][1],
         "title": planned[-1]["title"][1],
+        "deadline": planned[-1]["deadline"][1],
         "waiting_for": "",
         "waiting_until": 0.0,
         "result": "done",

@@ -95,6 +95,7 @@ def switch(of: Any, result: str, *, changed: bool, reason: str = "") -> Any:
         "kind": "group",
         "title": "check IOMMU group 13",
         "step_started": AT,
+        "deadline_seconds": 5.0,
         "waiting_for": "",
         "waiting_until": None,
         "started": AT,

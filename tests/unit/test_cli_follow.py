@@ -26,7 +26,7 @@ from gpuswitch.cli.interrupts import INTERRUPTS
 from gpuswitch.cli.output import OutputError, write
 from gpuswitch.cli.parser import parse
 from gpuswitch.cli.watching import Watching
-from tests.harness.service.fixed import CARD, changed, fixed, gpu, stepped, switch
+from tests.harness.service.fixed import A_WHILE, CARD, changed, fixed, gpu, stepped, switch
 
 OTHER = "0000:02:00.0"
 UNDER_WAY = switch(
@@ -290,6 +290,57 @@ def test_more_seconds_than_the_kernel_can_count_are_waited_for_in_parts() -> Non
     assert [seconds < 2**31 / 1000 for seconds in waited] == [True, True]
 
 
+LASTS: list[Signal | str] = [
+    stepped(1, 2, "stop x", "running"),
+    changed(Switch=switch(index=1, count=2, title="stop x", deadline=90.0, finished=0.0, result="")),
+    A_WHILE,
+    stepped(1, 2, "stop x", "done", 2.5),
+    stepped(2, 2, "bind it", "running"),
+    stepped(2, 2, "bind it", "failed", 0.005),
+    stepped(1, 2, "stop x", "reverting"),
+    A_WHILE,
+    stepped(1, 2, "stop x", "reverted", 2.5),
+]
+TOLD_TO_LAST = [
+    "[1/2] stop x (within 90 s): running (1.00 s)",
+    "[1/2] stop x: done (2.50 s)",
+    "[2/2] bind it: failed (5.0 ms)",
+    "the way back:",
+    "[1/2] stop x (within 90 s): reverting (1.00 s)",
+    "[1/2] stop x: reverted (2.50 s)",
+]
+
+
+def as_on_the_bus(event: Signal | str) -> Signal | str:
+    """Following takes a change of properties as it comes."""
+    if isinstance(event, str) or event.member != "PropertiesChanged":
+        return event
+    values = {key: ("v", value) for key, value in event.body[1]["Switch"][1].items()}
+    return Signal(*event[:3], (INTERFACE, {"Switch": ("a{sv}", values)}, []))
+
+
+def test_a_step_that_takes_its_time_is_told_once_with_its_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a pipe too: what is silent for minutes looks dead. What is over at once is told by its end alone."""
+    move.move(fixed(gpu(), events=map(as_on_the_bus, LASTS), outcomes={CARD: switch()}), parse(["to-vfio"]))
+    assert capsys.readouterr().out.splitlines()[:-1] == TOLD_TO_LAST
+
+
+def test_who_waits_until_a_time_was_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    begun = stepped(4, 9, "wait", "running")
+    events = [begun, WAITS, A_WHILE, stepped(4, 9, "wait", "done", 2.5)]
+    move.move(fixed(gpu(), events=events, outcomes={CARD: switch()}), parse(["to-vfio"]))
+    first, second = capsys.readouterr().out.splitlines()[:-1]
+    assert (first, second) == (f"waiting until {WAITS_UNTIL}: blender", "[4/9] wait: done (2.50 s)")
+
+
+def test_the_time_that_a_user_gave_is_over_whatever_lasts(capsys: pytest.CaptureFixture[str]) -> None:
+    service = fixed(gpu(), events=[stepped(1, 2, "x", "running"), A_WHILE], outcomes={CARD: switch()})
+    service.deadline = time.monotonic()
+    with pytest.raises(CtlError, match="has not finished within 5 s"):
+        move.move(service, parse(["to-vfio", "--timeout", "5"]))
+    assert capsys.readouterr().out == ""
+
+
 # watch and wait
 
 
@@ -304,7 +355,7 @@ def watched(capsys: pytest.CaptureFixture[str], *events: Signal, named: str = ""
 
 def lines_watched(
     capsys: pytest.CaptureFixture[str],
-    *events: Signal,
+    *events: Signal | str,
     words: Iterable[str] = (),
     card: dict[str, Any] | None = None,
     **knows: Any,
@@ -323,6 +374,25 @@ def lines_watched(
     with pytest.raises(EventsAreOverError):
         watch.watch(service, parse(["watch", *words]))
     return capsys.readouterr().out.splitlines()
+
+
+def test_whoever_watches_is_told_of_a_step_that_takes_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+    told = [line.partition("  ")[2] for line in lines_watched(capsys, *LASTS)]
+    assert told[2:] == [f"{CARD}: {each}" for each in TOLD_TO_LAST]
+
+
+def test_of_what_is_over_or_known_nobody_is_told_that_it_lasts(capsys: pytest.CaptureFixture[str]) -> None:
+    begun = stepped(4, 9, "wait", "running")
+    for news in (
+        stepped(4, 9, "wait", "done", 0.5),
+        changed(Switch=UNDER_WAY),
+        objects("InterfacesRemoved", CARD, [INTERFACE]),
+        owner(":1.1", ""),
+    ):
+        assert "running" not in "".join(lines_watched(capsys, begun, news, A_WHILE))
+    # It was met half-way, and told at once.
+    card = gpu(State="detaching", Switch={**UNDER_WAY, "waiting_for": ""})
+    assert "".join(lines_watched(capsys, A_WHILE, card=card, kept=[begun])).count("running") == 1
 
 
 def owner(before: str, now: str) -> Signal:

@@ -15,6 +15,8 @@ from gpuswitch.errors import InvalidArgument, NoSuchGpu
 from gpuswitch.sentence import Sentence
 
 CARD = "0000:01:00.0"
+A_WHILE = "nothing is told for a while"
+"""Among events: whoever waits until a time has waited that long."""
 
 
 def gpu(**changes: object) -> dict[str, Any]:
@@ -61,6 +63,7 @@ def switch(**changes: object) -> dict[str, Any]:
         "kind": "module",
         "title": "load vfio-pci",
         "step_started": 1.0,
+        "deadline": 0.0,
         "waiting_for": "",
         "waiting_until": 0.0,
         "started": 1.0,
@@ -227,8 +230,10 @@ class FixedService:
             return _values({**gpu.properties, "Switch": _values(gpu.properties["Switch"]).body[0]}, Switch="a{sv}")
         return _values(self._outcomes[gpu.address])
 
-    def next_event(self, _deadline: float | None = None) -> Signal | int | None:
+    def next_event(self, deadline: float | None = None) -> Signal | int | None:
         event = self._events.pop(0) if self._events else "Wait"
+        if event == A_WHILE and deadline is None:
+            return self.next_event()
         if isinstance(event, Signal):
             return event
         if event not in self.asked:
