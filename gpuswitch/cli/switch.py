@@ -35,6 +35,7 @@ from gpuswitch.cli.parser import TARGETS
 from gpuswitch.cli.query import function_words, to_put_right, what_to_do
 from gpuswitch.cli.records import naming, planned_record, switch_record
 from gpuswitch.cli.steps import Above, Lines, display
+from gpuswitch.cli.summary import NOT_BEGUN, REFUSED, Summary
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
 from gpuswitch.cli.ways_out import ways_out, with_options, with_ways_out, without
 from gpuswitch.cli.what_ends import ask_before_a_desktop_ends, stopped
@@ -377,6 +378,7 @@ class Switches:
         self._taken_back: list[tuple[Gpu, str]] = []
         """Those that somebody here wanted to be taken back."""
         self._failures: list[CtlError] = []
+        self._summary = Summary()
         self._before: dict[str, str] = {}
         """The state of each GPU when its switch was asked for."""
         self._asked: float | None = None
@@ -414,9 +416,12 @@ class Switches:
             unwatched = self._followed(following)
         except OutputError as error:
             raise _unwritten(error, [gpu for gpu, _switch in following.under_way]) from None
-        for gpu, _switch in begun:
-            if gpu.address in following.outcomes:
-                self._finished(gpu, following.outcomes[gpu.address])
+        over = [(gpu, following.outcomes[gpu.address]) for gpu, _switch in begun if gpu.address in following.outcomes]
+        # Of several, how each ended stands below why.
+        for gpu, outcome in sorted(over, key=lambda each: self._several and bool(each[1]["result"] == "done")):
+            self._finished(gpu, outcome)
+        if self._several and not self._args.json:
+            self._summary.print()
         if unwatched is not None:
             unwatched.exit_code = _worst([*self._failures, unwatched])
             raise unwatched
@@ -432,7 +437,7 @@ class Switches:
                 begun.append((gpu, str(self._service.answer_allowed(message, serial).body[0])))
             except CtlError as error:
                 if error.exit_code != EXIT_INTERRUPTED:
-                    self._fail(gpu, self._refusal(gpu, error))
+                    self._fail(gpu, self._refused(gpu, error))
                 elif len(sent) > 1:
                     raise _interrupted(gpus, self._again) from None
                 else:
@@ -454,12 +459,21 @@ class Switches:
             return bool(pid != self._service.own_pid())
         return True
 
-    def _refusal(self, gpu: Gpu, error: CtlError) -> CtlError:
+    def _refused(self, gpu: Gpu, error: CtlError) -> CtlError:
         """With its reasons as data where they are to be printed so, and with what else there is to type."""
         if error.name == Timeout.name:
             shows = _("{command} shows whether the switch has begun", command=f"gpuswitchctl status {gpu.word}")
             return CtlError.of(Timeout, f"{error}\n{shows}", is_whole=True)
-        return with_ways_out(with_blockers(error, partial(self._blockers, gpu), self._args), self._ways_out(gpu))
+        named = with_blockers(error, partial(self._blockers, gpu), self._args)
+        told, ways = self._with_ways_out(gpu, named)
+        again = _("put right what is named here, then: {command}", command=self._again.format(gpu.word))
+        self._summary.add(gpu, REFUSED if error.exit_code == _REFUSED else NOT_BEGUN, str(named), ways or [again])
+        return told
+
+    def _with_ways_out(self, gpu: Gpu, error: CtlError) -> tuple[CtlError, list[str]]:
+        """The error with the ways out below it, and these."""
+        told = with_ways_out(error, self._ways_out(gpu))
+        return told, str(told).removeprefix(str(error)).splitlines()[1:]
 
     def _followed(self, following: Following) -> CtlError | None:
         """Until all are over, or why nobody looks any longer."""
@@ -578,15 +592,19 @@ class Switches:
             reason=recognized(outcome["reason"]),
         )
         again = self._again.format(gpu.word)
+        ended = partial(self._summary.add, gpu, result, str(outcome["reason"]))
         if result == "cancelled" and (gpu, outcome["id"]) in self._taken_back:
+            ended([])
             return CtlError.of(Failed, _("interrupted; {what}", what=_cancelled(gpu, outcome)), is_whole=True)
         if result == "wedged":
             status = _("gpuswitchctl status {gpu} tells when the kernel has returned", gpu=gpu.word)
+            ended([status])
             return CtlError.of(Wedged, f"{text}\n{status}")
         now = gpu.properties
         with suppress(CtlError):  # the service has gone since; how the switch ended is known
             now = gpu.look()
         if now["State"] == "failed":
+            ended([_("what there is to do about that: {command}", command=f"gpuswitchctl status {gpu.word}")])
             there = _("it is left with {functions}", functions=", ".join(function_words(now)))
             # What stands there may be of an earlier switch, and this one has nothing of that.
             since = outcome["id"] if now["Reason"].endswith(outcome["reason"]) else ""
@@ -596,9 +614,9 @@ class Switches:
             # It stands, and not all around it is as before: on the host, that is what to-host puts right.
             verb = "to-host" if now["State"] in {"host", "vfio"} else "recover"
             again = f"gpuswitchctl {verb} {gpu.word}"
+        shown = f"gpuswitchctl show {outcome['id']}"
         # What was failed may be elsewhere now, and well.
         if result in {"reverted", "cancelled"} and now["State"] == self._before.get(gpu.path):
-            shown = f"gpuswitchctl show {outcome['id']}"
             text += "\n" + _("the GPU is as it was before; {command} has each step", command=shown)
         if result in {"failed", "reverted"}:
             reason, switch = str(outcome["reason"]), outcome["id"]
@@ -606,7 +624,9 @@ class Switches:
             text = "\n".join([text, *to_put_right(reason, gpu.word, again, switch=switch, remedies=remedies)])
         code = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
         error = CtlError(text, code, name=name)
-        return with_ways_out(error, self._ways_out(gpu)) if result == "reverted" else error
+        told, ways = self._with_ways_out(gpu, error) if result == "reverted" else (error, [])
+        ended(ways or [_("each step, and what the kernel said: {command}", command=shown)])
+        return told
 
     def _fail(self, gpu: Gpu, error: CtlError, *, told: bool = False) -> None:
         """`told`: programs have heard of it already."""

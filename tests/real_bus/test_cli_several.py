@@ -91,7 +91,12 @@ async def test_one_that_is_refused_keeps_no_other_back(start: Start, ctl: Ctl) -
     assert moved.stderr.startswith(f"gpuswitchctl: cannot move {INTEGRATED} to vfio:")
     assert CARD not in moved.stderr
     assert states(ctl) == {INTEGRATED: "host", CARD: "vfio"}
-    assert f"{CARD} is on vfio-pci now" in moved.stdout
+    # That it was refused has scrolled away by now: it is said once more, below how the other one ended.
+    done, refused, todo = moved.stdout.splitlines()[-3:]
+    assert done.startswith(f"{CARD} is on vfio-pci now")
+    assert refused.startswith(f"{INTEGRATED}: refused: {INTEGRATED} is the display that this machine booted on")
+    assert todo == f"  put right what is named here, then: gpuswitchctl to-vfio {INTEGRATED}"
+    assert "[[gpu]]" not in moved.stdout
 
 
 async def test_programs_get_a_line_for_each_that_is_refused_or_over(start: Start, ctl: Ctl) -> None:

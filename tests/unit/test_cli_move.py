@@ -236,6 +236,11 @@ def test_of_several_the_worst_counts_and_each_is_told(capsys: pytest.CaptureFixt
     assert out.splitlines() == [
         f"{OTHER}: [2/3] load nvidia: done (5.0 ms)",
         f"{CARD} is on the host now, after 5.0 ms",
+        f"{OTHER}: reverted: blender has it open",
+        f"  or have it wait for them: gpuswitchctl to-host {OTHER} --wait 60",
+        f"  or have them ended, and lose what they have not saved: gpuswitchctl to-host {OTHER} --busy terminate",
+        "0000:03:00.0: failed: no luck",
+        "  what there is to do about that: gpuswitchctl status 0000:03:00.0",
     ]
     assert err.splitlines() == [
         f"gpuswitchctl: cannot move {OTHER} to host (reverted): blender has it open",
@@ -247,6 +252,8 @@ def test_of_several_the_worst_counts_and_each_is_told(capsys: pytest.CaptureFixt
         f"  {LEFT}",
         "  put right what is named here, then: gpuswitchctl recover 0000:03:00.0",
     ]
+    assert move.move(fixed(*managed, outcomes=outcomes), parse(["to-host", "--all", "--json"])) == 1
+    assert [json.loads(each)["event"] for each in capsys.readouterr().out.splitlines()] == ["result"] * 3
     only_busy = {**outcomes, "0000:03:00.0": switch(target="host")}
     assert move.move(fixed(*managed, outcomes=only_busy), args) == 3
 
