@@ -71,6 +71,7 @@ def planned_values(step: Step, deadlines: Mapping[str, float]) -> dict[str, obje
         "title": step.title,
         "deadline": step.deadline(deadlines),
         "stops": list(step.stops),
+        "starts": list(step.starts),
         "ends_programs": step.ends_programs,
         "drivers": {str(function): driver for function, driver in step.drivers.items()},
     }

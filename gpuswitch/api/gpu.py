@@ -181,6 +181,11 @@ class GpuObject(Interface, name="org.gpuswitch1.Gpu"):
             self._trial_ends = ends
         return self._trial_ends
 
+    @dbus_property
+    def stopped_units(self) -> StrArray:
+        """The units that were stopped for it, and are started again when it is home."""
+        return [str(unit) for unit in self._record.restore_state.units]
+
     @dbus_method(returns="id", action=Action.SWITCH, outlives=True)
     async def to_vfio(self, options: Values) -> Str:
         """Start a switch to vfio, or join the one that goes there; gives its id. It stays there: a trial ends with it.

@@ -156,6 +156,9 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
         if gpu["State"] in {"vfio", "detaching"}:
             ends = _("{moment}; to keep it on vfio: {command}", moment=ends, command=keep)
         yield _("trial ends"), ends
+    # A service that is older does not say which.
+    if stopped := gpu.get("StoppedUnits"):
+        yield _("stopped units"), _("{units}, until it is home", units=", ".join(stopped))
     if gpu["StaysOut"]:
         yield (
             _("tried again"),

@@ -70,7 +70,8 @@ def naming(gpu: Gpu) -> dict[str, str]:
 
 def gpu_record(gpu: Values) -> dict[str, Any]:
     """The properties of a GPU."""
-    record = {snake_case(name): value for name, value in gpu.items()}
+    # A service that is older does not say which.
+    record = {"stopped_units": [], **{snake_case(name): value for name, value in gpu.items()}}
     record["state_label"] = state_label(gpu)
     record["state_since"] = rfc3339(gpu["StateSince"])
     record["trial_ends"] = rfc3339(gpu["TrialEnds"])
@@ -111,7 +112,7 @@ def seconds_of(switch: Values) -> float | None:
 
 def planned_record(step: Values) -> dict[str, Any]:
     """A step of a plan."""
-    record = {key: value for key, value in step.items() if key != "deadline"}
+    record = {"starts": [], **{key: value for key, value in step.items() if key != "deadline"}}
     return {**record, "deadline_seconds": step["deadline"]}
 
 

@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 _KEYS = (
-    "access address adds alone announced at at_boot attributes back before before_restart blockers "
-    "boot_framebuffers busy changed class command count deadline_seconds device device_id doubt drivers ends "
-    "ends_programs error error_kind event exit_status failure finished for for_process forgone functions "
-    "goes_by_itself gpus groups holders host_driver id in_the_way index iommu_groups joined kernel_wait kind "
-    "machine maker managed match model module modules name needed nodes now options override owner persistent pid "
-    "plan plans port power_control process process_state reason remedies remedy requester restarted restore_state "
-    "result returned running seconds serial session shown_by_others since slot somebody_else stack started state "
-    "state_label state_since status stays_out step_started steps stop_units stops stuck subsystem switches target "
-    "terminals text title trial trial_ends trial_seconds uid unfinished unit units until user_unit uuid vendor "
-    "vendor_id version vm vtconsoles wait_seconds waiting_for waiting_until what worker"
+    "access address adds alone announced at at_boot attributes back before before_restart blockers boot_framebuffers "
+    "busy changed class command count deadline_seconds device device_id doubt drivers ends ends_programs error "
+    "error_kind event exit_status failure finished for for_process forgone functions goes_by_itself gpus groups "
+    "holders host_driver id in_the_way index iommu_groups joined kernel_wait kind machine maker managed match model "
+    "module modules name needed nodes now options override owner persistent pid plan plans port power_control process "
+    "process_state reason remedies remedy requester restarted restore_state result returned running seconds serial "
+    "session shown_by_others since slot somebody_else stack started starts state state_label state_since status "
+    "stays_out step_started steps stop_units stopped_units stops stuck subsystem switches target terminals text title "
+    "trial trial_ends trial_seconds uid unfinished unit units until user_unit uuid vendor vendor_id version vm "
+    "vtconsoles wait_seconds waiting_for waiting_until what worker"
 )
 """Keys in what we print: who is called like one of them would make it unreadable."""
 KEPT_WORDS = frozenset(

@@ -844,5 +844,5 @@ def _tell_what_ends(args: Namespace, gpu: str) -> None:
     from gpuswitch.cli.what_ends import told_to_end  # noqa: PLC0415 -- for who is offered one
 
     with suppress(CtlError), closing(Service.connect(args.bus)) as service:  # what a trial says then is told by that
-        for each in told_to_end([service.gpu(gpu)], "vfio", {}).splitlines():
+        for each in told_to_end(service, [service.gpu(gpu)], "vfio", {}).splitlines():
             line(each)

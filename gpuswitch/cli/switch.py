@@ -38,7 +38,7 @@ from gpuswitch.cli.steps import Above, Lines, display
 from gpuswitch.cli.summary import NOT_BEGUN, REFUSED, Summary
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
 from gpuswitch.cli.ways_out import ways_out, with_options, with_ways_out, without
-from gpuswitch.cli.what_ends import ask_before_a_desktop_ends, stopped
+from gpuswitch.cli.what_ends import STARTED, STOPPED, ask_before_a_desktop_ends, of_steps
 from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NoSuchGpu, NotViable, Owned, Timeout, Wedged
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def move(service: Service, args: Namespace) -> int:
         raise _with_what_was_meant(error, args.gpus) from None
     if args.dry_run:
         ways = [(gpu, args.target) for gpu in gpus]
-        return _print_plans(ways, args, options, f"gpuswitchctl to-{args.target} {{}} --dry-run")
+        return _print_plans(service, ways, args, options, f"gpuswitchctl to-{args.target} {{}} --dry-run")
     if is_to_ask(args):
         ask_before_a_desktop_ends(service, gpus, args.target, options)
     command = f"gpuswitchctl to-{args.target} {{}}"
@@ -157,10 +157,12 @@ def plan(service: Service, args: Namespace) -> int:
     """Of the way that was named, else of the one that each GPU can go from where it is."""
     gpus = gpus_to_move(service, [args.gpu] if args.gpu else [], every=args.all)
     ways = [(gpu, args.target or ("vfio" if gpu.properties["State"] == "host" else "host")) for gpu in gpus]
-    return _print_plans(ways, args, options_of(args), "gpuswitchctl plan {} {target}")
+    return _print_plans(service, ways, args, options_of(args), "gpuswitchctl plan {} {target}")
 
 
-def _print_plans(ways: Sequence[tuple[Gpu, str]], args: Namespace, options: Options, command: str) -> int:
+def _print_plans(
+    service: Service, ways: Sequence[tuple[Gpu, str]], args: Namespace, options: Options, command: str
+) -> int:
     """Of GPUs, each with where it is to go. `command` is what was typed for that, without the `options`, {} being the
     GPU, and {target} where to.
 
@@ -188,7 +190,10 @@ def _print_plans(ways: Sequence[tuple[Gpu, str]], args: Namespace, options: Opti
             continue
         in_the_way = _in_the_way(gpu, steps, target, options)
         if not args.json:
-            _print_plan(gpu, target, steps, in_the_way, options, several=len(ways) > 1)
+            ends: list[str] = []
+            with suppress(CtlError):  # the plan is known, whoever cannot answer now
+                ends = of_steps(service, gpu, steps).lines()
+            _print_plan(gpu, target, steps, in_the_way, ends, options, several=len(ways) > 1)
         records.append(
             {
                 **naming(gpu),
@@ -234,6 +239,7 @@ def _print_plan(
     target: str,
     steps: Sequence[Mapping[str, Any]],
     in_the_way: Sequence[Mapping[str, Any]],
+    ends: Sequence[str],
     options: Options,
     *,
     several: bool,
@@ -244,6 +250,8 @@ def _print_plan(
         line(_("nothing to do: it is {place} already", place=place(gpu, target)))
         return
     _print_verdict(steps, in_the_way, gpu, target)
+    for each in ends:
+        hung("  ", each)
     for number, step in enumerate(steps, 1):
         within = _("{title} (within {seconds} s)", title=step_title(step["title"]), seconds=f"{step['deadline']:g}")
         hung(f"{number:>{len(str(len(steps)))}}. ", within)
@@ -268,7 +276,6 @@ def _in_the_way(gpu: Gpu, steps: Sequence[Mapping[str, Any]], target: str, optio
 def _print_verdict(
     steps: Sequence[Mapping[str, Any]], in_the_way: Sequence[Mapping[str, Any]], gpu: Gpu, target: str
 ) -> None:
-    stops = _stops(steps, in_the_way, gpu)
     if not in_the_way and _is_bad(gpu):
         text = _(
             "from there, {gpu} would go to {target} by these steps, which may fail again", gpu=gpu.title, target=target
@@ -279,20 +286,9 @@ def _print_verdict(
         text = _("{gpu} can go to {target}, which ends who has it open", gpu=gpu.title, target=target)
     else:
         text = _("{gpu} goes to {target} once nobody has it open any more", gpu=gpu.title, target=target)
-    if stops:
-        text += _("; what it stops meanwhile: {names}", names=", ".join(stops))
     line(text)
     for each in in_the_way:
         hung("  ", reworded(str(each["text"]), [each]))
-
-
-def _stops(steps: Sequence[Mapping[str, Any]], in_the_way: Sequence[Mapping[str, Any]], gpu: Gpu) -> list[str]:
-    """The units and sessions that these steps stop, also where they do it to who has it open now."""
-    holders: list[dict[str, Any]] = []
-    if in_the_way:
-        with suppress(CtlError):  # the plan is known, whoever cannot answer now
-            holders = gpu.holders()
-    return stopped(steps, holders)
 
 
 def _or_blockers(gpu: Gpu, target: str, options: Options, args: Namespace, command: str) -> list[dict[str, Any]]:
@@ -381,6 +377,8 @@ class Switches:
         self._summary = Summary()
         self._before: dict[str, str] = {}
         """The state of each GPU when its switch was asked for."""
+        self._stopped: dict[str, list[str]] = {}
+        """The units that were stopped for each by then."""
         self._asked: float | None = None
         """When that was, in seconds since the epoch; None: not by us."""
 
@@ -429,6 +427,8 @@ class Switches:
     def _begun(self, gpus: Sequence[Gpu]) -> list[tuple[Gpu, str]]:
         """Those that were begun, with the ids of their switches."""
         self._before = {gpu.path: gpu.properties["State"] for gpu in gpus}
+        # A service that is older does not say which.
+        self._stopped = {gpu.path: gpu.properties.get("StoppedUnits", []) for gpu in gpus}
         self._asked = time.time()
         sent = [(gpu, message, self._service.send(message)) for gpu in gpus for message in [self._begin(gpu)]]
         begun = []
@@ -577,10 +577,26 @@ class Switches:
                 line(_("{gpu} is {place} now, after {duration}", gpu=gpu.title, place=where, duration=took))
             else:
                 line(_("{gpu} is {place} already", gpu=gpu.title, place=where))
+            self._tell_what_was_stopped(gpu, str(outcome["target"]))
             if (gpu, outcome["id"]) in self._taken_back:
                 verb = "to-host" if outcome["target"] == "vfio" else "to-vfio"
                 problem(_("it was too late to take it back: {command}", command=f"gpuswitchctl {verb} {gpu.word}"))
             _tell_what_was_met(outcome)
+
+    def _tell_what_was_stopped(self, gpu: Gpu, target: str) -> None:
+        """The units that are not as they were before, by the words that the plan has for them."""
+        before = self._stopped.get(gpu.path, [])
+        if target == "host" and before:
+            with suppress(CtlError):  # the service has gone since; it is home
+                gpu.look()
+        now = gpu.properties.get("StoppedUnits", [])
+        told = (
+            (STOPPED, [each for each in now if each not in before]),
+            (STARTED, [each for each in before if each not in now]),
+        )
+        for text, units in told:
+            if units:
+                hung("  ", _(text, what=", ".join(units)))
 
     def _failure(self, gpu: Gpu, outcome: Mapping[str, Any]) -> CtlError:
         """With what there is to do next."""

@@ -208,7 +208,7 @@ CONFIG = (
     },
 )
 PLAN: list[dict[str, Any]] = [
-    {"kind": "x", "title": title, "deadline": 30.0, "stops": [], "ends_programs": False}
+    {"kind": "x", "title": title, "deadline": 30.0, "stops": [], "starts": [], "ends_programs": False}
     for title in (
         "keep all 4 functions awake",
         "aim the driver override of all 4 functions at vfio-pci",

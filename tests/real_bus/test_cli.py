@@ -101,11 +101,15 @@ async def test_to_vfio_and_back_tells_each_step_once(start: Start, ctl: Ctl) -> 
     there = ctl("to-vfio", "geforce")
     assert (there.returncode, there.stderr) == (0, "")
     assert steps(there.stdout, "done") == [step["title"] for step in planned["steps"]]
-    assert re.fullmatch(rf"{re.escape(CALLED)} is on vfio-pci now, after .* m?s", there.stdout.splitlines()[-1])
+    done, stopped = there.stdout.splitlines()[-2:]
+    assert re.fullmatch(rf"{re.escape(CALLED)} is on vfio-pci now, after .* m?s", done)
+    assert stopped == "  stopped until it is home: nvidia-persistenced.service"
+    assert "stopped units: nvidia-persistenced.service, until it is home" in ctl("status", "geforce").stdout
     assert {each["driver"] for each in field(ctl, "functions")} == {"vfio-pci"}
     again = ctl("to-vfio", "geforce")
     assert (again.returncode, again.stdout) == (0, f"{CALLED} is on vfio-pci already\n")
-    assert ctl("to-host", "geforce").returncode == 0
+    back = ctl("to-host", "geforce")
+    assert (back.returncode, back.stdout.splitlines()[-1]) == (0, "  started again: nvidia-persistenced.service")
     assert field(ctl, "state") == "host"
 
 

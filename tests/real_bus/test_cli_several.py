@@ -173,7 +173,15 @@ async def test_plans_of_several_stand_below_their_names(start: Start, ctl: Ctl) 
     assert [line for line in planned.stdout.splitlines() if line.endswith(":")] == [f"{FIRST}:", f"{SECOND}:"]
     plans = json.loads(ctl("to-vfio", "--all", "--dry-run", "--json").stdout)["plans"]
     assert [(each["gpu"], each["target"]) for each in plans] == [(FIRST, "vfio"), (SECOND, "vfio")]
-    assert plans[0]["steps"][0].keys() == {"kind", "title", "deadline_seconds", "stops", "ends_programs", "drivers"}
+    assert plans[0]["steps"][0].keys() == {
+        "kind",
+        "title",
+        "deadline_seconds",
+        "stops",
+        "starts",
+        "ends_programs",
+        "drivers",
+    }
 
 
 async def test_all_are_planned_each_from_where_it_is_whichever_are_refused(start: Start, ctl: Ctl) -> None:

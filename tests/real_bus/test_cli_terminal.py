@@ -411,7 +411,9 @@ async def test_a_desktop_is_not_ended_for_whoever_does_not_say_yes(
 ) -> None:
     await start("single", config=DESKTOP)
     with Terminal([CTL, "to-vfio", "geforce"], environ) as terminal:
-        terminal.until(f"to move {CALLED} to vfio ends what runs on this screen: display-manager.service")
+        terminal.until(f"to move {CALLED} to vfio ends what runs on this screen:")
+        terminal.until("ended: session 2 of alice (kwin_x11)")
+        terminal.until("stopped until it is home: display-manager.service")
         terminal.until(GO_ON)
         terminal.press(answer)
         assert terminal.ended() == 1
@@ -435,7 +437,9 @@ async def test_a_desktop_is_ended_for_whoever_says_yes(start: Start, environ: di
         terminal.until(GO_ON)
         terminal.press("Yes\n")
         assert terminal.ended() == 0
-    assert f"{CALLED} is on vfio-pci now" in terminal.shown
+    done, _comma, afterwards = terminal.shown.partition(f"{CALLED} is on vfio-pci now")
+    assert done
+    assert "stopped until it is home: display-manager.service" in afterwards
 
 
 @pytest.mark.parametrize("typed", ["to-vfio geforce", "trial geforce --seconds 60", "run -- true"])
@@ -444,7 +448,8 @@ async def test_all_that_is_ended_is_named(typed: str, start: Start, environ: dic
     await start("single", config=HELD)
     verb, *more = typed.split()
     with Terminal([CTL, verb, "--busy", "terminate", *more], environ) as terminal:
-        terminal.until("ends what runs on this screen: display-manager.service (Xorg), kwin_x11 in session 2")
+        terminal.until("ended: session 2 of alice (kwin_x11)")
+        terminal.until("stopped until it is home: display-manager.service (Xorg)")
         terminal.until(GO_ON)
         terminal.press("n\n")
         assert terminal.ended() == 1
@@ -475,7 +480,8 @@ async def test_whoever_sits_there_is_asked_wherever_the_output_goes(
 ) -> None:
     await start("single", config=DESKTOP)
     with Terminal(["bash", "-o", "pipefail", "-c", f"{CTL} to-vfio geforce {elsewhere}"], environ) as terminal:
-        terminal.until("ends what runs on this screen: display-manager.service")
+        terminal.until("ends what runs on this screen:")
+        terminal.until("stopped until it is home: display-manager.service")
         terminal.until(GO_ON)
         terminal.press("n\n")
         assert terminal.ended() == 1

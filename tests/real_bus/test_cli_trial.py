@@ -114,7 +114,8 @@ async def test_in_a_pipe_it_says_when_it_goes_home_and_ends(start: Start, ctl: C
     await start("laptop", config=CONFIG)
     run = ctl("trial", "geforce", "--seconds", "600")
     assert (run.returncode, run.stderr) == (0, "")
-    *_, there, when = run.stdout.splitlines()
+    *_, there, stopped, when = run.stdout.splitlines()
+    assert stopped == "  stopped until it is home: nvidia-persistenced.service"
     assert there.startswith(f"{CALLED} is on vfio-pci now, after ")
     assert re.fullmatch(
         rf"{re.escape(CALLED)} goes home by itself at {CLOCK}; to keep it on vfio: gpuswitchctl to-vfio geforce", when

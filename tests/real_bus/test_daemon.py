@@ -73,6 +73,7 @@ async def test_a_gpu_shows_what_it_is_and_where(start: Start) -> None:
         "StaysOut": False,
         "Remedies": [],
         "TrialEnds": 0.0,
+        "StoppedUnits": [],
     }
     unnamed = await service.properties(INTEGRATED)
     assert (unnamed["Name"], unnamed["Managed"], unnamed["Vendor"]) == ("", False, "intel")
@@ -123,6 +124,7 @@ async def test_a_plan_names_its_steps_and_takes_none(start: Start) -> None:
         "title": ("s", "load vfio-pci"),
         "deadline": ("d", 30.0),
         "stops": ("as", []),
+        "starts": ("as", []),
         "ends_programs": ("b", False),
         "drivers": ("a{sv}", {}),
     }

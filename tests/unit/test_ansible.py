@@ -58,6 +58,7 @@ def gpu(address: str, name: str = "", model: str = "NVIDIA Corporation GA104 [Ge
         "reason": "",
         "stays_out": False,
         "remedies": [],
+        "stopped_units": [],
         "functions": [
             {"address": address, "kind": "display", "driver": "nvidia"},
             {"address": f"{address[:-1]}1", "kind": "audio", "driver": "snd_hda_intel"},
@@ -131,7 +132,8 @@ def error(of: Any, kind: str, text: str, *blockers: Mapping[str, str]) -> Any:
 
 def plan(of: Any, target: str, *drivers: Mapping[str, str]) -> Any:
     steps = [
-        {"kind": "probe", "title": "x", "deadline_seconds": 30.0, "stops": [], "ends_programs": False, "drivers": each}
+        {"kind": "probe", "title": "x", "deadline_seconds": 30.0, "stops": [], "starts": [], "ends_programs": False}
+        | {"drivers": each}
         for each in drivers
     ]
     named = {"gpu": of["address"], "name": of["name"], "target": target, "state": of["state"]}

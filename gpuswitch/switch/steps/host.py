@@ -88,6 +88,10 @@ class StartUnits(Step):
     def title(self) -> str:
         return Sentence("start {units}", units=_all(self.units))
 
+    @property
+    def starts(self) -> tuple[str, ...]:
+        return tuple(map(str, self.units))
+
     async def apply(self, context: StepContext) -> None:
         context.waits_for(f"{_all(self.units)}: not started")
         await context.arbiter.arrive(context.gpu)
@@ -110,6 +114,14 @@ class RestartUnits(Step):
     @property
     def title(self) -> str:
         return Sentence("restart {units}", units=_all(self.units))
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return tuple(map(str, self.units))
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        return tuple(map(str, self.units))
 
     async def apply(self, context: StepContext) -> None:
         context.waits_for(f"{_all(self.units)}: not restarted")

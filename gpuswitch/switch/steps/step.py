@@ -173,7 +173,12 @@ class Step:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """What runs now and does not after it, by name: units, and sessions as `session 2`."""
+        """What runs now and is stopped by it, by name: units, and sessions as `session 2`."""
+        return ()
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The units that it starts, by name: one that runs now is restarted, by this step or by one before it too."""
         return ()
 
     @property

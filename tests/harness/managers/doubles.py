@@ -212,6 +212,8 @@ class FakeLogind(FakeBusService):
         super().__init__(connection)
         self.sessions: dict[str, tuple[int, str]] = {}
         """The uid and the class of each."""
+        self.consoles: set[str] = set()
+        """Those of them that are text."""
         self.locks: list[Lock] = []
         self._bus = bus
 
@@ -227,6 +229,11 @@ class FakeLogind(FakeBusService):
                 await self.answer(message, ("a(susso)", (rows,)))
             case "Get":
                 await self.answer(message, ("v", (("s", self._class(message.header.fields[_FIELDS.path])),)))
+            case "GetAll":
+                path = message.header.fields[_FIELDS.path]
+                kind = "tty" if path in map(_session_path, self.consoles) else "wayland"
+                values = {"Class": ("s", self._class(path)), "Type": ("s", kind)}
+                await self.answer(message, ("a{sv}", (values,)))
             case "GetSession" | "TerminateSession":
                 if arguments[0] not in self.sessions:
                     raise RefusedError("NoSuchSession", f"No session '{arguments[0]}' known")

@@ -11,7 +11,7 @@ from jeepney import HeaderFields, MatchRule, Message
 
 from gpuswitch.cli.client import GPU, PROPERTIES, ROOT, Gpu, Options, Service, Signal
 from gpuswitch.cli.failures import CtlError
-from gpuswitch.errors import InvalidArgument, NoSuchGpu
+from gpuswitch.errors import EXIT_UNREACHABLE, InvalidArgument, NoSuchGpu
 from gpuswitch.sentence import Sentence
 
 CARD = "0000:01:00.0"
@@ -42,6 +42,7 @@ def gpu(**changes: object) -> dict[str, Any]:
         "Match": {"vendor": "10de", "device": "2484", "port": "0000:00:01.0"},
         "StateSince": 1_700_000_000.0,
         "TrialEnds": 0.0,
+        "StoppedUnits": [],
         **changes,
     }
 
@@ -197,6 +198,10 @@ class FixedService:
             if each["id"] == switch:
                 return each
         raise CtlError.of(InvalidArgument, f"the history knows of no switch {switch!r}")
+
+    def ask(self, _message: Message) -> SimpleNamespace:
+        """Of others on its bus: there are none."""
+        raise CtlError("there is nobody of that name", EXIT_UNREACHABLE)
 
     def own_pid(self) -> int:
         return os.getpid()
