@@ -31,6 +31,7 @@ from jeepney.io.blocking import DBusConnection, prep_socket
 from gpuswitch.cli.failures import AskedForError, CtlError, called
 from gpuswitch.cli.interrupts import INTERRUPTS
 from gpuswitch.cli.output import ReaderGoneError, clean, output_descriptor
+from gpuswitch.cli.parser import BUS_VARIABLE
 from gpuswitch.cli.translate import _, is_english, reworded
 from gpuswitch.errors import (
     AUTHENTICATION_REQUIRED,
@@ -68,6 +69,7 @@ CANNOT_CONNECT = (OSError, AuthenticationError)
 BAD_ADDRESS = (ValueError, LookupError, RuntimeError)
 """What its parser of addresses stumbles over."""
 
+_SYSTEM_BUS_VARIABLE = "DBUS_SYSTEM_BUS_ADDRESS"
 _BUS_ERROR = "org.freedesktop.DBus.Error."
 _NOT_RUNNING = ("ServiceUnknown", "NameHasNoOwner", "Spawn.", "TimedOut")
 _WENT_AWAY = ("NoReply", "Disconnected")
@@ -137,12 +139,14 @@ class Service:
             if within == seconds:
                 raise CtlError.of(Timeout, text) from error
             raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable") from error
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise CtlError(_no_bus(address, where, error), EXIT_UNREACHABLE, name="Unreachable") from error
         except CANNOT_CONNECT as error:
             reason = getattr(error, "strerror", None) or error
             text = _("cannot connect to {where}: {reason}", where=where, reason=reason)
             raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable") from error
         except BAD_ADDRESS as error:
-            given = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS")
+            given = address or os.environ.get(_SYSTEM_BUS_VARIABLE)
             text = _(
                 "cannot use the bus address {address}: write it like unix:path=/run/dbus/system_bus_socket",
                 address=repr(given),
@@ -637,6 +641,35 @@ def signals_of(owner: str) -> MatchRule:
 def plain_values(values: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
     """An `a{sv}` as jeepney reads it (pairs of signature and value), without the signatures, also further down."""
     return {key: _plain(signature, value) for key, (signature, value) in values.items()}
+
+
+def _no_bus(address: str | None, where: str, error: OSError) -> str:
+    """That no bus is there, and what to do."""
+    # As it was tried; of one without a file, a zero stands before its name (unix(7)).
+    path = get_bus(address or "SYSTEM").replace("\0", "@")
+    if isinstance(error, FileNotFoundError):
+        text = _("cannot connect to {where}: there is no socket {path}", where=where, path=path)
+    else:
+        text = _("cannot connect to {where}: nobody listens at {path}", where=where, path=path)
+    if address:
+        hint = _(
+            "start a bus there; or, for the system bus, leave --bus out and unset {variable}", variable=BUS_VARIABLE
+        )
+    elif _SYSTEM_BUS_VARIABLE in os.environ:
+        hint = _(
+            "that is where {variable} says that it is: unset it, or start a bus there", variable=_SYSTEM_BUS_VARIABLE
+        )
+    else:
+        hint = _(
+            "the message bus of the system, by which this talks to the service, does not run; start it: {command}; in "
+            "a container there is none: run this on the host",
+            command="systemctl start dbus.socket",
+        )
+    if address:
+        return f"{text}\n{hint}"
+    wrong = _("what else may be wrong with this machine: {command}", command="gpuswitchctl doctor")
+    demo = _("to try it on a machine in memory, without any of that: {command}", command="gpuswitchctl demo")
+    return "\n".join([text, hint, wrong, demo])
 
 
 def bus_lost(error: OSError) -> CtlError:

@@ -285,12 +285,15 @@ def test_a_service_that_is_not_there_is_one_sentence(ctl: Ctl, private_bus: Priv
     )
 
 
-def test_a_bus_that_is_not_there_is_one_sentence(ctl: Ctl, tmp_path: Path) -> None:
-    absent = ctl("status", "--bus", f"unix:path={tmp_path}/none")
-    assert absent.returncode == 5
-    assert absent.stderr == (
-        f"gpuswitchctl: cannot connect to the bus at unix:path={tmp_path}/none: No such file or directory\n"
-    )
+def test_of_a_bus_that_is_not_there_it_is_said_what_to_do(ctl: Ctl, tmp_path: Path) -> None:
+    (tmp_path / "left").touch()
+    for name, lacking in (("none", "there is no socket"), ("left", "nobody listens at")):
+        absent = ctl("status", "--bus", f"unix:path={tmp_path}/{name}")
+        assert absent.returncode == 5
+        assert absent.stderr == (
+            f"gpuswitchctl: cannot connect to the bus at unix:path={tmp_path}/{name}: {lacking} {tmp_path}/{name}\n"
+            "  start a bus there; or, for the system bus, leave --bus out and unset GPUSWITCH_BUS\n"
+        )
     for nonsense in ("nonsense", "unix:", "tcp:host=localhost,port=1", ";"):
         refused = ctl("status", "--bus", nonsense)
         assert refused.returncode == 2

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -213,6 +214,23 @@ def test_a_service_that_does_not_run_is_told_with_what_starts_it(why: str, remed
     connection.incoming = [new_error(asked, "org.freedesktop.systemd1.LoadFailed", "s", (why,))]
     with pytest.raises(CtlError, match=rf"is not running \({why}\); .*: {remedy}$"):
         service.answer(serial)
+
+
+@pytest.mark.parametrize("variable", ["", "unix:path=/nowhere"])
+def test_without_a_system_bus_it_is_said_what_is_missing_and_what_to_do(
+    variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("DBUS_SYSTEM_BUS_ADDRESS", raising=False)
+    monkeypatch.setattr("gpuswitch.cli.client.get_bus", lambda _bus: f"{tmp_path}/socket")
+    if variable:
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", variable)
+    with pytest.raises(CtlError) as none:
+        Service.connect(None)
+    lacking, what_to_do, *more = str(none.value).splitlines()
+    assert lacking == f"cannot connect to the system bus: there is no socket {tmp_path}/socket"
+    assert ("systemctl start dbus.socket" in what_to_do) != ("DBUS_SYSTEM_BUS_ADDRESS" in what_to_do)
+    assert [each.rpartition(": ")[2] for each in more] == ["gpuswitchctl doctor", "gpuswitchctl demo"]
+    assert none.value.exit_code == 5
 
 
 def test_what_its_user_allows_bounds_every_answer_but_those_of_people() -> None:
