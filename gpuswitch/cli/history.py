@@ -181,6 +181,14 @@ def _entry(service: Service, switch: str) -> Values:
             command="gpuswitchctl history",
         )
         with suppress(CtlError):
+            named = service.gpu(switch)
+            told = _(
+                "{word} is a GPU, and no switch: {history} lists its switches, {status} shows how it is",
+                word=switch,
+                history=f"gpuswitchctl history {named.word}",
+                status=f"gpuswitchctl status {named.word}",
+            )
+        with suppress(CtlError):
             for gpu in service.gpus():
                 now = gpu.properties["Switch"]
                 if now and not now["result"] and now["id"].startswith(switch.lower()):

@@ -158,10 +158,20 @@ def test_nothing_to_tell_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_where_no_switch_is_called_so_it_is_said_how_one_is_found() -> None:
     with pytest.raises(CtlError) as error:
-        past.show(fixed(gpu(), history=[entry()]), Namespace(id="last", json=False))
+        past.show(fixed(gpu(), history=[entry()], unknown=["last"]), Namespace(id="last", json=False))
     assert str(error.value) == (
         "the history knows of no switch 'last'; gpuswitchctl history lists them, and without an ID it is the last"
     )
+
+
+def test_a_gpu_in_the_place_of_a_switch_is_told_as_one() -> None:
+    with pytest.raises(CtlError) as error:
+        past.show(fixed(gpu(Name="geforce"), history=[entry()]), Namespace(id="01:00.0", json=False))
+    assert str(error.value) == (
+        "01:00.0 is a GPU, and no switch: gpuswitchctl history geforce lists its switches, gpuswitchctl status geforce "
+        "shows how it is"
+    )
+    assert error.value.exit_code == 2
 
 
 def test_one_switch_with_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
