@@ -10,7 +10,7 @@ from typing import Any
 from gpuswitch.cli.client import Service
 from gpuswitch.cli.layout import Fit, aligned, fitting, model_in_brief, remark
 from gpuswitch.cli.output import as_json, clean, in_colour, line, width, write
-from gpuswitch.cli.translate import _, marks, state_word
+from gpuswitch.cli.translate import _, added_word, marks, state_word
 
 Values = Mapping[str, Any]
 
@@ -90,7 +90,7 @@ def _function_cells(function: Values) -> list[str]:
         f"{state_word(function['kind'])} [{function['class'][:4]}]",
         f"[{function['vendor_id']}:{function['device_id']}]",
         function["driver"] or "-",
-        ", ".join((*(["GPU"] if function["gpu"] else []), *function["adds"])),
+        ", ".join((*(["GPU"] if function["gpu"] else []), *map(added_word, function["adds"]))),
         f"{function['maker']} {function['model']}".strip(),
     )
     return [clean(cell) for cell in shown]

@@ -74,7 +74,7 @@ def history(service: Service, args: Namespace) -> int:
     elif found:
         names = _names(service, found)
         zone = _zone(found)
-        when = f"{_('WHEN')} ({zone})" if zone else "WHEN"
+        when = f"{mark('WHEN')} ({zone})" if zone else "WHEN"
         headings = (when, *marks("ID", "GPU", "NAME", "TARGET", "RESULT", "TOOK", "ASKED BY", "REASON"))
         rows = [_cells(entry, names.get(entry["gpu"], ""), zone) for entry in found]
         # The reasons have a line of their own where there is no room.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import NamedTuple
 
 from gpuswitch.cli.output import LIST, can_write, cells, clean, in_colour, width, wrapped, write
-from gpuswitch.cli.translate import _, state_word
+from gpuswitch.cli.translate import _, marks, state_word
 
 _GAP = "  "
 _INDENT = "    "
@@ -21,6 +21,13 @@ SHORTEST = 12
 """Columns of what was shortened: below that nothing can be told from it."""
 _MODEL = re.compile(r".*\[([^][]+)\](?: \(rev [^)]*\))?")
 """What a maker calls it, its chip, and in brackets what it is sold as (pci.ids); as lspci has it, with a revision."""
+LABELS = (
+    *marks("gpu", "pid", "command", "user", "unit", "session", "has open", "to free it"),
+    *marks("name", "state", "owner", "managed", "driver", "group", "with", "model"),
+    *marks("when", "id", "target", "result", "took", "asked by", "reason"),
+    *marks("key", "value", "set by", "after", "status", "step"),
+)
+"""What headings are called before a value: some languages write nouns with a capital there, and not all in capitals."""
 _NO_BRIEF: Mapping[str, Callable[[str], str]] = {}
 _STATES = {
     "vfio": "35",
@@ -70,7 +77,8 @@ def fitted(
     colour: bool = False,
 ) -> list[str]:
     """The lines of a table that is not wider than so many columns (0: as wide as it is)."""
-    titles = [_(heading) for heading in headings]
+    titles = [_title(heading) for heading in headings]
+    labels = [_label(heading) for heading in headings]
     table = [titles, *rows]
     hangs = bool(below and columns and _too_much(table, columns) > 0)
     fit, hung = None, 0
@@ -81,10 +89,10 @@ def fitted(
         if fit := fitting(names, shown, columns, elastic=stretch, left_out=left_out, brief=brief):
             break
     if fit is None:
-        return list(_blocks(titles, rows, columns, colour=colour))
+        return list(_blocks(labels, rows, columns, colour=colour))
     lines = _lines(fit.rows, colour=colour)
     if hung:
-        cells_below = [_below(titles, row, hung) for row in rows]
+        cells_below = [_below(labels, row, hung) for row in rows]
         heading = [titles[-1]] if any(row[-1] != "-" for row in rows) else []
         lines = [
             each
@@ -94,13 +102,25 @@ def fitted(
     return [*lines, *said_to_be_left_out(fit, columns, colour=colour)]
 
 
-def _below(titles: Sequence[str], row: Sequence[str], count: int) -> list[str]:
+def _title(heading: str) -> str:
+    """In this language; what stands in brackets behind it, such as a time zone, is none of it."""
+    name, bracket, more = heading.partition(" (")
+    return f"{_(name)}{bracket}{more}"
+
+
+def _label(heading: str) -> str:
+    """The same before a value."""
+    name, bracket, more = heading.partition(" (")
+    return f"{_(name.lower())}{bracket}{more}"
+
+
+def _below(labels: Sequence[str], row: Sequence[str], count: int) -> list[str]:
     """So many of the last cells of a row, without those that are empty. What stands below rows needs no name; of what
     stands there for want of room, that is told.
     """
-    *others, last = zip(titles[-count:], row[-count:], strict=True)
+    *others, last = zip(labels[-count:], row[-count:], strict=True)
     return [
-        *(f"{name.lower()}: {cell}" for name, cell in others if cell != "-"),
+        *(f"{name}: {cell}" for name, cell in others if cell != "-"),
         *([last[1]] if last[1] != "-" else []),
     ]
 
@@ -166,7 +186,7 @@ def fitting(
 def fits(headings: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> bool:
     """Whether a table of all these columns, as `table` has it, is not wider than that (0: nothing is too wide)."""
     texts = [[clean(cell) or "-" for cell in row] for row in rows]
-    return not columns or _too_much([[_(heading) for heading in headings], *texts], columns) <= 0
+    return not columns or _too_much([[_title(heading) for heading in headings], *texts], columns) <= 0
 
 
 def model_in_brief(text: str) -> str:
@@ -213,12 +233,12 @@ def _painted(where: str, text: str) -> str:
     return re.sub(where.format(words=words), lambda found: f"\x1b[{colours[found[0]]}m{found[0]}\x1b[0m", text)
 
 
-def _blocks(headings: Sequence[str], rows: Sequence[Sequence[str]], columns: int, *, colour: bool) -> Iterator[str]:
+def _blocks(labels: Sequence[str], rows: Sequence[Sequence[str]], columns: int, *, colour: bool) -> Iterator[str]:
     """A block of lines for each row: `HEADING: value`."""
     for number, row in enumerate(rows):
         if number:
             yield ""
-        named = [(name.lower(), value) for name, value in zip(headings, row, strict=True) if value != "-"]
+        named = [(name, value) for name, value in zip(labels, row, strict=True) if value != "-"]
         for text in paired(named, columns):
             yield _painted(r"(?<= )({words})$", text) if colour else text
 

@@ -36,6 +36,8 @@ def _session_bus() -> DBusConnection:
         return open_dbus_connection("SESSION", auth_timeout=ANSWER_SECONDS)
     except (*CANNOT_CONNECT, *BAD_ADDRESS) as error:
         reason = getattr(error, "strerror", None) or error
+        if isinstance(error, KeyError):  # as jeepney raises it
+            reason = _("the variable {variable} is not set", variable=error.args[0])
         text = _("cannot connect to the bus of this session: {reason}; run this in a desktop's session", reason=reason)
         raise CtlError(text, EXIT_UNREACHABLE, name="Unreachable") from error
 

@@ -13,7 +13,7 @@ from gpuswitch.cli.configuration import refused_on_disk
 from gpuswitch.cli.layout import model_in_brief, pairs, table
 from gpuswitch.cli.output import SINCE, as_json, clock, duration, line, lines_of, moment, on_terminal, warning, write
 from gpuswitch.cli.records import came_back, gpu_record, naming, reasons, state_label
-from gpuswitch.cli.translate import _, marks, recognized, reworded, state_word, step_title
+from gpuswitch.cli.translate import _, added_word, marks, recognized, reworded, state_word, step_title
 
 Values = Mapping[str, Any]
 _DID_NOT_WORK = re.compile(r"(?:cannot [^:]+: )*cannot (.+?): ")
@@ -61,7 +61,7 @@ def _gpu_cells(gpu: Values, *, adding: bool) -> tuple[str, ...]:
         _("yes") if gpu["Managed"] else _("no"),
         gpu["Driver"],
         " ".join(map(str, gpu["IommuGroups"])),
-        *((", ".join(gpu["Adds"]),) if adding else ()),
+        *((", ".join(map(added_word, gpu["Adds"])),) if adding else ()),
         gpu["Model"],
     )
 
@@ -111,7 +111,7 @@ def _holder_cells(holder: Values) -> tuple[str, ...]:
         holder["user"],
         holder["unit"],
         holder["session"],
-        " ".join(holder["nodes"]) or holder["doubt"],
+        " ".join(holder["nodes"]) or recognized(holder["doubt"]),
         # Of a service that is older, nobody can tell.
         _("nothing to do: a switch to vfio does it") if holder.get("goes_by_itself") else holder["remedy"],
     )
@@ -127,11 +127,16 @@ def config(service: Service, args: Namespace) -> int:
         as_json({"settings": settings, "warnings": warnings})
         return 0
     if settings:
-        table(marks("KEY", "VALUE", "SET BY"), ((each["key"], each["value"], each["origin"]) for each in settings))
+        table(marks("KEY", "VALUE", "SET BY"), map(_setting_cells, settings))
     else:
         line(_("everything is as by default"))
     _warn(warnings)
     return 0
+
+
+def _setting_cells(setting: Values) -> tuple[str, ...]:
+    origin = _("default") if setting["origin"] == "default" else setting["origin"]
+    return setting["key"], setting["value"], origin
 
 
 def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
@@ -165,7 +170,7 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
             _("when a program that had it open is gone, when its driver is loaded anew, when the service starts"),
         )
     if gpu["Adds"]:
-        yield _("with"), ", ".join(gpu["Adds"])
+        yield _("with"), ", ".join(map(added_word, gpu["Adds"]))
     yield _("IOMMU groups"), " ".join(map(str, gpu["IommuGroups"])) or "-"
     if gpu["Match"]:
         yield _("match"), _match_words(gpu["Match"])

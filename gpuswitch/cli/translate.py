@@ -33,6 +33,12 @@ _STEPS = "gpuswitch/switch/steps/"
 """Where these are worded."""
 
 
+_KERNEL_ERROR = "cannot {operation} {subject}: {message}"
+"""What one operation failed with (`KernelError` in gpuswitch/errors.py)."""
+_CANNOT = "cannot {purpose}: {text}"
+"""What the command could not do, and why; an operation that failed is told the same way."""
+
+
 def _(text: str, /, **data: object) -> str:
     """The text in the language of whoever reads it; with `data`, put into its fields."""
     translated = catalogue().get(text, text)
@@ -90,6 +96,8 @@ def worded(sentence: Mapping[str, Any]) -> str:
     if template == "{text}":
         # What somebody else said, such as the kernel.
         return data["text"]
+    if template == _KERNEL_ERROR:
+        return _kernel_error(f"{data['operation']} {data['subject']}", data["message"])
     wordless = not any(map(str.isalpha, filled(template, dict.fromkeys(data, ""))))
     return filled(template if wordless else _listed(template) or catalogue()[template], data)
 
@@ -103,9 +111,14 @@ def _listed(template: str) -> str:
 
 
 def _keyword(field: str, value: str) -> str:
-    """A state, a result, the status of a step, or what a function is, in this language, where a field says that it is
-    one: a unit may be called so, too.
+    """A state, a result, the status of a step, what a function is, an operation, or where a GPU is, in this language,
+    where a field says that it is one: a unit may be called so, too.
     """
+    if field == "operation":
+        return operation_title(value)
+    if field == "place":
+        known = catalogue().get(value)
+        return known or (_("on {driver}", driver=value.removeprefix("on ")) if value.startswith("on ") else value)
     return state_word(value) if field in _OF_KEYWORDS and value in _KEYWORDS else value
 
 
@@ -134,10 +147,73 @@ def recognized(text: str) -> str:
 def step_title(text: str) -> str:
     """The title of a step in this language; what is none that we know stays English. Users have their names."""
     if not is_english():
-        if not _titles:
-            _titles.append(read(_source[0], of=_STEPS))
-        text = _recognized(text, _titles[0], 1, alone=1)
+        text = _recognized(text, _step_titles(), 1, alone=1)
     return _with_names(text)
+
+
+def _step_titles() -> Mapping[str, str]:
+    if not _titles:
+        _titles.append(read(_source[0], of=_STEPS))
+    return _titles[0]
+
+
+ADDS = marks(
+    "1 virtual function",
+    "{count} virtual functions",
+    "1 mediated device",
+    "{count} mediated devices",
+    "virtual function",
+    "firmware frame buffer",
+    "reserved region",
+)
+"""What a function brings with it (`HostFacts.adds` in gpuswitch/model/facts.py)."""
+
+
+def added_word(text: str) -> str:
+    """What a function brings with it, in this language."""
+    known = {each: catalogue()[each] for each in ADDS if each in catalogue()}
+    return _recognized(text, known, 1, alone=1)
+
+
+OPERATIONS = marks(
+    "bind {function}",
+    "read the settings of {functions}",
+    "find the modules for {function}",
+    "find the modules {modules}",
+    "keep awake {functions}",
+    "set power/control of {functions}",
+    "set driver_override of {functions}",
+    "read {path} of {function}",
+    "send {action} for the {subsystem} cards of {functions}",
+    "open {node}",
+    "close {node}",
+    "read the console map from the frame buffers",
+    "show text consoles on {frame_buffer}",
+    "read the persistence mode of {function}",
+    "turn on the persistence mode of {function}",
+    "turn off the persistence mode of {function}",
+    "read the configuration space of {functions}",
+    "remove from the PCI bus {functions}",
+    "rescan the bus of {functions}",
+    "ask systemd about {units}",
+    "look for holders",
+)
+"""Those of a host that are not called as the step is that does them (gpuswitch/host/port.py)."""
+
+
+def operation_title(text: str) -> str:
+    """What an operation is called, in this language: as a step that does the same, where there is one."""
+    if is_english():
+        return text
+    known = {each: catalogue()[each] for each in OPERATIONS if each in catalogue()}
+    return _recognized(text, {**known, **_step_titles()}, 1, alone=1)
+
+
+def _kernel_error(operation: str, message: str) -> str:
+    """What did not work by the name that its step has, and what it failed with; further ones stand behind it."""
+    message, more, others = message.partition("; cannot ")
+    said = _(_CANNOT, purpose=operation_title(operation), text=_recognized(message, catalogue(), _TELLING_WITHIN))
+    return f"{said}; {_recognized(f'cannot {others}', catalogue(), _TELLING)}" if more else said
 
 
 def _with_names(text: str) -> str:
@@ -192,6 +268,10 @@ def _recognized(line: str, known: Mapping[str, str], least: int, *, alone: int =
         return f"{said[0]} ({said[1]})"
     _count, template = max(enough)
     found = values(template, line) or {}
+    if template == _KERNEL_ERROR:
+        return _kernel_error(f"{found['operation']} {found['subject']}", found["message"])
+    if template == _CANNOT:
+        return _kernel_error(found["purpose"], found["text"])
     within = min(least, _TELLING_WITHIN)
     words = {name: _keyword(name, _recognized(value, known, within, alone=alone)) for name, value in found.items()}
     return filled(known[template], words)

@@ -141,7 +141,13 @@ def _rescan(attempt: Attempt, gpu: Gpu, facts: HostFacts) -> tuple[Step, ...]:
 
 def _refuse_on_host(functions: Iterable[PciFunction]) -> None:
     if busy := [f for f in functions if _on_host(f)]:
-        raise StepError(f"{busy[0].address} is on {busy[0].driver_name}, which would lose it without a warning")
+        raise StepError(
+            Sentence(
+                "{function} is on {driver}, which would lose it without a warning",
+                function=busy[0].address,
+                driver=busy[0].driver_name,
+            )
+        )
 
 
 def _on_host(function: PciFunction) -> bool:

@@ -118,7 +118,7 @@ async def test_after_a_failure_stands_what_to_type(
     assert last == f"  dann: gpuswitchctl {command} {DISCRETE}"
     assert f"  {result}  " in ctl("de_DE", "history").stdout
     assert "nvidia entladen" in ctl("de_DE", "show").stdout
-    assert "nicht möglich (unload nvidia): " in ctl("de_DE", "show").stdout
+    assert "nicht möglich (nvidia entladen): " in ctl("de_DE", "show").stdout
 
 
 async def test_an_error_without_data_is_told_in_the_language(start: Start, ctl: Ctl) -> None:

@@ -92,6 +92,15 @@ def test_times_of_two_zones_have_theirs_each() -> None:
     assert [line[:25] for line in lines] == ["2023-11-14 23:13:20+01:00", "2023-06-18 00:13:20+02:00"]
 
 
+def test_what_stands_before_a_value_is_written_as_its_language_has_it() -> None:
+    """A noun of German has a capital, whatever the heading looks like."""
+    speak("de")
+    said = shown("holders", 40)
+    assert re.search(r"^ *Programm: blender$", said, re.MULTILINE)
+    assert re.search(r"^ *hat offen: seine Deskriptoren", said, re.MULTILINE)
+    assert re.search(r"^ *wann \(\+00:00\): 2023", shown("history", 40), re.MULTILINE)
+
+
 def test_a_column_goes_below_its_row_once_leaving_out_does_not_do() -> None:
     headings, rows = ("ID", "TOOK", "ASKED BY", "REASON"), [["5f", "9 ms", "the service itself", "x" * 30]]
     below, left_out = ("ASKED BY", "REASON"), ("TOOK",)

@@ -24,9 +24,11 @@ from gpuswitch.cli.records import state_label
 from gpuswitch.cli.translate import (
     KINDS,
     _,
+    added_word,
     is_english,
     languages,
     ngettext,
+    operation_title,
     read,
     recognized,
     reworded,
@@ -38,6 +40,7 @@ from gpuswitch.cli.translate import (
 from gpuswitch.config.reference import key_of, must_be
 from gpuswitch.config.schema import TABLES, names_of
 from gpuswitch.errors import Failed, KernelError
+from gpuswitch.host import port
 from gpuswitch.model.facts import Kind
 from gpuswitch.model.gpu import Gpu
 from gpuswitch.model.holders import Holder, Process, Unit, doubt
@@ -141,14 +144,43 @@ def test_several_holders_are_worded_anew() -> None:
     ]
 
 
-def test_what_the_kernel_says_stays_as_it_is() -> None:
+def test_what_the_kernel_says_stays_as_it_is_behind_what_did_not_work() -> None:
     speak("de")
     error = Failed(
         Sentence("{error}; nothing was changed", error=KernelError("bind", "0000:01:00.0", 5, "Input/output error"))
     )
     assert worded(sentence_values(str(error))) == (
-        "nicht möglich (bind 0000:01:00.0): Input/output error; nichts wurde geändert"
+        "nicht möglich (0000:01:00.0 binden): Input/output error; nichts wurde geändert"
     )
+
+
+@pytest.mark.parametrize("language", ["de", "fr", "zh_CN"])
+def test_no_operation_is_called_by_its_english_name(language: str) -> None:
+    """Not even one that no step is called by, nor one of several that failed."""
+    speak(language)
+    verbs = re.findall(r'Words\("([^"]+)"', Path(port.__file__).read_text("utf-8"))
+    assert len(verbs) > 10
+    what = {"read the console map from": "the frame buffers"}
+    for said in (
+        *(f"{verb} {what.get(verb, 'x')}" for verb in verbs),
+        "read rom of x",
+        "set d3cold_allowed of x to '0'",
+        "bind x to snd",
+    ):
+        assert operation_title(said) != said
+    two = recognized("cannot load nvidia: bad; cannot bind 0000:01:00.1 to snd: bad")
+    assert not re.search(r"\b(cannot|load|bind)\b", two)
+
+
+def test_where_a_gpu_is_and_what_it_adds_are_told_in_the_language() -> None:
+    speak("de")
+    assert recognized("in the end it is on vfio-pci now") == "am Ende ist sie jetzt an vfio-pci"
+    assert recognized("in the end it is on the host now") == "am Ende ist sie jetzt auf dem Host"
+    assert [added_word(each) for each in ("8 virtual functions", "reserved region", "NVSwitch")] == [
+        "8 virtuelle Funktionen",
+        "reservierter Bereich",
+        "NVSwitch",
+    ]
 
 
 @pytest.mark.parametrize("language", ["de", "fr", "zh_CN"])
@@ -188,7 +220,7 @@ def test_what_has_no_known_words_stays_english() -> None:
         (
             "cannot cancel switch 5f: 0000:01:00.0 is on vfio-pci already, and only its last steps are left",
             (
-                "nicht möglich, die Umschaltung 5f abzubrechen: 0000:01:00.0 ist schon on vfio-pci, und nur ihre "
+                "nicht möglich, die Umschaltung 5f abzubrechen: 0000:01:00.0 ist schon an vfio-pci, und nur ihre "
                 "letzten Schritte sind übrig"
             ),
         ),
@@ -201,10 +233,10 @@ def test_what_has_no_known_words_stays_english() -> None:
             "this host has no GPU\nthis host has 2 GPUs; name one of a, b",
             "dieser Host hat keine GPU\ndieser Host hat 2 GPUs; eine nennen von: a, b",
         ),
-        ("cannot unload nvidia: bad", "nicht möglich (unload nvidia): bad"),
+        ("cannot unload nvidia: bad", "nicht möglich (nvidia entladen): bad"),
         (
             "cannot unload nvidia: bad\nthe way back failed too: cannot load nvidia: bad",
-            "nicht möglich (unload nvidia): bad\nder Weg zurück ging auch schief: nicht möglich (load nvidia): bad",
+            "nicht möglich (nvidia entladen): bad\nder Weg zurück ging auch schief: nicht möglich (nvidia laden): bad",
         ),
         (
             "cannot cancel switch 5f: it is over already (reverted)",
@@ -212,7 +244,10 @@ def test_what_has_no_known_words_stays_english() -> None:
         ),
         (
             "the kernel has not returned from 'bind 0000:01:00.1' within 2 s (process 7 is in state D)",
-            "der Kernel ist von 'bind 0000:01:00.1' innerhalb von 2 s (Prozess 7 ist im Zustand D) nicht zurückgekehrt",
+            (
+                "der Kernel ist von '0000:01:00.1 binden' innerhalb von 2 s (Prozess 7 ist im Zustand D) nicht "
+                "zurückgekehrt"
+            ),
         ),
         # A unit may be called as a result is.
         ("cannot {purpose}: failed", "nicht möglich ({purpose}): failed"),
