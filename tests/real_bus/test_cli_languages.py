@@ -84,7 +84,8 @@ async def test_a_switch_is_told_in_the_language(start: Start, ctl: Ctl) -> None:
     await start("laptop", config=TABLE)
     there = ctl("de_DE", "to-vfio", DISCRETE)
     assert (there.returncode, there.stderr) == (0, "")
-    *steps, last = there.stdout.splitlines()
+    *steps, last, stopped = there.stdout.splitlines()
+    assert stopped == "  gestoppt, bis sie zurück ist: nvidia-persistenced.service"
     assert last.startswith(f"{DISCRETE} ist jetzt an vfio-pci, nach ")
     assert [line for line in steps if ": erledigt (" not in line and "warten bis " not in line] == []
     assert f"binden: {DISCRETE}" not in there.stdout
