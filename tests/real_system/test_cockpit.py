@@ -289,6 +289,8 @@ def test_a_failure_is_told_and_a_service_that_is_not_there(start: Start, page: P
         assert "may not" not in visit.text(CARD)
         reason = prop(machine, "Reason").splitlines()[0]
         visit.until(f"page.querySelector('{CARD} [role=alert]').innerText.includes({reason!r})")
+        visit.until_text("What may help:\n", f"{CARD} [role=alert]")
+        assert "the last way is to restart the machine: systemctl reboot" in visit.text(f"{CARD} [role=alert]")
         visit.click("#history [data-entry]")
         visit.until("page.querySelector('#history [data-status=failed]')")
         picture(browser, "failure")

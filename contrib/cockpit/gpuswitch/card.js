@@ -4,7 +4,7 @@ import { now } from "./clock.js";
 import { refusal } from "./dialog.js";
 import { alert, button, descriptions, fill, h, keepFocus, label, svg } from "./elements.js";
 import { SwitchQuestion, askToCancel, askToRecover, holderItem } from "./questions.js";
-import { keyword, recognized, stepTitle } from "./sentences.js";
+import { keyword, recognized, sentence, stepTitle } from "./sentences.js";
 import { timeline } from "./timeline.js";
 import { _, duration, format, moment, nameOf, resultOf, stateOf, statusOf } from "./words.js";
 
@@ -117,7 +117,10 @@ export class Card {
     trouble(gpu) {
         if (!gpu.Reason)
             return null;
-        return alert(["failed", "wedged"].includes(gpu.State) ? "danger" : "warning", recognized(gpu.Reason));
+        // There are buttons for what is tried once more.
+        const others = (gpu.Remedies ?? []).filter(each => !["recover", "to_host"].includes(each.kind));
+        return alert(["failed", "wedged"].includes(gpu.State) ? "danger" : "warning", recognized(gpu.Reason),
+                     ...(others.length > 0 ? [_("What may help:"), h("ul", { class: "list" }, others.map(each => h("li", {}, sentence(each))))] : []));
     }
 
     /** How the last switch ended, where that is not as it was asked for, and not said already. */

@@ -2,7 +2,7 @@
 
 import { alert, button, fill, h, label, svg } from "./elements.js";
 import { recognized, stepTitle } from "./sentences.js";
-import { _, askerOf, duration, format, moment, nameOf, resultOf, statusOf } from "./words.js";
+import { _, askerOf, duration, format, moment, nameOf, resultOf, stateOf, statusOf } from "./words.js";
 
 const FEW = 20;
 /** What the service keeps of them at most. */
@@ -119,11 +119,23 @@ export class History {
     }
 }
 
+/** Of a switch that was wedged: what became of it when the kernel had returned. */
+function cameBack(returned) {
+    if (!returned?.state)
+        return null;
+    const [state] = stateOf(returned.state);
+    const said = returned.at > 0
+        ? format(_("The kernel returned at $0 by itself; the state of the GPU after that: $1"), moment(returned.at), state)
+        : format(_("The kernel returned while the service was away; the state of the GPU after that: $0"), state);
+    return h("p", { class: "lines" }, [said, recognized(returned.reason)].filter(Boolean).join("\n"));
+}
+
 /** A switch with its steps: each a bar, from where it began to where it ended. */
 function story(entry) {
     const whole = Math.max(entry.finished - entry.started, 0.001);
     return h("div", { class: "stack" },
              entry.reason && h("p", { class: "lines" }, recognized(entry.reason)),
+             cameBack(entry.returned),
              h("ol", { class: "steps" }, entry.steps.map(step => h("li", { "data-status": step.status },
                  h("span", { class: "subtle" }, statusOf(step.status)),
                  h("span", {}, stepTitle(step.title),

@@ -108,12 +108,15 @@ export class SwitchQuestion {
 
     show(blockers, holders, steps) {
         const ends = ended(steps, holders);
-        const stops = stopped(steps, holders);
+        const starts = new Set(steps.flatMap(step => step.starts ?? []));
+        const stops = stopped(steps, holders).filter(name => !starts.has(name));
+        const restarts = planned(steps).filter(name => starts.has(name));
         fill(this.above,
              blockers.length > 0 && alert("warning", _("This is in the way:"),
                                           h("ul", { class: "list" }, blockers.map(each => h("li", { class: "lines" }, sentence(each))))),
              ends.length > 0 && alert("warning", format(_("This ends what runs on the screen: $0"), ends.join(", "))),
              stops.length > 0 && h("p", {}, format(_("It stops meanwhile: $0"), stops.join(", "))),
+             restarts.length > 0 && h("p", {}, format(_("It restarts: $0"), restarts.join(", "))),
              holders.length > 0 && h("section", {},
                                      h("h3", {}, _("Who has it open")),
                                      h("ul", { class: "list" }, holders.map(holderItem))));
