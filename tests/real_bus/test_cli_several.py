@@ -92,8 +92,9 @@ async def test_one_that_is_refused_keeps_no_other_back(start: Start, ctl: Ctl) -
     assert CARD not in moved.stderr
     assert states(ctl) == {INTEGRATED: "host", CARD: "vfio"}
     # That it was refused has scrolled away by now: it is said once more, below how the other one ended.
-    done, refused, todo = moved.stdout.splitlines()[-3:]
+    done, stopped, refused, todo = moved.stdout.splitlines()[-4:]
     assert done.startswith(f"{CARD} is on vfio-pci now")
+    assert stopped == "  stopped until it is home: nvidia-persistenced.service"
     assert refused.startswith(f"{INTEGRATED}: refused: {INTEGRATED} is the display that this machine booted on")
     assert todo == f"  put right what is named here, then: gpuswitchctl to-vfio {INTEGRATED}"
     assert "[[gpu]]" not in moved.stdout

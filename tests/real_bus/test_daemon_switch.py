@@ -53,7 +53,7 @@ async def test_a_switch_and_the_way_back_are_told_step_by_step(start: Start) -> 
         after = await service.properties(DISCRETE)
         assert known | told_properties(signals) == after
         assert {name for name in after if after[name] != known[name]} == {
-            "State", "Driver", "Functions", "Switch", "StateSince"
+            "State", "Driver", "Functions", "Switch", "StateSince", "StoppedUnits"
         }  # fmt: skip  # one set
         assert told_properties(signals[:1])["State"] == moving
         assert after["State"] == target

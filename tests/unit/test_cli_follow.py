@@ -82,7 +82,7 @@ def test_each_plan_of_a_switch_is_told_from_the_others(capsys: pytest.CaptureFix
         "[1/2] stop x: done (5.0 ms)",
         "[2/2] bind it: failed (5.0 ms)",
         "the way back:",
-        "[1/2] stop x: revert-failed (5.0 ms)",
+        "[1/2] stop x: not taken back (5.0 ms)",
         "recovery, on to a known-good state:",
         "[1/1] stop x: done (5.0 ms)",
     ]

@@ -273,7 +273,7 @@ def test_each_plan_of_a_switch_says_what_it_is(capsys: pytest.CaptureFixture[str
         "1  0.0 ms  1.00 s  done    stop x",
         "2  1.00 s  1.00 s  failed  bind it",
         "the way back:",
-        "1  2.00 s  1.00 s  revert-failed  stop x",
+        "1  2.00 s  1.00 s  not taken back  stop x",
         "recovery, by a reset:",
         "1  3.00 s  1.00 s  done    reset it",
         "recovery, on to a known-good state:",
