@@ -41,6 +41,7 @@ export function scriptOfPage(language, page, command) {
         titles: said.filter(({ files }) => files.some(file => file.startsWith("gpuswitch/switch/steps/")))
                 .map(({ text }) => text),
         keywords: keywords.map(({ text }) => text),
+        operations: keywords.map(({ text }) => text).filter(text => text.includes(" ")),
     };
     return `${locale(language, page)}globalThis.gpuswitchWords=${JSON.stringify(words)};\n`;
 }

@@ -468,6 +468,7 @@ RECOGNIZED = [
     "cannot unload nvidia: bad\nthe way back failed too: cannot load nvidia: bad",
     "cannot cancel switch 5f: it is over already (reverted)",
     "the kernel has not returned from 'bind 0000:01:00.1' within 2 s (process 7 is in state D)",
+    "cannot unbind 0000:01:00.0 from nvidia: Invalid argument; cannot look for holders: bad",
     # A unit may be called as a result is.
     "cannot {purpose}: failed",
 ]
@@ -499,6 +500,10 @@ def test_what_the_service_says_is_worded_as_the_command_does() -> None:
         Sentence("{gpu} is {state}: {off}", gpu="failed", state="wedged", off=off),
         Sentence("no such setting; write {names}", names=Sentence.joined(" or ", ["A", "B", "C"])),
         Sentence("the {thing} is on fire", thing="card"),
+        Sentence("cannot {operation} {subject}: {message}", operation="look for", subject="holders", message="bad"),
+        Sentence(
+            "at_boot is {target}, and {gpu} stays {place}: {why}", target="host", gpu=GPU, place="on vfio-pci", why=off
+        ),
         off,
         Sentence.of("what {somebody} said"),
     ]

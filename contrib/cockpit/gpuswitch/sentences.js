@@ -1,8 +1,14 @@
 // What the service says, in the language of Cockpit: the same that gpuswitch/cli/translate.py does for the command, with
 // the same catalogues. docs/dbus.md, "Sentences in other languages", has the contract.
 
-/** From po.LANGUAGE.js (build.js): `sentences` by their English; those of them that are titles of steps, or keywords. */
-const { sentences = {}, titles = [], keywords = [] } = globalThis.gpuswitchWords ?? {};
+/** From po.LANGUAGE.js (build.js): `sentences` by their English; those of them that are titles of steps, or keywords, or
+ * what operations are called that no step is called like. */
+const { sentences = {}, titles = [], keywords = [], operations = [] } = globalThis.gpuswitchWords ?? {};
+
+/** What one operation failed with (`KernelError` in gpuswitch/errors.py). */
+const KERNEL_ERROR = "cannot {operation} {subject}: {message}";
+/** What could not be done, and why; an operation that failed is told the same way. */
+const CANNOT = "cannot {purpose}: {text}";
 
 /** Letters that a text has in common with a template, for that to be no coincidence. */
 const TELLING = 12;
@@ -45,6 +51,7 @@ function values({ first, fields }, text) {
 
 const known = Object.keys(sentences).map(read);
 const knownTitles = titles.map(read);
+const knownOperations = [...operations, ...titles].map(read);
 
 /** A state, a result, the status of a step, or what a function is. */
 export function keyword(word) {
@@ -52,6 +59,10 @@ export function keyword(word) {
 }
 
 function inField(name, value) {
+    if (name === "operation")
+        return operationTitle(value);
+    if (name === "place")
+        return sentences[value] ?? (value.startsWith("on ") ? filled(sentences["on {driver}"] ?? "on {driver}", { driver: value.slice(3) }) : value);
     return OF_KEYWORDS.includes(name) ? keyword(value) : value;
 }
 
@@ -65,6 +76,8 @@ function worded({ template, data }) {
     }
     if (template === "{text}")
         return said.text;
+    if (template === KERNEL_ERROR && sentences[CANNOT])
+        return kernelError(`${said.operation} ${said.subject}`, said.message);
     const wordless = read(template).letters === 0;
     const other = wordless ? template : listed(template) ?? sentences[template];
     return other === undefined ? null : filled(other, said);
@@ -76,6 +89,20 @@ function listed(template) {
     const [, between] = fields[0] ?? [];
     const parts = fields.map((_field, index) => `{part${index + 1}}`);
     return !first && sentences[between] && template === parts.join(between) ? parts.join(sentences[between]) : undefined;
+}
+
+/** What an operation is called: as a step that does the same, where there is one. */
+function operationTitle(text) {
+    return knownOperations.length === 0 ? text : recognizedLine(text, knownOperations, 1, 1);
+}
+
+/** What did not work by the name that its step has, and what it failed with; further ones stand behind it. */
+function kernelError(operation, message) {
+    const end = message.indexOf("; cannot ");
+    const first = end < 0 ? message : message.slice(0, end);
+    const said = filled(sentences[CANNOT],
+                        { purpose: operationTitle(operation), text: recognizedLine(first, known, TELLING_WITHIN, TELLING) });
+    return end < 0 ? said : `${said}; ${recognizedLine(message.slice(end + 2), known, TELLING, TELLING)}`;
 }
 
 /** A sentence that comes with what it was made of (a blocker); what has no known words is said as it came. */
@@ -115,7 +142,12 @@ function recognizedLine(line, among, least, alone) {
                 .map(each => recognizedLine(each, among, least, alone));
         return `${said[0]} (${said[1]})`;
     }
-    const found = Object.entries(values(best, line)).map(([name, value]) =>
+    const inFields = values(best, line);
+    if (best.template === KERNEL_ERROR)
+        return kernelError(`${inFields.operation} ${inFields.subject}`, inFields.message);
+    if (best.template === CANNOT)
+        return kernelError(inFields.purpose, inFields.text);
+    const found = Object.entries(inFields).map(([name, value]) =>
         [name, inField(name, recognizedLine(value, among, Math.min(least, TELLING_WITHIN), alone))]);
     return filled(sentences[best.template], Object.fromEntries(found));
 }
