@@ -87,7 +87,7 @@ def _told(gpu: Gpu) -> Told:
     except CtlError:  # a look of its own takes its place, where one may
         holders = None
     name, uuid = known["Owner"]
-    remedies = {str(each["kind"]): _sentence(each) for each in known["Remedies"]}
+    remedies = {str(each["kind"]): _sentence(each) for each in known.get("Remedies", ())}
     return Told(known["State"], known["Reason"], name or uuid, known["StaysOut"], holders, remedies)
 
 

@@ -26,7 +26,7 @@ from gpuswitch.cli.output import (
     write,
 )
 from gpuswitch.cli.query import what_to_do
-from gpuswitch.cli.records import came_back, entry_record
+from gpuswitch.cli.records import came_back, entry_record, remedies_of
 from gpuswitch.cli.requesters import requester_words
 from gpuswitch.cli.steps import SHORTEST_BAR, TAKEN_BACK, plan_heading, took_words
 from gpuswitch.cli.translate import _, mark, marks, recognized, state_word, step_title
@@ -284,7 +284,7 @@ def _to_do(service: Service, entry: Values) -> Iterable[tuple[str, str]]:
     """What there is to do about its GPU, where that is still as this switch left it, and not well."""
     with suppress(CtlError):  # it may have left the machine
         gpu = service.gpu(entry["gpu"]).properties
-        if gpu["Remedies"] and gpu["Switch"] and gpu["Switch"]["id"] == entry["id"]:
+        if remedies_of(gpu) and gpu["Switch"] and gpu["Switch"]["id"] == entry["id"]:
             for number, sentence in enumerate(what_to_do(gpu)):
                 yield "" if number else _("to do"), sentence
 

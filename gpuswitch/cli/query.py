@@ -12,7 +12,7 @@ from gpuswitch.cli.client import Service, gpus_named, title_of, to_manage
 from gpuswitch.cli.configuration import refused_on_disk
 from gpuswitch.cli.layout import model_in_brief, pairs, table
 from gpuswitch.cli.output import SINCE, as_json, clock, duration, line, lines_of, moment, on_terminal, warning, write
-from gpuswitch.cli.records import came_back, gpu_record, naming, reasons, state_label
+from gpuswitch.cli.records import came_back, gpu_record, naming, reasons, remedies_of, state_label
 from gpuswitch.cli.translate import _, added_word, marks, recognized, reworded, state_word, step_title
 
 Values = Mapping[str, Any]
@@ -147,7 +147,7 @@ def _status_lines(gpu: Values) -> Iterable[tuple[str, str]]:
     now = reasons(gpu)[0]
     for number, sentence in enumerate(lines_of(now) if now else []):
         yield "" if number else _("reason"), sentence
-    if gpu["Remedies"]:
+    if gpu["State"] == "failed" or remedies_of(gpu):
         for number, sentence in enumerate(what_to_do(gpu)):
             yield "" if number else _("to do"), sentence
     if (gpu["State"] in {"failed", "wedged"} or gpu["StaysOut"]) and gpu["Switch"]:
@@ -208,7 +208,7 @@ def what_to_do(gpu: Values, *, switch: str = "") -> list[str]:
     last = gpu["Reason"].rpartition(f"\n{SINCE}")[2]
     reason = last if _DID_NOT_WORK.match(last) else gpu["Reason"]
     verb = "to-host" if gpu["State"] == "vfio" else "recover"
-    return to_put_right(reason, word, f"gpuswitchctl {verb} {word}", switch=switch, remedies=gpu["Remedies"])
+    return to_put_right(reason, word, f"gpuswitchctl {verb} {word}", switch=switch, remedies=remedies_of(gpu))
 
 
 def to_put_right(

@@ -68,6 +68,11 @@ def naming(gpu: Gpu) -> dict[str, str]:
     return {"gpu": gpu.address, "name": gpu.name}
 
 
+def remedies_of(gpu: Values) -> list[Values]:
+    """What the service says that may help, by the properties of a GPU; none where it is older, and says nothing."""
+    return list(gpu.get("Remedies", ()))
+
+
 def gpu_record(gpu: Values) -> dict[str, Any]:
     """The properties of a GPU."""
     # A service that is older does not say which.
@@ -80,7 +85,7 @@ def gpu_record(gpu: Values) -> dict[str, Any]:
     ]
     name, uuid = gpu["Owner"]
     record["owner"] = {"name": name, "uuid": uuid} if name or uuid else None
-    record["remedies"] = [{"kind": each["kind"], "text": each["text"]} for each in gpu["Remedies"]]
+    record["remedies"] = [{"kind": each["kind"], "text": each["text"]} for each in remedies_of(gpu)]
     record["switch"] = switch_record(gpu["Switch"]) if gpu["Switch"] else None
     return record
 

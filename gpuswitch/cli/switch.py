@@ -33,7 +33,7 @@ from gpuswitch.cli.output import (
 )
 from gpuswitch.cli.parser import TARGETS
 from gpuswitch.cli.query import function_words, to_put_right, what_to_do
-from gpuswitch.cli.records import naming, planned_record, switch_record
+from gpuswitch.cli.records import naming, planned_record, remedies_of, switch_record
 from gpuswitch.cli.steps import Above, Lines, display
 from gpuswitch.cli.summary import NOT_BEGUN, REFUSED, Summary
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
@@ -230,7 +230,7 @@ def _tell_of_a_bad_state(gpu: Gpu) -> None:
 
 def _tell_remedies(gpu: Gpu) -> None:
     """What the service says that may help, as `status` has it."""
-    for each in gpu.properties["Remedies"]:
+    for each in remedies_of(gpu.properties):
         line(reworded(each["text"], [each]))
 
 
@@ -255,9 +255,9 @@ def _print_plan(
     for number, step in enumerate(steps, 1):
         within = _("{title} (within {seconds} s)", title=step_title(step["title"]), seconds=f"{step['deadline']:g}")
         hung(f"{number:>{len(str(len(steps)))}}. ", within)
-    remedies = gpu.properties["Remedies"]
+    remedies = remedies_of(gpu.properties)
     # What status does not offer is not offered here either.
-    if _is_bad(gpu) or (target == "host" and remedies and remedies[0]["kind"] != "to_host"):
+    if remedies and (_is_bad(gpu) or (target == "host" and remedies[0]["kind"] != "to_host")):
         _tell_remedies(gpu)
     else:
         line(_("to do it: {command}", command=with_options(f"gpuswitchctl to-{target} {gpu.word}", options)))
@@ -636,7 +636,7 @@ class Switches:
             text += "\n" + _("the GPU is as it was before; {command} has each step", command=shown)
         if result in {"failed", "reverted"}:
             reason, switch = str(outcome["reason"]), outcome["id"]
-            remedies = now["Remedies"] if now["StaysOut"] else ()
+            remedies = remedies_of(now) if now["StaysOut"] else ()
             text = "\n".join([text, *to_put_right(reason, gpu.word, again, switch=switch, remedies=remedies)])
         code = EXIT_CODES.get(PREFIX + name, Failed.exit_code) if result == "reverted" else Failed.exit_code
         error = CtlError(text, code, name=name)

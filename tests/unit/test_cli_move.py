@@ -26,6 +26,7 @@ from tests.harness.service.fixed import CARD, fixed, gpu, remedy, stepped, switc
 
 OTHER = "0000:02:00.0"
 
+PLAN = [{"kind": "bind", "title": "bind it", "deadline": 5.0, "stops": [], "ends_programs": False, "drivers": {}}]
 AS_BEFORE = "the GPU is as it was before; gpuswitchctl show 5f has each step"
 LEFT = "it is left with 0000:01:00.0 display on nvidia, 0000:01:00.1 audio on no driver"
 
@@ -480,6 +481,29 @@ def test_a_plan_of_one_that_is_failed_says_so_and_what_to_type(
     ]
 
 
+@pytest.mark.parametrize("state", ["host", "vfio", "failed", "unknown", "wedged"])
+@pytest.mark.parametrize("more", [(), ("--json",)], ids=["for people", "json"])
+def test_a_service_that_is_older_knows_of_no_remedies(
+    state: str, more: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs on after an upgrade until it is started anew."""
+    ended = {key: value for key, value in switch(result="failed").items() if key not in {"deadline", "returned"}}
+    now = gpu(State=state, Reason="why", Switch=ended)
+    older = fixed({key: value for key, value in now.items() if key not in {"Remedies", "StoppedUnits"}}, plan=PLAN)
+    for words in (["status"], ["list"], ["plan", "01:00.0", "vfio" if state == "host" else "host"]):
+        args = parse([*words, *more])
+        assert {"status": query.status, "list": query.list_gpus, "plan": move.plan}[words[0]](older, args) == 0
+        told = capsys.readouterr().out
+        if not more and words[0] != "list":
+            offers = {"status": state == "failed", "plan": False}[words[0]]
+            assert ("gpuswitchctl recover 0000:01:00.0" in told) is offers
+    with pytest.raises(CtlError, match="because"):
+        move.move(
+            fixed(older.gpus()[0].properties, outcomes={CARD: switch(result="failed", reason="because")}),
+            parse(["to-vfio"]),
+        )
+
+
 @pytest.mark.parametrize(
     ("kind", "last"),
     [
@@ -491,6 +515,5 @@ def test_a_way_home_that_has_failed_alike_is_not_offered_by_its_plan(
     kind: str, last: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here = gpu(State="vfio", Driver="vfio-pci", StaysOut=True, Remedies=[remedy(kind, "do what the service says")])
-    steps = [{"kind": "bind", "title": "bind it", "deadline": 5.0, "stops": [], "ends_programs": False, "drivers": {}}]
-    move.plan(fixed(here, plan=steps), parse(["plan", "01:00.0", "--busy", "kill"]))
+    move.plan(fixed(here, plan=PLAN), parse(["plan", "01:00.0", "--busy", "kill"]))
     assert capsys.readouterr().out.splitlines()[-1] == last
