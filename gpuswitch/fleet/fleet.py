@@ -65,7 +65,9 @@ class Fleet:
         self._observer = observer
         self._unwatch: Callable[[], None] | None = None
         self._looked = float("-inf")
-        self._open = False
+        self._open = self._stopping = False
+        self._regrouped = False
+        """Whether a GPU that is under way, or away from home, has other functions than it will have there."""
         self.owners = Owners(lambda: list(self.actors.values()), host, self._arbiter)
         self._trials = Trials(host)
         self._at_boot = AtBootSwitches(host, journal.boot)
@@ -202,6 +204,7 @@ class Fleet:
 
     async def stop(self, reason: str) -> None:
         """End every switch at the next safe point. A GPU that the kernel has is left to it."""
+        self._stopping = True
         if self._unwatch is not None:
             self._unwatch()
         for later in filter(None, (self._put_off, self._again)):
@@ -230,7 +233,15 @@ class Fleet:
             self._put_off = loop.call_at(due, self.look)
 
     def _look_in_a_while(self) -> None:
-        """Look once at all that a switch has brought about: its last events are yet to come."""
+        """Look once at all that a switch has brought about: its last events are yet to come.
+
+        At once where a GPU was to have other functions as soon as it is home: the next switch is of these.
+        """
+        if self._regrouped:
+            self.look()
+            return
+        if self._stopping:
+            return
         if self._put_off is not None:
             self._put_off.cancel()
         self._put_off = asyncio.get_running_loop().call_later(REST_SECONDS, self.look)
@@ -301,6 +312,7 @@ class Fleet:
         """
         found = discover(self.facts, self._found.members)
         bound = [actor.gpu for actor in self.actors.values() if actor.bound] if self.actors else self._away(found)
+        self._regrouped = not set(bound) <= set(found)
         yield from bound
         theirs = {function for gpu in bound for function in gpu.functions}
         for gpu in found:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from gpuswitch.host.simulated.faults import Hang
 from gpuswitch.host.simulated.host import SimulatedHost
 from gpuswitch.host.simulated.scenarios import SCENARIOS, boot
 from gpuswitch.model.address import PciAddress
+from gpuswitch.model.facts import HostFacts
 from gpuswitch.model.match import Match
 from gpuswitch.model.policy import Busy
 from gpuswitch.model.states import State
@@ -202,6 +204,37 @@ class TestMembers:
         await harness.moved(first, State.HOST)
         await harness.witness.until(lambda: SECOND in harness.fleet.actors)
         assert first.gpu.functions == (FIRST,)
+
+    async def test_a_switch_right_after_the_way_home_is_of_the_new_members(self, tmp_path: Path) -> None:
+        """Whoever comes home is looked at in a while only, and the next switch does not wait for that."""
+        harness = await server(tmp_path, managed(FIRST))
+        first = harness.fleet.find("11:00.0")
+        await harness.moved(first, State.VFIO)
+        harness.fleet.reconfigure(Config(gpus=(managed(FIRST, "", SECOND),)))
+        await harness.moved(first, State.HOST)
+        await harness.moved(first, State.VFIO)
+        assert first.gpu.functions == (FIRST, SECOND)
+        assert {str(each.driver_name) for each in first.gpu.present(first.record.facts)} == {"vfio-pci"}
+
+
+async def test_a_fleet_that_has_stopped_looks_at_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even after a switch that was taken back since it stops: the host is closed then."""
+    harness = await server(tmp_path, managed(FIRST))
+    actor, half_way, looks = harness.fleet.find("11:00.0"), asyncio.Event(), [0]
+    harness.witness.on_step = lambda _actor, event: half_way.set() if event.index == 5 else None
+    await actor.request(State.VFIO)
+    await half_way.wait()
+    await harness.fleet.stop("the service stops")
+    assert actor.state is State.HOST
+    look = harness.machine.look
+
+    def counted(*only: Any) -> HostFacts:
+        looks[0] += 1
+        return look(*only)
+
+    monkeypatch.setattr(harness.machine, "look", counted)
+    await asyncio.sleep(1)
+    assert looks == [0]
 
 
 class TestConfigurationThatFitsNothing:
