@@ -214,6 +214,8 @@ class Connection(library.Link):
         if self._inbox.crowder_next:
             now = self._loop.time()
             if now < self._crowd_due:
+                if (frame := self._inbox.take_from_others()) is not None:
+                    return frame
                 self._pause = self._loop.call_at(self._crowd_due, self._go_on)
                 return None
             self._crowd_due = now + CROWD_SECONDS

@@ -78,12 +78,29 @@ class Inbox:
         """The next one; None: nothing waits."""
         if not self._turns:
             return None
-        self._now, _, owner = heapq.heappop(self._turns)
+        turn = heapq.heappop(self._turns)
+        self._now = turn[0]
+        return self._taken(turn)
+
+    def take_from_others(self) -> bytes | None:
+        """The next one of those who do not crowd others, whose turn may be before; None: there is none.
+
+        Those keep their turns, and whoever had nothing waiting is before them as ever.
+        """
+        turn = min((each for each in self._turns if not self.crowds(each[2])), default=None)
+        if turn is None:
+            return None
+        self._turns.remove(turn)
+        heapq.heapify(self._turns)
+        return self._taken(turn)
+
+    def _taken(self, turn: tuple[int, int, Hashable]) -> bytes:
+        now, _, owner = turn
         queue = self._queues[owner]
         frame = queue.popleft()
         self._count -= 1
         if queue:
-            heapq.heappush(self._turns, (self._now + 1, next(self._numbers), owner))
+            heapq.heappush(self._turns, (now + 1, next(self._numbers), owner))
         else:
             del self._queues[owner]
         return frame

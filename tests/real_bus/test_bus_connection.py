@@ -185,6 +185,11 @@ async def test_who_crowds_others_is_served_now_and_then(tmp_path: Path, monkeypa
             while (await far_end.receive()).header.fields.get(jeepney.HeaderFields.reply_serial) != serial:
                 pass
         assert counter.counted == 1
+        # Nor does a second call of theirs wait for the turns of those who crowd them.
+        far_end.send(other, other, first_serial=102)
+        while (await far_end.receive()).header.fields.get(jeepney.HeaderFields.reply_serial) != 103:
+            pass
+        assert counter.counted == 1
 
 
 class Slow(Interface, name="org.example.Slow"):

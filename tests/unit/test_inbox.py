@@ -68,6 +68,20 @@ def test_who_crowds_others_is_told() -> None:
     assert not inbox.crowds("some")
 
 
+def test_who_crowds_others_can_be_passed_over_and_keeps_their_turn() -> None:
+    inbox = Inbox()
+    for flood in ("a", "b", "c"):
+        for number in range(MANY // 2):
+            inbox.put(flood, frame(flood, number))
+    assert inbox.take() == frame("c", 0)
+    for number in range(2):
+        inbox.put("few", frame("few", number))
+    assert [inbox.take(), inbox.take_from_others()] == [frame("few", 0), frame("few", 1)]
+    assert inbox.take_from_others() is None
+    inbox.put("new", frame("new"))
+    assert [inbox.take(), inbox.take(), inbox.take()] == [frame("new"), frame("b", 0), frame("a", 0)]
+
+
 def test_where_many_wait_each_has_its_share() -> None:
     inbox = Inbox()
     for number in range(MANY):
