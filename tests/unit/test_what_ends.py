@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jeepney import HeaderFields, Message
 
-from gpuswitch.cli.desktops import Desktop
+from gpuswitch.cli.desktops import Desktop, desktops
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.what_ends import NOTHING, Ends, told_to_end, what_ends
+from gpuswitch.errors import EXIT_UNREACHABLE
 from tests.harness.service.fixed import FixedGpu, fixed, gpu
 
 DESKTOP = "display-manager.service"
@@ -119,3 +123,20 @@ def test_nobody_is_asked_where_nothing_of_a_person_ends() -> None:
     assert told(OLLAMA, KERNEL, PERSISTENCED) == []
     assert told(XORG, KWIN, BLENDER, plan=WAITS) == []
     assert told(XORG, plan=CtlError("refused", 3)) == []
+
+
+def test_a_logind_that_does_not_answer_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever number of sessions it had."""
+    service, now, asked = fixed(), [1000.0], list[float]()
+
+    def ask(message: Message, seconds: float = 30.0) -> SimpleNamespace:
+        asked.append(seconds)
+        if message.header.fields[HeaderFields.member] == "ListSessions":
+            return SimpleNamespace(body=([(str(number), 1000, "alice", "seat0", f"/{number}") for number in range(9)],))
+        now[0] += seconds
+        raise CtlError("no answer", EXIT_UNREACHABLE)
+
+    monkeypatch.setattr(service, "ask", ask)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    assert desktops(service) == []
+    assert (len(asked), sum(asked[1:])) == (10, 5.0)

@@ -199,7 +199,7 @@ class FixedService:
                 return each
         raise CtlError.of(InvalidArgument, f"the history knows of no switch {switch!r}")
 
-    def ask(self, _message: Message) -> SimpleNamespace:
+    def ask(self, _message: Message, _seconds: float | None = None) -> SimpleNamespace:
         """Of others on its bus: there are none."""
         raise CtlError("there is nobody of that name", EXIT_UNREACHABLE)
 
