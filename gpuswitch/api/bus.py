@@ -82,8 +82,8 @@ class Bus:
     async def ask_apart(self) -> None:
         """From now on, ask others over a second connection. Raises BusError if there can be none.
 
-        The bus keeps what it has for a connection in order, so an answer comes behind all calls that wait there; to the
-        second one nobody has anything to send.
+        The bus keeps what it has for a connection in order, so an answer comes behind all calls that wait there. The
+        second one has no name that anybody knows, and drops what it was not asked for.
         """
         self._apart = await type(self).connect(self._address)
 

@@ -267,7 +267,9 @@ class Following:
             if error.exit_code == EXIT_UNREACHABLE:
                 raise self._left_alone(error) from None
             raise
-        self.outcomes[self._asked.pop(serial).address] = outcome
+        gpu = self._asked.pop(serial)
+        self._lasting.told(gpu)
+        self.outcomes[gpu.address] = outcome
 
     def _left_alone(self, error: CtlError) -> CtlError:
         """The service has gone in the midst of it, with what there is to type to see what becomes of that."""

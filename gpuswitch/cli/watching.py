@@ -118,6 +118,7 @@ class Watching:
             self._lasting.heard(gpu, event.body[0], change)
             self._teller.step(gpu, event.body[0], change)
         elif event.member == "SwitchFinished" and event.body[0] not in self._ended:
+            self._lasting.told(gpu)
             self._teller.finished(gpu, *event.body)
         elif event.member == "PropertiesChanged" and event.body[0] == GPU:
             self._changed(gpu, plain_values(event.body[1]))

@@ -406,6 +406,8 @@ def test_of_what_is_over_or_known_nobody_is_told_that_it_lasts(capsys: pytest.Ca
         changed(Switch=UNDER_WAY),
         objects("InterfacesRemoved", CARD, [INTERFACE]),
         owner(":1.1", ""),
+        # The kernel did not return from it.
+        finished("5f", "wedged"),
     ):
         assert "running" not in "".join(lines_watched(capsys, begun, news, A_WHILE))
     # It was met half-way, and told at once.
