@@ -178,9 +178,9 @@ async def test_who_crowds_others_is_served_now_and_then(tmp_path: Path, monkeypa
             call.header.fields[jeepney.HeaderFields.sender] = sender
             flood += [call.serialise(serial) for serial in range(1, 13)]
         far_end.write(*flood)
+        other = ping()
+        other.header.fields[jeepney.HeaderFields.sender] = ":1.4"
         for serial in (100, 101):
-            other = ping()
-            other.header.fields[jeepney.HeaderFields.sender] = ":1.4"
             far_end.send(other, first_serial=serial)
             while (await far_end.receive()).header.fields.get(jeepney.HeaderFields.reply_serial) != serial:
                 pass
