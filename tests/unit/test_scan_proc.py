@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +19,8 @@ from gpuswitch.host.linux.scanning import open_files as tables
 from gpuswitch.host.linux.scanning import watch
 from gpuswitch.host.linux.scanning.devices import Devices
 from gpuswitch.host.linux.scanning.kernel import Client, mounted
+from gpuswitch.host.linux.scanning.modules import Modules
+from gpuswitch.host.linux.scanning.open_files import Opened
 from gpuswitch.host.linux.scanning.split import in_two
 from tests.harness.scans import FULL, NOBODYS, OPEN, Proc, program
 from tests.harness.sysfs_tree import Tree, link
@@ -357,6 +360,23 @@ def test_references_that_went_while_the_processes_were_looked_at(
 
     monkeypatch.setattr(Scan, "_look", closes)
     assert doubts(tree, proc, "nvidia") == []
+
+
+@pytest.mark.parametrize(("moves", "doubted"), [(3, False), (9, True)])
+def test_references_that_come_and_go_for_a_while(
+    tree: Tree, proc: Proc, monkeypatch: pytest.MonkeyPatch, moves: int, doubted: bool
+) -> None:
+    """As those of a WirePlumber that has just started; whoever never stops is nobody to go by."""
+    driver = Driver(tree)
+    driver.references("nvidia", 0)
+    unexplained, counts = Modules.unexplained, islice(cycle([1, 0]), moves)
+
+    def after_another(self: Modules, opened: Sequence[Opened], mapped: Collection[str]) -> Iterator[Client]:
+        driver.references("nvidia", next(counts, 0))
+        return unexplained(self, opened, mapped)
+
+    monkeypatch.setattr(Modules, "unexplained", after_another)
+    assert bool(doubts(tree, proc, "nvidia")) is doubted
 
 
 def test_references_of_a_file_that_was_inherited(tree: Tree, proc: Proc) -> None:

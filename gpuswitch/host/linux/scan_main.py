@@ -27,6 +27,8 @@ from gpuswitch.host.linux.scanning.open_files import MACHINE_NODES, Opened, Seen
 from gpuswitch.host.linux.scanning.split import in_two
 
 LONGEST_REQUEST = 1 << 18
+MOST_LOOKS = 5
+"""For one request, while what uses a module changes."""
 _PIECE = 1 << 15
 _WORKER = f"{__file__.rpartition('/')[0]}/worker_main.py"
 
@@ -56,6 +58,11 @@ class Scan:
         self._service = os.getppid()
         self.unexplained = False
         """Whether a module had more users than there were processes that have it open."""
+
+    @property
+    def moved(self) -> bool:
+        """Whether a module has other users than when this look began."""
+        return self._modules.moved
 
     def run(self) -> dict[str, object]:
         pids = self._pids()
@@ -132,11 +139,16 @@ def _client(client: Client) -> dict[str, Any]:
 def scanned(sysfs: str, dev: str, proc: str, request: dict[str, Any]) -> dict[str, object]:
     """Who has what was asked for.
 
-    Who opened or closed a device meanwhile looks like a user of the kernel's own: a second look tells.
+    Who opened or closed a device meanwhile looks like a user of the kernel's own: a second look tells, or a further one
+    where somebody still does, as a WirePlumber that has just started does for a second with each card.
     """
-    scan = Scan(sysfs, dev, proc, request)
-    found = scan.run()
-    return Scan(sysfs, dev, proc, request).run() if scan.unexplained else found
+    looks = 0
+    while True:
+        scan = Scan(sysfs, dev, proc, request)
+        found = scan.run()
+        looks += 1
+        if not scan.unexplained or (looks > 1 and not scan.moved) or looks == MOST_LOOKS:
+            return found
 
 
 def answer(sysfs: str, dev: str, proc: str, request: bytes) -> bytes:

@@ -30,6 +30,11 @@ class Modules:
         """All devices of all their functions: whoever has one of them open explains a reference."""
         return {number for family in self._families for number in family.numbers}
 
+    @property
+    def moved(self) -> bool:
+        """Whether somebody has opened or closed a device while the processes were looked at."""
+        return any(family.moved for family in self._families)
+
     def unexplained(self, opened: Sequence[Opened], mapped: Collection[str]) -> Iterator[Client]:
         """What is left, after all processes were looked at. `mapped` are the devices that somebody has mapped."""
         weights = {
@@ -50,11 +55,13 @@ class _Family:
         shared = devices.of_nodes(pattern for module in modules for pattern in nodes[module])
         self.numbers = shared.union(*map(devices.of_function, self._functions))
         self._before = self._references()
+        self.moved = False
 
     def unexplained(
         self, opened: Iterable[Opened], mapped: Collection[str], weights: Mapping[str, int]
     ) -> Client | None:
         now = self._references()
+        self.moved = now != self._before
         # Somebody may have opened or closed a device while the processes were looked at: then this is too many.
         references = {module: max(now[module], self._before[module]) for module in self._modules}
         mine = [descriptor for descriptor in opened if descriptor.number in self.numbers]
