@@ -5,7 +5,6 @@ Why was told whole when it happened, which may have scrolled away since.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from gpuswitch.cli.client import Gpu
@@ -15,8 +14,6 @@ from gpuswitch.cli.translate import _, mark, recognized, state_word
 
 REFUSED = mark("refused")
 NOT_BEGUN = mark("not begun")
-_TABLE = re.compile(r":? ?`\[\[.*")
-"""What is to be added to the configuration, which is told by the reason as a whole."""
 
 
 class Summary:
@@ -30,9 +27,7 @@ class Summary:
         `todo`, what to type next, a sentence each.
         """
         first, *more = recognized(reasons).splitlines() or [""]
-        why = _TABLE.sub("", first)
-        if more:
-            why = _("{reason} (and {count} more)", reason=why, count=len(more))
+        why = _("{reason} (and {count} more)", reason=first, count=len(more)) if more else first
         ended = _("{gpu}: {result}: {reason}", gpu=gpu.title, result=state_word(how), reason=why)
         self._lines.append((ended, todo))
 

@@ -39,7 +39,19 @@ from gpuswitch.cli.summary import NOT_BEGUN, REFUSED, Summary
 from gpuswitch.cli.translate import _, is_english, recognized, reworded, state_word, step_title
 from gpuswitch.cli.ways_out import ways_out, with_options, with_ways_out, without
 from gpuswitch.cli.what_ends import STARTED, STOPPED, ask_before_a_desktop_ends, of_steps
-from gpuswitch.errors import EXIT_CODES, PREFIX, Busy, Failed, InProgress, NoSuchGpu, NotViable, Owned, Timeout, Wedged
+from gpuswitch.errors import (
+    EXIT_CODES,
+    PREFIX,
+    Busy,
+    Failed,
+    InProgress,
+    InvalidArgument,
+    NoSuchGpu,
+    NotViable,
+    Owned,
+    Timeout,
+    Wedged,
+)
 
 if TYPE_CHECKING:
     from jeepney import Message
@@ -99,9 +111,18 @@ def recover(service: Service, args: Namespace) -> int:
     ).run(gpus_to_move(service, args.gpus, every=args.all))
 
 
+def _under_way(service: Service) -> Gpu:
+    """The only GPU that is being switched; where none is, the one that the service takes for meant."""
+    moving = [gpu for gpu in service.gpus() if gpu.properties["Switch"] and not gpu.properties["Switch"]["result"]]
+    if len(moving) > 1:
+        names = ", ".join(gpu.word for gpu in moving)
+        raise CtlError.of(InvalidArgument, _("several GPUs are being switched: name one of {gpus}", gpus=names))
+    return moving[0] if moving else service.gpu("")
+
+
 def cancel(service: Service, args: Namespace) -> int:
     """Cancel the switch under way, and follow it to its end. Done is what was cancelled."""
-    gpu = service.gpu(args.gpu)
+    gpu = service.gpu(args.gpu) if args.gpu else _under_way(service)
     switch = gpu.properties["Switch"]
     if not switch:
         raise CtlError.of(Failed, _("nobody has switched {gpu} since the service started", gpu=gpu.title))

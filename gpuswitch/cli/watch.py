@@ -25,9 +25,9 @@ from gpuswitch.cli.output import (
     problem,
 )
 from gpuswitch.cli.parser import STATES, TARGETS
-from gpuswitch.cli.records import gpu_record, naming, reasons, state_label
+from gpuswitch.cli.records import came_back, gpu_record, naming, reasons, state_label
 from gpuswitch.cli.steps import Ended, JsonLines, running_words
-from gpuswitch.cli.translate import _, recognized, state_word
+from gpuswitch.cli.translate import _, mark, recognized, state_word
 from gpuswitch.cli.watching import BUS, Watching, name_owner
 from gpuswitch.errors import EXIT_UNREACHABLE, Failed, NoSuchGpu, Timeout, Wedged
 
@@ -73,6 +73,7 @@ class _Lines:
             first, *more = _last_switch(known["Switch"])
             words.append(first)
             below += more
+        below += came_back(known["Switch"])
         if known["Switch"] and not known["Switch"]["result"]:
             self._known.add(known["Switch"]["id"])
         # Not all that changes is told here, such as drivers on their way.
@@ -134,8 +135,12 @@ def _waiting_words(waiting: Waiting) -> str:
 def _last_switch(switch: Mapping[str, Any]) -> list[str]:
     """How it ended, and when: it may be long ago. What comes after the first sentence is below it."""
     reason, *more = lines_of(switch["reason"])
+    # Where the kernel has returned since, it is where it is since then.
+    text = mark("since {moment}, when switch {id} to {target} was {result}: {reason}")
+    if came_back(switch):
+        text = mark("switch {id} to {target} was {result}: {reason}")
     ended = _(
-        "since {moment}, when switch {id} to {target} was {result}: {reason}",
+        text,
         moment=moment(switch["finished"]),
         id=switch["id"],
         target=switch["target"],

@@ -22,7 +22,8 @@ from gpuswitch.switch.steps.step import Step, StepError
 OUTCOMES = (State.HOST, State.VFIO, State.FAILED)
 """The states that a recovery ends in."""
 
-_SINCE = "\nand since then: "
+_SINCE = template("and since then: {reason}")
+"""A line of its own, below why it failed first."""
 _WORDS = {
     State.HOST: template("cannot get it on the host: {failure}"),
     State.VFIO: template("cannot get it on vfio: {failure}"),
@@ -70,8 +71,9 @@ def story_of(sentences: Iterable[str]) -> str:
 
 def still_failed(story: str, reason: str) -> str:
     """Why it is `failed`: the `story` of how it came to be, and what became of the last attempt since."""
-    first = story.partition(_SINCE)[0]
-    return f"{first}{_SINCE}{reason}" if first and first != reason else reason
+    since = _SINCE.partition("{")[0]
+    first = story.partition(f"\n{since}")[0]
+    return f"{first}\n{since}{reason}" if first and first != reason else reason
 
 
 def _onward(target: State) -> RecoveryStrategy:

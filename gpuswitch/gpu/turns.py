@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from gpuswitch.errors import InProgress
 from gpuswitch.gpu.gpu_record import GpuRecord
@@ -37,9 +38,11 @@ class Turns:
         except TimeoutError:
             if others := self._arbiter.in_groups(groups, besides=gpu.address):
                 text = Sentence(
-                    "{gpu} cannot be switched while {others} is: they share an IOMMU group; wait for that first",
+                    "{gpu} cannot be switched while {others} is: they share an IOMMU group; wait for that first: "
+                    "{command}",
                     gpu=gpu.address,
                     others=", ".join(map(str, others)),
+                    command=_wait(others),
                 )
                 raise InProgress(text) from None
             # At that very moment it was over.
@@ -70,10 +73,16 @@ class Turns:
             async with asyncio.timeout(seconds):
                 await self._arbiter.take_turn(gpu, driver, staying)
         except TimeoutError:
+            others = self._arbiter.moving(driver)
             text = Sentence(
-                "{gpu} cannot be switched while {others} is: both are on {driver}; wait for that first",
+                "{gpu} cannot be switched while {others} is: both are on {driver}; wait for that first: {command}",
                 gpu=gpu.address,
-                others=", ".join(map(str, self._arbiter.moving(driver))),
+                others=", ".join(map(str, others)),
                 driver=driver,
+                command=_wait(others),
             )
             raise InProgress(text) from None
+
+
+def _wait(others: Iterable[PciAddress]) -> str:
+    return f"gpuswitchctl wait {' '.join(map(str, others))}"

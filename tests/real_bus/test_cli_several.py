@@ -97,7 +97,8 @@ async def test_one_that_is_refused_keeps_no_other_back(start: Start, ctl: Ctl) -
     assert stopped == "  stopped until it is home: nvidia-persistenced.service"
     assert refused.startswith(f"{INTEGRATED}: refused: {INTEGRATED} is the display that this machine booted on")
     assert todo == f"  put right what is named here, then: gpuswitchctl to-vfio {INTEGRATED}"
-    assert "[[gpu]]" not in moved.stdout
+    # With what to write, which the first word had as a table.
+    assert refused.endswith(f'`[[gpu]]`, `address = "{INTEGRATED}"`, `allow_boot_display = true`')
 
 
 async def test_programs_get_a_line_for_each_that_is_refused_or_over(start: Start, ctl: Ctl) -> None:

@@ -24,7 +24,7 @@ from gpuswitch.cli.client import GPU as INTERFACE
 from gpuswitch.cli.client import NAME, OBJECTS, PROPERTIES, ROOT, Service, Signal, call
 from gpuswitch.cli.failures import CtlError
 from gpuswitch.cli.interrupts import INTERRUPTS
-from gpuswitch.cli.output import OutputError, write
+from gpuswitch.cli.output import OutputError, moment, write
 from gpuswitch.cli.parser import parse
 from gpuswitch.cli.watching import Watching
 from tests.harness.service.fixed import A_WHILE, CARD, changed, fixed, gpu, stepped, switch
@@ -413,6 +413,19 @@ def test_of_what_is_over_or_known_nobody_is_told_that_it_lasts(capsys: pytest.Ca
     # It was met half-way, and told at once.
     card = gpu(State="detaching", Switch={**UNDER_WAY, "waiting_for": ""})
     assert "".join(lines_watched(capsys, A_WHILE, card=card, kept=[begun])).count("running") == 1
+
+
+def test_a_kernel_that_has_returned_is_told_to_whoever_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    """When it happens, and to who comes later: it is where it is since then, and not since it was wedged."""
+    wedged = switch(result="wedged", reason="it took longer than 20 s", finished=90.0)
+    returned = {**wedged, "returned": {"at": 100.0, "state": "host", "reason": ""}}
+    said = f"the kernel returned at {moment(100.0)} by itself; the state of the GPU after that: host"
+    card = gpu(State="wedged", Reason=wedged["reason"], Switch=wedged)
+    live = lines_watched(capsys, changed(State="host", Reason="", Switch=returned), card=card)
+    assert live[-1].strip() == said
+    later = lines_watched(capsys, card=gpu(Reason=wedged["reason"], Switch=returned))
+    assert f"{CARD}: host-nvidia, switch 5f to vfio was wedged: it took longer than 20 s" in later[0]
+    assert later[1].strip() == said
 
 
 def owner(before: str, now: str) -> Signal:

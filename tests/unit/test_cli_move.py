@@ -160,6 +160,18 @@ def test_cancelled_is_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> 
     ]
 
 
+def test_without_a_name_the_only_switch_under_way_is_cancelled(capsys: pytest.CaptureFixture[str]) -> None:
+    under_way = {"Switch": switch(result="", finished=0.0)}
+    other = gpu(Address=OTHER, **under_way)
+    assert run(["cancel"], gpu(), other, outcomes={OTHER: switch(result="cancelled")}) == 0
+    assert f"switch 5f of {OTHER} to vfio is cancelled" in capsys.readouterr().out
+    with pytest.raises(CtlError) as error:
+        run(["cancel"], gpu(**under_way), other)
+    assert str(error.value) == f"several GPUs are being switched: name one of {CARD}, {OTHER}"
+    with pytest.raises(CtlError, match="nobody has switched"):
+        run(["cancel"], gpu(), gpu(Address=OTHER))
+
+
 @pytest.mark.parametrize(("result", "exit_code"), [("done", 1), ("reverted", 1), ("failed", 1), ("wedged", 7)])
 def test_a_switch_that_was_to_be_cancelled_and_was_not_is_an_error(
     result: str, exit_code: int, capsys: pytest.CaptureFixture[str]
