@@ -102,12 +102,13 @@ class Connection(library.Link):
         self._unsent = bytearray()
         self._answered: OrderedDict[str, tuple[int, int]] = OrderedDict()
         super().__init__(address)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
     @override
     async def connect(self) -> "Connection":
         """Log in and say Hello. Raises what the library's does, and leaves nothing open then."""
         await super().connect()
+        # Not before: dbus-fast makes its socket when it connects.
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         name = str(self.unique_name)
         if not name.startswith(":"):
             self._finalize()
