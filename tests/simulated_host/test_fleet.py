@@ -233,6 +233,7 @@ async def test_a_fleet_that_has_stopped_looks_at_nothing_more(tmp_path: Path, mo
         return look(*only)
 
     monkeypatch.setattr(harness.machine, "look", counted)
+    # Of the simulated clock, which jumps: whatever was put off comes by then.
     await asyncio.sleep(1)
     assert looks == [0]
 
